@@ -1,0 +1,82 @@
+"""What a controller asks of its stages in one step, and what comes back (domain types, no protobuf).
+
+A plan is sent to every stage of the pipeline. Only changes travel: stages keep each sequence's block table.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from common.sampling import PositionLogprobs, SamplingParams
+
+PROTOCOL_VERSION = 1
+"""Version of the contract between controller and stages; both refuse another than their own."""
+
+
+class Phase(enum.Enum):
+    """What an instance, or a step, is busy with."""
+
+    IDLE = "idle"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStart:
+    """A sequence that begins with this step.
+
+    history: tokens so far, prompt and output; empty unless a penalty needs them.
+    prompt_tokens: how many of the tokens so far are prompt (output index = position - prompt_tokens).
+    eos_token_ids: tokens that end it, masked before min_tokens; empty with ignore_eos.
+    """
+
+    key: int
+    sampling: SamplingParams
+    prompt_tokens: int
+    history: tuple[int, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """One sequence's part of a step: tokens at positions first_position .. first_position + count - 1.
+
+    token_ids: the tokens (first stage), or empty for the stages behind it.
+    new_blocks: KV blocks that the sequence gets with this step, appended to its table.
+    sample: sample the next token from the last position.
+    """
+
+    key: int
+    first_position: int
+    count: int
+    token_ids: tuple[int, ...]
+    new_blocks: tuple[int, ...]
+    sample: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step of one micro-batch. `step_id` counts from 1 within an epoch."""
+
+    step_id: int
+    phase: Phase
+    rows: tuple[PlanRow, ...]
+    starts: tuple[SequenceStart, ...] = ()
+    releases: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed in this step."""
+        return sum(row.count for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """What the last stage sampled: one token per row with `sample` set, in the order of the rows.
+
+    logprobs: one per token if any row wants them, else empty.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[PositionLogprobs, ...] = ()

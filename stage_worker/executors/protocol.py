@@ -1,0 +1,104 @@
+"""The seam between a stage worker's plumbing (RPCs, queues, epochs) and what computes a step.
+
+Plumbing never touches tensors: activations are byte buffers. An executor never touches the network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.model_shape import ModelShape
+from common.plan import SampledTokens, StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class BackendDescription:
+    """What a worker can say before it has any layer.
+
+    fingerprint: hex digest of the model's configuration, tensor names and shapes, and samples of its weights.
+    dtype: of weights and activations: float32, bfloat16 or float16.
+    memory_budget: for weights and KV blocks together, bytes.
+    """
+
+    model: str
+    shape: ModelShape
+    fingerprint: str
+    device: str
+    dtype: str
+    memory_budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """Which part of the model a stage is.
+
+    Layers layer_begin .. layer_end - 1. The first stage embeds, the last one has the final norm and LM head.
+    kv_blocks: wanted; 0 means as many as the memory budget holds.
+    max_step_tokens: no step has more tokens.
+    """
+
+    index: int
+    count: int
+    layer_begin: int
+    layer_end: int
+    block_size: int
+    kv_blocks: int
+    max_step_tokens: int
+
+    @property
+    def first(self) -> bool:
+        """True for the stage that embeds tokens."""
+        return self.index == 0
+
+    @property
+    def last(self) -> bool:
+        """True for the stage that samples."""
+        return self.index == self.count - 1
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """Exactly one is set: activations for the next stage, or (last stage) the sampled tokens.
+
+    hidden: tokens x hidden values, row-major, in the pipeline's dtype.
+    """
+
+    hidden: bytes | memoryview | None = None
+    sampled: SampledTokens | None = None
+
+
+class PlanError(Exception):
+    """A plan makes no sense: unknown sequence, gap in positions, block out of range, too many tokens."""
+
+
+class Executor(Protocol):
+    """Computes the steps of one stage in one epoch. Called from one thread, in the order of the plans."""
+
+    kv_blocks: int
+    """KV blocks that the pool has."""
+    weight_bytes: int
+    """Memory of the weights, bytes."""
+    kv_bytes: int
+    """Memory of the KV pool, bytes."""
+
+    def execute(self, plan: StepPlan, hidden: bytes | memoryview | None) -> StepOutput:
+        """Run one step.
+
+        hidden: activations from the stage before (None for the first stage), plan.tokens x hidden values.
+        Raises PlanError if the plan does not fit what came before.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """Makes executors. Loading is slow and may be kept between epochs if the layers stay the same."""
+
+    description: BackendDescription
+
+    def configure(self, spec: StageSpec) -> Executor:
+        """Load what `spec` needs (unless it is loaded), make an empty KV pool, forget all sequences.
+
+        Raises ModelError (unreadable weights) or ConfigError (budget too small for weights and one sequence).
+        """
+        ...
