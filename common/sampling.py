@@ -74,9 +74,7 @@ class SamplingParams:
     @property
     def needs_history(self) -> bool:
         """True if the sampler must know the tokens so far (some penalty is on)."""
-        return (
-            self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
-        )
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
     def check(self) -> None:
         """Raise InvalidRequestError for values that make no sense for any model."""

@@ -1,0 +1,1 @@
+"""gRPC plumbing that every service shares: server, channels, status mapping, life cycle."""

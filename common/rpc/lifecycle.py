@@ -1,0 +1,105 @@
+"""How a service process lives: announces itself, drains on SIGTERM, ends with its parent.
+
+The process that starts a service may pass a pipe in TIDEPIPE_READY_FD and gets one JSON line on it:
+{"ready": "HOST:PORT"} or {"failed": "why"}. TIDEPIPE_PARENT_PID makes the service end when that process is
+gone, so that not even kill -9 of a supervisor leaves processes behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+
+import structlog
+
+from common.errors import TidePipeError
+from common.logs import configure_logging
+
+READY_FD = "TIDEPIPE_READY_FD"
+PARENT_PID = "TIDEPIPE_PARENT_PID"
+EXIT_FAILED_TO_START = 3
+
+log = structlog.get_logger()
+
+
+class Lifecycle:
+    """Handed to a service's body: tells it when to stop, and takes its announcement."""
+
+    def __init__(self) -> None:
+        self.stopping = asyncio.Event()
+
+    def announce_ready(self, address: str) -> None:
+        """Tell the parent (if it asked) that the service answers at HOST:PORT."""
+        log.info("ready", address=address)
+        _announce({"ready": address})
+
+
+def _announce(message: dict[str, str]) -> None:
+    descriptor = os.environ.pop(READY_FD, None)
+    if descriptor is None:
+        return
+    with contextlib.suppress(OSError), os.fdopen(int(descriptor), "w") as pipe:
+        pipe.write(json.dumps(message) + "\n")
+
+
+def run_service(name: str, body: Callable[[Lifecycle], Awaitable[None]], *, log_level: str = "info") -> int:
+    """Run a service's body until it returns; the exit code of the process.
+
+    `body` should return soon after `lifecycle.stopping` is set. 0: ended as asked. 3: could not start, or
+    broke down (the reason is in the log and, before readiness, sent to the parent).
+    """
+    configure_logging(name, log_level)
+
+    async def main() -> None:
+        lifecycle = Lifecycle()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, lifecycle.stopping.set)
+        async with asyncio.TaskGroup() as group:
+            watcher = group.create_task(_watch_parent(lifecycle.stopping))
+            try:
+                await body(lifecycle)
+            finally:
+                watcher.cancel()
+
+    try:
+        asyncio.run(main())
+    except BaseExceptionGroup as group:
+        leaves = list(_leaves(group))
+        expected = all(isinstance(error, TidePipeError) for error in leaves)
+        reason = "; ".join(
+            str(error) if isinstance(error, TidePipeError) else repr(error) for error in leaves
+        )
+        if expected:
+            log.error("failed", reason=reason)
+        else:
+            log.exception("crashed")
+        _announce({"failed": reason})
+        return EXIT_FAILED_TO_START
+    log.info("stopped")
+    return 0
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+async def _watch_parent(stopping: asyncio.Event) -> None:
+    expected = os.environ.get(PARENT_PID)
+    if expected is None:
+        return
+    while os.getppid() == int(expected):  # noqa: ASYNC110 (only the kernel knows)
+        await asyncio.sleep(0.5)
+    log.warning("parent is gone, stopping")
+    stopping.set()
+    # A parent that was killed will not wait for a long drain.
+    await asyncio.sleep(5)
+    os._exit(1)

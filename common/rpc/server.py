@@ -1,0 +1,77 @@
+"""A gRPC server with what every TidePipe service has: health, reflection, size limits, clear errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from common.errors import ConfigError
+from common.rpc.status import StatusInterceptor
+
+DEFAULT_MESSAGE_BYTES = 16 * 1024 * 1024
+MAX_METADATA_BYTES = 16 * 1024
+
+
+class RpcServer:
+    """Owns a grpc.aio server. Register servicers on `server`, then `start`."""
+
+    def __init__(self, listen: str, *, max_message_bytes: int = DEFAULT_MESSAGE_BYTES) -> None:
+        """listen: HOST:PORT; port 0 picks a free one."""
+        self._listen = listen
+        self.server = grpc.aio.server(
+            interceptors=[StatusInterceptor()],
+            options=[
+                # Without this two processes could share a port and a misconfigured one would go unnoticed.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_send_message_length", max_message_bytes),
+                ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+                ("grpc.keepalive_time_ms", 10_000),
+                ("grpc.keepalive_timeout_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            ],
+        )
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        self._names: list[str] = []
+        self.address = listen
+
+    async def start(self, services: Sequence[ServiceDescriptor]) -> str:
+        """Bind and serve; returns HOST:PORT. ConfigError if the port cannot be had.
+
+        Services report NOT_SERVING until `set_serving`.
+        """
+        self._names = [service.full_name for service in services]
+        await self.set_serving(False)
+        reflection.enable_server_reflection(
+            (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server
+        )
+        host = self._listen.rpartition(":")[0]
+        try:
+            port = self.server.add_insecure_port(self._listen)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"cannot listen on {self._listen}: the port is in use or not allowed; "
+                "choose another one (port 0 picks a free one)"
+            ) from error
+        await self.server.start()
+        self.address = f"{host}:{port}"
+        return self.address
+
+    async def set_serving(self, serving: bool) -> None:
+        """Report health of the process as a whole and of each service."""
+        state = (
+            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for name in ("", *self._names):
+            await self._health.set(name, state)
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new calls, give those in flight `grace_s` seconds, then end them."""
+        await self._health.enter_graceful_shutdown()
+        await self.server.stop(grace_s)

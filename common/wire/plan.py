@@ -1,0 +1,88 @@
+"""Step plans: protobuf (columns) <-> domain (rows)."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+from common.plan import Phase, PlanRow, SequenceStart, StepPlan
+from common.wire.sampling import sampling_from_wire, sampling_to_wire
+from tidepipe.v1 import controller_pb2, stage_pb2
+
+_PHASE_TO_WIRE: dict[Phase, controller_pb2.Phase] = {
+    Phase.IDLE: controller_pb2.PHASE_UNSPECIFIED,
+    Phase.PREFILL: controller_pb2.PHASE_PREFILL,
+    Phase.DECODE: controller_pb2.PHASE_DECODE,
+}
+_PHASE_FROM_WIRE: dict[int, Phase] = {wire: phase for phase, wire in _PHASE_TO_WIRE.items()}
+
+
+def phase_to_wire(phase: Phase) -> controller_pb2.Phase:
+    """Domain to protobuf."""
+    return _PHASE_TO_WIRE[phase]
+
+
+def phase_from_wire(phase: int) -> Phase:
+    """Protobuf to domain; phases of a newer contract become IDLE."""
+    return _PHASE_FROM_WIRE.get(phase, Phase.IDLE)
+
+
+def plan_to_wire(plan: StepPlan, *, first: bool, last: bool) -> stage_pb2.StepPlan:
+    """The part of a plan that one stage needs: tokens go to the first stage, sampling to the last."""
+    message = stage_pb2.StepPlan(
+        step_id=plan.step_id,
+        phase=_PHASE_TO_WIRE[plan.phase],
+        releases=plan.releases,
+        sequence_keys=[row.key for row in plan.rows],
+        first_positions=[row.first_position for row in plan.rows],
+        token_counts=[row.count for row in plan.rows],
+        new_block_counts=[len(row.new_blocks) for row in plan.rows],
+        new_block_ids=[block for row in plan.rows for block in row.new_blocks],
+        sample=[row.sample for row in plan.rows],
+    )
+    if first:
+        message.token_ids.extend(token for row in plan.rows for token in row.token_ids)
+    for start in plan.starts:
+        entry = message.starts.add(sequence_key=start.key, prompt_tokens=start.prompt_tokens)
+        if last:
+            entry.sampling.CopyFrom(sampling_to_wire(start.sampling))
+            entry.history_token_ids.extend(start.history)
+            entry.eos_token_ids.extend(start.eos_token_ids)
+    return message
+
+
+def plan_from_wire(message: stage_pb2.StepPlan) -> StepPlan:
+    """Protobuf to domain. ValueError if the columns do not fit each other."""
+    counts = list(message.token_counts)
+    block_counts = list(message.new_block_counts)
+    keys = list(message.sequence_keys)
+    positions = list(message.first_positions)
+    sample = list(message.sample)
+    if not len(keys) == len(counts) == len(block_counts) == len(positions) == len(sample):
+        raise ValueError("the plan's columns differ in length")
+    tokens, blocks = tuple(message.token_ids), tuple(message.new_block_ids)
+    if sum(block_counts) != len(blocks) or (tokens and sum(counts) != len(tokens)):
+        raise ValueError("the plan's token or block lists do not fit their counts")
+    token_ends = list(accumulate(counts)) if tokens else [0] * len(counts)
+    block_ends = list(accumulate(block_counts))
+    rows = tuple(
+        PlanRow(
+            key=keys[i],
+            first_position=positions[i],
+            count=counts[i],
+            token_ids=tokens[token_ends[i] - counts[i] : token_ends[i]] if tokens else (),
+            new_blocks=blocks[block_ends[i] - block_counts[i] : block_ends[i]],
+            sample=sample[i],
+        )
+        for i in range(len(keys))
+    )
+    starts = tuple(
+        SequenceStart(
+            key=entry.sequence_key,
+            sampling=sampling_from_wire(entry.sampling),
+            prompt_tokens=entry.prompt_tokens,
+            history=tuple(entry.history_token_ids),
+            eos_token_ids=tuple(entry.eos_token_ids),
+        )
+        for entry in message.starts
+    )
+    return StepPlan(message.step_id, phase_from_wire(message.phase), rows, starts, tuple(message.releases))
