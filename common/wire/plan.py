@@ -8,7 +8,7 @@ from common.plan import Phase, PlanRow, SequenceStart, StepPlan
 from common.wire.sampling import sampling_from_wire, sampling_to_wire
 from tidepipe.v1 import controller_pb2, stage_pb2
 
-_PHASE_TO_WIRE: dict[Phase, controller_pb2.Phase] = {
+_PHASE_TO_WIRE: dict[Phase, controller_pb2.Phase.ValueType] = {
     Phase.IDLE: controller_pb2.PHASE_UNSPECIFIED,
     Phase.PREFILL: controller_pb2.PHASE_PREFILL,
     Phase.DECODE: controller_pb2.PHASE_DECODE,
@@ -16,7 +16,7 @@ _PHASE_TO_WIRE: dict[Phase, controller_pb2.Phase] = {
 _PHASE_FROM_WIRE: dict[int, Phase] = {wire: phase for phase, wire in _PHASE_TO_WIRE.items()}
 
 
-def phase_to_wire(phase: Phase) -> controller_pb2.Phase:
+def phase_to_wire(phase: Phase) -> controller_pb2.Phase.ValueType:
     """Domain to protobuf."""
     return _PHASE_TO_WIRE[phase]
 

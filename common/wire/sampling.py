@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from common.sampling import FinishReason, PositionLogprobs, SamplingParams, TokenLogprob
 from tidepipe.v1 import sampling_pb2 as pb
 
-_FINISH_TO_WIRE: dict[FinishReason, pb.FinishReason] = {
+_FINISH_TO_WIRE: dict[FinishReason, pb.FinishReason.ValueType] = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
     FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
@@ -17,7 +17,7 @@ _FINISH_TO_WIRE: dict[FinishReason, pb.FinishReason] = {
 _FINISH_FROM_WIRE: dict[int, FinishReason] = {wire: reason for reason, wire in _FINISH_TO_WIRE.items()}
 
 
-def finish_to_wire(reason: FinishReason | None) -> pb.FinishReason:
+def finish_to_wire(reason: FinishReason | None) -> pb.FinishReason.ValueType:
     """None (not ended yet) becomes UNSPECIFIED."""
     return pb.FINISH_REASON_UNSPECIFIED if reason is None else _FINISH_TO_WIRE[reason]
 
