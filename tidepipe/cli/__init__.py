@@ -1,0 +1,1 @@
+"""The `tidepipe` command: one file per subcommand."""

@@ -1,0 +1,1 @@
+"""Models that come through a package index: `tidepipe model pull`."""
