@@ -1,0 +1,195 @@
+"""Chooses the next token of each sequence from the logits of the last stage.
+
+The outcome of a row depends on its logits, its parameters and its output index alone: not on the batch,
+the process, or what was sampled before a restart (penalties look at the history, which the plan brings).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from common.plan import SampledTokens, SequenceStart
+from common.sampling import MAX_LOGPROBS, PositionLogprobs, TokenLogprob
+from stage_worker.executors.protocol import PlanError
+from stage_worker.sampling.draw import MAX_VOCAB_SIZE, DrawParams, draw, draw_truncated
+from stage_worker.sampling.sequence import LogitEdits, SequenceState
+from stage_worker.sampling.uniforms import uniforms
+
+_CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 25}
+"""Logits drawn from at a time: bounds the memory of the temporaries, and keeps them in a CPU's cache."""
+
+
+class LogitsError(Exception):
+    """The model produced logits from which nothing can be sampled.
+
+    keys: the sequences concerned.
+    """
+
+    def __init__(self, keys: Sequence[int]) -> None:
+        self.keys = tuple(keys)
+        names = ", ".join(map(str, self.keys))
+        super().__init__(f"logits of sequence(s) {names} are not finite: NaN, infinite, or all masked")
+
+
+class Sampler:
+    """Samples for the sequences that were started and not yet released. Used from one thread."""
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        if not (1 <= vocab_size <= MAX_VOCAB_SIZE):
+            raise ValueError(f"vocab_size must be in [1, {MAX_VOCAB_SIZE}], got {vocab_size}")
+        self._vocab_size = vocab_size
+        self._device = device
+        self._sequences: dict[int, SequenceState] = {}
+
+    def start(self, start: SequenceStart) -> None:
+        """Begin a sequence, or begin it anew. Raises ValueError if it needs a seed and has none."""
+        self._sequences[start.key] = SequenceState(start, self._vocab_size)
+
+    def release(self, key: int) -> None:
+        """Forget a sequence. Unknown keys are ignored."""
+        self._sequences.pop(key, None)
+
+    def sample(
+        self, logits: torch.Tensor, keys: Sequence[int], next_positions: Sequence[int]
+    ) -> SampledTokens:
+        """Sample one token per row of `logits` (rows x vocabulary); row i belongs to keys[i].
+
+        next_positions[i]: position of the new token in its sequence. If any row wants log-probabilities,
+        there is an entry for each row; those of the other rows mean nothing.
+        Raises PlanError for unknown sequences, LogitsError for logits that are not finite.
+        """
+        if logits.shape != (len(keys), self._vocab_size) or len(keys) != len(next_positions):
+            shape = tuple(logits.shape)
+            raise PlanError(f"{len(keys)} keys, {len(next_positions)} positions, but logits of shape {shape}")
+        if not keys:
+            return SampledTokens(())
+        states = [self._state(key) for key in keys]
+        indices = [
+            state.output_index(key, position)
+            for state, key, position in zip(states, keys, next_positions, strict=True)
+        ]
+        values = logits.detach().to(self._device, torch.float32).contiguous()
+        best = values.amax(-1)
+        _check_finite(best, keys)
+        if all(state.simple for state in states):
+            return SampledTokens(tuple(_argmax(values)))
+        wanting = [row for row, state in enumerate(states) if state.params.logprobs is not None]
+        log_probabilities = _rows(values, wanting).log_softmax(-1) if wanting else None
+        edits = LogitEdits(states, indices, self._vocab_size)
+        if edits:
+            if values.data_ptr() == logits.data_ptr():
+                values = values.clone()
+            edits.apply(values)
+            best = values.amax(-1)
+            _check_finite(best, keys)
+        token_ids = self._choose(values, best, states, indices)
+        for state, token_id in zip(states, token_ids, strict=True):
+            state.append(token_id)
+        if log_probabilities is None:
+            return SampledTokens(tuple(token_ids))
+        return SampledTokens(tuple(token_ids), _logprobs(log_probabilities, wanting, states, token_ids))
+
+    def _state(self, key: int) -> SequenceState:
+        state = self._sequences.get(key)
+        if state is None:
+            raise PlanError(f"sequence {key} was not started")
+        return state
+
+    def _choose(
+        self,
+        values: torch.Tensor,
+        best: torch.Tensor,
+        states: Sequence[SequenceState],
+        indices: Sequence[int],
+    ) -> list[int]:
+        greedy, plain, truncated = [], [], []
+        for row, state in enumerate(states):
+            params = state.params
+            if params.greedy:
+                greedy.append(row)
+            elif params.top_p < 1.0 or 0 < params.top_k < self._vocab_size:
+                truncated.append(row)
+            else:
+                plain.append(row)
+        chosen = [0] * len(states)
+        for row, token_id in zip(greedy, _argmax(_rows(values, greedy)) if greedy else (), strict=True):
+            chosen[row] = token_id
+        chunk = max(1, _CHUNK_ELEMENTS.get(self._device.type, 1 << 19) // self._vocab_size)
+        for group, how in ((plain, draw), (truncated, draw_truncated)):
+            for first in range(0, len(group), chunk):
+                rows = group[first : first + chunk]
+                params_of_rows = self._draw_params(
+                    [states[row] for row in rows], [indices[row] for row in rows]
+                )
+                drawn = how(_rows(values, rows), _rows(best, rows), params_of_rows).tolist()
+                for row, token_id in zip(rows, drawn, strict=True):
+                    chosen[row] = token_id
+        return chosen
+
+    def _draw_params(self, states: Sequence[SequenceState], indices: Sequence[int]) -> DrawParams:
+        params = [state.params for state in states]
+        doubles = torch.tensor(
+            [[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]],
+            dtype=torch.float64,
+        ).to(self._device)
+        top_k = torch.tensor([min(p.top_k or self._vocab_size, self._vocab_size) for p in params])
+        uniform = torch.from_numpy(uniforms([state.seed for state in states], indices))
+        return DrawParams(
+            temperature=doubles[0].float(),
+            top_k=top_k.to(self._device),
+            top_p=doubles[1],
+            min_p=doubles[2],
+            uniform=uniform.to(self._device),
+        )
+
+
+def _check_finite(best: torch.Tensor, keys: Sequence[int]) -> None:
+    # The greatest logit of a row shows NaN (it propagates), +inf, and a row of -inf only.
+    finite = best.isfinite().tolist()
+    if not all(finite):
+        raise LogitsError([key for key, good in zip(keys, finite, strict=True) if not good])
+
+
+def _argmax(values: torch.Tensor) -> list[int]:
+    # numpy's argmax is vectorised, torch's on CPU is not: 13 times faster. Both take the first of equals.
+    if values.device.type == "cpu":
+        return [int(token_id) for token_id in values.numpy().argmax(-1)]
+    return [int(token_id) for token_id in values.argmax(-1).tolist()]
+
+
+def _rows(values: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """The given rows, ascending; a view where they are neighbours."""
+    if rows[-1] - rows[0] + 1 == len(rows):
+        return values[rows[0] : rows[-1] + 1]
+    return values[list(rows)]
+
+
+def _top(log_probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    # Always as many as anyone may ask for: which of equal tokens topk returns depends on how many it returns,
+    # and a row's answer must not depend on its neighbours' wishes.
+    ids = (
+        log_probabilities.topk(min(MAX_LOGPROBS, log_probabilities.shape[-1]), dim=-1).indices.sort(-1).values
+    )
+    values, order = log_probabilities.gather(1, ids).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(1, order)
+
+
+def _logprobs(
+    log_probabilities: torch.Tensor,
+    wanting: Sequence[int],
+    states: Sequence[SequenceState],
+    token_ids: Sequence[int],
+) -> tuple[PositionLogprobs, ...]:
+    chosen_ids = torch.tensor([[token_ids[row]] for row in wanting], device=log_probabilities.device)
+    chosen = log_probabilities.gather(1, chosen_ids).squeeze(1).tolist()
+    counts = [states[row].params.logprobs or 0 for row in wanting]
+    top, top_ids = _top(log_probabilities) if any(counts) else (log_probabilities[:, :0], chosen_ids[:, :0])
+    result = [PositionLogprobs(TokenLogprob(token_id, 0.0)) for token_id in token_ids]
+    for row, count, logprob, values, ids in zip(
+        wanting, counts, chosen, top.tolist(), top_ids.tolist(), strict=True
+    ):
+        best = tuple(TokenLogprob(i, value) for i, value in zip(ids[:count], values[:count], strict=True))
+        result[row] = PositionLogprobs(TokenLogprob(token_ids[row], logprob), best)
+    return tuple(result)
