@@ -1,0 +1,5 @@
+"""python -m predictor."""
+
+from predictor.main import main
+
+raise SystemExit(main())

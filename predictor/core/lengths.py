@@ -1,0 +1,82 @@
+"""What the predictor talks about: requests, finished answers, predicted lengths, and models of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+LEVELS: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+"""Levels at which every model answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFeatures:
+    """What is known of a request before it runs. Lengths in tokens."""
+
+    prompt_tokens: int
+    max_tokens: int
+    temperature: float
+
+    def fault(self) -> str | None:
+        """Why these values cannot belong to a real request, or None."""
+        if self.prompt_tokens < 1:
+            return "prompt_tokens must be at least 1"
+        if self.max_tokens < 1:
+            return "max_tokens must be at least 1"
+        if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
+            return f"temperature must be a finite number >= 0, got {self.temperature}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """How long an answer was.
+
+    censored: it was cut (max_tokens, cancelled), so `output_tokens` is only a lower bound of its length.
+    """
+
+    features: RequestFeatures
+    output_tokens: int
+    censored: bool
+
+    def fault(self) -> str | None:
+        """Why this cannot have happened, or None."""
+        if (fault := self.features.fault()) is not None:
+            return fault
+        if self.output_tokens > self.features.max_tokens:
+            return f"output_tokens ({self.output_tokens}) exceeds max_tokens ({self.features.max_tokens})"
+        if self.output_tokens < 0:
+            return "output_tokens must not be negative"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class LengthPrediction:
+    """Output tokens at each level; neither sequence falls."""
+
+    levels: tuple[float, ...]
+    tokens: tuple[float, ...]
+
+
+class LengthModel(Protocol):
+    """A model of output lengths. Whoever trains a better one implements this."""
+
+    @property
+    def version(self) -> str:
+        """Which model answers now, such as running-quantile/1."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """Observations that the answers rest on."""
+        ...
+
+    def predict(self, requests: Sequence[RequestFeatures]) -> list[LengthPrediction]:
+        """One prediction per request, none above the request's max_tokens."""
+        ...
+
+    def observe(self, observations: Sequence[Observation]) -> None:
+        """Learn from finished answers, which the caller has checked."""
+        ...
