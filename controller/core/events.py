@@ -1,0 +1,77 @@
+"""What the core hears."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.plan import SampledTokens
+from common.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class NewSequence:
+    """A sequence to continue; `output` was generated elsewhere and is not reported again.
+
+    deadline: point in time (the core's clock, seconds) at which it is ended, or None.
+    """
+
+    sequence_id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    output: tuple[int, ...] = ()
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SequencesArrived:
+    """A router hands over sequences; together, so that they can share their first step."""
+
+    sequences: tuple[NewSequence, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceCancelled:
+    """A router does not want a sequence any more."""
+
+    sequence_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LengthPredicted:
+    """How long an output is expected to become, tokens: median and 90th percentile."""
+
+    sequence_id: str
+    p50: float
+    p90: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """The last stage has finished a step."""
+
+    step_id: int
+    sampled: SampledTokens
+
+
+@dataclass(frozen=True, slots=True)
+class StagesReady:
+    """All stages are configured for a new epoch, with empty KV pools of this many blocks."""
+
+    epoch: int
+    stages: int
+    kv_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class StagesLost:
+    """A stage or a link broke: whatever was in flight or cached is gone."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed (deadlines, waiting limits)."""
+
+
+Event = SequencesArrived | SequenceCancelled | LengthPredicted | StepDone | StagesReady | StagesLost | Tick

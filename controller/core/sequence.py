@@ -1,0 +1,75 @@
+"""One sequence as the scheduler sees it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from common.sampling import SamplingParams
+
+
+class State(enum.Enum):
+    """Where a sequence is in its life."""
+
+    WAITING = "waiting"  # holds no KV blocks
+    PREFILL = "prefill"  # admitted; some of its tokens are not computed yet
+    DECODE = "decode"  # generates token after token
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Prompt, output so far, and what it holds.
+
+    max_tokens: output tokens at most, the context's limit included.
+    key: its name at the stages; a new one each time it is (re)admitted.
+    planned: positions whose computation is done or on its way.
+    in_flight: steps on their way that have a row of it.
+    """
+
+    sequence_id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    max_tokens: int
+    arrived: float
+    deadline: float | None
+    output: list[int] = field(default_factory=list)
+    state: State = State.WAITING
+    key: int = 0
+    blocks: list[int] = field(default_factory=list)
+    planned: int = 0
+    in_flight: int = 0
+    admitted_order: int = 0
+    preemptions: int = 0
+    predicted_p50: float | None = None
+    predicted_p90: float | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens so far, prompt and output."""
+        return len(self.prompt) + len(self.output)
+
+    @property
+    def final_length(self) -> int:
+        """Tokens at most when it ends."""
+        return len(self.prompt) + self.max_tokens
+
+    def tokens(self, begin: int, end: int) -> tuple[int, ...]:
+        """Token ids at positions begin .. end - 1."""
+        prompt = len(self.prompt)
+        if begin >= prompt:
+            return tuple(self.output[begin - prompt : end - prompt])
+        if end <= prompt:
+            return self.prompt[begin:end]
+        return self.prompt[begin:] + tuple(self.output[: end - prompt])
+
+    def expected_remaining(self) -> float:
+        """Output tokens that are still expected, from the prediction; all that are allowed without one."""
+        allowed = self.max_tokens - len(self.output)
+        if self.predicted_p50 is None or self.predicted_p90 is None:
+            return float(allowed)
+        for level in (self.predicted_p50, self.predicted_p90):
+            if level > len(self.output):
+                return min(level - len(self.output), float(allowed))
+        # It outlived its 90th percentile: long outputs tend to stay long, so expect as much again.
+        return min(float(max(len(self.output), 1)), float(allowed))

@@ -1,0 +1,35 @@
+"""Counters of one scheduler, for status, metrics and benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from common.plan import Phase
+from controller.core.actions import Reason
+
+
+@dataclass(slots=True)
+class SchedulerStats:
+    """All since start. Tokens of steps include recomputed ones; output_tokens are those delivered."""
+
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    output_tokens: int = 0
+    finished: int = 0
+    preemptions: int = 0
+    steals: int = 0
+    phase_switches: int = 0
+    last_switch: Reason = field(default_factory=lambda: Reason("started"))
+
+    def count_step(self, phase: Phase, tokens: int) -> None:
+        """A step came back."""
+        if phase is Phase.PREFILL:
+            self.prefill_tokens += tokens
+        else:
+            self.decode_tokens += tokens
+
+    def count_switch(self, before: Phase, after: Phase, reason: Reason) -> None:
+        """Prefill <-> decode is a switch of phases; going idle or waking up is not."""
+        self.last_switch = reason
+        if Phase.IDLE not in (before, after):
+            self.phase_switches += 1

@@ -1,0 +1,285 @@
+"""Laws of the scheduling core, under random arrivals, lengths, cancellations and losses of stages."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.plan import Phase, SampledTokens, StepPlan
+from common.sampling import FinishReason, SamplingParams
+from controller.core.actions import Action, Dispatch, Emit, Finish, PhaseSwitched, Refused
+from controller.core.events import (
+    Event,
+    LengthPredicted,
+    NewSequence,
+    SequenceCancelled,
+    SequencesArrived,
+    StagesLost,
+    StagesReady,
+    StepDone,
+    Tick,
+)
+from controller.core.scheduler import Scheduler, SchedulerConfig
+
+EOS = 0
+
+
+@dataclass
+class FakeStages:
+    """Executes plans in order like real stages, checks each one, and samples by a fixed rule.
+
+    The token at a position depends on all tokens before it, so that a wrong recomputation shows.
+    """
+
+    kv_blocks: int
+    block_size: int
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    blocks: dict[int, list[int]] = field(default_factory=dict)
+    queue: list[StepPlan] = field(default_factory=list)
+    last_step: int = 0
+
+    def accept(self, plan: StepPlan) -> None:
+        assert plan.step_id == self.last_step + 1
+        self.last_step = plan.step_id
+        self.queue.append(plan)
+
+    def execute(self) -> StepDone:
+        plan = self.queue.pop(0)
+        for key in plan.releases:
+            del self.tokens[key], self.blocks[key]
+        for start in plan.starts:
+            assert start.key not in self.tokens
+            self.tokens[start.key], self.blocks[start.key] = [], []
+        sampled = []
+        assert plan.rows
+        assert len({row.key for row in plan.rows}) == len(plan.rows)
+        for row in plan.rows:
+            known, table = self.tokens[row.key], self.blocks[row.key]
+            assert row.first_position == len(known), "positions must follow each other"
+            assert len(row.token_ids) == row.count > 0
+            known.extend(row.token_ids)
+            table.extend(row.new_blocks)
+            assert len(table) * self.block_size >= len(known), "tokens without a block"
+            if row.sample:
+                sampled.append(next_token(known))
+        owned = [block for key in self.blocks for block in self.blocks[key]]
+        assert len(owned) == len(set(owned)), "a block with two owners"
+        assert all(0 <= block < self.kv_blocks for block in owned)
+        return StepDone(plan.step_id, SampledTokens(tuple(sampled)))
+
+
+def next_token(tokens: list[int]) -> int:
+    """What the fake model says after these tokens; sometimes EOS."""
+    return hash(tuple(tokens)) % 50
+
+
+def expected_output(prompt: tuple[int, ...], limit: int) -> tuple[list[int], FinishReason]:
+    tokens = list(prompt)
+    while len(tokens) - len(prompt) < limit:
+        token = next_token(tokens)
+        if token == EOS:
+            return tokens[len(prompt) :], FinishReason.STOP
+        tokens.append(token)
+    return tokens[len(prompt) :], FinishReason.LENGTH
+
+
+@dataclass
+class World:
+    """A scheduler and its fake stages, driven by events."""
+
+    stages: int
+    kv_blocks: int
+    block_size: int
+    microbatches: int
+    outputs: dict[str, list[int]] = field(default_factory=dict)
+    ends: dict[str, Finish] = field(default_factory=dict)
+    switches: list[PhaseSwitched] = field(default_factory=list)
+    trace: list[Action] = field(default_factory=list)
+    now: float = 0.0
+    epoch: int = 1
+
+    def __post_init__(self) -> None:
+        config = SchedulerConfig(
+            context_length=200,
+            eos_token_ids=(EOS,),
+            block_size=self.block_size,
+            prefill_tokens=32,
+            microbatches=self.microbatches,
+        )
+        self.scheduler = Scheduler(config)
+        self.fake = FakeStages(self.kv_blocks, self.block_size)
+        self.hear(StagesReady(1, self.stages, self.kv_blocks))
+
+    def hear(self, event: Event) -> None:
+        self.now += 0.01
+        for action in self.scheduler.on(event, self.now):
+            self.trace.append(action)
+            match action:
+                case Dispatch(plan):
+                    self.fake.accept(plan)
+                case Emit():
+                    output = self.outputs.setdefault(action.sequence_id, [])
+                    assert action.token_offset == len(output), "a gap or a repeat"
+                    output.extend(action.token_ids)
+                case Finish():
+                    assert action.sequence_id not in self.ends
+                    self.ends[action.sequence_id] = action
+                case PhaseSwitched():
+                    self.switches.append(action)
+                case Refused():
+                    raise AssertionError(action)
+        held = [s.blocks for s in self.scheduler.sequences.values()]
+        self.scheduler.ledger.check(held)
+
+    def lose_stages(self) -> None:
+        self.hear(StagesLost("killed"))
+        assert self.scheduler.ledger.used == 0
+        self.epoch += 1
+        self.fake = FakeStages(self.kv_blocks, self.block_size)
+        self.hear(StagesReady(self.epoch, self.stages, self.kv_blocks))
+
+    def run_dry(self) -> None:
+        steps = 0
+        while self.fake.queue:
+            self.hear(self.fake.execute())
+            steps += 1
+            assert steps < 100_000, "no end"
+
+
+requests = st.lists(st.tuples(st.integers(1, 90), st.integers(1, 60), st.booleans()), min_size=1, max_size=24)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    requests=requests,
+    stages=st.integers(1, 4),
+    microbatches=st.integers(0, 5),
+    block_size=st.sampled_from([4, 8, 16]),
+    spare=st.integers(0, 30),
+    seed=st.integers(0, 2**16),
+)
+def test_nothing_is_lost_leaked_or_repeated(
+    requests: list[tuple[int, int, bool]],
+    stages: int,
+    microbatches: int,
+    block_size: int,
+    spare: int,
+    seed: int,
+) -> None:
+    """Every sequence ends with exactly the tokens it would have alone, however tight memory is, whatever
+    is cancelled, predicted or lost on the way; and all blocks are free in the end."""
+    # Just enough blocks for the longest sequence alone, plus a few.
+    kv_blocks = -(-150 // block_size) + spare
+    world = World(stages, kv_blocks, block_size, microbatches)
+    chance = random.Random(seed)
+    limits: dict[str, tuple[tuple[int, ...], int]] = {}
+    cancelled: set[str] = set()
+    todo = list(requests)
+    while todo or world.fake.queue:
+        draw = chance.random()
+        if todo and (draw < 0.4 or not world.fake.queue):
+            group = []
+            for _ in range(min(len(todo), chance.randint(1, 6))):
+                prompt_tokens, limit, predicted = todo.pop()
+                name = f"s{len(limits)}"
+                prompt = tuple(chance.randint(1, 99) for _ in range(prompt_tokens))
+                limits[name] = prompt, limit
+                group.append(NewSequence(name, prompt, SamplingParams(max_tokens=limit)))
+                if predicted:
+                    world.hear(LengthPredicted(name, 1.0, 2.0))  # unknown yet: must do no harm
+            world.hear(SequencesArrived(tuple(group)))
+            world.hear(LengthPredicted(group[0].sequence_id, 1.0, 3.0))  # far too short
+        elif draw < 0.44 and limits:
+            name = chance.choice(sorted(limits))
+            if name not in world.ends:
+                cancelled.add(name)
+            world.hear(SequenceCancelled(name))
+        elif draw < 0.46:
+            world.lose_stages()
+        elif world.fake.queue:
+            world.hear(world.fake.execute())
+    world.run_dry()
+
+    assert set(world.ends) == set(limits)
+    for name, (prompt, limit) in limits.items():
+        output, reason = expected_output(prompt, limit)
+        got = world.outputs.get(name, [])
+        if name in cancelled:
+            assert got == output[: len(got)]
+        else:
+            assert (got, world.ends[name].reason) == (output, reason)
+    assert world.scheduler.ledger.used == 0
+    assert world.scheduler.phase is Phase.IDLE
+    assert all(switch.reason.text for switch in world.switches)
+
+
+def submit(world: World, lengths: list[tuple[int, int]]) -> None:
+    sequences = tuple(
+        NewSequence(f"r{i}", tuple(range(1, prompt + 1)), SamplingParams(max_tokens=limit, ignore_eos=True))
+        for i, (prompt, limit) in enumerate(lengths)
+    )
+    world.hear(SequencesArrived(sequences))
+
+
+def test_phases_are_apart_in_time_and_decode_batches_balanced() -> None:
+    """With ample memory there is one prefill phase and one decode phase, in equal micro-batches."""
+    world = World(stages=2, kv_blocks=2000, block_size=8, microbatches=0)
+    submit(world, [(30, 20)] * 60)
+    world.run_dry()
+    plans = [action.plan for action in world.trace if isinstance(action, Dispatch)]
+    phases = [plan.phase for plan in plans]
+    last_prefill = len(phases) - 1 - phases[::-1].index(Phase.PREFILL)
+    assert Phase.DECODE not in phases[:last_prefill]
+    assert world.scheduler.stats.phase_switches == 1
+    assert all(plan.tokens <= 32 for plan in plans if plan.phase is Phase.PREFILL)
+    middle = [len(plan.rows) for plan in plans if plan.phase is Phase.DECODE][9:40]
+    assert set(middle) == {20}
+
+
+def test_stages_always_have_a_plan_in_reserve() -> None:
+    """While there is work for it, one more step than stages is on its way."""
+    world = World(stages=3, kv_blocks=2000, block_size=8, microbatches=0)
+    submit(world, [(40, 30)] * 40)
+    for _ in range(80):
+        assert len(world.fake.queue) >= 4
+        world.hear(world.fake.execute())
+
+
+def test_preemption_takes_the_newest_and_keeps_the_oldest_running() -> None:
+    """Too little memory for two: the older one is never the victim."""
+    world = World(stages=2, kv_blocks=20, block_size=8, microbatches=0)
+    submit(world, [(60, 80), (60, 80)])
+    world.hear(LengthPredicted("r0", 1, 2))
+    world.hear(LengthPredicted("r1", 1, 2))
+    world.run_dry()
+    assert world.ends["r0"].preemptions == 0
+    assert world.ends["r0"].output_tokens == world.ends["r1"].output_tokens == 80
+
+
+def test_deadline_and_full_queue() -> None:
+    """A late sequence ends at its deadline; one too many is refused at once."""
+    scheduler = Scheduler(SchedulerConfig(context_length=100, eos_token_ids=(), max_sequences=1))
+    scheduler.on(StagesReady(1, 1, 100), 0.0)
+    params = SamplingParams(max_tokens=50)
+    scheduler.on(SequencesArrived((NewSequence("a", (1, 2), params, deadline=5.0),)), 1.0)
+    refused = scheduler.on(SequencesArrived((NewSequence("b", (1,), params),)), 1.0)
+    assert [type(action) for action in refused] == [Refused]
+    assert not scheduler.on(Tick(), 4.9)
+    ends = [action for action in scheduler.on(Tick(), 5.0) if isinstance(action, Finish)]
+    assert [end.reason for end in ends] == [FinishReason.DEADLINE]
+    assert scheduler.ledger.used == 0
+
+
+def test_a_handed_over_output_is_continued_not_repeated() -> None:
+    """A sequence that comes with output goes on behind it."""
+    world = World(stages=2, kv_blocks=100, block_size=8, microbatches=0)
+    prompt = (5, 6, 7)
+    whole, _ = expected_output(prompt, 12)
+    given_tokens = tuple(whole[:4])
+    world.outputs["x"] = list(given_tokens)
+    world.hear(SequencesArrived((NewSequence("x", prompt, SamplingParams(max_tokens=12), given_tokens),)))
+    world.run_dry()
+    assert world.outputs["x"] == whole
