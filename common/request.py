@@ -1,0 +1,82 @@
+"""A request as clients mean it, and the answer as they get it (domain types, no protobuf, no HTTP)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from common.sampling import FinishReason, PositionLogprobs, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTurn:
+    """One turn of a conversation; `name` of the speaker is empty if the client gave none."""
+
+    role: str
+    content: str
+    name: str = ""
+
+
+Prompt: TypeAlias = str | tuple[int, ...] | tuple[ChatTurn, ...]
+"""Plain text, token ids, or a conversation. Never empty tuples: those could be either."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What to answer, how, and what the client wants to see of it.
+
+    model: None for the only one served.
+    skip_text: return token ids only.
+    keep_special_tokens: special tokens stay in the text.
+    stream, stream_usage: server-sent events, and a last one with the usage.
+    return_token_ids: put prompt and output token ids into the body.
+    include_stop: the stop string that ended an answer stays at the end of its text.
+    """
+
+    request_id: str
+    prompt: Prompt
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    model: str | None = None
+    skip_text: bool = False
+    keep_special_tokens: bool = False
+    stream: bool = False
+    stream_usage: bool = False
+    return_token_ids: bool = False
+    include_stop: bool = False
+
+    @property
+    def is_chat(self) -> bool:
+        """True if the prompt is a conversation."""
+        return isinstance(self.prompt, tuple) and isinstance(self.prompt[0], ChatTurn)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One of a request's n answers, or, while it streams, a piece of one.
+
+    stopped_by: the token id or the string that ended it; neither is part of token_ids and text.
+    finish_reason: None while it goes on.
+    error: in words, with FinishReason.ERROR.
+    """
+
+    index: int
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: tuple[PositionLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    stopped_by: int | str | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a request took; output_tokens of all its answers together.
+
+    ttft_ms, total_ms: from arrival at the router to the first and to the last token.
+    """
+
+    prompt_tokens: int
+    output_tokens: int
+    ttft_ms: float = 0.0
+    total_ms: float = 0.0
+    preemptions: int = 0

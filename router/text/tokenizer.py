@@ -1,0 +1,109 @@
+"""From text and conversations to token ids, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.errors import InvalidRequestError, ModelError
+from common.request import ChatTurn
+from router.text.detokenizer import Detokenizer, make_detokenizer
+from router.text.vocabulary import Backend, Vocabulary
+
+
+class TextProcessor:
+    """A model's tokenizer and chat template. All methods may be called from several threads at once.
+
+    It talks to the tokenizer's Rust core directly: the Python wrapper around it changes shared settings on
+    each call, and is not thread-safe.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Take a fast tokenizer of transformers; see `load`."""
+        self._tokenizer = tokenizer
+        self._backend: Backend = tokenizer.backend_tokenizer
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        self._vocabulary = Vocabulary(self._backend)
+
+    @classmethod
+    def load(cls, path: Path) -> TextProcessor:
+        """Load from a model's folder or .gguf file; nothing from the network, and no code of the model's.
+
+        Raises ModelError if there is no tokenizer or it is of an unsupported kind.
+        """
+        # Slow to import, and not needed by those who only use the types.
+        from transformers import AutoTokenizer
+
+        folder, extra = (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
+        if not path.exists():
+            raise ModelError(f"no tokenizer at {path}: there is no such file or folder")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, **extra
+            )
+        except Exception as error:  # transformers raises all kinds, from KeyError to OSError
+            raise ModelError(f"cannot load the tokenizer of {path}: {error}") from error
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise ModelError(f"the tokenizer of {path} has no fast implementation (tokenizer.json)")
+        return cls(tokenizer)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included; a model's own vocabulary may be padded beyond it."""
+        return self._backend.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text, with the special tokens that the tokenizer puts around it."""
+        return self._encode(text, add_special_tokens=True)
+
+    def encode_chat(self, messages: Sequence[ChatTurn], add_generation_prompt: bool = True) -> list[int]:
+        """Token ids of a conversation, rendered with the model's own template.
+
+        Raises InvalidRequestError if the model has no template, or the template refuses the conversation.
+        """
+        if not messages:
+            raise InvalidRequestError("messages must not be empty", "messages")
+        if not self._tokenizer.chat_template:
+            raise InvalidRequestError(
+                "this model has no chat template; send a plain prompt instead (/v1/completions)", "messages"
+            )
+        turns = [
+            {"role": turn.role, "content": turn.content} | ({"name": turn.name} if turn.name else {})
+            for turn in messages
+        ]
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:  # whatever the model's template raises
+            raise InvalidRequestError(
+                f"the model's chat template does not accept these messages: {error}", "messages"
+            ) from error
+        # The template has written the special tokens already.
+        return self._encode(text, add_special_tokens=False)
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of token ids, all at once."""
+        return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def new_detokenizer(
+        self, prompt_ids: Sequence[int] = (), skip_special_tokens: bool = True
+    ) -> Detokenizer:
+        """Incremental decoder of one output that follows `prompt_ids`."""
+        return make_detokenizer(self._vocabulary, prompt_ids, skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """A token's bytes, special tokens included; half a character is possible."""
+        return self._vocabulary.token_bytes(token_id)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(
+                f"the text is not valid Unicode: unpaired surrogate at character {error.start}"
+            ) from error
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
