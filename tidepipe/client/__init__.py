@@ -1,0 +1,1 @@
+"""The client SDK; its public names are those of `tidepipe`."""

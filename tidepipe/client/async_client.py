@@ -1,0 +1,220 @@
+"""The asynchronous client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from common.errors import TidePipeError, UnavailableError
+from common.rpc.channel import open_channel
+from common.rpc.status import from_rpc_error
+from common.sampling import SamplingParams
+from tidepipe.client.async_batch import run_batch
+from tidepipe.client.async_stream import AsyncStream
+from tidepipe.client.collect import Collector
+from tidepipe.client.requests import check_endpoint, make_request, make_sampling
+from tidepipe.client.retry import RetryPolicy
+from tidepipe.client.session import GenerationSession
+from tidepipe.client.status import ClusterStatus, status_from_wire
+from tidepipe.client.types import BatchItem, BatchResult, Completion, Conversation, ModelInfo, Prompt
+from tidepipe.client.wire import models_from_wire
+from tidepipe.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+
+DEFAULT_TIMEOUT_S = 600.0
+DEFAULT_CONCURRENCY = 64
+CONTROL_TIMEOUT_S = 10.0
+
+
+class AsyncClient:
+    """Talks to a TidePipe router; use it in one event loop, as a context manager or with `close`.
+
+    timeout: seconds that a request may take if the call names no other.
+    """
+
+    def __init__(
+        self, endpoint: str, *, timeout: float = DEFAULT_TIMEOUT_S, retry: RetryPolicy | None = None
+    ) -> None:
+        self.endpoint = check_endpoint(endpoint)
+        self._timeout = timeout
+        self._retry = retry or RetryPolicy()
+        self._channel: grpc.aio.Channel | None = None
+        self._active: set[str] = set()
+
+    @classmethod
+    async def connect(
+        cls,
+        endpoint: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_S,
+        retry: RetryPolicy | None = None,
+        connect_timeout: float = 10.0,
+    ) -> Self:
+        """A client whose router answers; UnavailableError if it does not within `connect_timeout` seconds."""
+        client = cls(endpoint, timeout=timeout, retry=retry)
+        try:
+            async with asyncio.timeout(connect_timeout):
+                await client._open_channel().channel_ready()
+        except TimeoutError as error:
+            await client.close()
+            raise UnavailableError(f"no TidePipe router answers at {endpoint}") from error
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Cancel what is still running and close the connection."""
+        if self._channel is None:
+            return
+        if self._active:
+            with contextlib.suppress(TidePipeError):
+                await self.cancel(*self._active)
+            self._active.clear()
+        await self._channel.close()
+        self._channel = None
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        model: str = "",
+        timeout: float | None = None,
+        request_id: str | None = None,
+        **parameters: Any,
+    ) -> Completion:
+        """Answer a prompt (text, token ids or a conversation).
+
+        sampling, parameters: see SamplingParams; keywords win. timeout: seconds until
+        DeadlineExceededError. request_id: your own unique id; two calls with one id are one request.
+        """
+        stream = self.stream(
+            prompt, sampling, model=model, timeout=timeout, request_id=request_id, **parameters
+        )
+        collector = Collector(stream.request_id)
+        async with stream:
+            async for event in stream:
+                collector.add(event)
+        return collector.completion()
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        model: str = "",
+        timeout: float | None = None,
+        request_id: str | None = None,
+        skip_text: bool = False,
+        **parameters: Any,
+    ) -> AsyncStream:
+        """Answer a prompt piece by piece; parameters as `generate`. Leaving early cancels the request.
+
+        skip_text: token ids only, which spares the service work.
+        """
+        request = make_request(
+            prompt,
+            make_sampling(sampling, parameters),
+            request_id=request_id,
+            model=model,
+            skip_text=skip_text,
+        )
+        return self.stream_request(request, timeout=timeout)
+
+    def stream_request(
+        self, request: inference_pb2.InferenceRequest, *, timeout: float | None = None
+    ) -> AsyncStream:
+        """As `stream`, for a request that is in its wire form already."""
+        session = GenerationSession(
+            request, timeout_s=self._timeout if timeout is None else timeout, policy=self._retry
+        )
+        return AsyncStream(
+            session, inference_pb2_grpc.InferenceServiceStub(self._open_channel()), self._active
+        )
+
+    async def chat(
+        self, messages: Conversation, sampling: SamplingParams | None = None, **options: Any
+    ) -> Completion:
+        """Answer a conversation, rendered with the model's own template; options as `generate`."""
+        return await self.generate(messages, sampling, **options)
+
+    def stream_chat(
+        self, messages: Conversation, sampling: SamplingParams | None = None, **options: Any
+    ) -> AsyncStream:
+        """Answer a conversation piece by piece; options as `stream`."""
+        return self.stream(messages, sampling, **options)
+
+    def generate_batch(
+        self,
+        prompts: Iterable[Prompt | BatchItem] | AsyncIterable[Prompt | BatchItem],
+        sampling: SamplingParams | None = None,
+        *,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        **options: Any,
+    ) -> AsyncIterator[BatchResult]:
+        """Answer many prompts, at most `concurrency` at a time; results come as they finish.
+
+        `prompts` is read as places become free, so it may be endless. A prompt that fails gives a result
+        with `error`; the others go on. options as `generate`; the timeout is per prompt.
+        """
+
+        async def one(item: Prompt | BatchItem) -> Completion:
+            if isinstance(item, BatchItem):
+                return await self.generate(
+                    item.prompt, item.sampling or sampling, request_id=item.request_id, **options
+                )
+            return await self.generate(item, sampling, **options)
+
+        return run_batch(prompts, one, concurrency)
+
+    async def cancel(self, *request_ids: str) -> int:
+        """End requests; their streams finish with FinishReason.CANCELLED. How many were still running."""
+        stub = inference_pb2_grpc.InferenceServiceStub(self._open_channel())
+        with _translated():
+            reply = await stub.Cancel(
+                inference_pb2.CancelRequest(request_ids=request_ids), timeout=CONTROL_TIMEOUT_S
+            )
+        return reply.cancelled
+
+    async def models(self) -> list[ModelInfo]:
+        """The served models."""
+        stub = inference_pb2_grpc.InferenceServiceStub(self._open_channel())
+        with _translated():
+            reply = await stub.ListModels(inference_pb2.ListModelsRequest(), timeout=CONTROL_TIMEOUT_S)
+        return models_from_wire(reply)
+
+    async def status(self) -> ClusterStatus:
+        """How the cluster stands."""
+        stub = admin_pb2_grpc.AdminServiceStub(self._open_channel())
+        with _translated():
+            reply = await stub.GetClusterStatus(
+                admin_pb2.GetClusterStatusRequest(), timeout=CONTROL_TIMEOUT_S
+            )
+        return status_from_wire(reply)
+
+    def _open_channel(self) -> grpc.aio.Channel:
+        # Late: a channel belongs to the loop that runs when it is made.
+        if self._channel is None:
+            self._channel = open_channel(self.endpoint)
+        return self._channel
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error

@@ -1,0 +1,52 @@
+"""Puts the events of a stream together to a completion."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from common.errors import TidePipeError
+from common.request import Answer, Usage
+from tidepipe.client.types import Completion, StreamEvent
+
+
+class Collector:
+    """Takes the events of one request; `completion` when the last has come."""
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+        self._events: dict[int, list[StreamEvent]] = {}
+
+    def add(self, event: StreamEvent) -> None:
+        """Take one event."""
+        self._events.setdefault(event.index, []).append(event)
+
+    def completion(self) -> Completion:
+        """The answers, by index."""
+        parts = [self._events[index] for index in sorted(self._events)]
+        return Completion(self._request_id, tuple(map(_answer, parts)), _usage(parts))
+
+
+def _answer(events: list[StreamEvent]) -> Answer:
+    last = events[-1]
+    if last.finish_reason is None:
+        raise TidePipeError(f"answer {last.index} of request {last.request_id} is not complete")
+    return Answer(
+        index=last.index,
+        text="".join(event.text for event in events),
+        token_ids=tuple(chain.from_iterable(event.token_ids for event in events)),
+        logprobs=tuple(chain.from_iterable(event.logprobs for event in events)),
+        finish_reason=last.finish_reason,
+        stopped_by=last.stopped_by,
+    )
+
+
+def _usage(parts: list[list[StreamEvent]]) -> Usage:
+    usages = [events[-1].usage for events in parts]
+    known = [usage for usage in usages if usage is not None]
+    return Usage(
+        prompt_tokens=max((usage.prompt_tokens for usage in known), default=0),
+        output_tokens=sum(usage.output_tokens for usage in known),
+        ttft_ms=min((usage.ttft_ms for usage in known), default=0.0),
+        total_ms=max((usage.total_ms for usage in known), default=0.0),
+        preemptions=sum(usage.preemptions for usage in known),
+    )

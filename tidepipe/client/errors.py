@@ -1,0 +1,17 @@
+"""Errors that only a client can have, beside those of `common.errors`."""
+
+from __future__ import annotations
+
+from common.errors import TidePipeError, UnavailableError
+
+
+class DeadlineExceededError(UnavailableError, TimeoutError):
+    """The answer was not complete within the request's timeout."""
+
+
+class RequestFailedError(TidePipeError):
+    """The service accepted the request but could not answer it; the message says why."""
+
+
+class StreamGapError(Exception):
+    """Internal: a stream skipped something; asking again mends it."""

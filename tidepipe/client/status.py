@@ -1,0 +1,173 @@
+"""How a cluster stands, as plain values (`Client.status`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.plan import Phase
+from common.wire.plan import phase_from_wire
+from tidepipe.v1 import admin_pb2, controller_pb2, predictor_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """One stage. Busy times in seconds since its epoch began; layers [layer_begin, layer_end)."""
+
+    index: int
+    address: str
+    pid: int
+    layer_begin: int
+    layer_end: int
+    rss_bytes: int
+    prefill_busy_s: float
+    decode_busy_s: float
+    alive: bool
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineStatus:
+    """An instance's own account; counters since its controller started."""
+
+    incarnation: str
+    epoch: int
+    serving: bool
+    detail: str
+    policy: str
+    phase: Phase
+    phase_age_s: float
+    phase_reason: str
+    phase_switches: int
+    waiting: int
+    running: int
+    batch_sizes: tuple[int, ...]
+    kv_blocks_total: int
+    kv_blocks_free: int
+    block_size: int
+    preemptions: int
+    steals: int
+    prefill_tokens: int
+    decode_tokens: int
+    finished: int
+    predictor_fallbacks: int
+    stages: tuple[StageStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceStatus:
+    """An instance as the router knows it. pipeline: None if it did not answer; error says why."""
+
+    instance_id: str
+    controller_address: str
+    connected: bool
+    draining: bool
+    assigned: int
+    error: str
+    pipeline: PipelineStatus | None
+
+
+@dataclass(frozen=True, slots=True)
+class PredictorStatus:
+    """The predictor; counters since it started."""
+
+    model_version: str
+    window: int
+    observed: int
+    predicted: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """The router and all behind it; counters since the router started."""
+
+    router_id: str
+    uptime_s: float
+    queued: int
+    running: int
+    finished: int
+    failed: int
+    max_requests: int
+    instances: tuple[InstanceStatus, ...]
+    predictor_address: str
+    predictor: PredictorStatus | None
+
+
+def status_from_wire(message: admin_pb2.GetClusterStatusResponse) -> ClusterStatus:
+    """Protobuf to plain values."""
+    return ClusterStatus(
+        router_id=message.router_id,
+        uptime_s=message.uptime_s,
+        queued=message.queued,
+        running=message.running,
+        finished=message.finished,
+        failed=message.failed,
+        max_requests=message.max_requests,
+        instances=tuple(_instance(entry) for entry in message.instances),
+        predictor_address=message.predictor_address,
+        predictor=_predictor(message.predictor) if message.HasField("predictor") else None,
+    )
+
+
+def _instance(entry: admin_pb2.InstanceEntry) -> InstanceStatus:
+    return InstanceStatus(
+        instance_id=entry.instance_id,
+        controller_address=entry.controller_address,
+        connected=entry.connected,
+        draining=entry.draining,
+        assigned=entry.assigned,
+        error=entry.error,
+        pipeline=_pipeline(entry.status) if entry.HasField("status") else None,
+    )
+
+
+def _pipeline(status: controller_pb2.InstanceStatus) -> PipelineStatus:
+    return PipelineStatus(
+        incarnation=status.incarnation,
+        epoch=status.epoch,
+        serving=status.serving,
+        detail=status.detail,
+        policy=status.policy,
+        phase=phase_from_wire(status.phase),
+        phase_age_s=status.phase_age_s,
+        phase_reason=status.phase_reason,
+        phase_switches=status.phase_switches,
+        waiting=status.waiting,
+        running=status.running,
+        batch_sizes=tuple(status.batch_sizes),
+        kv_blocks_total=status.kv_blocks_total,
+        kv_blocks_free=status.kv_blocks_free,
+        block_size=status.block_size,
+        preemptions=status.preemptions,
+        steals=status.steals,
+        prefill_tokens=status.prefill_tokens,
+        decode_tokens=status.decode_tokens,
+        finished=status.finished,
+        predictor_fallbacks=status.predictor_fallbacks,
+        stages=tuple(_stage(stage) for stage in status.stages),
+    )
+
+
+def _stage(stage: controller_pb2.StageStatus) -> StageStatus:
+    return StageStatus(
+        index=stage.index,
+        address=stage.address,
+        pid=stage.pid,
+        layer_begin=stage.layer_begin,
+        layer_end=stage.layer_end,
+        rss_bytes=stage.rss_bytes,
+        prefill_busy_s=stage.prefill_busy_s,
+        decode_busy_s=stage.decode_busy_s,
+        alive=stage.alive,
+        device=stage.device,
+        dtype=stage.dtype,
+    )
+
+
+def _predictor(status: predictor_pb2.GetPredictorStatusResponse) -> PredictorStatus:
+    return PredictorStatus(
+        model_version=status.model_version,
+        window=status.window,
+        observed=status.observed,
+        predicted=status.predicted,
+    )

@@ -1,0 +1,209 @@
+"""The synchronous client: the same calls as the asynchronous one, on gRPC's own threads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from common.errors import TidePipeError, UnavailableError
+from common.rpc.channel import CHANNEL_OPTIONS
+from common.rpc.server import DEFAULT_MESSAGE_BYTES
+from common.rpc.status import from_rpc_error
+from common.sampling import SamplingParams
+from tidepipe.client.async_client import CONTROL_TIMEOUT_S, DEFAULT_TIMEOUT_S
+from tidepipe.client.requests import check_endpoint, make_request, make_sampling
+from tidepipe.client.retry import RetryPolicy
+from tidepipe.client.session import GenerationSession
+from tidepipe.client.status import ClusterStatus, status_from_wire
+from tidepipe.client.sync_batch import collect, run_batch
+from tidepipe.client.sync_stream import Abort, Stream
+from tidepipe.client.types import BatchItem, BatchResult, Completion, Conversation, ModelInfo, Prompt
+from tidepipe.client.wire import models_from_wire
+from tidepipe.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+
+DEFAULT_CONCURRENCY = 32
+
+
+class Client:
+    """Talks to a TidePipe router; safe to share between threads. A context manager, or use `close`.
+
+    timeout: seconds that a request may take if the call names no other.
+    """
+
+    def __init__(
+        self, endpoint: str, *, timeout: float = DEFAULT_TIMEOUT_S, retry: RetryPolicy | None = None
+    ) -> None:
+        self.endpoint = check_endpoint(endpoint)
+        self._timeout = timeout
+        self._retry = retry or RetryPolicy()
+        self._active: set[Abort] = set()
+        self._channel = grpc.insecure_channel(
+            endpoint,
+            options=[
+                *CHANNEL_OPTIONS,
+                ("grpc.max_receive_message_length", DEFAULT_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", DEFAULT_MESSAGE_BYTES),
+            ],
+        )
+        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
+
+    @classmethod
+    def connect(
+        cls,
+        endpoint: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_S,
+        retry: RetryPolicy | None = None,
+        connect_timeout: float = 10.0,
+    ) -> Self:
+        """A client whose router answers; UnavailableError if it does not within `connect_timeout` seconds."""
+        client = cls(endpoint, timeout=timeout, retry=retry)
+        try:
+            grpc.channel_ready_future(client._channel).result(connect_timeout)
+        except grpc.FutureTimeoutError as error:
+            client.close()
+            raise UnavailableError(f"no TidePipe router answers at {endpoint}") from error
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what is still running and close the connection."""
+        active = tuple(self._active)
+        for abort in active:
+            abort.ask()
+        if active:
+            with contextlib.suppress(TidePipeError, ValueError):
+                self.cancel(*(abort.request_id for abort in active))
+        self._channel.close()
+
+    def generate(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        model: str = "",
+        timeout: float | None = None,
+        request_id: str | None = None,
+        **parameters: Any,
+    ) -> Completion:
+        """Answer a prompt (text, token ids or a conversation).
+
+        sampling, parameters: see SamplingParams; keywords win. timeout: seconds until
+        DeadlineExceededError. request_id: your own unique id; two calls with one id are one request.
+        """
+        return collect(
+            self.stream(prompt, sampling, model=model, timeout=timeout, request_id=request_id, **parameters)
+        )
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams | None = None,
+        *,
+        model: str = "",
+        timeout: float | None = None,
+        request_id: str | None = None,
+        skip_text: bool = False,
+        **parameters: Any,
+    ) -> Stream:
+        """Answer a prompt piece by piece; parameters as `generate`. Leaving early cancels the request.
+
+        skip_text: token ids only, which spares the service work.
+        """
+        request = make_request(
+            prompt,
+            make_sampling(sampling, parameters),
+            request_id=request_id,
+            model=model,
+            skip_text=skip_text,
+        )
+        session = GenerationSession(
+            request, timeout_s=self._timeout if timeout is None else timeout, policy=self._retry
+        )
+        return Stream(session, self._inference, self._active)
+
+    def chat(
+        self, messages: Conversation, sampling: SamplingParams | None = None, **options: Any
+    ) -> Completion:
+        """Answer a conversation, rendered with the model's own template; options as `generate`."""
+        return self.generate(messages, sampling, **options)
+
+    def stream_chat(
+        self, messages: Conversation, sampling: SamplingParams | None = None, **options: Any
+    ) -> Stream:
+        """Answer a conversation piece by piece; options as `stream`."""
+        return self.stream(messages, sampling, **options)
+
+    def generate_batch(
+        self,
+        prompts: Iterable[Prompt | BatchItem],
+        sampling: SamplingParams | None = None,
+        *,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        **options: Any,
+    ) -> Iterator[BatchResult]:
+        """Answer many prompts, at most `concurrency` at a time; results come as they finish.
+
+        `prompts` is read as places become free, so it may be endless. A prompt that fails gives a result
+        with `error`; the others go on. options as `generate`; the timeout is per prompt. For hundreds at
+        a time take AsyncClient: here each prompt in flight occupies a thread.
+        """
+
+        def start(item: Prompt | BatchItem) -> Stream:
+            if isinstance(item, BatchItem):
+                return self.stream(
+                    item.prompt, item.sampling or sampling, request_id=item.request_id, **options
+                )
+            return self.stream(item, sampling, **options)
+
+        return run_batch(prompts, start, concurrency)
+
+    def cancel(self, *request_ids: str) -> int:
+        """End requests; their streams finish with FinishReason.CANCELLED. How many were still running."""
+        with _translated():
+            reply = self._inference.Cancel(
+                inference_pb2.CancelRequest(request_ids=request_ids), timeout=CONTROL_TIMEOUT_S
+            )
+        return reply.cancelled
+
+    def models(self) -> list[ModelInfo]:
+        """The served models."""
+        with _translated():
+            return models_from_wire(
+                self._inference.ListModels(inference_pb2.ListModelsRequest(), timeout=CONTROL_TIMEOUT_S)
+            )
+
+    def status(self) -> ClusterStatus:
+        """How the cluster stands."""
+        with _translated():
+            return status_from_wire(
+                self._admin.GetClusterStatus(admin_pb2.GetClusterStatusRequest(), timeout=CONTROL_TIMEOUT_S)
+            )
+
+
+def connect(endpoint: str, *, timeout: float = DEFAULT_TIMEOUT_S, retry: RetryPolicy | None = None) -> Client:
+    """A synchronous client for the router at HOST:PORT; UnavailableError if none answers there."""
+    return Client.connect(endpoint, timeout=timeout, retry=retry)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
