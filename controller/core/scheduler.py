@@ -108,11 +108,11 @@ class Scheduler:
             detail = f"{len(self.sequences)} sequences are here already, the most that are accepted"
             self._actions.append(Refused(event.sequence_id, Refusal.QUEUE_FULL, detail))
             return
-        room = self._longest_sequence() - len(event.prompt)
+        room = self.longest_sequence - len(event.prompt)
         if room < 1 or not event.prompt:
             detail = (
                 f"the prompt has {len(event.prompt)} tokens; it must have at least 1 and leave room for "
-                f"output within {self._longest_sequence()} tokens"
+                f"output within {self.longest_sequence} tokens"
             )
             self._actions.append(Refused(event.sequence_id, Refusal.INVALID, detail))
             return
@@ -131,7 +131,13 @@ class Scheduler:
         if len(sequence.output) >= sequence.max_tokens:
             self._end(sequence, FinishReason.LENGTH)
 
-    def _longest_sequence(self) -> int:
+    @property
+    def running(self) -> int:
+        """Sequences that hold KV blocks."""
+        return len(self._running)
+
+    @property
+    def longest_sequence(self) -> int:
         """Tokens of the longest sequence that context and KV pool allow."""
         if not self._stages:
             return self.config.context_length
@@ -141,7 +147,7 @@ class Scheduler:
         self._stages = event.stages
         self.ledger = KvLedger(event.kv_blocks, self.config.block_size)
         self.batches = DecodeBatches(self.config.microbatches or event.stages + 1)
-        longest = self._longest_sequence()
+        longest = self.longest_sequence
         for sequence in list(self.sequences.values()):
             # Taken before the pool's size was known, or by a larger pool that is no more.
             sequence.max_tokens = min(sequence.max_tokens, longest - len(sequence.prompt))

@@ -1,0 +1,1 @@
+"""What connects the pure core to the world: stages, routers, predictor."""

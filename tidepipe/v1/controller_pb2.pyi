@@ -631,6 +631,7 @@ class StageStatus(_message.Message):
     ALIVE_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
+    PLAN_WAIT_S_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Position in the pipeline, 0 first."""
     address: _builtins.str
@@ -644,15 +645,17 @@ class StageStatus(_message.Message):
     rss_bytes: _builtins.int
     """Resident memory, bytes."""
     prefill_busy_s: _builtins.float
-    """Time spent computing in prefill steps since the epoch began, seconds."""
+    """Time spent computing in prefill steps since the controller started, seconds."""
     decode_busy_s: _builtins.float
-    """Time spent computing in decode steps since the epoch began, seconds."""
+    """Time spent computing in decode steps since the controller started, seconds."""
     alive: _builtins.bool
     """True while it answers."""
     device: _builtins.str
     """Device, such as cpu or cuda:0."""
     dtype: _builtins.str
     """Data type of weights and activations."""
+    plan_wait_s: _builtins.float
+    """Time between steps without a plan since the controller started, seconds: lost to scheduling."""
     def __init__(
         self,
         *,
@@ -667,10 +670,11 @@ class StageStatus(_message.Message):
         alive: _builtins.bool = ...,
         device: _builtins.str = ...,
         dtype: _builtins.str = ...,
+        plan_wait_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "alive", b"alive", "decode_busy_s", b"decode_busy_s", "device", b"device", "dtype", b"dtype", "index", b"index", "layer_begin", b"layer_begin", "layer_end", b"layer_end", "pid", b"pid", "prefill_busy_s", b"prefill_busy_s", "rss_bytes", b"rss_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "alive", b"alive", "decode_busy_s", b"decode_busy_s", "device", b"device", "dtype", b"dtype", "index", b"index", "layer_begin", b"layer_begin", "layer_end", b"layer_end", "pid", b"pid", "plan_wait_s", b"plan_wait_s", "prefill_busy_s", b"prefill_busy_s", "rss_bytes", b"rss_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -53,6 +53,7 @@ class DescribeStageResponse(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     RSS_BYTES_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this contract; a controller refuses another than its own."""
     model: _builtins.str
@@ -69,6 +70,8 @@ class DescribeStageResponse(_message.Message):
     """Process id."""
     rss_bytes: _builtins.int
     """Resident memory, bytes."""
+    epoch: _builtins.int
+    """Newest epoch that it was configured for; 0 if none. A controller goes on from the largest of its stages."""
     @_builtins.property
     def shape(self) -> Global___ModelShape:
         """The model's dimensions."""
@@ -85,10 +88,11 @@ class DescribeStageResponse(_message.Message):
         pid: _builtins.int = ...,
         shape: Global___ModelShape | None = ...,
         rss_bytes: _builtins.int = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dtype", b"dtype", "memory_budget_bytes", b"memory_budget_bytes", "model", b"model", "model_fingerprint", b"model_fingerprint", "pid", b"pid", "protocol_version", b"protocol_version", "rss_bytes", b"rss_bytes", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dtype", b"dtype", "epoch", b"epoch", "memory_budget_bytes", b"memory_budget_bytes", "model", b"model", "model_fingerprint", b"model_fingerprint", "pid", b"pid", "protocol_version", b"protocol_version", "rss_bytes", b"rss_bytes", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -260,7 +264,7 @@ Global___ConfigureResponse: _TypeAlias = ConfigureResponse  # noqa: Y015
 
 @_typing.final
 class RunRequest(_message.Message):
-    """Request of Run: one message from controller to stage."""
+    """Request of Run: one message from controller to stage. The first one carries the epoch alone."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -1,0 +1,215 @@
+"""The live driver: the pure scheduler, fed by real stages and routers, its actions carried out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from common.errors import UnavailableError
+from common.plan import SampledTokens
+from common.sampling import FinishReason, SamplingParams
+from common.wire.sampling import logprobs_from_wire
+from controller.core.actions import (
+    Action,
+    Dispatch,
+    Emit,
+    Finish,
+    PhaseSwitched,
+    Preempted,
+    Refused,
+)
+from controller.core.events import (
+    Event,
+    LengthPredicted,
+    NewSequence,
+    SequenceCancelled,
+    SequencesArrived,
+    StagesLost,
+    StagesReady,
+    StepDone,
+    Tick,
+)
+from controller.core.scheduler import Scheduler
+from controller.drivers.lengths import Features, LengthOracle
+from controller.drivers.pipeline import Pipeline
+from controller.drivers.results import ResultsHub
+from controller.drivers.stage_client import StageAbout, StageLostError
+from tidepipe.v1 import stage_pb2
+
+TICK_S = 0.1
+ABANDONED_AFTER_S = 15.0
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A sequence as a router hands it over; deadline in seconds from now, or None."""
+
+    sequence_id: str
+    prompt: tuple[int, ...]
+    output: tuple[int, ...]
+    sampling: SamplingParams
+    deadline_s: float | None
+
+
+class LiveInstance:
+    """One instance at work. All methods run on the event loop; nothing in them waits for a stage."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        make_scheduler: Callable[[StageAbout], Scheduler],
+        predictor_address: str | None,
+        on_serving: Callable[[bool], None],
+    ) -> None:
+        """make_scheduler: called once, when the stages have said which model they serve."""
+        self.pipeline = pipeline
+        self.hub = ResultsHub()
+        self.lengths = LengthOracle(predictor_address, self._predicted)
+        self.draining = False
+        self.serving = False
+        self.detail = "stages are loading"
+        self._make_scheduler = make_scheduler
+        self._scheduler: Scheduler | None = None
+        self._on_serving = on_serving
+        self._features: dict[str, Features] = {}
+        self._refused: list[Refused] = []
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The core; UnavailableError while the stages have not been up yet."""
+        if self._scheduler is None:
+            raise UnavailableError(f"the instance is not ready: {self.detail}")
+        return self._scheduler
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._serve_epochs(), name="epochs")
+            group.create_task(self.lengths.run(), name="lengths")
+            group.create_task(self._tick(), name="ticks")
+
+    async def _serve_epochs(self) -> None:
+        while True:
+            blocks = await self.pipeline.bring_up()
+            if self._scheduler is None:
+                assert self.pipeline.about is not None
+                self._scheduler = self._make_scheduler(self.pipeline.about)
+            self.serving, self.detail = True, ""
+            self._hear(StagesReady(self.pipeline.epoch, len(self.pipeline.stages), blocks))
+            self._on_serving(True)
+            try:
+                await self.pipeline.run_epoch(self._report)
+            except StageLostError as lost:
+                log.warning("stages lost", epoch=self.pipeline.epoch, reason=str(lost))
+                self.serving, self.detail = False, str(lost)
+                self._on_serving(False)
+                self._hear(StagesLost(str(lost)))
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            if self._scheduler is None:
+                continue
+            self._hear(Tick())
+            for sequence_id in self.hub.abandoned(self._now(), ABANDONED_AFTER_S):
+                self.drop(sequence_id)
+
+    @staticmethod
+    def _now() -> float:
+        return time.monotonic()
+
+    # -- from the stages ----------------------------------------------------------------------------
+
+    def _report(self, stage: int, report: stage_pb2.StepReport) -> None:
+        if stage != len(self.pipeline.stages) - 1:
+            return
+        sampled = SampledTokens(tuple(report.token_ids), logprobs_from_wire(report.logprobs))
+        self._hear(StepDone(report.step_id, sampled))
+
+    def _predicted(self, sequence_id: str, p50: float, p90: float) -> None:
+        if self._scheduler is not None:
+            self._hear(LengthPredicted(sequence_id, p50, p90))
+
+    # -- from the routers ---------------------------------------------------------------------------
+
+    def submit(self, router_id: str, submissions: list[Submission]) -> Mapping[str, Refused]:
+        """Take sequences; returns the refusals. Known ones count as taken."""
+        scheduler = self.scheduler
+        now = self._now()
+        arrivals = []
+        for one in submissions:
+            if one.sequence_id in self.hub.records:
+                continue
+            self.hub.open(one.sequence_id, router_id, one.output, now)
+            deadline = None if one.deadline_s is None else now + one.deadline_s
+            arrivals.append(NewSequence(one.sequence_id, one.prompt, one.sampling, one.output, deadline))
+        self._hear(SequencesArrived(tuple(arrivals)))
+        refused, self._refused = {one.sequence_id: one for one in self._refused}, []
+        for sequence_id in refused:
+            self.hub.forget(sequence_id)
+        for arrival in arrivals:
+            if sequence := scheduler.sequences.get(arrival.sequence_id):
+                features = Features(
+                    sequence.sequence_id,
+                    len(sequence.prompt),
+                    sequence.max_tokens,
+                    sequence.sampling.temperature,
+                )
+                self._features[sequence.sequence_id] = features
+                self.lengths.ask(features)
+        return refused
+
+    def cancel(self, sequence_id: str) -> None:
+        """End a sequence."""
+        if self._scheduler is not None:
+            self._hear(SequenceCancelled(sequence_id))
+
+    def drop(self, sequence_id: str) -> None:
+        """End a sequence that nobody will ask for again."""
+        self.cancel(sequence_id)
+        self.hub.forget(sequence_id)
+
+    async def drain(self, patience_s: float) -> None:
+        """Take nothing new; wait until all is done, nobody listens any more, or patience ends."""
+        self.draining = True
+        end = self._now() + patience_s
+        while self._now() < end and self._scheduler is not None and self._scheduler.sequences:
+            if all(box.unwatched_since is not None for box in self.hub.mailboxes.values()):
+                return
+            await asyncio.sleep(0.05)
+
+    # -- decisions carried out ----------------------------------------------------------------------
+
+    def _hear(self, event: Event) -> None:
+        for action in self.scheduler.on(event, self._now()):
+            self._do(action)
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Dispatch(plan):
+                self.pipeline.send(plan)
+            case Emit():
+                self.hub.emit(action)
+            case Finish():
+                self.hub.finish(action)
+                features = self._features.pop(action.sequence_id, None)
+                if features and action.reason is not FinishReason.ERROR:
+                    censored = action.reason is not FinishReason.STOP
+                    self.lengths.observe(features, action.output_tokens, censored)
+            case Refused():
+                self._refused.append(action)
+            case PhaseSwitched():
+                log.info(
+                    "phase",
+                    before=action.before.value,
+                    after=action.after.value,
+                    reason=str(action.reason),
+                )
+            case Preempted():
+                log.info("preempted", sequence=action.sequence_id, reason=str(action.reason))

@@ -1,0 +1,129 @@
+"""The stages of one instance as a whole: brought up together for an epoch, lost together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from common.errors import ConfigError, IncompatibleError, ModelError, UnavailableError
+from common.plan import PROTOCOL_VERSION, StepPlan
+from controller.core.split import given_split, head_cost_in_layers, split_layers
+from controller.drivers.stage_client import StageAbout, StageClient, StageLostError, common_about
+from tidepipe.v1 import stage_pb2
+
+RETRY_S = 0.3
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineConfig:
+    """Settings of one pipeline.
+
+    layer_split: layers per stage, or empty to split by modelled cost.
+    kv_blocks: per stage; 0 means as many as the memory budget of the smallest stage holds.
+    """
+
+    stage_addresses: tuple[str, ...]
+    block_size: int
+    kv_blocks: int
+    max_step_tokens: int
+    layer_split: tuple[int, ...] = ()
+
+
+class Pipeline:
+    """Brings the stages up for one epoch after the other."""
+
+    def __init__(self, config: PipelineConfig, incarnation: str) -> None:
+        self.config = config
+        self.epoch = 0
+        self.about: StageAbout | None = None
+        count = len(config.stage_addresses)
+        self.stages = [StageClient(address, i, count) for i, address in enumerate(config.stage_addresses)]
+        self._incarnation = incarnation
+        self._stuck = asyncio.Event()
+
+    async def bring_up(self) -> int:
+        """Configure all stages for a new epoch; KV blocks that every stage has.
+
+        Waits for stages that do not answer yet. IncompatibleError or ConfigError if they never will fit.
+        """
+        while True:
+            try:
+                return await self._configure()
+            except UnavailableError as error:
+                log.info("waiting for stages", reason=str(error))
+                await asyncio.sleep(RETRY_S)
+
+    async def _configure(self) -> int:
+        abouts = await asyncio.gather(*(stage.describe() for stage in self.stages))
+        about = common_about(self.stages, list(abouts))
+        if self.about is not None and self.about.fingerprint != about.fingerprint:
+            raise IncompatibleError("the stages came back with another model; restart the controller")
+        self.about = about
+        self.epoch = max(self.epoch, *(one.epoch for one in abouts)) + 1
+        shape = about.shape
+        ranges = (
+            given_split(self.config.layer_split, shape.layers, len(self.stages))
+            if self.config.layer_split
+            else split_layers(shape.layers, len(self.stages), head_cost_in_layers(shape))
+        )
+        following = [*self.config.stage_addresses[1:], ""]
+        blocks = await asyncio.gather(
+            *(
+                stage.configure(
+                    stage_pb2.ConfigureRequest(
+                        protocol_version=PROTOCOL_VERSION,
+                        model_fingerprint=about.fingerprint,
+                        epoch=self.epoch,
+                        controller_incarnation=self._incarnation,
+                        stage_index=stage.index,
+                        stage_count=stage.count,
+                        layer_begin=begin,
+                        layer_end=end,
+                        block_size=self.config.block_size,
+                        kv_blocks=self.config.kv_blocks,
+                        next_stage_address=next_address,
+                        max_step_tokens=self.config.max_step_tokens,
+                    )
+                )
+                for stage, (begin, end), next_address in zip(self.stages, ranges, following, strict=True)
+            )
+        )
+        self._stuck.clear()
+        log.info("stages ready", epoch=self.epoch, layers=ranges, kv_blocks=list(blocks))
+        return min(blocks)
+
+    def send(self, plan: StepPlan) -> None:
+        """Send a plan to all stages at once. If one takes no plans any more, the epoch ends."""
+        for stage in self.stages:
+            try:
+                stage.send(plan)
+            except asyncio.QueueFull:
+                self._stuck.set()
+
+    async def run_epoch(self, report: Callable[[int, stage_pb2.StepReport], None]) -> None:
+        """Serve the epoch until cancelled; StageLostError when any stage is lost."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for stage in self.stages:
+                    group.create_task(stage.run(self.epoch, report), name=f"stage-{stage.index}")
+                group.create_task(self._watch_stuck(), name="stuck")
+        except* StageLostError as lost:
+            raise StageLostError("; ".join(str(error) for error in lost.exceptions)) from None
+
+    async def _watch_stuck(self) -> None:
+        await self._stuck.wait()
+        raise StageLostError("a stage takes no plans")
+
+    async def close(self) -> None:
+        """Give all channels back."""
+        for stage in self.stages:
+            await stage.close()
+
+
+FATAL = (IncompatibleError, ConfigError, ModelError)
+"""Errors of bring_up that no waiting will mend."""

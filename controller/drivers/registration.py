@@ -1,0 +1,56 @@
+"""Keeps the instance's lease at its router."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import grpc
+import structlog
+
+from common.rpc.channel import open_channel
+from tidepipe.v1 import router_pb2, router_pb2_grpc
+
+LEASE_MS = 5_000
+RENEW_S = 1.0
+TIMEOUT_S = 2.0
+
+log = structlog.get_logger()
+
+
+class Registration:
+    """Announces an instance to a router again and again, so that a restarted router finds it."""
+
+    def __init__(self, router_address: str, handle: router_pb2.InstanceHandle) -> None:
+        self._handle = handle
+        self._channel = open_channel(router_address)
+        self._stub = router_pb2_grpc.RouterServiceStub(self._channel)
+        self._known = False
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        while True:
+            try:
+                await self._stub.RegisterInstance(
+                    router_pb2.RegisterInstanceRequest(handle=self._handle, lease_ms=LEASE_MS),
+                    timeout=TIMEOUT_S,
+                )
+                if not self._known:
+                    log.info("registered at the router")
+                self._known = True
+            except grpc.aio.AioRpcError as error:
+                if self._known:
+                    log.warning("router does not answer", reason=error.code().name)
+                self._known = False
+            await asyncio.sleep(RENEW_S)
+
+    async def withdraw(self) -> None:
+        """Tell the router to send nothing new."""
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await self._stub.RemoveInstance(
+                router_pb2.RemoveInstanceRequest(instance_id=self._handle.instance_id), timeout=TIMEOUT_S
+            )
+
+    async def close(self) -> None:
+        """Give the channel back."""
+        await self._channel.close()

@@ -1,0 +1,142 @@
+"""What routers are told: tokens and ends of their sequences, coalesced, resumable, bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from common.sampling import PositionLogprobs
+from controller.core.actions import Emit, Finish
+
+MAX_REMEMBERED = 8192
+"""Ended sequences that are kept for a router that comes back."""
+
+
+@dataclass(slots=True)
+class Record:
+    """All output of one sequence; what was sent is a position in it. `given`: tokens it came with."""
+
+    sequence_id: str
+    router_id: str
+    given: int
+    tokens: list[int]
+    logprobs: list[PositionLogprobs] = field(default_factory=list)
+    sent: int = 0
+    end: Finish | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """News of one sequence."""
+
+    sequence_id: str
+    token_offset: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[PositionLogprobs, ...]
+    end: Finish | None
+
+
+class Mailbox:
+    """What one router has still to hear. Bounded by the outputs themselves: only positions are queued."""
+
+    def __init__(self) -> None:
+        self.dirty: OrderedDict[str, None] = OrderedDict()
+        self.news = asyncio.Event()
+        self.watcher = 0
+        self.unwatched_since: float | None = None
+
+
+class ResultsHub:
+    """Records of all sequences, and a mailbox per router."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, Record] = {}
+        self.mailboxes: dict[str, Mailbox] = {}
+        self._ended: OrderedDict[str, None] = OrderedDict()
+
+    def open(self, sequence_id: str, router_id: str, output: tuple[int, ...], now: float) -> None:
+        """A sequence was taken."""
+        self.records[sequence_id] = Record(
+            sequence_id, router_id, len(output), list(output), sent=len(output)
+        )
+        if router_id not in self.mailboxes:
+            self.mailbox(router_id).unwatched_since = now
+
+    def mailbox(self, router_id: str) -> Mailbox:
+        """The router's mailbox."""
+        return self.mailboxes.setdefault(router_id, Mailbox())
+
+    def emit(self, action: Emit) -> None:
+        """New tokens."""
+        record = self.records[action.sequence_id]
+        record.tokens.extend(action.token_ids)
+        record.logprobs.extend(action.logprobs)
+        self._touch(record)
+
+    def finish(self, action: Finish) -> None:
+        """A sequence ended; it is remembered for a while."""
+        record = self.records[action.sequence_id]
+        record.end = action
+        self._touch(record)
+        self._ended[action.sequence_id] = None
+        while len(self._ended) > MAX_REMEMBERED:
+            self.forget(self._ended.popitem(last=False)[0])
+
+    def forget(self, sequence_id: str) -> None:
+        """Drop a sequence for good."""
+        record = self.records.pop(sequence_id, None)
+        self._ended.pop(sequence_id, None)
+        if record and record.router_id in self.mailboxes:
+            self.mailboxes[record.router_id].dirty.pop(sequence_id, None)
+
+    def _touch(self, record: Record) -> None:
+        box = self.mailbox(record.router_id)
+        box.dirty[record.sequence_id] = None
+        box.news.set()
+
+    def reposition(self, router_id: str, positions: Mapping[str, int]) -> tuple[list[str], list[str]]:
+        """A router says where it stands. Returns (lost, unwanted): ids that are not here, and ids of its
+        sequences here that it does not know of."""
+        lost = []
+        for sequence_id, position in positions.items():
+            record = self.records.get(sequence_id)
+            # One that lacks tokens it claims to have belongs to another life of this controller.
+            if record is None or not record.given <= position <= len(record.tokens):
+                lost.append(sequence_id)
+                continue
+            record.router_id = router_id
+            record.sent = position
+            if position < len(record.tokens) or record.end is not None:
+                self._touch(record)
+        unwanted = [
+            record.sequence_id
+            for record in self.records.values()
+            if record.router_id == router_id and record.sequence_id not in positions
+        ]
+        return lost, unwanted
+
+    def collect(self, router_id: str) -> list[Update]:
+        """All that is new for a router; it counts as sent."""
+        box = self.mailbox(router_id)
+        box.news.clear()
+        names, box.dirty = box.dirty, OrderedDict()
+        return [self._update(self.records[name]) for name in names]
+
+    @staticmethod
+    def _update(record: Record) -> Update:
+        begin, record.sent = record.sent, len(record.tokens)
+        logprobs: tuple[PositionLogprobs, ...] = ()
+        if record.logprobs:
+            logprobs = tuple(record.logprobs[begin - record.given :])
+        return Update(record.sequence_id, begin, tuple(record.tokens[begin:]), logprobs, record.end)
+
+    def abandoned(self, now: float, patience_s: float) -> Iterable[str]:
+        """Sequences of routers that have not watched for `patience_s` seconds."""
+        gone = {
+            router_id
+            for router_id, box in self.mailboxes.items()
+            if box.unwatched_since is not None and now - box.unwatched_since > patience_s
+        }
+        return [record.sequence_id for record in self.records.values() if record.router_id in gone]

@@ -1,0 +1,195 @@
+"""One stage as the controller talks to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import grpc
+
+from common.errors import IncompatibleError, TidePipeError
+from common.model_shape import ModelShape
+from common.plan import PROTOCOL_VERSION, Phase, StepPlan
+from common.rpc.channel import open_channel
+from common.rpc.status import from_rpc_error
+from common.wire.plan import plan_to_wire
+from common.wire.shape import shape_from_wire
+from tidepipe.v1 import stage_pb2, stage_pb2_grpc
+
+DESCRIBE_TIMEOUT_S = 5.0
+CONFIGURE_TIMEOUT_S = 900.0
+LEASE_S = 6.0
+"""A stage that sends neither a report nor a heartbeat (one each second) for this long is lost."""
+MAX_PLANS_QUEUED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class StageAbout:
+    """What a worker says of itself."""
+
+    model: str
+    fingerprint: str
+    device: str
+    dtype: str
+    pid: int
+    shape: ModelShape
+    epoch: int
+
+
+@dataclass(slots=True)
+class StageAccount:
+    """What the controller knows of a stage. Times in seconds, since the controller started."""
+
+    address: str
+    about: StageAbout | None = None
+    layers: tuple[int, int] = (0, 0)
+    rss_bytes: int = 0
+    prefill_busy_s: float = 0.0
+    decode_busy_s: float = 0.0
+    plan_wait_s: float = 0.0
+    alive: bool = False
+
+
+class StageLostError(Exception):
+    """A stage, or its link to the next one, is gone for this epoch."""
+
+
+class StageClient:
+    """Calls to one stage worker. `account` outlives epochs."""
+
+    def __init__(self, address: str, index: int, count: int) -> None:
+        self.address = address
+        self.index = index
+        self.count = count
+        self.account = StageAccount(address)
+        self._channel = open_channel(address)
+        self._stub = stage_pb2_grpc.StageServiceStub(self._channel)
+        self._plans: asyncio.Queue[StepPlan] = asyncio.Queue(MAX_PLANS_QUEUED)
+        self._phases: dict[int, Phase] = {}
+
+    async def describe(self) -> StageAbout:
+        """Ask the worker who it is.
+
+        UnavailableError if it does not answer, IncompatibleError if it speaks another protocol version.
+        """
+        try:
+            reply = await self._stub.DescribeStage(
+                stage_pb2.DescribeStageRequest(), timeout=DESCRIBE_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise self._named(from_rpc_error(error)) from error
+        if reply.protocol_version != PROTOCOL_VERSION:
+            raise IncompatibleError(
+                f"stage {self.index} at {self.address} speaks protocol version "
+                f"{reply.protocol_version}, this controller {PROTOCOL_VERSION}; "
+                "install the same TidePipe version on both"
+            )
+        about = StageAbout(
+            model=reply.model,
+            fingerprint=reply.model_fingerprint,
+            device=reply.device,
+            dtype=reply.dtype,
+            pid=reply.pid,
+            shape=shape_from_wire(reply.shape),
+            epoch=reply.epoch,
+        )
+        self.account.about = about
+        self.account.rss_bytes = reply.rss_bytes
+        return about
+
+    async def configure(self, request: stage_pb2.ConfigureRequest) -> int:
+        """Make the worker a stage of a new epoch; the KV blocks it has."""
+        try:
+            reply = await self._stub.Configure(request, timeout=CONFIGURE_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise self._named(from_rpc_error(error)) from error
+        # From here on plans may be queued for the new epoch.
+        self._plans = asyncio.Queue(MAX_PLANS_QUEUED)
+        self._phases.clear()
+        self.account.layers = (request.layer_begin, request.layer_end)
+        self.account.rss_bytes = reply.rss_bytes
+        return reply.kv_blocks
+
+    def _named(self, error: TidePipeError) -> TidePipeError:
+        """The same error, saying which stage it is about."""
+        return type(error)(f"stage {self.index} at {self.address}: {error}")
+
+    def send(self, plan: StepPlan) -> None:
+        """Queue a plan; it is on its way before this stage needs it. asyncio.QueueFull if none are taken."""
+        self._plans.put_nowait(plan)
+        self._phases[plan.step_id] = plan.phase
+
+    async def run(self, epoch: int, report: Callable[[int, stage_pb2.StepReport], None]) -> None:
+        """Serve one epoch until cancelled: plans out, reports to `report(stage index, message)`.
+
+        Raises StageLostError when the stage fails, falls silent, or is taken over by a newer epoch. The
+        stream has no deadline; the lease, renewed by each message, takes its place.
+        """
+        account = self.account
+        call = self._stub.Run(self._requests(epoch))
+        account.alive = True
+        try:
+            while True:
+                async with asyncio.timeout(LEASE_S):
+                    message = await call.read()
+                if not isinstance(message, stage_pb2.RunResponse):
+                    raise StageLostError(f"stage {self.index} at {self.address} ended the stream")
+                self._take(message, report)
+        except TimeoutError:
+            raise StageLostError(
+                f"stage {self.index} at {self.address} was silent for {LEASE_S:g} s"
+            ) from None
+        except grpc.aio.AioRpcError as error:
+            detail = f"stage {self.index} at {self.address}: {error.code().name}: {error.details()}"
+            raise StageLostError(detail) from error
+        finally:
+            account.alive = False
+            call.cancel()
+
+    def _take(
+        self, message: stage_pb2.RunResponse, report: Callable[[int, stage_pb2.StepReport], None]
+    ) -> None:
+        kind = message.WhichOneof("report")
+        if kind == "step":
+            step = message.step
+            phase = self._phases.pop(step.step_id, Phase.DECODE)
+            if phase is Phase.PREFILL:
+                self.account.prefill_busy_s += step.compute_s
+            else:
+                self.account.decode_busy_s += step.compute_s
+            self.account.plan_wait_s += step.plan_wait_s
+            report(self.index, step)
+        elif kind == "heartbeat":
+            self.account.rss_bytes = message.heartbeat.rss_bytes
+        elif kind == "failure":
+            raise StageLostError(f"stage {self.index} at {self.address}: {message.failure.detail}")
+
+    async def _requests(self, epoch: int) -> AsyncIterator[stage_pb2.RunRequest]:
+        yield stage_pb2.RunRequest(epoch=epoch)
+        first, last = self.index == 0, self.index == self.count - 1
+        while True:
+            plan = await self._plans.get()
+            yield stage_pb2.RunRequest(epoch=epoch, plan=plan_to_wire(plan, first=first, last=last))
+
+    async def close(self) -> None:
+        """Give the channel back."""
+        await self._channel.close()
+
+
+def common_about(clients: list[StageClient], abouts: list[StageAbout]) -> StageAbout:
+    """What all stages agree on; IncompatibleError naming the odd one out."""
+    first = abouts[0]
+    for client, about in zip(clients, abouts, strict=True):
+        if about.fingerprint != first.fingerprint:
+            raise IncompatibleError(
+                f"stage {client.index} at {client.address} was started for model {about.model} "
+                f"({about.fingerprint[:12]}), stage 0 at {clients[0].address} for {first.model} "
+                f"({first.fingerprint[:12]}); start all stages with the same model"
+            )
+        if about.dtype != first.dtype:
+            raise IncompatibleError(
+                f"stage {client.index} at {client.address} computes in {about.dtype}, stage 0 in "
+                f"{first.dtype}; start all stages with the same --dtype"
+            )
+    return first

@@ -1,0 +1,152 @@
+"""ControllerService: sequences in, results out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from common.plan import PROTOCOL_VERSION
+from common.wire.sampling import finish_to_wire, logprobs_to_wire, sampling_from_wire
+from controller.core.actions import Refusal, Refused
+from controller.drivers.live import LiveInstance, Submission
+from controller.drivers.results import Mailbox, Update
+from controller.edge.status import instance_status
+from tidepipe.v1 import controller_pb2, controller_pb2_grpc
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+UPDATES_PER_MESSAGE = 512
+Verdict = controller_pb2.SubmitVerdict
+
+
+class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
+    """The instance as routers see it."""
+
+    def __init__(self, instance: LiveInstance, instance_id: str, incarnation: str) -> None:
+        self._instance = instance
+        self._instance_id = instance_id
+        self._incarnation = incarnation
+
+    async def Describe(  # noqa: N802 (the contract's name)
+        self, request: controller_pb2.DescribeRequest, context: Context
+    ) -> controller_pb2.DescribeResponse:
+        """See controller.proto."""
+        scheduler = self._instance.scheduler
+        about = self._instance.pipeline.about
+        assert about is not None, "a scheduler exists only after the stages described themselves"
+        return controller_pb2.DescribeResponse(
+            instance_id=self._instance_id,
+            incarnation=self._incarnation,
+            model=about.model,
+            model_fingerprint=about.fingerprint,
+            context_length=scheduler.longest_sequence,
+            vocab_size=about.shape.vocab_size,
+            eos_token_ids=about.shape.eos_token_ids,
+            protocol_version=PROTOCOL_VERSION,
+            max_sequences=scheduler.config.max_sequences,
+        )
+
+    async def SubmitSequences(  # noqa: N802
+        self, request: controller_pb2.SubmitSequencesRequest, context: Context
+    ) -> controller_pb2.SubmitSequencesResponse:
+        """See controller.proto."""
+        if self._instance.draining:
+            outcome, reason = Verdict.OUTCOME_DRAINING, "the instance is being taken out of service"
+            verdicts = [
+                Verdict(sequence_id=spec.sequence_id, outcome=outcome, reason=reason)
+                for spec in request.sequences
+            ]
+            return controller_pb2.SubmitSequencesResponse(verdicts=verdicts)
+        submissions = [_submission(spec) for spec in request.sequences]
+        refused = self._instance.submit(request.router_id, submissions)
+        return controller_pb2.SubmitSequencesResponse(
+            verdicts=[_verdict(one.sequence_id, refused.get(one.sequence_id)) for one in submissions]
+        )
+
+    async def CancelSequences(  # noqa: N802
+        self, request: controller_pb2.CancelSequencesRequest, context: Context
+    ) -> controller_pb2.CancelSequencesResponse:
+        """See controller.proto."""
+        for sequence_id in request.sequence_ids:
+            self._instance.cancel(sequence_id)
+        return controller_pb2.CancelSequencesResponse()
+
+    async def WatchResults(  # noqa: N802
+        self, request: controller_pb2.WatchResultsRequest, context: Context
+    ) -> AsyncIterator[controller_pb2.WatchResultsResponse]:
+        """See controller.proto."""
+        hub, router_id = self._instance.hub, request.router_id
+        box = hub.mailbox(router_id)
+        box.watcher += 1
+        mine = box.watcher
+        box.unwatched_since = None
+        box.news.set()  # an older watcher wakes up and leaves
+        positions = {one.sequence_id: one.output_tokens for one in request.positions}
+        lost, unwanted = hub.reposition(router_id, positions)
+        for sequence_id in unwanted:
+            self._instance.drop(sequence_id)
+        try:
+            yield controller_pb2.WatchResultsResponse(incarnation=self._incarnation, lost_sequence_ids=lost)
+            while True:
+                await box.news.wait()
+                if box.watcher != mine:
+                    return
+                updates = hub.collect(router_id)
+                for begin in range(0, len(updates), UPDATES_PER_MESSAGE):
+                    yield _results(updates[begin : begin + UPDATES_PER_MESSAGE])
+        finally:
+            _leave(box, mine)
+
+    async def GetInstanceStatus(  # noqa: N802
+        self, request: controller_pb2.GetInstanceStatusRequest, context: Context
+    ) -> controller_pb2.GetInstanceStatusResponse:
+        """See controller.proto."""
+        status = instance_status(self._instance, self._instance_id, self._incarnation)
+        return controller_pb2.GetInstanceStatusResponse(status=status)
+
+
+def _leave(box: Mailbox, watcher: int) -> None:
+    if box.watcher == watcher:
+        box.unwatched_since = time.monotonic()
+
+
+def _submission(spec: controller_pb2.SequenceSpec) -> Submission:
+    return Submission(
+        sequence_id=spec.sequence_id,
+        prompt=tuple(spec.prompt_token_ids),
+        output=tuple(spec.output_token_ids),
+        sampling=sampling_from_wire(spec.sampling),
+        deadline_s=spec.deadline_ms / 1000 if spec.deadline_ms else None,
+    )
+
+
+def _verdict(sequence_id: str, refused: Refused | None) -> Verdict:
+    if refused is None:
+        return Verdict(sequence_id=sequence_id, outcome=Verdict.OUTCOME_ACCEPTED)
+    full = refused.refusal is Refusal.QUEUE_FULL
+    outcome = Verdict.OUTCOME_QUEUE_FULL if full else Verdict.OUTCOME_INVALID
+    return Verdict(sequence_id=sequence_id, outcome=outcome, reason=refused.detail)
+
+
+def _results(updates: Sequence[Update]) -> controller_pb2.WatchResultsResponse:
+    return controller_pb2.WatchResultsResponse(updates=[_update(update) for update in updates])
+
+
+def _update(update: Update) -> controller_pb2.SequenceUpdate:
+    message = controller_pb2.SequenceUpdate(
+        sequence_id=update.sequence_id,
+        token_offset=update.token_offset,
+        token_ids=update.token_ids,
+        logprobs=logprobs_to_wire(update.logprobs),
+    )
+    if update.end is not None:
+        message.finish_reason = finish_to_wire(update.end.reason)
+        message.error = update.end.error
+        message.preemptions = update.end.preemptions
+        if update.end.stop_token is not None:
+            message.stop_token_id = update.end.stop_token
+    return message

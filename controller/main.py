@@ -1,0 +1,163 @@
+"""`python -m controller`: the brain of one instance."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import uuid
+
+from common.errors import ConfigError
+from common.rpc.lifecycle import Lifecycle, run_service
+from common.rpc.server import RpcServer
+from controller.core.admission import AdmissionRules
+from controller.core.policy import PhasePolicy, make_policy
+from controller.core.scheduler import Scheduler, SchedulerConfig
+from controller.drivers.live import LiveInstance
+from controller.drivers.pipeline import Pipeline, PipelineConfig
+from controller.drivers.registration import Registration
+from controller.drivers.stage_client import StageAbout
+from controller.edge.servicer import ControllerServicer
+from tidepipe.v1 import controller_pb2, controller_pb2_grpc, router_pb2
+
+DRAIN_S = 10.0
+PREFILL_TOKENS = {"cpu": 256, "cuda": 2048}
+"""Tokens of a prefill step at most: enough to saturate the device, few enough to keep bubbles short."""
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line of the service."""
+    parser = argparse.ArgumentParser("python -m controller", description=__doc__)
+    parser.add_argument("--listen", default="127.0.0.1:0", help="HOST:PORT; port 0 picks a free one")
+    parser.add_argument("--instance-id", default="instance-0", help="name of the instance")
+    parser.add_argument("--stages", required=True, help="HOST:PORT of each stage worker, first to last")
+    parser.add_argument("--router", default=None, help="HOST:PORT of the router to register at")
+    parser.add_argument("--predictor", default=None, help="HOST:PORT of the length predictor")
+    parser.add_argument("--policy", default="auto", help="auto or td-pipe")
+    parser.add_argument("--block-size", type=int, default=16, help="tokens per KV block")
+    parser.add_argument("--kv-blocks", type=int, default=0, help="per stage; 0: from the memory budget")
+    parser.add_argument("--layer-split", default="", help="layers per stage, such as 16,14")
+    parser.add_argument("--prefill-tokens", type=int, default=0, help="per step; 0: by device")
+    parser.add_argument("--max-sequences", type=int, default=8192, help="running and waiting together")
+    parser.add_argument("--max-running", type=int, default=256, help="sequences with KV blocks at a time")
+    parser.add_argument("--microbatches", type=int, default=0, help="in decode; 0: one more than stages")
+    parser.add_argument("--log-level", default="info")
+    return parser.parse_args(arguments)
+
+
+def _policy(name: str) -> PhasePolicy:
+    policy = make_policy(name)
+    if policy is None:
+        raise ConfigError(f"unknown policy {name!r}; known: auto, td-pipe")
+    return policy
+
+
+def _layer_split(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part)
+    except ValueError:
+        raise ConfigError(f"--layer-split must be numbers such as 16,14; got {text!r}") from None
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name, low, high in (
+        ("block_size", 1, 1024),
+        ("kv_blocks", 0, 2**31),
+        ("prefill_tokens", 0, 8192),
+        ("max_sequences", 1, 2**20),
+        ("max_running", 1, 65536),
+        ("microbatches", 0, 32),
+    ):
+        if not low <= (value := getattr(options, name)) <= high:
+            raise ConfigError(f"--{name.replace('_', '-')} must be in [{low}, {high}], got {value}")
+
+
+async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
+    """Serve until asked to stop."""
+    _check(options)
+    policy = _policy(options.policy)
+    incarnation = uuid.uuid4().hex
+    config = PipelineConfig(
+        stage_addresses=tuple(part for part in options.stages.split(",") if part),
+        block_size=options.block_size,
+        kv_blocks=options.kv_blocks,
+        max_step_tokens=max(options.prefill_tokens, max(PREFILL_TOKENS.values()), options.max_running),
+        layer_split=_layer_split(options.layer_split),
+    )
+
+    def make_scheduler(about: StageAbout) -> Scheduler:
+        device = about.device.partition(":")[0]
+        return Scheduler(
+            SchedulerConfig(
+                context_length=about.shape.context_length,
+                eos_token_ids=about.shape.eos_token_ids,
+                block_size=options.block_size,
+                prefill_tokens=options.prefill_tokens or PREFILL_TOKENS.get(device, 256),
+                microbatches=options.microbatches,
+                max_sequences=options.max_sequences,
+                admission=AdmissionRules(max_running=options.max_running),
+            ),
+            policy,
+        )
+
+    server = RpcServer(options.listen)
+    ready = asyncio.Event()
+    health: asyncio.Queue[bool] = asyncio.Queue()
+
+    def on_serving(serving: bool) -> None:
+        health.put_nowait(serving)
+        if serving:
+            ready.set()
+
+    async def report_health() -> None:
+        while True:
+            await server.set_serving(await health.get())
+
+    pipeline = Pipeline(config, incarnation)
+    instance = LiveInstance(pipeline, make_scheduler, options.predictor, on_serving)
+    servicer = ControllerServicer(instance, options.instance_id, incarnation)
+    controller_pb2_grpc.add_ControllerServiceServicer_to_server(servicer, server.server)
+    address = await server.start([controller_pb2.DESCRIPTOR.services_by_name["ControllerService"]])
+    registration: Registration | None = None
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(instance.run(), name="instance"),
+            group.create_task(report_health(), name="health"),
+        ]
+        if await _either(ready, lifecycle.stopping):
+            if options.router:
+                assert pipeline.about is not None
+                handle = router_pb2.InstanceHandle(
+                    instance_id=options.instance_id,
+                    controller_address=address,
+                    model=pipeline.about.model,
+                    incarnation=incarnation,
+                )
+                registration = Registration(options.router, handle)
+                tasks.append(group.create_task(registration.run(), name="registration"))
+            lifecycle.announce_ready(address)
+            await lifecycle.stopping.wait()
+        if registration:
+            tasks.pop().cancel()
+            await registration.withdraw()
+        await instance.drain(DRAIN_S)
+        for task in tasks:
+            task.cancel()
+    if registration:
+        await registration.close()
+    await pipeline.close()
+    await server.stop(grace_s=1.0)
+
+
+async def _either(ready: asyncio.Event, stopping: asyncio.Event) -> bool:
+    """Wait for one of the two; True if it is `ready`."""
+    waits = [asyncio.create_task(ready.wait()), asyncio.create_task(stopping.wait())]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    return ready.is_set() and not stopping.is_set()
+
+
+def main() -> int:
+    """Entry point; the exit code."""
+    options = parse()
+    return run_service("controller", lambda life: serve(options, life), log_level=options.log_level)

@@ -1,0 +1,7 @@
+"""Runs the service."""
+
+import sys
+
+from stage_worker.main import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""The stage worker's RPC surface."""

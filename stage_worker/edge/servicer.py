@@ -1,0 +1,210 @@
+"""StageService: who this worker is, epochs, plans in and reports out, activations in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import structlog
+
+from common.errors import IncompatibleError
+from common.plan import PROTOCOL_VERSION
+from common.wire.plan import plan_from_wire
+from common.wire.shape import shape_to_wire
+from stage_worker.epoch import Epoch
+from stage_worker.executors.protocol import Backend, StageSpec
+from stage_worker.runner import QueueOverflowError
+from tidepipe.v1 import stage_pb2, stage_pb2_grpc
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+HEARTBEAT_S = 1.0
+MAX_STEP_TOKENS = 8192
+"""Tokens of one step at most: bounds the size of a message with activations."""
+
+log = structlog.get_logger()
+
+
+def max_message_bytes(hidden_size: int, dtype: str) -> int:
+    """Size of the largest activations message, with room for its other fields."""
+    return MAX_STEP_TOKENS * hidden_size * (4 if dtype == "float32" else 2) + 1024 * 1024
+
+
+class StageServicer(stage_pb2_grpc.StageServiceServicer):
+    """One worker; at most one epoch at a time, the newest."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._epoch: Epoch | None = None
+        self._newest = 0
+        self._configuring = asyncio.Lock()
+        self._process = psutil.Process()
+
+    async def DescribeStage(  # noqa: N802 (the contract's name)
+        self, request: stage_pb2.DescribeStageRequest, context: Context
+    ) -> stage_pb2.DescribeStageResponse:
+        """See stage.proto."""
+        about = self._backend.description
+        return stage_pb2.DescribeStageResponse(
+            protocol_version=PROTOCOL_VERSION,
+            model=about.model,
+            model_fingerprint=about.fingerprint,
+            device=about.device,
+            dtype=about.dtype,
+            memory_budget_bytes=about.memory_budget,
+            pid=os.getpid(),
+            shape=shape_to_wire(about.shape),
+            rss_bytes=self._rss(),
+            epoch=self._newest,
+        )
+
+    async def Configure(  # noqa: N802
+        self, request: stage_pb2.ConfigureRequest, context: Context
+    ) -> stage_pb2.ConfigureResponse:
+        """See stage.proto."""
+        self._check(request)
+        async with self._configuring:
+            if request.epoch <= self._newest:
+                raise IncompatibleError(f"epoch {request.epoch} is over; {self._newest} has begun since")
+            self._newest = request.epoch
+            if self._epoch is not None:
+                await self._epoch.end()
+                self._epoch = None
+            spec = StageSpec(
+                index=request.stage_index,
+                count=request.stage_count,
+                layer_begin=request.layer_begin,
+                layer_end=request.layer_end,
+                block_size=request.block_size,
+                kv_blocks=request.kv_blocks,
+                max_step_tokens=request.max_step_tokens,
+            )
+            executor = await asyncio.to_thread(self._backend.configure, spec)
+            about = self._backend.description
+            self._epoch = Epoch(
+                request.epoch,
+                spec,
+                executor,
+                request.next_stage_address,
+                max_message_bytes(about.shape.hidden, about.dtype),
+            )
+        log.info(
+            "configured",
+            epoch=request.epoch,
+            stage=f"{spec.index + 1}/{spec.count}",
+            layers=f"{spec.layer_begin}..{spec.layer_end - 1}",
+            kv_blocks=executor.kv_blocks,
+            weights_mib=executor.weight_bytes >> 20,
+        )
+        return stage_pb2.ConfigureResponse(
+            kv_blocks=executor.kv_blocks,
+            weight_bytes=executor.weight_bytes,
+            kv_bytes=executor.kv_bytes,
+            rss_bytes=self._rss(),
+        )
+
+    def _check(self, request: stage_pb2.ConfigureRequest) -> None:
+        about = self._backend.description
+        if request.protocol_version != PROTOCOL_VERSION:
+            raise IncompatibleError(
+                f"the controller speaks protocol version {request.protocol_version}, this worker "
+                f"{PROTOCOL_VERSION}; install the same TidePipe version on both"
+            )
+        if request.model_fingerprint != about.fingerprint:
+            raise IncompatibleError(
+                f"this worker was started for model {about.model} ({about.fingerprint[:12]}), the controller "
+                f"serves another one ({request.model_fingerprint[:12]}); start both with the same model"
+            )
+        layers = about.shape.layers
+        if not (0 <= request.layer_begin < request.layer_end <= layers):
+            raise IncompatibleError(
+                f"layers {request.layer_begin}..{request.layer_end} are not within 0..{layers}"
+            )
+        if not (0 <= request.stage_index < request.stage_count):
+            raise IncompatibleError(f"stage {request.stage_index} of {request.stage_count} makes no sense")
+        if not (1 <= request.block_size <= 1024 and 1 <= request.max_step_tokens <= MAX_STEP_TOKENS):
+            raise IncompatibleError(
+                f"block size {request.block_size} must be in [1, 1024] and tokens per step "
+                f"{request.max_step_tokens} in [1, {MAX_STEP_TOKENS}]"
+            )
+
+    async def Run(  # noqa: N802
+        self, request_iterator: AsyncIterator[stage_pb2.RunRequest], context: Context
+    ) -> AsyncIterator[stage_pb2.RunResponse]:
+        """See stage.proto."""
+        hello = await anext(request_iterator)
+        epoch = self._current(hello.epoch)
+        epoch.start()
+        reader = asyncio.create_task(self._read_plans(epoch, request_iterator), name="plans")
+        ended = asyncio.create_task(epoch.ended.wait(), name="epoch-ended")
+        try:
+            while not epoch.ended.is_set():
+                report = asyncio.create_task(epoch.reports.get())
+                done, _ = await asyncio.wait(
+                    {report, reader, ended}, timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                if report in done:
+                    yield report.result()
+                    continue
+                report.cancel()
+                if reader in done:
+                    reader.result()  # raises what went wrong; else the controller has left
+                    return
+                if not done:
+                    yield stage_pb2.RunResponse(heartbeat=stage_pb2.Heartbeat(rss_bytes=self._rss()))
+            raise IncompatibleError(f"epoch {epoch.number} is over; {self._newest} has begun since")
+        finally:
+            for task in (reader, ended):
+                task.cancel()
+            await asyncio.gather(reader, ended, return_exceptions=True)
+
+    async def _read_plans(self, epoch: Epoch, requests: AsyncIterator[stage_pb2.RunRequest]) -> None:
+        async for request in requests:
+            self._require(epoch, request.epoch)
+            try:
+                epoch.add_plan(plan_from_wire(request.plan))
+            except (QueueOverflowError, ValueError) as error:
+                raise IncompatibleError(f"plan of step {request.plan.step_id}: {error}") from error
+
+    async def Forward(  # noqa: N802
+        self, request_iterator: AsyncIterator[stage_pb2.ForwardRequest], context: Context
+    ) -> stage_pb2.ForwardResponse:
+        """See stage.proto."""
+        hello = await anext(request_iterator)
+        epoch = self._current(hello.epoch)
+        steps = 0
+        async for request in request_iterator:
+            self._require(epoch, request.epoch)
+            try:
+                epoch.add_activation(request.step_id, request.hidden)
+            except QueueOverflowError as error:
+                raise IncompatibleError(str(error)) from error
+            steps += 1
+        return stage_pb2.ForwardResponse(steps=steps)
+
+    def _current(self, number: int) -> Epoch:
+        if self._epoch is None or self._epoch.number != number:
+            raise IncompatibleError(f"epoch {number} is not the present one ({self._newest})")
+        return self._epoch
+
+    def _require(self, epoch: Epoch, number: int) -> None:
+        if epoch.ended.is_set() or number != epoch.number:
+            raise IncompatibleError(f"epoch {number} is not the present one ({self._newest})")
+
+    def _rss(self) -> int:
+        return int(self._process.memory_info().rss)
+
+    async def close(self) -> None:
+        """Stop the present epoch."""
+        async with self._configuring:
+            if self._epoch is not None:
+                with contextlib.suppress(Exception):
+                    await self._epoch.end()
+                self._epoch = None

@@ -1,0 +1,104 @@
+"""One epoch of a stage: runner, link, and the reports that go to the controller."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from common.plan import StepPlan
+from common.wire.sampling import logprobs_to_wire
+from stage_worker.executors.protocol import Executor, StageSpec
+from stage_worker.link import NextStageLink, describe
+from stage_worker.runner import StepFailure, StepOutcome, StepRunner
+from tidepipe.v1 import stage_pb2
+
+STOP_TIMEOUT_S = 60.0
+
+log = structlog.get_logger()
+
+
+class Epoch:
+    """Everything that a new epoch throws away. Lives on the event loop; only the runner has a thread."""
+
+    def __init__(
+        self, number: int, spec: StageSpec, executor: Executor, next_address: str, max_message_bytes: int
+    ) -> None:
+        self.number = number
+        self.spec = spec
+        self.executor = executor
+        # Reports are at most a handful per step in flight, and those are bounded by the runner's queues.
+        self.reports: asyncio.Queue[stage_pb2.RunResponse] = asyncio.Queue()
+        self.ended = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._runner = StepRunner(executor, first=spec.first, done=self._from_runner)
+        self._link = None if spec.last else NextStageLink(next_address, number, max_message_bytes)
+        self._link_task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """The controller is here: connect to the next stage."""
+        if self._link is not None and self._link_task is None:
+            self._link_task = asyncio.create_task(self._serve_link(self._link), name="link")
+
+    def add_plan(self, plan: StepPlan) -> None:
+        """A plan came; QueueOverflowError if there are absurdly many."""
+        self._runner.add_plan(plan)
+
+    def add_activation(self, step_id: int, hidden: bytes) -> None:
+        """Activations came; QueueOverflowError if there are absurdly many."""
+        self._runner.add_activation(step_id, hidden)
+
+    async def end(self) -> None:
+        """Stop everything; returns when the compute thread has left its last step."""
+        self.ended.set()
+        if self._link_task is not None:
+            self._link_task.cancel()
+            await asyncio.gather(self._link_task, return_exceptions=True)
+        if not await asyncio.to_thread(self._runner.stop, STOP_TIMEOUT_S):
+            log.error("the compute thread did not stop", epoch=self.number, seconds=STOP_TIMEOUT_S)
+
+    async def _serve_link(self, link: NextStageLink) -> None:
+        try:
+            await link.run()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self._fail(stage_pb2.StageFailure.KIND_LINK, f"link to the next stage: {describe(error)}", 0)
+
+    def _from_runner(self, outcome: StepOutcome | StepFailure) -> None:
+        self._loop.call_soon_threadsafe(self._take, outcome)
+
+    def _take(self, outcome: StepOutcome | StepFailure) -> None:
+        if self.ended.is_set():
+            return
+        if isinstance(outcome, StepFailure):
+            kind = (
+                stage_pb2.StageFailure.KIND_PROTOCOL
+                if outcome.protocol
+                else stage_pb2.StageFailure.KIND_EXECUTION
+            )
+            self._fail(kind, outcome.detail, outcome.step_id)
+            return
+        if self._link is not None and outcome.hidden is not None:
+            try:
+                self._link.send(outcome.step_id, outcome.hidden, outcome.tokens)
+            except asyncio.QueueFull:
+                self._fail(
+                    stage_pb2.StageFailure.KIND_LINK, "the next stage takes no activations", outcome.step_id
+                )
+                return
+        report = stage_pb2.StepReport(
+            step_id=outcome.step_id,
+            compute_s=outcome.times.compute,
+            idle_s=outcome.times.idle,
+            plan_wait_s=outcome.times.plan_wait,
+        )
+        if outcome.sampled is not None:
+            report.token_ids.extend(outcome.sampled.token_ids)
+            report.logprobs.extend(logprobs_to_wire(outcome.sampled.logprobs))
+        self.reports.put_nowait(stage_pb2.RunResponse(step=report))
+
+    def _fail(self, kind: stage_pb2.StageFailure.Kind.ValueType, detail: str, step_id: int) -> None:
+        log.warning("epoch failed", epoch=self.number, detail=detail)
+        failure = stage_pb2.StageFailure(kind=kind, detail=detail, step_id=step_id)
+        self.reports.put_nowait(stage_pb2.RunResponse(failure=failure))

@@ -1,0 +1,53 @@
+"""The link to the next stage: activations leave in the background while the next step computes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+
+from common.rpc.channel import open_channel
+from stage_worker.runner import MAX_QUEUED
+from tidepipe.v1 import stage_pb2, stage_pb2_grpc
+
+
+class NextStageLink:
+    """Sends activations of one epoch to the next stage, in order, over one stream."""
+
+    def __init__(self, address: str, epoch: int, max_message_bytes: int) -> None:
+        self._address = address
+        self._epoch = epoch
+        self._max_message_bytes = max_message_bytes
+        self._queue: asyncio.Queue[stage_pb2.ForwardRequest] = asyncio.Queue(MAX_QUEUED)
+
+    def send(self, step_id: int, hidden: bytes | memoryview, tokens: int) -> None:
+        """Queue the activations of a step; asyncio.QueueFull if the next stage has stopped taking them."""
+        self._queue.put_nowait(
+            stage_pb2.ForwardRequest(epoch=self._epoch, step_id=step_id, hidden=bytes(hidden), tokens=tokens)
+        )
+
+    async def run(self) -> None:
+        """Serve the link until cancelled. Raises AioRpcError when it breaks.
+
+        The stream has no deadline of its own: it lives as long as the epoch, and the controller's lease on
+        every stage and on every step bounds how long a silent link can go unnoticed.
+        """
+        async with open_channel(self._address, max_message_bytes=self._max_message_bytes) as channel:
+            stub = stage_pb2_grpc.StageServiceStub(channel)
+            call = stub.Forward(self._messages(), wait_for_ready=False)
+            await call
+            raise ConnectionError(f"the next stage at {self._address} ended the stream")
+
+    async def _messages(self) -> AsyncIterator[stage_pb2.ForwardRequest]:
+        # The first message opens the stream at once, so that a wrong address shows before the first step.
+        yield stage_pb2.ForwardRequest(epoch=self._epoch)
+        while True:
+            yield await self._queue.get()
+
+
+def describe(error: BaseException) -> str:
+    """One line about why a link broke."""
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name}: {error.details()}"
+    return f"{type(error).__name__}: {error}"

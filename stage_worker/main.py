@@ -1,0 +1,69 @@
+"""`python -m stage_worker`: one worker for one device."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from common.rpc.lifecycle import Lifecycle, run_service
+from common.rpc.server import RpcServer
+from stage_worker.edge.servicer import StageServicer, max_message_bytes
+from stage_worker.executors.protocol import Backend
+from tidepipe.v1 import stage_pb2, stage_pb2_grpc
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line of the service."""
+    parser = argparse.ArgumentParser("python -m stage_worker", description=__doc__)
+    parser.add_argument("--listen", default="127.0.0.1:0", help="HOST:PORT; port 0 picks a free one")
+    parser.add_argument(
+        "--model", required=True, help="folder with safetensors, GGUF file, pulled name or hub id"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument("--threads", type=int, default=None, help="compute threads (default: all cores)")
+    parser.add_argument(
+        "--memory-gib", type=float, default=None, help="budget for weights and KV blocks together"
+    )
+    parser.add_argument("--allow-download", action="store_true", help="fetch a hub id that is not cached")
+    parser.add_argument("--log-level", default="info")
+    return parser.parse_args(arguments)
+
+
+def make_backend(options: argparse.Namespace) -> Backend:
+    """Build what computes; imports torch, so the command line's errors come without that wait."""
+    from stage_worker.executors.torch_backend import TorchBackend
+
+    budget = None if options.memory_gib is None else int(options.memory_gib * 2**30)
+    backend: Backend = TorchBackend(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        memory_budget=budget,
+        threads=options.threads,
+        allow_download=options.allow_download,
+    )
+    return backend
+
+
+async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
+    """Serve until asked to stop."""
+    backend = await asyncio.to_thread(make_backend, options)
+    about = backend.description
+    server = RpcServer(options.listen, max_message_bytes=max_message_bytes(about.shape.hidden, about.dtype))
+    servicer = StageServicer(backend)
+    stage_pb2_grpc.add_StageServiceServicer_to_server(servicer, server.server)
+    address = await server.start([stage_pb2.DESCRIPTOR.services_by_name["StageService"]])
+    await server.set_serving(True)
+    lifecycle.announce_ready(address)
+    await lifecycle.stopping.wait()
+    await servicer.close()
+    await server.stop(grace_s=2.0)
+
+
+def main() -> int:
+    """Entry point; the exit code."""
+    options = parse()
+    return run_service(
+        "stage_worker", lambda lifecycle: serve(options, lifecycle), log_level=options.log_level
+    )

@@ -1,0 +1,145 @@
+"""The compute thread of one epoch: takes plans in order, never waits for scheduling if it can help it."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from common.plan import SampledTokens, StepPlan
+from stage_worker.executors.protocol import Executor, PlanError, StepOutput
+
+MAX_QUEUED = 64
+"""Plans, or activations, that may wait at a stage; far more than a controller ever has in flight."""
+
+log = structlog.get_logger()
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Seconds. compute: of the executor. idle: since the step before. plan_wait: of idle, without a plan."""
+
+    compute: float
+    idle: float
+    plan_wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """A step is done here."""
+
+    step_id: int
+    times: StepTimes
+    hidden: bytes | memoryview | None
+    tokens: int
+    sampled: SampledTokens | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepFailure:
+    """A step failed; the epoch cannot go on. protocol: the plan was at fault, not its execution."""
+
+    step_id: int
+    detail: str
+    protocol: bool
+
+
+class QueueOverflowError(Exception):
+    """More steps in flight than a correct controller ever has."""
+
+
+class StepRunner:
+    """Runs the steps of one epoch on a thread of its own, so that torch never blocks the event loop.
+
+    `done` is called on that thread with each outcome.
+    """
+
+    def __init__(
+        self, executor: Executor, *, first: bool, done: Callable[[StepOutcome | StepFailure], None]
+    ) -> None:
+        self._executor = executor
+        self._first = first
+        self._done = done
+        self._plans: queue.Queue[StepPlan | None] = queue.Queue(MAX_QUEUED)
+        self._activations: queue.Queue[tuple[int, bytes] | None] = queue.Queue(MAX_QUEUED)
+        self._thread = threading.Thread(target=self._loop, name="compute", daemon=True)
+        self._stopped = threading.Event()
+        self._thread.start()
+
+    def add_plan(self, plan: StepPlan) -> None:
+        """A plan came from the controller."""
+        self._put(self._plans, plan, "plans")
+
+    def add_activation(self, step_id: int, hidden: bytes) -> None:
+        """Activations came from the stage before."""
+        self._put(self._activations, (step_id, hidden), "activations")
+
+    @staticmethod
+    def _put(line: queue.Queue[Item], item: Item, what: str) -> None:
+        try:
+            line.put_nowait(item)
+        except queue.Full:
+            raise QueueOverflowError(f"more than {MAX_QUEUED} {what} wait at this stage") from None
+
+    def stop(self, timeout: float) -> bool:
+        """End the thread after the step that it is in; True if it ended in time. Blocks."""
+        self._stopped.set()
+        for line in (self._plans, self._activations):
+            while True:
+                try:
+                    line.put_nowait(None)
+                    break
+                except queue.Full:
+                    with contextlib.suppress(queue.Empty):
+                        line.get_nowait()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _loop(self) -> None:
+        step_id = 0
+        try:
+            last_end: float | None = None
+            while True:
+                plan = self._plans.get()
+                planned = time.perf_counter()
+                if plan is None or self._stopped.is_set():
+                    return
+                if plan.step_id != step_id + 1:
+                    raise PlanError(f"step {step_id + 1} was due, step {plan.step_id} came")
+                step_id = plan.step_id
+                hidden = None if self._first else self._next_activation(step_id)
+                if self._stopped.is_set():
+                    return
+                begin = time.perf_counter()
+                output = self._executor.execute(plan, hidden)
+                end = time.perf_counter()
+                waited = 0.0 if last_end is None else max(0.0, planned - last_end)
+                idle = 0.0 if last_end is None else begin - last_end
+                last_end = end
+                self._done(self._outcome(plan, output, StepTimes(end - begin, idle, waited)))
+        except PlanError as error:
+            log.error("plan refused", step=step_id, reason=str(error))
+            self._done(StepFailure(step_id, str(error), protocol=True))
+        except Exception as error:
+            log.exception("step failed", step=step_id)
+            self._done(StepFailure(step_id, f"{type(error).__name__}: {error}", protocol=False))
+
+    @staticmethod
+    def _outcome(plan: StepPlan, output: StepOutput, times: StepTimes) -> StepOutcome:
+        return StepOutcome(plan.step_id, times, output.hidden, plan.tokens, output.sampled)
+
+    def _next_activation(self, step_id: int) -> bytes | None:
+        item = self._activations.get()
+        if item is None:
+            return None
+        got, hidden = item
+        if got != step_id:
+            raise PlanError(f"activations of step {step_id} were due, those of step {got} came")
+        return hidden
