@@ -1,0 +1,115 @@
+"""Where a model lies: a folder, a GGUF file, a name in TidePipe's cache, or a hub id."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from platformdirs import user_cache_dir
+
+from common.errors import ModelError
+
+CACHE_VARIABLE = "TIDEPIPE_CACHE"
+"""Environment variable that moves TidePipe's cache folder."""
+
+_SHORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_HUB_PATTERNS = [
+    "*.json",
+    "*.safetensors",
+    "tokenizer.model",
+    "*.tiktoken",
+    "merges.txt",
+    "vocab.txt",
+    "*.jinja",
+]
+
+
+def cache_dir() -> Path:
+    """TidePipe's cache folder (it need not exist)."""
+    override = os.environ.get(CACHE_VARIABLE)
+    return Path(override).expanduser() if override else Path(user_cache_dir("tidepipe"))
+
+
+def model_cache_dir() -> Path:
+    """Folder of the models that `tidepipe model pull` fetched."""
+    return cache_dir() / "models"
+
+
+def resolve_model(model: str, *, allow_download: bool = False) -> Path:
+    """Find a model: a folder with config.json and *.safetensors, or a .gguf file.
+
+    model: such a path, the name of a pulled model, or a hub id `org/name`, which is only looked for on
+    this machine unless `allow_download`. Raises ModelError if there is none, or only pickled weights.
+    """
+    if not model:
+        raise ModelError("no model given; name a folder, a .gguf file, a pulled model or a hub id org/name")
+    path = Path(model).expanduser()
+    if path.exists():
+        return _checked(path)
+    if path.suffix in _PICKLE_SUFFIXES:
+        raise ModelError(f"{model}: pickled weights are never loaded; use safetensors or GGUF")
+    if _SHORT_NAME.fullmatch(model):
+        return _from_cache(model)
+    if _HUB_ID.fullmatch(model) and path.suffix != ".gguf":
+        return _from_hub(model, allow_download)
+    raise ModelError(
+        f"{model}: no such file or folder, and neither a pulled model's name nor a hub id org/name"
+    )
+
+
+def _checked(path: Path) -> Path:
+    """Return `path`, or the one GGUF file in it, if it can be loaded."""
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return path
+        if path.suffix in _PICKLE_SUFFIXES:
+            raise ModelError(f"{path}: pickled weights are never loaded; use safetensors or GGUF")
+        raise ModelError(
+            f"{path}: not a .gguf file; for safetensors give the folder that also has config.json"
+        )
+    if any(path.glob("*.safetensors")):
+        if (path / "config.json").is_file():
+            return path
+        raise ModelError(f"{path}: has *.safetensors but no config.json")
+    gguf_files = sorted(path.glob("*.gguf"))
+    if len(gguf_files) == 1:
+        return gguf_files[0]
+    if gguf_files:
+        names = ", ".join(file.name for file in gguf_files)
+        raise ModelError(f"{path}: has several GGUF files, give one of them: {names}")
+    if any(file.suffix in _PICKLE_SUFFIXES for file in path.iterdir()):
+        raise ModelError(
+            f"{path}: has only pickled weights, which are never loaded; convert them to safetensors"
+        )
+    raise ModelError(f"{path}: has neither *.safetensors nor a .gguf file")
+
+
+def _from_cache(name: str) -> Path:
+    for candidate in (model_cache_dir() / name, model_cache_dir() / f"{name}.gguf"):
+        if candidate.exists():
+            return _checked(candidate)
+    raise ModelError(
+        f"{name}: no such file or folder here, and no pulled model of this name in {model_cache_dir()}; "
+        "fetch the example model with `tidepipe model pull smollm2-135m`"
+    )
+
+
+def _from_hub(hub_id: str, allow_download: bool) -> Path:
+    # Imported late: only a hub id needs it, and every stage worker resolves a model when it starts.
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(hub_id, local_files_only=not allow_download, allow_patterns=_HUB_PATTERNS)
+    except (OSError, ValueError) as error:
+        # The library's own errors derive from these two (network, missing repository, nothing local).
+        if not allow_download:
+            raise ModelError(
+                f"{hub_id}: not in this machine's hub cache, and downloading is off; download it first, give "
+                "a local path, or fetch the example model with `tidepipe model pull smollm2-135m`"
+            ) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{hub_id}: the model hub did not give it ({reason})") from error
+    return _checked(Path(folder))

@@ -1,0 +1,51 @@
+"""The seam between the layer stack and attention over the paged KV pool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from stage_worker.attention.batch import RaggedBatch
+from stage_worker.kv_pool import KvPool
+from stage_worker.models.rope import RotaryTable
+from stage_worker.models.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionContext:
+    """What attention needs for a stage's whole life. first_layer: the model's layer that is the pool's 0."""
+
+    spec: ModelSpec
+    first_layer: int
+    pool: KvPool
+    rotary: RotaryTable
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """RMSNorm weights of query and key heads, [head_dim] each (Qwen3)."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+
+
+class AttentionStep(Protocol):
+    """One step's batch, prepared once and used by every layer."""
+
+    def attend(self, layer: int, qkv: torch.Tensor, norms: HeadNorms | None) -> torch.Tensor:
+        """Attention of one layer: norm and rotate heads, store keys and values, attend.
+
+        layer: index in the model. qkv: [tokens, (heads + 2 x kv_heads) x head_dim], may be overwritten.
+        Returns [tokens, heads x head_dim].
+        """
+        ...
+
+
+class AttentionBackend(Protocol):
+    """Computes attention for the batches of one stage."""
+
+    def begin(self, batch: RaggedBatch) -> AttentionStep:
+        """Prepare a step."""
+        ...

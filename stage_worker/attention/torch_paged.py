@@ -1,0 +1,175 @@
+"""Attention in plain PyTorch, on any device: the reference, and the fallback where there is no kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from stage_worker.attention.backend import AttentionContext, AttentionStep, HeadNorms
+from stage_worker.attention.batch import RaggedBatch
+from stage_worker.models.layer_ops import rms_norm
+from stage_worker.models.rope import rotate
+
+
+class TorchPagedAttention:
+    """Decode rows are gathered and padded in groups of similar context; longer rows go one by one."""
+
+    def __init__(self, context: AttentionContext) -> None:
+        self._context = context
+
+    def begin(self, batch: RaggedBatch) -> AttentionStep:
+        """Prepare a step."""
+        return _TorchStep(self._context, batch)
+
+
+@dataclass(frozen=True, slots=True)
+class _DecodeGroup:
+    """Rows with one token each. tokens: their packed indices. tables: [rows, blocks]. contexts: [rows]."""
+
+    tokens: torch.Tensor
+    tables: torch.Tensor
+    contexts: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _LongRow:
+    """A row with several tokens: packed tokens start .. stop - 1. blocks: its table as far as it is used."""
+
+    start: int
+    stop: int
+    first_position: int
+    blocks: torch.Tensor
+
+
+class _TorchStep:
+    def __init__(self, context: AttentionContext, batch: RaggedBatch) -> None:
+        self._spec = context.spec
+        self._first_layer = context.first_layer
+        self._pool = context.pool
+        self._block_size = batch.block_size
+        data = context.pool.keys(0)
+        self._device = data.device
+        slots = torch.from_numpy(batch.slots).to(self._device)
+        self._blocks, self._offsets = slots // batch.block_size, slots % batch.block_size
+        context.rotary.reserve(int(batch.contexts.max(initial=1)))
+        positions = torch.from_numpy(batch.positions).to(self._device)
+        self._cos = context.rotary.cos[positions].unsqueeze(1).to(data.dtype)
+        self._sin = context.rotary.sin[positions].unsqueeze(1).to(data.dtype)
+        self._groups = self._decode_groups(batch)
+        self._rows = [
+            _LongRow(
+                start=int(batch.offsets[row]),
+                stop=int(batch.offsets[row + 1]),
+                first_position=int(batch.first_positions[row]),
+                blocks=torch.from_numpy(batch.tables[row, : -(-batch.contexts[row] // batch.block_size)]).to(
+                    self._device
+                ),
+            )
+            for row in np.flatnonzero(batch.counts > 1)
+        ]
+
+    def _decode_groups(self, batch: RaggedBatch) -> list[_DecodeGroup]:
+        rows = np.flatnonzero(batch.counts == 1)
+        rows = rows[np.argsort(-batch.contexts[rows], kind="stable")]
+        groups = []
+        while len(rows):
+            longest = int(batch.contexts[rows[0]])
+            # At most half of what is gathered is padding.
+            size = int(np.count_nonzero(2 * batch.contexts[rows] >= longest))
+            chosen, rows = rows[:size], rows[size:]
+            width = -(-longest // batch.block_size)
+            groups.append(
+                _DecodeGroup(
+                    tokens=torch.from_numpy(batch.offsets[chosen].astype(np.int64)).to(self._device),
+                    tables=torch.from_numpy(batch.tables[chosen, :width]).to(self._device),
+                    contexts=torch.from_numpy(batch.contexts[chosen]).to(self._device),
+                )
+            )
+        return groups
+
+    def attend(self, layer: int, qkv: torch.Tensor, norms: HeadNorms | None) -> torch.Tensor:
+        """See AttentionStep."""
+        spec = self._spec
+        heads = qkv.view(len(qkv), -1, spec.head_dim)
+        query, key, value = torch.split(heads, [spec.heads, spec.kv_heads, spec.kv_heads], dim=1)
+        if norms is not None:
+            query = rms_norm(query, norms.query, spec.rms_eps)
+            key = rms_norm(key, norms.key, spec.rms_eps)
+        if spec.rope_layers[layer]:
+            query = rotate(query, self._cos, self._sin)
+            key = rotate(key, self._cos, self._sin)
+        keys = self._pool.keys(layer - self._first_layer)
+        values = self._pool.values(layer - self._first_layer)
+        keys[self._blocks, :, self._offsets] = key
+        values[self._blocks, :, self._offsets] = value
+        window = spec.sliding_windows[layer]
+        out = torch.empty(len(qkv), spec.heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
+        for group in self._groups:
+            out[group.tokens] = self._decode(group, query[group.tokens], keys, values, window)
+        for row in self._rows:
+            packed = slice(row.start, row.stop)
+            if row.first_position == 0:
+                row_keys, row_values = key[packed].transpose(0, 1), value[packed].transpose(0, 1)
+            else:
+                context = row.first_position + row.stop - row.start
+                row_keys = _gather(keys, row.blocks.unsqueeze(0))[0, :, :context]
+                row_values = _gather(values, row.blocks.unsqueeze(0))[0, :, :context]
+            out[packed] = _attend_row(query[packed], row_keys, row_values, row.first_position, window)
+        return out.view(len(qkv), -1)
+
+    def _decode(
+        self,
+        group: _DecodeGroup,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        window: int | None,
+    ) -> torch.Tensor:
+        spec = self._spec
+        slots = torch.arange(group.tables.shape[1] * self._block_size, device=self._device)
+        hidden = slots >= group.contexts[:, None]
+        if window is not None:
+            hidden |= slots < group.contexts[:, None] - window
+        # Slots behind a context may hold what another sequence left there; even infinities must not show.
+        beyond = hidden[:, None, :, None]
+        group_keys = _gather(keys, group.tables).masked_fill_(beyond, 0)
+        group_values = _gather(values, group.tables).masked_fill_(beyond, 0)
+        # The query heads that share a key head stand where a longer query would have its positions.
+        grouped = query.view(len(query), spec.kv_heads, -1, spec.head_dim)
+        mask = ~hidden[:, None, None, :]
+        return F.scaled_dot_product_attention(grouped, group_keys, group_values, attn_mask=mask).view_as(
+            query
+        )
+
+
+def _gather(cache: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
+    """Blocks [rows, blocks] of a cache -> [rows, kv_heads, blocks x block_size, head_dim], a copy."""
+    picked = cache[tables].transpose(1, 2)
+    rows, kv_heads, blocks, block_size, head_dim = picked.shape
+    return picked.reshape(rows, kv_heads, blocks * block_size, head_dim)
+
+
+def _attend_row(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, first_position: int, window: int | None
+) -> torch.Tensor:
+    """One sequence: query [tokens, heads, head_dim], keys and values [kv_heads, context, head_dim]."""
+    tokens, context = len(query), keys.shape[1]
+    mask = None
+    if first_position or (window is not None and window < context):
+        position = torch.arange(first_position, context, device=query.device)[:, None]
+        slot = torch.arange(context, device=query.device)
+        mask = slot <= position
+        if window is not None:
+            mask &= slot > position - window
+    out = F.scaled_dot_product_attention(
+        query.transpose(0, 1).unsqueeze(0),
+        keys.unsqueeze(0),
+        values.unsqueeze(0),
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=True,
+    )
+    return out[0].transpose(0, 1).reshape(tokens, -1, query.shape[2])

@@ -1,0 +1,142 @@
+"""Makes PyTorch executors: opens the checkpoint, loads a stage's layers, makes its KV pool."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+from common.errors import ConfigError
+from common.model_source import resolve_model
+from stage_worker.attention.backend import AttentionBackend, AttentionContext
+from stage_worker.attention.torch_paged import TorchPagedAttention
+from stage_worker.executors.protocol import BackendDescription, StageSpec
+from stage_worker.executors.torch_device import (
+    choose_device,
+    choose_dtype,
+    default_memory_budget,
+    dtype_name,
+)
+from stage_worker.executors.torch_executor import StageParts, StepSampler, TorchExecutor
+from stage_worker.kv_pool import KvGeometry, KvPool, size_pool
+from stage_worker.loading.open_checkpoint import open_checkpoint
+from stage_worker.loading.stage_weights import StageSlice, load_stage
+from stage_worker.models.decoder import Decoder
+from stage_worker.models.layer_ops import TorchLayerOps
+from stage_worker.models.linear import PlainLinear
+from stage_worker.models.rope import RotaryTable
+from stage_worker.models.weights import StageWeights
+
+SamplerFactory = Callable[[int, torch.device], StepSampler]
+"""Makes the last stage's sampler from vocabulary size and device."""
+
+
+class TorchBackend:
+    """Serves one model from one device; implements `Backend`.
+
+    model: as for `resolve_model`. device: auto, cpu, cuda or cuda:INDEX. dtype: auto, float32, bfloat16 or
+    float16. memory_budget: bytes for weights and KV blocks, None for a share of what is free.
+    threads: CPU threads for computing, None for as many as PyTorch finds.
+    Raises ModelError for an unusable model, ConfigError for an unusable setting.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        memory_budget: int | None = None,
+        threads: int | None = None,
+        allow_download: bool = False,
+        make_sampler: SamplerFactory | None = None,
+    ) -> None:
+        if threads is not None:
+            if threads < 1:
+                raise ConfigError(f"threads must be at least 1, got {threads}")
+            torch.set_num_threads(threads)
+        if memory_budget is not None and memory_budget < 1:
+            raise ConfigError(f"memory_budget must be at least 1 byte, got {memory_budget}")
+        self._device = choose_device(device)
+        self._checkpoint = open_checkpoint(resolve_model(model, allow_download=allow_download))
+        spec = self._checkpoint.spec
+        self._dtype = choose_dtype(dtype, spec.native_dtype, self._device)
+        self._make_sampler = make_sampler or _default_sampler
+        self._loaded: tuple[StageSlice, StageWeights] | None = None
+        self.description = BackendDescription(
+            model=model,
+            shape=spec.shape,
+            fingerprint=self._checkpoint.fingerprint(),
+            device=str(self._device),
+            dtype=dtype_name(self._dtype),
+            memory_budget=default_memory_budget(self._device) if memory_budget is None else memory_budget,
+        )
+
+    def configure(self, spec: StageSpec) -> TorchExecutor:
+        """Load the stage's weights unless they are loaded, and start with an empty KV pool."""
+        model = self._checkpoint.spec
+        _check(spec, model.layers)
+        part = StageSlice(spec.layer_begin, spec.layer_end, spec.first, spec.last)
+        weights = self._weights(part)
+        geometry = KvGeometry(
+            layers=part.end - part.begin,
+            kv_heads=model.kv_heads,
+            head_dim=model.head_dim,
+            block_size=spec.block_size,
+            dtype=self._dtype,
+        )
+        budget = self.description.memory_budget
+        blocks = size_pool(geometry, spec.kv_blocks, budget, weights.nbytes, model.context_length)
+        pool = KvPool(geometry, blocks, self._device)
+        rotary = RotaryTable(model.rope, model.head_dim, model.context_length, self._device)
+        attention = self._attention(AttentionContext(model, part.begin, pool, rotary))
+        return TorchExecutor(
+            StageParts(
+                stage=spec,
+                model=model,
+                decoder=Decoder(model, part.begin, weights, attention, TorchLayerOps()),
+                pool=pool,
+                weight_bytes=weights.nbytes,
+                device=self._device,
+                dtype=self._dtype,
+                sampler=self._make_sampler(model.vocab_size, self._device) if spec.last else None,
+            )
+        )
+
+    def _attention(self, context: AttentionContext) -> AttentionBackend:
+        return TorchPagedAttention(context)
+
+    def _weights(self, part: StageSlice) -> StageWeights:
+        if self._loaded is None or self._loaded[0] != part:
+            # Freed first: old and new weights together might not fit.
+            self._loaded = None
+            weights = load_stage(self._checkpoint, part, self._dtype, self._device, PlainLinear)
+            self._loaded = (part, weights)
+        return self._loaded[1]
+
+
+def _check(spec: StageSpec, layers: int) -> None:
+    """Raise ConfigError for a stage that is no part of a pipeline over `layers` layers."""
+    problem = None
+    layer_range = f"layers {spec.layer_begin} to {spec.layer_end} of {layers}"
+    if not 0 <= spec.index < spec.count:
+        problem = f"stage {spec.index} of {spec.count}"
+    elif not 0 <= spec.layer_begin < spec.layer_end <= layers:
+        problem = layer_range
+    elif spec.first != (spec.layer_begin == 0) or spec.last != (spec.layer_end == layers):
+        problem = f"stage {spec.index} of {spec.count} with {layer_range}"
+    elif spec.block_size < 1 or spec.max_step_tokens < 1 or spec.kv_blocks < 0:
+        problem = ", ".join(
+            f"{name} {value}"
+            for name, value in dataclasses.asdict(spec).items()
+            if name in ("block_size", "max_step_tokens", "kv_blocks")
+        )
+    if problem is not None:
+        raise ConfigError(f"a stage cannot be configured so: {problem}")
+
+
+def _default_sampler(vocab_size: int, device: torch.device) -> StepSampler:
+    from stage_worker.sampler import Sampler
+
+    return Sampler(vocab_size, device)

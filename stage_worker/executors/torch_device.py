@@ -1,0 +1,90 @@
+"""Device, data type and memory that a stage worker may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from common.errors import ConfigError
+from stage_worker.models.spec import DTYPES
+
+_CUDA_SHARE = 0.90
+_CPU_SHARE = 0.25
+_CGROUP_FILES = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+_TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:INDEX`; ConfigError for what is not there."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (kind == "cpu" and index) or (":" in name and not index.isdecimal()):
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:INDEX, got {name!r}")
+    if kind == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        raise ConfigError(
+            f"device {name} was asked for, but PyTorch sees no CUDA device here; use cpu, or install a CUDA "
+            "build of PyTorch and a driver"
+        )
+    if int(index or 0) >= count:
+        raise ConfigError(f"device {name} was asked for, but there are only {count} CUDA devices")
+    return torch.device("cuda", int(index or 0))
+
+
+def choose_dtype(name: str, native: str, device: torch.device) -> torch.dtype:
+    """`auto` or one of DTYPES; native: the checkpoint's own.
+
+    On a CPU `auto` is bfloat16 for half-precision checkpoints if the CPU multiplies it fast, else float32.
+    """
+    if name in _TORCH_DTYPES:
+        return _TORCH_DTYPES[name]
+    if name != "auto":
+        raise ConfigError(f"dtype must be auto, {', '.join(DTYPES)}, got {name!r}")
+    if device.type == "cuda":
+        return _TORCH_DTYPES[native]
+    return torch.bfloat16 if native != "float32" and has_fast_bfloat16() else torch.float32
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name in DTYPES."""
+    return str(dtype).removeprefix("torch.")
+
+
+def has_fast_bfloat16() -> bool:
+    """True if the CPU has bfloat16 dot products (AVX-512 BF16 or AMX)."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore").split())
+    except OSError:
+        return False
+    return not flags.isdisjoint({"avx512_bf16", "amx_bf16"})
+
+
+def default_memory_budget(device: torch.device) -> int:
+    """Bytes for weights and KV blocks if nobody says: most of a GPU, a quarter of a shared host's memory."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(_CUDA_SHARE * free)
+    return int(_CPU_SHARE * _available_memory())
+
+
+def _available_memory() -> int:
+    """Memory that this process could still get, bytes, with a container's limit minded."""
+    available = int(psutil.virtual_memory().available)
+    for limit_file, usage_file in _CGROUP_FILES:
+        try:
+            limit, usage = (int(file.read_text()) for file in (limit_file, usage_file))
+        except (OSError, ValueError):
+            continue  # no such controller, or no limit ("max")
+        available = min(available, max(0, limit - usage))
+    return available

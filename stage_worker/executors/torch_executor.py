@@ -1,0 +1,154 @@
+"""Computes the steps of one stage with PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from common.plan import SampledTokens, SequenceStart, StepPlan
+from stage_worker.attention.batch import Int64Array, RaggedBatch
+from stage_worker.executors.protocol import PlanError, StageSpec, StepOutput
+from stage_worker.executors.torch_sequences import SequenceTables
+from stage_worker.kv_pool import KvPool
+from stage_worker.models.decoder import Decoder
+from stage_worker.models.spec import ModelSpec
+
+
+class StepSampler(Protocol):
+    """What the last stage needs of `stage_worker.sampler.Sampler`."""
+
+    def start(self, start: SequenceStart) -> None:
+        """Begin a sequence."""
+        ...
+
+    def release(self, key: int) -> None:
+        """Forget a sequence."""
+        ...
+
+    def sample(
+        self, logits: torch.Tensor, keys: Sequence[int], next_positions: Sequence[int]
+    ) -> SampledTokens:
+        """Sample one token per row of `logits`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StageParts:
+    """What an executor runs on. weight_bytes: of the loaded weights. sampler: on the last stage."""
+
+    stage: StageSpec
+    model: ModelSpec
+    decoder: Decoder
+    pool: KvPool
+    weight_bytes: int
+    device: torch.device
+    dtype: torch.dtype
+    sampler: StepSampler | None
+
+
+class TorchExecutor:
+    """One stage in one epoch; implements `Executor`."""
+
+    def __init__(self, parts: StageParts) -> None:
+        self.kv_blocks = parts.pool.blocks
+        self.weight_bytes = parts.weight_bytes
+        self.kv_bytes = parts.pool.nbytes
+        self._stage = parts.stage
+        self._decoder = parts.decoder
+        self._device = parts.device
+        self._dtype = parts.dtype
+        self._hidden = parts.model.hidden
+        self._vocab_size = parts.model.vocab_size
+        self._sampler = parts.sampler
+        self._sequences = SequenceTables(
+            parts.stage.block_size, parts.pool.blocks, parts.stage.max_step_tokens, parts.model.context_length
+        )
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan, hidden: bytes | memoryview | None) -> StepOutput:
+        """Run one step, see `Executor`."""
+        token_ids = self._token_ids(plan) if self._stage.first else None
+        if not self._stage.first:
+            self._check_hidden(plan, hidden)
+        batch = self._sequences.apply(plan)
+        if self._sampler is not None:
+            _forward_changes(plan, self._sampler)
+        if not plan.rows:
+            return StepOutput(sampled=SampledTokens(())) if self._stage.last else StepOutput(hidden=b"")
+        if token_ids is not None:
+            residual = self._decoder.embed(torch.from_numpy(token_ids).to(self._device))
+        else:
+            residual = self._received(hidden or b"")
+        residual = self._decoder.forward(batch, residual)
+        if self._sampler is None:
+            return StepOutput(hidden=_as_bytes(residual))
+        return StepOutput(sampled=self._sample(self._sampler, plan, batch, residual))
+
+    def _sample(
+        self, sampler: StepSampler, plan: StepPlan, batch: RaggedBatch, residual: torch.Tensor
+    ) -> SampledTokens:
+        chosen = np.flatnonzero([row.sample for row in plan.rows])
+        if not len(chosen):
+            return SampledTokens(())
+        last_tokens: Int64Array = batch.offsets[chosen + 1].astype(np.int64) - 1
+        rows = residual
+        if len(last_tokens) != len(residual):
+            rows = residual[torch.from_numpy(last_tokens).to(self._device)]
+        keys = [plan.rows[row].key for row in chosen]
+        return sampler.sample(self._decoder.logits(rows), keys, batch.contexts[chosen].tolist())
+
+    def _token_ids(self, plan: StepPlan) -> Int64Array:
+        """The tokens of all rows, one behind the other."""
+        for row in plan.rows:
+            if len(row.token_ids) != row.count:
+                raise PlanError(
+                    f"sequence {row.key} has {len(row.token_ids)} token ids for {row.count} positions"
+                )
+        try:
+            ids = np.fromiter(chain.from_iterable(row.token_ids for row in plan.rows), dtype=np.int64)
+        except (OverflowError, TypeError, ValueError) as error:
+            raise PlanError(f"step {plan.step_id} has token ids that are not integers ({error})") from error
+        if ids.min(initial=0) < 0 or ids.max(initial=0) >= self._vocab_size:
+            raise PlanError(
+                f"step {plan.step_id} has token ids from {ids.min()} to {ids.max()}, "
+                f"the vocabulary is 0 to {self._vocab_size - 1}"
+            )
+        return ids
+
+    def _check_hidden(self, plan: StepPlan, hidden: bytes | memoryview | None) -> None:
+        expected = plan.tokens * self._hidden * self._dtype.itemsize
+        got = memoryview(hidden or b"").nbytes
+        if got != expected:
+            raise PlanError(
+                f"step {plan.step_id} came with {got} bytes of activations, "
+                f"its {plan.tokens} tokens need {expected}"
+            )
+
+    def _received(self, hidden: bytes | memoryview) -> torch.Tensor:
+        """Activations of the stage before, [tokens, hidden].
+
+        One copy into memory of our own: received buffers may be read-only, and the layers write in place.
+        """
+        raw = np.frombuffer(hidden, dtype=np.uint8).copy()
+        return torch.from_numpy(raw).view(self._dtype).view(-1, self._hidden).to(self._device)
+
+
+def _forward_changes(plan: StepPlan, sampler: StepSampler) -> None:
+    for key in plan.releases:
+        sampler.release(key)
+    for start in plan.starts:
+        try:
+            sampler.start(start)
+        except ValueError as error:
+            raise PlanError(f"sequence {start.key} cannot start: {error}") from error
+
+
+def _as_bytes(residual: torch.Tensor) -> memoryview:
+    """The tensor's bytes, without a copy on CPU."""
+    flat = residual.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    return flat.numpy().data

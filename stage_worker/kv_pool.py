@@ -1,0 +1,80 @@
+"""The paged KV cache of a stage: fixed blocks, shared by all sequences through their block tables."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+
+import torch
+
+from common.errors import ConfigError
+
+_MOST_BLOCKS = 65_536
+"""Cap for pools sized by memory: more never fills on a small model, and every block costs ledger space."""
+
+_LEAST_FULL_CONTEXTS = 16
+"""The cap leaves room for at least so many sequences of full length."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvGeometry:
+    """Sizes of one stage's KV cache; block_size in tokens."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: torch.dtype
+
+    @property
+    def block_bytes(self) -> int:
+        """Memory of one block over all layers, keys and values."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.block_size * self.dtype.itemsize
+
+
+def size_pool(geometry: KvGeometry, wanted: int, budget: int, weight_bytes: int, context_length: int) -> int:
+    """Number of blocks: `wanted`, or for 0 as many as the budget holds (capped to what can be of use).
+
+    budget: bytes for weights and blocks together. Raises ConfigError if it is too small.
+    """
+    room = budget - weight_bytes
+    needed = max(wanted, 1)
+    if room < needed * geometry.block_bytes:
+        least = weight_bytes + needed * geometry.block_bytes
+        raise ConfigError(
+            f"a memory budget of {budget} bytes is too small: {weight_bytes} bytes of weights and {needed} "
+            f"KV block(s) of {geometry.block_bytes} bytes need {least} bytes; "
+            "raise it, ask for fewer KV blocks, or split the model over more stages"
+        )
+    if wanted:
+        return wanted
+    full_contexts = _LEAST_FULL_CONTEXTS * -(-context_length // geometry.block_size)
+    return min(room // geometry.block_bytes, max(_MOST_BLOCKS, full_contexts))
+
+
+class KvPool:
+    """Keys and values of every layer, zero at first.
+
+    On CPU the memory becomes resident only as blocks are used for the first time.
+    """
+
+    def __init__(self, geometry: KvGeometry, blocks: int, device: torch.device) -> None:
+        self.geometry = geometry
+        self.blocks = blocks
+        self.nbytes = blocks * geometry.block_bytes
+        shape = (geometry.layers, 2, blocks, geometry.kv_heads, geometry.block_size, geometry.head_dim)
+        if device.type == "cpu":
+            # Anonymous private pages are zero, page-aligned, and committed when they are first written;
+            # torch.zeros would write all of them now.
+            pages = mmap.mmap(-1, self.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._data = torch.frombuffer(pages, dtype=geometry.dtype).view(shape)
+        else:
+            self._data = torch.zeros(shape, dtype=geometry.dtype, device=device)
+
+    def keys(self, layer: int) -> torch.Tensor:
+        """Keys of the stage's layer number `layer`: [blocks, kv_heads, block_size, head_dim]."""
+        return self._data[layer, 0]
+
+    def values(self, layer: int) -> torch.Tensor:
+        """Values of the stage's layer number `layer`: [blocks, kv_heads, block_size, head_dim]."""
+        return self._data[layer, 1]

@@ -1,0 +1,151 @@
+"""A model's weights on disk, whatever the format: tensors by their Hugging Face names, read in pieces."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from common.errors import ModelError
+from stage_worker.models.spec import ModelSpec
+
+RawRows = npt.NDArray[np.uint8]
+RowDecoder = Callable[[RawRows], torch.Tensor]
+"""Turns raw rows, uint8 [rows, row bytes], into values [rows, columns] of any floating-point type."""
+
+_PIECE_BYTES = 16 << 20
+_SAMPLES = 4
+_SAMPLE_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a file.
+
+    name: as the file calls it. kind: how its values are stored. offset, nbytes: in the file.
+    interleaved_head_dim: if not 0, the rows of each head are in llama.cpp's order (pairs of dimensions
+    side by side) instead of Hugging Face's (halves).
+    """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    offset: int
+    nbytes: int
+    decode: RowDecoder
+    interleaved_head_dim: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Length of the first dimension; a vector counts as one row, unless its entries must be reordered."""
+        return self.shape[0] if len(self.shape) > 1 or self.interleaved_head_dim else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An opened checkpoint. No file stays open or mapped between reads: mapped pages would count as memory.
+
+    tensors: by Hugging Face name, such as model.layers.0.self_attn.q_proj.weight.
+    """
+
+    path: Path
+    spec: ModelSpec
+    tensors: Mapping[str, StoredTensor]
+
+    def read_into(self, name: str, target: torch.Tensor) -> None:
+        """Copy a tensor into `target`, which has its shape, converting to the target's type and device.
+
+        Raises ModelError, naming file and tensor, if it is missing, misshapen or cannot be read.
+        """
+        stored = self.tensors.get(name)
+        if stored is None:
+            raise ModelError(f"{self.path}: tensor {name} is missing")
+        if stored.shape != tuple(target.shape):
+            raise ModelError(
+                f"{stored.file}: tensor {stored.name} has shape {list(stored.shape)}, "
+                f"the configuration asks for {list(target.shape)}"
+            )
+        matrix = target.view(stored.rows, -1)
+        row = 0
+        for raw in _pieces(stored):
+            try:
+                values = stored.decode(raw)
+            except (ValueError, NotImplementedError) as error:
+                raise ModelError(
+                    f"{stored.file}: tensor {stored.name} of type {stored.kind} cannot be decoded ({error})"
+                ) from error
+            if stored.interleaved_head_dim:
+                values = _halves_apart(values, stored.interleaved_head_dim)
+            matrix[row : row + len(values)].copy_(values)
+            row += len(values)
+
+    def read_vector(self, name: str) -> tuple[float, ...]:
+        """Return a small tensor's values."""
+        target = torch.empty(self.tensors[name].shape, dtype=torch.float32)
+        self.read_into(name, target)
+        return tuple(float(value) for value in target.flatten())
+
+    def fingerprint(self) -> str:
+        """Hex digest of configuration, tensor names, shapes and types, and samples of the weights.
+
+        Equal in every process that opens the same files, wherever they lie; a fine-tune differs.
+        """
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.spec), sort_keys=True).encode())
+        by_file: dict[Path, list[tuple[str, StoredTensor]]] = {}
+        for name in sorted(self.tensors):
+            by_file.setdefault(self.tensors[name].file, []).append((name, self.tensors[name]))
+        for file in sorted(by_file, key=lambda path: path.name):
+            with _opened(file) as handle:
+                for name, stored in by_file[file]:
+                    digest.update(f"{name} {stored.shape} {stored.kind}\n".encode())
+                    for part in range(_SAMPLES):
+                        start = (stored.nbytes - min(stored.nbytes, _SAMPLE_BYTES)) * part // (_SAMPLES - 1)
+                        handle.seek(stored.offset + start)
+                        digest.update(handle.read(min(stored.nbytes, _SAMPLE_BYTES)))
+        return digest.hexdigest()
+
+
+def _opened(file: Path) -> BinaryIO:
+    try:
+        # Unbuffered: reads are few and large, or (samples) far apart.
+        return file.open("rb", buffering=0)
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def _pieces(stored: StoredTensor) -> Iterator[RawRows]:
+    """Read a tensor's rows in pieces that bound the memory needed besides the target."""
+    columns = math.prod(stored.shape) // stored.rows
+    step = max(1, _PIECE_BYTES // (4 * columns))
+    if stored.interleaved_head_dim:
+        step = max(1, step // stored.interleaved_head_dim) * stored.interleaved_head_dim
+    row_bytes = stored.nbytes // stored.rows
+    with _opened(stored.file) as handle:
+        handle.seek(stored.offset)
+        for first in range(0, stored.rows, step):
+            raw = np.empty((min(step, stored.rows - first), row_bytes), dtype=np.uint8)
+            view = raw.data.cast("B")
+            while view:
+                # A raw file may give less than asked for (about 2 GiB at most on Linux).
+                count = handle.readinto(view)  # type: ignore[attr-defined]
+                if not count:
+                    raise ModelError(f"{stored.file}: cut short within tensor {stored.name}")
+                view = view[count:]
+            yield raw
+
+
+def _halves_apart(values: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Undo llama.cpp's row order of query and key weights: [rows, columns] to the same in halves per head."""
+    rows, columns = values.shape
+    pairs = values.view(rows // head_dim, head_dim // 2, 2, columns)
+    return pairs.transpose(1, 2).reshape(rows, columns)

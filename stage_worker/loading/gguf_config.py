@@ -1,0 +1,143 @@
+"""Reads a GGUF header into a ModelSpec."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+from gguf.constants import GGMLQuantizationType
+
+from common.errors import ModelError
+from stage_worker.loading.gguf_header import GgufHeader, SkippedArray
+from stage_worker.models.spec import ModelSpec, RopeSpec, unsupported_architecture
+
+# Mistral's converter writes it as llama, which it equals but for the sliding window.
+_ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
+_SMOLLM3_NO_ROPE_INTERVAL = 4  # fixed in llama.cpp too: the file does not carry it
+
+_PLAIN_DTYPES: Mapping[GGMLQuantizationType, str] = {
+    GGMLQuantizationType.F32: "float32",
+    GGMLQuantizationType.F16: "float16",
+    GGMLQuantizationType.BF16: "bfloat16",
+}
+
+_T = TypeVar("_T", int, float)
+
+
+def from_gguf(header: GgufHeader, *, rope_divisors: tuple[float, ...] = ()) -> ModelSpec:
+    """Make the spec of a GGUF file.
+
+    rope_divisors: the values of its tensor rope_freqs.weight, if it has one.
+    Raises ModelError for what the decoder cannot run.
+    """
+    source = str(header.path)
+    architecture = str(header.metadata.get("general.architecture", "(none)"))
+    if architecture not in _ARCHITECTURES:
+        raise unsupported_architecture(source, architecture)
+    if "token_embd.weight" not in header.tensors:
+        raise ModelError(f"{source}: tensor token_embd.weight is missing")
+    keys = _Keys(header, architecture)
+    if keys.optional("expert_count", 0, int):
+        raise ModelError(f"{source}: mixture-of-experts models are not supported (expert_count)")
+
+    layers = keys.required("block_count", int)
+    hidden = keys.required("embedding_length", int)
+    heads = keys.required("attention.head_count", int)
+    if heads < 1:
+        raise ModelError(f"{source}: {architecture}.attention.head_count must be at least 1, got {heads}")
+    head_dim = keys.optional("attention.key_length", hidden // heads, int)
+    if keys.optional("attention.value_length", head_dim, int) != head_dim:
+        raise ModelError(f"{source}: keys and values of different sizes are not supported")
+    if keys.optional("rope.dimension_count", head_dim, int) != head_dim:
+        raise ModelError(f"{source}: RoPE over a part of the head is not supported")
+    context_length = keys.required("context_length", int)
+    window = keys.optional("attention.sliding_window", 0, int) if architecture == "llama" else 0
+    interval = _SMOLLM3_NO_ROPE_INTERVAL if architecture == "smollm3" else layers + 1
+    spec = ModelSpec(
+        architecture=architecture,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=keys.optional("attention.head_count_kv", heads, int),
+        head_dim=head_dim,
+        intermediate=keys.required("feed_forward_length", int),
+        vocab_size=header.tensors["token_embd.weight"].shape[0],
+        context_length=context_length,
+        eos_token_ids=_eos_token_ids(header),
+        tied_embeddings="output.weight" not in header.tensors,
+        rms_eps=keys.required("attention.layer_norm_rms_epsilon", float),
+        rope=_rope(keys, context_length, rope_divisors),
+        qkv_bias="blk.0.attn_q.bias" in header.tensors,
+        o_bias="blk.0.attn_output.bias" in header.tensors,
+        mlp_bias="blk.0.ffn_gate.bias" in header.tensors,
+        qk_norm="blk.0.attn_q_norm.weight" in header.tensors,
+        sliding_windows=(window or None,) * layers,
+        rope_layers=tuple((layer + 1) % interval != 0 for layer in range(layers)),
+        native_dtype=_native_dtype(header),
+    )
+    spec.check(source)
+    return spec
+
+
+class _Keys:
+    """Numbers of the architecture's own keys, `llama.block_count` and so on."""
+
+    def __init__(self, header: GgufHeader, architecture: str) -> None:
+        self._metadata = header.metadata
+        self._prefix = architecture
+        self.source = str(header.path)
+
+    def required(self, key: str, kind: type[_T]) -> _T:
+        full = f"{self._prefix}.{key}"
+        value = self._metadata.get(full)
+        if value is None:
+            raise ModelError(f"{self.source}: metadata {full} is missing")
+        if isinstance(value, list) and value and all(item == value[0] for item in value):
+            # Some converters write one number per layer; only equal ones make a uniform stack.
+            value = value[0]
+        if isinstance(value, (bool, str, list, SkippedArray)) or not math.isfinite(value):
+            raise ModelError(f"{self.source}: metadata {full} must be one number, got {value!r}")
+        return kind(value)
+
+    def optional(self, key: str, default: _T, kind: type[_T]) -> _T:
+        return self.required(key, kind) if f"{self._prefix}.{key}" in self._metadata else default
+
+    def text(self, key: str, default: str) -> str:
+        return str(self._metadata.get(f"{self._prefix}.{key}", default))
+
+
+def _rope(keys: _Keys, context_length: int, divisors: tuple[float, ...]) -> RopeSpec:
+    theta = keys.optional("rope.freq_base", 10_000.0, float)
+    kind = keys.text("rope.scaling.type", "none")
+    factor = keys.optional("rope.scaling.factor", 1.0, float)
+    if kind == "none" or factor == 1.0:
+        return RopeSpec(theta=theta, frequency_divisors=divisors)
+    if kind == "linear":
+        return RopeSpec(kind="linear", theta=theta, factor=factor, frequency_divisors=divisors)
+    if kind != "yarn":
+        raise ModelError(
+            f"{keys.source}: RoPE scaling {kind!r} is not supported; supported: none, linear, yarn"
+        )
+    return RopeSpec(
+        kind="yarn",
+        theta=theta,
+        factor=factor,
+        original_context=keys.optional("rope.scaling.original_context_length", context_length, int),
+        beta_fast=keys.optional("rope.scaling.yarn_beta_fast", 32.0, float),
+        beta_slow=keys.optional("rope.scaling.yarn_beta_slow", 1.0, float),
+        attention_factor=keys.optional("rope.scaling.attn_factor", 1.0, float)
+        * (0.1 * math.log(factor) + 1.0),
+        frequency_divisors=divisors,
+    )
+
+
+def _eos_token_ids(header: GgufHeader) -> tuple[int, ...]:
+    values = (header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
+    return tuple(dict.fromkeys(value for value in values if isinstance(value, int)))
+
+
+def _native_dtype(header: GgufHeader) -> str:
+    """The plain type of the first layer's query weights (else bfloat16): norms are float32 in any file."""
+    query = header.tensors.get("blk.0.attn_q.weight")
+    return _PLAIN_DTYPES.get(query.kind, "bfloat16") if query else "bfloat16"

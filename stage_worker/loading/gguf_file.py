@@ -1,0 +1,100 @@
+"""Opens a GGUF file: plain or block-quantized weights, decoded in pieces while they are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import quants
+from gguf.constants import GGMLQuantizationType
+
+from stage_worker.loading.checkpoint import Checkpoint, RawRows, RowDecoder, StoredTensor
+from stage_worker.loading.gguf_config import from_gguf
+from stage_worker.loading.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+
+_TOP_NAMES: Mapping[str, str] = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_LAYER_NAMES: Mapping[str, str] = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_ROPE_DIVISORS = "rope_freqs.weight"
+
+# Converters reorder query and key rows for these, whose RoPE turns neighbouring dimensions in llama.cpp.
+_INTERLEAVED = ("llama", "smollm3")
+
+_PLAIN: Mapping[GGMLQuantizationType, torch.dtype] = {
+    GGMLQuantizationType.F32: torch.float32,
+    GGMLQuantizationType.F16: torch.float16,
+    GGMLQuantizationType.BF16: torch.bfloat16,
+}
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """Open a GGUF file; raises ModelError if it is damaged or of an unsupported architecture."""
+    header = read_gguf_header(path)
+    divisors = header.tensors.get(_ROPE_DIVISORS)
+    if divisors is None:
+        spec = from_gguf(header)
+    else:
+        name = divisors.name
+        without = Checkpoint(path, from_gguf(header), {name: _stored(header, divisors, 0)})
+        spec = from_gguf(header, rope_divisors=without.read_vector(name))
+    tensors: dict[str, StoredTensor] = {}
+    for tensor in header.tensors.values():
+        hf_name = _hf_name(tensor.name)
+        if hf_name is not None:
+            reordered = spec.architecture in _INTERLEAVED and ".self_attn.q_proj." in hf_name
+            reordered |= spec.architecture in _INTERLEAVED and ".self_attn.k_proj." in hf_name
+            tensors[hf_name] = _stored(header, tensor, spec.head_dim if reordered else 0)
+    return Checkpoint(path, spec, tensors)
+
+
+def _hf_name(name: str) -> str | None:
+    """The Hugging Face name of a GGUF tensor, or None for one that the decoder does not use."""
+    if name in _TOP_NAMES:
+        return _TOP_NAMES[name]
+    match = _LAYER_TENSOR.fullmatch(name)
+    if match is None or match[2] not in _LAYER_NAMES:
+        return None
+    return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.{match[3]}"
+
+
+def _stored(header: GgufHeader, tensor: GgufTensor, interleaved_head_dim: int) -> StoredTensor:
+    return StoredTensor(
+        file=header.path,
+        name=tensor.name,
+        shape=tensor.shape,
+        kind=tensor.kind.name,
+        offset=tensor.offset,
+        nbytes=tensor.nbytes,
+        decode=_decoder(tensor.kind),
+        interleaved_head_dim=interleaved_head_dim,
+    )
+
+
+def _decoder(kind: GGMLQuantizationType) -> RowDecoder:
+    plain = _PLAIN.get(kind)
+
+    def decode(raw: RawRows) -> torch.Tensor:
+        if plain is not None:
+            return torch.from_numpy(raw).view(plain)
+        return torch.from_numpy(np.ascontiguousarray(quants.dequantize(raw, kind)))
+
+    return decode

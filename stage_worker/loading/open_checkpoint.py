@@ -1,0 +1,18 @@
+"""Opens a checkpoint by what the path is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stage_worker.loading.checkpoint import Checkpoint
+from stage_worker.loading.safetensors_folder import open_safetensors
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open what `common.model_source.resolve_model` found: a safetensors folder or a .gguf file."""
+    if path.suffix == ".gguf":
+        # Imported late: the gguf package is only worth its start-up time for such files.
+        from stage_worker.loading.gguf_file import open_gguf
+
+        return open_gguf(path)
+    return open_safetensors(path)

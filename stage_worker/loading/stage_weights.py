@@ -1,0 +1,116 @@
+"""Loads one stage's share of a checkpoint, tensor by tensor, straight into its fused weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from stage_worker.loading.checkpoint import Checkpoint
+from stage_worker.models.linear import Linear, LinearFactory, PlainLinear
+from stage_worker.models.weights import LayerWeights, StageWeights
+
+EMBEDDING = "model.embed_tokens.weight"
+FINAL_NORM = "model.norm.weight"
+HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class StageSlice:
+    """Layers begin .. end - 1. first: also the embedding; last: also the final norm and the LM head."""
+
+    begin: int
+    end: int
+    first: bool
+    last: bool
+
+
+def load_stage(
+    checkpoint: Checkpoint,
+    part: StageSlice,
+    dtype: torch.dtype,
+    device: torch.device,
+    make_linear: LinearFactory,
+) -> StageWeights:
+    """Read what the stage needs and nothing else; raises ModelError for missing or misshapen tensors.
+
+    make_linear: called for each product as soon as its weights are there, so that a copy it makes
+    replaces them before the next ones are read.
+    """
+    loader = _Loader(checkpoint, dtype, device, make_linear)
+    layers = tuple(loader.layer(index) for index in range(part.begin, part.end))
+    embedding = loader.embedding(EMBEDDING) if part.first else None
+    if not part.last:
+        return StageWeights(layers=layers, embedding=embedding)
+    final_norm = loader.vector(FINAL_NORM, checkpoint.spec.hidden)
+    shares = embedding is not None and checkpoint.spec.tied_embeddings
+    if embedding is not None and shares:
+        # Reordering it for speed would double the largest tensor, since look-ups need the plain order.
+        head: Linear = PlainLinear(embedding, None)
+    else:
+        name = EMBEDDING if checkpoint.spec.tied_embeddings else HEAD
+        head = make_linear(loader.embedding(name), None)
+    return StageWeights(layers, embedding, final_norm, head, shares)
+
+
+class _Loader:
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, make_linear: LinearFactory
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._spec = checkpoint.spec
+        self._dtype = dtype
+        self._device = device
+        self._make_linear = make_linear
+
+    def layer(self, index: int) -> LayerWeights:
+        spec = self._spec
+        prefix = f"model.layers.{index}."
+        attention = f"{prefix}self_attn."
+        mlp = f"{prefix}mlp."
+        return LayerWeights(
+            input_norm=self.vector(f"{prefix}input_layernorm.weight", spec.hidden),
+            qkv=self._fused(
+                [f"{attention}q_proj", f"{attention}k_proj", f"{attention}v_proj"],
+                [spec.query_size, spec.kv_size, spec.kv_size],
+                spec.hidden,
+                spec.qkv_bias,
+            ),
+            q_norm=self.vector(f"{attention}q_norm.weight", spec.head_dim) if spec.qk_norm else None,
+            k_norm=self.vector(f"{attention}k_norm.weight", spec.head_dim) if spec.qk_norm else None,
+            output=self._fused([f"{attention}o_proj"], [spec.hidden], spec.query_size, spec.o_bias),
+            mlp_norm=self.vector(f"{prefix}post_attention_layernorm.weight", spec.hidden),
+            gate_up=self._fused(
+                [f"{mlp}gate_proj", f"{mlp}up_proj"],
+                [spec.intermediate, spec.intermediate],
+                spec.hidden,
+                spec.mlp_bias,
+            ),
+            down=self._fused([f"{mlp}down_proj"], [spec.hidden], spec.intermediate, spec.mlp_bias),
+        )
+
+    def vector(self, name: str, length: int) -> torch.Tensor:
+        return self._read(name, self._empty(length))
+
+    def embedding(self, name: str) -> torch.Tensor:
+        return self._read(name, self._empty(self._spec.vocab_size, self._spec.hidden))
+
+    def _fused(self, names: Sequence[str], sizes: Sequence[int], inputs: int, has_bias: bool) -> Linear:
+        """One product of several weights [size, inputs], stacked."""
+        weight = self._empty(sum(sizes), inputs)
+        bias = self._empty(sum(sizes)) if has_bias else None
+        row = 0
+        for name, size in zip(names, sizes, strict=True):
+            self._read(f"{name}.weight", weight[row : row + size])
+            if bias is not None:
+                self._read(f"{name}.bias", bias[row : row + size])
+            row += size
+        return self._make_linear(weight, bias)
+
+    def _empty(self, *shape: int) -> torch.Tensor:
+        return torch.empty(*shape, dtype=self._dtype, device=self._device)
+
+    def _read(self, name: str, target: torch.Tensor) -> torch.Tensor:
+        self._checkpoint.read_into(name, target)
+        return target

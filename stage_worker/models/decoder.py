@@ -1,0 +1,67 @@
+"""The layer stack of one stage."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from stage_worker.attention.backend import AttentionBackend, HeadNorms
+from stage_worker.attention.batch import RaggedBatch
+from stage_worker.models.layer_ops import LayerOps
+from stage_worker.models.spec import ModelSpec
+from stage_worker.models.weights import StageWeights
+
+
+class Decoder:
+    """Layers first_layer onwards of a model, over packed rows without padding."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        first_layer: int,
+        weights: StageWeights,
+        attention: AttentionBackend,
+        ops: LayerOps,
+    ) -> None:
+        self._eps = spec.rms_eps
+        self._first_layer = first_layer
+        self._weights = weights
+        self._attention = attention
+        self._ops = ops
+        self._head_norms = [
+            HeadNorms(layer.q_norm, layer.k_norm)
+            if layer.q_norm is not None and layer.k_norm is not None
+            else None
+            for layer in weights.layers
+        ]
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [tokens] -> residual stream [tokens, hidden] (first stage only)."""
+        if self._weights.embedding is None:
+            raise ValueError("only the first stage embeds")
+        return F.embedding(token_ids, self._weights.embedding)
+
+    def forward(self, batch: RaggedBatch, residual: torch.Tensor) -> torch.Tensor:
+        """Run the stage's layers on the residual stream [tokens, hidden], which is overwritten."""
+        ops, eps = self._ops, self._eps
+        step = self._attention.begin(batch)
+        delta: torch.Tensor | None = None
+        for index, (layer, norms) in enumerate(
+            zip(self._weights.layers, self._head_norms, strict=True), self._first_layer
+        ):
+            # Each addition to the residual stream waits for the norm behind it, so that one pass does both.
+            if delta is None:
+                normed = ops.rms_norm(residual, layer.input_norm, eps)
+            else:
+                normed = ops.add_rms_norm(residual, delta, layer.input_norm, eps)
+            attended = layer.output(step.attend(index, layer.qkv(normed), norms))
+            normed = ops.add_rms_norm(residual, attended, layer.mlp_norm, eps)
+            delta = layer.down(ops.swiglu(layer.gate_up(normed)))
+        return residual if delta is None else residual.add_(delta)
+
+    def logits(self, residual: torch.Tensor) -> torch.Tensor:
+        """Scores of the next token for rows [rows, hidden]: float32 [rows, vocabulary] (last stage only)."""
+        if self._weights.final_norm is None or self._weights.head is None:
+            raise ValueError("only the last stage has an LM head")
+        normed = self._ops.rms_norm(residual, self._weights.final_norm, self._eps)
+        return self._weights.head(normed).float()

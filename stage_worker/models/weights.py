@@ -1,0 +1,59 @@
+"""The weights of one stage, as the decoder uses them: fused where that makes fewer, larger products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from stage_worker.models.linear import Linear
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One decoder layer.
+
+    qkv: hidden -> query heads, key heads, value heads, one behind the other.
+    gate_up: hidden -> gate, up. Norm weights are vectors in the pipeline's data type.
+    """
+
+    input_norm: torch.Tensor
+    qkv: Linear
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    output: Linear
+    mlp_norm: torch.Tensor
+    gate_up: Linear
+    down: Linear
+
+    @property
+    def nbytes(self) -> int:
+        """Memory, bytes."""
+        norms = (self.input_norm, self.q_norm, self.k_norm, self.mlp_norm)
+        products = (self.qkv, self.output, self.gate_up, self.down)
+        return sum(norm.nbytes for norm in norms if norm is not None) + sum(part.nbytes for part in products)
+
+
+@dataclass(frozen=True, slots=True)
+class StageWeights:
+    """Layers begin .. end - 1 of the model, and what only the first or the last stage has.
+
+    embedding: [vocabulary, hidden], first stage. final_norm, head: last stage.
+    shares_embedding: True if the head uses the embedding's memory.
+    """
+
+    layers: tuple[LayerWeights, ...]
+    embedding: torch.Tensor | None = None
+    final_norm: torch.Tensor | None = None
+    head: Linear | None = None
+    shares_embedding: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Memory, bytes."""
+        total = sum(layer.nbytes for layer in self.layers)
+        total += self.embedding.nbytes if self.embedding is not None else 0
+        total += self.final_norm.nbytes if self.final_norm is not None else 0
+        if self.head is not None and not self.shares_embedding:
+            total += self.head.nbytes
+        return total

@@ -1,0 +1,78 @@
+"""Finding a model by path, by the name it was pulled under, or by its hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import ModelError
+from common.model_source import cache_dir, model_cache_dir, resolve_model
+
+
+@pytest.fixture(autouse=True)
+def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEPIPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+def folder(path: Path, *names: str) -> Path:
+    path.mkdir(parents=True)
+    for name in names:
+        (path / name).touch()
+    return path
+
+
+def test_folder_and_file(tmp_path: Path) -> None:
+    path = folder(tmp_path / "m", "config.json", "model.safetensors")
+    assert resolve_model(str(path)) == path
+    file = folder(tmp_path / "g", "x.gguf") / "x.gguf"
+    assert resolve_model(str(file)) == file
+    assert resolve_model(str(file.parent)) == file
+
+
+def test_pulled_model() -> None:
+    assert cache_dir().name == "cache"
+    pulled = folder(model_cache_dir() / "small", "config.json", "model.safetensors")
+    assert resolve_model("small") == pulled
+    (model_cache_dir() / "other.gguf").touch()
+    assert resolve_model("other") == model_cache_dir() / "other.gguf"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("", "no model given"),
+        ("nothing", "tidepipe model pull smollm2-135m"),
+        ("org/nothing", "downloading is off"),
+        ("some/where/else", "no such file or folder"),
+        ("../x", "no such file or folder"),
+        ("weights.bin", "pickled weights are never loaded"),
+    ],
+)
+def test_nothing_there(model: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        resolve_model(model)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["model.safetensors"], "no config.json"),
+        (["config.json"], "neither"),
+        (["config.json", "pytorch_model.bin"], "only pickled weights"),
+        (["a.gguf", "b.gguf"], r"several GGUF files, give one of them: a\.gguf, b\.gguf"),
+    ],
+)
+def test_folders_that_cannot_be_loaded(names: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=message):
+        resolve_model(str(folder(tmp_path / "m", *names)))
+
+
+def test_files_that_cannot_be_loaded(tmp_path: Path) -> None:
+    path = folder(tmp_path / "m", "model.safetensors", "model.pt")
+    with pytest.raises(ModelError, match="give the folder"):
+        resolve_model(str(path / "model.safetensors"))
+    with pytest.raises(ModelError, match="pickled"):
+        resolve_model(str(path / "model.pt"))

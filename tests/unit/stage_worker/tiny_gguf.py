@@ -1,0 +1,93 @@
+"""Writes a tiny Hugging Face model as GGUF, with llama.cpp's names and row order."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def permute(weights: np.ndarray, heads: int) -> np.ndarray:
+    """Reorder the rows of query or key weights as llama.cpp's converter does."""
+    return (
+        weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(weights.shape)
+    )
+
+
+def gguf_name(name: str) -> str:
+    """llama.cpp's name of a tensor."""
+    stem, kind = name.rsplit(".", 1)
+    layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
+    if layer:
+        return f"blk.{layer[1]}.{_NAMES[layer[2]]}.{kind}"
+    return f"{_NAMES[stem]}.{kind}"
+
+
+def write_gguf(
+    folder: Path,
+    path: Path,
+    *,
+    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    architecture: str | None = None,
+    rope_divisors: np.ndarray | None = None,
+) -> Path:
+    """Convert the model in `folder`; matrices are stored as `kind`, vectors as float32."""
+    config = json.loads((folder / "config.json").read_text())
+    architecture = architecture or {"mistral": "llama"}.get(config["model_type"], config["model_type"])
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if config["model_type"] == "mistral":
+        writer.add_sliding_window(config["sliding_window"])
+    writer.add_token_list([f"token {index}" for index in range(config["vocab_size"])])
+    writer.add_eos_token_id(config["eos_token_id"])
+    if rope_divisors is not None:
+        writer.add_tensor("rope_freqs.weight", rope_divisors.astype(np.float32))
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        values = tensor.to(torch.float32).numpy()
+        if architecture in ("llama", "smollm3") and re.search(r"\.[qk]_proj\.", name):
+            heads = config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
+            values = permute(values, heads)
+        if values.ndim == 1 or kind == gguf.GGMLQuantizationType.F32:
+            writer.add_tensor(gguf_name(name), np.ascontiguousarray(values))
+        else:
+            packed = gguf.quants.quantize(np.ascontiguousarray(values), kind)
+            writer.add_tensor(gguf_name(name), packed, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
