@@ -1,0 +1,1 @@
+"""Bodies of the OpenAI API: requests, responses, streams, batch lines. No I/O, no clock, no protobuf."""

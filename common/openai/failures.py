@@ -1,0 +1,54 @@
+"""How errors look in the OpenAI API."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from common.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    TidePipeError,
+    UnavailableError,
+)
+
+_MAPPING: dict[type[TidePipeError], tuple[int, str, str]] = {
+    InvalidRequestError: (400, "invalid_request_error", "invalid_value"),
+    NotFoundError: (404, "invalid_request_error", "not_found"),
+    OverloadedError: (429, "rate_limit_error", "rate_limit_exceeded"),
+    UnavailableError: (503, "service_unavailable_error", "service_unavailable"),
+}
+_OTHER = (500, "server_error", "internal_error")
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The body of an error."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def http_status(error: BaseException) -> int:
+    """HTTP status of an error."""
+    return _entry(error)[0]
+
+
+def error_code(error: BaseException) -> str:
+    """Short name of an error, for programs."""
+    return _entry(error)[2]
+
+
+def error_response(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and additional headers for an error. Errors not made for users are not shown to them."""
+    status, kind, code = _entry(error)
+    message = str(error) if isinstance(error, TidePipeError) else "internal error; see the server's log"
+    param = error.param if isinstance(error, InvalidRequestError) else None
+    headers = {}
+    if isinstance(error, OverloadedError):
+        # Retry-After has whole seconds; OpenAI's clients prefer the finer header where there is one.
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_ms / 1000)))
+        headers["retry-after-ms"] = str(error.retry_after_ms)
+    return status, error_body(message, kind, param, code), headers
+
+
+def _entry(error: BaseException) -> tuple[int, str, str]:
+    return next((entry for kind, entry in _MAPPING.items() if isinstance(error, kind)), _OTHER)

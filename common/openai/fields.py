@@ -1,0 +1,146 @@
+"""Fields that may have several shapes, and those that TidePipe ignores or refuses."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from common.openai.validation import Refusal, checked_text, kind
+
+_MAX_INT = 2**31 - 1
+
+Count = Annotated[int, Field(ge=0, le=_MAX_INT)]
+TokenId = Annotated[int, Field(ge=0, le=_MAX_INT)]
+
+IGNORED = frozenset(
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+    }
+)
+"""Fields that change nothing of the answer."""
+
+_TOOLS = "tools and functions are not supported"
+_ONE_FORMAT = "only text answers are supported"
+
+REFUSED = {
+    "length_penalty": Refusal("beam search is not supported", (1, 1.0)),
+    "early_stopping": Refusal("beam search is not supported", (False,)),
+    "use_beam_search": Refusal("beam search is not supported", (False,)),
+    "echo": Refusal("is not supported; put the prompt in front of the text yourself", (False,)),
+    "prompt_logprobs": Refusal("log-probabilities of the prompt are not supported"),
+    "spaces_between_special_tokens": Refusal("only true is supported", (True,)),
+    "response_format": Refusal(_ONE_FORMAT, ({"type": "text"},)),
+    "priority": Refusal("priorities are not supported", (0,)),
+}
+"""Fields of both APIs that would change the answer, but cannot: better an error than a wrong answer."""
+
+REFUSED_IN_CHAT = REFUSED | {
+    "tools": Refusal(_TOOLS, ([],)),
+    "tool_choice": Refusal(_TOOLS, ("none", "auto")),
+    "functions": Refusal(_TOOLS, ([],)),
+    "function_call": Refusal(_TOOLS, ("none", "auto")),
+    "modalities": Refusal(_ONE_FORMAT, (["text"],)),
+    "audio": Refusal(_ONE_FORMAT),
+    "prediction": Refusal("predicted outputs are not supported"),
+    "web_search_options": Refusal("web search is not supported"),
+    "reasoning_effort": Refusal("is not supported", ("none",)),
+    "verbosity": Refusal("is not supported", ("medium",)),
+    "add_generation_prompt": Refusal("only true is supported", (True,)),
+    "continue_final_message": Refusal("only false is supported", (False,)),
+    "add_special_tokens": Refusal("only false is supported: the chat template writes them", (False,)),
+    "chat_template": Refusal("only the model's own chat template is supported"),
+    "chat_template_kwargs": Refusal("is not supported", ({},)),
+}
+
+REFUSED_IN_COMPLETIONS = REFUSED | {
+    "best_of": Refusal("is not supported; use n", (1,)),
+    "suffix": Refusal("inserting text is not supported", ("",)),
+    "add_special_tokens": Refusal("only true is supported; send token ids for full control", (True,)),
+}
+
+
+def _stop(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (checked_text(value),)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(checked_text(item) for item in value)
+    raise ValueError(f"must be a string or a list of strings, got {_shape(value)}")
+
+
+def _logit_bias(value: Any) -> dict[int, float]:
+    if not isinstance(value, dict):
+        raise ValueError(f"must be an object from token ids to numbers, got {kind(value)}")
+    biases = {}
+    for name, bias in value.items():
+        if not (isinstance(name, str) and name.isascii() and name.isdigit() and len(name) <= 10):
+            raise ValueError(f'must have token ids as names, such as "50256", got {name!r}')
+        if isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise ValueError(f"must have numbers as values, got {kind(bias)} for {name!r}")
+        # Integers may be too large for a float; like infinity they are refused with the other ranges.
+        biases[int(name)] = float(bias) if abs(bias) < 1e9 else math.inf
+    return biases
+
+
+def _prompt(value: Any) -> str | tuple[int, ...]:
+    if isinstance(value, str):
+        return checked_text(value)
+    if not isinstance(value, list):
+        raise ValueError(f"must be a string or a list of token ids, got {_shape(value)}")
+    if not value:
+        raise ValueError("must not be an empty list")
+    if all(type(item) is int for item in value):
+        if not (min(value) >= 0 and max(value) <= _MAX_INT):
+            raise ValueError(f"must have token ids in [0, {_MAX_INT}]")
+        return tuple(value)
+    if all(isinstance(item, str | list) for item in value):
+        if len(value) > 1:
+            raise ValueError(f"must be one prompt, got a list of {len(value)}; send a request for each")
+        return _prompt(value[0])
+    raise ValueError(f"must be a string or a list of token ids, got {_shape(value)}")
+
+
+def _content(value: Any) -> str:
+    if isinstance(value, str):
+        return checked_text(value)
+    if not isinstance(value, list):
+        raise ValueError(f"must be a string or a list of text parts, got {_shape(value)}")
+    return "\n".join(_text_part(number, part) for number, part in enumerate(value))
+
+
+def _text_part(number: int, part: Any) -> str:
+    if not isinstance(part, dict):
+        raise ValueError(
+            f'must be a string or a list of parts {{"type": "text", "text": ...}}, got {kind(part)} in it'
+        )
+    if part.get("type") not in ("text", "input_text"):
+        raise ValueError(
+            f"part {number} has type {part.get('type')!r}; only 'text' is supported, no images or audio"
+        )
+    if unknown := part.keys() - {"type", "text"}:
+        raise ValueError(f"part {number} has the unknown field {min(unknown)!r}")
+    try:
+        return checked_text(part.get("text"))
+    except ValueError as error:
+        raise ValueError(f"part {number}: text {error}") from None
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, list):
+        odd = next((item for item in value if not isinstance(item, str)), None)
+        return "an empty list" if not value else f"a list with {kind(odd)} in it"
+    return kind(value)
+
+
+Stop = Annotated[tuple[str, ...], BeforeValidator(_stop)]
+LogitBias = Annotated[dict[int, float], BeforeValidator(_logit_bias)]
+TextOrIds = Annotated[str | tuple[int, ...], BeforeValidator(_prompt)]
+Content = Annotated[str, BeforeValidator(_content)]

@@ -1,0 +1,209 @@
+"""Response bodies of both APIs, whole or as chunks of a stream."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from common.openai.logprobs import TokenBytes, chat_logprobs, completion_logprobs
+from common.request import Answer, GenerationRequest, Usage
+
+DONE = b"data: [DONE]\n\n"
+"""Ends a stream of server-sent events."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseContext:
+    """What a body says besides the answer.
+
+    created: Unix time, seconds.
+    token_bytes: needed for log-probabilities.
+    prompt_token_ids: needed if the request wants token ids.
+    """
+
+    request: GenerationRequest
+    model: str
+    created: int
+    token_bytes: TokenBytes | None = None
+    prompt_token_ids: tuple[int, ...] = ()
+
+    def head(self, prefix: str, what: str) -> dict[str, Any]:
+        """The fields with which each body begins."""
+        return {
+            "id": f"{prefix}-{self.request.request_id}",
+            "object": what,
+            "created": self.created,
+            "model": self.model,
+        }
+
+    def text(self, answer: Answer) -> str:
+        """Text of an answer, with its stop string if the request wants to see that."""
+        ended_by = answer.stopped_by if self.request.include_stop else None
+        return answer.text + (ended_by if isinstance(ended_by, str) else "")
+
+    def token_ids(self, answer: Answer) -> dict[str, Any]:
+        """Token ids, if the request wants them."""
+        return {"token_ids": list(answer.token_ids)} if self.request.return_token_ids else {}
+
+    def prompt_ids(self) -> dict[str, Any]:
+        """Token ids of the prompt, if the request wants them."""
+        return {"prompt_token_ids": list(self.prompt_token_ids)} if self.request.return_token_ids else {}
+
+    def chat_logprobs(self, answer: Answer) -> dict[str, Any] | None:
+        """Log-probabilities of a chat answer, if the request wants them and there are tokens."""
+        if not self._logprobs_wanted(answer) or self.token_bytes is None:
+            return None
+        return chat_logprobs(answer.logprobs, self.token_bytes)
+
+    def completion_logprobs(self, answer: Answer, text_offset: int = 0) -> dict[str, Any] | None:
+        """Log-probabilities of a completion, if the request wants them and there are tokens."""
+        if not self._logprobs_wanted(answer) or self.token_bytes is None:
+            return None
+        return completion_logprobs(answer.logprobs, self.token_bytes, text_offset)
+
+    def _logprobs_wanted(self, answer: Answer) -> bool:
+        return self.request.sampling.logprobs is not None and bool(answer.logprobs)
+
+
+def usage_body(usage: Usage) -> dict[str, int]:
+    """The `usage` object."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.prompt_tokens + usage.output_tokens,
+    }
+
+
+def chat_completion_body(context: ResponseContext, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+    """Body of a finished chat."""
+    choices = [
+        {
+            "index": answer.index,
+            "message": {"role": "assistant", "content": context.text(answer), "refusal": None},
+            "logprobs": context.chat_logprobs(answer),
+            **_ending(answer),
+            **context.token_ids(answer),
+        }
+        for answer in answers
+    ]
+    head = context.head("chatcmpl", "chat.completion")
+    return {**head, "choices": choices, "usage": usage_body(usage), **context.prompt_ids()}
+
+
+def completion_body(context: ResponseContext, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+    """Body of a finished completion."""
+    choices = [
+        {
+            "index": answer.index,
+            "text": context.text(answer),
+            "logprobs": context.completion_logprobs(answer),
+            **_ending(answer),
+            **context.token_ids(answer),
+            **context.prompt_ids(),
+        }
+        for answer in answers
+    ]
+    return {**context.head("cmpl", "text_completion"), "choices": choices, "usage": usage_body(usage)}
+
+
+def response_body(context: ResponseContext, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+    """Body of a finished request of either API."""
+    how = chat_completion_body if context.request.is_chat else completion_body
+    return how(context, answers, usage)
+
+
+class ResponseStream(Protocol):
+    """Makes the chunks of one request's stream."""
+
+    def chunks(self, piece: Answer) -> list[dict[str, Any]]:
+        """Chunks for the next piece of one of the answers: its new tokens and text."""
+        ...
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any] | None:
+        """The last chunk, if the request wants to see the usage."""
+        ...
+
+
+def response_stream(context: ResponseContext) -> ResponseStream:
+    """Stream of either API."""
+    return _ChatStream(context) if context.request.is_chat else _CompletionStream(context)
+
+
+def sse(chunk: dict[str, Any]) -> bytes:
+    """A server-sent event."""
+    return f"data: {json.dumps(chunk, allow_nan=False, separators=(',', ':'))}\n\n".encode()
+
+
+@dataclass(slots=True)
+class _ChatStream:
+    context: ResponseContext
+    _begun: set[int] = field(default_factory=set)
+
+    def chunks(self, piece: Answer) -> list[dict[str, Any]]:
+        context, result = self.context, []
+        if piece.index not in self._begun:
+            prompt_ids = {} if self._begun else context.prompt_ids()
+            self._begun.add(piece.index)
+            opening = {"role": "assistant", "content": ""}
+            result.append(self._chunk({"index": piece.index, "delta": opening}) | prompt_ids)
+        text = context.text(piece)
+        if text or piece.token_ids:
+            logprobs, ids = context.chat_logprobs(piece), context.token_ids(piece)
+            delta = {"index": piece.index, "delta": {"content": text}, "logprobs": logprobs}
+            result.append(self._chunk(delta | ids))
+        if piece.finish_reason is not None:
+            result.append(self._chunk({"index": piece.index, "delta": {}, **_ending(piece)}))
+        return result
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any] | None:
+        return _usage_chunk(self.context, "chatcmpl", "chat.completion.chunk", usage)
+
+    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        choice = {"logprobs": None, "finish_reason": None} | choice
+        return _chunk(self.context, "chatcmpl", "chat.completion.chunk", choice)
+
+
+@dataclass(slots=True)
+class _CompletionStream:
+    context: ResponseContext
+    _characters: dict[int, int] = field(default_factory=dict)
+
+    def chunks(self, piece: Answer) -> list[dict[str, Any]]:
+        context = self.context
+        text = context.text(piece)
+        if not (text or piece.token_ids or piece.finish_reason):
+            return []
+        prompt_ids = {} if self._characters else context.prompt_ids()
+        offset = self._characters.get(piece.index, 0)
+        self._characters[piece.index] = offset + len(text)
+        choice = {
+            "index": piece.index,
+            "text": text,
+            "logprobs": context.completion_logprobs(piece, offset),
+            **_ending(piece),
+            **context.token_ids(piece),
+            **prompt_ids,
+        }
+        return [_chunk(context, "cmpl", "text_completion", choice)]
+
+    def usage_chunk(self, usage: Usage) -> dict[str, Any] | None:
+        return _usage_chunk(self.context, "cmpl", "text_completion", usage)
+
+
+def _ending(answer: Answer) -> dict[str, Any]:
+    reason = None if answer.finish_reason is None else answer.finish_reason.value
+    return {"finish_reason": reason, "stop_reason": answer.stopped_by}
+
+
+def _chunk(context: ResponseContext, prefix: str, what: str, choice: dict[str, Any]) -> dict[str, Any]:
+    # With the usage asked for, OpenAI's chunks have the field from the first one on.
+    usage = {"usage": None} if context.request.stream_usage else {}
+    return context.head(prefix, what) | {"choices": [choice]} | usage
+
+
+def _usage_chunk(context: ResponseContext, prefix: str, what: str, usage: Usage) -> dict[str, Any] | None:
+    if not context.request.stream_usage:
+        return None
+    return context.head(prefix, what) | {"choices": [], "usage": usage_body(usage)}
