@@ -39,6 +39,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prefill-tokens", type=int, default=0, help="per step; 0: by device")
     parser.add_argument("--max-sequences", type=int, default=8192, help="running and waiting together")
     parser.add_argument("--max-running", type=int, default=256, help="sequences with KV blocks at a time")
+    parser.add_argument(
+        "--reserve",
+        type=float,
+        default=AdmissionRules().reserve,
+        help="share of the KV blocks that the forecast peak must leave free; below 0 overcommits memory",
+    )
     parser.add_argument("--microbatches", type=int, default=0, help="in decode; 0: one more than stages")
     parser.add_argument("--log-level", default="info")
     return parser.parse_args(arguments)
@@ -66,6 +72,7 @@ def _check(options: argparse.Namespace) -> None:
         ("max_sequences", 1, 2**20),
         ("max_running", 1, 65536),
         ("microbatches", 0, 32),
+        ("reserve", -100.0, 0.9),
     ):
         if not low <= (value := getattr(options, name)) <= high:
             raise ConfigError(f"--{name.replace('_', '-')} must be in [{low}, {high}], got {value}")
@@ -94,7 +101,7 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
                 prefill_tokens=options.prefill_tokens or PREFILL_TOKENS.get(device, 256),
                 microbatches=options.microbatches,
                 max_sequences=options.max_sequences,
-                admission=AdmissionRules(max_running=options.max_running),
+                admission=AdmissionRules(max_running=options.max_running, reserve=options.reserve),
             ),
             policy,
         )

@@ -16,7 +16,7 @@ from controller.core.sequence import Sequence
 @dataclass(frozen=True, slots=True)
 class AdmissionRules:
     """max_running: sequences that hold KV blocks at a time. reserve: share of the blocks that the
-    forecast peak must leave free, for predictions that were too short."""
+    forecast peak must leave free, for predictions that were too short; below 0 it overcommits."""
 
     max_running: int = 256
     reserve: float = 0.05

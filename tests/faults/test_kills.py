@@ -1,0 +1,94 @@
+"""kill -9 of any process in the middle of a batch: every request completes, greedy output unchanged."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.sampling import SamplingParams
+from tidepipe.client.async_client import AsyncClient
+from tidepipe.client.types import BatchItem
+from tidepipe.cluster.config import ClusterConfig
+from tidepipe.cluster.local import LocalCluster
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
+
+REQUESTS = 24
+
+
+def items() -> list[BatchItem]:
+    """Random prompts of mixed lengths, greedy answers of mixed lengths."""
+    chance = np.random.default_rng(5)
+    return [
+        BatchItem(
+            chance.integers(100, 49_000, size=int(chance.integers(5, 120))).tolist(),
+            SamplingParams(temperature=0, max_tokens=int(chance.integers(20, 60)), ignore_eos=True),
+        )
+        for _ in range(REQUESTS)
+    ]
+
+
+async def run_batch(
+    cluster: LocalCluster, victims: tuple[str, ...], after_tokens: int
+) -> list[tuple[int, ...]]:
+    """Answer all items; once so many tokens have come, kill each victim with SIGKILL, one after the other."""
+    seen = 0
+    enough = asyncio.Event()
+
+    async def one(client: AsyncClient, item: BatchItem) -> tuple[int, ...]:
+        nonlocal seen
+        tokens: list[int] = []
+        async with client.stream(item.prompt, item.sampling) as stream:
+            async for event in stream:
+                tokens.extend(event.token_ids)
+                seen += len(event.token_ids)
+                if seen >= after_tokens:
+                    enough.set()
+        return tuple(tokens)
+
+    async def kill() -> None:
+        await enough.wait()
+        for name in victims:
+            child = next(child for child in cluster.children if child.name == name)
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGKILL)
+
+    async with AsyncClient(cluster.grpc_address) as client, asyncio.TaskGroup() as group:
+        killer = group.create_task(kill())
+        answers = [group.create_task(one(client, item)) for item in items()]
+        await asyncio.wait(answers)
+        assert killer.done(), "the batch was over before the fault"
+    return [answer.result() for answer in answers]
+
+
+async def test_any_process_may_be_killed_mid_batch(model_path: Path) -> None:
+    """One cluster, one fault after the other (float32, so that recomputation is exact)."""
+    config = ClusterConfig(model=str(model_path), stages=2, dtype="float32")
+    async with LocalCluster(config) as cluster:
+        undisturbed = await run_batch(cluster, (), after_tokens=1)
+        assert [len(answer) for answer in undisturbed] == [
+            item.sampling.max_tokens for item in items() if item.sampling
+        ]
+        for victims in (
+            ("stage-worker-0-0",),
+            ("stage-worker-0-1",),
+            ("controller-0",),
+            ("predictor",),
+            ("router",),
+            ("controller-0", "stage-worker-0-1"),
+        ):
+            disturbed = await run_batch(cluster, victims, after_tokens=200)
+            assert disturbed == undisturbed, f"answers changed after killing {victims}"
+        restarts = {child.name: child.restart_count for child in cluster.children}
+    assert restarts == {
+        "predictor": 1,
+        "router": 1,
+        "controller-0": 2,
+        "stage-worker-0-0": 1,
+        "stage-worker-0-1": 2,
+    }

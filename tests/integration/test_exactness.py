@@ -1,0 +1,126 @@
+"""The cluster computes what Hugging Face computes: real processes, the real model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.sampling import FinishReason, SamplingParams
+from tidepipe.client.async_client import AsyncClient
+from tidepipe.client.types import BatchItem, Completion
+from tidepipe.cluster.config import ClusterConfig
+from tidepipe.cluster.local import LocalCluster
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
+
+PROMPTS = 20
+LONGEST = 1500
+MAX_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    """20 prompts of 1 to 1,500 random tokens."""
+    chance = np.random.default_rng(11)
+    lengths = np.unique(np.geomspace(1, LONGEST, PROMPTS + 6).round().astype(int))[-PROMPTS:]
+    lengths[0] = 1
+    return [chance.integers(100, 49_000, size=length).tolist() for length in lengths]
+
+
+@pytest.fixture(scope="module")
+def reference(model_path: Path, prompts: list[list[int]]) -> list[list[int]]:
+    """Hugging Face's greedy answers in float32, one prompt at a time."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    answers = []
+    for prompt in prompts:
+        with torch.inference_mode():
+            output = model.generate(torch.tensor([prompt]), max_new_tokens=MAX_TOKENS, do_sample=False)
+        answer = output[0, len(prompt) :].tolist()
+        answers.append([token for token in answer if token != model.generation_config.eos_token_id])
+    return answers
+
+
+async def answer_together(config: ClusterConfig, prompts: list[list[int]]) -> tuple[list[Completion], int]:
+    """All prompts in flight at once; the completions and the number of preemptions."""
+    greedy = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
+    async with LocalCluster(config) as cluster, AsyncClient(cluster.grpc_address) as client:
+        items = [BatchItem(prompt, greedy) for prompt in prompts]
+        results = [result async for result in client.generate_batch(items, concurrency=len(items))]
+        status = await client.status()
+    results.sort(key=lambda result: result.index)
+    instance = status.instances[0].status
+    assert instance is not None
+    assert instance.kv_blocks_free == instance.kv_blocks_total, "KV blocks leaked"
+    return [result.unwrap() for result in results], instance.preemptions
+
+
+@pytest.mark.parametrize(
+    ("stages", "block_size", "kv_blocks"),
+    [(1, 16, None), (2, 8, None), (3, 16, None), (2, 16, 104)],
+    ids=["1 stage", "2 stages, blocks of 8", "3 stages", "2 stages, forced preemption"],
+)
+async def test_greedy_tokens_equal_hugging_face(
+    model_path: Path,
+    prompts: list[list[int]],
+    reference: list[list[int]],
+    stages: int,
+    block_size: int,
+    kv_blocks: int | None,
+) -> None:
+    """Token for token in float32, for any number of stages, with all prompts in flight together."""
+    config = ClusterConfig(
+        model=str(model_path),
+        stages=stages,
+        dtype="float32",
+        block_size=block_size,
+        kv_blocks=kv_blocks,
+        # With little memory, admit whatever fits at the moment, so that blocks run out in decode.
+        reserve=None if kv_blocks is None else -50.0,
+    )
+    completions, preemptions = await answer_together(config, prompts)
+    assert [list(completion.token_ids) for completion in completions] == reference
+    if kv_blocks is not None:
+        assert preemptions > 0
+
+
+@pytest.fixture(scope="module")
+def bfloat16_model(model_path: Path) -> Iterator[torch.nn.Module]:
+    """The model as Hugging Face runs it in bfloat16."""
+    from transformers import AutoModelForCausalLM
+
+    yield AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16)
+
+
+async def test_bfloat16_agrees_with_hugging_face_teacher_forced(
+    model_path: Path, prompts: list[list[int]], bfloat16_model: torch.nn.Module
+) -> None:
+    """Our greedy tokens, fed to Hugging Face's bfloat16 model: log-probabilities agree within 0.25 (mean
+    0.03), and where the most likely token differs it is a near-tie."""
+    chosen = prompts[:12]
+    greedy = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True, logprobs=0)
+    config = ClusterConfig(model=str(model_path), stages=2, dtype="bfloat16")
+    async with LocalCluster(config) as cluster, AsyncClient(cluster.grpc_address) as client:
+        items = [BatchItem(prompt, greedy) for prompt in chosen]
+        results = [result async for result in client.generate_batch(items, concurrency=len(items))]
+    differences = []
+    for result in results:
+        prompt, answer = chosen[result.index], result.unwrap().answers[0]
+        assert answer.finish_reason is FinishReason.LENGTH
+        tokens = list(answer.token_ids)
+        with torch.inference_mode():
+            logits = bfloat16_model(torch.tensor([prompt + tokens])).logits[0].float()
+        theirs = torch.log_softmax(logits[len(prompt) - 1 : -1], dim=-1)
+        ours = torch.tensor([position.chosen.logprob for position in answer.logprobs])
+        of_chosen = theirs[torch.arange(len(tokens)), torch.tensor(tokens)]
+        differences.append((ours - of_chosen).abs())
+        gap = theirs.max(dim=-1).values - of_chosen
+        assert gap.max() <= 0.25, "another token is clearly more likely"
+    everything = torch.cat(differences)
+    assert everything.mean() <= 0.03
+    assert everything.max() <= 0.25
