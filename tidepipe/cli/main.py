@@ -8,8 +8,11 @@ import sys
 import typer
 
 from common.errors import TidePipeError
+from tidepipe.cli.admin import admin_app
 from tidepipe.cli.exit_codes import INTERRUPTED, SOME_FAILED, exit_code
+from tidepipe.cli.generate import generate
 from tidepipe.cli.model import model_app
+from tidepipe.cli.up import up
 
 app = typer.Typer(
     name="tidepipe",
@@ -19,11 +22,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("up")(up)
+app.command("generate")(generate)
+app.add_typer(admin_app, name="admin")
 app.add_typer(model_app, name="model")
 
 
 def main() -> None:
     """Run the command line; user errors become one line on stderr and an exit code."""
+    # Else gRPC writes notes about lost connections, which the SDK mends, between a command's own lines.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         app()
     except TidePipeError as error:

@@ -1,0 +1,77 @@
+"""The flags that describe a local cluster, shared by every command that can start one."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+_PANEL = "Local cluster"
+
+
+def _option(kind: Any, flag: str, help_text: str, metavar: str | None = None) -> Any:
+    return Annotated[
+        kind | None,
+        typer.Option(flag, help=help_text, rich_help_panel=_PANEL, metavar=metavar, show_default=False),
+    ]
+
+
+# Nothing is checked here: the configuration checks flags and files alike.
+CLUSTER_OPTIONS: dict[str, Any] = {
+    "model": _option(str, "--model", "Folder, .gguf file, pulled model's name or hub id org/name.", "M"),
+    "stages": _option(
+        int, "--stages", "Stages of each pipeline: one process and device each. Default: 1.", "S"
+    ),
+    "instances": _option(int, "--instances", "Pipelines. Default: 1.", "N"),
+    "host": _option(str, "--host", "Address to listen on. Default: 127.0.0.1.", "H"),
+    "http_port": _option(int, "--http-port", "Port of the OpenAI HTTP API; 0: a free one. Default: 0.", "P"),
+    "grpc_port": _option(int, "--grpc-port", "Port of the gRPC API; 0: a free one. Default: 0.", "P"),
+    "dtype": _option(str, "--dtype", "auto, float32, bfloat16 or float16. Default: auto.", "D"),
+    "device": _option(str, "--device", "auto, cpu, cuda or cuda:N. Default: auto.", "D"),
+    "policy": _option(str, "--policy", "Scheduling policy: auto or td-pipe. Default: auto.", "P"),
+    "threads": _option(int, "--threads", "Compute threads of a stage. Default: cores / stages.", "N"),
+    "memory_gib": _option(float, "--memory-gib", "Memory of a stage for weights and KV blocks.", "X"),
+    "block_size": _option(int, "--block-size", "Tokens per KV block.", "N"),
+    "kv_blocks": _option(int, "--kv-blocks", "KV blocks of a stage. Default: what memory allows.", "N"),
+    "layer_split": _option(str, "--layer-split", "Layers of each stage. Default: by cost.", "A,B,.."),
+    "prefill_tokens": _option(int, "--prefill-tokens", "Tokens of a prefill step at most.", "N"),
+    "max_sequences": _option(int, "--max-sequences", "Sequences accepted by an instance at most.", "N"),
+    "max_running": _option(int, "--max-running", "Sequences with KV blocks at a time at most.", "N"),
+    "microbatches": _option(int, "--microbatches", "Decode micro-batches in flight.", "N"),
+    "allow_download": _option(bool, "--allow-download", "Fetch a hub id that is not on this machine."),
+    "run_dir": _option(str, "--run-dir", "Folder for the processes' logs. Default: a temporary one.", "DIR"),
+    "verbose": _option(bool, "--verbose", "Show the processes' logs on stderr."),
+    "log_level": _option(str, "--log-level", "debug, info, warning or error. Default: info.", "L"),
+    "quantization": _option(str, "--quantization", "Not in this version: int8.", "Q"),
+    "executor": _option(str, "--executor", "torch (emulated: not in this version). Default: torch.", "E"),
+    "profile": _option(str, "--profile", "Not in this version: a latency profile.", "FILE"),
+    "config": _option(Path, "--config", "TOML file with any of these settings; flags win.", "FILE"),
+}
+
+
+def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command all cluster flags; it gets those that were used as the mapping `cluster`."""
+    hints = get_type_hints(command, include_extras=True)
+    own = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name != "cluster"
+    ]
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in CLUSTER_OPTIONS.items()
+    ]
+
+    @functools.wraps(command)
+    def wrapper(*arguments: Any, **values: Any) -> None:
+        cluster = {name: values.pop(name) for name in CLUSTER_OPTIONS if name in values}
+        command(*arguments, **values, cluster={k: v for k, v in cluster.items() if v is not None})
+
+    signature = inspect.Signature([*own, *shared])
+    wrapper.__signature__ = signature  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
+    return wrapper

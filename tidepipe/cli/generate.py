@@ -1,0 +1,65 @@
+"""`tidepipe generate`: a quick streaming client."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from tidepipe.cli.exit_codes import SUCCESS
+from tidepipe.cli.run import run
+
+_MAX_TOKENS = 256
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to answer; - reads it from stdin.")],
+    endpoint: Annotated[
+        str, typer.Option("--endpoint", metavar="HOST:PORT", help="The router's gRPC address.")
+    ],
+    chat: Annotated[bool, typer.Option("--chat/--no-chat", help="Use the model's chat template.")] = True,
+    system: Annotated[str | None, typer.Option("--system", help="System message (with --chat).")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Output tokens at most.")] = _MAX_TOKENS,
+    temperature: Annotated[float, typer.Option("--temperature", help="0: always the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k", help="0: no limit.")] = 0,
+    seed: Annotated[int | None, typer.Option("--seed")] = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="Stop string; may be repeated.")] = None,
+    model: Annotated[str, typer.Option("--model", help="Model name, if several are served.")] = "",
+    timeout: Annotated[float, typer.Option("--timeout", help="Seconds.")] = 600.0,
+) -> None:
+    """Stream one answer to the terminal."""
+    text = sys.stdin.read() if prompt == "-" else prompt
+    parameters = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "stop": stop or (),
+        "model": model,
+        "timeout": timeout,
+    }
+    turns = [{"role": "system", "content": system}] if system else []
+    run(_stream(endpoint, [*turns, {"role": "user", "content": text}] if chat else text, parameters))
+
+
+async def _stream(endpoint: str, prompt: Any, parameters: dict[str, Any]) -> int:
+    # Late, so that `tidepipe --help` stays quick.
+    from tidepipe.client.async_client import AsyncClient
+
+    async with await AsyncClient.connect(endpoint, connect_timeout=5.0) as client:
+        async with client.stream(prompt, **parameters) as stream:
+            async for event in stream:
+                print(event.text, end="", flush=True)
+        print()
+        if event.usage and sys.stderr.isatty():
+            usage = event.usage
+            spent = max(usage.total_ms - usage.ttft_ms, 1e-3) / 1000
+            print(
+                f"[{usage.prompt_tokens} + {usage.output_tokens} tokens, first after "
+                f"{usage.ttft_ms / 1000:.2f} s, then {(usage.output_tokens - 1) / spent:.1f} tokens/s]",
+                file=sys.stderr,
+            )
+    return SUCCESS

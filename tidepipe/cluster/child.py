@@ -1,0 +1,207 @@
+"""One service process: start it, learn its address, restart it when it dies, end it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from asyncio.subprocess import Process
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from common.errors import UnavailableError
+from common.rpc.lifecycle import PARENT_PID, READY_FD
+
+log = structlog.get_logger()
+
+MAX_RESTARTS = 5
+RESTART_WINDOW_S = 60.0
+FIRST_RESTART_WAIT_S = 0.1
+LONGEST_RESTART_WAIT_S = 5.0
+KILL_AFTER_S = 15.0
+LOG_TAIL_LINES = 15
+_FAILED_EXIT_S = 5.0
+_MAX_ANNOUNCEMENT_BYTES = 64 * 1024
+
+
+class ClusterError(UnavailableError):
+    """A process of the cluster could not be started, or kept breaking down."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSpec:
+    """What to start. arguments: all but --listen. ready_s: limit until it announces itself."""
+
+    name: str
+    module: str
+    arguments: Sequence[str]
+    ready_s: float
+
+
+class Child:
+    """Owns one process at a time; after the first start the address stays the same."""
+
+    def __init__(self, spec: ChildSpec, listen: str, log_file: Path | None) -> None:
+        """listen: HOST:PORT, port 0 for a free one. log_file: None lets the child write to our stderr."""
+        self._spec = spec
+        self._listen = listen
+        self._log_file = log_file
+        self._process: Process | None = None
+        self._restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
+        self.restart_count = 0
+
+    @property
+    def name(self) -> str:
+        """Name for people, such as stage_worker-0-1."""
+        return self._spec.name
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT where it listens (known after `start`)."""
+        return self._listen
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the present process."""
+        return self._process.pid if self._process else None
+
+    async def start(self) -> str:
+        """Start the process; its address when it is ready, ClusterError if it does not get so far."""
+        reader, writer = os.pipe()
+        try:
+            self._process = await self._spawn(writer)
+        except BaseException:
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
+        try:
+            async with asyncio.timeout(self._spec.ready_s):
+                line = await _read_line(reader)
+        except TimeoutError as error:
+            await self.stop(kill_after_s=0)
+            raise ClusterError(
+                f"{self.name} was not ready after {self._spec.ready_s:g} s{self._tail()}"
+            ) from error
+        except BaseException:
+            await self.stop(kill_after_s=0)
+            raise
+        announcement = _parse(line)
+        if "ready" in announcement:
+            self._listen = announcement["ready"]
+            return self._listen
+        process = self._process
+        await self.stop(kill_after_s=_FAILED_EXIT_S)
+        if "failed" in announcement:
+            raise ClusterError(f"{self.name} could not start: {announcement['failed']}")
+        raise ClusterError(
+            f"{self.name} ended with code {process.returncode} before it was ready{self._tail()}"
+        )
+
+    async def keep_alive(self) -> None:
+        """Restart the process whenever it dies, until cancelled; ClusterError when it dies too often."""
+        while self._process is not None:
+            code = await self._process.wait()
+            log.warning("process died, restarting", process=self.name, code=code)
+            await self._restart(code)
+            log.info("process is back", process=self.name)
+
+    async def _restart(self, code: int) -> None:
+        while True:
+            now = time.monotonic()
+            if len(self._restarts) == MAX_RESTARTS and now - self._restarts[0] < RESTART_WINDOW_S:
+                raise ClusterError(
+                    f"{self.name} ended {MAX_RESTARTS + 1} times within {RESTART_WINDOW_S:g} s, "
+                    f"last with code {code}{self._tail()}"
+                )
+            recent = sum(now - moment < RESTART_WINDOW_S for moment in self._restarts)
+            self._restarts.append(now)
+            self.restart_count += 1
+            await asyncio.sleep(min(LONGEST_RESTART_WAIT_S, FIRST_RESTART_WAIT_S * 3**recent))
+            try:
+                await self.start()
+            except ClusterError as error:
+                log.warning("restart failed", process=self.name, reason=str(error))
+            else:
+                return
+
+    async def stop(self, kill_after_s: float = KILL_AFTER_S) -> None:
+        """SIGTERM, then SIGKILL to it and whatever it started; returns when the process is gone."""
+        process = self._process
+        self._process = None
+        if process is None:
+            return
+        if process.returncode is None and kill_after_s > 0:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(kill_after_s):
+                    await process.wait()
+        # The process leads a group of its own; what it may have started goes with it.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+    async def _spawn(self, ready_fd: int) -> Process:
+        # -P: a folder in the working directory must not stand in for a service of the same name.
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            self._spec.module,
+            "--listen",
+            self._listen,
+            *self._spec.arguments,
+        ]
+        environment = {**os.environ, READY_FD: str(ready_fd), PARENT_PID: str(os.getpid())}
+        with contextlib.ExitStack() as stack:
+            output = stack.enter_context(self._log_file.open("ab")) if self._log_file else sys.stderr
+            return await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                pass_fds=(ready_fd,),
+                # Ctrl-C at the terminal reaches the supervisor alone, which ends the children in order.
+                start_new_session=True,
+            )
+
+    def _tail(self) -> str:
+        """The end of the log, to be appended to a message."""
+        if self._log_file is None:
+            return ""
+        with contextlib.suppress(OSError):
+            lines = self._log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+            if lines:
+                return "; the end of its log:\n  " + "\n  ".join(lines[-LOG_TAIL_LINES:])
+        return ""
+
+
+async def _read_line(descriptor: int) -> bytes:
+    """The line that a child writes to its pipe; empty if it ends without one. Closes the descriptor."""
+    loop = asyncio.get_running_loop()
+    stream = asyncio.StreamReader(limit=_MAX_ANNOUNCEMENT_BYTES)
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(descriptor, "rb", buffering=0)
+    )
+    try:
+        return await stream.readline()
+    finally:
+        transport.close()
+
+
+def _parse(line: bytes) -> dict[str, str]:
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,110 @@
+"""Settings of a local cluster: from flags, from a TOML file, or from both (flags win)."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from common.errors import ConfigError
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Policy = Literal["auto", "td-pipe"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_LATER = {
+    "quantization": "quantized weights",
+    "executor": "emulated executors",
+    "profile": "latency profiles",
+}
+"""Settings of the command line's contract that this version does not carry out, and what they are."""
+
+
+class ClusterConfig(BaseModel):
+    """What to start. Names are those of the flags of `tidepipe up`, with underscores.
+
+    None leaves the choice to the service in question. Ports: 0 picks a free one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    model: str = Field(min_length=1)
+    stages: int = Field(default=1, ge=1, le=64)
+    instances: int = Field(default=1, ge=1, le=64)
+    host: str = Field(default="127.0.0.1", min_length=1)
+    http_port: Port = 0
+    grpc_port: Port = 0
+    dtype: DType = "auto"
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    policy: Policy = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    memory_gib: float | None = Field(default=None, gt=0)
+    block_size: int | None = Field(default=None, ge=1, le=1024)
+    kv_blocks: int | None = Field(default=None, ge=1)
+    layer_split: str | None = Field(default=None, pattern=r"^\d+(,\d+)*$")
+    prefill_tokens: int | None = Field(default=None, ge=1)
+    max_sequences: int | None = Field(default=None, ge=1)
+    max_running: int | None = Field(default=None, ge=1)
+    microbatches: int | None = Field(default=None, ge=1)
+    allow_download: bool = False
+    run_dir: str | None = None
+    verbose: bool = False
+    log_level: LogLevel = "info"
+
+    @model_validator(mode="after")
+    def _layers_fit_stages(self) -> Self:
+        if self.layer_split is not None and len(self.layer_split.split(",")) != self.stages:
+            raise ValueError(
+                f"layer_split '{self.layer_split}' must name {self.stages} numbers, one per stage"
+            )
+        return self
+
+    @property
+    def stage_threads(self) -> int:
+        """Compute threads of one stage worker: the machine's cores, evenly."""
+        return self.threads or max(1, (os.cpu_count() or 1) // (self.stages * self.instances))
+
+
+def load_config(file: Path | None, flags: Mapping[str, Any]) -> ClusterConfig:
+    """Settings from `file` (if any), overridden by those flags that are not None.
+
+    ConfigError names the setting that is wrong, unknown, or not available in this version.
+    """
+    settings = _read(file) if file else {}
+    settings |= {name: value for name, value in flags.items() if value is not None}
+    for name, what in _LATER.items():
+        # The one executor that there is may be named.
+        if settings.pop(name, None) not in (None, "torch" if name == "executor" else None):
+            raise ConfigError(f"--{name}: this version does not have {what} yet")
+    if "model" not in settings:
+        raise ConfigError("no model given; name one with --model")
+    try:
+        return ClusterConfig.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error, file)) from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as source:
+            return tomllib.load(source)
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}") from error
+
+
+def _first_problem(error: ValidationError, file: Path | None) -> str:
+    problem = error.errors(include_url=False, include_context=False)[0]
+    where = f" (in {file} or as a flag)" if file else ""
+    if not problem["loc"]:
+        return str(problem["msg"]).removeprefix("Value error, ") + where
+    name = str(problem["loc"][0])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown setting '{name}'{where}; known: {', '.join(ClusterConfig.model_fields)}"
+    return f"{name}: {problem['msg']}, got {problem['input']!r}{where}"

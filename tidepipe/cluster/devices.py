@@ -1,0 +1,44 @@
+"""What of this machine each stage worker gets: device and memory."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+
+_SHARE_OF_MEMORY = 0.5
+_GIB = 2**30
+
+
+def worker_device(wanted: str, worker: int) -> str:
+    """The device of worker number `worker`; several GPUs are dealt out one after the other."""
+    if wanted not in ("auto", "cuda"):
+        return wanted
+    gpus = _visible_gpus()
+    if gpus == 0 or (wanted == "auto" and not _torch_has_cuda()):
+        return wanted
+    return f"cuda:{worker % gpus}"
+
+
+def worker_memory_gib(workers: int) -> float | None:
+    """Memory of each of many workers on the CPU; None if a worker's own default leaves enough for all."""
+    if workers <= 2:
+        return None
+    return round(psutil.virtual_memory().available * _SHARE_OF_MEMORY / workers / _GIB, 3)
+
+
+def _visible_gpus() -> int:
+    """Number of GPUs that a process of this machine sees, found without loading torch."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return len([part for part in chosen.split(",") if part.strip() not in ("", "-1")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def _torch_has_cuda() -> bool:
+    try:
+        return "+cpu" not in version("torch")
+    except PackageNotFoundError:
+        return False

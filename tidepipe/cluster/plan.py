@@ -1,0 +1,77 @@
+"""The command lines of a cluster's processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tidepipe.cluster.child import ChildSpec
+from tidepipe.cluster.config import ClusterConfig
+from tidepipe.cluster.devices import worker_device, worker_memory_gib
+
+SERVICE_READY_S = 120.0
+# A controller is ready when its stages have loaded their layers.
+MODEL_READY_S = 600.0
+
+
+def predictor_spec(config: ClusterConfig) -> ChildSpec:
+    """The length predictor."""
+    return ChildSpec("predictor", "predictor", _flags(log_level=config.log_level), SERVICE_READY_S)
+
+
+def worker_spec(config: ClusterConfig, instance: int, stage: int) -> ChildSpec:
+    """One stage of one instance."""
+    device = worker_device(config.device, instance * config.stages + stage)
+    memory_gib = config.memory_gib
+    if memory_gib is None and not device.startswith("cuda"):
+        memory_gib = worker_memory_gib(config.stages * config.instances)
+    arguments = _flags(
+        model=config.model,
+        device=device,
+        dtype=config.dtype,
+        threads=config.stage_threads,
+        memory_gib=memory_gib,
+        allow_download=config.allow_download,
+        log_level=config.log_level,
+    )
+    return ChildSpec(f"stage-worker-{instance}-{stage}", "stage_worker", arguments, SERVICE_READY_S)
+
+
+def controller_spec(
+    config: ClusterConfig, instance: int, *, stages: Sequence[str], router: str, predictor: str
+) -> ChildSpec:
+    """The controller of one instance."""
+    arguments = _flags(
+        instance_id=f"instance-{instance}",
+        stages=",".join(stages),
+        router=router,
+        predictor=predictor,
+        policy=config.policy,
+        block_size=config.block_size,
+        kv_blocks=config.kv_blocks,
+        layer_split=config.layer_split,
+        prefill_tokens=config.prefill_tokens,
+        max_sequences=config.max_sequences,
+        max_running=config.max_running,
+        microbatches=config.microbatches,
+        log_level=config.log_level,
+    )
+    return ChildSpec(f"controller-{instance}", "controller", arguments, MODEL_READY_S)
+
+
+def router_spec(config: ClusterConfig, *, http: str, predictor: str) -> ChildSpec:
+    """The router."""
+    arguments = _flags(http=http, model=config.model, predictor=predictor, log_level=config.log_level)
+    return ChildSpec("router", "router", arguments, SERVICE_READY_S)
+
+
+def _flags(**values: Any) -> list[str]:
+    """Command-line flags; None and False are left out, True stands alone."""
+    flags: list[str] = []
+    for name, value in values.items():
+        if value is None or value is False:
+            continue
+        flags.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            flags.append(str(value))
+    return flags
