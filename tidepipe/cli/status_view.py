@@ -43,7 +43,7 @@ def print_status(status: ClusterStatus) -> None:
     for name in ("instance", "stage", "address", "layers", "device", "prefill", "decode", "memory", ""):
         stages.add_column(name, justify="right" if name in ("prefill", "decode", "memory") else "left")
     for instance in status.instances:
-        for stage in instance.pipeline.stages if instance.pipeline else ():
+        for stage in instance.status.stages if instance.status else ():
             stages.add_row(*_stage(instance, stage))
     console.print(stages)
 
@@ -63,7 +63,7 @@ def _instances(status: ClusterStatus) -> Table:
     for name in ("instance", "state", "phase", "because", "sequences", "batches", "KV blocks", "since start"):
         table.add_column(name)
     for instance in status.instances:
-        pipeline = instance.pipeline
+        pipeline = instance.status
         if pipeline is None:
             table.add_row(instance.instance_id, f"[red]{instance.error or 'no answer'}[/]")
             continue

@@ -56,7 +56,7 @@ class PipelineStatus:
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
-    """An instance as the router knows it. pipeline: None if it did not answer; error says why."""
+    """An instance as the router knows it. status: None if it did not answer; error says why."""
 
     instance_id: str
     controller_address: str
@@ -64,7 +64,7 @@ class InstanceStatus:
     draining: bool
     assigned: int
     error: str
-    pipeline: PipelineStatus | None
+    status: PipelineStatus | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def _instance(entry: admin_pb2.InstanceEntry) -> InstanceStatus:
         draining=entry.draining,
         assigned=entry.assigned,
         error=entry.error,
-        pipeline=_pipeline(entry.status) if entry.HasField("status") else None,
+        status=_pipeline(entry.status) if entry.HasField("status") else None,
     )
 
 
