@@ -64,9 +64,13 @@ class StagesReady:
 
 @dataclass(frozen=True, slots=True)
 class StagesLost:
-    """A stage or a link broke: whatever was in flight or cached is gone."""
+    """A stage or a link broke: whatever was in flight or cached is gone.
+
+    failed_step: the step whose execution failed, if that was the cause.
+    """
 
     detail: str
+    failed_step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

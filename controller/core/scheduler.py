@@ -33,6 +33,9 @@ from controller.core.sequence import Sequence, State
 from controller.core.stats import SchedulerStats
 from controller.core.steps import StepBook
 
+MAX_FAILURES = 3
+"""Failed steps after which a sequence that was part of all of them is given up."""
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
@@ -157,6 +160,7 @@ class Scheduler:
                 self._end(sequence, reason, error="" if sequence.output else detail)
 
     def _stages_lost(self, event: StagesLost, now: float) -> None:
+        failed = None if event.failed_step is None else self._steps.done(event.failed_step)
         lost = list(self._running.values())
         for sequence in lost:
             self._forget_progress(sequence)
@@ -169,6 +173,11 @@ class Scheduler:
         self.batches = DecodeBatches(1)
         self._stages = 0
         self._turn(Phase.IDLE, Reason(f"stages lost: {event.detail}", {"recompute": len(lost)}), now)
+        for sequence in failed.rows if failed else ():
+            # One request that breaks the stages again and again must not hold up all others.
+            sequence.failures += 1
+            if sequence.failures >= MAX_FAILURES and sequence.state is State.WAITING:
+                self._end(sequence, FinishReason.ERROR, error=f"failed repeatedly: {event.detail}")
 
     def _expire(self, now: float) -> None:
         late = [s for s in self.sequences.values() if s.deadline is not None and now >= s.deadline]

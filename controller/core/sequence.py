@@ -25,6 +25,7 @@ class Sequence:
     key: its name at the stages; a new one each time it is (re)admitted.
     planned: positions whose computation is done or on its way.
     in_flight: steps on their way that have a row of it.
+    failures: steps with a row of it whose execution failed.
     """
 
     sequence_id: str
@@ -41,6 +42,7 @@ class Sequence:
     in_flight: int = 0
     admitted_order: int = 0
     preemptions: int = 0
+    failures: int = 0
     predicted_p50: float | None = None
     predicted_p90: float | None = None
 

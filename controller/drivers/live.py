@@ -109,7 +109,7 @@ class LiveInstance:
                 log.warning("stages lost", epoch=self.pipeline.epoch, reason=str(lost))
                 self.serving, self.detail = False, str(lost)
                 self._on_serving(False)
-                self._hear(StagesLost(str(lost)))
+                self._hear(StagesLost(str(lost), lost.failed_step))
 
     async def _tick(self) -> None:
         while True:

@@ -113,7 +113,9 @@ class Pipeline:
                     group.create_task(stage.run(self.epoch, report), name=f"stage-{stage.index}")
                 group.create_task(self._watch_stuck(), name="stuck")
         except* StageLostError as lost:
-            raise StageLostError("; ".join(str(error) for error in lost.exceptions)) from None
+            errors = [error for error in lost.exceptions if isinstance(error, StageLostError)]
+            steps = [error.failed_step for error in errors if error.failed_step is not None]
+            raise StageLostError("; ".join(map(str, errors)), min(steps, default=None)) from None
 
     async def _watch_stuck(self) -> None:
         await self._stuck.wait()

@@ -52,7 +52,14 @@ class StageAccount:
 
 
 class StageLostError(Exception):
-    """A stage, or its link to the next one, is gone for this epoch."""
+    """A stage, or its link to the next one, is gone for this epoch.
+
+    failed_step: the step whose execution failed, if that was the cause.
+    """
+
+    def __init__(self, detail: str, failed_step: int | None = None) -> None:
+        super().__init__(detail)
+        self.failed_step = failed_step
 
 
 class StageClient:
@@ -163,7 +170,12 @@ class StageClient:
         elif kind == "heartbeat":
             self.account.rss_bytes = message.heartbeat.rss_bytes
         elif kind == "failure":
-            raise StageLostError(f"stage {self.index} at {self.address}: {message.failure.detail}")
+            failure = message.failure
+            at_fault = failure.kind != stage_pb2.StageFailure.KIND_LINK
+            raise StageLostError(
+                f"stage {self.index} at {self.address}: {failure.detail}",
+                failure.step_id or None if at_fault else None,
+            )
 
     async def _requests(self, epoch: int) -> AsyncIterator[stage_pb2.RunRequest]:
         yield stage_pb2.RunRequest(epoch=epoch)

@@ -283,3 +283,25 @@ def test_a_handed_over_output_is_continued_not_repeated() -> None:
     world.hear(SequencesArrived((NewSequence("x", prompt, SamplingParams(max_tokens=12), given_tokens),)))
     world.run_dry()
     assert world.outputs["x"] == whole
+
+
+def test_a_sequence_that_breaks_the_stages_is_given_up_and_the_others_go_on() -> None:
+    """Three failed executions of its steps end the culprit; the rest is recomputed and completes."""
+    world = World(stages=2, kv_blocks=200, block_size=8, microbatches=0)
+    poison = NewSequence("poison", (98, 98, 98), SamplingParams(max_tokens=10))
+    world.hear(SequencesArrived((poison,)))
+    submit(world, [(40, 10)] * 3)
+    for _ in range(200):
+        if not world.fake.queue:
+            break
+        plan = world.fake.queue[0]
+        if any(row.token_ids[:3] == (98, 98, 98) for row in plan.rows):
+            world.hear(StagesLost("NaN in the logits", plan.step_id))
+            world.epoch += 1
+            world.fake = FakeStages(world.kv_blocks, world.block_size)
+            world.hear(StagesReady(world.epoch, world.stages, world.kv_blocks))
+        else:
+            world.hear(world.fake.execute())
+    assert world.ends["poison"].reason is FinishReason.ERROR
+    assert "NaN in the logits" in world.ends["poison"].error
+    assert [world.ends[f"r{i}"].reason for i in range(3)] == [FinishReason.LENGTH] * 3

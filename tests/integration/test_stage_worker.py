@@ -1,0 +1,140 @@
+"""The stage worker's RPC surface, over real gRPC with a backend that needs no model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import grpc
+import pytest
+
+from common.errors import IncompatibleError
+from common.plan import PROTOCOL_VERSION, Phase, PlanRow, StepPlan
+from common.rpc.channel import open_channel
+from common.rpc.server import RpcServer
+from controller.drivers.pipeline import Pipeline, PipelineConfig
+from controller.drivers.stage_client import StageLostError
+from stage_worker.edge.servicer import StageServicer
+from tests.fakes.stage_backend import SHAPE, FakeBackend
+from tidepipe.v1 import stage_pb2, stage_pb2_grpc
+
+
+@asynccontextmanager
+async def worker(backend: FakeBackend) -> AsyncIterator[str]:
+    """A stage worker in this process; its address."""
+    server = RpcServer("127.0.0.1:0")
+    servicer = StageServicer(backend)
+    stage_pb2_grpc.add_StageServiceServicer_to_server(servicer, server.server)
+    address = await server.start([stage_pb2.DESCRIPTOR.services_by_name["StageService"]])
+    try:
+        yield address
+    finally:
+        await servicer.close()
+        await server.stop(0)
+
+
+@asynccontextmanager
+async def pipeline(*backends: FakeBackend) -> AsyncIterator[Pipeline]:
+    """A controller's pipeline over one worker per backend."""
+    async with AsyncExitStack() as stack:
+        addresses = [await stack.enter_async_context(worker(backend)) for backend in backends]
+        stages = Pipeline(PipelineConfig(tuple(addresses), 16, 0, 64), "test")
+        stack.push_async_callback(stages.close)
+        yield stages
+
+
+def plan(step_id: int, token: int = 5) -> StepPlan:
+    return StepPlan(step_id, Phase.PREFILL, (PlanRow(1, 0, 3, (token, 6, 7), (0,), True),))
+
+
+async def run_steps(stages: Pipeline, plans: list[StepPlan]) -> list[stage_pb2.StepReport]:
+    """Send plans, return what the last stage reports."""
+    reports: list[stage_pb2.StepReport] = []
+    done = asyncio.Event()
+
+    def report(stage: int, message: stage_pb2.StepReport) -> None:
+        if stage == len(stages.stages) - 1:
+            reports.append(message)
+            if len(reports) == len(plans):
+                done.set()
+
+    epoch = asyncio.create_task(stages.run_epoch(report))
+    for one in plans:
+        stages.send(one)
+    waiting = asyncio.create_task(done.wait())
+    await asyncio.wait({epoch, waiting}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if epoch.done():
+        epoch.result()
+    epoch.cancel()
+    await asyncio.gather(epoch, return_exceptions=True)
+    return reports
+
+
+async def test_activations_pass_from_stage_to_stage_and_layers_are_split_by_cost() -> None:
+    """Three stages add one each; a second epoch starts afresh and the older one is refused."""
+    backends = [FakeBackend(), FakeBackend(), FakeBackend()]
+    async with pipeline(*backends) as stages:
+        assert await stages.bring_up() == 32
+        reports = await run_steps(stages, [plan(1), plan(2), plan(3)])
+        assert [list(report.token_ids) for report in reports] == [[3], [3], [3]]
+        assert [report.step_id for report in reports] == [1, 2, 3]
+        layers = [(b.specs[0].layer_begin, b.specs[0].layer_end) for b in backends]
+        assert (layers[0][0], layers[-1]) == (0, (3, 4))  # the head weighs on the last stage
+
+        first_epoch = stages.epoch
+        await stages.bring_up()
+        assert stages.epoch == first_epoch + 1
+        async with open_channel(stages.stages[0].address) as channel:
+            stub = stage_pb2_grpc.StageServiceStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError, match="is not the present one") as refused:
+                await stub.Forward(iter([stage_pb2.ForwardRequest(epoch=first_epoch)]), timeout=5)
+            assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert len(await run_steps(stages, [plan(1)])) == 1
+
+
+async def test_a_failing_step_and_a_senseless_plan_end_the_epoch_with_their_reason() -> None:
+    """The controller learns which step failed and why; the next epoch works."""
+    async with pipeline(FakeBackend(), FakeBackend()) as stages:
+        await stages.bring_up()
+        with pytest.raises(StageLostError, match="token 99 always fails") as lost:
+            await run_steps(stages, [plan(1), plan(2, token=99)])
+        assert lost.value.failed_step == 2
+        await stages.bring_up()
+        with pytest.raises(StageLostError, match="step 1 was due, step 5 came"):
+            await run_steps(stages, [plan(5)])
+        await stages.bring_up()
+        assert len(await run_steps(stages, [plan(1)])) == 1
+
+
+async def test_stages_with_different_models_or_protocols_are_refused_by_name() -> None:
+    """Both sides check, and say what to do."""
+    async with pipeline(FakeBackend(), FakeBackend("e" * 64)) as stages:
+        with pytest.raises(IncompatibleError, match="start all stages with the same model"):
+            await stages.bring_up()
+    async with worker(FakeBackend()) as address, open_channel(address) as channel:
+        stub = stage_pb2_grpc.StageServiceStub(channel)
+        good = {
+            "protocol_version": PROTOCOL_VERSION,
+            "model_fingerprint": "f" * 64,
+            "epoch": 7,
+            "stage_index": 0,
+            "stage_count": 1,
+            "layer_begin": 0,
+            "layer_end": SHAPE.layers,
+            "block_size": 16,
+            "max_step_tokens": 64,
+        }
+        for wrong, message in (
+            ({"protocol_version": PROTOCOL_VERSION + 1}, "install the same TidePipe version"),
+            ({"model_fingerprint": "0" * 64}, "start both with the same model"),
+            ({"layer_end": SHAPE.layers + 1}, "not within"),
+            ({"block_size": 0}, "block size"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError, match=message) as refused:
+                await stub.Configure(stage_pb2.ConfigureRequest(**(good | wrong)), timeout=5)
+            assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        await stub.Configure(stage_pb2.ConfigureRequest(**good), timeout=5)
+        with pytest.raises(grpc.aio.AioRpcError, match="epoch 7 is over"):
+            await stub.Configure(stage_pb2.ConfigureRequest(**good), timeout=5)
