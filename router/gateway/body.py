@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 from starlette.requests import Request
@@ -9,6 +10,10 @@ from starlette.requests import Request
 from common.errors import InvalidRequestError, TidePipeError
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
+MAX_DISCARDED_BYTES = 8 * MAX_BODY_BYTES
+"""A larger body is read to its end and thrown away, within this limit: who is still sending when the
+connection closes gets to see a broken connection, and not why."""
+BODY_TIMEOUT_S = 60.0
 
 
 class BodyTooLargeError(TidePipeError):
@@ -21,14 +26,29 @@ class BodyTooLargeError(TidePipeError):
 async def read_json(request: Request) -> object:
     """The decoded body. BodyTooLargeError, or InvalidRequestError if it is not JSON."""
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+    if declared.isdigit() and int(declared) > MAX_DISCARDED_BYTES:
         raise BodyTooLargeError
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return _decode(await _read(request))
+    except TimeoutError:
+        raise InvalidRequestError(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+
+
+async def _read(request: Request) -> bytes:
     raw = bytearray()
+    size = 0
     async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > MAX_BODY_BYTES:
+        size += len(chunk)
+        if size <= MAX_BODY_BYTES:
+            raw += chunk
+        elif size > MAX_DISCARDED_BYTES:
             raise BodyTooLargeError
-    return _decode(bytes(raw))
+        else:
+            raw.clear()
+    if size > MAX_BODY_BYTES:
+        raise BodyTooLargeError
+    return bytes(raw)
 
 
 def _decode(raw: bytes) -> object:

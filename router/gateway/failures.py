@@ -18,7 +18,7 @@ def failure(error: Exception) -> Response:
     """Response for an error. One that was not made for users is a defect: logged, not shown."""
     if isinstance(error, BodyTooLargeError):
         body = error_body(str(error), "invalid_request_error", code="body_too_large")
-        # Whatever is left of the body is not read.
+        # A part of the body may be left unread.
         return JSONResponse(body, 413, {"connection": "close"})
     if not isinstance(error, TidePipeError):
         log.exception("HTTP request failed", exc_info=error)

@@ -76,7 +76,10 @@ class Held:
 
 @dataclass
 class FakeController(pb_grpc.ControllerServiceServicer):
-    """One token per sequence every `step_s` seconds. `mangle` may spoil what watchers get."""
+    """One token per sequence every `step_s` seconds. `mangle` may spoil what watchers get.
+
+    room: sequences that it really takes. paused: computes nothing. silent: does not answer for its status.
+    """
 
     instance_id: str = "i0"
     vocab_size: int = 256
@@ -93,6 +96,7 @@ class FakeController(pb_grpc.ControllerServiceServicer):
     cancelled: list[str] = field(default_factory=list)
     batches: int = 0
     paused: bool = False
+    silent: bool = False
     incarnation: str = ""
     address: str = "127.0.0.1:0"
 
@@ -139,6 +143,11 @@ class FakeController(pb_grpc.ControllerServiceServicer):
     def running(self) -> list[Held]:
         """Sequences that it is at work on."""
         return [held for held in self.held.values() if not held.finish]
+
+    def end_watches(self) -> None:
+        """End all streams of results."""
+        for router_id in self._watchers:
+            self._watchers[router_id] += 1
 
     async def _step(self) -> None:
         while True:
@@ -221,6 +230,8 @@ class FakeController(pb_grpc.ControllerServiceServicer):
     async def GetInstanceStatus(  # noqa: N802
         self, request: pb.GetInstanceStatusRequest, context: Context
     ) -> pb.GetInstanceStatusResponse:
+        while self.silent:  # noqa: ASYNC110 - set by tests
+            await asyncio.sleep(0.05)
         status = pb.InstanceStatus(instance_id=self.instance_id, serving=True, running=len(self.running()))
         return pb.GetInstanceStatusResponse(status=status)
 

@@ -26,6 +26,7 @@ class RunningRouter:
     address: str
     http: str
     stub: inference_pb2_grpc.InferenceServiceAsyncStub
+    lifecycle: Lifecycle
 
 
 class _Lifecycle(Lifecycle):
@@ -54,7 +55,7 @@ async def running_router(**settings: Any) -> AsyncIterator[RunningRouter]:
         address = await lifecycle.address
         async with open_channel(address) as channel:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
-            yield RunningRouter(service, address, http, stub)
+            yield RunningRouter(service, address, http, stub, lifecycle)
         lifecycle.stopping.set()
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
+from fakes.client import IDS, Heard, eventually, listen, request
 from fakes.controller import EOS, FakeController, fake_controller, scripted_text
 from fakes.router import RunningRouter, running_router
 
@@ -15,66 +17,6 @@ from common.rpc.status import RETRY_AFTER
 from tidepipe.v1 import admin_pb2, admin_pb2_grpc, router_pb2, router_pb2_grpc
 from tidepipe.v1 import inference_pb2 as pb
 from tidepipe.v1 import sampling_pb2 as sp
-
-PROMPT = "tell me"
-IDS = list(PROMPT.encode())
-
-
-def request(name: str, *, grace_ms: int = 0, **sampling: object) -> pb.InferenceRequest:
-    fields = {"temperature": 0.0, "max_tokens": 40, **sampling}
-    return pb.InferenceRequest(
-        request_id=name,
-        text=PROMPT,
-        sampling=sp.SamplingParams(**fields),  # type: ignore[arg-type]
-        disconnect_grace_ms=grace_ms,
-    )
-
-
-class Heard:
-    """What a client has of one answer; refuses gaps and repeats."""
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.text = ""
-        self.last: pb.AnswerDelta | None = None
-
-    def take(self, delta: pb.AnswerDelta) -> None:
-        assert self.last is None or not self.last.finish_reason
-        assert (delta.token_offset, delta.character_offset) == (len(self.tokens), len(self.text))
-        self.tokens += delta.token_ids
-        self.text += delta.text
-        self.last = delta
-
-    @property
-    def position(self) -> pb.StreamPosition:
-        return pb.StreamPosition(tokens=len(self.tokens), characters=len(self.text))
-
-    @property
-    def end(self) -> pb.AnswerDelta:
-        assert self.last is not None
-        return self.last
-
-
-async def listen(
-    router: RunningRouter, wanted: pb.InferenceRequest, heard: Heard | None = None, until: int = 10**9
-) -> Heard:
-    """Stream to the end, or leave after `until` tokens."""
-    heard = heard or Heard()
-    resume = [heard.position] if heard.tokens else []
-    call = router.stub.Generate(pb.GenerateRequest(request=wanted, resume=resume), timeout=20)
-    async for message in call:
-        heard.take(message.delta)
-        if len(heard.tokens) >= until:
-            call.cancel()
-            break
-    return heard
-
-
-async def eventually(check: Callable[[], bool]) -> None:
-    """A truth that needs a moment."""
-    async with asyncio.timeout(5):
-        while not check():  # noqa: ASYNC110 - others' state, without events
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -214,37 +156,36 @@ async def test_a_full_or_draining_instance_is_not_the_end(
         assert not other.submitted
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"sampling": sp.SamplingParams(temperature=-1.0)}, "temperature"),
-        ({"sampling": sp.SamplingParams(max_tokens=0)}, "max_tokens"),
-        ({"sampling": sp.SamplingParams(max_tokens=994)}, "prompt (7 tokens) and max_tokens (994)"),
-        ({"sampling": sp.SamplingParams(logit_bias={256: 1.0})}, "vocabulary ends at 255"),
-        ({"text": ""}, "empty"),
-        ({"text": "x" * 1000}, "1000 tokens"),
-        ({"token_ids": pb.TokenIds()}, "empty"),
-        ({"token_ids": pb.TokenIds(ids=[3, 256])}, "token id 256"),
-        ({"chat": pb.Chat()}, "empty"),
-        ({"chat": pb.Chat(messages=[pb.ChatMessage(role="tool", content="x")])}, "template"),
-        ({"request_id": ""}, "request_id"),
-        ({"request_id": "a\nb"}, "printable"),
-        ({"disconnect_grace_ms": 600_001}, "disconnect_grace_ms"),
-    ],
-)
-async def test_what_cannot_be_answered_is_refused(
-    router: RunningRouter, change: dict[str, object], said: str
-) -> None:
-    wanted = request("bad")
-    wanted.MergeFrom(pb.InferenceRequest(**change))  # type: ignore[arg-type]
-    if "request_id" in change:
-        wanted.request_id = str(change["request_id"])
-    if "text" in change:
-        wanted.text = str(change["text"])
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await listen(router, wanted)
-    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert said in (error.value.details() or "")
+BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
+    ({"sampling": sp.SamplingParams(temperature=-1.0)}, "temperature"),
+    ({"sampling": sp.SamplingParams(max_tokens=0)}, "max_tokens"),
+    ({"sampling": sp.SamplingParams(max_tokens=994)}, "prompt (7 tokens) and max_tokens (994)"),
+    ({"sampling": sp.SamplingParams(logit_bias={256: 1.0})}, "vocabulary ends at 255"),
+    ({"text": ""}, "empty"),
+    ({"text": "x" * 1000}, "1000 tokens"),
+    ({"token_ids": pb.TokenIds()}, "empty"),
+    ({"token_ids": pb.TokenIds(ids=[3, 256])}, "token id 256"),
+    ({"chat": pb.Chat()}, "empty"),
+    ({"chat": pb.Chat(messages=[pb.ChatMessage(role="tool", content="x")])}, "template"),
+    ({"request_id": ""}, "request_id"),
+    ({"request_id": "a\nb"}, "printable"),
+    ({"disconnect_grace_ms": 600_001}, "disconnect_grace_ms"),
+]
+
+
+async def test_what_cannot_be_answered_is_refused(router: RunningRouter, controller: FakeController) -> None:
+    for change, said in BAD_REQUESTS:
+        wanted = request("bad")
+        wanted.MergeFrom(pb.InferenceRequest(**change))
+        for name in ("request_id", "text"):
+            # Merging leaves out what is empty.
+            if name in change:
+                setattr(wanted, name, change[name])
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await listen(router, wanted)
+        assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT, change
+        assert said in (error.value.details() or ""), change
+    assert not controller.submitted
 
 
 async def test_health_models_status_and_unknown_model(
