@@ -39,6 +39,7 @@ async def start_cluster(settings: Mapping[str, Any]) -> AsyncIterator[LocalClust
     """A serving cluster with these flags (and the file that they name)."""
     cluster = LocalCluster(_load(settings))
     configure_logging("supervisor", cluster.config.log_level)
+    await cluster.prepare()
     shape = f"{cluster.config.instances} x {cluster.config.stages} stages"
     print(f"starting a local cluster: {shape} of {cluster.config.model}", file=sys.stderr, flush=True)
     try:

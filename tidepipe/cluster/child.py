@@ -99,7 +99,10 @@ class Child:
             self._listen = announcement["ready"]
             return self._listen
         process = self._process
-        await self.stop(kill_after_s=_FAILED_EXIT_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FAILED_EXIT_S):
+                await process.wait()
+        await self.stop(kill_after_s=0)
         if "failed" in announcement:
             raise ClusterError(f"{self.name} could not start: {announcement['failed']}")
         raise ClusterError(

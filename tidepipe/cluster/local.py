@@ -48,17 +48,22 @@ class LocalCluster:
     ) -> None:
         await self.stop(keep_logs=isinstance(error, ClusterError))
 
-    async def start(self) -> None:
-        """Start all processes and wait until the router has every instance.
-
-        ModelError or ConfigError, before anything is started, if the model or a port cannot be had;
-        ClusterError if a process does not come up.
-        """
+    async def prepare(self) -> None:
+        """Find the model and the ports; ModelError or ConfigError if there is none."""
         config = self.config
         await asyncio.to_thread(resolve_model, config.model, allow_download=config.allow_download)
         self.grpc_address = f"{config.host}:{choose_port(config.host, config.grpc_port)}"
         self.http_address = f"{config.host}:{choose_port(config.host, config.http_port)}"
         self._run_dir = self._make_run_dir()
+
+    async def start(self) -> None:
+        """Start all processes and wait until the router has every instance.
+
+        Errors as `prepare`, before anything is started; ClusterError if a process does not come up.
+        """
+        if self._run_dir is None:
+            await self.prepare()
+        config = self.config
         predictor = self._child(predictor_spec(config), f"{config.host}:{choose_port(config.host, 0)}")
         router = self._child(
             router_spec(config, http=self.http_address, predictor=predictor.address), self.grpc_address

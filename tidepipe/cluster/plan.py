@@ -53,6 +53,7 @@ def controller_spec(
         prefill_tokens=config.prefill_tokens,
         max_sequences=config.max_sequences,
         max_running=config.max_running,
+        reserve=config.reserve,
         microbatches=config.microbatches,
         log_level=config.log_level,
     )
