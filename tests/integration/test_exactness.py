@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
 PROMPTS = 20
 LONGEST = 1500
-MAX_TOKENS = 24
+MAX_TOKENS = 16
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,8 @@ def prompts() -> list[list[int]]:
     chance = np.random.default_rng(11)
     lengths = np.unique(np.geomspace(1, LONGEST, PROMPTS + 6).round().astype(int))[-PROMPTS:]
     lengths[0] = 1
+    # The longest first: where memory is tight, many short ones then compete with it for blocks.
+    lengths = np.roll(lengths, 1)
     return [chance.integers(100, 49_000, size=length).tolist() for length in lengths]
 
 
@@ -62,7 +64,7 @@ async def answer_together(config: ClusterConfig, prompts: list[list[int]]) -> tu
 
 @pytest.mark.parametrize(
     ("stages", "block_size", "kv_blocks"),
-    [(1, 16, None), (2, 8, None), (3, 16, None), (2, 16, 104)],
+    [(1, 16, None), (2, 8, None), (3, 16, None), (2, 16, 98)],
     ids=["1 stage", "2 stages, blocks of 8", "3 stages", "2 stages, forced preemption"],
 )
 async def test_greedy_tokens_equal_hugging_face(
@@ -102,7 +104,7 @@ async def test_bfloat16_agrees_with_hugging_face_teacher_forced(
 ) -> None:
     """Our greedy tokens, fed to Hugging Face's bfloat16 model: log-probabilities agree within 0.25 (mean
     0.03), and where the most likely token differs it is a near-tie."""
-    chosen = prompts[:12]
+    chosen = prompts[1:13]
     greedy = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True, logprobs=0)
     config = ClusterConfig(model=str(model_path), stages=2, dtype="bfloat16")
     async with LocalCluster(config) as cluster, AsyncClient(cluster.grpc_address) as client:
