@@ -7,7 +7,7 @@ import asyncio
 
 import tidepipe
 
-COUNTRIES = "France Japan Kenya Peru Italy Norway Egypt Chile India Canada Spain Cuba Greece Ghana".split()
+COUNTRIES = ("France", "Japan", "Kenya", "Peru", "Italy", "Norway", "Egypt", "Chile", "India", "Canada")
 
 
 async def main(endpoint: str, concurrency: int) -> None:

@@ -26,16 +26,19 @@ class Intake:
         """The `id` of an output line."""
         return f"batch_req_{self._run_id[:12]}_{number}"
 
-    def request_id(self, number: int) -> str:
-        """Stable over resumptions: what still runs at the router is attached to, not started twice."""
-        return f"batch-{self._run_id}-{number}"
+    def request_id(self, line: InputLine) -> str:
+        """Stable over resumptions: what still runs at the router is attached to, not started twice.
+
+        A line that was changed in between is another request.
+        """
+        return f"batch-{self._run_id}-{line.number}-{line.digest[:8]}"
 
     def take(self, line: InputLine) -> BatchItem | BatchLineError:
         """The request in a line, or why there is none."""
         if line.too_long:
             text = f"line {line.number}: longer than {MAX_LINE_BYTES // _MIB} MiB"
             return BatchLineError(None, text, "line_too_long")
-        parsed = parse_line(line.data, line.number, self.request_id(line.number))
+        parsed = parse_line(line.data, line.number, self.request_id(line))
         if parsed.custom_id is not None:
             first = self._first_lines.setdefault(parsed.custom_id, line.number)
             if first != line.number:
@@ -47,16 +50,17 @@ class Intake:
         if model is not None and not self._served(model):
             text = f"line {line.number}: model {model!r} is not served here; served: {self._model_names[0]}"
             return BatchLineError(parsed.custom_id, text, "model_not_found", "model")
-        return self._seeded(parsed, line.number)
+        return _seeded(parsed)
 
     def _served(self, model: str) -> bool:
         return model in self._model_names or Path(model).name in self._model_names
 
-    def _seeded(self, item: BatchItem, number: int) -> BatchItem:
-        """A request that draws, with a seed that is the same when the batch is resumed."""
-        sampling = item.request.sampling
-        if sampling.greedy or sampling.seed is not None:
-            return item
-        digest = hashlib.blake2b(self.request_id(number).encode(), digest_size=8).digest()
-        sampling = dataclasses.replace(sampling, seed=int.from_bytes(digest, "big"))
-        return dataclasses.replace(item, request=dataclasses.replace(item.request, sampling=sampling))
+
+def _seeded(item: BatchItem) -> BatchItem:
+    """A request that draws, with a seed that is the same when the batch is resumed."""
+    sampling = item.request.sampling
+    if sampling.greedy or sampling.seed is not None:
+        return item
+    digest = hashlib.blake2b(item.request.request_id.encode(), digest_size=8).digest()
+    sampling = dataclasses.replace(sampling, seed=int.from_bytes(digest, "big"))
+    return dataclasses.replace(item, request=dataclasses.replace(item.request, sampling=sampling))

@@ -162,7 +162,7 @@ class BatchRun:
                 self.totals.add(earlier, resumed=True)
                 self._display.finished(earlier, resumed=True)
             elif isinstance(parsed, BatchLineError):
-                output_line = error_line(intake.line_id(line.number), parsed, intake.request_id(line.number))
+                output_line = error_line(intake.line_id(line.number), parsed, intake.request_id(line))
                 self._record(LineOutcome(line.number, line.digest, True), output_line)
             else:
                 self._pending[index] = (line, parsed)

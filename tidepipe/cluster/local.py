@@ -15,7 +15,7 @@ from tidepipe.client.async_client import AsyncClient
 from tidepipe.cluster.child import Child, ChildSpec, ClusterError
 from tidepipe.cluster.config import ClusterConfig
 from tidepipe.cluster.plan import controller_spec, predictor_spec, router_spec, worker_spec
-from tidepipe.cluster.ports import choose_port
+from tidepipe.cluster.ports import choose_port, join
 
 REGISTERED_S = 60.0
 REGISTERED_POLL_S = 0.1
@@ -52,8 +52,8 @@ class LocalCluster:
         """Find the model and the ports; ModelError or ConfigError if there is none."""
         config = self.config
         await asyncio.to_thread(resolve_model, config.model, allow_download=config.allow_download)
-        self.grpc_address = f"{config.host}:{choose_port(config.host, config.grpc_port)}"
-        self.http_address = f"{config.host}:{choose_port(config.host, config.http_port)}"
+        self.grpc_address = join(config.host, choose_port(config.host, config.grpc_port))
+        self.http_address = join(config.host, choose_port(config.host, config.http_port))
         self._run_dir = self._make_run_dir()
 
     async def start(self) -> None:
@@ -64,7 +64,7 @@ class LocalCluster:
         if self._run_dir is None:
             await self.prepare()
         config = self.config
-        predictor = self._child(predictor_spec(config), f"{config.host}:{choose_port(config.host, 0)}")
+        predictor = self._child(predictor_spec(config), join(config.host, choose_port(config.host, 0)))
         router = self._child(
             router_spec(config, http=self.http_address, predictor=predictor.address), self.grpc_address
         )
@@ -117,7 +117,7 @@ class LocalCluster:
     async def _start_instance(self, instance: int, predictor: str) -> None:
         config = self.config
         workers = [
-            self._child(worker_spec(config, instance, stage), f"{config.host}:0")
+            self._child(worker_spec(config, instance, stage), join(config.host, 0))
             for stage in range(config.stages)
         ]
         async with asyncio.TaskGroup() as group:
@@ -130,7 +130,7 @@ class LocalCluster:
             router=self.grpc_address,
             predictor=predictor,
         )
-        await self._child(controller, f"{config.host}:0").start()
+        await self._child(controller, join(config.host, 0)).start()
 
     async def _keep_alive(self) -> None:
         try:
