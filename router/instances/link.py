@@ -137,7 +137,7 @@ class InstanceLink:
 
     async def close(self, reason: str) -> None:
         """Give everything back and hang up. Call it after `run` has ended."""
-        self.broken(reason)
+        self.connected = False
         self._give_back(list(self.placements), reason)
         await self._channel.close()
 

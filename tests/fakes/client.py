@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from fakes.router import RunningRouter
-
+from tests.fakes.router import RunningRouter
 from tidepipe.v1 import inference_pb2 as pb
 from tidepipe.v1 import sampling_pb2 as sp
 

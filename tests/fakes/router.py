@@ -9,12 +9,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from fakes.text import ByteText
-
 from common.rpc.channel import open_channel
 from common.rpc.lifecycle import Lifecycle
 from router.service import RouterService
 from router.settings import RouterSettings
+from tests.fakes.text import ByteText
 from tidepipe.v1 import inference_pb2_grpc
 
 

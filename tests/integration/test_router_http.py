@@ -9,11 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes.client import eventually, listen, request
-from fakes.controller import FakeController, fake_controller, scripted_text
-from fakes.router import RunningRouter, running_router
 
 from router.gateway.body import MAX_BODY_BYTES
+from tests.fakes.client import eventually, listen, request
+from tests.fakes.controller import FakeController, fake_controller, scripted_text
+from tests.fakes.router import RunningRouter, running_router
 
 PROMPT = "tell me"
 CHAT = "/v1/chat/completions"

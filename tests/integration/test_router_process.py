@@ -13,13 +13,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fakes.controller import fake_controller, scripted_text
-from fakes.router import free_port
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from common.rpc.channel import is_serving, open_channel, wait_serving
 from common.rpc.lifecycle import EXIT_FAILED_TO_START, READY_FD
+from tests.fakes.controller import fake_controller, scripted_text
+from tests.fakes.router import free_port
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
-from fakes.text import ByteText
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from router.instances.sequence import Progress, SequenceNews
 from router.requests.answer_text import AnswerText
 from router.requests.delta import Cursor
 from router.requests.running_answer import MAX_FRUITLESS_MOVES, RunningAnswer
+from tests.fakes.text import ByteText
 
 # Characters of one to four bytes, so that tokens (bytes) split them.
 OUTPUT = "näïve — 你好 🌊🌊 stop sign. "
