@@ -18,6 +18,7 @@ from tidepipe.cluster.plan import controller_spec, predictor_spec, router_spec, 
 from tidepipe.cluster.ports import choose_port, join
 
 REGISTERED_S = 60.0
+WORKER_KILL_AFTER_S = 3.0
 REGISTERED_POLL_S = 0.1
 
 
@@ -89,7 +90,9 @@ class LocalCluster:
         if self._keepers is not None:
             self._keepers.cancel()
             await asyncio.gather(self._keepers, return_exceptions=True)
-        await asyncio.gather(*(child.stop() for child in self.children))
+        # Router and controllers drain, for which they need the workers; those have nothing to wait for then.
+        await asyncio.gather(*(child.stop() for child in self.children if child.relies_on_others))
+        await asyncio.gather(*(child.stop(WORKER_KILL_AFTER_S) for child in self.children))
         if self._run_dir is not None and self.config.run_dir is None and not keep_logs:
             await asyncio.to_thread(shutil.rmtree, self._run_dir, ignore_errors=True)
 
