@@ -15,6 +15,7 @@ from router.settings import (
     RouterSettings,
     default_model_name,
 )
+from router.text.light_import import import_tokenizers_only
 from router.text.tokenizer import TextProcessor
 
 
@@ -31,7 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
     def load_text() -> TextPort:
-        return TextProcessor.load(resolve_model(options.model))
+        path = resolve_model(options.model)
+        if path.is_dir():  # reading a GGUF file's tokenizer does need PyTorch
+            import_tokenizers_only()
+        return TextProcessor.load(path)
 
     service = RouterService(settings, load_text)
     return run_service("router", service.run, log_level=options.log_level)
