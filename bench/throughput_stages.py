@@ -3,7 +3,7 @@
     python bench/throughput_stages.py WORKLOAD.json --model smollm2-135m --stages 1 2 --rounds 3 \\
         --out docs/pictures/throughput_stages
 
-WORKLOAD.json: [{"prompt": [token ids], "out": n}, ...]; all submitted at once, greedy, end-of-sequence ignored.
+WORKLOAD.json: [{"prompt": [token ids], "out": n}, ...]; all at once, greedy, end-of-sequence ignored.
 Writes OUT.json (every run) and OUT.png (medians).
 """
 
