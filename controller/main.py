@@ -10,7 +10,8 @@ from common.errors import ConfigError
 from common.rpc.lifecycle import Lifecycle, run_service
 from common.rpc.server import RpcServer
 from controller.core.admission import AdmissionRules
-from controller.core.policy import PhasePolicy, make_policy
+from controller.core.policies import Policy
+from controller.core.policies.catalog import LIVE_POLICIES, make_policy
 from controller.core.scheduler import Scheduler, SchedulerConfig
 from controller.drivers.live import LiveInstance
 from controller.drivers.pipeline import Pipeline, PipelineConfig
@@ -32,7 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stages", required=True, help="HOST:PORT of each stage worker, first to last")
     parser.add_argument("--router", default=None, help="HOST:PORT of the router to register at")
     parser.add_argument("--predictor", default=None, help="HOST:PORT of the length predictor")
-    parser.add_argument("--policy", default="auto", help="auto or td-pipe")
+    parser.add_argument("--policy", default="auto", help=", ".join(LIVE_POLICIES))
     parser.add_argument("--block-size", type=int, default=16, help="tokens per KV block")
     parser.add_argument("--kv-blocks", type=int, default=0, help="per stage; 0: from the memory budget")
     parser.add_argument("--layer-split", default="", help="layers per stage, such as 16,14")
@@ -50,10 +51,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _policy(name: str) -> PhasePolicy:
+def _policy(name: str) -> Policy:
     policy = make_policy(name)
     if policy is None:
-        raise ConfigError(f"unknown policy {name!r}; known: auto, td-pipe")
+        raise ConfigError(f"unknown policy {name!r}; known: {', '.join(LIVE_POLICIES)}")
     return policy
 
 
