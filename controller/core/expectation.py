@@ -33,10 +33,6 @@ class LengthBelief:
         spread = math.log(max(p90, median) / median)
         return cls(median, _Z90 / spread if spread > 1e-3 else math.inf)
 
-    def outlived(self, tokens: int) -> bool:
-        """True if certainty was wrong: the output is longer than it could be."""
-        return math.isinf(self.shape) and tokens >= self.median
-
     def remaining(self, tokens: int) -> float:
         """Median of the further tokens of an output that has this many and goes on.
 
@@ -45,8 +41,12 @@ class LengthBelief:
         """
         if math.isinf(self.shape):
             return self.median - tokens if tokens < self.median else max(0.5 * tokens, 1.0)
-        aged = (tokens / self.median) ** self.shape
-        return max(self.median * math.exp(math.log1p(2.0 * aged) / self.shape) - tokens, 1.0)
+        if tokens <= 0:
+            return max(self.median, 1.0)
+        # In logarithms: a sharp belief that is far outlived would overflow.
+        aged = math.log(2.0) + self.shape * math.log(tokens / self.median)
+        grown = aged if aged > 30.0 else math.log1p(math.exp(aged))
+        return max(self.median * math.exp(grown / self.shape) - tokens, 1.0)
 
 
 class SeenLengths:

@@ -5,20 +5,21 @@ times. A step of x tokens takes at least f(x) for its matrix products, f being t
 measured or modelled time, plus its attention. Attention's sum does not depend on the schedule: every decode
 row reads its context once (rows of prompts are left out: they favour the schedule).
 
-What does depend on it is the number of steps J. To keep S stages busy, S steps must be under way, of disjoint
-sequences, and each holds the KV cache of its sequences meanwhile: together at most M tokens. So a step's decode
-rows stand for at most M / S tokens of context on average; all decode rows together stand for
+What does depend on it is the number of steps J. To keep S stages busy, S steps must be under way, of
+disjoint sequences, and each holds the KV cache of its sequences meanwhile: together at most M tokens. So a
+step's decode rows stand for at most M / S tokens of context on average; all decode rows together stand for
 W = sum over requests of sum over output tokens of the context then; hence J >= W S / M. By convexity the
 products take at least J f(X / J) for X tokens in all, at the best J that memory allows.
 
-Left out, so that the bound is never reached: ramp and drain of the pipeline, transfers, dispatch, the tail when
-few sequences are left, block rounding, unknown lengths.
+Left out, so that the bound is never reached: ramp and drain of the pipeline, transfers, dispatch, the tail
+when few sequences are left, block rounding, unknown lengths.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from common.latency.model import StepCost
 from controller.simulation.workload import SimRequest
@@ -56,7 +57,7 @@ class ConvexHull:
         corners = self._corners
         if x <= corners[0][0]:
             return corners[0][1]
-        for (x0, y0), (x1, y1) in zip(corners, corners[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(corners):
             if x <= x1:
                 return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
         (x0, y0), (x1, y1) = corners[-2], corners[-1]

@@ -22,8 +22,8 @@ _SYNTHETIC_REQUESTS = 5000
 def open_workload(source: str, requests: int | None, seed: int) -> Workload:
     """A file, or `sharegpt-like` for the synthetic one.
 
-    Azure CSV (TIMESTAMP,ContextTokens,GeneratedTokens), ShareGPT JSON ([{"conversations": ..}]), Mooncake JSONL
-    (timestamp, input_length, output_length), OpenAI batch JSONL, or [{"prompt": .., "out": n}].
+    Azure CSV (TIMESTAMP,ContextTokens,GeneratedTokens), ShareGPT JSON ([{"conversations": ..}]), Mooncake
+    JSONL (timestamp, input_length, output_length), OpenAI batch JSONL, or [{"prompt": .., "out": n}].
     """
     path = Path(source)
     if source == SYNTHETIC and not path.exists():
@@ -60,7 +60,10 @@ def _parse(text: str) -> Iterable[SimRequest]:
 
 
 def _azure(text: str) -> Iterable[SimRequest]:
-    for row in csv.DictReader(io.StringIO(text)):
+    table = csv.DictReader(io.StringIO(text))
+    if "ContextTokens" not in (table.fieldnames or ()):
+        raise ValueError("neither JSON nor a CSV with ContextTokens")
+    for row in table:
         # Seven digits of fraction: more than datetime takes.
         stamp = datetime.fromisoformat(row["TIMESTAMP"][:26].strip()).timestamp()
         yield SimRequest(int(row["ContextTokens"]), int(row["GeneratedTokens"]), arrival_s=stamp)

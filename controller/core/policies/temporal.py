@@ -16,13 +16,21 @@ class TemporalPolicy:
 
     name = "td-pipe"
 
-    def __init__(self, switching: Switching | None = None, stealing: Stealing | None = None) -> None:
+    def __init__(
+        self,
+        switching: Switching | None = None,
+        stealing: Stealing | None = None,
+        *,
+        extra_batches: int = 1,
+    ) -> None:
+        """extra_batches: micro-batches beyond the number of stages."""
+        self._extra = extra_batches
         self.switching: Switching = switching or Hysteresis()
         self.stealing: Stealing = stealing or StealByCount()
 
     def microbatches(self, stages: int) -> int:
-        """One more than stages, so that a stage has its next plan before it finishes the present one."""
-        return stages + 1
+        """With one more than stages, a stage has its next plan before it finishes the present one."""
+        return stages + self._extra
 
     def place(self, state: PipelineState, sequence: Sequence, batch: MicroBatch | None) -> None:
         """Into the pool."""

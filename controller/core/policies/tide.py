@@ -20,47 +20,53 @@ class TideKnobs:
     """Shares are of the KV memory.
 
     most_tokens: of one step. grain: step sizes are multiples of it.
+    near_best: the largest step is the smallest one whose time per token is within this factor of the best;
+        larger ones win nothing, and make the pipeline's ramp and drain longer.
     refill_at: slack at which prompts are admitted again after memory was full.
-    full_price_at: slack at which a prompt token is worth the most.
+    smaller_below, larger_above: slack at which the step size goes down or up by a corner.
     hold_rounds: rounds (one step of each batch) that a step size is kept at least: a change downwards leaves
         a bubble of (stages - 1) x the difference in step time.
     """
 
     most_tokens: int = 2048
     grain: int = 64
+    near_best: float = 1.05
     refill_at: float = 0.01
-    full_price_at: float = 0.10
-    hold_rounds: int = 4
+    smaller_below: float = 0.02
+    larger_above: float = 0.05
+    hold_rounds: int = 6
 
 
 class StepSizes:
-    """Chooses the tokens of a step by price: the size L that maximizes price x (L - rows) - time(L).
+    """The sizes of a step that are worth having: the corners of the time curve's lower convex hull.
 
-    time(L) jumps at the device's tiles, so the optimum sits at the end of a tile, on the lower convex hull of
-    the curve. Prices between the hull's first and last slope reach each of its corners; two neighbouring
-    corners taken in turn reach everything between them, which no single chunk size does.
+    Matrix products take whole tiles of tokens, so the curve jumps, and a step should end where a tile ends.
+    Between its decode rows and the largest step only the hull's corners are cheapest at some price of a
+    prompt token; two neighbours taken in turn reach everything between them, which no fixed chunk does.
     """
 
     def __init__(self, cost: StepCost, knobs: TideKnobs) -> None:
-        self._sizes = [*range(knobs.grain, knobs.most_tokens + 1, knobs.grain)]
-        self._seconds = [cost.linear_s(size) for size in self._sizes]
+        sizes = range(knobs.grain, knobs.most_tokens + 1, knobs.grain)
+        curve = [(size, cost.linear_s(size)) for size in sizes]
+        enough = knobs.near_best * min(seconds / size for size, seconds in curve)
+        largest = next(size for size, seconds in curve if seconds / size <= enough)
+        self._curve = [point for point in curve if point[0] <= largest]
         self._cost = cost
 
-    def choose(self, rows: int, urgency: float) -> int:
-        """The step's tokens, of which `rows` are decode rows that it has anyway.
+    def corners(self, rows: int) -> list[int]:
+        """Sizes above `rows`, the decode rows that each step has anyway, in rising order; at least one."""
+        hull = [(rows, self._cost.linear_s(max(1, rows)))]
+        for point in self._curve:
+            if point[0] <= rows:
+                continue
+            while len(hull) > 1 and _slope(hull[-2], point) <= _slope(hull[-2], hull[-1]):
+                hull.pop()
+            hull.append(point)
+        return [size for size, _ in hull[1:]] or [rows]
 
-        urgency: 0 (only the cheapest prompt tokens) .. 1 (as many as the largest step takes).
-        """
-        bare = self._cost.linear_s(max(1, rows))
-        larger = [(size, s) for size, s in zip(self._sizes, self._seconds, strict=True) if size > rows]
-        if not larger:
-            return rows
-        low = min((s - bare) / (size - rows) for size, s in larger)
-        size, seconds = larger[-1]
-        high = max(low, (seconds - bare) / (size - rows)) * 1.10
-        price = low * 1.0001 + (high - low) * min(max(urgency, 0.0), 1.0)
-        best, _ = max(larger, key=lambda one: price * (one[0] - rows) - one[1])
-        return best
+
+def _slope(a: tuple[int, float], b: tuple[int, float]) -> float:
+    return (b[1] - a[1]) / (b[0] - a[0])
 
 
 class TidePolicy(MixedSteps):
@@ -125,6 +131,7 @@ class TidePolicy(MixedSteps):
             first = state.waiting.first
             if not state.prefilling and first is not None and state.running and not state.fits(first):
                 self._filling, self._steps_left = False, 0
+                self._size = self._next_smaller(state)
                 state.turn(Phase.DECODE, Reason("memory is full", numbers), now)
                 return
         elif slack >= self.knobs.refill_at or not state.running:
@@ -146,8 +153,22 @@ class TidePolicy(MixedSteps):
             state.send(batch, chunks)
 
     def _choose_size(self, state: PipelineState) -> None:
-        batches = len(state.batches.batches)
-        rows = -(-len(state.batches) // batches)
-        urgency = state.gate.slack() / self.knobs.full_price_at
-        self._size = self._fixed_size or self._sizes.choose(rows, urgency)
-        self._steps_left = batches * self.knobs.hold_rounds
+        self._steps_left = len(state.batches.batches) * self.knobs.hold_rounds
+        if self._fixed_size:
+            self._size = self._fixed_size
+            return
+        slack = state.gate.slack()
+        corners = self._corners(state)
+        if not self._size or not state.running:
+            self._size = corners[-1]
+        elif slack > self.knobs.larger_above:
+            self._size = next((size for size in corners if size > self._size), corners[-1])
+        elif slack < self.knobs.smaller_below:
+            self._size = self._next_smaller(state)
+
+    def _next_smaller(self, state: PipelineState) -> int:
+        corners = self._corners(state)
+        return next((size for size in reversed(corners) if size < self._size), corners[0])
+
+    def _corners(self, state: PipelineState) -> list[int]:
+        return self._sizes.corners(-(-len(state.batches) // len(state.batches.batches)))
