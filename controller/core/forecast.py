@@ -16,7 +16,7 @@ from controller.core.expectation import LengthBelief
 
 GRID = 256
 """Points on the time axis; the first half is `now` .. the longest output, the rest room to move on. The
-profile is exact at these points; between two of them hundreds of sequences grow and end, and it hardly moves."""
+profile is exact at these points; between two of them hundreds of sequences grow and end: it hardly moves."""
 
 Vector = npt.NDArray[np.float64]
 
