@@ -55,6 +55,8 @@ def size_pool(geometry: KvGeometry, wanted: int, budget: int, weight_bytes: int,
 class KvPool:
     """Keys and values of every layer, zero at first.
 
+    The order of values within a block and head is the attention backend's own affair.
+
     On CPU the memory becomes resident only as blocks are used for the first time.
     """
 
@@ -67,6 +69,9 @@ class KvPool:
             # Anonymous private pages are zero, page-aligned, and committed when they are first written;
             # torch.zeros would write all of them now.
             pages = mmap.mmap(-1, self.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                # Blocks are read in any order: larger pages mean fewer address translations.
+                pages.madvise(mmap.MADV_HUGEPAGE)
             self._data = torch.frombuffer(pages, dtype=geometry.dtype).view(shape)
         else:
             self._data = torch.zeros(shape, dtype=geometry.dtype, device=device)

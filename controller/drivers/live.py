@@ -176,10 +176,13 @@ class LiveInstance:
         self.hub.forget(sequence_id)
 
     async def drain(self, patience_s: float) -> None:
-        """Take nothing new; wait until all is done, nobody listens any more, or patience ends."""
+        """Take nothing new; wait until all is done, nobody listens any more, or patience ends.
+
+        Without its stages nothing gets done here: routers move what is left to other instances.
+        """
         self.draining = True
         end = self._now() + patience_s
-        while self._now() < end and self._scheduler is not None and self._scheduler.sequences:
+        while self._now() < end and self.serving and self.scheduler.sequences:
             if all(box.unwatched_since is not None for box in self.hub.mailboxes.values()):
                 return
             await asyncio.sleep(0.05)

@@ -26,6 +26,7 @@ class Registration:
         self._channel = open_channel(router_address)
         self._stub = router_pb2_grpc.RouterServiceStub(self._channel)
         self._known = False
+        self._problem = ""
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -38,10 +39,12 @@ class Registration:
                 if not self._known:
                     log.info("registered at the router")
                 self._known = True
+                self._problem = ""
             except grpc.aio.AioRpcError as error:
-                if self._known:
-                    log.warning("router does not answer", reason=error.code().name)
-                self._known = False
+                problem = f"{error.code().name}: {error.details()}"
+                if problem != self._problem:
+                    log.warning("not registered at the router", reason=problem)
+                self._known, self._problem = False, problem
             await asyncio.sleep(RENEW_S)
 
     async def withdraw(self) -> None:

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP surface, in the router's own process and event loop."""

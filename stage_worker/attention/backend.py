@@ -34,11 +34,13 @@ class HeadNorms:
 class AttentionStep(Protocol):
     """One step's batch, prepared once and used by every layer."""
 
-    def attend(self, layer: int, qkv: torch.Tensor, norms: HeadNorms | None) -> torch.Tensor:
+    def attend(
+        self, layer: int, qkv: torch.Tensor, norms: HeadNorms | None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Attention of one layer: norm and rotate heads, store keys and values, attend.
 
         layer: index in the model. qkv: [tokens, (heads + 2 x kv_heads) x head_dim], may be overwritten.
-        Returns [tokens, heads x head_dim].
+        Returns [tokens, heads x head_dim]; `out` may be used for it.
         """
         ...
 

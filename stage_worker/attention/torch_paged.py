@@ -90,7 +90,9 @@ class _TorchStep:
             )
         return groups
 
-    def attend(self, layer: int, qkv: torch.Tensor, norms: HeadNorms | None) -> torch.Tensor:
+    def attend(
+        self, layer: int, qkv: torch.Tensor, norms: HeadNorms | None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """See AttentionStep."""
         spec = self._spec
         heads = qkv.view(len(qkv), -1, spec.head_dim)
@@ -106,9 +108,9 @@ class _TorchStep:
         keys[self._blocks, :, self._offsets] = key
         values[self._blocks, :, self._offsets] = value
         window = spec.sliding_windows[layer]
-        out = torch.empty(len(qkv), spec.heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
+        result = torch.empty(len(qkv), spec.heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
         for group in self._groups:
-            out[group.tokens] = self._decode(group, query[group.tokens], keys, values, window)
+            result[group.tokens] = self._decode(group, query[group.tokens], keys, values, window)
         for row in self._rows:
             packed = slice(row.start, row.stop)
             if row.first_position == 0:
@@ -117,8 +119,8 @@ class _TorchStep:
                 context = row.first_position + row.stop - row.start
                 row_keys = _gather(keys, row.blocks.unsqueeze(0))[0, :, :context]
                 row_values = _gather(values, row.blocks.unsqueeze(0))[0, :, :context]
-            out[packed] = _attend_row(query[packed], row_keys, row_values, row.first_position, window)
-        return out.view(len(qkv), -1)
+            result[packed] = _attend_row(query[packed], row_keys, row_values, row.first_position, window)
+        return result.view(len(qkv), -1)
 
     def _decode(
         self,

@@ -9,9 +9,9 @@ import torch
 
 from common.errors import ConfigError
 from common.model_source import resolve_model
-from stage_worker.attention.backend import AttentionBackend, AttentionContext
-from stage_worker.attention.torch_paged import TorchPagedAttention
+from stage_worker.attention.backend import AttentionContext
 from stage_worker.executors.protocol import BackendDescription, StageSpec
+from stage_worker.executors.torch_compute import make_compute
 from stage_worker.executors.torch_device import (
     choose_device,
     choose_dtype,
@@ -23,10 +23,9 @@ from stage_worker.kv_pool import KvGeometry, KvPool, size_pool
 from stage_worker.loading.open_checkpoint import open_checkpoint
 from stage_worker.loading.stage_weights import StageSlice, load_stage
 from stage_worker.models.decoder import Decoder
-from stage_worker.models.layer_ops import TorchLayerOps
-from stage_worker.models.linear import PlainLinear
 from stage_worker.models.rope import RotaryTable
 from stage_worker.models.weights import StageWeights
+from stage_worker.models.workspace import Workspace
 
 SamplerFactory = Callable[[int, torch.device], StepSampler]
 """Makes the last stage's sampler from vocabulary size and device."""
@@ -62,6 +61,7 @@ class TorchBackend:
         self._checkpoint = open_checkpoint(resolve_model(model, allow_download=allow_download))
         spec = self._checkpoint.spec
         self._dtype = choose_dtype(dtype, spec.native_dtype, self._device)
+        self._compute = make_compute(self._device, self._dtype, torch.get_num_threads())
         self._make_sampler = make_sampler or _default_sampler
         self._loaded: tuple[StageSlice, StageWeights] | None = None
         self.description = BackendDescription(
@@ -90,12 +90,14 @@ class TorchBackend:
         blocks = size_pool(geometry, spec.kv_blocks, budget, weights.nbytes, model.context_length)
         pool = KvPool(geometry, blocks, self._device)
         rotary = RotaryTable(model.rope, model.head_dim, model.context_length, self._device)
-        attention = self._attention(AttentionContext(model, part.begin, pool, rotary))
+        compute = self._compute
+        attention = compute.attention(AttentionContext(model, part.begin, pool, rotary))
+        workspace = Workspace(model, self._dtype) if compute.reuse_buffers else None
         return TorchExecutor(
             StageParts(
                 stage=spec,
                 model=model,
-                decoder=Decoder(model, part.begin, weights, attention, TorchLayerOps()),
+                decoder=Decoder(model, part.begin, weights, attention, compute.ops, workspace),
                 pool=pool,
                 weight_bytes=weights.nbytes,
                 device=self._device,
@@ -104,14 +106,13 @@ class TorchBackend:
             )
         )
 
-    def _attention(self, context: AttentionContext) -> AttentionBackend:
-        return TorchPagedAttention(context)
-
     def _weights(self, part: StageSlice) -> StageWeights:
         if self._loaded is None or self._loaded[0] != part:
             # Freed first: old and new weights together might not fit.
             self._loaded = None
-            weights = load_stage(self._checkpoint, part, self._dtype, self._device, PlainLinear)
+            weights = load_stage(
+                self._checkpoint, part, self._dtype, self._device, self._compute.linear, self._compute.head
+            )
             self._loaded = (part, weights)
         return self._loaded[1]
 

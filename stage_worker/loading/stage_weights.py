@@ -32,26 +32,24 @@ def load_stage(
     dtype: torch.dtype,
     device: torch.device,
     make_linear: LinearFactory,
+    make_head: LinearFactory,
 ) -> StageWeights:
     """Read what the stage needs and nothing else; raises ModelError for missing or misshapen tensors.
 
-    make_linear: called for each product as soon as its weights are there, so that a copy it makes
-    replaces them before the next ones are read.
+    make_linear, make_head: called for each product (the LM head) as soon as its weights are there, so that
+    a copy it makes replaces them before the next ones are read.
     """
     loader = _Loader(checkpoint, dtype, device, make_linear)
     layers = tuple(loader.layer(index) for index in range(part.begin, part.end))
-    embedding = loader.embedding(EMBEDDING) if part.first else None
+    tied = checkpoint.spec.tied_embeddings
+    embedding: Linear | None = None
+    if part.first and not (part.last and tied):
+        embedding = PlainLinear(loader.embedding(EMBEDDING), None)
     if not part.last:
         return StageWeights(layers=layers, embedding=embedding)
     final_norm = loader.vector(FINAL_NORM, checkpoint.spec.hidden)
-    shares = embedding is not None and checkpoint.spec.tied_embeddings
-    if embedding is not None and shares:
-        # Reordering it for speed would double the largest tensor, since look-ups need the plain order.
-        head: Linear = PlainLinear(embedding, None)
-    else:
-        name = EMBEDDING if checkpoint.spec.tied_embeddings else HEAD
-        head = make_linear(loader.embedding(name), None)
-    return StageWeights(layers, embedding, final_norm, head, shares)
+    head = make_head(loader.embedding(EMBEDDING if tied else HEAD), None)
+    return StageWeights(layers, embedding or (head if part.first else None), final_norm, head)
 
 
 class _Loader:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
 
 from stage_worker.attention.backend import AttentionBackend, HeadNorms
 from stage_worker.attention.batch import RaggedBatch
 from stage_worker.models.layer_ops import LayerOps
 from stage_worker.models.spec import ModelSpec
 from stage_worker.models.weights import StageWeights
+from stage_worker.models.workspace import LayerBuffers, Workspace
 
 
 class Decoder:
@@ -22,12 +22,14 @@ class Decoder:
         weights: StageWeights,
         attention: AttentionBackend,
         ops: LayerOps,
+        workspace: Workspace | None = None,
     ) -> None:
         self._eps = spec.rms_eps
         self._first_layer = first_layer
         self._weights = weights
         self._attention = attention
         self._ops = ops
+        self._workspace = workspace
         self._head_norms = [
             HeadNorms(layer.q_norm, layer.k_norm)
             if layer.q_norm is not None and layer.k_norm is not None
@@ -39,24 +41,28 @@ class Decoder:
         """Token ids [tokens] -> residual stream [tokens, hidden] (first stage only)."""
         if self._weights.embedding is None:
             raise ValueError("only the first stage embeds")
-        return F.embedding(token_ids, self._weights.embedding)
+        return self._weights.embedding.rows(token_ids)
 
     def forward(self, batch: RaggedBatch, residual: torch.Tensor) -> torch.Tensor:
         """Run the stage's layers on the residual stream [tokens, hidden], which is overwritten."""
         ops, eps = self._ops, self._eps
         step = self._attention.begin(batch)
+        buffers = self._workspace.begin(batch.tokens) if self._workspace is not None else LayerBuffers()
         delta: torch.Tensor | None = None
         for index, (layer, norms) in enumerate(
             zip(self._weights.layers, self._head_norms, strict=True), self._first_layer
         ):
             # Each addition to the residual stream waits for the norm behind it, so that one pass does both.
             if delta is None:
-                normed = ops.rms_norm(residual, layer.input_norm, eps)
+                normed = ops.rms_norm(residual, layer.input_norm, eps, buffers.normed)
             else:
-                normed = ops.add_rms_norm(residual, delta, layer.input_norm, eps)
-            attended = layer.output(step.attend(index, layer.qkv(normed), norms))
-            normed = ops.add_rms_norm(residual, attended, layer.mlp_norm, eps)
-            delta = layer.down(ops.swiglu(layer.gate_up(normed)))
+                normed = ops.add_rms_norm(residual, delta, layer.input_norm, eps, buffers.normed)
+            qkv = layer.qkv(normed, buffers.qkv)
+            attended = step.attend(index, qkv, norms, buffers.attended)
+            delta = layer.output(attended, buffers.projected)
+            normed = ops.add_rms_norm(residual, delta, layer.mlp_norm, eps, buffers.normed)
+            gated = ops.swiglu(layer.gate_up(normed, buffers.gate_up), buffers.gated)
+            delta = layer.down(gated, buffers.projected)
         return residual if delta is None else residual.add_(delta)
 
     def logits(self, residual: torch.Tensor) -> torch.Tensor:

@@ -9,19 +9,26 @@ from torch.nn import functional as F
 
 
 class LayerOps(Protocol):
-    """What happens between the products of a layer."""
+    """What happens between the products of a layer; `out` may be used for the result."""
 
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def rms_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Normalize rows of [tokens, hidden]."""
         ...
 
     def add_rms_norm(
-        self, x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
+        self,
+        x: torch.Tensor,
+        delta: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Add `delta` to the residual stream x in place, and return x normalized."""
         ...
 
-    def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
+    def swiglu(self, gate_up: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """silu(gate) x up: [tokens, 2 x intermediate] -> [tokens, intermediate]."""
         ...
 
@@ -36,17 +43,24 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 class TorchLayerOps:
     """Plain PyTorch, on any device."""
 
-    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    def rms_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Normalize rows of [tokens, hidden]."""
         return rms_norm(x, weight, eps)
 
     def add_rms_norm(
-        self, x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
+        self,
+        x: torch.Tensor,
+        delta: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Add `delta` to the residual stream x in place, and return x normalized."""
         return rms_norm(x.add_(delta), weight, eps)
 
-    def swiglu(self, gate_up: torch.Tensor) -> torch.Tensor:
+    def swiglu(self, gate_up: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """silu(gate) x up: [tokens, 2 x intermediate] -> [tokens, intermediate]."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up

@@ -1,4 +1,4 @@
-"""Matrix products with fixed weights: the plain one, and one with weights reordered once for the CPU."""
+"""Matrix products with fixed weights."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ class Linear(Protocol):
         """Memory of weight and bias, bytes."""
         ...
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Multiply."""
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Multiply; `out` may be used for the result."""
+        ...
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight [len(ids), in], for an LM head that is the embedding too."""
         ...
 
 
 LinearFactory = Callable[[torch.Tensor, torch.Tensor | None], Linear]
-"""Makes a Linear of weight [out, in] and bias [out] or None; the tensors are the Linear's from then on."""
+"""Makes a Linear of weight [out, in] and bias [out] or None; the tensors are its own from then on."""
 
 
 class PlainLinear:
@@ -38,6 +42,10 @@ class PlainLinear:
         """Memory of weight and bias, bytes."""
         return self._weight.nbytes + (self._bias.nbytes if self._bias is not None else 0)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Multiply."""
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Multiply; `out` may be used for the result."""
         return F.linear(x, self._weight, self._bias)
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight [len(ids), in]."""
+        return F.embedding(ids, self._weight)

@@ -38,15 +38,14 @@ class LayerWeights:
 class StageWeights:
     """Layers begin .. end - 1 of the model, and what only the first or the last stage has.
 
-    embedding: [vocabulary, hidden], first stage. final_norm, head: last stage.
-    shares_embedding: True if the head uses the embedding's memory.
+    embedding: first stage. final_norm, head: last stage. The two ends of a tied model on one stage share
+    their weights: embedding is head.
     """
 
     layers: tuple[LayerWeights, ...]
-    embedding: torch.Tensor | None = None
+    embedding: Linear | None = None
     final_norm: torch.Tensor | None = None
     head: Linear | None = None
-    shares_embedding: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -54,6 +53,6 @@ class StageWeights:
         total = sum(layer.nbytes for layer in self.layers)
         total += self.embedding.nbytes if self.embedding is not None else 0
         total += self.final_norm.nbytes if self.final_norm is not None else 0
-        if self.head is not None and not self.shares_embedding:
+        if self.head is not None and self.head is not self.embedding:
             total += self.head.nbytes
         return total

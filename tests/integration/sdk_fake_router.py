@@ -12,14 +12,21 @@ from typing import Any, Self
 
 import grpc
 
-from tidepipe.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
+from tidepipe.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    controller_pb2,
+    inference_pb2,
+    inference_pb2_grpc,
+    sampling_pb2,
+)
 
 WORDS = tuple(f"wörd{number} " for number in range(12))
 TEXT = "".join(WORDS)
 TOKENS = tuple(range(100, 100 + len(WORDS)))
 
 
-class FakeRouter(inference_pb2_grpc.InferenceServiceServicer):
+class FakeRouter(inference_pb2_grpc.InferenceServiceServicer, admin_pb2_grpc.AdminServiceServicer):
     """Answers every prompt with WORDS, a token and a word at a time.
 
     cut_after: end the k-th call of a request after so many tokens with UNAVAILABLE. full_calls: refuse so
@@ -40,6 +47,7 @@ class FakeRouter(inference_pb2_grpc.InferenceServiceServicer):
         self._pool = ThreadPoolExecutor(32)
         self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self, self._server)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(self, self._server)
         host = address.rpartition(":")[0]
         self.address = f"{host}:{self._server.add_insecure_port(address)}"
         self._server.start()
@@ -77,6 +85,24 @@ class FakeRouter(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.CancelResponse:
         self.cancelled.extend(request.request_ids)
         return inference_pb2.CancelResponse(cancelled=len(request.request_ids))
+
+    def ListModels(  # noqa: N802
+        self, request: inference_pb2.ListModelsRequest, context: Any
+    ) -> inference_pb2.ListModelsResponse:
+        return inference_pb2.ListModelsResponse(
+            models=[inference_pb2.ModelInfo(name="fake", context_length=64, vocab_size=200)]
+        )
+
+    def GetClusterStatus(  # noqa: N802
+        self, request: admin_pb2.GetClusterStatusRequest, context: Any
+    ) -> admin_pb2.GetClusterStatusResponse:
+        stage = controller_pb2.StageStatus(layer_end=1, decode_busy_s=time.monotonic(), rss_bytes=2**20)
+        status = controller_pb2.InstanceStatus(
+            phase=controller_pb2.PHASE_DECODE, phase_switches=len(self.requests), stages=[stage]
+        )
+        return admin_pb2.GetClusterStatusResponse(
+            instances=[admin_pb2.InstanceEntry(instance_id="instance-0", connected=True, status=status)]
+        )
 
     def _answer(
         self, request: inference_pb2.GenerateRequest, call: int, context: Any

@@ -41,6 +41,12 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     "prefill_tokens": _option(int, "--prefill-tokens", "Tokens of a prefill step at most.", "N"),
     "max_sequences": _option(int, "--max-sequences", "Sequences accepted by an instance at most.", "N"),
     "max_running": _option(int, "--max-running", "Sequences with KV blocks at a time at most.", "N"),
+    "reserve": _option(
+        float,
+        "--reserve",
+        "Share of the KV blocks to keep free for wrong forecasts; below 0 overcommits.",
+        "X",
+    ),
     "microbatches": _option(int, "--microbatches", "Decode micro-batches in flight.", "N"),
     "allow_download": _option(bool, "--allow-download", "Fetch a hub id that is not on this machine."),
     "run_dir": _option(str, "--run-dir", "Folder for the processes' logs. Default: a temporary one.", "DIR"),

@@ -9,6 +9,8 @@ import typer
 
 from common.errors import TidePipeError
 from tidepipe.cli.admin import admin_app
+from tidepipe.cli.batch import batch
+from tidepipe.cli.bench import bench_app
 from tidepipe.cli.exit_codes import INTERRUPTED, SOME_FAILED, exit_code
 from tidepipe.cli.generate import generate
 from tidepipe.cli.model import model_app
@@ -23,7 +25,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("up")(up)
+app.command("batch")(batch)
 app.command("generate")(generate)
+app.add_typer(bench_app, name="bench")
 app.add_typer(admin_app, name="admin")
 app.add_typer(model_app, name="model")
 

@@ -6,10 +6,11 @@ import dataclasses
 import json
 from enum import Enum
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from tidepipe.client.status import ClusterStatus, InstanceStatus, PipelineStatus, StageStatus
+from tidepipe.client.status import ClusterStatus, InstanceStatus, StageStatus
 
 _MIB = 2**20
 
@@ -37,15 +38,8 @@ def print_status(status: ClusterStatus) -> None:
     console.print(_predictor_line(status), highlight=False)
     if not status.instances:
         console.print("no instances", style="yellow")
-        return
-    console.print(_instances(status))
-    stages = Table(title="stages", title_justify="left")
-    for name in ("instance", "stage", "address", "layers", "device", "prefill", "decode", "memory", ""):
-        stages.add_column(name, justify="right" if name in ("prefill", "decode", "memory") else "left")
     for instance in status.instances:
-        for stage in instance.status.stages if instance.status else ():
-            stages.add_row(*_stage(instance, stage))
-    console.print(stages)
+        _print_instance(console, instance)
 
 
 def _predictor_line(status: ClusterStatus) -> str:
@@ -58,49 +52,56 @@ def _predictor_line(status: ClusterStatus) -> str:
     )
 
 
-def _instances(status: ClusterStatus) -> Table:
-    table = Table(title="instances", title_justify="left")
-    for name in ("instance", "state", "phase", "because", "sequences", "batches", "KV blocks", "since start"):
-        table.add_column(name)
-    for instance in status.instances:
-        pipeline = instance.status
-        if pipeline is None:
-            table.add_row(instance.instance_id, f"[red]{instance.error or 'no answer'}[/]")
-            continue
-        table.add_row(
-            instance.instance_id,
-            _state(instance, pipeline),
-            f"{pipeline.phase.value} {_duration(pipeline.phase_age_s)}",
-            pipeline.phase_reason,
-            f"{pipeline.running} running\n{pipeline.waiting} waiting",
-            " ".join(map(str, pipeline.batch_sizes)) or "-",
-            f"{pipeline.kv_blocks_total - pipeline.kv_blocks_free} of {pipeline.kv_blocks_total}\n"
-            f"x {pipeline.block_size} tokens",
-            f"{pipeline.finished} finished, {pipeline.phase_switches} switches\n"
-            f"{pipeline.preemptions} preemptions, {pipeline.steals} steals",
-        )
-    return table
+def _print_instance(console: Console, instance: InstanceStatus) -> None:
+    status = instance.status
+    console.print(f"\n[bold]{instance.instance_id}[/] at {instance.controller_address}: {_state(instance)}")
+    if status is None:
+        return
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row(
+        "  phase", f"{status.phase.value} for {_duration(status.phase_age_s)}: {status.phase_reason}"
+    )
+    facts.add_row("  sequences", f"{status.running} running, {status.waiting} waiting")
+    facts.add_row("  decode batches", " + ".join(map(str, status.batch_sizes)) or "none")
+    used = status.kv_blocks_total - status.kv_blocks_free
+    facts.add_row(
+        "  KV blocks", f"{used} of {status.kv_blocks_total} in use, {status.block_size} tokens each"
+    )
+    facts.add_row(
+        "  since start",
+        f"{status.finished} finished, {status.phase_switches} phase switches, "
+        f"{status.preemptions} preemptions, {status.steals} steals ({status.policy})",
+    )
+    console.print(facts, highlight=False)
+    stages = Table("stage", "address", "layers", "device", box=SIMPLE, padding=(0, 1))
+    for name in ("prefill", "decode", "memory"):
+        stages.add_column(name, justify="right")
+    for stage in status.stages:
+        stages.add_row(*_stage(stage))
+    console.print(stages)
 
 
-def _state(instance: InstanceStatus, pipeline: PipelineStatus) -> str:
-    if not pipeline.serving:
-        return f"[red]not serving[/]\n{pipeline.detail}"
+def _state(instance: InstanceStatus) -> str:
+    status = instance.status
+    if status is None:
+        return f"[red]{instance.error or 'no answer'}[/]"
+    if not status.serving:
+        return f"[red]not serving[/], {status.detail}"
     if not instance.connected:
         return "[red]not connected[/]"
     return "[yellow]draining[/]" if instance.draining else "[green]serving[/]"
 
 
-def _stage(instance: InstanceStatus, stage: StageStatus) -> tuple[str, ...]:
+def _stage(stage: StageStatus) -> tuple[str, ...]:
+    silent = "" if stage.alive else " [red]silent[/]"
     return (
-        instance.instance_id,
         str(stage.index),
-        stage.address,
+        stage.address + silent,
         f"{stage.layer_begin}-{stage.layer_end - 1}",
         f"{stage.device} {stage.dtype}",
         f"{stage.prefill_busy_s:.1f} s",
         f"{stage.decode_busy_s:.1f} s",
         f"{stage.rss_bytes / _MIB:.0f} MiB",
-        "" if stage.alive else "[red]does not answer[/]",
     )
 
 

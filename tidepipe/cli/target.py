@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from common.errors import ConfigError
 from common.logs import configure_logging
+from common.model_source import resolve_model
 from tidepipe.cluster.child import ClusterError
 from tidepipe.cluster.config import ClusterConfig, load_config
 from tidepipe.cluster.local import LocalCluster
 
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """endpoint: the router's HOST:PORT. cluster: set if it is our own."""
+    """endpoint: the router's HOST:PORT. cluster: set if it is our own. model_sources: names of its model."""
 
     endpoint: str
     cluster: LocalCluster | None
+    model_sources: tuple[str, ...] = ()
 
     async def failure(self) -> None:
         """Never returns while the target is well; ClusterError when our own cluster is not."""
@@ -35,6 +39,9 @@ async def start_cluster(settings: Mapping[str, Any]) -> AsyncIterator[LocalClust
     """A serving cluster with these flags (and the file that they name)."""
     cluster = LocalCluster(_load(settings))
     configure_logging("supervisor", cluster.config.log_level)
+    await cluster.prepare()
+    shape = f"{cluster.config.instances} x {cluster.config.stages} stages"
+    print(f"starting a local cluster: {shape} of {cluster.config.model}", file=sys.stderr, flush=True)
     try:
         async with cluster:
             yield cluster
@@ -58,7 +65,23 @@ async def open_target(endpoint: str | None, settings: Mapping[str, Any]) -> Asyn
     if not settings:
         raise ConfigError("give --model to start a local cluster, or --endpoint of a running one")
     async with start_cluster(settings) as cluster:
-        yield Target(cluster.grpc_address, cluster)
+        model = cluster.config.model
+        yield Target(cluster.grpc_address, cluster, (model, str(resolve_model(model))))
+
+
+async def run_on(target: Target, job: Coroutine[Any, Any, Result]) -> Result:
+    """Run `job` to its end, but not longer than the target can be kept alive."""
+    running = asyncio.ensure_future(job)
+    watching = asyncio.ensure_future(target.failure())
+    try:
+        await asyncio.wait((running, watching), return_when=asyncio.FIRST_COMPLETED)
+        if watching.done() and not running.done():
+            watching.result()
+        return await running
+    finally:
+        for task in (running, watching):
+            task.cancel()
+        await asyncio.gather(running, watching, return_exceptions=True)
 
 
 def _load(settings: Mapping[str, Any]) -> ClusterConfig:

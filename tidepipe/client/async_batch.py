@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import TypeVar
 
 from common.errors import ConfigError, TidePipeError
@@ -16,7 +16,7 @@ async def run_batch(
     items: Iterable[Item] | AsyncIterable[Item],
     answer: Callable[[Item], Awaitable[Completion]],
     concurrency: int,
-) -> AsyncIterator[BatchResult]:
+) -> AsyncGenerator[BatchResult, None]:
     """Results as they finish. Leaving early cancels and awaits whatever is in flight."""
     if concurrency < 1:
         raise ConfigError(f"concurrency must be at least 1, got {concurrency}")

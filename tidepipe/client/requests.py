@@ -59,6 +59,7 @@ def make_request(
     request_id: str | None = None,
     model: str = "",
     skip_text: bool = False,
+    keep_special_tokens: bool = False,
 ) -> pb.InferenceRequest:
     """The request; InvalidRequestError if the prompt has a form that no request has."""
     request = pb.InferenceRequest(
@@ -67,6 +68,7 @@ def make_request(
         sampling=sampling_to_wire(sampling),
         disconnect_grace_ms=DISCONNECT_GRACE_MS,
         skip_text=skip_text,
+        keep_special_tokens=keep_special_tokens,
     )
     if isinstance(prompt, str):
         request.text = prompt

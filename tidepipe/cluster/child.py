@@ -26,7 +26,7 @@ MAX_RESTARTS = 5
 RESTART_WINDOW_S = 60.0
 FIRST_RESTART_WAIT_S = 0.1
 LONGEST_RESTART_WAIT_S = 5.0
-KILL_AFTER_S = 15.0
+KILL_AFTER_S = 12.0
 LOG_TAIL_LINES = 15
 _FAILED_EXIT_S = 5.0
 _MAX_ANNOUNCEMENT_BYTES = 64 * 1024
@@ -38,12 +38,17 @@ class ClusterError(UnavailableError):
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """What to start. arguments: all but --listen. ready_s: limit until it announces itself."""
+    """What to start.
+
+    arguments: all but --listen. ready_s: limit until it announces itself. relies_on_others: it needs the
+    others to finish what it has begun, so it is to be stopped before them.
+    """
 
     name: str
     module: str
     arguments: Sequence[str]
     ready_s: float
+    relies_on_others: bool = False
 
 
 class Child:
@@ -62,6 +67,11 @@ class Child:
     def name(self) -> str:
         """Name for people, such as stage_worker-0-1."""
         return self._spec.name
+
+    @property
+    def relies_on_others(self) -> bool:
+        """See ChildSpec."""
+        return self._spec.relies_on_others
 
     @property
     def address(self) -> str:
@@ -99,7 +109,10 @@ class Child:
             self._listen = announcement["ready"]
             return self._listen
         process = self._process
-        await self.stop(kill_after_s=_FAILED_EXIT_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FAILED_EXIT_S):
+                await process.wait()
+        await self.stop(kill_after_s=0)
         if "failed" in announcement:
             raise ClusterError(f"{self.name} could not start: {announcement['failed']}")
         raise ClusterError(
@@ -142,9 +155,11 @@ class Child:
         if process.returncode is None and kill_after_s > 0:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(kill_after_s):
                     await process.wait()
+            except TimeoutError:
+                log.warning("did not end in time, killing it", process=self.name, seconds=kill_after_s)
         # The process leads a group of its own; what it may have started goes with it.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -50,6 +50,7 @@ class ClusterConfig(BaseModel):
     prefill_tokens: int | None = Field(default=None, ge=1)
     max_sequences: int | None = Field(default=None, ge=1)
     max_running: int | None = Field(default=None, ge=1)
+    reserve: float | None = Field(default=None, ge=-100, le=0.9)
     microbatches: int | None = Field(default=None, ge=1)
     allow_download: bool = False
     run_dir: str | None = None

@@ -15,9 +15,10 @@ from tidepipe.client.async_client import AsyncClient
 from tidepipe.cluster.child import Child, ChildSpec, ClusterError
 from tidepipe.cluster.config import ClusterConfig
 from tidepipe.cluster.plan import controller_spec, predictor_spec, router_spec, worker_spec
-from tidepipe.cluster.ports import choose_port
+from tidepipe.cluster.ports import choose_port, join
 
 REGISTERED_S = 60.0
+WORKER_KILL_AFTER_S = 3.0
 REGISTERED_POLL_S = 0.1
 
 
@@ -48,18 +49,23 @@ class LocalCluster:
     ) -> None:
         await self.stop(keep_logs=isinstance(error, ClusterError))
 
+    async def prepare(self) -> None:
+        """Find the model and the ports; ModelError or ConfigError if there is none."""
+        config = self.config
+        await asyncio.to_thread(resolve_model, config.model, allow_download=config.allow_download)
+        self.grpc_address = join(config.host, choose_port(config.host, config.grpc_port))
+        self.http_address = join(config.host, choose_port(config.host, config.http_port))
+        self._run_dir = self._make_run_dir()
+
     async def start(self) -> None:
         """Start all processes and wait until the router has every instance.
 
-        ModelError or ConfigError, before anything is started, if the model or a port cannot be had;
-        ClusterError if a process does not come up.
+        Errors as `prepare`, before anything is started; ClusterError if a process does not come up.
         """
+        if self._run_dir is None:
+            await self.prepare()
         config = self.config
-        await asyncio.to_thread(resolve_model, config.model, allow_download=config.allow_download)
-        self.grpc_address = f"{config.host}:{choose_port(config.host, config.grpc_port)}"
-        self.http_address = f"{config.host}:{choose_port(config.host, config.http_port)}"
-        self._run_dir = self._make_run_dir()
-        predictor = self._child(predictor_spec(config), f"{config.host}:{choose_port(config.host, 0)}")
+        predictor = self._child(predictor_spec(config), join(config.host, choose_port(config.host, 0)))
         router = self._child(
             router_spec(config, http=self.http_address, predictor=predictor.address), self.grpc_address
         )
@@ -84,7 +90,9 @@ class LocalCluster:
         if self._keepers is not None:
             self._keepers.cancel()
             await asyncio.gather(self._keepers, return_exceptions=True)
-        await asyncio.gather(*(child.stop() for child in self.children))
+        # Router and controllers drain, for which they need the workers; those have nothing to wait for then.
+        await asyncio.gather(*(child.stop() for child in self.children if child.relies_on_others))
+        await asyncio.gather(*(child.stop(WORKER_KILL_AFTER_S) for child in self.children))
         if self._run_dir is not None and self.config.run_dir is None and not keep_logs:
             await asyncio.to_thread(shutil.rmtree, self._run_dir, ignore_errors=True)
 
@@ -112,7 +120,7 @@ class LocalCluster:
     async def _start_instance(self, instance: int, predictor: str) -> None:
         config = self.config
         workers = [
-            self._child(worker_spec(config, instance, stage), f"{config.host}:0")
+            self._child(worker_spec(config, instance, stage), join(config.host, 0))
             for stage in range(config.stages)
         ]
         async with asyncio.TaskGroup() as group:
@@ -125,7 +133,7 @@ class LocalCluster:
             router=self.grpc_address,
             predictor=predictor,
         )
-        await self._child(controller, f"{config.host}:0").start()
+        await self._child(controller, join(config.host, 0)).start()
 
     async def _keep_alive(self) -> None:
         try:

@@ -53,16 +53,17 @@ def controller_spec(
         prefill_tokens=config.prefill_tokens,
         max_sequences=config.max_sequences,
         max_running=config.max_running,
+        reserve=config.reserve,
         microbatches=config.microbatches,
         log_level=config.log_level,
     )
-    return ChildSpec(f"controller-{instance}", "controller", arguments, MODEL_READY_S)
+    return ChildSpec(f"controller-{instance}", "controller", arguments, MODEL_READY_S, True)
 
 
 def router_spec(config: ClusterConfig, *, http: str, predictor: str) -> ChildSpec:
     """The router."""
     arguments = _flags(http=http, model=config.model, predictor=predictor, log_level=config.log_level)
-    return ChildSpec("router", "router", arguments, SERVICE_READY_S)
+    return ChildSpec("router", "router", arguments, SERVICE_READY_S, True)
 
 
 def _flags(**values: Any) -> list[str]:

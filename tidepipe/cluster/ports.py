@@ -19,7 +19,7 @@ def choose_port(host: str, wanted: int) -> int:
         reason = _why_not(host, wanted)
         if reason:
             raise ConfigError(
-                f"cannot listen on {host}:{wanted}: {reason}; choose another port, or 0 for a free one"
+                f"cannot listen on {join(host, wanted)}: {reason}; choose another port, or 0 for a free one"
             )
         return wanted
     reason = "no address"
@@ -29,6 +29,11 @@ def choose_port(host: str, wanted: int) -> int:
         if not reason:
             return port
     raise ConfigError(f"found no free port on {host}: {reason}")
+
+
+def join(host: str, port: int) -> str:
+    """HOST:PORT; IPv6 addresses get their brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _why_not(host: str, port: int) -> str:

@@ -357,7 +357,9 @@ class WatchResultsRequest(_message.Message):
     """The router."""
     @_builtins.property
     def positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequencePosition]:
-        """All sequences that the router believes to be here. Those missing here are reported as lost."""
+        """All sequences that the router believes to be here, or on their way. Those that are not here are reported as lost;
+        sequences of this router that are here but not in the list are ended.
+        """
 
     def __init__(
         self,

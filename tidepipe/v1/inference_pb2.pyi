@@ -252,7 +252,7 @@ class SubmitRequest(_message.Message):
     REQUEST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def request(self) -> Global___InferenceRequest:
-        """What to answer. disconnect_grace_ms also bounds the time until Stream is called."""
+        """What to answer. disconnect_grace_ms also bounds the time until Stream is called; here it is at least 10 s."""
 
     def __init__(
         self,

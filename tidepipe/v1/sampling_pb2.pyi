@@ -120,7 +120,7 @@ class SamplingParams(_message.Message):
     max_tokens: _builtins.int
     """Output tokens at most, >= 1. Unset: as many as the context leaves."""
     min_tokens: _builtins.int
-    """End-of-sequence and stop tokens are not sampled before this many output tokens."""
+    """End-of-sequence and stop tokens are not sampled, and stop strings do not count, before this many output tokens."""
     ignore_eos: _builtins.bool
     """Do not stop at the model's end-of-sequence tokens (benchmarks)."""
     logprobs: _builtins.int

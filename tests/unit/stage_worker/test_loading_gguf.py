@@ -10,15 +10,15 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
-from tiny_gguf import write_gguf
-from tiny_models import hugging_face_greedy, make_tiny_model, random_prompts
-from torch_pipeline import generate, make_pipeline
 
 from common.errors import ModelError
 from stage_worker.loading.gguf_config import from_gguf
 from stage_worker.loading.gguf_file import open_gguf
 from stage_worker.loading.gguf_header import SkippedArray, read_gguf_header
 from stage_worker.loading.open_checkpoint import open_checkpoint
+from tests.tiny_gguf import write_gguf
+from tests.tiny_models import hugging_face_greedy, make_tiny_model, random_prompts
+from tests.torch_pipeline import generate, make_pipeline
 
 PROMPTS = random_prompts([5, 20])
 

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import make_tiny_model, random_prompts
-from torch_pipeline import generate, make_pipeline
 
 from common.errors import ModelError
 from stage_worker.loading.checkpoint import Checkpoint
@@ -19,6 +17,8 @@ from stage_worker.loading.open_checkpoint import open_checkpoint
 from stage_worker.loading.stage_weights import StageSlice, load_stage
 from stage_worker.models.linear import PlainLinear
 from stage_worker.models.weights import StageWeights
+from tests.tiny_models import make_tiny_model, random_prompts
+from tests.torch_pipeline import generate, make_pipeline
 
 PROMPTS = random_prompts([5, 20])
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def copy(model: Path, tmp_path: Path) -> Path:
 
 def load(folder: Path, begin: int = 0, end: int = 4) -> StageWeights:
     part = StageSlice(begin, end, first=begin == 0, last=end == 4)
-    return load_stage(open_checkpoint(folder), part, torch.float32, CPU, PlainLinear)
+    return load_stage(open_checkpoint(folder), part, torch.float32, CPU, PlainLinear, PlainLinear)
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -91,14 +91,14 @@ def test_tied_embedding_is_read_by_both_ends_and_shared_by_one(tmp_path: Path) -
     assert load(folder, 0, 2).embedding is not None
     assert load(folder, 2, 4).head is not None
     whole = load(folder)
-    assert whole.shares_embedding
+    assert whole.embedding is whole.head
     assert whole.nbytes < load(folder, 0, 2).nbytes + load(folder, 2, 4).nbytes
 
 
 def test_weights_are_converted(model: Path) -> None:
     part = StageSlice(0, 4, first=True, last=True)
-    half = load_stage(open_checkpoint(model), part, torch.bfloat16, CPU, PlainLinear)
-    assert half.embedding is not None and half.embedding.dtype == torch.bfloat16
+    half = load_stage(open_checkpoint(model), part, torch.bfloat16, CPU, PlainLinear, PlainLinear)
+    assert half.layers[0].input_norm.dtype == torch.bfloat16
     assert 2 * half.nbytes == load(model).nbytes
 
 

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import FAMILIES, hugging_face_greedy, make_tiny_model, random_prompts
-from torch_pipeline import generate, make_pipeline
+import torch
+
+from stage_worker.models.native.library import load_kernels
+from tests.tiny_models import FAMILIES, hugging_face_greedy, make_tiny_model, random_prompts
+from tests.torch_pipeline import generate, make_pipeline
 
 PROMPTS = random_prompts([1, 7, 16, 33, 50])
 NEW_TOKENS = 12
@@ -89,3 +92,33 @@ def test_variants_equal_hugging_face(
 ) -> None:
     folder, expected = tiny(family, **options)
     assert generate(make_pipeline(folder, 2), PROMPTS, NEW_TOKENS) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_native_kernels(
+    family: str, tiny: Callable[..., Expected], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEPIPE_NATIVE", "0")
+    folder, expected = tiny(family)
+    assert generate(make_pipeline(folder, 2), PROMPTS, NEW_TOKENS, chunk=20, stagger=1) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_native_tokens_do_not_depend_on_the_batch(dtype: str, tiny: Callable[..., Expected]) -> None:
+    if load_kernels(getattr(torch, dtype), 1) is None:
+        pytest.skip("no C compiler")
+    folder, _ = tiny("qwen3")
+    whole = generate(make_pipeline(folder, 1, dtype=dtype), PROMPTS, 40)
+    for chunk, stagger in ((7, 0), (1000, 5), (1, 1)):
+        executors = make_pipeline(folder, 2, dtype=dtype)
+        assert generate(executors, PROMPTS, 40, chunk=chunk, stagger=stagger) == whole
+    # A preempted sequence is computed anew from its tokens so far.
+    longer = [(*prompt, *answer[:25]) for prompt, answer in zip(PROMPTS, whole, strict=True)]
+    resumed = generate(make_pipeline(folder, 1, dtype=dtype), longer, 15)
+    assert resumed == [answer[25:] for answer in whole]
+
+
+def test_float16_runs_on_cpu(tiny: Callable[..., Expected]) -> None:
+    folder, _ = tiny("llama")
+    tokens = generate(make_pipeline(folder, 2, dtype="float16"), PROMPTS, 3)
+    assert [len(answer) for answer in tokens] == [3] * len(PROMPTS)

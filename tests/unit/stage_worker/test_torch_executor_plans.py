@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import make_tiny_model
-from torch_pipeline import GREEDY, GreedySampler, make_pipeline
 
 from common.errors import ConfigError, ModelError
 from common.plan import Phase, PlanRow, SequenceStart, StepPlan
@@ -20,6 +18,8 @@ from stage_worker.executors.torch_backend import TorchBackend
 from stage_worker.loading.checkpoint import Checkpoint
 from stage_worker.loading.stage_weights import StageSlice, load_stage
 from stage_worker.models.weights import StageWeights
+from tests.tiny_models import make_tiny_model
+from tests.torch_pipeline import GREEDY, GreedySampler, make_pipeline
 
 WHOLE = StageSpec(index=0, count=1, layer_begin=0, layer_end=4, block_size=8, kv_blocks=6, max_step_tokens=20)
 
@@ -154,7 +154,8 @@ def test_sizes_are_reported(model: Path) -> None:
     assert executor.kv_blocks == 6
     assert executor.kv_bytes == 6 * 2 * 4 * 2 * 16 * 8 * 4
     parameters = 300 * 64 + 64 + 4 * (64 * (64 + 32 + 32) + 64 * 64 + 3 * 64 * 96 + 2 * 64)
-    assert executor.weight_bytes == 4 * parameters
+    # Packed weights are padded to whole panels.
+    assert 4 * parameters <= executor.weight_bytes < 4 * parameters * 1.02
 
 
 def test_pool_fills_the_budget(model: Path) -> None:

@@ -1,0 +1,1 @@
+"""The router's RPC surface: protobuf in, domain types on, and back."""

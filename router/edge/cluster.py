@@ -1,0 +1,54 @@
+"""RouterService: how instances come and go."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from common.errors import InvalidRequestError
+from router.instances.link import InstanceAddress
+from router.instances.registry import InstanceRegistry
+from tidepipe.v1 import router_pb2 as pb
+from tidepipe.v1 import router_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+MIN_LEASE_MS = 100
+MAX_LEASE_MS = 600_000
+
+
+class RouterServicer(pb_grpc.RouterServiceServicer):
+    """Controllers announce themselves here."""
+
+    def __init__(self, registry: InstanceRegistry, router_id: str) -> None:
+        self._registry = registry
+        self._router_id = router_id
+
+    async def RegisterInstance(  # noqa: N802
+        self, request: pb.RegisterInstanceRequest, context: Context
+    ) -> pb.RegisterInstanceResponse:
+        """Take an instance in, or renew its lease."""
+        handle = request.handle
+        if not handle.instance_id or not handle.instance_id.isprintable():
+            raise InvalidRequestError("instance_id must be printable and not empty", "instance_id")
+        host, _, port = handle.controller_address.rpartition(":")
+        if not host or not port.isdigit():
+            raise InvalidRequestError(
+                f"controller_address must be HOST:PORT, got {handle.controller_address!r}",
+                "controller_address",
+            )
+        if not (MIN_LEASE_MS <= request.lease_ms <= MAX_LEASE_MS):
+            raise InvalidRequestError(
+                f"lease_ms must be in [{MIN_LEASE_MS}, {MAX_LEASE_MS}], got {request.lease_ms}", "lease_ms"
+            )
+        announced = InstanceAddress(handle.instance_id, handle.controller_address, handle.incarnation)
+        await self._registry.register(announced, request.lease_ms / 1000)
+        return pb.RegisterInstanceResponse(router_id=self._router_id)
+
+    async def RemoveInstance(  # noqa: N802
+        self, request: pb.RemoveInstanceRequest, context: Context
+    ) -> pb.RemoveInstanceResponse:
+        """Let an instance go, once it has finished what it has."""
+        return pb.RemoveInstanceResponse(unfinished=self._registry.remove(request.instance_id))

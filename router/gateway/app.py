@@ -1,0 +1,74 @@
+"""The HTTP routes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from common.errors import NotFoundError
+from common.openai.bodies import parse_chat, parse_completion
+from router.gateway.endpoint import CompletionEndpoint
+from router.gateway.failures import failure, http_failure
+from router.instances.available import AvailableModels
+from router.instances.model_facts import ModelFacts
+from router.requests.table import RequestTable
+from router.requests.text_port import TextPort
+
+
+def make_app(
+    table: RequestTable, models: AvailableModels, text: Callable[[], TextPort | None], created: int
+) -> Starlette:
+    """text: the tokenizer, once it is loaded. created: Unix time, seconds, shown with the models."""
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def ready(request: Request) -> Response:
+        missing = [
+            what
+            for what, there in (("the tokenizer", text() is not None), ("an instance", models.ready))
+            if not there
+        ]
+        if missing:
+            return JSONResponse({"status": "not ready", "missing": missing}, 503)
+        return JSONResponse({"status": "ready"})
+
+    async def list_models(request: Request) -> Response:
+        data = [_model(name, facts, created) for name, facts in models.list()]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def one_model(request: Request) -> Response:
+        wanted = request.path_params["name"]
+        for name, facts in models.list():
+            if name == wanted:
+                return JSONResponse(_model(name, facts, created))
+        return failure(NotFoundError(f"the model {wanted} is not served here"))
+
+    chat = CompletionEndpoint(parse_chat, table, models.model_name, text)
+    completion = CompletionEndpoint(parse_completion, table, models.model_name, text)
+    return Starlette(
+        routes=[
+            Route("/health", health, methods=["GET"]),
+            Route("/ready", ready, methods=["GET"]),
+            Route("/v1/models", list_models, methods=["GET"]),
+            Route("/v1/models/{name:path}", one_model, methods=["GET"]),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/completions", completion, methods=["POST"]),
+        ],
+        exception_handlers={HTTPException: http_failure},
+    )
+
+
+def _model(name: str, facts: ModelFacts, created: int) -> dict[str, object]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "tidepipe",
+        "max_model_len": facts.context_length,
+    }

@@ -1,0 +1,68 @@
+"""Reads a request's body: bounded, and strictly JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from starlette.requests import Request
+
+from common.errors import InvalidRequestError, TidePipeError
+
+MAX_BODY_BYTES = 8 * 1024 * 1024
+MAX_DISCARDED_BYTES = 8 * MAX_BODY_BYTES
+"""A larger body is read to its end and thrown away, within this limit: who is still sending when the
+connection closes gets to see a broken connection, and not why."""
+BODY_TIMEOUT_S = 60.0
+
+
+class BodyTooLargeError(TidePipeError):
+    """The body is longer than MAX_BODY_BYTES (HTTP 413)."""
+
+    def __init__(self) -> None:
+        super().__init__(f"the body is too large: at most {MAX_BODY_BYTES} bytes are accepted")
+
+
+async def read_json(request: Request) -> object:
+    """The decoded body. BodyTooLargeError, or InvalidRequestError if it is not JSON."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > MAX_DISCARDED_BYTES:
+        raise BodyTooLargeError
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return _decode(await _read(request))
+    except TimeoutError:
+        raise InvalidRequestError(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+
+
+async def _read(request: Request) -> bytes:
+    raw = bytearray()
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= MAX_BODY_BYTES:
+            raw += chunk
+        elif size > MAX_DISCARDED_BYTES:
+            raise BodyTooLargeError
+        else:
+            raw.clear()
+    if size > MAX_BODY_BYTES:
+        raise BodyTooLargeError
+    return bytes(raw)
+
+
+def _decode(raw: bytes) -> object:
+    try:
+        return json.loads(raw.decode(), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"the body is not UTF-8: wrong byte at position {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise InvalidRequestError(f"the body is not JSON: {error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise InvalidRequestError("the body is not usable JSON: nested too deeply") from None
+    except ValueError as error:  # integers with thousands of digits
+        raise InvalidRequestError(f"the body is not usable JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> object:
+    raise InvalidRequestError(f"the body is not JSON: {name} is not a JSON number")

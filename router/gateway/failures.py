@@ -1,0 +1,34 @@
+"""Errors as OpenAI's clients expect them."""
+
+from __future__ import annotations
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from common.errors import TidePipeError
+from common.openai.failures import error_body, error_response
+from router.gateway.body import BodyTooLargeError
+
+log = structlog.get_logger()
+
+
+def failure(error: Exception) -> Response:
+    """Response for an error. One that was not made for users is a defect: logged, not shown."""
+    if isinstance(error, BodyTooLargeError):
+        body = error_body(str(error), "invalid_request_error", code="body_too_large")
+        # A part of the body may be left unread.
+        return JSONResponse(body, 413, {"connection": "close"})
+    if not isinstance(error, TidePipeError):
+        log.exception("HTTP request failed", exc_info=error)
+    status, body, headers = error_response(error)
+    return JSONResponse(body, status, headers)
+
+
+def http_failure(request: Request, error: Exception) -> Response:
+    """Response for an unknown path or a wrong method."""
+    status, reason = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "error")
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    message = f"{reason}: {request.method} {request.url.path}"
+    return JSONResponse(error_body(message, "invalid_request_error", code="not_found"), status, headers)

@@ -1,0 +1,199 @@
+"""The router's link to one instance: hands sequences over, takes results in, survives any break."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import grpc
+import structlog
+
+from common.errors import IncompatibleError, TidePipeError
+from common.rpc.channel import open_channel
+from common.rpc.status import from_rpc_error
+from router.core.routing import InstanceView
+from router.instances.cancellations import Cancellations
+from router.instances.handover import HandOver
+from router.instances.host import LinkHost
+from router.instances.intake import ResultIntake
+from router.instances.model_facts import InstanceFacts, instance_facts
+from router.instances.placement import Placement, PlacementTable, Stay
+from router.instances.watch import ResultWatch
+from tidepipe.v1 import controller_pb2 as pb
+from tidepipe.v1 import controller_pb2_grpc as pb_grpc
+
+DESCRIBE_TIMEOUT_S = 1.5
+"""Within the time for which a controller waits for its registration."""
+FULL_PAUSE_S = 0.25
+"""After a refusal for want of room: wait this long before offering the instance more."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceAddress:
+    """An instance as it announces itself; address is HOST:PORT of its controller."""
+
+    instance_id: str
+    address: str
+    incarnation: str
+
+
+class InstanceLink:
+    """One instance, its connection, and the sequences that the router has there."""
+
+    def __init__(
+        self,
+        announced: InstanceAddress,
+        router_id: str,
+        host: LinkHost,
+        admit: Callable[[InstanceFacts], None],
+        clock: Callable[[], float],
+    ) -> None:
+        """admit: raises IncompatibleError if the instance serves another model than the router."""
+        self.announced = announced
+        self.placements = PlacementTable()
+        self.facts: InstanceFacts | None = None
+        self.connected = False
+        self.disconnected_at = clock()
+        self.draining = False
+        self.lease_valid = True
+        self._host = host
+        self._admit = admit
+        self._clock = clock
+        self._log = log.bind(instance=announced.instance_id)
+        self._full_until = 0.0
+        self._channel = open_channel(announced.address)
+        self._stub = pb_grpc.ControllerServiceStub(self._channel)
+        self._ready = asyncio.Event()
+        self._handover = HandOver(self._stub, router_id, self._ready, self, self._is_here)
+        self._cancellations = Cancellations(self._stub, self._ready)
+        intake = ResultIntake(self.placements, host, self._cancellations.add)
+        self._watch = ResultWatch(self._stub, router_id, self.placements, intake, self, clock)
+
+    @property
+    def instance_id(self) -> str:
+        """Name of the instance."""
+        return self.announced.instance_id
+
+    @property
+    def open(self) -> bool:
+        """True if it takes new sequences, room permitting."""
+        return self.connected and self.lease_valid and not self.draining
+
+    @property
+    def context_length(self) -> int:
+        """Prompt and output of one sequence together at most, tokens; zero before it is known."""
+        return 0 if self.facts is None else self.facts.model.context_length
+
+    def view(self) -> InstanceView | None:
+        """What routing needs to know; None if it takes nothing now."""
+        if self.facts is None or not self.open or self._clock() < self._full_until:
+            return None
+        return InstanceView(
+            instance_id=self.instance_id,
+            sequences=len(self.placements),
+            max_sequences=self.facts.max_sequences,
+            tokens=self.placements.tokens,
+            context_length=self.facts.model.context_length,
+        )
+
+    async def describe(self) -> None:
+        """Ask what it serves. IncompatibleError if that does not fit, UnavailableError without an answer."""
+        try:
+            await self._describe()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def status(self, timeout: float) -> pb.InstanceStatus:
+        """How it stands, in its own words."""
+        try:
+            reply = await self._stub.GetInstanceStatus(pb.GetInstanceStatusRequest(), timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        return reply.status
+
+    def place(self, placement: Placement) -> None:
+        """Give it a sequence."""
+        self.placements.add(placement)
+        self._handover.add(placement)
+
+    def withdraw(self, placement: Placement) -> None:
+        """Nobody waits for this sequence any more."""
+        if self.placements.remove(placement) and placement.stay is not Stay.QUEUED:
+            self._cancellations.add(placement.placement_id)
+
+    async def run(self) -> None:
+        """Work until cancelled. IncompatibleError (in a group) if it comes back with another model."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._handover.run())
+            group.create_task(self._cancellations.run())
+            group.create_task(self._watch.run())
+
+    async def cancellations_sent(self) -> None:
+        """Return when the instance has been told of every sequence that was withdrawn."""
+        await self._cancellations.drained()
+
+    async def close(self, reason: str) -> None:
+        """Give everything back and hang up. Call it after `run` has ended."""
+        self.connected = False
+        self._give_back(list(self.placements), reason)
+        await self._channel.close()
+
+    async def greeted(self, incarnation: str) -> None:
+        """Part of WatchHost."""
+        if self.facts is None or incarnation != self.facts.incarnation:
+            # A restarted controller knows none of the sequences, and might serve another model.
+            self._cancellations.forget()
+            begun = [placement for placement in self.placements if placement.stay is not Stay.QUEUED]
+            self._give_back(begun, "the controller restarted")
+            await self._describe()
+        if not self.connected:
+            self._log.info("connected", address=self.announced.address, incarnation=incarnation)
+            self.connected = True
+            self._ready.set()
+            self._host.wake()
+
+    def broken(self, reason: str) -> None:
+        """Part of WatchHost."""
+        if self.connected:
+            self._log.warning("disconnected", reason=reason)
+            self.connected = False
+            self.disconnected_at = self._clock()
+            self._ready.clear()
+            self._host.wake()
+
+    def bounced(self, placement: Placement, reason: str, *, draining: bool) -> None:
+        """Part of HandOverHost."""
+        if draining:
+            self.draining = True
+        else:
+            self._full_until = self._clock() + FULL_PAUSE_S
+        placement.stay = Stay.QUEUED
+        self._give_back([placement], f"the instance takes no more: {reason}")
+
+    def refused(self, placement: Placement, error: TidePipeError) -> None:
+        """Part of HandOverHost."""
+        self.placements.remove(placement)
+        self._host.refused(placement, error)
+
+    async def _describe(self) -> None:
+        message = await self._stub.Describe(pb.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S)
+        facts = instance_facts(message)
+        if facts.instance_id != self.instance_id:
+            raise IncompatibleError(
+                f"{self.announced.address} is instance {facts.instance_id}, not {self.instance_id}"
+            )
+        self._admit(facts)
+        self.facts = facts
+        self.announced = replace(self.announced, incarnation=facts.incarnation)
+
+    def _give_back(self, placements: list[Placement], reason: str) -> None:
+        for placement in placements:
+            self.placements.remove(placement)
+        if placements:
+            self._host.give_back(placements, reason)
+
+    def _is_here(self, placement: Placement) -> bool:
+        return self.placements.get(placement.placement_id) is placement

@@ -1,0 +1,84 @@
+"""What instances and links know of a sequence, and what they tell it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.errors import TidePipeError
+from common.sampling import FinishReason, PositionLogprobs, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceNews:
+    """New output of a sequence. token_offset: its output tokens before these.
+
+    stop_token_id: the token that ended it, not among token_ids. preemptions: in its present stay so far.
+    """
+
+    token_offset: int
+    token_ids: Sequence[int]
+    logprobs: Sequence[PositionLogprobs]
+    finish_reason: FinishReason | None
+    stop_token_id: int | None
+    error: str
+    preemptions: int
+
+
+class Progress(enum.Enum):
+    """What news did to a sequence."""
+
+    GOES_ON = "goes on"
+    GAP = "gap"
+    ENDED_THERE = "ended there"
+    """The instance ended it."""
+    ENDED_HERE = "ended here"
+    """The router ended it (stop string); the instance must be told."""
+
+
+class RoutedSequence(Protocol):
+    """One sequence of token ids that some instance has to continue. Survives any instance."""
+
+    @property
+    def key(self) -> str:
+        """For people: the request's id and the answer's index."""
+        ...
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Place in the queue: request by arrival, then answer."""
+        ...
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """Prompt token ids."""
+        ...
+
+    @property
+    def output(self) -> Sequence[int]:
+        """Output token ids so far."""
+        ...
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """With seed and max_tokens set."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """True once its output has ended."""
+        ...
+
+    def apply(self, news: SequenceNews) -> Progress:
+        """Take news in."""
+        ...
+
+    def moved(self) -> bool:
+        """Note that its instance lost it. False: it has been lost too often to try again, and has failed."""
+        ...
+
+    def fail(self, error: TidePipeError) -> None:
+        """End it, and the request that it belongs to."""
+        ...

@@ -1,0 +1,59 @@
+"""Which model this router serves: what its first instance says, and the others have to match."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from common.errors import IncompatibleError, UnavailableError
+from router.instances.model_facts import InstanceFacts, ModelFacts, check_same_model
+
+
+class ServedModel:
+    """The facts of the model, once known.
+
+    They outlive the instances: as long as requests run, only the same model can continue them.
+    """
+
+    def __init__(self, in_use: Callable[[], bool]) -> None:
+        """in_use: whether instances are registered or requests run, so that the model must stay."""
+        self.tokenizer_size = 0
+        self._in_use = in_use
+        self._facts: ModelFacts | None = None
+        self._known = asyncio.Event()
+
+    @property
+    def facts(self) -> ModelFacts | None:
+        """None until the first instance has come."""
+        return self._facts
+
+    def admit(self, instance: InstanceFacts) -> None:
+        """Check an instance; the first one decides. IncompatibleError if it does not fit."""
+        if self.tokenizer_size > instance.model.vocab_size:
+            raise IncompatibleError(
+                f"instance {instance.instance_id} serves {instance.model.model} with a vocabulary of "
+                f"{instance.model.vocab_size}, but this router's tokenizer has {self.tokenizer_size} tokens; "
+                "start both with the same model"
+            )
+        facts = instance.model
+        if self._facts is not None and self._in_use():
+            check_same_model(instance.instance_id, facts, self._facts)
+            # What is admitted must fit wherever it may have to go.
+            facts = replace(facts, context_length=min(facts.context_length, self._facts.context_length))
+        self._facts = facts
+        self._known.set()
+
+    async def wait(self, timeout: float) -> ModelFacts:
+        """The facts; UnavailableError if no instance comes within `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._known.wait()
+        except TimeoutError as error:
+            raise UnavailableError(
+                f"no instance came within {timeout:g} s; "
+                "check that a controller is running and registered with this router"
+            ) from error
+        if self._facts is None:
+            raise AssertionError("known without facts")
+        return self._facts

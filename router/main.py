@@ -1,0 +1,83 @@
+"""The router's process."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from common.model_source import resolve_model
+from common.rpc.lifecycle import run_service
+from router.requests.text_port import TextPort
+from router.service import RouterService
+from router.settings import (
+    DEFAULT_MAX_REQUESTS,
+    DEFAULT_REMEMBER_S,
+    RouterSettings,
+    default_model_name,
+)
+from router.text.light_import import import_tokenizers_only
+from router.text.tokenizer import TextProcessor
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    settings = RouterSettings(
+        listen=options.listen,
+        model_name=options.model_name or default_model_name(options.model),
+        http=options.http,
+        predictor=options.predictor,
+        max_requests=options.max_requests,
+        remember_s=options.remember_s,
+    )
+
+    def load_text() -> TextPort:
+        path = resolve_model(options.model)
+        if path.is_dir():  # reading a GGUF file's tokenizer does need PyTorch
+            import_tokenizers_only()
+        return TextProcessor.load(path)
+
+    service = RouterService(settings, load_text)
+    return run_service("router", service.run, log_level=options.log_level)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="router", description="Takes requests and spreads them over instances."
+    )
+    add = parser.add_argument
+    add("--listen", required=True, metavar="HOST:PORT", help="gRPC address; port 0: any")
+    add("--model", required=True, help="folder, .gguf file, pulled model's name or hub id: the tokenizer's")
+    add("--model-name", default="", metavar="NAME", help="name that clients use; default: the model's")
+    add("--http", default="", metavar="HOST:PORT", help="address of the OpenAI-compatible API")
+    add("--predictor", default="", metavar="HOST:PORT", help="shown in the cluster's status")
+    add(
+        "--max-requests",
+        type=_positive_int,
+        default=DEFAULT_MAX_REQUESTS,
+        metavar="N",
+        help="requests accepted at a time",
+    )
+    add(
+        "--remember-s",
+        type=_positive_float,
+        default=DEFAULT_REMEMBER_S,
+        metavar="S",
+        help="how long an ended request can be asked for",
+    )
+    add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    return parser
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError("must be above 0 and below a million")
+    return value

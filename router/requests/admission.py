@@ -1,0 +1,148 @@
+"""Turns a client's request into sequences of token ids, or says why it cannot be answered."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import partial
+
+from common.errors import InvalidRequestError, NotFoundError
+from common.request import ChatTurn, GenerationRequest
+from common.sampling import SamplingParams
+from router.instances.model_facts import ModelFacts
+from router.instances.served_model import ServedModel
+from router.requests.answer_text import AnswerText
+from router.requests.seeds import answer_seed, draw_seed
+from router.requests.text_port import TextPort
+
+INLINE_CHARACTERS = 2000
+"""Longer prompts are tokenized in a thread, so that the streams of others go on meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedRequest:
+    """A request that can be answered. samplings: of each answer, complete."""
+
+    prompt: array[int]
+    samplings: tuple[SamplingParams, ...]
+    new_text: Callable[[], AnswerText | None]
+
+
+class Admission:
+    """Checks and tokenizes. Waits for the tokenizer and the first instance where they are not there yet."""
+
+    def __init__(
+        self,
+        model_name: str,
+        text: asyncio.Future[TextPort],
+        served: ServedModel,
+        executor: Executor,
+        patience_s: float,
+    ) -> None:
+        self._model_name = model_name
+        self._text = text
+        self._served = served
+        self._executor = executor
+        self._patience_s = patience_s
+
+    @property
+    def model_name(self) -> str:
+        """Name under which clients ask for the model."""
+        return self._model_name
+
+    def check(self, request: GenerationRequest) -> None:
+        """Refuse at once what makes no sense for any model."""
+        request.sampling.check()
+        if not request.prompt:
+            raise InvalidRequestError("the prompt is empty", "prompt")
+
+    async def admit(self, request: GenerationRequest) -> AdmittedRequest:
+        """Raises InvalidRequestError, NotFoundError (model), or UnavailableError (no instance came)."""
+        text = await asyncio.shield(self._text)
+        facts = await self._served.wait(self._patience_s)
+        self._check_model(request.model, facts)
+        prompt = await self._tokenize(request, text)
+        _check_prompt(prompt, facts)
+        sampling = _fill_in(request.sampling, len(prompt), facts)
+        skip_special = not request.keep_special_tokens
+
+        def new_text() -> AnswerText | None:
+            if request.skip_text and not sampling.stop:
+                return None
+            return AnswerText(
+                text.new_detokenizer(prompt, skip_special),
+                sampling.stop,
+                min_tokens=sampling.min_tokens,
+                keep=not request.skip_text,
+            )
+
+        # A greedy answer needs no seed, but instances expect one with every sequence.
+        seed = sampling.seed if sampling.seed is not None else 0 if sampling.greedy else draw_seed()
+        samplings = tuple(
+            replace(sampling, seed=answer_seed(seed, index), n=1) for index in range(sampling.n)
+        )
+        return AdmittedRequest(prompt, samplings, new_text)
+
+    def _check_model(self, model: str | None, facts: ModelFacts) -> None:
+        if model not in (None, "", self._model_name, facts.model):
+            raise NotFoundError(f"the model {model} is not served here; served is {self._model_name}")
+
+    async def _tokenize(self, request: GenerationRequest, text: TextPort) -> array[int]:
+        prompt = request.prompt
+        encode: Callable[[], list[int]]
+        if isinstance(prompt, str):
+            encode, size = partial(text.encode, prompt), len(prompt)
+        elif request.is_chat:
+            turns = [turn for turn in prompt if isinstance(turn, ChatTurn)]
+            encode, size = partial(text.encode_chat, turns), sum(len(turn.content) for turn in turns)
+        else:
+            return _token_array([token for token in prompt if isinstance(token, int)])
+        if size <= INLINE_CHARACTERS:
+            return _token_array(encode())
+        loop = asyncio.get_running_loop()
+        return _token_array(await loop.run_in_executor(self._executor, encode))
+
+
+def _token_array(token_ids: Sequence[int]) -> array[int]:
+    try:
+        return array("I", token_ids)
+    except OverflowError as error:
+        raise InvalidRequestError("token ids must be in [0, 2^32)", "prompt") from error
+
+
+def _check_prompt(prompt: array[int], facts: ModelFacts) -> None:
+    if not prompt:
+        raise InvalidRequestError("the prompt is empty: it has no tokens", "prompt")
+    largest = max(prompt)
+    if largest >= facts.vocab_size:
+        raise InvalidRequestError(
+            f"the prompt has token id {largest}, but the vocabulary ends at {facts.vocab_size - 1}", "prompt"
+        )
+    if len(prompt) + 1 > facts.context_length:
+        raise InvalidRequestError(
+            f"the prompt has {len(prompt)} tokens, which leaves no room for an answer in the model's context "
+            f"of {facts.context_length} tokens",
+            "prompt",
+        )
+
+
+def _fill_in(sampling: SamplingParams, prompt_tokens: int, facts: ModelFacts) -> SamplingParams:
+    """Check against the model, and set max_tokens."""
+    sampling.check_vocabulary(facts.vocab_size)
+    room = facts.context_length - prompt_tokens
+    if sampling.max_tokens is not None and sampling.max_tokens > room:
+        raise InvalidRequestError(
+            f"prompt ({prompt_tokens} tokens) and max_tokens ({sampling.max_tokens}) together exceed the "
+            f"model's context of {facts.context_length} tokens; max_tokens may be {room} at most",
+            "max_tokens",
+        )
+    if sampling.min_tokens > room:
+        raise InvalidRequestError(
+            f"prompt ({prompt_tokens} tokens) and min_tokens ({sampling.min_tokens}) together exceed the "
+            f"model's context of {facts.context_length} tokens",
+            "min_tokens",
+        )
+    return replace(sampling, max_tokens=room if sampling.max_tokens is None else sampling.max_tokens)

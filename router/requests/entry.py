@@ -1,0 +1,131 @@
+"""One request in the table: its answers, who listens to them, and how it ended."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from typing import Protocol
+
+from common.errors import TidePipeError
+from common.request import Usage
+from common.sampling import FinishReason, SamplingParams
+from router.instances.sequence import RoutedSequence
+from router.pulse import Pulse
+from router.requests.admission import AdmittedRequest
+from router.requests.running_answer import RunningAnswer
+
+
+class EntryHost(Protocol):
+    """The table, as its entries see it."""
+
+    def withdraw(self, sequence: RoutedSequence) -> None:
+        """The sequence has ended; wherever it runs, it must not go on."""
+        ...
+
+    def entry_ended(self, entry: RequestEntry) -> None:
+        """All of its answers have ended, or it failed."""
+        ...
+
+
+class RequestEntry:
+    """A request from its first call until it is forgotten."""
+
+    def __init__(
+        self,
+        request_id: str,
+        number: int,
+        digest: int,
+        sampling: SamplingParams,
+        host: EntryHost,
+        clock: Callable[[], float],
+    ) -> None:
+        """number: by arrival. digest: tells another request with the same id from a repetition."""
+        self.request_id = request_id
+        self.number = number
+        self.digest = digest
+        self.answers: list[RunningAnswer] = []
+        self.changed = Pulse()
+        self.failure: TidePipeError | None = None
+        self.ended_at: float | None = None
+        self.arrived = clock()
+        self._sampling = sampling
+        self._host = host
+        self._clock = clock
+
+    @property
+    def ended(self) -> bool:
+        """True once nothing more will come."""
+        return self.ended_at is not None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Prompt length; zero before it is known."""
+        return self.answers[0].usage.prompt_tokens if self.answers else 0
+
+    @property
+    def tokens_held(self) -> int:
+        """What it takes to remember it, in tokens."""
+        return sum(len(answer.prompt) + len(answer.output) for answer in self.answers)
+
+    @property
+    def usage(self) -> Usage:
+        """What all answers took together."""
+        parts = [answer.usage for answer in self.answers]
+        if not parts:
+            return Usage(prompt_tokens=0, output_tokens=0)
+        return Usage(
+            prompt_tokens=parts[0].prompt_tokens,
+            output_tokens=sum(part.output_tokens for part in parts),
+            ttft_ms=min(part.ttft_ms for part in parts),
+            total_ms=max(part.total_ms for part in parts),
+            preemptions=sum(part.preemptions for part in parts),
+        )
+
+    def begin(self, admitted: AdmittedRequest) -> None:
+        """Create the answers; they still have to be submitted."""
+        self.answers = [
+            RunningAnswer(
+                key=f"{self.request_id}/{index}",
+                order=(self.number, index),
+                prompt=admitted.prompt,
+                sampling=sampling,
+                text=admitted.new_text(),
+                owner=self,
+                clock=self._clock,
+                arrived=self.arrived,
+            )
+            for index, sampling in enumerate(admitted.samplings)
+        ]
+        self.changed.beat()
+
+    def cancel(self) -> None:
+        """End all answers where they stand; they are empty if it was not admitted yet."""
+        if not self.answers:
+            samplings = (self._sampling,) * self._sampling.n
+            self.begin(AdmittedRequest(array("I"), samplings, new_text=lambda: None))
+        for answer in self.answers:
+            if not answer.finished:
+                answer.finish(FinishReason.CANCELLED)
+                self._host.withdraw(answer)
+
+    def fail(self, error: TidePipeError) -> None:
+        """End everything with an error, which every listener gets. Part of AnswerOwner."""
+        if self.ended:
+            return
+        self.failure = error
+        self._end()
+        for answer in self.answers:
+            if not answer.finished:
+                answer.finish(FinishReason.ERROR, error=str(error))
+                self._host.withdraw(answer)
+
+    def answer_changed(self) -> None:
+        """Part of AnswerOwner."""
+        self.changed.beat()
+        if not self.ended and all(answer.finished for answer in self.answers):
+            self._end()
+
+    def _end(self) -> None:
+        self.ended_at = self._clock()
+        self._host.entry_ended(self)
+        self.changed.beat()

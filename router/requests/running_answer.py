@@ -1,0 +1,201 @@
+"""One of a request's answers, from submission to its end, wherever it runs."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from common.errors import TidePipeError
+from common.request import Answer, Usage
+from common.sampling import FinishReason, SamplingParams
+from router.core.output_log import TokenLog
+from router.instances.sequence import Progress, SequenceNews
+from router.requests.answer_text import AnswerText
+from router.requests.delta import Cursor, Delta
+
+MAX_FRUITLESS_MOVES = 16
+"""An instance that dies of a sequence takes it along only so often."""
+MAX_DELTA_TOKENS = 16_384
+MAX_DELTA_LOGPROBS = 1024
+MAX_DELTA_CHARACTERS = 1_000_000
+"""A piece stays far below the message limit, also for a client that has everything still to get."""
+
+
+class AnswerOwner(Protocol):
+    """The request, as its answers see it."""
+
+    def answer_changed(self) -> None:
+        """There is something new to read, or the answer has ended."""
+        ...
+
+    def fail(self, error: TidePipeError) -> None:
+        """The request cannot go on."""
+        ...
+
+
+class RunningAnswer:
+    """Token and text log of one answer. A RoutedSequence to instances, read by position by listeners."""
+
+    def __init__(
+        self,
+        key: str,
+        order: tuple[int, int],
+        prompt: array[int],
+        sampling: SamplingParams,
+        text: AnswerText | None,
+        owner: AnswerOwner,
+        clock: Callable[[], float],
+        arrived: float,
+    ) -> None:
+        """text: None if neither text nor stop strings are wanted."""
+        self.key = key
+        self.order = order
+        self.sampling = sampling
+        self.finish_reason: FinishReason | None = None
+        self._prompt = prompt
+        self._log = TokenLog()
+        self._text = text
+        self._owner = owner
+        self._clock = clock
+        self._arrived = arrived
+        self._first_token_at: float | None = None
+        self._last_token_at = arrived
+        self._stopped_by: int | str | None = None
+        self._error = ""
+        self._preemptions_before = 0
+        self._preemptions_here = 0
+        self._fruitless_moves = 0
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """Part of RoutedSequence."""
+        return self._prompt
+
+    @property
+    def output(self) -> Sequence[int]:
+        """Part of RoutedSequence."""
+        return self._log.tokens
+
+    @property
+    def finished(self) -> bool:
+        """Part of RoutedSequence."""
+        return self.finish_reason is not None
+
+    @property
+    def usage(self) -> Usage:
+        """What it took so far."""
+        first = self._last_token_at if self._first_token_at is None else self._first_token_at
+        return Usage(
+            prompt_tokens=len(self._prompt),
+            output_tokens=len(self._log),
+            ttft_ms=1000 * (first - self._arrived),
+            total_ms=1000 * (self._last_token_at - self._arrived),
+            preemptions=self._preemptions_before + self._preemptions_here,
+        )
+
+    def apply(self, news: SequenceNews) -> Progress:
+        """Part of RoutedSequence."""
+        if self.finished:
+            return Progress.ENDED_HERE
+        fresh = self._log.merge(news.token_offset, news.token_ids, news.logprobs)
+        if fresh is None:
+            return Progress.GAP
+        self._preemptions_here = max(self._preemptions_here, news.preemptions)
+        if fresh:
+            self._fruitless_moves = 0
+            self._last_token_at = self._clock()
+            if self._first_token_at is None:
+                self._first_token_at = self._last_token_at
+            if self._read_text(fresh):
+                return Progress.ENDED_HERE
+        if news.finish_reason is not None:
+            self.finish(news.finish_reason, news.stop_token_id, news.error)
+            return Progress.ENDED_THERE
+        if fresh:
+            self._owner.answer_changed()
+        return Progress.GOES_ON
+
+    def moved(self) -> bool:
+        """Part of RoutedSequence."""
+        self._preemptions_before += self._preemptions_here + 1
+        self._preemptions_here = 0
+        self._fruitless_moves += 1
+        if self.sampling.max_tokens is not None and len(self._log) >= self.sampling.max_tokens:
+            # Only the news of its end was lost.
+            self.finish(FinishReason.LENGTH)
+        elif self._fruitless_moves > MAX_FRUITLESS_MOVES:
+            self.fail(
+                TidePipeError(
+                    f"the request was lost {self._fruitless_moves} times without getting any further; "
+                    "the logs of the instances say why they gave it up"
+                )
+            )
+        return not self.finished
+
+    def fail(self, error: TidePipeError) -> None:
+        """Part of RoutedSequence."""
+        self._owner.fail(error)
+
+    def finish(
+        self,
+        reason: FinishReason,
+        stopped_by: int | str | None = None,
+        error: str = "",
+        *,
+        flush: bool = True,
+    ) -> None:
+        """End it. flush: text that was held back belongs to it."""
+        if self.finished:
+            return
+        if flush and self._text is not None and (matched := self._text.flush()) is not None:
+            reason, stopped_by, error = FinishReason.STOP, matched, ""
+        self.finish_reason = reason
+        self._stopped_by = stopped_by
+        self._error = error
+        if self._text is not None:
+            self._text.log.compact()
+        self._owner.answer_changed()
+
+    def read(self, cursor: Cursor) -> Delta | None:
+        """What is new behind the cursor, which moves on; None if nothing is."""
+        tokens_end = min(len(self._log), cursor.tokens + self._delta_tokens())
+        token_ids = tuple(self._log.tokens[cursor.tokens : tokens_end])
+        logprobs = tuple(self._log.logprobs[cursor.tokens : tokens_end])
+        text = self._text.log.read(cursor.characters, MAX_DELTA_CHARACTERS) if self._text is not None else ""
+        before = (cursor.tokens, cursor.characters)
+        cursor.tokens += len(token_ids)
+        cursor.characters += len(text)
+        ends = self.finished and not cursor.done and self._is_at_end(cursor)
+        if not (token_ids or text or ends):
+            return None
+        cursor.done = cursor.done or ends
+        piece = Answer(
+            index=self.order[1],
+            token_ids=token_ids,
+            text=text,
+            logprobs=logprobs,
+            finish_reason=self.finish_reason if ends else None,
+            stopped_by=self._stopped_by if ends else None,
+            error=self._error if ends else "",
+        )
+        return Delta(piece, *before, usage=self.usage if ends else None)
+
+    def _is_at_end(self, cursor: Cursor) -> bool:
+        characters = len(self._text.log) if self._text is not None else 0
+        return cursor.tokens >= len(self._log) and cursor.characters >= characters
+
+    def _delta_tokens(self) -> int:
+        return MAX_DELTA_LOGPROBS if self._log.logprobs else MAX_DELTA_TOKENS
+
+    def _read_text(self, fresh: int) -> bool:
+        """Decode the newest tokens. True if a stop string ended the answer."""
+        if self._text is None:
+            return False
+        before = len(self._log) - fresh
+        count, matched = self._text.push(self._log.tokens[before:])
+        if matched is None:
+            return False
+        self._log.cut(before + count)
+        self.finish(FinishReason.STOP, matched, flush=False)
+        return True

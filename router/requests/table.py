@@ -1,0 +1,252 @@
+"""All requests that the router knows: running ones, and ended ones that a client may still ask for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import structlog
+
+from common.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    TidePipeError,
+    UnavailableError,
+)
+from common.request import GenerationRequest
+from common.sampling import FinishReason
+from router.instances.dispatcher import Dispatcher
+from router.instances.sequence import RoutedSequence
+from router.requests.admission import Admission
+from router.requests.digest import request_digest
+from router.requests.entry import RequestEntry
+from router.requests.subscription import Subscription
+
+SWEEP_S = 0.5
+RETRY_AFTER_MS = 1000
+SUBMIT_GRACE_S = 10.0
+"""A request that was submitted without a listener waits at least this long for its first one."""
+REMEMBERED_TOKENS = 4_000_000
+"""Ended requests are forgotten early, oldest first, if together they hold more tokens than this."""
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Watch:
+    """How many listen to a running request, and what happens when nobody does."""
+
+    listeners: int = 0
+    grace_s: float = 0.0
+    timer: asyncio.TimerHandle | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TableCounts:
+    """How many requests wait for an instance, have one, have ended well, have failed."""
+
+    queued: int
+    running: int
+    finished: int
+    failed: int
+
+
+class RequestTable:
+    """Attaches clients to requests by id, runs admission, and forgets what is old. Bounded in every way."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        admission: Admission,
+        clock: Callable[[], float],
+        *,
+        max_requests: int,
+        remember_s: float,
+    ) -> None:
+        """max_requests: running at most; as many ended ones are remembered, for `remember_s` seconds."""
+        self.max_requests = max_requests
+        self._dispatcher = dispatcher
+        self._admission = admission
+        self._clock = clock
+        self._remember_s = remember_s
+        self._running: dict[str, RequestEntry] = {}
+        self._watches: dict[str, _Watch] = {}
+        self._admissions: dict[str, asyncio.Task[None]] = {}
+        self._ended: OrderedDict[str, RequestEntry] = OrderedDict()
+        self._ended_tokens = 0
+        self._number = 0
+        self._finished = 0
+        self._failed = 0
+        self._closed = False
+        self._group: asyncio.TaskGroup | None = None
+
+    def __len__(self) -> int:
+        """Requests that have not ended."""
+        return len(self._running)
+
+    @property
+    def counts(self) -> TableCounts:
+        """For status reports."""
+        queued = sum(
+            not entry.answers or all(self._dispatcher.is_pending(answer) for answer in entry.answers)
+            for entry in self._running.values()
+        )
+        return TableCounts(queued, len(self._running) - queued, self._finished, self._failed)
+
+    async def run(self) -> None:
+        """Run admissions and forget old requests, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            while True:
+                await asyncio.sleep(SWEEP_S)
+                self._forget_old()
+
+    def attach(
+        self, request: GenerationRequest, grace_s: float, *, resuming: bool = False, detached: bool = False
+    ) -> Subscription:
+        """Listen to a request, which is started if its id is new.
+
+        grace_s: how long it goes on when nobody listens. resuming: the client has a part of the answer.
+        detached: the caller will not stay, another call fetches the answer.
+        Raises InvalidRequestError, OverloadedError, UnavailableError (stopping), or NotFoundError: the
+        client has a part of an answer that cannot be computed again.
+        """
+        self._admission.check(request)
+        entry = self._find(request.request_id)
+        digest = request_digest(request)
+        attached = entry is not None
+        if entry is None:
+            if resuming and not request.sampling.greedy and request.sampling.seed is None:
+                raise NotFoundError(
+                    f"the request {request.request_id} is not known here any more, and without a seed its "
+                    "answer cannot be continued; start it anew, or send a seed if it must survive this"
+                )
+            entry = self._begin(request, digest)
+        elif entry.digest != digest:
+            raise InvalidRequestError(
+                f"the request id {request.request_id} belongs to another request; choose a new one",
+                "request_id",
+            )
+        return self._listen(entry, attached, max(grace_s, SUBMIT_GRACE_S) if detached else grace_s)
+
+    def attach_known(self, request_id: str) -> Subscription:
+        """Listen to a request that was submitted before; NotFoundError if it is unknown or forgotten."""
+        entry = self._find(request_id)
+        if entry is None:
+            raise NotFoundError(f"there is no request {request_id}; it may have ended and been forgotten")
+        watch = self._watches.get(request_id)
+        return self._listen(entry, True, watch.grace_s if watch is not None else 0.0)
+
+    def cancel(self, request_ids: Iterable[str]) -> int:
+        """End requests; returns how many of them had not ended."""
+        running = [entry for name in request_ids if (entry := self._running.get(name)) is not None]
+        for entry in running:
+            self._cancel(entry)
+        return len(running)
+
+    def cancel_all(self) -> None:
+        """End everything."""
+        self.cancel(list(self._running))
+
+    def close(self) -> None:
+        """Take no new requests."""
+        self._closed = True
+
+    def withdraw(self, sequence: RoutedSequence) -> None:
+        """Part of EntryHost."""
+        self._dispatcher.withdraw(sequence)
+
+    def entry_ended(self, entry: RequestEntry) -> None:
+        """Part of EntryHost."""
+        name = entry.request_id
+        self._running.pop(name, None)
+        watch = self._watches.pop(name, None)
+        if watch is not None and watch.timer is not None:
+            watch.timer.cancel()
+        if entry.failure is not None:
+            # Forgotten at once: a retry with the same id starts anew.
+            self._failed += bool(entry.answers)
+            log.info("request failed", request=name, reason=str(entry.failure))
+            return
+        failed = any(answer.finish_reason is FinishReason.ERROR for answer in entry.answers)
+        self._failed += failed
+        self._finished += not failed
+        self._ended[name] = entry
+        self._ended_tokens += entry.tokens_held
+        self._forget_old()
+
+    def _find(self, request_id: str) -> RequestEntry | None:
+        return self._running.get(request_id) or self._ended.get(request_id)
+
+    def _begin(self, request: GenerationRequest, digest: int) -> RequestEntry:
+        if self._closed or self._group is None:
+            raise UnavailableError("this router is stopping; try another one, or again in a moment")
+        if len(self._running) >= self.max_requests:
+            raise OverloadedError(
+                f"this router has {len(self._running)} requests already, as many as it accepts; "
+                "come again in a moment",
+                RETRY_AFTER_MS,
+            )
+        self._number += 1
+        name = request.request_id
+        entry = RequestEntry(name, self._number, digest, request.sampling, self, self._clock)
+        self._running[name] = entry
+        self._admissions[name] = self._group.create_task(self._admit(entry, request))
+        return entry
+
+    async def _admit(self, entry: RequestEntry, request: GenerationRequest) -> None:
+        try:
+            admitted = await self._admission.admit(request)
+        except TidePipeError as error:
+            entry.fail(error)
+        except Exception:
+            log.exception("admission failed", request=entry.request_id)
+            entry.fail(TidePipeError("internal error while the request was checked"))
+        else:
+            if not entry.ended:
+                entry.begin(admitted)
+                for answer in entry.answers:
+                    self._dispatcher.submit(answer)
+        finally:
+            self._admissions.pop(entry.request_id, None)
+
+    def _listen(self, entry: RequestEntry, attached: bool, grace_s: float) -> Subscription:
+        if entry.ended:
+            return Subscription(entry, attached, lambda: None)
+        watch = self._watches.setdefault(entry.request_id, _Watch())
+        watch.listeners += 1
+        watch.grace_s = grace_s
+        if watch.timer is not None:
+            watch.timer.cancel()
+            watch.timer = None
+        return Subscription(entry, attached, lambda: self._leave(entry, watch))
+
+    def _leave(self, entry: RequestEntry, watch: _Watch) -> None:
+        watch.listeners -= 1
+        if entry.ended or watch.listeners:
+            return
+        if watch.grace_s <= 0:
+            self._cancel(entry)
+        else:
+            loop = asyncio.get_running_loop()
+            watch.timer = loop.call_later(watch.grace_s, self._cancel, entry)
+
+    def _cancel(self, entry: RequestEntry) -> None:
+        admission = self._admissions.pop(entry.request_id, None)
+        if admission is not None:
+            admission.cancel()
+        entry.cancel()
+
+    def _forget_old(self) -> None:
+        deadline = self._clock() - self._remember_s
+        while self._ended:
+            name, entry = next(iter(self._ended.items()))
+            old = entry.ended_at is not None and entry.ended_at <= deadline
+            crowded = len(self._ended) > self.max_requests or self._ended_tokens > REMEMBERED_TOKENS
+            if not (old or crowded):
+                return
+            del self._ended[name]
+            self._ended_tokens -= entry.tokens_held

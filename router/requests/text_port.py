@@ -1,0 +1,45 @@
+"""What requests need of the model's text processing; `router.text` provides it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from common.request import ChatTurn
+
+
+class Detokenizer(Protocol):
+    """Turns the tokens of one output into text, whole characters only."""
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        """Take the next tokens; return the characters that are certain now."""
+        ...
+
+    def flush(self) -> str:
+        """Return what is left at the end."""
+        ...
+
+
+class TextPort(Protocol):
+    """Tokenizer and chat template of the served model."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens that the tokenizer knows."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text."""
+        ...
+
+    def encode_chat(self, messages: Sequence[ChatTurn]) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's turn."""
+        ...
+
+    def new_detokenizer(self, prompt_ids: Sequence[int], skip_special_tokens: bool) -> Detokenizer:
+        """Decoder of one output that follows `prompt_ids`."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """A token's bytes; half a character is possible."""
+        ...

@@ -1,0 +1,206 @@
+"""The router as a whole: wires its parts together, starts them, and ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+import structlog
+
+from common.rpc.channel import open_channel
+from common.rpc.lifecycle import Lifecycle
+from common.rpc.server import RpcServer
+from router.core.least_loaded import LeastLoaded
+from router.edge.admin import AdminServicer
+from router.edge.cluster import RouterServicer
+from router.edge.inference import InferenceServicer
+from router.gateway.app import make_app
+from router.gateway.server import HttpServer
+from router.instances.available import AvailableModels
+from router.instances.dispatcher import Dispatcher
+from router.instances.registry import InstanceRegistry
+from router.instances.sequence import RoutedSequence
+from router.instances.served_model import ServedModel
+from router.requests.admission import Admission
+from router.requests.table import RequestTable
+from router.requests.text_port import TextPort
+from router.settings import RouterSettings
+from tidepipe.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    predictor_pb2_grpc,
+    router_pb2,
+    router_pb2_grpc,
+)
+
+CANCEL_GRACE_S = 1.0
+
+SERVICES = (
+    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
+    router_pb2.DESCRIPTOR.services_by_name["RouterService"],
+    admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
+)
+
+Start: TypeAlias = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+log = structlog.get_logger()
+
+
+class RouterService:
+    """One router. `load_text` runs in a thread, so that health is answered while a tokenizer loads."""
+
+    def __init__(
+        self,
+        settings: RouterSettings,
+        load_text: Callable[[], TextPort],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        # New with each start: instances must not take this router for one that is gone.
+        self.router_id = f"router-{secrets.token_hex(4)}"
+        self._load_text = load_text
+        self._clock = clock
+        self._text: TextPort | None = None
+
+    async def run(self, lifecycle: Lifecycle) -> None:
+        """Serve until told to stop. ModelError or ConfigError if it cannot start."""
+        settings, clock = self.settings, self._clock
+        text: asyncio.Future[TextPort] = asyncio.get_running_loop().create_future()
+        served = ServedModel(in_use=lambda: bool(len(self.registry) or len(self.table)))
+        self.dispatcher = Dispatcher(LeastLoaded(), self._stay_names(), clock, settings.patience_s)
+        self.registry = InstanceRegistry(self.router_id, self.dispatcher, served.admit, clock)
+        with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as executor:
+            admission = Admission(settings.model_name, text, served, executor, settings.patience_s)
+            self.table = RequestTable(
+                self.dispatcher,
+                admission,
+                clock,
+                max_requests=settings.max_requests,
+                remember_s=settings.remember_s,
+            )
+            models = AvailableModels(settings.model_name, served, self.registry)
+            async with self._predictor() as predictor, _background() as start:
+                start(self.registry.run())
+                start(self.dispatcher.run())
+                start(self.table.run())
+                rpc = RpcServer(settings.listen)
+                self._add_servicers(rpc, models, predictor)
+                http = self._http_server(models)
+                serving_http = None if http is None else start(http.run())
+                address = await rpc.start(SERVICES)
+                start(self._load(text, served))
+                start(self._report_health(rpc, models))
+                await _first(text, lifecycle.stopping)
+                if self._text is not None:
+                    lifecycle.announce_ready(address)
+                await lifecycle.stopping.wait()
+                await self._stop(rpc, http, serving_http)
+
+    def _stay_names(self) -> Callable[[RoutedSequence], str]:
+        numbers = itertools.count(1)
+        return lambda sequence: f"{sequence.key}@{self.router_id}.{next(numbers)}"
+
+    @contextlib.asynccontextmanager
+    async def _predictor(self) -> AsyncIterator[predictor_pb2_grpc.PredictorServiceAsyncStub | None]:
+        if not self.settings.predictor:
+            yield None
+            return
+        async with open_channel(self.settings.predictor) as channel:
+            yield predictor_pb2_grpc.PredictorServiceStub(channel)
+
+    def _add_servicers(
+        self,
+        rpc: RpcServer,
+        models: AvailableModels,
+        predictor: predictor_pb2_grpc.PredictorServiceAsyncStub | None,
+    ) -> None:
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
+            InferenceServicer(self.table, models), rpc.server
+        )
+        router_pb2_grpc.add_RouterServiceServicer_to_server(
+            RouterServicer(self.registry, self.router_id), rpc.server
+        )
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(
+            AdminServicer(
+                self.router_id, self.registry, self.table, self.settings.predictor, predictor, self._clock
+            ),
+            rpc.server,
+        )
+
+    def _http_server(self, models: AvailableModels) -> HttpServer | None:
+        if not self.settings.http:
+            return None
+        app = make_app(self.table, models, lambda: self._text, created=int(time.time()))
+        return HttpServer(app, self.settings.http, grace_s=self.settings.stop_grace_s)
+
+    async def _load(self, text: asyncio.Future[TextPort], served: ServedModel) -> None:
+        loaded = await asyncio.to_thread(self._load_text)
+        served.tokenizer_size = loaded.vocab_size
+        self._text = loaded
+        text.set_result(loaded)
+        self.dispatcher.wake()
+
+    async def _report_health(self, rpc: RpcServer, models: AvailableModels) -> None:
+        """Health follows the instances: without any, requests only wait."""
+        serving = False
+        while True:
+            changed = self.dispatcher.changed.next()
+            ready = self._text is not None and models.ready
+            if ready != serving:
+                serving = ready
+                await rpc.set_serving(serving)
+            await changed.wait()
+
+    async def _stop(
+        self, rpc: RpcServer, http: HttpServer | None, serving_http: asyncio.Task[None] | None
+    ) -> None:
+        grace_s = self.settings.stop_grace_s
+        log.info("stopping", unfinished=len(self.table))
+        self.table.close()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(rpc.stop(grace_s))
+            if http is not None and serving_http is not None:
+                http.stop()
+                group.create_task(_ended(serving_http))
+        # Whoever still waits will ask another router; here nobody must compute for nobody.
+        self.table.cancel_all()
+        await self.registry.close(CANCEL_GRACE_S)
+
+
+@contextlib.asynccontextmanager
+async def _background() -> AsyncIterator[Start]:
+    """Tasks that run beside the body and end with it; if one fails, so does the body."""
+    tasks: list[asyncio.Task[None]] = []
+    async with asyncio.TaskGroup() as group:
+
+        def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+            tasks.append(group.create_task(work))
+            return tasks[-1]
+
+        try:
+            yield start
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+async def _first(text: asyncio.Future[TextPort], stopping: asyncio.Event) -> None:
+    """Return when the tokenizer is there, or nobody wants it any more."""
+    stopped = asyncio.ensure_future(stopping.wait())
+    try:
+        either: list[asyncio.Future[Any]] = [text, stopped]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait([task])

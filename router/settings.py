@@ -1,0 +1,38 @@
+"""What a router process is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from router.instances.dispatcher import DEFAULT_PATIENCE_S
+
+DEFAULT_MAX_REQUESTS = 4096
+DEFAULT_REMEMBER_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSettings:
+    """listen, http, predictor: HOST:PORT, the latter two empty for none. Times in seconds.
+
+    patience_s: how long a request waits while there is no instance at all.
+    stop_grace_s: how long streams may go on after the process was told to stop.
+    """
+
+    listen: str
+    model_name: str
+    http: str = ""
+    predictor: str = ""
+    max_requests: int = DEFAULT_MAX_REQUESTS
+    remember_s: float = DEFAULT_REMEMBER_S
+    patience_s: float = DEFAULT_PATIENCE_S
+    stop_grace_s: float = 10.0
+
+
+def default_model_name(model: str) -> str:
+    """Name under which a model is served if none is given: its folder's or file's, or as it was called."""
+    path = Path(model).expanduser()
+    if not path.exists():
+        return model
+    path = path.resolve()
+    return path.stem if path.suffix == ".gguf" else path.name

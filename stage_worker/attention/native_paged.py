@@ -1,0 +1,129 @@
+"""Attention by the C kernels, on CPU: rotation, KV pool and softmax without temporaries."""
+
+from __future__ import annotations
+
+from ctypes import byref
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stage_worker.attention.backend import AttentionContext, AttentionStep, HeadNorms
+from stage_worker.attention.batch import Int32Array, RaggedBatch
+from stage_worker.models.native.library import (
+    GROUP,
+    MOST_HEAD_DIM,
+    MOST_QUERY_ROWS,
+    Attention,
+    NativeKernels,
+)
+from stage_worker.models.spec import ModelSpec
+
+_LEAST_TOKENS = 16
+"""Tokens to rotate and store that a thread must have to be worth waking."""
+
+
+class NativePagedAttention:
+    """Reads keys and values where they lie, in a layout of its own within each block.
+
+    A sequence's result does not depend on the rest of the batch, nor on how its tokens came in chunks.
+    """
+
+    def __init__(self, kernels: NativeKernels, context: AttentionContext) -> None:
+        self._kernels = kernels
+        self._context = context
+
+    @staticmethod
+    def fits(spec: ModelSpec, block_size: int) -> bool:
+        """True if the kernels can compute this model's attention over blocks of this size."""
+        return (
+            spec.head_dim % GROUP == 0
+            and spec.head_dim <= MOST_HEAD_DIM
+            and spec.heads // spec.kv_heads <= MOST_QUERY_ROWS
+            and block_size % GROUP == 0
+        )
+
+    def begin(self, batch: RaggedBatch) -> AttentionStep:
+        """Prepare a step."""
+        return _NativeStep(self._kernels, self._context, batch)
+
+
+class _NativeStep:
+    def __init__(self, kernels: NativeKernels, context: AttentionContext, batch: RaggedBatch) -> None:
+        spec = context.spec
+        self._kernels = kernels
+        self._context = context
+        self._tokens = batch.tokens
+        rotary = context.rotary
+        rotary.reserve(int(batch.contexts.max(initial=1)))
+        group = spec.heads // spec.kv_heads
+        item_row, item_begin, item_end = _items(batch, max(1, MOST_QUERY_ROWS // group))
+        self._bounds = _bounds(batch, item_row, item_begin, item_end, kernels.threads, spec.kv_heads)
+        arrays: dict[str, npt.NDArray[np.integer]] = {
+            "positions": batch.positions,
+            "slots": batch.slots,
+            "offsets": batch.offsets,
+            "first_positions": batch.first_positions,
+            "tables": np.ascontiguousarray(batch.tables),
+            "item_row": item_row,
+            "item_begin": item_begin,
+            "item_end": item_end,
+        }
+        self._alive = (arrays, rotary.cos, rotary.sin)  # the kernels see only their addresses
+        self._arguments = Attention(
+            **{name: array.ctypes.data for name, array in arrays.items()},
+            cos=rotary.cos.data_ptr(),
+            sin=rotary.sin.data_ptr(),
+            table_width=batch.tables.shape[1],
+            heads=spec.heads,
+            kv_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            block_size=batch.block_size,
+            norm_eps=spec.rms_eps,
+            # The kernel's exponential has base 2.
+            scale=spec.head_dim**-0.5 / np.log(2.0),
+        )
+        self._reference = byref(self._arguments)
+
+    def attend(
+        self, layer: int, qkv: torch.Tensor, norms: HeadNorms | None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See AttentionStep."""
+        spec, pool = self._context.spec, self._context.pool
+        index = layer - self._context.first_layer
+        if out is None:
+            out = torch.empty(qkv.shape[0], spec.query_size, dtype=qkv.dtype)
+        arguments = self._arguments
+        arguments.qkv, arguments.out = qkv.data_ptr(), out.data_ptr()
+        arguments.keys, arguments.values = pool.keys(index).data_ptr(), pool.values(index).data_ptr()
+        arguments.q_norm = norms.query.data_ptr() if norms is not None else None
+        arguments.k_norm = norms.key.data_ptr() if norms is not None else None
+        arguments.window = spec.sliding_windows[layer] or 0
+        arguments.rope = spec.rope_layers[layer]
+        self._kernels.run(self._kernels.store_kv, self._reference, self._tokens, _LEAST_TOKENS)
+        self._kernels.run_parts(self._kernels.attend, self._reference, self._bounds)
+        return out
+
+
+def _items(batch: RaggedBatch, most_queries: int) -> tuple[Int32Array, Int32Array, Int32Array]:
+    """Cut rows into items of at most `most_queries` queries: row, first query, one past the last."""
+    per_row = -(-batch.counts // most_queries)
+    row = np.repeat(np.arange(batch.rows, dtype=np.int32), per_row)
+    first_item = np.cumsum(per_row) - per_row
+    begin = (np.arange(len(row)) - first_item[row]) * most_queries
+    end = np.minimum(begin + most_queries, batch.counts[row])
+    return row, begin.astype(np.int32), end.astype(np.int32)
+
+
+def _bounds(
+    batch: RaggedBatch, row: Int32Array, begin: Int32Array, end: Int32Array, threads: int, kv_heads: int
+) -> list[int]:
+    """Cut the work (items x key heads) into about equal parts, one per thread."""
+    total = len(row) * kv_heads
+    if threads == 1 or total < 2:
+        return [0, total]
+    # A slot costs a read even for a single query, and arithmetic for each.
+    cost = (batch.first_positions[row] + end) * (2 + end - begin).astype(np.int64)
+    done = np.cumsum(np.repeat(cost, kv_heads))
+    cuts = np.searchsorted(done, done[-1] * np.arange(1, threads) / threads)
+    return [0, *sorted({int(cut) for cut in cuts} - {0, total}), total]

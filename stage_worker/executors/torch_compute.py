@@ -1,0 +1,71 @@
+"""Chooses what computes a stage: the C kernels on CPU where they fit, else PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+import torch
+
+from stage_worker.attention.backend import AttentionBackend, AttentionContext
+from stage_worker.attention.native_paged import NativePagedAttention
+from stage_worker.attention.torch_paged import TorchPagedAttention
+from stage_worker.models.layer_ops import LayerOps, TorchLayerOps
+from stage_worker.models.linear import Linear, LinearFactory, PlainLinear
+from stage_worker.models.native.build import cpu_flags
+from stage_worker.models.native.library import NativeKernels, load_kernels
+from stage_worker.models.native_ops import NativeLayerOps, NativeLinear
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """The parts of a decoder that depend on the hardware.
+
+    head: makes the LM head. reuse_buffers: True where results should go to a workspace.
+    """
+
+    attention: Callable[[AttentionContext], AttentionBackend]
+    ops: LayerOps
+    linear: LinearFactory
+    head: LinearFactory
+    reuse_buffers: bool = True
+
+
+def make_compute(device: torch.device, dtype: torch.dtype, threads: int) -> Compute:
+    """The fastest parts for a device and data type."""
+    kernels = load_kernels(dtype, threads) if device.type == "cpu" else None
+    if kernels is None:
+        return Compute(TorchPagedAttention, TorchLayerOps(), PlainLinear, PlainLinear, reuse_buffers=False)
+    attention = partial(_attention, kernels)
+    ops = NativeLayerOps(kernels)
+    if dtype == torch.bfloat16 and "amx_bf16" in cpu_flags():
+        # PyTorch's products use AMX, which these kernels do not know.
+        return Compute(attention, ops, PlainLinear, PlainLinear)
+    return Compute(
+        attention, ops, partial(_linear, kernels, float_out=False), partial(_linear, kernels, float_out=True)
+    )
+
+
+def _attention(kernels: NativeKernels, context: AttentionContext) -> AttentionBackend:
+    block_size = context.pool.geometry.block_size
+    if NativePagedAttention.fits(context.spec, block_size):
+        return NativePagedAttention(kernels, context)
+    _log.warning(
+        "attention without native kernels (several times slower): they want block sizes and head sizes "
+        "that are multiples of 16",
+        block_size=block_size,
+        head_dim=context.spec.head_dim,
+    )
+    return TorchPagedAttention(context)
+
+
+def _linear(
+    kernels: NativeKernels, weight: torch.Tensor, bias: torch.Tensor | None, *, float_out: bool
+) -> Linear:
+    if NativeLinear.fits(kernels, weight):
+        return NativeLinear(kernels, weight, bias, float_out=float_out)
+    return PlainLinear(weight, bias)

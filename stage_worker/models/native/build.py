@@ -1,0 +1,148 @@
+"""Compiles the C kernels at first use, and keeps the result in TidePipe's cache folder."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.model_source import cache_dir
+
+_SOURCES = ("kernels.c", "native.h", "tile.h", "product.h", "rows.h", "attention.h")
+_FLAGS = ("-O3", "-shared", "-fPIC", "-fno-strict-aliasing", "-fno-math-errno", "-Wno-psabi")
+_COMPILERS = ("cc", "gcc", "clang")
+_TIMEOUT_S = 300.0
+
+
+class BuildError(Exception):
+    """The kernels cannot be compiled here; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """The kernels for one kind of CPU. needs: flags of /proc/cpuinfo. dot: bfloat16 dot products."""
+
+    name: str
+    lanes: int
+    needs: frozenset[str]
+    options: tuple[str, ...]
+    dot: bool = False
+
+
+_AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
+_AVX2_OPTIONS = ("-mavx2", "-mfma")
+_AVX512_OPTIONS = (*_AVX2_OPTIONS, *(f"-m{name}" for name in _AVX512))
+
+VARIANTS = (
+    Variant(
+        "avx512bf16",
+        lanes=16,
+        needs=frozenset({"avx2", "fma", *_AVX512, "avx512_bf16"}),
+        options=(*_AVX512_OPTIONS, "-mavx512bf16"),
+        dot=True,
+    ),
+    Variant("avx512", lanes=16, needs=frozenset({"avx2", "fma", *_AVX512}), options=_AVX512_OPTIONS),
+    Variant("avx2", lanes=8, needs=frozenset({"avx2", "fma"}), options=_AVX2_OPTIONS),
+    Variant("plain", lanes=4, needs=frozenset(), options=()),
+)
+"""Best first."""
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of this CPU, in the words of /proc/cpuinfo; empty where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def usable_variants(*, bfloat16: bool) -> list[Variant]:
+    """The variants that this CPU can run, best first."""
+    flags = cpu_flags()
+    return [variant for variant in VARIANTS if variant.needs <= flags and (bfloat16 or not variant.dot)]
+
+
+def compiled(variant: Variant, *, bfloat16: bool) -> bytes:
+    """Path of the shared object for a variant and data type, as bytes for the loader; compiled if need be.
+
+    Any number of processes may ask at once: one compiles, the others wait for it.
+    Raises BuildError if there is no compiler, or it fails.
+    """
+    compiler = _compiler()
+    folder = Path(__file__).parent
+    options = [*_FLAGS, *variant.options, f"-DBF16={int(bfloat16)}", f"-DDOT={int(variant.dot)}"]
+    options.append(f"-DLANES={variant.lanes}")
+    try:
+        sources = [(folder / name).read_bytes() for name in _SOURCES]
+    except OSError as error:
+        raise BuildError(f"the kernels' sources are missing ({error.filename})") from error
+    digest = hashlib.sha256()
+    for part in (*sources, " ".join(options).encode(), _version(compiler), platform.machine().encode()):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    name = f"kernels-{variant.name}-{'bf16' if bfloat16 else 'float'}-{digest.hexdigest()[:20]}.so"
+    try:
+        cache = cache_dir() / "native"
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        target = cache / name
+        if not target.exists():
+            with (cache / f"{name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not target.exists():
+                    _compile(compiler, options, folder / _SOURCES[0], target)
+    except OSError as error:
+        raise BuildError(f"the cache folder cannot be written ({error})") from error
+    return os.fsencode(target)
+
+
+def _compile(compiler: str, options: Sequence[str], source: Path, target: Path) -> None:
+    """Compile to a file of its own and move it into place, so that nobody ever loads half a file."""
+    with tempfile.NamedTemporaryFile(
+        dir=target.parent, prefix="building-", suffix=".so", delete=False
+    ) as file:
+        temporary = Path(file.name)
+    try:
+        result = subprocess.run(
+            [compiler, *options, str(source), "-o", str(temporary)],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+        if result.returncode:
+            reason = next(
+                (line for line in result.stderr.splitlines() if "error" in line), result.stderr[:200]
+            )
+            raise BuildError(f"{compiler} failed: {reason.strip()}")
+        temporary.chmod(0o700)
+        temporary.replace(target)
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"{compiler} took longer than {_TIMEOUT_S:.0f} s") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _compiler() -> str:
+    wanted = os.environ.get("CC")
+    for name in (wanted,) if wanted else _COMPILERS:
+        path = shutil.which(name)
+        if path:
+            return path
+    raise BuildError(f"no C compiler found ({wanted or ', '.join(_COMPILERS)})")
+
+
+def _version(compiler: str) -> bytes:
+    try:
+        return subprocess.run([compiler, "--version"], capture_output=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"{compiler} does not run ({error})") from error

@@ -1,0 +1,14 @@
+/* CPU kernels of the layer stack: products with packed weights, attention over the paged KV pool, and the
+ * passes between them. Compiled once per data type and kind of CPU, by macros (see build.py). Nothing here
+ * allocates, and no function keeps state, so threads may share the work by ranges. */
+
+#if LANES == 16
+#include <immintrin.h>
+#endif
+
+#include "tile.h"
+
+#include "product.h"
+#include "rows.h"
+
+#include "attention.h"

@@ -1,0 +1,148 @@
+"""Loads the compiled kernels, and splits their work over threads."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+import torch
+
+from stage_worker.models.native.build import BuildError, Variant, compiled, usable_variants
+
+SWITCH = "TIDEPIPE_NATIVE"
+"""Environment variable; 0 leaves everything to PyTorch."""
+
+GROUP = 16
+"""KV slots that lie side by side in the pool."""
+PANEL = 64
+"""Outputs of packed weights that lie side by side."""
+MOST_HEAD_DIM = 256
+MOST_QUERY_ROWS = 48
+"""Queries times heads that share a key head, of one item of attention."""
+
+_log = structlog.get_logger()
+
+
+class Attention(ctypes.Structure):
+    """`Attention` of native.h."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "qkv",
+                "out",
+                "keys",
+                "values",
+                "cos",
+                "sin",
+                "q_norm",
+                "k_norm",
+                "positions",
+                "slots",
+                "offsets",
+                "first_positions",
+                "tables",
+                "item_row",
+                "item_begin",
+                "item_end",
+            )
+        ),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("table_width", "heads", "kv_heads", "head_dim", "block_size", "window", "rope")
+        ),
+        ("norm_eps", ctypes.c_float),
+        ("scale", ctypes.c_float),
+    )
+
+
+class Product(ctypes.Structure):
+    """`Product` of native.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "out")),
+        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs", "float_out")),
+    )
+
+
+class Rows(ctypes.Structure):
+    """`Rows` of native.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "y", "weight", "out")),
+        *((name, ctypes.c_int64) for name in ("rows", "columns")),
+        ("eps", ctypes.c_float),
+    )
+
+
+Kernel = Callable[[object, int, int], None]
+"""kernel(byref(structure), begin, end); releases the GIL."""
+
+
+class NativeKernels:
+    """The kernels for one data type, and the threads they run on.
+
+    threads: how many share the work of a kernel.
+    """
+
+    def __init__(self, variant: Variant, dtype: torch.dtype, threads: int) -> None:
+        self.variant = variant.name
+        self.dtype = dtype
+        self.pair = 2 if dtype == torch.bfloat16 else 1
+        self.threads = threads
+        self._pool = ThreadPoolExecutor(threads - 1, "kernels") if threads > 1 else None
+        library = ctypes.CDLL(os.fsdecode(compiled(variant, bfloat16=dtype == torch.bfloat16)))
+        self.product = _kernel(library, "tidepipe_product")
+        self.norm = _kernel(library, "tidepipe_norm")
+        self.swiglu = _kernel(library, "tidepipe_swiglu")
+        self.store_kv = _kernel(library, "tidepipe_store_kv")
+        self.attend = _kernel(library, "tidepipe_attend")
+
+    def run(self, kernel: Kernel, arguments: object, total: int, least: int = 1) -> None:
+        """Run a kernel over 0 .. total - 1, in equal parts of at least `least`, one per thread."""
+        parts = min(self.threads, total // least)
+        if parts <= 1 or self._pool is None:
+            kernel(arguments, 0, total)
+            return
+        self.run_parts(kernel, arguments, [total * part // parts for part in range(parts + 1)])
+
+    def run_parts(self, kernel: Kernel, arguments: object, bounds: Sequence[int]) -> None:
+        """Run a kernel over the ranges between `bounds`, each on a thread."""
+        if self._pool is None or len(bounds) == 2:
+            kernel(arguments, bounds[0], bounds[-1])
+            return
+        own, *rest = itertools.pairwise(bounds)
+        others = [self._pool.submit(kernel, arguments, *part) for part in rest]
+        kernel(arguments, *own)
+        for other in others:
+            other.result()
+
+
+def _kernel(library: ctypes.CDLL, name: str) -> Kernel:
+    function = getattr(library, name)
+    function.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+    function.restype = None
+    kernel: Kernel = function
+    return kernel
+
+
+def load_kernels(dtype: torch.dtype, threads: int) -> NativeKernels | None:
+    """The best kernels that this CPU can run; None, with a line in the log, if there are none."""
+    if os.environ.get(SWITCH) == "0" or dtype not in (torch.float32, torch.bfloat16):
+        return None
+    try:
+        return NativeKernels(usable_variants(bfloat16=dtype == torch.bfloat16)[0], dtype, threads)
+    except (BuildError, OSError, AttributeError) as error:
+        _warn_once(str(error))
+        return None
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    _log.warning("no native kernels, PyTorch computes everything (several times slower)", reason=reason)

@@ -1,0 +1,86 @@
+/* x times packed weights. Each output is summed over the inputs in one fixed order, whatever the other rows
+ * are: a token's activations do not depend on the batch it is computed in. */
+
+#define ROW_BLOCK 192 /* rows of x that stay in the second-level cache while the weights pass by */
+#define STEP_BLOCK 320 /* steps whose packed weights, PANEL wide, stay in the first-level cache */
+
+INLINE void product_rows(int rows, const Elem *x, long inputs, long step, long steps,
+                             const uint32_t *weights, float *sums) {
+    const Left *left[6];
+#if BF16 && !DOT
+    Left wide[6][STEP_BLOCK];
+    for (int r = 0; r < rows; r++)
+        for (long s = 0; s < steps; s++)
+            for (int part = 0; part < PAIR; part++)
+                wide[r][s].part[part] = widen(x[r * inputs + (step + s) * PAIR + part]);
+    for (int r = 0; r < rows; r++) left[r] = wide[r];
+#else
+    for (int r = 0; r < rows; r++) left[r] = (const Left *)(x + r * inputs) + step;
+#endif
+    const uint32_t *groups[PANEL / GROUP];
+    for (int g = 0; g < PANEL / GROUP; g++) groups[g] = weights + step * PANEL + g * GROUP;
+    if (step)
+        tile_columns(rows, left, steps, groups, PANEL, 1, sums, PANEL);
+    else
+        tile_columns(rows, left, steps, groups, PANEL, 0, sums, PANEL);
+}
+
+/* Write the sums of `count` rows, panel number `panel`, to the output. */
+INLINE void product_out(const Product *p, long row, long count, long panel, const float *sums) {
+    long column = panel * PANEL;
+    long columns = p->outputs - column < PANEL ? p->outputs - column : PANEL;
+    const float *bias = p->bias ? p->bias + column : 0;
+    for (long r = 0; r < count; r++) {
+        const float *from = sums + r * PANEL;
+        long at = (row + r) * p->outputs + column;
+        float *wide = (float *)p->out + at;
+        Elem *out = (Elem *)p->out + at;
+        long c = 0;
+        for (; c + LANES <= columns; c += LANES) {
+            Floats value = *(const FloatsAt *)(from + c);
+            if (bias) value += *(const FloatsAt *)(bias + c);
+            if (p->float_out)
+                *(FloatsAt *)(wide + c) = value;
+            else
+                store(out + c, value);
+        }
+        for (; c < columns; c++) {
+            float value = bias ? from[c] + bias[c] : from[c];
+            if (p->float_out)
+                wide[c] = value;
+            else
+                out[c] = narrow(value);
+        }
+    }
+}
+
+/* Panels panel_begin .. panel_end - 1 of the outputs. */
+void tidepipe_product(const Product *p, int64_t panel_begin, int64_t panel_end) {
+    float sums[ROW_BLOCK * PANEL] __attribute__((aligned(64)));
+    long steps = p->inputs / PAIR;
+    for (long row = 0; row < p->rows; row += ROW_BLOCK) {
+        long count = p->rows - row < ROW_BLOCK ? p->rows - row : ROW_BLOCK;
+        long chunks = (count + 5) / 6;
+        for (long panel = panel_begin; panel < panel_end; panel++) {
+            const uint32_t *weights = (const uint32_t *)p->weight + panel * steps * PANEL;
+            for (long step = 0; step < steps; step += STEP_BLOCK) {
+                long part = steps - step < STEP_BLOCK ? steps - step : STEP_BLOCK;
+                for (long chunk = 0; chunk < chunks; chunk++) {
+                    /* Chunks as equal as can be: a last one of one or two rows would run at half the speed. */
+                    long begin = count * chunk / chunks, end = count * (chunk + 1) / chunks;
+                    const Elem *x = (const Elem *)p->x + (row + begin) * p->inputs;
+                    float *to = sums + begin * PANEL;
+                    switch (end - begin) {
+                    case 1: product_rows(1, x, p->inputs, step, part, weights, to); break;
+                    case 2: product_rows(2, x, p->inputs, step, part, weights, to); break;
+                    case 3: product_rows(3, x, p->inputs, step, part, weights, to); break;
+                    case 4: product_rows(4, x, p->inputs, step, part, weights, to); break;
+                    case 5: product_rows(5, x, p->inputs, step, part, weights, to); break;
+                    default: product_rows(6, x, p->inputs, step, part, weights, to); break;
+                    }
+                }
+            }
+            product_out(p, row, count, panel, sums);
+        }
+    }
+}

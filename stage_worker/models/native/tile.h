@@ -1,0 +1,201 @@
+/* Vectors, and the two tiles that all heavy work is made of.
+ *   BF16: 1 for bfloat16 data, 0 for float    LANES: floats per vector    DOT: 1 with bfloat16 dot products */
+#ifndef TIDEPIPE_TILE_H
+#define TIDEPIPE_TILE_H
+
+#include "native.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#define PAIR (BF16 ? 2 : 1)
+#define VECTORS (GROUP / LANES) /* per group of 16 */
+#define TILE_GROUPS (LANES == 16 ? PANEL / GROUP : 1) /* as many as the registers hold */
+
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef float FloatsAt __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t WordsAt __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t HalvesAt __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
+#if BF16
+typedef uint16_t Elem;
+#else
+typedef float Elem;
+#endif
+
+/* The left operand of a product, per step: DOT a pair as it lies in memory, else one or two floats. */
+#if DOT
+typedef uint32_t Left;
+#else
+typedef struct {
+    float part[PAIR];
+} Left;
+#endif
+
+INLINE float widen(Elem value) {
+#if BF16
+    union {
+        uint32_t bits;
+        float number;
+    } word = {(uint32_t)value << 16};
+    return word.number;
+#else
+    return value;
+#endif
+}
+
+INLINE Elem narrow(float value) {
+#if BF16
+    union {
+        float number;
+        uint32_t bits;
+    } word = {value};
+    uint32_t rounded = (word.bits + 0x7fff + ((word.bits >> 16) & 1)) >> 16;
+    return value == value ? (uint16_t)rounded : 0x7fc0;
+#else
+    return value;
+#endif
+}
+
+INLINE Floats splat(float value) { return (Floats){0} + value; }
+
+INLINE Floats blend(Ints mask, Floats yes, Floats no) { return (Floats)(((Ints)yes & mask) | ((Ints)no & ~mask)); }
+
+/* The larger one per lane; b where one is no number. */
+INLINE Floats larger(Floats a, Floats b) {
+#if LANES == 16
+    return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return blend(a > b, a, b);
+#endif
+}
+
+INLINE Floats load(const Elem *from) {
+#if BF16
+    Words wide = __builtin_convertvector(*(const HalvesAt *)from, Words);
+    return (Floats)(wide << 16);
+#else
+    return *(const FloatsAt *)from;
+#endif
+}
+
+INLINE void store(Elem *to, Floats value) {
+#if DOT
+    *(HalvesAt *)to = (HalvesAt)_mm512_cvtneps_pbh((__m512)value);
+#elif BF16
+    Words bits = (Words)value;
+    Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    Ints number = value == value;
+    rounded = (rounded & (Words)number) | (0x7fc0 & (Words)~number);
+    *(HalvesAt *)to = __builtin_convertvector(rounded, HalvesAt);
+#else
+    *(FloatsAt *)to = value;
+#endif
+}
+
+INLINE float larger_one(float a, float b) { return a > b ? a : b; }
+
+#if LANES == 16
+INLINE float sum_lanes(Floats value) { return _mm512_reduce_add_ps((__m512)value); }
+
+INLINE float largest_lane(Floats value) { return _mm512_reduce_max_ps((__m512)value); }
+#else
+INLINE float sum_lanes(Floats value) {
+    float total = 0;
+    for (int lane = 0; lane < LANES; lane++) total += value[lane];
+    return total;
+}
+
+INLINE float largest_lane(Floats value) {
+    float best = value[0];
+    for (int lane = 1; lane < LANES; lane++) best = larger_one(value[lane], best);
+    return best;
+}
+#endif
+
+/* One step of a product: LANES outputs, one element or pair of inputs. */
+INLINE Floats mac(Floats sum, Words weights, Left left) {
+#if DOT
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)_mm512_set1_epi32((int)left));
+#elif BF16
+    sum += (Floats)(weights << 16) * left.part[0];
+    return sum + (Floats)(weights & 0xffff0000u) * left.part[1];
+#else
+    return sum + (Floats)weights * left.part[0];
+#endif
+}
+
+/* The same with the second of the pair ignored, whatever it holds. */
+INLINE Floats mac_first(Floats sum, Words weights, Left left) {
+#if DOT
+    return mac(sum, weights & 0xffffu, left & 0xffffu);
+#elif BF16
+    return sum + (Floats)(weights << 16) * left.part[0];
+#else
+    return mac(sum, weights, left);
+#endif
+}
+
+/* out[r][0 .. 63] (+)= sum over steps of left[r][step] * right, for `rows` (a constant) rows.
+ * right[g]: the g-th group of 16 columns, `stride` words from step to step. */
+INLINE void tile_columns(int rows, const Left *const *left, long steps, const uint32_t *const *right,
+                             long stride, int accumulate, float *out, long out_stride) {
+    for (int first = 0; first < PANEL / GROUP; first += TILE_GROUPS) {
+        Floats sum[6][TILE_GROUPS * VECTORS];
+        _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++)
+            _Pragma("GCC unroll 4") for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
+                if (accumulate)
+                    sum[r][v] = *(const FloatsAt *)(out + r * out_stride + first * GROUP + v * LANES);
+                else
+                    sum[r][v] = (Floats){0};
+        for (long step = 0; step < steps; step++) {
+            Words words[TILE_GROUPS * VECTORS];
+            _Pragma("GCC unroll 4") for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
+                words[v] = *(const WordsAt *)(right[first + v / VECTORS] + step * stride
+                                                 + v % VECTORS * LANES);
+            _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++) {
+                Left factor = left[r][step];
+                _Pragma("GCC unroll 4") for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
+                    sum[r][v] = mac(sum[r][v], words[v], factor);
+            }
+        }
+        _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++)
+            _Pragma("GCC unroll 4") for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
+                *(FloatsAt *)(out + r * out_stride + first * GROUP + v * LANES) = sum[r][v];
+    }
+}
+
+/* out[r][0 .. groups * 16 - 1] = out * decay[r] + sum over `slots` KV slots of left[r][slot] * values.
+ * values[s]: the s-th 16 slots, [16 / pair][stride words]. */
+INLINE void tile_slots(int rows, const Left *const *left, long slots, const uint32_t *const *values,
+                           long stride, int groups, const float *decay, float *out, long out_stride) {
+    Floats sum[6][TILE_GROUPS * VECTORS];
+    int vectors = groups * VECTORS;
+    _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++)
+        _Pragma("GCC unroll 4") for (int v = 0; v < vectors; v++)
+            sum[r][v] = *(const FloatsAt *)(out + r * out_stride + v * LANES) * decay[r];
+    long done = 0;
+    for (int part = 0; done + PAIR <= slots; part++) {
+        const uint32_t *words = values[part];
+        for (int pair = 0; pair < GROUP / PAIR && done + PAIR <= slots; pair++, done += PAIR) {
+            _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++) {
+                Left factor = left[r][done / PAIR];
+                _Pragma("GCC unroll 4") for (int v = 0; v < vectors; v++)
+                    sum[r][v] = mac(sum[r][v], *(const WordsAt *)(words + pair * stride + v * LANES),
+                                        factor);
+            }
+        }
+    }
+    if (done < slots) { /* half a pair: the other half is not this sequence's */
+        const uint32_t *words = values[done / GROUP] + done % GROUP / PAIR * stride;
+        _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++)
+            _Pragma("GCC unroll 4") for (int v = 0; v < vectors; v++)
+                sum[r][v] = mac_first(sum[r][v], *(const WordsAt *)(words + v * LANES),
+                                          left[r][done / PAIR]);
+    }
+    _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++)
+        _Pragma("GCC unroll 4") for (int v = 0; v < vectors; v++)
+            *(FloatsAt *)(out + r * out_stride + v * LANES) = sum[r][v];
+}
+
+#endif

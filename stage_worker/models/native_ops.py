@@ -1,0 +1,120 @@
+"""Products and row operations by the C kernels, on CPU."""
+
+from __future__ import annotations
+
+from ctypes import byref
+
+import torch
+from torch.nn import functional as F
+
+from stage_worker.models.native.library import PANEL, NativeKernels, Product, Rows
+
+_LEAST_ROWS = 16
+"""Rows that a thread must have to be worth waking."""
+
+
+class NativeLinear:
+    """Weights packed for the kernel: [outputs / 64][inputs / pair][64][pair].
+
+    Each output is summed in one fixed order, so that a row's result does not depend on the other rows.
+    """
+
+    def __init__(
+        self,
+        kernels: NativeKernels,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        float_out: bool = False,
+    ) -> None:
+        outputs, inputs = weight.shape
+        self._kernels = kernels
+        self._outputs = outputs
+        self._panels = -(-outputs // PANEL)
+        padded = F.pad(weight, (0, 0, 0, self._panels * PANEL - outputs))
+        panels = padded.view(self._panels, PANEL, inputs // kernels.pair, kernels.pair)
+        self._weight = panels.transpose(1, 2).contiguous()
+        self._bias = bias.float() if bias is not None else None
+        self._out_dtype = torch.float32 if float_out else kernels.dtype
+        self._arguments = Product(
+            weight=self._weight.data_ptr(),
+            bias=self._bias.data_ptr() if self._bias is not None else None,
+            inputs=inputs,
+            outputs=outputs,
+            float_out=int(float_out),
+        )
+        self._reference = byref(self._arguments)
+
+    @staticmethod
+    def fits(kernels: NativeKernels, weight: torch.Tensor) -> bool:
+        """True if the kernel can multiply with this weight [outputs, inputs]."""
+        return weight.shape[1] % kernels.pair == 0
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of weight and bias, bytes."""
+        return self._weight.nbytes + (self._bias.nbytes if self._bias is not None else 0)
+
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Multiply; `out` may be used for the result."""
+        if out is None:
+            out = torch.empty(x.shape[0], self._outputs, dtype=self._out_dtype)
+        arguments = self._arguments
+        arguments.x = x.data_ptr()
+        arguments.out = out.data_ptr()
+        arguments.rows = x.shape[0]
+        self._kernels.run(self._kernels.product, self._reference, self._panels)
+        return out
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight [len(ids), inputs]."""
+        return self._weight[ids // PANEL, :, ids % PANEL].view(len(ids), -1)
+
+
+class NativeLayerOps:
+    """What happens between the products, one pass over memory each."""
+
+    def __init__(self, kernels: NativeKernels) -> None:
+        self._kernels = kernels
+        self._arguments = Rows()
+        self._reference = byref(self._arguments)
+
+    def rms_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Normalize rows of [tokens, hidden]."""
+        return self._norm(x, None, weight, eps, out)
+
+    def add_rms_norm(
+        self,
+        x: torch.Tensor,
+        delta: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Add `delta` to the residual stream x in place, and return x normalized."""
+        return self._norm(x, delta.data_ptr(), weight, eps, out)
+
+    def swiglu(self, gate_up: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """silu(gate) x up: [tokens, 2 x intermediate] -> [tokens, intermediate]."""
+        rows, columns = gate_up.shape
+        if out is None:
+            out = torch.empty(rows, columns // 2, dtype=gate_up.dtype)
+        arguments = self._arguments
+        arguments.x, arguments.out = gate_up.data_ptr(), out.data_ptr()
+        arguments.rows, arguments.columns = rows, columns // 2
+        self._kernels.run(self._kernels.swiglu, self._reference, rows, _LEAST_ROWS)
+        return out
+
+    def _norm(
+        self, x: torch.Tensor, delta: int | None, weight: torch.Tensor, eps: float, out: torch.Tensor | None
+    ) -> torch.Tensor:
+        if out is None:
+            out = torch.empty_like(x)
+        arguments = self._arguments
+        arguments.x, arguments.y, arguments.out = x.data_ptr(), delta, out.data_ptr()
+        arguments.weight, arguments.eps = weight.data_ptr(), eps
+        arguments.rows, arguments.columns = x.shape
+        self._kernels.run(self._kernels.norm, self._reference, arguments.rows, _LEAST_ROWS)
+        return out

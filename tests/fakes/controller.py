@@ -1,0 +1,247 @@
+"""An instance without a model: its tokens are known beforehand; it can be killed, cut off, or filled up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from common.plan import PROTOCOL_VERSION
+from common.rpc.channel import open_channel
+from common.rpc.server import RpcServer
+from tidepipe.v1 import controller_pb2 as pb
+from tidepipe.v1 import controller_pb2_grpc as pb_grpc
+from tidepipe.v1 import router_pb2, router_pb2_grpc, sampling_pb2
+
+EOS = 0
+Verdict = pb.SubmitVerdict
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def scripted_token(prompt: Sequence[int], seed: int, position: int) -> int:
+    """Token that every instance gives at this position: a letter."""
+    return 97 + ((sum(prompt) + seed % 997 + position + 1) * 2654435761 >> 9) % 26
+
+
+def scripted_text(prompt: Sequence[int], count: int, seed: int = 0) -> str:
+    """The first characters of an answer."""
+    return "".join(chr(scripted_token(prompt, seed, position)) for position in range(count))
+
+
+@dataclass
+class Held:
+    """A sequence as the fake has it."""
+
+    spec: pb.SequenceSpec
+    router_id: str
+    tokens: list[int]
+    sent: int
+    finish: int = sampling_pb2.FINISH_REASON_UNSPECIFIED
+    cancelled: bool = False
+
+    def step(self, eos_at: int | None) -> None:
+        """Generate one token."""
+        position = len(self.tokens)
+        if eos_at == position:
+            self.finish = sampling_pb2.FINISH_REASON_STOP
+            return
+        self.tokens.append(scripted_token(self.spec.prompt_token_ids, self.spec.sampling.seed, position))
+        if len(self.tokens) >= self.spec.sampling.max_tokens:
+            self.finish = sampling_pb2.FINISH_REASON_LENGTH
+
+    def update(self, offset: int) -> pb.SequenceUpdate:
+        """Everything from `offset` on."""
+        tokens = self.tokens[offset:]
+        wanted = self.spec.sampling.HasField("logprobs")
+        entry = pb.SequenceUpdate(
+            sequence_id=self.spec.sequence_id,
+            token_offset=offset,
+            token_ids=tokens,
+            finish_reason=self.finish,  # type: ignore[arg-type]
+            logprobs=[
+                sampling_pb2.PositionLogprobs(chosen=sampling_pb2.TokenLogprob(token_id=token, logprob=-1.0))
+                for token in tokens
+                if wanted
+            ],
+        )
+        if self.finish == sampling_pb2.FINISH_REASON_STOP:
+            entry.stop_token_id = EOS
+        return entry
+
+
+@dataclass
+class FakeController(pb_grpc.ControllerServiceServicer):
+    """One token per sequence every `step_s` seconds. `mangle` may spoil what watchers get.
+
+    room: sequences that it really takes. paused: computes nothing. silent: does not answer for its status.
+    """
+
+    instance_id: str = "i0"
+    vocab_size: int = 256
+    context_length: int = 1000
+    fingerprint: str = "one"
+    max_sequences: int = 64
+    room: int = 64
+    step_s: float = 0.002
+    eos_at: int | None = None
+    draining: bool = False
+    mangle: Callable[[list[pb.SequenceUpdate]], list[pb.SequenceUpdate]] = lambda updates: updates
+    held: dict[str, Held] = field(default_factory=dict)
+    submitted: list[pb.SequenceSpec] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    batches: int = 0
+    paused: bool = False
+    silent: bool = False
+    incarnation: str = ""
+    address: str = "127.0.0.1:0"
+
+    def __post_init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._watchers: dict[str, int] = {}
+        self._rpc: RpcServer | None = None
+        self._stepping: asyncio.Task[None] | None = None
+        self._stepped = asyncio.Event()
+
+    async def start(self) -> None:
+        """Begin a new life at the same address."""
+        self.held = {}
+        self.incarnation = f"{self.instance_id}-life-{next(self._numbers)}"
+        self._rpc = RpcServer(self.address)
+        pb_grpc.add_ControllerServiceServicer_to_server(self, self._rpc.server)
+        self.address = await self._rpc.start([pb.DESCRIPTOR.services_by_name["ControllerService"]])
+        self._stepping = asyncio.create_task(self._step())
+
+    async def kill(self) -> None:
+        """As kill -9: connections break, state is gone."""
+        if self._rpc is None or self._stepping is None:
+            return
+        self._stepping.cancel()
+        await asyncio.wait([self._stepping])
+        await self._rpc.stop(0)
+        self._rpc = None
+
+    async def restart(self) -> None:
+        """Die, and come back."""
+        await self.kill()
+        await self.start()
+
+    async def register(self, router: str, lease_ms: int = 60_000) -> None:
+        """Announce itself to a router."""
+        handle = router_pb2.InstanceHandle(
+            instance_id=self.instance_id, controller_address=self.address, incarnation=self.incarnation
+        )
+        async with open_channel(router) as channel:
+            await router_pb2_grpc.RouterServiceStub(channel).RegisterInstance(
+                router_pb2.RegisterInstanceRequest(handle=handle, lease_ms=lease_ms), timeout=5
+            )
+
+    def running(self) -> list[Held]:
+        """Sequences that it is at work on."""
+        return [held for held in self.held.values() if not held.finish]
+
+    def end_watches(self) -> None:
+        """End all streams of results."""
+        for router_id in self._watchers:
+            self._watchers[router_id] += 1
+
+    async def _step(self) -> None:
+        while True:
+            await asyncio.sleep(self.step_s)
+            if not self.paused:
+                for held in self.running():
+                    held.step(self.eos_at)
+            stepped, self._stepped = self._stepped, asyncio.Event()
+            stepped.set()
+
+    async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:  # noqa: N802
+        return pb.DescribeResponse(
+            instance_id=self.instance_id,
+            incarnation=self.incarnation,
+            model="fake-model",
+            model_fingerprint=self.fingerprint,
+            context_length=self.context_length,
+            vocab_size=self.vocab_size,
+            eos_token_ids=[EOS],
+            protocol_version=PROTOCOL_VERSION,
+            max_sequences=self.max_sequences,
+        )
+
+    async def SubmitSequences(  # noqa: N802
+        self, request: pb.SubmitSequencesRequest, context: Context
+    ) -> pb.SubmitSequencesResponse:
+        self.batches += 1
+        return pb.SubmitSequencesResponse(
+            verdicts=[self._take(request.router_id, spec) for spec in request.sequences]
+        )
+
+    def _take(self, router_id: str, spec: pb.SequenceSpec) -> pb.SubmitVerdict:
+        outcome = Verdict.OUTCOME_ACCEPTED
+        if spec.sequence_id in self.held:
+            pass
+        elif self.draining:
+            outcome = Verdict.OUTCOME_DRAINING
+        elif len(self.running()) >= self.room:
+            outcome = Verdict.OUTCOME_QUEUE_FULL
+        else:
+            self.submitted.append(spec)
+            output = list(spec.output_token_ids)
+            self.held[spec.sequence_id] = Held(spec, router_id, output, sent=len(output))
+        return Verdict(sequence_id=spec.sequence_id, outcome=outcome, reason="fake")
+
+    async def CancelSequences(  # noqa: N802
+        self, request: pb.CancelSequencesRequest, context: Context
+    ) -> pb.CancelSequencesResponse:
+        for name in request.sequence_ids:
+            self.cancelled.append(name)
+            if name in self.held:
+                self.held[name].finish = sampling_pb2.FINISH_REASON_CANCELLED
+        return pb.CancelSequencesResponse()
+
+    async def WatchResults(  # noqa: N802
+        self, request: pb.WatchResultsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchResultsResponse]:
+        mine = self._watchers[request.router_id] = self._watchers.get(request.router_id, 0) + 1
+        known = {position.sequence_id: position.output_tokens for position in request.positions}
+        lost = [name for name in known if name not in self.held]
+        for name, held in self.held.items():
+            if name in known:
+                held.sent = known[name]
+        # As the real one: an end is reported again to a watcher that comes back.
+        told: set[str] = set()
+        yield pb.WatchResultsResponse(incarnation=self.incarnation, lost_sequence_ids=lost)
+        while self._watchers[request.router_id] == mine:
+            updates = []
+            for name, held in self.held.items():
+                if held.router_id == request.router_id and name not in told:
+                    if held.sent < len(held.tokens) or held.finish:
+                        updates.append(held.update(held.sent))
+                        held.sent = len(held.tokens)
+                    if held.finish:
+                        told.add(name)
+            if mangled := self.mangle(updates):
+                yield pb.WatchResultsResponse(updates=mangled)
+            await self._stepped.wait()
+
+    async def GetInstanceStatus(  # noqa: N802
+        self, request: pb.GetInstanceStatusRequest, context: Context
+    ) -> pb.GetInstanceStatusResponse:
+        while self.silent:  # noqa: ASYNC110 - set by tests
+            await asyncio.sleep(0.05)
+        status = pb.InstanceStatus(instance_id=self.instance_id, serving=True, running=len(self.running()))
+        return pb.GetInstanceStatusResponse(status=status)
+
+
+@contextlib.asynccontextmanager
+async def fake_controller(**settings: Any) -> AsyncIterator[FakeController]:
+    """A started one, dead at the end."""
+    controller = FakeController(**settings)
+    await controller.start()
+    try:
+        yield controller
+    finally:
+        await controller.kill()

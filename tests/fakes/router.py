@@ -1,0 +1,65 @@
+"""A router inside the test's own process, with real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from common.rpc.channel import open_channel
+from common.rpc.lifecycle import Lifecycle
+from router.service import RouterService
+from router.settings import RouterSettings
+from tests.fakes.text import ByteText
+from tidepipe.v1 import inference_pb2_grpc
+
+
+@dataclass
+class RunningRouter:
+    """address, http: HOST:PORT."""
+
+    service: RouterService
+    address: str
+    http: str
+    stub: inference_pb2_grpc.InferenceServiceAsyncStub
+    lifecycle: Lifecycle
+
+
+class _Lifecycle(Lifecycle):
+    def __init__(self) -> None:
+        super().__init__()
+        self.address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def announce_ready(self, address: str) -> None:
+        self.address.set_result(address)
+
+
+@contextlib.asynccontextmanager
+async def running_router(**settings: Any) -> AsyncIterator[RunningRouter]:
+    """Ready, but without instances; stopped in order at the end."""
+    http = f"127.0.0.1:{free_port()}"
+    defaults: dict[str, Any] = {
+        "listen": "127.0.0.1:0",
+        "model_name": "fake",
+        "http": http,
+        "stop_grace_s": 0.2,
+    }
+    service = RouterService(RouterSettings(**{**defaults, **settings}), ByteText)
+    lifecycle = _Lifecycle()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(service.run(lifecycle))
+        address = await lifecycle.address
+        async with open_channel(address) as channel:
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            yield RunningRouter(service, address, http, stub, lifecycle)
+        lifecycle.stopping.set()
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

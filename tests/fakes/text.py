@@ -1,0 +1,44 @@
+"""A tokenizer without a model: every byte of UTF-8 is a token."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Sequence
+
+from common.errors import InvalidRequestError
+from common.request import ChatTurn
+
+VOCAB_SIZE = 256
+
+
+class ByteDetokenizer:
+    """Whole characters only, as the real one."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_ids: Iterable[int]) -> str:
+        return self._decoder.decode(bytes(list(token_ids)))
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class ByteText:
+    """A TextPort."""
+
+    vocab_size = VOCAB_SIZE
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_chat(self, messages: Sequence[ChatTurn]) -> list[int]:
+        if any(turn.role == "tool" for turn in messages):
+            raise InvalidRequestError("the template does not accept these messages", "messages")
+        return self.encode("".join(f"{turn.role}: {turn.content}\n" for turn in messages))
+
+    def new_detokenizer(self, prompt_ids: Sequence[int], skip_special_tokens: bool) -> ByteDetokenizer:
+        return ByteDetokenizer()
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])

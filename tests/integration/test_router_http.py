@@ -1,0 +1,189 @@
+"""The OpenAI-compatible API over real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from router.gateway.body import MAX_BODY_BYTES
+from tests.fakes.client import eventually, listen, request
+from tests.fakes.controller import FakeController, fake_controller, scripted_text
+from tests.fakes.router import RunningRouter, running_router
+
+PROMPT = "tell me"
+CHAT = "/v1/chat/completions"
+COMPLETE = "/v1/completions"
+
+
+@pytest.fixture
+async def controller() -> AsyncIterator[FakeController]:
+    async with fake_controller() as one:
+        yield one
+
+
+@pytest.fixture
+async def router(controller: FakeController) -> AsyncIterator[RunningRouter]:
+    async with running_router(max_requests=2) as one:
+        await controller.register(one.address)
+        yield one
+
+
+@pytest.fixture
+async def http(router: RunningRouter) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=f"http://{router.http}", timeout=10, trust_env=False) as client:
+        yield client
+
+
+def ids(text: str) -> list[int]:
+    return list(text.encode())
+
+
+async def events(response: httpx.Response) -> list[dict[str, Any]]:
+    """The chunks of a stream, which must end as OpenAI's do."""
+    lines = [line async for line in response.aiter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines) and lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+async def test_completion_as_json(http: httpx.AsyncClient) -> None:
+    full = scripted_text(ids(PROMPT), 30)
+    body = {
+        "prompt": PROMPT,
+        "max_tokens": 30,
+        "temperature": 0,
+        "logprobs": 0,
+        "n": 2,
+        "seed": 5,
+        "stop": [full[20:23]],
+        "return_token_ids": True,
+    }
+    response = await http.post(COMPLETE, json=body, headers={"x-request-id": "mine"})
+    answer = response.json()
+    assert response.status_code == 200 and response.headers["x-request-id"] == "mine"
+    assert (answer["id"], answer["object"], answer["model"]) == ("cmpl-mine", "text_completion", "fake")
+    first, second = answer["choices"]
+    text = scripted_text(ids(PROMPT), 30, seed=5)
+    assert (first["index"], second["index"]) == (0, 1) and first["text"] == text[: len(first["text"])]
+    assert first["logprobs"]["token_logprobs"] == [-1.0] * len(first["token_ids"])
+    assert first["prompt_token_ids"] == ids(PROMPT)
+    usage = answer["usage"]
+    assert usage["completion_tokens"] == len(first["token_ids"]) + len(second["token_ids"])
+
+
+async def test_chat_as_stream_with_usage_and_stop(http: httpx.AsyncClient) -> None:
+    full = scripted_text(ids("user: hi\n"), 60)
+    body = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "temperature": 0,
+        "max_tokens": 60,
+        "stop": full[30:33],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    async with http.stream("POST", CHAT, json=body) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        chunks = await events(response)
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    said = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"])
+    assert said == full[: full.index(full[30:33])]
+    assert [c["choices"][0]["finish_reason"] for c in chunks if c["choices"]][-1] == "stop"
+    assert chunks[-1]["usage"]["completion_tokens"] == len(said) + 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_hangs_up_cancels(
+    http: httpx.AsyncClient, controller: FakeController, stream: bool
+) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 900, "temperature": 0, "stream": stream}
+    call = asyncio.create_task(http.post(COMPLETE, json=body))
+    await eventually(lambda: any(len(held.tokens) > 5 for held in controller.held.values()))
+    call.cancel()
+    await eventually(lambda: bool(controller.cancelled) and not controller.running())
+
+
+async def test_a_client_that_hangs_up_while_it_waits_cancels(
+    http: httpx.AsyncClient, controller: FakeController, router: RunningRouter
+) -> None:
+    controller.paused = True
+    call = asyncio.create_task(http.post(COMPLETE, json={"prompt": PROMPT, "stream": True}))
+    await eventually(lambda: bool(controller.running()))
+    call.cancel()
+    await eventually(lambda: not len(router.service.table) and not controller.running())
+
+
+async def test_errors_are_openais(http: httpx.AsyncClient, controller: FakeController) -> None:
+    good = {"prompt": PROMPT, "max_tokens": 5}
+    cases: list[tuple[str, Any, int, str | None]] = [
+        (COMPLETE, b"{", 400, None),
+        (COMPLETE, b'{"prompt": "\xff"}', 400, None),
+        (COMPLETE, b'{"prompt": "x", "temperature": NaN}', 400, None),
+        (COMPLETE, b"[" * 100_000, 400, None),
+        (COMPLETE, good | {"temperature": -1}, 400, "temperature"),
+        (COMPLETE, good | {"max_tokens": 5000}, 400, "max_tokens"),
+        (COMPLETE, good | {"prompt": ""}, 400, "prompt"),
+        (COMPLETE, good | {"prompt": [1, 999]}, 400, "prompt"),
+        (COMPLETE, good | {"unheard": 1}, 400, "unheard"),
+        (COMPLETE, good | {"model": "another"}, 404, None),
+        (COMPLETE, b" " * (MAX_BODY_BYTES + 1), 413, None),
+        (CHAT, {"messages": []}, 400, "messages"),
+        ("/v1/nothing", good, 404, None),
+        ("/v1/models", good, 405, None),
+    ]
+    for stream in (False, True):
+        for path, body, status, param in cases:
+            if isinstance(body, dict) and stream:
+                body = body | {"stream": True}
+            content = body if isinstance(body, bytes) else json.dumps(body).encode()
+            response = await http.post(path, content=content)
+            error = response.json()["error"]
+            assert (response.status_code, error["param"]) == (status, param), (path, content[:80], error)
+            assert error["message"] and error["type"] == "invalid_request_error"
+    assert not controller.submitted
+
+
+async def test_overload_and_ids_in_use(
+    http: httpx.AsyncClient, controller: FakeController, router: RunningRouter
+) -> None:
+    controller.paused = True
+    waiting = [asyncio.create_task(listen(router, request(f"w{i}"))) for i in range(2)]
+    await eventually(lambda: len(controller.running()) == 2)
+    response = await http.post(COMPLETE, json={"prompt": PROMPT})
+    assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
+    assert response.json()["error"]["type"] == "rate_limit_error"
+    response = await http.post(COMPLETE, json={"prompt": PROMPT}, headers={"x-request-id": "w0"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "request_id")
+    controller.paused = False
+    await asyncio.gather(*waiting)
+
+
+async def test_health_readiness_and_models(controller: FakeController) -> None:
+    async with (
+        running_router() as router,
+        httpx.AsyncClient(base_url=f"http://{router.http}", trust_env=False) as http,
+    ):
+        assert (await http.get("/health")).status_code == 200
+        assert (await http.get("/ready")).json()["missing"] == ["an instance"]
+        assert (await http.get("/v1/models")).json()["data"] == []
+        await controller.register(router.address)
+        await eventually(lambda: bool(router.service.registry.connected))
+        assert (await http.get("/ready")).status_code == 200
+        (model,) = (await http.get("/v1/models")).json()["data"]
+        assert (model["id"], model["max_model_len"]) == ("fake", 1000)
+        assert (await http.get("/v1/models/fake")).json() == model
+        assert (await http.get("/v1/models/other/one")).status_code == 404
+
+
+async def test_a_reader_that_is_slow_costs_no_memory_and_loses_nothing(
+    http: httpx.AsyncClient, controller: FakeController
+) -> None:
+    controller.step_s = 0.0005
+    body = {"prompt": PROMPT, "max_tokens": 900, "temperature": 0, "stream": True}
+    async with http.stream("POST", COMPLETE, json=body) as response:
+        await asyncio.sleep(0.5)
+        chunks = await events(response)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == scripted_text(ids(PROMPT), 900)

@@ -1,0 +1,158 @@
+"""Answers: whatever arrives twice, late or not at all, and however often clients come back."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import TidePipeError
+from common.sampling import FinishReason, PositionLogprobs, SamplingParams, TokenLogprob
+from router.core.least_loaded import LeastLoaded
+from router.core.routing import InstanceView, SequenceFacts
+from router.instances.sequence import Progress, SequenceNews
+from router.requests.answer_text import AnswerText
+from router.requests.delta import Cursor
+from router.requests.running_answer import MAX_FRUITLESS_MOVES, RunningAnswer
+from tests.fakes.text import ByteText
+
+# Characters of one to four bytes, so that tokens (bytes) split them.
+OUTPUT = "näïve — 你好 🌊🌊 stop sign. "
+
+
+@dataclass
+class Owner:
+    errors: list[TidePipeError] = field(default_factory=list)
+
+    def answer_changed(self) -> None:
+        pass
+
+    def fail(self, error: TidePipeError) -> None:
+        self.errors.append(error)
+
+
+def make_answer(sampling: SamplingParams, owner: Owner | None = None) -> RunningAnswer:
+    text = AnswerText(ByteText().new_detokenizer((), True), sampling.stop, min_tokens=sampling.min_tokens)
+    return RunningAnswer(
+        "r/0", (1, 0), array("I", [1, 2]), sampling, text, owner or Owner(), lambda: 0.0, 0.0
+    )
+
+
+def news(tokens: list[int], begin: int, end: int, finish: FinishReason | None = None) -> SequenceNews:
+    logprobs = [PositionLogprobs(TokenLogprob(token, -1.0)) for token in tokens[begin:end]]
+    return SequenceNews(begin, tokens[begin:end], logprobs, finish, None, "", 0)
+
+
+class Client:
+    """Reads pieces; each must begin where the last one ended."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.text = ""
+        self.finish: FinishReason | None = None
+        self.cursor = Cursor()
+
+    def reconnect(self) -> None:
+        self.cursor = Cursor(len(self.tokens), len(self.text), done=False)
+
+    def read(self, answer: RunningAnswer) -> None:
+        delta = answer.read(self.cursor)
+        if delta is None:
+            return
+        assert (delta.token_offset, delta.character_offset) == (len(self.tokens), len(self.text))
+        assert [entry.chosen.token_id for entry in delta.piece.logprobs] == list(delta.piece.token_ids)
+        self.tokens += delta.piece.token_ids
+        self.text += delta.piece.text
+        self.finish = delta.piece.finish_reason or self.finish
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("news"), st.integers(-8, 3), st.integers(0, 12)),
+        st.tuples(st.just("read"), st.integers(0, 2), st.just(0)),
+        st.tuples(st.just("reconnect"), st.integers(0, 2), st.just(0)),
+        st.tuples(st.just("moved"), st.just(0), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(STEPS, st.sampled_from([(), ("stop",), (" stop s", "p s"), ("好 🌊",), ("absent",)]))
+def test_any_interleaving_gives_exactly_the_output(
+    steps: list[tuple[str, int, int]], stops: tuple[str, ...]
+) -> None:
+    tokens = list(OUTPUT.encode())
+    answer = make_answer(SamplingParams(max_tokens=10_000, stop=stops))
+    clients = [Client() for _ in range(3)]
+    for action, first, second in steps:
+        have = len(answer.output)
+        if action == "news":
+            begin = max(0, have + first)
+            progress = answer.apply(news(tokens, begin, begin + second))
+            assert (progress is Progress.GAP) == (begin > have and not answer.finished)
+        elif action == "read":
+            clients[first].read(answer)
+        elif action == "reconnect":
+            clients[first].reconnect()
+        else:
+            answer.moved()
+    answer.apply(news(tokens, len(answer.output), len(tokens), FinishReason.STOP))
+    cuts = [(OUTPUT.index(stop) + len(stop), stop) for stop in stops if stop in OUTPUT]
+    text, end = OUTPUT, len(tokens)
+    if cuts:
+        at, stop = min(cuts)
+        text, end = OUTPUT[: at - len(stop)], len(OUTPUT[:at].encode())
+    for client in clients:
+        client.read(answer)
+        assert (client.text, client.tokens, client.finish) == (text, tokens[:end], FinishReason.STOP)
+        client.reconnect()
+        client.read(answer)
+        assert client.tokens == tokens[:end]
+
+
+def test_text_that_is_held_back_comes_out_at_the_end() -> None:
+    tokens = [*b"abcsto", 0xC3]
+    answer = make_answer(SamplingParams(max_tokens=100, stop=("stop",)))
+    client = Client()
+    answer.apply(news(tokens, 0, 7))
+    client.read(answer)
+    assert (client.text, client.tokens) == ("abc", tokens), "tokens flow on while text waits"
+    answer.apply(news(tokens, 7, 7, FinishReason.LENGTH))
+    client.read(answer)
+    assert (client.text, client.finish) == ("abcsto\N{REPLACEMENT CHARACTER}", FinishReason.LENGTH)
+
+
+def test_stop_strings_count_only_behind_min_tokens() -> None:
+    tokens = list(b"stop and stop")
+    answer = make_answer(SamplingParams(max_tokens=100, stop=("stop",), min_tokens=4))
+    assert answer.apply(news(tokens, 0, 13)) is Progress.ENDED_HERE
+    client = Client()
+    client.read(answer)
+    assert (client.text, client.finish) == ("stop and ", FinishReason.STOP)
+
+
+def test_moves_end_when_nothing_is_left_to_do_or_to_hope() -> None:
+    complete = make_answer(SamplingParams(max_tokens=3))
+    complete.apply(news([65, 66, 67], 0, 3))
+    assert not complete.moved() and complete.finish_reason is FinishReason.LENGTH
+    owner = Owner()
+    deadly = make_answer(SamplingParams(max_tokens=30), owner)
+    for _ in range(MAX_FRUITLESS_MOVES):
+        assert deadly.moved()
+    deadly.moved()
+    assert len(owner.errors) == 1
+
+
+def test_least_loaded_takes_room_and_size_into_account() -> None:
+    def view(name: str, sequences: int, tokens: int, context: int = 100) -> InstanceView:
+        return InstanceView(name, sequences, max_sequences=4, tokens=tokens, context_length=context)
+
+    facts = SequenceFacts(prompt_tokens=60, output_tokens=0, max_tokens=40)
+    full, small = view("full", 4, 0), view("small", 0, 0, context=99)
+    busy, idle = view("busy", 1, 900), view("idle", 3, 90)
+    choice = LeastLoaded().choose(facts, [full, small, busy, idle], 0.0)
+    assert choice is not None and choice.instance_id == "idle" and choice.numbers["tokens"] == 90
+    assert LeastLoaded().choose(facts, [full, small], 0.0) is None

@@ -1,0 +1,42 @@
+"""Settings of a local cluster are checked by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import ConfigError
+from tidepipe.cluster.config import load_config
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text('model = "m"\nstages = 3\nlayer_split = "10,10,10"\n')
+    config = load_config(file, {"model": "other", "stages": None})
+    assert (config.model, config.stages, config.layer_split) == ("other", 3, "10,10,10")
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        ('model = "m"\nstagess = 2', {}, "unknown setting 'stagess'.*known: model, stages"),
+        ('model = "m"\nstages = "2"', {}, "stages: .*integer.*'2'"),
+        ("model = ", {}, "not valid TOML"),
+        ("", {}, "no model given"),
+        ("", {"model": "m", "stages": 0}, "stages: .*greater than or equal to 1"),
+        ("", {"model": "m", "stages": 2, "layer_split": "1,2,3"}, "must (be|name) 2 numbers"),
+        ("", {"model": "m", "executor": "emulated"}, "--executor: this version does not have"),
+        ("", {"model": "m", "quantization": "int8"}, "--quantization: this version does not have"),
+        ("", {"model": "m", "profile": "p.csv"}, "--profile: this version does not have"),
+        ("", {"model": "m", "policy": "hybrid"}, "policy: .*'auto' or 'td-pipe'"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(
+    tmp_path: Path, text: str, flags: dict[str, Any], message: str
+) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(file, flags)

@@ -1,0 +1,57 @@
+"""The progress file keeps finished lines through crashes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import ConfigError
+from tidepipe.batch.progress_file import LineOutcome, ProgressFile
+
+
+def outcome(number: int, digest: str = "d") -> LineOutcome:
+    """A finished line."""
+    return LineOutcome(number, digest, False, 3, 4)
+
+
+def write(target: Path, numbers: list[int]) -> str:
+    """A run that finishes these lines, in this order, and stops."""
+    progress = ProgressFile(target)
+    for number in numbers:
+        progress.append(outcome(number), f'{{"line": {number}, "text": "\\ttab"}}\n'.encode())
+    progress.close()
+    return progress.run_id
+
+
+def test_a_file_cut_anywhere_keeps_its_whole_lines(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    run_id = write(target, [3, 1, 2])
+    whole = (tmp_path / "out.progress").read_bytes()
+    for size in range(len(whole) + 1):
+        (tmp_path / "out.progress").write_bytes(whole[:size])
+        progress = ProgressFile(target)
+        expected = max(0, whole[:size].count(b"\n") - 1)
+        assert progress.done == expected
+        assert (progress.run_id == run_id) == (b"\n" in whole[:size])
+        assert progress.find(3, "another digest") is None
+        for number in [3, 1, 2][expected:]:
+            progress.append(outcome(number), f'{{"line": {number}, "text": "\\ttab"}}\n'.encode())
+        progress.finish([1, 2, 3])
+        assert [line[:10] for line in target.read_text().splitlines()] == [
+            '{"line": 1',
+            '{"line": 2',
+            '{"line": 3',
+        ]
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        target.unlink()
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    first = ProgressFile(tmp_path / "out")
+    with pytest.raises(ConfigError, match="another run"):
+        ProgressFile(tmp_path / "out")
+    first.close()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="cannot write"):
+        ProgressFile(tmp_path / "missing" / "out")

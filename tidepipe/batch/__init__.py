@@ -1,0 +1,1 @@
+"""Batches: OpenAI batch files in and out, durable against Ctrl-C and kill -9."""

@@ -1,0 +1,86 @@
+"""Output lines of a batch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from common.errors import ModelError
+from common.model_source import resolve_model
+from common.openai.batch import BatchItem, response_line
+from common.openai.responses import ResponseContext, response_body
+from common.request import ChatTurn, GenerationRequest
+from tidepipe.client.types import Completion
+
+if TYPE_CHECKING:
+    from router.text.tokenizer import TextProcessor
+
+
+class BodyWriter:
+    """Makes response lines. The tokenizer is loaded only if a request wants to see tokens."""
+
+    def __init__(self, model_name: str, model_sources: tuple[str, ...]) -> None:
+        """model_sources: where the model's tokenizer may lie on this machine, best first."""
+        self._model_name = model_name
+        self._sources = model_sources
+        self._text: TextProcessor | None = None
+        self._tried = False
+
+    async def prepare(self, item: BatchItem) -> None:
+        """Load the tokenizer if this item is the first to need it; other requests go on meanwhile."""
+        if _wants_tokens(item.request) and not self._tried:
+            self._tried = True
+            self._text = await asyncio.to_thread(_load, self._sources)
+
+    def response(self, line_id: str, item: BatchItem, completion: Completion) -> bytes:
+        """The output line of an answered request, for which `prepare` was called."""
+        request, text = item.request, self._text
+        prompt_ids = _prompt_ids(request, text) if request.return_token_ids else ()
+        context = ResponseContext(
+            request=request,
+            model=self._model_name,
+            created=int(time.time()),
+            token_bytes=text.token_bytes if text else _spelled_as_id,
+            prompt_token_ids=prompt_ids or (),
+        )
+        body = response_body(context, completion.answers, completion.usage)
+        return response_line(line_id, item, body if prompt_ids is not None else _without_prompt_ids(body))
+
+
+def _wants_tokens(request: GenerationRequest) -> bool:
+    return request.sampling.logprobs is not None or request.return_token_ids
+
+
+def _load(sources: tuple[str, ...]) -> TextProcessor | None:
+    # Late: transformers takes seconds to import.
+    from router.text.tokenizer import TextProcessor
+
+    for source in sources:
+        try:
+            return TextProcessor.load(resolve_model(source))
+        except ModelError:
+            continue
+    return None
+
+
+def _prompt_ids(request: GenerationRequest, text: TextProcessor | None) -> tuple[int, ...] | None:
+    """Tokens of the prompt; None if they are not known here."""
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        return tuple(text.encode(prompt)) if text else None
+    if isinstance(prompt[0], ChatTurn):
+        turns = [turn for turn in prompt if isinstance(turn, ChatTurn)]
+        return tuple(text.encode_chat(turns)) if text else None
+    return tuple(token for token in prompt if isinstance(token, int))
+
+
+def _without_prompt_ids(body: dict[str, Any]) -> dict[str, Any]:
+    """Rather no prompt tokens than an empty list, which would be wrong."""
+    choices = [{k: v for k, v in choice.items() if k != "prompt_token_ids"} for choice in body["choices"]]
+    return {key: value for key, value in body.items() if key != "prompt_token_ids"} | {"choices": choices}
+
+
+def _spelled_as_id(token_id: int) -> bytes:
+    """How a token is shown if its text is not known here (vLLM's spelling)."""
+    return f"token_id:{token_id}".encode()

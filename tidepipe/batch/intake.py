@@ -1,0 +1,66 @@
+"""From input lines to requests: parsing, duplicate ids, the model's name, and what makes retries safe."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from common.openai.batch import BatchItem, BatchLineError, parse_line
+from tidepipe.batch.input_file import MAX_LINE_BYTES, InputLine
+
+_MIB = 2**20
+
+
+class Intake:
+    """Takes the lines in their order, each once."""
+
+    def __init__(self, run_id: str, model_names: Iterable[str]) -> None:
+        """model_names: what requests may call the served model."""
+        self._run_id = run_id
+        self._model_names = tuple(dict.fromkeys(model_names))
+        self._first_lines: dict[str, int] = {}
+
+    def line_id(self, number: int) -> str:
+        """The `id` of an output line."""
+        return f"batch_req_{self._run_id[:12]}_{number}"
+
+    def request_id(self, line: InputLine) -> str:
+        """Stable over resumptions: what still runs at the router is attached to, not started twice.
+
+        A line that was changed in between is another request.
+        """
+        return f"batch-{self._run_id}-{line.number}-{line.digest[:8]}"
+
+    def take(self, line: InputLine) -> BatchItem | BatchLineError:
+        """The request in a line, or why there is none."""
+        if line.too_long:
+            text = f"line {line.number}: longer than {MAX_LINE_BYTES // _MIB} MiB"
+            return BatchLineError(None, text, "line_too_long")
+        parsed = parse_line(line.data, line.number, self.request_id(line))
+        if parsed.custom_id is not None:
+            first = self._first_lines.setdefault(parsed.custom_id, line.number)
+            if first != line.number:
+                text = f"line {line.number}: custom_id {parsed.custom_id!r} is already used by line {first}"
+                return BatchLineError(parsed.custom_id, text, "duplicate_custom_id", "custom_id")
+        if isinstance(parsed, BatchLineError):
+            return parsed
+        model = parsed.request.model
+        if model is not None and not self._served(model):
+            text = f"line {line.number}: model {model!r} is not served here; served: {self._model_names[0]}"
+            return BatchLineError(parsed.custom_id, text, "model_not_found", "model")
+        return _seeded(parsed)
+
+    def _served(self, model: str) -> bool:
+        return model in self._model_names or Path(model).name in self._model_names
+
+
+def _seeded(item: BatchItem) -> BatchItem:
+    """A request that draws, with a seed that is the same when the batch is resumed."""
+    sampling = item.request.sampling
+    if sampling.greedy or sampling.seed is not None:
+        return item
+    digest = hashlib.blake2b(item.request.request_id.encode(), digest_size=8).digest()
+    sampling = dataclasses.replace(sampling, seed=int.from_bytes(digest, "big"))
+    return dataclasses.replace(item, request=dataclasses.replace(item.request, sampling=sampling))

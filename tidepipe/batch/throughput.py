@@ -1,0 +1,89 @@
+"""Offline throughput: a workload of token ids, all submitted at once."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from common.errors import ConfigError
+from common.sampling import SamplingParams
+from tidepipe.batch.measure import RunClock, cluster_deltas
+from tidepipe.client.async_batch import run_batch
+from tidepipe.client.async_client import AsyncClient
+from tidepipe.client.collect import Collector
+from tidepipe.client.types import Completion
+
+
+class WorkloadItem(BaseModel):
+    """prompt: token ids. out: output tokens wanted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    prompt: list[int] = Field(min_length=1)
+    out: int = Field(ge=1)
+
+
+def read_workload(path: Path) -> list[WorkloadItem]:
+    """A JSON list of {"prompt": [token ids], "out": N}; ConfigError if it is something else."""
+    try:
+        items = TypeAdapter(list[WorkloadItem]).validate_python(json.loads(path.read_bytes()))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ConfigError(f"{path}: entry {where or 'list'}: {problem['msg']}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not items:
+        raise ConfigError(f"{path} has no requests")
+    return items
+
+
+async def measure_throughput(client: AsyncClient, items: list[WorkloadItem]) -> dict[str, Any]:
+    """The report of one run; fields as `tidepipe batch --json`, and the model, stages and data type."""
+    clock = RunClock()
+
+    async def answer(item: WorkloadItem) -> Completion:
+        sampling = SamplingParams(temperature=0.0, max_tokens=item.out, ignore_eos=True)
+        clock.dispatched(time.monotonic())
+        async with client.stream(item.prompt, sampling, skip_text=True) as stream:
+            collector = Collector(stream.request_id)
+            async for event in stream:
+                collector.add(event)
+                if event.token_ids:
+                    clock.token(time.monotonic())
+        return collector.completion()
+
+    model = (await client.models())[0]
+    before = await client.status()
+    results = [result async for result in run_batch(items, answer, len(items))]
+    after = await client.status()
+    seconds = clock.seconds
+    usages = [result.completion.usage for result in results if result.completion is not None]
+    errors = [str(result.error) for result in results if result.error is not None]
+    short = sum(
+        len(result.completion.token_ids) != items[result.index].out
+        for result in results
+        if result.completion is not None
+    )
+    prompt_tokens = sum(usage.prompt_tokens for usage in usages)
+    output_tokens = sum(usage.output_tokens for usage in usages)
+    deltas = cluster_deltas(before, after, seconds)
+    return {
+        "requests": len(items),
+        "failed": len(errors) + short,
+        "first_error": errors[0] if errors else ("an answer is too short" if short else None),
+        "prompt_tokens": prompt_tokens,
+        "output_tokens": output_tokens,
+        "seconds": round(seconds, 3),
+        "output_tokens_per_s": round(output_tokens / seconds, 2) if seconds else 0.0,
+        "total_tokens_per_s": round((prompt_tokens + output_tokens) / seconds, 2) if seconds else 0.0,
+        "model": model.name,
+        "dtype": deltas["stages"][0]["dtype"] if deltas["stages"] else None,
+        **deltas,
+    }

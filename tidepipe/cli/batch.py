@@ -1,0 +1,115 @@
+"""`tidepipe batch`: answers an OpenAI batch file, durably."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from common.errors import ConfigError
+from tidepipe.cli.cluster_options import cluster_options
+from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
+from tidepipe.cli.run import run
+
+if TYPE_CHECKING:
+    from tidepipe.batch.progress_file import ProgressFile
+
+CONCURRENCY = 512
+REQUEST_TIMEOUT_S = 86_400.0
+GIVE_UP_S = 300.0
+
+
+@cluster_options
+def batch(
+    source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests, one JSON object per line.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT.jsonl", help="Where answers go.")],
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", metavar="HOST:PORT", help="A running router to use.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a report as one JSON object.")] = False,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", min=1, help="Requests in flight at most.")
+    ] = CONCURRENCY,
+    request_timeout: Annotated[
+        float, typer.Option("--request-timeout", min=0.001, help="Seconds that one request may take.")
+    ] = REQUEST_TIMEOUT_S,
+    *,
+    cluster: dict[str, Any],
+) -> None:
+    """Answer a file of requests in OpenAI's batch format, on a local cluster or a running one.
+
+    Interrupted or killed, the same command goes on where it was. Exit code 1: some requests failed, each
+    with an error line in the output.
+    """
+    if output.exists() and source.exists() and output.samefile(source):
+        raise ConfigError(f"the output {output} is the input; name another file")
+    run(_batch(source, output, endpoint, cluster, as_json, concurrency, request_timeout))
+
+
+async def _batch(
+    source: Path,
+    output: Path,
+    endpoint: str | None,
+    settings: dict[str, Any],
+    as_json: bool,
+    concurrency: int,
+    request_timeout: float,
+) -> int:
+    # Late, so that `tidepipe --help` stays quick.
+    import json
+
+    from tidepipe.batch.input_file import count_lines
+    from tidepipe.batch.progress_file import ProgressFile
+    from tidepipe.batch.runner import BatchRun
+    from tidepipe.cli.batch_display import TerminalDisplay
+    from tidepipe.cli.target import open_target, run_on
+    from tidepipe.client.async_client import AsyncClient
+    from tidepipe.client.retry import RetryPolicy
+
+    total = count_lines(source)
+    progress = ProgressFile(output)
+    try:
+        async with open_target(endpoint, settings) as target:
+            retry = RetryPolicy(give_up_s=GIVE_UP_S, longest_s=2.0)
+            async with await AsyncClient.connect(target.endpoint, retry=retry) as client:
+                with TerminalDisplay(total) as display:
+                    job = BatchRun(
+                        source,
+                        progress,
+                        client,
+                        display,
+                        concurrency=concurrency,
+                        timeout_s=request_timeout,
+                        model_sources=target.model_sources,
+                    )
+                    report = await run_on(target, job.run())
+    except BaseException:
+        _say_how_to_resume(progress, total)
+        raise
+    finally:
+        progress.close()
+    _summarize(report, output)
+    if as_json:
+        print(json.dumps({**report, "output": str(output)}))
+    return SOME_FAILED if report["failed"] else SUCCESS
+
+
+def _say_how_to_resume(progress: ProgressFile, total: int) -> None:
+    if progress.done:
+        print(
+            f"{progress.done} of {total} requests are done and kept in {progress.path}; "
+            "run the same command again to go on",
+            file=sys.stderr,
+        )
+
+
+def _summarize(report: dict[str, Any], output: Path) -> None:
+    failed = f", {report['failed']} failed (see their lines in the output)" if report["failed"] else ""
+    resumed = f", {report['resumed']} of them in an earlier run" if report["resumed"] else ""
+    print(
+        f"{report['requests']} requests{resumed}{failed}; {report['output_tokens']} output tokens; "
+        f"{report['seconds']:.1f} s, {report['output_tokens_per_s']:.0f} output tokens/s -> {output}",
+        file=sys.stderr,
+    )
