@@ -10,10 +10,14 @@ from controller.core.sequence import Sequence
 
 @dataclass(slots=True, eq=False)
 class MicroBatch:
-    """Sequences that take their decode steps together."""
+    """Sequences that take their decode steps together.
+
+    context: tokens of all members when the batch was last balanced.
+    """
 
     members: list[Sequence] = field(default_factory=list)
     in_flight: bool = False
+    context: int = 0
 
 
 class DecodeBatches:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from common.latency.correction import CorrectedCost
 from common.latency.work import work_of
-from common.plan import Phase, SampledTokens
+from common.plan import Phase
 from common.sampling import FinishReason
 from controller.core.actions import Action, Emit, Finish, Reason, Refusal, Refused
 from controller.core.admission import WaitingLine
@@ -204,37 +204,34 @@ class Scheduler:
             self._cost.observe(step.phase, work_of(step.plan), max(event.stage_s))
         for sequence in step.rows:
             sequence.in_flight -= 1
+        decoding, prefilling = State.DECODE, State.PREFILL
+        token_ids, logprobs = event.sampled.token_ids, event.sampled.logprobs
+        actions, eos = state.actions, self._eos
+        # Once per sequence and step, and so the most expensive loop of the controller.
         for index, sequence in enumerate(step.sampled):
-            if sequence.state is State.ENDED:
+            if sequence.state is not decoding and sequence.state is not prefilling:
                 continue  # cancelled while it was in flight
-            self._token(sequence, event.sampled, index)
-            if sequence.state is State.PREFILL:
-                sequence.state = State.DECODE
+            token, params, output = token_ids[index], sequence.sampling, sequence.output
+            if (token in eos and not params.ignore_eos) or (
+                params.stop_token_ids and token in params.stop_token_ids
+            ):
+                self._end(sequence, FinishReason.STOP, stop_token=token)
+                continue
+            offset = len(output)
+            output.append(token)
+            state.stats.output_tokens += 1
+            wanted = logprobs and params.logprobs is not None
+            own = (logprobs[index],) if wanted else ()
+            actions.append(Emit(sequence.sequence_id, offset, (token,), own))
+            if offset + 1 >= sequence.max_tokens:
+                self._end(sequence, FinishReason.LENGTH)
+                continue
+            if offset + 1 >= sequence.review_at:
+                state.gate.admitted(sequence, state.seen.belief)
+            if sequence.state is prefilling:
+                sequence.state = decoding
                 self.policy.place(state, sequence, step.batch)
         state.stats.count_step(step.tokens - step.decode_rows, step.decode_rows)
-
-    def _token(self, sequence: Sequence, sampled: SampledTokens, index: int) -> None:
-        token = sampled.token_ids[index]
-        params = sequence.sampling
-        if (token in self._eos and not params.ignore_eos) or (
-            params.stop_token_ids and token in params.stop_token_ids
-        ):
-            self._end(sequence, FinishReason.STOP, stop_token=token)
-            return
-        output = sequence.output
-        offset = len(output)
-        output.append(token)
-        state = self.state
-        state.stats.output_tokens += 1
-        logprobs = sampled.logprobs
-        wanted = logprobs and params.logprobs is not None
-        state.actions.append(
-            Emit(sequence.sequence_id, offset, (token,), (logprobs[index],) if wanted else ())
-        )
-        if offset + 1 >= sequence.max_tokens:
-            self._end(sequence, FinishReason.LENGTH)
-        elif offset + 1 >= sequence.review_at:
-            state.gate.admitted(sequence, state.seen.belief)
 
     # -- life of a sequence -------------------------------------------------------------------------
 

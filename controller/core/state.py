@@ -162,28 +162,26 @@ class PipelineState:
 
     def make_room(self, batch: MicroBatch) -> None:
         """Give every member a block for its next token, preempting (recompute) if there are not enough."""
-        while (needed := self._blocks_needed(batch)) > self.ledger.free:
+        while len(short := self._without_block(batch)) > self.ledger.free:
             decoding = [s for s in self.running.values() if s.state is State.DECODE]
             victim = self.config.victims.choose(decoding)
             if victim is None or victim.in_flight:
                 # Nobody may lose blocks now, or an older one would for a newer one's sake:
                 # whoever lacks a block sits this step out.
-                short = [s for s in batch.members if self.ledger.missing(s.blocks, s.length)]
                 loser = max(short, key=lambda s: s.admitted_order)
                 batch.members.remove(loser)
                 self.batches.add(loser)
             else:
-                numbers = {"needed": needed, "free": self.ledger.free, "length": victim.length}
+                numbers = {"needed": len(short), "free": self.ledger.free, "length": victim.length}
                 self.preempt(victim, Reason("KV blocks ran out", numbers))
-        if needed:
-            # At once, or prompts that are admitted into the same step would take them.
-            for sequence in batch.members:
-                self.ledger.extend(sequence.blocks, sequence.length)
+        # At once, or prompts that are admitted into the same step would take them.
+        for sequence in short:
+            self.ledger.extend(sequence.blocks, sequence.length)
 
-    def _blocks_needed(self, batch: MicroBatch) -> int:
+    def _without_block(self, batch: MicroBatch) -> list[Sequence]:
+        """Members without room for their next token; each lacks one block, as it grows by one token."""
         size = self.ledger.block_size
-        # A member never lacks more than one block: it grows by one token at a time.
-        return sum(len(s.blocks) * size < len(s.prompt) + len(s.output) for s in batch.members)
+        return [s for s in batch.members if len(s.blocks) * size < len(s.prompt) + len(s.output)]
 
     def send(
         self, batch: MicroBatch | None, chunks: list[tuple[Sequence, int]], *, members: bool = True

@@ -76,11 +76,10 @@ class StealByTime:
         pool, members = batches.pool, batch.members
         rows = [len(other.members) for other in batches.batches]
         mean_rows = (sum(rows) + len(pool) + arriving) / count
-        loads = {id(other): sum(map(_length, other.members)) for other in batches.batches}
-        pooled = sum(map(_length, pool))
+        batch.context = load = _context(members)
+        pooled = _context(pool)
         arriving_load = arriving * (pooled / len(pool)) if pool else 0.0
-        mean_load = (sum(loads.values()) + pooled + arriving_load) / count
-        load = loads[id(batch)]
+        mean_load = (sum(other.context for other in batches.batches) + pooled + arriving_load) / count
         most = mean_rows * (1 + self._slack) + 1
         given = 0
         while len(members) > 1 and (
@@ -97,8 +96,10 @@ class StealByTime:
             given += 1
             if given > 2 + len(members) // 8:
                 break
-        if not given:
+        if pool and not given:
             self._take(pool, members, load, mean_rows, mean_load, most)
+        if given or pooled:
+            batch.context = _context(members)
         return given
 
     def _excess(self, rows: int, load: float, mean_rows: float, mean_load: float) -> bool:
@@ -120,7 +121,7 @@ class StealByTime:
             # Far below: one pass instead of many searches.
             pool.sort(key=_length)
             taken = _every(pool, min(wanted, len(pool)))
-            load += sum(map(_length, taken))
+            load += _context(taken)
             members.extend(taken)
         while pool and len(members) < most:
             lack = mean_load - load
@@ -145,6 +146,10 @@ def _every(pool: list[Sequence], wanted: int) -> list[Sequence]:
     chosen = set(map(id, taken))
     pool[:] = [s for s in pool if id(s) not in chosen]
     return taken
+
+
+def _context(sequences: list[Sequence]) -> int:
+    return sum([len(s.prompt) + len(s.output) for s in sequences])
 
 
 def _length(sequence: Sequence) -> int:
