@@ -1,9 +1,9 @@
 """What a decision of the scheduler costs, CPU time, with many sequences running.
 
-    python bench/scheduler_cost.py [--running 2000] [--stages 4] [--policy auto] [--json]
+    python -m bench.scheduler_cost [--running 2000] [--stages 4] [--policy auto] [--json]
 
-Feeds the scheduler a pipeline in virtual time with room for all sequences and times each event (a step's results
-in, the next plan out). Prints the median, p99 and the worst, in milliseconds.
+Feeds the scheduler a pipeline in virtual time with room for all sequences and times each event (a step's
+results in, the next plan out). Prints the median, p99 and the worst, in milliseconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from common.latency.shapes import SHAPES
 from common.plan import SampledTokens, StepPlan
 from common.sampling import SamplingParams
 from controller.core.actions import Action, Dispatch
-from controller.core.events import Event, LengthPredicted, NewSequence, SequencesArrived, StagesReady, StepDone
+from controller.core.events import (
+    Event,
+    LengthPredicted,
+    NewSequence,
+    SequencesArrived,
+    StagesReady,
+    StepDone,
+)
 from controller.core.scheduler import Scheduler, SchedulerConfig
 from controller.simulation.offline import Plant
 from controller.simulation.setups import make_setup

@@ -11,6 +11,9 @@ step's decode rows stand for at most M / S tokens of context on average; all dec
 W = sum over requests of sum over output tokens of the context then; hence J >= W S / M. By convexity the
 products take at least J f(X / J) for X tokens in all, at the best J that memory allows.
 
+Besides, the tokens of one sequence follow each other: the longest output takes a pass through all stages for
+each of its tokens.
+
 Left out, so that the bound is never reached: ramp and drain of the pipeline, transfers, dispatch, the tail
 when few sequences are left, block rounding, unknown lengths.
 """
@@ -89,7 +92,8 @@ def mixed_batch_bound(requests: Sequence[SimRequest], cost: StepCost, stages: in
         seconds = steps * hull.at(tokens / steps)
         if seconds < best_s:
             best_s, best_steps = seconds, steps
-    makespan = best_s + attention
+    longest = max(one.output_tokens for one in requests)
+    makespan = max(best_s + attention, longest * stages * cost.linear_s(1))
     return Bound(
         outputs / makespan, (prompts + outputs) / makespan, makespan, best_steps, tokens / best_steps
     )
