@@ -12,6 +12,7 @@ import argparse
 import gc
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -33,8 +34,8 @@ from controller.simulation.offline import Plant
 from controller.simulation.setups import make_setup
 
 BLOCK_SIZE = 16
-PROMPT_TOKENS = 200
-MEAN_OUTPUT = 400
+PROMPT_TOKENS = 24
+MEAN_OUTPUT = 500
 
 
 def measure(policy: str, running: int, stages: int, events: int) -> dict[str, float]:
@@ -45,7 +46,7 @@ def measure(policy: str, running: int, stages: int, events: int) -> dict[str, fl
         context_length=2048,
         eos_token_ids=(),
         prefill_tokens=setup.prefill_tokens,
-        admission=setup.admission,
+        admission=replace(setup.admission, max_running=running),
         victims=setup.victims,
         max_sequences=1 << 30,
     )
@@ -62,8 +63,8 @@ def measure(policy: str, running: int, stages: int, events: int) -> dict[str, fl
             costs.append((time.thread_time() - start) * 1000)
         waiting.extend(action.plan for action in actions if isinstance(action, Dispatch))
 
-    # Room for `running` sequences half-way through, and more requests than can ever run.
-    blocks = round(running * (PROMPT_TOKENS + MEAN_OUTPUT) / BLOCK_SIZE)
+    # Room for all that may run, and more requests than ever do.
+    blocks = round(1.5 * running * (PROMPT_TOKENS + MEAN_OUTPUT) / BLOCK_SIZE)
     arrivals = tuple(
         NewSequence(f"s{i}", (1,) * PROMPT_TOKENS, SamplingParams(max_tokens=int(n)))
         for i, n in enumerate(lengths[: 3 * running])

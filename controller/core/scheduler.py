@@ -12,7 +12,7 @@ from __future__ import annotations
 from common.latency.correction import CorrectedCost
 from common.latency.work import work_of
 from common.plan import Phase
-from common.sampling import FinishReason
+from common.sampling import FinishReason, SamplingParams
 from controller.core.actions import Action, Emit, Finish, Reason, Refusal, Refused
 from controller.core.admission import WaitingLine
 from controller.core.decode import DecodeBatches
@@ -37,6 +37,7 @@ __all__ = ["Scheduler", "SchedulerConfig"]
 
 MAX_FAILURES = 3
 """Failed steps after which a sequence that was part of all of them is given up."""
+_NONE: frozenset[int] = frozenset()
 
 
 class Scheduler:
@@ -158,10 +159,16 @@ class Scheduler:
             arrived=now,
             deadline=arrival.deadline,
             output=list(arrival.output),
+            end_tokens=self._end_tokens(arrival.sampling),
         )
         self.sequences[sequence.sequence_id] = sequence
         self._deadlines += sequence.deadline is not None
         return sequence
+
+    def _end_tokens(self, sampling: SamplingParams) -> frozenset[int]:
+        if not sampling.stop_token_ids:
+            return _NONE if sampling.ignore_eos else self._eos
+        return frozenset(sampling.stop_token_ids) | (_NONE if sampling.ignore_eos else self._eos)
 
     def _stages_ready(self, event: StagesReady) -> None:
         microbatches = self.config.microbatches or self.policy.microbatches(event.stages)
@@ -206,31 +213,31 @@ class Scheduler:
             sequence.in_flight -= 1
         decoding, prefilling = State.DECODE, State.PREFILL
         token_ids, logprobs = event.sampled.token_ids, event.sampled.logprobs
-        actions, eos = state.actions, self._eos
+        emit = state.actions.append
+        delivered = 0
         # Once per sequence and step, and so the most expensive loop of the controller.
         for index, sequence in enumerate(step.sampled):
-            if sequence.state is not decoding and sequence.state is not prefilling:
+            before = sequence.state
+            if before is not decoding and before is not prefilling:
                 continue  # cancelled while it was in flight
-            token, params, output = token_ids[index], sequence.sampling, sequence.output
-            if (token in eos and not params.ignore_eos) or (
-                params.stop_token_ids and token in params.stop_token_ids
-            ):
+            token, output = token_ids[index], sequence.output
+            if token in sequence.end_tokens:
                 self._end(sequence, FinishReason.STOP, stop_token=token)
                 continue
             offset = len(output)
             output.append(token)
-            state.stats.output_tokens += 1
-            wanted = logprobs and params.logprobs is not None
-            own = (logprobs[index],) if wanted else ()
-            actions.append(Emit(sequence.sequence_id, offset, (token,), own))
+            delivered += 1
+            own = (logprobs[index],) if logprobs and sequence.sampling.logprobs is not None else ()
+            emit(Emit(sequence.sequence_id, offset, (token,), own))
             if offset + 1 >= sequence.max_tokens:
                 self._end(sequence, FinishReason.LENGTH)
                 continue
             if offset + 1 >= sequence.review_at:
                 state.gate.admitted(sequence, state.seen.belief)
-            if sequence.state is prefilling:
+            if before is prefilling:
                 sequence.state = decoding
                 self.policy.place(state, sequence, step.batch)
+        state.stats.output_tokens += delivered
         state.stats.count_step(step.tokens - step.decode_rows, step.decode_rows)
 
     # -- life of a sequence -------------------------------------------------------------------------

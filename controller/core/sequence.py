@@ -29,6 +29,8 @@ class Sequence:
     in_flight: steps on their way that have a row of it.
     failures: steps with a row of it whose execution failed.
     review_at: output tokens at which its length forecast is made anew, because it outlived the present one.
+    end_tokens: token ids that end it.
+    told_blocks: how many of its blocks the stages know of.
     """
 
     sequence_id: str
@@ -49,6 +51,8 @@ class Sequence:
     predicted_p50: float | None = None
     predicted_p90: float | None = None
     review_at: int = NEVER
+    end_tokens: frozenset[int] = frozenset()
+    told_blocks: int = 0
 
     @property
     def length(self) -> int:

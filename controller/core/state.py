@@ -141,13 +141,14 @@ class PipelineState:
             self.prefilling.remove(sequence)
         self.batches.discard(sequence)
         self.gate.left(sequence)
-        self.steps.release(sequence.key)
+        self.steps.release(sequence)
         self._forget_progress(sequence)
 
     def _forget_progress(self, sequence: Sequence) -> None:
         self.ledger.release(sequence.blocks)
         sequence.state = State.WAITING
         sequence.planned = 0
+        sequence.told_blocks = 0
         sequence.key = 0
 
     def preempt(self, sequence: Sequence, reason: Reason) -> None:

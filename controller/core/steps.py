@@ -33,7 +33,6 @@ class StepBook:
         self._eos = eos_token_ids
         self._steps: dict[int, Step] = {}
         self._releases: list[int] = []
-        self._told: dict[int, int] = {}
         self._last_step = 0
         self._last_key = 0
 
@@ -46,7 +45,6 @@ class StepBook:
         """A new epoch begins: nothing is in flight, the stages know no sequence, step ids start at 1."""
         self._steps.clear()
         self._releases.clear()
-        self._told.clear()
         self._last_step = 0
 
     def new_key(self) -> int:
@@ -54,10 +52,11 @@ class StepBook:
         self._last_key += 1
         return self._last_key
 
-    def release(self, key: int) -> None:
+    def release(self, sequence: Sequence) -> None:
         """The stages may forget a sequence (they are told with the next plan)."""
-        if self._told.pop(key, None) is not None:
-            self._releases.append(key)
+        if sequence.told_blocks:
+            self._releases.append(sequence.key)
+            sequence.told_blocks = 0
 
     def done(self, step_id: int) -> Step | None:
         """A step came back; None if it is none of this epoch."""
@@ -76,14 +75,13 @@ class StepBook:
         blocks.
         """
         rows: list[PlanRow] = []
-        told = self._told
         for sequence in members:
             key, output, blocks = sequence.key, sequence.output, sequence.blocks
             length = len(sequence.prompt) + len(output)
             new_blocks: tuple[int, ...] = ()
-            if told[key] != len(blocks):
-                new_blocks = tuple(blocks[told[key] :])
-                told[key] = len(blocks)
+            if sequence.told_blocks != len(blocks):
+                new_blocks = tuple(blocks[sequence.told_blocks :])
+                sequence.told_blocks = len(blocks)
             token = output[-1] if output else sequence.prompt[-1]
             rows.append(PlanRow(key, length - 1, 1, (token,), new_blocks, True))
             sequence.planned = length
@@ -108,8 +106,8 @@ class StepBook:
         return Dispatch(plan)
 
     def _chunk(self, sequence: Sequence, begin: int, count: int, *, sample: bool) -> PlanRow:
-        known = self._told.get(sequence.key, 0)
-        self._told[sequence.key] = len(sequence.blocks)
+        known = sequence.told_blocks
+        sequence.told_blocks = len(sequence.blocks)
         return PlanRow(
             key=sequence.key,
             first_position=begin,

@@ -40,7 +40,13 @@ class Setup:
 
 DEFAULTS: Mapping[str, Knobs] = {
     "auto": {},
-    "td-pipe": {"prefill_tokens": 512, "switching": "hysteresis:0.9", "stealing": "time", "reserve": 0.0},
+    "td-pipe": {
+        "prefill_tokens": 512,
+        "switching": "hysteresis:0.9",
+        "stealing": "time",
+        "reserve": 0.0,
+        "extra_batches": 0,
+    },
     "separate": {"token_budget": 2048, "extra_batches": 0},
     "hybrid": {"token_budget": 256, "extra_batches": 0},
     "tp-separate": {"token_budget": 2048},
