@@ -64,7 +64,7 @@ class KvPool:
         self.geometry = geometry
         self.blocks = blocks
         self.nbytes = blocks * geometry.block_bytes
-        shape = (geometry.layers, 2, blocks, geometry.kv_heads, geometry.block_size, geometry.head_dim)
+        shape = (geometry.layers, blocks, 2, geometry.kv_heads, geometry.block_size, geometry.head_dim)
         if device.type == "cpu":
             # Anonymous private pages are zero, page-aligned, and committed when they are first written;
             # torch.zeros would write all of them now.
@@ -78,8 +78,8 @@ class KvPool:
 
     def keys(self, layer: int) -> torch.Tensor:
         """Keys of the stage's layer number `layer`: [blocks, kv_heads, block_size, head_dim]."""
-        return self._data[layer, 0]
+        return self._data[layer, :, 0]
 
     def values(self, layer: int) -> torch.Tensor:
         """Values of the stage's layer number `layer`: [blocks, kv_heads, block_size, head_dim]."""
-        return self._data[layer, 1]
+        return self._data[layer, :, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ctypes import byref
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -56,18 +57,19 @@ class _NativeStep:
         self._tokens = batch.tokens
         rotary = context.rotary
         rotary.reserve(int(batch.contexts.max(initial=1)))
-        group = spec.heads // spec.kv_heads
-        item_row, item_begin, item_end = _items(batch, max(1, MOST_QUERY_ROWS // group))
-        self._bounds = _bounds(batch, item_row, item_begin, item_end, kernels.threads, spec.kv_heads)
+        items = _items(batch, spec.heads, spec.kv_heads)
+        self._bounds = _bounds(batch, items, kernels.threads)
         arrays: dict[str, npt.NDArray[np.integer]] = {
             "positions": batch.positions,
             "slots": batch.slots,
             "offsets": batch.offsets,
             "first_positions": batch.first_positions,
             "tables": np.ascontiguousarray(batch.tables),
-            "item_row": item_row,
-            "item_begin": item_begin,
-            "item_end": item_end,
+            "item_row": items.row,
+            "item_begin": items.begin,
+            "item_end": items.end,
+            "item_head_begin": items.head_begin,
+            "item_head_end": items.head_end,
         }
         self._alive = (arrays, rotary.cos, rotary.sin)  # the kernels see only their addresses
         self._arguments = Attention(
@@ -79,6 +81,7 @@ class _NativeStep:
             kv_heads=spec.kv_heads,
             head_dim=spec.head_dim,
             block_size=batch.block_size,
+            block_stride=context.pool.keys(0).stride(0),
             norm_eps=spec.rms_eps,
             # The kernel's exponential has base 2.
             scale=spec.head_dim**-0.5 / np.log(2.0),
@@ -105,25 +108,48 @@ class _NativeStep:
         return out
 
 
-def _items(batch: RaggedBatch, most_queries: int) -> tuple[Int32Array, Int32Array, Int32Array]:
-    """Cut rows into items of at most `most_queries` queries: row, first query, one past the last."""
-    per_row = -(-batch.counts // most_queries)
-    row = np.repeat(np.arange(batch.rows, dtype=np.int32), per_row)
-    first_item = np.cumsum(per_row) - per_row
-    begin = (np.arange(len(row)) - first_item[row]) * most_queries
-    end = np.minimum(begin + most_queries, batch.counts[row])
-    return row, begin.astype(np.int32), end.astype(np.int32)
+@dataclass(frozen=True, slots=True)
+class _Items:
+    """What the kernel computes at a time: queries begin .. end - 1 of a row, for a range of key heads."""
+
+    row: Int32Array
+    begin: Int32Array
+    end: Int32Array
+    head_begin: Int32Array
+    head_end: Int32Array
 
 
-def _bounds(
-    batch: RaggedBatch, row: Int32Array, begin: Int32Array, end: Int32Array, threads: int, kv_heads: int
-) -> list[int]:
-    """Cut the work (items x key heads) into about equal parts, one per thread."""
-    total = len(row) * kv_heads
+def _items(batch: RaggedBatch, heads: int, kv_heads: int) -> _Items:
+    """Cut the batch's work into items.
+
+    A single query goes with as many key heads as fit: a block's heads lie side by side, and reading them in
+    one go is faster. Several queries go with one key head, whose keys and values then stay in the cache.
+    """
+    group = heads // kv_heads
+    single = batch.counts == 1
+    queries = np.where(single, 1, max(1, MOST_QUERY_ROWS // group))
+    span = np.where(single, min(kv_heads, max(1, MOST_QUERY_ROWS // group)), 1)
+    cuts, head_cuts = -(-batch.counts // queries), -(-kv_heads // span)
+    row = np.repeat(np.arange(batch.rows), cuts * head_cuts)
+    number = np.arange(len(row)) - (np.cumsum(cuts * head_cuts) - cuts * head_cuts)[row]
+    begin = number // head_cuts[row] * queries[row]
+    head_begin = number % head_cuts[row] * span[row]
+    return _Items(
+        row=row.astype(np.int32),
+        begin=begin.astype(np.int32),
+        end=np.minimum(begin + queries[row], batch.counts[row]).astype(np.int32),
+        head_begin=head_begin.astype(np.int32),
+        head_end=np.minimum(head_begin + span[row], kv_heads).astype(np.int32),
+    )
+
+
+def _bounds(batch: RaggedBatch, items: _Items, threads: int) -> list[int]:
+    """Cut the items into about equal parts, one per thread."""
+    total = len(items.row)
     if threads == 1 or total < 2:
         return [0, total]
     # A slot costs a read even for a single query, and arithmetic for each.
-    cost = (batch.first_positions[row] + end) * (2 + end - begin).astype(np.int64)
-    done = np.cumsum(np.repeat(cost, kv_heads))
+    cost = (batch.first_positions[items.row] + items.end) * (2 + items.end - items.begin).astype(np.int64)
+    done = np.cumsum(cost * (items.head_end - items.head_begin))
     cuts = np.searchsorted(done, done[-1] * np.arange(1, threads) / threads)
     return [0, *sorted({int(cut) for cut in cuts} - {0, total}), total]

@@ -30,7 +30,8 @@ class TokenCounts:
 
     def add(self, token_id: int) -> None:
         """Count one more output token."""
-        self._counts[self._slot(token_id)] += 1
+        slot = self._slot(token_id)  # first: it may replace the array by a larger one
+        self._counts[slot] += 1
 
     @property
     def ids(self) -> _Ids:

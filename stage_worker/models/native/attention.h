@@ -1,12 +1,12 @@
 /* Rotation, KV pool and attention. The pool's layout is that of packed weights: tiles read it in place. */
 
 #define MOST_HEAD_DIM 256
+#define MOST_ROWS 48 /* query rows (queries x query heads) of one item */
 #define LOWEST -3.0e38f
-#define MOST_ROWS 48 /* query rows (queries x heads that share a key head) of one item */
 
 /* First element, in keys or values, of the 16 slots number `group` of a block, for a head. */
 INLINE long slot_group(const Attention *p, long block, long group, long head) {
-    return ((block * p->kv_heads + head) * (p->block_size / GROUP) + group) * GROUP * p->head_dim;
+    return block * p->block_stride + (head * p->block_size + group * GROUP) * p->head_dim;
 }
 
 /* Norm (if weight) and rotation of one head of one token, in place. */
@@ -43,15 +43,15 @@ void tidepipe_store_kv(const Attention *p, int64_t begin, int64_t end) {
     }
 }
 
-/* What one item works on: some queries of one row, with all the query heads that share a key head. */
+/* What one item works on: some queries of one row, with all the query heads that share its key heads. */
 typedef struct {
     long limit; /* slots that the last query sees */
     long window;
     float scale;
-    long position[MOST_ROWS];         /* of each query row */
-    const Left *query[MOST_ROWS];     /* [head_dim / pair] */
-    float peak[MOST_ROWS];            /* largest score so far */
-    float total[MOST_ROWS * LANES];   /* sum of probabilities, per lane */
+    long position[MOST_ROWS];                                           /* of each query row */
+    const Left *query[MOST_ROWS];                                       /* [head_dim / pair] */
+    float peak[MOST_ROWS];                                              /* largest score so far */
+    float total[MOST_ROWS * LANES];                                     /* sum of probabilities, per lane */
     float sums[MOST_ROWS * MOST_HEAD_DIM] __attribute__((aligned(64))); /* [rows][head_dim] */
 #if !DOT
     Left wide[MOST_ROWS * MOST_HEAD_DIM / PAIR];
@@ -65,8 +65,8 @@ INLINE float mask_scores(const Item *item, long row, long start, float *scores) 
     Floats best = splat(LOWEST);
     if (last >= PANEL - 1 && first <= 0) {
         for (int c = 0; c < PANEL; c += LANES) {
-            Floats score = *(Floats *)(scores + c) * item->scale;
-            *(Floats *)(scores + c) = score;
+            Floats score = get_floats(scores + c) * item->scale;
+            put_floats(scores + c, score);
             best = larger(best, score);
         }
         return largest_lane(best);
@@ -76,9 +76,9 @@ INLINE float mask_scores(const Item *item, long row, long start, float *scores) 
     for (int c = 0; c < PANEL; c += LANES) {
         Ints slot;
         for (int lane = 0; lane < LANES; lane++) slot[lane] = c + lane;
-        Floats score = *(Floats *)(scores + c) * item->scale;
+        Floats score = get_floats(scores + c) * item->scale;
         score = blend((slot <= (int)last) & (slot >= (int)first), score, splat(LOWEST));
-        *(Floats *)(scores + c) = score;
+        put_floats(scores + c, score);
         best = larger(best, score);
     }
     return largest_lane(best);
@@ -88,7 +88,7 @@ INLINE float mask_scores(const Item *item, long row, long start, float *scores) 
 INLINE Floats exponentiate(const float *scores, float peak, Floats total, Left *out) {
 #if DOT
     for (int c = 0; c < PANEL; c += 2 * LANES) {
-        Floats low = *(Floats *)(scores + c), high = *(Floats *)(scores + c + LANES);
+        Floats low = get_floats(scores + c), high = get_floats(scores + c + LANES);
         Floats p = (Floats)((Ints)power_of_two(low - peak) & (low > LOWEST));
         Floats q = (Floats)((Ints)power_of_two(high - peak) & (high > LOWEST));
         /* What is summed here is what the values are weighted with: after rounding. */
@@ -98,9 +98,9 @@ INLINE Floats exponentiate(const float *scores, float peak, Floats total, Left *
     }
 #else
     for (int c = 0; c < PANEL; c += LANES) {
-        Floats score = *(Floats *)(scores + c);
+        Floats score = get_floats(scores + c);
         Floats p = (Floats)((Ints)power_of_two(score - peak) & (score > LOWEST));
-        *(FloatsAt *)((float *)out + c) = p;
+        put_floats((float *)out + c, p);
         total += p;
     }
 #endif
@@ -109,140 +109,183 @@ INLINE Floats exponentiate(const float *scores, float peak, Floats total, Left *
 
 /* Scores [rows][PANEL] of slots from `start` to probabilities, and the decay of what was summed before. */
 INLINE void softmax_tile(Item *item, int rows, long row, long start, float *scores, Left *out, float *decay) {
-    _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++) {
-        FloatsAt *total = (FloatsAt *)(item->total + (row + r) * LANES);
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++) {
+        float *total = item->total + (row + r) * LANES;
         float peak = larger_one(mask_scores(item, row + r, start, scores + r * PANEL), item->peak[row + r]);
         decay[r] = power_of_two(splat(item->peak[row + r] - peak))[0];
         item->peak[row + r] = peak;
-        *total = exponentiate(scores + r * PANEL, peak, *total * decay[r], out + r * (PANEL / PAIR));
+        Floats before = get_floats(total) * decay[r];
+        put_floats(total, exponentiate(scores + r * PANEL, peak, before, out + r * (PANEL / PAIR)));
     }
 }
 
-/* `rows` query rows from number `row` against the slots of one tile. */
-INLINE void attend_tile(long dim, Item *item, int rows, long row, long start, const uint32_t *const *keys,
-                        const uint32_t *const *values) {
+/* The groups of 16 slots of one tile, for one key head. */
+typedef struct {
+    const uint32_t *keys[PANEL / GROUP];
+    const uint32_t *values[PANEL / GROUP];
+} Blocks;
+
+/* `rows` query rows from number `row` against one tile; `next`, if given, is fetched meanwhile. */
+INLINE void attend_tile(long dim, Item *item, int rows, long row, long start, const Blocks *now,
+                        const Blocks *next) {
     float scores[6 * PANEL] __attribute__((aligned(64)));
     Left probabilities[6 * PANEL / PAIR] __attribute__((aligned(64)));
     const Left *left[6];
     float decay[6];
-    tile_columns(rows, item->query + row, dim / PAIR, keys, GROUP, 0, scores, PANEL);
+    tile_columns(rows, item->query + row, dim / PAIR, now->keys, next ? next->keys : 0, GROUP, 0, scores,
+                 PANEL);
     softmax_tile(item, rows, row, start, scores, probabilities, decay);
     for (int r = 0; r < rows; r++) left[r] = probabilities + r * (PANEL / PAIR);
     long slots = item->limit - start < PANEL ? item->limit - start : PANEL;
     float *sums = item->sums + row * dim;
     for (long d = 0; d < dim;) {
-        const uint32_t *part[PANEL / GROUP];
-        for (int g = 0; g < PANEL / GROUP; g++) part[g] = values[g] + d;
+        const uint32_t *part[PANEL / GROUP], *next_part[PANEL / GROUP];
+        for (int g = 0; g < PANEL / GROUP; g++) part[g] = now->values[g] + d;
+        for (int g = 0; next && g < PANEL / GROUP; g++) next_part[g] = next->values[g] + d;
+        const uint32_t *const *ahead = next ? next_part : 0;
         if (dim - d >= TILE_GROUPS * GROUP) {
-            tile_slots(rows, left, slots, part, dim, TILE_GROUPS, decay, sums + d, dim);
+            tile_slots(rows, left, slots, part, ahead, dim, TILE_GROUPS, decay, sums + d, dim);
             d += TILE_GROUPS * GROUP;
         } else {
-            tile_slots(rows, left, slots, part, dim, 1, decay, sums + d, dim);
+            tile_slots(rows, left, slots, part, ahead, dim, 1, decay, sums + d, dim);
             d += GROUP;
         }
     }
 }
 
-/* The item's query rows, from the rotated ones in qkv; nothing summed yet. */
-INLINE void begin_item(const Attention *p, Item *item, long first_token, long first_position, long head,
-                       long rows) {
+/* The query rows of one key head become item rows `at` onwards, with nothing summed yet. */
+INLINE void begin_head(const Attention *p, Item *item, long at, long first_token, long first_position,
+                       long head, long rows) {
     long dim = p->head_dim, group = p->heads / p->kv_heads, query = 0, member = 0;
-    for (long r = 0; r < rows; r++) {
+    for (long r = at; r < at + rows; r++) {
         const Elem *from = (const Elem *)p->qkv
-            + ((first_token + query) * (p->heads + 2 * p->kv_heads) + head * group + member) * dim;
+                           + ((first_token + query) * (p->heads + 2 * p->kv_heads) + head * group + member)
+                                 * dim;
 #if DOT
         item->query[r] = (const Left *)from;
 #else
-        for (long d = 0; d < dim; d += LANES) *(FloatsAt *)((float *)item->wide + r * dim + d) = load(from + d);
+        for (long d = 0; d < dim; d += LANES) put_floats((float *)item->wide + r * dim + d, load(from + d));
         item->query[r] = item->wide + r * (dim / PAIR);
 #endif
         item->position[r] = first_position + query;
         item->peak[r] = LOWEST;
+        put_floats(item->total + r * LANES, splat(0));
+        for (long d = 0; d < dim; d += LANES) put_floats(item->sums + r * dim + d, splat(0));
         if (++member == group) member = 0, query++;
     }
-    for (long i = 0; i < rows * LANES; i += LANES) *(FloatsAt *)(item->total + i) = (Floats){0};
-    for (long i = 0; i < rows * dim; i += LANES) *(FloatsAt *)(item->sums + i) = (Floats){0};
 }
 
-INLINE void end_item(const Attention *p, const Item *item, long first_token, long head, long rows) {
+/* Divide the sums of one key head by the sums of probabilities, and write them out. */
+INLINE void end_head(const Attention *p, const Item *item, long at, long first_token, long head, long rows) {
     long dim = p->head_dim, group = p->heads / p->kv_heads, query = 0, member = 0;
-    for (long r = 0; r < rows; r++) {
-        float factor = 1.0f / sum_lanes(*(const FloatsAt *)(item->total + r * LANES));
+    for (long r = at; r < at + rows; r++) {
+        float factor = 1.0f / sum_lanes(get_floats(item->total + r * LANES));
         Elem *out = (Elem *)p->out + ((first_token + query) * p->heads + head * group + member) * dim;
-        for (long d = 0; d < dim; d += LANES)
-            store(out + d, *(const FloatsAt *)(item->sums + r * dim + d) * factor);
+        for (long d = 0; d < dim; d += LANES) store(out + d, get_floats(item->sums + r * dim + d) * factor);
         if (++member == group) member = 0, query++;
     }
 }
 
-/* Ask for the keys and values of a tile's slots early: blocks lie anywhere, so the CPU cannot guess. */
-INLINE void prefetch_tile(const Attention *p, long number, long start, long head) {
-    long row = p->item_row[number];
-    long limit = p->first_positions[row] + p->item_end[number];
-    const int32_t *table = p->tables + row * p->table_width;
+/* attend_tile for each number of rows; separate functions, since compilers take long over one large one. */
+#define ATTEND_ROWS(n)                                                                                       \
+    static __attribute__((noinline)) void attend_##n(long dim, Item *item, long row, long start,             \
+                                                     const Blocks *now, const Blocks *next) {                \
+        if (next)                                                                                            \
+            attend_tile(dim, item, n, row, start, now, next);                                                \
+        else                                                                                                 \
+            attend_tile(dim, item, n, row, start, now, 0);                                                   \
+    }
+ATTEND_ROWS(1)
+ATTEND_ROWS(2)
+ATTEND_ROWS(3)
+ATTEND_ROWS(4)
+ATTEND_ROWS(5)
+ATTEND_ROWS(6)
+
+/* Where the tile at `start` lies, for head 0, as elements of keys or values: its groups of 16 slots. */
+INLINE void find_tile(const Attention *p, const int32_t *table, long start, long limit, long *base) {
     long groups_per_block = p->block_size / GROUP;
     long block = start / p->block_size, group = start % p->block_size / GROUP;
-    for (int g = 0; g < PANEL / GROUP && start + g * GROUP < limit; g++) {
-        long at = slot_group(p, table[block], group, head);
-        for (long i = 0; i < GROUP * p->head_dim; i += 64 / sizeof(Elem)) {
-            __builtin_prefetch((const Elem *)p->keys + at + i, 0, 2);
-            __builtin_prefetch((const Elem *)p->values + at + i, 0, 2);
-        }
+    for (int g = 0; g < PANEL / GROUP; g++) {
+        base[g] = base[0]; /* behind the limit all is masked: any memory will do */
+        if (start + g * GROUP >= limit) continue;
+        base[g] = slot_group(p, table[block], group, 0);
         if (++group == groups_per_block) group = 0, block++;
     }
 }
 
-/* One item of one key head. */
-INLINE void attend_item(const Attention *p, long number, long head, long next, long last) {
+INLINE void find_head(const Attention *p, const long *base, long head, Blocks *blocks) {
+    for (int g = 0; g < PANEL / GROUP; g++) {
+        long at = base[g] + head * p->block_size * p->head_dim;
+        blocks->keys[g] = (const uint32_t *)((const Elem *)p->keys + at);
+        blocks->values[g] = (const uint32_t *)((const Elem *)p->values + at);
+    }
+}
+
+/* The first tile of an item. */
+INLINE long first_tile(const Attention *p, long number) {
+    long position = p->first_positions[p->item_row[number]] + p->item_begin[number];
+    return p->window && position >= p->window ? (position - p->window + 1) / PANEL * PANEL : 0;
+}
+
+INLINE long slot_limit(const Attention *p, long number) {
+    return p->first_positions[p->item_row[number]] + p->item_end[number];
+}
+
+/* Find the tile needed after the one at `start`: the item's next, or the first of the item behind. */
+INLINE void find_next_tile(const Attention *p, long number, long last, long start, long *base) {
+    start += PANEL;
+    if (start >= slot_limit(p, number)) {
+        if (number < last) number++;
+        start = first_tile(p, number);
+    }
+    find_tile(p, p->tables + p->item_row[number] * p->table_width, start, slot_limit(p, number), base);
+}
+
+/* One item; `last` is the last one that this thread computes. */
+INLINE void attend_item(const Attention *p, long number, long last) {
     Item item;
     long row = p->item_row[number], begin = p->item_begin[number], count = p->item_end[number] - begin;
-    long dim = p->head_dim, rows = count * (p->heads / p->kv_heads);
+    long head_begin = p->item_head_begin[number], head_end = p->item_head_end[number];
+    long dim = p->head_dim, rows = count * (p->heads / p->kv_heads), chunks = (rows + 5) / 6;
     long first_position = p->first_positions[row] + begin, first_token = p->offsets[row] + begin;
-    const int32_t *table = p->tables + row * p->table_width;
-    item.limit = first_position + count;
+    item.limit = slot_limit(p, number);
     item.window = p->window;
     item.scale = p->scale;
-    begin_item(p, &item, first_token, first_position, head, rows);
-
-    long first_seen = p->window && first_position >= p->window ? first_position - p->window + 1 : 0;
-    long start = first_seen / PANEL * PANEL;
-    long groups_per_block = p->block_size / GROUP;
-    long block = start / p->block_size, group = start % p->block_size / GROUP;
-    long chunks = (rows + 5) / 6;
-    for (; start < item.limit; start += PANEL) {
-        const uint32_t *keys[PANEL / GROUP], *values[PANEL / GROUP];
-        for (int g = 0; g < PANEL / GROUP; g++) {
-            if (start + g * GROUP >= item.limit) { /* masked: any memory will do */
-                keys[g] = keys[0], values[g] = values[0];
-                continue;
-            }
-            long at = slot_group(p, table[block], group, head);
-            keys[g] = (const uint32_t *)((const Elem *)p->keys + at);
-            values[g] = (const uint32_t *)((const Elem *)p->values + at);
-            if (++group == groups_per_block) group = 0, block++;
-        }
-        if (chunks == 1) {
-            if (start + PANEL < item.limit) prefetch_tile(p, number, start + PANEL, head);
-            else if (next < last) prefetch_tile(p, next / p->kv_heads, 0, next % p->kv_heads);
-        }
-        for (long chunk = 0; chunk < chunks; chunk++) {
-            long r = rows * chunk / chunks, end = rows * (chunk + 1) / chunks;
-            if (start > item.position[end - 1]) continue;
-            if (p->window && start + PANEL <= item.position[r] - p->window + 1) continue;
-            switch (end - r) {
-            case 1: attend_tile(dim, &item, 1, r, start, keys, values); break;
-            case 2: attend_tile(dim, &item, 2, r, start, keys, values); break;
-            case 3: attend_tile(dim, &item, 3, r, start, keys, values); break;
-            case 4: attend_tile(dim, &item, 4, r, start, keys, values); break;
-            case 5: attend_tile(dim, &item, 5, r, start, keys, values); break;
-            default: attend_tile(dim, &item, 6, r, start, keys, values); break;
+    for (long head = head_begin; head < head_end; head++)
+        begin_head(p, &item, (head - head_begin) * rows, first_token, first_position, head, rows);
+    for (long start = first_tile(p, number); start < item.limit; start += PANEL) {
+        long base[PANEL / GROUP], next_base[PANEL / GROUP] = {0};
+        find_tile(p, p->tables + row * p->table_width, start, item.limit, base);
+        if (count == 1) find_next_tile(p, number, last, start, next_base);
+        for (long head = head_begin; head < head_end; head++) {
+            Blocks now, next;
+            find_head(p, base, head, &now);
+            if (count == 1) find_head(p, next_base, head, &next);
+            for (long chunk = 0; chunk < chunks; chunk++) {
+                long first = (head - head_begin) * rows;
+                long r = first + rows * chunk / chunks, end = first + rows * (chunk + 1) / chunks;
+                if (start > item.position[end - 1]) continue;
+                if (p->window && start + PANEL <= item.position[r] - p->window + 1) continue;
+                /* A single query waits for memory: blocks lie anywhere, so ask for the next ones early. */
+                const Blocks *ahead = count == 1 && chunk == 0 ? &next : 0;
+                switch (end - r) {
+                case 1: attend_1(dim, &item, r, start, &now, ahead); break;
+                case 2: attend_2(dim, &item, r, start, &now, ahead); break;
+                case 3: attend_3(dim, &item, r, start, &now, ahead); break;
+                case 4: attend_4(dim, &item, r, start, &now, ahead); break;
+                case 5: attend_5(dim, &item, r, start, &now, ahead); break;
+                default: attend_6(dim, &item, r, start, &now, ahead); break;
+                }
             }
         }
     }
-    end_item(p, &item, first_token, head, rows);
+    for (long head = head_begin; head < head_end; head++)
+        end_head(p, &item, (head - head_begin) * rows, first_token, head, rows);
 }
 
-/* Work begin .. end - 1, where work w is item w / kv_heads of key head w % kv_heads. */
+/* Items begin .. end - 1. */
 void tidepipe_attend(const Attention *p, int64_t begin, int64_t end) {
-    for (long work = begin; work < end; work++) attend_item(p, work / p->kv_heads, work % p->kv_heads, work + 1, end);
+    for (long number = begin; number < end; number++) attend_item(p, number, end - 1);
 }

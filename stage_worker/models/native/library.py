@@ -23,7 +23,7 @@ PANEL = 64
 """Outputs of packed weights that lie side by side."""
 MOST_HEAD_DIM = 256
 MOST_QUERY_ROWS = 48
-"""Queries times heads that share a key head, of one item of attention."""
+"""Queries times query heads of one item of attention."""
 
 _log = structlog.get_logger()
 
@@ -51,11 +51,22 @@ class Attention(ctypes.Structure):
                 "item_row",
                 "item_begin",
                 "item_end",
+                "item_head_begin",
+                "item_head_end",
             )
         ),
         *(
             (name, ctypes.c_int64)
-            for name in ("table_width", "heads", "kv_heads", "head_dim", "block_size", "window", "rope")
+            for name in (
+                "table_width",
+                "heads",
+                "kv_heads",
+                "head_dim",
+                "block_size",
+                "block_stride",
+                "window",
+                "rope",
+            )
         ),
         ("norm_eps", ctypes.c_float),
         ("scale", ctypes.c_float),

@@ -10,11 +10,12 @@
 /* Attention of one layer over packed rows.
  * qkv: [tokens][(heads + 2 kv_heads) * head_dim], rotated in place. out: [tokens][heads * head_dim].
  * keys: per block and head, for each 16 slots [head_dim / pair][16][pair] with pair 2 for bfloat16, else 1.
- * values: likewise [16 / pair][head_dim][pair]. cos, sin: float [positions][head_dim / 2].
+ * values: likewise [16 / pair][head_dim][pair]. block_stride: elements from block to block.
+ * cos, sin: float [positions][head_dim / 2].
  * q_norm, k_norm: [head_dim] or null. window: positions that a token sees, itself included; 0 for all.
  * Per token: positions, slots (block * block_size + offset).
  * Per row: offsets (first token), first_positions, tables [table_width].
- * Per item: its row, and the queries item_begin .. item_end - 1 of the row. */
+ * Per item: its row, the queries item_begin .. item_end - 1 of the row, and a range of key heads. */
 typedef struct {
     void *qkv;
     void *out;
@@ -32,11 +33,14 @@ typedef struct {
     const int32_t *item_row;
     const int32_t *item_begin;
     const int32_t *item_end;
+    const int32_t *item_head_begin;
+    const int32_t *item_head_end;
     int64_t table_width;
     int64_t heads;
     int64_t kv_heads;
     int64_t head_dim;
     int64_t block_size;
+    int64_t block_stride;
     int64_t window;
     int64_t rope;
     float norm_eps;

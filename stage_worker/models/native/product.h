@@ -1,11 +1,11 @@
 /* x times packed weights. Each output is summed over the inputs in one fixed order, whatever the other rows
  * are: a token's activations do not depend on the batch it is computed in. */
 
-#define ROW_BLOCK 192 /* rows of x that stay in the second-level cache while the weights pass by */
-#define STEP_BLOCK 320 /* steps whose packed weights, PANEL wide, stay in the first-level cache */
+#define ROW_BLOCK 192  /* rows of x that one pass over the weights serves */
+#define STEP_BLOCK 320 /* steps whose packed weights, PANEL wide, stay in the second-level cache meanwhile */
 
-INLINE void product_rows(int rows, const Elem *x, long inputs, long step, long steps,
-                             const uint32_t *weights, float *sums) {
+INLINE void product_rows(int rows, const Elem *x, long inputs, long step, long steps, const uint32_t *weights,
+                         float *sums) {
     const Left *left[6];
 #if BF16 && !DOT
     Left wide[6][STEP_BLOCK];
@@ -20,9 +20,9 @@ INLINE void product_rows(int rows, const Elem *x, long inputs, long step, long s
     const uint32_t *groups[PANEL / GROUP];
     for (int g = 0; g < PANEL / GROUP; g++) groups[g] = weights + step * PANEL + g * GROUP;
     if (step)
-        tile_columns(rows, left, steps, groups, PANEL, 1, sums, PANEL);
+        tile_columns(rows, left, steps, groups, 0, PANEL, 1, sums, PANEL);
     else
-        tile_columns(rows, left, steps, groups, PANEL, 0, sums, PANEL);
+        tile_columns(rows, left, steps, groups, 0, PANEL, 0, sums, PANEL);
 }
 
 /* Write the sums of `count` rows, panel number `panel`, to the output. */
@@ -37,10 +37,10 @@ INLINE void product_out(const Product *p, long row, long count, long panel, cons
         Elem *out = (Elem *)p->out + at;
         long c = 0;
         for (; c + LANES <= columns; c += LANES) {
-            Floats value = *(const FloatsAt *)(from + c);
-            if (bias) value += *(const FloatsAt *)(bias + c);
+            Floats value = get_floats(from + c);
+            if (bias) value += get_floats(bias + c);
             if (p->float_out)
-                *(FloatsAt *)(wide + c) = value;
+                put_floats(wide + c, value);
             else
                 store(out + c, value);
         }
@@ -66,7 +66,7 @@ void tidepipe_product(const Product *p, int64_t panel_begin, int64_t panel_end) 
             for (long step = 0; step < steps; step += STEP_BLOCK) {
                 long part = steps - step < STEP_BLOCK ? steps - step : STEP_BLOCK;
                 for (long chunk = 0; chunk < chunks; chunk++) {
-                    /* Chunks as equal as can be: a last one of one or two rows would run at half the speed. */
+                    /* Chunks as equal as can be: one or two rows run at a fraction of the speed. */
                     long begin = count * chunk / chunks, end = count * (chunk + 1) / chunks;
                     const Elem *x = (const Elem *)p->x + (row + begin) * p->inputs;
                     float *to = sums + begin * PANEL;

@@ -16,8 +16,7 @@ INLINE void norm_row(const Elem *x, const Elem *weight, float eps, long columns,
         store(rounded, load(x + c) * factor);
         store(y + c, load(rounded) * load(weight + c));
     }
-    for (; c < columns; c++)
-        y[c] = narrow(widen(narrow(widen(x[c]) * factor)) * widen(weight[c]));
+    for (; c < columns; c++) y[c] = narrow(widen(narrow(widen(x[c]) * factor)) * widen(weight[c]));
 }
 
 /* x += y (unless y is null); out = norm of x. */
@@ -36,7 +35,7 @@ void tidepipe_norm(const Rows *p, int64_t row_begin, int64_t row_end) {
 
 /* 2^x for x <= 0 (1 at 0 exactly), to within 2 units in the last place. */
 INLINE Floats power_of_two(Floats x) {
-    x = larger(splat(-126.0f), x); /* in this order a NaN stays one */
+    x = larger(splat(-126.0f), x);    /* in this order a NaN stays one */
     Floats shifted = x + 12582912.0f; /* 1.5 * 2^23: rounds to a whole number, which the low bits then hold */
     Floats f = x - (shifted - 12582912.0f);
     Floats result = splat(1.5403530e-4f);

@@ -1,5 +1,5 @@
 /* Vectors, and the two tiles that all heavy work is made of.
- *   BF16: 1 for bfloat16 data, 0 for float    LANES: floats per vector    DOT: 1 with bfloat16 dot products */
+ * BF16: 1 for bfloat16 data, 0 for float. LANES: floats per vector. DOT: 1 with bfloat16 dot products. */
 #ifndef TIDEPIPE_TILE_H
 #define TIDEPIPE_TILE_H
 
@@ -7,7 +7,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define PAIR (BF16 ? 2 : 1)
-#define VECTORS (GROUP / LANES) /* per group of 16 */
+#define VECTORS (GROUP / LANES)                       /* per group of 16 */
 #define TILE_GROUPS (LANES == 16 ? PANEL / GROUP : 1) /* as many as the registers hold */
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
@@ -59,7 +59,9 @@ INLINE Elem narrow(float value) {
 
 INLINE Floats splat(float value) { return (Floats){0} + value; }
 
-INLINE Floats blend(Ints mask, Floats yes, Floats no) { return (Floats)(((Ints)yes & mask) | ((Ints)no & ~mask)); }
+INLINE Floats blend(Ints mask, Floats yes, Floats no) {
+    return (Floats)(((Ints)yes & mask) | ((Ints)no & ~mask));
+}
 
 /* The larger one per lane; b where one is no number. */
 INLINE Floats larger(Floats a, Floats b) {
@@ -136,66 +138,88 @@ INLINE Floats mac_first(Floats sum, Words weights, Left left) {
 #endif
 }
 
-/* out[r][0 .. 63] (+)= sum over steps of left[r][step] * right, for `rows` (a constant) rows.
- * right[g]: the g-th group of 16 columns, `stride` words from step to step. */
+INLINE Floats get_floats(const float *from) { return *(const FloatsAt *)from; }
+
+INLINE void put_floats(float *to, Floats value) { *(FloatsAt *)to = value; }
+
+INLINE Words get_words(const uint32_t *from) { return *(const WordsAt *)from; }
+
+/* out[r][0 .. 63] (+)= sum over steps of left[r][step] * right, for `rows` (a constant, at most 6) rows.
+ * right[g]: the g-th group of 16 columns, `stride` words from step to step.
+ * next: null, or what will be `right` soon: it is fetched into the cache meanwhile. */
 INLINE void tile_columns(int rows, const Left *const *left, long steps, const uint32_t *const *right,
-                             long stride, int accumulate, float *out, long out_stride) {
+                         const uint32_t *const *next, long stride, int accumulate, float *out,
+                         long out_stride) {
     for (int first = 0; first < PANEL / GROUP; first += TILE_GROUPS) {
         Floats sum[6][TILE_GROUPS * VECTORS];
-        _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++)
-            _Pragma("GCC unroll 4") for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
-                if (accumulate)
-                    sum[r][v] = *(const FloatsAt *)(out + r * out_stride + first * GROUP + v * LANES);
-                else
-                    sum[r][v] = (Floats){0};
+        float *to = out + first * GROUP;
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
+                sum[r][v] = accumulate ? get_floats(to + r * out_stride + v * LANES) : splat(0);
         for (long step = 0; step < steps; step++) {
             Words words[TILE_GROUPS * VECTORS];
-            _Pragma("GCC unroll 4") for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
-                words[v] = *(const WordsAt *)(right[first + v / VECTORS] + step * stride
-                                                 + v % VECTORS * LANES);
-            _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 4
+            for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
+                words[v] = get_words(right[first + v / VECTORS] + step * stride + v % VECTORS * LANES);
+#pragma GCC unroll 4
+            for (int g = 0; next && g < TILE_GROUPS; g++)
+                __builtin_prefetch(next[first + g] + step * stride, 0, 2);
+#pragma GCC unroll 6
+            for (int r = 0; r < rows; r++) {
                 Left factor = left[r][step];
-                _Pragma("GCC unroll 4") for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
-                    sum[r][v] = mac(sum[r][v], words[v], factor);
+#pragma GCC unroll 4
+                for (int v = 0; v < TILE_GROUPS * VECTORS; v++) sum[r][v] = mac(sum[r][v], words[v], factor);
             }
         }
-        _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++)
-            _Pragma("GCC unroll 4") for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
-                *(FloatsAt *)(out + r * out_stride + first * GROUP + v * LANES) = sum[r][v];
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
+                put_floats(to + r * out_stride + v * LANES, sum[r][v]);
     }
 }
 
 /* out[r][0 .. groups * 16 - 1] = out * decay[r] + sum over `slots` KV slots of left[r][slot] * values.
- * values[s]: the s-th 16 slots, [16 / pair][stride words]. */
+ * values[s]: the s-th 16 slots, [16 / pair][stride words]. next: as for tile_columns. */
 INLINE void tile_slots(int rows, const Left *const *left, long slots, const uint32_t *const *values,
-                           long stride, int groups, const float *decay, float *out, long out_stride) {
+                       const uint32_t *const *next, long stride, int groups, const float *decay, float *out,
+                       long out_stride) {
     Floats sum[6][TILE_GROUPS * VECTORS];
     int vectors = groups * VECTORS;
-    _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++)
-        _Pragma("GCC unroll 4") for (int v = 0; v < vectors; v++)
-            sum[r][v] = *(const FloatsAt *)(out + r * out_stride + v * LANES) * decay[r];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) sum[r][v] = get_floats(out + r * out_stride + v * LANES) * decay[r];
     long done = 0;
     for (int part = 0; done + PAIR <= slots; part++) {
-        const uint32_t *words = values[part];
+        const uint32_t *words = values[part], *ahead = next ? next[part] : 0;
         for (int pair = 0; pair < GROUP / PAIR && done + PAIR <= slots; pair++, done += PAIR) {
-            _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++) {
+#pragma GCC unroll 4
+            for (int g = 0; next && g < groups; g++)
+                __builtin_prefetch(ahead + pair * stride + g * GROUP, 0, 2);
+#pragma GCC unroll 6
+            for (int r = 0; r < rows; r++) {
                 Left factor = left[r][done / PAIR];
-                _Pragma("GCC unroll 4") for (int v = 0; v < vectors; v++)
-                    sum[r][v] = mac(sum[r][v], *(const WordsAt *)(words + pair * stride + v * LANES),
-                                        factor);
+#pragma GCC unroll 4
+                for (int v = 0; v < vectors; v++)
+                    sum[r][v] = mac(sum[r][v], get_words(words + pair * stride + v * LANES), factor);
             }
         }
     }
     if (done < slots) { /* half a pair: the other half is not this sequence's */
         const uint32_t *words = values[done / GROUP] + done % GROUP / PAIR * stride;
-        _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++)
-            _Pragma("GCC unroll 4") for (int v = 0; v < vectors; v++)
-                sum[r][v] = mac_first(sum[r][v], *(const WordsAt *)(words + v * LANES),
-                                          left[r][done / PAIR]);
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++)
+                sum[r][v] = mac_first(sum[r][v], get_words(words + v * LANES), left[r][done / PAIR]);
     }
-    _Pragma("GCC unroll 6") for (int r = 0; r < rows; r++)
-        _Pragma("GCC unroll 4") for (int v = 0; v < vectors; v++)
-            *(FloatsAt *)(out + r * out_stride + v * LANES) = sum[r][v];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) put_floats(out + r * out_stride + v * LANES, sum[r][v]);
 }
 
 #endif

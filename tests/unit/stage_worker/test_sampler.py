@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from common.plan import SampledTokens, SequenceStart
 from common.sampling import SamplingParams
 from stage_worker.executors.protocol import PlanError
 from stage_worker.sampler import LogitsError, Sampler
-from stage_worker.sampling.sequence import LogitEdits, SequenceState
+from stage_worker.sampling.sequence import LogitEdits, SequenceState, TokenCounts
 from stage_worker.sampling.uniforms import philox4x32, uniforms
 
 CPU = torch.device("cpu")
@@ -259,3 +260,14 @@ def test_philox_known_answer() -> None:
     many = uniforms([seed for seed in (0, 1, 2**32, 2**63) for _ in range(1000)], [*range(1000)] * 4)
     assert len(set(many.tolist())) == 4000
     assert abs(float(many.mean()) - 0.5) < 0.02
+
+
+def test_token_counts_grow_with_long_outputs() -> None:
+    """Hundreds of distinct tokens, counted like a dictionary does."""
+    chance = np.random.default_rng(2)
+    prompt, output = chance.integers(0, 900, 150).tolist(), chance.integers(0, 900, 600).tolist()
+    counts = TokenCounts(prompt, output[:1])
+    for token_id in output[1:]:
+        counts.add(token_id)
+    expected = dict.fromkeys(prompt, 0) | Counter(output)
+    assert dict(zip(counts.ids.tolist(), counts.counts.tolist(), strict=True)) == expected
