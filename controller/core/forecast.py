@@ -100,7 +100,7 @@ class KvForecast:
         return peak
 
     def _peak_with_certain(self, share: _Share) -> float:
-        """The same as adding, looking and removing, in a third of the time: it is asked for every candidate."""
+        """The same as adding, looking and removing, in a third of the time, for every candidate."""
         first = self._bucket(self.now)
         times = self._times[first:]
         tokens = self._count[first:] * times

@@ -9,8 +9,17 @@ from controller.core.policies.separate import SeparatePolicy
 from controller.core.policies.temporal import TemporalPolicy
 from controller.core.policies.tide import TidePolicy
 from controller.core.stealing import StealByTime
+from controller.core.victims import LeastLost, Newest, VictimChoice
 
 LIVE_POLICIES = ("auto", "td-pipe", "separate", "hybrid")
+
+
+def victims_for(name: str) -> VictimChoice:
+    """Who is preempted under the policy of that name.
+
+    With mixed steps nearly every sequence is always in flight, and the newest would hardly ever be idle.
+    """
+    return LeastLost() if name in ("auto", "separate", "hybrid") else Newest()
 
 
 def make_policy(name: str, cost: StepCost | None = None) -> Policy | None:
