@@ -23,7 +23,7 @@ class TideKnobs:
     near_best: the largest step is the smallest one whose time per token is within this factor of the best;
         larger ones win nothing, and make the pipeline's ramp and drain longer.
     refill_at: slack at which prompts are admitted again after memory was full.
-    smaller_below, larger_above: slack at which the step size goes down or up by a corner.
+    smaller_below, larger_above: (the latter above refill_at) slack at which the step size goes down or up by a corner.
     hold_rounds: rounds (one step of each batch) that a step size is kept at least: a change downwards leaves
         a bubble of (stages - 1) x the difference in step time.
     """
@@ -31,10 +31,10 @@ class TideKnobs:
     most_tokens: int = 2048
     grain: int = 64
     near_best: float = 1.05
-    refill_at: float = 0.01
+    refill_at: float = 0.02
     smaller_below: float = 0.02
     larger_above: float = 0.05
-    hold_rounds: int = 6
+    hold_rounds: int = 12
 
 
 class StepSizes:
