@@ -20,6 +20,7 @@ class Phase(enum.Enum):
     IDLE = "idle"
     PREFILL = "prefill"
     DECODE = "decode"
+    MIXED = "mixed"  # prompts and decode rows in the same steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,11 @@ class SequenceStart:
     eos_token_ids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PlanRow:
     """One sequence's part of a step: tokens at positions first_position .. first_position + count - 1.
+
+    Never changed once made; not frozen, as there is one per sequence and step and freezing triples its cost.
 
     token_ids: the tokens (first stage), or empty for the stages behind it.
     new_blocks: KV blocks that the sequence gets with this step, appended to its table.

@@ -5,12 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import uuid
+from pathlib import Path
 
 from common.errors import ConfigError
+from common.latency.correction import CorrectedCost
+from common.latency.files import read_profile
+from common.latency.hardware import hardware
+from common.latency.linear import RooflineLinear
+from common.latency.model import LatencyModel, Parallelism
+from common.model_shape import ModelShape
 from common.rpc.lifecycle import Lifecycle, run_service
 from common.rpc.server import RpcServer
 from controller.core.admission import AdmissionRules
-from controller.core.policy import PhasePolicy, make_policy
+from controller.core.policies.catalog import LIVE_POLICIES, make_policy, victims_for
 from controller.core.scheduler import Scheduler, SchedulerConfig
 from controller.drivers.live import LiveInstance
 from controller.drivers.pipeline import Pipeline, PipelineConfig
@@ -32,7 +39,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stages", required=True, help="HOST:PORT of each stage worker, first to last")
     parser.add_argument("--router", default=None, help="HOST:PORT of the router to register at")
     parser.add_argument("--predictor", default=None, help="HOST:PORT of the length predictor")
-    parser.add_argument("--policy", default="auto", help="auto or td-pipe")
+    parser.add_argument("--policy", default="auto", help=", ".join(LIVE_POLICIES))
+    parser.add_argument("--profile", type=Path, default=None, help="CSV of tokens, ms of the whole model")
+    parser.add_argument("--hardware", default=None, help="device to model: l20, a100, a800 or h100")
     parser.add_argument("--block-size", type=int, default=16, help="tokens per KV block")
     parser.add_argument("--kv-blocks", type=int, default=0, help="per stage; 0: from the memory budget")
     parser.add_argument("--layer-split", default="", help="layers per stage, such as 16,14")
@@ -50,11 +59,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _policy(name: str) -> PhasePolicy:
-    policy = make_policy(name)
-    if policy is None:
-        raise ConfigError(f"unknown policy {name!r}; known: auto, td-pipe")
-    return policy
+def _check_policy(name: str) -> None:
+    if name not in LIVE_POLICIES:
+        raise ConfigError(f"unknown policy {name!r}; known: {', '.join(LIVE_POLICIES)}")
+
+
+def _cost(options: argparse.Namespace, shape: ModelShape, stages: int) -> CorrectedCost | None:
+    """What steps take, if the user gave a profile or named a device; corrected by what is measured."""
+    if options.profile is None and options.hardware is None:
+        return None
+    device = hardware(options.hardware or "l20")
+    linear = read_profile(options.profile) if options.profile else RooflineLinear(shape, device)
+    return CorrectedCost(LatencyModel(shape, device, linear, Parallelism(stages)))
 
 
 def _layer_split(text: str) -> tuple[int, ...]:
@@ -81,7 +97,7 @@ def _check(options: argparse.Namespace) -> None:
 async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
     """Serve until asked to stop."""
     _check(options)
-    policy = _policy(options.policy)
+    _check_policy(options.policy)
     incarnation = uuid.uuid4().hex
     config = PipelineConfig(
         stage_addresses=tuple(part for part in options.stages.split(",") if part),
@@ -93,6 +109,7 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
 
     def make_scheduler(about: StageAbout) -> Scheduler:
         device = about.device.partition(":")[0]
+        cost = _cost(options, about.shape, len(config.stage_addresses))
         return Scheduler(
             SchedulerConfig(
                 context_length=about.shape.context_length,
@@ -102,8 +119,10 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
                 microbatches=options.microbatches,
                 max_sequences=options.max_sequences,
                 admission=AdmissionRules(max_running=options.max_running, reserve=options.reserve),
+                victims=victims_for(options.policy),
             ),
-            policy,
+            make_policy(options.policy, cost),
+            cost,
         )
 
     server = RpcServer(options.listen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from pathlib import Path
 
 from common.rpc.lifecycle import Lifecycle, run_service
 from common.rpc.server import RpcServer
@@ -25,6 +26,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--memory-gib", type=float, default=None, help="budget for weights and KV blocks together"
     )
+    parser.add_argument("--executor", default="torch", choices=["torch", "emulated"])
+    parser.add_argument("--profile", type=Path, default=None, help="emulated: CSV of tokens, milliseconds")
+    parser.add_argument("--hardware", default="l20", help="emulated: l20, a100, a800 or h100")
     parser.add_argument("--allow-download", action="store_true", help="fetch a hub id that is not cached")
     parser.add_argument("--log-level", default="info")
     return parser.parse_args(arguments)
@@ -32,9 +36,19 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def make_backend(options: argparse.Namespace) -> Backend:
     """Build what computes; imports torch, so the command line's errors come without that wait."""
+    budget = None if options.memory_gib is None else int(options.memory_gib * 2**30)
+    if options.executor == "emulated":
+        from stage_worker.executors.emulated import EmulatedBackend
+
+        return EmulatedBackend(
+            options.model,
+            device=options.hardware,
+            profile=options.profile,
+            memory_budget=budget,
+            allow_download=options.allow_download,
+        )
     from stage_worker.executors.torch_backend import TorchBackend
 
-    budget = None if options.memory_gib is None else int(options.memory_gib * 2**30)
     backend: Backend = TorchBackend(
         options.model,
         device=options.device,

@@ -12,6 +12,7 @@ _PHASE_TO_WIRE: dict[Phase, controller_pb2.Phase.ValueType] = {
     Phase.IDLE: controller_pb2.PHASE_UNSPECIFIED,
     Phase.PREFILL: controller_pb2.PHASE_PREFILL,
     Phase.DECODE: controller_pb2.PHASE_DECODE,
+    Phase.MIXED: controller_pb2.PHASE_MIXED,
 }
 _PHASE_FROM_WIRE: dict[int, Phase] = {wire: phase for phase, wire in _PHASE_TO_WIRE.items()}
 

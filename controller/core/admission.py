@@ -1,77 +1,128 @@
-"""Which waiting sequences are prefilled next: the waiting line, admission by KV memory, packing of steps."""
+"""The waiting line, and which of its sequences may have KV memory."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from controller.core.forecast import peak_blocks
+from controller.core.expectation import LengthBelief, belief_of
+from controller.core.forecast import KvForecast
 from controller.core.ledger import KvLedger
 from controller.core.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionRules:
-    """max_running: sequences that hold KV blocks at a time. reserve: share of the blocks that the
-    forecast peak must leave free, for predictions that were too short; below 0 it overcommits."""
+    """max_running: sequences that hold KV blocks at a time.
+    reserve: share of the blocks that the forecast peak must leave free; below 0 it overcommits.
+    risk: standard deviations of the forecast that must fit as well; 1.6 overflows about once in 20 times.
+    occupancy: without a forecast, the share of the blocks that may be in use when a sequence is admitted
+        (what engines without predictions do); None forecasts.
+    """
 
     max_running: int = 256
     reserve: float = 0.05
+    risk: float = 0.0
+    occupancy: float | None = None
 
 
 class WaitingLine:
-    """First come, first served; preempted sequences come back to the front."""
+    """First come, first served unless an order is set; preempted sequences come back to the front."""
 
     def __init__(self) -> None:
-        self._line: deque[Sequence] = deque()
+        # Newest first, so that taking the next one is cheap.
+        self._line: list[Sequence] = []
+        self.changes = 0
 
     def __len__(self) -> int:
         return len(self._line)
 
     def __iter__(self) -> Iterator[Sequence]:
-        return iter(self._line)
+        return reversed(self._line)
 
     @property
     def first(self) -> Sequence | None:
         """Whose turn it is."""
-        return self._line[0] if self._line else None
+        return self._line[-1] if self._line else None
 
-    def add(self, sequence: Sequence) -> None:
-        """To the end."""
-        self._line.append(sequence)
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        """To the end, in this order."""
+        self._line[:0] = list(sequences)[::-1]
+        self.changes += 1
 
     def put_back(self, sequences: Iterable[Sequence]) -> None:
         """To the front, the one that arrived first foremost."""
-        self._line.extendleft(sorted(sequences, key=lambda s: s.arrived, reverse=True))
+        self._line.extend(sorted(sequences, key=lambda s: s.arrived, reverse=True))
 
     def take(self) -> Sequence:
         """Remove the first."""
-        return self._line.popleft()
+        return self._line.pop()
 
     def discard(self, sequence: Sequence) -> None:
         """Remove one that ended."""
         self._line.remove(sequence)
 
+    def order_by(self, rank: Callable[[Sequence], float]) -> None:
+        """Lowest rank first; preempted ones stay in front of all others."""
+        self._line.sort(key=lambda s: (s.preemptions > 0, -rank(s)))
 
-def fits(candidate: Sequence, running: Iterable[Sequence], ledger: KvLedger, rules: AdmissionRules) -> bool:
-    """May the candidate be admitted beside those that run?
 
-    Its present tokens and the next one must fit now, and the forecast peak of all must leave the reserve
-    free.
-    Alone it may always run (the edge refuses sequences that could never fit).
-    """
-    if ledger.blocks_for(candidate.length + 1) > ledger.free:
-        return False
-    others = list(running)
-    if not others:
-        return True
-    if len(others) >= rules.max_running:
-        return False
-    everyone = [*others, candidate]
-    lengths = np.array([s.length for s in everyone], dtype=np.float64)
-    remaining = np.array([s.expected_remaining() for s in everyone])
-    peak = peak_blocks(lengths, remaining, ledger.block_size)
-    return peak <= ledger.total * (1.0 - rules.reserve)
+class Gate:
+    """Decides on admission for one instance: the present memory, and the forecast of its future."""
+
+    def __init__(self, rules: AdmissionRules, ledger: KvLedger, longest: int) -> None:
+        """longest: tokens of one sequence at most."""
+        self.rules = rules
+        self.forecast = KvForecast(ledger.block_size, longest)
+        self._ledger = ledger
+
+    def fits(self, candidate: Sequence, running: int, seen: LengthBelief | None) -> bool:
+        """May the candidate be admitted beside `running` others?
+
+        Its present tokens and the next one must fit now, and the forecast peak of all must leave the reserve
+        free. Alone it may always run (the edge refuses sequences that could never fit).
+        """
+        rules, ledger = self.rules, self._ledger
+        needed = ledger.blocks_for(candidate.length + 1)
+        if needed > ledger.free:
+            return False
+        if not running:
+            return True
+        if running >= rules.max_running:
+            return False
+        if rules.occupancy is not None:
+            return ledger.used + needed <= rules.occupancy * ledger.total
+        generated = len(candidate.output)
+        peak = self.forecast.peak_with(
+            candidate.length,
+            generated,
+            belief_of(candidate, seen),
+            candidate.max_tokens - generated,
+            rules.risk,
+        )
+        return peak <= self.room_tokens
+
+    @property
+    def room_tokens(self) -> float:
+        """Tokens that the forecast peak may reach."""
+        return self._ledger.capacity_tokens * (1.0 - self.rules.reserve)
+
+    def admitted(self, sequence: Sequence, seen: LengthBelief | None) -> None:
+        """A sequence runs; or one that runs has outlived its forecast."""
+        generated = len(sequence.output)
+        allowed = sequence.max_tokens - generated
+        belief = belief_of(sequence, seen)
+        sequence.review_at = self.forecast.put(sequence.key, sequence.length, generated, belief, allowed)
+
+    def left(self, sequence: Sequence) -> None:
+        """A sequence holds nothing any more."""
+        self.forecast.remove(sequence.key)
+
+    def slack(self) -> float:
+        """Share of the memory that neither present use nor the forecast peak takes; may be negative."""
+        capacity = max(1, self._ledger.capacity_tokens)
+        used = self._ledger.used / self._ledger.total if self._ledger.total else 1.0
+        if self.rules.occupancy is not None:
+            return self.rules.occupancy - used
+        forecast = 1.0 - self.rules.reserve - self.forecast.peak_tokens(self.rules.risk) / capacity
+        return min(forecast, 1.0 - used)

@@ -47,10 +47,11 @@ class LengthPredicted:
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """The last stage has finished a step."""
+    """The last stage has finished a step. stage_s: time that each stage computed, if known, seconds."""
 
     step_id: int
     sampled: SampledTokens
+    stage_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from common.sampling import SamplingParams
 
+NEVER = 1 << 60
+
 
 class State(enum.Enum):
     """Where a sequence is in its life."""
@@ -26,6 +28,9 @@ class Sequence:
     planned: positions whose computation is done or on its way.
     in_flight: steps on their way that have a row of it.
     failures: steps with a row of it whose execution failed.
+    review_at: output tokens at which its length forecast is made anew, because it outlived the present one.
+    end_tokens: token ids that end it.
+    told_blocks: how many of its blocks the stages know of.
     """
 
     sequence_id: str
@@ -45,6 +50,9 @@ class Sequence:
     failures: int = 0
     predicted_p50: float | None = None
     predicted_p90: float | None = None
+    review_at: int = NEVER
+    end_tokens: frozenset[int] = frozenset()
+    told_blocks: int = 0
 
     @property
     def length(self) -> int:
@@ -64,14 +72,3 @@ class Sequence:
         if end <= prompt:
             return self.prompt[begin:end]
         return self.prompt[begin:] + tuple(self.output[: end - prompt])
-
-    def expected_remaining(self) -> float:
-        """Output tokens that are still expected, from the prediction; all that are allowed without one."""
-        allowed = self.max_tokens - len(self.output)
-        if self.predicted_p50 is None or self.predicted_p90 is None:
-            return float(allowed)
-        for level in (self.predicted_p50, self.predicted_p90):
-            if level > len(self.output):
-                return min(level - len(self.output), float(allowed))
-        # It outlived its 90th percentile: long outputs tend to stay long, so expect as much again.
-        return min(float(max(len(self.output), 1)), float(allowed))

@@ -21,12 +21,10 @@ class SchedulerStats:
     phase_switches: int = 0
     last_switch: Reason = field(default_factory=lambda: Reason("started"))
 
-    def count_step(self, phase: Phase, tokens: int) -> None:
+    def count_step(self, prefill_tokens: int, decode_tokens: int) -> None:
         """A step came back."""
-        if phase is Phase.PREFILL:
-            self.prefill_tokens += tokens
-        else:
-            self.decode_tokens += tokens
+        self.prefill_tokens += prefill_tokens
+        self.decode_tokens += decode_tokens
 
     def count_switch(self, before: Phase, after: Phase, reason: Reason) -> None:
         """Prefill <-> decode is a switch of phases; going idle or waking up is not."""

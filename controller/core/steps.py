@@ -7,19 +7,23 @@ from dataclasses import dataclass
 from common.plan import Phase, PlanRow, SequenceStart, StepPlan
 from controller.core.actions import Dispatch
 from controller.core.decode import MicroBatch
-from controller.core.ledger import KvLedger
 from controller.core.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step in flight. sampled: sequences of the rows that sample, in their order."""
+    """A step in flight. decode_rows: how many of its tokens are decode's; the rest are prompts'.
+
+    rows: sequences of all rows, decode's first. sampled: those that sample, in their order.
+    """
 
     phase: Phase
     tokens: int
+    decode_rows: int
     rows: tuple[Sequence, ...]
     sampled: tuple[Sequence, ...]
     batch: MicroBatch | None
+    plan: StepPlan
 
 
 class StepBook:
@@ -29,7 +33,6 @@ class StepBook:
         self._eos = eos_token_ids
         self._steps: dict[int, Step] = {}
         self._releases: list[int] = []
-        self._told: dict[int, int] = {}
         self._last_step = 0
         self._last_key = 0
 
@@ -42,7 +45,6 @@ class StepBook:
         """A new epoch begins: nothing is in flight, the stages know no sequence, step ids start at 1."""
         self._steps.clear()
         self._releases.clear()
-        self._told.clear()
         self._last_step = 0
 
     def new_key(self) -> int:
@@ -50,67 +52,70 @@ class StepBook:
         self._last_key += 1
         return self._last_key
 
-    def release(self, key: int) -> None:
+    def release(self, sequence: Sequence) -> None:
         """The stages may forget a sequence (they are told with the next plan)."""
-        if self._told.pop(key, None) is not None:
-            self._releases.append(key)
+        if sequence.told_blocks:
+            self._releases.append(sequence.key)
+            sequence.told_blocks = 0
 
     def done(self, step_id: int) -> Step | None:
         """A step came back; None if it is none of this epoch."""
         return self._steps.pop(step_id, None)
 
-    def prefill(self, rows: list[tuple[Sequence, int]]) -> Dispatch:
-        """A step over (sequence, tokens) pairs; `planned` of each stands behind its tokens already."""
-        plan_rows = []
-        for sequence, count in rows:
-            begin = sequence.planned - count
-            plan_rows.append(
-                self._row(sequence, begin, sequence.planned, sample=sequence.planned == sequence.length)
-            )
-        sampled = tuple(s for s, _ in rows if s.planned == s.length)
-        return self._dispatch(Phase.PREFILL, plan_rows, [s for s, _ in rows], sampled, None)
+    def build(
+        self,
+        phase: Phase,
+        batch: MicroBatch | None,
+        members: list[Sequence],
+        chunks: list[tuple[Sequence, int]],
+    ) -> Dispatch:
+        """A step of a batch: the newest token of each of its members, and prompt tokens.
 
-    def decode(self, batch: MicroBatch, ledger: KvLedger) -> Dispatch:
-        """A step that computes the newest token of each member; blocks are taken from the ledger."""
-        rows = []
-        for sequence in batch.members:
-            ledger.extend(sequence.blocks, sequence.length)
-            rows.append(self._row(sequence, sequence.length - 1, sequence.length, sample=True))
-            sequence.planned = sequence.length
-        return self._dispatch(Phase.DECODE, rows, batch.members, tuple(batch.members), batch)
+        chunks: (sequence, tokens) pairs; `planned` of each stands behind its tokens already. All have their
+        blocks.
+        """
+        rows: list[PlanRow] = []
+        for sequence in members:
+            key, output, blocks = sequence.key, sequence.output, sequence.blocks
+            length = len(sequence.prompt) + len(output)
+            new_blocks: tuple[int, ...] = ()
+            if sequence.told_blocks != len(blocks):
+                new_blocks = tuple(blocks[sequence.told_blocks :])
+                sequence.told_blocks = len(blocks)
+            token = output[-1] if output else sequence.prompt[-1]
+            rows.append(PlanRow(key, length - 1, 1, (token,), new_blocks, True))
+            sequence.planned = length
+            sequence.in_flight += 1
+        sampled = list(members)
+        sequences = list(members)
+        for sequence, count in chunks:
+            ends = sequence.planned == sequence.length
+            rows.append(self._chunk(sequence, sequence.planned - count, count, sample=ends))
+            sequence.in_flight += 1
+            sequences.append(sequence)
+            if ends:
+                sampled.append(sequence)
+        self._last_step += 1
+        starts = tuple(self._start(s) for s, count in chunks if s.planned == count)
+        plan = StepPlan(self._last_step, phase, tuple(rows), starts, tuple(self._releases))
+        self._releases.clear()
+        tokens = len(members) + sum(count for _, count in chunks)
+        self._steps[plan.step_id] = Step(
+            phase, tokens, len(members), tuple(sequences), tuple(sampled), batch, plan
+        )
+        return Dispatch(plan)
 
-    def _row(self, sequence: Sequence, begin: int, end: int, *, sample: bool) -> PlanRow:
-        known = self._told.get(sequence.key, 0)
-        self._told[sequence.key] = len(sequence.blocks)
+    def _chunk(self, sequence: Sequence, begin: int, count: int, *, sample: bool) -> PlanRow:
+        known = sequence.told_blocks
+        sequence.told_blocks = len(sequence.blocks)
         return PlanRow(
             key=sequence.key,
             first_position=begin,
-            count=end - begin,
-            token_ids=sequence.tokens(begin, end),
+            count=count,
+            token_ids=sequence.tokens(begin, begin + count),
             new_blocks=tuple(sequence.blocks[known:]),
             sample=sample,
         )
-
-    def _dispatch(
-        self,
-        phase: Phase,
-        rows: list[PlanRow],
-        sequences: list[Sequence],
-        sampled: tuple[Sequence, ...],
-        batch: MicroBatch | None,
-    ) -> Dispatch:
-        self._last_step += 1
-        starts = tuple(
-            self._start(sequence)
-            for sequence, row in zip(sequences, rows, strict=True)
-            if row.first_position == 0
-        )
-        plan = StepPlan(self._last_step, phase, tuple(rows), starts, tuple(self._releases))
-        self._releases.clear()
-        for sequence in sequences:
-            sequence.in_flight += 1
-        self._steps[plan.step_id] = Step(phase, plan.tokens, tuple(sequences), sampled, batch)
-        return Dispatch(plan)
 
     def _start(self, sequence: Sequence) -> SequenceStart:
         params = sequence.sampling

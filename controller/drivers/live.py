@@ -130,7 +130,8 @@ class LiveInstance:
         if stage != len(self.pipeline.stages) - 1:
             return
         sampled = SampledTokens(tuple(report.token_ids), logprobs_from_wire(report.logprobs))
-        self._hear(StepDone(report.step_id, sampled))
+        # The last stage stands for all: it has the LM head, and layers are split so that none is slower.
+        self._hear(StepDone(report.step_id, sampled, (report.compute_s,)))
 
     def _predicted(self, sequence_id: str, p50: float, p90: float) -> None:
         if self._scheduler is not None:

@@ -32,7 +32,7 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     "grpc_port": _option(int, "--grpc-port", "Port of the gRPC API; 0: a free one. Default: 0.", "P"),
     "dtype": _option(str, "--dtype", "auto, float32, bfloat16 or float16. Default: auto.", "D"),
     "device": _option(str, "--device", "auto, cpu, cuda or cuda:N. Default: auto.", "D"),
-    "policy": _option(str, "--policy", "Scheduling policy: auto or td-pipe. Default: auto.", "P"),
+    "policy": _option(str, "--policy", "auto, td-pipe, separate or hybrid. Default: auto.", "P"),
     "threads": _option(int, "--threads", "Compute threads of a stage. Default: cores / stages.", "N"),
     "memory_gib": _option(float, "--memory-gib", "Memory of a stage for weights and KV blocks.", "X"),
     "block_size": _option(int, "--block-size", "Tokens per KV block.", "N"),
@@ -53,8 +53,9 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     "verbose": _option(bool, "--verbose", "Show the processes' logs on stderr."),
     "log_level": _option(str, "--log-level", "debug, info, warning or error. Default: info.", "L"),
     "quantization": _option(str, "--quantization", "Not in this version: int8.", "Q"),
-    "executor": _option(str, "--executor", "torch (emulated: not in this version). Default: torch.", "E"),
-    "profile": _option(str, "--profile", "Not in this version: a latency profile.", "FILE"),
+    "executor": _option(str, "--executor", "torch, or emulated (sleeps by --profile). Default: torch.", "E"),
+    "profile": _option(str, "--profile", "CSV: tokens in a batch, ms of the whole model.", "FILE"),
+    "hardware": _option(str, "--hardware", "Emulated device: L20, A100, A800 or H100. Default: L20.", "NAME"),
     "config": _option(Path, "--config", "TOML file with any of these settings; flags win.", "FILE"),
 }
 

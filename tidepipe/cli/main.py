@@ -14,6 +14,7 @@ from tidepipe.cli.bench import bench_app
 from tidepipe.cli.exit_codes import INTERRUPTED, SOME_FAILED, exit_code
 from tidepipe.cli.generate import generate
 from tidepipe.cli.model import model_app
+from tidepipe.cli.sim import sim_app
 from tidepipe.cli.up import up
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app.command("generate")(generate)
 app.add_typer(bench_app, name="bench")
 app.add_typer(admin_app, name="admin")
 app.add_typer(model_app, name="model")
+app.add_typer(sim_app, name="sim")
 
 
 def main() -> None:

@@ -14,13 +14,12 @@ from common.errors import ConfigError
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Policy = Literal["auto", "td-pipe"]
+Policy = Literal["auto", "td-pipe", "separate", "hybrid"]
+Executor = Literal["torch", "emulated"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 _LATER = {
     "quantization": "quantized weights",
-    "executor": "emulated executors",
-    "profile": "latency profiles",
 }
 """Settings of the command line's contract that this version does not carry out, and what they are."""
 
@@ -42,6 +41,9 @@ class ClusterConfig(BaseModel):
     dtype: DType = "auto"
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     policy: Policy = "auto"
+    executor: Executor = "torch"
+    profile: str | None = None
+    hardware: str | None = None
     threads: int | None = Field(default=None, ge=1)
     memory_gib: float | None = Field(default=None, gt=0)
     block_size: int | None = Field(default=None, ge=1, le=1024)
@@ -63,6 +65,8 @@ class ClusterConfig(BaseModel):
             raise ValueError(
                 f"layer_split '{self.layer_split}' must name {self.stages} numbers, one per stage"
             )
+        if self.hardware is not None and self.executor != "emulated":
+            raise ValueError("hardware names the device that --executor emulated stands in for")
         return self
 
     @property
@@ -79,8 +83,7 @@ def load_config(file: Path | None, flags: Mapping[str, Any]) -> ClusterConfig:
     settings = _read(file) if file else {}
     settings |= {name: value for name, value in flags.items() if value is not None}
     for name, what in _LATER.items():
-        # The one executor that there is may be named.
-        if settings.pop(name, None) not in (None, "torch" if name == "executor" else None):
+        if settings.pop(name, None) is not None:
             raise ConfigError(f"--{name}: this version does not have {what} yet")
     if "model" not in settings:
         raise ConfigError("no model given; name one with --model")

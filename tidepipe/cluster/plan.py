@@ -23,7 +23,8 @@ def worker_spec(config: ClusterConfig, instance: int, stage: int) -> ChildSpec:
     """One stage of one instance."""
     device = worker_device(config.device, instance * config.stages + stage)
     memory_gib = config.memory_gib
-    if memory_gib is None and not device.startswith("cuda"):
+    emulated = config.executor == "emulated"
+    if memory_gib is None and not device.startswith("cuda") and not emulated:
         memory_gib = worker_memory_gib(config.stages * config.instances)
     arguments = _flags(
         model=config.model,
@@ -31,6 +32,9 @@ def worker_spec(config: ClusterConfig, instance: int, stage: int) -> ChildSpec:
         dtype=config.dtype,
         threads=config.stage_threads,
         memory_gib=memory_gib,
+        executor=config.executor,
+        profile=config.profile if emulated else None,
+        hardware=config.hardware,
         allow_download=config.allow_download,
         log_level=config.log_level,
     )
@@ -47,6 +51,8 @@ def controller_spec(
         router=router,
         predictor=predictor,
         policy=config.policy,
+        profile=config.profile,
+        hardware=config.hardware or ("l20" if config.executor == "emulated" else None),
         block_size=config.block_size,
         kv_blocks=config.kv_blocks,
         layer_split=config.layer_split,

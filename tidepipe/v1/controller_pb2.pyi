@@ -32,6 +32,8 @@ class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Phase.ValueType
     """Prompts are being processed."""
     PHASE_DECODE: _Phase.ValueType  # 2
     """Tokens are being generated."""
+    PHASE_MIXED: _Phase.ValueType  # 3
+    """Both in the same steps."""
 
 class Phase(_Phase, metaclass=_PhaseEnumTypeWrapper):
     """Phase of an instance."""
@@ -42,6 +44,8 @@ PHASE_PREFILL: Phase.ValueType  # 1
 """Prompts are being processed."""
 PHASE_DECODE: Phase.ValueType  # 2
 """Tokens are being generated."""
+PHASE_MIXED: Phase.ValueType  # 3
+"""Both in the same steps."""
 Global___Phase: _TypeAlias = Phase  # noqa: Y015
 
 @_typing.final

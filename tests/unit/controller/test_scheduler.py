@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ from controller.core.events import (
     Tick,
 )
 from controller.core.scheduler import Scheduler, SchedulerConfig
+from tests.unit.controller.policy_cases import CASES
 
 EOS = 0
 
@@ -94,6 +96,7 @@ class World:
     kv_blocks: int
     block_size: int
     microbatches: int
+    case: str = "td-pipe"
     outputs: dict[str, list[int]] = field(default_factory=dict)
     ends: dict[str, Finish] = field(default_factory=dict)
     switches: list[PhaseSwitched] = field(default_factory=list)
@@ -102,14 +105,17 @@ class World:
     epoch: int = 1
 
     def __post_init__(self) -> None:
+        make_policy, victims, admission = CASES[self.case]
         config = SchedulerConfig(
             context_length=200,
             eos_token_ids=(EOS,),
             block_size=self.block_size,
             prefill_tokens=32,
             microbatches=self.microbatches,
+            admission=admission,
+            victims=victims,
         )
-        self.scheduler = Scheduler(config)
+        self.scheduler = Scheduler(config, make_policy())
         self.fake = FakeStages(self.kv_blocks, self.block_size)
         self.hear(StagesReady(1, self.stages, self.kv_blocks))
 
@@ -152,7 +158,8 @@ class World:
 requests = st.lists(st.tuples(st.integers(1, 90), st.integers(1, 60), st.booleans()), min_size=1, max_size=24)
 
 
-@settings(max_examples=120, deadline=None)
+@pytest.mark.parametrize("case", CASES)
+@settings(max_examples=60, deadline=None)
 @given(
     requests=requests,
     stages=st.integers(1, 4),
@@ -162,6 +169,7 @@ requests = st.lists(st.tuples(st.integers(1, 90), st.integers(1, 60), st.boolean
     seed=st.integers(0, 2**16),
 )
 def test_nothing_is_lost_leaked_or_repeated(
+    case: str,
     requests: list[tuple[int, int, bool]],
     stages: int,
     microbatches: int,
@@ -173,7 +181,7 @@ def test_nothing_is_lost_leaked_or_repeated(
     is cancelled, predicted or lost on the way; and all blocks are free in the end."""
     # Just enough blocks for the longest sequence alone, plus a few.
     kv_blocks = -(-150 // block_size) + spare
-    world = World(stages, kv_blocks, block_size, microbatches)
+    world = World(stages, kv_blocks, block_size, microbatches, case)
     chance = random.Random(seed)
     limits: dict[str, tuple[tuple[int, ...], int]] = {}
     cancelled: set[str] = set()

@@ -27,10 +27,10 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("", {}, "no model given"),
         ("", {"model": "m", "stages": 0}, "stages: .*greater than or equal to 1"),
         ("", {"model": "m", "stages": 2, "layer_split": "1,2,3"}, "must (be|name) 2 numbers"),
-        ("", {"model": "m", "executor": "emulated"}, "--executor: this version does not have"),
+        ("", {"model": "m", "executor": "magic"}, "executor: .*'torch' or 'emulated'"),
         ("", {"model": "m", "quantization": "int8"}, "--quantization: this version does not have"),
-        ("", {"model": "m", "profile": "p.csv"}, "--profile: this version does not have"),
-        ("", {"model": "m", "policy": "hybrid"}, "policy: .*'auto' or 'td-pipe'"),
+        ("", {"model": "m", "hardware": "l20"}, "hardware names the device"),
+        ("", {"model": "m", "policy": "magic"}, "policy: .*'auto', 'td-pipe', 'separate' or 'hybrid'"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(

@@ -1,0 +1,90 @@
+"""What each technique brings, and what the quality of length predictions is worth.
+
+    python -m bench.offline_ablation TRACE.csv --profile L20_LLAMA2_13B.csv -o results/
+
+One technique is changed at a time, everything else stays. Writes ablation.json and prints a table of output
+tokens/s, and the change against the full policy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from bench.offline_cells import Cell, cells
+from controller.simulation.offline import run_offline
+from controller.simulation.predictions import predictor
+from controller.simulation.setups import Knobs
+
+AUTO: dict[str, tuple[Knobs, str]] = {
+    "auto": ({}, "oracle"),
+    "auto, predictions off by 1.3x (noise:0.25)": ({}, "noise:0.25"),
+    "auto, predictions off by 1.65x (noise:0.5)": ({}, "noise:0.5"),
+    "auto, predictions off by 2.7x (noise:1)": ({}, "noise:1"),
+    "auto, no predictions": ({}, "none"),
+    "auto, first come first served": ({"order": False}, "oracle"),
+    "auto, admission by occupancy 0.99": ({"occupancy": 0.99}, "oracle"),
+    "auto, stealing by count": ({"stealing": "count"}, "oracle"),
+    "auto, no stealing": ({"stealing": "none"}, "oracle"),
+    "auto, every step 256 tokens": ({"fixed_size": 256}, "oracle"),
+    "auto, every step 512 tokens": ({"fixed_size": 512}, "oracle"),
+    "auto, one more batch than stages": ({"extra_batches": 1}, "oracle"),
+    "auto, victims: the newest": ({"victims": "newest"}, "noise:0.5"),
+}
+TD_PIPE: dict[str, tuple[Knobs, str]] = {
+    "td-pipe": ({}, "oracle"),
+    "td-pipe, noise:0.5": ({}, "noise:0.5"),
+    "td-pipe, no predictions": ({}, "none"),
+    "td-pipe, fill to 99 % (no forecast)": ({"occupancy": 0.99}, "oracle"),
+    "td-pipe, fill to 70 % (no forecast)": ({"occupancy": 0.7}, "oracle"),
+    "td-pipe, stealing by count (paper)": ({"stealing": "count"}, "oracle"),
+    "td-pipe, no stealing": ({"stealing": "none"}, "oracle"),
+    "td-pipe, intensity switch (paper)": ({"switching": "intensity:0"}, "oracle"),
+    "td-pipe, intensity switch, margin 0.05": ({"switching": "intensity:0.05"}, "oracle"),
+    "td-pipe, switch at half": ({"switching": "fixed:0.5"}, "oracle"),
+    "td-pipe, switch at 95 %": ({"switching": "fixed:0.95"}, "oracle"),
+}
+
+
+def measure(cell: Cell, requests: int, seed: int) -> dict[str, float]:
+    """Output tokens/s of every variant."""
+    workload = cell.workload(requests, seed)
+    rates = {}
+    for policy, variants in (("auto", AUTO), ("td-pipe", TD_PIPE)):
+        for label, (knobs, quality) in variants.items():
+            run = run_offline(cell.plant, policy, workload, predictor(quality), seed, knobs)
+            rates[label] = run.result.output_tokens_per_s
+    return rates
+
+
+def main() -> None:
+    """Measure all cells; print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("trace", type=Path)
+    parser.add_argument("--profile", type=Path, default=None, help="tokens,ms of Llama2-13B on one L20")
+    parser.add_argument("--models", default="llama2-13b,qwen2.5-32b")
+    parser.add_argument("--devices", default="l20")
+    parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("-o", "--out", type=Path, default=Path())
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    table = {
+        cell.name: measure(cell, options.requests, options.seed)
+        for cell in cells(options.models, options.devices, options.trace, options.profile)
+    }
+    (options.out / "ablation.json").write_text(json.dumps(table, indent=1))
+    print(f"| variant | {' | '.join(table)} |")
+    print("|---|" + "---|" * len(table))
+    for label in (*AUTO, *TD_PIPE):
+        base = label.split(",")[0]
+        shown = [
+            f"{rates[label]:.0f}" + (f" ({rates[label] / rates[base] - 1:+.1%})" if label != base else "")
+            for rates in table.values()
+        ]
+        print(f"| {label} | {' | '.join(shown)} |")
+
+
+if __name__ == "__main__":
+    main()

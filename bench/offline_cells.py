@@ -1,0 +1,51 @@
+"""The cells of the offline benchmarks: models x length mixes on four devices, as in TD-Pipe's evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.latency.files import read_profile, read_shape
+from common.latency.hardware import hardware
+from controller.simulation.offline import Plant
+from controller.simulation.workload import SYNTHETIC, Workload, sharegpt_like
+from controller.simulation.workload_files import open_workload
+
+MAX_PROMPT = 1024
+MAX_TOTAL = 2048
+"""The paper's limits: prompt, and prompt with output, tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One model, one device kind, one length mix."""
+
+    model: str
+    device: str
+    mix: str
+    plant: Plant
+    trace: Path
+
+    @property
+    def name(self) -> str:
+        """As tables call it."""
+        return f"{self.model} / {self.device} / {self.mix}"
+
+    def workload(self, requests: int, seed: int) -> Workload:
+        """Requests drawn with this seed."""
+        if self.mix == SYNTHETIC:
+            return sharegpt_like(requests, seed)
+        source = open_workload(str(self.trace), None, seed)
+        return source.within(MAX_PROMPT, MAX_TOTAL).sample(requests, seed).at_once()
+
+
+def cells(models: str, devices: str, trace: Path, profile: Path | None, stages: int = 4) -> list[Cell]:
+    """All combinations; the measured profile is that of Llama2-13B on one L20."""
+    found = []
+    for device in devices.split(","):
+        for model in models.split(","):
+            measured = profile is not None and (model, device) == ("llama2-13b", "l20")
+            linear = read_profile(profile) if measured and profile is not None else None
+            plant = Plant(read_shape(model), hardware(device), stages, linear, MAX_TOTAL)
+            found += [Cell(model, device, mix, plant, trace) for mix in (SYNTHETIC, "trace")]
+    return found

@@ -1,0 +1,135 @@
+"""All policies on 5,000 requests and four devices, every baseline at the best of its scanned knobs.
+
+    python -m bench.offline_headline TRACE.csv --profile L20_LLAMA2_13B.csv -o results/
+
+TRACE.csv: lengths in the Azure format (TIMESTAMP,ContextTokens,GeneratedTokens). Knobs are chosen on the
+tuning seed, figures reported on the others: mean, and the least ratio over the seeds. Writes headline.json
+and headline.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.offline_cells import Cell, cells
+from controller.simulation.offline import best_of_scan, run_offline
+from controller.simulation.predictions import predictor
+from controller.simulation.setups import POLICIES
+
+BASELINES = tuple(name for name in POLICIES if name != "auto")
+
+
+def measure(cell: Cell, requests: int, seeds: list[int], tuning_seed: int, quality: str) -> dict[str, Any]:
+    """Figures of one cell."""
+    predict = predictor(quality)
+    tuning = cell.workload(requests, tuning_seed)
+    knobs = {name: best_of_scan(cell.plant, name, tuning, predict, tuning_seed).knobs for name in POLICIES}
+    seeds_done = []
+    for seed in seeds:
+        workload = cell.workload(requests, seed)
+        row: dict[str, Any] = {"bound": cell.plant.bound(workload).output_tokens_per_s}
+        for name in POLICIES:
+            result = run_offline(cell.plant, name, workload, predict, seed, knobs[name]).result
+            row[name] = {
+                "output_tokens_per_s": result.output_tokens_per_s,
+                "busy": result.busy,
+                "phase_switches": result.phase_switches,
+                "preemptions": result.preemptions,
+                "kv_used_mean": result.kv_used_mean,
+            }
+        seeds_done.append(row)
+    return {"cell": cell.name, "knobs": knobs, "seeds": seeds_done, "summary": summarize(seeds_done)}
+
+
+def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds, and the least ratio of auto to the others on any seed."""
+
+    def rate(row: dict[str, Any], name: str) -> float:
+        return float(row[name]["output_tokens_per_s"])
+
+    mean = {name: sum(rate(row, name) for row in rows) / len(rows) for name in POLICIES}
+    busy = {name: sum(float(row[name]["busy"]) for row in rows) / len(rows) for name in POLICIES}
+    best = max((name for name in BASELINES if name != "td-pipe"), key=lambda name: mean[name])
+    return {
+        "output_tokens_per_s": mean,
+        "busy": busy,
+        "bound": sum(row["bound"] for row in rows) / len(rows),
+        "best_baseline": best,
+        "auto_to_best_baseline_min": min(rate(row, "auto") / rate(row, best) for row in rows),
+        "auto_to_td_pipe_min": min(rate(row, "auto") / rate(row, "td-pipe") for row in rows),
+        "auto_to_bound_min": min(rate(row, "auto") / row["bound"] for row in rows),
+        "auto_to_tp": mean["auto"] / max(mean["tp-separate"], mean["tp-hybrid"]),
+        "auto_to_pp_separate": mean["auto"] / mean["separate"],
+        "td_pipe_to_tp": mean["td-pipe"] / max(mean["tp-separate"], mean["tp-hybrid"]),
+        "td_pipe_to_pp_separate": mean["td-pipe"] / mean["separate"],
+    }
+
+
+def print_row(figures: dict[str, Any]) -> None:
+    """One line of a Markdown table."""
+    s = figures["summary"]
+    rates = " | ".join(
+        f"{s['output_tokens_per_s'][name]:.0f} ({s['busy'][name]:.2f})" for name in reversed(POLICIES)
+    )
+    print(
+        f"| {figures['cell']} | {rates} | {s['bound']:.0f} | {s['auto_to_best_baseline_min']:.2f} | "
+        f"{s['auto_to_td_pipe_min']:.2f} | {s['auto_to_bound_min']:.2f} |",
+        flush=True,
+    )
+
+
+def draw(all_figures: list[dict[str, Any]], path: Path) -> None:
+    """Bars per cell, the bound as a line above them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    order = list(reversed(POLICIES))
+    figure, axes = plt.subplots(figsize=(2.2 + 2.3 * len(all_figures), 4.2), layout="constrained")
+    width = 0.8 / len(order)
+    for i, name in enumerate(order):
+        heights = [one["summary"]["output_tokens_per_s"][name] for one in all_figures]
+        places = [x + (i - len(order) / 2 + 0.5) * width for x in range(len(all_figures))]
+        axes.bar(places, heights, width, label=name)
+    for x, one in enumerate(all_figures):
+        bound = one["summary"]["bound"]
+        axes.hlines(bound, x - 0.42, x + 0.42, colors="black", label="bound" if x == 0 else None)
+    axes.set_xticks(range(len(all_figures)), [one["cell"].replace(" / ", "\n") for one in all_figures])
+    axes.set_ylabel("output tokens/s")
+    axes.legend(ncols=4, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Measure all cells."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("trace", type=Path)
+    parser.add_argument("--profile", type=Path, default=None, help="tokens,ms of Llama2-13B on one L20")
+    parser.add_argument("--models", default="llama2-13b,qwen2.5-32b")
+    parser.add_argument("--devices", default="l20")
+    parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--tuning-seed", type=int, default=100)
+    parser.add_argument("--predictor", default="oracle")
+    parser.add_argument("-o", "--out", type=Path, default=Path())
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    print(f"| cell | {' | '.join(reversed(POLICIES))} | bound | auto/best | auto/td-pipe | auto/bound |")
+    print("|---|" + "---|" * (len(POLICIES) + 4), flush=True)
+    done = []
+    for cell in cells(options.models, options.devices, options.trace, options.profile):
+        done.append(measure(cell, options.requests, seeds, options.tuning_seed, options.predictor))
+        print_row(done[-1])
+        settings = {"requests": options.requests, "seeds": seeds, "predictor": options.predictor}
+        (options.out / "headline.json").write_text(json.dumps({**settings, "cells": done}, indent=1))
+    draw(done, options.out / "headline.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""What a decision of the scheduler costs, CPU time, with many sequences running.
+
+    python -m bench.scheduler_cost [--running 2000] [--stages 4] [--policy auto] [--json]
+
+Feeds the scheduler a pipeline in virtual time with room for all sequences and times each event (a step's
+results in, the next plan out). Prints the median, p99 and the worst, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from common.latency.hardware import hardware
+from common.latency.shapes import SHAPES
+from common.plan import SampledTokens, StepPlan
+from common.sampling import SamplingParams
+from controller.core.actions import Action, Dispatch
+from controller.core.events import (
+    Event,
+    LengthPredicted,
+    NewSequence,
+    SequencesArrived,
+    StagesReady,
+    StepDone,
+)
+from controller.core.scheduler import Scheduler, SchedulerConfig
+from controller.simulation.offline import Plant
+from controller.simulation.setups import make_setup
+
+BLOCK_SIZE = 16
+PROMPT_TOKENS = 24
+MEAN_OUTPUT = 500
+
+
+def measure(policy: str, running: int, stages: int, events: int) -> dict[str, float]:
+    """Milliseconds per event in the steady state: as many sequences begin as end."""
+    plant = Plant(SHAPES["qwen2.5-32b"], hardware("l20"), stages, max_total=2048)
+    setup = make_setup(policy, {}, plant.latency())
+    config = SchedulerConfig(
+        context_length=2048,
+        eos_token_ids=(),
+        prefill_tokens=setup.prefill_tokens,
+        admission=replace(setup.admission, max_running=running),
+        victims=setup.victims,
+        max_sequences=1 << 30,
+    )
+    scheduler = Scheduler(config, setup.policy)
+    chance = np.random.default_rng(1)
+    lengths = np.maximum(chance.exponential(MEAN_OUTPUT, running + 20 * events), 8).astype(int)
+    waiting: list[StepPlan] = []
+    costs: list[float] = []
+
+    def hear(event: Event, *, timed: bool = False) -> None:
+        start = time.thread_time()
+        actions: list[Action] = scheduler.on(event, 0.0)
+        if timed:
+            costs.append((time.thread_time() - start) * 1000)
+        waiting.extend(action.plan for action in actions if isinstance(action, Dispatch))
+
+    # Room for all that may run, and more requests than ever do.
+    blocks = round(1.5 * running * (PROMPT_TOKENS + MEAN_OUTPUT) / BLOCK_SIZE)
+    arrivals = tuple(
+        NewSequence(f"s{i}", (1,) * PROMPT_TOKENS, SamplingParams(max_tokens=int(n)))
+        for i, n in enumerate(lengths[: 3 * running])
+    )
+    hear(SequencesArrived(arrivals))
+    for arrival, length in zip(arrivals, lengths, strict=False):
+        hear(LengthPredicted(arrival.sequence_id, float(length), float(length)))
+    hear(StagesReady(1, stages, blocks))
+    gc.collect()
+    gc.freeze()
+    warm_up = events // 2
+    most = 0
+    for index in range(warm_up + events):
+        if not waiting:
+            break
+        plan = waiting.pop(0)
+        tokens = (1,) * sum(row.sample for row in plan.rows)
+        hear(StepDone(plan.step_id, SampledTokens(tokens)), timed=index >= warm_up)
+        most = max(most, scheduler.running)
+    median, p99 = np.percentile(costs, (50, 99))
+    return {
+        "running": float(most),
+        "events": float(len(costs)),
+        "p50_ms": float(median),
+        "p99_ms": float(p99),
+        "max_ms": max(costs),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--running", type=int, default=2000, help="sequences that run at a time")
+    parser.add_argument("--stages", type=int, default=4)
+    parser.add_argument("--events", type=int, default=2000)
+    parser.add_argument("--policy", default="auto,td-pipe,hybrid", help="comma-separated")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    figures = {
+        policy: measure(policy, options.running, options.stages, options.events)
+        for policy in options.policy.split(",")
+    }
+    if options.json:
+        print(json.dumps(figures))
+        return
+    for policy, figure in figures.items():
+        print(
+            f"{policy:10s} {figure['running']:.0f} running: p50 {figure['p50_ms']:.3f} ms, "
+            f"p99 {figure['p99_ms']:.3f} ms, max {figure['max_ms']:.3f} ms over {figure['events']:.0f} events"
+        )
+
+
+if __name__ == "__main__":
+    main()

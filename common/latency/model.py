@@ -1,0 +1,116 @@
+"""Time of a step at one stage: the sum of its matrix products, its attention, and what parallelism costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.errors import ConfigError
+from common.latency.hardware import Hardware
+from common.latency.linear import WEIGHT_BYTES, LinearCost, linear_weights
+from common.latency.work import StepWork
+from common.model_shape import ModelShape
+
+
+class StepCost(Protocol):
+    """Predicts the time of steps at one stage; all stages are alike. Seconds."""
+
+    def linear_s(self, tokens: int) -> float:
+        """Matrix products (and collectives) of a step of this many tokens."""
+        ...
+
+    def attention_s(self, kv_tokens: int, pairs: float) -> float:
+        """Attention: reading `kv_tokens` KV entries, and `pairs` query-key pairs of prompts."""
+        ...
+
+    def step_s(self, work: StepWork) -> float:
+        """Both together."""
+        ...
+
+    def transfer_s(self, tokens: int) -> float:
+        """Activations of this many tokens on their way to the next stage."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parallelism:
+    """stages x tensor devices; a pipeline of one stage may be tensor-parallel and the other way round."""
+
+    stages: int = 1
+    tensor: int = 1
+
+    @property
+    def devices(self) -> int:
+        """All of them."""
+        return self.stages * self.tensor
+
+
+class LatencyModel:
+    """One model on one kind of device, split evenly over stages and tensor-parallel devices.
+
+    Matrix products come from `linear` (a profile or a roofline) for the whole model on one device and are
+    divided by the devices. Decode attention streams the KV cache, so that a decode step depends on the
+    batch *and* on its contexts. Prompts' attention computes 4 x heads x head_dim operations per query-key
+    pair and layer. Tensor parallelism adds two ring all-reduces per layer over the activations.
+    """
+
+    def __init__(
+        self, shape: ModelShape, device: Hardware, linear: LinearCost, parallel: Parallelism
+    ) -> None:
+        self.shape = shape
+        self.device = device
+        self.parallel = parallel
+        self._linear = linear
+        self._kv_bytes = shape.kv_bytes_per_token(shape.layers, WEIGHT_BYTES) / parallel.devices
+        pair_flops = 4 * shape.layers * shape.heads * shape.head_dim
+        self._s_per_kv_token = self._kv_bytes / device.bytes_per_s
+        self._s_per_pair = pair_flops / device.attention_flops / parallel.devices
+        self._linear_cache: dict[int, float] = {}
+
+    def linear_s(self, tokens: int) -> float:
+        """Matrix products and all-reduces of one stage."""
+        known = self._linear_cache.get(tokens)
+        if known is None:
+            known = self._linear.seconds(tokens) / self.parallel.devices + self._allreduce_s(tokens)
+            self._linear_cache[tokens] = known
+        return known
+
+    def attention_s(self, kv_tokens: int, pairs: float) -> float:
+        """Attention of one stage."""
+        return kv_tokens * self._s_per_kv_token + pairs * self._s_per_pair
+
+    def step_s(self, work: StepWork) -> float:
+        """One step at one stage."""
+        return self.linear_s(work.tokens) + self.attention_s(work.kv_tokens, work.pairs)
+
+    def transfer_s(self, tokens: int) -> float:
+        """Activations to the next stage; nothing if there is none."""
+        if self.parallel.stages == 1:
+            return 0.0
+        size = tokens * self.shape.hidden * WEIGHT_BYTES
+        return self.device.link_latency_s + size / (self.device.link_gb_s * 1e9)
+
+    def _allreduce_s(self, tokens: int) -> float:
+        """Two ring all-reduces per layer: each device sends and receives 2 (n - 1) / n of the activations."""
+        n = self.parallel.tensor
+        if n == 1:
+            return 0.0
+        size = tokens * self.shape.hidden * WEIGHT_BYTES
+        ring = 2 * (n - 1)
+        once = ring * self.device.link_latency_s + ring / n * size / (self.device.allreduce_gb_s * 1e9)
+        return 2 * self.shape.layers / self.parallel.stages * once
+
+    def kv_blocks(self, block_size: int, memory_share: float = 0.9) -> int:
+        """KV blocks that fit beside the weights; ConfigError if not even the weights do.
+
+        memory_share: of the device's memory for weights and KV cache; the rest is for activations.
+        """
+        weights = (linear_weights(self.shape) + self.shape.head_parameters) * WEIGHT_BYTES
+        budget = self.device.memory_gb * 1e9 * memory_share - weights / self.parallel.devices
+        blocks = int(budget // (self._kv_bytes * block_size))
+        if blocks < 1:
+            raise ConfigError(
+                f"{weights / 1e9:.0f} GB of weights leave no room for KV blocks on {self.parallel.devices} x "
+                f"{self.device.name} ({self.device.memory_gb:g} GB each); use more devices"
+            )
+        return blocks

@@ -1,0 +1,38 @@
+"""What a step computes, in the numbers that its time depends on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from common.plan import StepPlan
+
+
+class StepWork(NamedTuple):
+    """Sizes of one step.
+
+    tokens: rows of every matrix product.
+    kv_tokens: KV entries that attention reads, summed over the sequences of the step.
+    pairs: query-key pairs of the prompts' tokens (causal); decode rows are bound by `kv_tokens` instead.
+    """
+
+    tokens: int
+    kv_tokens: int
+    pairs: float = 0.0
+
+
+def chunk_pairs(first_position: int, count: int) -> float:
+    """Query-key pairs of `count` prompt tokens behind `first_position` earlier ones."""
+    return count * (first_position + (count + 1) / 2)
+
+
+def work_of(plan: StepPlan) -> StepWork:
+    """The work that a plan asks of every stage."""
+    tokens = kv_tokens = 0
+    pairs = 0.0
+    for row in plan.rows:
+        count = row.count
+        tokens += count
+        kv_tokens += row.first_position + count
+        if count > 1:
+            pairs += chunk_pairs(row.first_position, count)
+    return StepWork(tokens, kv_tokens, pairs)

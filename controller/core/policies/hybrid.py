@@ -1,0 +1,24 @@
+"""Hybrid batching on a pipeline: decode rows, then prompt chunks up to a token budget (Sarathi-Serve)."""
+
+from __future__ import annotations
+
+from controller.core.decode import MicroBatch
+from controller.core.policies.mixed import MixedSteps
+from controller.core.state import PipelineState
+
+
+class HybridPolicy(MixedSteps):
+    """Each step takes the decode rows of its batch and fills the budget with chunks of prompts."""
+
+    name = "hybrid"
+
+    def __init__(self, token_budget: int = 256, extra_batches: int = 1) -> None:
+        super().__init__(extra_batches)
+        self.token_budget = token_budget
+
+    def form(self, state: PipelineState, batch: MicroBatch) -> None:
+        """See the class."""
+        state.make_room(batch)
+        chunks = state.take_prompts(self.token_budget - len(batch.members))
+        if batch.members or chunks:
+            state.send(batch, chunks)

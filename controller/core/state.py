@@ -1,0 +1,208 @@
+"""What the scheduler and its policy share about one pipeline: sequences, memory, batches, steps in flight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from common.plan import Phase
+from controller.core.actions import Action, PhaseSwitched, Preempted, Reason
+from controller.core.admission import AdmissionRules, Gate, WaitingLine
+from controller.core.decode import DecodeBatches, MicroBatch
+from controller.core.expectation import SeenLengths
+from controller.core.ledger import KvLedger
+from controller.core.sequence import Sequence, State
+from controller.core.stats import SchedulerStats
+from controller.core.steps import StepBook
+from controller.core.victims import Newest, VictimChoice
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Settings of one instance's scheduler.
+
+    context_length: tokens of one sequence at most. block_size: tokens per KV block.
+    prefill_tokens: tokens of one prefill step at most; longer prompts are computed in chunks.
+    microbatches: decode micro-batches; 0 leaves it to the policy.
+    max_sequences: running and waiting together; beyond it the queue is full.
+    """
+
+    context_length: int
+    eos_token_ids: tuple[int, ...]
+    block_size: int = 16
+    prefill_tokens: int = 256
+    microbatches: int = 0
+    max_sequences: int = 8192
+    admission: AdmissionRules = field(default_factory=AdmissionRules)
+    victims: VictimChoice = field(default_factory=Newest)
+
+
+class PipelineState:
+    """The sequences of one pipeline and everything they hold. Policies act through its methods."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.stats = SchedulerStats()
+        self.waiting = WaitingLine()
+        self.running: dict[str, Sequence] = {}
+        self.prefilling: list[Sequence] = []
+        self.seen = SeenLengths()
+        self.steps = StepBook(config.eos_token_ids)
+        self.stages = 0
+        self.phase = Phase.IDLE
+        self.phase_since = 0.0
+        self.decoding_at_start = 0
+        self.actions: list[Action] = []
+        self.ledger = KvLedger(0, config.block_size)
+        self.gate = Gate(config.admission, self.ledger, config.context_length)
+        self.batches = DecodeBatches(1)
+
+    def start_epoch(self, stages: int, kv_blocks: int, microbatches: int) -> None:
+        """The stages are ready, with empty KV pools."""
+        self.stages = stages
+        self.ledger = KvLedger(kv_blocks, self.config.block_size)
+        self.gate = Gate(self.config.admission, self.ledger, self.longest_sequence)
+        self.batches = DecodeBatches(microbatches)
+
+    def end_epoch(self) -> list[Sequence]:
+        """The stages are lost: all that ran waits again; returns it."""
+        lost = list(self.running.values())
+        for sequence in lost:
+            self._forget_progress(sequence)
+            sequence.in_flight = 0
+            sequence.preemptions += 1
+        self.waiting.put_back(lost)
+        self.running.clear()
+        self.prefilling.clear()
+        self.steps.reset()
+        self.batches = DecodeBatches(1)
+        self.stages = 0
+        return lost
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence that context and KV pool allow."""
+        if not self.stages:
+            return self.config.context_length
+        return min(self.config.context_length, self.ledger.capacity_tokens)
+
+    @property
+    def arriving(self) -> int:
+        """Sequences whose prefill is not done yet."""
+        return len(self.running) - len(self.batches)
+
+    # -- sequences ----------------------------------------------------------------------------------
+
+    def fits(self, candidate: Sequence) -> bool:
+        """May it be admitted now?"""
+        return self.gate.fits(candidate, len(self.running), self.seen.belief)
+
+    def take_prompts(self, budget: int, *, whole: bool = False) -> list[tuple[Sequence, int]]:
+        """Prompt tokens for one step: the prompt under way first, then what may be admitted.
+
+        whole: do not cut a prompt that would fit into a step of its own. Returns (sequence, tokens) pairs;
+        `planned` of each is moved on already.
+        """
+        chunks: list[tuple[Sequence, int]] = []
+        left = budget
+        while left > 0 and (sequence := self._next_to_prefill(left if whole and chunks else 0)):
+            count = min(left, sequence.length - sequence.planned)
+            chunks.append((sequence, count))
+            sequence.planned += count
+            left -= count
+            if sequence.planned == sequence.length:
+                self.prefilling.remove(sequence)
+        return chunks
+
+    def _next_to_prefill(self, longest: int) -> Sequence | None:
+        """The sequence whose prompt is under way, or the next one that may be admitted.
+
+        longest: a new one must not be longer than this; 0 for any.
+        """
+        if self.prefilling:
+            return self.prefilling[0]
+        candidate = self.waiting.first
+        if candidate is None or (longest and candidate.length > longest) or not self.fits(candidate):
+            return None
+        self.waiting.take()
+        candidate.state = State.PREFILL
+        candidate.key = self.steps.new_key()
+        candidate.admitted_order = candidate.key
+        self.running[candidate.sequence_id] = candidate
+        self.prefilling.append(candidate)
+        # All blocks of the prompt at once: a prompt under way never starves.
+        self.ledger.extend(candidate.blocks, candidate.length)
+        self.gate.admitted(candidate, self.seen.belief)
+        return candidate
+
+    def leave(self, sequence: Sequence) -> None:
+        """Take a running sequence out of whatever holds it."""
+        del self.running[sequence.sequence_id]
+        if sequence in self.prefilling:
+            self.prefilling.remove(sequence)
+        self.batches.discard(sequence)
+        self.gate.left(sequence)
+        self.steps.release(sequence)
+        self._forget_progress(sequence)
+
+    def _forget_progress(self, sequence: Sequence) -> None:
+        self.ledger.release(sequence.blocks)
+        sequence.state = State.WAITING
+        sequence.planned = 0
+        sequence.told_blocks = 0
+        sequence.key = 0
+
+    def preempt(self, sequence: Sequence, reason: Reason) -> None:
+        """Take its KV blocks; it will be recomputed."""
+        self.leave(sequence)
+        sequence.preemptions += 1
+        self.stats.preemptions += 1
+        self.waiting.put_back([sequence])
+        self.actions.append(Preempted(sequence.sequence_id, reason))
+
+    # -- steps --------------------------------------------------------------------------------------
+
+    def make_room(self, batch: MicroBatch) -> None:
+        """Give every member a block for its next token, preempting (recompute) if there are not enough."""
+        while len(short := self._without_block(batch)) > self.ledger.free:
+            decoding = [s for s in self.running.values() if s.state is State.DECODE]
+            victim = self.config.victims.choose(decoding)
+            if victim is None or victim.in_flight:
+                # Nobody may lose blocks now, or an older one would for a newer one's sake:
+                # whoever lacks a block sits this step out.
+                loser = max(short, key=lambda s: s.admitted_order)
+                batch.members.remove(loser)
+                self.batches.add(loser)
+            else:
+                numbers = {"needed": len(short), "free": self.ledger.free, "length": victim.length}
+                self.preempt(victim, Reason("KV blocks ran out", numbers))
+        # At once, or prompts that are admitted into the same step would take them.
+        for sequence in short:
+            self.ledger.extend(sequence.blocks, sequence.length)
+
+    def _without_block(self, batch: MicroBatch) -> list[Sequence]:
+        """Members without room for their next token; each lacks one block, as it grows by one token."""
+        size = self.ledger.block_size
+        return [s for s in batch.members if len(s.blocks) * size < len(s.prompt) + len(s.output)]
+
+    def send(
+        self, batch: MicroBatch | None, chunks: list[tuple[Sequence, int]], *, members: bool = True
+    ) -> None:
+        """Dispatch a step of the batch's members (unless they wait) and prompt tokens."""
+        decodes = batch is not None and members and bool(batch.members)
+        phase = Phase.MIXED if decodes and chunks else Phase.DECODE if decodes else Phase.PREFILL
+        if batch is not None:
+            batch.in_flight = True
+        rows = batch.members if batch is not None and members else []
+        self.actions.append(self.steps.build(phase, batch, rows, chunks))
+        if rows:
+            self.gate.forecast.advance(len(rows) / max(1, len(self.batches)))
+
+    def turn(self, phase: Phase, reason: Reason, now: float) -> None:
+        """Go over to another phase, and say why."""
+        if phase is self.phase:
+            return
+        self.actions.append(PhaseSwitched(self.phase, phase, reason))
+        self.stats.count_switch(self.phase, phase, reason)
+        self.phase, self.phase_since = phase, now
+        if phase is Phase.DECODE:
+            self.decoding_at_start = len(self.running)

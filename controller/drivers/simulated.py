@@ -1,0 +1,211 @@
+"""The simulated driver: the pure scheduler, fed by stages that exist in virtual time only."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from common.errors import ConfigError
+from common.latency.model import StepCost
+from common.latency.work import StepWork, chunk_pairs
+from common.plan import Phase, SampledTokens, StepPlan
+from common.sampling import SamplingParams
+from controller.core.actions import Dispatch, Finish, PhaseSwitched, Refused
+from controller.core.events import (
+    Event,
+    LengthPredicted,
+    NewSequence,
+    SequencesArrived,
+    StagesReady,
+    StepDone,
+)
+from controller.core.scheduler import Scheduler
+from controller.simulation.predictions import Quantiles
+from controller.simulation.record import MemoryRecord, Recording, RunResult, StepRecord
+from controller.simulation.workload import SimRequest
+
+STOP, GO_ON = 0, 1
+"""The two tokens of the simulated model; the scheduler must have STOP among its end tokens."""
+
+
+@dataclass(slots=True)
+class _Row:
+    """What the simulated model knows of a sequence: after so many tokens its last one is sampled."""
+
+    last_at: int
+
+
+class SimulatedStages:
+    """Stages that compute steps one after the other, as long as the cost model says.
+
+    Stage i starts step k at max(its own end of step k - 1, stage i - 1's end of step k + transfer), so that
+    bubbles come out exactly. dispatch_s: from a result at the last stage to the next plan at the first one.
+    """
+
+    def __init__(self, cost: StepCost, stages: int, dispatch_s: float) -> None:
+        self.free_at = [0.0] * stages
+        self.busy_s = [0.0] * stages
+        self._cost = cost
+        self._dispatch_s = dispatch_s
+
+    def compute(self, work: StepWork, now: float) -> tuple[tuple[float, float], ...]:
+        """Start and end of a step at each stage, whose plan is sent now."""
+        seconds = self._cost.step_s(work)
+        transfer = self._cost.transfer_s(work.tokens)
+        arrives = now + self._dispatch_s
+        spans = []
+        for stage, free in enumerate(self.free_at):
+            start = max(free, arrives)
+            end = start + seconds
+            self.free_at[stage] = end
+            self.busy_s[stage] += seconds
+            spans.append((start, end))
+            arrives = end + transfer
+        return tuple(spans)
+
+
+class SimulatedInstance:
+    """One instance in virtual time. Deterministic: nothing here is random or reads a clock."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        cost: StepCost,
+        stages: int,
+        kv_blocks: int,
+        *,
+        dispatch_s: float = 0.0005,
+        recording: Recording | None = None,
+    ) -> None:
+        """dispatch_s: half a millisecond is what one RPC each way takes between processes."""
+        self.scheduler = scheduler
+        self.now = 0.0
+        self._stages = SimulatedStages(cost, stages, dispatch_s)
+        self._ready = StagesReady(1, stages, kv_blocks)
+        self._recording = recording
+        self._in_flight: deque[tuple[float, StepDone]] = deque()
+        self._rows: dict[int, _Row] = {}
+        self._requests: tuple[SimRequest, ...] = ()
+        self._finished = 0
+        self._switches = self._turns = self._steps = self._computed = 0
+        self._phase = Phase.IDLE
+        self._used_time = 0.0
+        self._used_since = 0.0
+
+    def run(self, requests: tuple[SimRequest, ...], predictions: list[Quantiles]) -> RunResult:
+        """Serve all requests, each from its arrival on."""
+        self._requests = requests
+        waiting = deque(sorted(range(len(requests)), key=lambda i: requests[i].arrival_s))
+        self._arrive(waiting, predictions)
+        self._hear(self._ready)
+        while self._finished < len(requests):
+            arrival = requests[waiting[0]].arrival_s if waiting else float("inf")
+            if self._in_flight and self._in_flight[0][0] <= arrival:
+                time, done = self._in_flight.popleft()
+                self._advance(time)
+                self._hear(done)
+            elif waiting:
+                self._advance(arrival)
+                self._arrive(waiting, predictions)
+            else:
+                raise ConfigError(f"the policy stalled with {len(requests) - self._finished} requests left")
+        return self._result()
+
+    def _arrive(self, waiting: deque[int], predictions: list[Quantiles]) -> None:
+        due: list[int] = []
+        while waiting and self._requests[waiting[0]].arrival_s <= self.now:
+            due.append(waiting.popleft())
+        self._hear(SequencesArrived(tuple(self._sequence(index) for index in due)))
+        for index in due:
+            if (quantiles := predictions[index]) is not None:
+                self._hear(LengthPredicted(f"r{index}", *quantiles))
+
+    def _sequence(self, index: int) -> NewSequence:
+        request = self._requests[index]
+        exact = 0 < request.max_tokens <= request.output_tokens
+        sampling = SamplingParams(max_tokens=request.max_tokens or None, ignore_eos=exact)
+        # The simulated model recognizes a request by its first token.
+        return NewSequence(f"r{index}", (index,) * request.prompt_tokens, sampling)
+
+    def _hear(self, event: Event) -> None:
+        for action in self.scheduler.on(event, self.now):
+            kind = type(action)
+            if kind is Dispatch:
+                assert isinstance(action, Dispatch)
+                self._compute(action.plan)
+            elif kind is Finish:
+                self._finished += 1
+            elif kind is PhaseSwitched:
+                assert isinstance(action, PhaseSwitched)
+                if self._recording is not None:
+                    switch = (self.now, action.before, action.after, str(action.reason))
+                    self._recording.switches.append(switch)
+            elif kind is Refused:
+                assert isinstance(action, Refused)
+                raise ConfigError(f"request {action.sequence_id} cannot be served: {action.detail}")
+
+    def _compute(self, plan: StepPlan) -> None:
+        tokens = kv_tokens = decode_rows = 0
+        pairs = 0.0
+        sampled = []
+        rows = self._rows
+        for key in plan.releases:
+            rows.pop(key, None)
+        starts = {start.key: start.prompt_tokens for start in plan.starts}
+        for row in plan.rows:
+            count = row.count
+            length = row.first_position + count
+            kv_tokens += length
+            if row.key in starts:
+                request = self._requests[row.token_ids[0]]
+                rows[row.key] = _Row(starts[row.key] + request.output_tokens - 1)
+            tokens += count
+            if count > 1:
+                pairs += chunk_pairs(row.first_position, count)
+            else:
+                decode_rows += 1
+            if row.sample:
+                sampled.append(STOP if length >= rows[row.key].last_at else GO_ON)
+        spans = self._stages.compute(StepWork(tokens, kv_tokens, pairs), self.now)
+        self._in_flight.append((spans[-1][1], StepDone(plan.step_id, SampledTokens(tuple(sampled)))))
+        self._steps += 1
+        self._computed += tokens
+        self._turns += Phase.IDLE is not self._phase is not plan.phase
+        self._phase = plan.phase
+        if self._recording is not None:
+            self._record(self._recording, StepRecord(plan.phase, tokens, decode_rows, spans))
+
+    def _record(self, recording: Recording, step: StepRecord) -> None:
+        recording.steps.append(step)
+        if len(recording.steps) % recording.memory_every == 0:
+            state = self.scheduler.state
+            capacity = max(1, state.ledger.capacity_tokens)
+            peak = state.gate.forecast.peak_tokens() / capacity
+            recording.memory.append(MemoryRecord(self.now, state.ledger.used / state.ledger.total, peak))
+
+    def _advance(self, time: float) -> None:
+        self._used_time += (time - self.now) * self.scheduler.ledger.used
+        self.now = time
+
+    def _result(self) -> RunResult:
+        stats = self.scheduler.stats
+        prompts = sum(one.prompt_tokens for one in self._requests)
+        outputs = sum(one.output_tokens for one in self._requests)
+        start = min(one.arrival_s for one in self._requests)
+        makespan = self.now - start
+        # The last sampled token of a sequence is never computed itself.
+        needed = prompts + outputs - len(self._requests)
+        return RunResult(
+            requests=len(self._requests),
+            prompt_tokens=prompts,
+            output_tokens=outputs,
+            makespan_s=makespan,
+            stage_busy=tuple(busy / makespan for busy in self._stages.busy_s),
+            phase_switches=stats.phase_switches,
+            step_turns=self._turns,
+            preemptions=stats.preemptions,
+            recomputed_tokens=self._computed - needed,
+            steals=stats.steals,
+            steps=self._steps,
+            kv_used_mean=self._used_time / max(1e-12, makespan) / self.scheduler.ledger.total,
+        )

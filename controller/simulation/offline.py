@@ -1,0 +1,111 @@
+"""Offline runs: a workload that is all there from the start, on one pipeline of one kind of device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from common.latency.hardware import Hardware
+from common.latency.linear import LinearCost, RooflineLinear
+from common.latency.model import LatencyModel, Parallelism
+from common.model_shape import ModelShape
+from controller.core.scheduler import Scheduler, SchedulerConfig
+from controller.drivers.simulated import STOP, SimulatedInstance
+from controller.simulation.bound import Bound, mixed_batch_bound
+from controller.simulation.predictions import Predict
+from controller.simulation.record import Recording, RunResult
+from controller.simulation.setups import Knobs, make_setup, scan
+from controller.simulation.workload import Workload
+
+BLOCK_SIZE = 16
+MICROBATCH_LATENCY_S = 0.0005
+
+
+@dataclass(frozen=True, slots=True)
+class Plant:
+    """What the workload runs on: a model, split over devices of one kind.
+
+    linear: measured times of the matrix products; None models them (roofline).
+    max_total: tokens of one sequence at most; 0 for the model's context.
+    """
+
+    shape: ModelShape
+    hardware: Hardware
+    devices: int
+    linear: LinearCost | None = None
+    max_total: int = 0
+
+    @property
+    def context(self) -> int:
+        """Tokens of one sequence at most."""
+        return min(self.max_total, self.shape.context_length) if self.max_total else self.shape.context_length
+
+    def latency(self, *, tensor_parallel: bool = False) -> LatencyModel:
+        """Step times as a pipeline, or as one tensor-parallel stage."""
+        parallel = Parallelism(1, self.devices) if tensor_parallel else Parallelism(self.devices, 1)
+        linear = self.linear or RooflineLinear(self.shape, self.hardware)
+        return LatencyModel(self.shape, self.hardware, linear, parallel)
+
+    def bound(self, workload: Workload) -> Bound:
+        """Upper bound on the throughput of the pipeline."""
+        cost = self.latency()
+        kv_tokens = cost.kv_blocks(BLOCK_SIZE) * BLOCK_SIZE
+        return mixed_batch_bound(workload.requests, cost, self.devices, kv_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineRun:
+    """One policy's figures."""
+
+    policy: str
+    knobs: Knobs
+    result: RunResult
+
+
+def run_offline(
+    plant: Plant,
+    policy: str,
+    workload: Workload,
+    predict: Predict,
+    seed: int,
+    knobs: Knobs | None = None,
+    recording: Recording | None = None,
+) -> OfflineRun:
+    """Run one policy over the workload. seed: of the predictions' errors."""
+    cost = plant.latency(tensor_parallel=policy.startswith("tp-"))
+    setup = make_setup(policy, knobs or {}, cost)
+    scheduler = Scheduler(
+        SchedulerConfig(
+            context_length=plant.context,
+            eos_token_ids=(STOP,),
+            block_size=BLOCK_SIZE,
+            prefill_tokens=setup.prefill_tokens,
+            max_sequences=len(workload.requests),
+            admission=setup.admission,
+            victims=setup.victims,
+        ),
+        setup.policy,
+    )
+    instance = SimulatedInstance(
+        scheduler,
+        cost,
+        cost.parallel.stages,
+        cost.kv_blocks(BLOCK_SIZE),
+        dispatch_s=MICROBATCH_LATENCY_S,
+        recording=recording,
+    )
+    requests = workload.at_once().requests
+    return OfflineRun(policy, setup.knobs, instance.run(requests, predict(requests, seed)))
+
+
+def best_of_scan(
+    plant: Plant,
+    policy: str,
+    workload: Workload,
+    predict: Predict,
+    seed: int,
+    scans: Iterable[Knobs] | None = None,
+) -> OfflineRun:
+    """The run with the highest throughput over all knobs that are scanned for the policy."""
+    runs = (run_offline(plant, policy, workload, predict, seed, knobs) for knobs in scans or scan(policy))
+    return max(runs, key=lambda run: run.result.output_tokens_per_s)

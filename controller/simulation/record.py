@@ -1,0 +1,69 @@
+"""What a simulated run leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from common.plan import Phase
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step: when each stage computed it (start, end in seconds), and what it was."""
+
+    phase: Phase
+    tokens: int
+    decode_rows: int
+    spans: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRecord:
+    """KV blocks in use, and the peak that was forecast then, as shares of all."""
+
+    time_s: float
+    used: float
+    forecast: float
+
+
+@dataclass(slots=True)
+class Recording:
+    """The course of a run, for pictures; memory is noted every `memory_every` steps."""
+
+    memory_every: int = 16
+    steps: list[StepRecord] = field(default_factory=list)
+    memory: list[MemoryRecord] = field(default_factory=list)
+    switches: list[tuple[float, Phase, Phase, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Figures of a run. Times in seconds; busy: share of the makespan that each stage computes."""
+
+    requests: int
+    prompt_tokens: int
+    output_tokens: int
+    makespan_s: float
+    stage_busy: tuple[float, ...]
+    phase_switches: int
+    step_turns: int
+    preemptions: int
+    recomputed_tokens: int
+    steals: int
+    steps: int
+    kv_used_mean: float
+
+    @property
+    def output_tokens_per_s(self) -> float:
+        """Delivered output tokens over the makespan."""
+        return self.output_tokens / self.makespan_s
+
+    @property
+    def total_tokens_per_s(self) -> float:
+        """Prompt and output tokens over the makespan."""
+        return (self.prompt_tokens + self.output_tokens) / self.makespan_s
+
+    @property
+    def busy(self) -> float:
+        """Mean over the stages."""
+        return sum(self.stage_busy) / len(self.stage_busy)

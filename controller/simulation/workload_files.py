@@ -1,0 +1,120 @@
+"""Readers of workload files. The format is told by the content, not by the name."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError
+from controller.simulation.workload import SYNTHETIC, SimRequest, Workload, sharegpt_like
+
+CHARACTERS_PER_TOKEN = 4
+"""For texts without a tokenizer at hand; English text has about so many."""
+DEFAULT_MAX_TOKENS = 256
+_SYNTHETIC_REQUESTS = 5000
+
+
+def open_workload(source: str, requests: int | None, seed: int) -> Workload:
+    """A file, or `sharegpt-like` for the synthetic one.
+
+    Azure CSV (TIMESTAMP,ContextTokens,GeneratedTokens), ShareGPT JSON ([{"conversations": ..}]), Mooncake
+    JSONL (timestamp, input_length, output_length), OpenAI batch JSONL, or [{"prompt": .., "out": n}].
+    """
+    path = Path(source)
+    if source == SYNTHETIC and not path.exists():
+        return sharegpt_like(requests or _SYNTHETIC_REQUESTS, seed)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the workload {source}: {error}") from error
+    try:
+        found = tuple(_parse(text))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ConfigError(f"{source}: not a workload that is known here ({error!r})") from error
+    if not found:
+        raise ConfigError(f"{source}: no requests in it")
+    start = min(one.arrival_s for one in found)
+    return Workload(
+        path.name,
+        tuple(
+            SimRequest(one.prompt_tokens, one.output_tokens, one.max_tokens, one.arrival_s - start)
+            for one in found
+        ),
+    )
+
+
+def _parse(text: str) -> Iterable[SimRequest]:
+    head = text.lstrip()[:1]
+    if head == "[":
+        return _array(json.loads(text))
+    if head == "{":
+        lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+        reader = _mooncake if "input_length" in lines[0] else _openai_batch
+        return map(reader, lines)
+    return _azure(text)
+
+
+def _azure(text: str) -> Iterable[SimRequest]:
+    table = csv.DictReader(io.StringIO(text))
+    if "ContextTokens" not in (table.fieldnames or ()):
+        raise ValueError("neither JSON nor a CSV with ContextTokens")
+    for row in table:
+        # Seven digits of fraction: more than datetime takes.
+        stamp = datetime.fromisoformat(row["TIMESTAMP"][:26].strip()).timestamp()
+        yield SimRequest(int(row["ContextTokens"]), int(row["GeneratedTokens"]), arrival_s=stamp)
+
+
+def _mooncake(line: dict[str, Any]) -> SimRequest:
+    return SimRequest(
+        int(line["input_length"]), int(line["output_length"]), arrival_s=float(line["timestamp"]) / 1000
+    )
+
+
+def _openai_batch(line: dict[str, Any]) -> SimRequest:
+    """The output's length is not known beforehand: its limit stands for it."""
+    body = line["body"]
+    prompt = body["prompt"] if "prompt" in body else body["messages"]
+    limit = body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_MAX_TOKENS
+    return SimRequest(_prompt_tokens(prompt), int(limit), max_tokens=int(limit))
+
+
+def _array(items: list[dict[str, Any]]) -> Iterable[SimRequest]:
+    reader: Callable[[dict[str, Any]], SimRequest | None] = (
+        _conversation if "conversations" in items[0] else _fixed_length
+    )
+    return (request for request in map(reader, items) if request is not None)
+
+
+def _fixed_length(item: dict[str, Any]) -> SimRequest:
+    """Exactly `out` tokens, which the scheduler knows."""
+    out = int(item["out"])
+    return SimRequest(_prompt_tokens(item["prompt"]), out, max_tokens=out)
+
+
+def _conversation(item: dict[str, Any]) -> SimRequest | None:
+    """ShareGPT: the first question and its answer; None if there are not both."""
+    turns = item["conversations"]
+    if len(turns) < 2 or not turns[0]["value"] or not turns[1]["value"]:
+        return None
+    return SimRequest(_prompt_tokens(turns[0]["value"]), _prompt_tokens(turns[1]["value"]))
+
+
+def _prompt_tokens(prompt: Any) -> int:
+    """Token ids count; texts are estimated by their characters."""
+    if isinstance(prompt, str):
+        return max(1, -(-len(prompt) // CHARACTERS_PER_TOKEN))
+    if prompt and isinstance(prompt[0], int):
+        return len(prompt)
+    return sum(_prompt_tokens(_content(part)) for part in prompt)
+
+
+def _content(part: Any) -> Any:
+    if isinstance(part, dict):
+        content = part.get("content", part.get("text", ""))
+        return content if content else " "
+    return part

@@ -1,0 +1,136 @@
+"""An executor that computes nothing and takes as long as a latency model says: many devices on one machine.
+
+Everything else is real: processes, RPCs, plans, activations of the true size (zeros), KV accounting.
+Tokens are a function of the position, never one that ends a sequence: outputs run to their limits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+
+from common.errors import ConfigError
+from common.latency.files import read_profile
+from common.latency.hardware import Hardware, hardware
+from common.latency.linear import WEIGHT_BYTES, LinearCost, RooflineLinear, linear_weights
+from common.latency.model import LatencyModel, Parallelism
+from common.latency.shapes import named_shape
+from common.latency.work import work_of
+from common.model_shape import ModelShape
+from common.model_source import resolve_model
+from common.plan import SampledTokens, StepPlan
+from stage_worker.executors.protocol import BackendDescription, PlanError, StageSpec, StepOutput
+
+MEMORY_SHARE = 0.9
+_STRIDE = 7919
+"""A prime, so that the tokens of an output differ."""
+
+
+class EmulatedBackend:
+    """Stands in for one device; implements `Backend`.
+
+    model: a known shape's name (llama2-13b), or what `resolve_model` finds; its weights stay unread.
+    profile: measured milliseconds of the whole model on one device by tokens; None models them (roofline).
+    Raises ModelError for an unusable model, ConfigError for an unusable setting.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        device: str = "l20",
+        profile: Path | None = None,
+        memory_budget: int | None = None,
+        allow_download: bool = False,
+    ) -> None:
+        self._hardware = hardware(device)
+        shape, fingerprint = _find(model, allow_download)
+        self._linear = read_profile(profile) if profile else RooflineLinear(shape, self._hardware)
+        budget = (
+            int(self._hardware.memory_gb * 1e9 * MEMORY_SHARE) if memory_budget is None else memory_budget
+        )
+        self.description = BackendDescription(
+            model=model,
+            shape=shape,
+            fingerprint=fingerprint,
+            device=f"emulated:{self._hardware.name}",
+            dtype="bfloat16",
+            memory_budget=budget,
+        )
+
+    def configure(self, spec: StageSpec) -> EmulatedExecutor:
+        """An empty KV pool; nothing is loaded."""
+        return EmulatedExecutor(self.description, spec, self._hardware, self._linear)
+
+
+class EmulatedExecutor:
+    """One stage's steps, slept through. Positions are checked as a real one would."""
+
+    def __init__(
+        self, about: BackendDescription, spec: StageSpec, device: Hardware, linear: LinearCost
+    ) -> None:
+        shape = about.shape
+        layers = spec.layer_end - spec.layer_begin
+        self._spec = spec
+        self._shape = shape
+        self._share = layers / shape.layers
+        # The whole model on one device; a stage takes its layers' share of it.
+        self._latency = LatencyModel(shape, device, linear, Parallelism())
+        self._lengths: dict[int, int] = {}
+        self._zeros = memoryview(bytes(spec.max_step_tokens * shape.hidden * WEIGHT_BYTES))
+        self.weight_bytes = int(linear_weights(shape) * WEIGHT_BYTES * self._share)
+        block_bytes = shape.kv_bytes_per_token(layers, WEIGHT_BYTES) * spec.block_size
+        room = max(0, about.memory_budget - self.weight_bytes) // block_bytes
+        self.kv_blocks = spec.kv_blocks or room
+        self.kv_bytes = self.kv_blocks * block_bytes
+        if self.kv_blocks < 1:
+            raise ConfigError(
+                f"{about.memory_budget / 1e9:.1f} GB hold {self.weight_bytes / 1e9:.1f} GB of weights and no "
+                "KV block; use more stages"
+            )
+
+    def execute(self, plan: StepPlan, hidden: bytes | memoryview | None) -> StepOutput:
+        """Sleep as long as the step takes, see `Executor`."""
+        started = time.monotonic()
+        self._apply(plan, hidden)
+        seconds = self._latency.step_s(work_of(plan)) * self._share if plan.rows else 0.0
+        time.sleep(max(0.0, started + seconds - time.monotonic()))
+        if not self._spec.last:
+            return StepOutput(hidden=self._zeros[: plan.tokens * self._shape.hidden * WEIGHT_BYTES])
+        tokens = tuple(self._token(row.first_position + row.count) for row in plan.rows if row.sample)
+        return StepOutput(sampled=SampledTokens(tokens))
+
+    def _apply(self, plan: StepPlan, hidden: bytes | memoryview | None) -> None:
+        if plan.tokens > self._spec.max_step_tokens:
+            raise PlanError(f"{plan.tokens} tokens in a step, {self._spec.max_step_tokens} at most")
+        if not self._spec.first and len(hidden or b"") != plan.tokens * self._shape.hidden * WEIGHT_BYTES:
+            raise PlanError(f"{len(hidden or b'')} bytes of activations for {plan.tokens} tokens")
+        for key in plan.releases:
+            self._lengths.pop(key, None)
+        for start in plan.starts:
+            self._lengths[start.key] = 0
+        for row in plan.rows:
+            known = self._lengths.get(row.key)
+            if known is None or known != row.first_position:
+                raise PlanError(f"sequence {row.key}: position {row.first_position} follows {known}")
+            if row.new_blocks and max(row.new_blocks) >= self.kv_blocks:
+                raise PlanError(f"sequence {row.key}: no block {max(row.new_blocks)} in {self.kv_blocks}")
+            self._lengths[row.key] = row.first_position + row.count
+
+    def _token(self, position: int) -> int:
+        """Depends on the place only, so that a recomputed sequence goes on as before; never an end token."""
+        token = position * _STRIDE % self._shape.vocab_size
+        while token in self._shape.eos_token_ids:
+            token = (token + 1) % self._shape.vocab_size
+        return token
+
+
+def _find(model: str, allow_download: bool) -> tuple[ModelShape, str]:
+    if (shape := named_shape(model)) is not None:
+        return shape, hashlib.sha256(repr(shape).encode()).hexdigest()
+    # Imported late: reading a checkpoint's header brings PyTorch along.
+    from stage_worker.loading.open_checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(resolve_model(model, allow_download=allow_download))
+    return checkpoint.spec.shape, checkpoint.fingerprint()

@@ -1,0 +1,42 @@
+"""Every policy, with each of its techniques on, for the laws that all must obey."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from common.latency.hardware import hardware
+from common.latency.linear import RooflineLinear
+from common.latency.model import LatencyModel, Parallelism
+from common.latency.shapes import SHAPES
+from controller.core.admission import AdmissionRules
+from controller.core.policies import HybridPolicy, Policy, SeparatePolicy, TemporalPolicy, TidePolicy
+from controller.core.policies.tide import TideKnobs
+from controller.core.stealing import NoStealing, StealByTime
+from controller.core.switching import FixedShare, Intensity
+from controller.core.victims import LeastLost, Newest, VictimChoice
+
+SHAPE = SHAPES["llama2-13b"]
+COST = LatencyModel(
+    SHAPE, hardware("l20"), RooflineLinear(SHAPE, hardware("l20")), Parallelism(stages=4, tensor=1)
+)
+
+Case = tuple[Callable[[], Policy], VictimChoice, AdmissionRules]
+
+FORECAST = AdmissionRules()
+RISKY = AdmissionRules(reserve=0.0, risk=1.6)
+WATERMARK = AdmissionRules(occupancy=0.99)
+
+CASES: dict[str, Case] = {
+    "td-pipe": (TemporalPolicy, Newest(), FORECAST),
+    "td-pipe by intensity and time": (
+        lambda: TemporalPolicy(Intensity(COST, 0.05), StealByTime(COST)),
+        LeastLost(),
+        RISKY,
+    ),
+    "td-pipe at fixed shares": (lambda: TemporalPolicy(FixedShare(0.5), NoStealing()), Newest(), WATERMARK),
+    "separate": (lambda: SeparatePolicy(32), Newest(idle_only=True), WATERMARK),
+    "hybrid": (lambda: HybridPolicy(16, 0), Newest(idle_only=True), WATERMARK),
+    "auto": (lambda: TidePolicy(COST, TideKnobs(most_tokens=64, grain=8)), LeastLost(), RISKY),
+    "auto, overcommitted": (lambda: TidePolicy(COST), LeastLost(), AdmissionRules(reserve=-9.0)),
+    "auto, one size": (lambda: TidePolicy(COST, fixed_size=24, extra_batches=1), Newest(), WATERMARK),
+}

@@ -1,0 +1,179 @@
+"""Each technique on its own: forecast, stealing, order, step sizes, switching, beliefs, victims."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.sampling import SamplingParams
+from controller.core.decode import DecodeBatches
+from controller.core.expectation import LengthBelief, SeenLengths
+from controller.core.forecast import KvForecast
+from controller.core.ordering import FinishTogether
+from controller.core.policies.tide import StepSizes, TideKnobs
+from controller.core.sequence import Sequence, State
+from controller.core.state import PipelineState, SchedulerConfig
+from controller.core.stealing import StealByCount, StealByTime
+from controller.core.switching import Intensity, Situation
+from controller.core.victims import LeastLost, Newest
+from tests.unit.controller.policy_cases import COST
+
+
+def sequence(name: str, prompt: int, output: int = 0, limit: int = 1000) -> Sequence:
+    one = Sequence(name, (1,) * prompt, SamplingParams(), limit, 0.0, None, output=[1] * output)
+    one.state = State.DECODE
+    return one
+
+
+certain = st.tuples(st.integers(1, 500), st.integers(1, 900))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(certain, min_size=1, max_size=40), st.integers(0, 600), st.data())
+def test_forecast_is_the_exact_profile_within_one_grid_point(
+    sequences: list[tuple[int, int]], steps: int, data: st.DataObject
+) -> None:
+    """The peak of certain ends, after some steps and departures, against a plain sum over horizons."""
+    forecast = KvForecast(block_size=1, longest=2000)
+    for key, (length, remaining) in enumerate(sequences):
+        forecast.put(key, length, 0, LengthBelief(float(remaining), math.inf), 10_000)
+    gone = data.draw(st.sets(st.integers(0, len(sequences) - 1)))
+    for key in gone:
+        forecast.remove(key)
+    forecast.advance(steps)
+    left = [one for key, one in enumerate(sequences) if key not in gone and one[1] > steps]
+
+    def exact(times: list[float]) -> float:
+        return max((sum(n + t for n, r in left if t <= r) for t in times), default=0.0)
+
+    grid = 2000 / 126
+    peak = forecast.peak_tokens()
+    assert peak >= exact([i * grid for i in range(200) if i * grid >= steps]) - 1e-6
+    # What ended within the present grid point may still be counted.
+    recent = sum(
+        n + steps for key, (n, r) in enumerate(sequences) if key not in gone and 0 <= steps - r <= grid
+    )
+    assert peak <= exact([float(t) for t in range(steps, 1500)]) + recent + len(sequences) + 1
+
+
+def test_doubt_raises_the_peak_and_leaves_without_trace() -> None:
+    """Risk needs doubt; what is added and removed leaves an empty forecast."""
+    forecast = KvForecast(block_size=16, longest=2000)
+    for key in range(50):
+        forecast.put(key, 100, 0, LengthBelief.from_quantiles(100.0, 300.0), 1000)
+    assert forecast.peak_tokens(risk=1.6) > 1.05 * forecast.peak_tokens()
+    for key in range(50):
+        forecast.advance(3)
+        forecast.put(key, 130, 30, LengthBelief.from_quantiles(100.0, 300.0), 1000)
+        forecast.remove(key)
+    assert abs(forecast.peak_tokens(risk=1.6)) < 1e-3
+
+
+@given(st.floats(1, 1000), st.floats(1.01, 5), st.integers(0, 5000))
+def test_beliefs_halve_what_is_left(median: float, factor: float, generated: int) -> None:
+    """`remaining` is the median of the conditional distribution."""
+    belief = LengthBelief.from_quantiles(median, median * factor)
+
+    def log_survival(x: float) -> float:
+        return -float(np.logaddexp(0.0, belief.shape * math.log(max(x, 1e-9) / belief.median)))
+
+    remaining = belief.remaining(generated)
+    assert remaining >= 1.0
+    if remaining > 1.0 and math.isfinite(belief.shape):
+        halved = log_survival(generated) - math.log(2.0)
+        assert math.isclose(log_survival(generated + remaining), halved, rel_tol=1e-3, abs_tol=1e-3)
+
+
+def test_seen_lengths_count_those_that_still_run() -> None:
+    """When only short outputs have ended, the estimate is not their mean."""
+    seen = SeenLengths()
+    running = [sequence(f"s{i}", 10, 400) for i in range(96)]
+    for _ in range(32):
+        seen.note(50, running)
+    assert seen.belief is not None
+    assert seen.belief.median > 400
+
+
+def test_stealing_by_time_evens_out_contexts_stealing_by_count_numbers() -> None:
+    """After some rounds all batches are equal: in members, or in members and context."""
+    for stealing, tolerance in ((StealByCount(), None), (StealByTime(COST), 0.12)):
+        chance = np.random.default_rng(3)
+        batches = DecodeBatches(4)
+        for index, batch in enumerate(batches.batches):
+            # The first batches have long contexts.
+            batch.members = [
+                sequence(f"{index}-{i}", int(chance.integers(50, 1500) / (index + 1)))
+                for i in range(30 + 10 * index)
+            ]
+        for _ in range(20):
+            for batch in batches.batches:
+                stealing.balance(batches, batch, 0)
+        assert max(batches.sizes()) - min(batches.sizes()) <= 5 + len(batches.pool)
+        loads = [sum(s.length for s in batch.members) for batch in batches.batches]
+        if tolerance is not None:
+            assert max(loads) - min(loads) <= tolerance * max(loads)
+
+
+def test_a_lone_sequence_is_never_taken_from_its_batch() -> None:
+    """Fewer sequences than batches: nobody ends up in the pool for good."""
+    batches = DecodeBatches(4)
+    batches.batches[2].members = [sequence("last", 300)]
+    for batch in batches.batches:
+        StealByTime(COST).balance(batches, batch, 0)
+    assert batches.sizes() == [0, 0, 1, 0]
+
+
+def test_order_starts_long_ones_in_time_and_mixes_all_lengths() -> None:
+    """The longest output starts in the first part, and every tenth of the line has short and long ones."""
+    state = PipelineState(SchedulerConfig(context_length=4000, eos_token_ids=()))
+    state.start_epoch(4, 6000, 4)
+    chance = np.random.default_rng(1)
+    line = []
+    for i, length in enumerate(chance.integers(10, 1000, 1000)):
+        one = sequence(f"s{i}", 50)
+        one.predicted_p50 = one.predicted_p90 = float(length)
+        line.append(one)
+    state.waiting.add(line)
+    FinishTogether().apply(state)
+    ordered = [one.predicted_p50 or 0.0 for one in state.waiting]
+    assert sorted(ordered) == sorted(one.predicted_p50 or 0.0 for one in line)
+    tenths = [np.array(ordered[i : i + 100]) for i in range(0, 900, 100)]
+    assert all(part.min() < 150 for part in tenths)
+    assert tenths[0].max() > 900
+    assert max(ordered[-50:]) < 500
+
+
+def test_step_sizes_end_where_tiles_end() -> None:
+    """On a device with tiles of 128 tokens no step of 129 is ever chosen."""
+    corners = StepSizes(COST, TideKnobs(grain=32)).corners(90)
+    assert corners
+    assert all(size % 128 == 0 and size > 90 for size in corners)
+
+
+def test_intensities_are_shares_and_a_small_batch_turns() -> None:
+    """Both intensities lie in [0, 1]; a full batch goes on, a small one turns to prefill."""
+    state = PipelineState(SchedulerConfig(context_length=2000, eos_token_ids=()))
+    state.start_epoch(4, 4000, 5)
+    state.waiting.add([sequence(f"w{i}", 300) for i in range(3)])
+    for decoding, turns in ((500, False), (40, True)):
+        situation = Situation(4, 5, 200, 0.0, decoding, 520, 3000, 4000, True)
+        verdict = Intensity(COST).turn_to_prefill(situation, state)
+        assert verdict.yes is turns
+        assert 0.0 <= verdict.reason.numbers["spatial"] <= 1.0
+        assert 0.0 <= verdict.reason.numbers["temporal"] <= 1.0
+
+
+def test_victims() -> None:
+    """The paper takes the newest; the other takes the shortest idle one and spares the oldest."""
+    old, mid, new = sequence("old", 10), sequence("mid", 30), sequence("new", 500)
+    old.admitted_order, mid.admitted_order, new.admitted_order = 1, 2, 3
+    assert Newest().choose([old, mid, new]) is new
+    new.in_flight = 1
+    assert Newest().choose([old, mid, new]) is new
+    assert Newest(idle_only=True).choose([old, mid, new]) is mid
+    assert LeastLost().choose([old, mid, new]) is mid
+    mid.in_flight = 1
+    assert LeastLost().choose([old, mid, new]) is None

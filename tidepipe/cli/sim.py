@@ -1,0 +1,192 @@
+"""`tidepipe sim`: what a cluster would do, in virtual time, with the scheduler that runs live."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tidepipe.cli.exit_codes import SUCCESS
+
+if TYPE_CHECKING:
+    from controller.simulation.bound import Bound
+    from controller.simulation.offline import OfflineRun, Plant
+    from controller.simulation.workload import Workload
+
+sim_app = typer.Typer(help="Simulate a cluster before buying it.", no_args_is_help=True)
+
+
+@sim_app.callback()
+def _sim() -> None:
+    """Simulate a cluster before buying it."""
+
+
+@sim_app.command("offline")
+def offline(
+    model_shape: Annotated[
+        str, typer.Option("--model-shape", metavar="NAME|FILE", help="Such as llama2-13b, or a config.json.")
+    ],
+    hardware: Annotated[str, typer.Option("--hardware", metavar="NAME", help="L20, A100, A800 or H100.")],
+    stages: Annotated[int, typer.Option("--stages", min=1, max=64, help="Devices, one stage each.")],
+    workload: Annotated[
+        str,
+        typer.Option(
+            "--workload",
+            metavar="FILE",
+            help="Azure CSV, ShareGPT JSON, Mooncake or OpenAI batch JSONL, or sharegpt-like (synthetic).",
+        ),
+    ],
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            "--profile", metavar="CSV", help="Measured: tokens, ms of the whole model on one device."
+        ),
+    ] = None,
+    requests: Annotated[
+        int | None, typer.Option("--requests", min=1, help="Draw so many. Default: all, in their order.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of drawing and of noisy predictions.")] = 0,
+    policy: Annotated[
+        str, typer.Option("--policy", metavar="all|NAME,..", help="Policies to compare.")
+    ] = "all",
+    predictor: Annotated[
+        str, typer.Option("--predictor", metavar="P", help="Of output lengths: oracle, none or noise:X.")
+    ] = "oracle",
+    max_prompt: Annotated[
+        int | None, typer.Option("--max-prompt", min=1, help="Leave out longer prompts, tokens.")
+    ] = None,
+    max_total: Annotated[
+        int | None, typer.Option("--max-total", min=2, help="Tokens of prompt and output. Default: context.")
+    ] = None,
+    scan: Annotated[
+        bool, typer.Option("--scan", help="Try each baseline's knobs and report its best.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="DIR", help="Draw stages, KV memory and batch sizes.")
+    ] = None,
+) -> None:
+    """All requests are there from the start: which policy finishes soonest, and how far from the bound?"""
+    # Late, so that `tidepipe --help` stays quick.
+    from common.errors import ConfigError
+    from common.latency.files import read_profile, read_shape
+    from common.latency.hardware import hardware as find_hardware
+    from controller.simulation.offline import Plant, best_of_scan, run_offline
+    from controller.simulation.pictures import draw_run
+    from controller.simulation.predictions import predictor as find_predictor
+    from controller.simulation.record import Recording
+    from controller.simulation.setups import POLICIES
+    from controller.simulation.workload_files import open_workload
+
+    names = POLICIES if policy == "all" else tuple(part.strip() for part in policy.split(","))
+    for name in names:
+        if name not in POLICIES:
+            raise ConfigError(f"unknown policy {name!r}; known: all, {', '.join(POLICIES)}")
+    linear = read_profile(profile) if profile else None
+    plant = Plant(read_shape(model_shape), find_hardware(hardware), stages, linear, max_total or 0)
+    predict = find_predictor(predictor)
+    load = open_workload(workload, requests, seed).within(max_prompt or plant.context, plant.context)
+    if requests is not None:
+        load = load.sample(requests, seed)
+    load = load.at_once()
+    bound = plant.bound(load)
+    runs = []
+    for name in names:
+        knobs = best_of_scan(plant, name, load, predict, seed).knobs if scan else None
+        recording = Recording() if plot else None
+        runs.append(run_offline(plant, name, load, predict, seed, knobs, recording))
+        if plot and recording:
+            for path in draw_run(name, recording, plot):
+                print(f"wrote {path}", file=sys.stderr)
+    if as_json:
+        _print_json(plant, load, runs, bound)
+    else:
+        _print_table(plant, load, runs, bound)
+    raise typer.Exit(SUCCESS)
+
+
+def _result(run: OfflineRun) -> dict[str, Any]:
+    result = run.result
+    return {
+        "policy": run.policy,
+        "settings": dict(run.knobs),
+        "output_tokens_per_s": result.output_tokens_per_s,
+        "total_tokens_per_s": result.total_tokens_per_s,
+        "makespan_s": result.makespan_s,
+        "busy": result.busy,
+        "stage_busy": list(result.stage_busy),
+        "phase_switches": result.phase_switches,
+        "preemptions": result.preemptions,
+        "recomputed_tokens": result.recomputed_tokens,
+        "steals": result.steals,
+        "steps": result.steps,
+        "kv_used_mean": result.kv_used_mean,
+    }
+
+
+def _print_json(plant: Plant, load: Workload, runs: list[OfflineRun], bound: Bound) -> None:
+    import json
+
+    report = {
+        "workload": {
+            "name": load.name,
+            "requests": len(load.requests),
+            "dropped": load.dropped,
+            "prompt_tokens": load.prompt_tokens,
+            "output_tokens": load.output_tokens,
+        },
+        "devices": plant.devices,
+        "hardware": plant.hardware.name,
+        "results": [_result(run) for run in runs],
+        "bound": bound.output_tokens_per_s,
+        "bound_details": {
+            "total_tokens_per_s": bound.total_tokens_per_s,
+            "makespan_s": bound.makespan_s,
+            "tokens_per_step": bound.tokens_per_step,
+        },
+    }
+    print(json.dumps(report))
+
+
+def _print_table(plant: Plant, load: Workload, runs: list[OfflineRun], bound: Bound) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from controller.simulation.workload import describe
+
+    console = Console()
+    console.print(f"{load.name}: {describe(load.requests)}; {plant.devices} x {plant.hardware.name}")
+    if load.dropped:
+        console.print(f"{load.dropped} requests left out: longer than {plant.context} tokens, or empty")
+    table = Table()
+    for column in (
+        "policy",
+        "output tok/s",
+        "of bound",
+        "busy",
+        "makespan",
+        "switches",
+        "preempted",
+        "knobs",
+    ):
+        table.add_column(column, justify="left" if column in ("policy", "knobs") else "right")
+    for run in sorted(runs, key=lambda run: -run.result.output_tokens_per_s):
+        result = run.result
+        table.add_row(
+            run.policy,
+            f"{result.output_tokens_per_s:.0f}",
+            f"{result.output_tokens_per_s / bound.output_tokens_per_s:.0%}",
+            f"{result.busy:.1%}",
+            f"{result.makespan_s:.0f}",
+            str(result.phase_switches),
+            str(result.preemptions),
+        )
+    console.print(table)
+    for run in runs:
+        if run.knobs:
+            console.print(
+                f"{run.policy}: {', '.join(f'{name} {value}' for name, value in run.knobs.items())}"
+            )
+    console.print(f"bound of mixed batches limited by memory: {bound.output_tokens_per_s:.0f} output tok/s")
