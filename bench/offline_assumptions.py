@@ -18,8 +18,8 @@ from controller.simulation.predictions import predictor
 from controller.simulation.setups import Knobs
 from controller.simulation.workload import Workload
 
-ALL_REDUCE_GB_S = (4, 6, 8, 12, 20)
-MICROBATCHES = (1, 2, 4)
+ALL_REDUCE_GB_S = (6, 8, 12, 20)
+MICROBATCHES = (1, 4)
 
 
 def main() -> None:
