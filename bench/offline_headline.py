@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,7 @@ def draw(all_figures: list[dict[str, Any]], path: Path) -> None:
         axes.bar(places, heights, width, label=name)
     for x, one in enumerate(all_figures):
         bound = one["summary"]["bound"]
-        axes.hlines(bound, x - 0.42, x + 0.42, colors="black", label="bound" if x == 0 else None)
+        axes.hlines(bound, x - 0.42, x + 0.42, colors="black", label="bound" if x == 0 else "_")
     axes.set_xticks(range(len(all_figures)), [one["cell"].replace(" / ", "\n") for one in all_figures])
     axes.set_ylabel("output tokens/s")
     axes.legend(ncols=4, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
@@ -132,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import uuid
 from pathlib import Path
+from typing import TextIO
 
 from common.errors import ConfigError
 from common.latency.correction import CorrectedCost
@@ -19,6 +20,7 @@ from common.rpc.server import RpcServer
 from controller.core.admission import AdmissionRules
 from controller.core.policies.catalog import LIVE_POLICIES, make_policy, victims_for
 from controller.core.scheduler import Scheduler, SchedulerConfig
+from controller.drivers.journal import Journal
 from controller.drivers.live import LiveInstance
 from controller.drivers.pipeline import Pipeline, PipelineConfig
 from controller.drivers.registration import Registration
@@ -55,6 +57,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="share of the KV blocks that the forecast peak must leave free; below 0 overcommits memory",
     )
     parser.add_argument("--microbatches", type=int, default=0, help="in decode; 0: one more than stages")
+    parser.add_argument("--journal", type=Path, default=None, help="write every event to this file (JSONL)")
     parser.add_argument("--log-level", default="info")
     return parser.parse_args(arguments)
 
@@ -71,6 +74,16 @@ def _cost(options: argparse.Namespace, shape: ModelShape, stages: int) -> Correc
     device = hardware(options.hardware or "l20")
     linear = read_profile(options.profile) if options.profile else RooflineLinear(shape, device)
     return CorrectedCost(LatencyModel(shape, device, linear, Parallelism(stages)))
+
+
+def _open_journal(path: Path | None) -> TextIO | None:
+    if path is None:
+        return None
+    try:
+        # By the line: a controller that is killed leaves all but its last event.
+        return path.open("w", encoding="utf-8", buffering=1)
+    except OSError as error:
+        raise ConfigError(f"cannot write the journal {path}: {error.strerror}") from error
 
 
 def _layer_split(text: str) -> tuple[int, ...]:
@@ -139,7 +152,9 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
             await server.set_serving(await health.get())
 
     pipeline = Pipeline(config, incarnation)
-    instance = LiveInstance(pipeline, make_scheduler, options.predictor, on_serving)
+    journal_file = _open_journal(options.journal)
+    journal = Journal(journal_file) if journal_file else None
+    instance = LiveInstance(pipeline, make_scheduler, options.predictor, on_serving, journal)
     servicer = ControllerServicer(instance, options.instance_id, incarnation)
     controller_pb2_grpc.add_ControllerServiceServicer_to_server(servicer, server.server)
     address = await server.start([controller_pb2.DESCRIPTOR.services_by_name["ControllerService"]])
@@ -171,6 +186,8 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
     if registration:
         await registration.close()
     await pipeline.close()
+    if journal_file:
+        journal_file.close()
     await server.stop(grace_s=1.0)
 
 

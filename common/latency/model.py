@@ -114,3 +114,12 @@ class LatencyModel:
                 f"{self.device.name} ({self.device.memory_gb:g} GB each); use more devices"
             )
         return blocks
+
+
+def stage_share(shape: ModelShape, layers: int, *, last: bool) -> float:
+    """Share of a step's time that a stage with this many layers takes; the last one has the LM head.
+
+    Half of the computed tokens need the head: all of decode's, few of the prompts'.
+    """
+    head = 0.5 * shape.head_parameters / shape.layer_parameters
+    return (layers + head * last) / (shape.layers + head)

@@ -7,8 +7,8 @@ from controller.core.state import PipelineState
 
 _GOLDEN = 0.6180339887498949
 HEAD_START = 1.5
-"""Outputs are taken as so much longer when their windows are cut: towards the end decode steps are quicker, and
-the queue empties before the last window closes. Measured: 2 % more throughput than 1.0 with short outputs."""
+"""Outputs are taken as so much longer when their windows are cut: towards the end decode steps are quicker,
+and the queue empties before the last window closes. Measured: up to 2 % more throughput than 1.0."""
 
 
 class FinishTogether:
@@ -29,6 +29,8 @@ class FinishTogether:
         self._seen_changes = -1
         self._ranks: dict[str, float] = {}
         self._groups = 0
+        # Tokens, prompts included, that all batches together compute per decode step when memory is full.
+        self.tokens_per_round = 0.0
 
     def apply(self, state: PipelineState) -> None:
         """Order the waiting line, if enough new predictions are there."""
@@ -51,6 +53,7 @@ class FinishTogether:
             output = _output(sequence)
             token_steps += output * (len(sequence.prompt) + output / 2)
         steps = max(token_steps / max(1, capacity_tokens), 1.0)
+        self.tokens_per_round = sum(len(s.prompt) + _output(s) for s in fresh) / steps
         longest = max(map(_output, fresh))
         steps = max(steps, 1.05 * longest)
         spread = 0.0

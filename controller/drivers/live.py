@@ -34,6 +34,7 @@ from controller.core.events import (
     Tick,
 )
 from controller.core.scheduler import Scheduler
+from controller.drivers.journal import Journal
 from controller.drivers.lengths import Features, LengthOracle
 from controller.drivers.pipeline import Pipeline
 from controller.drivers.results import ResultsHub
@@ -66,8 +67,12 @@ class LiveInstance:
         make_scheduler: Callable[[StageAbout], Scheduler],
         predictor_address: str | None,
         on_serving: Callable[[bool], None],
+        journal: Journal | None = None,
     ) -> None:
-        """make_scheduler: called once, when the stages have said which model they serve."""
+        """make_scheduler: called once, when the stages have said which model they serve.
+
+        journal: gets every event that the scheduler hears.
+        """
         self.pipeline = pipeline
         self.hub = ResultsHub()
         self.lengths = LengthOracle(predictor_address, self._predicted)
@@ -75,6 +80,7 @@ class LiveInstance:
         self.serving = False
         self.detail = "stages are loading"
         self._make_scheduler = make_scheduler
+        self._journal = journal
         self._scheduler: Scheduler | None = None
         self._on_serving = on_serving
         self._features: dict[str, Features] = {}
@@ -191,7 +197,10 @@ class LiveInstance:
     # -- decisions carried out ----------------------------------------------------------------------
 
     def _hear(self, event: Event) -> None:
-        for action in self.scheduler.on(event, self._now()):
+        now = self._now()
+        if self._journal is not None:
+            self._journal.note(event, now)
+        for action in self.scheduler.on(event, now):
             self._do(action)
 
     def _do(self, action: Action) -> None:

@@ -42,7 +42,11 @@ class SimulatedStages:
     bubbles come out exactly. dispatch_s: from a result at the last stage to the next plan at the first one.
     """
 
-    def __init__(self, cost: StepCost, stages: int, dispatch_s: float) -> None:
+    def __init__(
+        self, cost: StepCost, stages: int, dispatch_s: float, scales: tuple[float, ...] = ()
+    ) -> None:
+        """scales: each stage's time over the mean, for an uneven split; empty if all are alike."""
+        self._scales = scales or (1.0,) * stages
         self.free_at = [0.0] * stages
         self.busy_s = [0.0] * stages
         self._cost = cost
@@ -56,9 +60,10 @@ class SimulatedStages:
         spans = []
         for stage, free in enumerate(self.free_at):
             start = max(free, arrives)
-            end = start + seconds
+            spent = seconds * self._scales[stage]
+            end = start + spent
             self.free_at[stage] = end
-            self.busy_s[stage] += seconds
+            self.busy_s[stage] += spent
             spans.append((start, end))
             arrives = end + transfer
         return tuple(spans)
@@ -75,12 +80,16 @@ class SimulatedInstance:
         kv_blocks: int,
         *,
         dispatch_s: float = 0.0005,
+        scales: tuple[float, ...] = (),
         recording: Recording | None = None,
     ) -> None:
-        """dispatch_s: half a millisecond is what one RPC each way takes between processes."""
+        """dispatch_s: half a millisecond is what one RPC each way takes between processes.
+
+        scales: see SimulatedStages.
+        """
         self.scheduler = scheduler
         self.now = 0.0
-        self._stages = SimulatedStages(cost, stages, dispatch_s)
+        self._stages = SimulatedStages(cost, stages, dispatch_s, scales)
         self._ready = StagesReady(1, stages, kv_blocks)
         self._recording = recording
         self._in_flight: deque[tuple[float, StepDone]] = deque()

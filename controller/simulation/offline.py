@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from common.latency.hardware import Hardware
 from common.latency.linear import LinearCost, RooflineLinear
-from common.latency.model import LatencyModel, Parallelism
+from common.latency.model import LatencyModel, Parallelism, stage_share
 from common.model_shape import ModelShape
 from controller.core.scheduler import Scheduler, SchedulerConfig
 from controller.drivers.simulated import STOP, SimulatedInstance
@@ -18,7 +18,7 @@ from controller.simulation.setups import Knobs, make_setup, scan
 from controller.simulation.workload import Workload
 
 BLOCK_SIZE = 16
-MICROBATCH_LATENCY_S = 0.0005
+DISPATCH_S = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Plant:
 
     linear: measured times of the matrix products; None models them (roofline).
     max_total: tokens of one sequence at most; 0 for the model's context.
+    layer_split: layers of each stage; empty for stages that take equally long.
     """
 
     shape: ModelShape
@@ -34,6 +35,7 @@ class Plant:
     devices: int
     linear: LinearCost | None = None
     max_total: int = 0
+    layer_split: tuple[int, ...] = ()
 
     @property
     def context(self) -> int:
@@ -45,6 +47,15 @@ class Plant:
         parallel = Parallelism(1, self.devices) if tensor_parallel else Parallelism(self.devices, 1)
         linear = self.linear or RooflineLinear(self.shape, self.hardware)
         return LatencyModel(self.shape, self.hardware, linear, parallel)
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Each stage's time over the mean; empty if all are alike."""
+        last = len(self.layer_split) - 1
+        return tuple(
+            self.devices * stage_share(self.shape, layers, last=stage == last)
+            for stage, layers in enumerate(self.layer_split)
+        )
 
     def bound(self, workload: Workload) -> Bound:
         """Upper bound on the throughput of the pipeline."""
@@ -91,7 +102,8 @@ def run_offline(
         cost,
         cost.parallel.stages,
         cost.kv_blocks(BLOCK_SIZE),
-        dispatch_s=MICROBATCH_LATENCY_S,
+        dispatch_s=DISPATCH_S,
+        scales=plant.scales if cost.parallel.tensor == 1 else (),
         recording=recording,
     )
     requests = workload.at_once().requests

@@ -14,7 +14,7 @@ from common.errors import ConfigError
 from common.latency.files import read_profile
 from common.latency.hardware import Hardware, hardware
 from common.latency.linear import WEIGHT_BYTES, LinearCost, RooflineLinear, linear_weights
-from common.latency.model import LatencyModel, Parallelism
+from common.latency.model import LatencyModel, Parallelism, stage_share
 from common.latency.shapes import named_shape
 from common.latency.work import work_of
 from common.model_shape import ModelShape
@@ -74,12 +74,12 @@ class EmulatedExecutor:
         layers = spec.layer_end - spec.layer_begin
         self._spec = spec
         self._shape = shape
-        self._share = layers / shape.layers
-        # The whole model on one device; a stage takes its layers' share of it.
+        self._share = stage_share(shape, layers, last=spec.last)
+        # The whole model on one device; a stage takes its share of it.
         self._latency = LatencyModel(shape, device, linear, Parallelism())
         self._lengths: dict[int, int] = {}
         self._zeros = memoryview(bytes(spec.max_step_tokens * shape.hidden * WEIGHT_BYTES))
-        self.weight_bytes = int(linear_weights(shape) * WEIGHT_BYTES * self._share)
+        self.weight_bytes = int(linear_weights(shape) * WEIGHT_BYTES * layers / shape.layers)
         block_bytes = shape.kv_bytes_per_token(layers, WEIGHT_BYTES) * spec.block_size
         room = max(0, about.memory_budget - self.weight_bytes) // block_bytes
         self.kv_blocks = spec.kv_blocks or room

@@ -60,6 +60,9 @@ def offline(
     max_total: Annotated[
         int | None, typer.Option("--max-total", min=2, help="Tokens of prompt and output. Default: context.")
     ] = None,
+    layer_split: Annotated[
+        str, typer.Option("--layer-split", metavar="A,B,..", help="Layers per stage. Default: equal times.")
+    ] = "",
     scan: Annotated[
         bool, typer.Option("--scan", help="Try each baseline's knobs and report its best.")
     ] = False,
@@ -85,7 +88,9 @@ def offline(
         if name not in POLICIES:
             raise ConfigError(f"unknown policy {name!r}; known: all, {', '.join(POLICIES)}")
     linear = read_profile(profile) if profile else None
-    plant = Plant(read_shape(model_shape), find_hardware(hardware), stages, linear, max_total or 0)
+    shape = read_shape(model_shape)
+    split = _split(layer_split, shape.layers, stages)
+    plant = Plant(shape, find_hardware(hardware), stages, linear, max_total or 0, split)
     predict = find_predictor(predictor)
     load = open_workload(workload, requests, seed).within(max_prompt or plant.context, plant.context)
     if requests is not None:
@@ -105,6 +110,20 @@ def offline(
     else:
         _print_table(plant, load, runs, bound)
     raise typer.Exit(SUCCESS)
+
+
+def _split(text: str, layers: int, stages: int) -> tuple[int, ...]:
+    from common.errors import ConfigError
+    from controller.core.split import given_split
+
+    if not text:
+        return ()
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--layer-split must be numbers such as 16,14; got {text!r}") from None
+    given_split(counts, layers, stages)
+    return counts
 
 
 def _result(run: OfflineRun) -> dict[str, Any]:

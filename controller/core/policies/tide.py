@@ -23,7 +23,8 @@ class TideKnobs:
     near_best: the largest step is the smallest one whose time per token is within this factor of the best;
         larger ones win nothing, and make the pipeline's ramp and drain longer.
     refill_at: slack at which prompts are admitted again after memory was full.
-    smaller_below, larger_above: (the latter above refill_at) slack at which the step size goes down or up by a corner.
+    smaller_below, larger_above: slack at which the step size goes down or up by a corner; the latter must be
+        above refill_at, or each refill begins with a larger step.
     hold_rounds: rounds (one step of each batch) that a step size is kept at least: a change downwards leaves
         a bubble of (stages - 1) x the difference in step time.
     """
@@ -171,4 +172,11 @@ class TidePolicy(MixedSteps):
         return next((size for size in reversed(corners) if size < self._size), corners[0])
 
     def _corners(self, state: PipelineState) -> list[int]:
-        return self._sizes.corners(-(-len(state.batches) // len(state.batches.batches)))
+        batches = len(state.batches.batches)
+        corners = self._sizes.corners(-(-len(state.batches) // batches))
+        demand = self._order.tokens_per_round / batches if self._order is not None else 0.0
+        if not demand:
+            return corners
+        # Larger steps than this would only fill memory sooner and then stop.
+        most = next((size for size in corners if size >= demand), corners[-1])
+        return [size for size in corners if size <= most]

@@ -29,7 +29,7 @@ def prefill(step: int, key: int, count: int) -> StepPlan:
 
 
 def test_a_pipeline_takes_the_time_of_the_profile(backend: EmulatedBackend) -> None:
-    """Each of two stages half of the whole model's time; activations have their true size."""
+    """Each of two stages about half of the whole model's time; activations have their true size."""
     first, last = backend.configure(HALF), backend.configure(REST)
     start = time.monotonic()
     hidden = first.execute(prefill(1, 7, 10), None).hidden
@@ -42,7 +42,7 @@ def test_a_pipeline_takes_the_time_of_the_profile(backend: EmulatedBackend) -> N
     assert len(sampled.token_ids) == 1
     assert sampled.token_ids[0] not in backend.description.shape.eos_token_ids
     # The point above 10 tokens is 256: 80 ms for the model. Sleeping may take longer, never less.
-    assert 0.0399 <= middle - start < 0.2
+    assert 0.0395 <= middle - start < 0.2
     assert 0.0399 <= end - middle < 0.2
 
 

@@ -1,0 +1,97 @@
+"""A journal, read back and replayed, gives identical actions under every policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import ConfigError
+from common.plan import SampledTokens
+from common.sampling import PositionLogprobs, SamplingParams, TokenLogprob
+from controller.core.actions import Action, Dispatch
+from controller.core.events import (
+    Event,
+    LengthPredicted,
+    NewSequence,
+    SequenceCancelled,
+    SequencesArrived,
+    StagesLost,
+    StagesReady,
+    StepDone,
+    Tick,
+)
+from controller.core.scheduler import Scheduler, SchedulerConfig
+from controller.drivers.journal import Journal, read_journal, replay, requests_of
+from tests.unit.controller.policy_cases import CASES
+
+
+def scheduler(case: str) -> Scheduler:
+    make_policy, victims, admission = CASES[case]
+    config = SchedulerConfig(
+        context_length=200, eos_token_ids=(0,), block_size=8, victims=victims, admission=admission
+    )
+    return Scheduler(config, make_policy())
+
+
+def live_run(case: str, path: Path) -> list[list[Action]]:
+    """A run with all kinds of events, written down as it goes."""
+    core = scheduler(case)
+    done: list[list[Action]] = []
+    plans = []
+    with path.open("w", encoding="utf-8") as file:
+        journal = Journal(file)
+
+        def hear(event: Event) -> None:
+            now = 0.1 * len(done) + 1 / 3
+            journal.note(event, now)
+            done.append(core.on(event, now))
+            plans.extend(action.plan for action in done[-1] if isinstance(action, Dispatch))
+
+        sampling = SamplingParams(max_tokens=20, logprobs=1, logit_bias={5: -1.0}, stop_token_ids=(9,))
+        arrivals = tuple(NewSequence(f"s{i}", (1, 2, 3) * (i + 1), sampling, (4,), 90.0) for i in range(12))
+        hear(SequencesArrived(arrivals))
+        hear(LengthPredicted("s1", 10.0, 17.5))
+        hear(StagesReady(1, 2, 40))
+        for step in range(200):
+            if not plans:
+                break
+            plan = plans.pop(0)
+            rows = sum(row.sample for row in plan.rows)
+            logprobs = (PositionLogprobs(TokenLogprob(7, -0.1), (TokenLogprob(7, -0.1),)),) * rows
+            hear(StepDone(plan.step_id, SampledTokens((7,) * rows, logprobs), (0.01, 0.02)))
+            if step == 15:
+                hear(SequenceCancelled("s3"))
+                hear(Tick())
+            if step == 20:
+                plans.clear()
+                hear(StagesLost("gone", 3))
+                hear(StagesReady(2, 2, 40))
+    assert not core.sequences
+    return done
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_replay_is_identical(case: str, tmp_path: Path) -> None:
+    """Through the file, every action equal to the first time."""
+    path = tmp_path / "journal.jsonl"
+    done = live_run(case, path)
+    assert list(replay(read_journal(path), scheduler(case))) == done
+
+
+def test_a_journal_is_a_workload(tmp_path: Path) -> None:
+    """What ran, with the lengths it had, ready for another policy."""
+    path = tmp_path / "journal.jsonl"
+    live_run("td-pipe", path)
+    requests = requests_of(read_journal(path), scheduler("td-pipe"))
+    assert len(requests) == 12
+    assert [one.output_tokens for one in requests].count(20) >= 11
+    assert {one.arrival_s for one in requests} == {0.0}
+
+
+def test_a_broken_journal_is_named(tmp_path: Path) -> None:
+    """With the line."""
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"now": 1.0, "event": "Tick"}\n{"now": 2.0, "event": "Surprise"}\n')
+    with pytest.raises(ConfigError, match="line 2"):
+        list(read_journal(path))
