@@ -144,11 +144,19 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
         epoch.start()
         reader = asyncio.create_task(self._read_plans(epoch, request_iterator), name="plans")
         ended = asyncio.create_task(epoch.ended.wait(), name="epoch-ended")
+        loop = asyncio.get_running_loop()
+        beat = loop.time()
         try:
             while not epoch.ended.is_set():
+                # Also between reports: they say nothing of memory.
+                if loop.time() >= beat:
+                    beat = loop.time() + HEARTBEAT_S
+                    yield stage_pb2.RunResponse(heartbeat=stage_pb2.Heartbeat(rss_bytes=self._rss()))
                 report = asyncio.create_task(epoch.reports.get())
                 done, _ = await asyncio.wait(
-                    {report, reader, ended}, timeout=HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED
+                    {report, reader, ended},
+                    timeout=max(0.0, beat - loop.time()),
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
                 if report in done:
                     yield report.result()
@@ -157,8 +165,6 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
                 if reader in done:
                     reader.result()  # raises what went wrong; else the controller has left
                     return
-                if not done:
-                    yield stage_pb2.RunResponse(heartbeat=stage_pb2.Heartbeat(rss_bytes=self._rss()))
             raise IncompatibleError(f"epoch {epoch.number} is over; {self._newest} has begun since")
         finally:
             for task in (reader, ended):
