@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from common.plan import Phase
 from controller.core.actions import Reason
 from controller.core.decode import MicroBatch
@@ -9,7 +11,7 @@ from controller.core.sequence import Sequence
 from controller.core.state import PipelineState
 
 
-class MixedSteps:
+class MixedSteps(ABC):
     """Every step belongs to a micro-batch; there are no phases, only work and rest."""
 
     def __init__(self, extra_batches: int = 1) -> None:
@@ -41,6 +43,6 @@ class MixedSteps:
         if not state.running and not state.waiting:
             state.turn(Phase.IDLE, Reason("all done"), now)
 
+    @abstractmethod
     def form(self, state: PipelineState, batch: MicroBatch) -> None:
         """Form the next step of a batch and send it, if there is anything to do."""
-        raise NotImplementedError
