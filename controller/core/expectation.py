@@ -97,9 +97,3 @@ def belief_of(sequence: Sequence, seen: LengthBelief | None) -> LengthBelief:
     if seen is not None:
         return seen
     return LengthBelief(float(sequence.max_tokens), math.inf)
-
-
-def expected_remaining(sequence: Sequence, seen: LengthBelief | None) -> float:
-    """Output tokens that are still expected, at most those allowed."""
-    allowed = sequence.max_tokens - len(sequence.output)
-    return min(belief_of(sequence, seen).remaining(len(sequence.output)), float(allowed))

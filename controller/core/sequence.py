@@ -59,11 +59,6 @@ class Sequence:
         """Tokens so far, prompt and output."""
         return len(self.prompt) + len(self.output)
 
-    @property
-    def final_length(self) -> int:
-        """Tokens at most when it ends."""
-        return len(self.prompt) + self.max_tokens
-
     def tokens(self, begin: int, end: int) -> tuple[int, ...]:
         """Token ids at positions begin .. end - 1."""
         prompt = len(self.prompt)
