@@ -8,7 +8,7 @@ import sys
 import typer
 
 from common.errors import TidePipeError
-from tidepipe.cli.admin import admin_app
+from tidepipe.cli.admin.app import admin_app
 from tidepipe.cli.batch import batch
 from tidepipe.cli.bench import bench_app
 from tidepipe.cli.exit_codes import INTERRUPTED, SOME_FAILED, exit_code
