@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from common.errors import InvalidRequestError
 from common.sampling import FinishReason, PositionLogprobs, SamplingParams
+
+MAX_LATENCY_TARGET_MS = 86_400_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class GenerationRequest:
     stream, stream_usage: server-sent events, and a last one with the usage.
     return_token_ids: put prompt and output token ids into the body.
     include_stop: the stop string that ended an answer stays at the end of its text.
+    ttft_ms, tpot_ms: latency wanted until the first token and per token after it; None: the service's own.
     """
 
     request_id: str
@@ -43,6 +47,21 @@ class GenerationRequest:
     stream_usage: bool = False
     return_token_ids: bool = False
     include_stop: bool = False
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+
+    def check(self) -> None:
+        """Raise InvalidRequestError for what makes no sense for any model."""
+        self.sampling.check()
+        if not self.prompt:
+            raise InvalidRequestError("the prompt is empty", "prompt")
+        for name, target in (("ttft_ms", self.ttft_ms), ("tpot_ms", self.tpot_ms)):
+            if target is not None and not 0.0 < target <= MAX_LATENCY_TARGET_MS:
+                raise InvalidRequestError(
+                    f"{name} must be above 0 and at most {MAX_LATENCY_TARGET_MS:.0f} milliseconds, "
+                    f"got {target:g}",
+                    name,
+                )
 
     @property
     def is_chat(self) -> bool:

@@ -37,6 +37,8 @@ def request_from_wire(message: pb.InferenceRequest) -> GenerationRequest:
         model=message.model or None,
         skip_text=message.skip_text,
         keep_special_tokens=message.keep_special_tokens,
+        ttft_ms=message.ttft_ms if message.HasField("ttft_ms") else None,
+        tpot_ms=message.tpot_ms if message.HasField("tpot_ms") else None,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -16,18 +15,16 @@ from common.openai.failures import error_response
 from common.openai.responses import DONE, ResponseContext, response_body, response_stream, sse
 from common.request import Answer, GenerationRequest
 from common.sampling import FinishReason
-from router.edge.wire import check_request_id
 from router.gateway.body import read_json
 from router.gateway.collector import AnswerCollector
 from router.gateway.failures import failure
+from router.gateway.headers import REQUEST_ID, request_id, with_targets
 from router.gateway.presence import while_connected
 from router.requests.subscription import Subscription
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
 
 Parser = Callable[[object, str], GenerationRequest]
-
-REQUEST_ID = "x-request-id"
 
 
 class CompletionEndpoint:
@@ -45,10 +42,9 @@ class CompletionEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
         request = Request(scope, receive)
-        request_id = request.headers.get(REQUEST_ID) or uuid.uuid4().hex
         try:
-            check_request_id(request_id)
-            wanted = self._parse(await read_json(request), request_id)
+            name = request_id(request.headers)
+            wanted = with_targets(self._parse(await read_json(request), name), request.headers)
             subscription = self._table.attach(wanted, grace_s=0.0)
         except ClientDisconnect:
             return

@@ -55,9 +55,7 @@ class Admission:
 
     def check(self, request: GenerationRequest) -> None:
         """Refuse at once what makes no sense for any model."""
-        request.sampling.check()
-        if not request.prompt:
-            raise InvalidRequestError("the prompt is empty", "prompt")
+        request.check()
 
     async def admit(self, request: GenerationRequest) -> AdmittedRequest:
         """Raises InvalidRequestError, NotFoundError (model), or UnavailableError (no instance came)."""

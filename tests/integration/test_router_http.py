@@ -146,6 +146,15 @@ async def test_errors_are_openais(http: httpx.AsyncClient, controller: FakeContr
     assert not controller.submitted
 
 
+async def test_latency_targets_are_checked(http: httpx.AsyncClient) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 5}
+    good = await http.post(COMPLETE, json=body, headers={"x-slo-ttft-ms": "250.5", "x-slo-tpot-ms": "1e2"})
+    assert good.status_code == 200
+    for header, value in (("x-slo-ttft-ms", "-1"), ("x-slo-tpot-ms", "nan"), ("x-slo-tpot-ms", "fast")):
+        response = await http.post(COMPLETE, json=body, headers={header: value})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, header)
+
+
 async def test_overload_and_ids_in_use(
     http: httpx.AsyncClient, controller: FakeController, router: RunningRouter
 ) -> None:

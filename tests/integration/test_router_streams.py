@@ -48,6 +48,13 @@ async def test_tokens_and_text_stream_with_their_end(
     assert list(sent.stop_token_ids) == [7] and sent.min_tokens == 1
 
 
+async def test_negative_latency_targets_are_refused(router: RunningRouter) -> None:
+    wanted = request("late")
+    wanted.tpot_ms = -1
+    with pytest.raises(grpc.aio.AioRpcError, match="tpot_ms must be above 0"):
+        await listen(router, wanted)
+
+
 async def test_many_answers_have_their_own_seeds(router: RunningRouter, controller: FakeController) -> None:
     answers = [Heard() for _ in range(3)]
     wanted = request("n", n=3, seed=11, temperature=1.0)

@@ -119,11 +119,14 @@ class AsyncClient:
         timeout: float | None = None,
         request_id: str | None = None,
         skip_text: bool = False,
+        ttft_ms: float | None = None,
+        tpot_ms: float | None = None,
         **parameters: Any,
     ) -> AsyncStream:
         """Answer a prompt piece by piece; parameters as `generate`. Leaving early cancels the request.
 
-        skip_text: token ids only, which spares the service work.
+        skip_text: token ids only, which spares the service work. ttft_ms, tpot_ms: latency wanted until
+        the first token and per token after it; the service's own targets if not given.
         """
         request = make_request(
             prompt,
@@ -131,6 +134,8 @@ class AsyncClient:
             request_id=request_id,
             model=model,
             skip_text=skip_text,
+            ttft_ms=ttft_ms,
+            tpot_ms=tpot_ms,
         )
         return self.stream_request(request, timeout=timeout)
 

@@ -60,6 +60,8 @@ def make_request(
     model: str = "",
     skip_text: bool = False,
     keep_special_tokens: bool = False,
+    ttft_ms: float | None = None,
+    tpot_ms: float | None = None,
 ) -> pb.InferenceRequest:
     """The request; InvalidRequestError if the prompt has a form that no request has."""
     request = pb.InferenceRequest(
@@ -69,6 +71,8 @@ def make_request(
         disconnect_grace_ms=DISCONNECT_GRACE_MS,
         skip_text=skip_text,
         keep_special_tokens=keep_special_tokens,
+        ttft_ms=ttft_ms,
+        tpot_ms=tpot_ms,
     )
     if isinstance(prompt, str):
         request.text = prompt

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tidepipe.v1 import sampling_pb2 as tidepipe_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btidepipe/v1/inference.proto\x12\x0btidepipe.v1\x1a\x1atidepipe/v1/sampling.proto\"\x9a\x02\n\x10InferenceRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x15.tidepipe.v1.TokenIdsH\x00\x12!\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x11.tidepipe.v1.ChatH\x00\x12-\n\x08sampling\x18\x06 \x01(\x0b\x32\x1b.tidepipe.v1.SamplingParams\x12\x1b\n\x13\x64isconnect_grace_ms\x18\x07 \x01(\r\x12\x11\n\tskip_text\x18\x08 \x01(\x08\x12\x1b\n\x13keep_special_tokens\x18\t \x01(\x08\x42\x08\n\x06prompt\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"2\n\x04\x43hat\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.tidepipe.v1.ChatMessage\":\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"C\n\x0eStreamPosition\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x12\n\ncharacters\x18\x03 \x01(\r\"n\n\x0fGenerateRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.tidepipe.v1.InferenceRequest\x12+\n\x06resume\x18\x02 \x03(\x0b\x32\x1b.tidepipe.v1.StreamPosition\";\n\x10GenerateResponse\x12\'\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x18.tidepipe.v1.AnswerDelta\"?\n\rSubmitRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.tidepipe.v1.InferenceRequest\"M\n\x0eSubmitResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x10\n\x08\x61ttached\x18\x03 \x01(\x08\"P\n\rStreamRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x06resume\x18\x02 \x03(\x0b\x32\x1b.tidepipe.v1.StreamPosition\"9\n\x0eStreamResponse\x12\'\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x18.tidepipe.v1.AnswerDelta\"\xd4\x02\n\x0b\x41nswerDelta\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x14\n\x0ctoken_offset\x18\x03 \x01(\r\x12\x18\n\x10\x63haracter_offset\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x0c\n\x04text\x18\x06 \x01(\t\x12/\n\x08logprobs\x18\x07 \x03(\x0b\x32\x1d.tidepipe.v1.PositionLogprobs\x12\x30\n\rfinish_reason\x18\x08 \x01(\x0e\x32\x19.tidepipe.v1.FinishReason\x12\x17\n\rstop_token_id\x18\t \x01(\rH\x00\x12\x15\n\x0bstop_string\x18\n \x01(\tH\x00\x12!\n\x05usage\x18\x0b \x01(\x0b\x32\x12.tidepipe.v1.Usage\x12\r\n\x05\x65rror\x18\x0c \x01(\tB\x0c\n\nstopped_by\"m\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\routput_tokens\x18\x02 \x01(\r\x12\x0f\n\x07ttft_ms\x18\x03 \x01(\x01\x12\x10\n\x08total_ms\x18\x04 \x01(\x01\x12\x13\n\x0bpreemptions\x18\x05 \x01(\r\"$\n\rCancelRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"#\n\x0e\x43\x61ncelResponse\x12\x11\n\tcancelled\x18\x01 \x01(\r\"\x13\n\x11ListModelsRequest\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.tidepipe.v1.ModelInfo\"q\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t2\xf7\x02\n\x10InferenceService\x12I\n\x08Generate\x12\x1c.tidepipe.v1.GenerateRequest\x1a\x1d.tidepipe.v1.GenerateResponse0\x01\x12\x41\n\x06Submit\x12\x1a.tidepipe.v1.SubmitRequest\x1a\x1b.tidepipe.v1.SubmitResponse\x12\x43\n\x06Stream\x12\x1a.tidepipe.v1.StreamRequest\x1a\x1b.tidepipe.v1.StreamResponse0\x01\x12\x41\n\x06\x43\x61ncel\x12\x1a.tidepipe.v1.CancelRequest\x1a\x1b.tidepipe.v1.CancelResponse\x12M\n\nListModels\x12\x1e.tidepipe.v1.ListModelsRequest\x1a\x1f.tidepipe.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btidepipe/v1/inference.proto\x12\x0btidepipe.v1\x1a\x1atidepipe/v1/sampling.proto\"\xde\x02\n\x10InferenceRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x15.tidepipe.v1.TokenIdsH\x00\x12!\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x11.tidepipe.v1.ChatH\x00\x12-\n\x08sampling\x18\x06 \x01(\x0b\x32\x1b.tidepipe.v1.SamplingParams\x12\x1b\n\x13\x64isconnect_grace_ms\x18\x07 \x01(\r\x12\x11\n\tskip_text\x18\x08 \x01(\x08\x12\x1b\n\x13keep_special_tokens\x18\t \x01(\x08\x12\x14\n\x07ttft_ms\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07tpot_ms\x18\x0b \x01(\x01H\x02\x88\x01\x01\x42\x08\n\x06promptB\n\n\x08_ttft_msB\n\n\x08_tpot_ms\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"2\n\x04\x43hat\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.tidepipe.v1.ChatMessage\":\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\"C\n\x0eStreamPosition\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x12\n\ncharacters\x18\x03 \x01(\r\"n\n\x0fGenerateRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.tidepipe.v1.InferenceRequest\x12+\n\x06resume\x18\x02 \x03(\x0b\x32\x1b.tidepipe.v1.StreamPosition\";\n\x10GenerateResponse\x12\'\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x18.tidepipe.v1.AnswerDelta\"?\n\rSubmitRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.tidepipe.v1.InferenceRequest\"M\n\x0eSubmitResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x10\n\x08\x61ttached\x18\x03 \x01(\x08\"P\n\rStreamRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x06resume\x18\x02 \x03(\x0b\x32\x1b.tidepipe.v1.StreamPosition\"9\n\x0eStreamResponse\x12\'\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x18.tidepipe.v1.AnswerDelta\"\xd4\x02\n\x0b\x41nswerDelta\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x14\n\x0ctoken_offset\x18\x03 \x01(\r\x12\x18\n\x10\x63haracter_offset\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x0c\n\x04text\x18\x06 \x01(\t\x12/\n\x08logprobs\x18\x07 \x03(\x0b\x32\x1d.tidepipe.v1.PositionLogprobs\x12\x30\n\rfinish_reason\x18\x08 \x01(\x0e\x32\x19.tidepipe.v1.FinishReason\x12\x17\n\rstop_token_id\x18\t \x01(\rH\x00\x12\x15\n\x0bstop_string\x18\n \x01(\tH\x00\x12!\n\x05usage\x18\x0b \x01(\x0b\x32\x12.tidepipe.v1.Usage\x12\r\n\x05\x65rror\x18\x0c \x01(\tB\x0c\n\nstopped_by\"m\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\routput_tokens\x18\x02 \x01(\r\x12\x0f\n\x07ttft_ms\x18\x03 \x01(\x01\x12\x10\n\x08total_ms\x18\x04 \x01(\x01\x12\x13\n\x0bpreemptions\x18\x05 \x01(\r\"$\n\rCancelRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"#\n\x0e\x43\x61ncelResponse\x12\x11\n\tcancelled\x18\x01 \x01(\r\"\x13\n\x11ListModelsRequest\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.tidepipe.v1.ModelInfo\"q\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t2\xf7\x02\n\x10InferenceService\x12I\n\x08Generate\x12\x1c.tidepipe.v1.GenerateRequest\x1a\x1d.tidepipe.v1.GenerateResponse0\x01\x12\x41\n\x06Submit\x12\x1a.tidepipe.v1.SubmitRequest\x1a\x1b.tidepipe.v1.SubmitResponse\x12\x43\n\x06Stream\x12\x1a.tidepipe.v1.StreamRequest\x1a\x1b.tidepipe.v1.StreamResponse0\x01\x12\x41\n\x06\x43\x61ncel\x12\x1a.tidepipe.v1.CancelRequest\x1a\x1b.tidepipe.v1.CancelResponse\x12M\n\nListModels\x12\x1e.tidepipe.v1.ListModelsRequest\x1a\x1f.tidepipe.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,41 +33,41 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tidepipe.v1.inference_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INFERENCEREQUEST']._serialized_start=73
-  _globals['_INFERENCEREQUEST']._serialized_end=355
-  _globals['_TOKENIDS']._serialized_start=357
-  _globals['_TOKENIDS']._serialized_end=380
-  _globals['_CHAT']._serialized_start=382
-  _globals['_CHAT']._serialized_end=432
-  _globals['_CHATMESSAGE']._serialized_start=434
-  _globals['_CHATMESSAGE']._serialized_end=492
-  _globals['_STREAMPOSITION']._serialized_start=494
-  _globals['_STREAMPOSITION']._serialized_end=561
-  _globals['_GENERATEREQUEST']._serialized_start=563
-  _globals['_GENERATEREQUEST']._serialized_end=673
-  _globals['_GENERATERESPONSE']._serialized_start=675
-  _globals['_GENERATERESPONSE']._serialized_end=734
-  _globals['_SUBMITREQUEST']._serialized_start=736
-  _globals['_SUBMITREQUEST']._serialized_end=799
-  _globals['_SUBMITRESPONSE']._serialized_start=801
-  _globals['_SUBMITRESPONSE']._serialized_end=878
-  _globals['_STREAMREQUEST']._serialized_start=880
-  _globals['_STREAMREQUEST']._serialized_end=960
-  _globals['_STREAMRESPONSE']._serialized_start=962
-  _globals['_STREAMRESPONSE']._serialized_end=1019
-  _globals['_ANSWERDELTA']._serialized_start=1022
-  _globals['_ANSWERDELTA']._serialized_end=1362
-  _globals['_USAGE']._serialized_start=1364
-  _globals['_USAGE']._serialized_end=1473
-  _globals['_CANCELREQUEST']._serialized_start=1475
-  _globals['_CANCELREQUEST']._serialized_end=1511
-  _globals['_CANCELRESPONSE']._serialized_start=1513
-  _globals['_CANCELRESPONSE']._serialized_end=1548
-  _globals['_LISTMODELSREQUEST']._serialized_start=1550
-  _globals['_LISTMODELSREQUEST']._serialized_end=1569
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1571
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1631
-  _globals['_MODELINFO']._serialized_start=1633
-  _globals['_MODELINFO']._serialized_end=1746
-  _globals['_INFERENCESERVICE']._serialized_start=1749
-  _globals['_INFERENCESERVICE']._serialized_end=2124
+  _globals['_INFERENCEREQUEST']._serialized_end=423
+  _globals['_TOKENIDS']._serialized_start=425
+  _globals['_TOKENIDS']._serialized_end=448
+  _globals['_CHAT']._serialized_start=450
+  _globals['_CHAT']._serialized_end=500
+  _globals['_CHATMESSAGE']._serialized_start=502
+  _globals['_CHATMESSAGE']._serialized_end=560
+  _globals['_STREAMPOSITION']._serialized_start=562
+  _globals['_STREAMPOSITION']._serialized_end=629
+  _globals['_GENERATEREQUEST']._serialized_start=631
+  _globals['_GENERATEREQUEST']._serialized_end=741
+  _globals['_GENERATERESPONSE']._serialized_start=743
+  _globals['_GENERATERESPONSE']._serialized_end=802
+  _globals['_SUBMITREQUEST']._serialized_start=804
+  _globals['_SUBMITREQUEST']._serialized_end=867
+  _globals['_SUBMITRESPONSE']._serialized_start=869
+  _globals['_SUBMITRESPONSE']._serialized_end=946
+  _globals['_STREAMREQUEST']._serialized_start=948
+  _globals['_STREAMREQUEST']._serialized_end=1028
+  _globals['_STREAMRESPONSE']._serialized_start=1030
+  _globals['_STREAMRESPONSE']._serialized_end=1087
+  _globals['_ANSWERDELTA']._serialized_start=1090
+  _globals['_ANSWERDELTA']._serialized_end=1430
+  _globals['_USAGE']._serialized_start=1432
+  _globals['_USAGE']._serialized_end=1541
+  _globals['_CANCELREQUEST']._serialized_start=1543
+  _globals['_CANCELREQUEST']._serialized_end=1579
+  _globals['_CANCELRESPONSE']._serialized_start=1581
+  _globals['_CANCELRESPONSE']._serialized_end=1616
+  _globals['_LISTMODELSREQUEST']._serialized_start=1618
+  _globals['_LISTMODELSREQUEST']._serialized_end=1637
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1639
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1699
+  _globals['_MODELINFO']._serialized_start=1701
+  _globals['_MODELINFO']._serialized_end=1814
+  _globals['_INFERENCESERVICE']._serialized_start=1817
+  _globals['_INFERENCESERVICE']._serialized_end=2192
 # @@protoc_insertion_point(module_scope)
