@@ -1,0 +1,217 @@
+"""The overall scheduler: macro instances, the requests that wait for them, and their number.
+
+    actions = scheduler.on(event, now)
+
+Pure: same events, same actions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from router.core.choice import Choice
+from router.core.events import (
+    Action,
+    AddInstance,
+    DrainInstance,
+    Event,
+    Expired,
+    FirstToken,
+    InstanceDraining,
+    InstanceJoined,
+    InstanceLeft,
+    InstanceReconnected,
+    InstanceReported,
+    MergeMacros,
+    MoveInstance,
+    QueueFull,
+    Regrouped,
+    RequestArrived,
+    RequestWithdrawn,
+    Route,
+    SetPolicy,
+    SplitMacro,
+    Tick,
+)
+from router.core.macro import MacroInstance
+from router.core.mitosis import Bounds, Mitosis, Move
+from router.core.pending import PendingQueue
+from router.core.policies.catalog import make_routing_policy
+from router.core.request import RouteRequest
+from router.core.scaling import AutoScaling, ScalingRules
+from router.core.status import FOREVER
+from router.core.view import InstanceView
+
+
+@dataclass(frozen=True, slots=True)
+class OverallConfig:
+    """policy: name of the routing policy. max_pending: requests that may wait.
+
+    tries: requests from the queue's front that are offered to the instances each time; more than one lets
+        short prompts pass a long one that fits nowhere yet.
+    scaling: rules of automatic scaling; None leaves it to people.
+    """
+
+    policy: str = "padg"
+    bounds: Bounds = field(default_factory=Bounds)
+    max_pending: int = 1024
+    tries: int = 4
+    scaling: ScalingRules | None = None
+
+
+class OverallScheduler:
+    """Where requests go, and how many instances there are in which macro instance."""
+
+    def __init__(self, config: OverallConfig) -> None:
+        self.config = config
+        self.policy_name = config.policy
+        make_routing_policy(config.policy)  # a wrong name is told now
+        self.mitosis = Mitosis(config.bounds)
+        self.pending = PendingQueue(config.max_pending)
+        self.macros: dict[str, MacroInstance] = {}
+        self.scaling = AutoScaling(config.scaling) if config.scaling else None
+        self._waits: dict[str, Choice] = {}
+        self._actions: list[Action] = []
+
+    def on(self, event: Event, now: float) -> list[Action]:
+        """Take note of what happened, and decide. `now`: seconds on a steady clock, never falling.
+
+        Events by hand raise ConfigError or NotFoundError and change nothing if they cannot be.
+        """
+        match event:
+            case RequestArrived():
+                self._arrived(event.request, now)
+            case InstanceReported():
+                if view := self.view(event.instance_id):
+                    view.hear(event.status)
+                    self._retry(now)
+            case Tick():
+                self._tick(now)
+            case FirstToken():
+                if self.scaling is not None:
+                    self.scaling.first_token(event.ttft_s, now)
+            case RequestWithdrawn():
+                self._withdrawn(event)
+            case InstanceJoined():
+                self._joined(InstanceView(event.facts))
+            case InstanceReconnected():
+                if view := self.view(event.instance_id):
+                    view.reconnect()
+            case InstanceDraining():
+                if view := self.view(event.instance_id):
+                    view.draining = True
+            case InstanceLeft():
+                if self.view(event.instance_id):
+                    self._regroup(self.mitosis.remove(event.instance_id))
+            case SplitMacro():
+                self._regroup(self.mitosis.split(event.macro_id, event.count))
+            case MergeMacros():
+                self._regroup(self.mitosis.merge(event.into, event.other))
+            case MoveInstance():
+                self._regroup(self.mitosis.move(event.instance_id, event.target))
+            case SetPolicy():
+                self._set_policy(event.name)
+        actions, self._actions = self._actions, []
+        return actions
+
+    def view(self, instance_id: str) -> InstanceView | None:
+        """What is known of an instance; None if there is none of that name."""
+        for macro in self.macros.values():
+            if (view := macro.view(instance_id)) is not None:
+                return view
+        return None
+
+    def why_waiting(self, request_id: str) -> Choice | None:
+        """Why a pending request was not sent anywhere yet."""
+        return self._waits.get(request_id)
+
+    # -- requests -----------------------------------------------------------------------------------
+
+    def _arrived(self, request: RouteRequest, now: float) -> None:
+        waiting = len(self.pending)
+        # Nobody overtakes those in line unless they could not go anyway.
+        if waiting < self.config.tries and self._route(request, now):
+            return
+        if self.pending.full:
+            self._waits.pop(request.request_id, None)
+            retry = max(1.0, self.pending.oldest_wait(now))
+            self._actions.append(QueueFull(request, waiting, retry))
+            return
+        self.pending.add(request)
+
+    def _route(self, request: RouteRequest, now: float) -> bool:
+        """Offer it to the macro instances, the least loaded first."""
+        wait = Choice(None, "there is no instance", {})
+        macros = self.macros.values()
+        for macro in sorted(macros, key=lambda m: m.load) if len(macros) > 1 else macros:
+            choice = macro.route(request, now)
+            if choice.instance_id is not None:
+                self._waits.pop(request.request_id, None)
+                self._actions.append(Route(request, macro.macro_id, choice))
+                return True
+            wait = choice
+        self._waits[request.request_id] = wait
+        return False
+
+    def _retry(self, now: float) -> None:
+        progress = bool(len(self.pending))
+        while progress:
+            progress = False
+            for request in self.pending.ahead(self.config.tries):
+                if self._route(request, now):
+                    self.pending.discard(request.request_id)
+                    progress = True
+
+    def _withdrawn(self, event: RequestWithdrawn) -> None:
+        self._waits.pop(event.request_id, None)
+        self.pending.discard(event.request_id)
+        if event.instance_id and (view := self.view(event.instance_id)):
+            view.forget(event.request_id)
+
+    def _tick(self, now: float) -> None:
+        for request in self.pending.expired(now):
+            choice = self._waits.pop(request.request_id, Choice(None, "it was never its turn", {}))
+            self._actions.append(Expired(request, choice))
+        self._retry(now)
+        if self.scaling is not None:
+            self._scale(self.scaling, now)
+
+    # -- instances ----------------------------------------------------------------------------------
+
+    def _joined(self, view: InstanceView) -> None:
+        moves = self.mitosis.add(view.instance_id)
+        self._regroup(moves, view)
+
+    def _regroup(self, moves: list[Move], joining: InstanceView | None = None) -> None:
+        """Carry moves out. Views move with all that they know, so that nothing is forgotten on the way."""
+        for move in moves:
+            view = self.macros[move.source].give(move.instance_id) if move.source else joining
+            if move.target and view is not None:
+                if move.target not in self.macros:
+                    policy = make_routing_policy(self.policy_name)
+                    self.macros[move.target] = MacroInstance(move.target, policy)
+                self.macros[move.target].take(view)
+            if move.source and not self.macros[move.source]:
+                del self.macros[move.source]
+        if moves:
+            self._actions.append(Regrouped(tuple(moves)))
+
+    def _set_policy(self, name: str) -> None:
+        fresh = {macro_id: make_routing_policy(name) for macro_id in self.macros}
+        self.policy_name = name
+        for macro_id, policy in fresh.items():
+            self.macros[macro_id].policy = policy
+
+    def _scale(self, scaling: AutoScaling, now: float) -> None:
+        views = [view for macro in self.macros.values() for view in macro.views if not view.draining]
+        slacks = [view.slack for view in views]
+        decoding = sum(slack.count for slack in slacks)
+        due = sum(slack.count * slack.mean_due for slack in slacks if slack.count)
+        saved = due / decoding - now if decoding else FOREVER
+        step = scaling.step(len(views), saved, self.pending.oldest_wait(now), now)
+        if step.change > 0:
+            self._actions.append(AddInstance(step.reason, step.numbers))
+        elif step.change < 0 and (leaving := self.mitosis.candidate()) is not None:
+            if view := self.view(leaving):
+                view.draining = True
+            self._actions.append(DrainInstance(leaving, step.reason, step.numbers))

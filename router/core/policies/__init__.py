@@ -1,0 +1,1 @@
+"""Routing policies as values: see `catalog` for their names."""
