@@ -37,6 +37,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line of the service."""
     parser = argparse.ArgumentParser("python -m controller", description=__doc__)
     parser.add_argument("--listen", default="127.0.0.1:0", help="HOST:PORT; port 0 picks a free one")
+    parser.add_argument("--advertise", default="", help="HOST:PORT for the router; default: --listen")
     parser.add_argument("--instance-id", default="instance-0", help="name of the instance")
     parser.add_argument("--stages", required=True, help="HOST:PORT of each stage worker, first to last")
     parser.add_argument("--router", default=None, help="HOST:PORT of the router to register at")
@@ -169,7 +170,7 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
                 assert pipeline.about is not None
                 handle = router_pb2.InstanceHandle(
                     instance_id=options.instance_id,
-                    controller_address=address,
+                    controller_address=options.advertise or address,
                     model=pipeline.about.model,
                     incarnation=incarnation,
                 )

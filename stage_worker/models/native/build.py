@@ -1,4 +1,8 @@
-"""Compiles the C kernels at first use, and keeps the result in TidePipe's cache folder."""
+"""Compiles the C kernels at first use, and keeps the result in TidePipe's cache folder.
+
+A machine without a compiler, such as a container, can be given a folder of kernels that `prebuild` made, in
+the environment variable TIDEPIPE_KERNELS.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,8 @@ _SOURCES = ("kernels.c", "native.h", "tile.h", "product.h", "rows.h", "attention
 _FLAGS = ("-O3", "-shared", "-fPIC", "-fno-strict-aliasing", "-fno-math-errno", "-Wno-psabi")
 _COMPILERS = ("cc", "gcc", "clang")
 _TIMEOUT_S = 300.0
+PREBUILT_VARIABLE = "TIDEPIPE_KERNELS"
+_FOLDER = Path(__file__).parent
 
 
 class BuildError(Exception):
@@ -79,18 +84,12 @@ def compiled(variant: Variant, *, bfloat16: bool) -> bytes:
     Any number of processes may ask at once: one compiles, the others wait for it.
     Raises BuildError if there is no compiler, or it fails.
     """
+    source = Source.of(variant, bfloat16=bfloat16)
+    prebuilt = os.environ.get(PREBUILT_VARIABLE)
+    if prebuilt and (path := Path(prebuilt) / source.file_name()).exists():
+        return os.fsencode(path)
     compiler = _compiler()
-    folder = Path(__file__).parent
-    options = [*_FLAGS, *variant.options, f"-DBF16={int(bfloat16)}", f"-DDOT={int(variant.dot)}"]
-    options.append(f"-DLANES={variant.lanes}")
-    try:
-        sources = [(folder / name).read_bytes() for name in _SOURCES]
-    except OSError as error:
-        raise BuildError(f"the kernels' sources are missing ({error.filename})") from error
-    digest = hashlib.sha256()
-    for part in (*sources, " ".join(options).encode(), _version(compiler), platform.machine().encode()):
-        digest.update(len(part).to_bytes(8, "little") + part)
-    name = f"kernels-{variant.name}-{'bf16' if bfloat16 else 'float'}-{digest.hexdigest()[:20]}.so"
+    name = source.file_name(_version(compiler))
     try:
         cache = cache_dir() / "native"
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -99,37 +98,88 @@ def compiled(variant: Variant, *, bfloat16: bool) -> bytes:
             with (cache / f"{name}.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not target.exists():
-                    _compile(compiler, options, folder / _SOURCES[0], target)
+                    source.compile(compiler, target)
     except OSError as error:
         raise BuildError(f"the cache folder cannot be written ({error})") from error
     return os.fsencode(target)
 
 
-def _compile(compiler: str, options: Sequence[str], source: Path, target: Path) -> None:
-    """Compile to a file of its own and move it into place, so that nobody ever loads half a file."""
-    with tempfile.NamedTemporaryFile(
-        dir=target.parent, prefix="building-", suffix=".so", delete=False
-    ) as file:
-        temporary = Path(file.name)
-    try:
-        result = subprocess.run(
-            [compiler, *options, str(source), "-o", str(temporary)],
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=False,
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a shared object is made of. label: variant and data type. digest: of the sources and options."""
+
+    label: str
+    options: tuple[str, ...]
+    digest: bytes
+
+    @classmethod
+    def of(cls, variant: Variant, *, bfloat16: bool) -> Source:
+        """The source of a variant; BuildError if files are missing."""
+        options = (
+            *_FLAGS,
+            *variant.options,
+            f"-DBF16={int(bfloat16)}",
+            f"-DDOT={int(variant.dot)}",
+            f"-DLANES={variant.lanes}",
         )
-        if result.returncode:
-            reason = next(
-                (line for line in result.stderr.splitlines() if "error" in line), result.stderr[:200]
+        try:
+            files = [(_FOLDER / name).read_bytes() for name in _SOURCES]
+        except OSError as error:
+            raise BuildError(f"the kernels' sources are missing ({error.filename})") from error
+        digest = _digest(*files, " ".join(options).encode(), platform.machine().encode())
+        return cls(f"{variant.name}-{'bf16' if bfloat16 else 'float'}", options, digest)
+
+    def file_name(self, compiler_version: bytes = b"") -> str:
+        """Name of the shared object; with the compiler's version where one may change under us."""
+        digest = _digest(self.digest, compiler_version).hex()
+        return f"kernels-{self.label}-{digest[:20]}.so"
+
+    def compile(self, compiler: str, target: Path) -> None:
+        """Compile to a file of its own and move it into place, so that nobody ever loads half a file."""
+        with tempfile.NamedTemporaryFile(
+            dir=target.parent, prefix="building-", suffix=".so", delete=False
+        ) as file:
+            temporary = Path(file.name)
+        try:
+            result = subprocess.run(
+                [compiler, *self.options, str(_FOLDER / _SOURCES[0]), "-o", str(temporary)],
+                capture_output=True,
+                text=True,
+                timeout=_TIMEOUT_S,
+                check=False,
             )
-            raise BuildError(f"{compiler} failed: {reason.strip()}")
-        temporary.chmod(0o700)
-        temporary.replace(target)
-    except subprocess.TimeoutExpired as error:
-        raise BuildError(f"{compiler} took longer than {_TIMEOUT_S:.0f} s") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+            if result.returncode:
+                reason = next(
+                    (line for line in result.stderr.splitlines() if "error" in line), result.stderr[:200]
+                )
+                raise BuildError(f"{compiler} failed: {reason.strip()}")
+            temporary.chmod(0o755)
+            temporary.replace(target)
+        except subprocess.TimeoutExpired as error:
+            raise BuildError(f"{compiler} took longer than {_TIMEOUT_S:.0f} s") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def prebuild(folder: Path) -> list[Path]:
+    """Compile every variant for every data type into `folder`, for machines without a compiler."""
+    folder.mkdir(parents=True, exist_ok=True)
+    compiler = _compiler()
+    made = []
+    for variant in VARIANTS:
+        for bfloat16 in (False, True) if not variant.dot else (True,):
+            source = Source.of(variant, bfloat16=bfloat16)
+            target = folder / source.file_name()
+            source.compile(compiler, target)
+            made.append(target)
+    return made
+
+
+def _digest(*parts: bytes) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
 
 
 def _compiler() -> str:
