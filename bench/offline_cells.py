@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.latency.files import read_profile, read_shape
+from common.latency.files import read_shape
 from common.latency.hardware import hardware
+from common.latency.profile_file import read_profile
 from controller.simulation.offline import Plant
 from controller.simulation.workload import SYNTHETIC, Workload, sharegpt_like
 from controller.simulation.workload_files import open_workload
@@ -45,7 +46,7 @@ def cells(models: str, devices: str, trace: Path, profile: Path | None, stages: 
     for device in devices.split(","):
         for model in models.split(","):
             measured = profile is not None and (model, device) == ("llama2-13b", "l20")
-            linear = read_profile(profile) if measured and profile is not None else None
-            plant = Plant(read_shape(model), hardware(device), stages, linear, MAX_TOTAL)
+            table = read_profile(profile) if measured and profile is not None else None
+            plant = Plant(read_shape(model), hardware(device), stages, table, MAX_TOTAL)
             found += [Cell(model, device, mix, plant, trace) for mix in (SYNTHETIC, "trace")]
     return found

@@ -10,10 +10,10 @@ from typing import TextIO
 
 from common.errors import ConfigError
 from common.latency.correction import CorrectedCost
-from common.latency.files import read_profile
 from common.latency.hardware import hardware
-from common.latency.linear import RooflineLinear
-from common.latency.model import LatencyModel, Parallelism
+from common.latency.model import Parallelism
+from common.latency.profile import cost_model
+from common.latency.profile_file import read_profile
 from common.model_shape import ModelShape
 from common.rpc.lifecycle import Lifecycle, run_service
 from common.rpc.server import RpcServer
@@ -73,8 +73,8 @@ def _cost(options: argparse.Namespace, shape: ModelShape, stages: int) -> Correc
     if options.profile is None and options.hardware is None:
         return None
     device = hardware(options.hardware or "l20")
-    linear = read_profile(options.profile) if options.profile else RooflineLinear(shape, device)
-    return CorrectedCost(LatencyModel(shape, device, linear, Parallelism(stages)))
+    profile = read_profile(options.profile) if options.profile else None
+    return CorrectedCost(cost_model(shape, device, profile, Parallelism(stages)))
 
 
 def _open_journal(path: Path | None) -> TextIO | None:

@@ -53,6 +53,11 @@ class CorrectedCost:
         factor = self.factor(Phase.PREFILL if work.pairs else Phase.DECODE)
         return self._base.step_s(work) * factor
 
+    def stage_s(self, work: StepWork, layers: int, *, last: bool) -> float:
+        """One step at a stage of this size, corrected likewise."""
+        factor = self.factor(Phase.PREFILL if work.pairs else Phase.DECODE)
+        return self._base.stage_s(work, layers, last=last) * factor
+
     def transfer_s(self, tokens: int) -> float:
         """As the base model says."""
         return self._base.transfer_s(tokens)

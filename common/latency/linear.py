@@ -31,9 +31,13 @@ class MeasuredLinear:
     upper half goes on.
     """
 
-    def __init__(self, points: Sequence[tuple[int, float]]) -> None:
-        """points: (tokens, ms), at least two; they need not be sorted."""
+    def __init__(self, points: Sequence[tuple[int, float]], *, interpolate: bool = False) -> None:
+        """points: (tokens, ms), at least two; they need not be sorted.
+
+        interpolate: a line between two points instead, for those who choose them where the curve bends.
+        """
         ordered = sorted(points)
+        self._interpolate = interpolate
         if len(ordered) < 2 or ordered[0][0] < 1 or min(ms for _, ms in ordered) <= 0:
             raise ConfigError("a latency profile needs two or more rows of tokens >= 1 and milliseconds > 0")
         if len({tokens for tokens, _ in ordered}) < len(ordered):
@@ -53,7 +57,12 @@ class MeasuredLinear:
         beyond = tokens - self._tokens[-1]
         if beyond > 0:
             return self._seconds[-1] + beyond * self._slope
-        return self._seconds[bisect.bisect_left(self._tokens, tokens)]
+        above = bisect.bisect_left(self._tokens, tokens)
+        if not self._interpolate or not above or self._tokens[above] == tokens:
+            return self._seconds[above]
+        low, high = self._tokens[above - 1], self._tokens[above]
+        rise = self._seconds[above] - self._seconds[above - 1]
+        return self._seconds[above - 1] + rise * (tokens - low) / (high - low)
 
 
 SMALL_TILES = ((16, 53), (64, 107), (128, 128))

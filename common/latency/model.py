@@ -8,15 +8,16 @@ from typing import Protocol
 from common.errors import ConfigError
 from common.latency.hardware import Hardware
 from common.latency.linear import WEIGHT_BYTES, LinearCost, linear_weights
+from common.latency.terms import StepTerms, modelled_terms
 from common.latency.work import StepWork
 from common.model_shape import ModelShape
 
 
 class StepCost(Protocol):
-    """Predicts the time of steps at one stage; all stages are alike. Seconds."""
+    """Predicts the time of steps at one stage. Seconds."""
 
     def linear_s(self, tokens: int) -> float:
-        """Matrix products (and collectives) of a step of this many tokens."""
+        """Matrix products (and collectives) of a step of this many tokens, the LM head left out if known."""
         ...
 
     def attention_s(self, kv_tokens: int, pairs: float) -> float:
@@ -24,7 +25,11 @@ class StepCost(Protocol):
         ...
 
     def step_s(self, work: StepWork) -> float:
-        """Both together."""
+        """All of it, at a stage with an even share of the model."""
+        ...
+
+    def stage_s(self, work: StepWork, layers: int, *, last: bool) -> float:
+        """All of it, at a stage with this many layers; the last one has the LM head."""
         ...
 
     def transfer_s(self, tokens: int) -> float:
@@ -49,29 +54,37 @@ class LatencyModel:
     """One model on one kind of device, split evenly over stages and tensor-parallel devices.
 
     Matrix products come from `linear` (a profile or a roofline) for the whole model on one device and are
-    divided by the devices. Decode attention streams the KV cache, so that a decode step depends on the
-    batch *and* on its contexts. Prompts' attention computes 4 x heads x head_dim operations per query-key
-    pair and layer. Tensor parallelism adds two ring all-reduces per layer over the activations.
+    divided by the devices, and so are the `terms`: a decode step depends on the batch *and* on its contexts.
+    Tensor parallelism adds two ring all-reduces per layer over the activations.
     """
 
     def __init__(
-        self, shape: ModelShape, device: Hardware, linear: LinearCost, parallel: Parallelism
+        self,
+        shape: ModelShape,
+        device: Hardware,
+        linear: LinearCost,
+        parallel: Parallelism,
+        terms: StepTerms | None = None,
     ) -> None:
+        """terms: measured; None models them by the device's data sheet."""
         self.shape = shape
         self.device = device
         self.parallel = parallel
         self._linear = linear
-        self._kv_bytes = shape.kv_bytes_per_token(shape.layers, WEIGHT_BYTES) / parallel.devices
-        pair_flops = 4 * shape.layers * shape.heads * shape.head_dim
-        self._s_per_kv_token = self._kv_bytes / device.bytes_per_s
-        self._s_per_pair = pair_flops / device.attention_flops / parallel.devices
+        self._terms = terms or modelled_terms(shape, device)
+        devices = parallel.devices
+        self._s_per_kv_token = self._terms.kv_token_s / devices
+        self._s_per_pair = self._terms.pair_s / devices
+        self._s_per_row = self._terms.row_s / devices
         self._linear_cache: dict[int, float] = {}
+        self._head_cache: dict[int, float] = {0: 0.0}
 
     def linear_s(self, tokens: int) -> float:
-        """Matrix products and all-reduces of one stage."""
+        """Matrix products and all-reduces of one stage, and what every step costs."""
         known = self._linear_cache.get(tokens)
         if known is None:
             known = self._linear.seconds(tokens) / self.parallel.devices + self._allreduce_s(tokens)
+            known += self._terms.fixed_s
             self._linear_cache[tokens] = known
         return known
 
@@ -79,9 +92,32 @@ class LatencyModel:
         """Attention of one stage."""
         return kv_tokens * self._s_per_kv_token + pairs * self._s_per_pair
 
+    def head_s(self, sampled: int) -> float:
+        """LM head and token choice, on the device that has them; zero if they are part of `linear_s`."""
+        known = self._head_cache.get(sampled)
+        if known is None:
+            head = self._terms.head
+            known = self._head_cache[sampled] = head.seconds(sampled) if head is not None else 0.0
+        return known
+
     def step_s(self, work: StepWork) -> float:
-        """One step at one stage."""
-        return self.linear_s(work.tokens) + self.attention_s(work.kv_tokens, work.pairs)
+        """One step at one stage; an even share of the LM head."""
+        return (
+            self.linear_s(work.tokens)
+            + self.attention_s(work.kv_tokens, work.pairs)
+            + work.rows * self._s_per_row
+            + self.head_s(work.sampled) / self.parallel.devices
+        )
+
+    def stage_s(self, work: StepWork, layers: int, *, last: bool) -> float:
+        """One step at a stage with this many layers; the last one has the LM head."""
+        shape, fixed = self.shape, self._terms.fixed_s
+        if self._terms.head is None:
+            share = stage_share(shape, layers, last=last)
+            return (self.step_s(work) - fixed) * self.parallel.stages * share + fixed
+        head = self.head_s(work.sampled)
+        even = self.step_s(work) - fixed - head / self.parallel.devices
+        return fixed + even * self.parallel.stages * layers / shape.layers + head * last
 
     def transfer_s(self, tokens: int) -> float:
         """Activations to the next stage; nothing if there is none."""
@@ -106,11 +142,13 @@ class LatencyModel:
         memory_share: of the device's memory for weights and KV cache; the rest is for activations.
         """
         weights = (linear_weights(self.shape) + self.shape.head_parameters) * WEIGHT_BYTES
-        budget = self.device.memory_gb * 1e9 * memory_share - weights / self.parallel.devices
-        blocks = int(budget // (self._kv_bytes * block_size))
+        devices = self.parallel.devices
+        budget = self.device.memory_gb * 1e9 * memory_share - weights / devices
+        kv_bytes = self.shape.kv_bytes_per_token(self.shape.layers, WEIGHT_BYTES) / devices
+        blocks = int(budget // (kv_bytes * block_size))
         if blocks < 1:
             raise ConfigError(
-                f"{weights / 1e9:.0f} GB of weights leave no room for KV blocks on {self.parallel.devices} x "
+                f"{weights / 1e9:.0f} GB of weights leave no room for KV blocks on {devices} x "
                 f"{self.device.name} ({self.device.memory_gb:g} GB each); use more devices"
             )
         return blocks

@@ -13,11 +13,15 @@ class StepWork(NamedTuple):
     tokens: rows of every matrix product.
     kv_tokens: KV entries that attention reads, summed over the sequences of the step.
     pairs: query-key pairs of the prompts' tokens (causal); decode rows are bound by `kv_tokens` instead.
+    rows: sequences that have a part in it.
+    sampled: rows whose next token is sampled, each of which the LM head computes logits for.
     """
 
     tokens: int
     kv_tokens: int
     pairs: float = 0.0
+    rows: int = 0
+    sampled: int = 0
 
 
 def chunk_pairs(first_position: int, count: int) -> float:
@@ -27,7 +31,7 @@ def chunk_pairs(first_position: int, count: int) -> float:
 
 def work_of(plan: StepPlan) -> StepWork:
     """The work that a plan asks of every stage."""
-    tokens = kv_tokens = 0
+    tokens = kv_tokens = sampled = 0
     pairs = 0.0
     for row in plan.rows:
         count = row.count
@@ -35,4 +39,5 @@ def work_of(plan: StepPlan) -> StepWork:
         kv_tokens += row.first_position + count
         if count > 1:
             pairs += chunk_pairs(row.first_position, count)
-    return StepWork(tokens, kv_tokens, pairs)
+        sampled += row.sample
+    return StepWork(tokens, kv_tokens, pairs, len(plan.rows), sampled)

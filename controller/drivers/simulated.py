@@ -42,11 +42,9 @@ class SimulatedStages:
     bubbles come out exactly. dispatch_s: from a result at the last stage to the next plan at the first one.
     """
 
-    def __init__(
-        self, cost: StepCost, stages: int, dispatch_s: float, scales: tuple[float, ...] = ()
-    ) -> None:
-        """scales: each stage's time over the mean, for an uneven split; empty if all are alike."""
-        self._scales = scales or (1.0,) * stages
+    def __init__(self, cost: StepCost, stages: int, dispatch_s: float, split: tuple[int, ...] = ()) -> None:
+        """split: layers of each stage, the last of which has the LM head; empty if all are alike."""
+        self._split = split
         self.free_at = [0.0] * stages
         self.busy_s = [0.0] * stages
         self._cost = cost
@@ -54,13 +52,14 @@ class SimulatedStages:
 
     def compute(self, work: StepWork, now: float) -> tuple[tuple[float, float], ...]:
         """Start and end of a step at each stage, whose plan is sent now."""
-        seconds = self._cost.step_s(work)
-        transfer = self._cost.transfer_s(work.tokens)
+        cost, split, last = self._cost, self._split, len(self.free_at) - 1
+        even = cost.step_s(work)
+        transfer = cost.transfer_s(work.tokens)
         arrives = now + self._dispatch_s
         spans = []
         for stage, free in enumerate(self.free_at):
             start = max(free, arrives)
-            spent = seconds * self._scales[stage]
+            spent = cost.stage_s(work, split[stage], last=stage == last) if split else even
             end = start + spent
             self.free_at[stage] = end
             self.busy_s[stage] += spent
@@ -80,16 +79,16 @@ class SimulatedInstance:
         kv_blocks: int,
         *,
         dispatch_s: float = 0.0005,
-        scales: tuple[float, ...] = (),
+        split: tuple[int, ...] = (),
         recording: Recording | None = None,
     ) -> None:
         """dispatch_s: half a millisecond is what one RPC each way takes between processes.
 
-        scales: see SimulatedStages.
+        split: see SimulatedStages.
         """
         self.scheduler = scheduler
         self.now = 0.0
-        self._stages = SimulatedStages(cost, stages, dispatch_s, scales)
+        self._stages = SimulatedStages(cost, stages, dispatch_s, split)
         self._ready = StagesReady(1, stages, kv_blocks)
         self._recording = recording
         self._in_flight: deque[tuple[float, StepDone]] = deque()

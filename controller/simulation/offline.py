@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from common.latency.hardware import Hardware
-from common.latency.linear import LinearCost, RooflineLinear
-from common.latency.model import LatencyModel, Parallelism, stage_share
+from common.latency.model import LatencyModel, Parallelism
+from common.latency.profile import Profile, cost_model
 from common.model_shape import ModelShape
 from controller.core.scheduler import Scheduler, SchedulerConfig
 from controller.drivers.simulated import STOP, SimulatedInstance
@@ -25,7 +25,7 @@ DISPATCH_S = 0.0005
 class Plant:
     """What the workload runs on: a model, split over devices of one kind.
 
-    linear: measured times of the matrix products; None models them (roofline).
+    profile: measured times; None models them (roofline).
     max_total: tokens of one sequence at most; 0 for the model's context.
     layer_split: layers of each stage; empty for stages that take equally long.
     """
@@ -33,7 +33,7 @@ class Plant:
     shape: ModelShape
     hardware: Hardware
     devices: int
-    linear: LinearCost | None = None
+    profile: Profile | None = None
     max_total: int = 0
     layer_split: tuple[int, ...] = ()
 
@@ -45,17 +45,7 @@ class Plant:
     def latency(self, *, tensor_parallel: bool = False) -> LatencyModel:
         """Step times as a pipeline, or as one tensor-parallel stage."""
         parallel = Parallelism(1, self.devices) if tensor_parallel else Parallelism(self.devices, 1)
-        linear = self.linear or RooflineLinear(self.shape, self.hardware)
-        return LatencyModel(self.shape, self.hardware, linear, parallel)
-
-    @property
-    def scales(self) -> tuple[float, ...]:
-        """Each stage's time over the mean; empty if all are alike."""
-        last = len(self.layer_split) - 1
-        return tuple(
-            self.devices * stage_share(self.shape, layers, last=stage == last)
-            for stage, layers in enumerate(self.layer_split)
-        )
+        return cost_model(self.shape, self.hardware, self.profile, parallel)
 
     def bound(self, workload: Workload) -> Bound:
         """Upper bound on the throughput of the pipeline."""
@@ -103,7 +93,7 @@ def run_offline(
         cost.parallel.stages,
         cost.kv_blocks(BLOCK_SIZE),
         dispatch_s=DISPATCH_S,
-        scales=plant.scales if cost.parallel.tensor == 1 else (),
+        split=plant.layer_split if cost.parallel.tensor == 1 else (),
         recording=recording,
     )
     requests = workload.at_once().requests

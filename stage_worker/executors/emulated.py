@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 from common.errors import ConfigError
-from common.latency.files import read_profile
-from common.latency.hardware import Hardware, hardware
-from common.latency.linear import WEIGHT_BYTES, LinearCost, RooflineLinear, linear_weights
-from common.latency.model import LatencyModel, Parallelism, stage_share
+from common.latency.hardware import hardware
+from common.latency.linear import WEIGHT_BYTES, linear_weights
+from common.latency.model import LatencyModel, Parallelism
+from common.latency.profile import cost_model
+from common.latency.profile_file import read_profile
 from common.latency.shapes import named_shape
 from common.latency.work import work_of
 from common.model_shape import ModelShape
@@ -31,7 +32,7 @@ class EmulatedBackend:
     """Stands in for one device; implements `Backend`.
 
     model: a known shape's name (llama2-13b), or what `resolve_model` finds; its weights stay unread.
-    profile: measured milliseconds of the whole model on one device by tokens; None models them (roofline).
+    profile: what the whole model takes on one device (`tidepipe profile`); None models it (roofline).
     Raises ModelError for an unusable model, ConfigError for an unusable setting.
     """
 
@@ -46,7 +47,9 @@ class EmulatedBackend:
     ) -> None:
         self._hardware = hardware(device)
         shape, fingerprint = _find(model, allow_download)
-        self._linear = read_profile(profile) if profile else RooflineLinear(shape, self._hardware)
+        # The whole model on one device; a stage takes its share of it.
+        measured = read_profile(profile) if profile else None
+        self._latency = cost_model(shape, self._hardware, measured, Parallelism())
         budget = (
             int(self._hardware.memory_gb * 1e9 * MEMORY_SHARE) if memory_budget is None else memory_budget
         )
@@ -61,22 +64,19 @@ class EmulatedBackend:
 
     def configure(self, spec: StageSpec) -> EmulatedExecutor:
         """An empty KV pool; nothing is loaded."""
-        return EmulatedExecutor(self.description, spec, self._hardware, self._linear)
+        return EmulatedExecutor(self.description, spec, self._latency)
 
 
 class EmulatedExecutor:
     """One stage's steps, slept through. Positions are checked as a real one would."""
 
-    def __init__(
-        self, about: BackendDescription, spec: StageSpec, device: Hardware, linear: LinearCost
-    ) -> None:
+    def __init__(self, about: BackendDescription, spec: StageSpec, latency: LatencyModel) -> None:
         shape = about.shape
         layers = spec.layer_end - spec.layer_begin
         self._spec = spec
         self._shape = shape
-        self._share = stage_share(shape, layers, last=spec.last)
-        # The whole model on one device; a stage takes its share of it.
-        self._latency = LatencyModel(shape, device, linear, Parallelism())
+        self._layers = layers
+        self._latency = latency
         self._lengths: dict[int, int] = {}
         self._zeros = memoryview(bytes(spec.max_step_tokens * shape.hidden * WEIGHT_BYTES))
         self.weight_bytes = int(linear_weights(shape) * WEIGHT_BYTES * layers / shape.layers)
@@ -94,7 +94,8 @@ class EmulatedExecutor:
         """Sleep as long as the step takes, see `Executor`."""
         started = time.monotonic()
         self._apply(plan, hidden)
-        seconds = self._latency.step_s(work_of(plan)) * self._share if plan.rows else 0.0
+        last = self._spec.last
+        seconds = self._latency.stage_s(work_of(plan), self._layers, last=last) if plan.rows else 0.0
         time.sleep(max(0.0, started + seconds - time.monotonic()))
         if not self._spec.last:
             return StepOutput(hidden=self._zeros[: plan.tokens * self._shape.hidden * WEIGHT_BYTES])

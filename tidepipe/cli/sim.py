@@ -74,8 +74,9 @@ def offline(
     """All requests are there from the start: which policy finishes soonest, and how far from the bound?"""
     # Late, so that `tidepipe --help` stays quick.
     from common.errors import ConfigError
-    from common.latency.files import read_profile, read_shape
+    from common.latency.files import read_shape
     from common.latency.hardware import hardware as find_hardware
+    from common.latency.profile_file import read_profile
     from controller.simulation.offline import Plant, best_of_scan, run_offline
     from controller.simulation.pictures import draw_run
     from controller.simulation.predictions import predictor as find_predictor
@@ -87,10 +88,10 @@ def offline(
     for name in names:
         if name not in POLICIES:
             raise ConfigError(f"unknown policy {name!r}; known: all, {', '.join(POLICIES)}")
-    linear = read_profile(profile) if profile else None
+    measured = read_profile(profile) if profile else None
     shape = read_shape(model_shape)
     split = _split(layer_split, shape.layers, stages)
-    plant = Plant(shape, find_hardware(hardware), stages, linear, max_total or 0, split)
+    plant = Plant(shape, find_hardware(hardware), stages, measured, max_total or 0, split)
     predict = find_predictor(predictor)
     load = open_workload(workload, requests, seed).within(max_prompt or plant.context, plant.context)
     if requests is not None:

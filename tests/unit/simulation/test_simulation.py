@@ -9,10 +9,11 @@ import pytest
 
 from common.errors import ConfigError
 from common.latency.correction import CorrectedCost
-from common.latency.files import read_profile, read_shape
+from common.latency.files import read_shape
 from common.latency.hardware import hardware
 from common.latency.linear import MeasuredLinear, RooflineLinear
 from common.latency.model import LatencyModel, Parallelism
+from common.latency.profile_file import read_profile
 from common.latency.work import StepWork
 from common.plan import Phase
 from controller.drivers.simulated import SimulatedStages
@@ -36,6 +37,9 @@ class Clockwork:
 
     def step_s(self, work: StepWork) -> float:
         return float(work.tokens)
+
+    def stage_s(self, work: StepWork, layers: int, *, last: bool) -> float:
+        return float(work.tokens * layers)
 
     def transfer_s(self, tokens: int) -> float:
         return 0.25
@@ -128,7 +132,7 @@ def test_profile_and_roofline(tmp_path: Path) -> None:
     """A profile answers with what it holds, never faster between its points; bad files are explained."""
     path = tmp_path / "profile.csv"
     path.write_text("tokens,ms\n1,10\n128,20\n256,40\n")
-    profile = read_profile(path)
+    profile = MeasuredLinear(read_profile(path).table)
     assert [round(profile.seconds(n) * 1000, 6) for n in (1, 2, 128, 129, 256, 384)] == [
         10,
         20,
