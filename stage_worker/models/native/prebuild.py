@@ -1,4 +1,4 @@
-"""`python -m stage_worker.models.native.prebuild FOLDER`: compile all kernels for machines without a compiler."""
+"""`python -m stage_worker.models.native.prebuild FOLDER`: compile all kernels ahead of time."""
 
 from __future__ import annotations
 
