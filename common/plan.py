@@ -27,7 +27,7 @@ class Phase(enum.Enum):
 class SequenceStart:
     """A sequence that begins with this step.
 
-    history: tokens so far, prompt and output; empty unless a penalty needs them.
+    history: tokens so far, prompt and output; empty unless a penalty or a structure needs them.
     prompt_tokens: how many of the tokens so far are prompt (output index = position - prompt_tokens).
     eos_token_ids: tokens that end it, masked before min_tokens; empty with ignore_eos.
     """

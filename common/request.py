@@ -13,11 +13,16 @@ MAX_LATENCY_TARGET_MS = 86_400_000.0
 
 @dataclass(frozen=True, slots=True)
 class ChatTurn:
-    """One turn of a conversation; `name` of the speaker is empty if the client gave none."""
+    """One turn of a conversation; what the client did not give is empty.
+
+    name: of the speaker. tool_calls: JSON list, made by an assistant. tool_call_id: answered by a tool.
+    """
 
     role: str
     content: str
     name: str = ""
+    tool_calls: str = ""
+    tool_call_id: str = ""
 
 
 Prompt: TypeAlias = str | tuple[int, ...] | tuple[ChatTurn, ...]
@@ -31,7 +36,10 @@ class GenerationRequest:
     model: None for the only one served.
     skip_text: return token ids only.
     keep_special_tokens: special tokens stay in the text.
+    tools: functions that a chat may call, each a JSON object; the chat template shows them to the model.
     stream, stream_usage: server-sent events, and a last one with the usage.
+    stream_running_usage: the usage so far in every event.
+    echo: the prompt stays in front of the text.
     return_token_ids: put prompt and output token ids into the body.
     include_stop: the stop string that ended an answer stays at the end of its text.
     ttft_ms, tpot_ms: latency wanted until the first token and per token after it; None: the service's own.
@@ -43,8 +51,11 @@ class GenerationRequest:
     model: str | None = None
     skip_text: bool = False
     keep_special_tokens: bool = False
+    tools: tuple[str, ...] = ()
     stream: bool = False
     stream_usage: bool = False
+    stream_running_usage: bool = False
+    echo: bool = False
     return_token_ids: bool = False
     include_stop: bool = False
     ttft_ms: float | None = None

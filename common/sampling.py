@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from common.errors import InvalidRequestError
+from common.structure import Structure
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -45,8 +46,8 @@ class PositionLogprobs:
 class SamplingParams:
     """Parameters of one request's sampling.
 
-    Applied in this order: logit bias, repetition / presence / frequency penalties, min_tokens mask,
-    temperature, top-k, top-p, min-p, draw. `temperature` 0 is greedy.
+    Applied in this order: logit bias, repetition / presence / frequency penalties, structure and min_tokens
+    masks, temperature, top-k, top-p, min-p, draw. `temperature` 0 is greedy.
     """
 
     temperature: float = 1.0
@@ -65,6 +66,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     n: int = 1
+    structure: Structure | None = None
 
     @property
     def greedy(self) -> bool:
@@ -73,7 +75,12 @@ class SamplingParams:
 
     @property
     def needs_history(self) -> bool:
-        """True if the sampler must know the tokens so far (some penalty is on)."""
+        """True if the sampler must know the tokens so far (some penalty is on, or a structure)."""
+        return self.structure is not None or self.penalized
+
+    @property
+    def penalized(self) -> bool:
+        """True if a penalty looks at the tokens so far."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
     def check(self) -> None:
@@ -120,6 +127,11 @@ class SamplingParams:
             )
         if not (1 <= self.n <= MAX_ANSWERS):
             raise InvalidRequestError(f"n must be in [1, {MAX_ANSWERS}], got {self.n}", "n")
+        if self.structure is not None and self.ignore_eos:
+            raise InvalidRequestError(
+                "ignore_eos and response_format contradict each other: a finished structure must end",
+                "ignore_eos",
+            )
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raise InvalidRequestError if a token id that it names is not one of the model's."""

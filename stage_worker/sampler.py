@@ -1,7 +1,8 @@
 """Chooses the next token of each sequence from the logits of the last stage.
 
 The outcome of a row depends on its logits, its parameters and its output index alone: not on the batch,
-the process, or what was sampled before a restart (penalties look at the history, which the plan brings).
+the process, or what was sampled before a restart (penalties and structures look at the history, which
+the plan brings).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from common.plan import SampledTokens, SequenceStart
 from common.sampling import MAX_LOGPROBS, PositionLogprobs, TokenLogprob
 from stage_worker.executors.protocol import PlanError
 from stage_worker.sampling.draw import MAX_VOCAB_SIZE, DrawParams, draw, draw_truncated
+from stage_worker.sampling.grammar import Grammars
 from stage_worker.sampling.sequence import LogitEdits, SequenceState
 from stage_worker.sampling.uniforms import uniforms
 
@@ -36,16 +38,18 @@ class LogitsError(Exception):
 class Sampler:
     """Samples for the sequences that were started and not yet released. Used from one thread."""
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, vocab_size: int, device: torch.device, grammars: Grammars | None = None) -> None:
+        """grammars: None if no sequence will have a structure."""
         if not (1 <= vocab_size <= MAX_VOCAB_SIZE):
             raise ValueError(f"vocab_size must be in [1, {MAX_VOCAB_SIZE}], got {vocab_size}")
         self._vocab_size = vocab_size
         self._device = device
+        self._grammars = grammars
         self._sequences: dict[int, SequenceState] = {}
 
     def start(self, start: SequenceStart) -> None:
         """Begin a sequence, or begin it anew. Raises ValueError if it needs a seed and has none."""
-        self._sequences[start.key] = SequenceState(start, self._vocab_size)
+        self._sequences[start.key] = SequenceState(start, self._vocab_size, self._grammars)
 
     def release(self, key: int) -> None:
         """Forget a sequence. Unknown keys are ignored."""

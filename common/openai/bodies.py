@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from common.errors import InvalidRequestError
@@ -16,18 +17,33 @@ from common.openai.fields import (
     TextOrIds,
     TokenId,
 )
+from common.openai.structures import (
+    GuidedChoice,
+    GuidedJson,
+    GuidedRegex,
+    ResponseFormat,
+    StructuredOutputs,
+)
+from common.openai.tools import ToolCalls, ToolChoice, Tools
 from common.openai.validation import StrictModel, clip, validate
 from common.request import ChatTurn, GenerationRequest, Prompt
 from common.sampling import MAX_LOGPROBS, SamplingParams
+from common.structure import Structure
 
 DEFAULT_COMPLETION_TOKENS = 16
 """Length of a completion for which none is named, as in OpenAI's API. Chats go on as the context allows."""
 
+_STRUCTURE_FIELDS = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice")
+
 
 class StreamOptions(StrictModel):
-    """How to stream. include_obfuscation is about padding that TidePipe never sends."""
+    """How to stream. include_obfuscation is about padding that TidePipe never sends.
+
+    continuous_usage_stats: vLLM's, the usage so far in every chunk.
+    """
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None
 
 
@@ -46,6 +62,7 @@ class _CommonBody(StrictModel):
     seed: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
     # Extensions, named as vLLM names them.
     top_k: int | None = None
     min_p: float | None = None
@@ -56,6 +73,20 @@ class _CommonBody(StrictModel):
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     return_token_ids: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: GuidedJson | None = None
+    guided_regex: GuidedRegex | None = None
+    guided_choice: GuidedChoice | None = None
+
+    def structure(self) -> Structure | None:
+        """The form that the output is held to; InvalidRequestError if there are two."""
+        wishes = {
+            name: wish for name in _STRUCTURE_FIELDS if isinstance(wish := getattr(self, name), Structure)
+        }
+        if len(wishes) > 1:
+            first, second, *_ = wishes
+            raise InvalidRequestError(f"{first} and {second} contradict each other; send one of them", second)
+        return next(iter(wishes.values()), None)
 
     def sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """Sampling parameters, checked."""
@@ -76,6 +107,7 @@ class _CommonBody(StrictModel):
             ignore_eos=bool(self.ignore_eos),
             logprobs=logprobs,
             n=1 if self.n is None else self.n,
+            structure=self.structure(),
         )
         try:
             params.check()
@@ -87,6 +119,7 @@ class _CommonBody(StrictModel):
         """The request that this body asks for."""
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError("stream_options is only allowed with stream: true", "stream_options")
+        options = self.stream_options or StreamOptions()
         return GenerationRequest(
             request_id=request_id,
             prompt=prompt,
@@ -94,7 +127,8 @@ class _CommonBody(StrictModel):
             model=self.model or None,
             keep_special_tokens=self.skip_special_tokens is False,
             stream=bool(self.stream),
-            stream_usage=self.stream_options is not None and bool(self.stream_options.include_usage),
+            stream_usage=bool(options.include_usage),
+            stream_running_usage=bool(options.include_usage and options.continuous_usage_stats),
             return_token_ids=bool(self.return_token_ids),
             include_stop=bool(self.include_stop_str_in_output),
         )
@@ -104,20 +138,28 @@ class Message(StrictModel):
     """A turn of a conversation. Fields of answers are allowed empty, so that answers can be sent back."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content
+    content: Content | None = None
     name: str | None = None
     tool_call_id: str | None = None
-    tool_calls: list[object] | None = None
+    tool_calls: ToolCalls | None = None
     refusal: str | None = None
     audio: None = None
     function_call: None = None
     annotations: list[object] | None = None
 
-    def turn(self) -> ChatTurn:
+    def turn(self, number: int) -> ChatTurn:
         """The turn as templates know it. `developer` is OpenAI's newer name of `system`."""
-        if self.tool_calls:
-            raise InvalidRequestError("messages: tools and functions are not supported", "messages")
-        return ChatTurn("system" if self.role == "developer" else self.role, self.content, self.name or "")
+        if self.tool_calls and self.role != "assistant":
+            raise InvalidRequestError(f"messages.{number}: only an assistant has tool_calls", "messages")
+        if self.content is None and not self.tool_calls:
+            raise InvalidRequestError(f"messages.{number}.content is required", "messages")
+        return ChatTurn(
+            role="system" if self.role == "developer" else self.role,
+            content=self.content or "",
+            name=self.name or "",
+            tool_calls=self.tool_calls or "",
+            tool_call_id=self.tool_call_id or "",
+        )
 
 
 class ChatBody(_CommonBody):
@@ -127,6 +169,8 @@ class ChatBody(_CommonBody):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Count | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
 
 
 class CompletionBody(_CommonBody):
@@ -134,6 +178,7 @@ class CompletionBody(_CommonBody):
 
     prompt: TextOrIds
     logprobs: Count | None = None
+    echo: bool | None = None
 
 
 def parse_chat(body: object, request_id: str) -> GenerationRequest:
@@ -155,8 +200,10 @@ def parse_chat(body: object, request_id: str) -> GenerationRequest:
             f"top_logprobs must be at most {MAX_LOGPROBS}, got {chat.top_logprobs}", "top_logprobs"
         )
     logprobs = (chat.top_logprobs or 0) if chat.logprobs else None
-    prompt = tuple(message.turn() for message in chat.messages)
-    return chat.request(request_id, prompt, chat.sampling(next(iter(limits), None), logprobs))
+    prompt = tuple(message.turn(number) for number, message in enumerate(chat.messages))
+    request = chat.request(request_id, prompt, chat.sampling(next(iter(limits), None), logprobs))
+    # With "none" the model is not even told of them.
+    return replace(request, tools=() if chat.tool_choice == "none" else chat.tools or ())
 
 
 def parse_completion(body: object, request_id: str) -> GenerationRequest:
@@ -164,7 +211,11 @@ def parse_completion(body: object, request_id: str) -> GenerationRequest:
     completion = validate(CompletionBody, body, REFUSED_IN_COMPLETIONS, IGNORED)
     max_tokens = DEFAULT_COMPLETION_TOKENS if completion.max_tokens is None else completion.max_tokens
     sampling = completion.sampling(max_tokens, completion.logprobs)
-    return completion.request(request_id, completion.prompt, sampling)
+    if completion.echo and completion.logprobs is not None:
+        raise InvalidRequestError(
+            "echo with logprobs is not supported: there are no log-probabilities of the prompt", "echo"
+        )
+    return replace(completion.request(request_id, completion.prompt, sampling), echo=bool(completion.echo))
 
 
 def _or(value: float | None, default: float) -> float:

@@ -24,30 +24,35 @@ IGNORED = frozenset(
         "prompt_cache_key",
         "prompt_cache_retention",
         "parallel_tool_calls",
+        "cache_salt",
+        "detokenize",
+        "include_reasoning",
     }
 )
 """Fields that change nothing of the answer."""
 
-_TOOLS = "tools and functions are not supported"
+_FUNCTIONS = "functions are not supported; use tools"
 _ONE_FORMAT = "only text answers are supported"
 
 REFUSED = {
     "length_penalty": Refusal("beam search is not supported", (1, 1.0)),
     "early_stopping": Refusal("beam search is not supported", (False,)),
     "use_beam_search": Refusal("beam search is not supported", (False,)),
-    "echo": Refusal("is not supported; put the prompt in front of the text yourself", (False,)),
     "prompt_logprobs": Refusal("log-probabilities of the prompt are not supported"),
     "spaces_between_special_tokens": Refusal("only true is supported", (True,)),
-    "response_format": Refusal(_ONE_FORMAT, ({"type": "text"},)),
+    "truncate_prompt_tokens": Refusal("is not supported; send fewer tokens"),
+    "allowed_token_ids": Refusal("is not supported; see structured_outputs"),
+    "bad_words": Refusal("is not supported; see logit_bias", ([],)),
+    "logits_processors": Refusal("is not supported", ([],)),
+    "guided_grammar": Refusal("only guided_json, guided_regex and guided_choice are supported"),
     "priority": Refusal("priorities are not supported", (0,)),
 }
 """Fields of both APIs that would change the answer, but cannot: better an error than a wrong answer."""
 
 REFUSED_IN_CHAT = REFUSED | {
-    "tools": Refusal(_TOOLS, ([],)),
-    "tool_choice": Refusal(_TOOLS, ("none", "auto")),
-    "functions": Refusal(_TOOLS, ([],)),
-    "function_call": Refusal(_TOOLS, ("none", "auto")),
+    "functions": Refusal(_FUNCTIONS, ([],)),
+    "function_call": Refusal(_FUNCTIONS, ("none", "auto")),
+    "echo": Refusal("is not supported in chats", (False,)),
     "modalities": Refusal(_ONE_FORMAT, (["text"],)),
     "audio": Refusal(_ONE_FORMAT),
     "prediction": Refusal("predicted outputs are not supported"),

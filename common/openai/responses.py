@@ -21,6 +21,7 @@ class ResponseContext:
     created: Unix time, seconds.
     token_bytes: needed for log-probabilities.
     prompt_token_ids: needed if the request wants token ids.
+    prompt_tokens: needed if it wants the usage so far. prompt_text: needed if it wants the prompt back.
     """
 
     request: GenerationRequest
@@ -28,6 +29,8 @@ class ResponseContext:
     created: int
     token_bytes: TokenBytes | None = None
     prompt_token_ids: tuple[int, ...] = ()
+    prompt_tokens: int = 0
+    prompt_text: str = ""
 
     def head(self, prefix: str, what: str) -> dict[str, Any]:
         """The fields with which each body begins."""
@@ -42,6 +45,10 @@ class ResponseContext:
         """Text of an answer, with its stop string if the request wants to see that."""
         ended_by = answer.stopped_by if self.request.include_stop else None
         return answer.text + (ended_by if isinstance(ended_by, str) else "")
+
+    def echoed(self) -> str:
+        """The prompt, if the request wants it back."""
+        return self.prompt_text if self.request.echo else ""
 
     def token_ids(self, answer: Answer) -> dict[str, Any]:
         """Token ids, if the request wants them."""
@@ -97,7 +104,7 @@ def completion_body(context: ResponseContext, answers: Sequence[Answer], usage: 
     choices = [
         {
             "index": answer.index,
-            "text": context.text(answer),
+            "text": context.echoed() + context.text(answer),
             "logprobs": context.completion_logprobs(answer),
             **_ending(answer),
             **context.token_ids(answer),
@@ -140,9 +147,11 @@ def sse(chunk: dict[str, Any]) -> bytes:
 class _ChatStream:
     context: ResponseContext
     _begun: set[int] = field(default_factory=set)
+    _output_tokens: int = 0
 
     def chunks(self, piece: Answer) -> list[dict[str, Any]]:
         context, result = self.context, []
+        self._output_tokens += len(piece.token_ids)
         if piece.index not in self._begun:
             prompt_ids = {} if self._begun else context.prompt_ids()
             self._begun.add(piece.index)
@@ -162,31 +171,34 @@ class _ChatStream:
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         choice = {"logprobs": None, "finish_reason": None} | choice
-        return _chunk(self.context, "chatcmpl", "chat.completion.chunk", choice)
+        return _chunk(self.context, "chatcmpl", "chat.completion.chunk", choice, self._output_tokens)
 
 
 @dataclass(slots=True)
 class _CompletionStream:
     context: ResponseContext
     _characters: dict[int, int] = field(default_factory=dict)
+    _output_tokens: int = 0
 
     def chunks(self, piece: Answer) -> list[dict[str, Any]]:
         context = self.context
         text = context.text(piece)
         if not (text or piece.token_ids or piece.finish_reason):
             return []
+        self._output_tokens += len(piece.token_ids)
         prompt_ids = {} if self._characters else context.prompt_ids()
+        echoed = "" if piece.index in self._characters else context.echoed()
         offset = self._characters.get(piece.index, 0)
         self._characters[piece.index] = offset + len(text)
         choice = {
             "index": piece.index,
-            "text": text,
+            "text": echoed + text,
             "logprobs": context.completion_logprobs(piece, offset),
             **_ending(piece),
             **context.token_ids(piece),
             **prompt_ids,
         }
-        return [_chunk(context, "cmpl", "text_completion", choice)]
+        return [_chunk(context, "cmpl", "text_completion", choice, self._output_tokens)]
 
     def usage_chunk(self, usage: Usage) -> dict[str, Any] | None:
         return _usage_chunk(self.context, "cmpl", "text_completion", usage)
@@ -197,9 +209,13 @@ def _ending(answer: Answer) -> dict[str, Any]:
     return {"finish_reason": reason, "stop_reason": answer.stopped_by}
 
 
-def _chunk(context: ResponseContext, prefix: str, what: str, choice: dict[str, Any]) -> dict[str, Any]:
+def _chunk(
+    context: ResponseContext, prefix: str, what: str, choice: dict[str, Any], output_tokens: int
+) -> dict[str, Any]:
     # With the usage asked for, OpenAI's chunks have the field from the first one on.
-    usage = {"usage": None} if context.request.stream_usage else {}
+    usage: dict[str, Any] = {"usage": None} if context.request.stream_usage else {}
+    if context.request.stream_running_usage:
+        usage = {"usage": usage_body(Usage(context.prompt_tokens, output_tokens))}
     return context.head(prefix, what) | {"choices": [choice]} | usage
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from common.sampling import FinishReason, PositionLogprobs, SamplingParams, TokenLogprob
+from common.structure import Structure
 from tidepipe.v1 import sampling_pb2 as pb
 
 _FINISH_TO_WIRE: dict[FinishReason, pb.FinishReason.ValueType] = {
@@ -46,6 +47,7 @@ def sampling_to_wire(params: SamplingParams) -> pb.SamplingParams:
         ignore_eos=params.ignore_eos,
         logprobs=params.logprobs,
         n=params.n,
+        structure=_structure_to_wire(params.structure),
     )
 
 
@@ -68,7 +70,23 @@ def sampling_from_wire(message: pb.SamplingParams) -> SamplingParams:
         ignore_eos=message.ignore_eos,
         logprobs=message.logprobs if message.HasField("logprobs") else None,
         n=message.n or 1,
+        structure=_structure_from_wire(message.structure),
     )
+
+
+def _structure_to_wire(structure: Structure | None) -> pb.Structure | None:
+    match structure:
+        case None:
+            return None
+        case Structure("regex", text):
+            return pb.Structure(regex=text)
+        case Structure(_, text):
+            return pb.Structure(json_schema=text)
+
+
+def _structure_from_wire(message: pb.Structure) -> Structure | None:
+    kind = message.WhichOneof("form")
+    return None if kind is None else Structure(kind, getattr(message, kind))
 
 
 def logprobs_to_wire(positions: Iterable[PositionLogprobs]) -> list[pb.PositionLogprobs]:

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from common.errors import ConfigError
 from common.plan import SampledTokens
 from common.sampling import PositionLogprobs, SamplingParams, TokenLogprob
+from common.structure import Structure
 from controller.core.actions import Action, Emit
 from controller.core.events import (
     Event,
@@ -98,6 +99,8 @@ def _sequence(fields: dict[str, Any]) -> NewSequence:
     sampling["logit_bias"] = {int(token): bias for token, bias in sampling["logit_bias"].items()}
     for name in ("stop_token_ids", "stop"):
         sampling[name] = tuple(sampling[name])
+    if sampling.get("structure"):
+        sampling["structure"] = Structure(**sampling["structure"])
     return NewSequence(
         fields["sequence_id"],
         tuple(fields["prompt"]),

@@ -37,6 +37,7 @@ def request_from_wire(message: pb.InferenceRequest) -> GenerationRequest:
         model=message.model or None,
         skip_text=message.skip_text,
         keep_special_tokens=message.keep_special_tokens,
+        tools=tuple(message.chat.tools),
         ttft_ms=message.ttft_ms if message.HasField("ttft_ms") else None,
         tpot_ms=message.tpot_ms if message.HasField("tpot_ms") else None,
     )
@@ -85,6 +86,10 @@ def _usage_to_wire(usage: Usage) -> pb.Usage:
     )
 
 
+def _turn(turn: pb.ChatMessage) -> ChatTurn:
+    return ChatTurn(turn.role, turn.content, turn.name, turn.tool_calls, turn.tool_call_id)
+
+
 def _prompt(message: pb.InferenceRequest) -> Prompt:
     prompt: Prompt
     match message.WhichOneof("prompt"):
@@ -93,7 +98,7 @@ def _prompt(message: pb.InferenceRequest) -> Prompt:
         case "token_ids":
             prompt = tuple(message.token_ids.ids)
         case "chat":
-            prompt = tuple(ChatTurn(turn.role, turn.content, turn.name) for turn in message.chat.messages)
+            prompt = tuple(_turn(turn) for turn in message.chat.messages)
         case _:
             raise InvalidRequestError("the request has no prompt: set text, token_ids or chat", "prompt")
     if not prompt:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -58,13 +58,15 @@ class CompletionEndpoint:
     def context(self, wanted: GenerationRequest, subscription: Subscription) -> ResponseContext:
         """What bodies say besides the answer; the request has been admitted."""
         text = self._text()
-        prompt = subscription.entry.answers[0].prompt if wanted.return_token_ids else ()
+        prompt = subscription.entry.answers[0].prompt
         return ResponseContext(
             request=wanted,
             model=self._model_name,
             created=int(time.time()),
             token_bytes=None if text is None else text.token_bytes,
-            prompt_token_ids=tuple(prompt),
+            prompt_token_ids=tuple(prompt) if wanted.return_token_ids else (),
+            prompt_tokens=len(prompt),
+            prompt_text=_prompt_text(wanted, prompt, text) if wanted.echo else "",
         )
 
 
@@ -143,3 +145,11 @@ def _raise_error(pieces: list[Answer]) -> None:
     for piece in pieces:
         if piece.finish_reason is FinishReason.ERROR:
             raise TidePipeError(piece.error or "the answer could not be finished")
+
+
+def _prompt_text(wanted: GenerationRequest, prompt: Sequence[int], text: TextPort | None) -> str:
+    """The prompt as it was sent, or what its token ids stand for."""
+    if isinstance(wanted.prompt, str):
+        return wanted.prompt
+    spelled = b"".join(text.token_bytes(token) for token in prompt) if text is not None else b""
+    return spelled.decode("utf-8", "replace")

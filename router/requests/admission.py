@@ -62,6 +62,9 @@ class Admission:
         text = await asyncio.shield(self._text)
         facts = await self._served.wait(self._patience_s)
         self._check_model(request.model, facts)
+        if request.sampling.structure is not None:
+            check = partial(text.check_structure, request.sampling.structure)
+            await asyncio.get_running_loop().run_in_executor(self._executor, check)
         prompt = await self._tokenize(request, text)
         _check_prompt(prompt, facts)
         sampling = _fill_in(request.sampling, len(prompt), facts)
@@ -95,7 +98,8 @@ class Admission:
             encode, size = partial(text.encode, prompt), len(prompt)
         elif request.is_chat:
             turns = [turn for turn in prompt if isinstance(turn, ChatTurn)]
-            encode, size = partial(text.encode_chat, turns), sum(len(turn.content) for turn in turns)
+            encode = partial(text.encode_chat, turns, request.tools)
+            size = sum(len(turn.content) for turn in turns) + sum(map(len, request.tools))
         else:
             return _token_array([token for token in prompt if isinstance(token, int)])
         if size <= INLINE_CHARACTERS:

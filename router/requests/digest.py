@@ -15,4 +15,13 @@ def request_digest(request: GenerationRequest) -> int:
         for field in fields(SamplingParams)
         for value in (getattr(request.sampling, field.name),)
     )
-    return hash((request.prompt, sampling, request.model, request.skip_text, request.keep_special_tokens))
+    return hash(
+        (
+            request.prompt,
+            request.tools,
+            sampling,
+            request.model,
+            request.skip_text,
+            request.keep_special_tokens,
+        )
+    )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from common.request import ChatTurn
+from common.structure import Structure
 
 
 class Detokenizer(Protocol):
@@ -32,8 +33,12 @@ class TextPort(Protocol):
         """Token ids of plain text."""
         ...
 
-    def encode_chat(self, messages: Sequence[ChatTurn]) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's turn."""
+    def encode_chat(self, messages: Sequence[ChatTurn], tools: Sequence[str] = ()) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's turn. tools: JSON objects."""
+        ...
+
+    def check_structure(self, structure: Structure) -> None:
+        """InvalidRequestError if no output of this tokenizer can be held to it. Slow for large ones."""
         ...
 
     def new_detokenizer(self, prompt_ids: Sequence[int], skip_special_tokens: bool) -> Detokenizer:

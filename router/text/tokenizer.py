@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import InvalidRequestError, ModelError
 from common.request import ChatTurn
+from common.structure import Structure
 from router.text.detokenizer import Detokenizer, make_detokenizer
 from router.text.vocabulary import Backend, Vocabulary
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 
 class TextProcessor:
@@ -58,9 +64,12 @@ class TextProcessor:
         """Token ids of plain text, with the special tokens that the tokenizer puts around it."""
         return self._encode(text, add_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[ChatTurn], add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[ChatTurn], tools: Sequence[str] = (), add_generation_prompt: bool = True
+    ) -> list[int]:
         """Token ids of a conversation, rendered with the model's own template.
 
+        tools: JSON objects; a template without a place for them leaves them out.
         Raises InvalidRequestError if the model has no template, or the template refuses the conversation.
         """
         if not messages:
@@ -69,13 +78,12 @@ class TextProcessor:
             raise InvalidRequestError(
                 "this model has no chat template; send a plain prompt instead (/v1/completions)", "messages"
             )
-        turns = [
-            {"role": turn.role, "content": turn.content} | ({"name": turn.name} if turn.name else {})
-            for turn in messages
-        ]
         try:
             text: str = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=add_generation_prompt
+                [_template_turn(turn) for turn in messages],
+                tools=[json.loads(tool) for tool in tools] or None,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
             )
         except Exception as error:  # whatever the model's template raises
             raise InvalidRequestError(
@@ -83,6 +91,23 @@ class TextProcessor:
             ) from error
         # The template has written the special tokens already.
         return self._encode(text, add_special_tokens=False)
+
+    def check_structure(self, structure: Structure) -> None:
+        """InvalidRequestError if outputs cannot be held to it: what is wrong with it, or the tokenizer."""
+        structure.check(self._structures)
+
+    @functools.cached_property
+    def _structures(self) -> LLTokenizer:
+        """The tokenizer as stage workers use it for structures."""
+        from llguidance import LLTokenizer  # late: only requests with a structure pay for it
+
+        try:
+            return LLTokenizer(self._tokenizer.backend_tokenizer.to_str())
+        except ValueError as error:
+            raise InvalidRequestError(
+                f"response_format: not with this model's tokenizer, which is of an unsupported kind: {error}",
+                "response_format",
+            ) from error
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids, all at once."""
@@ -107,3 +132,15 @@ class TextProcessor:
             ) from error
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
+
+
+def _template_turn(turn: ChatTurn) -> dict[str, Any]:
+    """The turn as chat templates expect it."""
+    entry: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.name:
+        entry["name"] = turn.name
+    if turn.tool_calls:
+        entry["tool_calls"] = json.loads(turn.tool_calls)
+    if turn.tool_call_id:
+        entry["tool_call_id"] = turn.tool_call_id
+    return entry

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -59,11 +60,12 @@ class TorchBackend:
         if memory_budget is not None and memory_budget < 1:
             raise ConfigError(f"memory_budget must be at least 1 byte, got {memory_budget}")
         self._device = choose_device(device)
-        self._checkpoint = open_checkpoint(resolve_model(model, allow_download=allow_download))
+        path = resolve_model(model, allow_download=allow_download)
+        self._checkpoint = open_checkpoint(path)
         spec = self._checkpoint.spec
         self._dtype = choose_dtype(dtype, spec.native_dtype, self._device)
         self._compute = make_compute(self._device, self._dtype, torch.get_num_threads())
-        self._make_sampler = make_sampler or _default_sampler
+        self._make_sampler = make_sampler or _sampler_of(path)
         self._loaded: tuple[StageSlice, StageWeights] | None = None
         self.description = BackendDescription(
             model=model,
@@ -146,7 +148,11 @@ def _return_freed_memory() -> None:
         trim(0)
 
 
-def _default_sampler(vocab_size: int, device: torch.device) -> StepSampler:
-    from stage_worker.sampler import Sampler
+def _sampler_of(model: Path) -> SamplerFactory:
+    def make(vocab_size: int, device: torch.device) -> StepSampler:
+        from stage_worker.sampler import Sampler
+        from stage_worker.sampling.grammar import Grammars, tokenizer_reader
 
-    return Sampler(vocab_size, device)
+        return Sampler(vocab_size, device, Grammars(tokenizer_reader(model), vocab_size))
+
+    return make

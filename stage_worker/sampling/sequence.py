@@ -11,6 +11,7 @@ import torch
 from common.plan import SequenceStart
 from common.sampling import SamplingParams
 from stage_worker.executors.protocol import PlanError
+from stage_worker.sampling.grammar import Allowed, Grammars, GrammarState
 
 _Ids = npt.NDArray[np.int64]
 _Values = npt.NDArray[np.float32]
@@ -55,9 +56,9 @@ class TokenCounts:
 
 
 class SequenceState:
-    """A sequence's parameters and, if a penalty needs it, its history."""
+    """A sequence's parameters and, if a penalty or a structure needs it, its history."""
 
-    def __init__(self, start: SequenceStart, vocab_size: int) -> None:
+    def __init__(self, start: SequenceStart, vocab_size: int, grammars: Grammars | None = None) -> None:
         params = start.sampling
         if params.seed is None and not params.greedy:
             raise ValueError(f"sequence {start.key} is sampled at random but has no seed")
@@ -75,7 +76,7 @@ class SequenceState:
         self.end_ids: _Ids = np.array(sorted(ends) if len(ends) < vocab_size else [], dtype=np.int64)
         self.counts: TokenCounts | None = None
         self._tokens = len(start.history)
-        if params.needs_history:
+        if params.penalized:
             # The prompt counts for the repetition penalty only.
             repetition = params.repetition_penalty != 1.0
             prompt = start.history[: start.prompt_tokens] if repetition else ()
@@ -83,13 +84,21 @@ class SequenceState:
         self.simple = self.counts is None and not bias and params.logprobs is None and params.greedy
         if params.min_tokens and len(self.end_ids):
             self.simple = False
+        self.grammar: GrammarState | None = None
+        if params.structure is not None:
+            if grammars is None:
+                raise ValueError(f"sequence {start.key} has a structure, which this worker cannot keep to")
+            output = start.history[start.prompt_tokens :]
+            self.grammar = grammars.state(params.structure, start.eos_token_ids, output)
+            self.simple = False
+        self._follows_history = params.needs_history
 
     def output_index(self, key: int, next_position: int) -> int:
         """Index of the output token at `next_position`."""
         index = next_position - self.prompt_tokens
         if index < 0:
             raise PlanError(f"sequence {key} samples position {next_position} inside its prompt")
-        if self.counts is not None and next_position != self._tokens:
+        if self._follows_history and next_position != self._tokens:
             raise PlanError(
                 f"sequence {key} samples position {next_position}, but its history ends at {self._tokens}"
             )
@@ -97,9 +106,13 @@ class SequenceState:
 
     def append(self, token_id: int) -> None:
         """Take note of a token that was sampled."""
+        if not self._follows_history:
+            return
+        self._tokens += 1
         if self.counts is not None:
             self.counts.add(token_id)
-            self._tokens += 1
+        if self.grammar is not None:
+            self.grammar.append(token_id)
 
     def masked_ids(self, output_index: int) -> _Ids:
         """Tokens that must not be sampled at `output_index`."""
@@ -107,7 +120,7 @@ class SequenceState:
 
 
 class LogitEdits:
-    """Sparse changes of a batch's logits: bias, then penalties, then masks."""
+    """Changes of a batch's logits: bias, then penalties, then masks."""
 
     def __init__(
         self, states: Sequence[SequenceState], output_indices: Sequence[int], vocab_size: int
@@ -116,6 +129,7 @@ class LogitEdits:
         self._bias: list[tuple[int, _Ids, _Values]] = []
         self._penalties: list[tuple[int, _Ids, _Values]] = []
         self._masks: list[tuple[int, _Ids]] = []
+        self._structures: list[tuple[int, Allowed]] = []
         for row, (state, index) in enumerate(zip(states, output_indices, strict=True)):
             if len(state.bias_ids):
                 self._bias.append((row, state.bias_ids, state.bias_values))
@@ -126,11 +140,17 @@ class LogitEdits:
                 columns = np.stack([factor, subtrahend]).astype(np.float32)
                 self._penalties.append((row, state.counts.ids, columns))
             masked = state.masked_ids(index)
+            if state.grammar is not None:
+                allowed = state.grammar.allowed()
+                self._structures.append((row, allowed))
+                # A finished structure ends, however many tokens were asked for.
+                if len(masked) and np.count_nonzero(allowed) == np.count_nonzero(allowed[masked]):
+                    continue
             if len(masked):
                 self._masks.append((row, masked))
 
     def __bool__(self) -> bool:
-        return bool(self._bias or self._penalties or self._masks)
+        return bool(self._bias or self._penalties or self._masks or self._structures)
 
     def apply(self, logits: torch.Tensor) -> None:
         """Change contiguous float32 `logits` in place."""
@@ -147,6 +167,8 @@ class LogitEdits:
             values = torch.where(values > 0, values / factor, values * factor) - subtrahend
             # A tiny penalty must not turn a likely token into an infinitely likely one.
             flat[where] = values.clamp_(max=torch.finfo(values.dtype).max)
+        for row, allowed in self._structures:
+            logits[row].masked_fill_(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
         if self._masks:
             flat[self._flat(self._masks, logits.device)] = -torch.inf
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from common.errors import InvalidRequestError
 from common.request import ChatTurn
+from common.structure import Structure
 
 VOCAB_SIZE = 256
 
@@ -32,10 +33,13 @@ class ByteText:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def encode_chat(self, messages: Sequence[ChatTurn]) -> list[int]:
+    def encode_chat(self, messages: Sequence[ChatTurn], tools: Sequence[str] = ()) -> list[int]:
         if any(turn.role == "tool" for turn in messages):
             raise InvalidRequestError("the template does not accept these messages", "messages")
         return self.encode("".join(f"{turn.role}: {turn.content}\n" for turn in messages))
+
+    def check_structure(self, structure: Structure) -> None:
+        structure.check()
 
     def new_detokenizer(self, prompt_ids: Sequence[int], skip_special_tokens: bool) -> ByteDetokenizer:
         return ByteDetokenizer()

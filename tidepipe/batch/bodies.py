@@ -43,13 +43,15 @@ class BodyWriter:
             created=int(time.time()),
             token_bytes=text.token_bytes if text else _spelled_as_id,
             prompt_token_ids=prompt_ids or (),
+            prompt_text=_prompt_text(request, text) if request.echo else "",
         )
         body = response_body(context, completion.answers, completion.usage)
         return response_line(line_id, item, body if prompt_ids is not None else _without_prompt_ids(body))
 
 
 def _wants_tokens(request: GenerationRequest) -> bool:
-    return request.sampling.logprobs is not None or request.return_token_ids
+    echoes_ids = request.echo and not isinstance(request.prompt, str)
+    return request.sampling.logprobs is not None or request.return_token_ids or echoes_ids
 
 
 def _load(sources: tuple[str, ...]) -> TextProcessor | None:
@@ -71,8 +73,16 @@ def _prompt_ids(request: GenerationRequest, text: TextProcessor | None) -> tuple
         return tuple(text.encode(prompt)) if text else None
     if isinstance(prompt[0], ChatTurn):
         turns = [turn for turn in prompt if isinstance(turn, ChatTurn)]
-        return tuple(text.encode_chat(turns)) if text else None
+        return tuple(text.encode_chat(turns, request.tools)) if text else None
     return tuple(token for token in prompt if isinstance(token, int))
+
+
+def _prompt_text(request: GenerationRequest, text: TextProcessor | None) -> str:
+    """The prompt as it was sent, or what its token ids stand for."""
+    prompt = request.prompt
+    if isinstance(prompt, str) or text is None:
+        return prompt if isinstance(prompt, str) else ""
+    return text.decode([token for token in prompt if isinstance(token, int)], skip_special_tokens=False)
 
 
 def _without_prompt_ids(body: dict[str, Any]) -> dict[str, Any]:

@@ -175,6 +175,7 @@ class BatchRun:
             item.request.sampling,
             request_id=item.request.request_id,
             keep_special_tokens=item.request.keep_special_tokens,
+            tools=item.request.tools,
         )
         collector = Collector(request.request_id)
         self._clock.dispatched(time.monotonic())

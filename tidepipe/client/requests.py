@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import ConfigError, InvalidRequestError
@@ -60,6 +60,7 @@ def make_request(
     model: str = "",
     skip_text: bool = False,
     keep_special_tokens: bool = False,
+    tools: Sequence[str] = (),
     ttft_ms: float | None = None,
     tpot_ms: float | None = None,
 ) -> pb.InferenceRequest:
@@ -85,12 +86,13 @@ def make_request(
             raise InvalidRequestError(f"the prompt's token ids are not valid: {error}", "prompt") from error
     else:
         request.chat.messages.extend(_turn(turn) for turn in prompt)
+        request.chat.tools.extend(tools)
     return request
 
 
 def _turn(turn: object) -> pb.ChatMessage:
     if isinstance(turn, ChatTurn):
-        turn = {"role": turn.role, "content": turn.content, "name": turn.name}
+        return pb.ChatMessage(**dataclasses.asdict(turn))
     if not isinstance(turn, Mapping):
         raise InvalidRequestError(
             f"a turn must be a ChatTurn or a mapping, got {type(turn).__name__}", "messages"

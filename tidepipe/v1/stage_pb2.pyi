@@ -393,7 +393,7 @@ class SequenceStart(_message.Message):
 
     @_builtins.property
     def history_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Its tokens so far, prompt and output (last stage only, and only if a penalty needs them)."""
+        """Its tokens so far, prompt and output (last stage only, and only if a penalty or a structure needs them)."""
 
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from common.openai.fields import IGNORED, REFUSED_IN_CHAT, REFUSED_IN_COMPLETION
 from common.openai.validation import MAX_MESSAGE_CHARACTERS
 from common.request import ChatTurn, GenerationRequest
 from common.sampling import SamplingParams
+from common.structure import Structure
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -96,6 +98,41 @@ def test_completion_defaults_and_prompt_forms(prompt: object, expected: object) 
     assert parse_chat({"messages": HELLO}, "r").sampling == SamplingParams()
 
 
+@pytest.mark.parametrize(
+    ("fields", "kind", "text"),
+    [
+        ({"response_format": {"type": "json_object"}}, "json_schema", '{"type": "object"}'),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"a": 1}}}},
+            "json_schema",
+            '{"a": 1}',
+        ),
+        ({"structured_outputs": {"regex": "a+", "json": None}}, "regex", "a+"),
+        ({"structured_outputs": {"choice": ["a|b", "c"]}}, "regex", r"a\|b|c"),
+        ({"guided_json": '{"b": 2}'}, "json_schema", '{"b": 2}'),
+    ],
+)
+def test_forms_of_structures(fields: dict[str, Any], kind: Any, text: str) -> None:
+    assert parse_completion({"prompt": "x", **fields}, "r").sampling.structure == Structure(kind, text)
+
+
+def test_tools_and_their_calls_travel_as_json() -> None:
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "é"}'}}
+    history = [
+        *HELLO,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "seen", "tool_call_id": "c1"},
+    ]
+    request = parse_chat({"messages": history, "tools": [tool], "tool_choice": "auto"}, "r")
+    assert [json.loads(one) for one in request.tools] == [tool]
+    _, asked, seen = request.prompt
+    assert isinstance(asked, ChatTurn) and isinstance(seen, ChatTurn)
+    assert json.loads(asked.tool_calls)[0]["function"]["arguments"] == {"at": "é"}
+    assert (asked.content, seen.tool_call_id) == ("", "c1")
+    assert parse_chat({"messages": history, "tools": [tool], "tool_choice": "none"}, "r").tools == ()
+
+
 CHAT_ERRORS: list[tuple[object, str, str | None]] = [
     ([], "the body must be a JSON object, got a list", None),
     ({}, "messages is required", "messages"),
@@ -109,7 +146,7 @@ CHAT_ERRORS: list[tuple[object, str, str | None]] = [
     ),
     (
         {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
-        "messages: tools and functions are not supported",
+        "tool_calls call 0 must have a function with a name",
         "messages",
     ),
     ({"messages": HELLO, "max_tokens": "5"}, "max_tokens must be an integer, got a string", "max_tokens"),
@@ -155,11 +192,19 @@ CHAT_ERRORS: list[tuple[object, str, str | None]] = [
         "unknown field 'tempreature'; did you mean 'temperature'?",
         "tempreature",
     ),
-    ({"messages": HELLO, "tools": [{}]}, "tools: tools and functions are not supported", "tools"),
+    ({"messages": HELLO, "tools": [{}]}, 'must have {"type": "function"', "tools"),
+    ({"messages": HELLO, "tool_choice": "required"}, "must be 'none' or 'auto'", "tool_choice"),
+    ({"messages": HELLO, "response_format": {"type": "xml"}}, "got 'xml'", "response_format"),
+    ({"messages": HELLO, "response_format": {"type": "json_schema"}}, "json_schema", "response_format"),
     (
-        {"messages": HELLO, "response_format": {"type": "json_object"}},
-        "response_format: only text answers are supported",
-        "response_format",
+        {"messages": HELLO, "response_format": {"type": "json_object"}, "guided_regex": "a"},
+        "response_format and guided_regex contradict each other",
+        "guided_regex",
+    ),
+    (
+        {"messages": HELLO, "guided_choice": ["a"], "ignore_eos": True},
+        "ignore_eos and response_format contradict each other",
+        "ignore_eos",
     ),
 ]
 
@@ -173,7 +218,7 @@ COMPLETION_ERRORS: list[tuple[object, str, str | None]] = [
     ({"prompt": "a", "logprobs": True}, "logprobs must be an integer, got true", "logprobs"),
     ({"prompt": "a", "best_of": 3}, "best_of: is not supported; use n", "best_of"),
     ({"prompt": "a", "suffix": "b"}, "suffix: inserting text is not supported", "suffix"),
-    ({"prompt": "a", "echo": True}, "echo: is not supported", "echo"),
+    ({"prompt": "a", "echo": True, "logprobs": 1}, "echo with logprobs is not supported", "echo"),
     ({"prompt": "a", "min_tokens": 20}, "min_tokens (20) must not exceed max_tokens (16)", "min_tokens"),
 ]
 

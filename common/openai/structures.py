@@ -1,0 +1,84 @@
+"""`response_format` of OpenAI, and `structured_outputs` and `guided_...` of vLLM."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from common.openai.validation import checked_text, kind
+from common.structure import Structure
+
+_ANY_OBJECT = Structure("json_schema", '{"type": "object"}')
+
+
+def _response_format(value: Any) -> Structure | str:
+    """The structure; "text" for none. (None would look as if the field were absent, which is the same.)"""
+    if not isinstance(value, dict):
+        raise ValueError(f"must be an object, got {kind(value)}")
+    match value.get("type"):
+        case "text":
+            return "text"
+        case "json_object":
+            return _ANY_OBJECT
+        case "json_schema":
+            return _named_schema(value.get("json_schema"))
+        case other:
+            raise ValueError(f"must have the type 'text', 'json_object' or 'json_schema', got {other!r}")
+
+
+def _named_schema(value: Any) -> Structure:
+    if not isinstance(value, dict) or "schema" not in value:
+        raise ValueError('must have {"name": ..., "schema": ...} as json_schema')
+    if unknown := value.keys() - {"name", "schema", "strict", "description"}:
+        raise ValueError(f"json_schema has the unknown field {min(unknown)!r}")
+    return _schema(value["schema"])
+
+
+def _schema(value: Any) -> Structure:
+    if isinstance(value, str):  # vLLM takes it as text as well
+        return Structure("json_schema", checked_text(value))
+    if not isinstance(value, dict | bool):
+        raise ValueError(f"must have an object as schema, got {kind(value)}")
+    try:
+        return Structure("json_schema", json.dumps(value, allow_nan=False))
+    except ValueError:
+        raise ValueError("has a schema with numbers that JSON does not have") from None
+    except RecursionError:
+        raise ValueError("has a schema that is nested too deeply") from None
+
+
+def _regex(value: Any) -> Structure:
+    return Structure("regex", checked_text(value))
+
+
+def _choice(value: Any) -> Structure:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"must be a list of strings, got {kind(value) if value != [] else 'an empty list'}")
+    return Structure("regex", "|".join(re.escape(checked_text(item)) for item in value))
+
+
+def _any_object(value: Any) -> Structure:
+    return _ANY_OBJECT
+
+
+_KINDS = {"json": _schema, "regex": _regex, "choice": _choice, "json_object": _any_object}
+
+
+def _structured_outputs(value: Any) -> Structure:
+    if not isinstance(value, dict):
+        raise ValueError(f"must be an object, got {kind(value)}")
+    given = {name: wish for name, wish in value.items() if wish is not None and wish is not False}
+    if len(given) != 1 or not given.keys() <= _KINDS.keys():
+        raise ValueError(f"must have one of {', '.join(_KINDS)}, got {', '.join(given) or 'nothing'}")
+    ((name, wish),) = given.items()
+    return _KINDS[name](wish)
+
+
+ResponseFormat = Annotated[Structure | str, BeforeValidator(_response_format)]
+StructuredOutputs = Annotated[Structure, BeforeValidator(_structured_outputs)]
+GuidedJson = Annotated[Structure, BeforeValidator(_schema)]
+GuidedRegex = Annotated[Structure, BeforeValidator(_regex)]
+GuidedChoice = Annotated[Structure, BeforeValidator(_choice)]

@@ -1,0 +1,69 @@
+"""Tools: what a chat may call, and the calls in its history. They travel as JSON to the chat template."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from common.openai.validation import checked_text, kind
+
+
+def _tools(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"must be a list of functions, got {kind(value)}")
+    return tuple(_tool(number, tool) for number, tool in enumerate(value))
+
+
+def _tool(number: int, value: Any) -> str:
+    if not isinstance(value, dict) or value.get("type") != "function":
+        raise ValueError(f'must have {{"type": "function", "function": ...}} as entry {number}')
+    function = value.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError(f"entry {number} must have a function with a name")
+    parameters = function.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise ValueError(f"entry {number} must have a JSON schema as parameters, got {kind(parameters)}")
+    return _json(value)
+
+
+def _tool_choice(value: Any) -> str:
+    if value not in ("none", "auto"):
+        raise ValueError("must be 'none' or 'auto'; a model cannot be made to call a tool here")
+    return str(value)
+
+
+def _tool_calls(value: Any) -> str:
+    if not isinstance(value, list):
+        raise ValueError(f"must be a list of calls, got {kind(value)}")
+    calls = []
+    for number, call in enumerate(value):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise ValueError(f"call {number} must have a function with a name")
+        calls.append({**call, "function": {**function, "arguments": _arguments(number, function)}})
+    return _json(calls) if calls else ""
+
+
+def _arguments(number: int, function: dict[str, Any]) -> Any:
+    """Templates want the arguments as an object; OpenAI's clients send them as text."""
+    arguments = function.get("arguments", {})
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return json.loads(arguments) if arguments else {}
+    except (ValueError, RecursionError):
+        raise ValueError(f"call {number} has arguments that are not JSON") from None
+
+
+def _json(value: Any) -> str:
+    try:
+        return checked_text(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+
+
+Tools = Annotated[tuple[str, ...], BeforeValidator(_tools)]
+ToolChoice = Annotated[str, BeforeValidator(_tool_choice)]
+ToolCalls = Annotated[str, BeforeValidator(_tool_calls)]

@@ -1,0 +1,93 @@
+"""Outputs of a given form: which tokens may come next.
+
+The state of a grammar is a function of the output alone. It is built anew from a sequence's history wherever
+the sequence begins again, so it survives preemption, a lost worker and a move to another instance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+from llguidance import LLMatcher, LLTokenizer
+
+from common.structure import Structure
+
+Allowed = npt.NDArray[np.bool_]
+
+log = structlog.get_logger()
+
+
+class GrammarState:
+    """One sequence's place in its grammar.
+
+    A grammar that fails while it runs (too complex for the library's limits) allows only the end of the
+    output: the client gets what is there.
+    """
+
+    def __init__(self, matcher: LLMatcher, output: Sequence[int], vocab_size: int) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+        if output:
+            matcher.consume_tokens(list(output))
+        self._report()
+
+    def allowed(self) -> Allowed:
+        """Per token of the vocabulary: may it come next? At least one may."""
+        packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        return np.unpackbits(packed, count=self._vocab_size, bitorder="little").view(np.bool_)
+
+    def append(self, token_id: int) -> None:
+        """The token was sampled."""
+        self._matcher.consume_token(token_id)
+        self._report()
+
+    def _report(self) -> None:
+        if self._matcher.is_error():
+            log.warning("structured output ends early", reason=self._matcher.get_error()[:300])
+
+
+class Grammars:
+    """Makes grammar states. The tokenizer is read when the first sequence needs it."""
+
+    def __init__(self, read_tokenizer: Callable[[], str], vocab_size: int) -> None:
+        """read_tokenizer: the content of tokenizer.json."""
+        self._read_tokenizer = read_tokenizer
+        self._vocab_size = vocab_size
+        self._tokenizers: dict[tuple[int, ...], LLTokenizer] = {}
+
+    def state(
+        self, structure: Structure, eos_token_ids: Sequence[int], output: Sequence[int]
+    ) -> GrammarState:
+        """Place behind `output` in the grammar of `structure`, which the router has checked."""
+        matcher = LLMatcher(self._tokenizer(tuple(eos_token_ids)), structure.grammar(), log_level=0)
+        return GrammarState(matcher, output, self._vocab_size)
+
+    def _tokenizer(self, eos_token_ids: tuple[int, ...]) -> LLTokenizer:
+        # The model's own end tokens: one entry in practice.
+        tokenizer = self._tokenizers.get(eos_token_ids)
+        if tokenizer is None:
+            text = self._read_tokenizer()
+            tokenizer = LLTokenizer(text, n_vocab=self._vocab_size, eos_token=list(eos_token_ids))
+            self._tokenizers = {eos_token_ids: tokenizer}
+        return tokenizer
+
+
+def tokenizer_reader(model: Path) -> Callable[[], str]:
+    """Reads the tokenizer of a model's folder or .gguf file. ValueError if there is none."""
+
+    def read() -> str:
+        if model.suffix != ".gguf":
+            return (model / "tokenizer.json").read_text(encoding="utf-8")
+        from transformers import AutoTokenizer  # slow, and needed for GGUF files only
+
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(model.parent), gguf_file=model.name, local_files_only=True, trust_remote_code=False
+        )
+        text: str = tokenizer.backend_tokenizer.to_str()
+        return text
+
+    return read

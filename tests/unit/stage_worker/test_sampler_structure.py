@@ -1,0 +1,111 @@
+"""Structured outputs in the sampler: always valid, and the same wherever a sequence begins again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from common.errors import InvalidRequestError
+from common.plan import SequenceStart
+from common.sampling import SamplingParams
+from common.structure import Structure
+from stage_worker.sampler import Sampler
+from stage_worker.sampling.grammar import Grammars
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 4},
+        "ok": {"type": "boolean"},
+        "sizes": {"type": "array", "items": {"enum": [1, 22]}, "maxItems": 2},
+    },
+    "required": ["name", "ok", "sizes"],
+    "additionalProperties": False,
+}
+PROMPT = (7, 8)
+LIMIT = 200
+
+
+def byte_tokenizer() -> Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>"])
+    return tokenizer
+
+
+TOKENIZER = byte_tokenizer()
+END = TOKENIZER.token_to_id("<end>")
+VOCAB_SIZE = END + 8  # padded, as many models' are
+GRAMMARS = Grammars(TOKENIZER.to_str, VOCAB_SIZE)
+
+
+def generate(params: SamplingParams, logits_seed: int, restart_at: int = -1) -> list[int]:
+    """Output tokens up to the end token; at `restart_at` another worker goes on with the history."""
+    output: list[int] = []
+    sampler = Sampler(VOCAB_SIZE, torch.device("cpu"), GRAMMARS)
+    for position in range(LIMIT):
+        if position in (0, restart_at):
+            sampler = Sampler(VOCAB_SIZE, torch.device("cpu"), GRAMMARS)
+            sampler.start(SequenceStart(1, params, len(PROMPT), (*PROMPT, *output), (END,)))
+        generator = torch.Generator().manual_seed(logits_seed + position)
+        logits = torch.randn((1, VOCAB_SIZE), generator=generator) * 5
+        (token,) = sampler.sample(logits, [1], [len(PROMPT) + position]).token_ids
+        if token == END:
+            return output
+        output.append(token)
+    raise AssertionError("the output did not end")
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**20), st.booleans(), st.integers(0, 30))
+def test_random_logits_give_valid_json_also_after_a_restart(seed: int, greedy: bool, restart_at: int) -> None:
+    structure = Structure("json_schema", json.dumps(SCHEMA))
+    params = SamplingParams(
+        temperature=0.0 if greedy else 1.5, seed=seed, structure=structure, min_tokens=5, presence_penalty=0.5
+    )
+    output = generate(params, seed)
+    value = json.loads(TOKENIZER.decode(output))
+    assert value.keys() == {"name", "ok", "sizes"}
+    assert len(value["name"]) <= 4 and len(value["sizes"]) <= 2
+    assert generate(params, seed, restart_at) == output
+
+
+def test_a_finished_structure_ends_in_spite_of_min_tokens() -> None:
+    params = SamplingParams(temperature=0.0, structure=Structure("regex", "yes|no"), min_tokens=50)
+    assert TOKENIZER.decode(generate(params, 3)) in ("yes", "no")
+
+
+def test_rows_without_a_structure_are_not_touched() -> None:
+    sampler = Sampler(VOCAB_SIZE, torch.device("cpu"), GRAMMARS)
+    free = SamplingParams(temperature=0.0)
+    held = SamplingParams(temperature=0.0, structure=Structure("regex", "a"))
+    for key, params in enumerate((free, held)):
+        sampler.start(SequenceStart(key, params, len(PROMPT), PROMPT, (END,)))
+    logits = torch.zeros((2, VOCAB_SIZE))
+    logits[:, 5] = 1.0
+    first, second = sampler.sample(logits, [0, 1], [2, 2]).token_ids
+    assert (first, TOKENIZER.decode([second])) == (5, "a")
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        Structure("json_schema", "{"),
+        Structure("json_schema", '{"type": "objekt"}'),
+        Structure("json_schema", '{"$ref": "#/nowhere"}'),
+        Structure("regex", "(a"),
+        Structure("regex", "a" * 70_000),
+    ],
+)
+def test_unusable_structures_are_refused_in_one_line(structure: Structure) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        structure.check()
+    assert caught.value.param == "response_format"
+    assert "\n" not in str(caught.value)
