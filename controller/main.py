@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TextIO
 
 from common.errors import ConfigError
-from common.latency.correction import CorrectedCost
+from common.latency.correction import CorrectedCost, LearningCost
 from common.latency.hardware import hardware
+from common.latency.learned import LearnedCost
 from common.latency.model import Parallelism
 from common.latency.profile import cost_model
 from common.latency.profile_file import read_profile
@@ -121,9 +122,13 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
         layer_split=_layer_split(options.layer_split),
     )
 
+    cost: LearningCost = LearnedCost()
+
     def make_scheduler(about: StageAbout) -> Scheduler:
+        nonlocal cost
         device = about.device.partition(":")[0]
-        cost = _cost(options, about.shape, len(config.stage_addresses))
+        profiled = _cost(options, about.shape, len(config.stage_addresses))
+        cost = profiled or cost
         return Scheduler(
             SchedulerConfig(
                 context_length=about.shape.context_length,
@@ -135,8 +140,9 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
                 admission=AdmissionRules(max_running=options.max_running, reserve=options.reserve),
                 victims=victims_for(options.policy),
             ),
-            make_policy(options.policy, cost),
+            make_policy(options.policy, profiled),
             cost,
+            lambda name: make_policy(name, profiled),
         )
 
     server = RpcServer(options.listen)
@@ -156,7 +162,7 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
     journal_file = _open_journal(options.journal)
     journal = Journal(journal_file) if journal_file else None
     instance = LiveInstance(pipeline, make_scheduler, options.predictor, on_serving, journal)
-    servicer = ControllerServicer(instance, options.instance_id, incarnation)
+    servicer = ControllerServicer(instance, options.instance_id, incarnation, lambda: cost)
     controller_pb2_grpc.add_ControllerServiceServicer_to_server(servicer, server.server)
     address = await server.start([controller_pb2.DESCRIPTOR.services_by_name["ControllerService"]])
     registration: Registration | None = None

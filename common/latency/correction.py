@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from common.latency.model import StepCost
 from common.latency.work import StepWork
 from common.plan import Phase
+
+
+class LearningCost(StepCost, Protocol):
+    """A cost that gets better with every step that was timed."""
+
+    def observe(self, phase: Phase, work: StepWork, measured_s: float) -> None:
+        """A stage took `measured_s` for this work."""
+        ...
 
 
 class CorrectedCost:

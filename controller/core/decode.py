@@ -26,9 +26,28 @@ class DecodeBatches:
     def __init__(self, microbatches: int) -> None:
         self.batches = [MicroBatch() for _ in range(microbatches)]
         self.pool: list[Sequence] = []
+        self._wanted = microbatches
 
     def __len__(self) -> int:
         return len(self.pool) + sum(len(batch.members) for batch in self.batches)
+
+    def resize(self, microbatches: int) -> None:
+        """Have so many from now on; members of those too many go into the pool when their step is back."""
+        self._wanted = microbatches
+        self.batches.extend(MicroBatch() for _ in range(microbatches - len(self.batches)))
+        for batch in self.idle():
+            self._dissolve_surplus(batch)
+
+    def returned(self, batch: MicroBatch) -> None:
+        """Its step is back."""
+        batch.in_flight = False
+        self._dissolve_surplus(batch)
+
+    def _dissolve_surplus(self, batch: MicroBatch) -> None:
+        if len(self.batches) > self._wanted and batch in self.batches:
+            self.batches.remove(batch)
+            self.pool.extend(batch.members)
+            batch.members.clear()
 
     def add(self, sequence: Sequence) -> None:
         """A sequence is ready to decode."""

@@ -13,6 +13,7 @@ class NewSequence:
     """A sequence to continue; `output` was generated elsewhere and is not reported again.
 
     deadline: point in time (the core's clock, seconds) at which it is ended, or None.
+    first_token_due: point in time at which its TTFT target ends; tpot_s: target per further token; or None.
     """
 
     sequence_id: str
@@ -20,6 +21,8 @@ class NewSequence:
     sampling: SamplingParams
     output: tuple[int, ...] = ()
     deadline: float | None = None
+    first_token_due: float | None = None
+    tpot_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +78,24 @@ class StagesLost:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyChosen:
+    """Someone wants another policy from now on; an unknown name changes nothing."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed (deadlines, waiting limits)."""
 
 
-Event = SequencesArrived | SequenceCancelled | LengthPredicted | StepDone | StagesReady | StagesLost | Tick
+Event = (
+    SequencesArrived
+    | SequenceCancelled
+    | LengthPredicted
+    | StepDone
+    | StagesReady
+    | StagesLost
+    | PolicyChosen
+    | Tick
+)

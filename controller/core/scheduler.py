@@ -9,17 +9,21 @@ other without waiting for results.
 
 from __future__ import annotations
 
-from common.latency.correction import CorrectedCost
+from collections.abc import Callable
+
+from common.latency.correction import LearningCost
 from common.latency.work import work_of
 from common.plan import Phase
 from common.sampling import FinishReason, SamplingParams
 from controller.core.actions import Action, Emit, Finish, Reason, Refusal, Refused
 from controller.core.admission import WaitingLine
+from controller.core.changeover import take_over
 from controller.core.decode import DecodeBatches
 from controller.core.events import (
     Event,
     LengthPredicted,
     NewSequence,
+    PolicyChosen,
     SequenceCancelled,
     SequencesArrived,
     StagesLost,
@@ -44,14 +48,22 @@ class Scheduler:
     """Decides what the stages of one pipeline do next. Pure: same events, same actions."""
 
     def __init__(
-        self, config: SchedulerConfig, policy: Policy | None = None, cost: CorrectedCost | None = None
+        self,
+        config: SchedulerConfig,
+        policy: Policy | None = None,
+        cost: LearningCost | None = None,
+        policies: Callable[[str], Policy | None] = lambda name: None,
     ) -> None:
-        """cost: learns from the stage times of results; the policy may plan with it."""
+        """cost: learns from the stage times of results; the policy may plan with it.
+
+        policies: makes the policy of a name, for those who choose another one later.
+        """
         self.config = config
         self.policy: Policy = policy or TemporalPolicy()
         self.sequences: dict[str, Sequence] = {}
         self.state = PipelineState(config)
         self._cost = cost
+        self._policies = policies
         self._eos = frozenset(config.eos_token_ids)
         self._deadlines = 0
 
@@ -101,7 +113,7 @@ class Scheduler:
         """Take note of what happened, and decide. `now`: seconds on any steady clock, never falling."""
         match event:
             case StepDone():
-                self._step_done(event)
+                self._step_done(event, now)
             case SequencesArrived():
                 self._arrived(event.sequences, now)
             case SequenceCancelled():
@@ -115,6 +127,8 @@ class Scheduler:
                 self._stages_ready(event)
             case StagesLost():
                 self._stages_lost(event, now)
+            case PolicyChosen():
+                self._change_policy(event.name, now)
             case Tick():
                 self._expire(now)
         state = self.state
@@ -159,6 +173,9 @@ class Scheduler:
             arrived=now,
             deadline=arrival.deadline,
             output=list(arrival.output),
+            given=len(arrival.output),
+            first_token_due=arrival.first_token_due,
+            tpot_s=arrival.tpot_s,
             end_tokens=self._end_tokens(arrival.sampling),
         )
         self.sequences[sequence.sequence_id] = sequence
@@ -200,13 +217,22 @@ class Scheduler:
         for sequence in late:
             self._end(sequence, FinishReason.DEADLINE)
 
-    def _step_done(self, event: StepDone) -> None:
+    def _change_policy(self, name: str, now: float) -> None:
+        policy = None if name == self.policy.name else self._policies(name)
+        if policy is None:
+            return
+        before, self.policy = self.policy.name, policy
+        if self.state.stages:
+            batches = self.config.microbatches or policy.microbatches(self.state.stages)
+            take_over(self.state, policy, batches, Reason(f"policy {name} after {before}"), now)
+
+    def _step_done(self, event: StepDone, now: float) -> None:
         state = self.state
         step = state.steps.done(event.step_id)
         if step is None:
             return
         if step.batch is not None:
-            step.batch.in_flight = False
+            state.batches.returned(step.batch)
         if self._cost is not None and event.stage_s:
             self._cost.observe(step.phase, work_of(step.plan), max(event.stage_s))
         for sequence in step.rows:
@@ -236,6 +262,8 @@ class Scheduler:
                 state.gate.admitted(sequence, state.seen.belief)
             if before is prefilling:
                 sequence.state = decoding
+                if sequence.first_token_at is None:
+                    sequence.first_token_at = now
                 self.policy.place(state, sequence, step.batch)
         state.stats.output_tokens += delivered
         state.stats.count_step(step.tokens - step.decode_rows, step.decode_rows)

@@ -31,6 +31,8 @@ class Sequence:
     review_at: output tokens at which its length forecast is made anew, because it outlived the present one.
     end_tokens: token ids that end it.
     told_blocks: how many of its blocks the stages know of.
+    first_token_due, tpot_s: its latency targets, see NewSequence.
+    first_token_at: when it got its first token here; None before. given: output tokens that it came with.
     """
 
     sequence_id: str
@@ -53,6 +55,10 @@ class Sequence:
     review_at: int = NEVER
     end_tokens: frozenset[int] = frozenset()
     told_blocks: int = 0
+    first_token_due: float | None = None
+    tpot_s: float | None = None
+    first_token_at: float | None = None
+    given: int = 0
 
     @property
     def length(self) -> int:

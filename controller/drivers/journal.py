@@ -22,6 +22,7 @@ from controller.core.events import (
     Event,
     LengthPredicted,
     NewSequence,
+    PolicyChosen,
     SequenceCancelled,
     SequencesArrived,
     StagesLost,
@@ -107,6 +108,9 @@ def _sequence(fields: dict[str, Any]) -> NewSequence:
         SamplingParams(**sampling),
         tuple(fields["output"]),
         fields["deadline"],
+        # Journals of before have no latency targets.
+        fields.get("first_token_due"),
+        fields.get("tpot_s"),
     )
 
 
@@ -127,5 +131,6 @@ _READERS: dict[str, Callable[[dict[str, Any]], Event]] = {
     "LengthPredicted": lambda fields: LengthPredicted(**fields),
     "StagesReady": lambda fields: StagesReady(**fields),
     "StagesLost": lambda fields: StagesLost(**fields),
+    "PolicyChosen": lambda fields: PolicyChosen(**fields),
     "Tick": lambda fields: Tick(),
 }

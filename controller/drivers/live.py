@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from common.errors import UnavailableError
+from common.errors import InvalidRequestError, UnavailableError
 from common.plan import SampledTokens
+from common.pulse import Pulse
 from common.sampling import FinishReason, SamplingParams
 from common.wire.sampling import logprobs_from_wire
 from controller.core.actions import (
@@ -26,6 +27,7 @@ from controller.core.events import (
     Event,
     LengthPredicted,
     NewSequence,
+    PolicyChosen,
     SequenceCancelled,
     SequencesArrived,
     StagesLost,
@@ -33,6 +35,7 @@ from controller.core.events import (
     StepDone,
     Tick,
 )
+from controller.core.policies.catalog import LIVE_POLICIES
 from controller.core.scheduler import Scheduler
 from controller.drivers.journal import Journal
 from controller.drivers.lengths import Features, LengthOracle
@@ -49,13 +52,18 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A sequence as a router hands it over; deadline in seconds from now, or None."""
+    """A sequence as a router hands it over; deadline in seconds from now, or None.
+
+    first_token_due_s: time left of its TTFT target, may be below 0. tpot_s: per further token. None: none.
+    """
 
     sequence_id: str
     prompt: tuple[int, ...]
     output: tuple[int, ...]
     sampling: SamplingParams
     deadline_s: float | None
+    first_token_due_s: float | None = None
+    tpot_s: float | None = None
 
 
 class LiveInstance:
@@ -76,6 +84,7 @@ class LiveInstance:
         self.pipeline = pipeline
         self.hub = ResultsHub()
         self.lengths = LengthOracle(predictor_address, self._predicted)
+        self.changed = Pulse()
         self.draining = False
         self.serving = False
         self.detail = "stages are loading"
@@ -83,6 +92,7 @@ class LiveInstance:
         self._journal = journal
         self._scheduler: Scheduler | None = None
         self._on_serving = on_serving
+        self._ordinals: dict[str, int] = {}
         self._features: dict[str, Features] = {}
         self._refused: list[Refused] = []
 
@@ -108,6 +118,7 @@ class LiveInstance:
                 self._scheduler = self._make_scheduler(self.pipeline.about)
             self.serving, self.detail = True, ""
             self._hear(StagesReady(self.pipeline.epoch, len(self.pipeline.stages), blocks))
+            self.changed.beat()
             self._on_serving(True)
             try:
                 await self.pipeline.run_epoch(self._report)
@@ -116,6 +127,7 @@ class LiveInstance:
                 self.serving, self.detail = False, str(lost)
                 self._on_serving(False)
                 self._hear(StagesLost(str(lost), lost.failed_step))
+                self.changed.beat()
 
     async def _tick(self) -> None:
         while True:
@@ -145,18 +157,28 @@ class LiveInstance:
 
     # -- from the routers ---------------------------------------------------------------------------
 
-    def submit(self, router_id: str, submissions: list[Submission]) -> Mapping[str, Refused]:
-        """Take sequences; returns the refusals. Known ones count as taken."""
+    def submit(
+        self, router_id: str, submissions: list[Submission], ordinal: int = 0
+    ) -> Mapping[str, Refused]:
+        """Take sequences; returns the refusals. Known ones count as taken.
+
+        ordinal: how many the router has meant for this instance, these included.
+        """
         scheduler = self.scheduler
         now = self._now()
+        self._ordinals[router_id] = ordinal
         arrivals = []
         for one in submissions:
             if one.sequence_id in self.hub.records:
                 continue
             self.hub.open(one.sequence_id, router_id, one.output, now)
             deadline = None if one.deadline_s is None else now + one.deadline_s
-            arrivals.append(NewSequence(one.sequence_id, one.prompt, one.sampling, one.output, deadline))
+            due = None if one.first_token_due_s is None else now + one.first_token_due_s
+            arrivals.append(
+                NewSequence(one.sequence_id, one.prompt, one.sampling, one.output, deadline, due, one.tpot_s)
+            )
         self._hear(SequencesArrived(tuple(arrivals)))
+        self.changed.beat()
         refused, self._refused = {one.sequence_id: one for one in self._refused}, []
         for sequence_id in refused:
             self.hub.forget(sequence_id)
@@ -171,6 +193,19 @@ class LiveInstance:
                 self._features[sequence.sequence_id] = features
                 self.lengths.ask(features)
         return refused
+
+    def heard_of(self, router_id: str) -> int:
+        """The ordinal of the router's last hand-over; 0 before the first one."""
+        return self._ordinals.get(router_id, 0)
+
+    def choose_policy(self, name: str) -> str:
+        """Schedule by another policy; returns the name of the one before. InvalidRequestError: unknown."""
+        if name not in LIVE_POLICIES:
+            raise InvalidRequestError(f"unknown policy {name!r}; known: {', '.join(LIVE_POLICIES)}", "policy")
+        before = self.scheduler.policy.name
+        self._hear(PolicyChosen(name))
+        self.changed.beat()
+        return before
 
     def cancel(self, sequence_id: str) -> None:
         """End a sequence."""
@@ -211,6 +246,7 @@ class LiveInstance:
                 self.hub.emit(action)
             case Finish():
                 self.hub.finish(action)
+                self.changed.beat()
                 features = self._features.pop(action.sequence_id, None)
                 if features and action.reason is not FinishReason.ERROR:
                     censored = action.reason is not FinishReason.STOP
@@ -218,6 +254,7 @@ class LiveInstance:
             case Refused():
                 self._refused.append(action)
             case PhaseSwitched():
+                self.changed.beat()
                 log.info(
                     "phase",
                     before=action.before.value,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from common.latency.model import StepCost
 from common.plan import PROTOCOL_VERSION
 from common.wire.sampling import finish_to_wire, logprobs_to_wire, sampling_from_wire
 from controller.core.actions import Refusal, Refused
+from controller.core.report import instance_report, step_costs
 from controller.drivers.live import LiveInstance, Submission
 from controller.drivers.results import Mailbox, Update
+from controller.edge.report import WAIT_BETWEEN_S, interval_s, report_to_wire
 from controller.edge.status import instance_status
 from tidepipe.v1 import controller_pb2, controller_pb2_grpc
 
@@ -26,8 +31,12 @@ Verdict = controller_pb2.SubmitVerdict
 class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
     """The instance as routers see it."""
 
-    def __init__(self, instance: LiveInstance, instance_id: str, incarnation: str) -> None:
+    def __init__(
+        self, instance: LiveInstance, instance_id: str, incarnation: str, cost: Callable[[], StepCost]
+    ) -> None:
+        """cost: what steps cost here, as far as it is known; asked for once the stages are up."""
         self._instance = instance
+        self._cost = cost
         self._instance_id = instance_id
         self._incarnation = incarnation
 
@@ -62,7 +71,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
             ]
             return controller_pb2.SubmitSequencesResponse(verdicts=verdicts)
         submissions = [_submission(spec) for spec in request.sequences]
-        refused = self._instance.submit(request.router_id, submissions)
+        refused = self._instance.submit(request.router_id, submissions, request.ordinal)
         return controller_pb2.SubmitSequencesResponse(
             verdicts=[_verdict(one.sequence_id, refused.get(one.sequence_id)) for one in submissions]
         )
@@ -108,6 +117,38 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         status = instance_status(self._instance, self._instance_id, self._incarnation)
         return controller_pb2.GetInstanceStatusResponse(status=status)
 
+    async def WatchStatus(  # noqa: N802
+        self, request: controller_pb2.WatchStatusRequest, context: Context
+    ) -> AsyncIterator[controller_pb2.WatchStatusResponse]:
+        """See controller.proto."""
+        instance, pause_s = self._instance, interval_s(request.interval_ms)
+        while True:
+            changed = instance.changed.next()
+            began = time.monotonic()
+            report = instance_report(instance.scheduler, self._cost(), began)
+            costs = step_costs(instance.scheduler, self._cost())
+            yield controller_pb2.WatchStatusResponse(
+                report=report_to_wire(
+                    report,
+                    costs,
+                    incarnation=self._incarnation,
+                    serving=instance.serving and not instance.draining,
+                    accepted=instance.heard_of(request.router_id),
+                )
+            )
+            # A report looks at every sequence: with very many it must not take more than a tenth of the time.
+            spent = time.monotonic() - began
+            await asyncio.sleep(max(WAIT_BETWEEN_S, 10 * spent))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await changed.wait()
+
+    async def SetPolicy(  # noqa: N802
+        self, request: controller_pb2.SetPolicyRequest, context: Context
+    ) -> controller_pb2.SetPolicyResponse:
+        """See controller.proto."""
+        return controller_pb2.SetPolicyResponse(before=self._instance.choose_policy(request.policy))
+
 
 def _leave(box: Mailbox, watcher: int) -> None:
     if box.watcher == watcher:
@@ -121,6 +162,8 @@ def _submission(spec: controller_pb2.SequenceSpec) -> Submission:
         output=tuple(spec.output_token_ids),
         sampling=sampling_from_wire(spec.sampling),
         deadline_s=spec.deadline_ms / 1000 if spec.deadline_ms else None,
+        first_token_due_s=(spec.ttft_ms - spec.age_ms) / 1000 if spec.ttft_ms > 0 else None,
+        tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 else None,
     )
 
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from common.errors import TidePipeError, UnavailableError
+from common.pulse import Pulse
 from router.core.routing import Choice, RoutingPolicy, SequenceFacts
 from router.instances.link import InstanceLink
 from router.instances.placement import Placement, Stay
 from router.instances.sequence import RoutedSequence
-from router.pulse import Pulse
 
 DEFAULT_PATIENCE_S = 60.0
 """A sequence waits this long while there is no instance at all."""

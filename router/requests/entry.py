@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from common.errors import TidePipeError
+from common.pulse import Pulse
 from common.request import Usage
 from common.sampling import FinishReason, SamplingParams
 from router.instances.sequence import RoutedSequence
-from router.pulse import Pulse
 from router.requests.admission import AdmittedRequest
 from router.requests.running_answer import RunningAnswer
 

@@ -132,10 +132,21 @@ class SequenceSpec(_message.Message):
     OUTPUT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    TTFT_MS_FIELD_NUMBER: _builtins.int
+    TPOT_MS_FIELD_NUMBER: _builtins.int
+    AGE_MS_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     """Unique; the router derives it from the request and the answer's index."""
     deadline_ms: _builtins.int
     """End it if it has not ended this many milliseconds after arrival. Zero: none."""
+    ttft_ms: _builtins.float
+    """Latency targets, milliseconds; see InferenceRequest. Zero: none."""
+    tpot_ms: _builtins.float
+    """Per token after the first. Zero: none."""
+    age_ms: _builtins.float
+    """How long ago it arrived at the first router, milliseconds, when this was sent. Ages travel instead of clock
+    times, because hosts' clocks differ.
+    """
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Prompt token ids, at least one."""
@@ -156,10 +167,13 @@ class SequenceSpec(_message.Message):
         output_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         sampling: _sampling_pb2.SamplingParams | None = ...,
         deadline_ms: _builtins.int = ...,
+        ttft_ms: _builtins.float = ...,
+        tpot_ms: _builtins.float = ...,
+        age_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "output_token_ids", b"output_token_ids", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "sequence_id", b"sequence_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "deadline_ms", b"deadline_ms", "output_token_ids", b"output_token_ids", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "sequence_id", b"sequence_id", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -173,8 +187,11 @@ class SubmitSequencesRequest(_message.Message):
 
     ROUTER_ID_FIELD_NUMBER: _builtins.int
     SEQUENCES_FIELD_NUMBER: _builtins.int
+    ORDINAL_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     """Whose watcher gets the results."""
+    ordinal: _builtins.int
+    """How many sequences the router has meant for this instance so far, these included. Reports repeat it."""
     @_builtins.property
     def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceSpec]:
         """Sequences to start."""
@@ -184,10 +201,11 @@ class SubmitSequencesRequest(_message.Message):
         *,
         router_id: _builtins.str = ...,
         sequences: _abc.Iterable[Global___SequenceSpec] | None = ...,
+        ordinal: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["router_id", b"router_id", "sequences", b"sequences"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ordinal", b"ordinal", "router_id", b"router_id", "sequences", b"sequences"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -505,6 +523,300 @@ class GetInstanceStatusResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetInstanceStatusResponse: _TypeAlias = GetInstanceStatusResponse  # noqa: Y015
+
+@_typing.final
+class WatchStatusRequest(_message.Message):
+    """Request of WatchStatus."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
+    INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    router_id: _builtins.str
+    """The router; reports say how much of what it handed over they account for."""
+    interval_ms: _builtins.int
+    """Report at least this often, milliseconds; 0: 100. Between 20 and 10,000."""
+    def __init__(
+        self,
+        *,
+        router_id: _builtins.str = ...,
+        interval_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval_ms", b"interval_ms", "router_id", b"router_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchStatusRequest: _TypeAlias = WatchStatusRequest  # noqa: Y015
+
+@_typing.final
+class WatchStatusResponse(_message.Message):
+    """Response of WatchStatus."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def report(self) -> Global___InstanceReport:
+        """How it stands now."""
+
+    def __init__(
+        self,
+        *,
+        report: Global___InstanceReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchStatusResponse: _TypeAlias = WatchStatusResponse  # noqa: Y015
+
+@_typing.final
+class InstanceReport(_message.Message):
+    """What routing needs to know of an instance. Times are ages or durations when the message was made, seconds: hosts'
+    clocks differ.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    PHASE_AGE_S_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    KV_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
+    KV_TOKENS_FREE_FIELD_NUMBER: _builtins.int
+    KV_TOKENS_PEAK_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    WINDOW_LEFT_S_FIELD_NUMBER: _builtins.int
+    SLACK_FIELD_NUMBER: _builtins.int
+    COSTS_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.str
+    """New with each start of the controller process."""
+    serving: _builtins.bool
+    """True if all stages are loaded and answer, and it takes new sequences."""
+    accepted: _builtins.int
+    """The ordinal of the last SubmitSequences of this router that the report accounts for."""
+    phase: Global___Phase.ValueType
+    """Present phase."""
+    phase_age_s: _builtins.float
+    """Age of the phase."""
+    sequences: _builtins.int
+    """All sequences that it has, of every router."""
+    tokens: _builtins.int
+    """Their tokens, prompts and output so far."""
+    kv_tokens_total: _builtins.int
+    """KV memory of a stage, tokens."""
+    kv_tokens_free: _builtins.int
+    """Tokens in blocks that nobody holds, less what waiting prompts will take."""
+    kv_tokens_peak: _builtins.int
+    """Tokens in use at the forecast peak."""
+    window_left_s: _builtins.float
+    """Time left until the first TTFT target in the window ends; below 0 if that is past. Unset: no such target."""
+    policy: _builtins.str
+    """Policy by which it schedules."""
+    @_builtins.property
+    def window(self) -> Global___PrefillWork:
+        """Prompts of the present prefill window, computed ones included."""
+
+    @_builtins.property
+    def left(self) -> Global___PrefillWork:
+        """The part of the window that is not computed yet."""
+
+    @_builtins.property
+    def slack(self) -> Global___Slack:
+        """Saved TPOT of the sequences that decode."""
+
+    @_builtins.property
+    def costs(self) -> Global___StepCosts:
+        """What steps cost here."""
+
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.str = ...,
+        serving: _builtins.bool = ...,
+        accepted: _builtins.int = ...,
+        phase: Global___Phase.ValueType = ...,
+        phase_age_s: _builtins.float = ...,
+        sequences: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        kv_tokens_total: _builtins.int = ...,
+        kv_tokens_free: _builtins.int = ...,
+        kv_tokens_peak: _builtins.int = ...,
+        window: Global___PrefillWork | None = ...,
+        left: Global___PrefillWork | None = ...,
+        window_left_s: _builtins.float | None = ...,
+        slack: Global___Slack | None = ...,
+        costs: Global___StepCosts | None = ...,
+        policy: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s", "costs", b"costs", "left", b"left", "slack", b"slack", "window", b"window", "window_left_s", b"window_left_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s", "accepted", b"accepted", "costs", b"costs", "incarnation", b"incarnation", "kv_tokens_free", b"kv_tokens_free", "kv_tokens_peak", b"kv_tokens_peak", "kv_tokens_total", b"kv_tokens_total", "left", b"left", "phase", b"phase", "phase_age_s", b"phase_age_s", "policy", b"policy", "sequences", b"sequences", "serving", b"serving", "slack", b"slack", "tokens", b"tokens", "window", b"window", "window_left_s", b"window_left_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__window_left_s: _TypeAlias = _typing.Literal["window_left_s"]  # noqa: Y015
+    _WhichOneofArgType__window_left_s: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__window_left_s) -> _WhichOneofReturnType__window_left_s | None: ...
+
+Global___InstanceReport: _TypeAlias = InstanceReport  # noqa: Y015
+
+@_typing.final
+class PrefillWork(_message.Message):
+    """Prompts to compute."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    """Tokens."""
+    pairs: _builtins.float
+    """Query-key pairs of their attention."""
+    def __init__(
+        self,
+        *,
+        tokens: _builtins.int = ...,
+        pairs: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pairs", b"pairs", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefillWork: _TypeAlias = PrefillWork  # noqa: Y015
+
+@_typing.final
+class Slack(_message.Message):
+    """Saved TPOT (EcoServe, Algorithm 1): how far sequences are ahead of the pace that they were promised, seconds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    MEAN_S_FIELD_NUMBER: _builtins.int
+    LOW_S_FIELD_NUMBER: _builtins.int
+    LOW_LATEST_S_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """Sequences that decode and have a target."""
+    mean_s: _builtins.float
+    """Mean."""
+    low_s: _builtins.float
+    """10th percentile."""
+    low_latest_s: _builtins.float
+    """10th percentile of the time for which decoding may yet pause so that they meet their target at their expected end."""
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        mean_s: _builtins.float = ...,
+        low_s: _builtins.float = ...,
+        low_latest_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "low_latest_s", b"low_latest_s", "low_s", b"low_s", "mean_s", b"mean_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Slack: _TypeAlias = Slack  # noqa: Y015
+
+@_typing.final
+class StepCosts(_message.Message):
+    """What steps cost at one stage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGES_FIELD_NUMBER: _builtins.int
+    STEP_TOKENS_FIELD_NUMBER: _builtins.int
+    LINEAR_TOKENS_FIELD_NUMBER: _builtins.int
+    LINEAR_S_FIELD_NUMBER: _builtins.int
+    PAIR_S_FIELD_NUMBER: _builtins.int
+    TRANSFER_TOKEN_S_FIELD_NUMBER: _builtins.int
+    stages: _builtins.int
+    """Stages of the pipeline."""
+    step_tokens: _builtins.int
+    """Prompt tokens of a step at most."""
+    pair_s: _builtins.float
+    """Attention of prompts, seconds per query-key pair."""
+    transfer_token_s: _builtins.float
+    """From one stage to the next, seconds per token."""
+    @_builtins.property
+    def linear_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Step sizes at which matrix products are timed, tokens, growing."""
+
+    @_builtins.property
+    def linear_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Their times, seconds."""
+
+    def __init__(
+        self,
+        *,
+        stages: _builtins.int = ...,
+        step_tokens: _builtins.int = ...,
+        linear_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        linear_s: _abc.Iterable[_builtins.float] | None = ...,
+        pair_s: _builtins.float = ...,
+        transfer_token_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["linear_s", b"linear_s", "linear_tokens", b"linear_tokens", "pair_s", b"pair_s", "stages", b"stages", "step_tokens", b"step_tokens", "transfer_token_s", b"transfer_token_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepCosts: _TypeAlias = StepCosts  # noqa: Y015
+
+@_typing.final
+class SetPolicyRequest(_message.Message):
+    """Request of SetPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    """Name of the policy, as for `tidepipe up --policy`."""
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPolicyRequest: _TypeAlias = SetPolicyRequest  # noqa: Y015
+
+@_typing.final
+class SetPolicyResponse(_message.Message):
+    """Response of SetPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    before: _builtins.str
+    """The policy before."""
+    def __init__(
+        self,
+        *,
+        before: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPolicyResponse: _TypeAlias = SetPolicyResponse  # noqa: Y015
 
 @_typing.final
 class InstanceStatus(_message.Message):

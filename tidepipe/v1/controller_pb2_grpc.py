@@ -60,6 +60,16 @@ class ControllerServiceStub:
                 request_serializer=tidepipe_dot_v1_dot_controller__pb2.GetInstanceStatusRequest.SerializeToString,
                 response_deserializer=tidepipe_dot_v1_dot_controller__pb2.GetInstanceStatusResponse.FromString,
                 _registered_method=True)
+        self.WatchStatus = channel.unary_stream(
+                '/tidepipe.v1.ControllerService/WatchStatus',
+                request_serializer=tidepipe_dot_v1_dot_controller__pb2.WatchStatusRequest.SerializeToString,
+                response_deserializer=tidepipe_dot_v1_dot_controller__pb2.WatchStatusResponse.FromString,
+                _registered_method=True)
+        self.SetPolicy = channel.unary_unary(
+                '/tidepipe.v1.ControllerService/SetPolicy',
+                request_serializer=tidepipe_dot_v1_dot_controller__pb2.SetPolicyRequest.SerializeToString,
+                response_deserializer=tidepipe_dot_v1_dot_controller__pb2.SetPolicyResponse.FromString,
+                _registered_method=True)
 
 
 class ControllerServiceServicer:
@@ -102,6 +112,21 @@ class ControllerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchStatus(self, request, context):
+        """Streams what routing needs to know: at each change of phase, after arrivals and ends, and else ten times a second.
+        What happens within a few milliseconds travels together.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPolicy(self, request, context):
+        """Schedules by another policy from the next step on. INVALID_ARGUMENT if it is unknown. Nothing is lost or recomputed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControllerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +154,16 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.GetInstanceStatus,
                     request_deserializer=tidepipe_dot_v1_dot_controller__pb2.GetInstanceStatusRequest.FromString,
                     response_serializer=tidepipe_dot_v1_dot_controller__pb2.GetInstanceStatusResponse.SerializeToString,
+            ),
+            'WatchStatus': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchStatus,
+                    request_deserializer=tidepipe_dot_v1_dot_controller__pb2.WatchStatusRequest.FromString,
+                    response_serializer=tidepipe_dot_v1_dot_controller__pb2.WatchStatusResponse.SerializeToString,
+            ),
+            'SetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPolicy,
+                    request_deserializer=tidepipe_dot_v1_dot_controller__pb2.SetPolicyRequest.FromString,
+                    response_serializer=tidepipe_dot_v1_dot_controller__pb2.SetPolicyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -267,6 +302,60 @@ class ControllerService:
             '/tidepipe.v1.ControllerService/GetInstanceStatus',
             tidepipe_dot_v1_dot_controller__pb2.GetInstanceStatusRequest.SerializeToString,
             tidepipe_dot_v1_dot_controller__pb2.GetInstanceStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tidepipe.v1.ControllerService/WatchStatus',
+            tidepipe_dot_v1_dot_controller__pb2.WatchStatusRequest.SerializeToString,
+            tidepipe_dot_v1_dot_controller__pb2.WatchStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidepipe.v1.ControllerService/SetPolicy',
+            tidepipe_dot_v1_dot_controller__pb2.SetPolicyRequest.SerializeToString,
+            tidepipe_dot_v1_dot_controller__pb2.SetPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,12 @@ class ControllerServiceStub:
     """
     GetInstanceStatus: _grpc.UnaryUnaryMultiCallable[_controller_pb2.GetInstanceStatusRequest, _controller_pb2.GetInstanceStatusResponse]
     """How the instance stands: phase, batches, blocks, stages."""
+    WatchStatus: _grpc.UnaryStreamMultiCallable[_controller_pb2.WatchStatusRequest, _controller_pb2.WatchStatusResponse]
+    """Streams what routing needs to know: at each change of phase, after arrivals and ends, and else ten times a second.
+    What happens within a few milliseconds travels together.
+    """
+    SetPolicy: _grpc.UnaryUnaryMultiCallable[_controller_pb2.SetPolicyRequest, _controller_pb2.SetPolicyResponse]
+    """Schedules by another policy from the next step on. INVALID_ARGUMENT if it is unknown. Nothing is lost or recomputed."""
 
 @_typing.type_check_only
 class ControllerServiceAsyncStub(ControllerServiceStub):
@@ -63,6 +69,12 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     """
     GetInstanceStatus: _aio.UnaryUnaryMultiCallable[_controller_pb2.GetInstanceStatusRequest, _controller_pb2.GetInstanceStatusResponse]  # type: ignore[assignment]
     """How the instance stands: phase, batches, blocks, stages."""
+    WatchStatus: _aio.UnaryStreamMultiCallable[_controller_pb2.WatchStatusRequest, _controller_pb2.WatchStatusResponse]  # type: ignore[assignment]
+    """Streams what routing needs to know: at each change of phase, after arrivals and ends, and else ten times a second.
+    What happens within a few milliseconds travels together.
+    """
+    SetPolicy: _aio.UnaryUnaryMultiCallable[_controller_pb2.SetPolicyRequest, _controller_pb2.SetPolicyResponse]  # type: ignore[assignment]
+    """Schedules by another policy from the next step on. INVALID_ARGUMENT if it is unknown. Nothing is lost or recomputed."""
 
 class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by the controller, called by routers."""
@@ -108,5 +120,23 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_controller_pb2.GetInstanceStatusResponse, _abc.Awaitable[_controller_pb2.GetInstanceStatusResponse]]:
         """How the instance stands: phase, batches, blocks, stages."""
+
+    @_abc_1.abstractmethod
+    def WatchStatus(
+        self,
+        request: _controller_pb2.WatchStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_controller_pb2.WatchStatusResponse], _abc.AsyncIterator[_controller_pb2.WatchStatusResponse]]:
+        """Streams what routing needs to know: at each change of phase, after arrivals and ends, and else ten times a second.
+        What happens within a few milliseconds travels together.
+        """
+
+    @_abc_1.abstractmethod
+    def SetPolicy(
+        self,
+        request: _controller_pb2.SetPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.SetPolicyResponse, _abc.Awaitable[_controller_pb2.SetPolicyResponse]]:
+        """Schedules by another policy from the next step on. INVALID_ARGUMENT if it is unknown. Nothing is lost or recomputed."""
 
 def add_ControllerServiceServicer_to_server(servicer: ControllerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

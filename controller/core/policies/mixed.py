@@ -24,8 +24,8 @@ class MixedSteps(ABC):
         return stages + self._extra
 
     def place(self, state: PipelineState, sequence: Sequence, batch: MicroBatch | None) -> None:
-        """It decodes in the batch that computed its prompt."""
-        if batch is None:
+        """It decodes in the batch that computed its prompt, unless that is no more."""
+        if batch is None or batch not in state.batches.batches:
             state.batches.add(sequence)
         else:
             batch.members.append(sequence)

@@ -16,6 +16,7 @@ from controller.core.events import (
     Event,
     LengthPredicted,
     NewSequence,
+    PolicyChosen,
     SequenceCancelled,
     SequencesArrived,
     StagesLost,
@@ -115,7 +116,7 @@ class World:
             admission=admission,
             victims=victims,
         )
-        self.scheduler = Scheduler(config, make_policy())
+        self.scheduler = Scheduler(config, make_policy(), policies=lambda name: CASES[name][0]())
         self.fake = FakeStages(self.kv_blocks, self.block_size)
         self.hear(StagesReady(1, self.stages, self.kv_blocks))
 
@@ -178,7 +179,7 @@ def test_nothing_is_lost_leaked_or_repeated(
     seed: int,
 ) -> None:
     """Every sequence ends with exactly the tokens it would have alone, however tight memory is, whatever
-    is cancelled, predicted or lost on the way; and all blocks are free in the end."""
+    is cancelled, predicted or lost on the way, whichever policies take turns; then all blocks are free."""
     # Just enough blocks for the longest sequence alone, plus a few.
     kv_blocks = -(-150 // block_size) + spare
     world = World(stages, kv_blocks, block_size, microbatches, case)
@@ -207,6 +208,8 @@ def test_nothing_is_lost_leaked_or_repeated(
             world.hear(SequenceCancelled(name))
         elif draw < 0.46:
             world.lose_stages()
+        elif draw < 0.5:
+            world.hear(PolicyChosen(chance.choice(sorted(CASES))))
         elif world.fake.queue:
             world.hear(world.fake.execute())
     world.run_dry()
