@@ -18,6 +18,8 @@ from common.latency.profile_file import read_profile
 from common.model_shape import ModelShape
 from common.rpc.lifecycle import Lifecycle, run_service
 from common.rpc.server import RpcServer
+from common.telemetry import Telemetry
+from common.telemetry.listener import add_metrics_option, serve_metrics
 from controller.core.admission import AdmissionRules
 from controller.core.policies.catalog import LIVE_POLICIES, make_policy, victims_for
 from controller.core.scheduler import Scheduler, SchedulerConfig
@@ -27,6 +29,7 @@ from controller.drivers.pipeline import Pipeline, PipelineConfig
 from controller.drivers.registration import Registration
 from controller.drivers.stage_client import StageAbout
 from controller.edge.servicer import ControllerServicer
+from controller.telemetry import ControllerMetrics
 from tidepipe.v1 import controller_pb2, controller_pb2_grpc, router_pb2
 
 DRAIN_S = 10.0
@@ -60,6 +63,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--microbatches", type=int, default=0, help="in decode; 0: one more than stages")
     parser.add_argument("--journal", type=Path, default=None, help="write every event to this file (JSONL)")
+    add_metrics_option(parser)
     parser.add_argument("--log-level", default="info")
     return parser.parse_args(arguments)
 
@@ -145,7 +149,8 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
             lambda name: make_policy(name, profiled),
         )
 
-    server = RpcServer(options.listen)
+    telemetry = Telemetry()
+    server = RpcServer(options.listen, telemetry=telemetry)
     ready = asyncio.Event()
     health: asyncio.Queue[bool] = asyncio.Queue()
 
@@ -161,7 +166,9 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
     pipeline = Pipeline(config, incarnation)
     journal_file = _open_journal(options.journal)
     journal = Journal(journal_file) if journal_file else None
-    instance = LiveInstance(pipeline, make_scheduler, options.predictor, on_serving, journal)
+    metrics = ControllerMetrics(telemetry, options.instance_id)
+    instance = LiveInstance(pipeline, make_scheduler, options.predictor, on_serving, journal, metrics)
+    metrics.export(instance)
     servicer = ControllerServicer(instance, options.instance_id, incarnation, lambda: cost)
     controller_pb2_grpc.add_ControllerServiceServicer_to_server(servicer, server.server)
     address = await server.start([controller_pb2.DESCRIPTOR.services_by_name["ControllerService"]])
@@ -182,8 +189,9 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
                 )
                 registration = Registration(options.router, handle)
                 tasks.append(group.create_task(registration.run(), name="registration"))
-            lifecycle.announce_ready(address)
-            await lifecycle.stopping.wait()
+            async with serve_metrics(telemetry, options.listen, options.metrics_port) as metrics_address:
+                lifecycle.announce_ready(address, metrics_address)
+                await lifecycle.stopping.wait()
         if registration:
             tasks.pop().cancel()
             await registration.withdraw()

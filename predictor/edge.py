@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -16,6 +17,16 @@ MAX_BATCH = 1024
 
 log = structlog.get_logger()
 
+
+@dataclass(slots=True)
+class Counts:
+    """Since start."""
+
+    predicted: int = 0
+    observed: int = 0
+    rejected: int = 0
+
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -24,8 +35,12 @@ class PredictorServicer(pb_grpc.PredictorServiceServicer):
 
     def __init__(self, model: LengthModel) -> None:
         self._model = model
-        self._observed = 0
-        self._predicted = 0
+        self.counts = Counts()
+
+    @property
+    def window(self) -> int:
+        """Observations that the answers rest on."""
+        return self._model.window
 
     async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:  # noqa: N802
         """Predict all, or refuse all: a request that makes no sense is the caller's defect."""
@@ -35,7 +50,7 @@ class PredictorServicer(pb_grpc.PredictorServiceServicer):
             if (fault := entry.fault()) is not None:
                 raise InvalidRequestError(f"requests[{message.key!r}]: {fault}", "requests")
         predictions = self._model.predict(features)
-        self._predicted += len(features)
+        self.counts.predicted += len(features)
         return pb.PredictResponse(
             predictions=[
                 pb.LengthPrediction(key=message.key, levels=prediction.levels, tokens=prediction.tokens)
@@ -53,11 +68,12 @@ class PredictorServicer(pb_grpc.PredictorServiceServicer):
         ]
         sound = [entry for entry in observations if entry.fault() is None]
         rejected = len(observations) - len(sound)
+        self.counts.rejected += rejected
         if rejected:
             first = next(fault for entry in observations if (fault := entry.fault()) is not None)
             log.warning("observations rejected", rejected=rejected, first_reason=first)
         self._model.observe(sound)
-        self._observed += len(sound)
+        self.counts.observed += len(sound)
         return pb.ObserveResponse(accepted=len(sound), rejected=rejected)
 
     async def GetPredictorStatus(  # noqa: N802
@@ -67,8 +83,8 @@ class PredictorServicer(pb_grpc.PredictorServiceServicer):
         return pb.GetPredictorStatusResponse(
             model_version=self._model.version,
             window=self._model.window,
-            observed=self._observed,
-            predicted=self._predicted,
+            observed=self.counts.observed,
+            predicted=self.counts.predicted,
         )
 
 

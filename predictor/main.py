@@ -7,23 +7,28 @@ from collections.abc import Sequence
 
 from common.rpc.lifecycle import Lifecycle, run_service
 from common.rpc.server import RpcServer
+from common.telemetry import Telemetry
+from common.telemetry.listener import add_metrics_option, serve_metrics
 from predictor.core.running_quantile import DEFAULT_WINDOW, MIN_OBSERVATIONS, RunningQuantile
 from predictor.edge import PredictorServicer
+from predictor.telemetry import predictor_metrics
 from tidepipe.v1 import predictor_pb2, predictor_pb2_grpc
 
 STOP_GRACE_S = 2.0
 
 
-async def serve(listen: str, window: int, lifecycle: Lifecycle) -> None:
+async def serve(listen: str, window: int, metrics_port: int | None, lifecycle: Lifecycle) -> None:
     """Serve until told to stop."""
-    rpc = RpcServer(listen)
-    predictor_pb2_grpc.add_PredictorServiceServicer_to_server(
-        PredictorServicer(RunningQuantile(window)), rpc.server
-    )
+    telemetry = Telemetry()
+    rpc = RpcServer(listen, telemetry=telemetry)
+    servicer = PredictorServicer(RunningQuantile(window))
+    telemetry.at_scrape(lambda: predictor_metrics(servicer))
+    predictor_pb2_grpc.add_PredictorServiceServicer_to_server(servicer, rpc.server)
     address = await rpc.start([predictor_pb2.DESCRIPTOR.services_by_name["PredictorService"]])
     await rpc.set_serving(True)
-    lifecycle.announce_ready(address)
-    await lifecycle.stopping.wait()
+    async with serve_metrics(telemetry, listen, metrics_port) as metrics:
+        lifecycle.announce_ready(address, metrics)
+        await lifecycle.stopping.wait()
     await rpc.stop(STOP_GRACE_S)
 
 
@@ -36,11 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--window", type=_window, default=DEFAULT_WINDOW, metavar="N", help="newest observations kept"
     )
+    add_metrics_option(parser)
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     options = parser.parse_args(arguments)
     return run_service(
         "predictor",
-        lambda lifecycle: serve(options.listen, options.window, lifecycle),
+        lambda lifecycle: serve(options.listen, options.window, options.metrics_port, lifecycle),
         log_level=options.log_level,
     )
 

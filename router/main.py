@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from common.model_source import resolve_model
 from common.rpc.lifecycle import run_service
+from common.telemetry.listener import add_metrics_option
 from router.requests.text_port import TextPort
 from router.service import RouterService
 from router.settings import (
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         predictor=options.predictor,
         max_requests=options.max_requests,
         remember_s=options.remember_s,
+        metrics_port=options.metrics_port,
     )
 
     def load_text() -> TextPort:
@@ -65,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="how long an ended request can be asked for",
     )
+    add_metrics_option(parser)
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return parser
 

@@ -13,15 +13,17 @@ from typing import Any, TypeAlias
 
 import structlog
 
+from common.http_server import HttpServer
 from common.rpc.channel import open_channel
 from common.rpc.lifecycle import Lifecycle
 from common.rpc.server import RpcServer
+from common.telemetry import Telemetry
+from common.telemetry.listener import serve_metrics
 from router.core.least_loaded import LeastLoaded
 from router.edge.admin import AdminServicer
 from router.edge.cluster import RouterServicer
 from router.edge.inference import InferenceServicer
 from router.gateway.app import make_app
-from router.gateway.server import HttpServer
 from router.instances.available import AvailableModels
 from router.instances.dispatcher import Dispatcher
 from router.instances.registry import InstanceRegistry
@@ -31,6 +33,7 @@ from router.requests.admission import Admission
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
 from router.settings import RouterSettings
+from router.telemetry import RequestMetrics, export_router_metrics
 from tidepipe.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -73,6 +76,7 @@ class RouterService:
     async def run(self, lifecycle: Lifecycle) -> None:
         """Serve until told to stop. ModelError or ConfigError if it cannot start."""
         settings, clock = self.settings, self._clock
+        telemetry = Telemetry()
         text: asyncio.Future[TextPort] = asyncio.get_running_loop().create_future()
         served = ServedModel(in_use=lambda: bool(len(self.registry) or len(self.table)))
         self.dispatcher = Dispatcher(LeastLoaded(), self._stay_names(), clock, settings.patience_s)
@@ -85,23 +89,26 @@ class RouterService:
                 clock,
                 max_requests=settings.max_requests,
                 remember_s=settings.remember_s,
+                meter=RequestMetrics(telemetry, settings.model_name),
             )
             models = AvailableModels(settings.model_name, served, self.registry)
+            export_router_metrics(telemetry, self.table, self.registry, self.dispatcher)
             async with self._predictor() as predictor, _background() as start:
                 start(self.registry.run())
                 start(self.dispatcher.run())
                 start(self.table.run())
-                rpc = RpcServer(settings.listen)
+                rpc = RpcServer(settings.listen, telemetry=telemetry)
                 self._add_servicers(rpc, models, predictor)
-                http = self._http_server(models)
+                http = self._http_server(models, telemetry)
                 serving_http = None if http is None else start(http.run())
                 address = await rpc.start(SERVICES)
                 start(self._load(text, served))
                 start(self._report_health(rpc, models))
                 await _first(text, lifecycle.stopping)
-                if self._text is not None:
-                    lifecycle.announce_ready(address)
-                await lifecycle.stopping.wait()
+                async with serve_metrics(telemetry, settings.listen, settings.metrics_port) as metrics:
+                    if self._text is not None:
+                        lifecycle.announce_ready(address, metrics)
+                    await lifecycle.stopping.wait()
                 await self._stop(rpc, http, serving_http)
 
     def _stay_names(self) -> Callable[[RoutedSequence], str]:
@@ -135,10 +142,10 @@ class RouterService:
             rpc.server,
         )
 
-    def _http_server(self, models: AvailableModels) -> HttpServer | None:
+    def _http_server(self, models: AvailableModels, telemetry: Telemetry) -> HttpServer | None:
         if not self.settings.http:
             return None
-        app = make_app(self.table, models, lambda: self._text, created=int(time.time()))
+        app = make_app(self.table, models, lambda: self._text, int(time.time()), telemetry)
         return HttpServer(app, self.settings.http, grace_s=self.settings.stop_grace_s)
 
     async def _load(self, text: asyncio.Future[TextPort], served: ServedModel) -> None:

@@ -17,6 +17,7 @@ class RouterSettings:
 
     patience_s: how long a request waits while there is no instance at all.
     stop_grace_s: how long streams may go on after the process was told to stop.
+    metrics_port: of a listener for metrics alone, 0 for a free one; the HTTP port has them anyway.
     """
 
     listen: str
@@ -27,6 +28,7 @@ class RouterSettings:
     remember_s: float = DEFAULT_REMEMBER_S
     patience_s: float = DEFAULT_PATIENCE_S
     stop_grace_s: float = 10.0
+    metrics_port: int | None = None
 
 
 def default_model_name(model: str) -> str:

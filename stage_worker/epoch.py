@@ -8,6 +8,7 @@ import structlog
 
 from common.plan import StepPlan
 from common.wire.sampling import logprobs_to_wire
+from stage_worker.account import WorkAccount
 from stage_worker.executors.protocol import Executor, StageSpec
 from stage_worker.link import NextStageLink, describe
 from stage_worker.runner import StepFailure, StepOutcome, StepRunner
@@ -22,14 +23,22 @@ class Epoch:
     """Everything that a new epoch throws away. Lives on the event loop; only the runner has a thread."""
 
     def __init__(
-        self, number: int, spec: StageSpec, executor: Executor, next_address: str, max_message_bytes: int
+        self,
+        number: int,
+        spec: StageSpec,
+        executor: Executor,
+        next_address: str,
+        max_message_bytes: int,
+        account: WorkAccount,
     ) -> None:
+        """account: where the steps of this epoch are counted."""
         self.number = number
         self.spec = spec
         self.executor = executor
         # Reports are at most a handful per step in flight, and those are bounded by the runner's queues.
         self.reports: asyncio.Queue[stage_pb2.RunResponse] = asyncio.Queue()
         self.ended = asyncio.Event()
+        self._account = account
         self._loop = asyncio.get_running_loop()
         self._runner = StepRunner(executor, first=spec.first, done=self._from_runner)
         self._link = None if spec.last else NextStageLink(next_address, number, max_message_bytes)
@@ -79,6 +88,7 @@ class Epoch:
             )
             self._fail(kind, outcome.detail, outcome.step_id)
             return
+        self._account.count(outcome)
         if self._link is not None and outcome.hidden is not None:
             try:
                 self._link.send(outcome.step_id, outcome.hidden, outcome.tokens)
@@ -99,6 +109,7 @@ class Epoch:
         self.reports.put_nowait(stage_pb2.RunResponse(step=report))
 
     def _fail(self, kind: stage_pb2.StageFailure.Kind.ValueType, detail: str, step_id: int) -> None:
+        self._account.failures += 1
         log.warning("epoch failed", epoch=self.number, detail=detail)
         failure = stage_pb2.StageFailure(kind=kind, detail=detail, step_id=step_id)
         self.reports.put_nowait(stage_pb2.RunResponse(failure=failure))

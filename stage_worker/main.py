@@ -8,8 +8,11 @@ from pathlib import Path
 
 from common.rpc.lifecycle import Lifecycle, run_service
 from common.rpc.server import RpcServer
+from common.telemetry import Telemetry
+from common.telemetry.listener import add_metrics_option, serve_metrics
 from stage_worker.edge.servicer import StageServicer, max_message_bytes
 from stage_worker.executors.protocol import Backend
+from stage_worker.telemetry import export_metrics
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
 
 
@@ -30,6 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--profile", type=Path, default=None, help="emulated: CSV of tokens, milliseconds")
     parser.add_argument("--hardware", default="l20", help="emulated: l20, a100, a800 or h100")
     parser.add_argument("--allow-download", action="store_true", help="fetch a hub id that is not cached")
+    add_metrics_option(parser)
     parser.add_argument("--log-level", default="info")
     return parser.parse_args(arguments)
 
@@ -64,13 +68,20 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
     """Serve until asked to stop."""
     backend = await asyncio.to_thread(make_backend, options)
     about = backend.description
-    server = RpcServer(options.listen, max_message_bytes=max_message_bytes(about.shape.hidden, about.dtype))
+    telemetry = Telemetry()
+    server = RpcServer(
+        options.listen,
+        max_message_bytes=max_message_bytes(about.shape.hidden, about.dtype),
+        telemetry=telemetry,
+    )
     servicer = StageServicer(backend)
+    export_metrics(telemetry, servicer)
     stage_pb2_grpc.add_StageServiceServicer_to_server(servicer, server.server)
     address = await server.start([stage_pb2.DESCRIPTOR.services_by_name["StageService"]])
     await server.set_serving(True)
-    lifecycle.announce_ready(address)
-    await lifecycle.stopping.wait()
+    async with serve_metrics(telemetry, options.listen, options.metrics_port) as metrics:
+        lifecycle.announce_ready(address, metrics)
+        await lifecycle.stopping.wait()
     await servicer.close()
     await server.stop(grace_s=2.0)
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import structlog
 
-from common.plan import SampledTokens, StepPlan
+from common.plan import Phase, SampledTokens, StepPlan
 from stage_worker.executors.protocol import Executor, PlanError, StepOutput
 
 MAX_QUEUED = 64
@@ -36,6 +36,7 @@ class StepOutcome:
     """A step is done here."""
 
     step_id: int
+    phase: Phase
     times: StepTimes
     hidden: bytes | memoryview | None
     tokens: int
@@ -133,7 +134,7 @@ class StepRunner:
 
     @staticmethod
     def _outcome(plan: StepPlan, output: StepOutput, times: StepTimes) -> StepOutcome:
-        return StepOutcome(plan.step_id, times, output.hidden, plan.tokens, output.sampled)
+        return StepOutcome(plan.step_id, plan.phase, times, output.hidden, plan.tokens, output.sampled)
 
     def _next_activation(self, step_id: int) -> bytes | None:
         item = self._activations.get()

@@ -1,8 +1,8 @@
 """How a service process lives: announces itself, drains on SIGTERM, ends with its parent.
 
 The process that starts a service may pass a pipe in TIDEPIPE_READY_FD and gets one JSON line on it:
-{"ready": "HOST:PORT"} or {"failed": "why"}. TIDEPIPE_PARENT_PID makes the service end when that process is
-gone, so that not even kill -9 of a supervisor leaves processes behind.
+{"ready": "HOST:PORT", "metrics": "HOST:PORT or empty"} or {"failed": "why"}. TIDEPIPE_PARENT_PID makes the
+service end when that process is gone, so that not even kill -9 of a supervisor leaves processes behind.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Lifecycle:
     def __init__(self) -> None:
         self.stopping = asyncio.Event()
 
-    def announce_ready(self, address: str) -> None:
-        """Tell the parent (if it asked) that the service answers at HOST:PORT."""
-        log.info("ready", address=address)
-        _announce({"ready": address})
+    def announce_ready(self, address: str, metrics: str = "") -> None:
+        """Tell the parent (if it asked) that the service answers at HOST:PORT, its metrics at another one."""
+        log.info("ready", address=address, metrics=metrics or None)
+        _announce({"ready": address, "metrics": metrics})
 
 
 def _announce(message: dict[str, str]) -> None:

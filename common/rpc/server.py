@@ -10,7 +10,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from common.errors import ConfigError
-from common.rpc.status import StatusInterceptor
+from common.rpc.interceptor import CallInterceptor
+from common.telemetry.calls import CallMeter
+from common.telemetry.telemetry import Telemetry
 
 DEFAULT_MESSAGE_BYTES = 16 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
@@ -19,11 +21,17 @@ MAX_METADATA_BYTES = 16 * 1024
 class RpcServer:
     """Owns a grpc.aio server. Register servicers on `server`, then `start`."""
 
-    def __init__(self, listen: str, *, max_message_bytes: int = DEFAULT_MESSAGE_BYTES) -> None:
-        """listen: HOST:PORT; port 0 picks a free one."""
+    def __init__(
+        self,
+        listen: str,
+        *,
+        max_message_bytes: int = DEFAULT_MESSAGE_BYTES,
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        """listen: HOST:PORT; port 0 picks a free one. telemetry: counts calls."""
         self._listen = listen
         self.server = grpc.aio.server(
-            interceptors=[StatusInterceptor()],
+            interceptors=[CallInterceptor(meter=CallMeter(telemetry) if telemetry else None)],
             options=[
                 # Without this two processes could share a port and a misconfigured one would go unnoticed.
                 ("grpc.so_reuseport", 0),

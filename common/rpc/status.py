@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
-import structlog
 
 from common.errors import (
     ConfigError,
@@ -31,8 +29,6 @@ _CODES: tuple[tuple[type[TidePipeError], grpc.StatusCode], ...] = (
     (ModelError, grpc.StatusCode.FAILED_PRECONDITION),
     (ConfigError, grpc.StatusCode.FAILED_PRECONDITION),
 )
-
-log = structlog.get_logger()
 
 
 def status_code(error: TidePipeError) -> grpc.StatusCode:
@@ -65,57 +61,3 @@ def from_rpc_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> TidePipeError
             return IncompatibleError(text)
         case _:
             return TidePipeError(f"{code.name}: {text}")
-
-
-if TYPE_CHECKING:
-    Context = grpc.aio.ServicerContext[Any, Any]
-
-
-class StatusInterceptor(grpc.aio.ServerInterceptor):
-    """Turns TidePipe errors raised by a handler into statuses; logs anything else as a defect."""
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """Wrap the handler of one call. (The handlers' types differ for each of the four kinds: Any.)"""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        method = handler_call_details.method
-        incoming = "stream" if handler.request_streaming else "unary"
-        if handler.response_streaming:
-            inner_stream = getattr(handler, f"{incoming}_stream")
-
-            async def streaming(request: Any, context: Context) -> AsyncIterator[Any]:
-                try:
-                    async for response in inner_stream(request, context):
-                        yield response
-                except Exception as error:
-                    await _abort(method, context, error)
-
-            return handler._replace(**{f"{incoming}_stream": streaming})
-        inner_unary = getattr(handler, f"{incoming}_unary")
-
-        async def unary(request: Any, context: Context) -> Any:
-            try:
-                return await inner_unary(request, context)
-            except Exception as error:
-                await _abort(method, context, error)
-
-        return handler._replace(**{f"{incoming}_unary": unary})
-
-
-async def _abort(method: str, context: Context, error: Exception) -> None:
-    if isinstance(error, grpc.aio.AbortError):
-        raise error
-    if isinstance(error, TidePipeError):
-        metadata: tuple[tuple[str, str], ...] = ()
-        if isinstance(error, OverloadedError):
-            metadata = ((RETRY_AFTER, str(error.retry_after_ms)),)
-        elif isinstance(error, InvalidRequestError) and error.param:
-            metadata = ((PARAM, error.param),)
-        await context.abort(status_code(error), str(error), metadata)
-    log.exception("handler failed", method=method)
-    await context.abort(grpc.StatusCode.INTERNAL, f"internal error in {method}: {type(error).__name__}")

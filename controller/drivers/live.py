@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -66,6 +67,14 @@ class Submission:
     tpot_s: float | None = None
 
 
+class Witness(Protocol):
+    """Sees what the scheduler hears and decides; metrics are made of it."""
+
+    def note(self, event: Event, actions: Sequence[Action], now: float, seconds: float) -> None:
+        """An event, what followed from it, and how many seconds the decision took."""
+        ...
+
+
 class LiveInstance:
     """One instance at work. All methods run on the event loop; nothing in them waits for a stage."""
 
@@ -76,6 +85,7 @@ class LiveInstance:
         predictor_address: str | None,
         on_serving: Callable[[bool], None],
         journal: Journal | None = None,
+        witness: Witness | None = None,
     ) -> None:
         """make_scheduler: called once, when the stages have said which model they serve.
 
@@ -90,11 +100,17 @@ class LiveInstance:
         self.detail = "stages are loading"
         self._make_scheduler = make_scheduler
         self._journal = journal
+        self._witness = witness
         self._scheduler: Scheduler | None = None
         self._on_serving = on_serving
         self._ordinals: dict[str, int] = {}
         self._features: dict[str, Features] = {}
         self._refused: list[Refused] = []
+
+    @property
+    def ready(self) -> bool:
+        """True once there is a scheduler."""
+        return self._scheduler is not None
 
     @property
     def scheduler(self) -> Scheduler:
@@ -235,7 +251,10 @@ class LiveInstance:
         now = self._now()
         if self._journal is not None:
             self._journal.note(event, now)
-        for action in self.scheduler.on(event, now):
+        actions = self.scheduler.on(event, now)
+        if self._witness is not None:
+            self._witness.note(event, actions, now, self._now() - now)
+        for action in actions:
             self._do(action)
 
     def _do(self, action: Action) -> None:

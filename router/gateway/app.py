@@ -12,6 +12,8 @@ from starlette.routing import Route
 
 from common.errors import NotFoundError
 from common.openai.bodies import parse_chat, parse_completion
+from common.telemetry import Telemetry
+from common.telemetry.listener import metrics_route
 from router.gateway.endpoint import CompletionEndpoint
 from router.gateway.failures import failure, http_failure
 from router.instances.available import AvailableModels
@@ -21,7 +23,11 @@ from router.requests.text_port import TextPort
 
 
 def make_app(
-    table: RequestTable, models: AvailableModels, text: Callable[[], TextPort | None], created: int
+    table: RequestTable,
+    models: AvailableModels,
+    text: Callable[[], TextPort | None],
+    created: int,
+    telemetry: Telemetry,
 ) -> Starlette:
     """text: the tokenizer, once it is loaded. created: Unix time, seconds, shown with the models."""
 
@@ -59,6 +65,7 @@ def make_app(
             Route("/v1/models/{name:path}", one_model, methods=["GET"]),
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", completion, methods=["POST"]),
+            metrics_route(telemetry),
         ],
         exception_handlers={HTTPException: http_failure},
     )

@@ -42,6 +42,7 @@ class Dispatcher:
     ) -> None:
         """name_stay: a new, unique id for a stay at an instance."""
         self.changed = Pulse()
+        self.moved = 0
         self._policy = policy
         self._name_stay = name_stay
         self._clock = clock
@@ -88,6 +89,7 @@ class Dispatcher:
 
     def give_back(self, placements: Sequence[Placement], reason: str) -> None:
         """Part of LinkHost."""
+        self.moved += len(placements)
         log.info("sequences came back", count=len(placements), reason=reason)
         for placement in placements:
             sequence = placement.sequence

@@ -12,6 +12,7 @@ from common.request import Usage
 from common.sampling import FinishReason, SamplingParams
 from router.instances.sequence import RoutedSequence
 from router.requests.admission import AdmittedRequest
+from router.requests.meter import RequestMeter
 from router.requests.running_answer import RunningAnswer
 
 
@@ -38,6 +39,7 @@ class RequestEntry:
         sampling: SamplingParams,
         host: EntryHost,
         clock: Callable[[], float],
+        meter: RequestMeter,
     ) -> None:
         """number: by arrival. digest: tells another request with the same id from a repetition."""
         self.request_id = request_id
@@ -51,6 +53,7 @@ class RequestEntry:
         self._sampling = sampling
         self._host = host
         self._clock = clock
+        self._meter = meter
 
     @property
     def ended(self) -> bool:
@@ -93,9 +96,11 @@ class RequestEntry:
                 owner=self,
                 clock=self._clock,
                 arrived=self.arrived,
+                meter=self._meter,
             )
             for index, sampling in enumerate(admitted.samplings)
         ]
+        self._meter.admitted(len(admitted.prompt))
         self.changed.beat()
 
     def cancel(self) -> None:

@@ -13,6 +13,7 @@ from router.core.output_log import TokenLog
 from router.instances.sequence import Progress, SequenceNews
 from router.requests.answer_text import AnswerText
 from router.requests.delta import Cursor, Delta
+from router.requests.meter import RequestMeter
 
 MAX_FRUITLESS_MOVES = 16
 """An instance that dies of a sequence takes it along only so often."""
@@ -47,6 +48,7 @@ class RunningAnswer:
         owner: AnswerOwner,
         clock: Callable[[], float],
         arrived: float,
+        meter: RequestMeter,
     ) -> None:
         """text: None if neither text nor stop strings are wanted."""
         self.key = key
@@ -59,6 +61,7 @@ class RunningAnswer:
         self._owner = owner
         self._clock = clock
         self._arrived = arrived
+        self._meter = meter
         self._first_token_at: float | None = None
         self._last_token_at = arrived
         self._stopped_by: int | str | None = None
@@ -104,9 +107,13 @@ class RunningAnswer:
         self._preemptions_here = max(self._preemptions_here, news.preemptions)
         if fresh:
             self._fruitless_moves = 0
-            self._last_token_at = self._clock()
+            now = self._clock()
             if self._first_token_at is None:
-                self._first_token_at = self._last_token_at
+                self._first_token_at = now
+                self._meter.first_tokens(fresh, now - self._arrived)
+            else:
+                self._meter.more_tokens(fresh, now - self._last_token_at)
+            self._last_token_at = now
             if self._read_text(fresh):
                 return Progress.ENDED_HERE
         if news.finish_reason is not None:
@@ -155,6 +162,7 @@ class RunningAnswer:
         self._error = error
         if self._text is not None:
             self._text.log.compact()
+        self._meter.ended(reason, self.usage, self._clock() - self._arrived)
         self._owner.answer_changed()
 
     def read(self, cursor: Cursor) -> Delta | None:

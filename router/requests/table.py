@@ -23,6 +23,7 @@ from router.instances.sequence import RoutedSequence
 from router.requests.admission import Admission
 from router.requests.digest import request_digest
 from router.requests.entry import RequestEntry
+from router.requests.meter import RequestMeter, Unmeasured
 from router.requests.subscription import Subscription
 
 SWEEP_S = 0.5
@@ -65,6 +66,7 @@ class RequestTable:
         *,
         max_requests: int,
         remember_s: float,
+        meter: RequestMeter | None = None,
     ) -> None:
         """max_requests: running at most; as many ended ones are remembered, for `remember_s` seconds."""
         self.max_requests = max_requests
@@ -72,6 +74,7 @@ class RequestTable:
         self._admission = admission
         self._clock = clock
         self._remember_s = remember_s
+        self._meter = meter or Unmeasured()
         self._running: dict[str, RequestEntry] = {}
         self._watches: dict[str, _Watch] = {}
         self._admissions: dict[str, asyncio.Task[None]] = {}
@@ -192,7 +195,7 @@ class RequestTable:
             )
         self._number += 1
         name = request.request_id
-        entry = RequestEntry(name, self._number, digest, request.sampling, self, self._clock)
+        entry = RequestEntry(name, self._number, digest, request.sampling, self, self._clock, self._meter)
         self._running[name] = entry
         self._admissions[name] = self._group.create_task(self._admit(entry, request))
         return entry

@@ -15,8 +15,9 @@ from common.errors import IncompatibleError
 from common.plan import PROTOCOL_VERSION
 from common.wire.plan import plan_from_wire
 from common.wire.shape import shape_to_wire
+from stage_worker.account import WorkAccount
 from stage_worker.epoch import Epoch
-from stage_worker.executors.protocol import Backend, StageSpec
+from stage_worker.executors.protocol import Backend, Executor, StageSpec
 from stage_worker.runner import QueueOverflowError
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
 
@@ -46,6 +47,17 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
         self._newest = 0
         self._configuring = asyncio.Lock()
         self._process = psutil.Process()
+        self.account = WorkAccount()
+
+    @property
+    def newest_epoch(self) -> int:
+        """Number of the newest epoch, 0 before the first."""
+        return self._newest
+
+    @property
+    def executor(self) -> Executor | None:
+        """What computes in the present epoch."""
+        return None if self._epoch is None else self._epoch.executor
 
     async def DescribeStage(  # noqa: N802 (the contract's name)
         self, request: stage_pb2.DescribeStageRequest, context: Context
@@ -94,6 +106,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
                 executor,
                 request.next_stage_address,
                 max_message_bytes(about.shape.hidden, about.dtype),
+                self.account,
             )
         log.info(
             "configured",

@@ -49,6 +49,7 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     ),
     "microbatches": _option(int, "--microbatches", "Decode micro-batches in flight.", "N"),
     "allow_download": _option(bool, "--allow-download", "Fetch a hub id that is not on this machine."),
+    "metrics": _option(bool, "--metrics", "Give every process a port with Prometheus metrics."),
     "run_dir": _option(str, "--run-dir", "Folder for the processes' logs. Default: a temporary one.", "DIR"),
     "verbose": _option(bool, "--verbose", "Show the processes' logs on stderr."),
     "log_level": _option(str, "--log-level", "debug, info, warning or error. Default: info.", "L"),

@@ -62,6 +62,7 @@ class Child:
         self._process: Process | None = None
         self._restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
         self.restart_count = 0
+        self.metrics_address = ""
 
     @property
     def name(self) -> str:
@@ -107,6 +108,7 @@ class Child:
         announcement = _parse(line)
         if "ready" in announcement:
             self._listen = announcement["ready"]
+            self.metrics_address = announcement.get("metrics", "")
             return self._listen
         process = self._process
         with contextlib.suppress(TimeoutError):

@@ -55,6 +55,7 @@ class ClusterConfig(BaseModel):
     reserve: float | None = Field(default=None, ge=-100, le=0.9)
     microbatches: int | None = Field(default=None, ge=1)
     allow_download: bool = False
+    metrics: bool = False
     run_dir: str | None = None
     verbose: bool = False
     log_level: LogLevel = "info"

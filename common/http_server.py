@@ -1,4 +1,4 @@
-"""uvicorn inside the router's event loop."""
+"""uvicorn inside a service's own event loop."""
 
 from __future__ import annotations
 

@@ -1,0 +1,57 @@
+"""The `/metrics` port of a process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from prometheus_client import make_asgi_app
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from common.errors import ConfigError
+from common.http_server import HttpServer
+from common.telemetry.telemetry import Telemetry
+
+STOP_GRACE_S = 1.0
+
+
+def add_metrics_option(parser: argparse.ArgumentParser) -> None:
+    """The flag that every service has."""
+    parser.add_argument(
+        "--metrics-port",
+        type=int,
+        default=None,
+        metavar="P",
+        help="serve Prometheus metrics over HTTP on this port, on the host of --listen; 0: a free one; "
+        "default: not at all",
+    )
+
+
+def metrics_route(telemetry: Telemetry) -> Mount:
+    """`/metrics`, for a service that has an HTTP port already."""
+    return Mount("/metrics", make_asgi_app(registry=telemetry.registry))
+
+
+@contextlib.asynccontextmanager
+async def serve_metrics(telemetry: Telemetry, listen: str, port: int | None) -> AsyncIterator[str]:
+    """Serve `/metrics` inside the `with`, on the host of `listen`. Its HOST:PORT, or "" if port is None.
+
+    ConfigError if the port cannot be had.
+    """
+    if port is None:
+        yield ""
+        return
+    if not 0 <= port <= 65_535:
+        raise ConfigError(f"--metrics-port must be in [0, 65535], got {port}")
+    host = listen.rpartition(":")[0]
+    server = HttpServer(Starlette(routes=[metrics_route(telemetry)]), f"{host}:{port}", grace_s=STOP_GRACE_S)
+    async with asyncio.TaskGroup() as group:
+        serving = group.create_task(server.run(), name="metrics")
+        try:
+            yield server.address
+        finally:
+            server.stop()
+            await asyncio.wait([serving])

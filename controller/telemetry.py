@@ -1,0 +1,136 @@
+"""The controller's metrics (docs/metrics.md): counted from what its scheduler heard and decided."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from common.plan import Phase
+from common.sampling import FinishReason
+from common.telemetry.buckets import TOKENS
+from common.telemetry.telemetry import Telemetry, gauge, total
+from controller.core.actions import Action, Finish, PhaseSwitched
+from controller.core.events import Event, LengthPredicted, StagesLost
+from controller.core.scheduler import Scheduler
+from controller.drivers.live import LiveInstance
+
+MAX_PREDICTED = 65_536
+"""Predictions that wait for their outputs at most."""
+
+
+class ControllerMetrics:
+    """A witness of one scheduler's events and actions; the rest is read from it at each scrape."""
+
+    def __init__(self, telemetry: Telemetry, instance_id: str) -> None:
+        self._label = {"instance_id": instance_id}
+        self._phase_s: defaultdict[Phase, float] = defaultdict(float)
+        self._since: float | None = None
+        self._now = 0.0
+        self._phase = Phase.IDLE
+        self._switches: Counter[tuple[str, str, str]] = Counter()
+        self._predicted: dict[str, tuple[float, float]] = {}
+        self._recoveries = 0
+        self._scored = 0
+        self._within_p90 = 0
+        self._core_s = 0.0
+        self._error = telemetry.histogram(
+            "tidepipe_forecast_error_tokens",
+            "|predicted median - length| of outputs that ended by themselves.",
+            TOKENS,
+        )
+        self._telemetry = telemetry
+
+    def note(self, event: Event, actions: Sequence[Action], now: float, seconds: float) -> None:
+        """The scheduler heard an event and decided, which took so many seconds."""
+        self._core_s += seconds
+        self._now = now
+        if self._since is None:
+            self._since = now
+        if isinstance(event, LengthPredicted):
+            self._predicted[event.sequence_id] = (event.p50, event.p90)
+            if len(self._predicted) > MAX_PREDICTED:
+                # Predictions that came after their sequence had ended, oldest first.
+                del self._predicted[next(iter(self._predicted))]
+        elif isinstance(event, StagesLost):
+            self._recoveries += 1
+        for action in actions:
+            if isinstance(action, Finish):
+                self._score(action)
+            elif isinstance(action, PhaseSwitched):
+                self._turn(action, now)
+
+    def _score(self, action: Finish) -> None:
+        predicted = self._predicted.pop(action.sequence_id, None)
+        # An output that was cut says nothing about how long it would have become.
+        if predicted is None or action.reason is not FinishReason.STOP:
+            return
+        p50, p90 = predicted
+        self._scored += 1
+        self._within_p90 += action.output_tokens <= p90
+        self._error.observe(abs(p50 - action.output_tokens))
+
+    def _turn(self, action: PhaseSwitched, now: float) -> None:
+        assert self._since is not None
+        self._phase_s[self._phase] += now - self._since
+        self._phase, self._since = action.after, now
+        # Some reasons end with a detail behind a colon, which would make endless label values.
+        reason = action.reason.text.partition(":")[0]
+        self._switches[action.before.value, action.after.value, reason] += 1
+
+    def export(self, instance: LiveInstance) -> None:
+        """Add the instance's metrics to the registry."""
+        self._telemetry.at_scrape(lambda: self._metrics(instance))
+
+    def _metrics(self, instance: LiveInstance) -> Iterable[Metric]:
+        label = self._label
+        yield gauge("tidepipe_instance_serving", "1 while all stages answer.", instance.serving, **label)
+        yield gauge("tidepipe_epoch", "Generation of the stages' state.", instance.pipeline.epoch, **label)
+        yield total("tidepipe_recoveries", "Times that stages were lost.", self._recoveries, **label)
+        fallbacks = instance.lengths.fallbacks
+        yield total("tidepipe_predictor_fallbacks", "Predictions that the fallback gave.", fallbacks, **label)
+        yield total("tidepipe_predictions_scored", "Predicted outputs that ended.", self._scored, **label)
+        yield total("tidepipe_predictions_within_p90", "Of these, not above p90.", self._within_p90, **label)
+        yield total("tidepipe_scheduler_seconds", "Time spent deciding.", self._core_s, **label)
+        yield from self._phases()
+        if instance.ready:
+            yield from _scheduler_metrics(instance.scheduler, label)
+
+    def _phases(self) -> Iterable[Metric]:
+        names = list(self._label)
+        values = list(self._label.values())
+        present = GaugeMetricFamily("tidepipe_phase", "1 for the present phase.", labels=[*names, "phase"])
+        seconds = CounterMetricFamily(
+            "tidepipe_phase_seconds", "Time in each phase.", labels=[*names, "phase"]
+        )
+        for phase in Phase:
+            running = self._now - self._since if phase is self._phase and self._since is not None else 0.0
+            present.add_metric([*values, phase.value], phase is self._phase)
+            seconds.add_metric([*values, phase.value], self._phase_s[phase] + running)
+        yield present
+        yield seconds
+        switches = CounterMetricFamily(
+            "tidepipe_phase_switches", "Turns of the phase.", labels=[*names, "before", "after", "reason"]
+        )
+        for (before, after, reason), count in self._switches.items():
+            switches.add_metric([*values, before, after, reason], count)
+        yield switches
+
+
+def _scheduler_metrics(scheduler: Scheduler, label: dict[str, str]) -> Iterable[Metric]:
+    stats, ledger = scheduler.stats, scheduler.ledger
+    used = (ledger.total - ledger.free) / ledger.total if ledger.total else 0.0
+    yield gauge("num_requests_running", "Sequences that hold KV blocks.", scheduler.running, **label)
+    yield gauge("num_requests_waiting", "Sequences waiting for prefill.", len(scheduler.waiting), **label)
+    yield gauge("kv_cache_usage_perc", "Used share of the KV blocks, 1 is all.", used, **label)
+    yield gauge("tidepipe_kv_blocks", "KV blocks of each stage.", ledger.total, **label)
+    slack = scheduler.state.gate.slack()
+    yield gauge("tidepipe_kv_slack", "Share that neither use nor forecast takes.", slack, **label)
+    yield gauge("tidepipe_decode_batches", "Decode micro-batches.", len(scheduler.batches.sizes()), **label)
+    yield total("num_preemptions", "Sequences that lost their KV blocks.", stats.preemptions, **label)
+    yield total("tidepipe_steals", "Sequences moved between decode batches.", stats.steals, **label)
+    yield total("tidepipe_prefill_tokens", "Prompt tokens computed.", stats.prefill_tokens, **label)
+    yield total("tidepipe_decode_tokens", "Decode rows computed.", stats.decode_tokens, **label)
+    yield total("tidepipe_output_tokens", "Tokens delivered.", stats.output_tokens, **label)
+    yield total("tidepipe_sequences_finished", "Sequences that ended.", stats.finished, **label)

@@ -1,0 +1,114 @@
+"""The router's metrics (docs/metrics.md): requests as clients see them, and the router's view of the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from common.request import Usage
+from common.sampling import FinishReason
+from common.telemetry.buckets import REQUEST_S, TOKEN_S, TOKENS, TTFT_S
+from common.telemetry.telemetry import Telemetry, gauge, total
+from router.instances.dispatcher import Dispatcher
+from router.instances.registry import InstanceRegistry
+from router.requests.table import RequestTable
+
+ABORTED = "abort"
+"""What vLLM calls an answer that its client gave up."""
+
+
+class RequestMetrics:
+    """A RequestMeter. Names and buckets are vLLM's, so that its dashboards and benchmarks carry over."""
+
+    def __init__(self, telemetry: Telemetry, model_name: str) -> None:
+        label = ("model_name",)
+        hist, count = telemetry.histogram, telemetry.counter
+
+        self._ttft = hist(
+            "time_to_first_token_seconds", "From arrival to the first token.", TTFT_S, label
+        ).labels(model_name)
+        self._itl = hist("inter_token_latency_seconds", "Between two tokens.", TOKEN_S, label).labels(
+            model_name
+        )
+        self._tpot = hist(
+            "request_time_per_output_token_seconds", "(last - first token) / (tokens - 1).", TOKEN_S, label
+        ).labels(model_name)
+        self._e2e = hist("e2e_request_latency_seconds", "From arrival to the end.", REQUEST_S, label).labels(
+            model_name
+        )
+        self._prompt_length = hist("request_prompt_tokens", "Prompt lengths.", TOKENS, label).labels(
+            model_name
+        )
+        self._answer_length = hist("request_generation_tokens", "Answer lengths.", TOKENS, label).labels(
+            model_name
+        )
+        self._prompt = count("prompt_tokens", "Prompt tokens of admitted requests.", label).labels(model_name)
+        self._generated = count("generation_tokens", "Tokens received.", label).labels(model_name)
+        success = count("request_success", "Answers that ended well.", (*label, "finished_reason"))
+        self._success = {
+            reason: success.labels(model_name, ABORTED if reason is FinishReason.CANCELLED else reason.value)
+            for reason in FinishReason
+            if reason is not FinishReason.ERROR
+        }
+        self._failed = count("tidepipe_request_failures", "Answers that ended with an error.", label).labels(
+            model_name
+        )
+
+    def admitted(self, prompt_tokens: int) -> None:
+        """Part of RequestMeter."""
+        self._prompt.inc(prompt_tokens)
+        self._prompt_length.observe(prompt_tokens)
+
+    def first_tokens(self, count: int, since_arrival_s: float) -> None:
+        """Part of RequestMeter."""
+        self._ttft.observe(since_arrival_s)
+        self._generated.inc(count)
+
+    def more_tokens(self, count: int, since_last_s: float) -> None:
+        """Part of RequestMeter."""
+        # Tokens that travelled together share the time since those before them.
+        for _ in range(count):
+            self._itl.observe(since_last_s / count)
+        self._generated.inc(count)
+
+    def ended(self, reason: FinishReason, usage: Usage, since_arrival_s: float) -> None:
+        """Part of RequestMeter."""
+        if reason is FinishReason.ERROR:
+            self._failed.inc()
+            return
+        self._success[reason].inc()
+        self._e2e.observe(since_arrival_s)
+        self._answer_length.observe(usage.output_tokens)
+        if usage.output_tokens > 1:
+            self._tpot.observe((usage.total_ms - usage.ttft_ms) / 1000 / (usage.output_tokens - 1))
+
+
+def export_router_metrics(
+    telemetry: Telemetry, table: RequestTable, registry: InstanceRegistry, dispatcher: Dispatcher
+) -> None:
+    """Add what the router knows of its queue and its instances to the registry."""
+
+    def read() -> Iterable[Metric]:
+        counts = table.counts
+        requests = GaugeMetricFamily("tidepipe_router_requests", "Requests by state.", labels=["state"])
+        requests.add_metric(["queued"], counts.queued)
+        requests.add_metric(["running"], counts.running)
+        yield requests
+        yield gauge("tidepipe_router_max_requests", "Requests accepted at a time.", table.max_requests)
+        yield total(
+            "tidepipe_router_moved_sequences", "Sequences that an instance gave back.", dispatcher.moved
+        )
+        instances = GaugeMetricFamily(
+            "tidepipe_router_instance_connected", "1 if the router reaches it.", labels=["instance_id"]
+        )
+        assigned = GaugeMetricFamily(
+            "tidepipe_router_instance_sequences", "Sequences placed there.", labels=["instance_id"]
+        )
+        for link in registry:
+            instances.add_metric([link.instance_id], link.connected)
+            assigned.add_metric([link.instance_id], len(link.placements))
+        yield instances
+        yield assigned
+
+    telemetry.at_scrape(read)
