@@ -1,4 +1,4 @@
-"""The router's metrics (docs/metrics.md): requests as clients see them, and the router's view of the cluster."""
+"""The router's metrics (docs/metrics.md): requests as clients see them, and the instances."""
 
 from __future__ import annotations
 

@@ -40,8 +40,9 @@ class ClusterError(UnavailableError):
 class ChildSpec:
     """What to start.
 
-    arguments: all but --listen. ready_s: limit until it announces itself. relies_on_others: it needs the
-    others to finish what it has begun, so it is to be stopped before them.
+    arguments: all but --listen and --metrics-port. ready_s: limit until it announces itself.
+    relies_on_others: it needs the others to finish what it has begun, so it is to be stopped before them.
+    metrics: it shall have a port for metrics.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ChildSpec:
     arguments: Sequence[str]
     ready_s: float
     relies_on_others: bool = False
+    metrics: bool = False
 
 
 class Child:
@@ -177,6 +179,7 @@ class Child:
             "--listen",
             self._listen,
             *self._spec.arguments,
+            *self._metrics_port(),
         ]
         environment = {**os.environ, READY_FD: str(ready_fd), PARENT_PID: str(os.getpid())}
         with contextlib.ExitStack() as stack:
@@ -191,6 +194,12 @@ class Child:
                 # Ctrl-C at the terminal reaches the supervisor alone, which ends the children in order.
                 start_new_session=True,
             )
+
+    def _metrics_port(self) -> list[str]:
+        """The flag; a process that was restarted gets the port that it had."""
+        if not self._spec.metrics:
+            return []
+        return ["--metrics-port", self.metrics_address.rpartition(":")[2] or "0"]
 
     def _tail(self) -> str:
         """The end of the log, to be appended to a message."""

@@ -16,6 +16,7 @@ from tidepipe.cluster.child import Child, ChildSpec, ClusterError
 from tidepipe.cluster.config import ClusterConfig
 from tidepipe.cluster.plan import controller_spec, predictor_spec, router_spec, worker_spec
 from tidepipe.cluster.ports import choose_port, join
+from tidepipe.cluster.scrape_targets import write_targets
 
 REGISTERED_S = 60.0
 WORKER_KILL_AFTER_S = 3.0
@@ -79,6 +80,8 @@ class LocalCluster:
             raise _first(failures) from None
         self._keepers = asyncio.create_task(self._keep_alive(), name="keep the cluster alive")
         await self._registered()
+        if config.metrics and self._run_dir is not None:
+            await asyncio.to_thread(write_targets, self._run_dir, self.children)
 
     async def wait(self) -> None:
         """Return when the cluster is stopped; ClusterError if it cannot be kept alive."""

@@ -16,7 +16,8 @@ MODEL_READY_S = 600.0
 
 def predictor_spec(config: ClusterConfig) -> ChildSpec:
     """The length predictor."""
-    return ChildSpec("predictor", "predictor", _flags(log_level=config.log_level), SERVICE_READY_S)
+    arguments = _flags(log_level=config.log_level)
+    return ChildSpec("predictor", "predictor", arguments, SERVICE_READY_S, False, config.metrics)
 
 
 def worker_spec(config: ClusterConfig, instance: int, stage: int) -> ChildSpec:
@@ -38,7 +39,8 @@ def worker_spec(config: ClusterConfig, instance: int, stage: int) -> ChildSpec:
         allow_download=config.allow_download,
         log_level=config.log_level,
     )
-    return ChildSpec(f"stage-worker-{instance}-{stage}", "stage_worker", arguments, SERVICE_READY_S)
+    name = f"stage-worker-{instance}-{stage}"
+    return ChildSpec(name, "stage_worker", arguments, SERVICE_READY_S, False, config.metrics)
 
 
 def controller_spec(
@@ -63,13 +65,13 @@ def controller_spec(
         microbatches=config.microbatches,
         log_level=config.log_level,
     )
-    return ChildSpec(f"controller-{instance}", "controller", arguments, MODEL_READY_S, True)
+    return ChildSpec(f"controller-{instance}", "controller", arguments, MODEL_READY_S, True, config.metrics)
 
 
 def router_spec(config: ClusterConfig, *, http: str, predictor: str) -> ChildSpec:
     """The router."""
     arguments = _flags(http=http, model=config.model, predictor=predictor, log_level=config.log_level)
-    return ChildSpec("router", "router", arguments, SERVICE_READY_S, True)
+    return ChildSpec("router", "router", arguments, SERVICE_READY_S, True, config.metrics)
 
 
 def _flags(**values: Any) -> list[str]:

@@ -15,6 +15,7 @@ from router.core.routing import InstanceView, SequenceFacts
 from router.instances.sequence import Progress, SequenceNews
 from router.requests.answer_text import AnswerText
 from router.requests.delta import Cursor
+from router.requests.meter import Unmeasured
 from router.requests.running_answer import MAX_FRUITLESS_MOVES, RunningAnswer
 from tests.fakes.text import ByteText
 
@@ -36,7 +37,7 @@ class Owner:
 def make_answer(sampling: SamplingParams, owner: Owner | None = None) -> RunningAnswer:
     text = AnswerText(ByteText().new_detokenizer((), True), sampling.stop, min_tokens=sampling.min_tokens)
     return RunningAnswer(
-        "r/0", (1, 0), array("I", [1, 2]), sampling, text, owner or Owner(), lambda: 0.0, 0.0
+        "r/0", (1, 0), array("I", [1, 2]), sampling, text, owner or Owner(), lambda: 0.0, 0.0, Unmeasured()
     )
 
 
