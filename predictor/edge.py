@@ -9,7 +9,7 @@ import grpc
 import structlog
 
 from common.errors import InvalidRequestError
-from predictor.core.lengths import LengthModel, Observation, RequestFeatures
+from common.lengths.request import LengthModel, Observation, RequestFeatures
 from tidepipe.v1 import predictor_pb2 as pb
 from tidepipe.v1 import predictor_pb2_grpc as pb_grpc
 

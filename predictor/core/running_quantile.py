@@ -8,8 +8,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from predictor.core.lengths import LEVELS, LengthPrediction, Observation, RequestFeatures
-from predictor.core.survival import censored_quantiles
+from common.lengths.request import LEVELS, LengthPrediction, Observation, RequestFeatures
+from common.lengths.survival import censored_quantiles
 
 DEFAULT_WINDOW = 4096
 MIN_OBSERVATIONS = 32
@@ -51,7 +51,7 @@ class RunningQuantile:
                 censored_quantiles(self._lengths[held], self._censored[held], LEVELS).tolist()
             )
         return [
-            LengthPrediction(LEVELS, tuple(min(length, request.max_tokens) for length in self._quantiles))
+            LengthPrediction(LEVELS, tuple(min(length, request.limit) for length in self._quantiles))
             for request in requests
         ]
 

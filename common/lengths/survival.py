@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def censored_quantiles(
-    lengths: NDArray[np.int64], censored: NDArray[np.bool_], levels: Sequence[float]
+    lengths: NDArray[np.float64] | NDArray[np.int64], censored: NDArray[np.bool_], levels: Sequence[float]
 ) -> NDArray[np.float64]:
     """Kaplan-Meier estimate of the quantiles of `lengths`; infinite where the data does not reach a level.
 

@@ -1,0 +1,1 @@
+"""From finished answers to a model: fitting, judging, drawing, describing."""
