@@ -81,7 +81,7 @@ def measure(policy: str, running: int, stages: int, events: int) -> dict[str, fl
         if not waiting:
             break
         plan = waiting.pop(0)
-        tokens = (1,) * sum(row.sample for row in plan.rows)
+        tokens = (1,) * plan.samples
         hear(StepDone(plan.step_id, SampledTokens(tokens)), timed=index >= warm_up)
         most = max(most, scheduler.running)
     median, p99 = np.percentile(costs, (50, 99))

@@ -6,6 +6,7 @@ A plan is sent to every stage of the pipeline. Only changes travel: stages keep 
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from common.sampling import PositionLogprobs, SamplingParams
@@ -59,19 +60,56 @@ class PlanRow:
 
 
 @dataclass(frozen=True, slots=True)
+class DecodeRows:
+    """Rows of one token each that all sample, as columns: a step has hundreds, and an object for each one
+    would cost more than all decisions about them.
+
+    new_blocks: (row, blocks) of those rows that get KV blocks with this step, by rising row.
+    """
+
+    keys: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    new_blocks: tuple[tuple[int, tuple[int, ...]], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __iter__(self) -> Iterator[PlanRow]:
+        blocks = dict(self.new_blocks)
+        columns = zip(self.keys, self.positions, self.token_ids, strict=True)
+        for index, (key, position, token) in enumerate(columns):
+            yield PlanRow(key, position, 1, (token,), blocks.get(index, ()), True)
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step of one micro-batch. `step_id` counts from 1 within an epoch."""
+    """One step of one micro-batch. `step_id` counts from 1 within an epoch.
+
+    listed: rows given one by one. decode: rows given as columns, which come before them.
+    """
 
     step_id: int
     phase: Phase
-    rows: tuple[PlanRow, ...]
+    listed: tuple[PlanRow, ...]
     starts: tuple[SequenceStart, ...] = ()
     releases: tuple[int, ...] = ()
+    decode: DecodeRows = DecodeRows()
+
+    @property
+    def rows(self) -> tuple[PlanRow, ...]:
+        """All rows, one by one."""
+        return (*self.decode, *self.listed) if self.decode.keys else self.listed
 
     @property
     def tokens(self) -> int:
         """Tokens computed in this step."""
-        return sum(row.count for row in self.rows)
+        return len(self.decode) + sum(row.count for row in self.listed)
+
+    @property
+    def samples(self) -> int:
+        """Tokens sampled in this step."""
+        return len(self.decode) + sum(row.sample for row in self.listed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,13 +31,15 @@ def chunk_pairs(first_position: int, count: int) -> float:
 
 def work_of(plan: StepPlan) -> StepWork:
     """The work that a plan asks of every stage."""
-    tokens = kv_tokens = sampled = 0
+    tokens = len(plan.decode)
+    kv_tokens = tokens + sum(plan.decode.positions)
+    sampled = len(plan.decode)
     pairs = 0.0
-    for row in plan.rows:
+    for row in plan.listed:
         count = row.count
         tokens += count
         kv_tokens += row.first_position + count
         if count > 1:
             pairs += chunk_pairs(row.first_position, count)
         sampled += row.sample
-    return StepWork(tokens, kv_tokens, pairs, len(plan.rows), sampled)
+    return StepWork(tokens, kv_tokens, pairs, len(plan.decode) + len(plan.listed), sampled)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, chain
 
 from common.plan import Phase, PlanRow, SequenceStart, StepPlan
 from common.wire.sampling import sampling_from_wire, sampling_to_wire
@@ -29,19 +29,26 @@ def phase_from_wire(phase: int) -> Phase:
 
 def plan_to_wire(plan: StepPlan, *, first: bool, last: bool) -> stage_pb2.StepPlan:
     """The part of a plan that one stage needs: tokens go to the first stage, sampling to the last."""
+    decode, listed = plan.decode, plan.listed
+    ones = (1,) * len(decode)
+    new_block_counts = [0] * len(decode)
+    for index, blocks in decode.new_blocks:
+        new_block_counts[index] = len(blocks)
+    decode_blocks = chain.from_iterable(blocks for _, blocks in decode.new_blocks)
     message = stage_pb2.StepPlan(
         step_id=plan.step_id,
         phase=_PHASE_TO_WIRE[plan.phase],
         releases=plan.releases,
-        sequence_keys=[row.key for row in plan.rows],
-        first_positions=[row.first_position for row in plan.rows],
-        token_counts=[row.count for row in plan.rows],
-        new_block_counts=[len(row.new_blocks) for row in plan.rows],
-        new_block_ids=[block for row in plan.rows for block in row.new_blocks],
-        sample=[row.sample for row in plan.rows],
+        sequence_keys=[*decode.keys, *(row.key for row in listed)],
+        first_positions=[*decode.positions, *(row.first_position for row in listed)],
+        token_counts=[*ones, *(row.count for row in listed)],
+        new_block_counts=[*new_block_counts, *(len(row.new_blocks) for row in listed)],
+        new_block_ids=[*decode_blocks, *(block for row in listed for block in row.new_blocks)],
+        sample=[*(True for _ in ones), *(row.sample for row in listed)],
     )
     if first:
-        message.token_ids.extend(token for row in plan.rows for token in row.token_ids)
+        message.token_ids.extend(decode.token_ids)
+        message.token_ids.extend(token for row in listed for token in row.token_ids)
     for start in plan.starts:
         entry = message.starts.add(sequence_key=start.key, prompt_tokens=start.prompt_tokens)
         if last:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from common.plan import Phase, StepPlan
 from common.sampling import FinishReason, PositionLogprobs
@@ -30,16 +29,16 @@ class Dispatch:
     plan: StepPlan
 
 
-class Emit(NamedTuple):
-    """New tokens of a sequence; token_offset counts all output before them, also what it came with.
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """The new tokens of a step, one per sequence, as columns. Each follows what the sequence had before.
 
-    A named tuple, as there is one per token: making it takes a third of a frozen dataclass's time.
+    logprobs: None for those that want none; empty if nobody does.
     """
 
-    sequence_id: str
-    token_offset: int
+    sequence_ids: tuple[str, ...]
     token_ids: tuple[int, ...]
-    logprobs: tuple[PositionLogprobs, ...] = ()
+    logprobs: tuple[PositionLogprobs | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,8 +47,9 @@ class WaitingLine:
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         """To the end, in this order."""
-        self._line[:0] = list(sequences)[::-1]
-        self.changes += 1
+        newest_first = list(sequences)[::-1]
+        self._line[:0] = newest_first
+        self.changes += len(newest_first)
 
     def put_back(self, sequences: Iterable[Sequence]) -> None:
         """To the front, the one that arrived first foremost."""
@@ -112,7 +113,8 @@ class Gate:
         generated = len(sequence.output)
         allowed = sequence.max_tokens - generated
         belief = belief_of(sequence, seen)
-        sequence.review_at = self.forecast.put(sequence.key, sequence.length, generated, belief, allowed)
+        review_at = self.forecast.put(sequence.key, sequence.length, generated, belief, allowed)
+        sequence.review_at = len(sequence.prompt) + review_at
 
     def left(self, sequence: Sequence) -> None:
         """A sequence holds nothing any more."""

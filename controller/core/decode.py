@@ -53,12 +53,15 @@ class DecodeBatches:
         """A sequence is ready to decode."""
         self.pool.append(sequence)
 
-    def discard(self, sequence: Sequence) -> None:
-        """A sequence ended or was preempted."""
-        for group in (self.pool, *(batch.members for batch in self.batches)):
-            if sequence in group:
-                group.remove(sequence)
-                return
+    def discard(self, sequence: Sequence, probably: MicroBatch | None = None) -> None:
+        """A sequence ended or was preempted. probably: the batch to look into first."""
+        likely = () if probably is None else (probably.members,)
+        for group in (*likely, self.pool, *(batch.members for batch in self.batches)):
+            # Not list.remove: it asks each one before for equality, which costs more than all else here.
+            for index, member in enumerate(group):
+                if member is sequence:
+                    del group[index]
+                    return
 
     def sizes(self) -> list[int]:
         """Sequences in each micro-batch."""

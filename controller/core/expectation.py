@@ -71,22 +71,22 @@ class SeenLengths:
         self._ended.append(tokens)
         self._count += 1
         if self._count >= self._next:
-            self._next = self._count + self.EVERY
             censored = [len(sequence.output) for sequence in running]
+            self._next = self._count + max(self.EVERY, len(censored) // 8)
             self.belief = self._estimate(censored)
 
     def _estimate(self, censored: list[int]) -> LengthBelief:
-        lengths = np.array([*self._ended, *censored], dtype=np.float64)
-        ended = np.zeros(len(lengths), dtype=np.bool_)
-        ended[: len(self._ended)] = True
-        order = np.lexsort((~ended, lengths))
-        at_risk = np.arange(len(lengths), 0, -1)
-        survival = np.cumprod(np.where(ended[order], 1.0 - 1.0 / at_risk, 1.0))
-        longest = float(lengths.max())
+        # Twice the length, odd if it goes on: sorted, with those that ended first where lengths are equal.
+        codes = 2 * np.array([*self._ended, *censored], dtype=np.int64)
+        codes[len(self._ended) :] += 1
+        codes.sort()
+        at_risk = np.arange(len(codes), 0, -1)
+        survival = np.cumprod(np.where(codes % 2 == 0, 1.0 - 1.0 / at_risk, 1.0))
         quantiles = []
         for left in (0.5, 0.1):
-            below = np.flatnonzero(survival <= left)
-            quantiles.append(float(lengths[order][below[0]]) if len(below) else 1.5 * longest)
+            first = int(np.count_nonzero(survival > left))
+            longest = float(codes[min(first, len(codes) - 1)] // 2)
+            quantiles.append(longest if first < len(codes) else 1.5 * longest)
         return LengthBelief.from_quantiles(quantiles[0], max(quantiles[1], 1.05 * quantiles[0]))
 
 

@@ -26,7 +26,8 @@ class FinishTogether:
     LEAST = 16
 
     def __init__(self) -> None:
-        self._seen_changes = -1
+        self._seen_changes = 0
+        self._fresh = 0
         self._ranks: dict[str, float] = {}
         self._groups = 0
         # Tokens, prompts included, that all batches together compute per decode step when memory is full.
@@ -36,10 +37,17 @@ class FinishTogether:
         """Order the waiting line, if enough new predictions are there."""
         if state.waiting.changes == self._seen_changes:
             return
+        # A change adds at most one prediction: no need to count them anew each time.
+        most = self._fresh + state.waiting.changes - self._seen_changes
+        enough = max(self.LEAST, len(state.waiting) // 2)
+        if most < enough:
+            return
         self._seen_changes = state.waiting.changes
         fresh = [s for s in state.waiting if s.predicted_p50 is not None and s.sequence_id not in self._ranks]
-        if len(fresh) < max(self.LEAST, len(state.waiting) // 2):
+        self._fresh = len(fresh)
+        if len(fresh) < enough:
             return
+        self._fresh = 0
         waiting = {s.sequence_id for s in state.waiting}
         self._ranks = {name: rank for name, rank in self._ranks.items() if name in waiting}
         self._groups += 1

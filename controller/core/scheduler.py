@@ -13,12 +13,12 @@ from collections.abc import Callable
 
 from common.latency.correction import LearningCost
 from common.latency.work import work_of
-from common.plan import Phase
-from common.sampling import FinishReason, SamplingParams
+from common.plan import Phase, SampledTokens
+from common.sampling import FinishReason, PositionLogprobs, SamplingParams
 from controller.core.actions import Action, Emit, Finish, Reason, Refusal, Refused
 from controller.core.admission import WaitingLine
 from controller.core.changeover import take_over
-from controller.core.decode import DecodeBatches
+from controller.core.decode import DecodeBatches, MicroBatch
 from controller.core.events import (
     Event,
     LengthPredicted,
@@ -33,9 +33,10 @@ from controller.core.events import (
 )
 from controller.core.ledger import KvLedger
 from controller.core.policies import Policy, TemporalPolicy
-from controller.core.sequence import NEVER, Sequence, State
+from controller.core.sequence import Sequence, State
 from controller.core.state import PipelineState, SchedulerConfig
 from controller.core.stats import SchedulerStats
+from controller.core.steps import Step
 
 __all__ = ["Scheduler", "SchedulerConfig"]
 
@@ -235,51 +236,73 @@ class Scheduler:
             state.batches.returned(step.batch)
         if self._cost is not None and event.stage_s:
             self._cost.observe(step.phase, work_of(step.plan), max(event.stage_s))
-        for sequence in step.rows:
-            sequence.in_flight -= 1
-        decoding, prefilling = State.DECODE, State.PREFILL
-        token_ids, logprobs = event.sampled.token_ids, event.sampled.logprobs
-        emit = state.actions.append
-        delivered = 0
+        self._take_tokens(step, event.sampled, now)
+        state.stats.count_step(step.tokens - step.decode_rows, step.decode_rows)
+
+    def _take_tokens(self, step: Step, sampled: SampledTokens, now: float) -> None:
+        """Append what was sampled; end, review or place whoever it is time for."""
+        due: list[tuple[Sequence, int]] = []
         # Once per sequence and step, and so the most expensive loop of the controller.
-        for index, sequence in enumerate(step.sampled):
-            before = sequence.state
-            if before is not decoding and before is not prefilling:
-                continue  # cancelled while it was in flight
-            token, output = token_ids[index], sequence.output
-            if token in sequence.end_tokens:
-                self._end(sequence, FinishReason.STOP, stop_token=token)
+        for sequence, token in zip(step.sampled, sampled.token_ids, strict=True):
+            length = sequence.length + 1
+            if length >= sequence.look_at or token in sequence.end_tokens:
+                due.append((sequence, token))
+            else:
+                sequence.length = length
+                sequence.output.append(token)
+        kept, stopped, dropped = _sort_out(due)
+        self._deliver(step.sampled, sampled, dropped)
+        for sequence, token in stopped:
+            self._end(sequence, FinishReason.STOP, token, batch=step.batch)
+        state = self.state
+        for sequence in kept:
+            if len(sequence.output) >= sequence.max_tokens:
+                self._end(sequence, FinishReason.LENGTH, batch=step.batch)
                 continue
-            offset = len(output)
-            output.append(token)
-            delivered += 1
-            own = (logprobs[index],) if logprobs and sequence.sampling.logprobs is not None else ()
-            emit(Emit(sequence.sequence_id, offset, (token,), own))
-            if offset + 1 >= sequence.max_tokens:
-                self._end(sequence, FinishReason.LENGTH)
-                continue
-            if offset + 1 >= sequence.review_at:
+            if sequence.length >= sequence.review_at:
                 state.gate.admitted(sequence, state.seen.belief)
-            if before is prefilling:
-                sequence.state = decoding
+            arrives = sequence.state is State.PREFILL
+            sequence.decodes()
+            if arrives:
                 if sequence.first_token_at is None:
                     sequence.first_token_at = now
                 self.policy.place(state, sequence, step.batch)
-        state.stats.output_tokens += delivered
-        state.stats.count_step(step.tokens - step.decode_rows, step.decode_rows)
+
+    def _deliver(self, rows: tuple[Sequence, ...], sampled: SampledTokens, dropped: set[Sequence]) -> None:
+        """Emit the tokens of all rows but the dropped ones."""
+        token_ids, logprobs = sampled.token_ids, sampled.logprobs
+        if dropped:
+            kept = [index for index, sequence in enumerate(rows) if sequence not in dropped]
+            rows = tuple([rows[index] for index in kept])
+            token_ids = tuple([token_ids[index] for index in kept])
+            logprobs = tuple([logprobs[index] for index in kept]) if logprobs else ()
+        if not rows:
+            return
+        self.state.stats.output_tokens += len(rows)
+        wanted: list[PositionLogprobs | None] = [
+            None if sequence.sampling.logprobs is None else own
+            for sequence, own in zip(rows, logprobs, strict=False)
+        ]
+        ids = tuple([sequence.sequence_id for sequence in rows])
+        self.state.actions.append(Emit(ids, token_ids, tuple(wanted)))
 
     # -- life of a sequence -------------------------------------------------------------------------
 
     def _end(
-        self, sequence: Sequence, reason: FinishReason, stop_token: int | None = None, error: str = ""
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        stop_token: int | None = None,
+        error: str = "",
+        batch: MicroBatch | None = None,
     ) -> None:
+        """batch: where the sequence probably is, if known."""
         state = self.state
         if sequence.state is State.WAITING:
             state.waiting.discard(sequence)
         else:
-            state.leave(sequence)
+            state.leave(sequence, batch)
         sequence.state = State.ENDED
-        sequence.review_at = NEVER
         del self.sequences[sequence.sequence_id]
         self._deadlines -= sequence.deadline is not None
         state.stats.finished += 1
@@ -290,3 +313,22 @@ class Scheduler:
                 sequence.sequence_id, reason, len(sequence.output), stop_token, error, sequence.preemptions
             )
         )
+
+
+def _sort_out(
+    due: list[tuple[Sequence, int]],
+) -> tuple[list[Sequence], list[tuple[Sequence, int]], set[Sequence]]:
+    """Of sequences with their next tokens: those that keep it (appended here), those that it ends, and all
+    whose token is not delivered: besides those it ends, whoever was cancelled while it was in flight."""
+    kept, stopped, dropped = [], [], set()
+    for sequence, token in due:
+        if sequence.state is State.ENDED:
+            dropped.add(sequence)
+        elif token in sequence.end_tokens:
+            dropped.add(sequence)
+            stopped.append((sequence, token))
+        else:
+            sequence.output.append(token)
+            sequence.length += 1
+            kept.append(sequence)
+    return kept, stopped, dropped

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from common.sampling import SamplingParams
 
-NEVER = 1 << 60
-
 
 class State(enum.Enum):
     """Where a sequence is in its life."""
@@ -26,13 +24,16 @@ class Sequence:
     max_tokens: output tokens at most, the context's limit included.
     key: its name at the stages; a new one each time it is (re)admitted.
     planned: positions whose computation is done or on its way.
-    in_flight: steps on their way that have a row of it.
     failures: steps with a row of it whose execution failed.
-    review_at: output tokens at which its length forecast is made anew, because it outlived the present one.
+    review_at: length at which its forecast is made anew, because it outlived the present one.
+    look_at: length from which on its next token needs a decision: its limit, a review, or, while it is not
+        decoding, at once.
     end_tokens: token ids that end it.
+    room: tokens that its blocks hold.
     told_blocks: how many of its blocks the stages know of.
     first_token_due, tpot_s: its latency targets, see NewSequence.
     first_token_at: when it got its first token here; None before. given: output tokens that it came with.
+    length: tokens so far, prompt and output.
     """
 
     sequence_id: str
@@ -45,25 +46,30 @@ class Sequence:
     state: State = State.WAITING
     key: int = 0
     blocks: list[int] = field(default_factory=list)
+    room: int = 0
     planned: int = 0
-    in_flight: int = 0
     admitted_order: int = 0
     preemptions: int = 0
     failures: int = 0
     predicted_p50: float | None = None
     predicted_p90: float | None = None
-    review_at: int = NEVER
+    review_at: int = 0
+    look_at: int = 0
     end_tokens: frozenset[int] = frozenset()
     told_blocks: int = 0
     first_token_due: float | None = None
     tpot_s: float | None = None
     first_token_at: float | None = None
     given: int = 0
+    length: int = field(init=False)
 
-    @property
-    def length(self) -> int:
-        """Tokens so far, prompt and output."""
-        return len(self.prompt) + len(self.output)
+    def __post_init__(self) -> None:
+        self.length = len(self.prompt) + len(self.output)
+
+    def decodes(self) -> None:
+        """Its prompt is done, or its forecast is new: leave it alone until something is due."""
+        self.state = State.DECODE
+        self.look_at = min(self.review_at, len(self.prompt) + self.max_tokens)
 
     def tokens(self, begin: int, end: int) -> tuple[int, ...]:
         """Token ids at positions begin .. end - 1."""

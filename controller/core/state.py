@@ -68,7 +68,6 @@ class PipelineState:
         lost = list(self.running.values())
         for sequence in lost:
             self._forget_progress(sequence)
-            sequence.in_flight = 0
             sequence.preemptions += 1
         self.waiting.put_back(lost)
         self.running.clear()
@@ -130,26 +129,29 @@ class PipelineState:
         self.running[candidate.sequence_id] = candidate
         self.prefilling.append(candidate)
         # All blocks of the prompt at once: a prompt under way never starves.
-        self.ledger.extend(candidate.blocks, candidate.length)
+        self._extend(candidate)
         self.gate.admitted(candidate, self.seen.belief)
         return candidate
 
-    def leave(self, sequence: Sequence) -> None:
-        """Take a running sequence out of whatever holds it."""
+    def leave(self, sequence: Sequence, batch: MicroBatch | None = None) -> None:
+        """Take a running sequence out of whatever holds it; probably `batch`, if given."""
         del self.running[sequence.sequence_id]
-        if sequence in self.prefilling:
+        if sequence.state is State.PREFILL and sequence in self.prefilling:
             self.prefilling.remove(sequence)
-        self.batches.discard(sequence)
+        self.batches.discard(sequence, batch)
         self.gate.left(sequence)
         self.steps.release(sequence)
         self._forget_progress(sequence)
 
     def _forget_progress(self, sequence: Sequence) -> None:
         self.ledger.release(sequence.blocks)
+        self.steps.untold.discard(sequence)
+        sequence.room = 0
         sequence.state = State.WAITING
         sequence.planned = 0
         sequence.told_blocks = 0
         sequence.key = 0
+        sequence.look_at = 0
 
     def preempt(self, sequence: Sequence, reason: Reason) -> None:
         """Take its KV blocks; it will be recomputed."""
@@ -163,10 +165,13 @@ class PipelineState:
 
     def make_room(self, batch: MicroBatch) -> None:
         """Give every member a block for its next token, preempting (recompute) if there are not enough."""
+        travelling: set[Sequence] | None = None
         while len(short := self._without_block(batch)) > self.ledger.free:
+            if travelling is None:
+                travelling = self.steps.travelling()
             decoding = [s for s in self.running.values() if s.state is State.DECODE]
-            victim = self.config.victims.choose(decoding)
-            if victim is None or victim.in_flight:
+            victim = self.config.victims.choose(decoding, travelling)
+            if victim is None or victim in travelling:
                 # Nobody may lose blocks now, or an older one would for a newer one's sake:
                 # whoever lacks a block sits this step out.
                 loser = max(short, key=lambda s: s.admitted_order)
@@ -177,12 +182,17 @@ class PipelineState:
                 self.preempt(victim, Reason("KV blocks ran out", numbers))
         # At once, or prompts that are admitted into the same step would take them.
         for sequence in short:
-            self.ledger.extend(sequence.blocks, sequence.length)
+            self._extend(sequence)
 
     def _without_block(self, batch: MicroBatch) -> list[Sequence]:
         """Members without room for their next token; each lacks one block, as it grows by one token."""
-        size = self.ledger.block_size
-        return [s for s in batch.members if len(s.blocks) * size < len(s.prompt) + len(s.output)]
+        return [s for s in batch.members if s.room < s.length]
+
+    def _extend(self, sequence: Sequence) -> None:
+        """Give it blocks for all its tokens."""
+        self.ledger.extend(sequence.blocks, sequence.length)
+        sequence.room = len(sequence.blocks) * self.ledger.block_size
+        self.steps.untold.add(sequence)
 
     def send(
         self, batch: MicroBatch | None, chunks: list[tuple[Sequence, int]], *, members: bool = True

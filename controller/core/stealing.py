@@ -4,12 +4,15 @@ stealing). Each time a batch comes back it gives what it has above the average t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from operator import attrgetter
 from typing import Protocol
 
 from common.latency.model import StepCost
 from controller.core.decode import DecodeBatches, MicroBatch
 from controller.core.sequence import Sequence
+
+_length = attrgetter("length")
 
 
 class Stealing(Protocol):
@@ -80,17 +83,19 @@ class StealByTime:
         pooled = _context(pool)
         arriving_load = arriving * (pooled / len(pool)) if pool else 0.0
         mean_load = (sum(other.context for other in batches.batches) + pooled + arriving_load) / count
-        most = mean_rows * (1 + self._slack) + 1
+        most = self._most(mean_rows)
         given = 0
-        while len(members) > 1 and (
-            len(members) > most or self._excess(len(members), load, mean_rows, mean_load)
-        ):
+        if self._gives(len(members), load, mean_rows, mean_load):
+            # By length, as it stays: all members grow alike. Then the closest one is found by halving.
+            members.sort(key=_length)
+        while self._gives(len(members), load, mean_rows, mean_load):
             surplus = load - mean_load
             number = max(1, round(len(members) - mean_rows))
-            one = _closest(members, surplus / number)
+            index = _closest(members, surplus / number)
+            one = members[index]
             if load - one.length < mean_load - one.length / 2 and len(members) <= most:
                 break
-            members.remove(one)
+            del members[index]
             pool.append(one)
             load -= one.length
             given += 1
@@ -102,10 +107,18 @@ class StealByTime:
             batch.context = _context(members)
         return given
 
-    def _excess(self, rows: int, load: float, mean_rows: float, mean_load: float) -> bool:
+    def _gives(self, rows: int, load: float, mean_rows: float, mean_load: float) -> bool:
+        """Is a batch of so many rows and so much context too large?"""
+        if rows <= 1:
+            return False
+        if rows > self._most(mean_rows):
+            return True
         over = (load - mean_load) + self._per_row * (rows - mean_rows)
         one = mean_load / max(mean_rows, 1.0) + self._per_row
         return over > one
+
+    def _most(self, mean_rows: float) -> float:
+        return mean_rows * (1 + self._slack) + 1
 
     def _take(
         self,
@@ -117,19 +130,20 @@ class StealByTime:
         most: float,
     ) -> None:
         wanted = round(mean_rows - len(members))
+        pool.sort(key=_length)
         if wanted > 8 and len(pool) > 8:
-            # Far below: one pass instead of many searches.
-            pool.sort(key=_length)
+            # Far below: all at once, long and short ones alike.
             taken = _every(pool, min(wanted, len(pool)))
             load += _context(taken)
             members.extend(taken)
         while pool and len(members) < most:
             lack = mean_load - load
             number = max(1, round(mean_rows - len(members)))
-            one = _closest(pool, lack / number)
+            index = _closest(pool, lack / number)
+            one = pool[index]
             if len(members) >= mean_rows and one.length / 2 + self._per_row / 2 > lack:
                 break
-            pool.remove(one)
+            del pool[index]
             members.append(one)
             load += one.length
 
@@ -149,13 +163,14 @@ def _every(pool: list[Sequence], wanted: int) -> list[Sequence]:
 
 
 def _context(sequences: list[Sequence]) -> int:
-    return sum([len(s.prompt) + len(s.output) for s in sequences])
+    return sum([s.length for s in sequences])
 
 
-def _length(sequence: Sequence) -> int:
-    return len(sequence.prompt) + len(sequence.output)
-
-
-def _closest(sequences: list[Sequence], length: float) -> Sequence:
-    distance: Callable[[Sequence], float] = lambda s: abs(len(s.prompt) + len(s.output) - length)  # noqa: E731
-    return min(sequences, key=distance)
+def _closest(ordered: list[Sequence], length: float) -> int:
+    """Index of the sequence whose length is closest, of some that are sorted by length."""
+    index = bisect_left(ordered, length, key=_length)
+    if index == len(ordered) or (
+        index and length - ordered[index - 1].length <= ordered[index].length - length
+    ):
+        return index - 1
+    return index

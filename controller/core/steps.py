@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.plan import Phase, PlanRow, SequenceStart, StepPlan
+from common.plan import DecodeRows, Phase, PlanRow, SequenceStart, StepPlan
 from controller.core.actions import Dispatch
 from controller.core.decode import MicroBatch
 from controller.core.sequence import Sequence
@@ -27,9 +27,13 @@ class Step:
 
 
 class StepBook:
-    """Writes plans and remembers those in flight."""
+    """Writes plans and remembers those in flight.
+
+    untold: sequences with blocks that no plan has told the stages of.
+    """
 
     def __init__(self, eos_token_ids: tuple[int, ...]) -> None:
+        self.untold: set[Sequence] = set()
         self._eos = eos_token_ids
         self._steps: dict[int, Step] = {}
         self._releases: list[int] = []
@@ -40,6 +44,10 @@ class StepBook:
     def in_flight(self) -> int:
         """Steps that have not come back."""
         return len(self._steps)
+
+    def travelling(self) -> set[Sequence]:
+        """Sequences with a row in a step that has not come back."""
+        return {sequence for step in self._steps.values() for sequence in step.rows}
 
     def reset(self) -> None:
         """A new epoch begins: nothing is in flight, the stages know no sequence, step ids start at 1."""
@@ -75,29 +83,18 @@ class StepBook:
         blocks.
         """
         rows: list[PlanRow] = []
-        for sequence in members:
-            key, output, blocks = sequence.key, sequence.output, sequence.blocks
-            length = len(sequence.prompt) + len(output)
-            new_blocks: tuple[int, ...] = ()
-            if sequence.told_blocks != len(blocks):
-                new_blocks = tuple(blocks[sequence.told_blocks :])
-                sequence.told_blocks = len(blocks)
-            token = output[-1] if output else sequence.prompt[-1]
-            rows.append(PlanRow(key, length - 1, 1, (token,), new_blocks, True))
-            sequence.planned = length
-            sequence.in_flight += 1
         sampled = list(members)
         sequences = list(members)
         for sequence, count in chunks:
             ends = sequence.planned == sequence.length
             rows.append(self._chunk(sequence, sequence.planned - count, count, sample=ends))
-            sequence.in_flight += 1
             sequences.append(sequence)
             if ends:
                 sampled.append(sequence)
         self._last_step += 1
         starts = tuple(self._start(s) for s, count in chunks if s.planned == count)
-        plan = StepPlan(self._last_step, phase, tuple(rows), starts, tuple(self._releases))
+        decode = self._decode_rows(members)
+        plan = StepPlan(self._last_step, phase, tuple(rows), starts, tuple(self._releases), decode)
         self._releases.clear()
         tokens = len(members) + sum(count for _, count in chunks)
         self._steps[plan.step_id] = Step(
@@ -106,15 +103,32 @@ class StepBook:
         return Dispatch(plan)
 
     def _chunk(self, sequence: Sequence, begin: int, count: int, *, sample: bool) -> PlanRow:
-        known = sequence.told_blocks
-        sequence.told_blocks = len(sequence.blocks)
         return PlanRow(
             key=sequence.key,
             first_position=begin,
             count=count,
             token_ids=sequence.tokens(begin, begin + count),
-            new_blocks=tuple(sequence.blocks[known:]),
+            new_blocks=self._tell(sequence),
             sample=sample,
+        )
+
+    def _tell(self, sequence: Sequence) -> tuple[int, ...]:
+        """Its blocks that the stages do not know of; from now on they do."""
+        known, sequence.told_blocks = sequence.told_blocks, len(sequence.blocks)
+        self.untold.discard(sequence)
+        return tuple(sequence.blocks[known:])
+
+    def _decode_rows(self, members: list[Sequence]) -> DecodeRows:
+        """One row per member. A loop per column is quicker than one over all: there are hundreds."""
+        if not members:
+            return DecodeRows()
+        untold = self.untold
+        granted = [(index, s) for index, s in enumerate(members) if s in untold] if untold else []
+        return DecodeRows(
+            tuple([s.key for s in members]),
+            tuple([s.length - 1 for s in members]),
+            tuple([s.output[-1] for s in members]),
+            tuple([(index, self._tell(s)) for index, s in granted]),
         )
 
     def _start(self, sequence: Sequence) -> SequenceStart:

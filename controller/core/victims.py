@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,8 +13,8 @@ from controller.core.sequence import Sequence
 class VictimChoice(Protocol):
     """Chooses among decoding sequences; the oldest of several must never be chosen, so that all end."""
 
-    def choose(self, decoding: Many[Sequence]) -> Sequence | None:
-        """The victim. One in flight means: nobody now; so does None."""
+    def choose(self, decoding: Many[Sequence], travelling: Set[Sequence]) -> Sequence | None:
+        """The victim. travelling: those in a step in flight; one of them means: nobody now; so does None."""
         ...
 
 
@@ -26,10 +27,10 @@ class Newest:
 
     idle_only: bool = False
 
-    def choose(self, decoding: Many[Sequence]) -> Sequence | None:
+    def choose(self, decoding: Many[Sequence], travelling: Set[Sequence]) -> Sequence | None:
         """See the class."""
         if self.idle_only and len(decoding) > 1:
-            return max(_losers(decoding), key=_order, default=None)
+            return max(_losers(decoding, travelling), key=_order, default=None)
         return max(decoding, key=_order, default=None)
 
 
@@ -40,19 +41,19 @@ class LeastLost:
     not to free more than is needed.
     """
 
-    def choose(self, decoding: Many[Sequence]) -> Sequence | None:
+    def choose(self, decoding: Many[Sequence], travelling: Set[Sequence]) -> Sequence | None:
         """See the class."""
         if not decoding:
             return None
         if len(decoding) == 1:
             return decoding[0]
-        return min(_losers(decoding), key=lambda s: (s.length, -s.admitted_order), default=None)
+        return min(_losers(decoding, travelling), key=lambda s: (s.length, -s.admitted_order), default=None)
 
 
-def _losers(decoding: Many[Sequence]) -> list[Sequence]:
+def _losers(decoding: Many[Sequence], travelling: Set[Sequence]) -> list[Sequence]:
     """Who may lose its blocks now: not in flight, and not the oldest, which must get on whatever happens."""
     oldest = min(decoding, key=_order)
-    return [s for s in decoding if not s.in_flight and s is not oldest]
+    return [s for s in decoding if s is not oldest and s not in travelling]
 
 
 def _order(sequence: Sequence) -> int:

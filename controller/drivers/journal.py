@@ -79,15 +79,16 @@ def requests_of(entries: Iterable[Entry], scheduler: Scheduler) -> tuple[SimRequ
         if isinstance(event, SequencesArrived):
             for one in event.sequences:
                 prompts.setdefault(one.sequence_id, (len(one.prompt), now, one.sampling.max_tokens or 0))
+                outputs.setdefault(one.sequence_id, len(one.output))
         for action in scheduler.on(event, now):
             if isinstance(action, Emit):
-                produced = action.token_offset + len(action.token_ids)
-                outputs[action.sequence_id] = max(outputs.get(action.sequence_id, 0), produced)
+                for name in action.sequence_ids:
+                    outputs[name] += 1
     start = min((arrived for _, arrived, _ in prompts.values()), default=0.0)
     return tuple(
         SimRequest(tokens, outputs[name], limit, arrived - start)
         for name, (tokens, arrived, limit) in prompts.items()
-        if name in outputs
+        if outputs[name]
     )
 
 

@@ -70,10 +70,13 @@ class ResultsHub:
 
     def emit(self, action: Emit) -> None:
         """New tokens."""
-        record = self.records[action.sequence_id]
-        record.tokens.extend(action.token_ids)
-        record.logprobs.extend(action.logprobs)
-        self._touch(record)
+        for sequence_id, token in zip(action.sequence_ids, action.token_ids, strict=True):
+            record = self.records[sequence_id]
+            record.tokens.append(token)
+            self._touch(record)
+        for sequence_id, logprobs in zip(action.sequence_ids, action.logprobs, strict=False):
+            if logprobs is not None:
+                self.records[sequence_id].logprobs.append(logprobs)
 
     def finish(self, action: Finish) -> None:
         """A sequence ended; it is remembered for a while."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 from common.errors import ConfigError
 from common.latency.model import StepCost
-from common.latency.work import StepWork, chunk_pairs
+from common.latency.work import StepWork, work_of
 from common.plan import Phase, SampledTokens, StepPlan
 from common.sampling import SamplingParams
 from controller.core.actions import Dispatch, Finish, PhaseSwitched, Refused
@@ -26,13 +25,6 @@ from controller.simulation.workload import SimRequest
 
 STOP, GO_ON = 0, 1
 """The two tokens of the simulated model; the scheduler must have STOP among its end tokens."""
-
-
-@dataclass(slots=True)
-class _Row:
-    """What the simulated model knows of a sequence: after so many tokens its last one is sampled."""
-
-    last_at: int
 
 
 class SimulatedStages:
@@ -92,7 +84,8 @@ class SimulatedInstance:
         self._ready = StagesReady(1, stages, kv_blocks)
         self._recording = recording
         self._in_flight: deque[tuple[float, StepDone]] = deque()
-        self._rows: dict[int, _Row] = {}
+        # What the simulated model knows of a sequence: after so many tokens its last one is sampled.
+        self._last_at: dict[int, int] = {}
         self._requests: tuple[SimRequest, ...] = ()
         self._finished = 0
         self._switches = self._turns = self._steps = self._computed = 0
@@ -153,35 +146,30 @@ class SimulatedInstance:
                 raise ConfigError(f"request {action.sequence_id} cannot be served: {action.detail}")
 
     def _compute(self, plan: StepPlan) -> None:
-        tokens = kv_tokens = decode_rows = 0
-        pairs = 0.0
-        sampled = []
-        rows = self._rows
+        last_at = self._last_at
         for key in plan.releases:
-            rows.pop(key, None)
+            last_at.pop(key, None)
         starts = {start.key: start.prompt_tokens for start in plan.starts}
-        for row in plan.rows:
-            count = row.count
-            length = row.first_position + count
-            kv_tokens += length
+        decode = plan.decode
+        sampled = [
+            STOP if position + 1 >= last_at[key] else GO_ON
+            for key, position in zip(decode.keys, decode.positions, strict=True)
+        ]
+        for row in plan.listed:
             if row.key in starts:
                 request = self._requests[row.token_ids[0]]
-                rows[row.key] = _Row(starts[row.key] + request.output_tokens - 1)
-            tokens += count
-            if count > 1:
-                pairs += chunk_pairs(row.first_position, count)
-            else:
-                decode_rows += 1
+                last_at[row.key] = starts[row.key] + request.output_tokens - 1
             if row.sample:
-                sampled.append(STOP if length >= rows[row.key].last_at else GO_ON)
-        spans = self._stages.compute(StepWork(tokens, kv_tokens, pairs), self.now)
+                sampled.append(STOP if row.first_position + row.count >= last_at[row.key] else GO_ON)
+        work = work_of(plan)
+        spans = self._stages.compute(work, self.now)
         self._in_flight.append((spans[-1][1], StepDone(plan.step_id, SampledTokens(tuple(sampled)))))
         self._steps += 1
-        self._computed += tokens
+        self._computed += work.tokens
         self._turns += Phase.IDLE is not self._phase is not plan.phase
         self._phase = plan.phase
         if self._recording is not None:
-            self._record(self._recording, StepRecord(plan.phase, tokens, decode_rows, spans))
+            self._record(self._recording, StepRecord(plan.phase, work.tokens, len(decode), spans))
 
     def _record(self, recording: Recording, step: StepRecord) -> None:
         recording.steps.append(step)

@@ -128,9 +128,8 @@ class World:
                 case Dispatch(plan):
                     self.fake.accept(plan)
                 case Emit():
-                    output = self.outputs.setdefault(action.sequence_id, [])
-                    assert action.token_offset == len(output), "a gap or a repeat"
-                    output.extend(action.token_ids)
+                    for name, token in zip(action.sequence_ids, action.token_ids, strict=True):
+                        self.outputs.setdefault(name, []).append(token)
                 case Finish():
                     assert action.sequence_id not in self.ends
                     self.ends[action.sequence_id] = action

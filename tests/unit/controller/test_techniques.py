@@ -170,10 +170,11 @@ def test_victims() -> None:
     """The paper takes the newest; the other takes the shortest idle one and spares the oldest."""
     old, mid, new = sequence("old", 10), sequence("mid", 30), sequence("new", 500)
     old.admitted_order, mid.admitted_order, new.admitted_order = 1, 2, 3
-    assert Newest().choose([old, mid, new]) is new
-    new.in_flight = 1
-    assert Newest().choose([old, mid, new]) is new
-    assert Newest(idle_only=True).choose([old, mid, new]) is mid
-    assert LeastLost().choose([old, mid, new]) is mid
-    mid.in_flight = 1
-    assert LeastLost().choose([old, mid, new]) is None
+    busy: set[Sequence] = set()
+    assert Newest().choose([old, mid, new], busy) is new
+    busy.add(new)
+    assert Newest().choose([old, mid, new], busy) is new
+    assert Newest(idle_only=True).choose([old, mid, new], busy) is mid
+    assert LeastLost().choose([old, mid, new], busy) is mid
+    busy.add(mid)
+    assert LeastLost().choose([old, mid, new], busy) is None
