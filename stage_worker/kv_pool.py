@@ -82,6 +82,10 @@ class KvPool:
         """Values of the stage's layer number `layer`: [blocks, kv_heads, block_size, head_dim]."""
         return self._data[layer, :, 1]
 
+    def occupy(self) -> None:
+        """Write to all of it, so that it is resident."""
+        self._data.fill_(0.01)
+
 
 def _zeros(shape: Sequence[int], nbytes: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     if device.type != "cpu":

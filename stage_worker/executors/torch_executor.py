@@ -65,6 +65,7 @@ class TorchExecutor:
         self._hidden = parts.model.hidden
         self._vocab_size = parts.model.vocab_size
         self._sampler = parts.sampler
+        self._pool = parts.pool
         self._sequences = SequenceTables(
             parts.stage.block_size, parts.pool.blocks, parts.stage.max_step_tokens, parts.model.context_length
         )
@@ -88,6 +89,14 @@ class TorchExecutor:
         if self._sampler is None:
             return StepOutput(hidden=_as_bytes(residual))
         return StepOutput(sampled=self._sample(self._sampler, plan, batch, residual))
+
+    def pretend(self, lengths: dict[int, int]) -> None:
+        """As if these sequences had so many tokens, whatever their blocks hold: to measure steps."""
+        self._sequences.pretend(lengths)
+
+    def occupy_pool(self) -> None:
+        """Make all of the KV pool's memory resident, as it is when the pool is in use."""
+        self._pool.occupy()
 
     def _sample(
         self, sampler: StepSampler, plan: StepPlan, batch: RaggedBatch, residual: torch.Tensor

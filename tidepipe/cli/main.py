@@ -14,6 +14,7 @@ from tidepipe.cli.bench import bench_app
 from tidepipe.cli.exit_codes import INTERRUPTED, SOME_FAILED, exit_code
 from tidepipe.cli.generate import generate
 from tidepipe.cli.model import model_app
+from tidepipe.cli.profile import profile
 from tidepipe.cli.sim import sim_app
 from tidepipe.cli.up import up
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command("up")(up)
 app.command("batch")(batch)
 app.command("generate")(generate)
+app.command("profile")(profile)
 app.add_typer(bench_app, name="bench")
 app.add_typer(admin_app, name="admin")
 app.add_typer(model_app, name="model")

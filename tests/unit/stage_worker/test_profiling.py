@@ -1,0 +1,103 @@
+"""Profiling takes steps apart: what goes into their times comes out of the profile, and of its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import ConfigError
+from common.latency.files import read_shape
+from common.latency.hardware import hardware
+from common.latency.linear import MeasuredLinear
+from common.latency.model import Parallelism
+from common.latency.profile import Profile, ProfileTerms
+from common.latency.profile_file import read_profile, write_profile
+from common.latency.work import StepWork, work_of
+from common.plan import StepPlan
+from stage_worker.executors.protocol import StepOutput
+from stage_worker.executors.torch_sequences import SequenceTables
+from stage_worker.profiling.measure import Plan, Slice, Stopwatch, derive
+from stage_worker.profiling.rehearsal import Rehearsal
+
+LAYERS = 12
+TRUTH = ProfileTerms(
+    layers=((1, 10.0), (64, 12.0), (128, 20.0), (256, 41.0)),
+    head=((1, 2.0), (64, 5.0), (128, 9.0)),
+    fixed=0.7,
+    row=0.03,
+    kv_token_us=1.5,
+    pair_us=0.4,
+)
+PLAN = Plan(sizes=(1, 64, 128, 256), rows=(1, 64, 128), long=256)
+
+
+class SteppedClock:
+    """`layers` layers and the LM head, whose steps take what the truth says on a clock of their own."""
+
+    def __init__(self, layers: int) -> None:
+        self.now = 0.0
+        self._layers = layers
+        shape = read_shape("llama2-13b")
+        self._cost = Profile(((1, 1.0), (2, 2.0)), TRUTH).cost(shape, hardware("l20"), Parallelism())
+        self._shape_layers = shape.layers
+        self._tables = SequenceTables(16, 1024, 256, 4096)
+
+    def execute(self, plan: StepPlan, hidden: bytes | memoryview | None) -> StepOutput:
+        self._tables.apply(plan)  # refuses what a real executor would refuse
+        share = self._layers * self._shape_layers // LAYERS
+        self.now += self._cost.stage_s(work_of(plan), share, last=True)
+        return StepOutput(hidden=b"")
+
+    def pretend(self, lengths: dict[int, int]) -> None:
+        self._tables.pretend(lengths)
+
+
+def watch(layers: int) -> Stopwatch:
+    executor = SteppedClock(layers)
+    rehearsal = Rehearsal(executor, kv_blocks=1024, block_size=16, hidden=None, clock=lambda: executor.now)
+    stopwatch = Stopwatch(rehearsal, PLAN.steps())
+    stopwatch.round()
+    return stopwatch
+
+
+def test_the_parts_of_a_step_are_found() -> None:
+    """Half of the layers measured, all of them reported."""
+    found = derive(PLAN, Slice(6, watch(6)), Slice(3, watch(3)), LAYERS)
+    assert found.terms is not None
+    for name in ("fixed", "row", "kv_token_us", "pair_us"):
+        assert getattr(found.terms, name) == pytest.approx(getattr(TRUTH, name), rel=0.01), name
+    for points, truth in ((found.terms.layers, TRUTH.layers), (found.terms.head, TRUTH.head)):
+        assert [size for size, _ in points] == [size for size, _ in truth]
+        assert [ms for _, ms in points] == pytest.approx([ms for _, ms in truth], rel=0.02)
+    assert dict(found.table)[64] == pytest.approx(0.7 + 12 + 64 * 0.03 + 5, rel=0.02)
+
+
+def test_stages_add_up_and_the_head_is_the_last_one_s() -> None:
+    """Over an uneven split, and a bare table as before."""
+    shape = read_shape("llama2-13b")
+    work = StepWork(tokens=64, kv_tokens=5000, pairs=0.0, rows=64, sampled=64)
+    for profile in (Profile(((1, 10.0), (256, 40.0)), TRUTH), Profile(((1, 10.0), (256, 40.0)))):
+        cost = profile.cost(shape, hardware("l20"), Parallelism(stages=2))
+        first, last = cost.stage_s(work, 24, last=False), cost.stage_s(work, 16, last=True)
+        assert first + last == pytest.approx(2 * cost.step_s(work))
+        assert last > cost.stage_s(work, 16, last=False)
+
+
+def test_files_keep_it_and_a_changed_csv_stands_alone(tmp_path: Path) -> None:
+    """NAME.csv and NAME.json give the same; a CSV that somebody edited is taken as it is."""
+    profile = Profile(((1, 10.0), (256, 60.0)), TRUTH)
+    csv_path, json_path = write_profile(profile, {"model": "m"}, tmp_path / "p.csv")
+    assert read_profile(csv_path) == read_profile(json_path) == profile
+    csv_path.write_text("tokens,ms\n1,5\n256,9\n")
+    assert read_profile(csv_path) == Profile(((1, 5.0), (256, 9.0)))
+    json_path.write_text('{"format": "tidepipe-profile/1", "table": [[1, 2.0], [2, "x"]]}')
+    with pytest.raises(ConfigError, match="not a latency profile"):
+        read_profile(json_path)
+
+
+def test_lines_only_between_points_that_were_chosen() -> None:
+    """A bare table may hide a tile's edge between two points; a profile's own points do not."""
+    points = [(1, 10.0), (128, 20.0), (256, 40.0)]
+    assert MeasuredLinear(points).seconds(192) == pytest.approx(0.040)
+    assert MeasuredLinear(points, interpolate=True).seconds(192) == pytest.approx(0.030)

@@ -1,0 +1,141 @@
+"""`tidepipe profile`: what a step of a model takes on this hardware."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from common.errors import ConfigError
+from tidepipe.cli.exit_codes import SUCCESS
+
+if TYPE_CHECKING:
+    from common.latency.profile import Profile
+
+NEIGHBOUR_END_S = 10.0
+
+
+def profile(
+    model: Annotated[str, typer.Option("--model", metavar="M", help="As for `tidepipe up`.")],
+    stages: Annotated[
+        int,
+        typer.Option(
+            "--stages", min=1, max=64, help="Measure for pipelines of so many stages on one machine."
+        ),
+    ] = 1,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="Writes FILE.csv and FILE.json.")
+    ] = Path("profile.csv"),
+    dtype: Annotated[
+        str, typer.Option("--dtype", metavar="D", help="auto, float32, bfloat16 or float16.")
+    ] = "auto",
+    device: Annotated[str, typer.Option("--device", metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Compute threads. Default: cores / stages.")
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, max=100, help="How often everything is measured; medians count.")
+    ] = 2,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="On a CPU, do not keep the other stages' cores busy meanwhile.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the profile as one JSON object.")] = False,
+) -> None:
+    """Measure a latency profile with the executor that serves; no cluster is needed.
+
+    FILE.csv has two columns, tokens in a step and milliseconds of the whole model; FILE.json beside it adds
+    what contexts, rows and the LM head cost. `--profile FILE.csv` of other commands uses both.
+    """
+    # Late, so that `tidepipe --help` stays quick.
+    import json
+
+    from common.latency.profile_file import profile_fields, write_profile
+    from stage_worker.profiling.session import ProfilingSession
+
+    if output.suffix not in ("", ".csv", ".json"):
+        raise ConfigError(f"--output must end in .csv or .json, got {output.name}")
+    threads = threads or max(1, (os.cpu_count() or 1) // stages)
+    session = ProfilingSession(model, stages=stages, device=device, dtype=dtype, threads=threads)
+    about = session.about()
+    neighbours = 0 if alone or about["device"] != "cpu" else stages - 1
+    with _neighbours(neighbours, model, stages, about["dtype"], threads):
+        measured = _measure(session, rounds)
+    paths = write_profile(measured, about | {"neighbours": neighbours}, output)
+    for path in paths:
+        print(f"wrote {path}", file=sys.stderr)
+    if as_json:
+        files = {"files": [str(path) for path in paths]}
+        print(json.dumps({**about, "neighbours": neighbours, **profile_fields(measured), **files}))
+    else:
+        _print(measured, about)
+    raise typer.Exit(SUCCESS)
+
+
+def _measure(session: Any, rounds: int) -> Profile:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from stage_worker.profiling.session import Progress as Measured
+
+    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("steps", total=None)
+        result: Profile = session.measure(
+            rounds, Measured(lambda total: bar.update(task, total=total), lambda: bar.advance(task))
+        )
+    return result
+
+
+@contextlib.contextmanager
+def _neighbours(count: int, model: str, stages: int, dtype: str, threads: int) -> Iterator[None]:
+    """So many processes that compute meanwhile, as the other stages of a pipeline on this machine would."""
+    command = [sys.executable, "-m", "stage_worker.profiling.neighbour", "--model", model]
+    command += ["--stages", str(stages), "--dtype", dtype, "--threads", str(threads)]
+    with contextlib.ExitStack() as stack:
+        started = []
+        for _ in range(count):
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            stack.callback(_end, process)
+            started.append(process)
+        for process in started:
+            assert process.stdout is not None
+            if not process.stdout.readline():
+                raise ConfigError("a process that was to keep a core busy ended; try --alone")
+        yield
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.communicate(timeout=NEIGHBOUR_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+
+
+def _print(measured: Profile, about: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f"{about['model']}, {about['dtype']} on {about['device']}, {about['threads']} threads; whole model"
+    )
+    table = Table("tokens", "ms", "tokens/s")
+    for column in table.columns:
+        column.justify = "right"
+    for tokens, ms in measured.table:
+        table.add_row(str(tokens), f"{ms:.2f}", f"{1000 * tokens / ms:.0f}")
+    console.print(table)
+    if (terms := measured.terms) is not None:
+        console.print(
+            f"context {terms.kv_token_us:.3f} us per KV entry read, {terms.pair_us:.3f} us per prompt pair; "
+            f"{terms.row * 1000:.1f} us per row; {terms.fixed:.2f} ms per step and stage",
+            highlight=False,
+        )
