@@ -35,6 +35,14 @@ class OverloadedError(TidePipeError):
         self.retry_after_ms = retry_after_ms
 
 
+class UnauthenticatedError(TidePipeError):
+    """Who calls did not say who they are, or could not prove it (UNAUTHENTICATED, 401)."""
+
+
+class PermissionDeniedError(TidePipeError):
+    """Who calls is known, and may not do this (PERMISSION_DENIED, 403)."""
+
+
 class UnavailableError(TidePipeError):
     """A service that is needed does not answer (UNAVAILABLE, 503). Trying again may help."""
 

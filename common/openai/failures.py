@@ -9,7 +9,9 @@ from common.errors import (
     InvalidRequestError,
     NotFoundError,
     OverloadedError,
+    PermissionDeniedError,
     TidePipeError,
+    UnauthenticatedError,
     UnavailableError,
 )
 
@@ -17,6 +19,8 @@ _MAPPING: dict[type[TidePipeError], tuple[int, str, str]] = {
     InvalidRequestError: (400, "invalid_request_error", "invalid_value"),
     NotFoundError: (404, "invalid_request_error", "not_found"),
     OverloadedError: (429, "rate_limit_error", "rate_limit_exceeded"),
+    UnauthenticatedError: (401, "authentication_error", "invalid_api_key"),
+    PermissionDeniedError: (403, "permission_error", "permission_denied"),
     UnavailableError: (503, "service_unavailable_error", "service_unavailable"),
 }
 _OTHER = (500, "server_error", "internal_error")
@@ -43,6 +47,8 @@ def error_response(error: BaseException) -> tuple[int, dict[str, Any], dict[str,
     message = str(error) if isinstance(error, TidePipeError) else "internal error; see the server's log"
     param = error.param if isinstance(error, InvalidRequestError) else None
     headers = {}
+    if isinstance(error, UnauthenticatedError):
+        headers["www-authenticate"] = "Bearer"
     if isinstance(error, OverloadedError):
         # Retry-After has whole seconds; OpenAI's clients prefer the finer header where there is one.
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_ms / 1000)))

@@ -13,7 +13,9 @@ from common.errors import (
     ModelError,
     NotFoundError,
     OverloadedError,
+    PermissionDeniedError,
     TidePipeError,
+    UnauthenticatedError,
     UnavailableError,
 )
 
@@ -24,6 +26,8 @@ _CODES: tuple[tuple[type[TidePipeError], grpc.StatusCode], ...] = (
     (InvalidRequestError, grpc.StatusCode.INVALID_ARGUMENT),
     (NotFoundError, grpc.StatusCode.NOT_FOUND),
     (OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED),
+    (PermissionDeniedError, grpc.StatusCode.PERMISSION_DENIED),
     (UnavailableError, grpc.StatusCode.UNAVAILABLE),
     (IncompatibleError, grpc.StatusCode.FAILED_PRECONDITION),
     (ModelError, grpc.StatusCode.FAILED_PRECONDITION),
@@ -57,6 +61,10 @@ def from_rpc_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> TidePipeError
             return OverloadedError(text, int(metadata.get(RETRY_AFTER, 1000)))
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.DEADLINE_EXCEEDED | grpc.StatusCode.CANCELLED:
             return UnavailableError(text)
+        case grpc.StatusCode.UNAUTHENTICATED:
+            return UnauthenticatedError(text)
+        case grpc.StatusCode.PERMISSION_DENIED:
+            return PermissionDeniedError(text)
         case grpc.StatusCode.FAILED_PRECONDITION:
             return IncompatibleError(text)
         case _:

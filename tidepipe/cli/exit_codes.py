@@ -8,7 +8,9 @@ from common.errors import (
     InvalidRequestError,
     ModelError,
     NotFoundError,
+    PermissionDeniedError,
     TidePipeError,
+    UnauthenticatedError,
 )
 
 SUCCESS = 0
@@ -17,7 +19,10 @@ BAD_USAGE = 2
 CLUSTER_FAILURE = 3
 INTERRUPTED = 130
 
-_USAGE_ERRORS = (ConfigError, IncompatibleError, InvalidRequestError, ModelError, NotFoundError)
+_USAGE_ERRORS = (
+    *(ConfigError, IncompatibleError, InvalidRequestError, ModelError, NotFoundError),
+    *(PermissionDeniedError, UnauthenticatedError),
+)
 
 
 def exit_code(error: TidePipeError) -> int:

@@ -13,6 +13,7 @@ from tidepipe.cli.batch import batch
 from tidepipe.cli.bench import bench_app
 from tidepipe.cli.exit_codes import INTERRUPTED, SOME_FAILED, exit_code
 from tidepipe.cli.generate import generate
+from tidepipe.cli.keys import keys_app
 from tidepipe.cli.model import model_app
 from tidepipe.cli.profile import profile
 from tidepipe.cli.sim import sim_app
@@ -33,6 +34,7 @@ app.command("profile")(profile)
 app.add_typer(bench_app, name="bench")
 app.add_typer(admin_app, name="admin")
 app.add_typer(model_app, name="model")
+app.add_typer(keys_app, name="keys")
 app.add_typer(sim_app, name="sim")
 
 

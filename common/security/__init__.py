@@ -1,0 +1,1 @@
+"""Who may do what: certificates, the cluster token, API keys, and the rules for every service."""

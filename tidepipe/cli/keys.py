@@ -1,0 +1,105 @@
+"""`tidepipe keys`: who may call a secured cluster."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.security.api_key import KEY_ROLES, ApiKey
+from common.security.key_store import KeyStore
+
+keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+
+StoreOption = Annotated[
+    Path,
+    typer.Option("--file", metavar="FILE", envvar="TIDEPIPE_API_KEYS", help="The file that holds the keys."),
+]
+_DAY_S = 86_400.0
+
+
+@keys_app.command("add")
+def add(
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    file: StoreOption,
+    role: Annotated[
+        list[str] | None, typer.Option("--role", help=f"{', '.join(KEY_ROLES)}; repeatable.")
+    ] = None,
+    days: Annotated[
+        float | None, typer.Option("--days", help="Days until it expires. Default: never.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", help="Requests a minute. Default: no limit.")
+    ] = None,
+    concurrent: Annotated[int | None, typer.Option("--concurrent", help="Requests at a time.")] = None,
+) -> None:
+    """Make a key and print it. It is shown this once: only a digest is kept."""
+    record, key = KeyStore(file).add(
+        name,
+        role or ["inference"],
+        lifetime_s=None if days is None else days * _DAY_S,
+        requests_per_minute=rate,
+        max_concurrent=concurrent,
+    )
+    print(f"{_line(record)}\nThis is the only time that the key is shown:", file=sys.stderr)
+    print(key)
+
+
+@keys_app.command("list")
+def list_keys(
+    file: StoreOption, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+) -> None:
+    """Show all keys, without their secrets."""
+    keys = KeyStore(file).list()
+    if as_json:
+        print(json.dumps({"keys": [_fields(key) for key in keys]}))
+        return
+    for key in keys:
+        print(_line(key))
+
+
+@keys_app.command("revoke")
+def revoke(key_id: Annotated[str, typer.Argument(help="Its id, as listed.")], file: StoreOption) -> None:
+    """End a key. Running clusters refuse it within a second."""
+    KeyStore(file).revoke(key_id)
+    print(f"revoked {key_id}", file=sys.stderr)
+
+
+def _state(key: ApiKey) -> str:
+    if key.revoked:
+        return "revoked"
+    return "expired" if key.expires is not None and key.expires <= time.time() else "valid"
+
+
+def _fields(key: ApiKey) -> dict[str, object]:
+    return {
+        "id": key.key_id,
+        "name": key.name,
+        "roles": sorted(key.roles),
+        "state": _state(key),
+        "created": key.created,
+        "expires": key.expires,
+        "requests_per_minute": key.requests_per_minute,
+        "max_concurrent": key.max_concurrent,
+    }
+
+
+def _line(key: ApiKey) -> str:
+    limits = [
+        text
+        for value, text in (
+            (key.requests_per_minute, f"{key.requests_per_minute:g}/min" if key.requests_per_minute else ""),
+            (key.max_concurrent, f"{key.max_concurrent} at a time"),
+        )
+        if value
+    ]
+    expiry = (
+        "" if key.expires is None else time.strftime(" until %Y-%m-%d %H:%M", time.localtime(key.expires))
+    )
+    return (
+        f"{key.key_id}  {_state(key)}{expiry}  {','.join(sorted(key.roles))}  {key.name}  {' '.join(limits)}"
+    )
