@@ -75,10 +75,13 @@ class Sampler:
             for state, key, position in zip(states, keys, next_positions, strict=True)
         ]
         values = logits.detach().to(self._device, torch.float32).contiguous()
+        if all(state.simple for state in states):
+            # One pass: the logit that argmax finds is the greatest, or the first NaN.
+            token_ids = _argmax(values)
+            _check_finite(values[list(range(len(keys))), token_ids], keys)
+            return SampledTokens(tuple(token_ids))
         best = values.amax(-1)
         _check_finite(best, keys)
-        if all(state.simple for state in states):
-            return SampledTokens(tuple(_argmax(values)))
         wanting = [row for row, state in enumerate(states) if state.params.logprobs is not None]
         log_probabilities = _rows(values, wanting).log_softmax(-1) if wanting else None
         edits = LogitEdits(states, indices, self._vocab_size)
@@ -157,7 +160,8 @@ def _check_finite(best: torch.Tensor, keys: Sequence[int]) -> None:
 
 
 def _argmax(values: torch.Tensor) -> list[int]:
-    # numpy's argmax is vectorised, torch's on CPU is not: 13 times faster. Both take the first of equals.
+    # numpy's argmax is vectorised, torch's on CPU is not: 13 times faster. Both take the first of equals, and
+    # the first NaN before any number.
     if values.device.type == "cpu":
         return [int(token_id) for token_id in values.numpy().argmax(-1)]
     return [int(token_id) for token_id in values.argmax(-1).tolist()]

@@ -9,15 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stage_worker.attention.backend import AttentionContext, AttentionStep, HeadNorms
+from stage_worker.attention.backend import AttentionContext, HeadNorms
 from stage_worker.attention.batch import Int32Array, RaggedBatch
-from stage_worker.models.native.library import (
-    GROUP,
-    MOST_HEAD_DIM,
-    MOST_QUERY_ROWS,
-    Attention,
-    NativeKernels,
-)
+from stage_worker.models.native.library import NativeKernels
+from stage_worker.models.native.structures import GROUP, MOST_HEAD_DIM, MOST_QUERY_ROWS, Attention
 from stage_worker.models.spec import ModelSpec
 
 _LEAST_TOKENS = 16
@@ -44,12 +39,18 @@ class NativePagedAttention:
             and block_size % GROUP == 0
         )
 
-    def begin(self, batch: RaggedBatch) -> AttentionStep:
+    def begin(self, batch: RaggedBatch) -> NativeStep:
         """Prepare a step."""
-        return _NativeStep(self._kernels, self._context, batch)
+        return NativeStep(self._kernels, self._context, batch)
 
 
-class _NativeStep:
+class NativeStep:
+    """One step's arguments for the kernels.
+
+    arguments: without what differs from layer to layer. bounds: items of each thread; fewer than threads
+    where there is little to do.
+    """
+
     def __init__(self, kernels: NativeKernels, context: AttentionContext, batch: RaggedBatch) -> None:
         spec = context.spec
         self._kernels = kernels
@@ -58,7 +59,7 @@ class _NativeStep:
         rotary = context.rotary
         rotary.reserve(int(batch.contexts.max(initial=1)))
         items = _items(batch, spec.heads, spec.kv_heads)
-        self._bounds = _bounds(batch, items, kernels.threads)
+        self.bounds = _bounds(batch, items, kernels.threads)
         arrays: dict[str, npt.NDArray[np.integer]] = {
             "positions": batch.positions,
             "slots": batch.slots,
@@ -72,7 +73,7 @@ class _NativeStep:
             "item_head_end": items.head_end,
         }
         self._alive = (arrays, rotary.cos, rotary.sin)  # the kernels see only their addresses
-        self._arguments = Attention(
+        self.arguments = Attention(
             **{name: array.ctypes.data for name, array in arrays.items()},
             cos=rotary.cos.data_ptr(),
             sin=rotary.sin.data_ptr(),
@@ -86,7 +87,7 @@ class _NativeStep:
             # The kernel's exponential has base 2.
             scale=spec.head_dim**-0.5 / np.log(2.0),
         )
-        self._reference = byref(self._arguments)
+        self._reference = byref(self.arguments)
 
     def attend(
         self, layer: int, qkv: torch.Tensor, norms: HeadNorms | None, out: torch.Tensor | None = None
@@ -96,7 +97,7 @@ class _NativeStep:
         index = layer - self._context.first_layer
         if out is None:
             out = torch.empty(qkv.shape[0], spec.query_size, dtype=qkv.dtype)
-        arguments = self._arguments
+        arguments = self.arguments
         arguments.qkv, arguments.out = qkv.data_ptr(), out.data_ptr()
         arguments.keys, arguments.values = pool.keys(index).data_ptr(), pool.values(index).data_ptr()
         arguments.q_norm = norms.query.data_ptr() if norms is not None else None
@@ -104,7 +105,7 @@ class _NativeStep:
         arguments.window = spec.sliding_windows[layer] or 0
         arguments.rope = spec.rope_layers[layer]
         self._kernels.run(self._kernels.store_kv, self._reference, self._tokens, _LEAST_TOKENS)
-        self._kernels.run_parts(self._kernels.attend, self._reference, self._bounds)
+        self._kernels.run_parts(self._kernels.attend, self._reference, self.bounds)
         return out
 
 

@@ -94,13 +94,15 @@ class TorchBackend:
         pool = KvPool(geometry, blocks, self._device)
         rotary = RotaryTable(model.rope, model.head_dim, model.context_length, self._device)
         compute = self._compute
-        attention = compute.attention(AttentionContext(model, part.begin, pool, rotary))
-        workspace = Workspace(model, self._dtype) if compute.reuse_buffers else None
+        context = AttentionContext(model, part.begin, pool, rotary)
+        attention = compute.attention(context)
+        stack = compute.stack(weights, attention, context)
+        workspace = Workspace(model, self._dtype) if compute.reuse_buffers and stack is None else None
         return TorchExecutor(
             StageParts(
                 stage=spec,
                 model=model,
-                decoder=Decoder(model, part.begin, weights, attention, compute.ops, workspace),
+                decoder=Decoder(model, part.begin, weights, attention, compute.ops, workspace, stack),
                 pool=pool,
                 weight_bytes=weights.nbytes,
                 device=self._device,

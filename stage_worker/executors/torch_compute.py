@@ -17,6 +17,8 @@ from stage_worker.models.linear import Linear, LinearFactory, PlainLinear
 from stage_worker.models.native.build import cpu_flags
 from stage_worker.models.native.library import NativeKernels, load_kernels
 from stage_worker.models.native_ops import NativeLayerOps, NativeLinear
+from stage_worker.models.native_stack import NativeStack
+from stage_worker.models.weights import StageWeights
 
 _log = structlog.get_logger()
 
@@ -26,6 +28,7 @@ class Compute:
     """The parts of a decoder that depend on the hardware.
 
     head: makes the LM head. reuse_buffers: True where results should go to a workspace.
+    kernels: the C kernels, if any.
     """
 
     attention: Callable[[AttentionContext], AttentionBackend]
@@ -33,6 +36,17 @@ class Compute:
     linear: LinearFactory
     head: LinearFactory
     reuse_buffers: bool = True
+    kernels: NativeKernels | None = None
+
+    def stack(
+        self, weights: StageWeights, attention: AttentionBackend, context: AttentionContext
+    ) -> NativeStack | None:
+        """What computes all layers at once, if the kernels can."""
+        if self.kernels is None or not isinstance(attention, NativePagedAttention):
+            return None
+        if not NativeStack.fits(weights):
+            return None
+        return NativeStack(self.kernels, weights, attention, context)
 
 
 def make_compute(device: torch.device, dtype: torch.dtype, threads: int) -> Compute:
@@ -45,9 +59,8 @@ def make_compute(device: torch.device, dtype: torch.dtype, threads: int) -> Comp
     if dtype == torch.bfloat16 and "amx_bf16" in cpu_flags():
         # PyTorch's products use AMX, which these kernels do not know.
         return Compute(attention, ops, PlainLinear, PlainLinear)
-    return Compute(
-        attention, ops, partial(_linear, kernels, float_out=False), partial(_linear, kernels, float_out=True)
-    )
+    linear, head = (partial(_linear, kernels, float_out=wide) for wide in (False, True))
+    return Compute(attention, ops, linear, head, kernels=kernels)
 
 
 def _attention(kernels: NativeKernels, context: AttentionContext) -> AttentionBackend:

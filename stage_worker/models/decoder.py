@@ -7,6 +7,7 @@ import torch
 from stage_worker.attention.backend import AttentionBackend, HeadNorms
 from stage_worker.attention.batch import RaggedBatch
 from stage_worker.models.layer_ops import LayerOps
+from stage_worker.models.native_stack import NativeStack
 from stage_worker.models.spec import ModelSpec
 from stage_worker.models.weights import StageWeights
 from stage_worker.models.workspace import LayerBuffers, Workspace
@@ -23,13 +24,16 @@ class Decoder:
         attention: AttentionBackend,
         ops: LayerOps,
         workspace: Workspace | None = None,
+        stack: NativeStack | None = None,
     ) -> None:
+        """stack: computes all layers at once, instead of `attention`, `ops` and `workspace`."""
         self._eps = spec.rms_eps
         self._first_layer = first_layer
         self._weights = weights
         self._attention = attention
         self._ops = ops
         self._workspace = workspace
+        self._stack = stack
         self._head_norms = [
             HeadNorms(layer.q_norm, layer.k_norm)
             if layer.q_norm is not None and layer.k_norm is not None
@@ -45,9 +49,13 @@ class Decoder:
 
     def forward(self, batch: RaggedBatch, residual: torch.Tensor) -> torch.Tensor:
         """Run the stage's layers on the residual stream [tokens, hidden], which is overwritten."""
+        if self._stack is not None:
+            return self._stack.forward(batch, residual)
         ops, eps = self._ops, self._eps
         step = self._attention.begin(batch)
-        buffers = self._workspace.begin(batch.tokens) if self._workspace is not None else LayerBuffers()
+        buffers = LayerBuffers()
+        if self._workspace is not None:
+            buffers = LayerBuffers(**self._workspace.begin(batch.tokens))
         delta: torch.Tensor | None = None
         for index, (layer, norms) in enumerate(
             zip(self._weights.layers, self._head_norms, strict=True), self._first_layer

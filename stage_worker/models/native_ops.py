@@ -7,7 +7,8 @@ from ctypes import byref
 import torch
 from torch.nn import functional as F
 
-from stage_worker.models.native.library import PANEL, NativeKernels, Product, Rows
+from stage_worker.models.native.library import NativeKernels
+from stage_worker.models.native.structures import PANEL, Product, Rows
 
 _PIECE_ELEMENTS = 1 << 20
 """Weights reordered at a time."""
@@ -37,14 +38,14 @@ class NativeLinear:
         self._weight = _packed(weight, kernels.pair)
         self._bias = bias.float() if bias is not None else None
         self._out_dtype = torch.float32 if float_out else kernels.dtype
-        self._arguments = Product(
+        self.product = Product(
             weight=self._weight.data_ptr(),
             bias=self._bias.data_ptr() if self._bias is not None else None,
             inputs=inputs,
             outputs=outputs,
             float_out=int(float_out),
         )
-        self._reference = byref(self._arguments)
+        self._reference = byref(self.product)
 
     @staticmethod
     def fits(kernels: NativeKernels, weight: torch.Tensor) -> bool:
@@ -60,7 +61,7 @@ class NativeLinear:
         """Multiply; `out` may be used for the result."""
         if out is None:
             out = torch.empty(x.shape[0], self._outputs, dtype=self._out_dtype)
-        arguments = self._arguments
+        arguments = self.product
         arguments.x = x.data_ptr()
         arguments.out = out.data_ptr()
         arguments.rows = x.shape[0]

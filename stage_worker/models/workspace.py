@@ -40,12 +40,12 @@ class Workspace:
         self._storage: dict[str, torch.Tensor] = {}
         self._tokens = 0
 
-    def begin(self, tokens: int) -> LayerBuffers:
-        """Buffers for a step with so many tokens."""
+    def begin(self, tokens: int) -> dict[str, torch.Tensor]:
+        """Buffers for a step with so many tokens, by the names of LayerBuffers."""
         if tokens > self._tokens:
             self._tokens = tokens
             self._storage = {
                 name: torch.empty(tokens, columns, dtype=self._dtype)
                 for name, columns in self._columns.items()
             }
-        return LayerBuffers(**{name: storage[:tokens] for name, storage in self._storage.items()})
+        return {name: storage[:tokens] for name, storage in self._storage.items()}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common.model_source import cache_dir
 
-_SOURCES = ("kernels.c", "native.h", "tile.h", "product.h", "rows.h", "attention.h")
+_SOURCES = ("kernels.c", "native.h", "tile.h", "bytes.h", "product.h", "rows.h", "attention.h", "layers.h")
 _FLAGS = ("-O3", "-shared", "-fPIC", "-fno-strict-aliasing", "-fno-math-errno", "-Wno-psabi")
 _COMPILERS = ("cc", "gcc", "clang")
 _TIMEOUT_S = 300.0
@@ -32,13 +32,17 @@ class BuildError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """The kernels for one kind of CPU. needs: flags of /proc/cpuinfo. dot: bfloat16 dot products."""
+    """The kernels for one kind of CPU. needs: flags of /proc/cpuinfo.
+
+    dot: bfloat16 dot products. vnni: int8 dot products.
+    """
 
     name: str
     lanes: int
     needs: frozenset[str]
     options: tuple[str, ...]
     dot: bool = False
+    vnni: bool = False
 
 
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
@@ -49,9 +53,17 @@ VARIANTS = (
     Variant(
         "avx512bf16",
         lanes=16,
-        needs=frozenset({"avx2", "fma", *_AVX512, "avx512_bf16"}),
-        options=(*_AVX512_OPTIONS, "-mavx512bf16"),
+        needs=frozenset({"avx2", "fma", *_AVX512, "avx512_bf16", "avx512_vnni"}),
+        options=(*_AVX512_OPTIONS, "-mavx512bf16", "-mavx512vnni"),
         dot=True,
+        vnni=True,
+    ),
+    Variant(
+        "avx512vnni",
+        lanes=16,
+        needs=frozenset({"avx2", "fma", *_AVX512, "avx512_vnni"}),
+        options=(*_AVX512_OPTIONS, "-mavx512vnni"),
+        vnni=True,
     ),
     Variant("avx512", lanes=16, needs=frozenset({"avx2", "fma", *_AVX512}), options=_AVX512_OPTIONS),
     Variant("avx2", lanes=8, needs=frozenset({"avx2", "fma"}), options=_AVX2_OPTIONS),
@@ -120,6 +132,7 @@ class Source:
             *variant.options,
             f"-DBF16={int(bfloat16)}",
             f"-DDOT={int(variant.dot)}",
+            f"-DVNNI={int(variant.vnni)}",
             f"-DLANES={variant.lanes}",
         )
         try:

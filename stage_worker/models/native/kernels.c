@@ -6,9 +6,14 @@
 #include <immintrin.h>
 #endif
 
+#include <sched.h>
+
 #include "tile.h"
 
+#include "bytes.h"
 #include "product.h"
 #include "rows.h"
 
 #include "attention.h"
+
+#include "layers.h"

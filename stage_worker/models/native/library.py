@@ -17,79 +17,7 @@ from stage_worker.models.native.build import BuildError, Variant, compiled, usab
 SWITCH = "TIDEPIPE_NATIVE"
 """Environment variable; 0 leaves everything to PyTorch."""
 
-GROUP = 16
-"""KV slots that lie side by side in the pool."""
-PANEL = 64
-"""Outputs of packed weights that lie side by side."""
-MOST_HEAD_DIM = 256
-MOST_QUERY_ROWS = 48
-"""Queries times query heads of one item of attention."""
-
 _log = structlog.get_logger()
-
-
-class Attention(ctypes.Structure):
-    """`Attention` of native.h."""
-
-    _fields_ = (
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "qkv",
-                "out",
-                "keys",
-                "values",
-                "cos",
-                "sin",
-                "q_norm",
-                "k_norm",
-                "positions",
-                "slots",
-                "offsets",
-                "first_positions",
-                "tables",
-                "item_row",
-                "item_begin",
-                "item_end",
-                "item_head_begin",
-                "item_head_end",
-            )
-        ),
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "table_width",
-                "heads",
-                "kv_heads",
-                "head_dim",
-                "block_size",
-                "block_stride",
-                "window",
-                "rope",
-            )
-        ),
-        ("norm_eps", ctypes.c_float),
-        ("scale", ctypes.c_float),
-    )
-
-
-class Product(ctypes.Structure):
-    """`Product` of native.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "out")),
-        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs", "float_out")),
-    )
-
-
-class Rows(ctypes.Structure):
-    """`Rows` of native.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "y", "weight", "out")),
-        *((name, ctypes.c_int64) for name in ("rows", "columns")),
-        ("eps", ctypes.c_float),
-    )
 
 
 Kernel = Callable[[object, int, int], None]
@@ -114,6 +42,8 @@ class NativeKernels:
         self.swiglu = _kernel(library, "tidepipe_swiglu")
         self.store_kv = _kernel(library, "tidepipe_store_kv")
         self.attend = _kernel(library, "tidepipe_attend")
+        self.quantize = _kernel(library, "tidepipe_quantize")
+        self.layers = _kernel(library, "tidepipe_layers")
 
     def run(self, kernel: Kernel, arguments: object, total: int, least: int = 1) -> None:
         """Run a kernel over 0 .. total - 1, in equal parts of at least `least`, one per thread."""

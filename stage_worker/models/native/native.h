@@ -47,12 +47,24 @@ typedef struct {
     float scale;
 } Attention;
 
+/* Rows rounded to int8, each with a scale of its own: x is about values * scale.
+ * values: [rows][inputs]. shifts: 128 times the sum of a row's values. */
+typedef struct {
+    int8_t *values;
+    float *scales;
+    int32_t *shifts;
+} Bytes;
+
 /* x [rows][inputs] times packed weights, plus bias, into out [rows][outputs].
  * weight: for each 64 outputs [inputs / pair][64][pair], zeros behind the last. bias: float or null.
+ * scales: null, or float [outputs] if the weights are int8 (then packed as bytes 128 + w, [inputs / 4][64][4]);
+ * such a product reads `bytes` instead of x.
  * float_out: out is float whatever x is. */
 typedef struct {
     const void *x;
+    Bytes bytes;
     const void *weight;
+    const float *scales;
     const float *bias;
     void *out;
     int64_t rows;
@@ -67,9 +79,50 @@ typedef struct {
     const void *y;
     const void *weight;
     void *out;
+    Bytes bytes; /* where `quantize` puts the rows */
     int64_t rows;
     int64_t columns;
     float eps;
 } Rows;
+
+/* One decoder layer: weights, and its part of the KV pool. */
+typedef struct {
+    const void *input_norm;
+    const void *mlp_norm;
+    const void *q_norm;
+    const void *k_norm;
+    Product qkv;
+    Product output;
+    Product gate_up;
+    Product down;
+    void *keys;
+    void *values;
+    int64_t window;
+    int64_t rope;
+} Layer;
+
+/* A step through all layers of a stage.
+ * attention: what the layers have in common. bounds: items of attention of each thread [threads + 1].
+ * residual: [tokens][hidden], in and out. The other buffers are for one layer's results, bytes for int8 inputs.
+ * arrived: zero at first; the threads meet here. */
+typedef struct {
+    const Layer *layers;
+    int64_t layer_count;
+    Attention attention;
+    const int64_t *bounds;
+    void *residual;
+    void *normed;
+    void *qkv;
+    void *attended;
+    void *projected;
+    void *gate_up;
+    void *gated;
+    Bytes bytes;
+    int64_t tokens;
+    int64_t hidden;
+    int64_t threads;
+    int64_t arrived;
+    float eps;
+} Stage;
 
 #endif

@@ -54,8 +54,48 @@ INLINE void product_out(const Product *p, long row, long count, long panel, cons
     }
 }
 
+/* product, for int8 weights: sums become floats in place. */
+INLINE void product_of_bytes(const Product *p, long panel_begin, long panel_end) {
+    int32_t sums[ROW_BLOCK * PANEL] __attribute__((aligned(64)));
+    long steps = p->inputs / 4;
+    for (long row = 0; row < p->rows; row += ROW_BLOCK) {
+        long count = p->rows - row < ROW_BLOCK ? p->rows - row : ROW_BLOCK;
+        long chunks = (count + 5) / 6;
+        for (long panel = panel_begin; panel < panel_end; panel++) {
+            const uint32_t *weights = (const uint32_t *)p->weight + panel * steps * PANEL;
+            for (long step = 0; step < steps; step += BYTE_STEPS) {
+                long part = steps - step < BYTE_STEPS ? steps - step : BYTE_STEPS;
+                for (long chunk = 0; chunk < chunks; chunk++) {
+                    long begin = count * chunk / chunks, end = count * (chunk + 1) / chunks;
+                    int32_t *to = sums + begin * PANEL;
+                    switch (end - begin) {
+                    case 1: byte_tile(1, p, row + begin, step, part, weights, to); break;
+                    case 2: byte_tile(2, p, row + begin, step, part, weights, to); break;
+                    case 3: byte_tile(3, p, row + begin, step, part, weights, to); break;
+                    case 4: byte_tile(4, p, row + begin, step, part, weights, to); break;
+                    case 5: byte_tile(5, p, row + begin, step, part, weights, to); break;
+                    default: byte_tile(6, p, row + begin, step, part, weights, to); break;
+                    }
+                }
+            }
+            for (long r = 0; r < count; r++)
+                for (long c = 0; c < PANEL; c += LANES) {
+                    int32_t *at = sums + r * PANEL + c;
+                    Ints sum = *(const IntsAt *)at - p->bytes.shifts[row + r];
+                    Floats scale = get_floats(p->scales + panel * PANEL + c) * p->bytes.scales[row + r];
+                    put_floats((float *)at, __builtin_convertvector(sum, Floats) * scale);
+                }
+            product_out(p, row, count, panel, (const float *)sums);
+        }
+    }
+}
+
 /* Panels panel_begin .. panel_end - 1 of the outputs. */
-void tidepipe_product(const Product *p, int64_t panel_begin, int64_t panel_end) {
+KERNEL tidepipe_product(const Product *p, int64_t panel_begin, int64_t panel_end) {
+    if (p->scales) {
+        product_of_bytes(p, panel_begin, panel_end);
+        return;
+    }
     float sums[ROW_BLOCK * PANEL] __attribute__((aligned(64)));
     long steps = p->inputs / PAIR;
     for (long row = 0; row < p->rows; row += ROW_BLOCK) {

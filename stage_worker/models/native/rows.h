@@ -19,16 +19,24 @@ INLINE void norm_row(const Elem *x, const Elem *weight, float eps, long columns,
     for (; c < columns; c++) y[c] = narrow(widen(narrow(widen(x[c]) * factor)) * widen(weight[c]));
 }
 
+/* x += y, one row. */
+INLINE void add_row(const Rows *p, long row) {
+    Elem *x = (Elem *)p->x + row * p->columns;
+    const Elem *y = (const Elem *)p->y + row * p->columns;
+    long c = 0;
+    for (; c + LANES <= p->columns; c += LANES) store(x + c, load(x + c) + load(y + c));
+    for (; c < p->columns; c++) x[c] = narrow(widen(x[c]) + widen(y[c]));
+}
+
+INLINE void add_rows(const Rows *p, long row_begin, long row_end) {
+    for (long row = row_begin; row < row_end; row++) add_row(p, row);
+}
+
 /* x += y (unless y is null); out = norm of x. */
-void tidepipe_norm(const Rows *p, int64_t row_begin, int64_t row_end) {
+KERNEL tidepipe_norm(const Rows *p, int64_t row_begin, int64_t row_end) {
     for (long row = row_begin; row < row_end; row++) {
-        Elem *x = (Elem *)p->x + row * p->columns;
-        if (p->y) {
-            const Elem *y = (const Elem *)p->y + row * p->columns;
-            long c = 0;
-            for (; c + LANES <= p->columns; c += LANES) store(x + c, load(x + c) + load(y + c));
-            for (; c < p->columns; c++) x[c] = narrow(widen(x[c]) + widen(y[c]));
-        }
+        const Elem *x = (const Elem *)p->x + row * p->columns;
+        if (p->y) add_row(p, row);
         norm_row(x, (const Elem *)p->weight, p->eps, p->columns, (Elem *)p->out + row * p->columns);
     }
 }
@@ -60,7 +68,7 @@ INLINE void swiglu_lanes(const Elem *gate, const Elem *up, Elem *out) {
 }
 
 /* out = round(silu(gate)) * up, where x is [rows][gate, up], each of `columns`. */
-void tidepipe_swiglu(const Rows *p, int64_t row_begin, int64_t row_end) {
+KERNEL tidepipe_swiglu(const Rows *p, int64_t row_begin, int64_t row_end) {
     for (long row = row_begin; row < row_end; row++) {
         const Elem *gate = (const Elem *)p->x + row * 2 * p->columns;
         const Elem *up = gate + p->columns;

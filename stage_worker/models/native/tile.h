@@ -1,11 +1,13 @@
 /* Vectors, and the two tiles that all heavy work is made of.
- * BF16: 1 for bfloat16 data, 0 for float. LANES: floats per vector. DOT: 1 with bfloat16 dot products. */
+ * BF16: 1 for bfloat16 data, 0 for float. LANES: floats per vector. DOT: 1 with bfloat16 dot products.
+ * VNNI: 1 with int8 dot products. */
 #ifndef TIDEPIPE_TILE_H
 #define TIDEPIPE_TILE_H
 
 #include "native.h"
 
 #define INLINE static inline __attribute__((always_inline))
+#define KERNEL __attribute__((noinline)) void /* called from Python, or by another kernel */
 #define PAIR (BF16 ? 2 : 1)
 #define VECTORS (GROUP / LANES)                       /* per group of 16 */
 #define TILE_GROUPS (LANES == 16 ? PANEL / GROUP : 1) /* as many as the registers hold */
@@ -15,6 +17,8 @@ typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef float FloatsAt __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t WordsAt __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t IntsAt __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int8_t BytesAt __attribute__((vector_size(LANES), aligned(1), may_alias));
 typedef uint16_t HalvesAt __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 #if BF16

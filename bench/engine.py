@@ -1,0 +1,234 @@
+"""Where a stage's time goes: the same scheduler and executors in one process, without a network.
+
+    python -m bench.engine WORKLOAD.json --model smollm2-135m --stages 2 --out engine.json
+
+WORKLOAD.json: [{"prompt": [token ids], "out": n}, ...]; all at once, greedy, end-of-sequence ignored.
+Stages run one after the other on one thread, and only the processor time of that thread counts: the figures
+hold on a busy machine too. A virtual clock runs the stages side by side, as if each had a core of its own and
+the way between two processes took --hop-ms: its end is what the live system would take if RPC were free.
+Writes, per stage and phase, the seconds of each kernel and of everything around them, and the greedy tokens'
+digest, by which two versions can be told to give the same answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import heapq
+import itertools
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from common.model_shape import ModelShape
+from common.plan import Phase, SampledTokens, StepPlan
+from common.sampling import SamplingParams
+from controller.core.actions import Dispatch, Emit
+from controller.core.events import Event, NewSequence, SequencesArrived, StagesReady, StepDone
+from controller.core.policies.catalog import make_policy, victims_for
+from controller.core.scheduler import Scheduler, SchedulerConfig
+from controller.core.split import given_split, head_cost_in_layers, split_layers
+from stage_worker.executors.protocol import Executor, StageSpec
+from stage_worker.executors.torch_backend import TorchBackend
+from stage_worker.models.native.library import Kernel, NativeKernels
+from stage_worker.models.native_stack import NativeStack
+
+KV_BLOCKS = 4096
+MAX_STEP_TOKENS = 2048
+
+
+class KernelClock:
+    """Processor time per kernel, added up under the stage and phase that is set."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[tuple[int, str, str], float] = defaultdict(float)
+        self.stage = 0
+        self.phase = ""
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count seconds."""
+        self.seconds[self.stage, self.phase, name] += seconds
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Time every kernel that is called inside."""
+        run, run_parts = NativeKernels.run, NativeKernels.run_parts
+
+        def timed_run(
+            kernels: NativeKernels, kernel: Kernel, arguments: object, total: int, least: int = 1
+        ) -> None:
+            begin = time.thread_time()
+            run(kernels, kernel, arguments, total, least)
+            self.add(_name(kernel, arguments), time.thread_time() - begin)
+
+        def timed_parts(
+            kernels: NativeKernels, kernel: Kernel, arguments: object, bounds: Sequence[int]
+        ) -> None:
+            begin = time.thread_time()
+            run_parts(kernels, kernel, arguments, bounds)
+            self.add(_name(kernel, arguments), time.thread_time() - begin)
+
+        NativeKernels.run, NativeKernels.run_parts = timed_run, timed_parts  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            NativeKernels.run, NativeKernels.run_parts = run, run_parts  # type: ignore[method-assign]
+
+
+def _name(kernel: Kernel, arguments: object) -> str:
+    name: str = kernel.__name__.removeprefix("tidepipe_")  # type: ignore[attr-defined]
+    head = getattr(getattr(arguments, "_obj", None), "float_out", 0)
+    return "head" if head else name
+
+
+class Pipeline:
+    """The stages, and the scheduler that feeds them."""
+
+    def __init__(self, model: str, stages: int, options: argparse.Namespace) -> None:
+        self.executors: list[Executor] = []
+        self.shape: ModelShape
+        for index in range(stages):
+            backend = TorchBackend(
+                model, device="cpu", dtype=options.dtype, threads=1, memory_budget=8 << 30
+            )
+            self.shape = backend.description.shape
+            ranges = (
+                given_split(options.layer_split, self.shape.layers, stages)
+                if options.layer_split
+                else split_layers(self.shape.layers, stages, head_cost_in_layers(self.shape))
+            )
+            self.executors.append(
+                backend.configure(
+                    StageSpec(index, stages, *ranges[index], options.block_size, KV_BLOCKS, MAX_STEP_TOKENS)
+                )
+            )
+        self.scheduler = Scheduler(
+            SchedulerConfig(
+                context_length=self.shape.context_length,
+                eos_token_ids=self.shape.eos_token_ids,
+                block_size=options.block_size,
+                prefill_tokens=options.prefill_tokens,
+                microbatches=options.microbatches,
+                victims=victims_for(options.policy),
+            ),
+            make_policy(options.policy),
+        )
+
+    def run(
+        self, items: Sequence[dict[str, Any]], clock: KernelClock, hop_s: float
+    ) -> tuple[dict[str, list[int]], float]:
+        """Serve all requests; returns their tokens, and the end on the virtual clock, seconds."""
+        answers: defaultdict[str, list[int]] = defaultdict(list)
+        free = [0.0] * len(self.executors)
+        order = itertools.count()
+        arrivals = tuple(
+            NewSequence(
+                f"{number:06d}",
+                tuple(item["prompt"]),
+                SamplingParams(temperature=0.0, max_tokens=item["out"], ignore_eos=True),
+            )
+            for number, item in enumerate(items)
+        )
+        events: list[tuple[float, int, Event]] = []
+        for event in (StagesReady(1, len(self.executors), KV_BLOCKS), SequencesArrived(arrivals)):
+            heapq.heappush(events, (0.0, next(order), event))
+        now = 0.0
+        while events:
+            now, _, event = heapq.heappop(events)
+            begin = time.thread_time()
+            actions = self.scheduler.on(event, now)
+            clock.stage, clock.phase = -1, "all"
+            clock.add("scheduler", time.thread_time() - begin)
+            for action in actions:
+                if isinstance(action, Dispatch):
+                    # Steps pass the stages in the order of dispatch, so each may be computed right away.
+                    sampled, seconds = self._step(action.plan, clock)
+                    at = now
+                    for stage, compute in enumerate(seconds):
+                        free[stage] = at = max(at + hop_s, free[stage]) + compute
+                    done = StepDone(action.plan.step_id, sampled)
+                    heapq.heappush(events, (at + hop_s, next(order), done))
+                elif isinstance(action, Emit):
+                    answers[action.sequence_id] += action.token_ids
+        return answers, now
+
+    def _step(self, plan: StepPlan, clock: KernelClock) -> tuple[SampledTokens, list[float]]:
+        """Compute a step; returns its tokens, and what each stage took."""
+        hidden: bytes | memoryview | None = None
+        times = []
+        for index, executor in enumerate(self.executors):
+            clock.stage = index
+            clock.phase = "decode" if plan.phase is Phase.DECODE else "prefill"
+            begin = time.thread_time()
+            output = executor.execute(plan, hidden)
+            times.append(time.thread_time() - begin)
+            clock.add("total", times[-1])
+            clock.add("steps", 1)
+            clock.add("tokens", plan.tokens)
+            hidden = bytes(output.hidden) if output.hidden is not None else None
+        assert output.sampled is not None
+        return output.sampled, times
+
+
+def report(clock: KernelClock, answers: dict[str, list[int]], virtual_s: float) -> dict[str, Any]:
+    """What was measured, as JSON."""
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for (stage, phase, name), seconds in sorted(clock.seconds.items()):
+        row = table.setdefault("controller" if stage < 0 else f"stage {stage}", {}).setdefault(phase, {})
+        row[name] = round(seconds, 4)
+    for phases in table.values():
+        for row in phases.values():
+            if "total" in row:
+                kernels = sum(v for name, v in row.items() if name not in ("total", "steps", "tokens"))
+                row["python"] = round(row["total"] - kernels, 4)
+    digest = hashlib.sha256(json.dumps(sorted(answers.items())).encode()).hexdigest()[:16]
+    busy = [
+        round(sum(row["total"] for row in phases.values()) / virtual_s, 4)
+        for name, phases in table.items()
+        if name != "controller"
+    ]
+    return {
+        "digest": digest,
+        "output_tokens": sum(map(len, answers.values())),
+        "virtual_s": round(virtual_s, 3),
+        "busy": busy,
+        "seconds": table,
+    }
+
+
+def main() -> None:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("workload", type=Path)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--stages", type=int, default=2)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--policy", default="auto")
+    parser.add_argument("--block-size", type=int, default=16)
+    parser.add_argument("--prefill-tokens", type=int, default=256)
+    parser.add_argument("--layer-split", type=lambda text: [int(part) for part in text.split(",")])
+    parser.add_argument("--requests", type=int, default=0, help="only the first so many")
+    parser.add_argument("--microbatches", type=int, default=0)
+    parser.add_argument("--hop-ms", type=float, default=0.0)
+    parser.add_argument("--by-kernel", action="store_true", help="call each kernel by itself (slower)")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.by_kernel:
+        NativeStack.fits = staticmethod(lambda weights: False)  # type: ignore[method-assign]
+    items = json.loads(options.workload.read_text())[: options.requests or None]
+    pipeline = Pipeline(options.model, options.stages, options)
+    clock = KernelClock()
+    with clock.watching():
+        answers, virtual_s = pipeline.run(items, clock, options.hop_ms / 1e3)
+    result = report(clock, answers, virtual_s)
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

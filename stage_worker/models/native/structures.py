@@ -1,0 +1,81 @@
+"""The structures and sizes of native.h; fields in the same order."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_float, c_int64, c_void_p
+
+GROUP = 16
+"""KV slots that lie side by side in the pool."""
+PANEL = 64
+"""Outputs of packed weights that lie side by side."""
+MOST_HEAD_DIM = 256
+MOST_QUERY_ROWS = 48
+"""Queries times query heads of one item of attention."""
+
+
+def _fields(kind: type, names: str) -> tuple[tuple[str, type], ...]:
+    return tuple((name, kind) for name in names.split())
+
+
+class Attention(Structure):
+    """Attention of one layer."""
+
+    _fields_ = (
+        *_fields(c_void_p, "qkv out keys values cos sin q_norm k_norm positions slots offsets"),
+        *_fields(c_void_p, "first_positions tables item_row item_begin item_end item_head_begin item_head_end"),
+        *_fields(c_int64, "table_width heads kv_heads head_dim block_size block_stride window rope"),
+        *_fields(c_float, "norm_eps scale"),
+    )
+
+
+class Bytes(Structure):
+    """Rows rounded to int8."""
+
+    _fields_ = _fields(c_void_p, "values scales shifts")
+
+
+class Product(Structure):
+    """A product with packed weights."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("bytes", Bytes),
+        *_fields(c_void_p, "weight scales bias out"),
+        *_fields(c_int64, "rows inputs outputs float_out"),
+    )
+
+
+class Rows(Structure):
+    """A pass over rows."""
+
+    _fields_ = (
+        *_fields(c_void_p, "x y weight out"),
+        ("bytes", Bytes),
+        *_fields(c_int64, "rows columns"),
+        ("eps", c_float),
+    )
+
+
+class Layer(Structure):
+    """One decoder layer."""
+
+    _fields_ = (
+        *_fields(c_void_p, "input_norm mlp_norm q_norm k_norm"),
+        *_fields(Product, "qkv output gate_up down"),
+        *_fields(c_void_p, "keys values"),
+        *_fields(c_int64, "window rope"),
+    )
+
+
+class Stage(Structure):
+    """A step through all layers of a stage."""
+
+    _fields_ = (
+        ("layers", c_void_p),
+        ("layer_count", c_int64),
+        ("attention", Attention),
+        *_fields(c_void_p, "bounds residual normed qkv attended projected gate_up gated"),
+        ("bytes", Bytes),
+        *_fields(c_int64, "tokens hidden threads arrived"),
+        ("eps", c_float),
+    )

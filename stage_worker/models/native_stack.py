@@ -1,0 +1,109 @@
+"""All layers of a stage by one call of the C kernels."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import byref
+
+import torch
+
+from stage_worker.attention.backend import AttentionContext
+from stage_worker.attention.batch import RaggedBatch
+from stage_worker.attention.native_paged import NativePagedAttention
+from stage_worker.models.linear import Linear
+from stage_worker.models.native.library import NativeKernels
+from stage_worker.models.native.structures import Layer, Product, Stage
+from stage_worker.models.native_int8 import ByteRows, Int8Linear
+from stage_worker.models.native_ops import NativeLinear
+from stage_worker.models.spec import ModelSpec
+from stage_worker.models.weights import LayerWeights, StageWeights
+from stage_worker.models.workspace import Workspace
+
+
+class NativeStack:
+    """The layers of a stage, whose products and attention are all the kernels' own.
+
+    Calling each kernel from Python costs as much as a small decode step itself, and makes this thread compete
+    for the interpreter with those that serve RPCs.
+    """
+
+    def __init__(
+        self,
+        kernels: NativeKernels,
+        weights: StageWeights,
+        attention: NativePagedAttention,
+        context: AttentionContext,
+    ) -> None:
+        spec, pool = context.spec, context.pool
+        self._kernels = kernels
+        self._weights = weights  # the kernels see only addresses
+        self._attention = attention
+        self._workspace = Workspace(spec, kernels.dtype)
+        self._bytes = ByteRows() if isinstance(weights.layers[0].qkv, Int8Linear) else None
+        self._widest = max(spec.hidden, spec.query_size, spec.intermediate)
+        self._layers = (Layer * len(weights.layers))(
+            *(
+                _layer(layer, spec, context.first_layer + index, pool.keys(index), pool.values(index))
+                for index, layer in enumerate(weights.layers)
+            )
+        )
+        self._stage = Stage(
+            layers=ctypes.addressof(self._layers),
+            layer_count=len(weights.layers),
+            hidden=spec.hidden,
+            threads=kernels.threads,
+            eps=spec.rms_eps,
+        )
+
+    @staticmethod
+    def fits(weights: StageWeights) -> bool:
+        """True if the kernels compute all products, in one way."""
+        kinds = {type(linear) for layer in weights.layers for linear in _products(layer)}
+        return kinds in ({NativeLinear}, {Int8Linear})
+
+    def forward(self, batch: RaggedBatch, residual: torch.Tensor) -> torch.Tensor:
+        """Run the layers on the residual stream [tokens, hidden], which is overwritten."""
+        step = self._attention.begin(batch)
+        buffers = self._workspace.begin(batch.tokens)
+        stage, threads = self._stage, self._kernels.threads
+        missing = threads + 1 - len(step.bounds)
+        bounds = (ctypes.c_int64 * (threads + 1))(*step.bounds, *step.bounds[-1:] * missing)
+        stage.attention = step.arguments
+        stage.bounds = ctypes.addressof(bounds)
+        stage.residual = residual.data_ptr()
+        for name, buffer in buffers.items():
+            setattr(stage, name, buffer.data_ptr())
+        if self._bytes is not None:
+            stage.bytes = self._bytes.reserve(batch.tokens, self._widest)
+        stage.tokens = batch.tokens
+        stage.arrived = 0
+        self._kernels.run_parts(self._kernels.layers, byref(stage), range(threads + 1))
+        return residual
+
+
+def _products(layer: LayerWeights) -> tuple[Linear, ...]:
+    return layer.qkv, layer.output, layer.gate_up, layer.down
+
+
+def _layer(
+    weights: LayerWeights, spec: ModelSpec, index: int, keys: torch.Tensor, values: torch.Tensor
+) -> Layer:
+    return Layer(
+        input_norm=weights.input_norm.data_ptr(),
+        mlp_norm=weights.mlp_norm.data_ptr(),
+        q_norm=weights.q_norm.data_ptr() if weights.q_norm is not None else None,
+        k_norm=weights.k_norm.data_ptr() if weights.k_norm is not None else None,
+        qkv=_product(weights.qkv),
+        output=_product(weights.output),
+        gate_up=_product(weights.gate_up),
+        down=_product(weights.down),
+        keys=keys.data_ptr(),
+        values=values.data_ptr(),
+        window=spec.sliding_windows[index] or 0,
+        rope=spec.rope_layers[index],
+    )
+
+
+def _product(linear: Linear) -> Product:
+    assert isinstance(linear, NativeLinear | Int8Linear)
+    return linear.product
