@@ -92,9 +92,7 @@ class Pipeline:
         self.executors: list[Executor] = []
         self.shape: ModelShape
         for index in range(stages):
-            backend = TorchBackend(
-                model, device="cpu", dtype=options.dtype, threads=1, memory_budget=8 << 30
-            )
+            backend = TorchBackend(model, device="cpu", dtype=options.dtype, threads=1, memory_budget=8 << 30)
             self.shape = backend.description.shape
             ranges = (
                 given_split(options.layer_split, self.shape.layers, stages)

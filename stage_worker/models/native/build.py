@@ -18,7 +18,10 @@ from pathlib import Path
 
 from common.model_source import cache_dir
 
-_SOURCES = ("kernels.c", "native.h", "tile.h", "bytes.h", "product.h", "rows.h", "attention.h", "layers.h")
+_SOURCES = (
+    "kernels.c",
+    *(f"{name}.h" for name in ("native", "tile", "bytes", "product", "rows", "store", "attention", "layers")),
+)
 _FLAGS = ("-O3", "-shared", "-fPIC", "-fno-strict-aliasing", "-fno-math-errno", "-Wno-psabi")
 _COMPILERS = ("cc", "gcc", "clang")
 _TIMEOUT_S = 300.0

@@ -14,6 +14,8 @@
 #include "product.h"
 #include "rows.h"
 
+#include "store.h"
+
 #include "attention.h"
 
 #include "layers.h"
