@@ -16,6 +16,7 @@ from tidepipe.cli.generate import generate
 from tidepipe.cli.keys import keys_app
 from tidepipe.cli.model import model_app
 from tidepipe.cli.profile import profile
+from tidepipe.cli.predictor import predictor_app
 from tidepipe.cli.sim import sim_app
 from tidepipe.cli.up import up
 
@@ -35,6 +36,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(admin_app, name="admin")
 app.add_typer(model_app, name="model")
 app.add_typer(keys_app, name="keys")
+app.add_typer(predictor_app, name="predictor")
 app.add_typer(sim_app, name="sim")
 
 

@@ -1,0 +1,59 @@
+"""The model card: what a model is, what it was trained on, how good it is, what it is not for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from common.lengths.request import Observation
+from common.lengths.trained import TrainedLengths
+from predictor.core.figures import Figures
+from predictor.training.pictures import important_columns
+
+
+def model_card(
+    model: TrainedLengths,
+    observations: Sequence[Observation],
+    rows: dict[str, Figures],
+    pictures: Sequence[str],
+) -> str:
+    """Markdown. rows: figures by name, on answers that the model had not seen."""
+    lengths = sorted(one.output_tokens for one in observations)
+    cut = sum(one.censored for one in observations) / len(lengths)
+    names = list(next(iter(rows.values())).coverage)
+    lines = [
+        "# Length model",
+        "",
+        f"Predicts how many tokens answers will have: `{model.version}`, trained on {model.answers} answers "
+        f"(median {lengths[len(lengths) // 2]} tokens, longest {lengths[-1]}, {cut:.1%} cut by a limit or "
+        "cancelled).",
+        "",
+        "A discrete-time hazard model (LightGBM): "
+        f"{len(model.hazard.base)} bins of lengths, {model.hazard.booster.num_trees()} trees, and a ridge "
+        "regression on hashed words; conformal calibration on answers held out in cross-validation.",
+        "",
+        "## Quality on answers that it had not seen (cross-validation)",
+        "",
+        f"| | pinball | MAE, tokens | {' | '.join(f'coverage {name}' for name in names)} |",
+        f"|{'---|' * (len(names) + 3)}",
+    ]
+    for name, figures in rows.items():
+        coverage = " | ".join(f"{value:.3f}" for value in figures.coverage.values())
+        lines.append(f"| {name} | {figures.pinball:.2f} | {figures.mae_tokens:.1f} | {coverage} |")
+    columns, gains = important_columns(model, 8)
+    seen = ", ".join(f"`{name}` {gain:.0%}" for name, gain in zip(columns, gains, strict=True))
+    lines += [
+        "",
+        "Lengths count up to max_tokens, as callers see them; coverage can only exceed its level where many "
+        "answers end at their limit or at one and the same length.",
+        "",
+        f"What the trees look at most: {seen}.",
+        "",
+        *(f"![{name}]({name}.png)" for name in pictures),
+        "",
+        "## Limits",
+        "",
+        "It knows one served model and the prompts it was trained on; others need their own answers. Single "
+        "predictions are rough, sums over many requests are not. It holds hashes and counts, no prompt text.",
+        "",
+    ]
+    return "\n".join(lines)

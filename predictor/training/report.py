@@ -1,0 +1,58 @@
+"""Trains, and writes model, card and pictures into one folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import ConfigError
+from common.lengths.request import LEVELS, Observation
+from common.lengths.store import save_lengths
+from common.lengths.survival import censored_quantiles
+from predictor.core.figures import Figures, figures
+from predictor.training.card import model_card
+from predictor.training.fit import Fitted, Progress, fit
+from predictor.training.pictures import draw_report
+from predictor.training.trees import Settings
+
+VERSION = "hazard/1"
+
+
+def train_into(
+    folder: Path, observations: Sequence[Observation], settings: Settings, progress: Progress
+) -> tuple[dict[str, Figures], list[str]]:
+    """Figures by name, and remarks for the user. Errors as `fit` and `save_lengths`."""
+    fitted = fit(observations, VERSION, settings, progress)
+    rows = compared(fitted, observations[-fitted.model.answers :])
+    save_lengths(fitted.model, folder)
+    remarks = []
+    pictures: list[str] = []
+    try:
+        pictures = [path.stem for path in draw_report(fitted.model, rows, folder)]
+    except ConfigError as error:
+        remarks.append(str(error))
+    card = model_card(fitted.model, observations, rows, pictures)
+    report = {name: row.as_json() for name, row in rows.items()}
+    try:
+        (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write the report into {folder}: {error.strerror or error}") from error
+    return rows, remarks
+
+
+def compared(fitted: Fitted, observations: Sequence[Observation]) -> dict[str, Figures]:
+    """The model on held-out folds, with and without calibration, and the best that ignores the request."""
+    limits = np.array([one.features.limit for one in observations])[:, None]
+    lengths = np.array([float(one.output_tokens) for one in observations])
+    censored = np.array([one.censored for one in observations], dtype=np.bool_)
+    same = censored_quantiles(lengths, censored, LEVELS)
+    same = np.where(np.isfinite(same), same, lengths.max())
+    return {
+        "model": figures(observations, fitted.held_out, LEVELS),
+        "uncalibrated": figures(observations, fitted.held_out_raw, LEVELS),
+        "quantiles of all answers": figures(observations, np.minimum(same[None, :], limits), LEVELS),
+    }

@@ -1,0 +1,98 @@
+"""One hazard model from one set of answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.lengths.booster import lightgbm
+from common.lengths.distribution import Floats
+from common.lengths.hazard import COLUMNS, HazardModel, set_scores
+from predictor.training.answers import Answers
+from predictor.training.bins import Flags, RiskTable, base_log_odds, tail_rate
+from predictor.training.words import fit_words, held_out_scores
+
+_BIN = COLUMNS.index("bin")
+_MAX_BIN = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Of the trees. threads: of LightGBM."""
+
+    learning_rate: float = 0.08
+    leaves: int = 8
+    least_pairs: int = 60
+    threads: int = 1
+    seed: int = 1
+
+    def parameters(self) -> dict[str, object]:
+        """As LightGBM calls them."""
+        return {
+            "objective": "binary",
+            "learning_rate": self.learning_rate,
+            "num_leaves": self.leaves,
+            "min_data_in_leaf": self.least_pairs,
+            "feature_fraction": 0.6,
+            "bagging_fraction": 0.8,
+            "bagging_freq": 1,
+            "max_bin": _MAX_BIN,
+            "num_threads": self.threads,
+            "seed": self.seed,
+            "deterministic": True,
+            "force_row_wise": True,
+            "verbosity": -1,
+        }
+
+
+def fit_hazard(
+    answers: Answers,
+    chosen: Flags,
+    edges: Floats,
+    table: RiskTable,
+    strength: float,
+    settings: Settings,
+    trees: int,
+) -> HazardModel:
+    """From the answers that are chosen. strength: regularization of the words' regression."""
+    indices = np.flatnonzero(chosen)
+    words, target = answers.words.rows(indices), answers.target[indices]
+    weights, mean = fit_words(words, target, strength)
+    rows = answers.rows.copy()
+    # The trees must learn how far the score can be trusted on prompts that the regression did not see.
+    scores = np.full(len(rows), np.nan)
+    scores[indices] = held_out_scores(words, target, strength, np.random.default_rng(settings.seed))
+    set_scores(rows, scores)
+    part = table.of_answers(chosen)
+    base = base_log_odds(part, len(edges) - 1)
+    matrix = rows[part.answer].astype(np.float32)
+    matrix[:, _BIN] = part.bin
+    gbm = lightgbm()
+    data = gbm.Dataset(
+        matrix,
+        part.ended,
+        init_score=base[part.bin],
+        feature_name=list(COLUMNS),
+        params={"max_bin": _MAX_BIN, "verbosity": -1},
+    )
+    booster = gbm.train(settings.parameters(), data, trees)
+    rate = tail_rate(edges, answers.lengths[indices], answers.censored[indices])
+    return HazardModel(edges, base, rate, weights, mean, booster)
+
+
+def scored_rows(model: HazardModel, answers: Answers, chosen: Flags) -> Floats:
+    """Complete rows of some answers, as the model sees them."""
+    rows = answers.rows[chosen]
+    set_scores(rows, answers.words.rows(np.flatnonzero(chosen)).scores(model.words, model.words_mean))
+    return rows
+
+
+def loss(model: HazardModel, answers: Answers, chosen: Flags, table: RiskTable, trees: int) -> float:
+    """Negative log-likelihood of some answers, with so many of the trees."""
+    survival = model.of_rows(scored_rows(model, answers, chosen), trees).survival
+    pairs = table.of_answers(chosen)
+    row = (np.cumsum(chosen) - 1)[pairs.answer]
+    hazard = 1.0 - survival[row, pairs.bin + 1] / np.maximum(survival[row, pairs.bin], 1e-12)
+    hazard = np.clip(hazard, 1e-6, 1.0 - 1e-6)
+    return float(-(pairs.ended * np.log(hazard) + (1.0 - pairs.ended) * np.log1p(-hazard)).sum())
