@@ -15,8 +15,8 @@ from tidepipe.cli.exit_codes import INTERRUPTED, SOME_FAILED, exit_code
 from tidepipe.cli.generate import generate
 from tidepipe.cli.keys import keys_app
 from tidepipe.cli.model import model_app
-from tidepipe.cli.profile import profile
 from tidepipe.cli.predictor import predictor_app
+from tidepipe.cli.profile import profile
 from tidepipe.cli.sim import sim_app
 from tidepipe.cli.up import up
 
