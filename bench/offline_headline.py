@@ -4,50 +4,71 @@
 
 TRACE.csv: lengths in the Azure format (TIMESTAMP,ContextTokens,GeneratedTokens). Knobs are chosen on the
 tuning seed, figures reported on the others: mean, and the least ratio over the seeds. Writes headline.json
-and headline.png.
+and headline.png, and each policy's part of a cell as soon as it is done: started again, it goes on there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from bench.offline_cells import Cell, cells
+from bench.parts import Figures, Parts, code_version
 from controller.simulation.offline import best_of_scan, run_offline
-from controller.simulation.predictions import predictor
+from controller.simulation.predictions import predictor as named_predictor
 from controller.simulation.setups import POLICIES
 
+SHOWN = (
+    "output_tokens_per_s",
+    "busy",
+    "imbalance",
+    "phase_switches",
+    "preemptions",
+    "steals",
+    "forecast_error",
+    "recomputed_tokens",
+    "kv_used_mean",
+)
 BASELINES = tuple(name for name in POLICIES if name != "auto")
 
 
-def measure(cell: Cell, requests: int, seeds: list[int], tuning_seed: int, quality: str) -> dict[str, Any]:
-    """Figures of one cell."""
-    predict = predictor(quality)
+def measure(
+    cell: Cell, policy: str, requests: int, seeds: list[int], tuning_seed: int, predictor: str
+) -> Figures:
+    """One policy in one cell: the best of its knobs on the tuning seed, its figures on the others."""
+    predict = named_predictor(predictor)
     tuning = cell.workload(requests, tuning_seed)
-    knobs = {name: best_of_scan(cell.plant, name, tuning, predict, tuning_seed).knobs for name in POLICIES}
-    seeds_done = []
+    knobs = best_of_scan(cell.plant, policy, tuning, predict, tuning_seed).knobs
+    rows = []
     for seed in seeds:
-        workload = cell.workload(requests, seed)
-        row: dict[str, Any] = {"bound": cell.plant.bound(workload).output_tokens_per_s}
-        for name in POLICIES:
-            result = run_offline(cell.plant, name, workload, predict, seed, knobs[name]).result
-            row[name] = {
-                "output_tokens_per_s": result.output_tokens_per_s,
-                "busy": result.busy,
-                "phase_switches": result.phase_switches,
-                "preemptions": result.preemptions,
-                "kv_used_mean": result.kv_used_mean,
-            }
-        seeds_done.append(row)
-    return {"cell": cell.name, "knobs": knobs, "seeds": seeds_done, "summary": summarize(seeds_done)}
+        result = run_offline(cell.plant, policy, cell.workload(requests, seed), predict, seed, knobs).result
+        rows.append({name: getattr(result, name) for name in SHOWN})
+    return {"knobs": dict(knobs), "seeds": rows}
 
 
-def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def bounds(cell: Cell, requests: int, seeds: list[int]) -> Figures:
+    """Output tokens/s that no schedule can pass, per seed."""
+    found = [cell.plant.bound(cell.workload(requests, seed)).output_tokens_per_s for seed in seeds]
+    return {"bounds": found}
+
+
+def merge(cell: str, parts: dict[str, Figures]) -> Figures:
+    """The parts of one cell together."""
+    knobs = {name: parts[f"{cell} / {name}"]["knobs"] for name in POLICIES}
+    seeds: list[Figures] = []
+    for index, bound in enumerate(parts[f"{cell} / bound"]["bounds"]):
+        rows = {name: parts[f"{cell} / {name}"]["seeds"][index] for name in POLICIES}
+        seeds.append({"bound": bound, **rows})
+    return {"cell": cell, "knobs": knobs, "seeds": seeds, "summary": summarize(seeds)}
+
+
+def summarize(rows: list[Figures]) -> Figures:
     """Means over the seeds, and the least ratio of auto to the others on any seed."""
 
-    def rate(row: dict[str, Any], name: str) -> float:
+    def rate(row: Figures, name: str) -> float:
         return float(row[name]["output_tokens_per_s"])
 
     mean = {name: sum(rate(row, name) for row in rows) / len(rows) for name in POLICIES}
@@ -68,7 +89,7 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def print_row(figures: dict[str, Any]) -> None:
+def print_row(figures: Figures) -> None:
     """One line of a Markdown table."""
     s = figures["summary"]
     rates = " | ".join(
@@ -81,7 +102,7 @@ def print_row(figures: dict[str, Any]) -> None:
     )
 
 
-def draw(all_figures: list[dict[str, Any]], path: Path) -> None:
+def draw(all_figures: list[Figures], path: Path) -> None:
     """Bars per cell, the bound as a line above them."""
     import matplotlib
 
@@ -112,21 +133,33 @@ def main() -> None:
     parser.add_argument("--models", default="llama2-13b,qwen2.5-32b")
     parser.add_argument("--devices", default="l20")
     parser.add_argument("--requests", type=int, default=5000)
-    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--seeds", default="4,5,6")
     parser.add_argument("--tuning-seed", type=int, default=100)
     parser.add_argument("--predictor", default="oracle")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("-o", "--out", type=Path, default=Path())
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     seeds = [int(seed) for seed in options.seeds.split(",")]
+    settings = {
+        "requests": options.requests,
+        "seeds": seeds,
+        "tuning_seed": options.tuning_seed,
+        "predictor": options.predictor,
+    }
+    found = cells(options.models, options.devices, options.trace, options.profile)
+    work: dict[str, Callable[[], Figures]] = {}
+    for cell in found:
+        work[f"{cell.name} / bound"] = partial(bounds, cell, options.requests, seeds)
+        for name in POLICIES:
+            work[f"{cell.name} / {name}"] = partial(measure, cell, name, **settings)
+    parts = Parts(options.out / "headline", settings).run(work, options.jobs)
     print(f"| cell | {' | '.join(reversed(POLICIES))} | bound | auto/best | auto/td-pipe | auto/bound |")
     print("|---|" + "---|" * (len(POLICIES) + 4), flush=True)
-    done = []
-    for cell in cells(options.models, options.devices, options.trace, options.profile):
-        done.append(measure(cell, options.requests, seeds, options.tuning_seed, options.predictor))
-        print_row(done[-1])
-        settings = {"requests": options.requests, "seeds": seeds, "predictor": options.predictor}
-        (options.out / "headline.json").write_text(json.dumps({**settings, "cells": done}, indent=1))
+    done = [merge(cell.name, parts) for cell in found]
+    for figures in done:
+        print_row(figures)
+    report = {**settings, "code": code_version(), "cells": done}
+    (options.out / "headline.json").write_text(json.dumps(report, indent=1))
     draw(done, options.out / "headline.png")
 
 

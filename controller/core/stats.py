@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from common.plan import Phase
 from controller.core.actions import Reason
+from controller.core.foresight import Foresight
 
 
 @dataclass(slots=True)
@@ -19,6 +20,7 @@ class SchedulerStats:
     preemptions: int = 0
     steals: int = 0
     phase_switches: int = 0
+    foresight: Foresight = field(default_factory=Foresight)
     last_switch: Reason = field(default_factory=lambda: Reason("started"))
 
     def count_step(self, prefill_tokens: int, decode_tokens: int) -> None:

@@ -19,6 +19,7 @@ from controller.core.events import (
     StepDone,
 )
 from controller.core.scheduler import Scheduler
+from controller.simulation.balance import StepBalance
 from controller.simulation.predictions import Quantiles
 from controller.simulation.record import MemoryRecord, Recording, RunResult, StepRecord
 from controller.simulation.workload import SimRequest
@@ -83,6 +84,7 @@ class SimulatedInstance:
         self._stages = SimulatedStages(cost, stages, dispatch_s, split)
         self._ready = StagesReady(1, stages, kv_blocks)
         self._recording = recording
+        self._balance = StepBalance(stages)
         self._in_flight: deque[tuple[float, StepDone]] = deque()
         # What the simulated model knows of a sequence: after so many tokens its last one is sampled.
         self._last_at: dict[int, int] = {}
@@ -163,6 +165,7 @@ class SimulatedInstance:
                 sampled.append(STOP if row.first_position + row.count >= last_at[row.key] else GO_ON)
         work = work_of(plan)
         spans = self._stages.compute(work, self.now)
+        self._balance.note(plan.phase, spans[0][1] - spans[0][0])
         self._in_flight.append((spans[-1][1], StepDone(plan.step_id, SampledTokens(tuple(sampled)))))
         self._steps += 1
         self._computed += work.tokens
@@ -204,4 +207,6 @@ class SimulatedInstance:
             steals=stats.steals,
             steps=self._steps,
             kv_used_mean=self._used_time / max(1e-12, makespan) / self.scheduler.ledger.total,
+            imbalance=self._balance.mean,
+            forecast_error=stats.foresight.mean_error,
         )

@@ -38,7 +38,13 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """Figures of a run. Times in seconds; busy: share of the makespan that each stage computes."""
+    """Figures of a run. Times in seconds; busy: share of the makespan that each stage computes.
+
+    imbalance: of as many successive steps of one kind as there are stages, the longest over their mean, less
+        one; mean over the run. What a pipeline loses to unequal batches.
+    forecast_error: mean distance between the KV peak forecast for a decode phase and the one that came, as a
+        share of the memory; None without decode phases.
+    """
 
     requests: int
     prompt_tokens: int
@@ -52,6 +58,8 @@ class RunResult:
     steals: int
     steps: int
     kv_used_mean: float
+    imbalance: float
+    forecast_error: float | None
 
     @property
     def output_tokens_per_s(self) -> float:
@@ -67,3 +75,8 @@ class RunResult:
     def busy(self) -> float:
         """Mean over the stages."""
         return sum(self.stage_busy) / len(self.stage_busy)
+
+    @property
+    def bubbles(self) -> float:
+        """Share of the makespan that a stage waits, mean over the stages; ramp and drain included."""
+        return 1.0 - self.busy

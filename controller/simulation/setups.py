@@ -55,14 +55,14 @@ DEFAULTS: Mapping[str, Knobs] = {
 
 SCANS: Mapping[str, Mapping[str, Sequence[Knob]]] = {
     "td-pipe": {
-        "prefill_tokens": (256, 512),
+        "prefill_tokens": (256, 512, 1024),
         "switching": ("hysteresis:0.9", "intensity:0.05"),
         "stealing": ("time",),
         "reserve": (0.0,),
         "extra_batches": (0, 1),
     },
     "separate": {"token_budget": (512, 1024, 2048), "extra_batches": (0, 1)},
-    "hybrid": {"token_budget": (192, 256, 320, 384, 448, 512), "extra_batches": (0, 1)},
+    "hybrid": {"token_budget": (192, 256, 320, 384, 448, 512, 768, 1024, 2048), "extra_batches": (0, 1)},
     "tp-separate": {"token_budget": (1024, 2048, 4096)},
     "tp-hybrid": {"token_budget": (256, 512, 1024, 2048)},
 }

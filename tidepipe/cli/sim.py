@@ -136,6 +136,9 @@ def _result(run: OfflineRun) -> dict[str, Any]:
         "total_tokens_per_s": result.total_tokens_per_s,
         "makespan_s": result.makespan_s,
         "busy": result.busy,
+        "bubbles": result.bubbles,
+        "imbalance": result.imbalance,
+        "forecast_error": result.forecast_error,
         "stage_busy": list(result.stage_busy),
         "phase_switches": result.phase_switches,
         "preemptions": result.preemptions,
@@ -171,6 +174,7 @@ def _print_json(plant: Plant, load: Workload, runs: list[OfflineRun], bound: Bou
 
 
 def _print_table(plant: Plant, load: Workload, runs: list[OfflineRun], bound: Bound) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -180,28 +184,33 @@ def _print_table(plant: Plant, load: Workload, runs: list[OfflineRun], bound: Bo
     console.print(f"{load.name}: {describe(load.requests)}; {plant.devices} x {plant.hardware.name}")
     if load.dropped:
         console.print(f"{load.dropped} requests left out: longer than {plant.context} tokens, or empty")
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in (
         "policy",
         "output tok/s",
         "of bound",
-        "busy",
-        "makespan",
+        "bubbles",
+        "uneven",
+        "time",
         "switches",
         "preempted",
-        "knobs",
+        "steals",
+        "forecast off",
     ):
-        table.add_column(column, justify="left" if column in ("policy", "knobs") else "right")
+        table.add_column(column, justify="left" if column == "policy" else "right")
     for run in sorted(runs, key=lambda run: -run.result.output_tokens_per_s):
         result = run.result
         table.add_row(
             run.policy,
             f"{result.output_tokens_per_s:.0f}",
             f"{result.output_tokens_per_s / bound.output_tokens_per_s:.0%}",
-            f"{result.busy:.1%}",
-            f"{result.makespan_s:.0f}",
+            f"{result.bubbles:.1%}",
+            f"{result.imbalance:.1%}",
+            f"{result.makespan_s:.0f} s",
             str(result.phase_switches),
             str(result.preemptions),
+            str(result.steals),
+            "-" if result.forecast_error is None else f"{result.forecast_error:.1%}",
         )
     console.print(table)
     for run in runs:
