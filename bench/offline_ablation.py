@@ -2,17 +2,21 @@
 
     python -m bench.offline_ablation TRACE.csv --profile L20_LLAMA2_13B.csv -o results/
 
-One technique is changed at a time, everything else stays. Writes ablation.json and prints a table of output
-tokens/s, and the change against the full policy.
+One technique is changed at a time, everything else stays. Writes ablation.json, and each variant as soon as
+it is done (started again, it goes on there); prints a table of output tokens/s and the change against the
+full policy.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from bench.offline_cells import Cell, cells
+from bench.parts import Figures, Parts
 from controller.simulation.offline import run_offline
 from controller.simulation.predictions import predictor
 from controller.simulation.setups import Knobs
@@ -47,15 +51,11 @@ TD_PIPE: dict[str, tuple[Knobs, str]] = {
 }
 
 
-def measure(cell: Cell, requests: int, seed: int) -> dict[str, float]:
-    """Output tokens/s of every variant."""
+def measure(cell: Cell, policy: str, knobs: Knobs, quality: str, requests: int, seed: int) -> Figures:
+    """Output tokens/s of one variant."""
     workload = cell.workload(requests, seed)
-    rates = {}
-    for policy, variants in (("auto", AUTO), ("td-pipe", TD_PIPE)):
-        for label, (knobs, quality) in variants.items():
-            run = run_offline(cell.plant, policy, workload, predictor(quality), seed, knobs)
-            rates[label] = run.result.output_tokens_per_s
-    return rates
+    run = run_offline(cell.plant, policy, workload, predictor(quality), seed, knobs)
+    return {"output_tokens_per_s": run.result.output_tokens_per_s}
 
 
 def main() -> None:
@@ -67,12 +67,23 @@ def main() -> None:
     parser.add_argument("--devices", default="l20")
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("-o", "--out", type=Path, default=Path())
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    settings = {"requests": options.requests, "seed": options.seed}
+    found = cells(options.models, options.devices, options.trace, options.profile)
+    work: dict[str, Callable[[], Figures]] = {}
+    for cell in found:
+        for policy, variants in (("auto", AUTO), ("td-pipe", TD_PIPE)):
+            for label, (knobs, quality) in variants.items():
+                work[f"{cell.name} / {label}"] = partial(measure, cell, policy, knobs, quality, **settings)
+    parts = Parts(options.out / "ablation", settings).run(work, options.jobs)
     table = {
-        cell.name: measure(cell, options.requests, options.seed)
-        for cell in cells(options.models, options.devices, options.trace, options.profile)
+        cell.name: {
+            label: float(parts[f"{cell.name} / {label}"]["output_tokens_per_s"])
+            for label in (*AUTO, *TD_PIPE)
+        }
+        for cell in found
     }
     (options.out / "ablation.json").write_text(json.dumps(table, indent=1))
     print(f"| variant | {' | '.join(table)} |")

@@ -1,29 +1,70 @@
 """Which assumptions decide the ratio of pipelines to tensor parallelism and to a naive pipeline.
 
-    python -m bench.offline_assumptions TRACE.csv --profile L20_LLAMA2_13B.csv
+    python -m bench.offline_assumptions TRACE.csv --profile L20_LLAMA2_13B.csv -o results/
 
-Llama2-13B on four L20: the all-reduce bandwidth is varied for tensor parallelism, the number of micro-batches
-in flight for separate batching on a pipeline. Prints output tokens/s and the ratios of td-pipe and auto.
+The all-reduce bandwidth is varied for tensor parallelism, the number of micro-batches in flight for separate
+batching on a pipeline. Prints output tokens/s and the ratios of td-pipe and auto. Each figure is written as
+soon as it is there: started again, it goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from bench.offline_cells import cells
-from controller.simulation.offline import Plant, run_offline
+from bench.offline_cells import Cell, cells
+from bench.parts import Figures, Parts
+from controller.simulation.offline import run_offline
 from controller.simulation.predictions import predictor
 from controller.simulation.setups import Knobs
-from controller.simulation.workload import Workload
 
-ALL_REDUCE_GB_S = (6, 8, 12, 20)
-MICROBATCHES = (1, 4)
+ALL_REDUCE_GB_S = (5, 6, 8, 12, 20)
+MICROBATCHES = (1, 2, 4)
+TP = ("tp-separate", "tp-hybrid")
+OURS = ("td-pipe", "auto")
+
+
+def measure(cell: Cell, policy: str, all_reduce: int, knobs: Knobs, requests: int, seed: int) -> Figures:
+    """Output tokens/s of one policy; all_reduce in GB/s, 0 for the device's own."""
+    plant = cell.plant
+    if all_reduce:
+        plant = replace(plant, hardware=replace(plant.hardware, allreduce_gb_s=float(all_reduce)))
+    run = run_offline(plant, policy, cell.workload(requests, seed), predictor("oracle"), seed, knobs)
+    return {"output_tokens_per_s": run.result.output_tokens_per_s}
+
+
+def variants(cell: Cell) -> dict[str, tuple[str, int, Knobs]]:
+    """Everything that is run in a cell, by name."""
+    found: dict[str, tuple[str, int, Knobs]] = {name: (name, 0, {}) for name in OURS}
+    for bandwidth in ALL_REDUCE_GB_S:
+        found |= {f"{name} at {bandwidth}": (name, bandwidth, {}) for name in TP}
+    for count in MICROBATCHES:
+        knobs: Knobs = {"extra_batches": count - cell.plant.devices, "token_budget": 512}
+        found[f"separate with {count}"] = ("separate", 0, knobs)
+    return found
+
+
+def print_table(cell: Cell, rates: dict[str, float]) -> None:
+    """Markdown."""
+    print(f"\n{cell.name}: td-pipe {rates['td-pipe']:.0f}, auto {rates['auto']:.0f} output tokens/s\n")
+    print("| baseline | output tokens/s | td-pipe / it | auto / it |\n|---|---|---|---|")
+    rows = {
+        f"TP, all-reduce at {bandwidth} GB/s (better of separate and hybrid)": max(
+            rates[f"{name} at {bandwidth}"] for name in TP
+        )
+        for bandwidth in ALL_REDUCE_GB_S
+    }
+    for count in MICROBATCHES:
+        rows[f"PP, separate batching, {count} micro-batches in flight"] = rates[f"separate with {count}"]
+    for label, rate in rows.items():
+        print(f"| {label} | {rate:.0f} | {rates['td-pipe'] / rate:.2f} | {rates['auto'] / rate:.2f} |")
 
 
 def main() -> None:
-    """Measure and print a Markdown table per length mix."""
+    """Measure and print a table per length mix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("trace", type=Path)
     parser.add_argument("--profile", type=Path, default=None, help="tokens,ms of Llama2-13B on one L20")
@@ -31,29 +72,21 @@ def main() -> None:
     parser.add_argument("--device", default="l20")
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("-o", "--out", type=Path, default=Path())
     options = parser.parse_args()
-    predict = predictor("oracle")
-    for cell in cells(options.model, options.device, options.trace, options.profile):
-        workload = cell.workload(options.requests, options.seed)
-
-        def rate(policy: str, plant: Plant, load: Workload, knobs: Knobs) -> float:
-            return run_offline(plant, policy, load, predict, options.seed, knobs).result.output_tokens_per_s
-
-        ours = {name: rate(name, cell.plant, workload, {}) for name in ("td-pipe", "auto")}
-        print(f"\n{cell.name}: td-pipe {ours['td-pipe']:.0f}, auto {ours['auto']:.0f} output tokens/s\n")
-        print("| baseline | output tokens/s | td-pipe / it | auto / it |\n|---|---|---|---|")
-        rows = {}
-        for bandwidth in ALL_REDUCE_GB_S:
-            device = replace(cell.plant.hardware, allreduce_gb_s=float(bandwidth))
-            plant = replace(cell.plant, hardware=device)
-            label = f"TP, all-reduce at {bandwidth} GB/s (better of separate and hybrid)"
-            rows[label] = max(rate(name, plant, workload, {}) for name in ("tp-separate", "tp-hybrid"))
-        for count in MICROBATCHES:
-            knobs: Knobs = {"extra_batches": count - cell.plant.devices, "token_budget": 512}
-            label = f"PP, separate batching, {count} micro-batches in flight"
-            rows[label] = rate("separate", cell.plant, workload, knobs)
-        for label, value in rows.items():
-            print(f"| {label} | {value:.0f} | {ours['td-pipe'] / value:.2f} | {ours['auto'] / value:.2f} |")
+    settings = {"requests": options.requests, "seed": options.seed}
+    found = cells(options.model, options.device, options.trace, options.profile)
+    work: dict[str, Callable[[], Figures]] = {}
+    for cell in found:
+        for name, (policy, all_reduce, knobs) in variants(cell).items():
+            work[f"{cell.name} / {name}"] = partial(measure, cell, policy, all_reduce, knobs, **settings)
+    parts = Parts(options.out / "assumptions", settings).run(work, options.jobs)
+    for cell in found:
+        rates = {
+            name: float(parts[f"{cell.name} / {name}"]["output_tokens_per_s"]) for name in variants(cell)
+        }
+        print_table(cell, rates)
 
 
 if __name__ == "__main__":
