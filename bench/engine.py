@@ -92,7 +92,14 @@ class Pipeline:
         self.executors: list[Executor] = []
         self.shape: ModelShape
         for index in range(stages):
-            backend = TorchBackend(model, device="cpu", dtype=options.dtype, threads=1, memory_budget=8 << 30)
+            backend = TorchBackend(
+                model,
+                device="cpu",
+                dtype=options.dtype,
+                quantization=options.quantization,
+                threads=1,
+                memory_budget=8 << 30,
+            )
             self.shape = backend.description.shape
             ranges = (
                 given_split(options.layer_split, self.shape.layers, stages)
@@ -151,7 +158,8 @@ class Pipeline:
                     done = StepDone(action.plan.step_id, sampled)
                     heapq.heappush(events, (at + hop_s, next(order), done))
                 elif isinstance(action, Emit):
-                    answers[action.sequence_id] += action.token_ids
+                    for sequence_id, token in zip(action.sequence_ids, action.token_ids, strict=True):
+                        answers[sequence_id].append(token)
         return answers, now
 
     def _step(self, plan: StepPlan, clock: KernelClock) -> tuple[SampledTokens, list[float]]:
@@ -205,6 +213,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--stages", type=int, default=2)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quantization")
     parser.add_argument("--policy", default="auto")
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--prefill-tokens", type=int, default=256)

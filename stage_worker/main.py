@@ -25,6 +25,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument("--quantization", default=None, choices=["int8"], help="default: none")
     parser.add_argument("--threads", type=int, default=None, help="compute threads (default: all cores)")
     parser.add_argument(
         "--memory-gib", type=float, default=None, help="budget for weights and KV blocks together"
@@ -57,6 +58,7 @@ def make_backend(options: argparse.Namespace) -> Backend:
         options.model,
         device=options.device,
         dtype=options.dtype,
+        quantization=options.quantization,
         memory_budget=budget,
         threads=options.threads,
         allow_download=options.allow_download,

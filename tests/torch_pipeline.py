@@ -45,11 +45,14 @@ def make_pipeline(
     kv_blocks: int = 64,
     max_step_tokens: int = 256,
     dtype: str = "float32",
+    quantization: str | None = None,
 ) -> list[Executor]:
     """Executors of all stages, with layers split as evenly as it goes."""
     executors: list[Executor] = []
     for index in range(stages):
-        backend = TorchBackend(str(model), device="cpu", dtype=dtype, make_sampler=GreedySampler)
+        backend = TorchBackend(
+            str(model), device="cpu", dtype=dtype, quantization=quantization, make_sampler=GreedySampler
+        )
         layers = backend.description.shape.layers
         executors.append(
             backend.configure(

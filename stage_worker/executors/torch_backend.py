@@ -37,7 +37,8 @@ class TorchBackend:
     """Serves one model from one device; implements `Backend`.
 
     model: as for `resolve_model`. device: auto, cpu, cuda or cuda:INDEX. dtype: auto, float32, bfloat16 or
-    float16. memory_budget: bytes for weights and KV blocks, None for a share of what is free.
+    float16. quantization: int8 (weights, and activations as they come) or None.
+    memory_budget: bytes for weights and KV blocks, None for a share of what is free.
     threads: CPU threads for computing, None for as many as PyTorch finds.
     Raises ModelError for an unusable model, ConfigError for an unusable setting.
     """
@@ -48,6 +49,7 @@ class TorchBackend:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        quantization: str | None = None,
         memory_budget: int | None = None,
         threads: int | None = None,
         allow_download: bool = False,
@@ -64,13 +66,14 @@ class TorchBackend:
         self._checkpoint = open_checkpoint(path)
         spec = self._checkpoint.spec
         self._dtype = choose_dtype(dtype, spec.native_dtype, self._device)
-        self._compute = make_compute(self._device, self._dtype, torch.get_num_threads())
+        self._compute = make_compute(self._device, self._dtype, torch.get_num_threads(), quantization)
         self._make_sampler = make_sampler or _sampler_of(path)
         self._loaded: tuple[StageSlice, StageWeights] | None = None
         self.description = BackendDescription(
             model=model,
             shape=spec.shape,
-            fingerprint=self._checkpoint.fingerprint(),
+            # Stages of one pipeline must agree on it.
+            fingerprint="-".join(filter(None, (self._checkpoint.fingerprint(), quantization))),
             device=str(self._device),
             dtype=dtype_name(self._dtype),
             memory_budget=default_memory_budget(self._device) if memory_budget is None else memory_budget,
@@ -116,7 +119,13 @@ class TorchBackend:
             # Freed first: old and new weights together might not fit.
             self._loaded = None
             weights = load_stage(
-                self._checkpoint, part, self._dtype, self._device, self._compute.linear, self._compute.head
+                self._checkpoint,
+                part,
+                self._dtype,
+                self._device,
+                self._compute.linear,
+                self._compute.head,
+                self._compute.share_ends,
             )
             self._loaded = (part, weights)
             _return_freed_memory()

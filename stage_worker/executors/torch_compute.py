@@ -9,6 +9,7 @@ from functools import partial
 import structlog
 import torch
 
+from common.errors import ConfigError
 from stage_worker.attention.backend import AttentionBackend, AttentionContext
 from stage_worker.attention.native_paged import NativePagedAttention
 from stage_worker.attention.torch_paged import TorchPagedAttention
@@ -16,6 +17,7 @@ from stage_worker.models.layer_ops import LayerOps, TorchLayerOps
 from stage_worker.models.linear import Linear, LinearFactory, PlainLinear
 from stage_worker.models.native.build import cpu_flags
 from stage_worker.models.native.library import NativeKernels, load_kernels
+from stage_worker.models.native_int8 import Int8Linear
 from stage_worker.models.native_ops import NativeLayerOps, NativeLinear
 from stage_worker.models.native_stack import NativeStack
 from stage_worker.models.weights import StageWeights
@@ -28,7 +30,7 @@ class Compute:
     """The parts of a decoder that depend on the hardware.
 
     head: makes the LM head. reuse_buffers: True where results should go to a workspace.
-    kernels: the C kernels, if any.
+    share_ends: True where a tied LM head can be the embedding too. kernels: the C kernels, if any.
     """
 
     attention: Callable[[AttentionContext], AttentionBackend]
@@ -36,6 +38,7 @@ class Compute:
     linear: LinearFactory
     head: LinearFactory
     reuse_buffers: bool = True
+    share_ends: bool = True
     kernels: NativeKernels | None = None
 
     def stack(
@@ -49,9 +52,16 @@ class Compute:
         return NativeStack(self.kernels, weights, attention, context)
 
 
-def make_compute(device: torch.device, dtype: torch.dtype, threads: int) -> Compute:
-    """The fastest parts for a device and data type."""
+QUANTIZATIONS = ("int8",)
+
+
+def make_compute(
+    device: torch.device, dtype: torch.dtype, threads: int, quantization: str | None = None
+) -> Compute:
+    """The fastest parts for a device and data type; ConfigError if it cannot be quantized so."""
     kernels = load_kernels(dtype, threads) if device.type == "cpu" else None
+    if quantization is not None:
+        return _quantized(kernels, quantization)
     if kernels is None:
         return Compute(TorchPagedAttention, TorchLayerOps(), PlainLinear, PlainLinear, reuse_buffers=False)
     attention = partial(_attention, kernels)
@@ -61,6 +71,33 @@ def make_compute(device: torch.device, dtype: torch.dtype, threads: int) -> Comp
         return Compute(attention, ops, PlainLinear, PlainLinear)
     linear, head = (partial(_linear, kernels, float_out=wide) for wide in (False, True))
     return Compute(attention, ops, linear, head, kernels=kernels)
+
+
+def _quantized(kernels: NativeKernels | None, quantization: str) -> Compute:
+    if quantization not in QUANTIZATIONS:
+        raise ConfigError(f"quantization must be {', '.join(QUANTIZATIONS)}, got {quantization!r}")
+    if kernels is None:
+        raise ConfigError(
+            "quantization int8 needs a CPU, float32 or bfloat16, and TidePipe's kernels, which are missing; "
+            "install a C compiler, or leave quantization out"
+        )
+    return Compute(
+        attention=partial(_attention, kernels),
+        ops=NativeLayerOps(kernels),
+        linear=partial(_int8_linear, kernels, float_out=False),
+        head=partial(_int8_linear, kernels, float_out=True),
+        # Over several stages the embedding is not quantized, and one stage must give the same answers.
+        share_ends=False,
+        kernels=kernels,
+    )
+
+
+def _int8_linear(
+    kernels: NativeKernels, weight: torch.Tensor, bias: torch.Tensor | None, *, float_out: bool
+) -> Linear:
+    if Int8Linear.fits(weight):
+        return Int8Linear(kernels, weight, bias, float_out=float_out)
+    return _linear(kernels, weight, bias, float_out=float_out)
 
 
 def _attention(kernels: NativeKernels, context: AttentionContext) -> AttentionBackend:

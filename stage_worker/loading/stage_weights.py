@@ -33,17 +33,19 @@ def load_stage(
     device: torch.device,
     make_linear: LinearFactory,
     make_head: LinearFactory,
+    share_ends: bool = True,
 ) -> StageWeights:
     """Read what the stage needs and nothing else; raises ModelError for missing or misshapen tensors.
 
     make_linear, make_head: called for each product (the LM head) as soon as its weights are there, so that
-    a copy it makes replaces them before the next ones are read.
+    a copy it makes replaces them before the next ones are read. share_ends: a tied LM head on the only stage
+    is the embedding too.
     """
     loader = _Loader(checkpoint, dtype, device, make_linear)
     layers = tuple(loader.layer(index) for index in range(part.begin, part.end))
     tied = checkpoint.spec.tied_embeddings
     embedding: Linear | None = None
-    if part.first and not (part.last and tied):
+    if part.first and not (part.last and tied and share_ends):
         embedding = PlainLinear(loader.embedding(EMBEDDING), None)
     if not part.last:
         return StageWeights(layers=layers, embedding=embedding)

@@ -101,7 +101,7 @@ def test_wrong_use_ends_at_once_with_one_clear_line(model_path: Path, tmp_path: 
             ((*model, "--grpc-port", str(port)), 2, f"cannot listen on 127.0.0.1:{port}"),
             ((*model, "--http-port", str(port)), 2, f"cannot listen on 127.0.0.1:{port}"),
             (("--model", "no-such-model"), 2, "no-such-model"),
-            ((*model, "--quantization", "int8"), 2, "this version does not have"),
+            ((*model, "--quantization", "int3"), 2, "quantization: "),
             ((*model, "--policy", "magic"), 2, "policy"),
             (("--model", str(corrupt)), 3, "could not start"),
         ):

@@ -53,7 +53,7 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     "run_dir": _option(str, "--run-dir", "Folder for the processes' logs. Default: a temporary one.", "DIR"),
     "verbose": _option(bool, "--verbose", "Show the processes' logs on stderr."),
     "log_level": _option(str, "--log-level", "debug, info, warning or error. Default: info.", "L"),
-    "quantization": _option(str, "--quantization", "Not in this version: int8.", "Q"),
+    "quantization": _option(str, "--quantization", "int8 (weights and activations). Default: none.", "Q"),
     "executor": _option(str, "--executor", "torch, or emulated (sleeps by --profile). Default: torch.", "E"),
     "profile": _option(str, "--profile", "CSV: tokens in a batch, ms of the whole model.", "FILE"),
     "hardware": _option(str, "--hardware", "Emulated device: L20, A100, A800 or H100. Default: L20.", "NAME"),

@@ -18,11 +18,6 @@ Policy = Literal["auto", "td-pipe", "separate", "hybrid"]
 Executor = Literal["torch", "emulated"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-_LATER = {
-    "quantization": "quantized weights",
-}
-"""Settings of the command line's contract that this version does not carry out, and what they are."""
-
 
 class ClusterConfig(BaseModel):
     """What to start. Names are those of the flags of `tidepipe up`, with underscores.
@@ -39,6 +34,7 @@ class ClusterConfig(BaseModel):
     http_port: Port = 0
     grpc_port: Port = 0
     dtype: DType = "auto"
+    quantization: Literal["int8"] | None = None
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     policy: Policy = "auto"
     executor: Executor = "torch"
@@ -68,6 +64,8 @@ class ClusterConfig(BaseModel):
             )
         if self.hardware is not None and self.executor != "emulated":
             raise ValueError("hardware names the device that --executor emulated stands in for")
+        if self.quantization is not None and self.executor == "emulated":
+            raise ValueError("quantization is for --executor torch; emulated workers compute nothing")
         return self
 
     @property
@@ -83,9 +81,6 @@ def load_config(file: Path | None, flags: Mapping[str, Any]) -> ClusterConfig:
     """
     settings = _read(file) if file else {}
     settings |= {name: value for name, value in flags.items() if value is not None}
-    for name, what in _LATER.items():
-        if settings.pop(name, None) is not None:
-            raise ConfigError(f"--{name}: this version does not have {what} yet")
     if "model" not in settings:
         raise ConfigError("no model given; name one with --model")
     try:

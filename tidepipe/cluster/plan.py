@@ -31,6 +31,7 @@ def worker_spec(config: ClusterConfig, instance: int, stage: int) -> ChildSpec:
         model=config.model,
         device=device,
         dtype=config.dtype,
+        quantization=config.quantization,
         threads=config.stage_threads,
         memory_gib=memory_gib,
         executor=config.executor,
