@@ -12,13 +12,16 @@ import grpc
 import numpy as np
 import structlog
 
+from common.lengths.prompt import PromptFeatures
+from common.lengths.request import NO_PROMPT
 from common.rpc.channel import open_channel
+from common.wire.prompt import prompt_to_wire
 from tidepipe.v1 import predictor_pb2, predictor_pb2_grpc
 
 PREDICT_TIMEOUT_S = 0.1
 OBSERVE_TIMEOUT_S = 1.0
 MAX_QUEUED = 16_384
-BATCH = 512
+BATCH = 256
 FALLBACK_WINDOW = 512
 FALLBACK_LEAST = 16
 SILENCE_S = 5.0
@@ -29,12 +32,14 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What is known of a sequence before it runs."""
+    """What is known of a sequence before it runs (again). Lengths in tokens."""
 
     sequence_id: str
     prompt_tokens: int
     max_tokens: int
     temperature: float
+    prompt: PromptFeatures = NO_PROMPT
+    generated_tokens: int = 0
 
 
 Predicted = Callable[[str, float, float], None]
@@ -93,14 +98,20 @@ class LengthOracle:
                     predictor_pb2.PredictRequest(requests=[_to_wire(one) for one in batch]),
                     timeout=PREDICT_TIMEOUT_S,
                 )
-                for prediction in reply.predictions:
-                    levels, tokens = list(prediction.levels), list(prediction.tokens)
-                    p50, p90 = np.interp((0.5, 0.9), levels, tokens)
-                    self._predicted(prediction.key, float(p50), float(p90))
+                self._take(batch, reply)
             except (grpc.aio.AioRpcError, ValueError) as error:
                 self._silent_until = loop.time() + SILENCE_S
                 log.warning("predictor failed, using the fallback", reason=_reason(error))
                 self._fall_back(batch)
+
+    def _take(self, batch: Sequence[Features], reply: predictor_pb2.PredictResponse) -> None:
+        """Pass predictions on; ValueError, before any is, if they make no sense."""
+        if [one.key for one in reply.predictions] != [one.sequence_id for one in batch]:
+            raise ValueError("the predictor's answer is not about what it was asked")
+        quantiles = [_p50_p90(one) for one in reply.predictions]
+        for features, (p50, p90) in zip(batch, quantiles, strict=True):
+            limit = features.max_tokens
+            self._predicted(features.sequence_id, min(p50, limit), min(p90, limit))
 
     def _fall_back(self, batch: Sequence[Features]) -> None:
         """Quantiles of the newest outputs here; none at all while there are too few."""
@@ -134,12 +145,24 @@ class LengthOracle:
                     )
 
 
+def _p50_p90(prediction: predictor_pb2.LengthPrediction) -> tuple[float, float]:
+    levels, tokens = np.array(prediction.levels), np.array(prediction.tokens)
+    if len(levels) != len(tokens) or not len(levels):
+        raise ValueError("the predictor's answer has no levels")
+    if not np.isfinite(tokens).all() or tokens[0] < 0.0 or (np.diff(tokens) < 0.0).any():
+        raise ValueError(f"the predictor's answer makes no sense: {tokens.tolist()}")
+    p50, p90 = np.interp((0.5, 0.9), levels, tokens)
+    return float(p50), float(p90)
+
+
 def _to_wire(features: Features) -> predictor_pb2.RequestFeatures:
     return predictor_pb2.RequestFeatures(
         key=features.sequence_id,
         prompt_tokens=features.prompt_tokens,
         max_tokens=features.max_tokens,
         temperature=features.temperature,
+        prompt=prompt_to_wire(features.prompt),
+        generated_tokens=features.generated_tokens,
     )
 
 

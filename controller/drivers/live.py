@@ -11,6 +11,8 @@ from typing import Protocol
 import structlog
 
 from common.errors import InvalidRequestError, UnavailableError
+from common.lengths.prompt import PromptFeatures
+from common.lengths.request import NO_PROMPT
 from common.plan import SampledTokens
 from common.pulse import Pulse
 from common.sampling import FinishReason, SamplingParams
@@ -38,6 +40,7 @@ from controller.core.events import (
 )
 from controller.core.policies.catalog import LIVE_POLICIES
 from controller.core.scheduler import Scheduler
+from controller.core.sequence import Sequence as CoreSequence
 from controller.drivers.journal import Journal
 from controller.drivers.lengths import Features, LengthOracle
 from controller.drivers.pipeline import Pipeline
@@ -65,6 +68,7 @@ class Submission:
     deadline_s: float | None
     first_token_due_s: float | None = None
     tpot_s: float | None = None
+    features: PromptFeatures = NO_PROMPT
 
 
 class Witness(Protocol):
@@ -184,6 +188,7 @@ class LiveInstance:
         now = self._now()
         self._ordinals[router_id] = ordinal
         arrivals = []
+        texts = {one.sequence_id: one.features for one in submissions}
         for one in submissions:
             if one.sequence_id in self.hub.records:
                 continue
@@ -200,15 +205,24 @@ class LiveInstance:
             self.hub.forget(sequence_id)
         for arrival in arrivals:
             if sequence := scheduler.sequences.get(arrival.sequence_id):
-                features = Features(
-                    sequence.sequence_id,
-                    len(sequence.prompt),
-                    sequence.max_tokens,
-                    sequence.sampling.temperature,
-                )
-                self._features[sequence.sequence_id] = features
-                self.lengths.ask(features)
+                self._ask_length(sequence, texts[arrival.sequence_id])
         return refused
+
+    def _ask_length(self, sequence: CoreSequence, prompt: PromptFeatures) -> None:
+        if sequence.sampling.ignore_eos and not sequence.sampling.stop_token_ids:
+            # It ends at its limit; that says nothing of other answers.
+            self._predicted(sequence.sequence_id, float(sequence.max_tokens), float(sequence.max_tokens))
+            return
+        features = Features(
+            sequence.sequence_id,
+            len(sequence.prompt),
+            sequence.max_tokens,
+            sequence.sampling.temperature,
+            prompt,
+            len(sequence.output),
+        )
+        self._features[sequence.sequence_id] = features
+        self.lengths.ask(features)
 
     def heard_of(self, router_id: str) -> int:
         """The ordinal of the router's last hand-over; 0 before the first one."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.latency.model import StepCost
 from common.plan import PROTOCOL_VERSION
+from common.wire.prompt import prompt_from_wire
 from common.wire.sampling import finish_to_wire, logprobs_to_wire, sampling_from_wire
 from controller.core.actions import Refusal, Refused
 from controller.core.report import instance_report, step_costs
@@ -164,6 +165,7 @@ def _submission(spec: controller_pb2.SequenceSpec) -> Submission:
         deadline_s=spec.deadline_ms / 1000 if spec.deadline_ms else None,
         first_token_due_s=(spec.ttft_ms - spec.age_ms) / 1000 if spec.ttft_ms > 0 else None,
         tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 else None,
+        features=prompt_from_wire(spec.prompt_features),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from common.errors import TidePipeError
+from common.lengths.prompt import PromptFeatures
 from common.sampling import FinishReason, PositionLogprobs, SamplingParams
 
 
@@ -54,6 +55,11 @@ class RoutedSequence(Protocol):
     @property
     def prompt(self) -> Sequence[int]:
         """Prompt token ids."""
+        ...
+
+    @property
+    def features(self) -> PromptFeatures:
+        """What is known of the prompt's text."""
         ...
 
     @property

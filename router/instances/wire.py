@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from common.wire.prompt import prompt_to_wire
 from common.wire.sampling import finish_from_wire, logprobs_from_wire, sampling_to_wire
 from router.instances.placement import Placement
 from router.instances.sequence import SequenceNews
@@ -19,6 +20,7 @@ def sequence_spec(placement: Placement) -> pb.SequenceSpec:
         output_token_ids=sequence.output,
         # Stop strings and n are the router's business.
         sampling=sampling_to_wire(replace(sequence.sampling, stop=(), n=1)),
+        prompt_features=prompt_to_wire(sequence.features),
     )
 
 

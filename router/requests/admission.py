@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from common.errors import InvalidRequestError, NotFoundError
+from common.lengths.prompt import PromptFeatures, prompt_features
+from common.lengths.request import NO_PROMPT
 from common.request import ChatTurn, GenerationRequest
 from common.sampling import SamplingParams
 from router.instances.model_facts import ModelFacts
@@ -24,11 +26,12 @@ INLINE_CHARACTERS = 2000
 
 @dataclass(frozen=True, slots=True)
 class AdmittedRequest:
-    """A request that can be answered. samplings: of each answer, complete."""
+    """A request that can be answered. samplings: of each answer, complete. features: of its text."""
 
     prompt: array[int]
     samplings: tuple[SamplingParams, ...]
     new_text: Callable[[], AnswerText | None]
+    features: PromptFeatures = NO_PROMPT
 
 
 class Admission:
@@ -85,7 +88,7 @@ class Admission:
         samplings = tuple(
             replace(sampling, seed=answer_seed(seed, index), n=1) for index in range(sampling.n)
         )
-        return AdmittedRequest(prompt, samplings, new_text)
+        return AdmittedRequest(prompt, samplings, new_text, prompt_features(request.prompt))
 
     def _check_model(self, model: str | None, facts: ModelFacts) -> None:
         if model not in (None, "", self._model_name, facts.model):

@@ -91,6 +91,7 @@ class RequestEntry:
                 key=f"{self.request_id}/{index}",
                 order=(self.number, index),
                 prompt=admitted.prompt,
+                features=admitted.features,
                 sampling=sampling,
                 text=admitted.new_text(),
                 owner=self,

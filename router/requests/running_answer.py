@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from common.errors import TidePipeError
+from common.lengths.prompt import PromptFeatures
 from common.request import Answer, Usage
 from common.sampling import FinishReason, SamplingParams
 from router.core.output_log import TokenLog
@@ -43,6 +44,7 @@ class RunningAnswer:
         key: str,
         order: tuple[int, int],
         prompt: array[int],
+        features: PromptFeatures,
         sampling: SamplingParams,
         text: AnswerText | None,
         owner: AnswerOwner,
@@ -53,6 +55,7 @@ class RunningAnswer:
         """text: None if neither text nor stop strings are wanted."""
         self.key = key
         self.order = order
+        self.features = features
         self.sampling = sampling
         self.finish_reason: FinishReason | None = None
         self._prompt = prompt

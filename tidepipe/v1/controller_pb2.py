@@ -22,68 +22,69 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from tidepipe.v1 import prompt_pb2 as tidepipe_dot_v1_dot_prompt__pb2
 from tidepipe.v1 import sampling_pb2 as tidepipe_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctidepipe/v1/controller.proto\x12\x0btidepipe.v1\x1a\x1atidepipe/v1/sampling.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xda\x01\n\x10\x44\x65scribeResponse\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x12\n\nvocab_size\x18\x06 \x01(\r\x12\x15\n\reos_token_ids\x18\x07 \x03(\r\x12\x18\n\x10protocol_version\x18\x08 \x01(\r\x12\x15\n\rmax_sequences\x18\t \x01(\r\"\xcd\x01\n\x0cSequenceSpec\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x18\n\x10output_token_ids\x18\x03 \x03(\r\x12-\n\x08sampling\x18\x04 \x01(\x0b\x32\x1b.tidepipe.v1.SamplingParams\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\r\x12\x0f\n\x07ttft_ms\x18\x06 \x01(\x01\x12\x0f\n\x07tpot_ms\x18\x07 \x01(\x01\x12\x0e\n\x06\x61ge_ms\x18\x08 \x01(\x01\"j\n\x16SubmitSequencesRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12,\n\tsequences\x18\x02 \x03(\x0b\x32\x19.tidepipe.v1.SequenceSpec\x12\x0f\n\x07ordinal\x18\x03 \x01(\x04\"G\n\x17SubmitSequencesResponse\x12,\n\x08verdicts\x18\x01 \x03(\x0b\x32\x1a.tidepipe.v1.SubmitVerdict\"\xe6\x01\n\rSubmitVerdict\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x33\n\x07outcome\x18\x02 \x01(\x0e\x32\".tidepipe.v1.SubmitVerdict.Outcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\"{\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_ACCEPTED\x10\x01\x12\x16\n\x12OUTCOME_QUEUE_FULL\x10\x02\x12\x13\n\x0fOUTCOME_INVALID\x10\x03\x12\x14\n\x10OUTCOME_DRAINING\x10\x04\".\n\x16\x43\x61ncelSequencesRequest\x12\x14\n\x0csequence_ids\x18\x01 \x03(\t\"\x19\n\x17\x43\x61ncelSequencesResponse\">\n\x10SequencePosition\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x15\n\routput_tokens\x18\x02 \x01(\r\"Z\n\x13WatchResultsRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x30\n\tpositions\x18\x02 \x03(\x0b\x32\x1d.tidepipe.v1.SequencePosition\"t\n\x14WatchResultsResponse\x12,\n\x07updates\x18\x01 \x03(\x0b\x32\x1b.tidepipe.v1.SequenceUpdate\x12\x19\n\x11lost_sequence_ids\x18\x02 \x03(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\"\x83\x02\n\x0eSequenceUpdate\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x14\n\x0ctoken_offset\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12/\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1d.tidepipe.v1.PositionLogprobs\x12\x30\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x19.tidepipe.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x13\n\x0bpreemptions\x18\x08 \x01(\rB\x10\n\x0e_stop_token_id\"\x1a\n\x18GetInstanceStatusRequest\"H\n\x19GetInstanceStatusResponse\x12+\n\x06status\x18\x01 \x01(\x0b\x32\x1b.tidepipe.v1.InstanceStatus\"<\n\x12WatchStatusRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x13\n\x0binterval_ms\x18\x02 \x01(\r\"B\n\x13WatchStatusResponse\x12+\n\x06report\x18\x01 \x01(\x0b\x32\x1b.tidepipe.v1.InstanceReport\"\xc6\x03\n\x0eInstanceReport\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x0f\n\x07serving\x18\x02 \x01(\x08\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x04\x12!\n\x05phase\x18\x04 \x01(\x0e\x32\x12.tidepipe.v1.Phase\x12\x13\n\x0bphase_age_s\x18\x05 \x01(\x01\x12\x11\n\tsequences\x18\x06 \x01(\r\x12\x0e\n\x06tokens\x18\x07 \x01(\x04\x12\x17\n\x0fkv_tokens_total\x18\x08 \x01(\x04\x12\x16\n\x0ekv_tokens_free\x18\t \x01(\x04\x12\x16\n\x0ekv_tokens_peak\x18\n \x01(\x04\x12(\n\x06window\x18\x0b \x01(\x0b\x32\x18.tidepipe.v1.PrefillWork\x12&\n\x04left\x18\x0c \x01(\x0b\x32\x18.tidepipe.v1.PrefillWork\x12\x1a\n\rwindow_left_s\x18\r \x01(\x01H\x00\x88\x01\x01\x12!\n\x05slack\x18\x0e \x01(\x0b\x32\x12.tidepipe.v1.Slack\x12%\n\x05\x63osts\x18\x0f \x01(\x0b\x32\x16.tidepipe.v1.StepCosts\x12\x0e\n\x06policy\x18\x10 \x01(\tB\x10\n\x0e_window_left_s\",\n\x0bPrefillWork\x12\x0e\n\x06tokens\x18\x01 \x01(\x04\x12\r\n\x05pairs\x18\x02 \x01(\x01\"K\n\x05Slack\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\x0e\n\x06mean_s\x18\x02 \x01(\x01\x12\r\n\x05low_s\x18\x03 \x01(\x01\x12\x14\n\x0clow_latest_s\x18\x04 \x01(\x01\"\x83\x01\n\tStepCosts\x12\x0e\n\x06stages\x18\x01 \x01(\r\x12\x13\n\x0bstep_tokens\x18\x02 \x01(\r\x12\x15\n\rlinear_tokens\x18\x03 \x03(\r\x12\x10\n\x08linear_s\x18\x04 \x03(\x01\x12\x0e\n\x06pair_s\x18\x05 \x01(\x01\x12\x18\n\x10transfer_token_s\x18\x06 \x01(\x01\"\"\n\x10SetPolicyRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\"#\n\x11SetPolicyResponse\x12\x0e\n\x06\x62\x65\x66ore\x18\x01 \x01(\t\"\x89\x04\n\x0eInstanceStatus\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07serving\x18\x04 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12!\n\x05phase\x18\x06 \x01(\x0e\x32\x12.tidepipe.v1.Phase\x12\x13\n\x0bphase_age_s\x18\x07 \x01(\x01\x12\x14\n\x0cphase_reason\x18\x08 \x01(\t\x12\x16\n\x0ephase_switches\x18\t \x01(\x04\x12\x0f\n\x07waiting\x18\n \x01(\r\x12\x0f\n\x07running\x18\x0b \x01(\r\x12\x13\n\x0b\x62\x61tch_sizes\x18\x0c \x03(\r\x12\x17\n\x0fkv_blocks_total\x18\r \x01(\r\x12\x16\n\x0ekv_blocks_free\x18\x0e \x01(\r\x12\x12\n\nblock_size\x18\x0f \x01(\r\x12\x13\n\x0bpreemptions\x18\x10 \x01(\x04\x12\x0e\n\x06steals\x18\x11 \x01(\x04\x12\x16\n\x0eprefill_tokens\x18\x12 \x01(\x04\x12\x15\n\rdecode_tokens\x18\x13 \x01(\x04\x12\x1b\n\x13predictor_fallbacks\x18\x14 \x01(\x04\x12(\n\x06stages\x18\x15 \x03(\x0b\x32\x18.tidepipe.v1.StageStatus\x12\x0e\n\x06policy\x18\x16 \x01(\t\x12\x10\n\x08\x66inished\x18\x17 \x01(\x04\"\xe7\x01\n\x0bStageStatus\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x13\n\x0blayer_begin\x18\x04 \x01(\r\x12\x11\n\tlayer_end\x18\x05 \x01(\r\x12\x11\n\trss_bytes\x18\x06 \x01(\x04\x12\x16\n\x0eprefill_busy_s\x18\x07 \x01(\x01\x12\x15\n\rdecode_busy_s\x18\x08 \x01(\x01\x12\r\n\x05\x61live\x18\t \x01(\x08\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\r\n\x05\x64type\x18\x0b \x01(\t\x12\x13\n\x0bplan_wait_s\x18\x0c \x01(\x01*T\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x11\n\rPHASE_PREFILL\x10\x01\x12\x10\n\x0cPHASE_DECODE\x10\x02\x12\x0f\n\x0bPHASE_MIXED\x10\x03\x32\xf3\x04\n\x11\x43ontrollerService\x12G\n\x08\x44\x65scribe\x12\x1c.tidepipe.v1.DescribeRequest\x1a\x1d.tidepipe.v1.DescribeResponse\x12\\\n\x0fSubmitSequences\x12#.tidepipe.v1.SubmitSequencesRequest\x1a$.tidepipe.v1.SubmitSequencesResponse\x12\\\n\x0f\x43\x61ncelSequences\x12#.tidepipe.v1.CancelSequencesRequest\x1a$.tidepipe.v1.CancelSequencesResponse\x12U\n\x0cWatchResults\x12 .tidepipe.v1.WatchResultsRequest\x1a!.tidepipe.v1.WatchResultsResponse0\x01\x12\x62\n\x11GetInstanceStatus\x12%.tidepipe.v1.GetInstanceStatusRequest\x1a&.tidepipe.v1.GetInstanceStatusResponse\x12R\n\x0bWatchStatus\x12\x1f.tidepipe.v1.WatchStatusRequest\x1a .tidepipe.v1.WatchStatusResponse0\x01\x12J\n\tSetPolicy\x12\x1d.tidepipe.v1.SetPolicyRequest\x1a\x1e.tidepipe.v1.SetPolicyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctidepipe/v1/controller.proto\x12\x0btidepipe.v1\x1a\x18tidepipe/v1/prompt.proto\x1a\x1atidepipe/v1/sampling.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xda\x01\n\x10\x44\x65scribeResponse\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x12\n\nvocab_size\x18\x06 \x01(\r\x12\x15\n\reos_token_ids\x18\x07 \x03(\r\x12\x18\n\x10protocol_version\x18\x08 \x01(\r\x12\x15\n\rmax_sequences\x18\t \x01(\r\"\x83\x02\n\x0cSequenceSpec\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x18\n\x10output_token_ids\x18\x03 \x03(\r\x12-\n\x08sampling\x18\x04 \x01(\x0b\x32\x1b.tidepipe.v1.SamplingParams\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\r\x12\x0f\n\x07ttft_ms\x18\x06 \x01(\x01\x12\x0f\n\x07tpot_ms\x18\x07 \x01(\x01\x12\x0e\n\x06\x61ge_ms\x18\x08 \x01(\x01\x12\x34\n\x0fprompt_features\x18\t \x01(\x0b\x32\x1b.tidepipe.v1.PromptFeatures\"j\n\x16SubmitSequencesRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12,\n\tsequences\x18\x02 \x03(\x0b\x32\x19.tidepipe.v1.SequenceSpec\x12\x0f\n\x07ordinal\x18\x03 \x01(\x04\"G\n\x17SubmitSequencesResponse\x12,\n\x08verdicts\x18\x01 \x03(\x0b\x32\x1a.tidepipe.v1.SubmitVerdict\"\xe6\x01\n\rSubmitVerdict\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x33\n\x07outcome\x18\x02 \x01(\x0e\x32\".tidepipe.v1.SubmitVerdict.Outcome\x12\x0e\n\x06reason\x18\x03 \x01(\t\"{\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_ACCEPTED\x10\x01\x12\x16\n\x12OUTCOME_QUEUE_FULL\x10\x02\x12\x13\n\x0fOUTCOME_INVALID\x10\x03\x12\x14\n\x10OUTCOME_DRAINING\x10\x04\".\n\x16\x43\x61ncelSequencesRequest\x12\x14\n\x0csequence_ids\x18\x01 \x03(\t\"\x19\n\x17\x43\x61ncelSequencesResponse\">\n\x10SequencePosition\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x15\n\routput_tokens\x18\x02 \x01(\r\"Z\n\x13WatchResultsRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x30\n\tpositions\x18\x02 \x03(\x0b\x32\x1d.tidepipe.v1.SequencePosition\"t\n\x14WatchResultsResponse\x12,\n\x07updates\x18\x01 \x03(\x0b\x32\x1b.tidepipe.v1.SequenceUpdate\x12\x19\n\x11lost_sequence_ids\x18\x02 \x03(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\"\x83\x02\n\x0eSequenceUpdate\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x14\n\x0ctoken_offset\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12/\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1d.tidepipe.v1.PositionLogprobs\x12\x30\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x19.tidepipe.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x13\n\x0bpreemptions\x18\x08 \x01(\rB\x10\n\x0e_stop_token_id\"\x1a\n\x18GetInstanceStatusRequest\"H\n\x19GetInstanceStatusResponse\x12+\n\x06status\x18\x01 \x01(\x0b\x32\x1b.tidepipe.v1.InstanceStatus\"<\n\x12WatchStatusRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x13\n\x0binterval_ms\x18\x02 \x01(\r\"B\n\x13WatchStatusResponse\x12+\n\x06report\x18\x01 \x01(\x0b\x32\x1b.tidepipe.v1.InstanceReport\"\xc6\x03\n\x0eInstanceReport\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x0f\n\x07serving\x18\x02 \x01(\x08\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x04\x12!\n\x05phase\x18\x04 \x01(\x0e\x32\x12.tidepipe.v1.Phase\x12\x13\n\x0bphase_age_s\x18\x05 \x01(\x01\x12\x11\n\tsequences\x18\x06 \x01(\r\x12\x0e\n\x06tokens\x18\x07 \x01(\x04\x12\x17\n\x0fkv_tokens_total\x18\x08 \x01(\x04\x12\x16\n\x0ekv_tokens_free\x18\t \x01(\x04\x12\x16\n\x0ekv_tokens_peak\x18\n \x01(\x04\x12(\n\x06window\x18\x0b \x01(\x0b\x32\x18.tidepipe.v1.PrefillWork\x12&\n\x04left\x18\x0c \x01(\x0b\x32\x18.tidepipe.v1.PrefillWork\x12\x1a\n\rwindow_left_s\x18\r \x01(\x01H\x00\x88\x01\x01\x12!\n\x05slack\x18\x0e \x01(\x0b\x32\x12.tidepipe.v1.Slack\x12%\n\x05\x63osts\x18\x0f \x01(\x0b\x32\x16.tidepipe.v1.StepCosts\x12\x0e\n\x06policy\x18\x10 \x01(\tB\x10\n\x0e_window_left_s\",\n\x0bPrefillWork\x12\x0e\n\x06tokens\x18\x01 \x01(\x04\x12\r\n\x05pairs\x18\x02 \x01(\x01\"K\n\x05Slack\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\x0e\n\x06mean_s\x18\x02 \x01(\x01\x12\r\n\x05low_s\x18\x03 \x01(\x01\x12\x14\n\x0clow_latest_s\x18\x04 \x01(\x01\"\x83\x01\n\tStepCosts\x12\x0e\n\x06stages\x18\x01 \x01(\r\x12\x13\n\x0bstep_tokens\x18\x02 \x01(\r\x12\x15\n\rlinear_tokens\x18\x03 \x03(\r\x12\x10\n\x08linear_s\x18\x04 \x03(\x01\x12\x0e\n\x06pair_s\x18\x05 \x01(\x01\x12\x18\n\x10transfer_token_s\x18\x06 \x01(\x01\"\"\n\x10SetPolicyRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\"#\n\x11SetPolicyResponse\x12\x0e\n\x06\x62\x65\x66ore\x18\x01 \x01(\t\"\x89\x04\n\x0eInstanceStatus\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07serving\x18\x04 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12!\n\x05phase\x18\x06 \x01(\x0e\x32\x12.tidepipe.v1.Phase\x12\x13\n\x0bphase_age_s\x18\x07 \x01(\x01\x12\x14\n\x0cphase_reason\x18\x08 \x01(\t\x12\x16\n\x0ephase_switches\x18\t \x01(\x04\x12\x0f\n\x07waiting\x18\n \x01(\r\x12\x0f\n\x07running\x18\x0b \x01(\r\x12\x13\n\x0b\x62\x61tch_sizes\x18\x0c \x03(\r\x12\x17\n\x0fkv_blocks_total\x18\r \x01(\r\x12\x16\n\x0ekv_blocks_free\x18\x0e \x01(\r\x12\x12\n\nblock_size\x18\x0f \x01(\r\x12\x13\n\x0bpreemptions\x18\x10 \x01(\x04\x12\x0e\n\x06steals\x18\x11 \x01(\x04\x12\x16\n\x0eprefill_tokens\x18\x12 \x01(\x04\x12\x15\n\rdecode_tokens\x18\x13 \x01(\x04\x12\x1b\n\x13predictor_fallbacks\x18\x14 \x01(\x04\x12(\n\x06stages\x18\x15 \x03(\x0b\x32\x18.tidepipe.v1.StageStatus\x12\x0e\n\x06policy\x18\x16 \x01(\t\x12\x10\n\x08\x66inished\x18\x17 \x01(\x04\"\xe7\x01\n\x0bStageStatus\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x13\n\x0blayer_begin\x18\x04 \x01(\r\x12\x11\n\tlayer_end\x18\x05 \x01(\r\x12\x11\n\trss_bytes\x18\x06 \x01(\x04\x12\x16\n\x0eprefill_busy_s\x18\x07 \x01(\x01\x12\x15\n\rdecode_busy_s\x18\x08 \x01(\x01\x12\r\n\x05\x61live\x18\t \x01(\x08\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\r\n\x05\x64type\x18\x0b \x01(\t\x12\x13\n\x0bplan_wait_s\x18\x0c \x01(\x01*T\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x11\n\rPHASE_PREFILL\x10\x01\x12\x10\n\x0cPHASE_DECODE\x10\x02\x12\x0f\n\x0bPHASE_MIXED\x10\x03\x32\xf3\x04\n\x11\x43ontrollerService\x12G\n\x08\x44\x65scribe\x12\x1c.tidepipe.v1.DescribeRequest\x1a\x1d.tidepipe.v1.DescribeResponse\x12\\\n\x0fSubmitSequences\x12#.tidepipe.v1.SubmitSequencesRequest\x1a$.tidepipe.v1.SubmitSequencesResponse\x12\\\n\x0f\x43\x61ncelSequences\x12#.tidepipe.v1.CancelSequencesRequest\x1a$.tidepipe.v1.CancelSequencesResponse\x12U\n\x0cWatchResults\x12 .tidepipe.v1.WatchResultsRequest\x1a!.tidepipe.v1.WatchResultsResponse0\x01\x12\x62\n\x11GetInstanceStatus\x12%.tidepipe.v1.GetInstanceStatusRequest\x1a&.tidepipe.v1.GetInstanceStatusResponse\x12R\n\x0bWatchStatus\x12\x1f.tidepipe.v1.WatchStatusRequest\x1a .tidepipe.v1.WatchStatusResponse0\x01\x12J\n\tSetPolicy\x12\x1d.tidepipe.v1.SetPolicyRequest\x1a\x1e.tidepipe.v1.SetPolicyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tidepipe.v1.controller_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PHASE']._serialized_start=3323
-  _globals['_PHASE']._serialized_end=3407
-  _globals['_DESCRIBEREQUEST']._serialized_start=73
-  _globals['_DESCRIBEREQUEST']._serialized_end=90
-  _globals['_DESCRIBERESPONSE']._serialized_start=93
-  _globals['_DESCRIBERESPONSE']._serialized_end=311
-  _globals['_SEQUENCESPEC']._serialized_start=314
-  _globals['_SEQUENCESPEC']._serialized_end=519
-  _globals['_SUBMITSEQUENCESREQUEST']._serialized_start=521
-  _globals['_SUBMITSEQUENCESREQUEST']._serialized_end=627
-  _globals['_SUBMITSEQUENCESRESPONSE']._serialized_start=629
-  _globals['_SUBMITSEQUENCESRESPONSE']._serialized_end=700
-  _globals['_SUBMITVERDICT']._serialized_start=703
-  _globals['_SUBMITVERDICT']._serialized_end=933
-  _globals['_SUBMITVERDICT_OUTCOME']._serialized_start=810
-  _globals['_SUBMITVERDICT_OUTCOME']._serialized_end=933
-  _globals['_CANCELSEQUENCESREQUEST']._serialized_start=935
-  _globals['_CANCELSEQUENCESREQUEST']._serialized_end=981
-  _globals['_CANCELSEQUENCESRESPONSE']._serialized_start=983
-  _globals['_CANCELSEQUENCESRESPONSE']._serialized_end=1008
-  _globals['_SEQUENCEPOSITION']._serialized_start=1010
-  _globals['_SEQUENCEPOSITION']._serialized_end=1072
-  _globals['_WATCHRESULTSREQUEST']._serialized_start=1074
-  _globals['_WATCHRESULTSREQUEST']._serialized_end=1164
-  _globals['_WATCHRESULTSRESPONSE']._serialized_start=1166
-  _globals['_WATCHRESULTSRESPONSE']._serialized_end=1282
-  _globals['_SEQUENCEUPDATE']._serialized_start=1285
-  _globals['_SEQUENCEUPDATE']._serialized_end=1544
-  _globals['_GETINSTANCESTATUSREQUEST']._serialized_start=1546
-  _globals['_GETINSTANCESTATUSREQUEST']._serialized_end=1572
-  _globals['_GETINSTANCESTATUSRESPONSE']._serialized_start=1574
-  _globals['_GETINSTANCESTATUSRESPONSE']._serialized_end=1646
-  _globals['_WATCHSTATUSREQUEST']._serialized_start=1648
-  _globals['_WATCHSTATUSREQUEST']._serialized_end=1708
-  _globals['_WATCHSTATUSRESPONSE']._serialized_start=1710
-  _globals['_WATCHSTATUSRESPONSE']._serialized_end=1776
-  _globals['_INSTANCEREPORT']._serialized_start=1779
-  _globals['_INSTANCEREPORT']._serialized_end=2233
-  _globals['_PREFILLWORK']._serialized_start=2235
-  _globals['_PREFILLWORK']._serialized_end=2279
-  _globals['_SLACK']._serialized_start=2281
-  _globals['_SLACK']._serialized_end=2356
-  _globals['_STEPCOSTS']._serialized_start=2359
-  _globals['_STEPCOSTS']._serialized_end=2490
-  _globals['_SETPOLICYREQUEST']._serialized_start=2492
-  _globals['_SETPOLICYREQUEST']._serialized_end=2526
-  _globals['_SETPOLICYRESPONSE']._serialized_start=2528
-  _globals['_SETPOLICYRESPONSE']._serialized_end=2563
-  _globals['_INSTANCESTATUS']._serialized_start=2566
-  _globals['_INSTANCESTATUS']._serialized_end=3087
-  _globals['_STAGESTATUS']._serialized_start=3090
-  _globals['_STAGESTATUS']._serialized_end=3321
-  _globals['_CONTROLLERSERVICE']._serialized_start=3410
-  _globals['_CONTROLLERSERVICE']._serialized_end=4037
+  _globals['_PHASE']._serialized_start=3403
+  _globals['_PHASE']._serialized_end=3487
+  _globals['_DESCRIBEREQUEST']._serialized_start=99
+  _globals['_DESCRIBEREQUEST']._serialized_end=116
+  _globals['_DESCRIBERESPONSE']._serialized_start=119
+  _globals['_DESCRIBERESPONSE']._serialized_end=337
+  _globals['_SEQUENCESPEC']._serialized_start=340
+  _globals['_SEQUENCESPEC']._serialized_end=599
+  _globals['_SUBMITSEQUENCESREQUEST']._serialized_start=601
+  _globals['_SUBMITSEQUENCESREQUEST']._serialized_end=707
+  _globals['_SUBMITSEQUENCESRESPONSE']._serialized_start=709
+  _globals['_SUBMITSEQUENCESRESPONSE']._serialized_end=780
+  _globals['_SUBMITVERDICT']._serialized_start=783
+  _globals['_SUBMITVERDICT']._serialized_end=1013
+  _globals['_SUBMITVERDICT_OUTCOME']._serialized_start=890
+  _globals['_SUBMITVERDICT_OUTCOME']._serialized_end=1013
+  _globals['_CANCELSEQUENCESREQUEST']._serialized_start=1015
+  _globals['_CANCELSEQUENCESREQUEST']._serialized_end=1061
+  _globals['_CANCELSEQUENCESRESPONSE']._serialized_start=1063
+  _globals['_CANCELSEQUENCESRESPONSE']._serialized_end=1088
+  _globals['_SEQUENCEPOSITION']._serialized_start=1090
+  _globals['_SEQUENCEPOSITION']._serialized_end=1152
+  _globals['_WATCHRESULTSREQUEST']._serialized_start=1154
+  _globals['_WATCHRESULTSREQUEST']._serialized_end=1244
+  _globals['_WATCHRESULTSRESPONSE']._serialized_start=1246
+  _globals['_WATCHRESULTSRESPONSE']._serialized_end=1362
+  _globals['_SEQUENCEUPDATE']._serialized_start=1365
+  _globals['_SEQUENCEUPDATE']._serialized_end=1624
+  _globals['_GETINSTANCESTATUSREQUEST']._serialized_start=1626
+  _globals['_GETINSTANCESTATUSREQUEST']._serialized_end=1652
+  _globals['_GETINSTANCESTATUSRESPONSE']._serialized_start=1654
+  _globals['_GETINSTANCESTATUSRESPONSE']._serialized_end=1726
+  _globals['_WATCHSTATUSREQUEST']._serialized_start=1728
+  _globals['_WATCHSTATUSREQUEST']._serialized_end=1788
+  _globals['_WATCHSTATUSRESPONSE']._serialized_start=1790
+  _globals['_WATCHSTATUSRESPONSE']._serialized_end=1856
+  _globals['_INSTANCEREPORT']._serialized_start=1859
+  _globals['_INSTANCEREPORT']._serialized_end=2313
+  _globals['_PREFILLWORK']._serialized_start=2315
+  _globals['_PREFILLWORK']._serialized_end=2359
+  _globals['_SLACK']._serialized_start=2361
+  _globals['_SLACK']._serialized_end=2436
+  _globals['_STEPCOSTS']._serialized_start=2439
+  _globals['_STEPCOSTS']._serialized_end=2570
+  _globals['_SETPOLICYREQUEST']._serialized_start=2572
+  _globals['_SETPOLICYREQUEST']._serialized_end=2606
+  _globals['_SETPOLICYRESPONSE']._serialized_start=2608
+  _globals['_SETPOLICYRESPONSE']._serialized_end=2643
+  _globals['_INSTANCESTATUS']._serialized_start=2646
+  _globals['_INSTANCESTATUS']._serialized_end=3167
+  _globals['_STAGESTATUS']._serialized_start=3170
+  _globals['_STAGESTATUS']._serialized_end=3401
+  _globals['_CONTROLLERSERVICE']._serialized_start=3490
+  _globals['_CONTROLLERSERVICE']._serialized_end=4117
 # @@protoc_insertion_point(module_scope)

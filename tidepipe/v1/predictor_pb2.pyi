@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from tidepipe.v1 import prompt_pb2 as _prompt_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -28,6 +29,8 @@ class RequestFeatures(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Caller's key, returned with the prediction."""
     prompt_tokens: _builtins.int
@@ -36,6 +39,12 @@ class RequestFeatures(_message.Message):
     """Limit of the output, tokens."""
     temperature: _builtins.float
     """Softmax temperature."""
+    generated_tokens: _builtins.int
+    """Output tokens that it has already: the prediction is that of an answer which is longer."""
+    @_builtins.property
+    def prompt(self) -> _prompt_pb2.PromptFeatures:
+        """What is known of its text."""
+
     def __init__(
         self,
         *,
@@ -43,10 +52,12 @@ class RequestFeatures(_message.Message):
         prompt_tokens: _builtins.int = ...,
         max_tokens: _builtins.int = ...,
         temperature: _builtins.float = ...,
+        prompt: _prompt_pb2.PromptFeatures | None = ...,
+        generated_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "max_tokens", b"max_tokens", "prompt_tokens", b"prompt_tokens", "temperature", b"temperature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generated_tokens", b"generated_tokens", "key", b"key", "max_tokens", b"max_tokens", "prompt", b"prompt", "prompt_tokens", b"prompt_tokens", "temperature", b"temperature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -247,6 +258,12 @@ class GetPredictorStatusResponse(_message.Message):
     WINDOW_FIELD_NUMBER: _builtins.int
     OBSERVED_FIELD_NUMBER: _builtins.int
     PREDICTED_FIELD_NUMBER: _builtins.int
+    RECENT_P50_COVERAGE_FIELD_NUMBER: _builtins.int
+    RECENT_P90_COVERAGE_FIELD_NUMBER: _builtins.int
+    TRAINED_FIELD_NUMBER: _builtins.int
+    ADOPTED_FIELD_NUMBER: _builtins.int
+    DRIFTS_FIELD_NUMBER: _builtins.int
+    LAST_FAILURE_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
     """Which model answers."""
     window: _builtins.int
@@ -255,6 +272,18 @@ class GetPredictorStatusResponse(_message.Message):
     """Observations since start."""
     predicted: _builtins.int
     """Predictions since start."""
+    recent_p50_coverage: _builtins.float
+    """Share of the newest answers that were not longer than the median predicted for them; zero before there are any."""
+    recent_p90_coverage: _builtins.float
+    """The same of the 90th percentile."""
+    trained: _builtins.int
+    """Models trained since start."""
+    adopted: _builtins.int
+    """Those of them that were better than the one in use, and took its place."""
+    drifts: _builtins.int
+    """Times that lengths changed so much that the calibration began anew."""
+    last_failure: _builtins.str
+    """Why the last training or loading failed; empty if it did not."""
     def __init__(
         self,
         *,
@@ -262,10 +291,16 @@ class GetPredictorStatusResponse(_message.Message):
         window: _builtins.int = ...,
         observed: _builtins.int = ...,
         predicted: _builtins.int = ...,
+        recent_p50_coverage: _builtins.float = ...,
+        recent_p90_coverage: _builtins.float = ...,
+        trained: _builtins.int = ...,
+        adopted: _builtins.int = ...,
+        drifts: _builtins.int = ...,
+        last_failure: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version", "observed", b"observed", "predicted", b"predicted", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted", b"adopted", "drifts", b"drifts", "last_failure", b"last_failure", "model_version", b"model_version", "observed", b"observed", "predicted", b"predicted", "recent_p50_coverage", b"recent_p50_coverage", "recent_p90_coverage", b"recent_p90_coverage", "trained", b"trained", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
