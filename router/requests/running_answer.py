@@ -8,6 +8,7 @@ from typing import Protocol
 
 from common.errors import TidePipeError
 from common.lengths.prompt import PromptFeatures
+from common.lengths.request import NO_PROMPT
 from common.request import Answer, Usage
 from common.sampling import FinishReason, SamplingParams
 from router.core.output_log import TokenLog
@@ -44,13 +45,13 @@ class RunningAnswer:
         key: str,
         order: tuple[int, int],
         prompt: array[int],
-        features: PromptFeatures,
         sampling: SamplingParams,
         text: AnswerText | None,
         owner: AnswerOwner,
         clock: Callable[[], float],
         arrived: float,
         meter: RequestMeter,
+        features: PromptFeatures = NO_PROMPT,
     ) -> None:
         """text: None if neither text nor stop strings are wanted."""
         self.key = key
