@@ -1,0 +1,158 @@
+"""`python -m deploy.trial --model FOLDER`: the compose deployment, really launched and really hurt.
+
+Makes a container engine, base images and wheels by itself, so that no registry is needed; root and Debian's
+docker.io, docker-compose, iptables and debootstrap are. Exit code 0: no request was lost, or, with a line
+that says so, no engine can be had here. 1: something was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from common.model_source import cache_dir
+from deploy.trial.deployment import Deployment, Outcome
+from deploy.trial.engine import EngineUnavailableError, check, running_engine
+from deploy.trial.images import build_images, fill_wheelhouse, make_base_images
+
+BATCH_S = 420.0
+IN_FLIGHT_S = 3.0
+"""From the start of a batch to its fault: some answers are being written then."""
+PAUSE_S = 15.0
+CUT_S = 15.0
+
+
+def crash_worker(deployment: Deployment) -> None:
+    """A stage worker dies."""
+    deployment.crash("worker-a-1")
+
+
+def crash_controller(deployment: Deployment) -> None:
+    """A controller dies."""
+    deployment.crash("controller-a")
+
+
+def pause_worker(deployment: Deployment) -> None:
+    """A stage worker stands still, then goes on with stale plans."""
+    deployment.pause("worker-b-0")
+    time.sleep(PAUSE_S)
+    deployment.resume("worker-b-0")
+
+
+def cut_controller(deployment: Deployment) -> None:
+    """A controller loses router and predictor, then gets them back."""
+    deployment.cut("controller-b", "control")
+    time.sleep(CUT_S)
+    deployment.heal("controller-b", "control")
+
+
+def cut_worker(deployment: Deployment) -> None:
+    """A stage loses its controller and its neighbour, then gets them back."""
+    deployment.cut("worker-a-0", "node-a")
+    time.sleep(CUT_S)
+    deployment.heal("worker-a-0", "node-a")
+
+
+FAULTS: dict[str, Callable[[Deployment], None]] = {
+    "worker killed": crash_worker,
+    "controller killed": crash_controller,
+    f"worker paused {PAUSE_S:g} s": pause_worker,
+    f"controller cut off {CUT_S:g} s": cut_controller,
+    f"worker cut off {CUT_S:g} s": cut_worker,
+}
+
+
+def run_batch(
+    deployment: Deployment, name: str, fault: Callable[[Deployment], None] | None, expected: list[str] | None
+) -> tuple[Outcome, list[str]]:
+    """One batch with a fault in its midst. expected: answers of the run without faults."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "answers.json"
+        load = deployment.start_load(out)
+        try:
+            if fault is not None:
+                time.sleep(IN_FLIGHT_S)
+                fault(deployment)
+            load.wait(BATCH_S)
+        finally:
+            load.kill()
+            load.wait()
+        result = json.loads(out.read_text(encoding="utf-8"))
+    answers = result["answers"]
+    same = sum(a == b for a, b in zip(answers, expected or answers, strict=True) if a is not None)
+    outcome = Outcome(
+        name, len(answers), answers.count(None), same, result["seconds"], tuple(result["errors"][:3])
+    )
+    print(
+        f"{name:28} {outcome.requests} requests, {outcome.failed} failed, "
+        f"{outcome.same} answers as without faults, {outcome.seconds:.1f} s",
+        *outcome.errors,
+        flush=True,
+    )
+    return outcome, answers
+
+
+def trial(model: Path, folder: Path) -> list[Outcome]:
+    """Build, launch, hurt; what became of each batch."""
+    with running_engine(folder) as engine:
+        say("base images")
+        make_base_images(engine, cache_dir() / "trial")
+        say("wheels")
+        fill_wheelhouse()
+        say("images")
+        build_images(engine)
+        deployment = Deployment(engine, model)
+        try:
+            say("deployment")
+            begin = time.monotonic()
+            deployment.up()
+            say(f"serving after {time.monotonic() - begin:.1f} s")
+            first, expected = run_batch(deployment, "none", None, None)
+            outcomes = [first]
+            for name, fault in FAULTS.items():
+                outcomes.append(run_batch(deployment, name, fault, expected)[0])
+            if any(item.failed or item.same < item.requests for item in outcomes):
+                print(deployment.logs())
+            return outcomes
+        finally:
+            deployment.down()
+
+
+def say(text: str) -> None:
+    """A line about progress."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
+
+
+def main() -> int:
+    """Entry point; the exit code."""
+    parser = argparse.ArgumentParser("python -m deploy.trial", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="folder that `tidepipe model pull` prints")
+    parser.add_argument("--json", type=Path, default=None, help="write the outcomes here")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="tidepipe-trial-"))
+    try:
+        check()
+        outcomes = trial(options.model.resolve(), folder)
+    except EngineUnavailableError as error:
+        print(f"skipped: {error}")
+        return 0
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if options.json is not None:
+        rows = [{name: getattr(item, name) for name in Outcome.__slots__} for item in outcomes]
+        options.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+    return 1 if any(item.failed or item.same < item.requests for item in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The compose deployment: brought up, asked, hurt, and taken down."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.trial.engine import Engine
+from deploy.trial.images import ROOT
+
+PROJECT = "tidepipe-trial"
+URL = "http://127.0.0.1:8000"
+READY_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one batch. same: answers equal to those of the run without faults."""
+
+    fault: str
+    requests: int
+    failed: int
+    same: int
+    seconds: float
+    errors: tuple[str, ...] = ()
+
+
+class Deployment:
+    """Containers of deploy/compose.yaml on an engine."""
+
+    def __init__(self, engine: Engine, model: Path) -> None:
+        self._engine = engine
+        self._engine.environment["TIDEPIPE_MODEL_DIR"] = str(model)
+
+    def up(self) -> None:
+        """Start everything; returns when the router is healthy, RuntimeError if it does not get there."""
+        self._compose("up", "-d", "--no-build")
+        limit = time.monotonic() + READY_S
+        while self._health("router") != "healthy":
+            if time.monotonic() > limit:
+                raise RuntimeError(f"the router is not healthy after {READY_S:g} s:\n{self.logs()}")
+            time.sleep(1)
+
+    def down(self) -> None:
+        """Stop and remove everything."""
+        self._compose("down", "--volumes", "--timeout", "20")
+
+    def logs(self) -> str:
+        """The end of all containers' logs."""
+        return self._compose("logs", "--no-color", "--tail", "25")
+
+    def crash(self, service: str) -> None:
+        """SIGKILL to the service's process, as a crash: the restart policy applies."""
+        os.kill(self._service_process(service), signal.SIGKILL)
+
+    def pause(self, service: str) -> None:
+        """Freeze a container."""
+        self._engine.docker("pause", self._container(service))
+
+    def resume(self, service: str) -> None:
+        """Let it go on."""
+        self._engine.docker("unpause", self._container(service))
+
+    def cut(self, service: str, network: str) -> None:
+        """Take a container off a network."""
+        self._engine.docker("network", "disconnect", f"{PROJECT}_{network}", self._container(service))
+
+    def heal(self, service: str, network: str) -> None:
+        """Put it back, under its name."""
+        self._engine.docker(
+            "network", "connect", "--alias", service, f"{PROJECT}_{network}", self._container(service)
+        )
+
+    def start_load(self, out: Path) -> subprocess.Popen[bytes]:
+        """Begin a batch through the gateway."""
+        command = self._engine.inside(sys.executable, "-m", "deploy.trial.load", URL, str(out))
+        return subprocess.Popen(command, cwd=ROOT)
+
+    def _service_process(self, service: str) -> int:
+        """Process id, on the host, of the service itself: the child of the container's init."""
+        first = self._engine.process_of(self._container(service))
+        children = Path(f"/proc/{first}/task/{first}/children").read_text(encoding="ascii").split()
+        return int(children[0]) if children else first
+
+    def _container(self, service: str) -> str:
+        return f"{PROJECT}_{service}_1"
+
+    def _health(self, service: str) -> str:
+        state = json.loads(self._engine.docker("inspect", "-f", "{{json .State}}", self._container(service)))
+        return str(state.get("Health", {}).get("Status", "none"))
+
+    def _compose(self, *arguments: str) -> str:
+        return self._engine.run(
+            ["docker-compose", "-f", "deploy/compose.yaml", "-p", PROJECT, *arguments],
+            cwd=ROOT,
+            timeout=READY_S,
+        )
