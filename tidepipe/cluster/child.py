@@ -42,7 +42,8 @@ class ChildSpec:
 
     arguments: all but --listen and --metrics-port. ready_s: limit until it announces itself.
     relies_on_others: it needs the others to finish what it has begun, so it is to be stopped before them.
-    metrics: it shall have a port for metrics.
+    metrics: it shall have a port for metrics. prefix: command that runs it, such as one that enters a
+    network namespace; it must become the process (exec), not stay as its parent.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ChildSpec:
     ready_s: float
     relies_on_others: bool = False
     metrics: bool = False
+    prefix: Sequence[str] = ()
 
 
 class Child:
@@ -172,6 +174,7 @@ class Child:
     async def _spawn(self, ready_fd: int) -> Process:
         # -P: a folder in the working directory must not stand in for a service of the same name.
         command = [
+            *self._spec.prefix,
             sys.executable,
             "-P",
             "-m",

@@ -1,0 +1,74 @@
+"""A cluster whose processes run on different hosts: stages, brain and client apart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from bench.hosts import Host, Hosts
+from tidepipe.cluster.child import Child, ChildSpec
+from tidepipe.cluster.config import ClusterConfig
+from tidepipe.cluster.plan import controller_spec, predictor_spec, router_spec, worker_spec
+
+PORT = 7000
+
+
+@dataclass(slots=True)
+class SpreadCluster:
+    """Running processes. endpoint: gRPC address of the router, on the first host."""
+
+    endpoint: str
+    brain: Host
+    stages: Sequence[Host]
+    children: list[Child] = field(default_factory=list)
+
+
+@contextlib.asynccontextmanager
+async def spread_cluster(
+    hosts: Hosts, config: ClusterConfig, logs: Path, *, one_host: bool = False
+) -> AsyncIterator[SpreadCluster]:
+    """Router, predictor and controller on the first host, each stage on a host of its own behind it.
+
+    one_host: everything on the first host, to compare with. The processes are restarted when they die.
+    """
+    brain = hosts[0]
+    stage_hosts = [brain if one_host else hosts[1 + stage] for stage in range(config.stages)]
+    cluster = SpreadCluster(f"{brain.address}:{PORT}", brain, stage_hosts)
+
+    def child(host: Host, spec: ChildSpec, port: int) -> Child:
+        made = Child(replace(spec, prefix=host.inside()), f"{host.address}:{port}", logs / f"{spec.name}.log")
+        cluster.children.append(made)
+        return made
+
+    router = f"{brain.address}:{PORT}"
+    predictor = f"{brain.address}:{PORT + 1}"
+    workers = [
+        child(host, worker_spec(config, 0, stage), PORT + 10 + stage)
+        for stage, host in enumerate(stage_hosts)
+    ]
+    others = [
+        child(brain, predictor_spec(config), PORT + 1),
+        child(brain, router_spec(config, http=f"{brain.address}:{PORT + 2}", predictor=predictor), PORT),
+    ]
+    keepers: list[asyncio.Task[None]] = []
+    try:
+        await asyncio.gather(*(one.start() for one in (*workers, *others)))
+        controller = child(
+            brain,
+            controller_spec(
+                config, 0, stages=[one.address for one in workers], router=router, predictor=predictor
+            ),
+            PORT + 3,
+        )
+        await controller.start()
+        keepers = [asyncio.create_task(one.keep_alive()) for one in cluster.children]
+        yield cluster
+    finally:
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
+        await asyncio.gather(*(one.stop() for one in cluster.children if one.relies_on_others))
+        await asyncio.gather(*(one.stop(3.0) for one in cluster.children))
