@@ -29,8 +29,9 @@ from controller.drivers.pipeline import Pipeline, PipelineConfig
 from controller.drivers.registration import Registration
 from controller.drivers.stage_client import StageAbout
 from controller.edge.servicer import ControllerServicer
+from controller.edge.timeline import TimelineServicer
 from controller.telemetry import ControllerMetrics
-from tidepipe.v1 import controller_pb2, controller_pb2_grpc, router_pb2
+from tidepipe.v1 import controller_pb2, controller_pb2_grpc, router_pb2, timeline_pb2, timeline_pb2_grpc
 
 DRAIN_S = 10.0
 PREFILL_TOKENS = {"cpu": 256, "cuda": 2048}
@@ -171,7 +172,14 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
     metrics.export(instance)
     servicer = ControllerServicer(instance, options.instance_id, incarnation, lambda: cost)
     controller_pb2_grpc.add_ControllerServiceServicer_to_server(servicer, server.server)
-    address = await server.start([controller_pb2.DESCRIPTOR.services_by_name["ControllerService"]])
+    timelines = TimelineServicer(instance, options.instance_id)
+    timeline_pb2_grpc.add_TimelineServiceServicer_to_server(timelines, server.server)
+    address = await server.start(
+        [
+            controller_pb2.DESCRIPTOR.services_by_name["ControllerService"],
+            timeline_pb2.DESCRIPTOR.services_by_name["TimelineService"],
+        ]
+    )
     registration: Registration | None = None
     async with asyncio.TaskGroup() as group:
         tasks = [

@@ -23,6 +23,7 @@ from router.core.least_loaded import LeastLoaded
 from router.edge.admin import AdminServicer
 from router.edge.cluster import RouterServicer
 from router.edge.inference import InferenceServicer
+from router.edge.timeline import TimelineServicer
 from router.gateway.app import make_app
 from router.instances.available import AvailableModels
 from router.instances.dispatcher import Dispatcher
@@ -42,6 +43,8 @@ from tidepipe.v1 import (
     predictor_pb2_grpc,
     router_pb2,
     router_pb2_grpc,
+    timeline_pb2,
+    timeline_pb2_grpc,
 )
 
 CANCEL_GRACE_S = 1.0
@@ -50,6 +53,7 @@ SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
     router_pb2.DESCRIPTOR.services_by_name["RouterService"],
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
+    timeline_pb2.DESCRIPTOR.services_by_name["TimelineService"],
 )
 
 Start: TypeAlias = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
@@ -141,6 +145,8 @@ class RouterService:
             ),
             rpc.server,
         )
+
+        timeline_pb2_grpc.add_TimelineServiceServicer_to_server(TimelineServicer(self.registry), rpc.server)
 
     def _http_server(self, models: AvailableModels, telemetry: Telemetry) -> HttpServer | None:
         if not self.settings.http:

@@ -41,6 +41,7 @@ from controller.core.events import (
 from controller.core.policies.catalog import LIVE_POLICIES
 from controller.core.scheduler import Scheduler
 from controller.core.sequence import Sequence as CoreSequence
+from controller.drivers.course import Course
 from controller.drivers.journal import Journal
 from controller.drivers.lengths import Features, LengthOracle
 from controller.drivers.pipeline import Pipeline
@@ -99,6 +100,7 @@ class LiveInstance:
         self.hub = ResultsHub()
         self.lengths = LengthOracle(predictor_address, self._predicted)
         self.changed = Pulse()
+        self.course = Course(len(pipeline.stages))
         self.draining = False
         self.serving = False
         self.detail = "stages are loading"
@@ -155,16 +157,19 @@ class LiveInstance:
             if self._scheduler is None:
                 continue
             self._hear(Tick())
-            for sequence_id in self.hub.abandoned(self._now(), ABANDONED_AFTER_S):
+            self.course.sample(self.scheduler, self.now())
+            for sequence_id in self.hub.abandoned(self.now(), ABANDONED_AFTER_S):
                 self.drop(sequence_id)
 
     @staticmethod
-    def _now() -> float:
+    def now() -> float:
+        """The core's clock, seconds."""
         return time.monotonic()
 
     # -- from the stages ----------------------------------------------------------------------------
 
     def _report(self, stage: int, report: stage_pb2.StepReport) -> None:
+        self.course.stage_done(stage, report.step_id, report.compute_s, report.idle_s, self.now())
         if stage != len(self.pipeline.stages) - 1:
             return
         sampled = SampledTokens(tuple(report.token_ids), logprobs_from_wire(report.logprobs))
@@ -185,7 +190,7 @@ class LiveInstance:
         ordinal: how many the router has meant for this instance, these included.
         """
         scheduler = self.scheduler
-        now = self._now()
+        now = self.now()
         self._ordinals[router_id] = ordinal
         arrivals = []
         texts = {one.sequence_id: one.features for one in submissions}
@@ -253,8 +258,8 @@ class LiveInstance:
         Without its stages nothing gets done here: routers move what is left to other instances.
         """
         self.draining = True
-        end = self._now() + patience_s
-        while self._now() < end and self.serving and self.scheduler.sequences:
+        end = self.now() + patience_s
+        while self.now() < end and self.serving and self.scheduler.sequences:
             if all(box.unwatched_since is not None for box in self.hub.mailboxes.values()):
                 return
             await asyncio.sleep(0.05)
@@ -262,12 +267,14 @@ class LiveInstance:
     # -- decisions carried out ----------------------------------------------------------------------
 
     def _hear(self, event: Event) -> None:
-        now = self._now()
+        now = self.now()
         if self._journal is not None:
             self._journal.note(event, now)
         actions = self.scheduler.on(event, now)
+        seconds = self.now() - now
+        self.course.note(event, actions, now, seconds)
         if self._witness is not None:
-            self._witness.note(event, actions, now, self._now() - now)
+            self._witness.note(event, actions, now, seconds)
         for action in actions:
             self._do(action)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import time
+import math
 
+from common.timeline import PhaseTurn
 from common.wire.plan import phase_to_wire
 from controller.drivers.live import LiveInstance
 from controller.drivers.stage_client import StageClient
 from tidepipe.v1 import controller_pb2
+
+SWITCHES = 16
+"""Reported at most."""
 
 
 def instance_status(
@@ -16,6 +20,9 @@ def instance_status(
     """How the instance stands. UnavailableError while its stages have not been up yet."""
     scheduler = instance.scheduler
     stats = scheduler.stats
+    course, now = instance.course, instance.now()
+    forecast = scheduler.state.gate.forecast.peak_tokens() / scheduler.ledger.block_size
+    shares = zip(course.busy_shares(now), course.bubble_shares(now), strict=True)
     return controller_pb2.InstanceStatus(
         instance_id=instance_id,
         incarnation=incarnation,
@@ -23,7 +30,7 @@ def instance_status(
         serving=instance.serving,
         detail=instance.detail,
         phase=phase_to_wire(scheduler.phase),
-        phase_age_s=time.monotonic() - scheduler.phase_since if scheduler.phase_since else 0.0,
+        phase_age_s=now - scheduler.phase_since if scheduler.phase_since else 0.0,
         phase_reason=str(stats.last_switch),
         phase_switches=stats.phase_switches,
         waiting=len(scheduler.waiting),
@@ -37,13 +44,31 @@ def instance_status(
         prefill_tokens=stats.prefill_tokens,
         decode_tokens=stats.output_tokens,
         predictor_fallbacks=instance.lengths.fallbacks,
-        stages=[_stage_status(stage) for stage in instance.pipeline.stages],
+        stages=[
+            _stage_status(stage, busy, bubbles)
+            for stage, (busy, bubbles) in zip(instance.pipeline.stages, shares, strict=True)
+        ],
         policy=scheduler.policy.name,
         finished=stats.finished,
+        kv_blocks_forecast=math.ceil(forecast),
+        forecasts_scored=course.scored,
+        forecast_error_tokens=course.forecast_error(),
+        recent_switches=[_switch(turn, now) for turn in list(course.turns)[-SWITCHES:]],
+        window_s=course.window_s(now),
+        working_s=course.working_s(now),
     )
 
 
-def _stage_status(stage: StageClient) -> controller_pb2.StageStatus:
+def _switch(turn: PhaseTurn, now: float) -> controller_pb2.PhaseSwitch:
+    return controller_pb2.PhaseSwitch(
+        age_s=now - turn.at_s,
+        before=phase_to_wire(turn.before),
+        after=phase_to_wire(turn.after),
+        reason=turn.reason,
+    )
+
+
+def _stage_status(stage: StageClient, busy: float, bubbles: float) -> controller_pb2.StageStatus:
     account = stage.account
     about = account.about
     return controller_pb2.StageStatus(
@@ -59,4 +84,6 @@ def _stage_status(stage: StageClient) -> controller_pb2.StageStatus:
         alive=account.alive,
         device=about.device if about else "",
         dtype=about.dtype if about else "",
+        busy_share=busy,
+        bubble_share=bubbles,
     )

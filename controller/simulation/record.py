@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from common.plan import Phase
+from common.timeline import MemorySample, PhaseTurn, StageSpan, Timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,21 @@ class Recording:
     steps: list[StepRecord] = field(default_factory=list)
     memory: list[MemoryRecord] = field(default_factory=list)
     switches: list[tuple[float, Phase, Phase, str]] = field(default_factory=list)
+
+    def timeline(self, name: str) -> Timeline:
+        """For a trace; queues are not recorded."""
+        steps = list(enumerate(self.steps, start=1))
+        return Timeline(
+            name,
+            len(self.steps[0].spans) if self.steps else 0,
+            [
+                StageSpan(stage, number, step.phase, step.tokens, step.decode_rows, *span)
+                for number, step in steps
+                for stage, span in enumerate(step.spans)
+            ],
+            [PhaseTurn(*switch) for switch in self.switches],
+            [MemorySample(one.time_s, one.used, one.forecast) for one in self.memory],
+        )
 
 
 @dataclass(frozen=True, slots=True)

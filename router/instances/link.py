@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 import grpc
@@ -22,6 +22,7 @@ from router.instances.placement import Placement, PlacementTable, Stay
 from router.instances.watch import ResultWatch
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe.v1 import controller_pb2_grpc as pb_grpc
+from tidepipe.v1 import timeline_pb2, timeline_pb2_grpc
 
 DESCRIBE_TIMEOUT_S = 1.5
 """Within the time for which a controller waits for its registration."""
@@ -113,6 +114,13 @@ class InstanceLink:
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
         return reply.status
+
+    def timeline(
+        self, request: timeline_pb2.GetTimelineRequest, timeout: float
+    ) -> AsyncIterator[timeline_pb2.GetTimelineResponse]:
+        """What it has done lately, in pieces; grpc.aio.AioRpcError while they are read."""
+        call = timeline_pb2_grpc.TimelineServiceStub(self._channel).GetTimeline(request, timeout=timeout)
+        return aiter(call)
 
     def place(self, placement: Placement) -> None:
         """Give it a sequence."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from common.errors import ConfigError
 from tidepipe.cli.cluster_options import cluster_options
 from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
 from tidepipe.cli.run import run
+from tidepipe.cli.trace import TraceFile, save_trace
 
 if TYPE_CHECKING:
     from tidepipe.batch.progress_file import ProgressFile
@@ -35,6 +37,7 @@ def batch(
     request_timeout: Annotated[
         float, typer.Option("--request-timeout", min=0.001, help="Seconds that one request may take.")
     ] = REQUEST_TIMEOUT_S,
+    trace: TraceFile = None,
     *,
     cluster: dict[str, Any],
 ) -> None:
@@ -45,7 +48,7 @@ def batch(
     """
     if output.exists() and source.exists() and output.samefile(source):
         raise ConfigError(f"the output {output} is the input; name another file")
-    run(_batch(source, output, endpoint, cluster, as_json, concurrency, request_timeout))
+    run(_batch(source, output, endpoint, cluster, as_json, concurrency, request_timeout, trace))
 
 
 async def _batch(
@@ -56,6 +59,7 @@ async def _batch(
     as_json: bool,
     concurrency: int,
     request_timeout: float,
+    trace: Path | None,
 ) -> int:
     # Late, so that `tidepipe --help` stays quick.
     import json
@@ -84,7 +88,10 @@ async def _batch(
                         timeout_s=request_timeout,
                         model_sources=target.model_sources,
                     )
+                    began = time.monotonic()
                     report = await run_on(target, job.run())
+                if trace is not None:
+                    await save_trace(client, trace, time.monotonic() - began)
     except BaseException:
         _say_how_to_resume(progress, total)
         raise

@@ -70,9 +70,14 @@ def offline(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="DIR", help="Draw stages, KV memory and batch sizes.")
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", metavar="FILE", help="Chrome trace, for Perfetto."),
+    ] = None,
 ) -> None:
     """All requests are there from the start: which policy finishes soonest, and how far from the bound?"""
     # Late, so that `tidepipe --help` stays quick.
+    from common.chrome_trace import write_chrome_trace
     from common.errors import ConfigError
     from common.latency.files import read_shape
     from common.latency.hardware import hardware as find_hardware
@@ -98,14 +103,18 @@ def offline(
         load = load.sample(requests, seed)
     load = load.at_once()
     bound = plant.bound(load)
-    runs = []
+    runs, timelines = [], []
     for name in names:
         knobs = best_of_scan(plant, name, load, predict, seed).knobs if scan else None
-        recording = Recording() if plot else None
+        recording = Recording() if plot or trace else None
         runs.append(run_offline(plant, name, load, predict, seed, knobs, recording))
+        if recording:
+            timelines.append(recording.timeline(name))
         if plot and recording:
             for path in draw_run(name, recording, plot):
                 print(f"wrote {path}", file=sys.stderr)
+    if trace:
+        print(f"wrote {write_chrome_trace(timelines, trace)} steps to {trace}", file=sys.stderr)
     if as_json:
         _print_json(plant, load, runs, bound)
     else:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from tidepipe.cli.cluster_options import cluster_options
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.run import run
+from tidepipe.cli.trace import TraceFile, save_trace
 
 
 @cluster_options
-def up(*, cluster: dict[str, Any]) -> None:
+def up(trace: TraceFile = None, *, cluster: dict[str, Any]) -> None:
     """Start a local cluster of real processes and keep it alive until Ctrl-C.
 
     Prints one line `ready http=HOST:PORT grpc=HOST:PORT` when every service is serving.
     """
-    run(_serve(cluster), interrupted=SUCCESS)
+    run(_serve(cluster, trace), interrupted=SUCCESS)
 
 
-async def _serve(settings: dict[str, Any]) -> int:
+async def _serve(settings: dict[str, Any], trace: Path | None) -> int:
     # Late, so that `tidepipe --help` stays quick.
     from tidepipe.cli.target import start_cluster
+    from tidepipe.client.async_client import AsyncClient
 
     async with start_cluster(settings) as cluster:
         print(f"ready http={cluster.http_address} grpc={cluster.grpc_address}", flush=True)
-        await cluster.wait()
+        try:
+            await cluster.wait()
+        finally:
+            if trace is not None:
+                async with AsyncClient(cluster.grpc_address) as client:
+                    await save_trace(client, trace)
     return SUCCESS

@@ -14,6 +14,8 @@ from common.errors import TidePipeError, UnavailableError
 from common.rpc.channel import open_channel
 from common.rpc.status import from_rpc_error
 from common.sampling import SamplingParams
+from common.timeline import Timeline
+from common.wire.timeline import add_piece
 from tidepipe.client.async_batch import run_batch
 from tidepipe.client.async_stream import AsyncStream
 from tidepipe.client.collect import Collector
@@ -23,11 +25,19 @@ from tidepipe.client.session import GenerationSession
 from tidepipe.client.status import ClusterStatus, status_from_wire
 from tidepipe.client.types import BatchItem, BatchResult, Completion, Conversation, ModelInfo, Prompt
 from tidepipe.client.wire import models_from_wire
-from tidepipe.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from tidepipe.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    timeline_pb2,
+    timeline_pb2_grpc,
+)
 
 DEFAULT_TIMEOUT_S = 600.0
 DEFAULT_CONCURRENCY = 64
 CONTROL_TIMEOUT_S = 10.0
+TIMELINE_TIMEOUT_S = 60.0
 
 
 class AsyncClient:
@@ -209,6 +219,22 @@ class AsyncClient:
                 admin_pb2.GetClusterStatusRequest(), timeout=CONTROL_TIMEOUT_S
             )
         return status_from_wire(reply)
+
+    async def timelines(self, seconds: float = 0.0) -> list[Timeline]:
+        """What each instance did in the last seconds, step by step; 0: as far back as it is kept.
+
+        UnavailableError if an instance does not answer.
+        """
+        stub = timeline_pb2_grpc.TimelineServiceStub(self._open_channel())
+        found: dict[str, Timeline] = {}
+        with _translated():
+            request = timeline_pb2.GetTimelineRequest(seconds=seconds)
+            async for piece in stub.GetTimeline(request, timeout=TIMELINE_TIMEOUT_S):
+                if piece.error:
+                    raise UnavailableError(f"{piece.instance_id} does not tell: {piece.error}")
+                name = piece.instance_id
+                add_piece(found.setdefault(name, Timeline(name, piece.stages)), piece)
+        return list(found.values())
 
     def _open_channel(self) -> grpc.aio.Channel:
         # Late: a channel belongs to the loop that runs when it is made.

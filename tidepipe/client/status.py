@@ -11,7 +11,10 @@ from tidepipe.v1 import admin_pb2, controller_pb2, predictor_pb2
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """One stage. Busy times in seconds since its epoch began; layers [layer_begin, layer_end)."""
+    """One stage. Busy times in seconds since its controller started; layers [layer_begin, layer_end).
+
+    busy_share: of the last `window_s`. bubble_share: of the working time since start, not computing.
+    """
 
     index: int
     address: str
@@ -24,6 +27,19 @@ class StageStatus:
     alive: bool
     device: str
     dtype: str
+    plan_wait_s: float = 0.0
+    busy_share: float = 0.0
+    bubble_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSwitch:
+    """A turn of the phase: how long ago, and why, with its numbers."""
+
+    age_s: float
+    before: Phase
+    after: Phase
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +68,12 @@ class PipelineStatus:
     finished: int
     predictor_fallbacks: int
     stages: tuple[StageStatus, ...]
+    kv_blocks_forecast: int = 0
+    forecasts_scored: int = 0
+    forecast_error_tokens: float = 0.0
+    recent_switches: tuple[PhaseSwitch, ...] = ()
+    window_s: float = 0.0
+    working_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +167,12 @@ def _pipeline(status: controller_pb2.InstanceStatus) -> PipelineStatus:
         finished=status.finished,
         predictor_fallbacks=status.predictor_fallbacks,
         stages=tuple(_stage(stage) for stage in status.stages),
+        kv_blocks_forecast=status.kv_blocks_forecast,
+        forecasts_scored=status.forecasts_scored,
+        forecast_error_tokens=status.forecast_error_tokens,
+        recent_switches=tuple(_switch(one) for one in status.recent_switches),
+        window_s=status.window_s,
+        working_s=status.working_s,
     )
 
 
@@ -161,6 +189,15 @@ def _stage(stage: controller_pb2.StageStatus) -> StageStatus:
         alive=stage.alive,
         device=stage.device,
         dtype=stage.dtype,
+        plan_wait_s=stage.plan_wait_s,
+        busy_share=stage.busy_share,
+        bubble_share=stage.bubble_share,
+    )
+
+
+def _switch(switch: controller_pb2.PhaseSwitch) -> PhaseSwitch:
+    return PhaseSwitch(
+        switch.age_s, phase_from_wire(switch.before), phase_from_wire(switch.after), switch.reason
     )
 
 

@@ -854,6 +854,12 @@ class InstanceStatus(_message.Message):
     STAGES_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    KV_BLOCKS_FORECAST_FIELD_NUMBER: _builtins.int
+    FORECASTS_SCORED_FIELD_NUMBER: _builtins.int
+    FORECAST_ERROR_TOKENS_FIELD_NUMBER: _builtins.int
+    RECENT_SWITCHES_FIELD_NUMBER: _builtins.int
+    WINDOW_S_FIELD_NUMBER: _builtins.int
+    WORKING_S_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Name of the instance."""
     incarnation: _builtins.str
@@ -896,6 +902,16 @@ class InstanceStatus(_message.Message):
     """Policy by which it schedules."""
     finished: _builtins.int
     """Sequences finished since start."""
+    kv_blocks_forecast: _builtins.int
+    """KV blocks in use at the forecast peak."""
+    forecasts_scored: _builtins.int
+    """Outputs that ended by themselves and had a prediction, since start."""
+    forecast_error_tokens: _builtins.float
+    """Mean of |predicted median - length| over the last of them, tokens."""
+    window_s: _builtins.float
+    """Time over which the stages' shares are taken, seconds."""
+    working_s: _builtins.float
+    """Time with something to do since start, seconds."""
     @_builtins.property
     def batch_sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Decode micro-batches, their sizes."""
@@ -903,6 +919,10 @@ class InstanceStatus(_message.Message):
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageStatus]:
         """The stages, first to last."""
+
+    @_builtins.property
+    def recent_switches(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhaseSwitch]:
+        """The last switches of phase, newest last."""
 
     def __init__(
         self,
@@ -930,14 +950,54 @@ class InstanceStatus(_message.Message):
         stages: _abc.Iterable[Global___StageStatus] | None = ...,
         policy: _builtins.str = ...,
         finished: _builtins.int = ...,
+        kv_blocks_forecast: _builtins.int = ...,
+        forecasts_scored: _builtins.int = ...,
+        forecast_error_tokens: _builtins.float = ...,
+        recent_switches: _abc.Iterable[Global___PhaseSwitch] | None = ...,
+        window_s: _builtins.float = ...,
+        working_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_sizes", b"batch_sizes", "block_size", b"block_size", "decode_tokens", b"decode_tokens", "detail", b"detail", "epoch", b"epoch", "finished", b"finished", "incarnation", b"incarnation", "instance_id", b"instance_id", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_total", b"kv_blocks_total", "phase", b"phase", "phase_age_s", b"phase_age_s", "phase_reason", b"phase_reason", "phase_switches", b"phase_switches", "policy", b"policy", "predictor_fallbacks", b"predictor_fallbacks", "preemptions", b"preemptions", "prefill_tokens", b"prefill_tokens", "running", b"running", "serving", b"serving", "stages", b"stages", "steals", b"steals", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_sizes", b"batch_sizes", "block_size", b"block_size", "decode_tokens", b"decode_tokens", "detail", b"detail", "epoch", b"epoch", "finished", b"finished", "forecast_error_tokens", b"forecast_error_tokens", "forecasts_scored", b"forecasts_scored", "incarnation", b"incarnation", "instance_id", b"instance_id", "kv_blocks_forecast", b"kv_blocks_forecast", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_total", b"kv_blocks_total", "phase", b"phase", "phase_age_s", b"phase_age_s", "phase_reason", b"phase_reason", "phase_switches", b"phase_switches", "policy", b"policy", "predictor_fallbacks", b"predictor_fallbacks", "preemptions", b"preemptions", "prefill_tokens", b"prefill_tokens", "recent_switches", b"recent_switches", "running", b"running", "serving", b"serving", "stages", b"stages", "steals", b"steals", "waiting", b"waiting", "window_s", b"window_s", "working_s", b"working_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InstanceStatus: _TypeAlias = InstanceStatus  # noqa: Y015
+
+@_typing.final
+class PhaseSwitch(_message.Message):
+    """The phase was switched."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGE_S_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    age_s: _builtins.float
+    """How long ago, seconds."""
+    before: Global___Phase.ValueType
+    """The phase before."""
+    after: Global___Phase.ValueType
+    """The phase after."""
+    reason: _builtins.str
+    """Why, with its numbers."""
+    def __init__(
+        self,
+        *,
+        age_s: _builtins.float = ...,
+        before: Global___Phase.ValueType = ...,
+        after: Global___Phase.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "age_s", b"age_s", "before", b"before", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PhaseSwitch: _TypeAlias = PhaseSwitch  # noqa: Y015
 
 @_typing.final
 class StageStatus(_message.Message):
@@ -957,6 +1017,8 @@ class StageStatus(_message.Message):
     DEVICE_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     PLAN_WAIT_S_FIELD_NUMBER: _builtins.int
+    BUSY_SHARE_FIELD_NUMBER: _builtins.int
+    BUBBLE_SHARE_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Position in the pipeline, 0 first."""
     address: _builtins.str
@@ -981,6 +1043,10 @@ class StageStatus(_message.Message):
     """Data type of weights and activations."""
     plan_wait_s: _builtins.float
     """Time between steps without a plan since the controller started, seconds: lost to scheduling."""
+    busy_share: _builtins.float
+    """Share of the last window_s that it computed."""
+    bubble_share: _builtins.float
+    """Share of the instance's working time since start that it did not compute: its bubbles."""
     def __init__(
         self,
         *,
@@ -996,10 +1062,12 @@ class StageStatus(_message.Message):
         device: _builtins.str = ...,
         dtype: _builtins.str = ...,
         plan_wait_s: _builtins.float = ...,
+        busy_share: _builtins.float = ...,
+        bubble_share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "alive", b"alive", "decode_busy_s", b"decode_busy_s", "device", b"device", "dtype", b"dtype", "index", b"index", "layer_begin", b"layer_begin", "layer_end", b"layer_end", "pid", b"pid", "plan_wait_s", b"plan_wait_s", "prefill_busy_s", b"prefill_busy_s", "rss_bytes", b"rss_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "alive", b"alive", "bubble_share", b"bubble_share", "busy_share", b"busy_share", "decode_busy_s", b"decode_busy_s", "device", b"device", "dtype", b"dtype", "index", b"index", "layer_begin", b"layer_begin", "layer_end", b"layer_end", "pid", b"pid", "plan_wait_s", b"plan_wait_s", "prefill_busy_s", b"prefill_busy_s", "rss_bytes", b"rss_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import typer
 
+from tidepipe.cli.admin.phases import phases
 from tidepipe.cli.admin.status import status
+from tidepipe.cli.admin.trace import trace
 
 admin_app = typer.Typer(help="Look into a running cluster.", no_args_is_help=True)
 admin_app.command("status")(status)
+admin_app.command("phases")(phases)
+admin_app.command("trace")(trace)
 
 
 @admin_app.callback()

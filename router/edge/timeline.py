@@ -1,0 +1,37 @@
+"""TimelineService of the whole cluster: every instance's, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from router.instances.registry import InstanceRegistry
+from tidepipe.v1 import timeline_pb2 as pb
+from tidepipe.v1 import timeline_pb2_grpc
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+TIMEOUT_S = 10.0
+"""For one instance."""
+
+
+class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
+    """Passes the instances' pieces on. Who does not answer in time is named with the reason."""
+
+    def __init__(self, registry: InstanceRegistry) -> None:
+        self._registry = registry
+
+    async def GetTimeline(  # noqa: N802 (the contract's name)
+        self, request: pb.GetTimelineRequest, context: Context
+    ) -> AsyncIterator[pb.GetTimelineResponse]:
+        """See timeline.proto."""
+        for link in list(self._registry):
+            try:
+                async for piece in link.timeline(request, TIMEOUT_S):
+                    yield piece
+            except grpc.aio.AioRpcError as error:
+                detail = f"{error.code().name}: {error.details()}"
+                yield pb.GetTimelineResponse(instance_id=link.instance_id, error=detail)

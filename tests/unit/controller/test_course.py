@@ -1,0 +1,73 @@
+"""What an instance says of itself adds up: a simulated run, told to a `Course` as a live one would be."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from common.latency.files import read_shape
+from common.latency.hardware import hardware
+from common.plan import Phase, PlanRow, StepPlan
+from common.sampling import FinishReason
+from controller.core.actions import Dispatch, Finish, PhaseSwitched, Reason
+from controller.core.events import LengthPredicted, Tick
+from controller.drivers.course import Course
+from controller.simulation.offline import Plant, run_offline
+from controller.simulation.predictions import predictor
+from controller.simulation.record import Recording
+from controller.simulation.workload import sharegpt_like
+from tidepipe.cli.main import app
+
+
+def test_spans_shares_and_bubbles() -> None:
+    """Two stages: stage 1 is busy for half of the time that the instance works; idle time is no bubble."""
+    course = Course(2)
+    course.note(Tick(), [PhaseSwitched(Phase.IDLE, Phase.MIXED, Reason("work", {"waiting": 3}))], 100.0, 0.0)
+    for step in range(1, 11):
+        row = PlanRow(1, step, 1, (5,), (), True)
+        course.note(Tick(), [Dispatch(StepPlan(step, Phase.MIXED, (row,)))], 99.0 + step, 0.0)
+        # Reports come a little late; the stages' own times count.
+        course.stage_done(0, step, 1.0, 0.0, 100.0 + step + 0.01 * (step % 3))
+        course.stage_done(1, step, 0.5, 0.5, 100.5 + step)
+    course.note(Tick(), [PhaseSwitched(Phase.MIXED, Phase.IDLE, Reason("all done"))], 110.0, 0.0)
+    assert course.working_s(150.0) == pytest.approx(10.0)
+    assert course.bubble_shares(150.0) == pytest.approx((0.0, 0.5))
+    timeline = course.timeline("i", since=0.0, offset_s=1000.0)
+    first = [span for span in timeline.spans if span.stage == 0]
+    assert [span.step_id for span in first] == list(range(1, 11))
+    # No two steps of a stage overlap, and none ends after its report.
+    assert all(a.end_s <= b.start_s + 1e-9 for a, b in pairwise(first))
+    assert all(span.end_s <= 1100.02 + span.step_id + 1e-9 for span in first)
+    assert timeline.turns[0].reason == "work (waiting 3)"
+    assert not course.timeline("i", since=120.0, offset_s=0.0).spans
+
+
+def test_forecast_error_counts_natural_ends_only() -> None:
+    """An output that was cut says nothing."""
+    course = Course(1)
+    for name, length, reason in (("a", 30, FinishReason.STOP), ("b", 5, FinishReason.LENGTH)):
+        course.note(LengthPredicted(name, 20.0, 40.0), [Finish(name, reason, length)], 1.0, 0.0)
+    assert (course.scored, course.forecast_error()) == (1, 10.0)
+
+
+def test_a_simulated_run_as_a_trace(tmp_path: Path) -> None:
+    """Lanes of the file are busy as long as the simulator says the stages are."""
+    plant = Plant(read_shape("llama2-13b"), hardware("l20"), 2, max_total=2048)
+    recording = Recording()
+    run = run_offline(plant, "auto", sharegpt_like(40, seed=1), predictor("oracle"), 0, None, recording)
+    timeline = recording.timeline("auto")
+    for stage, share in enumerate(run.result.stage_busy):
+        busy = sum(span.end_s - span.start_s for span in timeline.spans if span.stage == stage)
+        assert busy == pytest.approx(share * run.result.makespan_s)
+    trace = tmp_path / "trace.json"
+    arguments = "sim offline --model-shape llama2-13b --hardware L20 --stages 2 --workload sharegpt-like"
+    done = CliRunner().invoke(
+        app, [*arguments.split(), "--requests", "20", "--policy", "auto,td-pipe", "--trace", str(trace)]
+    )
+    assert done.exit_code == 0, done.output
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert {e["args"]["name"] for e in events if e["name"] == "process_name"} == {"auto", "td-pipe"}

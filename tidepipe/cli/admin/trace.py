@@ -1,0 +1,36 @@
+"""`tidepipe admin trace`: what the stages of a running cluster have been doing, for Perfetto."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tidepipe.cli.admin.options import CONNECT_TIMEOUT_S, Endpoint
+from tidepipe.cli.exit_codes import SUCCESS
+from tidepipe.cli.run import run
+from tidepipe.cli.trace import save_trace
+
+
+def trace(
+    endpoint: Endpoint,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where it goes.")],
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.0, help="The last so many seconds. Default: all that is kept.")
+    ] = 0.0,
+) -> None:
+    """Write the last seconds of every instance as a Chrome trace: stages, switches, memory, batches.
+
+    Controllers always keep the last steps, so that one can look back at what just happened.
+    """
+    run(_trace(endpoint, output, seconds))
+
+
+async def _trace(endpoint: str, output: Path, seconds: float) -> int:
+    # Late, so that `tidepipe --help` stays quick.
+    from tidepipe.client.async_client import AsyncClient
+
+    async with await AsyncClient.connect(endpoint, connect_timeout=CONNECT_TIMEOUT_S) as client:
+        await save_trace(client, output, seconds)
+    return SUCCESS
