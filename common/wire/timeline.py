@@ -70,7 +70,14 @@ def add_piece(timeline: Timeline, piece: pb.GetTimelineResponse) -> None:
         for one in piece.turns
     ]
     timeline.samples += [
-        MemorySample(one.at_s, one.used, one.forecast, one.running, one.waiting) for one in piece.samples
+        MemorySample(
+            one.at_s,
+            one.used,
+            one.forecast,
+            one.running if one.HasField("running") else None,
+            one.waiting if one.HasField("waiting") else None,
+        )
+        for one in piece.samples
     ]
 
 

@@ -187,22 +187,29 @@ class MemorySample(_message.Message):
     forecast: _builtins.float
     """KV blocks at the forecast peak, as a share of all."""
     running: _builtins.int
-    """Sequences with KV blocks."""
+    """Sequences with KV blocks; unset if nobody counted."""
     waiting: _builtins.int
-    """Sequences without."""
+    """Sequences without; unset if nobody counted."""
     def __init__(
         self,
         *,
         at_s: _builtins.float = ...,
         used: _builtins.float = ...,
         forecast: _builtins.float = ...,
-        running: _builtins.int = ...,
-        waiting: _builtins.int = ...,
+        running: _builtins.int | None = ...,
+        waiting: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_running", b"_running", "_waiting", b"_waiting", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "forecast", b"forecast", "running", b"running", "used", b"used", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_running", b"_running", "_waiting", b"_waiting", "at_s", b"at_s", "forecast", b"forecast", "running", b"running", "used", b"used", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__running: _TypeAlias = _typing.Literal["running"]  # noqa: Y015
+    _WhichOneofArgType__running: _TypeAlias = _typing.Literal["_running", b"_running"]  # noqa: Y015
+    _WhichOneofReturnType__waiting: _TypeAlias = _typing.Literal["waiting"]  # noqa: Y015
+    _WhichOneofArgType__waiting: _TypeAlias = _typing.Literal["_waiting", b"_waiting"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__running) -> _WhichOneofReturnType__running | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__waiting) -> _WhichOneofReturnType__waiting | None: ...
 
 Global___MemorySample: _TypeAlias = MemorySample  # noqa: Y015
