@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from common.model_source import resolve_model
 from common.rpc.lifecycle import run_service
 from common.telemetry.listener import add_metrics_option
+from router.core.mitosis import Bounds
+from router.core.policies.catalog import ROUTING_POLICIES
+from router.core.slo import INTERACTIVE, SloTarget
 from router.requests.text_port import TextPort
 from router.service import RouterService
 from router.settings import (
     DEFAULT_MAX_REQUESTS,
     DEFAULT_REMEMBER_S,
+    DEFAULT_ROUTING,
     RouterSettings,
     default_model_name,
 )
@@ -29,8 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         http=options.http,
         predictor=options.predictor,
         max_requests=options.max_requests,
+        max_pending=options.max_pending,
         remember_s=options.remember_s,
         metrics_port=options.metrics_port,
+        routing=options.routing,
+        slo=SloTarget(options.ttft_ms / 1000, options.tpot_ms / 1000),
+        bounds=Bounds(options.macro_min, options.macro_max),
     )
 
     def load_text() -> TextPort:
@@ -60,6 +68,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="requests accepted at a time",
     )
+    add(
+        "--max-pending",
+        type=_positive_int,
+        default=DEFAULT_MAX_REQUESTS,
+        metavar="N",
+        help="of these, answers that may wait for an instance",
+    )
+    add("--routing", default=DEFAULT_ROUTING, choices=ROUTING_POLICIES, help="where requests go")
+    add("--ttft-ms", type=_positive_float, default=1000 * INTERACTIVE.ttft_s, metavar="MS",
+        help="TTFT target of requests that name none")  # fmt: skip
+    add("--tpot-ms", type=_positive_float, default=1000 * INTERACTIVE.tpot_s, metavar="MS",
+        help="TPOT target of requests that name none")  # fmt: skip
+    add("--macro-min", type=_positive_int, default=Bounds().lower, metavar="N",
+        help="instances that a new macro instance begins with")  # fmt: skip
+    add("--macro-max", type=_positive_int, default=Bounds().upper, metavar="N",
+        help="instances of a macro instance at most; one more splits it")  # fmt: skip
     add(
         "--remember-s",
         type=_positive_float,

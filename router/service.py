@@ -19,7 +19,8 @@ from common.rpc.lifecycle import Lifecycle
 from common.rpc.server import RpcServer
 from common.telemetry import Telemetry
 from common.telemetry.listener import serve_metrics
-from router.core.least_loaded import LeastLoaded
+from router.core.overall import OverallConfig, OverallScheduler
+from router.core.slo import SloClasses
 from router.edge.admin import AdminServicer
 from router.edge.cluster import RouterServicer
 from router.edge.inference import InferenceServicer
@@ -33,7 +34,7 @@ from router.instances.served_model import ServedModel
 from router.requests.admission import Admission
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
-from router.settings import RouterSettings
+from router.settings import SHEDDING, RouterSettings
 from router.telemetry import RequestMetrics, export_router_metrics
 from tidepipe.v1 import (
     admin_pb2,
@@ -83,7 +84,14 @@ class RouterService:
         telemetry = Telemetry()
         text: asyncio.Future[TextPort] = asyncio.get_running_loop().create_future()
         served = ServedModel(in_use=lambda: bool(len(self.registry) or len(self.table)))
-        self.dispatcher = Dispatcher(LeastLoaded(), self._stay_names(), clock, settings.patience_s)
+        self.dispatcher = Dispatcher(
+            OverallScheduler(OverallConfig(settings.routing, settings.bounds, settings.max_pending)),
+            SloClasses({"default": settings.slo}, "default"),
+            self._stay_names(),
+            clock,
+            patience_s=settings.patience_s,
+            shed_late=settings.routing in SHEDDING,
+        )
         self.registry = InstanceRegistry(self.router_id, self.dispatcher, served.admit, clock)
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as executor:
             admission = Admission(settings.model_name, text, served, executor, settings.patience_s)

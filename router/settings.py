@@ -5,16 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from router.core.mitosis import Bounds
+from router.core.slo import INTERACTIVE, SloTarget
 from router.instances.dispatcher import DEFAULT_PATIENCE_S
 
 DEFAULT_MAX_REQUESTS = 4096
 DEFAULT_REMEMBER_S = 120.0
+DEFAULT_ROUTING = "least-loaded"
+SHEDDING = ("padg", "padg-published", "padg-shuffled")
+"""Routing policies that refuse who cannot be served in time, instead of serving all too late."""
 
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
     """listen, http, predictor: HOST:PORT, the latter two empty for none. Times in seconds.
 
+    max_requests: unfinished ones at most. max_pending: of these, answers that wait for an instance.
+    routing: name of the routing policy. slo: targets of requests that bring none of their own.
+    bounds: instances per macro instance.
     patience_s: how long a request waits while there is no instance at all.
     stop_grace_s: how long streams may go on after the process was told to stop.
     metrics_port: of a listener for metrics alone, 0 for a free one; the HTTP port has them anyway.
@@ -25,6 +33,10 @@ class RouterSettings:
     http: str = ""
     predictor: str = ""
     max_requests: int = DEFAULT_MAX_REQUESTS
+    max_pending: int = DEFAULT_MAX_REQUESTS
+    routing: str = DEFAULT_ROUTING
+    slo: SloTarget = INTERACTIVE
+    bounds: Bounds = Bounds()  # noqa: RUF009 (frozen)
     remember_s: float = DEFAULT_REMEMBER_S
     patience_s: float = DEFAULT_PATIENCE_S
     stop_grace_s: float = 10.0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from router.core.choice import Choice
 from router.core.mitosis import Move
 from router.core.request import RouteRequest
+from router.core.scaling import ScalingRules
 from router.core.status import InstanceStatus
 from router.core.view import InstanceFacts
 
@@ -39,6 +40,13 @@ class InstanceReconnected:
 @dataclass(frozen=True, slots=True)
 class InstanceDraining:
     """It shall get nothing new (by hand, or for contraction)."""
+
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceResumed:
+    """It takes requests again after all."""
 
     instance_id: str
 
@@ -108,10 +116,17 @@ class SetPolicy:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class SetScaling:
+    """Scale by itself by these rules from now on; None: people do."""
+
+    rules: ScalingRules | None
+
+
 Event = (
-    InstanceJoined | InstanceReported | InstanceReconnected | InstanceDraining | InstanceLeft
-    | RequestArrived | RequestWithdrawn | FirstToken | Tick | SplitMacro | MergeMacros | MoveInstance
-    | SetPolicy
+    InstanceJoined | InstanceReported | InstanceReconnected | InstanceDraining | InstanceResumed
+    | InstanceLeft | RequestArrived | RequestWithdrawn | FirstToken | Tick | SplitMacro | MergeMacros
+    | MoveInstance | SetPolicy | SetScaling
 )  # fmt: skip
 
 # -- actions --------------------------------------------------------------------------------------------

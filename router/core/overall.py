@@ -22,6 +22,7 @@ from router.core.events import (
     InstanceLeft,
     InstanceReconnected,
     InstanceReported,
+    InstanceResumed,
     MergeMacros,
     MoveInstance,
     QueueFull,
@@ -30,6 +31,7 @@ from router.core.events import (
     RequestWithdrawn,
     Route,
     SetPolicy,
+    SetScaling,
     SplitMacro,
     Tick,
 )
@@ -100,6 +102,9 @@ class OverallScheduler:
             case InstanceDraining():
                 if view := self.view(event.instance_id):
                     view.draining = True
+            case InstanceResumed():
+                if view := self.view(event.instance_id):
+                    view.draining = False
             case InstanceLeft():
                 if self.view(event.instance_id):
                     self._regroup(self.mitosis.remove(event.instance_id))
@@ -111,6 +116,8 @@ class OverallScheduler:
                 self._regroup(self.mitosis.move(event.instance_id, event.target))
             case SetPolicy():
                 self._set_policy(event.name)
+            case SetScaling():
+                self.scaling = AutoScaling(event.rules) if event.rules else None
         actions, self._actions = self._actions, []
         return actions
 

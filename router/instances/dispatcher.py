@@ -1,62 +1,97 @@
-"""Finds an instance for every sequence: the pending queue, and what became of those handed out."""
+"""Drives the routing core: sequences and reports in, hand-overs to instances out."""
 
 from __future__ import annotations
 
 import asyncio
-import heapq
+import math
 from collections.abc import Callable, Sequence
 
 import structlog
 
-from common.errors import TidePipeError, UnavailableError
+from common.errors import OverloadedError, TidePipeError, UnavailableError
 from common.pulse import Pulse
-from router.core.routing import Choice, RoutingPolicy, SequenceFacts
+from router.core.choice import Choice
+from router.core.events import (
+    Action,
+    AddInstance,
+    DrainInstance,
+    Event,
+    Expired,
+    FirstToken,
+    InstanceDraining,
+    InstanceJoined,
+    InstanceLeft,
+    InstanceReconnected,
+    InstanceReported,
+    InstanceResumed,
+    QueueFull,
+    Regrouped,
+    RequestArrived,
+    RequestWithdrawn,
+    Route,
+    Tick,
+)
+from router.core.overall import OverallScheduler
+from router.core.request import RouteRequest
+from router.core.slo import SloClasses
 from router.instances.link import InstanceLink
 from router.instances.placement import Placement, Stay
+from router.instances.report import status_from_wire
 from router.instances.sequence import RoutedSequence
+from tidepipe.v1 import controller_pb2
 
 DEFAULT_PATIENCE_S = 60.0
 """A sequence waits this long while there is no instance at all."""
-TICK_S = 0.2
-EXPIRY_S = 0.5
-"""Looking for sequences that waited too long takes a look at each, so it is done only now and then."""
+TICK_S = 0.1
+BOUNCE_PAUSE_S = 0.25
+"""After a refusal for want of room: by then a report says how full the instance is."""
+
+ScalingWish = AddInstance | DrainInstance
 
 log = structlog.get_logger()
-
-Order = tuple[int, int]
 
 
 class Dispatcher:
     """Owns every sequence from its submission to its end; links own only stays.
 
-    The pending queue is bounded by the requests that the router accepts, and served in order of arrival:
-    what an instance gives back goes on in its old place.
+    Where a sequence goes is the routing core's decision. Its pending queue is bounded and ordered by what is
+    due first, so what an instance gives back goes on in its old place.
     """
 
     def __init__(
         self,
-        policy: RoutingPolicy,
+        scheduler: OverallScheduler,
+        slos: SloClasses,
         name_stay: Callable[[RoutedSequence], str],
         clock: Callable[[], float],
+        *,
         patience_s: float = DEFAULT_PATIENCE_S,
+        shed_late: bool = False,
     ) -> None:
-        """name_stay: a new, unique id for a stay at an instance."""
+        """name_stay: a new, unique id for a stay at an instance.
+
+        patience_s: how long a sequence may wait while there is no instance. shed_late: one that cannot get
+        its first token in time any more is refused instead of served late.
+        """
         self.changed = Pulse()
         self.moved = 0
-        self._policy = policy
+        self.scheduler = scheduler
+        self.slos = slos
+        self.on_scaling: Callable[[ScalingWish], None] = lambda wish: None
         self._name_stay = name_stay
         self._clock = clock
         self._patience_s = patience_s
+        self._shed_late = shed_late
         self._links: dict[str, InstanceLink] = {}
-        self._pending: dict[Order, tuple[RoutedSequence, float]] = {}
-        self._heap: list[Order] = []
-        self._placed: dict[Order, tuple[InstanceLink, Placement]] = {}
+        self._pending: dict[str, RoutedSequence] = {}
+        self._placed: dict[str, tuple[InstanceLink, Placement]] = {}
+        self._bounced: list[tuple[float, RoutedSequence]] = []
         self._last_open = clock()
-        self._next_expiry = 0.0
-        self._wake = asyncio.Event()
+
+    # -- instances ----------------------------------------------------------------------------------
 
     def attach(self, link: InstanceLink) -> None:
-        """Use an instance from now on."""
+        """Use an instance from its first report on."""
         self._links[link.instance_id] = link
         self.wake()
 
@@ -64,28 +99,70 @@ class Dispatcher:
         """Use an instance no more; its sequences come back when the link is closed."""
         if self._links.get(link.instance_id) is link:
             del self._links[link.instance_id]
+            self.hear(InstanceLeft(link.instance_id))
         self.wake()
+
+    def reported(self, link: InstanceLink, report: controller_pb2.InstanceReport) -> None:
+        """Part of LinkHost."""
+        name = link.instance_id
+        if self._links.get(name) is not link or not link.open or not report.serving:
+            self.silent(link)
+            return
+        view = self.scheduler.view(name)
+        if view is None:
+            self.hear(InstanceJoined(link.core_facts(report.costs)))
+            link.restart_count()
+        elif view.draining:
+            self.hear(InstanceResumed(name))
+        self.hear(InstanceReported(name, status_from_wire(report, self._clock(), link.count_base)))
+
+    def silent(self, link: InstanceLink) -> None:
+        """Part of LinkHost."""
+        view = self.scheduler.view(link.instance_id)
+        if view is None or self._links.get(link.instance_id) is not link:
+            return
+        if link.draining or link.set_aside:
+            if not view.draining:
+                self.hear(InstanceDraining(link.instance_id))
+        elif view.status is not None:
+            link.restart_count()
+            self.hear(InstanceReconnected(link.instance_id))
+
+    # -- sequences ----------------------------------------------------------------------------------
 
     def submit(self, sequence: RoutedSequence) -> None:
         """Find an instance for a new sequence."""
-        self._queue(sequence)
+        if not sequence.finished:
+            self._arrive(sequence)
 
     def withdraw(self, sequence: RoutedSequence) -> None:
         """The sequence has ended here; wherever it is, it must not run on."""
-        self._pending.pop(sequence.order, None)
-        if (entry := self._placed.pop(sequence.order, None)) is not None:
-            link, placement = entry
+        key = sequence.key
+        if self._pending.get(key) is sequence:
+            del self._pending[key]
+            self.hear(RequestWithdrawn(key))
+        entry = self._placed.get(key)
+        if entry is not None and entry[1].sequence is sequence:
+            link, placement = self._placed.pop(key)
             link.withdraw(placement)
-            self.wake()
+            self.hear(RequestWithdrawn(key, link.instance_id))
 
     def is_pending(self, sequence: RoutedSequence) -> bool:
         """True while it waits for an instance."""
-        return sequence.order in self._pending
+        return self._pending.get(sequence.key) is sequence
+
+    def why_waiting(self, sequence: RoutedSequence) -> Choice | None:
+        """Why a pending sequence was not sent anywhere yet."""
+        return self.scheduler.why_waiting(sequence.key)
+
+    def began(self, placement: Placement) -> None:
+        """Part of LinkHost."""
+        self.hear(FirstToken(self._clock() - placement.sequence.arrived))
 
     def ended(self, placement: Placement) -> None:
         """Part of LinkHost."""
-        self._placed.pop(placement.sequence.order, None)
-        self.wake()
+        self._placed.pop(placement.sequence.key, None)
+        self.changed.beat()
 
     def give_back(self, placements: Sequence[Placement], reason: str) -> None:
         """Part of LinkHost."""
@@ -93,98 +170,144 @@ class Dispatcher:
         log.info("sequences came back", count=len(placements), reason=reason)
         for placement in placements:
             sequence = placement.sequence
-            self._placed.pop(sequence.order, None)
-            if placement.stay is Stay.QUEUED or sequence.moved():
-                self._queue(sequence)
+            self._leave(placement)
+            if placement.stay is Stay.QUEUED:
+                self._pending[sequence.key] = sequence
+                self._bounced.append((self._clock() + BOUNCE_PAUSE_S, sequence))
+            elif sequence.moved():
+                self._arrive(sequence)
 
     def refused(self, placement: Placement, error: TidePipeError) -> None:
         """Part of LinkHost."""
-        self._placed.pop(placement.sequence.order, None)
+        self._leave(placement)
         placement.sequence.fail(error)
 
     def wake(self) -> None:
         """Part of LinkHost."""
-        self._wake.set()
         self.changed.beat()
 
     async def run(self) -> None:
-        """Place sequences until cancelled."""
+        """Keep the core's time until cancelled."""
         while True:
-            try:
-                # Pauses of instances and the patience of sequences end without an event.
-                async with asyncio.timeout(TICK_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-            self._wake.clear()
-            self._place_pending()
-            self._expire_pending()
+            await asyncio.sleep(TICK_S)
+            now = self._clock()
+            if self._somewhere:
+                self._last_open = now
+            rested = [sequence for until, sequence in self._bounced if until <= now]
+            self._bounced = [entry for entry in self._bounced if entry[0] > now]
+            for sequence in rested:
+                if self.is_pending(sequence):
+                    self._arrive(sequence)
+            self.hear(Tick())
 
-    def _queue(self, sequence: RoutedSequence) -> None:
-        self._pending[sequence.order] = (sequence, self._clock())
-        heapq.heappush(self._heap, sequence.order)
-        self._wake.set()
+    # -- the core -----------------------------------------------------------------------------------
 
-    def _place_pending(self) -> None:
-        views = {view.instance_id: view for link in self._links.values() if (view := link.view()) is not None}
-        longest = self._longest_context()
-        set_aside: list[Order] = []
-        while self._heap:
-            order = heapq.heappop(self._heap)
-            entry = self._pending.get(order)
-            if entry is None:
-                continue
-            facts = _facts(entry[0])
-            if facts.longest > longest:
-                # No instance here is large enough; one that is may come. Others need not wait for that.
-                set_aside.append(order)
-                continue
-            choice = self._policy.choose(facts, list(views.values()), self._clock())
-            if choice is None:
-                # Those behind it wait as well: overtaking would starve whoever needs the most room.
-                set_aside.append(order)
-                break
-            self._place(entry[0], choice)
-            if (view := self._links[choice.instance_id].view()) is not None:
-                views[choice.instance_id] = view
-            else:
-                del views[choice.instance_id]
-        for order in set_aside:
-            heapq.heappush(self._heap, order)
+    def hear(self, event: Event) -> None:
+        """Tell the core, and do what it says. Events by hand raise ConfigError or NotFoundError."""
+        for action in self.scheduler.on(event, self._clock()):
+            self._do(action)
 
-    def _place(self, sequence: RoutedSequence, choice: Choice) -> None:
+    def _do(self, action: Action) -> None:
+        match action:
+            case Route():
+                self._place(action)
+            case QueueFull():
+                self._queue_full(action)
+            case Expired():
+                self._expired(action)
+            case Regrouped():
+                for move in action.moves:
+                    log.info(
+                        "instance changed hands",
+                        instance=move.instance_id,
+                        source=move.source,
+                        target=move.target,
+                    )
+                self.changed.beat()
+            case AddInstance() | DrainInstance():
+                self.on_scaling(action)
+
+    def _arrive(self, sequence: RoutedSequence) -> None:
+        self._pending[sequence.key] = sequence
+        self.hear(RequestArrived(self._route_request(sequence)))
+
+    def _route_request(self, sequence: RoutedSequence) -> RouteRequest:
+        slo = self.slos.resolve(None, sequence.ttft_s, sequence.tpot_s)
+        now, arrived = self._clock(), sequence.arrived
+        produced = len(sequence.output)
+        sheds = self._sheds(sequence)
+        patience_s = self._patience_s if self._somewhere else min(self._patience_s, TICK_S)
+        return RouteRequest(
+            request_id=sequence.key,
+            prompt_tokens=len(sequence.prompt) + produced,
+            max_tokens=max(0, (sequence.sampling.max_tokens or 0) - produced),
+            slo=slo,
+            arrived=arrived,
+            expires=max(now, arrived + slo.ttft_s) if sheds else now + patience_s,
+        )
+
+    def _sheds(self, sequence: RoutedSequence) -> bool:
+        """May it be refused for being late? What an instance has had is finished, however late."""
+        return self._shed_late and not sequence.output and not sequence.has_moved
+
+    @property
+    def _somewhere(self) -> bool:
+        """Is there an instance at all?"""
+        return any(link.open for link in self._links.values())
+
+    def _place(self, action: Route) -> None:
+        choice = action.choice
+        assert choice.instance_id is not None, "a route leads somewhere"
+        key = action.request.request_id
+        sequence = self._pending.pop(key, None)
+        if sequence is None:  # it ended while the core's other wishes were carried out
+            self.hear(RequestWithdrawn(key, choice.instance_id))
+            return
+        link = self._links[choice.instance_id]
         log.debug(
             "routed",
             sequence=sequence.key,
+            macro=action.macro_id,
             instance=choice.instance_id,
             reason=choice.reason,
             numbers=dict(choice.numbers),
         )
-        link = self._links[choice.instance_id]
-        placement = Placement(self._name_stay(sequence), sequence)
-        del self._pending[sequence.order]
-        self._placed[sequence.order] = (link, placement)
+        placement = Placement(self._name_stay(sequence), sequence, slo=action.request.slo)
+        self._placed[key] = (link, placement)
         link.place(placement)
 
-    def _longest_context(self) -> int:
-        return max((link.context_length for link in self._links.values() if link.open), default=0)
+    def _leave(self, placement: Placement) -> None:
+        """A stay is over before its end."""
+        key = placement.sequence.key
+        if (entry := self._placed.get(key)) is not None and entry[1] is placement:
+            del self._placed[key]
+            self.hear(RequestWithdrawn(key, entry[0].instance_id))
 
-    def _expire_pending(self) -> None:
-        now = self._clock()
-        if now < self._next_expiry:
+    def _queue_full(self, action: QueueFull) -> None:
+        sequence = self._pending.get(action.request.request_id)
+        if sequence is not None and (sequence.output or sequence.has_moved):
+            # It was accepted before: whatever comes, it is not refused now.
+            self._bounced.append((self._clock() + BOUNCE_PAUSE_S, sequence))
             return
-        self._next_expiry = now + EXPIRY_S
-        longest = self._longest_context()
-        if longest:
-            self._last_open = now
-        expired = [
-            sequence
-            for sequence, since in self._pending.values()
-            if _facts(sequence).longest > longest
-            and now - (since if longest else max(since, self._last_open)) > self._patience_s
-        ]
-        for sequence in expired:
-            self._pending.pop(sequence.order, None)
+        text = f"{action.pending} requests wait for an instance already, as many as may"
+        self._refuse(action.request, text, action.retry_after_s)
+
+    def _expired(self, action: Expired) -> None:
+        now, key = self._clock(), action.request.request_id
+        sequence = self._pending.get(key)
+        if sequence is None:
+            return
+        longest = max((link.context_length for link in self._links.values() if link.open), default=0)
+        if longest >= action.request.longest and not self._sheds(sequence):
+            self._arrive(sequence)  # its turn will come: there is an instance that can take it
+        elif longest:
+            waited = now - action.request.arrived
+            text = f"no instance could take the request within {waited:.1f} s: {action.choice.reason}"
+            self._refuse(action.request, text, waited)
+        elif now - max(action.request.arrived, self._last_open) < self._patience_s:
+            self._arrive(sequence)
+        else:
+            del self._pending[key]
             sequence.fail(
                 UnavailableError(
                     f"no instance that can take the request was there for {self._patience_s:g} s; "
@@ -192,6 +315,9 @@ class Dispatcher:
                 )
             )
 
-
-def _facts(sequence: RoutedSequence) -> SequenceFacts:
-    return SequenceFacts(len(sequence.prompt), len(sequence.output), sequence.sampling.max_tokens or 0)
+    def _refuse(self, request: RouteRequest, reason: str, retry_after_s: float) -> None:
+        sequence = self._pending.pop(request.request_id, None)
+        if sequence is None:
+            return
+        retry_ms = math.ceil(1000 * max(retry_after_s, 0.1))
+        sequence.fail(OverloadedError(f"{reason}; come again in {retry_ms / 1000:.1f} s", retry_ms))

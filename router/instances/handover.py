@@ -52,12 +52,15 @@ class HandOver:
         connected: asyncio.Event,
         host: HandOverHost,
         is_here: Callable[[Placement], bool],
+        clock: Callable[[], float],
     ) -> None:
         self._stub = stub
         self._router_id = router_id
         self._connected = connected
         self._host = host
         self._is_here = is_here
+        self._clock = clock
+        self._ordinal = 0
         self._queue: deque[Placement] = deque()
         self._filled = asyncio.Event()
 
@@ -76,8 +79,11 @@ class HandOver:
             if not batch:
                 self._filled.clear()
                 continue
+            now = self._clock()
             request = pb.SubmitSequencesRequest(
-                router_id=self._router_id, sequences=[sequence_spec(placement) for placement in batch]
+                router_id=self._router_id,
+                sequences=[sequence_spec(placement, now) for placement in batch],
+                ordinal=self._ordinal,
             )
             try:
                 reply = await self._stub.SubmitSequences(request, timeout=SUBMIT_TIMEOUT_S)
@@ -92,6 +98,7 @@ class HandOver:
         tokens = 0
         while self._queue and len(batch) < MAX_BATCH_SEQUENCES and tokens < MAX_BATCH_TOKENS:
             placement = self._queue.popleft()
+            self._ordinal = max(self._ordinal, placement.ordinal)
             # It may have left meanwhile, or news may have shown that a broken call did arrive.
             if self._is_here(placement) and placement.stay is not Stay.HELD:
                 placement.stay = Stay.SENT

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from common.errors import TidePipeError
 from router.instances.placement import Placement
 
+if TYPE_CHECKING:
+    from router.instances.link import InstanceLink
+    from tidepipe.v1 import controller_pb2
+
 
 class LinkHost(Protocol):
-    """Gets sequences back from links. No call blocks."""
+    """Gets sequences and reports from links. No call blocks."""
+
+    def reported(self, link: InstanceLink, report: controller_pb2.InstanceReport) -> None:
+        """The instance says how it stands."""
+        ...
+
+    def silent(self, link: InstanceLink) -> None:
+        """The instance says nothing any more."""
+        ...
+
+    def began(self, placement: Placement) -> None:
+        """A sequence has got its first token."""
+        ...
 
     def ended(self, placement: Placement) -> None:
         """The sequence has ended, and with it the stay."""

@@ -43,10 +43,13 @@ class ResultIntake:
         ended_unasked = news.finish_reason is FinishReason.CANCELLED
         if ended_unasked:
             news = replace(news, finish_reason=None)
+        first = not placement.sequence.output
         progress = placement.sequence.apply(news)
         if progress is Progress.GAP:
             return self._heal_gap(placement)
         placement.gaps = 0
+        if first and news.token_ids:
+            self._host.began(placement)
         self._placements.recount(placement)
         if progress is not Progress.GOES_ON:
             self._placements.remove(placement)

@@ -12,13 +12,16 @@ import structlog
 from common.errors import IncompatibleError, TidePipeError
 from common.rpc.channel import open_channel
 from common.rpc.status import from_rpc_error
-from router.core.routing import InstanceView
+from router.core.prefill import PrefillTime
+from router.core.view import InstanceFacts as CoreFacts
 from router.instances.cancellations import Cancellations
 from router.instances.handover import HandOver
 from router.instances.host import LinkHost
 from router.instances.intake import ResultIntake
 from router.instances.model_facts import InstanceFacts, instance_facts
 from router.instances.placement import Placement, PlacementTable, Stay
+from router.instances.report import ReportedCost
+from router.instances.status_watch import StatusWatch
 from router.instances.watch import ResultWatch
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe.v1 import controller_pb2_grpc as pb_grpc
@@ -26,8 +29,6 @@ from tidepipe.v1 import timeline_pb2, timeline_pb2_grpc
 
 DESCRIBE_TIMEOUT_S = 1.5
 """Within the time for which a controller waits for its registration."""
-FULL_PAUSE_S = 0.25
-"""After a refusal for want of room: wait this long before offering the instance more."""
 
 log = structlog.get_logger()
 
@@ -60,18 +61,24 @@ class InstanceLink:
         self.disconnected_at = clock()
         self.draining = False
         self.lease_valid = True
+        self.set_aside = False
+        self.last_report: pb.InstanceReport | None = None
+        self.reported_at = 0.0
+        self.count_base = 0
+        self._routed = 0
+        self._costs: ReportedCost | None = None
         self._host = host
         self._admit = admit
         self._clock = clock
         self._log = log.bind(instance=announced.instance_id)
-        self._full_until = 0.0
         self._channel = open_channel(announced.address)
         self._stub = pb_grpc.ControllerServiceStub(self._channel)
         self._ready = asyncio.Event()
-        self._handover = HandOver(self._stub, router_id, self._ready, self, self._is_here)
+        self._handover = HandOver(self._stub, router_id, self._ready, self, self._is_here, clock)
         self._cancellations = Cancellations(self._stub, self._ready)
         intake = ResultIntake(self.placements, host, self._cancellations.add)
         self._watch = ResultWatch(self._stub, router_id, self.placements, intake, self, clock)
+        self._status_watch = StatusWatch(self._stub, router_id, self._ready, self._reported, self._silent)
 
     @property
     def instance_id(self) -> str:
@@ -81,24 +88,27 @@ class InstanceLink:
     @property
     def open(self) -> bool:
         """True if it takes new sequences, room permitting."""
-        return self.connected and self.lease_valid and not self.draining
+        return self.connected and self.lease_valid and not self.draining and not self.set_aside
 
     @property
     def context_length(self) -> int:
         """Prompt and output of one sequence together at most, tokens; zero before it is known."""
         return 0 if self.facts is None else self.facts.model.context_length
 
-    def view(self) -> InstanceView | None:
-        """What routing needs to know; None if it takes nothing now."""
-        if self.facts is None or not self.open or self._clock() < self._full_until:
-            return None
-        return InstanceView(
+    def core_facts(self, costs: pb.StepCosts) -> CoreFacts:
+        """What routing needs to know once; the costs behind it follow the reports."""
+        assert self.facts is not None, "it was described before it was attached"
+        self._costs = ReportedCost(costs)
+        return CoreFacts(
             instance_id=self.instance_id,
-            sequences=len(self.placements),
-            max_sequences=self.facts.max_sequences,
-            tokens=self.placements.tokens,
+            prefill=PrefillTime(self._costs, max(1, costs.stages), max(1, costs.step_tokens)),
             context_length=self.facts.model.context_length,
+            max_sequences=self.facts.max_sequences,
         )
+
+    def restart_count(self) -> None:
+        """The core counts from 0 what is given to this link from now on."""
+        self.count_base = self._routed
 
     async def describe(self) -> None:
         """Ask what it serves. IncompatibleError if that does not fit, UnavailableError without an answer."""
@@ -124,6 +134,8 @@ class InstanceLink:
 
     def place(self, placement: Placement) -> None:
         """Give it a sequence."""
+        self._routed += 1
+        placement.ordinal = self._routed
         self.placements.add(placement)
         self._handover.add(placement)
 
@@ -138,6 +150,7 @@ class InstanceLink:
             group.create_task(self._handover.run())
             group.create_task(self._cancellations.run())
             group.create_task(self._watch.run())
+            group.create_task(self._status_watch.run())
 
     async def cancellations_sent(self) -> None:
         """Return when the instance has been told of every sequence that was withdrawn."""
@@ -176,8 +189,6 @@ class InstanceLink:
         """Part of HandOverHost."""
         if draining:
             self.draining = True
-        else:
-            self._full_until = self._clock() + FULL_PAUSE_S
         placement.stay = Stay.QUEUED
         self._give_back([placement], f"the instance takes no more: {reason}")
 
@@ -185,6 +196,23 @@ class InstanceLink:
         """Part of HandOverHost."""
         self.placements.remove(placement)
         self._host.refused(placement, error)
+
+    async def choose_policy(self, name: str, timeout: float) -> str:
+        """Have it schedule by another policy; the name of the one before. InvalidRequestError: unknown."""
+        try:
+            reply = await self._stub.SetPolicy(pb.SetPolicyRequest(policy=name), timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        return reply.before
+
+    def _reported(self, report: pb.InstanceReport) -> None:
+        self.last_report, self.reported_at = report, self._clock()
+        if self._costs is not None:
+            self._costs.update(report.costs)
+        self._host.reported(self, report)
+
+    def _silent(self) -> None:
+        self._host.silent(self)
 
     async def _describe(self) -> None:
         message = await self._stub.Describe(pb.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S)

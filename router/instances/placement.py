@@ -6,6 +6,7 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from router.core.slo import INTERACTIVE, SloTarget
 from router.instances.sequence import RoutedSequence
 
 
@@ -25,6 +26,7 @@ class Placement:
 
     placement_id: its name there. New for every stay, so that late news of a former stay, whose tokens may
     differ in rounding, is never mistaken for news of this one.
+    slo: its latency targets. ordinal: how many the link was given up to this one.
     tokens: prompt and output so far, as counted into the instance's load.
     gaps: gaps in a row, without news that fitted. failures: calls that failed for good.
     """
@@ -32,6 +34,8 @@ class Placement:
     placement_id: str
     sequence: RoutedSequence
     stay: Stay = Stay.QUEUED
+    slo: SloTarget = INTERACTIVE
+    ordinal: int = 0
     tokens: int = 0
     gaps: int = 0
     failures: int = 0

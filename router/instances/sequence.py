@@ -73,6 +73,26 @@ class RoutedSequence(Protocol):
         ...
 
     @property
+    def arrived(self) -> float:
+        """When its request came, the router's clock."""
+        ...
+
+    @property
+    def ttft_s(self) -> float | None:
+        """TTFT target, seconds; None: the service's own."""
+        ...
+
+    @property
+    def tpot_s(self) -> float | None:
+        """TPOT target, seconds; None: the service's own."""
+        ...
+
+    @property
+    def has_moved(self) -> bool:
+        """True if an instance had it and lost it."""
+        ...
+
+    @property
     def finished(self) -> bool:
         """True once its output has ended."""
         ...

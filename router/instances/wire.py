@@ -11,7 +11,7 @@ from router.instances.sequence import SequenceNews
 from tidepipe.v1 import controller_pb2 as pb
 
 
-def sequence_spec(placement: Placement) -> pb.SequenceSpec:
+def sequence_spec(placement: Placement, now: float) -> pb.SequenceSpec:
     """What the instance needs to continue the sequence from where the router stands."""
     sequence = placement.sequence
     return pb.SequenceSpec(
@@ -21,6 +21,9 @@ def sequence_spec(placement: Placement) -> pb.SequenceSpec:
         # Stop strings and n are the router's business.
         sampling=sampling_to_wire(replace(sequence.sampling, stop=(), n=1)),
         prompt_features=prompt_to_wire(sequence.features),
+        ttft_ms=1000 * placement.slo.ttft_s,
+        tpot_ms=1000 * placement.slo.tpot_s,
+        age_ms=1000 * (now - sequence.arrived),
     )
 
 

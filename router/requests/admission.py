@@ -26,12 +26,17 @@ INLINE_CHARACTERS = 2000
 
 @dataclass(frozen=True, slots=True)
 class AdmittedRequest:
-    """A request that can be answered. samplings: of each answer, complete. features: of its text."""
+    """A request that can be answered. samplings: of each answer, complete. features: of its text.
+
+    ttft_s, tpot_s: latency targets of its own, seconds; None: the service's.
+    """
 
     prompt: array[int]
     samplings: tuple[SamplingParams, ...]
     new_text: Callable[[], AnswerText | None]
     features: PromptFeatures = NO_PROMPT
+    ttft_s: float | None = None
+    tpot_s: float | None = None
 
 
 class Admission:
@@ -88,7 +93,14 @@ class Admission:
         samplings = tuple(
             replace(sampling, seed=answer_seed(seed, index), n=1) for index in range(sampling.n)
         )
-        return AdmittedRequest(prompt, samplings, new_text, prompt_features(request.prompt))
+        return AdmittedRequest(
+            prompt,
+            samplings,
+            new_text,
+            prompt_features(request.prompt),
+            _seconds(request.ttft_ms),
+            _seconds(request.tpot_ms),
+        )
 
     def _check_model(self, model: str | None, facts: ModelFacts) -> None:
         if model not in (None, "", self._model_name, facts.model):
@@ -109,6 +121,10 @@ class Admission:
             return _token_array(encode())
         loop = asyncio.get_running_loop()
         return _token_array(await loop.run_in_executor(self._executor, encode))
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
 
 
 def _token_array(token_ids: Sequence[int]) -> array[int]:

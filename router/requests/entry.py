@@ -98,6 +98,8 @@ class RequestEntry:
                 clock=self._clock,
                 arrived=self.arrived,
                 meter=self._meter,
+                ttft_s=admitted.ttft_s,
+                tpot_s=admitted.tpot_s,
             )
             for index, sampling in enumerate(admitted.samplings)
         ]

@@ -52,9 +52,15 @@ class RunningAnswer:
         arrived: float,
         meter: RequestMeter,
         features: PromptFeatures = NO_PROMPT,
+        ttft_s: float | None = None,
+        tpot_s: float | None = None,
     ) -> None:
         """text: None if neither text nor stop strings are wanted."""
         self.key = key
+        self.ttft_s = ttft_s
+        self.tpot_s = tpot_s
+        self.has_moved = False
+        self.arrived = arrived
         self.order = order
         self.features = features
         self.sampling = sampling
@@ -64,7 +70,6 @@ class RunningAnswer:
         self._text = text
         self._owner = owner
         self._clock = clock
-        self._arrived = arrived
         self._meter = meter
         self._first_token_at: float | None = None
         self._last_token_at = arrived
@@ -96,8 +101,8 @@ class RunningAnswer:
         return Usage(
             prompt_tokens=len(self._prompt),
             output_tokens=len(self._log),
-            ttft_ms=1000 * (first - self._arrived),
-            total_ms=1000 * (self._last_token_at - self._arrived),
+            ttft_ms=1000 * (first - self.arrived),
+            total_ms=1000 * (self._last_token_at - self.arrived),
             preemptions=self._preemptions_before + self._preemptions_here,
         )
 
@@ -114,7 +119,7 @@ class RunningAnswer:
             now = self._clock()
             if self._first_token_at is None:
                 self._first_token_at = now
-                self._meter.first_tokens(fresh, now - self._arrived)
+                self._meter.first_tokens(fresh, now - self.arrived)
             else:
                 self._meter.more_tokens(fresh, now - self._last_token_at)
             self._last_token_at = now
@@ -129,6 +134,7 @@ class RunningAnswer:
 
     def moved(self) -> bool:
         """Part of RoutedSequence."""
+        self.has_moved = True
         self._preemptions_before += self._preemptions_here + 1
         self._preemptions_here = 0
         self._fruitless_moves += 1
@@ -166,7 +172,7 @@ class RunningAnswer:
         self._error = error
         if self._text is not None:
             self._text.log.compact()
-        self._meter.ended(reason, self.usage, self._clock() - self._arrived)
+        self._meter.ended(reason, self.usage, self._clock() - self.arrived)
         self._owner.answer_changed()
 
     def read(self, cursor: Cursor) -> Delta | None:

@@ -95,6 +95,8 @@ class FakeController(pb_grpc.ControllerServiceServicer):
     submitted: list[pb.SequenceSpec] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     batches: int = 0
+    ordinals: dict[str, int] = field(default_factory=dict)
+    policy: str = "auto"
     paused: bool = False
     silent: bool = False
     incarnation: str = ""
@@ -109,7 +111,7 @@ class FakeController(pb_grpc.ControllerServiceServicer):
 
     async def start(self) -> None:
         """Begin a new life at the same address."""
-        self.held = {}
+        self.held, self.ordinals = {}, {}
         self.incarnation = f"{self.instance_id}-life-{next(self._numbers)}"
         self._rpc = RpcServer(self.address)
         pb_grpc.add_ControllerServiceServicer_to_server(self, self._rpc.server)
@@ -175,6 +177,7 @@ class FakeController(pb_grpc.ControllerServiceServicer):
         self, request: pb.SubmitSequencesRequest, context: Context
     ) -> pb.SubmitSequencesResponse:
         self.batches += 1
+        self.ordinals[request.router_id] = request.ordinal
         return pb.SubmitSequencesResponse(
             verdicts=[self._take(request.router_id, spec) for spec in request.sequences]
         )
@@ -226,6 +229,39 @@ class FakeController(pb_grpc.ControllerServiceServicer):
             if mangled := self.mangle(updates):
                 yield pb.WatchResultsResponse(updates=mangled)
             await self._stepped.wait()
+
+    async def WatchStatus(  # noqa: N802
+        self, request: pb.WatchStatusRequest, context: Context
+    ) -> AsyncIterator[pb.WatchStatusResponse]:
+        rpc = self._rpc
+        while self._rpc is rpc:
+            yield pb.WatchStatusResponse(report=self.report(request.router_id))
+            await asyncio.sleep(0.02)
+
+    def report(self, router_id: str) -> pb.InstanceReport:
+        """As a router hears it; decoding is ahead of its pace, and memory is ample."""
+        running = self.running()
+        tokens = sum(len(held.spec.prompt_token_ids) + len(held.tokens) for held in running)
+        return pb.InstanceReport(
+            incarnation=self.incarnation,
+            serving=not self.draining,
+            accepted=self.ordinals.get(router_id, 0),
+            phase=pb.PHASE_DECODE if running else pb.PHASE_UNSPECIFIED,
+            sequences=len(running),
+            tokens=tokens,
+            kv_tokens_total=100_000,
+            kv_tokens_free=100_000 - tokens,
+            kv_tokens_peak=tokens,
+            slack=pb.Slack(count=len(running), mean_s=9, low_s=9, low_latest_s=9),
+            costs=pb.StepCosts(stages=1, step_tokens=256, linear_tokens=[1, 256], linear_s=[0.001, 0.01]),
+            policy=self.policy,
+        )
+
+    async def SetPolicy(  # noqa: N802
+        self, request: pb.SetPolicyRequest, context: Context
+    ) -> pb.SetPolicyResponse:
+        before, self.policy = self.policy, request.policy
+        return pb.SetPolicyResponse(before=before)
 
     async def GetInstanceStatus(  # noqa: N802
         self, request: pb.GetInstanceStatusRequest, context: Context

@@ -33,7 +33,7 @@ class _Lifecycle(Lifecycle):
         super().__init__()
         self.address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    def announce_ready(self, address: str) -> None:
+    def announce_ready(self, address: str, metrics: str = "") -> None:
         self.address.set_result(address)
 
 

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 
 from common.errors import TidePipeError
 from common.sampling import FinishReason, PositionLogprobs, SamplingParams, TokenLogprob
-from router.core.least_loaded import LeastLoaded
-from router.core.routing import InstanceView, SequenceFacts
 from router.instances.sequence import Progress, SequenceNews
 from router.requests.answer_text import AnswerText
 from router.requests.delta import Cursor
@@ -145,15 +143,3 @@ def test_moves_end_when_nothing_is_left_to_do_or_to_hope() -> None:
         assert deadly.moved()
     deadly.moved()
     assert len(owner.errors) == 1
-
-
-def test_least_loaded_takes_room_and_size_into_account() -> None:
-    def view(name: str, sequences: int, tokens: int, context: int = 100) -> InstanceView:
-        return InstanceView(name, sequences, max_sequences=4, tokens=tokens, context_length=context)
-
-    facts = SequenceFacts(prompt_tokens=60, output_tokens=0, max_tokens=40)
-    full, small = view("full", 4, 0), view("small", 0, 0, context=99)
-    busy, idle = view("busy", 1, 900), view("idle", 3, 90)
-    choice = LeastLoaded().choose(facts, [full, small, busy, idle], 0.0)
-    assert choice is not None and choice.instance_id == "idle" and choice.numbers["tokens"] == 90
-    assert LeastLoaded().choose(facts, [full, small], 0.0) is None
