@@ -36,11 +36,17 @@ BASELINES = tuple(name for name in POLICIES if name != "auto")
 
 
 def measure(
-    cell: Cell, policy: str, requests: int, seeds: list[int], tuning_seed: int, predictor: str
+    cell: Cell,
+    policy: str,
+    requests: int,
+    seeds: list[int],
+    tuning_requests: int,
+    tuning_seed: int,
+    predictor: str,
 ) -> Figures:
     """One policy in one cell: the best of its knobs on the tuning seed, its figures on the others."""
     predict = named_predictor(predictor)
-    tuning = cell.workload(requests, tuning_seed)
+    tuning = cell.workload(tuning_requests, tuning_seed)
     knobs = best_of_scan(cell.plant, policy, tuning, predict, tuning_seed).knobs
     rows = []
     for seed in seeds:
@@ -134,6 +140,7 @@ def main() -> None:
     parser.add_argument("--devices", default="l20")
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--seeds", default="4,5,6")
+    parser.add_argument("--tuning-requests", type=int, default=2000)
     parser.add_argument("--tuning-seed", type=int, default=100)
     parser.add_argument("--predictor", default="oracle")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
@@ -143,6 +150,7 @@ def main() -> None:
     settings = {
         "requests": options.requests,
         "seeds": seeds,
+        "tuning_requests": options.tuning_requests,
         "tuning_seed": options.tuning_seed,
         "predictor": options.predictor,
     }

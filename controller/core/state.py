@@ -204,7 +204,6 @@ class PipelineState:
             batch.in_flight = True
         rows = batch.members if batch is not None and members else []
         self.actions.append(self.steps.build(phase, batch, rows, chunks))
-        self.stats.foresight.note(self.ledger.used * self.ledger.block_size)
         if rows:
             self.gate.forecast.advance(len(rows) / max(1, len(self.batches)))
 
@@ -215,7 +214,8 @@ class PipelineState:
         self.actions.append(PhaseSwitched(self.phase, phase, reason))
         self.stats.count_switch(self.phase, phase, reason)
         self.phase, self.phase_since = phase, now
-        self.stats.foresight.end(self.ledger.capacity_tokens)
+        used = self.ledger.used * self.ledger.block_size
+        self.stats.foresight.end(self.gate.forecast, used, self.ledger.capacity_tokens)
         if phase is Phase.DECODE:
             self.decoding_at_start = len(self.running)
-            self.stats.foresight.begin(self.gate.forecast.peak_tokens())
+            self.stats.foresight.begin(self.gate.forecast)

@@ -1,12 +1,17 @@
-"""Predictors of output lengths for simulations: perfect, noisy, none, or the median of a trained one."""
+"""Predictors of output lengths for simulations: perfect, noisy, none, or a trained one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from common.errors import ConfigError
+from common.lengths.prompt import prompt_features
+from common.lengths.request import NO_PROMPT, RequestFeatures
+from common.lengths.store import load_lengths
+from common.lengths.trained import TrainedLengths
 from controller.simulation.workload import SimRequest
 
 Quantiles = tuple[float, float] | None
@@ -18,7 +23,8 @@ _Z90 = 1.2815515655446004
 
 
 def predictor(name: str) -> Predict:
-    """`oracle`, `none`, or `noise:X`: a log-normal error whose standard deviation is X (0.5: 1.65x off)."""
+    """`oracle`, `none`, `noise:X`: a log-normal error whose standard deviation is X (0.5: 1.65x off); or the
+    folder of a model that `tidepipe predictor train` made."""
     if name == "oracle":
         return lambda requests, _: [(float(one.output_tokens), float(one.output_tokens)) for one in requests]
     if name == "none":
@@ -28,8 +34,13 @@ def predictor(name: str) -> Predict:
         sigma = float(level)
     except ValueError:
         sigma = -1.0
+    if kind != "noise" and (folder := Path(name)).is_dir():
+        return _trained(load_lengths(folder))
     if kind != "noise" or not 0.0 <= sigma <= 5.0:
-        raise ConfigError(f"unknown predictor {name!r}; known: oracle, none, noise:X with X in [0, 5]")
+        raise ConfigError(
+            f"unknown predictor {name!r}; known: oracle, none, noise:X with X in [0, 5], or the folder of a "
+            "model that `tidepipe predictor train` made"
+        )
     return lambda requests, seed: _noisy(requests, sigma, seed)
 
 
@@ -39,3 +50,20 @@ def _noisy(requests: Sequence[SimRequest], sigma: float, seed: int) -> list[Quan
     medians = np.array([one.output_tokens for one in requests]) * np.exp(errors)
     spread = float(np.exp(_Z90 * sigma))
     return [(float(max(median, 1.0)), float(max(median, 1.0)) * spread) for median in medians]
+
+
+def _trained(model: TrainedLengths) -> Predict:
+    """What the live predictor would say: from the prompt's text if the workload has it, else from lengths."""
+
+    def predict(requests: Sequence[SimRequest], seed: int) -> list[Quantiles]:
+        features = [
+            RequestFeatures(
+                prompt_tokens=one.prompt_tokens,
+                max_tokens=one.max_tokens or None,
+                prompt=NO_PROMPT if one.text is None else prompt_features(one.text),
+            )
+            for one in requests
+        ]
+        return [(p50, p90) for p50, p90 in model.quantiles(features, (0.5, 0.9)).tolist()]
+
+    return predict

@@ -58,8 +58,8 @@ class RunResult:
 
     imbalance: of as many successive steps of one kind as there are stages, the longest over their mean, less
         one; mean over the run. What a pipeline loses to unequal batches.
-    forecast_error: mean distance between the KV peak forecast for a decode phase and the one that came, as a
-        share of the memory; None without decode phases.
+    forecast_error: mean distance between the KV memory in use at the end of a decode phase and what was
+        forecast at its start, as a share of the memory; None without decode phases.
     """
 
     requests: int

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from common.errors import ConfigError
+from common.request import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +16,14 @@ class SimRequest:
     """Lengths in tokens. arrival_s: seconds after the first.
 
     max_tokens: the output limit that the scheduler may know; 0 for none but the context.
+    text: the prompt itself, if the source has it, for trained predictors of output lengths.
     """
 
     prompt_tokens: int
     output_tokens: int
     max_tokens: int = 0
     arrival_s: float = 0.0
+    text: Prompt | None = None
 
 
 @dataclass(frozen=True, slots=True)

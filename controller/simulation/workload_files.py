@@ -6,11 +6,13 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
+from common.request import ChatTurn, Prompt
 from controller.simulation.workload import SYNTHETIC, SimRequest, Workload, sharegpt_like
 
 CHARACTERS_PER_TOKEN = 4
@@ -23,7 +25,8 @@ def open_workload(source: str, requests: int | None, seed: int) -> Workload:
     """A file, or `sharegpt-like` for the synthetic one.
 
     Azure CSV (TIMESTAMP,ContextTokens,GeneratedTokens), ShareGPT JSON ([{"conversations": ..}]), Mooncake
-    JSONL (timestamp, input_length, output_length), OpenAI batch JSONL, or [{"prompt": .., "out": n}].
+    JSONL (timestamp, input_length, output_length), OpenAI batch JSONL, answers as JSONL ({"prompt": ..,
+    "output_tokens": n}, what `tidepipe predictor train` reads), or [{"prompt": .., "out": n}].
     """
     path = Path(source)
     if source == SYNTHETIC and not path.exists():
@@ -39,13 +42,7 @@ def open_workload(source: str, requests: int | None, seed: int) -> Workload:
     if not found:
         raise ConfigError(f"{source}: no requests in it")
     start = min(one.arrival_s for one in found)
-    return Workload(
-        path.name,
-        tuple(
-            SimRequest(one.prompt_tokens, one.output_tokens, one.max_tokens, one.arrival_s - start)
-            for one in found
-        ),
-    )
+    return Workload(path.name, tuple(replace(one, arrival_s=one.arrival_s - start) for one in found))
 
 
 def _parse(text: str) -> Iterable[SimRequest]:
@@ -54,7 +51,8 @@ def _parse(text: str) -> Iterable[SimRequest]:
         return _array(json.loads(text))
     if head == "{":
         lines = [json.loads(line) for line in text.splitlines() if line.strip()]
-        reader = _mooncake if "input_length" in lines[0] else _openai_batch
+        readers = {"input_length": _mooncake, "output_tokens": _answer}
+        reader = next((found for key, found in readers.items() if key in lines[0]), _openai_batch)
         return map(reader, lines)
     return _azure(text)
 
@@ -80,7 +78,18 @@ def _openai_batch(line: dict[str, Any]) -> SimRequest:
     body = line["body"]
     prompt = body["prompt"] if "prompt" in body else body["messages"]
     limit = body.get("max_completion_tokens") or body.get("max_tokens") or DEFAULT_MAX_TOKENS
-    return SimRequest(_prompt_tokens(prompt), int(limit), max_tokens=int(limit))
+    return SimRequest(_prompt_tokens(prompt), int(limit), max_tokens=int(limit), text=_text(prompt))
+
+
+def _answer(line: dict[str, Any]) -> SimRequest:
+    """A finished answer; one that was cut at its limit ends there."""
+    prompt = line["prompt"]
+    return SimRequest(
+        int(line.get("prompt_tokens") or _prompt_tokens(prompt)),
+        int(line["output_tokens"]),
+        max_tokens=int(line.get("max_tokens") or 0),
+        text=_text(prompt),
+    )
 
 
 def _array(items: list[dict[str, Any]]) -> Iterable[SimRequest]:
@@ -93,7 +102,7 @@ def _array(items: list[dict[str, Any]]) -> Iterable[SimRequest]:
 def _fixed_length(item: dict[str, Any]) -> SimRequest:
     """Exactly `out` tokens, which the scheduler knows."""
     out = int(item["out"])
-    return SimRequest(_prompt_tokens(item["prompt"]), out, max_tokens=out)
+    return SimRequest(_prompt_tokens(item["prompt"]), out, max_tokens=out, text=_text(item["prompt"]))
 
 
 def _conversation(item: dict[str, Any]) -> SimRequest | None:
@@ -101,7 +110,8 @@ def _conversation(item: dict[str, Any]) -> SimRequest | None:
     turns = item["conversations"]
     if len(turns) < 2 or not turns[0]["value"] or not turns[1]["value"]:
         return None
-    return SimRequest(_prompt_tokens(turns[0]["value"]), _prompt_tokens(turns[1]["value"]))
+    question, answer = turns[0]["value"], turns[1]["value"]
+    return SimRequest(_prompt_tokens(question), _prompt_tokens(answer), text=question)
 
 
 def _prompt_tokens(prompt: Any) -> int:
@@ -111,6 +121,14 @@ def _prompt_tokens(prompt: Any) -> int:
     if prompt and isinstance(prompt[0], int):
         return len(prompt)
     return sum(_prompt_tokens(_content(part)) for part in prompt)
+
+
+def _text(prompt: Any) -> Prompt | None:
+    """Text or conversation; None of token ids, which say nothing without their tokenizer."""
+    if isinstance(prompt, str):
+        return prompt
+    turns = [turn for turn in prompt if isinstance(turn, dict) and isinstance(turn.get("content"), str)]
+    return tuple(ChatTurn(str(turn.get("role", "user")), turn["content"]) for turn in turns) or None
 
 
 def _content(part: Any) -> Any:

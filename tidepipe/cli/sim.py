@@ -35,7 +35,7 @@ def offline(
         typer.Option(
             "--workload",
             metavar="FILE",
-            help="Azure CSV, ShareGPT JSON, Mooncake or OpenAI batch JSONL, or sharegpt-like (synthetic).",
+            help="Azure CSV, ShareGPT JSON, Mooncake or OpenAI batch or answers JSONL, or sharegpt-like.",
         ),
     ],
     profile: Annotated[
@@ -52,7 +52,12 @@ def offline(
         str, typer.Option("--policy", metavar="all|NAME,..", help="Policies to compare.")
     ] = "all",
     predictor: Annotated[
-        str, typer.Option("--predictor", metavar="P", help="Of output lengths: oracle, none or noise:X.")
+        str,
+        typer.Option(
+            "--predictor",
+            metavar="P",
+            help="Of output lengths: oracle, none, noise:X, or a trained model's DIR.",
+        ),
     ] = "oracle",
     max_prompt: Annotated[
         int | None, typer.Option("--max-prompt", min=1, help="Leave out longer prompts, tokens.")
@@ -102,6 +107,8 @@ def offline(
     if requests is not None:
         load = load.sample(requests, seed)
     load = load.at_once()
+    if Path(predictor).is_dir() and not any(one.text for one in load.requests):
+        print("this workload has no texts: predictions rest on the prompts' lengths alone", file=sys.stderr)
     bound = plant.bound(load)
     runs, timelines = [], []
     for name in names:
@@ -196,7 +203,7 @@ def _print_table(plant: Plant, load: Workload, runs: list[OfflineRun], bound: Bo
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in (
         "policy",
-        "output tok/s",
+        "tok/s",
         "of bound",
         "bubbles",
         "uneven",
@@ -204,7 +211,7 @@ def _print_table(plant: Plant, load: Workload, runs: list[OfflineRun], bound: Bo
         "switches",
         "preempted",
         "steals",
-        "forecast off",
+        "forecast",
     ):
         table.add_column(column, justify="left" if column == "policy" else "right")
     for run in sorted(runs, key=lambda run: -run.result.output_tokens_per_s):
@@ -227,4 +234,8 @@ def _print_table(plant: Plant, load: Workload, runs: list[OfflineRun], bound: Bo
             console.print(
                 f"{run.policy}: {', '.join(f'{name} {value}' for name, value in run.knobs.items())}"
             )
+    console.print(
+        "tok/s: output tokens; uneven: longest of the steps in the pipeline over their mean, less one; "
+        "forecast: mean error of KV memory at the end of decode phases"
+    )
     console.print(f"bound of mixed batches limited by memory: {bound.output_tokens_per_s:.0f} output tok/s")
