@@ -6,24 +6,20 @@ import argparse
 import asyncio
 import uuid
 from pathlib import Path
-from typing import TextIO
 
 from common.errors import ConfigError
-from common.latency.correction import CorrectedCost, LearningCost
-from common.latency.hardware import hardware
+from common.latency.correction import LearningCost
 from common.latency.learned import LearnedCost
-from common.latency.model import Parallelism
-from common.latency.profile import cost_model
 from common.latency.profile_file import read_profile
-from common.model_shape import ModelShape
 from common.rpc.lifecycle import Lifecycle, run_service
 from common.rpc.server import RpcServer
 from common.telemetry import Telemetry
 from common.telemetry.listener import add_metrics_option, serve_metrics
 from controller.core.admission import AdmissionRules
-from controller.core.policies.catalog import LIVE_POLICIES, make_policy, victims_for
-from controller.core.scheduler import Scheduler, SchedulerConfig
-from controller.drivers.journal import Journal
+from controller.core.policies.catalog import LIVE_POLICIES
+from controller.core.scheduler import Scheduler
+from controller.drivers.blueprint import Blueprint
+from controller.drivers.journal import Journal, open_journal
 from controller.drivers.live import LiveInstance
 from controller.drivers.pipeline import Pipeline, PipelineConfig
 from controller.drivers.registration import Registration
@@ -36,6 +32,9 @@ from tidepipe.v1 import controller_pb2, controller_pb2_grpc, router_pb2, timelin
 DRAIN_S = 10.0
 PREFILL_TOKENS = {"cpu": 256, "cuda": 2048}
 """Tokens of a prefill step at most: enough to saturate the device, few enough to keep bubbles short."""
+
+LIKELY_DEVICE = {"cpu": "cpu", "cuda": "l20"}
+"""Whose links and data sheet fill in what a profile leaves open."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -63,7 +62,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="share of the KV blocks that the forecast peak must leave free; below 0 overcommits memory",
     )
     parser.add_argument("--microbatches", type=int, default=0, help="in decode; 0: one more than stages")
-    parser.add_argument("--journal", type=Path, default=None, help="write every event to this file (JSONL)")
+    parser.add_argument(
+        "--journal", type=Path, default=None, help="write every event to this .jsonl file, or folder"
+    )
     add_metrics_option(parser)
     parser.add_argument("--log-level", default="info")
     return parser.parse_args(arguments)
@@ -74,23 +75,23 @@ def _check_policy(name: str) -> None:
         raise ConfigError(f"unknown policy {name!r}; known: {', '.join(LIVE_POLICIES)}")
 
 
-def _cost(options: argparse.Namespace, shape: ModelShape, stages: int) -> CorrectedCost | None:
-    """What steps take, if the user gave a profile or named a device; corrected by what is measured."""
-    if options.profile is None and options.hardware is None:
-        return None
-    device = hardware(options.hardware or "l20")
-    profile = read_profile(options.profile) if options.profile else None
-    return CorrectedCost(cost_model(shape, device, profile, Parallelism(stages)))
-
-
-def _open_journal(path: Path | None) -> TextIO | None:
-    if path is None:
-        return None
-    try:
-        # By the line: a controller that is killed leaves all but its last event.
-        return path.open("w", encoding="utf-8", buffering=1)
-    except OSError as error:
-        raise ConfigError(f"cannot write the journal {path}: {error.strerror}") from error
+def _blueprint(options: argparse.Namespace, about: StageAbout, pipeline: Pipeline) -> Blueprint:
+    device = about.device.partition(":")[0]
+    ranges = [stage.account.layers for stage in pipeline.stages]
+    return Blueprint(
+        policy=options.policy,
+        shape=about.shape,
+        split=tuple(end - begin for begin, end in ranges),
+        device=options.hardware or LIKELY_DEVICE.get(device, "l20"),
+        profile=read_profile(options.profile) if options.profile else None,
+        modelled=options.hardware is not None,
+        block_size=options.block_size,
+        prefill_tokens=options.prefill_tokens or PREFILL_TOKENS.get(device, 256),
+        microbatches=options.microbatches,
+        max_sequences=options.max_sequences,
+        max_running=options.max_running,
+        reserve=options.reserve,
+    )
 
 
 def _layer_split(text: str) -> tuple[int, ...]:
@@ -127,28 +128,18 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
         layer_split=_layer_split(options.layer_split),
     )
 
+    journal_file = open_journal(options.journal, options.instance_id) if options.journal else None
+    journal = Journal(journal_file) if journal_file else None
+    pipeline = Pipeline(config, incarnation)
     cost: LearningCost = LearnedCost()
 
     def make_scheduler(about: StageAbout) -> Scheduler:
         nonlocal cost
-        device = about.device.partition(":")[0]
-        profiled = _cost(options, about.shape, len(config.stage_addresses))
-        cost = profiled or cost
-        return Scheduler(
-            SchedulerConfig(
-                context_length=about.shape.context_length,
-                eos_token_ids=about.shape.eos_token_ids,
-                block_size=options.block_size,
-                prefill_tokens=options.prefill_tokens or PREFILL_TOKENS.get(device, 256),
-                microbatches=options.microbatches,
-                max_sequences=options.max_sequences,
-                admission=AdmissionRules(max_running=options.max_running, reserve=options.reserve),
-                victims=victims_for(options.policy),
-            ),
-            make_policy(options.policy, profiled),
-            cost,
-            lambda name: make_policy(name, profiled),
-        )
+        blueprint = _blueprint(options, about, pipeline)
+        if journal is not None:
+            journal.begin(blueprint)
+        scheduler, cost = blueprint.build()
+        return scheduler
 
     telemetry = Telemetry()
     server = RpcServer(options.listen, telemetry=telemetry)
@@ -164,9 +155,6 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
         while True:
             await server.set_serving(await health.get())
 
-    pipeline = Pipeline(config, incarnation)
-    journal_file = _open_journal(options.journal)
-    journal = Journal(journal_file) if journal_file else None
     metrics = ControllerMetrics(telemetry, options.instance_id)
     instance = LiveInstance(pipeline, make_scheduler, options.predictor, on_serving, journal, metrics)
     metrics.export(instance)

@@ -53,6 +53,8 @@ _KNOWN = (
     Hardware("l20", 119.5, 48, 864, link_gb_s=20, allreduce_gb_s=12),
     Hardware("a100", 312, 80, 1935, link_gb_s=20, allreduce_gb_s=12),
     Hardware("a800", 312, 80, 1935, link_gb_s=20, allreduce_gb_s=12),
+    # One core of a server CPU with bfloat16 dot products; gRPC over loopback as the link.
+    Hardware("cpu", 0.25, 8, 10, link_gb_s=0.8, allreduce_gb_s=0.8, link_latency_s=800e-6),
     Hardware("h100", 989, 80, 3350, link_gb_s=360, allreduce_gb_s=360, link_latency_s=5e-6),
 )
 HARDWARE = {one.name: one for one in _KNOWN}

@@ -1,15 +1,19 @@
 """A journal of what a scheduler heard, and its replay: the same events give the same actions.
 
-One JSON object per line: {"now": seconds, "event": name, fields..}. A journal says nothing of the scheduler's
-settings; whoever replays it brings the same ones, or others to see what they would have done with the same
-arrivals (`requests_of`, run in virtual time).
+The first line says how the scheduler was made: {"journal": version, "settings": {..}}. Then one JSON object
+per event, {"now": seconds, "event": name, fields..}, each followed by {"did": checksum} if anything was to be
+done. So a journal is replayed with nothing but itself, or run again under another policy in virtual time
+(`controller/simulation/what_if.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,7 +35,11 @@ from controller.core.events import (
     Tick,
 )
 from controller.core.scheduler import Scheduler
+from controller.drivers.blueprint import Blueprint, blueprint_from
 from controller.simulation.workload import SimRequest
+
+VERSION = 1
+SUFFIX = ".jsonl"
 
 Entry = tuple[float, Event]
 """When, on the core's clock, and what."""
@@ -43,23 +51,94 @@ class Journal:
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
+    def begin(self, blueprint: Blueprint) -> None:
+        """How the scheduler was made; first."""
+        self._write({"journal": VERSION, "settings": blueprint.fields()})
+
     def note(self, event: Event, now: float) -> None:
         """Append one event; all of them, also those that change nothing: a replay takes no shortcuts."""
         fields = dataclasses.asdict(event)
-        line = {"now": now, "event": type(event).__name__, **fields}
+        self._write({"now": now, "event": type(event).__name__, **fields})
+
+    def did(self, actions: Sequence[Action]) -> None:
+        """What followed from the event before, so that a replay can be compared."""
+        if actions:
+            self._write({"did": checksum(actions)})
+
+    def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+
+
+def checksum(actions: Sequence[Action]) -> int:
+    """Of everything that was to be done."""
+    return zlib.crc32(repr(list(actions)).encode())
+
+
+def open_journal(path: Path, instance_id: str) -> TextIO:
+    """A file of that name, or one for the instance in that folder: a restarted controller begins another.
+
+    ConfigError if it cannot be written.
+    """
+    try:
+        # By the line: a controller that is killed leaves all but its last event.
+        if path.suffix == SUFFIX:
+            return path.open("w", encoding="utf-8", buffering=1)
+        path.mkdir(parents=True, exist_ok=True)
+        for number in count(1):
+            again = f"-{number}" if number > 1 else ""
+            with contextlib.suppress(FileExistsError):
+                file = path / f"{instance_id}{again}{SUFFIX}"
+                return file.open("x", encoding="utf-8", buffering=1)
+        raise AssertionError("numbers do not end")
+    except OSError as error:
+        raise ConfigError(f"cannot write the journal {path}: {error.strerror}") from error
+
+
+def read_blueprint(path: Path) -> Blueprint:
+    """How the scheduler of a journal was made; ConfigError if the file does not say."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = json.loads(file.readline() or "{}")
+    except OSError as error:
+        raise ConfigError(f"cannot read the journal {path}: {error.strerror}") from error
+    except ValueError:
+        first = None
+    if not isinstance(first, dict) or first.get("journal") != VERSION:
+        raise ConfigError(f"{path} does not begin as a journal of this version does")
+    return blueprint_from(first["settings"])
 
 
 def read_journal(path: Path) -> Iterator[Entry]:
     """The entries of a file, in order. ConfigError names the line that is none."""
+    return ((now, event) for now, event, _ in read_checked(path))
+
+
+def read_checked(path: Path) -> Iterator[tuple[float, Event, int]]:
+    """The entries with their actions' checksums; 0 if there was nothing to do.
+
+    The last event has none either if the controller was killed while it decided.
+    """
+    pending: tuple[float, Event] | None = None
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
                 fields = json.loads(line)
+                if "journal" in fields:
+                    continue
+                if "did" in fields:
+                    if pending is None:
+                        raise ValueError("actions without an event")
+                    yield (*pending, int(fields["did"]))
+                    pending = None
+                    continue
+                if pending is not None:
+                    yield (*pending, 0)
                 now, name = fields.pop("now"), fields.pop("event")
-                yield float(now), _READERS[name](fields)
+                pending = float(now), _READERS[name](fields)
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(f"{path}, line {number}: not a journal's entry ({error!r})") from error
+    if pending is not None:
+        yield (*pending, 0)
 
 
 def replay(entries: Iterable[Entry], scheduler: Scheduler) -> Iterator[list[Action]]:

@@ -272,6 +272,8 @@ class LiveInstance:
             self._journal.note(event, now)
         actions = self.scheduler.on(event, now)
         seconds = self.now() - now
+        if self._journal is not None:
+            self._journal.did(actions)
         self.course.note(event, actions, now, seconds)
         if self._witness is not None:
             self._witness.note(event, actions, now, seconds)

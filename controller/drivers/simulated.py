@@ -95,12 +95,20 @@ class SimulatedInstance:
         self._used_time = 0.0
         self._used_since = 0.0
 
-    def run(self, requests: tuple[SimRequest, ...], predictions: list[Quantiles]) -> RunResult:
-        """Serve all requests, each from its arrival on."""
+    def run(
+        self, requests: tuple[SimRequest, ...], predictions: list[Quantiles], *, serving: bool = False
+    ) -> RunResult:
+        """Serve all requests, each from its arrival on.
+
+        serving: the stages are ready before the first one comes, as live: the first step knows no lengths.
+        """
         self._requests = requests
         waiting = deque(sorted(range(len(requests)), key=lambda i: requests[i].arrival_s))
+        if serving:
+            self._hear(self._ready)
         self._arrive(waiting, predictions)
-        self._hear(self._ready)
+        if not serving:
+            self._hear(self._ready)
         while self._finished < len(requests):
             arrival = requests[waiting[0]].arrival_s if waiting else float("inf")
             if self._in_flight and self._in_flight[0][0] <= arrival:

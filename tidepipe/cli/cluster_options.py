@@ -51,6 +51,7 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     "allow_download": _option(bool, "--allow-download", "Fetch a hub id that is not on this machine."),
     "metrics": _option(bool, "--metrics", "Give every process a port with Prometheus metrics."),
     "run_dir": _option(str, "--run-dir", "Folder for the processes' logs. Default: a temporary one.", "DIR"),
+    "journal": _option(str, "--journal", "Folder for journals, see `tidepipe sim journal`.", "DIR"),
     "verbose": _option(bool, "--verbose", "Show the processes' logs on stderr."),
     "log_level": _option(str, "--log-level", "debug, info, warning or error. Default: info.", "L"),
     "quantization": _option(str, "--quantization", "int8 (weights and activations). Default: none.", "Q"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidepipe.cli.exit_codes import SUCCESS
+from tidepipe.cli.sim_journal import journal
 
 if TYPE_CHECKING:
     from controller.simulation.bound import Bound
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from controller.simulation.workload import Workload
 
 sim_app = typer.Typer(help="Simulate a cluster before buying it.", no_args_is_help=True)
+sim_app.command("journal")(journal)
 
 
 @sim_app.callback()

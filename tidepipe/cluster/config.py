@@ -52,6 +52,7 @@ class ClusterConfig(BaseModel):
     microbatches: int | None = Field(default=None, ge=1)
     allow_download: bool = False
     metrics: bool = False
+    journal: str | None = None
     run_dir: str | None = None
     verbose: bool = False
     log_level: LogLevel = "info"

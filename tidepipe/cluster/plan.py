@@ -64,6 +64,7 @@ def controller_spec(
         max_running=config.max_running,
         reserve=config.reserve,
         microbatches=config.microbatches,
+        journal=config.journal,
         log_level=config.log_level,
     )
     return ChildSpec(f"controller-{instance}", "controller", arguments, MODEL_READY_S, True, config.metrics)

@@ -1,0 +1,133 @@
+"""`tidepipe sim journal`: replay a live run, and run it again under other policies in virtual time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from common.errors import ConfigError
+from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
+
+if TYPE_CHECKING:
+    from controller.simulation.record import RunResult
+    from controller.simulation.what_if import LiveRun
+
+
+def journal(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Of `tidepipe up --journal DIR` or `batch --journal DIR`.")
+    ],
+    policy: Annotated[
+        str, typer.Option("--policy", metavar="NAME,..", help="What if? Default: the recorded one.")
+    ] = "",
+    profile: Annotated[
+        Path | None, typer.Option("--profile", metavar="FILE", help="Step times, if not the recorded ones.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Replay a live run's journal and check that each decision is the same; then ask "what if".
+
+    The same arrivals, lengths, predictions and memory are run under each policy in virtual time. Exit code 1:
+    the replay decided otherwise than the live run.
+    """
+    # Late, so that `tidepipe --help` stays quick.
+    import json
+
+    from common.latency.profile_file import read_profile
+    from controller.core.policies.catalog import LIVE_POLICIES
+    from controller.simulation.what_if import replay_journal, what_if
+
+    names = [part.strip() for part in policy.split(",") if part.strip()]
+    for name in names:
+        if name not in LIVE_POLICIES:
+            raise ConfigError(f"unknown policy {name!r}; known: {', '.join(LIVE_POLICIES)}")
+    live = replay_journal(file)
+    blueprint = live.blueprint
+    if profile is not None:
+        blueprint = replace(blueprint, profile=read_profile(profile))
+    if blueprint.costs() is None and not names:
+        results = {}
+    else:
+        results = {name: what_if(live, blueprint.under(name)) for name in names or [blueprint.policy]}
+    if as_json:
+        simulated = [_fields(name, live, result) for name, result in results.items()]
+        print(json.dumps({"live": _live(live), "what_if": simulated}))
+    else:
+        _print(live, results)
+    raise typer.Exit(SOME_FAILED if live.differing else SUCCESS)
+
+
+def _live(live: LiveRun) -> dict[str, Any]:
+    return {
+        "policy": live.blueprint.policy,
+        "events": live.events,
+        "differing": live.differing,
+        "requests": len(live.requests),
+        "output_tokens": live.output_tokens,
+        "makespan_s": live.makespan_s,
+        "output_tokens_per_s": live.output_tokens / live.makespan_s,
+        "last_stage_busy": live.last_stage_busy,
+        "phase_switches": live.phase_switches,
+        "preemptions": live.preemptions,
+        "steals": live.steals,
+        "epochs": live.epochs,
+    }
+
+
+def _fields(name: str, live: LiveRun, result: RunResult) -> dict[str, Any]:
+    return {
+        "policy": name,
+        "makespan_s": result.makespan_s,
+        "of_live": result.makespan_s / live.makespan_s,
+        "output_tokens_per_s": result.output_tokens_per_s,
+        "stage_busy": list(result.stage_busy),
+        "phase_switches": result.phase_switches,
+        "preemptions": result.preemptions,
+        "steals": result.steals,
+    }
+
+
+def _print(live: LiveRun, results: dict[str, RunResult]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if live.differing:
+        console.print(
+            f"[red]{live.differing} of {live.events} events were decided otherwise[/], "
+            f"the first one is event {live.first_difference}"
+        )
+    else:
+        console.print(f"replayed {live.events} events: every decision is the same")
+    table = Table("run", "policy")
+    for column in ("seconds", "output tok/s", "of live", "busy", "switches", "preempted", "steals"):
+        table.add_column(column, justify="right")
+    table.add_row(
+        "live",
+        live.blueprint.policy,
+        f"{live.makespan_s:.2f}",
+        f"{live.output_tokens / live.makespan_s:.0f}",
+        "1.00",
+        f"{live.last_stage_busy:.0%} (last)",
+        str(live.phase_switches),
+        str(live.preemptions),
+        str(live.steals),
+    )
+    for name, result in results.items():
+        table.add_row(
+            "virtual time",
+            name,
+            f"{result.makespan_s:.2f}",
+            f"{result.output_tokens_per_s:.0f}",
+            f"{result.makespan_s / live.makespan_s:.2f}",
+            f"{result.busy:.0%}",
+            str(result.phase_switches),
+            str(result.preemptions),
+            str(result.steals),
+        )
+    console.print(table)
+    if not results:
+        console.print("no costs are known, so nothing can be run again; give --profile FILE")
