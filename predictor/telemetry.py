@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from prometheus_client.core import Metric
 
 from common.telemetry.telemetry import gauge, total
-from predictor.edge import PredictorServicer
+from predictor.edge.servicer import PredictorServicer
 
 
 def predictor_metrics(servicer: PredictorServicer) -> Iterable[Metric]:
@@ -18,4 +18,12 @@ def predictor_metrics(servicer: PredictorServicer) -> Iterable[Metric]:
     yield total(
         "tidepipe_predictor_rejected_observations", "Observations that made no sense.", counts.rejected
     )
-    yield gauge("tidepipe_predictor_window_observations", "Observations held now.", servicer.window)
+    yield gauge("tidepipe_predictor_window_observations", "Observations held now.", servicer.champion.window)
+    for name, share in zip(("p50", "p90"), servicer.champion.coverage, strict=True):
+        yield gauge(
+            "tidepipe_predictor_coverage", "Newest answers not longer than predicted.", share, level=name
+        )
+    learning = servicer.learning
+    yield total("tidepipe_predictor_models_trained", "Challengers trained.", learning.trained)
+    yield total("tidepipe_predictor_models_adopted", "Challengers that were better.", learning.adopted)
+    yield total("tidepipe_predictor_drifts", "Changes of the lengths noticed.", servicer.champion.drifts)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from common.lengths.calibration import calibrated_levels
 from common.lengths.distribution import Floats
 from common.lengths.hazard import HazardModel
 from common.lengths.reached import ReachedLevels
@@ -41,7 +40,7 @@ class TrainedLengths:
             return np.empty((0, len(levels)))
         asked = np.asarray(levels, dtype=np.float64)
         if calibrated:
-            asked = calibrated_levels(*self.calibration.arrays(), levels)
+            asked = self.calibration.calibrated(tuple(levels))
         generated = np.array([float(one.generated_tokens) for one in requests])
         found = self.hazard.distributions(requests, self.recent).quantiles(
             asked, generated if generated.any() else None

@@ -51,9 +51,20 @@ class RunningQuantile:
                 censored_quantiles(self._lengths[held], self._censored[held], LEVELS).tolist()
             )
         return [
-            LengthPrediction(LEVELS, tuple(min(length, request.limit) for length in self._quantiles))
+            LengthPrediction(
+                LEVELS, tuple(min(length, request.limit) for length in self._beyond(request.generated_tokens))
+            )
             for request in requests
         ]
+
+    def keep_newest(self, count: int) -> None:
+        """Forget all but the newest observations: the world has changed."""
+        kept = min(max(count, MIN_OBSERVATIONS), self._filled)
+        newest = (self._next - kept + np.arange(kept)) % len(self._lengths)
+        self._lengths[:kept], self._censored[:kept] = self._lengths[newest], self._censored[newest]
+        self._next, self._filled = kept % len(self._lengths), kept
+        if self._filled >= MIN_OBSERVATIONS:
+            self._quantiles = None
 
     def observe(self, observations: Sequence[Observation]) -> None:
         """Put the observations in the place of the oldest ones."""
@@ -64,6 +75,18 @@ class RunningQuantile:
             self._filled = min(self._filled + 1, len(self._lengths))
         if observations and self._filled >= MIN_OBSERVATIONS:
             self._quantiles = None
+
+    def _beyond(self, generated: int) -> tuple[float, ...]:
+        """Quantiles of the lengths above `generated` tokens."""
+        assert self._quantiles is not None
+        if generated <= 0:
+            return self._quantiles
+        longer = self._lengths[: self._filled] > generated
+        if np.count_nonzero(longer) < MIN_OBSERVATIONS:
+            # Whoever outlived nearly all: long answers tend to stay long.
+            return tuple(max(length, 1.5 * generated) for length in self._quantiles)
+        lengths, censored = self._lengths[: self._filled][longer], self._censored[: self._filled][longer]
+        return tuple(censored_quantiles(lengths, censored, LEVELS).tolist())
 
 
 def prior_quantiles() -> tuple[float, ...]:

@@ -8,19 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import ConfigError
-from common.lengths.calibration import calibrated_levels
 from common.lengths.distribution import Floats
 from common.lengths.hazard import HazardModel
 from common.lengths.reached import ReachedLevels
 from common.lengths.recent import RecentLengths
 from common.lengths.request import LEVELS, Observation
 from common.lengths.trained import TrainedLengths
+from predictor.training import LEAST_ANSWERS
 from predictor.training.answers import Answers
 from predictor.training.bins import Indices, choose_edges, risk_table
 from predictor.training.trees import Settings, fit_hazard, loss, scored_rows
 from predictor.training.words import best_strength
 
-LEAST_ANSWERS = 50
 MOST_ANSWERS = 20_000
 """The newest are used: more cost memory and bring little."""
 FOLDS = 5
@@ -71,7 +70,7 @@ def fit(
         losses += [loss(model, answers, fold == one, table, count) for count in TREE_COUNTS]
     trees = TREE_COUNTS[int(np.argmin(losses))]
     calibration = ReachedLevels(_reached(answers, models, fold, trees), answers.lost)
-    asked = calibrated_levels(*calibration.arrays(), LEVELS)
+    asked = calibration.calibrated(LEVELS)
     progress("all answers", 1 + FOLDS, steps)
     everyone = np.ones(len(fold), dtype=np.bool_)
     hazard = fit_hazard(answers, everyone, edges, table, strength, settings, trees)

@@ -1,30 +1,51 @@
-"""The predictor as a process: contract, refusal of nonsense, clean end."""
+"""The predictor as a process: contract, refusal of nonsense, learning beside the service, restarts."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TypeAlias
 
 import grpc
+import numpy as np
 import pytest
 
+from common.lengths.prompt import prompt_features
 from common.rpc.channel import open_channel, wait_serving
 from common.rpc.lifecycle import READY_FD
+from common.wire.prompt import prompt_to_wire
 from tidepipe.v1 import predictor_pb2 as pb
 from tidepipe.v1 import predictor_pb2_grpc as pb_grpc
+from tidepipe.v1 import prompt_pb2
+
+Stub: TypeAlias = "pb_grpc.PredictorServiceAsyncStub"
+STATUS = pb.GetPredictorStatusRequest()
 
 
-def features(key: str = "a", max_tokens: int = 100, prompt_tokens: int = 5) -> pb.RequestFeatures:
-    return pb.RequestFeatures(key=key, prompt_tokens=prompt_tokens, max_tokens=max_tokens, temperature=1.0)
+def features(
+    key: str = "a", max_tokens: int = 100, prompt_tokens: int = 5, text: str = ""
+) -> pb.RequestFeatures:
+    return pb.RequestFeatures(
+        key=key,
+        prompt_tokens=prompt_tokens,
+        max_tokens=max_tokens,
+        temperature=1.0,
+        prompt=prompt_to_wire(prompt_features(text)) if text else None,
+    )
 
 
-async def test_process_predicts_learns_and_refuses_nonsense() -> None:
+@contextlib.asynccontextmanager
+async def predictor(*arguments: str) -> AsyncIterator[tuple[Stub, subprocess.Popen[bytes]]]:
     reader, writer = os.pipe()
     process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
-        [sys.executable, "-m", "predictor", "--listen", "127.0.0.1:0", "--window", "64"],
+        [sys.executable, "-m", "predictor", "--listen", "127.0.0.1:0", *arguments],
         env={**os.environ, READY_FD: str(writer)},
         pass_fds=[writer],
         stderr=subprocess.DEVNULL,
@@ -33,33 +54,86 @@ async def test_process_predicts_learns_and_refuses_nonsense() -> None:
     try:
         with os.fdopen(reader) as pipe:
             address = json.loads(pipe.readline())["ready"]
-        await wait_serving(address, timeout=5)
+        await wait_serving(address, timeout=20)
         async with open_channel(address) as channel:
-            stub = pb_grpc.PredictorServiceStub(channel)
-            observations = [
-                *(pb.Observation(features=features(), output_tokens=7) for _ in range(40)),
-                pb.Observation(features=features(max_tokens=0), output_tokens=0),
-                pb.Observation(features=features(max_tokens=10), output_tokens=11),
-                pb.Observation(features=features(prompt_tokens=0), output_tokens=1),
-            ]
-            observed = await stub.Observe(pb.ObserveRequest(observations=observations), timeout=5)
-            assert (observed.accepted, observed.rejected) == (40, 3)
-
-            wanted = pb.PredictRequest(requests=[features("a"), features("b", max_tokens=3)])
-            reply = await stub.Predict(wanted, timeout=5)
-            assert [entry.key for entry in reply.predictions] == ["a", "b"]
-            assert set(reply.predictions[0].tokens) == {7.0} and set(reply.predictions[1].tokens) == {3.0}
-
-            for bad in ([features(max_tokens=0)], [features()] * 1025):
-                with pytest.raises(grpc.aio.AioRpcError) as error:
-                    await stub.Predict(pb.PredictRequest(requests=bad), timeout=5)
-                assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-
-            status = await stub.GetPredictorStatus(pb.GetPredictorStatusRequest(), timeout=5)
-            assert (status.window, status.observed, status.predicted) == (40, 40, 2)
-            assert status.model_version == reply.model_version
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+            yield pb_grpc.PredictorServiceStub(channel), process
     finally:
         process.kill()
         process.wait()
+
+
+async def test_process_predicts_learns_and_refuses_nonsense() -> None:
+    async with predictor("--window", "64") as (stub, process):
+        observations = [
+            *(pb.Observation(features=features(), output_tokens=7) for _ in range(40)),
+            pb.Observation(features=features(max_tokens=0), output_tokens=0),
+            pb.Observation(features=features(max_tokens=10), output_tokens=11),
+            pb.Observation(features=features(prompt_tokens=0), output_tokens=1),
+            pb.Observation(
+                features=pb.RequestFeatures(
+                    prompt_tokens=1, max_tokens=9, prompt=prompt_pb2.PromptFeatures(version=1, dense=[1])
+                ),
+                output_tokens=1,
+            ),
+        ]
+        observed = await stub.Observe(pb.ObserveRequest(observations=observations), timeout=5)
+        assert (observed.accepted, observed.rejected) == (40, 4)
+
+        wanted = pb.PredictRequest(requests=[features("a"), features("b", max_tokens=3)])
+        reply = await stub.Predict(wanted, timeout=5)
+        assert [entry.key for entry in reply.predictions] == ["a", "b"]
+        assert set(reply.predictions[0].tokens) == {7.0} and set(reply.predictions[1].tokens) == {3.0}
+
+        for bad in ([features(max_tokens=0)], [features()] * 1025):
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await stub.Predict(pb.PredictRequest(requests=bad), timeout=5)
+            assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+        status = await stub.GetPredictorStatus(STATUS, timeout=5)
+        assert (status.window, status.observed, status.predicted) == (40, 40, 2)
+        assert status.model_version == reply.model_version
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def answers(count: int, seed: int) -> list[pb.Observation]:
+    """Stories are long, labels are short; the text tells them apart."""
+    chance = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        long = bool(chance.integers(2))
+        text = "Write a long story about the sea." if long else "Classify this: true or false?"
+        length = int((300 if long else 6) * np.exp(0.3 * chance.normal())) + 1
+        found.append(pb.Observation(features=features(max_tokens=4000, text=text), output_tokens=length))
+    return found
+
+
+async def medians(stub: Stub) -> list[float]:
+    texts = ("Write a long story about the sea.", "Classify this: true or false?")
+    wanted = [features(max_tokens=4000, text=text) for text in texts]
+    reply = await stub.Predict(pb.PredictRequest(requests=wanted), timeout=5)
+    return [entry.tokens[list(entry.levels).index(0.5)] for entry in reply.predictions]
+
+
+async def test_learns_beside_the_service_and_survives_kill_and_damage(tmp_path: Path) -> None:
+    state = ["--state", str(tmp_path / "state"), "--train-after", "200"]
+    async with predictor(*state) as (stub, _):
+        await stub.Observe(pb.ObserveRequest(observations=answers(240, seed=1)), timeout=5)
+        async with asyncio.timeout(120):
+            while (status := await stub.GetPredictorStatus(STATUS, timeout=5)).adopted == 0:
+                # Meanwhile it answers.
+                await medians(stub)
+                assert not status.last_failure
+                await asyncio.sleep(0.1)
+        assert status.model_version == "hazard/1"
+        assert await medians(stub) == pytest.approx([300, 7], rel=0.4)
+    # That was kill -9. What was learnt is there again.
+    async with predictor(*state) as (stub, _):
+        assert await medians(stub) == pytest.approx([300, 7], rel=0.4)
+    # A damaged model is told of and not used.
+    (tmp_path / "state" / "current" / "trees.txt").write_text("no trees")
+    async with predictor(*state) as (stub, _):
+        status = await stub.GetPredictorStatus(STATUS, timeout=5)
+        assert status.model_version.startswith("running-quantile") and "damaged" in status.last_failure
+        long, short = await medians(stub)
+        assert long == short

@@ -56,6 +56,7 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     "log_level": _option(str, "--log-level", "debug, info, warning or error. Default: info.", "L"),
     "quantization": _option(str, "--quantization", "int8 (weights and activations). Default: none.", "Q"),
     "executor": _option(str, "--executor", "torch, or emulated (sleeps by --profile). Default: torch.", "E"),
+    "predictor": _option(str, "--predictor", "Length model to begin with (tidepipe predictor train).", "DIR"),
     "profile": _option(str, "--profile", "CSV: tokens in a batch, ms of the whole model.", "FILE"),
     "hardware": _option(str, "--hardware", "Emulated device: L20, A100, A800 or H100. Default: L20.", "NAME"),
     "config": _option(Path, "--config", "TOML file with any of these settings; flags win.", "FILE"),

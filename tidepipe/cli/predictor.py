@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,7 +29,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 def train(
     data: Data,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the model.")],
-    threads: Annotated[int, typer.Option("--threads", min=0, help="0: one per core.")] = 0,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="More pay off for huge files only.")] = 1,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of folds and trees.")] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -44,7 +43,7 @@ def train(
     from predictor.training.trees import Settings
 
     observations = read_answers(data)
-    settings = Settings(threads=threads or os.cpu_count() or 1, seed=seed)
+    settings = Settings(threads=threads, seed=seed)
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("training", total=None)
 

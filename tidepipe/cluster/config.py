@@ -39,6 +39,7 @@ class ClusterConfig(BaseModel):
     policy: Policy = "auto"
     executor: Executor = "torch"
     profile: str | None = None
+    predictor: str | None = None
     hardware: str | None = None
     threads: int | None = Field(default=None, ge=1)
     memory_gib: float | None = Field(default=None, gt=0)

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from zlib import crc32
 
 from common.errors import ConfigError, TidePipeError, UnavailableError
 from common.model_source import resolve_model
@@ -18,6 +19,7 @@ from tidepipe.cluster.plan import controller_spec, predictor_spec, router_spec, 
 from tidepipe.cluster.ports import choose_port, join
 from tidepipe.cluster.scrape_targets import write_targets
 
+LENGTH_MODEL_FACTS = "model.json"
 REGISTERED_S = 60.0
 WORKER_KILL_AFTER_S = 3.0
 REGISTERED_POLL_S = 0.1
@@ -54,6 +56,7 @@ class LocalCluster:
         """Find the model and the ports; ModelError or ConfigError if there is none."""
         config = self.config
         await asyncio.to_thread(resolve_model, config.model, allow_download=config.allow_download)
+        _state_name(config.predictor)
         self.grpc_address = join(config.host, choose_port(config.host, config.grpc_port))
         self.http_address = join(config.host, choose_port(config.host, config.http_port))
         self._run_dir = self._make_run_dir()
@@ -66,7 +69,9 @@ class LocalCluster:
         if self._run_dir is None:
             await self.prepare()
         config = self.config
-        predictor = self._child(predictor_spec(config), join(config.host, choose_port(config.host, 0)))
+        assert self._run_dir is not None
+        state = self._run_dir / _state_name(config.predictor)
+        predictor = self._child(predictor_spec(config, state), join(config.host, choose_port(config.host, 0)))
         router = self._child(
             router_spec(config, http=self.http_address, predictor=predictor.address), self.grpc_address
         )
@@ -162,6 +167,18 @@ class LocalCluster:
                     reason = f"the router reaches {usable} of {self.config.instances} instances"
                 await asyncio.sleep(REGISTERED_POLL_S)
         raise ClusterError(f"the cluster did not become ready within {REGISTERED_S:g} s: {reason}")
+
+
+def _state_name(model: str | None) -> str:
+    """Folder of what a predictor learns, one for each model to begin with; ConfigError if there is none."""
+    if model is None:
+        return "predictor"
+    try:
+        return f"predictor-{crc32((Path(model) / LENGTH_MODEL_FACTS).read_bytes()):08x}"
+    except OSError as error:
+        raise ConfigError(
+            f"there is no length model in {model} ({error.strerror}); make one: tidepipe predictor train"
+        ) from error
 
 
 def _first(failures: BaseExceptionGroup[TidePipeError]) -> TidePipeError:

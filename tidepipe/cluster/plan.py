@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tidepipe.cluster.child import ChildSpec
@@ -14,9 +15,9 @@ SERVICE_READY_S = 120.0
 MODEL_READY_S = 600.0
 
 
-def predictor_spec(config: ClusterConfig) -> ChildSpec:
-    """The length predictor."""
-    arguments = _flags(log_level=config.log_level)
+def predictor_spec(config: ClusterConfig, state: Path) -> ChildSpec:
+    """The length predictor; what it learns is kept in `state`."""
+    arguments = _flags(model=config.predictor, state=state, log_level=config.log_level)
     return ChildSpec("predictor", "predictor", arguments, SERVICE_READY_S, False, config.metrics)
 
 

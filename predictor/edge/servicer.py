@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,14 @@ import grpc
 import structlog
 
 from common.errors import InvalidRequestError
-from common.lengths.request import LengthModel, Observation, RequestFeatures
+from predictor.core.champion import Champion
+from predictor.edge.wire import features_from_wire, observation_from_wire
+from predictor.learning import Learning
 from tidepipe.v1 import predictor_pb2 as pb
 from tidepipe.v1 import predictor_pb2_grpc as pb_grpc
 
 MAX_BATCH = 1024
+OBSERVED_AT_ONCE = 64
 
 log = structlog.get_logger()
 
@@ -31,65 +35,72 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class PredictorServicer(pb_grpc.PredictorServiceServicer):
-    """Answers from one LengthModel, and counts."""
+    """Answers from the champion, tells it and the learning what ended, and counts."""
 
-    def __init__(self, model: LengthModel) -> None:
-        self._model = model
+    def __init__(self, champion: Champion, learning: Learning) -> None:
+        self.champion = champion
+        self.learning = learning
         self.counts = Counts()
-
-    @property
-    def window(self) -> int:
-        """Observations that the answers rest on."""
-        return self._model.window
 
     async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:  # noqa: N802
         """Predict all, or refuse all: a request that makes no sense is the caller's defect."""
         _check_size("requests", len(request.requests))
-        features = [_features(message) for message in request.requests]
+        features = [features_from_wire(message) for message in request.requests]
         for message, entry in zip(request.requests, features, strict=True):
             if (fault := entry.fault()) is not None:
                 raise InvalidRequestError(f"requests[{message.key!r}]: {fault}", "requests")
-        predictions = self._model.predict(features)
+        predictions = self.champion.predict(features)
         self.counts.predicted += len(features)
         return pb.PredictResponse(
             predictions=[
                 pb.LengthPrediction(key=message.key, levels=prediction.levels, tokens=prediction.tokens)
                 for message, prediction in zip(request.requests, predictions, strict=True)
             ],
-            model_version=self._model.version,
+            model_version=self.champion.version,
         )
 
     async def Observe(self, request: pb.ObserveRequest, context: Context) -> pb.ObserveResponse:  # noqa: N802
         """Take what makes sense and count the rest: one bad line must not cost a batch of good ones."""
         _check_size("observations", len(request.observations))
-        observations = [
-            Observation(_features(message.features), message.output_tokens, message.censored)
-            for message in request.observations
-        ]
-        sound = [entry for entry in observations if entry.fault() is None]
-        rejected = len(observations) - len(sound)
-        self.counts.rejected += rejected
+        accepted = 0
+        first_fault = ""
+        for begin in range(0, len(request.observations), OBSERVED_AT_ONCE):
+            sound = []
+            for message in request.observations[begin : begin + OBSERVED_AT_ONCE]:
+                observation = observation_from_wire(message)
+                if (fault := observation.fault()) is None:
+                    sound.append((message, observation))
+                else:
+                    first_fault = first_fault or fault
+            self.champion.observe([observation for _, observation in sound])
+            self.learning.note([message for message, _ in sound])
+            accepted += len(sound)
+            # Predictions are waited for, observations are not.
+            await asyncio.sleep(0)
+        rejected = len(request.observations) - accepted
         if rejected:
-            first = next(fault for entry in observations if (fault := entry.fault()) is not None)
-            log.warning("observations rejected", rejected=rejected, first_reason=first)
-        self._model.observe(sound)
-        self.counts.observed += len(sound)
-        return pb.ObserveResponse(accepted=len(sound), rejected=rejected)
+            log.warning("observations rejected", rejected=rejected, first_reason=first_fault)
+        self.counts.rejected += rejected
+        self.counts.observed += accepted
+        return pb.ObserveResponse(accepted=accepted, rejected=rejected)
 
     async def GetPredictorStatus(  # noqa: N802
         self, request: pb.GetPredictorStatusRequest, context: Context
     ) -> pb.GetPredictorStatusResponse:
         """What the predictor knows."""
+        p50, p90 = self.champion.coverage
         return pb.GetPredictorStatusResponse(
-            model_version=self._model.version,
-            window=self._model.window,
+            model_version=self.champion.version,
+            window=self.champion.window,
             observed=self.counts.observed,
             predicted=self.counts.predicted,
+            recent_p50_coverage=p50,
+            recent_p90_coverage=p90,
+            trained=self.learning.trained,
+            adopted=self.learning.adopted,
+            drifts=self.champion.drifts,
+            last_failure=self.learning.last_failure,
         )
-
-
-def _features(message: pb.RequestFeatures) -> RequestFeatures:
-    return RequestFeatures(message.prompt_tokens, message.max_tokens, message.temperature)
 
 
 def _check_size(name: str, size: int) -> None:

@@ -1,0 +1,86 @@
+"""`python -m predictor.job DIR`: trains a challenger beside the service, at the lowest priority.
+
+DIR holds `answers.bin` (an ObserveRequest, oldest first) and, if there is a trained champion, `champion/`. It
+gets `challenger/` if that is better on the newest answers, which neither of them was trained on, and
+`verdict.json` in any case. A process of its own, so that the service keeps answering, whatever happens here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import TidePipeError
+from common.lengths.request import LEVELS, Observation
+from common.lengths.store import FACTS, load_lengths, save_lengths
+from common.lengths.trained import TrainedLengths
+from predictor.contest import ANSWERS, CHALLENGER, CHAMPION, VERDICT, Verdict
+from predictor.core.figures import pinball
+from predictor.core.running_quantile import RunningQuantile
+from predictor.edge.wire import observation_from_wire
+from predictor.training.fit import fit
+from predictor.training.trees import Settings
+from tidepipe.v1 import predictor_pb2
+
+
+def compete(folder: Path, version: str, held_back: int) -> Verdict:
+    """Train on all answers but the newest, and compare on those. Errors as `fit` and `load_lengths`."""
+    message = predictor_pb2.ObserveRequest.FromString((folder / ANSWERS).read_bytes())
+    observations = [observation_from_wire(one) for one in message.observations]
+    older, newest = observations[:-held_back], observations[-held_back:]
+    parent = os.getppid()
+
+    def go_on(*_: object) -> None:
+        if os.getppid() != parent:
+            raise SystemExit("the service is gone")
+
+    challenger = fit(older, version, Settings(threads=1), go_on).model
+    known = [one for one in newest if not one.lost]
+    requests = [one.features for one in known]
+    lengths = np.array([float(one.output_tokens) for one in known])
+    levels = np.array(LEVELS)
+    if (folder / CHAMPION / FACTS).exists():
+        before = load_lengths(folder / CHAMPION).quantiles(requests)
+    else:
+        running = RunningQuantile()
+        running.observe(older)
+        before = np.array([one.tokens for one in running.predict(requests)])
+    old_loss = pinball(lengths, before, levels).mean(axis=1)
+    new_loss = pinball(lengths, challenger.quantiles(requests), levels).mean(axis=1)
+    gain = old_loss - new_loss
+    error = float(gain.std() / max(len(gain), 1) ** 0.5)
+    better = float(gain.mean()) > error
+    if better:
+        _learn(challenger, newest)
+        save_lengths(challenger, folder / CHALLENGER)
+    return Verdict(better, float(old_loss.mean()), float(new_loss.mean()), error)
+
+
+def _learn(model: TrainedLengths, observations: Sequence[Observation]) -> None:
+    """The answers that it was judged on calibrate it from now on."""
+    lost = np.array([one.lost for one in observations], dtype=np.bool_)
+    model.calibration.add(model.reached(observations), lost)
+    for one in observations:
+        model.recent.note(one)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Arguments: folder, the challenger's version, answers held back. Exit code 0 with a verdict."""
+    os.nice(19)
+    folder = Path(arguments[0])
+    try:
+        verdict = compete(folder, arguments[1], int(arguments[2]))
+    except TidePipeError as error:
+        verdict = Verdict(better=False, failure=str(error))
+    (folder / VERDICT).write_text(json.dumps(asdict(verdict)), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,141 @@
+"""Keeps the newest answers, and trains a challenger of the champion whenever enough new ones have come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from common.errors import ModelError, TidePipeError
+from common.lengths.store import load_lengths, save_lengths
+from predictor.contest import ANSWERS, CHALLENGER, CHAMPION, VERDICT, Verdict
+from predictor.core.champion import Champion
+from predictor.versions import ModelVersions
+from tidepipe.v1 import predictor_pb2
+
+WINDOW = 8192
+"""Answers kept, as serialized: some 400 bytes each."""
+FIRST_AFTER = 400
+NEXT_AFTER_SHARE = 0.25
+"""New answers that are due for another training: so many of the window, at least FIRST_AFTER."""
+MOST_HELD_BACK = 1000
+JOB_TIMEOUT_S = 900.0
+
+log = structlog.get_logger()
+
+
+class Learning:
+    """Owns the window, the training process, and the folder of model versions."""
+
+    def __init__(self, champion: Champion, versions: ModelVersions, first_after: int = FIRST_AFTER) -> None:
+        """first_after: answers before the first training."""
+        self.trained = 0
+        self.adopted = 0
+        self.last_failure = ""
+        self._champion = champion
+        self._versions = versions
+        self._first_after = first_after
+        self._answers: deque[bytes] = deque(maxlen=WINDOW)
+        self._new = 0
+        self._due = asyncio.Event()
+
+    def restore(self, given: Path | None) -> None:
+        """Begin with the newest version that can be read, or the given model; with none if neither can."""
+        for folder in (self._versions.current, given):
+            if folder is None:
+                continue
+            try:
+                self._champion.replace(load_lengths(folder))
+            except ModelError as error:
+                self._fail(str(error))
+            else:
+                log.info("model loaded", version=self._champion.version, folder=str(folder))
+                return
+
+    def note(self, answers: Sequence[predictor_pb2.Observation]) -> None:
+        """Sound observations, oldest first."""
+        self._answers.extend(one.SerializeToString() for one in answers)
+        self._new += len(answers)
+        if self._new >= max(self._first_after, NEXT_AFTER_SHARE * len(self._answers)):
+            self._due.set()
+
+    async def run(self) -> None:
+        """Train when it is time, until cancelled. What goes wrong is logged and told by the status."""
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            held_back = min(self._new // 2, MOST_HELD_BACK)
+            self._new = 0
+            try:
+                await self._train(held_back)
+            except (TidePipeError, OSError, ValueError) as error:
+                self._fail(str(error))
+
+    async def _train(self, held_back: int) -> None:
+        number = self._versions.next_number
+        folder = self._versions.job_folder()
+        try:
+            # Not in the thread: answers may come meanwhile.
+            answers = tuple(self._answers)
+            if self._champion.trained is not None:
+                save_lengths(self._champion.trained, folder / CHAMPION)
+            await asyncio.to_thread(_write_answers, answers, folder / ANSWERS)
+            await self._run_job(folder, f"hazard/{number}", held_back)
+            verdict = Verdict(**json.loads((folder / VERDICT).read_text(encoding="utf-8")))
+            if verdict.failure:
+                raise ModelError(verdict.failure)
+            self.trained += 1
+            log.info(
+                "challenger trained",
+                better=verdict.better,
+                champion=self._champion.version,
+                champion_loss=round(verdict.champion, 3),
+                challenger_loss=round(verdict.challenger, 3),
+                standard_error=round(verdict.standard_error, 3),
+            )
+            if verdict.better:
+                # Only what can be read again takes the champion's place.
+                self._champion.replace(load_lengths(self._versions.adopt(folder / CHALLENGER, number)))
+                self.adopted += 1
+            self.last_failure = ""
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _run_job(self, folder: Path, version: str, held_back: int) -> None:
+        """ModelError if the process fails or takes too long."""
+        one_core = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "predictor.job", str(folder), version, str(held_back)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **one_core},
+        )
+        try:
+            async with asyncio.timeout(JOB_TIMEOUT_S):
+                _, errors = await process.communicate()
+        except TimeoutError as error:
+            raise ModelError(f"training took longer than {JOB_TIMEOUT_S:g} s") from error
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        if process.returncode != 0:
+            last = errors.decode(errors="replace").strip().splitlines()[-1:]
+            raise ModelError(f"training ended with code {process.returncode}: {''.join(last)}")
+
+    def _fail(self, reason: str) -> None:
+        self.last_failure = reason
+        log.warning("model not taken", reason=reason, answering=self._champion.version)
+
+
+def _write_answers(answers: Sequence[bytes], path: Path) -> None:
+    observations = [predictor_pb2.Observation.FromString(one) for one in answers]
+    path.write_bytes(predictor_pb2.ObserveRequest(observations=observations).SerializeToString())

@@ -1,0 +1,137 @@
+"""Controllers and their predictor: slow, dead or mad, it costs accuracy and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+import pytest
+
+from controller.drivers.lengths import FALLBACK_LEAST, PREDICT_TIMEOUT_S, Features, LengthOracle
+from tidepipe.v1 import predictor_pb2 as pb
+from tidepipe.v1 import predictor_pb2_grpc as pb_grpc
+
+Answer = Callable[[pb.PredictRequest], pb.PredictResponse]
+
+
+class FakePredictor(pb_grpc.PredictorServiceServicer):
+    """Answers as it is told, after a while."""
+
+    def __init__(self, answer: Answer, delay_s: float = 0.0) -> None:
+        self.asked = 0
+        self.observed: list[pb.Observation] = []
+        self._answer = answer
+        self._delay_s = delay_s
+
+    async def Predict(self, request: pb.PredictRequest, context: object) -> pb.PredictResponse:  # noqa: N802
+        self.asked += 1
+        await asyncio.sleep(self._delay_s)
+        return self._answer(request)
+
+    async def Observe(self, request: pb.ObserveRequest, context: object) -> pb.ObserveResponse:  # noqa: N802
+        self.observed.extend(request.observations)
+        return pb.ObserveResponse()
+
+
+def prediction(key: str, tokens: list[float]) -> pb.LengthPrediction:
+    return pb.LengthPrediction(key=key, levels=[0.1, 0.5, 0.9], tokens=tokens)
+
+
+def sound(request: pb.PredictRequest) -> pb.PredictResponse:
+    return pb.PredictResponse(predictions=[prediction(one.key, [5, 50, 90]) for one in request.requests])
+
+
+def not_a_number(request: pb.PredictRequest) -> pb.PredictResponse:
+    return pb.PredictResponse(
+        predictions=[prediction(one.key, [5, float("nan"), 90]) for one in request.requests]
+    )
+
+
+def falling(request: pb.PredictRequest) -> pb.PredictResponse:
+    return pb.PredictResponse(predictions=[prediction(one.key, [9, 5, 1]) for one in request.requests])
+
+
+def about_others(request: pb.PredictRequest) -> pb.PredictResponse:
+    return pb.PredictResponse(predictions=[prediction("somebody else", [1, 2, 3])])
+
+
+@contextlib.asynccontextmanager
+async def serving(fake: FakePredictor) -> AsyncIterator[str]:
+    server = grpc.aio.server()
+    pb_grpc.add_PredictorServiceServicer_to_server(fake, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0)
+
+
+@contextlib.asynccontextmanager
+async def running(address: str) -> AsyncIterator[tuple[LengthOracle, dict[str, tuple[float, float]]]]:
+    predicted: dict[str, tuple[float, float]] = {}
+    oracle = LengthOracle(address, lambda key, p50, p90: predicted.update({key: (p50, p90)}))
+    task = asyncio.create_task(oracle.run())
+    try:
+        yield oracle, predicted
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def features(key: str) -> Features:
+    return Features(key, prompt_tokens=10, max_tokens=80, temperature=1.0)
+
+
+async def ask(oracle: LengthOracle, predicted: dict[str, tuple[float, float]], count: int = 20) -> None:
+    """Some answers are known here; then predictions are asked for and must come."""
+    for index in range(FALLBACK_LEAST):
+        oracle.observe(features(f"old-{index}"), 20, censored=False)
+    for index in range(count):
+        oracle.ask(features(str(index)))
+    async with asyncio.timeout(30):
+        while len(predicted) < count:  # noqa: ASYNC110 - nothing else tells
+            await asyncio.sleep(0.01)
+
+
+async def test_one_call_for_many_and_limits_hold() -> None:
+    fake = FakePredictor(sound)
+    async with serving(fake) as address, running(address) as (oracle, predicted):
+        await ask(oracle, predicted)
+        assert set(predicted.values()) == {(50.0, 80.0)}
+        assert fake.asked < 20 and oracle.fallbacks == 0
+        async with asyncio.timeout(30):
+            while len(fake.observed) < FALLBACK_LEAST:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("answer", [not_a_number, falling, about_others])
+async def test_nonsense_is_not_believed(answer: Answer) -> None:
+    fake = FakePredictor(answer)
+    async with serving(fake) as address, running(address) as (oracle, predicted):
+        await ask(oracle, predicted)
+        assert set(predicted.values()) == {(20.0, 20.0)}
+        assert oracle.fallbacks == 20
+
+
+async def test_a_slow_predictor_is_waited_for_once_only() -> None:
+    fake = FakePredictor(sound, delay_s=20 * PREDICT_TIMEOUT_S)
+    async with serving(fake) as address, running(address) as (oracle, predicted):
+        await ask(oracle, predicted)
+        assert set(predicted.values()) == {(20.0, 20.0)}
+        oracle.ask(features("later"))
+        async with asyncio.timeout(30):
+            while "later" not in predicted:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        # It was left alone.
+        assert fake.asked == 1 and oracle.fallbacks == 21
+
+
+async def test_nobody_there() -> None:
+    async with serving(FakePredictor(sound)) as address:
+        pass
+    async with running(address) as (oracle, predicted):
+        await ask(oracle, predicted)
+        assert set(predicted.values()) == {(20.0, 20.0)}

@@ -1,0 +1,161 @@
+"""Length models: prompts in numbers, distributions, calibration, training on cut answers, storage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import ConfigError, ModelError
+from common.lengths.calibration import calibrated_levels
+from common.lengths.distribution import LengthDistributions
+from common.lengths.prompt import DENSE, prompt_features
+from common.lengths.request import Observation, RequestFeatures
+from common.lengths.store import load_lengths, save_lengths
+from common.lengths.trained import TrainedLengths
+from common.request import ChatTurn
+from common.wire.prompt import prompt_from_wire, prompt_to_wire
+from predictor.training.dataset import read_answers
+from predictor.training.fit import fit
+from tests.unit.predictor.synthetic import lines
+
+
+def observations(count: int, seed: int, limits: tuple[int, ...] = ()) -> list[Observation]:
+    """Synthetic answers, cut at the limits in turn."""
+    found = []
+    for index, line in enumerate(lines(count, seed)):
+        limit = limits[index % len(limits)] if limits else None
+        length = int(str(line["output_tokens"]))
+        features = RequestFeatures(max_tokens=limit, prompt=prompt_features(str(line["prompt"])))
+        cut = limit is not None and length >= limit
+        found.append(Observation(features, limit if cut and limit else length, cut))
+    return found
+
+
+@pytest.fixture(scope="module")
+def model() -> TrainedLengths:
+    return fit(observations(600, seed=1), "hazard/1").model
+
+
+@given(st.text(max_size=3000), st.text(max_size=50))
+def test_any_prompt_gives_sound_numbers_that_survive_the_wire(text: str, system: str) -> None:
+    turns = (ChatTurn("system", system), ChatTurn("user", text))
+    for prompt in (text or " ", turns):
+        features = prompt_features(prompt, client="me")
+        assert features.fault() is None
+        back = prompt_from_wire(prompt_to_wire(features))
+        assert back.fault() is None
+        assert (back.buckets, back.template, back.client) == (
+            features.buckets,
+            features.template,
+            features.client,
+        )
+
+
+def test_instructions_are_seen() -> None:
+    seen = dict(zip(DENSE, prompt_features("Explain in 50 words: why?").dense, strict=True))
+    assert seen["cue_long"] == 1 and seen["cue_question"] == 1 and seen["ends_with_question"] == 1
+    assert seen["asked_words"] == pytest.approx(np.log1p(50))
+    assert prompt_features((1, 2, 3)).dense == ()
+    one, other = (prompt_features((ChatTurn("system", s), ChatTurn("user", "x"))) for s in ("a", "b"))
+    assert one.template != other.template and one.buckets == other.buckets
+
+
+@given(st.lists(st.floats(0.05, 0.95), min_size=2, max_size=12), st.floats(0.02, 0.98), st.integers(0, 400))
+def test_quantiles_invert_survival_also_of_answers_under_way(
+    hazards: list[float], level: float, generated: int
+) -> None:
+    survival = np.concatenate([[1.0], np.cumprod(1.0 - np.array(hazards))])[None, :]
+    edges = 10.0 * np.arange(len(hazards) + 1)
+    answers = LengthDistributions(edges, survival, tail_rate=0.01)
+    reached = np.array([float(generated)])
+    found = answers.quantiles(np.array([level]), reached)[0]
+    assert found[0] >= generated
+    left = answers.beyond(found) / answers.beyond(reached)
+    assert left[0] == pytest.approx(1.0 - level, abs=1e-6)
+
+
+def test_calibration_covers_whatever_the_model_thinks() -> None:
+    """A model that is far too sure of itself: its P90 covers two thirds, the calibrated one nine tenths."""
+    chance = np.random.default_rng(3)
+
+    def levels(count: int) -> np.ndarray:
+        error = 2.5 * chance.normal(size=count)
+        return 1.0 / (1.0 + np.exp(-error))
+
+    seen = levels(2000)
+    asked = calibrated_levels(seen, np.zeros(2000, dtype=np.bool_), (0.5, 0.9))
+    fresh = levels(4000)
+    assert (fresh <= 0.9).mean() < 0.85
+    assert [(fresh <= level).mean() for level in asked] == pytest.approx([0.5, 0.9], abs=0.03)
+    assert calibrated_levels(seen[:5], np.zeros(5, dtype=np.bool_), (0.5, 0.99))[1] == seen[:5].max()
+
+
+def test_learns_from_prompts_and_covers_new_answers(model: TrainedLengths) -> None:
+    fresh = observations(500, seed=2)
+    tokens = model.quantiles([one.features for one in fresh])
+    lengths = np.array([one.output_tokens for one in fresh])
+    assert (lengths <= tokens[:, 2]).mean() == pytest.approx(0.5, abs=0.1)
+    assert (lengths <= tokens[:, 4]).mean() == pytest.approx(0.9, abs=0.06)
+    median_error = np.abs(lengths - tokens[:, 2]).mean()
+    assert median_error < 0.6 * np.abs(lengths - np.median(lengths)).mean()
+    assert (np.diff(tokens, axis=1) >= 0).all()
+
+
+def test_cut_answers_do_not_drag_predictions_down() -> None:
+    """Half of the requests are cut at 250 tokens, below the median story: stories still are about 300."""
+    trained = fit(observations(1200, seed=4, limits=(250, 4000)), "hazard/1").model
+    story = RequestFeatures(max_tokens=4000, prompt=prompt_features("Write a long story about music."))
+    assert trained.quantiles([story], (0.5,))[0, 0] == pytest.approx(300, rel=0.2)
+
+
+def test_what_is_under_way_is_longer(model: TrainedLengths) -> None:
+    prompt = prompt_features("Write a long story about music.")
+    medians = [
+        model.quantiles([RequestFeatures(prompt=prompt, generated_tokens=done)], (0.5,))[0, 0]
+        for done in (0, 200, 400, 2000)
+    ]
+    assert medians == sorted(medians) and medians[-1] > 2000
+
+
+def test_stored_models_answer_alike_and_damage_is_found(model: TrainedLengths, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save_lengths(model, folder)
+    requests = [one.features for one in observations(20, seed=5)]
+    assert load_lengths(folder).quantiles(requests) == pytest.approx(model.quantiles(requests), rel=1e-3)
+    trees, facts = folder / "trees.txt", folder / "model.json"
+    whole_trees, whole_facts = trees.read_text(), json.loads(facts.read_text())
+    for broken in (whole_trees[:-100], "", whole_trees.replace("leaf_value=", "leaf_value=9", 1)):
+        trees.write_text(broken)
+        with pytest.raises(ModelError):
+            load_lengths(folder)
+    trees.write_text(whole_trees)
+    for change in ({"format": 99}, {"edges": [0, 5, 5]}, {"tail_rate": 0.0}, {"words": []}, {"extra": 1}):
+        facts.write_text(json.dumps(whole_facts | change))
+        with pytest.raises(ModelError):
+            load_lengths(folder)
+    facts.write_text("{")
+    with pytest.raises(ModelError):
+        load_lengths(folder)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        '{"prompt": "x"}',
+        '{"prompt": 3, "output_tokens": 1}',
+        '{"prompt": "x", "output_tokens": -1}',
+        '{"prompt": "x", "output_tokens": 9, "max_tokens": 5}',
+        "",
+    ],
+)
+def test_lines_that_are_no_answers_are_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(ConfigError, match=r"data\.jsonl"):
+        read_answers(path)
