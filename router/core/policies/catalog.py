@@ -6,13 +6,18 @@ from collections.abc import Callable, Mapping
 
 from common.errors import ConfigError
 from router.core.choice import RoutingPolicy
+from router.core.constraints import MeanSlack
 from router.core.policies.rolling import FixedInterval, RollingActivation, published
 from router.core.policies.spread import LeastLoaded, PowerOfTwo, RandomNext, RoundRobin
 
+WINDOW_S = 0.3
+"""Of prompts are enough to fill steps on the devices that were tried; see docs/ecoserve.md."""
+
 _MAKERS: Mapping[str, Callable[[], RoutingPolicy]] = {
-    "padg": RollingActivation,
+    "padg": lambda: RollingActivation(window_s=WINDOW_S, balanced=True),
     "padg-published": published,
-    "padg-shuffled": lambda: RollingActivation(name="padg-shuffled", shuffled=True),
+    "padg-shuffled": lambda: RollingActivation(MeanSlack(), "padg-shuffled", shuffled=True),
+    "padg-unbounded": lambda: RollingActivation(name="padg-unbounded"),
     "fixed-interval": FixedInterval,
     "round-robin": RoundRobin,
     "least-loaded": LeastLoaded,

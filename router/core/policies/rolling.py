@@ -22,18 +22,24 @@ class RollingActivation:
     """A request goes where the previous one went while the constraint holds, else to the next instance.
 
     So one instance after the other has its prefill window, while the others decode.
-    shuffled: ablation: the next instance is a random one instead of the next in the cycle.
+    window_s: an instance whose prefill window is longer hands over to the next one, though it could take
+        more: a longer window makes steps no cheaper, but loads one instance after the other with more than
+        its share of sequences. No limit in the paper.
+    balanced: the next instance is the one with the fewest tokens, instead of the next in the cycle.
+    shuffled: ablation: the next instance is a random one.
     """
 
     constraint: Constraint = field(default_factory=LatestResume)
     name: str = "padg"
+    window_s: float = float("inf")
+    balanced: bool = False
     shuffled: bool = False
     _active: str = ""
 
     def choose(self, request: RouteRequest, views: Sequence[InstanceView], now: float) -> Choice:
         """Waits if the constraint holds nowhere."""
         failed: Choice | None = None
-        for view in self._in_turn(request, views):
+        for view in self._in_turn(request, views, now):
             if not view.holds(request):
                 continue
             check = self.constraint.check(request, view, now)
@@ -45,13 +51,19 @@ class RollingActivation:
             return Choice(None, "no instance is ready and large enough", {"instances": len(views)})
         return failed
 
-    def _in_turn(self, request: RouteRequest, views: Sequence[InstanceView]) -> Sequence[InstanceView]:
+    def _in_turn(
+        self, request: RouteRequest, views: Sequence[InstanceView], now: float
+    ) -> Sequence[InstanceView]:
         start = next((i for i, view in enumerate(views) if view.instance_id == self._active), 0)
         turn = [*views[start:], *views[:start]]
         if self.shuffled:
             turn[1:] = sorted(
                 turn[1:], key=lambda view: steady_hash(request.request_id + view.instance_id, 1)
             )
+        elif self.balanced:
+            turn[1:] = sorted(turn[1:], key=lambda view: view.tokens)
+        if turn and turn[0].facts.prefill.seconds(turn[0].left) >= self.window_s:
+            turn.append(turn.pop(0))
         return turn
 
 

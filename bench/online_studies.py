@@ -1,0 +1,113 @@
+"""What the online benchmarks measure: clusters, length mixes, targets, and the systems of each study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from common.latency.files import read_shape
+from common.latency.hardware import hardware
+from router.core.slo import SloTarget
+from simulation.arrivals import MIXES, Arrivals
+from simulation.goodput import Question
+from simulation.plant import ClusterPlant
+from simulation.systems import SYSTEMS, Knobs
+
+MAX_TOTAL = 4096
+"""Tokens of one sequence; Llama-30B's context is taken to be extended, as LongBench needs it."""
+TENSOR = {
+    "l20": {"llama-30b": 4, "codellama-34b": 4, "qwen2-72b": 8},
+    "a800": {"llama-30b": 2, "codellama-34b": 2, "qwen2-72b": 4},
+    "h100": {"llama-30b": 2, "codellama-34b": 2, "qwen2-72b": 4},
+}
+DEVICES = {"l20": 32, "a800": 16, "h100": 16}
+"""EcoServe's clusters: 4 of the 8 nodes of L20, 2 nodes of A800, 2 of H100."""
+CHAT = SloTarget(5.0, 0.1)
+STUDY = "codellama-34b"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One search for goodput. knobs None: tuned over all that are scanned for the system."""
+
+    key: str
+    system: str
+    plant: ClusterPlant
+    question: Question
+    knobs: Knobs | None = None
+
+
+def cluster(device: str, model: str, instances: int = 0) -> ClusterPlant:
+    """`instances` of a model, or as many as the cluster holds."""
+    tensor = TENSOR[device][model]
+    shape, kind = read_shape(model), hardware(device)
+    return ClusterPlant(shape, kind, instances or DEVICES[device] // tensor, tensor, max_total=MAX_TOTAL)
+
+
+def question(mix: str, seed: int, seconds: float) -> Question:
+    """P90 of the targets for conversations, Poisson arrivals, lengths predicted within about 30 %."""
+    workload = MIXES[mix](4000, seed).within(MAX_TOTAL, MAX_TOTAL)
+    return Question(workload, CHAT, seconds=seconds, seed=seed)
+
+
+def headline(seed: int, seconds: float) -> Iterator[Trial]:
+    """All clusters, models and mixes; every system tuned, and two baselines as engines come."""
+    for device in TENSOR:
+        for model in TENSOR[device]:
+            for mix in MIXES:
+                plant, asked = cluster(device, model), question(mix, seed, seconds)
+                cell = f"{device}/{model}/{mix}"
+                yield from (Trial(f"{cell}/{name}", name, plant, asked) for name in SYSTEMS)
+                shipped = (("separate", 2048), ("hybrid", 512))
+                for name, budget in shipped:
+                    knobs: Knobs = {"routing": "round-robin", "budget": budget}
+                    yield Trial(f"{cell}/{name}-as-shipped", name, plant, asked, knobs)
+
+
+def slo(seed: int, seconds: float) -> Iterator[Trial]:
+    """From relaxed to tight targets."""
+    for ttft, tpot in ((5.0, 0.1), (3.0, 0.08), (2.0, 0.065), (1.0, 0.05)):
+        asked = replace(question("sharegpt-like", seed, seconds), slo=SloTarget(ttft, tpot))
+        for name in SYSTEMS:
+            yield Trial(f"{ttft:g} s, {tpot * 1000:g} ms/{name}", name, cluster("l20", STUDY), asked)
+
+
+def burst(seed: int, seconds: float) -> Iterator[Trial]:
+    """Gamma arrivals with rising coefficient of variation."""
+    for cv in (1.0, 1.2, 1.4, 1.6, 1.8, 2.0):
+        asked = replace(question("sharegpt-like", seed, seconds), arrivals=Arrivals("gamma", cv))
+        for name in SYSTEMS:
+            yield Trial(f"{cv:g}/{name}", name, cluster("l20", STUDY), asked)
+
+
+def instances(seed: int, seconds: float) -> Iterator[Trial]:
+    """1 to 16 instances; disaggregation needs two."""
+    for count in (1, 2, 4, 8, 16):
+        asked = question("sharegpt-like", seed, seconds)
+        for name in ("padg", "padg-published", "separate", "hybrid"):
+            yield Trial(f"{count}/{name}", name, cluster("l20", STUDY, count), asked)
+
+
+def ablation(seed: int, seconds: float) -> Iterator[Trial]:
+    """PaDG's instance (prompts apart, 2,048 tokens a step) under other routers, one step at a time."""
+    routers = ("round-robin", "least-loaded", "random-next", "power-of-two", "fixed-interval",
+               "padg-shuffled", "padg-published", "padg-unbounded", "padg")  # fmt: skip
+    for mix in MIXES:
+        asked = question(mix, seed, seconds)
+        plant = cluster("l20", STUDY)
+        for name in routers:
+            yield Trial(f"{mix}/{name}", f"route:{name}", plant, asked)
+        yield Trial(f"{mix}/padg, mixed steps", "padg", plant, asked)
+        exact = replace(asked, noise=0.0)
+        yield Trial(f"{mix}/padg, lengths known", "route:padg", plant, exact)
+        rough = replace(asked, noise=1.0)
+        yield Trial(f"{mix}/padg, lengths off by 2.7x", "route:padg", plant, rough)
+
+
+STUDIES = {
+    "headline": headline,
+    "slo": slo,
+    "burst": burst,
+    "instances": instances,
+    "ablation": ablation,
+}

@@ -1,0 +1,192 @@
+"""Goodput: the highest request rate at which the wanted share of requests meets both targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from controller.simulation.workload import Workload
+from router.core.slo import SloTarget
+from simulation.arrivals import Arrivals, requests_at
+from simulation.job import Job
+from simulation.plant import ClusterPlant
+from simulation.systems import Knobs, run_system, scan
+
+QUANTILES = (50, 90, 99)
+WARM_UP, COOL_DOWN = 0.25, 0.9
+"""Shares of a run between which requests are counted: the cluster is in its steady state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a system.
+
+    attainment: share of the requests that must meet both targets. switch_wait: whether the wait for the
+    phase switch counts as TTFT (EcoServe's definition) or as TPOT (the classical one).
+    seconds: length of a run; see WARM_UP. least_requests: at low rates runs are longer.
+    noise: sigma of the logarithm of predicted lengths; 0 knows them.
+    """
+
+    workload: Workload
+    slo: SloTarget
+    attainment: float = 0.9
+    arrivals: Arrivals = field(default_factory=Arrivals)
+    switch_wait: bool = True
+    seconds: float = 120.0
+    least_requests: int = 400
+    seed: int = 0
+    noise: float = 0.3
+
+    def jobs(self, rate: float) -> list[Job]:
+        """Requests at this rate."""
+        count = max(self.least_requests, round(rate * self.seconds))
+        requests = requests_at(self.workload, self.arrivals, rate, count, self.seed).requests
+        wrong = np.exp(np.random.default_rng([self.seed, 3]).normal(0.0, self.noise, len(requests)))
+        return [
+            Job(i, one.prompt_tokens, one.output_tokens, one.arrival_s, self.slo,
+                max(1, round(one.output_tokens * float(wrong[i]))))
+            for i, one in enumerate(requests)
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What users see at one rate. Milliseconds by percentile; both definitions of attainment."""
+
+    rate: float
+    attainment: float
+    attainment_classical: float
+    ttft_ms: dict[str, float]
+    tpot_ms: dict[str, float]
+    ttft_classical_ms: dict[str, float]
+    tpot_classical_ms: dict[str, float]
+    output_tokens_per_s: float
+    preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Goodput:
+    """figures: at the goodput; None if not even the lowest rate that was tried attains."""
+
+    system: str
+    knobs: Knobs
+    rps: float
+    figures: Figures | None
+    runs: int = 1
+
+
+def figures_of(jobs: Sequence[Job], rate: float, question: Question) -> Figures:
+    """Of the requests in the middle of a run."""
+    end = jobs[-1].arrival
+    middle = [job for job in jobs if WARM_UP * end <= job.arrival <= COOL_DOWN * end]
+    last = max(job.finished for job in jobs)
+
+    def quantiles(values: list[float]) -> dict[str, float]:
+        found = np.percentile(values, QUANTILES) * 1000
+        return {f"p{q}": round(float(v), 3) for q, v in zip(QUANTILES, found, strict=True)}
+
+    def share(*, switch_wait: bool) -> float:
+        return sum(job.met(switch_wait=switch_wait) for job in middle) / len(middle)
+
+    chosen = question.switch_wait
+    return Figures(
+        rate,
+        share(switch_wait=chosen),
+        share(switch_wait=False),
+        quantiles([job.ttft(switch_wait=chosen) for job in middle]),
+        quantiles([job.tpot(switch_wait=chosen) for job in middle]),
+        quantiles([job.ttft(switch_wait=False) for job in middle]),
+        quantiles([job.tpot(switch_wait=False) for job in middle]),
+        sum(job.output for job in jobs) / last,
+        sum(job.preemptions for job in jobs),
+    )
+
+
+Run = Callable[[str, Knobs, ClusterPlant, Sequence[Job]], None]
+
+
+def measure(system: str, knobs: Knobs, plant: ClusterPlant, question: Question, rate: float,
+            run: Run = run_system) -> Figures:  # fmt: skip
+    """One run at one rate."""
+    jobs = question.jobs(rate)
+    run(system, knobs, plant, jobs)
+    return figures_of(jobs, rate, question)
+
+
+def goodput(
+    system: str,
+    knobs: Knobs,
+    plant: ClusterPlant,
+    question: Question,
+    *,
+    start: float,
+    floor: float = 0.0,
+    precision: float = 0.03,
+    run: Run = run_system,
+) -> Goodput:
+    """Search upwards or downwards from `start`, then bisect down to `precision` (a share of the rate).
+
+    floor: a rate that must be attained at all, else the search ends at once with goodput 0 (tuning: settings
+    that do not beat the best so far are not of interest).
+    """
+    runs = 0
+    best: Figures | None = None
+
+    def attains(rate: float) -> bool:
+        nonlocal runs, best
+        runs += 1
+        found = measure(system, knobs, plant, question, rate, run)
+        if found.attainment < question.attainment:
+            return False
+        if best is None or rate > best.rate:
+            best = found
+        return True
+
+    if floor and not attains(floor):
+        return Goodput(system, knobs, 0.0, None, runs)
+    low, high = floor, start if start > floor else floor * 1.3
+    while attains(high):
+        low, high = high, high * 1.5
+    while low == 0.0 and high > start / 200:
+        if attains(high / 2):
+            low = high / 2
+        else:
+            high /= 2
+    while low > 0.0 and high / low > 1 + precision:
+        middle = (low * high) ** 0.5
+        if attains(middle):
+            low = middle
+        else:
+            high = middle
+    return Goodput(system, knobs, low, best, runs)
+
+
+def tuned_goodput(
+    system: str, plant: ClusterPlant, question: Question, *, start: float, precision: float = 0.03
+) -> Goodput:
+    """At the best of the settings that are scanned for the system."""
+    best: Goodput | None = None
+    runs = 0
+    for knobs in scan(system, plant):
+        floor = best.rps * (1 + precision) if best else 0.0
+        begin = best.rps * 1.1 if best and best.rps else start
+        found = goodput(system, knobs, plant, question, start=begin, floor=floor, precision=precision)
+        runs += found.runs
+        if best is None or found.rps > best.rps:
+            best = found
+    if best is None:
+        return Goodput(system, {}, 0.0, None)
+    return Goodput(system, best.knobs, best.rps, best.figures, runs)
+
+
+def likely_rate(plant: ClusterPlant, workload: Workload) -> float:
+    """Where to begin the search: requests per second that the devices could compute at full batches."""
+    cost = plant.latency()
+    prompt = workload.prompt_tokens / len(workload.requests)
+    output = workload.output_tokens / len(workload.requests)
+    batch = max(1.0, min(256.0, plant.kv_tokens() / (prompt + output)))
+    stage_s = cost.linear_s(2048) / 2048 * prompt
+    stage_s += output / batch * (cost.linear_s(round(batch)) + cost.attention_s(plant.kv_tokens() // 2, 0.0))
+    return max(0.02, 0.6 * plant.instances / stage_s)

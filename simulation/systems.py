@@ -1,0 +1,125 @@
+"""The systems that are compared, and the knobs that each is tuned over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from common.errors import ConfigError
+from router.core.overall import OverallConfig
+from simulation.cluster import ClusterRules, VirtualCluster
+from simulation.disaggregation import run_disaggregated
+from simulation.instance import InstanceRules, SkippingInstance
+from simulation.job import Job
+from simulation.plant import ClusterPlant
+
+Knob = int | float | str
+Knobs = Mapping[str, Knob]
+
+SYSTEMS = ("padg", "padg-published", "separate", "hybrid", "fudg-intra", "fudg-inter")
+"""padg: EcoServe with this router's constraint. padg-published: with Algorithm 1 as published.
+
+separate, hybrid: no disaggregation, as vLLM without chunks and Sarathi. fudg-intra, fudg-inter: prefill and
+decode on instances of their own, within a node (DistServe) or on different nodes (MoonCake).
+"""
+
+_UNBOUNDED = 1 << 30
+
+
+def default_knobs(system: str) -> Knobs:
+    """What a system runs with unless it is tuned."""
+    return scan(system, None)[0]
+
+
+def scan(system: str, plant: ClusterPlant | None) -> list[Knobs]:
+    """All settings that are tried for a system, the usual ones first. plant None: without its node sizes."""
+    match system:
+        case "padg":
+            steps = (("mixed", 256), ("apart", 2048), ("mixed", 512), ("mixed", 1024))
+            return [{"steps": how, "budget": budget} for how, budget in steps]
+        case "padg-published":
+            return [{"budget": budget} for budget in (2048, 1024)]
+        case "separate":
+            return _engine(2048, 1024, 4096)
+        case "hybrid":
+            return _engine(256, 512, 1024, 2048)
+        case "fudg-inter":
+            most = plant.instances if plant else 2
+            near = sorted(range(1, most), key=lambda p: abs(p - most / 3))
+            return [{"prefill": p, "budget": 2048} for p in near]
+        case "fudg-intra":
+            return _intra(plant)
+        case _ if system.startswith("route:"):
+            return [{"budget": 2048}]
+    raise ConfigError(f"unknown policy {system!r}; known: all, {', '.join(SYSTEMS)}")
+
+
+def _engine(*budgets: int) -> list[Knobs]:
+    return [
+        {"routing": routing, "budget": budget}
+        for routing in ("least-loaded", "round-robin")
+        for budget in budgets
+    ]
+
+
+def _intra(plant: ClusterPlant | None) -> list[Knobs]:
+    """Shares of a node; instances of half the size where only so a node has room for both roles."""
+    if plant is None:
+        return [{"tensor": 0, "prefill": 1, "budget": 2048}]
+    tensor = plant.tensor
+    if 2 * tensor * plant.stages > plant.node_devices:
+        tensor //= 2
+    if tensor < 1 or not _fits(plant, tensor):
+        return []
+    here = plant.node_devices // (tensor * plant.stages)
+    near = sorted(range(1, here), key=lambda p: abs(p - here / 3))
+    return [{"tensor": tensor, "prefill": p, "budget": 2048} for p in near]
+
+
+def _fits(plant: ClusterPlant, tensor: int) -> bool:
+    try:
+        plant.split(tensor).kv_tokens()
+    except ConfigError:
+        return False
+    return True
+
+
+def run_system(system: str, knobs: Knobs, plant: ClusterPlant, jobs: Sequence[Job]) -> None:
+    """Serve the jobs; their times are written into them."""
+    if system.startswith("fudg-"):
+        run_disaggregated(
+            plant,
+            jobs,
+            prefill=int(knobs["prefill"]),
+            tensor=int(knobs.get("tensor", 0)) or plant.tensor,
+            budget=int(knobs["budget"]),
+            between_nodes=system == "fudg-inter",
+        )
+        return
+    cluster_of(system, knobs, plant, len(jobs)).run(jobs)
+
+
+def cluster_of(system: str, knobs: Knobs, plant: ClusterPlant, requests: int) -> VirtualCluster:
+    """A cluster that is ready to run, for all systems but the disaggregated ones.
+
+    `route:NAME` is PaDG's instance under another routing policy (for ablations).
+    """
+    routing = {"padg": "padg", "padg-published": "padg-published"}.get(system) or (
+        system.removeprefix("route:") if system.startswith("route:") else str(knobs["routing"])
+    )
+    budget = int(knobs["budget"])
+    rules = InstanceRules(mixed=knobs.get("steps", "") == "mixed" or system == "hybrid", budget=budget)
+    cost, kv_tokens = plant.latency(), plant.kv_tokens()
+
+    def make(name: str, born: float) -> SkippingInstance:
+        return SkippingInstance(name, rules, cost, plant.stages, kv_tokens, born)
+
+    cluster = VirtualCluster(
+        ClusterRules(OverallConfig(policy=routing, bounds=plant.one_group, max_pending=requests + 1)),
+        make,
+        cost,
+        stages=plant.stages,
+        context=plant.context,
+        step_tokens=budget,
+    )
+    cluster.start(plant.instances)
+    return cluster
