@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from common.latency.model import StepCost
-from common.latency.work import chunk_pairs
+from common.latency.work import StepWork, chunk_pairs
 from common.plan import Phase
 from router.core.prefill import NOTHING, PrefillWork, prompt_work
 from router.core.status import FOREVER, InstanceStatus, Slack
@@ -81,6 +81,7 @@ class SkippingInstance:
         self._prefill_s = 0.0
         self._prefill_noted = born
         self._per_kv = cost.attention_s(1, 0.0)
+        self._round_s: dict[int, float] = {}
         self._slack = Slack()
         self._growth = 0
         self._slack_at = -1.0
@@ -193,7 +194,8 @@ class SkippingInstance:
         return True
 
     def _prefill(self, chunks: list[tuple[Job, int]], tokens: int, kv: int, pairs: float) -> None:
-        spent = self._cost.linear_s(tokens) + self._cost.attention_s(kv + tokens, pairs)
+        done = sum(job.computed == job.to_compute for job, _ in chunks)
+        spent = self._cost.step_s(StepWork(tokens, kv + tokens, pairs, len(chunks), done))
         if self._stages == 1:
             spent += DISPATCH_S
         self.clock += spent
@@ -208,9 +210,11 @@ class SkippingInstance:
         self._turn(Phase.MIXED)
         self._make_room()
         stages, decoding = self._stages, self._decoding
-        rows = -(-(decoding + tokens) // stages)
-        spent = stages * (self._cost.linear_s(rows) + self._cost.transfer_s(rows))
-        spent += self._cost.attention_s(self._context + kv + tokens, pairs) + DISPATCH_S
+        per_step = -(-(decoding + tokens) // stages)
+        rows = -(-(decoding + len(chunks)) // stages)
+        spent = stages * self._cost.step_s(StepWork(per_step, 0, 0.0, rows, rows))
+        spent += stages * self._cost.transfer_s(per_step) + DISPATCH_S
+        spent += self._cost.attention_s(self._context + kv + tokens, pairs)
         self.clock += spent
         self.busy_s += spent
         self._rounds_done(1 if decoding else 0)
@@ -240,7 +244,7 @@ class SkippingInstance:
         """Those whose prompts are done join the rounds: the prefill window, if there was one, is over."""
         if not self._rules.mixed and self._stages > 1 and self._phase is Phase.PREFILL:
             # Decode steps are shorter than the last prefill step: each stage waits for it.
-            step = self._cost.linear_s(max(1, (self._decoding + len(self._started)) // self._stages))
+            step = self._empty_round_s(self._decoding + len(self._started)) / self._stages
             self.clock += (self._stages - 1) * max(0.0, self._prefill_stage_s - step)
         for job in self._started:
             job.resumed = min(job.resumed, max(self.clock, job.first))
@@ -259,9 +263,8 @@ class SkippingInstance:
         self._turn(Phase.DECODE)
         if not self._make_room():
             return
-        stages, n = self._stages, self._decoding
-        rows = -(-n // stages)
-        fixed = stages * (self._cost.linear_s(rows) + self._cost.transfer_s(rows)) + DISPATCH_S
+        n = self._decoding
+        fixed = self._empty_round_s(n)
         per = self._per_kv
         most = min(self._last[0][0] - self._round, (self._kv_total - self._kv_used) // n)
         # Rounds until the clock passes `until`: k a + b k^2 > until - clock, with
@@ -274,6 +277,15 @@ class SkippingInstance:
         self.clock += spent
         self.busy_s += spent
         self._rounds_done(rounds)
+
+    def _empty_round_s(self, sequences: int) -> float:
+        """A token for each of so many sequences, their contexts left out."""
+        known = self._round_s.get(sequences)
+        if known is None:
+            rows = -(-sequences // self._stages)
+            step = self._cost.step_s(StepWork(rows, 0, 0.0, rows, rows)) + self._cost.transfer_s(rows)
+            known = self._round_s[sequences] = self._stages * step + DISPATCH_S
+        return known
 
     def _rounds_done(self, rounds: int) -> None:
         if not rounds:
@@ -359,9 +371,7 @@ class SkippingInstance:
         everyone = len(self)
         if not everyone:
             return Slack()
-        rows = -(-everyone // self._stages)
-        step = self._stages * (self._cost.linear_s(rows) + self._cost.transfer_s(rows))
-        step += self._per_kv * self._tokens + DISPATCH_S
+        step = self._empty_round_s(everyone) + self._per_kv * self._tokens
         # Prompts will go on taking the share of the time that they took lately.
         step /= max(0.05, 1.0 - self._prefill_share())
         # Round by round a sequence is due a TPOT later, and has one round less to go.

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from common.errors import ConfigError
 from common.latency.hardware import Hardware
-from common.latency.linear import LinearCost, RooflineLinear
 from common.latency.model import LatencyModel, Parallelism
+from common.latency.profile import Profile, cost_model
 from common.model_shape import ModelShape
 from router.core.mitosis import Bounds
 
@@ -22,7 +22,7 @@ NETWORK_GB_S = {"l20": 1.25, "a100": 3.1, "a800": 3.1, "h100": 50.0}
 class ClusterPlant:
     """`instances` of one model, each `tensor` x `stages` devices of one kind.
 
-    linear: measured times of the matrix products; None models them (roofline).
+    profile: measured times; None models them (roofline).
     network_gb_s: between nodes, per node; 0 for what is usual beside the device (NETWORK_GB_S).
     node_devices: devices of a node. max_total: see `context`.
     """
@@ -32,7 +32,7 @@ class ClusterPlant:
     instances: int
     tensor: int = 1
     stages: int = 1
-    linear: LinearCost | None = None
+    profile: Profile | None = None
     network_gb_s: float = 0.0
     node_devices: int = 8
     max_total: int = 0
@@ -60,8 +60,8 @@ class ClusterPlant:
 
     def latency(self) -> LatencyModel:
         """Step times of one stage of one instance."""
-        linear = self.linear or RooflineLinear(self.shape, self.hardware)
-        return LatencyModel(self.shape, self.hardware, linear, Parallelism(self.stages, self.tensor))
+        parallel = Parallelism(self.stages, self.tensor)
+        return cost_model(self.shape, self.hardware, self.profile, parallel)
 
     def kv_tokens(self) -> int:
         """KV memory of one instance; ConfigError if not even the weights fit."""

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from common.errors import ConfigError
 from router.core.overall import OverallConfig
-from simulation.cluster import ClusterRules, VirtualCluster
+from simulation.cluster import ClusterRules, VirtualCluster, VirtualInstance
 from simulation.disaggregation import run_disaggregated
+from simulation.exact import ExactRules, SchedulerInstance
 from simulation.instance import InstanceRules, SkippingInstance
 from simulation.job import Job
 from simulation.plant import ClusterPlant
@@ -25,26 +26,26 @@ decode on instances of their own, within a node (DistServe) or on different node
 _UNBOUNDED = 1 << 30
 
 
-def default_knobs(system: str) -> Knobs:
+def default_knobs(system: str, plant: ClusterPlant) -> Knobs:
     """What a system runs with unless it is tuned."""
-    return scan(system, None)[0]
+    return scan(system, plant)[0]
 
 
-def scan(system: str, plant: ClusterPlant | None) -> list[Knobs]:
-    """All settings that are tried for a system, the usual ones first. plant None: without its node sizes."""
+def scan(system: str, plant: ClusterPlant) -> list[Knobs]:
+    """All settings that are tried for a system, the usual ones first; none if the plant is too small."""
     match system:
         case "padg":
             steps = (("mixed", 256), ("apart", 2048), ("mixed", 512), ("mixed", 1024))
             return [{"steps": how, "budget": budget} for how, budget in steps]
         case "padg-published":
-            return [{"budget": budget} for budget in (2048, 1024)]
+            # Algorithm 1 does not ask how fast many sequences decode: a limit on their number does.
+            return [{"budget": 2048, "sequences": most} for most in (256, 128, 64, 4096)]
         case "separate":
             return _engine(2048, 1024, 4096)
         case "hybrid":
             return _engine(256, 512, 1024, 2048)
         case "fudg-inter":
-            most = plant.instances if plant else 2
-            near = sorted(range(1, most), key=lambda p: abs(p - most / 3))
+            near = sorted(range(1, plant.instances), key=lambda p: abs(p - plant.instances / 3))
             return [{"prefill": p, "budget": 2048} for p in near]
         case "fudg-intra":
             return _intra(plant)
@@ -61,14 +62,12 @@ def _engine(*budgets: int) -> list[Knobs]:
     ]
 
 
-def _intra(plant: ClusterPlant | None) -> list[Knobs]:
+def _intra(plant: ClusterPlant) -> list[Knobs]:
     """Shares of a node; instances of half the size where only so a node has room for both roles."""
-    if plant is None:
-        return [{"tensor": 0, "prefill": 1, "budget": 2048}]
     tensor = plant.tensor
     if 2 * tensor * plant.stages > plant.node_devices:
         tensor //= 2
-    if tensor < 1 or not _fits(plant, tensor):
+    if tensor < 1 or plant.devices % (2 * tensor * plant.stages) or not _fits(plant, tensor):
         return []
     here = plant.node_devices // (tensor * plant.stages)
     near = sorted(range(1, here), key=lambda p: abs(p - here / 3))
@@ -98,8 +97,17 @@ def run_system(system: str, knobs: Knobs, plant: ClusterPlant, jobs: Sequence[Jo
     cluster_of(system, knobs, plant, len(jobs)).run(jobs)
 
 
-def cluster_of(system: str, knobs: Knobs, plant: ClusterPlant, requests: int) -> VirtualCluster:
+def run_exactly(system: str, knobs: Knobs, plant: ClusterPlant, jobs: Sequence[Job]) -> None:
+    """As run_system, with the controller's scheduler in every instance; not for disaggregated systems."""
+    cluster_of(system, knobs, plant, len(jobs), exact=True).run(jobs)
+
+
+def cluster_of(
+    system: str, knobs: Knobs, plant: ClusterPlant, requests: int, *, exact: bool = False
+) -> VirtualCluster:
     """A cluster that is ready to run, for all systems but the disaggregated ones.
+
+    exact: instances are the controller's scheduler itself, instead of the one that skips.
 
     `route:NAME` is PaDG's instance under another routing policy (for ablations).
     """
@@ -107,14 +115,21 @@ def cluster_of(system: str, knobs: Knobs, plant: ClusterPlant, requests: int) ->
         system.removeprefix("route:") if system.startswith("route:") else str(knobs["routing"])
     )
     budget = int(knobs["budget"])
-    rules = InstanceRules(mixed=knobs.get("steps", "") == "mixed" or system == "hybrid", budget=budget)
+    mixed = system == "hybrid" or knobs.get("steps") == "mixed"
+    rules = InstanceRules(mixed=mixed, budget=budget)
     cost, kv_tokens = plant.latency(), plant.kv_tokens()
 
-    def make(name: str, born: float) -> SkippingInstance:
+    def make(name: str, born: float) -> VirtualInstance:
+        if exact:
+            policy = "hybrid" if mixed else "separate" if system == "separate" else "padg"
+            return SchedulerInstance(name, ExactRules(policy, budget), plant, born)
         return SkippingInstance(name, rules, cost, plant.stages, kv_tokens, born)
 
     cluster = VirtualCluster(
-        ClusterRules(OverallConfig(policy=routing, bounds=plant.one_group, max_pending=requests + 1)),
+        ClusterRules(
+            OverallConfig(policy=routing, bounds=plant.one_group, max_pending=requests + 1),
+            max_sequences=int(knobs.get("sequences", 4096)),
+        ),
         make,
         cost,
         stages=plant.stages,

@@ -80,7 +80,7 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
     due: list[float] = []
     saved: list[tuple[float, float]] = []
     tokens = promised = 0
-    decode_s = cost.linear_s(max(1, len(state.batches))) if scheduler.sequences else 0.0
+    decode_s = _round_s(scheduler, cost)
     # Prompts that were computed since the present prefill window began belong to it.
     window_began = state.phase_since if state.phase in (Phase.PREFILL, Phase.MIXED) else now
     for sequence in scheduler.sequences.values():
@@ -129,6 +129,17 @@ def step_costs(scheduler: Scheduler, cost: StepCost) -> StepCosts:
     )
 
 
+def _round_s(scheduler: Scheduler, cost: StepCost) -> float:
+    """A token for each sequence that is here, also those that do not decode yet: they soon will."""
+    rows = len(scheduler.sequences)
+    if not rows:
+        return 0.0
+    state = scheduler.state
+    stages = max(1, state.stages)
+    context = state.ledger.used * state.ledger.block_size
+    return stages * cost.linear_s(-(-rows // stages)) + cost.attention_s(context, 0.0)
+
+
 def _saved(
     sequence: Sequence, first: float, tpot_s: float, decode_s: float, now: float
 ) -> tuple[float, float]:
@@ -138,7 +149,7 @@ def _saved(
     expected = sequence.predicted_p50
     remaining = max(0.0, (expected or 0.0) - len(sequence.output))
     remaining = min(remaining, sequence.max_tokens - len(sequence.output))
-    return saved, saved + remaining * max(0.0, tpot_s - decode_s)
+    return saved, saved + remaining * (tpot_s - decode_s)
 
 
 def _slack(saved: Many[tuple[float, float]]) -> SlackReport:

@@ -10,6 +10,7 @@ import typer
 
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.sim_journal import journal
+from tidepipe.cli.sim_online import online
 
 if TYPE_CHECKING:
     from controller.simulation.bound import Bound
@@ -23,6 +24,9 @@ sim_app.command("journal")(journal)
 @sim_app.callback()
 def _sim() -> None:
     """Simulate a cluster before buying it."""
+
+
+sim_app.command("online")(online)
 
 
 @sim_app.command("offline")

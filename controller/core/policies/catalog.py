@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from common.latency.model import StepCost
 from controller.core.policies.hybrid import HybridPolicy
+from controller.core.policies.padg import PadgPolicy
 from controller.core.policies.protocol import Policy
 from controller.core.policies.separate import SeparatePolicy
 from controller.core.policies.temporal import TemporalPolicy
@@ -11,7 +12,7 @@ from controller.core.policies.tide import TidePolicy
 from controller.core.stealing import StealByTime
 from controller.core.victims import LeastLost, Newest, VictimChoice
 
-LIVE_POLICIES = ("auto", "td-pipe", "separate", "hybrid")
+LIVE_POLICIES = ("auto", "td-pipe", "padg", "separate", "hybrid")
 
 
 def victims_for(name: str) -> VictimChoice:
@@ -34,6 +35,8 @@ def make_policy(name: str, cost: StepCost | None = None) -> Policy | None:
             return TemporalPolicy()
         case "td-pipe":
             return TemporalPolicy(stealing=StealByTime(cost) if cost is not None else None)
+        case "padg":
+            return PadgPolicy(cost)
         case "separate":
             return SeparatePolicy()
         case "hybrid":

@@ -54,10 +54,13 @@ class TemporalPolicy:
         while state.steps.in_flight <= state.stages:
             chunks = state.take_prompts(state.config.prefill_tokens)
             if not chunks:
-                after = Phase.DECODE if state.running else Phase.IDLE
-                state.turn(after, _why_no_prefill(state), now)
+                self._end_prefill(state, now)
                 return
             state.send(None, chunks)
+
+    def _end_prefill(self, state: PipelineState, now: float) -> None:
+        """Nothing more can be prefilled now."""
+        state.turn(Phase.DECODE if state.running else Phase.IDLE, _why_no_prefill(state), now)
 
     def _decode(self, state: PipelineState, now: float) -> None:
         arriving = state.arriving

@@ -9,7 +9,14 @@ from common.latency.linear import RooflineLinear
 from common.latency.model import LatencyModel, Parallelism
 from common.latency.shapes import SHAPES
 from controller.core.admission import AdmissionRules
-from controller.core.policies import HybridPolicy, Policy, SeparatePolicy, TemporalPolicy, TidePolicy
+from controller.core.policies import (
+    HybridPolicy,
+    PadgPolicy,
+    Policy,
+    SeparatePolicy,
+    TemporalPolicy,
+    TidePolicy,
+)
 from controller.core.policies.tide import TideKnobs
 from controller.core.stealing import NoStealing, StealByTime
 from controller.core.switching import FixedShare, Intensity
@@ -34,6 +41,7 @@ CASES: dict[str, Case] = {
         RISKY,
     ),
     "td-pipe at fixed shares": (lambda: TemporalPolicy(FixedShare(0.5), NoStealing()), Newest(), WATERMARK),
+    "padg": (lambda: PadgPolicy(COST), Newest(), FORECAST),
     "separate": (lambda: SeparatePolicy(32), Newest(idle_only=True), WATERMARK),
     "hybrid": (lambda: HybridPolicy(16, 0), Newest(idle_only=True), WATERMARK),
     "auto": (lambda: TidePolicy(COST, TideKnobs(most_tokens=64, grain=8)), LeastLost(), RISKY),

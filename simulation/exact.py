@@ -1,0 +1,213 @@
+"""An instance in virtual time that is the controller's scheduler itself: nothing is skipped."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from common.errors import ConfigError
+from common.latency.model import LatencyModel
+from common.latency.work import work_of
+from common.plan import SampledTokens, StepPlan
+from common.sampling import SamplingParams
+from controller.core.actions import Dispatch, Emit, Finish, Refused
+from controller.core.admission import AdmissionRules
+from controller.core.events import (
+    Event,
+    LengthPredicted,
+    NewSequence,
+    SequencesArrived,
+    StagesReady,
+    StepDone,
+)
+from controller.core.policies import HybridPolicy, PadgPolicy, Policy, SeparatePolicy
+from controller.core.report import instance_report
+from controller.core.scheduler import Scheduler, SchedulerConfig
+from controller.core.victims import LeastLost, Newest
+from controller.drivers.simulated import GO_ON, STOP, SimulatedStages
+from router.core.prefill import PrefillWork
+from router.core.status import FOREVER, InstanceStatus, Slack
+from simulation.job import NOT_YET, Job
+from simulation.plant import BLOCK_SIZE, DISPATCH_S, ClusterPlant
+
+WATERMARK = 0.99
+_RUNNING = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class ExactRules:
+    """policy: of the instance: padg, separate or hybrid. budget: tokens of a step."""
+
+    policy: str
+    budget: int
+
+    def make(self, cost: LatencyModel) -> Policy:
+        """A fresh one."""
+        match self.policy:
+            case "padg":
+                return PadgPolicy(cost)
+            case "separate":
+                return SeparatePolicy(self.budget, 0)
+            case "hybrid":
+                return HybridPolicy(self.budget, 0)
+        raise ConfigError(
+            f"no instance policy {self.policy!r} in virtual time; known: padg, separate, hybrid"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step on its way. began: when the first stage took it up."""
+
+    ends: float
+    began: float
+    done: StepDone
+
+
+class SchedulerInstance:
+    """See the module. The simulated model knows where each output ends."""
+
+    def __init__(self, name: str, rules: ExactRules, plant: ClusterPlant, born: float = 0.0) -> None:
+        self.name = name
+        self.ended: list[Job] = []
+        self.first_tokens: list[Job] = []
+        self._cost = plant.latency()
+        self._scheduler = Scheduler(
+            SchedulerConfig(
+                context_length=plant.context,
+                eos_token_ids=(STOP,),
+                block_size=BLOCK_SIZE,
+                prefill_tokens=rules.budget,
+                max_sequences=_RUNNING,
+                admission=AdmissionRules(_RUNNING, occupancy=WATERMARK),
+                victims=Newest() if rules.policy == "padg" else LeastLost(),
+            ),
+            rules.make(self._cost),
+        )
+        self._stages = SimulatedStages(self._cost, plant.stages, DISPATCH_S)
+        self._in_flight: deque[_Flight] = deque()
+        self._jobs: dict[str, Job] = {}
+        self._fresh: set[str] = set()
+        self._by_index: dict[int, Job] = {}
+        self._last_at: dict[int, int] = {}
+        self._accepted = 0
+        self._now = born
+        self._began = born
+        self._hear(StagesReady(1, plant.stages, plant.kv_tokens() // BLOCK_SIZE))
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def submit(self, job: Job, now: float) -> None:
+        """A request was sent here."""
+        self.advance(now)
+        self._accepted += 1
+        name = f"r{job.index}"
+        self._fresh.add(name)
+        self._jobs[name] = self._by_index[job.index] = job
+        sampling = SamplingParams(max_tokens=None)
+        new = NewSequence(
+            name,
+            (job.index,) * job.prompt,
+            sampling,
+            first_token_due=job.arrival + job.slo.ttft_s,
+            tpot_s=job.slo.tpot_s,
+        )
+        self._hear(SequencesArrived((new,)))
+        self._hear(LengthPredicted(name, job.expected, 1.5 * job.expected))
+
+    def advance(self, until: float) -> None:
+        """Hear all results that come by then."""
+        while self._in_flight and self._in_flight[0].ends <= until:
+            flight = self._in_flight.popleft()
+            self._now, self._began = flight.ends, flight.began
+            self._hear(flight.done)
+        self._now = max(self._now, until)
+
+    def drain(self) -> None:
+        """Hear all results there are."""
+        while self._in_flight:
+            self.advance(self._in_flight[0].ends)
+        if self._jobs:
+            raise ConfigError(f"the policy stalled with {len(self._jobs)} requests left")
+
+    def status(self, now: float, *, slack: bool) -> InstanceStatus:
+        """The report that a live controller sends, in the router's terms."""
+        found = instance_report(self._scheduler, self._cost, now)
+        saved = found.slack
+        return InstanceStatus(
+            taken=now,
+            accepted=self._accepted,
+            phase=found.phase,
+            switched=now - found.phase_age_s,
+            sequences=found.sequences,
+            tokens=found.tokens,
+            kv_free=found.kv_free,
+            kv_total=found.kv_total,
+            kv_peak=found.kv_peak,
+            window=PrefillWork(found.window.tokens, found.window.pairs),
+            left=PrefillWork(found.left.tokens, found.left.pairs),
+            window_deadline=FOREVER if found.window_left_s is None else now + found.window_left_s,
+            slack=Slack(saved.count, now + saved.mean_s, now + saved.low_s, now + saved.low_latest_s)
+            if saved
+            else Slack(),
+        )
+
+    def _hear(self, event: Event) -> None:
+        for action in self._scheduler.on(event, self._now):
+            match action:
+                case Emit(sequence_ids):
+                    if self._fresh:
+                        self._emitted(sequence_ids)
+                case Dispatch(plan):
+                    self._compute(plan)
+                case Finish(sequence_id):
+                    self._finished(self._jobs.pop(sequence_id), action.preemptions)
+                case Refused(sequence_id, _, detail):
+                    raise ConfigError(f"request {sequence_id} cannot be served: {detail}")
+                case _:
+                    pass
+
+    def _emitted(self, sequence_ids: tuple[str, ...]) -> None:
+        for name in sequence_ids:
+            if name in self._fresh:
+                self._token(self._jobs[name], name)
+
+    def _token(self, job: Job, name: str) -> None:
+        """One of the first two."""
+        if job.first == NOT_YET:
+            job.first = self._now
+            self.first_tokens.append(job)
+        elif job.resumed == NOT_YET:
+            job.resumed = max(job.first, self._began)
+            self._fresh.discard(name)
+
+    def _finished(self, job: Job, preemptions: int) -> None:
+        name = f"r{job.index}"
+        # The last token ended it, and so was not emitted.
+        if name in self._fresh:
+            self._token(job, name)
+            self._fresh.discard(name)
+        del self._by_index[job.index]
+        job.finished = self._now
+        job.generated = job.output
+        job.preemptions = preemptions
+        self.ended.append(job)
+
+    def _compute(self, plan: StepPlan) -> None:
+        last_at = self._last_at
+        for key in plan.releases:
+            last_at.pop(key, None)
+        starts = {start.key: start.prompt_tokens for start in plan.starts}
+        sampled = [
+            STOP if position + 1 >= last_at[key] else GO_ON
+            for key, position in zip(plan.decode.keys, plan.decode.positions, strict=True)
+        ]
+        for row in plan.listed:
+            if row.key in starts:
+                last_at[row.key] = starts[row.key] + self._by_index[row.token_ids[0]].output - 1
+            if row.sample:
+                sampled.append(STOP if row.first_position + row.count >= last_at[row.key] else GO_ON)
+        spans = self._stages.compute(work_of(plan), self._now)
+        done = StepDone(plan.step_id, SampledTokens(tuple(sampled)))
+        self._in_flight.append(_Flight(spans[-1][1], spans[0][0], done))

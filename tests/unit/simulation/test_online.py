@@ -1,0 +1,119 @@
+"""Clusters in virtual time: the skipping instance against the scheduler itself, disaggregation, goodput."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from common.errors import ConfigError
+from common.latency.files import read_shape
+from common.latency.hardware import hardware
+from controller.simulation.workload import SimRequest
+from router.core.mitosis import Bounds
+from router.core.overall import OverallConfig
+from router.core.scaling import ScalingRules
+from router.core.slo import SloTarget
+from simulation.arrivals import MIXES, Arrivals, parse_arrivals
+from simulation.cluster import ClusterRules, VirtualCluster
+from simulation.goodput import Question, goodput, measure
+from simulation.instance import InstanceRules, SkippingInstance
+from simulation.job import Job
+from simulation.plant import ClusterPlant
+from simulation.systems import run_exactly, run_system
+
+PLANT = ClusterPlant(read_shape("codellama-34b"), hardware("l20"), 4, 4, max_total=4096)
+SLO = SloTarget(5.0, 0.1)
+QUESTION = Question(MIXES["sharegpt-like"](400, 1), SLO, seconds=25.0, least_requests=10)
+
+
+@pytest.mark.parametrize(
+    ("system", "knobs", "stages"),
+    [
+        ("separate", {"routing": "least-loaded", "budget": 2048}, 1),
+        ("hybrid", {"routing": "least-loaded", "budget": 256}, 1),
+        ("padg", {"steps": "apart", "budget": 2048}, 1),
+        ("padg-published", {"budget": 2048}, 1),
+        ("hybrid", {"routing": "round-robin", "budget": 256}, 2),
+    ],
+)
+def test_skipping_changes_little(system: str, knobs: dict[str, str | int], stages: int) -> None:
+    """The same requests through the controller's scheduler: nearly the same latencies and attainment."""
+    plant = replace(PLANT, tensor=4 // stages, stages=stages, instances=2)
+    skipped, exact = (measure(system, knobs, plant, QUESTION, 6.0, run) for run in (run_system, run_exactly))
+    assert abs(skipped.attainment - exact.attainment) < 0.06
+    assert skipped.tpot_ms["p50"] == pytest.approx(exact.tpot_ms["p50"], rel=0.1)
+    assert skipped.ttft_ms["p50"] == pytest.approx(exact.ttft_ms["p50"], rel=0.3)
+    assert skipped.output_tokens_per_s == pytest.approx(exact.output_tokens_per_s, rel=0.05)
+
+
+def test_memory_is_given_back_and_preempted_requests_end() -> None:
+    """Little memory: requests are computed again, all end, and nothing is held afterwards."""
+    cost = PLANT.latency()
+    instance = SkippingInstance("i", InstanceRules(), cost, 1, kv_tokens=3000)
+    jobs = [Job(i, 300, 500, 0.1 * i, SLO) for i in range(12)]
+    for job in jobs:
+        instance.submit(job, job.arrival)
+    instance.drain()
+    assert all(job.arrival < job.first <= job.resumed < job.finished < 1e6 for job in jobs)
+    assert instance.preemptions > 0
+    status = instance.status(instance.clock, slack=True)
+    assert (status.kv_free, status.tokens, status.left.tokens, len(instance)) == (3000, 0, 0, 0)
+
+
+def test_slow_links_ruin_disaggregation_and_nothing_else() -> None:
+    """The KV cache of a model without grouped heads over 10 Gb Ethernet, and over InfiniBand."""
+    mha = replace(PLANT, shape=read_shape("llama-30b"))
+    knobs = {"prefill": 1, "budget": 2048}
+    slow = measure("fudg-inter", knobs, mha, QUESTION, 6.0)
+    quick = measure("fudg-inter", knobs, replace(mha, network_gb_s=50.0), QUESTION, 6.0)
+    assert slow.attainment < 0.5 < quick.attainment
+    inside = measure("fudg-intra", {"prefill": 1, "tensor": 4, "budget": 2048}, mha, QUESTION, 2.0)
+    assert inside.attainment > 0.9
+
+
+def test_goodput_is_a_rate_that_attains_next_to_one_that_does_not() -> None:
+    """And does not depend much on where the search begins."""
+    knobs = {"routing": "least-loaded", "budget": 256}
+    low, high = (goodput("hybrid", knobs, PLANT, QUESTION, start=start) for start in (1.0, 60.0))
+    assert low.figures is not None and low.figures.attainment >= 0.9
+    assert measure("hybrid", knobs, PLANT, QUESTION, low.rps * 1.15).attainment < 0.9
+    assert high.rps == pytest.approx(low.rps, rel=0.1)
+
+
+def test_arrivals() -> None:
+    """Rate and burstiness are as asked; a trace keeps its own times, stretched."""
+    lengths = tuple(SimRequest(1, 1, arrival_s=float(i * i)) for i in range(4000))
+    for kind, cv in (("poisson", 1.0), ("gamma:2", 2.0)):
+        gaps = np.diff(parse_arrivals(kind).times(lengths, 5.0, seed=3))
+        assert gaps.mean() == pytest.approx(0.2, rel=0.1)
+        assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.1)
+    times = Arrivals("trace").times(lengths, 5.0, seed=3)
+    assert times[-1] == pytest.approx(800.0)
+    assert times[2000] == pytest.approx(200.0, rel=0.01)
+    with pytest.raises(ConfigError, match="gamma:CV"):
+        parse_arrivals("gamma:often")
+
+
+def test_a_cluster_grows_under_overload_and_splits() -> None:
+    """Requests that one instance cannot serve in time: more are added, and macro instances split."""
+    cost, kv_tokens = PLANT.latency(), PLANT.kv_tokens()
+    config = OverallConfig(
+        policy="padg", bounds=Bounds(2, 3), max_pending=10_000, scaling=ScalingRules(SLO, calm_s=2.0)
+    )
+
+    def make(name: str, born: float) -> SkippingInstance:
+        return SkippingInstance(name, InstanceRules(), cost, 1, kv_tokens, born)
+
+    cluster = VirtualCluster(
+        ClusterRules(config), make, cost, stages=1, context=PLANT.context, step_tokens=2048
+    )
+    cluster.start(1)
+    jobs = replace(QUESTION, seconds=60.0).jobs(16.0)
+    cluster.run(jobs)
+    assert all(job.finished < 1e6 for job in jobs)
+    assert cluster.log.instances[-1][1] >= 4
+    assert any(note.what == "split" for note in cluster.log.scaling)
+    late = [job for job in jobs if job.arrival > 50.0]
+    assert sum(job.met(switch_wait=True) for job in late) > 0.8 * len(late)

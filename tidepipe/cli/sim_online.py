@@ -1,0 +1,265 @@
+"""`tidepipe sim online`: how many requests per second a cluster serves within latency targets."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tidepipe.cli.exit_codes import SUCCESS
+
+if TYPE_CHECKING:
+    from simulation.goodput import Goodput, Question
+    from simulation.plant import ClusterPlant
+
+
+def online(
+    model_shape: Annotated[
+        str,
+        typer.Option("--model-shape", metavar="NAME|FILE", help="Such as codellama-34b, or a config.json."),
+    ],
+    hardware: Annotated[str, typer.Option("--hardware", metavar="NAME", help="L20, A100, A800 or H100.")],
+    instances: Annotated[int, typer.Option("--instances", min=1, max=256, help="Of the model.")],
+    workload: Annotated[
+        str,
+        typer.Option(
+            "--workload",
+            metavar="FILE",
+            help="Azure CSV, ShareGPT JSON, Mooncake or OpenAI batch JSONL; or alpaca-like, sharegpt-like, "
+            "longbench-like (synthetic).",
+        ),
+    ],
+    ttft_ms: Annotated[float, typer.Option("--ttft-ms", help="Target: first token, ms after arrival.")],
+    tpot_ms: Annotated[float, typer.Option("--tpot-ms", help="Target: ms per further token, on average.")],
+    attainment: Annotated[
+        float, typer.Option("--attainment", min=0.01, max=1.0, help="Share of requests that must meet both.")
+    ] = 0.9,
+    arrivals: Annotated[
+        str, typer.Option("--arrivals", metavar="KIND", help="poisson, gamma:CV (bursts), or trace.")
+    ] = "poisson",
+    tp: Annotated[int, typer.Option("--tp", min=1, max=64, help="Tensor-parallel devices per stage.")] = 1,
+    stages: Annotated[int, typer.Option("--stages", min=1, max=64, help="Per instance.")] = 1,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            "--profile", metavar="CSV", help="Measured: tokens, ms of the whole model on one device."
+        ),
+    ] = None,
+    policy: Annotated[
+        str, typer.Option("--policy", metavar="all|NAME,..", help="Systems or routing policies to compare.")
+    ] = "all",
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.001, help="Look at this rate, instead of searching.")
+    ] = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="Length of each run.")] = 120.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of arrivals and drawing.")] = 0,
+    noise: Annotated[
+        float, typer.Option("--noise", min=0, help="Error of predicted lengths (sigma of the logarithm).")
+    ] = 0.3,
+    max_total: Annotated[
+        int | None, typer.Option("--max-total", min=2, help="Tokens of prompt and output. Default: context.")
+    ] = None,
+    network_gb_s: Annotated[
+        float | None, typer.Option("--network-gb-s", min=0.001, help="Between nodes, 1e9 bytes/s per node.")
+    ] = None,
+    definition: Annotated[
+        str,
+        typer.Option(
+            "--definition", help="ecoserve: the wait for the phase switch is TTFT; classical: TPOT."
+        ),
+    ] = "ecoserve",
+    scan: Annotated[bool, typer.Option("--scan", help="Tune each system, and report its best.")] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Do not confirm by a run with the controllers' own scheduler.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="DIR", help="Draw attainment and latencies over the rate."),
+    ] = None,
+) -> None:
+    """Goodput: the highest rate at which the wanted share of requests meets both targets."""
+    # Late, so that `tidepipe --help` stays quick.
+    from common.errors import ConfigError
+    from common.latency.files import read_shape
+    from common.latency.hardware import hardware as find_hardware
+    from common.latency.profile_file import read_profile
+    from router.core.slo import SloTarget
+    from simulation.arrivals import MIXES, parse_arrivals
+    from simulation.goodput import Question
+    from simulation.plant import ClusterPlant
+
+    if definition not in ("ecoserve", "classical"):
+        raise ConfigError(f"unknown definition {definition!r}; known: ecoserve, classical")
+    plant = ClusterPlant(
+        read_shape(model_shape),
+        find_hardware(hardware),
+        instances,
+        tp,
+        stages,
+        read_profile(profile) if profile else None,
+        network_gb_s or 0.0,
+        max_total=max_total or 0,
+    )
+    names = _names(policy, plant)
+    kind = parse_arrivals(arrivals)
+    if workload in MIXES and not Path(workload).exists():
+        load = MIXES[workload](5000, seed)
+    else:
+        from controller.simulation.workload_files import open_workload
+
+        load = open_workload(workload, None, seed)
+    question = Question(
+        load.within(plant.context, plant.context),
+        SloTarget(ttft_ms / 1000, tpot_ms / 1000),
+        attainment,
+        kind,
+        definition == "ecoserve",
+        seconds,
+        seed=seed,
+        noise=noise,
+    )
+    found = [_answer(name, plant, question, rate, scan=scan, fast=fast) for name in names]
+    if plot:
+        _draw(found, plant, question, plot)
+    if as_json:
+        _print_json(found, plant, question)
+    else:
+        _print_table(found, plant, question)
+    raise typer.Exit(SUCCESS)
+
+
+def _names(policy: str, plant: ClusterPlant) -> list[str]:
+    """Systems as the simulation calls them; `all` leaves out what cannot be with so few devices."""
+    from common.errors import ConfigError
+    from router.core.policies.catalog import ROUTING_POLICIES
+    from simulation.systems import SYSTEMS, scan
+
+    if policy == "all":
+        return [name for name in SYSTEMS if scan(name, plant)]
+    names = [part.strip() for part in policy.split(",")]
+    for i, name in enumerate(names):
+        if name in SYSTEMS:
+            if not scan(name, plant):
+                raise ConfigError(f"{name} needs room for instances of both roles; add instances")
+        elif name in ROUTING_POLICIES:
+            names[i] = f"route:{name}"
+        else:
+            known = ", ".join((*SYSTEMS, *(one for one in ROUTING_POLICIES if one not in SYSTEMS)))
+            raise ConfigError(f"unknown policy {name!r}; known: all, {known}")
+    return names
+
+
+def _answer(
+    name: str, plant: ClusterPlant, question: Question, rate: float | None, *, scan: bool, fast: bool
+) -> Goodput:
+    from simulation.goodput import Goodput, confirmed, goodput, likely_rate, measure, tuned_goodput
+    from simulation.systems import default_knobs, run_exactly, run_system
+
+    apart = name.startswith("fudg-")
+    if rate is not None:
+        knobs = default_knobs(name, plant)
+        figures = measure(name, knobs, plant, question, rate, run_system if apart or fast else run_exactly)
+        return Goodput(name, knobs, rate if figures.attainment >= question.attainment else 0.0, figures)
+    start = likely_rate(plant, question.workload)
+    if scan or apart:
+        found = tuned_goodput(name, plant, question, start=start)
+    else:
+        found = goodput(name, default_knobs(name, plant), plant, question, start=start)
+    return found if apart or fast else confirmed(found, plant, question, run_exactly)
+
+
+def _label(name: str) -> str:
+    return name.removeprefix("route:")
+
+
+def _print_json(found: Sequence[Goodput], plant: ClusterPlant, question: Question) -> None:
+    import json
+
+    def result(one: Goodput) -> dict[str, Any]:
+        figures = one.figures
+        base: dict[str, Any] = {
+            "policy": _label(one.system),
+            "settings": dict(one.knobs),
+            "goodput_rps": one.rps,
+            "runs": one.runs,
+        }
+        if figures is None:
+            return {**base, "attainment": 0.0, "ttft_ms": None, "tpot_ms": None}
+        return {
+            **base,
+            "rate_rps": figures.rate,
+            "attainment": figures.attainment,
+            "attainment_classical": figures.attainment_classical,
+            "ttft_ms": figures.ttft_ms,
+            "tpot_ms": figures.tpot_ms,
+            "classical": {"ttft_ms": figures.ttft_classical_ms, "tpot_ms": figures.tpot_classical_ms},
+            "output_tokens_per_s": figures.output_tokens_per_s,
+            "preemptions": figures.preemptions,
+        }
+
+    report = {
+        "workload": {"name": question.workload.name, "dropped": question.workload.dropped},
+        "slo": {"ttft_ms": question.slo.ttft_s * 1000, "tpot_ms": question.slo.tpot_s * 1000},
+        "attainment": question.attainment,
+        "definition": "ecoserve" if question.switch_wait else "classical",
+        "instances": plant.instances,
+        "devices": plant.devices,
+        "hardware": plant.hardware.name,
+        "results": [result(one) for one in found],
+    }
+    print(json.dumps(report))
+
+
+def _print_table(found: Sequence[Goodput], plant: ClusterPlant, question: Question) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from controller.simulation.workload import describe
+
+    console = Console()
+    console.print(f"{question.workload.name}: {describe(question.workload.requests)}")
+    console.print(
+        f"{plant.instances} instances on {plant.devices} x {plant.hardware.name}; {question.attainment:.0%} "
+        f"within TTFT {question.slo.ttft_s:g} s and TPOT {question.slo.tpot_s * 1000:g} ms"
+    )
+    table = Table()
+    for column in ("policy", "goodput req/s", "attained", "TTFT p50/p90 ms", "TPOT p50/p90 ms", "settings"):
+        table.add_column(column, justify="left" if column in ("policy", "settings") else "right")
+    for one in sorted(found, key=lambda one: -one.rps):
+        settings = ", ".join(f"{name} {value}" for name, value in one.knobs.items())
+        figures = one.figures
+        if figures is None:
+            table.add_row(_label(one.system), "0", "-", "-", "-", settings)
+            continue
+        table.add_row(
+            _label(one.system),
+            f"{one.rps:.2f}",
+            f"{figures.attainment:.1%}",
+            f"{figures.ttft_ms['p50']:.0f} / {figures.ttft_ms['p90']:.0f}",
+            f"{figures.tpot_ms['p50']:.0f} / {figures.tpot_ms['p90']:.0f}",
+            settings,
+        )
+    console.print(table)
+
+
+def _draw(found: Sequence[Goodput], plant: ClusterPlant, question: Question, folder: Path) -> None:
+    from simulation.goodput import measure
+    from simulation.pictures import draw_rates
+
+    curves = {}
+    for one in found:
+        if one.figures is None:
+            continue
+        rates = [one.figures.rate * share for share in (0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25)]
+        points = [
+            measure(one.system, one.knobs, plant, replace(question, least_requests=200), rate)
+            for rate in rates
+        ]
+        curves[_label(one.system)] = points
+    path = draw_rates(curves, question, folder)
+    print(f"wrote {path}", file=sys.stderr)
