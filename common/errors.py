@@ -47,6 +47,10 @@ class UnavailableError(TidePipeError):
     """A service that is needed does not answer (UNAVAILABLE, 503). Trying again may help."""
 
 
+class StorageError(TidePipeError):
+    """Something could not be stored durably, and nothing of it was (RESOURCE_EXHAUSTED, 507)."""
+
+
 class IncompatibleError(TidePipeError):
     """Two processes do not fit: other model, other protocol version, older epoch (FAILED_PRECONDITION)."""
 

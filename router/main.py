@@ -14,6 +14,7 @@ from router.core.slo import INTERACTIVE, SloTarget
 from router.requests.text_port import TextPort
 from router.service import RouterService
 from router.settings import (
+    DEFAULT_BATCH_CONCURRENCY,
     DEFAULT_MAX_REQUESTS,
     DEFAULT_REMEMBER_S,
     DEFAULT_ROUTING,
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         max_requests=options.max_requests,
         max_pending=options.max_pending,
         remember_s=options.remember_s,
+        data_dir=options.data_dir,
+        batch_concurrency=options.batch_concurrency,
         metrics_port=options.metrics_port,
         routing=options.routing,
         slo=SloTarget(options.ttft_ms / 1000, options.tpot_ms / 1000),
@@ -92,6 +95,14 @@ def _parser() -> argparse.ArgumentParser:
         help="how long an ended request can be asked for",
     )
     add_metrics_option(parser)
+    add("--data-dir", default="", metavar="DIR", help="folder that keeps files and batches of the HTTP API")
+    add(
+        "--batch-concurrency",
+        type=_positive_int,
+        default=DEFAULT_BATCH_CONCURRENCY,
+        metavar="N",
+        help="requests of batches in flight at most",
+    )
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return parser
 

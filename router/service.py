@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import secrets
 import time
@@ -19,12 +20,15 @@ from common.rpc.lifecycle import Lifecycle
 from common.rpc.server import RpcServer
 from common.telemetry import Telemetry
 from common.telemetry.listener import serve_metrics
+from router.batches.jobs import BatchJobs
+from router.batches.opening import open_jobs
 from router.core.overall import OverallConfig, OverallScheduler
 from router.core.slo import SloClasses
 from router.edge.admin import AdminServicer
 from router.edge.cluster import RouterServicer
 from router.edge.inference import InferenceServicer
 from router.edge.timeline import TimelineServicer
+from router.gateway.answers import AnswerBodies, answer_item
 from router.gateway.app import make_app
 from router.instances.available import AvailableModels
 from router.instances.dispatcher import Dispatcher
@@ -105,13 +109,21 @@ class RouterService:
             )
             models = AvailableModels(settings.model_name, served, self.registry)
             export_router_metrics(telemetry, self.table, self.registry, self.dispatcher)
-            async with self._predictor() as predictor, _background() as start:
+            bodies = AnswerBodies(settings.model_name, lambda: self._text)
+            answer = functools.partial(answer_item, self.table, bodies)
+            async with (
+                self._predictor() as predictor,
+                open_jobs(settings.data_dir, answer, concurrency=settings.batch_concurrency) as jobs,
+                _background() as start,
+            ):
                 start(self.registry.run())
                 start(self.dispatcher.run())
                 start(self.table.run())
+                if jobs is not None:
+                    start(jobs.run())
                 rpc = RpcServer(settings.listen, telemetry=telemetry)
                 self._add_servicers(rpc, models, predictor)
-                http = self._http_server(models, telemetry)
+                http = self._http_server(models, bodies, jobs, telemetry)
                 serving_http = None if http is None else start(http.run())
                 address = await rpc.start(SERVICES)
                 start(self._load(text, served))
@@ -156,10 +168,12 @@ class RouterService:
 
         timeline_pb2_grpc.add_TimelineServiceServicer_to_server(TimelineServicer(self.registry), rpc.server)
 
-    def _http_server(self, models: AvailableModels, telemetry: Telemetry) -> HttpServer | None:
+    def _http_server(
+        self, models: AvailableModels, bodies: AnswerBodies, jobs: BatchJobs | None, telemetry: Telemetry
+    ) -> HttpServer | None:
         if not self.settings.http:
             return None
-        app = make_app(self.table, models, lambda: self._text, int(time.time()), telemetry)
+        app = make_app(self.table, models, lambda: self._text, bodies, jobs, int(time.time()), telemetry)
         return HttpServer(app, self.settings.http, grace_s=self.settings.stop_grace_s)
 
     async def _load(self, text: asyncio.Future[TextPort], served: ServedModel) -> None:

@@ -11,6 +11,7 @@ from router.instances.dispatcher import DEFAULT_PATIENCE_S
 
 DEFAULT_MAX_REQUESTS = 4096
 DEFAULT_REMEMBER_S = 120.0
+DEFAULT_BATCH_CONCURRENCY = 256
 DEFAULT_ROUTING = "least-loaded"
 SHEDDING = ("padg", "padg-published", "padg-shuffled")
 """Routing policies that refuse who cannot be served in time, instead of serving all too late."""
@@ -25,6 +26,8 @@ class RouterSettings:
     bounds: instances per macro instance.
     patience_s: how long a request waits while there is no instance at all.
     stop_grace_s: how long streams may go on after the process was told to stop.
+    data_dir: folder of files and batches (/v1/files, /v1/batches); empty: there are none.
+    batch_concurrency: requests of batches in flight at most.
     metrics_port: of a listener for metrics alone, 0 for a free one; the HTTP port has them anyway.
     """
 
@@ -40,6 +43,8 @@ class RouterSettings:
     remember_s: float = DEFAULT_REMEMBER_S
     patience_s: float = DEFAULT_PATIENCE_S
     stop_grace_s: float = 10.0
+    data_dir: str = ""
+    batch_concurrency: int = DEFAULT_BATCH_CONCURRENCY
     metrics_port: int | None = None
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from common.errors import InvalidRequestError
@@ -78,6 +79,16 @@ def parse_line(line: bytes, number: int, request_id: str) -> BatchItem | BatchLi
     if request.stream:
         return bad("stream: a batch cannot be streamed", "invalid_value", custom_id, "stream")
     return BatchItem(custom_id, url, request)
+
+
+def seeded(item: BatchItem) -> BatchItem:
+    """A request that draws, with a seed that is the same when its line is run again."""
+    sampling = item.request.sampling
+    if sampling.greedy or sampling.seed is not None:
+        return item
+    digest = hashlib.blake2b(item.request.request_id.encode(), digest_size=8).digest()
+    sampling = replace(sampling, seed=int.from_bytes(digest, "big"))
+    return replace(item, request=replace(item.request, sampling=sampling))
 
 
 def response_line(line_id: str, item: BatchItem, body: dict[str, Any]) -> bytes:

@@ -14,8 +14,12 @@ from common.errors import NotFoundError
 from common.openai.bodies import parse_chat, parse_completion
 from common.telemetry import Telemetry
 from common.telemetry.listener import metrics_route
+from router.batches.jobs import BatchJobs
+from router.gateway.answers import AnswerBodies
+from router.gateway.batches import BatchEndpoints
 from router.gateway.endpoint import CompletionEndpoint
 from router.gateway.failures import failure, http_failure
+from router.gateway.files import FileEndpoints
 from router.instances.available import AvailableModels
 from router.instances.model_facts import ModelFacts
 from router.requests.table import RequestTable
@@ -26,10 +30,15 @@ def make_app(
     table: RequestTable,
     models: AvailableModels,
     text: Callable[[], TextPort | None],
+    bodies: AnswerBodies,
+    jobs: BatchJobs | None,
     created: int,
     telemetry: Telemetry,
 ) -> Starlette:
-    """text: the tokenizer, once it is loaded. created: Unix time, seconds, shown with the models."""
+    """text: the tokenizer, once it is loaded. jobs: None for a router without files and batches.
+
+    created: Unix time, seconds, shown with the models.
+    """
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -55,8 +64,8 @@ def make_app(
                 return JSONResponse(_model(name, facts, created))
         return failure(NotFoundError(f"the model {wanted} is not served here"))
 
-    chat = CompletionEndpoint(parse_chat, table, models.model_name, text)
-    completion = CompletionEndpoint(parse_completion, table, models.model_name, text)
+    chat = CompletionEndpoint(parse_chat, table, bodies)
+    completion = CompletionEndpoint(parse_completion, table, bodies)
     return Starlette(
         routes=[
             Route("/health", health, methods=["GET"]),
@@ -65,10 +74,23 @@ def make_app(
             Route("/v1/models/{name:path}", one_model, methods=["GET"]),
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", completion, methods=["POST"]),
+            *_stored(jobs),
             metrics_route(telemetry),
         ],
         exception_handlers={HTTPException: http_failure},
     )
+
+
+def _stored(jobs: BatchJobs | None) -> list[Route]:
+    if jobs is not None:
+        return [*FileEndpoints(jobs.database).routes(), *BatchEndpoints(jobs).routes()]
+
+    async def without(request: Request) -> Response:
+        text = "this router keeps no files and batches; start it with --data-dir"
+        return failure(NotFoundError(text))
+
+    methods = ["GET", "POST", "DELETE"]
+    return [Route(f"/v1/{what}{{rest:path}}", without, methods=methods) for what in ("files", "batches")]
 
 
 def _model(name: str, facts: ModelFacts, created: int) -> dict[str, object]:

@@ -17,10 +17,10 @@ BODY_TIMEOUT_S = 60.0
 
 
 class BodyTooLargeError(TidePipeError):
-    """The body is longer than MAX_BODY_BYTES (HTTP 413)."""
+    """The body is longer than this path accepts (HTTP 413)."""
 
-    def __init__(self) -> None:
-        super().__init__(f"the body is too large: at most {MAX_BODY_BYTES} bytes are accepted")
+    def __init__(self, limit: int = MAX_BODY_BYTES) -> None:
+        super().__init__(f"the body is too large: at most {limit} bytes are accepted")
 
 
 async def read_json(request: Request) -> object:

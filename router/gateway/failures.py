@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -10,6 +12,8 @@ from starlette.responses import JSONResponse, Response
 from common.errors import TidePipeError
 from common.openai.failures import error_body, error_response
 from router.gateway.body import BodyTooLargeError
+
+Handler = Callable[[Request], Awaitable[Response]]
 
 log = structlog.get_logger()
 
@@ -32,3 +36,15 @@ def http_failure(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     message = f"{reason}: {request.method} {request.url.path}"
     return JSONResponse(error_body(message, "invalid_request_error", code="not_found"), status, headers)
+
+
+def guarded(handle: Handler) -> Handler:
+    """The handler, whose errors become responses."""
+
+    async def guard(request: Request) -> Response:
+        try:
+            return await handle(request)
+        except Exception as error:
+            return failure(error)
+
+    return guard

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from common.openai.batch import BatchItem, BatchLineError, parse_line
+from common.openai.batch import BatchItem, BatchLineError, parse_line, seeded
 from tidepipe.batch.input_file import MAX_LINE_BYTES, InputLine
 
 _MIB = 2**20
@@ -50,17 +48,7 @@ class Intake:
         if model is not None and not self._served(model):
             text = f"line {line.number}: model {model!r} is not served here; served: {self._model_names[0]}"
             return BatchLineError(parsed.custom_id, text, "model_not_found", "model")
-        return _seeded(parsed)
+        return seeded(parsed)
 
     def _served(self, model: str) -> bool:
         return model in self._model_names or Path(model).name in self._model_names
-
-
-def _seeded(item: BatchItem) -> BatchItem:
-    """A request that draws, with a seed that is the same when the batch is resumed."""
-    sampling = item.request.sampling
-    if sampling.greedy or sampling.seed is not None:
-        return item
-    digest = hashlib.blake2b(item.request.request_id.encode(), digest_size=8).digest()
-    sampling = dataclasses.replace(sampling, seed=int.from_bytes(digest, "big"))
-    return dataclasses.replace(item, request=dataclasses.replace(item.request, sampling=sampling))

@@ -50,6 +50,12 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     "microbatches": _option(int, "--microbatches", "Decode micro-batches in flight.", "N"),
     "allow_download": _option(bool, "--allow-download", "Fetch a hub id that is not on this machine."),
     "metrics": _option(bool, "--metrics", "Give every process a port with Prometheus metrics."),
+    "data_dir": _option(
+        str,
+        "--data-dir",
+        "Folder that keeps files and batches of the HTTP API. Default: they end with the cluster.",
+        "DIR",
+    ),
     "run_dir": _option(str, "--run-dir", "Folder for the processes' logs. Default: a temporary one.", "DIR"),
     "journal": _option(str, "--journal", "Folder for journals, see `tidepipe sim journal`.", "DIR"),
     "verbose": _option(bool, "--verbose", "Show the processes' logs on stderr."),

@@ -55,6 +55,7 @@ class ClusterConfig(BaseModel):
     metrics: bool = False
     journal: str | None = None
     run_dir: str | None = None
+    data_dir: str | None = None
     verbose: bool = False
     log_level: LogLevel = "info"
 

@@ -72,9 +72,8 @@ class LocalCluster:
         assert self._run_dir is not None
         state = self._run_dir / _state_name(config.predictor)
         predictor = self._child(predictor_spec(config, state), join(config.host, choose_port(config.host, 0)))
-        router = self._child(
-            router_spec(config, http=self.http_address, predictor=predictor.address), self.grpc_address
-        )
+        spec = router_spec(config, http=self.http_address, predictor=predictor.address, run_dir=self._run_dir)
+        router = self._child(spec, self.grpc_address)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(predictor.start())

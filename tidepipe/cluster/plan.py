@@ -71,9 +71,12 @@ def controller_spec(
     return ChildSpec(f"controller-{instance}", "controller", arguments, MODEL_READY_S, True, config.metrics)
 
 
-def router_spec(config: ClusterConfig, *, http: str, predictor: str) -> ChildSpec:
-    """The router."""
-    arguments = _flags(http=http, model=config.model, predictor=predictor, log_level=config.log_level)
+def router_spec(config: ClusterConfig, *, http: str, predictor: str, run_dir: Path) -> ChildSpec:
+    """The router. run_dir: where files and batches are kept if the configuration names no place."""
+    data_dir = config.data_dir or str(run_dir / "router-data")
+    arguments = _flags(
+        http=http, model=config.model, predictor=predictor, data_dir=data_dir, log_level=config.log_level
+    )
     return ChildSpec("router", "router", arguments, SERVICE_READY_S, True, config.metrics)
 
 

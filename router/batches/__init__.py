@@ -1,0 +1,1 @@
+"""Files and batches of the OpenAI API: durable in SQLite, run beside interactive requests."""

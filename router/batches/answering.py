@@ -1,0 +1,63 @@
+"""Answers one line of a batch through the router's own request table."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from common.errors import OverloadedError, TidePipeError, UnavailableError
+from common.openai.batch import (
+    BatchItem,
+    BatchLineError,
+    error_line,
+    failure_line,
+    parse_line,
+    response_line,
+    seeded,
+)
+from router.batches.lines import AnsweredLine, Line
+from router.batches.records import BatchRecord
+
+UNAVAILABLE_S = 1.0
+
+Answer = Callable[[BatchItem], Awaitable[dict[str, Any]]]
+"""Response body for a request; raises a TidePipeError."""
+
+log = structlog.get_logger()
+
+
+async def answer_line(answer: Answer, batch: BatchRecord, line: Line) -> AnsweredLine:
+    """The output line. Waits as long as the service is full or away: the batch's time limit is the caller's.
+
+    The request's id and seed depend on batch and line alone, so that a line run again gives the same answer.
+    """
+    line_id = f"batch_req_{batch.id.removeprefix('batch_')}_{line.number}"
+    request_id = f"{batch.id}-{line.number}"
+    parsed = parse_line(line.request, line.number, request_id)
+    if isinstance(parsed, BatchLineError):
+        return AnsweredLine(line.number, error_line(line_id, parsed, request_id), failed=True)
+    item = seeded(parsed)
+    while True:
+        try:
+            return AnsweredLine(line.number, response_line(line_id, item, await answer(item)), failed=False)
+        except OverloadedError as error:
+            await asyncio.sleep(error.retry_after_ms / 1000)
+        except UnavailableError:
+            await asyncio.sleep(UNAVAILABLE_S)
+        except Exception as error:
+            if not isinstance(error, TidePipeError):
+                log.exception("a batch's request failed", request=request_id)
+            return AnsweredLine(line.number, failure_line(line_id, item, error), failed=True)
+
+
+def expired_line(batch: BatchRecord, line: Line) -> AnsweredLine:
+    """The output line of a request that was not answered within the batch's time."""
+    request_id = f"{batch.id}-{line.number}"
+    parsed = parse_line(line.request, line.number, request_id)
+    text = f"not answered within the batch's completion window of {batch.window}"
+    error = BatchLineError(parsed.custom_id, text, "batch_expired")
+    line_id = f"batch_req_{batch.id.removeprefix('batch_')}_{line.number}"
+    return AnsweredLine(line.number, error_line(line_id, error, request_id), failed=True)

@@ -1,0 +1,114 @@
+"""One SQLite database, used from one thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import functools
+import os
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from common.errors import ConfigError, StorageError
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE files (
+    id TEXT PRIMARY KEY, created INTEGER NOT NULL, bytes INTEGER NOT NULL, filename TEXT NOT NULL,
+    purpose TEXT NOT NULL, complete INTEGER NOT NULL,
+    batch_id TEXT, failed INTEGER  -- of a batch's answers: which of them
+);
+CREATE TABLE chunks (
+    file_id TEXT NOT NULL, number INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (file_id, number)
+);
+CREATE TABLE batches (
+    id TEXT PRIMARY KEY, number INTEGER UNIQUE NOT NULL, status TEXT NOT NULL, record TEXT NOT NULL
+);
+CREATE TABLE lines (
+    batch_id TEXT NOT NULL, number INTEGER NOT NULL, custom_id BLOB NOT NULL,
+    request BLOB,    -- until it is answered
+    answer BLOB, failed INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (batch_id, number)
+);
+CREATE UNIQUE INDEX one_custom_id ON lines (batch_id, custom_id);
+"""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Database:
+    """Calls run in order, each in a transaction of its own: done as a whole, durably, or not at all."""
+
+    def __init__(self, folder: Path, *, max_bytes: int | None = None) -> None:
+        """Opens or creates the database in `folder`. max_bytes: it never grows beyond.
+
+        ConfigError if the folder cannot be used, or another process uses it.
+        """
+        folder = folder.expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # autocommit: transactions are begun and ended here, in `_transaction`.
+            self._connection = sqlite3.connect(
+                folder / "batches.sqlite", isolation_level=None, check_same_thread=False
+            )
+            self._prepare(max_bytes)
+        except BlockingIOError as error:
+            raise ConfigError(f"another router uses the data folder {folder}; give each its own") from error
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(f"cannot use the data folder {folder}: {error}") from error
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
+
+    def _prepare(self, max_bytes: int | None) -> None:
+        run = self._connection.execute
+        run("PRAGMA journal_mode = WAL")
+        run("PRAGMA synchronous = FULL")  # what was acknowledged survives a loss of power as well
+        if max_bytes is not None:
+            (page,) = run("PRAGMA page_size").fetchone()
+            run(f"PRAGMA max_page_count = {max(1, max_bytes // page)}")
+        (version,) = run("PRAGMA user_version").fetchone()
+        if version == 0:
+            self._connection.executescript(
+                f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            )
+        elif version != SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(
+                f"it was written by another version of TidePipe (format {version}, here {SCHEMA_VERSION})"
+            )
+
+    async def run(
+        self, work: Callable[Concatenate[sqlite3.Connection, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Result of `work(connection, ...)`. StorageError (disk full or broken): nothing has changed."""
+        call = functools.partial(work, self._connection, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._transaction, call)
+
+    def _transaction(self, call: Callable[[], R]) -> R:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = call()
+                self._connection.execute("COMMIT")
+            except BaseException:
+                # SQLite has rolled back by itself after some errors.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.Error as error:
+            raise StorageError(
+                f"the router cannot store this: {error}; free disk space, or delete files, and try again"
+            ) from error
+        return result
+
+    def close(self) -> None:
+        """Wait for what runs, then close."""
+        self._executor.shutdown()
+        self._connection.close()
+        os.close(self._lock)

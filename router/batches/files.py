@@ -1,0 +1,108 @@
+"""SQL of files. A batch's answers are files as well; their content is made from the batch's lines."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from common.errors import InvalidRequestError, NotFoundError
+from router.batches.records import VALIDATING, FileRecord
+
+CHUNK_BYTES = 1 << 20
+_LINES_AT_A_TIME = 256
+_COLUMNS = "id, created, bytes, filename, purpose, batch_id, failed"
+
+
+def begin(db: sqlite3.Connection, record: FileRecord) -> None:
+    """A file whose content is still to come; unknown to everyone else until `complete`."""
+    db.execute(
+        "INSERT INTO files VALUES (?, ?, ?, ?, ?, 0, NULL, NULL)",
+        (record.id, record.created, record.bytes, record.filename, record.purpose),
+    )
+
+
+def append(db: sqlite3.Connection, file_id: str, number: int, data: bytes) -> None:
+    """The next piece of its content."""
+    db.execute("INSERT INTO chunks VALUES (?, ?, ?)", (file_id, number, data))
+
+
+def complete(db: sqlite3.Connection, file_id: str, size: int) -> None:
+    """All of its content is there."""
+    db.execute("UPDATE files SET complete = 1, bytes = ? WHERE id = ?", (size, file_id))
+
+
+def drop(db: sqlite3.Connection, file_id: str) -> None:
+    """Remove a file without questions."""
+    db.execute("DELETE FROM chunks WHERE file_id = ?", (file_id,))
+    db.execute("DELETE FROM files WHERE id = ?", (file_id,))
+
+
+def drop_incomplete(db: sqlite3.Connection) -> None:
+    """Remove what a router left that was killed while files came in."""
+    for (file_id,) in db.execute("SELECT id FROM files WHERE NOT complete").fetchall():
+        drop(db, file_id)
+
+
+def get(db: sqlite3.Connection, file_id: str) -> FileRecord:
+    """NotFoundError if there is none."""
+    row = db.execute(f"SELECT {_COLUMNS} FROM files WHERE id = ? AND complete", (file_id,)).fetchone()
+    if row is None:
+        raise NotFoundError(f"there is no file {file_id[:100]}")
+    return _record(row)
+
+
+def listing(
+    db: sqlite3.Connection, purpose: str | None, after: str | None, limit: int, newest_first: bool
+) -> list[FileRecord]:
+    """A page of files by age, behind the one named `after`."""
+    order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
+    rowid = 0
+    if after is not None:
+        (rowid,) = db.execute("SELECT rowid FROM files WHERE id = ?", (get(db, after).id,)).fetchone()
+    rows = db.execute(
+        f"SELECT {_COLUMNS} FROM files WHERE complete AND (? IS NULL OR purpose = ?) "
+        f"AND (? IS NULL OR rowid {beyond} ?) ORDER BY rowid {order} LIMIT ?",
+        (purpose, purpose, after, rowid, limit),
+    )
+    return [_record(row) for row in rows]
+
+
+def delete(db: sqlite3.Connection, file_id: str) -> None:
+    """NotFoundError if there is none, InvalidRequestError while a batch reads it."""
+    record = get(db, file_id)
+    readers = db.execute(
+        "SELECT id FROM batches WHERE status = ? AND json_extract(record, '$.input_file_id') = ?",
+        (VALIDATING, file_id),
+    ).fetchone()
+    if readers:
+        raise InvalidRequestError(f"the batch {readers[0]} reads the file {file_id}; wait, or cancel it")
+    if record.batch_id is not None:
+        db.execute(
+            "DELETE FROM lines WHERE batch_id = ? AND failed = ? AND answer IS NOT NULL",
+            (record.batch_id, record.failed),
+        )
+    drop(db, file_id)
+
+
+def read(db: sqlite3.Connection, record: FileRecord, place: int) -> tuple[bytes, int | None]:
+    """A piece of the content, and the place of the next one (None: that was the last). Places begin at 0."""
+    if record.batch_id is None:
+        row = db.execute(
+            "SELECT data FROM chunks WHERE file_id = ? AND number = ?", (record.id, place)
+        ).fetchone()
+        return (row[0], place + 1) if row else (b"", None)
+    rows: Sequence[tuple[int, bytes]] = db.execute(
+        "SELECT number, answer FROM lines WHERE batch_id = ? AND failed = ? AND answer IS NOT NULL "
+        "AND number > ? ORDER BY number LIMIT ?",
+        (record.batch_id, record.failed, place, _LINES_AT_A_TIME),
+    ).fetchall()
+    return b"".join(answer for _, answer in rows), rows[-1][0] if len(rows) == _LINES_AT_A_TIME else None
+
+
+def _record(row: tuple[Any, ...]) -> FileRecord:
+    """From a row of `_COLUMNS`."""
+    file_id, created, size, filename, purpose, batch_id, failed = row
+    return FileRecord(
+        file_id, created, size, filename, purpose, batch_id, None if failed is None else bool(failed)
+    )

@@ -1,0 +1,142 @@
+"""Reads a batch's input file into lines, or says what is wrong with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+from common.errors import NotFoundError, StorageError
+from common.openai.batch import BatchLineError, parse_line
+from common.openai.failures import error_code
+from router.batches import files, lines
+from router.batches.database import Database
+from router.batches.records import BatchRecord
+
+MAX_REQUESTS = 50_000
+MAX_LINE_BYTES = 8 * 1024 * 1024
+MAX_ERRORS = 10
+_LINES_AT_A_TIME = 50
+_OF_THE_FILE = {
+    "invalid_json",
+    "invalid_line",
+    "invalid_custom_id",
+    "unknown_field",
+    "invalid_method",
+    "invalid_url",
+}
+"""Errors for which OpenAI refuses the whole file. What is wrong in a body concerns that request alone."""
+
+
+class LineSplitter:
+    """Cuts a file that comes in pieces into numbered lines; blank ones count, but are left out."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._number = 0
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """Lines that are complete now, without their ends. A line that is too long comes cut."""
+        *ended, rest = data.split(b"\n")
+        for part in ended:
+            self._rest += part
+            yield from self.flush()
+        self._rest += rest[: MAX_LINE_BYTES + 1 - len(self._rest)]
+
+    def flush(self) -> Iterator[tuple[int, bytes]]:
+        """The last line."""
+        self._number += 1
+        line = bytes(self._rest[: MAX_LINE_BYTES + 1]).strip()
+        self._rest.clear()
+        if line:
+            yield self._number, line
+
+
+NewLine: TypeAlias = tuple[int, bytes, bytes]
+"""Number, custom_id, and the line itself."""
+
+
+class BatchIntake:
+    """One input file, read from the database and, line by line, back into it."""
+
+    def __init__(self, database: Database, batch: BatchRecord) -> None:
+        self._database = database
+        self._batch = batch
+        self.total = 0
+        self.errors: list[dict[str, Any]] = []
+
+    async def run(self) -> None:
+        """Take all lines in; `errors` says what is wrong, as the API shows it."""
+        try:
+            await self._read()
+        except (NotFoundError, StorageError) as error:
+            self._error(error_code(error), str(error), None)
+        if not self.total and not self.errors:
+            self._error("empty_file", "the input file has no requests", None)
+
+    async def _read(self) -> None:
+        run = self._database.run
+        await run(lines.forget_lines, self._batch.id)
+        file = await run(files.get, self._batch.input_file_id)
+        splitter = LineSplitter()
+        place: int | None = 0
+        while place is not None and not self._enough:
+            data, place = await run(files.read, file, place)
+            await self._take(splitter.feed(data))
+        await self._take(splitter.flush())
+
+    async def _take(self, numbered: Iterator[tuple[int, bytes]]) -> None:
+        good: list[NewLine] = []
+        for number, line in numbered:
+            if self._enough:
+                return
+            custom_id = self._check(number, line)
+            if custom_id is not None:
+                good.append((number, _key(custom_id), line))
+            if len(good) >= _LINES_AT_A_TIME:
+                await self._add(good)
+                good = []
+        await self._add(good)
+
+    async def _add(self, good: list[NewLine]) -> None:
+        known = await self._database.run(lines.add_lines, self._batch.id, good)
+        if known is not None:
+            text = f"line {known}: its custom_id is used by an earlier line"
+            self._error("duplicate_custom_id", text, known, "custom_id")
+        await asyncio.sleep(0)  # streams of others go on meanwhile
+
+    def _check(self, number: int, line: bytes) -> str | None:
+        """The line's custom_id if it can be run, be it to an error of its own."""
+        self.total += 1
+        if self.total > MAX_REQUESTS:
+            text = f"a batch may have {MAX_REQUESTS} requests; send several batches"
+            self._error("too_many_requests", text, number)
+            return None
+        if len(line) > MAX_LINE_BYTES:
+            text = f"line {number}: longer than {MAX_LINE_BYTES} bytes"
+            self._error("line_too_long", text, number)
+            return None
+        parsed = parse_line(line, number, f"{self._batch.id}-{number}")
+        if isinstance(parsed, BatchLineError):
+            if parsed.custom_id is None or parsed.code in _OF_THE_FILE:
+                self._error(parsed.code, parsed.message, number, parsed.param)
+                return None
+            return parsed.custom_id
+        if parsed.url != self._batch.endpoint:
+            text = f"line {number}: url is {parsed.url}, the batch's endpoint {self._batch.endpoint}"
+            self._error("mismatched_endpoint", text, number, "url")
+            return None
+        return parsed.custom_id
+
+    def _error(self, code: str, message: str, line: int | None, param: str | None = None) -> None:
+        self.errors.append({"code": code, "message": message, "line": line, "param": param})
+
+    @property
+    def _enough(self) -> bool:
+        """True if the rest of the file does not matter any more."""
+        return len(self.errors) >= MAX_ERRORS or self.total > MAX_REQUESTS
+
+
+def _key(custom_id: str) -> bytes:
+    # JSON may hold unpaired surrogates; they come back as they came.
+    return custom_id.encode("utf-8", "surrogatepass")

@@ -1,0 +1,209 @@
+"""Runs batches: takes their input in, answers their lines, finishes them, and goes on after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from common.errors import InvalidRequestError, OverloadedError
+from router.batches import files, lines
+from router.batches.answering import Answer, answer_line, expired_line
+from router.batches.database import Database
+from router.batches.intake import BatchIntake
+from router.batches.records import (
+    CANCELLED,
+    CANCELLING,
+    COMPLETED,
+    EXPIRED,
+    FAILED,
+    FINALIZING,
+    IN_PROGRESS,
+    UNFINISHED,
+    VALIDATING,
+    BatchRecord,
+    FileRecord,
+)
+from router.batches.writer import AnswerWriter, durably
+
+MAX_UNFINISHED = 100
+_PAGE = 64
+_CANCELLABLE = (VALIDATING, IN_PROGRESS)
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Job:
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class BatchJobs:
+    """All batches of one router. `concurrency`: requests of all batches in flight together."""
+
+    def __init__(
+        self, database: Database, answer: Answer, unix_time: Callable[[], float], *, concurrency: int
+    ) -> None:
+        self.database = database
+        self._answer = answer
+        self._unix_time = unix_time
+        self._places = asyncio.Semaphore(concurrency)
+        self._writer = AnswerWriter(database)
+        self._jobs: dict[str, _Job] = {}
+        self._group: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Go on with what an earlier router left, and serve until cancelled."""
+        await self.database.run(files.drop_incomplete)
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            group.create_task(self._writer.run())
+            for batch in await self.database.run(lines.unfinished):
+                log.info("batch goes on", batch=batch.id, status=batch.status)
+                self._start(batch)
+            await asyncio.Event().wait()
+
+    async def create(
+        self, endpoint: str, input_file_id: str, hours: int, metadata: dict[str, str] | None
+    ) -> BatchRecord:
+        """A new batch. NotFoundError, InvalidRequestError (file), OverloadedError, StorageError."""
+        file = await self.database.run(files.get, input_file_id)
+        if file.purpose != "batch":
+            raise InvalidRequestError(
+                f"the file {file.id} was uploaded for {file.purpose}, not for batch", "input_file_id"
+            )
+        if len(self._jobs) >= MAX_UNFINISHED:
+            raise OverloadedError(
+                f"{MAX_UNFINISHED} batches are unfinished already; wait for one to end", 60_000
+            )
+        now = int(self._unix_time())
+        record = BatchRecord(
+            id=f"batch_{secrets.token_hex(12)}",
+            number=0,
+            endpoint=endpoint,
+            input_file_id=input_file_id,
+            window=f"{hours}h",
+            created=now,
+            expires=now + hours * 3600,
+            metadata=metadata,
+        )
+        record = await self.database.run(lines.create, record)
+        self._start(record)
+        return record
+
+    async def cancel(self, batch_id: str) -> BatchRecord:
+        """Answer no more of its requests. InvalidRequestError if it has ended, or is about to."""
+        record = await self._advance(batch_id, CANCELLING, _CANCELLABLE)
+        if record.status != CANCELLING:
+            raise InvalidRequestError(f"the batch {batch_id} is {record.status}; it cannot be cancelled")
+        job = self._jobs.get(batch_id)
+        if job is not None:
+            job.cancelled.set()
+        return record
+
+    def _start(self, batch: BatchRecord) -> None:
+        if self._group is not None:
+            self._jobs[batch.id] = job = _Job()
+            self._group.create_task(self._guarded(batch, job))
+
+    async def _guarded(self, batch: BatchRecord, job: _Job) -> None:
+        try:
+            await self._process(batch, job)
+        except Exception:
+            log.exception("batch stopped; the next start of the router tries it again", batch=batch.id)
+        finally:
+            del self._jobs[batch.id]
+
+    async def _process(self, batch: BatchRecord, job: _Job) -> None:
+        if batch.status in (VALIDATING, IN_PROGRESS):
+            await self._until_stopped(batch, job)
+        batch = await self.database.run(lines.get, batch.id)
+        match batch.status:
+            case "cancelling":
+                await self._finish(batch, CANCELLED)
+            case "finalizing":
+                await self._finish(batch, COMPLETED)
+            case "in_progress" | "validating":
+                await self._expire(batch)
+                await self._finish(batch, EXPIRED)
+        log.info("batch ended", batch=batch.id)
+
+    async def _until_stopped(self, batch: BatchRecord, job: _Job) -> None:
+        """Do all the work, unless the batch is cancelled or expires."""
+        work = asyncio.create_task(self._work(batch), name=batch.id)
+        stop = asyncio.create_task(job.cancelled.wait())
+        try:
+            left = max(0.0, batch.expires - self._unix_time())
+            await asyncio.wait({work, stop}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            work.cancel()
+            stop.cancel()
+            await asyncio.wait({work, stop})
+
+    async def _work(self, batch: BatchRecord) -> None:
+        if batch.status == VALIDATING:
+            batch = await self._take_in(batch)
+        if batch.status != IN_PROGRESS:
+            return
+        async with asyncio.TaskGroup() as group:
+            after = 0
+            while page := await durably(self.database, lines.unanswered, batch.id, after, _PAGE):
+                for line in page:
+                    await self._places.acquire()
+                    task = group.create_task(self._one(batch, line))
+                    # Not within the task: one that is cancelled at once never begins.
+                    task.add_done_callback(lambda _: self._places.release())
+                after = page[-1].number
+        await self._advance(batch.id, FINALIZING, (IN_PROGRESS,))
+
+    async def _take_in(self, batch: BatchRecord) -> BatchRecord:
+        intake = BatchIntake(self.database, batch)
+        await intake.run()
+        if not intake.errors:
+            return await self._advance(batch.id, IN_PROGRESS, (VALIDATING,))
+        await durably(self.database, lines.forget_lines, batch.id)
+        return await self._advance(batch.id, FAILED, (VALIDATING,), errors=intake.errors)
+
+    async def _one(self, batch: BatchRecord, line: lines.Line) -> None:
+        await self._writer.write(batch.id, await answer_line(self._answer, batch, line))
+
+    async def _expire(self, batch: BatchRecord) -> None:
+        """Each request that is left gets a line that says so."""
+        while page := await durably(self.database, lines.unanswered, batch.id, 0, _PAGE):
+            expired = [(batch.id, expired_line(batch, line)) for line in page]
+            await durably(self.database, lines.record_answers, expired)
+
+    async def _finish(self, batch: BatchRecord, outcome: str) -> None:
+        """The last state, and the files of the answers; what was cancelled has those that were ready."""
+        now = int(self._unix_time())
+        results = [
+            FileRecord(
+                id=f"file-{secrets.token_hex(12)}",
+                created=now,
+                bytes=0,
+                filename=f"{batch.id}_{'error' if failed else 'output'}.jsonl",
+                purpose="batch_output",
+                batch_id=batch.id,
+                failed=failed,
+            )
+            for failed in (False, True)
+        ]
+        await self._advance(batch.id, outcome, UNFINISHED, results=results)
+
+    async def _advance(
+        self,
+        batch_id: str,
+        status: str,
+        only_from: Sequence[str],
+        *,
+        errors: Sequence[dict[str, Any]] = (),
+        results: Sequence[FileRecord] = (),
+    ) -> BatchRecord:
+        now = int(self._unix_time())
+        return await durably(self.database, lines.advance, batch_id, status, now, only_from, errors, results)

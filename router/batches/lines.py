@@ -1,0 +1,144 @@
+"""SQL of batches and of their lines: requests until they are answered, then answers."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from common.errors import NotFoundError
+from router.batches.records import UNFINISHED, BatchRecord, Counts, FileRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A request as it stands in the input file. number: from 1, blank lines included."""
+
+    number: int
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredLine:
+    """An output line, with its newline."""
+
+    number: int
+    answer: bytes
+    failed: bool
+
+
+def create(db: sqlite3.Connection, record: BatchRecord) -> BatchRecord:
+    """A new batch; gets its number here."""
+    (number,) = db.execute("SELECT COALESCE(MAX(number), 0) + 1 FROM batches").fetchone()
+    record = replace(record, number=number)
+    db.execute(
+        "INSERT INTO batches VALUES (?, ?, ?, ?)", (record.id, number, record.status, record.to_json())
+    )
+    return record
+
+
+def get(db: sqlite3.Connection, batch_id: str) -> BatchRecord:
+    """NotFoundError if there is none."""
+    row = db.execute("SELECT record FROM batches WHERE id = ?", (batch_id,)).fetchone()
+    if row is None:
+        raise NotFoundError(f"there is no batch {batch_id[:100]}")
+    record = BatchRecord.from_json(row[0])
+    return record if record.finished else replace(record, counts=_counts(db, batch_id))
+
+
+def listing(db: sqlite3.Connection, after: str | None, limit: int) -> list[BatchRecord]:
+    """A page of batches, newest first, behind the one named `after`."""
+    before = get(db, after).number if after is not None else 2**62
+    rows = db.execute(
+        "SELECT id FROM batches WHERE number < ? ORDER BY number DESC LIMIT ?", (before, limit)
+    ).fetchall()
+    return [get(db, batch_id) for (batch_id,) in rows]
+
+
+def unfinished(db: sqlite3.Connection) -> list[BatchRecord]:
+    """Batches to go on with, oldest first."""
+    places = ", ".join("?" * len(UNFINISHED))
+    rows = db.execute(f"SELECT id FROM batches WHERE status IN ({places}) ORDER BY number", UNFINISHED)
+    return [get(db, batch_id) for (batch_id,) in rows.fetchall()]
+
+
+def advance(
+    db: sqlite3.Connection,
+    batch_id: str,
+    status: str,
+    now: int,
+    only_from: Sequence[str],
+    errors: Sequence[dict[str, Any]] = (),
+    results: Sequence[FileRecord] = (),
+) -> BatchRecord:
+    """Take a batch to its next state, if it is in one of `only_from`; returns it as it is then.
+
+    results: files of its good and its failed answers, which come into being with the last state; those
+    without any answer do not.
+    """
+    record = get(db, batch_id)
+    if record.status not in only_from:
+        return record
+    counts = _counts(db, batch_id)  # kept with the batch: a client may delete the answers
+    record = record.entered(status, now, counts=counts, errors=list(errors))
+    for file in results:
+        if not (counts.failed if file.failed else counts.completed):
+            continue
+        (size,) = db.execute(
+            "SELECT SUM(LENGTH(answer)) FROM lines WHERE batch_id = ? AND failed = ?", (batch_id, file.failed)
+        ).fetchone()
+        db.execute(
+            "INSERT INTO files VALUES (?, ?, ?, ?, ?, 1, ?, ?)",
+            (file.id, file.created, size, file.filename, file.purpose, batch_id, file.failed),
+        )
+        if file.failed:
+            record = replace(record, error_file_id=file.id)
+        else:
+            record = replace(record, output_file_id=file.id)
+    if record.finished:  # requests that will never be answered
+        db.execute("DELETE FROM lines WHERE batch_id = ? AND answer IS NULL", (batch_id,))
+    db.execute("UPDATE batches SET status = ?, record = ? WHERE id = ?", (status, record.to_json(), batch_id))
+    return record
+
+
+def forget_lines(db: sqlite3.Connection, batch_id: str) -> None:
+    """Before the input file is read, perhaps a second time."""
+    db.execute("DELETE FROM lines WHERE batch_id = ?", (batch_id,))
+
+
+def add_lines(db: sqlite3.Connection, batch_id: str, lines: Iterable[tuple[int, bytes, bytes]]) -> int | None:
+    """Take (number, custom_id, request) in; returns the first number whose custom_id is not new."""
+    for number, custom_id, request in lines:
+        added = db.execute(
+            "INSERT OR IGNORE INTO lines (batch_id, number, custom_id, request) VALUES (?, ?, ?, ?)",
+            (batch_id, number, custom_id, request),
+        )
+        if not added.rowcount:
+            return number
+    return None
+
+
+def unanswered(db: sqlite3.Connection, batch_id: str, after: int, limit: int) -> list[Line]:
+    """The next requests, in their order."""
+    rows = db.execute(
+        "SELECT number, request FROM lines WHERE batch_id = ? AND number > ? AND answer IS NULL "
+        "ORDER BY number LIMIT ?",
+        (batch_id, after, limit),
+    )
+    return [Line(number, request) for number, request in rows]
+
+
+def record_answers(db: sqlite3.Connection, answers: Sequence[tuple[str, AnsweredLine]]) -> None:
+    """Answers of (batch, line); the requests are not needed any more."""
+    db.executemany(
+        "UPDATE lines SET answer = ?, failed = ?, request = NULL WHERE batch_id = ? AND number = ?",
+        [(line.answer, line.failed, batch_id, line.number) for batch_id, line in answers],
+    )
+
+
+def _counts(db: sqlite3.Connection, batch_id: str) -> Counts:
+    total, answered, failed = db.execute(
+        "SELECT COUNT(*), COUNT(answer), COALESCE(SUM(failed), 0) FROM lines WHERE batch_id = ?", (batch_id,)
+    ).fetchone()
+    return Counts(total, answered - failed, failed)

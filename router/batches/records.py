@@ -1,0 +1,110 @@
+"""Files and batches as they are stored, and as the OpenAI API shows them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+VALIDATING, IN_PROGRESS, FINALIZING, CANCELLING = "validating", "in_progress", "finalizing", "cancelling"
+COMPLETED, FAILED, CANCELLED, EXPIRED = "completed", "failed", "cancelled", "expired"
+UNFINISHED = (VALIDATING, IN_PROGRESS, FINALIZING, CANCELLING)
+"""A batch in one of these states goes on after a restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """created: Unix time, seconds. batch_id, failed: of a batch's answers, the good or the failed ones."""
+
+    id: str
+    created: int
+    bytes: int
+    filename: str
+    purpose: str
+    batch_id: str | None = None
+    failed: bool | None = None
+
+    def body(self) -> dict[str, Any]:
+        """As the API shows it."""
+        return {
+            "id": self.id,
+            "object": "file",
+            "bytes": self.bytes,
+            "created_at": self.created,
+            "expires_at": None,
+            "filename": self.filename,
+            "purpose": self.purpose,
+            "status": "processed",
+            "status_details": None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Requests of a batch."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """times: Unix time by state, seconds. errors: why the input file was refused, as the API shows it."""
+
+    id: str
+    number: int
+    endpoint: str
+    input_file_id: str
+    window: str
+    created: int
+    expires: int
+    status: str = VALIDATING
+    metadata: dict[str, str] | None = None
+    times: dict[str, int] = field(default_factory=dict)
+    counts: Counts = Counts()
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """True once nothing changes any more."""
+        return self.status not in UNFINISHED
+
+    def entered(self, status: str, now: int, **changes: Any) -> BatchRecord:
+        """The batch in its next state."""
+        return dataclasses.replace(self, status=status, times={**self.times, status: now}, **changes)
+
+    def to_json(self) -> str:
+        """For the database."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> BatchRecord:
+        """From the database."""
+        fields = json.loads(text)
+        return cls(**{**fields, "counts": Counts(**fields["counts"])})
+
+    def body(self) -> dict[str, Any]:
+        """As the API shows it."""
+        return {
+            "id": self.id,
+            "object": "batch",
+            "endpoint": self.endpoint,
+            "errors": {"object": "list", "data": self.errors} if self.errors else None,
+            "input_file_id": self.input_file_id,
+            "completion_window": self.window,
+            "status": self.status,
+            "output_file_id": self.output_file_id,
+            "error_file_id": self.error_file_id,
+            "created_at": self.created,
+            "expires_at": self.expires,
+            **{f"{status}_at": self.times.get(status) for status in _SHOWN_TIMES},
+            "request_counts": dataclasses.asdict(self.counts),
+            "metadata": self.metadata,
+        }
+
+
+_SHOWN_TIMES = (IN_PROGRESS, FINALIZING, COMPLETED, FAILED, EXPIRED, CANCELLING, CANCELLED)

@@ -1,0 +1,71 @@
+"""From an admitted request to what a response body says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from common.errors import TidePipeError
+from common.openai.batch import BatchItem
+from common.openai.responses import ResponseContext, response_body
+from common.request import Answer, GenerationRequest
+from common.sampling import FinishReason
+from router.gateway.collector import AnswerCollector
+from router.requests.subscription import Subscription
+from router.requests.table import RequestTable
+from router.requests.text_port import TextPort
+
+
+class AnswerBodies:
+    """Makes bodies, with what they say besides the answer."""
+
+    def __init__(self, model_name: str, text: Callable[[], TextPort | None]) -> None:
+        """text: the tokenizer, once it is loaded; spells the tokens of log-probabilities."""
+        self._model_name = model_name
+        self._text = text
+
+    def context(self, wanted: GenerationRequest, subscription: Subscription) -> ResponseContext:
+        """For a request that has been admitted."""
+        text = self._text()
+        prompt = subscription.entry.answers[0].prompt
+        return ResponseContext(
+            request=wanted,
+            model=self._model_name,
+            created=int(time.time()),
+            token_bytes=None if text is None else text.token_bytes,
+            prompt_token_ids=tuple(prompt) if wanted.return_token_ids else (),
+            prompt_tokens=len(prompt),
+            prompt_text=_prompt_text(wanted, prompt, text) if wanted.echo else "",
+        )
+
+    async def whole(self, wanted: GenerationRequest, subscription: Subscription) -> dict[str, Any]:
+        """The body once all answers have ended. Raises what went wrong."""
+        collector = AnswerCollector()
+        async for deltas in subscription.deltas():
+            for delta in deltas:
+                collector.add(delta.piece)
+        answers = collector.answers()
+        raise_error(answers)
+        return response_body(self.context(wanted, subscription), answers, subscription.entry.usage)
+
+
+def raise_error(pieces: Sequence[Answer]) -> None:
+    """Raise TidePipeError if one of them says that its answer could not be finished."""
+    for piece in pieces:
+        if piece.finish_reason is FinishReason.ERROR:
+            raise TidePipeError(piece.error or "the answer could not be finished")
+
+
+async def answer_item(table: RequestTable, bodies: AnswerBodies, item: BatchItem) -> dict[str, Any]:
+    """Body for a batch's request, which runs as any other."""
+    with table.attach(item.request, grace_s=0.0) as subscription:
+        return await bodies.whole(item.request, subscription)
+
+
+def _prompt_text(wanted: GenerationRequest, prompt: Sequence[int], text: TextPort | None) -> str:
+    """The prompt as it was sent, or what its token ids stand for."""
+    if isinstance(wanted.prompt, str):
+        return wanted.prompt
+    spelled = b"".join(text.token_bytes(token) for token in prompt) if text is not None else b""
+    return spelled.decode("utf-8", "replace")

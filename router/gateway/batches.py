@@ -1,0 +1,89 @@
+"""/v1/batches: files of requests, answered in the background."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from common.errors import InvalidRequestError
+from common.openai.batch import PARSERS
+from common.openai.validation import Refusal, StrictModel, validate
+from router.batches import lines
+from router.batches.jobs import BatchJobs
+from router.gateway.body import read_json
+from router.gateway.failures import guarded
+from router.gateway.paging import page_body, page_limit
+
+MAX_WINDOW_HOURS = 24 * 30
+MAX_METADATA = 16
+_REFUSED = {"output_expires_after": Refusal("is not supported: delete the files when they are not needed")}
+
+
+class BatchBody(StrictModel):
+    """Body of POST /v1/batches."""
+
+    input_file_id: str
+    endpoint: str
+    completion_window: str
+    metadata: dict[str, str] | None = None
+
+
+class BatchEndpoints:
+    """Batches are known by their ids, also after a restart."""
+
+    def __init__(self, jobs: BatchJobs) -> None:
+        self._jobs = jobs
+
+    def routes(self) -> list[Route]:
+        """All paths."""
+        one = "/v1/batches/{batch_id}"
+        return [
+            Route("/v1/batches", guarded(self.create), methods=["POST"]),
+            Route("/v1/batches", guarded(self.listing), methods=["GET"]),
+            Route(one, guarded(self.show), methods=["GET"]),
+            Route(one + "/cancel", guarded(self.cancel), methods=["POST"]),
+        ]
+
+    async def create(self, request: Request) -> Response:
+        """Begin a batch."""
+        body = validate(BatchBody, await read_json(request), _REFUSED, ())
+        if body.endpoint not in PARSERS:
+            raise InvalidRequestError(
+                f"endpoint must be one of {', '.join(PARSERS)}, got {body.endpoint[:100]!r}", "endpoint"
+            )
+        if len(body.metadata or {}) > MAX_METADATA:
+            raise InvalidRequestError(f"metadata may have {MAX_METADATA} entries", "metadata")
+        record = await self._jobs.create(
+            body.endpoint, body.input_file_id, _hours(body.completion_window), body.metadata
+        )
+        return JSONResponse(record.body())
+
+    async def listing(self, request: Request) -> Response:
+        """Pages, newest first."""
+        limit = page_limit(request.query_params, most=100, default=20)
+        after = request.query_params.get("after")
+        found = await self._jobs.database.run(lines.listing, after, limit + 1)
+        return JSONResponse(page_body([record.body() for record in found], limit))
+
+    async def show(self, request: Request) -> Response:
+        """How far a batch is."""
+        record = await self._jobs.database.run(lines.get, request.path_params["batch_id"])
+        return JSONResponse(record.body())
+
+    async def cancel(self, request: Request) -> Response:
+        """Answer no more of its requests."""
+        return JSONResponse((await self._jobs.cancel(request.path_params["batch_id"])).body())
+
+
+def _hours(window: str) -> int:
+    match = re.fullmatch(r"(\d{1,3})h", window)
+    if match is None or not 1 <= int(match[1]) <= MAX_WINDOW_HOURS:
+        raise InvalidRequestError(
+            f"completion_window must be '24h', or another number of hours up to {MAX_WINDOW_HOURS}, "
+            f"got {window[:40]!r}",
+            "completion_window",
+        )
+    return int(match[1])

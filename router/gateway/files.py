@@ -1,0 +1,134 @@
+"""/v1/files: what batches read and write."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Message
+
+from common.errors import InvalidRequestError, StorageError
+from router.batches import files
+from router.batches.database import Database
+from router.batches.records import FileRecord
+from router.gateway.body import BodyTooLargeError
+from router.gateway.failures import guarded
+from router.gateway.paging import page_body, page_limit
+
+MAX_FILE_BYTES = 200 * 1024 * 1024
+_FORM_OVERHEAD = 64 * 1024
+MAX_NAME_CHARACTERS = 512
+
+
+class FileEndpoints:
+    """Files come and go in pieces: they may be larger than what should be in memory."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def routes(self) -> list[Route]:
+        """All paths."""
+        one = "/v1/files/{file_id}"
+        return [
+            Route("/v1/files", guarded(self.upload), methods=["POST"]),
+            Route("/v1/files", guarded(self.listing), methods=["GET"]),
+            Route(one, guarded(self.show), methods=["GET"]),
+            Route(one, guarded(self.delete), methods=["DELETE"]),
+            Route(one + "/content", guarded(self.content), methods=["GET"]),
+        ]
+
+    async def upload(self, request: Request) -> Response:
+        """Store a file; it exists once this answers."""
+        limited = Request(request.scope, _Limit(request, MAX_FILE_BYTES + _FORM_OVERHEAD).receive)
+        try:
+            async with limited.form(max_files=1, max_fields=8) as form:
+                return JSONResponse((await self._store(form)).body())
+        except HTTPException as error:  # Starlette's word for a form that is none
+            raise InvalidRequestError(f"the form cannot be read: {error.detail}") from None
+
+    async def _store(self, form: FormData) -> FileRecord:
+        file, purpose = form.get("file"), form.get("purpose")
+        if unknown := sorted(form.keys() - {"file", "purpose"}):
+            name = unknown[0][:40]
+            raise InvalidRequestError(f"unknown field {name!r}; a form has file and purpose", name)
+        if not isinstance(file, UploadFile):
+            raise InvalidRequestError("file is required, as multipart/form-data", "file")
+        if purpose != "batch":
+            raise InvalidRequestError(f"purpose must be 'batch', got {purpose!r}", "purpose")
+        name = (file.filename or "file.jsonl")[:MAX_NAME_CHARACTERS]
+        record = FileRecord(f"file-{secrets.token_hex(12)}", int(time.time()), file.size or 0, name, "batch")
+        run = self._database.run
+        await run(files.begin, record)
+        try:
+            number = 0
+            while data := await file.read(files.CHUNK_BYTES):
+                await run(files.append, record.id, number, data)
+                number += 1
+            await run(files.complete, record.id, record.bytes)
+        except BaseException:
+            # On a full disk that may fail as well; then the next start removes what is here.
+            with contextlib.suppress(StorageError):
+                await run(files.drop, record.id)
+            raise
+        return record
+
+    async def listing(self, request: Request) -> Response:
+        """Pages, newest first unless asked otherwise."""
+        query = request.query_params
+        order = query.get("order", "desc")
+        if order not in ("asc", "desc"):
+            raise InvalidRequestError(f"order must be 'asc' or 'desc', got {order[:40]!r}", "order")
+        limit = page_limit(query, most=10_000, default=10_000)
+        found = await self._database.run(
+            files.listing, query.get("purpose"), query.get("after"), limit + 1, order == "desc"
+        )
+        return JSONResponse(page_body([record.body() for record in found], limit))
+
+    async def show(self, request: Request) -> Response:
+        """One file's facts."""
+        return JSONResponse((await self._find(request)).body())
+
+    async def delete(self, request: Request) -> Response:
+        """Remove one file."""
+        file_id = request.path_params["file_id"]
+        await self._database.run(files.delete, file_id)
+        return JSONResponse({"id": file_id, "object": "file", "deleted": True})
+
+    async def content(self, request: Request) -> Response:
+        """What is in it."""
+        record = await self._find(request)
+        headers = {"content-length": str(record.bytes)}
+        return StreamingResponse(self._pieces(record), media_type="application/octet-stream", headers=headers)
+
+    async def _find(self, request: Request) -> FileRecord:
+        return await self._database.run(files.get, request.path_params["file_id"])
+
+    async def _pieces(self, record: FileRecord) -> AsyncIterator[bytes]:
+        place: int | None = 0
+        while place is not None:
+            data, place = await self._database.run(files.read, record, place)
+            yield data
+
+
+class _Limit:
+    """Counts a body while it is received."""
+
+    def __init__(self, request: Request, limit: int) -> None:
+        self._receive = request.receive
+        self._limit = limit
+        self._size = 0
+
+    async def receive(self) -> Message:
+        """The next piece; BodyTooLargeError if it is one too many."""
+        message = await self._receive()
+        self._size += len(message.get("body", b""))
+        if self._size > self._limit:
+            raise BodyTooLargeError(MAX_FILE_BYTES)
+        return message

@@ -1,0 +1,214 @@
+"""The official `openai` client against a real cluster with the real model."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+from pydantic import BaseModel
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
+
+MODEL = "smollm2-135m"
+ASK: Any = [{"role": "user", "content": "What is the capital of France? One word."}]
+
+
+class RunningCluster:
+    """`tidepipe up` with files and batches in `data`."""
+
+    def __init__(self, model: Path, data: Path) -> None:
+        flags = ["--model", str(model), "--threads", "1", "--data-dir", str(data)]
+        command = [sys.executable, "-m", "tidepipe.cli.main", "up", *flags]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        ready = re.fullmatch(r"ready http=(\S+) grpc=\S+\n", self.process.stdout.readline())
+        assert ready
+        self.url = f"http://{ready[1]}/v1"
+
+    def kill_router(self) -> None:
+        """As a crash: the supervisor starts it again."""
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            if "router" in child.cmdline()[1:4]:
+                child.send_signal(signal.SIGKILL)
+                return
+        raise AssertionError("there is no router")
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        self.process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def cluster(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
+    one = RunningCluster(model_path, tmp_path_factory.mktemp("data"))
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def client(cluster: RunningCluster) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=cluster.url, api_key="none", max_retries=0, timeout=60) as one:
+        yield one
+
+
+def test_chat_whole_and_streamed_agree(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    options: Any = {"model": MODEL, "messages": ASK, "temperature": 0, "max_tokens": 12}
+    whole = client.chat.completions.create(**options, logprobs=True, top_logprobs=2)
+    said = whole.choices[0].message.content
+    assert said is not None and "Paris" in said
+    assert whole.choices[0].logprobs is not None and whole.choices[0].logprobs.content is not None
+    assert all(len(token.top_logprobs) == 2 for token in whole.choices[0].logprobs.content)
+    chunks = list(
+        client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True})
+    )
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert (streamed, chunks[-1].usage) == (said, whole.usage)
+
+
+async def test_many_at_once_and_leaving_early(cluster: RunningCluster) -> None:
+    async with openai.AsyncOpenAI(base_url=cluster.url, api_key="none", max_retries=0) as client:
+        answers = await asyncio.gather(
+            *(
+                client.completions.create(
+                    model=MODEL,
+                    prompt=f"{n} plus {n} is",
+                    max_tokens=8,
+                    seed=n,
+                    extra_body={"ignore_eos": True},
+                )
+                for n in range(8)
+            )
+        )
+        assert [answer.usage and answer.usage.completion_tokens for answer in answers] == [8] * 8
+        stream = await client.completions.create(model=MODEL, prompt="Count:", max_tokens=2000, stream=True)
+        async for _ in stream:
+            break
+        await stream.close()
+
+
+class Person(BaseModel):
+    """What the model is to fill in."""
+
+    name: str
+    age: int
+
+
+def test_structured_outputs_and_tools(client: openai.OpenAI) -> None:
+    ask: Any = [{"role": "user", "content": "Ann is thirty years old. Give her name and age as JSON."}]
+    parsed = client.chat.completions.parse(
+        model=MODEL, messages=ask, response_format=Person, temperature=0, max_tokens=60
+    )
+    assert isinstance(parsed.choices[0].message.parsed, Person)
+    chosen = client.completions.create(
+        model=MODEL, prompt="Is water wet?", extra_body={"structured_outputs": {"choice": ["yes", "no"]}}
+    )
+    assert chosen.choices[0].text in ("yes", "no") and chosen.choices[0].finish_reason == "stop"
+    tool: Any = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    answer = client.chat.completions.create(model=MODEL, messages=ask, tools=[tool], max_tokens=4)
+    assert answer.choices[0].message.content
+    echoed = client.completions.create(model=MODEL, prompt="One two", echo=True, max_tokens=3)
+    assert echoed.choices[0].text.startswith("One two")
+
+
+def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.chat.completions.create(model=MODEL, messages=ASK, temperature=-1)
+    assert bad.value.param == "temperature"
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objekt"}}}
+    with pytest.raises(openai.BadRequestError, match="objekt") as bad:
+        client.chat.completions.create(model=MODEL, messages=ASK, response_format=schema)  # type: ignore[call-overload]
+    assert bad.value.param == "response_format"
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="other", messages=ASK)
+    with pytest.raises(openai.BadRequestError, match="x-slo-ttft-ms"):
+        client.completions.create(model=MODEL, prompt="x", extra_headers={"x-slo-ttft-ms": "-5"})
+    with pytest.raises(openai.NotFoundError):
+        client.files.content("file-unknown")
+    with pytest.raises(openai.BadRequestError, match="purpose"):
+        client.files.create(file=("a.jsonl", b"{}"), purpose="assistants")
+
+
+def lines(count: int, max_tokens: int) -> bytes:
+    """A batch file; the last line has an error of its own."""
+    bodies = [
+        {"model": MODEL, "prompt": f"Number {n} is", "max_tokens": max_tokens, "ignore_eos": True, "seed": n}
+        for n in range(count)
+    ]
+    bodies.append({"model": MODEL, "prompt": "x", "temperature": -1})
+    return b"".join(
+        json.dumps({"custom_id": f"c{n}", "method": "POST", "url": "/v1/completions", "body": body}).encode()
+        + b"\n"
+        for n, body in enumerate(bodies)
+    )
+
+
+def until(client: openai.OpenAI, batch_id: str, *wanted: str) -> Any:
+    """The batch, once it is in one of these states; an answer may have to wait for a restart."""
+    patient = client.with_options(max_retries=8)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        batch = patient.batches.retrieve(batch_id)
+        if batch.status in wanted:
+            return batch
+        time.sleep(0.1)
+    raise AssertionError(f"the batch is {batch.status}")
+
+
+def test_a_batch_survives_the_routers_death(client: openai.OpenAI, cluster: RunningCluster) -> None:
+    count = 40
+    file = client.files.create(file=io.BytesIO(lines(count, 24)), purpose="batch")
+    assert client.files.content(file.id).content == lines(count, 24)
+    batch = client.batches.create(
+        input_file_id=file.id,
+        endpoint="/v1/completions",
+        completion_window="24h",
+        metadata={"who": "test"},
+    )
+    patient = client.with_options(max_retries=8)
+    while patient.batches.retrieve(batch.id).request_counts.completed < 5:  # type: ignore[union-attr]
+        time.sleep(0.02)
+    cluster.kill_router()
+    done = until(client, batch.id, "completed", "failed")
+    assert (done.request_counts.completed, done.request_counts.failed) == (count, 1)
+    assert done.metadata == {"who": "test"}
+    answers = [json.loads(line) for line in client.files.content(done.output_file_id).text.splitlines()]
+    assert [answer["custom_id"] for answer in answers] == [f"c{n}" for n in range(count)]
+    assert all(a["response"]["body"]["usage"]["completion_tokens"] == 24 for a in answers)
+    (error,) = (json.loads(line) for line in client.files.content(done.error_file_id).text.splitlines())
+    assert error["custom_id"] == f"c{count}" and error["response"]["status_code"] == 400
+    assert {one.id for one in client.files.list()} == {file.id, done.output_file_id, done.error_file_id}
+    assert [one.id for one in client.batches.list()] == [batch.id]
+    client.files.delete(done.output_file_id)
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(done.output_file_id)
+    assert client.batches.retrieve(batch.id).request_counts.completed == count  # type: ignore[union-attr]
+
+
+def test_bad_batches_fail_whole_and_running_ones_can_be_cancelled(client: openai.OpenAI) -> None:
+    bad = client.files.create(file=io.BytesIO(b'{"custom_id": "a"}\nnonsense\n'), purpose="batch")
+    batch = client.batches.create(input_file_id=bad.id, endpoint="/v1/completions", completion_window="24h")
+    failed = until(client, batch.id, "failed", "completed")
+    assert [(e.line, e.code) for e in failed.errors.data] == [(1, "invalid_method"), (2, "invalid_json")]
+    long = client.files.create(file=io.BytesIO(lines(30, 400)), purpose="batch")
+    batch = client.batches.create(input_file_id=long.id, endpoint="/v1/completions", completion_window="24h")
+    until(client, batch.id, "in_progress")
+    assert client.batches.cancel(batch.id).status == "cancelling"
+    ended = until(client, batch.id, "cancelled", "completed")
+    assert ended.status == "cancelled" and ended.request_counts.total == 31
+    with pytest.raises(openai.BadRequestError, match="cannot be cancelled"):
+        client.batches.cancel(batch.id)
+    chat = client.completions.create(model=MODEL, prompt="Still", max_tokens=2)  # nothing is left behind
+    assert chat.usage is not None

@@ -1,0 +1,88 @@
+"""Files and batches in SQLite: what is stored is stored as a whole, and a full disk breaks nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import ConfigError, NotFoundError, StorageError
+from router.batches import files, lines
+from router.batches.database import Database
+from router.batches.intake import LineSplitter
+from router.batches.lines import AnsweredLine
+from router.batches.records import COMPLETED, IN_PROGRESS, UNFINISHED, VALIDATING, BatchRecord, FileRecord
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    one = Database(tmp_path)
+    yield one
+    one.close()
+
+
+def record(name: str) -> FileRecord:
+    return FileRecord(name, 1, 0, f"{name}.jsonl", "batch")
+
+
+async def test_a_full_disk_is_an_error_and_no_damage(tmp_path: Path) -> None:
+    database = Database(tmp_path, max_bytes=4 * MIB)
+    run = database.run
+    await run(files.begin, record("small"))
+    await run(files.append, "small", 0, b"kept")
+    await run(files.complete, "small", 4)
+    await run(files.begin, record("large"))
+    with pytest.raises(StorageError, match="full"):
+        for number in range(8):
+            await run(files.append, "large", number, b"x" * MIB)
+    with pytest.raises(NotFoundError):
+        await run(files.get, "large")
+    await run(files.drop_incomplete)
+    assert await run(files.read, await run(files.get, "small"), 0) == (b"kept", 1)
+    await run(files.begin, record("again"))  # there is room again
+    await run(files.append, "again", 0, b"x" * MIB)
+    database.close()
+    reopened = Database(tmp_path)
+    assert await reopened.run(lambda db: db.execute("PRAGMA integrity_check").fetchone()) == ("ok",)
+    reopened.close()
+
+
+async def test_one_router_per_folder(database: Database, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="another router uses"):
+        Database(tmp_path)
+
+
+async def test_a_batch_moves_only_as_allowed_and_keeps_its_answers(database: Database) -> None:
+    run = database.run
+    batch = await run(lines.create, BatchRecord("b", 0, "/v1/completions", "f", "24h", 1, 2))
+    assert await run(lines.add_lines, "b", [(n, b"%d" % n, b"{}") for n in (1, 2, 4)]) is None
+    assert await run(lines.add_lines, "b", [(5, b"2", b"{}")]) == 5
+    started = await run(lines.advance, "b", IN_PROGRESS, 5, (VALIDATING,))
+    assert (started.status, started.counts.total, started.times) == (IN_PROGRESS, 3, {IN_PROGRESS: 5})
+    assert await run(lines.advance, "b", VALIDATING, 6, (VALIDATING,)) == started
+    await run(
+        lines.record_answers,
+        [("b", AnsweredLine(4, b"four\n", False)), ("b", AnsweredLine(1, b"one\n", False))],
+    )
+    assert [line.number for line in await run(lines.unanswered, "b", 0, 9)] == [2]
+    good, bad = (FileRecord(f"out-{f}", 7, 0, "o", "batch_output", "b", f) for f in (False, True))
+    ended = await run(lines.advance, "b", COMPLETED, 7, UNFINISHED, (), (good, bad))
+    assert (ended.output_file_id, ended.error_file_id) == ("out-False", None)
+    assert await run(lines.get, "b") == ended and not await run(lines.unfinished)
+    output = await run(files.get, "out-False")
+    assert (output.bytes, await run(files.read, output, 0)) == (9, (b"one\nfour\n", None))
+    assert batch.number == 1
+
+
+@given(st.lists(st.binary(max_size=30)), st.integers(1, 7))
+def test_lines_do_not_depend_on_how_a_file_is_cut(pieces: list[bytes], size: int) -> None:
+    content = b"\n".join(pieces)
+    splitter = LineSplitter()
+    cut = [content[i : i + size] for i in range(0, len(content), size)]
+    found = [line for piece in cut for line in splitter.feed(piece)] + list(splitter.flush())
+    assert found == [(n, line.strip()) for n, line in enumerate(content.split(b"\n"), 1) if line.strip()]
