@@ -14,6 +14,7 @@ from common.errors import ConfigError
 from common.latency.profile import Profile
 from stage_worker.executors.protocol import StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
+from stage_worker.profiling.check import Check, compare, mixed_steps
 from stage_worker.profiling.measure import CHUNK, LONG, Plan, Slice, Stopwatch, derive
 from stage_worker.profiling.rehearsal import Rehearsal, Step
 
@@ -21,6 +22,7 @@ BLOCK_SIZE = 16
 CPU_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 GPU_SIZES = (1, 2, 4, 8, 16, 32, *range(64, 513, 64), *range(640, 2049, 128))
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256)
+CHECKED = 10
 THIN = 4
 """The second slice has this part of the first one's layers."""
 
@@ -41,9 +43,19 @@ class ProfilingSession:
     """
 
     def __init__(
-        self, model: str, *, stages: int, device: str, dtype: str, threads: int | None, largest: int = 0
+        self,
+        model: str,
+        *,
+        stages: int,
+        device: str,
+        dtype: str,
+        threads: int | None,
+        quantization: str | None = None,
+        largest: int = 0,
     ) -> None:
-        self._backend = TorchBackend(model, device=device, dtype=dtype, threads=threads)
+        self._backend = TorchBackend(
+            model, device=device, dtype=dtype, threads=threads, quantization=quantization
+        )
         about = self._backend.description
         layers = about.shape.layers
         if not 1 <= stages <= layers:
@@ -66,15 +78,17 @@ class ProfilingSession:
         alone = about.device == "cpu" and torch.get_num_threads() == 1
         self._clock = time.process_time if alone else time.perf_counter
 
-    def measure(self, rounds: int, progress: Progress) -> Profile:
-        """Measure everything `rounds` times."""
-        plan = self._plan
+    def measure(self, rounds: int, progress: Progress) -> tuple[Profile, Check]:
+        """Measure everything `rounds` times; then hold the profile against other steps."""
+        plan, shape = self._plan, self._backend.description.shape
         thin_layers = max(1, self._layers // THIN)
-        progress.total(rounds * (len(plan.steps()) + len(plan.smallest())))
+        checked = mixed_steps(CHECKED, most_tokens=plan.most_tokens, long=plan.long)
+        progress.total(rounds * (len(plan.steps()) + len(plan.smallest())) + len(checked))
         # The thin slice first: the worker keeps the layers that it was asked for last.
         thin = self._slice(thin_layers, plan.smallest(), rounds, progress)
         whole = self._slice(self._layers, plan.steps(), rounds, progress)
-        return derive(plan, whole, thin, self._backend.description.shape.layers)
+        profile = derive(plan, whole, thin, shape.layers)
+        return profile, compare(profile, shape, self._slice(self._layers, checked, 1, progress), checked)
 
     def about(self) -> dict[str, Any]:
         """What was measured, and on what."""

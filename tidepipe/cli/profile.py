@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,8 @@ from tidepipe.cli.exit_codes import SUCCESS
 
 if TYPE_CHECKING:
     from common.latency.profile import Profile
+    from stage_worker.profiling.check import Check
+    from stage_worker.profiling.session import ProfilingSession
 
 NEIGHBOUR_END_S = 10.0
 
@@ -30,12 +33,21 @@ def profile(
         ),
     ] = 1,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="Writes FILE.csv and FILE.json.")
-    ] = Path("profile.csv"),
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Writes FILE.csv and FILE.json. Default: where `tidepipe up` finds it by itself.",
+        ),
+    ] = None,
     dtype: Annotated[
         str, typer.Option("--dtype", metavar="D", help="auto, float32, bfloat16 or float16.")
     ] = "auto",
     device: Annotated[str, typer.Option("--device", metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    quantization: Annotated[
+        str | None, typer.Option("--quantization", metavar="Q", help="int8, as for `tidepipe up`.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Compute threads. Default: cores / stages.")
     ] = None,
@@ -50,34 +62,47 @@ def profile(
     """Measure a latency profile with the executor that serves; no cluster is needed.
 
     FILE.csv has two columns, tokens in a step and milliseconds of the whole model; FILE.json beside it adds
-    what contexts, rows and the LM head cost. `--profile FILE.csv` of other commands uses both.
+    what contexts, rows and the LM head cost. `--profile FILE.csv` of other commands uses both. Without
+    --output the profile is kept for `tidepipe up` and `batch` with the same model, stages, dtype, threads.
     """
     # Late, so that `tidepipe --help` stays quick.
     import json
 
+    from common.latency.kept_profile import Measured, kept_profile
     from common.latency.profile_file import profile_fields, write_profile
+    from common.model_source import resolve_model
     from stage_worker.profiling.session import ProfilingSession
 
-    if output.suffix not in ("", ".csv", ".json"):
+    if output is not None and output.suffix not in ("", ".csv", ".json"):
         raise ConfigError(f"--output must end in .csv or .json, got {output.name}")
     threads = threads or max(1, (os.cpu_count() or 1) // stages)
-    session = ProfilingSession(model, stages=stages, device=device, dtype=dtype, threads=threads)
+    session = ProfilingSession(
+        model, stages=stages, device=device, dtype=dtype, threads=threads, quantization=quantization
+    )
     about = session.about()
     neighbours = 0 if alone or about["device"] != "cpu" else stages - 1
+    if output is None:
+        place = str(resolve_model(model).resolve())
+        output = kept_profile(Measured(place, device, dtype, quantization, threads, stages))
     with _neighbours(neighbours, model, stages, about["dtype"], threads):
-        measured = _measure(session, rounds)
-    paths = write_profile(measured, about | {"neighbours": neighbours}, output)
+        measured, check = _measure(session, rounds)
+    about |= {"neighbours": neighbours, "check": asdict(check)}
+    paths = write_profile(measured, about, output)
     for path in paths:
         print(f"wrote {path}", file=sys.stderr)
     if as_json:
         files = {"files": [str(path) for path in paths]}
-        print(json.dumps({**about, "neighbours": neighbours, **profile_fields(measured), **files}))
+        print(json.dumps({**about, **profile_fields(measured), **files}))
     else:
         _print(measured, about)
+        print(
+            f"{check.steps} mixed steps that it was not made of: predicted {check.ratio:.2f} of measured "
+            f"({check.least:.2f} to {check.most:.2f})"
+        )
     raise typer.Exit(SUCCESS)
 
 
-def _measure(session: Any, rounds: int) -> Profile:
+def _measure(session: ProfilingSession, rounds: int) -> tuple[Profile, Check]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -86,10 +111,9 @@ def _measure(session: Any, rounds: int) -> Profile:
     columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("steps", total=None)
-        result: Profile = session.measure(
+        return session.measure(
             rounds, Measured(lambda total: bar.update(task, total=total), lambda: bar.advance(task))
         )
-    return result
 
 
 @contextlib.contextmanager

@@ -91,6 +91,7 @@ def _fields(name: str, live: LiveRun, result: RunResult) -> dict[str, Any]:
 
 
 def _print(live: LiveRun, results: dict[str, RunResult]) -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
@@ -102,24 +103,22 @@ def _print(live: LiveRun, results: dict[str, RunResult]) -> None:
         )
     else:
         console.print(f"replayed {live.events} events: every decision is the same")
-    table = Table("run", "policy")
-    for column in ("seconds", "output tok/s", "of live", "busy", "switches", "preempted", "steals"):
+    table = Table("", box=SIMPLE)
+    for column in ("seconds", "tok/s", "of live", "busy", "switches", "preempted", "steals"):
         table.add_column(column, justify="right")
     table.add_row(
-        "live",
-        live.blueprint.policy,
+        f"live: {live.blueprint.policy}",
         f"{live.makespan_s:.2f}",
         f"{live.output_tokens / live.makespan_s:.0f}",
         "1.00",
-        f"{live.last_stage_busy:.0%} (last)",
+        f"{live.last_stage_busy:.0%}",
         str(live.phase_switches),
         str(live.preemptions),
         str(live.steals),
     )
     for name, result in results.items():
         table.add_row(
-            "virtual time",
-            name,
+            f"virtual: {name}",
             f"{result.makespan_s:.2f}",
             f"{result.output_tokens_per_s:.0f}",
             f"{result.makespan_s / live.makespan_s:.2f}",
@@ -129,5 +128,8 @@ def _print(live: LiveRun, results: dict[str, RunResult]) -> None:
             str(result.steals),
         )
     console.print(table)
+    console.print(
+        "tok/s: output tokens; busy: of the live run the last stage, else the mean of all", style="dim"
+    )
     if not results:
         console.print("no costs are known, so nothing can be run again; give --profile FILE")

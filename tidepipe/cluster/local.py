@@ -15,6 +15,7 @@ from common.model_source import resolve_model
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.cluster.child import Child, ChildSpec, ClusterError
 from tidepipe.cluster.config import ClusterConfig
+from tidepipe.cluster.measured import with_kept_profile
 from tidepipe.cluster.plan import controller_spec, predictor_spec, router_spec, worker_spec
 from tidepipe.cluster.ports import choose_port, join
 from tidepipe.cluster.scrape_targets import write_targets
@@ -55,7 +56,8 @@ class LocalCluster:
     async def prepare(self) -> None:
         """Find the model and the ports; ModelError or ConfigError if there is none."""
         config = self.config
-        await asyncio.to_thread(resolve_model, config.model, allow_download=config.allow_download)
+        path = await asyncio.to_thread(resolve_model, config.model, allow_download=config.allow_download)
+        self.config = config = with_kept_profile(config, path)
         _state_name(config.predictor)
         self.grpc_address = join(config.host, choose_port(config.host, config.grpc_port))
         self.http_address = join(config.host, choose_port(config.host, config.http_port))

@@ -9,6 +9,7 @@ import pytest
 from common.errors import ConfigError
 from common.latency.files import read_shape
 from common.latency.hardware import hardware
+from common.latency.kept_profile import Measured, kept_profile
 from common.latency.linear import MeasuredLinear
 from common.latency.model import Parallelism
 from common.latency.profile import Profile, ProfileTerms
@@ -17,8 +18,11 @@ from common.latency.work import StepWork, work_of
 from common.plan import StepPlan
 from stage_worker.executors.protocol import StepOutput
 from stage_worker.executors.torch_sequences import SequenceTables
+from stage_worker.profiling.check import compare, mixed_steps
 from stage_worker.profiling.measure import Plan, Slice, Stopwatch, derive
-from stage_worker.profiling.rehearsal import Rehearsal
+from stage_worker.profiling.rehearsal import Rehearsal, Step
+from tidepipe.cluster.config import ClusterConfig
+from tidepipe.cluster.measured import with_kept_profile
 
 LAYERS = 12
 TRUTH = ProfileTerms(
@@ -53,10 +57,10 @@ class SteppedClock:
         self._tables.pretend(lengths)
 
 
-def watch(layers: int) -> Stopwatch:
+def watch(layers: int, steps: list[Step] | None = None) -> Stopwatch:
     executor = SteppedClock(layers)
     rehearsal = Rehearsal(executor, kv_blocks=1024, block_size=16, hidden=None, clock=lambda: executor.now)
-    stopwatch = Stopwatch(rehearsal, PLAN.steps())
+    stopwatch = Stopwatch(rehearsal, steps or PLAN.steps())
     stopwatch.round()
     return stopwatch
 
@@ -71,6 +75,25 @@ def test_the_parts_of_a_step_are_found() -> None:
         assert [size for size, _ in points] == [size for size, _ in truth]
         assert [ms for _, ms in points] == pytest.approx([ms for _, ms in truth], rel=0.02)
     assert dict(found.table)[64] == pytest.approx(0.7 + 12 + 64 * 0.03 + 5, rel=0.02)
+    steps = mixed_steps(10, most_tokens=256, long=256)
+    whole = Slice(40, watch(LAYERS, steps))
+    check = compare(found, read_shape("llama2-13b"), whole, steps)
+    assert 0.98 < check.least <= check.ratio <= check.most < 1.02
+
+
+def test_a_kept_profile_is_found_by_the_cluster_it_was_measured_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And by no other."""
+    monkeypatch.setenv("TIDEPIPE_CACHE", str(tmp_path))
+    model = tmp_path / "model"
+    config = ClusterConfig(model="m", stages=2, threads=1)
+    path = kept_profile(Measured(str(model), "auto", "auto", None, 1, 2))
+    assert with_kept_profile(config, model).profile is None
+    write_profile(Profile(((1, 10.0), (256, 60.0)), TRUTH), {}, path)
+    assert with_kept_profile(config, model).profile == str(path)
+    for other in ({"threads": 2}, {"stages": 3}, {"dtype": "float32"}, {"executor": "emulated"}):
+        assert with_kept_profile(config.model_copy(update=other), model).profile is None
 
 
 def test_stages_add_up_and_the_head_is_the_last_one_s() -> None:
