@@ -58,10 +58,11 @@ class SeenLengths:
 
     LEAST = 32
     EVERY = 64
-    WINDOW = 1024
+    WINDOW = 8192
 
     def __init__(self) -> None:
         self.belief: LengthBelief | None = None
+        self._mean = self._mean_square = 0.0
         self._ended: deque[int] = deque(maxlen=self.WINDOW)
         self._next = self.LEAST
         self._count = 0
@@ -72,8 +73,18 @@ class SeenLengths:
         self._count += 1
         if self._count >= self._next:
             censored = [len(sequence.output) for sequence in running]
-            self._next = self._count + max(self.EVERY, len(censored) // 8)
+            self._next = self._count + max(self.EVERY, (len(censored) + len(self._ended)) // 16)
             self.belief = self._estimate(censored)
+
+    def tokens_per_round(self, prompt_tokens: float, capacity_tokens: int) -> float:
+        """Tokens, prompts included, that are computed per decode step when memory is full; 0: not known yet.
+
+        A sequence computes p + o tokens and occupies o (p + o / 2) token-steps of memory.
+        """
+        if self.belief is None:
+            return 0.0
+        occupied = self._mean * prompt_tokens + self._mean_square / 2
+        return capacity_tokens * (prompt_tokens + self._mean) / max(occupied, 1.0)
 
     def _estimate(self, censored: list[int]) -> LengthBelief:
         # Twice the length, odd if it goes on: sorted, with those that ended first where lengths are equal.
@@ -82,6 +93,10 @@ class SeenLengths:
         codes.sort()
         at_risk = np.arange(len(codes), 0, -1)
         survival = np.cumprod(np.where(codes % 2 == 0, 1.0 - 1.0 / at_risk, 1.0))
+        # Those that outlive all others: half as long again, as for quantiles.
+        ends = np.append(codes // 2, 1.5 * (codes[-1] // 2))
+        mass = -np.diff(survival, prepend=1.0, append=0.0)
+        self._mean, self._mean_square = float(mass @ ends), float(mass @ (ends * ends))
         quantiles = []
         for left in (0.5, 0.1):
             first = int(np.count_nonzero(survival > left))

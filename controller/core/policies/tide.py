@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 from common.latency.model import StepCost
 from common.plan import Phase
@@ -13,6 +14,9 @@ from controller.core.policies.mixed import MixedSteps
 from controller.core.sequence import Sequence
 from controller.core.state import PipelineState
 from controller.core.stealing import StealByTime, Stealing
+
+_SAMPLE = 256
+"""Waiting prompts that stand for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +175,19 @@ class TidePolicy(MixedSteps):
         corners = self._corners(state)
         return next((size for size in reversed(corners) if size < self._size), corners[0])
 
+    def _tokens_per_round(self, state: PipelineState) -> float:
+        """What memory lets through, from predictions, else from the lengths that were seen here."""
+        if self._order is not None and self._order.tokens_per_round:
+            return self._order.tokens_per_round
+        prompts = [len(sequence.prompt) for sequence in islice(state.waiting, _SAMPLE)]
+        if not prompts:
+            return 0.0
+        return state.seen.tokens_per_round(sum(prompts) / len(prompts), state.ledger.capacity_tokens)
+
     def _corners(self, state: PipelineState) -> list[int]:
         batches = len(state.batches.batches)
         corners = self._sizes.corners(-(-len(state.batches) // batches))
-        demand = self._order.tokens_per_round / batches if self._order is not None else 0.0
+        demand = self._tokens_per_round(state) / batches
         if not demand:
             return corners
         # Larger steps than this would only fill memory sooner and then stop.
