@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model_name=options.model_name or default_model_name(options.model),
         http=options.http,
         predictor=options.predictor,
+        provisioner=options.provisioner,
         max_requests=options.max_requests,
         max_pending=options.max_pending,
         remember_s=options.remember_s,
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="folder, .gguf file, pulled model's name or hub id: the tokenizer's")
     add("--model-name", default="", metavar="NAME", help="name that clients use; default: the model's")
     add("--http", default="", metavar="HOST:PORT", help="address of the OpenAI-compatible API")
+    add("--provisioner", default="", metavar="HOST:PORT", help="starts and stops instances")
     add("--predictor", default="", metavar="HOST:PORT", help="shown in the cluster's status")
     add(
         "--max-requests",

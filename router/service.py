@@ -26,12 +26,16 @@ from router.core.overall import OverallConfig, OverallScheduler
 from router.core.slo import SloClasses
 from router.edge.admin import AdminServicer
 from router.edge.cluster import RouterServicer
+from router.edge.groups import Grouping
 from router.edge.inference import InferenceServicer
 from router.edge.timeline import TimelineServicer
+from router.fleet.fleet import Fleet
+from router.fleet.provisioner import open_provisioner
 from router.gateway.answers import AnswerBodies, answer_item
 from router.gateway.app import make_app
 from router.instances.available import AvailableModels
 from router.instances.dispatcher import Dispatcher
+from router.instances.passing import Passing
 from router.instances.registry import InstanceRegistry
 from router.instances.sequence import RoutedSequence
 from router.instances.served_model import ServedModel
@@ -114,15 +118,20 @@ class RouterService:
             async with (
                 self._predictor() as predictor,
                 open_jobs(settings.data_dir, answer, concurrency=settings.batch_concurrency) as jobs,
+                open_provisioner(settings.provisioner) as provisioner,
                 _background() as start,
             ):
+                passing = Passing(self.registry, self.dispatcher, clock)
+                fleet = Fleet(self.dispatcher, self.registry, provisioner, clock, settings.slo)
+                grouping = Grouping(self.registry, self.dispatcher, fleet, passing, clock)
+                start(fleet.run())
                 start(self.registry.run())
                 start(self.dispatcher.run())
                 start(self.table.run())
                 if jobs is not None:
                     start(jobs.run())
                 rpc = RpcServer(settings.listen, telemetry=telemetry)
-                self._add_servicers(rpc, models, predictor)
+                self._add_servicers(rpc, models, predictor, grouping)
                 http = self._http_server(models, bodies, jobs, telemetry)
                 serving_http = None if http is None else start(http.run())
                 address = await rpc.start(SERVICES)
@@ -152,16 +161,17 @@ class RouterService:
         rpc: RpcServer,
         models: AvailableModels,
         predictor: predictor_pb2_grpc.PredictorServiceAsyncStub | None,
+        grouping: Grouping,
     ) -> None:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceServicer(self.table, models), rpc.server
         )
         router_pb2_grpc.add_RouterServiceServicer_to_server(
-            RouterServicer(self.registry, self.router_id), rpc.server
+            RouterServicer(self.registry, grouping.passing, self.router_id), rpc.server
         )
         admin_pb2_grpc.add_AdminServiceServicer_to_server(
             AdminServicer(
-                self.router_id, self.registry, self.table, self.settings.predictor, predictor, self._clock
+                self.router_id, grouping, self.table, self.settings.predictor, predictor, self._clock
             ),
             rpc.server,
         )

@@ -19,7 +19,7 @@ SHEDDING = ("padg", "padg-published", "padg-shuffled")
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
-    """listen, http, predictor: HOST:PORT, the latter two empty for none. Times in seconds.
+    """listen, http, predictor, provisioner: HOST:PORT, all but the first empty for none. Times in seconds.
 
     max_requests: unfinished ones at most. max_pending: of these, answers that wait for an instance.
     routing: name of the routing policy. slo: targets of requests that bring none of their own.
@@ -35,6 +35,7 @@ class RouterSettings:
     model_name: str
     http: str = ""
     predictor: str = ""
+    provisioner: str = ""
     max_requests: int = DEFAULT_MAX_REQUESTS
     max_pending: int = DEFAULT_MAX_REQUESTS
     routing: str = DEFAULT_ROUTING

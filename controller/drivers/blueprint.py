@@ -15,6 +15,7 @@ from common.latency.profile import Profile, cost_model
 from common.latency.profile_file import profile_fields, profile_from_fields
 from common.model_shape import ModelShape
 from controller.core.admission import AdmissionRules
+from controller.core.policies import Policy
 from controller.core.policies.catalog import make_policy, victims_for
 from controller.core.scheduler import Scheduler, SchedulerConfig
 
@@ -54,6 +55,12 @@ class Blueprint:
         known = self.costs()
         profiled = CorrectedCost(known) if known is not None else None
         cost: LearningCost = profiled or LearnedCost()
+
+        def policy(name: str) -> Policy | None:
+            # Slack is counted in step times, so padg takes learned ones where none were given; `auto` compares
+            # step sizes, of which a few timed steps say too little.
+            return make_policy(name, cost if name == "padg" else profiled)
+
         scheduler = Scheduler(
             SchedulerConfig(
                 context_length=self.shape.context_length,
@@ -65,9 +72,9 @@ class Blueprint:
                 admission=AdmissionRules(max_running=self.max_running, reserve=self.reserve),
                 victims=victims_for(self.policy),
             ),
-            make_policy(self.policy, profiled),
+            policy(self.policy),
             cost,
-            lambda name: make_policy(name, profiled),
+            policy,
         )
         return scheduler, cost
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from common.errors import ConfigError, NotFoundError
@@ -68,12 +69,13 @@ class Mitosis:
             moves += self.split(target)
         return moves
 
-    def candidate(self) -> str | None:
+    def candidate(self, leaving: Set[str] = frozenset()) -> str | None:
         """The instance that contraction would remove: the newest of the smallest group above N_l.
 
-        With one group left it goes on to the last instance.
+        With one group left it goes on to the last instance. leaving: instances on their way out already.
         """
-        groups = [members for members in self.groups.values() if members]
+        staying = ([one for one in members if one not in leaving] for members in self.groups.values())
+        groups = [members for members in staying if members]
         if not groups:
             return None
         above = [members for members in groups if len(members) > self.bounds.lower]

@@ -210,7 +210,9 @@ class OverallScheduler:
             self.macros[macro_id].policy = policy
 
     def _scale(self, scaling: AutoScaling, now: float) -> None:
-        views = [view for macro in self.macros.values() for view in macro.views if not view.draining]
+        everyone = [view for macro in self.macros.values() for view in macro.views]
+        views = [view for view in everyone if not view.draining]
+        draining = {view.instance_id for view in everyone if view.draining}
         slacks = [view.slack for view in views]
         decoding = sum(slack.count for slack in slacks)
         due = sum(slack.count * slack.mean_due for slack in slacks if slack.count)
@@ -218,7 +220,7 @@ class OverallScheduler:
         step = scaling.step(len(views), saved, self.pending.oldest_wait(now), now)
         if step.change > 0:
             self._actions.append(AddInstance(step.reason, step.numbers))
-        elif step.change < 0 and (leaving := self.mitosis.candidate()) is not None:
+        elif step.change < 0 and (leaving := self.mitosis.candidate(draining)) is not None:
             if view := self.view(leaving):
                 view.draining = True
             self._actions.append(DrainInstance(leaving, step.reason, step.numbers))

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from common.errors import TidePipeError
+from router.edge.groups import Grouping, GroupsServicer
 from router.instances.link import InstanceLink
-from router.instances.registry import InstanceRegistry
 from router.requests.table import RequestTable
 from tidepipe.v1 import admin_pb2 as pb
-from tidepipe.v1 import admin_pb2_grpc as pb_grpc
 from tidepipe.v1 import predictor_pb2, predictor_pb2_grpc
 
 if TYPE_CHECKING:
@@ -22,21 +21,22 @@ if TYPE_CHECKING:
 STATUS_TIMEOUT_S = 2.0
 
 
-class AdminServicer(pb_grpc.AdminServiceServicer):
+class AdminServicer(GroupsServicer):
     """Answers operators. Who does not answer in time is shown as such."""
 
     def __init__(
         self,
         router_id: str,
-        registry: InstanceRegistry,
+        grouping: Grouping,
         table: RequestTable,
         predictor_address: str,
         predictor: predictor_pb2_grpc.PredictorServiceAsyncStub | None,
         clock: Callable[[], float],
     ) -> None:
         """predictor_address: empty if there is none."""
+        super().__init__(grouping)
         self._router_id = router_id
-        self._registry = registry
+        self._registry = grouping.registry
         self._table = table
         self._predictor_address = predictor_address
         self._predictor = predictor

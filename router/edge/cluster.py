@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import InvalidRequestError
 from router.instances.link import InstanceAddress
+from router.instances.passing import Passing
 from router.instances.registry import InstanceRegistry
 from tidepipe.v1 import router_pb2 as pb
 from tidepipe.v1 import router_pb2_grpc as pb_grpc
@@ -22,8 +23,9 @@ MAX_LEASE_MS = 600_000
 class RouterServicer(pb_grpc.RouterServiceServicer):
     """Controllers announce themselves here."""
 
-    def __init__(self, registry: InstanceRegistry, router_id: str) -> None:
+    def __init__(self, registry: InstanceRegistry, passing: Passing, router_id: str) -> None:
         self._registry = registry
+        self._passing = passing
         self._router_id = router_id
 
     async def RegisterInstance(  # noqa: N802
@@ -44,8 +46,11 @@ class RouterServicer(pb_grpc.RouterServiceServicer):
                 f"lease_ms must be in [{MIN_LEASE_MS}, {MAX_LEASE_MS}], got {request.lease_ms}", "lease_ms"
             )
         announced = InstanceAddress(handle.instance_id, handle.controller_address, handle.incarnation)
+        if request.passed_on:
+            self._passing.take_back(handle.instance_id)
+        elsewhere = self._passing.whereabouts(handle.instance_id)
         await self._registry.register(announced, request.lease_ms / 1000)
-        return pb.RegisterInstanceResponse(router_id=self._router_id)
+        return pb.RegisterInstanceResponse(router_id=self._router_id, passed_on_to=elsewhere)
 
     async def RemoveInstance(  # noqa: N802
         self, request: pb.RemoveInstanceRequest, context: Context

@@ -14,7 +14,7 @@ from common.errors import ConfigError
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Policy = Literal["auto", "td-pipe", "separate", "hybrid"]
+Policy = Literal["auto", "td-pipe", "separate", "hybrid", "padg"]
 Executor = Literal["torch", "emulated"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -37,6 +37,12 @@ class ClusterConfig(BaseModel):
     quantization: Literal["int8"] | None = None
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     policy: Policy = "auto"
+    routing: str | None = None
+    ttft_ms: float | None = Field(default=None, gt=0)
+    tpot_ms: float | None = Field(default=None, gt=0)
+    macro_min: int | None = Field(default=None, ge=1)
+    macro_max: int | None = Field(default=None, ge=1)
+    max_pending: int | None = Field(default=None, ge=1)
     executor: Executor = "torch"
     profile: str | None = None
     predictor: str | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,19 +12,22 @@ from types import TracebackType
 from typing import Self
 from zlib import crc32
 
-from common.errors import ConfigError, TidePipeError, UnavailableError
+from common.errors import ConfigError, NotFoundError, OverloadedError, TidePipeError, UnavailableError
 from common.model_source import resolve_model
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.cluster.child import Child, ChildSpec, ClusterError
 from tidepipe.cluster.config import ClusterConfig
+from tidepipe.cluster.instance import WORKER_KILL_AFTER_S, LocalInstance
 from tidepipe.cluster.measured import with_kept_profile
-from tidepipe.cluster.plan import controller_spec, predictor_spec, router_spec, worker_spec
+from tidepipe.cluster.plan import predictor_spec, router_spec
 from tidepipe.cluster.ports import choose_port, join
 from tidepipe.cluster.scrape_targets import write_targets
+from tidepipe.provision.provisioner import ProvisionedInstance
+from tidepipe.provision.servicer import serve_provisioner
 
 LENGTH_MODEL_FACTS = "model.json"
 REGISTERED_S = 60.0
-WORKER_KILL_AFTER_S = 3.0
+MAX_INSTANCES = 64
 REGISTERED_POLL_S = 0.1
 
 
@@ -35,6 +40,12 @@ class LocalCluster:
     def __init__(self, config: ClusterConfig) -> None:
         self.config = config
         self.children: list[Child] = []
+        self.members: dict[str, LocalInstance] = {}
+        self._numbers = itertools.count()
+        self._predictor_address = ""
+        self._keeper_group: asyncio.TaskGroup | None = None
+        self._keeper_tasks: dict[Child, asyncio.Task[None]] = {}
+        self._serving = contextlib.AsyncExitStack()
         self.grpc_address = ""
         self.http_address = ""
         self._run_dir: Path | None = None
@@ -74,14 +85,24 @@ class LocalCluster:
         assert self._run_dir is not None
         state = self._run_dir / _state_name(config.predictor)
         predictor = self._child(predictor_spec(config, state), join(config.host, choose_port(config.host, 0)))
-        spec = router_spec(config, http=self.http_address, predictor=predictor.address, run_dir=self._run_dir)
+        self._predictor_address = predictor.address
+        provisioner = await self._serving.enter_async_context(
+            serve_provisioner(self, join(config.host, choose_port(config.host, 0)))
+        )
+        spec = router_spec(
+            config,
+            http=self.http_address,
+            predictor=predictor.address,
+            provisioner=provisioner,
+            run_dir=self._run_dir,
+        )
         router = self._child(spec, self.grpc_address)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(predictor.start())
                 group.create_task(router.start())
-                for instance in range(config.instances):
-                    group.create_task(self._start_instance(instance, predictor.address))
+                for _ in range(config.instances):
+                    group.create_task(self._start_instance())
         except* TidePipeError as failures:
             raise _first(failures) from None
         self._keepers = asyncio.create_task(self._keep_alive(), name="keep the cluster alive")
@@ -96,6 +117,7 @@ class LocalCluster:
 
     async def stop(self, *, keep_logs: bool = False) -> None:
         """End all processes; returns when they are gone."""
+        await self._serving.aclose()
         if self._keepers is not None:
             self._keepers.cancel()
             await asyncio.gather(self._keepers, return_exceptions=True)
@@ -126,29 +148,66 @@ class LocalCluster:
         self.children.append(child)
         return child
 
-    async def _start_instance(self, instance: int, predictor: str) -> None:
-        config = self.config
-        workers = [
-            self._child(worker_spec(config, instance, stage), join(config.host, 0))
-            for stage in range(config.stages)
-        ]
-        async with asyncio.TaskGroup() as group:
-            for worker in workers:
-                group.create_task(worker.start())
-        controller = controller_spec(
-            config,
-            instance,
-            stages=[worker.address for worker in workers],
-            router=self.grpc_address,
-            predictor=predictor,
-        )
-        await self._child(controller, join(config.host, 0)).start()
+    # -- instances that come and go: an InstanceProvisioner ---------------------------------------------
+
+    async def start_instance(self) -> ProvisionedInstance:
+        """Part of InstanceProvisioner."""
+        if len(self.members) >= MAX_INSTANCES:
+            raise OverloadedError(
+                f"this cluster has {len(self.members)} instances, as many as it may", 60_000
+            )
+        instance = await self._start_instance()
+        return self._provisioned(instance)
+
+    async def stop_instance(self, instance_id: str) -> None:
+        """Part of InstanceProvisioner."""
+        instance = self.members.pop(instance_id, None)
+        if instance is None:
+            names = ", ".join(self.members) or "none"
+            raise NotFoundError(f"this cluster has no instance {instance_id}; it has: {names}")
+        for child in instance.children:
+            if (task := self._keeper_tasks.pop(child, None)) is not None:
+                task.cancel()
+        await instance.stop()
+        for child in instance.children:
+            self.children.remove(child)
+
+    def instances(self) -> list[ProvisionedInstance]:
+        """Part of InstanceProvisioner."""
+        return [self._provisioned(instance) for instance in self.members.values() if instance.controller]
+
+    @staticmethod
+    def _provisioned(instance: LocalInstance) -> ProvisionedInstance:
+        assert instance.controller is not None, "it has been started"
+        pids = ", ".join(str(child.pid) for child in instance.children)
+        return ProvisionedInstance(instance.name, instance.controller.address, f"this machine, pids {pids}")
+
+    async def _start_instance(self) -> LocalInstance:
+        instance = LocalInstance(self.config, next(self._numbers), self._child)
+        try:
+            await instance.start(self.grpc_address, self._predictor_address)
+        except BaseException:
+            await instance.stop()
+            for child in instance.children:
+                self.children.remove(child)
+            raise
+        self.members[instance.name] = instance
+        for child in instance.children:
+            self._keep(child)
+        return instance
+
+    def _keep(self, child: Child) -> None:
+        """Restart it from now on when it dies; before the keepers run, they find it among the children."""
+        if self._keeper_group is not None:
+            self._keeper_tasks[child] = self._keeper_group.create_task(child.keep_alive())
 
     async def _keep_alive(self) -> None:
         try:
             async with asyncio.TaskGroup() as group:
+                self._keeper_group = group
                 for child in self.children:
-                    group.create_task(child.keep_alive())
+                    self._keep(child)
+                await asyncio.Event().wait()
         except* ClusterError as failures:
             raise _first(failures) from None
 

@@ -71,11 +71,23 @@ def controller_spec(
     return ChildSpec(f"controller-{instance}", "controller", arguments, MODEL_READY_S, True, config.metrics)
 
 
-def router_spec(config: ClusterConfig, *, http: str, predictor: str, run_dir: Path) -> ChildSpec:
+def router_spec(
+    config: ClusterConfig, *, http: str, predictor: str, provisioner: str, run_dir: Path
+) -> ChildSpec:
     """The router. run_dir: where files and batches are kept if the configuration names no place."""
-    data_dir = config.data_dir or str(run_dir / "router-data")
     arguments = _flags(
-        http=http, model=config.model, predictor=predictor, data_dir=data_dir, log_level=config.log_level
+        http=http,
+        model=config.model,
+        predictor=predictor,
+        provisioner=provisioner,
+        data_dir=config.data_dir or str(run_dir / "router-data"),
+        routing=config.routing or ("padg" if config.policy == "padg" else None),
+        ttft_ms=config.ttft_ms,
+        tpot_ms=config.tpot_ms,
+        macro_min=config.macro_min,
+        macro_max=config.macro_max,
+        max_pending=config.max_pending,
+        log_level=config.log_level,
     )
     return ChildSpec("router", "router", arguments, SERVICE_READY_S, True, config.metrics)
 

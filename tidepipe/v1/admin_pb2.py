@@ -26,19 +26,63 @@ from tidepipe.v1 import controller_pb2 as tidepipe_dot_v1_dot_controller__pb2
 from tidepipe.v1 import predictor_pb2 as tidepipe_dot_v1_dot_predictor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tidepipe/v1/admin.proto\x12\x0btidepipe.v1\x1a\x1ctidepipe/v1/controller.proto\x1a\x1btidepipe/v1/predictor.proto\"\x19\n\x17GetClusterStatusRequest\"\x9e\x02\n\x18GetClusterStatusResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x10\n\x08uptime_s\x18\x02 \x01(\x01\x12\x0e\n\x06queued\x18\x03 \x01(\r\x12\x0f\n\x07running\x18\x04 \x01(\r\x12\x10\n\x08\x66inished\x18\x05 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x06 \x01(\x04\x12\x14\n\x0cmax_requests\x18\x07 \x01(\r\x12-\n\tinstances\x18\x08 \x03(\x0b\x32\x1a.tidepipe.v1.InstanceEntry\x12:\n\tpredictor\x18\t \x01(\x0b\x32\'.tidepipe.v1.GetPredictorStatusResponse\x12\x19\n\x11predictor_address\x18\n \x01(\t\"\xb3\x01\n\rInstanceEntry\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x1a\n\x12\x63ontroller_address\x18\x02 \x01(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x10\n\x08\x61ssigned\x18\x05 \x01(\r\x12+\n\x06status\x18\x06 \x01(\x0b\x32\x1b.tidepipe.v1.InstanceStatus\x12\r\n\x05\x65rror\x18\x07 \x01(\t2o\n\x0c\x41\x64minService\x12_\n\x10GetClusterStatus\x12$.tidepipe.v1.GetClusterStatusRequest\x1a%.tidepipe.v1.GetClusterStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tidepipe/v1/admin.proto\x12\x0btidepipe.v1\x1a\x1ctidepipe/v1/controller.proto\x1a\x1btidepipe/v1/predictor.proto\"\x12\n\x10GetGroupsRequest\"\xb0\x01\n\x11GetGroupsResponse\x12\'\n\x06macros\x18\x01 \x03(\x0b\x32\x17.tidepipe.v1.MacroEntry\x12\x0f\n\x07routing\x18\x02 \x01(\t\x12\x0f\n\x07pending\x18\x03 \x01(\r\x12\x11\n\tmacro_min\x18\x04 \x01(\r\x12\x11\n\tmacro_max\x18\x05 \x01(\r\x12*\n\x07scaling\x18\x06 \x01(\x0b\x32\x19.tidepipe.v1.ScalingState\"I\n\nMacroEntry\x12\x10\n\x08macro_id\x18\x01 \x01(\t\x12)\n\x07members\x18\x02 \x03(\x0b\x32\x18.tidepipe.v1.MemberEntry\"\xb3\x02\n\x0bMemberEntry\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x1a\n\x12\x63ontroller_address\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x14\n\x0creport_age_s\x18\x05 \x01(\x01\x12!\n\x05phase\x18\x06 \x01(\x0e\x32\x12.tidepipe.v1.Phase\x12\x11\n\tsequences\x18\x07 \x01(\r\x12\x13\n\x0bleft_tokens\x18\x08 \x01(\x04\x12\x0e\n\x06left_s\x18\t \x01(\x01\x12\x14\n\x07slack_s\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x16\n\x0ekv_tokens_free\x18\x0b \x01(\x04\x12\x17\n\x0fkv_tokens_total\x18\x0c \x01(\x04\x12\x0e\n\x06policy\x18\r \x01(\tB\n\n\x08_slack_s\"\x83\x01\n\x0cScalingState\x12\x11\n\tautomatic\x18\x01 \x01(\x08\x12\x13\n\x0bprovisioner\x18\x02 \x01(\x08\x12\x10\n\x08starting\x18\x03 \x03(\t\x12\x10\n\x08stopping\x18\x04 \x03(\t\x12\'\n\x05notes\x18\x05 \x03(\x0b\x32\x18.tidepipe.v1.ScalingNote\"*\n\x0bScalingNote\x12\r\n\x05\x61ge_s\x18\x01 \x01(\x01\x12\x0c\n\x04text\x18\x02 \x01(\t\"<\n\x19SplitMacroInstanceRequest\x12\x10\n\x08macro_id\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"L\n\x1aSplitMacroInstanceResponse\x12.\n\x06groups\x18\x01 \x01(\x0b\x32\x1e.tidepipe.v1.GetGroupsResponse\"9\n\x1aMergeMacroInstancesRequest\x12\x0c\n\x04into\x18\x01 \x01(\t\x12\r\n\x05other\x18\x02 \x01(\t\"M\n\x1bMergeMacroInstancesResponse\x12.\n\x06groups\x18\x01 \x01(\x0b\x32\x1e.tidepipe.v1.GetGroupsResponse\"b\n\x13MoveInstanceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x12\n\x08macro_id\x18\x02 \x01(\tH\x00\x12\x18\n\x0erouter_address\x18\x03 \x01(\tH\x00\x42\x08\n\x06target\"Z\n\x14MoveInstanceResponse\x12.\n\x06groups\x18\x01 \x01(\x0b\x32\x1e.tidepipe.v1.GetGroupsResponse\x12\x12\n\nunfinished\x18\x02 \x01(\r\";\n\x14\x44rainInstanceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x0e\n\x06resume\x18\x02 \x01(\x08\"+\n\x15\x44rainInstanceResponse\x12\x12\n\nunfinished\x18\x01 \x01(\r\"Q\n\x15ScaleInstancesRequest\x12\r\n\x03set\x18\x01 \x01(\rH\x00\x12\r\n\x03\x61\x64\x64\x18\x02 \x01(\rH\x00\x12\x10\n\x06remove\x18\x03 \x01(\rH\x00\x42\x08\n\x06\x63hange\"T\n\x16ScaleInstancesResponse\x12\x0e\n\x06wanted\x18\x01 \x01(\r\x12*\n\x07scaling\x18\x02 \x01(\x0b\x32\x19.tidepipe.v1.ScalingState\"@\n\x15SetAutoScalingRequest\x12\n\n\x02on\x18\x01 \x01(\x08\x12\r\n\x05least\x18\x02 \x01(\r\x12\x0c\n\x04most\x18\x03 \x01(\r\"D\n\x16SetAutoScalingResponse\x12*\n\x07scaling\x18\x01 \x01(\x0b\x32\x19.tidepipe.v1.ScalingState\"S\n\x12SetPoliciesRequest\x12\x0f\n\x07routing\x18\x01 \x01(\t\x12\x17\n\x0finstance_policy\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\"\xb2\x01\n\x13SetPoliciesResponse\x12\x0f\n\x07routing\x18\x01 \x01(\t\x12Q\n\x11instance_policies\x18\x02 \x03(\x0b\x32\x36.tidepipe.v1.SetPoliciesResponse.InstancePoliciesEntry\x1a\x37\n\x15InstancePoliciesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x19\n\x17GetClusterStatusRequest\"\x9e\x02\n\x18GetClusterStatusResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x10\n\x08uptime_s\x18\x02 \x01(\x01\x12\x0e\n\x06queued\x18\x03 \x01(\r\x12\x0f\n\x07running\x18\x04 \x01(\r\x12\x10\n\x08\x66inished\x18\x05 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x06 \x01(\x04\x12\x14\n\x0cmax_requests\x18\x07 \x01(\r\x12-\n\tinstances\x18\x08 \x03(\x0b\x32\x1a.tidepipe.v1.InstanceEntry\x12:\n\tpredictor\x18\t \x01(\x0b\x32\'.tidepipe.v1.GetPredictorStatusResponse\x12\x19\n\x11predictor_address\x18\n \x01(\t\"\xb3\x01\n\rInstanceEntry\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x1a\n\x12\x63ontroller_address\x18\x02 \x01(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x10\n\x08\x61ssigned\x18\x05 \x01(\r\x12+\n\x06status\x18\x06 \x01(\x0b\x32\x1b.tidepipe.v1.InstanceStatus\x12\r\n\x05\x65rror\x18\x07 \x01(\t2\xc1\x06\n\x0c\x41\x64minService\x12_\n\x10GetClusterStatus\x12$.tidepipe.v1.GetClusterStatusRequest\x1a%.tidepipe.v1.GetClusterStatusResponse\x12J\n\tGetGroups\x12\x1d.tidepipe.v1.GetGroupsRequest\x1a\x1e.tidepipe.v1.GetGroupsResponse\x12\x65\n\x12SplitMacroInstance\x12&.tidepipe.v1.SplitMacroInstanceRequest\x1a\'.tidepipe.v1.SplitMacroInstanceResponse\x12h\n\x13MergeMacroInstances\x12\'.tidepipe.v1.MergeMacroInstancesRequest\x1a(.tidepipe.v1.MergeMacroInstancesResponse\x12S\n\x0cMoveInstance\x12 .tidepipe.v1.MoveInstanceRequest\x1a!.tidepipe.v1.MoveInstanceResponse\x12V\n\rDrainInstance\x12!.tidepipe.v1.DrainInstanceRequest\x1a\".tidepipe.v1.DrainInstanceResponse\x12Y\n\x0eScaleInstances\x12\".tidepipe.v1.ScaleInstancesRequest\x1a#.tidepipe.v1.ScaleInstancesResponse\x12Y\n\x0eSetAutoScaling\x12\".tidepipe.v1.SetAutoScalingRequest\x1a#.tidepipe.v1.SetAutoScalingResponse\x12P\n\x0bSetPolicies\x12\x1f.tidepipe.v1.SetPoliciesRequest\x1a .tidepipe.v1.SetPoliciesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tidepipe.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_start=99
-  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_end=124
-  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_start=127
-  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_end=413
-  _globals['_INSTANCEENTRY']._serialized_start=416
-  _globals['_INSTANCEENTRY']._serialized_end=595
-  _globals['_ADMINSERVICE']._serialized_start=597
-  _globals['_ADMINSERVICE']._serialized_end=708
+  _globals['_SETPOLICIESRESPONSE_INSTANCEPOLICIESENTRY']._loaded_options = None
+  _globals['_SETPOLICIESRESPONSE_INSTANCEPOLICIESENTRY']._serialized_options = b'8\001'
+  _globals['_GETGROUPSREQUEST']._serialized_start=99
+  _globals['_GETGROUPSREQUEST']._serialized_end=117
+  _globals['_GETGROUPSRESPONSE']._serialized_start=120
+  _globals['_GETGROUPSRESPONSE']._serialized_end=296
+  _globals['_MACROENTRY']._serialized_start=298
+  _globals['_MACROENTRY']._serialized_end=371
+  _globals['_MEMBERENTRY']._serialized_start=374
+  _globals['_MEMBERENTRY']._serialized_end=681
+  _globals['_SCALINGSTATE']._serialized_start=684
+  _globals['_SCALINGSTATE']._serialized_end=815
+  _globals['_SCALINGNOTE']._serialized_start=817
+  _globals['_SCALINGNOTE']._serialized_end=859
+  _globals['_SPLITMACROINSTANCEREQUEST']._serialized_start=861
+  _globals['_SPLITMACROINSTANCEREQUEST']._serialized_end=921
+  _globals['_SPLITMACROINSTANCERESPONSE']._serialized_start=923
+  _globals['_SPLITMACROINSTANCERESPONSE']._serialized_end=999
+  _globals['_MERGEMACROINSTANCESREQUEST']._serialized_start=1001
+  _globals['_MERGEMACROINSTANCESREQUEST']._serialized_end=1058
+  _globals['_MERGEMACROINSTANCESRESPONSE']._serialized_start=1060
+  _globals['_MERGEMACROINSTANCESRESPONSE']._serialized_end=1137
+  _globals['_MOVEINSTANCEREQUEST']._serialized_start=1139
+  _globals['_MOVEINSTANCEREQUEST']._serialized_end=1237
+  _globals['_MOVEINSTANCERESPONSE']._serialized_start=1239
+  _globals['_MOVEINSTANCERESPONSE']._serialized_end=1329
+  _globals['_DRAININSTANCEREQUEST']._serialized_start=1331
+  _globals['_DRAININSTANCEREQUEST']._serialized_end=1390
+  _globals['_DRAININSTANCERESPONSE']._serialized_start=1392
+  _globals['_DRAININSTANCERESPONSE']._serialized_end=1435
+  _globals['_SCALEINSTANCESREQUEST']._serialized_start=1437
+  _globals['_SCALEINSTANCESREQUEST']._serialized_end=1518
+  _globals['_SCALEINSTANCESRESPONSE']._serialized_start=1520
+  _globals['_SCALEINSTANCESRESPONSE']._serialized_end=1604
+  _globals['_SETAUTOSCALINGREQUEST']._serialized_start=1606
+  _globals['_SETAUTOSCALINGREQUEST']._serialized_end=1670
+  _globals['_SETAUTOSCALINGRESPONSE']._serialized_start=1672
+  _globals['_SETAUTOSCALINGRESPONSE']._serialized_end=1740
+  _globals['_SETPOLICIESREQUEST']._serialized_start=1742
+  _globals['_SETPOLICIESREQUEST']._serialized_end=1825
+  _globals['_SETPOLICIESRESPONSE']._serialized_start=1828
+  _globals['_SETPOLICIESRESPONSE']._serialized_end=2006
+  _globals['_SETPOLICIESRESPONSE_INSTANCEPOLICIESENTRY']._serialized_start=1951
+  _globals['_SETPOLICIESRESPONSE_INSTANCEPOLICIESENTRY']._serialized_end=2006
+  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_start=2008
+  _globals['_GETCLUSTERSTATUSREQUEST']._serialized_end=2033
+  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_start=2036
+  _globals['_GETCLUSTERSTATUSRESPONSE']._serialized_end=2322
+  _globals['_INSTANCEENTRY']._serialized_start=2325
+  _globals['_INSTANCEENTRY']._serialized_end=2504
+  _globals['_ADMINSERVICE']._serialized_start=2507
+  _globals['_ADMINSERVICE']._serialized_end=3340
 # @@protoc_insertion_point(module_scope)

@@ -21,6 +21,639 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class GetGroupsRequest(_message.Message):
+    """Request of GetGroups."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGroupsRequest: _TypeAlias = GetGroupsRequest  # noqa: Y015
+
+@_typing.final
+class GetGroupsResponse(_message.Message):
+    """Response of GetGroups."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACROS_FIELD_NUMBER: _builtins.int
+    ROUTING_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    MACRO_MIN_FIELD_NUMBER: _builtins.int
+    MACRO_MAX_FIELD_NUMBER: _builtins.int
+    SCALING_FIELD_NUMBER: _builtins.int
+    routing: _builtins.str
+    """Routing policy."""
+    pending: _builtins.int
+    """Requests that wait for an instance."""
+    macro_min: _builtins.int
+    """Instances of a new macro instance, N_l."""
+    macro_max: _builtins.int
+    """Instances of a macro instance at most, N_u."""
+    @_builtins.property
+    def macros(self) -> _containers.RepeatedCompositeFieldContainer[Global___MacroEntry]:
+        """The macro instances, oldest first."""
+
+    @_builtins.property
+    def scaling(self) -> Global___ScalingState:
+        """Scaling."""
+
+    def __init__(
+        self,
+        *,
+        macros: _abc.Iterable[Global___MacroEntry] | None = ...,
+        routing: _builtins.str = ...,
+        pending: _builtins.int = ...,
+        macro_min: _builtins.int = ...,
+        macro_max: _builtins.int = ...,
+        scaling: Global___ScalingState | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scaling", b"scaling"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["macro_max", b"macro_max", "macro_min", b"macro_min", "macros", b"macros", "pending", b"pending", "routing", b"routing", "scaling", b"scaling"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGroupsResponse: _TypeAlias = GetGroupsResponse  # noqa: Y015
+
+@_typing.final
+class MacroEntry(_message.Message):
+    """A macro instance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACRO_ID_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    macro_id: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberEntry]:
+        """Its instances, in the order in which they take turns."""
+
+    def __init__(
+        self,
+        *,
+        macro_id: _builtins.str = ...,
+        members: _abc.Iterable[Global___MemberEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["macro_id", b"macro_id", "members", b"members"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MacroEntry: _TypeAlias = MacroEntry  # noqa: Y015
+
+@_typing.final
+class MemberEntry(_message.Message):
+    """An instance as routing sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    CONTROLLER_ADDRESS_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    REPORT_AGE_S_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    LEFT_TOKENS_FIELD_NUMBER: _builtins.int
+    LEFT_S_FIELD_NUMBER: _builtins.int
+    SLACK_S_FIELD_NUMBER: _builtins.int
+    KV_TOKENS_FREE_FIELD_NUMBER: _builtins.int
+    KV_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Name of the instance."""
+    controller_address: _builtins.str
+    """HOST:PORT of its controller."""
+    ready: _builtins.bool
+    """True if it takes new requests."""
+    draining: _builtins.bool
+    """True if it gets nothing new."""
+    report_age_s: _builtins.float
+    """Age of its last report, seconds; below 0: none yet."""
+    phase: _controller_pb2.Phase.ValueType
+    """Present phase."""
+    sequences: _builtins.int
+    """Sequences, those under way to it included."""
+    left_tokens: _builtins.int
+    """Prompt tokens that it has still to compute."""
+    left_s: _builtins.float
+    """How long that will take, seconds."""
+    slack_s: _builtins.float
+    """Mean saved TPOT of what it decodes, seconds; unset if it decodes nothing."""
+    kv_tokens_free: _builtins.int
+    """KV memory, tokens."""
+    kv_tokens_total: _builtins.int
+    """KV memory, tokens."""
+    policy: _builtins.str
+    """Policy by which it schedules."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        controller_address: _builtins.str = ...,
+        ready: _builtins.bool = ...,
+        draining: _builtins.bool = ...,
+        report_age_s: _builtins.float = ...,
+        phase: _controller_pb2.Phase.ValueType = ...,
+        sequences: _builtins.int = ...,
+        left_tokens: _builtins.int = ...,
+        left_s: _builtins.float = ...,
+        slack_s: _builtins.float | None = ...,
+        kv_tokens_free: _builtins.int = ...,
+        kv_tokens_total: _builtins.int = ...,
+        policy: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_slack_s", b"_slack_s", "slack_s", b"slack_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_slack_s", b"_slack_s", "controller_address", b"controller_address", "draining", b"draining", "instance_id", b"instance_id", "kv_tokens_free", b"kv_tokens_free", "kv_tokens_total", b"kv_tokens_total", "left_s", b"left_s", "left_tokens", b"left_tokens", "phase", b"phase", "policy", b"policy", "ready", b"ready", "report_age_s", b"report_age_s", "sequences", b"sequences", "slack_s", b"slack_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__slack_s: _TypeAlias = _typing.Literal["slack_s"]  # noqa: Y015
+    _WhichOneofArgType__slack_s: _TypeAlias = _typing.Literal["_slack_s", b"_slack_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__slack_s) -> _WhichOneofReturnType__slack_s | None: ...
+
+Global___MemberEntry: _TypeAlias = MemberEntry  # noqa: Y015
+
+@_typing.final
+class ScalingState(_message.Message):
+    """How scaling stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUTOMATIC_FIELD_NUMBER: _builtins.int
+    PROVISIONER_FIELD_NUMBER: _builtins.int
+    STARTING_FIELD_NUMBER: _builtins.int
+    STOPPING_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    automatic: _builtins.bool
+    """True if instances are added and removed by load."""
+    provisioner: _builtins.bool
+    """True if instances can be started and stopped."""
+    @_builtins.property
+    def starting(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Instances being started."""
+
+    @_builtins.property
+    def stopping(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Instances that finish what they have and are stopped then."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScalingNote]:
+        """What was done last and why, newest last."""
+
+    def __init__(
+        self,
+        *,
+        automatic: _builtins.bool = ...,
+        provisioner: _builtins.bool = ...,
+        starting: _abc.Iterable[_builtins.str] | None = ...,
+        stopping: _abc.Iterable[_builtins.str] | None = ...,
+        notes: _abc.Iterable[Global___ScalingNote] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["automatic", b"automatic", "notes", b"notes", "provisioner", b"provisioner", "starting", b"starting", "stopping", b"stopping"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScalingState: _TypeAlias = ScalingState  # noqa: Y015
+
+@_typing.final
+class ScalingNote(_message.Message):
+    """Something that scaling did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGE_S_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    age_s: _builtins.float
+    """How long ago, seconds."""
+    text: _builtins.str
+    """What and why, in words."""
+    def __init__(
+        self,
+        *,
+        age_s: _builtins.float = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScalingNote: _TypeAlias = ScalingNote  # noqa: Y015
+
+@_typing.final
+class SplitMacroInstanceRequest(_message.Message):
+    """Request of SplitMacroInstance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACRO_ID_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    macro_id: _builtins.str
+    """Which one."""
+    count: _builtins.int
+    """How many of its instances leave; 0: N_l."""
+    def __init__(
+        self,
+        *,
+        macro_id: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "macro_id", b"macro_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SplitMacroInstanceRequest: _TypeAlias = SplitMacroInstanceRequest  # noqa: Y015
+
+@_typing.final
+class SplitMacroInstanceResponse(_message.Message):
+    """Response of SplitMacroInstance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def groups(self) -> Global___GetGroupsResponse:
+        """The macro instances afterwards."""
+
+    def __init__(
+        self,
+        *,
+        groups: Global___GetGroupsResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SplitMacroInstanceResponse: _TypeAlias = SplitMacroInstanceResponse  # noqa: Y015
+
+@_typing.final
+class MergeMacroInstancesRequest(_message.Message):
+    """Request of MergeMacroInstances."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTO_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    into: _builtins.str
+    """The one that stays."""
+    other: _builtins.str
+    """The one whose instances join it."""
+    def __init__(
+        self,
+        *,
+        into: _builtins.str = ...,
+        other: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["into", b"into", "other", b"other"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeMacroInstancesRequest: _TypeAlias = MergeMacroInstancesRequest  # noqa: Y015
+
+@_typing.final
+class MergeMacroInstancesResponse(_message.Message):
+    """Response of MergeMacroInstances."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def groups(self) -> Global___GetGroupsResponse:
+        """The macro instances afterwards."""
+
+    def __init__(
+        self,
+        *,
+        groups: Global___GetGroupsResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeMacroInstancesResponse: _TypeAlias = MergeMacroInstancesResponse  # noqa: Y015
+
+@_typing.final
+class MoveInstanceRequest(_message.Message):
+    """Request of MoveInstance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    MACRO_ID_FIELD_NUMBER: _builtins.int
+    ROUTER_ADDRESS_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Which instance."""
+    macro_id: _builtins.str
+    """A macro instance of this router."""
+    router_address: _builtins.str
+    """HOST:PORT of another router."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        macro_id: _builtins.str = ...,
+        router_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["macro_id", b"macro_id", "router_address", b"router_address", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "macro_id", b"macro_id", "router_address", b"router_address", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["macro_id", "router_address"]  # noqa: Y015
+    _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
+
+Global___MoveInstanceRequest: _TypeAlias = MoveInstanceRequest  # noqa: Y015
+
+@_typing.final
+class MoveInstanceResponse(_message.Message):
+    """Response of MoveInstance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    UNFINISHED_FIELD_NUMBER: _builtins.int
+    unfinished: _builtins.int
+    """Sequences that this router finishes there."""
+    @_builtins.property
+    def groups(self) -> Global___GetGroupsResponse:
+        """The macro instances afterwards."""
+
+    def __init__(
+        self,
+        *,
+        groups: Global___GetGroupsResponse | None = ...,
+        unfinished: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "unfinished", b"unfinished"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveInstanceResponse: _TypeAlias = MoveInstanceResponse  # noqa: Y015
+
+@_typing.final
+class DrainInstanceRequest(_message.Message):
+    """Request of DrainInstance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Which instance."""
+    resume: _builtins.bool
+    """Take it back."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        resume: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "resume", b"resume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainInstanceRequest: _TypeAlias = DrainInstanceRequest  # noqa: Y015
+
+@_typing.final
+class DrainInstanceResponse(_message.Message):
+    """Response of DrainInstance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNFINISHED_FIELD_NUMBER: _builtins.int
+    unfinished: _builtins.int
+    """Sequences that it still has to finish."""
+    def __init__(
+        self,
+        *,
+        unfinished: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unfinished", b"unfinished"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainInstanceResponse: _TypeAlias = DrainInstanceResponse  # noqa: Y015
+
+@_typing.final
+class ScaleInstancesRequest(_message.Message):
+    """Request of ScaleInstances."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SET_FIELD_NUMBER: _builtins.int
+    ADD_FIELD_NUMBER: _builtins.int
+    REMOVE_FIELD_NUMBER: _builtins.int
+    set: _builtins.int
+    """To so many."""
+    add: _builtins.int
+    """So many more."""
+    remove: _builtins.int
+    """So many fewer."""
+    def __init__(
+        self,
+        *,
+        set: _builtins.int = ...,
+        add: _builtins.int = ...,
+        remove: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "change", b"change", "remove", b"remove", "set", b"set"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "change", b"change", "remove", b"remove", "set", b"set"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["set", "add", "remove"]  # noqa: Y015
+    _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
+
+Global___ScaleInstancesRequest: _TypeAlias = ScaleInstancesRequest  # noqa: Y015
+
+@_typing.final
+class ScaleInstancesResponse(_message.Message):
+    """Response of ScaleInstances."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WANTED_FIELD_NUMBER: _builtins.int
+    SCALING_FIELD_NUMBER: _builtins.int
+    wanted: _builtins.int
+    """Instances when all is done."""
+    @_builtins.property
+    def scaling(self) -> Global___ScalingState:
+        """How scaling stands."""
+
+    def __init__(
+        self,
+        *,
+        wanted: _builtins.int = ...,
+        scaling: Global___ScalingState | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scaling", b"scaling"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["scaling", b"scaling", "wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScaleInstancesResponse: _TypeAlias = ScaleInstancesResponse  # noqa: Y015
+
+@_typing.final
+class SetAutoScalingRequest(_message.Message):
+    """Request of SetAutoScaling."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ON_FIELD_NUMBER: _builtins.int
+    LEAST_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
+    on: _builtins.bool
+    """On or off."""
+    least: _builtins.int
+    """Instances at least; 0: 1."""
+    most: _builtins.int
+    """Instances at most; 0: 64."""
+    def __init__(
+        self,
+        *,
+        on: _builtins.bool = ...,
+        least: _builtins.int = ...,
+        most: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["least", b"least", "most", b"most", "on", b"on"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAutoScalingRequest: _TypeAlias = SetAutoScalingRequest  # noqa: Y015
+
+@_typing.final
+class SetAutoScalingResponse(_message.Message):
+    """Response of SetAutoScaling."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCALING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def scaling(self) -> Global___ScalingState:
+        """How scaling stands."""
+
+    def __init__(
+        self,
+        *,
+        scaling: Global___ScalingState | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scaling", b"scaling"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["scaling", b"scaling"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAutoScalingResponse: _TypeAlias = SetAutoScalingResponse  # noqa: Y015
+
+@_typing.final
+class SetPoliciesRequest(_message.Message):
+    """Request of SetPolicies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTING_FIELD_NUMBER: _builtins.int
+    INSTANCE_POLICY_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    routing: _builtins.str
+    """Routing policy; empty: as it is."""
+    instance_policy: _builtins.str
+    """Policy of instances; empty: as it is."""
+    instance_id: _builtins.str
+    """The instance that instance_policy is for; empty: all."""
+    def __init__(
+        self,
+        *,
+        routing: _builtins.str = ...,
+        instance_policy: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "instance_policy", b"instance_policy", "routing", b"routing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPoliciesRequest: _TypeAlias = SetPoliciesRequest  # noqa: Y015
+
+@_typing.final
+class SetPoliciesResponse(_message.Message):
+    """Response of SetPolicies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class InstancePoliciesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ROUTING_FIELD_NUMBER: _builtins.int
+    INSTANCE_POLICIES_FIELD_NUMBER: _builtins.int
+    routing: _builtins.str
+    """Routing policy afterwards."""
+    @_builtins.property
+    def instance_policies(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Policies of the instances afterwards, by name."""
+
+    def __init__(
+        self,
+        *,
+        routing: _builtins.str = ...,
+        instance_policies: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_policies", b"instance_policies", "routing", b"routing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPoliciesResponse: _TypeAlias = SetPoliciesResponse  # noqa: Y015
+
+@_typing.final
 class GetClusterStatusRequest(_message.Message):
     """Request of GetClusterStatus."""
 

@@ -40,6 +40,46 @@ class AdminServiceStub:
                 request_serializer=tidepipe_dot_v1_dot_admin__pb2.GetClusterStatusRequest.SerializeToString,
                 response_deserializer=tidepipe_dot_v1_dot_admin__pb2.GetClusterStatusResponse.FromString,
                 _registered_method=True)
+        self.GetGroups = channel.unary_unary(
+                '/tidepipe.v1.AdminService/GetGroups',
+                request_serializer=tidepipe_dot_v1_dot_admin__pb2.GetGroupsRequest.SerializeToString,
+                response_deserializer=tidepipe_dot_v1_dot_admin__pb2.GetGroupsResponse.FromString,
+                _registered_method=True)
+        self.SplitMacroInstance = channel.unary_unary(
+                '/tidepipe.v1.AdminService/SplitMacroInstance',
+                request_serializer=tidepipe_dot_v1_dot_admin__pb2.SplitMacroInstanceRequest.SerializeToString,
+                response_deserializer=tidepipe_dot_v1_dot_admin__pb2.SplitMacroInstanceResponse.FromString,
+                _registered_method=True)
+        self.MergeMacroInstances = channel.unary_unary(
+                '/tidepipe.v1.AdminService/MergeMacroInstances',
+                request_serializer=tidepipe_dot_v1_dot_admin__pb2.MergeMacroInstancesRequest.SerializeToString,
+                response_deserializer=tidepipe_dot_v1_dot_admin__pb2.MergeMacroInstancesResponse.FromString,
+                _registered_method=True)
+        self.MoveInstance = channel.unary_unary(
+                '/tidepipe.v1.AdminService/MoveInstance',
+                request_serializer=tidepipe_dot_v1_dot_admin__pb2.MoveInstanceRequest.SerializeToString,
+                response_deserializer=tidepipe_dot_v1_dot_admin__pb2.MoveInstanceResponse.FromString,
+                _registered_method=True)
+        self.DrainInstance = channel.unary_unary(
+                '/tidepipe.v1.AdminService/DrainInstance',
+                request_serializer=tidepipe_dot_v1_dot_admin__pb2.DrainInstanceRequest.SerializeToString,
+                response_deserializer=tidepipe_dot_v1_dot_admin__pb2.DrainInstanceResponse.FromString,
+                _registered_method=True)
+        self.ScaleInstances = channel.unary_unary(
+                '/tidepipe.v1.AdminService/ScaleInstances',
+                request_serializer=tidepipe_dot_v1_dot_admin__pb2.ScaleInstancesRequest.SerializeToString,
+                response_deserializer=tidepipe_dot_v1_dot_admin__pb2.ScaleInstancesResponse.FromString,
+                _registered_method=True)
+        self.SetAutoScaling = channel.unary_unary(
+                '/tidepipe.v1.AdminService/SetAutoScaling',
+                request_serializer=tidepipe_dot_v1_dot_admin__pb2.SetAutoScalingRequest.SerializeToString,
+                response_deserializer=tidepipe_dot_v1_dot_admin__pb2.SetAutoScalingResponse.FromString,
+                _registered_method=True)
+        self.SetPolicies = channel.unary_unary(
+                '/tidepipe.v1.AdminService/SetPolicies',
+                request_serializer=tidepipe_dot_v1_dot_admin__pb2.SetPoliciesRequest.SerializeToString,
+                response_deserializer=tidepipe_dot_v1_dot_admin__pb2.SetPoliciesResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -53,6 +93,63 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetGroups(self, request, context):
+        """The macro instances, what routing knows of their instances, and how scaling stands.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SplitMacroInstance(self, request, context):
+        """Splits the newest instances of a macro instance off. FAILED_PRECONDITION if one of the two would be empty.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MergeMacroInstances(self, request, context):
+        """Makes two macro instances one. FAILED_PRECONDITION if they are too large together.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveInstance(self, request, context):
+        """Passes an instance on to another macro instance, here or at another router. What it has begun goes on as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainInstance(self, request, context):
+        """Gives an instance nothing new, or takes that back. What it has is finished.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScaleInstances(self, request, context):
+        """Changes how many instances there are. Answers at once; starting and draining go on behind.
+        FAILED_PRECONDITION without a provisioner.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAutoScaling(self, request, context):
+        """Turns automatic scaling on or off.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPolicies(self, request, context):
+        """Changes policies while all goes on: where requests go, and how instances schedule them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +157,46 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetClusterStatus,
                     request_deserializer=tidepipe_dot_v1_dot_admin__pb2.GetClusterStatusRequest.FromString,
                     response_serializer=tidepipe_dot_v1_dot_admin__pb2.GetClusterStatusResponse.SerializeToString,
+            ),
+            'GetGroups': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGroups,
+                    request_deserializer=tidepipe_dot_v1_dot_admin__pb2.GetGroupsRequest.FromString,
+                    response_serializer=tidepipe_dot_v1_dot_admin__pb2.GetGroupsResponse.SerializeToString,
+            ),
+            'SplitMacroInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.SplitMacroInstance,
+                    request_deserializer=tidepipe_dot_v1_dot_admin__pb2.SplitMacroInstanceRequest.FromString,
+                    response_serializer=tidepipe_dot_v1_dot_admin__pb2.SplitMacroInstanceResponse.SerializeToString,
+            ),
+            'MergeMacroInstances': grpc.unary_unary_rpc_method_handler(
+                    servicer.MergeMacroInstances,
+                    request_deserializer=tidepipe_dot_v1_dot_admin__pb2.MergeMacroInstancesRequest.FromString,
+                    response_serializer=tidepipe_dot_v1_dot_admin__pb2.MergeMacroInstancesResponse.SerializeToString,
+            ),
+            'MoveInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveInstance,
+                    request_deserializer=tidepipe_dot_v1_dot_admin__pb2.MoveInstanceRequest.FromString,
+                    response_serializer=tidepipe_dot_v1_dot_admin__pb2.MoveInstanceResponse.SerializeToString,
+            ),
+            'DrainInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainInstance,
+                    request_deserializer=tidepipe_dot_v1_dot_admin__pb2.DrainInstanceRequest.FromString,
+                    response_serializer=tidepipe_dot_v1_dot_admin__pb2.DrainInstanceResponse.SerializeToString,
+            ),
+            'ScaleInstances': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScaleInstances,
+                    request_deserializer=tidepipe_dot_v1_dot_admin__pb2.ScaleInstancesRequest.FromString,
+                    response_serializer=tidepipe_dot_v1_dot_admin__pb2.ScaleInstancesResponse.SerializeToString,
+            ),
+            'SetAutoScaling': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAutoScaling,
+                    request_deserializer=tidepipe_dot_v1_dot_admin__pb2.SetAutoScalingRequest.FromString,
+                    response_serializer=tidepipe_dot_v1_dot_admin__pb2.SetAutoScalingResponse.SerializeToString,
+            ),
+            'SetPolicies': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPolicies,
+                    request_deserializer=tidepipe_dot_v1_dot_admin__pb2.SetPoliciesRequest.FromString,
+                    response_serializer=tidepipe_dot_v1_dot_admin__pb2.SetPoliciesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +227,222 @@ class AdminService:
             '/tidepipe.v1.AdminService/GetClusterStatus',
             tidepipe_dot_v1_dot_admin__pb2.GetClusterStatusRequest.SerializeToString,
             tidepipe_dot_v1_dot_admin__pb2.GetClusterStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidepipe.v1.AdminService/GetGroups',
+            tidepipe_dot_v1_dot_admin__pb2.GetGroupsRequest.SerializeToString,
+            tidepipe_dot_v1_dot_admin__pb2.GetGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SplitMacroInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidepipe.v1.AdminService/SplitMacroInstance',
+            tidepipe_dot_v1_dot_admin__pb2.SplitMacroInstanceRequest.SerializeToString,
+            tidepipe_dot_v1_dot_admin__pb2.SplitMacroInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MergeMacroInstances(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidepipe.v1.AdminService/MergeMacroInstances',
+            tidepipe_dot_v1_dot_admin__pb2.MergeMacroInstancesRequest.SerializeToString,
+            tidepipe_dot_v1_dot_admin__pb2.MergeMacroInstancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidepipe.v1.AdminService/MoveInstance',
+            tidepipe_dot_v1_dot_admin__pb2.MoveInstanceRequest.SerializeToString,
+            tidepipe_dot_v1_dot_admin__pb2.MoveInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidepipe.v1.AdminService/DrainInstance',
+            tidepipe_dot_v1_dot_admin__pb2.DrainInstanceRequest.SerializeToString,
+            tidepipe_dot_v1_dot_admin__pb2.DrainInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScaleInstances(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidepipe.v1.AdminService/ScaleInstances',
+            tidepipe_dot_v1_dot_admin__pb2.ScaleInstancesRequest.SerializeToString,
+            tidepipe_dot_v1_dot_admin__pb2.ScaleInstancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAutoScaling(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidepipe.v1.AdminService/SetAutoScaling',
+            tidepipe_dot_v1_dot_admin__pb2.SetAutoScalingRequest.SerializeToString,
+            tidepipe_dot_v1_dot_admin__pb2.SetAutoScalingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPolicies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidepipe.v1.AdminService/SetPolicies',
+            tidepipe_dot_v1_dot_admin__pb2.SetPoliciesRequest.SerializeToString,
+            tidepipe_dot_v1_dot_admin__pb2.SetPoliciesResponse.FromString,
             options,
             channel_credentials,
             insecure,

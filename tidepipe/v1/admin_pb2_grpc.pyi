@@ -35,6 +35,24 @@ class AdminServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     GetClusterStatus: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetClusterStatusRequest, _admin_pb2.GetClusterStatusResponse]
     """How the whole cluster stands."""
+    GetGroups: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetGroupsRequest, _admin_pb2.GetGroupsResponse]
+    """The macro instances, what routing knows of their instances, and how scaling stands."""
+    SplitMacroInstance: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SplitMacroInstanceRequest, _admin_pb2.SplitMacroInstanceResponse]
+    """Splits the newest instances of a macro instance off. FAILED_PRECONDITION if one of the two would be empty."""
+    MergeMacroInstances: _grpc.UnaryUnaryMultiCallable[_admin_pb2.MergeMacroInstancesRequest, _admin_pb2.MergeMacroInstancesResponse]
+    """Makes two macro instances one. FAILED_PRECONDITION if they are too large together."""
+    MoveInstance: _grpc.UnaryUnaryMultiCallable[_admin_pb2.MoveInstanceRequest, _admin_pb2.MoveInstanceResponse]
+    """Passes an instance on to another macro instance, here or at another router. What it has begun goes on as it is."""
+    DrainInstance: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainInstanceRequest, _admin_pb2.DrainInstanceResponse]
+    """Gives an instance nothing new, or takes that back. What it has is finished."""
+    ScaleInstances: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ScaleInstancesRequest, _admin_pb2.ScaleInstancesResponse]
+    """Changes how many instances there are. Answers at once; starting and draining go on behind.
+    FAILED_PRECONDITION without a provisioner.
+    """
+    SetAutoScaling: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetAutoScalingRequest, _admin_pb2.SetAutoScalingResponse]
+    """Turns automatic scaling on or off."""
+    SetPolicies: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetPoliciesRequest, _admin_pb2.SetPoliciesResponse]
+    """Changes policies while all goes on: where requests go, and how instances schedule them."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -43,6 +61,24 @@ class AdminServiceAsyncStub(AdminServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetClusterStatus: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetClusterStatusRequest, _admin_pb2.GetClusterStatusResponse]  # type: ignore[assignment]
     """How the whole cluster stands."""
+    GetGroups: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetGroupsRequest, _admin_pb2.GetGroupsResponse]  # type: ignore[assignment]
+    """The macro instances, what routing knows of their instances, and how scaling stands."""
+    SplitMacroInstance: _aio.UnaryUnaryMultiCallable[_admin_pb2.SplitMacroInstanceRequest, _admin_pb2.SplitMacroInstanceResponse]  # type: ignore[assignment]
+    """Splits the newest instances of a macro instance off. FAILED_PRECONDITION if one of the two would be empty."""
+    MergeMacroInstances: _aio.UnaryUnaryMultiCallable[_admin_pb2.MergeMacroInstancesRequest, _admin_pb2.MergeMacroInstancesResponse]  # type: ignore[assignment]
+    """Makes two macro instances one. FAILED_PRECONDITION if they are too large together."""
+    MoveInstance: _aio.UnaryUnaryMultiCallable[_admin_pb2.MoveInstanceRequest, _admin_pb2.MoveInstanceResponse]  # type: ignore[assignment]
+    """Passes an instance on to another macro instance, here or at another router. What it has begun goes on as it is."""
+    DrainInstance: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainInstanceRequest, _admin_pb2.DrainInstanceResponse]  # type: ignore[assignment]
+    """Gives an instance nothing new, or takes that back. What it has is finished."""
+    ScaleInstances: _aio.UnaryUnaryMultiCallable[_admin_pb2.ScaleInstancesRequest, _admin_pb2.ScaleInstancesResponse]  # type: ignore[assignment]
+    """Changes how many instances there are. Answers at once; starting and draining go on behind.
+    FAILED_PRECONDITION without a provisioner.
+    """
+    SetAutoScaling: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetAutoScalingRequest, _admin_pb2.SetAutoScalingResponse]  # type: ignore[assignment]
+    """Turns automatic scaling on or off."""
+    SetPolicies: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetPoliciesRequest, _admin_pb2.SetPoliciesResponse]  # type: ignore[assignment]
+    """Changes policies while all goes on: where requests go, and how instances schedule them."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by the router."""
@@ -54,5 +90,71 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetClusterStatusResponse, _abc.Awaitable[_admin_pb2.GetClusterStatusResponse]]:
         """How the whole cluster stands."""
+
+    @_abc_1.abstractmethod
+    def GetGroups(
+        self,
+        request: _admin_pb2.GetGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetGroupsResponse, _abc.Awaitable[_admin_pb2.GetGroupsResponse]]:
+        """The macro instances, what routing knows of their instances, and how scaling stands."""
+
+    @_abc_1.abstractmethod
+    def SplitMacroInstance(
+        self,
+        request: _admin_pb2.SplitMacroInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.SplitMacroInstanceResponse, _abc.Awaitable[_admin_pb2.SplitMacroInstanceResponse]]:
+        """Splits the newest instances of a macro instance off. FAILED_PRECONDITION if one of the two would be empty."""
+
+    @_abc_1.abstractmethod
+    def MergeMacroInstances(
+        self,
+        request: _admin_pb2.MergeMacroInstancesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.MergeMacroInstancesResponse, _abc.Awaitable[_admin_pb2.MergeMacroInstancesResponse]]:
+        """Makes two macro instances one. FAILED_PRECONDITION if they are too large together."""
+
+    @_abc_1.abstractmethod
+    def MoveInstance(
+        self,
+        request: _admin_pb2.MoveInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.MoveInstanceResponse, _abc.Awaitable[_admin_pb2.MoveInstanceResponse]]:
+        """Passes an instance on to another macro instance, here or at another router. What it has begun goes on as it is."""
+
+    @_abc_1.abstractmethod
+    def DrainInstance(
+        self,
+        request: _admin_pb2.DrainInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.DrainInstanceResponse, _abc.Awaitable[_admin_pb2.DrainInstanceResponse]]:
+        """Gives an instance nothing new, or takes that back. What it has is finished."""
+
+    @_abc_1.abstractmethod
+    def ScaleInstances(
+        self,
+        request: _admin_pb2.ScaleInstancesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ScaleInstancesResponse, _abc.Awaitable[_admin_pb2.ScaleInstancesResponse]]:
+        """Changes how many instances there are. Answers at once; starting and draining go on behind.
+        FAILED_PRECONDITION without a provisioner.
+        """
+
+    @_abc_1.abstractmethod
+    def SetAutoScaling(
+        self,
+        request: _admin_pb2.SetAutoScalingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.SetAutoScalingResponse, _abc.Awaitable[_admin_pb2.SetAutoScalingResponse]]:
+        """Turns automatic scaling on or off."""
+
+    @_abc_1.abstractmethod
+    def SetPolicies(
+        self,
+        request: _admin_pb2.SetPoliciesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.SetPoliciesResponse, _abc.Awaitable[_admin_pb2.SetPoliciesResponse]]:
+        """Changes policies while all goes on: where requests go, and how instances schedule them."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

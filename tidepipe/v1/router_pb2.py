@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tidepipe/v1/router.proto\x12\x0btidepipe.v1\"e\n\x0eInstanceHandle\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x1a\n\x12\x63ontroller_address\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\"X\n\x17RegisterInstanceRequest\x12+\n\x06handle\x18\x01 \x01(\x0b\x32\x1b.tidepipe.v1.InstanceHandle\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\"-\n\x18RegisterInstanceResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\",\n\x15RemoveInstanceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\",\n\x16RemoveInstanceResponse\x12\x12\n\nunfinished\x18\x01 \x01(\r2\xcb\x01\n\rRouterService\x12_\n\x10RegisterInstance\x12$.tidepipe.v1.RegisterInstanceRequest\x1a%.tidepipe.v1.RegisterInstanceResponse\x12Y\n\x0eRemoveInstance\x12\".tidepipe.v1.RemoveInstanceRequest\x1a#.tidepipe.v1.RemoveInstanceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tidepipe/v1/router.proto\x12\x0btidepipe.v1\"e\n\x0eInstanceHandle\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x1a\n\x12\x63ontroller_address\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\"k\n\x17RegisterInstanceRequest\x12+\n\x06handle\x18\x01 \x01(\x0b\x32\x1b.tidepipe.v1.InstanceHandle\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x11\n\tpassed_on\x18\x03 \x01(\x08\"C\n\x18RegisterInstanceResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x14\n\x0cpassed_on_to\x18\x02 \x01(\t\",\n\x15RemoveInstanceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\",\n\x16RemoveInstanceResponse\x12\x12\n\nunfinished\x18\x01 \x01(\r2\xcb\x01\n\rRouterService\x12_\n\x10RegisterInstance\x12$.tidepipe.v1.RegisterInstanceRequest\x1a%.tidepipe.v1.RegisterInstanceResponse\x12Y\n\x0eRemoveInstance\x12\".tidepipe.v1.RemoveInstanceRequest\x1a#.tidepipe.v1.RemoveInstanceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,13 +34,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSTANCEHANDLE']._serialized_start=41
   _globals['_INSTANCEHANDLE']._serialized_end=142
   _globals['_REGISTERINSTANCEREQUEST']._serialized_start=144
-  _globals['_REGISTERINSTANCEREQUEST']._serialized_end=232
-  _globals['_REGISTERINSTANCERESPONSE']._serialized_start=234
-  _globals['_REGISTERINSTANCERESPONSE']._serialized_end=279
-  _globals['_REMOVEINSTANCEREQUEST']._serialized_start=281
-  _globals['_REMOVEINSTANCEREQUEST']._serialized_end=325
-  _globals['_REMOVEINSTANCERESPONSE']._serialized_start=327
-  _globals['_REMOVEINSTANCERESPONSE']._serialized_end=371
-  _globals['_ROUTERSERVICE']._serialized_start=374
-  _globals['_ROUTERSERVICE']._serialized_end=577
+  _globals['_REGISTERINSTANCEREQUEST']._serialized_end=251
+  _globals['_REGISTERINSTANCERESPONSE']._serialized_start=253
+  _globals['_REGISTERINSTANCERESPONSE']._serialized_end=320
+  _globals['_REMOVEINSTANCEREQUEST']._serialized_start=322
+  _globals['_REMOVEINSTANCEREQUEST']._serialized_end=366
+  _globals['_REMOVEINSTANCERESPONSE']._serialized_start=368
+  _globals['_REMOVEINSTANCERESPONSE']._serialized_end=412
+  _globals['_ROUTERSERVICE']._serialized_start=415
+  _globals['_ROUTERSERVICE']._serialized_end=618
 # @@protoc_insertion_point(module_scope)

@@ -60,8 +60,11 @@ class RegisterInstanceRequest(_message.Message):
 
     HANDLE_FIELD_NUMBER: _builtins.int
     LEASE_MS_FIELD_NUMBER: _builtins.int
+    PASSED_ON_FIELD_NUMBER: _builtins.int
     lease_ms: _builtins.int
     """Lease, milliseconds."""
+    passed_on: _builtins.bool
+    """True if another router passes the instance on, false if the instance itself calls."""
     @_builtins.property
     def handle(self) -> Global___InstanceHandle:
         """The instance."""
@@ -71,10 +74,11 @@ class RegisterInstanceRequest(_message.Message):
         *,
         handle: Global___InstanceHandle | None = ...,
         lease_ms: _builtins.int = ...,
+        passed_on: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "lease_ms", b"lease_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "lease_ms", b"lease_ms", "passed_on", b"passed_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -87,16 +91,20 @@ class RegisterInstanceResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ROUTER_ID_FIELD_NUMBER: _builtins.int
+    PASSED_ON_TO_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     """Name of the router."""
+    passed_on_to: _builtins.str
+    """The instance was passed on to the router at this HOST:PORT; renew the lease there from now on."""
     def __init__(
         self,
         *,
         router_id: _builtins.str = ...,
+        passed_on_to: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["router_id", b"router_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["passed_on_to", b"passed_on_to", "router_id", b"router_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,7 +30,11 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("", {"model": "m", "executor": "magic"}, "executor: .*'torch' or 'emulated'"),
         ("", {"model": "m", "quantization": "int3"}, "quantization: .*'int8'"),
         ("", {"model": "m", "hardware": "l20"}, "hardware names the device"),
-        ("", {"model": "m", "policy": "magic"}, "policy: .*'auto', 'td-pipe', 'separate' or 'hybrid'"),
+        (
+            "",
+            {"model": "m", "policy": "magic"},
+            "policy: .*'auto', 'td-pipe', 'separate', 'hybrid' or 'padg'",
+        ),
     ],
 )
 def test_wrong_settings_are_refused_by_name(

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import typer
 
+from tidepipe.cli.admin.macro import drain, instances, macro_app
 from tidepipe.cli.admin.phases import phases
+from tidepipe.cli.admin.policy import policy
+from tidepipe.cli.admin.scale import scale_app
 from tidepipe.cli.admin.status import status
 from tidepipe.cli.admin.trace import trace
 
-admin_app = typer.Typer(help="Look into a running cluster.", no_args_is_help=True)
+admin_app = typer.Typer(help="Look into a running cluster, and change it.", no_args_is_help=True)
 admin_app.command("status")(status)
 admin_app.command("phases")(phases)
 admin_app.command("trace")(trace)
+admin_app.command("instances")(instances)
+admin_app.command("drain")(drain)
+admin_app.command("policy")(policy)
+admin_app.add_typer(scale_app, name="scale")
+admin_app.add_typer(macro_app, name="macro")
 
 
 @admin_app.callback()
 def _admin() -> None:
-    """Look into a running cluster."""
+    """Look into a running cluster, and change it."""

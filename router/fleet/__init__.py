@@ -1,0 +1,1 @@
+"""How many instances there are: starting and stopping them through a provisioner."""

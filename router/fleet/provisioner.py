@@ -1,0 +1,79 @@
+"""The router's side of ProvisionerService."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+
+from common.rpc.channel import open_channel
+from common.rpc.status import from_rpc_error
+from tidepipe.v1 import provisioner_pb2 as pb
+from tidepipe.v1 import provisioner_pb2_grpc as pb_grpc
+
+START_TIMEOUT_S = 900.0
+"""Loading a large model from disk takes minutes."""
+STOP_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class StartedInstance:
+    """controller_address: HOST:PORT. place: where its processes are, in words."""
+
+    instance_id: str
+    controller_address: str
+    place: str
+
+
+class Provisioner(Protocol):
+    """Starts and stops instances."""
+
+    async def start(self) -> StartedInstance:
+        """One more; returns when it serves. TidePipeError if it cannot be."""
+        ...
+
+    async def stop(self, instance_id: str) -> None:
+        """End one; returns when it is gone. NotFoundError if it was not started here."""
+        ...
+
+
+class RemoteProvisioner:
+    """A Provisioner behind ProvisionerService."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = pb_grpc.ProvisionerServiceStub(channel)
+
+    async def start(self) -> StartedInstance:
+        """Part of Provisioner."""
+        with _translated():
+            reply = await self._stub.StartInstance(pb.StartInstanceRequest(), timeout=START_TIMEOUT_S)
+        one = reply.instance
+        return StartedInstance(one.instance_id, one.controller_address, one.place)
+
+    async def stop(self, instance_id: str) -> None:
+        """Part of Provisioner."""
+        with _translated():
+            await self._stub.StopInstance(
+                pb.StopInstanceRequest(instance_id=instance_id), timeout=STOP_TIMEOUT_S
+            )
+
+
+@contextlib.asynccontextmanager
+async def open_provisioner(address: str) -> AsyncIterator[RemoteProvisioner | None]:
+    """The provisioner at HOST:PORT; None if the address is empty."""
+    if not address:
+        yield None
+        return
+    async with open_channel(address) as channel:
+        yield RemoteProvisioner(channel)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error

@@ -1,0 +1,106 @@
+"""`tidepipe admin macro` and `instances`: which instances cooperate."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from common.errors import ConfigError
+from tidepipe.cli.admin.groups_view import print_groups
+from tidepipe.cli.admin.options import AsJson, Endpoint
+from tidepipe.cli.admin.show import show
+
+macro_app = typer.Typer(help="Macro instances: list, split, merge, move.", no_args_is_help=True)
+
+Macro = Annotated[str, typer.Argument(metavar="MACRO", help="Name of a macro instance.")]
+Instance = Annotated[str, typer.Argument(metavar="INSTANCE", help="Name of an instance.")]
+
+
+@macro_app.command("list")
+def macro_list(endpoint: Endpoint, as_json: AsJson = False) -> None:
+    """Show the macro instances and what routing knows of their instances."""
+    show(endpoint, as_json, lambda client: client.groups(), print_groups)
+
+
+@macro_app.command("split")
+def macro_split(
+    macro: Macro,
+    endpoint: Endpoint,
+    count: Annotated[int, typer.Option("--count", help="Instances that leave; 0: N_l.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Split the newest instances of a macro instance off."""
+    show(endpoint, as_json, lambda client: client.split(macro, count), print_groups)
+
+
+@macro_app.command("merge")
+def macro_merge(
+    into: Macro,
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="The one that is dissolved.")],
+    endpoint: Endpoint,
+    as_json: AsJson = False,
+) -> None:
+    """Let all instances of OTHER join MACRO."""
+    show(endpoint, as_json, lambda client: client.merge(into, other), print_groups)
+
+
+@macro_app.command("move")
+def macro_move(
+    instance: Instance,
+    endpoint: Endpoint,
+    to: Annotated[str, typer.Option("--to", metavar="MACRO", help="Macro instance of this router.")] = "",
+    to_router: Annotated[
+        str, typer.Option("--to-router", metavar="HOST:PORT", help="Another router's gRPC address.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Pass an instance on; what it has begun goes on undisturbed."""
+    if bool(to) == bool(to_router):
+        raise ConfigError("say where to: --to MACRO, or --to-router HOST:PORT")
+    show(
+        endpoint,
+        as_json,
+        lambda client: client.move(instance, macro_id=to, router=to_router),
+        lambda answer: print_groups(answer["groups"]),
+    )
+
+
+def instances(endpoint: Endpoint, as_json: AsJson = False) -> None:
+    """Show all instances, with their macro instances."""
+
+    def flat(groups: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "instances": [
+                {"macro_id": macro["macro_id"], **member}
+                for macro in groups["macros"]
+                for member in macro["members"]
+            ]
+        }
+
+    if as_json:
+
+        async def ask(client: Any) -> dict[str, Any]:
+            return flat(await client.groups())
+
+        show(endpoint, True, ask, print_groups)
+    else:
+        show(endpoint, False, lambda client: client.groups(), print_groups)
+
+
+def drain(
+    instance: Instance,
+    endpoint: Endpoint,
+    resume: Annotated[bool, typer.Option("--resume", help="Take it back.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give an instance nothing new; what it has is finished."""
+
+    async def ask(client: Any) -> dict[str, Any]:
+        return {"instance_id": instance, "unfinished": await client.drain(instance, resume=resume)}
+
+    def view(answer: dict[str, Any]) -> None:
+        what = "takes requests again" if resume else f"finishes {answer['unfinished']} sequences"
+        print(f"{instance} {what}")
+
+    show(endpoint, as_json, ask, view)

@@ -1,0 +1,61 @@
+"""`tidepipe admin scale`: how many instances there are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from common.errors import ConfigError
+from tidepipe.cli.admin.groups_view import print_scaling
+from tidepipe.cli.admin.options import AsJson, Endpoint
+from tidepipe.cli.admin.show import show
+
+scale_app = typer.Typer(help="Start and stop instances.", no_args_is_help=True)
+
+Count = Annotated[int, typer.Argument(metavar="N", min=0, help="How many.")]
+
+
+def _scale(endpoint: str, as_json: bool, how: str, count: int) -> None:
+    def view(answer: dict[str, Any]) -> None:
+        print(f"{answer['wanted']} instances when all is done")
+        print_scaling(answer["scaling"])
+
+    show(endpoint, as_json, lambda client: client.scale(how, count), view)
+
+
+@scale_app.command("set")
+def scale_set(count: Count, endpoint: Endpoint, as_json: AsJson = False) -> None:
+    """Have N instances."""
+    _scale(endpoint, as_json, "set", count)
+
+
+@scale_app.command("add")
+def scale_add(endpoint: Endpoint, count: Count = 1, as_json: AsJson = False) -> None:
+    """Start N more (default 1)."""
+    _scale(endpoint, as_json, "add", count)
+
+
+@scale_app.command("remove")
+def scale_remove(endpoint: Endpoint, count: Count = 1, as_json: AsJson = False) -> None:
+    """Drain and stop N (default 1)."""
+    _scale(endpoint, as_json, "remove", count)
+
+
+@scale_app.command("auto")
+def scale_auto(
+    state: Annotated[str, typer.Argument(metavar="on|off")],
+    endpoint: Endpoint,
+    least: Annotated[int, typer.Option("--min", min=1, help="Instances at least.")] = 1,
+    most: Annotated[int, typer.Option("--max", min=1, help="Instances at most.")] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Add and remove instances by mean TTFT and saved TPOT, or leave it to people."""
+    if state not in ("on", "off"):
+        raise ConfigError(f"automatic scaling is on or off, not {state!r}")
+    show(
+        endpoint,
+        as_json,
+        lambda client: client.auto_scaling(state == "on", least, most),
+        lambda answer: print_scaling(answer["scaling"]),
+    )

@@ -1,0 +1,88 @@
+"""What operators do to a running cluster, as one call each; answers are plain dictionaries."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from common.rpc.channel import open_channel
+from common.rpc.status import from_rpc_error
+from tidepipe.client.requests import check_endpoint
+from tidepipe.v1 import admin_pb2 as pb
+from tidepipe.v1 import admin_pb2_grpc as pb_grpc
+
+TIMEOUT_S = 10.0
+
+
+class AdminClient:
+    """AdminService of the router at HOST:PORT; use it as a context manager."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._channel = open_channel(check_endpoint(endpoint))
+        self._stub = pb_grpc.AdminServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+
+    async def groups(self) -> dict[str, Any]:
+        """Macro instances with their instances, routing policy, scaling."""
+        return await self._ask(self._stub.GetGroups, pb.GetGroupsRequest())
+
+    async def split(self, macro_id: str, count: int = 0) -> dict[str, Any]:
+        """Split `count` instances (0: N_l) off a macro instance; the groups afterwards."""
+        request = pb.SplitMacroInstanceRequest(macro_id=macro_id, count=count)
+        reply = await self._ask(self._stub.SplitMacroInstance, request)
+        return dict(reply["groups"])
+
+    async def merge(self, into: str, other: str) -> dict[str, Any]:
+        """Make two macro instances one; the groups afterwards."""
+        request = pb.MergeMacroInstancesRequest(into=into, other=other)
+        reply = await self._ask(self._stub.MergeMacroInstances, request)
+        return dict(reply["groups"])
+
+    async def move(self, instance_id: str, *, macro_id: str = "", router: str = "") -> dict[str, Any]:
+        """Pass an instance on to another macro instance, or to another router; groups and unfinished."""
+        request = pb.MoveInstanceRequest(instance_id=instance_id)
+        if router:
+            request.router_address = router
+        else:
+            request.macro_id = macro_id
+        return await self._ask(self._stub.MoveInstance, request)
+
+    async def drain(self, instance_id: str, *, resume: bool = False) -> int:
+        """Give an instance nothing new (or something again); its unfinished sequences."""
+        request = pb.DrainInstanceRequest(instance_id=instance_id, resume=resume)
+        return int((await self._ask(self._stub.DrainInstance, request))["unfinished"])
+
+    async def scale(self, how: str, count: int) -> dict[str, Any]:
+        """how: set, add or remove."""
+        return await self._ask(self._stub.ScaleInstances, pb.ScaleInstancesRequest(**{how: count}))
+
+    async def auto_scaling(self, on: bool, least: int = 0, most: int = 0) -> dict[str, Any]:
+        """Scale by load from now on, or by hand."""
+        request = pb.SetAutoScalingRequest(on=on, least=least, most=most)
+        return await self._ask(self._stub.SetAutoScaling, request)
+
+    async def policies(self, routing: str = "", instance: str = "", instance_id: str = "") -> dict[str, Any]:
+        """Change policies (empty: leave it); all of them afterwards."""
+        request = pb.SetPoliciesRequest(routing=routing, instance_policy=instance, instance_id=instance_id)
+        return await self._ask(self._stub.SetPolicies, request)
+
+    @staticmethod
+    async def _ask(method: Any, request: Message) -> dict[str, Any]:
+        try:
+            reply = await method(request, timeout=TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        return MessageToDict(
+            reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )

@@ -1,0 +1,34 @@
+"""What every provisioner does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ProvisionedInstance:
+    """controller_address: HOST:PORT. place: where its processes are, in words."""
+
+    instance_id: str
+    controller_address: str
+    place: str
+
+
+class InstanceProvisioner(Protocol):
+    """Owns the machines or processes that instances run on."""
+
+    async def start_instance(self) -> ProvisionedInstance:
+        """Start one more, with all its stages; returns when it serves.
+
+        OverloadedError if there is no room for it, UnavailableError if it does not come up.
+        """
+        ...
+
+    async def stop_instance(self, instance_id: str) -> None:
+        """End one; returns when its processes are gone. NotFoundError if it was not started here."""
+        ...
+
+    def instances(self) -> list[ProvisionedInstance]:
+        """Those that were started here and not stopped."""
+        ...
