@@ -57,8 +57,8 @@ class Blueprint:
         cost: LearningCost = profiled or LearnedCost()
 
         def policy(name: str) -> Policy | None:
-            # Slack is counted in step times, so padg takes learned ones where none were given; `auto` compares
-            # step sizes, of which a few timed steps say too little.
+            # Slack is counted in step times, so padg takes learned ones where none were given; `auto`
+            # compares step sizes, of which a few timed steps say too little.
             return make_policy(name, cost if name == "padg" else profiled)
 
         scheduler = Scheduler(

@@ -20,8 +20,9 @@ def print_groups(groups: dict[str, Any]) -> None:
         highlight=False,
     )
     for macro in groups["macros"]:
-        table = Table("instance", "controller", "state", "phase", title=macro["macro_id"], box=SIMPLE)
-        for name in ("sequences", "prompt tokens left", "slack", "free KV", "report"):
+        console.print(f"\n[bold]{macro['macro_id']}[/]", highlight=False)
+        table = Table("instance", "state", "phase", box=SIMPLE, padding=(0, 1))
+        for name in ("seqs", "to prefill", "slack", "free KV", "report"):
             table.add_column(name, justify="right")
         table.add_column("policy")
         for member in macro["members"]:
@@ -51,11 +52,10 @@ def _member(member: dict[str, Any]) -> tuple[str, ...]:
     age = member["report_age_s"]
     return (
         member["instance_id"],
-        member["controller_address"],
         state,
         member["phase"].removeprefix("PHASE_").lower().replace("unspecified", "idle"),
         str(member["sequences"]),
-        f"{member['left_tokens']} ({member['left_s']:.2f} s)",
+        f"{member['left_s']:.2f} s",
         "-" if slack is None else f"{slack:.2f} s",
         f"{used:.0%}",
         "-" if age < 0 else f"{1000 * age:.0f} ms",
