@@ -39,7 +39,7 @@ def scan(system: str, plant: ClusterPlant) -> list[Knobs]:
             return [{"steps": how, "budget": budget} for how, budget in steps]
         case "padg-published":
             # Algorithm 1 does not ask how fast many sequences decode: a limit on their number does.
-            return [{"budget": 2048, "sequences": most} for most in (256, 128, 64, 4096)]
+            return [{"budget": 2048, "sequences": most} for most in (256, 128, 64, 32, 16)]
         case "separate":
             return _engine(2048, 1024, 4096)
         case "hybrid":

@@ -45,6 +45,10 @@ from router.core.status import FOREVER
 from router.core.view import InstanceView
 
 
+RETRY_S = 0.01
+"""Pending requests are not offered again before that, but with every tick."""
+
+
 @dataclass(frozen=True, slots=True)
 class OverallConfig:
     """policy: name of the routing policy. max_pending: requests that may wait.
@@ -74,6 +78,7 @@ class OverallScheduler:
         self.scaling = AutoScaling(config.scaling) if config.scaling else None
         self._waits: dict[str, Choice] = {}
         self._actions: list[Action] = []
+        self._retried = -RETRY_S
 
     def on(self, event: Event, now: float) -> list[Action]:
         """Take note of what happened, and decide. `now`: seconds on a steady clock, never falling.
@@ -86,7 +91,9 @@ class OverallScheduler:
             case InstanceReported():
                 if view := self.view(event.instance_id):
                     view.hear(event.status)
-                    self._retry(now)
+                    # Many reports come at a time, and each retry asks all instances.
+                    if now - self._retried >= RETRY_S:
+                        self._retry(now)
             case Tick():
                 self._tick(now)
             case FirstToken():
@@ -161,6 +168,7 @@ class OverallScheduler:
         return False
 
     def _retry(self, now: float) -> None:
+        self._retried = now
         progress = bool(len(self.pending))
         while progress:
             progress = False
