@@ -46,8 +46,8 @@ def demand(seed: int) -> list[Job]:
     ]
 
 
-def run(instances: int, start_s: float, seed: int, policy: str) -> dict[str, Any]:
-    """start_s: from asking for an instance to its first request."""
+def run(instances: int, start_s: float, expand_at: float, seed: int, policy: str) -> dict[str, Any]:
+    """start_s: from asking for an instance to its first request. expand_at: share of the TTFT target."""
     plant = cluster("l20", STUDY, instances)
     cost, kv_tokens = plant.latency(), plant.kv_tokens()
     rules = InstanceRules(mixed=policy == "padg", budget=256 if policy == "padg" else 2048)
@@ -56,7 +56,7 @@ def run(instances: int, start_s: float, seed: int, policy: str) -> dict[str, Any
         return SkippingInstance(name, rules, cost, plant.stages, kv_tokens, born)
 
     scaling = ScalingRules(
-        CHAT, window_s=5.0, least=instances, most=24, calm_s=max(5.0, start_s), lasting_s=15.0
+        CHAT, window_s=5.0, expand_at=expand_at, least=instances, most=24, calm_s=10.0, lasting_s=15.0
     )
     config = OverallConfig(policy=policy, bounds=Bounds(6, 11), max_pending=100_000, scaling=scaling)
     scaled = VirtualCluster(
@@ -73,6 +73,7 @@ def run(instances: int, start_s: float, seed: int, policy: str) -> dict[str, Any
     log = scaled.log
     return {
         "start_s": start_s,
+        "expand_at": expand_at,
         "policy": policy,
         "attainment": sum(job.met(switch_wait=True) for job in jobs) / len(jobs),
         "windows": windows(jobs),
@@ -111,7 +112,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         times, counts = zip(*one["instances"], strict=True)
         end = [len(RATES) * LEVEL_S]
         above.step([*times, *end], [*counts, counts[-1]], where="post", label="instances", lw=2)
-        above.set_title(f"{one['policy']}, an instance starts in {one['start_s']:g} s")
+        above.set_title(f"expand at {one['expand_at']:g} x TTFT target, start in {one['start_s']:g} s")
         below.plot(at, [100 * share for share in met], color="tab:green")
         below.axhline(90, color="black", lw=0.8)
         below.set(ylim=(0, 102), xlabel="seconds", ylabel="requests within both targets, %")
@@ -126,20 +127,25 @@ def main() -> None:
     """Run, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--instances", type=int, default=6, help="at the beginning, and at least")
-    parser.add_argument("--start-s", default="0,30", help="how long an instance takes to start; several")
+    parser.add_argument(
+        "--runs", default="1:0,0.3:0,0.3:30", help="expand at (share of the TTFT target):start (s), several"
+    )
     parser.add_argument("--policy", default="padg")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("-o", "--out", type=Path, default=Path())
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    starts = [float(text) for text in options.start_s.split(",")]
-    runs = [run(options.instances, start, options.seed, options.policy) for start in starts]
+    runs = []
+    for text in options.runs.split(","):
+        expand_at, start_s = (float(part) for part in text.split(":"))
+        runs.append(run(options.instances, start_s, expand_at, options.seed, options.policy))
     report = {"rates": RATES, "level_s": LEVEL_S, "seed": options.seed, "runs": runs}
     (options.out / "online-scaling.json").write_text(json.dumps(report, indent=1))
     draw(report, options.out / "online-scaling.png")
     for one in runs:
         most = max(count for _, count in one["instances"])
-        print(f"start {one['start_s']:g} s: {one['attainment']:.1%} attained, up to {most} instances")
+        settings = f"expand at {one['expand_at']:g}, start {one['start_s']:g} s"
+        print(f"{settings}: {one['attainment']:.1%} attained, up to {most} instances")
         for time, what, sizes in one["scaling"]:
             print(f"  {time:7.1f} s  {what}  {sizes}")
 

@@ -13,12 +13,15 @@ from router.core.slo import SloTarget
 class ScalingRules:
     """target: of most requests. window_s: over which means are taken.
 
+    expand_at: share of the TTFT target at which to expand. 1 is the paper's: by then half of the requests
+        miss it already, and the new instance first has to work the queue off.
     least, most: instances. calm_s: no further step before so much time has passed since the last one: an
     instance that was added must show its effect first. lasting_s: how long contraction must look right.
     """
 
     target: SloTarget
     window_s: float = 10.0
+    expand_at: float = 0.3
     least: int = 1
     most: int = 64
     calm_s: float = 10.0
@@ -37,7 +40,7 @@ class ScalingStep:
 class AutoScaling:
     """Hears of first tokens and of slack, answers with steps of one instance.
 
-    Expand when the mean TTFT over the window exceeds the target: TTFT attainment falls first under overload.
+    Expand when the mean TTFT over the window exceeds its limit: TTFT attainment falls first under overload.
     Requests that still wait count with the time they have waited, or a stalled queue would look fast.
     Contract when the mean saved TPOT exceeds TTFT * (n + 1) / n with n instances: one fewer would still pay
     for the prefill windows.
@@ -65,14 +68,15 @@ class AutoScaling:
             self._sum -= self._seen.popleft()[1]
         mean = max(self._sum / len(self._seen) if self._seen else 0.0, oldest_wait_s)
         enough = rules.target.ttft_s * (instances + 1) / max(1, instances)
-        numbers = {"mean_ttft_s": mean, "ttft_s": rules.target.ttft_s, "saved_s": saved_s, "enough_s": enough}
-        ample = saved_s > enough and mean <= rules.target.ttft_s / 2
+        limit = rules.expand_at * rules.target.ttft_s
+        numbers = {"mean_ttft_s": mean, "limit_s": limit, "saved_s": saved_s, "enough_s": enough}
+        ample = saved_s > enough and mean <= limit / 2
         self._ample_since = (now if self._ample_since is None else self._ample_since) if ample else None
         if now - self._stepped < rules.calm_s:
             return ScalingStep(0, "the last step is too recent", numbers)
-        if mean > rules.target.ttft_s and instances < rules.most:
+        if mean > limit and instances < rules.most:
             self._stepped = now
-            return ScalingStep(1, "mean TTFT exceeds its target", numbers)
+            return ScalingStep(1, "mean TTFT exceeds its limit", numbers)
         lasts = self._ample_since is not None and now - self._ample_since >= rules.lasting_s
         if lasts and instances > rules.least:
             self._stepped = now

@@ -108,7 +108,7 @@ def test_mistakes_by_hand_change_nothing() -> None:
 
 def test_triggers_have_hysteresis() -> None:
     """Out at once under overload, then calm; in only after it looked right for a while."""
-    scaling = AutoScaling(ScalingRules(SloTarget(1.0, 0.1), window_s=5, calm_s=10, lasting_s=20))
+    scaling = AutoScaling(ScalingRules(SloTarget(1.0, 0.1), 5, 1.0, calm_s=10, lasting_s=20))
     for _ in range(5):
         scaling.first_token(2.0, 0.0)
     assert scaling.step(4, 0.5, 0.0, 1.0).change == 1

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from common.errors import ConfigError
 from router.core.events import (
     AddInstance,
+    DrainInstance,
     Event,
     Expired,
     InstanceDraining,
@@ -112,8 +113,21 @@ def test_automatic_scaling_asks_for_an_instance() -> None:
     scheduler = cluster(1, scaling=ScalingRules(SLO), policy="padg-published")
     scheduler.on(InstanceReported("i0", status(kv_free=0)), 0.0)
     targets(scheduler, 1)
-    assert not scheduler.on(Tick(), 0.5)
+    assert not scheduler.on(Tick(), 0.2)
     assert [type(action) for action in scheduler.on(Tick(), 1.5)] == [AddInstance]
+
+
+def test_contraction_drains_one_after_the_other() -> None:
+    """Nobody is asked twice, and the least number stays."""
+    rules = ScalingRules(SLO, least=2, calm_s=1.0, lasting_s=2.0)
+    scheduler = cluster(4, scaling=rules)
+    drained = []
+    for tenth in range(200):
+        now = tenth / 10
+        for action in scheduler.on(Tick(), now):
+            assert isinstance(action, DrainInstance)
+            drained.append(action.instance_id)
+    assert drained == ["i3", "i2"]
 
 
 @given(st.lists(st.tuples(st.sampled_from("qqqqujldtsw"), st.integers(0, 9)), max_size=80))
