@@ -44,7 +44,6 @@ from router.core.scaling import AutoScaling, ScalingRules
 from router.core.status import FOREVER
 from router.core.view import InstanceView
 
-
 RETRY_S = 0.01
 """Pending requests are not offered again before that, but with every tick."""
 
