@@ -12,6 +12,7 @@ from common.sampling import SamplingParams
 from controller.core.decode import DecodeBatches
 from controller.core.expectation import LengthBelief, SeenLengths
 from controller.core.forecast import KvForecast
+from controller.core.foresight import Foresight
 from controller.core.ordering import FinishTogether
 from controller.core.policies.tide import StepSizes, TideKnobs
 from controller.core.sequence import Sequence, State
@@ -95,6 +96,33 @@ def test_seen_lengths_count_those_that_still_run() -> None:
         seen.note(50, running)
     assert seen.belief is not None
     assert seen.belief.median > 400
+
+
+@given(st.integers(1, 400), st.integers(2, 900), st.integers(0, 200))
+@settings(max_examples=20, deadline=None)
+def test_seen_lengths_say_what_memory_lets_through(prompt: int, output: int, going: int) -> None:
+    """If all outputs are alike, exactly that; those that have not come as far change nothing."""
+    seen = SeenLengths()
+    assert seen.tokens_per_round(prompt, 100_000) == 0.0
+    running = [sequence(f"s{i}", prompt, i % output) for i in range(going)]
+    for _ in range(SeenLengths.LEAST):
+        seen.note(output, running)
+    exact = 100_000 * (prompt + output) / (output * (prompt + output / 2))
+    assert math.isclose(seen.tokens_per_round(prompt, 100_000), exact, rel_tol=1e-9)
+
+
+def test_foresight_compares_the_end_of_a_phase_with_what_was_told() -> None:
+    """Ten certain sequences, as told: no error. Half of them gone early: their share of the memory."""
+    for gone, error in ((0, 0.0), (5, 0.25)):
+        forecast = KvForecast(block_size=1, longest=2000)
+        for key in range(10):
+            forecast.put(key, 400, 0, LengthBelief(500.0, math.inf), 10_000)
+        foresight = Foresight()
+        foresight.begin(forecast)
+        forecast.advance(100)
+        foresight.end(forecast, 500 * (10 - gone), 10_000)
+        assert foresight.mean_error is not None
+        assert abs(foresight.mean_error - error) < 1e-9
 
 
 def test_stealing_by_time_evens_out_contexts_stealing_by_count_numbers() -> None:

@@ -30,6 +30,11 @@ def test_json_has_the_promised_fields_and_repeats_by_seed() -> None:
             result
         )
         assert 0 < result["busy"] <= 1
+        assert result["bubbles"] == 1 - result["busy"]
+        # A single stage has nothing to balance; without decode phases there is nothing to forecast.
+        assert (result["imbalance"] == 0) is result["policy"].startswith("tp-")
+        assert (result["forecast_error"] is not None) is (result["policy"] in ("auto", "td-pipe"))
+        assert (result["steals"] > 0) is (result["policy"] in ("auto", "td-pipe"))
         if not result["policy"].startswith("tp-"):
             assert result["output_tokens_per_s"] <= report["bound"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from common.latency.profile_file import read_profile
 from common.latency.work import StepWork
 from common.plan import Phase
 from controller.drivers.simulated import SimulatedStages
+from controller.simulation.balance import StepBalance
 from controller.simulation.bound import ConvexHull
 from controller.simulation.offline import Plant, run_offline
 from controller.simulation.predictions import predictor
@@ -85,6 +87,17 @@ def test_same_seed_same_run_and_a_recording_changes_nothing() -> None:
     assert recording.switches
 
 
+def test_balance_is_told_of_steps_of_one_kind_only() -> None:
+    """Three steps of 1 and one of 2 s: the longest is 1.6 times their mean."""
+    balance = StepBalance(4)
+    for seconds in (1.0, 1.0, 1.0, 2.0):
+        balance.note(Phase.DECODE, seconds)
+    assert math.isclose(balance.mean, 0.6)
+    for seconds in (9.0, 5.0):
+        balance.note(Phase.PREFILL, seconds)
+    assert math.isclose(balance.mean, 0.6)
+
+
 def test_workload_formats(tmp_path: Path) -> None:
     """All that are promised, told apart by content."""
     files = {
@@ -96,6 +109,9 @@ def test_workload_formats(tmp_path: Path) -> None:
         "fixed.json": json.dumps([{"prompt": [5] * 374, "out": 44}]),
         "sharegpt.json": json.dumps(
             [{"conversations": [{"from": "human", "value": "x" * 1496}, {"from": "gpt", "value": "y" * 176}]}]
+        ),
+        "answers.jsonl": json.dumps(
+            {"prompt": [{"role": "user", "content": "x" * 1496}], "output_tokens": 44}
         ),
         "batch.jsonl": json.dumps({"custom_id": "a", "body": {"prompt": [1] * 374, "max_tokens": 44}}),
     }
