@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tidepipe.cli.bench_serve import serve
 from tidepipe.cli.cluster_options import cluster_options
 from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
 from tidepipe.cli.run import run
@@ -18,6 +19,9 @@ bench_app = typer.Typer(help="Measure a live cluster.", no_args_is_help=True)
 @bench_app.callback()
 def _bench() -> None:
     """Measure a live cluster."""
+
+
+bench_app.command("serve")(serve)
 
 
 @bench_app.command("throughput")

@@ -1,0 +1,99 @@
+"""The load generator's arithmetic, its search, and that it sends on time."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from controller.simulation.workload import SimRequest, Workload
+from simulation.arrivals import Arrivals
+from tidepipe.loadgen.figures import Figures, figures_of
+from tidepipe.loadgen.outcome import Outcome
+from tidepipe.loadgen.requests import Load, LoadRequest
+from tidepipe.loadgen.run import find_goodput, send_all
+from tidepipe.loadgen.targets import Clock
+
+
+def outcome(*arrivals: tuple[float, int], due: float = 1.0) -> Outcome:
+    return Outcome(due, due, 9.0, list(arrivals), sum(tokens for _, tokens in arrivals))
+
+
+def test_latencies_by_both_definitions() -> None:
+    one = outcome((1.5, 1), (2.5, 1), (2.6, 1), (2.8, 2))
+    assert one.ttft(switch_wait=False) == 0.5 and one.ttft(switch_wait=True) == 1.5
+    assert one.tpot(switch_wait=False) == pytest.approx(1.3 / 4)
+    assert one.tpot(switch_wait=True) == pytest.approx(0.3 / 3)
+    assert one.inter_token() == pytest.approx([1.0, 0.1, 0.2, 0.0])
+    assert one.met(0.6, 0.4, switch_wait=False) and not one.met(0.6, 0.4, switch_wait=True)
+    single = outcome((3.0, 1))
+    assert (single.ttft(switch_wait=True), single.tpot(switch_wait=True)) == (2.0, 0.0)
+
+
+def test_refused_and_failed_requests_count_against_attainment() -> None:
+    refused = Outcome(1.0, 1.25, 1.5, rejected=True, error="full")
+    figures = figures_of([outcome((1.5, 4)), refused, Outcome(1.0, error="lost")], 2.0, 1.0, 1.0)
+    assert (figures.completed, figures.rejected, figures.failed) == (1, 1, 1)
+    assert figures.attainment == pytest.approx(1 / 3) and figures.first_error == "lost"
+    assert figures.rejection_ms["p50"] == 250.0
+
+
+@dataclass
+class SlowTarget:
+    """Never answers in time; open-loop senders do not care."""
+
+    model: str = "m"
+    context_length: int = 100
+    vocab_size: int = 50
+    seen: list[LoadRequest] = field(default_factory=list)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def prepare(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def send(self, request: LoadRequest, outcome: Outcome, clock: Clock, timeout_s: float) -> None:
+        self.seen.append(request)
+        if len(self.seen) == 20:
+            self.gate.set()
+        await self.gate.wait()
+        outcome.arrivals.append((clock(), 1))
+        outcome.output_tokens = 1
+
+
+async def test_requests_go_out_whatever_became_of_the_earlier_ones() -> None:
+    workload = Workload("w", tuple(SimRequest(n, 3) for n in range(1, 9)))
+    load = Load(workload, Arrivals("gamma", 2.0), 5, 50)
+    requests = load.requests(400.0, 20)
+    assert requests == load.requests(400.0, 20) != replace(load, seed=6).requests(400.0, 20)
+    assert all(0 <= token < 50 for one in requests for token in one.prompt)  # type: ignore[operator]
+    target = SlowTarget()
+    async with asyncio.timeout(20):
+        outcomes = await send_all(target, requests, 5.0)
+    assert [one.due for one in target.seen] == sorted(one.due for one in requests)
+    assert all(one.sent >= one.due for one in outcomes)
+
+
+@pytest.mark.parametrize("limit", [0.3, 1.0, 7.7])
+async def test_the_search_finds_the_rate_that_is_borne(limit: float) -> None:
+    empty: dict[str, Any] = {name: {} for name in Figures.__slots__ if name.endswith("_ms")}
+
+    async def measure(rate: float) -> Figures:
+        share = 1.0 if rate <= limit else 0.5
+        values: dict[str, Any] = dict.fromkeys(Figures.__slots__, 0) | empty
+        return Figures(**{**values, "rate": rate, "attainment": share})
+
+    found = await find_goodput(measure, 0.9, start=1.0, precision=0.02)
+    assert limit / 1.02 <= found <= limit
+
+
+async def test_a_server_that_bears_nothing_has_no_goodput() -> None:
+    empty: dict[str, Any] = {name: {} for name in Figures.__slots__ if name.endswith("_ms")}
+    values: dict[str, Any] = dict.fromkeys(Figures.__slots__, 0) | empty
+
+    async def measure(rate: float) -> Figures:
+        return Figures(**values)
+
+    assert await find_goodput(measure, 0.9, start=1.0, precision=0.02) == 0.0

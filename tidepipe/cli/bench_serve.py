@@ -1,0 +1,209 @@
+"""`tidepipe bench serve`: what users of a live server see at a given rate, and the rate that it bears."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
+from tidepipe.cli.run import run
+
+if TYPE_CHECKING:
+    from tidepipe.loadgen.figures import Figures
+    from tidepipe.loadgen.targets import Target
+
+
+def serve(
+    workload: Annotated[
+        str,
+        typer.Option(
+            "--workload",
+            metavar="FILE",
+            help="Azure CSV, ShareGPT JSON, Mooncake or OpenAI batch JSONL, answers as JSONL; "
+            "or a synthetic mix: alpaca-like, sharegpt-like, longbench-like.",
+        ),
+    ],
+    endpoint: Annotated[
+        str | None, typer.Option("--endpoint", metavar="HOST:PORT", help="A TidePipe router, over gRPC.")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", metavar="URL", help="Any OpenAI-compatible server, such as http://host:8000."),
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="With --url: the model; default: the first.")] = "",
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.001, help="Requests per second; where a search begins.")
+    ] = None,
+    rates: Annotated[str | None, typer.Option("--rates", metavar="A,B,..", help="Several rates.")] = None,
+    search: Annotated[
+        bool, typer.Option("--find-goodput", help="Search for the highest rate with enough attainment.")
+    ] = False,
+    precision: Annotated[
+        float, typer.Option("--precision", min=0.005, max=1.0, help="Of the search, as a share of the rate.")
+    ] = 0.05,
+    arrivals: Annotated[
+        str, typer.Option("--arrivals", metavar="KIND", help="poisson, gamma:CV (bursts), or trace.")
+    ] = "poisson",
+    ttft_ms: Annotated[float, typer.Option("--ttft-ms", min=0.001, help="Target: first token.")] = 5000.0,
+    tpot_ms: Annotated[
+        float, typer.Option("--tpot-ms", min=0.001, help="Target: per further token, on average.")
+    ] = 100.0,
+    attainment: Annotated[
+        float, typer.Option("--attainment", min=0.01, max=1.0, help="Share of requests that must meet both.")
+    ] = 0.9,
+    seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="Length of each run.")] = 60.0,
+    requests: Annotated[
+        int | None, typer.Option("--requests", min=1, help="Requests of each run, instead of --seconds.")
+    ] = None,
+    max_prompt: Annotated[
+        int | None, typer.Option("--max-prompt", min=1, help="Leave longer prompts out, tokens.")
+    ] = None,
+    max_total: Annotated[
+        int | None, typer.Option("--max-total", min=2, help="Prompt and output together. Default: context.")
+    ] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds per request.")] = 600.0,
+    send_targets: Annotated[
+        bool, typer.Option("--send-targets", help="Tell the server the targets with each request.")
+    ] = False,
+    api_key: Annotated[
+        str, typer.Option("--api-key", envvar="TIDEPIPE_API_KEY", help="With --url: sent as bearer token.")
+    ] = "",
+    extra_body: Annotated[
+        str, typer.Option("--extra-body", metavar="JSON", help="With --url: more fields of each body.")
+    ] = "{}",
+    vocab_size: Annotated[
+        int | None, typer.Option("--vocab-size", min=2, help="Random prompts have token ids below it.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of arrivals, lengths and prompts.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="DIR", help="Draw attainment and latencies.")
+    ] = None,
+) -> None:
+    """Open-loop load: requests go out when they are due, and latencies count from then.
+
+    Outputs have the lengths of the workload (temperature 0, end of sequence ignored). Prompts without a
+    text in the workload are random tokens of their length.
+    """
+    run(_serve(dict(locals())))
+
+
+async def _serve(given: dict[str, Any]) -> int:
+    # Late, so that `tidepipe --help` stays quick.
+    from simulation.arrivals import parse_arrivals
+    from tidepipe.loadgen.figures import figures_of
+    from tidepipe.loadgen.requests import Load, read_load_workload
+    from tidepipe.loadgen.run import find_goodput, send_all
+
+    points = _rates(given["rate"], given["rates"])
+    kind = parse_arrivals(given["arrivals"])
+    target = _target(given)
+    ttft_s, tpot_s = given["ttft_ms"] / 1000, given["tpot_ms"] / 1000
+    runs: list[Figures] = []
+    try:
+        await target.prepare()
+        total = given["max_total"] or target.context_length
+        source = read_load_workload(given["workload"], given["seed"], given["max_prompt"] or total, total)
+        load = Load(source, kind, given["seed"], given["vocab_size"] or target.vocab_size)
+
+        async def measure(rate: float) -> Figures:
+            count = given["requests"] or max(1, round(rate * given["seconds"]))
+            outcomes = await send_all(target, load.requests(rate, count), given["timeout"])
+            runs.append(figures_of(outcomes, rate, ttft_s, tpot_s))
+            if not given["as_json"]:
+                _print_run(runs[-1])
+            return runs[-1]
+
+        goodput = None
+        if given["search"]:
+            goodput = await find_goodput(measure, given["attainment"], points[0], given["precision"])
+        else:
+            for rate in points:
+                await measure(rate)
+    finally:
+        await target.close()
+    _report(given, target, source.name, runs, goodput)
+    return SOME_FAILED if any(one.failed for one in runs) else SUCCESS
+
+
+def _rates(rate: float | None, rates: str | None) -> list[float]:
+    from common.errors import ConfigError
+
+    if rates is None:
+        return [1.0 if rate is None else rate]
+    try:
+        points = [float(part) for part in rates.split(",")]
+    except ValueError:
+        points = []
+    if rate is not None or not points or min(points) <= 0:
+        raise ConfigError(f"give --rate, or --rates with numbers above 0 such as 1,2,4; got {rates!r}")
+    return points
+
+
+def _target(given: dict[str, Any]) -> Target:
+    import json
+
+    from common.errors import ConfigError
+    from tidepipe.loadgen.targets import GrpcTarget, HttpTarget
+
+    if (given["endpoint"] is None) == (given["url"] is None):
+        raise ConfigError("give --endpoint HOST:PORT of a TidePipe router, or --url of an OpenAI server")
+    if given["endpoint"] is not None:
+        targets = (given["ttft_ms"], given["tpot_ms"]) if given["send_targets"] else None
+        return GrpcTarget(given["endpoint"], targets)
+    try:
+        extra = json.loads(given["extra_body"])
+    except ValueError as error:
+        raise ConfigError(f"--extra-body is not JSON: {error}") from error
+    if not isinstance(extra, dict):
+        raise ConfigError("--extra-body must be a JSON object")
+    headers = {"authorization": f"Bearer {given['api_key']}"} if given["api_key"] else {}
+    if given["send_targets"]:
+        headers |= {"x-slo-ttft-ms": str(given["ttft_ms"]), "x-slo-tpot-ms": str(given["tpot_ms"])}
+    return HttpTarget(given["url"], given["model"], headers, extra)
+
+
+def _print_run(one: Figures) -> None:
+    def both(values: dict[str, float]) -> str:
+        return f"{values['p50']:.0f}/{values['p90']:.0f} ms" if values else "-"
+
+    refused = f", {one.rejected} refused" if one.rejected else ""
+    failed = f", {one.failed} failed ({one.first_error})" if one.failed else ""
+    print(
+        f"{one.rate:.3g} req/s: {one.attainment:.1%} within both targets "
+        f"({one.attainment_switch_wait:.1%} with phase-switch wait); TTFT p50/p90 {both(one.ttft_ms)}, "
+        f"TPOT {both(one.tpot_ms)}, ITL {both(one.itl_ms)}; {one.completed}/{one.requests} answered"
+        f"{refused}{failed}; {one.output_tokens_per_s:.1f} output tokens/s",
+        flush=True,
+    )
+
+
+def _report(
+    given: dict[str, Any], target: Target, workload: str, runs: list[Figures], goodput: float | None
+) -> None:
+    import json
+    from dataclasses import asdict
+
+    from tidepipe.loadgen.pictures import draw_rates
+
+    if given["plot"] is not None:
+        path = draw_rates(runs, given["ttft_ms"], given["tpot_ms"], given["attainment"], given["plot"])
+        print(f"wrote {path}", file=sys.stderr)
+    if given["as_json"]:
+        report = {
+            "target": given["endpoint"] or given["url"],
+            "model": target.model,
+            "workload": workload,
+            "arrivals": given["arrivals"],
+            "seed": given["seed"],
+            "slo": {"ttft_ms": given["ttft_ms"], "tpot_ms": given["tpot_ms"]},
+            "attainment": given["attainment"],
+            "goodput_rps": goodput,
+            "runs": [asdict(one) for one in runs],
+        }
+        print(json.dumps(report))
+    elif goodput is not None:
+        print(f"goodput: {goodput:.3g} requests/s with {given['attainment']:.0%} within both targets")
