@@ -53,6 +53,7 @@ class Course:
         self._samples: deque[MemorySample] = deque(maxlen=SAMPLES)
         self._marks: deque[_Mark] = deque(maxlen=int(WINDOW_S / SAMPLE_EVERY_S) + 1)
         self._steps: dict[int, _Step] = {}
+        self._times: dict[int, list[float]] = {}
         self._ends: list[float | None] = [None] * stages
         self._busy_s = [0.0] * stages
         self._phase = Phase.IDLE
@@ -71,25 +72,31 @@ class Course:
                 del self._predicted[next(iter(self._predicted))]
         elif isinstance(event, (StagesReady, StagesLost)):
             self._steps.clear()
+            self._times.clear()
             self._ends = [None] * self._stages
         for action in actions:
             if isinstance(action, Dispatch):
                 self._steps[action.plan.step_id] = _sizes(action.plan)
+                self._times[action.plan.step_id] = [0.0] * self._stages
             elif isinstance(action, PhaseSwitched):
                 self._turn(action, now)
             elif isinstance(action, Finish):
                 self._score(action)
 
-    def stage_done(self, stage: int, step_id: int, compute_s: float, idle_s: float, now: float) -> None:
-        """A stage reported a step, just now.
+    def stage_done(
+        self, stage: int, step_id: int, compute_s: float, idle_s: float, now: float
+    ) -> tuple[float, ...]:
+        """A stage reported a step, just now; returns what each stage took for it, 0 if not known yet.
 
         The stage's own times are exact where the arrival of its report is not: each span follows the one
         before by what the stage says it waited, unless that would end after the report arrived.
         """
         self._busy_s[stage] += compute_s
-        step = self._steps.get(step_id)
+        step, times = self._steps.get(step_id), self._times.get(step_id, [0.0] * self._stages)
+        times[stage] = compute_s
         if stage == self._stages - 1:
             self._steps.pop(step_id, None)
+            self._times.pop(step_id, None)
         before = self._ends[stage]
         end = now if before is None else before + idle_s + compute_s
         if end > now or now - end > SAMPLE_EVERY_S:
@@ -100,6 +107,7 @@ class Course:
         if step is not None:
             span = StageSpan(stage, step_id, step.phase, step.tokens, step.decode_rows, start, end)
             self._spans.append(span)
+        return tuple(times)
 
     def sample(self, scheduler: Scheduler, now: float) -> None:
         """Note how things stand, if it is time to."""

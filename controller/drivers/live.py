@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import structlog
 
@@ -47,6 +46,7 @@ from controller.drivers.lengths import Features, LengthOracle
 from controller.drivers.pipeline import Pipeline
 from controller.drivers.results import ResultsHub
 from controller.drivers.stage_client import StageAbout, StageLostError
+from controller.drivers.witness import Witness
 from tidepipe.v1 import stage_pb2
 
 TICK_S = 0.1
@@ -70,14 +70,6 @@ class Submission:
     first_token_due_s: float | None = None
     tpot_s: float | None = None
     features: PromptFeatures = NO_PROMPT
-
-
-class Witness(Protocol):
-    """Sees what the scheduler hears and decides; metrics are made of it."""
-
-    def note(self, event: Event, actions: Sequence[Action], now: float, seconds: float) -> None:
-        """An event, what followed from it, and how many seconds the decision took."""
-        ...
 
 
 class LiveInstance:
@@ -169,12 +161,11 @@ class LiveInstance:
     # -- from the stages ----------------------------------------------------------------------------
 
     def _report(self, stage: int, report: stage_pb2.StepReport) -> None:
-        self.course.stage_done(stage, report.step_id, report.compute_s, report.idle_s, self.now())
+        times = self.course.stage_done(stage, report.step_id, report.compute_s, report.idle_s, self.now())
         if stage != len(self.pipeline.stages) - 1:
             return
         sampled = SampledTokens(tuple(report.token_ids), logprobs_from_wire(report.logprobs))
-        # The last stage stands for all: it has the LM head, and layers are split so that none is slower.
-        self._hear(StepDone(report.step_id, sampled, (report.compute_s,)))
+        self._hear(StepDone(report.step_id, sampled, times))
 
     def _predicted(self, sequence_id: str, p50: float, p90: float) -> None:
         if self._scheduler is not None:

@@ -20,8 +20,8 @@ from controller.simulation.workload import SimRequest
 class LiveRun:
     """What happened, as a journal tells it.
 
-    makespan_s: from the first arrival to the last step that gave a token. last_stage_busy: share of it that
-    the last stage computed. differing: events after which the replay decided otherwise than the live run.
+    makespan_s: from the first arrival to the last step that gave a token. stage_busy: share of it that each
+    stage computed. differing: events after which the replay decided otherwise than the live run.
     requests, predictions: those that produced something.
     """
 
@@ -35,7 +35,7 @@ class LiveRun:
     epochs: int
     makespan_s: float
     output_tokens: int
-    last_stage_busy: float
+    stage_busy: tuple[float, ...]
     phase_switches: int
     preemptions: int
     steals: int
@@ -59,7 +59,8 @@ def replay_journal(path: Path) -> LiveRun:
     seen: dict[str, _Seen] = {}
     events = differing = first_difference = kv_blocks = epochs = 0
     begin: float | None = None
-    end = computed = 0.0
+    end = 0.0
+    computed = [0.0] * len(blueprint.split)
     for now, event, did in read_checked(path):
         events += 1
         match event:
@@ -73,7 +74,8 @@ def replay_journal(path: Path) -> LiveRun:
             case StagesReady():
                 kv_blocks, epochs = event.kv_blocks, epochs + 1
             case StepDone():
-                computed += max(event.stage_s, default=0.0)
+                for stage, spent in enumerate(event.stage_s):
+                    computed[stage] += spent
         actions = scheduler.on(event, now)
         if did != (checksum(actions) if actions else 0):
             differing += 1
@@ -102,7 +104,7 @@ def replay_journal(path: Path) -> LiveRun:
         epochs=epochs,
         makespan_s=makespan,
         output_tokens=sum(one.output_tokens for one in ran),
-        last_stage_busy=computed / makespan,
+        stage_busy=tuple(spent / makespan for spent in computed),
         phase_switches=stats.phase_switches,
         preemptions=stats.preemptions,
         steals=stats.steals,

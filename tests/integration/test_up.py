@@ -39,8 +39,12 @@ def logs_in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
-def test_a_cluster_serves_and_leaves_nothing_behind(model_path: Path, end: signal.Signals) -> None:
+def test_a_cluster_serves_and_leaves_nothing_behind(
+    model_path: Path, end: signal.Signals, tmp_path: Path
+) -> None:
+    journals, trace = tmp_path / "journals", tmp_path / "trace.json"
     command = tidepipe_command("up", "--model", str(model_path), "--stages", "2")
+    command += ["--journal", str(journals), "--trace", str(trace)]
     supervisor = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     processes: list[psutil.Process] = []
     try:
@@ -56,6 +60,8 @@ def test_a_cluster_serves_and_leaves_nothing_behind(model_path: Path, end: signa
         code = supervisor.wait(20)
         assert code == (0 if end is signal.SIGINT else -signal.SIGKILL)
         assert gone(processes, within_s=20) == []
+        if end is signal.SIGINT:
+            check_what_it_left(journals / "instance-0.jsonl", trace)
     finally:
         for process in [*gone(processes, within_s=0), *([supervisor] if supervisor.poll() is None else [])]:
             process.kill()
@@ -80,6 +86,21 @@ def check_it_answers(http: str, grpc: str) -> None:
     stages = status["instances"][0]["status"]["stages"]
     assert stages[0]["layer_end"] == stages[1]["layer_begin"]
     assert "decode" in run("admin", "status", "--endpoint", grpc).stdout
+
+    (phases,) = json.loads(run("admin", "phases", "--json", "--endpoint", grpc).stdout)["instances"]
+    assert phases["recent_switches"][-1]["reason"]
+    assert len(phases["stages"]) == 2
+    assert "forecast peak" in run("admin", "phases", "--endpoint", grpc).stdout
+
+
+def check_what_it_left(journal: Path, trace: Path) -> None:
+    """A journal whose replay decides the same, and a trace with every stage's steps."""
+    replayed = run("sim", "journal", str(journal), "--json")
+    assert replayed.returncode == 0, replayed.stdout + replayed.stderr
+    assert json.loads(replayed.stdout)["live"]["differing"] == 0
+    steps = [event for event in json.loads(trace.read_text())["traceEvents"] if event["ph"] == "X"]
+    assert {step["tid"] for step in steps} == {1, 2}
+    assert sum(step["args"]["tokens"] for step in steps if step["tid"] == 1) >= 12
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

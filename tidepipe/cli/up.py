@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ def up(trace: TraceFile = None, *, cluster: dict[str, Any]) -> None:
 async def _serve(settings: dict[str, Any], trace: Path | None) -> int:
     # Late, so that `tidepipe --help` stays quick.
     from tidepipe.cli.target import start_cluster
-    from tidepipe.client.async_client import AsyncClient
 
     async with start_cluster(settings) as cluster:
         print(f"ready http={cluster.http_address} grpc={cluster.grpc_address}", flush=True)
@@ -31,6 +31,17 @@ async def _serve(settings: dict[str, Any], trace: Path | None) -> int:
             await cluster.wait()
         finally:
             if trace is not None:
-                async with AsyncClient(cluster.grpc_address) as client:
-                    await save_trace(client, trace)
+                await _save(cluster.grpc_address, trace)
     return SUCCESS
+
+
+async def _save(endpoint: str, trace: Path) -> None:
+    """A trace that cannot be had must not hide why the cluster ended."""
+    from common.errors import TidePipeError
+    from tidepipe.client.async_client import AsyncClient
+
+    try:
+        async with AsyncClient(endpoint) as client:
+            await save_trace(client, trace)
+    except TidePipeError as error:
+        print(f"no trace: {error}", file=sys.stderr)

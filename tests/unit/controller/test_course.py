@@ -32,7 +32,7 @@ def test_spans_shares_and_bubbles() -> None:
         course.note(Tick(), [Dispatch(StepPlan(step, Phase.MIXED, (row,)))], 99.0 + step, 0.0)
         # Reports come a little late; the stages' own times count.
         course.stage_done(0, step, 1.0, 0.0, 100.0 + step + 0.01 * (step % 3))
-        course.stage_done(1, step, 0.5, 0.5, 100.5 + step)
+        assert course.stage_done(1, step, 0.5, 0.5, 100.5 + step) == (1.0, 0.5)
     course.note(Tick(), [PhaseSwitched(Phase.MIXED, Phase.IDLE, Reason("all done"))], 110.0, 0.0)
     assert course.working_s(150.0) == pytest.approx(10.0)
     assert course.bubble_shares(150.0) == pytest.approx((0.0, 0.5))

@@ -56,7 +56,7 @@ def live_run(folder: Path, blueprint: Blueprint = BLUEPRINT, *, change: bool = F
         path = Path(file.name)
         journal = Journal(file)
         journal.begin(blueprint)
-        plans: list[tuple[float, float, Dispatch]] = []
+        plans: list[tuple[float, tuple[float, ...], Dispatch]] = []
         now = 5.0
         free = [now] * len(blueprint.split)
 
@@ -66,12 +66,14 @@ def live_run(folder: Path, blueprint: Blueprint = BLUEPRINT, *, change: bool = F
             journal.did(actions)
             for action in actions:
                 if isinstance(action, Dispatch):
-                    at, spent, work = now, 0.05, work_of(action.plan)
+                    at, work = now, work_of(action.plan)
+                    times = []
                     for stage, layers in enumerate(blueprint.split):
                         last = stage == len(free) - 1
-                        spent = cost.stage_s(work, layers, last=last) if cost is not None else spent
+                        spent = cost.stage_s(work, layers, last=last) if cost else 0.05
                         at = free[stage] = max(at, free[stage]) + spent
-                    plans.append((at, spent, action))
+                        times.append(spent)
+                    plans.append((at, tuple(times), action))
 
         hear(StagesReady(1, len(blueprint.split), 200))
         sampling = [SamplingParams(max_tokens=10 + 3 * i, ignore_eos=True, seed=i) for i in range(24)]
@@ -80,9 +82,9 @@ def live_run(folder: Path, blueprint: Blueprint = BLUEPRINT, *, change: bool = F
         for i in range(24):
             hear(LengthPredicted(f"s{i}", 10.0 + 3 * i, 15.0 + 3 * i))
         while plans:
-            now, spent, dispatch = plans.pop(0)
+            now, times, dispatch = plans.pop(0)
             plan = dispatch.plan
-            hear(StepDone(plan.step_id, SampledTokens((7,) * plan.samples), (spent,)))
+            hear(StepDone(plan.step_id, SampledTokens((7,) * plan.samples), times))
             if change and plan.step_id == 20:
                 hear(PolicyChosen("hybrid"))
     assert not scheduler.sequences
