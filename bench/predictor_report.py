@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bench import predictor_drift, predictor_latency, predictor_quality, predictor_simulated
+from bench import predictor_drift, predictor_latency, predictor_limits, predictor_quality, predictor_simulated
 from common.lengths.request import LEVELS
 from predictor.core.figures import figures
 from predictor.training.dataset import read_answers
@@ -24,7 +24,7 @@ from predictor.training.pictures import draw_report
 from predictor.training.report import train_into
 from predictor.training.trees import Settings
 
-PARTS = ("quality", "ablation", "drift", "latency", "simulated", "pictures")
+PARTS = ("quality", "limits", "ablation", "drift", "latency", "simulated", "pictures")
 
 
 def main() -> None:
@@ -58,6 +58,8 @@ def _part(part: str, answers: Any, lines: list[dict[str, Any]], options: argpars
             return predictor_quality.measure(answers, options.splits)
         case "ablation":
             return predictor_quality.ablation(answers, [line["source"] for line in lines], options.splits)
+        case "limits":
+            return predictor_limits.measure(answers, options.splits)
         case "drift":
             sources = [line["source"] for line in lines]
             most = max(set(sources), key=sources.count)

@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import TidePipeError
-from common.lengths.request import LEVELS, Observation
+from common.lengths.request import LEVELS
 from common.lengths.store import FACTS, load_lengths, save_lengths
-from common.lengths.trained import TrainedLengths
 from predictor.contest import ANSWERS, CHALLENGER, CHAMPION, VERDICT, Verdict
 from predictor.core.figures import pinball
 from predictor.core.running_quantile import RunningQuantile
@@ -57,17 +56,10 @@ def compete(folder: Path, version: str, held_back: int) -> Verdict:
     error = float(gain.std() / max(len(gain), 1) ** 0.5)
     better = float(gain.mean()) > error
     if better:
-        _learn(challenger, newest)
+        # The answers that it was judged on calibrate it from now on.
+        challenger.learn(newest)
         save_lengths(challenger, folder / CHALLENGER)
     return Verdict(better, float(old_loss.mean()), float(new_loss.mean()), error)
-
-
-def _learn(model: TrainedLengths, observations: Sequence[Observation]) -> None:
-    """The answers that it was judged on calibrate it from now on."""
-    lost = np.array([one.lost for one in observations], dtype=np.bool_)
-    model.calibration.add(model.reached(observations), lost)
-    for one in observations:
-        model.recent.note(one)
 
 
 def main(arguments: Sequence[str]) -> int:

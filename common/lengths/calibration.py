@@ -21,16 +21,14 @@ HIGHEST = 0.9999
 
 
 def calibrated_levels(
-    reached: NDArray[np.float64], lost: NDArray[np.bool_], levels: Sequence[float]
+    reached: NDArray[np.float64], censored: NDArray[np.bool_], levels: Sequence[float]
 ) -> NDArray[np.float64]:
     """The model's levels that cover the given shares.
 
-    reached: F at each length that was seen, (n,). What is covered is the length that callers see, at most
-    max_tokens: an answer that was cut there reached F(max_tokens), for from that level on the clipped
-    quantile covers it. lost: it was cancelled before; such values say "at least" (Kaplan-Meier). For finite
-    samples, ceil((n + 1) level) of n are asked for.
+    reached: F at each length that was seen, (n,). censored: the answer would have gone on; such values say
+    "at least" (Kaplan-Meier). For finite samples, ceil((n + 1) level) of n are asked for.
     """
     count = len(reached)
     wanted = [min(1.0, math.ceil((count + 1) * level) / count) for level in levels]
-    found = censored_quantiles(reached, lost, wanted)
+    found = censored_quantiles(reached, censored, wanted)
     return np.minimum(found, HIGHEST)

@@ -37,12 +37,12 @@ class LengthDistributions:
         return np.asarray(inside * np.exp(-self.tail_rate * excess), dtype=np.float64)
 
     def quantiles(self, levels: Floats, generated: Floats | None = None) -> Floats:
-        """Tokens at each level, (n, levels); inf for level 1 and above.
+        """Tokens at each level, (n, levels); inf for level 1 and above. levels: (levels,) or (n, levels).
 
         generated: (n,) tokens that each answer has already: the answer is known to be longer than that,
         P(length <= x | length > g) = 1 - S(x) / S(g).
         """
-        left_over = np.broadcast_to(1.0 - levels, (len(self.survival), len(levels)))
+        left_over = np.broadcast_to(1.0 - levels, (len(self.survival), levels.shape[-1]))
         if generated is not None:
             reached = np.maximum(self.beyond(generated), LEAST_SURVIVAL)
             left_over = left_over * reached[:, None]

@@ -14,7 +14,7 @@ from common.errors import ModelError
 from common.lengths.booster import lightgbm
 from common.lengths.hazard import COLUMNS, HazardModel
 from common.lengths.prompt import BUCKETS, VERSION
-from common.lengths.reached import ReachedLevels
+from common.lengths.reached import Ends, ReachedLevels
 from common.lengths.recent import RecentLengths
 from common.lengths.trained import TrainedLengths
 
@@ -41,7 +41,9 @@ class _Facts(BaseModel):
     words: list[float] = Field(min_length=BUCKETS, max_length=BUCKETS)
     words_mean: float
     reached: list[float] = Field(min_length=1)
+    reached_cut: list[bool] = Field(min_length=1)
     reached_lost: list[bool] = Field(min_length=1)
+    reached_limit: list[int] = Field(min_length=1)
     recent: list[tuple[str, float, float]]
     trees_sha256: str
 
@@ -70,7 +72,7 @@ def write_files(model: TrainedLengths, folder: Path) -> None:
     """model.json and trees.txt into an existing folder."""
     hazard = model.hazard
     trees = hazard.booster.model_to_string()
-    reached, lost = model.calibration.arrays()
+    ends = model.calibration.ends
     facts = _Facts(
         format=FORMAT,
         prompt_version=VERSION,
@@ -82,8 +84,11 @@ def write_files(model: TrainedLengths, folder: Path) -> None:
         tail_rate=hazard.tail_rate,
         words=[float(f"{weight:.6g}") for weight in hazard.words],
         words_mean=hazard.words_mean,
-        reached=reached.tolist(),
-        reached_lost=lost.tolist(),
+        reached=model.calibration.levels.tolist(),
+        reached_cut=ends.cut.tolist(),
+        reached_lost=ends.lost.tolist(),
+        # 0 for none.
+        reached_limit=np.where(np.isfinite(ends.limits), ends.limits, 0.0).astype(int).tolist(),
         recent=model.recent.entries(),
         trees_sha256=hashlib.sha256(trees.encode()).hexdigest(),
     )
@@ -124,7 +129,13 @@ def load_lengths(folder: Path) -> TrainedLengths:
         words_mean=facts.words_mean,
         booster=booster,
     )
-    calibration = ReachedLevels(facts.reached, facts.reached_lost)
+    limits = np.array(facts.reached_limit, dtype=np.float64)
+    ends = Ends(
+        cut=np.array(facts.reached_cut, dtype=np.bool_),
+        lost=np.array(facts.reached_lost, dtype=np.bool_),
+        limits=np.where(limits > 0, limits, np.inf),
+    )
+    calibration = ReachedLevels(np.array(facts.reached), ends)
     return TrainedLengths(facts.version, facts.answers, hazard, calibration, RecentLengths(facts.recent))
 
 
@@ -140,7 +151,9 @@ def _check(folder: Path, facts: _Facts, trees: str) -> None:
     numbers = [*facts.edges, *facts.base, *facts.words, *facts.reached, facts.words_mean]
     if not np.isfinite(numbers).all() or edges[0] != 0 or (np.diff(edges) <= 0).any():
         raise damaged(f"is damaged: {FACTS} has impossible numbers")
-    if len(facts.base) != len(edges) - 1 or len(facts.reached) != len(facts.reached_lost):
+    answers = len(facts.reached)
+    alike = answers == len(facts.reached_cut) == len(facts.reached_lost) == len(facts.reached_limit)
+    if len(facts.base) != len(edges) - 1 or not alike:
         raise damaged(f"is damaged: {FACTS} has lists of different lengths")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from common.lengths.distribution import Floats
 from common.lengths.hazard import HazardModel
-from common.lengths.reached import ReachedLevels
+from common.lengths.reached import Ends, ReachedLevels
 from common.lengths.recent import RecentLengths
 from common.lengths.request import LEVELS, LengthPrediction, Observation, RequestFeatures
 
@@ -38,14 +38,14 @@ class TrainedLengths:
         """Tokens at each level, (requests, levels); never falling, none above a request's max_tokens."""
         if not requests:
             return np.empty((0, len(levels)))
+        limits = np.array([one.limit for one in requests])
         asked = np.asarray(levels, dtype=np.float64)
         if calibrated:
-            asked = self.calibration.calibrated(tuple(levels))
+            asked = self.calibration.asked(tuple(levels), limits)
         generated = np.array([float(one.generated_tokens) for one in requests])
         found = self.hazard.distributions(requests, self.recent).quantiles(
             asked, generated if generated.any() else None
         )
-        limits = np.array([one.limit for one in requests])
         return np.asarray(np.minimum(found, limits[:, None]), dtype=np.float64)
 
     def predict(self, requests: Sequence[RequestFeatures]) -> list[LengthPrediction]:
@@ -57,3 +57,9 @@ class TrainedLengths:
         distributions = self.hazard.distributions([one.features for one in observations], self.recent)
         lengths = np.array([float(one.output_tokens) for one in observations])
         return 1.0 - distributions.beyond(lengths)
+
+    def learn(self, observations: Sequence[Observation]) -> None:
+        """Answers that ended, and that the trees have not seen: they calibrate, and are recent ones."""
+        self.calibration.add(self.reached(observations), Ends.of(observations))
+        for one in observations:
+            self.recent.note(one)

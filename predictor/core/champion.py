@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from common.lengths.distribution import Floats
 from common.lengths.request import LEVELS, LengthPrediction, Observation, RequestFeatures
 from common.lengths.trained import TrainedLengths
 from predictor.core.drift import LEVELS as WATCHED
@@ -70,13 +71,9 @@ class Champion:
 
     def _observe_trained(self, model: TrainedLengths, observations: Sequence[Observation]) -> int | None:
         """Calibrate; the newest answers that tell of the present, or None if nothing has changed."""
-        reached = model.reached(observations)
-        lost = np.array([one.lost for one in observations], dtype=np.bool_)
-        asked = model.calibration.calibrated(LEVELS)[_COLUMNS]
-        changed = self._watch.note((reached[~lost, None] <= asked).astype(np.float64))
-        model.calibration.add(reached, lost)
-        for one in observations:
-            model.recent.note(one)
+        known = [one for one in observations if not one.lost]
+        changed = self._watch.note(_covered(model, known)) if known else None
+        model.learn(observations)
         if changed is not None:
             model.calibration.keep_newest(changed)
         return changed
@@ -91,3 +88,17 @@ class Champion:
         lengths = np.array([float(one.output_tokens) for one in known])[:, None]
         limits = np.array([one.features.limit for one in known])[:, None]
         return self._watch.note(np.where(tokens >= limits, np.nan, lengths <= tokens))
+
+
+def _covered(model: TrainedLengths, known: Sequence[Observation]) -> Floats:
+    """Not longer than predicted? (n, watched levels). NaN where nobody can tell.
+
+    With a limit that is calibrated by its own answers, reaching it counts; else a prediction at the limit,
+    behind which nobody sees, says nothing.
+    """
+    limits = np.array([one.features.limit for one in known])
+    asked = model.calibration.asked(LEVELS, limits)[:, _COLUMNS]
+    covered = (model.reached(known)[:, None] <= asked).astype(np.float64)
+    tokens = model.quantiles([one.features for one in known])[:, _COLUMNS]
+    unseen = (tokens >= limits[:, None]) & ~model.calibration.own(limits)[:, None]
+    return np.where(unseen, np.nan, covered)

@@ -9,6 +9,7 @@ import numpy as np
 
 from common.lengths.distribution import Floats
 from common.lengths.hazard import request_rows
+from common.lengths.reached import Ends
 from common.lengths.recent import RecentLengths
 from common.lengths.request import Observation
 from common.lengths.survival import censored_quantiles
@@ -20,15 +21,14 @@ from predictor.training.words import WordTable
 class Answers:
     """Observations in the order in which they came; all arrays (n,), rows (n, columns).
 
-    lost: see Observation. limits: max_tokens. target: logarithm of the length, for the words' regression.
+    target: logarithm of the length, for the words' regression.
     """
 
     rows: Floats
     words: WordTable
     lengths: Floats
     censored: Flags
-    lost: Flags
-    limits: Floats
+    ends: Ends
     target: Floats
 
     @classmethod
@@ -46,8 +46,7 @@ class Answers:
             words=WordTable.of(requests),
             lengths=lengths,
             censored=censored,
-            lost=np.array([one.lost for one in observations], dtype=np.bool_),
-            limits=np.array([one.features.limit for one in observations]),
+            ends=Ends.of(observations),
             target=_targets(lengths, censored),
         )
 

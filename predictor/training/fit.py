@@ -69,8 +69,8 @@ def fit(
         models.append(model)
         losses += [loss(model, answers, fold == one, table, count) for count in TREE_COUNTS]
     trees = TREE_COUNTS[int(np.argmin(losses))]
-    calibration = ReachedLevels(_reached(answers, models, fold, trees), answers.lost)
-    asked = calibration.calibrated(LEVELS)
+    calibration = ReachedLevels(_reached(answers, models, fold, trees), answers.ends)
+    asked = calibration.asked(LEVELS, answers.ends.limits)
     progress("all answers", 1 + FOLDS, steps)
     everyone = np.ones(len(fold), dtype=np.bool_)
     hazard = fit_hazard(answers, everyone, edges, table, strength, settings, trees)
@@ -78,7 +78,7 @@ def fit(
     return Fitted(
         TrainedLengths(version, len(fold), hazard, calibration, recent),
         _held_out(answers, models, fold, trees, asked),
-        _held_out(answers, models, fold, trees, np.array(LEVELS)),
+        _held_out(answers, models, fold, trees, np.tile(LEVELS, (len(fold), 1))),
     )
 
 
@@ -95,8 +95,8 @@ def _reached(answers: Answers, models: Sequence[HazardModel], fold: Indices, tre
 def _held_out(
     answers: Answers, models: Sequence[HazardModel], fold: Indices, trees: int, levels: Floats
 ) -> Floats:
-    quantiles = np.empty((len(fold), len(levels)))
+    quantiles = np.empty(levels.shape)
     for one, model in enumerate(models):
         held = fold == one
-        quantiles[held] = model.of_rows(scored_rows(model, answers, held), trees).quantiles(levels)
-    return np.asarray(np.minimum(quantiles, answers.limits[:, None]), dtype=np.float64)
+        quantiles[held] = model.of_rows(scored_rows(model, answers, held), trees).quantiles(levels[held])
+    return np.asarray(np.minimum(quantiles, answers.ends.limits[:, None]), dtype=np.float64)
