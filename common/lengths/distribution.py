@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-LEAST_SURVIVAL = 1e-9
+LEAST_SURVIVAL = 1e-200
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class LengthDistributions:
         right = np.clip(right, 1, len(self.edges) - 1)
         left = right - 1
         low, high = self.survival[rows, left], self.survival[rows, right]
-        drop = np.maximum(low - high, 1e-12)
+        drop = np.maximum(low - high, LEAST_SURVIVAL)
         share = np.clip((low - target) / drop, 0.0, 1.0)
         tokens = self.edges[left] + share * (self.edges[right] - self.edges[left])
         with np.errstate(divide="ignore"):
