@@ -30,7 +30,7 @@ def main() -> None:
     """Measure what is not measured yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("study", choices=sorted(STUDIES))
-    parser.add_argument("--only", default="", help="keys that begin with this")
+    parser.add_argument("--only", default="", help="keys that begin with this; end it with $ for one")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=120.0, help="length of a run")
     parser.add_argument("--precision", type=float, default=0.03)
@@ -46,7 +46,7 @@ def main() -> None:
             parser.error(f"{path} was made with {report['settings']}; remove it, or use the same settings")
     cell, start = "", 0.0
     for trial in STUDIES[options.study](options.seed, options.seconds):
-        if not trial.key.startswith(options.only):
+        if not (trial.key + "$").startswith(options.only):
             continue
         if trial.key.rpartition("/")[0] != cell:
             cell, start = trial.key.rpartition("/")[0], 0.0

@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from common.latency.model import StepCost
 from common.latency.work import StepWork, chunk_pairs
 from common.plan import Phase
+from controller.core.report import PROMISED
 from router.core.prefill import NOTHING, PrefillWork, prompt_work
 from router.core.status import FOREVER, InstanceStatus, Slack
 from simulation.job import NOT_YET, Job
 from simulation.plant import DISPATCH_S
 
 WATERMARK = 0.99
-PROMISED = 0.95
-"""Share of a TPOT target that future decoding is reckoned with."""
 MEMORY_S = 20.0
 """Seconds over which an instance reckons the share of its time that prompts take."""
 SLACK_S = 0.4
@@ -382,7 +381,8 @@ class SkippingInstance:
         dues = [job.due_at_zero + now * job.slo.tpot_s for job in alive]
         rests = [rest if (rest := job.expected_round - now) > 0 else 0 for job in alive]
         latest = [
-            due + rest * (PROMISED * job.slo.tpot_s - step) for job, due, rest in zip(alive, dues, rests, strict=True)
+            due + rest * (PROMISED * job.slo.tpot_s - step)
+            for job, due, rest in zip(alive, dues, rests, strict=True)
         ]
         ends = [
             (rest, job.prompt + job.generated + now - job.start_round)
@@ -390,7 +390,8 @@ class SkippingInstance:
         ]
         # Those without a second token have no time to lose yet, but must not find the instance too slow.
         latest += [
-            FOREVER if step <= PROMISED * job.slo.tpot_s else -FOREVER for job in (*self._waiting, *self._started)
+            FOREVER if step <= PROMISED * job.slo.tpot_s else -FOREVER
+            for job in (*self._waiting, *self._started)
         ]
         self._growth = _peak(ends) - self._context
         low = sorted(latest)[len(latest) // 10]

@@ -12,6 +12,8 @@ from controller.core.scheduler import Scheduler
 from controller.core.sequence import Sequence, State
 
 LOW_SHARE = 0.1
+PROMISED = 0.95
+"""Share of a TPOT target that future decoding is reckoned with: predictions err, and more requests come."""
 STEP_SIZES = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """Tokens for which step times are told."""
 
@@ -149,7 +151,7 @@ def _saved(
     expected = sequence.predicted_p50
     remaining = max(0.0, (expected or 0.0) - len(sequence.output))
     remaining = min(remaining, sequence.max_tokens - len(sequence.output))
-    return saved, saved + remaining * (tpot_s - decode_s)
+    return saved, saved + remaining * (PROMISED * tpot_s - decode_s)
 
 
 def _slack(saved: Many[tuple[float, float]]) -> SlackReport:
