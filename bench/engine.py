@@ -72,7 +72,7 @@ class KernelClock:
             run_parts(kernels, kernel, arguments, bounds)
             self.add(_name(kernel, arguments), time.thread_time() - begin)
 
-        NativeKernels.run, NativeKernels.run_parts = timed_run, timed_parts  # type: ignore[method-assign]
+        NativeKernels.run, NativeKernels.run_parts = timed_run, timed_parts  # type: ignore[method-assign,assignment]
         try:
             yield
         finally:
@@ -139,7 +139,11 @@ class Pipeline:
             for number, item in enumerate(items)
         )
         events: list[tuple[float, int, Event]] = []
-        for event in (StagesReady(1, len(self.executors), KV_BLOCKS), SequencesArrived(arrivals)):
+        first: tuple[Event, ...] = (
+            StagesReady(1, len(self.executors), KV_BLOCKS),
+            SequencesArrived(arrivals),
+        )
+        for event in first:
             heapq.heappush(events, (0.0, next(order), event))
         now = 0.0
         while events:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from common.errors import ConfigError
+from stage_worker.pages import zeros
 
 _MOST_BLOCKS = 65_536
 """Cap for pools sized by memory: more never fills on a small model, and every block costs ledger space."""
@@ -68,7 +67,12 @@ class KvPool:
         self.nbytes = blocks * geometry.block_bytes
         shape = (geometry.layers, blocks, 2, geometry.kv_heads, geometry.block_size, geometry.head_dim)
         try:
-            self._data = _zeros(shape, self.nbytes, geometry.dtype, device)
+            # On CPU blocks are read in any order: larger pages mean fewer address translations.
+            self._data = (
+                zeros(shape, geometry.dtype)
+                if device.type == "cpu"
+                else torch.zeros(shape, dtype=geometry.dtype, device=device)
+            )
         except (OSError, torch.OutOfMemoryError) as error:
             raise ConfigError(
                 f"no memory for a KV pool of {self.nbytes} bytes on {device} ({error})"
@@ -85,15 +89,3 @@ class KvPool:
     def occupy(self) -> None:
         """Write to all of it, so that it is resident."""
         self._data.fill_(0.01)
-
-
-def _zeros(shape: Sequence[int], nbytes: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    # Anonymous private pages are zero, page-aligned, and committed when they are first written; torch.zeros
-    # would write all of them now.
-    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        # Blocks are read in any order: larger pages mean fewer address translations.
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype).view(shape)

@@ -54,7 +54,7 @@ class Int8Linear:
         self._kernels = kernels
         self._outputs = outputs
         self._panels = -(-outputs // PANEL)
-        self._weight, self._scales = _packed(weight, self._panels)
+        self._weight, self._scales = _packed(weight, self._panels, kernels)
         self._bias = bias.float() if bias is not None else None
         self._out_dtype = torch.float32 if float_out else kernels.dtype
         self._rows = ByteRows()
@@ -99,10 +99,12 @@ class Int8Linear:
         return ((packed.float() - 128) * self._scales[ids].unsqueeze(1)).to(self._kernels.dtype)
 
 
-def _packed(weight: torch.Tensor, panels: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _packed(weight: torch.Tensor, panels: int, kernels: NativeKernels) -> tuple[torch.Tensor, torch.Tensor]:
     """Bytes [panels, inputs / 4, 64, 4], which are 128 + w / scale, and the scales [panels x 64]."""
     outputs, inputs = weight.shape
     wide = F.pad(weight.float(), (0, 0, 0, panels * PANEL - outputs))
     scales = wide.abs().amax(1).clamp_(min=torch.finfo(torch.float32).tiny) / _LARGEST
     rounded = (wide / scales.unsqueeze(1)).round_().add_(_LARGEST + 1).to(torch.uint8)
-    return rounded.view(panels, PANEL, inputs // _WORD, _WORD).transpose(1, 2).contiguous(), scales
+    packed = kernels.arena.empty((panels, inputs // _WORD, PANEL, _WORD), torch.uint8)
+    packed[:] = rounded.view(panels, PANEL, inputs // _WORD, _WORD).transpose(1, 2)
+    return packed, scales

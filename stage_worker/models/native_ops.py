@@ -10,15 +10,12 @@ from torch.nn import functional as F
 from stage_worker.models.native.library import NativeKernels
 from stage_worker.models.native.structures import PANEL, Product, Rows
 
-_PIECE_ELEMENTS = 1 << 20
-"""Weights reordered at a time."""
-
 _LEAST_ROWS = 16
 """Rows that a thread must have to be worth waking."""
 
 
 class NativeLinear:
-    """Weights packed for the kernel: [outputs / 64][inputs / pair][64][pair]; overwrites those given.
+    """Weights packed for the kernel: [outputs / 64][inputs / pair][64][pair].
 
     Each output is summed in one fixed order, so that a row's result does not depend on the other rows.
     """
@@ -35,7 +32,7 @@ class NativeLinear:
         self._kernels = kernels
         self._outputs = outputs
         self._panels = -(-outputs // PANEL)
-        self._weight = _packed(weight, kernels.pair)
+        self._weight = _packed(weight, kernels)
         self._bias = bias.float() if bias is not None else None
         self._out_dtype = torch.float32 if float_out else kernels.dtype
         self.product = Product(
@@ -73,18 +70,17 @@ class NativeLinear:
         return self._weight[ids // PANEL, :, ids % PANEL].view(len(ids), -1)
 
 
-def _packed(weight: torch.Tensor, pair: int) -> torch.Tensor:
-    """Weights [outputs, inputs] as panels, in place if the outputs fill them."""
+def _packed(weight: torch.Tensor, kernels: NativeKernels) -> torch.Tensor:
+    """Weights [outputs, inputs] as panels."""
     outputs, inputs = weight.shape
-    panels = -(-outputs // PANEL)
-    if outputs % PANEL:
-        weight = F.pad(weight, (0, 0, 0, panels * PANEL - outputs))
-    rows = weight.view(panels, PANEL, inputs // pair, pair)
-    packed = weight.view(panels, inputs // pair, PANEL, pair)
-    step = max(1, _PIECE_ELEMENTS // (PANEL * inputs))
-    for first in range(0, panels, step):
-        part = slice(first, first + step)
-        packed[part] = rows[part].transpose(1, 2).contiguous()
+    panels, pair = -(-outputs // PANEL), kernels.pair
+    packed = kernels.arena.empty((panels, inputs // pair, PANEL, pair), weight.dtype)
+    whole = outputs // PANEL
+    rows = weight[: whole * PANEL].view(whole, PANEL, inputs // pair, pair)
+    packed[:whole] = rows.transpose(1, 2)
+    if whole < panels:
+        rest = F.pad(weight[whole * PANEL :], (0, 0, 0, panels * PANEL - outputs))
+        packed[whole] = rest.view(PANEL, inputs // pair, pair).transpose(0, 1)
     return packed
 
 

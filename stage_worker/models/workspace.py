@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from stage_worker.models.spec import ModelSpec
+from stage_worker.pages import Arena
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,8 @@ class Workspace:
     def begin(self, tokens: int) -> dict[str, torch.Tensor]:
         """Buffers for a step with so many tokens, by the names of LayerBuffers."""
         if tokens > self._tokens:
-            self._tokens = tokens
+            self._tokens, arena = tokens, Arena()
             self._storage = {
-                name: torch.empty(tokens, columns, dtype=self._dtype)
-                for name, columns in self._columns.items()
+                name: arena.empty((tokens, columns), self._dtype) for name, columns in self._columns.items()
             }
         return {name: storage[:tokens] for name, storage in self._storage.items()}

@@ -13,6 +13,7 @@ import structlog
 import torch
 
 from stage_worker.models.native.build import BuildError, Variant, compiled, usable_variants
+from stage_worker.pages import Arena
 
 SWITCH = "TIDEPIPE_NATIVE"
 """Environment variable; 0 leaves everything to PyTorch."""
@@ -27,7 +28,7 @@ Kernel = Callable[[object, int, int], None]
 class NativeKernels:
     """The kernels for one data type, and the threads they run on.
 
-    threads: how many share the work of a kernel.
+    threads: how many share the work of a kernel. arena: where weights go.
     """
 
     def __init__(self, variant: Variant, dtype: torch.dtype, threads: int) -> None:
@@ -35,6 +36,7 @@ class NativeKernels:
         self.dtype = dtype
         self.pair = 2 if dtype == torch.bfloat16 else 1
         self.threads = threads
+        self.arena = Arena()
         self._pool = ThreadPoolExecutor(threads - 1, "kernels") if threads > 1 else None
         library = ctypes.CDLL(os.fsdecode(compiled(variant, bfloat16=dtype == torch.bfloat16)))
         self.product = _kernel(library, "tidepipe_product")
