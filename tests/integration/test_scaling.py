@@ -1,0 +1,220 @@
+"""Macro instances that split, merge, grow and shrink under load: nothing is lost, nothing is repeated."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from common.errors import ConfigError, IncompatibleError, InvalidRequestError, NotFoundError
+from router.core.mitosis import Bounds
+from router.core.slo import SloTarget
+from tests.fakes.client import IDS, Heard, eventually, listen, request
+from tests.fakes.controller import FakeController, fake_controller, scripted_text
+from tests.fakes.router import RunningRouter, running_router
+from tidepipe.client.admin import AdminClient
+from tidepipe.client.async_client import AsyncClient
+from tidepipe.cluster.config import ClusterConfig
+from tidepipe.cluster.local import LocalCluster
+
+TOKENS = 40
+TEXT = scripted_text(IDS, TOKENS)
+
+
+@contextlib.asynccontextmanager
+async def load(router: RunningRouter, gap_s: float = 0.004) -> AsyncIterator[list[asyncio.Task[Heard]]]:
+    """New requests all the time; at the end every one has its whole answer."""
+    tasks: list[asyncio.Task[Heard]] = []
+
+    async def arrive() -> None:
+        while True:
+            tasks.append(asyncio.create_task(listen(router, request(f"r{len(tasks)}", max_tokens=TOKENS))))
+            await asyncio.sleep(gap_s)
+
+    arrivals = asyncio.create_task(arrive())
+    try:
+        yield tasks
+    finally:
+        arrivals.cancel()
+    answers = await asyncio.gather(*tasks)
+    assert len(answers) > 20
+    assert {answer.text for answer in answers} == {TEXT}
+
+
+def groups(answer: dict[str, Any]) -> dict[str, list[str]]:
+    """Names of the instances of each macro instance."""
+    return {
+        macro["macro_id"]: [member["instance_id"] for member in macro["members"]]
+        for macro in answer["macros"]
+    }
+
+
+def is_ready(router: RunningRouter, instance_id: str) -> bool:
+    """Would routing give it requests?"""
+    view = router.service.dispatcher.scheduler.view(instance_id)
+    return view is not None and view.ready
+
+
+@contextlib.asynccontextmanager
+async def cluster(count: int, **settings: Any) -> AsyncIterator[tuple[RunningRouter, list[FakeController]]]:
+    """A router and fake instances i0, i1, .. that it gives requests to."""
+    async with contextlib.AsyncExitStack() as stack:
+        router = await stack.enter_async_context(running_router(**settings))
+        controllers = [
+            await stack.enter_async_context(fake_controller(instance_id=f"i{number}"))
+            for number in range(count)
+        ]
+        for controller in controllers:
+            await controller.register(router.address)
+            await eventually(partial(is_ready, router, controller.instance_id))
+        yield router, controllers
+
+
+async def test_split_move_and_merge_under_load_disturb_nothing() -> None:
+    async with (
+        cluster(4, bounds=Bounds(2, 4), routing="padg") as (router, controllers),
+        AdminClient(router.address) as admin,
+    ):
+        assert groups(await admin.groups()) == {"macro-1": ["i0", "i1", "i2", "i3"]}
+        async with load(router):
+            await asyncio.sleep(0.15)
+            assert groups(await admin.split("macro-1", 1)) == {
+                "macro-1": ["i0", "i1", "i2"],
+                "macro-2": ["i3"],
+            }
+            await asyncio.sleep(0.1)
+            moved = await admin.move("i2", macro_id="macro-2")
+            assert groups(moved["groups"]) == {"macro-1": ["i0", "i1"], "macro-2": ["i3", "i2"]}
+            # Its controller dies in the middle of all this and comes back without its sequences.
+            await controllers[2].restart()
+            await asyncio.sleep(0.1)
+            merged = await admin.merge("macro-2", "macro-1")
+            assert groups(merged) == {"macro-2": ["i3", "i2", "i0", "i1"]}
+            await asyncio.sleep(0.1)
+        assert sum(len(controller.submitted) for controller in controllers) >= 20
+        with pytest.raises(NotFoundError, match="macro-9"):
+            await admin.move("i0", macro_id="macro-9")
+        with pytest.raises(IncompatibleError, match="split takes 1 to 3"):
+            await admin.split("macro-2", 4)
+
+
+async def test_an_instance_is_passed_on_to_another_router_while_it_works() -> None:
+    """What it has goes on through the old router, what comes reaches it through the new one."""
+    async with (
+        cluster(2) as (old, [stays, leaves]),
+        running_router() as new,
+        AdminClient(old.address) as admin,
+    ):
+        async with load(old):
+            await asyncio.sleep(0.1)
+            await eventually(lambda: len(leaves.running()) > 0)
+            running = {held.spec.sequence_id for held in leaves.running()}
+            cancelled = len(leaves.cancelled)
+            await admin.move("i1", router=new.address)
+            [link] = [link for link in old.service.registry if link.instance_id == "i1"]
+            on_their_way = {placement.placement_id for placement in link.placements}
+            given = len(leaves.submitted)
+            heard = await listen(new, request("there", max_tokens=TOKENS))
+            assert heard.text == TEXT
+            await asyncio.sleep(0.1)
+        later = {spec.sequence_id for spec in leaves.submitted[given:]} - on_their_way
+        assert [name.partition("/")[0] for name in later] == ["there"]
+        # Nothing was moved or computed twice for it.
+        assert running and len(leaves.cancelled) == cancelled
+        assert old.service.dispatcher.moved == 0
+        with pytest.raises(InvalidRequestError, match="HOST:PORT"):
+            await admin.move("i0", router="nowhere")
+        assert len(stays.submitted) > 0
+
+
+async def test_a_bounded_queue_refuses_at_once_and_what_is_late_is_shed() -> None:
+    """Over the bound: RESOURCE_EXHAUSTED with a hint, now. Late in the queue: the same, then."""
+    slo = SloTarget(0.4, 0.1)
+    async with cluster(1, routing="padg", slo=slo, max_pending=2) as (router, [controller]):
+        controller.draining = True
+        await eventually(lambda: not is_ready(router, "i0"))
+
+        async def refused(name: str) -> tuple[str, float, int]:
+            began = asyncio.get_running_loop().time()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await listen(router, request(name))
+            metadata = dict(caught.value.trailing_metadata() or ())
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            took = asyncio.get_running_loop().time() - began
+            return str(caught.value.details()), took, int(metadata["retry-after-ms"])
+
+        late = [asyncio.create_task(refused(f"late{number}")) for number in range(2)]
+        await eventually(lambda: len(router.service.dispatcher.scheduler.pending) == 2)
+        text, _, retry_ms = await refused("over")
+        assert "2 requests wait" in text and retry_ms >= 100
+        for text, took, _ in await asyncio.gather(*late):
+            assert "no instance could take the request" in text and took >= 0.3
+
+
+async def test_policies_draining_and_scaling_by_rpc() -> None:
+    async with cluster(2) as (router, [first, second]), AdminClient(router.address) as admin:
+        assert (await admin.policies(routing="round-robin", instance="hybrid"))["routing"] == "round-robin"
+        assert (first.policy, second.policy) == ("hybrid", "hybrid")
+        with pytest.raises(IncompatibleError, match="known: padg"):
+            await admin.policies(routing="magic")
+        assert await admin.drain("i0") == 0
+        for number in range(6):
+            await listen(router, request(f"r{number}"))
+        assert (len(first.submitted), len(second.submitted)) == (0, 6)
+        await admin.drain("i0", resume=True)
+        await eventually(partial(is_ready, router, "i0"))
+        for number in range(6):
+            await listen(router, request(f"s{number}"))
+        assert len(first.submitted) == 3
+        with pytest.raises((ConfigError, IncompatibleError), match="provisioner"):
+            await admin.scale("add", 1)
+        with pytest.raises(NotFoundError, match="i0, i1"):
+            await admin.drain("i7")
+
+
+@pytest.mark.model
+@pytest.mark.timeout(180)
+async def test_real_processes_start_and_stop_under_load(model_path: Path) -> None:
+    """Emulated workers: out to three instances, which splits; back to one, which merges; no request fails."""
+    config = ClusterConfig(
+        model=str(model_path), executor="emulated", policy="padg", macro_min=1, macro_max=2, kv_blocks=2000
+    )
+    async with LocalCluster(config) as local, AsyncClient(local.grpc_address) as client:
+        admin = AdminClient(local.grpc_address)
+        answers: list[asyncio.Task[int]] = []
+
+        async def ask() -> int:
+            prompt = list(range(100, 164))
+            completion = await client.generate(prompt, max_tokens=30, ignore_eos=True, skip_text=True)
+            return len(completion.token_ids)
+
+        async def arrive() -> None:
+            while True:
+                answers.append(asyncio.create_task(ask()))
+                await asyncio.sleep(0.1)
+
+        async def until(count: int) -> dict[str, list[str]]:
+            while True:
+                state = await admin.groups()
+                scaling = state["scaling"]
+                found = groups(state)
+                settled = not scaling["starting"] and not scaling["stopping"]
+                if settled and sum(map(len, found.values())) == count:
+                    return found
+                await asyncio.sleep(0.1)
+
+        arrivals = asyncio.create_task(arrive())
+        async with admin, asyncio.timeout(150):
+            await admin.scale("set", 3)
+            assert [len(members) for members in (await until(3)).values()] == [2, 1]
+            await admin.scale("remove", 2)
+            assert [len(members) for members in (await until(1)).values()] == [1]
+            arrivals.cancel()
+            assert set(await asyncio.gather(*answers)) == {30}
+        assert len(local.children) == 4
