@@ -39,6 +39,8 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     "macro_min": _option(int, "--macro-min", "Instances that a new macro instance begins with.", "N"),
     "macro_max": _option(int, "--macro-max", "Instances of a macro instance at most.", "N"),
     "max_pending": _option(int, "--max-pending", "Requests that may wait at the router.", "N"),
+    "provisioner": _option(str, "--provisioner", "Where instances run: local or ray. Default: local.", "P"),
+    "ray_address": _option(str, "--ray-address", "Ray cluster to join. Default: auto.", "HOST:PORT"),
     "threads": _option(int, "--threads", "Compute threads of a stage. Default: cores / stages.", "N"),
     "memory_gib": _option(float, "--memory-gib", "Memory of a stage for weights and KV blocks.", "X"),
     "block_size": _option(int, "--block-size", "Tokens per KV block.", "N"),

@@ -43,6 +43,8 @@ class ClusterConfig(BaseModel):
     macro_min: int | None = Field(default=None, ge=1)
     macro_max: int | None = Field(default=None, ge=1)
     max_pending: int | None = Field(default=None, ge=1)
+    provisioner: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
     executor: Executor = "torch"
     profile: str | None = None
     predictor: str | None = None

@@ -22,7 +22,7 @@ from tidepipe.cluster.measured import with_kept_profile
 from tidepipe.cluster.plan import predictor_spec, router_spec
 from tidepipe.cluster.ports import choose_port, join
 from tidepipe.cluster.scrape_targets import write_targets
-from tidepipe.provision.provisioner import ProvisionedInstance
+from tidepipe.provision.provisioner import InstanceProvisioner, ProvisionedInstance
 from tidepipe.provision.servicer import serve_provisioner
 
 LENGTH_MODEL_FACTS = "model.json"
@@ -43,6 +43,7 @@ class LocalCluster:
         self.members: dict[str, LocalInstance] = {}
         self._numbers = itertools.count()
         self._predictor_address = ""
+        self._machines: InstanceProvisioner = self
         self._keeper_group: asyncio.TaskGroup | None = None
         self._keeper_tasks: dict[Child, asyncio.Task[None]] = {}
         self._serving = contextlib.AsyncExitStack()
@@ -86,8 +87,9 @@ class LocalCluster:
         state = self._run_dir / _state_name(config.predictor)
         predictor = self._child(predictor_spec(config, state), join(config.host, choose_port(config.host, 0)))
         self._predictor_address = predictor.address
+        self._machines = await self._open_machines()
         provisioner = await self._serving.enter_async_context(
-            serve_provisioner(self, join(config.host, choose_port(config.host, 0)))
+            serve_provisioner(self._machines, join(config.host, choose_port(config.host, 0)))
         )
         spec = router_spec(
             config,
@@ -102,7 +104,7 @@ class LocalCluster:
                 group.create_task(predictor.start())
                 group.create_task(router.start())
                 for _ in range(config.instances):
-                    group.create_task(self._start_instance())
+                    group.create_task(self._machines.start_instance())
         except* TidePipeError as failures:
             raise _first(failures) from None
         self._keepers = asyncio.create_task(self._keep_alive(), name="keep the cluster alive")
@@ -148,6 +150,10 @@ class LocalCluster:
         self.children.append(child)
         return child
 
+    def provisioned(self) -> list[ProvisionedInstance]:
+        """The instances, wherever they run."""
+        return self._machines.instances()
+
     # -- instances that come and go: an InstanceProvisioner ---------------------------------------------
 
     async def start_instance(self) -> ProvisionedInstance:
@@ -181,6 +187,18 @@ class LocalCluster:
         assert instance.controller is not None, "it has been started"
         pids = ", ".join(str(child.pid) for child in instance.children)
         return ProvisionedInstance(instance.name, instance.controller.address, f"this machine, pids {pids}")
+
+    async def _open_machines(self) -> InstanceProvisioner:
+        """Who starts instances: we ourselves, or Ray."""
+        if self.config.provisioner == "local":
+            return self
+        from tidepipe.provision.ray import RayProvisioner
+
+        machines = RayProvisioner(self.config, self.grpc_address, self._predictor_address)
+        await machines.connect()
+        # Before anything that its controllers need is ended.
+        self._serving.push_async_callback(machines.close)
+        return machines
 
     async def _start_instance(self) -> LocalInstance:
         instance = LocalInstance(self.config, next(self._numbers), self._child)

@@ -1,0 +1,202 @@
+"""What one core of a router carries: decisions per second, and streamed tokens per second.
+
+    python -m bench.router_capacity --model smollm2-135m -o router-capacity.json
+
+Decisions: the routing core alone, 64 instances in macro instances of up to 11, each reporting ten times a
+second. Streams: a real router process between a synthetic instance and a client with many gRPC streams, each
+in a process of its own. Both are counted in CPU time of the router alone, so a busy machine changes little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.synthetic_instance import TOKEN, serve
+from common.latency.hardware import hardware
+from common.latency.linear import RooflineLinear
+from common.latency.model import LatencyModel, Parallelism
+from common.latency.shapes import SHAPES
+from common.plan import Phase
+from common.rpc.channel import open_channel, wait_serving
+from router.core.events import InstanceJoined, InstanceReported, RequestArrived, Route
+from router.core.mitosis import Bounds
+from router.core.overall import OverallConfig, OverallScheduler
+from router.core.prefill import PrefillTime, PrefillWork
+from router.core.request import RouteRequest
+from router.core.slo import INTERACTIVE
+from router.core.status import InstanceStatus, Slack
+from router.core.view import InstanceFacts
+from tidepipe.cluster.ports import choose_port
+from tidepipe.v1 import inference_pb2 as pb
+from tidepipe.v1 import inference_pb2_grpc as pb_grpc
+
+REPORT_S = 0.1
+VOCABULARY = 49_152
+
+
+def decisions(instances: int, requests: int, rate: float, policy: str) -> dict[str, float]:
+    """CPU time of arrivals and reports in the routing core, at `rate` requests per second of virtual time."""
+    shape, device = SHAPES["llama2-13b"], hardware("l20")
+    cost = LatencyModel(shape, device, RooflineLinear(shape, device), Parallelism(4))
+    scheduler = OverallScheduler(OverallConfig(policy, Bounds(6, 11)))
+    names = [f"i{number}" for number in range(instances)]
+    for name in names:
+        scheduler.on(InstanceJoined(InstanceFacts(name, PrefillTime(cost, 4), 4096, 8192)), 0.0)
+    sent = dict.fromkeys(names, 0)
+    took: list[float] = []
+    reports = routed = 0
+    began = time.process_time()
+    next_report = 0.0
+    for number in range(requests):
+        now = number / rate
+        while next_report <= now:
+            # Spread over the interval, as real ones are.
+            name = names[reports % instances]
+            scheduler.on(InstanceReported(name, _status(next_report, sent[name], reports)), next_report)
+            reports += 1
+            next_report += REPORT_S / instances
+        request = RouteRequest(f"r{number}", 200 + number * 37 % 800, 512, INTERACTIVE, now)
+        start = time.thread_time()
+        actions = scheduler.on(RequestArrived(request), now)
+        took.append(time.thread_time() - start)
+        for action in actions:
+            if isinstance(action, Route) and action.choice.instance_id is not None:
+                sent[action.choice.instance_id] += 1
+                routed += 1
+    cpu_s = time.process_time() - began
+    took.sort()
+    return {
+        "instances": instances,
+        "requests": requests,
+        "routed": routed,
+        "reports": reports,
+        "decisions_per_cpu_s": requests / cpu_s,
+        "decision_p50_ms": 1000 * took[len(took) // 2],
+        "decision_p99_ms": 1000 * took[int(0.99 * len(took))],
+    }
+
+
+def _status(now: float, accepted: int, number: int) -> InstanceStatus:
+    """An instance under load: a quarter are in a prefill window, the others decode with some slack."""
+    filling = number % 4 == 0
+    return InstanceStatus(
+        taken=now,
+        accepted=accepted,
+        phase=Phase.PREFILL if filling else Phase.DECODE,
+        switched=now - 0.5,
+        sequences=100,
+        tokens=60_000,
+        kv_free=200_000,
+        kv_total=300_000,
+        kv_peak=150_000,
+        window=PrefillWork(4000, 2e6) if filling else PrefillWork(),
+        left=PrefillWork(2000, 1e6) if filling else PrefillWork(),
+        slack=Slack(90, now + 3.0, now + 1.0 + number % 5, now + 2.0 + number % 5),
+    )
+
+
+def _run_instance(router: str, step_s: float) -> None:
+    asyncio.run(serve("synthetic", router, step_s, VOCABULARY))
+
+
+def _run_clients(router: str, streams: int, tokens: int, answers: Any) -> None:
+    answers.put(asyncio.run(_stream_all(router, streams, tokens)))
+
+
+async def _stream_all(router: str, streams: int, tokens: int) -> dict[str, int]:
+    counts = {"tokens": 0, "messages": 0}
+
+    async def one(stub: pb_grpc.InferenceServiceAsyncStub, number: int) -> None:
+        request = pb.InferenceRequest(request_id=f"s{number}", skip_text=True)
+        request.token_ids.ids.extend([TOKEN] * 8)
+        request.sampling.max_tokens = tokens
+        request.sampling.ignore_eos = True
+        async for message in stub.Generate(pb.GenerateRequest(request=request), timeout=600):
+            counts["tokens"] += len(message.delta.token_ids)
+            counts["messages"] += 1
+
+    async with open_channel(router) as channel:
+        stub = pb_grpc.InferenceServiceStub(channel)
+        await asyncio.gather(*(one(stub, number) for number in range(streams)))
+    return counts
+
+
+def streams(model: str, count: int, tokens: int, step_s: float) -> dict[str, float]:
+    """CPU time of a router process that streams `tokens` tokens to each of `count` clients."""
+    address = f"127.0.0.1:{choose_port('127.0.0.1', 0)}"
+    command = [sys.executable, "-m", "router", "--listen", address, "--model", model, "--log-level", "error"]
+    processes = get_context("spawn")
+    answers = processes.Queue()
+    router = subprocess.Popen(command)
+    instance = processes.Process(target=_run_instance, args=(address, step_s))
+    clients = processes.Process(target=_run_clients, args=(address, count, tokens, answers))
+    try:
+        asyncio.run(_until_there(address))
+        instance.start()
+        asyncio.run(wait_serving(address, 60))
+        usage = psutil.Process(router.pid)
+        before = usage.cpu_times()
+        began = time.monotonic()
+        clients.start()
+        counts = answers.get(timeout=600)
+        wall_s = time.monotonic() - began
+        after = usage.cpu_times()
+    finally:
+        for process in (clients, instance):
+            if process.pid is not None:
+                process.terminate()
+                process.join()
+        router.terminate()
+        router.wait(20)
+    cpu_s = after.user + after.system - before.user - before.system
+    return {
+        "streams": count,
+        "tokens": counts["tokens"],
+        "messages": counts["messages"],
+        "router_cpu_s": cpu_s,
+        "wall_s": wall_s,
+        "tokens_per_cpu_s": counts["tokens"] / cpu_s,
+        "messages_per_cpu_s": counts["messages"] / cpu_s,
+    }
+
+
+async def _until_there(address: str) -> None:
+    async with open_channel(address) as channel, asyncio.timeout(60):
+        await channel.channel_ready()
+
+
+def main() -> None:
+    """Print and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m", help="whose tokenizer the router loads")
+    parser.add_argument("--streams", type=int, default=512)
+    parser.add_argument("--tokens", type=int, default=400, help="per stream")
+    parser.add_argument("--step-ms", type=float, default=20.0, help="time between two tokens of a stream")
+    parser.add_argument("--instances", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("-o", "--output", type=Path, default=None)
+    options = parser.parse_args()
+    result = {
+        "decisions": {
+            policy: decisions(options.instances, options.requests, 100.0, policy)
+            for policy in ("padg", "padg-published", "least-loaded")
+        },
+        "streams": streams(options.model, options.streams, options.tokens, options.step_ms / 1000),
+    }
+    print(json.dumps(result, indent=1))
+    if options.output is not None:
+        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Instances on a real Ray cluster of several nodes (all on this machine)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tidepipe.client.admin import AdminClient
+from tidepipe.client.async_client import AsyncClient
+from tidepipe.cluster.config import ClusterConfig
+from tidepipe.cluster.local import LocalCluster
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'tidepipe[ray]'")
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
+
+
+@pytest.fixture
+def ray_cluster() -> Iterator[Any]:
+    """Two nodes of one CPU each, beside a head that has none to give."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+async def test_an_instance_spans_nodes_and_scaling_waits_for_room(
+    model_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two stages on two nodes; no room for a second instance, until a node joins; nothing is left behind."""
+    monkeypatch.setattr("tidepipe.provision.ray.PLACE_TIMEOUT_S", 3.0)
+    config = ClusterConfig(
+        model=str(model_path),
+        executor="emulated",
+        stages=2,
+        threads=1,
+        kv_blocks=500,
+        provisioner="ray",
+        ray_address=ray_cluster.address,
+    )
+    async with (
+        LocalCluster(config) as local,
+        AsyncClient(local.grpc_address) as client,
+        AdminClient(local.grpc_address) as admin,
+    ):
+        completion = await client.generate([5, 6, 7], max_tokens=6, ignore_eos=True, skip_text=True)
+        assert len(completion.token_ids) == 6
+        nodes = {node["NodeID"] for node in ray.nodes() if node["Resources"].get("CPU")}
+        [instance] = local.provisioned()
+        assert sum(node[:8] in instance.place for node in nodes) == 2
+
+        async def noted(text: str) -> None:
+            while True:
+                notes = (await admin.groups())["scaling"]["notes"]
+                if any(text in note["text"] for note in notes):
+                    return
+                await asyncio.sleep(0.2)
+
+        async with asyncio.timeout(120):
+            await admin.scale("add", 1)
+            await noted("no room for 2 x {'CPU': 1.0}")
+            ray_cluster.add_node(num_cpus=2)
+            await admin.scale("add", 1)
+            await noted("serves at")
+            await admin.scale("remove", 1)
+            await noted("has been stopped")
+        processes = [process for process in psutil.process_iter(["cmdline"]) if _is_ours(process, model_path)]
+        assert len(processes) == 2
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    assert alive == []
+
+
+def _is_ours(process: psutil.Process, model_path: Path) -> bool:
+    command = process.info["cmdline"] or []
+    return "stage_worker" in command and str(model_path) in command and "emulated" in command

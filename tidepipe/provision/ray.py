@@ -1,0 +1,185 @@
+"""Instances on a Ray cluster: a placement group per instance, an actor per process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from common.errors import ConfigError, NotFoundError, OverloadedError, UnavailableError
+from tidepipe.cluster.child import KILL_AFTER_S, ChildSpec
+from tidepipe.cluster.config import ClusterConfig
+from tidepipe.cluster.instance import WORKER_KILL_AFTER_S
+from tidepipe.cluster.plan import controller_spec, worker_spec
+from tidepipe.provision.provisioner import ProvisionedInstance
+
+try:
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+    from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+except ImportError as error:
+    raise ConfigError("Ray is not installed; install it with `pip install 'tidepipe[ray]'`") from error
+
+PLACE_TIMEOUT_S = 30.0
+ACTOR_TIMEOUT_S = 20.0
+RETRY_AFTER_MS = 30_000
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Instance:
+    name: str
+    group: PlacementGroup
+    workers: list[Any] = field(default_factory=list)
+    controller: Any = None
+    address: str = ""
+    place: str = ""
+
+
+class RayProvisioner:
+    """An InstanceProvisioner. Connect first; `close` ends what it started.
+
+    A stage takes one CPU of Ray's (`threads` of them if set), or one GPU; the controller lives beside the
+    first stage. PACK puts the stages of an instance on one node if they fit, else on as few as possible.
+    """
+
+    def __init__(self, config: ClusterConfig, router: str, predictor: str) -> None:
+        """router, predictor: HOST:PORT, to be reached from every node."""
+        self._config = config
+        self._router = router
+        self._predictor = predictor
+        self._numbers = itertools.count()
+        self._instances: dict[str, _Instance] = {}
+
+    async def connect(self) -> None:
+        """Join the Ray cluster; UnavailableError if there is none."""
+        address = self._config.ray_address or "auto"
+        try:
+            await asyncio.to_thread(
+                ray.init, address=address, log_to_driver=self._config.verbose, ignore_reinit_error=True
+            )
+        except (ConnectionError, RayError, ValueError) as error:
+            raise UnavailableError(
+                f"no Ray cluster at {address}: {error}; start one with `ray start --head`"
+            ) from error
+
+    async def start_instance(self) -> ProvisionedInstance:
+        """Part of InstanceProvisioner."""
+        number = next(self._numbers)
+        instance = _Instance(f"instance-{number}", self._reserve(number))
+        try:
+            await self._wait_for_room(instance)
+            specs = [worker_spec(self._config, number, stage) for stage in range(self._config.stages)]
+            instance.workers = [self._actor(instance, spec, stage) for stage, spec in enumerate(specs)]
+            addresses = await asyncio.gather(
+                *(
+                    _ask(worker.start.remote(), spec.ready_s)
+                    for worker, spec in zip(instance.workers, specs, strict=True)
+                )
+            )
+            spec = controller_spec(
+                self._config, number, stages=addresses, router=self._router, predictor=self._predictor
+            )
+            instance.controller = self._actor(instance, spec, 0)
+            instance.address = await _ask(instance.controller.start.remote(), spec.ready_s)
+            places = [
+                await _ask(one.place.remote(), ACTOR_TIMEOUT_S)
+                for one in (*instance.workers, instance.controller)
+            ]
+            instance.place = "; ".join(places)
+        except BaseException:
+            await self._end(instance)
+            raise
+        self._instances[instance.name] = instance
+        return _provisioned(instance)
+
+    async def stop_instance(self, instance_id: str) -> None:
+        """Part of InstanceProvisioner."""
+        instance = self._instances.pop(instance_id, None)
+        if instance is None:
+            names = ", ".join(self._instances) or "none"
+            raise NotFoundError(f"this provisioner has no instance {instance_id}; it has: {names}")
+        await self._end(instance)
+
+    def instances(self) -> list[ProvisionedInstance]:
+        """Part of InstanceProvisioner."""
+        return [_provisioned(instance) for instance in self._instances.values()]
+
+    async def close(self) -> None:
+        """End all instances and leave the cluster."""
+        instances, self._instances = list(self._instances.values()), {}
+        await asyncio.gather(*(self._end(instance) for instance in instances))
+        await asyncio.to_thread(ray.shutdown)
+
+    def _resources(self) -> dict[str, float]:
+        if self._config.device.startswith("cuda"):
+            return {"GPU": 1.0}
+        return {"CPU": float(self._config.threads or 1)}
+
+    def _reserve(self, number: int) -> PlacementGroup:
+        bundles = [self._resources() for _ in range(self._config.stages)]
+        group: PlacementGroup = placement_group(
+            bundles, strategy="PACK", name=f"tidepipe-{os.getpid()}-{number}"
+        )
+        return group
+
+    async def _wait_for_room(self, instance: _Instance) -> None:
+        try:
+            await asyncio.to_thread(ray.get, instance.group.ready(), timeout=PLACE_TIMEOUT_S)
+        except GetTimeoutError:
+            wanted = f"{self._config.stages} x {self._resources()}"
+            raise OverloadedError(
+                f"the Ray cluster has no room for {wanted} within {PLACE_TIMEOUT_S:g} s; add nodes",
+                RETRY_AFTER_MS,
+            ) from None
+
+    def _actor(self, instance: _Instance, spec: ChildSpec, bundle: int) -> Any:
+        # Late: only nodes and provisioners need it.
+        from tidepipe.provision.hosted import HostedProcess
+
+        # The controller computes next to nothing; only stages own what was reserved.
+        owns = spec.module == "stage_worker"
+        resources = self._resources() if owns else {}
+        path = os.environ.get("PYTHONPATH")
+        return (
+            ray.remote(HostedProcess)
+            .options(
+                num_cpus=resources.get("CPU", 0),
+                num_gpus=resources.get("GPU", 0),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    instance.group, placement_group_bundle_index=bundle
+                ),
+                runtime_env={"env_vars": {"PYTHONPATH": path}} if path else None,
+            )
+            .remote(spec)
+        )
+
+    @staticmethod
+    async def _end(instance: _Instance) -> None:
+        """The controller first: it drains, for which it needs the workers. All is given back in any case."""
+        stops = [(instance.controller, KILL_AFTER_S)] if instance.controller is not None else []
+        for actor, kill_after_s in (*stops, *((worker, WORKER_KILL_AFTER_S) for worker in instance.workers)):
+            try:
+                await _ask(actor.stop.remote(kill_after_s), kill_after_s + ACTOR_TIMEOUT_S)
+            except UnavailableError as error:
+                log.warning("did not end in order", instance=instance.name, reason=str(error))
+            ray.kill(actor)
+        await asyncio.to_thread(remove_placement_group, instance.group)
+
+
+async def _ask(reference: Any, timeout: float) -> Any:
+    """The answer of an actor; UnavailableError if it fails or does not come in time."""
+    try:
+        return await asyncio.to_thread(ray.get, reference, timeout=timeout)
+    except RayError as error:
+        raise UnavailableError(f"a process on the Ray cluster: {str(error).splitlines()[-1]}") from error
+
+
+def _provisioned(instance: _Instance) -> ProvisionedInstance:
+    return ProvisionedInstance(instance.name, instance.address, instance.place)
