@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 
 from common.errors import InvalidRequestError
 from router.requests.delta import Cursor, Delta, Position
 from router.requests.entry import RequestEntry
+from router.requests.pacing import Pacing
 
 
 class Subscription:
     """Counts as a listener from its creation until `with` is left; who creates it must enter it."""
 
-    def __init__(self, entry: RequestEntry, attached: bool, leave: Callable[[], None]) -> None:
+    def __init__(
+        self, entry: RequestEntry, attached: bool, leave: Callable[[], None], pacing: Pacing
+    ) -> None:
         """attached: the request was known before."""
         self.entry = entry
         self.attached = attached
         self._leave = leave
         self._left = False
+        self._pacing = pacing
+        pacing.streams += 1
 
     def __enter__(self) -> Subscription:
         return self
@@ -35,6 +41,7 @@ class Subscription:
         """Listen no more. Harmless when repeated."""
         if not self._left:
             self._left = True
+            self._pacing.streams -= 1
             self._leave()
 
     async def admitted(self) -> None:
@@ -62,7 +69,11 @@ class Subscription:
                     f"resume names answer {position.index}, but the request has {len(answers)}", "resume"
                 )
             cursors[position.index] = Cursor(position.tokens, position.characters)
+        clock = asyncio.get_running_loop().time
+        next_at = 0.0
         while not all(cursor.done for cursor in cursors):
+            if (wait := next_at - clock()) > 0:
+                await asyncio.sleep(wait)
             changed = self.entry.changed.next()
             if self.entry.failure is not None:
                 raise self.entry.failure
@@ -72,6 +83,7 @@ class Subscription:
                 if (delta := answer.read(cursor)) is not None
             ]
             if new:
+                next_at = clock() + self._pacing.gap_s
                 yield new
             else:
                 await changed.wait()

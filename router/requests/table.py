@@ -24,6 +24,7 @@ from router.requests.admission import Admission
 from router.requests.digest import request_digest
 from router.requests.entry import RequestEntry
 from router.requests.meter import RequestMeter, Unmeasured
+from router.requests.pacing import Pacing
 from router.requests.subscription import Subscription
 
 SWEEP_S = 0.5
@@ -81,6 +82,7 @@ class RequestTable:
         self._ended: OrderedDict[str, RequestEntry] = OrderedDict()
         self._ended_tokens = 0
         self._number = 0
+        self._pacing = Pacing()
         self._finished = 0
         self._failed = 0
         self._closed = False
@@ -218,14 +220,14 @@ class RequestTable:
 
     def _listen(self, entry: RequestEntry, attached: bool, grace_s: float) -> Subscription:
         if entry.ended:
-            return Subscription(entry, attached, lambda: None)
+            return Subscription(entry, attached, lambda: None, self._pacing)
         watch = self._watches.setdefault(entry.request_id, _Watch())
         watch.listeners += 1
         watch.grace_s = grace_s
         if watch.timer is not None:
             watch.timer.cancel()
             watch.timer = None
-        return Subscription(entry, attached, lambda: self._leave(entry, watch))
+        return Subscription(entry, attached, lambda: self._leave(entry, watch), self._pacing)
 
     def _leave(self, entry: RequestEntry, watch: _Watch) -> None:
         watch.listeners -= 1
