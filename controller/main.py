@@ -13,6 +13,7 @@ from common.latency.learned import LearnedCost
 from common.latency.profile_file import read_profile
 from common.rpc.lifecycle import Lifecycle, run_service
 from common.rpc.server import RpcServer
+from common.security.credentials import add_security_options, from_options
 from common.telemetry import Telemetry
 from common.telemetry.listener import add_metrics_option, serve_metrics
 from controller.core.admission import AdmissionRules
@@ -66,6 +67,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--journal", type=Path, default=None, help="write every event to this .jsonl file, or folder"
     )
     add_metrics_option(parser)
+    add_security_options(parser)
     parser.add_argument("--log-level", default="info")
     return parser.parse_args(arguments)
 
@@ -214,4 +216,9 @@ async def _either(ready: asyncio.Event, stopping: asyncio.Event) -> bool:
 def main() -> int:
     """Entry point; the exit code."""
     options = parse()
-    return run_service("controller", lambda life: serve(options, life), log_level=options.log_level)
+    return run_service(
+        "controller",
+        lambda life: serve(options, life),
+        log_level=options.log_level,
+        credentials=from_options(options),
+    )

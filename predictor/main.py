@@ -10,6 +10,7 @@ from pathlib import Path
 
 from common.rpc.lifecycle import Lifecycle, run_service
 from common.rpc.server import RpcServer
+from common.security.credentials import add_security_options, from_options
 from common.telemetry import Telemetry
 from common.telemetry.listener import add_metrics_option, serve_metrics
 from predictor.core.champion import Champion
@@ -78,12 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="answers before the first training beside the service",
     )
     add_metrics_option(parser)
+    add_security_options(parser)
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="tidepipe-predictor-") as temporary:
         state = options.state or Path(temporary)
         return run_service(
-            "predictor", lambda lifecycle: serve(options, state, lifecycle), log_level=options.log_level
+            "predictor",
+            lambda lifecycle: serve(options, state, lifecycle),
+            log_level=options.log_level,
+            credentials=from_options(options),
         )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from common.model_source import resolve_model
 from common.rpc.lifecycle import run_service
+from common.security.credentials import add_security_options, from_options
 from common.telemetry.listener import add_metrics_option
 from router.core.mitosis import Bounds
 from router.core.policies.catalog import ROUTING_POLICIES
@@ -43,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         routing=options.routing,
         slo=SloTarget(options.ttft_ms / 1000, options.tpot_ms / 1000),
         bounds=Bounds(options.macro_min, options.macro_max),
+        api_keys=options.api_keys,
     )
 
     def load_text() -> TextPort:
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return TextProcessor.load(path)
 
     service = RouterService(settings, load_text)
-    return run_service("router", service.run, log_level=options.log_level)
+    return run_service("router", service.run, log_level=options.log_level, credentials=from_options(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,6 +108,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="requests of batches in flight at most",
     )
+    add_security_options(parser)
+    add("--api-keys", type=Path, metavar="FILE", help="clients need one of these keys (`tidepipe keys add`)")
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return parser
 

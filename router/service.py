@@ -18,10 +18,14 @@ from common.http_server import HttpServer
 from common.rpc.channel import open_channel
 from common.rpc.lifecycle import Lifecycle
 from common.rpc.server import RpcServer
+from common.security.key_access import KeyAccess
+from common.security.principals import RULES
+from common.security.process import own
 from common.telemetry import Telemetry
 from common.telemetry.listener import serve_metrics
 from router.batches.jobs import BatchJobs
 from router.batches.opening import open_jobs
+from router.client_access import client_access
 from router.core.overall import OverallConfig, OverallScheduler
 from router.core.slo import SloClasses
 from router.edge.admin import AdminServicer
@@ -31,6 +35,7 @@ from router.edge.inference import InferenceServicer
 from router.edge.timeline import TimelineServicer
 from router.fleet.fleet import Fleet
 from router.fleet.provisioner import open_provisioner
+from router.gateway.access import KeyGate
 from router.gateway.answers import AnswerBodies, answer_item
 from router.gateway.app import make_app
 from router.instances.available import AvailableModels
@@ -90,6 +95,7 @@ class RouterService:
         """Serve until told to stop. ModelError or ConfigError if it cannot start."""
         settings, clock = self.settings, self._clock
         telemetry = Telemetry()
+        credentials, keys = client_access(settings.api_keys, own())
         text: asyncio.Future[TextPort] = asyncio.get_running_loop().create_future()
         served = ServedModel(in_use=lambda: bool(len(self.registry) or len(self.table)))
         self.dispatcher = Dispatcher(
@@ -130,9 +136,9 @@ class RouterService:
                 start(self.table.run())
                 if jobs is not None:
                     start(jobs.run())
-                rpc = RpcServer(settings.listen, telemetry=telemetry)
+                rpc = RpcServer(settings.listen, telemetry=telemetry, credentials=credentials, keys=keys)
                 self._add_servicers(rpc, models, predictor, grouping)
-                http = self._http_server(models, bodies, jobs, telemetry)
+                http = self._http_server(models, bodies, jobs, telemetry, keys)
                 serving_http = None if http is None else start(http.run())
                 address = await rpc.start(SERVICES)
                 start(self._load(text, served))
@@ -179,12 +185,20 @@ class RouterService:
         timeline_pb2_grpc.add_TimelineServiceServicer_to_server(TimelineServicer(self.registry), rpc.server)
 
     def _http_server(
-        self, models: AvailableModels, bodies: AnswerBodies, jobs: BatchJobs | None, telemetry: Telemetry
+        self,
+        models: AvailableModels,
+        bodies: AnswerBodies,
+        jobs: BatchJobs | None,
+        telemetry: Telemetry,
+        keys: KeyAccess | None,
     ) -> HttpServer | None:
         if not self.settings.http:
             return None
         app = make_app(self.table, models, lambda: self._text, bodies, jobs, int(time.time()), telemetry)
-        return HttpServer(app, self.settings.http, grace_s=self.settings.stop_grace_s)
+        if keys is not None:
+            return HttpServer(KeyGate(app, keys), self.settings.http, grace_s=self.settings.stop_grace_s)
+        rule = RULES["tidepipe.v1.InferenceService"]
+        return HttpServer(app, self.settings.http, grace_s=self.settings.stop_grace_s, rule=rule)
 
     async def _load(self, text: asyncio.Future[TextPort], served: ServedModel) -> None:
         loaded = await asyncio.to_thread(self._load_text)

@@ -28,6 +28,7 @@ class RouterSettings:
     stop_grace_s: how long streams may go on after the process was told to stop.
     data_dir: folder of files and batches (/v1/files, /v1/batches); empty: there are none.
     batch_concurrency: requests of batches in flight at most.
+    api_keys: file with the keys that clients need; None: they need none.
     metrics_port: of a listener for metrics alone, 0 for a free one; the HTTP port has them anyway.
     """
 
@@ -47,6 +48,7 @@ class RouterSettings:
     data_dir: str = ""
     batch_concurrency: int = DEFAULT_BATCH_CONCURRENCY
     metrics_port: int | None = None
+    api_keys: Path | None = None
 
 
 def default_model_name(model: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.rpc.lifecycle import Lifecycle, run_service
 from common.rpc.server import RpcServer
+from common.security.credentials import add_security_options, from_options
 from common.telemetry import Telemetry
 from common.telemetry.listener import add_metrics_option, serve_metrics
 from stage_worker.edge.servicer import StageServicer, max_message_bytes
@@ -35,6 +36,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--hardware", default="l20", help="emulated: l20, a100, a800 or h100")
     parser.add_argument("--allow-download", action="store_true", help="fetch a hub id that is not cached")
     add_metrics_option(parser)
+    add_security_options(parser)
     parser.add_argument("--log-level", default="info")
     return parser.parse_args(arguments)
 
@@ -92,5 +94,8 @@ def main() -> int:
     """Entry point; the exit code."""
     options = parse()
     return run_service(
-        "stage_worker", lambda lifecycle: serve(options, lifecycle), log_level=options.log_level
+        "stage_worker",
+        lambda lifecycle: serve(options, lifecycle),
+        log_level=options.log_level,
+        credentials=from_options(options),
     )

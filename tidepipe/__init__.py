@@ -22,7 +22,9 @@ if TYPE_CHECKING:
         ModelError,
         NotFoundError,
         OverloadedError,
+        PermissionDeniedError,
         TidePipeError,
+        UnauthenticatedError,
         UnavailableError,
     )
     from common.request import Answer, ChatTurn, Usage
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from tidepipe.client.async_stream import AsyncStream
     from tidepipe.client.errors import DeadlineExceededError, RequestFailedError
     from tidepipe.client.retry import RetryPolicy
+    from tidepipe.client.secured import client_credentials
     from tidepipe.client.status import ClusterStatus, InstanceStatus
     from tidepipe.client.sync_client import Client, connect
     from tidepipe.client.sync_stream import Stream
@@ -64,6 +67,7 @@ __all__ = [
     "ModelInfo",
     "NotFoundError",
     "OverloadedError",
+    "PermissionDeniedError",
     "PositionLogprobs",
     "RequestFailedError",
     "RetryPolicy",
@@ -72,15 +76,17 @@ __all__ = [
     "StreamEvent",
     "TidePipeError",
     "TokenLogprob",
+    "UnauthenticatedError",
     "UnavailableError",
     "Usage",
+    "client_credentials",
     "connect",
 ]
 
 _MODULES = {
     "common.errors": (
         "ConfigError IncompatibleError InvalidRequestError ModelError NotFoundError OverloadedError "
-        "TidePipeError UnavailableError"
+        "PermissionDeniedError TidePipeError UnauthenticatedError UnavailableError"
     ),
     "common.request": "Answer ChatTurn Usage",
     "common.sampling": "FinishReason PositionLogprobs SamplingParams TokenLogprob",
@@ -88,6 +94,7 @@ _MODULES = {
     "tidepipe.client.async_stream": "AsyncStream",
     "tidepipe.client.errors": "DeadlineExceededError RequestFailedError",
     "tidepipe.client.retry": "RetryPolicy",
+    "tidepipe.client.secured": "client_credentials",
     "tidepipe.client.status": "ClusterStatus InstanceStatus",
     "tidepipe.client.sync_client": "Client connect",
     "tidepipe.client.sync_stream": "Stream",

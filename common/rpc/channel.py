@@ -10,6 +10,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.errors import UnavailableError
 from common.rpc.server import DEFAULT_MESSAGE_BYTES
+from common.rpc.transport import channel_credentials
+from common.security.credentials import Credentials
+from common.security.process import own
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 10_000),
@@ -26,16 +29,30 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-def open_channel(address: str, *, max_message_bytes: int = DEFAULT_MESSAGE_BYTES) -> grpc.aio.Channel:
-    """A channel to HOST:PORT with keepalive, so that a silent peer is noticed within seconds."""
-    return grpc.aio.insecure_channel(
-        address,
-        options=[
-            *CHANNEL_OPTIONS,
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_send_message_length", max_message_bytes),
-        ],
-    )
+def open_channel(
+    address: str,
+    *,
+    max_message_bytes: int = DEFAULT_MESSAGE_BYTES,
+    credentials: Credentials | None = None,
+) -> grpc.aio.Channel:
+    """A channel to HOST:PORT with keepalive, so that a silent peer is noticed within seconds.
+
+    credentials: None for those of this process.
+    """
+    options = channel_options(max_message_bytes)
+    tls = channel_credentials(credentials or own())
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    return grpc.aio.secure_channel(address, tls, options=options)
+
+
+def channel_options(max_message_bytes: int = DEFAULT_MESSAGE_BYTES) -> list[tuple[str, int]]:
+    """What every channel is made with."""
+    return [
+        *CHANNEL_OPTIONS,
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+    ]
 
 
 async def is_serving(channel: grpc.aio.Channel, timeout: float = 1.0) -> bool:

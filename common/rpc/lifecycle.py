@@ -18,6 +18,8 @@ import structlog
 
 from common.errors import TidePipeError
 from common.logs import configure_logging
+from common.security.credentials import Credentials
+from common.security.process import use
 
 READY_FD = "TIDEPIPE_READY_FD"
 PARENT_PID = "TIDEPIPE_PARENT_PID"
@@ -46,13 +48,22 @@ def _announce(message: dict[str, str]) -> None:
         pipe.write(json.dumps(message) + "\n")
 
 
-def run_service(name: str, body: Callable[[Lifecycle], Awaitable[None]], *, log_level: str = "info") -> int:
+def run_service(
+    name: str,
+    body: Callable[[Lifecycle], Awaitable[None]],
+    *,
+    log_level: str = "info",
+    credentials: Credentials | None = None,
+) -> int:
     """Run a service's body until it returns; the exit code of the process.
 
     `body` should return soon after `lifecycle.stopping` is set. 0: ended as asked. 3: could not start, or
     broke down (the reason is in the log and, before readiness, sent to the parent).
+    credentials: who the process is; None: what the environment says.
     """
     configure_logging(name, log_level)
+    if credentials is not None:
+        use(credentials)
 
     async def main() -> None:
         lifecycle = Lifecycle()

@@ -10,7 +10,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from common.errors import ConfigError
+from common.rpc.guard import AccessGuard
 from common.rpc.interceptor import CallInterceptor
+from common.rpc.transport import server_credentials
+from common.security.credentials import Credentials
+from common.security.key_access import KeyAccess
+from common.security.process import own
 from common.telemetry.calls import CallMeter
 from common.telemetry.telemetry import Telemetry
 
@@ -27,11 +32,18 @@ class RpcServer:
         *,
         max_message_bytes: int = DEFAULT_MESSAGE_BYTES,
         telemetry: Telemetry | None = None,
+        credentials: Credentials | None = None,
+        keys: KeyAccess | None = None,
     ) -> None:
-        """listen: HOST:PORT; port 0 picks a free one. telemetry: counts calls."""
+        """listen: HOST:PORT; port 0 picks a free one. telemetry: counts calls.
+
+        credentials: None for those of this process. keys: API keys that open services for clients.
+        """
         self._listen = listen
+        self._credentials = credentials or own()
+        guard = AccessGuard(self._credentials, keys) if self._credentials.secure else None
         self.server = grpc.aio.server(
-            interceptors=[CallInterceptor(meter=CallMeter(telemetry) if telemetry else None)],
+            interceptors=[CallInterceptor(guard, CallMeter(telemetry) if telemetry else None)],
             options=[
                 # Without this two processes could share a port and a misconfigured one would go unnoticed.
                 ("grpc.so_reuseport", 0),
@@ -50,7 +62,9 @@ class RpcServer:
         self.address = listen
 
     async def start(self, services: Sequence[ServiceDescriptor]) -> str:
-        """Bind and serve; returns HOST:PORT. ConfigError if the port cannot be had.
+        """Bind and serve; returns HOST:PORT.
+
+        ConfigError if the port cannot be had, or must not be listened on without TLS.
 
         Services report NOT_SERVING until `set_serving`.
         """
@@ -59,9 +73,14 @@ class RpcServer:
         reflection.enable_server_reflection(
             (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server
         )
+        self._credentials.check_listen(self._listen)
+        tls = server_credentials(self._credentials)
         host = self._listen.rpartition(":")[0]
         try:
-            port = self.server.add_insecure_port(self._listen)
+            if tls is None:
+                port = self.server.add_insecure_port(self._listen)
+            else:
+                port = self.server.add_secure_port(self._listen, tls)
         except RuntimeError as error:
             raise ConfigError(
                 f"cannot listen on {self._listen}: the port is in use or not allowed; "

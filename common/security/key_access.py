@@ -73,7 +73,7 @@ class KeyAccess:
         if not key.roles & set(roles):
             raise PermissionDeniedError(
                 f"the API key '{key.name}' has role {', '.join(sorted(key.roles))}; "
-                f"this needs {' or '.join(roles)}"
+                f"this needs {' or '.join(roles) or 'to be a service of the cluster'}"
             )
         use = self._uses.setdefault(key.key_id, _Use(0, float("inf"), self._clock()))
         self._spend(key, use)

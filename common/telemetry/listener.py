@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator
 
 from prometheus_client import make_asgi_app
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.routing import Route
 
 from common.errors import ConfigError
 from common.http_server import HttpServer
+from common.security.principals import METRICS
 from common.telemetry.telemetry import Telemetry
 
 STOP_GRACE_S = 1.0
@@ -30,9 +31,9 @@ def add_metrics_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def metrics_route(telemetry: Telemetry) -> Mount:
+def metrics_route(telemetry: Telemetry) -> Route:
     """`/metrics`, for a service that has an HTTP port already."""
-    return Mount("/metrics", make_asgi_app(registry=telemetry.registry))
+    return Route("/metrics", make_asgi_app(registry=telemetry.registry))
 
 
 @contextlib.asynccontextmanager
@@ -47,7 +48,9 @@ async def serve_metrics(telemetry: Telemetry, listen: str, port: int | None) -> 
     if not 0 <= port <= 65_535:
         raise ConfigError(f"--metrics-port must be in [0, 65535], got {port}")
     host = listen.rpartition(":")[0]
-    server = HttpServer(Starlette(routes=[metrics_route(telemetry)]), f"{host}:{port}", grace_s=STOP_GRACE_S)
+    server = HttpServer(
+        Starlette(routes=[metrics_route(telemetry)]), f"{host}:{port}", grace_s=STOP_GRACE_S, rule=METRICS
+    )
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(server.run(), name="metrics")
         try:

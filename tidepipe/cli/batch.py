@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common.errors import ConfigError
+from tidepipe.cli.client_options import client_options
 from tidepipe.cli.cluster_options import cluster_options
 from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
 from tidepipe.cli.run import run
@@ -23,6 +24,7 @@ REQUEST_TIMEOUT_S = 86_400.0
 GIVE_UP_S = 300.0
 
 
+@client_options
 @cluster_options
 def batch(
     source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests, one JSON object per line.")],
@@ -77,7 +79,9 @@ async def _batch(
     try:
         async with open_target(endpoint, settings) as target:
             retry = RetryPolicy(give_up_s=GIVE_UP_S, longest_s=2.0)
-            async with await AsyncClient.connect(target.endpoint, retry=retry) as client:
+            async with await AsyncClient.connect(
+                target.endpoint, retry=retry, credentials=target.credentials
+            ) as client:
                 with TerminalDisplay(total) as display:
                     job = BatchRun(
                         source,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tidepipe.cli.bench_serve import serve
+from tidepipe.cli.client_options import client_options
 from tidepipe.cli.cluster_options import cluster_options
 from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
 from tidepipe.cli.run import run
@@ -25,6 +26,7 @@ bench_app.command("serve")(serve)
 
 
 @bench_app.command("throughput")
+@client_options
 @cluster_options
 def throughput(
     workload: Annotated[
@@ -57,7 +59,9 @@ async def _throughput(
     items = read_workload(workload)[:requests]
     async with (
         open_target(endpoint, settings) as target,
-        await AsyncClient.connect(target.endpoint, timeout=86_400.0) as client,
+        await AsyncClient.connect(
+            target.endpoint, timeout=86_400.0, credentials=target.credentials
+        ) as client,
     ):
         report = await run_on(target, measure_throughput(client, items))
     if as_json:

@@ -57,6 +57,9 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     ),
     "microbatches": _option(int, "--microbatches", "Decode micro-batches in flight.", "N"),
     "allow_download": _option(bool, "--allow-download", "Fetch a hub id that is not on this machine."),
+    "tls": _option(str, "--tls", "Certificates of `tidepipe certs make DIR`, or auto: new ones.", "DIR|auto"),
+    "api_keys": _option(str, "--api-keys", "Clients need one of these keys (`tidepipe keys add`).", "FILE"),
+    "insecure": _option(bool, "--insecure", "Listen beyond this machine without TLS."),
     "metrics": _option(bool, "--metrics", "Give every process a port with Prometheus metrics."),
     "data_dir": _option(
         str,

@@ -7,12 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from tidepipe.cli.client_options import client_options
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.run import run
 
 _MAX_TOKENS = 256
 
 
+@client_options
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to answer; - reads it from stdin.")],
     endpoint: Annotated[

@@ -11,6 +11,7 @@ from common.errors import TidePipeError
 from tidepipe.cli.admin.app import admin_app
 from tidepipe.cli.batch import batch
 from tidepipe.cli.bench import bench_app
+from tidepipe.cli.certs import certs_app
 from tidepipe.cli.exit_codes import INTERRUPTED, SOME_FAILED, exit_code
 from tidepipe.cli.generate import generate
 from tidepipe.cli.keys import keys_app
@@ -37,6 +38,7 @@ app.add_typer(admin_app, name="admin")
 app.add_typer(model_app, name="model")
 app.add_typer(keys_app, name="keys")
 app.add_typer(predictor_app, name="predictor")
+app.add_typer(certs_app, name="certs")
 app.add_typer(sim_app, name="sim")
 
 

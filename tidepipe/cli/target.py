@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from common.errors import ConfigError
 from common.logs import configure_logging
 from common.model_source import resolve_model
+from common.security.credentials import Credentials
 from tidepipe.cluster.child import ClusterError
 from tidepipe.cluster.config import ClusterConfig, load_config
 from tidepipe.cluster.local import LocalCluster
@@ -26,6 +27,11 @@ class Target:
     endpoint: str
     cluster: LocalCluster | None
     model_sources: tuple[str, ...] = ()
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """How to reach it; None: as the environment says."""
+        return None if self.cluster is None else self.cluster.credentials
 
     async def failure(self) -> None:
         """Never returns while the target is well; ClusterError when our own cluster is not."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tidepipe.cli.cluster_options import cluster_options
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.run import run
 from tidepipe.cli.trace import TraceFile, save_trace
+
+if TYPE_CHECKING:
+    from tidepipe.cluster.local import LocalCluster
 
 
 @cluster_options
@@ -26,22 +29,24 @@ async def _serve(settings: dict[str, Any], trace: Path | None) -> int:
     from tidepipe.cli.target import start_cluster
 
     async with start_cluster(settings) as cluster:
+        if cluster.tls_folder is not None:
+            print(f"certificates for clients: {cluster.tls_folder}", file=sys.stderr, flush=True)
         print(f"ready http={cluster.http_address} grpc={cluster.grpc_address}", flush=True)
         try:
             await cluster.wait()
         finally:
             if trace is not None:
-                await _save(cluster.grpc_address, trace)
+                await _save(cluster, trace)
     return SUCCESS
 
 
-async def _save(endpoint: str, trace: Path) -> None:
+async def _save(cluster: LocalCluster, trace: Path) -> None:
     """A trace that cannot be had must not hide why the cluster ended."""
     from common.errors import TidePipeError
     from tidepipe.client.async_client import AsyncClient
 
     try:
-        async with AsyncClient(endpoint) as client:
+        async with AsyncClient(cluster.grpc_address, credentials=cluster.credentials) as client:
             await save_trace(client, trace)
     except TidePipeError as error:
         print(f"no trace: {error}", file=sys.stderr)

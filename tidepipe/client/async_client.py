@@ -14,6 +14,7 @@ from common.errors import TidePipeError, UnavailableError
 from common.rpc.channel import open_channel
 from common.rpc.status import from_rpc_error
 from common.sampling import SamplingParams
+from common.security.credentials import Credentials
 from common.timeline import Timeline
 from common.wire.timeline import add_piece
 from tidepipe.client.async_batch import run_batch
@@ -21,6 +22,7 @@ from tidepipe.client.async_stream import AsyncStream
 from tidepipe.client.collect import Collector
 from tidepipe.client.requests import check_endpoint, make_request, make_sampling
 from tidepipe.client.retry import RetryPolicy
+from tidepipe.client.secured import no_answer
 from tidepipe.client.session import GenerationSession
 from tidepipe.client.status import ClusterStatus, status_from_wire
 from tidepipe.client.types import BatchItem, BatchResult, Completion, Conversation, ModelInfo, Prompt
@@ -47,9 +49,16 @@ class AsyncClient:
     """
 
     def __init__(
-        self, endpoint: str, *, timeout: float = DEFAULT_TIMEOUT_S, retry: RetryPolicy | None = None
+        self,
+        endpoint: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_S,
+        retry: RetryPolicy | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
+        """credentials: how to reach a secured cluster; None: what TIDEPIPE_API_KEY and TIDEPIPE_TLS_* say."""
         self.endpoint = check_endpoint(endpoint)
+        self._credentials = credentials
         self._timeout = timeout
         self._retry = retry or RetryPolicy()
         self._channel: grpc.aio.Channel | None = None
@@ -63,15 +72,16 @@ class AsyncClient:
         timeout: float = DEFAULT_TIMEOUT_S,
         retry: RetryPolicy | None = None,
         connect_timeout: float = 10.0,
+        credentials: Credentials | None = None,
     ) -> Self:
         """A client whose router answers; UnavailableError if it does not within `connect_timeout` seconds."""
-        client = cls(endpoint, timeout=timeout, retry=retry)
+        client = cls(endpoint, timeout=timeout, retry=retry, credentials=credentials)
         try:
             async with asyncio.timeout(connect_timeout):
                 await client._open_channel().channel_ready()
         except TimeoutError as error:
             await client.close()
-            raise UnavailableError(f"no TidePipe router answers at {endpoint}") from error
+            raise UnavailableError(no_answer(endpoint, credentials)) from error
         except BaseException:
             await client.close()
             raise
@@ -239,7 +249,7 @@ class AsyncClient:
     def _open_channel(self) -> grpc.aio.Channel:
         # Late: a channel belongs to the loop that runs when it is made.
         if self._channel is None:
-            self._channel = open_channel(self.endpoint)
+            self._channel = open_channel(self.endpoint, credentials=self._credentials)
         return self._channel
 
 

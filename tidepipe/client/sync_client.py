@@ -10,13 +10,16 @@ from typing import Any, Self
 import grpc
 
 from common.errors import TidePipeError, UnavailableError
-from common.rpc.channel import CHANNEL_OPTIONS
-from common.rpc.server import DEFAULT_MESSAGE_BYTES
+from common.rpc.channel import channel_options
 from common.rpc.status import from_rpc_error
+from common.rpc.transport import channel_credentials
 from common.sampling import SamplingParams
+from common.security.credentials import Credentials
+from common.security.process import own
 from tidepipe.client.async_client import CONTROL_TIMEOUT_S, DEFAULT_TIMEOUT_S
 from tidepipe.client.requests import check_endpoint, make_request, make_sampling
 from tidepipe.client.retry import RetryPolicy
+from tidepipe.client.secured import no_answer
 from tidepipe.client.session import GenerationSession
 from tidepipe.client.status import ClusterStatus, status_from_wire
 from tidepipe.client.sync_batch import collect, run_batch
@@ -35,19 +38,23 @@ class Client:
     """
 
     def __init__(
-        self, endpoint: str, *, timeout: float = DEFAULT_TIMEOUT_S, retry: RetryPolicy | None = None
+        self,
+        endpoint: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT_S,
+        retry: RetryPolicy | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
+        """credentials: how to reach a secured cluster; None: what TIDEPIPE_API_KEY and TIDEPIPE_TLS_* say."""
         self.endpoint = check_endpoint(endpoint)
         self._timeout = timeout
         self._retry = retry or RetryPolicy()
         self._active: set[Abort] = set()
-        self._channel = grpc.insecure_channel(
-            endpoint,
-            options=[
-                *CHANNEL_OPTIONS,
-                ("grpc.max_receive_message_length", DEFAULT_MESSAGE_BYTES),
-                ("grpc.max_send_message_length", DEFAULT_MESSAGE_BYTES),
-            ],
+        tls = channel_credentials(credentials or own())
+        self._channel = (
+            grpc.insecure_channel(endpoint, options=channel_options())
+            if tls is None
+            else grpc.secure_channel(endpoint, tls, options=channel_options())
         )
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
@@ -60,14 +67,15 @@ class Client:
         timeout: float = DEFAULT_TIMEOUT_S,
         retry: RetryPolicy | None = None,
         connect_timeout: float = 10.0,
+        credentials: Credentials | None = None,
     ) -> Self:
         """A client whose router answers; UnavailableError if it does not within `connect_timeout` seconds."""
-        client = cls(endpoint, timeout=timeout, retry=retry)
+        client = cls(endpoint, timeout=timeout, retry=retry, credentials=credentials)
         try:
             grpc.channel_ready_future(client._channel).result(connect_timeout)
         except grpc.FutureTimeoutError as error:
             client.close()
-            raise UnavailableError(f"no TidePipe router answers at {endpoint}") from error
+            raise UnavailableError(no_answer(endpoint, credentials)) from error
         except BaseException:
             client.close()
             raise

@@ -11,7 +11,7 @@ import sys
 import time
 from asyncio.subprocess import Process
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +58,18 @@ class ChildSpec:
 class Child:
     """Owns one process at a time; after the first start the address stays the same."""
 
-    def __init__(self, spec: ChildSpec, listen: str, log_file: Path | None) -> None:
-        """listen: HOST:PORT, port 0 for a free one. log_file: None lets the child write to our stderr."""
+    def __init__(
+        self,
+        spec: ChildSpec,
+        listen: str,
+        log_file: Path | None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """listen: HOST:PORT, port 0 for a free one. log_file: None lets the child write to our stderr.
+
+        environment: of the process; None: ours.
+        """
+        self._environment = os.environ if environment is None else environment
         self._spec = spec
         self._listen = listen
         self._log_file = log_file
@@ -184,7 +194,7 @@ class Child:
             *self._spec.arguments,
             *self._metrics_port(),
         ]
-        environment = {**os.environ, READY_FD: str(ready_fd), PARENT_PID: str(os.getpid())}
+        environment = {**self._environment, READY_FD: str(ready_fd), PARENT_PID: str(os.getpid())}
         with contextlib.ExitStack() as stack:
             output = stack.enter_context(self._log_file.open("ab")) if self._log_file else sys.stderr
             return await asyncio.create_subprocess_exec(

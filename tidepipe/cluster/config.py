@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from common.errors import ConfigError
+from common.security.credentials import is_loopback
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -62,17 +63,27 @@ class ClusterConfig(BaseModel):
     allow_download: bool = False
     metrics: bool = False
     journal: str | None = None
+    tls: str | None = Field(default=None, min_length=1)
+    api_keys: str | None = Field(default=None, min_length=1)
+    insecure: bool = False
     run_dir: str | None = None
     data_dir: str | None = None
     verbose: bool = False
     log_level: LogLevel = "info"
 
     @model_validator(mode="after")
-    def _layers_fit_stages(self) -> Self:
+    def _settings_fit(self) -> Self:
         if self.layer_split is not None and len(self.layer_split.split(",")) != self.stages:
             raise ValueError(
                 f"layer_split '{self.layer_split}' must name {self.stages} numbers, one per stage"
             )
+        if not (self.tls or self.insecure or is_loopback(self.host)):
+            raise ValueError(
+                f"refusing to listen on {self.host} without TLS, where others could reach it: give --tls "
+                "auto or --tls DIR (`tidepipe certs make DIR`); or --insecure if the network is closed"
+            )
+        if self.api_keys is not None and self.tls is None:
+            raise ValueError("API keys must not travel in the clear: give --tls auto or --tls DIR as well")
         if self.hardware is not None and self.executor != "emulated":
             raise ValueError("hardware names the device that --executor emulated stands in for")
         if self.quantization is not None and self.executor == "emulated":

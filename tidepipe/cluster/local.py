@@ -14,6 +14,7 @@ from zlib import crc32
 
 from common.errors import ConfigError, NotFoundError, OverloadedError, TidePipeError, UnavailableError
 from common.model_source import resolve_model
+from common.security.credentials import Credentials
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.cluster.child import Child, ChildSpec, ClusterError
 from tidepipe.cluster.config import ClusterConfig
@@ -22,6 +23,7 @@ from tidepipe.cluster.measured import with_kept_profile
 from tidepipe.cluster.plan import predictor_spec, router_spec
 from tidepipe.cluster.ports import choose_port, join
 from tidepipe.cluster.scrape_targets import write_targets
+from tidepipe.cluster.security import ClusterSecurity
 from tidepipe.provision.provisioner import InstanceProvisioner, ProvisionedInstance
 from tidepipe.provision.servicer import serve_provisioner
 
@@ -50,6 +52,7 @@ class LocalCluster:
         self.grpc_address = ""
         self.http_address = ""
         self._run_dir: Path | None = None
+        self._security: ClusterSecurity | None = None
         self._keepers: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -74,6 +77,7 @@ class LocalCluster:
         self.grpc_address = join(config.host, choose_port(config.host, config.grpc_port))
         self.http_address = join(config.host, choose_port(config.host, config.http_port))
         self._run_dir = self._make_run_dir()
+        self._security = await asyncio.to_thread(ClusterSecurity.prepare, config, self._run_dir)
 
     async def start(self) -> None:
         """Start all processes and wait until the router has every instance.
@@ -89,7 +93,11 @@ class LocalCluster:
         self._predictor_address = predictor.address
         self._machines = await self._open_machines()
         provisioner = await self._serving.enter_async_context(
-            serve_provisioner(self._machines, join(config.host, choose_port(config.host, 0)))
+            serve_provisioner(
+                self._machines,
+                join(config.host, choose_port(config.host, 0)),
+                self._security.provisioner if self._security else None,
+            )
         )
         spec = router_spec(
             config,
@@ -126,8 +134,20 @@ class LocalCluster:
         # Router and controllers drain, for which they need the workers; those have nothing to wait for then.
         await asyncio.gather(*(child.stop() for child in self.children if child.relies_on_others))
         await asyncio.gather(*(child.stop(WORKER_KILL_AFTER_S) for child in self.children))
+        if self._security is not None:
+            await asyncio.to_thread(self._security.close)
         if self._run_dir is not None and self.config.run_dir is None and not keep_logs:
             await asyncio.to_thread(shutil.rmtree, self._run_dir, ignore_errors=True)
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """What a client of ours calls with; None before `prepare`."""
+        return self._security.client if self._security else None
+
+    @property
+    def tls_folder(self) -> Path | None:
+        """Folder of the certificates; None if it speaks no TLS."""
+        return self._security.folder if self._security else None
 
     @property
     def log_dir(self) -> Path | None:
@@ -146,7 +166,8 @@ class LocalCluster:
 
     def _child(self, spec: ChildSpec, listen: str) -> Child:
         log_file = self.log_dir / f"{spec.name}.log" if self.log_dir else None
-        child = Child(spec, listen, log_file)
+        environment = self._security.environment(spec.module) if self._security else None
+        child = Child(spec, listen, log_file, environment)
         self.children.append(child)
         return child
 
@@ -232,7 +253,7 @@ class LocalCluster:
     async def _registered(self) -> None:
         """Wait until the router can use every instance."""
         reason = "the router does not answer"
-        async with AsyncClient(self.grpc_address) as client:
+        async with AsyncClient(self.grpc_address, credentials=self.credentials) as client:
             for _ in range(int(REGISTERED_S / REGISTERED_POLL_S)):
                 try:
                     status = await client.status()

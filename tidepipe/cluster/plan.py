@@ -87,6 +87,7 @@ def router_spec(
         macro_min=config.macro_min,
         macro_max=config.macro_max,
         max_pending=config.max_pending,
+        api_keys=config.api_keys,
         log_level=config.log_level,
     )
     return ChildSpec("router", "router", arguments, SERVICE_READY_S, True, config.metrics)

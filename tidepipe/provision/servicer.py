@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from common.rpc.server import RpcServer
+from common.security.credentials import Credentials
 from tidepipe.provision.provisioner import InstanceProvisioner, ProvisionedInstance
 from tidepipe.v1 import provisioner_pb2 as pb
 from tidepipe.v1 import provisioner_pb2_grpc as pb_grpc
@@ -48,9 +49,14 @@ class ProvisionerServicer(pb_grpc.ProvisionerServiceServicer):
 
 
 @contextlib.asynccontextmanager
-async def serve_provisioner(provisioner: InstanceProvisioner, listen: str) -> AsyncIterator[str]:
-    """Serve while inside; the address. ConfigError if the port cannot be had."""
-    server = RpcServer(listen)
+async def serve_provisioner(
+    provisioner: InstanceProvisioner, listen: str, credentials: Credentials | None = None
+) -> AsyncIterator[str]:
+    """Serve while inside; the address. ConfigError if the port cannot be had.
+
+    credentials: of the provisioner; None for those of this process.
+    """
+    server = RpcServer(listen, credentials=credentials)
     pb_grpc.add_ProvisionerServiceServicer_to_server(ProvisionerServicer(provisioner), server.server)
     address = await server.start([SERVICE])
     await server.set_serving(True)

@@ -10,14 +10,15 @@ from tidepipe.cli.admin.policy import policy
 from tidepipe.cli.admin.scale import scale_app
 from tidepipe.cli.admin.status import status
 from tidepipe.cli.admin.trace import trace
+from tidepipe.cli.client_options import client_options
 
 admin_app = typer.Typer(help="Look into a running cluster, and change it.", no_args_is_help=True)
-admin_app.command("status")(status)
-admin_app.command("phases")(phases)
-admin_app.command("trace")(trace)
-admin_app.command("instances")(instances)
-admin_app.command("drain")(drain)
-admin_app.command("policy")(policy)
+admin_app.command("status")(client_options(status))
+admin_app.command("phases")(client_options(phases))
+admin_app.command("trace")(client_options(trace))
+admin_app.command("instances")(client_options(instances))
+admin_app.command("drain")(client_options(drain))
+admin_app.command("policy")(client_options(policy))
 admin_app.add_typer(scale_app, name="scale")
 admin_app.add_typer(macro_app, name="macro")
 

@@ -10,6 +10,7 @@ from common.errors import ConfigError
 from tidepipe.cli.admin.groups_view import print_groups
 from tidepipe.cli.admin.options import AsJson, Endpoint
 from tidepipe.cli.admin.show import show
+from tidepipe.cli.client_options import client_options
 
 macro_app = typer.Typer(help="Macro instances: list, split, merge, move.", no_args_is_help=True)
 
@@ -18,12 +19,14 @@ Instance = Annotated[str, typer.Argument(metavar="INSTANCE", help="Name of an in
 
 
 @macro_app.command("list")
+@client_options
 def macro_list(endpoint: Endpoint, as_json: AsJson = False) -> None:
     """Show the macro instances and what routing knows of their instances."""
     show(endpoint, as_json, lambda client: client.groups(), print_groups)
 
 
 @macro_app.command("split")
+@client_options
 def macro_split(
     macro: Macro,
     endpoint: Endpoint,
@@ -35,6 +38,7 @@ def macro_split(
 
 
 @macro_app.command("merge")
+@client_options
 def macro_merge(
     into: Macro,
     other: Annotated[str, typer.Argument(metavar="OTHER", help="The one that is dissolved.")],
@@ -46,6 +50,7 @@ def macro_merge(
 
 
 @macro_app.command("move")
+@client_options
 def macro_move(
     instance: Instance,
     endpoint: Endpoint,

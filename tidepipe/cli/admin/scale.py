@@ -10,6 +10,7 @@ from common.errors import ConfigError
 from tidepipe.cli.admin.groups_view import print_scaling
 from tidepipe.cli.admin.options import AsJson, Endpoint
 from tidepipe.cli.admin.show import show
+from tidepipe.cli.client_options import client_options
 
 scale_app = typer.Typer(help="Start and stop instances.", no_args_is_help=True)
 
@@ -25,24 +26,28 @@ def _scale(endpoint: str, as_json: bool, how: str, count: int) -> None:
 
 
 @scale_app.command("set")
+@client_options
 def scale_set(count: Count, endpoint: Endpoint, as_json: AsJson = False) -> None:
     """Have N instances."""
     _scale(endpoint, as_json, "set", count)
 
 
 @scale_app.command("add")
+@client_options
 def scale_add(endpoint: Endpoint, count: Count = 1, as_json: AsJson = False) -> None:
     """Start N more (default 1)."""
     _scale(endpoint, as_json, "add", count)
 
 
 @scale_app.command("remove")
+@client_options
 def scale_remove(endpoint: Endpoint, count: Count = 1, as_json: AsJson = False) -> None:
     """Drain and stop N (default 1)."""
     _scale(endpoint, as_json, "remove", count)
 
 
 @scale_app.command("auto")
+@client_options
 def scale_auto(
     state: Annotated[str, typer.Argument(metavar="on|off")],
     endpoint: Endpoint,

@@ -1,0 +1,72 @@
+"""Lets calls in by the rules of `common.security.principals`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+
+from common.errors import PermissionDeniedError, UnauthenticatedError
+from common.security.credentials import Credentials
+from common.security.key_access import KeyAccess, bearer
+from common.security.principals import RULES, SERVICES, Rule, principals_of
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+_NOBODY = Rule(frozenset())
+
+log = structlog.get_logger()
+
+
+class AccessGuard:
+    """For a server that speaks TLS: certificate, cluster token, or API key; then the rule of the service."""
+
+    def __init__(self, credentials: Credentials, keys: KeyAccess | None) -> None:
+        """keys: None if API keys open nothing here."""
+        self._credentials = credentials
+        self._keys = keys
+
+    def admit(self, method: str, context: Context) -> Callable[[], None]:
+        """Part of Guard."""
+        rule = RULES.get(method.split("/", 2)[1], _NOBODY)
+        if rule.everyone:
+            return _nothing
+        try:
+            return self._admit(rule, context)
+        except (UnauthenticatedError, PermissionDeniedError) as error:
+            log.warning("refused", method=method, peer=context.peer(), reason=str(error))
+            raise
+
+    def _admit(self, rule: Rule, context: Context) -> Callable[[], None]:
+        uris = [uri.decode() for uri in context.auth_context().get("peer_uri", ())]
+        principals = principals_of(uris)
+        presented = _presented(context)
+        if not principals and presented is not None and self._credentials.accepts_token(presented):
+            principals = frozenset(SERVICES)
+        if principals:
+            if principals & rule.allowed:
+                return _nothing
+            who = ", ".join(sorted(principals))
+            raise PermissionDeniedError(
+                f"{who} may not call this: it is for {', '.join(sorted(rule.allowed))}"
+            )
+        if self._keys is not None:
+            return self._keys.enter(presented, *rule.key_roles).release
+        raise UnauthenticatedError(
+            "nobody is known by this certificate, token or key; services need a certificate of the cluster "
+            "(`tidepipe certs make`) or its token"
+        )
+
+
+def _presented(context: Context) -> str | None:
+    for name, value in context.invocation_metadata() or ():
+        if name == "authorization" and isinstance(value, str):
+            return bearer(value)
+    return None
+
+
+def _nothing() -> None:
+    """Nothing is to be given back."""

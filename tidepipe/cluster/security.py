@@ -1,0 +1,97 @@
+"""Certificates and keys of a local cluster."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from common.errors import ConfigError
+from common.security import credentials as names
+from common.security.authority import CA_FILE, TOKEN_FILE, files_of, make_certificates
+from common.security.credentials import Credentials, is_loopback
+from common.security.key_store import KeyStore
+from common.security.principals import ADMIN, CONTROLLER, PREDICTOR, PROVISIONER, ROUTER, STAGE_WORKER
+from tidepipe.cluster.config import ClusterConfig
+
+AUTO = "auto"
+AUTO_FOLDER = "tls"
+AUTO_DAYS = 30.0
+OWN_KEY_NAME = "supervisor of a local cluster"
+_PRINCIPALS = {
+    "router": ROUTER,
+    "controller": CONTROLLER,
+    "stage_worker": STAGE_WORKER,
+    "predictor": PREDICTOR,
+}
+_VARIABLES = (names.CA, names.CERT, names.KEY, names.TOKEN, names.CLIENTS, names.INSECURE, names.API_KEY)
+
+
+class ClusterSecurity:
+    """What the processes of one cluster, and its supervisor, prove themselves with."""
+
+    def __init__(self, config: ClusterConfig, folder: Path | None, own_key: tuple[str, str] | None) -> None:
+        self.folder = folder
+        self._config = config
+        self._own_key = own_key
+
+    @classmethod
+    def prepare(cls, config: ClusterConfig, run_dir: Path) -> ClusterSecurity:
+        """Make or find the certificates, and a key for the supervisor; ConfigError if there are none."""
+        if config.tls is None:
+            return cls(config, None, None)
+        if config.tls == AUTO:
+            folder = run_dir / AUTO_FOLDER
+            if not folder.exists():
+                hosts = [] if is_loopback(config.host) else [config.host, socket.gethostname()]
+                make_certificates(folder, hosts, AUTO_DAYS)
+        else:
+            folder = Path(config.tls)
+            if not (folder / CA_FILE).is_file():
+                raise ConfigError(
+                    f"{folder} has no {CA_FILE}: make certificates with `tidepipe certs make {folder}`"
+                )
+        own_key = None
+        if config.api_keys is not None:
+            record, key = KeyStore(Path(config.api_keys)).add(OWN_KEY_NAME, ["admin"])
+            own_key = (record.key_id, key)
+        return cls(config, folder, own_key)
+
+    def environment(self, module: str) -> Mapping[str, str]:
+        """Environment of a process: ours, with its own credentials and without any that are ours."""
+        clean = {name: value for name, value in os.environ.items() if name not in _VARIABLES}
+        if self._config.insecure:
+            clean[names.INSECURE] = "1"
+        if self.folder is None:
+            return clean
+        certificate, key = files_of(self.folder, _PRINCIPALS[module])
+        own = {names.CA: self.folder / CA_FILE, names.CERT: certificate, names.KEY: key}
+        if self._config.api_keys is not None:
+            own[names.TOKEN] = self.folder / TOKEN_FILE
+        return clean | {name: str(path) for name, path in own.items()}
+
+    @property
+    def provisioner(self) -> Credentials:
+        """What the supervisor serves the router with."""
+        if self.folder is None:
+            return Credentials(insecure=self._config.insecure)
+        certificate, key = files_of(self.folder, PROVISIONER)
+        return Credentials(ca_file=self.folder / CA_FILE, cert_file=certificate, key_file=key)
+
+    @property
+    def client(self) -> Credentials:
+        """What the supervisor's own calls are made with."""
+        if self.folder is None:
+            return Credentials()
+        ca = self.folder / CA_FILE
+        if self._own_key is not None:
+            return Credentials(ca_file=ca, api_key=self._own_key[1])
+        certificate, key = files_of(self.folder, ADMIN)
+        return Credentials(ca_file=ca, cert_file=certificate, key_file=key)
+
+    def close(self) -> None:
+        """Revoke the supervisor's key."""
+        if self._own_key is not None and self._config.api_keys is not None:
+            KeyStore(Path(self._config.api_keys)).revoke(self._own_key[0])
+            self._own_key = None
