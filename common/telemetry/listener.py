@@ -7,8 +7,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from prometheus_client import make_asgi_app
+from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from common.errors import ConfigError
@@ -33,7 +35,12 @@ def add_metrics_option(parser: argparse.ArgumentParser) -> None:
 
 def metrics_route(telemetry: Telemetry) -> Route:
     """`/metrics`, for a service that has an HTTP port already."""
-    return Route("/metrics", make_asgi_app(registry=telemetry.registry))
+
+    async def metrics(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(telemetry.registry), headers={"content-type": content_type})
+
+    return Route("/metrics", metrics, methods=["GET"])
 
 
 @contextlib.asynccontextmanager
