@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from common.errors import TidePipeError
@@ -44,6 +44,8 @@ def guarded(handle: Handler) -> Handler:
     async def guard(request: Request) -> Response:
         try:
             return await handle(request)
+        except ClientDisconnect:
+            return Response(status_code=400)  # which nobody reads
         except Exception as error:
             return failure(error)
 
