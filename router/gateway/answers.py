@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from common.errors import TidePipeError
+from common.errors import TidePipeError, UnavailableError
 from common.openai.batch import BatchItem
 from common.openai.responses import ResponseContext, response_body
 from common.request import Answer, GenerationRequest
@@ -41,13 +41,30 @@ class AnswerBodies:
 
     async def whole(self, wanted: GenerationRequest, subscription: Subscription) -> dict[str, Any]:
         """The body once all answers have ended. Raises what went wrong."""
-        collector = AnswerCollector()
-        async for deltas in subscription.deltas():
-            for delta in deltas:
-                collector.add(delta.piece)
-        answers = collector.answers()
-        raise_error(answers)
+        return self._body(wanted, subscription, await _answers(subscription))
+
+    async def uncut(self, wanted: GenerationRequest, subscription: Subscription) -> dict[str, Any]:
+        """As `whole`, but what a stopping router cuts short is no answer: UnavailableError."""
+        answers = await _answers(subscription)
+        if any(answer.finish_reason is FinishReason.CANCELLED for answer in answers):
+            raise UnavailableError("the router stopped before the answer was complete")
+        return self._body(wanted, subscription, answers)
+
+    def _body(
+        self, wanted: GenerationRequest, subscription: Subscription, answers: Sequence[Answer]
+    ) -> dict[str, Any]:
         return response_body(self.context(wanted, subscription), answers, subscription.entry.usage)
+
+
+async def _answers(subscription: Subscription) -> list[Answer]:
+    """All answers, ended. Raises what went wrong."""
+    collector = AnswerCollector()
+    async for deltas in subscription.deltas():
+        for delta in deltas:
+            collector.add(delta.piece)
+    answers = collector.answers()
+    raise_error(answers)
+    return answers
 
 
 def raise_error(pieces: Sequence[Answer]) -> None:
@@ -60,7 +77,7 @@ def raise_error(pieces: Sequence[Answer]) -> None:
 async def answer_item(table: RequestTable, bodies: AnswerBodies, item: BatchItem) -> dict[str, Any]:
     """Body for a batch's request, which runs as any other."""
     with table.attach(item.request, grace_s=0.0) as subscription:
-        return await bodies.whole(item.request, subscription)
+        return await bodies.uncut(item.request, subscription)
 
 
 def _prompt_text(wanted: GenerationRequest, prompt: Sequence[int], text: TextPort | None) -> str:
