@@ -61,11 +61,14 @@ def run_disaggregated(
         for one in group[:prefill]
     }
     home: dict[int, int] = {}
+    sent = dict.fromkeys(computing, 0)
     for job in jobs:
         for instance in computing.values():
             instance.advance(job.arrival)
-        chosen = min(computing, key=lambda one: computing[one].unfinished_tokens)
+        # Of those that are idle the one that has had least: its decode instances and its link have had, too.
+        chosen = min(computing, key=lambda one: (computing[one].unfinished_tokens, sent[one]))
         home[job.index] = chosen
+        sent[chosen] += job.prompt + job.expected
         computing[chosen].submit(job, job.arrival)
     for instance in computing.values():
         instance.drain()
