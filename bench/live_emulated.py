@@ -3,9 +3,9 @@
     python -m bench.live_emulated --instances 8 --stages 4 --rate 6 --seconds 60 -o live-emulated.json
     python -m bench.live_emulated --instances 4 --stages 1 --rate 10 --regroup -o regroup.json
 
-Each policy gets a cluster of its own and the same arrivals (Poisson, lengths drawn around ShareGPT's). A request
-meets its SLO if both targets hold. --regroup scales out, splits, merges and scales in while the load runs, and
-counts requests that failed or came back incomplete: there must be none.
+Each policy gets a cluster of its own and the same arrivals (Poisson, lengths drawn around ShareGPT's). A
+request meets its SLO if both targets hold. --regroup scales out, splits, merges and scales in while the load
+runs, and counts requests that failed or came back incomplete: there must be none.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ RULES: dict[str, Rule] = {
     "tidepipe.v1.ControllerService": _only(ROUTER),
     "tidepipe.v1.PredictorService": _only(ROUTER, CONTROLLER),
     "tidepipe.v1.ProvisionerService": _only(ROUTER),
-    "tidepipe.v1.RouterService": _only(CONTROLLER),
+    "tidepipe.v1.RouterService": _only(CONTROLLER, ROUTER),
     "tidepipe.v1.InferenceService": _only(INFERENCE, ADMIN),
     "tidepipe.v1.AdminService": _only(ADMIN),
     # Of the router for operators; of controllers for the router.
