@@ -215,7 +215,11 @@ class LocalCluster:
             return self
         from tidepipe.provision.ray import RayProvisioner
 
-        machines = RayProvisioner(self.config, self.grpc_address, self._predictor_address)
+        security = self._security
+        assert security is not None, "it is prepared before anything is started"
+        machines = RayProvisioner(
+            self.config, self.grpc_address, self._predictor_address, security.environment
+        )
         await machines.connect()
         # Before anything that its controllers need is ended.
         self._serving.push_async_callback(machines.close)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
 from common.errors import ConfigError, NotFoundError, OverloadedError, UnavailableError
+from common.rpc.lifecycle import PARENT_PID, READY_FD
 from tidepipe.cluster.child import KILL_AFTER_S, ChildSpec
 from tidepipe.cluster.config import ClusterConfig
 from tidepipe.cluster.instance import WORKER_KILL_AFTER_S
@@ -49,8 +51,19 @@ class RayProvisioner:
     first stage. PACK puts the stages of an instance on one node if they fit, else on as few as possible.
     """
 
-    def __init__(self, config: ClusterConfig, router: str, predictor: str) -> None:
-        """router, predictor: HOST:PORT, to be reached from every node."""
+    def __init__(
+        self,
+        config: ClusterConfig,
+        router: str,
+        predictor: str,
+        environment: Callable[[str], Mapping[str, str]],
+    ) -> None:
+        """router, predictor: HOST:PORT, to be reached from every node.
+
+        environment: of a module's process; of it what names credentials travels to the nodes, which must
+        have the files at the same paths.
+        """
+        self._environment = environment
         self._config = config
         self._router = router
         self._predictor = predictor
@@ -146,7 +159,12 @@ class RayProvisioner:
         # The controller computes next to nothing; only stages own what was reserved.
         owns = spec.module == "stage_worker"
         resources = self._resources() if owns else {}
-        path = os.environ.get("PYTHONPATH")
+        environment = self._environment(spec.module)
+        travels = {
+            name: value
+            for name, value in environment.items()
+            if name == "PYTHONPATH" or (name.startswith("TIDEPIPE_") and name not in (READY_FD, PARENT_PID))
+        }
         return (
             ray.remote(HostedProcess)
             .options(
@@ -155,7 +173,7 @@ class RayProvisioner:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     instance.group, placement_group_bundle_index=bundle
                 ),
-                runtime_env={"env_vars": {"PYTHONPATH": path}} if path else None,
+                runtime_env={"env_vars": travels},
             )
             .remote(spec)
         )
