@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tidepipe.cli.client_options import client_options
 from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
 from tidepipe.cli.run import run
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from tidepipe.loadgen.targets import Target
 
 
+@client_options
 def serve(
     workload: Annotated[
         str,
@@ -68,8 +70,11 @@ def serve(
     send_targets: Annotated[
         bool, typer.Option("--send-targets", help="Tell the server the targets with each request.")
     ] = False,
-    api_key: Annotated[
-        str, typer.Option("--api-key", envvar="TIDEPIPE_API_KEY", help="With --url: sent as bearer token.")
+    bearer: Annotated[
+        str,
+        typer.Option(
+            "--bearer", metavar="KEY", envvar="OPENAI_API_KEY", help="With --url: the server's API key."
+        ),
     ] = "",
     extra_body: Annotated[
         str, typer.Option("--extra-body", metavar="JSON", help="With --url: more fields of each body.")
@@ -160,7 +165,7 @@ def _target(given: dict[str, Any]) -> Target:
         raise ConfigError(f"--extra-body is not JSON: {error}") from error
     if not isinstance(extra, dict):
         raise ConfigError("--extra-body must be a JSON object")
-    headers = {"authorization": f"Bearer {given['api_key']}"} if given["api_key"] else {}
+    headers = {"authorization": f"Bearer {given['bearer']}"} if given["bearer"] else {}
     if given["send_targets"]:
         headers |= {"x-slo-ttft-ms": str(given["ttft_ms"]), "x-slo-tpot-ms": str(given["tpot_ms"])}
     return HttpTarget(given["url"], given["model"], headers, extra)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -167,3 +168,18 @@ def test_errors_have_their_status(error: Exception, status: int, kind: str, para
 def test_internal_errors_are_not_shown() -> None:
     status, body, _ = error_response(KeyError("password"))
     assert status == 500 and "password" not in body["error"]["message"]
+
+
+def test_running_usage_and_echo_in_streams() -> None:
+    """What load generators made for vLLM count tokens by."""
+    options: dict[str, Any] = {"stream": True, "stream_usage": True, "stream_running_usage": True}
+    for prompt in (CHAT, "x"):
+        ctx = replace(context(prompt, echo=prompt == "x", **options), prompt_tokens=2, prompt_text="x")
+        stream = response_stream(ctx)
+        chunks = joined(stream.chunks(piece) for piece in PIECES)
+        counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+        assert counts == sorted(counts) and counts[-1] == 4
+        assert all(chunk["usage"]["prompt_tokens"] == 2 for chunk in chunks)
+        if prompt == "x":
+            assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "xHi 世界"
+            assert response_body(ctx, [WHOLE], USAGE)["choices"][0]["text"] == "xHi 世界"
