@@ -37,7 +37,6 @@ TICK_S = 0.04
 class VirtualInstance(Protocol):
     """What the cluster needs of an instance, whatever it is made of."""
 
-    ended: list[Job]
     first_tokens: list[Job]
 
     def __len__(self) -> int:
@@ -89,7 +88,6 @@ class ClusterLog:
 
     scaling: list[ScalingNote] = field(default_factory=list)
     instances: list[tuple[float, int]] = field(default_factory=list)
-    waited: int = 0
 
 
 class VirtualCluster:
@@ -144,7 +142,6 @@ class VirtualCluster:
             )
             self._jobs[request.request_id] = job
             self._hear(RequestArrived(request), job.arrival)
-            self.log.waited += request.request_id in self._router.pending
         now = jobs[-1].arrival if jobs else 0.0
         until = now + 3600.0
         while len(self._router.pending) and now < until:

@@ -67,9 +67,7 @@ class _Flight:
 class SchedulerInstance:
     """See the module. The simulated model knows where each output ends."""
 
-    def __init__(self, name: str, rules: ExactRules, plant: ClusterPlant, born: float = 0.0) -> None:
-        self.name = name
-        self.ended: list[Job] = []
+    def __init__(self, rules: ExactRules, plant: ClusterPlant, born: float = 0.0) -> None:
         self.first_tokens: list[Job] = []
         self._cost = plant.latency()
         self._scheduler = Scheduler(
@@ -192,7 +190,6 @@ class SchedulerInstance:
         job.finished = self._now
         job.generated = job.output
         job.preemptions = preemptions
-        self.ended.append(job)
 
     def _compute(self, plan: StepPlan) -> None:
         last_at = self._last_at

@@ -55,10 +55,8 @@ class SkippingInstance:
     ) -> None:
         self.name = name
         self.clock = born
-        self.ended: list[Job] = []
         self.accepted = 0
         self.preemptions = 0
-        self.busy_s = 0.0
         self.first_tokens: list[Job] = []
         self._rules = rules
         self._cost = cost
@@ -200,7 +198,6 @@ class SkippingInstance:
         if self._stages == 1:
             spent += DISPATCH_S
         self.clock += spent
-        self.busy_s += spent
         self._prefill_stage_s = spent
         self._forget(self.clock)
         self._prefill_s += spent
@@ -217,7 +214,6 @@ class SkippingInstance:
         spent += stages * self._cost.transfer_s(per_step) + DISPATCH_S
         spent += self._cost.attention_s(self._context + kv + tokens, pairs)
         self.clock += spent
-        self.busy_s += spent
         self._rounds_done(1 if decoding else 0)
         self._prompts_done(chunks, self.clock)
 
@@ -234,7 +230,6 @@ class SkippingInstance:
                 job.finished = at if job.generated >= job.output else NOT_YET
                 self._kv_used -= job.held
                 self._tokens -= job.to_compute
-                self.ended.append(job)
             else:
                 self._start(job)
 
@@ -276,7 +271,6 @@ class SkippingInstance:
         rounds = max(1, min(most, int(count) + 1))
         spent = rounds * first + bend * rounds * rounds
         self.clock += spent
-        self.busy_s += spent
         self._rounds_done(rounds)
 
     def _empty_round_s(self, sequences: int) -> float:
@@ -304,7 +298,6 @@ class SkippingInstance:
             self._stop(job, job.output)
             job.finished = self.clock
             self._tokens -= job.prompt + job.output
-            self.ended.append(job)
         while self._newest and not self._newest[-1].decoding:
             self._newest.pop()
 

@@ -122,7 +122,7 @@ def cluster_of(
     def make(name: str, born: float) -> VirtualInstance:
         if exact:
             policy = "hybrid" if mixed else "separate" if system == "separate" else "padg"
-            return SchedulerInstance(name, ExactRules(policy, budget), plant, born)
+            return SchedulerInstance(ExactRules(policy, budget), plant, born)
         return SkippingInstance(name, rules, cost, plant.stages, kv_tokens, born)
 
     cluster = VirtualCluster(
