@@ -47,6 +47,7 @@ async def test_an_instance_spans_nodes_and_scaling_waits_for_room(
         threads=1,
         kv_blocks=500,
         provisioner="ray",
+        insecure=True,  # the nodes' address is not the loopback one
         ray_address=ray_cluster.address,
     )
     async with (
