@@ -12,6 +12,7 @@ from common.latency.correction import LearningCost
 from common.latency.learned import LearnedCost
 from common.latency.profile_file import read_profile
 from common.rpc.lifecycle import Lifecycle, run_service
+from common.rpc.registration import Registration
 from common.rpc.server import RpcServer
 from common.security.credentials import add_security_options, from_options
 from common.telemetry import Telemetry
@@ -23,7 +24,6 @@ from controller.drivers.blueprint import Blueprint
 from controller.drivers.journal import Journal, open_journal
 from controller.drivers.live import LiveInstance
 from controller.drivers.pipeline import Pipeline, PipelineConfig
-from controller.drivers.registration import Registration
 from controller.drivers.stage_client import StageAbout
 from controller.edge.servicer import ControllerServicer
 from controller.edge.timeline import TimelineServicer

@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         http=options.http,
         predictor=options.predictor,
         provisioner=options.provisioner,
+        overall=options.overall,
+        advertise=options.advertise,
+        name=options.name,
         max_requests=options.max_requests,
         max_pending=options.max_pending,
         remember_s=options.remember_s,
@@ -67,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="folder, .gguf file, pulled model's name or hub id: the tokenizer's")
     add("--model-name", default="", metavar="NAME", help="name that clients use; default: the model's")
     add("--http", default="", metavar="HOST:PORT", help="address of the OpenAI-compatible API")
+    add("--overall", default="", metavar="HOST:PORT", help="router above: be one of its instances")
+    add("--advertise", default="", metavar="HOST:PORT", help="where it reaches us; default: --listen")
+    add("--name", default="", metavar="NAME", help="our name there; default: one of our own")
     add("--provisioner", default="", metavar="HOST:PORT", help="starts and stops instances")
     add("--predictor", default="", metavar="HOST:PORT", help="shown in the cluster's status")
     add(

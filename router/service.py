@@ -17,6 +17,7 @@ import structlog
 from common.http_server import HttpServer
 from common.rpc.channel import open_channel
 from common.rpc.lifecycle import Lifecycle
+from common.rpc.registration import Registration
 from common.rpc.server import RpcServer
 from common.security.key_access import KeyAccess
 from common.security.principals import RULES
@@ -33,6 +34,7 @@ from router.edge.cluster import RouterServicer
 from router.edge.groups import Grouping
 from router.edge.inference import InferenceServicer
 from router.edge.timeline import TimelineServicer
+from router.edge.upstream import UpstreamServicer
 from router.fleet.fleet import Fleet
 from router.fleet.provisioner import open_provisioner
 from router.gateway.access import KeyGate
@@ -49,9 +51,12 @@ from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
 from router.settings import SHEDDING, RouterSettings
 from router.telemetry import RequestMetrics, export_router_metrics
+from router.upstream.host import UpstreamHost
 from tidepipe.v1 import (
     admin_pb2,
     admin_pb2_grpc,
+    controller_pb2,
+    controller_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
     predictor_pb2_grpc,
@@ -67,6 +72,7 @@ SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
     router_pb2.DESCRIPTOR.services_by_name["RouterService"],
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
+    controller_pb2.DESCRIPTOR.services_by_name["ControllerService"],
     timeline_pb2.DESCRIPTOR.services_by_name["TimelineService"],
 )
 
@@ -138,11 +144,16 @@ class RouterService:
                     start(jobs.run())
                 rpc = RpcServer(settings.listen, telemetry=telemetry, credentials=credentials, keys=keys)
                 self._add_servicers(rpc, models, predictor, grouping)
+                upstream = UpstreamHost(self.dispatcher, clock, settings.max_requests)
+                start(upstream.run())
+                self._serve_upstream(rpc, upstream, served)
                 http = self._http_server(models, bodies, jobs, telemetry, keys)
                 serving_http = None if http is None else start(http.run())
                 address = await rpc.start(SERVICES)
                 start(self._load(text, served))
                 start(self._report_health(rpc, models))
+                if settings.overall:
+                    start(self._join(address, models))
                 await _first(text, lifecycle.stopping)
                 async with serve_metrics(telemetry, settings.listen, settings.metrics_port) as metrics:
                     if self._text is not None:
@@ -199,6 +210,34 @@ class RouterService:
             return HttpServer(KeyGate(app, keys), self.settings.http, grace_s=self.settings.stop_grace_s)
         rule = RULES["tidepipe.v1.InferenceService"]
         return HttpServer(app, self.settings.http, grace_s=self.settings.stop_grace_s, rule=rule)
+
+    def _serve_upstream(self, rpc: RpcServer, host: UpstreamHost, served: ServedModel) -> None:
+        controller_pb2_grpc.add_ControllerServiceServicer_to_server(
+            UpstreamServicer(self._name, self.router_id, host, served, self.dispatcher, self.registry),
+            rpc.server,
+        )
+
+    @property
+    def _name(self) -> str:
+        """As an instance of an overall router."""
+        return self.settings.name or self.router_id
+
+    async def _join(self, address: str, models: AvailableModels) -> None:
+        """Be an instance of the overall router, as soon as there is one here."""
+        while not models.ready:
+            await self.dispatcher.changed.next().wait()
+        registration = Registration(
+            self.settings.overall,
+            router_pb2.InstanceHandle(
+                instance_id=self._name,
+                controller_address=self.settings.advertise or address,
+                incarnation=self.router_id,
+            ),
+        )
+        try:
+            await registration.run()
+        finally:
+            await registration.close()
 
     async def _load(self, text: asyncio.Future[TextPort], served: ServedModel) -> None:
         loaded = await asyncio.to_thread(self._load_text)

@@ -24,6 +24,7 @@ class RouterSettings:
     max_requests: unfinished ones at most. max_pending: of these, answers that wait for an instance.
     routing: name of the routing policy. slo: targets of requests that bring none of their own.
     bounds: instances per macro instance.
+    overall: HOST:PORT of the router above; to it this one is an instance `name`, reached at `advertise`.
     patience_s: how long a request waits while there is no instance at all.
     stop_grace_s: how long streams may go on after the process was told to stop.
     data_dir: folder of files and batches (/v1/files, /v1/batches); empty: there are none.
@@ -37,6 +38,9 @@ class RouterSettings:
     http: str = ""
     predictor: str = ""
     provisioner: str = ""
+    overall: str = ""
+    advertise: str = ""
+    name: str = ""
     max_requests: int = DEFAULT_MAX_REQUESTS
     max_pending: int = DEFAULT_MAX_REQUESTS
     routing: str = DEFAULT_ROUTING

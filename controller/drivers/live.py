@@ -14,6 +14,7 @@ from common.lengths.prompt import PromptFeatures
 from common.lengths.request import NO_PROMPT
 from common.plan import SampledTokens
 from common.pulse import Pulse
+from common.results import ResultsHub
 from common.sampling import FinishReason, SamplingParams
 from common.wire.sampling import logprobs_from_wire
 from controller.core.actions import (
@@ -44,7 +45,6 @@ from controller.drivers.course import Course
 from controller.drivers.journal import Journal
 from controller.drivers.lengths import Features, LengthOracle
 from controller.drivers.pipeline import Pipeline
-from controller.drivers.results import ResultsHub
 from controller.drivers.stage_client import StageAbout, StageLostError
 from controller.drivers.witness import Witness
 from tidepipe.v1 import stage_pb2

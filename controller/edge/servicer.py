@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 from common.latency.model import StepCost
 from common.plan import PROTOCOL_VERSION
+from common.rpc.results_stream import stream_results
 from common.wire.prompt import prompt_from_wire
-from common.wire.sampling import finish_to_wire, logprobs_to_wire, sampling_from_wire
+from common.wire.sampling import sampling_from_wire
 from controller.core.actions import Refusal, Refused
 from controller.core.report import instance_report, step_costs
 from controller.drivers.live import LiveInstance, Submission
-from controller.drivers.results import Mailbox, Update
 from controller.edge.report import WAIT_BETWEEN_S, interval_s, report_to_wire
 from controller.edge.status import instance_status
 from tidepipe.v1 import controller_pb2, controller_pb2_grpc
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
-UPDATES_PER_MESSAGE = 512
 Verdict = controller_pb2.SubmitVerdict
 
 
@@ -89,27 +88,10 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         self, request: controller_pb2.WatchResultsRequest, context: Context
     ) -> AsyncIterator[controller_pb2.WatchResultsResponse]:
         """See controller.proto."""
-        hub, router_id = self._instance.hub, request.router_id
-        box = hub.mailbox(router_id)
-        box.watcher += 1
-        mine = box.watcher
-        box.unwatched_since = None
-        box.news.set()  # an older watcher wakes up and leaves
-        positions = {one.sequence_id: one.output_tokens for one in request.positions}
-        lost, unwanted = hub.reposition(router_id, positions)
-        for sequence_id in unwanted:
-            self._instance.drop(sequence_id)
-        try:
-            yield controller_pb2.WatchResultsResponse(incarnation=self._incarnation, lost_sequence_ids=lost)
-            while True:
-                await box.news.wait()
-                if box.watcher != mine:
-                    return
-                updates = hub.collect(router_id)
-                for begin in range(0, len(updates), UPDATES_PER_MESSAGE):
-                    yield _results(updates[begin : begin + UPDATES_PER_MESSAGE])
-        finally:
-            _leave(box, mine)
+        async for message in stream_results(
+            self._instance.hub, request, self._incarnation, self._instance.drop
+        ):
+            yield message
 
     async def GetInstanceStatus(  # noqa: N802
         self, request: controller_pb2.GetInstanceStatusRequest, context: Context
@@ -151,11 +133,6 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         return controller_pb2.SetPolicyResponse(before=self._instance.choose_policy(request.policy))
 
 
-def _leave(box: Mailbox, watcher: int) -> None:
-    if box.watcher == watcher:
-        box.unwatched_since = time.monotonic()
-
-
 def _submission(spec: controller_pb2.SequenceSpec) -> Submission:
     return Submission(
         sequence_id=spec.sequence_id,
@@ -175,23 +152,3 @@ def _verdict(sequence_id: str, refused: Refused | None) -> Verdict:
     full = refused.refusal is Refusal.QUEUE_FULL
     outcome = Verdict.OUTCOME_QUEUE_FULL if full else Verdict.OUTCOME_INVALID
     return Verdict(sequence_id=sequence_id, outcome=outcome, reason=refused.detail)
-
-
-def _results(updates: Sequence[Update]) -> controller_pb2.WatchResultsResponse:
-    return controller_pb2.WatchResultsResponse(updates=[_update(update) for update in updates])
-
-
-def _update(update: Update) -> controller_pb2.SequenceUpdate:
-    message = controller_pb2.SequenceUpdate(
-        sequence_id=update.sequence_id,
-        token_offset=update.token_offset,
-        token_ids=update.token_ids,
-        logprobs=logprobs_to_wire(update.logprobs),
-    )
-    if update.end is not None:
-        message.finish_reason = finish_to_wire(update.end.reason)
-        message.error = update.end.error
-        message.preemptions = update.end.preemptions
-        if update.end.stop_token is not None:
-            message.stop_token_id = update.end.stop_token
-    return message

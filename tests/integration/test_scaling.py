@@ -133,6 +133,27 @@ async def test_an_instance_is_passed_on_to_another_router_while_it_works() -> No
         assert len(stays.submitted) > 0
 
 
+async def test_an_overall_router_spreads_over_macro_routers_and_survives_the_loss_of_one() -> None:
+    """Two routers with two instances each, under one: tokens come through both hops, and nothing is lost."""
+    async with running_router(routing="round-robin") as overall, contextlib.AsyncExitStack() as stack:
+        controllers = []
+        routers = []
+        for name in ("a", "b"):
+            router = await stack.enter_async_context(running_router(overall=overall.address, name=name))
+            routers.append(router)
+            for number in range(2):
+                fake = fake_controller(instance_id=f"{name}{number}", step_s=0.01)
+                controllers.append(await stack.enter_async_context(fake))
+                await controllers[-1].register(router.address)
+        for name in ("a", "b"):
+            await eventually(partial(is_ready, overall, name))
+        async with load(overall):
+            await eventually(lambda: all(controller.running() for controller in controllers))
+            routers[0].lifecycle.stopping.set()
+            await asyncio.sleep(0.3)
+        assert overall.service.dispatcher.moved > 0
+
+
 async def test_a_bounded_queue_refuses_at_once_and_what_is_late_is_shed() -> None:
     """Over the bound: RESOURCE_EXHAUSTED with a hint, now. Late in the queue: the same, then."""
     slo = SloTarget(0.4, 0.1)

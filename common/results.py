@@ -6,12 +6,43 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from common.sampling import PositionLogprobs
-from controller.core.actions import Emit, Finish
+from common.sampling import FinishReason, PositionLogprobs
 
 MAX_REMEMBERED = 8192
 """Ended sequences that are kept for a router that comes back."""
+
+
+class NewTokens(Protocol):
+    """New tokens as columns, one sequence and one token per row; a sequence may have several rows.
+
+    logprobs: None for those that want none; empty if nobody does.
+    """
+
+    @property
+    def sequence_ids(self) -> tuple[str, ...]: ...
+
+    @property
+    def token_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def logprobs(self) -> tuple[PositionLogprobs | None, ...]: ...
+
+
+class End(Protocol):
+    """How a sequence ended. stop_token: the token that ended it, if one did; not part of its output."""
+
+    @property
+    def sequence_id(self) -> str: ...
+    @property
+    def reason(self) -> FinishReason: ...
+    @property
+    def stop_token(self) -> int | None: ...
+    @property
+    def error(self) -> str: ...
+    @property
+    def preemptions(self) -> int: ...
 
 
 @dataclass(slots=True)
@@ -24,7 +55,7 @@ class Record:
     tokens: list[int]
     logprobs: list[PositionLogprobs] = field(default_factory=list)
     sent: int = 0
-    end: Finish | None = None
+    end: End | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +66,7 @@ class Update:
     token_offset: int
     token_ids: tuple[int, ...]
     logprobs: tuple[PositionLogprobs, ...]
-    end: Finish | None
+    end: End | None
 
 
 class Mailbox:
@@ -68,7 +99,7 @@ class ResultsHub:
         """The router's mailbox."""
         return self.mailboxes.setdefault(router_id, Mailbox())
 
-    def emit(self, action: Emit) -> None:
+    def emit(self, action: NewTokens) -> None:
         """New tokens."""
         for sequence_id, token in zip(action.sequence_ids, action.token_ids, strict=True):
             record = self.records[sequence_id]
@@ -78,7 +109,7 @@ class ResultsHub:
             if logprobs is not None:
                 self.records[sequence_id].logprobs.append(logprobs)
 
-    def finish(self, action: Finish) -> None:
+    def finish(self, action: End) -> None:
         """A sequence ended; it is remembered for a while."""
         record = self.records[action.sequence_id]
         record.end = action

@@ -1,0 +1,70 @@
+"""ControllerService.WatchResults over a hub of results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from common.results import Mailbox, ResultsHub, Update
+from common.wire.sampling import finish_to_wire, logprobs_to_wire
+from tidepipe.v1 import controller_pb2
+
+UPDATES_PER_MESSAGE = 512
+
+
+async def stream_results(
+    hub: ResultsHub,
+    request: controller_pb2.WatchResultsRequest,
+    incarnation: str,
+    drop: Callable[[str], None],
+) -> AsyncIterator[controller_pb2.WatchResultsResponse]:
+    """Answer the router's positions, then tell all that is new, until a newer watcher of it comes.
+
+    drop: ends a sequence that the router does not know of.
+    """
+    router_id = request.router_id
+    box = hub.mailbox(router_id)
+    box.watcher += 1
+    mine = box.watcher
+    box.unwatched_since = None
+    box.news.set()  # an older watcher wakes up and leaves
+    positions = {one.sequence_id: one.output_tokens for one in request.positions}
+    lost, unwanted = hub.reposition(router_id, positions)
+    for sequence_id in unwanted:
+        drop(sequence_id)
+    try:
+        yield controller_pb2.WatchResultsResponse(incarnation=incarnation, lost_sequence_ids=lost)
+        while True:
+            await box.news.wait()
+            if box.watcher != mine:
+                return
+            updates = hub.collect(router_id)
+            for begin in range(0, len(updates), UPDATES_PER_MESSAGE):
+                yield _results(updates[begin : begin + UPDATES_PER_MESSAGE])
+    finally:
+        _leave(box, mine)
+
+
+def _leave(box: Mailbox, watcher: int) -> None:
+    if box.watcher == watcher:
+        box.unwatched_since = time.monotonic()
+
+
+def _results(updates: Sequence[Update]) -> controller_pb2.WatchResultsResponse:
+    return controller_pb2.WatchResultsResponse(updates=[_update(update) for update in updates])
+
+
+def _update(update: Update) -> controller_pb2.SequenceUpdate:
+    message = controller_pb2.SequenceUpdate(
+        sequence_id=update.sequence_id,
+        token_offset=update.token_offset,
+        token_ids=update.token_ids,
+        logprobs=logprobs_to_wire(update.logprobs),
+    )
+    if update.end is not None:
+        message.finish_reason = finish_to_wire(update.end.reason)
+        message.error = update.end.error
+        message.preemptions = update.end.preemptions
+        if update.end.stop_token is not None:
+            message.stop_token_id = update.end.stop_token
+    return message

@@ -1,0 +1,122 @@
+"""A sequence that another router gave us: a RoutedSequence whose listener is that router."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.errors import OverloadedError, TidePipeError, UnavailableError
+from common.lengths.prompt import PromptFeatures
+from common.results import ResultsHub
+from common.sampling import FinishReason, PositionLogprobs, SamplingParams
+from router.core.output_log import TokenLog
+from router.instances.sequence import Progress, SequenceNews
+
+MAX_FRUITLESS_MOVES = 16
+"""As for requests of our own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """A NewTokens."""
+
+    sequence_ids: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[PositionLogprobs | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An End."""
+
+    sequence_id: str
+    reason: FinishReason
+    stop_token: int | None = None
+    error: str = ""
+    preemptions: int = 0
+
+
+class ForwardedSequence:
+    """Passes on what its instance says. See RoutedSequence."""
+
+    def __init__(
+        self,
+        key: str,
+        number: int,
+        prompt: array[int],
+        given: Sequence[int],
+        sampling: SamplingParams,
+        features: PromptFeatures,
+        hub: ResultsHub,
+        *,
+        arrived: float,
+        ttft_s: float | None,
+        tpot_s: float | None,
+    ) -> None:
+        """given: output that it came with. arrived: at the first router, our clock."""
+        self.key = key
+        self.order = (number, 0)
+        self.prompt = prompt
+        self.sampling = sampling
+        self.features = features
+        self.arrived = arrived
+        self.ttft_s = ttft_s
+        self.tpot_s = tpot_s
+        self.has_moved = False
+        self.finished = False
+        self._log = TokenLog()
+        self._log.tokens.extend(given)
+        self._given = len(given)
+        self._hub = hub
+        self._preemptions_before = 0
+        self._preemptions_here = 0
+        self._fruitless_moves = 0
+
+    @property
+    def output(self) -> Sequence[int]:
+        """Part of RoutedSequence."""
+        return self._log.tokens
+
+    def apply(self, news: SequenceNews) -> Progress:
+        """Part of RoutedSequence."""
+        if self.finished:
+            return Progress.ENDED_HERE
+        fresh = self._log.merge(news.token_offset, news.token_ids, news.logprobs)
+        if fresh is None:
+            return Progress.GAP
+        self._preemptions_here = max(self._preemptions_here, news.preemptions)
+        if fresh:
+            self._fruitless_moves = 0
+            logprobs = tuple(self._log.logprobs[-fresh:]) if self._log.logprobs else ()
+            self._hub.emit(Grown((self.key,) * fresh, tuple(self._log.tokens[-fresh:]), logprobs))
+        if news.finish_reason is not None:
+            self.end(news.finish_reason, news.stop_token_id, news.error)
+            return Progress.ENDED_THERE
+        return Progress.GOES_ON
+
+    def moved(self) -> bool:
+        """Part of RoutedSequence."""
+        self.has_moved = True
+        self._preemptions_before += self._preemptions_here + 1
+        self._preemptions_here = 0
+        self._fruitless_moves += 1
+        if self.sampling.max_tokens is not None and len(self._log) >= self.sampling.max_tokens:
+            self.end(FinishReason.LENGTH)
+        elif self._fruitless_moves > MAX_FRUITLESS_MOVES:
+            self.end(FinishReason.ERROR, error=f"lost {self._fruitless_moves} times without getting further")
+        return not self.finished
+
+    def fail(self, error: TidePipeError) -> None:
+        """Part of RoutedSequence. What another router's instances may still do is given back to ours."""
+        if isinstance(error, OverloadedError | UnavailableError):
+            self.end(FinishReason.CANCELLED)
+        else:
+            self.end(FinishReason.ERROR, error=str(error))
+
+    def end(self, reason: FinishReason, stop_token: int | None = None, error: str = "") -> None:
+        """Nothing more will come."""
+        if not self.finished:
+            self.finished = True
+            preemptions = self._preemptions_before + self._preemptions_here
+            self._hub.finish(Ended(self.key, reason, stop_token, error, preemptions))
