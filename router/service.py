@@ -237,6 +237,7 @@ class RouterService:
         try:
             await registration.run()
         finally:
+            await registration.withdraw()
             await registration.close()
 
     async def _load(self, text: asyncio.Future[TextPort], served: ServedModel) -> None:
