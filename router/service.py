@@ -17,7 +17,6 @@ import structlog
 from common.http_server import HttpServer
 from common.rpc.channel import open_channel
 from common.rpc.lifecycle import Lifecycle
-from common.rpc.registration import Registration
 from common.rpc.server import RpcServer
 from common.security.key_access import KeyAccess
 from common.security.principals import RULES
@@ -46,12 +45,14 @@ from router.instances.passing import Passing
 from router.instances.registry import InstanceRegistry
 from router.instances.sequence import RoutedSequence
 from router.instances.served_model import ServedModel
+from router.instances.waiting import WaitingRules
 from router.requests.admission import Admission
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
-from router.settings import SHEDDING, RouterSettings
+from router.settings import RouterSettings
 from router.telemetry import RequestMetrics, export_router_metrics
 from router.upstream.host import UpstreamHost
+from router.upstream.join import join
 from tidepipe.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -106,11 +107,9 @@ class RouterService:
         served = ServedModel(in_use=lambda: bool(len(self.registry) or len(self.table)))
         self.dispatcher = Dispatcher(
             OverallScheduler(OverallConfig(settings.routing, settings.bounds, settings.max_pending)),
-            SloClasses({"default": settings.slo}, "default"),
+            WaitingRules(SloClasses({"default": settings.slo}, "default"), settings.patience_s),
             self._stay_names(),
             clock,
-            patience_s=settings.patience_s,
-            shed_late=settings.routing in SHEDDING,
         )
         self.registry = InstanceRegistry(self.router_id, self.dispatcher, served.admit, clock)
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as executor:
@@ -153,7 +152,12 @@ class RouterService:
                 start(self._load(text, served))
                 start(self._report_health(rpc, models))
                 if settings.overall:
-                    start(self._join(address, models))
+                    handle = router_pb2.InstanceHandle(
+                        instance_id=self._name,
+                        controller_address=settings.advertise or address,
+                        incarnation=self.router_id,
+                    )
+                    start(join(settings.overall, handle, models, self.dispatcher.changed))
                 await _first(text, lifecycle.stopping)
                 async with serve_metrics(telemetry, settings.listen, settings.metrics_port) as metrics:
                     if self._text is not None:
@@ -221,24 +225,6 @@ class RouterService:
     def _name(self) -> str:
         """As an instance of an overall router."""
         return self.settings.name or self.router_id
-
-    async def _join(self, address: str, models: AvailableModels) -> None:
-        """Be an instance of the overall router, as soon as there is one here."""
-        while not models.ready:
-            await self.dispatcher.changed.next().wait()
-        registration = Registration(
-            self.settings.overall,
-            router_pb2.InstanceHandle(
-                instance_id=self._name,
-                controller_address=self.settings.advertise or address,
-                incarnation=self.router_id,
-            ),
-        )
-        try:
-            await registration.run()
-        finally:
-            await registration.withdraw()
-            await registration.close()
 
     async def _load(self, text: asyncio.Future[TextPort], served: ServedModel) -> None:
         loaded = await asyncio.to_thread(self._load_text)

@@ -7,14 +7,12 @@ from pathlib import Path
 
 from router.core.mitosis import Bounds
 from router.core.slo import INTERACTIVE, SloTarget
-from router.instances.dispatcher import DEFAULT_PATIENCE_S
 
 DEFAULT_MAX_REQUESTS = 4096
 DEFAULT_REMEMBER_S = 120.0
 DEFAULT_BATCH_CONCURRENCY = 256
 DEFAULT_ROUTING = "least-loaded"
-SHEDDING = ("padg", "padg-published", "padg-shuffled")
-"""Routing policies that refuse who cannot be served in time, instead of serving all too late."""
+DEFAULT_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,15 +33,13 @@ from router.core.events import (
 )
 from router.core.overall import OverallScheduler
 from router.core.request import RouteRequest
-from router.core.slo import SloClasses
 from router.instances.link import InstanceLink
 from router.instances.placement import Placement, Stay
 from router.instances.report import status_from_wire
 from router.instances.sequence import RoutedSequence
+from router.instances.waiting import WaitingRules
 from tidepipe.v1 import controller_pb2
 
-DEFAULT_PATIENCE_S = 60.0
-"""A sequence waits this long while there is no instance at all."""
 TICK_S = 0.1
 BOUNCE_PAUSE_S = 0.25
 """After a refusal for want of room: by then a report says how full the instance is."""
@@ -61,27 +59,18 @@ class Dispatcher:
     def __init__(
         self,
         scheduler: OverallScheduler,
-        slos: SloClasses,
+        rules: WaitingRules,
         name_stay: Callable[[RoutedSequence], str],
         clock: Callable[[], float],
-        *,
-        patience_s: float = DEFAULT_PATIENCE_S,
-        shed_late: bool = False,
     ) -> None:
-        """name_stay: a new, unique id for a stay at an instance.
-
-        patience_s: how long a sequence may wait while there is no instance. shed_late: one that cannot get
-        its first token in time any more is refused instead of served late.
-        """
+        """name_stay: a new, unique id for a stay at an instance."""
         self.changed = Pulse()
         self.moved = 0
         self.scheduler = scheduler
-        self.slos = slos
         self.on_scaling: Callable[[ScalingWish], None] = lambda wish: None
         self._name_stay = name_stay
         self._clock = clock
-        self._patience_s = patience_s
-        self._shed_late = shed_late
+        self._rules = rules
         self._links: dict[str, InstanceLink] = {}
         self._pending: dict[str, RoutedSequence] = {}
         self._placed: dict[str, tuple[InstanceLink, Placement]] = {}
@@ -229,26 +218,8 @@ class Dispatcher:
 
     def _arrive(self, sequence: RoutedSequence) -> None:
         self._pending[sequence.key] = sequence
-        self.hear(RequestArrived(self._route_request(sequence)))
-
-    def _route_request(self, sequence: RoutedSequence) -> RouteRequest:
-        slo = self.slos.resolve(None, sequence.ttft_s, sequence.tpot_s)
-        now, arrived = self._clock(), sequence.arrived
-        produced = len(sequence.output)
-        sheds = self._sheds(sequence)
-        patience_s = self._patience_s if self._somewhere else min(self._patience_s, TICK_S)
-        return RouteRequest(
-            request_id=sequence.key,
-            prompt_tokens=len(sequence.prompt) + produced,
-            max_tokens=max(0, (sequence.sampling.max_tokens or 0) - produced),
-            slo=slo,
-            arrived=arrived,
-            expires=max(now, arrived + slo.ttft_s) if sheds else now + patience_s,
-        )
-
-    def _sheds(self, sequence: RoutedSequence) -> bool:
-        """May it be refused for being late? What an instance has had is finished, however late."""
-        return self._shed_late and not sequence.output and not sequence.has_moved
+        policy, now = self.scheduler.policy_name, self._clock()
+        self.hear(RequestArrived(self._rules.request(sequence, policy, now, nowhere=not self._somewhere)))
 
     @property
     def _somewhere(self) -> bool:
@@ -298,19 +269,19 @@ class Dispatcher:
         if sequence is None:
             return
         longest = max((link.context_length for link in self._links.values() if link.open), default=0)
-        if longest >= action.request.longest and not self._sheds(sequence):
+        if longest >= action.request.longest and not self._rules.sheds(sequence, self.scheduler.policy_name):
             self._arrive(sequence)  # its turn will come: there is an instance that can take it
         elif longest:
             waited = now - action.request.arrived
             text = f"no instance could take the request within {waited:.1f} s: {action.choice.reason}"
             self._refuse(action.request, text, waited)
-        elif now - max(action.request.arrived, self._last_open) < self._patience_s:
+        elif now - max(action.request.arrived, self._last_open) < self._rules.patience_s:
             self._arrive(sequence)
         else:
             del self._pending[key]
             sequence.fail(
                 UnavailableError(
-                    f"no instance that can take the request was there for {self._patience_s:g} s; "
+                    f"no instance that can take the request was there for {self._rules.patience_s:g} s; "
                     "check that a controller is running and registered with this router"
                 )
             )
