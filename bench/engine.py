@@ -38,6 +38,7 @@ from stage_worker.models.native.library import Kernel, NativeKernels
 from stage_worker.models.native_stack import NativeStack
 
 KV_BLOCKS = 4096
+_COUNTS = ("total", "steps", "tokens", "gflop", "gbyte")
 MAX_STEP_TOKENS = 2048
 
 
@@ -80,7 +81,7 @@ class KernelClock:
 
 
 def _name(kernel: Kernel, arguments: object) -> str:
-    name: str = kernel.__name__.removeprefix("tidepipe_")  # type: ignore[attr-defined]
+    name: str = kernel.__name__.removeprefix("tidepipe_")
     head = getattr(getattr(arguments, "_obj", None), "float_out", 0)
     return "head" if head else name
 
@@ -90,6 +91,8 @@ class Pipeline:
 
     def __init__(self, model: str, stages: int, options: argparse.Namespace) -> None:
         self.executors: list[Executor] = []
+        self.ranges: list[tuple[int, int]] = []
+        self.int8 = options.quantization == "int8"
         self.shape: ModelShape
         for index in range(stages):
             backend = TorchBackend(
@@ -106,6 +109,7 @@ class Pipeline:
                 if options.layer_split
                 else split_layers(self.shape.layers, stages, head_cost_in_layers(self.shape))
             )
+            self.ranges.append(ranges[index])
             self.executors.append(
                 backend.configure(
                     StageSpec(index, stages, *ranges[index], options.block_size, KV_BLOCKS, MAX_STEP_TOKENS)
@@ -179,9 +183,28 @@ class Pipeline:
             clock.add("total", times[-1])
             clock.add("steps", 1)
             clock.add("tokens", plan.tokens)
+            gflop, gbyte = self._work(index, plan)
+            clock.add("gflop", gflop)
+            clock.add("gbyte", gbyte)
             hidden = bytes(output.hidden) if output.hidden is not None else None
         assert output.sampled is not None
         return output.sampled, times
+
+    def _work(self, index: int, plan: StepPlan) -> tuple[float, float]:
+        """Least work of a stage's step: arithmetic, and reading weights once and keys and values per row."""
+        shape, (begin, end) = self.shape, self.ranges[index]
+        contexts = sum(row.count * (row.first_position + (row.count + 1) / 2) for row in plan.rows)
+        read = sum(row.first_position + row.count for row in plan.rows)
+        weight_bytes = 1 if self.int8 else 2
+        flop = 2.0 * shape.layer_parameters * plan.tokens + 4.0 * shape.heads * shape.head_dim * contexts
+        nbytes = shape.layer_parameters * weight_bytes + 4.0 * shape.kv_heads * shape.head_dim * read
+        sampled = sum(row.sample for row in plan.rows) if index == len(self.ranges) - 1 else 0
+        head_bytes = shape.head_parameters * weight_bytes if sampled else 0
+        layers = end - begin
+        return (
+            (layers * flop + 2.0 * shape.head_parameters * sampled) / 1e9,
+            (layers * nbytes + head_bytes) / 1e9,
+        )
 
 
 def report(clock: KernelClock, answers: dict[str, list[int]], virtual_s: float) -> dict[str, Any]:
@@ -193,7 +216,7 @@ def report(clock: KernelClock, answers: dict[str, list[int]], virtual_s: float) 
     for phases in table.values():
         for row in phases.values():
             if "total" in row:
-                kernels = sum(v for name, v in row.items() if name not in ("total", "steps", "tokens"))
+                kernels = sum(v for name, v in row.items() if name not in _COUNTS)
                 row["python"] = round(row["total"] - kernels, 4)
     digest = hashlib.sha256(json.dumps(sorted(answers.items())).encode()).hexdigest()[:16]
     busy = [
@@ -236,6 +259,7 @@ def main() -> None:
     with clock.watching():
         answers, virtual_s = pipeline.run(items, clock, options.hop_ms / 1e3)
     result = report(clock, answers, virtual_s)
+    result["arithmetic"] = options.quantization or "bfloat16"
     if options.out:
         options.out.write_text(json.dumps(result, indent=1))
     print(json.dumps(result, indent=1))

@@ -1,0 +1,1 @@
+"""TidePipe beside its peers: same workload, cores and model, runs taken in turn."""

