@@ -67,16 +67,22 @@ class SyntheticInstance(pb_grpc.ControllerServiceServicer):
         self, request: pb.WatchResultsRequest, context: Context
     ) -> AsyncIterator[pb.WatchResultsResponse]:
         yield pb.WatchResultsResponse(incarnation="1")
+        clock = asyncio.get_running_loop().time
+        began, done = clock(), 0
         while True:
             await asyncio.sleep(self._step_s)
+            # A device keeps its pace on a busy host too: what it made meanwhile comes together.
+            steps = int((clock() - began) / self._step_s) - done
+            done += steps
             updates = []
             for name, (offset, limit) in list(self._left.items()):
-                update = pb.SequenceUpdate(sequence_id=name, token_offset=offset, token_ids=[TOKEN])
-                if offset + 1 >= limit:
+                count = min(steps, limit - offset)
+                update = pb.SequenceUpdate(sequence_id=name, token_offset=offset, token_ids=[TOKEN] * count)
+                if offset + count >= limit:
                     update.finish_reason = sampling_pb2.FINISH_REASON_LENGTH
                     del self._left[name]
                 else:
-                    self._left[name] = (offset + 1, limit)
+                    self._left[name] = (offset + count, limit)
                 updates.append(update)
             for begin in range(0, len(updates), UPDATES_PER_MESSAGE):
                 yield pb.WatchResultsResponse(updates=updates[begin : begin + UPDATES_PER_MESSAGE])
