@@ -3,7 +3,7 @@
     python -m bench.roofline ENGINE.json ... --out docs/images/roofline
 
 ENGINE.json: of `python -m bench.engine`, on the same machine. The peaks are measured first, on processor
-time: the product where all data lies in the first caches, and reading memory larger than all caches.
+time: the product where a panel of weights lies in the first caches, and memory larger than all caches.
 Writes OUT.json and OUT.png; prints the share of the floor (the longer of arithmetic and memory) reached.
 """
 
@@ -27,7 +27,7 @@ from stage_worker.models.native.library import load_kernels
 from stage_worker.models.native_int8 import Int8Linear
 from stage_worker.models.native_ops import NativeLinear
 
-_ROWS, _INPUTS, _OUTPUTS = 192, 256, 64
+_ROWS, _INPUTS, _OUTPUTS = 192, 256, 1024
 _MEMORY = 1 << 28
 
 
@@ -44,7 +44,7 @@ def measure_peaks() -> dict[str, float]:
         ("int8", Int8Linear(kernels, weight, None)),
     ):
         out = torch.empty(_ROWS, _OUTPUTS, dtype=torch.bfloat16)
-        peaks[name] = flop / _fastest(lambda linear=linear, out=out: linear(x, out), 2000)  # type: ignore[misc]
+        peaks[name] = flop / _fastest(lambda linear=linear, out=out: linear(x, out), 300)  # type: ignore[misc]
     memory = np.ones(_MEMORY, dtype=np.float32)
     peaks["memory"] = memory.nbytes / 1e9 / _fastest(memory.max, 5)
     return peaks
