@@ -20,6 +20,7 @@ from common.security.principals import Rule, principals_of
 from common.security.process import own
 
 BACKLOG = 2048
+PRINCIPALS = "principals"
 
 log = structlog.get_logger()
 
@@ -76,7 +77,10 @@ class HttpServer:
 
 
 class _Checked(H11Protocol):
-    """Hangs up on clients whose certificate names nobody that the rule lets in."""
+    """Hangs up on clients whose certificate names nobody that the rule lets in.
+
+    The application finds the names of the others in its scope's state, as `principals`.
+    """
 
     def __init__(self, rule: Rule, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -87,6 +91,7 @@ class _Checked(H11Protocol):
         super().connection_made(transport)
         names = (transport.get_extra_info("peercert") or {}).get("subjectAltName", ())
         who = principals_of([value for kind, value in names if kind == "URI"])
+        self.app_state = {**self.app_state, PRINCIPALS: who}
         if not who & self._rule.allowed:
             log.warning("refused", peer=transport.get_extra_info("peername"), who=sorted(who))
             transport.abort()

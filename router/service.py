@@ -46,7 +46,12 @@ from router.instances.registry import InstanceRegistry
 from router.instances.sequence import RoutedSequence
 from router.instances.served_model import ServedModel
 from router.instances.waiting import WaitingRules
+from router.page.chronicle import Chronicle
+from router.page.cluster import ClusterSummary
+from router.page.feed import PageFeed
 from router.requests.admission import Admission
+from router.requests.attainment import AttainmentRecord
+from router.requests.meter import Meters
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
 from router.settings import RouterSettings
@@ -113,6 +118,7 @@ class RouterService:
         )
         self.registry = InstanceRegistry(self.router_id, self.dispatcher, served.admit, clock)
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as executor:
+            record = AttainmentRecord(settings.slo, clock)
             admission = Admission(settings.model_name, text, served, executor, settings.patience_s)
             self.table = RequestTable(
                 self.dispatcher,
@@ -120,7 +126,7 @@ class RouterService:
                 clock,
                 max_requests=settings.max_requests,
                 remember_s=settings.remember_s,
-                meter=RequestMetrics(telemetry, settings.model_name),
+                meter=Meters(RequestMetrics(telemetry, settings.model_name), record),
             )
             models = AvailableModels(settings.model_name, served, self.registry)
             export_router_metrics(telemetry, self.table, self.registry, self.dispatcher)
@@ -135,6 +141,10 @@ class RouterService:
                 passing = Passing(self.registry, self.dispatcher, clock)
                 fleet = Fleet(self.dispatcher, self.registry, provisioner, clock, settings.slo)
                 grouping = Grouping(self.registry, self.dispatcher, fleet, passing, clock)
+                summary = ClusterSummary(self.table, self.dispatcher, record, clock)
+                chronicle = Chronicle(self.registry, self.dispatcher, fleet, clock)
+                self.feed = PageFeed(self.router_id, self.registry, summary, chronicle, clock)
+                start(self.feed.run())
                 start(fleet.run())
                 start(self.registry.run())
                 start(self.dispatcher.run())
@@ -209,7 +219,9 @@ class RouterService:
     ) -> HttpServer | None:
         if not self.settings.http:
             return None
-        app = make_app(self.table, models, lambda: self._text, bodies, jobs, int(time.time()), telemetry)
+        app = make_app(
+            self.table, models, lambda: self._text, bodies, jobs, int(time.time()), telemetry, self.feed
+        )
         if keys is not None:
             return HttpServer(KeyGate(app, keys), self.settings.http, grace_s=self.settings.stop_grace_s)
         rule = RULES["tidepipe.v1.InferenceService"]
@@ -250,6 +262,7 @@ class RouterService:
         grace_s = self.settings.stop_grace_s
         log.info("stopping", unfinished=len(self.table))
         self.table.close()
+        self.feed.close()
         async with asyncio.TaskGroup() as group:
             group.create_task(rpc.stop(grace_s))
             if http is not None and serving_http is not None:

@@ -72,7 +72,14 @@ class RequestMetrics:
             self._itl.observe(since_last_s / count)
         self._generated.inc(count)
 
-    def ended(self, reason: FinishReason, usage: Usage, since_arrival_s: float) -> None:
+    def ended(
+        self,
+        reason: FinishReason,
+        usage: Usage,
+        since_arrival_s: float,
+        ttft_s: float | None,
+        tpot_s: float | None,
+    ) -> None:
         """Part of RequestMeter."""
         if reason is FinishReason.ERROR:
             self._failed.inc()

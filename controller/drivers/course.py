@@ -165,7 +165,7 @@ class Course:
         return Timeline(
             instance_id,
             self._stages,
-            [_moved(span, offset_s) for span in self._spans if span.end_s >= since],
+            [_moved(span, offset_s) for span in self._spans_since(since)],
             [
                 PhaseTurn(turn.at_s + offset_s, turn.before, turn.after, turn.reason)
                 for turn in self.turns
@@ -177,6 +177,18 @@ class Course:
                 if one.at_s >= since
             ],
         )
+
+    def _spans_since(self, since: float) -> list[StageSpan]:
+        """Spans that ended since then. They are kept by report, which comes SAMPLE_EVERY_S late at most: so
+        looking back ends early, and who asks twice a second does not go through all of them."""
+        found = []
+        for span in reversed(self._spans):
+            if span.end_s < since - SAMPLE_EVERY_S:
+                break
+            if span.end_s >= since:
+                found.append(span)
+        found.reverse()
+        return found
 
 
 def forecast_share(scheduler: Scheduler) -> float:

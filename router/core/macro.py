@@ -10,11 +10,16 @@ from router.core.view import InstanceView
 
 
 class MacroInstance:
-    """Instances in their cyclic order, and the policy that chooses among them."""
+    """Instances in their cyclic order, and the policy that chooses among them.
+
+    last_chosen: the instance that the last request went to, empty before the first. With rolling activation
+    it is the one whose turn it is.
+    """
 
     def __init__(self, macro_id: str, policy: RoutingPolicy, views: Iterable[InstanceView] = ()) -> None:
         self.macro_id = macro_id
         self.policy = policy
+        self.last_chosen = ""
         self._views = {view.instance_id: view for view in views}
 
     @property
@@ -45,6 +50,7 @@ class MacroInstance:
         choice = self.policy.choose(request, self.views, now)
         if choice.instance_id is not None:
             self._views[choice.instance_id].routed(request)
+            self.last_chosen = choice.instance_id
         return choice
 
     @property

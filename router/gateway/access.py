@@ -9,8 +9,10 @@ from common.errors import TidePipeError
 from common.security.key_access import KeyAccess, bearer
 from router.gateway.failures import failure
 
-OPEN = ("/health", "/ready")
-"""They say nothing but how it stands; probes cannot hold secrets."""
+OPEN = ("/health", "/ready", "/", "/ui")
+"""They say nothing but how it stands; probes cannot hold secrets. The page's files are the same everywhere."""
+OPEN_BELOW = "/ui/"
+"""What the page shows comes from below /admin."""
 ROLES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("/metrics", ("admin", "monitor")),
     ("/admin", ("admin",)),
@@ -29,7 +31,7 @@ class KeyGate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
         path = scope.get("path", "")
-        if scope["type"] != "http" or path in OPEN:
+        if scope["type"] != "http" or path in OPEN or path.startswith(OPEN_BELOW):
             await self._app(scope, receive, send)
             return
         roles = next(roles for begin, roles in ROLES if path.startswith(begin))

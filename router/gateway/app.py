@@ -22,6 +22,8 @@ from router.gateway.failures import failure, http_failure
 from router.gateway.files import FileEndpoints
 from router.instances.available import AvailableModels
 from router.instances.model_facts import ModelFacts
+from router.page.feed import PageFeed
+from router.page.routes import page_routes
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
 
@@ -34,6 +36,7 @@ def make_app(
     jobs: BatchJobs | None,
     created: int,
     telemetry: Telemetry,
+    feed: PageFeed,
 ) -> Starlette:
     """text: the tokenizer, once it is loaded. jobs: None for a router without files and batches.
 
@@ -76,6 +79,7 @@ def make_app(
             Route("/v1/completions", completion, methods=["POST"]),
             *_stored(jobs),
             metrics_route(telemetry),
+            *page_routes(feed),
         ],
         exception_handlers={HTTPException: http_failure},
     )

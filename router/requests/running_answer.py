@@ -172,7 +172,8 @@ class RunningAnswer:
         self._error = error
         if self._text is not None:
             self._text.log.compact()
-        self._meter.ended(reason, self.usage, self._clock() - self.arrived)
+        elapsed = self._clock() - self.arrived
+        self._meter.ended(reason, self.usage, elapsed, self.ttft_s, self.tpot_s)
         self._owner.answer_changed()
 
     def read(self, cursor: Cursor) -> Delta | None:
