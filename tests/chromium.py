@@ -11,7 +11,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import websockets
@@ -75,9 +74,7 @@ class BrowserPage:
 
     async def evaluate(self, script: str) -> Any:
         """Value of a JavaScript expression, promises awaited."""
-        reply = await self.call(
-            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
-        )
+        reply = await self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in reply:
             raise RuntimeError(json.dumps(reply["exceptionDetails"]))
         return reply["result"].get("value")
@@ -86,7 +83,7 @@ class BrowserPage:
         """Wait for a JavaScript expression to be truthy; its value."""
         try:
             async with asyncio.timeout(within_s):
-                while not (value := await self.evaluate(script)):
+                while not (value := await self.evaluate(script)):  # noqa: ASYNC110 (the browser's state)
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             text = await self.evaluate("document.body.innerText")
@@ -102,10 +99,10 @@ class BrowserPage:
         """Press a button."""
         await self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
 
-    async def picture(self, path: Path, height: int | None = None) -> None:
-        """Save what the window shows as PNG, or the page's upper `height` pixels."""
+    async def picture(self) -> bytes:
+        """What the window shows, as PNG."""
         reply = await self.call("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(reply["data"]))
+        return base64.b64decode(reply["data"])
 
     def _listen(self, message: dict[str, Any]) -> None:
         """Errors of scripts, and what the content security policy refused."""

@@ -10,7 +10,7 @@ from common.security.key_access import KeyAccess, bearer
 from router.gateway.failures import failure
 
 OPEN = ("/health", "/ready", "/", "/ui")
-"""They say nothing but how it stands; probes cannot hold secrets. The page's files are the same everywhere."""
+"""They say nothing but how it stands; probes cannot hold secrets. The page's files hold nothing."""
 OPEN_BELOW = "/ui/"
 """What the page shows comes from below /admin."""
 ROLES: tuple[tuple[str, tuple[str, ...]], ...] = (

@@ -6,10 +6,9 @@ import asyncio
 from typing import Any
 
 import structlog
-from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from common.errors import PermissionDeniedError
+from common.errors import PermissionDeniedError, TidePipeError, UnavailableError
 from common.http_server import PRINCIPALS
 from common.security.principals import ADMIN
 from router.gateway.failures import failure
@@ -40,9 +39,6 @@ class EventsEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
-        if scope["method"] == "HEAD":
-            await JSONResponse({})(scope, receive, send)
-            return
         who = scope.get("state", {}).get(PRINCIPALS)
         if who is not None and ADMIN not in who:
             error = PermissionDeniedError(f"the page's data needs a certificate that names {ADMIN}")
@@ -60,20 +56,19 @@ class EventsEndpoint:
                         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
                         begun = True
                     await _send_within(send, b"data: " + message + b"\n\n")
-        except TimeoutError:
-            log.info("a page's stream ended: it took nothing, or was open for long")
-        except Exception as error:
             if not begun:
-                await failure(error)(scope, receive, send)
-                return
-            raise
+                raise UnavailableError("this router is stopping")
+            await _send_within(send, b"", more=False)
+        except TimeoutError:
+            # Without an end the server hangs up, and the page asks again.
+            log.info("a page's stream ended: it took nothing, or was open for long")
+        except TidePipeError as error:
+            await failure(error)(scope, receive, send)
         finally:
             await messages.aclose()
-        if begun:
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _send_within(send: Send, data: bytes) -> None:
-    body: dict[str, Any] = {"type": "http.response.body", "body": data, "more_body": True}
+async def _send_within(send: Send, data: bytes, *, more: bool = True) -> None:
+    body: dict[str, Any] = {"type": "http.response.body", "body": data, "more_body": more}
     async with asyncio.timeout(SEND_S):
         await send(body)
