@@ -1,6 +1,7 @@
 """`python -m bench.spread_load ENDPOINT`: greedy answers to random prompts, all at once, from here.
 
-Prints `flowing` when the first tokens have come, at the end a JSON line {"seconds", "tokens": [[ids]]}.
+Prints `flowing` when the first tokens have come, at the end a JSON line {"seconds", "longest_gap_s" (without
+any token, after `flowing`), "tokens": [[ids] or null], "errors": [text]}.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import asyncio
 import json
 import time
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,23 +35,46 @@ def items(count: int, prompt: int, output: int, vocabulary: int) -> list[BatchIt
     ]
 
 
-async def answer_all(endpoint: str, batch: list[BatchItem]) -> list[list[int]]:
-    """The output token ids of each."""
-    seen = 0
+@dataclass(slots=True)
+class Flow:
+    """When tokens came."""
+
+    seen: int = 0
+    last: float = 0.0
+    longest_gap_s: float = 0.0
+
+    def add(self, tokens: int) -> None:
+        """So many came now."""
+        now = time.monotonic()
+        before, self.seen = self.seen, self.seen + tokens
+        if before < FLOWING_TOKENS <= self.seen:
+            print("flowing", flush=True)
+        elif before >= FLOWING_TOKENS:
+            self.longest_gap_s = max(self.longest_gap_s, now - self.last)
+        self.last = now
+
+
+async def answer_all(endpoint: str, batch: list[BatchItem]) -> dict[str, object]:
+    """The output token ids of each, and how they came."""
+    flow = Flow()
 
     async def one(client: AsyncClient, item: BatchItem) -> list[int]:
-        nonlocal seen
         tokens: list[int] = []
         async with client.stream(item.prompt, item.sampling) as stream:
             async for event in stream:
                 tokens.extend(event.token_ids)
-                before, seen = seen, seen + len(event.token_ids)
-                if before < FLOWING_TOKENS <= seen:
-                    print("flowing", flush=True)
+                flow.add(len(event.token_ids))
         return tokens
 
+    begin = time.monotonic()
     async with AsyncClient(endpoint) as client:
-        return await asyncio.gather(*(one(client, item) for item in batch))
+        answers = await asyncio.gather(*(one(client, item) for item in batch), return_exceptions=True)
+    return {
+        "seconds": time.monotonic() - begin,
+        "longest_gap_s": flow.longest_gap_s,
+        "tokens": [None if isinstance(answer, BaseException) else answer for answer in answers],
+        "errors": [repr(answer) for answer in answers if isinstance(answer, BaseException)],
+    }
 
 
 def main() -> None:
@@ -62,9 +87,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=49_000)
     options = parser.parse_args()
     batch = items(options.requests, options.prompt, options.output, options.vocabulary)
-    begin = time.monotonic()
-    tokens = asyncio.run(answer_all(options.endpoint, batch))
-    print(json.dumps({"seconds": time.monotonic() - begin, "tokens": tokens}))
+    print(json.dumps(asyncio.run(answer_all(options.endpoint, batch))))
 
 
 if __name__ == "__main__":
