@@ -11,11 +11,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.secrets import make_secrets
 from deploy.trial.engine import Engine
 from deploy.trial.images import ROOT
 
 PROJECT = "tidepipe-trial"
-URL = "http://127.0.0.1:8000"
+URL = "https://127.0.0.1:8000"
 READY_S = 300.0
 
 
@@ -36,7 +37,11 @@ class Deployment:
 
     def __init__(self, engine: Engine, model: Path) -> None:
         self._engine = engine
-        self._engine.environment["TIDEPIPE_MODEL_DIR"] = str(model)
+        secrets = engine.folder / "secrets"
+        self._client = {**os.environ, "TIDEPIPE_TLS_CA": str(secrets / "ca.pem")}
+        self._client["TIDEPIPE_API_KEY"] = make_secrets(secrets)
+        engine.environment["TIDEPIPE_MODEL_DIR"] = str(model)
+        engine.environment["TIDEPIPE_SECRETS_DIR"] = str(secrets)
 
     def up(self) -> None:
         """Start everything; returns when the router is healthy, RuntimeError if it does not get there."""
@@ -80,7 +85,7 @@ class Deployment:
     def start_load(self, out: Path) -> subprocess.Popen[bytes]:
         """Begin a batch through the gateway."""
         command = self._engine.inside(sys.executable, "-m", "deploy.trial.load", URL, str(out))
-        return subprocess.Popen(command, cwd=ROOT)
+        return subprocess.Popen(command, cwd=ROOT, env=self._client)
 
     def _service_process(self, service: str) -> int:
         """Process id, on the host, of the service itself: the child of the container's init."""

@@ -1,6 +1,7 @@
 """`python -m deploy.trial.load URL OUT.json`: greedy chat requests through the gateway, all at once.
 
-Runs where the published ports are; writes {"seconds": s, "answers": [text or null], "errors": [text]}.
+Runs where the published ports are, with TIDEPIPE_API_KEY and TIDEPIPE_TLS_CA of the environment.
+Writes {"seconds": s, "answers": [text or null], "errors": [text]}.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import ssl
 import time
 from pathlib import Path
 
@@ -42,7 +45,13 @@ async def run(url: str, requests: int, tokens: int) -> dict[str, object]:
     """All requests at once; what came of them."""
     limits = httpx.Limits(max_connections=requests)
     begin = time.monotonic()
-    async with httpx.AsyncClient(base_url=url, timeout=WAIT_S, limits=limits) as client:
+    async with httpx.AsyncClient(
+        base_url=url,
+        timeout=WAIT_S,
+        limits=limits,
+        headers={"Authorization": f"Bearer {os.environ['TIDEPIPE_API_KEY']}"},
+        verify=ssl.create_default_context(cafile=os.environ["TIDEPIPE_TLS_CA"]),
+    ) as client:
         replies = await asyncio.gather(
             *(ask(client, number, tokens) for number in range(requests)), return_exceptions=True
         )
