@@ -18,6 +18,7 @@ from deploy.trial.images import ROOT
 PROJECT = "tidepipe-trial"
 URL = "https://127.0.0.1:8000"
 READY_S = 300.0
+PAUSE_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,16 @@ class Deployment:
         os.kill(self._service_process(service), signal.SIGKILL)
 
     def pause(self, service: str) -> None:
-        """Freeze a container."""
-        self._engine.docker("pause", self._container(service))
+        """Freeze a container; tried again, for a busy kernel may not freeze all its threads in time."""
+        for attempt in range(PAUSE_TRIES):
+            try:
+                self._engine.docker("pause", self._container(service))
+            except RuntimeError:
+                if attempt + 1 == PAUSE_TRIES:
+                    raise
+                time.sleep(0.5)
+            else:
+                return
 
     def resume(self, service: str) -> None:
         """Let it go on."""
