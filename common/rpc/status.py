@@ -22,6 +22,7 @@ from common.errors import (
 
 RETRY_AFTER = "retry-after-ms"
 PARAM = "tidepipe-param"
+_TOO_LARGE = "message larger than max"
 
 _CODES: tuple[tuple[type[TidePipeError], grpc.StatusCode], ...] = (
     (InvalidRequestError, grpc.StatusCode.INVALID_ARGUMENT),
@@ -59,6 +60,9 @@ def from_rpc_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> TidePipeError
             return InvalidRequestError(text, str(metadata[PARAM]) if PARAM in metadata else None)
         case grpc.StatusCode.NOT_FOUND:
             return NotFoundError(text)
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if _TOO_LARGE in text:
+            # gRPC's own, at either end. Waiting makes no message smaller.
+            return InvalidRequestError(f"the message is too large: {text}")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return OverloadedError(text, int(metadata.get(RETRY_AFTER, 1000)))
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.DEADLINE_EXCEEDED | grpc.StatusCode.CANCELLED:

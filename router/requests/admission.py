@@ -22,6 +22,9 @@ from router.requests.text_port import TextPort
 
 INLINE_CHARACTERS = 2000
 """Longer prompts are tokenized in a thread, so that the streams of others go on meanwhile."""
+MAX_TOKEN_CHARACTERS = 256
+"""No tokenizer has longer tokens: what has more characters than so many for every token of the context is
+refused unread. Tokenizing it would take seconds of a core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class Admission:
         if request.sampling.structure is not None:
             check = partial(text.check_structure, request.sampling.structure)
             await asyncio.get_running_loop().run_in_executor(self._executor, check)
-        prompt = await self._tokenize(request, text)
+        prompt = await self._tokenize(request, text, facts)
         _check_prompt(prompt, facts)
         sampling = _fill_in(request.sampling, len(prompt), facts)
         skip_special = not request.keep_special_tokens
@@ -106,7 +109,7 @@ class Admission:
         if model not in (None, "", self._model_name, facts.model):
             raise NotFoundError(f"the model {model} is not served here; served is {self._model_name}")
 
-    async def _tokenize(self, request: GenerationRequest, text: TextPort) -> array[int]:
+    async def _tokenize(self, request: GenerationRequest, text: TextPort, facts: ModelFacts) -> array[int]:
         prompt = request.prompt
         encode: Callable[[], list[int]]
         if isinstance(prompt, str):
@@ -117,6 +120,13 @@ class Admission:
             size = sum(len(turn.content) for turn in turns) + sum(map(len, request.tools))
         else:
             return _token_array([token for token in prompt if isinstance(token, int)])
+        most = facts.context_length * MAX_TOKEN_CHARACTERS
+        if size > most:
+            raise InvalidRequestError(
+                f"the prompt has {size} characters; more than {most} cannot fit the model's context of "
+                f"{facts.context_length} tokens",
+                "prompt",
+            )
         if size <= INLINE_CHARACTERS:
             return _token_array(encode())
         loop = asyncio.get_running_loop()

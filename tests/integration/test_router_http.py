@@ -126,6 +126,7 @@ async def test_errors_are_openais(http: httpx.AsyncClient, controller: FakeContr
         (COMPLETE, good | {"temperature": -1}, 400, "temperature"),
         (COMPLETE, good | {"max_tokens": 5000}, 400, "max_tokens"),
         (COMPLETE, good | {"prompt": ""}, 400, "prompt"),
+        (COMPLETE, good | {"prompt": "x" * 300_000}, 400, "prompt"),
         (COMPLETE, good | {"prompt": [1, 999]}, 400, "prompt"),
         (COMPLETE, good | {"unheard": 1}, 400, "unheard"),
         (COMPLETE, good | {"model": "another"}, 404, None),

@@ -107,6 +107,13 @@ def test_a_full_queue_is_waited_for_and_a_bad_request_is_not(read: Read) -> None
             assert len(router.requests) == calls + 1
 
 
+def test_a_prompt_beyond_the_limit_of_messages_is_not_tried_again() -> None:
+    with FakeRouter() as router, tidepipe.Client(router.address) as client:
+        with pytest.raises(tidepipe.InvalidRequestError, match="too large"):
+            client.generate("x" * 20_000_000)
+        assert not router.requests
+
+
 def test_leaving_a_stream_or_running_out_of_time_cancels_the_request(read: Read) -> None:
     with FakeRouter() as router:
         router.step_s = 0.03
