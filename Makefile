@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 MODEL ?= smollm2-135m
 DEMO_STAGES ?= 2
 
-.PHONY: help demo test setup model stubs lint types imports stubs-fresh check lock clean
+.PHONY: help demo test setup model stubs lint types imports stubs-fresh check lock audit clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -62,5 +62,9 @@ lock: setup ## write constraints.txt from the present environment
 	@{ echo '# Exact versions of everything, transitive ones included. Made by `make lock`.'; \
 	$(BIN)/python -m pip freeze --exclude-editable --exclude tidepipe | sed -E 's/\+cpu$$//'; } > constraints.txt
 
+audit: ## known vulnerabilities in what constraints.txt names (asks pypi.org's advisory service)
+	test -x .audit/bin/pip-audit || { $(PYTHON) -m venv .audit && .audit/bin/python -m pip install --quiet pip-audit==2.10.1; }
+	.audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+
 clean: ## remove what make made
-	rm -rf $(VENV) .demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .demo .audit build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
