@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -46,8 +47,9 @@ async def call_grpc(address: str, method: str, credential: Credential) -> str:
         channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
     metadata = (("authorization", f"Bearer {credential.bearer}"),) if credential.bearer else ()
     async with channel:
+        call: Any = channel.unary_stream(method)  # bytes in, bytes out
         try:
-            async for _ in channel.unary_stream(method)(b"", timeout=DEADLINE_S, metadata=metadata):
+            async for _ in call(b"", timeout=DEADLINE_S, metadata=metadata):
                 return ANSWERED
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
