@@ -156,6 +156,7 @@ def verdict(soak: Soak, idle: dict[str, dict[str, float]]) -> dict[str, Any]:
         "problems": soak.problems[:20],
         "kills": soak.kills,
         "growing": growing,
+        "lived_too_short_to_tell": [name for name, found in slopes.items() if found["rss"] is None],
         "left_when_idle": left,
         "slopes_per_minute": slopes,
     }
