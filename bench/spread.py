@@ -50,7 +50,7 @@ async def spread_cluster(
         for stage, host in enumerate(stage_hosts)
     ]
     others = [
-        child(brain, predictor_spec(config), PORT + 1),
+        child(brain, predictor_spec(config, logs / "predictor"), PORT + 1),
         child(brain, router_spec(config, http=f"{brain.address}:{PORT + 2}", predictor=predictor), PORT),
     ]
     keepers: list[asyncio.Task[None]] = []
