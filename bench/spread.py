@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.hosts import Host, Hosts
+from common.security.credentials import INSECURE
 from tidepipe.cluster.child import Child, ChildSpec
 from tidepipe.cluster.config import ClusterConfig
 from tidepipe.cluster.plan import controller_spec, predictor_spec, router_spec, worker_spec
@@ -39,7 +41,13 @@ async def spread_cluster(
     cluster = SpreadCluster(f"{brain.address}:{PORT}", brain, stage_hosts)
 
     def child(host: Host, spec: ChildSpec, port: int) -> Child:
-        made = Child(replace(spec, prefix=host.inside()), f"{host.address}:{port}", logs / f"{spec.name}.log")
+        made = Child(
+            replace(spec, prefix=host.inside()),
+            f"{host.address}:{port}",
+            logs / f"{spec.name}.log",
+            # The network of these hosts is closed.
+            environment={**os.environ, INSECURE: "1"},
+        )
         cluster.children.append(made)
         return made
 
@@ -51,7 +59,17 @@ async def spread_cluster(
     ]
     others = [
         child(brain, predictor_spec(config, logs / "predictor"), PORT + 1),
-        child(brain, router_spec(config, http=f"{brain.address}:{PORT + 2}", predictor=predictor), PORT),
+        child(
+            brain,
+            router_spec(
+                config,
+                http=f"{brain.address}:{PORT + 2}",
+                predictor=predictor,
+                provisioner="",
+                run_dir=logs,
+            ),
+            PORT,
+        ),
     ]
     keepers: list[asyncio.Task[None]] = []
     try:

@@ -62,7 +62,7 @@ class NativeStep:
         self.bounds = _bounds(batch, items, kernels.threads)
         arrays: dict[str, npt.NDArray[np.integer]] = {
             "positions": batch.positions,
-            "slots": batch.slots,
+            "slots": np.pad(batch.slots, (0, 1), constant_values=-1),
             "offsets": batch.offsets,
             "first_positions": batch.first_positions,
             "tables": np.ascontiguousarray(batch.tables),

@@ -169,7 +169,7 @@ async def test_a_browser_shows_the_stages_and_streams_an_answer(model_path: Path
         chromium() as page,
     ):
         await page.open(f"http://{cluster.http_address}/", 1280, 900)
-        await page.until("document.querySelector('#link').dataset.state === 'live'")
+        await page.until("document.querySelector('#link')?.dataset.state === 'live'")
         await page.until("document.querySelectorAll('.lane').length === 4")
         done = [one async for one in client.generate_batch(long, SamplingParams(max_tokens=20))]
         assert all(one.error is None for one in done)
@@ -211,5 +211,5 @@ async def test_names_are_shown_as_text_and_a_lost_router_is_noticed() -> None:
             assert shown == MARKUP
             assert await page.evaluate("document.title") == "TidePipe"
             assert not await page.evaluate("document.querySelector('main img, main script')")
-        await page.until("document.querySelector('#link').dataset.state === 'lost'")
+        await page.until("document.querySelector('#link')?.dataset.state === 'lost'")
         assert "Trying again" in await page.evaluate("document.querySelector('#notice').textContent")

@@ -45,9 +45,17 @@ INLINE void put_value(const Elem *value, long dim, long lane, Elem *values) {
     }
 }
 
-/* Rotate queries and keys of tokens begin .. end - 1, and store keys and values in the pool. */
+/* Two slots share the words of their values, which one thread must write: the second goes with the first. */
+INLINE int64_t with_its_pair(const Attention *p, int64_t token) {
+    return token && p->slots[token] % 2 && p->slots[token] == p->slots[token - 1] + 1 ? token + 1 : token;
+}
+
+/* Rotate queries and keys of tokens begin .. end - 1, and store keys and values in the pool.
+ * A range may begin or end one token later, see above; `slots` has one more, -1, behind the last token. */
 KERNEL tidepipe_store_kv(const Attention *p, int64_t begin, int64_t end) {
     long dim = p->head_dim;
+    if (begin == end) return;
+    begin = with_its_pair(p, begin), end = with_its_pair(p, end);
     for (long token = begin; token < end; token++) {
         Elem *row = (Elem *)p->qkv + token * (p->heads + 2 * p->kv_heads) * dim;
         long position = p->positions[token], slot = p->slots[token];
