@@ -6,7 +6,6 @@ Nothing in the machine's own network is touched: the switch, too, is a namespace
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -88,11 +87,6 @@ class Hosts:
         """Undo `sever`."""
         for here, there in ((one, other), (other, one)):
             _ip("-n", here.namespace, "route", "delete", "blackhole", f"{there.address}/32")
-
-    def sent_bytes(self, host: Host) -> int:
-        """Bytes that left the host so far, headers included."""
-        shown = json.loads(_ip("-n", host.namespace, "-s", "-j", "link", "show", "dev", "eth0"))
-        return int(shown[0]["stats64"]["tx"]["bytes"])
 
     def remove(self) -> None:
         """Delete all; what runs there loses its network."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.lengths.distribution import Floats, LengthDistributions
-from common.lengths.prompt import BUCKETS, DENSE
+from common.lengths.prompt import DENSE
 from common.lengths.recent import RecentLengths
 from common.lengths.request import RequestFeatures
 
@@ -112,11 +112,6 @@ def set_scores(rows: Floats, scores: Floats) -> None:
 def bin_of(edges: Floats, lengths: Floats) -> NDArray[np.int64]:
     """Index of the bin (edge, next edge] of each length; those behind the last edge belong to the last."""
     return np.clip(np.searchsorted(edges, lengths, side="left") - 1, 0, len(edges) - 2).astype(np.int64)
-
-
-def no_words() -> Floats:
-    """Weights before any word is known."""
-    return np.zeros(BUCKETS)
 
 
 def _log(tokens: int | None) -> float:
