@@ -13,12 +13,11 @@ from common.request import Answer, Usage
 from common.sampling import FinishReason, SamplingParams
 from router.core.output_log import TokenLog
 from router.instances.sequence import Progress, SequenceNews
+from router.instances.stays import Stays
 from router.requests.answer_text import AnswerText
 from router.requests.delta import Cursor, Delta
 from router.requests.meter import RequestMeter
 
-MAX_FRUITLESS_MOVES = 16
-"""An instance that dies of a sequence takes it along only so often."""
 MAX_DELTA_TOKENS = 16_384
 MAX_DELTA_LOGPROBS = 1024
 MAX_DELTA_CHARACTERS = 1_000_000
@@ -59,7 +58,6 @@ class RunningAnswer:
         self.key = key
         self.ttft_s = ttft_s
         self.tpot_s = tpot_s
-        self.has_moved = False
         self.arrived = arrived
         self.order = order
         self.features = features
@@ -75,9 +73,7 @@ class RunningAnswer:
         self._last_token_at = arrived
         self._stopped_by: int | str | None = None
         self._error = ""
-        self._preemptions_before = 0
-        self._preemptions_here = 0
-        self._fruitless_moves = 0
+        self._stays = Stays()
 
     @property
     def prompt(self) -> Sequence[int]:
@@ -88,6 +84,11 @@ class RunningAnswer:
     def output(self) -> Sequence[int]:
         """Part of RoutedSequence."""
         return self._log.tokens
+
+    @property
+    def has_moved(self) -> bool:
+        """Part of RoutedSequence."""
+        return self._stays.lost > 0
 
     @property
     def finished(self) -> bool:
@@ -103,7 +104,7 @@ class RunningAnswer:
             output_tokens=len(self._log),
             ttft_ms=1000 * (first - self.arrived),
             total_ms=1000 * (self._last_token_at - self.arrived),
-            preemptions=self._preemptions_before + self._preemptions_here,
+            preemptions=self._stays.preemptions,
         )
 
     def apply(self, news: SequenceNews) -> Progress:
@@ -113,9 +114,8 @@ class RunningAnswer:
         fresh = self._log.merge(news.token_offset, news.token_ids, news.logprobs)
         if fresh is None:
             return Progress.GAP
-        self._preemptions_here = max(self._preemptions_here, news.preemptions)
+        self._stays.heard(fresh, news.preemptions)
         if fresh:
-            self._fruitless_moves = 0
             now = self._clock()
             if self._first_token_at is None:
                 self._first_token_at = now
@@ -134,20 +134,12 @@ class RunningAnswer:
 
     def moved(self) -> bool:
         """Part of RoutedSequence."""
-        self.has_moved = True
-        self._preemptions_before += self._preemptions_here + 1
-        self._preemptions_here = 0
-        self._fruitless_moves += 1
+        self._stays.end()
         if self.sampling.max_tokens is not None and len(self._log) >= self.sampling.max_tokens:
             # Only the news of its end was lost.
             self.finish(FinishReason.LENGTH)
-        elif self._fruitless_moves > MAX_FRUITLESS_MOVES:
-            self.fail(
-                TidePipeError(
-                    f"the request was lost {self._fruitless_moves} times without getting any further; "
-                    "the logs of the instances say why they gave it up"
-                )
-            )
+        elif hopeless := self._stays.hopeless():
+            self.fail(hopeless)
         return not self.finished
 
     def fail(self, error: TidePipeError) -> None:

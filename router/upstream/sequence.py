@@ -12,9 +12,7 @@ from common.results import ResultsHub
 from common.sampling import FinishReason, PositionLogprobs, SamplingParams
 from router.core.output_log import TokenLog
 from router.instances.sequence import Progress, SequenceNews
-
-MAX_FRUITLESS_MOVES = 16
-"""As for requests of our own."""
+from router.instances.stays import Stays
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +61,21 @@ class ForwardedSequence:
         self.arrived = arrived
         self.ttft_s = ttft_s
         self.tpot_s = tpot_s
-        self.has_moved = False
         self.finished = False
         self._log = TokenLog()
         self._log.tokens.extend(given)
-        self._given = len(given)
         self._hub = hub
-        self._preemptions_before = 0
-        self._preemptions_here = 0
-        self._fruitless_moves = 0
+        self._stays = Stays()
 
     @property
     def output(self) -> Sequence[int]:
         """Part of RoutedSequence."""
         return self._log.tokens
+
+    @property
+    def has_moved(self) -> bool:
+        """Part of RoutedSequence."""
+        return self._stays.lost > 0
 
     def apply(self, news: SequenceNews) -> Progress:
         """Part of RoutedSequence."""
@@ -85,9 +84,8 @@ class ForwardedSequence:
         fresh = self._log.merge(news.token_offset, news.token_ids, news.logprobs)
         if fresh is None:
             return Progress.GAP
-        self._preemptions_here = max(self._preemptions_here, news.preemptions)
+        self._stays.heard(fresh, news.preemptions)
         if fresh:
-            self._fruitless_moves = 0
             logprobs = tuple(self._log.logprobs[-fresh:]) if self._log.logprobs else ()
             self._hub.emit(Grown((self.key,) * fresh, tuple(self._log.tokens[-fresh:]), logprobs))
         if news.finish_reason is not None:
@@ -97,14 +95,11 @@ class ForwardedSequence:
 
     def moved(self) -> bool:
         """Part of RoutedSequence."""
-        self.has_moved = True
-        self._preemptions_before += self._preemptions_here + 1
-        self._preemptions_here = 0
-        self._fruitless_moves += 1
+        self._stays.end()
         if self.sampling.max_tokens is not None and len(self._log) >= self.sampling.max_tokens:
             self.end(FinishReason.LENGTH)
-        elif self._fruitless_moves > MAX_FRUITLESS_MOVES:
-            self.end(FinishReason.ERROR, error=f"lost {self._fruitless_moves} times without getting further")
+        elif hopeless := self._stays.hopeless():
+            self.fail(hopeless)
         return not self.finished
 
     def fail(self, error: TidePipeError) -> None:
@@ -118,5 +113,4 @@ class ForwardedSequence:
         """Nothing more will come."""
         if not self.finished:
             self.finished = True
-            preemptions = self._preemptions_before + self._preemptions_here
-            self._hub.finish(Ended(self.key, reason, stop_token, error, preemptions))
+            self._hub.finish(Ended(self.key, reason, stop_token, error, self._stays.preemptions))

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from common.errors import TidePipeError
 from common.sampling import FinishReason, PositionLogprobs, SamplingParams, TokenLogprob
 from router.instances.sequence import Progress, SequenceNews
+from router.instances.stays import MAX_FRUITLESS
 from router.requests.answer_text import AnswerText
 from router.requests.delta import Cursor
 from router.requests.meter import Unmeasured
-from router.requests.running_answer import MAX_FRUITLESS_MOVES, RunningAnswer
+from router.requests.running_answer import RunningAnswer
 from tests.fakes.text import ByteText
 
 # Characters of one to four bytes, so that tokens (bytes) split them.
@@ -139,7 +140,7 @@ def test_moves_end_when_nothing_is_left_to_do_or_to_hope() -> None:
     assert not complete.moved() and complete.finish_reason is FinishReason.LENGTH
     owner = Owner()
     deadly = make_answer(SamplingParams(max_tokens=30), owner)
-    for _ in range(MAX_FRUITLESS_MOVES):
+    for _ in range(MAX_FRUITLESS):
         assert deadly.moved()
     deadly.moved()
     assert len(owner.errors) == 1
