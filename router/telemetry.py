@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from common.request import Usage
 from common.sampling import FinishReason
 from common.telemetry.buckets import REQUEST_S, TOKEN_S, TOKENS, TTFT_S
 from common.telemetry.telemetry import Telemetry, gauge, total
 from router.instances.dispatcher import Dispatcher
 from router.instances.registry import InstanceRegistry
+from router.requests.meter import EndedAnswer
 from router.requests.table import RequestTable
 
 ABORTED = "abort"
@@ -72,23 +72,16 @@ class RequestMetrics:
             self._itl.observe(since_last_s / count)
         self._generated.inc(count)
 
-    def ended(
-        self,
-        reason: FinishReason,
-        usage: Usage,
-        since_arrival_s: float,
-        ttft_s: float | None,
-        tpot_s: float | None,
-    ) -> None:
+    def ended(self, answer: EndedAnswer) -> None:
         """Part of RequestMeter."""
-        if reason is FinishReason.ERROR:
+        if answer.reason is FinishReason.ERROR:
             self._failed.inc()
             return
-        self._success[reason].inc()
-        self._e2e.observe(since_arrival_s)
-        self._answer_length.observe(usage.output_tokens)
-        if usage.output_tokens > 1:
-            self._tpot.observe((usage.total_ms - usage.ttft_ms) / 1000 / (usage.output_tokens - 1))
+        self._success[answer.reason].inc()
+        self._e2e.observe(answer.since_arrival_s)
+        self._answer_length.observe(answer.usage.output_tokens)
+        if answer.per_token_s is not None:
+            self._tpot.observe(answer.per_token_s)
 
 
 def export_router_metrics(

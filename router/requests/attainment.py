@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from common.request import Usage
 from common.sampling import FinishReason
 from router.core.slo import SloTarget
+from router.requests.meter import EndedAnswer
 
 WINDOW_S = 60.0
 MAX_ANSWERS = 4096
@@ -61,24 +61,15 @@ class AttainmentRecord:
         """Part of RequestMeter."""
         self.generated_tokens += count
 
-    def ended(
-        self,
-        reason: FinishReason,
-        usage: Usage,
-        since_arrival_s: float,
-        ttft_s: float | None,
-        tpot_s: float | None,
-    ) -> None:
+    def ended(self, answer: EndedAnswer) -> None:
         """Part of RequestMeter. Who went away by itself was promised nothing."""
-        if reason is FinishReason.CANCELLED:
+        if answer.reason is FinishReason.CANCELLED:
             return
         default = self.default
-        target = SloTarget(ttft_s or default.ttft_s, tpot_s or default.tpot_s)
-        failed = reason is FinishReason.ERROR or not usage.output_tokens
-        first = None if failed else usage.ttft_ms / 1000
-        per_token = None
-        if not failed and usage.output_tokens > 1:
-            per_token = (usage.total_ms - usage.ttft_ms) / 1000 / (usage.output_tokens - 1)
+        target = SloTarget(answer.ttft_s or default.ttft_s, answer.tpot_s or default.tpot_s)
+        failed = answer.reason is FinishReason.ERROR or not answer.usage.output_tokens
+        first = None if failed else answer.usage.ttft_ms / 1000
+        per_token = None if failed else answer.per_token_s
         self._outcomes.append(Outcome(self._clock(), target, failed, first, per_token))
 
     def ttft(self) -> Attainment:

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from common.request import Usage
 from common.sampling import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class EndedAnswer:
+    """since_arrival_s: until it ended. ttft_s, tpot_s: targets of its own; None: the service's."""
+
+    reason: FinishReason
+    usage: Usage
+    since_arrival_s: float
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+    @property
+    def per_token_s(self) -> float | None:
+        """From the first to the last token, for each but the first; None for an answer of less than two."""
+        usage = self.usage
+        if usage.output_tokens < 2:
+            return None
+        return (usage.total_ms - usage.ttft_ms) / 1000 / (usage.output_tokens - 1)
 
 
 class RequestMeter(Protocol):
@@ -23,15 +43,8 @@ class RequestMeter(Protocol):
         """More tokens of an answer came, together."""
         ...
 
-    def ended(
-        self,
-        reason: FinishReason,
-        usage: Usage,
-        since_arrival_s: float,
-        ttft_s: float | None,
-        tpot_s: float | None,
-    ) -> None:
-        """An answer ended. ttft_s, tpot_s: targets of its own; None: the service's."""
+    def ended(self, answer: EndedAnswer) -> None:
+        """An answer ended."""
         ...
 
 
@@ -47,14 +60,7 @@ class Unmeasured:
     def more_tokens(self, count: int, since_last_s: float) -> None:
         """See RequestMeter."""
 
-    def ended(
-        self,
-        reason: FinishReason,
-        usage: Usage,
-        since_arrival_s: float,
-        ttft_s: float | None,
-        tpot_s: float | None,
-    ) -> None:
+    def ended(self, answer: EndedAnswer) -> None:
         """See RequestMeter."""
 
 
@@ -79,14 +85,7 @@ class Meters:
         for meter in self._meters:
             meter.more_tokens(count, since_last_s)
 
-    def ended(
-        self,
-        reason: FinishReason,
-        usage: Usage,
-        since_arrival_s: float,
-        ttft_s: float | None,
-        tpot_s: float | None,
-    ) -> None:
+    def ended(self, answer: EndedAnswer) -> None:
         """See RequestMeter."""
         for meter in self._meters:
-            meter.ended(reason, usage, since_arrival_s, ttft_s, tpot_s)
+            meter.ended(answer)

@@ -16,7 +16,7 @@ from router.instances.sequence import Progress, SequenceNews
 from router.instances.stays import Stays
 from router.requests.answer_text import AnswerText
 from router.requests.delta import Cursor, Delta
-from router.requests.meter import RequestMeter
+from router.requests.meter import EndedAnswer, RequestMeter
 
 MAX_DELTA_TOKENS = 16_384
 MAX_DELTA_LOGPROBS = 1024
@@ -165,7 +165,7 @@ class RunningAnswer:
         if self._text is not None:
             self._text.log.compact()
         elapsed = self._clock() - self.arrived
-        self._meter.ended(reason, self.usage, elapsed, self.ttft_s, self.tpot_s)
+        self._meter.ended(EndedAnswer(reason, self.usage, elapsed, self.ttft_s, self.tpot_s))
         self._owner.answer_changed()
 
     def read(self, cursor: Cursor) -> Delta | None:

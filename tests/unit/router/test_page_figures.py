@@ -12,6 +12,7 @@ from common.timeline import PhaseTurn, StageSpan, Timeline
 from router.core.slo import SloTarget
 from router.page.recent import RecentSteps, Row
 from router.requests.attainment import WINDOW_S, AttainmentRecord
+from router.requests.meter import EndedAnswer
 
 BASE = 1_000_000.0
 
@@ -48,7 +49,7 @@ def test_kept_promises_by_each_answers_own_target() -> None:
 
     def ended(reason: FinishReason, first_s: float, tokens: int, total_s: float, **own: float | None) -> None:
         usage = Usage(prompt_tokens=3, output_tokens=tokens, ttft_ms=1000 * first_s, total_ms=1000 * total_s)
-        record.ended(reason, usage, total_s, own.get("ttft_s"), own.get("tpot_s"))
+        record.ended(EndedAnswer(reason, usage, total_s, own.get("ttft_s"), own.get("tpot_s")))
 
     ended(FinishReason.STOP, 0.5, 11, 1.4)  # 90 ms a token
     ended(FinishReason.LENGTH, 0.5, 11, 1.7)  # 120 ms a token: late
