@@ -43,6 +43,7 @@ class GenerationRequest:
     return_token_ids: put prompt and output token ids into the body.
     include_stop: the stop string that ended an answer stays at the end of its text.
     ttft_ms, tpot_ms: latency wanted until the first token and per token after it; None: the service's own.
+    piece_gap_s: what is new may be sent this seldom; the end is told at once.
     """
 
     request_id: str
@@ -60,6 +61,7 @@ class GenerationRequest:
     include_stop: bool = False
     ttft_ms: float | None = None
     tpot_ms: float | None = None
+    piece_gap_s: float = 0.0
 
     def check(self) -> None:
         """Raise InvalidRequestError for what makes no sense for any model."""

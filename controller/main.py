@@ -86,7 +86,8 @@ def _blueprint(options: argparse.Namespace, about: StageAbout, pipeline: Pipelin
         split=tuple(end - begin for begin, end in ranges),
         device=options.hardware or LIKELY_DEVICE.get(device, "l20"),
         profile=read_profile(options.profile) if options.profile else None,
-        modelled=options.hardware is not None,
+        # One core differs from another by a factor, which reported times correct; GPUs differ in kind.
+        modelled=options.hardware is not None or device == "cpu",
         block_size=options.block_size,
         prefill_tokens=options.prefill_tokens or PREFILL_TOKENS.get(device, 256),
         microbatches=options.microbatches,

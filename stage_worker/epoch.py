@@ -36,7 +36,8 @@ class Epoch:
         self.spec = spec
         self.executor = executor
         # Reports are at most a handful per step in flight, and those are bounded by the runner's queues.
-        self.reports: asyncio.Queue[stage_pb2.RunResponse] = asyncio.Queue()
+        # None: look whether the epoch, or its controller, is still there.
+        self.reports: asyncio.Queue[stage_pb2.RunResponse | None] = asyncio.Queue()
         self.ended = asyncio.Event()
         self._account = account
         self._loop = asyncio.get_running_loop()

@@ -33,6 +33,9 @@ from common.structure import Structure
 DEFAULT_COMPLETION_TOKENS = 16
 """Length of a completion for which none is named, as in OpenAI's API. Chats go on as the context allows."""
 
+WHOLE_ANSWER_GAP_S = 1.0
+"""How often an answer that is not streamed is looked at before it ends."""
+
 _STRUCTURE_FIELDS = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice")
 
 
@@ -131,6 +134,7 @@ class _CommonBody(StrictModel):
             stream_running_usage=bool(options.include_usage and options.continuous_usage_stats),
             return_token_ids=bool(self.return_token_ids),
             include_stop=bool(self.include_stop_str_in_output),
+            piece_gap_s=0.0 if self.stream else WHOLE_ANSWER_GAP_S,
         )
 
 

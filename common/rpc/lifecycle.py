@@ -15,6 +15,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 
 import structlog
+import uvloop
 
 from common.errors import TidePipeError
 from common.logs import configure_logging
@@ -78,7 +79,9 @@ def run_service(
                 watcher.cancel()
 
     try:
-        asyncio.run(main())
+        # uvloop: a service spends much of its time on wake-ups for small messages.
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
     except BaseExceptionGroup as group:
         leaves = list(_leaves(group))
         expected = all(isinstance(error, TidePipeError) for error in leaves)

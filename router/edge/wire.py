@@ -10,6 +10,7 @@ from tidepipe.v1 import inference_pb2 as pb
 
 MAX_REQUEST_ID_CHARACTERS = 256
 MAX_GRACE_MS = 600_000
+MAX_PIECE_GAP_MS = 10_000
 
 
 def check_request_id(request_id: str) -> None:
@@ -30,6 +31,10 @@ def request_from_wire(message: pb.InferenceRequest) -> GenerationRequest:
             f"disconnect_grace_ms must be at most {MAX_GRACE_MS}, got {message.disconnect_grace_ms}",
             "disconnect_grace_ms",
         )
+    if message.piece_gap_ms > MAX_PIECE_GAP_MS:
+        raise InvalidRequestError(
+            f"piece_gap_ms must be at most {MAX_PIECE_GAP_MS}, got {message.piece_gap_ms}", "piece_gap_ms"
+        )
     return GenerationRequest(
         request_id=message.request_id,
         prompt=_prompt(message),
@@ -40,6 +45,7 @@ def request_from_wire(message: pb.InferenceRequest) -> GenerationRequest:
         tools=tuple(message.chat.tools),
         ttft_ms=message.ttft_ms if message.HasField("ttft_ms") else None,
         tpot_ms=message.tpot_ms if message.HasField("tpot_ms") else None,
+        piece_gap_s=message.piece_gap_ms / 1000,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from array import array
 from collections.abc import Callable
 from typing import Protocol
@@ -47,6 +48,7 @@ class RequestEntry:
         self.digest = digest
         self.answers: list[RunningAnswer] = []
         self.changed = Pulse()
+        self.over = asyncio.Event()
         self.failure: TidePipeError | None = None
         self.ended_at: float | None = None
         self.arrived = clock()
@@ -135,5 +137,6 @@ class RequestEntry:
 
     def _end(self) -> None:
         self.ended_at = self._clock()
+        self.over.set()
         self._host.entry_ended(self)
         self.changed.beat()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 
@@ -16,14 +17,20 @@ class Subscription:
     """Counts as a listener from its creation until `with` is left; who creates it must enter it."""
 
     def __init__(
-        self, entry: RequestEntry, attached: bool, leave: Callable[[], None], pacing: Pacing
+        self,
+        entry: RequestEntry,
+        attached: bool,
+        leave: Callable[[], None],
+        pacing: Pacing,
+        gap_s: float = 0.0,
     ) -> None:
-        """attached: the request was known before."""
+        """attached: the request was known before. gap_s: between two pieces at least, unless it ends."""
         self.entry = entry
         self.attached = attached
         self._leave = leave
         self._left = False
         self._pacing = pacing
+        self._gap_s = gap_s
         pacing.streams += 1
 
     def __enter__(self) -> Subscription:
@@ -73,7 +80,9 @@ class Subscription:
         next_at = 0.0
         while not all(cursor.done for cursor in cursors):
             if (wait := next_at - clock()) > 0:
-                await asyncio.sleep(wait)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await self.entry.over.wait()
             changed = self.entry.changed.next()
             if self.entry.failure is not None:
                 raise self.entry.failure
@@ -83,7 +92,7 @@ class Subscription:
                 if (delta := answer.read(cursor)) is not None
             ]
             if new:
-                next_at = clock() + self._pacing.gap_s
+                next_at = clock() + max(self._gap_s, self._pacing.gap_s)
                 yield new
             else:
                 await changed.wait()

@@ -135,7 +135,8 @@ class RequestTable:
                 f"the request id {request.request_id} belongs to another request; choose a new one",
                 "request_id",
             )
-        return self._listen(entry, attached, max(grace_s, SUBMIT_GRACE_S) if detached else grace_s)
+        grace_s = max(grace_s, SUBMIT_GRACE_S) if detached else grace_s
+        return self._listen(entry, attached, grace_s, request.piece_gap_s)
 
     def attach_known(self, request_id: str) -> Subscription:
         """Listen to a request that was submitted before; NotFoundError if it is unknown or forgotten."""
@@ -218,16 +219,18 @@ class RequestTable:
         finally:
             self._admissions.pop(entry.request_id, None)
 
-    def _listen(self, entry: RequestEntry, attached: bool, grace_s: float) -> Subscription:
+    def _listen(
+        self, entry: RequestEntry, attached: bool, grace_s: float, gap_s: float = 0.0
+    ) -> Subscription:
         if entry.ended:
-            return Subscription(entry, attached, lambda: None, self._pacing)
+            return Subscription(entry, attached, lambda: None, self._pacing, gap_s)
         watch = self._watches.setdefault(entry.request_id, _Watch())
         watch.listeners += 1
         watch.grace_s = grace_s
         if watch.timer is not None:
             watch.timer.cancel()
             watch.timer = None
-        return Subscription(entry, attached, lambda: self._leave(entry, watch), self._pacing)
+        return Subscription(entry, attached, lambda: self._leave(entry, watch), self._pacing, gap_s)
 
     def _leave(self, entry: RequestEntry, watch: _Watch) -> None:
         watch.listeners -= 1

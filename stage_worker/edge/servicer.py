@@ -155,34 +155,32 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
         hello = await anext(request_iterator)
         epoch = self._current(hello.epoch)
         epoch.start()
+        # Everything that ends or interrupts the wait comes through the one queue: a step's report costs one
+        # wake-up, which matters when a step takes a few milliseconds on a core that has to compute as well.
+        reports = epoch.reports
+        ended = asyncio.create_task(_tell_when(epoch.ended, reports), name="epoch-ended")
         reader = asyncio.create_task(self._read_plans(epoch, request_iterator), name="plans")
-        ended = asyncio.create_task(epoch.ended.wait(), name="epoch-ended")
-        loop = asyncio.get_running_loop()
-        beat = loop.time()
+        reader.add_done_callback(lambda _: reports.put_nowait(None))
+        heart = asyncio.create_task(self._beat(reports), name="heartbeat")
         try:
             while not epoch.ended.is_set():
-                # Also between reports: they say nothing of memory.
-                if loop.time() >= beat:
-                    beat = loop.time() + HEARTBEAT_S
-                    yield stage_pb2.RunResponse(heartbeat=stage_pb2.Heartbeat(rss_bytes=self._rss()))
-                report = asyncio.create_task(epoch.reports.get())
-                done, _ = await asyncio.wait(
-                    {report, reader, ended},
-                    timeout=max(0.0, beat - loop.time()),
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if report in done:
-                    yield report.result()
-                    continue
-                report.cancel()
-                if reader in done:
+                report = await reports.get()
+                if report is not None:
+                    yield report
+                elif reader.done():
                     reader.result()  # raises what went wrong; else the controller has left
                     return
             raise IncompatibleError(f"epoch {epoch.number} is over; {self._newest} has begun since")
         finally:
-            for task in (reader, ended):
+            for task in (reader, ended, heart):
                 task.cancel()
-            await asyncio.gather(reader, ended, return_exceptions=True)
+            await asyncio.gather(reader, ended, heart, return_exceptions=True)
+
+    async def _beat(self, reports: asyncio.Queue[stage_pb2.RunResponse | None]) -> None:
+        # Also between reports: they say nothing of memory.
+        while True:
+            reports.put_nowait(stage_pb2.RunResponse(heartbeat=stage_pb2.Heartbeat(rss_bytes=self._rss())))
+            await asyncio.sleep(HEARTBEAT_S)
 
     async def _read_plans(self, epoch: Epoch, requests: AsyncIterator[stage_pb2.RunRequest]) -> None:
         async for request in requests:
@@ -227,3 +225,8 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
                 with contextlib.suppress(Exception):
                     await self._epoch.end()
                 self._epoch = None
+
+
+async def _tell_when(happened: asyncio.Event, reports: asyncio.Queue[stage_pb2.RunResponse | None]) -> None:
+    await happened.wait()
+    reports.put_nowait(None)

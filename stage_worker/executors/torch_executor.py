@@ -17,6 +17,7 @@ from stage_worker.executors.torch_sequences import SequenceTables
 from stage_worker.kv_pool import KvPool
 from stage_worker.models.decoder import Decoder
 from stage_worker.models.spec import ModelSpec
+from stage_worker.priority import compute_as_batch_work
 
 
 class StepSampler(Protocol):
@@ -66,6 +67,7 @@ class TorchExecutor:
         self._vocab_size = parts.model.vocab_size
         self._sampler = parts.sampler
         self._pool = parts.pool
+        self._settled = False
         self._sequences = SequenceTables(
             parts.stage.block_size, parts.pool.blocks, parts.stage.max_step_tokens, parts.model.context_length
         )
@@ -73,6 +75,9 @@ class TorchExecutor:
     @torch.inference_mode()
     def execute(self, plan: StepPlan, hidden: bytes | memoryview | None) -> StepOutput:
         """Run one step, see `Executor`."""
+        if not self._settled:
+            compute_as_batch_work()
+            self._settled = True
         token_ids = self._token_ids(plan) if self._stage.first else None
         if not self._stage.first:
             self._check_hidden(plan, hidden)

@@ -25,6 +25,7 @@ from tests.fakes.stage_backend import FakeBackend
 from tests.integration.test_stage_worker import worker
 from tests.messages import messages, spoiled
 from tidepipe.client.async_client import AsyncClient
+from tidepipe.client.errors import DeadlineExceededError
 from tidepipe.cluster.config import ClusterConfig
 from tidepipe.cluster.local import LocalCluster
 from tidepipe.v1 import (
@@ -204,7 +205,10 @@ async def test_a_cluster_refuses_nonsense_and_goes_on(model_path: Path) -> None:
             await asyncio.to_thread(fuzz, addresses[name], file)
         await undrain(cluster.grpc_address)
         async with AsyncClient(cluster.grpc_address) as client:
-            result = await client.generate([1, 2, 3], temperature=0, max_tokens=3, timeout=60)
+            try:
+                result = await client.generate([1, 2, 3], temperature=0, max_tokens=3, timeout=60)
+            except DeadlineExceededError:
+                pytest.fail(f"no answer; the cluster stands so: {await client.status()}")
         assert len(result.token_ids) == 3
         assert not [child.name for child in cluster.children if child.restart_count]
 

@@ -22,7 +22,7 @@ from tidepipe.client.async_batch import run_batch
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.client.collect import Collector
 from tidepipe.client.errors import DeadlineExceededError
-from tidepipe.client.requests import make_request
+from tidepipe.client.requests import WHOLE_ANSWER_GAP_MS, make_request
 from tidepipe.client.status import ClusterStatus
 from tidepipe.client.types import Completion
 
@@ -176,6 +176,7 @@ class BatchRun:
             request_id=item.request.request_id,
             keep_special_tokens=item.request.keep_special_tokens,
             tools=item.request.tools,
+            piece_gap_ms=WHOLE_ANSWER_GAP_MS,
         )
         collector = Collector(request.request_id)
         self._clock.dispatched(time.monotonic())

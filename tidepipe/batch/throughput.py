@@ -15,6 +15,7 @@ from tidepipe.batch.measure import RunClock, cluster_deltas
 from tidepipe.client.async_batch import run_batch
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.client.collect import Collector
+from tidepipe.client.requests import WHOLE_ANSWER_GAP_MS
 from tidepipe.client.types import Completion
 
 
@@ -51,7 +52,9 @@ async def measure_throughput(client: AsyncClient, items: list[WorkloadItem]) -> 
     async def answer(item: WorkloadItem) -> Completion:
         sampling = SamplingParams(temperature=0.0, max_tokens=item.out, ignore_eos=True)
         clock.dispatched(time.monotonic())
-        async with client.stream(item.prompt, sampling, skip_text=True) as stream:
+        async with client.stream(
+            item.prompt, sampling, skip_text=True, piece_gap_ms=WHOLE_ANSWER_GAP_MS
+        ) as stream:
             collector = Collector(stream.request_id)
             async for event in stream:
                 collector.add(event)

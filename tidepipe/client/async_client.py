@@ -20,7 +20,7 @@ from common.wire.timeline import add_piece
 from tidepipe.client.async_batch import run_batch
 from tidepipe.client.async_stream import AsyncStream
 from tidepipe.client.collect import Collector
-from tidepipe.client.requests import check_endpoint, make_request, make_sampling
+from tidepipe.client.requests import WHOLE_ANSWER_GAP_MS, check_endpoint, make_request, make_sampling
 from tidepipe.client.retry import RetryPolicy
 from tidepipe.client.secured import no_answer
 from tidepipe.client.session import GenerationSession
@@ -122,7 +122,12 @@ class AsyncClient:
         DeadlineExceededError. request_id: your own unique id; two calls with one id are one request.
         """
         stream = self.stream(
-            prompt, sampling, model=model, timeout=timeout, request_id=request_id, **parameters
+            prompt,
+            sampling,
+            model=model,
+            timeout=timeout,
+            request_id=request_id,
+            **{"piece_gap_ms": WHOLE_ANSWER_GAP_MS, **parameters},
         )
         collector = Collector(stream.request_id)
         async with stream:
@@ -141,12 +146,14 @@ class AsyncClient:
         skip_text: bool = False,
         ttft_ms: float | None = None,
         tpot_ms: float | None = None,
+        piece_gap_ms: int = 0,
         **parameters: Any,
     ) -> AsyncStream:
         """Answer a prompt piece by piece; parameters as `generate`. Leaving early cancels the request.
 
         skip_text: token ids only, which spares the service work. ttft_ms, tpot_ms: latency wanted until
-        the first token and per token after it; the service's own targets if not given.
+        the first token and per token after it; the service's own targets if not given. piece_gap_ms: you
+        need pieces no more often than this; the end comes at once.
         """
         request = make_request(
             prompt,
@@ -156,6 +163,7 @@ class AsyncClient:
             skip_text=skip_text,
             ttft_ms=ttft_ms,
             tpot_ms=tpot_ms,
+            piece_gap_ms=piece_gap_ms,
         )
         return self.stream_request(request, timeout=timeout)
 

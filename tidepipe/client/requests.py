@@ -18,6 +18,9 @@ from tidepipe.v1 import inference_pb2 as pb
 DISCONNECT_GRACE_MS = 60_000
 """How long the router keeps a request whose client lost its connection: enough to come back."""
 
+WHOLE_ANSWER_GAP_MS = 1000
+"""How often the router reports to a client that wants the answer as a whole: often enough to resume from."""
+
 _SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(SamplingParams))
 
 
@@ -63,6 +66,7 @@ def make_request(
     tools: Sequence[str] = (),
     ttft_ms: float | None = None,
     tpot_ms: float | None = None,
+    piece_gap_ms: int = 0,
 ) -> pb.InferenceRequest:
     """The request; InvalidRequestError if the prompt has a form that no request has."""
     request = pb.InferenceRequest(
@@ -74,6 +78,7 @@ def make_request(
         keep_special_tokens=keep_special_tokens,
         ttft_ms=ttft_ms,
         tpot_ms=tpot_ms,
+        piece_gap_ms=piece_gap_ms,
     )
     if isinstance(prompt, str):
         request.text = prompt

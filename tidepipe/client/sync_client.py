@@ -17,7 +17,7 @@ from common.sampling import SamplingParams
 from common.security.credentials import Credentials
 from common.security.process import own
 from tidepipe.client.async_client import CONTROL_TIMEOUT_S, DEFAULT_TIMEOUT_S
-from tidepipe.client.requests import check_endpoint, make_request, make_sampling
+from tidepipe.client.requests import WHOLE_ANSWER_GAP_MS, check_endpoint, make_request, make_sampling
 from tidepipe.client.retry import RetryPolicy
 from tidepipe.client.secured import no_answer
 from tidepipe.client.session import GenerationSession
@@ -115,7 +115,14 @@ class Client:
         DeadlineExceededError. request_id: your own unique id; two calls with one id are one request.
         """
         return collect(
-            self.stream(prompt, sampling, model=model, timeout=timeout, request_id=request_id, **parameters)
+            self.stream(
+                prompt,
+                sampling,
+                model=model,
+                timeout=timeout,
+                request_id=request_id,
+                **{"piece_gap_ms": WHOLE_ANSWER_GAP_MS, **parameters},
+            )
         )
 
     def stream(
@@ -129,12 +136,14 @@ class Client:
         skip_text: bool = False,
         ttft_ms: float | None = None,
         tpot_ms: float | None = None,
+        piece_gap_ms: int = 0,
         **parameters: Any,
     ) -> Stream:
         """Answer a prompt piece by piece; parameters as `generate`. Leaving early cancels the request.
 
         skip_text: token ids only, which spares the service work. ttft_ms, tpot_ms: latency wanted until
-        the first token and per token after it; the service's own targets if not given.
+        the first token and per token after it; the service's own targets if not given. piece_gap_ms: you
+        need pieces no more often than this; the end comes at once.
         """
         request = make_request(
             prompt,
@@ -144,6 +153,7 @@ class Client:
             skip_text=skip_text,
             ttft_ms=ttft_ms,
             tpot_ms=tpot_ms,
+            piece_gap_ms=piece_gap_ms,
         )
         session = GenerationSession(
             request, timeout_s=self._timeout if timeout is None else timeout, policy=self._retry

@@ -14,6 +14,7 @@ import torch
 
 from stage_worker.models.native.build import BuildError, Variant, compiled, usable_variants
 from stage_worker.pages import Arena
+from stage_worker.priority import compute_as_batch_work
 
 SWITCH = "TIDEPIPE_NATIVE"
 """Environment variable; 0 leaves everything to PyTorch."""
@@ -37,7 +38,9 @@ class NativeKernels:
         self.pair = 2 if dtype == torch.bfloat16 else 1
         self.threads = threads
         self.arena = Arena()
-        self._pool = ThreadPoolExecutor(threads - 1, "kernels") if threads > 1 else None
+        self._pool = (
+            ThreadPoolExecutor(threads - 1, "kernels", compute_as_batch_work) if threads > 1 else None
+        )
         library = ctypes.CDLL(os.fsdecode(compiled(variant, bfloat16=dtype == torch.bfloat16)))
         self.product = _kernel(library, "tidepipe_product")
         self.norm = _kernel(library, "tidepipe_norm")
