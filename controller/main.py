@@ -79,6 +79,7 @@ def _check_policy(name: str) -> None:
 
 def _blueprint(options: argparse.Namespace, about: StageAbout, pipeline: Pipeline) -> Blueprint:
     device = about.device.partition(":")[0]
+    # On a CPU a step of few rows takes no longer than its results' way through here: always one batch more.
     ranges = [stage.account.layers for stage in pipeline.stages]
     return Blueprint(
         policy=options.policy,
@@ -90,7 +91,7 @@ def _blueprint(options: argparse.Namespace, about: StageAbout, pipeline: Pipelin
         modelled=options.hardware is not None or device == "cpu",
         block_size=options.block_size,
         prefill_tokens=options.prefill_tokens or PREFILL_TOKENS.get(device, 256),
-        microbatches=options.microbatches,
+        microbatches=options.microbatches or (len(ranges) + 1 if device == "cpu" else 0),
         max_sequences=options.max_sequences,
         max_running=options.max_running,
         reserve=options.reserve,

@@ -52,6 +52,7 @@ def peers(places: Places) -> Mapping[str, Peer]:
     two_stages = ("--stages", "2", "--dtype", "bfloat16")
     every: tuple[Peer, ...] = (
         TidePipe(places, "tidepipe-bf16", two_stages),
+        TidePipe(places, "tidepipe-td-pipe", (*two_stages, "--policy", "td-pipe")),
         TidePipe(places, "tidepipe-int8", (*two_stages, "--quantization", "int8")),
         Vllm(places, replicas=2, pipeline=1),
         Vllm(places, replicas=1, pipeline=2),
