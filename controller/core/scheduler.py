@@ -14,9 +14,10 @@ from collections.abc import Callable
 from common.latency.correction import LearningCost
 from common.latency.work import work_of
 from common.plan import Phase, SampledTokens
-from common.sampling import FinishReason, PositionLogprobs, SamplingParams
-from controller.core.actions import Action, Emit, Finish, Reason, Refusal, Refused
+from common.sampling import FinishReason
+from controller.core.actions import Action, Finish, Reason
 from controller.core.admission import WaitingLine
+from controller.core.arrivals import new_sequence, refusal
 from controller.core.changeover import take_over
 from controller.core.decode import DecodeBatches, MicroBatch
 from controller.core.events import (
@@ -31,6 +32,7 @@ from controller.core.events import (
     StepDone,
     Tick,
 )
+from controller.core.harvest import take_tokens
 from controller.core.ledger import KvLedger
 from controller.core.policies import Policy, TemporalPolicy
 from controller.core.sequence import Sequence, State
@@ -42,7 +44,6 @@ __all__ = ["Scheduler", "SchedulerConfig"]
 
 MAX_FAILURES = 3
 """Failed steps after which a sequence that was part of all of them is given up."""
-_NONE: frozenset[int] = frozenset()
 
 
 class Scheduler:
@@ -139,54 +140,24 @@ class Scheduler:
         return actions
 
     def _arrived(self, arrivals: tuple[NewSequence, ...], now: float) -> None:
-        taken = [self._new_sequence(arrival, now) for arrival in arrivals if self._acceptable(arrival)]
+        taken = [sequence for arrival in arrivals if (sequence := self._take(arrival, now))]
         self.state.waiting.add(taken)
         for sequence in taken:
             if len(sequence.output) >= sequence.max_tokens:
                 self._end(sequence, FinishReason.LENGTH)
 
-    def _acceptable(self, arrival: NewSequence) -> bool:
+    def _take(self, arrival: NewSequence, now: float) -> Sequence | None:
+        """None: it is here already, or was refused."""
         if arrival.sequence_id in self.sequences:
-            return False
-        refusal: Refused | None = None
-        room = self.longest_sequence - len(arrival.prompt)
-        if len(self.sequences) >= self.config.max_sequences:
-            detail = f"{len(self.sequences)} sequences are here already, the most that are accepted"
-            refusal = Refused(arrival.sequence_id, Refusal.QUEUE_FULL, detail)
-        elif room < 1 or not arrival.prompt:
-            detail = (
-                f"the prompt has {len(arrival.prompt)} tokens; it must have at least 1 and leave room for "
-                f"output within {self.longest_sequence} tokens"
-            )
-            refusal = Refused(arrival.sequence_id, Refusal.INVALID, detail)
-        if refusal:
-            self.state.actions.append(refusal)
-        return refusal is None
-
-    def _new_sequence(self, arrival: NewSequence, now: float) -> Sequence:
-        room = self.longest_sequence - len(arrival.prompt)
-        limit = arrival.sampling.max_tokens
-        sequence = Sequence(
-            sequence_id=arrival.sequence_id,
-            prompt=arrival.prompt,
-            sampling=arrival.sampling,
-            max_tokens=room if limit is None else min(limit, room),
-            arrived=now,
-            deadline=arrival.deadline,
-            output=list(arrival.output),
-            given=len(arrival.output),
-            first_token_due=arrival.first_token_due,
-            tpot_s=arrival.tpot_s,
-            end_tokens=self._end_tokens(arrival.sampling),
-        )
-        self.sequences[sequence.sequence_id] = sequence
+            return None
+        longest = self.longest_sequence
+        refused = refusal(arrival, longest, len(self.sequences), self.config.max_sequences)
+        if refused is not None:
+            self.state.actions.append(refused)
+            return None
+        sequence = self.sequences[arrival.sequence_id] = new_sequence(arrival, longest, self._eos, now)
         self._deadlines += sequence.deadline is not None
         return sequence
-
-    def _end_tokens(self, sampling: SamplingParams) -> frozenset[int]:
-        if not sampling.stop_token_ids:
-            return _NONE if sampling.ignore_eos else self._eos
-        return frozenset(sampling.stop_token_ids) | (_NONE if sampling.ignore_eos else self._eos)
 
     def _stages_ready(self, event: StagesReady) -> None:
         microbatches = self.config.microbatches or self.policy.microbatches(event.stages)
@@ -240,22 +211,15 @@ class Scheduler:
         state.stats.count_step(step.tokens - step.decode_rows, step.decode_rows)
 
     def _take_tokens(self, step: Step, sampled: SampledTokens, now: float) -> None:
-        """Append what was sampled; end, review or place whoever it is time for."""
-        due: list[tuple[Sequence, int]] = []
-        # Once per sequence and step, and so the most expensive loop of the controller.
-        for sequence, token in zip(step.sampled, sampled.token_ids, strict=True):
-            length = sequence.length + 1
-            if length >= sequence.look_at or token in sequence.end_tokens:
-                due.append((sequence, token))
-            else:
-                sequence.length = length
-                sequence.output.append(token)
-        kept, stopped, dropped = _sort_out(due)
-        self._deliver(step.sampled, sampled, dropped)
-        for sequence, token in stopped:
+        """End, review or place whoever it is time for."""
+        harvest = take_tokens(step.sampled, sampled)
+        if harvest.emit is not None:
+            self.state.stats.output_tokens += len(harvest.emit.token_ids)
+            self.state.actions.append(harvest.emit)
+        for sequence, token in harvest.stopped:
             self._end(sequence, FinishReason.STOP, token, batch=step.batch)
         state = self.state
-        for sequence in kept:
+        for sequence in harvest.due:
             if len(sequence.output) >= sequence.max_tokens:
                 self._end(sequence, FinishReason.LENGTH, batch=step.batch)
                 continue
@@ -267,24 +231,6 @@ class Scheduler:
                 if sequence.first_token_at is None:
                     sequence.first_token_at = now
                 self.policy.place(state, sequence, step.batch)
-
-    def _deliver(self, rows: tuple[Sequence, ...], sampled: SampledTokens, dropped: set[Sequence]) -> None:
-        """Emit the tokens of all rows but the dropped ones."""
-        token_ids, logprobs = sampled.token_ids, sampled.logprobs
-        if dropped:
-            kept = [index for index, sequence in enumerate(rows) if sequence not in dropped]
-            rows = tuple([rows[index] for index in kept])
-            token_ids = tuple([token_ids[index] for index in kept])
-            logprobs = tuple([logprobs[index] for index in kept]) if logprobs else ()
-        if not rows:
-            return
-        self.state.stats.output_tokens += len(rows)
-        wanted: list[PositionLogprobs | None] = [
-            None if sequence.sampling.logprobs is None else own
-            for sequence, own in zip(rows, logprobs, strict=False)
-        ]
-        ids = tuple([sequence.sequence_id for sequence in rows])
-        self.state.actions.append(Emit(ids, token_ids, tuple(wanted)))
 
     # -- life of a sequence -------------------------------------------------------------------------
 
@@ -313,22 +259,3 @@ class Scheduler:
                 sequence.sequence_id, reason, len(sequence.output), stop_token, error, sequence.preemptions
             )
         )
-
-
-def _sort_out(
-    due: list[tuple[Sequence, int]],
-) -> tuple[list[Sequence], list[tuple[Sequence, int]], set[Sequence]]:
-    """Of sequences with their next tokens: those that keep it (appended here), those that it ends, and all
-    whose token is not delivered: besides those it ends, whoever was cancelled while it was in flight."""
-    kept, stopped, dropped = [], [], set()
-    for sequence, token in due:
-        if sequence.state is State.ENDED:
-            dropped.add(sequence)
-        elif token in sequence.end_tokens:
-            dropped.add(sequence)
-            stopped.append((sequence, token))
-        else:
-            sequence.output.append(token)
-            sequence.length += 1
-            kept.append(sequence)
-    return kept, stopped, dropped
