@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import structlog
 
 from common.errors import InvalidRequestError, UnavailableError
-from common.lengths.prompt import PromptFeatures
-from common.lengths.request import NO_PROMPT
 from common.plan import SampledTokens
 from common.pulse import Pulse
 from common.results import ResultsHub
-from common.sampling import FinishReason, SamplingParams
 from common.wire.sampling import logprobs_from_wire
 from controller.core.actions import (
     Action,
@@ -29,7 +25,6 @@ from controller.core.actions import (
 from controller.core.events import (
     Event,
     LengthPredicted,
-    NewSequence,
     PolicyChosen,
     SequenceCancelled,
     SequencesArrived,
@@ -40,12 +35,13 @@ from controller.core.events import (
 )
 from controller.core.policies.catalog import LIVE_POLICIES
 from controller.core.scheduler import Scheduler
-from controller.core.sequence import Sequence as CoreSequence
+from controller.drivers.asked_lengths import AskedLengths
 from controller.drivers.course import Course
 from controller.drivers.journal import Journal
-from controller.drivers.lengths import Features, LengthOracle
+from controller.drivers.lengths import LengthOracle
 from controller.drivers.pipeline import Pipeline
 from controller.drivers.stage_client import StageAbout, StageLostError
+from controller.drivers.submission import Submission
 from controller.drivers.witness import Witness
 from tidepipe.v1 import stage_pb2
 
@@ -53,23 +49,6 @@ TICK_S = 0.1
 ABANDONED_AFTER_S = 15.0
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """A sequence as a router hands it over; deadline in seconds from now, or None.
-
-    first_token_due_s: time left of its TTFT target, may be below 0. tpot_s: per further token. None: none.
-    """
-
-    sequence_id: str
-    prompt: tuple[int, ...]
-    output: tuple[int, ...]
-    sampling: SamplingParams
-    deadline_s: float | None
-    first_token_due_s: float | None = None
-    tpot_s: float | None = None
-    features: PromptFeatures = NO_PROMPT
 
 
 class LiveInstance:
@@ -96,13 +75,13 @@ class LiveInstance:
         self.draining = False
         self.serving = False
         self.detail = "stages are loading"
+        self._asked = AskedLengths(self.lengths, self._predicted)
         self._make_scheduler = make_scheduler
         self._journal = journal
         self._witness = witness
         self._scheduler: Scheduler | None = None
         self._on_serving = on_serving
         self._ordinals: dict[str, int] = {}
-        self._features: dict[str, Features] = {}
         self._refused: list[Refused] = []
 
     @property
@@ -183,42 +162,20 @@ class LiveInstance:
         scheduler = self.scheduler
         now = self.now()
         self._ordinals[router_id] = ordinal
-        arrivals = []
-        texts = {one.sequence_id: one.features for one in submissions}
+        fresh = []
         for one in submissions:
-            if one.sequence_id in self.hub.records:
-                continue
-            self.hub.open(one.sequence_id, router_id, one.output, now)
-            deadline = None if one.deadline_s is None else now + one.deadline_s
-            due = None if one.first_token_due_s is None else now + one.first_token_due_s
-            arrivals.append(
-                NewSequence(one.sequence_id, one.prompt, one.sampling, one.output, deadline, due, one.tpot_s)
-            )
-        self._hear(SequencesArrived(tuple(arrivals)))
+            if one.sequence_id not in self.hub.records:
+                self.hub.open(one.sequence_id, router_id, one.output, now)
+                fresh.append(one)
+        self._hear(SequencesArrived(tuple([one.arrival(now) for one in fresh])))
         self.changed.beat()
         refused, self._refused = {one.sequence_id: one for one in self._refused}, []
         for sequence_id in refused:
             self.hub.forget(sequence_id)
-        for arrival in arrivals:
-            if sequence := scheduler.sequences.get(arrival.sequence_id):
-                self._ask_length(sequence, texts[arrival.sequence_id])
+        for one in fresh:
+            if sequence := scheduler.sequences.get(one.sequence_id):
+                self._asked.ask(sequence, one.features)
         return refused
-
-    def _ask_length(self, sequence: CoreSequence, prompt: PromptFeatures) -> None:
-        if sequence.sampling.ignore_eos and not sequence.sampling.stop_token_ids:
-            # It ends at its limit; that says nothing of other answers.
-            self._predicted(sequence.sequence_id, float(sequence.max_tokens), float(sequence.max_tokens))
-            return
-        features = Features(
-            sequence.sequence_id,
-            len(sequence.prompt),
-            sequence.max_tokens,
-            sequence.sampling.temperature,
-            prompt,
-            len(sequence.output),
-        )
-        self._features[sequence.sequence_id] = features
-        self.lengths.ask(features)
 
     def heard_of(self, router_id: str) -> int:
         """The ordinal of the router's last hand-over; 0 before the first one."""
@@ -280,10 +237,7 @@ class LiveInstance:
             case Finish():
                 self.hub.finish(action)
                 self.changed.beat()
-                features = self._features.pop(action.sequence_id, None)
-                if features and action.reason is not FinishReason.ERROR:
-                    censored = action.reason is not FinishReason.STOP
-                    self.lengths.observe(features, action.output_tokens, censored)
+                self._asked.ended(action)
             case Refused():
                 self._refused.append(action)
             case PhaseSwitched():

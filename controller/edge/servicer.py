@@ -15,7 +15,8 @@ from common.wire.prompt import prompt_from_wire
 from common.wire.sampling import sampling_from_wire
 from controller.core.actions import Refusal, Refused
 from controller.core.report import instance_report, step_costs
-from controller.drivers.live import LiveInstance, Submission
+from controller.drivers.live import LiveInstance
+from controller.drivers.submission import Submission
 from controller.edge.report import WAIT_BETWEEN_S, interval_s, report_to_wire
 from controller.edge.status import instance_status
 from tidepipe.v1 import controller_pb2, controller_pb2_grpc
