@@ -96,7 +96,7 @@ class Fleet:
             raise InvalidRequestError(f"{instance_id} is being stopped already")
         link.set_aside = not resume
         if not resume:
-            self._dispatcher.silent(link)
+            self._dispatcher.attendance.silent(link)
         self._note(f"{instance_id} {'takes requests again' if resume else 'is draining'}: by hand")
         return len(link.placements)
 
@@ -147,7 +147,7 @@ class Fleet:
         assert self._group is not None, "the fleet runs before anybody is served"
         link = self.link(instance_id)
         link.set_aside = True
-        self._dispatcher.silent(link)
+        self._dispatcher.attendance.silent(link)
         self.stopping.add(instance_id)
         self._note(f"{instance_id} leaves when its {len(link.placements)} sequences are done: {why}")
         self._group.create_task(self._stop(link))

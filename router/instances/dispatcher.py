@@ -18,12 +18,6 @@ from router.core.events import (
     Event,
     Expired,
     FirstToken,
-    InstanceDraining,
-    InstanceJoined,
-    InstanceLeft,
-    InstanceReconnected,
-    InstanceReported,
-    InstanceResumed,
     QueueFull,
     Regrouped,
     RequestArrived,
@@ -33,12 +27,11 @@ from router.core.events import (
 )
 from router.core.overall import OverallScheduler
 from router.core.request import RouteRequest
+from router.instances.attendance import Attendance
 from router.instances.link import InstanceLink
 from router.instances.placement import Placement, Stay
-from router.instances.report import status_from_wire
 from router.instances.sequence import RoutedSequence
 from router.instances.waiting import WaitingRules
-from tidepipe.v1 import controller_pb2
 
 TICK_S = 0.1
 BOUNCE_PAUSE_S = 0.25
@@ -68,54 +61,14 @@ class Dispatcher:
         self.moved = 0
         self.scheduler = scheduler
         self.on_scaling: Callable[[ScalingWish], None] = lambda wish: None
+        self.attendance = Attendance(scheduler, self.hear, self.changed, clock)
         self._name_stay = name_stay
         self._clock = clock
         self._rules = rules
-        self._links: dict[str, InstanceLink] = {}
         self._pending: dict[str, RoutedSequence] = {}
         self._placed: dict[str, tuple[InstanceLink, Placement]] = {}
         self._bounced: list[tuple[float, RoutedSequence]] = []
         self._last_open = clock()
-
-    # -- instances ----------------------------------------------------------------------------------
-
-    def attach(self, link: InstanceLink) -> None:
-        """Use an instance from its first report on."""
-        self._links[link.instance_id] = link
-        self.wake()
-
-    def detach(self, link: InstanceLink) -> None:
-        """Use an instance no more; its sequences come back when the link is closed."""
-        if self._links.get(link.instance_id) is link:
-            del self._links[link.instance_id]
-            self.hear(InstanceLeft(link.instance_id))
-        self.wake()
-
-    def reported(self, link: InstanceLink, report: controller_pb2.InstanceReport) -> None:
-        """Part of LinkHost."""
-        name = link.instance_id
-        if self._links.get(name) is not link or not link.open or not report.serving:
-            self.silent(link)
-            return
-        view = self.scheduler.view(name)
-        if view is None:
-            self.hear(InstanceJoined(link.core_facts(report.costs)))
-            link.restart_count()
-        elif view.draining:
-            self.hear(InstanceResumed(name))
-        self.hear(InstanceReported(name, status_from_wire(report, self._clock(), link.count_base)))
-
-    def silent(self, link: InstanceLink) -> None:
-        """Part of LinkHost."""
-        view = self.scheduler.view(link.instance_id)
-        if view is None or self._links.get(link.instance_id) is not link:
-            return
-        if link.draining or link.set_aside:
-            if not view.draining:
-                self.hear(InstanceDraining(link.instance_id))
-        elif view.status is not None:
-            link.restart_count()
-            self.hear(InstanceReconnected(link.instance_id))
 
     # -- sequences ----------------------------------------------------------------------------------
 
@@ -145,16 +98,16 @@ class Dispatcher:
         return self.scheduler.why_waiting(sequence.key)
 
     def began(self, placement: Placement) -> None:
-        """Part of LinkHost."""
+        """Part of StayHost."""
         self.hear(FirstToken(self._clock() - placement.sequence.arrived))
 
     def ended(self, placement: Placement) -> None:
-        """Part of LinkHost."""
+        """Part of StayHost."""
         self._placed.pop(placement.sequence.key, None)
         self.changed.beat()
 
     def give_back(self, placements: Sequence[Placement], reason: str) -> None:
-        """Part of LinkHost."""
+        """Part of StayHost."""
         self.moved += len(placements)
         log.info("sequences came back", count=len(placements), reason=reason)
         for placement in placements:
@@ -167,12 +120,12 @@ class Dispatcher:
                 self._arrive(sequence)
 
     def refused(self, placement: Placement, error: TidePipeError) -> None:
-        """Part of LinkHost."""
+        """Part of StayHost."""
         self._leave(placement)
         placement.sequence.fail(error)
 
     def wake(self) -> None:
-        """Part of LinkHost."""
+        """Part of StayHost."""
         self.changed.beat()
 
     async def run(self) -> None:
@@ -180,7 +133,7 @@ class Dispatcher:
         while True:
             await asyncio.sleep(TICK_S)
             now = self._clock()
-            if self._somewhere:
+            if self.attendance.anyone:
                 self._last_open = now
             rested = [sequence for until, sequence in self._bounced if until <= now]
             self._bounced = [entry for entry in self._bounced if entry[0] > now]
@@ -219,12 +172,8 @@ class Dispatcher:
     def _arrive(self, sequence: RoutedSequence) -> None:
         self._pending[sequence.key] = sequence
         policy, now = self.scheduler.policy_name, self._clock()
-        self.hear(RequestArrived(self._rules.request(sequence, policy, now, nowhere=not self._somewhere)))
-
-    @property
-    def _somewhere(self) -> bool:
-        """Is there an instance at all?"""
-        return any(link.open for link in self._links.values())
+        nowhere = not self.attendance.anyone
+        self.hear(RequestArrived(self._rules.request(sequence, policy, now, nowhere=nowhere)))
 
     def _place(self, action: Route) -> None:
         choice = action.choice
@@ -234,7 +183,7 @@ class Dispatcher:
         if sequence is None:  # it ended while the core's other wishes were carried out
             self.hear(RequestWithdrawn(key, choice.instance_id))
             return
-        link = self._links[choice.instance_id]
+        link = self.attendance[choice.instance_id]
         log.debug(
             "routed",
             sequence=sequence.key,
@@ -268,7 +217,7 @@ class Dispatcher:
         sequence = self._pending.get(key)
         if sequence is None:
             return
-        longest = max((link.context_length for link in self._links.values() if link.open), default=0)
+        longest = self.attendance.longest
         if longest >= action.request.longest and not self._rules.sheds(sequence, self.scheduler.policy_name):
             self._arrive(sequence)  # its turn will come: there is an instance that can take it
         elif longest:

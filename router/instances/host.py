@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from common.errors import TidePipeError
 from router.instances.placement import Placement
 
-if TYPE_CHECKING:
-    from router.instances.link import InstanceLink
-    from tidepipe.v1 import controller_pb2
 
-
-class LinkHost(Protocol):
-    """Gets sequences and reports from links. No call blocks."""
-
-    def reported(self, link: InstanceLink, report: controller_pb2.InstanceReport) -> None:
-        """The instance says how it stands."""
-        ...
-
-    def silent(self, link: InstanceLink) -> None:
-        """The instance says nothing any more."""
-        ...
+class StayHost(Protocol):
+    """Hears how stays go on, and gets sequences back. No call blocks."""
 
     def began(self, placement: Placement) -> None:
         """A sequence has got its first token."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 import structlog
 
 from common.sampling import FinishReason
-from router.instances.host import LinkHost
+from router.instances.host import StayHost
 from router.instances.placement import Placement, PlacementTable, Stay
 from router.instances.sequence import Progress
 from router.instances.wire import news_from_wire
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 class ResultIntake:
     """Passes news on to sequences; finds out which stays are over."""
 
-    def __init__(self, placements: PlacementTable, host: LinkHost, cancel: Callable[[str], None]) -> None:
+    def __init__(self, placements: PlacementTable, host: StayHost, cancel: Callable[[str], None]) -> None:
         """cancel: tells the instance to end a stay."""
         self._placements = placements
         self._host = host

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import grpc
 import structlog
@@ -16,7 +17,7 @@ from router.core.prefill import PrefillTime
 from router.core.view import InstanceFacts as CoreFacts
 from router.instances.cancellations import Cancellations
 from router.instances.handover import HandOver
-from router.instances.host import LinkHost
+from router.instances.host import StayHost
 from router.instances.intake import ResultIntake
 from router.instances.model_facts import InstanceFacts, instance_facts
 from router.instances.placement import Placement, PlacementTable, Stay
@@ -42,6 +43,18 @@ class InstanceAddress:
     incarnation: str
 
 
+class ReportHost(Protocol):
+    """Hears how instances stand. No call blocks."""
+
+    def reported(self, link: InstanceLink, report: pb.InstanceReport) -> None:
+        """The instance says how it stands."""
+        ...
+
+    def silent(self, link: InstanceLink) -> None:
+        """The instance says nothing any more."""
+        ...
+
+
 class InstanceLink:
     """One instance, its connection, and the sequences that the router has there."""
 
@@ -49,7 +62,8 @@ class InstanceLink:
         self,
         announced: InstanceAddress,
         router_id: str,
-        host: LinkHost,
+        host: StayHost,
+        reports: ReportHost,
         admit: Callable[[InstanceFacts], None],
         clock: Callable[[], float],
     ) -> None:
@@ -68,6 +82,7 @@ class InstanceLink:
         self._routed = 0
         self._costs: ReportedCost | None = None
         self._host = host
+        self._reports = reports
         self._admit = admit
         self._clock = clock
         self._log = log.bind(instance=announced.instance_id)
@@ -209,10 +224,10 @@ class InstanceLink:
         self.last_report, self.reported_at = report, self._clock()
         if self._costs is not None:
             self._costs.update(report.costs)
-        self._host.reported(self, report)
+        self._reports.reported(self, report)
 
     def _silent(self) -> None:
-        self._host.silent(self)
+        self._reports.silent(self)
 
     async def _describe(self) -> None:
         message = await self._stub.Describe(pb.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S)

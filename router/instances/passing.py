@@ -68,7 +68,7 @@ class Passing:
                 raise from_rpc_error(error) from error
         self._passed[link.instance_id] = _Passed(address, self._clock())
         link.set_aside = True
-        self._dispatcher.silent(link)
+        self._dispatcher.attendance.silent(link)
         return len(link.placements)
 
     def whereabouts(self, instance_id: str) -> str:

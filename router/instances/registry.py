@@ -127,7 +127,10 @@ class InstanceRegistry:
     async def _join(self, announced: InstanceAddress, lease_s: float) -> None:
         if self._group is None:
             raise UnavailableError("this router is not running")
-        link = InstanceLink(announced, self._router_id, self._dispatcher, self._admit, self._clock)
+        attendance = self._dispatcher.attendance
+        link = InstanceLink(
+            announced, self._router_id, self._dispatcher, attendance, self._admit, self._clock
+        )
         try:
             await link.describe()
         except BaseException:
@@ -135,7 +138,7 @@ class InstanceRegistry:
             raise
         task = self._group.create_task(self._work(link))
         self._entries[announced.instance_id] = _Entry(link, task, self._clock() + lease_s)
-        self._dispatcher.attach(link)
+        attendance.attach(link)
         log.info("instance registered", instance=announced.instance_id, address=announced.address)
 
     async def _work(self, link: InstanceLink) -> None:
@@ -159,7 +162,7 @@ class InstanceRegistry:
         await asyncio.wait([entry.task])
 
     def _forget(self, link: InstanceLink) -> None:
-        self._dispatcher.detach(link)
+        self._dispatcher.attendance.detach(link)
         entry = self._entries.get(link.instance_id)
         if entry is not None and entry.link is link:
             del self._entries[link.instance_id]
