@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,16 +11,17 @@ from types import TracebackType
 from typing import Self
 from zlib import crc32
 
-from common.errors import ConfigError, NotFoundError, OverloadedError, TidePipeError, UnavailableError
+from common.errors import ConfigError, TidePipeError, UnavailableError
 from common.model_source import resolve_model
 from common.security.credentials import Credentials
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.cluster.child import Child, ChildSpec, ClusterError
 from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.instance import WORKER_KILL_AFTER_S, LocalInstance
+from tidepipe.cluster.local_instances import LocalInstances
 from tidepipe.cluster.measured import with_kept_profile
 from tidepipe.cluster.plan import predictor_spec, router_spec
 from tidepipe.cluster.ports import choose_port, join
+from tidepipe.cluster.processes import Processes
 from tidepipe.cluster.scrape_targets import write_targets
 from tidepipe.cluster.security import ClusterSecurity
 from tidepipe.provision.provisioner import InstanceProvisioner, ProvisionedInstance
@@ -29,7 +29,6 @@ from tidepipe.provision.servicer import serve_provisioner
 
 LENGTH_MODEL_FACTS = "model.json"
 REGISTERED_S = 60.0
-MAX_INSTANCES = 64
 REGISTERED_POLL_S = 0.1
 
 
@@ -41,13 +40,8 @@ class LocalCluster:
 
     def __init__(self, config: ClusterConfig) -> None:
         self.config = config
-        self.children: list[Child] = []
-        self.members: dict[str, LocalInstance] = {}
-        self._numbers = itertools.count()
-        self._predictor_address = ""
-        self._machines: InstanceProvisioner = self
-        self._keeper_group: asyncio.TaskGroup | None = None
-        self._keeper_tasks: dict[Child, asyncio.Task[None]] = {}
+        self._processes = Processes()
+        self._machines: InstanceProvisioner | None = None
         self._serving = contextlib.AsyncExitStack()
         self.grpc_address = ""
         self.http_address = ""
@@ -90,11 +84,10 @@ class LocalCluster:
         assert self._run_dir is not None
         state = self._run_dir / _state_name(config.predictor)
         predictor = self._child(predictor_spec(config, state), join(config.host, choose_port(config.host, 0)))
-        self._predictor_address = predictor.address
-        self._machines = await self._open_machines()
+        self._machines = machines = await self._open_machines(predictor.address)
         provisioner = await self._serving.enter_async_context(
             serve_provisioner(
-                self._machines,
+                machines,
                 join(config.host, choose_port(config.host, 0)),
                 self._security.provisioner if self._security else None,
             )
@@ -112,7 +105,7 @@ class LocalCluster:
                 group.create_task(predictor.start())
                 group.create_task(router.start())
                 for _ in range(config.instances):
-                    group.create_task(self._machines.start_instance())
+                    group.create_task(machines.start_instance())
         except* TidePipeError as failures:
             raise _first(failures) from None
         self._keepers = asyncio.create_task(self._keep_alive(), name="keep the cluster alive")
@@ -131,13 +124,16 @@ class LocalCluster:
         if self._keepers is not None:
             self._keepers.cancel()
             await asyncio.gather(self._keepers, return_exceptions=True)
-        # Router and controllers drain, for which they need the workers; those have nothing to wait for then.
-        await asyncio.gather(*(child.stop() for child in self.children if child.relies_on_others))
-        await asyncio.gather(*(child.stop(WORKER_KILL_AFTER_S) for child in self.children))
+        await self._processes.stop()
         if self._security is not None:
             await asyncio.to_thread(self._security.close)
         if self._run_dir is not None and self.config.run_dir is None and not keep_logs:
             await asyncio.to_thread(shutil.rmtree, self._run_dir, ignore_errors=True)
+
+    @property
+    def children(self) -> list[Child]:
+        """All processes."""
+        return list(self._processes)
 
     @property
     def credentials(self) -> Credentials | None:
@@ -168,89 +164,32 @@ class LocalCluster:
         log_file = self.log_dir / f"{spec.name}.log" if self.log_dir else None
         environment = self._security.environment(spec.module) if self._security else None
         child = Child(spec, listen, log_file, environment)
-        self.children.append(child)
+        self._processes.add(child)
         return child
 
     def provisioned(self) -> list[ProvisionedInstance]:
         """The instances, wherever they run."""
-        return self._machines.instances()
+        return self._machines.instances() if self._machines else []
 
-    # -- instances that come and go: an InstanceProvisioner ---------------------------------------------
-
-    async def start_instance(self) -> ProvisionedInstance:
-        """Part of InstanceProvisioner."""
-        if len(self.members) >= MAX_INSTANCES:
-            raise OverloadedError(
-                f"this cluster has {len(self.members)} instances, as many as it may", 60_000
-            )
-        instance = await self._start_instance()
-        return self._provisioned(instance)
-
-    async def stop_instance(self, instance_id: str) -> None:
-        """Part of InstanceProvisioner."""
-        instance = self.members.pop(instance_id, None)
-        if instance is None:
-            names = ", ".join(self.members) or "none"
-            raise NotFoundError(f"this cluster has no instance {instance_id}; it has: {names}")
-        for child in instance.children:
-            if (task := self._keeper_tasks.pop(child, None)) is not None:
-                task.cancel()
-        await instance.stop()
-        for child in instance.children:
-            self.children.remove(child)
-
-    def instances(self) -> list[ProvisionedInstance]:
-        """Part of InstanceProvisioner."""
-        return [self._provisioned(instance) for instance in self.members.values() if instance.controller]
-
-    @staticmethod
-    def _provisioned(instance: LocalInstance) -> ProvisionedInstance:
-        assert instance.controller is not None, "it has been started"
-        pids = ", ".join(str(child.pid) for child in instance.children)
-        return ProvisionedInstance(instance.name, instance.controller.address, f"this machine, pids {pids}")
-
-    async def _open_machines(self) -> InstanceProvisioner:
+    async def _open_machines(self, predictor: str) -> InstanceProvisioner:
         """Who starts instances: we ourselves, or Ray."""
         if self.config.provisioner == "local":
-            return self
+            return LocalInstances(
+                self.config, self._processes, self._child, router=self.grpc_address, predictor=predictor
+            )
         from tidepipe.provision.ray import RayProvisioner
 
         security = self._security
         assert security is not None, "it is prepared before anything is started"
-        machines = RayProvisioner(
-            self.config, self.grpc_address, self._predictor_address, security.environment
-        )
+        machines = RayProvisioner(self.config, self.grpc_address, predictor, security.environment)
         await machines.connect()
         # Before anything that its controllers need is ended.
         self._serving.push_async_callback(machines.close)
         return machines
 
-    async def _start_instance(self) -> LocalInstance:
-        instance = LocalInstance(self.config, next(self._numbers), self._child)
-        try:
-            await instance.start(self.grpc_address, self._predictor_address)
-        except BaseException:
-            await instance.stop()
-            for child in instance.children:
-                self.children.remove(child)
-            raise
-        self.members[instance.name] = instance
-        for child in instance.children:
-            self._keep(child)
-        return instance
-
-    def _keep(self, child: Child) -> None:
-        """Restart it from now on when it dies; before the keepers run, they find it among the children."""
-        if self._keeper_group is not None:
-            self._keeper_tasks[child] = self._keeper_group.create_task(child.keep_alive())
-
     async def _keep_alive(self) -> None:
         try:
-            async with asyncio.TaskGroup() as group:
-                self._keeper_group = group
-                for child in self.children:
-                    self._keep(child)
-                await asyncio.Event().wait()
+            await self._processes.keep_alive()
         except* ClusterError as failures:
             raise _first(failures) from None
 

@@ -1,0 +1,79 @@
+"""The instances of a local cluster, which come and go: an InstanceProvisioner for this machine."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+from common.errors import NotFoundError, OverloadedError
+from tidepipe.cluster.child import Child, ChildSpec
+from tidepipe.cluster.config import ClusterConfig
+from tidepipe.cluster.instance import LocalInstance
+from tidepipe.cluster.processes import Processes
+from tidepipe.provision.provisioner import ProvisionedInstance
+
+MAX_INSTANCES = 64
+
+
+class LocalInstances:
+    """Starts and ends them; see InstanceProvisioner."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        processes: Processes,
+        make_child: Callable[[ChildSpec, str], Child],
+        *,
+        router: str,
+        predictor: str,
+    ) -> None:
+        """make_child: a child among the processes, listening on an address. router, predictor: HOST:PORT."""
+        self._config = config
+        self._processes = processes
+        self._make_child = make_child
+        self._router = router
+        self._predictor = predictor
+        self._numbers = itertools.count()
+        self._members: dict[str, LocalInstance] = {}
+
+    async def start_instance(self) -> ProvisionedInstance:
+        """Part of InstanceProvisioner."""
+        if len(self._members) >= MAX_INSTANCES:
+            raise OverloadedError(
+                f"this cluster has {len(self._members)} instances, as many as it may", 60_000
+            )
+        instance = LocalInstance(self._config, next(self._numbers), self._make_child)
+        try:
+            await instance.start(self._router, self._predictor)
+        except BaseException:
+            await self._end(instance)
+            raise
+        self._members[instance.name] = instance
+        for child in instance.children:
+            self._processes.keep(child)
+        return _provisioned(instance)
+
+    async def stop_instance(self, instance_id: str) -> None:
+        """Part of InstanceProvisioner."""
+        instance = self._members.pop(instance_id, None)
+        if instance is None:
+            names = ", ".join(self._members) or "none"
+            raise NotFoundError(f"this cluster has no instance {instance_id}; it has: {names}")
+        for child in instance.children:
+            self._processes.let_go(child)
+        await self._end(instance)
+
+    def instances(self) -> list[ProvisionedInstance]:
+        """Part of InstanceProvisioner."""
+        return [_provisioned(instance) for instance in self._members.values()]
+
+    async def _end(self, instance: LocalInstance) -> None:
+        await instance.stop()
+        for child in instance.children:
+            self._processes.remove(child)
+
+
+def _provisioned(instance: LocalInstance) -> ProvisionedInstance:
+    assert instance.controller is not None, "it has been started"
+    pids = ", ".join(str(child.pid) for child in instance.children)
+    return ProvisionedInstance(instance.name, instance.controller.address, f"this machine, pids {pids}")
