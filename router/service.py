@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import itertools
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeAlias
+from typing import Any
 
 import structlog
 
 from common.http_server import HttpServer
-from common.rpc.channel import open_channel
 from common.rpc.lifecycle import Lifecycle
 from common.rpc.server import RpcServer
 from common.security.key_access import KeyAccess
@@ -23,6 +21,7 @@ from common.security.principals import RULES
 from common.security.process import own
 from common.telemetry import Telemetry
 from common.telemetry.listener import serve_metrics
+from router.background import background
 from router.batches.jobs import BatchJobs
 from router.batches.opening import open_jobs
 from router.client_access import client_access
@@ -32,6 +31,7 @@ from router.edge.admin import AdminServicer
 from router.edge.cluster import RouterServicer
 from router.edge.groups import Grouping
 from router.edge.inference import InferenceServicer
+from router.edge.services import SERVICES, add_services, open_predictor
 from router.edge.timeline import TimelineServicer
 from router.edge.upstream import UpstreamServicer
 from router.fleet.fleet import Fleet
@@ -41,6 +41,7 @@ from router.gateway.answers import AnswerBodies, answer_item
 from router.gateway.app import make_app
 from router.instances.available import AvailableModels
 from router.instances.dispatcher import Dispatcher
+from router.instances.link import InstanceAddress
 from router.instances.passing import Passing
 from router.instances.registry import InstanceRegistry
 from router.instances.sequence import RoutedSequence
@@ -58,31 +59,8 @@ from router.settings import RouterSettings
 from router.telemetry import RequestMetrics, export_router_metrics
 from router.upstream.host import UpstreamHost
 from router.upstream.join import join
-from tidepipe.v1 import (
-    admin_pb2,
-    admin_pb2_grpc,
-    controller_pb2,
-    controller_pb2_grpc,
-    inference_pb2,
-    inference_pb2_grpc,
-    predictor_pb2_grpc,
-    router_pb2,
-    router_pb2_grpc,
-    timeline_pb2,
-    timeline_pb2_grpc,
-)
 
 CANCEL_GRACE_S = 1.0
-
-SERVICES = (
-    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"],
-    router_pb2.DESCRIPTOR.services_by_name["RouterService"],
-    admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
-    controller_pb2.DESCRIPTOR.services_by_name["ControllerService"],
-    timeline_pb2.DESCRIPTOR.services_by_name["TimelineService"],
-)
-
-Start: TypeAlias = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 log = structlog.get_logger()
 
@@ -133,10 +111,10 @@ class RouterService:
             bodies = AnswerBodies(settings.model_name, lambda: self._text)
             answer = functools.partial(answer_item, self.table, bodies)
             async with (
-                self._predictor() as predictor,
+                open_predictor(settings.predictor) as predictor,
                 open_jobs(settings.data_dir, answer, concurrency=settings.batch_concurrency) as jobs,
                 open_provisioner(settings.provisioner) as provisioner,
-                _background() as start,
+                background() as start,
             ):
                 passing = Passing(self.registry, self.dispatcher, clock)
                 fleet = Fleet(self.dispatcher, self.registry, provisioner, clock, settings.slo)
@@ -152,22 +130,25 @@ class RouterService:
                 if jobs is not None:
                     start(jobs.run())
                 rpc = RpcServer(settings.listen, telemetry=telemetry, credentials=credentials, keys=keys)
-                self._add_servicers(rpc, models, predictor, grouping)
                 upstream = UpstreamHost(self.dispatcher, clock, settings.max_requests)
                 start(upstream.run())
-                self._serve_upstream(rpc, upstream, served)
+                name = settings.name or self.router_id
+                add_services(
+                    rpc,
+                    InferenceServicer(self.table, models),
+                    RouterServicer(self.registry, passing, self.router_id),
+                    AdminServicer(self.router_id, grouping, self.table, settings.predictor, predictor, clock),
+                    TimelineServicer(self.registry),
+                    UpstreamServicer(name, self.router_id, upstream, served, self.dispatcher, self.registry),
+                )
                 http = self._http_server(models, bodies, jobs, telemetry, keys)
                 serving_http = None if http is None else start(http.run())
                 address = await rpc.start(SERVICES)
                 start(self._load(text, served))
                 start(self._report_health(rpc, models))
                 if settings.overall:
-                    handle = router_pb2.InstanceHandle(
-                        instance_id=self._name,
-                        controller_address=settings.advertise or address,
-                        incarnation=self.router_id,
-                    )
-                    start(join(settings.overall, handle, models, self.dispatcher.changed))
+                    ours = InstanceAddress(name, settings.advertise or address, self.router_id)
+                    start(join(settings.overall, ours, models, self.dispatcher.changed))
                 await _first(text, lifecycle.stopping)
                 async with serve_metrics(telemetry, settings.listen, settings.metrics_port) as metrics:
                     if self._text is not None:
@@ -178,36 +159,6 @@ class RouterService:
     def _stay_names(self) -> Callable[[RoutedSequence], str]:
         numbers = itertools.count(1)
         return lambda sequence: f"{sequence.key}@{self.router_id}.{next(numbers)}"
-
-    @contextlib.asynccontextmanager
-    async def _predictor(self) -> AsyncIterator[predictor_pb2_grpc.PredictorServiceAsyncStub | None]:
-        if not self.settings.predictor:
-            yield None
-            return
-        async with open_channel(self.settings.predictor) as channel:
-            yield predictor_pb2_grpc.PredictorServiceStub(channel)
-
-    def _add_servicers(
-        self,
-        rpc: RpcServer,
-        models: AvailableModels,
-        predictor: predictor_pb2_grpc.PredictorServiceAsyncStub | None,
-        grouping: Grouping,
-    ) -> None:
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceServicer(self.table, models), rpc.server
-        )
-        router_pb2_grpc.add_RouterServiceServicer_to_server(
-            RouterServicer(self.registry, grouping.passing, self.router_id), rpc.server
-        )
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(
-            AdminServicer(
-                self.router_id, grouping, self.table, self.settings.predictor, predictor, self._clock
-            ),
-            rpc.server,
-        )
-
-        timeline_pb2_grpc.add_TimelineServiceServicer_to_server(TimelineServicer(self.registry), rpc.server)
 
     def _http_server(
         self,
@@ -226,17 +177,6 @@ class RouterService:
             return HttpServer(KeyGate(app, keys), self.settings.http, grace_s=self.settings.stop_grace_s)
         rule = RULES["tidepipe.v1.InferenceService"]
         return HttpServer(app, self.settings.http, grace_s=self.settings.stop_grace_s, rule=rule)
-
-    def _serve_upstream(self, rpc: RpcServer, host: UpstreamHost, served: ServedModel) -> None:
-        controller_pb2_grpc.add_ControllerServiceServicer_to_server(
-            UpstreamServicer(self._name, self.router_id, host, served, self.dispatcher, self.registry),
-            rpc.server,
-        )
-
-    @property
-    def _name(self) -> str:
-        """As an instance of an overall router."""
-        return self.settings.name or self.router_id
 
     async def _load(self, text: asyncio.Future[TextPort], served: ServedModel) -> None:
         loaded = await asyncio.to_thread(self._load_text)
@@ -271,23 +211,6 @@ class RouterService:
         # Whoever still waits will ask another router; here nobody must compute for nobody.
         self.table.cancel_all()
         await self.registry.close(CANCEL_GRACE_S)
-
-
-@contextlib.asynccontextmanager
-async def _background() -> AsyncIterator[Start]:
-    """Tasks that run beside the body and end with it; if one fails, so does the body."""
-    tasks: list[asyncio.Task[None]] = []
-    async with asyncio.TaskGroup() as group:
-
-        def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-            tasks.append(group.create_task(work))
-            return tasks[-1]
-
-        try:
-            yield start
-        finally:
-            for task in tasks:
-                task.cancel()
 
 
 async def _first(text: asyncio.Future[TextPort], stopping: asyncio.Event) -> None:

@@ -5,18 +5,23 @@ from __future__ import annotations
 from common.pulse import Pulse
 from common.rpc.registration import Registration
 from router.instances.available import AvailableModels
+from router.instances.link import InstanceAddress
 from tidepipe.v1 import router_pb2
 
 
-async def join(
-    overall: str, handle: router_pb2.InstanceHandle, models: AvailableModels, changed: Pulse
-) -> None:
-    """Keep a lease at the router at `overall`, from the first instance here on, until cancelled."""
+async def join(overall: str, ours: InstanceAddress, models: AvailableModels, changed: Pulse) -> None:
+    """Keep a lease at the router at `overall`, from the first instance here on, until cancelled.
+
+    ours: name and address that we announce.
+    """
     while True:
         beat = changed.next()
         if models.ready:
             break
         await beat.wait()
+    handle = router_pb2.InstanceHandle(
+        instance_id=ours.instance_id, controller_address=ours.address, incarnation=ours.incarnation
+    )
     registration = Registration(overall, handle)
     try:
         await registration.run()
