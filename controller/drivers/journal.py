@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,7 +21,7 @@ from common.errors import ConfigError
 from common.plan import SampledTokens
 from common.sampling import PositionLogprobs, SamplingParams, TokenLogprob
 from common.structure import Structure
-from controller.core.actions import Action, Emit
+from controller.core.actions import Action
 from controller.core.events import (
     Event,
     LengthPredicted,
@@ -34,15 +34,10 @@ from controller.core.events import (
     StepDone,
     Tick,
 )
-from controller.core.scheduler import Scheduler
 from controller.drivers.blueprint import Blueprint, blueprint_from
-from controller.simulation.workload import SimRequest
 
 VERSION = 1
 SUFFIX = ".jsonl"
-
-Entry = tuple[float, Event]
-"""When, on the core's clock, and what."""
 
 
 class Journal:
@@ -108,11 +103,6 @@ def read_blueprint(path: Path) -> Blueprint:
     return blueprint_from(first["settings"])
 
 
-def read_journal(path: Path) -> Iterator[Entry]:
-    """The entries of a file, in order. ConfigError names the line that is none."""
-    return ((now, event) for now, event, _ in read_checked(path))
-
-
 def read_checked(path: Path) -> Iterator[tuple[float, Event, int]]:
     """The entries with their actions' checksums; 0 if there was nothing to do.
 
@@ -139,36 +129,6 @@ def read_checked(path: Path) -> Iterator[tuple[float, Event, int]]:
                 raise ConfigError(f"{path}, line {number}: not a journal's entry ({error!r})") from error
     if pending is not None:
         yield (*pending, 0)
-
-
-def replay(entries: Iterable[Entry], scheduler: Scheduler) -> Iterator[list[Action]]:
-    """What a fresh scheduler with the same settings does after each entry."""
-    for now, event in entries:
-        yield scheduler.on(event, now)
-
-
-def requests_of(entries: Iterable[Entry], scheduler: Scheduler) -> tuple[SimRequest, ...]:
-    """The sequences of a journal as a workload, with the output lengths that they had: for `what if`.
-
-    scheduler: a fresh one with the recorded settings.
-    """
-    prompts: dict[str, tuple[int, float, int]] = {}
-    outputs: dict[str, int] = {}
-    for now, event in entries:
-        if isinstance(event, SequencesArrived):
-            for one in event.sequences:
-                prompts.setdefault(one.sequence_id, (len(one.prompt), now, one.sampling.max_tokens or 0))
-                outputs.setdefault(one.sequence_id, len(one.output))
-        for action in scheduler.on(event, now):
-            if isinstance(action, Emit):
-                for name in action.sequence_ids:
-                    outputs[name] += 1
-    start = min((arrived for _, arrived, _ in prompts.values()), default=0.0)
-    return tuple(
-        SimRequest(tokens, outputs[name], limit, arrived - start)
-        for name, (tokens, arrived, limit) in prompts.items()
-        if outputs[name]
-    )
 
 
 def _arrived(fields: dict[str, Any]) -> SequencesArrived:

@@ -93,7 +93,6 @@ class SimulatedInstance:
         self._switches = self._turns = self._steps = self._computed = 0
         self._phase = Phase.IDLE
         self._used_time = 0.0
-        self._used_since = 0.0
 
     def run(
         self, requests: tuple[SimRequest, ...], predictions: list[Quantiles], *, serving: bool = False

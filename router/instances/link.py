@@ -77,7 +77,6 @@ class InstanceLink:
         self.lease_valid = True
         self.set_aside = False
         self.last_report: pb.InstanceReport | None = None
-        self.reported_at = 0.0
         self.count_base = 0
         self._routed = 0
         self._costs: ReportedCost | None = None
@@ -221,7 +220,7 @@ class InstanceLink:
         return reply.before
 
     def _reported(self, report: pb.InstanceReport) -> None:
-        self.last_report, self.reported_at = report, self._clock()
+        self.last_report = report
         if self._costs is not None:
             self._costs.update(report.costs)
         self._reports.reported(self, report)

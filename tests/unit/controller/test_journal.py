@@ -22,7 +22,7 @@ from controller.core.events import (
     Tick,
 )
 from controller.core.scheduler import Scheduler, SchedulerConfig
-from controller.drivers.journal import Journal, read_journal, replay, requests_of
+from controller.drivers.journal import Journal, read_checked
 from tests.unit.controller.policy_cases import CASES
 
 
@@ -76,17 +76,8 @@ def test_replay_is_identical(case: str, tmp_path: Path) -> None:
     """Through the file, every action equal to the first time."""
     path = tmp_path / "journal.jsonl"
     done = live_run(case, path)
-    assert list(replay(read_journal(path), scheduler(case))) == done
-
-
-def test_a_journal_is_a_workload(tmp_path: Path) -> None:
-    """What ran, with the lengths it had, ready for another policy."""
-    path = tmp_path / "journal.jsonl"
-    live_run("td-pipe", path)
-    requests = requests_of(read_journal(path), scheduler("td-pipe"))
-    assert len(requests) == 12
-    assert [one.output_tokens for one in requests].count(20) >= 11
-    assert {one.arrival_s for one in requests} == {0.0}
+    again = scheduler(case)
+    assert [again.on(event, now) for now, event, _ in read_checked(path)] == done
 
 
 def test_a_broken_journal_is_named(tmp_path: Path) -> None:
@@ -94,4 +85,4 @@ def test_a_broken_journal_is_named(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text('{"now": 1.0, "event": "Tick"}\n{"now": 2.0, "event": "Surprise"}\n')
     with pytest.raises(ConfigError, match="line 2"):
-        list(read_journal(path))
+        list(read_checked(path))
