@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -75,3 +77,12 @@ def from_rpc_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> TidePipeError
             return IncompatibleError(text)
         case _:
             return TidePipeError(f"{code.name}: {text}")
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Around calls: the TidePipe error behind one that fails is raised in its place."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error

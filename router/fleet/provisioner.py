@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import grpc
 
 from common.rpc.channel import open_channel
-from common.rpc.status import from_rpc_error
+from common.rpc.status import translated
 from tidepipe.v1 import provisioner_pb2 as pb
 from tidepipe.v1 import provisioner_pb2_grpc as pb_grpc
 
@@ -48,14 +48,14 @@ class RemoteProvisioner:
 
     async def start(self) -> StartedInstance:
         """Part of Provisioner."""
-        with _translated():
+        with translated():
             reply = await self._stub.StartInstance(pb.StartInstanceRequest(), timeout=START_TIMEOUT_S)
         one = reply.instance
         return StartedInstance(one.instance_id, one.controller_address, one.place)
 
     async def stop(self, instance_id: str) -> None:
         """Part of Provisioner."""
-        with _translated():
+        with translated():
             await self._stub.StopInstance(
                 pb.StopInstanceRequest(instance_id=instance_id), timeout=STOP_TIMEOUT_S
             )
@@ -69,11 +69,3 @@ async def open_provisioner(address: str) -> AsyncIterator[RemoteProvisioner | No
         return
     async with open_channel(address) as channel:
         yield RemoteProvisioner(channel)
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from error

@@ -7,12 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import grpc
 import structlog
 
 from common.errors import IncompatibleError, TidePipeError
 from common.rpc.channel import open_channel
-from common.rpc.status import from_rpc_error
+from common.rpc.status import translated
 from router.core.prefill import PrefillTime
 from router.core.view import InstanceFacts as CoreFacts
 from router.instances.cancellations import Cancellations
@@ -126,17 +125,13 @@ class InstanceLink:
 
     async def describe(self) -> None:
         """Ask what it serves. IncompatibleError if that does not fit, UnavailableError without an answer."""
-        try:
+        with translated():
             await self._describe()
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
 
     async def status(self, timeout: float) -> pb.InstanceStatus:
         """How it stands, in its own words."""
-        try:
+        with translated():
             reply = await self._stub.GetInstanceStatus(pb.GetInstanceStatusRequest(), timeout=timeout)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
         return reply.status
 
     def timeline(
@@ -213,10 +208,8 @@ class InstanceLink:
 
     async def choose_policy(self, name: str, timeout: float) -> str:
         """Have it schedule by another policy; the name of the one before. InvalidRequestError: unknown."""
-        try:
+        with translated():
             reply = await self._stub.SetPolicy(pb.SetPolicyRequest(policy=name), timeout=timeout)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
         return reply.before
 
     def _reported(self, report: pb.InstanceReport) -> None:

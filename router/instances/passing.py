@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import grpc
-
 from common.errors import InvalidRequestError
 from common.rpc.channel import open_channel
-from common.rpc.status import from_rpc_error
+from common.rpc.status import translated
 from router.instances.dispatcher import Dispatcher
 from router.instances.link import InstanceLink
 from router.instances.registry import InstanceRegistry
@@ -62,10 +60,8 @@ class Passing:
         )
         request = pb.RegisterInstanceRequest(handle=handle, lease_ms=FIRST_LEASE_MS, passed_on=True)
         async with open_channel(address) as channel:
-            try:
+            with translated():
                 await pb_grpc.RouterServiceStub(channel).RegisterInstance(request, timeout=PASS_TIMEOUT_S)
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc_error(error) from error
         self._passed[link.instance_id] = _Passed(address, self._clock())
         link.set_aside = True
         self._dispatcher.attendance.silent(link)

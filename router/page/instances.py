@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import grpc
-
 from common.errors import TidePipeError
-from common.rpc.status import from_rpc_error
+from common.rpc.status import translated
 from common.timeline import Timeline
 from common.wire.plan import phase_from_wire
 from common.wire.timeline import add_piece
@@ -51,11 +49,9 @@ class WatchedInstance:
     async def _timeline(self, link: InstanceLink, now: float) -> Timeline:
         timeline = Timeline(link.instance_id, 0)
         request = timeline_pb2.GetTimelineRequest(seconds=self._recent.wanted_s(now))
-        try:
+        with translated():
             async for piece in link.timeline(request, TIMEOUT_S):
                 add_piece(timeline, piece)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
         return timeline
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Self
 
-import grpc
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from common.rpc.channel import open_channel
-from common.rpc.status import from_rpc_error
+from common.rpc.status import translated
 from tidepipe.client.requests import check_endpoint
 from tidepipe.v1 import admin_pb2 as pb
 from tidepipe.v1 import admin_pb2_grpc as pb_grpc
@@ -79,10 +78,8 @@ class AdminClient:
 
     @staticmethod
     async def _ask(method: Any, request: Message) -> dict[str, Any]:
-        try:
+        with translated():
             reply = await method(request, timeout=TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
         return MessageToDict(
             reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,7 +12,7 @@ import grpc
 
 from common.errors import TidePipeError, UnavailableError
 from common.rpc.channel import open_channel
-from common.rpc.status import from_rpc_error
+from common.rpc.status import translated
 from common.sampling import SamplingParams
 from common.security.credentials import Credentials
 from common.timeline import Timeline
@@ -216,7 +216,7 @@ class AsyncClient:
     async def cancel(self, *request_ids: str) -> int:
         """End requests; their streams finish with FinishReason.CANCELLED. How many were still running."""
         stub = inference_pb2_grpc.InferenceServiceStub(self._open_channel())
-        with _translated():
+        with translated():
             reply = await stub.Cancel(
                 inference_pb2.CancelRequest(request_ids=request_ids), timeout=CONTROL_TIMEOUT_S
             )
@@ -225,14 +225,14 @@ class AsyncClient:
     async def models(self) -> list[ModelInfo]:
         """The served models."""
         stub = inference_pb2_grpc.InferenceServiceStub(self._open_channel())
-        with _translated():
+        with translated():
             reply = await stub.ListModels(inference_pb2.ListModelsRequest(), timeout=CONTROL_TIMEOUT_S)
         return models_from_wire(reply)
 
     async def status(self) -> ClusterStatus:
         """How the cluster stands."""
         stub = admin_pb2_grpc.AdminServiceStub(self._open_channel())
-        with _translated():
+        with translated():
             reply = await stub.GetClusterStatus(
                 admin_pb2.GetClusterStatusRequest(), timeout=CONTROL_TIMEOUT_S
             )
@@ -245,7 +245,7 @@ class AsyncClient:
         """
         stub = timeline_pb2_grpc.TimelineServiceStub(self._open_channel())
         found: dict[str, Timeline] = {}
-        with _translated():
+        with translated():
             request = timeline_pb2.GetTimelineRequest(seconds=seconds)
             async for piece in stub.GetTimeline(request, timeout=TIMELINE_TIMEOUT_S):
                 if piece.error:
@@ -259,11 +259,3 @@ class AsyncClient:
         if self._channel is None:
             self._channel = open_channel(self.endpoint, credentials=self._credentials)
         return self._channel
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from error

@@ -11,7 +11,7 @@ import grpc
 
 from common.errors import TidePipeError, UnavailableError
 from common.rpc.channel import channel_options
-from common.rpc.status import from_rpc_error
+from common.rpc.status import translated
 from common.rpc.transport import channel_credentials
 from common.sampling import SamplingParams
 from common.security.credentials import Credentials
@@ -198,7 +198,7 @@ class Client:
 
     def cancel(self, *request_ids: str) -> int:
         """End requests; their streams finish with FinishReason.CANCELLED. How many were still running."""
-        with _translated():
+        with translated():
             reply = self._inference.Cancel(
                 inference_pb2.CancelRequest(request_ids=request_ids), timeout=CONTROL_TIMEOUT_S
             )
@@ -206,14 +206,14 @@ class Client:
 
     def models(self) -> list[ModelInfo]:
         """The served models."""
-        with _translated():
+        with translated():
             return models_from_wire(
                 self._inference.ListModels(inference_pb2.ListModelsRequest(), timeout=CONTROL_TIMEOUT_S)
             )
 
     def status(self) -> ClusterStatus:
         """How the cluster stands."""
-        with _translated():
+        with translated():
             return status_from_wire(
                 self._admin.GetClusterStatus(admin_pb2.GetClusterStatusRequest(), timeout=CONTROL_TIMEOUT_S)
             )
@@ -222,11 +222,3 @@ class Client:
 def connect(endpoint: str, *, timeout: float = DEFAULT_TIMEOUT_S, retry: RetryPolicy | None = None) -> Client:
     """A synchronous client for the router at HOST:PORT; UnavailableError if none answers there."""
     return Client.connect(endpoint, timeout=timeout, retry=retry)
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise from_rpc_error(error) from error
