@@ -9,13 +9,11 @@ full policy.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
-from bench.offline_cells import Cell, cells
+from bench.offline_cells import Cell, cells, study_parser
 from bench.parts import Figures, Parts
 from controller.simulation.offline import run_offline
 from controller.simulation.predictions import predictor
@@ -60,15 +58,10 @@ def measure(cell: Cell, policy: str, knobs: Knobs, quality: str, requests: int, 
 
 def main() -> None:
     """Measure all cells; print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("trace", type=Path)
-    parser.add_argument("--profile", type=Path, default=None, help="tokens,ms of Llama2-13B on one L20")
+    parser = study_parser(__doc__)
     parser.add_argument("--models", default="llama2-13b,qwen2.5-32b")
     parser.add_argument("--devices", default="l20")
-    parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("-o", "--out", type=Path, default=Path())
     options = parser.parse_args()
     settings = {"requests": options.requests, "seed": options.seed}
     found = cells(options.models, options.devices, options.trace, options.profile)

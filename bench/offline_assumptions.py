@@ -9,13 +9,11 @@ soon as it is there: started again, it goes on.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-from bench.offline_cells import Cell, cells
+from bench.offline_cells import Cell, cells, study_parser
 from bench.parts import Figures, Parts
 from controller.simulation.offline import run_offline
 from controller.simulation.predictions import predictor
@@ -65,15 +63,10 @@ def print_table(cell: Cell, rates: dict[str, float]) -> None:
 
 def main() -> None:
     """Measure and print a table per length mix."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("trace", type=Path)
-    parser.add_argument("--profile", type=Path, default=None, help="tokens,ms of Llama2-13B on one L20")
+    parser = study_parser(__doc__)
     parser.add_argument("--model", default="llama2-13b")
     parser.add_argument("--device", default="l20")
-    parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("-o", "--out", type=Path, default=Path())
     options = parser.parse_args()
     settings = {"requests": options.requests, "seed": options.seed}
     found = cells(options.model, options.device, options.trace, options.profile)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,3 +51,14 @@ def cells(models: str, devices: str, trace: Path, profile: Path | None, stages: 
             plant = Plant(read_shape(model), hardware(device), stages, table, MAX_TOTAL)
             found += [Cell(model, device, mix, plant, trace) for mix in (SYNTHETIC, "trace")]
     return found
+
+
+def study_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that all studies of cells have; each adds its models, devices and seeds."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("trace", type=Path)
+    parser.add_argument("--profile", type=Path, default=None, help="tokens,ms of Llama2-13B on one L20")
+    parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("-o", "--out", type=Path, default=Path())
+    return parser

@@ -9,13 +9,12 @@ and headline.png, and each policy's part of a cell as soon as it is done: starte
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench.offline_cells import Cell, cells
+from bench.offline_cells import Cell, cells, study_parser
 from bench.parts import Figures, Parts, code_version
 from controller.simulation.offline import best_of_scan, run_offline
 from controller.simulation.predictions import predictor as named_predictor
@@ -133,18 +132,13 @@ def draw(all_figures: list[Figures], path: Path) -> None:
 
 def main() -> None:
     """Measure all cells."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("trace", type=Path)
-    parser.add_argument("--profile", type=Path, default=None, help="tokens,ms of Llama2-13B on one L20")
+    parser = study_parser(__doc__)
     parser.add_argument("--models", default="llama2-13b,qwen2.5-32b")
     parser.add_argument("--devices", default="l20")
-    parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--seeds", default="4,5,6")
     parser.add_argument("--tuning-requests", type=int, default=2000)
     parser.add_argument("--tuning-seed", type=int, default=100)
     parser.add_argument("--predictor", default="oracle")
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("-o", "--out", type=Path, default=Path())
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
     settings = {
