@@ -44,6 +44,7 @@ class GenerationRequest:
     include_stop: the stop string that ended an answer stays at the end of its text.
     ttft_ms, tpot_ms: latency wanted until the first token and per token after it; None: the service's own.
     piece_gap_s: what is new may be sent this seldom; the end is told at once.
+    client: who asks, as far as is known; a hash of it goes to the predictor, the name itself nowhere.
     """
 
     request_id: str
@@ -62,6 +63,7 @@ class GenerationRequest:
     ttft_ms: float | None = None
     tpot_ms: float | None = None
     piece_gap_s: float = 0.0
+    client: str = ""
 
     def check(self) -> None:
         """Raise InvalidRequestError for what makes no sense for any model."""

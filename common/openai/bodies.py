@@ -16,6 +16,7 @@ from common.openai.fields import (
     Stop,
     TextOrIds,
     TokenId,
+    UserName,
 )
 from common.openai.structures import (
     GuidedChoice,
@@ -72,6 +73,8 @@ class _CommonBody(StrictModel):
     repetition_penalty: float | None = None
     min_tokens: Count | None = None
     ignore_eos: bool | None = None
+    user: UserName | None = None
+    safety_identifier: UserName | None = None
     stop_token_ids: list[TokenId] | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
@@ -135,6 +138,7 @@ class _CommonBody(StrictModel):
             return_token_ids=bool(self.return_token_ids),
             include_stop=bool(self.include_stop_str_in_output),
             piece_gap_s=0.0 if self.stream else WHOLE_ANSWER_GAP_S,
+            client=self.safety_identifier or self.user or "",
         )
 
 

@@ -11,16 +11,17 @@ from common.openai.validation import Refusal, checked_text, kind
 
 _MAX_INT = 2**31 - 1
 
+MAX_USER_CHARACTERS = 256
+"""Of a user's name; the rest is not looked at."""
+
 Count = Annotated[int, Field(ge=0, le=_MAX_INT)]
 TokenId = Annotated[int, Field(ge=0, le=_MAX_INT)]
 
 IGNORED = frozenset(
     {
-        "user",
         "metadata",
         "store",
         "service_tier",
-        "safety_identifier",
         "prompt_cache_key",
         "prompt_cache_retention",
         "parallel_tool_calls",
@@ -138,6 +139,13 @@ def _text_part(number: int, part: Any) -> str:
         raise ValueError(f"part {number}: text {error}") from None
 
 
+def _user_name(value: Any) -> str | None:
+    # It changes nothing of the answer, so nothing is refused.
+    if not isinstance(value, str):
+        return None
+    return value[:MAX_USER_CHARACTERS].encode(errors="replace").decode()
+
+
 def _shape(value: Any) -> str:
     if isinstance(value, list):
         odd = next((item for item in value if not isinstance(item, str)), None)
@@ -148,4 +156,5 @@ def _shape(value: Any) -> str:
 Stop = Annotated[tuple[str, ...], BeforeValidator(_stop)]
 LogitBias = Annotated[dict[int, float], BeforeValidator(_logit_bias)]
 TextOrIds = Annotated[str | tuple[int, ...], BeforeValidator(_prompt)]
+UserName = Annotated[str | None, BeforeValidator(_user_name)]
 Content = Annotated[str, BeforeValidator(_content)]

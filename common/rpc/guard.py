@@ -43,7 +43,7 @@ class AccessGuard:
     def _admit(self, rule: Rule, context: Context) -> Callable[[], None]:
         uris = [uri.decode() for uri in context.auth_context().get("peer_uri", ())]
         principals = principals_of(uris)
-        presented = _presented(context)
+        presented = bearer(authorization_of(context))
         if not principals and presented is not None and self._credentials.accepts_token(presented):
             principals = frozenset(SERVICES)
         if principals:
@@ -61,10 +61,11 @@ class AccessGuard:
         )
 
 
-def _presented(context: Context) -> str | None:
+def authorization_of(context: Context) -> str | None:
+    """What the caller says to be let in, such as `Bearer KEY`; None if nothing."""
     for name, value in context.invocation_metadata() or ():
         if name == "authorization" and isinstance(value, str):
-            return bearer(value)
+            return value
     return None
 
 

@@ -71,7 +71,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
                 for spec in request.sequences
             ]
             return controller_pb2.SubmitSequencesResponse(verdicts=verdicts)
-        submissions = [_submission(spec) for spec in request.sequences]
+        submissions = [submission_from_wire(spec) for spec in request.sequences]
         refused = self._instance.submit(request.router_id, submissions, request.ordinal)
         return controller_pb2.SubmitSequencesResponse(
             verdicts=[_verdict(one.sequence_id, refused.get(one.sequence_id)) for one in submissions]
@@ -134,7 +134,8 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         return controller_pb2.SetPolicyResponse(before=self._instance.choose_policy(request.policy))
 
 
-def _submission(spec: controller_pb2.SequenceSpec) -> Submission:
+def submission_from_wire(spec: controller_pb2.SequenceSpec) -> Submission:
+    """Protobuf to domain."""
     return Submission(
         sequence_id=spec.sequence_id,
         prompt=tuple(spec.prompt_token_ids),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
+from common.rpc.guard import authorization_of
 from router.edge.wire import (
     delta_to_wire,
     grace_s,
@@ -13,6 +14,7 @@ from router.edge.wire import (
 )
 from router.instances.available import AvailableModels
 from router.instances.model_facts import ModelFacts
+from router.requests.caller import known_by_key
 from router.requests.table import RequestTable
 from tidepipe.v1 import inference_pb2 as pb
 from tidepipe.v1 import inference_pb2_grpc as pb_grpc
@@ -34,7 +36,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Submit, or attach to what was submitted, and stream."""
-        wanted = request_from_wire(request.request)
+        wanted = known_by_key(request_from_wire(request.request), authorization_of(context))
         resume = positions_from_wire(list(request.resume))
         resuming = any(position.tokens or position.characters for position in resume)
         with self._table.attach(wanted, grace_s(request.request), resuming=resuming) as subscription:
@@ -45,7 +47,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
 
     async def Submit(self, request: pb.SubmitRequest, context: Context) -> pb.SubmitResponse:  # noqa: N802
         """Submit without listening."""
-        wanted = request_from_wire(request.request)
+        wanted = known_by_key(request_from_wire(request.request), authorization_of(context))
         with self._table.attach(wanted, grace_s(request.request), detached=True) as subscription:
             await subscription.admitted()
             return pb.SubmitResponse(

@@ -46,6 +46,7 @@ def request_from_wire(message: pb.InferenceRequest) -> GenerationRequest:
         ttft_ms=message.ttft_ms if message.HasField("ttft_ms") else None,
         tpot_ms=message.tpot_ms if message.HasField("tpot_ms") else None,
         piece_gap_s=message.piece_gap_ms / 1000,
+        client=message.user,
     )
 
 

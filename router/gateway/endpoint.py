@@ -15,8 +15,9 @@ from common.request import GenerationRequest
 from router.gateway.answers import AnswerBodies, raise_error
 from router.gateway.body import read_json
 from router.gateway.failures import failure
-from router.gateway.headers import REQUEST_ID, request_id, with_targets
+from router.gateway.headers import KEY, REQUEST_ID, request_id, with_targets
 from router.gateway.presence import while_connected
+from router.requests.caller import known_by_key
 from router.requests.subscription import Subscription
 from router.requests.table import RequestTable
 
@@ -36,7 +37,8 @@ class CompletionEndpoint:
         request = Request(scope, receive)
         try:
             name = request_id(request.headers)
-            wanted = with_targets(self._parse(await read_json(request), name), request.headers)
+            parsed = known_by_key(self._parse(await read_json(request), name), request.headers.get(KEY))
+            wanted = with_targets(parsed, request.headers)
             subscription = self._table.attach(wanted, grace_s=0.0)
         except ClientDisconnect:
             return

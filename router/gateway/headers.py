@@ -12,6 +12,7 @@ from common.request import GenerationRequest
 from router.edge.wire import check_request_id
 
 REQUEST_ID = "x-request-id"
+KEY = "authorization"
 TTFT = "x-slo-ttft-ms"
 TPOT = "x-slo-tpot-ms"
 

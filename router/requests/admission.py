@@ -100,7 +100,7 @@ class Admission:
             prompt,
             samplings,
             new_text,
-            prompt_features(request.prompt),
+            prompt_features(request.prompt, request.client),
             _seconds(request.ttft_ms),
             _seconds(request.tpot_ms),
         )

@@ -10,6 +10,8 @@ import grpc
 import pytest
 
 from controller.drivers.lengths import FALLBACK_LEAST, PREDICT_TIMEOUT_S, Features, LengthOracle
+from controller.edge.servicer import submission_from_wire
+from tidepipe.v1 import controller_pb2
 from tidepipe.v1 import predictor_pb2 as pb
 from tidepipe.v1 import predictor_pb2_grpc as pb_grpc
 
@@ -21,12 +23,14 @@ class FakePredictor(pb_grpc.PredictorServiceServicer):
 
     def __init__(self, answer: Answer, delay_s: float = 0.0) -> None:
         self.asked = 0
+        self.requests: list[pb.RequestFeatures] = []
         self.observed: list[pb.Observation] = []
         self._answer = answer
         self._delay_s = delay_s
 
     async def Predict(self, request: pb.PredictRequest, context: object) -> pb.PredictResponse:  # noqa: N802
         self.asked += 1
+        self.requests.extend(request.requests)
         await asyncio.sleep(self._delay_s)
         return self._answer(request)
 
@@ -94,6 +98,23 @@ async def ask(oracle: LengthOracle, predicted: dict[str, tuple[float, float]], c
     async with asyncio.timeout(30):
         while len(predicted) < count:  # noqa: ASYNC110 - nothing else tells
             await asyncio.sleep(0.01)
+
+
+async def test_who_asks_reaches_the_predictor() -> None:
+    """The hash that the router made comes with what is asked and with what is observed."""
+    spec = controller_pb2.SequenceSpec(sequence_id="a", prompt_token_ids=[1, 2, 3])
+    spec.prompt_features.client_hash = 77
+    submission = submission_from_wire(spec)
+    fake = FakePredictor(sound)
+    async with serving(fake) as address, running(address) as (oracle, _):
+        asked = Features("a", 3, 100, 0.7, submission.features)
+        oracle.ask(asked)
+        oracle.observe(asked, 12, censored=False)
+        async with asyncio.timeout(5):
+            while not (fake.requests and fake.observed):  # noqa: ASYNC110 - others' state, without events
+                await asyncio.sleep(0.01)
+    assert fake.requests[0].prompt.client_hash == 77
+    assert fake.observed[0].features.prompt.client_hash == 77
 
 
 async def test_one_call_for_many_and_limits_hold() -> None:

@@ -177,6 +177,7 @@ class BatchRun:
             keep_special_tokens=item.request.keep_special_tokens,
             tools=item.request.tools,
             piece_gap_ms=WHOLE_ANSWER_GAP_MS,
+            user=item.request.client,
         )
         collector = Collector(request.request_id)
         self._clock.dispatched(time.monotonic())

@@ -67,6 +67,7 @@ def make_request(
     ttft_ms: float | None = None,
     tpot_ms: float | None = None,
     piece_gap_ms: int = 0,
+    user: str = "",
 ) -> pb.InferenceRequest:
     """The request; InvalidRequestError if the prompt has a form that no request has."""
     request = pb.InferenceRequest(
@@ -79,6 +80,7 @@ def make_request(
         ttft_ms=ttft_ms,
         tpot_ms=tpot_ms,
         piece_gap_ms=piece_gap_ms,
+        user=user,
     )
     if isinstance(prompt, str):
         request.text = prompt

@@ -37,6 +37,7 @@ class InferenceRequest(_message.Message):
     TTFT_MS_FIELD_NUMBER: _builtins.int
     TPOT_MS_FIELD_NUMBER: _builtins.int
     PIECE_GAP_MS_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client, unique, 1..256 printable characters. The key of retries."""
     model: _builtins.str
@@ -58,6 +59,10 @@ class InferenceRequest(_message.Message):
     piece_gap_ms: _builtins.int
     """What is new may be sent this seldom, milliseconds, at most 10,000; the end of the answers is told at once. For
     clients that want the whole answer: a message costs the same whatever it carries. 0: after every step.
+    """
+    user: _builtins.str
+    """Whom the request is for, a name of the client's choosing: answers to one user tend to be alike in length. Only a
+    hash of it leaves the router.
     """
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
@@ -86,10 +91,11 @@ class InferenceRequest(_message.Message):
         ttft_ms: _builtins.float | None = ...,
         tpot_ms: _builtins.float | None = ...,
         piece_gap_ms: _builtins.int = ...,
+        user: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms", "_ttft_ms", b"_ttft_ms", "chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms", "_ttft_ms", b"_ttft_ms", "chat", b"chat", "disconnect_grace_ms", b"disconnect_grace_ms", "keep_special_tokens", b"keep_special_tokens", "model", b"model", "piece_gap_ms", b"piece_gap_ms", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "skip_text", b"skip_text", "text", b"text", "token_ids", b"token_ids", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms", "_ttft_ms", b"_ttft_ms", "chat", b"chat", "disconnect_grace_ms", b"disconnect_grace_ms", "keep_special_tokens", b"keep_special_tokens", "model", b"model", "piece_gap_ms", b"piece_gap_ms", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "skip_text", b"skip_text", "text", b"text", "token_ids", b"token_ids", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__tpot_ms: _TypeAlias = _typing.Literal["tpot_ms"]  # noqa: Y015
     _WhichOneofArgType__tpot_ms: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms"]  # noqa: Y015

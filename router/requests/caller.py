@@ -1,0 +1,18 @@
+"""Who asks: what a client's recent answers say of its next one is found by this name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from common.request import GenerationRequest
+from common.security.api_key import split_key
+from common.security.key_access import bearer
+
+
+def known_by_key(request: GenerationRequest, authorization: str | None) -> GenerationRequest:
+    """The request with the public id of its API key in front of the user that it names, so that users of two
+    keys are never taken for one. The key's secret is not part of it."""
+    parts = split_key(bearer(authorization) or "")
+    if parts is None:
+        return request
+    return replace(request, client=f"{parts[0]}/{request.client}")
