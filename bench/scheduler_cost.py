@@ -9,7 +9,6 @@ results in, the next plan out). Prints the median, p99 and the worst, in millise
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import time
 from dataclasses import replace
@@ -30,6 +29,7 @@ from controller.core.events import (
     StepDone,
 )
 from controller.core.scheduler import Scheduler, SchedulerConfig
+from controller.drivers.collector import settle_collector
 from controller.simulation.offline import Plant
 from controller.simulation.setups import make_setup
 
@@ -53,6 +53,8 @@ def measure(policy: str, running: int, stages: int, events: int) -> dict[str, fl
     scheduler = Scheduler(config, setup.policy)
     chance = np.random.default_rng(1)
     lengths = np.maximum(chance.exponential(MEAN_OUTPUT, running + 20 * events), 8).astype(int)
+    # As in the controller: what comes later, sequences included, is looked through.
+    settle_collector()
     waiting: list[StepPlan] = []
     costs: list[float] = []
 
@@ -73,8 +75,6 @@ def measure(policy: str, running: int, stages: int, events: int) -> dict[str, fl
     for arrival, length in zip(arrivals, lengths, strict=False):
         hear(LengthPredicted(arrival.sequence_id, float(length), float(length)))
     hear(StagesReady(1, stages, blocks))
-    gc.collect()
-    gc.freeze()
     warm_up = events // 2
     most = 0
     for index in range(warm_up + events):

@@ -21,6 +21,7 @@ from controller.core.admission import AdmissionRules
 from controller.core.policies.catalog import LIVE_POLICIES
 from controller.core.scheduler import Scheduler
 from controller.drivers.blueprint import Blueprint
+from controller.drivers.collector import settle_collector
 from controller.drivers.journal import Journal, open_journal
 from controller.drivers.live import LiveInstance
 from controller.drivers.pipeline import Pipeline, PipelineConfig
@@ -190,6 +191,7 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
                 registration = Registration(options.router, handle)
                 tasks.append(group.create_task(registration.run(), name="registration"))
             async with serve_metrics(telemetry, options.listen, options.metrics_port) as metrics_address:
+                settle_collector()
                 lifecycle.announce_ready(address, metrics_address)
                 await lifecycle.stopping.wait()
         if registration:

@@ -33,19 +33,19 @@ class LengthBelief:
         spread = math.log(max(p90, median) / median)
         return cls(median, _Z90 / spread if spread > 1e-3 else math.inf)
 
-    def remaining(self, tokens: int) -> float:
-        """Median of the further tokens of an output that has this many and goes on.
+    def remaining(self, tokens: int, share: float = 0.5) -> float:
+        """Further tokens that `share` of the outputs with this many reach, of those that go on: their median.
 
-        S(x) / S(g) = 1/2 gives x = median (1 + 2 (g / median)^shape)^(1/shape). Whoever outlived certainty
-        is expected to have half as much again: long outputs tend to stay long.
+        S(x) / S(g) = q gives x = median ((1 - q) / q + (g / median)^shape / q)^(1/shape). Whoever outlived
+        certainty is expected to have half as much again: long outputs tend to stay long.
         """
         if math.isinf(self.shape):
             return self.median - tokens if tokens < self.median else max(0.5 * tokens, 1.0)
-        if tokens <= 0:
-            return max(self.median, 1.0)
         # In logarithms: a sharp belief that is far outlived would overflow.
-        aged = math.log(2.0) + self.shape * math.log(tokens / self.median)
-        grown = aged if aged > 30.0 else math.log1p(math.exp(aged))
+        ended = math.log((1.0 - share) / share)
+        aged = self.shape * math.log(tokens / self.median) - math.log(share) if tokens > 0 else -math.inf
+        high, low = max(ended, aged), min(ended, aged)
+        grown = high + math.log1p(math.exp(low - high))
         return max(self.median * math.exp(grown / self.shape) - tokens, 1.0)
 
 
@@ -63,18 +63,30 @@ class SeenLengths:
     def __init__(self) -> None:
         self.belief: LengthBelief | None = None
         self._mean = self._mean_square = 0.0
-        self._ended: deque[int] = deque(maxlen=self.WINDOW)
+        self._ended: deque[int] = deque()
+        # How many of them have each length: an estimate costs as much as there are lengths, not answers.
+        self._counts = np.zeros(1024, dtype=np.int64)
+        self._longest = 0
         self._next = self.LEAST
         self._count = 0
 
     def note(self, tokens: int, running: Iterable[Sequence]) -> None:
         """An output ended by itself; `running`: those that go on."""
-        self._ended.append(tokens)
+        self._remember(tokens)
         self._count += 1
         if self._count >= self._next:
             censored = [len(sequence.output) for sequence in running]
             self._next = self._count + max(self.EVERY, (len(censored) + len(self._ended)) // 16)
             self.belief = self._estimate(censored)
+
+    def _remember(self, tokens: int) -> None:
+        if tokens >= len(self._counts):
+            self._counts = np.pad(self._counts, (0, 2 * tokens - len(self._counts)))
+        self._ended.append(tokens)
+        self._counts[tokens] += 1
+        self._longest = max(self._longest, tokens)
+        if len(self._ended) > self.WINDOW:
+            self._counts[self._ended.popleft()] -= 1
 
     def tokens_per_round(self, prompt_tokens: float, capacity_tokens: int) -> float:
         """Tokens, prompts included, that are computed per decode step when memory is full; 0: not known yet.
@@ -87,21 +99,23 @@ class SeenLengths:
         return capacity_tokens * (prompt_tokens + self._mean) / max(occupied, 1.0)
 
     def _estimate(self, censored: list[int]) -> LengthBelief:
-        # Twice the length, odd if it goes on: sorted, with those that ended first where lengths are equal.
-        codes = 2 * np.array([*self._ended, *censored], dtype=np.int64)
-        codes[len(self._ended) :] += 1
-        codes.sort()
-        at_risk = np.arange(len(codes), 0, -1)
-        survival = np.cumprod(np.where(codes % 2 == 0, 1.0 - 1.0 / at_risk, 1.0))
+        longest = max(max(censored, default=0), self._longest)
+        ended = self._counts[: longest + 1]
+        going = np.bincount(np.array(censored, dtype=np.int64), minlength=longest + 1)[: longest + 1]
+        lengths = np.flatnonzero(ended + going)
+        ended, going = ended[lengths], going[lengths]
+        # Of equally long ones those that ended did so before the others were seen to go on.
+        at_risk = np.cumsum((ended + going)[::-1])[::-1]
+        survival = np.cumprod(1.0 - ended / at_risk)
         # Those that outlive all others: half as long again, as for quantiles.
-        ends = np.append(codes // 2, 1.5 * (codes[-1] // 2))
+        beyond = 1.5 * float(lengths[-1])
         mass = -np.diff(survival, prepend=1.0, append=0.0)
+        ends = np.append(lengths, beyond)
         self._mean, self._mean_square = float(mass @ ends), float(mass @ (ends * ends))
         quantiles = []
         for left in (0.5, 0.1):
             first = int(np.count_nonzero(survival > left))
-            longest = float(codes[min(first, len(codes) - 1)] // 2)
-            quantiles.append(longest if first < len(codes) else 1.5 * longest)
+            quantiles.append(float(lengths[first]) if first < len(lengths) else beyond)
         return LengthBelief.from_quantiles(quantiles[0], max(quantiles[1], 1.05 * quantiles[0]))
 
 

@@ -17,6 +17,8 @@ from controller.core.expectation import LengthBelief
 GRID = 256
 """Points on the time axis; the first half is `now` .. the longest output, the rest room to move on. The
 profile is exact at these points; between two of them hundreds of sequences grow and end: it hardly moves."""
+RENEW_AT = 0.8
+"""A sequence whose chance to get this far was this share is looked at anew: it did, so it is certain now."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -40,6 +42,10 @@ class KvForecast:
     sequence of length L at time T0 holds base + T tokens at T, base = L - T0, until it ends. With a certain
     belief about its end it counts fully until then; otherwise with its probability to go on, S(T), and
     contributes S (1 - S) (base + T)^2 to the variance.
+
+    Who still runs has S = 1 by now, whatever S was told of now: the others have ended and are not in the sum
+    any more. Each sequence is looked at anew when its S has fallen to RENEW_AT; between that, all are scaled
+    up by the tokens that are there over the tokens that were expected.
     """
 
     def __init__(self, block_size: int, longest: int) -> None:
@@ -54,7 +60,9 @@ class KvForecast:
         self._base = np.zeros(GRID)
         self._spread = np.zeros((3, GRID))
         self._times = np.arange(GRID) * self._width
-        self._any_spread = 0
+        self._doubtful = 0
+        # Of all that run, whatever was expected of them: their tokens now are this plus their number x now.
+        self._running_base = 0.0
 
     def advance(self, steps: float) -> None:
         """Each running sequence took this many decode steps (a fraction if only some did)."""
@@ -75,27 +83,27 @@ class KvForecast:
         self.remove(key)
         share, review = self._share(length, generated, belief, allowed)
         self._shares[key] = share
-        self._add(share, 1.0)
+        self._enter(share, 1)
         return review
 
     def remove(self, key: int) -> None:
         """A sequence holds nothing any more; unknown ones are no error."""
         if (share := self._shares.pop(key, None)) is not None:
-            self._add(share, -1.0)
+            self._enter(share, -1)
 
     def peak_tokens(self, risk: float = 0.0) -> float:
         """Largest expected number of tokens from now on, plus `risk` standard deviations."""
-        return self._peak(self._count, self._base, self._spread, risk)
+        return self._peak(self._running_tokens(), risk)
 
     def peak_with(
         self, length: int, generated: int, belief: LengthBelief, allowed: int, risk: float = 0.0
     ) -> float:
         """The peak if one more sequence were admitted now."""
         share, _ = self._share(length, generated, belief, allowed)
-        if share.survival is None and not (risk and self._any_spread):
+        if share.survival is None and not self._doubtful:
             return self._peak_with_certain(share)
         self._add(share, 1.0)
-        peak = self._peak(self._count, self._base, self._spread, risk)
+        peak = self._peak(self._running_tokens() + share.base + self.now, risk)
         self._add(share, -1.0)
         return peak
 
@@ -113,7 +121,24 @@ class KvForecast:
         """Future decode steps from now, and the tokens expected then (for pictures)."""
         first = self._bucket(self.now)
         times = np.maximum(self._times[first:], self.now)
-        return times - self.now, self._base[first:] + self._count[first:] * times
+        tokens = self._base[first:] + self._count[first:] * times
+        return times - self.now, tokens * self._proved(self._running_tokens())
+
+    def _running_tokens(self) -> float:
+        """What all that run hold now."""
+        return self._running_base + len(self._shares) * self.now
+
+    def _proved(self, running_tokens: float) -> float:
+        """Tokens that are there over those that were expected of now, at least 1."""
+        first = self._bucket(self.now)
+        expected = float(self._base[first] + self._count[first] * self.now)
+        return max(1.0, running_tokens / expected) if self._doubtful and expected > 1.0 else 1.0
+
+    def _enter(self, share: _Share, sign: int) -> None:
+        """Of a sequence that runs (1), or does not any more (-1)."""
+        self._add(share, float(sign))
+        self._running_base += sign * share.base
+        self._doubtful += sign * (share.survival is not None)
 
     def _bucket(self, time: float) -> int:
         return min(int(time / self._width) - self._origin, GRID - 1)
@@ -136,7 +161,8 @@ class KvForecast:
         whole = np.zeros(GRID)
         whole[:first] = 1.0
         whole[first:last] = survival
-        return _Share(base, last, whole, self._origin), generated + max(16, math.ceil(remaining))
+        renew = min(belief.remaining(generated, RENEW_AT), float(allowed))
+        return _Share(base, last, whole, self._origin), generated + max(16, math.ceil(renew))
 
     def _add(self, share: _Share, sign: float) -> None:
         moved = self._origin - share.origin
@@ -156,15 +182,19 @@ class KvForecast:
         spread[0] += sign * doubt
         spread[1] += (sign * share.base) * doubt
         spread[2] += (sign * share.base * share.base) * doubt
-        self._any_spread += 1 if sign > 0 else -1
 
-    def _peak(self, count: Vector, base: Vector, spread: npt.NDArray[np.float64], risk: float) -> float:
+    def _peak(self, running_tokens: float, risk: float) -> float:
+        base, count, spread = self._base, self._count, self._spread
         first = self._bucket(self.now)
         times = self._times[first:]
         tokens = base[first:] + count[first:] * times
-        if risk and self._any_spread:
-            variance = spread[2, first:] + 2 * spread[1, first:] * times + spread[0, first:] * times * times
-            tokens = tokens + risk * np.sqrt(np.maximum(variance, 0.0))
         # The grid point before now is extrapolated to the past: growth since then is at most a bucket.
         present = base[first] + count[first] * self.now
+        if self._doubtful:
+            proved = self._proved(running_tokens)
+            tokens *= proved
+            present *= proved
+        if risk and self._doubtful:
+            variance = spread[2, first:] + 2 * spread[1, first:] * times + spread[0, first:] * times * times
+            tokens = tokens + risk * np.sqrt(np.maximum(variance, 0.0))
         return float(max(tokens[1:].max(initial=0.0), present))

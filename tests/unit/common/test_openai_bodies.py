@@ -85,6 +85,7 @@ def test_all_fields_of_a_chat() -> None:
         stream_usage=True,
         return_token_ids=True,
         include_stop=True,
+        client="someone",
     )
 
 

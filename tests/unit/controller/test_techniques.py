@@ -73,6 +73,40 @@ def test_doubt_raises_the_peak_and_leaves_without_trace() -> None:
     assert abs(forecast.peak_tokens(risk=1.6)) < 1e-3
 
 
+def test_whoever_got_this_far_is_certain_to_have_got_this_far() -> None:
+    """With sequences of all ages the forecast is the conditional expectation: ended ones are gone, those that go
+    on hold all their tokens, and their chances count from now."""
+    chance = np.random.default_rng(5)
+    belief = LengthBelief.from_quantiles(200.0, 600.0)
+    forecast = KvForecast(block_size=1, longest=2000)
+    ages: dict[int, int] = {}
+    ends: dict[int, float] = {}
+    review: dict[int, int] = {}
+    for step in range(700):
+        if step % 2 == 0:
+            ages[step] = 0
+            odds = chance.uniform()
+            ends[step] = belief.median * (1 / odds - 1) ** (1 / belief.shape)
+            review[step] = forecast.put(step, 100, 0, belief, 1500)
+        forecast.advance(1)
+        for key in list(ages):
+            ages[key] += 1
+            if ages[key] >= min(ends[key], 1500):
+                forecast.remove(key)
+                del ages[key]
+            elif ages[key] >= review[key]:
+                review[key] = forecast.put(key, 100 + ages[key], ages[key], belief, 1500 - ages[key])
+
+    now = np.array(list(ages.values()), dtype=float)
+    times, expected = forecast.profile()
+    for index in (0, 3, 10, 20):
+        later = now + times[index]
+        odds_now, odds_later = ((age / belief.median) ** belief.shape for age in (now, later))
+        alive = np.where(later < 1500, (1 + odds_now) / (1 + odds_later), 0.0)
+        exact = float(alive @ (100 + later))
+        assert abs(expected[index] - exact) < 0.06 * exact
+
+
 @given(st.floats(1, 1000), st.floats(1.01, 5), st.integers(0, 5000))
 def test_beliefs_halve_what_is_left(median: float, factor: float, generated: int) -> None:
     """`remaining` is the median of the conditional distribution."""
