@@ -74,8 +74,8 @@ def test_doubt_raises_the_peak_and_leaves_without_trace() -> None:
 
 
 def test_whoever_got_this_far_is_certain_to_have_got_this_far() -> None:
-    """With sequences of all ages the forecast is the conditional expectation: ended ones are gone, those that go
-    on hold all their tokens, and their chances count from now."""
+    """With sequences of all ages the forecast is the conditional expectation: ended ones are gone, those that
+    go on hold all their tokens, and their chances count from now."""
     chance = np.random.default_rng(5)
     belief = LengthBelief.from_quantiles(200.0, 600.0)
     forecast = KvForecast(block_size=1, longest=2000)
