@@ -4,7 +4,7 @@
     python -m bench.predictor_report DATA.jsonl -o results/ [--profile L20_LLAMA2_13B.csv]
 
 Writes predictor.json (parts that were not asked for stay as they are), calibration.png, pinball.png,
-importance.png and drift.png.
+importance.png, drift.png and simulated.png.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def _part(part: str, answers: Any, lines: list[dict[str, Any]], options: argpars
                 return predictor_latency.measure(Path(folder) / "model", prompts)
         case "simulated":
             model = fit(train, "hazard/1").model
-            return predictor_simulated.measure(model, train, test, options.requests, options.profile)
+            return predictor_simulated.measure(
+                model, train, test, options.requests, options.profile, options.output
+            )
         case "pictures":
             model = fit(train, "hazard/1").model
             requests = [one.features for one in test]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from bench.predictor_rivals import running_quantile
@@ -13,10 +14,20 @@ from common.lengths.request import LEVELS, Observation
 from common.lengths.trained import TrainedLengths
 from controller.simulation.offline import Plant, run_offline
 from controller.simulation.predictions import Predict, predictor
+from controller.simulation.record import RunResult
 from controller.simulation.workload import SimRequest, Workload
 
 POLICIES = ("td-pipe", "auto")
+SEEDS = (1, 2, 3)
 P50, P90 = LEVELS.index(0.5), LEVELS.index(0.9)
+FIGURES = (
+    "output_tokens_per_s",
+    "preemptions",
+    "recomputed_tokens",
+    "phase_switches",
+    "kv_used_mean",
+    "forecast_error",
+)
 
 
 def measure(
@@ -25,8 +36,12 @@ def measure(
     test: list[Observation],
     requests: int,
     profile: Path | None,
+    folder: Path,
 ) -> dict[str, Any]:
-    """Real prompts and lengths of the test part on four L20 (Llama2-13B), drawn with three seeds."""
+    """Real prompts and lengths of the test part on four L20 (Llama2-13B), drawn with three seeds.
+
+    Draws simulated.png into the folder.
+    """
     measured = read_profile(profile) if profile else None
     plant = Plant(read_shape("llama2-13b"), hardware("l20"), 4, measured, 2048)
     pairs = {
@@ -46,22 +61,48 @@ def measure(
         "running quantile": lambda found, _: [(float(same[P50]), float(same[P90]))] * len(found),
         "none": predictor("none"),
     }
+
+    def run(policy: str, predict: Predict, seed: int) -> RunResult:
+        drawn = workload.sample(requests, seed)
+        # run_offline sets all arrivals to zero, by which the pairs would be lost.
+        answers = predict(drawn.requests, seed)
+        return run_offline(plant, policy, drawn, lambda *_: answers, seed).result
+
     rows: dict[str, Any] = {}
     for policy in POLICIES:
         rows[policy] = {}
         for name, predict in predictors.items():
-            runs = []
-            for seed in (1, 2, 3):
-                drawn = workload.sample(requests, seed)
-                # run_offline sets all arrivals to zero, by which the pairs would be lost.
-                answers = predict(drawn.requests, seed)
-                runs.append(
-                    run_offline(plant, policy, drawn, lambda *_, answers=answers: answers, seed).result  # type: ignore[misc]
-                )
-            rows[policy][name] = {
-                "output_tokens_per_s": sum(run.output_tokens_per_s for run in runs) / len(runs),
-                "preemptions": sum(run.preemptions for run in runs) / len(runs),
-                "phase_switches": sum(run.phase_switches for run in runs) / len(runs),
-            }
+            rows[policy][name] = _figures([run(policy, predict, seed) for seed in SEEDS])
             print(policy, name, rows[policy][name], flush=True)
-    return {"requests": requests, "seeds": 3, "rows": rows}
+    rows["hybrid"] = {"none": _figures([run("hybrid", predictor("none"), seed) for seed in SEEDS])}
+    bound = mean(plant.bound(workload.sample(requests, seed)).output_tokens_per_s for seed in SEEDS)
+    _draw(rows, folder / "simulated.png")
+    return {"requests": requests, "seeds": len(SEEDS), "bound": bound, "rows": rows}
+
+
+def _figures(runs: list[RunResult]) -> dict[str, float]:
+    return {name: mean(getattr(run, name) or 0.0 for run in runs) for name in FIGURES}
+
+
+def _draw(rows: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (speed, lost) = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained")
+    names = list(rows[POLICIES[0]])
+    for place, policy in enumerate(POLICIES):
+        at = [index + 0.4 * place for index in range(len(names))]
+        for axes, figure_name in ((speed, "output_tokens_per_s"), (lost, "preemptions")):
+            bars = axes.bar(at, [rows[policy][name][figure_name] for name in names], 0.38, label=policy)
+            axes.bar_label(bars, fmt="%.0f", fontsize=8)
+    speed.axhline(rows["hybrid"]["none"]["output_tokens_per_s"], color="grey", linestyle="--", label="hybrid")
+    speed.set_ylabel("output tokens per second")
+    speed.set_ylim(bottom=4000)
+    lost.set_ylabel("preemptions")
+    for axes in (speed, lost):
+        axes.set_xticks([index + 0.2 for index in range(len(names))], names, fontsize=8)
+    speed.legend(loc="upper right", fontsize=8)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
