@@ -8,20 +8,24 @@ from dataclasses import dataclass
 from controller.core.expectation import LengthBelief, belief_of
 from controller.core.forecast import KvForecast
 from controller.core.ledger import KvLedger
+from controller.core.overflow import OverflowMargin
 from controller.core.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionRules:
     """max_running: sequences that hold KV blocks at a time.
-    reserve: share of the blocks that the forecast peak must leave free; below 0 it overcommits.
-    risk: standard deviations of the forecast that must fit as well; 1.6 overflows about once in 20 times.
+    reserve: share of the blocks that the forecast peak must leave free; below 0 it overcommits. While lengths
+        are in doubt it is at least what keeps to `overflow`, unless it overcommits.
+    overflow: share of the fills of the memory that may run out of blocks while lengths are in doubt.
+    risk: standard deviations of the forecast that must fit as well, errors taken as independent.
     occupancy: without a forecast, the share of the blocks that may be in use when a sequence is admitted
         (what engines without predictions do); None forecasts.
     """
 
     max_running: int = 256
     reserve: float = 0.05
+    overflow: float = 0.1
     risk: float = 0.0
     occupancy: float | None = None
 
@@ -71,9 +75,10 @@ class WaitingLine:
 class Gate:
     """Decides on admission for one instance: the present memory, and the forecast of its future."""
 
-    def __init__(self, rules: AdmissionRules, ledger: KvLedger, longest: int) -> None:
+    def __init__(self, rules: AdmissionRules, ledger: KvLedger, longest: int, margin: OverflowMargin) -> None:
         """longest: tokens of one sequence at most."""
         self.rules = rules
+        self._margin = margin
         self.forecast = KvForecast(ledger.block_size, longest)
         self._ledger = ledger
 
@@ -106,7 +111,13 @@ class Gate:
     @property
     def room_tokens(self) -> float:
         """Tokens that the forecast peak may reach."""
-        return self._ledger.capacity_tokens * (1.0 - self.rules.reserve)
+        return self._ledger.capacity_tokens * (1.0 - self.reserve)
+
+    @property
+    def reserve(self) -> float:
+        """Share of the blocks that the forecast peak must leave free now."""
+        own = self.rules.reserve
+        return max(own, self._margin.share) if own >= 0.0 and self.forecast.doubtful else own
 
     def admitted(self, sequence: Sequence, seen: LengthBelief | None) -> None:
         """A sequence runs; or one that runs has outlived its forecast."""
@@ -126,5 +137,5 @@ class Gate:
         used = self._ledger.used / self._ledger.total if self._ledger.total else 1.0
         if self.rules.occupancy is not None:
             return self.rules.occupancy - used
-        forecast = 1.0 - self.rules.reserve - self.forecast.peak_tokens(self.rules.risk) / capacity
+        forecast = 1.0 - self.reserve - self.forecast.peak_tokens(self.rules.risk) / capacity
         return min(forecast, 1.0 - used)

@@ -64,6 +64,11 @@ class KvForecast:
         # Of all that run, whatever was expected of them: their tokens now are this plus their number x now.
         self._running_base = 0.0
 
+    @property
+    def doubtful(self) -> bool:
+        """True if there is a sequence whose end is not certain."""
+        return self._doubtful > 0
+
     def advance(self, steps: float) -> None:
         """Each running sequence took this many decode steps (a fraction if only some did)."""
         self.now += steps

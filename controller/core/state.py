@@ -10,6 +10,7 @@ from controller.core.admission import AdmissionRules, Gate, WaitingLine
 from controller.core.decode import DecodeBatches, MicroBatch
 from controller.core.expectation import SeenLengths
 from controller.core.ledger import KvLedger
+from controller.core.overflow import OverflowMargin
 from controller.core.sequence import Sequence, State
 from controller.core.stats import SchedulerStats
 from controller.core.steps import StepBook
@@ -53,14 +54,15 @@ class PipelineState:
         self.decoding_at_start = 0
         self.actions: list[Action] = []
         self.ledger = KvLedger(0, config.block_size)
-        self.gate = Gate(config.admission, self.ledger, config.context_length)
+        self.margin = OverflowMargin(config.admission.overflow)
+        self.gate = Gate(config.admission, self.ledger, config.context_length, self.margin)
         self.batches = DecodeBatches(1)
 
     def start_epoch(self, stages: int, kv_blocks: int, microbatches: int) -> None:
         """The stages are ready, with empty KV pools."""
         self.stages = stages
         self.ledger = KvLedger(kv_blocks, self.config.block_size)
-        self.gate = Gate(self.config.admission, self.ledger, self.longest_sequence)
+        self.gate = Gate(self.config.admission, self.ledger, self.longest_sequence, self.margin)
         self.batches = DecodeBatches(microbatches)
 
     def end_epoch(self) -> list[Sequence]:
@@ -218,4 +220,5 @@ class PipelineState:
         self.stats.foresight.end(self.gate.forecast, used, self.ledger.capacity_tokens)
         if phase is Phase.DECODE:
             self.decoding_at_start = len(self.running)
+            self.margin.filled(self.stats.preemptions, full=bool(self.waiting))
             self.stats.foresight.begin(self.gate.forecast)

@@ -24,6 +24,9 @@ POLICIES = ("auto", "td-pipe", "separate", "hybrid", "tp-separate", "tp-hybrid")
 WATERMARK = 0.99
 """Engines without predictions admit while this share of the blocks is in use, and recompute on overflow."""
 UNLIMITED = 1 << 30
+AUTO_OVERFLOW = 0.5
+"""`auto` preempts who loses least, so that running out of blocks in half of the fills costs less than memory
+that stays empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,13 @@ def _td_pipe(name: str, knobs: Knobs, cost: StepCost) -> Setup:
         extra_batches=int(knobs.get("extra_batches", 1)),
     )
     occupancy = float(knobs["occupancy"]) if "occupancy" in knobs else None
-    admission = AdmissionRules(UNLIMITED, float(knobs["reserve"]), float(knobs.get("risk", 0.0)), occupancy)
+    admission = AdmissionRules(
+        UNLIMITED,
+        float(knobs["reserve"]),
+        float(knobs.get("overflow", 0.1)),
+        float(knobs.get("risk", 0.0)),
+        occupancy,
+    )
     victims: VictimChoice = LeastLost() if knobs.get("victims") == "least-lost" else Newest()
     return Setup(name, knobs, policy, admission, victims, int(knobs["prefill_tokens"]))
 
@@ -118,7 +127,11 @@ def _auto(name: str, knobs: Knobs, cost: StepCost) -> Setup:
     )
     occupancy = float(knobs["occupancy"]) if "occupancy" in knobs else None
     admission = AdmissionRules(
-        UNLIMITED, float(knobs.get("reserve", 0.0)), float(knobs.get("risk", 0.0)), occupancy
+        UNLIMITED,
+        float(knobs.get("reserve", 0.0)),
+        float(knobs.get("overflow", AUTO_OVERFLOW)),
+        float(knobs.get("risk", 0.0)),
+        occupancy,
     )
     victims: VictimChoice = Newest(idle_only=True) if knobs.get("victims") == "newest" else LeastLost()
     return Setup(name, knobs, policy, admission, victims)

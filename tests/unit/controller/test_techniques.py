@@ -14,6 +14,7 @@ from controller.core.expectation import LengthBelief, SeenLengths
 from controller.core.forecast import KvForecast
 from controller.core.foresight import Foresight
 from controller.core.ordering import FinishTogether
+from controller.core.overflow import OverflowMargin
 from controller.core.policies.tide import StepSizes, TideKnobs
 from controller.core.sequence import Sequence, State
 from controller.core.state import PipelineState, SchedulerConfig
@@ -71,6 +72,17 @@ def test_doubt_raises_the_peak_and_leaves_without_trace() -> None:
         forecast.put(key, 130, 30, LengthBelief.from_quantiles(100.0, 300.0), 1000)
         forecast.remove(key)
     assert abs(forecast.peak_tokens(risk=1.6)) < 1e-3
+
+
+def test_memory_runs_out_at_the_chosen_rate() -> None:
+    """Whatever the forecast's errors are: here it is too low by 4 % on average."""
+    chance = np.random.default_rng(2)
+    margin = OverflowMargin(rate=0.1)
+    overflows = 0
+    for error in chance.normal(0.04, 0.02, 4000):
+        overflows += error > margin.share
+        margin.filled(overflows, full=True)
+    assert 0.09 < overflows / 4000 < 0.11
 
 
 def test_whoever_got_this_far_is_certain_to_have_got_this_far() -> None:
