@@ -61,7 +61,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--reserve",
         type=float,
         default=AdmissionRules().reserve,
-        help="share of the KV blocks that the forecast peak must leave free; below 0 overcommits memory",
+        help="share of the KV blocks that the forecast peak leaves free at least; below 0 overcommits memory",
     )
     parser.add_argument("--microbatches", type=int, default=0, help="in decode; 0: one more than stages")
     parser.add_argument(

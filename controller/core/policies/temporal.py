@@ -84,7 +84,7 @@ def _why_no_prefill(state: PipelineState) -> Reason:
     numbers = {"running": float(len(state.running)), "waiting": float(len(state.waiting))}
     if not state.waiting:
         return Reason("no prompt waits", numbers)
-    numbers |= {"free": state.ledger.free, "blocks": state.ledger.total}
+    numbers |= {"free": state.ledger.free, "blocks": state.ledger.total, "reserve": state.gate.reserve}
     return Reason("no room for the next prompt", numbers)
 
 
