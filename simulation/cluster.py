@@ -14,18 +14,22 @@ from router.core.events import (
     AddInstance,
     DrainInstance,
     Event,
+    Expired,
     FirstToken,
     InstanceJoined,
     InstanceLeft,
     InstanceReported,
+    QueueFull,
     Regrouped,
     RequestArrived,
     Route,
+    Shed,
     Tick,
 )
 from router.core.overall import OverallConfig, OverallScheduler
 from router.core.prefill import PrefillTime
 from router.core.request import RouteRequest
+from router.core.shedding import WAIT_SHARE
 from router.core.status import InstanceStatus
 from router.core.view import InstanceFacts
 from simulation.job import Job
@@ -64,13 +68,14 @@ class VirtualInstance(Protocol):
 class ClusterRules:
     """router: its settings. report_s: how old a report may get. start_s: from asking for an instance to it.
 
-    max_sequences: of one instance.
+    max_sequences: of one instance. shed: requests whose TTFT target cannot be kept are refused, as live.
     """
 
     router: OverallConfig
     report_s: float = 0.04
     start_s: float = 0.0
     max_sequences: int = 4096
+    shed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +143,10 @@ class VirtualCluster:
             self._pass_time(job.arrival)
             self._report(job.arrival)
             request = RouteRequest(
-                f"r{job.index}", job.prompt, job.output, job.slo, job.arrival, job.expected
-            )
+                f"r{job.index}", job.prompt, job.output, job.slo, job.arrival, job.expected,
+                expires=job.arrival + WAIT_SHARE * job.slo.ttft_s if self._rules.shed else None,
+                sheds=self._rules.shed,
+            )  # fmt: skip
             self._jobs[request.request_id] = job
             self._hear(RequestArrived(request), job.arrival)
         now = jobs[-1].arrival if jobs else 0.0
@@ -197,6 +204,8 @@ class VirtualCluster:
                 job = self._jobs.pop(request.request_id)
                 assert choice.instance_id is not None
                 self._instances[choice.instance_id].submit(job, now)
+            case Expired(request) | QueueFull(request) | Shed(request) if self._rules.shed:
+                self._jobs.pop(request.request_id).refused = now
             case AddInstance(reason):
                 heapq.heappush(self._starting, (now + self._rules.start_s, self._name()))
                 self._note(now, f"add: {reason}")

@@ -163,7 +163,10 @@ class SkippingInstance:
         self._turn(Phase.MIXED)
         self._make_room()
         rounds = self._rounds
-        self.clock += self._times.mixed_round(step, len(rounds), rounds.context)
+        spent = self._times.mixed_round(step, len(rounds), rounds.context)
+        plain = self._times.round(len(rounds), rounds.context) if rounds else 0.0
+        self.clock += spent
+        self._prompt_share.note(max(0.0, spent - plain), self.clock)
         if rounds:
             self._rounds_done(1)
         self._prompts_done(step.jobs, self.clock)

@@ -15,7 +15,7 @@ class Job:
 
     expected: the output's length as predicted at arrival. computed: prompt tokens computed so far.
     generated: output tokens so far, kept up when it is preempted or ends. first: its first token.
-    resumed: when decoding of its second token began. finished: its last token.
+    resumed: when decoding of its second token began. finished: its last token. refused: for overload.
     held: tokens of KV memory that it got when it was admitted.
     start_round, last_round: decode rounds of its instance in which it takes part (from, to).
     due_at_zero, expected_round: what its slack is reckoned from: when it would have been due at round 0, and
@@ -33,6 +33,7 @@ class Job:
     first: float = NOT_YET
     resumed: float = NOT_YET
     finished: float = NOT_YET
+    refused: float = NOT_YET
     held: int = 0
     start_round: int = 0
     last_round: int = 0

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 
+from controller.core.prompt_pace import MEMORY_S
 from controller.core.report import PROMISED
 from router.core.status import FOREVER, Slack
 from simulation.job import Job
 from simulation.rounds import Rounds
-
-MEMORY_S = 20.0
-"""Seconds over which an instance reckons the share of its time that prompts take."""
 
 
 class PromptShare:

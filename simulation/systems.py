@@ -103,11 +103,12 @@ def run_exactly(system: str, knobs: Knobs, plant: ClusterPlant, jobs: Sequence[J
 
 
 def cluster_of(
-    system: str, knobs: Knobs, plant: ClusterPlant, requests: int, *, exact: bool = False
+    system: str, knobs: Knobs, plant: ClusterPlant, requests: int, *, exact: bool = False, shed: bool = False
 ) -> VirtualCluster:
     """A cluster that is ready to run, for all systems but the disaggregated ones.
 
     exact: instances are the controller's scheduler itself, instead of the one that skips.
+    shed: requests that cannot be served in time are refused, as live.
 
     `route:NAME` is PaDG's instance under another routing policy (for ablations).
     """
@@ -129,6 +130,7 @@ def cluster_of(
         ClusterRules(
             OverallConfig(policy=routing, bounds=plant.one_group, max_pending=requests + 1),
             max_sequences=int(knobs.get("sequences", 4096)),
+            shed=shed,
         ),
         make,
         cost,

@@ -14,6 +14,10 @@ from controller.core.sequence import Sequence, State
 LOW_SHARE = 0.1
 PROMISED = 0.95
 """Share of a TPOT target that future decoding is reckoned with: predictions err, and more requests come."""
+AMPLE_S = 3600.0
+"""Slack of a sequence that has not begun to decode, where decoding is as fast as promised."""
+LEAST_DECODING = 0.05
+"""Share of its time that an instance is taken to decode at least, however many prompts came lately."""
 STEP_SIZES = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """Tokens for which step times are told."""
 
@@ -36,7 +40,7 @@ class SlackReport:
     """Saved TPOT (EcoServe, Algorithm 1) of the sequences that decode and have a target, seconds.
 
     low_s: 10th percentile. low_latest_s: 10th percentile of how long decoding may yet pause so that a
-    sequence still meets its target at its expected end.
+    sequence still meets its target at its expected end; those that do not decode yet count as well.
     """
 
     count: int
@@ -81,8 +85,9 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
     window, left = PrefillWork(), PrefillWork()
     due: list[float] = []
     saved: list[tuple[float, float]] = []
+    idle: list[float] = []
     tokens = promised = 0
-    decode_s = _round_s(scheduler, cost)
+    decode_s = _round_s(scheduler, cost, now)
     # Prompts that were computed since the present prefill window began belong to it.
     window_began = state.phase_since if state.phase in (Phase.PREFILL, Phase.MIXED) else now
     for sequence in scheduler.sequences.values():
@@ -95,6 +100,9 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
             elif sequence.tpot_s is not None and first is not None:
                 saved.append(_saved(sequence, first, sequence.tpot_s, decode_s, now))
             continue
+        if sequence.tpot_s is not None:
+            # It has no time to lose yet, but must not find the instance too slow.
+            idle.append(AMPLE_S if decode_s <= PROMISED * sequence.tpot_s else -AMPLE_S)
         window.add(0, length)
         left.add(sequence.planned, length)
         if sequence.state is State.WAITING:
@@ -113,7 +121,7 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
         window=window,
         left=left,
         window_left_s=min(due) - now if due else None,
-        slack=_slack(saved) if saved else None,
+        slack=_slack(saved, idle) if saved else None,
         policy=scheduler.policy.name,
     )
 
@@ -131,15 +139,24 @@ def step_costs(scheduler: Scheduler, cost: StepCost) -> StepCosts:
     )
 
 
-def _round_s(scheduler: Scheduler, cost: StepCost) -> float:
-    """A token for each sequence that is here, also those that do not decode yet: they soon will."""
+def _round_s(scheduler: Scheduler, cost: StepCost, now: float) -> float:
+    """A token for each sequence that is here, also those that do not decode yet: they soon will.
+
+    Prompts go on taking the share of the time that they took lately.
+    """
     rows = len(scheduler.sequences)
     if not rows:
         return 0.0
     state = scheduler.state
     stages = max(1, state.stages)
     context = state.ledger.used * state.ledger.block_size
-    return stages * cost.linear_s(-(-rows // stages)) + cost.attention_s(context, 0.0)
+    batch, most = -(-rows // stages), scheduler.config.prefill_tokens
+    decode_s = cost.linear_s(batch)
+    ridden = max(1, most - batch)
+    share = state.prompt_pace.share(
+        now, cost.linear_s(most) / most, max(0.0, cost.linear_s(batch + ridden) - decode_s) / ridden
+    )
+    return (stages * decode_s + cost.attention_s(context, 0.0)) / max(LEAST_DECODING, 1.0 - share)
 
 
 def _saved(
@@ -154,12 +171,12 @@ def _saved(
     return saved, saved + remaining * (PROMISED * tpot_s - decode_s)
 
 
-def _slack(saved: Many[tuple[float, float]]) -> SlackReport:
+def _slack(saved: Many[tuple[float, float]], idle: Many[float]) -> SlackReport:
     return SlackReport(
         count=len(saved),
         mean_s=sum(now for now, _ in saved) / len(saved),
         low_s=_low([now for now, _ in saved]),
-        low_latest_s=_low([latest for _, latest in saved]),
+        low_latest_s=_low([*(latest for _, latest in saved), *idle]),
     )
 
 

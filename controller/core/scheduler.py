@@ -208,7 +208,10 @@ class Scheduler:
         if self._cost is not None and event.stage_s:
             self._cost.observe(step.phase, work_of(step.plan), max(event.stage_s))
         self._take_tokens(step, event.sampled, now)
-        state.stats.count_step(step.tokens - step.decode_rows, step.decode_rows)
+        prompts = step.tokens - step.decode_rows
+        state.stats.count_step(prompts, step.decode_rows)
+        if prompts:
+            state.prompt_pace.computed(prompts, riding=step.decode_rows > 0, now=now)
 
     def _take_tokens(self, step: Step, sampled: SampledTokens, now: float) -> None:
         """End, review or place whoever it is time for."""

@@ -11,6 +11,7 @@ from controller.core.decode import DecodeBatches, MicroBatch
 from controller.core.expectation import SeenLengths
 from controller.core.ledger import KvLedger
 from controller.core.overflow import OverflowMargin
+from controller.core.prompt_pace import PromptPace
 from controller.core.sequence import Sequence, State
 from controller.core.stats import SchedulerStats
 from controller.core.steps import StepBook
@@ -43,6 +44,7 @@ class PipelineState:
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
         self.stats = SchedulerStats()
+        self.prompt_pace = PromptPace()
         self.waiting = WaitingLine()
         self.running: dict[str, Sequence] = {}
         self.prefilling: list[Sequence] = []

@@ -159,6 +159,18 @@ class Expired:
 
 
 @dataclass(frozen=True, slots=True)
+class Shed:
+    """Refuse the request: those ahead of it will take longer than it may wait.
+
+    ahead: how many they are. wait_s: until its turn, and so when a retry makes sense.
+    """
+
+    request: RouteRequest
+    ahead: int
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Regrouped:
     """Instances changed hands."""
 

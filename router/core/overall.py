@@ -41,6 +41,7 @@ from router.core.pending import PendingQueue
 from router.core.policies.catalog import make_routing_policy
 from router.core.request import RouteRequest
 from router.core.scaling import AutoScaling, ScalingRules
+from router.core.shedding import ServiceRate, hopeless
 from router.core.status import FOREVER
 from router.core.view import InstanceView
 
@@ -78,6 +79,7 @@ class OverallScheduler:
         self._waits: dict[str, Choice] = {}
         self._actions: list[Action] = []
         self._retried = -RETRY_S
+        self._rate = ServiceRate()
 
     def on(self, event: Event, now: float) -> list[Action]:
         """Take note of what happened, and decide. `now`: seconds on a steady clock, never falling.
@@ -122,6 +124,7 @@ class OverallScheduler:
                 self._regroup(self.mitosis.move(event.instance_id, event.target))
             case SetPolicy():
                 self._set_policy(event.name)
+                self._rate = ServiceRate()
             case SetScaling():
                 self.scaling = AutoScaling(event.rules) if event.rules else None
         actions, self._actions = self._actions, []
@@ -151,6 +154,8 @@ class OverallScheduler:
             self._actions.append(QueueFull(request, waiting, retry))
             return
         self.pending.add(request)
+        if not waiting:
+            self._rate.waiting(True, now)
 
     def _route(self, request: RouteRequest, now: float) -> bool:
         """Offer it to the macro instances, the least loaded first."""
@@ -174,7 +179,14 @@ class OverallScheduler:
             for request in self.pending.ahead(self.config.tries):
                 if self._route(request, now):
                     self.pending.discard(request.request_id)
+                    self._rate.served(now)
                     progress = True
+        self._watch_rate(now)
+
+    def _watch_rate(self, now: float) -> None:
+        """Time counts while somebody waits for instances that are there."""
+        ready = any(view.ready for macro in self.macros.values() for view in macro.views)
+        self._rate.waiting(bool(len(self.pending)) and ready, now)
 
     def _withdrawn(self, event: RequestWithdrawn) -> None:
         self._waits.pop(event.request_id, None)
@@ -187,8 +199,20 @@ class OverallScheduler:
             choice = self._waits.pop(request.request_id, Choice(None, "it was never its turn", {}))
             self._actions.append(Expired(request, choice))
         self._retry(now)
+        self._shed(now)
         if self.scaling is not None:
             self._scale(self.scaling, now)
+
+    def _shed(self, now: float) -> None:
+        """Refuse those whose time will be over before it is their turn."""
+        rate = self._rate.per_s
+        if rate is None:
+            return
+        line = self.pending.ahead(len(self.pending))
+        for refusal in hopeless(line, rate, now):
+            self.pending.discard(refusal.request.request_id)
+            self._waits.pop(refusal.request.request_id, None)
+            self._actions.append(refusal)
 
     # -- instances ----------------------------------------------------------------------------------
 

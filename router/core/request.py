@@ -14,7 +14,8 @@ class RouteRequest:
 
     prompt_tokens: to be computed: prompt, and output from an earlier stay at another instance.
     max_tokens: output at most. expected_tokens: output predicted, 0 if nobody did.
-    expires: when it leaves the pending queue unserved; None for never.
+    expires: when it leaves the pending queue unserved; None for never. sheds: it may be refused at once if it
+        would not be served in time.
     """
 
     request_id: str
@@ -24,6 +25,7 @@ class RouteRequest:
     arrived: float
     expected_tokens: int = 0
     expires: float | None = None
+    sheds: bool = False
 
     @property
     def work(self) -> PrefillWork:

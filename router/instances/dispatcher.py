@@ -23,6 +23,7 @@ from router.core.events import (
     RequestArrived,
     RequestWithdrawn,
     Route,
+    Shed,
     Tick,
 )
 from router.core.overall import OverallScheduler
@@ -157,6 +158,9 @@ class Dispatcher:
                 self._queue_full(action)
             case Expired():
                 self._expired(action)
+            case Shed():
+                text = f"{action.ahead} requests wait already: its turn would come in {action.wait_s:.1f} s"
+                self._refuse(action.request, f"{text}, too late for its target", action.wait_s)
             case Regrouped():
                 for move in action.moves:
                     log.info(

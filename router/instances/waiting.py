@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from router.core.request import RouteRequest
+from router.core.shedding import WAIT_SHARE
 from router.core.slo import SloClasses
 from router.instances.sequence import RoutedSequence
 
@@ -30,8 +31,8 @@ class WaitingRules:
         slo = self.slos.resolve(None, sequence.ttft_s, sequence.tpot_s)
         produced = len(sequence.output)
         expires = now + (min(self.patience_s, NOWHERE_S) if nowhere else self.patience_s)
-        if self.sheds(sequence, policy):
-            expires = max(now, sequence.arrived + slo.ttft_s)
+        if sheds := self.sheds(sequence, policy):
+            expires = max(now, sequence.arrived + WAIT_SHARE * slo.ttft_s)
         return RouteRequest(
             request_id=sequence.key,
             prompt_tokens=len(sequence.prompt) + produced,
@@ -39,4 +40,5 @@ class WaitingRules:
             slo=slo,
             arrived=sequence.arrived,
             expires=expires,
+            sheds=sheds,
         )

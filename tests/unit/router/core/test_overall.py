@@ -23,6 +23,7 @@ from router.core.events import (
     RequestWithdrawn,
     Route,
     SetPolicy,
+    Shed,
     SplitMacro,
     Tick,
 )
@@ -163,3 +164,25 @@ def test_no_request_is_lost(course: list[tuple[str, int]]) -> None:
     pending = [name for name, end in fate.items() if end == "pending"]
     assert len(pending) == len(scheduler.pending)
     assert all(name in scheduler.pending for name in pending)
+
+
+def test_who_would_wait_too_long_is_refused_at_once() -> None:
+    """Two a second get an instance: of those in line a few stay, the others hear it at the next tick."""
+    scheduler = cluster(1, policy="padg-published")
+    now = 0.0
+    shed: list[Shed] = []
+    for number in range(400):
+        now = 0.05 * number
+        arrived = RequestArrived(request(f"r{number}", 500, now, expires=now + 2.0, sheds=True))
+        heard = scheduler.on(arrived, now) + scheduler.on(Tick(), now)
+        if number % 10 == 0:  # the instance has computed what it had
+            heard += scheduler.on(InstanceReported("i0", status(taken=now, accepted=number)), now)
+        assert now < 5.0 or not any(isinstance(action, Expired) for action in heard)
+        shed += [action for action in heard if isinstance(action, Shed)]
+    assert len(shed) > 200
+    late = [one for one in shed if one.request.arrived > 5.0]
+    assert all(one.wait_s > 1.5 for one in late)
+    # Whoever may not be refused waits on.
+    scheduler.on(RequestArrived(request("old", 500, now, expires=now + 2.0)), now)
+    scheduler.on(Tick(), now + 0.1)
+    assert "old" in scheduler.pending
