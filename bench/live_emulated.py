@@ -1,7 +1,7 @@
 """Policies compared on a live cluster of emulated workers: real processes, real RPCs, no model.
 
-    python -m bench.live_emulated --instances 8 --stages 4 --rate 6 --seconds 60 -o live-emulated.json
-    python -m bench.live_emulated --instances 4 --stages 1 --rate 10 --regroup -o regroup.json
+    python -m bench.live_emulated --instances 8 --stages 4 --rate 6 --seconds 60 -o docs/images/live-emulated
+    python -m bench.live_emulated --instances 4 --stages 1 --rate 10 --regroup -o docs/images/regroup
 
 Each policy gets a cluster of its own and the same arrivals (Poisson, lengths drawn around ShareGPT's). A
 request meets its SLO if both targets hold. --regroup scales out, splits, merges and scales in while the load
@@ -154,12 +154,35 @@ async def run(options: argparse.Namespace, policy: str, load: list[Arrival]) -> 
         "ttft_p90_s": ttfts[int(0.9 * len(ttfts))] if ttfts else None,
         "regrouped": regroup.result() if regroup else [],
         "errors": sorted({one.error for one in outcomes if one.error})[:5],
-        "outcomes": [asdict(one) for one in outcomes] if options.keep else [],
+        "outcomes": [asdict(one) for one in outcomes],
     }
 
 
+def draw(results: list[dict[str, Any]], slo: tuple[float, float], path: Path) -> None:
+    """Attainment, and every request against both targets."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    bars = left.barh([one["policy"] for one in results], [100 * one["attainment"] for one in results])
+    left.bar_label(bars, fmt="%.1f")
+    left.invert_yaxis()
+    left.set(xlabel="requests within both targets, %", xlim=(0, 110))
+    for one in results:
+        told = [outcome for outcome in one["outcomes"] if not outcome["error"]]
+        right.scatter([each["ttft_s"] for each in told], [1000 * each["tpot_s"] for each in told],
+                      s=6, label=one["policy"])  # fmt: skip
+    right.axvline(slo[0], color="black", lw=0.8, ls="--")
+    right.axhline(1000 * slo[1], color="black", lw=0.8, ls="--")
+    right.set(xlabel="TTFT, s", ylabel="TPOT, ms")
+    right.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=130)
+
+
 def main() -> None:
-    """Print and write the figures."""
+    """Print, write and draw the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="shape and tokenizer")
     parser.add_argument("--hardware", default="l20")
@@ -180,7 +203,12 @@ def main() -> None:
     results = [asyncio.run(run(options, policy, load)) for policy in options.policy or POLICIES]
     print(json.dumps([{**one, "outcomes": []} for one in results], indent=1))
     if options.output is not None:
-        options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        slo = (options.ttft_ms / 1000, options.tpot_ms / 1000)
+        draw(results, slo, options.output.with_suffix(".png"))
+        if not options.keep:
+            results = [{**one, "outcomes": []} for one in results]
+        options.output.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

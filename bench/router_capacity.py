@@ -1,6 +1,8 @@
 """What one core of a router carries: decisions per second, and streamed tokens per second.
 
-    python -m bench.router_capacity --model smollm2-135m -o router-capacity.json
+    python -m bench.router_capacity --model smollm2-135m -o docs/images/router-capacity
+
+Writes OUT.json and OUT.png.
 
 Decisions: the routing core alone, 64 instances in macro instances of up to 11, each reporting ten times a
 second. Streams: a real router process between a synthetic instance and a client with many gRPC streams, each
@@ -175,8 +177,34 @@ async def _until_there(address: str) -> None:
         await channel.channel_ready()
 
 
+def draw(result: dict[str, Any], path: Path) -> None:
+    """What was asked for (dashed) and what one core does."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    decided = result["decisions"]
+    for axes, name, title, wanted in (
+        (left, "decisions_per_cpu_s", "routing decisions per core and second", 1000),
+        (middle, "decision_p99_ms", "p99 of a decision, ms", 5),
+    ):
+        bars = axes.bar(list(decided), [one[name] for one in decided.values()], color="#3a7ca5")
+        axes.bar_label(bars, fmt="%.3g")
+        axes.axhline(wanted, color="black", lw=0.8, ls="--")
+        axes.set_title(title, fontsize="medium")
+    flow = result["streams"]
+    bars = right.bar(["tokens", "messages"], [flow["tokens_per_cpu_s"], flow["messages_per_cpu_s"]],
+                     color="#d98f4e")  # fmt: skip
+    right.bar_label(bars, fmt="%.0f")
+    right.axhline(20_000, color="black", lw=0.8, ls="--")
+    right.set_title(f"per core and second, {flow['streams']} gRPC streams", fontsize="medium")
+    figure.savefig(path, dpi=130)
+
+
 def main() -> None:
-    """Print and write the figures."""
+    """Print, write and draw the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="whose tokenizer the router loads")
     parser.add_argument("--streams", type=int, default=512)
@@ -195,7 +223,9 @@ def main() -> None:
     }
     print(json.dumps(result, indent=1))
     if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        draw(result, options.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -246,7 +246,7 @@ async def test_real_processes_start_and_stop_under_load(model_path: Path) -> Non
 async def test_a_load_that_one_instance_cannot_bear_brings_a_second_one(
     model_path: Path, tmp_path: Path
 ) -> None:
-    """Automatic scaling: nothing at a low rate; once TTFT rises an instance is added, and no request fails."""
+    """Automatic scaling: nothing at a low rate; when TTFT rises one is added, and no request fails."""
     profile = tmp_path / "profile.csv"
     profile.write_text("tokens,ms\n1,20\n64,24\n256,120\n")
     config = ClusterConfig(
