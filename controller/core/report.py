@@ -87,7 +87,7 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
     saved: list[tuple[float, float]] = []
     idle: list[float] = []
     tokens = promised = 0
-    decode_s = _round_s(scheduler, cost, now)
+    decode_s = _round_s(scheduler, cost)
     # Prompts that were computed since the present prefill window began belong to it.
     window_began = state.phase_since if state.phase in (Phase.PREFILL, Phase.MIXED) else now
     for sequence in scheduler.sequences.values():
@@ -121,7 +121,7 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
         window=window,
         left=left,
         window_left_s=min(due) - now if due else None,
-        slack=_slack(saved, idle) if saved else None,
+        slack=_slack(saved, idle) if saved or idle else None,
         policy=scheduler.policy.name,
     )
 
@@ -139,7 +139,7 @@ def step_costs(scheduler: Scheduler, cost: StepCost) -> StepCosts:
     )
 
 
-def _round_s(scheduler: Scheduler, cost: StepCost, now: float) -> float:
+def _round_s(scheduler: Scheduler, cost: StepCost) -> float:
     """A token for each sequence that is here, also those that do not decode yet: they soon will.
 
     Prompts go on taking the share of the time that they took lately.
@@ -153,9 +153,8 @@ def _round_s(scheduler: Scheduler, cost: StepCost, now: float) -> float:
     batch, most = -(-rows // stages), scheduler.config.prefill_tokens
     decode_s = cost.linear_s(batch)
     ridden = max(1, most - batch)
-    share = state.prompt_pace.share(
-        now, cost.linear_s(most) / most, max(0.0, cost.linear_s(batch + ridden) - decode_s) / ridden
-    )
+    riding_s = max(0.0, cost.linear_s(batch + ridden) - decode_s) / ridden
+    share = state.prompt_pace.share(cost.linear_s(most) / most, riding_s)
     return (stages * decode_s + cost.attention_s(context, 0.0)) / max(LEAST_DECODING, 1.0 - share)
 
 
@@ -172,11 +171,14 @@ def _saved(
 
 
 def _slack(saved: Many[tuple[float, float]], idle: Many[float]) -> SlackReport:
+    low_latest_s = _low([*(latest for _, latest in saved), *idle])
+    if not saved:
+        return SlackReport(0, AMPLE_S, AMPLE_S, low_latest_s)
     return SlackReport(
         count=len(saved),
         mean_s=sum(now for now, _ in saved) / len(saved),
         low_s=_low([now for now, _ in saved]),
-        low_latest_s=_low([*(latest for _, latest in saved), *idle]),
+        low_latest_s=low_latest_s,
     )
 
 

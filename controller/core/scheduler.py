@@ -210,8 +210,7 @@ class Scheduler:
         self._take_tokens(step, event.sampled, now)
         prompts = step.tokens - step.decode_rows
         state.stats.count_step(prompts, step.decode_rows)
-        if prompts:
-            state.prompt_pace.computed(prompts, riding=step.decode_rows > 0, now=now)
+        state.prompt_pace.computed(prompts, riding=step.decode_rows > 0, now=now)
 
     def _take_tokens(self, step: Step, sampled: SampledTokens, now: float) -> None:
         """End, review or place whoever it is time for."""

@@ -194,4 +194,4 @@ class DrainInstance:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
-Action = Route | QueueFull | Expired | Regrouped | AddInstance | DrainInstance
+Action = Route | QueueFull | Expired | Shed | Regrouped | AddInstance | DrainInstance

@@ -72,13 +72,11 @@ def status_from_wire(report: pb.InstanceReport, received: float, base: int) -> I
         window=PrefillWork(report.window.tokens, report.window.pairs),
         left=PrefillWork(report.left.tokens, report.left.pairs),
         window_deadline=received + report.window_left_s if report.HasField("window_left_s") else FOREVER,
-        slack=_slack(report.slack, received),
+        slack=_slack(report.slack, received) if report.HasField("slack") else Slack(),
     )
 
 
 def _slack(slack: pb.Slack, received: float) -> Slack:
-    if not slack.count:
-        return Slack()
     return Slack(
         count=slack.count,
         mean_due=received + slack.mean_s,
