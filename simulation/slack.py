@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from controller.core.promise import PROMISED
 from controller.core.prompt_pace import MEMORY_S
-from controller.core.report import PROMISED
 from router.core.status import FOREVER, Slack
 from simulation.job import Job
 from simulation.rounds import Rounds

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from common.latency.model import StepCost
 from common.latency.work import chunk_pairs
 from common.plan import Phase
+from controller.core.promise import LATE_SHARE, PROMISED
 from controller.core.scheduler import Scheduler
 from controller.core.sequence import Sequence, State
 
 LOW_SHARE = 0.1
-PROMISED = 0.95
-"""Share of a TPOT target that future decoding is reckoned with: predictions err, and more requests come."""
 AMPLE_S = 3600.0
 """Slack of a sequence that has not begun to decode, where decoding is as fast as promised."""
 LEAST_DECODING = 0.05
@@ -39,7 +38,7 @@ class PrefillWork:
 class SlackReport:
     """Saved TPOT (EcoServe, Algorithm 1) of the sequences that decode and have a target, seconds.
 
-    low_s: 10th percentile. low_latest_s: 10th percentile of how long decoding may yet pause so that a
+    low_s: 10th percentile. low_latest_s: 5th percentile of how long decoding may yet pause so that a
     sequence still meets its target at its expected end; those that do not decode yet count as well.
     """
 
@@ -167,11 +166,12 @@ def _saved(
     expected = sequence.predicted_p50
     remaining = max(0.0, (expected or 0.0) - len(sequence.output))
     remaining = min(remaining, sequence.max_tokens - len(sequence.output))
-    return saved, saved + remaining * (PROMISED * tpot_s - decode_s)
+    kept = (1.0 - PROMISED) * produced * tpot_s
+    return saved, saved - kept + remaining * (PROMISED * tpot_s - decode_s)
 
 
 def _slack(saved: Many[tuple[float, float]], idle: Many[float]) -> SlackReport:
-    low_latest_s = _low([*(latest for _, latest in saved), *idle])
+    low_latest_s = _low([*(latest for _, latest in saved), *idle], LATE_SHARE)
     if not saved:
         return SlackReport(0, AMPLE_S, AMPLE_S, low_latest_s)
     return SlackReport(
@@ -182,5 +182,5 @@ def _slack(saved: Many[tuple[float, float]], idle: Many[float]) -> SlackReport:
     )
 
 
-def _low(values: list[float]) -> float:
-    return sorted(values)[int(LOW_SHARE * len(values))]
+def _low(values: list[float], share: float = LOW_SHARE) -> float:
+    return sorted(values)[int(share * len(values))]

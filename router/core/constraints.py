@@ -65,7 +65,7 @@ class LatestResume:
 
     1. What is *left* of the window, the request included, ends before the first TTFT target in it does; time
        that a request has waited counts, work that is done does not.
-    2. Nine of ten decoding requests can wait so long: their latest resume times, which count what faster
+    2. Nearly all decoding requests can wait so long: their latest resume times, which count what faster
        decoding will earn until their predicted ends, lie behind the window's end. A mean lets those with
        much slack hide those with none, and knows only what was saved, not what will be.
     3. The forecast KV peak, with the request's expected output, fits.

@@ -8,12 +8,10 @@ from common.latency.model import StepCost
 from common.plan import Phase
 from controller.core.actions import Reason
 from controller.core.policies.temporal import TemporalPolicy
+from controller.core.promise import LATE_SHARE, PROMISED
 from controller.core.sequence import Sequence, State
 from controller.core.state import PipelineState
 from controller.core.stealing import StealByTime
-
-LOW_SHARE = 0.1
-"""Of the decoding sequences may miss their target: one in ten, as at P90."""
 
 
 class PadgPolicy(TemporalPolicy):
@@ -99,7 +97,7 @@ class PadgPolicy(TemporalPolicy):
         return min(dues, default=float("inf"))
 
     def _spare_s(self, state: PipelineState, now: float) -> float:
-        """How long nine of ten decoding sequences can pause and still meet their targets at their ends."""
+        """How long nearly all decoding sequences can pause and still keep what they were promised."""
         if self._cost is None:
             return float("inf")
         rows = max(1, len(state.batches))
@@ -107,11 +105,11 @@ class PadgPolicy(TemporalPolicy):
         step = self._cost.linear_s(-(-rows // state.stages)) * state.stages
         step += self._cost.attention_s(context, 0.0)
         spare = [
-            _due(s, s.tpot_s, step) - now
+            _due(s, PROMISED * s.tpot_s, step) - now
             for s in state.running.values()
             if s.state is State.DECODE and s.tpot_s is not None and s.first_token_at is not None
         ]
-        return sorted(spare)[int(LOW_SHARE * len(spare))] if spare else float("inf")
+        return sorted(spare)[int(LATE_SHARE * len(spare))] if spare else float("inf")
 
 
 def _due(sequence: Sequence, tpot_s: float, step_s: float) -> float:
