@@ -41,6 +41,17 @@ SERVED = {
     "supervisor": ("ProvisionerService",),
 }
 PACKAGE = "tidepipe.v1"
+HTTP_SURFACES = {
+    "/v1/models": "InferenceService",
+    "/openapi.json": "InferenceService",
+    "/metrics": "InferenceService",
+    "/admin/events": "AdminService",
+    "/ui/": "InferenceService",
+}
+"""Paths of the HTTP API, one of each kind, and the service whose rule holds there for certificates."""
+OPEN = "/ui/"
+"""Asks for no key: the page's files say nothing, what it shows is /admin/events."""
+KEY_ROLES_OF = {"/metrics": ("admin", "monitor"), OPEN: KEY_ROLES}
 Knock = Callable[[Credential], Awaitable[str]]
 
 
@@ -102,7 +113,7 @@ async def key_rows(cluster: SecuredCluster, certificates: Certificates, keys: Ke
     for port, surface, rule, knock in surfaces(cluster):
         if port.process != "router" or port.kind == METRICS:
             continue
-        roles = ("admin", "monitor") if surface == "/metrics" else rule.key_roles
+        roles = KEY_ROLES_OF.get(surface, rule.key_roles)
         services = [token] if port.kind == GRPC and rule.allowed & set(SERVICES) else []
         right = [by_role[role] for role in roles] + services
         wrong = [who for role, who in by_role.items() if role not in roles]
@@ -127,7 +138,6 @@ async def key_rows(cluster: SecuredCluster, certificates: Certificates, keys: Ke
 def surfaces(cluster: SecuredCluster) -> list[tuple[Port, str, Rule, Knock]]:
     """Everything that can be called, with who may, and how."""
     found: list[tuple[Port, str, Rule, Knock]] = []
-    client = RULES[f"{PACKAGE}.InferenceService"]
     for port in cluster.ports:
         if port.kind == GRPC:
             for service in SERVED[port.process]:
@@ -135,7 +145,8 @@ def surfaces(cluster: SecuredCluster) -> list[tuple[Port, str, Rule, Knock]]:
                 rule = RULES[f"{PACKAGE}.{service}"]
                 found.append((port, service, rule, _grpc(port.address, method)))
         elif port.kind == HTTP:
-            found += [(port, path, client, _http(port.address, path)) for path in ("/v1/models", "/metrics")]
+            for path, service in HTTP_SURFACES.items():
+                found.append((port, path, RULES[f"{PACKAGE}.{service}"], _http(port.address, path)))
         else:
             found.append((port, "/metrics", METRICS_RULE, _http(port.address, "/metrics")))
     return found
@@ -178,7 +189,7 @@ def _http(address: str, path: str) -> Knock:
 
 async def _all(knock: Knock, credentials: Sequence[Credential]) -> str:
     ends = [await knock(credential) for credential in credentials]
-    return ", ".join(dict.fromkeys(ends))
+    return ", ".join(dict.fromkeys(ends)) or "-"
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import TypeAlias
 from common.errors import InvalidRequestError
 from common.sampling import FinishReason, PositionLogprobs, SamplingParams
 
+MIN_LATENCY_TARGET_MS = 0.001
 MAX_LATENCY_TARGET_MS = 86_400_000.0
 
 
@@ -71,10 +72,10 @@ class GenerationRequest:
         if not self.prompt:
             raise InvalidRequestError("the prompt is empty", "prompt")
         for name, target in (("ttft_ms", self.ttft_ms), ("tpot_ms", self.tpot_ms)):
-            if target is not None and not 0.0 < target <= MAX_LATENCY_TARGET_MS:
+            if target is not None and not MIN_LATENCY_TARGET_MS <= target <= MAX_LATENCY_TARGET_MS:
                 raise InvalidRequestError(
-                    f"{name} must be above 0 and at most {MAX_LATENCY_TARGET_MS:.0f} milliseconds, "
-                    f"got {target:g}",
+                    f"{name} must be in [{MIN_LATENCY_TARGET_MS:g}, {MAX_LATENCY_TARGET_MS:.0f}] "
+                    f"milliseconds, got {target:g}",
                     name,
                 )
 

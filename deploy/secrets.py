@@ -1,4 +1,4 @@
-"""`python -m deploy.secrets DIR`: certificates, cluster token and a first API key for deploy/compose.yaml.
+"""`python -m deploy.secrets DIR`: certificates, cluster token, a first API key and Grafana's password.
 
 Files belong to the user that the containers run as, and can be read by nobody else; run it as root.
 Prints the API key, which is stored as a digest only.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 from pathlib import Path
 
 from common.security.authority import make_certificates
@@ -20,12 +21,17 @@ HOSTS = (
 )  # fmt: skip
 DAYS = 365.0
 KEYS_FILE = "keys.db"
+GRAFANA_FILE = "grafana-password"
+"""Of its user `admin`."""
 
 
 def make_secrets(folder: Path) -> str:
     """Fill a new folder; the API key of its first user, with both roles."""
     make_certificates(folder, HOSTS, DAYS)
     _, key = KeyStore(folder / KEYS_FILE).add("first user", ["inference", "admin"])
+    password = folder / GRAFANA_FILE
+    password.touch(mode=0o600)
+    password.write_text(secrets.token_urlsafe(24), encoding="ascii")
     for path in folder.iterdir():
         os.chown(path, CONTAINER_USER, CONTAINER_USER)
     return key

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from common.errors import InvalidRequestError
 from common.openai.fields import (
@@ -11,12 +13,24 @@ from common.openai.fields import (
     REFUSED_IN_CHAT,
     REFUSED_IN_COMPLETIONS,
     Content,
-    Count,
     LogitBias,
     Stop,
     TextOrIds,
-    TokenId,
     UserName,
+)
+from common.openai.numbers import (
+    Answers,
+    Count,
+    MinP,
+    OutputTokens,
+    Penalty,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    TokenId,
+    TopK,
+    TopLogprobs,
+    TopP,
 )
 from common.openai.structures import (
     GuidedChoice,
@@ -55,22 +69,22 @@ class _CommonBody(StrictModel):
     """What both APIs have in common. null means the default, as if the field were absent."""
 
     model: str | None = None
-    max_tokens: Count | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    n: Count | None = None
+    max_tokens: OutputTokens | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    n: Answers | None = None
     stop: Stop | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     logit_bias: LogitBias | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     # Extensions, named as vLLM names them.
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repetition_penalty: RepetitionPenalty | None = None
     min_tokens: Count | None = None
     ignore_eos: bool | None = None
     user: UserName | None = None
@@ -173,10 +187,10 @@ class Message(StrictModel):
 class ChatBody(_CommonBody):
     """Body of /v1/chat/completions."""
 
-    messages: list[Message]
-    max_completion_tokens: Count | None = None
+    messages: Annotated[list[Message], Field(json_schema_extra={"minItems": 1})]
+    max_completion_tokens: OutputTokens | None = None
     logprobs: bool | None = None
-    top_logprobs: Count | None = None
+    top_logprobs: TopLogprobs | None = None
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
 
@@ -185,7 +199,7 @@ class CompletionBody(_CommonBody):
     """Body of /v1/completions."""
 
     prompt: TextOrIds
-    logprobs: Count | None = None
+    logprobs: TopLogprobs | None = None
     echo: bool | None = None
 
 

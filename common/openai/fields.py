@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, WithJsonSchema
 
 from common.openai.validation import Refusal, checked_text, kind
+from common.sampling import MAX_STOP_STRING_CHARACTERS, MAX_STOP_STRINGS
 
 _MAX_INT = 2**31 - 1
 
 MAX_USER_CHARACTERS = 256
 """Of a user's name; the rest is not looked at."""
-
-Count = Annotated[int, Field(ge=0, le=_MAX_INT)]
-TokenId = Annotated[int, Field(ge=0, le=_MAX_INT)]
 
 IGNORED = frozenset(
     {
@@ -110,7 +108,10 @@ def _prompt(value: Any) -> str | tuple[int, ...]:
     if all(isinstance(item, str | list) for item in value):
         if len(value) > 1:
             raise ValueError(f"must be one prompt, got a list of {len(value)}; send a request for each")
-        return _prompt(value[0])
+        inner = value[0]
+        if isinstance(inner, list) and any(isinstance(item, list | str) for item in inner):
+            raise ValueError("must be a string or a list of token ids, got lists within lists")
+        return _prompt(inner)
     raise ValueError(f"must be a string or a list of token ids, got {_shape(value)}")
 
 
@@ -153,8 +154,48 @@ def _shape(value: Any) -> str:
     return kind(value)
 
 
-Stop = Annotated[tuple[str, ...], BeforeValidator(_stop)]
-LogitBias = Annotated[dict[int, float], BeforeValidator(_logit_bias)]
-TextOrIds = Annotated[str | tuple[int, ...], BeforeValidator(_prompt)]
-UserName = Annotated[str | None, BeforeValidator(_user_name)]
-Content = Annotated[str, BeforeValidator(_content)]
+_TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": _MAX_INT}, "minItems": 1}
+_TEXT = {"type": "string", "minLength": 1}
+_STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_CHARACTERS}
+_TEXT_PART = {
+    "type": "object",
+    "properties": {"type": {"enum": ["text", "input_text"]}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+    "additionalProperties": False,
+}
+
+Stop = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_stop),
+    WithJsonSchema({"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOP_STRINGS}]}),
+]
+LogitBias = Annotated[
+    dict[int, float],
+    BeforeValidator(_logit_bias),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        }
+    ),
+]
+TextOrIds = Annotated[
+    str | tuple[int, ...],
+    BeforeValidator(_prompt),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _TEXT,
+                _TOKEN_IDS,
+                {"type": "array", "items": {"anyOf": [_TEXT, _TOKEN_IDS]}, "minItems": 1, "maxItems": 1},
+            ]
+        }
+    ),
+]
+Content = Annotated[
+    str,
+    BeforeValidator(_content),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART}]}),
+]
+UserName = Annotated[str | None, BeforeValidator(_user_name), WithJsonSchema({})]

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, WithJsonSchema
 
 from common.openai.validation import checked_text, kind
 from common.structure import Structure
@@ -61,6 +61,8 @@ def _choice(value: Any) -> Structure:
 
 
 def _any_object(value: Any) -> Structure:
+    if value is not True:
+        raise ValueError(f"must have true as json_object, got {kind(value)}")
     return _ANY_OBJECT
 
 
@@ -77,8 +79,46 @@ def _structured_outputs(value: Any) -> Structure:
     return _KINDS[name](wish)
 
 
-ResponseFormat = Annotated[Structure | str, BeforeValidator(_response_format)]
-StructuredOutputs = Annotated[Structure, BeforeValidator(_structured_outputs)]
-GuidedJson = Annotated[Structure, BeforeValidator(_schema)]
-GuidedRegex = Annotated[Structure, BeforeValidator(_regex)]
-GuidedChoice = Annotated[Structure, BeforeValidator(_choice)]
+_SCHEMA = {"type": ["object", "boolean", "string"]}
+_CHOICE = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+_RESPONSE_FORMAT = {
+    "type": "object",
+    "required": ["type"],
+    "oneOf": [
+        {"properties": {"type": {"enum": ["text", "json_object"]}}},
+        {
+            "properties": {
+                "type": {"const": "json_schema"},
+                "json_schema": {
+                    "type": "object",
+                    "properties": {"name": {}, "schema": _SCHEMA, "strict": {}, "description": {}},
+                    "required": ["schema"],
+                    "additionalProperties": False,
+                },
+            },
+            "required": ["json_schema"],
+        },
+    ],
+}
+_STRUCTURED_OUTPUTS = {
+    "type": "object",
+    "properties": {
+        "json": _SCHEMA,
+        "regex": {"type": "string"},
+        "choice": _CHOICE,
+        "json_object": {"const": True},
+    },
+    "additionalProperties": False,
+    "minProperties": 1,
+    "maxProperties": 1,
+}
+
+ResponseFormat = Annotated[
+    Structure | str, BeforeValidator(_response_format), WithJsonSchema(_RESPONSE_FORMAT)
+]
+StructuredOutputs = Annotated[
+    Structure, BeforeValidator(_structured_outputs), WithJsonSchema(_STRUCTURED_OUTPUTS)
+]
+GuidedJson = Annotated[Structure, BeforeValidator(_schema), WithJsonSchema(_SCHEMA)]
+GuidedRegex = Annotated[Structure, BeforeValidator(_regex), WithJsonSchema({"type": "string"})]
+GuidedChoice = Annotated[Structure, BeforeValidator(_choice), WithJsonSchema(_CHOICE)]

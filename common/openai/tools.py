@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, WithJsonSchema
 
 from common.openai.validation import checked_text, kind
 
@@ -64,6 +64,25 @@ def _json(value: Any) -> str:
         raise ValueError("is nested too deeply") from None
 
 
-Tools = Annotated[tuple[str, ...], BeforeValidator(_tools)]
-ToolChoice = Annotated[str, BeforeValidator(_tool_choice)]
-ToolCalls = Annotated[str, BeforeValidator(_tool_calls)]
+def _function(**properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, **properties},
+        "required": ["name"],
+    }
+
+
+_TOOL = {
+    "type": "object",
+    "properties": {"type": {"const": "function"}, "function": _function(parameters={"type": "object"})},
+    "required": ["type", "function"],
+}
+_CALL = {
+    "type": "object",
+    "properties": {"function": _function(arguments={"description": "JSON, or a text that is JSON."})},
+    "required": ["function"],
+}
+
+Tools = Annotated[tuple[str, ...], BeforeValidator(_tools), WithJsonSchema({"type": "array", "items": _TOOL})]
+ToolChoice = Annotated[str, BeforeValidator(_tool_choice), WithJsonSchema({"enum": ["none", "auto"]})]
+ToolCalls = Annotated[str, BeforeValidator(_tool_calls), WithJsonSchema({"type": "array", "items": _CALL})]

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from common.errors import InvalidRequestError, OverloadedError
+from common.errors import InvalidRequestError, OverloadedError, StorageError
 from router.batches import files, lines
 from router.batches.answering import Answer, answer_line, expired_line
 from router.batches.database import Database
@@ -58,7 +58,10 @@ class BatchJobs:
 
     async def run(self) -> None:
         """Go on with what an earlier router left, and serve until cancelled."""
-        await self.database.run(files.drop_incomplete)
+        try:
+            await self.database.run(files.drop_incomplete)
+        except StorageError as error:  # a full disk is no reason not to start
+            log.error("broken uploads stay until the next start", reason=str(error))
         async with asyncio.TaskGroup() as group:
             self._group = group
             group.create_task(self._writer.run())

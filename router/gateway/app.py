@@ -15,6 +15,7 @@ from common.openai.bodies import parse_chat, parse_completion
 from common.telemetry import Telemetry
 from common.telemetry.listener import metrics_route
 from router.batches.jobs import BatchJobs
+from router.description.document import openapi_document
 from router.gateway.answers import AnswerBodies
 from router.gateway.batches import BatchEndpoints
 from router.gateway.endpoint import CompletionEndpoint
@@ -67,6 +68,11 @@ def make_app(
                 return JSONResponse(_model(name, facts, created))
         return failure(NotFoundError(f"the model {wanted} is not served here"))
 
+    description = JSONResponse(openapi_document(stored=jobs is not None))
+
+    async def describe(request: Request) -> Response:
+        return description
+
     chat = CompletionEndpoint(parse_chat, table, bodies)
     completion = CompletionEndpoint(parse_completion, table, bodies)
     return Starlette(
@@ -77,6 +83,7 @@ def make_app(
             Route("/v1/models/{name:path}", one_model, methods=["GET"]),
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", completion, methods=["POST"]),
+            Route("/openapi.json", describe, methods=["GET"]),
             *_stored(jobs),
             metrics_route(telemetry),
             *page_routes(feed),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
+from pydantic import Field, WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -19,6 +21,8 @@ from router.gateway.paging import page_body, page_limit
 
 MAX_WINDOW_HOURS = 24 * 30
 MAX_METADATA = 16
+_WINDOW = "^([1-9]|[1-9][0-9]|[1-6][0-9]{2}|7[01][0-9]|720)h$"
+"""1h to MAX_WINDOW_HOURS."""
 _REFUSED = {"output_expires_after": Refusal("is not supported: delete the files when they are not needed")}
 
 
@@ -26,9 +30,11 @@ class BatchBody(StrictModel):
     """Body of POST /v1/batches."""
 
     input_file_id: str
-    endpoint: str
-    completion_window: str
-    metadata: dict[str, str] | None = None
+    endpoint: Annotated[str, WithJsonSchema({"enum": list(PARSERS)})]
+    completion_window: Annotated[str, WithJsonSchema({"type": "string", "pattern": _WINDOW})]
+    metadata: Annotated[dict[str, str], Field(json_schema_extra={"maxProperties": MAX_METADATA})] | None = (
+        None
+    )
 
 
 class BatchEndpoints:
@@ -79,11 +85,10 @@ class BatchEndpoints:
 
 
 def _hours(window: str) -> int:
-    match = re.fullmatch(r"(\d{1,3})h", window)
-    if match is None or not 1 <= int(match[1]) <= MAX_WINDOW_HOURS:
+    if re.fullmatch(_WINDOW, window) is None:
         raise InvalidRequestError(
             f"completion_window must be '24h', or another number of hours up to {MAX_WINDOW_HOURS}, "
             f"got {window[:40]!r}",
             "completion_window",
         )
-    return int(match[1])
+    return int(window.removesuffix("h"))

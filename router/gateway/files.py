@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import secrets
+import tempfile
 import time
 from collections.abc import AsyncIterator
 
@@ -52,6 +54,13 @@ class FileEndpoints:
                 return JSONResponse((await self._store(form)).body())
         except HTTPException as error:  # Starlette's word for a form that is none
             raise InvalidRequestError(f"the form cannot be read: {error.detail}") from None
+        except OSError as error:  # larger files wait in the temporary folder until they are complete
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise StorageError(
+                f"the router has no room for this file in {tempfile.gettempdir()}; free space there, or set "
+                "TMPDIR to a larger folder, and try again"
+            ) from error
 
     async def _store(self, form: FormData) -> FileRecord:
         file, purpose = form.get("file"), form.get("purpose")

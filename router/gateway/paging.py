@@ -7,11 +7,14 @@ from typing import Any
 
 from common.errors import InvalidRequestError
 
+MAX_DIGITS = 9
+
 
 def page_limit(query: Mapping[str, str], *, most: int, default: int) -> int:
     """Entries wanted at most. InvalidRequestError if that is no number in [1, most]."""
     text = query.get("limit", str(default))
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= most):
+    # Python reads no integers of thousands of digits.
+    if not (text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS and 1 <= int(text) <= most):
         raise InvalidRequestError(f"limit must be a number from 1 to {most}, got {text[:40]!r}", "limit")
     return int(text)
 

@@ -84,6 +84,11 @@ class ClusterConfig(BaseModel):
             )
         if self.api_keys is not None and self.tls is None:
             raise ValueError("API keys must not travel in the clear: give --tls auto or --tls DIR as well")
+        if self.provisioner == "ray" and self.tls == "auto":
+            raise ValueError(
+                "other nodes would not have the certificates of --tls auto: run `tidepipe certs make DIR "
+                "--host ...` with all nodes' addresses, copy DIR to the same path on each node, and give --tls DIR"
+            )
         if self.hardware is not None and self.executor != "emulated":
             raise ValueError("hardware names the device that --executor emulated stands in for")
         if self.quantization is not None and self.executor == "emulated":

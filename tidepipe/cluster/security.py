@@ -47,7 +47,7 @@ class ClusterSecurity:
                 hosts = [] if is_loopback(config.host) else [config.host, socket.gethostname()]
                 make_certificates(folder, hosts, AUTO_DAYS)
         else:
-            folder = Path(config.tls)
+            folder = Path(config.tls).absolute()  # processes on other nodes begin in other folders
             if not (folder / CA_FILE).is_file():
                 raise ConfigError(
                     f"{folder} has no {CA_FILE}: make certificates with `tidepipe certs make {folder}`"

@@ -1,0 +1,43 @@
+"""/v1/chat/completions and /v1/completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common.request import MAX_LATENCY_TARGET_MS, MIN_LATENCY_TARGET_MS
+from router.description.operation import EVENTS, json_content, operation, parameter, ref
+from router.edge.wire import MAX_REQUEST_ID_CHARACTERS
+from router.gateway.headers import REQUEST_ID, TPOT, TTFT
+
+_LATENCY = {"type": "number", "minimum": MIN_LATENCY_TARGET_MS, "maximum": MAX_LATENCY_TARGET_MS}
+_HEADERS = (
+    parameter(
+        "header",
+        REQUEST_ID,
+        # What Latin-1 can print.
+        {"type": "string", "pattern": f"^[ -~¡-¬®-ÿ]{{0,{MAX_REQUEST_ID_CHARACTERS}}}$"},
+        "Your own id, or a new one; comes back. One that is in use for another request is refused.",
+    ),
+    parameter("header", TTFT, _LATENCY, "Milliseconds wanted up to the first token."),
+    parameter("header", TPOT, _LATENCY, "Milliseconds wanted for each further token."),
+)
+_FAILURES = (400, 404, 413, 429, 500, 503)
+
+
+def completion_paths() -> dict[str, Any]:
+    """By path."""
+    return {
+        "/v1/chat/completions": {"post": _completion("Answer a conversation", "Chat")},
+        "/v1/completions": {"post": _completion("Continue a text", "Completion")},
+    }
+
+
+def _completion(summary: str, what: str) -> dict[str, Any]:
+    return operation(
+        summary,
+        # With stream: true, server-sent events of JSON, ended by [DONE].
+        json_content(ref(f"{what}Answer")) | EVENTS,
+        failures=_FAILURES,
+        parameters=_HEADERS,
+        body=json_content(ref(f"{what}Body")),
+    )

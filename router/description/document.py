@@ -1,0 +1,39 @@
+"""Puts the OpenAPI document together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common.openai.schemas import request_schemas, schemas_of
+from router.description.answers import ANSWER_SCHEMAS, stored_schemas
+from router.description.completions import completion_paths
+from router.description.standing import standing_paths
+from router.description.stored import stored_paths
+from router.gateway.batches import BatchBody
+
+_ABOUT = (
+    "An OpenAI-compatible API. Schemas say what a body may look like; some wishes are refused (400) for what "
+    "no schema says: fields that contradict each other, token ids beyond the vocabulary, a prompt that does "
+    "not fit the model's context, a JSON schema or regular expression that cannot be used."
+)
+_SECURITY = {
+    "apiKey": {"type": "http", "scheme": "bearer", "description": "Where the router asks for API keys."},
+    "certificate": {"type": "mutualTLS", "description": "Where the router asks for client certificates."},
+}
+
+
+def openapi_document(*, stored: bool) -> dict[str, Any]:
+    """stored: the router keeps files and batches."""
+    schemas = request_schemas() | ANSWER_SCHEMAS
+    paths = completion_paths() | standing_paths()
+    if stored:
+        schemas |= schemas_of([BatchBody]) | stored_schemas()
+        paths |= stored_paths()
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "TidePipe", "version": "v1", "description": _ABOUT},
+        # Each alternative by itself; a router on the loopback asks for nothing.
+        "security": [{"apiKey": []}, {"certificate": []}, {}],
+        "paths": paths,
+        "components": {"schemas": schemas, "securitySchemes": _SECURITY},
+    }
