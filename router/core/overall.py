@@ -235,6 +235,7 @@ class OverallScheduler:
             self._actions.append(Regrouped(tuple(moves)))
 
     def _set_policy(self, name: str) -> None:
+        make_routing_policy(name)  # a wrong name is told also while there is no macro instance
         fresh = {macro_id: make_routing_policy(name) for macro_id in self.macros}
         self.policy_name = name
         for macro_id, policy in fresh.items():

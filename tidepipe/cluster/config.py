@@ -87,7 +87,8 @@ class ClusterConfig(BaseModel):
         if self.provisioner == "ray" and self.tls == "auto":
             raise ValueError(
                 "other nodes would not have the certificates of --tls auto: run `tidepipe certs make DIR "
-                "--host ...` with all nodes' addresses, copy DIR to the same path on each node, and give --tls DIR"
+                "--host ...` with all nodes' addresses, copy DIR to the same path on each node, and give "
+                "--tls DIR"
             )
         if self.hardware is not None and self.executor != "emulated":
             raise ValueError("hardware names the device that --executor emulated stands in for")

@@ -109,6 +109,14 @@ def test_regrouping_takes_along_what_is_known() -> None:
     assert scheduler.macros["macro-2"].policy.name == "least-loaded"
 
 
+def test_a_wrong_routing_name_is_refused_while_no_instance_is_there() -> None:
+    """It would be found out when the next one joins, which then could not."""
+    scheduler = cluster(0)
+    with pytest.raises(ConfigError, match="unknown routing policy"):
+        scheduler.on(SetPolicy("best"), 0.0)
+    scheduler.on(InstanceJoined(facts("i0")), 0.0)
+
+
 def test_automatic_scaling_asks_for_an_instance() -> None:
     """A request that waits longer than its target is overload."""
     scheduler = cluster(1, scaling=ScalingRules(SLO), policy="padg-published")
