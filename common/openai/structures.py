@@ -100,17 +100,18 @@ _RESPONSE_FORMAT = {
         },
     ],
 }
+_NOT_GIVEN = {"enum": [None, False]}
 _STRUCTURED_OUTPUTS = {
     "type": "object",
+    "description": "One of these; null and false are as good as absent.",
     "properties": {
-        "json": _SCHEMA,
-        "regex": {"type": "string"},
-        "choice": _CHOICE,
-        "json_object": {"const": True},
+        "json": {"anyOf": [_SCHEMA, _NOT_GIVEN]},
+        "regex": {"anyOf": [{"type": "string"}, _NOT_GIVEN]},
+        "choice": {"anyOf": [_CHOICE, _NOT_GIVEN]},
+        "json_object": {"enum": [True, False, None]},
     },
     "additionalProperties": False,
     "minProperties": 1,
-    "maxProperties": 1,
 }
 
 ResponseFormat = Annotated[

@@ -80,13 +80,16 @@ class SeenLengths:
             self.belief = self._estimate(censored)
 
     def _remember(self, tokens: int) -> None:
-        if tokens >= len(self._counts):
-            self._counts = np.pad(self._counts, (0, 2 * tokens - len(self._counts)))
+        self._make_room(tokens)
         self._ended.append(tokens)
         self._counts[tokens] += 1
         self._longest = max(self._longest, tokens)
         if len(self._ended) > self.WINDOW:
             self._counts[self._ended.popleft()] -= 1
+
+    def _make_room(self, tokens: int) -> None:
+        if tokens >= len(self._counts):
+            self._counts = np.pad(self._counts, (0, 2 * tokens - len(self._counts)))
 
     def tokens_per_round(self, prompt_tokens: float, capacity_tokens: int) -> float:
         """Tokens, prompts included, that are computed per decode step when memory is full; 0: not known yet.
@@ -100,8 +103,9 @@ class SeenLengths:
 
     def _estimate(self, censored: list[int]) -> LengthBelief:
         longest = max(max(censored, default=0), self._longest)
+        self._make_room(longest)
         ended = self._counts[: longest + 1]
-        going = np.bincount(np.array(censored, dtype=np.int64), minlength=longest + 1)[: longest + 1]
+        going = np.bincount(np.array(censored, dtype=np.int64), minlength=longest + 1)
         lengths = np.flatnonzero(ended + going)
         ended, going = ended[lengths], going[lengths]
         # Of equally long ones those that ended did so before the others were seen to go on.

@@ -34,6 +34,8 @@ class FileEndpoints:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # Settled now: once it is full, Python would take another folder, unasked.
+        self._spool = tempfile.gettempdir()
 
     def routes(self) -> list[Route]:
         """All paths."""
@@ -58,7 +60,7 @@ class FileEndpoints:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise StorageError(
-                f"the router has no room for this file in {tempfile.gettempdir()}; free space there, or set "
+                f"the router has no room for this file in {self._spool}; free space there, or set "
                 "TMPDIR to a larger folder, and try again"
             ) from error
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from router.description.document import openapi_document
 from tidepipe.cluster.config import ClusterConfig
 from tidepipe.cluster.local import LocalCluster
 
@@ -25,6 +25,7 @@ CHECKS = (
     "what_is_described_is_taken",
     "what_is_not_described_is_refused",
 )
+ENDLESS = "/admin/events"
 CONTEXT = 64
 """Answers without a limit end soon."""
 
@@ -44,8 +45,9 @@ async def schemathesis(url: str) -> tuple[int, str]:
     """Exit code and report. Deterministic: the same cases at each run."""
     options = ["--generation-deterministic", "--phases", "coverage,fuzzing", "--max-examples", "8"]
     options += ["--checks", ",".join(CHECKS), "--continue-on-failure", "--request-timeout", "20"]
-    # The page's data has no end.
-    options += ["--exclude-path", "/admin/events", "--workers", "2", "--no-color"]
+    # The page's data has no end. One worker: Python 3.11 cannot parse in several threads (its AST module
+    # counts recursion for all of them together), which hypothesis does.
+    options += ["--exclude-path", ENDLESS, "--workers", "1", "--no-color"]
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", *options),
         stdout=asyncio.subprocess.PIPE,
@@ -70,6 +72,8 @@ async def test_the_api_is_as_described(model_path: Path, tmp_path: Path) -> None
     async with LocalCluster(config) as cluster:
         code, report = await schemathesis(f"http://{cluster.http_address}")
         assert code == 0, report
-        described = openapi_document(stored=True)["paths"].values()
-        assert f"Tested: {sum(map(len, described)) - 1}" in report, report
+        selected = re.search(r"Selected: ([0-9]+)/([0-9]+)\n +Tested: ([0-9]+)", report)
+        assert selected is not None, report
+        chosen, described, tested = map(int, selected.groups())
+        assert (chosen, tested) == (described - 1, described - 1), report
         assert not [child.name for child in cluster.children if child.restart_count]

@@ -95,7 +95,7 @@ def test_all_fields_of_a_chat() -> None:
 )
 def test_completion_defaults_and_prompt_forms(prompt: object, expected: object) -> None:
     request = parse_completion({"prompt": prompt, "temperature": None}, "r")
-    assert request == GenerationRequest("r", expected, SamplingParams(max_tokens=16))  # type: ignore[arg-type]
+    assert request == GenerationRequest("r", expected, SamplingParams(max_tokens=16), piece_gap_s=1.0)  # type: ignore[arg-type]
     assert parse_chat({"messages": HELLO}, "r").sampling == SamplingParams()
 
 

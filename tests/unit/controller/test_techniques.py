@@ -136,12 +136,13 @@ def test_beliefs_halve_what_is_left(median: float, factor: float, generated: int
 
 def test_seen_lengths_count_those_that_still_run() -> None:
     """When only short outputs have ended, the estimate is not their mean."""
-    seen = SeenLengths()
-    running = [sequence(f"s{i}", 10, 400) for i in range(96)]
-    for _ in range(32):
-        seen.note(50, running)
-    assert seen.belief is not None
-    assert seen.belief.median > 400
+    for length in (400, 4000):
+        seen = SeenLengths()
+        running = [sequence(f"s{i}", 10, length) for i in range(96)]
+        for _ in range(32):
+            seen.note(50, running)
+        assert seen.belief is not None
+        assert seen.belief.median > length
 
 
 @given(st.integers(1, 400), st.integers(2, 900), st.integers(0, 200))

