@@ -9,11 +9,12 @@ from common.errors import ConfigError
 from common.model_shape import ModelShape
 
 
-def head_cost_in_layers(shape: ModelShape, sampled_share: float = 0.5) -> float:
+def head_cost_in_layers(shape: ModelShape, sampled_share: float = 1 / 3) -> float:
     """Cost of the LM head in units of one layer.
 
     sampled_share: share of the computed tokens that need logits; all in decode, few in prefill, where
-    only a prompt's last token does. One half is right when prefill and decode take about equally long.
+    only a prompt's last token does. One third is right for two prompt tokens per output token;
+    conversations have one to five.
     """
     return sampled_share * shape.head_parameters / shape.layer_parameters
 
