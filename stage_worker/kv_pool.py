@@ -12,6 +12,10 @@ from stage_worker.pages import zeros
 _MOST_BLOCKS = 65_536
 """Cap for pools sized by memory: more never fills on a small model, and every block costs ledger space."""
 
+_READY_BYTES = 512 << 20
+"""Of a pool on CPU that are made resident at once, not when a prompt comes: on a virtual machine the first
+write to fresh memory can take ten times as long as the work on it (2 ms per MiB were seen)."""
+
 _LEAST_FULL_CONTEXTS = 16
 """The cap leaves room for at least so many sequences of full length."""
 
@@ -57,7 +61,7 @@ class KvPool:
 
     The order of values within a block and head is the attention backend's own affair.
 
-    On CPU the memory becomes resident only as blocks are used for the first time.
+    On CPU the blocks that the controller takes first are resident from the start, the others only once used.
     Raises ConfigError if the device has not as much memory.
     """
 
@@ -67,12 +71,12 @@ class KvPool:
         self.nbytes = blocks * geometry.block_bytes
         shape = (geometry.layers, blocks, 2, geometry.kv_heads, geometry.block_size, geometry.head_dim)
         try:
-            # On CPU blocks are read in any order: larger pages mean fewer address translations.
-            self._data = (
-                zeros(shape, geometry.dtype)
-                if device.type == "cpu"
-                else torch.zeros(shape, dtype=geometry.dtype, device=device)
-            )
+            if device.type == "cpu":
+                # Blocks are read in any order: larger pages mean fewer address translations.
+                self._data = zeros(shape, geometry.dtype)
+                self._data[:, : _READY_BYTES // geometry.block_bytes].zero_()
+            else:
+                self._data = torch.zeros(shape, dtype=geometry.dtype, device=device)
         except (OSError, torch.OutOfMemoryError) as error:
             raise ConfigError(
                 f"no memory for a KV pool of {self.nbytes} bytes on {device} ({error})"
