@@ -5,8 +5,8 @@
 
 --folder: where `python -m bench.peers setup` put vLLM. Each server is started, asked at each of its rates for
 --seconds, and stopped; then the next one's turn, --rounds times. A server that knows targets (TidePipe) runs
-once for each SLO; what others answer is judged by both. Rates rise until no SLO is attained. Goodput: the highest rate at which nine tenths of the
-requests met both targets, between the two rates around it by straight line.
+once for each SLO; what others answer is judged by both. Rates rise until no SLO is attained. Goodput: the
+highest rate at which nine tenths of the requests met both targets, between two rates by straight line.
 """
 
 from __future__ import annotations
