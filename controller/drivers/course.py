@@ -14,10 +14,10 @@ from controller.core.actions import Action, Dispatch, Finish, PhaseSwitched
 from controller.core.events import Event, LengthPredicted, StagesLost, StagesReady
 from controller.core.scheduler import Scheduler
 
-SPANS = 65_536
-"""Kept at most: a quarter of an hour of a CPU's steps, some minutes of a GPU's."""
-TURNS = 4096
-SAMPLES = 8192
+SPANS = 16_384
+"""Kept at most: four minutes of a CPU's steps, about one of a GPU's. A span takes some 250 bytes."""
+TURNS = 1024
+SAMPLES = 2400
 SAMPLE_EVERY_S = 0.25
 WINDOW_S = 10.0
 """Time over which busy shares are taken."""
