@@ -73,6 +73,12 @@ CONTENDERS = (
         {"5 s, 100 ms": (1.75, 2.0, 2.25, 2.5), "1 s, 50 ms": (0.75, 1.0, 1.25, 1.5)},
         {"instances": 2},
     ),
+    Contender("tidepipe, 1 stage", {"5 s, 100 ms": (2.0, 2.25, 2.5)}, {}),
+    Contender(
+        "tidepipe, 1 stage, hybrid",
+        {"1 s, 50 ms": (1.0, 1.25, 1.5, 1.75)},
+        {"policy": "hybrid", "routing": "least-loaded", "prefill_tokens": 128},
+    ),
 )
 
 
@@ -92,7 +98,11 @@ async def running(one: Contender, slo: str, places: Places, logs: Path) -> Async
     if one.shape is not None:
         ttft_ms, tpot_ms = SLOS[slo]
         config = ClusterConfig(
-            model=places.model, dtype="bfloat16", policy="padg", ttft_ms=ttft_ms, tpot_ms=tpot_ms, **one.shape
+            **{"policy": "padg", **one.shape},
+            model=places.model,
+            dtype="bfloat16",
+            ttft_ms=ttft_ms,
+            tpot_ms=tpot_ms,
         )
         async with LocalCluster(config) as cluster:
             yield f"http://{cluster.http_address}"
