@@ -4,7 +4,8 @@
 
 WORKLOAD.json: [{"prompt": [token ids], "out": n}, ...]; all at once, greedy, end-of-sequence ignored.
 Measures a profile (or takes --profile), runs the workload live with real and with emulated stage workers,
-and each run's journal again in virtual time with that profile. Writes OUT.json (every run) and OUT.png.
+and each run's journal again in virtual time: with steps at the pace of that run, with steps as the profile
+says, and under the other policies, whose live runs that forecasts. Writes OUT.json (every run) and OUT.png.
 Run it on a machine with nothing else to do.
 """
 
@@ -47,6 +48,9 @@ def measure(options: argparse.Namespace, profile: Path, executor: str, policy: s
         live = tidepipe("bench", "throughput", str(options.workload), *settings)
         (journal,) = Path(folder).glob("*.jsonl")
         again = tidepipe("sim", "journal", str(journal))
+        profiled = tidepipe("sim", "journal", str(journal), "--as-profiled")
+        others = [name for name in options.policies if name != policy]
+        forecast = tidepipe("sim", "journal", str(journal), "--policy", ",".join(others)) if others else {}
     (virtual,) = again["what_if"]
     return {
         "executor": executor,
@@ -55,6 +59,9 @@ def measure(options: argparse.Namespace, profile: Path, executor: str, policy: s
         "journal_s": again["live"]["makespan_s"],
         "virtual_s": virtual["makespan_s"],
         "ratio": virtual["makespan_s"] / live["seconds"],
+        "as_profiled_s": profiled["what_if"][0]["makespan_s"],
+        "pace": again["live"]["pace"],
+        "others_s": {one["policy"]: one["makespan_s"] for one in forecast.get("what_if", [])},
         "live_busy": [stage["busy"] for stage in live["stages"]],
         "virtual_busy": virtual["stage_busy"],
         "decided_otherwise": again["live"]["differing"],

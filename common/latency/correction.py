@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from common.latency.model import StepCost
@@ -25,11 +26,14 @@ class CorrectedCost:
     factor by 4x at most: a pause of the process is not a property of the device.
     """
 
-    def __init__(self, base: StepCost, weight: float = 0.05) -> None:
+    def __init__(
+        self, base: StepCost, weight: float = 0.05, factors: Mapping[Phase, float] | None = None
+    ) -> None:
+        """factors: to begin with."""
         self._base = base
         self._weight = weight
-        self.factors: dict[Phase, float] = {}
-        self._overall = 1.0
+        self.factors: dict[Phase, float] = dict(factors or {})
+        self._overall = self._mean()
 
     def observe(self, phase: Phase, work: StepWork, measured_s: float) -> None:
         """A stage took `measured_s` for this work."""
@@ -43,7 +47,10 @@ class CorrectedCost:
         else:
             bounded = min(max(ratio, before / 4), before * 4)
             self.factors[phase] = before + self._weight * (bounded - before)
-        self._overall = sum(self.factors.values()) / len(self.factors)
+        self._overall = self._mean()
+
+    def _mean(self) -> float:
+        return sum(self.factors.values()) / len(self.factors) if self.factors else 1.0
 
     def factor(self, phase: Phase) -> float:
         """Measured over predicted; of all phases together for one that was not seen yet."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ConfigError
-from controller.core.actions import Emit, Finish
+from common.latency.correction import CorrectedCost
+from common.latency.work import StepWork, work_of
+from common.plan import Phase
+from controller.core.actions import Dispatch, Emit, Finish
 from controller.core.events import LengthPredicted, SequencesArrived, StagesReady, StepDone
 from controller.drivers.blueprint import Blueprint
 from controller.drivers.journal import checksum, read_blueprint, read_checked
@@ -22,7 +27,8 @@ class LiveRun:
 
     makespan_s: from the first arrival to the last step that gave a token. stage_busy: share of it that each
     stage computed. differing: events after which the replay decided otherwise than the live run.
-    requests, predictions: those that produced something.
+    requests, predictions: those that produced something. pace: what steps took over what the instance's cost
+    model says, by kind of step (with a prompt in it: PREFILL); empty if it has none.
     """
 
     blueprint: Blueprint
@@ -39,6 +45,7 @@ class LiveRun:
     phase_switches: int
     preemptions: int
     steals: int
+    pace: Mapping[Phase, float]
 
 
 @dataclass(slots=True)
@@ -52,11 +59,43 @@ class _Seen:
     prediction: Quantiles = None
 
 
+class _Pace:
+    """Adds up what steps took, and what they should have taken."""
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        self._cost = blueprint.costs()
+        self._split = blueprint.split
+        self._works: dict[int, StepWork] = {}
+        self._measured: defaultdict[Phase, float] = defaultdict(float)
+        self._expected: defaultdict[Phase, float] = defaultdict(float)
+
+    def planned(self, action: Dispatch) -> None:
+        self._works[action.plan.step_id] = work_of(action.plan)
+
+    def done(self, event: StepDone) -> None:
+        work = self._works.pop(event.step_id, None)
+        if self._cost is None or work is None:
+            return
+        phase = Phase.PREFILL if work.pairs else Phase.DECODE
+        for stage, (layers, spent) in enumerate(zip(self._split, event.stage_s, strict=False)):
+            self._measured[phase] += spent
+            self._expected[phase] += self._cost.stage_s(work, layers, last=stage == len(self._split) - 1)
+
+    @property
+    def factors(self) -> dict[Phase, float]:
+        return {
+            phase: self._measured[phase] / expected
+            for phase, expected in self._expected.items()
+            if expected > 0
+        }
+
+
 def replay_journal(path: Path) -> LiveRun:
     """Replay the journal with the settings that it names, and compare each decision."""
     blueprint = read_blueprint(path)
     scheduler, _ = blueprint.build()
     seen: dict[str, _Seen] = {}
+    pace = _Pace(blueprint)
     events = differing = first_difference = kv_blocks = epochs = 0
     begin: float | None = None
     end = 0.0
@@ -74,6 +113,7 @@ def replay_journal(path: Path) -> LiveRun:
             case StagesReady():
                 kv_blocks, epochs = event.kv_blocks, epochs + 1
             case StepDone():
+                pace.done(event)
                 for stage, spent in enumerate(event.stage_s):
                     computed[stage] += spent
         actions = scheduler.on(event, now)
@@ -81,7 +121,9 @@ def replay_journal(path: Path) -> LiveRun:
             differing += 1
             first_difference = first_difference or events
         for action in actions:
-            if isinstance(action, Emit):
+            if isinstance(action, Dispatch):
+                pace.planned(action)
+            elif isinstance(action, Emit):
                 end = now
                 for name in action.sequence_ids:
                     seen[name].output_tokens += 1
@@ -108,20 +150,26 @@ def replay_journal(path: Path) -> LiveRun:
         phase_switches=stats.phase_switches,
         preemptions=stats.preemptions,
         steals=stats.steals,
+        pace=pace.factors,
     )
 
 
-def what_if(run: LiveRun, blueprint: Blueprint, recording: Recording | None = None) -> RunResult:
+def what_if(
+    run: LiveRun, blueprint: Blueprint, recording: Recording | None = None, *, paced: bool = True
+) -> RunResult:
     """The same arrivals, lengths, predictions and memory, scheduled by `blueprint` in virtual time.
 
+    paced: steps are as fast as they were in that run, on the whole; else as the profile says, which knows
+    nothing of a clock that is lower today, or of other work on the machine.
     ConfigError if it knows no costs: a live run without a profile has none to go by.
     """
-    cost = blueprint.costs()
-    if cost is None:
+    known = blueprint.costs()
+    if known is None:
         raise ConfigError(
             "the journal's instance had no latency profile, so nobody knows what its steps would take; "
             "give one with --profile (`tidepipe profile` makes it)"
         )
+    cost = CorrectedCost(known, factors=run.pace) if paced else known
     scheduler, _ = blueprint.build(eos_token_ids=(STOP,))
     instance = SimulatedInstance(
         scheduler, cost, len(blueprint.split), run.kv_blocks, split=blueprint.split, recording=recording

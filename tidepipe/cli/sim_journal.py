@@ -26,12 +26,16 @@ def journal(
     profile: Annotated[
         Path | None, typer.Option("--profile", metavar="FILE", help="Step times, if not the recorded ones.")
     ] = None,
+    as_profiled: Annotated[
+        bool, typer.Option("--as-profiled", help="Steps as fast as the profile says, not as they were.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Replay a live run's journal and check that each decision is the same; then ask "what if".
 
-    The same arrivals, lengths, predictions and memory are run under each policy in virtual time. Exit code 1:
-    the replay decided otherwise than the live run.
+    The same arrivals, lengths, predictions and memory are run under each policy in virtual time, with steps
+    as fast as they were on the whole (--as-profiled: as the instance's profile says). Exit code 1: the
+    replay decided otherwise than the live run.
     """
     # Late, so that `tidepipe --help` stays quick.
     import json
@@ -51,7 +55,11 @@ def journal(
     if blueprint.costs() is None and not names:
         results = {}
     else:
-        results = {name: what_if(live, blueprint.under(name)) for name in names or [blueprint.policy]}
+        # A given profile is another device's, whose pace that run cannot tell.
+        paced = profile is None and not as_profiled
+        results = {
+            name: what_if(live, blueprint.under(name), paced=paced) for name in names or [blueprint.policy]
+        }
     if as_json:
         simulated = [_fields(name, live, result) for name, result in results.items()]
         print(json.dumps({"live": _live(live), "what_if": simulated}))
@@ -74,6 +82,7 @@ def _live(live: LiveRun) -> dict[str, Any]:
         "preemptions": live.preemptions,
         "steals": live.steals,
         "epochs": live.epochs,
+        "pace": {phase.value: factor for phase, factor in live.pace.items()},
     }
 
 
@@ -103,6 +112,9 @@ def _print(live: LiveRun, results: dict[str, RunResult]) -> None:
         )
     else:
         console.print(f"replayed {live.events} events: every decision is the same")
+    if live.pace:
+        told = ", ".join(f"{phase.value} {factor:.2f}" for phase, factor in live.pace.items())
+        console.print(f"steps took, times what the profile says: {told}")
     table = Table("", box=SIMPLE)
     for column in ("seconds", "tok/s", "of live", "busy", "switches", "preempted", "steals"):
         table.add_column(column, justify="right")

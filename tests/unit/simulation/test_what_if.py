@@ -48,8 +48,10 @@ BLUEPRINT = Blueprint(
 )
 
 
-def live_run(folder: Path, blueprint: Blueprint = BLUEPRINT, *, change: bool = False) -> Path:
-    """Stages that take exactly what the profile says, one step after the other; written as it goes."""
+def live_run(
+    folder: Path, blueprint: Blueprint = BLUEPRINT, *, change: bool = False, slower: float = 1.0
+) -> Path:
+    """Stages that take what the profile says, or `slower` times that; written as it goes."""
     scheduler, _ = blueprint.build()
     cost = blueprint.costs()
     with open_journal(folder, "instance-0") as file:
@@ -70,7 +72,7 @@ def live_run(folder: Path, blueprint: Blueprint = BLUEPRINT, *, change: bool = F
                     times = []
                     for stage, layers in enumerate(blueprint.split):
                         last = stage == len(free) - 1
-                        spent = cost.stage_s(work, layers, last=last) if cost else 0.05
+                        spent = slower * cost.stage_s(work, layers, last=last) if cost else 0.05
                         at = free[stage] = max(at, free[stage]) + spent
                         times.append(spent)
                     plans.append((at, tuple(times), action))
@@ -110,6 +112,18 @@ def test_replay_and_virtual_time_agree_with_the_live_run(policy: str, tmp_path: 
     assert (live.differing, live.epochs, len(live.requests)) == (0, 1, 24)
     assert live.output_tokens == sum(10 + 3 * i for i in range(24))
     assert what_if(live, live.blueprint).makespan_s == pytest.approx(live.makespan_s, rel=0.1)
+
+
+def test_a_machine_slower_than_its_profile(tmp_path: Path) -> None:
+    """What if takes the pace of that run, for any policy."""
+    quick, slow = (
+        replay_journal(live_run(tmp_path / name, slower=by)) for name, by in (("q", 1.0), ("s", 1.5))
+    )
+    assert list(slow.pace.values()) == pytest.approx([1.5] * 2)
+    assert what_if(slow, slow.blueprint).makespan_s == pytest.approx(slow.makespan_s, rel=0.1)
+    other = BLUEPRINT.under("hybrid")
+    assert what_if(slow, other).makespan_s > 1.3 * what_if(quick, other).makespan_s
+    assert what_if(slow, other, paced=False).makespan_s < 1.1 * what_if(quick, other).makespan_s
 
 
 def test_another_policy_in_the_middle_is_replayed(tmp_path: Path) -> None:
