@@ -49,9 +49,13 @@ class MacroInstance:
         """Choose, and take note of what was sent."""
         choice = self.policy.choose(request, self.views, now)
         if choice.instance_id is not None:
-            self._views[choice.instance_id].routed(request)
-            self.last_chosen = choice.instance_id
+            self.send(request, choice.instance_id)
         return choice
+
+    def send(self, request: RouteRequest, instance_id: str) -> None:
+        """Take note that it goes there. KeyError if there is no such instance here."""
+        self._views[instance_id].routed(request)
+        self.last_chosen = instance_id
 
     @property
     def load(self) -> float:

@@ -41,7 +41,7 @@ from router.core.pending import PendingQueue
 from router.core.policies.catalog import make_routing_policy
 from router.core.request import RouteRequest
 from router.core.scaling import AutoScaling, ScalingRules
-from router.core.shedding import ServiceRate, hopeless
+from router.core.shedding import ServiceRate, hopeless, last_chance
 from router.core.status import FOREVER
 from router.core.view import InstanceView
 
@@ -195,13 +195,30 @@ class OverallScheduler:
             view.forget(event.request_id)
 
     def _tick(self, now: float) -> None:
-        for request in self.pending.expired(now):
+        expired = self.pending.expired(now)
+        if len(expired) == 1 and not len(self.pending) and self._last_chance(expired[0], now):
+            expired.clear()
+        for request in expired:
             choice = self._waits.pop(request.request_id, Choice(None, "it was never its turn", {}))
             self._actions.append(Expired(request, choice))
         self._retry(now)
         self._shed(now)
         if self.scaling is not None:
             self._scale(self.scaling, now)
+
+    def _last_chance(self, request: RouteRequest, now: float) -> bool:
+        if not request.sheds:
+            return False
+        views = [view for macro in self.macros.values() for view in macro.views]
+        if (chosen := last_chance(request, views, now)) is None:
+            return False
+        macro = next(one for one in self.macros.values() if chosen.instance_id in one)
+        macro.send(request, chosen.instance_id)
+        self._waits.pop(request.request_id, None)
+        reason = "nobody else waits, and it would be refused"
+        choice = Choice(chosen.instance_id, reason, {"until_resume_s": chosen.slack.low_latest - now})
+        self._actions.append(Route(request, macro.macro_id, choice))
+        return True
 
     def _shed(self, now: float) -> None:
         """Refuse those whose time will be over before it is their turn."""

@@ -3,6 +3,9 @@
 Under overload a first-come queue grows until every request in it has waited as long as it may: those that
 are served then are late, all of them. So a request waits for a share of its TTFT target at most (the rest
 is the instance's), and is refused at once if those ahead of it will take longer than that.
+
+That is for a load that is too high. When nobody else waits, and only a decoding request stands against it,
+refusing is a miss for certain and sending it at most as many: then it goes (`last_chance`).
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Iterable, Iterator
 
 from router.core.events import Shed
 from router.core.request import RouteRequest
+from router.core.view import InstanceView
 
 WAIT_SHARE = 0.5
 """Of its TTFT target that a request may wait at the router."""
@@ -63,3 +67,14 @@ def hopeless(line: Iterable[RouteRequest], per_s: float, now: float) -> Iterator
             yield Shed(request, ahead, wait)
         else:
             ahead += 1
+
+
+def last_chance(request: RouteRequest, views: Iterable[InstanceView], now: float) -> InstanceView | None:
+    """Where it can still have its first token in time, if decoding there waits: who can wait longest."""
+
+    def fits(view: InstanceView) -> bool:
+        end = now + view.facts.prefill.seconds(view.left.plus(request.work))
+        return view.ready and end <= request.first_token_due and request.prompt_tokens <= view.kv_free
+
+    fitting = [view for view in views if fits(view)]
+    return max(fitting, key=lambda view: view.slack.low_latest, default=None)

@@ -31,7 +31,7 @@ from router.core.mitosis import Bounds
 from router.core.overall import OverallConfig, OverallScheduler
 from router.core.policies.catalog import ROUTING_POLICIES
 from router.core.scaling import ScalingRules
-from tests.unit.router.core.cases import SLO, facts, prompt_work, request, status
+from tests.unit.router.core.cases import SLO, facts, prompt_work, request, slack, status
 
 
 def cluster(instances: int, **config: object) -> OverallScheduler:
@@ -194,3 +194,16 @@ def test_who_would_wait_too_long_is_refused_at_once() -> None:
     scheduler.on(RequestArrived(request("old", 500, now, expires=now + 2.0)), now)
     scheduler.on(Tick(), now + 0.1)
     assert "old" in scheduler.pending
+
+
+@pytest.mark.parametrize(("others", "served"), [(0, True), (1, False)])
+def test_one_alone_is_sent_rather_than_refused(others: int, served: bool) -> None:
+    """Only decoding requests stand against it; when there is a queue, they do not pay for it."""
+    scheduler = cluster(1, policy="padg")
+    scheduler.on(InstanceReported("i0", status(sequences=3, slack=slack(3, 0.05))), 0.0)
+    for name in ["one", *(f"other{number}" for number in range(others))]:
+        arrived = RequestArrived(request(name, 300, 0.0, expires=0.5, sheds=True))
+        assert not scheduler.on(arrived, 0.0)
+    actions = scheduler.on(Tick(), 0.5)
+    assert [isinstance(action, Route) for action in actions] == [served] * (1 + others)
+    assert not len(scheduler.pending)
