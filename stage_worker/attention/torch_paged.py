@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from stage_worker.attention.backend import AttentionContext, AttentionStep, HeadNorms
 from stage_worker.attention.batch import RaggedBatch
-from stage_worker.models.layer_ops import rms_norm
-from stage_worker.models.rope import rotate
+from stage_worker.attention.stored_heads import StoredHeads
 
 
 class TorchPagedAttention:
@@ -22,7 +21,7 @@ class TorchPagedAttention:
 
     def begin(self, batch: RaggedBatch) -> AttentionStep:
         """Prepare a step."""
-        return _TorchStep(self._context, batch)
+        return TorchStep(self._context, batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +43,21 @@ class _LongRow:
     blocks: torch.Tensor
 
 
-class _TorchStep:
+class TorchStep:
+    """One step's rows. How rows with several tokens are computed may be replaced."""
+
     def __init__(self, context: AttentionContext, batch: RaggedBatch) -> None:
         self._spec = context.spec
         self._first_layer = context.first_layer
         self._pool = context.pool
         self._block_size = batch.block_size
-        data = context.pool.keys(0)
-        self._device = data.device
-        slots = torch.from_numpy(batch.slots).to(self._device)
-        self._blocks, self._offsets = slots // batch.block_size, slots % batch.block_size
+        self._device = context.pool.keys(0).device
         context.rotary.reserve(int(batch.contexts.max(initial=1)))
-        positions = torch.from_numpy(batch.positions).to(self._device)
-        self._cos = context.rotary.cos[positions].unsqueeze(1).to(data.dtype)
-        self._sin = context.rotary.sin[positions].unsqueeze(1).to(data.dtype)
+        self._heads = StoredHeads(
+            context,
+            torch.from_numpy(batch.positions).to(self._device),
+            torch.from_numpy(batch.slots).to(self._device),
+        )
         self._groups = self._decode_groups(batch)
         self._rows = [
             _LongRow(
@@ -95,32 +95,34 @@ class _TorchStep:
     ) -> torch.Tensor:
         """See AttentionStep."""
         spec = self._spec
-        heads = qkv.view(len(qkv), -1, spec.head_dim)
-        query, key, value = torch.split(heads, [spec.heads, spec.kv_heads, spec.kv_heads], dim=1)
-        if norms is not None:
-            query = rms_norm(query, norms.query, spec.rms_eps)
-            key = rms_norm(key, norms.key, spec.rms_eps)
-        if spec.rope_layers[layer]:
-            query = rotate(query, self._cos, self._sin)
-            key = rotate(key, self._cos, self._sin)
+        query, key, value = self._heads.store(layer, qkv, norms)
         keys = self._pool.keys(layer - self._first_layer)
         values = self._pool.values(layer - self._first_layer)
-        keys[self._blocks, :, self._offsets] = key
-        values[self._blocks, :, self._offsets] = value
         window = spec.sliding_windows[layer]
         result = torch.empty(len(qkv), spec.heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
         for group in self._groups:
             result[group.tokens] = self._decode(group, query[group.tokens], keys, values, window)
+        self._attend_long(result, query, (key, value), (keys, values), window)
+        return result.view(len(qkv), -1)
+
+    def _attend_long(
+        self,
+        result: torch.Tensor,
+        query: torch.Tensor,
+        fresh: tuple[torch.Tensor, torch.Tensor],
+        caches: tuple[torch.Tensor, torch.Tensor],
+        window: int | None,
+    ) -> None:
+        """Rows with several tokens, into `result`. fresh: this step's keys, values. caches: the layer's."""
         for row in self._rows:
             packed = slice(row.start, row.stop)
             if row.first_position == 0:
-                row_keys, row_values = key[packed].transpose(0, 1), value[packed].transpose(0, 1)
+                row_keys, row_values = (x[packed].transpose(0, 1) for x in fresh)
             else:
                 context = row.first_position + row.stop - row.start
-                row_keys = _gather(keys, row.blocks.unsqueeze(0))[0, :, :context]
-                row_values = _gather(values, row.blocks.unsqueeze(0))[0, :, :context]
+                row_keys = gather(caches[0], row.blocks.unsqueeze(0))[0, :, :context]
+                row_values = gather(caches[1], row.blocks.unsqueeze(0))[0, :, :context]
             result[packed] = _attend_row(query[packed], row_keys, row_values, row.first_position, window)
-        return result.view(len(qkv), -1)
 
     def _decode(
         self,
@@ -137,8 +139,8 @@ class _TorchStep:
             hidden |= slots < group.contexts[:, None] - window
         # Slots behind a context may hold what another sequence left there; even infinities must not show.
         beyond = hidden[:, None, :, None]
-        group_keys = _gather(keys, group.tables).masked_fill_(beyond, 0)
-        group_values = _gather(values, group.tables).masked_fill_(beyond, 0)
+        group_keys = gather(keys, group.tables).masked_fill_(beyond, 0)
+        group_values = gather(values, group.tables).masked_fill_(beyond, 0)
         # The query heads that share a key head stand where a longer query would have its positions.
         grouped = query.view(len(query), spec.kv_heads, -1, spec.head_dim)
         mask = ~hidden[:, None, None, :]
@@ -147,7 +149,7 @@ class _TorchStep:
         )
 
 
-def _gather(cache: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
+def gather(cache: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
     """Blocks [rows, blocks] of a cache -> [rows, kv_heads, blocks x block_size, head_dim], a copy."""
     picked = cache[tables].transpose(1, 2)
     rows, kv_heads, blocks, block_size, head_dim = picked.shape
