@@ -1,4 +1,4 @@
-"""Chooses what computes a stage: the C kernels on CPU where they fit, else PyTorch."""
+"""Chooses what computes a stage: C kernels on CPU, attention libraries on CUDA, PyTorch for the rest."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from common.errors import ConfigError
 from stage_worker.attention.backend import AttentionBackend, AttentionContext
+from stage_worker.attention.cuda_attention import CudaAttention
 from stage_worker.attention.native_paged import NativePagedAttention
 from stage_worker.attention.torch_paged import TorchPagedAttention
 from stage_worker.models.layer_ops import LayerOps, TorchLayerOps
@@ -62,6 +63,8 @@ def make_compute(
     kernels = load_kernels(dtype, threads) if device.type == "cpu" else None
     if quantization is not None:
         return _quantized(kernels, quantization)
+    if device.type == "cuda":
+        return Compute(CudaAttention(), TorchLayerOps(), PlainLinear, PlainLinear, reuse_buffers=False)
     if kernels is None:
         return Compute(TorchPagedAttention, TorchLayerOps(), PlainLinear, PlainLinear, reuse_buffers=False)
     attention = partial(_attention, kernels)
