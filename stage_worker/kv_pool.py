@@ -61,15 +61,17 @@ class KvPool:
 
     The order of values within a block and head is the attention backend's own affair.
 
+    spare: blocks behind those that sequences get, for what must be written somewhere.
     On CPU the blocks that the controller takes first are resident from the start, the others only once used.
     Raises ConfigError if the device has not as much memory.
     """
 
-    def __init__(self, geometry: KvGeometry, blocks: int, device: torch.device) -> None:
+    def __init__(self, geometry: KvGeometry, blocks: int, device: torch.device, spare: int = 0) -> None:
         self.geometry = geometry
         self.blocks = blocks
-        self.nbytes = blocks * geometry.block_bytes
-        shape = (geometry.layers, blocks, 2, geometry.kv_heads, geometry.block_size, geometry.head_dim)
+        total = blocks + spare
+        self.nbytes = total * geometry.block_bytes
+        shape = (geometry.layers, total, 2, geometry.kv_heads, geometry.block_size, geometry.head_dim)
         try:
             if device.type == "cpu":
                 # Blocks are read in any order: larger pages mean fewer address translations.

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 
 from common.errors import ConfigError
 from common.model_source import resolve_model
-from stage_worker.attention.backend import AttentionContext
+from stage_worker.attention.backend import AttentionBackend, AttentionContext
+from stage_worker.attention.static_batch import StaticBackend
+from stage_worker.executors.cuda_capture import CudaCapture
+from stage_worker.executors.decode_graphs import DecodeGraphs, capture_decode
 from stage_worker.executors.protocol import BackendDescription, StageSpec
 from stage_worker.executors.torch_compute import make_compute
 from stage_worker.executors.torch_device import (
@@ -28,6 +33,9 @@ from stage_worker.models.decoder import Decoder
 from stage_worker.models.rope import RotaryTable
 from stage_worker.models.weights import StageWeights
 from stage_worker.models.workspace import Workspace
+
+GRAPHS_SWITCH = "TIDEPIPE_CUDA_GRAPHS"
+"""Environment variable; 0 runs decode steps without CUDA graphs."""
 
 SamplerFactory = Callable[[int, torch.device], StepSampler]
 """Makes the last stage's sampler from vocabulary size and device."""
@@ -93,26 +101,50 @@ class TorchBackend:
             dtype=self._dtype,
         )
         budget = self.description.memory_budget
+        spare = 1 if self._device.type == "cuda" else 0  # for the padding of CUDA graphs
+        budget -= spare * geometry.block_bytes
         blocks = size_pool(geometry, spec.kv_blocks, budget, weights.nbytes, model.context_length)
-        pool = KvPool(geometry, blocks, self._device)
+        pool = KvPool(geometry, blocks, self._device, spare)
         rotary = RotaryTable(model.rope, model.head_dim, model.context_length, self._device)
         compute = self._compute
         context = AttentionContext(model, part.begin, pool, rotary)
-        attention = compute.attention(context)
+        with self._device_of_thread():
+            attention = compute.attention(context)
         stack = compute.stack(weights, attention, context)
         workspace = Workspace(model, self._dtype) if compute.reuse_buffers and stack is None else None
+        decoder = Decoder(model, part.begin, weights, attention, compute.ops, workspace, stack)
         return TorchExecutor(
             StageParts(
                 stage=spec,
                 model=model,
-                decoder=Decoder(model, part.begin, weights, attention, compute.ops, workspace, stack),
+                decoder=decoder,
                 pool=pool,
                 weight_bytes=weights.nbytes,
                 device=self._device,
                 dtype=self._dtype,
                 sampler=self._make_sampler(model.vocab_size, self._device) if spec.last else None,
+                graphs=self._graphs(decoder, attention, context, spec.max_step_tokens),
             )
         )
+
+    def _graphs(
+        self, decoder: Decoder, attention: AttentionBackend, context: AttentionContext, most_rows: int
+    ) -> DecodeGraphs | None:
+        """CUDA graphs for decode steps, where device and attention can have them."""
+        if self._device.type != "cuda" or os.environ.get(GRAPHS_SWITCH) == "0":
+            return None
+        if not isinstance(attention, StaticBackend):
+            return None
+        # Graphs keep the table's address, so it must not grow any more.
+        context.rotary.reserve(context.spec.context_length)
+        with self._device_of_thread():
+            return capture_decode(
+                decoder, attention, context.pool, context.spec.hidden, most_rows, CudaCapture(self._device)
+            )
+
+    def _device_of_thread(self) -> AbstractContextManager[object]:
+        """Makes the device the present one of this thread, as libraries and graphs want it."""
+        return nullcontext() if self._device.type == "cpu" else torch.cuda.device(self._device)
 
     def _weights(self, part: StageSlice) -> StageWeights:
         if self._loaded is None or self._loaded[0] != part:

@@ -12,6 +12,8 @@ import torch
 
 from common.plan import SampledTokens, SequenceStart, StepPlan
 from stage_worker.attention.batch import Int64Array, RaggedBatch
+from stage_worker.device_copies import copies_for
+from stage_worker.executors.decode_graphs import DecodeGraphs
 from stage_worker.executors.protocol import PlanError, StageSpec, StepOutput
 from stage_worker.executors.torch_sequences import SequenceTables
 from stage_worker.kv_pool import KvPool
@@ -40,7 +42,10 @@ class StepSampler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StageParts:
-    """What an executor runs on. weight_bytes: of the loaded weights. sampler: on the last stage."""
+    """What an executor runs on.
+
+    weight_bytes: of the loaded weights. sampler: on the last stage. graphs: for decode steps, on a GPU.
+    """
 
     stage: StageSpec
     model: ModelSpec
@@ -50,6 +55,7 @@ class StageParts:
     device: torch.device
     dtype: torch.dtype
     sampler: StepSampler | None
+    graphs: DecodeGraphs | None = None
 
 
 class TorchExecutor:
@@ -61,7 +67,9 @@ class TorchExecutor:
         self.kv_bytes = parts.pool.nbytes
         self._stage = parts.stage
         self._decoder = parts.decoder
+        self._graphs = parts.graphs
         self._device = parts.device
+        self._copies = copies_for(parts.device)
         self._dtype = parts.dtype
         self._hidden = parts.model.hidden
         self._vocab_size = parts.model.vocab_size
@@ -77,6 +85,9 @@ class TorchExecutor:
         """Run one step, see `Executor`."""
         if not self._settled:
             compute_as_batch_work()
+            if self._device.type == "cuda":
+                # Of this thread: graphs and libraries use the present device's stream.
+                torch.cuda.set_device(self._device)
             self._settled = True
         token_ids = self._token_ids(plan) if self._stage.first else None
         if not self._stage.first:
@@ -87,12 +98,12 @@ class TorchExecutor:
         if not plan.rows:
             return StepOutput(sampled=SampledTokens(())) if self._stage.last else StepOutput(hidden=b"")
         if token_ids is not None:
-            residual = self._decoder.embed(torch.from_numpy(token_ids).to(self._device))
+            residual = self._decoder.embed(self._copies.upload("token_ids", token_ids))
         else:
             residual = self._received(hidden or b"")
-        residual = self._decoder.forward(batch, residual)
+        residual = self._forward(batch, residual)
         if self._sampler is None:
-            return StepOutput(hidden=_as_bytes(residual))
+            return StepOutput(hidden=self._copies.download(residual))
         return StepOutput(sampled=self._sample(self._sampler, plan, batch, residual))
 
     def pretend(self, lengths: dict[int, int]) -> None:
@@ -103,6 +114,11 @@ class TorchExecutor:
         """Make all of the KV pool's memory resident, as it is when the pool is in use."""
         self._pool.occupy()
 
+    def _forward(self, batch: RaggedBatch, residual: torch.Tensor) -> torch.Tensor:
+        if self._graphs is not None and (replayed := self._graphs.forward(batch, residual)) is not None:
+            return replayed
+        return self._decoder.forward(batch, residual)
+
     def _sample(
         self, sampler: StepSampler, plan: StepPlan, batch: RaggedBatch, residual: torch.Tensor
     ) -> SampledTokens:
@@ -112,7 +128,7 @@ class TorchExecutor:
         last_tokens: Int64Array = batch.offsets[chosen + 1].astype(np.int64) - 1
         rows = residual
         if len(last_tokens) != len(residual):
-            rows = residual[torch.from_numpy(last_tokens).to(self._device)]
+            rows = residual[self._copies.upload("last_tokens", last_tokens)]
         keys = [plan.rows[row].key for row in chosen]
         return sampler.sample(self._decoder.logits(rows), keys, batch.contexts[chosen].tolist())
 
@@ -144,12 +160,8 @@ class TorchExecutor:
             )
 
     def _received(self, hidden: bytes | memoryview) -> torch.Tensor:
-        """Activations of the stage before, [tokens, hidden].
-
-        One copy into memory of our own: received buffers may be read-only, and the layers write in place.
-        """
-        raw = np.frombuffer(hidden, dtype=np.uint8).copy()
-        return torch.from_numpy(raw).view(self._dtype).view(-1, self._hidden).to(self._device)
+        """Activations of the stage before, [tokens, hidden], in memory that the layers may write to."""
+        return self._copies.received(hidden).view(self._dtype).view(-1, self._hidden)
 
 
 def _forward_changes(plan: StepPlan, sampler: StepSampler) -> None:
@@ -160,9 +172,3 @@ def _forward_changes(plan: StepPlan, sampler: StepSampler) -> None:
             sampler.start(start)
         except ValueError as error:
             raise PlanError(f"sequence {start.key} cannot start: {error}") from error
-
-
-def _as_bytes(residual: torch.Tensor) -> memoryview:
-    """The tensor's bytes, without a copy on CPU."""
-    flat = residual.detach().cpu().contiguous().view(-1).view(torch.uint8)
-    return flat.numpy().data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from stage_worker.attention.backend import AttentionBackend, HeadNorms
+from stage_worker.attention.backend import AttentionBackend, AttentionStep, HeadNorms
 from stage_worker.attention.batch import RaggedBatch
 from stage_worker.models.layer_ops import LayerOps
 from stage_worker.models.native_stack import NativeStack
@@ -51,11 +51,15 @@ class Decoder:
         """Run the stage's layers on the residual stream [tokens, hidden], which is overwritten."""
         if self._stack is not None:
             return self._stack.forward(batch, residual)
-        ops, eps = self._ops, self._eps
         step = self._attention.begin(batch)
         buffers = LayerBuffers()
         if self._workspace is not None:
             buffers = LayerBuffers(**self._workspace.begin(batch.tokens))
+        return self.layers(step, residual, buffers)
+
+    def layers(self, step: AttentionStep, residual: torch.Tensor, buffers: LayerBuffers) -> torch.Tensor:
+        """All layers, over an attention step that has begun."""
+        ops, eps = self._ops, self._eps
         delta: torch.Tensor | None = None
         for index, (layer, norms) in enumerate(
             zip(self._weights.layers, self._head_norms, strict=True), self._first_layer
