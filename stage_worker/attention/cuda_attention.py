@@ -23,7 +23,7 @@ from stage_worker.attention.choice import (
 from stage_worker.attention.flash_attn_paged import FlashAttnAttention
 from stage_worker.attention.flashinfer_paged import FlashInferAttention
 from stage_worker.attention.torch_paged import TorchPagedAttention
-from stage_worker.attention.trial import disagreement
+from stage_worker.attention.trial import TriedBackend, disagreement
 
 SWITCH = "TIDEPIPE_CUDA_ATTENTION"
 """Environment variable: the name of the back end to use, if it can be."""
@@ -77,6 +77,8 @@ class CudaAttention:
             except Exception as error:  # whatever a library has to say about a geometry or a device
                 problem = f"{type(error).__name__}: {error}"
             if problem is None:
+                if isinstance(backend, TriedBackend):
+                    backend.passed()
                 self._say(name, refused)
                 return backend
             refused[name] = problem

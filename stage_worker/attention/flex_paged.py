@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
@@ -19,8 +20,12 @@ from stage_worker.attention.torch_paged import TorchStep
 TILE = 128
 """Queries and keys of one tile of the mask."""
 _NO_WINDOW = 1 << 30
+_MOST_REASON = 500
+"""Characters of a compiler's complaint that go to the log."""
 
 Flex = Callable[..., Any]
+
+_log = structlog.get_logger()
 
 
 class FlexPagedAttention:
@@ -29,11 +34,36 @@ class FlexPagedAttention:
     def __init__(self, context: AttentionContext, flex: Flex | None = None) -> None:
         """flex: `flex_attention`, compiled if None."""
         self._context = context
-        self._flex = flex or _compiled()
+        self._flex: Flex | None = flex or _compiled()
+        self._serving = False
+
+    def passed(self) -> None:
+        """See TriedBackend."""
+        self._serving = True
 
     def begin(self, batch: RaggedBatch) -> AttentionStep:
         """Prepare a step."""
-        return _FlexStep(self._context, batch, self._flex)
+        if self._flex is None:
+            return TorchStep(self._context, batch)
+        return _FlexStep(self._context, batch, self._guarded)
+
+    def _guarded(self, *heads: torch.Tensor, **options: Any) -> torch.Tensor | None:
+        """What flex_attention returns; None if it fails while serving, and from then on.
+
+        It compiles again for sizes unlike those before, so a failure may come long after the trial.
+        """
+        if self._flex is None:
+            return None
+        try:
+            result: torch.Tensor = self._flex(*heads, **options)
+        except Exception as error:  # of PyTorch's compiler
+            if not self._serving:
+                raise
+            why = f"{type(error).__name__}: {error}"[:_MOST_REASON]
+            _log.warning("attention without flex from now on", reason=why)
+            self._flex = None
+            return None
+        return result
 
 
 @functools.cache
@@ -76,6 +106,9 @@ class _FlexStep(TorchStep):
             block_mask=self._mask(_NO_WINDOW if window is None else window),
             enable_gqa=True,
         )
+        if attended is None:
+            super()._attend_long(result, query, fresh, caches, window)
+            return
         result[self._tokens] = attended[0, :, :count].transpose(0, 1)
 
     def _gather_pages(self, cache: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ class TorchStep:
     """One step's rows. How rows with several tokens are computed may be replaced."""
 
     def __init__(self, context: AttentionContext, batch: RaggedBatch) -> None:
+        self._batch = batch
         self._spec = context.spec
         self._first_layer = context.first_layer
         self._pool = context.pool
@@ -59,7 +61,11 @@ class TorchStep:
             torch.from_numpy(batch.slots).to(self._device),
         )
         self._groups = self._decode_groups(batch)
-        self._rows = [
+
+    @cached_property
+    def _rows(self) -> list[_LongRow]:
+        batch = self._batch
+        return [
             _LongRow(
                 start=int(batch.offsets[row]),
                 stop=int(batch.offsets[row + 1]),

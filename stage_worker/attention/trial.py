@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,10 +12,19 @@ from stage_worker.attention.backend import AttentionBackend, AttentionContext, H
 from stage_worker.attention.batch import RaggedBatch
 
 _SEQUENCES = 3
-_MOST_BLOCKS = 3
-"""Blocks of each sequence: contexts that end within a page, and cross pages."""
+_TOKENS = 400
+"""Of each sequence (but at least three blocks), if the pool has room: several pages, several tiles."""
 _TOLERANCE = 3e-2
 """Absolute and relative, for outputs of about 1 in bfloat16."""
+
+
+@runtime_checkable
+class TriedBackend(Protocol):
+    """A back end that behaves otherwise once it has passed."""
+
+    def passed(self) -> None:
+        """The trial is over: from now on a failure of the library must not cost a step."""
+        ...
 
 
 def disagreement(
@@ -44,7 +54,7 @@ def disagreement(
 
 def trial_batches(blocks: int, block_size: int, context_length: int) -> list[RaggedBatch]:
     """Prompts, chunks of prompts and decode steps, each alone and together, as far as the pool has room."""
-    width = min(_MOST_BLOCKS, blocks // _SEQUENCES)
+    width = min(max(3, -(-_TOKENS // block_size)), blocks // _SEQUENCES)
     sequences = _SEQUENCES if width else 1
     width = max(width, 1)
     capacity = min(width * block_size, context_length)

@@ -32,6 +32,7 @@ from stage_worker.models.rope import RotaryTable
 from tests.unit.stage_worker.test_attention_backends import Case, Sequences, assert_close
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
 
 
 class NoMark:
@@ -167,7 +168,6 @@ MAKERS: dict[str, Callable[[AttentionContext], AttentionBackend]] = {
         Case(block_size=48, window=64, rope=False),
     ],
 )
-@pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_back_ends_attend_as_written_out(name: str, case: Case) -> None:
     sequences = Sequences(case, torch.float32, [1, 40, 150, 131], "torch")
     context = AttentionContext(
@@ -179,6 +179,31 @@ def test_back_ends_attend_as_written_out(name: str, case: Case) -> None:
     sequences.step({2: 1, 1: 1, 3: 1})
     sequences.run(9)
     assert_close(sequences)
+
+
+def test_a_compiler_that_fails_later_costs_no_step() -> None:
+    calls = []
+
+    def fragile(*heads: torch.Tensor, **options: Any) -> torch.Tensor:
+        calls.append(heads)
+        if len(calls) > 1:
+            raise RuntimeError("no code for this size")
+        result: torch.Tensor = flex_attention(*heads, **options)
+        return result
+
+    case = Case(window=50)
+    sequences = Sequences(case, torch.float32, [200, 150], "torch")
+    rotary = RotaryTable(case.spec().rope, case.head_dim, 1024, CPU)
+    context = AttentionContext(case.spec(), 0, sequences.pool, rotary)
+    backend = FlexPagedAttention(context, fragile)
+    with pytest.raises(RuntimeError, match="no code"):  # in its trial it has to fail
+        disagreement(backend, TorchPagedAttention(context), context)
+    backend.passed()
+    calls.clear()
+    sequences.backend = backend
+    sequences.run(60)
+    assert_close(sequences)
+    assert len(calls) == 2
 
 
 def batch(first: list[int], counts: list[int], tables: list[list[int]], size: int = 16) -> RaggedBatch:
