@@ -17,6 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from tidepipe.cluster.child import Child
 
 SCRAPE_S = 5.0
+LEAST_MINUTES = 1.0
+"""Of a life, after its warm-up, for it to count."""
 KV_USED, WAITING, RUNNING = "kv_cache_usage_perc", "num_requests_waiting", "num_requests_running"
 
 
@@ -59,6 +61,9 @@ def slope(samples: Iterable[Sample], quantity: str, warm_up_s: float) -> float |
             lives[one.pid].append((one.age / 60, getattr(one, quantity)))
     above = below = 0.0
     for points in lives.values():
+        # A single descriptor more or less during some seconds is not a slope.
+        if points[-1][0] - points[0][0] < LEAST_MINUTES:
+            continue
         mean_age = sum(age for age, _ in points) / len(points)
         mean_held = sum(held for _, held in points) / len(points)
         above += sum((age - mean_age) * (held - mean_held) for age, held in points)
