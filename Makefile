@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 MODEL ?= smollm2-135m
 DEMO_STAGES ?= 2
 
-.PHONY: help demo test setup model stubs lint types imports stubs-fresh check lock audit clean
+.PHONY: help demo test setup model stubs lint types imports stubs-fresh check lock audit trial clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -65,6 +65,9 @@ lock: setup ## write constraints.txt from the present environment
 audit: ## known vulnerabilities in what constraints.txt names (asks pypi.org's advisory service)
 	test -x .audit/bin/pip-audit || { $(PYTHON) -m venv .audit && .audit/bin/python -m pip install --quiet pip-audit==2.10.1; }
 	.audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+
+trial: model ## launch and hurt the compose deployment, if this machine can have a container engine (root)
+	$(BIN)/python -m deploy.trial --model "$$($(BIN)/tidepipe model pull $(MODEL) | tail -1)"
 
 clean: ## remove what make made
 	rm -rf $(VENV) .demo .audit build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

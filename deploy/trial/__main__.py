@@ -102,10 +102,14 @@ def run_batch(
 def trial(model: Path, folder: Path) -> list[Outcome]:
     """Build, launch, hurt; what became of each batch."""
     with running_engine(folder) as engine:
-        say("base images")
-        make_base_images(engine, cache_dir() / "trial")
-        say("wheels")
-        fill_wheelhouse()
+        try:
+            say("base images")
+            make_base_images(engine, cache_dir() / "trial")
+            say("wheels")
+            fill_wheelhouse()
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            # Debian's packages or Python's index cannot be reached: nothing that the deployment could help.
+            raise EngineUnavailableError(f"what images are made of cannot be had here: {error}") from error
         say("images")
         build_images(engine)
         deployment = Deployment(engine, model)

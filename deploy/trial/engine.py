@@ -73,7 +73,10 @@ def running_engine(folder: Path) -> Iterator[Engine]:
     """Start an engine; it and its namespace are gone afterwards."""
     engine = Engine(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["ip", "netns", "add", engine.namespace], check=True, timeout=10)
+    try:
+        subprocess.run(["ip", "netns", "add", engine.namespace], check=True, timeout=10)
+    except subprocess.SubprocessError as error:
+        raise EngineUnavailableError(f"network namespaces cannot be made here: {error}") from error
     daemon: subprocess.Popen[bytes] | None = None
     try:
         subprocess.run(["ip", "-n", engine.namespace, "link", "set", "lo", "up"], check=True, timeout=10)
