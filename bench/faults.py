@@ -15,21 +15,19 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench.hosts import Hosts, network_of_hosts
-from bench.spread import SpreadCluster, spread_cluster
+from bench.spread import SpreadCluster, answer_batch, spread_cluster
 from tidepipe.cluster.config import ClusterConfig
 
 PAUSE_S = 12.0
 CUT_S = 12.0
 SLOW_LINK = "2mbit"
 FAST_LINK = "1gbit"
-BATCH_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,25 +134,12 @@ async def run_batch(
     expected: list[list[int]] | None,
 ) -> tuple[Row, list[list[int]]]:
     """One batch with a fault in its midst."""
-    load = await asyncio.create_subprocess_exec(
-        *hosts[CLIENT].inside(sys.executable, "-m", "bench.spread_load", cluster.endpoint),
+    result = await answer_batch(
+        hosts[CLIENT],
+        cluster.endpoint,
         f"--requests={requests}",
-        stdout=asyncio.subprocess.PIPE,
-        limit=2**26,
+        while_flowing=None if fault is None else lambda: fault(Trouble(cluster, hosts)),
     )
-    assert load.stdout is not None
-    try:
-        async with asyncio.timeout(BATCH_S):
-            if (await load.stdout.readline()).strip() != b"flowing":
-                raise RuntimeError("no token came")
-            if fault is not None:
-                await fault(Trouble(cluster, hosts))
-            result = json.loads(await load.stdout.readline())
-            await load.wait()
-    finally:
-        if load.returncode is None:
-            load.kill()
-            await load.wait()
     tokens = result["tokens"]
     failed = tokens.count(None)
     changed = sum(a is not None and a != b for a, b in zip(tokens, expected or tokens, strict=True))

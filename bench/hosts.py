@@ -6,6 +6,7 @@ Nothing in the machine's own network is touched: the switch, too, is a namespace
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -32,6 +33,11 @@ class Host:
     def inside(self, *command: str) -> list[str]:
         """The command, to be run on this host."""
         return ["nsenter", f"--net=/run/netns/{self.namespace}", *command]
+
+    def bytes_sent(self) -> int:
+        """What has left through its network card, headers included."""
+        shown = _ip("-n", self.namespace, "-s", "-j", "link", "show", "eth0")
+        return int(json.loads(shown)[0]["stats64"]["tx"]["bytes"])
 
 
 class Hosts:

@@ -13,14 +13,12 @@ import argparse
 import asyncio
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.hosts import Host, Hosts, network_of_hosts
-from bench.spread import spread_cluster
+from bench.hosts import Hosts, network_of_hosts
+from bench.spread import answer_batch, spread_cluster
 from bench.spread_load import items
 from common.model_shape import ModelShape
 from common.model_source import resolve_model
@@ -29,7 +27,6 @@ from tidepipe.cluster.config import ClusterConfig
 
 FIRST, CLIENT = 1, 3
 LOOPBACK = "loopback"
-BATCH_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +39,6 @@ class Run:
     sent_per_token: float | None
 
 
-def sent(host: Host) -> int:
-    """Bytes that have left a host."""
-    command = ["ip", "-n", host.namespace, "-s", "-j", "link", "show", "eth0"]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    return int(json.loads(shown)[0]["stats64"]["tx"]["bytes"])
-
-
 async def batch(link: str, options: argparse.Namespace, hosts: Hosts, logs: Path) -> Run:
     """A fresh cluster, one batch."""
     config = ClusterConfig(model=options.model, stages=2, dtype="bfloat16", threads=1)
@@ -57,24 +47,10 @@ async def batch(link: str, options: argparse.Namespace, hosts: Hosts, logs: Path
         hosts.shape(link)
     async with spread_cluster(hosts, config, logs, one_host=one_host) as cluster:
         client = cluster.brain if one_host else hosts[CLIENT]
-        load = await asyncio.create_subprocess_exec(
-            *client.inside(sys.executable, "-m", "bench.spread_load", cluster.endpoint),
-            *(f"--requests={options.requests}", f"--prompt={options.prompt}", f"--output={options.output}"),
-            stdout=asyncio.subprocess.PIPE,
-            limit=2**26,
-        )
-        assert load.stdout is not None
-        before = sent(hosts[FIRST])
-        try:
-            async with asyncio.timeout(BATCH_S):
-                await load.stdout.readline()  # flowing
-                result = json.loads(await load.stdout.readline())
-                await load.wait()
-        finally:
-            if load.returncode is None:
-                load.kill()
-                await load.wait()
-        moved = sent(hosts[FIRST]) - before
+        before = hosts[FIRST].bytes_sent()
+        flags = (f"--requests={options.requests}", f"--prompt={options.prompt}", f"--output={options.output}")
+        result = await answer_batch(client, cluster.endpoint, *flags)
+        moved = hosts[FIRST].bytes_sent() - before
     if result["errors"]:
         raise RuntimeError(f"{link}: {result['errors'][0]}")
     prompts = items(options.requests, options.prompt, options.output, 49_000)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
-from collections.abc import AsyncIterator, Sequence
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from bench.hosts import Host, Hosts
 from common.security.credentials import INSECURE
@@ -16,6 +19,7 @@ from tidepipe.cluster.config import ClusterConfig
 from tidepipe.cluster.plan import controller_spec, predictor_spec, router_spec, worker_spec
 
 PORT = 7000
+BATCH_S = 600.0
 
 
 @dataclass(slots=True)
@@ -90,3 +94,32 @@ async def spread_cluster(
         await asyncio.gather(*keepers, return_exceptions=True)
         await asyncio.gather(*(one.stop() for one in cluster.children if one.relies_on_others))
         await asyncio.gather(*(one.stop(3.0) for one in cluster.children))
+
+
+async def answer_batch(
+    client: Host, endpoint: str, *flags: str, while_flowing: Callable[[], Awaitable[None]] | None = None
+) -> dict[str, Any]:
+    """What `bench.spread_load`, run on the client's host, prints at its end.
+
+    flags: of that command. while_flowing: done once the first tokens have come. RuntimeError if none came.
+    """
+    load = await asyncio.create_subprocess_exec(
+        *client.inside(sys.executable, "-m", "bench.spread_load", endpoint),
+        *flags,
+        stdout=asyncio.subprocess.PIPE,
+        limit=2**26,
+    )
+    assert load.stdout is not None
+    try:
+        async with asyncio.timeout(BATCH_S):
+            if (await load.stdout.readline()).strip() != b"flowing":
+                raise RuntimeError("no token came")
+            if while_flowing is not None:
+                await while_flowing()
+            result: dict[str, Any] = json.loads(await load.stdout.readline())
+            await load.wait()
+            return result
+    finally:
+        if load.returncode is None:
+            load.kill()
+            await load.wait()
