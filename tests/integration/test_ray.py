@@ -17,7 +17,7 @@ from tidepipe.cluster.local import LocalCluster
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'tidepipe[ray]'")
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.model, pytest.mark.timeout(400)]
 
 
 @pytest.fixture
@@ -39,7 +39,6 @@ async def test_an_instance_spans_nodes_and_scaling_waits_for_room(
     model_path: Path, ray_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two stages on two nodes; no room for a second instance, until a node joins; nothing is left behind."""
-    monkeypatch.setattr("tidepipe.provision.ray.PLACE_TIMEOUT_S", 3.0)
     config = ClusterConfig(
         model=str(model_path),
         executor="emulated",
@@ -62,20 +61,24 @@ async def test_an_instance_spans_nodes_and_scaling_waits_for_room(
         assert sum(node[:8] in instance.place for node in nodes) == 2
 
         async def noted(text: str) -> None:
-            while True:
-                notes = (await admin.groups())["scaling"]["notes"]
-                if any(text in note["text"] for note in notes):
-                    return
-                await asyncio.sleep(0.2)
+            notes: list[str] = []
+            try:
+                async with asyncio.timeout(120):
+                    while not any(text in note for note in notes):
+                        await asyncio.sleep(0.2)
+                        notes = [note["text"] for note in (await admin.groups())["scaling"]["notes"]]
+            except TimeoutError:
+                pytest.fail(f"no note says {text!r}; they say: {notes}")
 
-        async with asyncio.timeout(120):
+        with monkeypatch.context() as patch:
+            patch.setattr("tidepipe.provision.ray.PLACE_TIMEOUT_S", 3.0)
             await admin.scale("add", 1)
             await noted("no room for 2 x {'CPU': 1.0}")
-            ray_cluster.add_node(num_cpus=2)
-            await admin.scale("add", 1)
-            await noted("serves at")
-            await admin.scale("remove", 1)
-            await noted("has been stopped")
+        ray_cluster.add_node(num_cpus=2)
+        await admin.scale("add", 1)
+        await noted("serves at")
+        await admin.scale("remove", 1)
+        await noted("has been stopped")
         processes = [process for process in psutil.process_iter(["cmdline"]) if _is_ours(process, model_path)]
         assert len(processes) == 2
     _, alive = psutil.wait_procs(processes, timeout=20)

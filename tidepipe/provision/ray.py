@@ -21,14 +21,14 @@ from tidepipe.provision.provisioner import ProvisionedInstance
 
 try:
     import ray
-    from ray.exceptions import GetTimeoutError, RayError
+    from ray.exceptions import RayError
     from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 except ImportError as error:
     raise ConfigError("Ray is not installed; install it with `pip install 'tidepipe[ray]'`") from error
 
 PLACE_TIMEOUT_S = 30.0
-ACTOR_TIMEOUT_S = 20.0
+ACTOR_TIMEOUT_S = 20.0  # an actor's own process, before it does anything
 RETRY_AFTER_MS = 30_000
 
 log = structlog.get_logger()
@@ -92,7 +92,7 @@ class RayProvisioner:
             instance.workers = [self._actor(instance, spec, stage) for stage, spec in enumerate(specs)]
             addresses = await asyncio.gather(
                 *(
-                    _ask(worker.start.remote(), spec.ready_s)
+                    _ask(worker.start.remote(), ACTOR_TIMEOUT_S + spec.ready_s)
                     for worker, spec in zip(instance.workers, specs, strict=True)
                 )
             )
@@ -100,7 +100,7 @@ class RayProvisioner:
                 self._config, number, stages=addresses, router=self._router, predictor=self._predictor
             )
             instance.controller = self._actor(instance, spec, 0)
-            instance.address = await _ask(instance.controller.start.remote(), spec.ready_s)
+            instance.address = await _ask(instance.controller.start.remote(), ACTOR_TIMEOUT_S + spec.ready_s)
             places = [
                 await _ask(one.place.remote(), ACTOR_TIMEOUT_S)
                 for one in (*instance.workers, instance.controller)
@@ -143,14 +143,13 @@ class RayProvisioner:
         return group
 
     async def _wait_for_room(self, instance: _Instance) -> None:
-        try:
-            await asyncio.to_thread(ray.get, instance.group.ready(), timeout=PLACE_TIMEOUT_S)
-        except GetTimeoutError:
+        # Not `ready()`: that is a task, so a node with room but slow to start a worker would seem full.
+        if not await asyncio.to_thread(instance.group.wait, PLACE_TIMEOUT_S):
             wanted = f"{self._config.stages} x {self._resources()}"
             raise OverloadedError(
                 f"the Ray cluster has no room for {wanted} within {PLACE_TIMEOUT_S:g} s; add nodes",
                 RETRY_AFTER_MS,
-            ) from None
+            )
 
     def _actor(self, instance: _Instance, spec: ChildSpec, bundle: int) -> Any:
         # Late: only nodes and provisioners need it.
