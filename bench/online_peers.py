@@ -77,7 +77,7 @@ CONTENDERS = (
     Contender(
         "tidepipe, 1 stage, hybrid",
         {"1 s, 50 ms": (1.0, 1.25, 1.5, 1.75)},
-        {"policy": "hybrid", "routing": "least-loaded", "prefill_tokens": 128},
+        {"policy": "hybrid", "routing": "least-loaded", "prefill_tokens": 64},
     ),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ctypes import byref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +11,15 @@ import torch
 
 from stage_worker.attention.backend import AttentionContext, HeadNorms
 from stage_worker.attention.batch import Int32Array, RaggedBatch
+from stage_worker.kv_pool import KvGeometry
 from stage_worker.models.native.library import NativeKernels
-from stage_worker.models.native.structures import GROUP, MOST_HEAD_DIM, MOST_QUERY_ROWS, Attention
+from stage_worker.models.native.structures import (
+    GROUP,
+    MOST_HEAD_DIM,
+    MOST_QUERY_ROWS,
+    SCALE_BYTES,
+    Attention,
+)
 from stage_worker.models.spec import ModelSpec
 
 _LEAST_TOKENS = 16
@@ -22,6 +29,7 @@ _LEAST_TOKENS = 16
 class NativePagedAttention:
     """Reads keys and values where they lie, in a layout of its own within each block.
 
+    A pool of `int8_geometry` holds rounded keys and values, one scale each.
     A sequence's result does not depend on the rest of the batch, nor on how its tokens came in chunks.
     """
 
@@ -39,6 +47,11 @@ class NativePagedAttention:
             and block_size % GROUP == 0
         )
 
+    @staticmethod
+    def int8_geometry(geometry: KvGeometry) -> KvGeometry:
+        """Of a pool that holds the same in int8."""
+        return replace(geometry, head_dim=geometry.head_dim + SCALE_BYTES, dtype=torch.uint8)
+
     def begin(self, batch: RaggedBatch) -> NativeStep:
         """Prepare a step."""
         return NativeStep(self._kernels, self._context, batch)
@@ -52,7 +65,7 @@ class NativeStep:
     """
 
     def __init__(self, kernels: NativeKernels, context: AttentionContext, batch: RaggedBatch) -> None:
-        spec = context.spec
+        spec, stored = context.spec, context.pool.geometry
         self._kernels = kernels
         self._context = context
         self._tokens = batch.tokens
@@ -82,7 +95,9 @@ class NativeStep:
             kv_heads=spec.kv_heads,
             head_dim=spec.head_dim,
             block_size=batch.block_size,
-            block_stride=context.pool.keys(0).stride(0),
+            block_stride=context.pool.keys(0).stride(0) * stored.dtype.itemsize,
+            slot_bytes=stored.head_dim * stored.dtype.itemsize,
+            kv_int8=stored.dtype == torch.uint8,
             norm_eps=spec.rms_eps,
             # The kernel's exponential has base 2.
             scale=spec.head_dim**-0.5 / np.log(2.0),

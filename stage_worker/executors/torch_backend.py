@@ -26,7 +26,7 @@ from stage_worker.executors.torch_device import (
     dtype_name,
 )
 from stage_worker.executors.torch_executor import StageParts, StepSampler, TorchExecutor
-from stage_worker.kv_pool import KvGeometry, KvPool, size_pool
+from stage_worker.kv_pool import KvPool, size_pool
 from stage_worker.loading.open_checkpoint import open_checkpoint
 from stage_worker.loading.stage_weights import StageSlice, load_stage
 from stage_worker.models.decoder import Decoder
@@ -93,20 +93,14 @@ class TorchBackend:
         _check(spec, model.layers)
         part = StageSlice(spec.layer_begin, spec.layer_end, spec.first, spec.last)
         weights = self._weights(part)
-        geometry = KvGeometry(
-            layers=part.end - part.begin,
-            kv_heads=model.kv_heads,
-            head_dim=model.head_dim,
-            block_size=spec.block_size,
-            dtype=self._dtype,
-        )
+        compute = self._compute
+        geometry = compute.kv_geometry(model, part.end - part.begin, spec.block_size, self._dtype)
         budget = self.description.memory_budget
         spare = 1 if self._device.type == "cuda" else 0  # for the padding of CUDA graphs
         budget -= spare * geometry.block_bytes
         blocks = size_pool(geometry, spec.kv_blocks, budget, weights.nbytes, model.context_length)
         pool = KvPool(geometry, blocks, self._device, spare)
         rotary = RotaryTable(model.rope, model.head_dim, model.context_length, self._device)
-        compute = self._compute
         context = AttentionContext(model, part.begin, pool, rotary)
         with self._device_of_thread():
             attention = compute.attention(context)

@@ -14,6 +14,7 @@ from stage_worker.attention.backend import AttentionBackend, AttentionContext
 from stage_worker.attention.cuda_attention import CudaAttention
 from stage_worker.attention.native_paged import NativePagedAttention
 from stage_worker.attention.torch_paged import TorchPagedAttention
+from stage_worker.kv_pool import KvGeometry
 from stage_worker.models.layer_ops import LayerOps, TorchLayerOps
 from stage_worker.models.linear import Linear, LinearFactory, PlainLinear
 from stage_worker.models.native.build import cpu_flags
@@ -21,6 +22,7 @@ from stage_worker.models.native.library import NativeKernels, load_kernels
 from stage_worker.models.native_int8 import Int8Linear
 from stage_worker.models.native_ops import NativeLayerOps, NativeLinear
 from stage_worker.models.native_stack import NativeStack
+from stage_worker.models.spec import ModelSpec
 from stage_worker.models.weights import StageWeights
 
 _log = structlog.get_logger()
@@ -32,6 +34,7 @@ class Compute:
 
     head: makes the LM head. reuse_buffers: True where results should go to a workspace.
     share_ends: True where a tied LM head can be the embedding too. kernels: the C kernels, if any.
+    int8_cache: True where keys and values are kept in int8, if attention can read them.
     """
 
     attention: Callable[[AttentionContext], AttentionBackend]
@@ -41,6 +44,14 @@ class Compute:
     reuse_buffers: bool = True
     share_ends: bool = True
     kernels: NativeKernels | None = None
+    int8_cache: bool = False
+
+    def kv_geometry(self, model: ModelSpec, layers: int, block_size: int, dtype: torch.dtype) -> KvGeometry:
+        """Of the KV pool of so many layers."""
+        geometry = KvGeometry(layers, model.kv_heads, model.head_dim, block_size, dtype)
+        if self.int8_cache and NativePagedAttention.fits(model, block_size):
+            return NativePagedAttention.int8_geometry(geometry)
+        return geometry
 
     def stack(
         self, weights: StageWeights, attention: AttentionBackend, context: AttentionContext
@@ -92,6 +103,7 @@ def _quantized(kernels: NativeKernels | None, quantization: str) -> Compute:
         # Over several stages the embedding is not quantized, and one stage must give the same answers.
         share_ends=False,
         kernels=kernels,
+        int8_cache=True,
     )
 
 

@@ -1,49 +1,4 @@
-/* Rotation, KV pool and attention. The pool's layout is that of packed weights: tiles read it in place. */
-
-#define MOST_HEAD_DIM 256
-#define MOST_ROWS 48 /* query rows (queries x query heads) of one item */
-#define LOWEST -3.0e38f
-
-/* What one item works on: some queries of one row, with all the query heads that share its key heads. */
-typedef struct {
-    long limit; /* slots that the last query sees */
-    long window;
-    float scale;
-    long position[MOST_ROWS];                                           /* of each query row */
-    const Left *query[MOST_ROWS];                                       /* [head_dim / pair] */
-    float peak[MOST_ROWS];                                              /* largest score so far */
-    float total[MOST_ROWS * LANES];                                     /* sum of probabilities, per lane */
-    float sums[MOST_ROWS * MOST_HEAD_DIM] __attribute__((aligned(64))); /* [rows][head_dim] */
-#if !DOT
-    Left wide[MOST_ROWS * MOST_HEAD_DIM / PAIR];
-#endif
-} Item;
-
-/* Scale the scores of one query row and hide the slots that it does not see; returns the largest. */
-INLINE float mask_scores(const Item *item, long row, long start, float *scores) {
-    long last = item->position[row] - start; /* slots of the tile up to this one are seen */
-    long first = item->window ? last - item->window + 1 : 0;
-    Floats best = splat(LOWEST);
-    if (last >= PANEL - 1 && first <= 0) {
-        for (int c = 0; c < PANEL; c += LANES) {
-            Floats score = get_floats(scores + c) * item->scale;
-            put_floats(scores + c, score);
-            best = larger(best, score);
-        }
-        return largest_lane(best);
-    }
-    last = last > PANEL ? PANEL : last;
-    first = first > 0 ? first : 0;
-    for (int c = 0; c < PANEL; c += LANES) {
-        Ints slot;
-        for (int lane = 0; lane < LANES; lane++) slot[lane] = c + lane;
-        Floats score = get_floats(scores + c) * item->scale;
-        score = blend((slot <= (int)last) & (slot >= (int)first), score, splat(LOWEST));
-        put_floats(scores + c, score);
-        best = larger(best, score);
-    }
-    return largest_lane(best);
-}
+/* Attention. The pool's layout is that of packed weights: tiles read it in place. */
 
 /* Scores of one query row to probabilities; adds them to `total` per lane. Hidden slots get zero. */
 INLINE Floats exponentiate(const float *scores, float peak, Floats total, Left *out) {
@@ -73,19 +28,12 @@ INLINE void softmax_tile(Item *item, int rows, long row, long start, float *scor
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) {
         float *total = item->total + (row + r) * LANES;
-        float peak = larger_one(mask_scores(item, row + r, start, scores + r * PANEL), item->peak[row + r]);
-        decay[r] = power_of_two(splat(item->peak[row + r] - peak))[0];
-        item->peak[row + r] = peak;
+        decay[r] = raise_peak(item, row + r, mask_scores(item, row + r, start, scores + r * PANEL));
         Floats before = get_floats(total) * decay[r];
-        put_floats(total, exponentiate(scores + r * PANEL, peak, before, out + r * (PANEL / PAIR)));
+        put_floats(total, exponentiate(scores + r * PANEL, item->peak[row + r], before,
+                                       out + r * (PANEL / PAIR)));
     }
 }
-
-/* The groups of 16 slots of one tile, for one key head. */
-typedef struct {
-    const uint32_t *keys[PANEL / GROUP];
-    const uint32_t *values[PANEL / GROUP];
-} Blocks;
 
 /* `rows` query rows from number `row` against one tile; `next`, if given, is fetched meanwhile. */
 INLINE void attend_tile(long dim, Item *item, int rows, long row, long start, const Blocks *now,
@@ -123,12 +71,18 @@ INLINE void begin_head(const Attention *p, Item *item, long at, long first_token
         const Elem *from = (const Elem *)p->qkv
                            + ((first_token + query) * (p->heads + 2 * p->kv_heads) + head * group + member)
                                  * dim;
+        if (p->kv_int8) {
+            int32_t sum;
+            item->query_scale[r] = round_row(from, dim, item->bytes + r * dim, &sum);
+            item->query_shift[r] = 128 * sum;
+        } else {
 #if DOT
-        item->query[r] = (const Left *)from;
+            item->query[r] = (const Left *)from;
 #else
-        for (long d = 0; d < dim; d += LANES) put_floats((float *)item->wide + r * dim + d, load(from + d));
-        item->query[r] = item->wide + r * (dim / PAIR);
+            for (long d = 0; d < dim; d += LANES) put_floats((float *)item->wide + r * dim + d, load(from + d));
+            item->query[r] = item->wide + r * (dim / PAIR);
 #endif
+        }
         item->position[r] = first_position + query;
         item->peak[r] = LOWEST;
         put_floats(item->total + r * LANES, splat(0));
@@ -148,14 +102,18 @@ INLINE void end_head(const Attention *p, const Item *item, long at, long first_t
     }
 }
 
-/* attend_tile for each number of rows; separate functions, since compilers take long over one large one. */
+/* A tile for each number of rows; separate functions, since compilers take long over one large one. */
 #define ATTEND_ROWS(n)                                                                                       \
-    static __attribute__((noinline)) void attend_##n(long dim, Item *item, long row, long start,             \
+    static __attribute__((noinline)) void attend_##n(const Attention *p, Item *item, long row, long start,   \
                                                      const Blocks *now, const Blocks *next) {                \
-        if (next)                                                                                            \
-            attend_tile(dim, item, n, row, start, now, next);                                                \
+        if (p->kv_int8 && next)                                                                              \
+            attend_bytes(p->head_dim, item, n, row, start, now, next);                                       \
+        else if (p->kv_int8)                                                                                 \
+            attend_bytes(p->head_dim, item, n, row, start, now, 0);                                          \
+        else if (next)                                                                                       \
+            attend_tile(p->head_dim, item, n, row, start, now, next);                                        \
         else                                                                                                 \
-            attend_tile(dim, item, n, row, start, now, 0);                                                   \
+            attend_tile(p->head_dim, item, n, row, start, now, 0);                                           \
     }
 ATTEND_ROWS(1)
 ATTEND_ROWS(2)
@@ -164,7 +122,7 @@ ATTEND_ROWS(4)
 ATTEND_ROWS(5)
 ATTEND_ROWS(6)
 
-/* Where the tile at `start` lies, for head 0, as elements of keys or values: its groups of 16 slots. */
+/* Where the tile at `start` lies, for head 0, in bytes of keys or values: its groups of 16 slots. */
 INLINE void find_tile(const Attention *p, const int32_t *table, long start, long limit, long *base) {
     long groups_per_block = p->block_size / GROUP;
     long block = start / p->block_size, group = start % p->block_size / GROUP;
@@ -178,9 +136,9 @@ INLINE void find_tile(const Attention *p, const int32_t *table, long start, long
 
 INLINE void find_head(const Attention *p, const long *base, long head, Blocks *blocks) {
     for (int g = 0; g < PANEL / GROUP; g++) {
-        long at = base[g] + head * p->block_size * p->head_dim;
-        blocks->keys[g] = (const uint32_t *)((const Elem *)p->keys + at);
-        blocks->values[g] = (const uint32_t *)((const Elem *)p->values + at);
+        long at = base[g] + head * p->block_size * p->slot_bytes;
+        blocks->keys[g] = (const uint32_t *)((const char *)p->keys + at);
+        blocks->values[g] = (const uint32_t *)((const char *)p->values + at);
     }
 }
 
@@ -232,12 +190,12 @@ INLINE void attend_item(const Attention *p, long number, long last) {
                 /* A single query waits for memory: blocks lie anywhere, so ask for the next ones early. */
                 const Blocks *ahead = count == 1 && chunk == 0 ? &next : 0;
                 switch (end - r) {
-                case 1: attend_1(dim, &item, r, start, &now, ahead); break;
-                case 2: attend_2(dim, &item, r, start, &now, ahead); break;
-                case 3: attend_3(dim, &item, r, start, &now, ahead); break;
-                case 4: attend_4(dim, &item, r, start, &now, ahead); break;
-                case 5: attend_5(dim, &item, r, start, &now, ahead); break;
-                default: attend_6(dim, &item, r, start, &now, ahead); break;
+                case 1: attend_1(p, &item, r, start, &now, ahead); break;
+                case 2: attend_2(p, &item, r, start, &now, ahead); break;
+                case 3: attend_3(p, &item, r, start, &now, ahead); break;
+                case 4: attend_4(p, &item, r, start, &now, ahead); break;
+                case 5: attend_5(p, &item, r, start, &now, ahead); break;
+                default: attend_6(p, &item, r, start, &now, ahead); break;
                 }
             }
         }

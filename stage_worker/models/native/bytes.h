@@ -20,27 +20,32 @@ INLINE float row_peak(const Elem *x, long columns) {
     return peak + probe;
 }
 
-/* Rows begin .. end - 1 of x to int8, each with the scale that its largest value fits. */
+/* One row to int8; returns the scale, which its largest value fits. sum: of the rounded values. */
+INLINE float round_row(const Elem *x, long columns, int8_t *to, int32_t *sum) {
+    float peak = row_peak(x, columns), factor = peak > 0 ? 127.0f / peak : 0.0f;
+    Ints sums = {0};
+    long c = 0;
+    for (; c + LANES <= columns; c += LANES) {
+        /* 1.5 * 2^23: adding it rounds to a whole number, which the low bits then hold. */
+        Ints whole = (Ints)(load(x + c) * factor + 12582912.0f) - 0x4b400000;
+        *(BytesAt *)(to + c) = __builtin_convertvector(whole, BytesAt);
+        sums += whole;
+    }
+    *sum = 0;
+    for (int lane = 0; lane < LANES; lane++) *sum += sums[lane];
+    for (; c < columns; c++) {
+        to[c] = (int8_t)__builtin_rintf(widen(x[c]) * factor);
+        *sum += to[c];
+    }
+    return peak / 127.0f; /* NaN goes on into the products */
+}
+
+/* Rows begin .. end - 1 of x to int8, each with a scale of its own. */
 KERNEL tidepipe_quantize(const Rows *p, int64_t begin, int64_t end) {
     for (long row = begin; row < end; row++) {
+        int32_t sum;
         const Elem *x = (const Elem *)p->x + row * p->columns;
-        int8_t *to = p->bytes.values + row * p->columns;
-        float peak = row_peak(x, p->columns), factor = peak > 0 ? 127.0f / peak : 0.0f;
-        Ints sums = {0};
-        int32_t sum = 0;
-        long c = 0;
-        for (; c + LANES <= p->columns; c += LANES) {
-            /* 1.5 * 2^23: adding it rounds to a whole number, which the low bits then hold. */
-            Ints whole = (Ints)(load(x + c) * factor + 12582912.0f) - 0x4b400000;
-            *(BytesAt *)(to + c) = __builtin_convertvector(whole, BytesAt);
-            sums += whole;
-        }
-        for (int lane = 0; lane < LANES; lane++) sum += sums[lane];
-        for (; c < p->columns; c++) {
-            to[c] = (int8_t)__builtin_rintf(widen(x[c]) * factor);
-            sum += to[c];
-        }
-        p->bytes.scales[row] = peak / 127.0f; /* NaN goes on into the products */
+        p->bytes.scales[row] = round_row(x, p->columns, p->bytes.values + row * p->columns, &sum);
         p->bytes.shifts[row] = 128 * sum;
     }
 }

@@ -16,6 +16,10 @@
 
 #include "store.h"
 
+#include "attention_item.h"
+
+#include "attention_bytes.h"
+
 #include "attention.h"
 
 #include "layers.h"

@@ -10,7 +10,10 @@
 /* Attention of one layer over packed rows.
  * qkv: [tokens][(heads + 2 kv_heads) * head_dim], rotated in place. out: [tokens][heads * head_dim].
  * keys: per block and head, for each 16 slots [head_dim / pair][16][pair] with pair 2 for bfloat16, else 1.
- * values: likewise [16 / pair][head_dim][pair]. block_stride: elements from block to block.
+ * values: likewise [16 / pair][head_dim][pair].
+ * kv_int8: the pool holds bytes, whatever the data type: keys 128 + k for each 16 slots [head_dim / 4][16][4],
+ * values [16 / 4][head_dim][4], and behind each 16 slots their 16 scales, floats.
+ * slot_bytes: a head's share of one slot, scale included. block_stride: bytes from block to block.
  * cos, sin: float [positions][head_dim / 2].
  * q_norm, k_norm: [head_dim] or null. window: positions that a token sees, itself included; 0 for all.
  * Per token: positions, slots (block * block_size + offset).
@@ -41,6 +44,8 @@ typedef struct {
     int64_t head_dim;
     int64_t block_size;
     int64_t block_stride;
+    int64_t slot_bytes;
+    int64_t kv_int8;
     int64_t window;
     int64_t rope;
     float norm_eps;

@@ -1,8 +1,10 @@
 /* Rotary embedding, and the way of keys and values into the pool. */
 
-/* First element, in keys or values, of the 16 slots number `group` of a block, for a head. */
+#define MOST_HEAD_DIM 256
+
+/* Where, in keys or values, the 16 slots number `group` of a block begin for a head; bytes. */
 INLINE long slot_group(const Attention *p, long block, long group, long head) {
-    return block * p->block_stride + (head * p->block_size + group * GROUP) * p->head_dim;
+    return block * p->block_stride + (head * p->block_size + group * GROUP) * p->slot_bytes;
 }
 
 /* Norm (if weight) and rotation of one head of one token, in place. */
@@ -45,6 +47,20 @@ INLINE void put_value(const Elem *value, long dim, long lane, Elem *values) {
     }
 }
 
+/* One key and value into their slots of an int8 pool, each with its scale. */
+INLINE void put_bytes(const Elem *key, const Elem *value, long dim, long lane, int8_t *keys, int8_t *values) {
+    int8_t rounded[MOST_HEAD_DIM];
+    int32_t sum;
+    ((float *)(keys + GROUP * dim))[lane] = round_row(key, dim, rounded, &sum);
+    for (long d = 0; d < dim; d += 4) {
+        uint32_t four;
+        __builtin_memcpy(&four, rounded + d, 4);
+        *(uint32_t *)(keys + d * GROUP + lane * 4) = four ^ 0x80808080u;
+    }
+    ((float *)(values + GROUP * dim))[lane] = round_row(value, dim, rounded, &sum);
+    for (long d = 0; d < dim; d++) values[(lane / 4 * dim + d) * 4 + lane % 4] = rounded[d];
+}
+
 /* Two slots share the words of their values, which one thread must write: the second goes with the first. */
 INLINE int64_t with_its_pair(const Attention *p, int64_t token) {
     return token && p->slots[token] % 2 && p->slots[token] == p->slots[token - 1] + 1 ? token + 1 : token;
@@ -64,8 +80,15 @@ KERNEL tidepipe_store_kv(const Attention *p, int64_t begin, int64_t end) {
         for (long h = 0; h < p->kv_heads; h++) {
             Elem *key = row + (p->heads + h) * dim;
             rotate(p, key, (const Elem *)p->k_norm, position);
-            put_key(key, dim, lane, (Elem *)p->keys + slot_group(p, block, group, h));
-            put_value(key + p->kv_heads * dim, dim, lane, (Elem *)p->values + slot_group(p, block, group, h));
+            char *keys = (char *)p->keys + slot_group(p, block, group, h);
+            char *values = (char *)p->values + slot_group(p, block, group, h);
+            const Elem *value = key + p->kv_heads * dim;
+            if (p->kv_int8) {
+                put_bytes(key, value, dim, lane, (int8_t *)keys, (int8_t *)values);
+            } else {
+                put_key(key, dim, lane, (Elem *)keys);
+                put_value(value, dim, lane, (Elem *)values);
+            }
         }
     }
 }

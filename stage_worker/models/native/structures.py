@@ -8,6 +8,8 @@ GROUP = 16
 """KV slots that lie side by side in the pool."""
 PANEL = 64
 """Outputs of packed weights that lie side by side."""
+SCALE_BYTES = 4
+"""Of the scale that a key or value has in a pool of int8."""
 MOST_HEAD_DIM = 256
 MOST_QUERY_ROWS = 48
 """Queries times query heads of one item of attention."""
@@ -25,7 +27,8 @@ class Attention(Structure):
         *_fields(
             c_void_p, "first_positions tables item_row item_begin item_end item_head_begin item_head_end"
         ),
-        *_fields(c_int64, "table_width heads kv_heads head_dim block_size block_stride window rope"),
+        *_fields(c_int64, "table_width heads kv_heads head_dim block_size block_stride slot_bytes kv_int8"),
+        *_fields(c_int64, "window rope"),
         *_fields(c_float, "norm_eps scale"),
     )
 
