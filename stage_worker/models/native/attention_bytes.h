@@ -24,6 +24,14 @@ INLINE void fetch_scales(long dim, const Blocks *next) {
     }
 }
 
+/* Fetch some of the lines of 64 bytes of the next values; a tile has `dim` of them. This is done while scores
+ * become weights: among the loads of values it would wait for memory. */
+INLINE void fetch_values(long dim, const Blocks *next, long begin, long end) {
+    long lines = dim * GROUP / PANEL;
+    for (long line = begin; line < end; line++)
+        __builtin_prefetch(next->values[line / lines] + line % lines * GROUP, 0, 2);
+}
+
 /* Scores [rows][PANEL] of `rows` (a constant) query rows, without the factor of all scores. */
 INLINE void score_bytes(long dim, const Item *item, int rows, long row, const Blocks *now, const Blocks *next,
                         float *scores) {
@@ -88,7 +96,7 @@ INLINE float weigh_bytes(const float *scores, const float *scales, float peak, f
 
 /* sums[r][0 .. groups * 16 - 1] = sums * decay[r] + weights times values, for `slots` slots. */
 INLINE void sum_bytes(long dim, int rows, int groups, const uint8_t *weights, long slots, long d,
-                      const Blocks *now, const Blocks *next, const float *decay, const float *scale, float *sums) {
+                      const Blocks *now, const float *decay, const float *scale, float *sums) {
     Ints sum[6][TILE_GROUPS * VECTORS];
     int vectors = groups * VECTORS;
 #pragma GCC unroll 6
@@ -100,9 +108,6 @@ INLINE void sum_bytes(long dim, int rows, int groups, const uint8_t *weights, lo
         Words values[TILE_GROUPS * VECTORS];
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) values[v] = get_words(now->values[slot / GROUP] + at + v * LANES);
-#pragma GCC unroll 4
-        for (int g = 0; next && g < groups; g++)
-            __builtin_prefetch(next->values[slot / GROUP] + at + g * GROUP, 0, 2);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++) {
             uint32_t factor = ((const uint32_t *)(weights + r * PANEL))[slot / 4];
@@ -133,6 +138,7 @@ INLINE void attend_bytes(long dim, Item *item, int rows, long row, long start, c
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++) {
         float *total = item->total + (row + r) * LANES;
+        if (next) fetch_values(dim, next, dim * r / rows, dim * (r + 1) / rows);
         decay[r] = raise_peak(item, row + r, mask_scores(item, row + r, start, scores + r * PANEL));
         put_floats(total, get_floats(total) * decay[r]);
         scale[r] = weigh_bytes(scores + r * PANEL, scales, item->peak[row + r], total, weights + r * PANEL);
@@ -140,10 +146,10 @@ INLINE void attend_bytes(long dim, Item *item, int rows, long row, long start, c
     float *sums = item->sums + row * dim;
     for (long d = 0; d < dim;) {
         if (dim - d >= TILE_GROUPS * GROUP) {
-            sum_bytes(dim, rows, TILE_GROUPS, weights, slots, d, now, next, decay, scale, sums);
+            sum_bytes(dim, rows, TILE_GROUPS, weights, slots, d, now, decay, scale, sums);
             d += TILE_GROUPS * GROUP;
         } else {
-            sum_bytes(dim, rows, 1, weights, slots, d, now, next, decay, scale, sums);
+            sum_bytes(dim, rows, 1, weights, slots, d, now, decay, scale, sums);
             d += GROUP;
         }
     }
