@@ -202,7 +202,9 @@ def table(rows: Sequence[Row]) -> str:
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Attainment, TTFT and TPOT over the rate; a row of axes for each SLO."""
     found = curves(rows)
-    figure, axes = plt.subplots(len(found), 3, figsize=(13, 3.6 * len(found)), layout="constrained")
+    figure, axes = plt.subplots(
+        len(found), 3, figsize=(13, 3.6 * len(found)), layout="constrained", squeeze=False
+    )
     for (slo, of_servers), (share, ttft, tpot) in zip(found.items(), axes, strict=True):
         for server, points in of_servers.items():
             rates = [rate for rate, _ in points]

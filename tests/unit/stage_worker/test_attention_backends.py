@@ -22,12 +22,13 @@ from stage_worker.models.spec import ModelSpec, RopeSpec
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
+INT8_TOLERANCE = 6e-2
 DTYPES = [torch.float32, torch.bfloat16]
 
 
 @dataclass(frozen=True)
 class Case:
-    """heads, kv_heads, head_dim, block_size of a model with one layer."""
+    """heads, kv_heads, head_dim, block_size of a model with one layer; int8: how its KV pool is kept."""
 
     heads: int = 6
     kv_heads: int = 2
@@ -36,6 +37,7 @@ class Case:
     window: int | None = None
     rope: bool = True
     qk_norm: bool = False
+    int8: bool = False
 
     def spec(self) -> ModelSpec:
         return ModelSpec(
@@ -80,10 +82,12 @@ class Sequences:
         per_sequence = -(-max(lengths) // case.block_size)
         blocks = per_sequence * len(lengths) + 3
         geometry = KvGeometry(1, case.kv_heads, case.head_dim, case.block_size, dtype)
+        if case.int8:
+            geometry = NativePagedAttention.int8_geometry(geometry)
         self.pool = KvPool(geometry, blocks, CPU)
-        # Whatever other sequences left behind must not show.
-        self.pool.keys(0).fill_(torch.nan)
-        self.pool.values(0).fill_(torch.nan)
+        # Whatever other sequences left behind must not show. A scale whose bytes are all 255 is no number.
+        self.pool.keys(0).fill_(255 if case.int8 else torch.nan)
+        self.pool.values(0).fill_(255 if case.int8 else torch.nan)
         order = torch.randperm(blocks, generator=generator).numpy().astype(np.int32)
         self.tables = order[: per_sequence * len(lengths)].reshape(len(lengths), per_sequence)
         rotary = RotaryTable(spec.rope, case.head_dim, spec.context_length, CPU)
@@ -165,10 +169,8 @@ def make_backend(name: str, dtype: torch.dtype, context: AttentionContext, threa
 
 def assert_close(sequences: Sequences) -> None:
     for index, output in enumerate(sequences.outputs):
-        expected = sequences.expected(index)
-        torch.testing.assert_close(
-            output.double(), expected, rtol=TOLERANCE[sequences.dtype], atol=TOLERANCE[sequences.dtype]
-        )
+        tolerance = INT8_TOLERANCE if sequences.case.int8 else TOLERANCE[sequences.dtype]
+        torch.testing.assert_close(output.double(), sequences.expected(index), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("backend", ["torch", *(variant.name for variant in VARIANTS)])
@@ -206,10 +208,31 @@ def test_shapes_windows_and_norms(backend: str, case: Case, dtype: torch.dtype) 
     assert_close(sequences)
 
 
+@pytest.mark.parametrize("backend", [variant.name for variant in VARIANTS])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(int8=True),
+        Case(heads=9, kv_heads=3, head_dim=64, int8=True),
+        Case(heads=10, kv_heads=1, head_dim=80, block_size=32, qk_norm=True, int8=True),
+        Case(heads=2, kv_heads=2, head_dim=256, window=20, int8=True),
+    ],
+)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("window", [None, 50])
-def test_native_results_do_not_depend_on_batch_or_chunks(dtype: torch.dtype, window: int | None) -> None:
-    case = Case(heads=9, kv_heads=3, head_dim=64, window=window)
+def test_int8_pool(backend: str, case: Case, dtype: torch.dtype) -> None:
+    sequences = Sequences(case, dtype, [40, 130, 131, 1], backend)
+    sequences.step({1: 100})
+    sequences.step({1: 1, 2: 131})
+    sequences.run(29)
+    assert_close(sequences)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("window", "int8"), [(None, False), (50, False), (None, True), (50, True)])
+def test_native_results_do_not_depend_on_batch_or_chunks(
+    dtype: torch.dtype, window: int | None, int8: bool
+) -> None:
+    case = Case(heads=9, kv_heads=3, head_dim=64, window=window, int8=int8)
     whole = Sequences(case, dtype, [200, 37, 130], "native").run(1000)
     for chunk in (1, 5, 64):
         parts = Sequences(case, dtype, [200, 37, 130], "native").run(chunk)
