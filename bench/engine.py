@@ -197,7 +197,9 @@ class Pipeline:
         read = sum(row.first_position + row.count for row in plan.rows)
         weight_bytes = 1 if self.int8 else 2
         flop = 2.0 * shape.layer_parameters * plan.tokens + 4.0 * shape.heads * shape.head_dim * contexts
-        nbytes = shape.layer_parameters * weight_bytes + 4.0 * shape.kv_heads * shape.head_dim * read
+        # Of int8 there is a scale of 4 bytes with each key and value.
+        slot_bytes = shape.head_dim + 4.0 if self.int8 else 2.0 * shape.head_dim
+        nbytes = shape.layer_parameters * weight_bytes + 2.0 * shape.kv_heads * slot_bytes * read
         sampled = sum(row.sample for row in plan.rows) if index == len(self.ranges) - 1 else 0
         head_bytes = shape.head_parameters * weight_bytes if sampled else 0
         layers = end - begin

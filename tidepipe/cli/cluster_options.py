@@ -71,7 +71,9 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     "journal": _option(str, "--journal", "Folder for journals, see `tidepipe sim journal`.", "DIR"),
     "verbose": _option(bool, "--verbose", "Show the processes' logs on stderr."),
     "log_level": _option(str, "--log-level", "debug, info, warning or error. Default: info.", "L"),
-    "quantization": _option(str, "--quantization", "int8 (weights and activations). Default: none.", "Q"),
+    "quantization": _option(
+        str, "--quantization", "int8 (weights, activations, KV cache). Default: none.", "Q"
+    ),
     "executor": _option(str, "--executor", "torch, or emulated (sleeps by --profile). Default: torch.", "E"),
     "predictor": _option(str, "--predictor", "Length model to begin with (tidepipe predictor train).", "DIR"),
     "profile": _option(str, "--profile", "CSV: tokens in a batch, ms of the whole model.", "FILE"),
