@@ -24,6 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from common.latency.hardware import hardware
+from common.latency.model import Parallelism
+from common.latency.profile import cost_model
 from common.model_shape import ModelShape
 from common.plan import Phase, SampledTokens, StepPlan
 from common.sampling import SamplingParams
@@ -115,16 +118,18 @@ class Pipeline:
                     StageSpec(index, stages, *ranges[index], options.block_size, KV_BLOCKS, MAX_STEP_TOKENS)
                 )
             )
+        # As a live controller on a CPU plans: with the data sheet's costs, without which `auto` is `td-pipe`.
+        known = cost_model(self.shape, hardware("cpu"), None, Parallelism(stages))
         self.scheduler = Scheduler(
             SchedulerConfig(
                 context_length=self.shape.context_length,
                 eos_token_ids=self.shape.eos_token_ids,
                 block_size=options.block_size,
                 prefill_tokens=options.prefill_tokens,
-                microbatches=options.microbatches,
+                microbatches=options.microbatches or stages + 1,
                 victims=victims_for(options.policy),
             ),
-            make_policy(options.policy),
+            make_policy(options.policy, known),
         )
 
     def run(

@@ -61,7 +61,8 @@ class Vllm:
     def configuration(self) -> str:
         """In words."""
         cores = " + ".join(self.cores(replica) for replica in range(self.replicas))
-        return f"{json.dumps(self.engine)}, cores {cores}, preloaded {', '.join(self.places.preload())}"
+        preloaded = ", ".join(Path(library).name for library in self.places.preload())
+        return f"{json.dumps(self.engine)}, cores {cores}, preloaded {preloaded}"
 
     def measure(self, workload: Path, logs: Path) -> Figures:
         """One run; engines are loaded before it begins."""
