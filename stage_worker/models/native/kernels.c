@@ -2,7 +2,7 @@
  * passes between them. Compiled once per data type and kind of CPU, by macros (see build.py). Nothing here
  * allocates, and no function keeps state, so threads may share the work by ranges. */
 
-#if LANES == 16
+#if LANES >= 8
 #include <immintrin.h>
 #endif
 

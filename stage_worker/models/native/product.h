@@ -7,13 +7,15 @@
 INLINE void product_rows(int rows, const Elem *x, long inputs, long step, long steps, const uint32_t *weights,
                          float *sums) {
     const Left *left[6];
-#if BF16 && !DOT
-    Left wide[6][STEP_BLOCK];
-    for (int r = 0; r < rows; r++)
-        for (long s = 0; s < steps; s++)
-            for (int part = 0; part < PAIR; part++)
-                wide[r][s].part[part] = widen(x[r * inputs + (step + s) * PAIR + part]);
-    for (int r = 0; r < rows; r++) left[r] = wide[r];
+#if PARTS == 2
+    float wide[6][2 * STEP_BLOCK] __attribute__((aligned(64)));
+    for (int r = 0; r < rows; r++) {
+        const Elem *from = x + r * inputs + step * PAIR;
+        long count = steps * PAIR, i = 0;
+        for (; i + LANES <= count; i += LANES) put_floats(wide[r] + i, load(from + i));
+        for (; i < count; i++) wide[r][i] = widen(from[i]);
+        left[r] = wide[r];
+    }
 #else
     for (int r = 0; r < rows; r++) left[r] = (const Left *)(x + r * inputs) + step;
 #endif

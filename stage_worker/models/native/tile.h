@@ -9,12 +9,18 @@
 #define INLINE static inline __attribute__((always_inline))
 #define KERNEL __attribute__((noinline)) void /* called from Python, or by another kernel */
 #define PAIR (BF16 ? 2 : 1)
-#define VECTORS (GROUP / LANES)                       /* per group of 16 */
-#define TILE_GROUPS (LANES == 16 ? PANEL / GROUP : 1) /* as many as the registers hold */
+#define PARTS (BF16 && !DOT ? 2 : 1) /* multiplications that one word of packed weights takes */
+#define VECTORS (GROUP / LANES)      /* per group of 16 */
+/* Groups whose sums the registers hold beside each other, for so many rows. Few rows take more groups: a sum
+ * waits for the one before it, so that only independent ones keep the multipliers busy. */
+#define TILE_GROUPS(rows) (LANES == 16 ? PANEL / GROUP : LANES == 8 && (rows) <= 2 ? PANEL / GROUP / (rows) : 1)
+#define MOST_VECTORS (LANES == 16 ? 4 : 8)
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef int16_t Shorts __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(4 * LANES)));
 typedef float FloatsAt __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t WordsAt __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t IntsAt __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -27,14 +33,13 @@ typedef uint16_t Elem;
 typedef float Elem;
 #endif
 
-/* The left operand of a product, per step: DOT a pair as it lies in memory, else one or two floats. */
+/* The left operand of a product, PARTS of them a step: DOT a pair as it lies in memory, else a float. */
 #if DOT
 typedef uint32_t Left;
 #else
-typedef struct {
-    float part[PAIR];
-} Left;
+typedef float Left;
 #endif
+#define LEFTS(count) ((count) / PAIR * PARTS) /* for so many elements */
 
 INLINE float widen(Elem value) {
 #if BF16
@@ -71,6 +76,8 @@ INLINE Floats blend(Ints mask, Floats yes, Floats no) {
 INLINE Floats larger(Floats a, Floats b) {
 #if LANES == 16
     return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#elif LANES == 8
+    return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
 #else
     return blend(a > b, a, b);
 #endif
@@ -105,6 +112,16 @@ INLINE float larger_one(float a, float b) { return a > b ? a : b; }
 INLINE float sum_lanes(Floats value) { return _mm512_reduce_add_ps((__m512)value); }
 
 INLINE float largest_lane(Floats value) { return _mm512_reduce_max_ps((__m512)value); }
+#elif LANES == 8
+/* The lanes folded in half, three times. */
+#define FOLD(op)                                                                                             \
+    __m128 four = op(_mm256_castps256_ps128((__m256)value), _mm256_extractf128_ps((__m256)value, 1));        \
+    __m128 two = op(four, _mm_movehl_ps(four, four));                                                        \
+    return _mm_cvtss_f32(op(two, _mm_movehdup_ps(two)))
+
+INLINE float sum_lanes(Floats value) { FOLD(_mm_add_ps); }
+
+INLINE float largest_lane(Floats value) { FOLD(_mm_max_ps); }
 #else
 INLINE float sum_lanes(Floats value) {
     float total = 0;
@@ -119,27 +136,44 @@ INLINE float largest_lane(Floats value) {
 }
 #endif
 
-/* One step of a product: LANES outputs, one element or pair of inputs. */
+/* With 16 registers, tiles fill them to the last one: the compiler must not reorder what they compute. */
+#if LANES == 8
+#define IN_ORDER(sum) __asm__ volatile("" : "+x"(sum))
+#else
+#define IN_ORDER(sum) (void)0
+#endif
+
+/* The right operand of one multiplication, of a word of packed weights. */
+INLINE Words part_of(Words weights, int part) {
+    if (PARTS == 1) return weights;
+    return part ? weights & 0xffff0000u : weights << 16;
+}
+
+/* One multiplication of a product, for LANES outputs. */
 INLINE Floats mac(Floats sum, Words weights, Left left) {
 #if DOT
     return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)_mm512_set1_epi32((int)left));
-#elif BF16
-    sum += (Floats)(weights << 16) * left.part[0];
-    return sum + (Floats)(weights & 0xffff0000u) * left.part[1];
 #else
-    return sum + (Floats)weights * left.part[0];
+    sum += (Floats)weights * left;
+    IN_ORDER(sum);
+    return sum;
 #endif
 }
 
-/* The same with the second of the pair ignored, whatever it holds. */
-INLINE Floats mac_first(Floats sum, Words weights, Left left) {
+/* A step with the second of the pair ignored, whatever it holds. */
+INLINE Floats mac_first(Floats sum, Words weights, const Left *left) {
 #if DOT
-    return mac(sum, weights & 0xffffu, left & 0xffffu);
-#elif BF16
-    return sum + (Floats)(weights << 16) * left.part[0];
+    return mac(sum, weights & 0xffffu, *left & 0xffffu);
 #else
-    return mac(sum, weights, left);
+    return mac(sum, part_of(weights, 0), *left);
 #endif
+}
+
+/* The same address, of which the compiler does not know it: what is there is read anew, instead of being kept in
+ * one of few registers. */
+INLINE const uint32_t *anew(const uint32_t *at) {
+    __asm__("" : "+r"(at));
+    return at;
 }
 
 INLINE Floats get_floats(const float *from) { return *(const FloatsAt *)from; }
@@ -154,34 +188,38 @@ INLINE Words get_words(const uint32_t *from) { return *(const WordsAt *)from; }
 INLINE void tile_columns(int rows, const Left *const *left, long steps, const uint32_t *const *right,
                          const uint32_t *const *next, long stride, int accumulate, float *out,
                          long out_stride) {
-    for (int first = 0; first < PANEL / GROUP; first += TILE_GROUPS) {
-        Floats sum[6][TILE_GROUPS * VECTORS];
+    const int groups = TILE_GROUPS(rows), vectors = groups * VECTORS;
+    for (int first = 0; first < PANEL / GROUP; first += groups) {
+        Floats sum[6][MOST_VECTORS];
         float *to = out + first * GROUP;
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-            for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++)
                 sum[r][v] = accumulate ? get_floats(to + r * out_stride + v * LANES) : splat(0);
         for (long step = 0; step < steps; step++) {
-            Words words[TILE_GROUPS * VECTORS];
 #pragma GCC unroll 4
-            for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
-                words[v] = get_words(right[first + v / VECTORS] + step * stride + v % VECTORS * LANES);
-#pragma GCC unroll 4
-            for (int g = 0; next && g < TILE_GROUPS; g++)
-                __builtin_prefetch(next[first + g] + step * stride, 0, 2);
+            for (int g = 0; next && g < groups; g++) __builtin_prefetch(next[first + g] + step * stride, 0, 2);
+#pragma GCC unroll 2
+            for (int part = 0; part < PARTS; part++) {
+                Words words[MOST_VECTORS];
+#pragma GCC unroll 8
+                for (int v = 0; v < vectors; v++) {
+                    const uint32_t *at = right[first + v / VECTORS] + step * stride + v % VECTORS * LANES;
+                    words[v] = part_of(get_words(part ? anew(at) : at), part);
+                }
 #pragma GCC unroll 6
-            for (int r = 0; r < rows; r++) {
-                Left factor = left[r][step];
-#pragma GCC unroll 4
-                for (int v = 0; v < TILE_GROUPS * VECTORS; v++) sum[r][v] = mac(sum[r][v], words[v], factor);
+                for (int r = 0; r < rows; r++) {
+                    Left factor = left[r][step * PARTS + part];
+#pragma GCC unroll 8
+                    for (int v = 0; v < vectors; v++) sum[r][v] = mac(sum[r][v], words[v], factor);
+                }
             }
         }
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-            for (int v = 0; v < TILE_GROUPS * VECTORS; v++)
-                put_floats(to + r * out_stride + v * LANES, sum[r][v]);
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) put_floats(to + r * out_stride + v * LANES, sum[r][v]);
     }
 }
 
@@ -190,25 +228,33 @@ INLINE void tile_columns(int rows, const Left *const *left, long steps, const ui
 INLINE void tile_slots(int rows, const Left *const *left, long slots, const uint32_t *const *values,
                        const uint32_t *const *next, long stride, int groups, const float *decay, float *out,
                        long out_stride) {
-    Floats sum[6][TILE_GROUPS * VECTORS];
+    Floats sum[6][MOST_VECTORS];
     int vectors = groups * VECTORS;
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) sum[r][v] = get_floats(out + r * out_stride + v * LANES) * decay[r];
     long done = 0;
-    for (int part = 0; done + PAIR <= slots; part++) {
-        const uint32_t *words = values[part], *ahead = next ? next[part] : 0;
+    for (int sixteen = 0; done + PAIR <= slots; sixteen++) {
+        const uint32_t *words = values[sixteen], *ahead = next ? next[sixteen] : 0;
         for (int pair = 0; pair < GROUP / PAIR && done + PAIR <= slots; pair++, done += PAIR) {
 #pragma GCC unroll 4
             for (int g = 0; next && g < groups; g++)
                 __builtin_prefetch(ahead + pair * stride + g * GROUP, 0, 2);
+#pragma GCC unroll 2
+            for (int part = 0; part < PARTS; part++) {
+                Words half[MOST_VECTORS];
+#pragma GCC unroll 8
+                for (int v = 0; v < vectors; v++) {
+                    const uint32_t *at = words + pair * stride + v * LANES;
+                    half[v] = part_of(get_words(part ? anew(at) : at), part);
+                }
 #pragma GCC unroll 6
-            for (int r = 0; r < rows; r++) {
-                Left factor = left[r][done / PAIR];
-#pragma GCC unroll 4
-                for (int v = 0; v < vectors; v++)
-                    sum[r][v] = mac(sum[r][v], get_words(words + pair * stride + v * LANES), factor);
+                for (int r = 0; r < rows; r++) {
+                    Left factor = left[r][done / PAIR * PARTS + part];
+#pragma GCC unroll 8
+                    for (int v = 0; v < vectors; v++) sum[r][v] = mac(sum[r][v], half[v], factor);
+                }
             }
         }
     }
@@ -216,13 +262,13 @@ INLINE void tile_slots(int rows, const Left *const *left, long slots, const uint
         const uint32_t *words = values[done / GROUP] + done % GROUP / PAIR * stride;
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < vectors; v++)
-                sum[r][v] = mac_first(sum[r][v], get_words(words + v * LANES), left[r][done / PAIR]);
+                sum[r][v] = mac_first(sum[r][v], get_words(words + v * LANES), left[r] + done / PAIR * PARTS);
     }
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) put_floats(out + r * out_stride + v * LANES, sum[r][v]);
 }
 
