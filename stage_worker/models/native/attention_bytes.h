@@ -39,18 +39,14 @@ INLINE void score_bytes(long dim, const Item *item, int rows, long row, const Bl
                 __builtin_prefetch(next->keys[first + g] + step * GROUP, 0, 2);
 #pragma GCC unroll 2
             for (int part = 0; part < BYTE_PARTS; part++) {
-                Words keys[MOST_VECTORS];
+                const uint32_t *at[MOST_VECTORS];
+                uint32_t factor[6];
 #pragma GCC unroll 8
-                for (int v = 0; v < vectors; v++) {
-                    const uint32_t *at = now->keys[first + v / VECTORS] + step * GROUP + v % VECTORS * LANES;
-                    keys[v] = byte_part(get_words(part ? anew(at) : at), part, 0);
-                }
+                for (int v = 0; v < vectors; v++)
+                    at[v] = now->keys[first + v / VECTORS] + step * GROUP + v % VECTORS * LANES;
 #pragma GCC unroll 6
-                for (int r = 0; r < rows; r++) {
-                    uint32_t factor = left[r * LEFT_BYTES(dim) + part * steps + step];
-#pragma GCC unroll 8
-                    for (int v = 0; v < vectors; v++) sum[r][v] = mac_bytes(sum[r][v], keys[v], factor, 0);
-                }
+                for (int r = 0; r < rows; r++) factor[r] = left[r * LEFT_BYTES(dim) + part * steps + step];
+                mac_byte_tile(rows, vectors, at, part, 0, factor, sum);
             }
         }
 #pragma GCC unroll 6
@@ -104,18 +100,14 @@ INLINE void sum_bytes(long dim, int rows, int groups, const uint32_t *weights, l
         long start = slot % GROUP / 4 * dim + d;
 #pragma GCC unroll 2
         for (int part = 0; part < BYTE_PARTS; part++) {
-            Words values[MOST_VECTORS];
+            const uint32_t *at[MOST_VECTORS];
+            uint32_t factor[6];
 #pragma GCC unroll 8
-            for (int v = 0; v < vectors; v++) {
-                const uint32_t *at = now->values[slot / GROUP] + start + v * LANES;
-                values[v] = byte_part(get_words(part ? anew(at) : at), part, 1);
-            }
+            for (int v = 0; v < vectors; v++) at[v] = now->values[slot / GROUP] + start + v * LANES;
 #pragma GCC unroll 6
-            for (int r = 0; r < rows; r++) {
-                uint32_t factor = weights[r * LEFT_BYTES(PANEL) + part * (PANEL / 4) + slot / 4];
-#pragma GCC unroll 8
-                for (int v = 0; v < vectors; v++) sum[r][v] = mac_bytes(sum[r][v], values[v], factor, 1);
-            }
+            for (int r = 0; r < rows; r++)
+                factor[r] = weights[r * LEFT_BYTES(PANEL) + part * (PANEL / 4) + slot / 4];
+            mac_byte_tile(rows, vectors, at, part, 1, factor, sum);
         }
     }
 #pragma GCC unroll 6

@@ -58,7 +58,7 @@ KERNEL tidepipe_quantize(const Rows *p, int64_t begin, int64_t end) {
 INLINE Words byte_part(Words four, int part, int with_sign) {
     if (BYTE_PARTS == 1) return four;
     Halves high = part ? (Halves)four : (Halves)four << 8;
-    IN_ORDER(high); /* two shifts, not a mask, which would take a register */
+    TWO_STEPS(high);
     return with_sign ? (Words)((Shorts)high >> 8) : (Words)(high >> 8);
 }
 
@@ -83,8 +83,8 @@ INLINE Ints mac_bytes(Ints sum, Words right, uint32_t left, int right_signed) {
 #if LANES == 16
     return sum + (Ints)_mm512_madd_epi16((__m512i)right, _mm512_set1_epi32((int)left));
 #elif LANES == 8
-    sum += (Ints)_mm256_madd_epi16((__m256i)right, _mm256_set1_epi32((int)left));
-    IN_ORDER(sum);
+    Ints product = (Ints)_mm256_madd_epi16((__m256i)right, _mm256_set1_epi32((int)left));
+    __asm__ volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(product)); /* in place, as in `mac` */
     return sum;
 #else
     Ints low = (Ints)(right << 16) >> 16, high = (Ints)right >> 16;
@@ -93,7 +93,30 @@ INLINE Ints mac_bytes(Ints sum, Words right, uint32_t left, int right_signed) {
 #endif
 }
 
-/* sums[r][0 .. 63] (+)= the products of `rows` (a constant) rows with one panel, over some steps. */
+/* sum[r][v] += the words at[v] times factor[r], as `mac_tile`. */
+INLINE void mac_byte_tile(int rows, int vectors, const uint32_t *const *at, int part, int right_signed,
+                          const uint32_t *factor, Ints (*sum)[MOST_VECTORS]) {
+    Words words[MOST_VECTORS];
+    if (LANES == 8 && rows <= 3) {
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) {
+            words[0] = byte_part(get_words(part ? anew(at[v]) : at[v]), part, right_signed);
+#pragma GCC unroll 6
+            for (int r = 0; r < rows; r++) sum[r][v] = mac_bytes(sum[r][v], words[0], factor[r], right_signed);
+        }
+        return;
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++)
+        words[v] = byte_part(get_words(part ? anew(at[v]) : at[v]), part, right_signed);
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) sum[r][v] = mac_bytes(sum[r][v], words[v], factor[r], right_signed);
+}
+
+/* sums[r][0 .. 63] (+)= the products of `rows` (a constant) rows with one panel, over some steps; what comes
+ * behind them in `weights` is fetched meanwhile. */
 INLINE void byte_tile(int rows, const Product *p, long row, long step, long steps, const uint32_t *weights,
                       int32_t *sums) {
     const int groups = TILE_GROUPS(rows), vectors = groups * VECTORS;
@@ -114,20 +137,19 @@ INLINE void byte_tile(int rows, const Product *p, long row, long step, long step
             for (int v = 0; v < vectors; v++)
                 sum[r][v] = step ? (Ints) * (const IntsAt *)(to + r * PANEL + v * LANES) : (Ints){0};
         for (long s = 0; s < steps; s++) {
+#pragma GCC unroll 4
+            for (int g = first; g < first + groups; g++)
+                __builtin_prefetch(weights + (step + steps + s) * PANEL + g * GROUP, 0, 2);
 #pragma GCC unroll 2
             for (int part = 0; part < BYTE_PARTS; part++) {
-                Words words[MOST_VECTORS];
+                const uint32_t *at[MOST_VECTORS];
+                uint32_t factor[6];
 #pragma GCC unroll 8
-                for (int v = 0; v < vectors; v++) {
-                    const uint32_t *at = weights + (step + s) * PANEL + first * GROUP + v * LANES;
-                    words[v] = byte_part(get_words(part ? anew(at) : at), part, 0);
-                }
+                for (int v = 0; v < vectors; v++)
+                    at[v] = weights + (step + s) * PANEL + first * GROUP + v * LANES;
 #pragma GCC unroll 6
-                for (int r = 0; r < rows; r++) {
-                    uint32_t factor = left[r * stride + part * part_stride + s];
-#pragma GCC unroll 8
-                    for (int v = 0; v < vectors; v++) sum[r][v] = mac_bytes(sum[r][v], words[v], factor, 0);
-                }
+                for (int r = 0; r < rows; r++) factor[r] = left[r * stride + part * part_stride + s];
+                mac_byte_tile(rows, vectors, at, part, 0, factor, sum);
             }
         }
 #pragma GCC unroll 6

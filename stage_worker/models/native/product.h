@@ -5,7 +5,7 @@
 #define STEP_BLOCK 320 /* steps whose packed weights, PANEL wide, stay in the second-level cache meanwhile */
 
 INLINE void product_rows(int rows, const Elem *x, long inputs, long step, long steps, const uint32_t *weights,
-                         float *sums) {
+                         const uint32_t *next, float *sums) {
     const Left *left[6];
 #if PARTS == 2
     float wide[6][2 * STEP_BLOCK] __attribute__((aligned(64)));
@@ -19,12 +19,10 @@ INLINE void product_rows(int rows, const Elem *x, long inputs, long step, long s
 #else
     for (int r = 0; r < rows; r++) left[r] = (const Left *)(x + r * inputs) + step;
 #endif
-    const uint32_t *groups[PANEL / GROUP];
-    for (int g = 0; g < PANEL / GROUP; g++) groups[g] = weights + step * PANEL + g * GROUP;
-    if (step)
-        tile_columns(rows, left, steps, groups, 0, PANEL, 1, sums, PANEL);
-    else
-        tile_columns(rows, left, steps, groups, 0, PANEL, 0, sums, PANEL);
+    const uint32_t *groups[PANEL / GROUP], *ahead[PANEL / GROUP];
+    for (int g = 0; g < PANEL / GROUP; g++)
+        groups[g] = weights + step * PANEL + g * GROUP, ahead[g] = next + g * GROUP;
+    tile_columns(rows, left, steps, groups, ahead, PANEL, step != 0, sums, PANEL);
 }
 
 /* Write the sums of `count` rows, panel number `panel`, to the output. */
@@ -112,13 +110,14 @@ KERNEL tidepipe_product(const Product *p, int64_t panel_begin, int64_t panel_end
                     long begin = count * chunk / chunks, end = count * (chunk + 1) / chunks;
                     const Elem *x = (const Elem *)p->x + (row + begin) * p->inputs;
                     float *to = sums + begin * PANEL;
+                    const uint32_t *next = weights + (step + part) * PANEL;
                     switch (end - begin) {
-                    case 1: product_rows(1, x, p->inputs, step, part, weights, to); break;
-                    case 2: product_rows(2, x, p->inputs, step, part, weights, to); break;
-                    case 3: product_rows(3, x, p->inputs, step, part, weights, to); break;
-                    case 4: product_rows(4, x, p->inputs, step, part, weights, to); break;
-                    case 5: product_rows(5, x, p->inputs, step, part, weights, to); break;
-                    default: product_rows(6, x, p->inputs, step, part, weights, to); break;
+                    case 1: product_rows(1, x, p->inputs, step, part, weights, next, to); break;
+                    case 2: product_rows(2, x, p->inputs, step, part, weights, next, to); break;
+                    case 3: product_rows(3, x, p->inputs, step, part, weights, next, to); break;
+                    case 4: product_rows(4, x, p->inputs, step, part, weights, next, to); break;
+                    case 5: product_rows(5, x, p->inputs, step, part, weights, next, to); break;
+                    default: product_rows(6, x, p->inputs, step, part, weights, next, to); break;
                     }
                 }
             }

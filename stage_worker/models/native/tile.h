@@ -13,7 +13,7 @@
 #define VECTORS (GROUP / LANES)      /* per group of 16 */
 /* Groups whose sums the registers hold beside each other, for so many rows. Few rows take more groups: a sum
  * waits for the one before it, so that only independent ones keep the multipliers busy. */
-#define TILE_GROUPS(rows) (LANES == 16 ? PANEL / GROUP : LANES == 8 && (rows) <= 2 ? PANEL / GROUP / (rows) : 1)
+#define TILE_GROUPS(rows) (LANES == 16 || (LANES == 8 && (rows) == 1) ? PANEL / GROUP : LANES == 8 && (rows) <= 3 ? 2 : 1)
 #define MOST_VECTORS (LANES == 16 ? 4 : 8)
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
@@ -136,17 +136,21 @@ INLINE float largest_lane(Floats value) {
 }
 #endif
 
-/* With 16 registers, tiles fill them to the last one: the compiler must not reorder what they compute. */
+/* Two shifts shall stay two shifts: a mask would take a register, and tiles fill 16 to the last one. */
 #if LANES == 8
-#define IN_ORDER(sum) __asm__ volatile("" : "+x"(sum))
+#define TWO_STEPS(value) __asm__("" : "+x"(value))
 #else
-#define IN_ORDER(sum) (void)0
+#define TWO_STEPS(value) (void)0
 #endif
 
 /* The right operand of one multiplication, of a word of packed weights. */
 INLINE Words part_of(Words weights, int part) {
     if (PARTS == 1) return weights;
-    return part ? weights & 0xffff0000u : weights << 16;
+    if (part) {
+        weights >>= 16;
+        TWO_STEPS(weights);
+    }
+    return weights << 16;
 }
 
 /* One multiplication of a product, for LANES outputs. */
@@ -154,9 +158,14 @@ INLINE Floats mac(Floats sum, Words weights, Left left) {
 #if DOT
     return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)_mm512_set1_epi32((int)left));
 #else
-    sum += (Floats)weights * left;
-    IN_ORDER(sum);
+#if LANES == 8
+    Floats factor = (Floats)_mm256_set1_ps(left);
+    /* In place, in this order: compilers choose others, and spill sums. */
+    __asm__ volatile("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(weights), "x"(factor));
     return sum;
+#else
+    return sum + (Floats)weights * left;
+#endif
 #endif
 }
 
@@ -182,6 +191,28 @@ INLINE void put_floats(float *to, Floats value) { *(FloatsAt *)to = value; }
 
 INLINE Words get_words(const uint32_t *from) { return *(const WordsAt *)from; }
 
+/* sum[r][v] += the words at[v] times factor[r]. Of what 16 registers hold beside the sums, the fewer kind stays:
+ * with few rows the factors, else the words. */
+INLINE void mac_tile(int rows, int vectors, const uint32_t *const *at, int part, const Left *factor,
+                     Floats (*sum)[MOST_VECTORS]) {
+    Words words[MOST_VECTORS];
+    if (LANES == 8 && rows <= 3) {
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) {
+            words[0] = part_of(get_words(part ? anew(at[v]) : at[v]), part);
+#pragma GCC unroll 6
+            for (int r = 0; r < rows; r++) sum[r][v] = mac(sum[r][v], words[0], factor[r]);
+        }
+        return;
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++) words[v] = part_of(get_words(part ? anew(at[v]) : at[v]), part);
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) sum[r][v] = mac(sum[r][v], words[v], factor[r]);
+}
+
 /* out[r][0 .. 63] (+)= sum over steps of left[r][step] * right, for `rows` (a constant, at most 6) rows.
  * right[g]: the g-th group of 16 columns, `stride` words from step to step.
  * next: null, or what will be `right` soon: it is fetched into the cache meanwhile. */
@@ -202,18 +233,14 @@ INLINE void tile_columns(int rows, const Left *const *left, long steps, const ui
             for (int g = 0; next && g < groups; g++) __builtin_prefetch(next[first + g] + step * stride, 0, 2);
 #pragma GCC unroll 2
             for (int part = 0; part < PARTS; part++) {
-                Words words[MOST_VECTORS];
+                const uint32_t *at[MOST_VECTORS];
+                Left factor[6];
 #pragma GCC unroll 8
-                for (int v = 0; v < vectors; v++) {
-                    const uint32_t *at = right[first + v / VECTORS] + step * stride + v % VECTORS * LANES;
-                    words[v] = part_of(get_words(part ? anew(at) : at), part);
-                }
+                for (int v = 0; v < vectors; v++)
+                    at[v] = right[first + v / VECTORS] + step * stride + v % VECTORS * LANES;
 #pragma GCC unroll 6
-                for (int r = 0; r < rows; r++) {
-                    Left factor = left[r][step * PARTS + part];
-#pragma GCC unroll 8
-                    for (int v = 0; v < vectors; v++) sum[r][v] = mac(sum[r][v], words[v], factor);
-                }
+                for (int r = 0; r < rows; r++) factor[r] = left[r][step * PARTS + part];
+                mac_tile(rows, vectors, at, part, factor, sum);
             }
         }
 #pragma GCC unroll 6
@@ -243,18 +270,13 @@ INLINE void tile_slots(int rows, const Left *const *left, long slots, const uint
                 __builtin_prefetch(ahead + pair * stride + g * GROUP, 0, 2);
 #pragma GCC unroll 2
             for (int part = 0; part < PARTS; part++) {
-                Words half[MOST_VECTORS];
+                const uint32_t *at[MOST_VECTORS];
+                Left factor[6];
 #pragma GCC unroll 8
-                for (int v = 0; v < vectors; v++) {
-                    const uint32_t *at = words + pair * stride + v * LANES;
-                    half[v] = part_of(get_words(part ? anew(at) : at), part);
-                }
+                for (int v = 0; v < vectors; v++) at[v] = words + pair * stride + v * LANES;
 #pragma GCC unroll 6
-                for (int r = 0; r < rows; r++) {
-                    Left factor = left[r][done / PAIR * PARTS + part];
-#pragma GCC unroll 8
-                    for (int v = 0; v < vectors; v++) sum[r][v] = mac(sum[r][v], half[v], factor);
-                }
+                for (int r = 0; r < rows; r++) factor[r] = left[r][done / PAIR * PARTS + part];
+                mac_tile(rows, vectors, at, part, factor, sum);
             }
         }
     }
