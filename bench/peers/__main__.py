@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,8 @@ def main() -> int:
     serve.add_argument("name")
     serve.add_argument("--port", type=int, default=8000)
     options = parser.parse_args()
+    # Ended from outside, too, it ends the peers that it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     places = Places(options.folder, options.model)
     try:
         match options.command:

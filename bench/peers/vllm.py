@@ -14,7 +14,6 @@ from bench.peers.places import SCRIPTS, Places
 
 CORES = 2
 _ENGINE: Mapping[str, Any] = {
-    "dtype": "bfloat16",
     "max_num_batched_tokens": 1024,
     "max_num_seqs": 64,
     "max_model_len": 8192,
@@ -24,16 +23,21 @@ _ENGINE: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Vllm:
-    """replicas: engines with a part of the requests each. pipeline: stages of each; one core per stage."""
+    """replicas: engines with a part of the requests each. pipeline: stages of each; one core per stage.
+
+    dtype: without bfloat16 arithmetic (AVX-512 BF16, AMX) a CPU may be faster in float32.
+    """
 
     places: Places
     replicas: int
     pipeline: int
+    dtype: str = "bfloat16"
 
     @property
     def name(self) -> str:
         """As on the command line."""
-        return f"vllm-pp{self.pipeline}" if self.pipeline > 1 else f"vllm-x{self.replicas}"
+        name = f"vllm-pp{self.pipeline}" if self.pipeline > 1 else f"vllm-x{self.replicas}"
+        return name if self.dtype == "bfloat16" else f"{name}-{self.dtype}"
 
     def cores(self, replica: int) -> str:
         """Cores of a replica's stages, in vLLM's notation."""
@@ -55,7 +59,7 @@ class Vllm:
     def engine(self) -> dict[str, Any]:
         """Settings of an engine."""
         parallel = {"pipeline_parallel_size": self.pipeline} if self.pipeline > 1 else {}
-        return {**_ENGINE, **parallel}
+        return {"dtype": self.dtype, **_ENGINE, **parallel}
 
     @property
     def configuration(self) -> str:
