@@ -31,7 +31,14 @@ from common.model_shape import ModelShape
 from common.plan import Phase, SampledTokens, StepPlan
 from common.sampling import SamplingParams
 from controller.core.actions import Dispatch, Emit
-from controller.core.events import Event, NewSequence, SequencesArrived, StagesReady, StepDone
+from controller.core.events import (
+    Event,
+    LengthPredicted,
+    NewSequence,
+    SequencesArrived,
+    StagesReady,
+    StepDone,
+)
 from controller.core.policies.catalog import make_policy, victims_for
 from controller.core.scheduler import Scheduler, SchedulerConfig
 from controller.core.split import given_split, head_cost_in_layers, split_layers
@@ -148,9 +155,12 @@ class Pipeline:
             for number, item in enumerate(items)
         )
         events: list[tuple[float, int, Event]] = []
+        # A live controller knows these lengths, too: they end at their limit.
+        lengths = (float(item["out"]) for item in items)
         first: tuple[Event, ...] = (
             StagesReady(1, len(self.executors), KV_BLOCKS),
             SequencesArrived(arrivals),
+            *(LengthPredicted(one.sequence_id, n, n) for one, n in zip(arrivals, lengths, strict=True)),
         )
         for event in first:
             heapq.heappush(events, (0.0, next(order), event))

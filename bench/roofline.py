@@ -3,14 +3,17 @@
     python -m bench.roofline ENGINE.json ... --out docs/images/roofline
 
 ENGINE.json: of `python -m bench.engine`, on the same machine. The peaks are measured first, on processor
-time: the product where a panel of weights lies in the first caches, and memory larger than all caches.
+time: multiplications of registers only (bench/peaks.c), and reading memory larger than all caches.
 Writes OUT.json and OUT.png; prints the share of the floor (the longer of arithmetic and memory) reached.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,33 +21,35 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from stage_worker.models.native.library import load_kernels
-from stage_worker.models.native_int8 import Int8Linear
-from stage_worker.models.native_ops import NativeLinear
+from stage_worker.models.native import build
+from stage_worker.models.native.build import Source, usable_variants
 
-_ROWS, _INPUTS, _OUTPUTS = 192, 256, 1024
+_TURNS = 200_000
 _MEMORY = 1 << 28
 
 
 def measure_peaks() -> dict[str, float]:
-    """Per core: GFLOP/s of products in bfloat16 and int8, and GB/s of reading memory."""
-    kernels = load_kernels(torch.bfloat16, 1)
-    if kernels is None:
-        raise SystemExit("error: no native kernels here")
-    weight, x = torch.randn(_OUTPUTS, _INPUTS).bfloat16(), torch.randn(_ROWS, _INPUTS).bfloat16()
-    flop = 2.0 * _ROWS * _INPUTS * _OUTPUTS / 1e9
+    """Per core: GFLOP/s of multiplying bfloat16 and int8 as well as it can, GB/s of reading."""
+    variant = usable_variants(bfloat16=True)[0]
+    options = Source.of(variant, bfloat16=True).options
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / "peaks.so"
+        headers = Path(build.__file__).parent
+        source = Path(__file__).with_name("peaks.c")
+        command = ["cc", *options, f"-I{headers}", str(source), "-o", str(built)]
+        subprocess.run(command, check=True, timeout=120)
+        library = ctypes.CDLL(str(built))
+    sums = np.zeros(512, dtype=np.float32)
     peaks = {}
-    for name, linear in (
-        ("bfloat16", NativeLinear(kernels, weight, None)),
-        ("int8", Int8Linear(kernels, weight, None)),
-    ):
-        out = torch.empty(_ROWS, _OUTPUTS, dtype=torch.bfloat16)
-        peaks[name] = flop / _fastest(lambda linear=linear, out=out: linear(x, out), 300)  # type: ignore[misc]
+    for name in ("bfloat16", "int8"):
+        function = library.peak_products if name == "bfloat16" else library.peak_byte_products
+        function.argtypes, function.restype = (ctypes.c_long, ctypes.c_void_p), ctypes.c_double
+        flop = function(_TURNS, sums.ctypes.data)
+        peaks[name] = flop / 1e9 / _fastest(lambda call=function: call(_TURNS, sums.ctypes.data), 50)  # type: ignore[misc]
     memory = np.ones(_MEMORY, dtype=np.float32)
     peaks["memory"] = memory.nbytes / 1e9 / _fastest(memory.max, 5)
     return peaks

@@ -61,13 +61,16 @@ class LlamaCpp:
             }
             return int(_post(f"{url}/completion", body)["tokens_predicted"])
 
-        with child(self.serve_command(port), logs / f"{self.name}.log") as process:
+        # The pool outside: should this be interrupted, the server's end ends the requests that it waits for.
+        with (
+            ThreadPoolExecutor(len(items)) as pool,
+            child(self.serve_command(port), logs / f"{self.name}.log") as process,
+        ):
             wait_until("llama.cpp's server", lambda: _healthy(url), process)
             answer({"prompt": items[0]["prompt"][:16], "out": 4})
-            with ThreadPoolExecutor(len(items)) as pool:
-                begin = time.monotonic()
-                counts = list(pool.map(answer, items))
-                seconds = time.monotonic() - begin
+            begin = time.monotonic()
+            counts = list(pool.map(answer, items))
+            seconds = time.monotonic() - begin
         return {
             "seconds": seconds,
             "prompt_tokens": sum(len(item["prompt"]) for item in items),

@@ -61,9 +61,9 @@ class FinishTogether:
             output = _output(sequence)
             token_steps += output * (len(sequence.prompt) + output / 2)
         steps = max(token_steps / max(1, capacity_tokens), 1.0)
+        # However much memory there is, the longest output takes its steps: prompts may be spread over them.
+        steps = max(steps, 1.05 * max(map(_output, fresh)))
         self.tokens_per_round = sum(len(s.prompt) + _output(s) for s in fresh) / steps
-        longest = max(map(_output, fresh))
-        steps = max(steps, 1.05 * longest)
         spread = 0.0
         for sequence in sorted(fresh, key=lambda s: (_output(s), s.arrived, s.sequence_id)):
             # Golden-ratio steps: any run of neighbours in length covers 0 .. 1 evenly.

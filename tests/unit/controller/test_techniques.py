@@ -221,6 +221,22 @@ def test_order_starts_long_ones_in_time_and_mixes_all_lengths() -> None:
     assert max(ordered[-50:]) < 500
 
 
+def test_with_memory_for_all_prompts_are_spread_over_the_longest_output() -> None:
+    """More tokens a step than that would only make the drain longer, in which a few outputs are left."""
+    state = PipelineState(SchedulerConfig(context_length=8000, eos_token_ids=()))
+    state.start_epoch(2, 100_000, 3)
+    line = []
+    for number in range(32):
+        one = sequence(f"s{number:02d}", 300)
+        one.predicted_p50 = one.predicted_p90 = float(400 if number == 7 else 100)
+        line.append(one)
+    state.waiting.add(line)
+    order = FinishTogether()
+    order.apply(state)
+    total = 32 * 300 + 31 * 100 + 400
+    assert total / 500 < order.tokens_per_round <= total / 400
+
+
 def test_step_sizes_end_where_tiles_end() -> None:
     """On a device with tiles of 128 tokens no step of 129 is ever chosen."""
     corners = StepSizes(COST, TideKnobs(grain=32)).corners(90)
