@@ -96,6 +96,25 @@ def _name(kernel: Kernel, arguments: object) -> str:
     return "head" if head else name
 
 
+def arrivals_of(items: Sequence[dict[str, Any]], stages: int) -> Iterator[Event]:
+    """What the scheduler hears before the first step: stages, requests, and their lengths.
+
+    A live controller knows these lengths, too: they end at their limit.
+    """
+    arrivals = tuple(
+        NewSequence(
+            f"{number:06d}",
+            tuple(item["prompt"]),
+            SamplingParams(temperature=0.0, max_tokens=item["out"], ignore_eos=True),
+        )
+        for number, item in enumerate(items)
+    )
+    yield StagesReady(1, stages, KV_BLOCKS)
+    yield SequencesArrived(arrivals)
+    for one, item in zip(arrivals, items, strict=True):
+        yield LengthPredicted(one.sequence_id, float(item["out"]), float(item["out"]))
+
+
 class Pipeline:
     """The stages, and the scheduler that feeds them."""
 
@@ -146,23 +165,8 @@ class Pipeline:
         answers: defaultdict[str, list[int]] = defaultdict(list)
         free = [0.0] * len(self.executors)
         order = itertools.count()
-        arrivals = tuple(
-            NewSequence(
-                f"{number:06d}",
-                tuple(item["prompt"]),
-                SamplingParams(temperature=0.0, max_tokens=item["out"], ignore_eos=True),
-            )
-            for number, item in enumerate(items)
-        )
         events: list[tuple[float, int, Event]] = []
-        # A live controller knows these lengths, too: they end at their limit.
-        lengths = (float(item["out"]) for item in items)
-        first: tuple[Event, ...] = (
-            StagesReady(1, len(self.executors), KV_BLOCKS),
-            SequencesArrived(arrivals),
-            *(LengthPredicted(one.sequence_id, n, n) for one, n in zip(arrivals, lengths, strict=True)),
-        )
-        for event in first:
+        for event in arrivals_of(items, len(self.executors)):
             heapq.heappush(events, (0.0, next(order), event))
         now = 0.0
         while events:
@@ -250,9 +254,8 @@ def report(clock: KernelClock, answers: dict[str, list[int]], virtual_s: float) 
     }
 
 
-def main() -> None:
-    """Measure, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """What to run, and how."""
     parser.add_argument("workload", type=Path)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--stages", type=int, default=2)
@@ -264,9 +267,15 @@ def main() -> None:
     parser.add_argument("--layer-split", type=lambda text: [int(part) for part in text.split(",")])
     parser.add_argument("--requests", type=int, default=0, help="only the first so many")
     parser.add_argument("--microbatches", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+
+
+def main() -> None:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add_engine_options(parser)
     parser.add_argument("--hop-ms", type=float, default=0.0)
     parser.add_argument("--by-kernel", action="store_true", help="call each kernel by itself (slower)")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.by_kernel:
         NativeStack.fits = staticmethod(lambda weights: False)  # type: ignore[method-assign]
