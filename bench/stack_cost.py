@@ -13,8 +13,6 @@ import argparse
 import json
 import queue
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -23,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.engine import Pipeline, add_engine_options, arrivals_of
+from bench.peers.children import PeerError
+from bench.peers.places import Places
+from bench.peers.tidepipe import TidePipe
 from common.plan import SampledTokens, StepPlan
 from controller.core.actions import Dispatch, Emit
 from controller.core.events import Event, StepDone
@@ -91,16 +92,14 @@ def in_process(pipeline: Pipeline, items: Sequence[dict[str, Any]]) -> dict[str,
 
 
 def live(workload: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The same by a cluster of processes."""
-    command = [sys.executable, "-m", "tidepipe.cli.main", "bench", "throughput", str(workload), "--json"]
-    flags = ["--model", options.model, "--stages", str(options.stages), "--dtype", options.dtype]
-    flags += ["--policy", options.policy]
+    """The same by a cluster of processes; PeerError if a request fails."""
+    flags = ["--stages", str(options.stages), "--dtype", options.dtype, "--policy", options.policy]
     if options.quantization:
         flags += ["--quantization", options.quantization]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=_RUN_S, check=True)
-    report = json.loads(done.stdout.splitlines()[-1])
-    if report["failed"]:
-        raise RuntimeError(f"{report['failed']} requests failed: {report['first_error']}")
+    places = Places(workload.parent, options.model)
+    report = TidePipe(places, "live", tuple(flags)).measure(workload, workload.parent)
+    if report["short"]:
+        raise PeerError(f"{report['short']} requests failed: {report['first_error']}")
     return {"seconds": report["seconds"], "busy": [stage["busy"] for stage in report["stages"]]}
 
 
