@@ -20,7 +20,7 @@ from common.model_source import cache_dir
 
 _SOURCES = (
     "kernels.c",
-    *(f"{name}.h" for name in ("native", "tile", "bytes", "product", "rows", "store")),
+    *(f"{name}.h" for name in ("native", "tile", "bytes", "blocked", "product", "rows", "store")),
     *(f"{name}.h" for name in ("attention_item", "attention_bytes", "attention", "layers")),
 )
 _FLAGS = ("-O3", "-shared", "-fPIC", "-fno-strict-aliasing", "-fno-math-errno", "-Wno-psabi")

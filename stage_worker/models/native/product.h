@@ -54,7 +54,20 @@ INLINE void product_out(const Product *p, long row, long count, long panel, cons
     }
 }
 
-/* product, for int8 weights: sums become floats in place. */
+/* Sums of products of bytes become floats in place. */
+INLINE void scale_sums(const Product *p, long row, long count, long panel, float *sums) {
+    for (long r = 0; r < count; r++)
+        for (long c = 0; c < PANEL; c += LANES) {
+            float *at = sums + r * PANEL + c;
+            Ints sum = *(const IntsAt *)at - p->bytes.shifts[row + r];
+            Floats scale = get_floats(p->scales + panel * PANEL + c) * p->bytes.scales[row + r];
+            put_floats(at, __builtin_convertvector(sum, Floats) * scale);
+        }
+}
+
+#include "blocked.h"
+
+/* product, for int8 weights. */
 INLINE void product_of_bytes(const Product *p, long panel_begin, long panel_end) {
     int32_t sums[ROW_BLOCK * PANEL] __attribute__((aligned(64)));
     long steps = p->inputs / 4;
@@ -78,13 +91,7 @@ INLINE void product_of_bytes(const Product *p, long panel_begin, long panel_end)
                     }
                 }
             }
-            for (long r = 0; r < count; r++)
-                for (long c = 0; c < PANEL; c += LANES) {
-                    int32_t *at = sums + r * PANEL + c;
-                    Ints sum = *(const IntsAt *)at - p->bytes.shifts[row + r];
-                    Floats scale = get_floats(p->scales + panel * PANEL + c) * p->bytes.scales[row + r];
-                    put_floats((float *)at, __builtin_convertvector(sum, Floats) * scale);
-                }
+            scale_sums(p, row, count, panel, (float *)sums);
             product_out(p, row, count, panel, (const float *)sums);
         }
     }
@@ -92,6 +99,14 @@ INLINE void product_of_bytes(const Product *p, long panel_begin, long panel_end)
 
 /* Panels panel_begin .. panel_end - 1 of the outputs. */
 KERNEL tidepipe_product(const Product *p, int64_t panel_begin, int64_t panel_end) {
+    if (!DOT && !p->scales && p->rows >= MANY_ROWS) {
+        product_blocked(p, 0, panel_begin, panel_end);
+        return;
+    }
+    if (!VNNI && p->scales && p->rows >= MANY_ROWS) {
+        product_blocked(p, 1, panel_begin, panel_end);
+        return;
+    }
     if (p->scales) {
         product_of_bytes(p, panel_begin, panel_end);
         return;
