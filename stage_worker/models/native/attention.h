@@ -29,7 +29,7 @@ INLINE void softmax_tile(Item *item, int rows, long row, long start, float *scor
     for (int r = 0; r < rows; r++) {
         float *total = item->total + (row + r) * LANES;
         decay[r] = raise_peak(item, row + r, mask_scores(item, row + r, start, scores + r * PANEL));
-        Floats before = get_floats(total) * decay[r];
+        Floats before = settled(get_floats(total) * decay[r]);
         put_floats(total, exponentiate(scores + r * PANEL, item->peak[row + r], before,
                                        out + r * LEFTS(PANEL)));
     }
@@ -62,6 +62,8 @@ INLINE void attend_tile(long dim, Item *item, int rows, long row, long start, co
         }
     }
 }
+
+#include "attention_wide.h"
 
 /* The query rows of one key head become item rows `at` onwards, with nothing summed yet. */
 INLINE void begin_head(const Attention *p, Item *item, long at, long first_token, long first_position,
@@ -184,6 +186,12 @@ INLINE void attend_item(const Attention *p, long number, long last) {
             Blocks now, next;
             find_head(p, base, head, &now);
             if (count == 1) find_head(p, next_base, head, &next);
+#if !DOT || !VNNI
+            if (attends_wide(p, rows)) {
+                attend_head(p, &item, (head - head_begin) * rows, rows, start, &now);
+                continue;
+            }
+#endif
             for (long chunk = 0; chunk < chunks; chunk++) {
                 long first = (head - head_begin) * rows;
                 long r = first + rows * chunk / chunks, end = first + rows * (chunk + 1) / chunks;

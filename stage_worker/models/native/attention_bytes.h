@@ -76,15 +76,34 @@ INLINE float weigh_bytes(const float *scores, const float *scales, float peak, f
         sum += p + (weight[v] - weight[v]); /* NaN goes on into the result */
     }
     put_floats(total, sum);
-    uint8_t bytes[PANEL] __attribute__((aligned(64)));
     float largest = largest_lane(best), factor = largest > 0 ? 255.0f / largest : 0.0f;
+#if LANES == 8 && BYTE_PARTS == 2
+    __m256i pick = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+    __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+#pragma GCC unroll 4
+    for (int v = 0; v < PANEL / LANES; v += 2) { /* as below: slots 0 and 2 of each four, then 1 and 3 */
+        __m256i low = _mm256_cvtps_epi32((__m256)(weight[v] * factor));
+        __m256i high = _mm256_cvtps_epi32((__m256)(weight[v + 1] * factor));
+        __m256i parts = _mm256_shuffle_epi8(_mm256_packus_epi32(low, high), pick);
+        parts = _mm256_permutevar8x32_epi32(parts, order);
+        _mm_storeu_si128((__m128i *)(out + v * LANES / 4), _mm256_castsi256_si128(parts));
+        _mm_storeu_si128((__m128i *)(out + PANEL / 4 + v * LANES / 4), _mm256_extracti128_si256(parts, 1));
+    }
+#else
+    uint8_t bytes[PANEL] __attribute__((aligned(64)));
 #pragma GCC unroll 8
     for (int v = 0; v < PANEL / LANES; v++) {
         Ints whole = (Ints)(weight[v] * factor + 12582912.0f) - 0x4b400000;
         *(BytesAt *)(bytes + v * LANES) = __builtin_convertvector(whole, BytesAt);
     }
     put_byte_parts((const uint32_t *)bytes, PANEL / 4, 0, out, PANEL / 4);
+#endif
     return largest / 255.0f;
+}
+
+/* Sums so far, and those of one tile. */
+INLINE Floats decayed(const float *before, float decay, Ints sum, float scale) {
+    return settled(get_floats(before) * decay) + settled(__builtin_convertvector(sum, Floats) * scale);
 }
 
 /* sums[r][0 .. groups * 16 - 1] = sums * decay[r] + weights times values, for `slots` slots. */
@@ -115,7 +134,7 @@ INLINE void sum_bytes(long dim, int rows, int groups, const uint32_t *weights, l
 #pragma GCC unroll 8
         for (int v = 0; v < vectors; v++) {
             float *to = sums + r * dim + d + v * LANES;
-            put_floats(to, get_floats(to) * decay[r] + __builtin_convertvector(sum[r][v], Floats) * scale[r]);
+            put_floats(to, decayed(to, decay[r], sum[r][v], scale[r]));
         }
 }
 
@@ -135,7 +154,7 @@ INLINE void attend_bytes(long dim, Item *item, int rows, long row, long start, c
         float *total = item->total + (row + r) * LANES;
         if (next) fetch_values(dim, next, dim * r / rows, dim * (r + 1) / rows);
         decay[r] = raise_peak(item, row + r, mask_scores(item, row + r, start, scores + r * PANEL));
-        put_floats(total, get_floats(total) * decay[r]);
+        put_floats(total, settled(get_floats(total) * decay[r]));
         scale[r] = weigh_bytes(scores + r * PANEL, scales, item->peak[row + r], total,
                                weights + r * LEFT_BYTES(PANEL));
     }

@@ -30,7 +30,7 @@ INLINE float mask_scores(const Item *item, long row, long start, float *scores) 
     Floats best = splat(LOWEST);
     if (last >= PANEL - 1 && first <= 0) {
         for (int c = 0; c < PANEL; c += LANES) {
-            Floats score = get_floats(scores + c) * item->scale;
+            Floats score = settled(get_floats(scores + c) * item->scale);
             put_floats(scores + c, score);
             best = larger(best, score);
         }
@@ -41,7 +41,7 @@ INLINE float mask_scores(const Item *item, long row, long start, float *scores) 
     for (int c = 0; c < PANEL; c += LANES) {
         Ints slot;
         for (int lane = 0; lane < LANES; lane++) slot[lane] = c + lane;
-        Floats score = get_floats(scores + c) * item->scale;
+        Floats score = settled(get_floats(scores + c) * item->scale);
         score = blend((slot <= (int)last) & (slot >= (int)first), score, splat(LOWEST));
         put_floats(scores + c, score);
         best = larger(best, score);
@@ -55,9 +55,14 @@ typedef struct {
     const uint32_t *values[PANEL / GROUP];
 } Blocks;
 
-/* Make `peak` part of the largest score so far; returns the decay of what was summed before. */
-INLINE float raise_peak(Item *item, long row, float peak) {
+/* Make `peak` part of the largest score so far; returns by how much it rose, negated. */
+INLINE float rise_of_peak(Item *item, long row, float peak) {
     float before = item->peak[row];
     item->peak[row] = larger_one(peak, before);
-    return power_of_two(splat(before - item->peak[row]))[0];
+    return before - item->peak[row];
+}
+
+/* Likewise; returns the decay of what was summed before. */
+INLINE float raise_peak(Item *item, long row, float peak) {
+    return power_of_two(splat(rise_of_peak(item, row, peak)))[0];
 }

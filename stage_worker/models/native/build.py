@@ -20,8 +20,8 @@ from common.model_source import cache_dir
 
 _SOURCES = (
     "kernels.c",
-    *(f"{name}.h" for name in ("native", "tile", "bytes", "blocked", "product", "rows", "store")),
-    *(f"{name}.h" for name in ("attention_item", "attention_bytes", "attention", "layers")),
+    *(f"{name}.h" for name in ("native", "tile", "bytes", "wide_tile", "blocked", "product", "rows", "store")),
+    *(f"{name}.h" for name in ("attention_item", "attention_bytes", "attention_wide", "attention", "layers")),
 )
 _FLAGS = ("-O3", "-shared", "-fPIC", "-fno-strict-aliasing", "-fno-math-errno", "-Wno-psabi")
 _COMPILERS = ("cc", "gcc", "clang")

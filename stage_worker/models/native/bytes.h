@@ -25,6 +25,19 @@ INLINE float round_row(const Elem *x, long columns, int8_t *to, int32_t *sum) {
     float peak = row_peak(x, columns), factor = peak > 0 ? 127.0f / peak : 0.0f;
     Ints sums = {0};
     long c = 0;
+#if LANES == 8
+    for (; c + 4 * LANES <= columns; c += 4 * LANES) { /* what compilers make of the loop below is slow */
+        __m256i four[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) {
+            four[v] = _mm256_cvtps_epi32((__m256)(load(x + c + v * LANES) * factor));
+            sums += (Ints)four[v];
+        }
+        __m256i low = _mm256_packs_epi32(four[0], four[1]), high = _mm256_packs_epi32(four[2], four[3]);
+        __m256i halves = _mm256_packs_epi16(low, high), order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        _mm256_storeu_si256((__m256i *)(to + c), _mm256_permutevar8x32_epi32(halves, order));
+    }
+#endif
     for (; c + LANES <= columns; c += LANES) {
         /* 1.5 * 2^23: adding it rounds to a whole number, which the low bits then hold. */
         Ints whole = (Ints)(load(x + c) * factor + 12582912.0f) - 0x4b400000;

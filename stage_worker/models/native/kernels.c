@@ -11,6 +11,7 @@
 #include "tile.h"
 
 #include "bytes.h"
+#include "wide_tile.h"
 #include "product.h"
 #include "rows.h"
 

@@ -66,6 +66,21 @@ INLINE Elem narrow(float value) {
 #endif
 }
 
+/* The value as rounded here: compilers may merge a product and the sum it goes into, one place doing so and another
+ * not, though both shall give the same. */
+INLINE Floats settled(Floats value) {
+#if LANES == 16
+    __asm__("" : "+v"(value));
+#elif LANES == 8 || defined __x86_64__
+    __asm__("" : "+x"(value));
+#elif defined __aarch64__
+    __asm__("" : "+w"(value));
+#else
+    __asm__("" : "+m"(value));
+#endif
+    return value;
+}
+
 INLINE Floats splat(float value) { return (Floats){0} + value; }
 
 INLINE Floats blend(Ints mask, Floats yes, Floats no) {
