@@ -42,8 +42,8 @@ INLINE void attend_tile(long dim, Item *item, int rows, long row, long start, co
     Left probabilities[6 * LEFTS(PANEL)] __attribute__((aligned(64)));
     const Left *left[6];
     float decay[6];
-    tile_columns(rows, item->query + row, dim / PAIR, now->keys, next ? next->keys : 0, GROUP, 0, scores,
-                 PANEL);
+    tile_columns(rows, item->query + row, dim / PAIR, now->keys, GROUP, next ? next->keys : 0, GROUP, 0,
+                 scores, PANEL);
     softmax_tile(item, rows, row, start, scores, probabilities, decay);
     for (int r = 0; r < rows; r++) left[r] = probabilities + r * LEFTS(PANEL);
     long slots = item->limit - start < PANEL ? item->limit - start : PANEL;
@@ -51,7 +51,7 @@ INLINE void attend_tile(long dim, Item *item, int rows, long row, long start, co
     for (long d = 0; d < dim;) {
         const uint32_t *part[PANEL / GROUP], *next_part[PANEL / GROUP];
         for (int g = 0; g < PANEL / GROUP; g++) part[g] = now->values[g] + d;
-        for (int g = 0; next && g < PANEL / GROUP; g++) next_part[g] = next->values[g] + d;
+        for (int g = 0; next && g < PANEL / GROUP; g++) next_part[g] = next->values[g] + d * (GROUP / PAIR);
         const uint32_t *const *ahead = next ? next_part : 0;
         if (dim - d >= TILE_GROUPS(rows) * GROUP) {
             tile_slots(rows, left, slots, part, ahead, dim, TILE_GROUPS(rows), decay, sums + d, dim);

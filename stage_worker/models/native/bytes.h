@@ -144,6 +144,7 @@ INLINE void byte_tile(int rows, const Product *p, long row, long step, long step
     for (int first = 0; first < PANEL / GROUP; first += groups) {
         Ints sum[6][MOST_VECTORS];
         int32_t *to = sums + first * GROUP;
+        const uint32_t *next = weights + (step + steps) * PANEL + first * steps * GROUP; /* line by line */
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
@@ -151,8 +152,7 @@ INLINE void byte_tile(int rows, const Product *p, long row, long step, long step
                 sum[r][v] = step ? (Ints) * (const IntsAt *)(to + r * PANEL + v * LANES) : (Ints){0};
         for (long s = 0; s < steps; s++) {
 #pragma GCC unroll 4
-            for (int g = first; g < first + groups; g++)
-                __builtin_prefetch(weights + (step + steps + s) * PANEL + g * GROUP, 0, 2);
+            for (int g = 0; g < groups; g++) __builtin_prefetch(next + (s * groups + g) * GROUP, 0, 2);
 #pragma GCC unroll 2
             for (int part = 0; part < BYTE_PARTS; part++) {
                 const uint32_t *at[MOST_VECTORS];

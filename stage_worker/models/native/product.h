@@ -20,9 +20,13 @@ INLINE void product_rows(int rows, const Elem *x, long inputs, long step, long s
     for (int r = 0; r < rows; r++) left[r] = (const Left *)(x + r * inputs) + step;
 #endif
     const uint32_t *groups[PANEL / GROUP], *ahead[PANEL / GROUP];
-    for (int g = 0; g < PANEL / GROUP; g++)
-        groups[g] = weights + step * PANEL + g * GROUP, ahead[g] = next + g * GROUP;
-    tile_columns(rows, left, steps, groups, ahead, PANEL, step != 0, sums, PANEL);
+    const int beside = TILE_GROUPS(rows);
+    for (int g = 0; g < PANEL / GROUP; g++) {
+        groups[g] = weights + step * PANEL + g * GROUP;
+        /* Line by line, in whatever order they will be used: skipping some halves what memory delivers. */
+        ahead[g] = next + (g / beside * steps * beside + g % beside) * GROUP;
+    }
+    tile_columns(rows, left, steps, groups, PANEL, ahead, beside * GROUP, step != 0, sums, PANEL);
 }
 
 /* Write the sums of `count` rows, panel number `panel`, to the output. */
@@ -70,14 +74,14 @@ INLINE void scale_sums(const Product *p, long row, long count, long panel, float
 /* product, for int8 weights. */
 INLINE void product_of_bytes(const Product *p, long panel_begin, long panel_end) {
     int32_t sums[ROW_BLOCK * PANEL] __attribute__((aligned(64)));
-    long steps = p->inputs / 4;
+    long steps = p->inputs / 4, blocks = (steps + BYTE_STEPS - 1) / BYTE_STEPS;
     for (long row = 0; row < p->rows; row += ROW_BLOCK) {
         long count = p->rows - row < ROW_BLOCK ? p->rows - row : ROW_BLOCK;
         long chunks = (count + 5) / 6;
         for (long panel = panel_begin; panel < panel_end; panel++) {
             const uint32_t *weights = (const uint32_t *)p->weight + panel * steps * PANEL;
-            for (long step = 0; step < steps; step += BYTE_STEPS) {
-                long part = steps - step < BYTE_STEPS ? steps - step : BYTE_STEPS;
+            for (long block = 0; block < blocks; block++) {
+                long step = steps * block / blocks, part = steps * (block + 1) / blocks - step;
                 for (long chunk = 0; chunk < chunks; chunk++) {
                     long begin = count * chunk / chunks, end = count * (chunk + 1) / chunks;
                     int32_t *to = sums + begin * PANEL;
@@ -112,14 +116,14 @@ KERNEL tidepipe_product(const Product *p, int64_t panel_begin, int64_t panel_end
         return;
     }
     float sums[ROW_BLOCK * PANEL] __attribute__((aligned(64)));
-    long steps = p->inputs / PAIR;
+    long steps = p->inputs / PAIR, blocks = (steps + STEP_BLOCK - 1) / STEP_BLOCK;
     for (long row = 0; row < p->rows; row += ROW_BLOCK) {
         long count = p->rows - row < ROW_BLOCK ? p->rows - row : ROW_BLOCK;
         long chunks = (count + 5) / 6;
         for (long panel = panel_begin; panel < panel_end; panel++) {
             const uint32_t *weights = (const uint32_t *)p->weight + panel * steps * PANEL;
-            for (long step = 0; step < steps; step += STEP_BLOCK) {
-                long part = steps - step < STEP_BLOCK ? steps - step : STEP_BLOCK;
+            for (long block = 0; block < blocks; block++) {
+                long step = steps * block / blocks, part = steps * (block + 1) / blocks - step;
                 for (long chunk = 0; chunk < chunks; chunk++) {
                     /* Chunks as equal as can be: one or two rows run at a fraction of the speed. */
                     long begin = count * chunk / chunks, end = count * (chunk + 1) / chunks;

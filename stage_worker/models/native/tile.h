@@ -230,9 +230,9 @@ INLINE void mac_tile(int rows, int vectors, const uint32_t *const *at, int part,
 
 /* out[r][0 .. 63] (+)= sum over steps of left[r][step] * right, for `rows` (a constant, at most 6) rows.
  * right[g]: the g-th group of 16 columns, `stride` words from step to step.
- * next: null, or what will be `right` soon: it is fetched into the cache meanwhile. */
-INLINE void tile_columns(int rows, const Left *const *left, long steps, const uint32_t *const *right,
-                         const uint32_t *const *next, long stride, int accumulate, float *out,
+ * next: null, or what will be `right` soon, in any order: it is fetched into the cache meanwhile. */
+INLINE void tile_columns(int rows, const Left *const *left, long steps, const uint32_t *const *right, long stride,
+                         const uint32_t *const *next, long next_stride, int accumulate, float *out,
                          long out_stride) {
     const int groups = TILE_GROUPS(rows), vectors = groups * VECTORS;
     for (int first = 0; first < PANEL / GROUP; first += groups) {
@@ -245,7 +245,7 @@ INLINE void tile_columns(int rows, const Left *const *left, long steps, const ui
                 sum[r][v] = accumulate ? get_floats(to + r * out_stride + v * LANES) : splat(0);
         for (long step = 0; step < steps; step++) {
 #pragma GCC unroll 4
-            for (int g = 0; next && g < groups; g++) __builtin_prefetch(next[first + g] + step * stride, 0, 2);
+            for (int g = 0; next && g < groups; g++) __builtin_prefetch(next[first + g] + step * next_stride, 0, 2);
 #pragma GCC unroll 2
             for (int part = 0; part < PARTS; part++) {
                 const uint32_t *at[MOST_VECTORS];
@@ -266,7 +266,7 @@ INLINE void tile_columns(int rows, const Left *const *left, long steps, const ui
 }
 
 /* out[r][0 .. groups * 16 - 1] = out * decay[r] + sum over `slots` KV slots of left[r][slot] * values.
- * values[s]: the s-th 16 slots, [16 / pair][stride words]. next: as for tile_columns. */
+ * values[s]: the s-th 16 slots, [16 / pair][stride words]. next: null, or for each 16 slots what is fetched. */
 INLINE void tile_slots(int rows, const Left *const *left, long slots, const uint32_t *const *values,
                        const uint32_t *const *next, long stride, int groups, const float *decay, float *out,
                        long out_stride) {
@@ -282,7 +282,7 @@ INLINE void tile_slots(int rows, const Left *const *left, long slots, const uint
         for (int pair = 0; pair < GROUP / PAIR && done + PAIR <= slots; pair++, done += PAIR) {
 #pragma GCC unroll 4
             for (int g = 0; next && g < groups; g++)
-                __builtin_prefetch(ahead + pair * stride + g * GROUP, 0, 2);
+                __builtin_prefetch(ahead + (pair * groups + g) * GROUP, 0, 2);
 #pragma GCC unroll 2
             for (int part = 0; part < PARTS; part++) {
                 const uint32_t *at[MOST_VECTORS];
