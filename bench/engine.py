@@ -259,7 +259,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workload", type=Path)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--stages", type=int, default=2)
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quantization")
     parser.add_argument("--policy", default="auto")
     parser.add_argument("--block-size", type=int, default=16)
@@ -285,7 +285,7 @@ def main() -> None:
     with clock.watching():
         answers, virtual_s = pipeline.run(items, clock, options.hop_ms / 1e3)
     result = report(clock, answers, virtual_s)
-    result["arithmetic"] = options.quantization or "bfloat16"
+    result["arithmetic"] = options.quantization or options.dtype
     if options.out:
         options.out.write_text(json.dumps(result, indent=1))
     print(json.dumps(result, indent=1))

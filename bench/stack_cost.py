@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import queue
+import signal
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -109,6 +111,8 @@ def main() -> None:
     add_engine_options(parser)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    # So that the cluster of a live run ends with this process.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     items = json.loads(options.workload.read_text())[: options.requests or None]
     runs: dict[str, list[dict[str, Any]]] = {"in process": [], "live": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.peers.children import RUN_S, Figures, PeerError
+from bench.peers.children import RUN_S, Figures, PeerError, child
 from bench.peers.places import Places
 
 
@@ -29,11 +28,10 @@ class TidePipe:
         """One run, with a cluster of its own."""
         command = [sys.executable, "-m", "tidepipe.cli.main", "bench", "throughput", str(workload)]
         model = ["--model", self.places.model, "--json"]
-        done = subprocess.run(
-            [*command, *model, *self.flags], capture_output=True, text=True, timeout=RUN_S, check=False
-        )
-        (logs / f"{self.name}.log").write_text(done.stderr)
-        if done.returncode:
-            raise PeerError(f"{self.name} failed; see {logs / self.name}.log")
-        report = json.loads(done.stdout.splitlines()[-1])
+        log = logs / f"{self.name}.log"
+        with child([*command, *model, *self.flags], log, pipes=True) as process:
+            said, _ = process.communicate(timeout=RUN_S)
+            if process.returncode:
+                raise PeerError(f"{self.name} failed; see {log}")
+        report = json.loads(said.splitlines()[-1])
         return {"short": report["failed"], **report}
