@@ -106,16 +106,18 @@ INLINE void end_head(const Attention *p, const Item *item, long at, long first_t
     }
 }
 
-/* A tile for each number of rows; separate functions, since compilers take long over one large one. */
+/* A tile for each number of rows; separate functions, since compilers take long over one large one. Where many rows
+ * go by attention_wide.h, tiles with nothing to fetch are few: they fetch what is there, and need no code of their own. */
 #define ATTEND_ROWS(n)                                                                                       \
     static __attribute__((noinline)) void attend_##n(const Attention *p, Item *item, long row, long start,   \
                                                      const Blocks *now, const Blocks *next) {                \
-        if (p->kv_int8 && next)                                                                              \
-            attend_bytes(p->head_dim, item, n, row, start, now, next);                                       \
+        const Blocks *ahead = next ? next : now;                                                             \
+        if (p->kv_int8 && (next || !VNNI))                                                                   \
+            attend_bytes(p->head_dim, item, n, row, start, now, ahead);                                      \
         else if (p->kv_int8)                                                                                 \
             attend_bytes(p->head_dim, item, n, row, start, now, 0);                                          \
-        else if (next)                                                                                       \
-            attend_tile(p->head_dim, item, n, row, start, now, next);                                        \
+        else if (next || !DOT)                                                                               \
+            attend_tile(p->head_dim, item, n, row, start, now, ahead);                                       \
         else                                                                                                 \
             attend_tile(p->head_dim, item, n, row, start, now, 0);                                           \
     }
