@@ -20,8 +20,8 @@ from common.model_source import cache_dir
 
 _SOURCES = (
     "kernels.c",
-    *(f"{name}.h" for name in ("native", "tile", "bytes", "wide_tile", "wide_tile_avx2", "blocked", "product")),
-    *(f"{name}.h" for name in ("rows", "store")),
+    *(f"{name}.h" for name in ("native", "tile", "bytes", "wide_tile", "wide_tile_avx2", "blocked")),
+    *(f"{name}.h" for name in ("product", "rows", "store")),
     *(f"{name}.h" for name in ("attention_item", "attention_bytes", "attention_wide", "attention", "layers")),
 )
 _FLAGS = ("-O3", "-shared", "-fPIC", "-fno-strict-aliasing", "-fno-math-errno", "-Wno-psabi")
