@@ -66,8 +66,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 def has_fast_bfloat16() -> bool:
     """True if bfloat16 is at least as fast as float32 on this CPU.
 
-    With dot products (AVX-512 BF16 or AMX) it is, in PyTorch too; with vectors of eight and more, in TidePipe's
-    kernels, which then have half as much to read.
+    With dot products (AVX-512 BF16 or AMX) it is, in PyTorch too; with vectors of eight and more it is in
+    TidePipe's kernels, which then have half as much to read.
     """
     if not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"}):
         return True
