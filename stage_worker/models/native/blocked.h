@@ -14,16 +14,13 @@ typedef struct {
 /* Rows of x from `input` onwards become left operands. */
 INLINE void put_left(const Product *p, int bytes, long row, long count, long input, long inputs, Block *block) {
     for (long r = 0; r < count; r++) {
-        long at = (row + r) * p->inputs + input, i = 0;
+        long at = (row + r) * p->inputs + input;
         if (bytes) {
             put_byte_parts((const uint32_t *)(p->bytes.values + at), inputs / 4, 1, block->left[r], inputs / 4);
             continue;
         }
-        const Elem *from = (const Elem *)p->x + at;
-        float *to = (float *)block->left[r];
-        for (; i + LANES <= inputs; i += LANES) put_floats(to + i, load(from + i));
-        for (; i < inputs; i++) to[i] = widen(from[i]);
-        if (i < BLOCK_UNITS) to[i] = 0; /* where even_units adds one */
+        widen_row((const Elem *)p->x + at, inputs, (float *)block->left[r]);
+        if (inputs < BLOCK_UNITS) block->left[r][inputs] = 0; /* where even_units adds one */
     }
 }
 

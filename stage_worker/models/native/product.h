@@ -10,10 +10,7 @@ INLINE void product_rows(int rows, const Elem *x, long inputs, long step, long s
 #if PARTS == 2
     float wide[6][2 * STEP_BLOCK] __attribute__((aligned(64)));
     for (int r = 0; r < rows; r++) {
-        const Elem *from = x + r * inputs + step * PAIR;
-        long count = steps * PAIR, i = 0;
-        for (; i + LANES <= count; i += LANES) put_floats(wide[r] + i, load(from + i));
-        for (; i < count; i++) wide[r][i] = widen(from[i]);
+        widen_row(x + r * inputs + step * PAIR, steps * PAIR, wide[r]);
         left[r] = wide[r];
     }
 #else

@@ -204,6 +204,13 @@ INLINE Floats get_floats(const float *from) { return *(const FloatsAt *)from; }
 
 INLINE void put_floats(float *to, Floats value) { *(FloatsAt *)to = value; }
 
+/* `count` elements become floats. */
+INLINE void widen_row(const Elem *from, long count, float *to) {
+    long i = 0;
+    for (; i + LANES <= count; i += LANES) put_floats(to + i, load(from + i));
+    for (; i < count; i++) to[i] = widen(from[i]);
+}
+
 INLINE Words get_words(const uint32_t *from) { return *(const WordsAt *)from; }
 
 /* sum[r][v] += the words at[v] times factor[r]. Of what 16 registers hold beside the sums, the fewer kind stays:

@@ -41,14 +41,14 @@ typedef void WideTile(const uint32_t *left, long left_stride, long units, const 
                                                const Right *right, uint32_t *sums, long sums_stride) {       \
         Words sum[rows][WIDE_VECTORS];                                                                       \
         UNROLLED for (int r = 0; r < rows; r++)                                                              \
-            UNROLLED for (int v = 0; v < WIDE_VECTORS; v++)                                                           \
+            UNROLLED for (int v = 0; v < WIDE_VECTORS; v++)                                                  \
                 sum[r][v] = get_words(sums + r * sums_stride + v * LANES);                                   \
         for (long u = 0; u < units; u++)                                                                     \
             UNROLLED for (int r = 0; r < rows; r++)                                                          \
-                UNROLLED for (int v = 0; v < WIDE_VECTORS; v++)                                                       \
+                UNROLLED for (int v = 0; v < WIDE_VECTORS; v++)                                              \
                     sum[r][v] = one(sum[r][v], get_words(right[u] + v * LANES), left + r * left_stride + u); \
         UNROLLED for (int r = 0; r < rows; r++)                                                              \
-            UNROLLED for (int v = 0; v < WIDE_VECTORS; v++)                                                           \
+            UNROLLED for (int v = 0; v < WIDE_VECTORS; v++)                                                  \
                 *(WordsAt *)(sums + r * sums_stride + v * LANES) = sum[r][v];                                \
     }
 WIDE_TILE(fewer_floats, TILE_ROWS - 1, FLOATS_OF)

@@ -1,6 +1,6 @@
-/* The tiles of wide_tile.h for AVX2, in assembly, for two reasons. Twelve sums and what is multiplied fill the 16 registers, and left to themselves
- * compilers keep some sum in memory. And instructions count: beside a busy sibling a core issues three per cycle,
- * so right operands that are used in few places come from memory in the multiplication itself. */
+/* The tiles of wide_tile.h for AVX2, in assembly, for two reasons. Twelve sums and what is multiplied fill the 16
+ * registers, and left to themselves compilers keep some sum in memory. And instructions count: beside a busy sibling
+ * a core issues three per cycle, so some right operands come from memory in the multiplication itself. */
 
 /* Registers: 0 to 3, 4 to 7 and 8 to 11 hold the sums of rows 0, 1 and 2; 12, 13 and 14 their left operands; 15 a
  * right operand, or a product. u: unit, v: vector of eight outputs. */
@@ -36,7 +36,7 @@
 #define PUT(r, v, sum) "vmovups %%ymm" #sum ", 32*" #v "(%[sums]" r "\n\t"
 #define ROWS_2(row) row(")", 0, 1, 2, 3) row(",%[out])", 4, 5, 6, 7)
 #define ROWS_3(row) ROWS_2(row) row(",%[out],2)", 8, 9, 10, 11)
-#define WIDE_TILE(name, rows, unit)                                                                         \
+#define WIDE_TILE(name, rows, unit)                                                                          \
     static __attribute__((noinline)) void name(const uint32_t *left, long left_stride, long units,           \
                                                const Right *right, uint32_t *sums, long sums_stride) {       \
         __asm__ volatile(rows(GET_ROW) "1:\n\t" unit(0) unit(1) "add $8, %[left]\n\t"                        \
