@@ -47,12 +47,16 @@ class End(Protocol):
 
 @dataclass(slots=True)
 class Record:
-    """All output of one sequence; what was sent is a position in it. `given`: tokens it came with."""
+    """All output of one sequence; what was sent is a position in it. `given`: tokens it came with.
+
+    gap_s: new tokens may be told this seldom, but for the first ones and the end.
+    """
 
     sequence_id: str
     router_id: str
     given: int
     tokens: list[int]
+    gap_s: float = 0.0
     logprobs: list[PositionLogprobs] = field(default_factory=list)
     sent: int = 0
     end: End | None = None
@@ -73,10 +77,48 @@ class Mailbox:
     """What one router has still to hear. Bounded by the outputs themselves: only positions are queued."""
 
     def __init__(self) -> None:
-        self.dirty: OrderedDict[str, None] = OrderedDict()
         self.news = asyncio.Event()
         self.watcher = 0
         self.unwatched_since: float | None = None
+        self._due: OrderedDict[str, None] = OrderedDict()
+        self._resting: OrderedDict[str, None] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def tell(self, sequence_id: str) -> None:
+        """There is news of a sequence."""
+        self._resting.pop(sequence_id, None)
+        self._due[sequence_id] = None
+        self.news.set()
+
+    def tell_within(self, sequence_id: str, gap_s: float) -> None:
+        """There is news that may wait. All such news go together, when the first of them must go."""
+        if sequence_id in self._due:
+            return
+        self._resting[sequence_id] = None
+        loop = asyncio.get_running_loop()
+        at = loop.time() + gap_s
+        if self._timer is not None:
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(at, self._rested)
+
+    def _rested(self) -> None:
+        self._timer = None
+        self._due.update(self._resting)
+        self._resting.clear()
+        self.news.set()
+
+    def take(self) -> Iterable[str]:
+        """Sequences with news to tell now."""
+        self.news.clear()
+        due, self._due = self._due, OrderedDict()
+        return due
+
+    def forget(self, sequence_id: str) -> None:
+        """Nothing of this sequence will be told."""
+        self._due.pop(sequence_id, None)
+        self._resting.pop(sequence_id, None)
 
 
 class ResultsHub:
@@ -87,10 +129,12 @@ class ResultsHub:
         self.mailboxes: dict[str, Mailbox] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
 
-    def open(self, sequence_id: str, router_id: str, output: tuple[int, ...], now: float) -> None:
-        """A sequence was taken."""
+    def open(
+        self, sequence_id: str, router_id: str, output: tuple[int, ...], now: float, gap_s: float = 0.0
+    ) -> None:
+        """A sequence was taken. gap_s: see Record."""
         self.records[sequence_id] = Record(
-            sequence_id, router_id, len(output), list(output), sent=len(output)
+            sequence_id, router_id, len(output), list(output), gap_s, sent=len(output)
         )
         if router_id not in self.mailboxes:
             self.mailbox(router_id).unwatched_since = now
@@ -104,7 +148,10 @@ class ResultsHub:
         for sequence_id, token in zip(action.sequence_ids, action.token_ids, strict=True):
             record = self.records[sequence_id]
             record.tokens.append(token)
-            self._touch(record)
+            if record.gap_s and record.sent > record.given:
+                self.mailbox(record.router_id).tell_within(sequence_id, record.gap_s)
+            else:
+                self._touch(record)
         for sequence_id, logprobs in zip(action.sequence_ids, action.logprobs, strict=False):
             if logprobs is not None:
                 self.records[sequence_id].logprobs.append(logprobs)
@@ -123,12 +170,10 @@ class ResultsHub:
         record = self.records.pop(sequence_id, None)
         self._ended.pop(sequence_id, None)
         if record and record.router_id in self.mailboxes:
-            self.mailboxes[record.router_id].dirty.pop(sequence_id, None)
+            self.mailboxes[record.router_id].forget(sequence_id)
 
     def _touch(self, record: Record) -> None:
-        box = self.mailbox(record.router_id)
-        box.dirty[record.sequence_id] = None
-        box.news.set()
+        self.mailbox(record.router_id).tell(record.sequence_id)
 
     def reposition(self, router_id: str, positions: Mapping[str, int]) -> tuple[list[str], list[str]]:
         """A router says where it stands. Returns (lost, unwanted): ids that are not here, and ids of its
@@ -153,10 +198,7 @@ class ResultsHub:
 
     def collect(self, router_id: str) -> list[Update]:
         """All that is new for a router; it counts as sent."""
-        box = self.mailbox(router_id)
-        box.news.clear()
-        names, box.dirty = box.dirty, OrderedDict()
-        return [self._update(self.records[name]) for name in names]
+        return [self._update(self.records[name]) for name in self.mailbox(router_id).take()]
 
     @staticmethod
     def _update(record: Record) -> Update:

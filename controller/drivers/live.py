@@ -165,7 +165,7 @@ class LiveInstance:
         fresh = []
         for one in submissions:
             if one.sequence_id not in self.hub.records:
-                self.hub.open(one.sequence_id, router_id, one.output, now)
+                self.hub.open(one.sequence_id, router_id, one.output, now, one.piece_gap_s)
                 fresh.append(one)
         self._hear(SequencesArrived(tuple([one.arrival(now) for one in fresh])))
         self.changed.beat()

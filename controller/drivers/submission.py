@@ -15,6 +15,7 @@ class Submission:
     """deadline_s: seconds from now, or None.
 
     first_token_due_s: time left of its TTFT target, may be below 0. tpot_s: per further token. None: none.
+    piece_gap_s: new tokens may be told this seldom.
     """
 
     sequence_id: str
@@ -25,6 +26,7 @@ class Submission:
     first_token_due_s: float | None = None
     tpot_s: float | None = None
     features: PromptFeatures = NO_PROMPT
+    piece_gap_s: float = 0.0
 
     def arrival(self, now: float) -> NewSequence:
         """As the core hears of it, in points of time of its clock."""

@@ -145,6 +145,7 @@ def submission_from_wire(spec: controller_pb2.SequenceSpec) -> Submission:
         first_token_due_s=(spec.ttft_ms - spec.age_ms) / 1000 if spec.ttft_ms > 0 else None,
         tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 else None,
         features=prompt_from_wire(spec.prompt_features),
+        piece_gap_s=spec.piece_gap_ms / 1000,
     )
 
 

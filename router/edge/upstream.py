@@ -162,4 +162,5 @@ def _forwarded(spec: pb.SequenceSpec) -> Forwarded:
         age_s=spec.age_ms / 1000,
         ttft_s=spec.ttft_ms / 1000 if spec.ttft_ms > 0 else None,
         tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 else None,
+        piece_gap_s=spec.piece_gap_ms / 1000,
     )

@@ -45,6 +45,11 @@ class InstanceAddress:
 class ReportHost(Protocol):
     """Hears how instances stand. No call blocks."""
 
+    @property
+    def report_interval_s(self) -> float:
+        """Time between two reports at most, at present."""
+        ...
+
     def reported(self, link: InstanceLink, report: pb.InstanceReport) -> None:
         """The instance says how it stands."""
         ...
@@ -91,7 +96,7 @@ class InstanceLink:
         self._cancellations = Cancellations(self._stub, self._ready)
         intake = ResultIntake(self.placements, host, self._cancellations.add)
         self._watch = ResultWatch(self._stub, router_id, self.placements, intake, self, clock)
-        self._status_watch = StatusWatch(self._stub, router_id, self._ready, self._reported, self._silent)
+        self._status_watch = StatusWatch(self._stub, router_id, self._ready, self)
 
     @property
     def instance_id(self) -> str:
@@ -212,13 +217,20 @@ class InstanceLink:
             reply = await self._stub.SetPolicy(pb.SetPolicyRequest(policy=name), timeout=timeout)
         return reply.before
 
-    def _reported(self, report: pb.InstanceReport) -> None:
+    @property
+    def report_interval_s(self) -> float:
+        """Part of StatusHost."""
+        return self._reports.report_interval_s
+
+    def reported(self, report: pb.InstanceReport) -> None:
+        """Part of StatusHost."""
         self.last_report = report
         if self._costs is not None:
             self._costs.update(report.costs)
         self._reports.reported(self, report)
 
-    def _silent(self) -> None:
+    def silent(self) -> None:
+        """Part of StatusHost."""
         self._reports.silent(self)
 
     async def _describe(self) -> None:

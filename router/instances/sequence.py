@@ -88,6 +88,11 @@ class RoutedSequence(Protocol):
         ...
 
     @property
+    def piece_gap_s(self) -> float:
+        """New output may be told this seldom, seconds, but for the first and the end; 0: after every step."""
+        ...
+
+    @property
     def has_moved(self) -> bool:
         """True if an instance had it and lost it."""
         ...

@@ -25,6 +25,8 @@ INLINE_CHARACTERS = 2000
 MAX_TOKEN_CHARACTERS = 256
 """No tokenizer has longer tokens: what has more characters than so many for every token of the context is
 refused unread. Tokenizing it would take seconds of a core."""
+LONGEST_GAP_S = 0.5
+"""Instances tell of new tokens at least this often: what they have not told is lost with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class AdmittedRequest:
     """A request that can be answered. samplings: of each answer, complete. features: of its text.
 
     ttft_s, tpot_s: latency targets of its own, seconds; None: the service's.
+    piece_gap_s: instances may tell new tokens this seldom.
     """
 
     prompt: array[int]
@@ -40,6 +43,7 @@ class AdmittedRequest:
     features: PromptFeatures = NO_PROMPT
     ttft_s: float | None = None
     tpot_s: float | None = None
+    piece_gap_s: float = 0.0
 
 
 class Admission:
@@ -103,6 +107,8 @@ class Admission:
             prompt_features(request.prompt, request.client),
             _seconds(request.ttft_ms),
             _seconds(request.tpot_ms),
+            # A stop string is found here, and what is computed beyond it is in vain.
+            0.0 if sampling.stop else min(request.piece_gap_s, LONGEST_GAP_S),
         )
 
     def _check_model(self, model: str | None, facts: ModelFacts) -> None:

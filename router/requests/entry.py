@@ -102,6 +102,7 @@ class RequestEntry:
                 meter=self._meter,
                 ttft_s=admitted.ttft_s,
                 tpot_s=admitted.tpot_s,
+                piece_gap_s=admitted.piece_gap_s,
             )
             for index, sampling in enumerate(admitted.samplings)
         ]

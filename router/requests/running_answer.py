@@ -53,11 +53,13 @@ class RunningAnswer:
         features: PromptFeatures = NO_PROMPT,
         ttft_s: float | None = None,
         tpot_s: float | None = None,
+        piece_gap_s: float = 0.0,
     ) -> None:
         """text: None if neither text nor stop strings are wanted."""
         self.key = key
         self.ttft_s = ttft_s
         self.tpot_s = tpot_s
+        self.piece_gap_s = piece_gap_s
         self.arrived = arrived
         self.order = order
         self.features = features

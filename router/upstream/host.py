@@ -30,6 +30,7 @@ class Forwarded:
     age_s: float
     ttft_s: float | None
     tpot_s: float | None
+    piece_gap_s: float
 
 
 class UpstreamHost:
@@ -77,6 +78,7 @@ class UpstreamHost:
             arrived=now - forwarded.age_s,
             ttft_s=forwarded.ttft_s,
             tpot_s=forwarded.tpot_s,
+            piece_gap_s=forwarded.piece_gap_s,
         )
         self._dispatcher.submit(sequence)
         return True

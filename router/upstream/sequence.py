@@ -51,6 +51,7 @@ class ForwardedSequence:
         arrived: float,
         ttft_s: float | None,
         tpot_s: float | None,
+        piece_gap_s: float,
     ) -> None:
         """given: output that it came with. arrived: at the first router, our clock."""
         self.key = key
@@ -61,6 +62,7 @@ class ForwardedSequence:
         self.arrived = arrived
         self.ttft_s = ttft_s
         self.tpot_s = tpot_s
+        self.piece_gap_s = piece_gap_s
         self.finished = False
         self._log = TokenLog()
         self._log.tokens.extend(given)

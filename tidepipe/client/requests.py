@@ -18,7 +18,7 @@ from tidepipe.v1 import inference_pb2 as pb
 DISCONNECT_GRACE_MS = 60_000
 """How long the router keeps a request whose client lost its connection: enough to come back."""
 
-WHOLE_ANSWER_GAP_MS = 1000
+WHOLE_ANSWER_GAP_MS = 5000
 """How often the router reports to a client that wants the answer as a whole: often enough to resume from."""
 
 _SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(SamplingParams))

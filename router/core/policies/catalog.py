@@ -26,6 +26,8 @@ _MAKERS: Mapping[str, Callable[[], RoutingPolicy]] = {
 }
 
 ROUTING_POLICIES = tuple(_MAKERS)
+SPREADING = ("round-robin", "least-loaded", "random-next", "power-of-two")
+"""Those that look at most at how much an instance has, not at its slack, which changes with every step."""
 
 
 def make_routing_policy(name: str) -> RoutingPolicy:
