@@ -18,7 +18,7 @@ from tidepipe.cluster.local import LocalCluster
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 
-REQUESTS = 24
+REQUESTS = 12
 
 
 def items() -> list[BatchItem]:

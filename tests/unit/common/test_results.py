@@ -1,0 +1,85 @@
+"""What routers are told: nothing is lost, and news that may wait does not wake anybody."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.results import ResultsHub
+from common.sampling import FinishReason, PositionLogprobs
+
+LONG_S = 3600.0
+LETTERS = st.sampled_from("abcd")
+STEPS = st.lists(st.tuples(st.sampled_from(["emit", "finish", "collect", "reposition"]), LETTERS))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A NewTokens."""
+
+    sequence_ids: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[PositionLogprobs | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An End."""
+
+    sequence_id: str
+    reason: FinishReason = FinishReason.LENGTH
+    stop_token: int | None = None
+    error: str = ""
+    preemptions: int = 0
+
+
+@given(STEPS)
+def test_everything_is_told_once_and_in_order(steps: list[tuple[str, str]]) -> None:
+    """Sequences a, b may wait, c, d may not; c comes with output. After the end each has been told whole."""
+
+    async def play() -> None:
+        hub, told, ended = ResultsHub(), {name: [7] if name == "c" else [] for name in "abcd"}, set()
+        for name in "abcd":
+            hub.open(name, "r", (7,) if name == "c" else (), 0.0, LONG_S if name in "ab" else 0.0)
+
+        def collect() -> None:
+            for update in hub.collect("r"):
+                assert update.token_offset == len(told[update.sequence_id])
+                told[update.sequence_id].extend(update.token_ids)
+
+        for number, (what, name) in enumerate(steps):
+            record = hub.records[name]
+            if what == "emit" and name not in ended:
+                first = record.sent == record.given
+                hub.emit(Tokens((name,), (number,)))
+                assert hub.mailbox("r").news.is_set() or (name in "ab" and not first)
+            elif what == "finish" and name not in ended:
+                ended.add(name)
+                hub.finish(Ended(name))
+                assert hub.mailbox("r").news.is_set()
+            elif what == "collect":
+                collect()
+            elif what == "reposition":  # a router that reconnects says where it stands
+                hub.reposition("r", {one: len(tokens) for one, tokens in told.items()})
+        for name in set("abcd") - ended:
+            hub.finish(Ended(name))
+        collect()
+        assert told == {name: record.tokens for name, record in hub.records.items()}
+
+    asyncio.run(play())
+
+
+async def test_what_may_wait_is_told_together_in_time() -> None:
+    hub = ResultsHub()
+    hub.open("seldom", "r", (), 0.0, LONG_S)
+    hub.open("often", "r", (), 0.0, 0.01)
+    hub.emit(Tokens(("seldom", "often"), (1, 1)))
+    assert {update.sequence_id for update in hub.collect("r")} == {"seldom", "often"}
+    hub.emit(Tokens(("seldom", "often"), (2, 2)))
+    assert not hub.mailbox("r").news.is_set()
+    async with asyncio.timeout(60):
+        await hub.mailbox("r").news.wait()
+    assert [(one.sequence_id, one.token_ids) for one in hub.collect("r")] == [("seldom", (2,)), ("often", (2,))]
