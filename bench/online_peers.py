@@ -7,6 +7,7 @@
 --seconds, and stopped; then the next one's turn, --rounds times. A server that knows targets (TidePipe) runs
 once for each SLO; what others answer is judged by both. Rates rise until no SLO is attained. Goodput: the
 highest rate at which nine tenths of the requests met both targets, between two rates by straight line.
+The rates are those of a machine with AVX-512; --scale them, and let --peers-dtype be float32, on one without.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ class Row:
 
 
 @asynccontextmanager
-async def running(one: Contender, slo: str, places: Places, logs: Path) -> AsyncIterator[str]:
+async def running(
+    one: Contender, slo: str, places: Places, logs: Path, peers_dtype: str
+) -> AsyncIterator[str]:
     """The server's URL, once it answers."""
     if one.shape is not None:
         ttft_ms, tpot_ms = SLOS[slo]
@@ -107,7 +110,8 @@ async def running(one: Contender, slo: str, places: Places, logs: Path) -> Async
         async with LocalCluster(config) as cluster:
             yield f"http://{cluster.http_address}"
         return
-    server, port = servers(places)[one.name], free_port()
+    server = servers(places)[one.name if peers_dtype == "bfloat16" else f"{one.name}-{peers_dtype}"]
+    port = free_port()
     with child(server.serve_command(port), logs / f"{one.name}.log", env=server.environment(0)) as process:
         url = f"http://127.0.0.1:{port}"
         async with httpx.AsyncClient(base_url=url, trust_env=False) as http, asyncio.timeout(START_S):
@@ -141,7 +145,7 @@ async def measure(
         source = read_load_workload(str(options.workload), options.seed, total, total)
         load = Load(source, parse_arrivals("poisson"), options.seed + number, 49152)
         await send_all(target, load.requests(2.0, 4), TIMEOUT_S)  # kernels, pages, connections
-        for rate in one.rates[slo]:
+        for rate in (round(options.scale * rate, 3) for rate in one.rates[slo]):
             outcomes = await send_all(target, load.requests(rate, round(rate * options.seconds)), TIMEOUT_S)
             attained = False
             for name in (slo,) if slo else SLOS:
@@ -233,7 +237,7 @@ async def compare(options: argparse.Namespace) -> list[Row]:
     for number in range(options.rounds):
         for one in chosen:
             for slo in one.rates:
-                async with running(one, slo, places, options.folder) as url:
+                async with running(one, slo, places, options.folder, options.peers_dtype) as url:
                     async for row in measure(one, slo, url, options, number):
                         rows.append(row)
                         figures = row.figures
@@ -264,6 +268,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="of each run")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="all rates by this")
+    parser.add_argument("--peers-dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--only", nargs="*", choices=[one.name for one in CONTENDERS])
     parser.add_argument("-o", "--out", type=Path, required=True, help="path without ending")
     options = parser.parse_args()
