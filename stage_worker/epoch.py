@@ -64,6 +64,7 @@ class Epoch:
         if self._link_task is not None:
             self._link_task.cancel()
             await asyncio.gather(self._link_task, return_exceptions=True)
+        self.executor.close()
         if not await asyncio.to_thread(self._runner.stop, STOP_TIMEOUT_S):
             log.error("the compute thread did not stop", epoch=self.number, seconds=STOP_TIMEOUT_S)
 

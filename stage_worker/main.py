@@ -31,6 +31,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--memory-gib", type=float, default=None, help="budget for weights and KV blocks together"
     )
+    parser.add_argument(
+        "--fabric",
+        default=None,
+        choices=["nccl", "gloo"],
+        help="activations to neighbours on the same host go by this instead of RPC",
+    )
     parser.add_argument("--executor", default="torch", choices=["torch", "emulated"])
     parser.add_argument("--profile", type=Path, default=None, help="emulated: CSV of tokens, milliseconds")
     parser.add_argument("--hardware", default="l20", help="emulated: l20, a100, a800 or h100")
@@ -64,6 +70,7 @@ def make_backend(options: argparse.Namespace) -> Backend:
         memory_budget=budget,
         threads=options.threads,
         allow_download=options.allow_download,
+        fabric=options.fabric,
     )
     return backend
 

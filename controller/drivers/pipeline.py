@@ -10,6 +10,7 @@ import structlog
 
 from common.errors import ConfigError, IncompatibleError, ModelError, UnavailableError
 from common.plan import PROTOCOL_VERSION, StepPlan
+from controller.core.fabric import shared_ways
 from controller.core.split import given_split, head_cost_in_layers, split_layers
 from controller.drivers.stage_client import StageAbout, StageClient, StageLostError, common_about
 from tidepipe.v1 import stage_pb2
@@ -72,6 +73,9 @@ class Pipeline:
             else split_layers(shape.layers, len(self.stages), head_cost_in_layers(shape))
         )
         following = [*self.config.stage_addresses[1:], ""]
+        ways = shared_ways([one.fabric for one in abouts])
+        # A name for each meeting, in this epoch only.
+        names = [f"{self._incarnation}/{self.epoch}/{i}" if way else "" for i, way in enumerate(ways)]
         blocks = await asyncio.gather(
             *(
                 stage.configure(
@@ -88,13 +92,17 @@ class Pipeline:
                         kv_blocks=self.config.kv_blocks,
                         next_stage_address=next_address,
                         max_step_tokens=self.config.max_step_tokens,
+                        fabric_before=before,
+                        fabric_after=after,
                     )
                 )
-                for stage, (begin, end), next_address in zip(self.stages, ranges, following, strict=True)
+                for stage, (begin, end), next_address, before, after in zip(
+                    self.stages, ranges, following, ["", *names], [*names, ""], strict=True
+                )
             )
         )
         self._stuck.clear()
-        log.info("stages ready", epoch=self.epoch, layers=ranges, kv_blocks=list(blocks))
+        log.info("stages ready", epoch=self.epoch, layers=ranges, kv_blocks=list(blocks), by_fabric=sum(ways))
         return min(blocks)
 
     def send(self, plan: StepPlan) -> None:

@@ -15,6 +15,7 @@ from common.rpc.channel import open_channel
 from common.rpc.status import from_rpc_error
 from common.wire.plan import plan_to_wire
 from common.wire.shape import shape_from_wire
+from controller.core.fabric import FabricPort
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
 
 DESCRIBE_TIMEOUT_S = 5.0
@@ -35,6 +36,7 @@ class StageAbout:
     pid: int
     shape: ModelShape
     epoch: int
+    fabric: FabricPort
 
 
 @dataclass(slots=True)
@@ -100,6 +102,7 @@ class StageClient:
             pid=reply.pid,
             shape=shape_from_wire(reply.shape),
             epoch=reply.epoch,
+            fabric=FabricPort(reply.fabric, reply.fabric_device),
         )
         self.account.about = about
         self.account.rss_bytes = reply.rss_bytes

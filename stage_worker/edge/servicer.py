@@ -75,6 +75,8 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
             shape=shape_to_wire(about.shape),
             rss_bytes=self._rss(),
             epoch=self._newest,
+            fabric=about.fabric,
+            fabric_device=about.fabric_device,
         )
 
     async def Configure(  # noqa: N802
@@ -97,6 +99,8 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
                 block_size=request.block_size,
                 kv_blocks=request.kv_blocks,
                 max_step_tokens=request.max_step_tokens,
+                fabric_before=request.fabric_before,
+                fabric_after=request.fabric_after,
             )
             executor = await asyncio.to_thread(self._backend.configure, spec)
             about = self._backend.description

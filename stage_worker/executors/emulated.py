@@ -102,6 +102,9 @@ class EmulatedExecutor:
         tokens = tuple(self._token(row.first_position + row.count) for row in plan.rows if row.sample)
         return StepOutput(sampled=SampledTokens(tokens))
 
+    def close(self) -> None:
+        """Nothing waits here."""
+
     def _apply(self, plan: StepPlan, hidden: bytes | memoryview | None) -> None:
         if plan.tokens > self._spec.max_step_tokens:
             raise PlanError(f"{plan.tokens} tokens in a step, {self._spec.max_step_tokens} at most")

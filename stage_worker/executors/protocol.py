@@ -19,6 +19,7 @@ class BackendDescription:
     fingerprint: hex digest of the model's configuration, tensor names and shapes, and samples of its weights.
     dtype: of weights and activations: float32, bfloat16 or float16.
     memory_budget: for weights and KV blocks together, bytes.
+    fabric, fabric_device: see DescribeStageResponse; empty: none.
     """
 
     model: str
@@ -27,6 +28,8 @@ class BackendDescription:
     device: str
     dtype: str
     memory_budget: int
+    fabric: str = ""
+    fabric_device: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class StageSpec:
     Layers layer_begin .. layer_end - 1. The first stage embeds, the last one has the final norm and LM head.
     kv_blocks: wanted; 0 means as many as the memory budget holds.
     max_step_tokens: no step has more tokens.
+    fabric_before, fabric_after: names of the meetings with the neighbours on a fabric; empty: none.
     """
 
     index: int
@@ -45,6 +49,8 @@ class StageSpec:
     block_size: int
     kv_blocks: int
     max_step_tokens: int
+    fabric_before: str = ""
+    fabric_after: str = ""
 
     @property
     def first(self) -> bool:
@@ -61,7 +67,7 @@ class StageSpec:
 class StepOutput:
     """Exactly one is set: activations for the next stage, or (last stage) the sampled tokens.
 
-    hidden: tokens x hidden values, row-major, in the pipeline's dtype.
+    hidden: tokens x hidden values, row-major, in the pipeline's dtype; empty if they went by fabric.
     """
 
     hidden: bytes | memoryview | None = None
@@ -85,9 +91,13 @@ class Executor(Protocol):
     def execute(self, plan: StepPlan, hidden: bytes | memoryview | None) -> StepOutput:
         """Run one step.
 
-        hidden: activations from the stage before (None for the first stage), plan.tokens x hidden values.
-        Raises PlanError if the plan does not fit what came before.
+        hidden: activations from the stage before (None for the first stage), plan.tokens x hidden values;
+        empty if they come by fabric. Raises PlanError if the plan does not fit what came before.
         """
+        ...
+
+    def close(self) -> None:
+        """Wait for no other stage any more, from any thread: a step that does fails."""
         ...
 
 

@@ -26,6 +26,9 @@ from stage_worker.executors.torch_device import (
     dtype_name,
 )
 from stage_worker.executors.torch_executor import StageParts, StepSampler, TorchExecutor
+from stage_worker.fabric.meeting import fabric_id
+from stage_worker.fabric.pair import check_backend, fabric_device
+from stage_worker.fabric.ways import FabricWays, open_ways
 from stage_worker.kv_pool import KvPool, size_pool
 from stage_worker.loading.open_checkpoint import open_checkpoint
 from stage_worker.loading.stage_weights import StageSlice, load_stage
@@ -62,7 +65,9 @@ class TorchBackend:
         threads: int | None = None,
         allow_download: bool = False,
         make_sampler: SamplerFactory | None = None,
+        fabric: str | None = None,
     ) -> None:
+        """fabric: nccl or gloo, to hand activations over past the host where the next stage can."""
         if threads is not None:
             if threads < 1:
                 raise ConfigError(f"threads must be at least 1, got {threads}")
@@ -70,6 +75,9 @@ class TorchBackend:
         if memory_budget is not None and memory_budget < 1:
             raise ConfigError(f"memory_budget must be at least 1 byte, got {memory_budget}")
         self._device = choose_device(device)
+        self._fabric = fabric
+        if fabric is not None:
+            check_backend(fabric, self._device)
         path = resolve_model(model, allow_download=allow_download)
         self._checkpoint = open_checkpoint(path)
         spec = self._checkpoint.spec
@@ -85,12 +93,24 @@ class TorchBackend:
             device=str(self._device),
             dtype=dtype_name(self._dtype),
             memory_budget=default_memory_budget(self._device) if memory_budget is None else memory_budget,
+            fabric="" if fabric is None else fabric_id(fabric),
+            fabric_device="" if fabric is None else fabric_device(self._device),
         )
 
     def configure(self, spec: StageSpec) -> TorchExecutor:
         """Load the stage's weights unless they are loaded, and start with an empty KV pool."""
+        _check(spec, self._checkpoint.spec.layers)
+        with self._device_of_thread():
+            # Before anything that takes long: both ends are here now.
+            ways = open_ways(self._fabric, spec, self._device)
+        try:
+            return self._configured(spec, ways)
+        except BaseException:
+            ways.close()
+            raise
+
+    def _configured(self, spec: StageSpec, ways: FabricWays) -> TorchExecutor:
         model = self._checkpoint.spec
-        _check(spec, model.layers)
         part = StageSlice(spec.layer_begin, spec.layer_end, spec.first, spec.last)
         weights = self._weights(part)
         compute = self._compute
@@ -118,6 +138,7 @@ class TorchBackend:
                 dtype=self._dtype,
                 sampler=self._make_sampler(model.vocab_size, self._device) if spec.last else None,
                 graphs=self._graphs(decoder, attention, context, spec.max_step_tokens),
+                ways=ways,
             )
         )
 

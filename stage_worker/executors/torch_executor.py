@@ -16,6 +16,7 @@ from stage_worker.device_copies import copies_for
 from stage_worker.executors.decode_graphs import DecodeGraphs
 from stage_worker.executors.protocol import PlanError, StageSpec, StepOutput
 from stage_worker.executors.torch_sequences import SequenceTables
+from stage_worker.fabric.ways import NO_WAYS, FabricWays
 from stage_worker.kv_pool import KvPool
 from stage_worker.models.decoder import Decoder
 from stage_worker.models.spec import ModelSpec
@@ -45,6 +46,7 @@ class StageParts:
     """What an executor runs on.
 
     weight_bytes: of the loaded weights. sampler: on the last stage. graphs: for decode steps, on a GPU.
+    ways: to the neighbours, by fabric.
     """
 
     stage: StageSpec
@@ -56,6 +58,7 @@ class StageParts:
     dtype: torch.dtype
     sampler: StepSampler | None
     graphs: DecodeGraphs | None = None
+    ways: FabricWays = NO_WAYS
 
 
 class TorchExecutor:
@@ -75,6 +78,7 @@ class TorchExecutor:
         self._vocab_size = parts.model.vocab_size
         self._sampler = parts.sampler
         self._pool = parts.pool
+        self._ways = parts.ways
         self._settled = False
         self._sequences = SequenceTables(
             parts.stage.block_size, parts.pool.blocks, parts.stage.max_step_tokens, parts.model.context_length
@@ -100,11 +104,15 @@ class TorchExecutor:
         if token_ids is not None:
             residual = self._decoder.embed(self._copies.upload("token_ids", token_ids))
         else:
-            residual = self._received(hidden or b"")
+            residual = self._received(hidden or b"", plan.tokens)
         residual = self._forward(batch, residual)
         if self._sampler is None:
-            return StepOutput(hidden=self._copies.download(residual))
+            return StepOutput(hidden=self._handed_on(residual))
         return StepOutput(sampled=self._sample(self._sampler, plan, batch, residual))
+
+    def close(self) -> None:
+        """Wait for no neighbour any more."""
+        self._ways.close()
 
     def pretend(self, lengths: dict[int, int]) -> None:
         """As if these sequences had so many tokens, whatever their blocks hold: to measure steps."""
@@ -151,7 +159,8 @@ class TorchExecutor:
         return ids
 
     def _check_hidden(self, plan: StepPlan, hidden: bytes | memoryview | None) -> None:
-        expected = plan.tokens * self._hidden * self._dtype.itemsize
+        by_fabric = self._ways.before is not None
+        expected = 0 if by_fabric else plan.tokens * self._hidden * self._dtype.itemsize
         got = memoryview(hidden or b"").nbytes
         if got != expected:
             raise PlanError(
@@ -159,8 +168,19 @@ class TorchExecutor:
                 f"its {plan.tokens} tokens need {expected}"
             )
 
-    def _received(self, hidden: bytes | memoryview) -> torch.Tensor:
+    def _handed_on(self, residual: torch.Tensor) -> bytes | memoryview:
+        """The activations' bytes; none if they are on their way to the next device. Waits for the result."""
+        if self._ways.after is None:
+            return self._copies.download(residual)
+        self._ways.after.send(residual)
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        return b""
+
+    def _received(self, hidden: bytes | memoryview, tokens: int) -> torch.Tensor:
         """Activations of the stage before, [tokens, hidden], in memory that the layers may write to."""
+        if self._ways.before is not None:
+            return self._ways.before.receive((tokens, self._hidden), self._dtype)
         return self._copies.received(hidden).view(self._dtype).view(-1, self._hidden)
 
 

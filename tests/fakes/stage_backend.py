@@ -34,6 +34,9 @@ class FakeExecutor:
             return StepOutput(hidden=values.tobytes())
         return StepOutput(sampled=SampledTokens(tuple(int(values[0, 0]) for row in plan.rows if row.sample)))
 
+    def close(self) -> None:
+        """See the protocol."""
+
 
 class FakeBackend:
     """Counts how often it was configured."""

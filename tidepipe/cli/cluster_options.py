@@ -74,6 +74,9 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     "quantization": _option(
         str, "--quantization", "int8 (weights, activations, KV cache). Default: none.", "Q"
     ),
+    "fabric": _option(
+        str, "--fabric", "Activations between stages by nccl (GPUs) or gloo. Default: by gRPC.", "F"
+    ),
     "executor": _option(str, "--executor", "torch, or emulated (sleeps by --profile). Default: torch.", "E"),
     "predictor": _option(str, "--predictor", "Length model to begin with (tidepipe predictor train).", "DIR"),
     "profile": _option(str, "--profile", "CSV: tokens in a batch, ms of the whole model.", "FILE"),

@@ -37,6 +37,7 @@ class ClusterConfig(BaseModel):
     dtype: DType = "auto"
     quantization: Literal["int8"] | None = None
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    fabric: Literal["nccl", "gloo"] | None = None
     policy: Policy = "auto"
     routing: str | None = None
     ttft_ms: float | None = Field(default=None, gt=0)
@@ -94,6 +95,8 @@ class ClusterConfig(BaseModel):
             raise ValueError("hardware names the device that --executor emulated stands in for")
         if self.quantization is not None and self.executor == "emulated":
             raise ValueError("quantization is for --executor torch; emulated workers compute nothing")
+        if self.fabric is not None and self.executor == "emulated":
+            raise ValueError("fabric is for --executor torch; emulated workers have no devices")
         return self
 
     @property

@@ -33,6 +33,7 @@ def worker_spec(config: ClusterConfig, instance: int, stage: int) -> ChildSpec:
         device=device,
         dtype=config.dtype,
         quantization=config.quantization,
+        fabric=config.fabric,
         threads=config.stage_threads,
         memory_gib=memory_gib,
         executor=config.executor,

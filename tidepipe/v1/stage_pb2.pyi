@@ -54,6 +54,8 @@ class DescribeStageResponse(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     RSS_BYTES_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    FABRIC_FIELD_NUMBER: _builtins.int
+    FABRIC_DEVICE_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this contract; a controller refuses another than its own."""
     model: _builtins.str
@@ -72,6 +74,10 @@ class DescribeStageResponse(_message.Message):
     """Resident memory, bytes."""
     epoch: _builtins.int
     """Newest epoch that it was configured for; 0 if none. A controller goes on from the largest of its stages."""
+    fabric: _builtins.str
+    """Equal for workers whose devices can reach each other past their hosts; empty: none."""
+    fabric_device: _builtins.str
+    """Which device it is there."""
     @_builtins.property
     def shape(self) -> Global___ModelShape:
         """The model's dimensions."""
@@ -89,10 +95,12 @@ class DescribeStageResponse(_message.Message):
         shape: Global___ModelShape | None = ...,
         rss_bytes: _builtins.int = ...,
         epoch: _builtins.int = ...,
+        fabric: _builtins.str = ...,
+        fabric_device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dtype", b"dtype", "epoch", b"epoch", "memory_budget_bytes", b"memory_budget_bytes", "model", b"model", "model_fingerprint", b"model_fingerprint", "pid", b"pid", "protocol_version", b"protocol_version", "rss_bytes", b"rss_bytes", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dtype", b"dtype", "epoch", b"epoch", "fabric", b"fabric", "fabric_device", b"fabric_device", "memory_budget_bytes", b"memory_budget_bytes", "model", b"model", "model_fingerprint", b"model_fingerprint", "pid", b"pid", "protocol_version", b"protocol_version", "rss_bytes", b"rss_bytes", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -180,6 +188,8 @@ class ConfigureRequest(_message.Message):
     KV_BLOCKS_FIELD_NUMBER: _builtins.int
     NEXT_STAGE_ADDRESS_FIELD_NUMBER: _builtins.int
     MAX_STEP_TOKENS_FIELD_NUMBER: _builtins.int
+    FABRIC_BEFORE_FIELD_NUMBER: _builtins.int
+    FABRIC_AFTER_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this contract."""
     model_fingerprint: _builtins.str
@@ -204,6 +214,10 @@ class ConfigureRequest(_message.Message):
     """HOST:PORT of the next stage; empty for the last."""
     max_step_tokens: _builtins.int
     """Tokens in one step at most (bounds the activations' size)."""
+    fabric_before: _builtins.str
+    """Name under which it meets the stage before on their fabric; empty: activations come by Forward."""
+    fabric_after: _builtins.str
+    """Name under which it meets the next stage there; empty: activations go by Forward."""
     def __init__(
         self,
         *,
@@ -219,10 +233,12 @@ class ConfigureRequest(_message.Message):
         kv_blocks: _builtins.int = ...,
         next_stage_address: _builtins.str = ...,
         max_step_tokens: _builtins.int = ...,
+        fabric_before: _builtins.str = ...,
+        fabric_after: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "controller_incarnation", b"controller_incarnation", "epoch", b"epoch", "kv_blocks", b"kv_blocks", "layer_begin", b"layer_begin", "layer_end", b"layer_end", "max_step_tokens", b"max_step_tokens", "model_fingerprint", b"model_fingerprint", "next_stage_address", b"next_stage_address", "protocol_version", b"protocol_version", "stage_count", b"stage_count", "stage_index", b"stage_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "controller_incarnation", b"controller_incarnation", "epoch", b"epoch", "fabric_after", b"fabric_after", "fabric_before", b"fabric_before", "kv_blocks", b"kv_blocks", "layer_begin", b"layer_begin", "layer_end", b"layer_end", "max_step_tokens", b"max_step_tokens", "model_fingerprint", b"model_fingerprint", "next_stage_address", b"next_stage_address", "protocol_version", b"protocol_version", "stage_count", b"stage_count", "stage_index", b"stage_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -594,7 +610,7 @@ class ForwardRequest(_message.Message):
     step_id: _builtins.int
     """The step."""
     hidden: _builtins.bytes
-    """Rows x hidden values, row-major, little-endian, in the pipeline's data type."""
+    """Rows x hidden values, row-major, little-endian, in the pipeline's data type. Empty if they go by fabric."""
     tokens: _builtins.int
     """Tokens (rows)."""
     def __init__(

@@ -82,4 +82,7 @@ async def test_what_may_wait_is_told_together_in_time() -> None:
     assert not hub.mailbox("r").news.is_set()
     async with asyncio.timeout(60):
         await hub.mailbox("r").news.wait()
-    assert [(one.sequence_id, one.token_ids) for one in hub.collect("r")] == [("seldom", (2,)), ("often", (2,))]
+    assert [(one.sequence_id, one.token_ids) for one in hub.collect("r")] == [
+        ("seldom", (2,)),
+        ("often", (2,)),
+    ]

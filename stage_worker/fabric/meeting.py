@@ -1,0 +1,45 @@
+"""Where two stages of one host find each other, and how a controller sees that they could."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from common.errors import ConfigError
+
+STALE_S = 86_400.0
+"""What a worker that was killed left behind goes when another one starts later than this."""
+
+
+def meeting_folder() -> Path:
+    """This user's folder for meetings, readable by nobody else; ConfigError if it is not ours."""
+    folder = Path(tempfile.gettempdir()) / f"tidepipe-fabric-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        owner = folder.stat().st_uid
+    except OSError as error:
+        raise ConfigError(f"cannot make {folder}, where stages meet: {error.strerror}") from error
+    if owner != os.getuid():
+        raise ConfigError(f"{folder}, where stages meet, belongs to another user; remove it")
+    for file in folder.iterdir():
+        try:
+            if time.time() - file.stat().st_mtime > STALE_S:
+                file.unlink()
+        except FileNotFoundError:  # others tidy up as well
+            continue
+    return folder
+
+
+def meeting_place(name: str) -> Path:
+    """The file for a meeting of that name, which a controller chose: any text."""
+    return meeting_folder() / hashlib.sha256(name.encode()).hexdigest()
+
+
+def fabric_id(backend: str) -> str:
+    """Equal for workers that can meet: same backend, same running host, same folder (containers differ)."""
+    place = meeting_folder().stat()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{backend}:{boot}:{place.st_dev}:{place.st_ino}"
