@@ -32,9 +32,8 @@ class StagePair:
         """rank: 0 sends, 1 receives. Waits for the other end; UnavailableError if it does not come."""
         self._device = device
         self._place = place
-        self._rank = rank
         self._pending: deque[tuple[Any, torch.Tensor]] = deque()
-        self._closed = False
+        self._group: Any = None
         try:
             self._group = _group(backend, place, rank)
             # NCCL connects at the first message: now, as later it would count as a step.
@@ -49,11 +48,12 @@ class StagePair:
 
     def send(self, hidden: torch.Tensor) -> None:
         """Queue activations; the caller may overwrite them at once. RuntimeError if the way is broken."""
+        group = self._present()
         while len(self._pending) >= MOST_PENDING:
             self._wait_oldest()
         # CUDA graphs and workspaces use the same memory for the next step.
         kept = hidden.detach().clone(memory_format=torch.contiguous_format)
-        self._pending.append((self._group.send([kept], 1, 0), kept))
+        self._pending.append((group.send([kept], 1, 0), kept))
 
     def receive(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Activations of the next step, in memory of their own. RuntimeError if the way is broken.
@@ -61,21 +61,34 @@ class StagePair:
         On a GPU it returns before they are there; what is queued behind waits for them.
         """
         buffer = torch.empty(shape, dtype=dtype, device=self._device)
-        self._group.recv([buffer], 0, 0).wait()
+        self._present().recv([buffer], 0, 0).wait()
         return buffer
 
     def close(self) -> None:
-        """Give the way up, from any thread: whoever waits for the other end gets a RuntimeError."""
-        if self._closed:
+        """Give the way up, from any thread; the other end's waiting fails at once, our own soon.
+
+        NCCL's abort ends what waits here as well. Gloo's does not: that ends when the other end is closed,
+        too, or after MEET_S.
+        """
+        group, self._group = self._group, None
+        if group is None:
             return
-        self._closed = True
-        self._group.abort()
-        if self._rank == 0:
-            self._place.unlink(missing_ok=True)
+        group.abort()
+        # Connections end with the last reference.
+        self._pending = deque()
+        self._place.unlink(missing_ok=True)
+
+    def _present(self) -> Any:
+        group = self._group
+        if group is None:
+            raise RuntimeError("the way to the neighbouring stage was given up")
+        return group
 
     def _wait_oldest(self) -> None:
-        work, _ = self._pending.popleft()
-        work.wait()
+        pending = self._pending
+        if pending:
+            work, _ = pending.popleft()
+            work.wait()
 
 
 def check_backend(backend: str, device: torch.device) -> None:
@@ -101,11 +114,11 @@ def _group(backend: str, place: Path, rank: int) -> Any:
     # Groups by themselves, not the process-wide default one: a stage in the middle has two neighbours, and
     # every epoch has new ones.
     timeout = datetime.timedelta(seconds=MEET_S)
-    store = dist.FileStore(str(place), 2)
+    store = dist.FileStore(str(place), 2)  # type: ignore[attr-defined]
     store.set_timeout(timeout)
     # Both ends are on this host: no other one needs to reach them.
     if backend == "gloo":
-        gloo = dist.ProcessGroupGloo._Options()
+        gloo = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         gloo._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
         gloo._timeout = timeout
         return dist.ProcessGroupGloo(store, rank, 2, gloo)

@@ -65,4 +65,4 @@ async def test_fabric_changes_no_answer(model_path: Path, tmp_path: Path) -> Non
     async with LocalCluster(by_fabric) as cluster:
         assert await answers(cluster) == expected
         assert await answers(cluster, "stage-worker-0-1") == expected
-    assert lines_with(tmp_path, "by_fabric=2") == 2, "both epochs, both ways"
+    assert lines_with(tmp_path, '"by_fabric": 2') == 2, "both epochs, both ways"

@@ -52,11 +52,15 @@ def test_steps_arrive_in_order_though_their_memory_is_used_again(
 
 def test_who_waits_for_an_end_that_is_given_up_fails(ends: tuple[StagePair, StagePair]) -> None:
     sender, receiver = ends
+    sender.send(torch.ones(1, 8))  # not taken yet
     closer = threading.Timer(0.2, sender.close)
     closer.start()
     with pytest.raises(RuntimeError):
-        receiver.receive((1, 8), torch.float32)
+        for _ in range(2):
+            receiver.receive((1, 8), torch.float32)
     closer.join()
+    with pytest.raises(RuntimeError, match="given up"):
+        sender.send(torch.ones(1, 8))
 
 
 def test_an_end_that_nobody_meets_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
