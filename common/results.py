@@ -185,7 +185,9 @@ class ResultsHub:
             if record is None or not record.given <= position <= len(record.tokens):
                 lost.append(sequence_id)
                 continue
-            record.router_id = router_id
+            if record.router_id != router_id:
+                self.mailbox(record.router_id).forget(sequence_id)
+                record.router_id = router_id
             record.sent = position
             if position < len(record.tokens) or record.end is not None:
                 self._touch(record)

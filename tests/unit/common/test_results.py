@@ -13,7 +13,8 @@ from common.sampling import FinishReason, PositionLogprobs
 
 LONG_S = 3600.0
 LETTERS = st.sampled_from("abcd")
-STEPS = st.lists(st.tuples(st.sampled_from(["emit", "finish", "collect", "reposition"]), LETTERS))
+ACTS = ["emit", "finish", "collect", "reposition", "move", "forget"]
+STEPS = st.lists(st.tuples(st.sampled_from(ACTS), LETTERS))
 
 
 @dataclass(frozen=True)
@@ -38,36 +39,51 @@ class Ended:
 
 @given(STEPS)
 def test_everything_is_told_once_and_in_order(steps: list[tuple[str, str]]) -> None:
-    """Sequences a, b may wait, c, d may not; c comes with output. After the end each has been told whole."""
+    """Sequences a, b may wait, c, d may not; c comes with output. After the end each has been told whole,
+    to the router that has it then."""
 
     async def play() -> None:
-        hub, told, ended = ResultsHub(), {name: [7] if name == "c" else [] for name in "abcd"}, set()
+        hub = ResultsHub()
+        told = {name: [7] if name == "c" else [] for name in "abcd"}
+        ended, holder = set(), dict.fromkeys("abcd", "r")
         for name in "abcd":
             hub.open(name, "r", (7,) if name == "c" else (), 0.0, LONG_S if name in "ab" else 0.0)
 
         def collect() -> None:
-            for update in hub.collect("r"):
-                assert update.token_offset == len(told[update.sequence_id])
-                told[update.sequence_id].extend(update.token_ids)
+            for router in ("r", "q"):
+                for update in hub.collect(router):
+                    assert holder[update.sequence_id] == router
+                    assert update.token_offset == len(told[update.sequence_id])
+                    told[update.sequence_id].extend(update.token_ids)
 
         for number, (what, name) in enumerate(steps):
-            record = hub.records[name]
+            if (record := hub.records.get(name)) is None:
+                continue
+            box = hub.mailbox(record.router_id)
             if what == "emit" and name not in ended:
                 first = record.sent == record.given
                 hub.emit(Tokens((name,), (number,)))
-                assert hub.mailbox("r").news.is_set() or (name in "ab" and not first)
+                assert box.news.is_set() or (name in "ab" and not first)
             elif what == "finish" and name not in ended:
                 ended.add(name)
                 hub.finish(Ended(name))
-                assert hub.mailbox("r").news.is_set()
+                assert box.news.is_set()
             elif what == "collect":
                 collect()
             elif what == "reposition":  # a router that reconnects says where it stands
-                hub.reposition("r", {one: len(tokens) for one, tokens in told.items()})
-        for name in set("abcd") - ended:
+                here = [one for one in hub.records if holder[one] == record.router_id]
+                hub.reposition(record.router_id, {one: len(told[one]) for one in here})
+            elif what == "move":  # another router has it now
+                holder[name] = "q" if record.router_id == "r" else "r"
+                hub.reposition(holder[name], {name: len(told[name])})
+            elif what == "forget":
+                hub.forget(name)
+        for name in set(hub.records) - ended:
             hub.finish(Ended(name))
         collect()
-        assert told == {name: record.tokens for name, record in hub.records.items()}
+        assert {name: told[name] for name in hub.records} == {
+            name: record.tokens for name, record in hub.records.items()
+        }
 
     asyncio.run(play())
 
