@@ -17,6 +17,7 @@ import asyncio
 import itertools
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -274,6 +275,8 @@ def main() -> int:
     parser.add_argument("-o", "--out", type=Path, required=True, help="path without ending")
     options = parser.parse_args()
     os.environ.setdefault("NO_PROXY", "*")
+    # Ended from outside, too, it ends the servers that it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         rows = asyncio.run(compare(options))
     except (TidePipeError, PeerError, OSError) as error:
