@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
 from typing import Any
@@ -86,3 +87,10 @@ def translated() -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         raise from_rpc_error(error) from error
+    except asyncio.CancelledError as error:
+        # A channel that is closed cancels its calls. Who waits was not cancelled and must hear of it: a
+        # handler that ends by this error leaves its own caller waiting until the deadline.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise UnavailableError("the connection was closed") from error
