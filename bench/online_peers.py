@@ -75,10 +75,15 @@ CONTENDERS = (
         {"5 s, 100 ms": (1.75, 2.0, 2.25, 2.5), "1 s, 50 ms": (0.75, 1.0, 1.25, 1.5)},
         {"instances": 2},
     ),
+    Contender(
+        "tidepipe, 2 stages, hybrid",
+        {"5 s, 100 ms": (1.5, 2.0, 2.25, 2.5)},
+        {"stages": 2, "policy": "hybrid", "routing": "least-loaded", "prefill_tokens": 64},
+    ),
     Contender("tidepipe, 1 stage", {"5 s, 100 ms": (2.0, 2.25, 2.5)}, {}),
     Contender(
         "tidepipe, 1 stage, hybrid",
-        {"1 s, 50 ms": (1.0, 1.25, 1.5, 1.75)},
+        {"5 s, 100 ms": (2.0, 2.25, 2.5), "1 s, 50 ms": (1.0, 1.25, 1.5, 1.75)},
         {"policy": "hybrid", "routing": "least-loaded", "prefill_tokens": 64},
     ),
 )
