@@ -64,7 +64,8 @@ class Epoch:
         if self._link_task is not None:
             self._link_task.cancel()
             await asyncio.gather(self._link_task, return_exceptions=True)
-        self.executor.close()
+        # Off the event loop: NCCL takes its time to give up.
+        await asyncio.to_thread(self.executor.close)
         if not await asyncio.to_thread(self._runner.stop, STOP_TIMEOUT_S):
             log.error("the compute thread did not stop", epoch=self.number, seconds=STOP_TIMEOUT_S)
 

@@ -24,12 +24,6 @@ def meeting_folder() -> Path:
         raise ConfigError(f"cannot make {folder}, where stages meet: {error.strerror}") from error
     if owner != os.getuid():
         raise ConfigError(f"{folder}, where stages meet, belongs to another user; remove it")
-    for file in folder.iterdir():
-        try:
-            if time.time() - file.stat().st_mtime > STALE_S:
-                file.unlink()
-        except FileNotFoundError:  # others tidy up as well
-            continue
     return folder
 
 
@@ -40,6 +34,17 @@ def meeting_place(name: str) -> Path:
 
 def fabric_id(backend: str) -> str:
     """Equal for workers that can meet: same backend, same running host, same folder (containers differ)."""
-    place = meeting_folder().stat()
+    folder = meeting_folder()
+    _tidy(folder)
+    place = folder.stat()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{backend}:{boot}:{place.st_dev}:{place.st_ino}"
+
+
+def _tidy(folder: Path) -> None:
+    for file in folder.iterdir():
+        try:
+            if time.time() - file.stat().st_mtime > STALE_S:
+                file.unlink()
+        except FileNotFoundError:  # others tidy up as well
+            continue

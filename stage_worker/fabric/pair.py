@@ -43,6 +43,7 @@ class StagePair:
             else:
                 self.receive((1,), torch.float32)
         except RuntimeError as error:
+            self.close()
             role = "next" if rank == 0 else "previous"
             raise UnavailableError(f"no way to the {role} stage by {backend}: {error}") from error
 
@@ -71,11 +72,10 @@ class StagePair:
         too, or after MEET_S.
         """
         group, self._group = self._group, None
-        if group is None:
-            return
-        group.abort()
         # Connections end with the last reference.
         self._pending = deque()
+        if group is not None:
+            group.abort()
         self._place.unlink(missing_ok=True)
 
     def _present(self) -> Any:

@@ -67,6 +67,7 @@ def test_an_end_that_nobody_meets_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(pair, "MEET_S", 0.5)
     with pytest.raises(UnavailableError, match="next stage"):
         StagePair("gloo", tmp_path / "place", 0, CPU)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_backend_that_does_not_fit_the_device_is_refused() -> None:
