@@ -17,7 +17,6 @@ import asyncio
 import itertools
 import json
 import os
-import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -30,7 +29,7 @@ import httpx
 import matplotlib
 
 from bench.peers.catalog import servers
-from bench.peers.children import PeerError, child
+from bench.peers.children import PeerError, child, end_children_when_ended
 from bench.peers.places import Places
 from common.errors import TidePipeError
 from simulation.arrivals import parse_arrivals
@@ -280,8 +279,7 @@ def main() -> int:
     parser.add_argument("-o", "--out", type=Path, required=True, help="path without ending")
     options = parser.parse_args()
     os.environ.setdefault("NO_PROXY", "*")
-    # Ended from outside, too, it ends the servers that it started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_children_when_ended()
     try:
         rows = asyncio.run(compare(options))
     except (TidePipeError, PeerError, OSError) as error:

@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import queue
-import signal
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -23,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.engine import Pipeline, add_engine_options, arrivals_of
-from bench.peers.children import PeerError
+from bench.peers.children import PeerError, end_children_when_ended
 from bench.peers.places import Places
 from bench.peers.tidepipe import TidePipe
 from common.plan import SampledTokens, StepPlan
@@ -111,8 +109,7 @@ def main() -> None:
     add_engine_options(parser)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    # So that the cluster of a live run ends with this process.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_children_when_ended()
     items = json.loads(options.workload.read_text())[: options.requests or None]
     runs: dict[str, list[dict[str, Any]]] = {"in process": [], "live": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -14,14 +14,13 @@ import argparse
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from bench.peers.catalog import Peer, peers, servers
-from bench.peers.children import Figures, PeerError
+from bench.peers.children import Figures, PeerError, end_children_when_ended
 from bench.peers.places import Places, set_up
 from bench.peers.report import draw, table
 from common.errors import TidePipeError
@@ -46,8 +45,7 @@ def main() -> int:
     serve.add_argument("name")
     serve.add_argument("--port", type=int, default=8000)
     options = parser.parse_args()
-    # Ended from outside, too, it ends the peers that it started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_children_when_ended()
     places = Places(options.folder, options.model)
     try:
         match options.command:
