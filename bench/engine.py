@@ -118,7 +118,12 @@ def arrivals_of(items: Sequence[dict[str, Any]], stages: int) -> Iterator[Event]
 class Pipeline:
     """The stages, and the scheduler that feeds them."""
 
-    def __init__(self, model: str, stages: int, options: argparse.Namespace) -> None:
+    def __init__(
+        self, model: str, stages: int, options: argparse.Namespace, items: Sequence[dict[str, Any]]
+    ) -> None:
+        """items: the workload, for whose mix of prompt and output tokens the layers are split."""
+        outputs = sum(item["out"] for item in items)
+        sampled_share = outputs / (outputs + sum(len(item["prompt"]) for item in items))
         self.executors: list[Executor] = []
         self.ranges: list[tuple[int, int]] = []
         self.int8 = options.quantization == "int8"
@@ -136,7 +141,7 @@ class Pipeline:
             ranges = (
                 given_split(options.layer_split, self.shape.layers, stages)
                 if options.layer_split
-                else split_layers(self.shape.layers, stages, head_cost_in_layers(self.shape))
+                else split_layers(self.shape.layers, stages, head_cost_in_layers(self.shape, sampled_share))
             )
             self.ranges.append(ranges[index])
             self.executors.append(
@@ -280,7 +285,7 @@ def main() -> None:
     if options.by_kernel:
         NativeStack.fits = staticmethod(lambda weights: False)  # type: ignore[method-assign]
     items = json.loads(options.workload.read_text())[: options.requests or None]
-    pipeline = Pipeline(options.model, options.stages, options)
+    pipeline = Pipeline(options.model, options.stages, options, items)
     clock = KernelClock()
     with clock.watching():
         answers, virtual_s = pipeline.run(items, clock, options.hop_ms / 1e3)

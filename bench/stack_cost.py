@@ -117,7 +117,9 @@ def main() -> None:
         workload.write_text(json.dumps(items))
         for _ in range(options.rounds):
             # A new pipeline each time, and none in memory while the cluster runs.
-            runs["in process"].append(in_process(Pipeline(options.model, options.stages, options), items))
+            pipeline = Pipeline(options.model, options.stages, options, items)
+            runs["in process"].append(in_process(pipeline, items))
+            del pipeline
             runs["live"].append(live(workload, options))
             print(runs["in process"][-1], runs["live"][-1], flush=True)
     medians = {name: statistics.median(run["seconds"] for run in of) for name, of in runs.items()}

@@ -54,6 +54,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--block-size", type=int, default=16, help="tokens per KV block")
     parser.add_argument("--kv-blocks", type=int, default=0, help="per stage; 0: from the memory budget")
     parser.add_argument("--layer-split", default="", help="layers per stage, such as 16,14")
+    parser.add_argument(
+        "--token-mix", default="2:1", help="prompt and output tokens of a typical request: layers are split for it"
+    )
     parser.add_argument("--prefill-tokens", type=int, default=0, help="per step; 0: by device")
     parser.add_argument("--max-sequences", type=int, default=8192, help="running and waiting together")
     parser.add_argument("--max-running", type=int, default=256, help="sequences with KV blocks at a time")
@@ -106,6 +109,17 @@ def _layer_split(text: str) -> tuple[int, ...]:
         raise ConfigError(f"--layer-split must be numbers such as 16,14; got {text!r}") from None
 
 
+def _sampled_share(text: str) -> float:
+    """Share of a request's tokens that are its output's, of "PROMPT:OUTPUT"."""
+    try:
+        prompt, output = (int(part) for part in text.split(":"))
+    except ValueError:
+        raise ConfigError(f"--token-mix must be two numbers such as 2:1; got {text!r}") from None
+    if prompt < 1 or output < 1:
+        raise ConfigError(f"--token-mix needs at least 1 token of each kind; got {text!r}")
+    return output / (prompt + output)
+
+
 def _check(options: argparse.Namespace) -> None:
     for name, low, high in (
         ("block_size", 1, 1024),
@@ -131,6 +145,7 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
         kv_blocks=options.kv_blocks,
         max_step_tokens=max(options.prefill_tokens, max(PREFILL_TOKENS.values()), options.max_running),
         layer_split=_layer_split(options.layer_split),
+        sampled_share=_sampled_share(options.token_mix),
     )
 
     journal_file = open_journal(options.journal, options.instance_id) if options.journal else None

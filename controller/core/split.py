@@ -12,7 +12,7 @@ from common.model_shape import ModelShape
 def head_cost_in_layers(shape: ModelShape, sampled_share: float = 1 / 3) -> float:
     """Cost of the LM head in units of one layer.
 
-    sampled_share: share of the computed tokens that need logits; all in decode, few in prefill, where
+    sampled_share: share of the computed tokens that need logits: all in decode, few in prefill, where
     only a prompt's last token does. One third is right for two prompt tokens per output token;
     conversations have one to five.
     """

@@ -25,6 +25,7 @@ class PipelineConfig:
     """Settings of one pipeline.
 
     layer_split: layers per stage, or empty to split by modelled cost.
+    sampled_share: share of the tokens that need the LM head, for the modelled cost.
     kv_blocks: per stage; 0 means as many as the memory budget of the smallest stage holds.
     """
 
@@ -33,6 +34,7 @@ class PipelineConfig:
     kv_blocks: int
     max_step_tokens: int
     layer_split: tuple[int, ...] = ()
+    sampled_share: float = 1 / 3
 
 
 class Pipeline:
@@ -67,10 +69,11 @@ class Pipeline:
         self.about = about
         self.epoch = max(self.epoch, *(one.epoch for one in abouts)) + 1
         shape = about.shape
+        head_cost = head_cost_in_layers(shape, self.config.sampled_share)
         ranges = (
             given_split(self.config.layer_split, shape.layers, len(self.stages))
             if self.config.layer_split
-            else split_layers(shape.layers, len(self.stages), head_cost_in_layers(shape))
+            else split_layers(shape.layers, len(self.stages), head_cost)
         )
         following = [*self.config.stage_addresses[1:], ""]
         ways = shared_ways([one.fabric for one in abouts])

@@ -45,6 +45,11 @@ def read_workload(path: Path) -> list[WorkloadItem]:
     return items
 
 
+def token_mix(items: list[WorkloadItem]) -> str:
+    """PROMPT:OUTPUT, the tokens of all items together: the cluster's setting of that name."""
+    return f"{sum(len(item.prompt) for item in items)}:{sum(item.out for item in items)}"
+
+
 async def measure_throughput(client: AsyncClient, items: list[WorkloadItem]) -> dict[str, Any]:
     """The report of one run; fields as `tidepipe batch --json`, and the model, stages and data type."""
     clock = RunClock()

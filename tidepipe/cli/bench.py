@@ -52,13 +52,13 @@ async def _throughput(
     # Late, so that `tidepipe --help` stays quick.
     import json
 
-    from tidepipe.batch.throughput import measure_throughput, read_workload
+    from tidepipe.batch.throughput import measure_throughput, read_workload, token_mix
     from tidepipe.cli.target import open_target, run_on
     from tidepipe.client.async_client import AsyncClient
 
     items = read_workload(workload)[:requests]
     async with (
-        open_target(endpoint, settings) as target,
+        open_target(endpoint, settings, {"token_mix": token_mix(items)}) as target,
         await AsyncClient.connect(
             target.endpoint, timeout=86_400.0, credentials=target.credentials
         ) as client,

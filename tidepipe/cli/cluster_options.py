@@ -46,6 +46,9 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     "block_size": _option(int, "--block-size", "Tokens per KV block.", "N"),
     "kv_blocks": _option(int, "--kv-blocks", "KV blocks of a stage. Default: what memory allows.", "N"),
     "layer_split": _option(str, "--layer-split", "Layers of each stage. Default: by cost.", "A,B,.."),
+    "token_mix": _option(
+        str, "--token-mix", "Tokens of a typical prompt and output, to split layers by. Default: 2:1.", "P:O"
+    ),
     "prefill_tokens": _option(int, "--prefill-tokens", "Tokens of a prefill step at most.", "N"),
     "max_sequences": _option(int, "--max-sequences", "Sequences accepted by an instance at most.", "N"),
     "max_running": _option(int, "--max-running", "Sequences with KV blocks at a time at most.", "N"),

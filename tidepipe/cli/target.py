@@ -41,9 +41,11 @@ class Target:
 
 
 @asynccontextmanager
-async def start_cluster(settings: Mapping[str, Any]) -> AsyncIterator[LocalCluster]:
-    """A serving cluster with these flags (and the file that they name)."""
-    cluster = LocalCluster(_load(settings))
+async def start_cluster(
+    settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> AsyncIterator[LocalCluster]:
+    """A serving cluster with these flags (and the file that they name). defaults: for what they leave open."""
+    cluster = LocalCluster(_load(settings, defaults))
     configure_logging("supervisor", cluster.config.log_level)
     await cluster.prepare()
     shape = f"{cluster.config.instances} x {cluster.config.stages} stages"
@@ -58,8 +60,13 @@ async def start_cluster(settings: Mapping[str, Any]) -> AsyncIterator[LocalClust
 
 
 @asynccontextmanager
-async def open_target(endpoint: str | None, settings: Mapping[str, Any]) -> AsyncIterator[Target]:
-    """The router at `endpoint`, or a local cluster. ConfigError unless one of the two is asked for."""
+async def open_target(
+    endpoint: str | None, settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> AsyncIterator[Target]:
+    """The router at `endpoint`, or a local cluster. ConfigError unless one of the two is asked for.
+
+    defaults: what the command knows best about the cluster, unless flags or their file say otherwise.
+    """
     if endpoint is not None:
         if settings:
             flag = next(iter(settings)).replace("_", "-")
@@ -70,7 +77,7 @@ async def open_target(endpoint: str | None, settings: Mapping[str, Any]) -> Asyn
         return
     if not settings:
         raise ConfigError("give --model to start a local cluster, or --endpoint of a running one")
-    async with start_cluster(settings) as cluster:
+    async with start_cluster(settings, defaults) as cluster:
         model = cluster.config.model
         yield Target(cluster.grpc_address, cluster, (model, str(resolve_model(model))))
 
@@ -90,6 +97,6 @@ async def run_on(target: Target, job: Coroutine[Any, Any, Result]) -> Result:
         await asyncio.gather(running, watching, return_exceptions=True)
 
 
-def _load(settings: Mapping[str, Any]) -> ClusterConfig:
+def _load(settings: Mapping[str, Any], defaults: Mapping[str, Any] | None) -> ClusterConfig:
     flags = dict(settings)
-    return load_config(flags.pop("config", None), flags)
+    return load_config(flags.pop("config", None), flags, defaults)

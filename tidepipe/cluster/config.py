@@ -56,6 +56,7 @@ class ClusterConfig(BaseModel):
     block_size: int | None = Field(default=None, ge=1, le=1024)
     kv_blocks: int | None = Field(default=None, ge=1)
     layer_split: str | None = Field(default=None, pattern=r"^\d+(,\d+)*$")
+    token_mix: str | None = Field(default=None, pattern=r"^[1-9]\d*:[1-9]\d*$")
     prefill_tokens: int | None = Field(default=None, ge=1)
     max_sequences: int | None = Field(default=None, ge=1)
     max_running: int | None = Field(default=None, ge=1)
@@ -105,12 +106,15 @@ class ClusterConfig(BaseModel):
         return self.threads or max(1, (os.cpu_count() or 1) // (self.stages * self.instances))
 
 
-def load_config(file: Path | None, flags: Mapping[str, Any]) -> ClusterConfig:
+def load_config(
+    file: Path | None, flags: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> ClusterConfig:
     """Settings from `file` (if any), overridden by those flags that are not None.
 
+    defaults: for what neither says.
     ConfigError names the setting that is wrong, unknown, or not available in this version.
     """
-    settings = _read(file) if file else {}
+    settings = {**(defaults or {}), **(_read(file) if file else {})}
     settings |= {name: value for name, value in flags.items() if value is not None}
     if "model" not in settings:
         raise ConfigError("no model given; name one with --model")

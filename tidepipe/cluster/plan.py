@@ -61,6 +61,7 @@ def controller_spec(
         block_size=config.block_size,
         kv_blocks=config.kv_blocks,
         layer_split=config.layer_split,
+        token_mix=config.token_mix,
         prefill_tokens=config.prefill_tokens,
         max_sequences=config.max_sequences,
         max_running=config.max_running,

@@ -14,8 +14,10 @@ from tidepipe.cluster.config import load_config
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "cluster.toml"
     file.write_text('model = "m"\nstages = 3\nlayer_split = "10,10,10"\n')
-    config = load_config(file, {"model": "other", "stages": None})
+    defaults = {"stages": 2, "token_mix": "7:1"}
+    config = load_config(file, {"model": "other", "stages": None}, defaults)
     assert (config.model, config.stages, config.layer_split) == ("other", 3, "10,10,10")
+    assert config.token_mix == "7:1", "what neither says is the command's default"
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("", {}, "no model given"),
         ("", {"model": "m", "stages": 0}, "stages: .*greater than or equal to 1"),
         ("", {"model": "m", "stages": 2, "layer_split": "1,2,3"}, "must (be|name) 2 numbers"),
+        ("", {"model": "m", "token_mix": "2:0"}, "token_mix: .*'2:0'"),
         ("", {"model": "m", "executor": "magic"}, "executor: .*'torch' or 'emulated'"),
         ("", {"model": "m", "quantization": "int3"}, "quantization: .*'int8'"),
         ("", {"model": "m", "hardware": "l20"}, "hardware names the device"),
