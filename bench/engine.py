@@ -42,6 +42,7 @@ from controller.core.events import (
 from controller.core.policies.catalog import make_policy, victims_for
 from controller.core.scheduler import Scheduler, SchedulerConfig
 from controller.core.split import given_split, head_cost_in_layers, split_layers
+from controller.drivers.blueprint import CPU_DISPATCH_S
 from stage_worker.executors.protocol import Executor, StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
 from stage_worker.models.native.library import Kernel, NativeKernels
@@ -157,10 +158,10 @@ class Pipeline:
                 eos_token_ids=self.shape.eos_token_ids,
                 block_size=options.block_size,
                 prefill_tokens=options.prefill_tokens,
-                microbatches=options.microbatches or stages + 1,
+                microbatches=options.microbatches,
                 victims=victims_for(options.policy),
             ),
-            make_policy(options.policy, known),
+            make_policy(options.policy, known, 0.0 if options.microbatches else CPU_DISPATCH_S),
         )
 
     def run(

@@ -55,7 +55,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kv-blocks", type=int, default=0, help="per stage; 0: from the memory budget")
     parser.add_argument("--layer-split", default="", help="layers per stage, such as 16,14")
     parser.add_argument(
-        "--token-mix", default="2:1", help="prompt and output tokens of a typical request: layers are split for it"
+        "--token-mix",
+        default="2:1",
+        help="prompt and output tokens of a typical request, to split layers by",
     )
     parser.add_argument("--prefill-tokens", type=int, default=0, help="per step; 0: by device")
     parser.add_argument("--max-sequences", type=int, default=8192, help="running and waiting together")
@@ -66,7 +68,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default=AdmissionRules().reserve,
         help="share of the KV blocks that the forecast peak leaves free at least; below 0 overcommits memory",
     )
-    parser.add_argument("--microbatches", type=int, default=0, help="in decode; 0: one more than stages")
+    parser.add_argument("--microbatches", type=int, default=0, help="always so many; 0: as the policy likes")
     parser.add_argument(
         "--journal", type=Path, default=None, help="write every event to this .jsonl file, or folder"
     )
@@ -83,7 +85,6 @@ def _check_policy(name: str) -> None:
 
 def _blueprint(options: argparse.Namespace, about: StageAbout, pipeline: Pipeline) -> Blueprint:
     device = about.device.partition(":")[0]
-    # On a CPU a step of few rows takes no longer than its results' way through here: always one batch more.
     ranges = [stage.account.layers for stage in pipeline.stages]
     return Blueprint(
         policy=options.policy,
@@ -95,7 +96,7 @@ def _blueprint(options: argparse.Namespace, about: StageAbout, pipeline: Pipelin
         modelled=options.hardware is not None or device == "cpu",
         block_size=options.block_size,
         prefill_tokens=options.prefill_tokens or PREFILL_TOKENS.get(device, 256),
-        microbatches=options.microbatches or (len(ranges) + 1 if device == "cpu" else 0),
+        microbatches=options.microbatches,
         max_sequences=options.max_sequences,
         max_running=options.max_running,
         reserve=options.reserve,

@@ -19,6 +19,9 @@ from controller.core.policies import Policy
 from controller.core.policies.catalog import make_policy, victims_for
 from controller.core.scheduler import Scheduler, SchedulerConfig
 
+CPU_DISPATCH_S = 0.0015
+"""From a step's result to the next plan, where the stages' cores are those of the controller as well."""
+
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
@@ -26,6 +29,7 @@ class Blueprint:
 
     split: layers of each stage. device: `hardware`'s name for it, for its links and what no profile says.
     modelled: plan with the device's data sheet if there is no profile; else costs are learned from nothing.
+    microbatches: so many, always; 0 leaves it to the policy.
     """
 
     policy: str
@@ -56,10 +60,13 @@ class Blueprint:
         profiled = CorrectedCost(known) if known is not None else None
         cost: LearningCost = profiled or LearnedCost()
 
+        # A step of few rows takes no longer on a CPU than its results' way through here.
+        dispatch_s = CPU_DISPATCH_S if self.device == "cpu" and not self.microbatches else 0.0
+
         def policy(name: str) -> Policy | None:
             # Slack is counted in step times, so padg takes learned ones where none were given; `auto`
             # compares step sizes, of which a few timed steps say too little.
-            return make_policy(name, cost if name == "padg" else profiled)
+            return make_policy(name, cost if name == "padg" else profiled, dispatch_s)
 
         scheduler = Scheduler(
             SchedulerConfig(

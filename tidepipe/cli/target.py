@@ -44,7 +44,10 @@ class Target:
 async def start_cluster(
     settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 ) -> AsyncIterator[LocalCluster]:
-    """A serving cluster with these flags (and the file that they name). defaults: for what they leave open."""
+    """A serving cluster with these flags (and the file that they name).
+
+    defaults: for what they leave open.
+    """
     cluster = LocalCluster(_load(settings, defaults))
     configure_logging("supervisor", cluster.config.log_level)
     await cluster.prepare()

@@ -31,6 +31,7 @@ class TideKnobs:
         above refill_at, or each refill begins with a larger step.
     hold_rounds: rounds (one step of each batch) that a step size is kept at least: a change downwards leaves
         a bubble of (stages - 1) x the difference in step time.
+    long_step: in units of the way of results and plans, see TidePolicy._fit_batches.
     """
 
     most_tokens: int = 2048
@@ -40,6 +41,7 @@ class TideKnobs:
     smaller_below: float = 0.02
     larger_above: float = 0.05
     hold_rounds: int = 12
+    long_step: float = 20.0
 
 
 class StepSizes:
@@ -95,13 +97,20 @@ class TidePolicy(MixedSteps):
         *,
         order: bool = True,
         extra_batches: int = 0,
+        dispatch_s: float = 0.0,
         fixed_size: int = 0,
     ) -> None:
-        """stealing, order, fixed_size (0: by price): each technique can be switched, for ablations."""
+        """stealing, order, fixed_size (0: by price): each technique can be switched, for ablations.
+
+        dispatch_s: from a step's result to the next plan at the first stage, which extra batches hide. Given,
+            they are there only while they pay; 0: always.
+        """
         super().__init__(extra_batches)
+        self._dispatch_s = dispatch_s
         self.knobs = knobs or TideKnobs()
         self._stealing: Stealing = stealing or StealByTime(cost)
         self._order = FinishTogether() if order else None
+        self._cost = cost
         self._sizes = StepSizes(cost, self.knobs)
         self._fixed_size = fixed_size
         self._size = 0
@@ -119,6 +128,8 @@ class TidePolicy(MixedSteps):
         if state.phase is Phase.IDLE and state.waiting:
             self._filling, self._steps_left = True, 0
         self._turn_tide(state, now)
+        if self._extra and self._dispatch_s:
+            self._fit_batches(state)
         for batch in state.batches.idle():
             self.form(state, batch)
         if not state.running and not state.waiting:
@@ -143,6 +154,26 @@ class TidePolicy(MixedSteps):
             self._filling, self._steps_left = True, 0
         if self._filling:
             state.turn(Phase.MIXED, Reason("memory has room for prompts", numbers), now)
+
+    def _fit_batches(self, state: PipelineState) -> None:
+        """As many batches as stages in the drain while its steps are long, else the extra ones as well.
+
+        Decode rows alone are cheaper in fewer, larger steps: each reads all weights, and has its fixed work.
+        But when steps are short, waiting for results and plans takes more of them than that. (Steps with
+        prompts have a size of their own.)
+        """
+        batches, stages = state.batches, state.stages
+        wanted = stages + self._extra
+        if not state.waiting and not state.prefilling and len(batches):
+            context = sum(batch.context for batch in batches.batches)
+            rows = -(-len(batches) // stages)
+            step_s = self._cost.linear_s(rows) + self._cost.attention_s(context // stages, 0.0)
+            # Not back and forth at one and the same length.
+            margin = 1.0 if len(batches.batches) > stages else 0.5
+            if step_s >= self.knobs.long_step * margin * self._dispatch_s:
+                wanted = stages
+        if wanted != len(batches.batches):
+            batches.resize(wanted)
 
     def form(self, state: PipelineState, batch: MicroBatch) -> None:
         """Balance the batch, and fill its step with prompt tokens up to the present size."""

@@ -46,5 +46,10 @@ CASES: dict[str, Case] = {
     "hybrid": (lambda: HybridPolicy(16, 0), Newest(idle_only=True), WATERMARK),
     "auto": (lambda: TidePolicy(COST, TideKnobs(most_tokens=64, grain=8)), LeastLost(), RISKY),
     "auto, overcommitted": (lambda: TidePolicy(COST), LeastLost(), AdmissionRules(reserve=-9.0)),
+    "auto, batches come and go": (
+        lambda: TidePolicy(COST, TideKnobs(long_step=1.0), extra_batches=1, dispatch_s=COST.linear_s(2)),
+        LeastLost(),
+        FORECAST,
+    ),
     "auto, one size": (lambda: TidePolicy(COST, fixed_size=24, extra_batches=1), Newest(), WATERMARK),
 }
