@@ -98,7 +98,7 @@ class StepPlan:
 
     @property
     def rows(self) -> tuple[PlanRow, ...]:
-        """All rows, one by one."""
+        """All rows, one by one; made anew each time."""
         return (*self.decode, *self.listed) if self.decode.keys else self.listed
 
     @property

@@ -99,7 +99,7 @@ class TorchExecutor:
         batch = self._sequences.apply(plan)
         if self._sampler is not None:
             _forward_changes(plan, self._sampler)
-        if not plan.rows:
+        if not plan.tokens:
             return StepOutput(sampled=SampledTokens(())) if self._stage.last else StepOutput(hidden=b"")
         if token_ids is not None:
             residual = self._decoder.embed(self._copies.upload("token_ids", token_ids))
@@ -130,25 +130,26 @@ class TorchExecutor:
     def _sample(
         self, sampler: StepSampler, plan: StepPlan, batch: RaggedBatch, residual: torch.Tensor
     ) -> SampledTokens:
-        chosen = np.flatnonzero([row.sample for row in plan.rows])
+        rows = plan.rows
+        chosen = np.flatnonzero([row.sample for row in rows])
         if not len(chosen):
             return SampledTokens(())
         last_tokens: Int64Array = batch.offsets[chosen + 1].astype(np.int64) - 1
-        rows = residual
         if len(last_tokens) != len(residual):
-            rows = residual[self._copies.upload("last_tokens", last_tokens)]
-        keys = [plan.rows[row].key for row in chosen]
-        return sampler.sample(self._decoder.logits(rows), keys, batch.contexts[chosen].tolist())
+            residual = residual[self._copies.upload("last_tokens", last_tokens)]
+        keys = [rows[index].key for index in chosen]
+        return sampler.sample(self._decoder.logits(residual), keys, batch.contexts[chosen].tolist())
 
     def _token_ids(self, plan: StepPlan) -> Int64Array:
         """The tokens of all rows, one behind the other."""
-        for row in plan.rows:
+        rows = plan.rows
+        for row in rows:
             if len(row.token_ids) != row.count:
                 raise PlanError(
                     f"sequence {row.key} has {len(row.token_ids)} token ids for {row.count} positions"
                 )
         try:
-            ids = np.fromiter(chain.from_iterable(row.token_ids for row in plan.rows), dtype=np.int64)
+            ids = np.fromiter(chain.from_iterable(row.token_ids for row in rows), dtype=np.int64)
         except (OverflowError, TypeError, ValueError) as error:
             raise PlanError(f"step {plan.step_id} has token ids that are not integers ({error})") from error
         if ids.min(initial=0) < 0 or ids.max(initial=0) >= self._vocab_size:

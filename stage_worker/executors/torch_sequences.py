@@ -38,11 +38,12 @@ class SequenceTables:
 
         A plan that does not fit raises PlanError and changes nothing.
         """
-        keys = [row.key for row in plan.rows]
-        first = _integers([row.first_position for row in plan.rows], "first_position")
-        counts = _integers([row.count for row in plan.rows], "count")
-        new_counts = _integers([len(row.new_blocks) for row in plan.rows], "new_blocks")
-        new_blocks = _integers(list(chain.from_iterable(row.new_blocks for row in plan.rows)), "new_blocks")
+        rows = plan.rows
+        keys = [row.key for row in rows]
+        first = _integers([row.first_position for row in rows], "first_position")
+        counts = _integers([row.count for row in rows], "count")
+        new_counts = _integers([len(row.new_blocks) for row in rows], "new_blocks")
+        new_blocks = _integers(list(chain.from_iterable(row.new_blocks for row in rows)), "new_blocks")
         self._check_membership(plan, keys)
         self._check_shape(plan, counts, new_blocks)
         started = {start.key for start in plan.starts}
