@@ -11,11 +11,8 @@ INLINE void norm_row(const Elem *x, const Elem *weight, float eps, long columns,
     float total = sum_lanes(squares);
     for (; c < columns; c++) total += widen(x[c]) * widen(x[c]);
     float factor = 1.0f / __builtin_sqrtf(total / (float)columns + eps);
-    for (c = 0; c + LANES <= columns; c += LANES) {
-        Elem rounded[LANES];
-        store(rounded, load(x + c) * factor);
-        store(y + c, load(rounded) * load(weight + c));
-    }
+    for (c = 0; c + LANES <= columns; c += LANES)
+        store(y + c, stored(load(x + c) * factor) * load(weight + c));
     for (; c < columns; c++) y[c] = narrow(widen(narrow(widen(x[c]) * factor)) * widen(weight[c]));
 }
 
@@ -62,9 +59,7 @@ INLINE void swiglu_lanes(const Elem *gate, const Elem *up, Elem *out) {
     /* silu = g / (1 + e^-g), written with e^-|g|, which cannot overflow. */
     Floats small = power_of_two(larger(g, -g) * -1.44269504f);
     Floats silu = g * blend(g < 0.0f, small, splat(1.0f)) / (small + 1.0f);
-    Elem rounded[LANES];
-    store(rounded, silu);
-    store(out, load(rounded) * load(up));
+    store(out, stored(silu) * load(up));
 }
 
 /* out = round(silu(gate)) * up, where x is [rows][gate, up], each of `columns`. */

@@ -38,7 +38,7 @@ INLINE void put_value(const Elem *value, long dim, long lane, Elem *values) {
     for (long d = 0; d < dim; d += LANES) {
 #if BF16
         uint32_t *at = (uint32_t *)to + d;
-        Words wide = __builtin_convertvector(*(const HalvesAt *)(value + d), Words);
+        Words wide = widen_halves(*(const HalvesAt *)(value + d));
         Words old = get_words(at);
         *(WordsAt *)at = lane % 2 ? (old & 0xffffu) | wide << 16 : (old & 0xffff0000u) | wide;
 #else
