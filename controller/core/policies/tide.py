@@ -31,7 +31,7 @@ class TideKnobs:
         above refill_at, or each refill begins with a larger step.
     hold_rounds: rounds (one step of each batch) that a step size is kept at least: a change downwards leaves
         a bubble of (stages - 1) x the difference in step time.
-    long_step: in units of the way of results and plans, see TidePolicy._fit_batches.
+    long_step: in units of the way of results and plans, beside which that way is short.
     """
 
     most_tokens: int = 2048
@@ -156,24 +156,33 @@ class TidePolicy(MixedSteps):
             state.turn(Phase.MIXED, Reason("memory has room for prompts", numbers), now)
 
     def _fit_batches(self, state: PipelineState) -> None:
-        """As many batches as stages in the drain while its steps are long, else the extra ones as well.
+        """As many batches as stages in the drain where that is quicker, else the extra ones as well.
 
         Decode rows alone are cheaper in fewer, larger steps: each reads all weights, and has its fixed work.
-        But when steps are short, waiting for results and plans takes more of them than that. (Steps with
-        prompts have a size of their own.)
+        But between two of a batch's steps there is then the way of results and plans. (Steps with prompts
+        have a size of their own.)
         """
-        batches, stages = state.batches, state.stages
-        wanted = stages + self._extra
-        if not state.waiting and not state.prefilling and len(batches):
-            context = sum(batch.context for batch in batches.batches)
-            rows = -(-len(batches) // stages)
-            step_s = self._cost.linear_s(rows) + self._cost.attention_s(context // stages, 0.0)
-            # Not back and forth at one and the same length.
-            margin = 1.0 if len(batches.batches) > stages else 0.5
-            if step_s >= self.knobs.long_step * margin * self._dispatch_s:
-                wanted = stages
-        if wanted != len(batches.batches):
-            batches.resize(wanted)
+        wanted = state.stages + self._extra
+        if not state.waiting and not state.prefilling and self._drains_in_few(state):
+            wanted = state.stages
+        if wanted != len(state.batches.batches):
+            state.batches.resize(wanted)
+
+    def _drains_in_few(self, state: PipelineState) -> bool:
+        batches, few = state.batches, state.stages
+        many = few + self._extra
+        if not len(batches):
+            return False
+        # Not back and forth at one and the same length.
+        way = self._dispatch_s * (1.0 if len(batches.batches) > few else 0.5)
+        products = self._cost.linear_s(-(-len(batches) // few))
+        context = sum(batch.context for batch in batches.batches)
+        step = products + self._cost.attention_s(context // few, 0.0)
+        if step >= self.knobs.long_step * way:
+            # Whatever the model says: few know a step's fixed work.
+            return True
+        # A round of each; attention is the same in both.
+        return few * (products + way) <= many * self._cost.linear_s(-(-len(batches) // many))
 
     def form(self, state: PipelineState, batch: MicroBatch) -> None:
         """Balance the batch, and fill its step with prompt tokens up to the present size."""
