@@ -30,6 +30,7 @@ from common.latency.profile import cost_model
 from common.model_shape import ModelShape
 from common.plan import Phase, SampledTokens, StepPlan
 from common.sampling import SamplingParams
+from common.token_mix import TokenMix
 from controller.core.actions import Dispatch, Emit
 from controller.core.events import (
     Event,
@@ -41,7 +42,7 @@ from controller.core.events import (
 )
 from controller.core.policies.catalog import make_policy, victims_for
 from controller.core.scheduler import Scheduler, SchedulerConfig
-from controller.core.split import given_split, head_cost_in_layers, split_layers
+from controller.core.split import stage_layers
 from controller.drivers.blueprint import CPU_DISPATCH_S
 from stage_worker.executors.protocol import Executor, StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
@@ -123,8 +124,7 @@ class Pipeline:
         self, model: str, stages: int, options: argparse.Namespace, items: Sequence[dict[str, Any]]
     ) -> None:
         """items: the workload, for whose mix of prompt and output tokens the layers are split."""
-        outputs = sum(item["out"] for item in items)
-        sampled_share = outputs / (outputs + sum(len(item["prompt"]) for item in items))
+        mix = TokenMix(sum(len(item["prompt"]) for item in items), sum(item["out"] for item in items))
         self.executors: list[Executor] = []
         self.ranges: list[tuple[int, int]] = []
         self.int8 = options.quantization == "int8"
@@ -139,11 +139,7 @@ class Pipeline:
                 memory_budget=8 << 30,
             )
             self.shape = backend.description.shape
-            ranges = (
-                given_split(options.layer_split, self.shape.layers, stages)
-                if options.layer_split
-                else split_layers(self.shape.layers, stages, head_cost_in_layers(self.shape, sampled_share))
-            )
+            ranges = stage_layers(self.shape, stages, mix, options.layer_split)
             self.ranges.append(ranges[index])
             self.executors.append(
                 backend.configure(

@@ -17,6 +17,7 @@ from common.rpc.server import RpcServer
 from common.security.credentials import add_security_options, from_options
 from common.telemetry import Telemetry
 from common.telemetry.listener import add_metrics_option, serve_metrics
+from common.token_mix import TokenMix
 from controller.core.admission import AdmissionRules
 from controller.core.policies.catalog import LIVE_POLICIES
 from controller.core.scheduler import Scheduler
@@ -56,7 +57,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layer-split", default="", help="layers per stage, such as 16,14")
     parser.add_argument(
         "--token-mix",
-        default="2:1",
+        default=str(TokenMix()),
         help="prompt and output tokens of a typical request, to split layers by",
     )
     parser.add_argument("--prefill-tokens", type=int, default=0, help="per step; 0: by device")
@@ -110,17 +111,6 @@ def _layer_split(text: str) -> tuple[int, ...]:
         raise ConfigError(f"--layer-split must be numbers such as 16,14; got {text!r}") from None
 
 
-def _sampled_share(text: str) -> float:
-    """Share of a request's tokens that are its output's, of "PROMPT:OUTPUT"."""
-    try:
-        prompt, output = (int(part) for part in text.split(":"))
-    except ValueError:
-        raise ConfigError(f"--token-mix must be two numbers such as 2:1; got {text!r}") from None
-    if prompt < 1 or output < 1:
-        raise ConfigError(f"--token-mix needs at least 1 token of each kind; got {text!r}")
-    return output / (prompt + output)
-
-
 def _check(options: argparse.Namespace) -> None:
     for name, low, high in (
         ("block_size", 1, 1024),
@@ -146,7 +136,7 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
         kv_blocks=options.kv_blocks,
         max_step_tokens=max(options.prefill_tokens, max(PREFILL_TOKENS.values()), options.max_running),
         layer_split=_layer_split(options.layer_split),
-        sampled_share=_sampled_share(options.token_mix),
+        token_mix=TokenMix.parse(options.token_mix),
     )
 
     journal_file = open_journal(options.journal, options.instance_id) if options.journal else None

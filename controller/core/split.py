@@ -7,16 +7,24 @@ from functools import cache
 
 from common.errors import ConfigError
 from common.model_shape import ModelShape
+from common.token_mix import TokenMix
 
 
-def head_cost_in_layers(shape: ModelShape, sampled_share: float = 1 / 3) -> float:
-    """Cost of the LM head in units of one layer.
+def stage_layers(
+    shape: ModelShape, stages: int, mix: TokenMix, counts: Sequence[int] = ()
+) -> tuple[tuple[int, int], ...]:
+    """Layers (begin, end) of each stage: the user's `counts` of them, or without those the best for `mix`.
 
-    sampled_share: share of the computed tokens that need logits: all in decode, few in prefill, where
-    only a prompt's last token does. One third is right for two prompt tokens per output token;
-    conversations have one to five.
+    ConfigError if there are more stages than layers or the counts do not fit the model.
     """
-    return sampled_share * shape.head_parameters / shape.layer_parameters
+    if counts:
+        return given_split(counts, shape.layers, stages)
+    return split_layers(shape.layers, stages, head_cost_in_layers(shape, mix))
+
+
+def head_cost_in_layers(shape: ModelShape, mix: TokenMix) -> float:
+    """Cost of the LM head in units of one layer, averaged over the tokens of a mix."""
+    return mix.sampled_share * shape.head_parameters / shape.layer_parameters
 
 
 def split_layers(layers: int, stages: int, head_cost: float) -> tuple[tuple[int, int], ...]:

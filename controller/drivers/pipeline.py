@@ -10,8 +10,9 @@ import structlog
 
 from common.errors import ConfigError, IncompatibleError, ModelError, UnavailableError
 from common.plan import PROTOCOL_VERSION, StepPlan
+from common.token_mix import TokenMix
 from controller.core.fabric import shared_ways
-from controller.core.split import given_split, head_cost_in_layers, split_layers
+from controller.core.split import stage_layers
 from controller.drivers.stage_client import StageAbout, StageClient, StageLostError, common_about
 from tidepipe.v1 import stage_pb2
 
@@ -24,8 +25,8 @@ log = structlog.get_logger()
 class PipelineConfig:
     """Settings of one pipeline.
 
-    layer_split: layers per stage, or empty to split by modelled cost.
-    sampled_share: share of the tokens that need the LM head, for the modelled cost.
+    token_mix: to split the layers by.
+    layer_split: layers per stage instead.
     kv_blocks: per stage; 0 means as many as the memory budget of the smallest stage holds.
     """
 
@@ -33,8 +34,8 @@ class PipelineConfig:
     block_size: int
     kv_blocks: int
     max_step_tokens: int
+    token_mix: TokenMix
     layer_split: tuple[int, ...] = ()
-    sampled_share: float = 1 / 3
 
 
 class Pipeline:
@@ -68,13 +69,7 @@ class Pipeline:
             raise IncompatibleError("the stages came back with another model; restart the controller")
         self.about = about
         self.epoch = max(self.epoch, *(one.epoch for one in abouts)) + 1
-        shape = about.shape
-        head_cost = head_cost_in_layers(shape, self.config.sampled_share)
-        ranges = (
-            given_split(self.config.layer_split, shape.layers, len(self.stages))
-            if self.config.layer_split
-            else split_layers(shape.layers, len(self.stages), head_cost)
-        )
+        ranges = stage_layers(about.shape, len(self.stages), self.config.token_mix, self.config.layer_split)
         following = [*self.config.stage_addresses[1:], ""]
         ways = shared_ways([one.fabric for one in abouts])
         # A name for each meeting, in this epoch only.

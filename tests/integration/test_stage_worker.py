@@ -13,6 +13,7 @@ from common.errors import IncompatibleError
 from common.plan import PROTOCOL_VERSION, Phase, PlanRow, StepPlan
 from common.rpc.channel import open_channel
 from common.rpc.server import RpcServer
+from common.token_mix import TokenMix
 from controller.drivers.pipeline import Pipeline, PipelineConfig
 from controller.drivers.stage_client import StageLostError
 from stage_worker.edge.servicer import StageServicer
@@ -39,7 +40,7 @@ async def pipeline(*backends: FakeBackend) -> AsyncIterator[Pipeline]:
     """A controller's pipeline over one worker per backend."""
     async with AsyncExitStack() as stack:
         addresses = [await stack.enter_async_context(worker(backend)) for backend in backends]
-        stages = Pipeline(PipelineConfig(tuple(addresses), 16, 0, 64), "test")
+        stages = Pipeline(PipelineConfig(tuple(addresses), 16, 0, 64, TokenMix()), "test")
         stack.push_async_callback(stages.close)
         yield stages
 

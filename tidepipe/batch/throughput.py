@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from common.errors import ConfigError
 from common.sampling import SamplingParams
+from common.token_mix import TokenMix
 from tidepipe.batch.measure import RunClock, cluster_deltas
 from tidepipe.client.async_batch import run_batch
 from tidepipe.client.async_client import AsyncClient
@@ -45,9 +47,9 @@ def read_workload(path: Path) -> list[WorkloadItem]:
     return items
 
 
-def token_mix(items: list[WorkloadItem]) -> str:
-    """PROMPT:OUTPUT, the tokens of all items together: the cluster's setting of that name."""
-    return f"{sum(len(item.prompt) for item in items)}:{sum(item.out for item in items)}"
+def token_mix(items: Sequence[WorkloadItem]) -> TokenMix:
+    """The tokens of all items together."""
+    return TokenMix(sum(len(item.prompt) for item in items), sum(item.out for item in items))
 
 
 async def measure_throughput(client: AsyncClient, items: list[WorkloadItem]) -> dict[str, Any]:

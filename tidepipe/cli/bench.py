@@ -58,7 +58,7 @@ async def _throughput(
 
     items = read_workload(workload)[:requests]
     async with (
-        open_target(endpoint, settings, {"token_mix": token_mix(items)}) as target,
+        open_target(endpoint, settings, {"token_mix": str(token_mix(items))}) as target,
         await AsyncClient.connect(
             target.endpoint, timeout=86_400.0, credentials=target.credentials
         ) as client,

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ConfigError
-from controller.core.split import given_split, split_layers
+from common.token_mix import TokenMix
+from controller.core.split import given_split, split_layers, stage_layers
+from tests.fakes.stage_backend import SHAPE
 
 
 @given(layers=st.integers(1, 40), stages=st.integers(1, 8), head=st.floats(0, 12))
@@ -36,3 +38,17 @@ def test_users_split_is_checked() -> None:
     assert given_split([20, 10], 30, 2) == ((0, 20), (20, 30))
     with pytest.raises(ConfigError, match="add up to the model's 30 layers"):
         given_split([20, 11], 30, 2)
+
+
+def test_split_follows_the_mix_unless_the_user_says_otherwise() -> None:
+    """The more of the tokens are output, the more the last stage's head weighs."""
+    assert stage_layers(SHAPE, 2, TokenMix.parse("9:1")) == ((0, 2), (2, 4))
+    assert stage_layers(SHAPE, 2, TokenMix.parse("1:9")) == ((0, 3), (3, 4))
+    assert stage_layers(SHAPE, 2, TokenMix.parse("1:9"), [1, 3]) == ((0, 1), (1, 4))
+
+
+@pytest.mark.parametrize("text", ["2", "2:x", "2:1:1", "0:1", "2:-1", ""])
+def test_what_is_no_mix_is_refused(text: str) -> None:
+    """With what was given."""
+    with pytest.raises(ConfigError, match=f"--token-mix .*got '{text}'"):
+        TokenMix.parse(text)
