@@ -18,7 +18,7 @@ from tidepipe.cluster.local import LocalCluster
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 
-REQUESTS = 12
+REQUESTS = 8
 
 
 def items() -> list[BatchItem]:
@@ -27,7 +27,7 @@ def items() -> list[BatchItem]:
     return [
         BatchItem(
             chance.integers(100, 49_000, size=int(chance.integers(5, 120))).tolist(),
-            SamplingParams(temperature=0, max_tokens=int(chance.integers(20, 60)), ignore_eos=True),
+            SamplingParams(temperature=0, max_tokens=int(chance.integers(20, 48)), ignore_eos=True),
         )
         for _ in range(REQUESTS)
     ]
@@ -82,7 +82,7 @@ async def test_any_process_may_be_killed_mid_batch(model_path: Path) -> None:
             ("router",),
             ("controller-0", "stage-worker-0-1"),
         ):
-            disturbed = await run_batch(cluster, victims, after_tokens=200)
+            disturbed = await run_batch(cluster, victims, after_tokens=100)
             assert disturbed == undisturbed, f"answers changed after killing {victims}"
         restarts = {child.name: child.restart_count for child in cluster.children}
     assert restarts == {
