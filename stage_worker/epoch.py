@@ -34,7 +34,7 @@ class Epoch:
         """account: where the steps of this epoch are counted."""
         self.number = number
         self.spec = spec
-        self.executor = executor
+        self.executor: Executor | None = executor
         # Reports are at most a handful per step in flight, and those are bounded by the runner's queues.
         # None: look whether the epoch, or its controller, is still there.
         self.reports: asyncio.Queue[stage_pb2.RunResponse | None] = asyncio.Queue()
@@ -64,8 +64,11 @@ class Epoch:
         if self._link_task is not None:
             self._link_task.cancel()
             await asyncio.gather(self._link_task, return_exceptions=True)
-        # Off the event loop: NCCL takes its time to give up.
-        await asyncio.to_thread(self.executor.close)
+        # What computed is given up here: a report that is still under way may hold the epoch for longer.
+        executor, self.executor = self.executor, None
+        if executor is not None:
+            # Off the event loop: NCCL takes its time to give up.
+            await asyncio.to_thread(executor.close)
         if not await asyncio.to_thread(self._runner.stop, STOP_TIMEOUT_S):
             log.error("the compute thread did not stop", epoch=self.number, seconds=STOP_TIMEOUT_S)
 

@@ -65,12 +65,12 @@ class StepRunner:
     def __init__(
         self, executor: Executor, *, first: bool, done: Callable[[StepOutcome | StepFailure], None]
     ) -> None:
-        self._executor = executor
         self._first = first
-        self._done = done
         self._plans: queue.Queue[StepPlan | None] = queue.Queue(MAX_QUEUED)
         self._activations: queue.Queue[tuple[int, bytes] | None] = queue.Queue(MAX_QUEUED)
-        self._thread = threading.Thread(target=self._loop, name="compute", daemon=True)
+        # The thread's own, gone with it: `done` leads back to who has this runner, and in such a circle an
+        # ended epoch would keep a GPU's memory until Python's collector comes by.
+        self._thread = threading.Thread(target=self._loop, args=(executor, done), name="compute", daemon=True)
         self._stopped = threading.Event()
         self._thread.start()
 
@@ -103,7 +103,7 @@ class StepRunner:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def _loop(self) -> None:
+    def _loop(self, executor: Executor, done: Callable[[StepOutcome | StepFailure], None]) -> None:
         step_id = 0
         try:
             last_end: float | None = None
@@ -119,18 +119,18 @@ class StepRunner:
                 if self._stopped.is_set():
                     return
                 begin = time.perf_counter()
-                output = self._executor.execute(plan, hidden)
+                output = executor.execute(plan, hidden)
                 end = time.perf_counter()
                 waited = 0.0 if last_end is None else max(0.0, planned - last_end)
                 idle = 0.0 if last_end is None else begin - last_end
                 last_end = end
-                self._done(self._outcome(plan, output, StepTimes(end - begin, idle, waited)))
+                done(self._outcome(plan, output, StepTimes(end - begin, idle, waited)))
         except PlanError as error:
             log.error("plan refused", step=step_id, reason=str(error))
-            self._done(StepFailure(step_id, str(error), protocol=True))
+            done(StepFailure(step_id, str(error), protocol=True))
         except Exception as error:
             log.exception("step failed", step=step_id)
-            self._done(StepFailure(step_id, f"{type(error).__name__}: {error}", protocol=False))
+            done(StepFailure(step_id, f"{type(error).__name__}: {error}", protocol=False))
 
     @staticmethod
     def _outcome(plan: StepPlan, output: StepOutput, times: StepTimes) -> StepOutcome:

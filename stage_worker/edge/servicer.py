@@ -102,7 +102,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
                 fabric_before=request.fabric_before,
                 fabric_after=request.fabric_after,
             )
-            executor = await asyncio.to_thread(self._backend.configure, spec)
+            executor = await self._configured(spec)
             about = self._backend.description
             self._epoch = Epoch(
                 request.epoch,
@@ -126,6 +126,17 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
             kv_bytes=executor.kv_bytes,
             rss_bytes=self._rss(),
         )
+
+    async def _configured(self, spec: StageSpec) -> Executor:
+        """Off the event loop. Nobody can stop the thread, so who gives up waits for it: a second one beside
+        it would find the device's memory taken."""
+        work = asyncio.create_task(asyncio.to_thread(self._backend.configure, spec))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            with contextlib.suppress(Exception):
+                (await work).close()
+            raise
 
     def _check(self, request: stage_pb2.ConfigureRequest) -> None:
         about = self._backend.description

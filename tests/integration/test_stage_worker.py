@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -17,8 +21,21 @@ from common.token_mix import TokenMix
 from controller.drivers.pipeline import Pipeline, PipelineConfig
 from controller.drivers.stage_client import StageLostError
 from stage_worker.edge.servicer import StageServicer
-from tests.fakes.stage_backend import SHAPE, FakeBackend
+from stage_worker.executors.protocol import Executor, StageSpec
+from tests.fakes.stage_backend import SHAPE, FakeBackend, FakeExecutor
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
+
+GOOD: dict[str, Any] = {
+    "protocol_version": PROTOCOL_VERSION,
+    "model_fingerprint": "f" * 64,
+    "epoch": 7,
+    "stage_index": 0,
+    "stage_count": 1,
+    "layer_begin": 0,
+    "layer_end": SHAPE.layers,
+    "block_size": 16,
+    "max_step_tokens": 64,
+}
 
 
 @asynccontextmanager
@@ -95,6 +112,59 @@ async def test_activations_pass_from_stage_to_stage_and_layers_are_split_by_cost
         assert len(await run_steps(stages, [plan(1)])) == 1
 
 
+async def test_an_ended_epoch_holds_nothing() -> None:
+    """Its KV pool is gone at once, without Python's collector: a device has no room for two."""
+    made: list[weakref.ref[FakeExecutor]] = []
+
+    class Backend(FakeBackend):
+        def configure(self, spec: StageSpec) -> Executor:
+            assert all(one() is None for one in made), "the epoch before still has its memory"
+            executor = FakeExecutor(spec)
+            made.append(weakref.ref(executor))
+            return executor
+
+    gc.disable()
+    try:
+        async with pipeline(Backend()) as stages:
+            for _ in range(3):
+                await stages.bring_up()
+                await run_steps(stages, [plan(1)])
+    finally:
+        gc.enable()
+    assert len(made) == 3
+
+
+async def test_who_gives_up_waiting_for_a_configuration_starts_no_second_one_beside_it() -> None:
+    """Loading cannot be interrupted, and a device has no room for two; the next one waits its turn."""
+    going, most = 0, 0
+    begun, enough = threading.Event(), threading.Event()
+
+    class Backend(FakeBackend):
+        def configure(self, spec: StageSpec) -> Executor:
+            nonlocal going, most
+            going += 1
+            most = max(most, going)
+            begun.set()
+            enough.wait(10)
+            going -= 1
+            return super().configure(spec)
+
+    backend = Backend()
+    async with worker(backend) as address, open_channel(address) as channel:
+        stub = stage_pb2_grpc.StageServiceStub(channel)
+        given_up = asyncio.ensure_future(stub.Configure(stage_pb2.ConfigureRequest(**GOOD), timeout=20))
+        await asyncio.to_thread(begun.wait, 10)
+        given_up.cancel()
+        again = asyncio.ensure_future(
+            stub.Configure(stage_pb2.ConfigureRequest(**(GOOD | {"epoch": 8})), timeout=20)
+        )
+        await asyncio.sleep(0.3)
+        assert len(backend.specs) == 0, "the first one goes on"
+        enough.set()
+        await again
+    assert (most, len(backend.specs)) == (1, 2)
+
+
 async def test_a_failing_step_and_a_senseless_plan_end_the_epoch_with_their_reason() -> None:
     """The controller learns which step failed and why; the next epoch works."""
     async with pipeline(FakeBackend(), FakeBackend()) as stages:
@@ -116,17 +186,6 @@ async def test_stages_with_different_models_or_protocols_are_refused_by_name() -
             await stages.bring_up()
     async with worker(FakeBackend()) as address, open_channel(address) as channel:
         stub = stage_pb2_grpc.StageServiceStub(channel)
-        good = {
-            "protocol_version": PROTOCOL_VERSION,
-            "model_fingerprint": "f" * 64,
-            "epoch": 7,
-            "stage_index": 0,
-            "stage_count": 1,
-            "layer_begin": 0,
-            "layer_end": SHAPE.layers,
-            "block_size": 16,
-            "max_step_tokens": 64,
-        }
         for wrong, message in (
             ({"protocol_version": PROTOCOL_VERSION + 1}, "install the same TidePipe version"),
             ({"model_fingerprint": "0" * 64}, "start both with the same model"),
@@ -134,8 +193,8 @@ async def test_stages_with_different_models_or_protocols_are_refused_by_name() -
             ({"block_size": 0}, "block size"),
         ):
             with pytest.raises(grpc.aio.AioRpcError, match=message) as refused:
-                await stub.Configure(stage_pb2.ConfigureRequest(**(good | wrong)), timeout=5)
+                await stub.Configure(stage_pb2.ConfigureRequest(**(GOOD | wrong)), timeout=5)
             assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-        await stub.Configure(stage_pb2.ConfigureRequest(**good), timeout=5)
+        await stub.Configure(stage_pb2.ConfigureRequest(**GOOD), timeout=5)
         with pytest.raises(grpc.aio.AioRpcError, match="epoch 7 is over"):
-            await stub.Configure(stage_pb2.ConfigureRequest(**good), timeout=5)
+            await stub.Configure(stage_pb2.ConfigureRequest(**GOOD), timeout=5)
