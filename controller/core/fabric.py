@@ -15,12 +15,17 @@ class FabricPort:
     device: str = ""
 
 
-def shared_ways(ports: Sequence[FabricPort]) -> list[bool]:
-    """For each stage but the last: may it use the fabric to the next one?
+def obstacles(ports: Sequence[FabricPort]) -> list[str]:
+    """For each stage but the last: why it cannot use the fabric to the next one; empty if it can.
 
     Both must be on it, and on devices of their own: NCCL does not connect a GPU with itself.
     """
-    return [
-        bool(before.name) and before.name == after.name and before.device != after.device
-        for before, after in pairwise(ports)
-    ]
+    return [_obstacle(before, after) for before, after in pairwise(ports)]
+
+
+def _obstacle(before: FabricPort, after: FabricPort) -> str:
+    if not before.name or not after.name:
+        return "no fabric"
+    if before.name != after.name:
+        return "on different hosts, or in different containers"
+    return "both on the same device" if before.device == after.device else ""

@@ -11,7 +11,7 @@ import structlog
 from common.errors import ConfigError, IncompatibleError, ModelError, UnavailableError
 from common.plan import PROTOCOL_VERSION, StepPlan
 from common.token_mix import TokenMix
-from controller.core.fabric import shared_ways
+from controller.core.fabric import obstacles
 from controller.core.split import stage_layers
 from controller.drivers.stage_client import StageAbout, StageClient, StageLostError, common_about
 from tidepipe.v1 import stage_pb2
@@ -71,7 +71,7 @@ class Pipeline:
         self.epoch = max(self.epoch, *(one.epoch for one in abouts)) + 1
         ranges = stage_layers(about.shape, len(self.stages), self.config.token_mix, self.config.layer_split)
         following = [*self.config.stage_addresses[1:], ""]
-        ways = shared_ways([one.fabric for one in abouts])
+        ways = self._ways(abouts)
         # A name for each meeting, in this epoch only.
         names = [f"{self._incarnation}/{self.epoch}/{i}" if way else "" for i, way in enumerate(ways)]
         blocks = await asyncio.gather(
@@ -102,6 +102,19 @@ class Pipeline:
         self._stuck.clear()
         log.info("stages ready", epoch=self.epoch, layers=ranges, kv_blocks=list(blocks), by_fabric=sum(ways))
         return min(blocks)
+
+    def _ways(self, abouts: list[StageAbout]) -> list[bool]:
+        """For each stage but the last: do activations go to the next one by fabric? Says why if not."""
+        ports = [one.fabric for one in abouts]
+        reasons = obstacles(ports)
+        for index, reason in enumerate(reasons):
+            if reason and ports[index].name:
+                log.warning(
+                    "activations go by RPC, not by fabric",
+                    stages=[stage.address for stage in self.stages[index : index + 2]],
+                    reason=reason,
+                )
+        return [not reason for reason in reasons]
 
     def send(self, plan: StepPlan) -> None:
         """Send a plan to all stages at once. If one takes no plans any more, the epoch ends."""

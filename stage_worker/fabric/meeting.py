@@ -33,12 +33,14 @@ def meeting_place(name: str) -> Path:
 
 
 def fabric_id(backend: str) -> str:
-    """Equal for workers that can meet: same backend, same running host, same folder (containers differ)."""
+    """Equal for workers that can meet: same backend, same running host, same folder and loopback device
+    (those of containers differ)."""
     folder = meeting_folder()
     _tidy(folder)
     place = folder.stat()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{backend}:{boot}:{place.st_dev}:{place.st_ino}"
+    network = Path("/proc/self/ns/net").stat().st_ino
+    return f"{backend}:{boot}:{network}:{place.st_dev}:{place.st_ino}"
 
 
 def _tidy(folder: Path) -> None:

@@ -8,6 +8,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 import torch.distributed as dist
 
@@ -18,6 +19,9 @@ MEET_S = 30.0
 """Stages are configured together: the other one is there within moments, or not at all."""
 MOST_PENDING = 4
 """Sends that the next stage has not taken yet; it is behind by a few micro-batches at most."""
+
+
+_log = structlog.get_logger()
 
 
 class StagePair:
@@ -62,7 +66,11 @@ class StagePair:
         On a GPU it returns before they are there; what is queued behind waits for them.
         """
         buffer = torch.empty(shape, dtype=dtype, device=self._device)
-        self._present().recv([buffer], 0, 0).wait()
+        work = self._present().recv([buffer], 0, 0)
+        if self._device.type == "cuda":
+            work.synchronize()  # on the device only; `wait` would hold the host up (see _group)
+        else:
+            work.wait()
         return buffer
 
     def close(self) -> None:
@@ -74,9 +82,14 @@ class StagePair:
         group, self._group = self._group, None
         # Connections end with the last reference.
         self._pending = deque()
-        if group is not None:
-            group.abort()
-        self._place.unlink(missing_ok=True)
+        try:
+            if group is not None:
+                group.abort()
+        except RuntimeError as error:
+            # Broken already, or so it says; the rest must still be given up.
+            _log.warning("a way to a neighbouring stage did not end in order", reason=str(error))
+        finally:
+            self._place.unlink(missing_ok=True)
 
     def _present(self) -> Any:
         group = self._group
@@ -116,6 +129,9 @@ def _group(backend: str, place: Path, rank: int) -> Any:
     timeout = datetime.timedelta(seconds=MEET_S)
     store = dist.FileStore(str(place), 2)  # type: ignore[attr-defined]
     store.set_timeout(timeout)
+    # NCCL's own meeting has no limit: who is there first would wait for ever for one that does not come.
+    store.set(f"here {rank}", "1")
+    store.wait([f"here {1 - rank}"], timeout)
     # Both ends are on this host: no other one needs to reach them.
     if backend == "gloo":
         gloo = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
@@ -123,6 +139,9 @@ def _group(backend: str, place: Path, rank: int) -> Any:
         gloo._timeout = timeout
         return dist.ProcessGroupGloo(store, rank, 2, gloo)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    # Else PyTorch's watchdog ends this process, which is healthy, when a neighbour was killed and a message
+    # has not got through in time. This way waiting for a send fails after that time, and that is all.
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     nccl = dist.ProcessGroupNCCL.Options()
     nccl._timeout = timeout
     return dist.ProcessGroupNCCL(store, rank, 2, nccl)

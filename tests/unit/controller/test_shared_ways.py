@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controller.core.fabric import FabricPort, shared_ways
+from controller.core.fabric import FabricPort, obstacles
 
 
 def test_neighbours_on_one_fabric_with_devices_of_their_own() -> None:
@@ -15,4 +15,9 @@ def test_neighbours_on_one_fabric_with_devices_of_their_own() -> None:
         FabricPort(),
         FabricPort(),
     ]
-    assert shared_ways(ports) == [True, False, False, False, False]
+    reasons = obstacles(ports)
+    assert reasons[0] == ""
+    for reason, part in zip(
+        reasons[1:], ("same device", "different hosts", "no fabric", "no fabric"), strict=True
+    ):
+        assert part in reason
