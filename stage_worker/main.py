@@ -32,6 +32,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--memory-gib", type=float, default=None, help="budget for weights and KV blocks together"
     )
     parser.add_argument(
+        "--workers-on-device", type=int, default=1, help="stage workers that share this GPU's memory"
+    )
+    parser.add_argument(
         "--fabric",
         default=None,
         choices=["nccl", "gloo"],
@@ -71,6 +74,7 @@ def make_backend(options: argparse.Namespace) -> Backend:
         threads=options.threads,
         allow_download=options.allow_download,
         fabric=options.fabric,
+        workers_on_device=options.workers_on_device,
     )
     return backend
 

@@ -19,8 +19,9 @@ from stage_worker.sampling.grammar import Grammars
 from stage_worker.sampling.sequence import LogitEdits, SequenceState
 from stage_worker.sampling.uniforms import uniforms
 
-_CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 25}
-"""Logits drawn from at a time: bounds the memory of the temporaries, and keeps them in a CPU's cache."""
+_CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}
+"""Logits drawn from at a time: bounds the memory of the temporaries (some 60 bytes each), and keeps them in a
+CPU's cache."""
 
 
 class LogitsError(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import gc
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -66,8 +67,14 @@ class TorchBackend:
         allow_download: bool = False,
         make_sampler: SamplerFactory | None = None,
         fabric: str | None = None,
+        workers_on_device: int = 1,
     ) -> None:
-        """fabric: nccl or gloo, to hand activations over past the host where the next stage can."""
+        """fabric: nccl or gloo, to hand activations over past the host where the next stage can.
+
+        workers_on_device: that share a GPU, if memory_budget is None.
+        """
+        if workers_on_device < 1:
+            raise ConfigError(f"workers_on_device must be at least 1, got {workers_on_device}")
         if threads is not None:
             if threads < 1:
                 raise ConfigError(f"threads must be at least 1, got {threads}")
@@ -92,7 +99,11 @@ class TorchBackend:
             fingerprint="-".join(filter(None, (self._checkpoint.fingerprint(), quantization))),
             device=str(self._device),
             dtype=dtype_name(self._dtype),
-            memory_budget=default_memory_budget(self._device) if memory_budget is None else memory_budget,
+            memory_budget=(
+                default_memory_budget(self._device, workers_on_device)
+                if memory_budget is None
+                else memory_budget
+            ),
             fabric="" if fabric is None else fabric_id(fabric),
             fabric_device="" if fabric is None else fabric_device(self._device),
         )
@@ -110,6 +121,10 @@ class TorchBackend:
             raise
 
     def _configured(self, spec: StageSpec, ways: FabricWays) -> TorchExecutor:
+        if self._device.type == "cuda":
+            # What is left of the epoch before, in circles of a library's: PyTorch does not collect it, not
+            # even when the device has no memory left.
+            gc.collect()
         model = self._checkpoint.spec
         part = StageSlice(spec.layer_begin, spec.layer_end, spec.first, spec.last)
         weights = self._weights(part)
@@ -165,15 +180,21 @@ class TorchBackend:
         if self._loaded is None or self._loaded[0] != part:
             # Freed first: old and new weights together might not fit.
             self._loaded = None
-            weights = load_stage(
-                self._checkpoint,
-                part,
-                self._dtype,
-                self._device,
-                self._compute.linear,
-                self._compute.head,
-                self._compute.share_ends,
-            )
+            try:
+                weights = load_stage(
+                    self._checkpoint,
+                    part,
+                    self._dtype,
+                    self._device,
+                    self._compute.linear,
+                    self._compute.head,
+                    self._compute.share_ends,
+                )
+            except torch.OutOfMemoryError as error:
+                raise ConfigError(
+                    f"layers {part.begin} to {part.end - 1} do not fit into the memory of {self._device}; "
+                    f"split the model over more stages ({error})"
+                ) from error
             self._loaded = (part, weights)
             _return_freed_memory()
         return self._loaded[1]

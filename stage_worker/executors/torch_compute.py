@@ -73,7 +73,7 @@ def make_compute(
     """The fastest parts for a device and data type; ConfigError if it cannot be quantized so."""
     kernels = load_kernels(dtype, threads) if device.type == "cpu" else None
     if quantization is not None:
-        return _quantized(kernels, quantization)
+        return _quantized(kernels, quantization, device)
     if device.type == "cuda":
         return Compute(CudaAttention(), TorchLayerOps(), PlainLinear, PlainLinear, reuse_buffers=False)
     if kernels is None:
@@ -87,9 +87,11 @@ def make_compute(
     return Compute(attention, ops, linear, head, kernels=kernels)
 
 
-def _quantized(kernels: NativeKernels | None, quantization: str) -> Compute:
+def _quantized(kernels: NativeKernels | None, quantization: str, device: torch.device) -> Compute:
     if quantization not in QUANTIZATIONS:
         raise ConfigError(f"quantization must be {', '.join(QUANTIZATIONS)}, got {quantization!r}")
+    if device.type != "cpu":
+        raise ConfigError(f"quantization {quantization} is for CPUs, not for {device}; leave it out")
     if kernels is None:
         raise ConfigError(
             "quantization int8 needs a CPU, float32 or bfloat16, and TidePipe's kernels, which are missing; "

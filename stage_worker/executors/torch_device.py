@@ -13,6 +13,8 @@ from stage_worker.models.native.library import load_kernels
 from stage_worker.models.spec import DTYPES
 
 _CUDA_SHARE = 0.90
+_CUDA_RESERVE = 2 << 30
+"""Bytes left free at least: activations, workspaces of attention, graphs, sampling."""
 _CPU_SHARE = 0.25
 _CGROUP_FILES = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
@@ -47,13 +49,16 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(name: str, native: str, device: torch.device) -> torch.dtype:
     """`auto` or one of DTYPES; native: the checkpoint's own.
 
-    On a CPU `auto` is bfloat16 for half-precision checkpoints if that is fast there, else float32.
+    On a CPU `auto` is bfloat16 for half-precision checkpoints if that is fast there, else float32; on a GPU
+    that has no bfloat16 arithmetic (before Ampere) float16.
     """
     if name in _TORCH_DTYPES:
         return _TORCH_DTYPES[name]
     if name != "auto":
         raise ConfigError(f"dtype must be auto, {', '.join(DTYPES)}, got {name!r}")
     if device.type == "cuda":
+        if native == "bfloat16" and torch.cuda.get_device_capability(device) < (8, 0):
+            return torch.float16
         return _TORCH_DTYPES[native]
     return torch.bfloat16 if native != "float32" and has_fast_bfloat16() else torch.float32
 
@@ -75,12 +80,21 @@ def has_fast_bfloat16() -> bool:
     return kernels is not None and kernels.variant != "plain"
 
 
-def default_memory_budget(device: torch.device) -> int:
-    """Bytes for weights and KV blocks if nobody says: most of a GPU, a quarter of a shared host's memory."""
+def default_memory_budget(device: torch.device, workers: int = 1) -> int:
+    """Bytes for weights and KV blocks if nobody says: most of a GPU, a quarter of a shared host's memory.
+
+    workers: that share a GPU.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(_CUDA_SHARE * free)
+        return gpu_budget(free, workers)
     return int(_CPU_SHARE * _available_memory())
+
+
+def gpu_budget(free: int, workers: int) -> int:
+    """One worker's part, bytes, of a GPU with so much free memory that `workers` of them share."""
+    part = free // workers
+    return max(part // 2, min(int(_CUDA_SHARE * part), part - _CUDA_RESERVE))
 
 
 def _available_memory() -> int:

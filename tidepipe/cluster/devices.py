@@ -22,6 +22,14 @@ def worker_device(wanted: str, worker: int) -> str:
     return f"cuda:{worker % gpus}"
 
 
+def workers_on_device(wanted: str, workers: int) -> int:
+    """How many of so many workers share the most crowded GPU that `worker_device` deals out; 1 on CPUs."""
+    if wanted.startswith("cuda:"):
+        return workers
+    gpus = _visible_gpus() if worker_device(wanted, 0).startswith("cuda:") else 0
+    return -(-workers // gpus) if gpus else 1
+
+
 def worker_memory_gib(workers: int) -> float | None:
     """Memory of each of many workers on the CPU; None if a worker's own default leaves enough for all."""
     if workers <= 2:

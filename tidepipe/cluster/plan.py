@@ -8,7 +8,7 @@ from typing import Any
 
 from tidepipe.cluster.child import ChildSpec
 from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.devices import worker_device, worker_memory_gib
+from tidepipe.cluster.devices import worker_device, worker_memory_gib, workers_on_device
 
 SERVICE_READY_S = 120.0
 # A controller is ready when its stages have loaded their layers.
@@ -24,10 +24,11 @@ def predictor_spec(config: ClusterConfig, state: Path) -> ChildSpec:
 def worker_spec(config: ClusterConfig, instance: int, stage: int) -> ChildSpec:
     """One stage of one instance."""
     device = worker_device(config.device, instance * config.stages + stage)
+    workers = config.stages * config.instances
     memory_gib = config.memory_gib
     emulated = config.executor == "emulated"
     if memory_gib is None and not device.startswith("cuda") and not emulated:
-        memory_gib = worker_memory_gib(config.stages * config.instances)
+        memory_gib = worker_memory_gib(workers)
     arguments = _flags(
         model=config.model,
         device=device,
@@ -36,6 +37,7 @@ def worker_spec(config: ClusterConfig, instance: int, stage: int) -> ChildSpec:
         fabric=config.fabric,
         threads=config.stage_threads,
         memory_gib=memory_gib,
+        workers_on_device=None if emulated else workers_on_device(config.device, workers),
         executor=config.executor,
         profile=config.profile if emulated else None,
         hardware=config.hardware,

@@ -268,6 +268,17 @@ def test_automatic_data_type(
     assert torch_device.choose_dtype("auto", native, torch.device("cpu")) == expected
 
 
+@pytest.mark.parametrize("free_gib", [1, 8, 16, 24, 80])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_share_a_gpu(free_gib: int, workers: int) -> None:
+    """All together they leave a tenth, and each 2 GiB where there are 4."""
+    free = free_gib << 30
+    budget = torch_device.gpu_budget(free, workers)
+    assert 0 < budget * workers <= 0.9 * free
+    part = free // workers
+    assert part - budget >= min(2 << 30, part // 2)
+
+
 def test_real_sampler_fits(model: Path) -> None:
     real = TorchBackend(str(model), device="cpu", dtype="float32").configure(WHOLE)
     [fake] = make_pipeline(model, 1, block_size=8)
