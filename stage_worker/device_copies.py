@@ -40,6 +40,10 @@ class Copies(Protocol):
         """The tensor's bytes, row-major, in memory that later steps leave alone."""
         ...
 
+    def finish(self) -> None:
+        """Wait until the device has done all work queued so far."""
+        ...
+
 
 class HostCopies:
     """For a CPU: the device's memory is the host's."""
@@ -55,6 +59,9 @@ class HostCopies:
     def download(self, tensor: torch.Tensor) -> bytes | memoryview:
         """The tensor's own memory."""
         return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
+
+    def finish(self) -> None:
+        """Nothing is queued."""
 
 
 class CudaMark:
@@ -117,6 +124,12 @@ class PinnedCopies:
         slot.mark.record()
         slot.mark.synchronize()
         return slot.memory.numpy()[: flat.numel()].tobytes()
+
+    def finish(self) -> None:
+        """See Copies."""
+        mark = self._make_mark()
+        mark.record()
+        mark.synchronize()
 
     def _next(self, name: str, nbytes: int) -> _Slot:
         """The older slot of that purpose, once the device has left it."""

@@ -76,6 +76,9 @@ class CudaAttention:
                 problem = disagreement(backend, reference, context)
             except Exception as error:  # whatever a library has to say about a geometry or a device
                 problem = f"{type(error).__name__}: {error}"
+                # An illegal access breaks the device for this process for good: that must not pass for a
+                # refusal, which leaves a stage that fails at every step.
+                _check_device(context.pool.keys(0).device)
             if problem is None:
                 if isinstance(backend, TriedBackend):
                     backend.passed()
@@ -90,6 +93,12 @@ class CudaAttention:
         if self._said != (name, refused):
             self._said = name, refused
             _log.info("attention on the GPU", attention=name, left_out=refused)
+
+
+def _check_device(device: torch.device) -> None:
+    """Raises what is wrong with the device, if anything is."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def facts_of(context: AttentionContext) -> Facts:

@@ -68,8 +68,9 @@ class FlexPagedAttention:
 
 @functools.cache
 def _compiled() -> Flex:
-    # Lengths differ from step to step; one kernel for all of them.
-    return torch.compile(flex_attention, dynamic=True)
+    # Lengths differ from step to step; one kernel for all of them. Whole: at the limit of recompilations it
+    # would otherwise run uncompiled without a word, with all scores of a step in memory.
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 class _FlexStep(TorchStep):
@@ -197,4 +198,5 @@ def _block_mask(packed: PackedRows, window: int, device: torch.device) -> BlockM
         BLOCK_SIZE=TILE,
         mask_mod=seen,
         seq_lengths=(len(packed.query_rows), len(packed.key_rows)),
+        compute_q_blocks=False,  # for gradients only
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Protocol
 
@@ -36,14 +38,28 @@ class CudaCapture:
     def __call__(self, work: Callable[[], torch.Tensor]) -> tuple[Replayable, torch.Tensor]:
         """Warm up on a stream of its own, as PyTorch's documentation wants it, and capture."""
         present = torch.cuda.current_stream(self._device)
-        aside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        aside = _side_stream(self._device)
         aside.wait_stream(present)
         with torch.cuda.stream(aside):
             for _ in range(_WARM_UPS):
                 work()
         present.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        # Other threads of this process may use the device for something else meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = work()
+        try:
+            # Other threads of this process may use the device for something else meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"):
+                result = work()
+        except BaseException:
+            # If the capture cannot be ended, PyTorch leaves this thread on the side stream and its allocator
+            # in the belief that a capture is under way, which never reclaims what other streams have used.
+            torch.cuda.set_stream(present)
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(present.device_index, self._pool)
+            raise
         return graph, result
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    # One for good: cuBLAS keeps a workspace of up to 32 MiB for each stream that it has seen.
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

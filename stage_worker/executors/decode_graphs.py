@@ -72,7 +72,9 @@ class DecodeGraphs:
 def capture_decode(
     decoder: Decoder, attention: StaticBackend, pool: KvPool, hidden: int, most_rows: int, capture: Capture
 ) -> DecodeGraphs | None:
-    """Graphs for decode steps of all usual sizes; None, with a word why, if the device or a library refuses.
+    """Graphs for decode steps of all usual sizes, as far as device and library will have them.
+
+    Says what they refuse, and why; None if that is everything.
 
     pool: has a spare block behind its last. hidden: values of the residual stream per token.
     """
@@ -81,14 +83,18 @@ def capture_decode(
     # One buffer for all: only one graph runs at a time.
     inputs = torch.zeros(sizes[-1], hidden, dtype=geometry.dtype, device=device)
     graphs: dict[int, DecodeGraph] = {}
-    try:
-        for size in reversed(sizes):
-            idle = idle_batch(size, pool.blocks, geometry.block_size)
+    refused: dict[int, str] = {}
+    for size in reversed(sizes):
+        idle = idle_batch(size, pool.blocks, geometry.block_size)
+        try:
             graphs[size] = _captured(decoder, attention.static(size), idle, inputs[:size], capture)
-    except Exception as error:  # of the device, or of a library that cannot be captured
-        _log.warning("decode without CUDA graphs", reason=f"{type(error).__name__}: {error}")
+        except Exception as error:  # of the device, or of a library: too many rows for its workspace
+            refused[size] = f"{type(error).__name__}: {error}"
+    if refused:
+        _log.warning("decode steps without CUDA graphs", rows=sorted(refused), reason=refused[max(refused)])
+    if not graphs:
         return None
-    _log.info("decode by CUDA graphs", rows=list(sizes))
+    _log.info("decode by CUDA graphs", rows=sorted(graphs))
     return DecodeGraphs(graphs, pool.blocks)
 
 

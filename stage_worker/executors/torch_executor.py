@@ -133,6 +133,8 @@ class TorchExecutor:
         rows = plan.rows
         chosen = np.flatnonzero([row.sample for row in rows])
         if not len(chosen):
+            # Else the step would seem to be done, and the next one seem to take the time of both.
+            self._copies.finish()
             return SampledTokens(())
         last_tokens: Int64Array = batch.offsets[chosen + 1].astype(np.int64) - 1
         if len(last_tokens) != len(residual):
@@ -174,8 +176,7 @@ class TorchExecutor:
         if self._ways.after is None:
             return self._copies.download(residual)
         self._ways.after.send(residual)
-        if self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()
+        self._copies.finish()
         return b""
 
     def _received(self, hidden: bytes | memoryview, tokens: int) -> torch.Tensor:

@@ -42,8 +42,7 @@ def compare(profile: Profile, shape: ModelShape, measured: Slice, steps: list[St
     # The device's own figures count for bare tables only, which a measured profile is not.
     cost = profile.cost(shape, hardware("cpu"), Parallelism())
     pairs = [
-        (1000 * cost.stage_s(step.work, measured.layers, last=True), measured.watch.ms(step))
-        for step in steps
+        (1000 * cost.stage_s(step.work, measured.layers, last=True), measured.times[step]) for step in steps
     ]
     ratios = [predicted / taken for predicted, taken in pairs]
     ratio = sum(predicted for predicted, _ in pairs) / sum(taken for _, taken in pairs)

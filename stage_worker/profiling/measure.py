@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.latency.linear import MeasuredLinear
@@ -74,17 +74,17 @@ class Stopwatch:
             self._taken[step] += self._rehearsal.seconds(step, LEAST_S, MOST_REPEATS)
             done()
 
-    def ms(self, step: Step) -> float:
-        """Median, milliseconds."""
-        return statistics.median(self._taken[step]) * 1000
+    def medians(self) -> dict[Step, float]:
+        """Milliseconds of each step."""
+        return {step: statistics.median(taken) * 1000 for step, taken in self._taken.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Layers that were measured, and the stopwatch that did."""
+    """What steps take on so many layers. times: milliseconds of each step."""
 
     layers: int
-    watch: Stopwatch
+    times: Mapping[Step, float]
 
 
 def derive(plan: Plan, whole: Slice, thin: Slice, model_layers: int) -> Profile:
@@ -95,7 +95,7 @@ def derive(plan: Plan, whole: Slice, thin: Slice, model_layers: int) -> Profile:
     KV entries, pairs, rows, sampled rows; what remains of a step is its matrix products.
     """
     scale = model_layers / whole.layers
-    ms = whole.watch.ms
+    ms = whole.times.__getitem__
     rows = plan.attention_rows
     deep, shallow = decodes(rows, plan.long, 0), decodes(rows, SHORT, 0)
     kv = max(0.0, ms(deep) - ms(shallow)) / (deep.work.kv_tokens - shallow.work.kv_tokens)
@@ -115,7 +115,7 @@ def derive(plan: Plan, whole: Slice, thin: Slice, model_layers: int) -> Profile:
     )
     terms = ProfileTerms(
         layers=layers,
-        head=_head(plan, whole.watch),
+        head=_head(plan, whole.times),
         fixed=fixed,
         row=row * scale,
         kv_token_us=kv * 1000 * scale,
@@ -128,10 +128,10 @@ def _prompts(plan: Plan) -> Iterator[tuple[int, Step]]:
     return ((size, prompts(size, PROMPT)) for size in plan.sizes)
 
 
-def _head(plan: Plan, watch: Stopwatch) -> Points:
+def _head(plan: Plan, times: Mapping[Step, float]) -> Points:
     return rising(
         [
-            (rows, max(1e-3, watch.ms(decodes(rows, SHORT, rows)) - watch.ms(decodes(rows, SHORT, 0))))
+            (rows, max(1e-3, times[decodes(rows, SHORT, rows)] - times[decodes(rows, SHORT, 0)]))
             for rows in plan.rows
         ]
     )
@@ -143,7 +143,7 @@ def _fixed(plan: Plan, whole: Slice, thin: Slice) -> float:
         return 0.0
     estimates = []
     for step in plan.smallest():
-        large, small = whole.watch.ms(step), thin.watch.ms(step)
+        large, small = whole.times[step], thin.times[step]
         estimates.append((whole.layers * small - thin.layers * large) / (whole.layers - thin.layers))
     return max(0.0, statistics.fmean(estimates))
 

@@ -131,7 +131,8 @@ class ProfilingSession:
         watch = Stopwatch(rehearsal, steps)
         for _ in range(rounds):
             watch.round(progress.done)
-        return Slice(layers, watch)
+        # The times only: this slice's layers and pool must be gone before the next one's are loaded.
+        return Slice(layers, watch.medians())
 
     def _activations(self, tokens: int) -> memoryview:
         """Plausible ones, [tokens, bytes]."""

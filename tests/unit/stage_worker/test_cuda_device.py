@@ -13,6 +13,7 @@ from stage_worker.attention.backend import AttentionContext
 from stage_worker.attention.batch import RaggedBatch
 from stage_worker.attention.choice import FLASH_ATTN, TORCH, rank
 from stage_worker.attention.cuda_attention import MAKERS, facts_of
+from stage_worker.attention.static_batch import StaticBackend
 from stage_worker.attention.torch_paged import TorchPagedAttention
 from stage_worker.attention.trial import disagreement
 from stage_worker.device_copies import PinnedCopies
@@ -58,9 +59,11 @@ def test_back_ends_agree_with_plain_pytorch(
 
 
 def test_replays_equal_steps_without_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_tiny_model("llama", tmp_path, dtype="bfloat16", head_dim=64, num_hidden_layers=2)
+    model = make_tiny_model(
+        "llama", tmp_path, dtype="bfloat16", head_dim=64, num_hidden_layers=2, max_position_embeddings=1024
+    )
     spec = StageSpec(
-        index=0, count=2, layer_begin=0, layer_end=1, block_size=16, kv_blocks=64, max_step_tokens=256
+        index=0, count=2, layer_begin=0, layer_end=1, block_size=16, kv_blocks=256, max_step_tokens=1024
     )
 
     def executor(switch: str) -> TorchExecutor:
@@ -70,17 +73,26 @@ def test_replays_equal_steps_without_graph(tmp_path: Path, monkeypatch: pytest.M
         )
 
     graphed, plain = executor("1"), executor("0")
-    if graphed._graphs is None:
+    if not isinstance(graphed._decoder._attention, StaticBackend):
         pytest.skip("no attention back end here that can be captured")
-    keys = range(5)
-    starts = tuple(SequenceStart(key=key, sampling=GREEDY, prompt_tokens=20 + key) for key in keys)
-    prompts = tuple(
-        PlanRow(key, 0, 20 + key, (7,) * (20 + key), (3 * key, 3 * key + 1), False) for key in keys
-    )
-    plans = [StepPlan(1, Phase.PREFILL, prompts, starts)]
-    for step in range(3):
-        rows = tuple(PlanRow(key, 20 + key + step, 1, (9 + key + step,), (), False) for key in keys)
-        plans.append(StepPlan(2 + step, Phase.DECODE, rows))
+    assert graphed._graphs is not None, "the capture failed"
+    # Short contexts alone, then long ones beside them in the same graph: libraries cut those into parts.
+    lengths = {0: 20, 1: 21, 2: 700, 3: 23, 4: 500}
+    starts = tuple(SequenceStart(key, GREEDY, length) for key, length in lengths.items())
+    plans = [
+        StepPlan(
+            1 + key,
+            Phase.PREFILL,
+            (PlanRow(key, 0, n, (7 + key,) * n, tuple(range(50 * key, 50 * key + 50)), False),),
+            (starts[key],),
+        )
+        for key, n in lengths.items()
+    ]
+    for step, keys in enumerate([(0, 1, 3), (0, 1, 2, 3), (0, 1, 2, 3, 4), (2,), (0, 1, 3)]):
+        rows = tuple(PlanRow(key, lengths[key], 1, (9 + key + step,), (), False) for key in keys)
+        plans.append(StepPlan(6 + step, Phase.DECODE, rows))
+        for key in keys:
+            lengths[key] += 1
     for plan in plans:
         got, expected = (
             torch.frombuffer(bytearray(one.execute(plan, None).hidden or b""), dtype=torch.bfloat16)
@@ -95,3 +107,17 @@ def test_pinned_copies_move_what_they_are_given() -> None:
     on_device = [copies.upload("ids", array) for array in arrays]
     for array, tensor in zip(arrays, on_device, strict=True):
         assert copies.download(tensor) == array.tobytes()
+
+
+def test_an_epoch_gives_its_memory_back(tmp_path: Path) -> None:
+    model = make_tiny_model("llama", tmp_path, dtype="bfloat16", head_dim=64, num_hidden_layers=2)
+    free, _ = torch.cuda.mem_get_info(0)
+    backend = TorchBackend(str(model), device="cuda:0", dtype="bfloat16", memory_budget=free)
+    block_bytes = KvGeometry(2, backend.description.shape.kv_heads, 64, 16, torch.bfloat16).block_bytes
+    blocks = int(0.6 * free) // block_bytes  # two such pools would not fit
+    spec = StageSpec(
+        index=0, count=1, layer_begin=0, layer_end=2, block_size=16, kv_blocks=blocks, max_step_tokens=256
+    )
+    for _ in range(3):
+        executor = backend.configure(spec)
+        del executor

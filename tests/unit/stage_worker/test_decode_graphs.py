@@ -122,8 +122,15 @@ def test_graphs_are_dropped_if_a_replay_is_wrong_or_the_device_refuses() -> None
     def refusing(work: Callable[[], torch.Tensor]) -> tuple[Any, torch.Tensor]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
+    def small_ones(work: Callable[[], torch.Tensor]) -> tuple[FakeGraph, torch.Tensor]:
+        if len(work()) > 2:
+            raise RuntimeError("no room in the workspace")
+        return fake_capture(work)
+
     assert Stage("flash-attn").graphs(stuck) is None
     assert Stage("flash-attn").graphs(refusing) is None
+    some = Stage("flash-attn").graphs(small_ones)
+    assert some is not None and some.sizes == [1, 2]
 
 
 def test_only_back_ends_with_fixed_buffers_can_be_captured() -> None:

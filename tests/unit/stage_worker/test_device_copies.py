@@ -73,3 +73,9 @@ def test_a_cpu_gets_no_copies() -> None:
     array, tensor = np.arange(4), torch.arange(4)
     assert HostCopies().upload("ids", array).data_ptr() == array.ctypes.data
     assert np.frombuffer(HostCopies().download(tensor), dtype=np.int64).ctypes.data == tensor.data_ptr()
+
+
+def test_finish_waits_for_what_is_queued() -> None:
+    log = Log()
+    pinned(log).finish()
+    assert log.events == ["slot 1 busy", "slot 1 waited for"]
