@@ -92,6 +92,9 @@ def capture_decode(
             refused[size] = f"{type(error).__name__}: {error}"
     if refused:
         _log.warning("decode steps without CUDA graphs", rows=sorted(refused), reason=refused[max(refused)])
+        if device.type == "cuda":
+            # Raises if the device itself is broken: then nothing else would work either.
+            torch.cuda.synchronize(device)
     if not graphs:
         return None
     _log.info("decode by CUDA graphs", rows=sorted(graphs))

@@ -21,10 +21,14 @@ def predictor_spec(config: ClusterConfig, state: Path) -> ChildSpec:
     return ChildSpec("predictor", "predictor", arguments, SERVICE_READY_S, False, config.metrics)
 
 
-def worker_spec(config: ClusterConfig, instance: int, stage: int) -> ChildSpec:
-    """One stage of one instance."""
-    device = worker_device(config.device, instance * config.stages + stage)
+def worker_spec(config: ClusterConfig, instance: int, stage: int, *, own_device: bool = False) -> ChildSpec:
+    """One stage of one instance. own_device: it will see no GPU but one of its own (Ray deals them out)."""
     workers = config.stages * config.instances
+    if own_device:
+        device, sharing = config.device.partition(":")[0], 1
+    else:
+        device = worker_device(config.device, instance * config.stages + stage)
+        sharing = workers_on_device(config.device, workers)
     memory_gib = config.memory_gib
     emulated = config.executor == "emulated"
     if memory_gib is None and not device.startswith("cuda") and not emulated:
@@ -37,7 +41,7 @@ def worker_spec(config: ClusterConfig, instance: int, stage: int) -> ChildSpec:
         fabric=config.fabric,
         threads=config.stage_threads,
         memory_gib=memory_gib,
-        workers_on_device=None if emulated else workers_on_device(config.device, workers),
+        workers_on_device=sharing if sharing > 1 else None,
         executor=config.executor,
         profile=config.profile if emulated else None,
         hardware=config.hardware,

@@ -88,7 +88,10 @@ class RayProvisioner:
         instance = _Instance(f"instance-{number}", self._reserve(number))
         try:
             await self._wait_for_room(instance)
-            specs = [worker_spec(self._config, number, stage) for stage in range(self._config.stages)]
+            specs = [
+                worker_spec(self._config, number, stage, own_device=True)
+                for stage in range(self._config.stages)
+            ]
             instance.workers = [self._actor(instance, spec, stage) for stage, spec in enumerate(specs)]
             addresses = await asyncio.gather(
                 *(
