@@ -12,7 +12,13 @@ from typing import Any
 import grpc
 import pytest
 
-from common.errors import ConfigError, IncompatibleError, InvalidRequestError, NotFoundError
+from common.errors import (
+    ConfigError,
+    IncompatibleError,
+    InvalidRequestError,
+    NotFoundError,
+    UnavailableError,
+)
 from router.core.mitosis import Bounds
 from router.core.slo import SloTarget
 from tests.fakes.client import IDS, Heard, eventually, listen, request
@@ -130,7 +136,11 @@ async def test_an_instance_is_passed_on_to_another_router_while_it_works() -> No
         assert old.service.dispatcher.moved == 0
         with pytest.raises(InvalidRequestError, match="HOST:PORT"):
             await admin.move("i0", router="nowhere")
-        assert len(stays.submitted) > 0
+        with pytest.raises(UnavailableError, match=r"router 127\.0\.0\.1:1 does not take it"):
+            await admin.move("i0", router="127.0.0.1:1")
+        given = len(stays.submitted)
+        heard = await listen(old, request("here", max_tokens=TOKENS))
+        assert heard.text == TEXT and len(stays.submitted) == given + 1, "it stays where it was"
 
 
 async def test_an_overall_router_spreads_over_macro_routers_and_survives_the_loss_of_one() -> None:
