@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from bench.peers.children import end_children_when_ended
 from common.sampling import SamplingParams
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.client.types import BatchItem
@@ -121,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="start-ups")
     parser.add_argument("--out", type=Path, default=None, help="JSON")
     options = parser.parse_args(arguments)
+    end_children_when_ended()
     result = asyncio.run(run(options))
     show(result)
     if options.out is not None:

@@ -163,3 +163,9 @@ def _pinned(nbytes: int) -> torch.Tensor:
 def copies_for(device: torch.device) -> Copies:
     """What moves data to and from this device."""
     return HostCopies() if device.type == "cpu" else PinnedCopies(device)
+
+
+def check_device(device: torch.device) -> None:
+    """Wait for all streams of the device; raises what is wrong with it, if anything is."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -81,12 +81,18 @@ def from_rpc_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> TidePipeError
 
 
 @contextlib.contextmanager
-def translated() -> Iterator[None]:
-    """Around calls: the TidePipe error behind one that fails is raised in its place."""
+def translated(unavailable: str = "") -> Iterator[None]:
+    """Around calls: the TidePipe error behind one that fails is raised in its place.
+
+    unavailable: what an UnavailableError says first, such as who does not answer.
+    """
     try:
         yield
     except grpc.RpcError as error:
-        raise from_rpc_error(error) from error
+        translation = from_rpc_error(error)
+        if unavailable and isinstance(translation, UnavailableError):
+            translation = UnavailableError(f"{unavailable}: {translation}")
+        raise translation from error
     except asyncio.CancelledError as error:
         # A channel that is closed cancels its calls. Who waits was not cancelled and must hear of it: a
         # handler that ends by this error leaves its own caller waiting until the deadline.

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import structlog
 
-from common.errors import IncompatibleError, TidePipeError, UnavailableError
+from common.errors import IncompatibleError, TidePipeError
 from common.rpc.channel import open_channel
 from common.rpc.status import translated
 from router.core.prefill import PrefillTime
@@ -130,14 +130,9 @@ class InstanceLink:
 
     async def describe(self) -> None:
         """Ask what it serves. IncompatibleError if that does not fit, UnavailableError without an answer."""
-        try:
-            with translated():
-                await self._describe()
-        except UnavailableError as error:
-            announced = self.announced
-            raise UnavailableError(
-                f"instance {announced.instance_id} at {announced.address} does not answer: {error}"
-            ) from error
+        announced = self.announced
+        with translated(f"instance {announced.instance_id} at {announced.address} does not answer"):
+            await self._describe()
 
     async def status(self, timeout: float) -> pb.InstanceStatus:
         """How it stands, in its own words."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from common.errors import InvalidRequestError, UnavailableError
+from common.errors import InvalidRequestError
 from common.rpc.channel import open_channel
 from common.rpc.status import translated
 from router.instances.dispatcher import Dispatcher
@@ -60,11 +60,8 @@ class Passing:
         )
         request = pb.RegisterInstanceRequest(handle=handle, lease_ms=FIRST_LEASE_MS, passed_on=True)
         async with open_channel(address) as channel:
-            try:
-                with translated():
-                    await pb_grpc.RouterServiceStub(channel).RegisterInstance(request, timeout=PASS_TIMEOUT_S)
-            except UnavailableError as error:
-                raise UnavailableError(f"router {address} does not take it: {error}") from error
+            with translated(f"router {address} does not take it"):
+                await pb_grpc.RouterServiceStub(channel).RegisterInstance(request, timeout=PASS_TIMEOUT_S)
         self._passed[link.instance_id] = _Passed(address, self._clock())
         link.set_aside = True
         self._dispatcher.attendance.silent(link)

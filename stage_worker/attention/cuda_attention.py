@@ -24,6 +24,7 @@ from stage_worker.attention.flash_attn_paged import FlashAttnAttention
 from stage_worker.attention.flashinfer_paged import FlashInferAttention
 from stage_worker.attention.torch_paged import TorchPagedAttention
 from stage_worker.attention.trial import TriedBackend, disagreement
+from stage_worker.device_copies import check_device
 
 SWITCH = "TIDEPIPE_CUDA_ATTENTION"
 """Environment variable: the name of the back end to use, if it can be."""
@@ -78,7 +79,7 @@ class CudaAttention:
                 problem = f"{type(error).__name__}: {error}"
                 # An illegal access breaks the device for this process for good: that must not pass for a
                 # refusal, which leaves a stage that fails at every step.
-                _check_device(context.pool.keys(0).device)
+                check_device(context.pool.keys(0).device)
             if problem is None:
                 if isinstance(backend, TriedBackend):
                     backend.passed()
@@ -93,12 +94,6 @@ class CudaAttention:
         if self._said != (name, refused):
             self._said = name, refused
             _log.info("attention on the GPU", attention=name, left_out=refused)
-
-
-def _check_device(device: torch.device) -> None:
-    """Raises what is wrong with the device, if anything is."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def facts_of(context: AttentionContext) -> Facts:

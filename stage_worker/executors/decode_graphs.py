@@ -9,6 +9,7 @@ import torch
 
 from stage_worker.attention.batch import RaggedBatch
 from stage_worker.attention.static_batch import StaticBackend, StaticDecode
+from stage_worker.device_copies import check_device
 from stage_worker.executors.cuda_capture import Capture, Replayable
 from stage_worker.executors.graph_batches import graph_for, graph_sizes, idle_batch, padded
 from stage_worker.kv_pool import KvPool
@@ -92,9 +93,8 @@ def capture_decode(
             refused[size] = f"{type(error).__name__}: {error}"
     if refused:
         _log.warning("decode steps without CUDA graphs", rows=sorted(refused), reason=refused[max(refused)])
-        if device.type == "cuda":
-            # Raises if the device itself is broken: then nothing else would work either.
-            torch.cuda.synchronize(device)
+        # If the device itself is broken, nothing else would work either.
+        check_device(device)
     if not graphs:
         return None
     _log.info("decode by CUDA graphs", rows=sorted(graphs))
