@@ -71,6 +71,7 @@ def trial_batches(blocks: int, block_size: int, context_length: int) -> list[Rag
         {0: 1, 1: most},
         {0: max(2, capacity // 3), 1: 1, 2: most + 1},
         {0: 1, 1: 1, 2: 1},
+        {1: few},
     )
     lengths = [0] * sequences
     batches = []
