@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import structlog
 
 from common.errors import ConfigError, IncompatibleError, ModelError, UnavailableError
+from common.exception_groups import leaves
 from common.plan import PROTOCOL_VERSION, StepPlan
 from common.token_mix import TokenMix
 from controller.core.fabric import obstacles
@@ -126,15 +127,17 @@ class Pipeline:
 
     async def run_epoch(self, report: Callable[[int, stage_pb2.StepReport], None]) -> None:
         """Serve the epoch until cancelled; StageLostError when any stage is lost."""
+        lost: list[StageLostError] = []
         try:
             async with asyncio.TaskGroup() as group:
                 for stage in self.stages:
                     group.create_task(stage.run(self.epoch, report), name=f"stage-{stage.index}")
                 group.create_task(self._watch_stuck(), name="stuck")
-        except* StageLostError as lost:
-            errors = [error for error in lost.exceptions if isinstance(error, StageLostError)]
-            steps = [error.failed_step for error in errors if error.failed_step is not None]
-            raise StageLostError("; ".join(map(str, errors)), min(steps, default=None)) from None
+        except* StageLostError as group:
+            lost = leaves(group)
+        if lost:
+            steps = [error.failed_step for error in lost if error.failed_step is not None]
+            raise StageLostError("; ".join(map(str, lost)), min(steps, default=None))
 
     async def _watch_stuck(self) -> None:
         await self._stuck.wait()

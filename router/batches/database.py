@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from common.errors import ConfigError, StorageError
+from common.sqlite_schema import migrate
 
-SCHEMA_VERSION = 1
-_SCHEMA = """
+_VERSION_1 = """
 CREATE TABLE files (
     id TEXT PRIMARY KEY, created INTEGER NOT NULL, bytes INTEGER NOT NULL, filename TEXT NOT NULL,
     purpose TEXT NOT NULL, complete INTEGER NOT NULL,
@@ -35,6 +35,7 @@ CREATE TABLE lines (
 );
 CREATE UNIQUE INDEX one_custom_id ON lines (batch_id, custom_id);
 """
+_MIGRATIONS = (_VERSION_1,)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,15 +72,7 @@ class Database:
         if max_bytes is not None:
             (page,) = run("PRAGMA page_size").fetchone()
             run(f"PRAGMA max_page_count = {max(1, max_bytes // page)}")
-        (version,) = run("PRAGMA user_version").fetchone()
-        if version == 0:
-            self._connection.executescript(
-                f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            )
-        elif version != SCHEMA_VERSION:
-            raise sqlite3.DatabaseError(
-                f"it was written by another version of TidePipe (format {version}, here {SCHEMA_VERSION})"
-            )
+        migrate(self._connection, _MIGRATIONS)
 
     async def run(
         self, work: Callable[Concatenate[sqlite3.Connection, P], R], *args: P.args, **kwargs: P.kwargs

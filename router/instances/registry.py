@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from common.errors import IncompatibleError, OverloadedError, TidePipeError, UnavailableError
+from common.exception_groups import leaves
 from router.instances.dispatcher import Dispatcher
 from router.instances.link import InstanceAddress, InstanceLink
 from router.instances.model_facts import InstanceFacts
@@ -147,7 +148,7 @@ class InstanceRegistry:
         try:
             await link.run()
         except* TidePipeError as group:
-            reason = str(group.exceptions[0])
+            reason = str(leaves(group)[0])
             log.error("instance dropped", instance=link.instance_id, reason=reason)
         except* Exception:
             reason = "the link broke down"

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from common.errors import TidePipeError
+from common.exception_groups import leaves
 from common.rpc.status import translated
 from common.timeline import Timeline
 from common.wire.plan import phase_from_wire
@@ -39,7 +40,7 @@ class WatchedInstance:
             self.epoch = asked.result().epoch
             self._facts["status"] = _status(asked.result())
         except* TidePipeError as errors:
-            self._facts["error"] = str(errors.exceptions[0])
+            self._facts["error"] = str(leaves(errors)[0])
         return self._facts | _rows(rows)
 
     def whole(self) -> dict[str, Any]:

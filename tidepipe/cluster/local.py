@@ -12,6 +12,7 @@ from typing import Self
 from zlib import crc32
 
 from common.errors import ConfigError, TidePipeError, UnavailableError
+from common.exception_groups import leaves
 from common.model_source import resolve_model
 from common.security.credentials import Credentials
 from tidepipe.client.async_client import AsyncClient
@@ -100,14 +101,17 @@ class LocalCluster:
             run_dir=self._run_dir,
         )
         router = self._child(spec, self.grpc_address)
+        failures: list[TidePipeError] = []
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(predictor.start())
                 group.create_task(router.start())
                 for _ in range(config.instances):
                     group.create_task(machines.start_instance())
-        except* TidePipeError as failures:
-            raise _first(failures) from None
+        except* TidePipeError as errors:
+            failures = leaves(errors)
+        if failures:
+            raise failures[0]  # one says enough: the others mostly follow from it
         self._keepers = asyncio.create_task(self._keep_alive(), name="keep the cluster alive")
         await self._registered()
         if config.metrics and self._run_dir is not None:
@@ -188,10 +192,13 @@ class LocalCluster:
         return machines
 
     async def _keep_alive(self) -> None:
+        failures: list[ClusterError] = []
         try:
             await self._processes.keep_alive()
-        except* ClusterError as failures:
-            raise _first(failures) from None
+        except* ClusterError as errors:
+            failures = leaves(errors)
+        if failures:
+            raise failures[0]
 
     async def _registered(self) -> None:
         """Wait until the router can use every instance."""
@@ -221,9 +228,3 @@ def _state_name(model: str | None) -> str:
         raise ConfigError(
             f"there is no length model in {model} ({error.strerror}); make one: tidepipe predictor train"
         ) from error
-
-
-def _first(failures: BaseExceptionGroup[TidePipeError]) -> TidePipeError:
-    """One failure says enough: the others mostly follow from it."""
-    error = failures.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
