@@ -20,8 +20,8 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration]) -> 
     (found,) = connection.execute("PRAGMA user_version").fetchone()
     if found > len(migrations):
         raise sqlite3.DatabaseError(
-            f"it was written by a later version of TidePipe (format {found}, here {len(migrations)}); use that "
-            " version, or the copy that was made before the upgrade"
+            f"it was written by a later version of TidePipe (format {found}, here {len(migrations)}); use "
+            "that version, or the copy that was made before the upgrade"
         )
     if found == len(migrations):
         return int(found)
