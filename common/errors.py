@@ -20,6 +20,13 @@ class InvalidRequestError(TidePipeError):
         self.param = param
 
 
+class KeyReusedError(InvalidRequestError):
+    """An idempotency key came back with another request (INVALID_ARGUMENT, 422).
+
+    Not 409: clients of the OpenAI API try that again.
+    """
+
+
 class NotFoundError(TidePipeError):
     """An unknown model, request or instance (NOT_FOUND, 404)."""
 

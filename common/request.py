@@ -46,6 +46,7 @@ class GenerationRequest:
     ttft_ms, tpot_ms: latency wanted until the first token and per token after it; None: the service's own.
     piece_gap_s: what is new may be sent this seldom; the end is told at once.
     client: who asks, as far as is known; a hash of it goes to the predictor, the name itself nowhere.
+    trace_id: what the caller's proxies and logs call it; names nothing here.
     """
 
     request_id: str
@@ -65,6 +66,7 @@ class GenerationRequest:
     tpot_ms: float | None = None
     piece_gap_s: float = 0.0
     client: str = ""
+    trace_id: str = ""
 
     def check(self) -> None:
         """Raise InvalidRequestError for what makes no sense for any model."""

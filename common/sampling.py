@@ -25,6 +25,11 @@ class FinishReason(enum.Enum):
     DEADLINE = "deadline"
     ERROR = "error"
 
+    @property
+    def whole(self) -> bool:
+        """True if the output ended as asked for; any other one was cut."""
+        return self in (FinishReason.STOP, FinishReason.LENGTH)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:

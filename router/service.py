@@ -52,6 +52,7 @@ from router.page.cluster import ClusterSummary
 from router.page.feed import PageFeed
 from router.requests.admission import Admission
 from router.requests.attainment import AttainmentRecord
+from router.requests.keyed import KeyedRequests
 from router.requests.meter import Meters
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
@@ -171,7 +172,15 @@ class RouterService:
         if not self.settings.http:
             return None
         app = make_app(
-            self.table, models, lambda: self._text, bodies, jobs, int(time.time()), telemetry, self.feed
+            self.table,
+            models,
+            lambda: self._text,
+            bodies,
+            KeyedRequests(self._clock),
+            jobs,
+            int(time.time()),
+            telemetry,
+            self.feed,
         )
         if keys is not None:
             return HttpServer(KeyGate(app, keys), self.settings.http, grace_s=self.settings.stop_grace_s)

@@ -81,12 +81,12 @@ def parse_line(line: bytes, number: int, request_id: str) -> BatchItem | BatchLi
     return BatchItem(custom_id, url, request)
 
 
-def seeded(item: BatchItem) -> BatchItem:
-    """A request that draws, with a seed that is the same when its line is run again."""
+def seeded(item: BatchItem, line_name: str) -> BatchItem:
+    """A request that draws, with a seed that is the same when its line, so named, is run again."""
     sampling = item.request.sampling
     if sampling.greedy or sampling.seed is not None:
         return item
-    digest = hashlib.blake2b(item.request.request_id.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(line_name.encode(), digest_size=8).digest()
     sampling = replace(sampling, seed=int.from_bytes(digest, "big"))
     return replace(item, request=replace(item.request, sampling=sampling))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from common.errors import (
     InvalidRequestError,
+    KeyReusedError,
     NotFoundError,
     OverloadedError,
     PermissionDeniedError,
@@ -17,6 +18,7 @@ from common.errors import (
 )
 
 _MAPPING: dict[type[TidePipeError], tuple[int, str, str]] = {
+    KeyReusedError: (422, "invalid_request_error", "idempotency_key_reused"),
     InvalidRequestError: (400, "invalid_request_error", "invalid_value"),
     NotFoundError: (404, "invalid_request_error", "not_found"),
     OverloadedError: (429, "rate_limit_error", "rate_limit_exceeded"),
@@ -25,6 +27,8 @@ _MAPPING: dict[type[TidePipeError], tuple[int, str, str]] = {
     StorageError: (507, "server_error", "insufficient_storage"),
     UnavailableError: (503, "service_unavailable_error", "service_unavailable"),
 }
+UNAVAILABLE_RETRY_S = 1
+"""What a 503 says in `retry-after`: another router, or this one's successor, is there in a moment."""
 _OTHER = (500, "server_error", "internal_error")
 
 
@@ -55,6 +59,8 @@ def error_response(error: BaseException) -> tuple[int, dict[str, Any], dict[str,
         # Retry-After has whole seconds; OpenAI's clients prefer the finer header where there is one.
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_ms / 1000)))
         headers["retry-after-ms"] = str(error.retry_after_ms)
+    elif isinstance(error, UnavailableError):
+        headers["retry-after"] = str(UNAVAILABLE_RETRY_S)
     return status, error_body(message, kind, param, code), headers
 
 

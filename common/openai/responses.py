@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from common.errors import TidePipeError, UnavailableError
 from common.openai.logprobs import TokenBytes, chat_logprobs, completion_logprobs
 from common.request import Answer, GenerationRequest, Usage
+from common.sampling import FinishReason
 
 DONE = b"data: [DONE]\n\n"
 """Ends a stream of server-sent events."""
+FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call")
+"""Those that OpenAI's API has; no client knows another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +120,37 @@ def completion_body(context: ResponseContext, answers: Sequence[Answer], usage: 
 
 
 def response_body(context: ResponseContext, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
-    """Body of a finished request of either API."""
+    """Body of a finished request of either API. Raises as `check_uncut`."""
+    check_uncut(answers)
     how = chat_completion_body if context.request.is_chat else completion_body
     return how(context, answers, usage)
+
+
+def check_uncut(pieces: Sequence[Answer]) -> None:
+    """Raise what happened if one of these answers, or last pieces of answers, was cut.
+
+    OpenAI's clients take every answer for a whole one: what was cut is an error there, or an error event.
+    """
+    for piece in pieces:
+        match piece.finish_reason:
+            case None | FinishReason.STOP | FinishReason.LENGTH:
+                pass
+            case FinishReason.CANCELLED:
+                raise UnavailableError("the answer was cancelled before it was complete; ask again")
+            case FinishReason.DEADLINE:
+                raise UnavailableError("the answer was not complete within its time")
+            case _:
+                raise TidePipeError(piece.error or "the answer could not be finished")
 
 
 class ResponseStream(Protocol):
     """Makes the chunks of one request's stream."""
 
     def chunks(self, piece: Answer) -> list[dict[str, Any]]:
-        """Chunks for the next piece of one of the answers: its new tokens and text."""
+        """Chunks for the next piece of one of the answers: its new tokens and text.
+
+        Raises as `check_uncut`, before anything says that the answer has ended.
+        """
         ...
 
     def usage_chunk(self, usage: Usage) -> dict[str, Any] | None:
@@ -150,6 +175,7 @@ class _ChatStream:
     _output_tokens: int = 0
 
     def chunks(self, piece: Answer) -> list[dict[str, Any]]:
+        check_uncut([piece])
         context, result = self.context, []
         self._output_tokens += len(piece.token_ids)
         if piece.index not in self._begun:
@@ -181,6 +207,7 @@ class _CompletionStream:
     _output_tokens: int = 0
 
     def chunks(self, piece: Answer) -> list[dict[str, Any]]:
+        check_uncut([piece])
         context = self.context
         text = context.text(piece)
         if not (text or piece.token_ids or piece.finish_reason):

@@ -18,6 +18,7 @@ from common.openai.batch import (
     response_line,
     seeded,
 )
+from common.request_ids import draw_request_id
 from router.batches.lines import AnsweredLine, Line
 from router.batches.records import BatchRecord
 
@@ -32,14 +33,15 @@ log = structlog.get_logger()
 async def answer_line(answer: Answer, batch: BatchRecord, line: Line) -> AnsweredLine:
     """The output line. Waits as long as the service is full or away: the batch's time limit is the caller's.
 
-    The request's id and seed depend on batch and line alone, so that a line run again gives the same answer.
+    The request's seed depends on batch and line alone, so that a line run again gives the same answer. Its id
+    is drawn: nobody else may fetch the answer, or have a request of that name already.
     """
-    line_id = f"batch_req_{batch.id.removeprefix('batch_')}_{line.number}"
-    request_id = f"{batch.id}-{line.number}"
+    line_id = _line_id(batch, line)
+    request_id = draw_request_id("batch-")
     parsed = parse_line(line.request, line.number, request_id)
     if isinstance(parsed, BatchLineError):
         return AnsweredLine(line.number, error_line(line_id, parsed, request_id), failed=True)
-    item = seeded(parsed)
+    item = seeded(parsed, f"{batch.id}-{line.number}")
     while True:
         try:
             return AnsweredLine(line.number, response_line(line_id, item, await answer(item)), failed=False)
@@ -55,9 +57,12 @@ async def answer_line(answer: Answer, batch: BatchRecord, line: Line) -> Answere
 
 def expired_line(batch: BatchRecord, line: Line) -> AnsweredLine:
     """The output line of a request that was not answered within the batch's time."""
-    request_id = f"{batch.id}-{line.number}"
+    request_id = draw_request_id("batch-")
     parsed = parse_line(line.request, line.number, request_id)
     text = f"not answered within the batch's completion window of {batch.window}"
     error = BatchLineError(parsed.custom_id, text, "batch_expired")
-    line_id = f"batch_req_{batch.id.removeprefix('batch_')}_{line.number}"
-    return AnsweredLine(line.number, error_line(line_id, error, request_id), failed=True)
+    return AnsweredLine(line.number, error_line(_line_id(batch, line), error, request_id), failed=True)
+
+
+def _line_id(batch: BatchRecord, line: Line) -> str:
+    return f"batch_req_{batch.id.removeprefix('batch_')}_{line.number}"

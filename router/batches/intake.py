@@ -116,7 +116,7 @@ class BatchIntake:
             text = f"line {number}: longer than {MAX_LINE_BYTES} bytes"
             self._error("line_too_long", text, number)
             return None
-        parsed = parse_line(line, number, f"{self._batch.id}-{number}")
+        parsed = parse_line(line, number, "")
         if isinstance(parsed, BatchLineError):
             if parsed.custom_id is None or parsed.code in _OF_THE_FILE:
                 self._error(parsed.code, parsed.message, number, parsed.param)

@@ -46,7 +46,7 @@ def _listing(of: str) -> dict[str, Any]:
 
 _TOKEN_IDS = _array(_INTEGER)
 _ENDING = {
-    "finish_reason": {"enum": [reason.value for reason in FinishReason]},
+    "finish_reason": {"enum": [reason.value for reason in FinishReason if reason.whole]},
     "stop_reason": {"type": ["integer", "string", "null"], "description": "Token id or text that ended it."},
 }
 _TOKEN = {"token": _TEXT, "logprob": _NUMBER, "bytes": _array(_INTEGER)}

@@ -6,22 +6,27 @@ from typing import Any
 
 from common.request import MAX_LATENCY_TARGET_MS, MIN_LATENCY_TARGET_MS
 from router.description.operation import EVENTS, json_content, operation, parameter, ref
-from router.edge.wire import MAX_REQUEST_ID_CHARACTERS
-from router.gateway.headers import REQUEST_ID, TPOT, TTFT
+from router.gateway.headers import IDEMPOTENCY_KEY, MAX_ID_CHARACTERS, REQUEST_ID, TPOT, TTFT
 
 _LATENCY = {"type": "number", "minimum": MIN_LATENCY_TARGET_MS, "maximum": MAX_LATENCY_TARGET_MS}
 _HEADERS = (
     parameter(
         "header",
         REQUEST_ID,
-        # What Latin-1 can print.
-        {"type": "string", "pattern": f"^[ -~¡-¬®-ÿ]{{0,{MAX_REQUEST_ID_CHARACTERS}}}$"},
-        "Your own id, or a new one; comes back. One that is in use for another request is refused.",
+        {"type": "string"},
+        "For your logs and ours: comes back, and names nothing. A new one if there is none.",
+    ),
+    parameter(
+        "header",
+        IDEMPOTENCY_KEY,
+        # What Latin-1 can print; spaces at the ends belong to no value of a header.
+        {"type": "string", "pattern": f"^(?! )[ -~¡-¬®-ÿ]{{1,{MAX_ID_CHARACTERS}}}(?<! )$"},
+        "Asked again with it, a request is the same request; with another body it is refused (422).",
     ),
     parameter("header", TTFT, _LATENCY, "Milliseconds wanted up to the first token."),
     parameter("header", TPOT, _LATENCY, "Milliseconds wanted for each further token."),
 )
-_FAILURES = (400, 404, 413, 429, 500, 503)
+_FAILURES = (400, 404, 413, 422, 429, 500, 503)
 
 
 def completion_paths() -> dict[str, Any]:

@@ -10,6 +10,7 @@ _MEANINGS = {
     403: "The key's role may not do this.",
     404: "There is none of that name.",
     413: "The body is too large.",
+    422: "The idempotency key belongs to another request.",
     429: "No room now; come again after `retry-after` seconds, or `retry-after-ms`.",
     500: "A defect of TidePipe, or of a model's answer; the log says more.",
     503: "No instance serves, or the router stops.",

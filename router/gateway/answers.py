@@ -6,11 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from common.errors import TidePipeError, UnavailableError
 from common.openai.batch import BatchItem
-from common.openai.responses import ResponseContext, response_body
+from common.openai.responses import ResponseContext, check_uncut, response_body
 from common.request import Answer, GenerationRequest
-from common.sampling import FinishReason
 from router.gateway.collector import AnswerCollector
 from router.requests.subscription import Subscription
 from router.requests.table import RequestTable
@@ -40,15 +38,8 @@ class AnswerBodies:
         )
 
     async def whole(self, wanted: GenerationRequest, subscription: Subscription) -> dict[str, Any]:
-        """The body once all answers have ended. Raises what went wrong."""
+        """The body once all answers have ended. Raises what went wrong, also if one of them was cut."""
         return self._body(wanted, subscription, await _answers(subscription))
-
-    async def uncut(self, wanted: GenerationRequest, subscription: Subscription) -> dict[str, Any]:
-        """As `whole`, but what a stopping router cuts short is no answer: UnavailableError."""
-        answers = await _answers(subscription)
-        if any(answer.finish_reason is FinishReason.CANCELLED for answer in answers):
-            raise UnavailableError("the router stopped before the answer was complete")
-        return self._body(wanted, subscription, answers)
 
     def _body(
         self, wanted: GenerationRequest, subscription: Subscription, answers: Sequence[Answer]
@@ -63,21 +54,14 @@ async def _answers(subscription: Subscription) -> list[Answer]:
         for delta in deltas:
             collector.add(delta.piece)
     answers = collector.answers()
-    raise_error(answers)
+    check_uncut(answers)
     return answers
-
-
-def raise_error(pieces: Sequence[Answer]) -> None:
-    """Raise TidePipeError if one of them says that its answer could not be finished."""
-    for piece in pieces:
-        if piece.finish_reason is FinishReason.ERROR:
-            raise TidePipeError(piece.error or "the answer could not be finished")
 
 
 async def answer_item(table: RequestTable, bodies: AnswerBodies, item: BatchItem) -> dict[str, Any]:
     """Body for a batch's request, which runs as any other."""
     with table.attach(item.request, grace_s=0.0) as subscription:
-        return await bodies.uncut(item.request, subscription)
+        return await bodies.whole(item.request, subscription)
 
 
 def _prompt_text(wanted: GenerationRequest, prompt: Sequence[int], text: TextPort | None) -> str:

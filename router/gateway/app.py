@@ -25,6 +25,7 @@ from router.instances.available import AvailableModels
 from router.instances.model_facts import ModelFacts
 from router.page.feed import PageFeed
 from router.page.routes import page_routes
+from router.requests.keyed import KeyedRequests
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
 
@@ -34,6 +35,7 @@ def make_app(
     models: AvailableModels,
     text: Callable[[], TextPort | None],
     bodies: AnswerBodies,
+    keyed: KeyedRequests,
     jobs: BatchJobs | None,
     created: int,
     telemetry: Telemetry,
@@ -73,8 +75,8 @@ def make_app(
     async def describe(request: Request) -> Response:
         return description
 
-    chat = CompletionEndpoint(parse_chat, table, bodies)
-    completion = CompletionEndpoint(parse_completion, table, bodies)
+    chat = CompletionEndpoint(parse_chat, table, bodies, keyed)
+    completion = CompletionEndpoint(parse_completion, table, bodies, keyed)
     return Starlette(
         routes=[
             Route("/health", health, methods=["GET"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,42 +13,61 @@ from starlette.types import Receive, Scope, Send
 from common.openai.failures import error_response
 from common.openai.responses import DONE, ResponseContext, response_stream, sse
 from common.request import GenerationRequest
-from router.gateway.answers import AnswerBodies, raise_error
+from common.request_ids import draw_request_id
+from router.gateway.answers import AnswerBodies
 from router.gateway.body import read_json
 from router.gateway.failures import failure
-from router.gateway.headers import KEY, REQUEST_ID, request_id, with_targets
+from router.gateway.headers import KEY, REQUEST_ID, idempotency_key, trace_id, with_targets
 from router.gateway.presence import while_connected
-from router.requests.caller import known_by_key
+from router.requests.caller import known_by_key, owner_of
+from router.requests.keyed import KeyedRequests
 from router.requests.subscription import Subscription
 from router.requests.table import RequestTable
+
+KEYED_GRACE_S = 60.0
+"""How long a request with an idempotency key goes on without its client: enough to come back."""
 
 Parser = Callable[[object, str], GenerationRequest]
 
 
 class CompletionEndpoint:
-    """An ASGI application for one of the two APIs. A client that disconnects cancels its request."""
+    """An ASGI application for one of the two APIs. A client that disconnects cancels its request, unless it
+    can ask for it again: with an idempotency key."""
 
-    def __init__(self, parse: Parser, table: RequestTable, bodies: AnswerBodies) -> None:
+    def __init__(
+        self, parse: Parser, table: RequestTable, bodies: AnswerBodies, keyed: KeyedRequests
+    ) -> None:
         self._parse = parse
         self._table = table
         self._bodies = bodies
+        self._keyed = keyed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
         request = Request(scope, receive)
+        trace = trace_id(request.headers)
         try:
-            name = request_id(request.headers)
-            parsed = known_by_key(self._parse(await read_json(request), name), request.headers.get(KEY))
-            wanted = with_targets(parsed, request.headers)
-            subscription = self._table.attach(wanted, grace_s=0.0)
+            wanted, grace_s = await self._read(request, trace)
+            subscription = self._table.attach(wanted, grace_s)
         except ClientDisconnect:
             return
         except Exception as error:
-            await failure(error)(scope, receive, send)
+            await failure(error, {REQUEST_ID: trace})(scope, receive, send)
             return
         with subscription:
             exchange = _Exchange(self._bodies, wanted, subscription, scope, receive, send)
             await while_connected(receive, exchange.run())
+
+    async def _read(self, request: Request, trace: str) -> tuple[GenerationRequest, float]:
+        """What is wanted, and how long it goes on when its client is away."""
+        headers = request.headers
+        key = idempotency_key(headers)
+        parsed = self._parse(await read_json(request), draw_request_id())
+        wanted = known_by_key(dataclasses.replace(parsed, trace_id=trace), headers.get(KEY))
+        wanted = with_targets(wanted, headers)
+        if key is None:
+            return wanted, 0.0
+        return self._keyed.claim(owner_of(headers.get(KEY)), key, wanted), KEYED_GRACE_S
 
 
 class _Exchange:
@@ -68,6 +88,7 @@ class _Exchange:
         self._scope = scope
         self._receive = receive
         self._send = send
+        self._headers = {REQUEST_ID: wanted.trace_id}
 
     async def run(self) -> None:
         try:
@@ -77,27 +98,25 @@ class _Exchange:
                 return
             context = self._bodies.context(self._wanted, self._subscription)
         except Exception as error:
-            await failure(error)(self._scope, self._receive, self._send)
+            await failure(error, self._headers)(self._scope, self._receive, self._send)
             return
         await self._stream(context)
 
     async def _respond(self) -> None:
         body = await self._bodies.whole(self._wanted, self._subscription)
-        response = JSONResponse(body, headers={REQUEST_ID: self._wanted.request_id})
-        await response(self._scope, self._receive, self._send)
+        await JSONResponse(body, headers=self._headers)(self._scope, self._receive, self._send)
 
     async def _stream(self, context: ResponseContext) -> None:
         headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
-            (REQUEST_ID.encode(), self._wanted.request_id.encode("latin-1", "replace")),
+            *((name.encode(), value.encode("latin-1", "replace")) for name, value in self._headers.items()),
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         chunks = response_stream(context)
         try:
             async for deltas in self._subscription.deltas():
-                raise_error([delta.piece for delta in deltas])
                 events = [sse(chunk) for delta in deltas for chunk in chunks.chunks(delta.piece)]
                 await self._write(b"".join(events))
             usage = chunks.usage_chunk(self._subscription.entry.usage)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 
 import structlog
 from starlette.exceptions import HTTPException
@@ -18,16 +19,19 @@ Handler = Callable[[Request], Awaitable[Response]]
 log = structlog.get_logger()
 
 
-def failure(error: Exception) -> Response:
-    """Response for an error. One that was not made for users is a defect: logged, not shown."""
+def failure(error: Exception, headers: Mapping[str, str] = MappingProxyType({})) -> Response:
+    """Response for an error. One that was not made for users is a defect: logged, not shown.
+
+    headers: additional ones.
+    """
     if isinstance(error, BodyTooLargeError):
         body = error_body(str(error), "invalid_request_error", code="body_too_large")
         # A part of the body may be left unread.
-        return JSONResponse(body, 413, {"connection": "close"})
+        return JSONResponse(body, 413, {**headers, "connection": "close"})
     if not isinstance(error, TidePipeError):
         log.exception("HTTP request failed", exc_info=error)
-    status, body, headers = error_response(error)
-    return JSONResponse(body, status, headers)
+    status, body, special = error_response(error)
+    return JSONResponse(body, status, {**headers, **special})
 
 
 def http_failure(request: Request, error: Exception) -> Response:

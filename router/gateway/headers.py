@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-import uuid
 
 from starlette.datastructures import Headers
 
 from common.errors import InvalidRequestError
 from common.request import GenerationRequest
-from router.edge.wire import check_request_id
+from common.request_ids import draw_request_id
 
 REQUEST_ID = "x-request-id"
+IDEMPOTENCY_KEY = "idempotency-key"
+MAX_ID_CHARACTERS = 256
 KEY = "authorization"
 TTFT = "x-slo-ttft-ms"
 TPOT = "x-slo-tpot-ms"
 
 
-def request_id(headers: Headers) -> str:
-    """The caller's own id, or a new one. InvalidRequestError if it cannot be an id."""
-    wanted = headers.get(REQUEST_ID) or uuid.uuid4().hex
-    check_request_id(wanted)
-    return wanted
+def trace_id(headers: Headers) -> str:
+    """What the caller and its proxies call the request: for answers and logs, so they may repeat it.
+
+    A new one if there is none that can be printed.
+    """
+    wanted = headers.get(REQUEST_ID, "")
+    return wanted if _is_printable(wanted) else draw_request_id()
+
+
+def idempotency_key(headers: Headers) -> str | None:
+    """None: the request is none of those that are asked again. InvalidRequestError if it cannot be a key."""
+    key = headers.get(IDEMPOTENCY_KEY)
+    if key is not None and not _is_printable(key):
+        raise InvalidRequestError(
+            f"header Idempotency-Key must have 1 to {MAX_ID_CHARACTERS} printable characters",
+            "Idempotency-Key",
+        )
+    return key
+
+
+def _is_printable(text: str) -> bool:
+    return 0 < len(text) <= MAX_ID_CHARACTERS and text.isprintable()
 
 
 def with_targets(request: GenerationRequest, headers: Headers) -> GenerationRequest:

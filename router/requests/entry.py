@@ -36,13 +36,16 @@ class RequestEntry:
         self,
         request_id: str,
         number: int,
-        digest: int,
+        digest: str,
         sampling: SamplingParams,
         host: EntryHost,
         clock: Callable[[], float],
         meter: RequestMeter,
+        *,
+        trace_id: str = "",
     ) -> None:
         """number: by arrival. digest: tells another request with the same id from a repetition."""
+        self.trace_id = trace_id
         self.request_id = request_id
         self.number = number
         self.digest = digest
@@ -61,6 +64,17 @@ class RequestEntry:
     def ended(self) -> bool:
         """True once nothing more will come."""
         return self.ended_at is not None
+
+    @property
+    def complete(self) -> bool:
+        """True if every answer ended as it was asked for: none was cut, by whomever, and none failed."""
+        reasons = [answer.finish_reason for answer in self.answers]
+        return self.failure is None and bool(reasons) and all(one and one.whole for one in reasons)
+
+    @property
+    def broken(self) -> bool:
+        """True if an answer ended with an error."""
+        return any(answer.finish_reason is FinishReason.ERROR for answer in self.answers)
 
     @property
     def prompt_tokens(self) -> int:

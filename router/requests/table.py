@@ -1,4 +1,4 @@
-"""All requests that the router knows: running ones, and ended ones that a client may still ask for."""
+"""All requests that the router knows: running ones, and complete ones that a client may still ask for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from common.errors import (
     UnavailableError,
 )
 from common.request import GenerationRequest
-from common.sampling import FinishReason
 from router.instances.dispatcher import Dispatcher
 from router.instances.sequence import RoutedSequence
 from router.requests.admission import Admission
@@ -32,7 +31,7 @@ RETRY_AFTER_MS = 1000
 SUBMIT_GRACE_S = 10.0
 """A request that was submitted without a listener waits at least this long for its first one."""
 REMEMBERED_TOKENS = 4_000_000
-"""Ended requests are forgotten early, oldest first, if together they hold more tokens than this."""
+"""Complete requests are forgotten early, oldest first, if together they hold more tokens than this."""
 
 log = structlog.get_logger()
 
@@ -69,7 +68,7 @@ class RequestTable:
         remember_s: float,
         meter: RequestMeter | None = None,
     ) -> None:
-        """max_requests: running at most; as many ended ones are remembered, for `remember_s` seconds."""
+        """max_requests: running at most; as many complete ones are remembered, for `remember_s` seconds."""
         self.max_requests = max_requests
         self._dispatcher = dispatcher
         self._admission = admission
@@ -142,7 +141,9 @@ class RequestTable:
         """Listen to a request that was submitted before; NotFoundError if it is unknown or forgotten."""
         entry = self._find(request_id)
         if entry is None:
-            raise NotFoundError(f"there is no request {request_id}; it may have ended and been forgotten")
+            raise NotFoundError(
+                f"there is no request {request_id}; it may have been cancelled, or complete and forgotten"
+            )
         watch = self._watches.get(request_id)
         return self._listen(entry, True, watch.grace_s if watch is not None else 0.0)
 
@@ -172,14 +173,17 @@ class RequestTable:
         watch = self._watches.pop(name, None)
         if watch is not None and watch.timer is not None:
             watch.timer.cancel()
+        trace = entry.trace_id or None
         if entry.failure is not None:
-            # Forgotten at once: a retry with the same id starts anew.
             self._failed += bool(entry.answers)
-            log.info("request failed", request=name, reason=str(entry.failure))
+            log.info("request failed", request=name, trace=trace, reason=str(entry.failure))
             return
-        failed = any(answer.finish_reason is FinishReason.ERROR for answer in entry.answers)
-        self._failed += failed
-        self._finished += not failed
+        self._failed += entry.broken
+        self._finished += not entry.broken
+        if not entry.complete:
+            # Forgotten at once, whatever cut it: who asks again wants the whole answer, which starts anew.
+            log.info("request was cut", request=name, trace=trace)
+            return
         self._ended[name] = entry
         self._ended_tokens += entry.tokens_held
         self._forget_old()
@@ -187,7 +191,7 @@ class RequestTable:
     def _find(self, request_id: str) -> RequestEntry | None:
         return self._running.get(request_id) or self._ended.get(request_id)
 
-    def _begin(self, request: GenerationRequest, digest: int) -> RequestEntry:
+    def _begin(self, request: GenerationRequest, digest: str) -> RequestEntry:
         if self._closed or self._group is None:
             raise UnavailableError("this router is stopping; try another one, or again in a moment")
         if len(self._running) >= self.max_requests:
@@ -198,7 +202,16 @@ class RequestTable:
             )
         self._number += 1
         name = request.request_id
-        entry = RequestEntry(name, self._number, digest, request.sampling, self, self._clock, self._meter)
+        entry = RequestEntry(
+            name,
+            self._number,
+            digest,
+            request.sampling,
+            self,
+            self._clock,
+            self._meter,
+            trace_id=request.trace_id,
+        )
         self._running[name] = entry
         self._admissions[name] = self._group.create_task(self._admit(entry, request))
         return entry

@@ -30,12 +30,14 @@ class FakeRouter(inference_pb2_grpc.InferenceServiceServicer, admin_pb2_grpc.Adm
     """Answers every prompt with WORDS, a token and a word at a time.
 
     cut_after: end the k-th call of a request after so many tokens with UNAVAILABLE. full_calls: refuse so
-    many calls with a full queue. step_s: time per token. repeats_all: start each call at the first token.
+    many calls with a full queue. cancels: so many requests are cancelled after two tokens. step_s: time per
+    token. repeats_all: start each call at the first token.
     """
 
     def __init__(self, address: str = "127.0.0.1:0") -> None:
         self.cut_after: list[int] = []
         self.full_calls = 0
+        self.cancels = 0
         self.step_s = 0.0
         self.repeats_all = False
         self.requests: list[inference_pb2.GenerateRequest] = []
@@ -118,6 +120,10 @@ class FakeRouter(inference_pb2_grpc.InferenceServiceServicer, admin_pb2_grpc.Adm
         for number in range(begin, stop):
             time.sleep(self.step_s)
             last = number == len(WORDS) - 1
+            reason = sampling_pb2.FINISH_REASON_LENGTH if last else sampling_pb2.FINISH_REASON_UNSPECIFIED
+            if call == 0 and number == 2 and self.cancels > 0:
+                self.cancels -= 1
+                last, reason = True, sampling_pb2.FINISH_REASON_CANCELLED
             yield inference_pb2.GenerateResponse(
                 delta=inference_pb2.AnswerDelta(
                     request_id=request.request.request_id,
@@ -125,9 +131,11 @@ class FakeRouter(inference_pb2_grpc.InferenceServiceServicer, admin_pb2_grpc.Adm
                     character_offset=len("".join(WORDS[:number])),
                     token_ids=[TOKENS[number]],
                     text=WORDS[number],
-                    finish_reason=sampling_pb2.FINISH_REASON_LENGTH if last else 0,  # type: ignore[arg-type]
+                    finish_reason=reason,
                     usage=inference_pb2.Usage(prompt_tokens=3, output_tokens=len(WORDS)) if last else None,
                 )
             )
+            if last:
+                return
         if stop < len(WORDS):
             context.abort(grpc.StatusCode.UNAVAILABLE, "going away")

@@ -22,6 +22,7 @@ async def test_clients_are_told_apart_by_key_and_user() -> None:
         metadata = (("authorization", f"Bearer tp-aaaa-{SECRET}"),)
         call = router.stub.Generate(pb.GenerateRequest(request=wanted), metadata=metadata, timeout=20)
         assert [message async for message in call]
+        names = ["by-grpc"]
         async with httpx.AsyncClient(base_url=f"http://{router.http}", timeout=20, trust_env=False) as http:
             for name, key, user in (
                 ("same", "aaaa", ALICE),
@@ -31,14 +32,15 @@ async def test_clients_are_told_apart_by_key_and_user() -> None:
                 ("nobody", None, None),
                 ("odd", None, 5),
             ):
-                headers = {"x-request-id": name}
+                headers = {}
                 if key:
                     headers["authorization"] = f"Bearer tp-{key}-{SECRET}"
                 body = {"prompt": "tell me", "max_tokens": 1, "user": user}
                 response = await http.post("/v1/completions", json=body, headers=headers)
                 assert response.status_code == 200, response.text
+                names.append(name)
     hashes = {
-        spec.sequence_id.partition("/")[0]: spec.prompt_features.client_hash for spec in controller.submitted
+        name: spec.prompt_features.client_hash for name, spec in zip(names, controller.submitted, strict=True)
     }
     assert hashes["by-grpc"] == hashes["same"] != 0
     assert len({hashes[name] for name in ("same", "other-key", "other-user", "no-key", "nobody")}) == 5

@@ -11,9 +11,10 @@ import httpx
 import pytest
 
 from router.gateway.body import MAX_BODY_BYTES
-from tests.fakes.client import eventually, listen, request
+from tests.fakes.client import IDS, eventually, listen, request
 from tests.fakes.controller import FakeController, fake_controller, scripted_text
 from tests.fakes.router import RunningRouter, running_router
+from tidepipe.v1 import sampling_pb2
 
 PROMPT = "tell me"
 CHAT = "/v1/chat/completions"
@@ -65,7 +66,7 @@ async def test_completion_as_json(http: httpx.AsyncClient) -> None:
     response = await http.post(COMPLETE, json=body, headers={"x-request-id": "mine"})
     answer = response.json()
     assert response.status_code == 200 and response.headers["x-request-id"] == "mine"
-    assert (answer["id"], answer["object"], answer["model"]) == ("cmpl-mine", "text_completion", "fake")
+    assert (answer["object"], answer["model"]) == ("text_completion", "fake")
     first, second = answer["choices"]
     text = scripted_text(ids(PROMPT), 30, seed=5)
     assert (first["index"], second["index"]) == (0, 1) and first["text"] == text[: len(first["text"])]
@@ -156,19 +157,84 @@ async def test_latency_targets_are_checked(http: httpx.AsyncClient) -> None:
         assert (response.status_code, response.json()["error"]["param"]) == (400, header)
 
 
-async def test_overload_and_ids_in_use(
-    http: httpx.AsyncClient, controller: FakeController, router: RunningRouter
-) -> None:
+async def test_overload(http: httpx.AsyncClient, controller: FakeController, router: RunningRouter) -> None:
     controller.paused = True
     waiting = [asyncio.create_task(listen(router, request(f"w{i}"))) for i in range(2)]
     await eventually(lambda: len(controller.running()) == 2)
     response = await http.post(COMPLETE, json={"prompt": PROMPT})
     assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
     assert response.json()["error"]["type"] == "rate_limit_error"
-    response = await http.post(COMPLETE, json={"prompt": PROMPT}, headers={"x-request-id": "w0"})
-    assert (response.status_code, response.json()["error"]["param"]) == (400, "request_id")
     controller.paused = False
     await asyncio.gather(*waiting)
+
+
+async def test_a_trace_id_names_nothing(
+    http: httpx.AsyncClient, controller: FakeController, router: RunningRouter
+) -> None:
+    """Proxies give it to retries and to other requests alike; so do callers of gRPC, as an id."""
+    trace = {"x-request-id": "trace-1"}
+    body = {"prompt": PROMPT, "max_tokens": 200, "temperature": 0, "stream": True}
+    async with http.stream("POST", COMPLETE, json=body, headers=trace) as response:
+        await anext(response.aiter_lines())
+    again = await http.post(COMPLETE, json=body | {"stream": False}, headers=trace)
+    (choice,) = again.json()["choices"]
+    assert (choice["text"], choice["finish_reason"]) == (scripted_text(ids(PROMPT), 200), "length")
+    drawn = {"prompt": PROMPT, "temperature": 1}
+    other, *draws = await asyncio.gather(
+        listen(router, request("trace-1")), http.post(COMPLETE, json=drawn, headers=trace)
+    )
+    assert other.text == scripted_text(IDS, 40)
+    # Draws that come one after the other have seeds of their own as well.
+    draws.append(await http.post(COMPLETE, json=drawn, headers=trace))
+    assert len({draw.json()["choices"][0]["text"] for draw in draws}) == 2
+    assert all(draw.headers["x-request-id"] == "trace-1" for draw in draws)
+    for odd in ("x" * 300, ""):
+        assert (await http.post(COMPLETE, json=drawn, headers={"x-request-id": odd})).status_code == 200
+
+
+async def test_a_key_makes_two_calls_one_request(http: httpx.AsyncClient, controller: FakeController) -> None:
+    key = {"idempotency-key": "pay once"}
+    body = {"prompt": PROMPT, "max_tokens": 300, "temperature": 1}
+    # Hung up on, streamed; asked again in the midst of it, twice; and once more when it is complete.
+    async with http.stream("POST", COMPLETE, json=body | {"stream": True}, headers=key) as response:
+        await anext(response.aiter_lines())
+    calls = [http.post(COMPLETE, json=body, headers=key) for _ in range(2)]
+    answers = [*await asyncio.gather(*calls), await http.post(COMPLETE, json=body, headers=key)]
+    assert len(controller.submitted) == 1
+    seed = controller.submitted[0].sampling.seed
+    for answer in answers:
+        assert answer.json()["choices"][0]["text"] == scripted_text(ids(PROMPT), 300, seed=seed)
+    assert len({answer.headers["x-request-id"] for answer in answers}) == 3
+    refused = await http.post(COMPLETE, json=body | {"max_tokens": 3}, headers=key)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (422, "idempotency_key_reused")
+    assert (await http.post(COMPLETE, json=body, headers={"idempotency-key": "x" * 300})).status_code == 400
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_cut_answer_is_an_error(
+    http: httpx.AsyncClient, controller: FakeController, router: RunningRouter, stream: bool
+) -> None:
+    """By whomever it was cut, and also if it is one of several of which others are complete."""
+    key = {"idempotency-key": "k"}
+    body = {"prompt": PROMPT, "max_tokens": 200, "temperature": 0, "n": 2, "stream": stream}
+    call = asyncio.create_task(http.post(COMPLETE, json=body, headers=key))
+    await eventually(lambda: sum(len(held.tokens) > 20 for held in controller.held.values()) == 2)
+    first, _ = controller.running()
+    first.finish = sampling_pb2.FINISH_REASON_STOP
+    await eventually(lambda: len(controller.running()) == 1)
+    await asyncio.sleep(0.05)
+    router.service.table.cancel_all()
+    answer = await call
+    assert "cancelled before it was complete" in answer.text and '"cancelled"' not in answer.text
+    assert "[DONE]" not in answer.text
+    if not stream:
+        assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
+    # The same key gets the whole of it.
+    again = (await http.post(COMPLETE, json=body | {"stream": False}, headers=key)).json()
+    assert [choice["finish_reason"] for choice in again["choices"]] == ["length", "length"]
+    assert again["choices"][0]["text"] == scripted_text(ids(PROMPT), 200)
+    assert len(again["choices"][1]["text"]) == 200
 
 
 async def test_health_readiness_and_models(controller: FakeController) -> None:

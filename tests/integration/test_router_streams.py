@@ -126,6 +126,11 @@ async def test_cancel_and_disconnect_free_the_instance(
     assert answer.cancelled == 1
     assert (await stream).end.finish_reason == sp.FINISH_REASON_CANCELLED
     await eventually(lambda: not controller.running())
+    # What was cut is no answer that could be fetched: asked again it starts anew.
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await router.stub.Stream(pb.StreamRequest(request_id="c"), timeout=5).read()
+    assert error.value.code() is grpc.StatusCode.NOT_FOUND
+    assert (await listen(router, request("c", max_tokens=50))).text == scripted_text(IDS, 50)
 
     await listen(router, request("d", max_tokens=900), until=3)
     await eventually(lambda: len(controller.cancelled) == 2 and not controller.running())

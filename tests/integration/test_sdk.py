@@ -146,6 +146,13 @@ def test_a_batch_is_bounded_and_survives_bad_prompts(kind: str) -> None:
     assert results[-1].unwrap().usage.output_tokens == len(WORDS)
 
 
+def test_a_part_of_an_answer_is_no_completion() -> None:
+    with FakeRouter() as router, tidepipe.Client(router.address) as client:
+        router.cancels = 1
+        with pytest.raises(tidepipe.TidePipeError, match="was cancelled before its answer was complete"):
+            client.generate("hello")
+
+
 def test_no_router_is_a_clear_error() -> None:
     with FakeRouter() as router:
         address = router.address

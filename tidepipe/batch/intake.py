@@ -48,7 +48,7 @@ class Intake:
         if model is not None and not self._served(model):
             text = f"line {line.number}: model {model!r} is not served here; served: {self._model_names[0]}"
             return BatchLineError(parsed.custom_id, text, "model_not_found", "model")
-        return seeded(parsed)
+        return seeded(parsed, parsed.request.request_id)
 
     def _served(self, model: str) -> bool:
         return model in self._model_names or Path(model).name in self._model_names

@@ -2,7 +2,8 @@
 
 First a line that names the run, then one per finished request: a JSON head, a tab, the output line. Heads
 carry the number and the digest of the input line, so an input that was changed is noticed line by line. Lines
-are appended in the order in which requests finish; whatever a crash tore off at the end is cut off.
+are appended in the order in which requests finish; whatever a crash tore off at the end is cut off. A line
+whose answer was cut, as earlier versions wrote them, is none that is finished.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from common.errors import ConfigError
+from common.openai.responses import FINISH_REASONS
 
 SYNC_INTERVAL_S = 1.0
 
@@ -115,7 +117,10 @@ class ProgressFile:
                 if not run_id:
                     break
             elif tab and (outcome := _outcome(content)):
-                self._done[outcome.number] = (outcome, good + len(head) + 1, len(output_line))
+                if _was_cut(output_line):
+                    self._done.pop(outcome.number, None)
+                else:
+                    self._done[outcome.number] = (outcome, good + len(head) + 1, len(output_line))
             else:
                 break
             good += len(line)
@@ -154,6 +159,17 @@ def _parse(head: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _was_cut(output_line: bytes) -> bool:
+    """True for an answer with an end that no whole one has, such as "cancelled"."""
+    if b'"finish_reason": "' not in output_line:
+        return False
+    try:
+        choices = json.loads(output_line)["response"]["body"]["choices"]
+        return any(choice["finish_reason"] not in FINISH_REASONS for choice in choices)
+    except (ValueError, KeyError, TypeError):
+        return True
 
 
 def _outcome(content: dict[str, Any]) -> LineOutcome | None:

@@ -21,13 +21,15 @@ from tidepipe.batch.progress_file import LineOutcome, ProgressFile
 from tidepipe.client.async_batch import run_batch
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.client.collect import Collector
-from tidepipe.client.errors import DeadlineExceededError
+from tidepipe.client.errors import DeadlineExceededError, RequestCancelledError
 from tidepipe.client.requests import WHOLE_ANSWER_GAP_MS, make_request
 from tidepipe.client.status import ClusterStatus
 from tidepipe.client.types import Completion
 
 STATUS_INTERVAL_S = 1.0
 _AFTERWARDS_TRIES = 5
+_CUTS = 5
+"""A line is asked again when somebody cancels it, such as the end of an earlier run; but not for ever."""
 
 
 class BatchDisplay(Protocol):
@@ -170,6 +172,13 @@ class BatchRun:
                 yield parsed
 
     async def _answer(self, item: BatchItem) -> Completion:
+        """The whole answer. UnavailableError if it is cancelled again and again."""
+        for _ in range(_CUTS):
+            with contextlib.suppress(RequestCancelledError):
+                return await self._ask(item)
+        raise UnavailableError(f"the request of {item.custom_id!r} was cancelled {_CUTS} times")
+
+    async def _ask(self, item: BatchItem) -> Completion:
         request = make_request(
             item.request.prompt,
             item.request.sampling,

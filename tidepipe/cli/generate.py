@@ -50,12 +50,15 @@ def generate(
 async def _stream(endpoint: str, prompt: Any, parameters: dict[str, Any]) -> int:
     # Late, so that `tidepipe --help` stays quick.
     from tidepipe.client.async_client import AsyncClient
+    from tidepipe.client.errors import RequestCancelledError
 
     async with await AsyncClient.connect(endpoint, connect_timeout=5.0) as client:
         async with client.stream(prompt, **parameters) as stream:
             async for event in stream:
                 print(event.text, end="", flush=True)
         print()
+        if event.finish_reason is not None and not event.finish_reason.whole:
+            raise RequestCancelledError("somebody cancelled the request: this is not the whole answer")
         if event.usage and sys.stderr.isatty():
             usage = event.usage
             spent = max(usage.total_ms - usage.ttft_ms, 1e-3) / 1000

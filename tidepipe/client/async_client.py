@@ -214,7 +214,10 @@ class AsyncClient:
         return run_batch(prompts, one, concurrency)
 
     async def cancel(self, *request_ids: str) -> int:
-        """End requests; their streams finish with FinishReason.CANCELLED. How many were still running."""
+        """End requests; how many were still running.
+
+        Their streams finish with FinishReason.CANCELLED; who waits for the whole gets RequestCancelledError.
+        """
         stub = inference_pb2_grpc.InferenceServiceStub(self._open_channel())
         with translated():
             reply = await stub.Cancel(

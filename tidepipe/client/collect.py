@@ -6,6 +6,7 @@ from itertools import chain
 
 from common.errors import TidePipeError
 from common.request import Answer, Usage
+from tidepipe.client.errors import RequestCancelledError
 from tidepipe.client.types import Completion, StreamEvent
 
 
@@ -21,7 +22,7 @@ class Collector:
         self._events.setdefault(event.index, []).append(event)
 
     def completion(self) -> Completion:
-        """The answers, by index."""
+        """The answers, by index. RequestCancelledError if one of them was cut: a part is no completion."""
         parts = [self._events[index] for index in sorted(self._events)]
         return Completion(self._request_id, tuple(map(_answer, parts)), _usage(parts))
 
@@ -30,6 +31,8 @@ def _answer(events: list[StreamEvent]) -> Answer:
     last = events[-1]
     if last.finish_reason is None:
         raise TidePipeError(f"answer {last.index} of request {last.request_id} is not complete")
+    if not last.finish_reason.whole:
+        raise RequestCancelledError(f"request {last.request_id} was cancelled before its answer was complete")
     return Answer(
         index=last.index,
         text="".join(event.text for event in events),

@@ -13,5 +13,9 @@ class RequestFailedError(TidePipeError):
     """The service accepted the request but could not answer it; the message says why."""
 
 
+class RequestCancelledError(TidePipeError):
+    """Somebody cancelled the request before its answer was complete."""
+
+
 class StreamGapError(Exception):
     """Internal: a stream skipped something; asking again mends it."""

@@ -197,7 +197,10 @@ class Client:
         return run_batch(prompts, start, concurrency)
 
     def cancel(self, *request_ids: str) -> int:
-        """End requests; their streams finish with FinishReason.CANCELLED. How many were still running."""
+        """End requests; how many were still running.
+
+        Their streams finish with FinishReason.CANCELLED; who waits for the whole gets RequestCancelledError.
+        """
         with translated():
             reply = self._inference.Cancel(
                 inference_pb2.CancelRequest(request_ids=request_ids), timeout=CONTROL_TIMEOUT_S

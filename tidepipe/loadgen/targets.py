@@ -10,9 +10,11 @@ import grpc
 import httpx
 
 from common.errors import ConfigError, UnavailableError
+from common.openai.responses import FINISH_REASONS
 from common.request import ChatTurn
 from common.rpc.channel import open_channel
 from common.sampling import SamplingParams
+from common.wire.sampling import finish_from_wire
 from tidepipe.client.requests import check_endpoint, make_request
 from tidepipe.loadgen.outcome import Outcome
 from tidepipe.loadgen.requests import LoadRequest, is_chat
@@ -22,6 +24,8 @@ from tidepipe.v1 import inference_pb2_grpc
 CONNECT_TIMEOUT_S = 10.0
 CONTEXT_UNKNOWN = 4096
 VOCABULARY_UNKNOWN = 32_000
+
+CUT = "the answer was cut"
 
 Clock = Callable[[], float]
 
@@ -78,12 +82,16 @@ class GrpcTarget:
         wanted.disconnect_grace_ms = 0
         try:
             call = self._stub.Generate(pb.GenerateRequest(request=wanted), timeout=timeout_s)
+            reason = None
             async for message in call:
                 delta = message.delta
+                reason = finish_from_wire(delta.finish_reason)
                 if delta.token_ids:
                     outcome.arrivals.append((clock(), len(delta.token_ids)))
                     outcome.output_tokens += len(delta.token_ids)
                 outcome.error = delta.error or outcome.error
+            if reason is None or not reason.whole:
+                outcome.error = outcome.error or CUT
         except grpc.aio.AioRpcError as error:
             outcome.rejected = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             outcome.error = error.details() or error.code().name
@@ -144,9 +152,14 @@ class HttpTarget:
                     said = (await reply.aread())[:200].decode(errors="replace")
                     outcome.error = f"HTTP {reply.status_code}: {said}"
                     return
+                done = False
                 async for line in reply.aiter_lines():
-                    if line.startswith("data: ") and line != "data: [DONE]":
+                    if line == "data: [DONE]":
+                        done = True
+                    elif line.startswith("data: "):
                         _take(json.loads(line.removeprefix("data: ")), outcome, clock())
+                if not done:
+                    outcome.error = outcome.error or CUT
         except (httpx.HTTPError, ValueError) as error:
             outcome.error = f"{type(error).__name__}: {error}"
 
@@ -169,6 +182,8 @@ def _take(chunk: dict[str, Any], outcome: Outcome, now: float) -> None:
         outcome.error = str(chunk["error"].get("message", chunk["error"]))
         return
     for choice in chunk.get("choices") or ():
+        if choice.get("finish_reason") not in (None, *FINISH_REASONS):
+            outcome.error = CUT
         text = choice.get("text") or (choice.get("delta") or {}).get("content")
         tokens = len(choice["token_ids"]) if choice.get("token_ids") else int(bool(text))
         if tokens:

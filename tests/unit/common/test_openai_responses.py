@@ -162,7 +162,7 @@ def test_errors_have_their_status(error: Exception, status: int, kind: str, para
     got, body, headers = error_response(error)
     assert (got, body["error"]["type"], body["error"]["param"]) == (status, kind, param)
     assert body["error"]["message"] == str(error)
-    assert headers.get("retry-after") == ("2" if status == 429 else None)
+    assert headers.get("retry-after") == {429: "2", 503: "1"}.get(status)
 
 
 def test_internal_errors_are_not_shown() -> None:

@@ -20,7 +20,7 @@ from router.gateway.paging import page_limit
 
 @pytest.mark.parametrize("jobs", [Mock(), None])
 def test_every_route_is_described(jobs: Any) -> None:
-    app = make_app(Mock(), Mock(), Mock(), Mock(), jobs, 0, Mock(), Mock())
+    app = make_app(Mock(), Mock(), Mock(), Mock(), Mock(), jobs, 0, Mock(), Mock())
     routes = {
         (route.path.replace(":path}", "}"), method.lower())
         for route in app.routes

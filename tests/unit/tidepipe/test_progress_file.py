@@ -47,6 +47,17 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines(tmp_path: Path) -> None:
         target.unlink()
 
 
+def test_lines_that_earlier_versions_wrote_of_cut_answers_are_not_finished(tmp_path: Path) -> None:
+    progress = ProgressFile(tmp_path / "out")
+    for number, reason in enumerate(("stop", "cancelled", "deadline"), start=1):
+        choices = f'[{{"text": "\\"finish_reason\\": \\"cancelled\\"", "finish_reason": "{reason}"}}]'
+        progress.append(outcome(number), f'{{"response": {{"body": {{"choices": {choices}}}}}}}\n'.encode())
+    progress.close()
+    resumed = ProgressFile(tmp_path / "out")
+    assert [bool(resumed.find(number, "d")) for number in (1, 2, 3)] == [True, False, False]
+    resumed.close()
+
+
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     first = ProgressFile(tmp_path / "out")
     with pytest.raises(ConfigError, match="another run"):
