@@ -6,6 +6,20 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from common.errors import InvalidRequestError
+from common.limits import (
+    MAX_NAME_CHARACTERS,
+    MAX_PROMPT_BYTES,
+    MAX_PROMPT_TOKENS,
+    MAX_ROLE_CHARACTERS,
+    MAX_SPEAKER_CHARACTERS,
+    MAX_TOOLS,
+    MAX_TURNS,
+    TURN_CHARACTERS,
+    check_bytes,
+    check_characters,
+    check_count,
+    text_bytes,
+)
 from common.sampling import FinishReason, PositionLogprobs, SamplingParams
 
 MIN_LATENCY_TARGET_MS = 0.001
@@ -73,6 +87,8 @@ class GenerationRequest:
         self.sampling.check()
         if not self.prompt:
             raise InvalidRequestError("the prompt is empty", "prompt")
+        self._check_prompt()
+        check_characters("model", self.model or "", MAX_NAME_CHARACTERS)
         for name, target in (("ttft_ms", self.ttft_ms), ("tpot_ms", self.tpot_ms)):
             if target is not None and not MIN_LATENCY_TARGET_MS <= target <= MAX_LATENCY_TARGET_MS:
                 raise InvalidRequestError(
@@ -80,6 +96,37 @@ class GenerationRequest:
                     f"milliseconds, got {target:g}",
                     name,
                 )
+
+    def _check_prompt(self) -> None:
+        if isinstance(self.prompt, str):
+            check_bytes("the prompt", text_bytes(self.prompt), MAX_PROMPT_BYTES, "prompt")
+        elif self.is_chat:
+            check_count("messages", len(self.prompt), MAX_TURNS)
+            check_count("tools", len(self.tools), MAX_TOOLS)
+            for turn in self.turns:
+                check_characters("a role", turn.role, MAX_ROLE_CHARACTERS, "messages")
+                check_characters("a name", turn.name, MAX_SPEAKER_CHARACTERS, "messages")
+                check_characters("tool_call_id", turn.tool_call_id, MAX_SPEAKER_CHARACTERS, "messages")
+            size = sum(text_bytes(turn.content) + text_bytes(turn.tool_calls) for turn in self.turns)
+            size += sum(map(text_bytes, self.tools))
+            check_bytes("the chat and its tools", size, MAX_PROMPT_BYTES, "messages")
+        else:
+            check_count("the prompt", len(self.prompt), MAX_PROMPT_TOKENS, "tokens", param="prompt")
+
+    @property
+    def turns(self) -> list[ChatTurn]:
+        """Of a chat; else none."""
+        return [turn for turn in self.prompt if isinstance(turn, ChatTurn)] if self.is_chat else []
+
+    @property
+    def characters(self) -> int:
+        """How long the text is that will be tokenized, as far as that can be said before; 0 for token ids."""
+        if isinstance(self.prompt, str):
+            return len(self.prompt)
+        return sum(map(len, self.tools)) + sum(
+            TURN_CHARACTERS + sum(map(len, (turn.role, turn.content, turn.name, turn.tool_calls)))
+            for turn in self.turns
+        )
 
     @property
     def is_chat(self) -> bool:

@@ -8,12 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from common.errors import InvalidRequestError
+from common.limits import (
+    MAX_ANSWERS,
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_STOP_STRING_CHARACTERS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    check_count,
+)
 from common.structure import Structure
-
-MAX_LOGPROBS = 20
-MAX_STOP_STRINGS = 16
-MAX_STOP_STRING_CHARACTERS = 1024
-MAX_ANSWERS = 16
 
 
 class FinishReason(enum.Enum):
@@ -104,6 +108,8 @@ class SamplingParams:
         _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if self.seed is not None and not (0 <= self.seed < 2**64):
             raise InvalidRequestError(f"seed must be in [0, 2^64), got {self.seed}", "seed")
+        check_count("logit_bias", len(self.logit_bias), MAX_LOGIT_BIAS)
+        check_count("stop_token_ids", len(self.stop_token_ids), MAX_STOP_TOKEN_IDS)
         for token_id, bias in self.logit_bias.items():
             _within(f"logit_bias[{token_id}]", bias, -100.0, 100.0, "logit_bias")
         if self.max_tokens is not None:
@@ -132,6 +138,8 @@ class SamplingParams:
             )
         if not (1 <= self.n <= MAX_ANSWERS):
             raise InvalidRequestError(f"n must be in [1, {MAX_ANSWERS}], got {self.n}", "n")
+        if self.structure is not None:
+            self.structure.check_size()
         if self.structure is not None and self.ignore_eos:
             raise InvalidRequestError(
                 "ignore_eos and response_format contradict each other: a finished structure must end",

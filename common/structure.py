@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from common.errors import InvalidRequestError
+from common.limits import MAX_STRUCTURE_BYTES, check_bytes, text_bytes
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
-
-MAX_STRUCTURE_CHARACTERS = 64 * 1024
 
 _ONE_WAY = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON is written in one way only: a small model that may put whitespace anywhere puts it everywhere."""
@@ -36,15 +35,15 @@ class Structure:
                 f"response_format: the JSON schema is not usable: {error}", "response_format"
             ) from None
 
+    def check_size(self) -> None:
+        """Raise InvalidRequestError if it is larger than a structure may be."""
+        check_bytes("response_format", text_bytes(self.text), MAX_STRUCTURE_BYTES)
+
     def check(self, tokenizer: LLTokenizer | None = None) -> None:
         """Raise InvalidRequestError if no output can be held to it. Takes a while for large schemas."""
         from llguidance import LLMatcher
 
-        if len(self.text) > MAX_STRUCTURE_CHARACTERS:
-            raise InvalidRequestError(
-                f"response_format may have {MAX_STRUCTURE_CHARACTERS} characters, got {len(self.text)}",
-                "response_format",
-            )
+        self.check_size()
         problem = LLMatcher.validate_grammar(self.grammar(), tokenizer)
         if problem:
             what = "JSON schema" if self.kind == "json_schema" else "regular expression"

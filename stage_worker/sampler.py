@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import torch
 
+from common.limits import MAX_LOGPROBS
 from common.plan import SampledTokens, SequenceStart
-from common.sampling import MAX_LOGPROBS, PositionLogprobs, TokenLogprob
+from common.sampling import PositionLogprobs, TokenLogprob
 from stage_worker.executors.protocol import PlanError
 from stage_worker.sampling.draw import MAX_VOCAB_SIZE, DrawParams, draw, draw_truncated
 from stage_worker.sampling.grammar import Grammars

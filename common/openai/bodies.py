@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from common.errors import InvalidRequestError
+from common.limits import MAX_LOGPROBS, MAX_NAME_CHARACTERS, MAX_SPEAKER_CHARACTERS, MAX_TURNS
 from common.openai.fields import (
     IGNORED,
     REFUSED_IN_CHAT,
@@ -15,6 +16,7 @@ from common.openai.fields import (
     Content,
     LogitBias,
     Stop,
+    StopTokenIds,
     TextOrIds,
     UserName,
 )
@@ -27,7 +29,6 @@ from common.openai.numbers import (
     RepetitionPenalty,
     Seed,
     Temperature,
-    TokenId,
     TopK,
     TopLogprobs,
     TopP,
@@ -42,7 +43,7 @@ from common.openai.structures import (
 from common.openai.tools import ToolCalls, ToolChoice, Tools
 from common.openai.validation import StrictModel, clip, validate
 from common.request import ChatTurn, GenerationRequest, Prompt
-from common.sampling import MAX_LOGPROBS, SamplingParams
+from common.sampling import SamplingParams
 from common.structure import Structure
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -50,6 +51,9 @@ DEFAULT_COMPLETION_TOKENS = 16
 
 WHOLE_ANSWER_GAP_S = 1.0
 """How often an answer that is not streamed is looked at before it ends."""
+
+ModelName = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]
+Speaker = Annotated[str, Field(max_length=MAX_SPEAKER_CHARACTERS)]
 
 _STRUCTURE_FIELDS = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice")
 
@@ -68,7 +72,7 @@ class StreamOptions(StrictModel):
 class _CommonBody(StrictModel):
     """What both APIs have in common. null means the default, as if the field were absent."""
 
-    model: str | None = None
+    model: ModelName | None = None
     max_tokens: OutputTokens | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
@@ -89,7 +93,7 @@ class _CommonBody(StrictModel):
     ignore_eos: bool | None = None
     user: UserName | None = None
     safety_identifier: UserName | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: StopTokenIds | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     return_token_ids: bool | None = None
@@ -161,8 +165,8 @@ class Message(StrictModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
-    name: str | None = None
-    tool_call_id: str | None = None
+    name: Speaker | None = None
+    tool_call_id: Speaker | None = None
     tool_calls: ToolCalls | None = None
     refusal: str | None = None
     audio: None = None
@@ -187,7 +191,7 @@ class Message(StrictModel):
 class ChatBody(_CommonBody):
     """Body of /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(json_schema_extra={"minItems": 1})]
+    messages: Annotated[list[Message], Field(max_length=MAX_TURNS, json_schema_extra={"minItems": 1})]
     max_completion_tokens: OutputTokens | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None

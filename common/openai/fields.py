@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sized
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
+from common.limits import (
+    MAX_LOGIT_BIAS,
+    MAX_STOP_STRING_CHARACTERS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    MAX_USER_CHARACTERS,
+)
+from common.openai.numbers import TokenId
 from common.openai.validation import Refusal, checked_text, kind
-from common.sampling import MAX_STOP_STRING_CHARACTERS, MAX_STOP_STRINGS
 
 _MAX_INT = 2**31 - 1
-
-MAX_USER_CHARACTERS = 256
-"""Of a user's name; the rest is not looked at."""
 
 IGNORED = frozenset(
     {
@@ -75,14 +80,23 @@ REFUSED_IN_COMPLETIONS = REFUSED | {
 def _stop(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         return (checked_text(value),)
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(checked_text(item) for item in value)
+    if isinstance(value, list):
+        _few(value, MAX_STOP_STRINGS)
+        if all(isinstance(item, str) for item in value):
+            return tuple(checked_text(item) for item in value)
     raise ValueError(f"must be a string or a list of strings, got {_shape(value)}")
+
+
+def _stop_token_ids(value: Any) -> Any:
+    if isinstance(value, list):
+        _few(value, MAX_STOP_TOKEN_IDS)
+    return value
 
 
 def _logit_bias(value: Any) -> dict[int, float]:
     if not isinstance(value, dict):
         raise ValueError(f"must be an object from token ids to numbers, got {kind(value)}")
+    _few(value, MAX_LOGIT_BIAS)
     biases = {}
     for name, bias in value.items():
         if not (isinstance(name, str) and name.isascii() and name.isdigit() and len(name) <= 10):
@@ -147,6 +161,12 @@ def _user_name(value: Any) -> str | None:
     return value[:MAX_USER_CHARACTERS].encode(errors="replace").decode()
 
 
+def _few(value: Sized, most: int) -> None:
+    """Counted before anything is made of the entries."""
+    if len(value) > most:
+        raise ValueError(f"may have {most} entries, got {len(value)}")
+
+
 def _shape(value: Any) -> str:
     if isinstance(value, list):
         odd = next((item for item in value if not isinstance(item, str)), None)
@@ -177,6 +197,18 @@ LogitBias = Annotated[
             "type": "object",
             "propertyNames": {"pattern": "^[0-9]{1,10}$"},
             "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            "maxProperties": MAX_LOGIT_BIAS,
+        }
+    ),
+]
+StopTokenIds = Annotated[
+    list[TokenId],
+    BeforeValidator(_stop_token_ids),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"type": "integer", "minimum": 0, "maximum": _MAX_INT},
+            "maxItems": MAX_STOP_TOKEN_IDS,
         }
     ),
 ]

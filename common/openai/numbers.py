@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, WithJsonSchema
 
-from common.sampling import MAX_ANSWERS, MAX_LOGPROBS
+from common.limits import MAX_ANSWERS, MAX_LOGPROBS
 
 _MAX_INT = 2**31 - 1
 

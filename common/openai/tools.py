@@ -7,12 +7,15 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
+from common.limits import MAX_TOOLS
 from common.openai.validation import checked_text, kind
 
 
 def _tools(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise ValueError(f"must be a list of functions, got {kind(value)}")
+    if len(value) > MAX_TOOLS:
+        raise ValueError(f"may have {MAX_TOOLS} entries, got {len(value)}")
     return tuple(_tool(number, tool) for number, tool in enumerate(value))
 
 
@@ -83,6 +86,10 @@ _CALL = {
     "required": ["function"],
 }
 
-Tools = Annotated[tuple[str, ...], BeforeValidator(_tools), WithJsonSchema({"type": "array", "items": _TOOL})]
+Tools = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_tools),
+    WithJsonSchema({"type": "array", "items": _TOOL, "maxItems": MAX_TOOLS}),
+]
 ToolChoice = Annotated[str, BeforeValidator(_tool_choice), WithJsonSchema({"enum": ["none", "auto"]})]
 ToolCalls = Annotated[str, BeforeValidator(_tool_calls), WithJsonSchema({"type": "array", "items": _CALL})]

@@ -77,6 +77,10 @@ def explain(error: ErrorDetails, known: Collection[str] = ()) -> InvalidRequestE
             text = f"{path} must be at least {error['ctx']['ge']}, got {value}"
         case "less_than_equal":
             text = f"{path} must be at most {error['ctx']['le']}, got {value}"
+        case "too_long":
+            text = f"{path} may have {error['ctx']['max_length']} entries"
+        case "string_too_long":
+            text = f"{path} may have {error['ctx']['max_length']} characters"
         case "string_unicode":
             text = f"{path} is not valid Unicode: it has unpaired surrogates"
         case "value_error":

@@ -9,7 +9,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.errors import UnavailableError
-from common.rpc.server import DEFAULT_MESSAGE_BYTES
+from common.limits import MESSAGE_BYTES
 from common.rpc.transport import channel_credentials
 from common.security.credentials import Credentials
 from common.security.process import own
@@ -32,7 +32,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 def open_channel(
     address: str,
     *,
-    max_message_bytes: int = DEFAULT_MESSAGE_BYTES,
+    max_message_bytes: int = MESSAGE_BYTES,
     credentials: Credentials | None = None,
 ) -> grpc.aio.Channel:
     """A channel to HOST:PORT with keepalive, so that a silent peer is noticed within seconds.
@@ -46,7 +46,7 @@ def open_channel(
     return grpc.aio.secure_channel(address, tls, options=options)
 
 
-def channel_options(max_message_bytes: int = DEFAULT_MESSAGE_BYTES) -> list[tuple[str, int]]:
+def channel_options(max_message_bytes: int = MESSAGE_BYTES) -> list[tuple[str, int]]:
     """What every channel is made with."""
     return [
         *CHANNEL_OPTIONS,

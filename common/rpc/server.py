@@ -10,6 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from common.errors import ConfigError
+from common.limits import MESSAGE_BYTES
 from common.rpc.guard import AccessGuard
 from common.rpc.interceptor import CallInterceptor
 from common.rpc.transport import server_credentials
@@ -19,7 +20,6 @@ from common.security.process import own
 from common.telemetry.calls import CallMeter
 from common.telemetry.telemetry import Telemetry
 
-DEFAULT_MESSAGE_BYTES = 16 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
 
 
@@ -30,7 +30,7 @@ class RpcServer:
         self,
         listen: str,
         *,
-        max_message_bytes: int = DEFAULT_MESSAGE_BYTES,
+        max_message_bytes: int = MESSAGE_BYTES,
         telemetry: Telemetry | None = None,
         credentials: Credentials | None = None,
         keys: KeyAccess | None = None,

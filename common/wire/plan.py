@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from itertools import accumulate, chain
 
+from common.limits import PIECE_BYTES
 from common.plan import Phase, PlanRow, SequenceStart, StepPlan
 from common.wire.sampling import sampling_from_wire, sampling_to_wire
 from tidepipe.v1 import controller_pb2, stage_pb2
+
+MAX_HISTORY_TOKENS = PIECE_BYTES // 8
+"""Of one start that is sent ahead; an id takes five bytes at most."""
 
 _PHASE_TO_WIRE: dict[Phase, controller_pb2.Phase.ValueType] = {
     Phase.IDLE: controller_pb2.PHASE_UNSPECIFIED,
@@ -58,8 +63,66 @@ def plan_to_wire(plan: StepPlan, *, first: bool, last: bool) -> stage_pb2.StepPl
     return message
 
 
-def plan_from_wire(message: stage_pb2.StepPlan) -> StepPlan:
-    """Protobuf to domain. ValueError if the columns do not fit each other."""
+def plan_requests(epoch: int, plan: StepPlan, *, first: bool, last: bool) -> Iterator[stage_pb2.RunRequest]:
+    """The messages that tell one stage of a step: one, or several where its new sequences carry much.
+
+    What is left in the plan's own message is bounded by the step: rows, and blocks that the pool has.
+    """
+    message = plan_to_wire(plan, first=first, last=last)
+    if message.starts and message.ByteSize() > PIECE_BYTES:
+        yield from _sent_ahead(epoch, message.starts)
+        del message.starts[:]
+    yield stage_pb2.RunRequest(epoch=epoch, plan=message)
+
+
+def _sent_ahead(epoch: int, starts: Iterable[stage_pb2.SequenceStart]) -> Iterator[stage_pb2.RunRequest]:
+    ahead, size = stage_pb2.RunRequest(epoch=epoch), 0
+    for part in chain.from_iterable(map(_start_parts, starts)):
+        part_size = part.ByteSize()
+        if size and size + part_size > PIECE_BYTES:
+            yield ahead
+            ahead, size = stage_pb2.RunRequest(epoch=epoch), 0
+        ahead.starts.append(part)
+        size += part_size
+    yield ahead
+
+
+def _start_parts(start: stage_pb2.SequenceStart) -> Iterator[stage_pb2.SequenceStart]:
+    """The start itself, or several where its history is long."""
+    history = start.history_token_ids
+    if len(history) <= MAX_HISTORY_TOKENS:
+        yield start
+        return
+    for begin in range(0, len(history), MAX_HISTORY_TOKENS):
+        part = stage_pb2.SequenceStart(sequence_key=start.sequence_key)
+        if not begin:
+            part.CopyFrom(start)
+            del part.history_token_ids[:]
+        part.history_token_ids.extend(history[begin : begin + MAX_HISTORY_TOKENS])
+        yield part
+
+
+class StartsAhead:
+    """Sequences that were sent ahead of the plan with which they begin."""
+
+    def __init__(self) -> None:
+        self._starts: dict[int, stage_pb2.SequenceStart] = {}
+
+    def add(self, starts: Iterable[stage_pb2.SequenceStart]) -> None:
+        """More of them, or more of one's history."""
+        for start in starts:
+            known = self._starts.setdefault(start.sequence_key, start)
+            if known is not start:
+                known.history_token_ids.extend(start.history_token_ids)
+
+    def take(self) -> list[stage_pb2.SequenceStart]:
+        """All that came since the last plan."""
+        starts, self._starts = list(self._starts.values()), {}
+        return starts
+
+
+def plan_from_wire(message: stage_pb2.StepPlan, ahead: Iterable[stage_pb2.SequenceStart] = ()) -> StepPlan:
+    """Protobuf to domain. ahead: starts that were sent before. ValueError if the columns do not fit."""
     counts = list(message.token_counts)
     block_counts = list(message.new_block_counts)
     keys = list(message.sequence_keys)
@@ -91,6 +154,6 @@ def plan_from_wire(message: stage_pb2.StepPlan) -> StepPlan:
             history=tuple(entry.history_token_ids),
             eos_token_ids=tuple(entry.eos_token_ids),
         )
-        for entry in message.starts
+        for entry in (*ahead, *message.starts)
     )
     return StepPlan(message.step_id, phase_from_wire(message.phase), rows, starts, tuple(message.releases))

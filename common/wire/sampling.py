@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from common.limits import (
+    MAX_LOGIT_BIAS,
+    MAX_SAMPLING_BYTES,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    check_bytes,
+    check_count,
+)
 from common.sampling import FinishReason, PositionLogprobs, SamplingParams, TokenLogprob
 from common.structure import Structure
 from tidepipe.v1 import sampling_pb2 as pb
@@ -72,6 +80,21 @@ def sampling_from_wire(message: pb.SamplingParams) -> SamplingParams:
         n=message.n or 1,
         structure=_structure_from_wire(message.structure),
     )
+
+
+def count_fields(message: pb.SamplingParams) -> None:
+    """Raise InvalidRequestError if it repeats a field too often: asked before it is turned into objects."""
+    check_count("stop_token_ids", len(message.stop_token_ids), MAX_STOP_TOKEN_IDS)
+    check_count("logit_bias", len(message.logit_bias), MAX_LOGIT_BIAS)
+    check_count("stop", len(message.stop), MAX_STOP_STRINGS)
+
+
+def check_carried(message: pb.SamplingParams) -> None:
+    """Raise InvalidRequestError if one sequence carries more than a controller and its stages take."""
+    check_bytes(
+        "what a sequence carries besides its tokens", message.ByteSize(), MAX_SAMPLING_BYTES, "sampling"
+    )
+    count_fields(message)
 
 
 def _structure_to_wire(structure: Structure | None) -> pb.Structure | None:

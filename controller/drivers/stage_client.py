@@ -13,7 +13,7 @@ from common.model_shape import ModelShape
 from common.plan import PROTOCOL_VERSION, Phase, StepPlan
 from common.rpc.channel import open_channel
 from common.rpc.status import from_rpc_error
-from common.wire.plan import plan_to_wire
+from common.wire.plan import plan_requests
 from common.wire.shape import shape_from_wire
 from controller.core.fabric import FabricPort
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
@@ -185,7 +185,8 @@ class StageClient:
         first, last = self.index == 0, self.index == self.count - 1
         while True:
             plan = await self._plans.get()
-            yield stage_pb2.RunRequest(epoch=epoch, plan=plan_to_wire(plan, first=first, last=last))
+            for request in plan_requests(epoch, plan, first=first, last=last):
+                yield request
 
     async def close(self) -> None:
         """Give the channel back."""

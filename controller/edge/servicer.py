@@ -8,11 +8,13 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
+from common.errors import InvalidRequestError
 from common.latency.model import StepCost
 from common.plan import PROTOCOL_VERSION
 from common.rpc.results_stream import stream_results
 from common.wire.prompt import prompt_from_wire
 from common.wire.sampling import sampling_from_wire
+from common.wire.sequence import check_spec
 from controller.core.actions import Refusal, Refused
 from controller.core.report import instance_report, step_costs
 from controller.drivers.live import LiveInstance
@@ -71,10 +73,17 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
                 for spec in request.sequences
             ]
             return controller_pb2.SubmitSequencesResponse(verdicts=verdicts)
-        submissions = [submission_from_wire(spec) for spec in request.sequences]
-        refused = self._instance.submit(request.router_id, submissions, request.ordinal)
+        submissions: list[Submission] = []
+        refused: dict[str, Refused] = {}
+        for spec in request.sequences:
+            try:
+                check_spec(spec)
+                submissions.append(submission_from_wire(spec))
+            except InvalidRequestError as error:
+                refused[spec.sequence_id] = Refused(spec.sequence_id, Refusal.INVALID, str(error))
+        refused |= self._instance.submit(request.router_id, submissions, request.ordinal)
         return controller_pb2.SubmitSequencesResponse(
-            verdicts=[_verdict(one.sequence_id, refused.get(one.sequence_id)) for one in submissions]
+            verdicts=[_verdict(spec.sequence_id, refused.get(spec.sequence_id)) for spec in request.sequences]
         )
 
     async def CancelSequences(  # noqa: N802

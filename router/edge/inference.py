@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
+from common.limits import MAX_CANCELLED, check_count
 from common.rpc.guard import authorization_of
 from router.edge.wire import (
     delta_to_wire,
@@ -37,7 +38,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Submit, or attach to what was submitted, and stream."""
         wanted = known_by_key(request_from_wire(request.request), authorization_of(context))
-        resume = positions_from_wire(list(request.resume))
+        resume = positions_from_wire(request.resume)
         resuming = any(position.tokens or position.characters for position in resume)
         with self._table.attach(wanted, grace_s(request.request), resuming=resuming) as subscription:
             _when_over(context, subscription.leave)
@@ -62,12 +63,13 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         """Listen to what was submitted."""
         with self._table.attach_known(request.request_id) as subscription:
             _when_over(context, subscription.leave)
-            async for deltas in subscription.deltas(positions_from_wire(list(request.resume))):
+            async for deltas in subscription.deltas(positions_from_wire(request.resume)):
                 for delta in deltas:
                     yield pb.StreamResponse(delta=delta_to_wire(request.request_id, delta))
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:  # noqa: N802
         """End requests."""
+        check_count("request_ids", len(request.request_ids), MAX_CANCELLED)
         return pb.CancelResponse(cancelled=self._table.cancel(request.request_ids))
 
     async def ListModels(  # noqa: N802

@@ -13,6 +13,7 @@ from common.plan import PROTOCOL_VERSION
 from common.rpc.results_stream import stream_results
 from common.wire.prompt import prompt_from_wire
 from common.wire.sampling import sampling_from_wire
+from common.wire.sequence import check_spec
 from router.instances.dispatcher import Dispatcher
 from router.instances.link import InstanceLink
 from router.instances.registry import InstanceRegistry
@@ -72,13 +73,18 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
         self._host.note_ordinal(request.router_id, request.ordinal)
         verdicts = []
         for spec in request.sequences:
-            taken = self._host.take(request.router_id, _forwarded(spec))
             verdict = pb.SubmitVerdict(sequence_id=spec.sequence_id)
+            verdicts.append(verdict)
+            try:
+                check_spec(spec)
+            except InvalidRequestError as error:
+                verdict.outcome, verdict.reason = pb.SubmitVerdict.OUTCOME_INVALID, str(error)
+                continue
+            taken = self._host.take(request.router_id, _forwarded(spec))
             verdict.outcome = (
                 pb.SubmitVerdict.OUTCOME_ACCEPTED if taken else pb.SubmitVerdict.OUTCOME_QUEUE_FULL
             )
             verdict.reason = "" if taken else f"this router has {len(self._host)} sequences already"
-            verdicts.append(verdict)
         return pb.SubmitSequencesResponse(verdicts=verdicts)
 
     async def CancelSequences(  # noqa: N802

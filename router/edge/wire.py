@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from common.errors import InvalidRequestError
+from common.limits import (
+    MAX_ANSWERS,
+    MAX_PROMPT_TOKENS,
+    MAX_REQUEST_BYTES,
+    MAX_REQUEST_ID_CHARACTERS,
+    MAX_TOOLS,
+    MAX_TURNS,
+    MAX_USER_CHARACTERS,
+    check_bytes,
+    check_count,
+)
 from common.request import ChatTurn, GenerationRequest, Prompt, Usage
-from common.wire.sampling import finish_to_wire, logprobs_to_wire, sampling_from_wire
+from common.wire.sampling import count_fields, finish_to_wire, logprobs_to_wire, sampling_from_wire
 from router.requests.delta import Delta, Position
 from tidepipe.v1 import inference_pb2 as pb
 
-MAX_REQUEST_ID_CHARACTERS = 256
 MAX_GRACE_MS = 600_000
 MAX_PIECE_GAP_MS = 10_000
 
@@ -25,6 +37,7 @@ def check_request_id(request_id: str) -> None:
 
 def request_from_wire(message: pb.InferenceRequest) -> GenerationRequest:
     """Protobuf to domain. InvalidRequestError for what has no domain form."""
+    _check_size(message)
     check_request_id(message.request_id)
     if message.disconnect_grace_ms > MAX_GRACE_MS:
         raise InvalidRequestError(
@@ -46,8 +59,17 @@ def request_from_wire(message: pb.InferenceRequest) -> GenerationRequest:
         ttft_ms=message.ttft_ms if message.HasField("ttft_ms") else None,
         tpot_ms=message.tpot_ms if message.HasField("tpot_ms") else None,
         piece_gap_s=message.piece_gap_ms / 1000,
-        client=message.user,
+        client=message.user[:MAX_USER_CHARACTERS],
     )
+
+
+def _check_size(message: pb.InferenceRequest) -> None:
+    """Before anything is made of it: what is wrong with it must not cost more than to say so."""
+    check_bytes("a request", message.ByteSize(), MAX_REQUEST_BYTES, "request")
+    count_fields(message.sampling)
+    check_count("the prompt", len(message.token_ids.ids), MAX_PROMPT_TOKENS, "tokens", param="prompt")
+    check_count("messages", len(message.chat.messages), MAX_TURNS)
+    check_count("tools", len(message.chat.tools), MAX_TOOLS)
 
 
 def grace_s(message: pb.InferenceRequest) -> float:
@@ -55,8 +77,9 @@ def grace_s(message: pb.InferenceRequest) -> float:
     return message.disconnect_grace_ms / 1000
 
 
-def positions_from_wire(messages: list[pb.StreamPosition]) -> list[Position]:
-    """Protobuf to domain."""
+def positions_from_wire(messages: Sequence[pb.StreamPosition]) -> list[Position]:
+    """Protobuf to domain. InvalidRequestError if there are more than a request has answers."""
+    check_count("resume", len(messages), MAX_ANSWERS)
     return [Position(message.index, message.tokens, message.characters) for message in messages]
 
 

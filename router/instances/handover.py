@@ -11,6 +11,7 @@ import grpc
 import structlog
 
 from common.errors import InvalidRequestError, TidePipeError
+from common.limits import PIECE_BYTES, SPEC_BYTES
 from common.rpc.status import from_rpc_error
 from router.instances.placement import Placement, Stay
 from router.instances.wire import sequence_spec
@@ -20,8 +21,6 @@ from tidepipe.v1 import controller_pb2_grpc as pb_grpc
 SUBMIT_TIMEOUT_S = 10.0
 RETRY_S = 0.2
 MAX_BATCH_SEQUENCES = 256
-MAX_BATCH_TOKENS = 500_000
-"""Far below the message limit, at up to five bytes per token."""
 MAX_FAILURES = 3
 """Calls that the instance answered with an error that waiting does not heal."""
 
@@ -75,15 +74,13 @@ class HandOver:
             await self._filled.wait()
             # Results need a watcher; and without a connection a call would only use up its deadline.
             await self._connected.wait()
-            batch = self._next_batch()
+            batch, specs = self._next_batch()
             if not batch:
-                self._filled.clear()
+                if not self._queue:
+                    self._filled.clear()
                 continue
-            now = self._clock()
             request = pb.SubmitSequencesRequest(
-                router_id=self._router_id,
-                sequences=[sequence_spec(placement, now) for placement in batch],
-                ordinal=self._ordinal,
+                router_id=self._router_id, sequences=specs, ordinal=self._ordinal
             )
             try:
                 reply = await self._stub.SubmitSequences(request, timeout=SUBMIT_TIMEOUT_S)
@@ -93,18 +90,29 @@ class HandOver:
             else:
                 self._judge(batch, reply.verdicts)
 
-    def _next_batch(self) -> list[Placement]:
+    def _next_batch(self) -> tuple[list[Placement], list[pb.SequenceSpec]]:
+        """As much as fits into PIECE_BYTES, or one sequence; and how it looks in the message."""
         batch: list[Placement] = []
-        tokens = 0
-        while self._queue and len(batch) < MAX_BATCH_SEQUENCES and tokens < MAX_BATCH_TOKENS:
+        specs: list[pb.SequenceSpec] = []
+        size, now = 0, self._clock()
+        while self._queue and len(batch) < MAX_BATCH_SEQUENCES and not (batch and batch[-1].alone):
             placement = self._queue.popleft()
-            self._ordinal = max(self._ordinal, placement.ordinal)
             # It may have left meanwhile, or news may have shown that a broken call did arrive.
             if self._is_here(placement) and placement.stay is not Stay.HELD:
-                placement.stay = Stay.SENT
-                batch.append(placement)
-                tokens += placement.tokens
-        return batch
+                spec = sequence_spec(placement, now)
+                spec_size = spec.ByteSize()
+                if batch and (placement.alone or size + spec_size > PIECE_BYTES):
+                    self._queue.appendleft(placement)
+                    break
+                if spec_size > SPEC_BYTES:
+                    self._host.refused(placement, _too_large(spec_size))
+                else:
+                    placement.stay = Stay.SENT
+                    batch.append(placement)
+                    specs.append(spec)
+                    size += spec_size
+            self._ordinal = max(self._ordinal, placement.ordinal)
+        return batch, specs
 
     def _judge(self, batch: Sequence[Placement], verdicts: Sequence[pb.SubmitVerdict]) -> None:
         by_id = {verdict.sequence_id: verdict for verdict in verdicts}
@@ -129,18 +137,28 @@ class HandOver:
 
     def _failed(self, batch: Sequence[Placement], error: grpc.aio.AioRpcError) -> None:
         log.warning("handing over failed", code=error.code().name, details=error.details(), size=len(batch))
+        transient = error.code() in _TRANSIENT
         for placement in reversed(batch):
             if not self._is_here(placement):
                 continue
-            if error.code() in _TRANSIENT:
-                # The instance may have taken it all the same; it knows it by its id then.
+            if transient or len(batch) > 1:
+                # The instance may have taken it all the same; it knows it by its id then. A call that fails
+                # for what is in it fails again: each by itself, it is the fault of its maker alone.
+                placement.alone = placement.alone or not transient
                 self._queue.appendleft(placement)
             else:
                 self._count_failure(placement, from_rpc_error(error))
 
     def _count_failure(self, placement: Placement, error: TidePipeError) -> None:
         placement.failures += 1
-        if placement.failures >= MAX_FAILURES:
+        if placement.failures >= MAX_FAILURES or isinstance(error, InvalidRequestError):
             self._host.refused(placement, error)
         else:
             self.add(placement)
+
+
+def _too_large(size: int) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"the request is too large to be handed over: {size} bytes with its output so far, of {SPEC_BYTES} "
+        "that may be"
+    )

@@ -29,6 +29,7 @@ class Placement:
     slo: its latency targets. ordinal: how many the link was given up to this one.
     tokens: prompt and output so far, as counted into the instance's load.
     gaps: gaps in a row, without news that fitted. failures: calls that failed for good.
+    alone: it is handed over by itself, since a call with it failed.
     """
 
     placement_id: str
@@ -39,6 +40,7 @@ class Placement:
     tokens: int = 0
     gaps: int = 0
     failures: int = 0
+    alone: bool = False
 
 
 class PlacementTable:

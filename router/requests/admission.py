@@ -12,7 +12,7 @@ from functools import partial
 from common.errors import InvalidRequestError, NotFoundError
 from common.lengths.prompt import PromptFeatures, prompt_features
 from common.lengths.request import NO_PROMPT
-from common.request import ChatTurn, GenerationRequest
+from common.request import GenerationRequest
 from common.sampling import SamplingParams
 from router.instances.model_facts import ModelFacts
 from router.instances.served_model import ServedModel
@@ -119,13 +119,12 @@ class Admission:
         prompt = request.prompt
         encode: Callable[[], list[int]]
         if isinstance(prompt, str):
-            encode, size = partial(text.encode, prompt), len(prompt)
+            encode = partial(text.encode, prompt)
         elif request.is_chat:
-            turns = [turn for turn in prompt if isinstance(turn, ChatTurn)]
-            encode = partial(text.encode_chat, turns, request.tools)
-            size = sum(len(turn.content) for turn in turns) + sum(map(len, request.tools))
+            encode = partial(text.encode_chat, request.turns, request.tools)
         else:
             return _token_array([token for token in prompt if isinstance(token, int)])
+        size = request.characters
         most = facts.context_length * MAX_TOKEN_CHARACTERS
         if size > most:
             raise InvalidRequestError(

@@ -12,8 +12,9 @@ import psutil
 import structlog
 
 from common.errors import IncompatibleError
+from common.limits import MESSAGE_BYTES
 from common.plan import PROTOCOL_VERSION
-from common.wire.plan import plan_from_wire
+from common.wire.plan import StartsAhead, plan_from_wire
 from common.wire.shape import shape_to_wire
 from stage_worker.account import WorkAccount
 from stage_worker.epoch import Epoch
@@ -34,8 +35,9 @@ log = structlog.get_logger()
 
 
 def max_message_bytes(hidden_size: int, dtype: str) -> int:
-    """Size of the largest activations message, with room for its other fields."""
-    return MAX_STEP_TOKENS * hidden_size * (4 if dtype == "float32" else 2) + 1024 * 1024
+    """Size of the largest activations message, with room for its other fields; plans are never larger
+    than other messages between services."""
+    return max(MESSAGE_BYTES, MAX_STEP_TOKENS * hidden_size * (4 if dtype == "float32" else 2) + 1024 * 1024)
 
 
 class StageServicer(stage_pb2_grpc.StageServiceServicer):
@@ -198,10 +200,14 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _read_plans(self, epoch: Epoch, requests: AsyncIterator[stage_pb2.RunRequest]) -> None:
+        ahead = StartsAhead()
         async for request in requests:
             self._require(epoch, request.epoch)
+            ahead.add(request.starts)
+            if not request.HasField("plan"):
+                continue
             try:
-                epoch.add_plan(plan_from_wire(request.plan))
+                epoch.add_plan(plan_from_wire(request.plan, ahead.take()))
             except (QueueOverflowError, ValueError) as error:
                 raise IncompatibleError(f"plan of step {request.plan.step_id}: {error}") from error
 

@@ -139,7 +139,7 @@ class SequenceSpec(_message.Message):
     PROMPT_FEATURES_FIELD_NUMBER: _builtins.int
     PIECE_GAP_MS_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
-    """Unique; the router derives it from the request and the answer's index."""
+    """Unique; the router derives it from the request and the answer's index. At most 1,024 characters."""
     deadline_ms: _builtins.int
     """End it if it has not ended this many milliseconds after arrival. Zero: none."""
     ttft_ms: _builtins.float
@@ -162,7 +162,7 @@ class SequenceSpec(_message.Message):
 
     @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingParams:
-        """How to choose tokens. seed is set; stop strings and n are the router's business and ignored here."""
+        """How to choose tokens. seed is set; stop strings and n are the router's business and ignored here. At most 96 KiB."""
 
     @_builtins.property
     def prompt_features(self) -> _prompt_pb2.PromptFeatures:

@@ -21,7 +21,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class InferenceRequest(_message.Message):
-    """What to answer, and how."""
+    """What to answer, and how. At most 8 MiB."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -41,7 +41,7 @@ class InferenceRequest(_message.Message):
     request_id: _builtins.str
     """Chosen by the client, unique, 1..256 printable characters. The key of retries."""
     model: _builtins.str
-    """Model name. Empty: the only one served."""
+    """Model name, at most 1,024 characters. Empty: the only one served."""
     text: _builtins.str
     """Plain text; special tokens are added as the model's tokenizer does."""
     disconnect_grace_ms: _builtins.int
@@ -62,7 +62,7 @@ class InferenceRequest(_message.Message):
     """
     user: _builtins.str
     """Whom the request is for, a name of the client's choosing: answers to one user tend to be alike in length. Only a
-    hash of it leaves the router.
+    hash of it leaves the router. Of its first 256 characters.
     """
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
@@ -121,7 +121,7 @@ class TokenIds(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Ids in the model's vocabulary."""
+        """Ids in the model's vocabulary, at most 1,048,576."""
 
     def __init__(
         self,
@@ -146,12 +146,12 @@ class Chat(_message.Message):
     TOOLS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """Turns, oldest first."""
+        """Turns, oldest first; at most 4,096."""
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Functions that the model may call, each a JSON object {"type": "function", "function": ...}. The chat template
-        shows them to the model; calls come back as text, in the model's own format.
+        """Functions that the model may call, each a JSON object {"type": "function", "function": ...}; at most 128. The chat
+        template shows them to the model; calls come back as text, in the model's own format.
         """
 
     def __init__(
@@ -180,15 +180,15 @@ class ChatMessage(_message.Message):
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """system, user, assistant or tool."""
+    """system, user, assistant or tool. At most 64 characters."""
     content: _builtins.str
     """What was said."""
     name: _builtins.str
-    """Name of the speaker, where the template uses it."""
+    """Name of the speaker, where the template uses it; at most 256 characters."""
     tool_calls: _builtins.str
     """Calls that an assistant made: a JSON list, arguments as objects. Empty: none."""
     tool_call_id: _builtins.str
-    """The call that a tool answers."""
+    """The call that a tool answers; at most 256 characters."""
     def __init__(
         self,
         *,
@@ -250,7 +250,7 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def resume(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamPosition]:
-        """Where the client stands; empty at the first try."""
+        """Where the client stands; empty at the first try. At most 16."""
 
     def __init__(
         self,
@@ -356,7 +356,7 @@ class StreamRequest(_message.Message):
     """The request's id."""
     @_builtins.property
     def resume(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamPosition]:
-        """Where the client stands; empty: from the beginning."""
+        """Where the client stands; empty: from the beginning. At most 16."""
 
     def __init__(
         self,
@@ -517,7 +517,7 @@ class CancelRequest(_message.Message):
     REQUEST_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids of the requests to end."""
+        """Ids of the requests to end, at most 10,000."""
 
     def __init__(
         self,

@@ -132,15 +132,17 @@ class SamplingParams(_message.Message):
     """Independent answers to the prompt, 1..16. Zero: 1."""
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
-        """Added to the logits of these token ids, in [-100, 100]."""
+        """Added to the logits of these token ids, in [-100, 100]. At most 1,024."""
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Output ends with the first of these token ids, besides the model's own end-of-sequence tokens."""
+        """Output ends with the first of these token ids, besides the model's own end-of-sequence tokens. At most
+        1,024.
+        """
 
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Output ends before the first of these strings, also when it spans tokens. At most 16."""
+        """Output ends before the first of these strings, also when it spans tokens. At most 16, of 1,024 characters each."""
 
     @_builtins.property
     def structure(self) -> Global___Structure:
@@ -200,7 +202,7 @@ Global___SamplingParams: _TypeAlias = SamplingParams  # noqa: Y015
 
 @_typing.final
 class Structure(_message.Message):
-    """A form that an output is held to, at most 65,536 characters."""
+    """A form that an output is held to, at most 65,536 bytes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

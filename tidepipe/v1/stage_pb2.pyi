@@ -286,21 +286,29 @@ class RunRequest(_message.Message):
 
     EPOCH_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
+    STARTS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The epoch; a plan of another one is refused with FAILED_PRECONDITION."""
     @_builtins.property
     def plan(self) -> Global___StepPlan:
         """One step to execute."""
 
+    @_builtins.property
+    def starts(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceStart]:
+        """Sequences that begin with the next plan, before those that it names itself: sent ahead so that no message is large.
+        One whose key was sent already goes on with its history.
+        """
+
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
         plan: Global___StepPlan | None = ...,
+        starts: _abc.Iterable[Global___SequenceStart] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "plan", b"plan"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "plan", b"plan", "starts", b"starts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,105 @@
+"""Handing over: messages stay small; a call that fails for what is in it is the fault of its maker alone."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from typing import Any
+
+import grpc
+from grpc.aio import Metadata
+
+from common.errors import InvalidRequestError, TidePipeError
+from common.limits import MAX_STRUCTURE_BYTES, PIECE_BYTES
+from common.sampling import SamplingParams
+from common.structure import Structure
+from router.instances.handover import HandOver
+from router.instances.placement import Placement
+from router.instances.sequence import RoutedSequence
+from router.requests.admission import AdmittedRequest
+from router.requests.entry import RequestEntry
+from router.requests.meter import Unmeasured
+from tidepipe.v1 import controller_pb2 as pb
+
+
+class Host:
+    """The link, and the table behind it."""
+
+    def __init__(self) -> None:
+        self.refusals: dict[str, TidePipeError] = {}
+
+    def bounced(self, placement: Placement, reason: str, *, draining: bool) -> None:
+        raise AssertionError(reason)
+
+    def refused(self, placement: Placement, error: TidePipeError) -> None:
+        self.refusals[placement.placement_id] = error
+
+    def withdraw(self, sequence: RoutedSequence) -> None:
+        raise AssertionError
+
+    def entry_ended(self, entry: RequestEntry) -> None:
+        raise AssertionError
+
+
+class Instance:
+    """Takes all but a sequence named `poison`: a call with it fails as a whole, as if too large."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.taken: set[str] = set()
+
+    async def SubmitSequences(  # noqa: N802
+        self, request: pb.SubmitSequencesRequest, timeout: float
+    ) -> pb.SubmitSequencesResponse:
+        self.sizes.append(request.ByteSize())
+        names = [spec.sequence_id for spec in request.sequences]
+        if "poison" in names:
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED
+            raise grpc.aio.AioRpcError(code, Metadata(), Metadata(), "Sent message larger than max")
+        self.taken.update(names)
+        verdict = pb.SubmitVerdict.OUTCOME_ACCEPTED
+        return pb.SubmitSequencesResponse(
+            verdicts=[pb.SubmitVerdict(sequence_id=name, outcome=verdict) for name in names]
+        )
+
+
+def placed(name: str, host: Any, sampling: SamplingParams) -> Placement:
+    entry = RequestEntry(name, 1, 0, sampling, host, lambda: 0.0, Unmeasured())
+    entry.begin(AdmittedRequest(array("I", [1, 2]), (sampling,), new_text=lambda: None))
+    return Placement(name, entry.answers[0])
+
+
+async def handed_over(names: list[str], sampling: SamplingParams) -> tuple[Instance, Host]:
+    """All of them at once, until each was taken or refused."""
+    host, instance, connected = Host(), Instance(), asyncio.Event()
+    stub: Any = instance
+    handover = HandOver(
+        stub, "r", connected, host, lambda p: p.placement_id not in host.refusals, lambda: 0.0
+    )
+    for name in names:
+        handover.add(placed(name, host, sampling))
+    connected.set()
+    running = asyncio.create_task(handover.run())
+    async with asyncio.timeout(30):
+        while len(instance.taken) + len(host.refusals) < len(names):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    running.cancel()
+    return instance, host
+
+
+async def test_a_batch_with_poison_costs_nobody_else_anything() -> None:
+    innocent = [str(number) for number in range(5)]
+    instance, host = await handed_over([*innocent[:2], "poison", *innocent[2:]], SamplingParams(max_tokens=1))
+    assert instance.taken == set(innocent)
+    assert isinstance(host.refusals["poison"], InvalidRequestError)
+    assert "too large" in str(host.refusals["poison"])
+
+
+async def test_messages_are_cut_by_their_own_size() -> None:
+    """100 structures of 64 KiB do not fit into one."""
+    structure = Structure("json_schema", "x" * MAX_STRUCTURE_BYTES)
+    names = [str(number) for number in range(100)]
+    instance, host = await handed_over(names, SamplingParams(max_tokens=1, structure=structure))
+    assert instance.taken == set(names) and not host.refusals
+    assert len(instance.sizes) >= 100 * MAX_STRUCTURE_BYTES // PIECE_BYTES
+    assert max(instance.sizes) < PIECE_BYTES + 4096
