@@ -9,15 +9,20 @@ BIN := $(VENV)/bin
 MODEL ?= smollm2-135m
 DEMO_STAGES ?= 2
 
-.PHONY: help demo test setup model stubs lint types imports stubs-fresh check lock audit trial clean
+.PHONY: help demo test setup model stubs released lint types imports stubs-fresh check lock audit trial clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
 
-# Installed again whenever what is declared changes.
-$(VENV)/.installed: pyproject.toml constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# Installed again whenever what is declared changes. Exact versions, each file checked against its hash. PyTorch
+# alone comes without one: which build of it is wanted (CPU, or which CUDA) is the choice of the package index.
+$(VENV)/.installed: pyproject.toml locks/dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) --require-hashes -r locks/dev.txt
+	$(PIP) "$$($(BIN)/python deploy/requirements.py --only torch)"
+	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
 setup: $(VENV)/.installed ## virtual environment with everything in it
@@ -49,6 +54,13 @@ lint: setup ## ruff and buf
 	$(BIN)/ruff format --check .
 	$(BIN)/buf lint protos
 	$(BIN)/buf format --diff --exit-code protos
+	$(BIN)/buf breaking protos --against $(RELEASED)
+
+# The protos of the last release, as buf's image: clients and services of one minor version apart understand each other.
+RELEASED := protos/released.binpb
+
+released: setup ## at a release: from now on the protos stay compatible with these
+	$(BIN)/buf build protos -o $(RELEASED)
 
 types: setup ## mypy, strict
 	$(BIN)/mypy
@@ -58,16 +70,24 @@ imports: setup ## the import contract: the brain stays pure
 
 check: lint types imports stubs-fresh ## everything but the tests
 
-lock: setup ## write constraints.txt from the present environment
-	@{ echo '# Exact versions of everything, transitive ones included. Made by `make lock`.'; \
-	$(BIN)/python -m pip freeze --exclude-editable --exclude tidepipe | sed -E 's/\+cpu$$//'; } > constraints.txt
+# What PyTorch's CUDA build alone needs comes with it, from the index that has it.
+CUDA_PARTS := triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc \
+	cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
+LOCK := .lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	--no-emit-package torch $(foreach name,$(CUDA_PARTS),--no-emit-package $(name))
 
-audit: ## known vulnerabilities in what constraints.txt names (asks pypi.org's advisory service)
+lock: ## write locks/ anew from pyproject.toml; `make lock UPGRADE=--upgrade` takes newer versions
+	test -x .lock/bin/uv || { $(PYTHON) -m venv .lock && .lock/bin/python -m pip install --quiet uv==0.13.9; }
+	$(LOCK) $(UPGRADE) --extra dev pyproject.toml -o locks/dev.txt
+	$(LOCK) -c locks/dev.txt pyproject.toml -o locks/worker.txt
+	$(PYTHON) deploy/requirements.py --without torch | $(LOCK) -c locks/dev.txt - -o locks/service.txt
+
+audit: ## known vulnerabilities in what locks/ names (asks pypi.org's advisory service)
 	test -x .audit/bin/pip-audit || { $(PYTHON) -m venv .audit && .audit/bin/python -m pip install --quiet pip-audit==2.10.1; }
-	.audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
+	.audit/bin/pip-audit --strict --disable-pip --requirement locks/dev.txt
 
 trial: model ## launch and hurt the compose deployment, if this machine can have a container engine (root)
 	$(BIN)/python -m deploy.trial --model "$$($(BIN)/tidepipe model pull $(MODEL) | tail -1)"
 
 clean: ## remove what make made
-	rm -rf $(VENV) .demo .audit build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .demo .audit .lock build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,6 @@
-"""Prints the run-time dependencies of pyproject.toml, a line each: what the images install.
+"""Prints run-time dependencies of pyproject.toml, a line each: what `make lock` and `make setup` begin with.
 
-    python deploy/requirements.py [--without NAME ...]
+    python deploy/requirements.py [--without NAME ... | --only NAME ...]
 
 The service image leaves out torch: only stage workers compute.
 """
@@ -10,22 +10,26 @@ from __future__ import annotations
 import argparse
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
 
-def requirements(without: frozenset[str]) -> list[str]:
-    """The direct dependencies, less those named."""
+def requirements(wanted: Callable[[str], bool]) -> list[str]:
+    """The direct dependencies whose names are wanted."""
     declared: list[str] = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
-    return [line for line in declared if re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0] not in without]
+    return [line for line in declared if wanted(re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0])]
 
 
 def main() -> None:
     """Print them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--without", nargs="*", default=[], metavar="NAME")
-    print("\n".join(requirements(frozenset(parser.parse_args().without))))
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME")
+    options = parser.parse_args()
+    only, without = frozenset(options.only), frozenset(options.without)
+    print("\n".join(requirements(lambda name: name in only if only else name not in without)))
 
 
 if __name__ == "__main__":

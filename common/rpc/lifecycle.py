@@ -20,6 +20,7 @@ import uvloop
 from common.errors import TidePipeError
 from common.logs import configure_logging
 from common.security.credentials import Credentials
+from common.security.expiry import CertificateWatch
 from common.security.process import use
 
 READY_FD = "TIDEPIPE_READY_FD"
@@ -72,11 +73,15 @@ def run_service(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lifecycle.stopping.set)
         async with asyncio.TaskGroup() as group:
-            watcher = group.create_task(_watch_parent(lifecycle.stopping))
+            watchers = [
+                group.create_task(_watch_parent(lifecycle.stopping)),
+                group.create_task(CertificateWatch().run()),
+            ]
             try:
                 await body(lifecycle)
             finally:
-                watcher.cancel()
+                for watcher in watchers:
+                    watcher.cancel()
 
     try:
         # uvloop: a service spends much of its time on wake-ups for small messages.

@@ -1,33 +1,57 @@
-"""`python -m common.rpc.probe HOST:PORT`: exit code 0 if the service there is serving, 1 if not.
+"""`python -m common.rpc.probe ADDRESS`: exit code 0 if the service there is serving, 1 if not.
 
-For containers' health checks; asks the standard grpc.health.v1 service.
+ADDRESS is `unix:PATH`, the socket named by TIDEPIPE_HEALTH_SOCKET (cheap: for checks that run for ever), or
+HOST:PORT, which asks the standard grpc.health.v1 service. Imports what it needs only when it needs it.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import sys
 
-from common.rpc.channel import is_serving, open_channel
+TIMEOUT_S = 3.0
+SERVING = b"SERVING\n"
+UNIX = "unix:"
 
 
-async def probe(address: str, timeout: float) -> bool:
-    """True if the process at HOST:PORT reports SERVING within `timeout` seconds."""
-    async with open_channel(address) as channel:
-        return await is_serving(channel, timeout)
+def probe_socket(path: str) -> bool:
+    """True if the process behind a Unix socket says that it serves."""
+    import socket
+
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(TIMEOUT_S)
+            connection.connect(path)
+            said = b""
+            while not said.endswith(b"\n") and (more := connection.recv(64)):
+                said += more
+            return said == SERVING
+    except OSError:
+        return False
+
+
+def probe_service(address: str) -> bool:
+    """True if the process at HOST:PORT reports SERVING."""
+    import asyncio
+
+    from common.rpc.channel import is_serving, open_channel
+
+    async def ask() -> bool:
+        async with open_channel(address) as channel:
+            return await is_serving(channel, TIMEOUT_S)
+
+    return asyncio.run(ask())
 
 
 def main() -> int:
     """Entry point; the exit code."""
-    parser = argparse.ArgumentParser("python -m common.rpc.probe", description=__doc__)
-    parser.add_argument("address", metavar="HOST:PORT")
-    parser.add_argument("--timeout", type=float, default=3.0, help="seconds")
-    options = parser.parse_args()
-    if asyncio.run(probe(options.address, options.timeout)):
-        return 0
-    print(f"{options.address} is not serving", file=sys.stderr)
-    return 1
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        print(__doc__, file=sys.stderr)
+        return 2
+    address = sys.argv[1]
+    serving = probe_socket(address.removeprefix(UNIX)) if address.startswith(UNIX) else probe_service(address)
+    if not serving:
+        print(f"{address} is not serving", file=sys.stderr)
+    return 0 if serving else 1
 
 
 if __name__ == "__main__":

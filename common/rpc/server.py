@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import grpc
@@ -12,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from common.errors import ConfigError
 from common.limits import MESSAGE_BYTES
 from common.rpc.guard import AccessGuard
+from common.rpc.health_socket import serve_health
 from common.rpc.interceptor import CallInterceptor
 from common.rpc.transport import server_credentials
 from common.security.credentials import Credentials
@@ -59,6 +61,8 @@ class RpcServer:
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         self._names: list[str] = []
+        self._serving = False
+        self._open = contextlib.AsyncExitStack()
         self.address = listen
 
     async def start(self, services: Sequence[ServiceDescriptor]) -> str:
@@ -86,12 +90,14 @@ class RpcServer:
                 f"cannot listen on {self._listen}: the port is in use or not allowed; "
                 "choose another one (port 0 picks a free one)"
             ) from error
+        await self._open.enter_async_context(serve_health(lambda: self._serving))
         await self.server.start()
         self.address = f"{host}:{port}"
         return self.address
 
     async def set_serving(self, serving: bool) -> None:
         """Report health of the process as a whole and of each service."""
+        self._serving = serving
         state = (
             health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         )
@@ -100,5 +106,7 @@ class RpcServer:
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, give those in flight `grace_s` seconds, then end them."""
+        self._serving = False
         await self._health.enter_graceful_shutdown()
         await self.server.stop(grace_s)
+        await self._open.aclose()

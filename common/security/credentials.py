@@ -174,12 +174,19 @@ def _read(path: Path) -> bytes:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _refuse_expired(path: Path) -> None:
+def expiry(path: Path) -> datetime.datetime:
+    """When a certificate ends, UTC; ConfigError if the file cannot be read or is none."""
     from cryptography import x509  # late: only who uses certificates pays for it
 
     try:
-        end = x509.load_pem_x509_certificate(_read(path)).not_valid_after_utc
+        return x509.load_pem_x509_certificate(_read(path)).not_valid_after_utc
     except ValueError as error:
         raise ConfigError(f"{path} is not a certificate: {error}") from error
+
+
+def _refuse_expired(path: Path) -> None:
+    end = expiry(path)
     if end <= datetime.datetime.now(datetime.UTC):
-        raise ConfigError(f"the certificate {path} expired on {end:%Y-%m-%d %H:%M} UTC; make a new one")
+        raise ConfigError(
+            f"the certificate {path} expired on {end:%Y-%m-%d %H:%M} UTC; renew it: `tidepipe certs renew`"
+        )

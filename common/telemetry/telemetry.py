@@ -8,6 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 
+from common.security.expiry import CertificateWatch
+
 Read = Callable[[], Iterable[Metric]]
 
 
@@ -23,6 +25,7 @@ class Telemetry:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        self.at_scrape(CertificateWatch().metrics)
 
     def at_scrape(self, read: Read) -> None:
         """Add what `read` returns to every scrape."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from controller.drivers.stage_client import StageAbout, StageClient, StageLostEr
 from tidepipe.v1 import stage_pb2
 
 RETRY_S = 0.3
+REMIND_S = 1800.0
 
 log = structlog.get_logger()
 
@@ -56,11 +58,16 @@ class Pipeline:
 
         Waits for stages that do not answer yet. IncompatibleError or ConfigError if they never will fit.
         """
+        told, since = "", -REMIND_S
         while True:
             try:
                 return await self._configure()
             except UnavailableError as error:
-                log.info("waiting for stages", reason=str(error))
+                now = time.monotonic()
+                # A cluster may wait for days: what is no news is said twice an hour.
+                if str(error) != told or now - since >= REMIND_S:
+                    told, since = str(error), now
+                    log.info("waiting for stages", reason=told)
                 await asyncio.sleep(RETRY_S)
 
     async def _configure(self) -> int:

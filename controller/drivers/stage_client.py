@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import grpc
+import structlog
 
 from common.errors import IncompatibleError, TidePipeError
 from common.model_shape import ModelShape
@@ -23,6 +24,8 @@ CONFIGURE_TIMEOUT_S = 900.0
 LEASE_S = 6.0
 """A stage that sends neither a report nor a heartbeat (one each second) for this long is lost."""
 MAX_PLANS_QUEUED = 64
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,17 @@ class StageClient:
             epoch=reply.epoch,
             fabric=FabricPort(reply.fabric, reply.fabric_device),
         )
+        before = self.account.about
+        if before is not None and before.pid != about.pid:
+            # What the kernel ends for memory can say nothing itself.
+            log.warning(
+                "stage worker was replaced; if for memory, `dmesg` or the container's state tells",
+                stage=self.index,
+                address=self.address,
+                pid_before=before.pid,
+                pid=about.pid,
+                last_seen_holding_mib=self.account.rss_bytes >> 20,
+            )
         self.account.about = about
         self.account.rss_bytes = reply.rss_bytes
         return about

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.secrets import make_secrets
+from deploy.secrets import HOSTS, make_secrets
 from deploy.trial.engine import Engine
 from deploy.trial.images import ROOT
 
@@ -19,11 +19,18 @@ PROJECT = "tidepipe-trial"
 URL = "https://127.0.0.1:8000"
 READY_S = 300.0
 PAUSE_TRIES = 5
+SERVICES = HOSTS
+CRASHED = '"crashed"'
+"""What `run_service` logs when a service ends by an error that nobody foresaw."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one batch. same: answers equal to those of the run without faults."""
+    """What became of one batch.
+
+    same: answers equal to those of the run without faults. harmed: containers that the fault did not touch,
+    and that restarted or logged a crash all the same.
+    """
 
     fault: str
     requests: int
@@ -31,6 +38,12 @@ class Outcome:
     same: int
     seconds: float
     errors: tuple[str, ...] = ()
+    harmed: tuple[str, ...] = ()
+
+    @property
+    def well(self) -> bool:
+        """True if nobody noticed the fault."""
+        return not self.failed and self.same == self.requests and not self.harmed
 
 
 class Deployment:
@@ -56,6 +69,20 @@ class Deployment:
     def down(self) -> None:
         """Stop and remove everything."""
         self._compose("down", "--volumes", "--timeout", "20")
+
+    def starts(self) -> dict[str, str]:
+        """When the process of each service began, as the engine tells it."""
+        about = self._engine.docker("inspect", "-f", "{{.State.StartedAt}}", *map(self._container, SERVICES))
+        return dict(zip(SERVICES, about.split(), strict=True))
+
+    def python_version(self) -> str:
+        """Of the containers."""
+        return self._engine.docker("exec", self._container("router"), "python", "-V").strip()
+
+    def crashes(self) -> dict[str, int]:
+        """How often each service has logged that it broke down."""
+        logs = {name: self._engine.docker("logs", self._container(name)) for name in SERVICES}
+        return {name: sum(CRASHED in line for line in log.splitlines()) for name, log in logs.items()}
 
     def logs(self) -> str:
         """The end of all containers' logs."""

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from deploy.requirements import requirements
@@ -14,7 +15,8 @@ from deploy.trial.engine import Engine
 ROOT = Path(__file__).parents[2]
 WHEELHOUSE = ROOT / "deploy" / "wheelhouse"
 PACKAGES = "python3,python3-pip,ca-certificates"
-# The names of the official images: an ordinary Dockerfile builds on these unchanged.
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+# Stand-ins for the official images that the Dockerfile names by digest.
 SLIM = "python:3.11-slim-bookworm"
 FULL = "python:3.11-bookworm"
 _NOT_NEEDED = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale")
@@ -22,7 +24,7 @@ _NOT_NEEDED = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share
 
 def make_base_images(engine: Engine, cache: Path) -> None:
     """Import stand-ins of the two official Python images; their archives are kept in `cache`."""
-    for name, packages in ((SLIM, PACKAGES), (FULL, f"{PACKAGES},gcc,libc6-dev")):
+    for name, packages in ((SLIM, PACKAGES), (FULL, f"{PACKAGES},gcc,libc6-dev,libgomp1")):
         archive = cache / f"{name.replace(':', '-')}.tar"
         if not archive.exists():
             _bootstrap(archive, packages)
@@ -31,24 +33,27 @@ def make_base_images(engine: Engine, cache: Path) -> None:
 
 def fill_wheelhouse() -> None:
     """Download the wheels that the images install, for builds without a network."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += [
-        "--dest",
-        str(WHEELHOUSE),
-        "--find-links",
-        str(WHEELHOUSE),
-        "-c",
-        str(ROOT / "constraints.txt"),
-    ]
-    subprocess.run([*command, *requirements(frozenset())], check=True, timeout=900)
+    into = ["--dest", str(WHEELHOUSE), "--find-links", str(WHEELHOUSE)]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *into]
+    locks = [part for name in ("service", "worker") for part in ("-r", str(ROOT / "locks" / f"{name}.txt"))]
+    subprocess.run([*command, "--require-hashes", *locks], check=True, timeout=900)
+    torch = requirements(lambda name: name == "torch")
+    subprocess.run([*command, "--no-deps", *torch], check=True, timeout=900)
 
 
 def build_images(engine: Engine) -> None:
     """Build `tidepipe-service` and `tidepipe-worker`."""
-    offline = ["--build-arg", "PIP_NO_INDEX=1", "--build-arg", "PIP_FIND_LINKS=/wheelhouse"]
+    arguments = {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": "/wheelhouse",
+        "PYTHON_IMAGE": SLIM,
+        "BUILD_IMAGE": FULL,
+        "TIDEPIPE_VERSION": VERSION,
+    }
+    offline = [part for name, value in arguments.items() for part in ("--build-arg", f"{name}={value}")]
     for target in ("service", "worker"):
         command = ["docker", "build", "-q", "-f", "deploy/Dockerfile", "--target", target, *offline]
-        engine.run([*command, "-t", f"tidepipe-{target}", "."], cwd=ROOT, timeout=1500)
+        engine.run([*command, "-t", f"tidepipe-{target}:{VERSION}", "."], cwd=ROOT, timeout=1500)
 
 
 def _bootstrap(archive: Path, packages: str) -> None:

@@ -8,14 +8,15 @@ from typing import Annotated
 
 import typer
 
-certs_app = typer.Typer(help="Make certificates for mutual TLS.", no_args_is_help=True)
+certs_app = typer.Typer(help="Make and renew certificates for mutual TLS.", no_args_is_help=True)
 
 _DAYS = 365.0
+_Days = Annotated[float, typer.Option("--days", help="Days until they expire.")]
 
 
 @certs_app.callback()
 def _certs() -> None:
-    """Make certificates for mutual TLS."""
+    """Make and renew certificates for mutual TLS."""
 
 
 @certs_app.command("make")
@@ -23,9 +24,9 @@ def make(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
     host: Annotated[
         list[str] | None,
-        typer.Option("--host", help="Name or address of a machine of the cluster; repeatable. "),
+        typer.Option("--host", help="Name or address of a machine of the cluster; repeatable."),
     ] = None,
-    days: Annotated[float, typer.Option("--days", help="Days until they expire.")] = _DAYS,
+    days: _Days = _DAYS,
 ) -> None:
     """Make a development CA, a certificate for each service and client role, and a cluster token.
 
@@ -37,3 +38,27 @@ def make(
     for path in make_certificates(folder, host or [], days):
         print(path)
     print("ca.key signs for anybody: keep it away from the cluster's machines", file=sys.stderr)
+
+
+@certs_app.command("renew")
+def renew(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `tidepipe certs make` filled.")],
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="NAME", help="Such as router or ca; repeatable. Default: all."),
+    ] = None,
+    ca_key: Annotated[
+        Path | None,
+        typer.Option("--ca-key", metavar="FILE", help="The CA's key. Default: ca.key in DIR."),
+    ] = None,
+    days: _Days = _DAYS,
+) -> None:
+    """Give certificates a new lifetime. Keys, names and the token stay.
+
+    Old and new certificates get along: restart the services one at a time afterwards.
+    """
+    from common.security.authority import CA_KEY_FILE, renew_certificates
+
+    for path in renew_certificates(folder, ca_key or folder / CA_KEY_FILE, days, only or ()):
+        print(path)
+    print("services use them from their next start: restart them one at a time", file=sys.stderr)

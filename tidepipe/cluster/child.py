@@ -132,14 +132,15 @@ class Child:
         if "failed" in announcement:
             raise ClusterError(f"{self.name} could not start: {announcement['failed']}")
         raise ClusterError(
-            f"{self.name} ended with code {process.returncode} before it was ready{self._tail()}"
+            f"{self.name} ended before it was ready, {how_it_ended(process.returncode)}{self._tail()}"
         )
 
     async def keep_alive(self) -> None:
         """Restart the process whenever it dies, until cancelled; ClusterError when it dies too often."""
         while self._process is not None:
+            pid = self._process.pid
             code = await self._process.wait()
-            log.warning("process died, restarting", process=self.name, code=code)
+            log.warning("process died, restarting", process=self.name, pid=pid, ended=how_it_ended(code))
             await self._restart(code)
             log.info("process is back", process=self.name)
 
@@ -149,7 +150,7 @@ class Child:
             if len(self._restarts) == MAX_RESTARTS and now - self._restarts[0] < RESTART_WINDOW_S:
                 raise ClusterError(
                     f"{self.name} ended {MAX_RESTARTS + 1} times within {RESTART_WINDOW_S:g} s, "
-                    f"last with code {code}{self._tail()}"
+                    f"the last time {how_it_ended(code)}{self._tail()}"
                 )
             recent = sum(now - moment < RESTART_WINDOW_S for moment in self._restarts)
             self._restarts.append(now)
@@ -223,6 +224,16 @@ class Child:
             if lines:
                 return "; the end of its log:\n  " + "\n  ".join(lines[-LOG_TAIL_LINES:])
         return ""
+
+
+def how_it_ended(code: int | None) -> str:
+    """An exit code in words. What the kernel ends for memory says nothing itself: its log just stops."""
+    if code is None or code >= 0:
+        return f"with code {code}"
+    name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+    if -code == signal.SIGKILL:
+        return f"by {name}: by hand, or by the kernel because memory ran out (`dmesg` tells)"
+    return f"by {name}"
 
 
 async def _read_line(descriptor: int) -> bytes:
