@@ -132,7 +132,7 @@ class Child:
         if "failed" in announcement:
             raise ClusterError(f"{self.name} could not start: {announcement['failed']}")
         raise ClusterError(
-            f"{self.name} ended before it was ready, {how_it_ended(process.returncode)}{self._tail()}"
+            f"{self.name} ended {how_it_ended(process.returncode)} before it was ready{self._tail()}"
         )
 
     async def keep_alive(self) -> None:
