@@ -150,7 +150,7 @@ class Child:
             if len(self._restarts) == MAX_RESTARTS and now - self._restarts[0] < RESTART_WINDOW_S:
                 raise ClusterError(
                     f"{self.name} ended {MAX_RESTARTS + 1} times within {RESTART_WINDOW_S:g} s, "
-                    f"the last time {how_it_ended(code)}{self._tail()}"
+                    f"last {how_it_ended(code)}{self._tail()}"
                 )
             recent = sum(now - moment < RESTART_WINDOW_S for moment in self._restarts)
             self._restarts.append(now)
