@@ -15,6 +15,8 @@ CACHE_VARIABLE = "TIDEPIPE_CACHE"
 
 _SHORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+"""Name of one file of a GGUF model that was split."""
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _HUB_PATTERNS = [
     "*.json",
@@ -71,10 +73,15 @@ def _checked(path: Path) -> Path:
             f"{path}: not a .gguf file; for safetensors give the folder that also has config.json"
         )
     if any(path.glob("*.safetensors")):
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            raise ModelError(
+                f"{path}: a LoRA adapter, not a model; merge it into its base model (peft: merge_and_unload)"
+            )
         if (path / "config.json").is_file():
             return path
         raise ModelError(f"{path}: has *.safetensors but no config.json")
-    gguf_files = sorted(path.glob("*.gguf"))
+    # Of a split model, the first part speaks for all.
+    gguf_files = sorted(file for file in path.glob("*.gguf") if _part_number(file) == 1)
     if len(gguf_files) == 1:
         return gguf_files[0]
     if gguf_files:
@@ -82,9 +89,19 @@ def _checked(path: Path) -> Path:
         raise ModelError(f"{path}: has several GGUF files, give one of them: {names}")
     if any(file.suffix in _PICKLE_SUFFIXES for file in path.iterdir()):
         raise ModelError(
-            f"{path}: has only pickled weights, which are never loaded; convert them to safetensors"
+            f"{path}: has only pickled weights, which are never loaded; convert them to safetensors "
+            "(transformers: from_pretrained, then save_pretrained)"
         )
+    if any(path.glob("*.gguf")):
+        raise ModelError(f"{path}: has parts of a split GGUF model, but not the first one")
+    if (path / "model.safetensors.index.json").is_file():
+        raise ModelError(f"{path}: has an index of weights but not the *.safetensors that it names")
     raise ModelError(f"{path}: has neither *.safetensors nor a .gguf file")
+
+
+def _part_number(file: Path) -> int:
+    match = SPLIT_NAME.fullmatch(file.name)
+    return int(match["number"]) if match else 1
 
 
 def _from_cache(name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -54,12 +55,18 @@ def write_gguf(
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     architecture: str | None = None,
     rope_divisors: np.ndarray | None = None,
+    metadata: Mapping[str, object] | None = None,
 ) -> Path:
-    """Convert the model in `folder`; matrices are stored as `kind`, vectors as float32."""
+    """Convert the model in `folder`; matrices are stored as `kind`, vectors as float32.
+
+    metadata: more keys, with values of any simple type.
+    """
     config = json.loads((folder / "config.json").read_text())
     architecture = architecture or {"mistral": "llama"}.get(config["model_type"], config["model_type"])
+    path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(config["num_hidden_layers"])
+    if f"{architecture}.block_count" not in (metadata or {}):
+        writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
@@ -74,6 +81,14 @@ def write_gguf(
         writer.add_sliding_window(config["sliding_window"])
     writer.add_token_list([f"token {index}" for index in range(config["vocab_size"])])
     writer.add_eos_token_id(config["eos_token_id"])
+    for key, value in (metadata or {}).items():
+        add = {
+            bool: writer.add_bool,
+            float: writer.add_float32,
+            int: writer.add_uint32,
+            str: writer.add_string,
+        }
+        add.get(type(value), writer.add_array)(key, value)
     if rope_divisors is not None:
         writer.add_tensor("rope_freqs.weight", rope_divisors.astype(np.float32))
     for name, tensor in load_file(folder / "model.safetensors").items():
@@ -91,3 +106,28 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def split_gguf(path: Path, parts: int) -> Path:
+    """Divide a file's tensors over several, as llama.cpp's tool does. Returns the one with the metadata."""
+    reader = gguf.GGUFReader(path)
+    each = -(-len(reader.tensors) // parts)
+    for number in range(parts):
+        name = path.with_name(f"{path.stem}-{number + 1:05d}-of-{parts:05d}.gguf")
+        writer = gguf.GGUFWriter(name, "llama")
+        if number == 0:
+            for key, entry in reader.fields.items():
+                if not key.startswith(("GGUF.", "general.architecture")):
+                    kind = entry.types[-1] if entry.types[0] == gguf.GGUFValueType.ARRAY else None
+                    writer.add_key_value(key, entry.contents(), entry.types[0], kind)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", parts)
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for tensor in reader.tensors[number * each : (number + 1) * each]:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    path.unlink()
+    return path.with_name(f"{path.stem}-00001-of-{parts:05d}.gguf")

@@ -32,7 +32,7 @@ from stage_worker.fabric.pair import check_backend, fabric_device
 from stage_worker.fabric.ways import FabricWays, open_ways
 from stage_worker.kv_pool import KvPool, size_pool
 from stage_worker.loading.open_checkpoint import open_checkpoint
-from stage_worker.loading.stage_weights import StageSlice, load_stage
+from stage_worker.loading.stage_weights import StageSlice, check_weights, load_stage
 from stage_worker.models.decoder import Decoder
 from stage_worker.models.rope import RotaryTable
 from stage_worker.models.weights import StageWeights
@@ -87,6 +87,7 @@ class TorchBackend:
             check_backend(fabric, self._device)
         path = resolve_model(model, allow_download=allow_download)
         self._checkpoint = open_checkpoint(path)
+        check_weights(self._checkpoint)
         spec = self._checkpoint.spec
         self._dtype = choose_dtype(dtype, spec.native_dtype, self._device)
         self._compute = make_compute(self._device, self._dtype, torch.get_num_threads(), quantization)

@@ -65,25 +65,25 @@ class Checkpoint:
     def read_into(self, name: str, target: torch.Tensor) -> None:
         """Copy a tensor into `target`, which has its shape, converting to the target's type and device.
 
+        A target on the meta device only asks whether that would work, without reading the values.
         Raises ModelError, naming file and tensor, if it is missing, misshapen or cannot be read.
         """
         stored = self.tensors.get(name)
         if stored is None:
-            raise ModelError(f"{self.path}: tensor {name} is missing")
+            others = ", ".join(sorted(self.tensors)[:3]) or "none"
+            raise ModelError(f"{self.path}: tensor {name} is missing (there are {others}, ..)")
         if stored.shape != tuple(target.shape):
             raise ModelError(
                 f"{stored.file}: tensor {stored.name} has shape {list(stored.shape)}, "
                 f"the configuration asks for {list(target.shape)}"
             )
+        if target.is_meta:
+            _decoded(stored, np.zeros((1, stored.nbytes // stored.rows), dtype=np.uint8))
+            return
         matrix = target.view(stored.rows, -1)
         row = 0
         for raw in _pieces(stored):
-            try:
-                values = stored.decode(raw)
-            except (ValueError, NotImplementedError) as error:
-                raise ModelError(
-                    f"{stored.file}: tensor {stored.name} of type {stored.kind} cannot be decoded ({error})"
-                ) from error
+            values = _decoded(stored, raw)
             if stored.interleaved_head_dim:
                 values = _halves_apart(values, stored.interleaved_head_dim)
             matrix[row : row + len(values)].copy_(values)
@@ -113,6 +113,25 @@ class Checkpoint:
                         handle.seek(stored.offset + start)
                         digest.update(handle.read(min(stored.nbytes, _SAMPLE_BYTES)))
         return digest.hexdigest()
+
+
+def same_values(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors hold the same values; stops at the first difference."""
+    if one.shape != other.shape:
+        return False
+    return all(
+        torch.equal(_decoded(one, first).double(), _decoded(other, second).double())
+        for first, second in zip(_pieces(one), _pieces(other), strict=True)
+    )
+
+
+def _decoded(stored: StoredTensor, raw: RawRows) -> torch.Tensor:
+    try:
+        return stored.decode(raw)
+    except (ValueError, NotImplementedError) as error:
+        raise ModelError(
+            f"{stored.file}: tensor {stored.name} of type {stored.kind} cannot be decoded ({error})"
+        ) from error
 
 
 def _opened(file: Path) -> BinaryIO:

@@ -16,6 +16,39 @@ from stage_worker.models.spec import ModelSpec, RopeSpec, unsupported_architectu
 _ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
 _SMOLLM3_NO_ROPE_INTERVAL = 4  # fixed in llama.cpp too: the file does not carry it
 
+_MOST_LAYERS = 10_000
+
+_KNOWN_KEYS = frozenset(
+    {
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.value_length",
+        "attention.layer_norm_rms_epsilon",
+        "attention.causal",
+        "expert_count",
+        "expert_used_count",
+        "vocab_size",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.scale_linear",
+        "rope.scaling.type",
+        "rope.scaling.factor",
+        "rope.scaling.finetuned",
+        "rope.scaling.original_context_length",
+        "rope.scaling.attn_factor",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+        # How Meta's own files were laid out; the tensors here are in llama.cpp's order all the same.
+        "tensor_data_layout",
+    }
+)
+"""Of the architecture's own keys: what is computed as they say."""
+
 _PLAIN_DTYPES: Mapping[GGMLQuantizationType, str] = {
     GGMLQuantizationType.F32: "float32",
     GGMLQuantizationType.F16: "float16",
@@ -40,8 +73,11 @@ def from_gguf(header: GgufHeader, *, rope_divisors: tuple[float, ...] = ()) -> M
     keys = _Keys(header, architecture)
     if keys.optional("expert_count", 0, int):
         raise ModelError(f"{source}: mixture-of-experts models are not supported (expert_count)")
+    keys.refuse_unknown()
 
     layers = keys.required("block_count", int)
+    if not 1 <= layers <= _MOST_LAYERS:
+        raise ModelError(f"{source}: {architecture}.block_count must be 1 to {_MOST_LAYERS}, got {layers}")
     hidden = keys.required("embedding_length", int)
     heads = keys.required("attention.head_count", int)
     if heads < 1:
@@ -103,22 +139,49 @@ class _Keys:
     def optional(self, key: str, default: _T, kind: type[_T]) -> _T:
         return self.required(key, kind) if f"{self._prefix}.{key}" in self._metadata else default
 
+    def refuse_unknown(self) -> None:
+        """ModelError for keys that may change the computation in a way nobody here knows.
+
+        Keys without a value (false, zero, empty) say nothing and may be there.
+        """
+        known = _KNOWN_KEYS | ({"attention.sliding_window"} if self._prefix == "llama" else set())
+        unknown = [
+            key
+            for key, value in self._metadata.items()
+            if key.startswith(f"{self._prefix}.")
+            and key.removeprefix(f"{self._prefix}.") not in known
+            and value
+        ]
+        if unknown:
+            raise ModelError(
+                f"{self.source}: metadata {', '.join(sorted(unknown))} is not known for {self._prefix}, and "
+                "may change what the model computes; use the Hugging Face folder (docs/checkpoints.md)"
+            )
+
     def text(self, key: str, default: str) -> str:
         return str(self._metadata.get(f"{self._prefix}.{key}", default))
 
 
 def _rope(keys: _Keys, context_length: int, divisors: tuple[float, ...]) -> RopeSpec:
     theta = keys.optional("rope.freq_base", 10_000.0, float)
-    kind = keys.text("rope.scaling.type", "none")
-    factor = keys.optional("rope.scaling.factor", 1.0, float)
-    if kind == "none" or factor == 1.0:
-        return RopeSpec(theta=theta, frequency_divisors=divisors)
-    if kind == "linear":
-        return RopeSpec(kind="linear", theta=theta, factor=factor, frequency_divisors=divisors)
-    if kind != "yarn":
+    # As llama.cpp reads them: the old name of the factor, 0 for none, and linear if no type is named.
+    factor = (
+        keys.optional("rope.scaling.factor", keys.optional("rope.scale_linear", 1.0, float), float) or 1.0
+    )
+    kind = keys.text("rope.scaling.type", "linear")
+    if kind not in ("none", "linear", "yarn"):
         raise ModelError(
             f"{keys.source}: RoPE scaling {kind!r} is not supported; supported: none, linear, yarn"
         )
+    if factor < 0:
+        raise ModelError(f"{keys.source}: RoPE's factor must be above 0, got {factor}")
+    attention_factor = keys.optional("rope.scaling.attn_factor", 1.0, float)
+    if kind != "yarn" and attention_factor != 1.0:
+        raise ModelError(f"{keys.source}: rope.scaling.attn_factor is supported with yarn only, not {kind}")
+    if kind == "none" or factor == attention_factor == 1.0:
+        return RopeSpec(theta=theta, frequency_divisors=divisors)
+    if kind == "linear":
+        return RopeSpec(kind="linear", theta=theta, factor=factor, frequency_divisors=divisors)
     return RopeSpec(
         kind="yarn",
         theta=theta,
@@ -126,14 +189,13 @@ def _rope(keys: _Keys, context_length: int, divisors: tuple[float, ...]) -> Rope
         original_context=keys.optional("rope.scaling.original_context_length", context_length, int),
         beta_fast=keys.optional("rope.scaling.yarn_beta_fast", 32.0, float),
         beta_slow=keys.optional("rope.scaling.yarn_beta_slow", 1.0, float),
-        attention_factor=keys.optional("rope.scaling.attn_factor", 1.0, float)
-        * (0.1 * math.log(factor) + 1.0),
+        attention_factor=attention_factor * (0.1 * math.log(max(factor, 1.0)) + 1.0),
         frequency_divisors=divisors,
     )
 
 
 def _eos_token_ids(header: GgufHeader) -> tuple[int, ...]:
-    values = (header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
+    values = (header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
     return tuple(dict.fromkeys(value for value in values if isinstance(value, int)))
 
 

@@ -11,6 +11,7 @@ import torch
 from gguf import quants
 from gguf.constants import GGMLQuantizationType
 
+from common.errors import ModelError
 from stage_worker.loading.checkpoint import Checkpoint, RawRows, RowDecoder, StoredTensor
 from stage_worker.loading.gguf_config import from_gguf
 from stage_worker.loading.gguf_header import GgufHeader, GgufTensor, read_gguf_header
@@ -35,6 +36,8 @@ _LAYER_NAMES: Mapping[str, str] = {
 }
 _LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _ROPE_DIVISORS = "rope_freqs.weight"
+# Read by other means.
+_HARMLESS = (_ROPE_DIVISORS,)
 
 # Converters reorder query and key rows for these, whose RoPE turns neighbouring dimensions in llama.cpp.
 _INTERLEAVED = ("llama", "smollm3")
@@ -54,7 +57,7 @@ def open_gguf(path: Path) -> Checkpoint:
         spec = from_gguf(header)
     else:
         name = divisors.name
-        without = Checkpoint(path, from_gguf(header), {name: _stored(header, divisors, 0)})
+        without = Checkpoint(path, from_gguf(header), {name: _stored(divisors, 0)})
         spec = from_gguf(header, rope_divisors=without.read_vector(name))
     tensors: dict[str, StoredTensor] = {}
     for tensor in header.tensors.values():
@@ -62,8 +65,28 @@ def open_gguf(path: Path) -> Checkpoint:
         if hf_name is not None:
             reordered = spec.architecture in _INTERLEAVED and ".self_attn.q_proj." in hf_name
             reordered |= spec.architecture in _INTERLEAVED and ".self_attn.k_proj." in hf_name
-            tensors[hf_name] = _stored(header, tensor, spec.head_dim if reordered else 0)
+            tensors[hf_name] = _stored(tensor, spec.head_dim if reordered else 0)
+    _refuse_unknown(path, header, spec.layers)
     return Checkpoint(path, spec, tensors)
+
+
+def _refuse_unknown(path: Path, header: GgufHeader, layers: int) -> None:
+    """ModelError for tensors that the decoder would leave out, unlike llama.cpp, whose file it is."""
+    unknown = [
+        name
+        for name in header.tensors
+        if name not in _HARMLESS and ((hf_name := _hf_name(name)) is None or _layer_of(hf_name) >= layers)
+    ]
+    if unknown:
+        raise ModelError(
+            f"{path}: tensors that are not known here, and part of what the model computes: "
+            f"{', '.join(sorted(unknown)[:5])}; use the model's Hugging Face folder (docs/checkpoints.md)"
+        )
+
+
+def _layer_of(hf_name: str) -> int:
+    parts = hf_name.split(".")
+    return int(parts[2]) if parts[1] == "layers" else -1
 
 
 def _hf_name(name: str) -> str | None:
@@ -76,9 +99,9 @@ def _hf_name(name: str) -> str | None:
     return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.{match[3]}"
 
 
-def _stored(header: GgufHeader, tensor: GgufTensor, interleaved_head_dim: int) -> StoredTensor:
+def _stored(tensor: GgufTensor, interleaved_head_dim: int) -> StoredTensor:
     return StoredTensor(
-        file=header.path,
+        file=tensor.file,
         name=tensor.name,
         shape=tensor.shape,
         kind=tensor.kind.name,

@@ -16,13 +16,18 @@ from typing import BinaryIO
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
 from common.errors import ModelError
+from common.model_source import SPLIT_NAME
 
 _MAGIC = b"GGUF"
+_LFS_POINTER = b"vers"
 _VERSIONS = (2, 3)
 _LONGEST_ARRAY = 4096
 _LONGEST_STRING = 1 << 26
 _MOST_ENTRIES = 1 << 20
 _MOST_DIMENSIONS = 4
+_MOST_FILES = 1024
+_SPLIT_COUNT = "split.count"
+_SPLIT_TENSORS = "split.tensors.count"
 
 _SCALARS: Mapping[GGUFValueType, str] = {
     GGUFValueType.UINT8: "<B",
@@ -53,6 +58,7 @@ MetadataValue = int | float | bool | str | list[int | float | bool] | SkippedArr
 class GgufTensor:
     """One tensor. shape: outermost dimension first. offset, nbytes: in the file."""
 
+    file: Path
     name: str
     shape: tuple[int, ...]
     kind: GGMLQuantizationType
@@ -62,7 +68,7 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """Everything before the weights."""
+    """Everything before the weights; of a split model, that of its first file and the tensors of all."""
 
     path: Path
     metadata: Mapping[str, MetadataValue]
@@ -70,7 +76,35 @@ class GgufHeader:
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
-    """Read and check a header; raises ModelError if the file is not GGUF, damaged or cut short."""
+    """Read and check the header of a model, whose other files lie beside it if it is split.
+
+    Raises ModelError if a file is not GGUF, damaged, cut short or missing.
+    """
+    first = _read_one(path)
+    count = first.metadata.get(_SPLIT_COUNT, 1)
+    if not isinstance(count, int) or count <= 1:
+        return first
+    name = SPLIT_NAME.fullmatch(path.name)
+    if name is None or int(name["count"]) != count or count > _MOST_FILES:
+        raise ModelError(
+            f"{path}: one of {count} files of a split model, but not named so; "
+            f"name them NAME-00001-of-{count:05d}.gguf and so on"
+        )
+    if int(name["number"]) != 1:
+        raise ModelError(f"{path}: part {int(name['number'])} of a split model; give its first part instead")
+    tensors = dict(first.tensors)
+    for number in range(2, count + 1):
+        part = path.with_name(f"{name['stem']}-{number:05d}-of-{count:05d}.gguf")
+        if not part.exists():
+            raise ModelError(f"{part}: is missing, though {path.name} says that the model has {count} parts")
+        tensors.update(_read_one(part).tensors)
+    total = first.metadata.get(_SPLIT_TENSORS, len(tensors))
+    if total != len(tensors):
+        raise ModelError(f"{path}: its {count} parts have {len(tensors)} tensors, but should have {total}")
+    return GgufHeader(path, first.metadata, tensors)
+
+
+def _read_one(path: Path) -> GgufHeader:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -86,7 +120,12 @@ class _Parser:
         self._size = size
 
     def header(self) -> GgufHeader:
-        if self._bytes(4) != _MAGIC:
+        magic = self._bytes(4)
+        if magic == _LFS_POINTER:
+            raise ModelError(
+                f"{self._path}: only a Git LFS pointer, not the weights; fetch them: git lfs pull"
+            )
+        if magic != _MAGIC:
             raise ModelError(f"{self._path}: not a GGUF file")
         version = self._integer("<I")
         if version not in _VERSIONS:
@@ -135,7 +174,7 @@ class _Parser:
                 f"{self._path}: cut short: tensor {name} should end at byte {offset + nbytes}, "
                 f"the file at {self._size}"
             )
-        return GgufTensor(name, shape, kind, offset, nbytes)
+        return GgufTensor(self._path, name, shape, kind, offset, nbytes)
 
     def _value(self, key: str, kind: GGUFValueType) -> MetadataValue:
         if kind == GGUFValueType.STRING:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from common.errors import ModelError
+from stage_worker.loading.config_keys import refuse_unknown_keys, refuse_unknown_rope_keys
 from stage_worker.models.spec import (
     DTYPES,
     ROPE_KINDS,
     SUPPORTED_ARCHITECTURES,
     ModelSpec,
+    RopeKind,
     RopeSpec,
     unsupported_architecture,
 )
@@ -37,6 +39,13 @@ class _Family:
     eos: int | None = None
 
 
+_MOST_LAYERS = 10_000
+_LARGEST_NUMBER = 2**63
+# transformers runs Mistral's alternating windows under a name of its own.
+_ALIASES: Mapping[str, str] = {"ministral": "mistral"}
+# Names of the same thing; "dynamic" stretches what lies beyond the context length, where nothing goes.
+_ROPE_ALIASES: Mapping[str, RopeKind] = {"dynamic": "default"}
+
 _FAMILIES: Mapping[str, _Family] = {
     "llama": _Family(context_length=2048, bias_options=True, eos=2),
     "mistral": _Family(context_length=131_072, kv_heads=8, sliding_window=4096, eos=2),
@@ -51,19 +60,28 @@ _FAMILIES: Mapping[str, _Family] = {
 
 
 def from_hf_config(
-    config: JsonObject, generation_config: JsonObject | None = None, *, source: str = "config.json"
+    config: JsonObject,
+    generation_config: JsonObject | None = None,
+    *,
+    end_tokens: Sequence[int] = (),
+    source: str = "config.json",
 ) -> ModelSpec:
     """Make the spec from config.json (transformers 4 and 5) and, if there is one, generation_config.json.
 
-    source: named in messages. Raises ModelError for what the decoder cannot run.
+    end_tokens: more tokens that end an output, from the tokenizer. source: named in messages.
+    Raises ModelError for what the decoder cannot run, and for what might change its computation unbeknown.
     """
     model_type = str(config.get("model_type", ""))
+    model_type = _ALIASES.get(model_type, model_type)
     family = _FAMILIES.get(model_type)
     if family is None or model_type not in SUPPORTED_ARCHITECTURES:
         raise unsupported_architecture(source, model_type or "(no model_type)")
     _refuse_unsupported(config, source)
+    refuse_unknown_keys(config, model_type, source)
 
     layers = _number(config, "num_hidden_layers", None, int, source)
+    if not 1 <= layers <= _MOST_LAYERS:
+        raise ModelError(f"{source}: num_hidden_layers must be 1 to {_MOST_LAYERS}, got {layers}")
     hidden = _number(config, "hidden_size", None, int, source)
     heads = _number(config, "num_attention_heads", None, int, source)
     if heads < 1:
@@ -74,6 +92,7 @@ def from_hf_config(
     # An explicit null means one per query head, whatever the family does without the key.
     kv_heads = heads if "num_key_value_heads" in config else family.kv_heads or heads
     rope_layers = _rope_layers(config, model_type, layers, source)
+    vocab_size = _number(config, "vocab_size", None, int, source)
     spec = ModelSpec(
         architecture=model_type,
         layers=layers,
@@ -82,9 +101,11 @@ def from_hf_config(
         kv_heads=_number(config, "num_key_value_heads", kv_heads, int, source),
         head_dim=head_dim,
         intermediate=_number(config, "intermediate_size", None, int, source),
-        vocab_size=_number(config, "vocab_size", None, int, source),
+        vocab_size=vocab_size,
         context_length=context_length,
-        eos_token_ids=_eos_token_ids(config, generation_config or {}, family.eos, source),
+        eos_token_ids=_eos_token_ids(
+            config, generation_config or {}, end_tokens, family.eos, vocab_size, source
+        ),
         tied_embeddings=_number(config, "tie_word_embeddings", family.tied, bool, source),
         rms_eps=_number(config, "rms_norm_eps", 1e-6, float, source),
         rope=_rope(config, family.theta, context_length, source),
@@ -102,12 +123,18 @@ def from_hf_config(
 
 def _refuse_unsupported(config: JsonObject, source: str) -> None:
     names = config.get("architectures") or []
-    if names and not any(str(name).endswith("ForCausalLM") for name in names):
+    if not isinstance(names, list):
+        raise ModelError(f"{source}: architectures must be a list of names, got {names!r}")
+    # A bare model is one with an LM head too, where that is the embedding or stored beside it.
+    if names and not any(str(name).endswith(("ForCausalLM", "Model")) for name in names):
         raise ModelError(f"{source}: {', '.join(map(str, names))} is not a language model with an LM head")
-    if config.get("quantization_config"):
-        raise ModelError(
-            f"{source}: quantized safetensors are not supported; use the plain checkpoint or a GGUF file"
-        )
+    for key in ("quantization_config", "quantization", "compression_config"):
+        if config.get(key):
+            method = config[key].get("quant_method") if isinstance(config[key], dict) else None
+            raise ModelError(
+                f"{source}: quantized safetensors are not supported ({method or key}); use the plain "
+                "checkpoint (with --quantization int8 for less memory) or a GGUF file"
+            )
     if str(config.get("hidden_act", "silu")) not in ("silu", "swish"):
         raise ModelError(f"{source}: activation {config['hidden_act']!r} is not supported, only silu")
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
@@ -122,28 +149,39 @@ def _number(config: JsonObject, key: str, default: _T | None, kind: type[_T], so
     if value is None:
         raise ModelError(f"{source}: {key} is missing")
     fits = isinstance(value, bool) == (kind is bool) and isinstance(value, (int, float))
-    if not fits or (kind is int and value != int(value)) or not math.isfinite(value):
-        raise ModelError(f"{source}: {key} must be of type {kind.__name__}, got {value!r}")
+    # Also false for what is no number.
+    fits = fits and -_LARGEST_NUMBER < value < _LARGEST_NUMBER
+    if not fits or (kind is int and value != int(value)):
+        raise ModelError(f"{source}: {key} must be of type {kind.__name__}, got {str(value)[:100]!r}")
     return kind(value)
 
 
 def _eos_token_ids(
-    config: JsonObject, generation_config: JsonObject, default: int | None, source: str
+    config: JsonObject,
+    generation_config: JsonObject,
+    end_tokens: Sequence[int],
+    default: int | None,
+    vocab_size: int,
+    source: str,
 ) -> tuple[int, ...]:
-    """Ids that end an output; generation_config.json wins, since chat models widen the list there."""
+    """Ids that end an output; generation_config.json wins, since chat models widen the list there.
+
+    What the tokenizer calls the end is one too; the family's own default stands only where nobody says.
+    """
     value = generation_config.get("eos_token_id")
     if value is None:
-        value = config.get("eos_token_id", default)
-    if value is None:
-        return ()
-    ids = value if isinstance(value, list) else [value]
-    if not all(isinstance(token_id, int) and token_id >= 0 for token_id in ids):
+        value = config.get("eos_token_id", None if end_tokens else default)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(number, int) and number >= 0 for number in ids):
         raise ModelError(f"{source}: eos_token_id must be token ids, got {value!r}")
-    return tuple(dict.fromkeys(ids))
+    # Ids beyond the vocabulary are never drawn.
+    return tuple(number for number in dict.fromkeys([*ids, *end_tokens]) if number < vocab_size)
 
 
 def _native_dtype(config: JsonObject, source: str) -> str:
     value = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+    if value == "auto":
+        return "float32"  # replaced by that of the weights
     if value not in DTYPES:
         raise ModelError(f"{source}: unsupported data type {value}; supported: {', '.join(DTYPES)}")
     return value
@@ -155,7 +193,11 @@ def _rope_layers(config: JsonObject, model_type: str, layers: int, source: str) 
     listed = config.get("no_rope_layers")
     if listed is None:
         interval = _number(config, "no_rope_layer_interval", 4, int, source)
+        if interval < 1:
+            raise ModelError(f"{source}: no_rope_layer_interval must be at least 1, got {interval}")
         return tuple((layer + 1) % interval != 0 for layer in range(layers))
+    if not isinstance(listed, list) or not all(used in (0, 1) for used in listed):
+        raise ModelError(f"{source}: no_rope_layers must be a list of 0 and 1, got {listed!r}")
     # In spite of its name, the list has 1 where RoPE is used.
     return tuple(bool(used) for used in listed[:layers])
 
@@ -164,20 +206,28 @@ def _sliding_windows(
     config: JsonObject, model_type: str, family: _Family, rope_layers: tuple[bool, ...], source: str
 ) -> tuple[int | None, ...]:
     layers = len(rope_layers)
-    window = config.get("sliding_window", family.sliding_window)
-    if model_type == "llama" or window is None:
-        return (None,) * layers
-    window = _number({"sliding_window": window}, "sliding_window", None, int, source)
-    if model_type == "mistral":
-        return (window,) * layers
-    if not config.get("use_sliding_window", False):
-        return (None,) * layers
-    layer_types = config.get("layer_types")
-    if layer_types is not None:
-        unknown = set(layer_types) - {"full_attention", "sliding_attention"}
+    window = None
+    if model_type == "mistral" or (model_type != "llama" and config.get("use_sliding_window", False)):
+        window = config.get("sliding_window", family.sliding_window)
+    if window is not None:
+        window = _number({"sliding_window": window}, "sliding_window", None, int, source)
+        if window < 1:
+            raise ModelError(f"{source}: sliding_window must be at least 1, got {window}")
+    kinds = config.get("layer_types")
+    if kinds is not None:
+        if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+            raise ModelError(f"{source}: layer_types must be a list of names, got {kinds!r}")
+        unknown = set(kinds) - {"full_attention", "sliding_attention"}
         if unknown:
             raise ModelError(f"{source}: unsupported layer types {sorted(unknown)}")
-        return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
+        if window is None and "sliding_attention" in kinds:
+            raise ModelError(
+                f"{source}: layer_types names sliding_attention, but no sliding window is set "
+                "(sliding_window, use_sliding_window)"
+            )
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    if window is None or model_type == "mistral":
+        return (window,) * layers
     if model_type == "smollm3":
         return tuple(None if uses_rope else window for uses_rope in rope_layers)
     first = _number(config, "max_window_layers", 28, int, source)
@@ -187,9 +237,15 @@ def _sliding_windows(
 def _rope(config: JsonObject, default_theta: float, context_length: int, source: str) -> RopeSpec:
     """Read `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     scaling: JsonObject = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if not isinstance(scaling, dict):
+        raise ModelError(f"{source}: rope_scaling must be an object, got {scaling!r}")
+    named = scaling.get("rope_type") or scaling.get("type") or "default"
+    kind = _ROPE_ALIASES.get(str(named), named)
     if kind not in ROPE_KINDS:
-        raise ModelError(f"{source}: RoPE type {kind!r} is not supported; supported: {', '.join(ROPE_KINDS)}")
+        raise ModelError(
+            f"{source}: RoPE type {kind!r} is not supported; supported: {', '.join(ROPE_KINDS)}, dynamic"
+        )
+    refuse_unknown_rope_keys(scaling, str(named), source)
     for place in (scaling, config):
         if place.get("partial_rotary_factor", 1.0) not in (None, 1.0):
             raise ModelError(f"{source}: partial_rotary_factor other than 1 is not supported")
@@ -198,13 +254,24 @@ def _rope(config: JsonObject, default_theta: float, context_length: int, source:
     )
     if kind == "default":
         return RopeSpec(theta=theta)
+    # The configuration's own wins over that of the parameters, as in transformers.
     original = config.get("original_max_position_embeddings") or scaling.get(
         "original_max_position_embeddings"
     )
-    original_context = _number({"original": original}, "original", context_length, int, source)
+    original_context = _number(
+        {"original_max_position_embeddings": original},
+        "original_max_position_embeddings",
+        context_length,
+        int,
+        source,
+    )
+    if original_context < 1:
+        raise ModelError(f"{source}: original_max_position_embeddings must be at least 1")
     # Yarn may leave the factor out; it then follows from the two context lengths.
     default_factor = context_length / original_context if kind == "yarn" else None
     factor = _number(scaling, "factor", default_factor, float, source)
+    if factor <= 0:
+        raise ModelError(f"{source}: RoPE's factor must be above 0, got {factor}")
     if kind == "linear":
         return RopeSpec(kind="linear", theta=theta, factor=factor)
     if kind == "llama3":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from typing import Any
 import torch
 
 from common.errors import ModelError
-from stage_worker.loading.checkpoint import Checkpoint, RawRows, RowDecoder, StoredTensor
+from stage_worker.loading.checkpoint import Checkpoint, RawRows, RowDecoder, StoredTensor, same_values
+from stage_worker.loading.end_tokens import end_tokens
 from stage_worker.loading.hf_config import from_hf_config
+from stage_worker.loading.stage_weights import EMBEDDING, HEAD
 
 _DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -27,6 +30,9 @@ _DTYPES: Mapping[str, torch.dtype] = {
 }
 _LARGEST_HEADER = 100 << 20  # the format's own limit
 _LARGEST_CONFIG = 16 << 20
+_BARE = ("embed_tokens.", "layers.", "norm.")
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
+_LFS_POINTER = b"version https://git-lfs"
 
 
 def open_safetensors(folder: Path) -> Checkpoint:
@@ -35,13 +41,33 @@ def open_safetensors(folder: Path) -> Checkpoint:
     generation_file = folder / "generation_config.json"
     config = _json_object(config_file)
     generation_config = _json_object(generation_file) if generation_file.is_file() else None
-    spec = from_hf_config(config, generation_config, source=str(config_file))
+    spec = from_hf_config(config, generation_config, end_tokens=end_tokens(folder), source=str(config_file))
     tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(folder):
         tensors.update(_read_header(file))
-    if config.get("dtype") is None and config.get("torch_dtype") is None:
+    tensors = {_with_prefix(name): stored for name, stored in tensors.items()}
+    spec = dataclasses.replace(spec, tied_embeddings=_tie(tensors, spec.tied_embeddings))
+    if (config.get("dtype") or config.get("torch_dtype") or "auto") == "auto":
         spec = dataclasses.replace(spec, native_dtype=_stored_dtype(tensors))
     return Checkpoint(folder, spec, tensors)
+
+
+def _with_prefix(name: str) -> str:
+    """The name in a whole model; files of a bare one (without LM head) leave its prefix out."""
+    return f"model.{name}" if name.startswith(_BARE) else name
+
+
+def _tie(tensors: dict[str, StoredTensor], wanted: bool) -> bool:
+    """Whether LM head and embedding are one, as transformers decides it; fills in the one that is missing.
+
+    wanted: what the configuration says. If both are stored, and differ, they are two in spite of it.
+    """
+    embedding, head = tensors.get(EMBEDDING), tensors.get(HEAD)
+    if not wanted:
+        return False
+    if embedding is None and head is not None:
+        tensors[EMBEDDING] = head
+    return embedding is None or head is None or same_values(embedding, head)
 
 
 def _stored_dtype(tensors: Mapping[str, StoredTensor]) -> str:
@@ -57,7 +83,7 @@ def _json_object(file: Path) -> Mapping[str, Any]:
         value = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{file}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise ModelError(f"{file}: must be a JSON object")
@@ -65,14 +91,13 @@ def _json_object(file: Path) -> Mapping[str, Any]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights, from the index if there is one."""
+    """The files that hold the weights: model.safetensors if it is there, else what the index names."""
+    single = folder / "model.safetensors"
+    if single.exists():
+        return [single]
     index_file = folder / "model.safetensors.index.json"
     if not index_file.is_file():
-        single = folder / "model.safetensors"
-        files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise ModelError(f"{folder}: has no *.safetensors")
-        return files
+        return _unlisted(folder)
     weight_map = _json_object(index_file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index_file}: weight_map is missing")
@@ -85,18 +110,36 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def _unlisted(folder: Path) -> list[Path]:
+    """All *.safetensors of a folder without an index; none of a row of shards may be missing."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder}: has no *.safetensors")
+    present = {file.name for file in files}
+    for match in filter(None, map(_SHARD.fullmatch, sorted(present))):
+        for number in range(1, min(int(match[3]), len(files) + 1) + 1):
+            name = f"{match[1]}-{number:05d}-of-{match[3]}.safetensors"
+            if name not in present:
+                raise ModelError(f"{folder / name}: is missing, though {match[0]} is one of {int(match[3])}")
+    return files
+
+
 def _read_header(file: Path) -> dict[str, StoredTensor]:
     """Read and check the header: 8 bytes of length, JSON, then the tensors' bytes."""
     try:
         size = file.stat().st_size
         with file.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
+            start = handle.read(len(_LFS_POINTER))
+            if start == _LFS_POINTER:
+                raise ModelError(f"{file}: only a Git LFS pointer, not the weights; fetch them: git lfs pull")
+            handle.seek(8)
+            length = int.from_bytes(start[:8], "little")
             if size < 8 or length > min(_LARGEST_HEADER, size - 8):
                 raise ModelError(f"{file}: not a safetensors file, or cut short")
             header = json.loads(handle.read(length))
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{file}: its header is damaged ({error})") from error
     if not isinstance(header, dict):
         raise ModelError(f"{file}: its header is damaged")

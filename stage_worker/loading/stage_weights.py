@@ -54,6 +54,16 @@ def load_stage(
     return StageWeights(layers, embedding or (head if part.first else None), final_norm, head)
 
 
+def check_weights(checkpoint: Checkpoint) -> None:
+    """ModelError unless every tensor of every stage is there, in shape and of a readable type.
+
+    Reads no values. A damaged model is refused when its worker starts, not when a pipeline is made of it.
+    """
+    whole = StageSlice(0, checkpoint.spec.layers, first=True, last=True)
+    meta = torch.device("meta")
+    load_stage(checkpoint, whole, torch.float32, meta, PlainLinear, PlainLinear, share_ends=False)
+
+
 class _Loader:
     def __init__(
         self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, make_linear: LinearFactory

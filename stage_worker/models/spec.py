@@ -126,6 +126,10 @@ class ModelSpec:
             raise ModelError(
                 f"{source}: unsupported data type {self.native_dtype}; supported: {', '.join(DTYPES)}"
             )
+        if not self.rope.theta > 1:
+            raise ModelError(f"{source}: RoPE's theta must be above 1, got {self.rope.theta}")
+        if not self.rms_eps >= 0:
+            raise ModelError(f"{source}: the norm's epsilon must not be negative, got {self.rms_eps}")
         if self.rope.frequency_divisors and len(self.rope.frequency_divisors) != self.head_dim // 2:
             raise ModelError(
                 f"{source}: {len(self.rope.frequency_divisors)} RoPE frequency divisors "
