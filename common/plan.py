@@ -113,11 +113,21 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class RowError:
+    """Why one sequence of a step cannot be computed; the others are not touched by it."""
+
+    key: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class SampledTokens:
     """What the last stage sampled: one token per row with `sample` set, in the order of the rows.
 
     logprobs: one per token if any row wants them, else empty.
+    errors: sequences of the step that cannot go on; a token of theirs means nothing.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[PositionLogprobs, ...] = ()
+    errors: tuple[RowError, ...] = ()

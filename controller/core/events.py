@@ -71,10 +71,12 @@ class StagesLost:
     """A stage or a link broke: whatever was in flight or cached is gone.
 
     failed_step: the step whose execution failed, if that was the cause.
+    open_steps: those that the lost stage had not reported, one of which may have been its end.
     """
 
     detail: str
     failed_step: int | None = None
+    open_steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from common.latency.correction import LearningCost
 from common.latency.work import work_of
-from common.plan import Phase, SampledTokens
+from common.plan import Phase, RowError, SampledTokens
 from common.sampling import FinishReason
 from controller.core.actions import Action, Finish, Reason
 from controller.core.admission import WaitingLine
@@ -33,6 +33,7 @@ from controller.core.events import (
     Tick,
 )
 from controller.core.harvest import take_tokens
+from controller.core.inquest import Inquest, Span
 from controller.core.ledger import KvLedger
 from controller.core.policies import Policy, TemporalPolicy
 from controller.core.sequence import Sequence, State
@@ -41,9 +42,6 @@ from controller.core.stats import SchedulerStats
 from controller.core.steps import Step
 
 __all__ = ["Scheduler", "SchedulerConfig"]
-
-MAX_FAILURES = 3
-"""Failed steps after which a sequence that was part of all of them is given up."""
 
 
 class Scheduler:
@@ -66,6 +64,7 @@ class Scheduler:
         self.state = PipelineState(config)
         self._cost = cost
         self._policies = policies
+        self._inquest = Inquest()
         self._eos = frozenset(config.eos_token_ids)
         self._deadlines = 0
 
@@ -135,7 +134,10 @@ class Scheduler:
                 self._expire(now)
         state = self.state
         if state.stages:
-            self.policy.plan(state, now)
+            if self._inquest.open:
+                self._try_suspects(now)
+            if not self._inquest.open:
+                self.policy.plan(state, now)
         actions, state.actions = state.actions, []
         return actions
 
@@ -173,14 +175,29 @@ class Scheduler:
 
     def _stages_lost(self, event: StagesLost, now: float) -> None:
         state = self.state
-        failed = None if event.failed_step is None else state.steps.done(event.failed_step)
+        certain = event.failed_step is not None
+        step_ids = event.open_steps if event.failed_step is None else (event.failed_step,)
+        rows: dict[Sequence, Span] = {}
+        for step in filter(None, map(state.steps.done, step_ids)):
+            for sequence, begin, end in step.places():
+                known = rows.get(sequence)
+                rows[sequence] = Span(known.begin if known else begin, end)
         lost = state.end_epoch()
         state.turn(Phase.IDLE, Reason(f"stages lost: {event.detail}", {"recompute": len(lost)}), now)
-        for sequence in failed.rows if failed else ():
-            # One request that breaks the stages again and again must not hold up all others.
-            sequence.failures += 1
-            if sequence.failures >= MAX_FAILURES and sequence.state is State.WAITING:
-                self._end(sequence, FinishReason.ERROR, error=f"failed repeatedly: {event.detail}")
+        guilty = self._inquest.blame(rows, certain=certain)
+        if guilty is not None:
+            detail = f"the request cannot be computed, also alone: {event.detail}"
+            self._end(guilty, FinishReason.ERROR, error=detail)
+
+    def _try_suspects(self, now: float) -> None:
+        """Run them apart, before all else; the policy goes on when none is left."""
+        state = self.state
+        numbers = {"suspects": self._inquest.suspects}
+        state.turn(Phase.MIXED, Reason("suspects of a lost step run apart", numbers), now)
+        self._inquest.plan(state)
+        if not self._inquest.open:
+            batches = self.config.microbatches or self.policy.microbatches(state.stages)
+            take_over(state, self.policy, batches, Reason("no suspect is left"), now)
 
     def _expire(self, now: float) -> None:
         if not self._deadlines:
@@ -207,10 +224,20 @@ class Scheduler:
             state.batches.returned(step.batch)
         if self._cost is not None and event.stage_s:
             self._cost.observe(step.phase, work_of(step.plan), max(event.stage_s))
+        if event.sampled.errors:
+            self._end_failed(step, event.sampled.errors)
         self._take_tokens(step, event.sampled, now)
         prompts = step.tokens - step.decode_rows
         state.stats.count_step(prompts, step.decode_rows)
         state.prompt_pace.computed(prompts, riding=step.decode_rows > 0, now=now)
+
+    def _end_failed(self, step: Step, errors: tuple[RowError, ...]) -> None:
+        """End those that the stages could name; the harvest passes over who has ended."""
+        by_key = {sequence.key: sequence for sequence in step.rows}
+        for error in errors:
+            sequence = by_key.get(error.key)
+            if sequence is not None and sequence.state is not State.ENDED:
+                self._end(sequence, FinishReason.ERROR, error=error.detail, batch=step.batch)
 
     def _take_tokens(self, step: Step, sampled: SampledTokens, now: float) -> None:
         """End, review or place whoever it is time for."""
@@ -251,6 +278,7 @@ class Scheduler:
         else:
             state.leave(sequence, batch)
         sequence.state = State.ENDED
+        self._inquest.forget(sequence)
         del self.sequences[sequence.sequence_id]
         self._deadlines -= sequence.deadline is not None
         state.stats.finished += 1

@@ -108,13 +108,24 @@ class PipelineState:
         chunks: list[tuple[Sequence, int]] = []
         left = budget
         while left > 0 and (sequence := self._next_to_prefill(left if whole and chunks else 0)):
-            count = min(left, sequence.length - sequence.planned)
-            chunks.append((sequence, count))
-            sequence.planned += count
-            left -= count
-            if sequence.planned == sequence.length:
-                self.prefilling.remove(sequence)
+            left -= self._cut(sequence, left, chunks)
         return chunks
+
+    def prompts_under_way(self, budget: int) -> list[tuple[Sequence, int]]:
+        """Prompt tokens for one step as above, but nobody is admitted."""
+        chunks: list[tuple[Sequence, int]] = []
+        while budget > 0 and self.prefilling:
+            budget -= self._cut(self.prefilling[0], budget, chunks)
+        return chunks
+
+    def _cut(self, sequence: Sequence, most: int, chunks: list[tuple[Sequence, int]]) -> int:
+        """Append its next chunk; how many tokens that has."""
+        count = min(most, sequence.length - sequence.planned)
+        chunks.append((sequence, count))
+        sequence.planned += count
+        if sequence.planned == sequence.length:
+            self.prefilling.remove(sequence)
+        return count
 
     def _next_to_prefill(self, longest: int) -> Sequence | None:
         """The sequence whose prompt is under way, or the next one that may be admitted.
@@ -127,15 +138,19 @@ class PipelineState:
         if candidate is None or (longest and candidate.length > longest) or not self.fits(candidate):
             return None
         self.waiting.take()
-        candidate.state = State.PREFILL
-        candidate.key = self.steps.new_key()
-        candidate.admitted_order = candidate.key
-        self.running[candidate.sequence_id] = candidate
-        self.prefilling.append(candidate)
-        # All blocks of the prompt at once: a prompt under way never starves.
-        self._extend(candidate)
-        self.gate.admitted(candidate, self.seen.belief)
+        self.admit(candidate)
         return candidate
+
+    def admit(self, sequence: Sequence) -> None:
+        """It has left the waiting line: give it blocks; its prompt is the last of those under way."""
+        sequence.state = State.PREFILL
+        sequence.key = self.steps.new_key()
+        sequence.admitted_order = sequence.key
+        self.running[sequence.sequence_id] = sequence
+        self.prefilling.append(sequence)
+        # All blocks of the prompt at once: a prompt under way never starves.
+        self.extend(sequence)
+        self.gate.admitted(sequence, self.seen.belief)
 
     def leave(self, sequence: Sequence, batch: MicroBatch | None = None) -> None:
         """Take a running sequence out of whatever holds it; probably `batch`, if given."""
@@ -186,13 +201,13 @@ class PipelineState:
                 self.preempt(victim, Reason("KV blocks ran out", numbers))
         # At once, or prompts that are admitted into the same step would take them.
         for sequence in short:
-            self._extend(sequence)
+            self.extend(sequence)
 
     def _without_block(self, batch: MicroBatch) -> list[Sequence]:
         """Members without room for their next token; each lacks one block, as it grows by one token."""
         return [s for s in batch.members if s.room < s.length]
 
-    def _extend(self, sequence: Sequence) -> None:
+    def extend(self, sequence: Sequence) -> None:
         """Give it blocks for all its tokens."""
         self.ledger.extend(sequence.blocks, sequence.length)
         sequence.room = len(sequence.blocks) * self.ledger.block_size
@@ -210,6 +225,11 @@ class PipelineState:
         self.actions.append(self.steps.build(phase, batch, rows, chunks))
         if rows:
             self.gate.forecast.advance(len(rows) / max(1, len(self.batches)))
+
+    def send_apart(self, members: list[Sequence]) -> None:
+        """Dispatch a decode step of these, whichever batch or pool they are in; they have the blocks for it."""
+        self.actions.append(self.steps.build(Phase.DECODE, None, members, []))
+        self.gate.forecast.advance(len(members) / max(1, len(self.batches)))
 
     def turn(self, phase: Phase, reason: Reason, now: float) -> None:
         """Go over to another phase, and say why."""

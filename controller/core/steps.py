@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from common.plan import DecodeRows, Phase, PlanRow, SequenceStart, StepPlan
@@ -24,6 +25,11 @@ class Step:
     sampled: tuple[Sequence, ...]
     batch: MicroBatch | None
     plan: StepPlan
+
+    def places(self) -> Iterator[tuple[Sequence, int, int]]:
+        """Each row's sequence, its first position, and one past its last."""
+        for sequence, row in zip(self.rows, self.plan.rows, strict=True):
+            yield sequence, row.first_position, row.first_position + row.count
 
 
 class StepBook:

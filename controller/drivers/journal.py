@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from common.errors import ConfigError
-from common.plan import SampledTokens
+from common.plan import RowError, SampledTokens
 from common.sampling import PositionLogprobs, SamplingParams, TokenLogprob
 from common.structure import Structure
 from controller.core.actions import Action
@@ -160,8 +160,14 @@ def _step_done(fields: dict[str, Any]) -> StepDone:
         PositionLogprobs(TokenLogprob(**one["chosen"]), tuple(TokenLogprob(**top) for top in one["top"]))
         for one in sampled["logprobs"]
     )
-    tokens = SampledTokens(tuple(sampled["token_ids"]), logprobs)
+    # Journals of before name no rows.
+    errors = tuple(RowError(**one) for one in sampled.get("errors", ()))
+    tokens = SampledTokens(tuple(sampled["token_ids"]), logprobs, errors)
     return StepDone(fields["step_id"], tokens, tuple(fields["stage_s"]))
+
+
+def _stages_lost(fields: dict[str, Any]) -> StagesLost:
+    return StagesLost(fields["detail"], fields["failed_step"], tuple(fields.get("open_steps", ())))
 
 
 _READERS: dict[str, Callable[[dict[str, Any]], Event]] = {
@@ -170,7 +176,7 @@ _READERS: dict[str, Callable[[dict[str, Any]], Event]] = {
     "SequenceCancelled": lambda fields: SequenceCancelled(**fields),
     "LengthPredicted": lambda fields: LengthPredicted(**fields),
     "StagesReady": lambda fields: StagesReady(**fields),
-    "StagesLost": lambda fields: StagesLost(**fields),
+    "StagesLost": _stages_lost,
     "PolicyChosen": lambda fields: PolicyChosen(**fields),
     "Tick": lambda fields: Tick(),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
-from common.plan import SampledTokens
+from common.plan import RowError, SampledTokens
 from common.sampling import PositionLogprobs, SamplingParams, TokenLogprob
 from controller.core.actions import Action, Dispatch
 from controller.core.events import (
@@ -59,14 +59,21 @@ def live_run(case: str, path: Path) -> list[list[Action]]:
             plan = plans.pop(0)
             rows = sum(row.sample for row in plan.rows)
             logprobs = (PositionLogprobs(TokenLogprob(7, -0.1), (TokenLogprob(7, -0.1),)),) * rows
-            hear(StepDone(plan.step_id, SampledTokens((7,) * rows, logprobs), (0.01, 0.02)))
+            errors = (RowError(plan.rows[0].key, "no grammar"),) if step == 18 else ()
+            hear(StepDone(plan.step_id, SampledTokens((7,) * rows, logprobs, errors), (0.01, 0.02)))
             if step == 15:
                 hear(SequenceCancelled("s3"))
                 hear(Tick())
             if step == 20:
+                failed = plans[0].step_id
                 plans.clear()
-                hear(StagesLost("gone", 3))
+                hear(StagesLost("gone", failed))
                 hear(StagesReady(2, 2, 40))
+            if step in (22, 24):
+                steps = tuple(plan.step_id for plan in plans)
+                plans.clear()
+                hear(StagesLost("killed", open_steps=steps))
+                hear(StagesReady(step, 2, 40))
     assert not core.sequences
     return done
 
