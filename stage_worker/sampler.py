@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 
 from common.limits import MAX_LOGPROBS
-from common.plan import SampledTokens, SequenceStart
+from common.plan import RowError, SampledTokens, SequenceStart
 from common.sampling import PositionLogprobs, TokenLogprob
 from stage_worker.executors.protocol import PlanError
+from stage_worker.sampling.apart import row_error
 from stage_worker.sampling.draw import MAX_VOCAB_SIZE, DrawParams, draw, draw_truncated
 from stage_worker.sampling.grammar import Grammars
 from stage_worker.sampling.sequence import LogitEdits, SequenceState
@@ -64,7 +65,8 @@ class Sampler:
 
         next_positions[i]: position of the new token in its sequence. If any row wants log-probabilities,
         there is an entry for each row; those of the other rows mean nothing.
-        Raises PlanError for unknown sequences, LogitsError for logits that are not finite.
+        Raises PlanError for unknown sequences, LogitsError for logits that are not finite; then nothing has
+        changed. A sequence that cannot take its token is among the errors.
         """
         if logits.shape != (len(keys), self._vocab_size) or len(keys) != len(next_positions):
             shape = tuple(logits.shape)
@@ -94,11 +96,10 @@ class Sampler:
             best = values.amax(-1)
             _check_finite(best, keys)
         token_ids = self._choose(values, best, states, indices)
-        for state, token_id in zip(states, token_ids, strict=True):
-            state.append(token_id)
-        if log_probabilities is None:
-            return SampledTokens(tuple(token_ids))
-        return SampledTokens(tuple(token_ids), _logprobs(log_probabilities, wanting, states, token_ids))
+        logprobs: tuple[PositionLogprobs, ...] = ()
+        if log_probabilities is not None:
+            logprobs = _logprobs(log_probabilities, wanting, states, token_ids)
+        return SampledTokens(tuple(token_ids), logprobs, _append(keys, states, token_ids))
 
     def _state(self, key: int) -> SequenceState:
         state = self._sequences.get(key)
@@ -152,6 +153,19 @@ class Sampler:
             min_p=doubles[2],
             uniform=uniform.to(self._device),
         )
+
+
+def _append(
+    keys: Sequence[int], states: Sequence[SequenceState], token_ids: Sequence[int]
+) -> tuple[RowError, ...]:
+    """Let each take note of its token; those that could not. Last of all: what raises changes none."""
+    errors = []
+    for key, state, token_id in zip(keys, states, token_ids, strict=True):
+        try:
+            state.append(token_id)
+        except Exception as error:
+            errors.append(row_error(key, error))
+    return tuple(errors)
 
 
 def _check_finite(best: torch.Tensor, keys: Sequence[int]) -> None:

@@ -18,7 +18,7 @@ from controller.core.state import PipelineState
 WAYS = 16
 """Groups that suspects are divided into: n of them take log16(n) epochs more, not n steps."""
 MOST_ALONE = 2
-"""Losses of the stages with a sequence alone in the step after which it is given up."""
+"""Losses of the stages with a sequence alone in the step, at one place of it, after which it is given up."""
 GAIN = 2
 """Tokens that a suspect must gain to prove itself: the first comes from a prompt's step, the next one from a
 decode step, which is computed otherwise."""
@@ -60,17 +60,18 @@ class Inquest:
         certain: one of them failed. Else a stage died, which may have been anybody's doing: a suspect is only
         whose rows were in flight at the same place before.
         """
-        accused = [s for s in rows if s.state is not State.ENDED and (certain or self._again(s, rows[s]))]
+        again = {s for s, span in rows.items() if s.state is not State.ENDED and self._again(s, span)}
+        accused = [s for s in rows if s.state is not State.ENDED and (certain or s in again)]
         found = set(accused)
         # Those of a trial whose turn had not come, or that a loss which says nothing has interrupted.
         self._groups.appendleft(self._trial)
         self._groups = deque(filter(None, ([s for s in g if s not in found] for g in self._groups)))
         self._trial = []
         if len(rows) == 1 and accused:
-            accused[0].failures += 1
-            if accused[0].failures >= MOST_ALONE:
-                self._struck.pop(accused[0], None)
-                return accused[0]
+            alone = accused[0]
+            alone.failures = alone.failures + 1 if alone in again else 1
+            if alone.failures >= MOST_ALONE:
+                return alone
         size = max(1, -(-len(accused) // WAYS))
         parts = [accused[i : i + size] for i in range(0, len(accused), size)]
         if certain:
@@ -81,7 +82,7 @@ class Inquest:
         return None
 
     def _again(self, sequence: Sequence, span: Span) -> bool:
-        """True if a stage died at this place of it before. Takes note of this time."""
+        """True if the stages were lost at this place of it before. Takes note of this time."""
         before, self._struck[sequence] = self._struck.get(sequence), span
         return before is not None and before.near(span)
 
@@ -133,7 +134,7 @@ class Inquest:
         return True
 
     def _room(self, state: PipelineState, blocks: int) -> bool:
-        """Make so many blocks free at the expense of those that have proved themselves; False: it cannot be."""
+        """Make so many blocks free, at the expense of those that have proved themselves; False: too few."""
         trial = set(self._trial)
         others = [s for s in state.running.values() if s not in trial]
         while state.ledger.free < blocks and others:

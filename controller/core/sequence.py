@@ -24,7 +24,7 @@ class Sequence:
     max_tokens: output tokens at most, the context's limit included.
     key: its name at the stages; a new one each time it is (re)admitted.
     planned: positions whose computation is done or on its way.
-    failures: losses of the stages while it was alone in the step.
+    failures: losses of the stages in a row while it was alone in the step.
     review_at: length at which its forecast is made anew, because it outlived the present one.
     look_at: length from which on its next token needs a decision: its limit, a review, or, while it is not
         decoding, at once.

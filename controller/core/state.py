@@ -227,7 +227,7 @@ class PipelineState:
             self.gate.forecast.advance(len(rows) / max(1, len(self.batches)))
 
     def send_apart(self, members: list[Sequence]) -> None:
-        """Dispatch a decode step of these, whichever batch or pool they are in; they have the blocks for it."""
+        """Dispatch a decode step of these, in whichever batch they are; they have the blocks for it."""
         self.actions.append(self.steps.build(Phase.DECODE, None, members, []))
         self.gate.forecast.advance(len(members) / max(1, len(self.batches)))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from common.errors import InvalidRequestError, UnavailableError
-from common.plan import SampledTokens
+from common.plan import RowError, SampledTokens
 from common.pulse import Pulse
 from common.results import ResultsHub
 from common.wire.sampling import logprobs_from_wire
@@ -119,7 +119,7 @@ class LiveInstance:
                 log.warning("stages lost", epoch=self.pipeline.epoch, reason=str(lost))
                 self.serving, self.detail = False, str(lost)
                 self._on_serving(False)
-                self._hear(StagesLost(str(lost), lost.failed_step))
+                self._hear(StagesLost(str(lost), lost.failed_step, lost.open_steps))
                 self.changed.beat()
 
     async def _tick(self) -> None:
@@ -143,7 +143,8 @@ class LiveInstance:
         times = self.course.stage_done(stage, report.step_id, report.compute_s, report.idle_s, self.now())
         if stage != len(self.pipeline.stages) - 1:
             return
-        sampled = SampledTokens(tuple(report.token_ids), logprobs_from_wire(report.logprobs))
+        errors = tuple([RowError(one.sequence_key, one.detail) for one in report.errors])
+        sampled = SampledTokens(tuple(report.token_ids), logprobs_from_wire(report.logprobs), errors)
         self._hear(StepDone(report.step_id, sampled, times))
 
     def _predicted(self, sequence_id: str, p50: float, p90: float) -> None:

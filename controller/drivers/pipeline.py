@@ -15,7 +15,13 @@ from common.plan import PROTOCOL_VERSION, StepPlan
 from common.token_mix import TokenMix
 from controller.core.fabric import obstacles
 from controller.core.split import stage_layers
-from controller.drivers.stage_client import StageAbout, StageClient, StageLostError, common_about
+from controller.drivers.stage_client import (
+    NextStageLostError,
+    StageAbout,
+    StageClient,
+    StageLostError,
+    common_about,
+)
 from tidepipe.v1 import stage_pb2
 
 RETRY_S = 0.3
@@ -138,13 +144,23 @@ class Pipeline:
         try:
             async with asyncio.TaskGroup() as group:
                 for stage in self.stages:
-                    group.create_task(stage.run(self.epoch, report), name=f"stage-{stage.index}")
+                    group.create_task(self._run_stage(stage, report), name=f"stage-{stage.index}")
                 group.create_task(self._watch_stuck(), name="stuck")
         except* StageLostError as group:
             lost = leaves(group)
         if lost:
             steps = [error.failed_step for error in lost if error.failed_step is not None]
-            raise StageLostError("; ".join(map(str, lost)), min(steps, default=None))
+            unreported = sorted({step for error in lost for step in error.open_steps})
+            raise StageLostError("; ".join(map(str, lost)), min(steps, default=None), tuple(unreported))
+
+    async def _run_stage(
+        self, stage: StageClient, report: Callable[[int, stage_pb2.StepReport], None]
+    ) -> None:
+        try:
+            await stage.run(self.epoch, report)
+        except NextStageLostError as error:
+            # Often the first news of the death of the one behind it.
+            raise StageLostError(str(error), open_steps=self.stages[stage.index + 1].open_steps) from error
 
     async def _watch_stuck(self) -> None:
         await self._stuck.wait()

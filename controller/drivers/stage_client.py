@@ -60,11 +60,17 @@ class StageLostError(Exception):
     """A stage, or its link to the next one, is gone for this epoch.
 
     failed_step: the step whose execution failed, if that was the cause.
+    open_steps: those that the lost stage had not reported.
     """
 
-    def __init__(self, detail: str, failed_step: int | None = None) -> None:
+    def __init__(self, detail: str, failed_step: int | None = None, open_steps: tuple[int, ...] = ()) -> None:
         super().__init__(detail)
         self.failed_step = failed_step
+        self.open_steps = open_steps
+
+
+class NextStageLostError(StageLostError):
+    """A stage does not reach the one behind it, which may be at its end."""
 
 
 class StageClient:
@@ -144,6 +150,14 @@ class StageClient:
         self._plans.put_nowait(plan)
         self._phases[plan.step_id] = plan.phase
 
+    @property
+    def open_steps(self) -> tuple[int, ...]:
+        """Steps of the epoch that it was sent and has not reported."""
+        return tuple(self._phases)
+
+    def _lost(self, detail: str) -> StageLostError:
+        return StageLostError(f"stage {self.index} at {self.address}{detail}", open_steps=self.open_steps)
+
     async def run(self, epoch: int, report: Callable[[int, stage_pb2.StepReport], None]) -> None:
         """Serve one epoch until cancelled: plans out, reports to `report(stage index, message)`.
 
@@ -158,15 +172,12 @@ class StageClient:
                 async with asyncio.timeout(LEASE_S):
                     message = await call.read()
                 if not isinstance(message, stage_pb2.RunResponse):
-                    raise StageLostError(f"stage {self.index} at {self.address} ended the stream")
+                    raise self._lost(" ended the stream")
                 self._take(message, report)
         except TimeoutError:
-            raise StageLostError(
-                f"stage {self.index} at {self.address} was silent for {LEASE_S:g} s"
-            ) from None
+            raise self._lost(f" was silent for {LEASE_S:g} s") from None
         except grpc.aio.AioRpcError as error:
-            detail = f"stage {self.index} at {self.address}: {error.code().name}: {error.details()}"
-            raise StageLostError(detail) from error
+            raise self._lost(f": {error.code().name}: {error.details()}") from error
         finally:
             account.alive = False
             call.cancel()
@@ -188,11 +199,10 @@ class StageClient:
             self.account.rss_bytes = message.heartbeat.rss_bytes
         elif kind == "failure":
             failure = message.failure
-            at_fault = failure.kind != stage_pb2.StageFailure.KIND_LINK
-            raise StageLostError(
-                f"stage {self.index} at {self.address}: {failure.detail}",
-                failure.step_id or None if at_fault else None,
-            )
+            detail = f"stage {self.index} at {self.address}: {failure.detail}"
+            if failure.kind == stage_pb2.StageFailure.KIND_LINK:
+                raise NextStageLostError(detail)
+            raise StageLostError(detail, failure.step_id or None)
 
     async def _requests(self, epoch: int) -> AsyncIterator[stage_pb2.RunRequest]:
         yield stage_pb2.RunRequest(epoch=epoch)

@@ -26,7 +26,7 @@ from stage_worker.executors.torch_device import (
     default_memory_budget,
     dtype_name,
 )
-from stage_worker.executors.torch_executor import StageParts, StepSampler, TorchExecutor
+from stage_worker.executors.torch_executor import StageParts, TorchExecutor
 from stage_worker.fabric.meeting import fabric_id
 from stage_worker.fabric.pair import check_backend, fabric_device
 from stage_worker.fabric.ways import FabricWays, open_ways
@@ -37,6 +37,7 @@ from stage_worker.models.decoder import Decoder
 from stage_worker.models.rope import RotaryTable
 from stage_worker.models.weights import StageWeights
 from stage_worker.models.workspace import Workspace
+from stage_worker.sampling.apart import StepSampler
 
 GRAPHS_SWITCH = "TIDEPIPE_CUDA_GRAPHS"
 """Environment variable; 0 runs decode steps without CUDA graphs."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
 
 import numpy as np
 import torch
 
-from common.plan import SampledTokens, SequenceStart, StepPlan
+from common.plan import SampledTokens, StepPlan
 from stage_worker.attention.batch import Int64Array, RaggedBatch
 from stage_worker.device_copies import copies_for
 from stage_worker.executors.decode_graphs import DecodeGraphs
@@ -21,24 +19,7 @@ from stage_worker.kv_pool import KvPool
 from stage_worker.models.decoder import Decoder
 from stage_worker.models.spec import ModelSpec
 from stage_worker.priority import compute_as_batch_work
-
-
-class StepSampler(Protocol):
-    """What the last stage needs of `stage_worker.sampler.Sampler`."""
-
-    def start(self, start: SequenceStart) -> None:
-        """Begin a sequence."""
-        ...
-
-    def release(self, key: int) -> None:
-        """Forget a sequence."""
-        ...
-
-    def sample(
-        self, logits: torch.Tensor, keys: Sequence[int], next_positions: Sequence[int]
-    ) -> SampledTokens:
-        """Sample one token per row of `logits`."""
-        ...
+from stage_worker.sampling.apart import ApartSampler, StepSampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +57,7 @@ class TorchExecutor:
         self._dtype = parts.dtype
         self._hidden = parts.model.hidden
         self._vocab_size = parts.model.vocab_size
-        self._sampler = parts.sampler
+        self._sampler = None if parts.sampler is None else ApartSampler(parts.sampler)
         self._pool = parts.pool
         self._ways = parts.ways
         self._settled = False
@@ -100,7 +81,9 @@ class TorchExecutor:
         if self._sampler is not None:
             _forward_changes(plan, self._sampler)
         if not plan.tokens:
-            return StepOutput(sampled=SampledTokens(())) if self._stage.last else StepOutput(hidden=b"")
+            if self._sampler is None:
+                return StepOutput(hidden=b"")
+            return StepOutput(sampled=self._sampler.tell(SampledTokens(())))
         if token_ids is not None:
             residual = self._decoder.embed(self._copies.upload("token_ids", token_ids))
         else:
@@ -108,7 +91,7 @@ class TorchExecutor:
         residual = self._forward(batch, residual)
         if self._sampler is None:
             return StepOutput(hidden=self._handed_on(residual))
-        return StepOutput(sampled=self._sample(self._sampler, plan, batch, residual))
+        return StepOutput(sampled=self._sampler.tell(self._sample(self._sampler, plan, batch, residual)))
 
     def close(self) -> None:
         """Wait for no neighbour any more."""
@@ -128,7 +111,7 @@ class TorchExecutor:
         return self._decoder.forward(batch, residual)
 
     def _sample(
-        self, sampler: StepSampler, plan: StepPlan, batch: RaggedBatch, residual: torch.Tensor
+        self, sampler: ApartSampler, plan: StepPlan, batch: RaggedBatch, residual: torch.Tensor
     ) -> SampledTokens:
         rows = plan.rows
         chosen = np.flatnonzero([row.sample for row in rows])
@@ -186,11 +169,8 @@ class TorchExecutor:
         return self._copies.received(hidden).view(self._dtype).view(-1, self._hidden)
 
 
-def _forward_changes(plan: StepPlan, sampler: StepSampler) -> None:
+def _forward_changes(plan: StepPlan, sampler: ApartSampler) -> None:
     for key in plan.releases:
         sampler.release(key)
     for start in plan.starts:
-        try:
-            sampler.start(start)
-        except ValueError as error:
-            raise PlanError(f"sequence {start.key} cannot start: {error}") from error
+        sampler.start(start)

@@ -490,6 +490,7 @@ class StepReport(_message.Message):
     PLAN_WAIT_S_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
     step_id: _builtins.int
     """The step."""
     compute_s: _builtins.float
@@ -506,6 +507,10 @@ class StepReport(_message.Message):
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_sampling_pb2.PositionLogprobs]:
         """Last stage: one per sampled token if any row wants them, else empty."""
 
+    @_builtins.property
+    def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceError]:
+        """Last stage: sequences of the step that cannot be computed; a token of theirs means nothing. The epoch goes on."""
+
     def __init__(
         self,
         *,
@@ -515,14 +520,41 @@ class StepReport(_message.Message):
         plan_wait_s: _builtins.float = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         logprobs: _abc.Iterable[_sampling_pb2.PositionLogprobs] | None = ...,
+        errors: _abc.Iterable[Global___SequenceError] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_s", b"compute_s", "idle_s", b"idle_s", "logprobs", b"logprobs", "plan_wait_s", b"plan_wait_s", "step_id", b"step_id", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_s", b"compute_s", "errors", b"errors", "idle_s", b"idle_s", "logprobs", b"logprobs", "plan_wait_s", b"plan_wait_s", "step_id", b"step_id", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepReport: _TypeAlias = StepReport  # noqa: Y015
+
+@_typing.final
+class SequenceError(_message.Message):
+    """Why one sequence cannot be computed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_KEY_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    sequence_key: _builtins.int
+    """Key of the sequence within the epoch."""
+    detail: _builtins.str
+    """In words."""
+    def __init__(
+        self,
+        *,
+        sequence_key: _builtins.int = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "sequence_key", b"sequence_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SequenceError: _TypeAlias = SequenceError  # noqa: Y015
 
 @_typing.final
 class Heartbeat(_message.Message):
@@ -531,16 +563,24 @@ class Heartbeat(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RSS_BYTES_FIELD_NUMBER: _builtins.int
+    RUNNING_STEP_ID_FIELD_NUMBER: _builtins.int
+    RUNNING_S_FIELD_NUMBER: _builtins.int
     rss_bytes: _builtins.int
     """Resident memory, bytes."""
+    running_step_id: _builtins.int
+    """The step that is being computed; 0 if none is."""
+    running_s: _builtins.float
+    """For how long, seconds."""
     def __init__(
         self,
         *,
         rss_bytes: _builtins.int = ...,
+        running_step_id: _builtins.int = ...,
+        running_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rss_bytes", b"rss_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rss_bytes", b"rss_bytes", "running_s", b"running_s", "running_step_id", b"running_step_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -284,6 +284,7 @@ def test_real_sampler_fits(model: Path) -> None:
     [fake] = make_pipeline(model, 1, block_size=8)
     begin = plan(row(), starts=[1])
     assert tokens_of(real, begin) == tokens_of(fake, begin)
-    with pytest.raises(PlanError, match="cannot start"):
-        sampling = replace(GREEDY, temperature=1.0)
-        real.execute(StepPlan(2, Phase.PREFILL, (), (SequenceStart(7, sampling, 3),)), None)
+    sampling = replace(GREEDY, temperature=1.0)
+    output = real.execute(StepPlan(2, Phase.PREFILL, (), (SequenceStart(7, sampling, 3),)), None)
+    assert output.sampled is not None
+    assert [(one.key, "no seed" in one.detail) for one in output.sampled.errors] == [(7, True)]
