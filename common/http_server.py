@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import functools
 import socket
-from collections.abc import Iterator
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from common.doors.acceptor import Acceptor, Standing
+from common.doors.connection import DEADLINES, Connection, Deadlines
+from common.doors.descriptors import METRICS_CONNECTIONS
+from common.doors.site import Site, guarded_site
 from common.errors import ConfigError
 from common.security.credentials import Credentials
-from common.security.principals import Rule, principals_of
+from common.security.principals import Rule
 from common.security.process import own
 
 BACKLOG = 2048
-PRINCIPALS = "principals"
 
 log = structlog.get_logger()
 
@@ -36,11 +36,16 @@ class HttpServer:
         grace_s: float,
         credentials: Credentials | None = None,
         rule: Rule | None = None,
+        site: Site | None = None,
+        connections: int = METRICS_CONNECTIONS,
+        connections_per_address: int | None = None,
+        deadlines: Deadlines = DEADLINES,
     ) -> None:
         """Binds at once. listen: HOST:PORT, port 0 picks a free one. ConfigError if it cannot be had.
 
         grace_s: how long responses may go on after `stop`. credentials: None for those of this process; with
         TLS this is HTTPS. rule: with TLS, whose certificates open it; None: it asks for none.
+        site: names it is called by, and whose pages may call it; None: its own. connections: at a time.
         """
         credentials = credentials or own()
         credentials.check_listen(listen)
@@ -49,19 +54,37 @@ class HttpServer:
         self._socket = _bind(listen)
         host, port = self._socket.getsockname()[:2]
         self.address = f"{host}:{port}"
+        site = site or Site()
         self._server = _Server(
             uvicorn.Config(
-                app,
-                http="h11" if rule is None or context is None else partial(_Checked, rule),  # type: ignore[arg-type]
+                guarded_site(app, site, bound=host, tls=context is not None),
+                http=Connection,
                 ws="none",
                 lifespan="off",
                 log_config=None,
+                # What strangers send is no warning; what goes wrong in the application is an error.
+                log_level="error",
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=round(deadlines.idle),
                 timeout_graceful_shutdown=max(1, round(grace_s)),
-                ssl_context_factory=None if context is None else lambda *_: context,
-            )
+            ),
+            functools.partial(
+                Acceptor,
+                self._socket,
+                deadlines=deadlines,
+                limit=connections,
+                per_address=connections_per_address,
+                context=context,
+            ),
+            functools.partial(Connection, deadlines=deadlines, rule=None if context is None else rule),
         )
+
+    @property
+    def standing(self) -> Standing | None:
+        """Its connections; None before it runs."""
+        return None if self._server.acceptor is None else self._server.acceptor.standing
 
     async def run(self) -> None:
         """Serve until `stop` and the end of the responses."""
@@ -76,28 +99,32 @@ class HttpServer:
         self._server.should_exit = True
 
 
-class _Checked(H11Protocol):
-    """Hangs up on clients whose certificate names nobody that the rule lets in.
-
-    The application finds the names of the others in its scope's state, as `principals`.
-    """
-
-    def __init__(self, rule: Rule, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._rule = rule
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Part of asyncio's protocol; TLS is established."""
-        super().connection_made(transport)
-        names = (transport.get_extra_info("peercert") or {}).get("subjectAltName", ())
-        who = principals_of([value for kind, value in names if kind == "URI"])
-        self.app_state = {**self.app_state, PRINCIPALS: who}
-        if not who & self._rule.allowed:
-            log.warning("refused", peer=transport.get_extra_info("peername"), who=sorted(who))
-            transport.abort()
-
-
 class _Server(uvicorn.Server):
+    def __init__(
+        self, config: uvicorn.Config, accept: Callable[..., Acceptor], connect: Callable[..., Connection]
+    ) -> None:
+        super().__init__(config)
+        self._accept = accept
+        self._connect = connect
+        self.acceptor: Acceptor | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Part of uvicorn's Server: begins to accept, with limits that asyncio's own server has not."""
+        await self.lifespan.startup()
+
+        def make(ended: Callable[[], None]) -> Connection:
+            return self._connect(
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+                ended=ended,
+            )
+
+        self.acceptor = self._accept(make)
+        self.acceptor.start()
+        self.servers = [self.acceptor]  # type: ignore[list-item]
+        self.started = True
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are the process's business, not uvicorn's."""

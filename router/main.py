@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.doors.site import sites
 from common.model_source import resolve_model
 from common.rpc.lifecycle import run_service
 from common.security.credentials import add_security_options, from_options
@@ -49,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         slo=SloTarget(options.ttft_ms / 1000, options.tpot_ms / 1000),
         bounds=Bounds(options.macro_min, options.macro_max),
         api_keys=options.api_keys,
+        site=sites(options.allow_host, options.allow_origin),
+        connections=options.max_connections,
+        connections_per_address=options.max_connections_per_address,
     )
 
     def load_text() -> TextPort:
@@ -114,6 +118,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="requests of batches in flight at most",
     )
+    add("--allow-host", action="append", metavar="NAME",
+        help="name by which the HTTP API is called too; *.NAME: all below it")  # fmt: skip
+    add("--allow-origin", action="append", metavar="ORIGIN",
+        help="site whose pages may call the HTTP API, such as https://chat.example.com")  # fmt: skip
+    add("--max-connections", type=_positive_int, metavar="N",
+        help="HTTP connections at a time; default: by the limit of open files")  # fmt: skip
+    add("--max-connections-per-address", type=_positive_int, metavar="N",
+        help="of these, from one address; default: half, and all from this machine")  # fmt: skip
     add_security_options(parser)
     add("--api-keys", type=Path, metavar="FILE", help="clients need one of these keys (`tidepipe keys add`)")
     add("--log-level", default="info", choices=["debug", "info", "warning", "error"])

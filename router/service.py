@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from common.doors.descriptors import limit, shares, too_few
 from common.http_server import HttpServer
 from common.rpc.lifecycle import Lifecycle
 from common.rpc.server import RpcServer
@@ -57,7 +58,7 @@ from router.requests.meter import Meters
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
 from router.settings import RouterSettings
-from router.telemetry import RequestMetrics, export_router_metrics
+from router.telemetry import RequestMetrics, export_connections, export_router_metrics
 from router.upstream.host import UpstreamHost
 from router.upstream.join import join
 
@@ -182,10 +183,21 @@ class RouterService:
             telemetry,
             self.feed,
         )
-        if keys is not None:
-            return HttpServer(KeyGate(app, keys), self.settings.http, grace_s=self.settings.stop_grace_s)
-        rule = RULES["tidepipe.v1.InferenceService"]
-        return HttpServer(app, self.settings.http, grace_s=self.settings.stop_grace_s, rule=rule)
+        settings = self.settings
+        connections = settings.connections or shares(limit()).http
+        if warning := too_few(connections, settings.max_requests):
+            log.warning("few descriptors", reason=warning)
+        server = HttpServer(
+            app if keys is None else KeyGate(app, keys),
+            settings.http,
+            grace_s=settings.stop_grace_s,
+            rule=RULES["tidepipe.v1.InferenceService"] if keys is None else None,
+            site=settings.site,
+            connections=connections,
+            connections_per_address=settings.connections_per_address,
+        )
+        export_connections(telemetry, server)
+        return server
 
     async def _load(self, text: asyncio.Future[TextPort], served: ServedModel) -> None:
         loaded = await asyncio.to_thread(self._load_text)

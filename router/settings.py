@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.doors.descriptors import REQUESTS
+from common.doors.site import Site
 from router.core.mitosis import Bounds
 from router.core.slo import INTERACTIVE, SloTarget
 
-DEFAULT_MAX_REQUESTS = 4096
+DEFAULT_MAX_REQUESTS = REQUESTS
 DEFAULT_REMEMBER_S = 120.0
 DEFAULT_BATCH_CONCURRENCY = 256
 DEFAULT_ROUTING = "least-loaded"
@@ -28,6 +30,8 @@ class RouterSettings:
     data_dir: folder of files and batches (/v1/files, /v1/batches); empty: there are none.
     batch_concurrency: requests of batches in flight at most.
     api_keys: file with the keys that clients need; None: they need none.
+    site: names it is called by over HTTP, and whose pages may call it from a browser.
+    connections, connections_per_address: over HTTP at a time; None: by the limit of open files.
     metrics_port: of a listener for metrics alone, 0 for a free one; the HTTP port has them anyway.
     """
 
@@ -51,6 +55,9 @@ class RouterSettings:
     batch_concurrency: int = DEFAULT_BATCH_CONCURRENCY
     metrics_port: int | None = None
     api_keys: Path | None = None
+    site: Site = Site()  # noqa: RUF009 (frozen)
+    connections: int | None = None
+    connections_per_address: int | None = None
 
 
 def default_model_name(model: str) -> str:

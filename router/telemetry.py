@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
+from common.http_server import HttpServer
 from common.sampling import FinishReason
 from common.telemetry.buckets import REQUEST_S, TOKEN_S, TOKENS, TTFT_S
 from common.telemetry.telemetry import Telemetry, gauge, total
@@ -110,5 +111,30 @@ def export_router_metrics(
             assigned.add_metric([link.instance_id], len(link.placements))
         yield instances
         yield assigned
+
+    telemetry.at_scrape(read)
+
+
+def export_connections(telemetry: Telemetry, server: HttpServer) -> None:
+    """Add what stands at the HTTP door."""
+
+    def read() -> Iterable[Metric]:
+        standing = server.standing
+        if standing is None:
+            return
+        yield gauge("tidepipe_http_connections", "Open connections.", standing.open)
+        yield gauge("tidepipe_http_max_connections", "Connections at a time.", standing.limit)
+        yield total("tidepipe_http_connections_accepted", "Connections taken in.", standing.accepted)
+        yield total(
+            "tidepipe_http_connections_given_up",
+            "Connections without a request that made room for others.",
+            standing.given_up,
+        )
+        yield total("tidepipe_http_connections_refused", "For want of room.", standing.refused)
+        yield total(
+            "tidepipe_http_descriptors_exhausted",
+            "Times that the process had no descriptor left for a connection.",
+            standing.out_of_descriptors,
+        )
 
     telemetry.at_scrape(read)

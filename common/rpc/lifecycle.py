@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import structlog
 import uvloop
 
+from common.doors.descriptors import raise_limit
 from common.errors import TidePipeError
 from common.logs import configure_logging
 from common.security.credentials import Credentials
@@ -26,6 +27,7 @@ from common.security.process import use
 READY_FD = "TIDEPIPE_READY_FD"
 PARENT_PID = "TIDEPIPE_PARENT_PID"
 EXIT_FAILED_TO_START = 3
+PRIVATE_UMASK = 0o077
 
 log = structlog.get_logger()
 
@@ -64,6 +66,9 @@ def run_service(
     credentials: who the process is; None: what the environment says.
     """
     configure_logging(name, log_level)
+    raise_limit()
+    # Prompts stand in much of what a service writes: it is nobody else's to read.
+    os.umask(PRIVATE_UMASK)
     if credentials is not None:
         use(credentials)
 

@@ -10,6 +10,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from common.doors.descriptors import limit, shares
 from common.errors import ConfigError
 from common.limits import MESSAGE_BYTES
 from common.rpc.guard import AccessGuard
@@ -23,6 +24,14 @@ from common.telemetry.calls import CallMeter
 from common.telemetry.telemetry import Telemetry
 
 MAX_METADATA_BYTES = 16 * 1024
+HANDSHAKE_MS = 10_000
+MAX_STREAMS = 8192
+"""Of one connection: more than requests that a router accepts, and less than what would drown it."""
+IDLE_MS = 600_000
+"""A connection without a call is closed then, gracefully; channels open another one when they need it. None
+is closed for its age: sessions between services last as long as they do."""
+IDENTITY_ONLY = 1
+"""No compressed messages: their size is known only when they are whole again."""
 
 
 class RpcServer:
@@ -52,6 +61,11 @@ class RpcServer:
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", max_message_bytes),
                 ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+                ("grpc.max_allowed_incoming_connections", shares(limit()).rpc),
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+                ("grpc.max_concurrent_streams", MAX_STREAMS),
+                ("grpc.max_connection_idle_ms", IDLE_MS),
+                ("grpc.compression_enabled_algorithms_bitset", IDENTITY_ONLY),
                 ("grpc.keepalive_time_ms", 10_000),
                 ("grpc.keepalive_timeout_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),

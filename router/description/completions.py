@@ -26,7 +26,7 @@ _HEADERS = (
     parameter("header", TTFT, _LATENCY, "Milliseconds wanted up to the first token."),
     parameter("header", TPOT, _LATENCY, "Milliseconds wanted for each further token."),
 )
-_FAILURES = (400, 404, 413, 422, 429, 500, 503)
+_FAILURES = (400, 404, 408, 413, 415, 422, 429, 500, 503)
 
 
 def completion_paths() -> dict[str, Any]:

@@ -7,9 +7,11 @@ from typing import Any
 _MEANINGS = {
     400: "Malformed or meaningless; `param` names the field or header.",
     401: "No API key, or an unknown, expired or revoked one.",
-    403: "The key's role may not do this.",
+    403: "The key's role may not do this, or a browser asks for a page of another site.",
     404: "There is none of that name.",
+    408: "The body did not come in time.",
     413: "The body is too large.",
+    415: "Bodies are JSON as it is, with content-type: application/json.",
     422: "The idempotency key belongs to another request.",
     429: "No room now; come again after `retry-after` seconds, or `retry-after-ms`.",
     500: "A defect of TidePipe, or of a model's answer; the log says more.",

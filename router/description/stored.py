@@ -38,7 +38,7 @@ def stored_paths() -> dict[str, Any]:
             "post": operation(
                 "Store a file of requests",
                 file,
-                failures=(400, 413, 507),
+                failures=(400, 408, 413, 415, 429, 507),
                 body={"multipart/form-data": {"schema": _FORM}},
             ),
         },
@@ -64,7 +64,7 @@ def stored_paths() -> dict[str, Any]:
             "post": operation(
                 "Answer a file's requests in the background",
                 batch,
-                failures=(400, 404, 413, 429, 507),
+                failures=(400, 404, 408, 413, 415, 429, 507),
                 body=json_content(ref("BatchBody")),
             ),
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 from starlette.requests import Request
 
@@ -16,6 +17,13 @@ connection closes gets to see a broken connection, and not why."""
 BODY_TIMEOUT_S = 60.0
 
 
+JSON_TYPE = re.compile(r"application/([a-z0-9.-]+\+)?json", re.IGNORECASE)
+
+
+class MediaTypeError(TidePipeError):
+    """The body is of another type than this path accepts (HTTP 415)."""
+
+
 class BodyTooLargeError(TidePipeError):
     """The body is longer than this path accepts (HTTP 413)."""
 
@@ -24,7 +32,15 @@ class BodyTooLargeError(TidePipeError):
 
 
 async def read_json(request: Request) -> object:
-    """The decoded body. BodyTooLargeError, or InvalidRequestError if it is not JSON."""
+    """The decoded body. BodyTooLargeError, MediaTypeError, or InvalidRequestError if it is not JSON.
+
+    The type matters: a form, which any page may send anywhere, has another one.
+    """
+    declared_type = request.headers.get("content-type")
+    if declared_type is not None and not JSON_TYPE.fullmatch(declared_type.partition(";")[0].strip()):
+        raise MediaTypeError(
+            f"send the body as JSON, with content-type: application/json, not {declared_type[:100]}"
+        )
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > MAX_DISCARDED_BYTES:
         raise BodyTooLargeError

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from common.errors import TidePipeError
 from common.openai.failures import error_body, error_response
-from router.gateway.body import BodyTooLargeError
+from router.gateway.body import BodyTooLargeError, MediaTypeError
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -28,6 +28,9 @@ def failure(error: Exception, headers: Mapping[str, str] = MappingProxyType({}))
         body = error_body(str(error), "invalid_request_error", code="body_too_large")
         # A part of the body may be left unread.
         return JSONResponse(body, 413, {**headers, "connection": "close"})
+    if isinstance(error, MediaTypeError):
+        body = error_body(str(error), "invalid_request_error", code="unsupported_media_type")
+        return JSONResponse(body, 415, {**headers, "connection": "close"})
     if not isinstance(error, TidePipeError):
         log.exception("HTTP request failed", exc_info=error)
     status, body, special = error_response(error)

@@ -8,8 +8,8 @@ from typing import Any
 import structlog
 from starlette.types import Receive, Scope, Send
 
+from common.doors.connection import PRINCIPALS
 from common.errors import PermissionDeniedError, TidePipeError, UnavailableError
-from common.http_server import PRINCIPALS
 from common.security.principals import ADMIN
 from router.gateway.failures import failure
 from router.gateway.presence import while_connected

@@ -63,6 +63,11 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     "tls": _option(str, "--tls", "Certificates of `tidepipe certs make DIR`, or auto: new ones.", "DIR|auto"),
     "api_keys": _option(str, "--api-keys", "Clients need one of these keys (`tidepipe keys add`).", "FILE"),
     "insecure": _option(bool, "--insecure", "Listen beyond this machine without TLS."),
+    "allow_host": _option(str, "--allow-host", "Names of the HTTP API beside its own, with commas.", "H,.."),
+    "allow_origin": _option(
+        str, "--allow-origin", "Sites whose pages may call the HTTP API from a browser.", "O,.."
+    ),
+    "max_connections": _option(int, "--max-connections", "HTTP connections at a time.", "N"),
     "metrics": _option(bool, "--metrics", "Give every process a port with Prometheus metrics."),
     "data_dir": _option(
         str,

@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from common.doors.descriptors import raise_limit
 from common.errors import TidePipeError
 from tidepipe.cli.admin.app import admin_app
 from tidepipe.cli.batch import batch
@@ -46,6 +47,7 @@ def main() -> None:
     """Run the command line; user errors become one line on stderr and an exit code."""
     # Else gRPC writes notes about lost connections, which the SDK mends, between a command's own lines.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    raise_limit()
     try:
         app()
     except TidePipeError as error:

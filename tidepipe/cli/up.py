@@ -26,11 +26,14 @@ def up(trace: TraceFile = None, *, cluster: dict[str, Any]) -> None:
 
 async def _serve(settings: dict[str, Any], trace: Path | None) -> int:
     # Late, so that `tidepipe --help` stays quick.
+    from common.doors.descriptors import limit, shares, too_few
     from tidepipe.cli.target import start_cluster
 
     async with start_cluster(settings) as cluster:
         if cluster.tls_folder is not None:
             print(f"certificates for clients: {cluster.tls_folder}", file=sys.stderr, flush=True)
+        if warning := too_few(cluster.config.max_connections or shares(limit()).http):
+            print(f"note: {warning}", file=sys.stderr, flush=True)
         print(f"ready http={cluster.http_address} grpc={cluster.grpc_address}", flush=True)
         try:
             await cluster.wait()

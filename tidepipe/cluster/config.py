@@ -68,6 +68,9 @@ class ClusterConfig(BaseModel):
     tls: str | None = Field(default=None, min_length=1)
     api_keys: str | None = Field(default=None, min_length=1)
     insecure: bool = False
+    allow_host: str | None = Field(default=None, min_length=1)
+    allow_origin: str | None = Field(default=None, min_length=1)
+    max_connections: int | None = Field(default=None, ge=1)
     run_dir: str | None = None
     data_dir: str | None = None
     verbose: bool = False

@@ -96,6 +96,9 @@ def router_spec(
         macro_max=config.macro_max,
         max_pending=config.max_pending,
         api_keys=config.api_keys,
+        allow_host=config.allow_host,
+        allow_origin=config.allow_origin,
+        max_connections=config.max_connections,
         log_level=config.log_level,
     )
     return ChildSpec("router", "router", arguments, SERVICE_READY_S, True, config.metrics)
