@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.errors import UnavailableError
 from common.limits import MESSAGE_BYTES
+from common.rpc.token import AsyncTokenChannel, TokenChannel
 from common.rpc.transport import channel_credentials
 from common.security.credentials import Credentials
 from common.security.process import own
@@ -40,10 +41,22 @@ def open_channel(
     credentials: None for those of this process.
     """
     options = channel_options(max_message_bytes)
-    tls = channel_credentials(credentials or own())
+    credentials = credentials or own()
+    tls = channel_credentials(credentials)
     if tls is None:
         return grpc.aio.insecure_channel(address, options=options)
-    return grpc.aio.secure_channel(address, tls, options=options)
+    channel = grpc.aio.secure_channel(address, tls, options=options)
+    return AsyncTokenChannel(channel, credentials.bearer) if credentials.bearer else channel
+
+
+def open_sync_channel(address: str, credentials: Credentials | None = None) -> grpc.Channel:
+    """As `open_channel`, for threads."""
+    credentials = credentials or own()
+    tls = channel_credentials(credentials)
+    if tls is None:
+        return grpc.insecure_channel(address, options=channel_options())
+    channel = grpc.secure_channel(address, tls, options=channel_options())
+    return TokenChannel(channel, credentials.bearer) if credentials.bearer else channel
 
 
 def channel_options(max_message_bytes: int = MESSAGE_BYTES) -> list[tuple[str, int]]:

@@ -8,15 +8,15 @@ from common.security.credentials import CERTIFICATE, Credentials
 
 
 def channel_credentials(credentials: Credentials) -> grpc.ChannelCredentials | None:
-    """For a channel; None for one in the clear. ConfigError if files cannot be read."""
+    """For a channel; None for one in the clear. ConfigError if files cannot be read.
+
+    What is presented with every call beside the certificate is not part of it: see `common.rpc.token`.
+    """
     credentials.check(server=False)
     if not credentials.secure:
         return None
     ca, key, certificate = credentials.pem()
-    tls = grpc.ssl_channel_credentials(ca, key, certificate)
-    if not credentials.bearer:
-        return tls
-    return grpc.composite_channel_credentials(tls, grpc.access_token_call_credentials(credentials.bearer))
+    return grpc.ssl_channel_credentials(ca, key, certificate)
 
 
 def server_credentials(credentials: Credentials) -> grpc.ServerCredentials | None:

@@ -166,3 +166,9 @@ def test_no_router_is_a_clear_error() -> None:
         pytest.raises(tidepipe.UnavailableError, match="gave up"),
     ):
         client.generate("hello")
+    # Without such a policy the request's own time is what counts.
+    with (
+        tidepipe.Client(address) as client,
+        pytest.raises(tidepipe.DeadlineExceededError, match=r"within 0\.5 s; the service is away: "),
+    ):
+        client.generate("hello", timeout=0.5)

@@ -19,14 +19,14 @@ class RetryPolicy:
     """How stubborn a client is.
 
     Waits grow from initial_s to longest_s. give_up_s: a service that was not heard of for so long is
-    reported as unavailable, even if the request's own timeout is longer. A full queue is not a loss: the
-    client waits for its turn until the request's timeout.
+    reported as unavailable, even if the request's own timeout is longer; None: patience ends with that
+    alone. A full queue is not a loss: the client waits for its turn until the request's timeout.
     """
 
     initial_s: float = 0.1
     longest_s: float = 5.0
     factor: float = 2.0
-    give_up_s: float = 60.0
+    give_up_s: float | None = None
 
 
 class Backoff:

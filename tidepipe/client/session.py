@@ -56,6 +56,7 @@ class GenerationSession:
         self._deadline = clock() + timeout_s
         self._call_began = clock()
         self._lost_since: float | None = None
+        self._loss = ""
         self._refused = False
 
     @property
@@ -150,13 +151,11 @@ class GenerationSession:
         if self._lost_since is None:
             self._lost_since = now
         lost_s = now - self._lost_since
-        if lost_s > self._policy.give_up_s:
-            reason = (
-                str(from_rpc_error(failure))
-                if isinstance(failure, grpc.RpcError)
-                else "its streams break off"
-            )
-            raise UnavailableError(f"gave up after {lost_s:.0f} s without the service: {reason}")
+        self._loss = (
+            str(from_rpc_error(failure)) if isinstance(failure, grpc.RpcError) else "its streams break off"
+        )
+        if self._policy.give_up_s is not None and lost_s > self._policy.give_up_s:
+            raise UnavailableError(f"gave up after {lost_s:.0f} s without the service: {self._loss}")
         return self._backoff.next_wait()
 
     def _heard(self) -> None:
@@ -164,8 +163,9 @@ class GenerationSession:
         self._backoff.reset()
 
     def _too_late(self) -> DeadlineExceededError:
+        lost = f"; the service is away: {self._loss}" if self._lost_since is not None else ""
         return DeadlineExceededError(
-            f"request {self.request_id} was not answered within {self._timeout_s:g} s"
+            f"request {self.request_id} was not answered within {self._timeout_s:g} s{lost}"
         )
 
 

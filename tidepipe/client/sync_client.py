@@ -10,12 +10,10 @@ from typing import Any, Self
 import grpc
 
 from common.errors import TidePipeError, UnavailableError
-from common.rpc.channel import channel_options
+from common.rpc.channel import open_sync_channel
 from common.rpc.status import translated
-from common.rpc.transport import channel_credentials
 from common.sampling import SamplingParams
 from common.security.credentials import Credentials
-from common.security.process import own
 from tidepipe.client.async_client import CONTROL_TIMEOUT_S, DEFAULT_TIMEOUT_S
 from tidepipe.client.requests import WHOLE_ANSWER_GAP_MS, check_endpoint, make_request, make_sampling
 from tidepipe.client.retry import RetryPolicy
@@ -50,12 +48,7 @@ class Client:
         self._timeout = timeout
         self._retry = retry or RetryPolicy()
         self._active: set[Abort] = set()
-        tls = channel_credentials(credentials or own())
-        self._channel = (
-            grpc.insecure_channel(endpoint, options=channel_options())
-            if tls is None
-            else grpc.secure_channel(endpoint, tls, options=channel_options())
-        )
+        self._channel = open_sync_channel(endpoint, credentials)
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
 
