@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gguf
@@ -56,10 +56,11 @@ def write_gguf(
     architecture: str | None = None,
     rope_divisors: np.ndarray | None = None,
     metadata: Mapping[str, object] | None = None,
+    tokens: Sequence[str] | None = (),
 ) -> Path:
     """Convert the model in `folder`; matrices are stored as `kind`, vectors as float32.
 
-    metadata: more keys, with values of any simple type.
+    metadata: more keys, with values of any simple type. tokens: None for a file without a vocabulary.
     """
     config = json.loads((folder / "config.json").read_text())
     architecture = architecture or {"mistral": "llama"}.get(config["model_type"], config["model_type"])
@@ -79,8 +80,10 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     if config["model_type"] == "mistral":
         writer.add_sliding_window(config["sliding_window"])
-    writer.add_token_list([f"token {index}" for index in range(config["vocab_size"])])
-    writer.add_eos_token_id(config["eos_token_id"])
+    if tokens is not None and "tokenizer.ggml.tokens" not in (metadata or {}):
+        writer.add_token_list(tokens or [f"token {index}" for index in range(config["vocab_size"])])
+    if "tokenizer.ggml.eos_token_id" not in (metadata or {}):
+        writer.add_eos_token_id(config["eos_token_id"])
     for key, value in (metadata or {}).items():
         add = {
             bool: writer.add_bool,

@@ -1,7 +1,8 @@
 """How a service process lives: announces itself, drains on SIGTERM, ends with its parent.
 
 The process that starts a service may pass a pipe in TIDEPIPE_READY_FD and gets one JSON line on it:
-{"ready": "HOST:PORT", "metrics": "HOST:PORT or empty"} or {"failed": "why"}. TIDEPIPE_PARENT_PID makes the
+{"ready": "HOST:PORT", "metrics": "HOST:PORT or empty"} or {"failed": "why", "settings": whether it is the
+settings' or the model's fault, which no second try mends}. TIDEPIPE_PARENT_PID makes the
 service end when that process is gone, so that not even kill -9 of a supervisor leaves processes behind.
 """
 
@@ -18,7 +19,7 @@ import structlog
 import uvloop
 
 from common.doors.descriptors import raise_limit
-from common.errors import TidePipeError
+from common.errors import ConfigError, IncompatibleError, ModelError, TidePipeError
 from common.logs import configure_logging
 from common.security.credentials import Credentials
 from common.security.expiry import CertificateWatch
@@ -26,6 +27,7 @@ from common.security.process import use
 
 READY_FD = "TIDEPIPE_READY_FD"
 PARENT_PID = "TIDEPIPE_PARENT_PID"
+EXIT_WRONG_SETTINGS = 2
 EXIT_FAILED_TO_START = 3
 PRIVATE_UMASK = 0o077
 
@@ -44,7 +46,7 @@ class Lifecycle:
         _announce({"ready": address, "metrics": metrics})
 
 
-def _announce(message: dict[str, str]) -> None:
+def _announce(message: dict[str, str | bool]) -> None:
     descriptor = os.environ.pop(READY_FD, None)
     if descriptor is None:
         return
@@ -61,8 +63,9 @@ def run_service(
 ) -> int:
     """Run a service's body until it returns; the exit code of the process.
 
-    `body` should return soon after `lifecycle.stopping` is set. 0: ended as asked. 3: could not start, or
-    broke down (the reason is in the log and, before readiness, sent to the parent).
+    `body` should return soon after `lifecycle.stopping` is set. 0: ended as asked. 2: its settings or its
+    model cannot be used. 3: could not start, or broke down (the reason is in the log and, before readiness,
+    sent to the parent).
     credentials: who the process is; None: what the environment says.
     """
     configure_logging(name, log_level)
@@ -102,8 +105,9 @@ def run_service(
             log.error("failed", reason=reason)
         else:
             log.exception("crashed")
-        _announce({"failed": reason})
-        return EXIT_FAILED_TO_START
+        settings = all(isinstance(error, (ConfigError, IncompatibleError, ModelError)) for error in leaves)
+        _announce({"failed": reason, "settings": settings})
+        return EXIT_WRONG_SETTINGS if settings else EXIT_FAILED_TO_START
     log.info("stopped")
     return 0
 

@@ -6,8 +6,12 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
-from common.errors import IncompatibleError, UnavailableError
+import structlog
+
+from common.errors import UnavailableError
 from router.instances.model_facts import InstanceFacts, ModelFacts, check_same_model
+
+log = structlog.get_logger()
 
 
 class ServedModel:
@@ -31,10 +35,12 @@ class ServedModel:
     def admit(self, instance: InstanceFacts) -> None:
         """Check an instance; the first one decides. IncompatibleError if it does not fit."""
         if self.tokenizer_size > instance.model.vocab_size:
-            raise IncompatibleError(
-                f"instance {instance.instance_id} serves {instance.model.model} with a vocabulary of "
-                f"{instance.model.vocab_size}, but this router's tokenizer has {self.tokenizer_size} tokens; "
-                "start both with the same model"
+            # Tokens added without growing the model: prompts that hold one are refused, the others are right.
+            log.warning(
+                "the tokenizer has more tokens than the model; prompts with one of them are refused",
+                instance=instance.instance_id,
+                tokenizer=self.tokenizer_size,
+                model=instance.model.vocab_size,
             )
         facts = instance.model
         if self._facts is not None and self._in_use():

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import InvalidRequestError, ModelError
+from common.errors import InvalidRequestError
 from common.request import ChatTurn
 from common.structure import Structure
+from common.tokenizer_source import load_tokenizer
 from router.text.detokenizer import Detokenizer, make_detokenizer
 from router.text.vocabulary import Backend, Vocabulary
 
@@ -39,21 +40,7 @@ class TextProcessor:
 
         Raises ModelError if there is no tokenizer or it is of an unsupported kind.
         """
-        # Slow to import, and not needed by those who only use the types.
-        from transformers import AutoTokenizer
-
-        folder, extra = (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
-        if not path.exists():
-            raise ModelError(f"no tokenizer at {path}: there is no such file or folder")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False, **extra
-            )
-        except Exception as error:  # transformers raises all kinds, from KeyError to OSError
-            raise ModelError(f"cannot load the tokenizer of {path}: {error}") from error
-        if getattr(tokenizer, "backend_tokenizer", None) is None:
-            raise ModelError(f"the tokenizer of {path} has no fast implementation (tokenizer.json)")
-        return cls(tokenizer)
+        return cls(load_tokenizer(path))
 
     @property
     def vocab_size(self) -> int:

@@ -15,6 +15,7 @@ import structlog
 from llguidance import LLMatcher, LLTokenizer
 
 from common.structure import Structure
+from common.tokenizer_source import load_tokenizer
 
 Allowed = npt.NDArray[np.bool_]
 
@@ -71,8 +72,19 @@ class Grammars:
         tokenizer = self._tokenizers.get(eos_token_ids)
         if tokenizer is None:
             text = self._read_tokenizer()
-            tokenizer = LLTokenizer(text, n_vocab=self._vocab_size, eos_token=list(eos_token_ids))
+            tokenizer = _made(text, self._vocab_size, eos_token_ids)
             self._tokenizers = {eos_token_ids: tokenizer}
+        return tokenizer
+
+
+def _made(text: str, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
+    """The tokenizer for a model of `vocab_size` tokens; it may know more, which are never allowed."""
+    try:
+        return LLTokenizer(text, n_vocab=vocab_size, eos_token=list(eos_token_ids))
+    except ValueError:
+        tokenizer = LLTokenizer(text, eos_token=list(eos_token_ids))
+        if tokenizer.vocab_size <= vocab_size:
+            raise
         return tokenizer
 
 
@@ -82,12 +94,7 @@ def tokenizer_reader(model: Path) -> Callable[[], str]:
     def read() -> str:
         if model.suffix != ".gguf":
             return (model / "tokenizer.json").read_text(encoding="utf-8")
-        from transformers import AutoTokenizer  # slow, and needed for GGUF files only
-
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(model.parent), gguf_file=model.name, local_files_only=True, trust_remote_code=False
-        )
-        text: str = tokenizer.backend_tokenizer.to_str()
+        text: str = load_tokenizer(model).backend_tokenizer.to_str()
         return text
 
     return read

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from common.rpc.channel import is_serving, open_channel, wait_serving
-from common.rpc.lifecycle import EXIT_FAILED_TO_START, READY_FD
+from common.rpc.lifecycle import EXIT_WRONG_SETTINGS, READY_FD
 from tests.fakes.controller import fake_controller, scripted_text
 from tests.fakes.router import free_port
 
@@ -80,7 +80,7 @@ async def test_it_serves_and_ends(model: Path) -> None:
 
             # Another one on the same HTTP port does not come up, and says so.
             with started(*arguments) as (other, failed):
-                assert http in failed["failed"] and other.wait(10) == EXIT_FAILED_TO_START
+                assert http in failed["failed"] and other.wait(10) == EXIT_WRONG_SETTINGS
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
 
@@ -88,4 +88,4 @@ async def test_it_serves_and_ends(model: Path) -> None:
 def test_an_unknown_model_is_a_clear_error() -> None:
     with started("--listen", "127.0.0.1:0", "--model", "/no/such/model") as (process, announced):
         assert "/no/such/model" in announced["failed"]
-        assert process.wait(10) == EXIT_FAILED_TO_START
+        assert process.wait(10) == EXIT_WRONG_SETTINGS

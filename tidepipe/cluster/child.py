@@ -14,10 +14,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
-from common.errors import UnavailableError
+from common.errors import ConfigError, UnavailableError
 from common.rpc.lifecycle import PARENT_PID, READY_FD
 
 log = structlog.get_logger()
@@ -99,7 +100,10 @@ class Child:
         return self._process.pid if self._process else None
 
     async def start(self) -> str:
-        """Start the process; its address when it is ready, ClusterError if it does not get so far."""
+        """Start the process; its address when it is ready, ClusterError if it does not get so far.
+
+        ConfigError if it says that its settings or its model cannot be used, however often it is tried.
+        """
         reader, writer = os.pipe()
         try:
             self._process = await self._spawn(writer)
@@ -130,7 +134,8 @@ class Child:
                 await process.wait()
         await self.stop(kill_after_s=0)
         if "failed" in announcement:
-            raise ClusterError(f"{self.name} could not start: {announcement['failed']}")
+            reason = f"{self.name} could not start: {announcement['failed']}"
+            raise ConfigError(reason) if announcement.get("settings") else ClusterError(reason)
         raise ClusterError(
             f"{self.name} ended {how_it_ended(process.returncode)} before it was ready{self._tail()}"
         )
@@ -158,7 +163,7 @@ class Child:
             await asyncio.sleep(min(LONGEST_RESTART_WAIT_S, FIRST_RESTART_WAIT_S * 3**recent))
             try:
                 await self.start()
-            except ClusterError as error:
+            except (ClusterError, ConfigError) as error:
                 log.warning("restart failed", process=self.name, reason=str(error))
             else:
                 return
@@ -249,7 +254,7 @@ async def _read_line(descriptor: int) -> bytes:
         transport.close()
 
 
-def _parse(line: bytes) -> dict[str, str]:
+def _parse(line: bytes) -> dict[str, Any]:
     try:
         content = json.loads(line)
     except ValueError:

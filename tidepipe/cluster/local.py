@@ -53,8 +53,9 @@ class LocalCluster:
     async def __aenter__(self) -> Self:
         try:
             await self.start()
-        except BaseException:
-            await self.stop(keep_logs=True)
+        except BaseException as error:
+            # Wrong settings say all themselves.
+            await self.stop(keep_logs=not isinstance(error, ConfigError))
             raise
         return self
 
@@ -77,7 +78,8 @@ class LocalCluster:
     async def start(self) -> None:
         """Start all processes and wait until the router has every instance.
 
-        Errors as `prepare`, before anything is started; ClusterError if a process does not come up.
+        Errors as `prepare`, before anything is started; ClusterError if a process does not come up,
+        ConfigError if it cannot with this model and these settings.
         """
         if self._run_dir is None:
             await self.prepare()
@@ -111,7 +113,8 @@ class LocalCluster:
         except* TidePipeError as errors:
             failures = leaves(errors)
         if failures:
-            raise failures[0]  # one says enough: the others mostly follow from it
+            # One says enough, the others mostly follow from it; rather one that the user can mend.
+            raise min(failures, key=lambda failure: not isinstance(failure, ConfigError))
         self._keepers = asyncio.create_task(self._keep_alive(), name="keep the cluster alive")
         await self._registered()
         if config.metrics and self._run_dir is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import ConfigError
 from tidepipe.cluster.child import Child, ChildSpec, ClusterError
 
 SERVICE = """
@@ -23,6 +24,9 @@ if kind == "crash":
 if kind == "refuse":
     print(json.dumps({"failed": "no such model"}), file=ready, flush=True)
     sys.exit(3)
+if kind == "unusable":
+    print(json.dumps({"failed": "config.json: what is this?", "settings": True}), file=ready, flush=True)
+    sys.exit(2)
 if kind == "hang":
     time.sleep(60)
 if kind == "deaf":
@@ -41,7 +45,7 @@ async def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     (tmp_path / "scripted_service.py").write_text(SERVICE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     made: list[Child] = []
-    for kind in ("steady", "crash", "refuse", "hang", "deaf", "brief"):
+    for kind in ("steady", "crash", "refuse", "unusable", "hang", "deaf", "brief"):
         spec = ChildSpec(kind, "scripted_service", [kind], ready_s=0.5 if kind == "hang" else 20)
         made.append(Child(spec, "127.0.0.1:0", tmp_path / f"{kind}.log"))
     yield made
@@ -84,16 +88,19 @@ async def _connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWr
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("kind", "error", "message"),
     [
-        ("refuse", "refuse could not start: no such model"),
-        ("crash", "ended with code 7 before it was ready.*hello from crash"),
-        ("hang", "was not ready after 0.5 s.*hello from hang"),
+        ("refuse", ClusterError, "refuse could not start: no such model"),
+        ("unusable", ConfigError, "unusable could not start: config.json: what is this?"),
+        ("crash", ClusterError, "ended with code 7 before it was ready.*hello from crash"),
+        ("hang", ClusterError, "was not ready after 0.5 s.*hello from hang"),
     ],
 )
-async def test_a_child_that_cannot_start_says_why(children: list[Child], kind: str, message: str) -> None:
+async def test_a_child_that_cannot_start_says_why(
+    children: list[Child], kind: str, error: type[Exception], message: str
+) -> None:
     child = named(children, kind)
-    with pytest.raises(ClusterError, match=f"(?s){message}"):
+    with pytest.raises(error, match=f"(?s){message}"):
         await child.start()
     assert child.pid is None
 

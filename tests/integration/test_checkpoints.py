@@ -1,0 +1,64 @@
+"""Checkpoints as people have them, from the command line: answered, or refused at once in one sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny_gguf import write_gguf
+from tests.tiny_models import make_tiny_model
+from tests.tiny_tokenizer import gguf_tokenizer, make_tokenizer
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def batch(
+    model: Path, folder: Path, *prompts: str
+) -> tuple[subprocess.CompletedProcess[str], list[dict[str, Any]]]:
+    """`tidepipe batch` on a model, and the lines that it wrote."""
+    body = {"max_tokens": 6, "temperature": 0}
+    request = {"method": "POST", "url": "/v1/completions"}
+    lines = [
+        {"custom_id": str(number), **request, "body": {**body, "prompt": prompt}}
+        for number, prompt in enumerate(prompts)
+    ]
+    source, target = folder / "in.jsonl", folder / "out.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [sys.executable, "-m", "tidepipe.cli.main", "batch", str(source), "-o", str(target)]
+    command += ["--model", str(model), "--dtype", "float32"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    answers = [json.loads(line) for line in target.read_text().splitlines()] if target.exists() else []
+    return result, sorted(answers, key=lambda answer: int(answer["custom_id"]))
+
+
+def test_smollm3_from_gguf(tmp_path: Path) -> None:
+    folder = make_tiny_model("smollm3", tmp_path / "model", no_rope_layer_interval=4)
+    path = write_gguf(folder, tmp_path / "model.gguf", metadata=gguf_tokenizer())
+    result, (answer,) = batch(path, tmp_path, "tides")
+    assert result.returncode == 0, result.stderr
+    assert answer["response"]["body"]["usage"]["prompt_tokens"] == 5
+
+
+def test_a_tokenizer_with_one_token_more_than_the_model(tmp_path: Path) -> None:
+    folder = make_tiny_model("llama", tmp_path / "model")
+    make_tokenizer(folder, "<one more>")
+    result, (plain, other) = batch(folder, tmp_path, "tides", "<one more>")
+    assert result.returncode == 1, result.stderr
+    assert plain["response"]["status_code"] == 200
+    assert "token id 300, but the vocabulary ends at 299" in json.dumps(other)
+
+
+def test_what_is_refused_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    folder = make_tiny_model("llama", tmp_path / "model")
+    make_tokenizer(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attention_multiplier": 0.5}))
+    result, _ = batch(folder, tmp_path, "tides")
+    start, sentence = result.stderr.splitlines()
+    assert (result.returncode, start[:8]) == (2, "starting")
+    assert "attention_multiplier: not known for llama" in sentence

@@ -1,0 +1,49 @@
+"""Tokenizers as people have them: loaded, or one line that says why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.errors import ModelError
+from common.tokenizer_source import load_tokenizer
+from tests.tiny_tokenizer import gguf_tokenizer, make_tokenizer
+
+
+def test_gguf_of_a_family_that_transformers_does_not_run(tmp_path: Path) -> None:
+    from tests.tiny_gguf import write_gguf
+    from tests.tiny_models import make_tiny_model
+
+    folder = make_tiny_model("smollm3", tmp_path / "model")
+    path = write_gguf(folder, tmp_path / "model.gguf", metadata=gguf_tokenizer())
+    tokenizer = load_tokenizer(path)
+    assert tokenizer("ab<|im_end|>").input_ids == [ord("a"), ord("b"), 257]
+    bare = write_gguf(folder, tmp_path / "bare.gguf", metadata={"tokenizer.ggml.model": "gpt2"}, tokens=None)
+    with pytest.raises(ModelError, match=r"bare\.gguf: the file has no .*tokens"):
+        load_tokenizer(bare)
+
+
+CODE = {"tokenizer_class": "X", "auto_map": {"AutoTokenizer": ["a.B", None]}}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "copy tokenizer.json"),
+        ({"tokenizer.model": "x"}, "make one, with sentencepiece installed"),
+        ({"tokenizer.json": "{"}, "line 1"),
+        ({"tokenizer_config.json": json.dumps(CODE)}, "which is never run"),
+    ],
+)
+def test_what_cannot_be_loaded_is_one_line(files: dict[str, str], message: str, tmp_path: Path) -> None:
+    if "tokenizer_config.json" in files:
+        make_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_tokenizer(tmp_path)
+    assert str(caught.value).startswith(f"cannot load the tokenizer of {tmp_path}: ")
+    assert len(str(caught.value).splitlines()) == 1
