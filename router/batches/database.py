@@ -35,6 +35,7 @@ CREATE TABLE lines (
 );
 CREATE UNIQUE INDEX one_custom_id ON lines (batch_id, custom_id);
 """
+_FILES = ("batches.sqlite", "batches.sqlite-wal", "batches.sqlite-shm")
 _MIGRATIONS = (_VERSION_1,)
 
 P = ParamSpec("P")
@@ -51,7 +52,7 @@ class Database:
         """
         folder = folder.expanduser()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # autocommit: transactions are begun and ended here, in `_transaction`.
@@ -59,6 +60,9 @@ class Database:
                 folder / "batches.sqlite", isolation_level=None, check_same_thread=False
             )
             self._prepare(max_bytes)
+            for name in _FILES:
+                if (folder / name).exists():
+                    (folder / name).chmod(0o600)
         except BlockingIOError as error:
             raise ConfigError(f"another router uses the data folder {folder}; give each its own") from error
         except (OSError, sqlite3.Error) as error:

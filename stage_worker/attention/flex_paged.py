@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,8 @@ import structlog
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from common.model_source import cache_dir
+from common.trusted_files import private_folder
 from stage_worker.attention.backend import AttentionContext, AttentionStep
 from stage_worker.attention.batch import Int32Array, RaggedBatch
 from stage_worker.attention.torch_paged import TorchStep
@@ -22,6 +26,8 @@ TILE = 128
 _NO_WINDOW = 1 << 30
 _MOST_REASON = 500
 """Characters of a compiler's complaint that go to the log."""
+
+_COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
 
 Flex = Callable[..., Any]
 
@@ -68,6 +74,12 @@ class FlexPagedAttention:
 
 @functools.cache
 def _compiled() -> Flex:
+    # Else it keeps, and loads, code in a folder under /tmp whose name anybody can guess.
+    if _COMPILED_CODE not in os.environ:
+        try:
+            os.environ[_COMPILED_CODE] = str(private_folder(cache_dir() / "inductor"))
+        except OSError:
+            os.environ[_COMPILED_CODE] = tempfile.mkdtemp(prefix="tidepipe-inductor-")
     # Lengths differ from step to step; one kernel for all of them. Whole: at the limit of recompilations it
     # would otherwise run uncompiled without a word, with all scores of a step in memory.
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from common.errors import ConfigError
+from common.trusted_files import UntrustedError, private_folder
 
 STALE_S = 86_400.0
 """What a worker that was killed left behind goes when another one starts later than this."""
@@ -18,13 +19,12 @@ def meeting_folder() -> Path:
     """This user's folder for meetings, readable by nobody else; ConfigError if it is not ours."""
     folder = Path(tempfile.gettempdir()) / f"tidepipe-fabric-{os.getuid()}"
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        owner = folder.stat().st_uid
+        if folder.is_symlink():
+            raise UntrustedError(f"{folder} is a link")
+        return private_folder(folder)
     except OSError as error:
-        raise ConfigError(f"cannot make {folder}, where stages meet: {error.strerror}") from error
-    if owner != os.getuid():
-        raise ConfigError(f"{folder}, where stages meet, belongs to another user; remove it")
-    return folder
+        reason = error.strerror or error
+        raise ConfigError(f"cannot use {folder}, where stages meet ({reason}); remove it") from error
 
 
 def meeting_place(name: str) -> Path:

@@ -20,6 +20,7 @@ import structlog
 
 from common.errors import ConfigError, UnavailableError
 from common.rpc.lifecycle import PARENT_PID, READY_FD
+from tidepipe.cluster.log_files import open_log, tail
 
 log = structlog.get_logger()
 
@@ -202,7 +203,7 @@ class Child:
         ]
         environment = {**self._environment, READY_FD: str(ready_fd), PARENT_PID: str(os.getpid())}
         with contextlib.ExitStack() as stack:
-            output = stack.enter_context(self._log_file.open("ab")) if self._log_file else sys.stderr
+            output = stack.enter_context(open_log(self._log_file)) if self._log_file else sys.stderr
             return await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -224,11 +225,8 @@ class Child:
         """The end of the log, to be appended to a message."""
         if self._log_file is None:
             return ""
-        with contextlib.suppress(OSError):
-            lines = self._log_file.read_text(encoding="utf-8", errors="replace").splitlines()
-            if lines:
-                return "; the end of its log:\n  " + "\n  ".join(lines[-LOG_TAIL_LINES:])
-        return ""
+        lines = tail(self._log_file, LOG_TAIL_LINES)
+        return "; the end of its log:\n  " + "\n  ".join(lines) if lines else ""
 
 
 def how_it_ended(code: int | None) -> str:

@@ -19,6 +19,7 @@ from tidepipe.client.async_client import AsyncClient
 from tidepipe.cluster.child import Child, ChildSpec, ClusterError
 from tidepipe.cluster.config import ClusterConfig
 from tidepipe.cluster.local_instances import LocalInstances
+from tidepipe.cluster.log_files import keep_short
 from tidepipe.cluster.measured import with_kept_profile
 from tidepipe.cluster.plan import predictor_spec, router_spec
 from tidepipe.cluster.ports import choose_port, join
@@ -49,6 +50,7 @@ class LocalCluster:
         self._run_dir: Path | None = None
         self._security: ClusterSecurity | None = None
         self._keepers: asyncio.Task[None] | None = None
+        self._rotation: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -85,6 +87,8 @@ class LocalCluster:
             await self.prepare()
         config = self.config
         assert self._run_dir is not None
+        if self.log_dir is not None:
+            self._rotation = asyncio.create_task(keep_short(self.log_dir), name="rotate logs")
         state = self._run_dir / _state_name(config.predictor)
         predictor = self._child(predictor_spec(config, state), join(config.host, choose_port(config.host, 0)))
         self._machines = machines = await self._open_machines(predictor.address)
@@ -132,6 +136,9 @@ class LocalCluster:
             self._keepers.cancel()
             await asyncio.gather(self._keepers, return_exceptions=True)
         await self._processes.stop()
+        if self._rotation is not None:
+            self._rotation.cancel()
+            await asyncio.gather(self._rotation, return_exceptions=True)
         if self._security is not None:
             await asyncio.to_thread(self._security.close)
         if self._run_dir is not None and self.config.run_dir is None and not keep_logs:
@@ -162,7 +169,7 @@ class LocalCluster:
             return Path(tempfile.mkdtemp(prefix="tidepipe-"))
         folder = Path(self.config.run_dir)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise ConfigError(f"cannot make the run directory {folder}: {error.strerror or error}") from error
         return folder

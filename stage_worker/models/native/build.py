@@ -16,7 +16,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from common.model_source import cache_dir
+from common.trusted_files import UntrustedError, private_folder, trusted
 
 _SOURCES = (
     "kernels.c",
@@ -29,6 +32,8 @@ _COMPILERS = ("cc", "gcc", "clang")
 _TIMEOUT_S = 300.0
 PREBUILT_VARIABLE = "TIDEPIPE_KERNELS"
 _FOLDER = Path(__file__).parent
+
+_log = structlog.get_logger()
 
 
 class BuildError(Exception):
@@ -98,24 +103,34 @@ def usable_variants(*, bfloat16: bool) -> list[Variant]:
 def compiled(variant: Variant, *, bfloat16: bool) -> bytes:
     """Path of the shared object for a variant and data type, as bytes for the loader; compiled if need be.
 
-    Any number of processes may ask at once: one compiles, the others wait for it.
+    Any number of processes may ask at once: one compiles, the others wait for it. It is code: what another
+    user could have written is not loaded (`common.trusted_files`).
     Raises BuildError if there is no compiler, or it fails.
     """
     source = Source.of(variant, bfloat16=bfloat16)
     prebuilt = os.environ.get(PREBUILT_VARIABLE)
     if prebuilt and (path := Path(prebuilt) / source.file_name()).exists():
-        return os.fsencode(path)
+        try:
+            return os.fsencode(trusted(path))
+        except UntrustedError as error:
+            raise BuildError(f"the kernels of {PREBUILT_VARIABLE} are not safe to load ({error})") from error
     compiler = _compiler()
     name = source.file_name(_version(compiler))
     try:
-        cache = cache_dir() / "native"
-        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        cache = private_folder(cache_dir() / "native")
         target = cache / name
-        if not target.exists():
-            with (cache / f"{name}.lock").open("w") as lock:
+        if not _is_ours(target):
+            lock = os.open(
+                cache / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+            )
+            try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if not target.exists():
+                if not _is_ours(target):
                     source.compile(compiler, target)
+            finally:
+                os.close(lock)
+    except UntrustedError as error:
+        raise BuildError(f"the cache folder is not safe to load code from ({error})") from error
     except OSError as error:
         raise BuildError(f"the cache folder cannot be written ({error})") from error
     return os.fsencode(target)
@@ -152,7 +167,7 @@ class Source:
         digest = _digest(self.digest, compiler_version).hex()
         return f"kernels-{self.label}-{digest[:20]}.so"
 
-    def compile(self, compiler: str, target: Path) -> None:
+    def compile(self, compiler: str, target: Path, mode: int = 0o700) -> None:
         """Compile to a file of its own and move it into place, so that nobody ever loads half a file."""
         with tempfile.NamedTemporaryFile(
             dir=target.parent, prefix="building-", suffix=".so", delete=False
@@ -171,7 +186,7 @@ class Source:
                     (line for line in result.stderr.splitlines() if "error" in line), result.stderr[:200]
                 )
                 raise BuildError(f"{compiler} failed: {reason.strip()}")
-            temporary.chmod(0o755)
+            temporary.chmod(mode)
             temporary.replace(target)
         except subprocess.TimeoutExpired as error:
             raise BuildError(f"{compiler} took longer than {_TIMEOUT_S:.0f} s") from error
@@ -188,9 +203,21 @@ def prebuild(folder: Path) -> list[Path]:
         for bfloat16 in (False, True) if not variant.dot else (True,):
             source = Source.of(variant, bfloat16=bfloat16)
             target = folder / source.file_name()
-            source.compile(compiler, target)
+            source.compile(compiler, target, 0o755)  # for whoever runs there
             made.append(target)
     return made
+
+
+def _is_ours(target: Path) -> bool:
+    """True if the shared object is there, and nobody else can have written it; else it is made anew."""
+    if target.is_symlink() or not target.exists():
+        return False
+    try:
+        trusted(target)
+    except UntrustedError as error:
+        _log.warning("a kernel of another user is not loaded, but compiled anew", reason=str(error))
+        return False
+    return True
 
 
 def _digest(*parts: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from stage_worker.models.layer_ops import TorchLayerOps
 from stage_worker.models.native import library
-from stage_worker.models.native.build import VARIANTS, BuildError, Variant, compiled, usable_variants
+from stage_worker.models.native.build import VARIANTS, BuildError, Source, Variant, compiled, usable_variants
 from stage_worker.models.native.library import NativeKernels, load_kernels
 from stage_worker.models.native_ops import NativeLayerOps, NativeLinear
 
@@ -159,3 +160,47 @@ def test_unwritable_cache_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv("TIDEPIPE_CACHE", str(tmp_path))
     with pytest.raises(BuildError, match=r"cache folder cannot be written|no C compiler"):
         compiled(VARIANTS[-1], bfloat16=False)
+
+
+def test_code_that_others_could_have_written_is_not_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kernels(torch.float32)
+    monkeypatch.setenv("TIDEPIPE_CACHE", str(tmp_path / "cache"))
+
+    def path() -> Path:
+        return Path(os.fsdecode(compiled(VARIANTS[-1], bfloat16=False)))
+
+    made = path()
+    original = made.read_bytes()
+
+    def planted() -> bool:
+        return made.read_bytes() != original
+
+    folder = made.parent
+    folder.chmod(0o777)
+    made.write_bytes(b"planted")
+    made.chmod(0o777)
+    assert path() == made and not planted(), "a file that others could write is compiled anew"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700, "and the folder is closed to them"
+    made.rename(folder / "elsewhere")
+    made.symlink_to(folder / "elsewhere")
+    path()
+    assert not made.is_symlink()
+    if os.getuid() == 0:
+        made.write_bytes(b"planted")
+        os.chown(made, 4242, 4242)
+        assert path() == made and not planted(), "nor is a stranger's loaded"
+        os.chown(folder, 4242, 4242)
+        with pytest.raises(BuildError, match="belongs to"):
+            path()
+        os.chown(folder, 0, 0)
+    monkeypatch.setenv("TIDEPIPE_KERNELS", str(tmp_path / "given"))
+    (tmp_path / "given").mkdir(mode=0o777)
+    (tmp_path / "given").chmod(0o777)
+    prebuilt = tmp_path / "given" / Source.of(VARIANTS[-1], bfloat16=False).file_name()
+    prebuilt.write_bytes(original)
+    with pytest.raises(BuildError, match="not safe"):
+        path()
+    (tmp_path / "given").chmod(0o755)
+    assert path() == prebuilt
