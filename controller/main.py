@@ -141,8 +141,8 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
 
     journal_file = open_journal(options.journal, options.instance_id) if options.journal else None
     journal = Journal(journal_file) if journal_file else None
-    pipeline = Pipeline(config, incarnation)
     cost: LearningCost = LearnedCost()
+    pipeline = Pipeline(config, incarnation, lambda: cost)
 
     def make_scheduler(about: StageAbout) -> Scheduler:
         nonlocal cost

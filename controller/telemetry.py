@@ -93,9 +93,18 @@ class ControllerMetrics:
         yield total("tidepipe_predictions_scored", "Predicted outputs that ended.", self._scored, **label)
         yield total("tidepipe_predictions_within_p90", "Of these, not above p90.", self._within_p90, **label)
         yield total("tidepipe_scheduler_seconds", "Time spent deciding.", self._core_s, **label)
+        yield from self._running_steps(instance)
         yield from self._phases()
         if instance.ready:
             yield from _scheduler_metrics(instance.scheduler, label)
+
+    def _running_steps(self, instance: LiveInstance) -> Iterable[Metric]:
+        labels = [*self._label, "stage"]
+        text = "How long the stage has been at its oldest step; far beyond its cost, the stage is lost."
+        age = GaugeMetricFamily("tidepipe_running_step_seconds", text, labels=labels)
+        for index in range(len(instance.pipeline.stages)):
+            age.add_metric([*self._label.values(), str(index)], instance.pipeline.watch.running_s(index))
+        yield age
 
     def _phases(self) -> Iterable[Metric]:
         names = list(self._label)

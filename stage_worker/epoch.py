@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import structlog
 
@@ -15,8 +16,13 @@ from stage_worker.runner import StepFailure, StepOutcome, StepRunner
 from tidepipe.v1 import stage_pb2
 
 STOP_TIMEOUT_S = 60.0
+"""For the step that an epoch's end finds under way, unless the controller knows better."""
 
 log = structlog.get_logger()
+
+
+class StuckError(Exception):
+    """A step does not return. Nothing in the process can end it, and the device may be its own."""
 
 
 class Epoch:
@@ -58,8 +64,13 @@ class Epoch:
         """Activations came; QueueOverflowError if there are absurdly many."""
         self._runner.add_activation(step_id, hidden)
 
-    async def end(self) -> None:
-        """Stop everything; returns when the compute thread has left its last step."""
+    @property
+    def running(self) -> tuple[int, float]:
+        """See StepRunner."""
+        return self._runner.running
+
+    async def end(self, patience_s: float = STOP_TIMEOUT_S) -> None:
+        """Stop everything; returns when the compute thread has left its step. StuckError: it does not."""
         self.ended.set()
         if self._link_task is not None:
             self._link_task.cancel()
@@ -68,9 +79,12 @@ class Epoch:
         executor, self.executor = self.executor, None
         if executor is not None:
             # Off the event loop: NCCL takes its time to give up.
-            await asyncio.to_thread(executor.close)
-        if not await asyncio.to_thread(self._runner.stop, STOP_TIMEOUT_S):
-            log.error("the compute thread did not stop", epoch=self.number, seconds=STOP_TIMEOUT_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await asyncio.to_thread(executor.close)
+        if not await asyncio.to_thread(self._runner.stop, patience_s):
+            step_id, seconds = self._runner.running
+            raise StuckError(f"step {step_id} of epoch {self.number} has not returned for {seconds:.0f} s")
 
     async def _serve_link(self, link: NextStageLink) -> None:
         try:

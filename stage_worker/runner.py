@@ -72,7 +72,14 @@ class StepRunner:
         # ended epoch would keep a GPU's memory until Python's collector comes by.
         self._thread = threading.Thread(target=self._loop, args=(executor, done), name="compute", daemon=True)
         self._stopped = threading.Event()
+        self._running: tuple[int, float] | None = None
         self._thread.start()
+
+    @property
+    def running(self) -> tuple[int, float]:
+        """The step that is being computed, and for how long, seconds; zeros if none is."""
+        running = self._running
+        return (0, 0.0) if running is None else (running[0], time.perf_counter() - running[1])
 
     def add_plan(self, plan: StepPlan) -> None:
         """A plan came from the controller."""
@@ -119,7 +126,9 @@ class StepRunner:
                 if self._stopped.is_set():
                     return
                 begin = time.perf_counter()
+                self._running = step_id, begin
                 output = executor.execute(plan, hidden)
+                self._running = None
                 end = time.perf_counter()
                 waited = 0.0 if last_end is None else max(0.0, planned - last_end)
                 idle = 0.0 if last_end is None else begin - last_end
@@ -131,6 +140,8 @@ class StepRunner:
         except Exception as error:
             log.exception("step failed", step=step_id)
             done(StepFailure(step_id, f"{type(error).__name__}: {error}", protocol=False))
+        finally:
+            self._running = None
 
     @staticmethod
     def _outcome(plan: StepPlan, output: StepOutput, times: StepTimes) -> StepOutcome:

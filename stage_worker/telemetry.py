@@ -46,6 +46,8 @@ def _metrics(stage: StageServicer) -> Iterable[Metric]:
         "tidepipe_stage_activation_bytes", "Activations handed to the next stage.", account.activation_bytes
     )
     yield total("tidepipe_stage_failures", "Epochs that ended with a failure here.", account.failures)
+    _, running_s = stage.running
+    yield gauge("tidepipe_stage_running_step_seconds", "Age of the step that is being computed.", running_s)
     yield gauge(
         "tidepipe_stage_epoch", "Newest epoch that this worker was configured for.", stage.newest_epoch
     )

@@ -127,6 +127,8 @@ class LiveInstance:
             await asyncio.sleep(TICK_S)
             if self._scheduler is None:
                 continue
+            if self.serving:
+                self.pipeline.look_for_hangs(self.now())
             self._hear(Tick())
             self.course.sample(self.scheduler, self.now())
             for sequence_id in self.hub.abandoned(self.now(), ABANDONED_AFTER_S):

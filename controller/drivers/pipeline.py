@@ -11,9 +11,12 @@ import structlog
 
 from common.errors import ConfigError, IncompatibleError, ModelError, UnavailableError
 from common.exception_groups import leaves
+from common.latency.learned import LearnedCost
+from common.latency.model import StepCost
 from common.plan import PROTOCOL_VERSION, StepPlan
 from common.token_mix import TokenMix
 from controller.core.fabric import obstacles
+from controller.core.patience import StepWatch
 from controller.core.split import stage_layers
 from controller.drivers.stage_client import (
     NextStageLostError,
@@ -50,14 +53,23 @@ class PipelineConfig:
 class Pipeline:
     """Brings the stages up for one epoch after the other."""
 
-    def __init__(self, config: PipelineConfig, incarnation: str) -> None:
+    def __init__(
+        self,
+        config: PipelineConfig,
+        incarnation: str,
+        cost: Callable[[], StepCost] = LearnedCost,
+    ) -> None:
+        """cost: what steps cost, as far as is known now; without it steps are judged by those before them."""
         self.config = config
         self.epoch = 0
         self.about: StageAbout | None = None
         count = len(config.stage_addresses)
+        self.watch = StepWatch(count, cost)
         self.stages = [StageClient(address, i, count) for i, address in enumerate(config.stage_addresses)]
         self._incarnation = incarnation
-        self._stuck = asyncio.Event()
+        self._verdict: StageLostError | None = None
+        self._judged = asyncio.Event()
+        self._pids: dict[int, int] = {}
 
     async def bring_up(self) -> int:
         """Configure all stages for a new epoch; KV blocks that every stage has.
@@ -113,7 +125,9 @@ class Pipeline:
                 )
             )
         )
-        self._stuck.clear()
+        self._verdict = None
+        self._judged.clear()
+        self.watch.begin([self._is_new_and_compiles(i, one) for i, one in enumerate(abouts)])
         log.info("stages ready", epoch=self.epoch, layers=ranges, kv_blocks=list(blocks), by_fabric=sum(ways))
         return min(blocks)
 
@@ -132,11 +146,32 @@ class Pipeline:
 
     def send(self, plan: StepPlan) -> None:
         """Send a plan to all stages at once. If one takes no plans any more, the epoch ends."""
+        self.watch.sent(plan)
         for stage in self.stages:
             try:
                 stage.send(plan)
             except asyncio.QueueFull:
-                self._stuck.set()
+                self._lose(StageLostError(f"stage {stage.index} at {stage.address} takes no plans"))
+
+    def look_for_hangs(self, now: float) -> None:
+        """End the epoch if a stage has been at a step for longer than any slowness explains."""
+        late = self.watch.look(now)
+        if late is None or self._judged.is_set():
+            return
+        stage = self.stages[late.stage]
+        computing = stage.account.running_step == late.step_id
+        what = "has been at" if computing else "has not begun, or not reported,"
+        detail = (
+            f"stage {stage.index} at {stage.address} {what} step {late.step_id} for {late.seconds:.0f} s, "
+            f"of which {late.limit_s:.0f} s would be explained by its cost"
+        )
+        stage.hung = True
+        self._lose(StageLostError(detail, late.step_id if computing else None, stage.open_steps))
+
+    def _lose(self, error: StageLostError) -> None:
+        if self._verdict is None:
+            self._verdict = error
+            self._judged.set()
 
     async def run_epoch(self, report: Callable[[int, stage_pb2.StepReport], None]) -> None:
         """Serve the epoch until cancelled; StageLostError when any stage is lost."""
@@ -145,7 +180,7 @@ class Pipeline:
             async with asyncio.TaskGroup() as group:
                 for stage in self.stages:
                     group.create_task(self._run_stage(stage, report), name=f"stage-{stage.index}")
-                group.create_task(self._watch_stuck(), name="stuck")
+                group.create_task(self._watch_verdict(), name="verdict")
         except* StageLostError as group:
             lost = leaves(group)
         if lost:
@@ -156,15 +191,24 @@ class Pipeline:
     async def _run_stage(
         self, stage: StageClient, report: Callable[[int, stage_pb2.StepReport], None]
     ) -> None:
+        def watched(index: int, done: stage_pb2.StepReport) -> None:
+            self.watch.reported(index, done.step_id, done.compute_s)
+            report(index, done)
+
         try:
-            await stage.run(self.epoch, report)
+            await stage.run(self.epoch, watched)
         except NextStageLostError as error:
             # Often the first news of the death of the one behind it.
             raise StageLostError(str(error), open_steps=self.stages[stage.index + 1].open_steps) from error
 
-    async def _watch_stuck(self) -> None:
-        await self._stuck.wait()
-        raise StageLostError("a stage takes no plans")
+    async def _watch_verdict(self) -> None:
+        await self._judged.wait()
+        assert self._verdict is not None
+        raise self._verdict
+
+    def _is_new_and_compiles(self, index: int, about: StageAbout) -> bool:
+        before, self._pids[index] = self._pids.get(index), about.pid
+        return before != about.pid and about.device.startswith("cuda")
 
     async def close(self) -> None:
         """Give all channels back."""

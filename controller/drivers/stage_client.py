@@ -24,6 +24,8 @@ CONFIGURE_TIMEOUT_S = 900.0
 LEASE_S = 6.0
 """A stage that sends neither a report nor a heartbeat (one each second) for this long is lost."""
 MAX_PLANS_QUEUED = 64
+HUNG_PATIENCE_S = 1.0
+"""For a step that has taken too long already."""
 
 log = structlog.get_logger()
 
@@ -44,7 +46,10 @@ class StageAbout:
 
 @dataclass(slots=True)
 class StageAccount:
-    """What the controller knows of a stage. Times in seconds, since the controller started."""
+    """What the controller knows of a stage. Times in seconds, since the controller started.
+
+    running_step: that it was computing at its last sign of life; 0: none.
+    """
 
     address: str
     about: StageAbout | None = None
@@ -53,6 +58,7 @@ class StageAccount:
     prefill_busy_s: float = 0.0
     decode_busy_s: float = 0.0
     plan_wait_s: float = 0.0
+    running_step: int = 0
     alive: bool = False
 
 
@@ -74,13 +80,14 @@ class NextStageLostError(StageLostError):
 
 
 class StageClient:
-    """Calls to one stage worker. `account` outlives epochs."""
+    """Calls to one stage worker. `account` outlives epochs. hung: it was given up in the midst of a step."""
 
     def __init__(self, address: str, index: int, count: int) -> None:
         self.address = address
         self.index = index
         self.count = count
         self.account = StageAccount(address)
+        self.hung = False
         self._channel = open_channel(address)
         self._stub = stage_pb2_grpc.StageServiceStub(self._channel)
         self._plans: asyncio.Queue[StepPlan] = asyncio.Queue(MAX_PLANS_QUEUED)
@@ -130,10 +137,12 @@ class StageClient:
 
     async def configure(self, request: stage_pb2.ConfigureRequest) -> int:
         """Make the worker a stage of a new epoch; the KV blocks it has."""
+        request.patience_s = HUNG_PATIENCE_S if self.hung else 0.0
         try:
             reply = await self._stub.Configure(request, timeout=CONFIGURE_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise self._named(from_rpc_error(error)) from error
+        self.hung = False
         # From here on plans may be queued for the new epoch.
         self._plans = asyncio.Queue(MAX_PLANS_QUEUED)
         self._phases.clear()
@@ -166,7 +175,7 @@ class StageClient:
         """
         account = self.account
         call = self._stub.Run(self._requests(epoch))
-        account.alive = True
+        account.alive, account.running_step = True, 0
         try:
             while True:
                 async with asyncio.timeout(LEASE_S):
@@ -197,6 +206,7 @@ class StageClient:
             report(self.index, step)
         elif kind == "heartbeat":
             self.account.rss_bytes = message.heartbeat.rss_bytes
+            self.account.running_step = message.heartbeat.running_step_id
         elif kind == "failure":
             failure = message.failure
             detail = f"stage {self.index} at {self.address}: {failure.detail}"

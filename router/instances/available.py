@@ -18,8 +18,8 @@ class AvailableModels:
 
     @property
     def ready(self) -> bool:
-        """True if at least one instance is connected."""
-        return self._served.facts is not None and bool(self._registry.connected)
+        """True if at least one instance says that all its stages answer."""
+        return self._served.facts is not None and any(link.serving for link in self._registry.connected)
 
     def list(self) -> list[tuple[str, ModelFacts]]:
         """Names and facts; empty while no instance is connected."""

@@ -81,6 +81,7 @@ class InstanceLink:
         self.lease_valid = True
         self.set_aside = False
         self.last_report: pb.InstanceReport | None = None
+        self.serving = False
         self.count_base = 0
         self._routed = 0
         self._costs: ReportedCost | None = None
@@ -195,7 +196,7 @@ class InstanceLink:
         """Part of WatchHost."""
         if self.connected:
             self._log.warning("disconnected", reason=reason)
-            self.connected = False
+            self.connected = self.serving = False
             self.disconnected_at = self._clock()
             self._ready.clear()
             self._host.wake()
@@ -226,12 +227,14 @@ class InstanceLink:
     def reported(self, report: pb.InstanceReport) -> None:
         """Part of StatusHost."""
         self.last_report = report
+        self.serving = report.serving
         if self._costs is not None:
             self._costs.update(report.costs)
         self._reports.reported(self, report)
 
     def silent(self) -> None:
         """Part of StatusHost."""
+        self.serving = False
         self._reports.silent(self)
 
     async def _describe(self) -> None:

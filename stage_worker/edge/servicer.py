@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import structlog
 
-from common.errors import IncompatibleError
+from common.errors import IncompatibleError, UnavailableError
 from common.limits import MESSAGE_BYTES
 from common.plan import PROTOCOL_VERSION
 from common.wire.plan import StartsAhead, plan_from_wire
 from common.wire.shape import shape_to_wire
 from stage_worker.account import WorkAccount
-from stage_worker.epoch import Epoch
+from stage_worker.epoch import STOP_TIMEOUT_S, Epoch, StuckError
 from stage_worker.executors.protocol import Backend, Executor, StageSpec
 from stage_worker.runner import QueueOverflowError
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
@@ -31,6 +31,8 @@ HEARTBEAT_S = 1.0
 MAX_STEP_TOKENS = 8192
 """Tokens of one step at most: bounds the size of a message with activations."""
 
+EXIT_STUCK = 5
+
 log = structlog.get_logger()
 
 
@@ -40,11 +42,18 @@ def max_message_bytes(hidden_size: int, dtype: str) -> int:
     return max(MESSAGE_BYTES, MAX_STEP_TOKENS * hidden_size * (4 if dtype == "float32" else 2) + 1024 * 1024)
 
 
+def _end_process() -> None:
+    # Not sys.exit: the interpreter's own end would wait for what is stuck.
+    os._exit(EXIT_STUCK)
+
+
 class StageServicer(stage_pb2_grpc.StageServiceServicer):
     """One worker; at most one epoch at a time, the newest."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, end_process: Callable[[], None] = _end_process) -> None:
+        """end_process: called when a step does not return, to be started anew by whoever watches it."""
         self._backend = backend
+        self._end_process = end_process
         self._epoch: Epoch | None = None
         self._newest = 0
         self._configuring = asyncio.Lock()
@@ -55,6 +64,11 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
     def newest_epoch(self) -> int:
         """Number of the newest epoch, 0 before the first."""
         return self._newest
+
+    @property
+    def running(self) -> tuple[int, float]:
+        """The step that is being computed, and for how long, seconds; zeros if none is."""
+        return (0, 0.0) if self._epoch is None else self._epoch.running
 
     @property
     def executor(self) -> Executor | None:
@@ -91,7 +105,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
                 raise IncompatibleError(f"epoch {request.epoch} is over; {self._newest} has begun since")
             self._newest = request.epoch
             if self._epoch is not None:
-                await self._epoch.end()
+                await self._end_epoch(self._epoch, request.patience_s or STOP_TIMEOUT_S)
                 self._epoch = None
             spec = StageSpec(
                 index=request.stage_index,
@@ -178,7 +192,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
         ended = asyncio.create_task(_tell_when(epoch.ended, reports), name="epoch-ended")
         reader = asyncio.create_task(self._read_plans(epoch, request_iterator), name="plans")
         reader.add_done_callback(lambda _: reports.put_nowait(None))
-        heart = asyncio.create_task(self._beat(reports), name="heartbeat")
+        heart = asyncio.create_task(self._beat(epoch), name="heartbeat")
         try:
             while not epoch.ended.is_set():
                 report = await reports.get()
@@ -193,10 +207,12 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
                 task.cancel()
             await asyncio.gather(reader, ended, heart, return_exceptions=True)
 
-    async def _beat(self, reports: asyncio.Queue[stage_pb2.RunResponse | None]) -> None:
+    async def _beat(self, epoch: Epoch) -> None:
         # Also between reports: they say nothing of memory.
         while True:
-            reports.put_nowait(stage_pb2.RunResponse(heartbeat=stage_pb2.Heartbeat(rss_bytes=self._rss())))
+            step_id, seconds = epoch.running
+            heartbeat = stage_pb2.Heartbeat(rss_bytes=self._rss(), running_step_id=step_id, running_s=seconds)
+            epoch.reports.put_nowait(stage_pb2.RunResponse(heartbeat=heartbeat))
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _read_plans(self, epoch: Epoch, requests: AsyncIterator[stage_pb2.RunRequest]) -> None:
@@ -238,6 +254,14 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
 
     def _rss(self) -> int:
         return int(self._process.memory_info().rss)
+
+    async def _end_epoch(self, epoch: Epoch, patience_s: float) -> None:
+        try:
+            await epoch.end(patience_s)
+        except StuckError as error:
+            log.error("a step hangs, this process ends", reason=str(error))
+            self._end_process()
+            raise UnavailableError(f"{error}; this worker must be started anew") from error
 
     async def close(self) -> None:
         """Stop the present epoch."""

@@ -190,6 +190,7 @@ class ConfigureRequest(_message.Message):
     MAX_STEP_TOKENS_FIELD_NUMBER: _builtins.int
     FABRIC_BEFORE_FIELD_NUMBER: _builtins.int
     FABRIC_AFTER_FIELD_NUMBER: _builtins.int
+    PATIENCE_S_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this contract."""
     model_fingerprint: _builtins.str
@@ -218,6 +219,8 @@ class ConfigureRequest(_message.Message):
     """Name under which it meets the stage before on their fabric; empty: activations come by Forward."""
     fabric_after: _builtins.str
     """Name under which it meets the next stage there; empty: activations go by Forward."""
+    patience_s: _builtins.float
+    """How long a step of the epoch before may still take, seconds; 0: a minute. Then the process ends, to be started anew."""
     def __init__(
         self,
         *,
@@ -235,10 +238,11 @@ class ConfigureRequest(_message.Message):
         max_step_tokens: _builtins.int = ...,
         fabric_before: _builtins.str = ...,
         fabric_after: _builtins.str = ...,
+        patience_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "controller_incarnation", b"controller_incarnation", "epoch", b"epoch", "fabric_after", b"fabric_after", "fabric_before", b"fabric_before", "kv_blocks", b"kv_blocks", "layer_begin", b"layer_begin", "layer_end", b"layer_end", "max_step_tokens", b"max_step_tokens", "model_fingerprint", b"model_fingerprint", "next_stage_address", b"next_stage_address", "protocol_version", b"protocol_version", "stage_count", b"stage_count", "stage_index", b"stage_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "controller_incarnation", b"controller_incarnation", "epoch", b"epoch", "fabric_after", b"fabric_after", "fabric_before", b"fabric_before", "kv_blocks", b"kv_blocks", "layer_begin", b"layer_begin", "layer_end", b"layer_end", "max_step_tokens", b"max_step_tokens", "model_fingerprint", b"model_fingerprint", "next_stage_address", b"next_stage_address", "patience_s", b"patience_s", "protocol_version", b"protocol_version", "stage_count", b"stage_count", "stage_index", b"stage_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
