@@ -21,6 +21,7 @@ import uvloop
 from common.doors.descriptors import raise_limit
 from common.errors import ConfigError, IncompatibleError, ModelError, TidePipeError
 from common.logs import configure_logging
+from common.rpc.watchdog import watch_loop
 from common.security.credentials import Credentials
 from common.security.expiry import CertificateWatch
 from common.security.process import use
@@ -84,6 +85,7 @@ def run_service(
             watchers = [
                 group.create_task(_watch_parent(lifecycle.stopping)),
                 group.create_task(CertificateWatch().run()),
+                group.create_task(watch_loop()),
             ]
             try:
                 await body(lifecycle)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import structlog
 
 from common.errors import ConfigError, UnavailableError
@@ -29,6 +30,9 @@ RESTART_WINDOW_S = 60.0
 FIRST_RESTART_WAIT_S = 0.1
 LONGEST_RESTART_WAIT_S = 5.0
 KILL_AFTER_S = 12.0
+STOPPED_S = 20.0
+"""A process that is stopped (SIGSTOP) for this long is hung: it answers nobody, and does not die."""
+STOPPED_LOOK_S = 1.0
 LOG_TAIL_LINES = 15
 _FAILED_EXIT_S = 5.0
 _MAX_ANNOUNCEMENT_BYTES = 64 * 1024
@@ -145,10 +149,30 @@ class Child:
         """Restart the process whenever it dies, until cancelled; ClusterError when it dies too often."""
         while self._process is not None:
             pid = self._process.pid
-            code = await self._process.wait()
+            code = await self._ended(self._process)
             log.warning("process died, restarting", process=self.name, pid=pid, ended=how_it_ended(code))
             await self._restart(code)
             log.info("process is back", process=self.name)
+
+    async def _ended(self, process: Process) -> int:
+        """Wait for its end, and bring that about if it is stopped; the exit code."""
+        watch = asyncio.create_task(self._kill_if_stopped(process))
+        try:
+            return await process.wait()
+        finally:
+            watch.cancel()
+
+    async def _kill_if_stopped(self, process: Process) -> None:
+        stopped_s = 0.0
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            about = psutil.Process(process.pid)
+            while True:
+                await asyncio.sleep(STOPPED_LOOK_S)
+                stopped_s = stopped_s + STOPPED_LOOK_S if about.status() == psutil.STATUS_STOPPED else 0.0
+                if stopped_s >= STOPPED_S:
+                    log.warning("stopped for too long, killing it", process=self.name, seconds=stopped_s)
+                    os.killpg(process.pid, signal.SIGKILL)
+                    return
 
     async def _restart(self, code: int) -> None:
         while True:

@@ -78,6 +78,26 @@ async def test_a_killed_child_comes_back_at_the_same_address(children: list[Chil
         os.kill(last, 0)
 
 
+async def test_a_stopped_child_is_killed_and_started_anew(
+    children: list[Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidepipe.cluster.child.STOPPED_S", 0.4)
+    monkeypatch.setattr("tidepipe.cluster.child.STOPPED_LOOK_S", 0.1)
+    child = named(children, "steady")
+    await child.start()
+    keeper = asyncio.create_task(child.keep_alive())
+    first = child.pid
+    assert first is not None
+    await asyncio.sleep(0.6)
+    assert child.pid == first
+    os.kill(first, signal.SIGSTOP)
+    async with asyncio.timeout(20):
+        while child.pid in (None, first):  # noqa: ASYNC110 (nobody sets an event for a test)
+            await asyncio.sleep(0.02)
+    keeper.cancel()
+    await asyncio.gather(keeper, return_exceptions=True)
+
+
 async def _connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     host, port = address.split(":")
     while True:
