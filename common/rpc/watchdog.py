@@ -1,8 +1,8 @@
 """Ends a process whose event loop is blocked: it answers nobody, and nobody else may notice for long.
 
-The clock is a thread of the interpreter's own that needs no lock of Python's: C code that never gives the lock
-back is noticed as well. It writes where every thread is to the log; whoever keeps the process alive starts it
-anew.
+The clock is a thread of the interpreter's own that needs no lock of Python's, so C code that never gives the
+lock back is noticed as well. It writes where every thread is to the log; whoever keeps the process alive
+starts it anew.
 """
 
 from __future__ import annotations
