@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import stat
+import tempfile
 from pathlib import Path
 
 from platformdirs import user_cache_dir
@@ -33,6 +36,26 @@ def cache_dir() -> Path:
     """TidePipe's cache folder (it need not exist)."""
     override = os.environ.get(CACHE_VARIABLE)
     return Path(override).expanduser() if override else Path(user_cache_dir("tidepipe"))
+
+
+def writable_cache_dir() -> Path:
+    """The cache folder, or where nothing can be written there (a read-only home) one among temporary files.
+
+    That one is the user's own, closed to others, and the same for all of the user's processes.
+    OSError if there is none either.
+    """
+    folder = cache_dir()
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    own = Path(tempfile.gettempdir()) / f"tidepipe-cache-{os.getuid()}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    found = own.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        # Somebody else was there first.
+        own = Path(tempfile.mkdtemp(prefix="tidepipe-cache-"))
+    return own
 
 
 def model_cache_dir() -> Path:

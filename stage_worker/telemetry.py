@@ -51,6 +51,11 @@ def _metrics(stage: StageServicer) -> Iterable[Metric]:
     yield gauge(
         "tidepipe_stage_epoch", "Newest epoch that this worker was configured for.", stage.newest_epoch
     )
+    yield gauge(
+        "tidepipe_stage_slow",
+        "1 if it computes several times slower than it could (`tidepipe admin status` says why).",
+        int(stage.slow),
+    )
     executor = stage.executor
     yield gauge("tidepipe_stage_kv_blocks", "KV blocks of the pool.", executor.kv_blocks if executor else 0)
     yield gauge("tidepipe_stage_kv_bytes", "Memory of the KV pool.", executor.kv_bytes if executor else 0)

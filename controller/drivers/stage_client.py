@@ -42,6 +42,7 @@ class StageAbout:
     shape: ModelShape
     epoch: int
     fabric: FabricPort
+    slow_because: str = ""
 
 
 @dataclass(slots=True)
@@ -119,6 +120,7 @@ class StageClient:
             shape=shape_from_wire(reply.shape),
             epoch=reply.epoch,
             fabric=FabricPort(reply.fabric, reply.fabric_device),
+            slow_because=reply.slow_because,
         )
         before = self.account.about
         if before is not None and before.pid != about.pid:

@@ -100,6 +100,7 @@ def _status(status: controller_pb2.InstanceStatus) -> dict[str, Any]:
                 "device": stage.device,
                 "busy": round(stage.busy_share, 3),
                 "bubbles": round(stage.bubble_share, 3),
+                "slow": stage.slow_because,
             }
             for stage in status.stages
         ],

@@ -71,6 +71,11 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
         return (0, 0.0) if self._epoch is None else self._epoch.running
 
     @property
+    def slow(self) -> bool:
+        """True if it computes several times slower than it could; see BackendDescription."""
+        return bool(self._backend.description.slow_because)
+
+    @property
     def executor(self) -> Executor | None:
         """What computes in the present epoch."""
         return None if self._epoch is None else self._epoch.executor
@@ -93,6 +98,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
             epoch=self._newest,
             fabric=about.fabric,
             fabric_device=about.fabric_device,
+            slow_because=about.slow_because,
         )
 
     async def Configure(  # noqa: N802

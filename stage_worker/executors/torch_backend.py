@@ -108,6 +108,7 @@ class TorchBackend:
             ),
             fabric="" if fabric is None else fabric_id(fabric),
             fabric_device="" if fabric is None else fabric_device(self._device),
+            slow_because=self._compute.slow_for(spec),
         )
 
     def configure(self, spec: StageSpec) -> TorchExecutor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
@@ -18,7 +18,7 @@ from stage_worker.kv_pool import KvGeometry
 from stage_worker.models.layer_ops import LayerOps, TorchLayerOps
 from stage_worker.models.linear import Linear, LinearFactory, PlainLinear
 from stage_worker.models.native.build import cpu_flags
-from stage_worker.models.native.library import NativeKernels, load_kernels
+from stage_worker.models.native.library import NativeKernels, kernels_or_reason
 from stage_worker.models.native_int8 import Int8Linear
 from stage_worker.models.native_ops import NativeLayerOps, NativeLinear
 from stage_worker.models.native_stack import NativeStack
@@ -26,6 +26,8 @@ from stage_worker.models.spec import ModelSpec
 from stage_worker.models.weights import StageWeights
 
 _log = structlog.get_logger()
+_COMMON_BLOCK = 16
+"""A block size that every kernel takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Compute:
     head: makes the LM head. reuse_buffers: True where results should go to a workspace.
     share_ends: True where a tied LM head can be the embedding too. kernels: the C kernels, if any.
     int8_cache: True where keys and values are kept in int8, if attention can read them.
+    slow_because: why it is several times slower than it could be; empty: it is not.
     """
 
     attention: Callable[[AttentionContext], AttentionBackend]
@@ -45,6 +48,7 @@ class Compute:
     share_ends: bool = True
     kernels: NativeKernels | None = None
     int8_cache: bool = False
+    slow_because: str = ""
 
     def kv_geometry(self, model: ModelSpec, layers: int, block_size: int, dtype: torch.dtype) -> KvGeometry:
         """Of the KV pool of so many layers."""
@@ -52,6 +56,12 @@ class Compute:
         if self.int8_cache and NativePagedAttention.fits(model, block_size):
             return NativePagedAttention.int8_geometry(geometry)
         return geometry
+
+    def slow_for(self, model: ModelSpec) -> str:
+        """Why this model is several times slower than it could be; empty: it is not."""
+        if self.kernels is not None and not NativePagedAttention.fits(model, _COMMON_BLOCK):
+            return f"no native attention: it wants heads of a multiple of 16, not {model.head_dim}"
+        return self.slow_because
 
     def stack(
         self, weights: StageWeights, attention: AttentionBackend, context: AttentionContext
@@ -71,13 +81,15 @@ def make_compute(
     device: torch.device, dtype: torch.dtype, threads: int, quantization: str | None = None
 ) -> Compute:
     """The fastest parts for a device and data type; ConfigError if it cannot be quantized so."""
-    kernels = load_kernels(dtype, threads) if device.type == "cpu" else None
+    found = kernels_or_reason(dtype, threads) if device.type == "cpu" else ""
+    kernels = None if isinstance(found, str) else found
     if quantization is not None:
         return _quantized(kernels, quantization, device)
     if device.type == "cuda":
         return Compute(CudaAttention(), TorchLayerOps(), PlainLinear, PlainLinear, reuse_buffers=False)
     if kernels is None:
-        return Compute(TorchPagedAttention, TorchLayerOps(), PlainLinear, PlainLinear, reuse_buffers=False)
+        plain = Compute(TorchPagedAttention, TorchLayerOps(), PlainLinear, PlainLinear, reuse_buffers=False)
+        return replace(plain, slow_because=str(found))
     attention = partial(_attention, kernels)
     ops = NativeLayerOps(kernels)
     if dtype == torch.bfloat16 and "amx_bf16" in cpu_flags():

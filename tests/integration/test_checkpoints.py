@@ -8,11 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import make_tiny_model
 from tests.tiny_tokenizer import gguf_tokenizer, make_tokenizer
+from tidepipe.cli.admin.status_view import print_status
+from tidepipe.cli.target import start_cluster
+from tidepipe.client.async_client import AsyncClient
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -62,3 +66,23 @@ def test_what_is_refused_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None
     start, sentence = result.stderr.splitlines()
     assert (result.returncode, start[:8]) == (2, "starting")
     assert "attention_multiplier: not known for llama" in sentence
+
+
+async def test_what_makes_it_slow_is_said_to_everyone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_tiny_model("llama", tmp_path / "model")
+    make_tokenizer(folder)
+    monkeypatch.setenv("CC", "no-such-compiler")
+    monkeypatch.setenv("TIDEPIPE_CACHE", "/proc/none")
+    settings = {"model": str(folder), "stages": 2, "metrics": True}
+    async with start_cluster(settings) as cluster:
+        sentence = "slower than it could be: no native kernels: no C compiler found (no-such-compiler)"
+        assert capsys.readouterr().err.count(sentence) == 1
+        async with AsyncClient(cluster.grpc_address) as client:
+            print_status(await client.status())
+        assert sentence in " ".join(capsys.readouterr().out.split())
+        async with httpx.AsyncClient(trust_env=False) as http:
+            stage = next(child for child in cluster.children if child.name.startswith("stage-worker"))
+            metrics = (await http.get(f"http://{stage.metrics_address}/metrics")).text
+        assert "tidepipe_stage_slow 1.0" in metrics

@@ -55,6 +55,8 @@ async def start_cluster(
     print(f"starting a local cluster: {shape} of {cluster.config.model}", file=sys.stderr, flush=True)
     try:
         async with cluster:
+            for reason in cluster.slow_because:
+                print(f"several times slower than it could be: {reason}", file=sys.stderr, flush=True)
             yield cluster
     except ClusterError:
         if cluster.log_dir is not None and cluster.log_dir.is_dir():

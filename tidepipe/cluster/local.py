@@ -47,6 +47,7 @@ class LocalCluster:
         self._serving = contextlib.AsyncExitStack()
         self.grpc_address = ""
         self.http_address = ""
+        self.slow_because: tuple[str, ...] = ()
         self._run_dir: Path | None = None
         self._security: ClusterSecurity | None = None
         self._keepers: asyncio.Task[None] | None = None
@@ -222,6 +223,7 @@ class LocalCluster:
                 else:
                     usable = sum(entry.connected for entry in status.instances)
                     if usable == self.config.instances:
+                        self.slow_because = status.slow_because
                         return
                     reason = f"the router reaches {usable} of {self.config.instances} instances"
                 await asyncio.sleep(REGISTERED_POLL_S)

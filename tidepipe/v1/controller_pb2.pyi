@@ -1025,6 +1025,7 @@ class StageStatus(_message.Message):
     PLAN_WAIT_S_FIELD_NUMBER: _builtins.int
     BUSY_SHARE_FIELD_NUMBER: _builtins.int
     BUBBLE_SHARE_FIELD_NUMBER: _builtins.int
+    SLOW_BECAUSE_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Position in the pipeline, 0 first."""
     address: _builtins.str
@@ -1053,6 +1054,8 @@ class StageStatus(_message.Message):
     """Share of the last window_s that it computed."""
     bubble_share: _builtins.float
     """Share of the instance's working time since start that it did not compute: its bubbles."""
+    slow_because: _builtins.str
+    """Why it computes several times slower than it could; empty: it does not."""
     def __init__(
         self,
         *,
@@ -1070,10 +1073,11 @@ class StageStatus(_message.Message):
         plan_wait_s: _builtins.float = ...,
         busy_share: _builtins.float = ...,
         bubble_share: _builtins.float = ...,
+        slow_because: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "alive", b"alive", "bubble_share", b"bubble_share", "busy_share", b"busy_share", "decode_busy_s", b"decode_busy_s", "device", b"device", "dtype", b"dtype", "index", b"index", "layer_begin", b"layer_begin", "layer_end", b"layer_end", "pid", b"pid", "plan_wait_s", b"plan_wait_s", "prefill_busy_s", b"prefill_busy_s", "rss_bytes", b"rss_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "alive", b"alive", "bubble_share", b"bubble_share", "busy_share", b"busy_share", "decode_busy_s", b"decode_busy_s", "device", b"device", "dtype", b"dtype", "index", b"index", "layer_begin", b"layer_begin", "layer_end", b"layer_end", "pid", b"pid", "plan_wait_s", b"plan_wait_s", "prefill_busy_s", b"prefill_busy_s", "rss_bytes", b"rss_bytes", "slow_because", b"slow_because"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from tidepipe.v1 import controller_pb2 as tidepipe_dot_v1_dot_controller__pb2
 from tidepipe.v1 import sampling_pb2 as tidepipe_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tidepipe/v1/stage.proto\x12\x0btidepipe.v1\x1a\x1ctidepipe/v1/controller.proto\x1a\x1atidepipe/v1/sampling.proto\"\x16\n\x14\x44\x65scribeStageRequest\"\x95\x02\n\x15\x44\x65scribeStageResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x1b\n\x13memory_budget_bytes\x18\x06 \x01(\x04\x12\x0b\n\x03pid\x18\x07 \x01(\r\x12&\n\x05shape\x18\x08 \x01(\x0b\x32\x17.tidepipe.v1.ModelShape\x12\x11\n\trss_bytes\x18\t \x01(\x04\x12\r\n\x05\x65poch\x18\n \x01(\x04\x12\x0e\n\x06\x66\x61\x62ric\x18\x0b \x01(\t\x12\x15\n\rfabric_device\x18\x0c \x01(\t\"\xe7\x01\n\nModelShape\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\x0e\n\x06hidden\x18\x03 \x01(\r\x12\r\n\x05heads\x18\x04 \x01(\r\x12\x10\n\x08kv_heads\x18\x05 \x01(\r\x12\x10\n\x08head_dim\x18\x06 \x01(\r\x12\x14\n\x0cintermediate\x18\x07 \x01(\r\x12\x12\n\nvocab_size\x18\x08 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\t \x01(\r\x12\x15\n\reos_token_ids\x18\n \x03(\r\x12\x17\n\x0ftied_embeddings\x18\x0b \x01(\x08\"\xe5\x02\n\x10\x43onfigureRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x1e\n\x16\x63ontroller_incarnation\x18\x04 \x01(\t\x12\x13\n\x0bstage_index\x18\x05 \x01(\r\x12\x13\n\x0bstage_count\x18\x06 \x01(\r\x12\x13\n\x0blayer_begin\x18\x07 \x01(\r\x12\x11\n\tlayer_end\x18\x08 \x01(\r\x12\x12\n\nblock_size\x18\t \x01(\r\x12\x11\n\tkv_blocks\x18\n \x01(\r\x12\x1a\n\x12next_stage_address\x18\x0b \x01(\t\x12\x17\n\x0fmax_step_tokens\x18\x0c \x01(\r\x12\x15\n\rfabric_before\x18\r \x01(\t\x12\x14\n\x0c\x66\x61\x62ric_after\x18\x0e \x01(\t\x12\x12\n\npatience_s\x18\x0f \x01(\x01\"a\n\x11\x43onfigureResponse\x12\x11\n\tkv_blocks\x18\x01 \x01(\r\x12\x14\n\x0cweight_bytes\x18\x02 \x01(\x04\x12\x10\n\x08kv_bytes\x18\x03 \x01(\x04\x12\x11\n\trss_bytes\x18\x04 \x01(\x04\"l\n\nRunRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12#\n\x04plan\x18\x02 \x01(\x0b\x32\x15.tidepipe.v1.StepPlan\x12*\n\x06starts\x18\x03 \x03(\x0b\x32\x1a.tidepipe.v1.SequenceStart\"\x96\x02\n\x08StepPlan\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12!\n\x05phase\x18\x02 \x01(\x0e\x32\x12.tidepipe.v1.Phase\x12*\n\x06starts\x18\x03 \x03(\x0b\x32\x1a.tidepipe.v1.SequenceStart\x12\x10\n\x08releases\x18\x04 \x03(\x04\x12\x15\n\rsequence_keys\x18\x05 \x03(\x04\x12\x17\n\x0f\x66irst_positions\x18\x06 \x03(\r\x12\x14\n\x0ctoken_counts\x18\x07 \x03(\r\x12\x11\n\ttoken_ids\x18\x08 \x03(\r\x12\x18\n\x10new_block_counts\x18\t \x03(\r\x12\x15\n\rnew_block_ids\x18\n \x03(\r\x12\x0e\n\x06sample\x18\x0b \x03(\x08\"\x9d\x01\n\rSequenceStart\x12\x14\n\x0csequence_key\x18\x01 \x01(\x04\x12-\n\x08sampling\x18\x02 \x01(\x0b\x32\x1b.tidepipe.v1.SamplingParams\x12\x19\n\x11history_token_ids\x18\x03 \x03(\r\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\"\x9b\x01\n\x0bRunResponse\x12\'\n\x04step\x18\x01 \x01(\x0b\x32\x17.tidepipe.v1.StepReportH\x00\x12+\n\theartbeat\x18\x02 \x01(\x0b\x32\x16.tidepipe.v1.HeartbeatH\x00\x12,\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x19.tidepipe.v1.StageFailureH\x00\x42\x08\n\x06report\"\xc5\x01\n\nStepReport\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x11\n\tcompute_s\x18\x02 \x01(\x01\x12\x0e\n\x06idle_s\x18\x03 \x01(\x01\x12\x13\n\x0bplan_wait_s\x18\x04 \x01(\x01\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12/\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1d.tidepipe.v1.PositionLogprobs\x12*\n\x06\x65rrors\x18\x07 \x03(\x0b\x32\x1a.tidepipe.v1.SequenceError\"5\n\rSequenceError\x12\x14\n\x0csequence_key\x18\x01 \x01(\x04\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"J\n\tHeartbeat\x12\x11\n\trss_bytes\x18\x01 \x01(\x04\x12\x17\n\x0frunning_step_id\x18\x02 \x01(\x04\x12\x11\n\trunning_s\x18\x03 \x01(\x01\"\xb1\x01\n\x0cStageFailure\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.tidepipe.v1.StageFailure.Kind\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0f\n\x07step_id\x18\x03 \x01(\x04\"R\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_LINK\x10\x01\x12\x12\n\x0eKIND_EXECUTION\x10\x02\x12\x11\n\rKIND_PROTOCOL\x10\x03\"P\n\x0e\x46orwardRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07step_id\x18\x02 \x01(\x04\x12\x0e\n\x06hidden\x18\x03 \x01(\x0c\x12\x0e\n\x06tokens\x18\x04 \x01(\r\" \n\x0f\x46orwardResponse\x12\r\n\x05steps\x18\x01 \x01(\x04\x32\xb8\x02\n\x0cStageService\x12V\n\rDescribeStage\x12!.tidepipe.v1.DescribeStageRequest\x1a\".tidepipe.v1.DescribeStageResponse\x12J\n\tConfigure\x12\x1d.tidepipe.v1.ConfigureRequest\x1a\x1e.tidepipe.v1.ConfigureResponse\x12<\n\x03Run\x12\x17.tidepipe.v1.RunRequest\x1a\x18.tidepipe.v1.RunResponse(\x01\x30\x01\x12\x46\n\x07\x46orward\x12\x1b.tidepipe.v1.ForwardRequest\x1a\x1c.tidepipe.v1.ForwardResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tidepipe/v1/stage.proto\x12\x0btidepipe.v1\x1a\x1ctidepipe/v1/controller.proto\x1a\x1atidepipe/v1/sampling.proto\"\x16\n\x14\x44\x65scribeStageRequest\"\xab\x02\n\x15\x44\x65scribeStageResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x1b\n\x13memory_budget_bytes\x18\x06 \x01(\x04\x12\x0b\n\x03pid\x18\x07 \x01(\r\x12&\n\x05shape\x18\x08 \x01(\x0b\x32\x17.tidepipe.v1.ModelShape\x12\x11\n\trss_bytes\x18\t \x01(\x04\x12\r\n\x05\x65poch\x18\n \x01(\x04\x12\x0e\n\x06\x66\x61\x62ric\x18\x0b \x01(\t\x12\x15\n\rfabric_device\x18\x0c \x01(\t\x12\x14\n\x0cslow_because\x18\x14 \x01(\t\"\xe7\x01\n\nModelShape\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\x0e\n\x06hidden\x18\x03 \x01(\r\x12\r\n\x05heads\x18\x04 \x01(\r\x12\x10\n\x08kv_heads\x18\x05 \x01(\r\x12\x10\n\x08head_dim\x18\x06 \x01(\r\x12\x14\n\x0cintermediate\x18\x07 \x01(\r\x12\x12\n\nvocab_size\x18\x08 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\t \x01(\r\x12\x15\n\reos_token_ids\x18\n \x03(\r\x12\x17\n\x0ftied_embeddings\x18\x0b \x01(\x08\"\xe5\x02\n\x10\x43onfigureRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x1e\n\x16\x63ontroller_incarnation\x18\x04 \x01(\t\x12\x13\n\x0bstage_index\x18\x05 \x01(\r\x12\x13\n\x0bstage_count\x18\x06 \x01(\r\x12\x13\n\x0blayer_begin\x18\x07 \x01(\r\x12\x11\n\tlayer_end\x18\x08 \x01(\r\x12\x12\n\nblock_size\x18\t \x01(\r\x12\x11\n\tkv_blocks\x18\n \x01(\r\x12\x1a\n\x12next_stage_address\x18\x0b \x01(\t\x12\x17\n\x0fmax_step_tokens\x18\x0c \x01(\r\x12\x15\n\rfabric_before\x18\r \x01(\t\x12\x14\n\x0c\x66\x61\x62ric_after\x18\x0e \x01(\t\x12\x12\n\npatience_s\x18\x0f \x01(\x01\"a\n\x11\x43onfigureResponse\x12\x11\n\tkv_blocks\x18\x01 \x01(\r\x12\x14\n\x0cweight_bytes\x18\x02 \x01(\x04\x12\x10\n\x08kv_bytes\x18\x03 \x01(\x04\x12\x11\n\trss_bytes\x18\x04 \x01(\x04\"l\n\nRunRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12#\n\x04plan\x18\x02 \x01(\x0b\x32\x15.tidepipe.v1.StepPlan\x12*\n\x06starts\x18\x03 \x03(\x0b\x32\x1a.tidepipe.v1.SequenceStart\"\x96\x02\n\x08StepPlan\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12!\n\x05phase\x18\x02 \x01(\x0e\x32\x12.tidepipe.v1.Phase\x12*\n\x06starts\x18\x03 \x03(\x0b\x32\x1a.tidepipe.v1.SequenceStart\x12\x10\n\x08releases\x18\x04 \x03(\x04\x12\x15\n\rsequence_keys\x18\x05 \x03(\x04\x12\x17\n\x0f\x66irst_positions\x18\x06 \x03(\r\x12\x14\n\x0ctoken_counts\x18\x07 \x03(\r\x12\x11\n\ttoken_ids\x18\x08 \x03(\r\x12\x18\n\x10new_block_counts\x18\t \x03(\r\x12\x15\n\rnew_block_ids\x18\n \x03(\r\x12\x0e\n\x06sample\x18\x0b \x03(\x08\"\x9d\x01\n\rSequenceStart\x12\x14\n\x0csequence_key\x18\x01 \x01(\x04\x12-\n\x08sampling\x18\x02 \x01(\x0b\x32\x1b.tidepipe.v1.SamplingParams\x12\x19\n\x11history_token_ids\x18\x03 \x03(\r\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\"\x9b\x01\n\x0bRunResponse\x12\'\n\x04step\x18\x01 \x01(\x0b\x32\x17.tidepipe.v1.StepReportH\x00\x12+\n\theartbeat\x18\x02 \x01(\x0b\x32\x16.tidepipe.v1.HeartbeatH\x00\x12,\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x19.tidepipe.v1.StageFailureH\x00\x42\x08\n\x06report\"\xc5\x01\n\nStepReport\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x11\n\tcompute_s\x18\x02 \x01(\x01\x12\x0e\n\x06idle_s\x18\x03 \x01(\x01\x12\x13\n\x0bplan_wait_s\x18\x04 \x01(\x01\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12/\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1d.tidepipe.v1.PositionLogprobs\x12*\n\x06\x65rrors\x18\x07 \x03(\x0b\x32\x1a.tidepipe.v1.SequenceError\"5\n\rSequenceError\x12\x14\n\x0csequence_key\x18\x01 \x01(\x04\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"J\n\tHeartbeat\x12\x11\n\trss_bytes\x18\x01 \x01(\x04\x12\x17\n\x0frunning_step_id\x18\x02 \x01(\x04\x12\x11\n\trunning_s\x18\x03 \x01(\x01\"\xb1\x01\n\x0cStageFailure\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.tidepipe.v1.StageFailure.Kind\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0f\n\x07step_id\x18\x03 \x01(\x04\"R\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_LINK\x10\x01\x12\x12\n\x0eKIND_EXECUTION\x10\x02\x12\x11\n\rKIND_PROTOCOL\x10\x03\"P\n\x0e\x46orwardRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07step_id\x18\x02 \x01(\x04\x12\x0e\n\x06hidden\x18\x03 \x01(\x0c\x12\x0e\n\x06tokens\x18\x04 \x01(\r\" \n\x0f\x46orwardResponse\x12\r\n\x05steps\x18\x01 \x01(\x04\x32\xb8\x02\n\x0cStageService\x12V\n\rDescribeStage\x12!.tidepipe.v1.DescribeStageRequest\x1a\".tidepipe.v1.DescribeStageResponse\x12J\n\tConfigure\x12\x1d.tidepipe.v1.ConfigureRequest\x1a\x1e.tidepipe.v1.ConfigureResponse\x12<\n\x03Run\x12\x17.tidepipe.v1.RunRequest\x1a\x18.tidepipe.v1.RunResponse(\x01\x30\x01\x12\x46\n\x07\x46orward\x12\x1b.tidepipe.v1.ForwardRequest\x1a\x1c.tidepipe.v1.ForwardResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,35 +36,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBESTAGEREQUEST']._serialized_start=98
   _globals['_DESCRIBESTAGEREQUEST']._serialized_end=120
   _globals['_DESCRIBESTAGERESPONSE']._serialized_start=123
-  _globals['_DESCRIBESTAGERESPONSE']._serialized_end=400
-  _globals['_MODELSHAPE']._serialized_start=403
-  _globals['_MODELSHAPE']._serialized_end=634
-  _globals['_CONFIGUREREQUEST']._serialized_start=637
-  _globals['_CONFIGUREREQUEST']._serialized_end=994
-  _globals['_CONFIGURERESPONSE']._serialized_start=996
-  _globals['_CONFIGURERESPONSE']._serialized_end=1093
-  _globals['_RUNREQUEST']._serialized_start=1095
-  _globals['_RUNREQUEST']._serialized_end=1203
-  _globals['_STEPPLAN']._serialized_start=1206
-  _globals['_STEPPLAN']._serialized_end=1484
-  _globals['_SEQUENCESTART']._serialized_start=1487
-  _globals['_SEQUENCESTART']._serialized_end=1644
-  _globals['_RUNRESPONSE']._serialized_start=1647
-  _globals['_RUNRESPONSE']._serialized_end=1802
-  _globals['_STEPREPORT']._serialized_start=1805
-  _globals['_STEPREPORT']._serialized_end=2002
-  _globals['_SEQUENCEERROR']._serialized_start=2004
-  _globals['_SEQUENCEERROR']._serialized_end=2057
-  _globals['_HEARTBEAT']._serialized_start=2059
-  _globals['_HEARTBEAT']._serialized_end=2133
-  _globals['_STAGEFAILURE']._serialized_start=2136
-  _globals['_STAGEFAILURE']._serialized_end=2313
-  _globals['_STAGEFAILURE_KIND']._serialized_start=2231
-  _globals['_STAGEFAILURE_KIND']._serialized_end=2313
-  _globals['_FORWARDREQUEST']._serialized_start=2315
-  _globals['_FORWARDREQUEST']._serialized_end=2395
-  _globals['_FORWARDRESPONSE']._serialized_start=2397
-  _globals['_FORWARDRESPONSE']._serialized_end=2429
-  _globals['_STAGESERVICE']._serialized_start=2432
-  _globals['_STAGESERVICE']._serialized_end=2744
+  _globals['_DESCRIBESTAGERESPONSE']._serialized_end=422
+  _globals['_MODELSHAPE']._serialized_start=425
+  _globals['_MODELSHAPE']._serialized_end=656
+  _globals['_CONFIGUREREQUEST']._serialized_start=659
+  _globals['_CONFIGUREREQUEST']._serialized_end=1016
+  _globals['_CONFIGURERESPONSE']._serialized_start=1018
+  _globals['_CONFIGURERESPONSE']._serialized_end=1115
+  _globals['_RUNREQUEST']._serialized_start=1117
+  _globals['_RUNREQUEST']._serialized_end=1225
+  _globals['_STEPPLAN']._serialized_start=1228
+  _globals['_STEPPLAN']._serialized_end=1506
+  _globals['_SEQUENCESTART']._serialized_start=1509
+  _globals['_SEQUENCESTART']._serialized_end=1666
+  _globals['_RUNRESPONSE']._serialized_start=1669
+  _globals['_RUNRESPONSE']._serialized_end=1824
+  _globals['_STEPREPORT']._serialized_start=1827
+  _globals['_STEPREPORT']._serialized_end=2024
+  _globals['_SEQUENCEERROR']._serialized_start=2026
+  _globals['_SEQUENCEERROR']._serialized_end=2079
+  _globals['_HEARTBEAT']._serialized_start=2081
+  _globals['_HEARTBEAT']._serialized_end=2155
+  _globals['_STAGEFAILURE']._serialized_start=2158
+  _globals['_STAGEFAILURE']._serialized_end=2335
+  _globals['_STAGEFAILURE_KIND']._serialized_start=2253
+  _globals['_STAGEFAILURE_KIND']._serialized_end=2335
+  _globals['_FORWARDREQUEST']._serialized_start=2337
+  _globals['_FORWARDREQUEST']._serialized_end=2417
+  _globals['_FORWARDRESPONSE']._serialized_start=2419
+  _globals['_FORWARDRESPONSE']._serialized_end=2451
+  _globals['_STAGESERVICE']._serialized_start=2454
+  _globals['_STAGESERVICE']._serialized_end=2766
 # @@protoc_insertion_point(module_scope)

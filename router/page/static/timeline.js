@@ -48,12 +48,12 @@ export class Timeline {
     const block = {
       id: item.id, router: Boolean(item.router), name: el("h3", { text: item.router ? "Router queue" : item.id }),
       chip: el("span", { class: "chip" }), facts: el("span", { class: "facts quiet" }),
-      why: el("span", { class: "why quiet" }), labels: el("div", { class: "labels" }),
+      why: el("span", { class: "why quiet" }), slow: el("span", { class: "slow" }), labels: el("div", { class: "labels" }),
       canvas: el("canvas", { role: "img" }), list: el("ol"), stages: [], height: CURVE, laneHeight: 20,
     };
     block.switches = el("details", { class: "switches" }, el("summary", { text: "Why it switched" }), block.list);
     const lanes = el("div", { class: "lanes" }, block.labels, el("div", {}, block.canvas));
-    const title = el("div", { class: "title" }, block.name, block.chip, block.facts, block.why);
+    const title = el("div", { class: "title" }, block.name, block.chip, block.facts, block.why, block.slow);
     block.node = el("div", { class: "block", data: { id: item.id } }, title, lanes, ...(item.router ? [] : [block.switches]));
     block.canvas.addEventListener("pointermove", (event) => showTip(event, this.lookUp(block, event)));
     block.canvas.addEventListener("pointerleave", () => showTip(null));
@@ -75,6 +75,8 @@ export class Timeline {
     setText(block.facts, instanceFacts(item, status));
     setText(block.why, status.serving ? status.reason && `why ${phase}: ${status.reason}` : status.detail);
     block.why.title = status.reason;
+    const slow = [...new Set(status.stages.map((stage) => stage.slow).filter(Boolean))];
+    setText(block.slow, slow.length ? `Several times slower than it could be: ${slow.join("; ")}` : "");
     block.laneHeight = count > 4 ? 13 : 20;
     if (block.stages.length !== status.stages.length) addStages(block, status.stages);
     status.stages.forEach((stage, i) => fillStage(block.stages[i], stage, i));

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from common.model_source import cache_dir
+from common.model_source import CACHE_VARIABLE, writable_cache_dir
 from common.trusted_files import UntrustedError, private_folder, trusted
 
 _SOURCES = (
@@ -117,7 +117,7 @@ def compiled(variant: Variant, *, bfloat16: bool) -> bytes:
     compiler = _compiler()
     name = source.file_name(_version(compiler))
     try:
-        cache = private_folder(cache_dir() / "native")
+        cache = private_folder(writable_cache_dir() / "native")
         target = cache / name
         if not _is_ours(target):
             lock = os.open(
@@ -132,7 +132,9 @@ def compiled(variant: Variant, *, bfloat16: bool) -> bytes:
     except UntrustedError as error:
         raise BuildError(f"the cache folder is not safe to load code from ({error})") from error
     except OSError as error:
-        raise BuildError(f"the cache folder cannot be written ({error})") from error
+        raise BuildError(
+            f"the cache folder cannot be written ({error}); set {CACHE_VARIABLE} to one that can"
+        ) from error
     return os.fsencode(target)
 
 
@@ -233,7 +235,7 @@ def _compiler() -> str:
         path = shutil.which(name)
         if path:
             return path
-    raise BuildError(f"no C compiler found ({wanted or ', '.join(_COMPILERS)})")
+    raise BuildError(f"no C compiler found ({wanted or ', '.join(_COMPILERS)}); install one, such as gcc")
 
 
 def _version(compiler: str) -> bytes:

@@ -80,13 +80,21 @@ def _kernel(library: ctypes.CDLL, name: str) -> Kernel:
 
 def load_kernels(dtype: torch.dtype, threads: int) -> NativeKernels | None:
     """The best kernels that this CPU can run; None, with a line in the log, if there are none."""
-    if os.environ.get(SWITCH) == "0" or dtype not in (torch.float32, torch.bfloat16):
-        return None
+    kernels = kernels_or_reason(dtype, threads)
+    return None if isinstance(kernels, str) else kernels
+
+
+def kernels_or_reason(dtype: torch.dtype, threads: int) -> NativeKernels | str:
+    """The best kernels that this CPU can run, or why there are none: what is wrong, and what to do."""
+    if os.environ.get(SWITCH) == "0":
+        return f"no native kernels: {SWITCH} is 0"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return "no native kernels for float16 on CPUs; use bfloat16 or float32"
     try:
         return NativeKernels(usable_variants(bfloat16=dtype == torch.bfloat16)[0], dtype, threads)
     except (BuildError, OSError, AttributeError) as error:
         _warn_once(str(error))
-        return None
+        return f"no native kernels: {error}"
 
 
 @functools.cache

