@@ -70,6 +70,6 @@ def test_pulling_what_cannot_be_had_is_one_clear_line(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIDEPIPE_CACHE", "/proc/none")
     with pytest.raises(
-        ConfigError, match="/proc/none/models cannot be written .*; set TIDEPIPE_CACHE to one"
+        ConfigError, match=r"/proc/none/models cannot be written .*; set TIDEPIPE_CACHE to one"
     ):
         pull_model(find_model("smollm2-135m"), StepProgress())
