@@ -42,21 +42,26 @@ def open_channel(
     """
     options = channel_options(max_message_bytes)
     credentials = credentials or own()
+    token = credentials.bearer_to(address)
     tls = channel_credentials(credentials)
     if tls is None:
-        return grpc.aio.insecure_channel(address, options=options)
-    channel = grpc.aio.secure_channel(address, tls, options=options)
-    return AsyncTokenChannel(channel, credentials.bearer) if credentials.bearer else channel
+        channel = grpc.aio.insecure_channel(address, options=options)
+    else:
+        channel = grpc.aio.secure_channel(address, tls, options=options)
+    return AsyncTokenChannel(channel, token) if token else channel
 
 
 def open_sync_channel(address: str, credentials: Credentials | None = None) -> grpc.Channel:
     """As `open_channel`, for threads."""
+    options = channel_options()
     credentials = credentials or own()
+    token = credentials.bearer_to(address)
     tls = channel_credentials(credentials)
     if tls is None:
-        return grpc.insecure_channel(address, options=channel_options())
-    channel = grpc.secure_channel(address, tls, options=channel_options())
-    return TokenChannel(channel, credentials.bearer) if credentials.bearer else channel
+        channel = grpc.insecure_channel(address, options=options)
+    else:
+        channel = grpc.secure_channel(address, tls, options=options)
+    return TokenChannel(channel, token) if token else channel
 
 
 def channel_options(max_message_bytes: int = MESSAGE_BYTES) -> list[tuple[str, int]]:

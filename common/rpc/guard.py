@@ -22,7 +22,11 @@ log = structlog.get_logger()
 
 
 class AccessGuard:
-    """For a server that speaks TLS: certificate, cluster token, or API key; then the rule of the service."""
+    """Certificate, cluster token, or API key; then the rule of the service.
+
+    A server without TLS has no more than the token: services are told from strangers by it, and what is open
+    to any role of clients is open to everybody.
+    """
 
     def __init__(self, credentials: Credentials, keys: KeyAccess | None) -> None:
         """keys: None if API keys open nothing here."""
@@ -52,6 +56,12 @@ class AccessGuard:
             who = ", ".join(sorted(principals))
             raise PermissionDeniedError(
                 f"{who} may not call this: it is for {', '.join(sorted(rule.allowed))}"
+            )
+        if not self._credentials.secure:
+            if rule.key_roles:
+                return _nothing
+            raise UnauthenticatedError(
+                "this is for services of the cluster, which show its token (TIDEPIPE_CLUSTER_TOKEN_FILE)"
             )
         if self._keys is not None:
             return self._keys.enter(presented, *rule.key_roles).release

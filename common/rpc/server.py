@@ -52,7 +52,7 @@ class RpcServer:
         """
         self._listen = listen
         self._credentials = credentials or own()
-        guard = AccessGuard(self._credentials, keys) if self._credentials.secure else None
+        guard = AccessGuard(self._credentials, keys) if self._credentials.asks else None
         self.server = grpc.aio.server(
             interceptors=[CallInterceptor(guard, CallMeter(telemetry) if telemetry else None)],
             options=[

@@ -26,7 +26,8 @@ class Credentials:
     """Files and secrets of one process; without a CA file it neither speaks nor expects TLS.
 
     ca_file: whose certificates it trusts. cert_file, key_file: its own; a server needs them, a client may.
-    token_file: the cluster token, which services present and accept where certificates are not asked for.
+    token_file: the cluster token, which services present and accept where certificates are not asked for;
+    without TLS it keeps strangers on this machine from calling services, and clients need none.
     api_key: what a client presents. clients: what a server asks its clients for, `certificate` (mutual TLS)
     or `bearer` (TLS of the server alone, and a token or API key with every call).
     insecure: may listen beyond the loopback without TLS.
@@ -45,6 +46,11 @@ class Credentials:
         """True if it speaks TLS."""
         return self.ca_file is not None
 
+    @property
+    def asks(self) -> bool:
+        """True if a server of this process asks some of its callers who they are."""
+        return self.secure or bool(self.token)
+
     @cached_property
     def token(self) -> str:
         """The cluster token; empty if there is none."""
@@ -60,6 +66,21 @@ class Credentials:
         """What it presents with every call beside its certificate; empty for nothing."""
         return self.api_key or self.token
 
+    def bearer_to(self, address: str) -> str:
+        """What it presents to HOST:PORT with every call; empty for nothing.
+
+        Without TLS that is the token, and only within this machine (or a network that is said to be closed):
+        ConfigError elsewhere.
+        """
+        if self.secure or not self.token:
+            return self.bearer
+        if not (self.insecure or is_loopback(address.rpartition(":")[0])):
+            raise ConfigError(
+                f"the cluster token must not travel to {address} in the clear: give --tls-ca too, or "
+                "--insecure if the network itself keeps strangers out"
+            )
+        return self.token
+
     def accepts_token(self, presented: str) -> bool:
         """True for the cluster token, in time that does not depend on where they differ."""
         return bool(self.token) and hmac.compare_digest(presented.encode(), self.token.encode())
@@ -73,8 +94,9 @@ class Credentials:
         if self.ca_file is None:
             if self.cert_file is not None:
                 raise ConfigError("give --tls-ca too: the certificates to trust")
-            if self.bearer:
-                raise ConfigError("a token or API key must not travel in the clear: give --tls-ca too")
+            if self.api_key:
+                raise ConfigError("an API key must not travel in the clear: give --tls-ca too")
+            _ = self.token
             return
         if server and self.cert_file is None:
             raise ConfigError("a service needs a certificate of its own: give --tls-cert and --tls-key")

@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from common.openai.bodies import ChatBody, CompletionBody
-from common.rpc.channel import open_channel
+from common.rpc.channel import open_channel, open_sync_channel
+from common.security.credentials import Credentials
 from tests.fakes.stage_backend import FakeBackend
 from tests.integration.test_stage_worker import worker
 from tests.messages import messages, spoiled
@@ -114,9 +115,9 @@ def send(channel: grpc.Channel, method: MethodDescriptor, sent: list[Message]) -
     return grpc.StatusCode.OK
 
 
-def fuzz(address: str, file: FileDescriptor) -> None:
-    """All methods of a service."""
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+def fuzz(address: str, file: FileDescriptor, credentials: Credentials | None = None) -> None:
+    """All methods of a service, called by who may."""
+    with open_sync_channel(address, credentials) as channel:
         for method in methods(file):
             kind = messages(method.input_type)
             for good in GOOD:
@@ -212,7 +213,7 @@ async def test_a_cluster_refuses_nonsense_and_goes_on(model_path: Path) -> None:
             ("router", router_pb2.DESCRIPTOR),
             ("router", admin_pb2.DESCRIPTOR),
         ):
-            await asyncio.to_thread(fuzz, addresses[name], file)
+            await asyncio.to_thread(fuzz, addresses[name], file, cluster.service_credentials)
         await undrain(cluster.grpc_address)
         async with AsyncClient(cluster.grpc_address) as client:
             try:

@@ -156,6 +156,11 @@ class LocalCluster:
         return self._security.client if self._security else None
 
     @property
+    def service_credentials(self) -> Credentials | None:
+        """What the router calls other services with: for tests of them; None before `prepare`."""
+        return self._security.service if self._security else None
+
+    @property
     def tls_folder(self) -> Path | None:
         """Folder of the certificates; None if it speaks no TLS."""
         return self._security.folder if self._security else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from common.security.authority import CA_FILE, TOKEN_FILE, files_of, make_certif
 from common.security.credentials import Credentials, is_loopback
 from common.security.key_store import KeyStore
 from common.security.principals import ADMIN, CONTROLLER, PREDICTOR, PROVISIONER, ROUTER, STAGE_WORKER
+from common.trusted_files import UntrustedError, trusted
 from tidepipe.cluster.config import ClusterConfig
 
 AUTO = "auto"
@@ -31,8 +34,16 @@ _VARIABLES = (names.CA, names.CERT, names.KEY, names.TOKEN, names.CLIENTS, names
 class ClusterSecurity:
     """What the processes of one cluster, and its supervisor, prove themselves with."""
 
-    def __init__(self, config: ClusterConfig, folder: Path | None, own_key: tuple[str, str] | None) -> None:
+    def __init__(
+        self,
+        config: ClusterConfig,
+        folder: Path | None,
+        own_key: tuple[str, str] | None,
+        token_file: Path | None = None,
+    ) -> None:
+        """token_file: of a cluster without certificates; None: its processes take anybody's calls."""
         self.folder = folder
+        self._token_file = token_file
         self._config = config
         self._own_key = own_key
 
@@ -40,7 +51,9 @@ class ClusterSecurity:
     def prepare(cls, config: ClusterConfig, run_dir: Path) -> ClusterSecurity:
         """Make or find the certificates, and a key for the supervisor; ConfigError if there are none."""
         if config.tls is None:
-            return cls(config, None, None)
+            # Processes on other machines would not have it.
+            local = config.provisioner == "local"
+            return cls(config, None, None, _new_token(run_dir) if local else None)
         if config.tls == AUTO:
             folder = run_dir / AUTO_FOLDER
             if not folder.exists():
@@ -64,6 +77,8 @@ class ClusterSecurity:
         if self._config.insecure:
             clean[names.INSECURE] = "1"
         if self.folder is None:
+            if self._token_file is not None:
+                clean[names.TOKEN] = str(self._token_file)
             return clean
         certificate, key = files_of(self.folder, _PRINCIPALS[module])
         own = {names.CA: self.folder / CA_FILE, names.CERT: certificate, names.KEY: key}
@@ -75,8 +90,16 @@ class ClusterSecurity:
     def provisioner(self) -> Credentials:
         """What the supervisor serves the router with."""
         if self.folder is None:
-            return Credentials(insecure=self._config.insecure)
+            return Credentials(insecure=self._config.insecure, token_file=self._token_file)
         certificate, key = files_of(self.folder, PROVISIONER)
+        return Credentials(ca_file=self.folder / CA_FILE, cert_file=certificate, key_file=key)
+
+    @property
+    def service(self) -> Credentials:
+        """What the router proves itself with to other services; for tests of them."""
+        if self.folder is None:
+            return Credentials(token_file=self._token_file)
+        certificate, key = files_of(self.folder, ROUTER)
         return Credentials(ca_file=self.folder / CA_FILE, cert_file=certificate, key_file=key)
 
     @property
@@ -91,7 +114,21 @@ class ClusterSecurity:
         return Credentials(ca_file=ca, cert_file=certificate, key_file=key)
 
     def close(self) -> None:
-        """Revoke the supervisor's key."""
+        """Revoke the supervisor's key, and forget the token."""
+        if self._token_file is not None:
+            self._token_file.unlink(missing_ok=True)
         if self._own_key is not None and self._config.api_keys is not None:
             KeyStore(Path(self._config.api_keys)).revoke(self._own_key[0])
             self._own_key = None
+
+
+def _new_token(run_dir: Path) -> Path:
+    """A file with a fresh cluster token, where nobody else can read it or put another one in its place."""
+    try:
+        folder = trusted(run_dir)
+    except UntrustedError:
+        folder = Path(tempfile.mkdtemp(prefix="tidepipe-"))
+    path = folder / f"{TOKEN_FILE}-{secrets.token_hex(4)}"
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_urlsafe(32) + "\n")
+    return path

@@ -55,7 +55,8 @@ def test_credentials_that_make_no_sense(tmp_path: Path) -> None:
         (Credentials(ca_file=ca, cert_file=cert, key_file=other_key), "cannot use"),
         (Credentials(ca_file=tmp_path / "missing", cert_file=cert, key_file=key), "cannot use"),
         (Credentials(ca_file=expired / CA_FILE, cert_file=old_cert, key_file=old_key), "expired on"),
-        (Credentials(token_file=folder / TOKEN_FILE), "in the clear"),
+        (Credentials(api_key="tp-a-b"), "in the clear"),
+        (Credentials(token_file=short), "no cluster token"),
         (Credentials(ca_file=ca, cert_file=cert, key_file=key, token_file=short), "no cluster token"),
         (Credentials(ca_file=ca, cert_file=cert, key_file=key, clients="anybody"), "--tls-clients"),
     ):
