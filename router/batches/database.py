@@ -14,6 +14,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from common.errors import ConfigError, StorageError
 from common.sqlite_schema import migrate
+from router.batches.ballast import Ballast
 
 _VERSION_1 = """
 CREATE TABLE files (
@@ -36,6 +37,7 @@ CREATE TABLE lines (
 CREATE UNIQUE INDEX one_custom_id ON lines (batch_id, custom_id);
 """
 _FILES = ("batches.sqlite", "batches.sqlite-wal", "batches.sqlite-shm")
+_PAGES_AT_A_TIME = 256
 _MIGRATIONS = (_VERSION_1,)
 
 P = ParamSpec("P")
@@ -60,6 +62,7 @@ class Database:
                 folder / "batches.sqlite", isolation_level=None, check_same_thread=False
             )
             self._prepare(max_bytes)
+            self._ballast = Ballast(folder / "ballast")
             for name in _FILES:
                 if (folder / name).exists():
                     (folder / name).chmod(0o600)
@@ -71,6 +74,9 @@ class Database:
 
     def _prepare(self, max_bytes: int | None) -> None:
         run = self._connection.execute
+        if run("PRAGMA page_count").fetchone() == (0,):
+            run("PRAGMA auto_vacuum = INCREMENTAL")  # the file's end can be given back to the disk
+        run("PRAGMA secure_delete = FAST")  # else each deleted byte is written once more
         run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")  # what was acknowledged survives a loss of power as well
         if max_bytes is not None:
@@ -84,6 +90,42 @@ class Database:
         """Result of `work(connection, ...)`. StorageError (disk full or broken): nothing has changed."""
         call = functools.partial(work, self._connection, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._transaction, call)
+
+    async def free(
+        self, work: Callable[Concatenate[sqlite3.Connection, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """As `run`, of work that deletes: it is done on a full disk as well, and gives the room back."""
+        call = functools.partial(work, self._connection, *args, **kwargs)
+        loop = asyncio.get_running_loop()
+        result = await loop.run_in_executor(self._executor, self._transaction_on_a_full_disk, call)
+        # By the slice: others want the database as well.
+        while await loop.run_in_executor(self._executor, self._shrink):
+            pass
+        return result
+
+    def _transaction_on_a_full_disk(self, call: Callable[[], R]) -> R:
+        try:
+            return self._transaction(call)
+        except StorageError:
+            self._ballast.give()
+            return self._transaction(call)
+
+    def _shrink(self) -> bool:
+        """Give some of the free pages at the file's end back; True if there are more, and it can be done."""
+        run = self._connection.execute
+        try:
+            (before,) = run("PRAGMA freelist_count").fetchone()
+            # `execute` would stop after the first page: there are no rows to fetch.
+            self._connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_AT_A_TIME})")
+            # What was written ahead goes to its place: the journal's room is the disk's again.
+            run("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            (left,) = run("PRAGMA freelist_count").fetchone()
+            more = 0 < left < before
+        except sqlite3.Error:
+            more = False
+        if not more:
+            self._ballast.take()
+        return more
 
     def _transaction(self, call: Callable[[], R]) -> R:
         try:

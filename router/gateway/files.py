@@ -109,7 +109,7 @@ class FileEndpoints:
     async def delete(self, request: Request) -> Response:
         """Remove one file."""
         file_id = request.path_params["file_id"]
-        await self._database.run(files.delete, file_id)
+        await self._database.free(files.delete, file_id)
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
     async def content(self, request: Request) -> Response:

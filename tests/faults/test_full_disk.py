@@ -109,6 +109,7 @@ async def test_a_full_disk_loses_nothing(
             "completion_window": "24h",
         }
         batch = (await http.post("/v1/batches", json=wanted)).json()
+        old = (await upload(http, b"x" * 900_000)).json()
         batch = await batch_once(http, batch, 1)
 
         fill(ballast)
@@ -116,6 +117,11 @@ async def test_a_full_disk_loses_nothing(
         fill(ballast)  # what the store gave back in between
         assert_full(await upload(http, b"x" * 900_000), "cannot store")
         assert_full(await upload(http, b"x" * 3_000_000), "TMPDIR")
+        # The remedy that it names works on a full disk, too.
+        assert (await http.delete(f"/v1/files/{old['id']}")).status_code == 200
+        assert (await http.get("/v1/files")).status_code == 200
+        assert (await upload(http, b"x" * 300_000)).status_code == 200
+        fill(ballast)
         # What stores nothing goes on.
         answer = await http.post("/v1/completions", json={"prompt": "go", "max_tokens": 3})
         assert answer.status_code == 200, answer.text

@@ -86,3 +86,17 @@ def test_lines_do_not_depend_on_how_a_file_is_cut(pieces: list[bytes], size: int
     cut = [content[i : i + size] for i in range(0, len(content), size)]
     found = [line for piece in cut for line in splitter.feed(piece)] + list(splitter.flush())
     assert found == [(n, line.strip()) for n, line in enumerate(content.split(b"\n"), 1) if line.strip()]
+
+
+async def test_what_is_deleted_gives_its_room_back_to_the_disk(database: Database, tmp_path: Path) -> None:
+    run, path = database.run, tmp_path / "batches.sqlite"
+    for name in ("first", "second"):
+        await run(files.begin, record(name))
+        for number in range(8):
+            await run(files.append, name, number, b"x" * MIB)
+        await run(files.complete, name, 8 * MIB)
+    await database.free(files.delete, "first")
+    assert 8 * MIB < path.stat().st_size < 10 * MIB
+    assert (tmp_path / "batches.sqlite-wal").stat().st_size < MIB
+    await database.free(files.delete, "second")
+    assert path.stat().st_size < MIB
