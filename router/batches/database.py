@@ -120,7 +120,7 @@ class Database:
             # What was written ahead goes to its place: the journal's room is the disk's again.
             run("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             (left,) = run("PRAGMA freelist_count").fetchone()
-            more = 0 < left < before
+            more = bool(0 < left < before)
         except sqlite3.Error:
             more = False
         if not more:
