@@ -100,7 +100,7 @@ def from_gguf(header: GgufHeader, *, rope_divisors: tuple[float, ...] = ()) -> M
         intermediate=keys.required("feed_forward_length", int),
         vocab_size=header.tensors["token_embd.weight"].shape[0],
         context_length=context_length,
-        eos_token_ids=_eos_token_ids(header),
+        eos_token_ids=_eos_token_ids(header, header.tensors["token_embd.weight"].shape[0]),
         tied_embeddings="output.weight" not in header.tensors,
         rms_eps=keys.required("attention.layer_norm_rms_epsilon", float),
         rope=_rope(keys, context_length, rope_divisors),
@@ -194,9 +194,10 @@ def _rope(keys: _Keys, context_length: int, divisors: tuple[float, ...]) -> Rope
     )
 
 
-def _eos_token_ids(header: GgufHeader) -> tuple[int, ...]:
+def _eos_token_ids(header: GgufHeader, vocab_size: int) -> tuple[int, ...]:
     values = (header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
-    return tuple(dict.fromkeys(value for value in values if isinstance(value, int)))
+    ids = (value for value in values if isinstance(value, int))
+    return tuple(dict.fromkeys(value for value in ids if 0 <= value < vocab_size))
 
 
 def _native_dtype(header: GgufHeader) -> str:

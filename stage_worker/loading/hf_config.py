@@ -172,10 +172,10 @@ def _eos_token_ids(
     if value is None:
         value = config.get("eos_token_id", None if end_tokens else default)
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(number, int) and number >= 0 for number in ids):
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in ids):
         raise ModelError(f"{source}: eos_token_id must be token ids, got {value!r}")
-    # Ids beyond the vocabulary are never drawn.
-    return tuple(number for number in dict.fromkeys([*ids, *end_tokens]) if number < vocab_size)
+    # Ids beyond the vocabulary are never drawn, and -1 is how some say that there is none.
+    return tuple(number for number in dict.fromkeys([*ids, *end_tokens]) if 0 <= number < vocab_size)
 
 
 def _native_dtype(config: JsonObject, source: str) -> str:

@@ -325,6 +325,7 @@ def tokenizer_files(folder: Path, config: dict[str, object], template: str = "")
         ),
         (..., None, {"eos_token": "unheard"}, "", (2,)),
         (5, None, {"eos_token": "far"}, "", (5,)),
+        (-1, {"eos_token_id": [5, 4000]}, {}, "", (5,)),
         (..., None, {}, "", (2,)),
     ],
 )

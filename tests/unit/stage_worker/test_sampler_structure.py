@@ -109,3 +109,10 @@ def test_unusable_structures_are_refused_in_one_line(structure: Structure) -> No
         structure.check()
     assert caught.value.param == "response_format"
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_may_have_more_tokens_than_the_model() -> None:
+    larger = byte_tokenizer()
+    larger.add_special_tokens(["<one more>"])
+    state = Grammars(larger.to_str, END + 1).state(Structure("regex", "a"), (END,), ())
+    assert state.allowed().nonzero()[0].tolist() == [TOKENIZER.token_to_id("a")]
