@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import structlog
 import torch
 
 from common.errors import ConfigError
@@ -38,6 +39,8 @@ from stage_worker.models.rope import RotaryTable
 from stage_worker.models.weights import StageWeights
 from stage_worker.models.workspace import Workspace
 from stage_worker.sampling.apart import StepSampler
+
+_log = structlog.get_logger()
 
 GRAPHS_SWITCH = "TIDEPIPE_CUDA_GRAPHS"
 """Environment variable; 0 runs decode steps without CUDA graphs."""
@@ -88,7 +91,10 @@ class TorchBackend:
             check_backend(fabric, self._device)
         path = resolve_model(model, allow_download=allow_download)
         self._checkpoint = open_checkpoint(path)
-        check_weights(self._checkpoint)
+        unused = self._checkpoint.tensors.keys() - check_weights(self._checkpoint)
+        if unused:
+            # As transformers does; an old checkpoint may have tables that are computed anew.
+            _log.warning("tensors that the model does not use", count=len(unused), such_as=sorted(unused)[:5])
         spec = self._checkpoint.spec
         self._dtype = choose_dtype(dtype, spec.native_dtype, self._device)
         self._compute = make_compute(self._device, self._dtype, torch.get_num_threads(), quantization)

@@ -15,6 +15,7 @@ from common.errors import ModelError
 from stage_worker.loading.checkpoint import Checkpoint, RawRows, RowDecoder, StoredTensor
 from stage_worker.loading.gguf_config import from_gguf
 from stage_worker.loading.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from stage_worker.loading.stage_weights import check_weights
 
 _TOP_NAMES: Mapping[str, str] = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -66,27 +67,20 @@ def open_gguf(path: Path) -> Checkpoint:
             reordered = spec.architecture in _INTERLEAVED and ".self_attn.q_proj." in hf_name
             reordered |= spec.architecture in _INTERLEAVED and ".self_attn.k_proj." in hf_name
             tensors[hf_name] = _stored(tensor, spec.head_dim if reordered else 0)
-    _refuse_unknown(path, header, spec.layers)
-    return Checkpoint(path, spec, tensors)
+    checkpoint = Checkpoint(path, spec, tensors)
+    _refuse_unused(checkpoint, header)
+    return checkpoint
 
 
-def _refuse_unknown(path: Path, header: GgufHeader, layers: int) -> None:
+def _refuse_unused(checkpoint: Checkpoint, header: GgufHeader) -> None:
     """ModelError for tensors that the decoder would leave out, unlike llama.cpp, whose file it is."""
-    unknown = [
-        name
-        for name in header.tensors
-        if name not in _HARMLESS and ((hf_name := _hf_name(name)) is None or _layer_of(hf_name) >= layers)
-    ]
-    if unknown:
+    used = check_weights(checkpoint)
+    unused = [name for name in header.tensors if name not in _HARMLESS and _hf_name(name) not in used]
+    if unused:
         raise ModelError(
-            f"{path}: tensors that are not known here, and part of what the model computes: "
-            f"{', '.join(sorted(unknown)[:5])}; use the model's Hugging Face folder (docs/checkpoints.md)"
+            f"{checkpoint.path}: tensors that are not known here, and part of what the model computes: "
+            f"{', '.join(sorted(unused)[:5])}; use the model's Hugging Face folder (docs/checkpoints.md)"
         )
-
-
-def _layer_of(hf_name: str) -> int:
-    parts = hf_name.split(".")
-    return int(parts[2]) if parts[1] == "layers" else -1
 
 
 def _hf_name(name: str) -> str | None:

@@ -54,14 +54,19 @@ def load_stage(
     return StageWeights(layers, embedding or (head if part.first else None), final_norm, head)
 
 
-def check_weights(checkpoint: Checkpoint) -> None:
-    """ModelError unless every tensor of every stage is there, in shape and of a readable type.
+def check_weights(checkpoint: Checkpoint) -> frozenset[str]:
+    """The names of all tensors of all stages; ModelError unless they are there, in shape and readable.
 
     Reads no values. A damaged model is refused when its worker starts, not when a pipeline is made of it.
     """
-    whole = StageSlice(0, checkpoint.spec.layers, first=True, last=True)
-    meta = torch.device("meta")
-    load_stage(checkpoint, whole, torch.float32, meta, PlainLinear, PlainLinear, share_ends=False)
+    loader = _Loader(checkpoint, torch.float32, torch.device("meta"), PlainLinear)
+    loader.embedding(EMBEDDING)
+    for index in range(checkpoint.spec.layers):
+        loader.layer(index)
+    loader.vector(FINAL_NORM, checkpoint.spec.hidden)
+    if not checkpoint.spec.tied_embeddings:
+        loader.embedding(HEAD)
+    return frozenset(loader.names)
 
 
 class _Loader:
@@ -73,6 +78,7 @@ class _Loader:
         self._dtype = dtype
         self._device = device
         self._make_linear = make_linear
+        self.names: set[str] = set()
 
     def layer(self, index: int) -> LayerWeights:
         spec = self._spec
@@ -123,4 +129,5 @@ class _Loader:
 
     def _read(self, name: str, target: torch.Tensor) -> torch.Tensor:
         self._checkpoint.read_into(name, target)
+        self.names.add(name)
         return target

@@ -279,6 +279,13 @@ def test_gguf_that_cannot_be_right_is_refused(
         open_checkpoint(write_gguf(folder, tmp_path / "model.gguf", metadata=metadata))
 
 
+def test_gguf_with_a_bias_that_nobody_adds_is_refused(tmp_path: Path) -> None:
+    folder = make_tiny_model("llama", tmp_path / "model")
+    store(lambda t: t.update({"model.layers.1.self_attn.k_proj.bias": noise(32)}))(folder)
+    with pytest.raises(ModelError, match=r"not known here.*blk\.1\.attn_k\.bias"):
+        open_checkpoint(write_gguf(folder, tmp_path / "model.gguf"))
+
+
 def test_gguf_with_tensors_of_another_model_is_refused(tmp_path: Path) -> None:
     folder = make_tiny_model("qwen3", tmp_path / "model")
     path = write_gguf(folder, tmp_path / "model.gguf", metadata={"qwen3.block_count": 3})
