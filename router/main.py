@@ -11,6 +11,7 @@ from common.model_source import resolve_model
 from common.rpc.lifecycle import run_service
 from common.security.credentials import add_security_options, from_options
 from common.telemetry.listener import add_metrics_option
+from router.batches.limits import DEFAULT_FILES_BYTES, DEFAULT_LIFETIME_S, FileLimits
 from router.core.mitosis import Bounds
 from router.core.policies.catalog import ROUTING_POLICIES
 from router.core.slo import INTERACTIVE, SloTarget
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         slo=SloTarget(options.ttft_ms / 1000, options.tpot_ms / 1000),
         bounds=Bounds(options.macro_min, options.macro_max),
         api_keys=options.api_keys,
+        files=FileLimits(options.files_max_bytes, round(options.files_expire_days * 86_400)),
         site=sites(options.allow_host, options.allow_origin),
         connections=options.max_connections,
         connections_per_address=options.max_connections_per_address,
@@ -118,6 +120,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="requests of batches in flight at most",
     )
+    add("--files-max-bytes", type=_positive_int, default=DEFAULT_FILES_BYTES, metavar="N",
+        help="of all files of the HTTP API together, answers of batches included")  # fmt: skip
+    add("--files-expire-days", type=_days, default=DEFAULT_LIFETIME_S / 86_400, metavar="DAYS",
+        help="lifetime of files that bring none (expires_after); 0: for ever")  # fmt: skip
     add("--allow-host", action="append", metavar="NAME",
         help="name by which the HTTP API is called too; *.NAME: all below it")  # fmt: skip
     add("--allow-origin", action="append", metavar="ORIGIN",
@@ -143,4 +149,11 @@ def _positive_float(text: str) -> float:
     value = float(text)
     if not 0 < value < 1e6:
         raise argparse.ArgumentTypeError("must be above 0 and below a million")
+    return value
+
+
+def _days(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1e5:
+        raise argparse.ArgumentTypeError("must be 0 or more")
     return value

@@ -114,7 +114,9 @@ class RouterService:
             answer = functools.partial(answer_item, self.table, bodies)
             async with (
                 open_predictor(settings.predictor) as predictor,
-                open_jobs(settings.data_dir, answer, concurrency=settings.batch_concurrency) as jobs,
+                open_jobs(
+                    settings.data_dir, answer, concurrency=settings.batch_concurrency, limits=settings.files
+                ) as jobs,
                 open_provisioner(settings.provisioner) as provisioner,
                 background() as start,
             ):

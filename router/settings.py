@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.doors.descriptors import REQUESTS
 from common.doors.site import Site
+from router.batches.limits import FileLimits
 from router.core.mitosis import Bounds
 from router.core.slo import INTERACTIVE, SloTarget
 
@@ -30,6 +31,7 @@ class RouterSettings:
     data_dir: folder of files and batches (/v1/files, /v1/batches); empty: there are none.
     batch_concurrency: requests of batches in flight at most.
     api_keys: file with the keys that clients need; None: they need none.
+    files: how much is kept of them, and how long.
     site: names it is called by over HTTP, and whose pages may call it from a browser.
     connections, connections_per_address: over HTTP at a time; None: by the limit of open files.
     metrics_port: of a listener for metrics alone, 0 for a free one; the HTTP port has them anyway.
@@ -55,6 +57,7 @@ class RouterSettings:
     batch_concurrency: int = DEFAULT_BATCH_CONCURRENCY
     metrics_port: int | None = None
     api_keys: Path | None = None
+    files: FileLimits = FileLimits()  # noqa: RUF009 (frozen)
     site: Site = Site()  # noqa: RUF009 (frozen)
     connections: int | None = None
     connections_per_address: int | None = None

@@ -15,6 +15,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from common.errors import ConfigError, StorageError
 from common.sqlite_schema import migrate
 from router.batches.ballast import Ballast
+from router.batches.limits import FileLimits
 
 _VERSION_1 = """
 CREATE TABLE files (
@@ -36,9 +37,12 @@ CREATE TABLE lines (
 );
 CREATE UNIQUE INDEX one_custom_id ON lines (batch_id, custom_id);
 """
+_EXPIRIES = """
+CREATE TABLE expiries (file_id TEXT PRIMARY KEY, expires INTEGER NOT NULL);  -- without one a file stays
+"""
 _FILES = ("batches.sqlite", "batches.sqlite-wal", "batches.sqlite-shm")
 _PAGES_AT_A_TIME = 256
-_MIGRATIONS = (_VERSION_1,)
+_MIGRATIONS = (_VERSION_1, _EXPIRIES)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,11 +51,15 @@ R = TypeVar("R")
 class Database:
     """Calls run in order, each in a transaction of its own: done as a whole, durably, or not at all."""
 
-    def __init__(self, folder: Path, *, max_bytes: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, max_bytes: int | None = None, limits: FileLimits | None = None
+    ) -> None:
         """Opens or creates the database in `folder`. max_bytes: it never grows beyond.
+        limits: of files.
 
         ConfigError if the folder cannot be used, or another process uses it.
         """
+        self.limits = limits or FileLimits()
         folder = folder.expanduser()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -12,6 +12,7 @@ from router.batches.records import VALIDATING, FileRecord
 CHUNK_BYTES = 1 << 20
 _LINES_AT_A_TIME = 256
 _COLUMNS = "id, created, bytes, filename, purpose, batch_id, failed"
+_SELECTED = f"{_COLUMNS}, (SELECT expires FROM expiries WHERE file_id = files.id)"
 
 
 def begin(db: sqlite3.Connection, record: FileRecord) -> None:
@@ -20,6 +21,13 @@ def begin(db: sqlite3.Connection, record: FileRecord) -> None:
         "INSERT INTO files VALUES (?, ?, ?, ?, ?, 0, NULL, NULL)",
         (record.id, record.created, record.bytes, record.filename, record.purpose),
     )
+    expire(db, record)
+
+
+def expire(db: sqlite3.Connection, record: FileRecord) -> None:
+    """Note when a file ends, if ever."""
+    if record.expires is not None:
+        db.execute("INSERT OR REPLACE INTO expiries VALUES (?, ?)", (record.id, record.expires))
 
 
 def append(db: sqlite3.Connection, file_id: str, number: int, data: bytes) -> None:
@@ -36,6 +44,7 @@ def drop(db: sqlite3.Connection, file_id: str) -> None:
     """Remove a file without questions."""
     db.execute("DELETE FROM chunks WHERE file_id = ?", (file_id,))
     db.execute("DELETE FROM files WHERE id = ?", (file_id,))
+    db.execute("DELETE FROM expiries WHERE file_id = ?", (file_id,))
 
 
 def drop_incomplete(db: sqlite3.Connection) -> None:
@@ -46,7 +55,7 @@ def drop_incomplete(db: sqlite3.Connection) -> None:
 
 def get(db: sqlite3.Connection, file_id: str) -> FileRecord:
     """NotFoundError if there is none."""
-    row = db.execute(f"SELECT {_COLUMNS} FROM files WHERE id = ? AND complete", (file_id,)).fetchone()
+    row = db.execute(f"SELECT {_SELECTED} FROM files WHERE id = ? AND complete", (file_id,)).fetchone()
     if row is None:
         raise NotFoundError(f"there is no file {file_id[:100]}")
     return _record(row)
@@ -61,7 +70,7 @@ def listing(
     if after is not None:
         (rowid,) = db.execute("SELECT rowid FROM files WHERE id = ?", (get(db, after).id,)).fetchone()
     rows = db.execute(
-        f"SELECT {_COLUMNS} FROM files WHERE complete AND (? IS NULL OR purpose = ?) "
+        f"SELECT {_SELECTED} FROM files WHERE complete AND (? IS NULL OR purpose = ?) "
         f"AND (? IS NULL OR rowid {beyond} ?) ORDER BY rowid {order} LIMIT ?",
         (purpose, purpose, after, rowid, limit),
     )
@@ -77,12 +86,35 @@ def delete(db: sqlite3.Connection, file_id: str) -> None:
     ).fetchone()
     if readers:
         raise InvalidRequestError(f"the batch {readers[0]} reads the file {file_id}; wait, or cancel it")
+    _remove(db, record)
+
+
+def any_expired(db: sqlite3.Connection, now: int) -> bool:
+    """True if the time of a file is over."""
+    return db.execute("SELECT 1 FROM expiries WHERE expires <= ? LIMIT 1", (now,)).fetchone() is not None
+
+
+def drop_expired(db: sqlite3.Connection, now: int) -> int:
+    """Remove the files whose time is over, but for those that a batch reads; how many there were."""
+    rows = db.execute(
+        f"SELECT {_SELECTED} FROM files WHERE complete AND id IN (SELECT file_id FROM expiries "
+        "WHERE expires <= ?) AND NOT EXISTS (SELECT 1 FROM batches WHERE status = ? "
+        "AND json_extract(record, '$.input_file_id') = files.id)",
+        (now, VALIDATING),
+    ).fetchall()
+    for row in rows:
+        _remove(db, _record(row))
+    return len(rows)
+
+
+def _remove(db: sqlite3.Connection, record: FileRecord) -> None:
+    """A file, with the answers that it consists of."""
     if record.batch_id is not None:
         db.execute(
             "DELETE FROM lines WHERE batch_id = ? AND failed = ? AND answer IS NOT NULL",
             (record.batch_id, record.failed),
         )
-    drop(db, file_id)
+    drop(db, record.id)
 
 
 def read(db: sqlite3.Connection, record: FileRecord, place: int) -> tuple[bytes, int | None]:
@@ -101,8 +133,7 @@ def read(db: sqlite3.Connection, record: FileRecord, place: int) -> tuple[bytes,
 
 
 def _record(row: tuple[Any, ...]) -> FileRecord:
-    """From a row of `_COLUMNS`."""
-    file_id, created, size, filename, purpose, batch_id, failed = row
-    return FileRecord(
-        file_id, created, size, filename, purpose, batch_id, None if failed is None else bool(failed)
-    )
+    """From a row of `_SELECTED`."""
+    file_id, created, size, filename, purpose, batch_id, failed, expires = row
+    failed = None if failed is None else bool(failed)
+    return FileRecord(file_id, created, size, filename, purpose, batch_id, failed, expires)

@@ -194,6 +194,7 @@ class BatchJobs:
                 purpose="batch_output",
                 batch_id=batch.id,
                 failed=failed,
+                expires=self.database.limits.expiry(now),
             )
             for failed in (False, True)
         ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from common.errors import NotFoundError
+from router.batches.files import expire
 from router.batches.records import UNFINISHED, BatchRecord, Counts, FileRecord
 
 
@@ -92,6 +93,7 @@ def advance(
             "INSERT INTO files VALUES (?, ?, ?, ?, ?, 1, ?, ?)",
             (file.id, file.created, size, file.filename, file.purpose, batch_id, file.failed),
         )
+        expire(db, file)
         if file.failed:
             record = replace(record, error_file_id=file.id)
         else:

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import structlog
+
+from common.errors import StorageError
+from router.background import background
+from router.batches import files
 from router.batches.answering import Answer
 from router.batches.database import Database
 from router.batches.jobs import BatchJobs
+from router.batches.limits import FileLimits
+
+SWEEP_S = 10.0
+
+log = structlog.get_logger()
 
 
 @contextlib.asynccontextmanager
-async def open_jobs(folder: str, answer: Answer, *, concurrency: int) -> AsyncIterator[BatchJobs | None]:
+async def open_jobs(
+    folder: str, answer: Answer, *, concurrency: int, limits: FileLimits
+) -> AsyncIterator[BatchJobs | None]:
     """None without a folder. ConfigError if it cannot be used."""
     if not folder:
         yield None
         return
-    with contextlib.closing(Database(Path(folder))) as database:
-        yield BatchJobs(database, answer, time.time, concurrency=concurrency)
+    with contextlib.closing(Database(Path(folder), limits=limits)) as database:
+        async with background() as start:
+            start(sweep(database))
+            yield BatchJobs(database, answer, time.time, concurrency=concurrency)
+
+
+async def sweep(database: Database) -> None:
+    """Remove files whose time is over, until cancelled."""
+    while True:
+        try:
+            now = int(time.time())
+            if await database.run(files.any_expired, now):
+                log.info("files expired", count=await database.free(files.drop_expired, now))
+        except StorageError as error:
+            log.error("expired files stay for now", reason=str(error))
+        await asyncio.sleep(SWEEP_S)

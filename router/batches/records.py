@@ -15,7 +15,10 @@ UNFINISHED = (VALIDATING, IN_PROGRESS, FINALIZING, CANCELLING)
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """created: Unix time, seconds. batch_id, failed: of a batch's answers, the good or the failed ones."""
+    """created, expires: Unix time, seconds; expires None: never.
+
+    batch_id, failed: of a batch's answers, the good or the failed ones.
+    """
 
     id: str
     created: int
@@ -24,6 +27,7 @@ class FileRecord:
     purpose: str
     batch_id: str | None = None
     failed: bool | None = None
+    expires: int | None = None
 
     def body(self) -> dict[str, Any]:
         """As the API shows it."""
@@ -32,7 +36,7 @@ class FileRecord:
             "object": "file",
             "bytes": self.bytes,
             "created_at": self.created,
-            "expires_at": None,
+            "expires_at": self.expires,
             "filename": self.filename,
             "purpose": self.purpose,
             "status": "processed",

@@ -123,7 +123,7 @@ def stored_schemas() -> dict[str, dict[str, Any]]:
         "object": {"const": "file"},
         "bytes": _INTEGER,
         "created_at": _INTEGER,
-        "expires_at": {"type": "null"},
+        "expires_at": {"type": ["integer", "null"]},
         "filename": _TEXT,
         "purpose": {"enum": ["batch", "batch_output"]},
         "status": {"const": "processed"},

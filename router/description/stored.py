@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from router.batches.limits import MAX_EXPIRES_S, MIN_EXPIRES_S
 from router.description.operation import json_content, operation, parameter, ref
 
 _FORM = {
@@ -11,8 +12,14 @@ _FORM = {
     "properties": {
         "file": {"type": "string", "format": "binary"},
         "purpose": {"type": "string", "const": "batch"},
+        "expires_after[anchor]": {"type": "string", "const": "created_at"},
+        "expires_after[seconds]": {"type": "integer", "minimum": MIN_EXPIRES_S, "maximum": MAX_EXPIRES_S},
     },
     "required": ["file", "purpose"],
+    "dependentRequired": {
+        "expires_after[anchor]": ["expires_after[seconds]"],
+        "expires_after[seconds]": ["expires_after[anchor]"],
+    },
     "additionalProperties": False,
 }
 _FILE_ID = parameter("path", "file_id", {"type": "string", "minLength": 1})

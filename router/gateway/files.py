@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import secrets
+import sqlite3
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -16,9 +17,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Message
 
-from common.errors import InvalidRequestError, StorageError
+from common.errors import InvalidRequestError, NotFoundError, OverloadedError, StorageError
 from router.batches import files
 from router.batches.database import Database
+from router.batches.limits import expires_after
 from router.batches.records import FileRecord
 from router.gateway.body import BodyTooLargeError
 from router.gateway.failures import guarded
@@ -26,6 +28,10 @@ from router.gateway.paging import page_body, page_limit
 
 MAX_FILE_BYTES = 200 * 1024 * 1024
 _FORM_OVERHEAD = 64 * 1024
+MAX_UPLOADS = 16
+"""At a time: each waits in the temporary folder until it is complete."""
+_ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+_FIELDS = {"file", "purpose", _ANCHOR, _SECONDS}
 MAX_NAME_CHARACTERS = 512
 
 
@@ -34,6 +40,7 @@ class FileEndpoints:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._uploads = 0
         # Settled now: once it is full, Python would take another folder, unasked.
         self._spool = tempfile.gettempdir()
 
@@ -50,6 +57,18 @@ class FileEndpoints:
 
     async def upload(self, request: Request) -> Response:
         """Store a file; it exists once this answers."""
+        if self._uploads >= MAX_UPLOADS:
+            raise OverloadedError(f"{MAX_UPLOADS} files are coming in already; try again")
+        declared = request.headers.get("content-length", "0")
+        size = int(declared) if declared.isdigit() else 0
+        await self._database.run(self._database.limits.check_room, max(0, size - _FORM_OVERHEAD))
+        self._uploads += 1
+        try:
+            return await self._upload(request)
+        finally:
+            self._uploads -= 1
+
+    async def _upload(self, request: Request) -> Response:
         limited = Request(request.scope, _Limit(request, MAX_FILE_BYTES + _FORM_OVERHEAD).receive)
         try:
             async with limited.form(max_files=1, max_fields=8) as form:
@@ -66,17 +85,28 @@ class FileEndpoints:
 
     async def _store(self, form: FormData) -> FileRecord:
         file, purpose = form.get("file"), form.get("purpose")
-        if unknown := sorted(form.keys() - {"file", "purpose"}):
+        if unknown := sorted(form.keys() - _FIELDS):
             name = unknown[0][:40]
-            raise InvalidRequestError(f"unknown field {name!r}; a form has file and purpose", name)
+            raise InvalidRequestError(
+                f"unknown field {name!r}; a form has file, purpose and expires_after", name
+            )
         if not isinstance(file, UploadFile):
             raise InvalidRequestError("file is required, as multipart/form-data", "file")
         if purpose != "batch":
             raise InvalidRequestError(f"purpose must be 'batch', got {purpose!r}", "purpose")
         name = (file.filename or "file.jsonl")[:MAX_NAME_CHARACTERS]
-        record = FileRecord(f"file-{secrets.token_hex(12)}", int(time.time()), file.size or 0, name, "batch")
+        now = int(time.time())
+        lifetime_s = expires_after(form.get(_ANCHOR), form.get(_SECONDS))
+        record = FileRecord(
+            id=f"file-{secrets.token_hex(12)}",
+            created=now,
+            bytes=file.size or 0,
+            filename=name,
+            purpose="batch",
+            expires=self._database.limits.expiry(now, lifetime_s),
+        )
         run = self._database.run
-        await run(files.begin, record)
+        await run(self._begin, record)
         try:
             number = 0
             while data := await file.read(files.CHUNK_BYTES):
@@ -89,6 +119,10 @@ class FileEndpoints:
                 await run(files.drop, record.id)
             raise
         return record
+
+    def _begin(self, db: sqlite3.Connection, record: FileRecord) -> None:
+        self._database.limits.check_room(db, record.bytes)
+        files.begin(db, record)
 
     async def listing(self, request: Request) -> Response:
         """Pages, newest first unless asked otherwise."""
@@ -119,7 +153,10 @@ class FileEndpoints:
         return StreamingResponse(self._pieces(record), media_type="application/octet-stream", headers=headers)
 
     async def _find(self, request: Request) -> FileRecord:
-        return await self._database.run(files.get, request.path_params["file_id"])
+        record = await self._database.run(files.get, request.path_params["file_id"])
+        if record.expires is not None and record.expires <= time.time():
+            raise NotFoundError(f"the file {record.id} has expired")
+        return record
 
     async def _pieces(self, record: FileRecord) -> AsyncIterator[bytes]:
         place: int | None = 0

@@ -253,3 +253,49 @@ def test_a_router_with_few_descriptors_says_so(plain: tuple[str, str]) -> None:
     limit = next(line for line in answer.splitlines() if line.startswith("tidepipe_http_max_connections "))
     assert 256 < float(limit.split()[1]) < DESCRIPTORS
     assert time.monotonic() - began < 60
+
+
+def form(*parts: tuple[str, bytes], more_headers: bytes = b"") -> bytes:
+    """A multipart body whose boundary is x."""
+    pieces = [
+        b'--x\r\ncontent-disposition: form-data; name="%s"%s\r\n%s\r\n%s\r\n'
+        % (name.encode(), b'; filename="f"' if name == "file" else b"", more_headers, content)
+        for name, content in parts
+    ]
+    return b"".join(pieces) + b"--x--\r\n"
+
+
+GOOD_FORM = (("purpose", b"batch"), ("file", b"{}"))
+
+
+async def test_files_have_a_quota_and_an_end_and_forms_are_bounded(model: Path, tmp_path: Path) -> None:  # noqa: F811
+    with router(model, "--data-dir", str(tmp_path / "data"), "--files-max-bytes", "2000000") as (http, _):
+        async with httpx.AsyncClient(base_url=f"http://{http}", trust_env=False, timeout=30) as client:
+
+            async def upload(content: bytes) -> httpx.Response:
+                headers = {"content-type": "multipart/form-data; boundary=x"}
+                return await client.post("/v1/files", content=content, headers=headers)
+
+            for bad in (
+                form(*((f"n{number}", b"") for number in range(30_000))),
+                form(*GOOD_FORM, more_headers=b"x-long: " + b"y" * 200_000 + b"\r\n"),
+                form(*GOOD_FORM, more_headers=b"x: y\r\n" * 50_000),
+                form(("purpose", b"x" * 1_500_000), ("file", b"")),
+                form(*GOOD_FORM, ("file", b"again")),
+                form(*GOOD_FORM)[:-9],
+                form(*GOOD_FORM, ("expires_after[anchor]", b"created_at")),
+            ):
+                answer = await upload(bad)
+                assert answer.status_code in (400, 413), (bad[:99], answer.text)
+                assert answer.json()["error"]["message"]
+            assert (await client.get("/v1/files")).json()["data"] == []
+
+            ends = (("expires_after[anchor]", b"created_at"), ("expires_after[seconds]", b"3600"))
+            stored = (await upload(form(*GOOD_FORM, *ends))).json()
+            assert stored["expires_at"] - stored["created_at"] == 3600
+            large = (await upload(form(("purpose", b"batch"), ("file", b"x" * 1_500_000)))).json()
+            assert large["expires_at"] - large["created_at"] == 30 * 24 * 3600
+            again = await upload(form(("purpose", b"batch"), ("file", b"x" * 1_500_000)))
+            assert again.status_code == 507 and "delete files" in again.json()["error"]["message"]
+            assert (await client.delete(f"/v1/files/{large['id']}")).status_code == 200
+            assert (await upload(form(("purpose", b"batch"), ("file", b"x" * 1_500_000)))).status_code == 200

@@ -63,6 +63,10 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     "tls": _option(str, "--tls", "Certificates of `tidepipe certs make DIR`, or auto: new ones.", "DIR|auto"),
     "api_keys": _option(str, "--api-keys", "Clients need one of these keys (`tidepipe keys add`).", "FILE"),
     "insecure": _option(bool, "--insecure", "Listen beyond this machine without TLS."),
+    "files_max_bytes": _option(int, "--files-max-bytes", "Of the HTTP API's files. Default: 16 GiB.", "N"),
+    "files_expire_days": _option(
+        float, "--files-expire-days", "Lifetime of the HTTP API's files; 0: for ever. Default: 30.", "DAYS"
+    ),
     "allow_host": _option(str, "--allow-host", "Names of the HTTP API beside its own, with commas.", "H,.."),
     "allow_origin": _option(
         str, "--allow-origin", "Sites whose pages may call the HTTP API from a browser.", "O,.."

@@ -68,6 +68,8 @@ class ClusterConfig(BaseModel):
     tls: str | None = Field(default=None, min_length=1)
     api_keys: str | None = Field(default=None, min_length=1)
     insecure: bool = False
+    files_max_bytes: int | None = Field(default=None, ge=1)
+    files_expire_days: float | None = Field(default=None, ge=0, lt=1e5)
     allow_host: str | None = Field(default=None, min_length=1)
     allow_origin: str | None = Field(default=None, min_length=1)
     max_connections: int | None = Field(default=None, ge=1)

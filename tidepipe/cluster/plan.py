@@ -96,6 +96,8 @@ def router_spec(
         macro_max=config.macro_max,
         max_pending=config.max_pending,
         api_keys=config.api_keys,
+        files_max_bytes=config.files_max_bytes,
+        files_expire_days=config.files_expire_days,
         allow_host=config.allow_host,
         allow_origin=config.allow_origin,
         max_connections=config.max_connections,

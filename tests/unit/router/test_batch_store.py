@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, NotFoundError, StorageError
+from common.errors import ConfigError, InvalidRequestError, NotFoundError, StorageError
 from router.batches import files, lines
 from router.batches.database import Database
 from router.batches.intake import LineSplitter
+from router.batches.limits import FileLimits, expires_after
 from router.batches.lines import AnsweredLine
 from router.batches.records import COMPLETED, IN_PROGRESS, UNFINISHED, VALIDATING, BatchRecord, FileRecord
 
@@ -100,3 +102,46 @@ async def test_what_is_deleted_gives_its_room_back_to_the_disk(database: Databas
     assert (tmp_path / "batches.sqlite-wal").stat().st_size < MIB
     await database.free(files.delete, "second")
     assert path.stat().st_size < MIB
+
+
+async def test_files_end_at_their_time_unless_a_batch_reads_them(database: Database) -> None:
+    run = database.run
+    for name, expires in (("old", 5), ("read", 5), ("new", 50), ("kept", None)):
+        await run(files.begin, dataclasses.replace(record(name), expires=expires))
+        await run(files.append, name, 0, b"x")
+        await run(files.complete, name, 1)
+    await run(lines.create, BatchRecord("b", 0, "/v1/completions", "read", "24h", 1, 2))
+    assert (await run(files.get, "new")).body()["expires_at"] == 50
+    assert await database.free(files.drop_expired, 10) == 1
+    left = [one.id for one in await run(files.listing, None, None, 9, False)]
+    assert left == ["read", "new", "kept"]
+    await run(lines.advance, "b", IN_PROGRESS, 5, (VALIDATING,))
+    assert await database.free(files.drop_expired, 10**9) == 2
+    assert not await run(files.any_expired, 10**9)
+    # The answers of a batch end with their file.
+    assert await run(lines.add_lines, "b", [(1, b"1", b"{}")]) is None
+    await run(lines.record_answers, [("b", AnsweredLine(1, b"one\n", False))])
+    out = FileRecord("out", 7, 0, "o", "batch_output", "b", False, expires=20)
+    await run(lines.advance, "b", COMPLETED, 7, UNFINISHED, (), (out,))
+    assert await database.free(files.drop_expired, 20) == 1
+    assert await run(lambda db: db.execute("SELECT COUNT(*) FROM lines").fetchone()) == (0,)
+
+
+async def test_files_have_a_limit_together(database: Database) -> None:
+    limits = FileLimits(max_bytes=10_000)
+    for name, size in (("a", 0), ("b", 5_000)):
+        await database.run(limits.check_room, size)
+        await database.run(files.begin, dataclasses.replace(record(name), bytes=size))
+    with pytest.raises(StorageError, match="files-max-bytes"):
+        await database.run(limits.check_room, 0)  # an empty file is a row, too
+    await database.run(files.drop, "b")
+    await database.run(limits.check_room, 5_000)
+
+
+def test_expires_after_is_openais() -> None:
+    assert expires_after(None, None) is None
+    assert expires_after("created_at", "3600") == 3600
+    created = "created_at"
+    for wrong in ((created, "3599"), ("now", "3600"), (None, "3600"), (created, "²"), (created, "9" * 5000)):
+        with pytest.raises(InvalidRequestError, match="expires_after"):
+            expires_after(*wrong)

@@ -1,0 +1,63 @@
+"""How much is kept of files, and how long."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+from common.errors import InvalidRequestError, StorageError
+
+GIB = 1 << 30
+DEFAULT_FILES_BYTES = 16 * GIB
+DEFAULT_LIFETIME_S = 30 * 24 * 3600
+MIN_EXPIRES_S, MAX_EXPIRES_S = 3600, 30 * 24 * 3600
+"""What `expires_after` may say; OpenAI's."""
+LEAST_BYTES = 4096
+"""That a file counts for: rows take room as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileLimits:
+    """max_bytes: of all files, batches' answers included.
+
+    lifetime_s: of a file that brings none; 0: for ever.
+    """
+
+    max_bytes: int = DEFAULT_FILES_BYTES
+    lifetime_s: int = DEFAULT_LIFETIME_S
+
+    def check_room(self, db: sqlite3.Connection, size: int) -> None:
+        """StorageError if a file of that size is too much beside those that are there.
+
+        One whose content is still on its way counts already.
+        """
+        (used,) = db.execute("SELECT COALESCE(SUM(MAX(bytes, ?)), 0) FROM files", (LEAST_BYTES,)).fetchone()
+        if used + max(size, LEAST_BYTES) > self.max_bytes:
+            raise StorageError(
+                f"files may have {self.max_bytes} bytes together (--files-max-bytes), {used} are stored, and "
+                f"this has {size}: delete files that are not needed any more, and try again"
+            )
+
+    def expiry(self, created: int, wanted_s: int | None = None) -> int | None:
+        """Unix time at which a file ends; None: never. wanted_s: seconds that its owner asked for."""
+        seconds = self.lifetime_s if wanted_s is None else wanted_s
+        return created + seconds if seconds else None
+
+
+def expires_after(anchor: object, seconds: object) -> int | None:
+    """Seconds of OpenAI's `expires_after`; None if it is not there.
+
+    InvalidRequestError if it makes no sense.
+    """
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        raise InvalidRequestError("expires_after[anchor] must be 'created_at'", "expires_after[anchor]")
+    text = str(seconds)
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
+    if not MIN_EXPIRES_S <= number <= MAX_EXPIRES_S:
+        raise InvalidRequestError(
+            f"expires_after[seconds] must be a whole number from {MIN_EXPIRES_S} to {MAX_EXPIRES_S}",
+            "expires_after[seconds]",
+        )
+    return number
