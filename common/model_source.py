@@ -71,9 +71,12 @@ def resolve_model(model: str, *, allow_download: bool = False) -> Path:
     """
     if not model:
         raise ModelError("no model given; name a folder, a .gguf file, a pulled model or a hub id org/name")
-    path = Path(model).expanduser()
-    if path.exists():
-        return _checked(path)
+    try:
+        path = Path(model).expanduser()
+        if path.exists():
+            return _checked(path)
+    except (OSError, RuntimeError) as error:  # no permission, a name too long, no such user's home
+        raise ModelError(f"{model[:200]}: cannot be read ({getattr(error, 'strerror', error)})") from error
     if path.suffix in _PICKLE_SUFFIXES:
         raise ModelError(f"{model}: pickled weights are never loaded; use safetensors or GGUF")
     if _SHORT_NAME.fullmatch(model):

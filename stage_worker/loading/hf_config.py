@@ -275,13 +275,16 @@ def _rope(config: JsonObject, default_theta: float, context_length: int, source:
     if kind == "linear":
         return RopeSpec(kind="linear", theta=theta, factor=factor)
     if kind == "llama3":
+        low, high = (_number(scaling, f"{name}_freq_factor", None, float, source) for name in ("low", "high"))
+        if not 0 < low < high:
+            raise ModelError(f"{source}: RoPE's low_freq_factor must be above 0 and below high_freq_factor")
         return RopeSpec(
             kind="llama3",
             theta=theta,
             factor=factor,
             original_context=original_context,
-            low_freq_factor=_number(scaling, "low_freq_factor", None, float, source),
-            high_freq_factor=_number(scaling, "high_freq_factor", None, float, source),
+            low_freq_factor=low,
+            high_freq_factor=high,
         )
     return RopeSpec(
         kind="yarn",

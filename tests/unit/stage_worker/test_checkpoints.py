@@ -226,6 +226,12 @@ REFUSED: list[tuple[Change, str]] = [
     (configure(rms_norm_eps=float("nan")), "rms_norm_eps must be of type float"),
     (configure(rope_parameters={"factor": 4.0}), "a scaling factor but no type"),
     (configure(rope_parameters={"rope_type": "linear", "factor": 0}), "factor must be above 0"),
+    (
+        configure(
+            rope_parameters={"rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4}
+        ),
+        "low_freq_factor must be above 0 and below",
+    ),
     (configure(rope_parameters={"rope_type": "longrope"}), "'longrope' is not supported"),
     (
         configure(rope_parameters={"rope_type": "yarn", "factor": 2, "mrope_section": [1]}),

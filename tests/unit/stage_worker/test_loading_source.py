@@ -50,6 +50,8 @@ def test_pulled_model() -> None:
         ("some/where/else", "no such file or folder"),
         ("../x", "no such file or folder"),
         ("weights.bin", "pickled weights are never loaded"),
+        ("x" * 5000, "cannot be read"),
+        ("~nobody-of-this-name/model", "cannot be read"),
     ],
 )
 def test_nothing_there(model: str, message: str) -> None:
