@@ -148,7 +148,7 @@ class RouterService:
                 http = self._http_server(models, bodies, jobs, telemetry, keys)
                 serving_http = None if http is None else start(http.run())
                 address = await rpc.start(SERVICES)
-                start(self._load(text, served))
+                start(self._load(text, served, rpc))
                 start(self._report_health(rpc, models))
                 if settings.overall:
                     ours = InstanceAddress(name, settings.advertise or address, self.router_id)
@@ -201,8 +201,13 @@ class RouterService:
         export_connections(telemetry, server)
         return server
 
-    async def _load(self, text: asyncio.Future[TextPort], served: ServedModel) -> None:
-        loaded = await asyncio.to_thread(self._load_text)
+    async def _load(self, text: asyncio.Future[TextPort], served: ServedModel, rpc: RpcServer) -> None:
+        try:
+            loaded = await asyncio.to_thread(self._load_text)
+        except BaseException:
+            # In order: else gRPC has more to say than the one sentence that ends this process.
+            await rpc.stop(0.0)
+            raise
         served.tokenizer_size = loaded.vocab_size
         self._text = loaded
         text.set_result(loaded)

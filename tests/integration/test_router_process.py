@@ -85,7 +85,9 @@ async def test_it_serves_and_ends(model: Path) -> None:
         assert process.wait(10) == 0
 
 
-def test_an_unknown_model_is_a_clear_error() -> None:
-    with started("--listen", "127.0.0.1:0", "--model", "/no/such/model") as (process, announced):
-        assert "/no/such/model" in announced["failed"]
-        assert process.wait(10) == EXIT_WRONG_SETTINGS
+def test_an_unknown_model_is_one_sentence() -> None:
+    command = [sys.executable, "-m", "router", "--listen", "127.0.0.1:0", "--model", "/no/such/model"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == EXIT_WRONG_SETTINGS
+    (sentence,) = result.stderr.splitlines()
+    assert "/no/such/model: no such file or folder" in json.loads(sentence)["reason"]
