@@ -42,7 +42,6 @@ class StageAbout:
     shape: ModelShape
     epoch: int
     fabric: FabricPort
-    slow_because: str = ""
 
 
 @dataclass(slots=True)
@@ -56,6 +55,7 @@ class StageAccount:
     about: StageAbout | None = None
     layers: tuple[int, int] = (0, 0)
     rss_bytes: int = 0
+    slow_because: str = ""
     prefill_busy_s: float = 0.0
     decode_busy_s: float = 0.0
     plan_wait_s: float = 0.0
@@ -120,7 +120,6 @@ class StageClient:
             shape=shape_from_wire(reply.shape),
             epoch=reply.epoch,
             fabric=FabricPort(reply.fabric, reply.fabric_device),
-            slow_because=reply.slow_because,
         )
         before = self.account.about
         if before is not None and before.pid != about.pid:
@@ -150,6 +149,7 @@ class StageClient:
         self._phases.clear()
         self.account.layers = (request.layer_begin, request.layer_end)
         self.account.rss_bytes = reply.rss_bytes
+        self.account.slow_because = reply.slow_because
         return reply.kv_blocks
 
     def _named(self, error: TidePipeError) -> TidePipeError:

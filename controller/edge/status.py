@@ -84,7 +84,7 @@ def _stage_status(stage: StageClient, busy: float, bubbles: float) -> controller
         alive=account.alive,
         device=about.device if about else "",
         dtype=about.dtype if about else "",
-        slow_because=about.slow_because if about else "",
+        slow_because=account.slow_because,
         busy_share=busy,
         bubble_share=bubbles,
     )

@@ -98,7 +98,6 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
             epoch=self._newest,
             fabric=about.fabric,
             fabric_device=about.fabric_device,
-            slow_because=about.slow_because,
         )
 
     async def Configure(  # noqa: N802
@@ -147,6 +146,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
             weight_bytes=executor.weight_bytes,
             kv_bytes=executor.kv_bytes,
             rss_bytes=self._rss(),
+            slow_because=self._backend.description.slow_because,
         )
 
     async def _configured(self, spec: StageSpec) -> Executor:

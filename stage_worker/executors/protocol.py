@@ -20,7 +20,7 @@ class BackendDescription:
     dtype: of weights and activations: float32, bfloat16 or float16.
     memory_budget: for weights and KV blocks together, bytes.
     fabric, fabric_device: see DescribeStageResponse; empty: none.
-    slow_because: why it computes several times slower than it could; empty: it does not.
+    slow_because: once configured, why it computes several times slower than it could; empty: it does not.
     """
 
     model: str

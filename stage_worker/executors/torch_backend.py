@@ -114,7 +114,6 @@ class TorchBackend:
             ),
             fabric="" if fabric is None else fabric_id(fabric),
             fabric_device="" if fabric is None else fabric_device(self._device),
-            slow_because=self._compute.slow_for(spec),
         )
 
     def configure(self, spec: StageSpec) -> TorchExecutor:
@@ -138,6 +137,8 @@ class TorchBackend:
         part = StageSlice(spec.layer_begin, spec.layer_end, spec.first, spec.last)
         weights = self._weights(part)
         compute = self._compute
+        slow = compute.slow_for(model, spec.block_size)
+        self.description = dataclasses.replace(self.description, slow_because=slow)
         geometry = compute.kv_geometry(model, part.end - part.begin, spec.block_size, self._dtype)
         budget = self.description.memory_budget
         spare = 1 if self._device.type == "cuda" else 0  # for the padding of CUDA graphs

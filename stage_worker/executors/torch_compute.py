@@ -26,8 +26,6 @@ from stage_worker.models.spec import ModelSpec
 from stage_worker.models.weights import StageWeights
 
 _log = structlog.get_logger()
-_COMMON_BLOCK = 16
-"""A block size that every kernel takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +55,13 @@ class Compute:
             return NativePagedAttention.int8_geometry(geometry)
         return geometry
 
-    def slow_for(self, model: ModelSpec) -> str:
-        """Why this model is several times slower than it could be; empty: it is not."""
-        if self.kernels is not None and not NativePagedAttention.fits(model, _COMMON_BLOCK):
-            return f"no native attention: it wants heads of a multiple of 16, not {model.head_dim}"
+    def slow_for(self, model: ModelSpec, block_size: int) -> str:
+        """Why this model is several times slower than it could be with such KV blocks; empty: it is not."""
+        if self.kernels is not None and not NativePagedAttention.fits(model, block_size):
+            return (
+                "no native attention: it wants heads and KV blocks of multiples of 16, "
+                f"not of {model.head_dim} and {block_size}"
+            )
         return self.slow_because
 
     def stack(

@@ -75,6 +75,8 @@ async def test_what_makes_it_slow_is_said_to_everyone(
     make_tokenizer(folder)
     monkeypatch.setenv("CC", "no-such-compiler")
     monkeypatch.setenv("TIDEPIPE_CACHE", "/proc/none")
+    # It would go on writing to this test's stderr.
+    monkeypatch.setattr("tidepipe.cli.target.configure_logging", lambda *arguments: None)
     settings = {"model": str(folder), "stages": 2, "metrics": True}
     async with start_cluster(settings) as cluster:
         sentence = "slower than it could be: no native kernels: no C compiler found (no-such-compiler)"

@@ -56,7 +56,6 @@ class DescribeStageResponse(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     FABRIC_FIELD_NUMBER: _builtins.int
     FABRIC_DEVICE_FIELD_NUMBER: _builtins.int
-    SLOW_BECAUSE_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this contract; a controller refuses another than its own."""
     model: _builtins.str
@@ -79,8 +78,6 @@ class DescribeStageResponse(_message.Message):
     """Equal for workers whose devices can reach each other past their hosts; empty: none."""
     fabric_device: _builtins.str
     """Which device it is there."""
-    slow_because: _builtins.str
-    """Why it computes several times slower than it could (no compiler for its kernels, say); empty: it does not."""
     @_builtins.property
     def shape(self) -> Global___ModelShape:
         """The model's dimensions."""
@@ -100,11 +97,10 @@ class DescribeStageResponse(_message.Message):
         epoch: _builtins.int = ...,
         fabric: _builtins.str = ...,
         fabric_device: _builtins.str = ...,
-        slow_because: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dtype", b"dtype", "epoch", b"epoch", "fabric", b"fabric", "fabric_device", b"fabric_device", "memory_budget_bytes", b"memory_budget_bytes", "model", b"model", "model_fingerprint", b"model_fingerprint", "pid", b"pid", "protocol_version", b"protocol_version", "rss_bytes", b"rss_bytes", "shape", b"shape", "slow_because", b"slow_because"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dtype", b"dtype", "epoch", b"epoch", "fabric", b"fabric", "fabric_device", b"fabric_device", "memory_budget_bytes", b"memory_budget_bytes", "model", b"model", "model_fingerprint", b"model_fingerprint", "pid", b"pid", "protocol_version", b"protocol_version", "rss_bytes", b"rss_bytes", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -262,6 +258,7 @@ class ConfigureResponse(_message.Message):
     WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
     KV_BYTES_FIELD_NUMBER: _builtins.int
     RSS_BYTES_FIELD_NUMBER: _builtins.int
+    SLOW_BECAUSE_FIELD_NUMBER: _builtins.int
     kv_blocks: _builtins.int
     """KV blocks that this stage has."""
     weight_bytes: _builtins.int
@@ -270,6 +267,8 @@ class ConfigureResponse(_message.Message):
     """KV pool, bytes."""
     rss_bytes: _builtins.int
     """Resident memory, bytes."""
+    slow_because: _builtins.str
+    """Why it computes several times slower than it could (no compiler for its kernels, say); empty: it does not."""
     def __init__(
         self,
         *,
@@ -277,10 +276,11 @@ class ConfigureResponse(_message.Message):
         weight_bytes: _builtins.int = ...,
         kv_bytes: _builtins.int = ...,
         rss_bytes: _builtins.int = ...,
+        slow_because: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_blocks", b"kv_blocks", "kv_bytes", b"kv_bytes", "rss_bytes", b"rss_bytes", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_blocks", b"kv_blocks", "kv_bytes", b"kv_bytes", "rss_bytes", b"rss_bytes", "slow_because", b"slow_because", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -355,3 +355,15 @@ def test_end_of_output(
     (folder / "generation_config.json").write_text(json.dumps(generation or {}))
     tokenizer_files(folder, config, template)
     assert open_checkpoint(folder).spec.eos_token_ids == expected
+
+
+def test_blocks_that_no_kernel_takes_are_named(tmp_path: Path) -> None:
+    backend = TorchBackend(str(make_tiny_model("llama", tmp_path / "model")), device="cpu", dtype="float32")
+    reasons = []
+    for block_size in (8, 16):
+        backend.configure(StageSpec(0, 1, 0, 4, block_size, 16, 256)).close()
+        reasons.append(backend.description.slow_because)
+    assert reasons == [
+        "no native attention: it wants heads and KV blocks of multiples of 16, not of 16 and 8",
+        "",
+    ]
