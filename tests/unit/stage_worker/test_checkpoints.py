@@ -183,6 +183,15 @@ GGUF_CASES: list[tuple[str, dict[str, Any], dict[str, object]]] = [
     ("llama", {}, {"llama.rope.scaling.factor": 4.0, "llama.rope.scaling.type": "none"}),
     ("llama", {}, {"llama.rope.scaling.factor": 0.0}),
     ("smollm3", {"no_rope_layer_interval": 4}, {}),
+    (
+        "qwen2",
+        {"rope_parameters": YARN, "use_sliding_window": False},
+        {
+            "qwen2.rope.scaling.type": "yarn",
+            "qwen2.rope.scaling.factor": 4.0,
+            "qwen2.rope.scaling.original_context_length": 16,
+        },
+    ),
 ]
 
 
