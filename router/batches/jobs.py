@@ -79,6 +79,7 @@ class BatchJobs:
             raise InvalidRequestError(
                 f"the file {file.id} was uploaded for {file.purpose}, not for batch", "input_file_id"
             )
+        await self.database.run(self.database.limits.check_room, file.bytes)
         if len(self._jobs) >= MAX_UNFINISHED:
             raise OverloadedError(
                 f"{MAX_UNFINISHED} batches are unfinished already; wait for one to end", 60_000

@@ -6,6 +6,7 @@ import sqlite3
 from dataclasses import dataclass
 
 from common.errors import InvalidRequestError, StorageError
+from router.batches.records import UNFINISHED
 
 GIB = 1 << 30
 DEFAULT_FILES_BYTES = 16 * GIB
@@ -32,6 +33,14 @@ class FileLimits:
         One whose content is still on its way counts already.
         """
         (used,) = db.execute("SELECT COALESCE(SUM(MAX(bytes, ?)), 0) FROM files", (LEAST_BYTES,)).fetchone()
+        # A batch has its requests once more until they are answered.
+        places = ", ".join("?" * len(UNFINISHED))
+        (requests,) = db.execute(
+            "SELECT COALESCE(SUM(bytes), 0) FROM batches JOIN files "
+            f"ON files.id = json_extract(record, '$.input_file_id') WHERE status IN ({places})",
+            UNFINISHED,
+        ).fetchone()
+        used += requests
         if used + max(size, LEAST_BYTES) > self.max_bytes:
             raise StorageError(
                 f"files may have {self.max_bytes} bytes together (--files-max-bytes), {used} are stored, and "

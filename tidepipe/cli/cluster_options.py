@@ -67,6 +67,12 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     "files_expire_days": _option(
         float, "--files-expire-days", "Lifetime of the HTTP API's files; 0: for ever. Default: 30.", "DAYS"
     ),
+    "cluster_token": _option(
+        str,
+        "--cluster-token",
+        "Token of a cluster without TLS, to share it with another's. Default: a new one.",
+        "FILE",
+    ),
     "allow_host": _option(str, "--allow-host", "Names of the HTTP API beside its own, with commas.", "H,.."),
     "allow_origin": _option(
         str, "--allow-origin", "Sites whose pages may call the HTTP API from a browser.", "O,.."

@@ -68,6 +68,7 @@ class ClusterConfig(BaseModel):
     tls: str | None = Field(default=None, min_length=1)
     api_keys: str | None = Field(default=None, min_length=1)
     insecure: bool = False
+    cluster_token: str | None = Field(default=None, min_length=1)
     files_max_bytes: int | None = Field(default=None, ge=1)
     files_expire_days: float | None = Field(default=None, ge=0, lt=1e5)
     allow_host: str | None = Field(default=None, min_length=1)

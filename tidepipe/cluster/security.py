@@ -52,8 +52,11 @@ class ClusterSecurity:
         """Make or find the certificates, and a key for the supervisor; ConfigError if there are none."""
         if config.tls is None:
             # Processes on other machines would not have it.
-            local = config.provisioner == "local"
-            return cls(config, None, None, _new_token(run_dir) if local else None)
+            if config.cluster_token is None and config.provisioner == "local":
+                return cls(config, None, None, _new_token(run_dir))
+            given = None if config.cluster_token is None else Path(config.cluster_token).absolute()
+            _ = Credentials(token_file=given).token  # ConfigError if it is none
+            return cls(config, None, None, given)
         if config.tls == AUTO:
             folder = run_dir / AUTO_FOLDER
             if not folder.exists():
@@ -115,7 +118,7 @@ class ClusterSecurity:
 
     def close(self) -> None:
         """Revoke the supervisor's key, and forget the token."""
-        if self._token_file is not None:
+        if self._token_file is not None and self._config.cluster_token is None:
             self._token_file.unlink(missing_ok=True)
         if self._own_key is not None and self._config.api_keys is not None:
             KeyStore(Path(self._config.api_keys)).revoke(self._own_key[0])
