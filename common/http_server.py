@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import socket
@@ -16,6 +17,7 @@ from common.doors.connection import DEADLINES, Connection, Deadlines
 from common.doors.descriptors import METRICS_CONNECTIONS
 from common.doors.site import Site, guarded_site
 from common.errors import ConfigError
+from common.port_sharing import take_all
 from common.security.credentials import Credentials
 from common.security.principals import Rule
 from common.security.process import own
@@ -40,18 +42,21 @@ class HttpServer:
         connections: int = METRICS_CONNECTIONS,
         connections_per_address: int | None = None,
         deadlines: Deadlines = DEADLINES,
+        shared_port: bool = False,
     ) -> None:
         """Binds at once. listen: HOST:PORT, port 0 picks a free one. ConfigError if it cannot be had.
 
         grace_s: how long responses may go on after `stop`. credentials: None for those of this process; with
         TLS this is HTTPS. rule: with TLS, whose certificates open it; None: it asks for none.
         site: names it is called by, and whose pages may call it; None: its own. connections: at a time.
+        shared_port: a successor may listen beside it.
         """
         credentials = credentials or own()
         credentials.check_listen(listen)
         credentials.check(server=True)
         context = credentials.server_context(ask=rule is not None) if credentials.secure else None
-        self._socket = _bind(listen)
+        self._socket = _bind(listen, shared_port)
+        self._leaving = asyncio.Event()
         host, port = self._socket.getsockname()[:2]
         self.address = f"{host}:{port}"
         site = site or Site()
@@ -78,7 +83,12 @@ class HttpServer:
                 per_address=connections_per_address,
                 context=context,
             ),
-            functools.partial(Connection, deadlines=deadlines, rule=None if context is None else rule),
+            functools.partial(
+                Connection,
+                deadlines=deadlines,
+                rule=None if context is None else rule,
+                leaving=self._leaving,
+            ),
         )
 
     @property
@@ -94,8 +104,21 @@ class HttpServer:
         finally:
             self._socket.close()
 
-    def stop(self) -> None:
-        """Accept nothing more, and let `run` return when the responses have ended."""
+    def take_all(self) -> None:
+        """Who listened on the port before gets no new connections any more."""
+        take_all(self._socket)
+
+    def leave(self) -> None:
+        """Answer what comes as before, but end each connection with its next response.
+
+        So clients find a successor, without any request that is cut.
+        """
+        self._leaving.set()
+
+    def stop(self, grace_s: float | None = None) -> None:
+        """Accept nothing more, and let `run` return when the responses have ended. grace_s: another one."""
+        if grace_s is not None:
+            self._server.config.timeout_graceful_shutdown = max(1, round(grace_s))
         self._server.should_exit = True
 
 
@@ -131,13 +154,14 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _bind(listen: str) -> socket.socket:
+def _bind(listen: str, shared_port: bool) -> socket.socket:
     host, _, port = listen.rpartition(":")
     if not host or not port.isdigit():
         raise ConfigError(f"the HTTP address must be HOST:PORT, got {listen!r}")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=BACKLOG)
+        address = (host.strip("[]"), int(port))
+        return socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=shared_port)
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {listen} for HTTP: {error.strerror or error}; choose another port"

@@ -19,6 +19,7 @@ from router.requests.text_port import TextPort
 from router.service import RouterService
 from router.settings import (
     DEFAULT_BATCH_CONCURRENCY,
+    DEFAULT_DRAIN_S,
     DEFAULT_MAX_REQUESTS,
     DEFAULT_REMEMBER_S,
     DEFAULT_ROUTING,
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         max_requests=options.max_requests,
         max_pending=options.max_pending,
         remember_s=options.remember_s,
+        take_over=options.take_over,
+        drain_s=options.drain_s,
         data_dir=options.data_dir,
         batch_concurrency=options.batch_concurrency,
         metrics_port=options.metrics_port,
@@ -111,6 +114,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="how long an ended request can be asked for",
     )
+    add(
+        "--take-over",
+        action="store_true",
+        help="of a router that listens here; SIGUSR1 then tells it to leave",
+    )
+    add("--drain-s", type=_positive_float, default=DEFAULT_DRAIN_S, metavar="S",
+        help="how long answers may go on after another router has taken over")  # fmt: skip
     add_metrics_option(parser)
     add("--data-dir", default="", metavar="DIR", help="folder that keeps files and batches of the HTTP API")
     add(

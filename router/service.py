@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import secrets
@@ -14,7 +15,9 @@ from typing import Any
 import structlog
 
 from common.doors.descriptors import limit, shares, too_few
+from common.errors import UnavailableError
 from common.http_server import HttpServer
+from common.port_sharing import check_free
 from common.rpc.lifecycle import Lifecycle
 from common.rpc.server import RpcServer
 from common.security.key_access import KeyAccess
@@ -47,13 +50,15 @@ from router.instances.passing import Passing
 from router.instances.registry import InstanceRegistry
 from router.instances.sequence import RoutedSequence
 from router.instances.served_model import ServedModel
+from router.instances.succession import adopt_instances
 from router.instances.waiting import WaitingRules
 from router.page.chronicle import Chronicle
 from router.page.cluster import ClusterSummary
 from router.page.feed import PageFeed
 from router.requests.admission import Admission
 from router.requests.attainment import AttainmentRecord
-from router.requests.keyed import KeyedRequests
+from router.requests.keyed import RememberedKeys
+from router.requests.keyed_store import StoredKeys, open_keyed
 from router.requests.meter import Meters
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
@@ -63,6 +68,11 @@ from router.upstream.host import UpstreamHost
 from router.upstream.join import join
 
 CANCEL_GRACE_S = 1.0
+LINGER_S = 1.0
+"""A router that was succeeded answers as before for so long: connections that stand, or are on their way, may
+bring a request yet."""
+LAST_WORDS_S = 2.0
+"""For messages that are written already."""
 
 log = structlog.get_logger()
 
@@ -115,8 +125,13 @@ class RouterService:
             async with (
                 open_predictor(settings.predictor) as predictor,
                 open_jobs(
-                    settings.data_dir, answer, concurrency=settings.batch_concurrency, limits=settings.files
+                    settings.data_dir,
+                    answer,
+                    concurrency=settings.batch_concurrency,
+                    limits=settings.files,
+                    wait=settings.take_over,
                 ) as jobs,
+                open_keyed(settings.data_dir, time.time) as keyed,
                 open_provisioner(settings.provisioner) as provisioner,
                 background() as start,
             ):
@@ -131,9 +146,12 @@ class RouterService:
                 start(self.registry.run())
                 start(self.dispatcher.run())
                 start(self.table.run())
-                if jobs is not None:
-                    start(jobs.run())
-                rpc = RpcServer(settings.listen, telemetry=telemetry, credentials=credentials, keys=keys)
+                running_jobs = None if jobs is None else start(jobs.run())
+                if keyed is not None:
+                    start(keyed.run())
+                rpc = RpcServer(
+                    settings.listen, telemetry=telemetry, credentials=credentials, keys=keys, shared_port=True
+                )
                 upstream = UpstreamHost(self.dispatcher, clock, settings.max_requests)
                 start(upstream.run())
                 name = settings.name or self.router_id
@@ -145,20 +163,37 @@ class RouterService:
                     TimelineServicer(self.registry),
                     UpstreamServicer(name, self.router_id, upstream, served, self.dispatcher, self.registry),
                 )
-                http = self._http_server(models, bodies, jobs, telemetry, keys)
+                if settings.take_over:
+                    # Whoever comes in finds everything there.
+                    await self._load(text, served, rpc)
+                    await adopt_instances(self.registry, settings.listen)
+                else:
+                    for listen in filter(None, (settings.listen, settings.http)):
+                        check_free(listen)
+                http = self._http_server(models, bodies, keyed, jobs, telemetry, keys)
                 serving_http = None if http is None else start(http.run())
                 address = await rpc.start(SERVICES)
-                start(self._load(text, served, rpc))
+                if settings.take_over and http is not None:
+                    http.take_all()
+                if not settings.take_over:
+                    start(self._load(text, served, rpc))
                 start(self._report_health(rpc, models))
                 if settings.overall:
                     ours = InstanceAddress(name, settings.advertise or address, self.router_id)
                     start(join(settings.overall, ours, models, self.dispatcher.changed))
                 await _first(text, lifecycle.stopping)
-                async with serve_metrics(telemetry, settings.listen, settings.metrics_port) as metrics:
+                async with serve_metrics(
+                    telemetry, settings.listen, settings.metrics_port, shared_port=True
+                ) as metrics:
                     if self._text is not None:
                         lifecycle.announce_ready(address, metrics)
                     await lifecycle.stopping.wait()
-                await self._stop(rpc, http, serving_http)
+                # Batches go on elsewhere; their folder must be free for that.
+                if jobs is not None and running_jobs is not None:
+                    running_jobs.cancel()
+                    await asyncio.wait([running_jobs])
+                    jobs.database.close()
+                await self._stop(lifecycle, rpc, http, serving_http, keyed)
 
     def _stay_names(self) -> Callable[[RoutedSequence], str]:
         numbers = itertools.count(1)
@@ -168,6 +203,7 @@ class RouterService:
         self,
         models: AvailableModels,
         bodies: AnswerBodies,
+        keyed: StoredKeys | None,
         jobs: BatchJobs | None,
         telemetry: Telemetry,
         keys: KeyAccess | None,
@@ -179,7 +215,7 @@ class RouterService:
             models,
             lambda: self._text,
             bodies,
-            KeyedRequests(self._clock),
+            keyed or RememberedKeys(self._clock),
             jobs,
             int(time.time()),
             telemetry,
@@ -197,6 +233,7 @@ class RouterService:
             site=settings.site,
             connections=connections,
             connections_per_address=settings.connections_per_address,
+            shared_port=True,
         )
         export_connections(telemetry, server)
         return server
@@ -225,20 +262,42 @@ class RouterService:
             await changed.wait()
 
     async def _stop(
-        self, rpc: RpcServer, http: HttpServer | None, serving_http: asyncio.Task[None] | None
+        self,
+        lifecycle: Lifecycle,
+        rpc: RpcServer,
+        http: HttpServer | None,
+        serving_http: asyncio.Task[None] | None,
+        keyed: StoredKeys | None,
     ) -> None:
-        grace_s = self.settings.stop_grace_s
-        log.info("stopping", unfinished=len(self.table))
-        self.table.close()
+        """Leave as soon as nothing is in flight; what is then still under way is told so, not cut."""
+        succeeded = lifecycle.succeeded
+        grace_s = self.settings.drain_s if succeeded else self.settings.stop_grace_s
+        log.info("stopping", unfinished=len(self.table), succeeded=succeeded)
         self.feed.close()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(rpc.stop(grace_s))
-            if http is not None and serving_http is not None:
-                http.stop()
-                group.create_task(_ended(serving_http))
+        if http is not None:
+            http.leave()
+        # gRPC refuses new calls at once, and says so to its clients, which call the successor.
+        rpc_stopping = asyncio.create_task(rpc.stop(grace_s + LAST_WORDS_S))
+        if succeeded:
+            await asyncio.sleep(LINGER_S)
+        self.table.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self.table.drained()
+        if keyed is not None:
+            await keyed.save()
         # Whoever still waits will ask another router; here nobody must compute for nobody.
-        self.table.cancel_all()
-        await self.registry.close(CANCEL_GRACE_S)
+        self.table.fail_all(UnavailableError("this router stops before the answer is complete; ask again"))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self.table.drained()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.registry.close(CANCEL_GRACE_S))
+            group.create_task(rpc.stop(0))
+            if http is not None and serving_http is not None:
+                http.stop(grace_s=LAST_WORDS_S)
+                group.create_task(_ended(serving_http))
+        await asyncio.wait([rpc_stopping])
 
 
 async def _first(text: asyncio.Future[TextPort], stopping: asyncio.Event) -> None:

@@ -16,6 +16,7 @@ DEFAULT_REMEMBER_S = 120.0
 DEFAULT_BATCH_CONCURRENCY = 256
 DEFAULT_ROUTING = "least-loaded"
 DEFAULT_PATIENCE_S = 60.0
+DEFAULT_DRAIN_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class RouterSettings:
     overall: HOST:PORT of the router above; to it this one is an instance `name`, reached at `advertise`.
     patience_s: how long a request waits while there is no instance at all.
     stop_grace_s: how long streams may go on after the process was told to stop.
+    take_over: another router listens here and is about to leave; drain_s: how long streams may go on at one
+    that was succeeded.
     data_dir: folder of files and batches (/v1/files, /v1/batches); empty: there are none.
     batch_concurrency: requests of batches in flight at most.
     api_keys: file with the keys that clients need; None: they need none.
@@ -53,6 +56,8 @@ class RouterSettings:
     remember_s: float = DEFAULT_REMEMBER_S
     patience_s: float = DEFAULT_PATIENCE_S
     stop_grace_s: float = 10.0
+    take_over: bool = False
+    drain_s: float = DEFAULT_DRAIN_S
     data_dir: str = ""
     batch_concurrency: int = DEFAULT_BATCH_CONCURRENCY
     metrics_port: int | None = None

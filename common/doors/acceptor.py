@@ -112,6 +112,8 @@ class Acceptor:
     def close(self) -> None:
         """Accept nothing more. Part of asyncio's Server."""
         if not self._closed:
+            # Who stands in the queue was let in by the kernel; closed, it would hang up on them.
+            self._accept()
             self._closed = True
             self._loop.remove_reader(self._listening)
             for guest in [*self._guests]:

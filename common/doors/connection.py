@@ -17,6 +17,7 @@ from typing import Any
 
 import h11
 import structlog
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from common.openai.failures import error_body
@@ -102,9 +103,19 @@ class Connection(H11Protocol):
     """One client. `ended` is called once it has gone."""
 
     def __init__(
-        self, *, ended: Callable[[], None], deadlines: Deadlines, rule: Rule | None, **arguments: Any
+        self,
+        *,
+        ended: Callable[[], None],
+        deadlines: Deadlines,
+        rule: Rule | None,
+        leaving: asyncio.Event | None = None,
+        **arguments: Any,
     ) -> None:
-        """rule: whose certificates open it, None: it asks for none; names stand in the scope's state."""
+        """rule: whose certificates open it, None: it asks for none; names stand in the scope's state.
+
+        leaving: once it is set, the next response is the last one.
+        """
+        self._leaving = leaving
         super().__init__(**arguments)
         self.conn: StrictConnection = StrictConnection()
         self._ended = ended
@@ -156,6 +167,8 @@ class Connection(H11Protocol):
     def handle_events(self) -> None:
         """Part of uvicorn's protocol: whatever came is dealt with; then see what is still to come."""
         super().handle_events()
+        if self._leaving is not None and self._leaving.is_set():
+            self._say_goodbye()
         if self._over or self.transport.is_closing():
             return
         theirs = self.conn.their_state
@@ -169,6 +182,12 @@ class Connection(H11Protocol):
         elif self._body_timer is not None:
             self._body_timer.cancel()
             self._body_timer = None
+
+    def _say_goodbye(self) -> None:
+        """uvicorn ends a connection whose client wants that, and says so to it."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_started and CLOSE_HEADER not in cycle.scope["headers"]:
+            cycle.scope["headers"] = [*cycle.scope["headers"], CLOSE_HEADER]
 
     def send_400_response(self, msg: str) -> None:
         """Part of uvicorn's protocol: the request is none."""

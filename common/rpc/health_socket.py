@@ -43,6 +43,10 @@ async def serve_health(serving: Callable[[], bool], path: str | None = None) -> 
         server = await asyncio.start_unix_server(answer, path)
     except OSError as error:
         raise ConfigError(f"cannot answer health checks at {path} ({HEALTH_SOCKET}): {error}") from error
+    ours = Path(path).stat().st_ino  # noqa: ASYNC240
     async with server:
         yield
-    Path(path).unlink(missing_ok=True)  # noqa: ASYNC240
+    with contextlib.suppress(OSError):
+        # A successor may have put its own in the same place.
+        if Path(path).stat().st_ino == ours:  # noqa: ASYNC240
+            Path(path).unlink()  # noqa: ASYNC240

@@ -30,16 +30,27 @@ READY_FD = "TIDEPIPE_READY_FD"
 PARENT_PID = "TIDEPIPE_PARENT_PID"
 EXIT_WRONG_SETTINGS = 2
 EXIT_FAILED_TO_START = 3
+SUCCEEDED = signal.SIGUSR1
+"""Tells a service that its successor serves."""
 PRIVATE_UMASK = 0o077
 
 log = structlog.get_logger()
 
 
 class Lifecycle:
-    """Handed to a service's body: tells it when to stop, and takes its announcement."""
+    """Handed to a service's body: tells it when to stop, and takes its announcement.
+
+    succeeded: another process has taken its place, so it may finish what it has, however long that takes.
+    """
 
     def __init__(self) -> None:
         self.stopping = asyncio.Event()
+        self.succeeded = False
+
+    def succeed(self) -> None:
+        """Another process has taken its place."""
+        self.succeeded = True
+        self.stopping.set()
 
     def announce_ready(self, address: str, metrics: str = "") -> None:
         """Tell the parent (if it asked) that the service answers at HOST:PORT, its metrics at another one."""
@@ -81,6 +92,7 @@ def run_service(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lifecycle.stopping.set)
+        loop.add_signal_handler(SUCCEEDED, lifecycle.succeed)
         async with asyncio.TaskGroup() as group:
             watchers = [
                 group.create_task(_watch_parent(lifecycle.stopping)),

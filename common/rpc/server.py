@@ -45,8 +45,11 @@ class RpcServer:
         telemetry: Telemetry | None = None,
         credentials: Credentials | None = None,
         keys: KeyAccess | None = None,
+        shared_port: bool = False,
     ) -> None:
         """listen: HOST:PORT; port 0 picks a free one. telemetry: counts calls.
+
+        shared_port: a successor may listen beside it.
 
         credentials: None for those of this process. keys: API keys that open services for clients.
         """
@@ -56,8 +59,8 @@ class RpcServer:
         self.server = grpc.aio.server(
             interceptors=[CallInterceptor(guard, CallMeter(telemetry) if telemetry else None)],
             options=[
-                # Without this two processes could share a port and a misconfigured one would go unnoticed.
-                ("grpc.so_reuseport", 0),
+                # Else two processes could share a port and a misconfigured one would go unnoticed.
+                ("grpc.so_reuseport", int(shared_port)),
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", max_message_bytes),
                 ("grpc.max_metadata_size", MAX_METADATA_BYTES),

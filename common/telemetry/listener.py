@@ -44,8 +44,12 @@ def metrics_route(telemetry: Telemetry) -> Route:
 
 
 @contextlib.asynccontextmanager
-async def serve_metrics(telemetry: Telemetry, listen: str, port: int | None) -> AsyncIterator[str]:
+async def serve_metrics(
+    telemetry: Telemetry, listen: str, port: int | None, *, shared_port: bool = False
+) -> AsyncIterator[str]:
     """Serve `/metrics` inside the `with`, on the host of `listen`. Its HOST:PORT, or "" if port is None.
+
+    shared_port: a successor may listen beside it.
 
     ConfigError if the port cannot be had.
     """
@@ -56,7 +60,11 @@ async def serve_metrics(telemetry: Telemetry, listen: str, port: int | None) -> 
         raise ConfigError(f"--metrics-port must be in [0, 65535], got {port}")
     host = listen.rpartition(":")[0]
     server = HttpServer(
-        Starlette(routes=[metrics_route(telemetry)]), f"{host}:{port}", grace_s=STOP_GRACE_S, rule=METRICS
+        Starlette(routes=[metrics_route(telemetry)]),
+        f"{host}:{port}",
+        grace_s=STOP_GRACE_S,
+        rule=METRICS,
+        shared_port=shared_port,
     )
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(server.run(), name="metrics")

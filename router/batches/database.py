@@ -7,13 +7,13 @@ import fcntl
 import functools
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import ClassVar, Concatenate, ParamSpec, TypeVar
 
-from common.errors import ConfigError, StorageError
-from common.sqlite_schema import migrate
+from common.errors import ConfigError, StorageError, UnavailableError
+from common.sqlite_schema import Migration, migrate
 from router.batches.ballast import Ballast
 from router.batches.limits import FileLimits
 
@@ -40,9 +40,9 @@ CREATE UNIQUE INDEX one_custom_id ON lines (batch_id, custom_id);
 _EXPIRIES = """
 CREATE TABLE expiries (file_id TEXT PRIMARY KEY, expires INTEGER NOT NULL);  -- without one a file stays
 """
-_FILES = ("batches.sqlite", "batches.sqlite-wal", "batches.sqlite-shm")
 _PAGES_AT_A_TIME = 256
-_MIGRATIONS = (_VERSION_1, _EXPIRIES)
+_MIGRATIONS: Sequence[Migration] = (_VERSION_1, _EXPIRIES)
+_RETRY_S = 0.05
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,34 +51,64 @@ R = TypeVar("R")
 class Database:
     """Calls run in order, each in a transaction of its own: done as a whole, durably, or not at all."""
 
+    FILE: ClassVar[str] = "batches.sqlite"
+    MIGRATIONS: ClassVar[Sequence[Migration]] = _MIGRATIONS
+    EXCLUSIVE: ClassVar[bool] = True
+    """One router at a time; another kind of content may be used by two."""
+
     def __init__(
-        self, folder: Path, *, max_bytes: int | None = None, limits: FileLimits | None = None
+        self,
+        folder: Path,
+        *,
+        max_bytes: int | None = None,
+        limits: FileLimits | None = None,
+        wait: bool = False,
     ) -> None:
         """Opens or creates the database in `folder`. max_bytes: it never grows beyond.
         limits: of files.
 
+        wait: another router has it still; calls wait until `open_when_free` has got it.
         ConfigError if the folder cannot be used, or another process uses it.
         """
         self.limits = limits or FileLimits()
-        folder = folder.expanduser()
+        self._folder = folder.expanduser()
+        self._max_bytes = max_bytes
+        self._settled = asyncio.Event()
+        self._is_open = False
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
+        if not wait and not self._open():
+            raise ConfigError(f"another router uses the data folder {folder}; give each its own")
+
+    async def open_when_free(self) -> None:
+        """Return when no other router uses the folder any more."""
+        while not self._is_open and not self._open():  # noqa: ASYNC110 (another process's lock)
+            await asyncio.sleep(_RETRY_S)
+
+    def _open(self) -> bool:
+        """False if another process uses it."""
+        folder, lock = self._folder, -1
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = os.open(folder / ("lock" if self.EXCLUSIVE else self.FILE), os.O_RDWR | os.O_CREAT, 0o600)
+            if self.EXCLUSIVE:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # autocommit: transactions are begun and ended here, in `_transaction`.
             self._connection = sqlite3.connect(
-                folder / "batches.sqlite", isolation_level=None, check_same_thread=False
+                folder / self.FILE, isolation_level=None, check_same_thread=False
             )
-            self._prepare(max_bytes)
+            self._prepare(self._max_bytes)
             self._ballast = Ballast(folder / "ballast")
-            for name in _FILES:
+            for name in (self.FILE, f"{self.FILE}-wal", f"{self.FILE}-shm"):
                 if (folder / name).exists():
                     (folder / name).chmod(0o600)
-        except BlockingIOError as error:
-            raise ConfigError(f"another router uses the data folder {folder}; give each its own") from error
+        except BlockingIOError:
+            os.close(lock)
+            return False
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"cannot use the data folder {folder}: {error}") from error
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
+        self._lock, self._is_open = lock, True
+        self._settled.set()
+        return True
 
     def _prepare(self, max_bytes: int | None) -> None:
         run = self._connection.execute
@@ -90,12 +120,16 @@ class Database:
         if max_bytes is not None:
             (page,) = run("PRAGMA page_size").fetchone()
             run(f"PRAGMA max_page_count = {max(1, max_bytes // page)}")
-        migrate(self._connection, _MIGRATIONS)
+        migrate(self._connection, self.MIGRATIONS)
 
     async def run(
         self, work: Callable[Concatenate[sqlite3.Connection, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        """Result of `work(connection, ...)`. StorageError (disk full or broken): nothing has changed."""
+        """Result of `work(connection, ...)`. StorageError (disk full or broken): nothing has changed.
+
+        UnavailableError if it was closed, for a router that takes this one's place.
+        """
+        await self._ready()
         call = functools.partial(work, self._connection, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._transaction, call)
 
@@ -103,6 +137,7 @@ class Database:
         self, work: Callable[Concatenate[sqlite3.Connection, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
         """As `run`, of work that deletes: it is done on a full disk as well, and gives the room back."""
+        await self._ready()
         call = functools.partial(work, self._connection, *args, **kwargs)
         loop = asyncio.get_running_loop()
         result = await loop.run_in_executor(self._executor, self._transaction_on_a_full_disk, call)
@@ -110,6 +145,11 @@ class Database:
         while await loop.run_in_executor(self._executor, self._shrink):
             pass
         return result
+
+    async def _ready(self) -> None:
+        await self._settled.wait()
+        if not self._is_open:
+            raise UnavailableError("this router's files are with its successor now; ask again")
 
     def _transaction_on_a_full_disk(self, call: Callable[[], R]) -> R:
         try:
@@ -155,7 +195,10 @@ class Database:
         return result
 
     def close(self) -> None:
-        """Wait for what runs, then close."""
+        """Wait for what runs, then close. Harmless when repeated."""
+        was_open, self._is_open = self._is_open, False
+        self._settled.set()
         self._executor.shutdown()
-        self._connection.close()
-        os.close(self._lock)
+        if was_open:
+            self._connection.close()
+            os.close(self._lock)

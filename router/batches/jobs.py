@@ -58,6 +58,7 @@ class BatchJobs:
 
     async def run(self) -> None:
         """Go on with what an earlier router left, and serve until cancelled."""
+        await self.database.open_when_free()
         try:
             await self.database.run(files.drop_incomplete)
         except StorageError as error:  # a full disk is no reason not to start

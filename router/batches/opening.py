@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from common.errors import StorageError
+from common.errors import StorageError, UnavailableError
 from router.background import background
 from router.batches import files
 from router.batches.answering import Answer
@@ -25,20 +25,20 @@ log = structlog.get_logger()
 
 @contextlib.asynccontextmanager
 async def open_jobs(
-    folder: str, answer: Answer, *, concurrency: int, limits: FileLimits
+    folder: str, answer: Answer, *, concurrency: int, limits: FileLimits, wait: bool = False
 ) -> AsyncIterator[BatchJobs | None]:
-    """None without a folder. ConfigError if it cannot be used."""
+    """None without a folder. ConfigError if it cannot be used. wait: until another router has given it up."""
     if not folder:
         yield None
         return
-    with contextlib.closing(Database(Path(folder), limits=limits)) as database:
+    with contextlib.closing(Database(Path(folder), limits=limits, wait=wait)) as database:
         async with background() as start:
             start(sweep(database))
             yield BatchJobs(database, answer, time.time, concurrency=concurrency)
 
 
 async def sweep(database: Database) -> None:
-    """Remove files whose time is over, until cancelled."""
+    """Remove files whose time is over, until cancelled, or another router has them."""
     while True:
         try:
             now = int(time.time())
@@ -46,4 +46,6 @@ async def sweep(database: Database) -> None:
                 log.info("files expired", count=await database.free(files.drop_expired, now))
         except StorageError as error:
             log.error("expired files stay for now", reason=str(error))
+        except UnavailableError:
+            return
         await asyncio.sleep(SWEEP_S)

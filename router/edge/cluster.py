@@ -52,6 +52,21 @@ class RouterServicer(pb_grpc.RouterServiceServicer):
         await self._registry.register(announced, request.lease_ms / 1000)
         return pb.RegisterInstanceResponse(router_id=self._router_id, passed_on_to=elsewhere)
 
+    async def ListInstances(  # noqa: N802
+        self, request: pb.ListInstancesRequest, context: Context
+    ) -> pb.ListInstancesResponse:
+        """For a successor."""
+        handles = [
+            pb.InstanceHandle(
+                instance_id=link.instance_id,
+                controller_address=link.announced.address,
+                incarnation=link.announced.incarnation,
+            )
+            for link in self._registry
+            if link.connected and link.lease_valid and not link.draining
+        ]
+        return pb.ListInstancesResponse(handles=handles)
+
     async def RemoveInstance(  # noqa: N802
         self, request: pb.RemoveInstanceRequest, context: Context
     ) -> pb.RemoveInstanceResponse:

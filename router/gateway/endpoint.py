@@ -47,8 +47,14 @@ class CompletionEndpoint:
         request = Request(scope, receive)
         trace = trace_id(request.headers)
         try:
-            wanted, grace_s = await self._read(request, trace)
-            subscription = self._table.attach(wanted, grace_s)
+            wanted = await self._read(request, trace)
+            key = idempotency_key(request.headers)
+            if key is None:
+                subscription = self._table.attach(wanted, grace_s=0.0)
+            else:
+                wanted, subscription = await self._attach_keyed(
+                    wanted, owner_of(request.headers.get(KEY)), key
+                )
         except ClientDisconnect:
             return
         except Exception as error:
@@ -58,16 +64,22 @@ class CompletionEndpoint:
             exchange = _Exchange(self._bodies, wanted, subscription, scope, receive, send)
             await while_connected(receive, exchange.run())
 
-    async def _read(self, request: Request, trace: str) -> tuple[GenerationRequest, float]:
-        """What is wanted, and how long it goes on when its client is away."""
+    async def _read(self, request: Request, trace: str) -> GenerationRequest:
         headers = request.headers
-        key = idempotency_key(headers)
         parsed = self._parse(await read_json(request), draw_request_id())
         wanted = known_by_key(dataclasses.replace(parsed, trace_id=trace), headers.get(KEY))
-        wanted = with_targets(wanted, headers)
-        if key is None:
-            return wanted, 0.0
-        return self._keyed.claim(owner_of(headers.get(KEY)), key, wanted), KEYED_GRACE_S
+        return with_targets(wanted, headers)
+
+    async def _attach_keyed(
+        self, wanted: GenerationRequest, owner: str, key: str
+    ) -> tuple[GenerationRequest, Subscription]:
+        """The request that the key stands for, which goes on for a while when its client is away."""
+        wanted.check()
+        claim = await self._keyed.claim(owner, key, wanted)
+        wanted = claim.request(wanted)
+        subscription = self._table.attach(wanted, KEYED_GRACE_S, given=claim.given)
+        self._keyed.follow(subscription.entry, claim)
+        return wanted, subscription
 
 
 class _Exchange:

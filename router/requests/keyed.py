@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from common.errors import KeyReusedError
 from common.request import GenerationRequest
 from common.request_ids import draw_request_id
+from router.instances.sequence import SequenceNews
 from router.requests.digest import request_digest
+from router.requests.entry import RequestEntry
 from router.requests.seeds import draw_seed
 
 MAX_CLAIMS = 65_536
@@ -20,41 +23,65 @@ CLAIM_S = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a key stands for. digest: of the request. seed: None if it draws nothing, or named one."""
+    """What a key stands for. digest: of the request. seed: None if it draws nothing, or named one.
+
+    given: what there is of each answer already.
+    """
 
     digest: str
     request_id: str
     seed: int | None
-    at: float
+    given: Sequence[SequenceNews] = ()
 
-
-class KeyedRequests:
-    """Keys by (owner, key): those of one owner are no business of another."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._claims: OrderedDict[tuple[str, str], Claim] = OrderedDict()
-
-    def claim(self, owner: str, key: str, request: GenerationRequest) -> GenerationRequest:
+    def request(self, request: GenerationRequest) -> GenerationRequest:
         """The request under the id and with the seed that the key stands for.
 
-        KeyReusedError if it stands for another request.
+        KeyReusedError if that is another request.
         """
-        now = self._clock()
-        digest = request_digest(request)
-        found = self._claims.pop((owner, key), None)
-        if found is None or found.at < now - CLAIM_S:
-            draws = not request.sampling.greedy and request.sampling.seed is None
-            found = Claim(digest, draw_request_id(), draw_seed() if draws else None, now)
-        # Also a wrong guess keeps it: it is what the key stands for.
-        self._claims[owner, key] = replace(found, at=now)
-        if len(self._claims) > MAX_CLAIMS:
-            self._claims.popitem(last=False)
-        if found.digest != digest:
+        if request_digest(request) != self.digest:
             raise KeyReusedError(
                 "this idempotency key belongs to another request; send that one again, or choose a new key",
                 "Idempotency-Key",
             )
-        seed = request.sampling.seed if found.seed is None else found.seed
-        sampling = replace(request.sampling, seed=seed)
-        return replace(request, request_id=found.request_id, sampling=sampling)
+        seed = request.sampling.seed if self.seed is None else self.seed
+        return replace(request, request_id=self.request_id, sampling=replace(request.sampling, seed=seed))
+
+
+def new_claim(request: GenerationRequest) -> Claim:
+    """For a key that is new."""
+    draws = not request.sampling.greedy and request.sampling.seed is None
+    return Claim(request_digest(request), draw_request_id(), draw_seed() if draws else None)
+
+
+class KeyedRequests(Protocol):
+    """Keys by (owner, key): those of one owner are no business of another."""
+
+    async def claim(self, owner: str, key: str, request: GenerationRequest) -> Claim:
+        """What the key stands for: what it did, or from now on this request. StorageError: not stored."""
+        ...
+
+    def follow(self, entry: RequestEntry, claim: Claim) -> None:
+        """A request that was claimed runs, or has ended."""
+        ...
+
+
+class RememberedKeys:
+    """Keys of a router that stores nothing: they last as long as it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._claims: OrderedDict[tuple[str, str], tuple[Claim, float]] = OrderedDict()
+
+    async def claim(self, owner: str, key: str, request: GenerationRequest) -> Claim:
+        """Part of KeyedRequests."""
+        now = self._clock()
+        claim, at = self._claims.pop((owner, key), (None, now))
+        if claim is None or at < now - CLAIM_S:
+            claim = new_claim(request)
+        self._claims[owner, key] = claim, now
+        if len(self._claims) > MAX_CLAIMS:
+            self._claims.popitem(last=False)
+        return claim
+
+    def follow(self, entry: RequestEntry, claim: Claim) -> None:
+        """Part of KeyedRequests: the table remembers what is complete."""

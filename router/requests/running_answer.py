@@ -134,6 +134,12 @@ class RunningAnswer:
             self._owner.answer_changed()
         return Progress.GOES_ON
 
+    def resume(self, given: SequenceNews) -> None:
+        """Go on from what an earlier router had of it; nothing was read yet."""
+        self.apply(given)
+        if self.sampling.max_tokens is not None and len(self._log) >= self.sampling.max_tokens:
+            self.finish(FinishReason.LENGTH)
+
     def moved(self) -> bool:
         """Part of RoutedSequence."""
         self._stays.end()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -18,7 +18,7 @@ from common.errors import (
 )
 from common.request import GenerationRequest
 from router.instances.dispatcher import Dispatcher
-from router.instances.sequence import RoutedSequence
+from router.instances.sequence import RoutedSequence, SequenceNews
 from router.requests.admission import Admission
 from router.requests.digest import request_digest
 from router.requests.entry import RequestEntry
@@ -27,6 +27,7 @@ from router.requests.pacing import Pacing
 from router.requests.subscription import Subscription
 
 SWEEP_S = 0.5
+DRAIN_POLL_S = 0.05
 RETRY_AFTER_MS = 1000
 SUBMIT_GRACE_S = 10.0
 """A request that was submitted without a listener waits at least this long for its first one."""
@@ -109,12 +110,19 @@ class RequestTable:
                 self._forget_old()
 
     def attach(
-        self, request: GenerationRequest, grace_s: float, *, resuming: bool = False, detached: bool = False
+        self,
+        request: GenerationRequest,
+        grace_s: float,
+        *,
+        resuming: bool = False,
+        detached: bool = False,
+        given: Sequence[SequenceNews] = (),
     ) -> Subscription:
         """Listen to a request, which is started if its id is new.
 
         grace_s: how long it goes on when nobody listens. resuming: the client has a part of the answer.
         detached: the caller will not stay, another call fetches the answer.
+        given: what an earlier router had of the answers, should it have to be started.
         Raises InvalidRequestError, OverloadedError, UnavailableError (stopping), or NotFoundError: the
         client has a part of an answer that cannot be computed again.
         """
@@ -128,7 +136,7 @@ class RequestTable:
                     f"the request {request.request_id} is not known here any more, and without a seed its "
                     "answer cannot be continued; start it anew, or send a seed if it must survive this"
                 )
-            entry = self._begin(request, digest)
+            entry = self._begin(request, digest, given)
         elif entry.digest != digest:
             raise InvalidRequestError(
                 f"the request id {request.request_id} belongs to another request; choose a new one",
@@ -157,6 +165,16 @@ class RequestTable:
     def cancel_all(self) -> None:
         """End everything."""
         self.cancel(list(self._running))
+
+    def fail_all(self, error: TidePipeError) -> None:
+        """End everything with an error that every listener gets."""
+        for entry in list(self._running.values()):
+            entry.fail(error)
+
+    async def drained(self) -> None:
+        """Return when no request runs, and whoever listened has the end of its answer."""
+        while self._running or self._pacing.streams:  # noqa: ASYNC110 (rare, and others' state)
+            await asyncio.sleep(DRAIN_POLL_S)
 
     def close(self) -> None:
         """Take no new requests."""
@@ -191,7 +209,7 @@ class RequestTable:
     def _find(self, request_id: str) -> RequestEntry | None:
         return self._running.get(request_id) or self._ended.get(request_id)
 
-    def _begin(self, request: GenerationRequest, digest: str) -> RequestEntry:
+    def _begin(self, request: GenerationRequest, digest: str, given: Sequence[SequenceNews]) -> RequestEntry:
         if self._closed or self._group is None:
             raise UnavailableError("this router is stopping; try another one, or again in a moment")
         if len(self._running) >= self.max_requests:
@@ -213,10 +231,12 @@ class RequestTable:
             trace_id=request.trace_id,
         )
         self._running[name] = entry
-        self._admissions[name] = self._group.create_task(self._admit(entry, request))
+        self._admissions[name] = self._group.create_task(self._admit(entry, request, given))
         return entry
 
-    async def _admit(self, entry: RequestEntry, request: GenerationRequest) -> None:
+    async def _admit(
+        self, entry: RequestEntry, request: GenerationRequest, given: Sequence[SequenceNews]
+    ) -> None:
         try:
             admitted = await self._admission.admit(request)
         except TidePipeError as error:
@@ -227,8 +247,11 @@ class RequestTable:
         else:
             if not entry.ended:
                 entry.begin(admitted)
+                for answer, news in zip(entry.answers, given, strict=False):
+                    answer.resume(news)
                 for answer in entry.answers:
-                    self._dispatcher.submit(answer)
+                    if not answer.finished:
+                        self._dispatcher.submit(answer)
         finally:
             self._admissions.pop(entry.request_id, None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -209,6 +210,39 @@ async def test_a_key_makes_two_calls_one_request(http: httpx.AsyncClient, contro
     error = refused.json()["error"]
     assert (refused.status_code, error["code"]) == (422, "idempotency_key_reused")
     assert (await http.post(COMPLETE, json=body, headers={"idempotency-key": "x" * 300})).status_code == 400
+
+
+async def test_a_key_outlives_its_router(controller: FakeController, tmp_path: Path) -> None:
+    """What was complete comes from the disk; what was under way goes on where it was, with the same draws."""
+    bodies = {
+        "whole": {"prompt": PROMPT, "max_tokens": 30, "temperature": 1, "n": 2, "logprobs": 1},
+        "part": {"prompt": PROMPT, "max_tokens": 900, "temperature": 1},
+    }
+    async with running_router(data_dir=str(tmp_path)) as first:
+        await controller.register(first.address)
+        async with httpx.AsyncClient(base_url=f"http://{first.http}", timeout=20, trust_env=False) as http:
+            whole = await http.post(COMPLETE, json=bodies["whole"], headers={"idempotency-key": "whole"})
+            controller.step_s = 0.01
+            part = asyncio.create_task(
+                http.post(COMPLETE, json=bodies["part"], headers={"idempotency-key": "part"})
+            )
+            await eventually(lambda: any(len(held.tokens) > 60 for held in controller.held.values()))
+            first.lifecycle.stopping.set()
+            cut = await part
+    assert cut.status_code == 503 and int(cut.headers["retry-after"]) >= 1
+    controller.step_s, seen = 0.001, len(controller.submitted)
+    seed = controller.submitted[-1].sampling.seed
+    async with running_router(data_dir=str(tmp_path)) as second:
+        await controller.register(second.address)
+        async with httpx.AsyncClient(base_url=f"http://{second.http}", timeout=20, trust_env=False) as http:
+            again = await http.post(COMPLETE, json=bodies["whole"], headers={"idempotency-key": "whole"})
+            assert again.json()["choices"] == whole.json()["choices"]
+            rest = await http.post(COMPLETE, json=bodies["part"], headers={"idempotency-key": "part"})
+            assert rest.json()["choices"][0]["text"] == scripted_text(ids(PROMPT), 900, seed=seed)
+            other = await http.post(COMPLETE, json=bodies["part"], headers={"idempotency-key": "whole"})
+            assert other.status_code == 422
+    (resumed,) = controller.submitted[seen:]
+    assert len(resumed.output_token_ids) > 50
 
 
 @pytest.mark.parametrize("stream", [False, True])

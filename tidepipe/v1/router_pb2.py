@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tidepipe/v1/router.proto\x12\x0btidepipe.v1\"e\n\x0eInstanceHandle\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x1a\n\x12\x63ontroller_address\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\"k\n\x17RegisterInstanceRequest\x12+\n\x06handle\x18\x01 \x01(\x0b\x32\x1b.tidepipe.v1.InstanceHandle\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x11\n\tpassed_on\x18\x03 \x01(\x08\"C\n\x18RegisterInstanceResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x14\n\x0cpassed_on_to\x18\x02 \x01(\t\",\n\x15RemoveInstanceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\",\n\x16RemoveInstanceResponse\x12\x12\n\nunfinished\x18\x01 \x01(\r2\xcb\x01\n\rRouterService\x12_\n\x10RegisterInstance\x12$.tidepipe.v1.RegisterInstanceRequest\x1a%.tidepipe.v1.RegisterInstanceResponse\x12Y\n\x0eRemoveInstance\x12\".tidepipe.v1.RemoveInstanceRequest\x1a#.tidepipe.v1.RemoveInstanceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tidepipe/v1/router.proto\x12\x0btidepipe.v1\"e\n\x0eInstanceHandle\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x1a\n\x12\x63ontroller_address\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\"k\n\x17RegisterInstanceRequest\x12+\n\x06handle\x18\x01 \x01(\x0b\x32\x1b.tidepipe.v1.InstanceHandle\x12\x10\n\x08lease_ms\x18\x02 \x01(\r\x12\x11\n\tpassed_on\x18\x03 \x01(\x08\"C\n\x18RegisterInstanceResponse\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x14\n\x0cpassed_on_to\x18\x02 \x01(\t\",\n\x15RemoveInstanceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\",\n\x16RemoveInstanceResponse\x12\x12\n\nunfinished\x18\x01 \x01(\r\"\x16\n\x14ListInstancesRequest\"E\n\x15ListInstancesResponse\x12,\n\x07handles\x18\x01 \x03(\x0b\x32\x1b.tidepipe.v1.InstanceHandle2\xa3\x02\n\rRouterService\x12_\n\x10RegisterInstance\x12$.tidepipe.v1.RegisterInstanceRequest\x1a%.tidepipe.v1.RegisterInstanceResponse\x12Y\n\x0eRemoveInstance\x12\".tidepipe.v1.RemoveInstanceRequest\x1a#.tidepipe.v1.RemoveInstanceResponse\x12V\n\rListInstances\x12!.tidepipe.v1.ListInstancesRequest\x1a\".tidepipe.v1.ListInstancesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +41,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REMOVEINSTANCEREQUEST']._serialized_end=366
   _globals['_REMOVEINSTANCERESPONSE']._serialized_start=368
   _globals['_REMOVEINSTANCERESPONSE']._serialized_end=412
-  _globals['_ROUTERSERVICE']._serialized_start=415
-  _globals['_ROUTERSERVICE']._serialized_end=618
+  _globals['_LISTINSTANCESREQUEST']._serialized_start=414
+  _globals['_LISTINSTANCESREQUEST']._serialized_end=436
+  _globals['_LISTINSTANCESRESPONSE']._serialized_start=438
+  _globals['_LISTINSTANCESRESPONSE']._serialized_end=507
+  _globals['_ROUTERSERVICE']._serialized_start=510
+  _globals['_ROUTERSERVICE']._serialized_end=801
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,11 @@ class RouterServiceStub:
                 request_serializer=tidepipe_dot_v1_dot_router__pb2.RemoveInstanceRequest.SerializeToString,
                 response_deserializer=tidepipe_dot_v1_dot_router__pb2.RemoveInstanceResponse.FromString,
                 _registered_method=True)
+        self.ListInstances = channel.unary_unary(
+                '/tidepipe.v1.RouterService/ListInstances',
+                request_serializer=tidepipe_dot_v1_dot_router__pb2.ListInstancesRequest.SerializeToString,
+                response_deserializer=tidepipe_dot_v1_dot_router__pb2.ListInstancesResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServiceServicer:
@@ -65,6 +70,13 @@ class RouterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListInstances(self, request, context):
+        """The instances that it has, for the router that is about to take its place.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +89,11 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.RemoveInstance,
                     request_deserializer=tidepipe_dot_v1_dot_router__pb2.RemoveInstanceRequest.FromString,
                     response_serializer=tidepipe_dot_v1_dot_router__pb2.RemoveInstanceResponse.SerializeToString,
+            ),
+            'ListInstances': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListInstances,
+                    request_deserializer=tidepipe_dot_v1_dot_router__pb2.ListInstancesRequest.FromString,
+                    response_serializer=tidepipe_dot_v1_dot_router__pb2.ListInstancesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +151,33 @@ class RouterService:
             '/tidepipe.v1.RouterService/RemoveInstance',
             tidepipe_dot_v1_dot_router__pb2.RemoveInstanceRequest.SerializeToString,
             tidepipe_dot_v1_dot_router__pb2.RemoveInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListInstances(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidepipe.v1.RouterService/ListInstances',
+            tidepipe_dot_v1_dot_router__pb2.ListInstancesRequest.SerializeToString,
+            tidepipe_dot_v1_dot_router__pb2.ListInstancesResponse.FromString,
             options,
             channel_credentials,
             insecure,

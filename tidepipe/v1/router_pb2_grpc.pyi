@@ -37,6 +37,8 @@ class RouterServiceStub:
     """Announces an instance, or renews its lease. An instance whose lease ends gets no new requests."""
     RemoveInstance: _grpc.UnaryUnaryMultiCallable[_router_pb2.RemoveInstanceRequest, _router_pb2.RemoveInstanceResponse]
     """Takes an instance out: no new requests; those it has are finished first."""
+    ListInstances: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListInstancesRequest, _router_pb2.ListInstancesResponse]
+    """The instances that it has, for the router that is about to take its place."""
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
@@ -47,6 +49,8 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """Announces an instance, or renews its lease. An instance whose lease ends gets no new requests."""
     RemoveInstance: _aio.UnaryUnaryMultiCallable[_router_pb2.RemoveInstanceRequest, _router_pb2.RemoveInstanceResponse]  # type: ignore[assignment]
     """Takes an instance out: no new requests; those it has are finished first."""
+    ListInstances: _aio.UnaryUnaryMultiCallable[_router_pb2.ListInstancesRequest, _router_pb2.ListInstancesResponse]  # type: ignore[assignment]
+    """The instances that it has, for the router that is about to take its place."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by the router, called by controllers."""
@@ -66,5 +70,13 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.RemoveInstanceResponse, _abc.Awaitable[_router_pb2.RemoveInstanceResponse]]:
         """Takes an instance out: no new requests; those it has are finished first."""
+
+    @_abc_1.abstractmethod
+    def ListInstances(
+        self,
+        request: _router_pb2.ListInstancesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.ListInstancesResponse, _abc.Awaitable[_router_pb2.ListInstancesResponse]]:
+        """The instances that it has, for the router that is about to take its place."""
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

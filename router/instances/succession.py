@@ -1,0 +1,46 @@
+"""What a router learns from the one that it succeeds, before it takes its place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import grpc
+import structlog
+
+from common.errors import TidePipeError
+from common.rpc.channel import open_channel
+from router.instances.link import InstanceAddress
+from router.instances.registry import InstanceRegistry
+from tidepipe.v1 import router_pb2, router_pb2_grpc
+
+ASK_TIMEOUT_S = 5.0
+LEASE_S = 20.0
+"""Until its instances have found the new router by themselves, which they do when the old one hangs up."""
+CONNECT_S = 10.0
+
+log = structlog.get_logger()
+
+
+async def adopt_instances(registry: InstanceRegistry, predecessor: str) -> None:
+    """Connect to the instances of the router at HOST:PORT; without an answer they come by themselves."""
+    try:
+        async with open_channel(predecessor) as channel:
+            stub = router_pb2_grpc.RouterServiceStub(channel)
+            reply = await stub.ListInstances(router_pb2.ListInstancesRequest(), timeout=ASK_TIMEOUT_S)
+    except grpc.aio.AioRpcError as error:
+        log.warning("no instances are known from before", router=predecessor, reason=error.details())
+        return
+    adopted = 0
+    for handle in reply.handles:
+        announced = InstanceAddress(handle.instance_id, handle.controller_address, handle.incarnation)
+        try:
+            await registry.register(announced, LEASE_S)
+            adopted += 1
+        except TidePipeError as error:
+            log.warning("not adopted", instance=handle.instance_id, reason=str(error))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CONNECT_S):
+            while len(registry.connected) < adopted:  # noqa: ASYNC110 (links say it to nobody else)
+                await asyncio.sleep(0.02)
+    log.info("instances adopted", router=predecessor, instances=adopted, connected=len(registry.connected))
