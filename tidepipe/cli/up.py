@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 def up(trace: TraceFile = None, *, cluster: dict[str, Any]) -> None:
     """Start a local cluster of real processes and keep it alive until Ctrl-C.
 
-    Prints one line `ready http=HOST:PORT grpc=HOST:PORT` when every service is serving.
+    Prints one line `ready http=HOST:PORT grpc=HOST:PORT` when every service is serving. SIGHUP starts all
+    processes anew, one after the other, without a request that fails.
     """
     run(_serve(cluster, trace), interrupted=SUCCESS)
 
@@ -28,6 +31,7 @@ async def _serve(settings: dict[str, Any], trace: Path | None) -> int:
     # Late, so that `tidepipe --help` stays quick.
     from common.doors.descriptors import limit, shares, too_few
     from tidepipe.cli.target import start_cluster
+    from tidepipe.cluster.renewal import Renewal
 
     async with start_cluster(settings) as cluster:
         if cluster.tls_folder is not None:
@@ -35,9 +39,12 @@ async def _serve(settings: dict[str, Any], trace: Path | None) -> int:
         if warning := too_few(cluster.config.max_connections or shares(limit()).http):
             print(f"note: {warning}", file=sys.stderr, flush=True)
         print(f"ready http={cluster.http_address} grpc={cluster.grpc_address}", flush=True)
+        renewal = Renewal(cluster)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, renewal.begin)
         try:
             await cluster.wait()
         finally:
+            renewal.end()
             if trace is not None:
                 await _save(cluster, trace)
     return SUCCESS

@@ -12,7 +12,7 @@ import time
 from asyncio.subprocess import Process
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import psutil
 import structlog
 
 from common.errors import ConfigError, UnavailableError
-from common.rpc.lifecycle import PARENT_PID, READY_FD
+from common.rpc.lifecycle import PARENT_PID, READY_FD, SUCCEEDED
 from tidepipe.cluster.log_files import open_log, tail
 
 log = structlog.get_logger()
@@ -34,6 +34,8 @@ STOPPED_S = 20.0
 """A process that is stopped (SIGSTOP) for this long is hung: it answers nobody, and does not die."""
 STOPPED_LOOK_S = 1.0
 LOG_TAIL_LINES = 15
+LEAVES_S = 630.0
+"""A router that was succeeded ends by itself before that."""
 _FAILED_EXIT_S = 5.0
 _MAX_ANNOUNCEMENT_BYTES = 64 * 1024
 
@@ -50,6 +52,7 @@ class ChildSpec:
     relies_on_others: it needs the others to finish what it has begun, so it is to be stopped before them.
     metrics: it shall have a port for metrics. prefix: command that runs it, such as one that enters a
     network namespace; it must become the process (exec), not stay as its parent.
+    hands_over: a successor can serve beside it (--take-over), until it has finished what it has.
     """
 
     name: str
@@ -59,6 +62,7 @@ class ChildSpec:
     relies_on_others: bool = False
     metrics: bool = False
     prefix: Sequence[str] = ()
+    hands_over: bool = False
 
 
 class Child:
@@ -80,6 +84,9 @@ class Child:
         self._listen = listen
         self._log_file = log_file
         self._process: Process | None = None
+        self._changed = asyncio.Event()
+        self._renewal: asyncio.Future[None] | None = None
+        self._leaving: dict[Process, asyncio.Task[None]] = {}
         self._restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
         self.restart_count = 0
         self.metrics_address = ""
@@ -147,20 +154,93 @@ class Child:
 
     async def keep_alive(self) -> None:
         """Restart the process whenever it dies, until cancelled; ClusterError when it dies too often."""
-        while self._process is not None:
-            pid = self._process.pid
-            code = await self._ended(self._process)
+        while (process := self._process) is not None:
+            pid = process.pid
+            code = await self._ended(process)
+            if code is None:
+                continue
+            if self._renewal is not None:
+                await self._start_anew(self._renewal)
+                continue
             log.warning("process died, restarting", process=self.name, pid=pid, ended=how_it_ended(code))
             await self._restart(code)
             log.info("process is back", process=self.name)
 
-    async def _ended(self, process: Process) -> int:
-        """Wait for its end, and bring that about if it is stopped; the exit code."""
-        watch = asyncio.create_task(self._kill_if_stopped(process))
+    async def renew(self) -> None:
+        """A new process, of the program as it is on the disk now; the present one ends in order.
+
+        ClusterError if the new one does not come up: one that hands over is then still there.
+        """
+        process = self._process
+        if process is None:
+            return
+        log.info("renewing", process=self.name, pid=process.pid)
+        if self._spec.hands_over:
+            await self._hand_over(process)
+            return
+        self._renewal = asyncio.get_running_loop().create_future()
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
         try:
-            return await process.wait()
+            async with asyncio.timeout(KILL_AFTER_S):
+                await process.wait()
+        except TimeoutError:
+            os.killpg(process.pid, signal.SIGKILL)
+        try:
+            await self._renewal
         finally:
-            watch.cancel()
+            self._renewal = None
+
+    async def _start_anew(self, renewal: asyncio.Future[None]) -> None:
+        """In `keep_alive`, for who waits in `renew`."""
+        self._renewal = None
+        try:
+            await self.start()
+        except (ClusterError, ConfigError) as error:
+            renewal.set_exception(error)
+            await self._restart(0)
+        else:
+            renewal.set_result(None)
+
+    async def _hand_over(self, process: Process) -> None:
+        spec = replace(self._spec, arguments=[*self._spec.arguments, "--take-over"])
+        successor = Child(spec, self._listen, self._log_file, self._environment)
+        successor.metrics_address = self.metrics_address
+        await successor.start()
+        self._process = successor._process
+        self._changed.set()
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(SUCCEEDED)
+        self._leaving[process] = asyncio.create_task(self._see_off(process))
+
+    async def _see_off(self, process: Process) -> None:
+        try:
+            async with asyncio.timeout(LEAVES_S):
+                await process.wait()
+        except TimeoutError:
+            log.warning("did not leave in time, killing it", process=self.name, pid=process.pid)
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            del self._leaving[process]
+
+    async def _ended(self, process: Process) -> int | None:
+        """Wait for its end, and bring that about if it is stopped; its exit code.
+
+        None as soon as another process has its place.
+        """
+        self._changed.clear()
+        tasks: list[asyncio.Task[Any]] = [
+            asyncio.create_task(process.wait()),
+            asyncio.create_task(self._changed.wait()),
+            asyncio.create_task(self._kill_if_stopped(process)),
+        ]
+        try:
+            await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
+            return process.returncode if self._process is process else None
+        finally:
+            for task in tasks:
+                task.cancel()
 
     async def _kill_if_stopped(self, process: Process) -> None:
         stopped_s = 0.0
@@ -195,6 +275,10 @@ class Child:
 
     async def stop(self, kill_after_s: float = KILL_AFTER_S) -> None:
         """SIGTERM, then SIGKILL to it and whatever it started; returns when the process is gone."""
+        leaving = list(self._leaving.values())
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
         process = self._process
         self._process = None
         if process is None:

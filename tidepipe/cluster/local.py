@@ -130,6 +130,13 @@ class LocalCluster:
         if self._keepers is not None:
             await asyncio.shield(self._keepers)
 
+    async def renew(self) -> None:
+        """Every process anew, one after the other, without a request that fails. Raises as `start`."""
+        for child in self.children:
+            await child.renew()
+            if child.relies_on_others:
+                await self._registered()
+
     async def stop(self, *, keep_logs: bool = False) -> None:
         """End all processes; returns when they are gone."""
         await self._serving.aclose()

@@ -103,7 +103,7 @@ def router_spec(
         max_connections=config.max_connections,
         log_level=config.log_level,
     )
-    return ChildSpec("router", "router", arguments, SERVICE_READY_S, True, config.metrics)
+    return ChildSpec("router", "router", arguments, SERVICE_READY_S, True, config.metrics, hands_over=True)
 
 
 def _flags(**values: Any) -> list[str]:
