@@ -68,7 +68,7 @@ from router.upstream.host import UpstreamHost
 from router.upstream.join import join
 
 CANCEL_GRACE_S = 1.0
-LINGER_S = 1.0
+LINGER_S = 2.0
 """A router that was succeeded answers as before for so long: connections that stand, or are on their way, may
 bring a request yet."""
 LAST_WORDS_S = 2.0
@@ -278,12 +278,16 @@ class RouterService:
             http.leave()
         # gRPC refuses new calls at once, and says so to its clients, which call the successor.
         rpc_stopping = asyncio.create_task(rpc.stop(grace_s + LAST_WORDS_S))
-        if succeeded:
+        if not succeeded:
+            self.table.close()
+        elif http is not None:
+            # Nobody is refused: what comes is answered until there is no connection left over which it could.
             await asyncio.sleep(LINGER_S)
-        self.table.close()
+            http.stop(grace_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self.table.drained()
+        self.table.close()
         if keyed is not None:
             await keyed.save()
         # Whoever still waits will ask another router; here nobody must compute for nobody.

@@ -23,9 +23,9 @@ from tidepipe.cluster.local import LocalCluster
 
 MOMENTS = int(os.environ.get("INTERRUPTIONS", "1"))
 SEED = int(os.environ.get("INTERRUPTION_SEED", str(random.SystemRandom().randrange(10**6))))
-LINES, TOKENS = 24, 60
-LASTS_S = 2.0
-"""About as long as the answers take: two rounds of twelve, 60 steps of 15 ms each."""
+LINES, TOKENS = 24, 40
+LASTS_S = 1.3
+"""About as long as the answers take: two rounds of twelve, 40 steps of 15 ms each."""
 KINDS = ("SIGINT", "SIGTERM", "SIGKILL", "cut link")
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(120 + 60 * MOMENTS)]

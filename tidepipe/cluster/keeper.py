@@ -1,7 +1,7 @@
 """A router that can be restarted in its place: `python -m tidepipe.cluster.keeper router --listen ...`.
 
-For containers and systemd, where nobody else could start a successor beside it: SIGHUP does that, SIGTERM ends
-it in order. A router that dies is started again; one that cannot be kept alive ends this process as well.
+For containers and systemd, where nobody else could start a successor beside it: SIGHUP does that, SIGTERM
+ends it in order. A router that dies is started again; if it cannot be kept alive, this process ends as well.
 """
 
 from __future__ import annotations
