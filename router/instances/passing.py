@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from common.errors import InvalidRequestError
+from common.errors import InvalidRequestError, PermissionDeniedError
 from common.rpc.channel import open_channel
 from common.rpc.status import translated
+from common.security.process import own
 from router.instances.dispatcher import Dispatcher
 from router.instances.link import InstanceLink
 from router.instances.registry import InstanceRegistry
@@ -46,11 +47,20 @@ class Passing:
     async def pass_on(self, link: InstanceLink, address: str) -> int:
         """Hand an instance to the router at HOST:PORT; returns how many sequences are finished here.
 
-        Nothing has changed if that router does not take it (its own error, or UnavailableError).
+        Nothing has changed if that router does not take it (its own error, or UnavailableError), or must not
+        be asked (PermissionDeniedError).
         """
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
             raise InvalidRequestError(f"a router's address is HOST:PORT, got {address!r}", "router_address")
+        credentials = own()
+        if credentials.token and not credentials.secure:
+            # Whoever is at that address would be shown the token, by us and then by the instance; and
+            # without TLS anybody may ask for this.
+            raise PermissionDeniedError(
+                "a cluster without TLS passes no instance on to another router, which cannot prove that it "
+                "is one; give both clusters certificates (--tls)"
+            )
         announced = link.announced
         handle = pb.InstanceHandle(
             instance_id=announced.instance_id,

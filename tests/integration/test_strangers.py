@@ -13,6 +13,8 @@ import httpx
 import pytest
 from google.protobuf.message_factory import GetMessageClass
 
+from common.errors import TidePipeError
+from tidepipe.client.admin import AdminClient
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.cluster.config import ClusterConfig
 from tidepipe.cluster.local import LocalCluster
@@ -83,6 +85,11 @@ async def test_a_stranger_calls_no_service_and_reads_no_file(
         assert await refused(cluster.grpc_address, controller_pb2.DESCRIPTOR)
         assert await refused(address["predictor"], predictor_pb2.DESCRIPTOR)
         assert await refused(provisioner, provisioner_pb2.DESCRIPTOR)
+
+        # Nor is the token shown to whoever says that it is a router.
+        async with AdminClient(cluster.grpc_address) as admin:
+            with pytest.raises(TidePipeError, match="passes no instance on"):
+                await admin.move("instance-0", router="127.0.0.1:1")
 
         # Clients go on without anything.
         async with AsyncClient(cluster.grpc_address) as client:
