@@ -19,6 +19,7 @@ from router.core.events import (
     InstanceJoined,
     InstanceLeft,
     InstanceReported,
+    InstancesStarting,
     QueueFull,
     Regrouped,
     RequestArrived,
@@ -208,6 +209,7 @@ class VirtualCluster:
                 self._jobs.pop(request.request_id).refused = now
             case AddInstance(reason):
                 heapq.heappush(self._starting, (now + self._rules.start_s, self._name()))
+                self._hear(InstancesStarting(len(self._starting)), now)
                 self._note(now, f"add: {reason}")
             case DrainInstance(name, reason):
                 self._draining.add(name)
@@ -223,6 +225,7 @@ class VirtualCluster:
         self._reported[name] = -1.0
         facts = InstanceFacts(name, self._prefill, self._context, self._rules.max_sequences)
         self._hear(InstanceJoined(facts), now)
+        self._hear(InstancesStarting(len(self._starting)), now)
         self.log.instances.append((now, len(self._instances)))
 
     def _leave(self, name: str, now: float) -> None:

@@ -52,6 +52,13 @@ class InstanceResumed:
 
 
 @dataclass(frozen=True, slots=True)
+class InstancesStarting:
+    """So many instances are being started: they were asked for, and have not joined yet."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceLeft:
     """It has drained, or is lost. What it had arrives anew, if the driver says so."""
 
@@ -125,8 +132,8 @@ class SetScaling:
 
 Event = (
     InstanceJoined | InstanceReported | InstanceReconnected | InstanceDraining | InstanceResumed
-    | InstanceLeft | RequestArrived | RequestWithdrawn | FirstToken | Tick | SplitMacro | MergeMacros
-    | MoveInstance | SetPolicy | SetScaling
+    | InstancesStarting | InstanceLeft | RequestArrived | RequestWithdrawn | FirstToken | Tick | SplitMacro
+    | MergeMacros | MoveInstance | SetPolicy | SetScaling
 )  # fmt: skip
 
 # -- actions --------------------------------------------------------------------------------------------

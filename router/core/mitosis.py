@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import dataclass
 
 from common.errors import ConfigError, NotFoundError
@@ -40,12 +39,14 @@ class Mitosis:
 
     Expansion: an instance joins the first group with room; if all are full, the last one takes it, exceeds
     N_u and splits off a new group of N_l. Contraction: the smallest group above N_l gives one up; two groups
-    that together hold no more than N_u are merged.
+    that together hold no more than N_u are merged. Sizes count those that stay: one that drains serves
+    nobody new, so its group has shrunk when it begins to drain, not when it is gone.
     """
 
     def __init__(self, bounds: Bounds, prefix: str = "macro") -> None:
         self.bounds = bounds
         self.groups: dict[str, list[str]] = {}
+        self._leaving: set[str] = set()
         self._prefix = prefix
         self._made = 0
 
@@ -60,22 +61,37 @@ class Mitosis:
         """Expansion by one."""
         if any(instance_id in members for members in self.groups.values()):
             return []
-        target = next((g for g, members in self.groups.items() if len(members) < self.bounds.upper), None)
+        target = next((g for g in self.groups if len(self.staying(g)) < self.bounds.upper), None)
         if target is None:
             target = next(reversed(self.groups)) if self.groups else self._new_group()
         self.groups[target].append(instance_id)
         moves = [Move(instance_id, "", target)]
-        if len(self.groups[target]) > self.bounds.upper:
+        if len(self.staying(target)) > self.bounds.upper:
             moves += self.split(target)
         return moves
 
-    def candidate(self, leaving: Set[str] = frozenset()) -> str | None:
-        """The instance that contraction would remove: the newest of the smallest group above N_l.
+    def staying(self, macro_id: str) -> list[str]:
+        """The members of a group that are not on their way out."""
+        return [one for one in self.groups[macro_id] if one not in self._leaving]
 
-        With one group left it goes on to the last instance. leaving: instances on their way out already.
+    def leave(self, instance_id: str) -> list[Move]:
+        """An instance gets nothing new from now on: the merges that follow. `remove` when it is gone."""
+        self.home(instance_id)
+        self._leaving.add(instance_id)
+        return self._merges()
+
+    def resume(self, instance_id: str) -> list[Move]:
+        """It stays after all: the split that follows if its group is too large with it."""
+        home = self.home(instance_id)
+        self._leaving.discard(instance_id)
+        return self.split(home) if len(self.staying(home)) > self.bounds.upper else []
+
+    def candidate(self) -> str | None:
+        """The instance that contraction would let go: the newest of the smallest group above N_l.
+
+        With one group left it goes on to the last instance. None if all are on their way out.
         """
-        staying = ([one for one in members if one not in leaving] for members in self.groups.values())
-        groups = [members for members in staying if members]
+        groups = [members for macro_id in self.groups if (members := self.staying(macro_id))]
         if not groups:
             return None
         above = [members for members in groups if len(members) > self.bounds.lower]
@@ -85,12 +101,11 @@ class Mitosis:
         """Contraction by this one (it has drained, or is lost), and the merges that follow."""
         source = self.home(instance_id)
         self.groups[source].remove(instance_id)
+        self._leaving.discard(instance_id)
         moves = [Move(instance_id, source, "")]
         if not self.groups[source]:
             del self.groups[source]
-        while (pair := self._mergeable()) is not None:
-            moves += self.merge(*pair)
-        return moves
+        return moves + self._merges()
 
     def split(self, macro_id: str, count: int = 0) -> list[Move]:
         """Split off a new group of `count` (default N_l) instances, the newest ones.
@@ -98,26 +113,28 @@ class Mitosis:
         ConfigError if fewer than one would stay.
         """
         members = self._members(macro_id)
+        staying = self.staying(macro_id)
         wanted = count or self.bounds.lower
-        if not 1 <= wanted < len(members):
+        if not 1 <= wanted < len(staying):
             raise ConfigError(
-                f"{macro_id} has {len(members)} instances: a split takes 1 to {len(members) - 1} of them, "
+                f"{macro_id} has {len(staying)} instances: a split takes 1 to {len(staying) - 1} of them, "
                 f"not {wanted}"
             )
         target = self._new_group()
-        leaving = members[-wanted:]
-        del members[-wanted:]
-        self.groups[target].extend(leaving)
-        return [Move(one, macro_id, target) for one in leaving]
+        moving = staying[-wanted:]
+        members[:] = [one for one in members if one not in moving]
+        self.groups[target].extend(moving)
+        return [Move(one, macro_id, target) for one in moving]
 
     def merge(self, into: str, other: str) -> list[Move]:
         """All of `other` joins `into`. ConfigError if they are the same or too many for one."""
         target, source = self._members(into), self._members(other)
         if into == other:
             raise ConfigError(f"{into} cannot be merged with itself")
-        if len(target) + len(source) > self.bounds.upper:
+        together = len(self.staying(into)) + len(self.staying(other))
+        if together > self.bounds.upper:
             raise ConfigError(
-                f"{into} and {other} have {len(target) + len(source)} instances together, more than the "
+                f"{into} and {other} have {together} instances together, more than the "
                 f"{self.bounds.upper} that one macro instance may have"
             )
         moves = [Move(one, other, into) for one in source]
@@ -131,8 +148,10 @@ class Mitosis:
         members = self._members(target)
         if source == target:
             return []
-        if len(members) >= self.bounds.upper:
-            raise ConfigError(f"{target} has {len(members)} instances, as many as a macro instance may have")
+        if len(self.staying(target)) >= self.bounds.upper:
+            raise ConfigError(
+                f"{target} has {self.bounds.upper} instances, as many as a macro instance may have"
+            )
         self.groups[source].remove(instance_id)
         members.append(instance_id)
         if not self.groups[source]:
@@ -144,12 +163,18 @@ class Mitosis:
             raise NotFoundError(f"no macro instance {macro_id}; there are {', '.join(self.groups) or 'none'}")
         return self.groups[macro_id]
 
+    def _merges(self) -> list[Move]:
+        moves: list[Move] = []
+        while (pair := self._mergeable()) is not None:
+            moves += self.merge(*pair)
+        return moves
+
     def _mergeable(self) -> tuple[str, str] | None:
         """The two smallest groups, if one may hold both; the older one keeps its name."""
-        smallest = sorted(self.groups, key=lambda g: len(self.groups[g]))[:2]
+        smallest = sorted(self.groups, key=lambda g: len(self.staying(g)))[:2]
         if len(smallest) < 2:
             return None
-        if sum(len(self.groups[g]) for g in smallest) > self.bounds.upper:
+        if sum(len(self.staying(g)) for g in smallest) > self.bounds.upper:
             return None
         order = list(self.groups)
         first, second = sorted(smallest, key=order.index)

@@ -23,6 +23,7 @@ from router.core.events import (
     InstanceReconnected,
     InstanceReported,
     InstanceResumed,
+    InstancesStarting,
     MergeMacros,
     MoveInstance,
     QueueFull,
@@ -76,6 +77,7 @@ class OverallScheduler:
         self.pending = PendingQueue(config.max_pending)
         self.macros: dict[str, MacroInstance] = {}
         self.scaling = AutoScaling(config.scaling) if config.scaling else None
+        self.starting = 0
         self._waits: dict[str, Choice] = {}
         self._actions: list[Action] = []
         self._retried = -RETRY_S
@@ -108,11 +110,13 @@ class OverallScheduler:
                 if view := self.view(event.instance_id):
                     view.reconnect()
             case InstanceDraining():
-                if view := self.view(event.instance_id):
-                    view.draining = True
+                self._drain(event.instance_id)
             case InstanceResumed():
                 if view := self.view(event.instance_id):
                     view.draining = False
+                    self._regroup(self.mitosis.resume(event.instance_id))
+            case InstancesStarting():
+                self.starting = event.count
             case InstanceLeft():
                 if self.view(event.instance_id):
                     self._regroup(self.mitosis.remove(event.instance_id))
@@ -251,6 +255,11 @@ class OverallScheduler:
         if moves:
             self._actions.append(Regrouped(tuple(moves)))
 
+    def _drain(self, instance_id: str) -> None:
+        if (view := self.view(instance_id)) and not view.draining:
+            view.draining = True
+            self._regroup(self.mitosis.leave(instance_id))
+
     def _set_policy(self, name: str) -> None:
         make_routing_policy(name)  # a wrong name is told also while there is no macro instance
         fresh = {macro_id: make_routing_policy(name) for macro_id in self.macros}
@@ -261,15 +270,13 @@ class OverallScheduler:
     def _scale(self, scaling: AutoScaling, now: float) -> None:
         everyone = [view for macro in self.macros.values() for view in macro.views]
         views = [view for view in everyone if not view.draining]
-        draining = {view.instance_id for view in everyone if view.draining}
         slacks = [view.slack for view in views]
         decoding = sum(slack.count for slack in slacks)
         due = sum(slack.count * slack.mean_due for slack in slacks if slack.count)
         saved = due / decoding - now if decoding else FOREVER
-        step = scaling.step(len(views), saved, self.pending.oldest_wait(now), now)
+        step = scaling.step(len(views), saved, self.pending.oldest_wait(now), now, self.starting)
         if step.change > 0:
             self._actions.append(AddInstance(step.reason, step.numbers))
-        elif step.change < 0 and (leaving := self.mitosis.candidate(draining)) is not None:
-            if view := self.view(leaving):
-                view.draining = True
+        elif step.change < 0 and (leaving := self.mitosis.candidate()) is not None:
+            self._drain(leaving)
             self._actions.append(DrainInstance(leaving, step.reason, step.numbers))

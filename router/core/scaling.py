@@ -58,8 +58,12 @@ class AutoScaling:
         self._seen.append((now, ttft_s))
         self._sum += ttft_s
 
-    def step(self, instances: int, saved_s: float, oldest_wait_s: float, now: float) -> ScalingStep:
-        """saved_s: mean saved TPOT over all decoding requests (infinite if there are none).
+    def step(
+        self, instances: int, saved_s: float, oldest_wait_s: float, now: float, starting: int = 0
+    ) -> ScalingStep:
+        """instances: that serve. starting: that were asked for and do not serve yet; they count for `most`.
+
+        saved_s: mean saved TPOT over all decoding requests (infinite if there are none).
 
         oldest_wait_s: of the requests that wait at the router.
         """
@@ -74,11 +78,11 @@ class AutoScaling:
         self._ample_since = (now if self._ample_since is None else self._ample_since) if ample else None
         if now - self._stepped < rules.calm_s:
             return ScalingStep(0, "the last step is too recent", numbers)
-        if mean > limit and instances < rules.most:
+        if mean > limit and instances + starting < rules.most:
             self._stepped = now
             return ScalingStep(1, "mean TTFT exceeds its limit", numbers)
         lasts = self._ample_since is not None and now - self._ample_since >= rules.lasting_s
-        if lasts and instances > rules.least:
+        if lasts and instances > rules.least and not starting:
             self._stepped = now
             self._ample_since = None
             return ScalingStep(-1, "saved TPOT would pay for one instance fewer", numbers)

@@ -94,12 +94,12 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
             case "set":
                 wanted = request.set
             case "add":
-                wanted = fleet.staying + request.add
+                wanted = _now(fleet) + request.add
             case "remove":
-                wanted = fleet.staying - request.remove
+                wanted = _now(fleet) - request.remove
             case _:
                 raise InvalidRequestError("say how: set, add or remove", "change")
-        fleet.scale_to(wanted)
+        await fleet.scale_to(wanted, force=request.force)
         return pb.ScaleInstancesResponse(wanted=wanted, scaling=self._scaling())
 
     async def SetAutoScaling(  # noqa: N802
@@ -176,7 +176,13 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
             starting=sorted(fleet.starting),
             stopping=sorted(fleet.stopping),
             notes=[pb.ScalingNote(age_s=now - when, text=text) for when, text in fleet.notes],
+            wanted=fleet.wanted,
         )
+
+
+def _now(fleet: Fleet) -> int:
+    """What `more` and `fewer` are counted from: what was asked for, even if it is not there yet."""
+    return fleet.staying if fleet.wanted is None else fleet.wanted
 
 
 def _policy(link: InstanceLink) -> str:

@@ -9,15 +9,21 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from common.errors import ConfigError, InvalidRequestError, NotFoundError, TidePipeError
-from router.core.events import AddInstance, DrainInstance, SetScaling
+from router.core.events import AddInstance, DrainInstance, InstancesStarting, SetScaling
 from router.core.scaling import ScalingRules
 from router.core.slo import SloTarget
-from router.fleet.provisioner import Provisioner
+from router.fleet.provisioner import Provisioner, Room
 from router.instances.dispatcher import Dispatcher, ScalingWish
 from router.instances.link import InstanceLink
 from router.instances.registry import InstanceRegistry
 
 MAX_WANTED = 1024
+AT_ONCE = 4
+"""Instances that are started side by side: loading a model takes the whole disk, and all cores."""
+LOOK_S = 2.0
+"""How often what is there is compared with what is wanted."""
+FIRST_RETRY_S, LONGEST_RETRY_S = 5.0, 300.0
+"""After a start or a stop that failed; doubled each time."""
 DRAIN_POLL_S = 0.1
 MAX_NOTES = 50
 
@@ -25,7 +31,11 @@ log = structlog.get_logger()
 
 
 class Fleet:
-    """Owns the tasks that start and stop instances. What the core wishes and what people want end up here."""
+    """Owns the tasks that start and stop instances. What the core wishes and what people want end up here.
+
+    A number that somebody asked for is kept: it is compared with what is there again and again, and what
+    could not be started or stopped is tried again.
+    """
 
     def __init__(
         self,
@@ -37,16 +47,22 @@ class Fleet:
     ) -> None:
         """provisioner: None if instances only come by themselves. target: of automatic scaling."""
         self.provisioner = provisioner
-        self.starting: set[str] = set()
+        self.wanted: int | None = None
         self.stopping: set[str] = set()
         self.notes: deque[tuple[float, str]] = deque(maxlen=MAX_NOTES)
+        self._starts: dict[str, asyncio.Task[None]] = {}
+        self._provisioned: frozenset[str] = frozenset()
+        self._forced = False
         self._dispatcher = dispatcher
         self._registry = registry
         self._clock = clock
         self._target = target
         self._group: asyncio.TaskGroup | None = None
         self._started = 0
+        self._retry_s = FIRST_RETRY_S
+        self._try_again = float("-inf")
         dispatcher.on_scaling = self._wished
+        dispatcher.deserted = lambda: self.wanted == 0
 
     @property
     def automatic(self) -> bool:
@@ -54,16 +70,29 @@ class Fleet:
         return self._dispatcher.scheduler.scaling is not None
 
     @property
+    def starting(self) -> set[str]:
+        """Names of starts that are under way."""
+        return set(self._starts)
+
+    @property
     def staying(self) -> int:
-        """Instances that are here or being started, and not on their way out."""
-        here = [link for link in self._registry if not link.set_aside and not link.draining]
-        return len(here) + len(self.starting)
+        """Instances that are here or being started, and not on their way out.
+
+        One whose processes are just being restarted is here: its provisioner has it.
+        """
+        here = {link.instance_id for link in self._registry if not link.set_aside and not link.draining}
+        leaving = {link.instance_id for link in self._registry if link.set_aside or link.draining}
+        return len(here | (self._provisioned - leaving - self.stopping)) + len(self._starts)
 
     async def run(self) -> None:
         """Own the tasks until cancelled."""
         async with asyncio.TaskGroup() as group:
             self._group = group
-            await asyncio.Event().wait()
+            while True:
+                await asyncio.sleep(LOOK_S)
+                if self.wanted is not None and self.provisioner is not None:
+                    await self._look()
+                    self._approach()
 
     def set_automatic(self, on: bool, least: int, most: int) -> None:
         """Let the core decide, or not."""
@@ -73,21 +102,38 @@ class Fleet:
             )
         self._check_provisioner()
         rules = ScalingRules(self._target, least=least, most=most) if on else None
+        self.wanted = None
         self._dispatcher.hear(SetScaling(rules))
         self._note(f"automatic scaling on, {least} to {most} instances" if on else "automatic scaling off")
 
-    def scale_to(self, wanted: int) -> None:
-        """By hand. InvalidRequestError for a number that cannot be; ConfigError without a provisioner."""
+    async def scale_to(self, wanted: int, *, force: bool = False) -> None:
+        """By hand, to be kept from now on; automatic scaling ends.
+
+        InvalidRequestError for a number that cannot be, and without force for one that the provisioner has no
+        room for, or that leaves nobody to answer; ConfigError without a provisioner.
+        """
         if not 0 <= wanted <= MAX_WANTED:
             raise InvalidRequestError(f"there can be 0 to {MAX_WANTED} instances, not {wanted}")
-        self._check_provisioner()
-        for _ in range(wanted - self.staying):
-            self._add("by hand")
-        for _ in range(self.staying - wanted):
-            leaving = self._dispatcher.scheduler.mitosis.candidate(self._leaving())
-            if leaving is None:
-                break
-            self._remove(leaving, "by hand")
+        provisioner = self._check_provisioner()
+        await self._look()
+        staying = self.staying
+        if wanted == 0 < staying and not force:
+            raise InvalidRequestError(
+                "that would stop the last instance, and every request would get 503 until there is another; "
+                "force it (--force) if that is wanted"
+            )
+        room = await provisioner.room() if wanted > staying else None
+        if room is not None and room.more is not None and wanted - staying > room.more and not force:
+            raise InvalidRequestError(
+                f"there is room for {room.more} more instances, so for {staying + room.more} in all "
+                f"({room.why}), not for {wanted}; ask for fewer, or force it (--force)"
+            )
+        if self.automatic:
+            self._dispatcher.hear(SetScaling(None))
+        self.wanted, self._forced = wanted, force
+        self._retry_s, self._try_again = FIRST_RETRY_S, float("-inf")
+        self._note(f"{wanted} instances wanted: by hand")
+        self._approach()
 
     def drain(self, instance_id: str, *, resume: bool) -> int:
         """Give an instance nothing new, or something again; returns its unfinished sequences."""
@@ -108,12 +154,43 @@ class Fleet:
         names = ", ".join(link.instance_id for link in self._registry) or "none"
         raise NotFoundError(f"no instance {instance_id}; there are: {names}")
 
-    def _check_provisioner(self) -> None:
+    def _check_provisioner(self) -> Provisioner:
         if self.provisioner is None:
             raise ConfigError(
                 "this router has no provisioner to start and stop instances with; start it with "
                 "--provisioner, or start controllers by hand: they register by themselves"
             )
+        return self.provisioner
+
+    # -- what is wanted, and what is there ------------------------------------------------------------
+
+    async def _look(self) -> None:
+        """Ask the provisioner what it has; while it does not answer, what it said last holds."""
+        assert self.provisioner is not None
+        try:
+            self._provisioned = frozenset(await self.provisioner.instances())
+        except TidePipeError as error:
+            log.warning("the provisioner does not say what it has", reason=str(error))
+
+    def _approach(self) -> None:
+        """Start and stop towards the number that somebody wants."""
+        wanted = self.wanted
+        if wanted is None or self.automatic:
+            return
+        if self._clock() >= self._try_again:
+            for _ in range(min(wanted - self.staying, AT_ONCE - len(self._starts))):
+                self._add(f"{wanted} are wanted", force=self._forced)
+        for _ in range(self.staying - wanted):
+            # What is not there yet is the cheapest to do without.
+            if self._starts:
+                name, start = self._starts.popitem()
+                start.cancel()
+                self._note(f"{name} is given up: {wanted} are wanted")
+                self._told()
+            elif (leaving := self._dispatcher.scheduler.mitosis.candidate()) is not None:
+                self._remove(leaving, f"{wanted} are wanted")
+            else:
+                return
 
     def _wished(self, wish: ScalingWish) -> None:
         match wish:
@@ -122,26 +199,40 @@ class Fleet:
             case DrainInstance():
                 self._remove(wish.instance_id, _why(wish.reason, wish.numbers))
 
-    def _leaving(self) -> frozenset[str]:
-        return frozenset(link.instance_id for link in self._registry if link.set_aside or link.draining)
+    def _told(self) -> None:
+        """The core counts what is being started."""
+        self._dispatcher.hear(InstancesStarting(len(self._starts)))
 
-    def _add(self, why: str) -> None:
+    # -- starting -------------------------------------------------------------------------------------
+
+    def _add(self, why: str, *, force: bool = False) -> None:
         assert self._group is not None, "the fleet runs before anybody is served"
         self._started += 1
         name = f"start-{self._started}"
-        self.starting.add(name)
-        self._note(f"one more instance: {why}")
-        self._group.create_task(self._start(name))
+        self._note(f"{name}, one more instance: {why}")
+        self._starts[name] = self._group.create_task(self._start(name, force))
+        self._told()
 
-    async def _start(self, name: str) -> None:
+    async def _start(self, name: str, force: bool) -> None:
         assert self.provisioner is not None
         try:
+            room = Room(None, "") if force else await self.provisioner.room()
+            if room.more == 0:
+                raise ConfigError(f"there is no room for one more ({room.why})")
             started = await self.provisioner.start()
-            self._note(f"{started.instance_id} serves at {started.controller_address} ({started.place})")
         except TidePipeError as error:
-            self._note(f"an instance could not be started: {error}")
+            self._note(f"{name} failed: {error}; it is tried again in {self._retry_s:g} s if still wanted")
+            self._try_again = self._clock() + self._retry_s
+            self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
+        else:
+            self._retry_s = FIRST_RETRY_S
+            self._provisioned |= {started.instance_id}
+            self._note(f"{started.instance_id} serves at {started.controller_address} ({started.place})")
         finally:
-            self.starting.discard(name)
+            if self._starts.pop(name, None) is not None:
+                self._told()
+
+    # -- stopping -------------------------------------------------------------------------------------
 
     def _remove(self, instance_id: str, why: str) -> None:
         assert self._group is not None, "the fleet runs before anybody is served"
@@ -155,16 +246,25 @@ class Fleet:
     async def _stop(self, link: InstanceLink) -> None:
         assert self.provisioner is not None
         name = link.instance_id
-        try:
-            # Whether its sequences end there or are lost with it: none are left when it is stopped.
-            while len(link.placements):  # noqa: ASYNC110 (it is another object's state)
-                await asyncio.sleep(DRAIN_POLL_S)
-            await self.provisioner.stop(name)
-            self._note(f"{name} has been stopped")
-        except TidePipeError as error:
-            self._note(f"{name} has left, but was not stopped: {error}")
-        finally:
+        # Whether its sequences end there or are lost with it: none are left when it is stopped.
+        while len(link.placements):  # noqa: ASYNC110 (it is another object's state)
+            await asyncio.sleep(DRAIN_POLL_S)
+        wait_s = FIRST_RETRY_S
+        while True:
+            try:
+                await self.provisioner.stop(name)
+            except NotFoundError as error:
+                self._note(f"{name} has left, but was not stopped: {error}")
+            except TidePipeError as error:
+                self._note(f"{name} could not be stopped: {error}; it is tried again in {wait_s:g} s")
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, LONGEST_RETRY_S)
+                continue
+            else:
+                self._note(f"{name} has been stopped")
+            self._provisioned -= {name}
             self.stopping.discard(name)
+            return
 
     def _note(self, text: str) -> None:
         log.info("scaling", what=text)

@@ -17,6 +17,7 @@ from tidepipe.v1 import provisioner_pb2_grpc as pb_grpc
 START_TIMEOUT_S = 900.0
 """Loading a large model from disk takes minutes."""
 STOP_TIMEOUT_S = 60.0
+LIST_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,14 @@ class StartedInstance:
     place: str
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many more instances there is room for (None: not known), and what that rests on, in words."""
+
+    more: int | None
+    why: str
+
+
 class Provisioner(Protocol):
     """Starts and stops instances."""
 
@@ -37,6 +46,14 @@ class Provisioner(Protocol):
 
     async def stop(self, instance_id: str) -> None:
         """End one; returns when it is gone. NotFoundError if it was not started here."""
+        ...
+
+    async def instances(self) -> list[str]:
+        """Names of those that it started and has not stopped, whether they serve just now or not."""
+        ...
+
+    async def room(self) -> Room:
+        """What it could start beside them."""
         ...
 
 
@@ -59,6 +76,19 @@ class RemoteProvisioner:
             await self._stub.StopInstance(
                 pb.StopInstanceRequest(instance_id=instance_id), timeout=STOP_TIMEOUT_S
             )
+
+    async def instances(self) -> list[str]:
+        """Part of Provisioner."""
+        return [one.instance_id for one in (await self._list()).instances]
+
+    async def room(self) -> Room:
+        """Part of Provisioner."""
+        reply = await self._list()
+        return Room(reply.room if reply.HasField("room") else None, reply.room_reason)
+
+    async def _list(self) -> pb.ListProvisionedResponse:
+        with translated():
+            return await self._stub.ListProvisioned(pb.ListProvisionedRequest(), timeout=LIST_TIMEOUT_S)
 
 
 @contextlib.asynccontextmanager

@@ -38,6 +38,11 @@ TICK_S = 0.1
 BOUNCE_PAUSE_S = 0.25
 """After a refusal for want of room: by then a report says how full the instance is."""
 
+DESERTED = (
+    "all instances of this service have been stopped; it answers again when its operator starts some "
+    "(`tidepipe admin scale set N`)"
+)
+
 ScalingWish = AddInstance | DrainInstance
 
 log = structlog.get_logger()
@@ -62,6 +67,8 @@ class Dispatcher:
         self.moved = 0
         self.scheduler = scheduler
         self.on_scaling: Callable[[ScalingWish], None] = lambda wish: None
+        self.deserted: Callable[[], bool] = lambda: False
+        """True while nobody wants any instance: then there is nothing to wait for."""
         self.attendance = Attendance(scheduler, self.hear, self.changed, clock)
         self._name_stay = name_stay
         self._clock = clock
@@ -75,7 +82,11 @@ class Dispatcher:
 
     def submit(self, sequence: RoutedSequence) -> None:
         """Find an instance for a new sequence."""
-        if not sequence.finished:
+        if sequence.finished:
+            return
+        if self.deserted() and not self.attendance.anyone:
+            sequence.fail(UnavailableError(DESERTED))
+        else:
             self._arrive(sequence)
 
     def withdraw(self, sequence: RoutedSequence) -> None:
@@ -228,6 +239,9 @@ class Dispatcher:
             waited = now - action.request.arrived
             text = f"no instance could take the request within {waited:.1f} s: {action.choice.reason}"
             self._refuse(action.request, text, waited)
+        elif self.deserted():
+            del self._pending[key]
+            sequence.fail(UnavailableError(DESERTED))
         elif now - max(action.request.arrived, self._last_open) < self._rules.patience_s:
             self._arrive(sequence)
         else:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Self
 
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from common.rpc.channel import open_channel
 from common.rpc.status import translated
+from tidepipe.client.plain import plain
 from tidepipe.client.requests import check_endpoint
 from tidepipe.v1 import admin_pb2 as pb
 from tidepipe.v1 import admin_pb2_grpc as pb_grpc
@@ -62,9 +62,10 @@ class AdminClient:
         request = pb.DrainInstanceRequest(instance_id=instance_id, resume=resume)
         return int((await self._ask(self._stub.DrainInstance, request))["unfinished"])
 
-    async def scale(self, how: str, count: int) -> dict[str, Any]:
-        """how: set, add or remove."""
-        return await self._ask(self._stub.ScaleInstances, pb.ScaleInstancesRequest(**{how: count}))
+    async def scale(self, how: str, count: int, *, force: bool = False) -> dict[str, Any]:
+        """how: set, add or remove. force: beyond what the machines hold, and down to none."""
+        request = pb.ScaleInstancesRequest(**{how: count}, force=force)
+        return await self._ask(self._stub.ScaleInstances, request)
 
     async def auto_scaling(self, on: bool, least: int = 0, most: int = 0) -> dict[str, Any]:
         """Scale by load from now on, or by hand."""
@@ -80,6 +81,4 @@ class AdminClient:
     async def _ask(method: Any, request: Message) -> dict[str, Any]:
         with translated():
             reply = await method(request, timeout=TIMEOUT_S)
-        return MessageToDict(
-            reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-        )
+        return plain(reply)

@@ -16,7 +16,7 @@ def worker_device(wanted: str, worker: int) -> str:
     """The device of worker number `worker`; several GPUs are dealt out one after the other."""
     if wanted not in ("auto", "cuda"):
         return wanted
-    gpus = _visible_gpus()
+    gpus = visible_gpus()
     if gpus == 0 or (wanted == "auto" and not _torch_has_cuda()):
         return wanted
     return f"cuda:{worker % gpus}"
@@ -26,7 +26,7 @@ def workers_on_device(wanted: str, workers: int) -> int:
     """How many of so many workers share the most crowded GPU that `worker_device` deals out; 1 on CPUs."""
     if wanted.startswith("cuda:"):
         return workers
-    gpus = _visible_gpus() if worker_device(wanted, 0).startswith("cuda:") else 0
+    gpus = visible_gpus() if worker_device(wanted, 0).startswith("cuda:") else 0
     return -(-workers // gpus) if gpus else 1
 
 
@@ -37,7 +37,7 @@ def worker_memory_gib(workers: int) -> float | None:
     return round(psutil.virtual_memory().available * _SHARE_OF_MEMORY / workers / _GIB, 3)
 
 
-def _visible_gpus() -> int:
+def visible_gpus() -> int:
     """Number of GPUs that a process of this machine sees, found without loading torch."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from common.errors import TidePipeError
+from common.exception_groups import leaves
 from tidepipe.cluster.child import Child, ChildSpec
 from tidepipe.cluster.config import ClusterConfig
 from tidepipe.cluster.plan import controller_spec, worker_spec
@@ -37,9 +39,15 @@ class LocalInstance:
 
     async def start(self, router: str, predictor: str) -> str:
         """The controller's address once it serves; ClusterError if a process does not come up."""
-        async with asyncio.TaskGroup() as group:
-            for worker in self.workers:
-                group.create_task(worker.start())
+        failures: list[TidePipeError] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                for worker in self.workers:
+                    group.create_task(worker.start())
+        except* TidePipeError as errors:
+            failures = leaves(errors)
+        if failures:
+            raise failures[0]
         addresses = [worker.address for worker in self.workers]
         spec = controller_spec(
             self._config, self._number, stages=addresses, router=router, predictor=predictor

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+import psutil
+
 from common.errors import NotFoundError, OverloadedError
 from tidepipe.cluster.child import Child, ChildSpec
 from tidepipe.cluster.config import ClusterConfig
 from tidepipe.cluster.instance import LocalInstance
 from tidepipe.cluster.processes import Processes
-from tidepipe.provision.provisioner import ProvisionedInstance
+from tidepipe.cluster.room import machine_room
+from tidepipe.provision.provisioner import ProvisionedInstance, Room
 
 MAX_INSTANCES = 64
 
@@ -35,6 +38,7 @@ class LocalInstances:
         self._predictor = predictor
         self._numbers = itertools.count()
         self._members: dict[str, LocalInstance] = {}
+        self._starting = 0
 
     async def start_instance(self) -> ProvisionedInstance:
         """Part of InstanceProvisioner."""
@@ -43,11 +47,14 @@ class LocalInstances:
                 f"this cluster has {len(self._members)} instances, as many as it may", 60_000
             )
         instance = LocalInstance(self._config, next(self._numbers), self._make_child)
+        self._starting += 1
         try:
             await instance.start(self._router, self._predictor)
         except BaseException:
             await self._end(instance)
             raise
+        finally:
+            self._starting -= 1
         self._members[instance.name] = instance
         for child in instance.children:
             self._processes.keep(child)
@@ -67,10 +74,24 @@ class LocalInstances:
         """Part of InstanceProvisioner."""
         return [_provisioned(instance) for instance in self._members.values()]
 
+    def room(self) -> Room | None:
+        """Part of InstanceProvisioner."""
+        sizes = [size for instance in list(self._members.values()) if (size := _resident_bytes(instance))]
+        there = len(self._members) + self._starting
+        return machine_room(self._config, there, self._starting, max(sizes, default=0), MAX_INSTANCES)
+
     async def _end(self, instance: LocalInstance) -> None:
         await instance.stop()
         for child in instance.children:
             self._processes.remove(child)
+
+
+def _resident_bytes(instance: LocalInstance) -> int:
+    """Memory of all its processes; 0 if one of them is gone just now."""
+    try:
+        return sum(psutil.Process(child.pid).memory_info().rss for child in instance.children)
+    except psutil.Error:
+        return 0
 
 
 def _provisioned(instance: LocalInstance) -> ProvisionedInstance:

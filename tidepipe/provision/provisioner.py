@@ -15,6 +15,14 @@ class ProvisionedInstance:
     place: str
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """more: instances. why: what that rests on, in words."""
+
+    more: int
+    why: str
+
+
 class InstanceProvisioner(Protocol):
     """Owns the machines or processes that instances run on."""
 
@@ -31,4 +39,8 @@ class InstanceProvisioner(Protocol):
 
     def instances(self) -> list[ProvisionedInstance]:
         """Those that were started here and not stopped."""
+        ...
+
+    def room(self) -> Room | None:
+        """For how many more there is room beside them and those being started; None if nobody can say."""
         ...

@@ -17,7 +17,7 @@ from tidepipe.cluster.child import KILL_AFTER_S, ChildSpec
 from tidepipe.cluster.config import ClusterConfig
 from tidepipe.cluster.instance import WORKER_KILL_AFTER_S
 from tidepipe.cluster.plan import controller_spec, worker_spec
-from tidepipe.provision.provisioner import ProvisionedInstance
+from tidepipe.provision.provisioner import ProvisionedInstance, Room
 
 try:
     import ray
@@ -126,6 +126,14 @@ class RayProvisioner:
     def instances(self) -> list[ProvisionedInstance]:
         """Part of InstanceProvisioner."""
         return [_provisioned(instance) for instance in self._instances.values()]
+
+    def room(self) -> Room | None:
+        """Part of InstanceProvisioner."""
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        (name, each), *_ = self._resources().items()
+        needed = each * self._config.stages
+        have = free.get(name, 0.0)
+        return Room(int(have // needed), f"{have:g} {name} free in the Ray cluster, {needed:g} an instance")
 
     async def close(self) -> None:
         """End all instances and leave the cluster."""

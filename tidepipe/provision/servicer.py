@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -42,9 +43,13 @@ class ProvisionerServicer(pb_grpc.ProvisionerServiceServicer):
     async def ListProvisioned(  # noqa: N802
         self, request: pb.ListProvisionedRequest, context: Context
     ) -> pb.ListProvisionedResponse:
-        """All of them."""
+        """All of them, and the room for more."""
+        # It looks at the machine's memory and at processes.
+        room = await asyncio.to_thread(self._provisioner.room)
         return pb.ListProvisionedResponse(
-            instances=[_to_wire(instance) for instance in self._provisioner.instances()]
+            instances=[_to_wire(instance) for instance in self._provisioner.instances()],
+            room=None if room is None else room.more,
+            room_reason="" if room is None else room.why,
         )
 
 

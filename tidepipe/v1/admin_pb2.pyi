@@ -194,10 +194,13 @@ class ScalingState(_message.Message):
     STARTING_FIELD_NUMBER: _builtins.int
     STOPPING_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
     automatic: _builtins.bool
     """True if instances are added and removed by load."""
     provisioner: _builtins.bool
     """True if instances can be started and stopped."""
+    wanted: _builtins.int
+    """Instances that somebody asked for, and that are kept; unset: nobody did."""
     @_builtins.property
     def starting(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Instances being started."""
@@ -218,12 +221,15 @@ class ScalingState(_message.Message):
         starting: _abc.Iterable[_builtins.str] | None = ...,
         stopping: _abc.Iterable[_builtins.str] | None = ...,
         notes: _abc.Iterable[Global___ScalingNote] | None = ...,
+        wanted: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wanted", b"_wanted", "wanted", b"wanted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["automatic", b"automatic", "notes", b"notes", "provisioner", b"provisioner", "starting", b"starting", "stopping", b"stopping"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wanted", b"_wanted", "automatic", b"automatic", "notes", b"notes", "provisioner", b"provisioner", "starting", b"starting", "stopping", b"stopping", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__wanted: _TypeAlias = _typing.Literal["wanted"]  # noqa: Y015
+    _WhichOneofArgType__wanted: _TypeAlias = _typing.Literal["_wanted", b"_wanted"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wanted) -> _WhichOneofReturnType__wanted | None: ...
 
 Global___ScalingState: _TypeAlias = ScalingState  # noqa: Y015
 
@@ -470,22 +476,26 @@ class ScaleInstancesRequest(_message.Message):
     SET_FIELD_NUMBER: _builtins.int
     ADD_FIELD_NUMBER: _builtins.int
     REMOVE_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     set: _builtins.int
     """To so many."""
     add: _builtins.int
     """So many more."""
     remove: _builtins.int
     """So many fewer."""
+    force: _builtins.bool
+    """Also beyond what the machines hold, and down to no instance at all."""
     def __init__(
         self,
         *,
         set: _builtins.int = ...,
         add: _builtins.int = ...,
         remove: _builtins.int = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "change", b"change", "remove", b"remove", "set", b"set"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "change", b"change", "remove", b"remove", "set", b"set"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "change", b"change", "force", b"force", "remove", b"remove", "set", b"set"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["set", "add", "remove"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015

@@ -129,8 +129,9 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ScaleInstances(self, request, context):
-        """Changes how many instances there are. Answers at once; starting and draining go on behind.
-        FAILED_PRECONDITION without a provisioner.
+        """Changes how many instances there are, and keeps it so: what fails is tried again. Answers at once;
+        starting and draining go on behind. FAILED_PRECONDITION without a provisioner; INVALID_ARGUMENT for more
+        than the machines hold, or for none, unless forced.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

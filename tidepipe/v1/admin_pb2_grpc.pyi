@@ -46,8 +46,9 @@ class AdminServiceStub:
     DrainInstance: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainInstanceRequest, _admin_pb2.DrainInstanceResponse]
     """Gives an instance nothing new, or takes that back. What it has is finished."""
     ScaleInstances: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ScaleInstancesRequest, _admin_pb2.ScaleInstancesResponse]
-    """Changes how many instances there are. Answers at once; starting and draining go on behind.
-    FAILED_PRECONDITION without a provisioner.
+    """Changes how many instances there are, and keeps it so: what fails is tried again. Answers at once;
+    starting and draining go on behind. FAILED_PRECONDITION without a provisioner; INVALID_ARGUMENT for more
+    than the machines hold, or for none, unless forced.
     """
     SetAutoScaling: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetAutoScalingRequest, _admin_pb2.SetAutoScalingResponse]
     """Turns automatic scaling on or off."""
@@ -72,8 +73,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
     DrainInstance: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainInstanceRequest, _admin_pb2.DrainInstanceResponse]  # type: ignore[assignment]
     """Gives an instance nothing new, or takes that back. What it has is finished."""
     ScaleInstances: _aio.UnaryUnaryMultiCallable[_admin_pb2.ScaleInstancesRequest, _admin_pb2.ScaleInstancesResponse]  # type: ignore[assignment]
-    """Changes how many instances there are. Answers at once; starting and draining go on behind.
-    FAILED_PRECONDITION without a provisioner.
+    """Changes how many instances there are, and keeps it so: what fails is tried again. Answers at once;
+    starting and draining go on behind. FAILED_PRECONDITION without a provisioner; INVALID_ARGUMENT for more
+    than the machines hold, or for none, unless forced.
     """
     SetAutoScaling: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetAutoScalingRequest, _admin_pb2.SetAutoScalingResponse]  # type: ignore[assignment]
     """Turns automatic scaling on or off."""
@@ -137,8 +139,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.ScaleInstancesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ScaleInstancesResponse, _abc.Awaitable[_admin_pb2.ScaleInstancesResponse]]:
-        """Changes how many instances there are. Answers at once; starting and draining go on behind.
-        FAILED_PRECONDITION without a provisioner.
+        """Changes how many instances there are, and keeps it so: what fails is tried again. Answers at once;
+        starting and draining go on behind. FAILED_PRECONDITION without a provisioner; INVALID_ARGUMENT for more
+        than the machines hold, or for none, unless forced.
         """
 
     @_abc_1.abstractmethod

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtidepipe/v1/provisioner.proto\x12\x0btidepipe.v1\"\x16\n\x14StartInstanceRequest\"K\n\x15StartInstanceResponse\x12\x32\n\x08instance\x18\x01 \x01(\x0b\x32 .tidepipe.v1.ProvisionedInstance\"U\n\x13ProvisionedInstance\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x1a\n\x12\x63ontroller_address\x18\x02 \x01(\t\x12\r\n\x05place\x18\x03 \x01(\t\"*\n\x13StopInstanceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\"\x16\n\x14StopInstanceResponse\"\x18\n\x16ListProvisionedRequest\"N\n\x17ListProvisionedResponse\x12\x33\n\tinstances\x18\x01 \x03(\x0b\x32 .tidepipe.v1.ProvisionedInstance2\x9f\x02\n\x12ProvisionerService\x12V\n\rStartInstance\x12!.tidepipe.v1.StartInstanceRequest\x1a\".tidepipe.v1.StartInstanceResponse\x12S\n\x0cStopInstance\x12 .tidepipe.v1.StopInstanceRequest\x1a!.tidepipe.v1.StopInstanceResponse\x12\\\n\x0fListProvisioned\x12#.tidepipe.v1.ListProvisionedRequest\x1a$.tidepipe.v1.ListProvisionedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtidepipe/v1/provisioner.proto\x12\x0btidepipe.v1\"\x16\n\x14StartInstanceRequest\"K\n\x15StartInstanceResponse\x12\x32\n\x08instance\x18\x01 \x01(\x0b\x32 .tidepipe.v1.ProvisionedInstance\"U\n\x13ProvisionedInstance\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x1a\n\x12\x63ontroller_address\x18\x02 \x01(\t\x12\r\n\x05place\x18\x03 \x01(\t\"*\n\x13StopInstanceRequest\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\"\x16\n\x14StopInstanceResponse\"\x18\n\x16ListProvisionedRequest\"\x7f\n\x17ListProvisionedResponse\x12\x33\n\tinstances\x18\x01 \x03(\x0b\x32 .tidepipe.v1.ProvisionedInstance\x12\x11\n\x04room\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x0broom_reason\x18\x03 \x01(\tB\x07\n\x05_room2\x9f\x02\n\x12ProvisionerService\x12V\n\rStartInstance\x12!.tidepipe.v1.StartInstanceRequest\x1a\".tidepipe.v1.StartInstanceResponse\x12S\n\x0cStopInstance\x12 .tidepipe.v1.StopInstanceRequest\x1a!.tidepipe.v1.StopInstanceResponse\x12\\\n\x0fListProvisioned\x12#.tidepipe.v1.ListProvisionedRequest\x1a$.tidepipe.v1.ListProvisionedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,7 +44,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTPROVISIONEDREQUEST']._serialized_start=302
   _globals['_LISTPROVISIONEDREQUEST']._serialized_end=326
   _globals['_LISTPROVISIONEDRESPONSE']._serialized_start=328
-  _globals['_LISTPROVISIONEDRESPONSE']._serialized_end=406
-  _globals['_PROVISIONERSERVICE']._serialized_start=409
-  _globals['_PROVISIONERSERVICE']._serialized_end=696
+  _globals['_LISTPROVISIONEDRESPONSE']._serialized_end=455
+  _globals['_PROVISIONERSERVICE']._serialized_start=458
+  _globals['_PROVISIONERSERVICE']._serialized_end=745
 # @@protoc_insertion_point(module_scope)

@@ -152,6 +152,12 @@ class ListProvisionedResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INSTANCES_FIELD_NUMBER: _builtins.int
+    ROOM_FIELD_NUMBER: _builtins.int
+    ROOM_REASON_FIELD_NUMBER: _builtins.int
+    room: _builtins.int
+    """How many more the machines hold, those being started subtracted; unset: not known."""
+    room_reason: _builtins.str
+    """What that rests on, in words."""
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProvisionedInstance]:
         """The instances."""
@@ -160,11 +166,15 @@ class ListProvisionedResponse(_message.Message):
         self,
         *,
         instances: _abc.Iterable[Global___ProvisionedInstance] | None = ...,
+        room: _builtins.int | None = ...,
+        room_reason: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_room", b"_room", "room", b"room"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_room", b"_room", "instances", b"instances", "room", b"room", "room_reason", b"room_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__room: _TypeAlias = _typing.Literal["room"]  # noqa: Y015
+    _WhichOneofArgType__room: _TypeAlias = _typing.Literal["_room", b"_room"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__room) -> _WhichOneofReturnType__room | None: ...
 
 Global___ListProvisionedResponse: _TypeAlias = ListProvisionedResponse  # noqa: Y015

@@ -47,13 +47,13 @@ def print_scaling(scaling: dict[str, Any], console: Console | None = None) -> No
 
 def _member(member: dict[str, Any]) -> tuple[str, ...]:
     state = "draining" if member["draining"] else "ready" if member["ready"] else "silent"
-    used = int(member["kv_tokens_free"]) / max(1, int(member["kv_tokens_total"]))
+    used = member["kv_tokens_free"] / max(1, member["kv_tokens_total"])
     slack = member.get("slack_s")
     age = member["report_age_s"]
     return (
         member["instance_id"],
         state,
-        member["phase"].removeprefix("PHASE_").lower().replace("unspecified", "idle"),
+        member["phase"],
         str(member["sequences"]),
         f"{member['left_s']:.2f} s",
         "-" if slack is None else f"{slack:.2f} s",

@@ -14,36 +14,39 @@ from tidepipe.cli.client_options import client_options
 
 scale_app = typer.Typer(help="Start and stop instances.", no_args_is_help=True)
 
+Force = Annotated[
+    bool, typer.Option("--force", help="Also beyond what the machines hold, and down to no instance.")
+]
 Count = Annotated[int, typer.Argument(metavar="N", min=0, help="How many.")]
 
 
-def _scale(endpoint: str, as_json: bool, how: str, count: int) -> None:
+def _scale(endpoint: str, as_json: bool, how: str, count: int, force: bool) -> None:
     def view(answer: dict[str, Any]) -> None:
         print(f"{answer['wanted']} instances when all is done")
         print_scaling(answer["scaling"])
 
-    show(endpoint, as_json, lambda client: client.scale(how, count), view)
+    show(endpoint, as_json, lambda client: client.scale(how, count, force=force), view)
 
 
 @scale_app.command("set")
 @client_options
-def scale_set(count: Count, endpoint: Endpoint, as_json: AsJson = False) -> None:
-    """Have N instances."""
-    _scale(endpoint, as_json, "set", count)
+def scale_set(count: Count, endpoint: Endpoint, force: Force = False, as_json: AsJson = False) -> None:
+    """Have N instances, and keep it so."""
+    _scale(endpoint, as_json, "set", count, force)
 
 
 @scale_app.command("add")
 @client_options
-def scale_add(endpoint: Endpoint, count: Count = 1, as_json: AsJson = False) -> None:
+def scale_add(endpoint: Endpoint, count: Count = 1, force: Force = False, as_json: AsJson = False) -> None:
     """Start N more (default 1)."""
-    _scale(endpoint, as_json, "add", count)
+    _scale(endpoint, as_json, "add", count, force)
 
 
 @scale_app.command("remove")
 @client_options
-def scale_remove(endpoint: Endpoint, count: Count = 1, as_json: AsJson = False) -> None:
+def scale_remove(endpoint: Endpoint, count: Count = 1, force: Force = False, as_json: AsJson = False) -> None:
     """Drain and stop N (default 1)."""
-    _scale(endpoint, as_json, "remove", count)
+    _scale(endpoint, as_json, "remove", count, force)
 
 
 @scale_app.command("auto")

@@ -1,0 +1,147 @@
+"""The number of instances that an operator asked for: bounded, kept, and tried again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from common.errors import InvalidRequestError, UnavailableError
+from router.core.mitosis import Bounds, Mitosis
+from router.core.slo import SloTarget
+from router.fleet import fleet as module
+from router.fleet.fleet import Fleet
+from router.fleet.provisioner import Room, StartedInstance
+
+
+class Machines:
+    """A provisioner, and the registry and dispatcher of a router that its instances join."""
+
+    def __init__(self, instances: int, room: int) -> None:
+        self.mitosis = Mitosis(Bounds(1, 2))
+        self.links: dict[str, Any] = {}
+        self.more = room
+        self.failures = 0
+        self.slow = asyncio.Event()
+        self.slow.set()
+        self.made = 0
+        self.told: list[int] = []
+        self.on_scaling: object = None
+        self.deserted: Callable[[], bool] = lambda: False
+        self.scheduler = SimpleNamespace(scaling=None, mitosis=self.mitosis)
+        self.attendance = SimpleNamespace(silent=lambda link: self.mitosis.leave(link.instance_id))
+        for _ in range(instances):
+            self.join()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(self.links.values()))
+
+    def hear(self, event: Any) -> None:
+        self.told.append(event.count)
+
+    def join(self) -> str:
+        name = f"i{self.made}"
+        self.made += 1
+        self.links[name] = SimpleNamespace(instance_id=name, set_aside=False, draining=False, placements=())
+        self.mitosis.add(name)
+        return name
+
+    async def start(self) -> StartedInstance:
+        await self.slow.wait()
+        if self.failures:
+            self.failures -= 1
+            raise UnavailableError("out of luck")
+        return StartedInstance(self.join(), "127.0.0.1:1", "here")
+
+    async def stop(self, name: str) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise UnavailableError("out of luck")
+        del self.links[name]
+        self.mitosis.remove(name)
+
+    async def instances(self) -> list[str]:
+        return list(self.links)
+
+    async def room(self) -> Room:
+        return Room(self.more, "so many cores")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOOK_S", "FIRST_RETRY_S", "DRAIN_POLL_S"):
+        monkeypatch.setattr(module, name, 0.01)
+
+
+async def running(machines: Machines) -> AsyncIterator[Fleet]:
+    any_machines = cast(Any, machines)
+    clock = asyncio.get_running_loop().time
+    fleet = Fleet(any_machines, any_machines, machines, clock, SloTarget(1.0, 0.1))
+    task = asyncio.create_task(fleet.run())
+    await asyncio.sleep(0)
+    try:
+        yield fleet
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def until(machines: Machines, fleet: Fleet, count: int) -> None:
+    async with asyncio.timeout(20):
+        while len(machines.links) != count or fleet.starting or fleet.stopping:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_what_the_machines_do_not_hold_needs_force() -> None:
+    machines = Machines(1, room=1)
+    async for fleet in running(machines):
+        with pytest.raises(InvalidRequestError, match=r"room for 1 more.*2 in all.*so many cores.*--force"):
+            await fleet.scale_to(99)
+        assert not fleet.starting
+        await fleet.scale_to(2)
+        await until(machines, fleet, 2)
+        machines.more = 0
+        await fleet.scale_to(3, force=True)
+        await until(machines, fleet, 3)
+
+
+async def test_the_last_instance_is_not_stopped_by_the_way() -> None:
+    machines = Machines(2, room=9)
+    async for fleet in running(machines):
+        with pytest.raises(InvalidRequestError, match=r"503.*--force"):
+            await fleet.scale_to(0)
+        assert not machines.deserted()
+        await fleet.scale_to(0, force=True)
+        await until(machines, fleet, 0)
+        assert machines.deserted()
+
+
+async def test_a_number_is_kept_and_tried_again() -> None:
+    """Starts that fail, an instance that is lost for good, stops that fail."""
+    machines = Machines(1, room=9)
+    async for fleet in running(machines):
+        machines.failures = 3
+        await fleet.scale_to(3)
+        await until(machines, fleet, 3)
+        await machines.stop("i0")
+        await until(machines, fleet, 3)
+        machines.failures = 2
+        await fleet.scale_to(1)
+        await until(machines, fleet, 1)
+        assert machines.failures == 0
+
+
+async def test_a_change_of_mind_gives_up_what_is_starting_first() -> None:
+    """Many, then one: the one that serves goes on serving."""
+    machines = Machines(1, room=200)
+    async for fleet in running(machines):
+        machines.slow.clear()
+        await fleet.scale_to(99)
+        assert len(fleet.starting) == module.AT_ONCE
+        await fleet.scale_to(1)
+        await until(machines, fleet, 1)
+        assert list(machines.links) == ["i0"]
+        assert machines.told[-1] == 0
