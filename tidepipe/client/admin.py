@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
 from typing import Any, Self
 
 from google.protobuf.message import Message
 
+from common.errors import UnavailableError
 from common.rpc.channel import open_channel
 from common.rpc.status import translated
 from tidepipe.client.plain import plain
 from tidepipe.client.requests import check_endpoint
+from tidepipe.client.secured import no_answer
 from tidepipe.v1 import admin_pb2 as pb
 from tidepipe.v1 import admin_pb2_grpc as pb_grpc
 
 TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5.0
 
 
 class AdminClient:
     """AdminService of the router at HOST:PORT; use it as a context manager."""
 
     def __init__(self, endpoint: str) -> None:
-        self._channel = open_channel(check_endpoint(endpoint))
+        self._endpoint = check_endpoint(endpoint)
+        self._channel = open_channel(self._endpoint)
         self._stub = pb_grpc.AdminServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
@@ -77,8 +82,12 @@ class AdminClient:
         request = pb.SetPoliciesRequest(routing=routing, instance_policy=instance, instance_id=instance_id)
         return await self._ask(self._stub.SetPolicies, request)
 
-    @staticmethod
-    async def _ask(method: Any, request: Message) -> dict[str, Any]:
+    async def _ask(self, method: Any, request: Message) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await self._channel.channel_ready()
+        except TimeoutError as error:
+            raise UnavailableError(await asyncio.to_thread(no_answer, self._endpoint, None)) from error
         with translated():
             reply = await method(request, timeout=TIMEOUT_S)
         return plain(reply)

@@ -81,7 +81,7 @@ class AsyncClient:
                 await client._open_channel().channel_ready()
         except TimeoutError as error:
             await client.close()
-            raise UnavailableError(no_answer(endpoint, credentials)) from error
+            raise UnavailableError(await asyncio.to_thread(no_answer, endpoint, credentials)) from error
         except BaseException:
             await client.close()
             raise

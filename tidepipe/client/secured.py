@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import ssl
 from dataclasses import replace
 from pathlib import Path
 
 from common.security.credentials import Credentials
 from common.security.process import own
+
+_ASK_S = 2.0
 
 
 def client_credentials(
@@ -32,9 +37,31 @@ def client_credentials(
 
 
 def no_answer(endpoint: str, credentials: Credentials | None) -> str:
-    """Why a connection may have failed; TLS alone does not say more to those whom it turns away."""
+    """Why a connection may have failed; TLS alone does not say more to those whom it turns away.
+
+    Takes up to some seconds: call it in a thread where others wait.
+    """
+    if _speaks_http(endpoint, (credentials or own()).secure):
+        return (
+            f"{endpoint} is an HTTP port; TidePipe's commands and SDK speak gRPC: "
+            "give the address behind `grpc=` in the line that `tidepipe up` printed"
+        )
     if (credentials or own()).secure:
         hint = "check that it speaks TLS under this name and CA, and asks for no certificate that you lack"
     else:
         hint = "if it is secured, give --tls-ca (and --api-key, or a certificate)"
     return f"no TidePipe router answers at {endpoint}; {hint}"
+
+
+def _speaks_http(endpoint: str, secure: bool) -> bool:
+    """True if a web server answers there. It is told nothing, so its certificate does not matter."""
+    host, _, port = endpoint.rpartition(":")
+    with contextlib.suppress(OSError, ValueError), contextlib.ExitStack() as stack:
+        connection = stack.enter_context(socket.create_connection((host.strip("[]"), int(port)), _ASK_S))
+        if secure:
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            connection = stack.enter_context(context.wrap_socket(connection))
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return connection.recv(5).startswith(b"HTTP")
+    return False

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+
+from tidepipe.cli.admin.table import Column, print_table
 
 SHOWN_NOTES = 5
+COLUMNS = (
+    Column("instance"),
+    Column("state"),
+    Column("phase"),
+    Column("seqs", 1, right=True),
+    Column("to prefill", 4, right=True),
+    Column("slack", 3, right=True),
+    Column("free KV", 2, right=True),
+    Column("report", 6, right=True),
+    Column("policy", 5),
+)
 
 
 def print_groups(groups: dict[str, Any]) -> None:
@@ -21,13 +32,7 @@ def print_groups(groups: dict[str, Any]) -> None:
     )
     for macro in groups["macros"]:
         console.print(f"\n[bold]{macro['macro_id']}[/]", highlight=False)
-        table = Table("instance", "state", "phase", box=SIMPLE, padding=(0, 1))
-        for name in ("seqs", "to prefill", "slack", "free KV", "report"):
-            table.add_column(name, justify="right")
-        table.add_column("policy")
-        for member in macro["members"]:
-            table.add_row(*_member(member))
-        console.print(table)
+        print_table(console, COLUMNS, [_member(member) for member in macro["members"]])
     if not groups["macros"]:
         console.print("no instances", style="yellow")
     print_scaling(groups["scaling"], console)
@@ -37,6 +42,8 @@ def print_scaling(scaling: dict[str, Any], console: Console | None = None) -> No
     """What scaling does, and did."""
     console = console or Console()
     how = "automatic" if scaling["automatic"] else "by hand"
+    if (wanted := scaling.get("wanted")) is not None:
+        how += f", {wanted} wanted"
     if not scaling["provisioner"]:
         how += ", no provisioner"
     starting, stopping = len(scaling["starting"]), ", ".join(scaling["stopping"]) or "none"

@@ -6,13 +6,23 @@ import dataclasses
 import json
 from enum import Enum
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from tidepipe.cli.admin.table import Column, print_table
 from tidepipe.client.status import ClusterStatus, InstanceStatus, StageStatus
 
 _MIB = 2**20
+COLUMNS = (
+    Column("stage"),
+    Column("address"),
+    Column("layers", 1),
+    Column("device", 2),
+    Column("dtype", 5),
+    Column("prefill", 4, right=True),
+    Column("decode", 4, right=True),
+    Column("memory", 3, right=True),
+)
 
 
 def status_json(status: ClusterStatus) -> str:
@@ -75,12 +85,7 @@ def _print_instance(console: Console, instance: InstanceStatus) -> None:
         f"{status.preemptions} preemptions, {status.steals} steals ({status.policy})",
     )
     console.print(facts, highlight=False)
-    stages = Table("stage", "address", "layers", "device", box=SIMPLE, padding=(0, 1))
-    for name in ("prefill", "decode", "memory"):
-        stages.add_column(name, justify="right")
-    for stage in status.stages:
-        stages.add_row(*_stage(stage))
-    console.print(stages)
+    print_table(console, COLUMNS, [_stage(stage) for stage in status.stages])
 
 
 def _state(instance: InstanceStatus) -> str:
@@ -100,7 +105,8 @@ def _stage(stage: StageStatus) -> tuple[str, ...]:
         str(stage.index),
         stage.address + silent,
         f"{stage.layer_begin}-{stage.layer_end - 1}",
-        f"{stage.device} {stage.dtype}",
+        stage.device,
+        stage.dtype,
         f"{stage.prefill_busy_s:.1f} s",
         f"{stage.decode_busy_s:.1f} s",
         f"{stage.rss_bytes / _MIB:.0f} MiB",
