@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +38,7 @@ async def _serve(settings: dict[str, Any], trace: Path | None) -> int:
             print(f"note: {warning}", file=sys.stderr, flush=True)
         print(f"ready http={cluster.http_address} grpc={cluster.grpc_address}", flush=True)
         renewal = Renewal(cluster)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, renewal.begin)
+        renewal.ready = True
         try:
             await cluster.wait()
         finally:

@@ -42,7 +42,7 @@ async def _keep(spec: ChildSpec, listen: str) -> int:
     waiting = asyncio.create_task(stopping.wait())
     try:
         await child.start()
-        loop.add_signal_handler(signal.SIGHUP, renewal.begin)
+        renewal.ready = True
         keeping = asyncio.create_task(child.keep_alive())
         await asyncio.wait({keeping, waiting}, return_when=asyncio.FIRST_COMPLETED)
         if keeping.done():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from typing import Protocol
 
@@ -18,15 +20,22 @@ class Renewable(Protocol):
 
 
 class Renewal:
-    """One at a time; says on stderr how it goes."""
+    """At SIGHUP, one at a time; says on stderr how it goes. Without `ready` there is nothing to renew yet.
+
+    SIGHUP also comes when a terminal is closed: that ends the process, as SIGTERM does.
+    """
 
     def __init__(self, what: Renewable) -> None:
         self._what = what
         self._task: asyncio.Task[None] | None = None
+        self._has_terminal = sys.stdin is not None and sys.stdin.isatty()
+        self.ready = False
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._asked)
 
-    def begin(self) -> None:
-        """Unless one is under way."""
-        if self._task is None or self._task.done():
+    def _asked(self) -> None:
+        if self._has_terminal and _terminal_is_gone():
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif self.ready and (self._task is None or self._task.done()):
             self._task = asyncio.get_running_loop().create_task(self._renew())
 
     def end(self) -> None:
@@ -42,3 +51,11 @@ class Renewal:
             print(f"not all processes were started anew: {error}", file=sys.stderr, flush=True)
         else:
             print("all processes are new", file=sys.stderr, flush=True)
+
+
+def _terminal_is_gone() -> bool:
+    try:
+        os.tcgetpgrp(sys.stdin.fileno())
+    except OSError:
+        return True
+    return False
