@@ -18,12 +18,14 @@ ASK_TIMEOUT_S = 5.0
 LEASE_S = 20.0
 """Until its instances have found the new router by themselves, which they do when the old one hangs up."""
 CONNECT_S = 10.0
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 log = structlog.get_logger()
 
 
-async def adopt_instances(registry: InstanceRegistry, predecessor: str) -> None:
-    """Connect to the instances of the router at HOST:PORT; without an answer they come by themselves."""
+async def adopt_instances(registry: InstanceRegistry, listen: str) -> None:
+    """Connect to the instances of the router that listens there; if it says none, they come by themselves."""
+    predecessor = on_this_machine(listen)
     try:
         async with open_channel(predecessor) as channel:
             stub = router_pb2_grpc.RouterServiceStub(channel)
@@ -44,3 +46,9 @@ async def adopt_instances(registry: InstanceRegistry, predecessor: str) -> None:
             while len(registry.connected) < adopted:  # noqa: ASYNC110 (links say it to nobody else)
                 await asyncio.sleep(0.02)
     log.info("instances adopted", router=predecessor, instances=adopted, connected=len(registry.connected))
+
+
+def on_this_machine(listen: str) -> str:
+    """HOST:PORT at which a process that listens so is called from beside it, and its certificate is for."""
+    host, _, port = listen.rpartition(":")
+    return f"{_LOOPBACK.get(host, host)}:{port}"

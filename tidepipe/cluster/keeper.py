@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from common.errors import TidePipeError
 from common.logs import configure_logging
 from tidepipe.cluster.child import Child, ChildSpec
-from tidepipe.cluster.plan import SERVICE_READY_S
 from tidepipe.cluster.renewal import Renewal
 
 EXIT_FAILED = 3
+READY_S = 300.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--listen", required=True, metavar="HOST:PORT")
     options, rest = parser.parse_known_args(arguments)
     configure_logging("keeper", "info")
-    spec = ChildSpec("router", options.service, rest, SERVICE_READY_S, hands_over=True)
+    spec = ChildSpec("router", options.service, rest, READY_S, hands_over=True)
     return asyncio.run(_keep(spec, options.listen))
 
 
