@@ -24,6 +24,8 @@ from common.openai.failures import error_body
 
 _AT_A_TIME = 64
 _PAUSE_S = 0.2
+_LOOK_AGAIN_S = 0.05
+_MOST_REMEMBERED = 1024
 _SAY_S = 10.0
 _TLS_CLOSE_S = 1.0
 _FULL_BODY = json.dumps(
@@ -64,6 +66,10 @@ class _Guest:
     def waiting(self) -> bool:
         return not self.connected or self.protocol is None or self.protocol.waiting
 
+    @property
+    def dawdling(self) -> bool:
+        return self.connected and self.protocol is not None and self.protocol.dawdling
+
     def hang_up(self) -> None:
         if self.connected and self.protocol is not None:
             self.protocol.transport.abort()
@@ -77,7 +83,7 @@ class Acceptor:
     """Stands in for asyncio's server in uvicorn's.
 
     When all places are taken, the connection that has waited longest without a request gives its own up, as
-    in nginx; only if all are at work is a new one refused.
+    in nginx; then one whose body comes slowly. Only if all are at work is a new one refused.
     """
 
     def __init__(
@@ -100,6 +106,7 @@ class Acceptor:
         self._guests: dict[_Guest, None] = {}  # by age
         self._by_address: Counter[str] = Counter()
         self._said = -_SAY_S
+        self._none_until: dict[str | None, float] = {}
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self.standing = Standing(limit)
@@ -188,15 +195,33 @@ class Acceptor:
             del self._by_address[guest.address]
 
     def _make_room(self, address: str | None) -> bool:
-        """The oldest connection without a request (of an address) gives its place up."""
+        """The oldest connection without a request (of an address), or with a slow one, gives its place up."""
+        now = self._loop.time()
+        if now < self._none_until.get(address, 0.0):
+            return False
+        chosen = self._least_missed(address)
+        if chosen is None:
+            # Whoever knocks in vain, however often, does not have us look at everybody each time.
+            if len(self._none_until) > _MOST_REMEMBERED:
+                self._none_until.clear()
+            self._none_until[address] = now + _LOOK_AGAIN_S
+            return False
+        chosen.hang_up()
+        self._gone(chosen)
+        self.standing.given_up += 1
+        self._say("connections run short; those without a request make room for others")
+        return True
+
+    def _least_missed(self, address: str | None) -> _Guest | None:
+        slow: _Guest | None = None
         for guest in self._guests:
-            if guest.waiting and address in (None, guest.address):
-                guest.hang_up()
-                self._gone(guest)
-                self.standing.given_up += 1
-                self._say("connections run short; those without a request make room for others")
-                return True
-        return False
+            if address not in (None, guest.address):
+                continue
+            if guest.waiting:
+                return guest
+            if slow is None and guest.dawdling:
+                slow = guest
+        return slow
 
     def _refuse(self, accepted: socket.socket, address: str, reason: str) -> None:
         self.standing.refused += 1

@@ -41,7 +41,8 @@ class Deadlines:
 
     handshake: TLS. head: up to the end of the headers, from the connection or from the first byte of the next
     request. idle: between two requests. A body must come at `body_rate` on average after `body_grace`, and
-    within `body` altogether. stalled: a client that takes nothing of its response.
+    within `body` altogether; one that took `dawdle` and comes more slowly than `dawdle_rate` gives its
+    place up if there is no other. stalled: a client that takes nothing of its response.
     """
 
     handshake: float = 10.0
@@ -50,6 +51,8 @@ class Deadlines:
     body_grace: float = 20.0
     body_rate: float = 8 * 1024
     body: float = 3600.0
+    dawdle: float = 2.0
+    dawdle_rate: float = 64 * 1024
     stalled: float = 120.0
 
 
@@ -133,6 +136,15 @@ class Connection(H11Protocol):
         """True if it has no request that is being read or answered: nobody misses it."""
         answered = self.cycle is None or self.cycle.response_complete
         return self._over or (answered and self.conn.their_state is h11.IDLE)
+
+    @property
+    def dawdling(self) -> bool:
+        """True if its request is on its way for long, and comes slowly: only its sender misses it."""
+        if self._body_timer is None or self.flow.read_paused or self.cycle.response_started:
+            return False
+        elapsed = self.loop.time() - self._body_began
+        limits = self._deadlines
+        return elapsed >= limits.dawdle and self._body_bytes < limits.dawdle_rate * elapsed
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Part of asyncio's protocol; TLS is established."""

@@ -299,3 +299,13 @@ async def test_files_have_a_quota_and_an_end_and_forms_are_bounded(model: Path, 
             assert again.status_code == 507 and "delete files" in again.json()["error"]["message"]
             assert (await client.delete(f"/v1/files/{large['id']}")).status_code == 200
             assert (await upload(form(("purpose", b"batch"), ("file", b"x" * 1_500_000)))).status_code == 200
+
+
+async def test_no_message_grows_once_it_is_in(plain: tuple[str, str]) -> None:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    async with grpc.aio.insecure_channel(plain[1], compression=grpc.Compression.Gzip) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Check(health_pb2.HealthCheckRequest(service="x" * 10_000_000), timeout=20)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

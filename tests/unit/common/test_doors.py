@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import resource
 from collections.abc import AsyncIterator
 
@@ -19,7 +20,7 @@ from common.doors.site import Site, sites
 from common.errors import ConfigError
 from common.http_server import HttpServer
 
-FAST = Deadlines(head=0.3, idle=1, body_grace=0.1, body_rate=1000, body=30, stalled=0.5)
+FAST = Deadlines(head=0.3, idle=1, body_grace=0.1, body_rate=1000, body=30, dawdle=30, stalled=0.5)
 
 
 async def _length(request: Request) -> JSONResponse:
@@ -36,9 +37,9 @@ async def _endless(request: Request) -> StreamingResponse:
 
 
 @contextlib.asynccontextmanager
-async def served(**settings: int) -> AsyncIterator[HttpServer]:
+async def served(deadlines: Deadlines = FAST, **settings: int) -> AsyncIterator[HttpServer]:
     routes = [Route("/length", _length, methods=["POST"]), Route("/endless", _endless)]
-    server = HttpServer(Starlette(routes=routes), "127.0.0.1:0", grace_s=1, deadlines=FAST, **settings)  # type: ignore[arg-type]
+    server = HttpServer(Starlette(routes=routes), "127.0.0.1:0", grace_s=1, deadlines=deadlines, **settings)  # type: ignore[arg-type]
     running = asyncio.create_task(server.run())
     while server.standing is None:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
@@ -109,6 +110,21 @@ async def test_at_the_limit_who_waits_makes_room_for_who_asks() -> None:
         assert server.standing is not None
         assert (server.standing.given_up, server.standing.refused) == (1, 1)
         for _, writer in idle:
+            writer.close()
+
+
+async def test_a_body_that_dawdles_makes_room_as_well() -> None:
+    async with served(dataclasses.replace(FAST, dawdle=0, body_grace=30), connections=2) as server:
+        host, _, port = server.address.rpartition(":")
+        slow = [await asyncio.open_connection(host, int(port)) for _ in range(2)]
+        for _, writer in slow:
+            writer.write(HEAD + b"content-length: 5\r\n\r\nab")
+        await asyncio.sleep(0.1)
+        answer = await call(server, HEAD + b"connection: close\r\ncontent-length: 2\r\n\r\nab")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        with contextlib.suppress(ConnectionError):
+            assert await slow[0][0].read() == b""
+        for _, writer in slow:
             writer.close()
 
 
