@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from common.logprob_log import LogprobLog
 from common.sampling import FinishReason, PositionLogprobs
 
 MAX_REMEMBERED = 8192
 """Ended sequences that are kept for a router that comes back."""
+MAX_REMEMBERED_BYTES = 64 * 1024 * 1024
+"""What they take at most together; the oldest are forgotten early, and computed anew if still wanted."""
+OBJECT_BYTES = 1024
+"""What a sequence takes beside its tokens."""
+MAX_UPDATE_TOKENS = 4096
+"""Of one update, so that it stays far below a message's limit with all log-probabilities that there may be.
+What is more comes in several."""
 
 
 class NewTokens(Protocol):
@@ -55,11 +64,16 @@ class Record:
     sequence_id: str
     router_id: str
     given: int
-    tokens: list[int]
+    tokens: array[int]
     gap_s: float = 0.0
-    logprobs: list[PositionLogprobs] = field(default_factory=list)
+    logprobs: LogprobLog = field(default_factory=LogprobLog)
     sent: int = 0
     end: End | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return OBJECT_BYTES + self.tokens.itemsize * len(self.tokens) + self.logprobs.bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +96,12 @@ class Mailbox:
         self.unwatched_since: float | None = None
         self._due: OrderedDict[str, None] = OrderedDict()
         self._resting: OrderedDict[str, None] = OrderedDict()
+        self._lost: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
+
+    def late(self, now: float, patience_s: float) -> bool:
+        """True if nobody has watched for so long."""
+        return self.unwatched_since is not None and now - self.unwatched_since > patience_s
 
     def tell(self, sequence_id: str) -> None:
         """There is news of a sequence."""
@@ -109,6 +128,20 @@ class Mailbox:
         self._resting.clear()
         self.news.set()
 
+    def owes(self, sequence_id: str) -> bool:
+        """True if there is news of a sequence to tell."""
+        return sequence_id in self._due or sequence_id in self._resting
+
+    def lose(self, sequence_id: str) -> None:
+        """There will be no news of a sequence, which is not here any more."""
+        self._lost.append(sequence_id)
+        self.news.set()
+
+    def take_lost(self) -> list[str]:
+        """Sequences that are not here any more, to be told now."""
+        lost, self._lost = self._lost, []
+        return lost
+
     def take(self) -> Iterable[str]:
         """Sequences with news to tell now."""
         self.news.clear()
@@ -127,14 +160,15 @@ class ResultsHub:
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
         self.mailboxes: dict[str, Mailbox] = {}
-        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._ended: OrderedDict[str, int] = OrderedDict()
+        self._ended_bytes = 0
 
     def open(
         self, sequence_id: str, router_id: str, output: tuple[int, ...], now: float, gap_s: float = 0.0
     ) -> None:
         """A sequence was taken. gap_s: see Record."""
         self.records[sequence_id] = Record(
-            sequence_id, router_id, len(output), list(output), gap_s, sent=len(output)
+            sequence_id, router_id, len(output), array("I", output), gap_s, sent=len(output)
         )
         if router_id not in self.mailboxes:
             self.mailbox(router_id).unwatched_since = now
@@ -161,16 +195,30 @@ class ResultsHub:
         record = self.records[action.sequence_id]
         record.end = action
         self._touch(record)
-        self._ended[action.sequence_id] = None
-        while len(self._ended) > MAX_REMEMBERED:
-            self.forget(self._ended.popitem(last=False)[0])
+        self._ended[action.sequence_id] = record.bytes
+        self._ended_bytes += record.bytes
+        while len(self._ended) > MAX_REMEMBERED or self._ended_bytes > MAX_REMEMBERED_BYTES:
+            self._forget_untold(next(iter(self._ended)))
 
     def forget(self, sequence_id: str) -> None:
         """Drop a sequence for good."""
         record = self.records.pop(sequence_id, None)
-        self._ended.pop(sequence_id, None)
+        self._ended_bytes -= self._ended.pop(sequence_id, 0)
         if record and record.router_id in self.mailboxes:
             self.mailboxes[record.router_id].forget(sequence_id)
+
+    def _forget_untold(self, sequence_id: str) -> None:
+        """Drop one for want of room; a router that has not heard of its end hears that it is lost."""
+        record = self.records[sequence_id]
+        box = self.mailbox(record.router_id)
+        if box.owes(sequence_id):
+            box.lose(sequence_id)
+        self.forget(sequence_id)
+
+    def acknowledge(self, sequence_id: str) -> None:
+        """A router has the end of a sequence: nobody will ask for it again. One that goes on stays."""
+        if sequence_id in self._ended:
+            self.forget(sequence_id)
 
     def _touch(self, record: Record) -> None:
         self.mailbox(record.router_id).tell(record.sequence_id)
@@ -199,22 +247,43 @@ class ResultsHub:
         return lost, unwanted
 
     def collect(self, router_id: str) -> list[Update]:
-        """All that is new for a router; it counts as sent."""
-        return [self._update(self.records[name]) for name in self.mailbox(router_id).take()]
+        """All that is new for a router; it counts as sent. Of much news only the first part: ask again."""
+        box = self.mailbox(router_id)
+        return [self._update(self.records[name], box) for name in box.take()]
 
     @staticmethod
-    def _update(record: Record) -> Update:
-        begin, record.sent = record.sent, len(record.tokens)
+    def _update(record: Record, box: Mailbox) -> Update:
+        begin, end = record.sent, min(len(record.tokens), record.sent + MAX_UPDATE_TOKENS)
+        record.sent = end
+        whole = end == len(record.tokens)
+        if not whole:
+            box.tell(record.sequence_id)
         logprobs: tuple[PositionLogprobs, ...] = ()
-        if record.logprobs:
-            logprobs = tuple(record.logprobs[begin - record.given :])
-        return Update(record.sequence_id, begin, tuple(record.tokens[begin:]), logprobs, record.end)
+        if len(record.logprobs):
+            logprobs = record.logprobs.read(begin - record.given, end - record.given)
+        tokens = tuple(record.tokens[begin:end])
+        return Update(record.sequence_id, begin, tokens, logprobs, record.end if whole else None)
 
     def abandoned(self, now: float, patience_s: float) -> Iterable[str]:
         """Sequences of routers that have not watched for `patience_s` seconds."""
-        gone = {
+        gone = {router_id for router_id, box in self.mailboxes.items() if box.late(now, patience_s)}
+        if not gone:
+            return []
+        return [record.sequence_id for record in self.records.values() if record.router_id in gone]
+
+    def close_mailboxes(self, now: float, patience_s: float) -> list[str]:
+        """Forget routers that have not watched for so long and have nothing here any more; their ids."""
+        held = (
+            {record.router_id for record in self.records.values()} if self._any_late(now, patience_s) else ()
+        )
+        closed = [
             router_id
             for router_id, box in self.mailboxes.items()
-            if box.unwatched_since is not None and now - box.unwatched_since > patience_s
-        }
-        return [record.sequence_id for record in self.records.values() if record.router_id in gone]
+            if box.late(now, patience_s) and router_id not in held
+        ]
+        for router_id in closed:
+            del self.mailboxes[router_id]
+        return closed
+
+    def _any_late(self, now: float, patience_s: float) -> bool:
+        return any(box.late(now, patience_s) for box in self.mailboxes.values())

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from common.errors import InvalidRequestError
+from common.limits import MAX_CUSTOM_ID_CHARACTERS
 from common.openai.bodies import parse_chat, parse_completion
 from common.openai.failures import error_body, error_code, error_response, http_status
 from common.openai.validation import clip, kind
@@ -60,6 +61,9 @@ def parse_line(line: bytes, number: int, request_id: str) -> BatchItem | BatchLi
     if not isinstance(custom_id, str) or not custom_id:
         got = "nothing" if "custom_id" not in value else repr(custom_id)
         return bad(f"custom_id must be a non-empty string, got {got}", "invalid_custom_id", None, "custom_id")
+    if len(custom_id) > MAX_CUSTOM_ID_CHARACTERS:
+        text = f"custom_id may have {MAX_CUSTOM_ID_CHARACTERS} characters, got {len(custom_id)}"
+        return bad(text, "invalid_custom_id", custom_id[:MAX_CUSTOM_ID_CHARACTERS], "custom_id")
     if unknown := sorted(value.keys() - set(_FIELDS)):
         text = f"unknown field {unknown[0]!r}; a line has {', '.join(_FIELDS)}"
         return bad(text, "unknown_field", custom_id, unknown[0])

@@ -10,6 +10,7 @@ import grpc
 import structlog
 
 from common.errors import InvalidRequestError, OverloadedError, TidePipeError
+from common.limits import MAX_DETAIL_CHARACTERS
 from common.rpc.status import PARAM, RETRY_AFTER, status_code
 from common.telemetry.calls import CallMeter
 
@@ -116,7 +117,7 @@ class _Call:
                 metadata = ((RETRY_AFTER, str(error.retry_after_ms)),)
             elif isinstance(error, InvalidRequestError) and error.param:
                 metadata = ((PARAM, error.param),)
-            await self._context.abort(self._code, str(error), metadata)
+            await self._context.abort(self._code, str(error)[:MAX_DETAIL_CHARACTERS], metadata)
         self._code = grpc.StatusCode.INTERNAL
         log.exception("handler failed", method=self._method)
         detail = f"internal error in {self._method}: {type(error).__name__}"

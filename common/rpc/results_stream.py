@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
+from common.limits import PIECE_BYTES
 from common.results import Mailbox, ResultsHub, Update
 from common.wire.sampling import finish_to_wire, logprobs_to_wire
 from tidepipe.v1 import controller_pb2
 
 UPDATES_PER_MESSAGE = 512
+IDS_PER_MESSAGE = 1024
 
 
 async def stream_results(
@@ -33,14 +35,15 @@ async def stream_results(
     for sequence_id in unwanted:
         drop(sequence_id)
     try:
-        yield controller_pb2.WatchResultsResponse(incarnation=incarnation, lost_sequence_ids=lost)
+        yield controller_pb2.WatchResultsResponse(incarnation=incarnation)
+        for message in _losses(lost):
+            yield message
         while True:
             await box.news.wait()
             if box.watcher != mine:
                 return
-            updates = hub.collect(router_id)
-            for begin in range(0, len(updates), UPDATES_PER_MESSAGE):
-                yield _results(updates[begin : begin + UPDATES_PER_MESSAGE])
+            for message in (*_losses(box.take_lost()), *_messages(hub.collect(router_id))):
+                yield message
     finally:
         _leave(box, mine)
 
@@ -50,8 +53,25 @@ def _leave(box: Mailbox, watcher: int) -> None:
         box.unwatched_since = time.monotonic()
 
 
-def _results(updates: Sequence[Update]) -> controller_pb2.WatchResultsResponse:
-    return controller_pb2.WatchResultsResponse(updates=[_update(update) for update in updates])
+def _losses(lost: Sequence[str]) -> Iterator[controller_pb2.WatchResultsResponse]:
+    for begin in range(0, len(lost), IDS_PER_MESSAGE):
+        ids = lost[begin : begin + IDS_PER_MESSAGE]
+        yield controller_pb2.WatchResultsResponse(lost_sequence_ids=ids)
+
+
+def _messages(updates: Sequence[Update]) -> Iterator[controller_pb2.WatchResultsResponse]:
+    """As few as may be, of PIECE_BYTES or one update each."""
+    message, size = controller_pb2.WatchResultsResponse(), 0
+    for update in updates:
+        entry = _update(update)
+        entry_size = entry.ByteSize()
+        if size and (size + entry_size > PIECE_BYTES or len(message.updates) == UPDATES_PER_MESSAGE):
+            yield message
+            message, size = controller_pb2.WatchResultsResponse(), 0
+        message.updates.append(entry)
+        size += entry_size
+    if size:
+        yield message
 
 
 def _update(update: Update) -> controller_pb2.SequenceUpdate:

@@ -133,6 +133,8 @@ class LiveInstance:
             self.course.sample(self.scheduler, self.now())
             for sequence_id in self.hub.abandoned(self.now(), ABANDONED_AFTER_S):
                 self.drop(sequence_id)
+            for router_id in self.hub.close_mailboxes(self.now(), ABANDONED_AFTER_S):
+                self._ordinals.pop(router_id, None)
 
     @staticmethod
     def now() -> float:

@@ -92,6 +92,8 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         """See controller.proto."""
         for sequence_id in request.sequence_ids:
             self._instance.cancel(sequence_id)
+        for sequence_id in request.ended_sequence_ids:
+            self._instance.hub.acknowledge(sequence_id)
         return controller_pb2.CancelSequencesResponse()
 
     async def WatchResults(  # noqa: N802

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 
+from common.logprob_log import LogprobLog
 from common.sampling import PositionLogprobs
 
 
@@ -17,7 +19,7 @@ class TokenLog:
 
     def __init__(self) -> None:
         self.tokens: array[int] = array("I")
-        self.logprobs: list[PositionLogprobs] = []
+        self.logprobs = LogprobLog()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -39,7 +41,12 @@ class TokenLog:
     def cut(self, length: int) -> None:
         """Forget all tokens behind the first `length`."""
         del self.tokens[length:]
-        del self.logprobs[length:]
+        self.logprobs.cut(length)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return self.tokens.itemsize * len(self.tokens) + self.logprobs.bytes
 
 
 class TextLog:
@@ -51,6 +58,11 @@ class TextLog:
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes, once nothing more will come."""
+        return sum(map(sys.getsizeof, self._pieces))
 
     def append(self, text: str) -> None:
         """Add to the end."""

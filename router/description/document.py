@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from common.limits import MAX_STRUCTURE_BYTES
 from common.openai.schemas import request_schemas, schemas_of
 from router.description.answers import ANSWER_SCHEMAS, stored_schemas
 from router.description.completions import completion_paths
@@ -14,7 +15,8 @@ from router.gateway.batches import BatchBody
 _ABOUT = (
     "An OpenAI-compatible API. Schemas say what a body may look like; some wishes are refused (400) for what "
     "no schema says: fields that contradict each other, token ids beyond the vocabulary, a prompt that does "
-    "not fit the model's context, a JSON schema or regular expression that cannot be used."
+    "not fit the model's context, a JSON schema or regular expression that cannot be used, or one of more "
+    f"than {MAX_STRUCTURE_BYTES} bytes in UTF-8."
 )
 _SECURITY = {
     "apiKey": {"type": "http", "scheme": "bearer", "description": "Where the router asks for API keys."},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from common.errors import InvalidRequestError
+from common.limits import MAX_ADDRESS_CHARACTERS, MAX_NAME_CHARACTERS, check_characters
 from router.instances.link import InstanceAddress
 from router.instances.passing import Passing
 from router.instances.registry import InstanceRegistry
@@ -33,6 +34,9 @@ class RouterServicer(pb_grpc.RouterServiceServicer):
     ) -> pb.RegisterInstanceResponse:
         """Take an instance in, or renew its lease."""
         handle = request.handle
+        for name in ("instance_id", "controller_address", "model", "incarnation"):
+            most = MAX_NAME_CHARACTERS if name == "model" else MAX_ADDRESS_CHARACTERS
+            check_characters(name, getattr(handle, name), most)
         if not handle.instance_id or not handle.instance_id.isprintable():
             raise InvalidRequestError("instance_id must be printable and not empty", "instance_id")
         host, _, port = handle.controller_address.rpartition(":")

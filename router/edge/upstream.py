@@ -93,6 +93,8 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
         """End sequences."""
         for name in request.sequence_ids:
             self._host.cancel(name)
+        for name in request.ended_sequence_ids:
+            self._host.hub.acknowledge(name)
         return pb.CancelSequencesResponse()
 
     async def WatchResults(  # noqa: N802

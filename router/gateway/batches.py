@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from common.errors import InvalidRequestError
+from common.limits import MAX_METADATA, MAX_METADATA_KEY_CHARACTERS, MAX_METADATA_VALUE_CHARACTERS
 from common.openai.batch import PARSERS
 from common.openai.validation import Refusal, StrictModel, validate
 from router.batches import lines
@@ -20,7 +21,6 @@ from router.gateway.failures import guarded
 from router.gateway.paging import page_body, page_limit
 
 MAX_WINDOW_HOURS = 24 * 30
-MAX_METADATA = 16
 _WINDOW = "^([1-9]|[1-9][0-9]|[1-6][0-9]{2}|7[01][0-9]|720)h$"
 """1h to MAX_WINDOW_HOURS."""
 _REFUSED = {"output_expires_after": Refusal("is not supported: delete the files when they are not needed")}
@@ -32,9 +32,16 @@ class BatchBody(StrictModel):
     input_file_id: str
     endpoint: Annotated[str, WithJsonSchema({"enum": list(PARSERS)})]
     completion_window: Annotated[str, WithJsonSchema({"type": "string", "pattern": _WINDOW})]
-    metadata: Annotated[dict[str, str], Field(json_schema_extra={"maxProperties": MAX_METADATA})] | None = (
-        None
-    )
+    metadata: (
+        Annotated[
+            dict[
+                Annotated[str, Field(max_length=MAX_METADATA_KEY_CHARACTERS)],
+                Annotated[str, Field(max_length=MAX_METADATA_VALUE_CHARACTERS)],
+            ],
+            Field(max_length=MAX_METADATA),
+        ]
+        | None
+    ) = None
 
 
 class BatchEndpoints:
@@ -60,8 +67,6 @@ class BatchEndpoints:
             raise InvalidRequestError(
                 f"endpoint must be one of {', '.join(PARSERS)}, got {body.endpoint[:100]!r}", "endpoint"
             )
-        if len(body.metadata or {}) > MAX_METADATA:
-            raise InvalidRequestError(f"metadata may have {MAX_METADATA} entries", "metadata")
         record = await self._jobs.create(
             body.endpoint, body.input_file_id, _hours(body.completion_window), body.metadata
         )

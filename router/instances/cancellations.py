@@ -12,6 +12,8 @@ from tidepipe.v1 import controller_pb2_grpc as pb_grpc
 
 CANCEL_TIMEOUT_S = 5.0
 MAX_BATCH = 1024
+ACKNOWLEDGE_S = 1.0
+"""Ends are acknowledged together, so seldom."""
 
 
 class Cancellations:
@@ -21,6 +23,8 @@ class Cancellations:
         self._stub = stub
         self._connected = connected
         self._ids: dict[str, None] = {}
+        self._ended: dict[str, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self._filled = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -31,9 +35,20 @@ class Cancellations:
         self._filled.set()
         self._idle.clear()
 
+    def acknowledge(self, placement_id: str) -> None:
+        """Queue that we have the end of a stay, which the instance need not keep any longer. No hurry."""
+        self._ended[placement_id] = None
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(ACKNOWLEDGE_S, self._acknowledge_now)
+
+    def _acknowledge_now(self) -> None:
+        self._timer = None
+        self._filled.set()
+
     def forget(self) -> None:
         """The instance has restarted: it knows none of them."""
         self._ids.clear()
+        self._ended.clear()
 
     async def run(self) -> None:
         """Send until cancelled."""
@@ -41,19 +56,23 @@ class Cancellations:
             await self._filled.wait()
             await self._connected.wait()
             batch = list(self._ids)[:MAX_BATCH]
-            if not batch:
+            ended = list(self._ended)[:MAX_BATCH]
+            if not (batch or ended):
                 self._filled.clear()
                 self._idle.set()
                 continue
             try:
                 await self._stub.CancelSequences(
-                    pb.CancelSequencesRequest(sequence_ids=batch), timeout=CANCEL_TIMEOUT_S
+                    pb.CancelSequencesRequest(sequence_ids=batch, ended_sequence_ids=ended),
+                    timeout=CANCEL_TIMEOUT_S,
                 )
             except grpc.aio.AioRpcError:
                 await asyncio.sleep(RETRY_S)
                 continue
             for placement_id in batch:
                 self._ids.pop(placement_id, None)
+            for placement_id in ended:
+                self._ended.pop(placement_id, None)
 
     async def drained(self) -> None:
         """Return when all that was queued has been sent."""

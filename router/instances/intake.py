@@ -23,11 +23,18 @@ log = structlog.get_logger()
 class ResultIntake:
     """Passes news on to sequences; finds out which stays are over."""
 
-    def __init__(self, placements: PlacementTable, host: StayHost, cancel: Callable[[str], None]) -> None:
-        """cancel: tells the instance to end a stay."""
+    def __init__(
+        self,
+        placements: PlacementTable,
+        host: StayHost,
+        cancel: Callable[[str], None],
+        acknowledge: Callable[[str], None],
+    ) -> None:
+        """cancel: tells the instance to end a stay. acknowledge: tells it that we have the end of one."""
         self._placements = placements
         self._host = host
         self._cancel = cancel
+        self._acknowledge = acknowledge
 
     def take(self, update: pb.SequenceUpdate) -> bool:
         """Pass one piece of news on. False if news before it are missing: ask again, with positions."""
@@ -37,9 +44,12 @@ class ResultIntake:
             # A stay that ended here, while the instance did not hear of it.
             if news.finish_reason is None:
                 self._cancel(update.sequence_id)
+            else:
+                self._acknowledge(update.sequence_id)
             return True
         # News prove that it is there, even if the answer to its submission was lost.
         placement.stay = Stay.HELD
+        ended_there = news.finish_reason is not None
         ended_unasked = news.finish_reason is FinishReason.CANCELLED
         if ended_unasked:
             news = replace(news, finish_reason=None)
@@ -48,6 +58,8 @@ class ResultIntake:
         if progress is Progress.GAP:
             return self._heal_gap(placement)
         placement.gaps = 0
+        if ended_there:
+            self._acknowledge(placement.placement_id)
         if first and news.token_ids:
             self._host.began(placement)
         self._placements.recount(placement)

@@ -95,7 +95,8 @@ class InstanceLink:
         self._ready = asyncio.Event()
         self._handover = HandOver(self._stub, router_id, self._ready, self, self._is_here, clock)
         self._cancellations = Cancellations(self._stub, self._ready)
-        intake = ResultIntake(self.placements, host, self._cancellations.add)
+        cancellations = self._cancellations
+        intake = ResultIntake(self.placements, host, cancellations.add, cancellations.acknowledge)
         self._watch = ResultWatch(self._stub, router_id, self.placements, intake, self, clock)
         self._status_watch = StatusWatch(self._stub, router_id, self._ready, self)
 

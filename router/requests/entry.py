@@ -16,6 +16,9 @@ from router.requests.admission import AdmittedRequest
 from router.requests.meter import RequestMeter
 from router.requests.running_answer import RunningAnswer
 
+OBJECT_BYTES = 4096
+"""What a request or an answer takes beside its tokens and text: its parameters and Python's objects."""
+
 
 class EntryHost(Protocol):
     """The table, as its entries see it."""
@@ -82,9 +85,10 @@ class RequestEntry:
         return self.answers[0].usage.prompt_tokens if self.answers else 0
 
     @property
-    def tokens_held(self) -> int:
-        """What it takes to remember it, in tokens."""
-        return sum(len(answer.prompt) + len(answer.output) for answer in self.answers)
+    def bytes_held(self) -> int:
+        """What it takes to remember it; its answers have one prompt."""
+        prompt = 4 * len(self.answers[0].prompt) if self.answers else 0
+        return OBJECT_BYTES + prompt + sum(OBJECT_BYTES + answer.bytes_held for answer in self.answers)
 
     @property
     def usage(self) -> Usage:

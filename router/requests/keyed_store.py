@@ -202,7 +202,7 @@ def _news(pieces: Sequence[pb.AnswerDelta]) -> SequenceNews:
     return SequenceNews(
         0,
         log.tokens,
-        log.logprobs,
+        log.logprobs.read(0, len(log.logprobs)),
         finish_from_wire(end.finish_reason),
         end.stop_token_id if end.HasField("stop_token_id") else None,
         "",

@@ -98,6 +98,11 @@ class RunningAnswer:
         return self.finish_reason is not None
 
     @property
+    def bytes_held(self) -> int:
+        """What it takes to remember it, its prompt apart."""
+        return self._log.bytes + (0 if self._text is None else self._text.log.bytes)
+
+    @property
     def usage(self) -> Usage:
         """What it took so far."""
         first = self._last_token_at if self._first_token_at is None else self._first_token_at
@@ -180,7 +185,7 @@ class RunningAnswer:
         """What is new behind the cursor, which moves on; None if nothing is."""
         tokens_end = min(len(self._log), cursor.tokens + self._delta_tokens())
         token_ids = tuple(self._log.tokens[cursor.tokens : tokens_end])
-        logprobs = tuple(self._log.logprobs[cursor.tokens : tokens_end])
+        logprobs = self._log.logprobs.read(cursor.tokens, tokens_end)
         text = self._text.log.read(cursor.characters, MAX_DELTA_CHARACTERS) if self._text is not None else ""
         before = (cursor.tokens, cursor.characters)
         cursor.tokens += len(token_ids)

@@ -31,8 +31,8 @@ DRAIN_POLL_S = 0.05
 RETRY_AFTER_MS = 1000
 SUBMIT_GRACE_S = 10.0
 """A request that was submitted without a listener waits at least this long for its first one."""
-REMEMBERED_TOKENS = 4_000_000
-"""Complete requests are forgotten early, oldest first, if together they hold more tokens than this."""
+REMEMBERED_BYTES = 128 * 1024 * 1024
+"""Complete requests are forgotten early, oldest first, if together they hold more than this."""
 
 log = structlog.get_logger()
 
@@ -80,7 +80,7 @@ class RequestTable:
         self._watches: dict[str, _Watch] = {}
         self._admissions: dict[str, asyncio.Task[None]] = {}
         self._ended: OrderedDict[str, RequestEntry] = OrderedDict()
-        self._ended_tokens = 0
+        self._ended_bytes = 0
         self._number = 0
         self._pacing = Pacing()
         self._finished = 0
@@ -203,7 +203,7 @@ class RequestTable:
             log.info("request was cut", request=name, trace=trace)
             return
         self._ended[name] = entry
-        self._ended_tokens += entry.tokens_held
+        self._ended_bytes += entry.bytes_held
         self._forget_old()
 
     def _find(self, request_id: str) -> RequestEntry | None:
@@ -289,8 +289,8 @@ class RequestTable:
         while self._ended:
             name, entry = next(iter(self._ended.items()))
             old = entry.ended_at is not None and entry.ended_at <= deadline
-            crowded = len(self._ended) > self.max_requests or self._ended_tokens > REMEMBERED_TOKENS
+            crowded = len(self._ended) > self.max_requests or self._ended_bytes > REMEMBERED_BYTES
             if not (old or crowded):
                 return
             del self._ended[name]
-            self._ended_tokens -= entry.tokens_held
+            self._ended_bytes -= entry.bytes_held

@@ -55,6 +55,8 @@ class UpstreamHost:
             await asyncio.sleep(SWEEP_S)
             for name in self.hub.abandoned(self._clock(), ABANDONED_AFTER_S):
                 self.drop(name)
+            for router_id in self.hub.close_mailboxes(self._clock(), ABANDONED_AFTER_S):
+                self._ordinals.pop(router_id, None)
             for name in [name for name, one in self._sequences.items() if one.finished]:
                 del self._sequences[name]
 

@@ -88,7 +88,8 @@ class ForwardedSequence:
             return Progress.GAP
         self._stays.heard(fresh, news.preemptions)
         if fresh:
-            logprobs = tuple(self._log.logprobs[-fresh:]) if self._log.logprobs else ()
+            known = len(self._log.logprobs)
+            logprobs = self._log.logprobs.read(known - fresh, known) if known else ()
             self._hub.emit(Grown((self.key,) * fresh, tuple(self._log.tokens[-fresh:]), logprobs))
         if news.finish_reason is not None:
             self.end(news.finish_reason, news.stop_token_id, news.error)

@@ -314,18 +314,24 @@ class CancelSequencesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SEQUENCE_IDS_FIELD_NUMBER: _builtins.int
+    ENDED_SEQUENCE_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sequence_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Sequences to end."""
+
+    @_builtins.property
+    def ended_sequence_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sequences whose end the router has: they need not be kept for it any longer."""
 
     def __init__(
         self,
         *,
         sequence_ids: _abc.Iterable[_builtins.str] | None = ...,
+        ended_sequence_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequence_ids", b"sequence_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_sequence_ids", b"ended_sequence_ids", "sequence_ids", b"sequence_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.results import ResultsHub
-from common.sampling import FinishReason, PositionLogprobs
+from common import results
+from common.results import MAX_UPDATE_TOKENS, ResultsHub
+from common.sampling import FinishReason, PositionLogprobs, TokenLogprob
 
 LONG_S = 3600.0
 LETTERS = st.sampled_from("abcd")
@@ -35,6 +37,35 @@ class Ended:
     stop_token: int | None = None
     error: str = ""
     preemptions: int = 0
+
+
+async def test_what_is_kept_is_bounded_and_acknowledged_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long answers with log-probabilities come in parts; ended ones go when their end is known, or for want
+    of room, and then whoever has not heard of their end hears that they are lost."""
+    monkeypatch.setattr(results, "MAX_REMEMBERED_BYTES", 2_000_000)
+    hub = ResultsHub()
+    top = PositionLogprobs(TokenLogprob(1, -0.5), tuple(TokenLogprob(i, -1.5) for i in range(20)))
+    length = MAX_UPDATE_TOKENS + 10
+    for number in range(5):
+        name = str(number)
+        hub.open(name, "r", (), 0.0)
+        for _ in range(length):
+            hub.emit(Tokens((name,), (7,), (top,)))
+        hub.finish(Ended(name))
+    lost = hub.mailbox("r").take_lost()
+    assert lost == [str(number) for number in range(len(lost))] and len(lost) > 0
+    assert sum(record.bytes for record in hub.records.values()) <= 2_000_000
+    first, second = hub.collect("r"), hub.collect("r")
+    assert [len(update.token_ids) for update in first + second] == (
+        [MAX_UPDATE_TOKENS] * len(hub.records) + [10] * len(hub.records)
+    )
+    assert not any(update.end for update in first) and all(update.end for update in second)
+    assert second[0].logprobs == (top,) * 10
+    for name in list(hub.records):
+        hub.acknowledge(name)
+    assert not hub.records and hub._ended_bytes == 0
+    hub.mailbox("r").unwatched_since = 0.0
+    assert hub.close_mailboxes(100.0, 15.0) == ["r"] and not hub.mailboxes
 
 
 @given(STEPS)
@@ -82,7 +113,7 @@ def test_everything_is_told_once_and_in_order(steps: list[tuple[str, str]]) -> N
             hub.finish(Ended(name))
         collect()
         assert {name: told[name] for name in hub.records} == {
-            name: record.tokens for name, record in hub.records.items()
+            name: list(record.tokens) for name, record in hub.records.items()
         }
 
     asyncio.run(play())
