@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
+from common.errors import InvalidRequestError
 from tidepipe.client.admin import AdminClient
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.cluster.config import ClusterConfig
@@ -72,10 +73,12 @@ async def test_an_instance_spans_nodes_and_scaling_waits_for_room(
 
         with monkeypatch.context() as patch:
             patch.setattr("tidepipe.provision.ray.PLACE_TIMEOUT_S", 3.0)
-            await admin.scale("add", 1)
+            with pytest.raises(InvalidRequestError, match="room for 0 more"):
+                await admin.scale("add", 1)
+            await admin.scale("add", 1, force=True)
             await noted("no room for 2 x {'CPU': 1.0}")
+        # What was asked for is kept, and tried again.
         ray_cluster.add_node(num_cpus=2)
-        await admin.scale("add", 1)
         await noted("serves at")
         await admin.scale("remove", 1)
         await noted("has been stopped")
