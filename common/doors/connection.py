@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import select
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -194,6 +195,21 @@ class Connection(H11Protocol):
         elif self._body_timer is not None:
             self._body_timer.cancel()
             self._body_timer = None
+
+    def shutdown(self) -> None:
+        """Part of uvicorn's protocol: the server stops. A request that is here already is answered yet."""
+        if self.waiting and (self.conn.trailing_data[0] or self._has_arrived()):
+            return
+        super().shutdown()
+
+    def _has_arrived(self) -> bool:
+        """True if bytes came that the loop has not looked at; closed now, they would be a cut request."""
+        there = self.transport.get_extra_info("socket")
+        if there is None or there.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(there.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def _say_goodbye(self) -> None:
         """uvicorn ends a connection whose client wants that, and says so to it."""

@@ -71,7 +71,13 @@ def router_of(cluster: LocalCluster) -> Child:
     return next(child for child in cluster.children if child.name == "router")
 
 
-async def test_nothing_with_a_key_is_lost_when_the_router_is_killed(cluster: LocalCluster) -> None:
+async def test_the_router_may_go(cluster: LocalCluster) -> None:
+    """One cluster for both: starting one takes longer."""
+    await nothing_with_a_key_is_lost_when_the_router_is_killed(cluster)
+    await a_rolling_restart_costs_nobody_anything(cluster)
+
+
+async def nothing_with_a_key_is_lost_when_the_router_is_killed(cluster: LocalCluster) -> None:
     """64 requests, streamed and whole; asked again with their keys until they are answered."""
     async with http_client(cluster) as http:
         right = [await ask(http, number, stream=False) for number in range(8)]
@@ -96,7 +102,7 @@ async def test_nothing_with_a_key_is_lost_when_the_router_is_killed(cluster: Loc
     assert sum(tries > 1 for _, tries in answers) > 30, "the kill came too late"
 
 
-async def test_a_rolling_restart_costs_nobody_anything(cluster: LocalCluster) -> None:
+async def a_rolling_restart_costs_nobody_anything(cluster: LocalCluster) -> None:
     """Constant load by clients that do not ask again, while every process is started anew."""
     asked: dict[str, int] = {"sdk": 0, "http": 0, "sse": 0}
     failed: list[str] = []
