@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
 from typing import Any
 
 from common.errors import InvalidRequestError, NotFoundError
+from router.batches.pages import page
 from router.batches.records import VALIDATING, FileRecord
 
 CHUNK_BYTES = 1 << 20
@@ -124,12 +124,14 @@ def read(db: sqlite3.Connection, record: FileRecord, place: int) -> tuple[bytes,
             "SELECT data FROM chunks WHERE file_id = ? AND number = ?", (record.id, place)
         ).fetchone()
         return (row[0], place + 1) if row else (b"", None)
-    rows: Sequence[tuple[int, bytes]] = db.execute(
+    cursor = db.execute(
         "SELECT number, answer FROM lines WHERE batch_id = ? AND failed = ? AND answer IS NOT NULL "
         "AND number > ? ORDER BY number LIMIT ?",
         (record.batch_id, record.failed, place, _LINES_AT_A_TIME),
-    ).fetchall()
-    return b"".join(answer for _, answer in rows), rows[-1][0] if len(rows) == _LINES_AT_A_TIME else None
+    )
+    rows, full = page(cursor)
+    goes_on = full or len(rows) == _LINES_AT_A_TIME
+    return b"".join(answer for _, answer in rows), rows[-1][0] if goes_on else None
 
 
 def _record(row: tuple[Any, ...]) -> FileRecord:

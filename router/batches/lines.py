@@ -9,6 +9,7 @@ from typing import Any
 
 from common.errors import NotFoundError
 from router.batches.files import expire
+from router.batches.pages import page
 from router.batches.records import UNFINISHED, BatchRecord, Counts, FileRecord
 
 
@@ -122,13 +123,13 @@ def add_lines(db: sqlite3.Connection, batch_id: str, lines: Iterable[tuple[int, 
 
 
 def unanswered(db: sqlite3.Connection, batch_id: str, after: int, limit: int) -> list[Line]:
-    """The next requests, in their order."""
+    """The next requests, in their order: `limit`, or as many as a page holds."""
     rows = db.execute(
         "SELECT number, request FROM lines WHERE batch_id = ? AND number > ? AND answer IS NULL "
         "ORDER BY number LIMIT ?",
         (batch_id, after, limit),
     )
-    return [Line(number, request) for number, request in rows]
+    return [Line(number, request) for number, request in page(rows)[0]]
 
 
 def record_answers(db: sqlite3.Connection, answers: Sequence[tuple[str, AnsweredLine]]) -> None:
