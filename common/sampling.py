@@ -139,8 +139,11 @@ class SamplingParams:
         if not (1 <= self.n <= MAX_ANSWERS):
             raise InvalidRequestError(f"n must be in [1, {MAX_ANSWERS}], got {self.n}", "n")
         if self.structure is not None:
-            self.structure.check_size()
-        if self.structure is not None and self.ignore_eos:
+            self._check_structure(self.structure)
+
+    def _check_structure(self, structure: Structure) -> None:
+        structure.check()
+        if self.ignore_eos:
             raise InvalidRequestError(
                 "ignore_eos and response_format contradict each other: a finished structure must end",
                 "ignore_eos",

@@ -18,23 +18,32 @@ def _response_format(value: Any) -> Structure | str:
     """The structure; "text" for none. (None would look as if the field were absent, which is the same.)"""
     if not isinstance(value, dict):
         raise ValueError(f"must be an object, got {kind(value)}")
-    match value.get("type"):
-        case "text":
+    _only(value, "response_format", {"type", "schema", "json_schema"})
+    match value.get("type"), value.get("schema"), value.get("json_schema"):
+        case "text", None, None:
             return "text"
-        case "json_object":
+        case "json_object", None, None:
             return _ANY_OBJECT
-        case "json_schema":
-            return _named_schema(value.get("json_schema"))
-        case other:
+        case "json_object", schema, None:  # as llama.cpp and others have it
+            return _schema(schema)
+        case "json_schema", None, named:
+            return _named_schema(named)
+        case "text" | "json_object" | "json_schema", *_:
+            raise ValueError(f"has a schema at a place where the type {value['type']!r} has none")
+        case other, *_:
             raise ValueError(f"must have the type 'text', 'json_object' or 'json_schema', got {other!r}")
 
 
 def _named_schema(value: Any) -> Structure:
     if not isinstance(value, dict) or "schema" not in value:
         raise ValueError('must have {"name": ..., "schema": ...} as json_schema')
-    if unknown := value.keys() - {"name", "schema", "strict", "description"}:
-        raise ValueError(f"json_schema has the unknown field {min(unknown)!r}")
+    _only(value, "json_schema", {"name", "schema", "strict", "description"})
     return _schema(value["schema"])
+
+
+def _only(value: dict[str, Any], name: str, known: set[str]) -> None:
+    if unknown := value.keys() - known:
+        raise ValueError(f"{name} has the unknown field {min(unknown)[:100]!r}")
 
 
 def _schema(value: Any) -> Structure:
@@ -81,14 +90,25 @@ def _structured_outputs(value: Any) -> Structure:
 
 _SCHEMA = {"type": ["object", "boolean", "string"]}
 _CHOICE = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+_NONE = {"type": "null"}
 _RESPONSE_FORMAT = {
     "type": "object",
     "required": ["type"],
+    "properties": {"type": {}, "schema": {}, "json_schema": {}},
+    "additionalProperties": False,
     "oneOf": [
-        {"properties": {"type": {"enum": ["text", "json_object"]}}},
+        {"properties": {"type": {"const": "text"}, "schema": _NONE, "json_schema": _NONE}},
+        {
+            "properties": {
+                "type": {"const": "json_object"},
+                "schema": {"anyOf": [_SCHEMA, _NONE]},
+                "json_schema": _NONE,
+            }
+        },
         {
             "properties": {
                 "type": {"const": "json_schema"},
+                "schema": _NONE,
                 "json_schema": {
                     "type": "object",
                     "properties": {"name": {}, "schema": _SCHEMA, "strict": {}, "description": {}},

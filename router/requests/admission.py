@@ -78,8 +78,7 @@ class Admission:
         facts = await self._served.wait(self._patience_s)
         self._check_model(request.model, facts)
         if request.sampling.structure is not None:
-            check = partial(text.check_structure, request.sampling.structure)
-            await asyncio.get_running_loop().run_in_executor(self._executor, check)
+            await text.check_structure(request.sampling.structure, facts.vocab_size, facts.eos_token_ids)
         prompt = await self._tokenize(request, text, facts)
         _check_prompt(prompt, facts)
         sampling = _fill_in(request.sampling, len(prompt), facts)

@@ -37,8 +37,10 @@ class TextPort(Protocol):
         """Token ids of a conversation, ready for the assistant's turn. tools: JSON objects."""
         ...
 
-    def check_structure(self, structure: Structure) -> None:
-        """InvalidRequestError if no output of this tokenizer can be held to it. Slow for large ones."""
+    async def check_structure(
+        self, structure: Structure, vocab_size: int, eos_token_ids: tuple[int, ...]
+    ) -> None:
+        """InvalidRequestError if no output of the model, of which these are facts, can be held to it."""
         ...
 
     def new_detokenizer(self, prompt_ids: Sequence[int], skip_special_tokens: bool) -> Detokenizer:

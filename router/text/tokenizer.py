@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.errors import InvalidRequestError
 from common.request import ChatTurn
 from common.structure import Structure
+from common.structures.tokenizer_file import read_tokenizer
 from common.tokenizer_source import load_tokenizer
 from router.text.detokenizer import Detokenizer, make_detokenizer
+from router.text.structure_checks import StructureChecks
 from router.text.vocabulary import Backend, Vocabulary
-
-if TYPE_CHECKING:
-    from llguidance import LLTokenizer
 
 
 class TextProcessor:
@@ -26,13 +25,18 @@ class TextProcessor:
     each call, and is not thread-safe.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Take a fast tokenizer of transformers; see `load`."""
+    def __init__(self, tokenizer: Any, read: Callable[[], str] | None = None) -> None:
+        """Take a fast tokenizer of transformers; see `load`.
+
+        read: its tokenizer.json as stage workers read it; None: what the tokenizer says of itself.
+        """
         self._tokenizer = tokenizer
         self._backend: Backend = tokenizer.backend_tokenizer
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
         self._vocabulary = Vocabulary(self._backend)
+        self._read: Callable[[], str] = read or tokenizer.backend_tokenizer.to_str
+        self._checks: StructureChecks | None = None
 
     @classmethod
     def load(cls, path: Path) -> TextProcessor:
@@ -40,7 +44,7 @@ class TextProcessor:
 
         Raises ModelError if there is no tokenizer or it is of an unsupported kind.
         """
-        return cls(load_tokenizer(path))
+        return cls(load_tokenizer(path), partial(read_tokenizer, path))
 
     @property
     def vocab_size(self) -> int:
@@ -79,22 +83,18 @@ class TextProcessor:
         # The template has written the special tokens already.
         return self._encode(text, add_special_tokens=False)
 
-    def check_structure(self, structure: Structure) -> None:
-        """InvalidRequestError if outputs cannot be held to it: what is wrong with it, or the tokenizer."""
-        structure.check(self._structures)
+    async def check_structure(
+        self, structure: Structure, vocab_size: int, eos_token_ids: tuple[int, ...]
+    ) -> None:
+        """InvalidRequestError if outputs cannot be held to it: what is wrong with it, or with the model.
 
-    @functools.cached_property
-    def _structures(self) -> LLTokenizer:
-        """The tokenizer as stage workers use it for structures."""
-        from llguidance import LLTokenizer  # late: only requests with a structure pay for it
-
-        try:
-            return LLTokenizer(self._tokenizer.backend_tokenizer.to_str())
-        except ValueError as error:
-            raise InvalidRequestError(
-                f"response_format: not with this model's tokenizer, which is of an unsupported kind: {error}",
-                "response_format",
-            ) from error
+        Unlike the other methods this one is the event loop's.
+        """
+        if self._checks is None or self._checks.model != (vocab_size, eos_token_ids):
+            if self._checks is not None:
+                self._checks.close()
+            self._checks = StructureChecks(self._read, vocab_size, eos_token_ids)
+        await self._checks.check(structure)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids, all at once."""

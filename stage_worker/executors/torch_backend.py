@@ -8,6 +8,7 @@ import gc
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -239,9 +240,10 @@ def _return_freed_memory() -> None:
 
 def _sampler_of(model: Path) -> SamplerFactory:
     def make(vocab_size: int, device: torch.device) -> StepSampler:
+        from common.structures.tokenizer_file import read_tokenizer
         from stage_worker.sampler import Sampler
-        from stage_worker.sampling.grammar import Grammars, tokenizer_reader
+        from stage_worker.sampling.grammar import Grammars
 
-        return Sampler(vocab_size, device, Grammars(tokenizer_reader(model), vocab_size))
+        return Sampler(vocab_size, device, Grammars(partial(read_tokenizer, model), vocab_size))
 
     return make

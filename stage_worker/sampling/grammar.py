@@ -7,7 +7,6 @@ the sequence begins again, so it survives preemption, a lost worker and a move t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ import structlog
 from llguidance import LLMatcher, LLTokenizer
 
 from common.structure import Structure
-from common.tokenizer_source import load_tokenizer
+from common.structures.grammar import make_matcher, make_tokenizer
 
 Allowed = npt.NDArray[np.bool_]
 
@@ -64,37 +63,13 @@ class Grammars:
         self, structure: Structure, eos_token_ids: Sequence[int], output: Sequence[int]
     ) -> GrammarState:
         """Place behind `output` in the grammar of `structure`, which the router has checked."""
-        matcher = LLMatcher(self._tokenizer(tuple(eos_token_ids)), structure.grammar(), log_level=0)
+        matcher = make_matcher(self._tokenizer(tuple(eos_token_ids)), structure)
         return GrammarState(matcher, output, self._vocab_size)
 
     def _tokenizer(self, eos_token_ids: tuple[int, ...]) -> LLTokenizer:
         # The model's own end tokens: one entry in practice.
         tokenizer = self._tokenizers.get(eos_token_ids)
         if tokenizer is None:
-            text = self._read_tokenizer()
-            tokenizer = _made(text, self._vocab_size, eos_token_ids)
+            tokenizer = make_tokenizer(self._read_tokenizer(), self._vocab_size, eos_token_ids)
             self._tokenizers = {eos_token_ids: tokenizer}
         return tokenizer
-
-
-def _made(text: str, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
-    """The tokenizer for a model of `vocab_size` tokens; it may know more, which are never allowed."""
-    try:
-        return LLTokenizer(text, n_vocab=vocab_size, eos_token=list(eos_token_ids))
-    except ValueError:
-        tokenizer = LLTokenizer(text, eos_token=list(eos_token_ids))
-        if tokenizer.vocab_size <= vocab_size:
-            raise
-        return tokenizer
-
-
-def tokenizer_reader(model: Path) -> Callable[[], str]:
-    """Reads the tokenizer of a model's folder or .gguf file. ValueError if there is none."""
-
-    def read() -> str:
-        if model.suffix != ".gguf":
-            return (model / "tokenizer.json").read_text(encoding="utf-8")
-        text: str = load_tokenizer(model).backend_tokenizer.to_str()
-        return text
-
-    return read

@@ -5,9 +5,12 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable, Sequence
 
+from llguidance import LLMatcher
+
 from common.errors import InvalidRequestError
 from common.request import ChatTurn
 from common.structure import Structure
+from common.structures.grammar import StructureError, grammar
 
 VOCAB_SIZE = 256
 
@@ -38,8 +41,16 @@ class ByteText:
             raise InvalidRequestError("the template does not accept these messages", "messages")
         return self.encode("".join(f"{turn.role}: {turn.content}\n" for turn in messages))
 
-    def check_structure(self, structure: Structure) -> None:
+    async def check_structure(
+        self, structure: Structure, vocab_size: int, eos_token_ids: tuple[int, ...]
+    ) -> None:
         structure.check()
+        try:
+            problem = LLMatcher.validate_grammar(grammar(structure))
+        except StructureError as error:
+            problem = str(error)
+        if problem:
+            raise InvalidRequestError(f"response_format: {problem[:100]}", "response_format")
 
     def new_detokenizer(self, prompt_ids: Sequence[int], skip_special_tokens: bool) -> ByteDetokenizer:
         return ByteDetokenizer()

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from common.errors import InvalidRequestError
 from common.plan import SequenceStart
 from common.sampling import SamplingParams
 from common.structure import Structure
 from stage_worker.sampler import Sampler
 from stage_worker.sampling.grammar import Grammars
+from tests.fakes.byte_tokenizer import byte_tokenizer
 
 SCHEMA = {
     "type": "object",
@@ -29,15 +27,6 @@ SCHEMA = {
 }
 PROMPT = (7, 8)
 LIMIT = 200
-
-
-def byte_tokenizer() -> Tokenizer:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<end>"])
-    return tokenizer
 
 
 TOKENIZER = byte_tokenizer()
@@ -92,23 +81,6 @@ def test_rows_without_a_structure_are_not_touched() -> None:
     logits[:, 5] = 1.0
     first, second = sampler.sample(logits, [0, 1], [2, 2]).token_ids
     assert (first, TOKENIZER.decode([second])) == (5, "a")
-
-
-@pytest.mark.parametrize(
-    "structure",
-    [
-        Structure("json_schema", "{"),
-        Structure("json_schema", '{"type": "objekt"}'),
-        Structure("json_schema", '{"$ref": "#/nowhere"}'),
-        Structure("regex", "(a"),
-        Structure("regex", "a" * 70_000),
-    ],
-)
-def test_unusable_structures_are_refused_in_one_line(structure: Structure) -> None:
-    with pytest.raises(InvalidRequestError) as caught:
-        structure.check()
-    assert caught.value.param == "response_format"
-    assert "\n" not in str(caught.value)
 
 
 def test_a_tokenizer_may_have_more_tokens_than_the_model() -> None:

@@ -1,0 +1,1 @@
+"""Structured outputs: what routers check and stage workers build, from one place, and within limits."""

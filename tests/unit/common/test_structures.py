@@ -1,0 +1,95 @@
+"""Structures are tried out beside the process: whatever they cost, the answer is a sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from common.errors import InvalidRequestError
+from common.structure import Structure
+from common.structures.checks import StructureProcess
+from tests.fakes.byte_tokenizer import END, byte_tokenizer
+
+
+def schema(value: Any) -> Structure:
+    return Structure("json_schema", json.dumps(value))
+
+
+def conjunction(patterns: int) -> Structure:
+    return schema({"type": "string", "allOf": [{"pattern": f"a.*{number}"} for number in range(patterns)]})
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[StructureProcess]:
+    tokenizer = byte_tokenizer()
+    process = StructureProcess(tokenizer.to_str, tokenizer.get_vocab_size(), [tokenizer.token_to_id(END)])
+    yield process
+    process.close()
+
+
+@pytest.mark.parametrize(
+    ("structure", "why"),
+    [
+        # In the process itself, the first ends in an abort for want of memory, whatever the limits given.
+        (conjunction(30), "too complex"),
+        (
+            schema({"type": "object", "properties": {f"p{n}": {"type": "integer"} for n in range(600)}}),
+            "not usable",
+        ),
+        (schema({"$ref": "#"}), "not usable"),
+        (schema({"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}}), "uniqueItems"),
+        (schema({"type": "objekt"}), "not usable"),
+        (schema({"$ref": "#/nowhere"}), "not usable"),
+        (schema(False), "not usable"),
+        (Structure("json_schema", "{"), "not usable"),
+        (Structure("json_schema", '{"items":' * 6000 + "{}" + "}" * 6000), "nested"),
+        (Structure("regex", "(a"), "not usable"),
+        (Structure("regex", r"[^\s\S]"), "not usable"),
+    ],
+)
+def test_what_cannot_be_kept_to_is_refused_in_one_line(
+    process: StructureProcess, structure: Structure, why: str
+) -> None:
+    structure.check()
+    problem = process.problem(structure)
+    assert why in problem
+    assert "\n" not in problem and "guidance" not in problem
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        schema({"type": "object"}),
+        schema(True),
+        schema({"enum": ["\u2028", '"\\', "\x7f", "😀"]}),
+        Structure("regex", "(a{1000}){1000}"),
+        Structure("regex", "a\nb/c|"),
+        Structure("regex", "<end>"),
+    ],
+)
+def test_what_can_be_kept_to_is_not(process: StructureProcess, structure: Structure) -> None:
+    assert process.problem(structure) == ""
+
+
+def test_the_process_is_replaced_when_it_is_gone(process: StructureProcess) -> None:
+    assert process.problem(schema({})) == ""
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.problem(schema({})) == ""
+
+
+@pytest.mark.parametrize("text", ["a" * 70_000, "a\\", "\\\\\\"])
+def test_some_expressions_need_no_trial(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="response_format"):
+        Structure("regex", text).check()
+
+
+def test_a_model_without_an_end_has_no_structures() -> None:
+    tokenizer = byte_tokenizer()
+    process = StructureProcess(tokenizer.to_str, tokenizer.get_vocab_size(), [])
+    assert "no end-of-sequence token" in process.problem(schema({}))
