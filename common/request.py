@@ -61,6 +61,7 @@ class GenerationRequest:
     piece_gap_s: what is new may be sent this seldom; the end is told at once.
     client: who asks, as far as is known; a hash of it goes to the predictor, the name itself nowhere.
     trace_id: what the caller's proxies and logs call it; names nothing here.
+    owner: whose request it is, see common.security.caller: the same request_id of two owners is two requests.
     """
 
     request_id: str
@@ -81,6 +82,7 @@ class GenerationRequest:
     piece_gap_s: float = 0.0
     client: str = ""
     trace_id: str = ""
+    owner: str = ""
 
     def check(self) -> None:
         """Raise InvalidRequestError for what makes no sense for any model."""

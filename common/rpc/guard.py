@@ -9,6 +9,7 @@ import grpc
 import structlog
 
 from common.errors import PermissionDeniedError, UnauthenticatedError
+from common.security.caller import note_caller, with_key, with_principals
 from common.security.credentials import Credentials
 from common.security.key_access import KeyAccess, bearer
 from common.security.principals import RULES, SERVICES, Rule, principals_of
@@ -52,6 +53,7 @@ class AccessGuard:
             principals = frozenset(SERVICES)
         if principals:
             if principals & rule.allowed:
+                note_caller(with_principals(principals))
                 return _nothing
             who = ", ".join(sorted(principals))
             raise PermissionDeniedError(
@@ -64,7 +66,9 @@ class AccessGuard:
                 "this is for services of the cluster, which show its token (TIDEPIPE_CLUSTER_TOKEN_FILE)"
             )
         if self._keys is not None:
-            return self._keys.enter(presented, *rule.key_roles).release
+            lease = self._keys.enter(presented, *rule.key_roles)
+            note_caller(with_key(lease.key))
+            return lease.release
         raise UnauthenticatedError(
             "nobody is known by this certificate, token or key; services need a certificate of the cluster "
             "(`tidepipe certs make`) or its token"

@@ -40,8 +40,14 @@ CREATE UNIQUE INDEX one_custom_id ON lines (batch_id, custom_id);
 _EXPIRIES = """
 CREATE TABLE expiries (file_id TEXT PRIMARY KEY, expires INTEGER NOT NULL);  -- without one a file stays
 """
+_OWNERS = """
+ALTER TABLE files ADD COLUMN owner TEXT;    -- NULL: stored before there were owners, an admin's
+ALTER TABLE batches ADD COLUMN owner TEXT;
+CREATE INDEX files_by_owner ON files (owner);
+CREATE INDEX batches_by_owner ON batches (owner, number);
+"""
 _PAGES_AT_A_TIME = 256
-_MIGRATIONS: Sequence[Migration] = (_VERSION_1, _EXPIRIES)
+_MIGRATIONS: Sequence[Migration] = (_VERSION_1, _EXPIRIES, _OWNERS)
 _RETRY_S = 0.05
 
 P = ParamSpec("P")

@@ -6,20 +6,29 @@ import sqlite3
 from typing import Any
 
 from common.errors import InvalidRequestError, NotFoundError
+from common.security.caller import ANYBODY, Caller
 from router.batches.pages import page
 from router.batches.records import VALIDATING, FileRecord
 
 CHUNK_BYTES = 1 << 20
 _LINES_AT_A_TIME = 256
-_COLUMNS = "id, created, bytes, filename, purpose, batch_id, failed"
+_COLUMNS = "id, created, bytes, filename, purpose, batch_id, failed, owner"
 _SELECTED = f"{_COLUMNS}, (SELECT expires FROM expiries WHERE file_id = files.id)"
 
 
 def begin(db: sqlite3.Connection, record: FileRecord) -> None:
     """A file whose content is still to come; unknown to everyone else until `complete`."""
+    insert(db, record, complete=False)
+
+
+def insert(db: sqlite3.Connection, record: FileRecord, *, complete: bool) -> None:
+    """A new row."""
     db.execute(
-        "INSERT INTO files VALUES (?, ?, ?, ?, ?, 0, NULL, NULL)",
-        (record.id, record.created, record.bytes, record.filename, record.purpose),
+        f"INSERT INTO files ({_COLUMNS}, complete) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(record.id, record.created, record.bytes, record.filename, record.purpose),
+            *(record.batch_id, record.failed, record.owner, complete),
+        ),
     )
     expire(db, record)
 
@@ -53,33 +62,41 @@ def drop_incomplete(db: sqlite3.Connection) -> None:
         drop(db, file_id)
 
 
-def get(db: sqlite3.Connection, file_id: str) -> FileRecord:
-    """NotFoundError if there is none."""
-    row = db.execute(f"SELECT {_SELECTED} FROM files WHERE id = ? AND complete", (file_id,)).fetchone()
+def get(db: sqlite3.Connection, file_id: str, caller: Caller = ANYBODY) -> FileRecord:
+    """NotFoundError if there is none that the caller may see."""
+    row = db.execute(
+        f"SELECT {_SELECTED} FROM files WHERE id = ? AND complete AND (? OR owner = ?)",
+        (file_id, caller.sees_all, caller.owner),
+    ).fetchone()
     if row is None:
         raise NotFoundError(f"there is no file {file_id[:100]}")
     return _record(row)
 
 
 def listing(
-    db: sqlite3.Connection, purpose: str | None, after: str | None, limit: int, newest_first: bool
+    db: sqlite3.Connection,
+    purpose: str | None,
+    after: str | None,
+    limit: int,
+    newest_first: bool,
+    caller: Caller = ANYBODY,
 ) -> list[FileRecord]:
-    """A page of files by age, behind the one named `after`."""
+    """A page of the caller's files by age, behind the one named `after`."""
     order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
     rowid = 0
     if after is not None:
-        (rowid,) = db.execute("SELECT rowid FROM files WHERE id = ?", (get(db, after).id,)).fetchone()
+        (rowid,) = db.execute("SELECT rowid FROM files WHERE id = ?", (get(db, after, caller).id,)).fetchone()
     rows = db.execute(
         f"SELECT {_SELECTED} FROM files WHERE complete AND (? IS NULL OR purpose = ?) "
-        f"AND (? IS NULL OR rowid {beyond} ?) ORDER BY rowid {order} LIMIT ?",
-        (purpose, purpose, after, rowid, limit),
+        f"AND (? IS NULL OR rowid {beyond} ?) AND (? OR owner = ?) ORDER BY rowid {order} LIMIT ?",
+        (purpose, purpose, after, rowid, caller.sees_all, caller.owner, limit),
     )
     return [_record(row) for row in rows]
 
 
-def delete(db: sqlite3.Connection, file_id: str) -> None:
-    """NotFoundError if there is none, InvalidRequestError while a batch reads it."""
-    record = get(db, file_id)
+def delete(db: sqlite3.Connection, file_id: str, caller: Caller = ANYBODY) -> None:
+    """NotFoundError if the caller has none, InvalidRequestError while a batch reads it."""
+    record = get(db, file_id, caller)
     readers = db.execute(
         "SELECT id FROM batches WHERE status = ? AND json_extract(record, '$.input_file_id') = ?",
         (VALIDATING, file_id),
@@ -136,6 +153,5 @@ def read(db: sqlite3.Connection, record: FileRecord, place: int) -> tuple[bytes,
 
 def _record(row: tuple[Any, ...]) -> FileRecord:
     """From a row of `_SELECTED`."""
-    file_id, created, size, filename, purpose, batch_id, failed, expires = row
-    failed = None if failed is None else bool(failed)
-    return FileRecord(file_id, created, size, filename, purpose, batch_id, failed, expires)
+    *fields, failed, owner, expires = row
+    return FileRecord(*fields, None if failed is None else bool(failed), expires, owner)

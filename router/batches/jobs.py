@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from common.errors import InvalidRequestError, OverloadedError, StorageError
+from common.security.caller import ANYBODY, Caller
 from router.batches import files, lines
 from router.batches.answering import Answer, answer_line, expired_line
 from router.batches.database import Database
@@ -72,10 +73,15 @@ class BatchJobs:
             await asyncio.Event().wait()
 
     async def create(
-        self, endpoint: str, input_file_id: str, hours: int, metadata: dict[str, str] | None
+        self,
+        endpoint: str,
+        input_file_id: str,
+        hours: int,
+        metadata: dict[str, str] | None,
+        caller: Caller = ANYBODY,
     ) -> BatchRecord:
         """A new batch. NotFoundError, InvalidRequestError (file), OverloadedError, StorageError."""
-        file = await self.database.run(files.get, input_file_id)
+        file = await self.database.run(files.get, input_file_id, caller)
         if file.purpose != "batch":
             raise InvalidRequestError(
                 f"the file {file.id} was uploaded for {file.purpose}, not for batch", "input_file_id"
@@ -95,13 +101,15 @@ class BatchJobs:
             created=now,
             expires=now + hours * 3600,
             metadata=metadata,
+            owner=caller.owner,
         )
         record = await self.database.run(lines.create, record)
         self._start(record)
         return record
 
-    async def cancel(self, batch_id: str) -> BatchRecord:
+    async def cancel(self, batch_id: str, caller: Caller = ANYBODY) -> BatchRecord:
         """Answer no more of its requests. InvalidRequestError if it has ended, or is about to."""
+        await self.database.run(lines.get, batch_id, caller)
         record = await self._advance(batch_id, CANCELLING, _CANCELLABLE)
         if record.status != CANCELLING:
             raise InvalidRequestError(f"the batch {batch_id} is {record.status}; it cannot be cancelled")
@@ -197,6 +205,7 @@ class BatchJobs:
                 batch_id=batch.id,
                 failed=failed,
                 expires=self.database.limits.expiry(now),
+                owner=batch.owner,
             )
             for failed in (False, True)
         ]

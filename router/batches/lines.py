@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from common.errors import NotFoundError
-from router.batches.files import expire
+from common.security.caller import ANYBODY, Caller
+from router.batches import files
 from router.batches.pages import page
 from router.batches.records import UNFINISHED, BatchRecord, Counts, FileRecord
 
@@ -35,25 +36,32 @@ def create(db: sqlite3.Connection, record: BatchRecord) -> BatchRecord:
     (number,) = db.execute("SELECT COALESCE(MAX(number), 0) + 1 FROM batches").fetchone()
     record = replace(record, number=number)
     db.execute(
-        "INSERT INTO batches VALUES (?, ?, ?, ?)", (record.id, number, record.status, record.to_json())
+        "INSERT INTO batches (id, number, status, record, owner) VALUES (?, ?, ?, ?, ?)",
+        (record.id, number, record.status, record.to_json(), record.owner),
     )
     return record
 
 
-def get(db: sqlite3.Connection, batch_id: str) -> BatchRecord:
-    """NotFoundError if there is none."""
-    row = db.execute("SELECT record FROM batches WHERE id = ?", (batch_id,)).fetchone()
+def get(db: sqlite3.Connection, batch_id: str, caller: Caller = ANYBODY) -> BatchRecord:
+    """NotFoundError if there is none that the caller may see."""
+    row = db.execute(
+        "SELECT record FROM batches WHERE id = ? AND (? OR owner = ?)",
+        (batch_id, caller.sees_all, caller.owner),
+    ).fetchone()
     if row is None:
         raise NotFoundError(f"there is no batch {batch_id[:100]}")
     record = BatchRecord.from_json(row[0])
     return record if record.finished else replace(record, counts=_counts(db, batch_id))
 
 
-def listing(db: sqlite3.Connection, after: str | None, limit: int) -> list[BatchRecord]:
-    """A page of batches, newest first, behind the one named `after`."""
-    before = get(db, after).number if after is not None else 2**62
+def listing(
+    db: sqlite3.Connection, after: str | None, limit: int, caller: Caller = ANYBODY
+) -> list[BatchRecord]:
+    """A page of the caller's batches, newest first, behind the one named `after`."""
+    before = get(db, after, caller).number if after is not None else 2**62
     rows = db.execute(
-        "SELECT id FROM batches WHERE number < ? ORDER BY number DESC LIMIT ?", (before, limit)
+        "SELECT id FROM batches WHERE number < ? AND (? OR owner = ?) ORDER BY number DESC LIMIT ?",
+        (before, caller.sees_all, caller.owner, limit),
     ).fetchall()
     return [get(db, batch_id) for (batch_id,) in rows]
 
@@ -90,11 +98,7 @@ def advance(
         (size,) = db.execute(
             "SELECT SUM(LENGTH(answer)) FROM lines WHERE batch_id = ? AND failed = ?", (batch_id, file.failed)
         ).fetchone()
-        db.execute(
-            "INSERT INTO files VALUES (?, ?, ?, ?, ?, 1, ?, ?)",
-            (file.id, file.created, size, file.filename, file.purpose, batch_id, file.failed),
-        )
-        expire(db, file)
+        files.insert(db, replace(file, bytes=size, batch_id=batch_id), complete=True)
         if file.failed:
             record = replace(record, error_file_id=file.id)
         else:

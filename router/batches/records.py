@@ -18,6 +18,8 @@ class FileRecord:
     """created, expires: Unix time, seconds; expires None: never.
 
     batch_id, failed: of a batch's answers, the good or the failed ones.
+
+    owner: whose it is, see common.security.caller; None: stored before there were owners.
     """
 
     id: str
@@ -28,6 +30,7 @@ class FileRecord:
     batch_id: str | None = None
     failed: bool | None = None
     expires: int | None = None
+    owner: str | None = None
 
     def body(self) -> dict[str, Any]:
         """As the API shows it."""
@@ -55,7 +58,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class BatchRecord:
-    """times: Unix time by state, seconds. errors: why the input file was refused, as the API shows it."""
+    """times: Unix time by state, seconds. errors: why it failed, as the API shows it.
+
+    owner: whose it is, as a file's.
+    """
 
     id: str
     number: int
@@ -71,6 +77,7 @@ class BatchRecord:
     errors: list[dict[str, Any]] = field(default_factory=list)
     output_file_id: str | None = None
     error_file_id: str | None = None
+    owner: str | None = None
 
     @property
     def finished(self) -> bool:

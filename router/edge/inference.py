@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.limits import MAX_CANCELLED, check_count
 from common.rpc.guard import authorization_of
+from common.security.caller import current
 from router.edge.wire import (
     delta_to_wire,
     grace_s,
@@ -61,7 +62,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         self, request: pb.StreamRequest, context: Context
     ) -> AsyncIterator[pb.StreamResponse]:
         """Listen to what was submitted."""
-        with self._table.attach_known(request.request_id) as subscription:
+        with self._table.attach_known(request.request_id, current()) as subscription:
             _when_over(context, subscription.leave)
             async for deltas in subscription.deltas(positions_from_wire(request.resume)):
                 for delta in deltas:
@@ -70,7 +71,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:  # noqa: N802
         """End requests."""
         check_count("request_ids", len(request.request_ids), MAX_CANCELLED)
-        return pb.CancelResponse(cancelled=self._table.cancel(request.request_ids))
+        return pb.CancelResponse(cancelled=self._table.cancel(request.request_ids, current()))
 
     async def ListModels(  # noqa: N802
         self, request: pb.ListModelsRequest, context: Context

@@ -14,6 +14,7 @@ from common.errors import InvalidRequestError
 from common.limits import MAX_METADATA, MAX_METADATA_KEY_CHARACTERS, MAX_METADATA_VALUE_CHARACTERS
 from common.openai.batch import PARSERS
 from common.openai.validation import Refusal, StrictModel, validate
+from common.security.caller import current
 from router.batches import lines
 from router.batches.jobs import BatchJobs
 from router.gateway.body import read_json
@@ -68,7 +69,7 @@ class BatchEndpoints:
                 f"endpoint must be one of {', '.join(PARSERS)}, got {body.endpoint[:100]!r}", "endpoint"
             )
         record = await self._jobs.create(
-            body.endpoint, body.input_file_id, _hours(body.completion_window), body.metadata
+            body.endpoint, body.input_file_id, _hours(body.completion_window), body.metadata, current()
         )
         return JSONResponse(record.body())
 
@@ -76,17 +77,17 @@ class BatchEndpoints:
         """Pages, newest first."""
         limit = page_limit(request.query_params, most=100, default=20)
         after = request.query_params.get("after")
-        found = await self._jobs.database.run(lines.listing, after, limit + 1)
+        found = await self._jobs.database.run(lines.listing, after, limit + 1, current())
         return JSONResponse(page_body([record.body() for record in found], limit))
 
     async def show(self, request: Request) -> Response:
         """How far a batch is."""
-        record = await self._jobs.database.run(lines.get, request.path_params["batch_id"])
+        record = await self._jobs.database.run(lines.get, request.path_params["batch_id"], current())
         return JSONResponse(record.body())
 
     async def cancel(self, request: Request) -> Response:
         """Answer no more of its requests."""
-        return JSONResponse((await self._jobs.cancel(request.path_params["batch_id"])).body())
+        return JSONResponse((await self._jobs.cancel(request.path_params["batch_id"], current())).body())
 
 
 def _hours(window: str) -> int:

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import Message
 
 from common.errors import InvalidRequestError, NotFoundError, OverloadedError, StorageError
+from common.security.caller import current
 from router.batches import files
 from router.batches.database import Database
 from router.batches.limits import expires_after
@@ -104,6 +105,7 @@ class FileEndpoints:
             filename=name,
             purpose="batch",
             expires=self._database.limits.expiry(now, lifetime_s),
+            owner=current().owner,
         )
         run = self._database.run
         await run(self._begin, record)
@@ -132,7 +134,7 @@ class FileEndpoints:
             raise InvalidRequestError(f"order must be 'asc' or 'desc', got {order[:40]!r}", "order")
         limit = page_limit(query, most=10_000, default=10_000)
         found = await self._database.run(
-            files.listing, query.get("purpose"), query.get("after"), limit + 1, order == "desc"
+            files.listing, query.get("purpose"), query.get("after"), limit + 1, order == "desc", current()
         )
         return JSONResponse(page_body([record.body() for record in found], limit))
 
@@ -143,7 +145,7 @@ class FileEndpoints:
     async def delete(self, request: Request) -> Response:
         """Remove one file."""
         file_id = request.path_params["file_id"]
-        await self._database.free(files.delete, file_id)
+        await self._database.free(files.delete, file_id, current())
         return JSONResponse({"id": file_id, "object": "file", "deleted": True})
 
     async def content(self, request: Request) -> Response:
@@ -153,7 +155,7 @@ class FileEndpoints:
         return StreamingResponse(self._pieces(record), media_type="application/octet-stream", headers=headers)
 
     async def _find(self, request: Request) -> FileRecord:
-        record = await self._database.run(files.get, request.path_params["file_id"])
+        record = await self._database.run(files.get, request.path_params["file_id"], current())
         if record.expires is not None and record.expires <= time.time():
             raise NotFoundError(f"the file {record.id} has expired")
         return record

@@ -1,4 +1,4 @@
-"""Who asks: what a client's recent answers say of its next one is found by this name."""
+"""Who asks: whose request it is, and by which name a client's recent answers are found."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from common.request import GenerationRequest
 from common.security.api_key import split_key
+from common.security.caller import current
 from common.security.key_access import bearer
 
 
@@ -16,8 +17,9 @@ def owner_of(authorization: str | None) -> str:
 
 
 def known_by_key(request: GenerationRequest, authorization: str | None) -> GenerationRequest:
-    """The request with the public id of its API key in front of the user that it names, so that users of two
-    keys are never taken for one. The key's secret is not part of it."""
+    """The request with its owner, and with the public id of its API key in front of the user that it names, so
+    that users of two keys are never taken for one. The key's secret is not part of it."""
+    request = replace(request, owner=current().owner)
     parts = split_key(bearer(authorization) or "")
     if parts is None:
         return request

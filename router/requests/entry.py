@@ -20,6 +20,11 @@ OBJECT_BYTES = 4096
 """What a request or an answer takes beside its tokens and text: its parameters and Python's objects."""
 
 
+def owned_name(owner: str, request_id: str) -> str:
+    """A request's name at this router: clients choose ids, and two of them may choose the same."""
+    return f"{owner}:{request_id}" if owner else request_id
+
+
 class EntryHost(Protocol):
     """The table, as its entries see it."""
 
@@ -46,10 +51,16 @@ class RequestEntry:
         meter: RequestMeter,
         *,
         trace_id: str = "",
+        owner: str = "",
     ) -> None:
-        """number: by arrival. digest: tells another request with the same id from a repetition."""
+        """number: by arrival. digest: tells another request with the same id from a repetition.
+
+        owner: whose it is; see GenerationRequest.
+        """
         self.trace_id = trace_id
         self.request_id = request_id
+        self.owner = owner
+        self.name = owned_name(owner, request_id)
         self.number = number
         self.digest = digest
         self.answers: list[RunningAnswer] = []
@@ -108,7 +119,7 @@ class RequestEntry:
         """Create the answers; they still have to be submitted."""
         self.answers = [
             RunningAnswer(
-                key=f"{self.request_id}/{index}",
+                key=f"{self.name}/{index}",
                 order=(self.number, index),
                 prompt=admitted.prompt,
                 features=admitted.features,

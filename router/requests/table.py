@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -17,11 +18,12 @@ from common.errors import (
     UnavailableError,
 )
 from common.request import GenerationRequest
+from common.security.caller import ANYBODY, Caller
 from router.instances.dispatcher import Dispatcher
 from router.instances.sequence import RoutedSequence, SequenceNews
 from router.requests.admission import Admission
 from router.requests.digest import request_digest
-from router.requests.entry import RequestEntry
+from router.requests.entry import RequestEntry, owned_name
 from router.requests.meter import RequestMeter, Unmeasured
 from router.requests.pacing import Pacing
 from router.requests.subscription import Subscription
@@ -127,7 +129,7 @@ class RequestTable:
         client has a part of an answer that cannot be computed again.
         """
         self._admission.check(request)
-        entry = self._find(request.request_id)
+        entry = self._find(owned_name(request.owner, request.request_id))
         digest = request_digest(request)
         attached = entry is not None
         if entry is None:
@@ -145,26 +147,34 @@ class RequestTable:
         grace_s = max(grace_s, SUBMIT_GRACE_S) if detached else grace_s
         return self._listen(entry, attached, grace_s, request.piece_gap_s)
 
-    def attach_known(self, request_id: str) -> Subscription:
-        """Listen to a request that was submitted before; NotFoundError if it is unknown or forgotten."""
-        entry = self._find(request_id)
+    def attach_known(self, request_id: str, caller: Caller = ANYBODY) -> Subscription:
+        """Listen to a request that was submitted before; NotFoundError if it is unknown, forgotten, or
+        another's."""
+        entry = self._find(owned_name(caller.owner, request_id))
+        if entry is None and caller.sees_all:
+            entry = next(self._of_anybody(request_id), None)
         if entry is None:
             raise NotFoundError(
                 f"there is no request {request_id}; it may have been cancelled, or complete and forgotten"
             )
-        watch = self._watches.get(request_id)
+        watch = self._watches.get(entry.name)
         return self._listen(entry, True, watch.grace_s if watch is not None else 0.0)
 
-    def cancel(self, request_ids: Iterable[str]) -> int:
-        """End requests; returns how many of them had not ended."""
-        running = [entry for name in request_ids if (entry := self._running.get(name)) is not None]
+    def cancel(self, request_ids: Collection[str], caller: Caller = ANYBODY) -> int:
+        """End requests of the caller; returns how many of them had not ended."""
+        names = [owned_name(caller.owner, request_id) for request_id in request_ids]
+        running = [entry for name in names if (entry := self._running.get(name)) is not None]
+        if caller.sees_all and len(running) < len(names):
+            wanted = frozenset(request_ids)
+            running = [entry for entry in self._running.values() if entry.request_id in wanted]
         for entry in running:
             self._cancel(entry)
         return len(running)
 
     def cancel_all(self) -> None:
         """End everything."""
-        self.cancel(list(self._running))
+        for entry in list(self._running.values()):
+            self._cancel(entry)
 
     def fail_all(self, error: TidePipeError) -> None:
         """End everything with an error that every listener gets."""
@@ -186,7 +196,7 @@ class RequestTable:
 
     def entry_ended(self, entry: RequestEntry) -> None:
         """Part of EntryHost."""
-        name = entry.request_id
+        name = entry.name
         self._running.pop(name, None)
         watch = self._watches.pop(name, None)
         if watch is not None and watch.timer is not None:
@@ -206,8 +216,12 @@ class RequestTable:
         self._ended_bytes += entry.bytes_held
         self._forget_old()
 
-    def _find(self, request_id: str) -> RequestEntry | None:
-        return self._running.get(request_id) or self._ended.get(request_id)
+    def _find(self, name: str) -> RequestEntry | None:
+        return self._running.get(name) or self._ended.get(name)
+
+    def _of_anybody(self, request_id: str) -> Iterator[RequestEntry]:
+        known = itertools.chain(self._running.values(), self._ended.values())
+        return (entry for entry in known if entry.request_id == request_id)
 
     def _begin(self, request: GenerationRequest, digest: str, given: Sequence[SequenceNews]) -> RequestEntry:
         if self._closed or self._group is None:
@@ -219,9 +233,8 @@ class RequestTable:
                 RETRY_AFTER_MS,
             )
         self._number += 1
-        name = request.request_id
         entry = RequestEntry(
-            name,
+            request.request_id,
             self._number,
             digest,
             request.sampling,
@@ -229,9 +242,10 @@ class RequestTable:
             self._clock,
             self._meter,
             trace_id=request.trace_id,
+            owner=request.owner,
         )
-        self._running[name] = entry
-        self._admissions[name] = self._group.create_task(self._admit(entry, request, given))
+        self._running[entry.name] = entry
+        self._admissions[entry.name] = self._group.create_task(self._admit(entry, request, given))
         return entry
 
     async def _admit(
@@ -253,14 +267,14 @@ class RequestTable:
                     if not answer.finished:
                         self._dispatcher.submit(answer)
         finally:
-            self._admissions.pop(entry.request_id, None)
+            self._admissions.pop(entry.name, None)
 
     def _listen(
         self, entry: RequestEntry, attached: bool, grace_s: float, gap_s: float = 0.0
     ) -> Subscription:
         if entry.ended:
             return Subscription(entry, attached, lambda: None, self._pacing, gap_s)
-        watch = self._watches.setdefault(entry.request_id, _Watch())
+        watch = self._watches.setdefault(entry.name, _Watch())
         watch.listeners += 1
         watch.grace_s = grace_s
         if watch.timer is not None:
@@ -279,7 +293,7 @@ class RequestTable:
             watch.timer = loop.call_later(watch.grace_s, self._cancel, entry)
 
     def _cancel(self, entry: RequestEntry) -> None:
-        admission = self._admissions.pop(entry.request_id, None)
+        admission = self._admissions.pop(entry.name, None)
         if admission is not None:
             admission.cancel()
         entry.cancel()
