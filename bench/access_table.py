@@ -18,7 +18,7 @@ from bench.access_attempts import Certificates, Credential, Keys, call_grpc, cal
 from bench.secured_cluster import GRPC, HTTP, METRICS, Port, SecuredCluster, secured_cluster
 from common.security.api_key import KEY_ROLES
 from common.security.authority import TOKEN_FILE
-from common.security.principals import CLIENTS, RULES, SERVICES, Rule
+from common.security.principals import CLIENTS, RULES, SERVICES, Rule, http_rule
 from common.security.principals import METRICS as METRICS_RULE
 
 BEGIN, END = "<!-- made by bench.access_table -->\n", "<!-- end -->\n"
@@ -41,17 +41,10 @@ SERVED = {
     "supervisor": ("ProvisionerService",),
 }
 PACKAGE = "tidepipe.v1"
-HTTP_SURFACES = {
-    "/v1/models": "InferenceService",
-    "/openapi.json": "InferenceService",
-    "/metrics": "InferenceService",
-    "/admin/events": "AdminService",
-    "/ui/": "InferenceService",
-}
-"""Paths of the HTTP API, one of each kind, and the service whose rule holds there for certificates."""
+HTTP_SURFACES = ("/v1/models", "/openapi.json", "/metrics", "/admin/events", "/ui/")
+"""Paths of the HTTP API, one of each kind."""
 OPEN = "/ui/"
 """Asks for no key: the page's files say nothing, what it shows is /admin/events."""
-KEY_ROLES_OF = {"/metrics": ("admin", "monitor"), OPEN: KEY_ROLES}
 Knock = Callable[[Credential], Awaitable[str]]
 
 
@@ -113,7 +106,7 @@ async def key_rows(cluster: SecuredCluster, certificates: Certificates, keys: Ke
     for port, surface, rule, knock in surfaces(cluster):
         if port.process != "router" or port.kind == METRICS:
             continue
-        roles = KEY_ROLES_OF.get(surface, rule.key_roles)
+        roles = rule.key_roles
         services = [token] if port.kind == GRPC and rule.allowed & set(SERVICES) else []
         right = [by_role[role] for role in roles] + services
         wrong = [who for role, who in by_role.items() if role not in roles]
@@ -145,8 +138,7 @@ def surfaces(cluster: SecuredCluster) -> list[tuple[Port, str, Rule, Knock]]:
                 rule = RULES[f"{PACKAGE}.{service}"]
                 found.append((port, service, rule, _grpc(port.address, method)))
         elif port.kind == HTTP:
-            for path, service in HTTP_SURFACES.items():
-                found.append((port, path, RULES[f"{PACKAGE}.{service}"], _http(port.address, path)))
+            found += [(port, path, http_rule(path), _http(port.address, path)) for path in HTTP_SURFACES]
         else:
             found.append((port, "/metrics", METRICS_RULE, _http(port.address, "/metrics")))
     return found

@@ -62,6 +62,7 @@ class GenerationRequest:
     client: who asks, as far as is known; a hash of it goes to the predictor, the name itself nowhere.
     trace_id: what the caller's proxies and logs call it; names nothing here.
     owner: whose request it is, see common.security.caller: the same request_id of two owners is two requests.
+    background: nobody waits for it (a line of a batch): its owner's other requests go before it.
     """
 
     request_id: str
@@ -83,6 +84,7 @@ class GenerationRequest:
     client: str = ""
     trace_id: str = ""
     owner: str = ""
+    background: bool = False
 
     def check(self) -> None:
         """Raise InvalidRequestError for what makes no sense for any model."""

@@ -21,7 +21,7 @@ from common.port_sharing import check_free
 from common.rpc.lifecycle import Lifecycle
 from common.rpc.server import RpcServer
 from common.security.key_access import KeyAccess
-from common.security.principals import RULES
+from common.security.principals import HTTP_HANDSHAKE
 from common.security.process import own
 from common.telemetry import Telemetry
 from common.telemetry.listener import serve_metrics
@@ -40,7 +40,7 @@ from router.edge.timeline import TimelineServicer
 from router.edge.upstream import UpstreamServicer
 from router.fleet.fleet import Fleet
 from router.fleet.provisioner import open_provisioner
-from router.gateway.access import KeyGate
+from router.gateway.access import CertificateGate, KeyGate
 from router.gateway.answers import AnswerBodies, answer_item
 from router.gateway.app import make_app
 from router.instances.available import AvailableModels
@@ -226,10 +226,10 @@ class RouterService:
         if warning := too_few(connections, settings.max_requests):
             log.warning("few descriptors", reason=warning)
         server = HttpServer(
-            app if keys is None else KeyGate(app, keys),
+            CertificateGate(app) if keys is None else KeyGate(app, keys),
             settings.http,
             grace_s=settings.stop_grace_s,
-            rule=RULES["tidepipe.v1.InferenceService"] if keys is None else None,
+            rule=HTTP_HANDSHAKE if keys is None else None,
             site=settings.site,
             connections=connections,
             connections_per_address=settings.connections_per_address,

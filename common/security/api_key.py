@@ -26,7 +26,8 @@ _PARTS = 3
 class ApiKey:
     """A key as it is known after it was made. Times in Unix seconds.
 
-    expires: None for never. requests_per_minute, max_concurrent: None for no limit.
+    expires: None for never. requests_per_minute, max_concurrent (answers at a time), tokens_per_minute
+    (prompts and answers): None for no limit.
     """
 
     key_id: str
@@ -37,6 +38,7 @@ class ApiKey:
     revoked: bool = False
     requests_per_minute: float | None = None
     max_concurrent: int | None = None
+    tokens_per_minute: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,28 @@ RULES: dict[str, Rule] = {
 
 METRICS = _only(MONITOR, ADMIN)
 
+HTTP_RULES: tuple[tuple[str, Rule], ...] = (
+    ("/ui/", Rule(frozenset(CLIENTS), everyone=True)),
+    ("/metrics", METRICS),
+    ("/admin", _only(ADMIN)),
+    ("", _only(INFERENCE, ADMIN)),
+)
+"""Per path of the router's HTTP port, by its beginning: the first that fits. The page's files hold nothing;
+what they show comes from below /admin."""
+
+HTTP_OPEN = ("/health", "/ready", "/", "/ui")
+"""Paths that say nothing but how it stands; probes cannot hold secrets."""
+
+HTTP_HANDSHAKE = _only(*CLIENTS)
+"""Whose certificates get through to the HTTP port at all."""
+
+
+def http_rule(path: str) -> Rule:
+    """Who may ask for a path of the router's HTTP port."""
+    if path in HTTP_OPEN:
+        return Rule(frozenset(CLIENTS), everyone=True)
+    return next(rule for begin, rule in HTTP_RULES if path.startswith(begin))
+
 
 def principals_of(uris: list[str]) -> frozenset[str]:
     """Principals that a certificate with these URIs names."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -42,6 +43,7 @@ async def answer_line(answer: Answer, batch: BatchRecord, line: Line) -> Answere
     if isinstance(parsed, BatchLineError):
         return AnsweredLine(line.number, error_line(line_id, parsed, request_id), failed=True)
     item = seeded(parsed, f"{batch.id}-{line.number}")
+    item = replace(item, request=replace(item.request, owner=batch.owner or "", background=True))
     while True:
         try:
             return AnsweredLine(line.number, response_line(line_id, item, await answer(item)), failed=False)

@@ -19,7 +19,7 @@ from router.gateway.body import read_json
 from router.gateway.failures import failure
 from router.gateway.headers import KEY, REQUEST_ID, idempotency_key, trace_id, with_targets
 from router.gateway.presence import while_connected
-from router.requests.caller import known_by_key, owner_of
+from router.requests.caller import known_by_key
 from router.requests.keyed import KeyedRequests
 from router.requests.subscription import Subscription
 from router.requests.table import RequestTable
@@ -52,9 +52,7 @@ class CompletionEndpoint:
             if key is None:
                 subscription = self._table.attach(wanted, grace_s=0.0)
             else:
-                wanted, subscription = await self._attach_keyed(
-                    wanted, owner_of(request.headers.get(KEY)), key
-                )
+                wanted, subscription = await self._attach_keyed(wanted, key)
         except ClientDisconnect:
             return
         except Exception as error:
@@ -71,11 +69,11 @@ class CompletionEndpoint:
         return with_targets(wanted, headers)
 
     async def _attach_keyed(
-        self, wanted: GenerationRequest, owner: str, key: str
+        self, wanted: GenerationRequest, key: str
     ) -> tuple[GenerationRequest, Subscription]:
         """The request that the key stands for, which goes on for a while when its client is away."""
         wanted.check()
-        claim = await self._keyed.claim(owner, key, wanted)
+        claim = await self._keyed.claim(wanted.owner, key, wanted)
         wanted = claim.request(wanted)
         subscription = self._table.attach(wanted, KEYED_GRACE_S, given=claim.given)
         self._keyed.follow(subscription.entry, claim)

@@ -10,12 +10,6 @@ from common.security.caller import current
 from common.security.key_access import bearer
 
 
-def owner_of(authorization: str | None) -> str:
-    """The public id of the caller's API key; empty without one."""
-    parts = split_key(bearer(authorization) or "")
-    return "" if parts is None else parts[0]
-
-
 def known_by_key(request: GenerationRequest, authorization: str | None) -> GenerationRequest:
     """The request with its owner, and with the public id of its API key in front of the user that it names, so
     that users of two keys are never taken for one. The key's secret is not part of it."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import sqlite3
 import stat
 import time
 from pathlib import Path
@@ -14,8 +18,10 @@ from common.errors import (
     OverloadedError,
     PermissionDeniedError,
     UnauthenticatedError,
+    UnavailableError,
 )
 from common.security import key_store
+from common.security.api_key import new_key
 from common.security.key_access import KeyAccess, bearer
 from common.security.key_store import KeyStore
 
@@ -82,6 +88,80 @@ def test_revocation_reaches_a_store_that_is_in_use(tmp_path: Path, monkeypatch: 
         running.authenticate(key)
     with pytest.raises(NotFoundError):
         KeyStore(path).revoke("nobody")
+
+
+RELEASED = """
+CREATE TABLE IF NOT EXISTS api_key (
+    key_id TEXT PRIMARY KEY, name TEXT NOT NULL, roles TEXT NOT NULL, created REAL NOT NULL, expires REAL,
+    revoked INTEGER NOT NULL DEFAULT 0, requests_per_minute REAL, max_concurrent INTEGER,
+    salt BLOB NOT NULL, digest BLOB NOT NULL)
+"""
+"""As files were made before their versions were counted."""
+
+
+def test_a_file_from_before_there_were_versions(tmp_path: Path) -> None:
+    """It is read as it stands, also where it may not be written, and brought up to date by the first change."""
+    path = tmp_path / "keys.db"
+    key_id, key, stored = new_key()
+    with contextlib.closing(sqlite3.connect(path)) as old, old:
+        old.execute(RELEASED)
+        row = (key_id, "alice", "inference", 1.0, None, 0, 60.0, 2, stored.salt, stored.digest)
+        old.execute("INSERT INTO api_key VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    before = path.read_bytes()
+    found = KeyStore(path).authenticate(key)
+    assert (found.name, found.max_concurrent, found.tokens_per_minute) == ("alice", 2, None)
+    assert path.read_bytes() == before
+    _, newer = KeyStore(path).add("bob", ["inference"], tokens_per_minute=500)
+    assert KeyStore(path).authenticate(newer).tokens_per_minute == 500
+    assert KeyStore(path).authenticate(key) == found
+    with contextlib.closing(sqlite3.connect(path)) as later, later:
+        later.execute("PRAGMA user_version = 99")
+    with pytest.raises(ConfigError, match="later version"):
+        KeyStore(path).list()
+
+
+def test_another_file_in_its_place_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restored copy, with the size and the times of the file that it replaces; a change that SQLite wrote
+    beside the file; and two changes that the file's clock does not tell apart."""
+    monkeypatch.setattr(key_store, "REFRESH_S", 0.0)
+    path = tmp_path / "keys.db"
+    record, key = KeyStore(path).add("alice", ["inference"])
+    shutil.copy2(path, tmp_path / "copy")
+    KeyStore(tmp_path / "copy").revoke(record.key_id)
+    running = KeyStore(path)
+    assert running.authenticate(key)
+    about = path.stat()
+    os.utime(tmp_path / "copy", ns=(about.st_atime_ns, about.st_mtime_ns))
+    os.replace(tmp_path / "copy", path)
+    with pytest.raises(UnauthenticatedError):
+        running.authenticate(key)
+    _, other = KeyStore(path).add("bob", ["inference"])
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("PRAGMA journal_mode = WAL")
+        assert running.authenticate(other)
+        writer.execute("UPDATE api_key SET revoked = 1")
+        with pytest.raises(UnauthenticatedError):
+            running.authenticate(other)
+
+
+def test_a_lost_file_lets_nobody_in_and_does_not_say_where_it_lay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_store, "REFRESH_S", 0.0)
+    path = tmp_path / "keys.db"
+    _, key = KeyStore(path).add("alice", ["inference"])
+    running = KeyStore(path)
+    assert running.authenticate(key)
+    path.rename(tmp_path / "away")
+    for content in (None, b"no database, but as long as one would be" * 99):
+        if content:
+            path.write_bytes(content)
+        for presented in (key, "tp-a-b"):
+            with pytest.raises(UnavailableError) as lost:
+                running.authenticate(presented)
+            assert str(tmp_path) not in str(lost.value) and "keys.db" not in str(lost.value)
+    (tmp_path / "away").rename(path)
+    assert running.authenticate(key)
 
 
 def test_limits_of_a_key(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import ConfigError, InvalidRequestError, NotFoundError, StorageError
+from common.security.caller import Caller
 from router.batches import files, lines
 from router.batches.database import Database
 from router.batches.intake import LineSplitter
@@ -19,6 +23,28 @@ from router.batches.lines import AnsweredLine
 from router.batches.records import COMPLETED, IN_PROGRESS, UNFINISHED, VALIDATING, BatchRecord, FileRecord
 
 MIB = 1 << 20
+RELEASED = """
+CREATE TABLE files (
+    id TEXT PRIMARY KEY, created INTEGER NOT NULL, bytes INTEGER NOT NULL, filename TEXT NOT NULL,
+    purpose TEXT NOT NULL, complete INTEGER NOT NULL,
+    batch_id TEXT, failed INTEGER
+);
+CREATE TABLE chunks (
+    file_id TEXT NOT NULL, number INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (file_id, number)
+);
+CREATE TABLE batches (
+    id TEXT PRIMARY KEY, number INTEGER UNIQUE NOT NULL, status TEXT NOT NULL, record TEXT NOT NULL
+);
+CREATE TABLE lines (
+    batch_id TEXT NOT NULL, number INTEGER NOT NULL, custom_id BLOB NOT NULL,
+    request BLOB,
+    answer BLOB, failed INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (batch_id, number)
+);
+CREATE UNIQUE INDEX one_custom_id ON lines (batch_id, custom_id);
+PRAGMA user_version = 1;
+"""
+"""As folders were made by the first release that counted versions."""
 
 
 @pytest.fixture
@@ -52,6 +78,38 @@ async def test_a_full_disk_is_an_error_and_no_damage(tmp_path: Path) -> None:
     reopened = Database(tmp_path)
     assert await reopened.run(lambda db: db.execute("PRAGMA integrity_check").fetchone()) == ("ok",)
     reopened.close()
+
+
+async def test_a_folder_of_the_released_version(tmp_path: Path) -> None:
+    """What is in it is an admin's, and a batch goes on."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "batches.sqlite")) as old, old:
+        old.executescript(RELEASED)
+        old.execute("INSERT INTO files VALUES ('f', 1, 4, 'in.jsonl', 'batch', 1, NULL, NULL)")
+        old.execute("INSERT INTO chunks VALUES ('f', 0, x'6b657074')")
+        record = {
+            "id": "b",
+            "number": 1,
+            "endpoint": "/v1/completions",
+            "input_file_id": "f",
+            "window": "24h",
+        }
+        record |= {"created": 1, "expires": 2, "status": IN_PROGRESS, "metadata": None, "times": {}}
+        record |= {"counts": {"total": 0, "completed": 0, "failed": 0}, "errors": []}
+        record |= {"output_file_id": None, "error_file_id": None}
+        old.execute("INSERT INTO batches VALUES ('b', 1, ?, ?)", (IN_PROGRESS, json.dumps(record)))
+        old.execute("INSERT INTO lines VALUES ('b', 1, x'31', x'7b7d', NULL, 0)")
+    database = Database(tmp_path)
+    run = database.run
+    admin, client = Caller("root", sees_all=True), Caller("somebody")
+    assert await run(files.read, await run(files.get, "f", admin), 0) == (b"kept", 1)
+    assert [one.id for one in await run(lines.listing, None, 9, admin)] == ["b"]
+    assert [(one.id, one.owner, one.counts.total) for one in await run(lines.unfinished)] == [("b", None, 1)]
+    for reader in (client, Caller("")):
+        assert await run(files.listing, None, None, 9, True, reader) == []
+        assert await run(lines.listing, None, 9, reader) == []
+        with pytest.raises(NotFoundError):
+            await run(files.delete, "f", reader)
+    database.close()
 
 
 async def test_one_router_per_folder(database: Database, tmp_path: Path) -> None:
