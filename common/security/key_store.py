@@ -155,16 +155,14 @@ class KeyStore:
                 self._look_again = now + REFRESH_S / 10
                 return self._known
             if str(error) != self._lost:
-                log.error(
-                    "API keys cannot be read; nobody is let in", file=str(self._path), reason=str(error)
-                )
+                log.error("API keys cannot be read", file=str(self._path), reason=str(error))
             self._lost = str(error)
             raise UnavailableError(_LOST) from None
         return self._known
 
     def _marks(self) -> object:
-        """What changes with every change: also if another file takes its place, such as an older copy of it, or
-        if SQLite writes beside it (`-wal`) and not into it."""
+        """What changes with every change: also if another file takes its place, such as an older copy of it,
+        or if SQLite writes beside it (`-wal`) and not into it."""
         about = self._path.stat()
         with self._path.open("rb") as file:
             header = file.read(_HEADER_BYTES)

@@ -11,8 +11,8 @@ from common.security.key_access import bearer
 
 
 def known_by_key(request: GenerationRequest, authorization: str | None) -> GenerationRequest:
-    """The request with its owner, and with the public id of its API key in front of the user that it names, so
-    that users of two keys are never taken for one. The key's secret is not part of it."""
+    """The request with its owner, and with the public id of its API key in front of the user that it names,
+    so that users of two keys are never taken for one. The key's secret is not part of it."""
     request = replace(request, owner=current().owner)
     parts = split_key(bearer(authorization) or "")
     if parts is None:

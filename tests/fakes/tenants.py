@@ -1,4 +1,4 @@
-"""A router that asks for API keys, an instance behind it, and clients with keys; all in the test's process."""
+"""A router that asks for API keys, an instance, and clients with keys; all in the test's process."""
 
 from __future__ import annotations
 

@@ -50,6 +50,7 @@ class LocalCluster:
         self.slow_because: tuple[str, ...] = ()
         self._run_dir: Path | None = None
         self._security: ClusterSecurity | None = None
+        self._key_keeper: asyncio.Task[None] | None = None
         self._keepers: asyncio.Task[None] | None = None
         self._rotation: asyncio.Task[None] | None = None
 
@@ -121,6 +122,8 @@ class LocalCluster:
             # One says enough, the others mostly follow from it; rather one that the user can mend.
             raise min(failures, key=lambda failure: not isinstance(failure, ConfigError))
         self._keepers = asyncio.create_task(self._keep_alive(), name="keep the cluster alive")
+        if self._security is not None:
+            self._key_keeper = asyncio.create_task(self._security.keep_key(), name="keep our key")
         await self._registered()
         if config.metrics and self._run_dir is not None:
             await asyncio.to_thread(write_targets, self._run_dir, self.children)
@@ -143,6 +146,9 @@ class LocalCluster:
         if self._keepers is not None:
             self._keepers.cancel()
             await asyncio.gather(self._keepers, return_exceptions=True)
+        if self._key_keeper is not None:
+            self._key_keeper.cancel()
+            await asyncio.gather(self._key_keeper, return_exceptions=True)
         await self._processes.stop()
         if self._rotation is not None:
             self._rotation.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import socket
@@ -9,7 +10,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from common.errors import ConfigError
+import structlog
+
+from common.errors import ConfigError, TidePipeError
 from common.security import credentials as names
 from common.security.authority import CA_FILE, TOKEN_FILE, files_of, make_certificates
 from common.security.credentials import Credentials, is_loopback
@@ -22,6 +25,12 @@ AUTO = "auto"
 AUTO_FOLDER = "tls"
 AUTO_DAYS = 30.0
 OWN_KEY_NAME = "supervisor of a local cluster"
+OWN_KEY_S = 3600.0
+"""A supervisor that is killed leaves a key of an admin behind, which must not stay one for ever."""
+RENEW_S = OWN_KEY_S / 6
+
+log = structlog.get_logger()
+
 _PRINCIPALS = {
     "router": ROUTER,
     "controller": CONTROLLER,
@@ -70,7 +79,7 @@ class ClusterSecurity:
                 )
         own_key = None
         if config.api_keys is not None:
-            record, key = KeyStore(Path(config.api_keys)).add(OWN_KEY_NAME, ["admin"])
+            record, key = KeyStore(Path(config.api_keys)).add(OWN_KEY_NAME, ["admin"], lifetime_s=OWN_KEY_S)
             own_key = (record.key_id, key)
         return cls(config, folder, own_key)
 
@@ -115,6 +124,16 @@ class ClusterSecurity:
             return Credentials(ca_file=ca, api_key=self._own_key[1])
         certificate, key = files_of(self.folder, ADMIN)
         return Credentials(ca_file=ca, cert_file=certificate, key_file=key)
+
+    async def keep_key(self) -> None:
+        """Put off the end of the supervisor's key, until cancelled."""
+        while self._own_key is not None and self._config.api_keys is not None:
+            await asyncio.sleep(RENEW_S)
+            store = KeyStore(Path(self._config.api_keys))
+            try:
+                await asyncio.to_thread(store.extend, self._own_key[0], OWN_KEY_S)
+            except TidePipeError as error:  # there is time for another attempt, or for the operator
+                log.warning("the supervisor's API key cannot be renewed", reason=str(error))
 
     def close(self) -> None:
         """Revoke the supervisor's key, and forget the token."""

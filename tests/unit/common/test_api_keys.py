@@ -100,7 +100,7 @@ CREATE TABLE IF NOT EXISTS api_key (
 
 
 def test_a_file_from_before_there_were_versions(tmp_path: Path) -> None:
-    """It is read as it stands, also where it may not be written, and brought up to date by the first change."""
+    """It is read as it stands, also where it may not be written, and brought up to date by a change."""
     path = tmp_path / "keys.db"
     key_id, key, stored = new_key()
     with contextlib.closing(sqlite3.connect(path)) as old, old:
@@ -132,7 +132,7 @@ def test_another_file_in_its_place_is_noticed(tmp_path: Path, monkeypatch: pytes
     assert running.authenticate(key)
     about = path.stat()
     os.utime(tmp_path / "copy", ns=(about.st_atime_ns, about.st_mtime_ns))
-    os.replace(tmp_path / "copy", path)
+    (tmp_path / "copy").replace(path)
     with pytest.raises(UnauthenticatedError):
         running.authenticate(key)
     _, other = KeyStore(path).add("bob", ["inference"])
