@@ -153,5 +153,6 @@ def read(db: sqlite3.Connection, record: FileRecord, place: int) -> tuple[bytes,
 
 def _record(row: tuple[Any, ...]) -> FileRecord:
     """From a row of `_SELECTED`."""
-    *fields, failed, owner, expires = row
-    return FileRecord(*fields, None if failed is None else bool(failed), expires, owner)
+    file_id, created, size, filename, purpose, batch_id, failed, owner, expires = row
+    failed = None if failed is None else bool(failed)
+    return FileRecord(file_id, created, size, filename, purpose, batch_id, failed, expires, owner)

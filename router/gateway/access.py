@@ -5,8 +5,8 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from common.doors.connection import PRINCIPALS
 from common.errors import PermissionDeniedError, TidePipeError
-from common.http_server import PRINCIPALS
 from common.security.caller import acting_for, with_key, with_principals
 from common.security.key_access import KeyAccess, bearer
 from common.security.principals import http_rule
