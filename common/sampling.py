@@ -143,6 +143,11 @@ class SamplingParams:
 
     def _check_structure(self, structure: Structure) -> None:
         structure.check()
+        if structure.kind == "regex" and self.stop:
+            raise InvalidRequestError(
+                "stop strings would cut a regular expression or a choice short; end the expression there",
+                "stop",
+            )
         if self.ignore_eos:
             raise InvalidRequestError(
                 "ignore_eos and response_format contradict each other: a finished structure must end",

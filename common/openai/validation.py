@@ -67,7 +67,11 @@ def explain(error: ErrorDetails, known: Collection[str] = ()) -> InvalidRequestE
     value = error["input"]
     match error["type"]:
         case "extra_forbidden":
-            near = difflib.get_close_matches(path, known, n=1) if len(error["loc"]) == 1 else []
+            near = (
+                difflib.get_close_matches(path, known, n=1)
+                if len(error["loc"]) == 1 and len(path) < 100
+                else []
+            )
             text = f"unknown field {path!r}" + (f"; did you mean {near[0]!r}?" if near else "")
         case "missing":
             text = f"{path} is required"

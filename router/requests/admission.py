@@ -85,11 +85,11 @@ class Admission:
         skip_special = not request.keep_special_tokens
 
         def new_text() -> AnswerText | None:
-            if request.skip_text and not sampling.stop:
+            if request.skip_text and (sampling.structure is not None or not sampling.stop):
                 return None
             return AnswerText(
                 text.new_detokenizer(prompt, skip_special),
-                sampling.stop,
+                () if sampling.structure is not None else sampling.stop,
                 min_tokens=sampling.min_tokens,
                 keep=not request.skip_text,
             )

@@ -10,44 +10,55 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 from llguidance import LLMatcher, LLTokenizer
 
 from common.structure import Structure
-from common.structures.grammar import make_matcher, make_tokenizer
+from common.structures.grammar import StructureError, make_matcher, make_tokenizer
 
 Allowed = npt.NDArray[np.bool_]
-
-log = structlog.get_logger()
 
 
 class GrammarState:
     """One sequence's place in its grammar.
 
-    A grammar that fails while it runs (too complex for the library's limits) allows only the end of the
-    output: the client gets what is there.
+    A grammar that fails while it runs (too complex for the library's limits) is an error of its sequence:
+    what is there would not conform.
     """
 
     def __init__(self, matcher: LLMatcher, output: Sequence[int], vocab_size: int) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
+        self._failure = ""
         if output:
             matcher.consume_tokens(list(output))
-        self._report()
+        self._check()
 
     def allowed(self) -> Allowed:
         """Per token of the vocabulary: may it come next? At least one may."""
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         return np.unpackbits(packed, count=self._vocab_size, bitorder="little").view(np.bool_)
 
-    def append(self, token_id: int) -> None:
-        """The token was sampled."""
-        self._matcher.consume_token(token_id)
-        self._report()
+    @property
+    def may_end(self) -> bool:
+        """True if the output so far conforms."""
+        return self._matcher.is_accepting()
 
-    def _report(self) -> None:
+    def fail(self, why: str) -> None:
+        """Let the next token be the sequence's error."""
+        self._failure = self._failure or why
+
+    def append(self, token_id: int) -> None:
+        """The token was sampled. StructureError if the output does not conform, and never will."""
+        self._check()  # the mask may have failed: then any token did
+        self._matcher.consume_token(token_id)
+        self._check()
+
+    def _check(self) -> None:
         if self._matcher.is_error():
-            log.warning("structured output ends early", reason=self._matcher.get_error()[:300])
+            reason = " ".join(self._matcher.get_error().split())[:200]
+            self.fail(f"it became too complex: {reason}")
+        if self._failure:
+            raise StructureError(f"the output cannot be held to its structure: {self._failure}")
 
 
 class Grammars:

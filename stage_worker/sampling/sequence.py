@@ -143,8 +143,14 @@ class LogitEdits:
             if state.grammar is not None:
                 allowed = state.grammar.allowed()
                 self._structures.append((row, allowed))
+                finished = state.grammar.may_end
+                if not finished:
+                    # Ends may be ordinary tokens: none within the structure.
+                    masked = state.end_ids
                 # A finished structure ends, however many tokens were asked for.
                 if len(masked) and np.count_nonzero(allowed) == np.count_nonzero(allowed[masked]):
+                    if not finished:
+                        state.grammar.fail("only a token that ends the output could come next")
                     continue
             if len(masked):
                 self._masks.append((row, masked))

@@ -14,6 +14,7 @@ WHAT_NO_SCHEMA_SAYS = re.compile(
     "|contradict|top_logprobs needs|only allowed with|must not exceed|only an assistant|echo with logprobs"
     "|vocabulary|context|are not JSON|is not usable|the prompt is empty|too large to be"
     "|structured_outputs.* must have one of"
+    "|stop strings would cut"
     "|belongs to another request|cannot be cancelled"
     # JSON Schema takes 8.0 for an integer; here it is none.
     r"|must be an integer, got the number -?[0-9]+\.0$"

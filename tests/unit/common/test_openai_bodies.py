@@ -103,6 +103,7 @@ def test_completion_defaults_and_prompt_forms(prompt: object, expected: object) 
     ("fields", "kind", "text"),
     [
         ({"response_format": {"type": "json_object"}}, "json_schema", '{"type": "object"}'),
+        ({"response_format": {"type": "json_object", "schema": {"a": 1}}}, "json_schema", '{"a": 1}'),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"a": 1}}}},
             "json_schema",
@@ -196,6 +197,7 @@ CHAT_ERRORS: list[tuple[object, str, str | None]] = [
     ({"messages": HELLO, "tools": [{}]}, 'must have {"type": "function"', "tools"),
     ({"messages": HELLO, "tool_choice": "required"}, "must be 'none' or 'auto'", "tool_choice"),
     ({"messages": HELLO, "response_format": {"type": "xml"}}, "got 'xml'", "response_format"),
+    ({"messages": HELLO, "guided_regex": "a", "stop": "b"}, "stop strings would cut", "stop"),
     ({"messages": HELLO, "response_format": {"type": "json_schema"}}, "json_schema", "response_format"),
     (
         {"messages": HELLO, "response_format": {"type": "json_object"}, "guided_regex": "a"},

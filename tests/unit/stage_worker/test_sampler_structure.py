@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import torch
 from hypothesis import given, settings
@@ -45,7 +46,9 @@ def generate(params: SamplingParams, logits_seed: int, restart_at: int = -1) -> 
             sampler.start(SequenceStart(1, params, len(PROMPT), (*PROMPT, *output), (END,)))
         generator = torch.Generator().manual_seed(logits_seed + position)
         logits = torch.randn((1, VOCAB_SIZE), generator=generator) * 5
-        (token,) = sampler.sample(logits, [1], [len(PROMPT) + position]).token_ids
+        sampled = sampler.sample(logits, [1], [len(PROMPT) + position])
+        (token,) = sampled.token_ids
+        assert not sampled.errors
         if token == END:
             return output
         output.append(token)
@@ -88,3 +91,27 @@ def test_a_tokenizer_may_have_more_tokens_than_the_model() -> None:
     larger.add_special_tokens(["<one more>"])
     state = Grammars(larger.to_str, END + 1).state(Structure("regex", "a"), (END,), ())
     assert state.allowed().nonzero()[0].tolist() == [TOKENIZER.token_to_id("a")]
+
+
+def test_ordinary_tokens_that_end_outputs_do_not_cut_structures() -> None:
+    letters, brace = [TOKENIZER.token_to_id(letter) for letter in "abcdefgh"], TOKENIZER.token_to_id("}")
+    structure = Structure("regex", "[a-z]{3}!")
+    params = SamplingParams(temperature=0.0, structure=structure, stop_token_ids=tuple(letters))
+    assert re.fullmatch("[i-z]{3}!", TOKENIZER.decode(generate(params, 5)))
+    stuck = SamplingParams(temperature=0.0, structure=Structure("regex", "a}b"), stop_token_ids=(brace,))
+    sampler = Sampler(VOCAB_SIZE, torch.device("cpu"), GRAMMARS)
+    sampler.start(SequenceStart(1, stuck, len(PROMPT), PROMPT, (END,)))
+    assert not sampler.sample(torch.zeros((1, VOCAB_SIZE)), [1], [2]).errors
+    (error,) = sampler.sample(torch.zeros((1, VOCAB_SIZE)), [1], [3]).errors
+    assert error.key == 1 and "structure" in error.detail
+
+
+def test_a_structure_that_becomes_too_complex_is_its_sequences_error() -> None:
+    wide = {"properties": {f"p{number}": {"type": "integer"} for number in range(600)}, "type": "object"}
+    params = SamplingParams(temperature=0.0, structure=Structure("json_schema", json.dumps(wide)))
+    sampler = Sampler(VOCAB_SIZE, torch.device("cpu"), GRAMMARS)
+    free = SamplingParams(temperature=0.0)
+    for key, one in enumerate((params, free)):
+        sampler.start(SequenceStart(key, one, len(PROMPT), PROMPT, (END,)))
+    (error,) = sampler.sample(torch.zeros((2, VOCAB_SIZE)), [0, 1], [2, 2]).errors
+    assert error.key == 0 and "too complex" in error.detail
