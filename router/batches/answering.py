@@ -20,6 +20,7 @@ from common.openai.batch import (
     seeded,
 )
 from common.request_ids import draw_request_id
+from router.batches.deaths import Suspect
 from router.batches.lines import AnsweredLine, Line
 from router.batches.records import BatchRecord
 
@@ -64,6 +65,16 @@ def expired_line(batch: BatchRecord, line: Line) -> AnsweredLine:
     text = f"not answered within the batch's completion window of {batch.window}"
     error = BatchLineError(parsed.custom_id, text, "batch_expired")
     return AnsweredLine(line.number, error_line(_line_id(batch, line), error, request_id), failed=True)
+
+
+def given_up_line(batch: BatchRecord, suspect: Suspect) -> AnsweredLine:
+    """The output line of a request at which routers died. It is not looked at: that may be what kills."""
+    number = suspect.line.number
+    text = f"the router ended {suspect.deaths} times while it worked on this request; it is not tried again"
+    custom_id = suspect.custom_id.decode("utf-8", "surrogatepass")
+    error = BatchLineError(custom_id, text, "request_given_up")
+    request_id = draw_request_id("batch-")
+    return AnsweredLine(number, error_line(_line_id(batch, suspect.line), error, request_id), failed=True)
 
 
 def _line_id(batch: BatchRecord, line: Line) -> str:

@@ -14,6 +14,7 @@ from typing import ClassVar, Concatenate, ParamSpec, TypeVar
 
 from common.errors import ConfigError, StorageError, UnavailableError
 from common.sqlite_schema import Migration, migrate
+from router.batches import deaths
 from router.batches.ballast import Ballast
 from router.batches.limits import FileLimits
 
@@ -47,7 +48,7 @@ CREATE INDEX files_by_owner ON files (owner);
 CREATE INDEX batches_by_owner ON batches (owner, number);
 """
 _PAGES_AT_A_TIME = 256
-_MIGRATIONS: Sequence[Migration] = (_VERSION_1, _EXPIRIES, _OWNERS)
+_MIGRATIONS: Sequence[Migration] = (_VERSION_1, _EXPIRIES, _OWNERS, deaths.TABLE)
 _RETRY_S = 0.05
 
 P = ParamSpec("P")

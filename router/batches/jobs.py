@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,8 @@ import structlog
 
 from common.errors import InvalidRequestError, OverloadedError, StorageError
 from common.security.caller import ANYBODY, Caller
-from router.batches import files, lines
-from router.batches.answering import Answer, answer_line, expired_line
+from router.batches import deaths, files, lines
+from router.batches.answering import Answer, answer_line, expired_line, given_up_line
 from router.batches.database import Database
 from router.batches.intake import BatchIntake
 from router.batches.records import (
@@ -33,6 +34,8 @@ from router.batches.writer import AnswerWriter, durably
 
 MAX_UNFINISHED = 100
 _PAGE = 64
+APART_S = 10.0
+"""For which nothing is begun beside a line that was under way when routers died."""
 _CANCELLABLE = (VALIDATING, IN_PROGRESS)
 
 log = structlog.get_logger()
@@ -55,6 +58,7 @@ class BatchJobs:
         self._places = asyncio.Semaphore(concurrency)
         self._writer = AnswerWriter(database)
         self._jobs: dict[str, _Job] = {}
+        self._apart: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
@@ -64,13 +68,39 @@ class BatchJobs:
             await self.database.run(files.drop_incomplete)
         except StorageError as error:  # a full disk is no reason not to start
             log.error("broken uploads stay until the next start", reason=str(error))
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            group.create_task(self._writer.run())
-            for batch in await self.database.run(lines.unfinished):
-                log.info("batch goes on", batch=batch.id, status=batch.status)
-                self._start(batch)
-            await asyncio.Event().wait()
+        await durably(self.database, deaths.count)
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                group.create_task(self._writer.run())
+                await self._try_suspects(group)
+                for batch in await self.database.run(lines.unfinished):
+                    log.info("batch goes on", batch=batch.id, status=batch.status)
+                    self._start(batch)
+                await asyncio.Event().wait()
+        finally:
+            with contextlib.suppress(StorageError):
+                await self.database.run(deaths.ended_in_order)
+
+    async def _try_suspects(self, group: asyncio.TaskGroup) -> None:
+        """Give up what kills routers, and begin one by one what may."""
+        for batch_id, times in (await durably(self.database, deaths.deadly_intakes)).items():
+            log.error("a batch's input file is given up: routers died of it", batch=batch_id, deaths=times)
+            text = f"the router ended {times} times while it read this file; it is not tried again"
+            errors = [{"code": "file_given_up", "message": text, "line": None, "param": None}]
+            await durably(self.database, lines.forget_lines, batch_id)
+            await self._advance(batch_id, FAILED, (VALIDATING,), errors=errors)
+        for suspect in await durably(self.database, deaths.suspects):
+            batch = await self.database.run(lines.get, suspect.batch_id)
+            number = suspect.line.number
+            if suspect.given_up:
+                log.error("a batch's line is given up: routers died of it", batch=batch.id, line=number)
+                await self._writer.write(batch.id, given_up_line(batch, suspect))
+                continue
+            await durably(self.database, deaths.begin, batch.id, [number])
+            task = self._apart[batch.id, number] = group.create_task(self._answered(batch, suspect.line))
+            await asyncio.wait({task}, timeout=APART_S)
+            await durably(self.database, deaths.survived, batch.id, number)
 
     async def create(
         self,
@@ -167,6 +197,7 @@ class BatchJobs:
         async with asyncio.TaskGroup() as group:
             after = 0
             while page := await durably(self.database, lines.unanswered, batch.id, after, _PAGE):
+                await durably(self.database, deaths.begin, batch.id, [line.number for line in page])
                 for line in page:
                     await self._places.acquire()
                     task = group.create_task(self._one(batch, line))
@@ -177,13 +208,19 @@ class BatchJobs:
 
     async def _take_in(self, batch: BatchRecord) -> BatchRecord:
         intake = BatchIntake(self.database, batch)
+        await durably(self.database, deaths.begin, batch.id, [deaths.INTAKE])
         await intake.run()
+        await durably(self.database, deaths.survived, batch.id, deaths.INTAKE)
         if not intake.errors:
             return await self._advance(batch.id, IN_PROGRESS, (VALIDATING,))
         await durably(self.database, lines.forget_lines, batch.id)
         return await self._advance(batch.id, FAILED, (VALIDATING,), errors=intake.errors)
 
     async def _one(self, batch: BatchRecord, line: lines.Line) -> None:
+        begun = self._apart.pop((batch.id, line.number), None)
+        await (begun if begun is not None else self._answered(batch, line))
+
+    async def _answered(self, batch: BatchRecord, line: lines.Line) -> None:
         await self._writer.write(batch.id, await answer_line(self._answer, batch, line))
 
     async def _expire(self, batch: BatchRecord) -> None:
