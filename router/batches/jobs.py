@@ -149,7 +149,8 @@ class BatchJobs:
         return record
 
     def _start(self, batch: BatchRecord) -> None:
-        if self._group is not None:
+        # One that was created while suspects were tried is among the unfinished as well.
+        if self._group is not None and batch.id not in self._jobs:
             self._jobs[batch.id] = job = _Job()
             self._group.create_task(self._guarded(batch, job))
 
