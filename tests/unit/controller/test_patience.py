@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.latency.correction import CorrectedCost
+from common.latency.work import work_of
 from common.plan import Phase, PlanRow, StepPlan
 from controller.core.patience import FACTOR, FIRST_S, FLOOR_S, StepWatch
 from tests.unit.controller.policy_cases import COST
@@ -78,18 +79,20 @@ def test_a_pause_of_the_controller_is_not_the_stages() -> None:
     wobble=st.lists(st.floats(0.2, 3.0), min_size=40, max_size=40),
 )
 def test_a_slow_machine_loses_no_stage(slow: float, sizes: list[int], wobble: list[float]) -> None:
-    """Whatever the factor to its profile, and however its steps vary."""
+    """Whatever the factor to its profile, which is learned, and however its steps vary."""
     cost = CorrectedCost(COST)
     watch = StepWatch(1, lambda: cost)
     watch.begin([False])
     now = 0.0
     watch.look(now)
     for step_id, (tokens, factor) in enumerate(zip(sizes, wobble, strict=False), start=1):
-        watch.sent(plan(step_id, tokens))
-        seconds = 100 * slow * factor * COST.linear_s(tokens)
+        step = plan(step_id, tokens)
+        watch.sent(step)
+        seconds = min(FIRST_S, 100 * slow * factor * COST.linear_s(tokens))
         end = now + seconds
         while now + 0.5 < end:
             now += 0.5
             assert watch.look(now) is None
         watch.reported(0, step_id, seconds)
+        cost.observe(step.phase, work_of(step), seconds)
         now = end
