@@ -60,10 +60,11 @@ from router.requests.attainment import AttainmentRecord
 from router.requests.keyed import RememberedKeys
 from router.requests.keyed_store import StoredKeys, open_keyed
 from router.requests.meter import Meters
+from router.requests.revocation import end_revoked
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
 from router.settings import RouterSettings
-from router.telemetry import RequestMetrics, export_connections, export_router_metrics
+from router.telemetry import RequestMetrics, export_connections, export_keys, export_router_metrics
 from router.upstream.host import UpstreamHost
 from router.upstream.join import join
 
@@ -117,6 +118,7 @@ class RouterService:
                 max_requests=settings.max_requests,
                 remember_s=settings.remember_s,
                 meter=Meters(RequestMetrics(telemetry, settings.model_name), record),
+                keys=keys,
             )
             models = AvailableModels(settings.model_name, served, self.registry)
             export_router_metrics(telemetry, self.table, self.registry, self.dispatcher)
@@ -130,6 +132,7 @@ class RouterService:
                     concurrency=settings.batch_concurrency,
                     limits=settings.files,
                     wait=settings.take_over,
+                    keys=keys,
                 ) as jobs,
                 open_keyed(settings.data_dir, time.time) as keyed,
                 open_provisioner(settings.provisioner) as provisioner,
@@ -146,6 +149,9 @@ class RouterService:
                 start(self.registry.run())
                 start(self.dispatcher.run())
                 start(self.table.run())
+                if keys is not None:
+                    export_keys(telemetry, keys)
+                    start(end_revoked(keys, self.table, jobs))
                 running_jobs = None if jobs is None else start(jobs.run())
                 if keyed is not None:
                     start(keyed.run())

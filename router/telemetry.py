@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from common.http_server import HttpServer
 from common.sampling import FinishReason
+from common.security.key_access import KeyAccess
 from common.telemetry.buckets import REQUEST_S, TOKEN_S, TOKENS, TTFT_S
 from common.telemetry.telemetry import Telemetry, gauge, total
 from router.instances.dispatcher import Dispatcher
@@ -136,5 +137,22 @@ def export_connections(telemetry: Telemetry, server: HttpServer) -> None:
             "Times that the process had no descriptor left for a connection.",
             standing.out_of_descriptors,
         )
+
+    telemetry.at_scrape(read)
+
+
+def export_keys(telemetry: Telemetry, keys: KeyAccess) -> None:
+    """Add what each API key uses, by its public id."""
+
+    def read() -> Iterable[Metric]:
+        running = GaugeMetricFamily("tidepipe_key_answers", "Answers that run, by API key.", labels=["key"])
+        tokens = CounterMetricFamily(
+            "tidepipe_key_tokens", "Tokens of ended prompts and answers, by API key.", labels=["key"]
+        )
+        for key_id, (answers, used) in keys.usage().items():
+            running.add_metric([key_id], answers)
+            tokens.add_metric([key_id], used)
+        yield running
+        yield tokens
 
     telemetry.at_scrape(read)

@@ -32,7 +32,12 @@ Answer = Callable[[BatchItem], Awaitable[dict[str, Any]]]
 log = structlog.get_logger()
 
 
-async def answer_line(answer: Answer, batch: BatchRecord, line: Line) -> AnsweredLine:
+async def answer_line(
+    answer: Answer,
+    batch: BatchRecord,
+    line: Line,
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> AnsweredLine:
     """The output line. Waits as long as the service is full or away: the batch's time limit is the caller's.
 
     The request's seed depends on batch and line alone, so that a line run again gives the same answer. Its id
@@ -49,9 +54,9 @@ async def answer_line(answer: Answer, batch: BatchRecord, line: Line) -> Answere
         try:
             return AnsweredLine(line.number, response_line(line_id, item, await answer(item)), failed=False)
         except OverloadedError as error:
-            await asyncio.sleep(error.retry_after_ms / 1000)
+            await pause(error.retry_after_ms / 1000)
         except UnavailableError:
-            await asyncio.sleep(UNAVAILABLE_S)
+            await pause(UNAVAILABLE_S)
         except Exception as error:
             if not isinstance(error, TidePipeError):
                 log.exception("a batch's request failed", request=request_id)

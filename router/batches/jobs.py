@@ -7,16 +7,19 @@ import contextlib
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import structlog
 
 from common.errors import InvalidRequestError, OverloadedError, StorageError
 from common.security.caller import ANYBODY, Caller
+from common.security.key_access import ENDED, KeyAccess
 from router.batches import deaths, files, lines
 from router.batches.answering import Answer, answer_line, expired_line, given_up_line
 from router.batches.database import Database
 from router.batches.intake import BatchIntake
+from router.batches.places import Places
 from router.batches.records import (
     CANCELLED,
     CANCELLING,
@@ -33,6 +36,7 @@ from router.batches.records import (
 from router.batches.writer import AnswerWriter, durably
 
 MAX_UNFINISHED = 100
+MAX_OF_ONE = MAX_UNFINISHED // 2
 _PAGE = 64
 APART_S = 10.0
 """For which nothing is begun beside a line that was under way when routers died."""
@@ -43,19 +47,30 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class _Job:
-    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    """stop: work on it no more. abandoned: why, unless its client cancelled it."""
+
+    owner: str
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    abandoned: str = ""
 
 
 class BatchJobs:
     """All batches of one router. `concurrency`: requests of all batches in flight together."""
 
     def __init__(
-        self, database: Database, answer: Answer, unix_time: Callable[[], float], *, concurrency: int
+        self,
+        database: Database,
+        answer: Answer,
+        unix_time: Callable[[], float],
+        *,
+        concurrency: int,
+        keys: KeyAccess | None = None,
     ) -> None:
         self.database = database
         self._answer = answer
         self._unix_time = unix_time
-        self._places = asyncio.Semaphore(concurrency)
+        self._keys = keys
+        self._places = Places(concurrency, keys.background_places) if keys else Places(concurrency)
         self._writer = AnswerWriter(database)
         self._jobs: dict[str, _Job] = {}
         self._apart: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -92,6 +107,8 @@ class BatchJobs:
             await self._advance(batch_id, FAILED, (VALIDATING,), errors=errors)
         for suspect in await durably(self.database, deaths.suspects):
             batch = await self.database.run(lines.get, suspect.batch_id)
+            if self._keys is not None and self._keys.ended(batch.owner or ""):
+                continue
             number = suspect.line.number
             if suspect.given_up:
                 log.error("a batch's line is given up: routers died of it", batch=batch.id, line=number)
@@ -117,6 +134,9 @@ class BatchJobs:
                 f"the file {file.id} was uploaded for {file.purpose}, not for batch", "input_file_id"
             )
         await self.database.run(self.database.limits.check_room, file.bytes)
+        mine = sum(job.owner == caller.owner for job in self._jobs.values())
+        if caller.owner and mine >= MAX_OF_ONE:
+            raise OverloadedError(f"{MAX_OF_ONE} of your batches are unfinished; wait for one to end", 60_000)
         if len(self._jobs) >= MAX_UNFINISHED:
             raise OverloadedError(
                 f"{MAX_UNFINISHED} batches are unfinished already; wait for one to end", 60_000
@@ -145,13 +165,21 @@ class BatchJobs:
             raise InvalidRequestError(f"the batch {batch_id} is {record.status}; it cannot be cancelled")
         job = self._jobs.get(batch_id)
         if job is not None:
-            job.cancelled.set()
+            job.stop.set()
         return record
+
+    def end_revoked(self) -> None:
+        """Work no more for keys that have ended: not now, and not after a restart."""
+        for job in self._jobs.values():
+            if not job.abandoned and self._keys is not None and self._keys.ended(job.owner):
+                _abandon(job)
 
     def _start(self, batch: BatchRecord) -> None:
         # One that was created while suspects were tried is among the unfinished as well.
         if self._group is not None and batch.id not in self._jobs:
-            self._jobs[batch.id] = job = _Job()
+            self._jobs[batch.id] = job = _Job(batch.owner or "")
+            if self._keys is not None and self._keys.ended(job.owner):
+                _abandon(job)
             self._group.create_task(self._guarded(batch, job))
 
     async def _guarded(self, batch: BatchRecord, job: _Job) -> None:
@@ -163,9 +191,14 @@ class BatchJobs:
             del self._jobs[batch.id]
 
     async def _process(self, batch: BatchRecord, job: _Job) -> None:
-        if batch.status in (VALIDATING, IN_PROGRESS):
+        if batch.status in (VALIDATING, IN_PROGRESS) and not job.abandoned:
             await self._until_stopped(batch, job)
         batch = await self.database.run(lines.get, batch.id)
+        if job.abandoned and batch.status in (VALIDATING, IN_PROGRESS):
+            reason = {"code": "key_ended", "message": job.abandoned, "line": None, "param": None}
+            await self._finish(batch, FAILED, [reason])
+            log.info("batch ended", batch=batch.id, reason=job.abandoned)
+            return
         match batch.status:
             case "cancelling":
                 await self._finish(batch, CANCELLED)
@@ -179,7 +212,7 @@ class BatchJobs:
     async def _until_stopped(self, batch: BatchRecord, job: _Job) -> None:
         """Do all the work, unless the batch is cancelled or expires."""
         work = asyncio.create_task(self._work(batch), name=batch.id)
-        stop = asyncio.create_task(job.cancelled.wait())
+        stop = asyncio.create_task(job.stop.wait())
         try:
             left = max(0.0, batch.expires - self._unix_time())
             await asyncio.wait({work, stop}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
@@ -196,14 +229,14 @@ class BatchJobs:
         if batch.status != IN_PROGRESS:
             return
         async with asyncio.TaskGroup() as group:
-            after = 0
+            after, owner = 0, batch.owner or ""
             while page := await durably(self.database, lines.unanswered, batch.id, after, _PAGE):
                 await durably(self.database, deaths.begin, batch.id, [line.number for line in page])
                 for line in page:
-                    await self._places.acquire()
+                    await self._places.acquire(owner)
                     task = group.create_task(self._one(batch, line))
                     # Not within the task: one that is cancelled at once never begins.
-                    task.add_done_callback(lambda _: self._places.release())
+                    task.add_done_callback(lambda _: self._places.release(owner))
                 after = page[-1].number
         await self._advance(batch.id, FINALIZING, (IN_PROGRESS,))
 
@@ -222,7 +255,8 @@ class BatchJobs:
         await (begun if begun is not None else self._answered(batch, line))
 
     async def _answered(self, batch: BatchRecord, line: lines.Line) -> None:
-        await self._writer.write(batch.id, await answer_line(self._answer, batch, line))
+        pause = partial(self._places.aside, batch.owner or "")
+        await self._writer.write(batch.id, await answer_line(self._answer, batch, line, pause))
 
     async def _expire(self, batch: BatchRecord) -> None:
         """Each request that is left gets a line that says so."""
@@ -230,7 +264,7 @@ class BatchJobs:
             expired = [(batch.id, expired_line(batch, line)) for line in page]
             await durably(self.database, lines.record_answers, expired)
 
-    async def _finish(self, batch: BatchRecord, outcome: str) -> None:
+    async def _finish(self, batch: BatchRecord, outcome: str, errors: Sequence[dict[str, Any]] = ()) -> None:
         """The last state, and the files of the answers; what was cancelled has those that were ready."""
         now = int(self._unix_time())
         results = [
@@ -247,7 +281,7 @@ class BatchJobs:
             )
             for failed in (False, True)
         ]
-        await self._advance(batch.id, outcome, UNFINISHED, results=results)
+        await self._advance(batch.id, outcome, UNFINISHED, results=results, errors=errors)
 
     async def _advance(
         self,
@@ -260,3 +294,8 @@ class BatchJobs:
     ) -> BatchRecord:
         now = int(self._unix_time())
         return await durably(self.database, lines.advance, batch_id, status, now, only_from, errors, results)
+
+
+def _abandon(job: _Job) -> None:
+    job.abandoned = ENDED
+    job.stop.set()

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from common.errors import StorageError, UnavailableError
+from common.security.key_access import KeyAccess
 from router.background import background
 from router.batches import files
 from router.batches.answering import Answer
@@ -25,7 +26,13 @@ log = structlog.get_logger()
 
 @contextlib.asynccontextmanager
 async def open_jobs(
-    folder: str, answer: Answer, *, concurrency: int, limits: FileLimits, wait: bool = False
+    folder: str,
+    answer: Answer,
+    *,
+    concurrency: int,
+    limits: FileLimits,
+    wait: bool = False,
+    keys: KeyAccess | None = None,
 ) -> AsyncIterator[BatchJobs | None]:
     """None without a folder. ConfigError if it cannot be used. wait: until another router has given it up."""
     if not folder:
@@ -34,7 +41,7 @@ async def open_jobs(
     with contextlib.closing(Database(Path(folder), limits=limits, wait=wait)) as database:
         async with background() as start:
             start(sweep(database))
-            yield BatchJobs(database, answer, time.time, concurrency=concurrency)
+            yield BatchJobs(database, answer, time.time, concurrency=concurrency, keys=keys)
 
 
 async def sweep(database: Database) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.doors.connection import PRINCIPALS
 from common.errors import PermissionDeniedError, TidePipeError
@@ -11,6 +13,9 @@ from common.security.caller import acting_for, with_key, with_principals
 from common.security.key_access import KeyAccess, bearer
 from common.security.principals import http_rule
 from router.gateway.failures import failure
+
+CUT_AFTER_S = 0.5
+"""After its key has ended, a call that does not end by itself is cut."""
 
 
 class KeyGate:
@@ -31,8 +36,30 @@ class KeyGate:
         except TidePipeError as error:
             await failure(error)(scope, receive, send)
             return
-        with lease, acting_for(with_key(lease.key)):
-            await self._app(scope, receive, send)
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        cut: list[asyncio.TimerHandle] = []
+
+        def end() -> None:
+            if task is not None:  # what generates ends by itself, and says why; downloads and feeds do not
+                cut.append(loop.call_later(CUT_AFTER_S, task.cancel))
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                limits = self._access.headers(lease.key).items()
+                told = [(name.encode(), value.encode()) for name, value in limits]
+                message = {**message, "headers": [*message.get("headers", ()), *told]}
+            await send(message)
+
+        lease.on_end = end
+        try:
+            with lease, acting_for(with_key(lease.key)):
+                await self._app(scope, receive, send_with_limits)
+        except asyncio.CancelledError:
+            if not cut or (task is not None and task.uncancel()):
+                raise
+        finally:
+            for timer in cut:
+                timer.cancel()
 
 
 class CertificateGate:

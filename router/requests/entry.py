@@ -11,6 +11,7 @@ from common.errors import TidePipeError
 from common.pulse import Pulse
 from common.request import Usage
 from common.sampling import FinishReason, SamplingParams
+from common.security.key_access import Work
 from router.instances.sequence import RoutedSequence
 from router.requests.admission import AdmittedRequest
 from router.requests.meter import RequestMeter
@@ -60,6 +61,7 @@ class RequestEntry:
         self.trace_id = trace_id
         self.request_id = request_id
         self.owner = owner
+        self.work: Work | None = None
         self.name = owned_name(owner, request_id)
         self.number = number
         self.digest = digest
@@ -162,6 +164,8 @@ class RequestEntry:
     def answer_changed(self) -> None:
         """Part of AnswerOwner."""
         self.changed.beat()
+        if self.work is not None and len(self.answers) > 1 and not self.ended:
+            self.work.running(sum(not answer.finished for answer in self.answers))
         if not self.ended and all(answer.finished for answer in self.answers):
             self._end()
 

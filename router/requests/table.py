@@ -19,9 +19,10 @@ from common.errors import (
 )
 from common.request import GenerationRequest
 from common.security.caller import ANYBODY, Caller
+from common.security.key_access import KeyAccess
 from router.instances.dispatcher import Dispatcher
 from router.instances.sequence import RoutedSequence, SequenceNews
-from router.requests.admission import Admission
+from router.requests.admission import Admission, AdmittedRequest
 from router.requests.digest import request_digest
 from router.requests.entry import RequestEntry, owned_name
 from router.requests.meter import RequestMeter, Unmeasured
@@ -29,6 +30,8 @@ from router.requests.pacing import Pacing
 from router.requests.subscription import Subscription
 
 SWEEP_S = 0.5
+UNSAID_TOKENS = 256
+"""Charged for an answer in advance whose length nobody limited; what it took is settled at its end."""
 DRAIN_POLL_S = 0.05
 RETRY_AFTER_MS = 1000
 SUBMIT_GRACE_S = 10.0
@@ -70,6 +73,7 @@ class RequestTable:
         max_requests: int,
         remember_s: float,
         meter: RequestMeter | None = None,
+        keys: KeyAccess | None = None,
     ) -> None:
         """max_requests: running at most; as many complete ones are remembered, for `remember_s` seconds."""
         self.max_requests = max_requests
@@ -78,6 +82,7 @@ class RequestTable:
         self._clock = clock
         self._remember_s = remember_s
         self._meter = meter or Unmeasured()
+        self._keys = keys
         self._running: dict[str, RequestEntry] = {}
         self._watches: dict[str, _Watch] = {}
         self._admissions: dict[str, asyncio.Task[None]] = {}
@@ -176,6 +181,19 @@ class RequestTable:
         for entry in list(self._running.values()):
             self._cancel(entry)
 
+    @property
+    def owners(self) -> set[str]:
+        """Whose requests run."""
+        return {entry.owner for entry in self._running.values()}
+
+    def fail_owner(self, owner: str, error: TidePipeError) -> None:
+        """End what runs for somebody with an error that every listener gets, and forget what has ended."""
+        for entry in [entry for entry in self._running.values() if entry.owner == owner]:
+            entry.fail(error)
+        for entry in [entry for entry in self._ended.values() if entry.owner == owner]:
+            del self._ended[entry.name]
+            self._ended_bytes -= entry.bytes_held
+
     def fail_all(self, error: TidePipeError) -> None:
         """End everything with an error that every listener gets."""
         for entry in list(self._running.values()):
@@ -197,6 +215,9 @@ class RequestTable:
     def entry_ended(self, entry: RequestEntry) -> None:
         """Part of EntryHost."""
         name = entry.name
+        if entry.work is not None:
+            work, entry.work = entry.work, None
+            work.end(entry.usage.prompt_tokens + entry.usage.output_tokens)
         self._running.pop(name, None)
         watch = self._watches.pop(name, None)
         if watch is not None and watch.timer is not None:
@@ -244,6 +265,8 @@ class RequestTable:
             trace_id=request.trace_id,
             owner=request.owner,
         )
+        if self._keys is not None:
+            entry.work = self._keys.begin(request.owner, request.sampling.n, background=request.background)
         self._running[entry.name] = entry
         self._admissions[entry.name] = self._group.create_task(self._admit(entry, request, given))
         return entry
@@ -253,6 +276,8 @@ class RequestTable:
     ) -> None:
         try:
             admitted = await self._admission.admit(request)
+            if entry.work is not None and not entry.ended:
+                entry.work.charge(_foreseen(request, admitted))
         except TidePipeError as error:
             entry.fail(error)
         except Exception:
@@ -308,3 +333,9 @@ class RequestTable:
                 return
             del self._ended[name]
             self._ended_bytes -= entry.bytes_held
+
+
+def _foreseen(request: GenerationRequest, admitted: AdmittedRequest) -> int:
+    """Tokens of prompt and answers, as far as that can be said."""
+    most = UNSAID_TOKENS if request.sampling.max_tokens is None else request.sampling.max_tokens
+    return len(admitted.prompt) + sum(min(most, one.max_tokens or most) for one in admitted.samplings)

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from common.rpc.channel import open_channel
+from common.security import key_store
 from common.security.authority import CA_FILE, TOKEN_FILE, files_of, make_certificates
 from common.security.credentials import CA, CERT, KEY, TOKEN, Credentials
 from common.security.key_store import KeyStore
@@ -64,6 +65,7 @@ class Tenants:
 
 def secure(folder: Path, patch: pytest.MonkeyPatch) -> Path:
     """Certificates and token for what runs in this process; the CA's file."""
+    patch.setattr(key_store, "REFRESH_S", 0.0)  # new keys open at once
     tls = folder / "tls"
     make_certificates(tls, [], days=1)
     cert, key = files_of(tls, ROUTER)

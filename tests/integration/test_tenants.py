@@ -11,7 +11,7 @@ import grpc
 import httpx
 import pytest
 
-from tests.fakes.client import request
+from tests.fakes.client import eventually, request
 from tests.fakes.tenants import Tenant, Tenants, running_tenants, secure
 from tidepipe.v1 import inference_pb2 as pb
 
@@ -114,3 +114,106 @@ async def test_an_idempotency_key_is_its_owners(tenants: Tenants) -> None:
             for who, word in ((alice, "one"), (bob, "two"))
         ]
         assert [answer.status_code for answer in answers] == [200, 200]
+
+
+async def test_a_lease_ends_with_the_work(tenants: Tenants) -> None:
+    """Submit returns at once, its answers go on: they count, each of them, until they end."""
+    tenants.controller.paused = True
+    async with tenants.tenant(max_concurrent=4) as alice, tenants.tenant() as bob:
+        for number in range(2):
+            wanted = request(f"s{number}", n=2, grace_ms=60_000)
+            await alice.stub.Submit(pb.SubmitRequest(request=wanted), timeout=10)
+        for n, code in ((1, grpc.StatusCode.RESOURCE_EXHAUSTED), (5, grpc.StatusCode.INVALID_ARGUMENT)):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await alice.stub.Submit(pb.SubmitRequest(request=request("more", n=n)), timeout=10)
+            assert refused.value.code() is code
+        busy = await alice.http.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})
+        assert busy.status_code == 429 and int(busy.headers["retry-after"]) >= 1
+        await bob.stub.Submit(pb.SubmitRequest(request=request("his", grace_ms=60_000)), timeout=10)
+        # Who is at the limit may still look at what runs, and end it.
+        assert (await alice.http.get("/v1/models")).status_code == 200
+        cancelled = await alice.stub.Cancel(pb.CancelRequest(request_ids=["s0"]), timeout=10)
+        assert cancelled.cancelled == 1
+        tenants.controller.paused = False
+        answer = await alice.http.post("/v1/completions", json={"prompt": "x", "max_tokens": 1, "n": 2})
+        assert answer.status_code == 200
+
+
+async def test_batch_lines_count_and_leave_room(tenants: Tenants) -> None:
+    """Lines wait for places of their key instead of failing, and a request of the same key finds one."""
+    tenants.controller.step_s = 0.01
+    async with tenants.tenant(max_concurrent=4) as alice, tenants.tenant() as bob:
+        batch = (await begin(alice, await upload(alice, 40, max_tokens=10))).json()["id"]
+        other = (await begin(bob, await upload(bob, 3))).json()["id"]
+        most = 0
+        async with asyncio.timeout(20):
+            while (await alice.http.get(f"/v1/batches/{batch}")).json()["status"] != "completed":
+                hers = [one for one in tenants.controller.running() if alice.key_id in one.spec.sequence_id]
+                most = max(most, len(hers))
+                answer = await alice.http.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})
+                assert answer.status_code == 200, answer.text
+        assert 1 <= most <= 4
+        assert (await ended(alice, batch))["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
+        assert (await ended(bob, other))["status"] == "completed"
+
+
+async def test_tokens_a_minute(tenants: Tenants) -> None:
+    """What is asked for is charged in advance, and what it did not take is given back."""
+    tenants.controller.eos_at = 2
+    async with tenants.tenant(tokens_per_minute=600) as alice:
+        for _ in range(20):  # 20 x 401 would be too many, were they not settled
+            body = {"prompt": "x", "max_tokens": 400}
+            answer = await alice.http.post("/v1/completions", json=body)
+            assert answer.status_code == 200, answer.text
+        assert 400 < int(answer.headers["x-ratelimit-remaining-tokens"]) <= 600
+        tenants.controller.eos_at = None
+        body = {"prompt": "x", "max_tokens": 500, "temperature": 0}
+        assert (await alice.http.post("/v1/completions", json=body)).status_code == 200
+        late = await alice.http.post("/v1/completions", json=body)
+        assert late.status_code == 429 and float(late.headers["retry-after-ms"]) > 10_000
+
+
+async def test_revocation_ends_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams with an error, a batch as failed; nothing goes on after a restart; others do not notice."""
+    ca = secure(tmp_path, monkeypatch)
+    async with running_tenants(tmp_path, ca) as tenants:
+        tenants.controller.step_s = 0.02
+        async with tenants.tenant() as alice, tenants.tenant() as bob, tenants.tenant("admin") as root:
+            batch = (await begin(alice, await upload(alice, 3, max_tokens=900))).json()["id"]
+            body = {"prompt": "x", "max_tokens": 900, "stream": True, "temperature": 0}
+            his = bob.stub.Generate(pb.GenerateRequest(request=request("his", max_tokens=120)), timeout=20)
+            hers = alice.stub.Generate(
+                pb.GenerateRequest(request=request("hers", max_tokens=900)), timeout=20
+            )
+            hers_read, his_read = aiter(hers), aiter(his)
+            assert await anext(hers_read) and await anext(his_read)
+            async with alice.http.stream("POST", "/v1/completions", json=body) as stream:
+                assert stream.status_code == 200
+                revoke = asyncio.get_running_loop().run_in_executor(None, tenants.store.revoke, alice.key_id)
+                events = [line async for line in stream.aiter_lines()]
+                await revoke
+            assert "invalid_api_key" in [line for line in events if line][-1]
+            with pytest.raises(grpc.aio.AioRpcError) as cut:
+                async for _ in hers_read:
+                    pass
+            assert cut.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            done = await ended(root, batch)
+            assert done["status"] == "failed" and "key_ended" in str(done["errors"])
+            assert [m async for m in his_read][-1].delta.finish_reason
+            assert not [one for one in tenants.controller.running() if alice.key_id in one.spec.sequence_id]
+
+
+async def test_a_batch_of_a_key_that_ended_does_not_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ca = secure(tmp_path, monkeypatch)
+    async with running_tenants(tmp_path, ca) as tenants:
+        tenants.controller.paused = True
+        async with tenants.tenant() as alice:
+            batch = (await begin(alice, await upload(alice, 3))).json()["id"]
+            await eventually(lambda: len(tenants.controller.running()) == 3)
+        tenants.router.lifecycle.stopping.set()
+    tenants.store.revoke(alice.key_id)
+    async with running_tenants(tmp_path, ca) as tenants, tenants.tenant("admin") as root:
+        assert (await ended(root, batch))["status"] == "failed"
+        assert not tenants.controller.submitted

@@ -35,7 +35,13 @@ def add(
     rate: Annotated[
         float | None, typer.Option("--rate", help="Requests a minute. Default: no limit.")
     ] = None,
-    concurrent: Annotated[int | None, typer.Option("--concurrent", help="Requests at a time.")] = None,
+    concurrent: Annotated[
+        int | None, typer.Option("--concurrent", help="Answers at a time (a request has n of them).")
+    ] = None,
+    tokens_per_minute: Annotated[
+        float | None,
+        typer.Option("--tokens-per-minute", help="Tokens of prompts and answers. Default: no limit."),
+    ] = None,
 ) -> None:
     """Make a key and print it. It is shown this once: only a digest is kept."""
     record, key = KeyStore(file).add(
@@ -44,6 +50,7 @@ def add(
         lifetime_s=None if days is None else days * _DAY_S,
         requests_per_minute=rate,
         max_concurrent=concurrent,
+        tokens_per_minute=tokens_per_minute,
     )
     print(f"{_line(record)}\nThis is the only time that the key is shown:", file=sys.stderr)
     print(key)
@@ -85,6 +92,7 @@ def _fields(key: ApiKey) -> dict[str, object]:
         "expires": key.expires,
         "requests_per_minute": key.requests_per_minute,
         "max_concurrent": key.max_concurrent,
+        "tokens_per_minute": key.tokens_per_minute,
     }
 
 
@@ -94,6 +102,7 @@ def _line(key: ApiKey) -> str:
         for value, text in (
             (key.requests_per_minute, f"{key.requests_per_minute:g}/min" if key.requests_per_minute else ""),
             (key.max_concurrent, f"{key.max_concurrent} at a time"),
+            (key.tokens_per_minute, f"{key.tokens_per_minute or 0:g} tokens/min"),
         )
         if value
     ]

@@ -14,6 +14,7 @@ import pytest
 
 from common.errors import (
     ConfigError,
+    InvalidRequestError,
     NotFoundError,
     OverloadedError,
     PermissionDeniedError,
@@ -22,7 +23,7 @@ from common.errors import (
 )
 from common.security import key_store
 from common.security.api_key import new_key
-from common.security.key_access import KeyAccess, bearer
+from common.security.key_access import KeyAccess, Work, bearer
 from common.security.key_store import KeyStore
 
 
@@ -34,6 +35,10 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+    def pass_(self, seconds: float) -> bool:
+        self.now += seconds
+        return True
 
 
 def test_only_the_right_key_with_the_right_role_opens(tmp_path: Path) -> None:
@@ -169,19 +174,72 @@ def test_limits_of_a_key(tmp_path: Path) -> None:
     store = KeyStore(tmp_path / "keys.db")
     _, key = store.add("alice", ["inference"], requests_per_minute=60, max_concurrent=2)
     access = KeyAccess(store, clock=clock)
-    first, second = access.enter(key, "inference"), access.enter(key, "inference")
-    with pytest.raises(OverloadedError, match="at a time"):
-        access.enter(key, "inference")
+    first = access.enter(key, "inference")
     first.release()
     first.release()
-    second.release()
-    for _ in range(8):  # ten seconds' worth, two of which are used
+    for _ in range(9):  # ten seconds' worth, one of which is used
         access.enter(key, "inference").release()
     with pytest.raises(OverloadedError, match="a minute") as full:
         access.enter(key, "inference")
     assert full.value.retry_after_ms == 1000
     clock.now += 1
     access.enter(key, "inference").release()
+
+
+def test_work_counts_until_it_ends(tmp_path: Path) -> None:
+    """Answers and not calls; background work leaves room, and gives way to whoever was refused for it."""
+    clock = Clock()
+    record, key = KeyStore(tmp_path / "keys.db").add("alice", ["inference"], max_concurrent=4)
+    access = KeyAccess(KeyStore(tmp_path / "keys.db"), clock=clock)
+    access.enter(key, "inference").release()
+    whose = record.key_id
+    lines = [access.begin(whose, 1, background=True) for _ in range(3)]
+    with pytest.raises(OverloadedError):
+        access.begin(whose, 1, background=True)
+    one = access.begin(whose, 1, background=False)
+    with pytest.raises(OverloadedError, match="4 answers at a time"):
+        access.begin(whose, 1, background=False)
+    assert one and lines[0] and lines[1] and lines[2]
+    one.end(5)
+    with pytest.raises(OverloadedError):  # the place is for who was refused
+        access.begin(whose, 1, background=True)
+    for line in lines:
+        line.end(5) if line else None
+    large = access.begin(whose, 4, background=True) if clock.pass_(3) else None
+    assert large is not None
+    large.running(1)
+    again = access.begin(whose, 3, background=False)
+    assert again and access.usage() == {whose: (4, 20)}
+    with pytest.raises(InvalidRequestError, match="at a time"):
+        access.begin(whose, 5, background=False)
+    assert access.begin("", 99, background=False) is None
+
+
+def test_tokens_are_charged_in_advance_and_settled(tmp_path: Path) -> None:
+    clock = Clock()
+    record, _ = KeyStore(tmp_path / "keys.db").add("alice", ["inference"], tokens_per_minute=600)
+    access = KeyAccess(KeyStore(tmp_path / "keys.db"), clock=clock)
+
+    def work() -> Work:
+        begun = access.begin(record.key_id, 1, background=False)
+        assert begun is not None
+        return begun
+
+    first, second = work(), work()
+    first.charge(500)
+    with pytest.raises(OverloadedError) as wait:
+        second.charge(200)
+    assert wait.value.retry_after_ms == 10_000
+    first.end(100)
+    second.charge(500)
+    second.end(500)
+    large = work()
+    clock.pass_(60)
+    large.charge(6000)  # more than it ever holds: it is let in when nothing is owed, and paid off
+    large.end(6000)
+    with pytest.raises(OverloadedError) as wait:
+        work().charge(1)
+    assert wait.value.retry_after_ms == pytest.approx(540_000, rel=0.01)
 
 
 @pytest.mark.parametrize(
