@@ -27,8 +27,16 @@ class KeyReusedError(InvalidRequestError):
     """
 
 
+class ContextLengthError(InvalidRequestError):
+    """Prompt and answer together do not fit the model's context."""
+
+
 class NotFoundError(TidePipeError):
     """An unknown model, request or instance (NOT_FOUND, 404)."""
+
+
+class ModelNotFoundError(NotFoundError):
+    """A model that is not served here."""
 
 
 class OverloadedError(TidePipeError):

@@ -58,6 +58,7 @@ class GenerationRequest:
     return_token_ids: put prompt and output token ids into the body.
     include_stop: the stop string that ended an answer stays at the end of its text.
     ttft_ms, tpot_ms: latency wanted until the first token and per token after it; None: the service's own.
+    clamp_max_tokens: max_tokens is a default that the client did not send; less room for it is no error.
     piece_gap_s: what is new may be sent this seldom; the end is told at once.
     client: who asks, as far as is known; a hash of it goes to the predictor, the name itself nowhere.
     trace_id: what the caller's proxies and logs call it; names nothing here.
@@ -85,6 +86,7 @@ class GenerationRequest:
     trace_id: str = ""
     owner: str = ""
     background: bool = False
+    clamp_max_tokens: bool = False
 
     def check(self) -> None:
         """Raise InvalidRequestError for what makes no sense for any model."""

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from common.errors import InvalidRequestError
+from common.json_text import NotJsonError, check_json_text, decode_json
 from common.limits import MAX_CUSTOM_ID_CHARACTERS
 from common.openai.bodies import parse_chat, parse_completion
 from common.openai.failures import error_body, error_code, error_response, http_status
 from common.openai.validation import clip, kind
 from common.request import GenerationRequest
+from common.text import NOT_TEXT, is_text, one_json_line, repaired
 
 PARSERS: dict[str, Callable[[object, str], GenerationRequest]] = {
     "/v1/chat/completions": parse_chat,
@@ -35,25 +37,32 @@ class BatchItem:
 
 @dataclass(frozen=True, slots=True)
 class BatchLineError:
-    """A line that cannot be run. custom_id: None if it could not be read either."""
+    """A line that cannot be run. custom_id: None if that could not be read. url: if its body is wrong."""
 
     custom_id: str | None
     message: str
     code: str
     param: str | None = None
+    url: str | None = None
 
 
 def parse_line(line: bytes, number: int, request_id: str) -> BatchItem | BatchLineError:
     """Read one line. `number` counts from 1 and stands in messages; `request_id` becomes the request's."""
 
     def bad(
-        message: str, code: str, custom_id: str | None = None, param: str | None = None
+        message: str,
+        code: str,
+        custom_id: str | None = None,
+        param: str | None = None,
+        url: str | None = None,
     ) -> BatchLineError:
-        return BatchLineError(custom_id, clip(f"line {number}: {message}"), code, param)
+        return BatchLineError(custom_id, clip(f"line {number}: {message}"), code, param, url)
 
+    if not line.strip():
+        return bad("empty", "invalid_json")
     try:
-        value = _decode(line)
-    except _NotJsonError as error:
+        value = decode_json(line)
+    except NotJsonError as error:
         return bad(str(error), "invalid_json")
     if not isinstance(value, dict):
         return bad(f"must be a JSON object, got {kind(value)}", "invalid_line")
@@ -61,6 +70,8 @@ def parse_line(line: bytes, number: int, request_id: str) -> BatchItem | BatchLi
     if not isinstance(custom_id, str) or not custom_id:
         got = "nothing" if "custom_id" not in value else repr(custom_id)
         return bad(f"custom_id must be a non-empty string, got {got}", "invalid_custom_id", None, "custom_id")
+    if not is_text(custom_id):
+        return bad(f"custom_id {NOT_TEXT}", "invalid_custom_id", None, "custom_id")
     if len(custom_id) > MAX_CUSTOM_ID_CHARACTERS:
         text = f"custom_id may have {MAX_CUSTOM_ID_CHARACTERS} characters, got {len(custom_id)}"
         return bad(text, "invalid_custom_id", custom_id[:MAX_CUSTOM_ID_CHARACTERS], "custom_id")
@@ -77,11 +88,12 @@ def parse_line(line: bytes, number: int, request_id: str) -> BatchItem | BatchLi
     if "body" not in value:
         return bad("body is required", "invalid_line", custom_id, "body")
     try:
+        check_json_text(line, value["body"], "the body")
         request = PARSERS[url](value["body"], request_id)
     except InvalidRequestError as error:
-        return bad(str(error), error_code(error), custom_id, error.param)
+        return bad(str(error), error_code(error), custom_id, error.param, url)
     if request.stream:
-        return bad("stream: a batch cannot be streamed", "invalid_value", custom_id, "stream")
+        return bad("stream: a batch cannot be streamed", "invalid_value", custom_id, "stream", url)
     return BatchItem(custom_id, url, request)
 
 
@@ -117,37 +129,9 @@ def failure_line(line_id: str, item: BatchItem, error: BaseException) -> bytes:
     )
 
 
-class _NotJsonError(Exception):
-    pass
-
-
-def _decode(line: bytes) -> object:
-    try:
-        text = line.decode("utf-8-sig")  # some editors put a mark at the beginning of the file
-    except UnicodeDecodeError as error:
-        raise _NotJsonError(f"not UTF-8: byte {error.start} is 0x{line[error.start]:02x}") from None
-    if not text.strip():
-        raise _NotJsonError("empty")
-    try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise _NotJsonError(f"not JSON: {error.msg} at character {error.pos}") from None
-    except RecursionError:
-        raise _NotJsonError("not usable JSON: nested too deeply") from None
-    except ValueError as error:  # integers with thousands of digits
-        raise _NotJsonError(f"not usable JSON: {error}") from None
-
-
-def _refuse_constant(name: str) -> object:
-    raise _NotJsonError(f"not JSON: {name} is not a JSON number")
-
-
 def _line(
     line_id: str, custom_id: str | None, response: dict[str, Any], error: dict[str, str] | None
 ) -> bytes:
     value = {"id": line_id, "custom_id": custom_id, "response": response, "error": error}
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    except UnicodeEncodeError:
-        # A custom_id with unpaired surrogates comes back as it came: escaped.
-        return json.dumps(value, allow_nan=False).encode() + b"\n"
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return repaired(one_json_line(text)).encode() + b"\n"

@@ -241,7 +241,8 @@ def parse_completion(body: object, request_id: str) -> GenerationRequest:
         raise InvalidRequestError(
             "echo with logprobs is not supported: there are no log-probabilities of the prompt", "echo"
         )
-    return replace(completion.request(request_id, completion.prompt, sampling), echo=bool(completion.echo))
+    request = completion.request(request_id, completion.prompt, sampling)
+    return replace(request, echo=bool(completion.echo), clamp_max_tokens=completion.max_tokens is None)
 
 
 def _or(value: float | None, default: float) -> float:

@@ -6,8 +6,10 @@ import math
 from typing import Any
 
 from common.errors import (
+    ContextLengthError,
     InvalidRequestError,
     KeyReusedError,
+    ModelNotFoundError,
     NotFoundError,
     OverloadedError,
     PermissionDeniedError,
@@ -19,6 +21,8 @@ from common.errors import (
 
 _MAPPING: dict[type[TidePipeError], tuple[int, str, str]] = {
     KeyReusedError: (422, "invalid_request_error", "idempotency_key_reused"),
+    ContextLengthError: (400, "invalid_request_error", "context_length_exceeded"),
+    ModelNotFoundError: (404, "invalid_request_error", "model_not_found"),
     InvalidRequestError: (400, "invalid_request_error", "invalid_value"),
     NotFoundError: (404, "invalid_request_error", "not_found"),
     OverloadedError: (429, "rate_limit_error", "rate_limit_exceeded"),
@@ -65,4 +69,5 @@ def error_response(error: BaseException) -> tuple[int, dict[str, Any], dict[str,
 
 
 def _entry(error: BaseException) -> tuple[int, str, str]:
+    # Kinds stand before those that they are kinds of.
     return next((entry for kind, entry in _MAPPING.items() if isinstance(error, kind)), _OTHER)

@@ -27,18 +27,30 @@ def chat_logprobs(positions: Sequence[PositionLogprobs], token_bytes: TokenBytes
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(
-    positions: Sequence[PositionLogprobs], token_bytes: TokenBytes, text_offset: int = 0
-) -> dict[str, Any]:
-    """The `logprobs` object of a completion choice.
+class TextOffsets:
+    """Where each token of one answer begins in its text, in characters.
 
-    text_offset: characters of the answer before the first of the positions.
+    They follow from the tokens alone: text comes later than its tokens where it is held back, be it half a
+    character, or what could become a stop string.
     """
-    offsets = []
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for position in positions:
-        offsets.append(text_offset)
-        text_offset += len(decoder.decode(token_bytes(position.chosen.token_id)))
+
+    def __init__(self, text_bytes: TokenBytes) -> None:
+        """text_bytes: what a token adds to the text; nothing for those that are hidden."""
+        self._text_bytes = text_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._characters = 0
+
+    def take(self, token_id: int) -> int:
+        """The next token's offset."""
+        offset = self._characters
+        self._characters += len(self._decoder.decode(self._text_bytes(token_id)))
+        return offset
+
+
+def completion_logprobs(
+    positions: Sequence[PositionLogprobs], token_bytes: TokenBytes, offsets: TextOffsets
+) -> dict[str, Any]:
+    """The `logprobs` object of a completion choice. offsets: have taken the answer's tokens so far."""
     return {
         "tokens": [_spelled(token_bytes(p.chosen.token_id)) for p in positions],
         "token_logprobs": [_finite(p.chosen.logprob) for p in positions],
@@ -47,7 +59,7 @@ def completion_logprobs(
             {_spelled(token_bytes(t.token_id)): _finite(t.logprob) for t in (*p.top, p.chosen)}
             for p in positions
         ],
-        "text_offset": offsets,
+        "text_offset": [offsets.take(p.chosen.token_id) for p in positions],
     }
 
 

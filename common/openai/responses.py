@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from common.errors import TidePipeError, UnavailableError
-from common.openai.logprobs import TokenBytes, chat_logprobs, completion_logprobs
+from common.openai.logprobs import TextOffsets, TokenBytes, chat_logprobs, completion_logprobs
 from common.request import Answer, GenerationRequest, Usage
 from common.sampling import FinishReason
 
@@ -26,6 +26,7 @@ class ResponseContext:
     token_bytes: needed for log-probabilities.
     prompt_token_ids: needed if the request wants token ids.
     prompt_tokens: needed if it wants the usage so far. prompt_text: needed if it wants the prompt back.
+    hidden: tells tokens that are not in the text, such as special ones.
     """
 
     request: GenerationRequest
@@ -35,6 +36,7 @@ class ResponseContext:
     prompt_token_ids: tuple[int, ...] = ()
     prompt_tokens: int = 0
     prompt_text: str = ""
+    hidden: Callable[[int], bool] | None = None
 
     def head(self, prefix: str, what: str) -> dict[str, Any]:
         """The fields with which each body begins."""
@@ -68,11 +70,28 @@ class ResponseContext:
             return None
         return chat_logprobs(answer.logprobs, self.token_bytes)
 
-    def completion_logprobs(self, answer: Answer, text_offset: int = 0) -> dict[str, Any] | None:
+    def completion_logprobs(self, answer: Answer, offsets: TextOffsets) -> dict[str, Any] | None:
         """Log-probabilities of a completion, if the request wants them and there are tokens."""
         if not self._logprobs_wanted(answer) or self.token_bytes is None:
             return None
-        return completion_logprobs(answer.logprobs, self.token_bytes, text_offset)
+        return completion_logprobs(answer.logprobs, self.token_bytes, offsets)
+
+    def text_offsets(self) -> TextOffsets:
+        """Where the tokens of one answer stand in its text; follows the answer from its beginning."""
+        return TextOffsets(self._text_bytes)
+
+    def ending(self, answer: Answer) -> dict[str, Any]:
+        """Why an answer ended. An end of text is an ordinary one, and stop_reason null, unless asked for."""
+        reason = None if answer.finish_reason is None else answer.finish_reason.value
+        by = answer.stopped_by
+        if isinstance(by, int) and by not in self.request.sampling.stop_token_ids:
+            by = None
+        return {"finish_reason": reason, "stop_reason": by}
+
+    def _text_bytes(self, token_id: int) -> bytes:
+        if self.token_bytes is None or (self.hidden is not None and self.hidden(token_id)):
+            return b""
+        return self.token_bytes(token_id)
 
     def _logprobs_wanted(self, answer: Answer) -> bool:
         return self.request.sampling.logprobs is not None and bool(answer.logprobs)
@@ -94,7 +113,7 @@ def chat_completion_body(context: ResponseContext, answers: Sequence[Answer], us
             "index": answer.index,
             "message": {"role": "assistant", "content": context.text(answer), "refusal": None},
             "logprobs": context.chat_logprobs(answer),
-            **_ending(answer),
+            **context.ending(answer),
             **context.token_ids(answer),
         }
         for answer in answers
@@ -109,8 +128,8 @@ def completion_body(context: ResponseContext, answers: Sequence[Answer], usage: 
         {
             "index": answer.index,
             "text": context.echoed() + context.text(answer),
-            "logprobs": context.completion_logprobs(answer),
-            **_ending(answer),
+            "logprobs": context.completion_logprobs(answer, context.text_offsets()),
+            **context.ending(answer),
             **context.token_ids(answer),
             **context.prompt_ids(),
         }
@@ -189,7 +208,7 @@ class _ChatStream:
             delta = {"index": piece.index, "delta": {"content": text}, "logprobs": logprobs}
             result.append(self._chunk(delta | ids))
         if piece.finish_reason is not None:
-            result.append(self._chunk({"index": piece.index, "delta": {}, **_ending(piece)}))
+            result.append(self._chunk({"index": piece.index, "delta": {}, **context.ending(piece)}))
         return result
 
     def usage_chunk(self, usage: Usage) -> dict[str, Any] | None:
@@ -203,7 +222,7 @@ class _ChatStream:
 @dataclass(slots=True)
 class _CompletionStream:
     context: ResponseContext
-    _characters: dict[int, int] = field(default_factory=dict)
+    _offsets: dict[int, TextOffsets] = field(default_factory=dict)
     _output_tokens: int = 0
 
     def chunks(self, piece: Answer) -> list[dict[str, Any]]:
@@ -213,15 +232,14 @@ class _CompletionStream:
         if not (text or piece.token_ids or piece.finish_reason):
             return []
         self._output_tokens += len(piece.token_ids)
-        prompt_ids = {} if self._characters else context.prompt_ids()
-        echoed = "" if piece.index in self._characters else context.echoed()
-        offset = self._characters.get(piece.index, 0)
-        self._characters[piece.index] = offset + len(text)
+        prompt_ids = {} if self._offsets else context.prompt_ids()
+        echoed = "" if piece.index in self._offsets else context.echoed()
+        offsets = self._offsets.setdefault(piece.index, context.text_offsets())
         choice = {
             "index": piece.index,
             "text": echoed + text,
-            "logprobs": context.completion_logprobs(piece, offset),
-            **_ending(piece),
+            "logprobs": context.completion_logprobs(piece, offsets),
+            **context.ending(piece),
             **context.token_ids(piece),
             **prompt_ids,
         }
@@ -229,11 +247,6 @@ class _CompletionStream:
 
     def usage_chunk(self, usage: Usage) -> dict[str, Any] | None:
         return _usage_chunk(self.context, "cmpl", "text_completion", usage)
-
-
-def _ending(answer: Answer) -> dict[str, Any]:
-    reason = None if answer.finish_reason is None else answer.finish_reason.value
-    return {"finish_reason": reason, "stop_reason": answer.stopped_by}
 
 
 def _chunk(

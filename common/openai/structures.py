@@ -8,10 +8,14 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
+from common.errors import InvalidRequestError
+from common.json_text import NotJsonError, check_json_text, decode_json
 from common.openai.validation import checked_text, kind
 from common.structure import Structure
 
 _ANY_OBJECT = Structure("json_schema", '{"type": "object"}')
+_ANY_VALUE = Structure("json_schema", "{}")
+"""What the schema `true` means."""
 
 
 def _response_format(value: Any) -> Structure | str:
@@ -48,8 +52,12 @@ def _only(value: dict[str, Any], name: str, known: set[str]) -> None:
 
 def _schema(value: Any) -> Structure:
     if isinstance(value, str):  # vLLM takes it as text as well
-        return Structure("json_schema", checked_text(value))
-    if not isinstance(value, dict | bool):
+        return _schema_text(value)
+    if value is False:
+        raise ValueError("has the schema false, which no output fits")
+    if value is True:
+        return _ANY_VALUE
+    if not isinstance(value, dict):
         raise ValueError(f"must have an object as schema, got {kind(value)}")
     try:
         return Structure("json_schema", json.dumps(value, allow_nan=False))
@@ -57,6 +65,17 @@ def _schema(value: Any) -> Structure:
         raise ValueError("has a schema with numbers that JSON does not have") from None
     except RecursionError:
         raise ValueError("has a schema that is nested too deeply") from None
+
+
+def _schema_text(value: str) -> Structure:
+    try:
+        schema = decode_json(checked_text(value))
+        check_json_text(value, schema, "it")
+    except (NotJsonError, InvalidRequestError) as error:
+        raise ValueError(f"has a text as schema that is not usable: {error}") from None
+    if isinstance(schema, str):
+        raise ValueError("has a text as schema that is a text again")
+    return Structure("json_schema", value) if isinstance(schema, dict) else _schema(schema)
 
 
 def _regex(value: Any) -> Structure:
@@ -88,7 +107,7 @@ def _structured_outputs(value: Any) -> Structure:
     return _KINDS[name](wish)
 
 
-_SCHEMA = {"type": ["object", "boolean", "string"]}
+_SCHEMA = {"anyOf": [{"type": ["object", "string"]}, {"const": True}]}
 _CHOICE = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 _NONE = {"type": "null"}
 _RESPONSE_FORMAT = {

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
+from common.errors import InvalidRequestError
+from common.json_text import parse_json
 from common.limits import MAX_TOOLS
 from common.openai.validation import checked_text, kind
 
@@ -55,8 +57,8 @@ def _arguments(number: int, function: dict[str, Any]) -> Any:
     if not isinstance(arguments, str):
         return arguments
     try:
-        return json.loads(arguments) if arguments else {}
-    except (ValueError, RecursionError):
+        return parse_json(arguments, "it") if arguments else {}
+    except InvalidRequestError:
         raise ValueError(f"call {number} has arguments that are not JSON") from None
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from common.errors import InvalidRequestError
+from common.text import NOT_TEXT, is_text, repaired
 
 MAX_MESSAGE_CHARACTERS = 500
 """A message quotes what the client sent, which may be long."""
@@ -86,7 +87,7 @@ def explain(error: ErrorDetails, known: Collection[str] = ()) -> InvalidRequestE
         case "string_too_long":
             text = f"{path} may have {error['ctx']['max_length']} characters"
         case "string_unicode":
-            text = f"{path} is not valid Unicode: it has unpaired surrogates"
+            text = f"{path} {NOT_TEXT}"
         case "value_error":
             text = f"{path} {error['ctx']['error']}"
         case other if other in _EXPECTED:
@@ -97,8 +98,8 @@ def explain(error: ErrorDetails, known: Collection[str] = ()) -> InvalidRequestE
 
 
 def clip(text: str) -> str:
-    """One line, not longer than MAX_MESSAGE_CHARACTERS."""
-    text = " ".join(text.split())
+    """One line of text, not longer than MAX_MESSAGE_CHARACTERS; it may quote what is no text."""
+    text = " ".join(repaired(text).split())
     return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[: MAX_MESSAGE_CHARACTERS - 1] + "…"
 
 
@@ -125,10 +126,8 @@ def checked_text(value: Any) -> str:
     """Raise ValueError if `value` is no string, or one that has no UTF-8 form."""
     if not isinstance(value, str):
         raise ValueError(f"must be a string, got {kind(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("is not valid Unicode: it has unpaired surrogates") from None
+    if not is_text(value):
+        raise ValueError(NOT_TEXT)
     return value
 
 

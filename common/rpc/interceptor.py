@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 import grpc
 import structlog
 
-from common.errors import InvalidRequestError, OverloadedError, TidePipeError
+from common.errors import TidePipeError
 from common.limits import MAX_DETAIL_CHARACTERS
-from common.rpc.status import PARAM, RETRY_AFTER, status_code
+from common.rpc.status import status_code, trailing_metadata
 from common.telemetry.calls import CallMeter
+from common.text import repaired
 
 log = structlog.get_logger()
 
@@ -112,12 +113,8 @@ class _Call:
             raise error
         if isinstance(error, TidePipeError):
             self._code = status_code(error)
-            metadata: tuple[tuple[str, str], ...] = ()
-            if isinstance(error, OverloadedError):
-                metadata = ((RETRY_AFTER, str(error.retry_after_ms)),)
-            elif isinstance(error, InvalidRequestError) and error.param:
-                metadata = ((PARAM, error.param),)
-            await self._context.abort(self._code, str(error)[:MAX_DETAIL_CHARACTERS], metadata)
+            details = repaired(str(error))[:MAX_DETAIL_CHARACTERS]
+            await self._context.abort(self._code, details, trailing_metadata(error))
         self._code = grpc.StatusCode.INTERNAL
         log.exception("handler failed", method=self._method)
         detail = f"internal error in {self._method}: {type(error).__name__}"

@@ -11,9 +11,11 @@ import grpc
 
 from common.errors import (
     ConfigError,
+    ContextLengthError,
     IncompatibleError,
     InvalidRequestError,
     ModelError,
+    ModelNotFoundError,
     NotFoundError,
     OverloadedError,
     PermissionDeniedError,
@@ -25,6 +27,8 @@ from common.errors import (
 
 RETRY_AFTER = "retry-after-ms"
 PARAM = "tidepipe-param"
+KIND = "tidepipe-kind"
+"""Tells kinds of errors apart that have one status."""
 _TOO_LARGE = "message larger than max"
 
 _CODES: tuple[tuple[type[TidePipeError], grpc.StatusCode], ...] = (
@@ -39,6 +43,24 @@ _CODES: tuple[tuple[type[TidePipeError], grpc.StatusCode], ...] = (
     (ModelError, grpc.StatusCode.FAILED_PRECONDITION),
     (ConfigError, grpc.StatusCode.FAILED_PRECONDITION),
 )
+
+
+_KINDS: dict[str, type[ContextLengthError] | type[ModelNotFoundError]] = {
+    kind.__name__: kind for kind in (ContextLengthError, ModelNotFoundError)
+}
+
+
+def trailing_metadata(error: TidePipeError) -> tuple[tuple[str, str], ...]:
+    """What travels with the status, for `from_rpc_error`."""
+    metadata = []
+    if isinstance(error, OverloadedError):
+        metadata.append((RETRY_AFTER, str(error.retry_after_ms)))
+    if isinstance(error, InvalidRequestError) and error.param:
+        # Metadata is ASCII, and so are the names of all fields but those that somebody invented.
+        metadata.append((PARAM, ascii(error.param)[1:-1]))
+    if type(error).__name__ in _KINDS:
+        metadata.append((KIND, type(error).__name__))
+    return tuple(metadata)
 
 
 def status_code(error: TidePipeError) -> grpc.StatusCode:
@@ -58,11 +80,13 @@ def from_rpc_error(error: grpc.aio.AioRpcError | grpc.RpcError) -> TidePipeError
     text = error.details() or code.name
     pairs: Any = error.trailing_metadata() or ()
     metadata: dict[str, Any] = dict(pairs)
+    kind = _KINDS.get(str(metadata.get(KIND)))
     match code:
         case grpc.StatusCode.INVALID_ARGUMENT:
-            return InvalidRequestError(text, str(metadata[PARAM]) if PARAM in metadata else None)
+            wrong = ContextLengthError if kind is ContextLengthError else InvalidRequestError
+            return wrong(text, str(metadata[PARAM]) if PARAM in metadata else None)
         case grpc.StatusCode.NOT_FOUND:
-            return NotFoundError(text)
+            return ModelNotFoundError(text) if kind is ModelNotFoundError else NotFoundError(text)
         case grpc.StatusCode.RESOURCE_EXHAUSTED if _TOO_LARGE in text:
             # gRPC's own, at either end. Waiting makes no message smaller.
             return InvalidRequestError(f"the message is too large: {text}")

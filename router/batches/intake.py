@@ -117,11 +117,9 @@ class BatchIntake:
             self._error("line_too_long", text, number)
             return None
         parsed = parse_line(line, number, "")
-        if isinstance(parsed, BatchLineError):
-            if parsed.custom_id is None or parsed.code in _OF_THE_FILE:
-                self._error(parsed.code, parsed.message, number, parsed.param)
-                return None
-            return parsed.custom_id
+        if isinstance(parsed, BatchLineError) and (parsed.custom_id is None or parsed.code in _OF_THE_FILE):
+            self._error(parsed.code, parsed.message, number, parsed.param)
+            return None
         if parsed.url != self._batch.endpoint:
             text = f"line {number}: url is {parsed.url}, the batch's endpoint {self._batch.endpoint}"
             self._error("mismatched_endpoint", text, number, "url")
@@ -138,5 +136,4 @@ class BatchIntake:
 
 
 def _key(custom_id: str) -> bytes:
-    # JSON may hold unpaired surrogates; they come back as they came.
-    return custom_id.encode("utf-8", "surrogatepass")
+    return custom_id.encode()

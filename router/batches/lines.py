@@ -7,11 +7,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import structlog
+
 from common.errors import NotFoundError
 from common.security.caller import ANYBODY, Caller
 from router.batches import files
 from router.batches.pages import page
 from router.batches.records import UNFINISHED, BatchRecord, Counts, FileRecord
+
+log = structlog.get_logger()
+
+
+class DamagedRecordError(NotFoundError):
+    """A batch that was stored, and cannot be read any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,10 @@ def get(db: sqlite3.Connection, batch_id: str, caller: Caller = ANYBODY) -> Batc
     ).fetchone()
     if row is None:
         raise NotFoundError(f"there is no batch {batch_id[:100]}")
-    record = BatchRecord.from_json(row[0])
+    try:
+        record = BatchRecord.from_json(row[0])
+    except ValueError as error:
+        raise DamagedRecordError(f"the record of the batch {batch_id} is damaged: {error}") from None
     return record if record.finished else replace(record, counts=_counts(db, batch_id))
 
 
@@ -63,14 +74,14 @@ def listing(
         "SELECT id FROM batches WHERE number < ? AND (? OR owner = ?) ORDER BY number DESC LIMIT ?",
         (before, caller.sees_all, caller.owner, limit),
     ).fetchall()
-    return [get(db, batch_id) for (batch_id,) in rows]
+    return _readable(db, rows)
 
 
 def unfinished(db: sqlite3.Connection) -> list[BatchRecord]:
     """Batches to go on with, oldest first."""
     places = ", ".join("?" * len(UNFINISHED))
     rows = db.execute(f"SELECT id FROM batches WHERE status IN ({places}) ORDER BY number", UNFINISHED)
-    return [get(db, batch_id) for (batch_id,) in rows.fetchall()]
+    return _readable(db, rows.fetchall())
 
 
 def advance(
@@ -142,6 +153,17 @@ def record_answers(db: sqlite3.Connection, answers: Sequence[tuple[str, Answered
         "UPDATE lines SET answer = ?, failed = ?, request = NULL WHERE batch_id = ? AND number = ?",
         [(line.answer, line.failed, batch_id, line.number) for batch_id, line in answers],
     )
+
+
+def _readable(db: sqlite3.Connection, rows: Iterable[tuple[str]]) -> list[BatchRecord]:
+    """The batches of these rows; one that is damaged is left out, so that it hides no other."""
+    found = []
+    for (batch_id,) in rows:
+        try:
+            found.append(get(db, batch_id))
+        except DamagedRecordError as error:
+            log.error("batch left out", reason=str(error))
+    return found
 
 
 def _counts(db: sqlite3.Connection, batch_id: str) -> Counts:

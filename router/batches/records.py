@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.text import repaired_json
+
 VALIDATING, IN_PROGRESS, FINALIZING, CANCELLING = "validating", "in_progress", "finalizing", "cancelling"
 COMPLETED, FAILED, CANCELLED, EXPIRED = "completed", "failed", "cancelled", "expired"
 UNFINISHED = (VALIDATING, IN_PROGRESS, FINALIZING, CANCELLING)
@@ -94,9 +96,15 @@ class BatchRecord:
 
     @classmethod
     def from_json(cls, text: str) -> BatchRecord:
-        """From the database."""
-        fields = json.loads(text)
-        return cls(**{**fields, "counts": Counts(**fields["counts"])})
+        """From the database; ValueError if it is damaged.
+
+        Earlier versions stored strings unchecked: what could not be shown is repaired.
+        """
+        try:
+            fields = repaired_json(json.loads(text))
+            return cls(**{**fields, "counts": Counts(**fields["counts"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no record of a batch: {error}") from None
 
     def body(self) -> dict[str, Any]:
         """As the API shows it."""

@@ -60,6 +60,7 @@ def request_from_wire(message: pb.InferenceRequest) -> GenerationRequest:
         tpot_ms=message.tpot_ms if message.HasField("tpot_ms") else None,
         piece_gap_s=message.piece_gap_ms / 1000,
         client=message.user[:MAX_USER_CHARACTERS],
+        clamp_max_tokens=message.clamp_max_tokens,
     )
 
 

@@ -32,6 +32,7 @@ class AnswerBodies:
             model=self._model_name,
             created=int(time.time()),
             token_bytes=None if text is None else text.token_bytes,
+            hidden=None if text is None or wanted.keep_special_tokens else text.is_special,
             prompt_token_ids=tuple(prompt) if wanted.return_token_ids else (),
             prompt_tokens=len(prompt),
             prompt_text=_prompt_text(wanted, prompt, text) if wanted.echo else "",

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from common.errors import NotFoundError
+from common.errors import ModelNotFoundError, NotFoundError
 from common.openai.bodies import parse_chat, parse_completion
 from common.telemetry import Telemetry
 from common.telemetry.listener import metrics_route
@@ -68,7 +68,7 @@ def make_app(
         for name, facts in models.list():
             if name == wanted:
                 return JSONResponse(_model(name, facts, created))
-        return failure(NotFoundError(f"the model {wanted} is not served here"))
+        return failure(ModelNotFoundError(f"the model {wanted[:100]} is not served here"))
 
     description = JSONResponse(openapi_document(stored=jobs is not None))
 
@@ -77,7 +77,7 @@ def make_app(
 
     chat = CompletionEndpoint(parse_chat, table, bodies, keyed)
     completion = CompletionEndpoint(parse_completion, table, bodies, keyed)
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/health", health, methods=["GET"]),
             Route("/ready", ready, methods=["GET"]),
@@ -92,6 +92,9 @@ def make_app(
         ],
         exception_handlers={HTTPException: http_failure},
     )
+    # A path is what it is: the redirection of others would name a host that the client made up.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _stored(jobs: BatchJobs | None) -> list[Route]:

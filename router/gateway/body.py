@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 
 from starlette.requests import Request
 
 from common.errors import InvalidRequestError, TidePipeError
+from common.json_text import parse_json
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 MAX_DISCARDED_BYTES = 8 * MAX_BODY_BYTES
@@ -42,11 +42,11 @@ async def read_json(request: Request) -> object:
             f"send the body as JSON, with content-type: application/json, not {declared_type[:100]}"
         )
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > MAX_DISCARDED_BYTES:
+    if declared.isascii() and declared.isdigit() and int(declared) > MAX_DISCARDED_BYTES:
         raise BodyTooLargeError
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            return _decode(await _read(request))
+            return parse_json(await _read(request), "the body")
     except TimeoutError:
         raise InvalidRequestError(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
 
@@ -65,20 +65,3 @@ async def _read(request: Request) -> bytes:
     if size > MAX_BODY_BYTES:
         raise BodyTooLargeError
     return bytes(raw)
-
-
-def _decode(raw: bytes) -> object:
-    try:
-        return json.loads(raw.decode(), parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"the body is not UTF-8: wrong byte at position {error.start}") from None
-    except json.JSONDecodeError as error:
-        raise InvalidRequestError(f"the body is not JSON: {error.msg} at character {error.pos}") from None
-    except RecursionError:
-        raise InvalidRequestError("the body is not usable JSON: nested too deeply") from None
-    except ValueError as error:  # integers with thousands of digits
-        raise InvalidRequestError(f"the body is not usable JSON: {error}") from None
-
-
-def _refuse_constant(name: str) -> object:
-    raise InvalidRequestError(f"the body is not JSON: {name} is not a JSON number")

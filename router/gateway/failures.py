@@ -9,6 +9,7 @@ import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match, Route
 
 from common.errors import TidePipeError
 from common.openai.failures import error_body, error_response
@@ -42,7 +43,18 @@ def http_failure(request: Request, error: Exception) -> Response:
     status, reason = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "error")
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     message = f"{reason}: {request.method} {request.url.path}"
-    return JSONResponse(error_body(message, "invalid_request_error", code="not_found"), status, headers)
+    code = "not_found"
+    if status == 405:
+        code = "method_not_allowed"
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
+    return JSONResponse(error_body(message, "invalid_request_error", code=code), status, headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """What the path can be asked with, by any of its routes."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    fitting = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in fitting for method in route.methods or ()}
 
 
 def guarded(handle: Handler) -> Handler:

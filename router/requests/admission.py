@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 
-from common.errors import InvalidRequestError, NotFoundError
+from common.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
 from common.lengths.prompt import PromptFeatures, prompt_features
 from common.lengths.request import NO_PROMPT
 from common.request import GenerationRequest
@@ -80,8 +80,8 @@ class Admission:
         if request.sampling.structure is not None:
             await text.check_structure(request.sampling.structure, facts.vocab_size, facts.eos_token_ids)
         prompt = await self._tokenize(request, text, facts)
-        _check_prompt(prompt, facts)
-        sampling = _fill_in(request.sampling, len(prompt), facts)
+        _check_prompt(request, prompt, facts)
+        sampling = _fill_in(request, len(prompt), facts)
         skip_special = not request.keep_special_tokens
 
         def new_text() -> AnswerText | None:
@@ -112,7 +112,7 @@ class Admission:
 
     def _check_model(self, model: str | None, facts: ModelFacts) -> None:
         if model not in (None, "", self._model_name, facts.model):
-            raise NotFoundError(f"the model {model} is not served here; served is {self._model_name}")
+            raise ModelNotFoundError(f"the model {model} is not served here; served is {self._model_name}")
 
     async def _tokenize(self, request: GenerationRequest, text: TextPort, facts: ModelFacts) -> array[int]:
         prompt = request.prompt
@@ -126,10 +126,10 @@ class Admission:
         size = request.characters
         most = facts.context_length * MAX_TOKEN_CHARACTERS
         if size > most:
-            raise InvalidRequestError(
-                f"the prompt has {size} characters; more than {most} cannot fit the model's context of "
-                f"{facts.context_length} tokens",
-                "prompt",
+            raise _does_not_fit(
+                facts,
+                f"The prompt has {size} characters; more than {most} cannot fit. Please reduce its length.",
+                _prompt_field(request),
             )
         if size <= INLINE_CHARACTERS:
             return _token_array(encode())
@@ -148,7 +148,11 @@ def _token_array(token_ids: Sequence[int]) -> array[int]:
         raise InvalidRequestError("token ids must be in [0, 2^32)", "prompt") from error
 
 
-def _check_prompt(prompt: array[int], facts: ModelFacts) -> None:
+def _prompt_field(request: GenerationRequest) -> str:
+    return "messages" if request.is_chat else "prompt"
+
+
+def _check_prompt(request: GenerationRequest, prompt: array[int], facts: ModelFacts) -> None:
     if not prompt:
         raise InvalidRequestError("the prompt is empty: it has no tokens", "prompt")
     largest = max(prompt)
@@ -157,27 +161,35 @@ def _check_prompt(prompt: array[int], facts: ModelFacts) -> None:
             f"the prompt has token id {largest}, but the vocabulary ends at {facts.vocab_size - 1}", "prompt"
         )
     if len(prompt) + 1 > facts.context_length:
-        raise InvalidRequestError(
-            f"the prompt has {len(prompt)} tokens, which leaves no room for an answer in the model's context "
-            f"of {facts.context_length} tokens",
-            "prompt",
+        field = _prompt_field(request)
+        raise _does_not_fit(
+            facts,
+            f"However, your {field} resulted in {len(prompt)} tokens, which leaves no room for an answer. "
+            f"Please reduce the length of the {field}.",
+            field,
         )
 
 
-def _fill_in(sampling: SamplingParams, prompt_tokens: int, facts: ModelFacts) -> SamplingParams:
+def _does_not_fit(facts: ModelFacts, why: str, field: str) -> ContextLengthError:
+    # It begins with OpenAI's words: there are clients that look for them.
+    known = f"This model's maximum context length is {facts.context_length} tokens."
+    return ContextLengthError(f"{known} {why}", field)
+
+
+def _fill_in(request: GenerationRequest, prompt_tokens: int, facts: ModelFacts) -> SamplingParams:
     """Check against the model, and set max_tokens."""
+    sampling = request.sampling
     sampling.check_vocabulary(facts.vocab_size)
     room = facts.context_length - prompt_tokens
-    if sampling.max_tokens is not None and sampling.max_tokens > room:
-        raise InvalidRequestError(
-            f"prompt ({prompt_tokens} tokens) and max_tokens ({sampling.max_tokens}) together exceed the "
-            f"model's context of {facts.context_length} tokens; max_tokens may be {room} at most",
-            "max_tokens",
-        )
-    if sampling.min_tokens > room:
-        raise InvalidRequestError(
-            f"prompt ({prompt_tokens} tokens) and min_tokens ({sampling.min_tokens}) together exceed the "
-            f"model's context of {facts.context_length} tokens",
-            "min_tokens",
-        )
-    return replace(sampling, max_tokens=room if sampling.max_tokens is None else sampling.max_tokens)
+    sent = None if request.clamp_max_tokens else sampling.max_tokens
+    for name, wanted in (("max_tokens", sent or 0), ("min_tokens", sampling.min_tokens)):
+        if wanted > room:
+            field = _prompt_field(request)
+            raise _does_not_fit(
+                facts,
+                f"However, you requested {prompt_tokens + wanted} tokens ({prompt_tokens} in the {field}, "
+                f"{wanted} in the completion). Please reduce the length of the {field} or completion; "
+                f"{name} may be {room} at most.",
+                field if name == "max_tokens" and request.is_chat else name,
+            )
+    return replace(sampling, max_tokens=min(room, sampling.max_tokens or room))

@@ -50,3 +50,7 @@ class TextPort(Protocol):
     def token_bytes(self, token_id: int) -> bytes:
         """A token's bytes; half a character is possible."""
         ...
+
+    def is_special(self, token_id: int) -> bool:
+        """True for tokens that steer the model and are no text."""
+        ...

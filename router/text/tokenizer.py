@@ -110,6 +110,10 @@ class TextProcessor:
         """A token's bytes, special tokens included; half a character is possible."""
         return self._vocabulary.token_bytes(token_id)
 
+    def is_special(self, token_id: int) -> bool:
+        """True for tokens that steer the model and are no text."""
+        return self._vocabulary.special(token_id)
+
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:
             text.encode()

@@ -297,3 +297,53 @@ async def test_a_reader_that_is_slow_costs_no_memory_and_loses_nothing(
         await asyncio.sleep(0.5)
         chunks = await events(response)
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == scripted_text(ids(PROMPT), 900)
+
+
+async def test_a_default_is_clamped_and_what_was_sent_is_not(http: httpx.AsyncClient) -> None:
+    """Nine tokens are left of a context of 1000; nobody asked for the 16 that a completion has by default."""
+    body = {"prompt": "x" * 991, "temperature": 0}
+    answer = (await http.post(COMPLETE, json=body)).json()
+    assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (9, "length")
+    assert answer["choices"][0]["stop_reason"] is None
+    chat = {"messages": [{"role": "user", "content": "y" * 500}], "max_tokens": 500}
+    for path, wrong, numbers, param in (
+        (COMPLETE, body | {"max_tokens": 16}, "1007 tokens (991 in the prompt, 16 in", "max_tokens"),
+        (CHAT, chat, "1007 tokens (507 in the messages, 500 in", "messages"),
+        (COMPLETE, {"prompt": "x" * 1000}, "your prompt resulted in 1000 tokens", "prompt"),
+    ):
+        response = await http.post(path, json=wrong)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
+        assert error["message"].startswith("This model's maximum context length is 1000 tokens. However, you")
+        assert numbers in error["message"] and error["param"] == param
+
+
+async def test_text_that_is_none_is_refused_by_its_name(http: httpx.AsyncClient) -> None:
+    for path, raw, param in (
+        (COMPLETE, rb'{"prompt": "a", "model": "\ud800"}', "model"),
+        (COMPLETE, rb'{"prompt": "a\udfff"}', "prompt"),
+        (CHAT, rb'{"messages": [{"role": "user", "content": "a", "name": "\ud83d"}]}', "messages"),
+        (CHAT, rb'{"messages": [{"role": "\ud800", "content": "a"}]}', "messages"),
+        (COMPLETE, rb'{"prompt": "a", "\ud800": 1}', None),
+        (COMPLETE, rb'{"prompt": "a", "metadata": {"k": ["\uDBFF"]}}', "metadata"),
+    ):
+        response = await http.post(path, content=raw)
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, param), error
+        assert "is not valid Unicode" in error["message"]
+
+
+async def test_other_paths_and_methods_are_errors_of_the_api(http: httpx.AsyncClient) -> None:
+    for method, path, status, allowed in (
+        ("DELETE", COMPLETE, 405, "POST"),
+        ("PUT", "/v1/models", 405, "GET, HEAD"),
+        ("PATCH", "/v1/files", 405, "DELETE, GET, HEAD, POST"),
+        ("POST", COMPLETE + "/", 404, None),
+        ("GET", "/v1/nothing%0d%0aX: y", 404, None),
+        ("GET", "/health/", 404, None),
+        ("GET", "/v1/models/%ff%00", 404, None),
+    ):
+        response = await http.request(method, path)
+        assert (response.status_code, response.headers.get("allow")) == (status, allowed), path
+        assert "location" not in response.headers
+        assert response.json()["error"]["type"] == "invalid_request_error"

@@ -42,6 +42,7 @@ class BodyWriter:
             model=self._model_name,
             created=int(time.time()),
             token_bytes=text.token_bytes if text else _spelled_as_id,
+            hidden=text.is_special if text and not request.keep_special_tokens else None,
             prompt_token_ids=prompt_ids or (),
             prompt_text=_prompt_text(request, text) if request.echo else "",
         )

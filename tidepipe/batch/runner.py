@@ -187,6 +187,7 @@ class BatchRun:
             tools=item.request.tools,
             piece_gap_ms=WHOLE_ANSWER_GAP_MS,
             user=item.request.client,
+            clamp_max_tokens=item.request.clamp_max_tokens,
         )
         collector = Collector(request.request_id)
         self._clock.dispatched(time.monotonic())

@@ -68,6 +68,7 @@ def make_request(
     tpot_ms: float | None = None,
     piece_gap_ms: int = 0,
     user: str = "",
+    clamp_max_tokens: bool = False,
 ) -> pb.InferenceRequest:
     """The request; InvalidRequestError if the prompt has a form that no request has."""
     request = pb.InferenceRequest(
@@ -81,6 +82,7 @@ def make_request(
         tpot_ms=tpot_ms,
         piece_gap_ms=piece_gap_ms,
         user=user,
+        clamp_max_tokens=clamp_max_tokens,
     )
     if isinstance(prompt, str):
         request.text = prompt

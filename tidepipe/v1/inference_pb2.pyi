@@ -38,6 +38,7 @@ class InferenceRequest(_message.Message):
     TPOT_MS_FIELD_NUMBER: _builtins.int
     PIECE_GAP_MS_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
+    CLAMP_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client, unique, 1..256 printable characters. The key of retries."""
     model: _builtins.str
@@ -63,6 +64,10 @@ class InferenceRequest(_message.Message):
     user: _builtins.str
     """Whom the request is for, a name of the client's choosing: answers to one user tend to be alike in length. Only a
     hash of it leaves the router. Of its first 256 characters.
+    """
+    clamp_max_tokens: _builtins.bool
+    """The client did not name sampling.max_tokens: it is a default, and the rest of the context is enough where that is
+    shorter. Else a max_tokens that does not fit is refused.
     """
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
@@ -92,10 +97,11 @@ class InferenceRequest(_message.Message):
         tpot_ms: _builtins.float | None = ...,
         piece_gap_ms: _builtins.int = ...,
         user: _builtins.str = ...,
+        clamp_max_tokens: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms", "_ttft_ms", b"_ttft_ms", "chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms", "_ttft_ms", b"_ttft_ms", "chat", b"chat", "disconnect_grace_ms", b"disconnect_grace_ms", "keep_special_tokens", b"keep_special_tokens", "model", b"model", "piece_gap_ms", b"piece_gap_ms", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "skip_text", b"skip_text", "text", b"text", "token_ids", b"token_ids", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms", "_ttft_ms", b"_ttft_ms", "chat", b"chat", "clamp_max_tokens", b"clamp_max_tokens", "disconnect_grace_ms", b"disconnect_grace_ms", "keep_special_tokens", b"keep_special_tokens", "model", b"model", "piece_gap_ms", b"piece_gap_ms", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "skip_text", b"skip_text", "text", b"text", "token_ids", b"token_ids", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__tpot_ms: _TypeAlias = _typing.Literal["tpot_ms"]  # noqa: Y015
     _WhichOneofArgType__tpot_ms: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms"]  # noqa: Y015

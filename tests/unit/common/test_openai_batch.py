@@ -51,6 +51,12 @@ def test_a_good_line_and_its_outcomes() -> None:
         (b"[1]", None, "invalid_line", "must be a JSON object, got a list"),
         (line(custom_id=...), None, "invalid_custom_id", "custom_id must be a non-empty string, got nothing"),
         (line(custom_id=5), None, "invalid_custom_id", "got 5"),
+        (line(custom_id="a\udc80"), None, "invalid_custom_id", "custom_id is not valid Unicode"),
+        (line(body={"prompt": "a", "user": "\ud800"}), "a", "invalid_value", "user is not valid Unicode"),
+        (line(body={"prompt": "a", "x": {"\ud800": 1}}), "a", "invalid_value", "x is not valid Unicode"),
+        (line(body={"temperature": 7}).replace(b"7", b"1e400"), None, "invalid_json", "1e400 is too large"),
+        (line()[:-1] + b', "url": "/v1/completions"}', None, "invalid_json", "has the name 'url' twice"),
+        (line(body=[[]] * 5).replace(b"[]", b"[" * 101 + b"]" * 101), None, "invalid_json", "too deeply"),
         (line(extra=1), "a", "unknown_field", "unknown field 'extra'"),
         (line(method="GET"), "a", "invalid_method", "method must be 'POST', got 'GET'"),
         (line(url="/v1/embeddings"), "a", "invalid_url", "url must be one of /v1/chat/completions, "),
@@ -85,8 +91,9 @@ mutated = st.tuples(st.integers(0, len(line()) - 1), st.integers(0, 255)).map(
 def test_no_line_is_lost(raw: bytes) -> None:
     outcome = parse_line(raw, 1, "r")
     if isinstance(outcome, BatchItem):
-        written = response_line("b", outcome, {"text": "世"})
+        written = response_line("b", outcome, {"text": "世\x85\u2028\u2029"})
+        assert json.loads(written)["response"]["body"]["text"] == "世\x85\u2028\u2029"
     else:
         written = error_line("b", outcome, "r")
-    assert written.endswith(b"\n") and written.count(b"\n") == 1
+    assert written.endswith(b"\n") and len(written.decode().splitlines()) == 1
     assert json.loads(written)["custom_id"] == outcome.custom_id

@@ -95,7 +95,9 @@ def test_all_fields_of_a_chat() -> None:
 )
 def test_completion_defaults_and_prompt_forms(prompt: object, expected: object) -> None:
     request = parse_completion({"prompt": prompt, "temperature": None}, "r")
-    assert request == GenerationRequest("r", expected, SamplingParams(max_tokens=16), piece_gap_s=1.0)  # type: ignore[arg-type]
+    default = SamplingParams(max_tokens=16)
+    assert request == GenerationRequest("r", expected, default, piece_gap_s=1.0, clamp_max_tokens=True)  # type: ignore[arg-type]
+    assert not parse_completion({"prompt": prompt, "max_tokens": 16}, "r").clamp_max_tokens
     assert parse_chat({"messages": HELLO}, "r").sampling == SamplingParams()
 
 
@@ -112,6 +114,8 @@ def test_completion_defaults_and_prompt_forms(prompt: object, expected: object) 
         ({"structured_outputs": {"regex": "a+", "json": None}}, "regex", "a+"),
         ({"structured_outputs": {"choice": ["a|b", "c"]}}, "regex", r"a\|b|c"),
         ({"guided_json": '{"b": 2}'}, "json_schema", '{"b": 2}'),
+        ({"guided_json": True}, "json_schema", "{}"),
+        ({"guided_json": "true"}, "json_schema", "{}"),
     ],
 )
 def test_forms_of_structures(fields: dict[str, Any], kind: Any, text: str) -> None:
@@ -222,6 +226,9 @@ COMPLETION_ERRORS: list[tuple[object, str, str | None]] = [
     ({"prompt": "a", "best_of": 3}, "best_of: is not supported; use n", "best_of"),
     ({"prompt": "a", "suffix": "b"}, "suffix: inserting text is not supported", "suffix"),
     ({"prompt": "a", "echo": True, "logprobs": 1}, "echo with logprobs is not supported", "echo"),
+    ({"prompt": "a", "guided_json": False}, "guided_json has the schema false", "guided_json"),
+    ({"prompt": "a", "guided_json": "{'a': 1}"}, "not usable: not JSON", "guided_json"),
+    ({"prompt": "a", "guided_json": '{"const": "\\ud800"}'}, "const is not valid Unicode", "guided_json"),
     ({"prompt": "a", "min_tokens": 20}, "min_tokens (20) must not exceed max_tokens (16)", "min_tokens"),
 ]
 

@@ -137,6 +137,36 @@ def test_chunks_make_the_whole(order: list[int]) -> None:
         assert last is not None and last["choices"] == [] and last["usage"]["total_tokens"] == 6
 
 
+def test_offsets_count_what_the_text_has() -> None:
+    """Text is held back for a stop string, token 9 is hidden: whole or in pieces, offsets are the same."""
+    end = Answer(0, (), "y", (), FinishReason.STOP, 9)
+    pieces = (Answer(0, (9, 1), "", logprobs(9, 1)), Answer(0, (2,), "Hi 世", logprobs(2)), end)
+    whole = Answer(0, (9, 1, 2), "Hi 世y", logprobs(9, 1, 2), FinishReason.STOP, 9)
+    spelled = {**TOKENS, 9: b"<|end|>"}
+    ctx = replace(context("x", stream=True), token_bytes=spelled.__getitem__, hidden=lambda token: token == 9)
+    (choice,) = response_body(ctx, [whole], USAGE)["choices"]
+    assert choice["logprobs"]["text_offset"] == [0, 0, 2]
+    stream = response_stream(ctx)
+    chunks = [chunk["choices"][0] for chunk in joined(stream.chunks(piece) for piece in pieces)]
+    assert joined(chunk["logprobs"]["text_offset"] for chunk in chunks if chunk["logprobs"]) == [0, 0, 2]
+    shown = replace(ctx, hidden=None)
+    assert response_body(shown, [whole], USAGE)["choices"][0]["logprobs"]["text_offset"] == [0, 7, 9]
+
+
+@pytest.mark.parametrize(
+    ("by", "asked", "reason"), [(9, (), None), (9, (9,), 9), ("END", (), "END"), (None, (9,), None)]
+)
+def test_an_ordinary_end_has_no_stop_reason(by: Any, asked: tuple[int, ...], reason: Any) -> None:
+    for prompt in (CHAT, "x"):
+        ctx = context(prompt, stream=True)
+        ctx = replace(ctx, request=replace(ctx.request, sampling=SamplingParams(stop_token_ids=asked)))
+        answer = replace(WHOLE, stopped_by=by, logprobs=())
+        (choice,) = response_body(ctx, [answer], USAGE)["choices"]
+        last = response_stream(ctx).chunks(answer)[-1]["choices"][0]
+        assert choice["stop_reason"] == last["stop_reason"] == reason
+        assert choice["finish_reason"] == last["finish_reason"] == "stop"
+
+
 def test_plain_stream_has_no_extras() -> None:
     ctx = ResponseContext(GenerationRequest("r", CHAT, stream=True), "m", 5)
     stream = response_stream(ctx)

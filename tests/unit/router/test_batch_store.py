@@ -203,3 +203,27 @@ def test_expires_after_is_openais() -> None:
     for wrong in ((created, "3599"), ("now", "3600"), (None, "3600"), (created, "²"), (created, "9" * 5000)):
         with pytest.raises(InvalidRequestError, match="expires_after"):
             expires_after(*wrong)
+
+
+async def test_one_damaged_record_hides_no_other(tmp_path: Path) -> None:
+    """Earlier versions took metadata with lone surrogates; it is shown repaired, also after a restart."""
+    database = Database(tmp_path)
+    for name in ("old", "broken", "new"):
+        await database.run(lines.create, BatchRecord(name, 0, "/v1/completions", "f", "24h", 1, 2))
+
+    def spoil(db: sqlite3.Connection) -> None:
+        old = dataclasses.replace(lines.get(db, "old"), metadata={"k\ud800": "v\udfff"})
+        db.execute("UPDATE batches SET record = ? WHERE id = 'old'", (old.to_json(),))
+        db.execute("UPDATE batches SET record = ? WHERE id = 'broken'", ('{"id": 5}',))
+
+    await database.run(spoil)
+    for _ in range(2):
+        listed = await database.run(lines.listing, None, 9)
+        assert [record.id for record in listed] == ["new", "old"]
+        assert listed[1].metadata == {"k\N{REPLACEMENT CHARACTER}": "v\N{REPLACEMENT CHARACTER}"}
+        assert [record.id for record in await database.run(lines.unfinished)] == ["old", "new"]
+        with pytest.raises(NotFoundError, match="damaged"):
+            await database.run(lines.get, "broken")
+        database.close()
+        database = Database(tmp_path)
+    database.close()
