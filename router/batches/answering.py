@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from common.errors import OverloadedError, TidePipeError, UnavailableError
+from common.errors import OverloadedError, TidePipeError, UnauthenticatedError, UnavailableError
 from common.openai.batch import (
     BatchItem,
     BatchLineError,
@@ -55,7 +55,7 @@ async def answer_line(
             return AnsweredLine(line.number, response_line(line_id, item, await answer(item)), failed=False)
         except OverloadedError as error:
             await pause(error.retry_after_ms / 1000)
-        except UnavailableError:
+        except (UnavailableError, UnauthenticatedError):  # its key has ended: so will the batch
             await pause(UNAVAILABLE_S)
         except Exception as error:
             if not isinstance(error, TidePipeError):

@@ -152,7 +152,7 @@ class OverallScheduler:
         # Nobody overtakes those in line unless they could not go anyway.
         if waiting < self.config.tries and self._route(request, now):
             return
-        if self.pending.full:
+        if self.pending.full_for(request.tenant):
             self._waits.pop(request.request_id, None)
             retry = max(1.0, self.pending.oldest_wait(now))
             self._actions.append(QueueFull(request, waiting, retry))
@@ -170,6 +170,7 @@ class OverallScheduler:
             if choice.instance_id is not None:
                 self._waits.pop(request.request_id, None)
                 self._actions.append(Route(request, macro.macro_id, choice))
+                self.pending.served(request)
                 return True
             wait = choice
         self._waits[request.request_id] = wait

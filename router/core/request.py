@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from router.core.prefill import PrefillWork, prompt_work
 from router.core.slo import SloTarget
 
+UNSAID_TOKENS = 256
+"""Of an answer without a prediction that count in its tenant's share, at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class RouteRequest:
@@ -16,6 +19,7 @@ class RouteRequest:
     max_tokens: output at most. expected_tokens: output predicted, 0 if nobody did.
     expires: when it leaves the pending queue unserved; None for never. sheds: it may be refused at once if it
         would not be served in time.
+    tenant: whose it is; empty where everybody is one.
     """
 
     request_id: str
@@ -26,11 +30,17 @@ class RouteRequest:
     expected_tokens: int = 0
     expires: float | None = None
     sheds: bool = False
+    tenant: str = ""
 
     @property
     def work(self) -> PrefillWork:
         """What its prompt costs."""
         return prompt_work(self.prompt_tokens)
+
+    @property
+    def cost(self) -> float:
+        """Tokens by which tenants' shares are counted: prompt, and output as far as it can be foreseen."""
+        return 1.0 + self.prompt_tokens + (self.expected_tokens or min(self.max_tokens, UNSAID_TOKENS))
 
     @property
     def longest(self) -> int:

@@ -9,6 +9,10 @@ from router.core.prefill import NOTHING, PrefillTime, PrefillWork
 from router.core.request import RouteRequest
 from router.core.status import FOREVER, InstanceStatus, Slack
 
+BACKLOG_S = 2.0
+"""Prompts that wait at an instance, by the time that they take to compute: enough to keep it busy until more
+are sent with its next report, and few enough for another tenant's first request not to wait long."""
+
 
 @dataclass(frozen=True, slots=True)
 class InstanceFacts:
@@ -148,7 +152,13 @@ class InstanceView:
     def holds(self, request: RouteRequest) -> bool:
         """Is it large enough, and open, for the request?"""
         facts = self.facts
-        return self.ready and self.sequences < facts.max_sequences and request.longest <= facts.context_length
+        fits = self.sequences < facts.max_sequences and request.longest <= facts.context_length
+        # What waits there cannot be overtaken any more: the rest of a tenant's waits here, beside others'.
+        return self.ready and fits and not (request.tenant and self._backlog_s >= BACKLOG_S)
+
+    @property
+    def _backlog_s(self) -> float:
+        return self.facts.prefill.seconds(self.left)
 
     def _add(self, request: RouteRequest) -> None:
         self._work = self._work.plus(request.work)

@@ -171,4 +171,5 @@ def _forwarded(spec: pb.SequenceSpec) -> Forwarded:
         ttft_s=spec.ttft_ms / 1000 if spec.ttft_ms > 0 else None,
         tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 else None,
         piece_gap_s=spec.piece_gap_ms / 1000,
+        tenant=spec.tenant,
     )

@@ -93,6 +93,11 @@ class RoutedSequence(Protocol):
         ...
 
     @property
+    def tenant(self) -> str:
+        """Whose it is, for shares of the cluster; empty where everybody is one."""
+        ...
+
+    @property
     def has_moved(self) -> bool:
         """True if an instance had it and lost it."""
         ...

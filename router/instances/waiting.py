@@ -41,4 +41,5 @@ class WaitingRules:
             arrived=sequence.arrived,
             expires=expires,
             sheds=sheds,
+            tenant=sequence.tenant,
         )

@@ -25,6 +25,7 @@ def sequence_spec(placement: Placement, now: float) -> pb.SequenceSpec:
         tpot_ms=1000 * placement.slo.tpot_s,
         age_ms=1000 * (now - sequence.arrived),
         piece_gap_ms=int(1000 * sequence.piece_gap_s),
+        tenant=sequence.tenant,
     )
 
 

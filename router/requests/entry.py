@@ -134,6 +134,7 @@ class RequestEntry:
                 ttft_s=admitted.ttft_s,
                 tpot_s=admitted.tpot_s,
                 piece_gap_s=admitted.piece_gap_s,
+                tenant=self.owner,
             )
             for index, sampling in enumerate(admitted.samplings)
         ]

@@ -54,12 +54,14 @@ class RunningAnswer:
         ttft_s: float | None = None,
         tpot_s: float | None = None,
         piece_gap_s: float = 0.0,
+        tenant: str = "",
     ) -> None:
         """text: None if neither text nor stop strings are wanted."""
         self.key = key
         self.ttft_s = ttft_s
         self.tpot_s = tpot_s
         self.piece_gap_s = piece_gap_s
+        self.tenant = tenant
         self.arrived = arrived
         self.order = order
         self.features = features

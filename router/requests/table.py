@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from common.errors import (
 from common.request import GenerationRequest
 from common.security.caller import ANYBODY, Caller
 from common.security.key_access import KeyAccess
+from router.core.pending import LARGEST_SHARE
 from router.instances.dispatcher import Dispatcher
 from router.instances.sequence import RoutedSequence, SequenceNews
 from router.requests.admission import Admission, AdmittedRequest
@@ -83,6 +84,7 @@ class RequestTable:
         self._remember_s = remember_s
         self._meter = meter or Unmeasured()
         self._keys = keys
+        self._counts: Counter[str] = Counter()
         self._running: dict[str, RequestEntry] = {}
         self._watches: dict[str, _Watch] = {}
         self._admissions: dict[str, asyncio.Task[None]] = {}
@@ -218,7 +220,10 @@ class RequestTable:
         if entry.work is not None:
             work, entry.work = entry.work, None
             work.end(entry.usage.prompt_tokens + entry.usage.output_tokens)
-        self._running.pop(name, None)
+        if self._running.pop(name, None) is not None:
+            self._counts[entry.owner] -= 1
+            if not self._counts[entry.owner]:
+                del self._counts[entry.owner]
         watch = self._watches.pop(name, None)
         if watch is not None and watch.timer is not None:
             watch.timer.cancel()
@@ -253,6 +258,13 @@ class RequestTable:
                 "come again in a moment",
                 RETRY_AFTER_MS,
             )
+        most = max(1, int(self.max_requests * LARGEST_SHARE))
+        if request.owner and self._counts[request.owner] >= most:
+            raise OverloadedError(
+                f"{most} of your requests run or wait here already, as many as one client's may; "
+                "come again in a moment",
+                RETRY_AFTER_MS,
+            )
         self._number += 1
         entry = RequestEntry(
             request.request_id,
@@ -268,6 +280,7 @@ class RequestTable:
         if self._keys is not None:
             entry.work = self._keys.begin(request.owner, request.sampling.n, background=request.background)
         self._running[entry.name] = entry
+        self._counts[entry.owner] += 1
         self._admissions[entry.name] = self._group.create_task(self._admit(entry, request, given))
         return entry
 

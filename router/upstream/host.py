@@ -31,6 +31,7 @@ class Forwarded:
     ttft_s: float | None
     tpot_s: float | None
     piece_gap_s: float
+    tenant: str = ""
 
 
 class UpstreamHost:
@@ -81,6 +82,7 @@ class UpstreamHost:
             ttft_s=forwarded.ttft_s,
             tpot_s=forwarded.tpot_s,
             piece_gap_s=forwarded.piece_gap_s,
+            tenant=forwarded.tenant,
         )
         self._dispatcher.submit(sequence)
         return True

@@ -52,6 +52,7 @@ class ForwardedSequence:
         ttft_s: float | None,
         tpot_s: float | None,
         piece_gap_s: float,
+        tenant: str = "",
     ) -> None:
         """given: output that it came with. arrived: at the first router, our clock."""
         self.key = key
@@ -63,6 +64,7 @@ class ForwardedSequence:
         self.ttft_s = ttft_s
         self.tpot_s = tpot_s
         self.piece_gap_s = piece_gap_s
+        self.tenant = tenant
         self.finished = False
         self._log = TokenLog()
         self._log.tokens.extend(given)

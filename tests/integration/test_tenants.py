@@ -98,6 +98,8 @@ async def test_one_id_of_two_keys_is_two_requests(tenants: Tenants) -> None:
             details.append((refused.value.details() or "").replace(name, "*"))
         assert details[0] == details[1]
         assert not (await bob.stub.Submit(pb.SubmitRequest(request=other), timeout=10)).attached
+        both = {alice.key_id, bob.key_id}
+        await eventually(lambda: {one.spec.tenant for one in tenants.controller.running()} == both)
         tenants.controller.paused = False
         for who, count in ((alice, 7), (bob, 9)):
             call = who.stub.Stream(pb.StreamRequest(request_id="same"), timeout=10)

@@ -138,6 +138,7 @@ class SequenceSpec(_message.Message):
     AGE_MS_FIELD_NUMBER: _builtins.int
     PROMPT_FEATURES_FIELD_NUMBER: _builtins.int
     PIECE_GAP_MS_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     """Unique; the router derives it from the request and the answer's index. At most 1,024 characters."""
     deadline_ms: _builtins.int
@@ -152,6 +153,8 @@ class SequenceSpec(_message.Message):
     """
     piece_gap_ms: _builtins.int
     """New tokens may be told this seldom, milliseconds; the first ones and the end are told at once. 0: after every step."""
+    tenant: _builtins.str
+    """Whose it is: a router above passes it on to one below, which shares its instances by it. Empty where all are one."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Prompt token ids, at least one."""
@@ -181,10 +184,11 @@ class SequenceSpec(_message.Message):
         age_ms: _builtins.float = ...,
         prompt_features: _prompt_pb2.PromptFeatures | None = ...,
         piece_gap_ms: _builtins.int = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prompt_features", b"prompt_features", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "deadline_ms", b"deadline_ms", "output_token_ids", b"output_token_ids", "piece_gap_ms", b"piece_gap_ms", "prompt_features", b"prompt_features", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "sequence_id", b"sequence_id", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "deadline_ms", b"deadline_ms", "output_token_ids", b"output_token_ids", "piece_gap_ms", b"piece_gap_ms", "prompt_features", b"prompt_features", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "sequence_id", b"sequence_id", "tenant", b"tenant", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
