@@ -89,6 +89,10 @@ class Credentials:
         """ConfigError if what is given does not fit together, cannot be read, or has expired."""
         if self.clients not in (CERTIFICATE, BEARER):
             raise ConfigError(f"--tls-clients must be {CERTIFICATE} or {BEARER}, got {self.clients!r}")
+        if self.api_key and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise ConfigError(
+                f"the API key ({API_KEY}) must be printable ASCII, as `tidepipe keys add` prints it"
+            )
         if (self.cert_file is None) != (self.key_file is None):
             raise ConfigError("a certificate needs its key: give --tls-cert and --tls-key together")
         if self.ca_file is None:

@@ -22,6 +22,8 @@ from common.errors import ConfigError
 from common.openai.responses import FINISH_REASONS
 
 SYNC_INTERVAL_S = 1.0
+TEMPORARY_EXTRA = 10
+"""Characters that the names of the files beside the output have more than its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,18 @@ class LineOutcome:
     output_tokens: int = 0
 
 
+def progress_path(output: Path) -> Path:
+    """Where the progress of a batch with this output is kept."""
+    return output.with_name(output.name + ".progress")
+
+
 class ProgressFile:
     """Owns the file, and with it the right to write OUT; a second run on the same OUT is refused."""
 
     def __init__(self, output: Path) -> None:
         """Open or create; ConfigError if that is impossible or another run has it."""
         self._output = output
-        self._path = output.with_name(output.name + ".progress")
+        self._path = progress_path(output)
         self._file = _lock(self._path)
         self._done: dict[int, tuple[LineOutcome, int, int]] = {}
         self._synced = time.monotonic()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from common.errors import ConfigError
 from tidepipe.cli.client_options import client_options
 from tidepipe.cli.cluster_options import cluster_options
 from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
@@ -48,8 +47,9 @@ def batch(
     Interrupted or killed, the same command goes on where it was. Exit code 1: some requests failed, each
     with an error line in the output.
     """
-    if output.exists() and source.exists() and output.samefile(source):
-        raise ConfigError(f"the output {output} is the input; name another file")
+    from tidepipe.batch.places import check_places  # late, so that `tidepipe --help` stays quick
+
+    check_places(source, output)
     run(_batch(source, output, endpoint, cluster, as_json, concurrency, request_timeout, trace))
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from common.text import on_terminal
 from tidepipe.cli.client_options import client_options
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.run import run
@@ -52,10 +53,12 @@ async def _stream(endpoint: str, prompt: Any, parameters: dict[str, Any]) -> int
     from tidepipe.client.async_client import AsyncClient
     from tidepipe.client.errors import RequestCancelledError
 
+    shown = sys.stdout.isatty()
     async with await AsyncClient.connect(endpoint, connect_timeout=5.0) as client:
         async with client.stream(prompt, **parameters) as stream:
             async for event in stream:
-                print(event.text, end="", flush=True)
+                # A model may write what steers a terminal; into files and pipes it goes as it is.
+                print(on_terminal(event.text) if shown else event.text, end="", flush=True)
         print()
         if event.finish_reason is not None and not event.finish_reason.whole:
             raise RequestCancelledError("somebody cancelled the request: this is not the whole answer")

@@ -12,6 +12,7 @@ import typer
 
 from common.security.api_key import KEY_ROLES, ApiKey
 from common.security.key_store import KeyStore
+from common.text import on_one_line
 
 keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 
@@ -109,6 +110,5 @@ def _line(key: ApiKey) -> str:
     expiry = (
         "" if key.expires is None else time.strftime(" until %Y-%m-%d %H:%M", time.localtime(key.expires))
     )
-    return (
-        f"{key.key_id}  {_state(key)}{expiry}  {','.join(sorted(key.roles))}  {key.name}  {' '.join(limits)}"
-    )
+    facts = f"{key.key_id}  {_state(key)}{expiry}  {','.join(sorted(key.roles))}"
+    return f"{facts}  {on_one_line(key.name)}  {' '.join(limits)}"

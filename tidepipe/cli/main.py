@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -9,7 +10,9 @@ import typer
 
 from common.doors.descriptors import raise_limit
 from common.errors import TidePipeError
+from common.text import on_terminal
 from tidepipe.cli.admin.app import admin_app
+from tidepipe.cli.arguments import check_arguments
 from tidepipe.cli.batch import batch
 from tidepipe.cli.bench import bench_app
 from tidepipe.cli.certs import certs_app
@@ -48,10 +51,15 @@ def main() -> None:
     # Else gRPC writes notes about lost connections, which the SDK mends, between a command's own lines.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     raise_limit()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that is not UTF-8, or a file's odd name, ends no command.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        check_arguments(sys.argv[1:])
         app()
     except TidePipeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # It may quote what strangers or a service sent.
+        print(f"error: {on_terminal(str(error))}", file=sys.stderr)
         sys.exit(exit_code(error))
     except BrokenPipeError:
         # `tidepipe ... | head` ends quietly; the interpreter must not try to flush again at exit.

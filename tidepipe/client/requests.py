@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from common.errors import ConfigError, InvalidRequestError
+from common.openai.validation import kind
 from common.request import ChatTurn
 from common.sampling import SamplingParams
+from common.structure import Structure
+from common.text import check_text, is_text, on_one_line
 from common.wire.sampling import sampling_to_wire
 from tidepipe.client.types import Prompt
 from tidepipe.v1 import inference_pb2 as pb
@@ -21,14 +25,19 @@ DISCONNECT_GRACE_MS = 60_000
 WHOLE_ANSWER_GAP_MS = 5000
 """How often the router reports to a client that wants the answer as a whole: often enough to resume from."""
 
+_LONGEST_PORT = 5
 _SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(SamplingParams))
 
 
 def check_endpoint(endpoint: str) -> str:
     """HOST:PORT as it is; ConfigError if it is something else."""
     host, separator, port = endpoint.rpartition(":")
-    if not (host and separator and port.isdigit() and 0 < int(port) < 65_536) or "//" in host:
-        raise ConfigError(f"endpoint must be HOST:PORT, got '{endpoint}'")
+    # Not all that isdigit() takes is a number for int().
+    number = int(port) if port.isascii() and port.isdigit() and len(port) <= _LONGEST_PORT else 0
+    if not (host and separator and 0 < number < 65_536) or "//" in host:
+        raise ConfigError(f"endpoint must be HOST:PORT, got {on_one_line(endpoint)[:100]!r}")
+    if not is_text(endpoint):
+        raise ConfigError("endpoint must be HOST:PORT, in valid Unicode")
     return endpoint
 
 
@@ -47,8 +56,11 @@ def make_sampling(sampling: SamplingParams | None, overrides: Mapping[str, Any])
         values["stop"] = (values["stop"],)
     for name in ("stop", "stop_token_ids"):
         if name in values:
+            if not isinstance(values[name], Iterable):
+                raise InvalidRequestError(f"{name} must be a list, got {_said(values[name])}", name)
             values[name] = tuple(values[name])
     merged = dataclasses.replace(sampling or SamplingParams(), **values)
+    _check_types(merged)
     if not merged.greedy and merged.seed is None:
         merged = dataclasses.replace(merged, seed=secrets.randbits(64))
     merged.check()
@@ -70,7 +82,18 @@ def make_request(
     user: str = "",
     clamp_max_tokens: bool = False,
 ) -> pb.InferenceRequest:
-    """The request; InvalidRequestError if the prompt has a form that no request has."""
+    """The request; InvalidRequestError names what cannot be sent."""
+    for name, text in (("request_id", request_id or ""), ("model", model), ("user", user)):
+        check_text(text, name)
+    for tool in tools:
+        check_text(tool, "tools")
+    for name, number in (("ttft_ms", ttft_ms), ("tpot_ms", tpot_ms)):
+        if number is not None:
+            _check_number(name, number)
+    if not _is_count(piece_gap_ms, 2**32):
+        raise InvalidRequestError(
+            f"piece_gap_ms must be milliseconds, got {_said(piece_gap_ms)}", "piece_gap_ms"
+        )
     request = pb.InferenceRequest(
         request_id=request_id or f"req-{uuid.uuid4().hex}",
         model=model,
@@ -85,7 +108,11 @@ def make_request(
         clamp_max_tokens=clamp_max_tokens,
     )
     if isinstance(prompt, str):
-        request.text = prompt
+        request.text = check_text(prompt, "prompt")
+    elif not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
+        raise InvalidRequestError(
+            f"the prompt must be a text, token ids or a conversation, got {kind(prompt)}", "prompt"
+        )
     elif not prompt:
         raise InvalidRequestError("the prompt is empty", "prompt")
     elif isinstance(prompt[0], int):
@@ -101,7 +128,8 @@ def make_request(
 
 def _turn(turn: object) -> pb.ChatMessage:
     if isinstance(turn, ChatTurn):
-        return pb.ChatMessage(**dataclasses.asdict(turn))
+        texts = dataclasses.asdict(turn)
+        return pb.ChatMessage(**{key: check_text(text, key, "messages") for key, text in texts.items()})
     if not isinstance(turn, Mapping):
         raise InvalidRequestError(
             f"a turn must be a ChatTurn or a mapping, got {type(turn).__name__}", "messages"
@@ -111,5 +139,64 @@ def _turn(turn: object) -> pb.ChatMessage:
     if not isinstance(role, str) or not isinstance(content, str) or not isinstance(name, str):
         raise InvalidRequestError("a turn needs the texts 'role' and 'content'", "messages")
     if fields:
-        raise InvalidRequestError(f"a turn has the unknown key '{next(iter(fields))}'", "messages")
+        raise InvalidRequestError(f"a turn has the unknown key {next(iter(fields))!r}", "messages")
+    for key, text in (("role", role), ("content", content), ("name", name)):
+        check_text(text, key, "messages")
     return pb.ChatMessage(role=role, content=content, name=name)
+
+
+_NUMBERS = (
+    *("temperature", "top_p", "min_p"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
+_COUNTS = ("top_k", "max_tokens", "min_tokens", "logprobs", "n")
+
+
+def _check_types(params: SamplingParams) -> None:
+    """InvalidRequestError names a parameter of a type, or a number of a size, that cannot be sent."""
+    for name in _NUMBERS:
+        _check_number(name, getattr(params, name))
+    for name in _COUNTS:
+        value = getattr(params, name)
+        if value is None and name in ("max_tokens", "logprobs"):
+            continue
+        if not _is_count(value, 2**31, low=-(2**31)):
+            raise InvalidRequestError(f"{name} must be a whole number below 2^31, got {_said(value)}", name)
+    if params.seed is not None and not _is_count(params.seed, 2**64):
+        raise InvalidRequestError(
+            f"seed must be a whole number in [0, 2^64), got {_said(params.seed)}", "seed"
+        )
+    if not isinstance(params.ignore_eos, bool):
+        raise InvalidRequestError(
+            f"ignore_eos must be true or false, got {_said(params.ignore_eos)}", "ignore_eos"
+        )
+    for text in params.stop:
+        check_text(text, "stop")
+    for token_id in params.stop_token_ids:
+        if not _is_count(token_id, 2**31):
+            raise InvalidRequestError("stop_token_ids must be token ids, in [0, 2^31)", "stop_token_ids")
+    if not isinstance(params.logit_bias, Mapping):
+        raise InvalidRequestError("logit_bias must map token ids to numbers", "logit_bias")
+    for token_id, bias in params.logit_bias.items():
+        if not _is_count(token_id, 2**31):
+            raise InvalidRequestError("logit_bias must have token ids as names, in [0, 2^31)", "logit_bias")
+        _check_number("logit_bias", bias)
+    if params.structure is not None:
+        if not isinstance(params.structure, Structure):
+            raise InvalidRequestError("structure must be a Structure", "structure")
+        check_text(params.structure.text, "structure")
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
+        raise InvalidRequestError(f"{name} must be a finite number, got {_said(value)}", name)
+
+
+def _is_count(value: Any, high: int, *, low: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value < high
+
+
+def _said(value: Any) -> str:
+    return (
+        kind(value) if not isinstance(value, int | float) or abs(value) < 1e300 else "one that is too large"
+    )

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tidepipe.cli.admin.table import Column, print_table
+from tidepipe.cli.admin.table import Column, named, print_table
 
 SHOWN_NOTES = 5
 COLUMNS = (
@@ -26,12 +26,12 @@ def print_groups(groups: dict[str, Any]) -> None:
     """One table per macro instance."""
     console = Console()
     console.print(
-        f"routing [bold]{groups['routing']}[/], {groups['pending']} requests wait; macro instances of "
+        f"routing [bold]{named(groups['routing'])}[/], {groups['pending']} requests wait; macro instances of "
         f"{groups['macro_min']} to {groups['macro_max']}",
         highlight=False,
     )
     for macro in groups["macros"]:
-        console.print(f"\n[bold]{macro['macro_id']}[/]", highlight=False)
+        console.print(f"\n[bold]{named(macro['macro_id'])}[/]", highlight=False)
         print_table(console, COLUMNS, [_member(member) for member in macro["members"]])
     if not groups["macros"]:
         console.print("no instances", style="yellow")
@@ -46,10 +46,10 @@ def print_scaling(scaling: dict[str, Any], console: Console | None = None) -> No
         how += f", {wanted} wanted"
     if not scaling["provisioner"]:
         how += ", no provisioner"
-    starting, stopping = len(scaling["starting"]), ", ".join(scaling["stopping"]) or "none"
+    starting, stopping = len(scaling["starting"]), ", ".join(map(named, scaling["stopping"])) or "none"
     console.print(f"scaling {how}; starting: {starting}; leaving: {stopping}", highlight=False)
     for note in scaling["notes"][-SHOWN_NOTES:]:
-        console.print(f"  {note['age_s']:.0f} s ago: {note['text']}", highlight=False)
+        console.print(f"  {note['age_s']:.0f} s ago: {named(note['text'])}", highlight=False)
 
 
 def _member(member: dict[str, Any]) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ def _member(member: dict[str, Any]) -> tuple[str, ...]:
     slack = member.get("slack_s")
     age = member["report_age_s"]
     return (
-        member["instance_id"],
+        named(member["instance_id"]),
         state,
         member["phase"],
         str(member["sequences"]),
@@ -66,5 +66,5 @@ def _member(member: dict[str, Any]) -> tuple[str, ...]:
         "-" if slack is None else f"{slack:.2f} s",
         f"{used:.0%}",
         "-" if age < 0 else f"{1000 * age:.0f} ms",
-        member["policy"],
+        named(member["policy"]),
     )

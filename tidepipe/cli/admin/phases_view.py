@@ -6,12 +6,13 @@ import json
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from common.plan import Phase
+from common.text import on_one_line
+from tidepipe.cli.admin.table import named
 from tidepipe.client.status import ClusterStatus, InstanceStatus, PipelineStatus
 
 COLOURS = {Phase.PREFILL: "dark_orange", Phase.DECODE: "dodger_blue1", Phase.MIXED: "green3"}
@@ -82,18 +83,20 @@ def phases_view(status: ClusterStatus) -> RenderableType:
 def _panel(instance: InstanceStatus) -> Panel:
     status = instance.status
     if status is None:
-        return Panel(Text(instance.error or "no answer", style="red"), title=instance.instance_id)
+        return Panel(
+            Text(on_one_line(instance.error) or "no answer", style="red"), title=named(instance.instance_id)
+        )
     colour = COLOURS.get(status.phase, "grey62")
-    title = f"{instance.instance_id} ({status.policy})"
+    title = f"{named(instance.instance_id)} ({named(status.policy)})"
     if not status.serving:
-        title += f" [red]not serving: {escape(status.detail)}[/]"
+        title += f" [red]not serving: {named(status.detail)}[/]"
     return Panel(Group(_facts(status, colour), *_switches(status)), title=title, border_style=colour)
 
 
 def _facts(status: PipelineStatus, colour: str) -> Table:
     facts = Table.grid(padding=(0, 2))
     age = f"[bold {colour}]{status.phase.value}[/] for {status.phase_age_s:.1f} s"
-    facts.add_row("phase", f"{age}: {escape(status.phase_reason)}")
+    facts.add_row("phase", f"{age}: {named(status.phase_reason)}")
     batches = " + ".join(map(str, status.batch_sizes)) or "none"
     facts.add_row("sequences", f"{status.running} running in batches of {batches}, {status.waiting} waiting")
     for stage in status.stages:
@@ -128,5 +131,5 @@ def _switches(status: PipelineStatus) -> list[RenderableType]:
     for column in ("ago", "switch", "why"):
         table.add_column(column, justify="right" if column == "ago" else "left")
     for one in reversed(status.recent_switches[-SHOWN:]):
-        table.add_row(f"{one.age_s:.1f} s", f"{one.before.value} -> {one.after.value}", escape(one.reason))
+        table.add_row(f"{one.age_s:.1f} s", f"{one.before.value} -> {one.after.value}", named(one.reason))
     return [Text(), table]

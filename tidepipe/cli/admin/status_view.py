@@ -9,7 +9,7 @@ from enum import Enum
 from rich.console import Console
 from rich.table import Table
 
-from tidepipe.cli.admin.table import Column, print_table
+from tidepipe.cli.admin.table import Column, named, print_table
 from tidepipe.client.status import ClusterStatus, InstanceStatus, StageStatus
 
 _MIB = 2**20
@@ -40,7 +40,7 @@ def print_status(status: ClusterStatus) -> None:
     """Tables on stdout."""
     console = Console()
     console.print(
-        f"router [bold]{status.router_id}[/], up {_duration(status.uptime_s)}: "
+        f"router [bold]{named(status.router_id)}[/], up {_duration(status.uptime_s)}: "
         f"{status.queued} queued, {status.running} running (of {status.max_requests}), "
         f"{status.finished} finished, {status.failed} failed",
         highlight=False,
@@ -51,27 +51,30 @@ def print_status(status: ClusterStatus) -> None:
     for instance in status.instances:
         _print_instance(console, instance)
     for reason in status.slow_because:
-        console.print(f"several times slower than it could be: {reason}", style="yellow", highlight=False)
+        console.print(
+            f"several times slower than it could be: {named(reason)}", style="yellow", highlight=False
+        )
 
 
 def _predictor_line(status: ClusterStatus) -> str:
     predictor = status.predictor
     if predictor is None:
-        return f"predictor {status.predictor_address or '-'}: no answer; fallback estimates are used"
+        return f"predictor {named(status.predictor_address) or '-'}: no answer; fallback estimates are used"
     return (
-        f"predictor {status.predictor_address}: {predictor.model_version}, "
+        f"predictor {named(status.predictor_address)}: {named(predictor.model_version)}, "
         f"{predictor.predicted} predictions, {predictor.observed} answers seen"
     )
 
 
 def _print_instance(console: Console, instance: InstanceStatus) -> None:
     status = instance.status
-    console.print(f"\n[bold]{instance.instance_id}[/] at {instance.controller_address}: {_state(instance)}")
+    where = f"{named(instance.instance_id)}[/] at {named(instance.controller_address)}"
+    console.print(f"\n[bold]{where}: {_state(instance)}")
     if status is None:
         return
     facts = Table.grid(padding=(0, 2))
     facts.add_row(
-        "  phase", f"{status.phase.value} for {_duration(status.phase_age_s)}: {status.phase_reason}"
+        "  phase", f"{status.phase.value} for {_duration(status.phase_age_s)}: {named(status.phase_reason)}"
     )
     facts.add_row("  sequences", f"{status.running} running, {status.waiting} waiting")
     facts.add_row("  decode batches", " + ".join(map(str, status.batch_sizes)) or "none")
@@ -82,7 +85,7 @@ def _print_instance(console: Console, instance: InstanceStatus) -> None:
     facts.add_row(
         "  since start",
         f"{status.finished} finished, {status.phase_switches} phase switches, "
-        f"{status.preemptions} preemptions, {status.steals} steals ({status.policy})",
+        f"{status.preemptions} preemptions, {status.steals} steals ({named(status.policy)})",
     )
     console.print(facts, highlight=False)
     print_table(console, COLUMNS, [_stage(stage) for stage in status.stages])
@@ -91,9 +94,9 @@ def _print_instance(console: Console, instance: InstanceStatus) -> None:
 def _state(instance: InstanceStatus) -> str:
     status = instance.status
     if status is None:
-        return f"[red]{instance.error or 'no answer'}[/]"
+        return f"[red]{named(instance.error) or 'no answer'}[/]"
     if not status.serving:
-        return f"[red]not serving[/], {status.detail}"
+        return f"[red]not serving[/], {named(status.detail)}"
     if not instance.connected:
         return "[red]not connected[/]"
     return "[yellow]draining[/]" if instance.draining else "[green]serving[/]"
@@ -103,10 +106,10 @@ def _stage(stage: StageStatus) -> tuple[str, ...]:
     silent = "" if stage.alive else " [red]silent[/]"
     return (
         str(stage.index),
-        stage.address + silent,
+        named(stage.address) + silent,
         f"{stage.layer_begin}-{stage.layer_end - 1}",
-        stage.device,
-        stage.dtype,
+        named(stage.device),
+        named(stage.dtype),
         f"{stage.prefill_busy_s:.1f} s",
         f"{stage.decode_busy_s:.1f} s",
         f"{stage.rss_bytes / _MIB:.0f} MiB",

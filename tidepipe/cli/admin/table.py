@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from rich.box import SIMPLE
 from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from common.text import on_one_line
+
 PADDING = 3
 """Beside a cell: a space on each side and the line between columns."""
+
+
+def named(text: str) -> str:
+    """A name or message from elsewhere, as markup that shows it and does nothing else."""
+    return escape(on_one_line(text))
 
 
 @dataclass(frozen=True, slots=True)
