@@ -164,7 +164,13 @@ def goodput(
 
 
 def tuned_goodput(
-    system: str, plant: ClusterPlant, question: Question, *, start: float, precision: float = 0.03
+    system: str,
+    plant: ClusterPlant,
+    question: Question,
+    *,
+    start: float,
+    precision: float = 0.03,
+    run: Run = run_system,
 ) -> Goodput:
     """At the best of the settings that are scanned for the system."""
     best: Goodput | None = None
@@ -172,7 +178,9 @@ def tuned_goodput(
     for knobs in scan(system, plant):
         floor = best.rps * (1 + precision) if best else 0.0
         begin = best.rps * 1.1 if best and best.rps else start
-        found = goodput(system, knobs, plant, question, start=begin, floor=floor, precision=precision)
+        found = goodput(
+            system, knobs, plant, question, start=begin, floor=floor, precision=precision, run=run
+        )
         runs += found.runs
         if best is None or found.rps > best.rps:
             best = found

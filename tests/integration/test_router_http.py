@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from common.version import tidepipe_version
 from router.gateway.body import MAX_BODY_BYTES
 from tests.fakes.client import IDS, eventually, listen, request
 from tests.fakes.controller import FakeController, fake_controller, scripted_text
@@ -277,6 +278,7 @@ async def test_health_readiness_and_models(controller: FakeController) -> None:
         httpx.AsyncClient(base_url=f"http://{router.http}", trust_env=False) as http,
     ):
         assert (await http.get("/health")).status_code == 200
+        assert (await http.get("/version")).json() == {"version": tidepipe_version()}
         assert (await http.get("/ready")).json()["missing"] == ["an instance"]
         assert (await http.get("/v1/models")).json()["data"] == []
         await controller.register(router.address)

@@ -8,17 +8,18 @@ whose answer was cut, as earlier versions wrote them, is none that is finished.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from common.errors import ConfigError
+from common.errors import ConfigError, StorageError
 from common.openai.responses import FINISH_REASONS
 
 SYNC_INTERVAL_S = 1.0
@@ -46,13 +47,20 @@ class ProgressFile:
     """Owns the file, and with it the right to write OUT; a second run on the same OUT is refused."""
 
     def __init__(self, output: Path) -> None:
-        """Open or create; ConfigError if that is impossible or another run has it."""
+        """Open or create; ConfigError if that is impossible or another run has it, StorageError if the disk
+        is full."""
         self._output = output
         self._path = progress_path(output)
         self._file = _lock(self._path)
         self._done: dict[int, tuple[LineOutcome, int, int]] = {}
         self._synced = time.monotonic()
-        self.run_id = self._load()
+        self._end = 0
+        try:
+            with self._storing(self._path):
+                self.run_id = self._load()
+        except BaseException:
+            self._file.close()
+            raise
 
     @property
     def path(self) -> Path:
@@ -70,43 +78,68 @@ class ProgressFile:
         return entry[0] if entry and entry[0].digest == digest else None
 
     def append(self, outcome: LineOutcome, output_line: bytes) -> None:
-        """Record a finished line; it survives the end of this process (and, a second later, a power cut)."""
+        """Record a finished line; it survives the end of this process (and, a second later, a power cut).
+
+        StorageError if it does not fit on the disk: all earlier ones are kept.
+        """
         head = json.dumps(asdict(outcome)).encode() + b"\t"
-        begin = self._file.tell() + len(head)
-        self._file.write(head + output_line)
-        self._file.flush()
-        self._done[outcome.number] = (outcome, begin, len(output_line))
-        if time.monotonic() - self._synced >= SYNC_INTERVAL_S:
-            self._sync()
+        begin = self._end + len(head)
+        with self._storing(self._path):
+            self._write(head + output_line)
+            self._done[outcome.number] = (outcome, begin, len(output_line))
+            if time.monotonic() - self._synced >= SYNC_INTERVAL_S:
+                self._sync()
 
     def finish(self, numbers: Iterable[int]) -> None:
-        """Write OUT with the lines of these inputs, in that order, in one stroke; then remove this file."""
+        """Write OUT with the lines of these inputs, in that order, in one stroke; then remove this file.
+
+        StorageError if OUT cannot be written: this file stays.
+        """
         temporary = self._output.with_name(f".{self._output.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            with temporary.open("wb") as target:
-                for number in numbers:
-                    _, begin, length = self._done[number]
-                    self._file.seek(begin)
-                    target.write(self._file.read(length))
-                target.flush()
-                os.fsync(target.fileno())
-            temporary.replace(self._output)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(self._output.parent)
+        with self._storing(self._output):
+            try:
+                with temporary.open("wb") as target:
+                    for number in numbers:
+                        _, begin, length = self._done[number]
+                        target.write(os.pread(self._file.fileno(), length, begin))
+                    target.flush()
+                    os.fsync(target.fileno())
+                temporary.replace(self._output)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_folder(self._output.parent)
         self._path.unlink()
         self._file.close()
 
     def close(self) -> None:
         """Keep what there is for the next run."""
         if not self._file.closed:
-            self._sync()
+            with contextlib.suppress(OSError):  # a full disk: said when it was met
+                self._sync()
             if not self._done:
                 self._path.unlink(missing_ok=True)
             self._file.close()
 
+    @contextlib.contextmanager
+    def _storing(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def _write(self, data: bytes) -> None:
+        """Append all of it, or nothing. Past the buffer, which only reads: what it could not write it would
+        try again at the end."""
+        try:
+            written = 0
+            while written < len(data):
+                written += os.pwrite(self._file.fileno(), data[written:], self._end + written)
+        except OSError:
+            os.ftruncate(self._file.fileno(), self._end)
+            raise
+        self._end += len(data)
+
     def _sync(self) -> None:
-        self._file.flush()
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
@@ -131,14 +164,14 @@ class ProgressFile:
             else:
                 break
             good += len(line)
-        self._file.seek(good)
-        self._file.truncate()
         if not run_id:
             self._done.clear()
+            good = 0
+        os.ftruncate(self._file.fileno(), good)
+        self._end = good
+        if not run_id:
             run_id = uuid.uuid4().hex
-            self._file.seek(0)
-            self._file.truncate()
-            self._file.write(json.dumps({"run": run_id}).encode() + b"\n")
+            self._write(json.dumps({"run": run_id}).encode() + b"\n")
             self._sync()
         return run_id
 

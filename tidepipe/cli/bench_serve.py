@@ -99,6 +99,7 @@ def serve(
 async def _serve(given: dict[str, Any]) -> int:
     # Late, so that `tidepipe --help` stays quick.
     from simulation.arrivals import parse_arrivals
+    from tidepipe.cli.waiting import Waiting
     from tidepipe.loadgen.figures import figures_of
     from tidepipe.loadgen.requests import Load, read_load_workload
     from tidepipe.loadgen.run import find_goodput, send_all
@@ -116,7 +117,13 @@ async def _serve(given: dict[str, Any]) -> int:
 
         async def measure(rate: float) -> Figures:
             count = given["requests"] or max(1, round(rate * given["seconds"]))
-            outcomes = await send_all(target, load.requests(rate, count), given["timeout"])
+            words = f"run {len(runs) + 1}, {rate:.3g} requests/s"
+            with Waiting(words) as waiting:
+
+                def progress(sent: int, ended: int) -> None:
+                    waiting.say(f"{words}: {sent} of {count} sent, {ended} answered")
+
+                outcomes = await send_all(target, load.requests(rate, count), given["timeout"], progress)
             runs.append(figures_of(outcomes, rate, ttft_s, tpot_s))
             if not given["as_json"]:
                 _print_run(runs[-1])

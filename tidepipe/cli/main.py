@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
+from typing import Annotated
 
 import typer
 
 from common.doors.descriptors import raise_limit
 from common.errors import TidePipeError
 from common.text import on_terminal
+from common.version import tidepipe_version
 from tidepipe.cli.admin.app import admin_app
 from tidepipe.cli.arguments import check_arguments
 from tidepipe.cli.batch import batch
 from tidepipe.cli.bench import bench_app
 from tidepipe.cli.certs import certs_app
-from tidepipe.cli.exit_codes import INTERRUPTED, SOME_FAILED, exit_code
+from tidepipe.cli.exit_codes import CLUSTER_FAILURE, INTERRUPTED, SOME_FAILED, exit_code
 from tidepipe.cli.generate import generate
 from tidepipe.cli.keys import keys_app
 from tidepipe.cli.model import model_app
@@ -24,6 +27,8 @@ from tidepipe.cli.predictor import predictor_app
 from tidepipe.cli.profile import profile
 from tidepipe.cli.sim import sim_app
 from tidepipe.cli.up import up
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 app = typer.Typer(
     name="tidepipe",
@@ -33,6 +38,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tidepipe {tidepipe_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _tidepipe(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Serve large language models on commodity GPU nodes."""
+
+
 app.command("up")(up)
 app.command("batch")(batch)
 app.command("generate")(generate)
@@ -55,18 +77,34 @@ def main() -> None:
         # A terminal that is not UTF-8, or a file's odd name, ends no command.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        check_arguments(sys.argv[1:])
-        app()
+        try:
+            check_arguments(sys.argv[1:])
+            app()
+        finally:
+            # Here, where it can still be said, and not when the interpreter ends.
+            sys.stdout.flush()
     except TidePipeError as error:
         # It may quote what strangers or a service sent.
         print(f"error: {on_terminal(str(error))}", file=sys.stderr)
         sys.exit(exit_code(error))
     except BrokenPipeError:
-        # `tidepipe ... | head` ends quietly; the interpreter must not try to flush again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # `tidepipe ... | head` ends quietly.
+        _forget_output()
         sys.exit(SOME_FAILED)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        _forget_output()
+        where = error.filename or "the output"
+        print(f"error: cannot write {on_terminal(str(where))}: {error.strerror}", file=sys.stderr)
+        sys.exit(CLUSTER_FAILURE)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _forget_output() -> None:
+    """The interpreter must not try to flush again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -13,8 +13,11 @@ import typer
 from tidepipe.cli.exit_codes import SUCCESS
 
 if TYPE_CHECKING:
-    from simulation.goodput import Goodput, Question
+    from simulation.goodput import Goodput, Question, Run
+    from simulation.job import Job
     from simulation.plant import ClusterPlant
+    from simulation.systems import Knobs
+    from tidepipe.cli.waiting import Waiting
 
 
 def online(
@@ -92,6 +95,7 @@ def online(
     from simulation.arrivals import MIXES, parse_arrivals
     from simulation.goodput import Question
     from simulation.plant import ClusterPlant
+    from tidepipe.cli.waiting import Waiting
 
     if definition not in ("ecoserve", "classical"):
         raise ConfigError(f"unknown definition {definition!r}; known: ecoserve, classical")
@@ -123,9 +127,14 @@ def online(
         seed=seed,
         noise=noise,
     )
-    found = [_answer(name, plant, question, rate, scan=scan, fast=fast) for name in names]
-    if plot:
-        _draw(found, plant, question, plot)
+    with Waiting("simulating") as waiting:
+        found = []
+        for i, name in enumerate(names, start=1):
+            words = f"{_label(name)} ({i} of {len(names)})"
+            found.append(_answer(name, plant, question, rate, words, waiting, scan=scan, fast=fast))
+        if plot:
+            waiting.say("drawing")
+            _draw(found, plant, question, plot)
     if as_json:
         _print_json(found, plant, question)
     else:
@@ -155,22 +164,44 @@ def _names(policy: str, plant: ClusterPlant) -> list[str]:
 
 
 def _answer(
-    name: str, plant: ClusterPlant, question: Question, rate: float | None, *, scan: bool, fast: bool
+    name: str,
+    plant: ClusterPlant,
+    question: Question,
+    rate: float | None,
+    words: str,
+    waiting: Waiting,
+    *,
+    scan: bool,
+    fast: bool,
 ) -> Goodput:
     from simulation.goodput import Goodput, confirmed, goodput, likely_rate, measure, tuned_goodput
     from simulation.systems import default_knobs, run_exactly, run_system
 
+    quick, exactly = _told(run_system, words, waiting), _told(run_exactly, f"{words}, confirming", waiting)
     apart = name.startswith("fudg-")
     if rate is not None:
         knobs = default_knobs(name, plant)
-        figures = measure(name, knobs, plant, question, rate, run_system if apart or fast else run_exactly)
+        figures = measure(name, knobs, plant, question, rate, quick if apart or fast else exactly)
         return Goodput(name, knobs, rate if figures.attainment >= question.attainment else 0.0, figures)
     start = likely_rate(plant, question.workload)
     if scan or apart:
-        found = tuned_goodput(name, plant, question, start=start)
+        found = tuned_goodput(name, plant, question, start=start, run=quick)
     else:
-        found = goodput(name, default_knobs(name, plant), plant, question, start=start)
-    return found if apart or fast else confirmed(found, plant, question, run_exactly)
+        found = goodput(name, default_knobs(name, plant), plant, question, start=start, run=quick)
+    return found if apart or fast else confirmed(found, plant, question, exactly)
+
+
+def _told(run: Run, words: str, waiting: Waiting) -> Run:
+    """The same, saying before each run which one it is."""
+    runs = 0
+
+    def told(system: str, knobs: Knobs, plant: ClusterPlant, jobs: Sequence[Job]) -> None:
+        nonlocal runs
+        runs += 1
+        waiting.say(f"{words}: run {runs} of {len(jobs)} requests")
+        run(system, knobs, plant, jobs)
+
+    return told
 
 
 def _label(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,11 +13,14 @@ from common.errors import ConfigError
 from common.logs import configure_logging
 from common.model_source import resolve_model
 from common.security.credentials import Credentials
+from tidepipe.cli.waiting import Waiting
 from tidepipe.cluster.child import ClusterError
 from tidepipe.cluster.config import ClusterConfig, load_config
 from tidepipe.cluster.local import LocalCluster
 
 Result = TypeVar("Result")
+LOOK_S = 0.5
+_NAMES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ async def start_cluster(
     shape = f"{cluster.config.instances} x {cluster.config.stages} stages"
     print(f"starting a local cluster: {shape} of {cluster.config.model}", file=sys.stderr, flush=True)
     try:
-        async with cluster:
+        async with _watched(cluster):
             for reason in cluster.slow_because:
                 print(f"several times slower than it could be: {reason}", file=sys.stderr, flush=True)
             yield cluster
@@ -62,6 +65,30 @@ async def start_cluster(
         if cluster.log_dir is not None and cluster.log_dir.is_dir():
             print(f"logs of all processes: {cluster.log_dir}", file=sys.stderr)
         raise
+
+
+@asynccontextmanager
+async def _watched(cluster: LocalCluster) -> AsyncIterator[None]:
+    """Inside, the cluster serves; on the way there its processes are counted on stderr."""
+    async with AsyncExitStack() as stack:
+        with Waiting("starting processes") as waiting:
+            looking = asyncio.create_task(_say_who_lacks(cluster, waiting), name="watch the start")
+            try:
+                await stack.enter_async_context(cluster)
+            finally:
+                looking.cancel()
+                await asyncio.gather(looking, return_exceptions=True)
+        yield
+
+
+async def _say_who_lacks(cluster: LocalCluster, waiting: Waiting) -> None:
+    while True:
+        await asyncio.sleep(LOOK_S)
+        children = cluster.children
+        lacking = [child.name for child in children if not child.ready]
+        names = ", ".join(lacking[:_NAMES]) + (", ..." if len(lacking) > _NAMES else "")
+        what = f"waiting for {names}" if lacking else "waiting for the router to reach every instance"
+        waiting.say(f"{len(children) - len(lacking)} of {len(children)} processes ready, {what}")
 
 
 @asynccontextmanager

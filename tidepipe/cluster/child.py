@@ -89,6 +89,8 @@ class Child:
         self._leaving: dict[Process, asyncio.Task[None]] = {}
         self._restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
         self.restart_count = 0
+        self.ready = False
+        """It has been serving once."""
         self.metrics_address = ""
 
     @property
@@ -139,6 +141,7 @@ class Child:
         if "ready" in announcement:
             self._listen = announcement["ready"]
             self.metrics_address = announcement.get("metrics", "")
+            self.ready = True
             return self._listen
         process = self._process
         with contextlib.suppress(TimeoutError):

@@ -13,10 +13,19 @@ from tidepipe.loadgen.targets import Clock, Target
 Measure = Callable[[float], Awaitable[Figures]]
 """One run at a rate."""
 
+Progress = Callable[[int, int], None]
+"""Is told how many requests were sent, and how many have ended."""
+
 MAX_RUNS = 24
 
 
-async def send_all(target: Target, requests: Sequence[LoadRequest], timeout_s: float) -> list[Outcome]:
+def _silent(sent: int, ended: int) -> None:
+    pass
+
+
+async def send_all(
+    target: Target, requests: Sequence[LoadRequest], timeout_s: float, progress: Progress = _silent
+) -> list[Outcome]:
     """Send each request when it is due; return when all have ended."""
     loop = asyncio.get_running_loop()
     start = loop.time()
@@ -25,10 +34,20 @@ async def send_all(target: Target, requests: Sequence[LoadRequest], timeout_s: f
         return loop.time() - start
 
     outcomes = [Outcome(request.due) for request in requests]
+    sent = ended = 0
+
+    async def send(request: LoadRequest, outcome: Outcome) -> None:
+        nonlocal ended
+        await _send(target, request, outcome, clock, timeout_s)
+        ended += 1
+        progress(sent, ended)
+
     async with asyncio.TaskGroup() as group:
         for request, outcome in zip(requests, outcomes, strict=True):
             await asyncio.sleep(max(0.0, request.due - clock()))
-            group.create_task(_send(target, request, outcome, clock, timeout_s))
+            group.create_task(send(request, outcome))
+            sent += 1
+            progress(sent, ended)
     return outcomes
 
 

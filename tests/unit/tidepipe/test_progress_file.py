@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError
+from common.errors import ConfigError, StorageError
 from tidepipe.batch.progress_file import LineOutcome, ProgressFile
 
 
@@ -66,3 +69,39 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="cannot write"):
         ProgressFile(tmp_path / "missing" / "out")
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A disk on which no file can grow beyond that."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_fitted_on_a_full_disk_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    line = b'{"text": "' + b"x" * 1000 + b'"}\n'
+    with largest_file(10), pytest.raises(StorageError, match=r"cannot write .*out.progress: "):
+        ProgressFile(target)
+    progress = ProgressFile(target)
+    with largest_file(5000), pytest.raises(StorageError, match=r"cannot write .*out.progress: "):
+        for number in range(1, 9):
+            progress.append(outcome(number), line)
+    kept = progress.done
+    assert 3 <= kept <= 4
+    with largest_file(5000):
+        progress.close()
+    resumed = ProgressFile(target)
+    assert resumed.done == kept
+    for number in range(kept + 1, 9):
+        resumed.append(outcome(number), line)
+    with largest_file(5000), pytest.raises(StorageError, match=r"cannot write .*out: "):
+        resumed.finish(range(1, 9))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.progress"]
+    resumed.close()
+    ProgressFile(target).finish(range(1, 9))
+    assert target.read_bytes() == line * 8
