@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from common.openai.bodies import ChatBody, CompletionBody
 from common.rpc.channel import open_channel, open_sync_channel
 from common.security.credentials import Credentials
+from router.gateway.batches import BatchBody
 from tests.fakes.stage_backend import FakeBackend
 from tests.integration.test_stage_worker import worker
 from tests.messages import messages, spoiled
@@ -42,7 +44,8 @@ from tidepipe.v1 import (
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
 
-EXAMPLES = 25
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
+"""More of them: FUZZ_EXAMPLES=1000 (and --timeout=0)."""
 UNARY_S, STREAM_S = 20.0, 0.2
 DEFECTS = {grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE}
 CALL_OTHERS = {"MoveInstance": "does not take it", "RegisterInstance": "does not answer"}
@@ -134,9 +137,11 @@ def sender(channel: grpc.Channel, method: MethodDescriptor) -> Callable[[list[Me
     return check
 
 
+TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=10)
+"""With surrogates and control characters."""
 JSON: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=10),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
 
@@ -147,6 +152,33 @@ def bodies(model: Any, good: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]
     return st.dictionaries(fields, JSON, max_size=4).map(lambda wrong: good | {"max_tokens": 3} | wrong)
 
 
+ODD = st.sampled_from(
+    [
+        *(b"1e400", b"-1e400", b"-0.0", b"5.0", b"1" + b"0" * 400, b"9" * 5000, b"NaN", b"-Infinity"),
+        *(
+            b'"\\ud800"',
+            b'"\xed\xa0\x80"',
+            b'"\\u0000\\u001b[31m\\n"',
+            b'"\xff"',
+            b'"\\u2028"',
+            b'{"\\udfff": 1}',
+        ),
+        *(b"[" * 10_000 + b"]" * 10_000, b'{"a":' * 10_000 + b"1" + b"}" * 10_000, b"[" * 99 + b"]" * 99),
+        *(b'{"a": 1, "a": 2}', b'"' + b"x" * 100_000 + b'"', b""),
+    ]
+)
+"""Values as they may stand in a body, JSON or not."""
+
+
+def odd_bodies(model: Any, good: dict[str, Any]) -> st.SearchStrategy[bytes]:
+    """A good body with one more field that says something odd."""
+    fields = st.sampled_from(
+        [*sorted(model.model_fields.keys() - good.keys()), "unheard", "metadata", "user"]
+    )
+    begin = json.dumps(good).encode()[:-1]
+    return st.builds(lambda name, odd: begin + b', "%s": %s}' % (name.encode(), odd), fields, ODD)
+
+
 def fuzz_http(address: str) -> None:
     """Completions, chats, batches and paths."""
     chat = {"messages": [{"role": "user", "content": "hi"}]}
@@ -154,7 +186,7 @@ def fuzz_http(address: str) -> None:
 
         def post(path: str) -> Callable[[Any], None]:
             def check(body: Any) -> None:
-                content = json.dumps(body).encode("utf-8", "surrogatepass")
+                content = body if isinstance(body, bytes) else json.dumps(body).encode()
                 answer = client.post(path, content=content, headers={"content-type": "application/json"})
                 assert answer.status_code < 500, (path, body, answer.text)
                 assert answer.status_code == 200 or answer.json()["error"]["message"], answer.text
@@ -165,7 +197,10 @@ def fuzz_http(address: str) -> None:
             ("/v1/completions", bodies(CompletionBody, {"prompt": "hi"})),
             ("/v1/chat/completions", bodies(ChatBody, chat)),
             ("/v1/chat/completions", st.fixed_dictionaries({"messages": st.lists(JSON, max_size=2)})),
+            ("/v1/completions", odd_bodies(CompletionBody, {"prompt": "hi", "max_tokens": 3})),
+            ("/v1/chat/completions", odd_bodies(ChatBody, chat | {"max_tokens": 3})),
             ("/v1/batches", JSON),
+            ("/v1/batches", odd_bodies(BatchBody, {"input_file_id": "x"})),
             (
                 "/v1/batches",
                 st.fixed_dictionaries({"input_file_id": JSON, "endpoint": JSON, "metadata": JSON}),
