@@ -17,7 +17,7 @@ from common.errors import ConfigError, InvalidRequestError, NotFoundError, Stora
 from common.security.caller import Caller
 from router.batches import files, lines
 from router.batches.database import Database
-from router.batches.intake import LineSplitter
+from router.batches.intake import BatchIntake, LineSplitter
 from router.batches.limits import FileLimits, expires_after
 from router.batches.lines import AnsweredLine
 from router.batches.records import COMPLETED, IN_PROGRESS, UNFINISHED, VALIDATING, BatchRecord, FileRecord
@@ -227,3 +227,16 @@ async def test_one_damaged_record_hides_no_other(tmp_path: Path) -> None:
         database.close()
         database = Database(tmp_path)
     database.close()
+
+
+async def test_a_line_with_another_url_breaks_the_file_whatever_its_body(database: Database) -> None:
+    run = database.run
+    body = {"prompt": "a", "unheard": 1}
+    for url, codes in (("/v1/chat/completions", ["mismatched_endpoint"]), ("/v1/completions", [])):
+        line = {"custom_id": "a", "method": "POST", "url": url, "body": body}
+        await run(files.begin, record(url))
+        await run(files.append, url, 0, json.dumps(line).encode())
+        await run(files.complete, url, 1)
+        intake = BatchIntake(database, BatchRecord(url, 0, "/v1/completions", url, "24h", 1, 2))
+        await intake.run()
+        assert [error["code"] for error in intake.errors] == codes
