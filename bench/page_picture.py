@@ -56,7 +56,7 @@ async def picture(model: str, out: Path) -> None:
             await page.click("#send")
             await page.until("document.querySelector('#answer').dataset.state === 'done'", 60)
             await _save(page, out / "web-page.png")
-            await page.resize(400, 1500)
+            await page.resize(390, 1500)
             await _save(page, out / "web-page-narrow.png")
             await page.resize(1280, 1180)
             scheme = {"name": "prefers-color-scheme", "value": "dark"}

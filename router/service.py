@@ -143,7 +143,9 @@ class RouterService:
                 grouping = Grouping(self.registry, self.dispatcher, fleet, passing, clock)
                 summary = ClusterSummary(self.table, self.dispatcher, record, clock)
                 chronicle = Chronicle(self.registry, self.dispatcher, fleet, clock)
-                self.feed = PageFeed(self.router_id, self.registry, summary, chronicle, clock)
+                self.feed = PageFeed(
+                    self.router_id, settings.model_name, self.registry, summary, chronicle, clock
+                )
                 start(self.feed.run())
                 start(fleet.run())
                 start(self.registry.run())

@@ -13,6 +13,7 @@ import structlog
 
 from common.errors import OverloadedError
 from common.pulse import Pulse
+from common.version import tidepipe_version
 from router.instances.link import InstanceLink
 from router.instances.registry import InstanceRegistry
 from router.page.chronicle import Chronicle, Happening
@@ -35,14 +36,16 @@ class PageFeed:
     def __init__(
         self,
         router_id: str,
+        model_name: str,
         registry: InstanceRegistry,
         summary: ClusterSummary,
         chronicle: Chronicle,
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """clock: the router's, steady. wall: seconds since 1970."""
+        """model_name: the name that clients use. clock: the router's, steady. wall: seconds since 1970."""
         self._router_id = router_id
+        self._model_name = model_name
         self._registry = registry
         self._summary = summary
         self._chronicle = chronicle
@@ -111,7 +114,12 @@ class PageFeed:
         instances = await self._ask([*self._registry])
         self._state = {
             "at": self._ms(self._clock()),
-            "router": {"id": self._router_id, "uptime_s": round(self._clock() - self._started, 1)},
+            "router": {
+                "id": self._router_id,
+                "model": self._model_name,
+                "version": tidepipe_version(),
+                "uptime_s": round(self._clock() - self._started, 1),
+            },
             "requests": requests,
             "promises": self._summary.promises(),
             "macros": self._summary.macros(),

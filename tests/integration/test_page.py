@@ -191,9 +191,15 @@ async def test_a_browser_shows_the_stages_and_streams_an_answer(model_path: Path
         async with asyncio.timeout(10):
             while (await client.status()).running:  # noqa: ASYNC110 (another process's state)
                 await asyncio.sleep(0.05)
-        for width in (1280, 400):
+        shown = await page.evaluate("document.querySelector('#model').textContent")
+        assert shown == f"{model_path.name} at http://{cluster.http_address}/v1"
+        cut = """[...document.querySelectorAll("body *:not(.unseen)")].filter((one) =>
+            getComputedStyle(one).overflowX === "hidden" && one.textContent.trim()
+            && one.scrollWidth > one.clientWidth).map((one) => one.className)"""
+        for width in (1280, 390):
             await page.resize(width, 900)
             assert await page.evaluate("document.documentElement.scrollWidth") <= width
+            assert await page.evaluate(cut) == []
         assert page.complaints == []
 
 

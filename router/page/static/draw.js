@@ -6,7 +6,7 @@ let palette = {};
 /** Read the colours of the present theme. */
 export function readPalette() {
   const style = getComputedStyle(document.documentElement);
-  const names = [...PHASES, "mark", "memory", "forecast", "line", "quiet", "accent"];
+  const names = [...PHASES, "mark", "memory", "forecast", "line", "quiet", "accent", "text", "card"];
   palette = Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
 
@@ -117,4 +117,41 @@ export function drawCurve({ context, width }, points, view, top, height, colour,
 export function drawFloor({ context, width }, y) {
   context.fillStyle = palette.line;
   context.fillRect(0, y, width, 1);
+}
+
+const STEPS_S = [1, 2, 5, 10, 20, 30];
+const LABEL_PX = 62;
+export const AXIS = 16;
+
+/** The axis of time below the lanes, and a faint line through them at each of its labels. */
+export function drawAxis({ context, width }, view, top, lanes) {
+  const seconds = (view.to - view.from) / 1000;
+  const step = STEPS_S.find((one) => (one / seconds) * width >= LABEL_PX) ?? seconds;
+  context.font = "11px system-ui, sans-serif";
+  context.textBaseline = "bottom";
+  for (let ago = 0; ago < seconds; ago += step) {
+    const x = Math.round(width * (1 - ago / seconds));
+    context.fillStyle = palette.quiet;
+    context.globalAlpha = 0.35;
+    context.fillRect(Math.min(x, width - 1), lanes, 1, top - lanes + 4);
+    context.globalAlpha = 1;
+    context.textAlign = ago ? "center" : "right";
+    const label = ago ? `-${ago} s` : "now";
+    if (!ago || x > LABEL_PX / 2) context.fillText(label, x, top + AXIS);
+  }
+}
+
+/** What the height of a lane of curves stands for: its upper end, in words, and 0. */
+export function drawScale({ context }, top, height, most) {
+  context.font = "10.5px system-ui, sans-serif";
+  context.textAlign = "left";
+  context.strokeStyle = palette.card;
+  context.fillStyle = palette.text;
+  context.lineWidth = 3;
+  context.lineJoin = "round";
+  for (const [words, y, line] of [[most, top, "top"], ["0", top + height, "bottom"]]) {
+    context.textBaseline = line;
+    context.strokeText(words, 3, y);
+    context.fillText(words, 3, y);
+  }
 }

@@ -45,7 +45,9 @@ const model = new Model();
 const timeline = new Timeline(model);
 const feed = new Feed((state) => {
   model.take(state);
-  setText(byId("router"), `${state.router.id}, up ${duration(1000 * state.router.uptime_s)}`);
+  const { id, model: name, version, uptime_s } = state.router;
+  setText(byId("model"), `${name} at ${location.origin}/v1`);
+  setText(byId("router"), `${id}, TidePipe ${version}, up ${duration(1000 * uptime_s)}`);
   updateFigures(state, model.load);
   updateMacros(state.macros);
   timeline.update(state);

@@ -1,6 +1,6 @@
 // The timeline: the router's queue, then each instance with its stages and its memory, on one axis of time.
 import { byId, duration, el, percent, plural, reconcile, setText, whole } from "./dom.js";
-import { drawCurve, drawFloor, drawStage, drawTurns, prepare, readPalette } from "./draw.js";
+import { AXIS, drawAxis, drawCurve, drawFloor, drawScale, drawStage, drawTurns, prepare, readPalette } from "./draw.js";
 import { firstFrom, PHASES } from "./history.js";
 import { showTip } from "./tip.js";
 
@@ -106,7 +106,7 @@ export class Timeline {
 
   drawInstance(block, view) {
     const past = this.model.history(block.id);
-    const surface = prepare(block.canvas, block.height);
+    const surface = prepare(block.canvas, block.height + AXIS);
     const parts = block.stages.map((stage, i) => {
       const top = FLAGS + i * (block.laneHeight + GAP);
       const shares = drawStage(surface, past.stages[i] ?? [], view, top, block.laneHeight);
@@ -120,16 +120,20 @@ export class Timeline {
     drawCurve(surface, samples.map((one) => [one.at, one.forecast]), view, top, height, "forecast", true);
     drawFloor(surface, top + height);
     drawTurns(surface, past.turns, view, block.height);
+    drawAxis(surface, view, block.height, FLAGS);
+    drawScale(surface, top, height, "100 %");
     block.canvas.setAttribute("aria-label", `${block.id}: ${parts.join("; ")}`);
   }
 
   drawQueue(block, view) {
-    const surface = prepare(block.canvas, CURVE + 4);
+    const surface = prepare(block.canvas, CURVE + 4 + AXIS);
     const load = this.model.load;
-    const most = Math.max(4, ...load.map((one) => one[1] + one[2]));
+    const most = rounded(Math.max(4, ...load.map((one) => one[1] + one[2])));
     drawCurve(surface, load.map(([at, queued, running]) => [at, (queued + running) / most]), view, 2, CURVE, "accent");
     drawCurve(surface, load.map(([at, queued]) => [at, queued / most]), view, 2, CURVE, "forecast", true);
     drawFloor(surface, CURVE + 2);
+    drawAxis(surface, view, CURVE + 4, 2);
+    drawScale(surface, 2, CURVE, whole(most));
     block.canvas.setAttribute("aria-label", "Requests running and queued");
   }
 
@@ -152,6 +156,12 @@ export class Timeline {
     if (span && span.start <= at) return stepTip(row, span, ago) + (turn ? `\n\n${turnTip(turn, view)}` : "");
     return turn ? turnTip(turn, view) : `stage ${row}: idle, ${ago}`;
   }
+}
+
+/** The next number that is easily read: 1, 2 or 5 and noughts. */
+function rounded(number) {
+  const unit = 10 ** Math.floor(Math.log10(number));
+  return unit * [1, 2, 5, 10].find((one) => unit * one >= number);
 }
 
 function fillRouter(block, requests) {
