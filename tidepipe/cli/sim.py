@@ -196,45 +196,39 @@ def _print_json(plant: Plant, load: Workload, runs: list[OfflineRun], bound: Bou
 
 
 def _print_table(plant: Plant, load: Workload, runs: list[OfflineRun], bound: Bound) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     from controller.simulation.workload import describe
+    from tidepipe.cli.admin.table import Column, print_table
 
     console = Console()
     console.print(f"{load.name}: {describe(load.requests)}; {plant.devices} x {plant.hardware.name}")
     if load.dropped:
         console.print(f"{load.dropped} requests left out: longer than {plant.context} tokens, or empty")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in (
-        "policy",
-        "tok/s",
-        "of bound",
-        "bubbles",
-        "uneven",
-        "time",
-        "switches",
-        "preempted",
-        "steals",
-        "forecast",
-    ):
-        table.add_column(column, justify="left" if column == "policy" else "right")
+    # What is left out first on a narrow terminal has the highest number.
+    ranks = {
+        "tok/s": 0, "of bound": 0, "bubbles": 1, "uneven": 6, "time": 2, "switches": 3, "preempted": 4,
+        "steals": 5, "forecast": 7,
+    }  # fmt: skip
+    columns = [Column("policy"), *(Column(name, rank, right=True) for name, rank in ranks.items())]
+    rows = []
     for run in sorted(runs, key=lambda run: -run.result.output_tokens_per_s):
         result = run.result
-        table.add_row(
-            run.policy,
-            f"{result.output_tokens_per_s:.0f}",
-            f"{result.output_tokens_per_s / bound.output_tokens_per_s:.0%}",
-            f"{result.bubbles:.1%}",
-            f"{result.imbalance:.1%}",
-            f"{result.makespan_s:.0f} s",
-            str(result.phase_switches),
-            str(result.preemptions),
-            str(result.steals),
-            "-" if result.forecast_error is None else f"{result.forecast_error:.1%}",
+        rows.append(
+            [
+                run.policy,
+                f"{result.output_tokens_per_s:.0f}",
+                f"{result.output_tokens_per_s / bound.output_tokens_per_s:.0%}",
+                f"{result.bubbles:.1%}",
+                f"{result.imbalance:.1%}",
+                f"{result.makespan_s:.0f} s",
+                str(result.phase_switches),
+                str(result.preemptions),
+                str(result.steals),
+                "-" if result.forecast_error is None else f"{result.forecast_error:.1%}",
+            ]
         )
-    console.print(table)
+    print_table(console, columns, rows)
     for run in runs:
         if run.knobs:
             console.print(

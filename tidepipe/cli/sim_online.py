@@ -248,9 +248,9 @@ def _print_json(found: Sequence[Goodput], plant: ClusterPlant, question: Questio
 
 def _print_table(found: Sequence[Goodput], plant: ClusterPlant, question: Question) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from controller.simulation.workload import describe
+    from tidepipe.cli.admin.table import Column, named, print_table
 
     console = Console()
     console.print(f"{question.workload.name}: {describe(question.workload.requests)}")
@@ -258,24 +258,33 @@ def _print_table(found: Sequence[Goodput], plant: ClusterPlant, question: Questi
         f"{plant.instances} instances on {plant.devices} x {plant.hardware.name}; {question.attainment:.0%} "
         f"within TTFT {question.slo.ttft_s:g} s and TPOT {question.slo.tpot_s * 1000:g} ms"
     )
-    table = Table()
-    for column in ("policy", "goodput req/s", "attained", "TTFT p50/p90 ms", "TPOT p50/p90 ms", "settings"):
-        table.add_column(column, justify="left" if column in ("policy", "settings") else "right")
+    columns = [
+        Column("policy"),
+        Column("goodput req/s", right=True),
+        Column("attained", 3, right=True),
+        Column("TTFT p50/p90 ms", 1, right=True),
+        Column("TPOT p50/p90 ms", 2, right=True),
+    ]
+    rows = []
     for one in sorted(found, key=lambda one: -one.rps):
-        settings = ", ".join(f"{name} {value}" for name, value in one.knobs.items())
         figures = one.figures
         if figures is None:
-            table.add_row(_label(one.system), "0", "-", "-", "-", settings)
+            rows.append([_label(one.system), "0", "-", "-", "-"])
             continue
-        table.add_row(
-            _label(one.system),
-            f"{one.rps:.2f}",
-            f"{figures.attainment:.1%}",
-            f"{figures.ttft_ms['p50']:.0f} / {figures.ttft_ms['p90']:.0f}",
-            f"{figures.tpot_ms['p50']:.0f} / {figures.tpot_ms['p90']:.0f}",
-            settings,
+        rows.append(
+            [
+                _label(one.system),
+                f"{one.rps:.2f}",
+                f"{figures.attainment:.1%}",
+                f"{figures.ttft_ms['p50']:.0f} / {figures.ttft_ms['p90']:.0f}",
+                f"{figures.tpot_ms['p50']:.0f} / {figures.tpot_ms['p90']:.0f}",
+            ]
         )
-    console.print(table)
+    print_table(console, columns, rows)
+    for one in found:
+        if one.knobs:
+            settings = ", ".join(f"{name} {value}" for name, value in one.knobs.items())
+            console.print(named(f"{_label(one.system)}: {settings}"))
 
 
 def _draw(found: Sequence[Goodput], plant: ClusterPlant, question: Question, folder: Path) -> None:

@@ -20,7 +20,7 @@ from tidepipe.cluster.local import LocalCluster
 
 Result = TypeVar("Result")
 LOOK_S = 0.5
-_NAMES = 3
+_NAMES = 2
 
 
 @dataclass(frozen=True, slots=True)
