@@ -25,6 +25,7 @@ from common.rpc.watchdog import watch_loop
 from common.security.credentials import Credentials
 from common.security.expiry import CertificateWatch
 from common.security.process import use
+from common.telemetry.loop_lag import PROCESS_LAG
 
 READY_FD = "TIDEPIPE_READY_FD"
 PARENT_PID = "TIDEPIPE_PARENT_PID"
@@ -98,6 +99,7 @@ def run_service(
                 group.create_task(_watch_parent(lifecycle.stopping)),
                 group.create_task(CertificateWatch().run()),
                 group.create_task(watch_loop()),
+                group.create_task(PROCESS_LAG.run()),
             ]
             try:
                 await body(lifecycle)

@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.process_collector import ProcessCollector
 
 from common.security.expiry import CertificateWatch
+from common.telemetry.loop_lag import PROCESS_LAG
 
 Read = Callable[[], Iterable[Metric]]
 
@@ -26,6 +27,7 @@ class Telemetry:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.at_scrape(CertificateWatch().metrics)
+        self.at_scrape(PROCESS_LAG.metrics)
 
     def at_scrape(self, read: Read) -> None:
         """Add what `read` returns to every scrape."""

@@ -22,8 +22,8 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class Backend(Protocol):
     """The part of `tokenizers.Tokenizer` that is used here (the library has no type hints)."""
 
-    def encode(self, sequence: str, *, add_special_tokens: bool) -> Any:
-        """Tokenize; the result has `ids`."""
+    def encode_batch_fast(self, input: Sequence[str], *, add_special_tokens: bool) -> Any:  # noqa: A002 (the library's name)
+        """Tokenize; each result has `ids`."""
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Text of tokens."""
