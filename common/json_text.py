@@ -12,10 +12,18 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from common.errors import InvalidRequestError
+from common.limits import MAX_PROMPT_TOKENS
 from common.text import NOT_TEXT, is_text, on_one_line
 
 MAX_JSON_DEPTH = 100
 """Lists and objects within each other. Python's own limit depends on who calls."""
+MAX_JSON_PARTS = 256 * 1024
+"""Lists, objects and members of objects."""
+MAX_JSON_VALUES = MAX_PROMPT_TOKENS + MAX_JSON_PARTS
+"""Values in lists and objects. As Python's objects some take 40 times as much as in JSON."""
+_CERTAINLY_FEW = 64 * 1024
+"""A text of so many characters needs no count."""
+_PIECE = 256 * 1024
 _SHOWN_CHARACTERS = 40
 _SHOWN_PATH = 100
 
@@ -37,6 +45,7 @@ def parse_json(raw: bytes | str, what: str) -> Any:
 def decode_json(raw: bytes | str) -> Any:
     """The value, in which strings may still have lone surrogates. NotJsonError."""
     text = raw if isinstance(raw, str) else _decoded(raw)
+    _check_counts(text)
     try:
         value = json.loads(
             text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique
@@ -70,6 +79,35 @@ def _decoded(raw: bytes) -> str:
         return raw.decode("utf-8-sig")  # some editors put a mark at the beginning of a file
     except UnicodeDecodeError as error:
         raise NotJsonError(f"not UTF-8: byte {error.start} is 0x{raw[error.start]:02x}") from None
+
+
+def _check_counts(text: str) -> None:
+    """Raise NotJsonError before memory and time are spent on more values than any request has."""
+    if len(text) <= _CERTAINLY_FEW or _counts_fit(*_counts(text)):
+        return
+    # Strings may have any number of these marks. Without escapes each quote begins or ends one; in pieces, so
+    # that other threads get their turn.
+    text = text.replace("\\\\", "").replace('\\"', "")
+    parts = values = inside = 0
+    for begin in range(0, len(text), _PIECE):
+        texts = text[begin : begin + _PIECE].split('"')
+        more = _counts("".join(texts[inside::2]))
+        inside = (inside + len(texts) - 1) % 2
+        parts, values = parts + more[0], values + more[1]
+        if not _counts_fit(parts, values):
+            raise NotJsonError(
+                f"too much JSON: more than {MAX_JSON_PARTS} lists, objects and members, "
+                f"or more than {MAX_JSON_VALUES} values"
+            )
+
+
+def _counts(text: str) -> tuple[int, int]:
+    """Of marks that make parts, and of those between values."""
+    return sum(text.count(mark) for mark in "[{:"), text.count(",")
+
+
+def _counts_fit(parts: int, values: int) -> bool:
+    return parts <= MAX_JSON_PARTS and values <= MAX_JSON_VALUES
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -55,6 +55,9 @@ def validate(
         if value is not None and not _is_one_of(value, refusal.harmless):
             raise InvalidRequestError(f"{name}: {refusal.why}", name)
     fields = {name: value for name, value in body.items() if name not in refused and name not in ignored}
+    unknown = (name for name in fields if name not in model.model_fields)
+    if (first := next(unknown, None)) is not None and len(fields) > 2 * len(model.model_fields):
+        fields = {first: fields[first]}  # one is enough to say so: each would become an error with its texts
     try:
         return model.model_validate(fields)
     except ValidationError as error:

@@ -63,7 +63,7 @@ class BatchEndpoints:
 
     async def create(self, request: Request) -> Response:
         """Begin a batch."""
-        body = validate(BatchBody, await read_json(request), _REFUSED, ())
+        body = await read_json(request, lambda read: validate(BatchBody, read, _REFUSED, ()))
         if body.endpoint not in PARSERS:
             raise InvalidRequestError(
                 f"endpoint must be one of {', '.join(PARSERS)}, got {body.endpoint[:100]!r}", "endpoint"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from starlette.requests import Request
 
@@ -16,6 +19,12 @@ MAX_DISCARDED_BYTES = 8 * MAX_BODY_BYTES
 connection closes gets to see a broken connection, and not why."""
 BODY_TIMEOUT_S = 60.0
 
+INLINE_BYTES = 64 * 1024
+"""Longer bodies are read in a thread, so that the streams of others go on meanwhile."""
+
+_Read = TypeVar("_Read")
+_LARGE = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
+"""One at a time, in the order in which they came: what a body becomes is many times larger than it."""
 
 JSON_TYPE = re.compile(r"application/([a-z0-9.-]+\+)?json", re.IGNORECASE)
 
@@ -31,9 +40,10 @@ class BodyTooLargeError(TidePipeError):
         super().__init__(f"the body is too large: at most {limit} bytes are accepted")
 
 
-async def read_json(request: Request) -> object:
-    """The decoded body. BodyTooLargeError, MediaTypeError, or InvalidRequestError if it is not JSON.
+async def read_json(request: Request, make: Callable[[object], _Read]) -> _Read:
+    """What `make` makes of the decoded body, beside the event loop if it is long.
 
+    BodyTooLargeError, MediaTypeError, or InvalidRequestError if it is not JSON.
     The type matters: a form, which any page may send anywhere, has another one.
     """
     declared_type = request.headers.get("content-type")
@@ -46,9 +56,16 @@ async def read_json(request: Request) -> object:
         raise BodyTooLargeError
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            return parse_json(await _read(request), "the body")
+            raw = await _read(request)
     except TimeoutError:
         raise InvalidRequestError(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+
+    def read() -> _Read:
+        return make(parse_json(raw, "the body"))
+
+    if len(raw) <= INLINE_BYTES:
+        return read()
+    return await asyncio.get_running_loop().run_in_executor(_LARGE, read)
 
 
 async def _read(request: Request) -> bytes:

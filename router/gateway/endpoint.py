@@ -64,7 +64,7 @@ class CompletionEndpoint:
 
     async def _read(self, request: Request, trace: str) -> GenerationRequest:
         headers = request.headers
-        parsed = self._parse(await read_json(request), draw_request_id())
+        parsed = await read_json(request, lambda body: self._parse(body, draw_request_id()))
         wanted = known_by_key(dataclasses.replace(parsed, trace_id=trace), headers.get(KEY))
         return with_targets(wanted, headers)
 

@@ -1,0 +1,33 @@
+"""Where bodies are read: long ones beside the event loop, one at a time."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+from starlette.requests import Request
+from starlette.types import Message
+
+from router.gateway.body import INLINE_BYTES, read_json
+
+
+async def _thread_that_reads(body: object) -> threading.Thread:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+
+    def make(value: object) -> threading.Thread:
+        assert value == body
+        return threading.current_thread()
+
+    return await read_json(request, make)
+
+
+@pytest.mark.parametrize(("characters", "beside"), [(10, False), (INLINE_BYTES, True)])
+async def test_long_bodies_are_read_beside_the_loop(characters: int, beside: bool) -> None:
+    thread = await _thread_that_reads({"prompt": "a" * characters})
+    assert (thread is not threading.current_thread()) == beside
+    if beside:
+        assert thread is await _thread_that_reads([1] * INLINE_BYTES)
