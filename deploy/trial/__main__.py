@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.model_source import cache_dir
-from deploy.trial.deployment import Deployment, Outcome
+from deploy.trial.deployment import GRPC, Deployment, Outcome
 from deploy.trial.engine import EngineUnavailableError, check, running_engine
 from deploy.trial.images import build_images, fill_wheelhouse, make_base_images
 
@@ -27,6 +27,11 @@ IN_FLIGHT_S = 3.0
 """From the start of a batch to its fault: some answers are being written then."""
 PAUSE_S = 15.0
 CUT_S = 15.0
+RESTART_ORDER = (
+    "worker-a-0", "worker-a-1", "worker-b-0", "worker-b-1",
+    "predictor", "controller-a", "controller-b", "router",
+)  # fmt: skip
+"""As deploy/README.md says."""
 
 
 def crash_worker(deployment: Deployment) -> None:
@@ -106,14 +111,41 @@ def run_batch(
         tuple(result["errors"][:3]),
         tuple(harmed),
     )
-    print(
-        f"{name:28} {outcome.requests} requests, {outcome.failed} failed, "
-        f"{outcome.same} answers as without faults, {outcome.seconds:.1f} s",
-        *outcome.errors,
-        *outcome.harmed,
-        flush=True,
-    )
+    outcome.show()
     return outcome, answers
+
+
+def rolling_restart(deployment: Deployment) -> Outcome:
+    """All services restarted one after the other, under constant load by clients that never try again."""
+    crashes = deployment.crashes()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "answers.json"
+        load = deployment.start_load(out, "--constant", GRPC, "--tokens", "24")
+        try:
+            time.sleep(IN_FLIGHT_S)
+            for service in RESTART_ORDER:
+                deployment.restart(service)
+            time.sleep(IN_FLIGHT_S)
+            load.terminate()
+            load.wait(BATCH_S)
+        finally:
+            load.kill()
+            load.wait()
+        result = json.loads(out.read_text(encoding="utf-8"))
+    answers = result["answers"]
+    crashed = [name for name, count in deployment.crashes().items() if count > crashes[name]]
+    asked = ", ".join(f"{kind} {count}" for kind, count in result["asked"].items())
+    outcome = Outcome(
+        f"rolling restart of all ({asked})",
+        len(answers),
+        answers.count(None),
+        max((answers.count(answer) for answer in answers if answer is not None), default=0),
+        result["seconds"],
+        tuple(result["errors"][:3]),
+        tuple(f"{name} crashed" for name in crashed),
+    )
+    outcome.show()
+    return outcome
 
 
 def trial(model: Path, folder: Path) -> list[Outcome]:
@@ -140,6 +172,7 @@ def trial(model: Path, folder: Path) -> list[Outcome]:
             outcomes = [first]
             for name, (fault, hurt) in FAULTS.items():
                 outcomes.append(run_batch(deployment, name, fault, hurt, expected)[0])
+            outcomes.append(rolling_restart(deployment))
             if not all(item.well for item in outcomes):
                 print(deployment.logs())
             return outcomes

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from deploy.trial.images import ROOT
 
 PROJECT = "tidepipe-trial"
 URL = "https://127.0.0.1:8000"
+GRPC = "127.0.0.1:7000"
 READY_S = 300.0
 PAUSE_TRIES = 5
 SERVICES = HOSTS
@@ -45,6 +47,16 @@ class Outcome:
         """True if nobody noticed the fault."""
         return not self.failed and self.same == self.requests and not self.harmed
 
+    def show(self) -> None:
+        """Print it."""
+        print(
+            f"{self.fault:28} {self.requests} requests, {self.failed} failed, "
+            f"{self.same} answers as without faults, {self.seconds:.1f} s",
+            *self.errors,
+            *self.harmed,
+            flush=True,
+        )
+
 
 class Deployment:
     """Containers of deploy/compose.yaml on an engine."""
@@ -60,11 +72,7 @@ class Deployment:
     def up(self) -> None:
         """Start everything; returns when the router is healthy, RuntimeError if it does not get there."""
         self._compose("up", "-d", "--no-build")
-        limit = time.monotonic() + READY_S
-        while self._health("router") != "healthy":
-            if time.monotonic() > limit:
-                raise RuntimeError(f"the router is not healthy after {READY_S:g} s:\n{self.logs()}")
-            time.sleep(1)
+        self._until(lambda: self._health("router") == "healthy", "router")
 
     def down(self) -> None:
         """Stop and remove everything."""
@@ -92,6 +100,16 @@ class Deployment:
         """SIGKILL to the service's process, as a crash: the restart policy applies."""
         os.kill(self._service_process(service), signal.SIGKILL)
 
+    def restart(self, service: str) -> None:
+        """Restart a service as an operator does, and wait until it is healthy."""
+        if service == "router":
+            before = self._service_children(service)
+            self._engine.docker("kill", "-s", "HUP", self._container(service))
+            self._until(lambda: before.isdisjoint(self._service_children(service)), service)
+        else:
+            self._compose("restart", service)
+        self._until(lambda: self._health(service) == "healthy", service)
+
     def pause(self, service: str) -> None:
         """Freeze a container; tried again, for a busy kernel may not freeze all its threads in time."""
         for attempt in range(PAUSE_TRIES):
@@ -118,9 +136,9 @@ class Deployment:
             "network", "connect", "--alias", service, f"{PROJECT}_{network}", self._container(service)
         )
 
-    def start_load(self, out: Path) -> subprocess.Popen[bytes]:
-        """Begin a batch through the gateway."""
-        command = self._engine.inside(sys.executable, "-m", "deploy.trial.load", URL, str(out))
+    def start_load(self, out: Path, *options: str) -> subprocess.Popen[bytes]:
+        """Begin a batch through the gateway, or what the options of `deploy.trial.load` say."""
+        command = self._engine.inside(sys.executable, "-m", "deploy.trial.load", URL, str(out), *options)
         return subprocess.Popen(command, cwd=ROOT, env=self._client)
 
     def _service_process(self, service: str) -> int:
@@ -128,6 +146,18 @@ class Deployment:
         first = self._engine.process_of(self._container(service))
         children = Path(f"/proc/{first}/task/{first}/children").read_text(encoding="ascii").split()
         return int(children[0]) if children else first
+
+    def _service_children(self, service: str) -> set[int]:
+        """Process ids, on the host, of what the service's process has started."""
+        keeper = self._service_process(service)
+        return set(map(int, Path(f"/proc/{keeper}/task/{keeper}/children").read_text("ascii").split()))
+
+    def _until(self, reached: Callable[[], bool], service: str) -> None:
+        limit = time.monotonic() + READY_S
+        while not reached():
+            if time.monotonic() > limit:
+                raise RuntimeError(f"the {service} is not well after {READY_S:g} s:\n{self.logs()}")
+            time.sleep(1)
 
     def _container(self, service: str) -> str:
         return f"{PROJECT}_{service}_1"
