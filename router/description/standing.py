@@ -6,6 +6,7 @@ from typing import Any
 
 from router.description.operation import EVENTS, json_content, operation, parameter, ref, text_content
 
+_VERSION = {"type": "object", "properties": {"version": {"type": "string"}}, "required": ["version"]}
 _STATUS = {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]}
 _ANY = {"schema": {"type": "string"}}
 
@@ -28,6 +29,7 @@ def standing_paths() -> dict[str, Any]:
         },
         "/health": {"get": operation("Alive", json_content(_STATUS), open_to_all=True)},
         "/ready": {"get": ready},
+        "/version": {"get": operation("TidePipe's version", json_content(_VERSION))},
         "/metrics": {"get": operation("Prometheus", text_content("text/plain"))},
         "/": {"get": to_page},
         "/ui": {"get": to_page},

@@ -14,6 +14,7 @@ from common.errors import ModelNotFoundError, NotFoundError
 from common.openai.bodies import parse_chat, parse_completion
 from common.telemetry import Telemetry
 from common.telemetry.listener import metrics_route
+from common.version import tidepipe_version
 from router.batches.jobs import BatchJobs
 from router.description.document import openapi_document
 from router.gateway.answers import AnswerBodies
@@ -59,6 +60,9 @@ def make_app(
             return JSONResponse({"status": "not ready", "missing": missing}, 503)
         return JSONResponse({"status": "ready"})
 
+    async def version(request: Request) -> Response:
+        return JSONResponse({"version": tidepipe_version()})
+
     async def list_models(request: Request) -> Response:
         data = [_model(name, facts, created) for name, facts in models.list()]
         return JSONResponse({"object": "list", "data": data})
@@ -81,6 +85,7 @@ def make_app(
         routes=[
             Route("/health", health, methods=["GET"]),
             Route("/ready", ready, methods=["GET"]),
+            Route("/version", version, methods=["GET"]),
             Route("/v1/models", list_models, methods=["GET"]),
             Route("/v1/models/{name:path}", one_model, methods=["GET"]),
             Route("/v1/chat/completions", chat, methods=["POST"]),

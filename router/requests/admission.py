@@ -18,7 +18,7 @@ from router.instances.model_facts import ModelFacts
 from router.instances.served_model import ServedModel
 from router.requests.answer_text import AnswerText
 from router.requests.seeds import answer_seed, draw_seed
-from router.requests.text_port import TextPort
+from router.requests.text_port import TextPort, TooManyTokensError
 
 INLINE_CHARACTERS = 2000
 """Longer prompts are tokenized in a thread, so that the streams of others go on meanwhile."""
@@ -118,9 +118,9 @@ class Admission:
         prompt = request.prompt
         encode: Callable[[], list[int]]
         if isinstance(prompt, str):
-            encode = partial(text.encode, prompt)
+            encode = partial(text.encode, prompt, facts.context_length)
         elif request.is_chat:
-            encode = partial(text.encode_chat, request.turns, request.tools)
+            encode = partial(text.encode_chat, request.turns, request.tools, facts.context_length)
         else:
             return _token_array([token for token in prompt if isinstance(token, int)])
         size = request.characters
@@ -134,7 +134,16 @@ class Admission:
         if size <= INLINE_CHARACTERS:
             return _token_array(encode())
         loop = asyncio.get_running_loop()
-        return _token_array(await loop.run_in_executor(self._executor, encode))
+        try:
+            return _token_array(await loop.run_in_executor(self._executor, encode))
+        except TooManyTokensError as error:
+            field = _prompt_field(request)
+            raise _does_not_fit(
+                facts,
+                f"However, your {field} resulted in more than {error.at_least} tokens. "
+                f"Please reduce the length of the {field}.",
+                field,
+            ) from None
 
 
 def _seconds(milliseconds: float | None) -> float | None:

@@ -9,6 +9,14 @@ from common.request import ChatTurn
 from common.structure import Structure
 
 
+class TooManyTokensError(Exception):
+    """A text has more tokens than were asked for, `at_least` so many; the rest was not looked at."""
+
+    def __init__(self, at_least: int) -> None:
+        super().__init__(f"more than {at_least} tokens")
+        self.at_least = at_least
+
+
 class Detokenizer(Protocol):
     """Turns the tokens of one output into text, whole characters only."""
 
@@ -29,12 +37,14 @@ class TextPort(Protocol):
         """Number of tokens that the tokenizer knows."""
         ...
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of plain text."""
+    def encode(self, text: str, most: int | None = None) -> list[int]:
+        """Token ids of plain text. TooManyTokensError if there are plainly more than `most`."""
         ...
 
-    def encode_chat(self, messages: Sequence[ChatTurn], tools: Sequence[str] = ()) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's turn. tools: JSON objects."""
+    def encode_chat(
+        self, messages: Sequence[ChatTurn], tools: Sequence[str] = (), most: int | None = None
+    ) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's turn; likewise. tools: JSON objects."""
         ...
 
     async def check_structure(

@@ -13,9 +13,16 @@ from common.request import ChatTurn
 from common.structure import Structure
 from common.structures.tokenizer_file import read_tokenizer
 from common.tokenizer_source import load_tokenizer
+from router.requests.text_port import TooManyTokensError
 from router.text.detokenizer import Detokenizer, make_detokenizer
 from router.text.structure_checks import StructureChecks
 from router.text.vocabulary import Backend, Vocabulary
+
+LIKELY_CHARACTERS = 6
+"""Of a token, and more than the mean of ordinary text: a longer prompt is counted in pieces first."""
+PIECE_CHARACTERS = 65_536
+CUT_TOKENS, CUT_SHARE = 64, 0.02
+"""What cutting a text into pieces may add to its tokens: about each cut, and of all."""
 
 
 class TextProcessor:
@@ -51,14 +58,17 @@ class TextProcessor:
         """Number of tokens, added ones included; a model's own vocabulary may be padded beyond it."""
         return self._backend.get_vocab_size()
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of plain text, with the special tokens that the tokenizer puts around it."""
-        return self._encode(text, add_special_tokens=True)
+    def encode(self, text: str, most: int | None = None) -> list[int]:
+        """Token ids of plain text, with the special tokens that the tokenizer puts around it.
+
+        TooManyTokensError, after a part of the text, where it is plain that there are more than `most`.
+        """
+        return self._encode(text, most, add_special_tokens=True)
 
     def encode_chat(
-        self, messages: Sequence[ChatTurn], tools: Sequence[str] = (), add_generation_prompt: bool = True
+        self, messages: Sequence[ChatTurn], tools: Sequence[str] = (), most: int | None = None
     ) -> list[int]:
-        """Token ids of a conversation, rendered with the model's own template.
+        """Token ids of a conversation, rendered with the model's own template; most: as for `encode`.
 
         tools: JSON objects; a template without a place for them leaves them out.
         Raises InvalidRequestError if the model has no template, or the template refuses the conversation.
@@ -74,14 +84,14 @@ class TextProcessor:
                 [_template_turn(turn) for turn in messages],
                 tools=[json.loads(tool) for tool in tools] or None,
                 tokenize=False,
-                add_generation_prompt=add_generation_prompt,
+                add_generation_prompt=True,
             )
         except Exception as error:  # whatever the model's template raises
             raise InvalidRequestError(
                 f"the model's chat template does not accept these messages: {error}", "messages"
             ) from error
         # The template has written the special tokens already.
-        return self._encode(text, add_special_tokens=False)
+        return self._encode(text, most, add_special_tokens=False)
 
     async def check_structure(
         self, structure: Structure, vocab_size: int, eos_token_ids: tuple[int, ...]
@@ -114,13 +124,27 @@ class TextProcessor:
         """True for tokens that steer the model and are no text."""
         return self._vocabulary.special(token_id)
 
-    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def _encode(self, text: str, most: int | None, *, add_special_tokens: bool) -> list[int]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequestError(
                 f"the text is not valid Unicode: unpaired surrogate at character {error.start}"
             ) from error
+        if most is not None and len(text) > LIKELY_CHARACTERS * most:
+            self._refuse_if_long(text, most)
+        return self._ids(text, add_special_tokens)
+
+    def _refuse_if_long(self, text: str, most: int) -> None:
+        """Count piece by piece, to refuse what cannot fit before it takes seconds and a gigabyte."""
+        counted = 0
+        for begin in range(0, len(text), PIECE_CHARACTERS):
+            # A token that a cut divides becomes some more.
+            counted += len(self._ids(text[begin : begin + PIECE_CHARACTERS], False)) - CUT_TOKENS
+            if counted * (1 - CUT_SHARE) > most:
+                raise TooManyTokensError(most)
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
         # `encode` keeps Python's lock while it works, seconds for a long text; this one gives it back. "Fast"
         # leaves out where in the text each token stands, which takes most of the memory.
         (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)

@@ -18,6 +18,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 """Data types of weights and activations."""
 
 
+LARGEST = 2**31 - 1
+"""Of all dimensions: what goes over the wire, and what kernels index with."""
+
+
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
     """Rotary position embedding; fields behind `theta` matter only to some kinds.
@@ -109,8 +113,8 @@ class ModelSpec:
             "vocab_size",
             "context_length",
         ):
-            if getattr(self, name) < 1:
-                raise ModelError(f"{source}: {name} must be at least 1, got {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise ModelError(f"{source}: {name} must be 1 to {LARGEST}, got {getattr(self, name)}")
         if self.heads % self.kv_heads:
             raise ModelError(
                 f"{source}: {self.heads} query heads cannot share {self.kv_heads} key/value heads evenly"

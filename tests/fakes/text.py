@@ -33,10 +33,12 @@ class ByteText:
 
     vocab_size = VOCAB_SIZE
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, most: int | None = None) -> list[int]:
         return list(text.encode())
 
-    def encode_chat(self, messages: Sequence[ChatTurn], tools: Sequence[str] = ()) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[ChatTurn], tools: Sequence[str] = (), most: int | None = None
+    ) -> list[int]:
         if any(turn.role == "tool" for turn in messages):
             raise InvalidRequestError("the template does not accept these messages", "messages")
         return self.encode("".join(f"{turn.role}: {turn.content}\n" for turn in messages))

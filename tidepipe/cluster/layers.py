@@ -42,7 +42,7 @@ def _layers(model: Path) -> int:
     else:
         try:
             config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-        except (ValueError, OSError):
+        except (ValueError, OSError, RecursionError):
             return 0
         layers = config.get("num_hidden_layers") if isinstance(config, dict) else None
     return layers if isinstance(layers, int) and not isinstance(layers, bool) and layers > 0 else 0

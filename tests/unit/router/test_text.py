@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from common.errors import InvalidRequestError, ModelError
 from common.request import ChatTurn
+from router.requests.text_port import TooManyTokensError
 from router.text.stop_strings import StopMatcher
 from router.text.tokenizer import TextProcessor
 
@@ -198,3 +199,13 @@ def test_stop_strings_are_found_however_the_text_is_cut(
             held = rest[len(emitted) :]
             assert not held or any(stop.startswith(held) for stop in stops)
     assert (emitted + matcher.flush(), matched) == match_whole(text, stops)
+
+
+def test_a_text_that_cannot_fit_is_refused_after_a_part_of_it() -> None:
+    """And one that fits gives the same ids, however long its tokens are."""
+    processor = byte_level()
+    short = "a " * 200_000
+    whole = processor.encode(short)
+    assert processor.encode(short, len(whole)) == whole
+    with pytest.raises(TooManyTokensError):
+        processor.encode("a " * 2_000_000, 8192)

@@ -17,7 +17,7 @@ scale_app = typer.Typer(help="Start and stop instances.", no_args_is_help=True)
 Force = Annotated[
     bool, typer.Option("--force", help="Also beyond what the machines hold, and down to no instance.")
 ]
-Count = Annotated[int, typer.Argument(metavar="N", min=0, help="How many.")]
+Count = Annotated[int, typer.Argument(metavar="N", min=0, max=1_000_000, help="How many.")]
 
 
 def _scale(endpoint: str, as_json: bool, how: str, count: int, force: bool) -> None:
