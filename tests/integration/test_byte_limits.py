@@ -23,7 +23,7 @@ from tidepipe.v1 import sampling_pb2
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 
 CANARY = {"prompt": "Tides rise and fall because", "max_tokens": 120, "temperature": 0, "ignore_eos": True}
-MANY = 2_000_000
+MANY = 1_000_000
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ async def hostile_http(http: str) -> list[dict[str, Any]]:
     """Each at its own door, several times; the errors that they get."""
     ids = {"prompt": "x", "n": 3, "stop_token_ids": [7] * MANY}
     bias = {"prompt": "x", "n": 16, "logit_bias": {str(token): 1 for token in range(49_000)}}
-    turns = {"messages": [{"role": "user", "content": ""}] * 250_000}
+    turns = {"messages": [{"role": "user", "content": ""}] * 60_000}
     async with httpx.AsyncClient(trust_env=False, timeout=120) as client:
         calls = [client.post(f"{http}/v1/completions", json=body) for body in [*[ids] * 3, *[bias] * 4]]
         calls.append(client.post(f"{http}/v1/chat/completions", json=turns))

@@ -20,7 +20,7 @@ import pytest
 
 from common.rpc.lifecycle import READY_FD
 from common.security.authority import CA_FILE, files_of, make_certificates
-from common.security.principals import INFERENCE, ROUTER
+from common.security.principals import ADMIN, INFERENCE, ROUTER
 from tests.fakes.router import free_port
 from tests.integration.test_router_process import model  # noqa: F401 (a fixture)
 
@@ -96,7 +96,7 @@ async def test_connections_that_say_nothing_shut_nobody_out(
     make_certificates(certs, [], 1)
     cert, key = (str(file) for file in files_of(certs, ROUTER))
     tls = ["--tls-ca", str(certs / CA_FILE), "--tls-cert", cert, "--tls-key", key]
-    client_cert = tuple(str(file) for file in files_of(certs, INFERENCE))
+    client_cert = tuple(str(file) for file in files_of(certs, ADMIN))
     context = ssl.create_default_context(cafile=str(certs / CA_FILE))
     context.load_cert_chain(*client_cert)
     secure = kind != "head"
