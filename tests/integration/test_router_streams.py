@@ -171,7 +171,7 @@ async def test_a_full_or_draining_instance_is_not_the_end(
 BAD_REQUESTS: list[tuple[dict[str, Any], str]] = [
     ({"sampling": sp.SamplingParams(temperature=-1.0)}, "temperature"),
     ({"sampling": sp.SamplingParams(max_tokens=0)}, "max_tokens"),
-    ({"sampling": sp.SamplingParams(max_tokens=994)}, "prompt (7 tokens) and max_tokens (994)"),
+    ({"sampling": sp.SamplingParams(max_tokens=994)}, "you requested 1001 tokens (7 in the prompt"),
     ({"sampling": sp.SamplingParams(logit_bias={256: 1.0})}, "vocabulary ends at 255"),
     ({"text": ""}, "empty"),
     ({"text": "x" * 1000}, "1000 tokens"),
