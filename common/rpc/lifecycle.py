@@ -13,13 +13,14 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 import structlog
 import uvloop
 
 from common.doors.descriptors import raise_limit
 from common.errors import ConfigError, IncompatibleError, ModelError, TidePipeError
+from common.exception_groups import leaves
 from common.logs import configure_logging
 from common.rpc.watchdog import watch_loop
 from common.security.credentials import Credentials
@@ -112,28 +113,20 @@ def run_service(
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main())
     except BaseExceptionGroup as group:
-        leaves = list(_leaves(group))
-        expected = all(isinstance(error, TidePipeError) for error in leaves)
+        errors = leaves(group)
+        expected = all(isinstance(error, TidePipeError) for error in errors)
         reason = "; ".join(
-            str(error) if isinstance(error, TidePipeError) else repr(error) for error in leaves
+            str(error) if isinstance(error, TidePipeError) else repr(error) for error in errors
         )
         if expected:
             log.error("failed", reason=reason)
         else:
             log.exception("crashed")
-        settings = all(isinstance(error, (ConfigError, IncompatibleError, ModelError)) for error in leaves)
+        settings = all(isinstance(error, (ConfigError, IncompatibleError, ModelError)) for error in errors)
         _announce({"failed": reason, "settings": settings})
         return EXIT_WRONG_SETTINGS if settings else EXIT_FAILED_TO_START
     log.info("stopped")
     return 0
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
 
 
 async def _watch_parent(stopping: asyncio.Event) -> None:
