@@ -16,12 +16,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from common.model_source import cache_dir
 from deploy.trial.deployment import GRPC, Deployment, Outcome
 from deploy.trial.engine import EngineUnavailableError, check, running_engine
 from deploy.trial.images import build_images, fill_wheelhouse, make_base_images
 
+Load = subprocess.Popen[bytes]
 BATCH_S = 420.0
 IN_FLIGHT_S = 3.0
 """From the start of a batch to its fault: some answers are being written then."""
@@ -75,6 +77,20 @@ FAULTS: dict[str, tuple[Callable[[Deployment], None], tuple[str, ...]]] = {
 """What is done, and the services that may restart for it."""
 
 
+def under_load(deployment: Deployment, meanwhile: Callable[[Load], None], *options: str) -> dict[str, Any]:
+    """What `deploy.trial.load` with these options writes, while something is done to its deployment."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "answers.json"
+        load = deployment.start_load(out, *options)
+        try:
+            meanwhile(load)
+            load.wait(BATCH_S)
+        finally:
+            load.kill()
+            load.wait()
+        return dict(json.loads(out.read_text(encoding="utf-8")))
+
+
 def run_batch(
     deployment: Deployment,
     name: str,
@@ -84,18 +100,13 @@ def run_batch(
 ) -> tuple[Outcome, list[str]]:
     """One batch with a fault in its midst, which hurts some services; answers of a run without faults."""
     starts, crashes = deployment.starts(), deployment.crashes()
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "answers.json"
-        load = deployment.start_load(out)
-        try:
-            if fault is not None:
-                time.sleep(IN_FLIGHT_S)
-                fault(deployment)
-            load.wait(BATCH_S)
-        finally:
-            load.kill()
-            load.wait()
-        result = json.loads(out.read_text(encoding="utf-8"))
+
+    def meanwhile(load: Load) -> None:
+        if fault is not None:
+            time.sleep(IN_FLIGHT_S)
+            fault(deployment)
+
+    result = under_load(deployment, meanwhile)
     answers = result["answers"]
     same = sum(a == b for a, b in zip(answers, expected or answers, strict=True) if a is not None)
     after = deployment.starts()
@@ -118,20 +129,15 @@ def run_batch(
 def rolling_restart(deployment: Deployment) -> Outcome:
     """All services restarted one after the other, under constant load by clients that never try again."""
     crashes = deployment.crashes()
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "answers.json"
-        load = deployment.start_load(out, "--constant", GRPC, "--tokens", "24")
-        try:
-            time.sleep(IN_FLIGHT_S)
-            for service in RESTART_ORDER:
-                deployment.restart(service)
-            time.sleep(IN_FLIGHT_S)
-            load.terminate()
-            load.wait(BATCH_S)
-        finally:
-            load.kill()
-            load.wait()
-        result = json.loads(out.read_text(encoding="utf-8"))
+
+    def meanwhile(load: Load) -> None:
+        time.sleep(IN_FLIGHT_S)
+        for service in RESTART_ORDER:
+            deployment.restart(service)
+        time.sleep(IN_FLIGHT_S)
+        load.terminate()
+
+    result = under_load(deployment, meanwhile, "--constant", GRPC, "--tokens", "24")
     answers = result["answers"]
     crashed = [name for name, count in deployment.crashes().items() if count > crashes[name]]
     asked = ", ".join(f"{kind} {count}" for kind, count in result["asked"].items())
