@@ -131,10 +131,10 @@ class Admission:
                 f"The prompt has {size} characters; more than {most} cannot fit. Please reduce its length.",
                 _prompt_field(request),
             )
-        if size <= INLINE_CHARACTERS:
-            return _token_array(encode())
-        loop = asyncio.get_running_loop()
         try:
+            if size <= INLINE_CHARACTERS:
+                return _token_array(encode())
+            loop = asyncio.get_running_loop()
             return _token_array(await loop.run_in_executor(self._executor, encode))
         except TooManyTokensError as error:
             field = _prompt_field(request)
