@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from common.errors import NotFoundError, StorageError
+from common.limits import MAX_REQUEST_BYTES
 from common.openai.batch import BatchLineError, parse_line
 from common.openai.failures import error_code
 from router.batches import files, lines
@@ -14,7 +15,6 @@ from router.batches.database import Database
 from router.batches.records import BatchRecord
 
 MAX_REQUESTS = 50_000
-MAX_LINE_BYTES = 8 * 1024 * 1024
 MAX_ERRORS = 10
 _LINES_AT_A_TIME = 50
 _OF_THE_FILE = {
@@ -41,12 +41,12 @@ class LineSplitter:
         for part in ended:
             self._rest += part
             yield from self.flush()
-        self._rest += rest[: MAX_LINE_BYTES + 1 - len(self._rest)]
+        self._rest += rest[: MAX_REQUEST_BYTES + 1 - len(self._rest)]
 
     def flush(self) -> Iterator[tuple[int, bytes]]:
         """The last line."""
         self._number += 1
-        line = bytes(self._rest[: MAX_LINE_BYTES + 1]).strip()
+        line = bytes(self._rest[: MAX_REQUEST_BYTES + 1]).strip()
         self._rest.clear()
         if line:
             yield self._number, line
@@ -112,8 +112,8 @@ class BatchIntake:
             text = f"a batch may have {MAX_REQUESTS} requests; send several batches"
             self._error("too_many_requests", text, number)
             return None
-        if len(line) > MAX_LINE_BYTES:
-            text = f"line {number}: longer than {MAX_LINE_BYTES} bytes"
+        if len(line) > MAX_REQUEST_BYTES:
+            text = f"line {number}: longer than {MAX_REQUEST_BYTES} bytes"
             self._error("line_too_long", text, number)
             return None
         parsed = parse_line(line, number, "")

@@ -12,9 +12,9 @@ from starlette.requests import Request
 
 from common.errors import InvalidRequestError, TidePipeError
 from common.json_text import parse_json
+from common.limits import MAX_REQUEST_BYTES
 
-MAX_BODY_BYTES = 8 * 1024 * 1024
-MAX_DISCARDED_BYTES = 8 * MAX_BODY_BYTES
+MAX_DISCARDED_BYTES = 8 * MAX_REQUEST_BYTES
 """A larger body is read to its end and thrown away, within this limit: who is still sending when the
 connection closes gets to see a broken connection, and not why."""
 BODY_TIMEOUT_S = 60.0
@@ -36,7 +36,7 @@ class MediaTypeError(TidePipeError):
 class BodyTooLargeError(TidePipeError):
     """The body is longer than this path accepts (HTTP 413)."""
 
-    def __init__(self, limit: int = MAX_BODY_BYTES) -> None:
+    def __init__(self, limit: int = MAX_REQUEST_BYTES) -> None:
         super().__init__(f"the body is too large: at most {limit} bytes are accepted")
 
 
@@ -73,12 +73,12 @@ async def _read(request: Request) -> bytes:
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size <= MAX_BODY_BYTES:
+        if size <= MAX_REQUEST_BYTES:
             raw += chunk
         elif size > MAX_DISCARDED_BYTES:
             raise BodyTooLargeError
         else:
             raw.clear()
-    if size > MAX_BODY_BYTES:
+    if size > MAX_REQUEST_BYTES:
         raise BodyTooLargeError
     return bytes(raw)

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from common.limits import MAX_REQUEST_BYTES
 from common.version import tidepipe_version
-from router.gateway.body import MAX_BODY_BYTES
 from tests.fakes.client import IDS, eventually, listen, request
 from tests.fakes.controller import FakeController, fake_controller, scripted_text
 from tests.fakes.router import RunningRouter, running_router
@@ -133,7 +133,7 @@ async def test_errors_are_openais(http: httpx.AsyncClient, controller: FakeContr
         (COMPLETE, good | {"prompt": [1, 999]}, 400, "prompt"),
         (COMPLETE, good | {"unheard": 1}, 400, "unheard"),
         (COMPLETE, good | {"model": "another"}, 404, None),
-        (COMPLETE, b" " * (MAX_BODY_BYTES + 1), 413, None),
+        (COMPLETE, b" " * (MAX_REQUEST_BYTES + 1), 413, None),
         (CHAT, {"messages": []}, 400, "messages"),
         ("/v1/nothing", good, 404, None),
         ("/v1/models", good, 405, None),
