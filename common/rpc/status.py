@@ -25,6 +25,7 @@ from common.errors import (
     UnavailableError,
 )
 
+CLOSED = "the connection was closed"
 RETRY_AFTER = "retry-after-ms"
 PARAM = "tidepipe-param"
 KIND = "tidepipe-kind"
@@ -117,10 +118,15 @@ def translated(unavailable: str = "") -> Iterator[None]:
         if unavailable and isinstance(translation, UnavailableError):
             translation = UnavailableError(f"{unavailable}: {translation}")
         raise translation from error
+    except grpc.aio.UsageError as error:
+        # A call begun on a channel that was closed just before.
+        if "closed" not in str(error):
+            raise
+        raise UnavailableError(CLOSED) from error
     except asyncio.CancelledError as error:
         # A channel that is closed cancels its calls. Who waits was not cancelled and must hear of it: a
         # handler that ends by this error leaves its own caller waiting until the deadline.
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        raise UnavailableError("the connection was closed") from error
+        raise UnavailableError(CLOSED) from error

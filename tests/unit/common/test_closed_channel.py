@@ -44,3 +44,10 @@ async def test_closing_is_no_cancellation(closed: bool) -> None:
             await calling
     await channel.close()
     await server.stop(None)
+
+
+async def test_a_call_on_a_channel_that_is_closed_already_fails_likewise() -> None:
+    channel = open_channel("127.0.0.1:1")
+    await channel.close()
+    with pytest.raises(UnavailableError, match="closed"):
+        await call(channel)
