@@ -59,11 +59,15 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class StagesReady:
-    """All stages are configured for a new epoch, with empty KV pools of this many blocks."""
+    """All stages are configured for a new epoch, with empty KV pools of this many blocks.
+
+    replaced: one of them is a new process: the one before it has died, and not only a link to it.
+    """
 
     epoch: int
     stages: int
     kv_blocks: int
+    replaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class StagesLost:
     """A stage or a link broke: whatever was in flight or cached is gone.
 
     failed_step: the step whose execution failed, if that was the cause.
-    open_steps: those that the lost stage had not reported, one of which may have been its end.
+    open_steps: those that the lost stage had not reported: if it has died, one of them may have been its end.
     """
 
     detail: str

@@ -65,6 +65,8 @@ class Scheduler:
         self._cost = cost
         self._policies = policies
         self._inquest = Inquest()
+        self._in_flight: dict[Sequence, Span] = {}
+        self._loss = ""
         self._eos = frozenset(config.eos_token_ids)
         self._deadlines = 0
 
@@ -164,6 +166,9 @@ class Scheduler:
     def _stages_ready(self, event: StagesReady) -> None:
         microbatches = self.config.microbatches or self.policy.microbatches(event.stages)
         self.state.start_epoch(event.stages, event.kv_blocks, microbatches)
+        # A link that broke, however often at the same place, says nothing of what it carried.
+        in_flight, self._in_flight = self._in_flight, {}
+        self._blame(in_flight if event.replaced else {}, certain=False)
         longest = self.longest_sequence
         for sequence in list(self.sequences.values()):
             # Taken before the pool's size was known, or by a larger pool that is no more.
@@ -184,9 +189,14 @@ class Scheduler:
                 rows[sequence] = Span(known.begin if known else begin, end)
         lost = state.end_epoch()
         state.turn(Phase.IDLE, Reason(f"stages lost: {event.detail}", {"recompute": len(lost)}), now)
+        self._loss, self._in_flight = event.detail, {} if certain else rows
+        if certain:
+            self._blame(rows, certain=True)
+
+    def _blame(self, rows: dict[Sequence, Span], *, certain: bool) -> None:
         guilty = self._inquest.blame(rows, certain=certain)
         if guilty is not None:
-            detail = f"the request cannot be computed, also alone: {event.detail}"
+            detail = f"the request cannot be computed, also alone: {self._loss}"
             self._end(guilty, FinishReason.ERROR, error=detail)
 
     def _try_suspects(self, now: float) -> None:

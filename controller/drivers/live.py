@@ -110,7 +110,8 @@ class LiveInstance:
                 assert self.pipeline.about is not None
                 self._scheduler = self._make_scheduler(self.pipeline.about)
             self.serving, self.detail = True, ""
-            self._hear(StagesReady(self.pipeline.epoch, len(self.pipeline.stages), blocks))
+            pipeline = self.pipeline
+            self._hear(StagesReady(pipeline.epoch, len(pipeline.stages), blocks, pipeline.replaced))
             self.changed.beat()
             self._on_serving(True)
             try:

@@ -69,7 +69,8 @@ class Pipeline:
         self._incarnation = incarnation
         self._verdict: StageLostError | None = None
         self._judged = asyncio.Event()
-        self._pids: dict[int, int] = {}
+        self.replaced = False
+        """True if a stage of this epoch is another process than in the one before."""
 
     async def bring_up(self) -> int:
         """Configure all stages for a new epoch; KV blocks that every stage has.
@@ -127,7 +128,10 @@ class Pipeline:
         )
         self._verdict = None
         self._judged.clear()
-        self.watch.begin([self._is_new_and_compiles(i, one) for i, one in enumerate(abouts)])
+        fresh = [stage.begin_epoch() for stage in self.stages]
+        self.replaced = any(fresh)
+        compiles = [about.device.startswith("cuda") for about in abouts]
+        self.watch.begin([new and there for new, there in zip(fresh, compiles, strict=True)])
         log.info("stages ready", epoch=self.epoch, layers=ranges, kv_blocks=list(blocks), by_fabric=sum(ways))
         return min(blocks)
 
@@ -205,10 +209,6 @@ class Pipeline:
         await self._judged.wait()
         assert self._verdict is not None
         raise self._verdict
-
-    def _is_new_and_compiles(self, index: int, about: StageAbout) -> bool:
-        before, self._pids[index] = self._pids.get(index), about.pid
-        return before != about.pid and about.device.startswith("cuda")
 
     async def close(self) -> None:
         """Give all channels back."""

@@ -89,6 +89,8 @@ class StageClient:
         self.count = count
         self.account = StageAccount(address)
         self.hung = False
+        self._fresh = True
+        self._known_epoch = 0
         self._channel = open_channel(address)
         self._stub = stage_pb2_grpc.StageServiceStub(self._channel)
         self._plans: asyncio.Queue[StepPlan] = asyncio.Queue(MAX_PLANS_QUEUED)
@@ -121,17 +123,17 @@ class StageClient:
             epoch=reply.epoch,
             fabric=FabricPort(reply.fabric, reply.fabric_device),
         )
-        before = self.account.about
-        if before is not None and before.pid != about.pid:
+        if about.epoch < self._known_epoch:
             # What the kernel ends for memory can say nothing itself.
+            self._fresh = True
             log.warning(
                 "stage worker was replaced; if for memory, `dmesg` or the container's state tells",
                 stage=self.index,
                 address=self.address,
-                pid_before=before.pid,
                 pid=about.pid,
                 last_seen_holding_mib=self.account.rss_bytes >> 20,
             )
+        self._known_epoch = about.epoch
         self.account.about = about
         self.account.rss_bytes = reply.rss_bytes
         return about
@@ -144,6 +146,7 @@ class StageClient:
         except grpc.aio.AioRpcError as error:
             raise self._named(from_rpc_error(error)) from error
         self.hung = False
+        self._known_epoch = request.epoch
         # From here on plans may be queued for the new epoch.
         self._plans = asyncio.Queue(MAX_PLANS_QUEUED)
         self._phases.clear()
@@ -151,6 +154,14 @@ class StageClient:
         self.account.rss_bytes = reply.rss_bytes
         self.account.slow_because = reply.slow_because
         return reply.kv_blocks
+
+    def begin_epoch(self) -> bool:
+        """The epoch for which it was configured begins; True if it is this process's first.
+
+        Told by the epochs that it knows: in containers each process has the id of the one before.
+        """
+        fresh, self._fresh = self._fresh, False
+        return fresh
 
     def _named(self, error: TidePipeError) -> TidePipeError:
         """The same error, saying which stage it is about."""

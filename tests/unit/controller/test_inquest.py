@@ -136,3 +136,17 @@ def test_suspects_are_cancelled_and_newcomers_wait_while_they_are_tried() -> Non
     world.run_dry()
     for name, prompt in list(prompts.items())[1:]:
         assert (world.outputs[name], world.ends[name].reason) == expected_output(prompt, 30)
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_a_link_that_breaks_again_and_again_convicts_nobody(count: int) -> None:
+    """Always at the same place, for no process has died: what was in flight is what always is."""
+    world = World(stages=2, kv_blocks=400, block_size=8, microbatches=0)
+    prompts = {f"s{i}": (i + 1, *range(20)) for i in range(count)}
+    arrivals = [NewSequence(name, prompts[name], SamplingParams(max_tokens=30)) for name in prompts]
+    world.hear(SequencesArrived(tuple(arrivals)))
+    for _ in range(20):
+        world.lose_stages("unreachable", link=True)
+    world.run_dry()
+    for name, prompt in prompts.items():
+        assert (world.outputs[name], world.ends[name].reason) == expected_output(prompt, 30)

@@ -140,13 +140,15 @@ class World:
         held = [s.blocks for s in self.scheduler.sequences.values()]
         self.scheduler.ledger.check(held)
 
-    def lose_stages(self, detail: str = "killed", failed: int | None = None, *, died: bool = False) -> None:
+    def lose_stages(
+        self, detail: str = "killed", failed: int | None = None, *, died: bool = False, link: bool = False
+    ) -> None:
         steps = tuple(plan.step_id for plan in self.fake.queue)
-        self.hear(StagesLost(detail, failed, steps if died else ()))
+        self.hear(StagesLost(detail, failed, steps if died or link else ()))
         assert self.scheduler.ledger.used == 0
         self.epoch += 1
         self.fake = FakeStages(self.kv_blocks, self.block_size)
-        self.hear(StagesReady(self.epoch, self.stages, self.kv_blocks))
+        self.hear(StagesReady(self.epoch, self.stages, self.kv_blocks, replaced=died))
 
     def run_dry(self) -> None:
         steps = 0
