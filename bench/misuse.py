@@ -44,7 +44,7 @@ POLL_S = 0.05
 BEGIN_S = 0.5
 """The misuse begins so long before the canaries."""
 MIB = 2**20
-PAUSED = "law 8: a stage worker that stands still"
+PAUSED = "a stage worker that stands still"
 REST_S = 3.0
 
 

@@ -182,27 +182,25 @@ TURNS = {"messages": [{"role": "user", "content": ""}] * 200_000, "max_tokens": 
 DEEP = b'{"prompt": "x", "tools": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 KINDS: dict[str, Callable[[Misuse], Awaitable[None]]] = {
-    "law 2: 2.5 million stop token ids, n 3": lambda m: m.post("/v1/completions", STOPS),
-    "law 2: the same as lines of a batch": lambda m: m.batch(STOPS, prompt()),
-    "law 2: 49,000 biases, n 16": lambda m: m.post("/v1/completions", BIAS),
-    "law 2: 200,000 empty turns": lambda m: m.post("/v1/chat/completions", TURNS),
-    "law 2: gRPC, a role of 15 MB, 4 million ids": lambda m: m.submit(ROLE, IDS, ROLE, IDS),
-    "law 3: structures without an end token": lambda m: m.post(
-        "/v1/completions", structured({"type": "integer"})
-    ),
-    "law 4: a product of 24 patterns": lambda m: m.post("/v1/completions", PRODUCT),
-    "law 4: the same as lines of a batch": lambda m: m.batch(PRODUCT, prompt()),
-    "law 4: prompts of 2 MB": lambda m: m.post("/v1/completions", prompt(prompt=chance_text(2_000_000))),
-    "law 4: model names of 8 MB": lambda m: m.post("/v1/completions", prompt(model="m" * 8_000_000)),
-    "law 4: 8 MB of JSON": lambda m: m.post("/v1/completions", prompt(x=[[1.5, "a"]] * 600_000)),
-    "law 4: 100,000 brackets deep": lambda m: m.post("/v1/completions", DEEP),
-    "law 9: 996 connections without an end of headers": lambda m: m.hang(b"GET / HTTP/1.1\r\nhost: x\r\nx"),
-    "law 9: 996 bodies that dawdle": lambda m: m.hang(
+    "2.5 million stop token ids, n 3": lambda m: m.post("/v1/completions", STOPS),
+    "stop token ids in lines of a batch": lambda m: m.batch(STOPS, prompt()),
+    "49,000 biases, n 16": lambda m: m.post("/v1/completions", BIAS),
+    "200,000 empty turns": lambda m: m.post("/v1/chat/completions", TURNS),
+    "gRPC, a role of 15 MB, 4 million ids": lambda m: m.submit(ROLE, IDS, ROLE, IDS),
+    "integers by schema": lambda m: m.post("/v1/completions", structured({"type": "integer"})),
+    "a product of 24 patterns": lambda m: m.post("/v1/completions", PRODUCT),
+    "patterns in lines of a batch": lambda m: m.batch(PRODUCT, prompt()),
+    "prompts of 2 MB": lambda m: m.post("/v1/completions", prompt(prompt=chance_text(2_000_000))),
+    "model names of 8 MB": lambda m: m.post("/v1/completions", prompt(model="m" * 8_000_000)),
+    "8 MB of JSON": lambda m: m.post("/v1/completions", prompt(x=[[1.5, "a"]] * 600_000)),
+    "100,000 brackets deep": lambda m: m.post("/v1/completions", DEEP),
+    "996 connections without an end of headers": lambda m: m.hang(b"GET / HTTP/1.1\r\nhost: x\r\nx"),
+    "996 bodies that dawdle": lambda m: m.hang(
         b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         b"content-length: 100000\r\n\r\n{"
     ),
-    "law 9: another site's page": lambda m: m.other_site(),
-    "law 9: an impostor registers": lambda m: m.impostor(),
+    "another site's page": lambda m: m.other_site(),
+    "an impostor registers": lambda m: m.impostor(),
 }
 
 
