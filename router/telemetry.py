@@ -77,7 +77,7 @@ class RequestMetrics:
     def ended(self, answer: EndedAnswer) -> None:
         """Part of RequestMeter."""
         if answer.reason is FinishReason.ERROR:
-            self._failed.inc()
+            self._failed.inc(not answer.shed)
             return
         self._success[answer.reason].inc()
         self._e2e.observe(answer.since_arrival_s)
@@ -98,6 +98,7 @@ def export_router_metrics(
         requests.add_metric(["running"], counts.running)
         yield requests
         yield gauge("tidepipe_router_max_requests", "Requests accepted at a time.", table.max_requests)
+        yield total("tidepipe_router_shed_requests", "Requests told to come again later.", counts.shed)
         yield total(
             "tidepipe_router_moved_sequences", "Sequences that an instance gave back.", dispatcher.moved
         )

@@ -58,6 +58,7 @@ class AdminServicer(GroupsServicer):
             running=counts.running,
             finished=counts.finished,
             failed=counts.failed,
+            shed=counts.shed,
             max_requests=self._table.max_requests,
             instances=[entry.result() for entry in entries],
             predictor=predictor.result(),

@@ -38,6 +38,7 @@ class ClusterSummary:
             "queued": counts.queued,
             "finished": counts.finished,
             "failed": counts.failed,
+            "shed": counts.shed,
             "most": self._table.max_requests,
             "pending": len(scheduler.pending),
             "oldest_wait_s": round(scheduler.pending.oldest_wait(self._clock()), 2),

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Callable
 from typing import Protocol
 
-from common.errors import TidePipeError
+from common.errors import OverloadedError, TidePipeError
 from common.pulse import Pulse
 from common.request import Usage
 from common.sampling import FinishReason, SamplingParams
@@ -93,6 +93,11 @@ class RequestEntry:
         return any(answer.finish_reason is FinishReason.ERROR for answer in self.answers)
 
     @property
+    def shed(self) -> bool:
+        """True if nothing is wrong with it: it was told to come again later."""
+        return isinstance(self.failure, OverloadedError)
+
+    @property
     def prompt_tokens(self) -> int:
         """Prompt length; zero before it is known."""
         return self.answers[0].usage.prompt_tokens if self.answers else 0
@@ -159,7 +164,7 @@ class RequestEntry:
         self._end()
         for answer in self.answers:
             if not answer.finished:
-                answer.finish(FinishReason.ERROR, error=str(error))
+                answer.finish(FinishReason.ERROR, error=str(error), shed=self.shed)
                 self._host.withdraw(answer)
 
     def answer_changed(self) -> None:

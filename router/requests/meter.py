@@ -11,13 +11,17 @@ from common.sampling import FinishReason
 
 @dataclass(frozen=True, slots=True)
 class EndedAnswer:
-    """since_arrival_s: until it ended. ttft_s, tpot_s: targets of its own; None: the service's."""
+    """since_arrival_s: until it ended. ttft_s, tpot_s: targets of its own; None: the service's.
+
+    shed: an error that says no more than "later".
+    """
 
     reason: FinishReason
     usage: Usage
     since_arrival_s: float
     ttft_s: float | None = None
     tpot_s: float | None = None
+    shed: bool = False
 
     @property
     def per_token_s(self) -> float | None:

@@ -168,8 +168,9 @@ class RunningAnswer:
         error: str = "",
         *,
         flush: bool = True,
+        shed: bool = False,
     ) -> None:
-        """End it. flush: text that was held back belongs to it."""
+        """End it. flush: text that was held back belongs to it. shed: its client comes again."""
         if self.finished:
             return
         if flush and self._text is not None and (matched := self._text.flush()) is not None:
@@ -180,7 +181,7 @@ class RunningAnswer:
         if self._text is not None:
             self._text.log.compact()
         elapsed = self._clock() - self.arrived
-        self._meter.ended(EndedAnswer(reason, self.usage, elapsed, self.ttft_s, self.tpot_s))
+        self._meter.ended(EndedAnswer(reason, self.usage, elapsed, self.ttft_s, self.tpot_s, shed))
         self._owner.answer_changed()
 
     def read(self, cursor: Cursor) -> Delta | None:

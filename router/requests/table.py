@@ -54,12 +54,16 @@ class _Watch:
 
 @dataclass(frozen=True, slots=True)
 class TableCounts:
-    """How many requests wait for an instance, have one, have ended well, have failed."""
+    """How many requests wait for an instance, have one, have ended well, have failed, were shed.
+
+    shed: told to come again later, at once or while they waited.
+    """
 
     queued: int
     running: int
     finished: int
     failed: int
+    shed: int
 
 
 class RequestTable:
@@ -94,6 +98,7 @@ class RequestTable:
         self._pacing = Pacing()
         self._finished = 0
         self._failed = 0
+        self._shed = 0
         self._closed = False
         self._group: asyncio.TaskGroup | None = None
 
@@ -108,7 +113,7 @@ class RequestTable:
             not entry.answers or all(self._dispatcher.is_pending(answer) for answer in entry.answers)
             for entry in self._running.values()
         )
-        return TableCounts(queued, len(self._running) - queued, self._finished, self._failed)
+        return TableCounts(queued, len(self._running) - queued, self._finished, self._failed, self._shed)
 
     async def run(self) -> None:
         """Run admissions and forget old requests, until cancelled."""
@@ -229,7 +234,8 @@ class RequestTable:
             watch.timer.cancel()
         trace = entry.trace_id or None
         if entry.failure is not None:
-            self._failed += bool(entry.answers)
+            self._shed += bool(entry.answers) and entry.shed
+            self._failed += bool(entry.answers) and not entry.shed
             log.info("request failed", request=name, trace=trace, reason=str(entry.failure))
             return
         self._failed += entry.broken
@@ -253,6 +259,7 @@ class RequestTable:
         if self._closed or self._group is None:
             raise UnavailableError("this router is stopping; try another one, or again in a moment")
         if len(self._running) >= self.max_requests:
+            self._shed += 1
             raise OverloadedError(
                 f"this router has {len(self._running)} requests already, as many as it accepts; "
                 "come again in a moment",
@@ -260,6 +267,7 @@ class RequestTable:
             )
         most = max(1, int(self.max_requests * LARGEST_SHARE))
         if request.owner and self._counts[request.owner] >= most:
+            self._shed += 1
             raise OverloadedError(
                 f"{most} of your requests run or wait here already, as many as one client's may; "
                 "come again in a moment",

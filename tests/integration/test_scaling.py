@@ -186,6 +186,9 @@ async def test_a_bounded_queue_refuses_at_once_and_what_is_late_is_shed() -> Non
         assert "2 requests wait" in text and retry_ms >= 100
         for text, took, _ in await asyncio.gather(*late):
             assert "no instance could take the request" in text and took >= 0.15
+        # None of them failed: each was told to come again.
+        counts = router.service.table.counts
+        assert (counts.shed, counts.failed, counts.finished) == (3, 0, 0)
 
 
 async def test_policies_draining_and_scaling_by_rpc() -> None:

@@ -103,7 +103,10 @@ class PredictorStatus:
 
 @dataclass(frozen=True, slots=True)
 class ClusterStatus:
-    """The router and all behind it; counters since the router started."""
+    """The router and all behind it; counters since the router started.
+
+    shed: requests told to come again later; one that came again counts for itself.
+    """
 
     router_id: str
     uptime_s: float
@@ -111,6 +114,7 @@ class ClusterStatus:
     running: int
     finished: int
     failed: int
+    shed: int
     max_requests: int
     instances: tuple[InstanceStatus, ...]
     predictor_address: str
@@ -132,6 +136,7 @@ def status_from_wire(message: admin_pb2.GetClusterStatusResponse) -> ClusterStat
         running=message.running,
         finished=message.finished,
         failed=message.failed,
+        shed=message.shed,
         max_requests=message.max_requests,
         instances=tuple(_instance(entry) for entry in message.instances),
         predictor_address=message.predictor_address,

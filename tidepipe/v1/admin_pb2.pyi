@@ -696,6 +696,7 @@ class GetClusterStatusResponse(_message.Message):
     INSTANCES_FIELD_NUMBER: _builtins.int
     PREDICTOR_FIELD_NUMBER: _builtins.int
     PREDICTOR_ADDRESS_FIELD_NUMBER: _builtins.int
+    SHED_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     """Name of the router."""
     uptime_s: _builtins.float
@@ -707,11 +708,13 @@ class GetClusterStatusResponse(_message.Message):
     finished: _builtins.int
     """Requests finished since start."""
     failed: _builtins.int
-    """Requests ended with an error since start."""
+    """Requests ended with an error since start; those that were shed are none of them."""
     max_requests: _builtins.int
     """Requests accepted at most at a time."""
     predictor_address: _builtins.str
     """HOST:PORT of the predictor; empty if none."""
+    shed: _builtins.int
+    """Requests told to come again later, since start: no room, or they would have been late."""
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstanceEntry]:
         """The instances."""
@@ -733,10 +736,11 @@ class GetClusterStatusResponse(_message.Message):
         instances: _abc.Iterable[Global___InstanceEntry] | None = ...,
         predictor: _predictor_pb2.GetPredictorStatusResponse | None = ...,
         predictor_address: _builtins.str = ...,
+        shed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["predictor", b"predictor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "finished", b"finished", "instances", b"instances", "max_requests", b"max_requests", "predictor", b"predictor", "predictor_address", b"predictor_address", "queued", b"queued", "router_id", b"router_id", "running", b"running", "uptime_s", b"uptime_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "finished", b"finished", "instances", b"instances", "max_requests", b"max_requests", "predictor", b"predictor", "predictor_address", b"predictor_address", "queued", b"queued", "router_id", b"router_id", "running", b"running", "shed", b"shed", "uptime_s", b"uptime_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,7 +12,8 @@ export function updateFigures(state, load) {
   const figures = [
     {
       name: "Requests", value: `${whole(requests.running)} running`,
-      note: `${whole(requests.queued)} queued, ${whole(requests.finished)} done, ${whole(requests.failed)} failed`,
+      note: `${whole(requests.queued)} queued, ${whole(requests.finished)} done, ${whole(requests.failed)} failed` +
+        (requests.shed ? `, ${whole(requests.shed)} told to come again` : ""),
       mood: requests.queued > requests.running && requests.queued > 8 ? "warn" : "",
     },
     { name: "Output", value: `${whole(rate(load))} tokens/s`, note: `${whole(requests.generated_tokens)} since start` },

@@ -42,7 +42,7 @@ def print_status(status: ClusterStatus) -> None:
     console.print(
         f"router [bold]{named(status.router_id)}[/], up {_duration(status.uptime_s)}: "
         f"{status.queued} queued, {status.running} running (of {status.max_requests}), "
-        f"{status.finished} finished, {status.failed} failed",
+        f"{status.finished} finished, {status.failed} failed, {status.shed} shed",
         highlight=False,
     )
     console.print(_predictor_line(status), highlight=False)
