@@ -42,10 +42,14 @@ def parse_json(raw: bytes | str, what: str) -> Any:
     return value
 
 
-def decode_json(raw: bytes | str) -> Any:
-    """The value, in which strings may still have lone surrogates. NotJsonError."""
+def decode_json(raw: bytes | str, *, counted: bool = True) -> Any:
+    """The value, in which strings may still have lone surrogates. NotJsonError.
+
+    counted: refuse more values than any request has.
+    """
     text = raw if isinstance(raw, str) else _decoded(raw)
-    _check_counts(text)
+    if counted:
+        _check_counts(text)
     try:
         value = json.loads(
             text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ModelError
+from common.tokenizer_files import check_tokenizer_files, check_tokenizer_json, tokenizer_facts
 
 _LONGEST_REASON = 300
 # What Hugging Face can make a fast tokenizer of without anything but its own library.
@@ -22,6 +23,8 @@ def load_tokenizer(path: Path) -> Any:
     gguf = path.suffix == ".gguf"
     if not gguf and not any((path / name).is_file() for name in _SOURCES):
         raise ModelError(f"cannot load the tokenizer of {path}: {_missing(path)}")
+    if not gguf:
+        check_tokenizer_files(path)
     # Slow to import, and not needed by those who only use the types.
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -33,17 +36,37 @@ def load_tokenizer(path: Path) -> Any:
             )
         else:
             tokenizer = AutoTokenizer.from_pretrained(
-                str(path), local_files_only=True, trust_remote_code=False
+                str(path), config=_model_config(path), local_files_only=True, trust_remote_code=False
             )
-    except KeyError as error:
-        if gguf:
-            raise ModelError(f"cannot load the tokenizer of {path}: the file has no {error}") from error
-        raise ModelError(_failed(path, error)) from error
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises all kinds, from ValueError to OSError
+        if gguf and isinstance(error, KeyError):
+            raise ModelError(f"cannot load the tokenizer of {path}: the file has no {error}") from error
+        if not gguf:
+            check_tokenizer_json(path)
         raise ModelError(_failed(path, error)) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelError(f"the tokenizer of {path} has no fast implementation (tokenizer.json)")
     return tokenizer
+
+
+def _model_config(folder: Path) -> Any:
+    """What the choice of a tokenizer's class wants to know of the model, and nothing besides.
+
+    Left alone, AutoTokenizer has all of config.json read for it, and what is wrong with the model's numbers
+    is then said to be wrong with the tokenizer.
+    """
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+    said = tokenizer_facts(folder)
+    kind = said.get("model_type")
+    config = CONFIG_MAPPING[kind]() if kind in CONFIG_MAPPING else PreTrainedConfig()
+    config.name_or_path = str(folder)
+    for key in ("tokenizer_class", "model_name"):
+        if key in said:
+            setattr(config, key, said[key])
+    return config
 
 
 def _missing(folder: Path) -> str:

@@ -5,18 +5,20 @@ Many fine-tuned models name their end of turn nowhere else; without it, their an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from common.errors import ModelError
+from common.model_files import read_json_object
 
 _LARGEST_FILE = 256 << 20
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
 """What common chat templates write behind an answer."""
 
 
-def end_tokens(folder: Path) -> tuple[int, ...]:
-    """Ids of the tokenizer's EOS token, and of the end of turn that the chat template writes.
+def end_tokens(folder: Path, *, turns: bool = True) -> tuple[int, ...]:
+    """Ids of the tokenizer's EOS token, and, if `turns`, of the end of turn that the chat template writes.
 
     Files that are not there or damaged say nothing: the router, which needs them, says what is wrong.
     """
@@ -24,8 +26,9 @@ def end_tokens(folder: Path) -> tuple[int, ...]:
     names = [
         _text(config.get("eos_token")) or _text(_object(folder / "special_tokens_map.json").get("eos_token"))
     ]
-    template = "".join(_templates(folder, config))
-    names += [name for name in _END_OF_TURN if name in template]
+    if turns:
+        template = "".join(_templates(folder, config))
+        names += [name for name in _END_OF_TURN if name in template]
     wanted = [name for name in names if name]
     if not wanted:
         return ()
@@ -73,9 +76,6 @@ def _text(token: Any) -> str:
 
 def _object(file: Path) -> Mapping[str, Any]:
     try:
-        if file.stat().st_size > _LARGEST_FILE:
-            return {}
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json_object(file, _LARGEST_FILE, counted=False)
+    except ModelError:
         return {}
-    return value if isinstance(value, dict) else {}

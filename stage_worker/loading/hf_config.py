@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from common.errors import ModelError
+from common.model_files import shown
 from stage_worker.loading.config_keys import refuse_unknown_keys, refuse_unknown_rope_keys
 from stage_worker.models.spec import (
     DTYPES,
+    LARGEST,
     ROPE_KINDS,
     SUPPORTED_ARCHITECTURES,
     ModelSpec,
@@ -40,7 +42,10 @@ class _Family:
 
 
 _MOST_LAYERS = 10_000
+_KINDS: Mapping[type, str] = {int: "an integer", float: "a number", bool: "true or false"}
 _LARGEST_NUMBER = 2**63
+_MOST_ENDS = 1024
+_SHOWN = 100
 # transformers runs Mistral's alternating windows under a name of its own.
 _ALIASES: Mapping[str, str] = {"ministral": "mistral"}
 # Names of the same thing; "dynamic" stretches what lies beyond the context length, where nothing goes.
@@ -79,28 +84,29 @@ def from_hf_config(
     _refuse_unsupported(config, source)
     refuse_unknown_keys(config, model_type, source)
 
-    layers = _number(config, "num_hidden_layers", None, int, source)
-    if not 1 <= layers <= _MOST_LAYERS:
-        raise ModelError(f"{source}: num_hidden_layers must be 1 to {_MOST_LAYERS}, got {layers}")
-    hidden = _number(config, "hidden_size", None, int, source)
-    heads = _number(config, "num_attention_heads", None, int, source)
-    if heads < 1:
-        raise ModelError(f"{source}: num_attention_heads must be at least 1, got {heads}")
-    context_length = _number(config, "max_position_embeddings", family.context_length, int, source)
-    head_dim = _number(config, "head_dim", family.head_dim or hidden // heads, int, source)
+    layers = _dimension(config, "num_hidden_layers", None, source, most=_MOST_LAYERS)
+    hidden = _dimension(config, "hidden_size", None, source)
+    heads = _dimension(config, "num_attention_heads", None, source)
+    context_length = _dimension(config, "max_position_embeddings", family.context_length, source)
+    if config.get("head_dim") is None and family.head_dim is None and hidden % heads:
+        raise ModelError(
+            f"{source}: hidden_size {hidden} is no multiple of num_attention_heads {heads}, and there is no "
+            "head_dim"
+        )
+    head_dim = _dimension(config, "head_dim", family.head_dim or hidden // heads, source)
     bias = family.bias_options and _number(config, "attention_bias", False, bool, source)
     # An explicit null means one per query head, whatever the family does without the key.
     kv_heads = heads if "num_key_value_heads" in config else family.kv_heads or heads
     rope_layers = _rope_layers(config, model_type, layers, source)
-    vocab_size = _number(config, "vocab_size", None, int, source)
+    vocab_size = _dimension(config, "vocab_size", None, source)
     spec = ModelSpec(
         architecture=model_type,
         layers=layers,
         hidden=hidden,
         heads=heads,
-        kv_heads=_number(config, "num_key_value_heads", kv_heads, int, source),
+        kv_heads=_dimension(config, "num_key_value_heads", kv_heads, source),
         head_dim=head_dim,
-        intermediate=_number(config, "intermediate_size", None, int, source),
+        intermediate=_dimension(config, "intermediate_size", None, source),
         vocab_size=vocab_size,
         context_length=context_length,
         eos_token_ids=_eos_token_ids(
@@ -124,7 +130,7 @@ def from_hf_config(
 def _refuse_unsupported(config: JsonObject, source: str) -> None:
     names = config.get("architectures") or []
     if not isinstance(names, list):
-        raise ModelError(f"{source}: architectures must be a list of names, got {names!r}")
+        raise ModelError(f"{source}: architectures must be a list of names, got {shown(names)}")
     # A bare model is one with an LM head too, where that is the embedding or stored beside it.
     if names and not any(str(name).endswith(("ForCausalLM", "Model")) for name in names):
         raise ModelError(f"{source}: {', '.join(map(str, names))} is not a language model with an LM head")
@@ -136,10 +142,18 @@ def _refuse_unsupported(config: JsonObject, source: str) -> None:
                 "checkpoint (with --quantization int8 for less memory) or a GGUF file"
             )
     if str(config.get("hidden_act", "silu")) not in ("silu", "swish"):
-        raise ModelError(f"{source}: activation {config['hidden_act']!r} is not supported, only silu")
+        raise ModelError(f"{source}: activation {shown(config['hidden_act'])} is not supported, only silu")
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if config.get(key):
             raise ModelError(f"{source}: mixture-of-experts models are not supported ({key})")
+
+
+def _dimension(config: JsonObject, key: str, default: int | None, source: str, *, most: int = LARGEST) -> int:
+    value = _number(config, key, default, int, source)
+    if not 1 <= value <= most:
+        bound = "at least 1" if value < 1 else f"at most {most}"
+        raise ModelError(f"{source}: {key} must be {bound}, got {value}")
+    return value
 
 
 def _number(config: JsonObject, key: str, default: _T | None, kind: type[_T], source: str) -> _T:
@@ -152,7 +166,7 @@ def _number(config: JsonObject, key: str, default: _T | None, kind: type[_T], so
     # Also false for what is no number.
     fits = fits and -_LARGEST_NUMBER < value < _LARGEST_NUMBER
     if not fits or (kind is int and value != int(value)):
-        raise ModelError(f"{source}: {key} must be of type {kind.__name__}, got {str(value)[:100]!r}")
+        raise ModelError(f"{source}: {key} must be {_KINDS[kind]}, got {shown(value)}")
     return kind(value)
 
 
@@ -168,14 +182,29 @@ def _eos_token_ids(
 
     What the tokenizer calls the end is one too; the family's own default stands only where nobody says.
     """
-    value = generation_config.get("eos_token_id")
-    if value is None:
-        value = config.get("eos_token_id", None if end_tokens else default)
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(number, int) and not isinstance(number, bool) for number in ids):
-        raise ModelError(f"{source}: eos_token_id must be token ids, got {value!r}")
+    generated = _token_ids(generation_config, source.replace("config.json", "generation_config.json"))
+    configured = _token_ids(config, source)
+    if generated is not None:
+        ids = generated
+    elif "eos_token_id" in config or end_tokens:
+        ids = configured or []
+    else:
+        ids = [] if default is None else [default]
     # Ids beyond the vocabulary are never drawn, and -1 is how some say that there is none.
     return tuple(number for number in dict.fromkeys([*ids, *end_tokens]) if 0 <= number < vocab_size)
+
+
+def _token_ids(config: JsonObject, source: str) -> list[int] | None:
+    """What a file says of the ends of an output; None if nothing."""
+    value = config.get("eos_token_id")
+    if value is None:
+        return None
+    ids = value if isinstance(value, list) else [value]
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in ids):
+        raise ModelError(f"{source}: eos_token_id must be a token's id or a list of them, got {shown(value)}")
+    if len(ids) > _MOST_ENDS:
+        raise ModelError(f"{source}: eos_token_id lists {len(ids)} tokens, {_MOST_ENDS} at most")
+    return ids
 
 
 def _native_dtype(config: JsonObject, source: str) -> str:
@@ -183,7 +212,7 @@ def _native_dtype(config: JsonObject, source: str) -> str:
     if value == "auto":
         return "float32"  # replaced by that of the weights
     if value not in DTYPES:
-        raise ModelError(f"{source}: unsupported data type {value}; supported: {', '.join(DTYPES)}")
+        raise ModelError(f"{source}: unsupported data type {value[:_SHOWN]}; supported: {', '.join(DTYPES)}")
     return value
 
 
@@ -197,7 +226,7 @@ def _rope_layers(config: JsonObject, model_type: str, layers: int, source: str) 
             raise ModelError(f"{source}: no_rope_layer_interval must be at least 1, got {interval}")
         return tuple((layer + 1) % interval != 0 for layer in range(layers))
     if not isinstance(listed, list) or not all(used in (0, 1) for used in listed):
-        raise ModelError(f"{source}: no_rope_layers must be a list of 0 and 1, got {listed!r}")
+        raise ModelError(f"{source}: no_rope_layers must be a list of 0 and 1, got {shown(listed)}")
     # In spite of its name, the list has 1 where RoPE is used.
     return tuple(bool(used) for used in listed[:layers])
 
@@ -216,7 +245,7 @@ def _sliding_windows(
     kinds = config.get("layer_types")
     if kinds is not None:
         if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
-            raise ModelError(f"{source}: layer_types must be a list of names, got {kinds!r}")
+            raise ModelError(f"{source}: layer_types must be a list of names, got {shown(kinds)}")
         unknown = set(kinds) - {"full_attention", "sliding_attention"}
         if unknown:
             raise ModelError(f"{source}: unsupported layer types {sorted(unknown)}")
@@ -238,12 +267,12 @@ def _rope(config: JsonObject, default_theta: float, context_length: int, source:
     """Read `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     scaling: JsonObject = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(scaling, dict):
-        raise ModelError(f"{source}: rope_scaling must be an object, got {scaling!r}")
+        raise ModelError(f"{source}: rope_scaling must be an object, got {shown(scaling)}")
     named = scaling.get("rope_type") or scaling.get("type") or "default"
     kind = _ROPE_ALIASES.get(str(named), named)
     if kind not in ROPE_KINDS:
         raise ModelError(
-            f"{source}: RoPE type {kind!r} is not supported; supported: {', '.join(ROPE_KINDS)}, dynamic"
+            f"{source}: RoPE type {shown(kind)} is not supported; supported: {', '.join(ROPE_KINDS)}, dynamic"
         )
     refuse_unknown_rope_keys(scaling, str(named), source)
     for place in (scaling, config):
@@ -267,9 +296,9 @@ def _rope(config: JsonObject, default_theta: float, context_length: int, source:
     )
     if original_context < 1:
         raise ModelError(f"{source}: original_max_position_embeddings must be at least 1")
-    # Yarn may leave the factor out; it then follows from the two context lengths.
-    default_factor = context_length / original_context if kind == "yarn" else None
-    factor = _number(scaling, "factor", default_factor, float, source)
+    if scaling.get("factor") is None:
+        raise ModelError(f"{source}: RoPE of type {kind} needs a factor")
+    factor = _number(scaling, "factor", None, float, source)
     if factor <= 0:
         raise ModelError(f"{source}: RoPE's factor must be above 0, got {factor}")
     if kind == "linear":
@@ -293,7 +322,8 @@ def _rope(config: JsonObject, default_theta: float, context_length: int, source:
         original_context=original_context,
         beta_fast=_number(scaling, "beta_fast", 32.0, float, source) or 32.0,
         beta_slow=_number(scaling, "beta_slow", 1.0, float, source) or 1.0,
-        truncate=_number(scaling, "truncate", True, bool, source),
+        # An explicit null is no, as transformers reads it.
+        truncate=_number(scaling, "truncate", "truncate" not in scaling, bool, source),
         attention_factor=_yarn_attention_factor(scaling, factor, source),
     )
 

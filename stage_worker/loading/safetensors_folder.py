@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from common.errors import ModelError
+from common.model_files import read_json_object
 from stage_worker.loading.checkpoint import Checkpoint, RawRows, RowDecoder, StoredTensor, same_values
-from stage_worker.loading.end_tokens import end_tokens
-from stage_worker.loading.hf_config import from_hf_config
+from stage_worker.loading.model_spec import folder_spec
 from stage_worker.loading.stage_weights import EMBEDDING, HEAD
 
 _DTYPES: Mapping[str, torch.dtype] = {
@@ -29,7 +29,6 @@ _DTYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16,
 }
 _LARGEST_HEADER = 100 << 20  # the format's own limit
-_LARGEST_CONFIG = 16 << 20
 _BARE = ("embed_tokens.", "layers.", "norm.")
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 _LFS_POINTER = b"version https://git-lfs"
@@ -37,11 +36,8 @@ _LFS_POINTER = b"version https://git-lfs"
 
 def open_safetensors(folder: Path) -> Checkpoint:
     """Open a folder with config.json and *.safetensors; raises ModelError for anything wrong with them."""
-    config_file = folder / "config.json"
-    generation_file = folder / "generation_config.json"
-    config = _json_object(config_file)
-    generation_config = _json_object(generation_file) if generation_file.is_file() else None
-    spec = from_hf_config(config, generation_config, end_tokens=end_tokens(folder), source=str(config_file))
+    config = read_json_object(folder / "config.json")
+    spec = folder_spec(folder, config)
     tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(folder):
         tensors.update(_read_header(file))
@@ -76,20 +72,6 @@ def _stored_dtype(tensors: Mapping[str, StoredTensor]) -> str:
     return {"F16": "float16", "BF16": "bfloat16"}.get(embedding.kind if embedding else "", "float32")
 
 
-def _json_object(file: Path) -> Mapping[str, Any]:
-    try:
-        if file.stat().st_size > _LARGEST_CONFIG:
-            raise ModelError(f"{file}: too large")
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{file}: must be a JSON object")
-    return value
-
-
 def _weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights: model.safetensors if it is there, else what the index names."""
     single = folder / "model.safetensors"
@@ -98,7 +80,7 @@ def _weight_files(folder: Path) -> list[Path]:
     index_file = folder / "model.safetensors.index.json"
     if not index_file.is_file():
         return _unlisted(folder)
-    weight_map = _json_object(index_file).get("weight_map")
+    weight_map = read_json_object(index_file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index_file}: weight_map is missing")
     names = sorted({str(name) for name in weight_map.values()})

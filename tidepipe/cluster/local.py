@@ -18,7 +18,7 @@ from common.security.credentials import Credentials
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.cluster.child import Child, ChildSpec, ClusterError
 from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.layers import check_split
+from tidepipe.cluster.layers import check_model
 from tidepipe.cluster.local_instances import LocalInstances
 from tidepipe.cluster.log_files import keep_short
 from tidepipe.cluster.measured import with_kept_profile
@@ -73,7 +73,7 @@ class LocalCluster:
         """Find the model and the ports; ModelError or ConfigError if there is none."""
         config = self.config
         path = await asyncio.to_thread(resolve_model, config.model, allow_download=config.allow_download)
-        await asyncio.to_thread(check_split, config, path)
+        await asyncio.to_thread(check_model, config, path)
         self.config = config = with_kept_profile(config, path)
         _state_name(config.predictor)
         self.grpc_address = join(config.host, choose_port(config.host, config.grpc_port))

@@ -123,6 +123,7 @@ CASES = [
     Case("rope yarn", "qwen3", change=configure(rope_parameters=YARN)),
     Case("rope without theta", "smollm3", change=configure(rope_parameters=...)),
     Case("head_dim of its own", "qwen2", {"head_dim": 32}),
+    Case("rope yarn, truncate null", change=configure(rope_parameters={**YARN, "truncate": None})),
     Case("biases", "llama", {"attention_bias": True, "mlp_bias": True, "hidden_act": "swish"}),
 ]
 
@@ -230,9 +231,9 @@ REFUSED: list[tuple[Change, str]] = [
     (configure(mlp_bias=True), r"mlp\.gate_proj\.bias is missing"),
     (configure(tie_word_embeddings=False), r"tensor lm_head\.weight is missing"),
     (configure(num_hidden_layers=5), r"model\.layers\.4\..* is missing"),
-    (configure(num_hidden_layers=10**9), "num_hidden_layers must be 1 to 10000"),
-    (configure(hidden_size=10**400), "hidden_size must be of type int"),
-    (configure(rms_norm_eps=float("nan")), "rms_norm_eps must be of type float"),
+    (configure(num_hidden_layers=10**9), "num_hidden_layers must be at most 10000, got 1000000000"),
+    (configure(hidden_size=10**400), "hidden_size must be an integer"),
+    (configure(rms_norm_eps=float("nan")), "config.json: not JSON: NaN is not a JSON number"),
     (configure(rope_parameters={"factor": 4.0}), "a scaling factor but no type"),
     (configure(rope_parameters={"rope_type": "linear", "factor": 0}), "factor must be above 0"),
     (
@@ -264,7 +265,7 @@ REFUSED: list[tuple[Change, str]] = [
         lambda folder: (folder / "model.safetensors").rename(folder / "model-00002-of-00003.safetensors"),
         r"model-00001-of-00003\.safetensors: is missing",
     ),
-    (lambda folder: (folder / "config.json").write_text("[" * 100_000), "not valid JSON"),
+    (lambda folder: (folder / "config.json").write_text("[" * 100_000), "nested too deeply"),
 ]
 
 
@@ -336,6 +337,8 @@ def tokenizer_files(folder: Path, config: dict[str, object], template: str = "")
         (None, None, {"eos_token": {"content": "<end>"}}, "", (11,)),
         (5, None, {"eos_token": "</s>"}, "", (5, 9)),
         (5, {"eos_token_id": [7, 8]}, {"eos_token": "<|im_end|>"}, "", (7, 8)),
+        (5, {"eos_token_id": 5}, {"eos_token": "</s>"}, "..<|im_end|>", (5, 9)),
+        (..., {"eos_token_id": []}, {}, "..<|im_end|>", ()),
         (5, None, {}, "..<|im_end|>", (5, 7)),
         (5, None, {"chat_template": [{"name": "default", "template": "<|im_end|>"}]}, "", (5, 7)),
         (

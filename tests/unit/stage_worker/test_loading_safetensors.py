@@ -161,9 +161,24 @@ def test_missing_shard_and_escaping_shard(copy: Path) -> None:
         open_checkpoint(copy)
 
 
-def test_configuration_that_is_no_json(copy: Path) -> None:
-    (copy / "config.json").write_text("{")
-    with pytest.raises(ModelError, match=r"config\.json: not valid JSON"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "not JSON: .* at character 1"),
+        (b"", "is empty"),
+        (b"[]", "must be a JSON object, not a list"),
+        (b"\xff\xfe\x00", "not UTF-8: byte 0"),
+        (b"\xef\xbb\xbf{}", "begins with a byte order mark"),
+        (b'{"a": 1, // comment\n "b": 2}', "not JSON"),
+        (b'{"hidden_size": ' + b"9" * 5000 + b"}", "not usable JSON"),
+        (b'{"rope_theta": 1e999}', "not usable JSON: the number 1e999 is too large"),
+        (b'{"rope_theta": Infinity}', "not JSON: Infinity is not a JSON number"),
+        (b'{"vocab_size": 1, "vocab_size": 2}', "not usable JSON: an object has the name 'vocab_size' twice"),
+    ],
+)
+def test_configuration_that_is_no_json(content: bytes, message: str, copy: Path) -> None:
+    (copy / "config.json").write_bytes(content)
+    with pytest.raises(ModelError, match=rf"config\.json: {message}"):
         open_checkpoint(copy)
 
 

@@ -1,0 +1,36 @@
+"""What a checkpoint's configuration says of the model, read without its weights and without PyTorch.
+
+Whoever needs it comes here: a stage worker, and the command that is about to start one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.model_files import read_json_object
+from stage_worker.loading.end_tokens import end_tokens
+from stage_worker.loading.hf_config import from_hf_config
+from stage_worker.models.spec import ModelSpec
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """The spec of what `common.model_source.resolve_model` found; ModelError for what cannot be run."""
+    if path.suffix != ".gguf":
+        return folder_spec(path, read_json_object(path / "config.json"))
+    # Late: only a GGUF file needs the package.
+    from stage_worker.loading.gguf_config import from_gguf
+    from stage_worker.loading.gguf_header import read_gguf_header
+
+    return from_gguf(read_gguf_header(path))
+
+
+def folder_spec(folder: Path, config: Mapping[str, Any]) -> ModelSpec:
+    """The spec of a Hugging Face folder, whose config.json has been read."""
+    file = folder / "generation_config.json"
+    generation_config = read_json_object(file) if file.is_file() else {}
+    # Whoever names the ends of an output there has thought of the turns of a chat; see docs/decisions/037.
+    ends = end_tokens(folder, turns=generation_config.get("eos_token_id") is None)
+    source = str(folder / "config.json")
+    return from_hf_config(config, generation_config, end_tokens=ends, source=source)
