@@ -24,8 +24,8 @@ from common.exception_groups import leaves
 from common.logs import configure_logging
 from common.rpc.watchdog import watch_loop
 from common.security.credentials import Credentials
-from common.security.expiry import CertificateWatch
-from common.security.process import use
+from common.security.expiry import watch_of
+from common.security.process import own, use
 from common.telemetry.loop_lag import PROCESS_LAG
 
 READY_FD = "TIDEPIPE_READY_FD"
@@ -98,7 +98,7 @@ def run_service(
         async with asyncio.TaskGroup() as group:
             watchers = [
                 group.create_task(_watch_parent(lifecycle.stopping)),
-                group.create_task(CertificateWatch().run()),
+                group.create_task(watch_of(own()).run()),
                 group.create_task(watch_loop()),
                 group.create_task(PROCESS_LAG.run()),
             ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import functools
 from collections.abc import Iterable
 
 import structlog
@@ -11,7 +12,6 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from common.errors import ConfigError
 from common.security.credentials import Credentials, expiry
-from common.security.process import own
 
 WARN_DAYS = 30.0
 """Before the end; the alert rule in deploy/prometheus says the same."""
@@ -39,8 +39,8 @@ def certificate_ends(credentials: Credentials) -> dict[str, datetime.datetime]:
 class CertificateWatch:
     """The ends of this process's certificates, as they were at its start: those are in use until its end."""
 
-    def __init__(self, credentials: Credentials | None = None) -> None:
-        self._ends = certificate_ends(credentials or own())
+    def __init__(self, credentials: Credentials) -> None:
+        self._ends = certificate_ends(credentials)
 
     def metrics(self) -> Iterable[Metric]:
         """For `Telemetry.at_scrape`."""
@@ -70,3 +70,9 @@ class CertificateWatch:
                 days=round((self._ends[name] - now) / datetime.timedelta(days=1), 1),
             )
         return soon
+
+
+@functools.lru_cache(maxsize=1)
+def watch_of(credentials: Credentials) -> CertificateWatch:
+    """The one watch of a process, for who warns and who exports: the files are read once."""
+    return CertificateWatch(credentials)

@@ -8,7 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 
-from common.security.expiry import CertificateWatch
+from common.security.expiry import watch_of
+from common.security.process import own
 from common.telemetry.loop_lag import PROCESS_LAG
 
 Read = Callable[[], Iterable[Metric]]
@@ -26,7 +27,7 @@ class Telemetry:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.at_scrape(CertificateWatch().metrics)
+        self.at_scrape(watch_of(own()).metrics)
         self.at_scrape(PROCESS_LAG.metrics)
 
     def at_scrape(self, read: Read) -> None:

@@ -93,13 +93,13 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
         match request.WhichOneof("change"):
             case "set":
                 wanted = request.set
+                await fleet.scale_to(wanted, force=request.force)
             case "add":
-                wanted = _now(fleet) + request.add
+                wanted = await fleet.scale_by(request.add, force=request.force)
             case "remove":
-                wanted = _now(fleet) - request.remove
+                wanted = await fleet.scale_by(-request.remove, force=request.force)
             case _:
                 raise InvalidRequestError("say how: set, add or remove", "change")
-        await fleet.scale_to(wanted, force=request.force)
         return pb.ScaleInstancesResponse(wanted=wanted, scaling=self._scaling())
 
     async def SetAutoScaling(  # noqa: N802
@@ -178,11 +178,6 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
             notes=[pb.ScalingNote(age_s=now - when, text=text) for when, text in fleet.notes],
             wanted=fleet.wanted,
         )
-
-
-def _now(fleet: Fleet) -> int:
-    """What `more` and `fewer` are counted from: what was asked for, even if it is not there yet."""
-    return fleet.staying if fleet.wanted is None else fleet.wanted
 
 
 def _policy(link: InstanceLink) -> str:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from common.errors import ConfigError, InvalidRequestError, NotFoundError, TidePipeError
+from common.errors import ConfigError, InvalidRequestError, NotFoundError, TidePipeError, UnavailableError
 from router.core.events import AddInstance, DrainInstance, InstancesStarting, SetScaling
 from router.core.scaling import ScalingRules
 from router.core.slo import SloTarget
-from router.fleet.provisioner import Provisioner, Room
+from router.fleet.provisioner import Provisioner, Stock
 from router.instances.dispatcher import Dispatcher, ScalingWish
 from router.instances.link import InstanceLink
 from router.instances.registry import InstanceRegistry
@@ -52,6 +52,8 @@ class Fleet:
         self.notes: deque[tuple[float, str]] = deque(maxlen=MAX_NOTES)
         self._starts: dict[str, asyncio.Task[None]] = {}
         self._provisioned: frozenset[str] = frozenset()
+        self._settled: frozenset[str] = frozenset()
+        self._hand = asyncio.Lock()
         self._forced = False
         self._dispatcher = dispatcher
         self._registry = registry
@@ -78,11 +80,15 @@ class Fleet:
     def staying(self) -> int:
         """Instances that are here or being started, and not on their way out.
 
-        One whose processes are just being restarted is here: its provisioner has it.
+        One whose processes are just being restarted is here: its provisioner has it. One that is being
+        started registers before its provisioner says that it serves: it counts once.
         """
-        here = {link.instance_id for link in self._registry if not link.set_aside and not link.draining}
         leaving = {link.instance_id for link in self._registry if link.set_aside or link.draining}
-        return len(here | (self._provisioned - leaving - self.stopping)) + len(self._starts)
+        there = self._there() - leaving - self.stopping
+        return len(there) + max(0, len(self._starts) - len(there - self._settled))
+
+    def _there(self) -> frozenset[str]:
+        return self._provisioned.union(link.instance_id for link in self._registry)
 
     async def run(self) -> None:
         """Own the tasks until cancelled."""
@@ -110,30 +116,51 @@ class Fleet:
         """By hand, to be kept from now on; automatic scaling ends.
 
         InvalidRequestError for a number that cannot be, and without force for one that the provisioner has no
-        room for, or that leaves nobody to answer; ConfigError without a provisioner.
+        room for, or that leaves nobody to answer; ConfigError without a provisioner; UnavailableError for
+        more of them while nobody can say what there is room for.
         """
+        async with self._hand:
+            await self._want(lambda: wanted, force=force)
+
+    async def scale_by(self, change: int, *, force: bool = False) -> int:
+        """As `scale_to`, from what is wanted now, or there if nobody has said; the number wanted then.
+
+        Two people who add one each at the same moment get two.
+        """
+        async with self._hand:
+            return await self._want(
+                lambda: (self.staying if self.wanted is None else self.wanted) + change, force=force
+            )
+
+    async def _want(self, how_many: Callable[[], int], *, force: bool) -> int:
+        self._check_provisioner()
+        stock = await self._look()
+        staying, wanted = self.staying, how_many()
         if not 0 <= wanted <= MAX_WANTED:
             raise InvalidRequestError(f"there can be 0 to {MAX_WANTED} instances, not {wanted}")
-        provisioner = self._check_provisioner()
-        await self._look()
-        staying = self.staying
         if wanted == 0 < staying and not force:
             raise InvalidRequestError(
                 "that would stop the last instance, and every request would get 503 until there is another; "
                 "force it (--force) if that is wanted"
             )
-        room = await provisioner.room() if wanted > staying else None
-        if room is not None and room.more is not None and wanted - staying > room.more and not force:
-            raise InvalidRequestError(
-                f"there is room for {room.more} more instances, so for {staying + room.more} in all "
-                f"({room.why}), not for {wanted}; ask for fewer, or force it (--force)"
-            )
+        if wanted > staying and not force:
+            if stock is None:
+                raise UnavailableError(
+                    "the provisioner does not answer, so nobody knows what there is room for; ask again, or "
+                    "force it (--force)"
+                )
+            if stock.more is not None and wanted - staying > stock.more:
+                raise InvalidRequestError(
+                    f"there is room for {stock.more} more instances, so for {staying + stock.more} in all "
+                    f"({stock.why}), not for {wanted}; ask for fewer, or force it (--force)"
+                )
         if self.automatic:
             self._dispatcher.hear(SetScaling(None))
         self.wanted, self._forced = wanted, force
         self._retry_s, self._try_again = FIRST_RETRY_S, float("-inf")
         self._note(f"{wanted} instances wanted: by hand")
         self._approach()
+        return wanted
 
     def drain(self, instance_id: str, *, resume: bool) -> int:
         """Give an instance nothing new, or something again; returns its unfinished sequences."""
@@ -164,13 +191,16 @@ class Fleet:
 
     # -- what is wanted, and what is there ------------------------------------------------------------
 
-    async def _look(self) -> None:
-        """Ask the provisioner what it has; while it does not answer, what it said last holds."""
+    async def _look(self) -> Stock | None:
+        """Ask the provisioner what it has; None if it does not answer: what it said last holds."""
         assert self.provisioner is not None
         try:
-            self._provisioned = frozenset(await self.provisioner.instances())
+            stock = await self.provisioner.stock()
         except TidePipeError as error:
             log.warning("the provisioner does not say what it has", reason=str(error))
+            return None
+        self._provisioned = stock.instances
+        return stock
 
     def _approach(self) -> None:
         """Start and stop towards the number that somebody wants."""
@@ -210,15 +240,18 @@ class Fleet:
         self._started += 1
         name = f"start-{self._started}"
         self._note(f"{name}, one more instance: {why}")
+        if not self._starts:
+            # Who is new from now on, and not of a start that has ended, is one of those being started.
+            self._settled = self._there()
         self._starts[name] = self._group.create_task(self._start(name, force))
         self._told()
 
     async def _start(self, name: str, force: bool) -> None:
         assert self.provisioner is not None
         try:
-            room = Room(None, "") if force else await self.provisioner.room()
-            if room.more == 0:
-                raise ConfigError(f"there is no room for one more ({room.why})")
+            stock = None if force else await self.provisioner.stock()
+            if stock is not None and stock.more == 0:
+                raise ConfigError(f"there is no room for one more ({stock.why})")
             started = await self.provisioner.start()
         except TidePipeError as error:
             self._note(f"{name} failed: {error}; it is tried again in {self._retry_s:g} s if still wanted")
@@ -227,6 +260,7 @@ class Fleet:
         else:
             self._retry_s = FIRST_RETRY_S
             self._provisioned |= {started.instance_id}
+            self._settled |= {started.instance_id}
             self._note(f"{started.instance_id} serves at {started.controller_address} ({started.place})")
         finally:
             if self._starts.pop(name, None) is not None:

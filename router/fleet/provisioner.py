@@ -30,9 +30,14 @@ class StartedInstance:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """How many more instances there is room for (None: not known), and what that rests on, in words."""
+class Stock:
+    """What a provisioner has.
 
+    instances: those that it started and has not stopped, whether they serve just now or not. more: for how
+    many there is room beside them (None: not known). why: what that rests on, in words.
+    """
+
+    instances: frozenset[str]
     more: int | None
     why: str
 
@@ -48,12 +53,8 @@ class Provisioner(Protocol):
         """End one; returns when it is gone. NotFoundError if it was not started here."""
         ...
 
-    async def instances(self) -> list[str]:
-        """Names of those that it started and has not stopped, whether they serve just now or not."""
-        ...
-
-    async def room(self) -> Room:
-        """What it could start beside them."""
+    async def stock(self) -> Stock:
+        """What it has, and could start beside it."""
         ...
 
 
@@ -77,18 +78,12 @@ class RemoteProvisioner:
                 pb.StopInstanceRequest(instance_id=instance_id), timeout=STOP_TIMEOUT_S
             )
 
-    async def instances(self) -> list[str]:
+    async def stock(self) -> Stock:
         """Part of Provisioner."""
-        return [one.instance_id for one in (await self._list()).instances]
-
-    async def room(self) -> Room:
-        """Part of Provisioner."""
-        reply = await self._list()
-        return Room(reply.room if reply.HasField("room") else None, reply.room_reason)
-
-    async def _list(self) -> pb.ListProvisionedResponse:
         with translated():
-            return await self._stub.ListProvisioned(pb.ListProvisionedRequest(), timeout=LIST_TIMEOUT_S)
+            reply = await self._stub.ListProvisioned(pb.ListProvisionedRequest(), timeout=LIST_TIMEOUT_S)
+        names = frozenset(one.instance_id for one in reply.instances)
+        return Stock(names, reply.room if reply.HasField("room") else None, reply.room_reason)
 
 
 @contextlib.asynccontextmanager

@@ -293,7 +293,9 @@ class Child:
                 async with asyncio.timeout(kill_after_s):
                     await process.wait()
             except TimeoutError:
-                log.warning("did not end in time, killing it", process=self.name, seconds=kill_after_s)
+                # Who is given less than that has nothing to lose: a worker that is giving its memory back.
+                say = log.warning if kill_after_s >= KILL_AFTER_S else log.debug
+                say("did not end in time, killing it", process=self.name, seconds=kill_after_s)
         # The process leads a group of its own; what it may have started goes with it.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -42,10 +42,8 @@ class LocalInstances:
 
     async def start_instance(self) -> ProvisionedInstance:
         """Part of InstanceProvisioner."""
-        if len(self._members) >= MAX_INSTANCES:
-            raise OverloadedError(
-                f"this cluster has {len(self._members)} instances, as many as it may", 60_000
-            )
+        if (there := len(self._members) + self._starting) >= MAX_INSTANCES:
+            raise OverloadedError(f"this cluster has {there} instances, as many as it may", 60_000)
         instance = LocalInstance(self._config, next(self._numbers), self._make_child)
         self._starting += 1
         try:

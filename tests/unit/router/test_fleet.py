@@ -14,7 +14,7 @@ from router.core.mitosis import Bounds, Mitosis
 from router.core.slo import SloTarget
 from router.fleet import fleet as module
 from router.fleet.fleet import Fleet
-from router.fleet.provisioner import Room, StartedInstance
+from router.fleet.provisioner import StartedInstance, Stock
 
 
 class Machines:
@@ -25,6 +25,9 @@ class Machines:
         self.links: dict[str, Any] = {}
         self.more = room
         self.failures = 0
+        self.asked = 0
+        self.registers_early = False
+        self.away = False
         self.slow = asyncio.Event()
         self.slow.set()
         self.made = 0
@@ -50,6 +53,10 @@ class Machines:
         return name
 
     async def start(self) -> StartedInstance:
+        if self.registers_early:
+            name = self.join()
+            await self.slow.wait()
+            return StartedInstance(name, "127.0.0.1:1", "here")
         await self.slow.wait()
         if self.failures:
             self.failures -= 1
@@ -63,11 +70,11 @@ class Machines:
         del self.links[name]
         self.mitosis.remove(name)
 
-    async def instances(self) -> list[str]:
-        return list(self.links)
-
-    async def room(self) -> Room:
-        return Room(self.more, "so many cores")
+    async def stock(self) -> Stock:
+        self.asked += 1
+        if self.away:
+            raise UnavailableError("not there")
+        return Stock(frozenset(self.links), self.more, "so many cores")
 
 
 @pytest.fixture(autouse=True)
@@ -145,3 +152,43 @@ async def test_a_change_of_mind_gives_up_what_is_starting_first() -> None:
         await until(machines, fleet, 1)
         assert list(machines.links) == ["i0"]
         assert machines.told[-1] == 0
+
+
+async def test_one_that_is_being_started_counts_once_when_it_has_registered() -> None:
+    """It does so before its provisioner says that it serves; it is not taken for one too many."""
+    machines = Machines(1, room=9)
+    machines.registers_early = True
+    async for fleet in running(machines):
+        machines.slow.clear()
+        await fleet.scale_to(2)
+        await asyncio.sleep(0.1)
+        assert len(machines.links) == 2 and fleet.starting and not fleet.stopping
+        assert fleet.staying == 2
+        machines.slow.set()
+        await until(machines, fleet, 2)
+        await fleet.scale_to(4)
+        await until(machines, fleet, 4)
+        assert list(machines.links) == ["i0", "i1", "i2", "i3"], "none was given up, none taken away"
+
+
+async def test_two_who_add_one_each_at_the_same_moment_get_two() -> None:
+    machines = Machines(1, room=9)
+    async for fleet in running(machines):
+        machines.slow.clear()
+        assert sorted(await asyncio.gather(fleet.scale_by(1), fleet.scale_by(1))) == [2, 3]
+        machines.slow.set()
+        await until(machines, fleet, 3)
+        asked = machines.asked
+        await fleet.scale_by(-1)
+        assert machines.asked in (asked + 1, asked + 2), "once, and perhaps by the look that comes by itself"
+
+
+async def test_without_the_provisioner_nobody_starts_what_may_not_fit() -> None:
+    machines = Machines(2, room=9)
+    async for fleet in running(machines):
+        machines.away = True
+        with pytest.raises(UnavailableError, match=r"room.*--force"):
+            await fleet.scale_to(3)
+        assert fleet.wanted is None
+        await fleet.scale_to(1)
+        await until(machines, fleet, 1)
