@@ -20,7 +20,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # alone comes without one: which build of it is wanted (CPU, or which CUDA) is the choice of the package index.
 $(VENV)/.installed: pyproject.toml locks/dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing what locks/dev.txt names: a minute or a few, without a word"
 	$(PIP) --require-hashes -r locks/dev.txt
+	@echo "installing PyTorch: 200 MB for CPUs, several GB if the index has the CUDA build only"
 	$(PIP) "$$($(BIN)/python deploy/requirements.py --only torch)"
 	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@

@@ -20,6 +20,9 @@ from common.structures.limits import MAX_BYTES, MAX_CPU_S, MAX_WALL_S
 
 START_TIMEOUT_S = 60.0
 """Until the tokenizer is ready there: a second or two."""
+TAKEN_S = 4.0
+"""Until a structure is taken up there, which costs a fork. Who does not in that time hangs, or is stopped."""
+_NO_TIME = "this machine has no time to check structures now; try again"
 
 
 class StructureProcess:
@@ -44,17 +47,21 @@ class StructureProcess:
 
         OverloadedError if this machine had no time for it, UnavailableError if there can be no such process.
         """
+        hangs = False
         for _ in range(2):
             running = self._started()
             if running is None:
                 return self._unusable
             try:
                 return running.ask(structure)
-            except _GoneError:
+            except _GoneError as error:
+                hangs = error.hangs
                 with self._lock:
                     if self._running is running:
                         self._running = None
                     running.close()
+        if hangs:
+            raise OverloadedError(_NO_TIME)
         raise UnavailableError("structures cannot be checked now: the process for it ends at once")
 
     @property
@@ -84,7 +91,11 @@ class StructureProcess:
 
 
 class _GoneError(Exception):
-    """The process is not there any more."""
+    """The process is not there any more. hangs: it is, but does nothing."""
+
+    def __init__(self, *, hangs: bool = False) -> None:
+        super().__init__()
+        self.hangs = hangs
 
 
 class _Running:
@@ -101,12 +112,19 @@ class _Running:
                     socket.send_fds(self._control, [b"\0"], [theirs.fileno()])
                 except OSError as error:
                     raise _GoneError from error
+            ours.settimeout(TAKEN_S)
+            try:
+                receive_frame(ours)
+            except TimeoutError:
+                raise _GoneError(hangs=True) from None
+            except (EOFError, OSError):
+                raise _GoneError from None
             ours.settimeout(MAX_WALL_S + 1.0)
             try:
                 send_frame(ours, json.dumps({"kind": structure.kind, "text": structure.text}).encode())
                 return receive_frame(ours).decode()
             except TimeoutError:
-                raise OverloadedError("this machine has no time to check structures now; try again") from None
+                raise OverloadedError(_NO_TIME) from None
             except (EOFError, OSError):
                 if self.gone:
                     raise _GoneError from None

@@ -51,6 +51,7 @@ def main() -> None:
 def _serve(client: socket.socket, tokenizer: LLTokenizer) -> NoReturn:
     """In the copy: one structure. Ends without an answer if it takes too much."""
     try:
+        send_frame(client, b"")  # taken up
         _limit()
         structure = Structure(**json.loads(receive_frame(client)))
         try:

@@ -53,7 +53,6 @@ class Fleet:
         self._starts: dict[str, asyncio.Task[None]] = {}
         self._provisioned: frozenset[str] = frozenset()
         self._settled: frozenset[str] = frozenset()
-        self._hand = asyncio.Lock()
         self._forced = False
         self._dispatcher = dispatcher
         self._registry = registry
@@ -119,22 +118,21 @@ class Fleet:
         room for, or that leaves nobody to answer; ConfigError without a provisioner; UnavailableError for
         more of them while nobody can say what there is room for.
         """
-        async with self._hand:
-            await self._want(lambda: wanted, force=force)
+        await self._want(lambda: wanted, force=force)
 
     async def scale_by(self, change: int, *, force: bool = False) -> int:
         """As `scale_to`, from what is wanted now, or there if nobody has said; the number wanted then.
 
         Two people who add one each at the same moment get two.
         """
-        async with self._hand:
-            return await self._want(
-                lambda: (self.staying if self.wanted is None else self.wanted) + change, force=force
-            )
+        return await self._want(
+            lambda: (self.staying if self.wanted is None else self.wanted) + change, force=force
+        )
 
     async def _want(self, how_many: Callable[[], int], *, force: bool) -> int:
         self._check_provisioner()
         stock = await self._look()
+        # Nothing is awaited from here on: nobody else says a number meanwhile.
         staying, wanted = self.staying, how_many()
         if not 0 <= wanted <= MAX_WANTED:
             raise InvalidRequestError(f"there can be 0 to {MAX_WANTED} instances, not {wanted}")

@@ -11,6 +11,7 @@ import typer
 
 from tidepipe.cli.client_options import client_options
 from tidepipe.cli.cluster_options import cluster_options
+from tidepipe.cli.connect import connected
 from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
 from tidepipe.cli.run import run
 from tidepipe.cli.trace import TraceFile, save_trace
@@ -71,7 +72,6 @@ async def _batch(
     from tidepipe.batch.runner import BatchRun
     from tidepipe.cli.batch_display import TerminalDisplay
     from tidepipe.cli.target import open_target, run_on
-    from tidepipe.client.async_client import AsyncClient
     from tidepipe.client.retry import RetryPolicy
 
     total = count_lines(source)
@@ -79,7 +79,7 @@ async def _batch(
     try:
         async with open_target(endpoint, settings) as target:
             retry = RetryPolicy(give_up_s=GIVE_UP_S, longest_s=2.0)
-            async with await AsyncClient.connect(
+            async with await connected(
                 target.endpoint, retry=retry, credentials=target.credentials
             ) as client:
                 with TerminalDisplay(total) as display:

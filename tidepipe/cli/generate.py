@@ -9,6 +9,7 @@ import typer
 
 from common.text import on_terminal
 from tidepipe.cli.client_options import client_options
+from tidepipe.cli.connect import connected
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.run import run
 
@@ -50,11 +51,10 @@ def generate(
 
 async def _stream(endpoint: str, prompt: Any, parameters: dict[str, Any]) -> int:
     # Late, so that `tidepipe --help` stays quick.
-    from tidepipe.client.async_client import AsyncClient
     from tidepipe.client.errors import RequestCancelledError
 
     shown = sys.stdout.isatty()
-    async with await AsyncClient.connect(endpoint, connect_timeout=5.0) as client:
+    async with await connected(endpoint) as client:
         async with client.stream(prompt, **parameters) as stream:
             async for event in stream:
                 # A model may write what steers a terminal; into files and pipes it goes as it is.

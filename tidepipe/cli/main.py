@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import io
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -46,6 +48,20 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _join_lines(text: str) -> str:
+    """A docstring's paragraphs without its line ends, for terminals of any width."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
+def _wrap_helps(group: typer.Typer) -> None:
+    for command in group.registered_commands:
+        if command.callback is not None and command.help is None:
+            command.help = _join_lines(inspect.getdoc(command.callback) or "")
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            _wrap_helps(inner.typer_instance)
+
+
 @app.callback()
 def _tidepipe(
     version: Annotated[
@@ -66,10 +82,12 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(predictor_app, name="predictor")
 app.add_typer(certs_app, name="certs")
 app.add_typer(sim_app, name="sim")
+_wrap_helps(app)
 
 
 def main() -> None:
     """Run the command line; user errors become one line on stderr and an exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Else gRPC writes notes about lost connections, which the SDK mends, between a command's own lines.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     raise_limit()

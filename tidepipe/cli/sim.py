@@ -99,6 +99,7 @@ def offline(
     from controller.simulation.record import Recording
     from controller.simulation.setups import POLICIES
     from controller.simulation.workload_files import open_workload
+    from tidepipe.cli.waiting import Waiting
 
     names = POLICIES if policy == "all" else tuple(part.strip() for part in policy.split(","))
     for name in names:
@@ -117,15 +118,17 @@ def offline(
         print("this workload has no texts: predictions rest on the prompts' lengths alone", file=sys.stderr)
     bound = plant.bound(load)
     runs, timelines = [], []
-    for name in names:
-        knobs = best_of_scan(plant, name, load, predict, seed).knobs if scan else None
-        recording = Recording() if plot or trace else None
-        runs.append(run_offline(plant, name, load, predict, seed, knobs, recording))
-        if recording:
-            timelines.append(recording.timeline(name))
-        if plot and recording:
-            for path in draw_run(name, recording, plot):
-                print(f"wrote {path}", file=sys.stderr)
+    with Waiting("simulating") as waiting:
+        for number, name in enumerate(names, start=1):
+            waiting.say(f"simulating {name} ({number} of {len(names)})")
+            knobs = best_of_scan(plant, name, load, predict, seed).knobs if scan else None
+            recording = Recording() if plot or trace else None
+            runs.append(run_offline(plant, name, load, predict, seed, knobs, recording))
+            if recording:
+                timelines.append(recording.timeline(name))
+            if plot and recording:
+                for path in draw_run(name, recording, plot):
+                    print(f"wrote {path}", file=sys.stderr)
     if trace:
         print(f"wrote {write_chrome_trace(timelines, trace)} steps to {trace}", file=sys.stderr)
     if as_json:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import sys
 import time
+from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
 
-LINE_INTERVAL_S = 10.0
+FIRST_LINE_S, LONGEST_LINE_S = 3.0, 30.0
+"""Between two lines elsewhere than on a terminal; doubled each time."""
+
+SLOW_S = 1.5
+"""Until somebody in front of a terminal wonders."""
 
 
 class Waiting:
@@ -19,6 +26,7 @@ class Waiting:
     def __init__(self, first: str) -> None:
         """first: what is awaited to begin with."""
         self._began = self._printed = time.monotonic()
+        self._interval_s = FIRST_LINE_S
         self._plain = not sys.stderr.isatty()
         self._status = Console(stderr=True).status(escape(first))
 
@@ -39,6 +47,22 @@ class Waiting:
         line = f"{text}; {now - self._began:.0f} s"
         if not self._plain:
             self._status.update(escape(line))
-        elif now - self._printed >= LINE_INTERVAL_S:
+        elif now - self._printed >= self._interval_s:
             self._printed = now
+            self._interval_s = min(2 * self._interval_s, LONGEST_LINE_S)
             print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.asynccontextmanager
+async def named_if_slow(what: str) -> AsyncIterator[None]:
+    """Says on stderr what is awaited inside, once, if it takes long."""
+
+    async def say() -> None:
+        await asyncio.sleep(SLOW_S)
+        print(what, file=sys.stderr, flush=True)
+
+    saying = asyncio.create_task(say(), name="say what is awaited")
+    try:
+        yield
+    finally:
+        saying.cancel()

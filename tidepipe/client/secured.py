@@ -41,6 +41,8 @@ def no_answer(endpoint: str, credentials: Credentials | None) -> str:
 
     Takes up to some seconds: call it in a thread where others wait.
     """
+    if why := _not_found(endpoint):
+        return f"no TidePipe router at {endpoint}: {why}"
     if _speaks_http(endpoint, (credentials or own()).secure):
         return (
             f"{endpoint} is an HTTP port; TidePipe's commands and SDK speak gRPC: "
@@ -51,6 +53,18 @@ def no_answer(endpoint: str, credentials: Credentials | None) -> str:
     else:
         hint = "if it is secured, give --tls-ca (and --api-key, or a certificate)"
     return f"no TidePipe router answers at {endpoint}; {hint}"
+
+
+def _not_found(endpoint: str) -> str:
+    """Why the name of the machine stands for no address; empty if it does."""
+    host, _, port = endpoint.rpartition(":")
+    try:
+        socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        return f"{host}: {(error.strerror or str(error)).lower()}"
+    except (OSError, ValueError):
+        pass
+    return ""
 
 
 def _speaks_http(endpoint: str, secure: bool) -> bool:

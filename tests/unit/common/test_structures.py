@@ -12,6 +12,7 @@ import pytest
 
 from common.errors import InvalidRequestError
 from common.structure import Structure
+from common.structures import checks
 from common.structures.checks import StructureProcess
 from tests.fakes.byte_tokenizer import END, byte_tokenizer
 
@@ -76,11 +77,17 @@ def test_what_can_be_kept_to_is_not(process: StructureProcess, structure: Struct
     assert process.problem(structure) == ""
 
 
-def test_the_process_is_replaced_when_it_is_gone(process: StructureProcess) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_process_is_replaced_when_it_is_gone_or_hangs(
+    process: StructureProcess, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert process.problem(schema({})) == ""
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
+    pid = process.pid
+    assert pid is not None
+    monkeypatch.setattr(checks, "TAKEN_S", 2.0)
+    os.kill(pid, number)
     assert process.problem(schema({})) == ""
+    assert process.pid != pid
 
 
 @pytest.mark.parametrize("text", ["a" * 70_000, "a\\", "\\\\\\"])

@@ -6,7 +6,5 @@ from typing import Annotated
 
 import typer
 
-CONNECT_TIMEOUT_S = 5.0
-
 Endpoint = Annotated[str, typer.Option("--endpoint", metavar="HOST:PORT", help="The router's gRPC address.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

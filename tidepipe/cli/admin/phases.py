@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tidepipe.cli.admin.options import CONNECT_TIMEOUT_S, AsJson, Endpoint
+from tidepipe.cli.admin.options import AsJson, Endpoint
+from tidepipe.cli.connect import connected
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.run import run
 
@@ -32,9 +33,8 @@ def phases(
 async def _phases(endpoint: str, watch: bool, interval: float, as_json: bool) -> int:
     # Late, so that `tidepipe --help` stays quick.
     from tidepipe.cli.admin.phases_view import phases_json, phases_view
-    from tidepipe.client.async_client import AsyncClient
 
-    async with await AsyncClient.connect(endpoint, connect_timeout=CONNECT_TIMEOUT_S) as client:
+    async with await connected(endpoint) as client:
         if watch:
             await _watch(client, interval, as_json)
         state = await client.status()

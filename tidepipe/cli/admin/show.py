@@ -6,8 +6,10 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from tidepipe.cli.connect import waiting_for
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.run import run
+from tidepipe.cli.waiting import named_if_slow
 
 if TYPE_CHECKING:
     from tidepipe.client.admin import AdminClient
@@ -27,7 +29,7 @@ def show(
         # Late, so that `tidepipe --help` stays quick.
         from tidepipe.client.admin import AdminClient
 
-        async with AdminClient(endpoint) as client:
+        async with named_if_slow(waiting_for(endpoint)), AdminClient(endpoint) as client:
             answer = await call(client)
         if as_json:
             print(json.dumps(answer))

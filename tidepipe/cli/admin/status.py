@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tidepipe.cli.admin.options import CONNECT_TIMEOUT_S, AsJson, Endpoint
+from tidepipe.cli.admin.options import AsJson, Endpoint
+from tidepipe.cli.connect import connected
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.run import run
 
@@ -15,9 +16,8 @@ def status(endpoint: Endpoint, as_json: AsJson = False) -> None:
 async def _status(endpoint: str, as_json: bool) -> int:
     # Late, so that `tidepipe --help` stays quick.
     from tidepipe.cli.admin.status_view import print_status, status_json
-    from tidepipe.client.async_client import AsyncClient
 
-    async with await AsyncClient.connect(endpoint, connect_timeout=CONNECT_TIMEOUT_S) as client:
+    async with await connected(endpoint) as client:
         state = await client.status()
     if as_json:
         print(status_json(state))

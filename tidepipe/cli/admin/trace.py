@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tidepipe.cli.admin.options import CONNECT_TIMEOUT_S, Endpoint
+from tidepipe.cli.admin.options import Endpoint
+from tidepipe.cli.connect import connected
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.run import run
 from tidepipe.cli.trace import save_trace
@@ -28,9 +29,6 @@ def trace(
 
 
 async def _trace(endpoint: str, output: Path, seconds: float) -> int:
-    # Late, so that `tidepipe --help` stays quick.
-    from tidepipe.client.async_client import AsyncClient
-
-    async with await AsyncClient.connect(endpoint, connect_timeout=CONNECT_TIMEOUT_S) as client:
+    async with await connected(endpoint) as client:
         await save_trace(client, output, seconds)
     return SUCCESS

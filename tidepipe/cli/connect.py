@@ -1,0 +1,35 @@
+"""The connection of a command to the router that it was told of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tidepipe.cli.waiting import named_if_slow
+
+if TYPE_CHECKING:
+    from common.security.credentials import Credentials
+    from tidepipe.client.async_client import AsyncClient
+    from tidepipe.client.retry import RetryPolicy
+
+CONNECT_TIMEOUT_S = 5.0
+
+
+def waiting_for(endpoint: str) -> str:
+    """What a command says that has no answer yet."""
+    return f"waiting for an answer from {endpoint} ..."
+
+
+async def connected(
+    endpoint: str, *, retry: RetryPolicy | None = None, credentials: Credentials | None = None
+) -> AsyncClient:
+    """A client of the router at HOST:PORT, which somebody is told of if it takes time to answer.
+
+    retry, credentials: as of AsyncClient. UnavailableError if none answers.
+    """
+    # Late, so that `tidepipe --help` stays quick.
+    from tidepipe.client.async_client import AsyncClient
+
+    async with named_if_slow(waiting_for(endpoint)):
+        return await AsyncClient.connect(
+            endpoint, connect_timeout=CONNECT_TIMEOUT_S, retry=retry, credentials=credentials
+        )
