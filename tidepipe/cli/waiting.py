@@ -55,11 +55,12 @@ class Waiting:
 
 @contextlib.asynccontextmanager
 async def named_if_slow(what: str) -> AsyncIterator[None]:
-    """Says on stderr what is awaited inside, once, if it takes long."""
+    """Says on a terminal what is awaited inside, once, if it takes long."""
 
     async def say() -> None:
         await asyncio.sleep(SLOW_S)
-        print(what, file=sys.stderr, flush=True)
+        if sys.stderr.isatty():
+            print(what, file=sys.stderr, flush=True)
 
     saying = asyncio.create_task(say(), name="say what is awaited")
     try:
