@@ -66,6 +66,10 @@ class StorageError(TidePipeError):
     """Something could not be stored durably, and nothing of it was (RESOURCE_EXHAUSTED, 507)."""
 
 
+class StorageBrokenError(StorageError):
+    """What was stored is damaged, or cannot be changed: waiting, or more room, does not help (500)."""
+
+
 class IncompatibleError(TidePipeError):
     """Two processes do not fit: other model, other protocol version, older epoch (FAILED_PRECONDITION)."""
 

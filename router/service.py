@@ -64,7 +64,13 @@ from router.requests.revocation import end_revoked
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
 from router.settings import RouterSettings
-from router.telemetry import RequestMetrics, export_connections, export_keys, export_router_metrics
+from router.telemetry import (
+    RequestMetrics,
+    export_batches,
+    export_connections,
+    export_keys,
+    export_router_metrics,
+)
 from router.upstream.host import UpstreamHost
 from router.upstream.join import join
 
@@ -154,6 +160,8 @@ class RouterService:
                 if keys is not None:
                     export_keys(telemetry, keys)
                     start(end_revoked(keys, self.table, jobs))
+                if jobs is not None:
+                    export_batches(telemetry, jobs.database)
                 running_jobs = None if jobs is None else start(jobs.run())
                 if keyed is not None:
                     start(keyed.run())
@@ -167,7 +175,15 @@ class RouterService:
                     rpc,
                     InferenceServicer(self.table, models),
                     RouterServicer(self.registry, passing, self.router_id),
-                    AdminServicer(self.router_id, grouping, self.table, settings.predictor, predictor, clock),
+                    AdminServicer(
+                        self.router_id,
+                        grouping,
+                        self.table,
+                        settings.predictor,
+                        predictor,
+                        clock,
+                        functools.partial(_warnings, jobs),
+                    ),
                     TimelineServicer(self.registry),
                     UpstreamServicer(name, self.router_id, upstream, served, self.dispatcher, self.registry),
                 )
@@ -310,6 +326,10 @@ class RouterService:
                 http.stop(grace_s=LAST_WORDS_S)
                 group.create_task(_ended(serving_http))
         await asyncio.wait([rpc_stopping])
+
+
+def _warnings(jobs: BatchJobs | None) -> list[str]:
+    return [] if jobs is None or not jobs.database.trouble else [jobs.database.trouble]
 
 
 async def _first(text: asyncio.Future[TextPort], stopping: asyncio.Event) -> None:

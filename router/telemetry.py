@@ -11,6 +11,7 @@ from common.sampling import FinishReason
 from common.security.key_access import KeyAccess
 from common.telemetry.buckets import REQUEST_S, TOKEN_S, TOKENS, TTFT_S
 from common.telemetry.telemetry import Telemetry, gauge, total
+from router.batches.database import Database
 from router.instances.dispatcher import Dispatcher
 from router.instances.registry import InstanceRegistry
 from router.requests.meter import EndedAnswer
@@ -113,6 +114,17 @@ def export_router_metrics(
             assigned.add_metric([link.instance_id], len(link.placements))
         yield instances
         yield assigned
+
+    telemetry.at_scrape(read)
+
+
+def export_batches(telemetry: Telemetry, database: Database) -> None:
+    """Add whether the store of batches works."""
+
+    def read() -> Iterable[Metric]:
+        yield gauge(
+            "tidepipe_batches_waiting_for_storage", "1 if batches stand still.", bool(database.trouble)
+        )
 
     telemetry.at_scrape(read)
 

@@ -13,6 +13,7 @@ from common.errors import (
     NotFoundError,
     OverloadedError,
     PermissionDeniedError,
+    StorageBrokenError,
     StorageError,
     TidePipeError,
     UnauthenticatedError,
@@ -28,6 +29,7 @@ _MAPPING: dict[type[TidePipeError], tuple[int, str, str]] = {
     OverloadedError: (429, "rate_limit_error", "rate_limit_exceeded"),
     UnauthenticatedError: (401, "authentication_error", "invalid_api_key"),
     PermissionDeniedError: (403, "permission_error", "permission_denied"),
+    StorageBrokenError: (500, "server_error", "storage_broken"),
     StorageError: (507, "server_error", "insufficient_storage"),
     UnavailableError: (503, "service_unavailable_error", "service_unavailable"),
 }

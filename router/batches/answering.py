@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 import structlog
 
-from common.errors import OverloadedError, TidePipeError, UnauthenticatedError, UnavailableError
+from common.errors import (
+    OverloadedError,
+    StorageError,
+    TidePipeError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from common.openai.batch import (
     BatchItem,
     BatchLineError,
@@ -26,7 +33,9 @@ from router.batches.records import BatchRecord
 
 UNAVAILABLE_S = 1.0
 
-Answer = Callable[[BatchItem], Awaitable[dict[str, Any]]]
+Reading = Callable[[], contextlib.AbstractAsyncContextManager[None]]
+"""What a request is read, checked and tokenized within."""
+Answer = Callable[[BatchItem, Reading], Awaitable[dict[str, Any]]]
 """Response body for a request; raises a TidePipeError."""
 
 log = structlog.get_logger()
@@ -36,6 +45,7 @@ async def answer_line(
     answer: Answer,
     batch: BatchRecord,
     line: Line,
+    reading: Reading,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> AnsweredLine:
     """The output line. Waits as long as the service is full or away: the batch's time limit is the caller's.
@@ -52,11 +62,14 @@ async def answer_line(
     item = replace(item, request=replace(item.request, owner=batch.owner or "", background=True))
     while True:
         try:
-            return AnsweredLine(line.number, response_line(line_id, item, await answer(item)), failed=False)
+            body = await answer(item, reading)
+            return AnsweredLine(line.number, response_line(line_id, item, body), failed=False)
         except OverloadedError as error:
             await pause(error.retry_after_ms / 1000)
         except (UnavailableError, UnauthenticatedError):  # its key has ended: so will the batch
             await pause(UNAVAILABLE_S)
+        except StorageError:
+            raise  # not this request's: none can be answered
         except Exception as error:
             if not isinstance(error, TidePipeError):
                 log.exception("a batch's request failed", request=request_id)

@@ -7,12 +7,14 @@ import fcntl
 import functools
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, Concatenate, ParamSpec, TypeVar
 
-from common.errors import ConfigError, StorageError, UnavailableError
+import structlog
+
+from common.errors import ConfigError, StorageBrokenError, StorageError, UnavailableError
 from common.sqlite_schema import Migration, migrate
 from router.batches import deaths
 from router.batches.ballast import Ballast
@@ -48,8 +50,22 @@ CREATE INDEX files_by_owner ON files (owner);
 CREATE INDEX batches_by_owner ON batches (owner, number);
 """
 _PAGES_AT_A_TIME = 256
-_MIGRATIONS: Sequence[Migration] = (_VERSION_1, _EXPIRIES, _OWNERS, deaths.TABLE)
+_MIGRATIONS: Sequence[Migration] = (_VERSION_1, _EXPIRIES, _OWNERS, deaths.FIRST_TABLE, deaths.TABLE)
 _RETRY_S = 0.05
+_MENDS: Mapping[int, str] = {
+    sqlite3.SQLITE_FULL: "free disk space, or delete files, and try again",
+    sqlite3.SQLITE_IOERR: "the disk does not take it; look at it (dmesg), free space, and try again",
+    sqlite3.SQLITE_CANTOPEN: "free disk space, or see why files cannot be made in its folder, and try again",
+    sqlite3.SQLITE_NOMEM: "there is too little memory; try again",
+    sqlite3.SQLITE_BUSY: "another program holds its file; end that, and try again",
+    sqlite3.SQLITE_LOCKED: "another program holds its file; end that, and try again",
+    sqlite3.SQLITE_READONLY: "its file system, or its file, is read-only; make it writable, and try again",
+    sqlite3.SQLITE_PERM: "its file is not for this user; give it back, and try again",
+}
+"""What to do about errors that pass, by SQLite's code."""
+_BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+log = structlog.get_logger()
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,6 +94,8 @@ class Database:
         ConfigError if the folder cannot be used, or another process uses it.
         """
         self.limits = limits or FileLimits()
+        self.trouble = ""
+        """What those wait for that cannot go on without the disk; empty: nothing."""
         self._folder = folder.expanduser()
         self._max_bytes = max_bytes
         self._settled = asyncio.Event()
@@ -132,7 +150,8 @@ class Database:
     async def run(
         self, work: Callable[Concatenate[sqlite3.Connection, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        """Result of `work(connection, ...)`. StorageError (disk full or broken): nothing has changed.
+        """Result of `work(connection, ...)`. StorageError: nothing has changed, and trying again may help;
+        StorageBrokenError: it does not.
 
         UnavailableError if it was closed, for a router that takes this one's place.
         """
@@ -196,10 +215,24 @@ class Database:
         except sqlite3.IntegrityError:
             raise
         except sqlite3.Error as error:
-            raise StorageError(
-                f"the router cannot store this: {error}; free disk space, or delete files, and try again"
-            ) from error
+            raise self._explained(error) from error
         return result
+
+    def _explained(self, error: sqlite3.Error) -> StorageError:
+        """What the error means for who wanted something stored."""
+        extended = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        code = extended & 0xFF
+        if code in _BROKEN or extended == sqlite3.SQLITE_READONLY_DBMOVED:
+            state = "damaged" if code in _BROKEN else "not where it was"
+            log.error("the store is broken", file=str(self._folder / self.FILE), reason=str(error))
+            return StorageBrokenError(
+                f"the router's file {self.FILE} is {state}: {error}; its operator has to stop the router, "
+                "and restore the file from a backup, or move it away"
+            )
+        if code in _MENDS:
+            return StorageError(f"the router cannot store this: {error}; {_MENDS[code]}")
+        log.error("the store's own error", reason=str(error), exc_info=error)
+        return StorageBrokenError(f"internal error of the router's store: {error}; see its log")
 
     def close(self) -> None:
         """Wait for what runs, then close. Harmless when repeated."""

@@ -1,7 +1,7 @@
-"""What was under way whenever a router died, counted on the disk: no line kills each router that takes it up.
+"""What was under way whenever a router died, on the disk: no line kills each router that takes it up.
 
-A kill -9 from outside must fail no line, so bad luck is told from guilt as with stages (decision 026): lines
-that were under way at two deaths are begun one by one; one that was alone then at another one is given up.
+A line is read (checked, tokenized), which takes moments and is the router's own work, and then answered,
+which takes long and is the instances'. Decision 038 says what its deaths in either mean.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from router.batches.lines import Line
 from router.batches.records import IN_PROGRESS, VALIDATING
 
-TABLE = """
+FIRST_TABLE = """
 CREATE TABLE under_way (
     batch_id TEXT NOT NULL,
     number INTEGER NOT NULL,    -- of the line; 0 for the taking in of the batch's input file
@@ -22,10 +22,29 @@ CREATE TABLE under_way (
     PRIMARY KEY (batch_id, number)
 ) WITHOUT ROWID;
 """
-SUSPECT_DEATHS = 2
-"""Deaths after which a line is tried apart; alone at the last of them, it is given up."""
-MOST_DEATHS = 4
-"""Deaths after which it is given up in any case."""
+TABLE = """
+DROP TABLE under_way;
+CREATE TABLE under_way (
+    batch_id TEXT NOT NULL,
+    number INTEGER NOT NULL,    -- of the line; 0 for the taking in of the batch's input file
+    stage INTEGER NOT NULL,
+    place INTEGER NOT NULL DEFAULT 0,    -- in an input file: lines taken in
+    died_at INTEGER NOT NULL DEFAULT 0,    -- the place at the last death
+    deaths INTEGER NOT NULL DEFAULT 0,
+    alone INTEGER NOT NULL DEFAULT 0,    -- of these: those at which nothing else was under way
+    reading INTEGER NOT NULL DEFAULT 0,    -- of these: those while it was read, at one place
+    sole INTEGER NOT NULL DEFAULT 0,    -- at the last one nothing else was read
+    PRIMARY KEY (batch_id, number)
+) WITHOUT ROWID;
+"""
+AT_REST, READING, ANSWERING = 0, 1, 2
+"""Stages."""
+READ_DEATHS = 2
+"""A line that is read is given up at the second death, an input file if both were at one place in it."""
+ALONE_DEATHS = 2
+"""At so many deaths at which it was alone a line is given up; one more if it ever died in company."""
+SUSPECT_DEATHS = 3
+"""Deaths while it was answered after which a line is begun with nothing beside it."""
 INTAKE = 0
 
 _OVER = """
@@ -38,63 +57,90 @@ number > 0 AND NOT EXISTS (
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A line of a batch in progress that was under way at several deaths. custom_id: as `lines` keeps it."""
+    """A line of a batch in progress that was under way when routers died. custom_id: as `lines` keeps it.
+
+    in_answering: also beyond the time while it was read.
+    """
 
     batch_id: str
     line: Line
     custom_id: bytes
     deaths: int
+    in_answering: bool
     given_up: bool
 
 
-def begin(db: sqlite3.Connection, batch_id: str, numbers: Iterable[int]) -> None:
-    """These are under way from now on."""
-    db.execute(f"DELETE FROM under_way WHERE batch_id = ? AND {_OVER}", (batch_id,))
+def begin(db: sqlite3.Connection, batch_id: str, numbers: Iterable[int], place: int = 0) -> None:
+    """These are read from now on. place: how far an input file is."""
     db.executemany(
-        "INSERT INTO under_way (batch_id, number, running) VALUES (?, ?, 1) "
-        "ON CONFLICT DO UPDATE SET running = 1",
-        [(batch_id, number) for number in numbers],
+        "INSERT INTO under_way (batch_id, number, stage, place) VALUES (?, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET stage = excluded.stage, place = excluded.place",
+        [(batch_id, number, READING, place) for number in numbers],
     )
 
 
-def survived(db: sqlite3.Connection, batch_id: str, number: int) -> None:
-    """It has not killed the router, or not at once."""
-    db.execute("UPDATE under_way SET running = 0 WHERE batch_id = ? AND number = ?", (batch_id, number))
+def enter(db: sqlite3.Connection, batch_id: str, number: int, stage: int) -> None:
+    """The next stage. Who has been read is not to blame for deaths while it was."""
+    forgiven = ", deaths = deaths - reading, alone = MIN(alone, deaths - reading), reading = 0"
+    db.execute(
+        f"UPDATE under_way SET stage = ?{forgiven if stage == ANSWERING else ''} "
+        "WHERE batch_id = ? AND number = ?",
+        (stage, batch_id, number),
+    )
+
+
+def over(db: sqlite3.Connection, batch_id: str, number: int) -> None:
+    """It is answered."""
+    db.execute("DELETE FROM under_way WHERE batch_id = ? AND number = ?", (batch_id, number))
 
 
 def ended_in_order(db: sqlite3.Connection) -> None:
     """The router stops: that is nobody's fault."""
-    db.execute("UPDATE under_way SET running = 0")
+    db.execute("UPDATE under_way SET stage = ?", (AT_REST,))
 
 
 def count(db: sqlite3.Connection) -> None:
     """At a router's start: whatever is under way was so when the one before died."""
     db.execute(f"DELETE FROM under_way WHERE {_OVER}")
-    (running,) = db.execute("SELECT COUNT(*) FROM under_way WHERE running").fetchone()
+    under_way, read = db.execute(
+        "SELECT COUNT(*), COALESCE(SUM(stage = ?), 0) FROM under_way WHERE stage", (READING,)
+    ).fetchone()
     db.execute(
-        "UPDATE under_way SET deaths = deaths + 1, alone = ?, running = 0 WHERE running", (running == 1,)
+        "UPDATE under_way SET deaths = deaths + 1, alone = alone + ?, sole = stage = ? AND ?, "
+        "reading = CASE WHEN stage <> ? THEN reading WHEN died_at = place THEN reading + 1 ELSE 1 END, "
+        "died_at = place, stage = ? WHERE stage",
+        (under_way == 1, READING, read == 1, READING, AT_REST),
     )
 
 
 def suspects(db: sqlite3.Connection) -> list[Suspect]:
-    """Lines to be tried apart or given up, in their order."""
+    """Lines to be tried apart or given up. Those that were alone least often go first: so another blow from
+    outside meets somebody else."""
     rows = db.execute(
-        "SELECT batch_id, lines.number, request, custom_id, deaths, alone FROM under_way "
+        "SELECT batch_id, lines.number, request, custom_id, deaths, alone, reading, sole FROM under_way "
         "JOIN lines USING (batch_id, number) JOIN batches ON batches.id = batch_id "
-        "WHERE deaths >= ? AND answer IS NULL AND batches.status = ? ORDER BY batches.number, lines.number",
-        (SUSPECT_DEATHS, IN_PROGRESS),
+        "WHERE (reading OR deaths >= ? OR alone >= ?) AND answer IS NULL AND batches.status = ? "
+        "ORDER BY alone, batches.number, lines.number",
+        (SUSPECT_DEATHS, ALONE_DEATHS, IN_PROGRESS),
     )
     return [
-        Suspect(batch_id, Line(number, request), custom_id, deaths, bool(alone) or deaths >= MOST_DEATHS)
-        for batch_id, number, request, custom_id, deaths, alone in rows
+        Suspect(
+            batch_id,
+            Line(number, request),
+            custom_id,
+            deaths,
+            max(deaths - reading, alone) >= ALONE_DEATHS,
+            alone >= ALONE_DEATHS + (deaths > alone) or (reading >= READ_DEATHS and bool(sole)),
+        )
+        for batch_id, number, request, custom_id, deaths, alone, reading, sole in rows
     ]
 
 
-def deadly_intakes(db: sqlite3.Connection) -> dict[str, int]:
-    """Batches whose input file was being taken in at several deaths, and at how many."""
+def deadly_intakes(db: sqlite3.Connection) -> dict[str, tuple[int, int]]:
+    """Batches at one place of whose input file several routers died: how many, and the lines before it."""
     rows = db.execute(
-        "SELECT batch_id, deaths FROM under_way JOIN batches ON batches.id = batch_id "
-        "WHERE under_way.number = ? AND batches.status = ? AND (deaths >= ? OR deaths >= ? AND alone)",
-        (INTAKE, VALIDATING, MOST_DEATHS, SUSPECT_DEATHS),
+        "SELECT batch_id, reading, place FROM under_way JOIN batches ON batches.id = batch_id "
+        "WHERE under_way.number = ? AND batches.status = ? AND reading >= ?",
+        (INTAKE, VALIDATING, READ_DEATHS),
     )
-    return dict(rows.fetchall())
+    return {batch_id: (reading, place) for batch_id, reading, place in rows}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -10,9 +11,10 @@ from common.errors import NotFoundError, StorageError
 from common.limits import MAX_REQUEST_BYTES
 from common.openai.batch import BatchLineError, parse_line
 from common.openai.failures import error_code
-from router.batches import files, lines
+from router.batches import deaths, files, lines
 from router.batches.database import Database
 from router.batches.records import BatchRecord
+from router.batches.writer import durably
 
 MAX_REQUESTS = 50_000
 MAX_ERRORS = 10
@@ -76,6 +78,7 @@ class BatchIntake:
 
     async def _read(self) -> None:
         run = self._database.run
+        await durably(self._database, self._at, 0)
         await run(lines.forget_lines, self._batch.id)
         file = await run(files.get, self._batch.input_file_id)
         splitter = LineSplitter()
@@ -98,8 +101,15 @@ class BatchIntake:
                 good = []
         await self._add(good)
 
+    def _at(self, db: sqlite3.Connection, place: int) -> None:
+        deaths.begin(db, self._batch.id, [deaths.INTAKE], place)
+
+    def _add_lines(self, db: sqlite3.Connection, good: list[NewLine], place: int) -> int | None:
+        self._at(db, place)
+        return lines.add_lines(db, self._batch.id, good)
+
     async def _add(self, good: list[NewLine]) -> None:
-        known = await self._database.run(lines.add_lines, self._batch.id, good)
+        known = await self._database.run(self._add_lines, good, self.total)
         if known is not None:
             text = f"line {known}: its custom_id is used by an earlier line"
             self._error("duplicate_custom_id", text, known, "custom_id")

@@ -5,14 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import structlog
 
-from common.errors import InvalidRequestError, OverloadedError, StorageError
+from common.errors import (
+    InvalidRequestError,
+    OverloadedError,
+    StorageBrokenError,
+    StorageError,
+    TidePipeError,
+    UnavailableError,
+)
+from common.exception_groups import leaves
+from common.openai.failures import error_code
 from common.security.caller import ANYBODY, Caller
 from common.security.key_access import ENDED, KeyAccess
 from router.batches import deaths, files, lines
@@ -33,13 +42,16 @@ from router.batches.records import (
     BatchRecord,
     FileRecord,
 )
-from router.batches.writer import AnswerWriter, durably
+from router.batches.writer import BatchWriter, durably
 
 MAX_UNFINISHED = 100
 MAX_OF_ONE = MAX_UNFINISHED // 2
 _PAGE = 64
-APART_S = 10.0
-"""For which nothing is begun beside a line that was under way when routers died."""
+READERS = 4
+"""Lines that are read at a time: reading is the router's own work, and so few share the blame for a death."""
+APART_S, MAX_APART_S = 10.0, 3600.0
+"""For which nothing is begun beside a line that was being answered at several deaths; twice as long after
+each more."""
 _CANCELLABLE = (VALIDATING, IN_PROGRESS)
 
 log = structlog.get_logger()
@@ -71,7 +83,10 @@ class BatchJobs:
         self._unix_time = unix_time
         self._keys = keys
         self._places = Places(concurrency, keys.background_places) if keys else Places(concurrency)
-        self._writer = AnswerWriter(database)
+        self._writer = BatchWriter(database)
+        self._readers = asyncio.Semaphore(READERS)
+        self._one_file = asyncio.Lock()
+        self._cleared = asyncio.Event()
         self._jobs: dict[str, _Job] = {}
         self._apart: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -83,41 +98,57 @@ class BatchJobs:
             await self.database.run(files.drop_incomplete)
         except StorageError as error:  # a full disk is no reason not to start
             log.error("broken uploads stay until the next start", reason=str(error))
-        await durably(self.database, deaths.count)
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 group.create_task(self._writer.run())
-                await self._try_suspects(group)
-                for batch in await self.database.run(lines.unfinished):
+                await durably(self.database, deaths.count)
+                for batch in await durably(self.database, lines.unfinished):
                     log.info("batch goes on", batch=batch.id, status=batch.status)
                     self._start(batch)
+                await self._try_suspects()
+                self._cleared.set()
                 await asyncio.Event().wait()
+        except* StorageBrokenError as errors:
+            # Requests are answered without it; `trouble` says why no batch goes on.
+            log.error("no batch goes on", reason=str(leaves(errors)[0]))
         finally:
-            with contextlib.suppress(StorageError):
+            self._group = None
+            for task in self._apart.values():
+                task.cancel()
+            with contextlib.suppress(StorageError, UnavailableError):
                 await self.database.run(deaths.ended_in_order)
 
-    async def _try_suspects(self, group: asyncio.TaskGroup) -> None:
-        """Give up what kills routers, and begin one by one what may."""
-        for batch_id, times in (await durably(self.database, deaths.deadly_intakes)).items():
+    async def _try_suspects(self) -> None:
+        """Give up what kills routers, and begin one by one what may. Nothing else goes on meanwhile."""
+        for batch_id, (times, place) in (await durably(self.database, deaths.deadly_intakes)).items():
             log.error("a batch's input file is given up: routers died of it", batch=batch_id, deaths=times)
-            text = f"the router ended {times} times while it read this file; it is not tried again"
+            text = (
+                f"the router ended {times} times while it read this file, behind line {place}; it is not "
+                "tried again"
+            )
             errors = [{"code": "file_given_up", "message": text, "line": None, "param": None}]
             await durably(self.database, lines.forget_lines, batch_id)
             await self._advance(batch_id, FAILED, (VALIDATING,), errors=errors)
         for suspect in await durably(self.database, deaths.suspects):
-            batch = await self.database.run(lines.get, suspect.batch_id)
-            if self._keys is not None and self._keys.ended(batch.owner or ""):
+            batch = await durably(self.database, lines.get, suspect.batch_id)
+            if batch.id not in self._jobs or self._jobs[batch.id].stop.is_set():
                 continue
             number = suspect.line.number
             if suspect.given_up:
                 log.error("a batch's line is given up: routers died of it", batch=batch.id, line=number)
                 await self._writer.write(batch.id, given_up_line(batch, suspect))
                 continue
-            await durably(self.database, deaths.begin, batch.id, [number])
-            task = self._apart[batch.id, number] = group.create_task(self._answered(batch, suspect.line))
-            await asyncio.wait({task}, timeout=APART_S)
-            await durably(self.database, deaths.survived, batch.id, number)
+            read = asyncio.Event()
+            task = asyncio.create_task(self._answered(batch, suspect.line, read))
+            self._apart[batch.id, number] = task
+            if suspect.in_answering:
+                apart_s = min(MAX_APART_S, APART_S * 2 ** (suspect.deaths - deaths.SUSPECT_DEATHS))
+                await asyncio.wait({task}, timeout=apart_s)
+            else:
+                reading = asyncio.create_task(read.wait())
+                await asyncio.wait({task, reading}, return_when=asyncio.FIRST_COMPLETED)
+                reading.cancel()
 
     async def create(
         self,
@@ -133,7 +164,7 @@ class BatchJobs:
             raise InvalidRequestError(
                 f"the file {file.id} was uploaded for {file.purpose}, not for batch", "input_file_id"
             )
-        await self.database.run(self.database.limits.check_room, file.bytes)
+        await self.database.run(self.database.limits.check_room, file.bytes, caller.owner)
         mine = sum(job.owner == caller.owner for job in self._jobs.values())
         if caller.owner and mine >= MAX_OF_ONE:
             raise OverloadedError(f"{MAX_OF_ONE} of your batches are unfinished; wait for one to end", 60_000)
@@ -185,15 +216,27 @@ class BatchJobs:
     async def _guarded(self, batch: BatchRecord, job: _Job) -> None:
         try:
             await self._process(batch, job)
-        except Exception:
-            log.exception("batch stopped; the next start of the router tries it again", batch=batch.id)
+        except Exception as error:
+            log.exception("batch stopped", batch=batch.id)
+            all_of_it = leaves(error) if isinstance(error, ExceptionGroup) else [error]
+            known = [one for one in all_of_it if isinstance(one, TidePipeError)]
+            text = str(known[0]) if known else "internal error; see the router's log"
+            code = error_code(known[0]) if known else "internal_error"
+            try:
+                reason = {"code": code, "message": text, "line": None, "param": None}
+                await self._finish(batch, FAILED, [reason])
+            except Exception as again:
+                self.database.trouble = f"the batch {batch.id} stands still: {again}"
+                log.error("not even that can be stored; the next start tries again", reason=str(again))
         finally:
             del self._jobs[batch.id]
+            for of in [of for of in self._apart if of[0] == batch.id]:
+                self._apart.pop(of).cancel()
 
     async def _process(self, batch: BatchRecord, job: _Job) -> None:
         if batch.status in (VALIDATING, IN_PROGRESS) and not job.abandoned:
             await self._until_stopped(batch, job)
-        batch = await self.database.run(lines.get, batch.id)
+        batch = await durably(self.database, lines.get, batch.id)
         if job.abandoned and batch.status in (VALIDATING, IN_PROGRESS):
             reason = {"code": "key_ended", "message": job.abandoned, "line": None, "param": None}
             await self._finish(batch, FAILED, [reason])
@@ -210,7 +253,7 @@ class BatchJobs:
         log.info("batch ended", batch=batch.id)
 
     async def _until_stopped(self, batch: BatchRecord, job: _Job) -> None:
-        """Do all the work, unless the batch is cancelled or expires."""
+        """Do all the work once nothing is tried apart, unless the batch is cancelled or expires."""
         work = asyncio.create_task(self._work(batch), name=batch.id)
         stop = asyncio.create_task(job.stop.wait())
         try:
@@ -228,10 +271,10 @@ class BatchJobs:
             batch = await self._take_in(batch)
         if batch.status != IN_PROGRESS:
             return
+        await self._cleared.wait()
         async with asyncio.TaskGroup() as group:
             after, owner = 0, batch.owner or ""
             while page := await durably(self.database, lines.unanswered, batch.id, after, _PAGE):
-                await durably(self.database, deaths.begin, batch.id, [line.number for line in page])
                 for line in page:
                     await self._places.acquire(owner)
                     task = group.create_task(self._one(batch, line))
@@ -242,9 +285,10 @@ class BatchJobs:
 
     async def _take_in(self, batch: BatchRecord) -> BatchRecord:
         intake = BatchIntake(self.database, batch)
-        await durably(self.database, deaths.begin, batch.id, [deaths.INTAKE])
-        await intake.run()
-        await durably(self.database, deaths.survived, batch.id, deaths.INTAKE)
+        await self._cleared.wait()
+        async with self._one_file:
+            await intake.run()
+            await durably(self.database, deaths.over, batch.id, deaths.INTAKE)
         if not intake.errors:
             return await self._advance(batch.id, IN_PROGRESS, (VALIDATING,))
         await durably(self.database, lines.forget_lines, batch.id)
@@ -254,9 +298,29 @@ class BatchJobs:
         begun = self._apart.pop((batch.id, line.number), None)
         await (begun if begun is not None else self._answered(batch, line))
 
-    async def _answered(self, batch: BatchRecord, line: lines.Line) -> None:
-        pause = partial(self._places.aside, batch.owner or "")
-        await self._writer.write(batch.id, await answer_line(self._answer, batch, line, pause))
+    async def _answered(
+        self, batch: BatchRecord, line: lines.Line, read: asyncio.Event | None = None
+    ) -> None:
+        """read: set once it has been read."""
+        pause = asyncio.sleep if read is not None else partial(self._places.aside, batch.owner or "")
+        reading = partial(self._reading, batch.id, line.number, read)
+        await self._writer.write(batch.id, await answer_line(self._answer, batch, line, reading, pause))
+
+    @contextlib.asynccontextmanager
+    async def _reading(self, batch_id: str, number: int, read: asyncio.Event | None) -> AsyncIterator[None]:
+        stage = deaths.AT_REST
+        async with self._readers:
+            await self._writer.do(partial(deaths.begin, batch_id=batch_id, numbers=[number]))
+            try:
+                yield
+                stage = deaths.ANSWERING
+            finally:
+                entered = self._writer.soon(
+                    partial(deaths.enter, batch_id=batch_id, number=number, stage=stage)
+                )
+                if read is not None:
+                    await asyncio.wait({entered})
+                    read.set()
 
     async def _expire(self, batch: BatchRecord) -> None:
         """Each request that is left gets a line that says so."""

@@ -13,6 +13,8 @@ DEFAULT_FILES_BYTES = 16 * GIB
 DEFAULT_LIFETIME_S = 30 * 24 * 3600
 MIN_EXPIRES_S, MAX_EXPIRES_S = 3600, 30 * 24 * 3600
 """What `expires_after` may say; OpenAI's."""
+LARGEST_SHARE = 2
+"""One owner's files may have the limit divided by this: nobody fills everybody's."""
 LEAST_BYTES = 4096
 """That a file counts for: rows take room as well."""
 
@@ -27,30 +29,48 @@ class FileLimits:
     max_bytes: int = DEFAULT_FILES_BYTES
     lifetime_s: int = DEFAULT_LIFETIME_S
 
-    def check_room(self, db: sqlite3.Connection, size: int) -> None:
-        """StorageError if a file of that size is too much beside those that are there.
+    def check_room(self, db: sqlite3.Connection, size: int, owner: str = "") -> None:
+        """StorageError if a file of that size is too much beside those that are there, or those of its owner.
 
-        One whose content is still on its way counts already.
+        One whose content is still on its way counts already. What others have is nobody's business.
         """
-        (used,) = db.execute("SELECT COALESCE(SUM(MAX(bytes, ?)), 0) FROM files", (LEAST_BYTES,)).fetchone()
-        # A batch has its requests once more until they are answered.
-        places = ", ".join("?" * len(UNFINISHED))
-        (requests,) = db.execute(
-            "SELECT COALESCE(SUM(bytes), 0) FROM batches JOIN files "
-            f"ON files.id = json_extract(record, '$.input_file_id') WHERE status IN ({places})",
-            UNFINISHED,
-        ).fetchone()
-        used += requests
-        if used + max(size, LEAST_BYTES) > self.max_bytes:
+        counted = max(size, LEAST_BYTES)
+        if owner:
+            most, used = self.max_bytes // LARGEST_SHARE, _used(db, owner)
+            if used + counted > most:
+                raise StorageError(
+                    f"your files may have {most} bytes together, {used} are stored, and this has {size}: "
+                    "delete files that are not needed any more, and try again"
+                )
+        used = _used(db, None)
+        if used + counted > self.max_bytes:
+            stored = "" if owner else f", {used} are stored"
             raise StorageError(
-                f"files may have {self.max_bytes} bytes together (--files-max-bytes), {used} are stored, and "
-                f"this has {size}: delete files that are not needed any more, and try again"
+                f"files may have {self.max_bytes} bytes together (--files-max-bytes){stored}, and this has "
+                f"{size}: delete files that are not needed any more, and try again"
             )
 
     def expiry(self, created: int, wanted_s: int | None = None) -> int | None:
         """Unix time at which a file ends; None: never. wanted_s: seconds that its owner asked for."""
         seconds = self.lifetime_s if wanted_s is None else wanted_s
         return created + seconds if seconds else None
+
+
+def _used(db: sqlite3.Connection, owner: str | None) -> int:
+    """Bytes of somebody's files and unfinished batches; None: everybody's."""
+    (stored,) = db.execute(
+        "SELECT COALESCE(SUM(MAX(bytes, ?)), 0) FROM files WHERE ? IS NULL OR owner = ?",
+        (LEAST_BYTES, owner, owner),
+    ).fetchone()
+    # A batch has its requests once more until they are answered.
+    places = ", ".join("?" * len(UNFINISHED))
+    (requests,) = db.execute(
+        "SELECT COALESCE(SUM(bytes), 0) FROM batches JOIN files "
+        f"ON files.id = json_extract(record, '$.input_file_id') WHERE status IN ({places}) "
+        "AND (? IS NULL OR batches.owner = ?)",
+        (*UNFINISHED, owner, owner),
+    ).fetchone()
+    return int(stored + requests)
 
 
 def expires_after(anchor: object, seconds: object) -> int | None:

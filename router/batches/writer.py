@@ -1,23 +1,25 @@
-"""Writes answers: what comes while a transaction runs goes into the next one together."""
+"""Writes what batches do: what comes while a transaction runs goes into the next one together."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar
 
 import structlog
 
-from common.errors import StorageError
-from router.batches import lines
+from common.errors import StorageBrokenError, StorageError
+from router.batches import deaths, lines
 from router.batches.database import Database
 from router.batches.lines import AnsweredLine
 
-STORAGE_RETRY_S = 2.0
+STORAGE_RETRY_S, MAX_STORAGE_RETRY_S = 1.0, 15.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Work = Callable[[sqlite3.Connection], None]
 
 log = structlog.get_logger()
 
@@ -28,29 +30,55 @@ async def durably(
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> R:
-    """Result of `work`, tried again until the disk has room: what is computed must not be lost."""
+    """Result of `work`, tried again until the disk has room: what is computed must not be lost.
+
+    Meanwhile `database.trouble` says what it waits for. Raises what no waiting mends: StorageBrokenError, or
+    an error of the program.
+    """
+    retry_s = STORAGE_RETRY_S
     while True:
         try:
-            return await database.run(work, *args, **kwargs)
+            result = await database.run(work, *args, **kwargs)
+        except StorageBrokenError as error:
+            database.trouble = str(error)
+            raise
         except StorageError as error:
-            log.error("batches wait for storage", reason=str(error), retry_s=STORAGE_RETRY_S)
-            await asyncio.sleep(STORAGE_RETRY_S)
+            if not database.trouble:
+                log.error("batches wait for storage", reason=str(error))
+            database.trouble = str(error)
+            await asyncio.sleep(retry_s)
+            retry_s = min(MAX_STORAGE_RETRY_S, 2 * retry_s)
+        else:
+            if database.trouble:
+                log.info("batches go on: there is storage again")
+            database.trouble = ""
+            return result
 
 
-class AnswerWriter:
+class BatchWriter:
     """Its queue is as long as there are requests in flight: who writes waits."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._waiting: list[tuple[str, AnsweredLine, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Work, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
 
     async def write(self, batch_id: str, line: AnsweredLine) -> None:
-        """Return when the answer is on the disk."""
-        written = asyncio.get_running_loop().create_future()
-        self._waiting.append((batch_id, line, written))
+        """Return when the answer is on the disk. Raises what no waiting mends."""
+        await self.do(partial(lines.record_answers, answers=[(batch_id, line)]))
+        self.soon(partial(deaths.over, batch_id=batch_id, number=line.number))
+
+    async def do(self, work: Work) -> None:
+        """Return when it is done."""
+        await asyncio.shield(self.soon(work))
+
+    def soon(self, work: Work) -> asyncio.Future[None]:
+        """It is done with what else there is, in the order in which it came."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.add_done_callback(_seen)
+        self._waiting.append((work, done))
         self._wake.set()
-        await written
+        return done
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -58,8 +86,29 @@ class AnswerWriter:
             await self._wake.wait()
             self._wake.clear()
             taken, self._waiting = self._waiting, []
-            answers = [(batch_id, line) for batch_id, line, _ in taken]
-            await durably(self._database, lines.record_answers, answers)
-            for *_, written in taken:
-                if not written.done():
-                    written.set_result(None)
+            try:
+                await self._try(taken)
+            except Exception:
+                # One of them cannot be done, and must not take the others with it.
+                for one in taken:
+                    try:
+                        await self._try([one])
+                    except Exception as error:
+                        one[1].set_exception(error)
+
+    async def _try(self, taken: Sequence[tuple[Work, asyncio.Future[None]]]) -> None:
+        await durably(self._database, _all, [work for work, _ in taken])
+        for _, done in taken:
+            if not done.done():
+                done.set_result(None)
+
+
+def _all(db: sqlite3.Connection, works: Sequence[Work]) -> None:
+    for work in works:
+        work(db)
+
+
+def _seen(done: asyncio.Future[None]) -> None:
+    """Not everybody waits to hear of an error; the log has it."""
+    if not done.cancelled() and (error := done.exception()) is not None:
+        log.error("something of a batch could not be written", reason=str(error))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -32,8 +32,9 @@ class AdminServicer(GroupsServicer):
         predictor_address: str,
         predictor: predictor_pb2_grpc.PredictorServiceAsyncStub | None,
         clock: Callable[[], float],
+        warnings: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        """predictor_address: empty if there is none."""
+        """predictor_address: empty if there is none. warnings: what needs a person, a sentence each."""
         super().__init__(grouping)
         self._router_id = router_id
         self._registry = grouping.registry
@@ -41,6 +42,7 @@ class AdminServicer(GroupsServicer):
         self._predictor_address = predictor_address
         self._predictor = predictor
         self._clock = clock
+        self._warnings = warnings
         self._started = clock()
 
     async def GetClusterStatus(  # noqa: N802
@@ -59,6 +61,7 @@ class AdminServicer(GroupsServicer):
             finished=counts.finished,
             failed=counts.failed,
             shed=counts.shed,
+            warnings=self._warnings(),
             max_requests=self._table.max_requests,
             instances=[entry.result() for entry in entries],
             predictor=predictor.result(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from common.openai.batch import BatchItem
 from common.openai.responses import ResponseContext, check_uncut, response_body
 from common.request import Answer, GenerationRequest
+from router.batches.answering import Reading
 from router.gateway.collector import AnswerCollector
 from router.requests.subscription import Subscription
 from router.requests.table import RequestTable
@@ -59,9 +61,15 @@ async def _answers(subscription: Subscription) -> list[Answer]:
     return answers
 
 
-async def answer_item(table: RequestTable, bodies: AnswerBodies, item: BatchItem) -> dict[str, Any]:
+async def answer_item(
+    table: RequestTable, bodies: AnswerBodies, item: BatchItem, reading: Reading
+) -> dict[str, Any]:
     """Body for a batch's request, which runs as any other."""
-    with table.attach(item.request, grace_s=0.0) as subscription:
+    await table.ready()
+    with contextlib.ExitStack() as listening:
+        async with reading():
+            subscription = listening.enter_context(table.attach(item.request, grace_s=0.0))
+            await subscription.admitted()
         return await bodies.whole(item.request, subscription)
 
 

@@ -8,6 +8,7 @@ import secrets
 import sqlite3
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 
 from starlette.datastructures import FormData, UploadFile
@@ -31,6 +32,7 @@ MAX_FILE_BYTES = 200 * 1024 * 1024
 _FORM_OVERHEAD = 64 * 1024
 MAX_UPLOADS = 16
 """At a time: each waits in the temporary folder until it is complete."""
+MAX_UPLOADS_OF_ONE = MAX_UPLOADS // 2
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 _FIELDS = {"file", "purpose", _ANCHOR, _SECONDS}
 MAX_NAME_CHARACTERS = 512
@@ -41,7 +43,7 @@ class FileEndpoints:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._uploads = 0
+        self._uploads: Counter[str] = Counter()
         # Settled now: once it is full, Python would take another folder, unasked.
         self._spool = tempfile.gettempdir()
 
@@ -58,16 +60,20 @@ class FileEndpoints:
 
     async def upload(self, request: Request) -> Response:
         """Store a file; it exists once this answers."""
-        if self._uploads >= MAX_UPLOADS:
+        owner = current().owner
+        if self._uploads.total() >= MAX_UPLOADS:
             raise OverloadedError(f"{MAX_UPLOADS} files are coming in already; try again")
+        if owner and self._uploads[owner] >= MAX_UPLOADS_OF_ONE:
+            raise OverloadedError(f"{MAX_UPLOADS_OF_ONE} of your files are coming in already; try again")
         declared = request.headers.get("content-length", "0")
         size = int(declared) if declared.isdigit() else 0
-        await self._database.run(self._database.limits.check_room, max(0, size - _FORM_OVERHEAD))
-        self._uploads += 1
+        await self._database.run(self._database.limits.check_room, max(0, size - _FORM_OVERHEAD), owner)
+        self._uploads[owner] += 1
         try:
             return await self._upload(request)
         finally:
-            self._uploads -= 1
+            self._uploads[owner] -= 1
+            self._uploads += Counter()  # forgets who has none
 
     async def _upload(self, request: Request) -> Response:
         limited = Request(request.scope, _Limit(request, MAX_FILE_BYTES + _FORM_OVERHEAD).receive)
@@ -123,7 +129,7 @@ class FileEndpoints:
         return record
 
     def _begin(self, db: sqlite3.Connection, record: FileRecord) -> None:
-        self._database.limits.check_room(db, record.bytes)
+        self._database.limits.check_room(db, record.bytes, record.owner or "")
         files.begin(db, record)
 
     async def listing(self, request: Request) -> Response:

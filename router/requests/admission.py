@@ -72,6 +72,11 @@ class Admission:
         """Refuse at once what makes no sense for any model."""
         request.check()
 
+    async def ready(self) -> None:
+        """Return when nothing that a request needs is missing. UnavailableError: no instance came."""
+        await asyncio.shield(self._text)
+        await self._served.wait(self._patience_s)
+
     async def admit(self, request: GenerationRequest) -> AdmittedRequest:
         """Raises InvalidRequestError, NotFoundError (model), or UnavailableError (no instance came)."""
         text = await asyncio.shield(self._text)

@@ -123,6 +123,10 @@ class RequestTable:
                 await asyncio.sleep(SWEEP_S)
                 self._forget_old()
 
+    async def ready(self) -> None:
+        """Return when requests can be admitted. UnavailableError: no instance came in time."""
+        await self._admission.ready()
+
     def attach(
         self,
         request: GenerationRequest,

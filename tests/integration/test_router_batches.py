@@ -12,6 +12,7 @@ import httpx
 
 from common.openai.batch import BatchItem
 from router.batches import files, lines
+from router.batches.answering import Reading
 from router.batches.database import Database
 from router.batches.jobs import BatchJobs
 from router.batches.records import FileRecord
@@ -74,7 +75,7 @@ async def test_an_expired_batch_says_what_is_missing(tmp_path: Path) -> None:
     await database.run(files.complete, "f", len(batch_file(3)))
     answered = asyncio.Event()
 
-    async def only_the_first(item: BatchItem) -> dict[str, Any]:
+    async def only_the_first(item: BatchItem, reading: Reading) -> dict[str, Any]:
         if item.custom_id == "c0":
             answered.set()
             return {"text": "there"}

@@ -105,7 +105,8 @@ class PredictorStatus:
 class ClusterStatus:
     """The router and all behind it; counters since the router started.
 
-    shed: requests told to come again later; one that came again counts for itself.
+    shed: requests told to come again later; one that came again counts for itself. warnings: what needs a
+    person, a sentence each.
     """
 
     router_id: str
@@ -119,6 +120,7 @@ class ClusterStatus:
     instances: tuple[InstanceStatus, ...]
     predictor_address: str
     predictor: PredictorStatus | None
+    warnings: tuple[str, ...] = ()
 
     @property
     def slow_because(self) -> tuple[str, ...]:
@@ -137,6 +139,7 @@ def status_from_wire(message: admin_pb2.GetClusterStatusResponse) -> ClusterStat
         finished=message.finished,
         failed=message.failed,
         shed=message.shed,
+        warnings=tuple(message.warnings),
         max_requests=message.max_requests,
         instances=tuple(_instance(entry) for entry in message.instances),
         predictor_address=message.predictor_address,

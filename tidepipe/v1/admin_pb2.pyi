@@ -697,6 +697,7 @@ class GetClusterStatusResponse(_message.Message):
     PREDICTOR_FIELD_NUMBER: _builtins.int
     PREDICTOR_ADDRESS_FIELD_NUMBER: _builtins.int
     SHED_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     """Name of the router."""
     uptime_s: _builtins.float
@@ -723,6 +724,10 @@ class GetClusterStatusResponse(_message.Message):
     def predictor(self) -> _predictor_pb2.GetPredictorStatusResponse:
         """The predictor, if it answers."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What needs a person, a sentence each: batches wait for the disk, or their store is damaged."""
+
     def __init__(
         self,
         *,
@@ -737,10 +742,11 @@ class GetClusterStatusResponse(_message.Message):
         predictor: _predictor_pb2.GetPredictorStatusResponse | None = ...,
         predictor_address: _builtins.str = ...,
         shed: _builtins.int = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["predictor", b"predictor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "finished", b"finished", "instances", b"instances", "max_requests", b"max_requests", "predictor", b"predictor", "predictor_address", b"predictor_address", "queued", b"queued", "router_id", b"router_id", "running", b"running", "shed", b"shed", "uptime_s", b"uptime_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "finished", b"finished", "instances", b"instances", "max_requests", b"max_requests", "predictor", b"predictor", "predictor_address", b"predictor_address", "queued", b"queued", "router_id", b"router_id", "running", b"running", "shed", b"shed", "uptime_s", b"uptime_s", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

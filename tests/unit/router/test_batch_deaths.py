@@ -11,6 +11,7 @@ import pytest
 
 from common.openai.batch import BatchItem
 from router.batches import deaths, files, lines
+from router.batches.answering import Reading
 from router.batches.database import Database
 from router.batches.jobs import BatchJobs
 from router.batches.records import BatchRecord, FileRecord
@@ -31,15 +32,28 @@ class Lives:
         self.deaths = 0
 
     async def live(
-        self, names: list[str] | None, killers: set[str], *, slow: bool = False, killed_after_s: float = 30.0
+        self,
+        names: list[str] | None,
+        killers: set[str],
+        *,
+        while_read: bool = True,
+        slow: bool = False,
+        killed_after_s: float = 30.0,
     ) -> BatchRecord | None:
         """The batch when it is finished, or None if this router died of a killer, or was killed."""
         died = asyncio.Event()
 
-        async def answer(item: BatchItem) -> dict[str, Any]:
-            if item.custom_id in killers:
+        async def answer(item: BatchItem, reading: Reading) -> dict[str, Any]:
+            kills = item.custom_id in killers
+            async with reading():
+                if kills and while_read:
+                    died.set()
+                    await asyncio.Event().wait()
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.02)
+            if kills:
                 died.set()
-            if slow or item.custom_id in killers:
+            if slow or kills:
                 await asyncio.Event().wait()
             return {"text": item.custom_id}
 
@@ -86,17 +100,18 @@ async def answers(folder: Path, batch: BatchRecord) -> tuple[list[str], list[tup
     return good, bad
 
 
-@pytest.mark.parametrize("names", [["killer"], [f"c{i}" for i in range(20)] + ["killer"]])
+@pytest.mark.parametrize(("while_read", "most"), [(True, 2), (False, 6)])
+@pytest.mark.parametrize("names", [["killer"], ["killer"] + [f"c{i}" for i in range(20)]])
 async def test_a_line_that_kills_its_router_is_given_up(
-    names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    names: list[str], while_read: bool, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After two deaths if nothing else was under way, else after one more, which it met alone."""
+    """After two deaths if it does so while it is read, or alone; else once it was alone often enough."""
     lives = Lives(tmp_path, monkeypatch)
-    batch = await lives.live(names, {"killer"})
+    batch = await lives.live(names, {"killer"}, while_read=while_read)
     while batch is None and lives.deaths < 10:
-        batch = await lives.live(None, {"killer"})
+        batch = await lives.live(None, {"killer"}, while_read=while_read)
     assert batch is not None and batch.status == "completed"
-    assert 2 <= lives.deaths <= (2 if len(names) == 1 else 3)
+    assert 2 <= lives.deaths <= (2 if len(names) == 1 else most)
     good, bad = await answers(tmp_path, batch)
     assert sorted(good) == sorted(set(names) - {"killer"})
     assert bad == [("killer", "request_given_up")]
@@ -105,13 +120,12 @@ async def test_a_line_that_kills_its_router_is_given_up(
 async def test_a_router_killed_from_outside_fails_no_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three times in the midst of its lines; then they are answered."""
-    monkeypatch.setattr("router.batches.jobs.APART_S", 0.05)
+    """Ten times in the midst of its lines; then they are answered."""
     lives = Lives(tmp_path, monkeypatch)
     names = [f"c{i}" for i in range(6)]
-    assert await lives.live(names, set(), slow=True, killed_after_s=0.3) is None
-    for _ in range(2):
-        assert await lives.live(None, set(), slow=True, killed_after_s=0.5) is None
+    assert await lives.live(names, set(), slow=True, killed_after_s=0.2) is None
+    for _ in range(9):
+        assert await lives.live(None, set(), slow=True, killed_after_s=0.2) is None
     batch = await lives.live(None, set())
     assert batch is not None
     assert await answers(tmp_path, batch) == (names, [])

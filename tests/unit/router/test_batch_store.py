@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -13,14 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, InvalidRequestError, NotFoundError, StorageError
+from common.errors import ConfigError, InvalidRequestError, NotFoundError, StorageBrokenError, StorageError
+from common.openai.batch import BatchItem
 from common.security.caller import Caller
 from router.batches import files, lines
+from router.batches.answering import Reading
 from router.batches.database import Database
 from router.batches.intake import BatchIntake, LineSplitter
+from router.batches.jobs import BatchJobs
 from router.batches.limits import FileLimits, expires_after
 from router.batches.lines import AnsweredLine
 from router.batches.records import COMPLETED, IN_PROGRESS, UNFINISHED, VALIDATING, BatchRecord, FileRecord
+from router.batches.writer import BatchWriter, durably
 
 MIB = 1 << 20
 RELEASED = """
@@ -192,6 +197,14 @@ async def test_files_have_a_limit_together(database: Database) -> None:
         await database.run(files.begin, dataclasses.replace(record(name), bytes=size))
     with pytest.raises(StorageError, match="files-max-bytes"):
         await database.run(limits.check_room, 0)  # an empty file is a row, too
+    await database.run(files.drop, "a")
+    await database.run(files.drop, "b")
+    await database.run(files.begin, dataclasses.replace(record("hers"), bytes=4_500, owner="alice"))
+    with pytest.raises(StorageError, match="your files"):
+        await database.run(limits.check_room, 600, "alice")  # half of it is for others
+    await database.run(limits.check_room, 4_500, "bob")
+    await database.run(files.drop, "hers")
+    await database.run(files.begin, dataclasses.replace(record("b"), bytes=5_000))
     await database.run(files.drop, "b")
     await database.run(limits.check_room, 5_000)
 
@@ -240,3 +253,72 @@ async def test_a_line_with_another_url_breaks_the_file_whatever_its_body(databas
         intake = BatchIntake(database, BatchRecord(url, 0, "/v1/completions", url, "24h", 1, 2))
         await intake.run()
         assert [error["code"] for error in intake.errors] == codes
+
+
+async def test_waiting_is_for_what_waiting_mends(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody's lock: tried again, and `trouble` says why. A damaged page, an error of the program: raised
+    at once, with what else was written beside it done."""
+    monkeypatch.setattr("router.batches.writer.STORAGE_RETRY_S", 0.01)
+
+    def write(db: sqlite3.Connection) -> None:
+        db.execute("INSERT INTO expiries VALUES (hex(randomblob(4)), 1)")
+
+    await database.run(lambda db: db.execute("PRAGMA busy_timeout = 10").fetchall())
+    with contextlib.closing(sqlite3.connect(tmp_path / "batches.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        waiting = asyncio.create_task(durably(database, write))
+        while "another program" not in database.trouble:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        other.execute("ROLLBACK")
+        await waiting
+    assert not database.trouble
+
+    def damaged(db: sqlite3.Connection) -> None:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+
+    def mistaken(db: sqlite3.Connection) -> None:
+        db.execute("DELETE FROM nowhere")
+
+    writer = BatchWriter(database)
+    writing = asyncio.create_task(writer.run())
+    beside = asyncio.gather(writer.do(write), writer.do(write))
+    with pytest.raises(StorageBrokenError, match="damaged"):
+        await writer.do(damaged)
+    with pytest.raises(StorageBrokenError, match="no such table"):
+        await writer.do(mistaken)
+    await beside
+    writing.cancel()
+    assert await database.run(lambda db: db.execute("SELECT COUNT(*) FROM expiries").fetchone()) == (3,)
+
+
+async def test_a_batch_whose_store_is_broken_fails_with_a_sentence(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(db: sqlite3.Connection, answers: object) -> None:
+        db.execute("UPDATE lines SET nowhere = 1")
+
+    monkeypatch.setattr(lines, "record_answers", broken)
+
+    async def answer(item: BatchItem, reading: Reading) -> dict[str, object]:
+        return {"text": "there"}
+
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "a"}}
+    await database.run(files.begin, record("f"))
+    await database.run(files.append, "f", 0, json.dumps(line).encode())
+    await database.run(files.complete, "f", 1)
+    jobs = BatchJobs(database, answer, lambda: 0.0, concurrency=2)
+    running = asyncio.create_task(jobs.run())
+    await asyncio.sleep(0)
+    batch = await jobs.create("/v1/completions", "f", 1, None)
+    async with asyncio.timeout(20):
+        while not batch.finished:
+            await asyncio.sleep(0.01)
+            batch = await database.run(lines.get, batch.id)
+    assert batch.status == "failed" and batch.errors[0]["code"] == "storage_broken"
+    assert "no such column" in batch.errors[0]["message"]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

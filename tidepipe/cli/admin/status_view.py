@@ -50,6 +50,8 @@ def print_status(status: ClusterStatus) -> None:
         console.print("no instances", style="yellow")
     for instance in status.instances:
         _print_instance(console, instance)
+    for warning in status.warnings:
+        console.print(named(warning), style="yellow", highlight=False)
     for reason in status.slow_because:
         console.print(
             f"several times slower than it could be: {named(reason)}", style="yellow", highlight=False
