@@ -26,9 +26,10 @@ from controller.core.scheduler import Scheduler, SchedulerConfig
 from controller.core.victims import LeastLost, Newest
 from controller.drivers.simulated import GO_ON, STOP, SimulatedStages
 from router.core.prefill import PrefillWork
-from router.core.status import FOREVER, InstanceStatus, Slack
+from router.core.status import FOREVER, InstanceStatus
 from simulation.job import NOT_YET, Job
 from simulation.plant import BLOCK_SIZE, DISPATCH_S, ClusterPlant
+from simulation.slack import as_points
 
 WATERMARK = 0.99
 _RUNNING = 1 << 30
@@ -132,7 +133,6 @@ class SchedulerInstance:
     def status(self, now: float, *, slack: bool) -> InstanceStatus:
         """The report that a live controller sends, in the router's terms."""
         found = instance_report(self._scheduler, self._cost, now)
-        saved = found.slack
         return InstanceStatus(
             taken=now,
             accepted=self._accepted,
@@ -146,9 +146,7 @@ class SchedulerInstance:
             window=PrefillWork(found.window.tokens, found.window.pairs),
             left=PrefillWork(found.left.tokens, found.left.pairs),
             window_deadline=FOREVER if found.window_left_s is None else now + found.window_left_s,
-            slack=Slack(saved.count, now + saved.mean_s, now + saved.low_s, now + saved.low_latest_s)
-            if saved
-            else Slack(),
+            slack=as_points(found.slack, now),
         )
 
     def _hear(self, event: Event) -> None:

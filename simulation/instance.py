@@ -15,11 +15,14 @@ from dataclasses import dataclass
 
 from common.latency.model import StepCost
 from common.plan import Phase
+from controller.core.prompt_pace import PromptPace
+from controller.core.slack import SlackReport, in_window, round_seconds, slack_of, window_left_s, window_of
+from router.core.prefill import PrefillWork
 from router.core.status import FOREVER, InstanceStatus, Slack
 from simulation.job import NOT_YET, Job
 from simulation.prompts import PromptLine, PromptStep
 from simulation.rounds import Rounds
-from simulation.slack import PromptShare, reckon_slack
+from simulation.slack import as_points, decoding_job, decoding_rounds, growth
 from simulation.strokes import StrokeTimes
 
 WATERMARK = 0.99
@@ -34,12 +37,13 @@ class InstanceRules:
     """mixed: prompts ride on decode steps in chunks (hybrid batching); else they go first, in steps of their
     own (separate batching, PaDG). budget: tokens of a step at most.
 
-    prefill_only: the sequence leaves after its prompt (disaggregation).
+    prefill_only: the sequence leaves after its prompt (disaggregation). context: of one sequence at most.
     """
 
     mixed: bool = False
     budget: int = 2048
     prefill_only: bool = False
+    context: int = 1 << 30
 
 
 class SkippingInstance:
@@ -55,6 +59,7 @@ class SkippingInstance:
         self.first_tokens: list[Job] = []
         self._rules = rules
         self._stages = stages
+        self._cost = cost
         self._times = StrokeTimes(cost, stages)
         self._kv_total = kv_tokens
         self._kv_used = 0
@@ -65,7 +70,7 @@ class SkippingInstance:
         self._phase = Phase.IDLE
         self._switched = born
         self._last_prefill_s = 0.0
-        self._prompt_share = PromptShare(born)
+        self._pace = PromptPace()
         self._slack = Slack()
         self._growth = 0
         self._slack_at = -1.0
@@ -156,7 +161,7 @@ class SkippingInstance:
         spent = self._times.prompts(step, sum(job.computed == job.to_compute for job in step.jobs))
         self.clock += spent
         self._last_prefill_s = spent
-        self._prompt_share.note(spent, self.clock)
+        self._pace.computed(step.tokens, riding=False, now=self.clock)
         self._prompts_done(step.jobs, self.clock + self._times.through(spent, step.tokens))
 
     def _mixed_round(self, step: PromptStep) -> None:
@@ -164,9 +169,8 @@ class SkippingInstance:
         self._make_room()
         rounds = self._rounds
         spent = self._times.mixed_round(step, len(rounds), rounds.context)
-        plain = self._times.round(len(rounds), rounds.context) if rounds else 0.0
         self.clock += spent
-        self._prompt_share.note(max(0.0, spent - plain), self.clock)
+        self._pace.computed(step.tokens, riding=len(rounds) > 0, now=self.clock)
         if rounds:
             self._rounds_done(1)
         self._prompts_done(step.jobs, self.clock)
@@ -205,7 +209,10 @@ class SkippingInstance:
         time = self._times.rounds(sequences, self._rounds.context)
         most = min(self._rounds.to_next_end, (self._kv_total - self._kv_used) // sequences)
         count = max(1, min(most, time.rounds(until - self.clock)))
+        began = self.clock
         self.clock += time.seconds(count)
+        steps = count * self._stages
+        self._pace.decoded(steps, began + (self.clock - began) / steps, self.clock)
         self._rounds_done(count)
 
     def _rounds_done(self, count: int) -> None:
@@ -231,21 +238,19 @@ class SkippingInstance:
         if phase is self._phase:
             return
         self._phase, self._switched = phase, self.clock
-        if phase is not Phase.PREFILL:
-            self._line.end_window()
 
     # -- what the router hears ------------------------------------------------------------------------
 
     def status(self, now: float, *, slack: bool) -> InstanceStatus:
         """A report. slack: reckon it anew, unless that was done within SLACK_S."""
-        idle = [*self._line, *self._started]
         if slack and now - self._slack_at > SLACK_S:
-            # Prompts will go on taking the share of the time that they took lately.
-            share = max(0.05, 1.0 - self._prompt_share.at(self.clock))
-            round_s = self._times.round(len(self), self._tokens) / share
-            (self._slack, self._growth), self._slack_at = reckon_slack(self._rounds, idle, round_s), now
-        dues = [job.arrival + job.slo.ttft_s for job in idle]
-        left = self._line.left
+            found, self._growth = self.reckon_slack(now)
+            self._slack, self._slack_at = as_points(found, now), now
+        window, left = window_of(
+            ((job.computed, job.to_compute) for job in self._line),
+            (job.prompt for job in self._started if in_window(job.first, self._phase, self._switched)),
+        )
+        until = window_left_s((job.arrival + job.slo.ttft_s for job in self._line), now)
         return InstanceStatus(
             taken=now,
             accepted=self.accepted,
@@ -256,8 +261,23 @@ class SkippingInstance:
             kv_free=max(0, self._kv_total - self._kv_used - left.tokens),
             kv_total=self._kv_total,
             kv_peak=self._kv_used + left.tokens + (self._growth if slack else 0),
-            window=self._line.window,
-            left=left,
-            window_deadline=min((due for due in dues if due > now), default=FOREVER),
+            window=PrefillWork(window.tokens, window.pairs),
+            left=PrefillWork(left.tokens, left.pairs),
+            window_deadline=FOREVER if until is None else now + until,
             slack=self._slack if slack else Slack(),
         )
+
+    def reckon_slack(self, now: float) -> tuple[SlackReport | None, int]:
+        """Slack as the controller reports it, and by how much the contexts will have grown at their peak."""
+        rules = self._rules
+        decoding = decoding_rounds(self._rounds, rules.context)
+        grown = growth(decoding, self._rounds) if decoding else 0
+        decoding += [
+            decoding_job(job, job.generated, rules.context)
+            for job in self._started
+            if not in_window(job.first, self._phase, self._switched)
+        ]
+        idle = [job.slo.tpot_s for job in self._line]
+        held = min(self._kv_used, self._kv_total)
+        round_s = round_seconds(self._cost, self._pace, len(self), held, self._stages, rules.budget)
+        return slack_of(decoding, idle, round_s, now), grown

@@ -18,8 +18,6 @@ class Job:
     resumed: when decoding of its second token began. finished: its last token. refused: for overload.
     held: tokens of KV memory that it got when it was admitted.
     start_round, last_round: decode rounds of its instance in which it takes part (from, to).
-    due_at_zero, expected_round: what its slack is reckoned from: when it would have been due at round 0, and
-        the round in which it is expected to end.
     """
 
     index: int
@@ -37,8 +35,6 @@ class Job:
     held: int = 0
     start_round: int = 0
     last_round: int = 0
-    due_at_zero: float = 0.0
-    expected_round: int = 0
     preemptions: int = 0
     decoding: bool = False
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from common.latency.work import chunk_pairs
-from router.core.prefill import NOTHING, PrefillWork, prompt_work
 from simulation.job import Job
 
 
@@ -27,27 +26,17 @@ class PromptStep:
 
 
 class PromptLine:
-    """Waiting requests, first come, first served; those that were preempted are first.
-
-    window: see InstanceStatus.
-    """
+    """Waiting requests, first come, first served; those that were preempted are first."""
 
     def __init__(self) -> None:
-        self.window = NOTHING
         self._jobs: deque[Job] = deque()
         self._left = 0
-        self._left_pairs = 0.0
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     def __iter__(self) -> Iterator[Job]:
         return iter(self._jobs)
-
-    @property
-    def left(self) -> PrefillWork:
-        """What is still to be computed."""
-        return PrefillWork(self._left, self._left_pairs)
 
     @property
     def left_tokens(self) -> int:
@@ -68,10 +57,6 @@ class PromptLine:
         """A preempted request: its prompt, and its output so far, are to be computed again."""
         self._expect(job)
         self._jobs.appendleft(job)
-
-    def end_window(self) -> None:
-        """The prefill window is over: what is left is the next one's."""
-        self.window = self.left
 
     def pack(self, room: int, *, whole: bool, admit: Callable[[Job, bool], bool]) -> PromptStep:
         """Take one step's prompts off the line.
@@ -102,12 +87,8 @@ class PromptLine:
             if job.computed == job.to_compute:
                 self._jobs.popleft()
         self._left -= step.tokens
-        self._left_pairs = max(0.0, self._left_pairs - step.pairs)
         return step
 
     def _expect(self, job: Job) -> None:
         job.computed = 0
-        work = prompt_work(job.to_compute)
-        self.window = self.window.plus(work)
-        self._left += work.tokens
-        self._left_pairs += work.pairs
+        self._left += job.to_compute

@@ -37,8 +37,6 @@ class Rounds:
             job.start_round = self.number
             job.last_round = self.number + job.output - job.generated
             job.decoding = True
-            job.due_at_zero = job.first + (job.generated - 1 - self.number) * job.slo.tpot_s
-            job.expected_round = self.number + job.expected - job.generated
             self.context += job.to_compute
             heapq.heappush(self._by_end, (job.last_round, job.index, job))
             self._by_age.append(job)

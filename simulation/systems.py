@@ -117,7 +117,7 @@ def cluster_of(
     )
     budget = int(knobs["budget"])
     mixed = system == "hybrid" or knobs.get("steps") == "mixed"
-    rules = InstanceRules(mixed=mixed, budget=budget)
+    rules = InstanceRules(mixed=mixed, budget=budget, context=plant.context)
     cost, kv_tokens = plant.latency(), plant.kv_tokens()
 
     def make(name: str, born: float) -> VirtualInstance:

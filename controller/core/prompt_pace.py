@@ -34,6 +34,19 @@ class PromptPace:
         self._busy_s = self._busy_s * kept + passed
         self._noted = now
 
+    def decoded(self, steps: int, first_end: float, last_end: float) -> None:
+        """So many steps without prompts, one after the other: as if each had been told, but for rounding."""
+        self.computed(0, riding=False, now=first_end)
+        passed = last_end - first_end
+        if steps < 2 or passed <= 0.0:
+            return
+        each = passed / (steps - 1)
+        kept = math.exp(-passed / MEMORY_S)
+        self._apart *= kept
+        self._riding *= kept
+        self._busy_s = self._busy_s * kept + each * (1.0 - kept) / -math.expm1(-each / MEMORY_S)
+        self._noted = last_end
+
     def share(self, apart_s: float, riding_s: float) -> float:
         """From 0 to 1, for such times of one token in a step of its own, and on a decode step."""
         spent = self._apart * apart_s + self._riding * riding_s

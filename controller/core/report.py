@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 from common.latency.model import StepCost
-from common.latency.work import chunk_pairs
 from common.plan import Phase
-from controller.core.promise import LATE_SHARE, PROMISED
 from controller.core.scheduler import Scheduler
-from controller.core.sequence import Sequence, State
+from controller.core.sequence import State
+from controller.core.slack import (
+    Decoding,
+    PrefillWork,
+    SlackReport,
+    decoding_of,
+    in_window,
+    round_seconds,
+    slack_of,
+    window_left_s,
+    window_of,
+)
 
-LOW_SHARE = 0.1
-AMPLE_S = 3600.0
-"""Slack of a sequence that has not begun to decode, where decoding is as fast as promised."""
-LEAST_DECODING = 0.05
-"""Share of its time that an instance is taken to decode at least, however many prompts came lately."""
 STEP_SIZES = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """Tokens for which step times are told."""
-
-
-@dataclass(slots=True)
-class PrefillWork:
-    """Prompt tokens to compute, and the query-key pairs of their attention."""
-
-    tokens: int = 0
-    pairs: float = 0.0
-
-    def add(self, first: int, end: int) -> None:
-        """Positions first .. end - 1 of one sequence."""
-        self.tokens += end - first
-        self.pairs += chunk_pairs(first, end - first)
-
-
-@dataclass(frozen=True, slots=True)
-class SlackReport:
-    """Saved TPOT (EcoServe, Algorithm 1) of the sequences that decode and have a target, seconds.
-
-    low_s: 10th percentile. low_latest_s: 5th percentile of how long decoding may yet pause so that a
-    sequence still meets its target at its expected end; those that do not decode yet count as well.
-    """
-
-    count: int
-    mean_s: float
-    low_s: float
-    low_latest_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,33 +57,34 @@ class InstanceReport:
 def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> InstanceReport:
     """How the instance stands. Takes a look at each sequence."""
     state = scheduler.state
-    window, left = PrefillWork(), PrefillWork()
-    due: list[float] = []
-    saved: list[tuple[float, float]] = []
+    prompts: list[tuple[int, int]] = []
+    begun: list[int] = []
+    dues: list[float] = []
+    decoding: list[Decoding] = []
     idle: list[float] = []
     tokens = promised = 0
-    decode_s = _round_s(scheduler, cost)
-    # Prompts that were computed since the present prefill window began belong to it.
-    window_began = state.phase_since if state.phase in (Phase.PREFILL, Phase.MIXED) else now
     for sequence in scheduler.sequences.values():
         length = sequence.length
         tokens += length
         if sequence.state is State.DECODE:
+            # Prompts that were computed since the present prefill window began belong to it.
             first = sequence.first_token_at
-            if first is not None and first > window_began and state.phase is Phase.PREFILL:
-                window.add(0, len(sequence.prompt))
-            elif sequence.tpot_s is not None and first is not None:
-                saved.append(_saved(sequence, first, sequence.tpot_s, decode_s, now))
+            if first is not None and in_window(first, state.phase, state.phase_since):
+                begun.append(len(sequence.prompt))
+            elif (one := decoding_of(sequence)) is not None:
+                decoding.append(one)
             continue
         if sequence.tpot_s is not None:
-            # It has no time to lose yet, but must not find the instance too slow.
-            idle.append(AMPLE_S if decode_s <= PROMISED * sequence.tpot_s else -AMPLE_S)
-        window.add(0, length)
-        left.add(sequence.planned, length)
+            idle.append(sequence.tpot_s)
+        prompts.append((sequence.planned, length))
         if sequence.state is State.WAITING:
             promised += length + 1
         if sequence.first_token_due is not None:
-            due.append(sequence.first_token_due)
+            dues.append(sequence.first_token_due)
+    window, left = window_of(prompts, begun)
+    used = state.ledger.used * state.ledger.block_size
+    rows, step_tokens = len(scheduler.sequences), scheduler.config.prefill_tokens
+    round_s = round_seconds(cost, state.prompt_pace, rows, used, state.stages, step_tokens)
     ledger = state.ledger
     return InstanceReport(
         phase=state.phase,
@@ -119,8 +96,8 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
         kv_peak=int(state.gate.forecast.peak_tokens()) + promised,
         window=window,
         left=left,
-        window_left_s=min(due) - now if due else None,
-        slack=_slack(saved, idle) if saved or idle else None,
+        window_left_s=window_left_s(dues, now),
+        slack=slack_of(decoding, idle, round_s, now),
         policy=scheduler.policy.name,
     )
 
@@ -136,51 +113,3 @@ def step_costs(scheduler: Scheduler, cost: StepCost) -> StepCosts:
         pair_s=cost.attention_s(0, million) / million,
         transfer_token_s=cost.transfer_s(million) / million,
     )
-
-
-def _round_s(scheduler: Scheduler, cost: StepCost) -> float:
-    """A token for each sequence that is here, also those that do not decode yet: they soon will.
-
-    Prompts go on taking the share of the time that they took lately.
-    """
-    rows = len(scheduler.sequences)
-    if not rows:
-        return 0.0
-    state = scheduler.state
-    stages = max(1, state.stages)
-    context = state.ledger.used * state.ledger.block_size
-    batch, most = -(-rows // stages), scheduler.config.prefill_tokens
-    decode_s = cost.linear_s(batch)
-    ridden = max(1, most - batch)
-    riding_s = max(0.0, cost.linear_s(batch + ridden) - decode_s) / ridden
-    share = state.prompt_pace.share(cost.linear_s(most) / most, riding_s)
-    return (stages * decode_s + cost.attention_s(context, 0.0)) / max(LEAST_DECODING, 1.0 - share)
-
-
-def _saved(
-    sequence: Sequence, first: float, tpot_s: float, decode_s: float, now: float
-) -> tuple[float, float]:
-    """Saved TPOT now, and how long decoding may pause yet for the target to be met at the expected end."""
-    produced = len(sequence.output) - sequence.given
-    saved = produced * tpot_s - (now - first)
-    expected = sequence.predicted_p50
-    remaining = max(0.0, (expected or 0.0) - len(sequence.output))
-    remaining = min(remaining, sequence.max_tokens - len(sequence.output))
-    kept = (1.0 - PROMISED) * produced * tpot_s
-    return saved, saved - kept + remaining * (PROMISED * tpot_s - decode_s)
-
-
-def _slack(saved: Many[tuple[float, float]], idle: Many[float]) -> SlackReport:
-    low_latest_s = _low([*(latest for _, latest in saved), *idle], LATE_SHARE)
-    if not saved:
-        return SlackReport(0, AMPLE_S, AMPLE_S, low_latest_s)
-    return SlackReport(
-        count=len(saved),
-        mean_s=sum(now for now, _ in saved) / len(saved),
-        low_s=_low([now for now, _ in saved]),
-        low_latest_s=low_latest_s,
-    )
-
-
-def _low(values: list[float], share: float = LOW_SHARE) -> float:
-    return sorted(values)[int(share * len(values))]

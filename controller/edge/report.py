@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from common.wire.plan import phase_to_wire
-from controller.core.report import InstanceReport, PrefillWork, StepCosts
+from controller.core.report import InstanceReport, StepCosts
+from controller.core.slack import PrefillWork
 from tidepipe.v1 import controller_pb2 as pb
 
 DEFAULT_INTERVAL_S = 0.1

@@ -8,8 +8,8 @@ from common.latency.model import StepCost
 from common.plan import Phase
 from controller.core.actions import Reason
 from controller.core.policies.temporal import TemporalPolicy
-from controller.core.promise import LATE_SHARE, PROMISED
-from controller.core.sequence import Sequence, State
+from controller.core.sequence import State
+from controller.core.slack import decoding_of, latest_resume, nearly_all
 from controller.core.state import PipelineState
 from controller.core.stealing import StealByTime
 
@@ -105,16 +105,8 @@ class PadgPolicy(TemporalPolicy):
         step = self._cost.linear_s(-(-rows // state.stages)) * state.stages
         step += self._cost.attention_s(context, 0.0)
         spare = [
-            _due(s, PROMISED * s.tpot_s, step) - now
+            latest_resume(one, step) - now
             for s in state.running.values()
-            if s.state is State.DECODE and s.tpot_s is not None and s.first_token_at is not None
+            if s.state is State.DECODE and (one := decoding_of(s)) is not None
         ]
-        return sorted(spare)[int(LATE_SHARE * len(spare))] if spare else float("inf")
-
-
-def _due(sequence: Sequence, tpot_s: float, step_s: float) -> float:
-    """The latest time at which it must decode again: what it has saved, and will yet save."""
-    produced = len(sequence.output) - sequence.given
-    ahead = min(sequence.predicted_p50 or 0.0, sequence.max_tokens) - len(sequence.output)
-    assert sequence.first_token_at is not None
-    return sequence.first_token_at + produced * tpot_s + max(0.0, ahead) * (tpot_s - step_s)
+        return nearly_all(spare) if spare else float("inf")

@@ -21,3 +21,16 @@ def test_a_steady_share_is_found_and_forgotten_while_others_work() -> None:
     for second in range(int(10 * MEMORY_S)):
         alone.computed(0, riding=False, now=3601.0 + second)
     assert alone.share(0.002, 0.001) < 0.001
+
+
+def test_many_decode_steps_in_one_go() -> None:
+    """The same share as told one by one."""
+    told, skipped = PromptPace(), PromptPace()
+    for pace in (told, skipped):
+        for step in range(100):
+            pace.computed(50, riding=False, now=0.1 * step)
+    for step in range(1, 401):
+        told.computed(0, riding=False, now=9.9 + 0.03 * step)
+    skipped.decoded(400, 9.9 + 0.03, 9.9 + 12.0)
+    assert skipped.share(0.002, 0.0) == pytest.approx(told.share(0.002, 0.0), rel=1e-9)
+    assert 0.05 < told.share(0.002, 0.0) < 0.7
