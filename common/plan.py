@@ -114,10 +114,14 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """Why one sequence of a step cannot be computed; the others are not touched by it."""
+    """Why one sequence of a step cannot be computed; the others are not touched by it.
+
+    fault: the field of the request that is at fault, or empty, if it is the request itself; None: it is not.
+    """
 
     key: int
     detail: str
+    fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

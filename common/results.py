@@ -40,7 +40,10 @@ class NewTokens(Protocol):
 
 
 class End(Protocol):
-    """How a sequence ended. stop_token: the token that ended it, if one did; not part of its output."""
+    """How a sequence ended. stop_token: the token that ended it, if one did; not part of its output.
+
+    fault: with an error, the field of the request that is at fault, or empty; None: it is not the request's.
+    """
 
     @property
     def sequence_id(self) -> str: ...
@@ -52,6 +55,8 @@ class End(Protocol):
     def error(self) -> str: ...
     @property
     def preemptions(self) -> int: ...
+    @property
+    def fault(self) -> str | None: ...
 
 
 @dataclass(slots=True)

@@ -148,6 +148,11 @@ class SamplingParams:
                 "stop strings would cut a regular expression or a choice short; end the expression there",
                 "stop",
             )
+        if self.min_tokens:
+            raise InvalidRequestError(
+                "min_tokens and response_format contradict each other: a finished structure must end",
+                "min_tokens",
+            )
         if self.ignore_eos:
             raise InvalidRequestError(
                 "ignore_eos and response_format contradict each other: a finished structure must end",

@@ -127,7 +127,7 @@ class Epoch:
             report.token_ids.extend(outcome.sampled.token_ids)
             report.logprobs.extend(logprobs_to_wire(outcome.sampled.logprobs))
             for error in outcome.sampled.errors:
-                report.errors.add(sequence_key=error.key, detail=error.detail)
+                report.errors.add(sequence_key=error.key, detail=error.detail, fault=error.fault)
         self.reports.put_nowait(stage_pb2.RunResponse(step=report))
 
     def _fail(self, kind: stage_pb2.StageFailure.Kind.ValueType, detail: str, step_id: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
@@ -82,10 +83,15 @@ def _regex(value: Any) -> Structure:
     return Structure("regex", checked_text(value))
 
 
+def choice_of(texts: Sequence[str]) -> Structure:
+    """One of these texts."""
+    return Structure("regex", "|".join(map(re.escape, texts)))
+
+
 def _choice(value: Any) -> Structure:
     if not isinstance(value, list) or not value:
         raise ValueError(f"must be a list of strings, got {kind(value) if value != [] else 'an empty list'}")
-    return Structure("regex", "|".join(re.escape(checked_text(item)) for item in value))
+    return choice_of([checked_text(item) for item in value])
 
 
 def _any_object(value: Any) -> Structure:

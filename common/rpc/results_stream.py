@@ -85,6 +85,8 @@ def _update(update: Update) -> controller_pb2.SequenceUpdate:
         message.finish_reason = finish_to_wire(update.end.reason)
         message.error = update.end.error
         message.preemptions = update.end.preemptions
+        if update.end.fault is not None:
+            message.fault = update.end.fault
         if update.end.stop_token is not None:
             message.stop_token_id = update.end.stop_token
     return message

@@ -11,10 +11,17 @@ import json
 import random
 import time
 from collections.abc import Sequence
+from typing import Any
 
+import structlog
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from common.structure import Structure
+from common.structures.errors import TOO_COMPLEX, StructureError, in_our_words
+from common.structures.expressions import portable
+from common.structures.schemas import prepared
+
+log = structlog.get_logger()
 
 MAX_BUILD_CPU_S = 0.5
 """Of a core, for the grammar and its first mask: a stage's step waits so long for it."""
@@ -22,8 +29,18 @@ MAX_MASK_CPU_S = 0.1
 _WALKS, _TRIED_TOKENS = 4, 16
 """How far into an output a structure is tried out: most that are too complex show it at once."""
 
-_LIMITS = LLParserLimits(max_lexer_states=25_000, step_lexer_fuel=200_000, verbose_errors=False)
-"""Some 15 ms a mask, and 50 MB a sequence."""
+_LIMITS = LLParserLimits(
+    initial_lexer_fuel=1_000_000,
+    max_grammar_size=500_000,
+    max_items_in_row=2_000,
+    max_lexer_states=25_000,
+    precompute_large_lexemes=True,
+    step_lexer_fuel=200_000,
+    step_max_items=50_000,
+    verbose_errors=False,
+)
+"""Of a trial and of the last stage alike; counted and not timed, so that an output that exceeds them does so
+at the same token wherever it is computed. Some 15 ms a mask, and 50 MB a sequence."""
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
 """Text of which there is only one is not put into tokens ahead: the library would do so for a million
 characters at once, and with the tokenizer's reading of text, in which special tokens may stand."""
@@ -31,10 +48,6 @@ _ONE_WAY = {"whitespace_flexible": False, "item_separator": ", ", "key_separator
 """JSON is written in one way only: a small model that may put whitespace anywhere puts it everywhere."""
 _OWN_OPTIONS = "x-guidance"
 """Of the library, within a schema; some make it overlook what it does not know."""
-
-
-class StructureError(ValueError):
-    """No output can be held to the structure, or no longer. The text says why, for people."""
 
 
 def make_tokenizer(tokenizer_json: str, vocab_size: int, eos_token_ids: Sequence[int]) -> LLTokenizer:
@@ -53,14 +66,17 @@ def make_tokenizer(tokenizer_json: str, vocab_size: int, eos_token_ids: Sequence
                 raise
             return tokenizer
     except Exception as error:  # ValueError mostly; what else it raises says the same
-        raise StructureError(f"not with this model's tokenizer: {_short(str(error))}") from None
+        log.warning(
+            "structured outputs are not possible: the tokenizer cannot be used", reason=str(error)[:400]
+        )
+        raise StructureError("not with this model: its tokenizer cannot be used for structures") from None
 
 
 def make_matcher(tokenizer: LLTokenizer, structure: Structure) -> LLMatcher:
     """A place at the beginning of an output. StructureError if the structure is not usable."""
     matcher = LLMatcher(tokenizer, grammar(structure), log_level=0, limits=_LIMITS)
     if matcher.is_error():
-        raise StructureError(f"the {structure.title} is not usable: {_short(matcher.get_error())}")
+        raise _unusable(structure, in_our_words(matcher.get_error()))
     return matcher
 
 
@@ -70,7 +86,7 @@ def try_out(tokenizer: LLTokenizer, structure: Structure) -> None:
     matcher = make_matcher(tokenizer, structure)
     mask = matcher.compute_bitmask()
     if time.process_time() - begin > MAX_BUILD_CPU_S:
-        raise StructureError(f"the {structure.title} is too complex: make it smaller")
+        raise _unusable(structure, TOO_COMPLEX)
     for seed in range(_WALKS):
         _walk(matcher.deep_copy(), mask, structure, frozenset(tokenizer.eos_tokens), random.Random(seed))
 
@@ -81,17 +97,17 @@ def _walk(
     """The beginning of some output. StructureError if there is none, or a step takes too long."""
     for _ in range(_TRIED_TOKENS):
         if matcher.is_error():
-            raise StructureError(f"the {structure.title} is not usable: {_short(matcher.get_error())}")
+            raise _unusable(structure, in_our_words(matcher.get_error()))
         token = _some_token(mask, ends, choice)
         if token is None:
             if matcher.is_accepting():
                 return
-            raise StructureError(f"the {structure.title} is not usable: no text of this model conforms to it")
+            raise _unusable(structure, "no text of this model conforms to it")
         begin = time.process_time()
         matcher.consume_token(token)
         mask = matcher.compute_bitmask()
         if time.process_time() - begin > MAX_MASK_CPU_S:
-            raise StructureError(f"the {structure.title} is too complex: make it smaller")
+            raise _unusable(structure, TOO_COMPLEX)
 
 
 def _some_token(mask: bytes, ends: frozenset[int], choice: random.Random) -> int | None:
@@ -104,24 +120,33 @@ def _some_token(mask: bytes, ends: frozenset[int], choice: random.Random) -> int
 
 
 def grammar(structure: Structure) -> str:
-    """The structure as the library takes it. StructureError if its text is no JSON schema."""
-    if structure.kind == "regex":
-        made = json.loads(LLMatcher.grammar_from_regex(structure.text))
-        return f"{_OPTIONS}{made['grammars'][0]['lark_grammar']}"
+    """The structure as the library takes it. StructureError if it cannot be."""
     try:
-        schema = json.loads(structure.text)
-    except ValueError as error:
-        raise StructureError(f"the JSON schema is not usable: {_short(str(error))}") from None
+        if structure.kind == "regex":
+            made = json.loads(LLMatcher.grammar_from_regex(portable(structure.text)))
+            return f"{_OPTIONS}{made['grammars'][0]['lark_grammar']}"
+        schema, escapes = prepared(_decoded(structure.text))
+        options = {**_ONE_WAY, "json_allowed_escapes": escapes}
+        return f"{_OPTIONS}start: %json {json.dumps({**schema, _OWN_OPTIONS: options})}"
+    except StructureError as error:
+        raise _unusable(structure, str(error)) from None
     except RecursionError:
-        raise StructureError("the JSON schema is not usable: nested too deeply") from None
+        raise _unusable(structure, "nested too deeply") from None
+
+
+def _decoded(text: str) -> dict[str, Any]:
+    try:
+        schema = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise StructureError(f"it is no JSON: {error}") from None
+    except ValueError:  # Python's, with advice to whoever runs it
+        raise StructureError("a number in it has more digits than are supported") from None
     if schema is True:
-        schema = {}
+        return {}
     if not isinstance(schema, dict):
-        raise StructureError("the JSON schema is not usable: it must be an object")
-    return f"{_OPTIONS}start: %json {json.dumps({**schema, _OWN_OPTIONS: _ONE_WAY})}"
+        raise StructureError("it must be an object")
+    return schema
 
 
-def _short(problem: str) -> str:
-    """Without the grammar that the library quotes, which the client has not written."""
-    problem = problem.partition("1 | %llguidance")[0].replace("<non-verbose/>", "")
-    return " ".join(problem.split())[:300]
+def _unusable(structure: Structure, why: str) -> StructureError:
+    return StructureError(f"the {structure.title} is not usable: {why}")

@@ -20,8 +20,9 @@ from typing import NoReturn
 from llguidance import LLTokenizer
 
 from common.structure import Structure
+from common.structures.errors import StructureError
 from common.structures.frames import receive_frame, send_frame
-from common.structures.grammar import StructureError, make_tokenizer, try_out
+from common.structures.grammar import make_tokenizer, try_out
 from common.structures.limits import MAX_BYTES, MAX_CPU_S, MAX_WALL_S
 
 

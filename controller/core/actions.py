@@ -43,7 +43,10 @@ class Emit:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """A sequence has ended. stop_token is set if a token ended it; it is not part of the output."""
+    """A sequence has ended. stop_token is set if a token ended it; it is not part of the output.
+
+    fault: with an error, the field of the request that is at fault, or empty; None: it is not the request's.
+    """
 
     sequence_id: str
     reason: FinishReason
@@ -51,6 +54,7 @@ class Finish:
     stop_token: int | None = None
     error: str = ""
     preemptions: int = 0
+    fault: str | None = None
 
 
 class Refusal(enum.Enum):

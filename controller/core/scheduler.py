@@ -247,7 +247,9 @@ class Scheduler:
         for error in errors:
             sequence = by_key.get(error.key)
             if sequence is not None and sequence.state is not State.ENDED:
-                self._end(sequence, FinishReason.ERROR, error=error.detail, batch=step.batch)
+                self._end(
+                    sequence, FinishReason.ERROR, error=error.detail, fault=error.fault, batch=step.batch
+                )
 
     def _take_tokens(self, step: Step, sampled: SampledTokens, now: float) -> None:
         """End, review or place whoever it is time for."""
@@ -279,9 +281,10 @@ class Scheduler:
         reason: FinishReason,
         stop_token: int | None = None,
         error: str = "",
+        fault: str | None = None,
         batch: MicroBatch | None = None,
     ) -> None:
-        """batch: where the sequence probably is, if known."""
+        """fault: see Finish. batch: where the sequence probably is, if known."""
         state = self.state
         if sequence.state is State.WAITING:
             state.waiting.discard(sequence)
@@ -296,6 +299,12 @@ class Scheduler:
             state.seen.note(len(sequence.output), state.running.values())
         state.actions.append(
             Finish(
-                sequence.sequence_id, reason, len(sequence.output), stop_token, error, sequence.preemptions
+                sequence.sequence_id,
+                reason,
+                len(sequence.output),
+                stop_token,
+                error,
+                sequence.preemptions,
+                fault,
             )
         )

@@ -148,7 +148,12 @@ class LiveInstance:
         times = self.course.stage_done(stage, report.step_id, report.compute_s, report.idle_s, self.now())
         if stage != len(self.pipeline.stages) - 1:
             return
-        errors = tuple([RowError(one.sequence_key, one.detail) for one in report.errors])
+        errors = tuple(
+            [
+                RowError(one.sequence_key, one.detail, one.fault if one.HasField("fault") else None)
+                for one in report.errors
+            ]
+        )
         sampled = SampledTokens(tuple(report.token_ids), logprobs_from_wire(report.logprobs), errors)
         self._hear(StepDone(report.step_id, sampled, times))
 

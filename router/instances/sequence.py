@@ -17,6 +17,7 @@ class SequenceNews:
     """New output of a sequence. token_offset: its output tokens before these.
 
     stop_token_id: the token that ended it, not among token_ids. preemptions: in its present stay so far.
+    fault: with an error, the field of the request that is at fault, or empty; None: it is not the request's.
     """
 
     token_offset: int
@@ -26,6 +27,7 @@ class SequenceNews:
     stop_token_id: int | None
     error: str
     preemptions: int
+    fault: str | None = None
 
 
 class Progress(enum.Enum):

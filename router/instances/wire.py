@@ -46,4 +46,5 @@ def news_from_wire(message: pb.SequenceUpdate) -> SequenceNews:
         stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None,
         error=message.error,
         preemptions=message.preemptions,
+        fault=message.fault if message.HasField("fault") else None,
     )

@@ -83,7 +83,9 @@ class Admission:
         facts = await self._served.wait(self._patience_s)
         self._check_model(request.model, facts)
         if request.sampling.structure is not None:
-            await text.check_structure(request.sampling.structure, facts.vocab_size, facts.eos_token_ids)
+            await text.check_structure(
+                request.sampling.structure, facts.vocab_size, facts.eos_token_ids, request.owner
+            )
         prompt = await self._tokenize(request, text, facts)
         _check_prompt(request, prompt, facts)
         sampling = _fill_in(request, len(prompt), facts)

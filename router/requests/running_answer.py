@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from common.errors import TidePipeError
+from common.errors import InvalidRequestError, TidePipeError
 from common.lengths.prompt import PromptFeatures
 from common.lengths.request import NO_PROMPT
 from common.request import Answer, Usage
@@ -134,6 +134,10 @@ class RunningAnswer:
             self._last_token_at = now
             if self._read_text(fresh):
                 return Progress.ENDED_HERE
+        if news.finish_reason is FinishReason.ERROR and news.fault is not None:
+            # For everybody who asks, as if it had been known before: who tries it again will see it again.
+            self.fail(InvalidRequestError(news.error, news.fault or None))
+            return Progress.ENDED_THERE
         if news.finish_reason is not None:
             self.finish(news.finish_reason, news.stop_token_id, news.error)
             return Progress.ENDED_THERE

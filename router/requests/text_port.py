@@ -48,9 +48,12 @@ class TextPort(Protocol):
         ...
 
     async def check_structure(
-        self, structure: Structure, vocab_size: int, eos_token_ids: tuple[int, ...]
+        self, structure: Structure, vocab_size: int, eos_token_ids: tuple[int, ...], owner: str = ""
     ) -> None:
-        """InvalidRequestError if no output of the model, of which these are facts, can be held to it."""
+        """InvalidRequestError if no output of the model, of which these are facts, can be held to it.
+
+        owner: whose turn it is used for.
+        """
         ...
 
     def new_detokenizer(self, prompt_ids: Sequence[int], skip_special_tokens: bool) -> Detokenizer:

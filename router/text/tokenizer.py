@@ -94,7 +94,7 @@ class TextProcessor:
         return self._encode(text, most, add_special_tokens=False)
 
     async def check_structure(
-        self, structure: Structure, vocab_size: int, eos_token_ids: tuple[int, ...]
+        self, structure: Structure, vocab_size: int, eos_token_ids: tuple[int, ...], owner: str = ""
     ) -> None:
         """InvalidRequestError if outputs cannot be held to it: what is wrong with it, or with the model.
 
@@ -104,7 +104,7 @@ class TextProcessor:
             if self._checks is not None:
                 self._checks.close()
             self._checks = StructureChecks(self._read, vocab_size, eos_token_ids)
-        await self._checks.check(structure)
+        await self._checks.check(structure, owner)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids, all at once."""

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.errors import OverloadedError, TidePipeError, UnavailableError
+from common.errors import InvalidRequestError, OverloadedError, TidePipeError, UnavailableError
 from common.lengths.prompt import PromptFeatures
 from common.results import ResultsHub
 from common.sampling import FinishReason, PositionLogprobs, SamplingParams
@@ -33,6 +33,7 @@ class Ended:
     stop_token: int | None = None
     error: str = ""
     preemptions: int = 0
+    fault: str | None = None
 
 
 class ForwardedSequence:
@@ -94,7 +95,7 @@ class ForwardedSequence:
             logprobs = self._log.logprobs.read(known - fresh, known) if known else ()
             self._hub.emit(Grown((self.key,) * fresh, tuple(self._log.tokens[-fresh:]), logprobs))
         if news.finish_reason is not None:
-            self.end(news.finish_reason, news.stop_token_id, news.error)
+            self.end(news.finish_reason, news.stop_token_id, news.error, news.fault)
             return Progress.ENDED_THERE
         return Progress.GOES_ON
 
@@ -112,10 +113,17 @@ class ForwardedSequence:
         if isinstance(error, OverloadedError | UnavailableError):
             self.end(FinishReason.CANCELLED)
         else:
-            self.end(FinishReason.ERROR, error=str(error))
+            fault = (error.param or "") if isinstance(error, InvalidRequestError) else None
+            self.end(FinishReason.ERROR, error=str(error), fault=fault)
 
-    def end(self, reason: FinishReason, stop_token: int | None = None, error: str = "") -> None:
+    def end(
+        self,
+        reason: FinishReason,
+        stop_token: int | None = None,
+        error: str = "",
+        fault: str | None = None,
+    ) -> None:
         """Nothing more will come."""
         if not self.finished:
             self.finished = True
-            self._hub.finish(Ended(self.key, reason, stop_token, error, self._stays.preemptions))
+            self._hub.finish(Ended(self.key, reason, stop_token, error, self._stays.preemptions, fault))

@@ -8,6 +8,7 @@ from typing import Protocol
 import structlog
 import torch
 
+from common.errors import InvalidRequestError
 from common.plan import RowError, SampledTokens, SequenceStart
 from common.sampling import PositionLogprobs, TokenLogprob
 from stage_worker.executors.protocol import PlanError
@@ -39,7 +40,7 @@ class StepSampler(Protocol):
 def row_error(key: int, error: Exception) -> RowError:
     """In words for whoever sent the request."""
     detail = " ".join(str(error).split())[:MAX_DETAIL_CHARACTERS] or type(error).__name__
-    return RowError(key, detail)
+    return RowError(key, detail, (error.param or "") if isinstance(error, InvalidRequestError) else None)
 
 
 class ApartSampler:

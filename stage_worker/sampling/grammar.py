@@ -6,6 +6,7 @@ the sequence begins again, so it survives preemption, a lost worker and a move t
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,9 +14,12 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLTokenizer
 
 from common.structure import Structure
-from common.structures.grammar import StructureError, make_matcher, make_tokenizer
+from common.structures.errors import StructureError, in_our_words
+from common.structures.grammar import make_matcher, make_tokenizer
 
 Allowed = npt.NDArray[np.bool_]
+MAX_BUILT = 4
+"""Grammars that are kept: a step in which all answers of a request begin builds theirs once."""
 
 
 class GrammarState:
@@ -28,7 +32,7 @@ class GrammarState:
     def __init__(self, matcher: LLMatcher, output: Sequence[int], vocab_size: int) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
-        self._failure = ""
+        self._failure: StructureError | None = None
         if output:
             matcher.consume_tokens(list(output))
         self._check()
@@ -43,9 +47,9 @@ class GrammarState:
         """True if the output so far conforms."""
         return self._matcher.is_accepting()
 
-    def fail(self, why: str) -> None:
+    def fail(self, error: StructureError) -> None:
         """Let the next token be the sequence's error."""
-        self._failure = self._failure or why
+        self._failure = self._failure or error
 
     def append(self, token_id: int) -> None:
         """The token was sampled. StructureError if the output does not conform, and never will."""
@@ -55,10 +59,10 @@ class GrammarState:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = " ".join(self._matcher.get_error().split())[:200]
-            self.fail(f"it became too complex: {reason}")
+            why = in_our_words(self._matcher.get_error())
+            self.fail(StructureError(f"the output cannot be held to its structure any further: {why}"))
         if self._failure:
-            raise StructureError(f"the output cannot be held to its structure: {self._failure}")
+            raise self._failure
 
 
 class Grammars:
@@ -69,13 +73,18 @@ class Grammars:
         self._read_tokenizer = read_tokenizer
         self._vocab_size = vocab_size
         self._tokenizers: dict[tuple[int, ...], LLTokenizer] = {}
+        self._built: OrderedDict[tuple[Structure, tuple[int, ...]], LLMatcher] = OrderedDict()
 
     def state(
         self, structure: Structure, eos_token_ids: Sequence[int], output: Sequence[int]
     ) -> GrammarState:
         """Place behind `output` in the grammar of `structure`, which the router has checked."""
-        matcher = make_matcher(self._tokenizer(tuple(eos_token_ids)), structure)
-        return GrammarState(matcher, output, self._vocab_size)
+        key = (structure, tuple(eos_token_ids))
+        matcher = self._built.pop(key, None) or make_matcher(self._tokenizer(key[1]), structure)
+        self._built[key] = matcher
+        if len(self._built) > MAX_BUILT:
+            self._built.popitem(last=False)
+        return GrammarState(matcher.deep_copy(), output, self._vocab_size)
 
     def _tokenizer(self, eos_token_ids: tuple[int, ...]) -> LLTokenizer:
         # The model's own end tokens: one entry in practice.

@@ -10,6 +10,7 @@ import torch
 
 from common.plan import SequenceStart
 from common.sampling import SamplingParams
+from common.structures.errors import StructureError
 from stage_worker.executors.protocol import PlanError
 from stage_worker.sampling.grammar import Allowed, Grammars, GrammarState
 
@@ -119,6 +120,15 @@ class SequenceState:
         return self.end_ids if output_index < self.params.min_tokens else self.end_ids[:0]
 
 
+def _only_ends(params: SamplingParams) -> StructureError:
+    whose = "stop_token_ids has" if params.stop_token_ids else "the model ends outputs with"
+    return StructureError(
+        f"the output cannot be held to its structure: {whose} every token that could come next, before the "
+        "structure may end",
+        "stop_token_ids" if params.stop_token_ids else "response_format",
+    )
+
+
 class LogitEdits:
     """Changes of a batch's logits: bias, then penalties, then masks."""
 
@@ -143,14 +153,10 @@ class LogitEdits:
             if state.grammar is not None:
                 allowed = state.grammar.allowed()
                 self._structures.append((row, allowed))
-                finished = state.grammar.may_end
-                if not finished:
-                    # Ends may be ordinary tokens: none within the structure.
-                    masked = state.end_ids
-                # A finished structure ends, however many tokens were asked for.
+                # Ends may be ordinary tokens: none within the structure.
+                masked = masked[:0] if state.grammar.may_end else state.end_ids
                 if len(masked) and np.count_nonzero(allowed) == np.count_nonzero(allowed[masked]):
-                    if not finished:
-                        state.grammar.fail("only a token that ends the output could come next")
+                    state.grammar.fail(_only_ends(state.params))
                     continue
             if len(masked):
                 self._masks.append((row, masked))

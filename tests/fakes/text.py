@@ -10,7 +10,8 @@ from llguidance import LLMatcher
 from common.errors import InvalidRequestError
 from common.request import ChatTurn
 from common.structure import Structure
-from common.structures.grammar import StructureError, grammar
+from common.structures.errors import StructureError, in_our_words
+from common.structures.grammar import grammar
 
 VOCAB_SIZE = 256
 
@@ -44,11 +45,12 @@ class ByteText:
         return self.encode("".join(f"{turn.role}: {turn.content}\n" for turn in messages))
 
     async def check_structure(
-        self, structure: Structure, vocab_size: int, eos_token_ids: tuple[int, ...]
+        self, structure: Structure, vocab_size: int, eos_token_ids: tuple[int, ...], owner: str = ""
     ) -> None:
         structure.check()
         try:
-            problem = LLMatcher.validate_grammar(grammar(structure))
+            if problem := LLMatcher.validate_grammar(grammar(structure)):
+                problem = in_our_words(problem)
         except StructureError as error:
             problem = str(error)
         if problem:

@@ -19,6 +19,9 @@ import psutil
 import pytest
 from pydantic import BaseModel
 
+import tidepipe
+from common.structure import Structure
+
 pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
 
 MODEL = "smollm2-135m"
@@ -33,9 +36,9 @@ class RunningCluster:
         command = [sys.executable, "-m", "tidepipe.cli.main", "up", *flags]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
-        ready = re.fullmatch(r"ready http=(\S+) grpc=\S+\n", self.process.stdout.readline())
+        ready = re.fullmatch(r"ready http=(\S+) grpc=(\S+)\n", self.process.stdout.readline())
         assert ready
-        self.url = f"http://{ready[1]}/v1"
+        self.url, self.grpc = f"http://{ready[1]}/v1", ready[2]
 
     def kill_router(self) -> None:
         """As a crash: the supervisor starts it again."""
@@ -139,6 +142,38 @@ def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
         client.files.content("file-unknown")
     with pytest.raises(openai.BadRequestError, match="purpose"):
         client.files.create(file=("a.jsonl", b"{}"), purpose="assistants")
+
+
+def test_an_impossible_structure_is_the_requests_fault_at_every_door(
+    client: openai.OpenAI, cluster: RunningCluster
+) -> None:
+    """Also if the stage finds it out, on the way: who asks again would only see it again."""
+    stops = list(range(1000))  # among them all that may come in a list of integers before its end
+    schema = {"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 3}
+    wish: Any = {"model": MODEL, "prompt": "Three numbers:", "max_tokens": 24, "temperature": 0}
+    extra: Any = {"stop_token_ids": stops, "structured_outputs": {"json": schema}}
+    for stream in (False, True):
+        with pytest.raises(openai.APIError, match="stop_token_ids") as bad:
+            list(client.completions.create(**wish, stream=stream, extra_body=extra))
+        assert (bad.value.param, bad.value.code) == ("stop_token_ids", "invalid_value")
+        assert stream or isinstance(bad.value, openai.BadRequestError)
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {**wish, **extra}}
+    file = client.files.create(file=io.BytesIO(json.dumps(line).encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+    done = until(client, batch.id, "completed", "failed")
+    response = json.loads(client.files.content(done.error_file_id).text)["response"]
+    assert (response["status_code"], response["body"]["error"]["param"]) == (400, "stop_token_ids")
+    sampling = tidepipe.SamplingParams(
+        temperature=0.0,
+        max_tokens=24,
+        stop_token_ids=tuple(stops),
+        structure=Structure("json_schema", json.dumps(schema)),
+    )
+    with (
+        tidepipe.Client(cluster.grpc) as own,
+        pytest.raises(tidepipe.InvalidRequestError, match="stop_token_ids"),
+    ):
+        own.generate("Three numbers:", sampling)
 
 
 def lines(count: int, max_tokens: int) -> bytes:

@@ -462,6 +462,7 @@ class SequenceUpdate(_message.Message):
     STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     PREEMPTIONS_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     """The sequence."""
     token_offset: _builtins.int
@@ -474,6 +475,10 @@ class SequenceUpdate(_message.Message):
     """In words, with FINISH_REASON_ERROR."""
     preemptions: _builtins.int
     """Times it was preempted or recomputed so far."""
+    fault: _builtins.str
+    """With an error. Set if the request itself is at fault, so that it fails wherever it is tried again: its field, or
+    empty.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """New output tokens."""
@@ -493,13 +498,19 @@ class SequenceUpdate(_message.Message):
         stop_token_id: _builtins.int | None = ...,
         error: _builtins.str = ...,
         preemptions: _builtins.int = ...,
+        fault: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "stop_token_id", b"stop_token_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "_stop_token_id", b"_stop_token_id", "fault", b"fault", "stop_token_id", b"stop_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id", "error", b"error", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "preemptions", b"preemptions", "sequence_id", b"sequence_id", "stop_token_id", b"stop_token_id", "token_ids", b"token_ids", "token_offset", b"token_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "_stop_token_id", b"_stop_token_id", "error", b"error", "fault", b"fault", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "preemptions", b"preemptions", "sequence_id", b"sequence_id", "stop_token_id", b"stop_token_id", "token_ids", b"token_ids", "token_offset", b"token_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__fault: _TypeAlias = _typing.Literal["fault"]  # noqa: Y015
+    _WhichOneofArgType__fault: _TypeAlias = _typing.Literal["_fault", b"_fault"]  # noqa: Y015
     _WhichOneofReturnType__stop_token_id: _TypeAlias = _typing.Literal["stop_token_id"]  # noqa: Y015
     _WhichOneofArgType__stop_token_id: _TypeAlias = _typing.Literal["_stop_token_id", b"_stop_token_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fault) -> _WhichOneofReturnType__fault | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__stop_token_id) -> _WhichOneofReturnType__stop_token_id | None: ...
 
 Global___SequenceUpdate: _TypeAlias = SequenceUpdate  # noqa: Y015

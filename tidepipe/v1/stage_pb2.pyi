@@ -546,21 +546,27 @@ class SequenceError(_message.Message):
 
     SEQUENCE_KEY_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
     sequence_key: _builtins.int
     """Key of the sequence within the epoch."""
     detail: _builtins.str
     """In words."""
+    fault: _builtins.str
+    """Set if the request itself is at fault, so that it fails wherever it is tried again: its field, or empty."""
     def __init__(
         self,
         *,
         sequence_key: _builtins.int = ...,
         detail: _builtins.str = ...,
+        fault: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "fault", b"fault"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "sequence_key", b"sequence_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "detail", b"detail", "fault", b"fault", "sequence_key", b"sequence_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__fault: _TypeAlias = _typing.Literal["fault"]  # noqa: Y015
+    _WhichOneofArgType__fault: _TypeAlias = _typing.Literal["_fault", b"_fault"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fault) -> _WhichOneofReturnType__fault | None: ...
 
 Global___SequenceError: _TypeAlias = SequenceError  # noqa: Y015
 

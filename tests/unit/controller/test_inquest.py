@@ -106,7 +106,7 @@ def test_a_row_that_the_stage_names_ends_alone_and_no_epoch_is_lost() -> None:
     while world.fake.queue:
         done = world.fake.execute()
         errors = [
-            RowError(one.key, f"{name} has no grammar")
+            RowError(one.key, f"{name} has no grammar", "response_format" if name == "s1" else None)
             for name, after in victims.items()
             if (one := world.scheduler.sequences.get(name)) and one.key and len(one.output) >= after
         ]
@@ -115,6 +115,7 @@ def test_a_row_that_the_stage_names_ends_alone_and_no_epoch_is_lost() -> None:
     for name, prompt in prompts.items():
         if name in victims:
             assert world.ends[name].error == f"{name} has no grammar"
+            assert world.ends[name].fault == ("response_format" if name == "s1" else None)
             assert len(world.outputs.get(name, [])) == victims[name]
         else:
             assert (world.outputs[name], world.ends[name].reason) == expected_output(prompt, 20)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import TidePipeError
+from common.errors import InvalidRequestError, TidePipeError
 from common.sampling import FinishReason, PositionLogprobs, SamplingParams, TokenLogprob
 from router.instances.sequence import Progress, SequenceNews
 from router.instances.stays import MAX_FRUITLESS
@@ -123,6 +123,18 @@ def test_text_that_is_held_back_comes_out_at_the_end() -> None:
     answer.apply(news(tokens, 7, 7, FinishReason.LENGTH))
     client.read(answer)
     assert (client.text, client.finish) == ("abcsto\N{REPLACEMENT CHARACTER}", FinishReason.LENGTH)
+
+
+def test_what_the_stage_refuses_is_the_requests_fault_and_other_errors_are_not() -> None:
+    for fault, kind in (("response_format", InvalidRequestError), ("", InvalidRequestError), (None, None)):
+        owner = Owner()
+        answer = make_answer(SamplingParams(), owner)
+        answer.apply(SequenceNews(0, [], [], FinishReason.ERROR, None, "it cannot be", 0, fault))
+        if kind is None:
+            assert (answer.finish_reason, owner.errors) == (FinishReason.ERROR, [])
+        else:
+            (error,) = owner.errors
+            assert isinstance(error, kind) and (str(error), error.param) == ("it cannot be", fault or None)
 
 
 def test_stop_strings_count_only_behind_min_tokens() -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer
 
 from common.plan import SequenceStart
 from common.sampling import SamplingParams
 from common.structure import Structure
+from common.structures.grammar import make_matcher
 from stage_worker.sampler import Sampler
+from stage_worker.sampling import grammar as stage_grammar
 from stage_worker.sampling.grammar import Grammars
 from tests.fakes.byte_tokenizer import byte_tokenizer
 
@@ -60,7 +64,7 @@ def generate(params: SamplingParams, logits_seed: int, restart_at: int = -1) -> 
 def test_random_logits_give_valid_json_also_after_a_restart(seed: int, greedy: bool, restart_at: int) -> None:
     structure = Structure("json_schema", json.dumps(SCHEMA))
     params = SamplingParams(
-        temperature=0.0 if greedy else 1.5, seed=seed, structure=structure, min_tokens=5, presence_penalty=0.5
+        temperature=0.0 if greedy else 1.5, seed=seed, structure=structure, presence_penalty=0.5
     )
     output = generate(params, seed)
     value = json.loads(TOKENIZER.decode(output))
@@ -103,7 +107,7 @@ def test_ordinary_tokens_that_end_outputs_do_not_cut_structures() -> None:
     sampler.start(SequenceStart(1, stuck, len(PROMPT), PROMPT, (END,)))
     assert not sampler.sample(torch.zeros((1, VOCAB_SIZE)), [1], [2]).errors
     (error,) = sampler.sample(torch.zeros((1, VOCAB_SIZE)), [1], [3]).errors
-    assert error.key == 1 and "structure" in error.detail
+    assert error.key == 1 and "structure" in error.detail and error.fault == "stop_token_ids"
 
 
 def test_a_structure_that_becomes_too_complex_is_its_sequences_error() -> None:
@@ -114,4 +118,21 @@ def test_a_structure_that_becomes_too_complex_is_its_sequences_error() -> None:
     for key, one in enumerate((params, free)):
         sampler.start(SequenceStart(key, one, len(PROMPT), PROMPT, (END,)))
     (error,) = sampler.sample(torch.zeros((2, VOCAB_SIZE)), [0, 1], [2, 2]).errors
-    assert error.key == 0 and "too complex" in error.detail
+    assert error.key == 0 and "too complex" in error.detail and error.fault == "response_format"
+
+
+def test_the_answers_of_a_request_build_their_grammar_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And do not share their places in it."""
+    built: list[Structure] = []
+
+    def make(tokenizer: LLTokenizer, structure: Structure) -> LLMatcher:
+        built.append(structure)
+        return make_matcher(tokenizer, structure)
+
+    monkeypatch.setattr(stage_grammar, "make_matcher", make)
+    grammars = Grammars(TOKENIZER.to_str, VOCAB_SIZE)
+    states = [grammars.state(Structure("regex", "ab"), (END,), ()) for _ in range(16)]
+    states[0].append(TOKENIZER.token_to_id("a"))
+    assert states[0].allowed().nonzero()[0].tolist() == [TOKENIZER.token_to_id("b")]
+    assert states[1].allowed().nonzero()[0].tolist() == [TOKENIZER.token_to_id("a")]
+    assert len(built) == 1
