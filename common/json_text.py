@@ -17,8 +17,8 @@ from common.text import NOT_TEXT, is_text, on_one_line
 
 MAX_JSON_DEPTH = 100
 """Lists and objects within each other. Python's own limit depends on who calls."""
-MAX_JSON_PARTS = 256 * 1024
-"""Lists, objects and members of objects."""
+MAX_JSON_PARTS = 64 * 1024
+"""Lists, objects and members of objects. A chat of MAX_TURNS turns has a third of it."""
 MAX_JSON_VALUES = MAX_PROMPT_TOKENS + MAX_JSON_PARTS
 """Values in lists and objects. As Python's objects some take 40 times as much as in JSON."""
 _CERTAINLY_FEW = 64 * 1024
@@ -76,6 +76,20 @@ def check_json_text(raw: bytes | str, value: Any, what: str) -> None:
     for path in _not_text(value):
         name = on_one_line(".".join(path)[:_SHOWN_PATH])
         raise InvalidRequestError(f"{name or what} {NOT_TEXT}", path[0][:_SHOWN_PATH] if path else None)
+
+
+def write_json(value: Any, most: int, *, ascii_only: bool = True) -> str:
+    """The value as JSON. ValueError once it has more characters than `most`, or a number that JSON has not.
+
+    Python's fast writer gives no other thread a turn before it has written everything.
+    """
+    pieces, size = [], 0
+    for piece in json.JSONEncoder(ensure_ascii=ascii_only, allow_nan=False).iterencode(value):
+        size += len(piece)
+        if size > most:
+            raise ValueError(f"has more than {most} characters as JSON")
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 def _decoded(raw: bytes) -> str:

@@ -11,14 +11,22 @@ from __future__ import annotations
 from common.errors import InvalidRequestError
 
 MESSAGE_BYTES = 16 * 1024 * 1024
-"""A gRPC message between services, or to a client."""
+"""A gRPC message that services and clients send, and that channels take back."""
 PIECE_BYTES = 2 * 1024 * 1024
 """A message that can be cut is not made larger than this."""
-SPEC_BYTES = MESSAGE_BYTES - 1024 * 1024
-"""One sequence when it is handed over: prompt, output so far, and what it carries besides."""
 
 MAX_REQUEST_BYTES = 8 * 1024 * 1024
 """A request as it comes in: an HTTP body, a line of a batch, an InferenceRequest."""
+SPEC_BYTES = MAX_REQUEST_BYTES
+"""One sequence when it is handed over: prompt, output so far, and what it carries besides. Tokens
+of a large vocabulary have three bytes each."""
+CALL_BYTES = MAX_REQUEST_BYTES + 512 * 1024
+"""A gRPC message that a server takes: none that is meant seriously is larger."""
+MAX_CALL_FIELDS = 64 * 1024
+"""Fields of a client's gRPC message, at all levels; a million token ids are one. No request needs more than
+MAX_TURNS turns have."""
+MAX_UNREAD_BYTES = 64 * 1024 * 1024
+"""Large messages that come in, or wait to be read, together."""
 
 MAX_PROMPT_BYTES = MAX_REQUEST_BYTES
 """Text of a prompt, or all that a chat's template gets, in UTF-8."""
@@ -32,6 +40,8 @@ MAX_ROLE_CHARACTERS = 64
 MAX_SPEAKER_CHARACTERS = 256
 """Name of a speaker, id of a call that a tool answers."""
 MAX_TOOLS = 128
+MAX_TOOLS_BYTES = 512 * 1024
+"""Of all tools together, and of all calls of tools: 4 KiB for each of MAX_TOOLS. Templates read the JSON."""
 
 MAX_ANSWERS = 16
 MAX_LOGPROBS = 20

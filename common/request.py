@@ -13,6 +13,7 @@ from common.limits import (
     MAX_ROLE_CHARACTERS,
     MAX_SPEAKER_CHARACTERS,
     MAX_TOOLS,
+    MAX_TOOLS_BYTES,
     MAX_TURNS,
     TURN_CHARACTERS,
     check_bytes,
@@ -22,6 +23,8 @@ from common.limits import (
 )
 from common.sampling import FinishReason, PositionLogprobs, SamplingParams
 
+TOKEN_BYTES = 44
+"""Of a token id among Python's objects, and in the message that brought it."""
 MIN_LATENCY_TARGET_MS = 0.001
 MAX_LATENCY_TARGET_MS = 86_400_000.0
 
@@ -113,8 +116,11 @@ class GenerationRequest:
                 check_characters("a role", turn.role, MAX_ROLE_CHARACTERS, "messages")
                 check_characters("a name", turn.name, MAX_SPEAKER_CHARACTERS, "messages")
                 check_characters("tool_call_id", turn.tool_call_id, MAX_SPEAKER_CHARACTERS, "messages")
-            size = sum(text_bytes(turn.content) + text_bytes(turn.tool_calls) for turn in self.turns)
-            size += sum(map(text_bytes, self.tools))
+            calls = sum(text_bytes(turn.tool_calls) for turn in self.turns)
+            check_bytes("tool_calls", calls, MAX_TOOLS_BYTES, "messages")
+            tools = sum(map(text_bytes, self.tools))
+            check_bytes("tools", tools, MAX_TOOLS_BYTES)
+            size = calls + tools + sum(text_bytes(turn.content) for turn in self.turns)
             check_bytes("the chat and its tools", size, MAX_PROMPT_BYTES, "messages")
         else:
             check_count("the prompt", len(self.prompt), MAX_PROMPT_TOKENS, "tokens", param="prompt")
@@ -133,6 +139,13 @@ class GenerationRequest:
             TURN_CHARACTERS + sum(map(len, (turn.role, turn.content, turn.name, turn.tool_calls)))
             for turn in self.turns
         )
+
+    @property
+    def bytes_held(self) -> int:
+        """About what its prompt takes in memory, as a message and as Python's objects, until it has ended."""
+        if self.is_chat or isinstance(self.prompt, str):
+            return 2 * self.characters
+        return TOKEN_BYTES * len(self.prompt)
 
     @property
     def is_chat(self) -> bool:

@@ -109,4 +109,5 @@ def main() -> int:
         lambda lifecycle: serve(options, lifecycle),
         log_level=options.log_level,
         credentials=from_options(options),
+        computes=True,
     )

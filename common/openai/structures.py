@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -10,7 +9,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, WithJsonSchema
 
 from common.errors import InvalidRequestError
-from common.json_text import NotJsonError, check_json_text, decode_json
+from common.json_text import NotJsonError, check_json_text, decode_json, write_json
+from common.limits import MAX_STRUCTURE_BYTES
 from common.openai.validation import checked_text, kind
 from common.structure import Structure
 
@@ -61,9 +61,9 @@ def _schema(value: Any) -> Structure:
     if not isinstance(value, dict):
         raise ValueError(f"must have an object as schema, got {kind(value)}")
     try:
-        return Structure("json_schema", json.dumps(value, allow_nan=False))
-    except ValueError:
-        raise ValueError("has a schema with numbers that JSON does not have") from None
+        return Structure("json_schema", write_json(value, MAX_STRUCTURE_BYTES))
+    except ValueError as error:
+        raise ValueError(f"has a schema that {error}") from None
     except RecursionError:
         raise ValueError("has a schema that is nested too deeply") from None
 

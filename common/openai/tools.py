@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
 from common.errors import InvalidRequestError
-from common.json_text import parse_json
-from common.limits import MAX_TOOLS
+from common.json_text import parse_json, write_json
+from common.limits import MAX_TOOLS, MAX_TOOLS_BYTES
 from common.openai.validation import checked_text, kind
 
 
@@ -64,7 +63,7 @@ def _arguments(number: int, function: dict[str, Any]) -> Any:
 
 def _json(value: Any) -> str:
     try:
-        return checked_text(json.dumps(value, ensure_ascii=False, allow_nan=False))
+        return checked_text(write_json(value, MAX_TOOLS_BYTES, ascii_only=False))
     except RecursionError:
         raise ValueError("is nested too deeply") from None
 

@@ -12,12 +12,10 @@ from common.errors import PermissionDeniedError, UnauthenticatedError
 from common.security.caller import note_caller, with_key, with_principals
 from common.security.credentials import Credentials
 from common.security.key_access import KeyAccess, bearer
-from common.security.principals import RULES, SERVICES, Rule, principals_of
+from common.security.principals import SERVICES, Rule, principals_of, rule_of
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
-
-_NOBODY = Rule(frozenset())
 
 log = structlog.get_logger()
 
@@ -36,7 +34,7 @@ class AccessGuard:
 
     def admit(self, method: str, context: Context) -> Callable[[], None]:
         """Part of Guard."""
-        rule = RULES.get(method.split("/", 2)[1], _NOBODY)
+        rule = rule_of(method)
         if rule.everyone:
             return _nothing
         try:

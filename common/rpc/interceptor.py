@@ -11,7 +11,10 @@ import structlog
 
 from common.errors import TidePipeError
 from common.limits import MAX_DETAIL_CHARACTERS
+from common.memory import forget_tracebacks
 from common.rpc.status import status_code, trailing_metadata
+from common.rpc.unread import Unread, unread
+from common.security.principals import rule_of
 from common.telemetry.calls import CallMeter
 from common.text import repaired
 
@@ -50,6 +53,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return None
         method = handler_call_details.method
         incoming = "stream" if handler.request_streaming else "unary"
+        # Services are believed; what clients may send has a measure.
+        counted = bool(rule_of(method).key_roles)
+        if not handler.request_streaming and handler.request_deserializer is not None:
+            handler = handler._replace(request_deserializer=unread(handler.request_deserializer))
         if handler.response_streaming:
             inner_stream = getattr(handler, f"{incoming}_stream")
 
@@ -57,10 +64,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 call = _Call(method, context, self._guard, self._meter)
                 try:
                     call.begin()
+                    if isinstance(request, Unread):
+                        request = await request.read(counted=counted)
                     async for response in inner_stream(request, context):
                         yield response
                     call.succeeded()
                 except Exception as error:
+                    request = None
                     await call.abort(error)
                 finally:
                     call.end()
@@ -72,9 +82,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             call = _Call(method, context, self._guard, self._meter)
             try:
                 call.begin()
+                if isinstance(request, Unread):
+                    request = await request.read(counted=counted)
                 response = await inner_unary(request, context)
                 call.succeeded()
             except Exception as error:
+                request = None
                 await call.abort(error)
             else:
                 return response
@@ -112,6 +125,8 @@ class _Call:
             self.succeeded()
             raise error
         if isinstance(error, TidePipeError):
+            # grpc's own records of the call refer to the error that ends it, and those to the call: a circle.
+            forget_tracebacks(error)
             self._code = status_code(error)
             details = repaired(str(error))[:MAX_DETAIL_CHARACTERS]
             await self._context.abort(self._code, details, trailing_metadata(error))

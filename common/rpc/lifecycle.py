@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -22,6 +23,7 @@ from common.doors.descriptors import raise_limit
 from common.errors import ConfigError, IncompatibleError, ModelError, TidePipeError
 from common.exception_groups import leaves
 from common.logs import configure_logging
+from common.memory import give_back_large_blocks, settle
 from common.rpc.watchdog import watch_loop
 from common.security.credentials import Credentials
 from common.security.expiry import watch_of
@@ -35,6 +37,8 @@ EXIT_FAILED_TO_START = 3
 SUCCEEDED = signal.SIGUSR1
 """Tells a service that its successor serves."""
 PRIVATE_UMASK = 0o077
+MAX_INTEGER_DIGITS = 640
+"""Reading an integer takes the square of its digits, under Python's lock."""
 
 log = structlog.get_logger()
 
@@ -56,6 +60,7 @@ class Lifecycle:
 
     def announce_ready(self, address: str, metrics: str = "") -> None:
         """Tell the parent (if it asked) that the service answers at HOST:PORT, its metrics at another one."""
+        settle()
         log.info("ready", address=address, metrics=metrics or None)
         _announce({"ready": address, "metrics": metrics})
 
@@ -74,16 +79,21 @@ def run_service(
     *,
     log_level: str = "info",
     credentials: Credentials | None = None,
+    computes: bool = False,
 ) -> int:
     """Run a service's body until it returns; the exit code of the process.
 
     `body` should return soon after `lifecycle.stopping` is set. 0: ended as asked. 2: its settings or its
     model cannot be used. 3: could not start, or broke down (the reason is in the log and, before readiness,
     sent to the parent).
-    credentials: who the process is; None: what the environment says.
+    credentials: who the process is; None: what the environment says. computes: large blocks of memory come
+    and go with each step, and are kept.
     """
     configure_logging(name, log_level)
     raise_limit()
+    sys.set_int_max_str_digits(MAX_INTEGER_DIGITS)
+    if not computes:
+        give_back_large_blocks()
     # Prompts stand in much of what a service writes: it is nobody else's to read.
     os.umask(PRIVATE_UMASK)
     if credentials is not None:

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from common.doors.descriptors import limit, shares
 from common.errors import ConfigError
-from common.limits import MESSAGE_BYTES
+from common.limits import CALL_BYTES, MESSAGE_BYTES
 from common.rpc.guard import AccessGuard
 from common.rpc.health_socket import serve_health
 from common.rpc.interceptor import CallInterceptor
@@ -41,13 +41,15 @@ class RpcServer:
         self,
         listen: str,
         *,
-        max_message_bytes: int = MESSAGE_BYTES,
+        max_message_bytes: int = CALL_BYTES,
         telemetry: Telemetry | None = None,
         credentials: Credentials | None = None,
         keys: KeyAccess | None = None,
         shared_port: bool = False,
     ) -> None:
-        """listen: HOST:PORT; port 0 picks a free one. telemetry: counts calls.
+        """listen: HOST:PORT; port 0 picks a free one. max_message_bytes: of what comes in.
+
+        telemetry: counts calls.
 
         shared_port: a successor may listen beside it.
 
@@ -62,7 +64,7 @@ class RpcServer:
                 # Else two processes could share a port and a misconfigured one would go unnoticed.
                 ("grpc.so_reuseport", int(shared_port)),
                 ("grpc.max_receive_message_length", max_message_bytes),
-                ("grpc.max_send_message_length", max_message_bytes),
+                ("grpc.max_send_message_length", max(max_message_bytes, MESSAGE_BYTES)),
                 ("grpc.max_metadata_size", MAX_METADATA_BYTES),
                 ("grpc.max_allowed_incoming_connections", shares(limit()).rpc),
                 ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),

@@ -54,6 +54,14 @@ RULES: dict[str, Rule] = {
 }
 """Per gRPC service. What is not here is refused to everybody; a test holds that every service is here."""
 
+_NOBODY = Rule(frozenset())
+
+
+def rule_of(method: str) -> Rule:
+    """Who may call `/package.Service/Method`."""
+    return RULES.get(method.split("/", 2)[1], _NOBODY)
+
+
 METRICS = _only(MONITOR, ADMIN)
 
 HTTP_RULES: tuple[tuple[str, Rule], ...] = (

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 import structlog
 
+from common.aside import beside
 from common.errors import (
     OverloadedError,
     StorageError,
@@ -55,7 +57,9 @@ async def answer_line(
     """
     line_id = _line_id(batch, line)
     request_id = draw_request_id("batch-")
-    parsed = parse_line(line.request, line.number, request_id)
+    parsed = await beside(
+        len(line.request), functools.partial(parse_line, line.request, line.number, request_id)
+    )
     if isinstance(parsed, BatchLineError):
         return AnsweredLine(line.number, error_line(line_id, parsed, request_id), failed=True)
     item = seeded(parsed, f"{batch.id}-{line.number}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import sqlite3
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
+from common.aside import beside
 from common.errors import NotFoundError, StorageError
 from common.limits import MAX_REQUEST_BYTES
 from common.openai.batch import BatchLineError, parse_line
@@ -44,6 +45,11 @@ class LineSplitter:
             self._rest += part
             yield from self.flush()
         self._rest += rest[: MAX_REQUEST_BYTES + 1 - len(self._rest)]
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of a line that has not ended yet."""
+        return len(self._rest)
 
     def flush(self) -> Iterator[tuple[int, bytes]]:
         """The last line."""
@@ -85,21 +91,20 @@ class BatchIntake:
         place: int | None = 0
         while place is not None and not self._enough:
             data, place = await run(files.read, file, place)
-            await self._take(splitter.feed(data))
-        await self._take(splitter.flush())
+            size = len(data) + splitter.waiting
+            await self._add(await beside(size, functools.partial(self._good, splitter.feed(data))))
+        await self._add(await beside(splitter.waiting, functools.partial(self._good, splitter.flush())))
 
-    async def _take(self, numbered: Iterator[tuple[int, bytes]]) -> None:
-        good: list[NewLine] = []
+    def _good(self, numbered: Iterator[tuple[int, bytes]]) -> list[NewLine]:
+        """Those that can be run. Takes long where there is much to read."""
+        good = []
         for number, line in numbered:
             if self._enough:
-                return
+                break
             custom_id = self._check(number, line)
             if custom_id is not None:
                 good.append((number, _key(custom_id), line))
-            if len(good) >= _LINES_AT_A_TIME:
-                await self._add(good)
-                good = []
-        await self._add(good)
+        return good
 
     def _at(self, db: sqlite3.Connection, place: int) -> None:
         deaths.begin(db, self._batch.id, [deaths.INTAKE], place)
@@ -109,11 +114,12 @@ class BatchIntake:
         return lines.add_lines(db, self._batch.id, good)
 
     async def _add(self, good: list[NewLine]) -> None:
-        known = await self._database.run(self._add_lines, good, self.total)
-        if known is not None:
-            text = f"line {known}: its custom_id is used by an earlier line"
-            self._error("duplicate_custom_id", text, known, "custom_id")
-        await asyncio.sleep(0)  # streams of others go on meanwhile
+        for begin in range(0, max(1, len(good)), _LINES_AT_A_TIME):
+            some = good[begin : begin + _LINES_AT_A_TIME]
+            known = await self._database.run(self._add_lines, some, self.total)
+            if known is not None:
+                text = f"line {known}: its custom_id is used by an earlier line"
+                self._error("duplicate_custom_id", text, known, "custom_id")
 
     def _check(self, number: int, line: bytes) -> str | None:
         """The line's custom_id if it can be run, be it to an error of its own."""

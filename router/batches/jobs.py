@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from common.aside import beside
 from common.errors import (
     InvalidRequestError,
     OverloadedError,
@@ -325,7 +326,8 @@ class BatchJobs:
     async def _expire(self, batch: BatchRecord) -> None:
         """Each request that is left gets a line that says so."""
         while page := await durably(self.database, lines.unanswered, batch.id, 0, _PAGE):
-            expired = [(batch.id, expired_line(batch, line)) for line in page]
+            size = sum(len(line.request) for line in page)
+            expired = await beside(size, partial(_expired, batch, page))
             await durably(self.database, lines.record_answers, expired)
 
     async def _finish(self, batch: BatchRecord, outcome: str, errors: Sequence[dict[str, Any]] = ()) -> None:
@@ -363,3 +365,7 @@ class BatchJobs:
 def _abandon(job: _Job) -> None:
     job.abandoned = ENDED
     job.stop.set()
+
+
+def _expired(batch: BatchRecord, page: Sequence[lines.Line]) -> list[tuple[str, lines.AnsweredLine]]:
+    return [(batch.id, expired_line(batch, line)) for line in page]

@@ -66,11 +66,12 @@ def request_from_wire(message: pb.InferenceRequest) -> GenerationRequest:
 
 def _check_size(message: pb.InferenceRequest) -> None:
     """Before anything is made of it: what is wrong with it must not cost more than to say so."""
-    check_bytes("a request", message.ByteSize(), MAX_REQUEST_BYTES, "request")
     count_fields(message.sampling)
     check_count("the prompt", len(message.token_ids.ids), MAX_PROMPT_TOKENS, "tokens", param="prompt")
     check_count("messages", len(message.chat.messages), MAX_TURNS)
     check_count("tools", len(message.chat.tools), MAX_TOOLS)
+    # The size is found out by writing it all down once more: last.
+    check_bytes("a request", message.ByteSize(), MAX_REQUEST_BYTES, "request")
 
 
 def grace_s(message: pb.InferenceRequest) -> float:

@@ -21,6 +21,8 @@ from router.gateway.body import read_json
 from router.gateway.failures import guarded
 from router.gateway.paging import page_body, page_limit
 
+MAX_BODY_BYTES = 128 * 1024
+"""Metadata at all its limits, every character escaped, is less."""
 MAX_WINDOW_HOURS = 24 * 30
 _WINDOW = "^([1-9]|[1-9][0-9]|[1-6][0-9]{2}|7[01][0-9]|720)h$"
 """1h to MAX_WINDOW_HOURS."""
@@ -63,7 +65,7 @@ class BatchEndpoints:
 
     async def create(self, request: Request) -> Response:
         """Begin a batch."""
-        body = await read_json(request, lambda read: validate(BatchBody, read, _REFUSED, ()))
+        body = await read_json(request, lambda read: validate(BatchBody, read, _REFUSED, ()), MAX_BODY_BYTES)
         if body.endpoint not in PARSERS:
             raise InvalidRequestError(
                 f"endpoint must be one of {', '.join(PARSERS)}, got {body.endpoint[:100]!r}", "endpoint"

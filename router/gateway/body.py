@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from starlette.requests import Request
 
-from common.errors import InvalidRequestError, TidePipeError
+from common.aside import ROOM, Share, beside
+from common.errors import InvalidRequestError, OverloadedError, TidePipeError
 from common.json_text import parse_json
 from common.limits import MAX_REQUEST_BYTES
 
@@ -19,12 +20,7 @@ MAX_DISCARDED_BYTES = 8 * MAX_REQUEST_BYTES
 connection closes gets to see a broken connection, and not why."""
 BODY_TIMEOUT_S = 60.0
 
-INLINE_BYTES = 64 * 1024
-"""Longer bodies are read in a thread, so that the streams of others go on meanwhile."""
-
 _Read = TypeVar("_Read")
-_LARGE = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
-"""One at a time, in the order in which they came: what a body becomes is many times larger than it."""
 
 JSON_TYPE = re.compile(r"application/([a-z0-9.-]+\+)?json", re.IGNORECASE)
 
@@ -40,10 +36,13 @@ class BodyTooLargeError(TidePipeError):
         super().__init__(f"the body is too large: at most {limit} bytes are accepted")
 
 
-async def read_json(request: Request, make: Callable[[object], _Read]) -> _Read:
-    """What `make` makes of the decoded body, beside the event loop if it is long.
+async def read_json(
+    request: Request, make: Callable[[object], _Read], most: int = MAX_REQUEST_BYTES
+) -> _Read:
+    """What `make` makes of the decoded body of at most so many bytes, beside the event loop if it is long.
 
-    BodyTooLargeError, MediaTypeError, or InvalidRequestError if it is not JSON.
+    BodyTooLargeError, MediaTypeError, InvalidRequestError if it is not JSON, or OverloadedError: too much
+    comes in already.
     The type matters: a form, which any page may send anywhere, has another one.
     """
     declared_type = request.headers.get("content-type")
@@ -53,32 +52,46 @@ async def read_json(request: Request, make: Callable[[object], _Read]) -> _Read:
         )
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared) > MAX_DISCARDED_BYTES:
-        raise BodyTooLargeError
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            raw = await _read(request)
-    except TimeoutError:
-        raise InvalidRequestError(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
-
-    def read() -> _Read:
-        return make(parse_json(raw, "the body"))
-
-    if len(raw) <= INLINE_BYTES:
-        return read()
-    return await asyncio.get_running_loop().run_in_executor(_LARGE, read)
+        raise BodyTooLargeError(most)
+    with ROOM.share() as share:
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                raw = await _read(request, share, most)
+        except TimeoutError:
+            raise InvalidRequestError(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+        return await beside(len(raw), functools.partial(_made, raw, make))
 
 
-async def _read(request: Request) -> bytes:
+def _made(raw: bytes, make: Callable[[object], _Read]) -> _Read:
+    return make(parse_json(raw, "the body"))
+
+
+async def _read(request: Request, share: Share, most: int) -> bytes:
     raw = bytearray()
+    refusal: TidePipeError | None = None
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size <= MAX_REQUEST_BYTES:
+        if size > MAX_DISCARDED_BYTES:
+            raise refusal or BodyTooLargeError(most)
+        if refusal is None:
+            refusal = _refusal(share, size, most)
+        if refusal is None:
             raw += chunk
-        elif size > MAX_DISCARDED_BYTES:
-            raise BodyTooLargeError
-        else:
+        elif raw:
             raw.clear()
-    if size > MAX_REQUEST_BYTES:
-        raise BodyTooLargeError
+            share.leave()
+    if refusal is not None:
+        raise refusal
     return bytes(raw)
+
+
+def _refusal(share: Share, size: int, most: int) -> TidePipeError | None:
+    """Why a body of `size` bytes so far will not be read."""
+    if size > most:
+        return BodyTooLargeError(most)
+    try:
+        share.grow(size)
+    except OverloadedError as error:
+        return error
+    return None

@@ -129,6 +129,8 @@ class Admission:
         elif request.is_chat:
             encode = partial(text.encode_chat, request.turns, request.tools, facts.context_length)
         else:
+            if len(prompt) >= facts.context_length:
+                raise _leaves_no_room(request, len(prompt), facts)
             return _token_array([token for token in prompt if isinstance(token, int)])
         size = request.characters
         most = facts.context_length * MAX_TOKEN_CHARACTERS
@@ -177,13 +179,17 @@ def _check_prompt(request: GenerationRequest, prompt: array[int], facts: ModelFa
             f"the prompt has token id {largest}, but the vocabulary ends at {facts.vocab_size - 1}", "prompt"
         )
     if len(prompt) + 1 > facts.context_length:
-        field = _prompt_field(request)
-        raise _does_not_fit(
-            facts,
-            f"However, your {field} resulted in {len(prompt)} tokens, which leaves no room for an answer. "
-            f"Please reduce the length of the {field}.",
-            field,
-        )
+        raise _leaves_no_room(request, len(prompt), facts)
+
+
+def _leaves_no_room(request: GenerationRequest, tokens: int, facts: ModelFacts) -> ContextLengthError:
+    field = _prompt_field(request)
+    return _does_not_fit(
+        facts,
+        f"However, your {field} resulted in {tokens} tokens, which leaves no room for an answer. "
+        f"Please reduce the length of the {field}.",
+        field,
+    )
 
 
 def _does_not_fit(facts: ModelFacts, why: str, field: str) -> ContextLengthError:

@@ -70,6 +70,7 @@ class RequestEntry:
         self.over = asyncio.Event()
         self.failure: TidePipeError | None = None
         self.ended_at: float | None = None
+        self.brought_bytes = 0
         self.arrived = clock()
         self._sampling = sampling
         self._host = host

@@ -40,6 +40,9 @@ SUBMIT_GRACE_S = 10.0
 REMEMBERED_BYTES = 128 * 1024 * 1024
 """Complete requests are forgotten early, oldest first, if together they hold more than this."""
 
+RUNNING_BYTES = 1024 * 1024 * 1024
+"""Prompts of requests that wait or run, as they came; beside that their tokens, four bytes each."""
+
 log = structlog.get_logger()
 
 
@@ -94,6 +97,7 @@ class RequestTable:
         self._admissions: dict[str, asyncio.Task[None]] = {}
         self._ended: OrderedDict[str, RequestEntry] = OrderedDict()
         self._ended_bytes = 0
+        self._running_bytes = 0
         self._number = 0
         self._pacing = Pacing()
         self._finished = 0
@@ -230,6 +234,7 @@ class RequestTable:
             work, entry.work = entry.work, None
             work.end(entry.usage.prompt_tokens + entry.usage.output_tokens)
         if self._running.pop(name, None) is not None:
+            self._running_bytes -= entry.brought_bytes
             self._counts[entry.owner] -= 1
             if not self._counts[entry.owner]:
                 del self._counts[entry.owner]
@@ -269,6 +274,13 @@ class RequestTable:
                 "come again in a moment",
                 RETRY_AFTER_MS,
             )
+        size = request.bytes_held
+        if self._running_bytes + size > RUNNING_BYTES:
+            raise OverloadedError(
+                f"the prompts of the requests here take {self._running_bytes} bytes already; "
+                "come again in a moment",
+                RETRY_AFTER_MS,
+            )
         most = max(1, int(self.max_requests * LARGEST_SHARE))
         if request.owner and self._counts[request.owner] >= most:
             self._shed += 1
@@ -291,6 +303,8 @@ class RequestTable:
         )
         if self._keys is not None:
             entry.work = self._keys.begin(request.owner, request.sampling.n, background=request.background)
+        entry.brought_bytes = size
+        self._running_bytes += size
         self._running[entry.name] = entry
         self._counts[entry.owner] += 1
         self._admissions[entry.name] = self._group.create_task(self._admit(entry, request, given))

@@ -37,7 +37,7 @@ async def hostile_http(http: str) -> list[dict[str, Any]]:
     """Each at its own door, several times; the errors that they get."""
     ids = {"prompt": "x", "n": 3, "stop_token_ids": [7] * MANY}
     bias = {"prompt": "x", "n": 16, "logit_bias": {str(token): 1 for token in range(49_000)}}
-    turns = {"messages": [{"role": "user", "content": ""}] * 60_000}
+    turns = {"messages": [{"role": "user", "content": ""}] * 20_000}
     async with httpx.AsyncClient(trust_env=False, timeout=120) as client:
         calls = [client.post(f"{http}/v1/completions", json=body) for body in [*[ids] * 3, *[bias] * 4]]
         calls.append(client.post(f"{http}/v1/chat/completions", json=turns))
@@ -48,7 +48,7 @@ async def hostile_http(http: str) -> list[dict[str, Any]]:
 
 async def hostile_grpc(address: str) -> list[str]:
     """What protobuf can say and JSON cannot."""
-    role = pb.Chat(messages=[pb.ChatMessage(role="r" * 15_000_000, content="x")])
+    role = pb.Chat(messages=[pb.ChatMessage(role="r" * 8_000_000, content="x")])
     ids = sampling_pb2.SamplingParams(n=3, stop_token_ids=[7] * 4_000_000)
     requests = [
         pb.InferenceRequest(request_id="role", chat=role),

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from common.errors import ConfigError, InvalidRequestError
+from common.limits import MAX_REQUEST_BYTES, check_bytes
 from common.openai.validation import kind
 from common.request import ChatTurn
 from common.sampling import SamplingParams
@@ -123,6 +124,8 @@ def make_request(
     else:
         request.chat.messages.extend(_turn(turn) for turn in prompt)
         request.chat.tools.extend(tools)
+    # A router's library would refuse it without a word that says why.
+    check_bytes("a request", request.ByteSize(), MAX_REQUEST_BYTES, "prompt")
     return request
 
 

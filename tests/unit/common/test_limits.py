@@ -102,9 +102,9 @@ TOO_MUCH: list[tuple[dict[str, Any], str]] = [
     ({"prompt": (ChatTurn("r" * 65, "hi"),)}, "messages"),
     ({"prompt": (ChatTurn("user", "hi", name="n" * 257),)}, "messages"),
     ({"prompt": (ChatTurn("tool", "hi", tool_call_id="n" * 257),)}, "messages"),
-    ({"prompt": (ChatTurn("assistant", "", tool_calls="c" * limits.MAX_PROMPT_BYTES),) * 2}, "messages"),
+    ({"prompt": (ChatTurn("assistant", "", tool_calls="c" * limits.MAX_TOOLS_BYTES),) * 2}, "messages"),
     ({"prompt": (ChatTurn("user", "hi"),), "tools": ("{}",) * 129}, "tools"),
-    ({"prompt": (ChatTurn("user", "hi"),), "tools": ("t" * limits.MAX_PROMPT_BYTES,) * 2}, "messages"),
+    ({"prompt": (ChatTurn("user", "hi"),), "tools": ("t" * limits.MAX_TOOLS_BYTES,) * 2}, "tools"),
     ({"model": "m" * 1025}, "model"),
 ]
 

@@ -9,7 +9,8 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from router.gateway.body import INLINE_BYTES, read_json
+from common.aside import INLINE_BYTES
+from router.gateway.body import read_json
 
 
 async def _thread_that_reads(body: object) -> threading.Thread:
