@@ -89,7 +89,7 @@ audit: ## known vulnerabilities in what locks/ names (asks pypi.org's advisory s
 	.audit/bin/pip-audit --strict --disable-pip --requirement locks/dev.txt
 
 trial: model ## launch and hurt the compose deployment, if this machine can have a container engine (root)
-	$(BIN)/python -m deploy.trial --model "$$($(BIN)/tidepipe model pull $(MODEL) | tail -1)"
+	$(BIN)/python -m deploy.trial --model "$$($(BIN)/tidepipe model pull $(MODEL) | tail -1)" $(if $(PYTHON_IN),--python $(PYTHON_IN))
 
 clean: ## remove what make made
 	rm -rf $(VENV) .demo .audit .lock build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

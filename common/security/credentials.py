@@ -105,8 +105,10 @@ class Credentials:
         if server and self.cert_file is None:
             raise ConfigError("a service needs a certificate of its own: give --tls-cert and --tls-key")
         self.server_context() if server else self._trusted(ssl.PROTOCOL_TLS_CLIENT)
-        if self.cert_file is not None:
-            _refuse_expired(self.cert_file)
+        now = datetime.datetime.now(datetime.UTC)
+        for file in (self.ca_file, self.cert_file):
+            if file is not None:
+                refuse_out_of_time(file, now)
         _ = self.token
 
     def pem(self) -> tuple[bytes, bytes | None, bytes | None]:
@@ -126,6 +128,9 @@ class Credentials:
 
     def _trusted(self, protocol: int) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)
+        for file in (self.ca_file, self.cert_file, self.key_file):
+            if file is not None:
+                _ = _read(file)  # by itself, so that its name is told
         try:
             context.load_verify_locations(self.ca_file)
             if self.cert_file is not None:
@@ -202,17 +207,31 @@ def _read(path: Path) -> bytes:
 
 def expiry(path: Path) -> datetime.datetime:
     """When a certificate ends, UTC; ConfigError if the file cannot be read or is none."""
+    return _lifetimes(path)[0][1]
+
+
+def _lifetimes(path: Path) -> list[tuple[datetime.datetime, datetime.datetime]]:
+    """Begin and end of each certificate of a file."""
     from cryptography import x509  # late: only who uses certificates pays for it
 
     try:
-        return x509.load_pem_x509_certificate(_read(path)).not_valid_after_utc
+        found = x509.load_pem_x509_certificates(_read(path))
     except ValueError as error:
         raise ConfigError(f"{path} is not a certificate: {error}") from error
+    return [(one.not_valid_before_utc, one.not_valid_after_utc) for one in found]
 
 
-def _refuse_expired(path: Path) -> None:
-    end = expiry(path)
-    if end <= datetime.datetime.now(datetime.UTC):
+def refuse_out_of_time(path: Path, now: datetime.datetime) -> None:
+    """ConfigError if no certificate of a file is valid at this time (UTC)."""
+    lifetimes = _lifetimes(path)
+    if any(begin <= now < end for begin, end in lifetimes):
+        return
+    begin, end = lifetimes[0]
+    if end <= now:
         raise ConfigError(
             f"the certificate {path} expired on {end:%Y-%m-%d %H:%M} UTC; renew it: `tidepipe certs renew`"
         )
+    raise ConfigError(
+        f"the certificate {path} is valid from {begin:%Y-%m-%d %H:%M} UTC on, and this machine's clock says "
+        f"{now:%Y-%m-%d %H:%M}: set the clock right"
+    )

@@ -21,7 +21,7 @@ from typing import Any
 from common.model_source import cache_dir
 from deploy.trial.deployment import GRPC, Deployment, Outcome
 from deploy.trial.engine import EngineUnavailableError, check, running_engine
-from deploy.trial.images import build_images, fill_wheelhouse, make_base_images
+from deploy.trial.images import BASES, Base, build_images, fill_wheelhouse, make_base_images
 
 Load = subprocess.Popen[bytes]
 BATCH_S = 420.0
@@ -154,19 +154,19 @@ def rolling_restart(deployment: Deployment) -> Outcome:
     return outcome
 
 
-def trial(model: Path, folder: Path) -> list[Outcome]:
+def trial(model: Path, folder: Path, base: Base) -> list[Outcome]:
     """Build, launch, hurt; what became of each batch."""
     with running_engine(folder) as engine:
         try:
             say("base images")
-            make_base_images(engine, cache_dir() / "trial")
+            make_base_images(engine, cache_dir() / "trial", base)
             say("wheels")
-            fill_wheelhouse()
+            fill_wheelhouse(base)
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             # Debian's packages or Python's index cannot be reached: nothing that the deployment could help.
             raise EngineUnavailableError(f"what images are made of cannot be had here: {error}") from error
         say("images")
-        build_images(engine)
+        build_images(engine, base)
         deployment = Deployment(engine, model)
         try:
             say("deployment")
@@ -195,12 +195,13 @@ def main() -> int:
     """Entry point; the exit code."""
     parser = argparse.ArgumentParser("python -m deploy.trial", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder that `tidepipe model pull` prints")
+    parser.add_argument("--python", choices=list(BASES), default="oldest", help="in the containers")
     parser.add_argument("--json", type=Path, default=None, help="write the outcomes here")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="tidepipe-trial-"))
     try:
         check()
-        outcomes = trial(options.model.resolve(), folder)
+        outcomes = trial(options.model.resolve(), folder, BASES[options.python])
     except EngineUnavailableError as error:
         print(f"skipped: {error}")
         return 0

@@ -21,6 +21,10 @@ from tidepipe.cluster.local import LocalCluster
 Result = TypeVar("Result")
 LOOK_S = 0.5
 _NAMES = 2
+_OPEN_TO_ALL = (
+    "note: without --tls DIR the processes on Ray's nodes take calls from whoever reaches their ports, who sees "
+    "prompts and answers"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,8 @@ async def start_cluster(
     cluster = LocalCluster(_load(settings, defaults))
     configure_logging("supervisor", cluster.config.log_level)
     await cluster.prepare()
+    if cluster.open_to_all:
+        print(_OPEN_TO_ALL, file=sys.stderr, flush=True)
     shape = f"{cluster.config.instances} x {cluster.config.stages} stages"
     print(f"starting a local cluster: {shape} of {cluster.config.model}", file=sys.stderr, flush=True)
     try:

@@ -181,6 +181,11 @@ class LocalCluster:
         return self._security.folder if self._security else None
 
     @property
+    def open_to_all(self) -> bool:
+        """True if whoever reaches the services' ports may call them; known after `prepare`."""
+        return self._security is not None and self._security.open_to_all
+
+    @property
     def log_dir(self) -> Path | None:
         """Folder of the processes' logs; None if they write to our stderr."""
         return None if self.config.verbose else self._run_dir

@@ -83,6 +83,11 @@ class ClusterSecurity:
             own_key = (record.key_id, key)
         return cls(config, folder, own_key)
 
+    @property
+    def open_to_all(self) -> bool:
+        """True if whoever reaches the services' ports may call them."""
+        return self.folder is None and self._token_file is None
+
     def environment(self, module: str) -> Mapping[str, str]:
         """Environment of a process: ours, with its own credentials and without any that are ours."""
         clean = {name: value for name, value in os.environ.items() if name not in _VARIABLES}

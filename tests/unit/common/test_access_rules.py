@@ -53,7 +53,7 @@ def test_credentials_that_make_no_sense(tmp_path: Path) -> None:
         (Credentials(ca_file=ca), "certificate of its own"),
         (Credentials(ca_file=ca, cert_file=cert), "together"),
         (Credentials(ca_file=ca, cert_file=cert, key_file=other_key), "cannot use"),
-        (Credentials(ca_file=tmp_path / "missing", cert_file=cert, key_file=key), "cannot use"),
+        (Credentials(ca_file=tmp_path / "missing", cert_file=cert, key_file=key), "cannot read"),
         (Credentials(ca_file=expired / CA_FILE, cert_file=old_cert, key_file=old_key), "expired on"),
         (Credentials(api_key="tp-a-b"), "in the clear"),
         (Credentials(token_file=short), "no cluster token"),

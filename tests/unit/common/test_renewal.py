@@ -12,7 +12,7 @@ from common.errors import ConfigError
 from common.rpc.channel import is_serving, open_channel
 from common.rpc.server import RpcServer
 from common.security.authority import CA_FILE, CA_KEY_FILE, files_of, make_certificates, renew_certificates
-from common.security.credentials import Credentials, expiry
+from common.security.credentials import Credentials, expiry, refuse_out_of_time
 from common.security.expiry import CertificateWatch
 from common.security.principals import CONTROLLER, ROUTER
 
@@ -85,3 +85,18 @@ def test_a_warning_comes_thirty_days_before_the_end(tmp_path: Path) -> None:
     now = datetime.datetime.now(datetime.UTC)
     assert watch.warn(now) == []
     assert watch.warn(now + datetime.timedelta(days=11)) == ["own", "ca"]
+
+
+def test_a_certificate_out_of_its_time_or_out_of_reach_is_named(tmp_path: Path) -> None:
+    """Expired, not valid yet by a clock that is wrong, unreadable: in one sentence, with the file's name."""
+    make_certificates(tmp_path / "tls", [], 40)
+    who = identity(tmp_path / "tls", ROUTER)
+    assert who.cert_file is not None and who.key_file is not None
+    now = datetime.datetime.now(datetime.UTC)
+    refuse_out_of_time(who.cert_file, now + datetime.timedelta(days=39))
+    for days, words in ((41, "expired on"), (-1, "set the clock right")):
+        with pytest.raises(ConfigError, match=rf"router\.pem {words}|router\.pem .*{words}"):
+            refuse_out_of_time(who.cert_file, now + datetime.timedelta(days=days))
+    who.key_file.rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"cannot read .*router\.key"):
+        who.check(server=True)
