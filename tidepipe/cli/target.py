@@ -22,8 +22,8 @@ Result = TypeVar("Result")
 LOOK_S = 0.5
 _NAMES = 2
 _OPEN_TO_ALL = (
-    "note: without --tls DIR the processes on Ray's nodes take calls from whoever reaches their ports, who sees "
-    "prompts and answers"
+    "note: without --tls DIR the processes on Ray's nodes take calls from whoever reaches their ports, "
+    "who sees prompts and answers"
 )
 
 
