@@ -87,7 +87,8 @@ _wrap_helps(app)
 
 def main() -> None:
     """Run the command line; user errors become one line on stderr and an exit code."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Else gRPC writes notes about lost connections, which the SDK mends, between a command's own lines.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     raise_limit()
