@@ -75,12 +75,12 @@ def resolve_model(model: str, *, allow_download: bool = False) -> Path:
         path = Path(model).expanduser()
         if path.exists():
             return _checked(path)
+        if _SHORT_NAME.fullmatch(model) and path.suffix not in _PICKLE_SUFFIXES:
+            return _from_cache(model)
     except (OSError, RuntimeError) as error:  # no permission, a name too long, no such user's home
         raise ModelError(f"{model[:200]}: cannot be read ({getattr(error, 'strerror', error)})") from error
     if path.suffix in _PICKLE_SUFFIXES:
         raise ModelError(f"{model}: pickled weights are never loaded; use safetensors or GGUF")
-    if _SHORT_NAME.fullmatch(model):
-        return _from_cache(model)
     if _HUB_ID.fullmatch(model) and path.suffix != ".gguf":
         return _from_hub(model, allow_download)
     raise ModelError(

@@ -21,7 +21,7 @@ from tidepipe.cli.arguments import check_arguments
 from tidepipe.cli.batch import batch
 from tidepipe.cli.bench import bench_app
 from tidepipe.cli.certs import certs_app
-from tidepipe.cli.exit_codes import CLUSTER_FAILURE, INTERRUPTED, SOME_FAILED, exit_code
+from tidepipe.cli.exit_codes import BAD_USAGE, CLUSTER_FAILURE, INTERRUPTED, SOME_FAILED, exit_code
 from tidepipe.cli.generate import generate
 from tidepipe.cli.keys import keys_app
 from tidepipe.cli.model import model_app
@@ -31,6 +31,8 @@ from tidepipe.cli.sim import sim_app
 from tidepipe.cli.up import up
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+"""Of a path that somebody named."""
 
 app = typer.Typer(
     name="tidepipe",
@@ -111,6 +113,9 @@ def main() -> None:
         _forget_output()
         sys.exit(SOME_FAILED)
     except OSError as error:
+        if error.errno in _NO_ACCESS and error.filename is not None:
+            print(f"error: cannot use {on_terminal(str(error.filename))}: {error.strerror}", file=sys.stderr)
+            sys.exit(BAD_USAGE)
         if error.errno not in _NO_ROOM:
             raise
         _forget_output()

@@ -16,6 +16,7 @@ from common.request import ChatTurn
 from tidepipe.batch.places import check_places
 from tidepipe.cli.admin.groups_view import print_groups
 from tidepipe.cli.arguments import check_arguments
+from tidepipe.cli.main import main
 from tidepipe.client.requests import check_endpoint, make_request, make_sampling
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=8)
@@ -151,3 +152,16 @@ def test_names_do_nothing_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> N
     print_groups(groups)
     shown = capsys.readouterr().out
     assert shown.replace("\n", " ").count("[red]i[/]\\x1b[31m\\n[bold]x") == 3 and "\x1b" not in shown
+
+
+def test_a_path_that_cannot_be_used_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever command looks at it: also where the library's own error would come through."""
+    options = ["--hardware", "L20", "--stages", "2", "--workload", "sharegpt-like"]
+    monkeypatch.setattr("sys.argv", ["tidepipe", "sim", "offline", "--model-shape", "a" * 300, *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: cannot use aaa") and error.count("\n") == 1
