@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.errors import ModelError
-from common.json_text import NotJsonError, decode_json
+from common.errors import InvalidRequestError, ModelError
+from common.json_text import NotJsonError, check_json_text, decode_json
 
 LARGEST_JSON = 16 << 20
 """Bytes of a configuration; of an index of weights, too, which names each tensor of the largest models."""
@@ -27,21 +27,29 @@ def read_json_object(file: Path, largest: int = LARGEST_JSON, *, counted: bool =
     """
     try:
         size = file.stat().st_size
+        if not file.is_file():  # a pipe would wait for a writer
+            raise ModelError(f"{file}: not a file")
         if size > largest:
             raise ModelError(f"{file}: too large, {size} bytes of {largest} at most")
         raw = file.read_bytes()
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
+    return json_object(raw, str(file), counted=counted)
+
+
+def json_object(raw: bytes, source: str, *, counted: bool = True) -> Mapping[str, Any]:
+    """The object that the bytes are; ModelError, which begins with `source`, if they are none."""
     if raw.startswith(_MARK):
-        raise ModelError(f"{file}: begins with a byte order mark; save it as UTF-8 without one")
+        raise ModelError(f"{source}: begins with a byte order mark; save it as UTF-8 without one")
     if not raw.strip():
-        raise ModelError(f"{file}: is empty")
+        raise ModelError(f"{source}: is empty")
     try:
         value = decode_json(raw, counted=counted)
-    except NotJsonError as error:
-        raise ModelError(f"{file}: {error}") from error
+        check_json_text(raw, value, "it")
+    except (NotJsonError, InvalidRequestError) as error:
+        raise ModelError(f"{source}: {error}") from error
     if not isinstance(value, dict):
-        raise ModelError(f"{file}: must be a JSON object, not {_KINDS.get(type(value), 'a number')}")
+        raise ModelError(f"{source}: must be a JSON object, not {_KINDS.get(type(value), 'a number')}")
     return value
 
 

@@ -16,6 +16,7 @@ from common.tokenizer_source import load_tokenizer
 from router.requests.text_port import TooManyTokensError
 from router.text.detokenizer import Detokenizer, make_detokenizer
 from router.text.structure_checks import StructureChecks
+from router.text.template_trial import try_out
 from router.text.vocabulary import Backend, Vocabulary
 
 LIKELY_CHARACTERS = 6
@@ -49,9 +50,15 @@ class TextProcessor:
     def load(cls, path: Path) -> TextProcessor:
         """Load from a model's folder or .gguf file; nothing from the network, and no code of the model's.
 
-        Raises ModelError if there is no tokenizer or it is of an unsupported kind.
+        Raises ModelError if there is no tokenizer or it is of an unsupported kind, or if its chat template
+        cannot be used.
         """
-        return cls(load_tokenizer(path), partial(read_tokenizer, path))
+        tokenizer = load_tokenizer(path)
+        template = tokenizer.chat_template or {}
+        templates = [template] if isinstance(template, str) else list(template.values())
+        if templates:
+            try_out(templates, f"the chat template of {path}")
+        return cls(tokenizer, partial(read_tokenizer, path))
 
     @property
     def vocab_size(self) -> int:

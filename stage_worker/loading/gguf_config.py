@@ -132,7 +132,11 @@ class _Keys:
         if isinstance(value, list) and value and all(item == value[0] for item in value):
             # Some converters write one number per layer; only equal ones make a uniform stack.
             value = value[0]
-        if isinstance(value, (bool, str, list, SkippedArray)) or not math.isfinite(value):
+        if (
+            isinstance(value, (bool, str, list, SkippedArray))
+            or not math.isfinite(value)
+            or value != kind(value)
+        ):
             raise ModelError(f"{self.source}: metadata {full} must be one number, got {value!r}")
         return kind(value)
 

@@ -23,6 +23,7 @@ _LFS_POINTER = b"vers"
 _VERSIONS = (2, 3)
 _LONGEST_ARRAY = 4096
 _LONGEST_STRING = 1 << 26
+_MOST_STRINGS = 1 << 22
 _MOST_ENTRIES = 1 << 20
 _MOST_DIMENSIONS = 4
 _MOST_FILES = 1024
@@ -128,6 +129,8 @@ class _Parser:
         if magic != _MAGIC:
             raise ModelError(f"{self._path}: not a GGUF file")
         version = self._integer("<I")
+        if version.to_bytes(4, "big")[0] in _VERSIONS:
+            raise ModelError(f"{self._path}: written for big-endian machines, which is not supported")
         if version not in _VERSIONS:
             raise ModelError(
                 f"{self._path}: GGUF version {version} is not supported (little-endian 2 or 3 is)"
@@ -166,7 +169,7 @@ class _Parser:
         self, name: str, shape: tuple[int, ...], kind: GGMLQuantizationType, offset: int
     ) -> GgufTensor:
         block, block_bytes = GGML_QUANT_SIZES[kind]
-        if not shape or shape[-1] % block:
+        if not shape or 0 in shape or shape[-1] % block:
             raise ModelError(f"{self._path}: tensor {name}: shape {shape} does not fit type {kind.name}")
         nbytes = math.prod(shape) // block * block_bytes
         if offset + nbytes > self._size:
@@ -184,7 +187,9 @@ class _Parser:
         item = self._value_type()
         length = self._integer("<Q")
         if item == GGUFValueType.STRING:
-            for _ in range(self._plausible(length, 8, key)):
+            if self._plausible(length, 8, key) > _MOST_STRINGS:
+                raise ModelError(f"{self._path}: damaged: metadata {key} claims {length} entries")
+            for _ in range(length):
                 self._skip(self._integer("<Q"))
             return SkippedArray(length)
         if item == GGUFValueType.ARRAY:

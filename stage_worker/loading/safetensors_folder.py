@@ -7,7 +7,6 @@ and its pages would count as the stage's memory beside the converted weights.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from common.errors import ModelError
-from common.model_files import read_json_object
+from common.model_files import json_object, read_json_object, shown
 from stage_worker.loading.checkpoint import Checkpoint, RawRows, RowDecoder, StoredTensor, same_values
 from stage_worker.loading.model_spec import folder_spec
 from stage_worker.loading.stage_weights import EMBEDDING, HEAD
@@ -31,6 +30,7 @@ _DTYPES: Mapping[str, torch.dtype] = {
 _LARGEST_HEADER = 100 << 20  # the format's own limit
 _BARE = ("embed_tokens.", "layers.", "norm.")
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
+_LONGEST_NAME = 200
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -85,8 +85,8 @@ def _weight_files(folder: Path) -> list[Path]:
         raise ModelError(f"{index_file}: weight_map is missing")
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelError(f"{index_file}: {name!r} is not the name of a safetensors file beside it")
+        if Path(name).name != name or not name.endswith(".safetensors") or len(name) > _LONGEST_NAME:
+            raise ModelError(f"{index_file}: {shown(name)} is not the name of a safetensors file beside it")
         if not (folder / name).is_file():
             raise ModelError(f"{folder / name}: is missing, though {index_file.name} names it")
     return [folder / name for name in names]
@@ -110,6 +110,8 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
     """Read and check the header: 8 bytes of length, JSON, then the tensors' bytes."""
     try:
         size = file.stat().st_size
+        if not file.is_file():  # a pipe would wait for a writer
+            raise ModelError(f"{file}: not a file")
         with file.open("rb") as handle:
             start = handle.read(len(_LFS_POINTER))
             if start == _LFS_POINTER:
@@ -118,15 +120,15 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
             length = int.from_bytes(start[:8], "little")
             if size < 8 or length > min(_LARGEST_HEADER, size - 8):
                 raise ModelError(f"{file}: not a safetensors file, or cut short")
-            header = json.loads(handle.read(length))
+            raw = handle.read(length)
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: its header is damaged ({error})") from error
-    if not isinstance(header, dict):
-        raise ModelError(f"{file}: its header is damaged")
-    header.pop("__metadata__", None)
-    return {name: _stored(file, name, entry, 8 + length, size) for name, entry in header.items()}
+    header = json_object(raw, f"{file}: its header", counted=False)
+    return {
+        name: _stored(file, name, entry, 8 + length, size)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 def _stored(file: Path, name: str, entry: Any, data_start: int, file_size: int) -> StoredTensor:

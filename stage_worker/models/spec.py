@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -134,6 +135,10 @@ class ModelSpec:
             raise ModelError(f"{source}: RoPE's theta must be above 1, got {self.rope.theta}")
         if not self.rms_eps >= 0:
             raise ModelError(f"{source}: the norm's epsilon must not be negative, got {self.rms_eps}")
+        if not all(0 < divisor < math.inf for divisor in self.rope.frequency_divisors):
+            raise ModelError(f"{source}: RoPE's frequency divisors must be above 0")
+        if self.rope.kind in ("llama3", "yarn") and self.rope.original_context < 1:
+            raise ModelError(f"{source}: RoPE's original context length must be at least 1")
         if self.rope.frequency_divisors and len(self.rope.frequency_divisors) != self.head_dim // 2:
             raise ModelError(
                 f"{source}: {len(self.rope.frequency_divisors)} RoPE frequency divisors "

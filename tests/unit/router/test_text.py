@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from common.errors import InvalidRequestError, ModelError
 from common.request import ChatTurn
 from router.requests.text_port import TooManyTokensError
 from router.text.stop_strings import StopMatcher
+from router.text.template_trial import try_out
 from router.text.tokenizer import TextProcessor
 
 TEXTS = (
@@ -209,3 +211,27 @@ def test_a_text_that_cannot_fit_is_refused_after_a_part_of_it() -> None:
     assert processor.encode(short, len(whole)) == whole
     with pytest.raises(TooManyTokensError):
         processor.encode("a " * 2_000_000, 8192)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for x in %}", "line 1: Expected an expression"),
+        ("a\n{% if %}", "line 2: "),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "takes more than 2 s",
+        ),
+        ("{{ 'a' * 10 ** 10 }}", "or 1024 MiB"),
+        ("{{ 9 ** (9 ** 9) }}", "takes more than"),
+        ("{% for a in range(99999) %}{{ 'a' * 99 }}{% endfor %}", "writes more than 1048576 characters"),
+        (
+            "{% for m in messages %}{% generation %}{{ m | tojson }}{% endgeneration %}{% endfor %}",
+            "",
+        ),
+        ("{{ raise_exception('never') }}", ""),
+    ],
+)
+def test_chat_templates_are_tried_out(template: str, message: str) -> None:
+    with pytest.raises(ModelError, match=f"it: .*{message}") if message else nullcontext():
+        try_out([template], "it")

@@ -283,6 +283,15 @@ REFUSED_GGUF: list[tuple[dict[str, object], str]] = [
     ({"llama.attention.scale": 0.5}, r"llama\.attention\.scale is not known"),
     ({"llama.expert_count": 8}, "mixture-of-experts"),
     ({"split.count": 2}, "but not named so"),
+    ({"llama.block_count": 4.5}, r"llama\.block_count must be one number, got 4\.5"),
+    (
+        {
+            "llama.rope.scaling.type": "yarn",
+            "llama.rope.scaling.factor": 2.0,
+            "llama.rope.scaling.original_context_length": 0,
+        },
+        "original context length must be at least 1",
+    ),
 ]
 
 

@@ -84,6 +84,18 @@ def test_rope_divisors_are_read(tmp_path: Path) -> None:
     wrong = write_gguf(folder, tmp_path / "wrong.gguf", rope_divisors=divisors[:5])
     with pytest.raises(ModelError, match="5 RoPE frequency divisors"):
         open_gguf(wrong)
+    none = write_gguf(folder, tmp_path / "none.gguf", rope_divisors=divisors[:0])
+    with pytest.raises(ModelError, match=r"rope_freqs\.weight: shape \(0,\) does not fit"):
+        open_gguf(none)
+    zero = write_gguf(folder, tmp_path / "zero.gguf", rope_divisors=divisors * 0)
+    with pytest.raises(ModelError, match="must be above 0"):
+        open_gguf(zero)
+
+
+def test_big_endian_is_named(tmp_path: Path) -> None:
+    (tmp_path / "it.gguf").write_bytes(b"GGUF\0\0\0\3" + bytes(64))
+    with pytest.raises(ModelError, match="big-endian"):
+        open_gguf(tmp_path / "it.gguf")
 
 
 def test_vocabulary_is_stepped_over(tmp_path: Path) -> None:

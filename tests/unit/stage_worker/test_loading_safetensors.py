@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -155,9 +156,15 @@ def test_missing_shard_and_escaping_shard(copy: Path) -> None:
     (copy / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ModelError, match=r"model-00002-of-00002\.safetensors: is missing"):
         open_checkpoint(copy)
-    index = {"weight_map": {"model.norm.weight": "../model.safetensors"}}
-    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match="not the name of a safetensors file beside it"):
+    for name in ("../model.safetensors", "a" * 5000 + ".safetensors", "\ud800.safetensors"):
+        index = {"weight_map": {"model.norm.weight": name}}
+        (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(
+            ModelError, match=r"not the name of a safetensors file beside it|unpaired surrogate"
+        ):
+            open_checkpoint(copy)
+    os.mkfifo(copy / "model.safetensors")
+    with pytest.raises(ModelError, match=r"model\.safetensors: not a file"):
         open_checkpoint(copy)
 
 
