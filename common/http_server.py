@@ -17,6 +17,7 @@ from common.doors.connection import DEADLINES, Connection, Deadlines
 from common.doors.descriptors import METRICS_CONNECTIONS
 from common.doors.site import Site, guarded_site
 from common.errors import ConfigError
+from common.numerals import host_and_port
 from common.port_sharing import take_all
 from common.security.credentials import Credentials
 from common.security.principals import Rule
@@ -155,12 +156,13 @@ class _Server(uvicorn.Server):
 
 
 def _bind(listen: str, shared_port: bool) -> socket.socket:
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit():
+    parts = host_and_port(listen)
+    if parts is None:
         raise ConfigError(f"the HTTP address must be HOST:PORT, got {listen!r}")
+    host, port = parts
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        address = (host.strip("[]"), int(port))
+        address = (host.strip("[]"), port)
         return socket.create_server(address, family=family, backlog=BACKLOG, reuse_port=shared_port)
     except OSError as error:
         raise ConfigError(

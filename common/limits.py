@@ -70,6 +70,9 @@ MAX_METADATA_KEY_CHARACTERS = 64
 MAX_METADATA_VALUE_CHARACTERS = 512
 """A batch's metadata, as in OpenAI's API."""
 
+MAX_STORED_BYTES = 2**62
+"""That any limit of stored files may name: SQLite's integers are signed, and sums of them must fit."""
+
 MAX_ADDRESS_CHARACTERS = 256
 """Name or address of an instance or a router."""
 MAX_DETAIL_CHARACTERS = 2000

@@ -13,6 +13,7 @@ import socket
 import struct
 
 from common.errors import ConfigError
+from common.numerals import host_and_port
 
 _ATTACH_REUSEPORT_CBPF = 51
 _RETURN_CONSTANT = 0x06
@@ -20,14 +21,15 @@ _RETURN_CONSTANT = 0x06
 
 def check_free(listen: str) -> None:
     """ConfigError if somebody listens there: two that share it by mistake would each get half the calls."""
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or port == "0":
+    address = host_and_port(listen)
+    if address is None or address[1] == 0:
         return  # whoever binds says what is wrong
+    host, port = address
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host.strip("[]"), int(port)))
+            probe.bind((host.strip("[]"), port))
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {listen}: the port is in use or not allowed ({error.strerror or error}); "

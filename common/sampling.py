@@ -107,7 +107,7 @@ class SamplingParams:
         _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if self.seed is not None and not (0 <= self.seed < 2**64):
-            raise InvalidRequestError(f"seed must be in [0, 2^64), got {self.seed}", "seed")
+            raise InvalidRequestError(f"seed must be in [-2^63, 2^64), got {self.seed}", "seed")
         check_count("logit_bias", len(self.logit_bias), MAX_LOGIT_BIAS)
         check_count("stop_token_ids", len(self.stop_token_ids), MAX_STOP_TOKEN_IDS)
         for token_id, bias in self.logit_bias.items():
@@ -168,6 +168,11 @@ class SamplingParams:
                         f"{name} names token id {token_id}, but the vocabulary ends at {vocab_size - 1}",
                         name,
                     )
+
+
+def unsigned_seed(seed: int | None) -> int | None:
+    """A seed as it is kept, in [0, 2^64). OpenAI's are signed: those in [-2^63, 0) mean the same 64 bits."""
+    return seed + 2**64 if seed is not None and -(2**63) <= seed < 0 else seed
 
 
 def _within(name: str, value: float, low: float, high: float, param: str | None = None) -> None:

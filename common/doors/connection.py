@@ -32,6 +32,10 @@ _LENGTH = re.compile(rb"\ncontent-length[ \t]*:", re.IGNORECASE)
 _ENCODING = re.compile(rb"\ntransfer-encoding[ \t]*:", re.IGNORECASE)
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 _FOLDED = re.compile(rb"\r\n[ \t]")
+_VERSION = re.compile(rb"[^\r\n]* HTTP/([0-9]+(?:\.[0-9]+)?)\r\n")
+_VERSIONS = (b"1.0", b"1.1")
+_SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://")
+_ABSOLUTE = re.compile(rb"https?://([^/?#@\s]+)([/?][^#]*)?", re.IGNORECASE)
 
 log = structlog.get_logger()
 
@@ -73,8 +77,10 @@ class StrictConnection(h11.Connection):
             if self.their_state is h11.IDLE:
                 check_head(self.trailing_data[0])
             event = super().next_event()
-            if isinstance(event, h11.Request) and event.http_version < b"1.1":
-                _check_old(event)
+            if isinstance(event, h11.Request):
+                if event.http_version < b"1.1":
+                    _check_old(event)
+                event = _in_origin_form(event)
             return event
         except h11.RemoteProtocolError as error:
             self.refusal = (error.error_status_hint, str(error))
@@ -93,9 +99,39 @@ def check_head(received: bytes) -> None:
         raise h11.RemoteProtocolError("lines of a head end with carriage return and line feed")
     if _FOLDED.search(head):
         raise h11.RemoteProtocolError("a header is one line")
+    _check_version(head + b"\r\n" if ended else head)
     lengths, encodings = len(_LENGTH.findall(head)), len(_ENCODING.findall(head))
     if lengths > 1 or encodings > 1 or (lengths and encodings):
         raise h11.RemoteProtocolError("a body has one Content-Length, or one Transfer-Encoding, and not both")
+
+
+def _check_version(head: bytes) -> None:
+    """Of a request line that is one; what it is otherwise, h11 says."""
+    version = _VERSION.match(head)
+    if version is not None and version[1] not in _VERSIONS:
+        raise h11.RemoteProtocolError(
+            f"HTTP/{version[1].decode()} is not spoken here, but HTTP/1.1", error_status_hint=505
+        )
+
+
+def _in_origin_form(request: h11.Request) -> h11.Request:
+    """The request as it would be without a proxy: `GET http://host/path` is `GET /path` to that host.
+
+    Servers must take that form, and go by its host instead of the header's (RFC 9112, 3.2.2).
+    """
+    target = _ABSOLUTE.fullmatch(request.target)
+    if target is None:
+        if _SCHEME.match(request.target):
+            raise h11.RemoteProtocolError("a target begins with /, or with http:// and a host")
+        return request
+    rest = target[2] or b"/"
+    headers = [(name, value) for name, value in request.headers if name != b"host"]
+    return h11.Request(
+        method=request.method,
+        target=rest if rest.startswith(b"/") else b"/" + rest,
+        headers=[(b"host", target[1]), *headers],
+        http_version=request.http_version,
+    )
 
 
 def _check_old(request: h11.Request) -> None:

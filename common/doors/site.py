@@ -31,6 +31,15 @@ ANY = "*"
 METHODS = ("GET", "HEAD", "POST", "DELETE")
 EXPOSED = ("x-request-id", "retry-after", "retry-after-ms")
 PREFLIGHT_S = 600
+ONCE = frozenset(
+    (
+        *(b"host", b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest"),
+        *(b"authorization", b"content-type", b"content-encoding", b"content-length", b"expect"),
+        *(b"idempotency-key", b"x-slo-ttft-ms", b"x-slo-tpot-ms"),
+        *(b"access-control-request-method", b"access-control-request-headers"),
+    )
+)
+"""Headers that decide something, and so may stand there once. `x-request-id` decides nothing."""
 _OWN = ("same-origin", "none")
 """`none`: the user typed the address, or it is a bookmark."""
 _PORTS = {"http": 80, "https": 443}
@@ -95,6 +104,11 @@ class SiteGate:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        if (twice := _twice(scope)) is not None:
+            await _refusal(400, f"header {twice} stands more than once; send one", twice)(
+                scope, receive, send
+            )
+            return
         reason = self._why_not(scope["method"], headers)
         if reason is None and headers.get("content-encoding", "identity").lower() != "identity":
             await _refusal(415, "bodies come as they are, without content-encoding")(scope, receive, send)
@@ -193,14 +207,32 @@ def _is_visit(method: str, headers: Headers) -> bool:
     )
 
 
-def _refusal(status: int, reason: str) -> JSONResponse:
-    if status == 403:
-        kind, code = "permission_error", "permission_denied"
-    else:
-        kind, code = "invalid_request_error", "unsupported_media_type"
+def _twice(scope: Scope) -> str | None:
+    """A header of those that decide something which stands there again; else None.
+
+    Who is in front of this server may have gone by the other one.
+    """
+    seen: set[bytes] = set()
+    for name, _ in scope["headers"]:
+        if name in ONCE:
+            if name in seen:
+                return str(name.decode())
+            seen.add(name)
+    return None
+
+
+_KINDS = {
+    400: ("invalid_request_error", "bad_request"),
+    403: ("permission_error", "permission_denied"),
+    415: ("invalid_request_error", "unsupported_media_type"),
+}
+
+
+def _refusal(status: int, reason: str, param: str | None = None) -> JSONResponse:
+    kind, code = _KINDS[status]
     # The body is left unread.
     headers = {"connection": "close", "x-content-type-options": "nosniff"}
-    return JSONResponse(error_body(reason, kind, code=code), status, headers)
+    return JSONResponse(error_body(reason, kind, param, code), status, headers)
 
 
 async def _send_closed(send: Send, message: Message) -> None:

@@ -43,7 +43,7 @@ from common.openai.structures import (
 from common.openai.tools import ToolCalls, ToolChoice, Tools
 from common.openai.validation import StrictModel, clip, validate
 from common.request import ChatTurn, GenerationRequest, Prompt
-from common.sampling import SamplingParams
+from common.sampling import SamplingParams, unsigned_seed
 from common.structure import Structure
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -122,7 +122,7 @@ class _CommonBody(StrictModel):
             repetition_penalty=_or(self.repetition_penalty, 1.0),
             presence_penalty=_or(self.presence_penalty, 0.0),
             frequency_penalty=_or(self.frequency_penalty, 0.0),
-            seed=_seed(self.seed),
+            seed=unsigned_seed(self.seed),
             logit_bias=self.logit_bias or {},
             max_tokens=max_tokens,
             min_tokens=self.min_tokens or 0,
@@ -254,8 +254,3 @@ def _top_k(value: int | None) -> int:
     if value is None or value == -1:
         return 0
     return min(value, 2**31 - 1)
-
-
-def _seed(value: int | None) -> int | None:
-    # OpenAI's seeds are signed 64-bit integers.
-    return value + 2**64 if value is not None and -(2**63) <= value < 0 else value

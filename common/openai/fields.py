@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sized
 from typing import Annotated, Any
 
@@ -19,6 +20,8 @@ from common.openai.numbers import TokenId
 from common.openai.validation import Refusal, checked_text, kind
 
 _MAX_INT = 2**31 - 1
+_TOKEN_NAME = re.compile("(0|[1-9][0-9]{0,9})")
+"""A token id as a name in logit_bias, in one way only: "01" beside "1" would be one id twice."""
 
 IGNORED = frozenset(
     {
@@ -99,7 +102,7 @@ def _logit_bias(value: Any) -> dict[int, float]:
     _few(value, MAX_LOGIT_BIAS)
     biases = {}
     for name, bias in value.items():
-        if not (isinstance(name, str) and name.isascii() and name.isdigit() and len(name) <= 10):
+        if not (isinstance(name, str) and _TOKEN_NAME.fullmatch(name)):
             raise ValueError(f'must have token ids as names, such as "50256", got {name!r}')
         if isinstance(bias, bool) or not isinstance(bias, int | float):
             raise ValueError(f"must have numbers as values, got {kind(bias)} for {name!r}")
@@ -195,7 +198,7 @@ LogitBias = Annotated[
     WithJsonSchema(
         {
             "type": "object",
-            "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+            "propertyNames": {"pattern": f"^{_TOKEN_NAME.pattern}$"},
             "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
             "maxProperties": MAX_LOGIT_BIAS,
         }

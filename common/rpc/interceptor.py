@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -13,7 +14,7 @@ from common.errors import TidePipeError
 from common.limits import MAX_DETAIL_CHARACTERS
 from common.memory import forget_tracebacks
 from common.rpc.status import status_code, trailing_metadata
-from common.rpc.unread import Unread, unread
+from common.rpc.unread import Unread, read_message, unread
 from common.security.principals import rule_of
 from common.telemetry.calls import CallMeter
 from common.text import repaired
@@ -55,8 +56,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         incoming = "stream" if handler.request_streaming else "unary"
         # Services are believed; what clients may send has a measure.
         counted = bool(rule_of(method).key_roles)
-        if not handler.request_streaming and handler.request_deserializer is not None:
-            handler = handler._replace(request_deserializer=unread(handler.request_deserializer))
+        if (parse := handler.request_deserializer) is not None:
+            # Who reads a stream message by message is told of one that is none where it reads.
+            kept = functools.partial(read_message, parse) if handler.request_streaming else unread(parse)
+            handler = handler._replace(request_deserializer=kept)
         if handler.response_streaming:
             inner_stream = getattr(handler, f"{incoming}_stream")
 

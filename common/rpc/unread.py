@@ -6,6 +6,7 @@ bytes, and 30 times as much once it is read.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -42,12 +43,32 @@ class Unread:
 
     def _read(self) -> Any:
         raw, self._raw = self._raw, b""
-        return self._parse(raw)
+        return read_message(self._parse, raw)
+
+
+def read_message(parse: Callable[[bytes], Any], raw: bytes) -> Any:
+    """The message. InvalidRequestError if the bytes are none: left to itself, gRPC takes that for a defect of
+    this process, UNKNOWN with a traceback."""
+    try:
+        return parse(raw)
+    except Exception as error:
+        descriptor = getattr(getattr(parse, "__self__", None), "DESCRIPTOR", None)
+        name = "message of this call" if descriptor is None else descriptor.full_name
+        raise InvalidRequestError(
+            f"the request's bytes are no {name} ({type(error).__name__}); is the caller of another version?"
+        ) from None
 
 
 def unread(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """A deserializer that reads small messages, and leaves large ones as they are."""
-    return lambda raw: parse(raw) if len(raw) <= INLINE_BYTES else Unread(raw, parse)
+    """A deserializer that reads small messages, and leaves large ones, and what is none, as they are."""
+
+    def read(raw: bytes) -> Any:
+        if len(raw) <= INLINE_BYTES:
+            with contextlib.suppress(Exception):  # said in `Unread.read`, to who may call
+                return parse(raw)
+        return Unread(raw, parse)
+
+    return read
 
 
 def check_fields(raw: bytes, descriptor: Descriptor | None, most: int = MAX_CALL_FIELDS) -> None:

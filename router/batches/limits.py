@@ -6,6 +6,7 @@ import sqlite3
 from dataclasses import dataclass
 
 from common.errors import InvalidRequestError, StorageError
+from common.numerals import count
 from router.batches.records import UNFINISHED
 
 GIB = 1 << 30
@@ -82,9 +83,8 @@ def expires_after(anchor: object, seconds: object) -> int | None:
         return None
     if anchor != "created_at":
         raise InvalidRequestError("expires_after[anchor] must be 'created_at'", "expires_after[anchor]")
-    text = str(seconds)
-    number = int(text) if text.isascii() and text.isdigit() and len(text) < 9 else 0
-    if not MIN_EXPIRES_S <= number <= MAX_EXPIRES_S:
+    number = count(seconds, MAX_EXPIRES_S) if isinstance(seconds, str) else None
+    if number is None or number < MIN_EXPIRES_S:
         raise InvalidRequestError(
             f"expires_after[seconds] must be a whole number from {MIN_EXPIRES_S} to {MAX_EXPIRES_S}",
             "expires_after[seconds]",

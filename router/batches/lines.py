@@ -66,13 +66,19 @@ def get(db: sqlite3.Connection, batch_id: str, caller: Caller = ANYBODY) -> Batc
 
 
 def listing(
-    db: sqlite3.Connection, after: str | None, limit: int, caller: Caller = ANYBODY
+    db: sqlite3.Connection,
+    after: str | None,
+    limit: int,
+    newest_first: bool,
+    caller: Caller = ANYBODY,
 ) -> list[BatchRecord]:
-    """A page of the caller's batches, newest first, behind the one named `after`."""
-    before = get(db, after, caller).number if after is not None else 2**62
+    """A page of the caller's batches, behind the one named `after`."""
+    compare, direction, start = ("<", "DESC", 2**62) if newest_first else (">", "ASC", -(2**62))
+    behind = get(db, after, caller).number if after is not None else start
     rows = db.execute(
-        "SELECT id FROM batches WHERE number < ? AND (? OR owner = ?) ORDER BY number DESC LIMIT ?",
-        (before, caller.sees_all, caller.owner, limit),
+        f"SELECT id FROM batches WHERE number {compare} ? AND (? OR owner = ?) "
+        f"ORDER BY number {direction} LIMIT ?",
+        (behind, caller.sees_all, caller.owner, limit),
     ).fetchall()
     return _readable(db, rows)
 

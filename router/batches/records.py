@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,20 @@ VALIDATING, IN_PROGRESS, FINALIZING, CANCELLING = "validating", "in_progress", "
 COMPLETED, FAILED, CANCELLED, EXPIRED = "completed", "failed", "cancelled", "expired"
 UNFINISHED = (VALIDATING, IN_PROGRESS, FINALIZING, CANCELLING)
 """A batch in one of these states goes on after a restart."""
+
+
+MAX_NAME_CHARACTERS = 512
+NAMELESS = "file.jsonl"
+
+
+def safe_name(given: str) -> str:
+    """A file's name as clients may save by it: without folders, and without what no terminal should be shown.
+
+    Of rows of earlier versions as well, which kept names as they came.
+    """
+    name = re.split(r"[/\\]", given)[-1][:MAX_NAME_CHARACTERS]
+    name = "".join(one if one.isprintable() else "_" for one in name).strip()
+    return NAMELESS if name.strip(".") == "" else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +57,7 @@ class FileRecord:
             "bytes": self.bytes,
             "created_at": self.created,
             "expires_at": self.expires,
-            "filename": self.filename,
+            "filename": safe_name(self.filename),
             "purpose": self.purpose,
             "status": "processed",
             "status_details": None,

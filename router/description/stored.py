@@ -66,7 +66,7 @@ def stored_paths() -> dict[str, Any]:
                 "Batches",
                 json_content(ref("BatchList")),
                 failures=(400, 404),
-                parameters=(_limit(100), _AFTER),
+                parameters=(_limit(100), _AFTER, _ORDER),
             ),
             "post": operation(
                 "Answer a file's requests in the background",

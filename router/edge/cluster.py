@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import InvalidRequestError
 from common.limits import MAX_ADDRESS_CHARACTERS, MAX_NAME_CHARACTERS, check_characters
+from common.numerals import host_and_port
 from router.instances.link import InstanceAddress
 from router.instances.passing import Passing
 from router.instances.registry import InstanceRegistry
@@ -39,8 +40,7 @@ class RouterServicer(pb_grpc.RouterServiceServicer):
             check_characters(name, getattr(handle, name), most)
         if not handle.instance_id or not handle.instance_id.isprintable():
             raise InvalidRequestError("instance_id must be printable and not empty", "instance_id")
-        host, _, port = handle.controller_address.rpartition(":")
-        if not host or not port.isdigit():
+        if host_and_port(handle.controller_address) is None:
             raise InvalidRequestError(
                 f"controller_address must be HOST:PORT, got {handle.controller_address!r}",
                 "controller_address",

@@ -19,7 +19,7 @@ from router.batches import lines
 from router.batches.jobs import BatchJobs
 from router.gateway.body import read_json
 from router.gateway.failures import guarded
-from router.gateway.paging import page_body, page_limit
+from router.gateway.paging import page_body, page_of
 
 MAX_BODY_BYTES = 128 * 1024
 """Metadata at all its limits, every character escaped, is less."""
@@ -76,11 +76,12 @@ class BatchEndpoints:
         return JSONResponse(record.body())
 
     async def listing(self, request: Request) -> Response:
-        """Pages, newest first."""
-        limit = page_limit(request.query_params, most=100, default=20)
-        after = request.query_params.get("after")
-        found = await self._jobs.database.run(lines.listing, after, limit + 1, current())
-        return JSONResponse(page_body([record.body() for record in found], limit))
+        """Pages, newest first unless asked otherwise."""
+        page = page_of(request, most=100, default=20)
+        found = await self._jobs.database.run(
+            lines.listing, page.after, page.limit + 1, page.newest_first, current()
+        )
+        return JSONResponse(page_body([record.body() for record in found], page.limit))
 
     async def show(self, request: Request) -> Response:
         """How far a batch is."""

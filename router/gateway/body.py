@@ -22,7 +22,10 @@ BODY_TIMEOUT_S = 60.0
 
 _Read = TypeVar("_Read")
 
-JSON_TYPE = re.compile(r"application/([a-z0-9.-]+\+)?json", re.IGNORECASE)
+_PARAMETER = r""";[ \t]*(?:[^\s;="]+=(?:[^\s;"]*|"[^"]*")[ \t]*)?"""
+_JSON_TYPE = re.compile(rf"application/(?:[a-z0-9.-]+\+)?json[ \t]*((?:{_PARAMETER})*)", re.IGNORECASE)
+_CHARSET = re.compile(r'charset="?([^";\s]*)', re.IGNORECASE)
+_UTF_8 = ("utf-8", "utf8")
 
 
 class MediaTypeError(TidePipeError):
@@ -45,11 +48,7 @@ async def read_json(
     comes in already.
     The type matters: a form, which any page may send anywhere, has another one.
     """
-    declared_type = request.headers.get("content-type")
-    if declared_type is not None and not JSON_TYPE.fullmatch(declared_type.partition(";")[0].strip()):
-        raise MediaTypeError(
-            f"send the body as JSON, with content-type: application/json, not {declared_type[:100]}"
-        )
+    check_json_type(request.headers.get("content-type"))
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared) > MAX_DISCARDED_BYTES:
         raise BodyTooLargeError(most)
@@ -60,6 +59,17 @@ async def read_json(
         except TimeoutError:
             raise InvalidRequestError(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
         return await beside(len(raw), functools.partial(_made, raw, make))
+
+
+def check_json_type(declared: str | None) -> None:
+    """MediaTypeError if a body that says so of itself is not JSON in UTF-8, or says nothing."""
+    fitting = _JSON_TYPE.fullmatch(declared or "")
+    if fitting is None:
+        got = "none" if declared is None else declared[:100]
+        raise MediaTypeError(f"send the body as JSON, with content-type: application/json, not {got}")
+    for charset in _CHARSET.findall(fitting[1]):
+        if charset.lower() not in _UTF_8:
+            raise MediaTypeError(f"JSON is sent in UTF-8, not {charset[:100]}")
 
 
 def _made(raw: bytes, make: Callable[[object], _Read]) -> _Read:

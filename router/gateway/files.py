@@ -19,14 +19,15 @@ from starlette.routing import Route
 from starlette.types import Message
 
 from common.errors import InvalidRequestError, NotFoundError, OverloadedError, StorageError
+from common.numerals import count
 from common.security.caller import current
 from router.batches import files
 from router.batches.database import Database
 from router.batches.limits import expires_after
-from router.batches.records import FileRecord
+from router.batches.records import FileRecord, safe_name
 from router.gateway.body import BodyTooLargeError
 from router.gateway.failures import guarded
-from router.gateway.paging import page_body, page_limit
+from router.gateway.paging import page_body, page_of, parameter
 
 MAX_FILE_BYTES = 200 * 1024 * 1024
 _FORM_OVERHEAD = 64 * 1024
@@ -35,7 +36,6 @@ MAX_UPLOADS = 16
 MAX_UPLOADS_OF_ONE = MAX_UPLOADS // 2
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 _FIELDS = {"file", "purpose", _ANCHOR, _SECONDS}
-MAX_NAME_CHARACTERS = 512
 
 
 class FileEndpoints:
@@ -65,8 +65,7 @@ class FileEndpoints:
             raise OverloadedError(f"{MAX_UPLOADS} files are coming in already; try again")
         if owner and self._uploads[owner] >= MAX_UPLOADS_OF_ONE:
             raise OverloadedError(f"{MAX_UPLOADS_OF_ONE} of your files are coming in already; try again")
-        declared = request.headers.get("content-length", "0")
-        size = int(declared) if declared.isdigit() else 0
+        size = count(request.headers.get("content-length", "0"), 1 << 62) or 0
         await self._database.run(self._database.limits.check_room, max(0, size - _FORM_OVERHEAD), owner)
         self._uploads[owner] += 1
         try:
@@ -97,18 +96,20 @@ class FileEndpoints:
             raise InvalidRequestError(
                 f"unknown field {name!r}; a form has file, purpose and expires_after", name
             )
+        names = [name for name, _ in form.multi_items()]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise InvalidRequestError(f"{twice} stands twice in the form; send one", twice)
         if not isinstance(file, UploadFile):
             raise InvalidRequestError("file is required, as multipart/form-data", "file")
         if purpose != "batch":
             raise InvalidRequestError(f"purpose must be 'batch', got {purpose!r}", "purpose")
-        name = (file.filename or "file.jsonl")[:MAX_NAME_CHARACTERS]
         now = int(time.time())
         lifetime_s = expires_after(form.get(_ANCHOR), form.get(_SECONDS))
         record = FileRecord(
             id=f"file-{secrets.token_hex(12)}",
             created=now,
             bytes=file.size or 0,
-            filename=name,
+            filename=safe_name(file.filename or ""),
             purpose="batch",
             expires=self._database.limits.expiry(now, lifetime_s),
             owner=current().owner,
@@ -134,15 +135,12 @@ class FileEndpoints:
 
     async def listing(self, request: Request) -> Response:
         """Pages, newest first unless asked otherwise."""
-        query = request.query_params
-        order = query.get("order", "desc")
-        if order not in ("asc", "desc"):
-            raise InvalidRequestError(f"order must be 'asc' or 'desc', got {order[:40]!r}", "order")
-        limit = page_limit(query, most=10_000, default=10_000)
+        page = page_of(request, most=10_000, default=10_000)
+        purpose = parameter(request, "purpose")
         found = await self._database.run(
-            files.listing, query.get("purpose"), query.get("after"), limit + 1, order == "desc", current()
+            files.listing, purpose, page.after, page.limit + 1, page.newest_first, current()
         )
-        return JSONResponse(page_body([record.body() for record in found], limit))
+        return JSONResponse(page_body([record.body() for record in found], page.limit))
 
     async def show(self, request: Request) -> Response:
         """One file's facts."""

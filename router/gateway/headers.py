@@ -7,6 +7,7 @@ import dataclasses
 from starlette.datastructures import Headers
 
 from common.errors import InvalidRequestError
+from common.numerals import decimal
 from common.request import GenerationRequest
 from common.request_ids import draw_request_id
 
@@ -61,9 +62,6 @@ def _number(headers: Headers, name: str) -> float | None:
     text = headers.get(name)
     if text is None:
         return None
-    try:
-        return float(text)
-    except ValueError:
-        raise InvalidRequestError(
-            f"header {name} must be a number of milliseconds, got {text[:40]!r}", name
-        ) from None
+    if (number := decimal(text)) is None:
+        raise InvalidRequestError(f"header {name} must be a number of milliseconds, got {text[:40]!r}", name)
+    return number

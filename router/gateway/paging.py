@@ -1,22 +1,46 @@
-"""Lists in pages."""
+"""Lists in pages, and the query strings that ask for them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from starlette.requests import Request
+
 from common.errors import InvalidRequestError
+from common.numerals import count
 
-MAX_DIGITS = 9
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What part of a list is wanted: `limit` entries at most, behind the one named `after`."""
+
+    limit: int
+    after: str | None
+    newest_first: bool
 
 
-def page_limit(query: Mapping[str, str], *, most: int, default: int) -> int:
-    """Entries wanted at most. InvalidRequestError if that is no number in [1, most]."""
-    text = query.get("limit", str(default))
-    # Python reads no integers of thousands of digits.
-    if not (text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS and 1 <= int(text) <= most):
-        raise InvalidRequestError(f"limit must be a number from 1 to {most}, got {text[:40]!r}", "limit")
-    return int(text)
+def parameter(request: Request, name: str) -> str | None:
+    """Of the query string; None if it is not there. InvalidRequestError if it is there twice."""
+    values = request.query_params.getlist(name)
+    if len(values) > 1:
+        raise InvalidRequestError(f"{name} stands {len(values)} times in the query string; send one", name)
+    return values[0] if values else None
+
+
+def page_of(request: Request, *, most: int, default: int) -> Page:
+    """The page that a request asks for. InvalidRequestError names what cannot be meant."""
+    order = parameter(request, "order")
+    if order not in (None, "asc", "desc"):
+        raise InvalidRequestError(f"order must be 'asc' or 'desc', got {order[:40]!r}", "order")
+    text = parameter(request, "limit")
+    limit = default if text is None else count(text, most)
+    if not limit:
+        raise InvalidRequestError(
+            f"limit must be a number from 1 to {most}, got {text and text[:40]!r}", "limit"
+        )
+    return Page(limit, parameter(request, "after"), order != "asc")
 
 
 def page_body(entries: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.errors import InvalidRequestError, PermissionDeniedError
+from common.numerals import host_and_port
 from common.rpc.channel import open_channel
 from common.rpc.status import translated
 from common.security.process import own
@@ -50,8 +51,7 @@ class Passing:
         Nothing has changed if that router does not take it (its own error, or UnavailableError), or must not
         be asked (PermissionDeniedError).
         """
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
+        if host_and_port(address) is None:
             raise InvalidRequestError(f"a router's address is HOST:PORT, got {address!r}", "router_address")
         credentials = own()
         if credentials.token and not credentials.secure:

@@ -189,7 +189,12 @@ class RunningAnswer:
         self._owner.answer_changed()
 
     def read(self, cursor: Cursor) -> Delta | None:
-        """What is new behind the cursor, which moves on; None if nothing is."""
+        """What is new behind the cursor, which moves on; None if nothing is.
+
+        InvalidRequestError if the cursor is behind the end of a complete answer.
+        """
+        if self.finish_reason is not None and self.finish_reason.whole:
+            self._check_within(cursor)
         tokens_end = min(len(self._log), cursor.tokens + self._delta_tokens())
         token_ids = tuple(self._log.tokens[cursor.tokens : tokens_end])
         logprobs = self._log.logprobs.read(cursor.tokens, tokens_end)
@@ -211,6 +216,20 @@ class RunningAnswer:
             error=self._error if ends else "",
         )
         return Delta(piece, *before, usage=self.usage if ends else None)
+
+    def _check_within(self, cursor: Cursor) -> None:
+        """One that grows yet may reach it; one that was cut says so, which is more to the point."""
+        characters = len(self._text.log) if self._text is not None else 0
+        for what, here, all_of in (
+            ("tokens", cursor.tokens, len(self._log)),
+            ("characters", cursor.characters, characters),
+        ):
+            if here > all_of:
+                raise InvalidRequestError(
+                    f"resume says that {here} {what} of answer {self.order[1]} are there already, "
+                    f"but it has {all_of}",
+                    "resume",
+                )
 
     def _is_at_end(self, cursor: Cursor) -> bool:
         characters = len(self._text.log) if self._text is not None else 0

@@ -212,6 +212,8 @@ EVIL = {"origin": "https://evil.example"}
         ("POST", "/v1/files", {**EVIL, "content-type": "multipart/form-data; boundary=x"}, 403),
         ("POST", "/v1/completions", {"content-type": "text/plain"}, 415),
         ("POST", "/v1/chat/completions", {"content-type": "application/x-www-form-urlencoded"}, 415),
+        ("POST", "/v1/completions", {}, 415),
+        ("POST", "/v1/completions", {"content-type": "application/json; charset=utf-16"}, 415),
         ("POST", "/v1/completions", {"content-type": "application/json", "content-encoding": "gzip"}, 415),
         ("OPTIONS", "/v1/completions", EVIL, 403),
     ],

@@ -119,6 +119,9 @@ async def test_a_client_that_hangs_up_while_it_waits_cancels(
     await eventually(lambda: not len(router.service.table) and not controller.running())
 
 
+JSON = {"content-type": "application/json"}
+
+
 async def test_errors_are_openais(http: httpx.AsyncClient, controller: FakeController) -> None:
     good = {"prompt": PROMPT, "max_tokens": 5}
     cases: list[tuple[str, Any, int, str | None]] = [
@@ -143,7 +146,7 @@ async def test_errors_are_openais(http: httpx.AsyncClient, controller: FakeContr
             if isinstance(body, dict) and stream:
                 body = body | {"stream": True}
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
-            response = await http.post(path, content=content)
+            response = await http.post(path, content=content, headers=JSON)
             error = response.json()["error"]
             assert (response.status_code, error["param"]) == (status, param), (path, content[:80], error)
             assert error["message"] and error["type"] == "invalid_request_error"
@@ -329,7 +332,7 @@ async def test_text_that_is_none_is_refused_by_its_name(http: httpx.AsyncClient)
         (COMPLETE, rb'{"prompt": "a", "\ud800": 1}', None),
         (COMPLETE, rb'{"prompt": "a", "metadata": {"k": ["\uDBFF"]}}', "metadata"),
     ):
-        response = await http.post(path, content=raw)
+        response = await http.post(path, content=raw, headers=JSON)
         error = response.json()["error"]
         assert (response.status_code, error["param"]) == (400, param), error
         assert "is not valid Unicode" in error["message"]

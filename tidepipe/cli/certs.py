@@ -11,7 +11,7 @@ import typer
 certs_app = typer.Typer(help="Make and renew certificates for mutual TLS.", no_args_is_help=True)
 
 _DAYS = 365.0
-_Days = Annotated[float, typer.Option("--days", help="Days until they expire.")]
+_Days = Annotated[float, typer.Option("--days", max=36_500.0, help="Days until they expire.")]
 
 
 @certs_app.callback()

@@ -10,13 +10,17 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from common.limits import MAX_STORED_BYTES
+
 _PANEL = "Local cluster"
 
 
-def _option(kind: Any, flag: str, help_text: str, metavar: str | None = None) -> Any:
+def _option(kind: Any, flag: str, help_text: str, metavar: str | None = None, most: int | None = None) -> Any:
     return Annotated[
         kind | None,
-        typer.Option(flag, help=help_text, rich_help_panel=_PANEL, metavar=metavar, show_default=False),
+        typer.Option(
+            flag, help=help_text, rich_help_panel=_PANEL, metavar=metavar, show_default=False, max=most
+        ),
     ]
 
 
@@ -63,7 +67,9 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     "tls": _option(str, "--tls", "Certificates of `tidepipe certs make DIR`, or auto: new ones.", "DIR|auto"),
     "api_keys": _option(str, "--api-keys", "Clients need one of these keys (`tidepipe keys add`).", "FILE"),
     "insecure": _option(bool, "--insecure", "Listen beyond this machine without TLS."),
-    "files_max_bytes": _option(int, "--files-max-bytes", "Of the HTTP API's files. Default: 16 GiB.", "N"),
+    "files_max_bytes": _option(
+        int, "--files-max-bytes", "Of the HTTP API's files. Default: 16 GiB.", "N", MAX_STORED_BYTES
+    ),
     "files_expire_days": _option(
         float, "--files-expire-days", "Lifetime of the HTTP API's files; 0: for ever. Default: 30.", "DAYS"
     ),

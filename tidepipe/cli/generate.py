@@ -24,14 +24,16 @@ def generate(
     ],
     chat: Annotated[bool, typer.Option("--chat/--no-chat", help="Use the model's chat template.")] = True,
     system: Annotated[str | None, typer.Option("--system", help="System message (with --chat).")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Output tokens at most.")] = _MAX_TOKENS,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Output tokens at most.")
+    ] = _MAX_TOKENS,
     temperature: Annotated[float, typer.Option("--temperature", help="0: always the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
-    top_k: Annotated[int, typer.Option("--top-k", help="0: no limit.")] = 0,
-    seed: Annotated[int | None, typer.Option("--seed")] = None,
+    top_k: Annotated[int, typer.Option("--top-k", min=0, help="0: no limit.")] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", min=-(2**63), max=2**64 - 1)] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Stop string; may be repeated.")] = None,
     model: Annotated[str, typer.Option("--model", help="Model name, if several are served.")] = "",
-    timeout: Annotated[float, typer.Option("--timeout", help="Seconds.")] = 600.0,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds.")] = 600.0,
 ) -> None:
     """Stream one answer to the terminal."""
     text = sys.stdin.read() if prompt == "-" else prompt

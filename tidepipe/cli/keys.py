@@ -31,7 +31,7 @@ def add(
         list[str] | None, typer.Option("--role", help=f"{', '.join(KEY_ROLES)}; repeatable.")
     ] = None,
     days: Annotated[
-        float | None, typer.Option("--days", help="Days until it expires. Default: never.")
+        float | None, typer.Option("--days", max=36_500.0, help="Days until it expires. Default: never.")
     ] = None,
     rate: Annotated[
         float | None, typer.Option("--rate", help="Requests a minute. Default: no limit.")

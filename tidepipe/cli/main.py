@@ -25,6 +25,7 @@ from tidepipe.cli.exit_codes import BAD_USAGE, CLUSTER_FAILURE, INTERRUPTED, SOM
 from tidepipe.cli.generate import generate
 from tidepipe.cli.keys import keys_app
 from tidepipe.cli.model import model_app
+from tidepipe.cli.numbers import strict_numbers
 from tidepipe.cli.predictor import predictor_app
 from tidepipe.cli.profile import profile
 from tidepipe.cli.sim import sim_app
@@ -84,6 +85,7 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(predictor_app, name="predictor")
 app.add_typer(certs_app, name="certs")
 app.add_typer(sim_app, name="sim")
+strict_numbers(app)
 _wrap_helps(app)
 
 

@@ -14,6 +14,7 @@ from common.rpc.status import translated
 from tidepipe.client.plain import plain
 from tidepipe.client.requests import check_endpoint
 from tidepipe.client.secured import no_answer
+from tidepipe.client.wire import message_of
 from tidepipe.v1 import admin_pb2 as pb
 from tidepipe.v1 import admin_pb2_grpc as pb_grpc
 
@@ -43,43 +44,42 @@ class AdminClient:
 
     async def split(self, macro_id: str, count: int = 0) -> dict[str, Any]:
         """Split `count` instances (0: N_l) off a macro instance; the groups afterwards."""
-        request = pb.SplitMacroInstanceRequest(macro_id=macro_id, count=count)
+        request = message_of(pb.SplitMacroInstanceRequest, macro_id=macro_id, count=count)
         reply = await self._ask(self._stub.SplitMacroInstance, request)
         return dict(reply["groups"])
 
     async def merge(self, into: str, other: str) -> dict[str, Any]:
         """Make two macro instances one; the groups afterwards."""
-        request = pb.MergeMacroInstancesRequest(into=into, other=other)
+        request = message_of(pb.MergeMacroInstancesRequest, into=into, other=other)
         reply = await self._ask(self._stub.MergeMacroInstances, request)
         return dict(reply["groups"])
 
     async def move(self, instance_id: str, *, macro_id: str = "", router: str = "") -> dict[str, Any]:
         """Pass an instance on to another macro instance, or to another router; groups and unfinished."""
-        request = pb.MoveInstanceRequest(instance_id=instance_id)
-        if router:
-            request.router_address = router
-        else:
-            request.macro_id = macro_id
+        place = {"router_address": router} if router else {"macro_id": macro_id}
+        request = message_of(pb.MoveInstanceRequest, instance_id=instance_id, **place)
         return await self._ask(self._stub.MoveInstance, request)
 
     async def drain(self, instance_id: str, *, resume: bool = False) -> int:
         """Give an instance nothing new (or something again); its unfinished sequences."""
-        request = pb.DrainInstanceRequest(instance_id=instance_id, resume=resume)
+        request = message_of(pb.DrainInstanceRequest, instance_id=instance_id, resume=resume)
         return int((await self._ask(self._stub.DrainInstance, request))["unfinished"])
 
     async def scale(self, how: str, count: int, *, force: bool = False) -> dict[str, Any]:
         """how: set, add or remove. force: beyond what the machines hold, and down to none."""
-        request = pb.ScaleInstancesRequest(**{how: count}, force=force)
+        request = message_of(pb.ScaleInstancesRequest, **{how: count}, force=force)
         return await self._ask(self._stub.ScaleInstances, request)
 
     async def auto_scaling(self, on: bool, least: int = 0, most: int = 0) -> dict[str, Any]:
         """Scale by load from now on, or by hand."""
-        request = pb.SetAutoScalingRequest(on=on, least=least, most=most)
+        request = message_of(pb.SetAutoScalingRequest, on=on, least=least, most=most)
         return await self._ask(self._stub.SetAutoScaling, request)
 
     async def policies(self, routing: str = "", instance: str = "", instance_id: str = "") -> dict[str, Any]:
         """Change policies (empty: leave it); all of them afterwards."""
-        request = pb.SetPoliciesRequest(routing=routing, instance_policy=instance, instance_id=instance_id)
+        request = message_of(
+            pb.SetPoliciesRequest, routing=routing, instance_policy=instance, instance_id=instance_id
+        )
         return await self._ask(self._stub.SetPolicies, request)
 
     async def _ask(self, method: Any, request: Message) -> dict[str, Any]:

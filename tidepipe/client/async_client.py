@@ -26,7 +26,7 @@ from tidepipe.client.secured import no_answer
 from tidepipe.client.session import GenerationSession
 from tidepipe.client.status import ClusterStatus, status_from_wire
 from tidepipe.client.types import BatchItem, BatchResult, Completion, Conversation, ModelInfo, Prompt
-from tidepipe.client.wire import models_from_wire
+from tidepipe.client.wire import message_of, models_from_wire
 from tidepipe.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -221,7 +221,7 @@ class AsyncClient:
         stub = inference_pb2_grpc.InferenceServiceStub(self._open_channel())
         with translated():
             reply = await stub.Cancel(
-                inference_pb2.CancelRequest(request_ids=request_ids), timeout=CONTROL_TIMEOUT_S
+                message_of(inference_pb2.CancelRequest, request_ids=request_ids), timeout=CONTROL_TIMEOUT_S
             )
         return reply.cancelled
 
@@ -249,7 +249,7 @@ class AsyncClient:
         stub = timeline_pb2_grpc.TimelineServiceStub(self._open_channel())
         found: dict[str, Timeline] = {}
         with translated():
-            request = timeline_pb2.GetTimelineRequest(seconds=seconds)
+            request = message_of(timeline_pb2.GetTimelineRequest, seconds=seconds)
             async for piece in stub.GetTimeline(request, timeout=TIMELINE_TIMEOUT_S):
                 if piece.error:
                     raise UnavailableError(f"{piece.instance_id} does not tell: {piece.error}")

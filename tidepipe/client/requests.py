@@ -11,9 +11,10 @@ from typing import Any
 
 from common.errors import ConfigError, InvalidRequestError
 from common.limits import MAX_REQUEST_BYTES, check_bytes
+from common.numerals import host_and_port
 from common.openai.validation import kind
 from common.request import ChatTurn
-from common.sampling import SamplingParams
+from common.sampling import SamplingParams, unsigned_seed
 from common.structure import Structure
 from common.text import check_text, is_text, on_one_line
 from common.wire.sampling import sampling_to_wire
@@ -26,16 +27,13 @@ DISCONNECT_GRACE_MS = 60_000
 WHOLE_ANSWER_GAP_MS = 5000
 """How often the router reports to a client that wants the answer as a whole: often enough to resume from."""
 
-_LONGEST_PORT = 5
 _SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(SamplingParams))
 
 
 def check_endpoint(endpoint: str) -> str:
     """HOST:PORT as it is; ConfigError if it is something else."""
-    host, separator, port = endpoint.rpartition(":")
-    # Not all that isdigit() takes is a number for int().
-    number = int(port) if port.isascii() and port.isdigit() and len(port) <= _LONGEST_PORT else 0
-    if not (host and separator and 0 < number < 65_536) or "//" in host:
+    address = host_and_port(endpoint)
+    if address is None or address[1] == 0 or "//" in address[0]:
         raise ConfigError(f"endpoint must be HOST:PORT, got {on_one_line(endpoint)[:100]!r}")
     if not is_text(endpoint):
         raise ConfigError("endpoint must be HOST:PORT, in valid Unicode")
@@ -62,6 +60,7 @@ def make_sampling(sampling: SamplingParams | None, overrides: Mapping[str, Any])
             values[name] = tuple(values[name])
     merged = dataclasses.replace(sampling or SamplingParams(), **values)
     _check_types(merged)
+    merged = dataclasses.replace(merged, seed=unsigned_seed(merged.seed))
     if not merged.greedy and merged.seed is None:
         merged = dataclasses.replace(merged, seed=secrets.randbits(64))
     merged.check()
@@ -165,9 +164,9 @@ def _check_types(params: SamplingParams) -> None:
             continue
         if not _is_count(value, 2**31, low=-(2**31)):
             raise InvalidRequestError(f"{name} must be a whole number below 2^31, got {_said(value)}", name)
-    if params.seed is not None and not _is_count(params.seed, 2**64):
+    if params.seed is not None and not _is_count(params.seed, 2**64, low=-(2**63)):
         raise InvalidRequestError(
-            f"seed must be a whole number in [0, 2^64), got {_said(params.seed)}", "seed"
+            f"seed must be a whole number in [-2^63, 2^64), got {_said(params.seed)}", "seed"
         )
     if not isinstance(params.ignore_eos, bool):
         raise InvalidRequestError(

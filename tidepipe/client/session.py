@@ -19,6 +19,7 @@ from common.wire.sampling import finish_from_wire, logprobs_from_wire
 from tidepipe.client.errors import DeadlineExceededError, RequestFailedError, StreamGapError
 from tidepipe.client.retry import Backoff, RetryPolicy, is_loss, queue_full_wait_s
 from tidepipe.client.types import StreamEvent
+from tidepipe.client.wire import check_seconds
 from tidepipe.v1 import inference_pb2 as pb
 
 CONNECTED_AFTER_S = 30.0
@@ -47,7 +48,7 @@ class GenerationSession:
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._request = request
-        self._timeout_s = timeout_s
+        self._timeout_s = timeout_s = check_seconds("timeout", timeout_s)
         self._policy = policy
         self._clock = clock
         self._draw = draw

@@ -23,7 +23,7 @@ from tidepipe.client.status import ClusterStatus, status_from_wire
 from tidepipe.client.sync_batch import collect, run_batch
 from tidepipe.client.sync_stream import Abort, Stream
 from tidepipe.client.types import BatchItem, BatchResult, Completion, Conversation, ModelInfo, Prompt
-from tidepipe.client.wire import models_from_wire
+from tidepipe.client.wire import message_of, models_from_wire
 from tidepipe.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
 
 DEFAULT_CONCURRENCY = 32
@@ -196,7 +196,7 @@ class Client:
         """
         with translated():
             reply = self._inference.Cancel(
-                inference_pb2.CancelRequest(request_ids=request_ids), timeout=CONTROL_TIMEOUT_S
+                message_of(inference_pb2.CancelRequest, request_ids=request_ids), timeout=CONTROL_TIMEOUT_S
             )
         return reply.cancelled
 

@@ -11,9 +11,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from common.errors import ConfigError
+from common.limits import MAX_STORED_BYTES
 from common.security.credentials import is_loopback
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""Services count in integers of 32 bits."""
+Milliseconds = Annotated[float, Field(gt=0, le=1e9)]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Policy = Literal["auto", "td-pipe", "separate", "hybrid", "padg"]
 Executor = Literal["torch", "emulated"]
@@ -26,7 +30,7 @@ class ClusterConfig(BaseModel):
     None leaves the choice to the service in question. Ports: 0 picks a free one.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     model: str = Field(min_length=1)
     stages: int = Field(default=1, ge=1, le=64)
@@ -36,32 +40,32 @@ class ClusterConfig(BaseModel):
     grpc_port: Port = 0
     dtype: DType = "auto"
     quantization: Literal["int8"] | None = None
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,4})?)$")
     fabric: Literal["nccl", "gloo"] | None = None
     policy: Policy = "auto"
     routing: str | None = None
-    ttft_ms: float | None = Field(default=None, gt=0)
-    tpot_ms: float | None = Field(default=None, gt=0)
-    macro_min: int | None = Field(default=None, ge=1)
-    macro_max: int | None = Field(default=None, ge=1)
-    max_pending: int | None = Field(default=None, ge=1)
+    ttft_ms: Milliseconds | None = None
+    tpot_ms: Milliseconds | None = None
+    macro_min: Count | None = None
+    macro_max: Count | None = None
+    max_pending: Count | None = None
     provisioner: Literal["local", "ray"] = "local"
     ray_address: str | None = None
     executor: Executor = "torch"
     profile: str | None = None
     predictor: str | None = None
     hardware: str | None = None
-    threads: int | None = Field(default=None, ge=1)
-    memory_gib: float | None = Field(default=None, gt=0)
+    threads: Count | None = None
+    memory_gib: float | None = Field(default=None, gt=0, le=1e6)
     block_size: int | None = Field(default=None, ge=1, le=1024)
-    kv_blocks: int | None = Field(default=None, ge=1)
-    layer_split: str | None = Field(default=None, pattern=r"^\d+(,\d+)*$")
-    token_mix: str | None = Field(default=None, pattern=r"^[1-9]\d*:[1-9]\d*$")
-    prefill_tokens: int | None = Field(default=None, ge=1)
-    max_sequences: int | None = Field(default=None, ge=1)
-    max_running: int | None = Field(default=None, ge=1)
+    kv_blocks: Count | None = None
+    layer_split: str | None = Field(default=None, pattern=r"^[0-9]{1,5}(,[0-9]{1,5})*$")
+    token_mix: str | None = Field(default=None, pattern=r"^[1-9][0-9]{0,8}:[1-9][0-9]{0,8}$")
+    prefill_tokens: Count | None = None
+    max_sequences: Count | None = None
+    max_running: Count | None = None
     reserve: float | None = Field(default=None, ge=-100, le=0.9)
-    microbatches: int | None = Field(default=None, ge=1)
+    microbatches: Count | None = None
     allow_download: bool = False
     metrics: bool = False
     journal: str | None = None
@@ -69,11 +73,11 @@ class ClusterConfig(BaseModel):
     api_keys: str | None = Field(default=None, min_length=1)
     insecure: bool = False
     cluster_token: str | None = Field(default=None, min_length=1)
-    files_max_bytes: int | None = Field(default=None, ge=1)
+    files_max_bytes: int | None = Field(default=None, ge=1, le=MAX_STORED_BYTES)
     files_expire_days: float | None = Field(default=None, ge=0, lt=1e5)
     allow_host: str | None = Field(default=None, min_length=1)
     allow_origin: str | None = Field(default=None, min_length=1)
-    max_connections: int | None = Field(default=None, ge=1)
+    max_connections: Count | None = None
     run_dir: str | None = None
     data_dir: str | None = None
     verbose: bool = False
@@ -136,7 +140,9 @@ def _read(file: Path) -> dict[str, Any]:
             return tomllib.load(source)
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{file} is not usable TOML: nested too deeply") from None
+    except ValueError as error:  # integers with thousands of digits as well
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
 
 

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from common.doors.connection import Deadlines
 from common.doors.descriptors import raise_limit, shares
-from common.doors.site import Site, sites
+from common.doors.site import ONCE, Site, sites
 from common.errors import ConfigError
 from common.http_server import HttpServer
 
@@ -38,7 +38,7 @@ async def _endless(request: Request) -> StreamingResponse:
 
 @contextlib.asynccontextmanager
 async def served(deadlines: Deadlines = FAST, **settings: int) -> AsyncIterator[HttpServer]:
-    routes = [Route("/length", _length, methods=["POST"]), Route("/endless", _endless)]
+    routes = [Route("/length", _length, methods=["POST"]), Route("/endless", _endless), Route("/seen", _seen)]
     server = HttpServer(Starlette(routes=routes), "127.0.0.1:0", grace_s=1, deadlines=deadlines, **settings)  # type: ignore[arg-type]
     running = asyncio.create_task(server.run())
     while server.standing is None:  # noqa: ASYNC110
@@ -126,6 +126,48 @@ async def test_a_body_that_dawdles_makes_room_as_well() -> None:
             assert await slow[0][0].read() == b""
         for _, writer in slow:
             writer.close()
+
+
+async def _seen(request: Request) -> JSONResponse:
+    return JSONResponse(
+        {"host": request.headers["host"], "path": request.scope["path"], "q": request.url.query}
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        (b"GET http://127.0.0.1:9/seen?a=b HTTP/1.1", b'{"host":"127.0.0.1:9","path":"/seen","q":"a=b"}'),
+        (b"GET HTTPS://LOCALHOST/seen HTTP/1.0", b'{"host":"LOCALHOST","path":"/seen","q":""}'),
+        (b"GET http://localhost?a HTTP/1.1", b" 404 "),
+        (b"GET http://evil.example/seen HTTP/1.1", b" 403 "),
+        (b"GET http://localhost@evil.example/seen HTTP/1.1", b" 400 "),
+        (b"GET http:///seen HTTP/1.1", b" 400 "),
+        (b"GET ftp://localhost/seen HTTP/1.1", b" 400 "),
+        (b"GET /seen HTTP/1.2", b" 505 "),
+        (b"GET /seen HTTP/2.0", b" 505 "),
+        (b"GET /seen HTTP/9.9", b" 505 "),
+        (b"PRI * HTTP/2.0", b" 505 "),
+        (b"GET /seen HTTP/1", b" 505 "),
+        (b"GET /seen", b" 400 "),
+        (b"GET /seen http/1.1", b" 400 "),
+    ],
+)
+async def test_a_target_is_a_path_or_a_url_of_this_server(line: bytes, answer: bytes) -> None:
+    async with served() as server:
+        # Of two hosts the one in the target counts.
+        got = await call(server, line + b"\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
+    assert answer in got, got
+
+
+@pytest.mark.parametrize("name", sorted(ONCE - {b"host", b"content-length"}))
+async def test_what_decides_something_stands_once(name: bytes) -> None:
+    async with served() as server:
+        head = b"GET /seen HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+        got = await call(server, head + (name + b": none\r\n") * 2 + b"\r\n")
+        assert b" 400 " in got and b'"param":"%s"' % name in got, got
+        traced = await call(server, head + b"x-request-id: a\r\nx-request-id: b\r\n\r\n")
+        assert b" 200 " in traced
 
 
 def test_shares_leave_descriptors_for_the_process_itself() -> None:

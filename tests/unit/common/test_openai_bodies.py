@@ -180,6 +180,9 @@ CHAT_ERRORS: list[tuple[object, str, str | None]] = [
     ),
     ({"messages": HELLO, "stop": "\ud800"}, "unpaired surrogates", "stop"),
     ({"messages": HELLO, "logit_bias": {"x": 1}}, "logit_bias must have token ids as names", "logit_bias"),
+    ({"messages": HELLO, "logit_bias": {"01": 1, "1": -1}}, "must have token ids as names", "logit_bias"),
+    ({"messages": HELLO, "seed": -(2**63) - 1}, "seed must be in [-2^63, 2^64)", "seed"),
+    ({"messages": HELLO, "seed": 2**64}, "seed must be in [-2^63, 2^64)", "seed"),
     ({"messages": HELLO, "logit_bias": {"1": 101}}, "logit_bias[1] must be in [-100, 100]", "logit_bias"),
     ({"messages": HELLO, "top_logprobs": 2}, "top_logprobs needs logprobs: true", "top_logprobs"),
     (

@@ -70,7 +70,7 @@ class Lives:
         batch: BatchRecord | None = None
         while not died.is_set() and asyncio.get_running_loop().time() < end:
             await asyncio.sleep(0.01)
-            [batch] = await database.run(lines.listing, None, 10)
+            [batch] = await database.run(lines.listing, None, 10, True)
             if batch.finished:
                 break
         gone = batch is None or not batch.finished

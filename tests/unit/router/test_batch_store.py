@@ -24,7 +24,15 @@ from router.batches.intake import BatchIntake, LineSplitter
 from router.batches.jobs import BatchJobs
 from router.batches.limits import FileLimits, expires_after
 from router.batches.lines import AnsweredLine
-from router.batches.records import COMPLETED, IN_PROGRESS, UNFINISHED, VALIDATING, BatchRecord, FileRecord
+from router.batches.records import (
+    COMPLETED,
+    IN_PROGRESS,
+    UNFINISHED,
+    VALIDATING,
+    BatchRecord,
+    FileRecord,
+    safe_name,
+)
 from router.batches.writer import BatchWriter, durably
 
 MIB = 1 << 20
@@ -107,11 +115,11 @@ async def test_a_folder_of_the_released_version(tmp_path: Path) -> None:
     run = database.run
     admin, client = Caller("root", sees_all=True), Caller("somebody")
     assert await run(files.read, await run(files.get, "f", admin), 0) == (b"kept", 1)
-    assert [one.id for one in await run(lines.listing, None, 9, admin)] == ["b"]
+    assert [one.id for one in await run(lines.listing, None, 9, True, admin)] == ["b"]
     assert [(one.id, one.owner, one.counts.total) for one in await run(lines.unfinished)] == [("b", None, 1)]
     for reader in (client, Caller("")):
         assert await run(files.listing, None, None, 9, True, reader) == []
-        assert await run(lines.listing, None, 9, reader) == []
+        assert await run(lines.listing, None, 9, True, reader) == []
         with pytest.raises(NotFoundError):
             await run(files.delete, "f", reader)
     database.close()
@@ -231,7 +239,7 @@ async def test_one_damaged_record_hides_no_other(tmp_path: Path) -> None:
 
     await database.run(spoil)
     for _ in range(2):
-        listed = await database.run(lines.listing, None, 9)
+        listed = await database.run(lines.listing, None, 9, True)
         assert [record.id for record in listed] == ["new", "old"]
         assert listed[1].metadata == {"k\N{REPLACEMENT CHARACTER}": "v\N{REPLACEMENT CHARACTER}"}
         assert [record.id for record in await database.run(lines.unfinished)] == ["old", "new"]
@@ -322,3 +330,17 @@ async def test_a_batch_whose_store_is_broken_fails_with_a_sentence(
     assert "no such column" in batch.errors[0]["message"]
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+def test_names_of_files_lead_nowhere() -> None:
+    for named, shown in (
+        ("../../../tmp/x\0", "x_"),
+        ("C:\\a\\b.jsonl", "b.jsonl"),
+        ("\u202egpj.exe", "_gpj.exe"),
+        ("a\nb\udc80", "a_b_"),
+        ("日本 🌊.jsonl", "日本 🌊.jsonl"),
+        *((nothing, "file.jsonl") for nothing in ("", "..", ".", " ", "/", "x/")),
+    ):
+        assert safe_name(named) == shown
+        # A row of an earlier version, which kept names as they came.
+        assert FileRecord("f", 0, 0, named, "batch").body()["filename"] == shown

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 from unittest.mock import Mock
+from urllib.parse import urlencode
 
 import pytest
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.routing import Route
 
 from common.errors import InvalidRequestError
@@ -15,7 +17,7 @@ from common.sampling import SamplingParams
 from router.description.document import openapi_document
 from router.gateway.app import make_app
 from router.gateway.headers import TTFT, with_targets
-from router.gateway.paging import page_limit
+from router.gateway.paging import Page, page_of
 
 
 @pytest.mark.parametrize("jobs", [Mock(), None])
@@ -32,9 +34,28 @@ def test_every_route_is_described(jobs: Any) -> None:
 
 
 def test_limits_are_refused_in_words() -> None:
-    # Python would not even read the number.
-    with pytest.raises(InvalidRequestError, match="limit must be a number from 1 to 100"):
-        page_limit({"limit": "9" * 5000}, most=100, default=20)
-    headers = Headers({TTFT: "5e-324"})  # no seconds at all, once divided by 1000
-    with pytest.raises(InvalidRequestError, match=TTFT):
-        with_targets(GenerationRequest("r", "hello", SamplingParams()), headers)
+    # Python would not even read the longest number; it reads the others, which nobody means.
+    for limit in ("9" * 5000, "0", "101", "", "1_0", " 10", "+1", "-1", "1.0", "\u0661", "\u00b2"):
+        with pytest.raises(InvalidRequestError, match="limit must be a number from 1 to 100"):
+            page(limit=limit)
+    for number in ("1_0", "nan", "inf", "1e400", "0x10", "", "-5", "5e-324"):  # the last is no second at all
+        with pytest.raises(InvalidRequestError, match=TTFT):
+            with_targets(GenerationRequest("r", "hello", SamplingParams()), Headers({TTFT: number}))
+
+
+def test_a_page_is_what_its_query_string_says() -> None:
+    assert page() == Page(20, None, True)
+    assert page(limit="7", after="x", order="asc") == Page(7, "x", False)
+    with pytest.raises(InvalidRequestError, match="order must be"):
+        page(order="sideways")
+    for name in ("limit", "after", "order"):
+        with pytest.raises(InvalidRequestError, match=f"{name} stands 2 times"):
+            page_of(asked(f"{name}=1&{name}=1"), most=100, default=20)
+
+
+def asked(query: str) -> Request:
+    return Request({"type": "http", "query_string": query.encode(), "headers": []})
+
+
+def page(**query: str) -> Page:
+    return page_of(asked(urlencode(query)), most=100, default=20)

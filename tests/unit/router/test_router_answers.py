@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -135,6 +136,22 @@ def test_what_the_stage_refuses_is_the_requests_fault_and_other_errors_are_not()
         else:
             (error,) = owner.errors
             assert isinstance(error, kind) and (str(error), error.param) == ("it cannot be", fault or None)
+
+
+def test_who_has_more_than_the_answer_is_told_so_once_it_is_complete() -> None:
+    tokens = list(b"abc")
+    for cursor in (Cursor(4, 0), Cursor(0, 4), Cursor(2**32 - 1, 2**32 - 1)):
+        for reason in (FinishReason.LENGTH, FinishReason.CANCELLED):
+            answer = make_answer(SamplingParams(max_tokens=3))
+            ahead = Cursor(cursor.tokens, cursor.characters)
+            answer.apply(news(tokens, 0, 2))
+            answer.read(ahead)  # it may grow as long yet
+            answer.apply(news(tokens, 2, 3, reason))
+            if reason.whole:
+                with pytest.raises(InvalidRequestError, match="resume says that"):
+                    answer.read(ahead)
+            else:
+                assert (end := answer.read(ahead)) and end.piece.finish_reason is reason
 
 
 def test_stop_strings_count_only_behind_min_tokens() -> None:

@@ -30,7 +30,7 @@ def macro_list(endpoint: Endpoint, as_json: AsJson = False) -> None:
 def macro_split(
     macro: Macro,
     endpoint: Endpoint,
-    count: Annotated[int, typer.Option("--count", help="Instances that leave; 0: N_l.")] = 0,
+    count: Annotated[int, typer.Option("--count", min=0, help="Instances that leave; 0: N_l.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Split the newest instances of a macro instance off."""
