@@ -5,7 +5,8 @@
 A live cluster of two stages answers eight canary streams (four over HTTP, four over gRPC) and a batch, while
 each kind of misuse comes for some seconds (`bench.misuse_inputs`). A row: whether all canaries' answers are
 those of the quiet run, how long they took beside it, how large each process became, and how long each event
-loop was deaf: the longest answer to a health check, one every 50 ms, less the median of the quiet run.
+loop was deaf: by its own measure (`bench.misuse_lag`), and as the longest answer to a health check, one every
+50 ms, less the median of the quiet run.
 Writes misuse.json, misuse.md and misuse.png.
 """
 
@@ -29,7 +30,10 @@ from typing import Any
 import httpx
 import psutil
 
-from bench.misuse_inputs import KINDS
+from bench.misuse_endless import endless_copy
+from bench.misuse_inputs import ENDLESS, KINDS
+from bench.misuse_lag import read_lags
+from common.model_source import resolve_model
 from common.rpc.channel import is_serving, open_channel
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.cluster.child import Child
@@ -50,7 +54,12 @@ REST_S = 3.0
 
 @dataclass(slots=True)
 class Row:
-    """One kind of misuse. deaf_ms, peak_mib: of each process. ratio: canaries' time over the quiet run's."""
+    """One kind of misuse. Of each process: deaf_ms, lag_ms, as others and as it itself saw it; peak_mib.
+
+    computing_ms: the longest lag since its start that was its own doing, and not the machine's.
+
+    ratio: canaries' time over the quiet run's.
+    """
 
     misuse: str
     seconds: float
@@ -58,6 +67,8 @@ class Row:
     unchanged: int
     answers: int
     deaf_ms: dict[str, float] = field(default_factory=dict)
+    lag_ms: dict[str, float] = field(default_factory=dict)
+    computing_ms: dict[str, float] = field(default_factory=dict)
     peak_mib: dict[str, int] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
     told: dict[str, Any] = field(default_factory=dict)
@@ -227,6 +238,7 @@ async def row(
 ) -> Row:
     """One kind of misuse beside the canaries. quiet: seconds, median health check and answers without it."""
     restarts = {child.name: child.restart_count for child in cluster.children}
+    lags = await read_lags(cluster.children)
     async with watched(cluster) as watch:
         trouble = asyncio.create_task(do(name, cluster, seconds))
         await asyncio.sleep(BEGIN_S)
@@ -237,11 +249,15 @@ async def row(
             answers = [repr(error)]
         took = time.monotonic() - begin
         told = await trouble
+    after = await read_lags(cluster.children)
+    heard = {name: lag.since(lags[name]) for name, lag in after.items()}
     normal, health, expected = quiet
     result = Row(
         name, round(took, 2), round(took / normal, 2),
         sum(a == b for a, b in zip(answers, expected, strict=False)), len(expected),
         {key: round(1000 * max(0.0, value - health), 1) for key, value in watch.slowest.items()},
+        {key: round(1000 * value, 1) for key, value in heard.items()},
+        {key: round(1000 * lag.computing, 1) for key, lag in after.items()},
         watch.peak,
         {c.name: n for c in cluster.children if (n := c.restart_count - restarts.get(c.name, 0))},
         told,
@@ -253,25 +269,40 @@ async def row(
 
 async def run(options: argparse.Namespace) -> list[Row]:
     """All rows."""
+    usual: dict[str, Infliction] = {**dict.fromkeys(KINDS, inflict), PAUSED: stand_still}
     with tempfile.TemporaryDirectory() as folder:
-        config = ClusterConfig(model=options.model, stages=2, dtype=options.dtype, data_dir=f"{folder}/data")
-        async with LocalCluster(config) as cluster:
-            await canaries(cluster)  # kernels and caches are warm
-            times, checks, answers = [], [], []
-            for _ in range(3):
-                async with watched(cluster) as watch:
-                    begin = time.monotonic()
-                    answers = await canaries(cluster)
-                    times.append(time.monotonic() - begin)
-                    checks += watch.times
-            quiet = (statistics.median(times), statistics.median(checks), answers)
-            print(json.dumps({"quiet_s": times, "health_ms": round(1000 * quiet[1], 2)}), flush=True)
-            rows = [await row("none", cluster, 0.0, quiet, _nothing)]
-            kinds: dict[str, Infliction] = {**dict.fromkeys(KINDS, inflict), PAUSED: stand_still}
-            for name, do in kinds.items():
-                if not options.only or any(part in name for part in options.only):
-                    rows.append(await row(name, cluster, options.seconds, quiet, do))
+        rows = await on_one(options, options.model, f"{folder}/data", {"none": _nothing, **usual})
+        if _wanted(ENDLESS, options):
+            model = endless_copy(resolve_model(options.model), Path(folder) / "endless")
+            rows += await on_one(options, str(model), f"{folder}/data2", {ENDLESS: inflict})
     return rows
+
+
+async def on_one(
+    options: argparse.Namespace, model: str, data_dir: str, kinds: dict[str, Infliction]
+) -> list[Row]:
+    """Rows on a cluster of their own."""
+    config = ClusterConfig(model=model, stages=2, dtype=options.dtype, data_dir=data_dir, metrics=True)
+    async with LocalCluster(config) as cluster:
+        await canaries(cluster)  # kernels and caches are warm
+        times, checks, answers = [], [], []
+        for _ in range(3):
+            async with watched(cluster) as watch:
+                begin = time.monotonic()
+                answers = await canaries(cluster)
+                times.append(time.monotonic() - begin)
+                checks += watch.times
+        quiet = (statistics.median(times), statistics.median(checks), answers)
+        print(json.dumps({"quiet_s": times, "health_ms": round(1000 * quiet[1], 2)}), flush=True)
+        return [
+            await row(name, cluster, options.seconds, quiet, do)
+            for name, do in kinds.items()
+            if _wanted(name, options)
+        ]
+
+
+def _wanted(name: str, options: argparse.Namespace) -> bool:
+    return not options.only or name == "none" or any(part in name for part in options.only)
 
 
 async def _nothing(*_: object) -> dict[str, Any]:
@@ -281,17 +312,19 @@ async def _nothing(*_: object) -> dict[str, Any]:
 def markdown(rows: list[Row]) -> str:
     """The table for the docs."""
     lines = [
-        "| misuse | answers unchanged | canaries' time | router deaf, ms | others deaf, ms | router MiB | "
-        "controller MiB | stages MiB | restarts |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| misuse | answers unchanged | canaries' time | router's loop late, ms | others' | "
+        "router deaf, ms | others | router MiB | controller MiB | stages MiB | restarts |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in rows:
         others = [value for name, value in one.deaf_ms.items() if name != "router"]
+        late = [value for name, value in one.lag_ms.items() if name != "router"]
         stages = [value for name, value in one.peak_mib.items() if name.startswith("stage-worker")]
         controller = [value for name, value in one.peak_mib.items() if name.startswith("controller")]
         restarts = ", ".join(f"{name} {count}" for name, count in one.restarts.items()) or "none"
         lines.append(
             f"| {one.misuse} | {one.unchanged} of {one.answers} | {one.ratio:.2f} | "
+            f"{one.lag_ms.get('router', 0):.0f} | {max(late, default=0):.0f} | "
             f"{one.deaf_ms.get('router', 0):.0f} | {max(others, default=0):.0f} | "
             f"{one.peak_mib.get('router', 0)} | {max(controller, default=0)} | "
             f"{', '.join(map(str, stages))} | {restarts} |"

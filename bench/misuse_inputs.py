@@ -128,6 +128,25 @@ class Misuse:
             await asyncio.sleep(1.0)
             writers = [writer for writer in writers if not writer.is_closing()]
 
+    async def pour(self, content: bytes) -> None:
+        """Bytes, as fast as they are taken, over several connections."""
+        host, _, port = self.http.removeprefix("http://").partition(":")
+
+        async def one() -> None:
+            while self.going:
+                try:
+                    reader, writer = await asyncio.open_connection(host, int(port))
+                    writer.write(content)
+                    self.note(
+                        (await asyncio.wait_for(reader.readline(), CALL_S)).decode().strip() or "hung up"
+                    )
+                    writer.close()
+                except (OSError, TimeoutError) as error:
+                    self.note(type(error).__name__)
+                    await asyncio.sleep(0.1)
+
+        await asyncio.gather(*(one() for _ in range(SIDE_BY_SIDE)))
+
     async def impostor(self) -> None:
         """A process that says it is an instance, to be sent prompts."""
         async with open_channel(self.rpc) as channel:
@@ -169,11 +188,16 @@ def chance_text(characters: int) -> str:
     return "".join(chance.choice("abcdefghijklmnopqrstuvwxyz ") for _ in range(characters))
 
 
+def empty_turns(count: int) -> pb.InferenceRequest:
+    """Two bytes each, until they are read."""
+    return pb.InferenceRequest(request_id="empty", chat=pb.Chat(messages=[pb.ChatMessage()] * count))
+
+
 STOPS = prompt(n=3, stop_token_ids=[7] * 2_500_000)
 BIAS = prompt(n=16, logit_bias={str(token): 1 for token in range(49_000)})
 PRODUCT = structured({"allOf": [{"type": "string", "pattern": f"a.*{i}"} for i in range(PATTERNS)]})
 ROLE = pb.InferenceRequest(
-    request_id="role", chat=pb.Chat(messages=[pb.ChatMessage(role="r" * 15_000_000, content="x")])
+    request_id="role", chat=pb.Chat(messages=[pb.ChatMessage(role="r" * 8_000_000, content="x")])
 )
 IDS = pb.InferenceRequest(
     request_id="ids", text="x", sampling=sampling_pb2.SamplingParams(n=3, stop_token_ids=[7] * 4_000_000)
@@ -181,12 +205,19 @@ IDS = pb.InferenceRequest(
 TURNS = {"messages": [{"role": "user", "content": ""}] * 200_000, "max_tokens": 2}
 DEEP = b'{"prompt": "x", "tools": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
+ENDLESS = "structures on a checkpoint without an end token"
+TINY_CHUNKS = (
+    b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    b"transfer-encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 1_000_000
+)
+
 KINDS: dict[str, Callable[[Misuse], Awaitable[None]]] = {
     "2.5 million stop token ids, n 3": lambda m: m.post("/v1/completions", STOPS),
     "stop token ids in lines of a batch": lambda m: m.batch(STOPS, prompt()),
     "49,000 biases, n 16": lambda m: m.post("/v1/completions", BIAS),
     "200,000 empty turns": lambda m: m.post("/v1/chat/completions", TURNS),
-    "gRPC, a role of 15 MB, 4 million ids": lambda m: m.submit(ROLE, IDS, ROLE, IDS),
+    "gRPC, a role of 8 MB, 4 million ids": lambda m: m.submit(ROLE, IDS, ROLE, IDS),
+    "gRPC, 4 million empty turns": lambda m: m.submit(*[empty_turns(4_000_000)] * 4),
     "integers by schema": lambda m: m.post("/v1/completions", structured({"type": "integer"})),
     "a product of 24 patterns": lambda m: m.post("/v1/completions", PRODUCT),
     "patterns in lines of a batch": lambda m: m.batch(PRODUCT, prompt()),
@@ -199,6 +230,7 @@ KINDS: dict[str, Callable[[Misuse], Awaitable[None]]] = {
         b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         b"content-length: 100000\r\n\r\n{"
     ),
+    "bodies in chunks of one byte": lambda m: m.pour(TINY_CHUNKS),
     "another site's page": lambda m: m.other_site(),
     "an impostor registers": lambda m: m.impostor(),
 }
@@ -209,7 +241,7 @@ def main() -> None:
     os.nice(19)
     name, http, rpc, seconds = sys.argv[1:]
     misuse = Misuse(f"http://{http}", rpc, time.monotonic() + float(seconds))
-    asyncio.run(KINDS[name](misuse))
+    asyncio.run({**KINDS, ENDLESS: KINDS["integers by schema"]}[name](misuse))
     print(json.dumps({"times": misuse.said.total(), "said": misuse.said, "words": misuse.words}))
 
 

@@ -26,6 +26,8 @@ from common.security.principals import Rule, principals_of
 
 MAX_HEAD_BYTES = 16 * 1024
 """Of request line and headers together, and so of a path and its query."""
+FEW_CHUNKS, MIN_CHUNK_BYTES = 2048, 64
+"""Of a body that comes in chunks; those of every client that means it are larger."""
 PRINCIPALS = "principals"
 _CLOSE_S = 2.0
 _LENGTH = re.compile(rb"\ncontent-length[ \t]*:", re.IGNORECASE)
@@ -69,6 +71,8 @@ class StrictConnection(h11.Connection):
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, MAX_HEAD_BYTES)
+        self._chunks = 0
+        self._chunk_bytes = 0
         self.refusal = (400, "the request is not HTTP")
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
@@ -78,13 +82,25 @@ class StrictConnection(h11.Connection):
                 check_head(self.trailing_data[0])
             event = super().next_event()
             if isinstance(event, h11.Request):
+                self._chunks = self._chunk_bytes = 0
                 if event.http_version < b"1.1":
                     _check_old(event)
                 event = _in_origin_form(event)
+            elif isinstance(event, h11.Data):
+                self._count(event)
             return event
         except h11.RemoteProtocolError as error:
             self.refusal = (error.error_status_hint, str(error))
             raise
+
+    def _count(self, data: h11.Data) -> None:
+        """One of a byte takes as long as one of 64 KiB, and what is read at once has 40,000 of them."""
+        self._chunks += data.chunk_start
+        self._chunk_bytes += len(data.data)
+        if self._chunks > FEW_CHUNKS and self._chunk_bytes < MIN_CHUNK_BYTES * self._chunks:
+            raise h11.RemoteProtocolError(
+                f"more than {FEW_CHUNKS} chunks must have {MIN_CHUNK_BYTES} bytes or more on average"
+            )
 
 
 def check_head(received: bytes) -> None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from common.errors import InvalidRequestError
+from common.json_pieces import json_pieces
 from common.json_text import NotJsonError, check_json_text, decode_json
 from common.limits import MAX_CUSTOM_ID_CHARACTERS
 from common.openai.bodies import parse_chat, parse_completion
 from common.openai.failures import error_body, error_code, error_response, http_status
-from common.openai.validation import clip, kind
+from common.openai.validation import MAX_PARAM_CHARACTERS, clip, kind, quoted
 from common.request import GenerationRequest
 from common.text import NOT_TEXT, is_text, one_json_line, repaired
 
@@ -68,7 +69,7 @@ def parse_line(line: bytes, number: int, request_id: str) -> BatchItem | BatchLi
         return bad(f"must be a JSON object, got {kind(value)}", "invalid_line")
     custom_id = value.get("custom_id")
     if not isinstance(custom_id, str) or not custom_id:
-        got = "nothing" if "custom_id" not in value else repr(custom_id)
+        got = "nothing" if "custom_id" not in value else quoted(custom_id)
         return bad(f"custom_id must be a non-empty string, got {got}", "invalid_custom_id", None, "custom_id")
     if not is_text(custom_id):
         return bad(f"custom_id {NOT_TEXT}", "invalid_custom_id", None, "custom_id")
@@ -76,15 +77,17 @@ def parse_line(line: bytes, number: int, request_id: str) -> BatchItem | BatchLi
         text = f"custom_id may have {MAX_CUSTOM_ID_CHARACTERS} characters, got {len(custom_id)}"
         return bad(text, "invalid_custom_id", custom_id[:MAX_CUSTOM_ID_CHARACTERS], "custom_id")
     if unknown := sorted(value.keys() - set(_FIELDS)):
-        text = f"unknown field {unknown[0]!r}; a line has {', '.join(_FIELDS)}"
-        return bad(text, "unknown_field", custom_id, unknown[0])
+        text = f"unknown field {quoted(unknown[0])}; a line has {', '.join(_FIELDS)}"
+        return bad(text, "unknown_field", custom_id, unknown[0][:MAX_PARAM_CHARACTERS])
     if value.get("method") != "POST":
         return bad(
-            f"method must be 'POST', got {value.get('method')!r}", "invalid_method", custom_id, "method"
+            f"method must be 'POST', got {quoted(value.get('method'))}", "invalid_method", custom_id, "method"
         )
     url = value.get("url")
     if not isinstance(url, str) or url not in PARSERS:
-        return bad(f"url must be one of {', '.join(PARSERS)}, got {url!r}", "invalid_url", custom_id, "url")
+        return bad(
+            f"url must be one of {', '.join(PARSERS)}, got {quoted(url)}", "invalid_url", custom_id, "url"
+        )
     if "body" not in value:
         return bad("body is required", "invalid_line", custom_id, "body")
     try:
@@ -133,5 +136,9 @@ def _line(
     line_id: str, custom_id: str | None, response: dict[str, Any], error: dict[str, str] | None
 ) -> bytes:
     value = {"id": line_id, "custom_id": custom_id, "response": response, "error": error}
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text = "".join(json_pieces(value, _dumps, ", ", ": "))
     return repaired(one_json_line(text)).encode() + b"\n"
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

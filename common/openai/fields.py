@@ -17,7 +17,7 @@ from common.limits import (
     MAX_USER_CHARACTERS,
 )
 from common.openai.numbers import TokenId
-from common.openai.validation import Refusal, checked_text, kind
+from common.openai.validation import Refusal, checked_text, kind, quoted
 
 _MAX_INT = 2**31 - 1
 _TOKEN_NAME = re.compile("(0|[1-9][0-9]{0,9})")
@@ -103,9 +103,9 @@ def _logit_bias(value: Any) -> dict[int, float]:
     biases = {}
     for name, bias in value.items():
         if not (isinstance(name, str) and _TOKEN_NAME.fullmatch(name)):
-            raise ValueError(f'must have token ids as names, such as "50256", got {name!r}')
+            raise ValueError(f'must have token ids as names, such as "50256", got {quoted(name)}')
         if isinstance(bias, bool) or not isinstance(bias, int | float):
-            raise ValueError(f"must have numbers as values, got {kind(bias)} for {name!r}")
+            raise ValueError(f"must have numbers as values, got {kind(bias)} for {quoted(name)}")
         # Integers may be too large for a float; like infinity they are refused with the other ranges.
         biases[int(name)] = float(bias) if abs(bias) < 1e9 else math.inf
     return biases
@@ -147,10 +147,10 @@ def _text_part(number: int, part: Any) -> str:
         )
     if part.get("type") not in ("text", "input_text"):
         raise ValueError(
-            f"part {number} has type {part.get('type')!r}; only 'text' is supported, no images or audio"
+            f"part {number} has type {quoted(part.get('type'))}; only 'text' is supported, no images or audio"
         )
     if unknown := part.keys() - {"type", "text"}:
-        raise ValueError(f"part {number} has the unknown field {min(unknown)!r}")
+        raise ValueError(f"part {number} has the unknown field {quoted(min(unknown))}")
     try:
         return checked_text(part.get("text"))
     except ValueError as error:

@@ -14,6 +14,7 @@ from common.sampling import FinishReason
 
 DONE = b"data: [DONE]\n\n"
 """Ends a stream of server-sent events."""
+_TOKEN_BYTES, _LOGPROB_BYTES = 12, 90
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call")
 """Those that OpenAI's API has; no client knows another one."""
 
@@ -143,6 +144,12 @@ def response_body(context: ResponseContext, answers: Sequence[Answer], usage: Us
     check_uncut(answers)
     how = chat_completion_body if context.request.is_chat else completion_body
     return how(context, answers, usage)
+
+
+def answer_bytes(request: GenerationRequest, tokens: int) -> int:
+    """About how large a body will be."""
+    logprobs = request.sampling.logprobs
+    return tokens * (_TOKEN_BYTES + (0 if logprobs is None else _LOGPROB_BYTES * (logprobs + 1)))
 
 
 def check_uncut(pieces: Sequence[Answer]) -> None:

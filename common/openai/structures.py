@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, WithJsonSchema
 from common.errors import InvalidRequestError
 from common.json_text import NotJsonError, check_json_text, decode_json, write_json
 from common.limits import MAX_STRUCTURE_BYTES
-from common.openai.validation import checked_text, kind
+from common.openai.validation import checked_text, kind, quoted
 from common.structure import Structure
 
 _ANY_OBJECT = Structure("json_schema", '{"type": "object"}')
@@ -36,7 +36,9 @@ def _response_format(value: Any) -> Structure | str:
         case "text" | "json_object" | "json_schema", *_:
             raise ValueError(f"has a schema at a place where the type {value['type']!r} has none")
         case other, *_:
-            raise ValueError(f"must have the type 'text', 'json_object' or 'json_schema', got {other!r}")
+            raise ValueError(
+                f"must have the type 'text', 'json_object' or 'json_schema', got {quoted(other)}"
+            )
 
 
 def _named_schema(value: Any) -> Structure:
@@ -91,6 +93,8 @@ def choice_of(texts: Sequence[str]) -> Structure:
 def _choice(value: Any) -> Structure:
     if not isinstance(value, list) or not value:
         raise ValueError(f"must be a list of strings, got {kind(value) if value != [] else 'an empty list'}")
+    if len(value) > MAX_STRUCTURE_BYTES:
+        raise ValueError(f"may have {MAX_STRUCTURE_BYTES} bytes, got {len(value)} choices")
     return choice_of([checked_text(item) for item in value])
 
 

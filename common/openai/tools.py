@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from common.errors import InvalidRequestError
 from common.json_text import parse_json, write_json
-from common.limits import MAX_TOOLS, MAX_TOOLS_BYTES
+from common.limits import MAX_TOOLS, MAX_TOOLS_BYTES, check_characters
 from common.openai.validation import checked_text, kind
 
 
@@ -56,9 +56,10 @@ def _arguments(number: int, function: dict[str, Any]) -> Any:
     if not isinstance(arguments, str):
         return arguments
     try:
+        check_characters("it", arguments, MAX_TOOLS_BYTES)
         return parse_json(arguments, "it") if arguments else {}
     except InvalidRequestError:
-        raise ValueError(f"call {number} has arguments that are not JSON") from None
+        raise ValueError(f"call {number} has arguments that are not JSON, or too many") from None
 
 
 def _json(value: Any) -> str:

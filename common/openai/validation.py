@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,6 +16,14 @@ from common.text import NOT_TEXT, is_text, repaired
 
 MAX_MESSAGE_CHARACTERS = 500
 """A message quotes what the client sent, which may be long."""
+MAX_PARAM_CHARACTERS = 100
+"""Of a field's name in an error."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = MAX_MESSAGE_CHARACTERS
+_SHORT.maxlong = MAX_MESSAGE_CHARACTERS
+_SHORT.maxlist = _SHORT.maxdict = 10
+_SHORT.maxlevel = 4
 
 _EXPECTED = {
     "int_type": "an integer",
@@ -67,7 +76,7 @@ def validate(
 
 def explain(error: ErrorDetails, known: Collection[str] = ()) -> InvalidRequestError:
     """What one finding of pydantic means. `known`: names of fields that a misspelled one may have meant."""
-    path = ".".join(str(step) for step in error["loc"])
+    path = ".".join(str(step)[:MAX_MESSAGE_CHARACTERS] for step in error["loc"])
     value = error["input"]
     match error["type"]:
         case "extra_forbidden":
@@ -80,7 +89,7 @@ def explain(error: ErrorDetails, known: Collection[str] = ()) -> InvalidRequestE
         case "missing":
             text = f"{path} is required"
         case "literal_error":
-            text = f"{path} must be {error['ctx']['expected']}, got {value!r}"
+            text = f"{path} must be {error['ctx']['expected']}, got {quoted(value)}"
         case "greater_than_equal":
             text = f"{path} must be at least {error['ctx']['ge']}, got {value}"
         case "less_than_equal":
@@ -97,12 +106,18 @@ def explain(error: ErrorDetails, known: Collection[str] = ()) -> InvalidRequestE
             text = f"{path} must be {_EXPECTED[other]}, got {kind(value)}"
         case _:
             text = f"{path}: {error['msg']}"
-    return InvalidRequestError(clip(text), str(error["loc"][0]) if error["loc"] else None)
+    param = str(error["loc"][0])[:MAX_PARAM_CHARACTERS] if error["loc"] else None
+    return InvalidRequestError(clip(text), param)
+
+
+def quoted(value: object) -> str:
+    """The value as Python shows it, but of one of megabytes no more than a message has room for."""
+    return _SHORT.repr(value)
 
 
 def clip(text: str) -> str:
     """One line of text, not longer than MAX_MESSAGE_CHARACTERS; it may quote what is no text."""
-    text = " ".join(repaired(text).split())
+    text = " ".join(repaired(text[: 4 * MAX_MESSAGE_CHARACTERS]).split())
     return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[: MAX_MESSAGE_CHARACTERS - 1] + "…"
 
 

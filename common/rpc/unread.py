@@ -89,7 +89,7 @@ def _count(raw: bytes, descriptor: Descriptor | None, most: int) -> None:
             return
         count += 1
         if count > most:
-            raise InvalidRequestError(f"the message has more than {most} fields")
+            raise InvalidRequestError(f"the message may have {most} fields, at all levels, and has more")
         tag, position = _varint(raw, position)
         kind = tag & 7
         if kind == _VARINT:

@@ -25,15 +25,19 @@ class LoopLag:
             registry=None,
         )
         self.max_s = 0.0
+        self.max_computing_s = 0.0
 
     async def run(self) -> None:
         """Measure until cancelled."""
         while True:
             due = time.monotonic() + SAMPLE_S
+            computed = time.process_time()
             await asyncio.sleep(SAMPLE_S)
             lag = max(time.monotonic() - due, 0.0)
             self._histogram.observe(lag)
             self.max_s = max(self.max_s, lag)
+            # What it did not compute meanwhile, the machine gave to others.
+            self.max_computing_s = max(self.max_computing_s, min(lag, time.process_time() - computed))
 
     def metrics(self) -> Iterable[Metric]:
         """As metrics for Prometheus."""
@@ -43,6 +47,12 @@ class LoopLag:
         )
         most.add_metric([], self.max_s)
         yield most
+        own = GaugeMetricFamily(
+            "tidepipe_event_loop_lag_computing_max_seconds",
+            "The longest that it was deaf and the process computed as long: the rest is the machine's",
+        )
+        own.add_metric([], self.max_computing_s)
+        yield own
 
 
 PROCESS_LAG = LoopLag()

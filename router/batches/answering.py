@@ -28,6 +28,7 @@ from common.openai.batch import (
     response_line,
     seeded,
 )
+from common.openai.responses import answer_bytes
 from common.request_ids import draw_request_id
 from router.batches.deaths import Suspect
 from router.batches.lines import AnsweredLine, Line
@@ -67,7 +68,9 @@ async def answer_line(
     while True:
         try:
             body = await answer(item, reading)
-            return AnsweredLine(line.number, response_line(line_id, item, body), failed=False)
+            size = answer_bytes(item.request, body.get("usage", {}).get("completion_tokens", 0))
+            written = await beside(size, functools.partial(response_line, line_id, item, body))
+            return AnsweredLine(line.number, written, failed=False)
         except OverloadedError as error:
             await pause(error.retry_after_ms / 1000)
         except (UnavailableError, UnauthenticatedError):  # its key has ended: so will the batch

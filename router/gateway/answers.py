@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from common.aside import INLINE_BYTES, beside
+from common.json_pieces import json_pieces
 from common.openai.batch import BatchItem
-from common.openai.responses import ResponseContext, check_uncut, response_body
+from common.openai.responses import ResponseContext, answer_bytes, check_uncut, response_body
 from common.request import Answer, GenerationRequest
 from router.batches.answering import Reading
 from router.gateway.collector import AnswerCollector
@@ -40,9 +44,22 @@ class AnswerBodies:
             prompt_text=_prompt_text(wanted, prompt, text) if wanted.echo else "",
         )
 
+    async def written(self, wanted: GenerationRequest, subscription: Subscription) -> bytes:
+        """The same as JSON."""
+        answers = await _answers(subscription)
+        size = answer_bytes(wanted, subscription.entry.usage.output_tokens)
+
+        def write() -> bytes:
+            body = self._body(wanted, subscription, answers)
+            return ("".join(json_pieces(body, _dumps)) if size > INLINE_BYTES else _dumps(body)).encode()
+
+        return await beside(size, write)
+
     async def whole(self, wanted: GenerationRequest, subscription: Subscription) -> dict[str, Any]:
         """The body once all answers have ended. Raises what went wrong, also if one of them was cut."""
-        return self._body(wanted, subscription, await _answers(subscription))
+        answers = await _answers(subscription)
+        size = answer_bytes(wanted, subscription.entry.usage.output_tokens)
+        return await beside(size, functools.partial(self._body, wanted, subscription, answers))
 
     def _body(
         self, wanted: GenerationRequest, subscription: Subscription, answers: Sequence[Answer]
@@ -71,6 +88,10 @@ async def answer_item(
             subscription = listening.enter_context(table.attach(item.request, grace_s=0.0))
             await subscription.admitted()
         return await bodies.whole(item.request, subscription)
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def _prompt_text(wanted: GenerationRequest, prompt: Sequence[int], text: TextPort | None) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from common.aside import INLINE_BYTES
 from common.openai.failures import error_response
 from common.openai.responses import DONE, ResponseContext, response_stream, sse
 from common.request import GenerationRequest
@@ -113,8 +115,9 @@ class _Exchange:
         await self._stream(context)
 
     async def _respond(self) -> None:
-        body = await self._bodies.whole(self._wanted, self._subscription)
-        await JSONResponse(body, headers=self._headers)(self._scope, self._receive, self._send)
+        body = await self._bodies.written(self._wanted, self._subscription)
+        response = Response(body, media_type="application/json", headers=self._headers)
+        await response(self._scope, self._receive, self._send)
 
     async def _stream(self, context: ResponseContext) -> None:
         headers = [
@@ -127,8 +130,14 @@ class _Exchange:
         chunks = response_stream(context)
         try:
             async for deltas in self._subscription.deltas():
-                events = [sse(chunk) for delta in deltas for chunk in chunks.chunks(delta.piece)]
-                await self._write(b"".join(events))
+                events = b""
+                for delta in deltas:
+                    events += b"".join(sse(chunk) for chunk in chunks.chunks(delta.piece))
+                    if len(events) > INLINE_BYTES:
+                        await self._write(events)
+                        events = b""
+                        await asyncio.sleep(0)  # there is much to say, and others wait
+                await self._write(events)
             usage = chunks.usage_chunk(self._subscription.entry.usage)
             await self._write((b"" if usage is None else sse(usage)) + DONE)
         except Exception as error:

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Message
 
+from common.aside import beside
 from common.errors import InvalidRequestError, NotFoundError, OverloadedError, StorageError
 from common.numerals import count
 from common.security.caller import current
@@ -36,6 +37,8 @@ MAX_UPLOADS = 16
 MAX_UPLOADS_OF_ONE = MAX_UPLOADS // 2
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 _FIELDS = {"file", "purpose", _ANCHOR, _SECONDS}
+RECORD_BYTES = 256
+"""What a list says of a file, about."""
 
 
 class FileEndpoints:
@@ -140,7 +143,11 @@ class FileEndpoints:
         found = await self._database.run(
             files.listing, purpose, page.after, page.limit + 1, page.newest_first, current()
         )
-        return JSONResponse(page_body([record.body() for record in found], page.limit))
+
+        def write() -> JSONResponse:
+            return JSONResponse(page_body([record.body() for record in found], page.limit))
+
+        return await beside(len(found) * RECORD_BYTES, write)
 
     async def show(self, request: Request) -> Response:
         """One file's facts."""

@@ -19,7 +19,7 @@ from router.requests.delta import Cursor, Delta
 from router.requests.meter import EndedAnswer, RequestMeter
 
 MAX_DELTA_TOKENS = 16_384
-MAX_DELTA_LOGPROBS = 1024
+MAX_DELTA_LOGPROBS = 256
 MAX_DELTA_CHARACTERS = 1_000_000
 """A piece stays far below the message limit, also for a client that has everything still to get."""
 

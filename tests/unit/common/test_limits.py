@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from common import limits
 from common.errors import InvalidRequestError
 from common.openai.batch import BatchLineError, parse_line
+from common.openai.bodies import parse_chat
 from common.plan import Phase, SequenceStart, StepPlan
 from common.request import ChatTurn, GenerationRequest
 from common.sampling import SamplingParams
@@ -126,3 +127,28 @@ def test_a_stored_line_that_is_too_large_fails_by_itself() -> None:
     assert isinstance(parsed, BatchLineError)
     assert (parsed.custom_id, parsed.param) == ("a", "stop_token_ids")
     assert "may have 1024 entries, got 1000000" in parsed.message
+
+
+LONG = "a " * 2_000_000
+MANY_VALUES = [1.5] * 200_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": LONG, "content": "x"}]},
+        {"messages": [{"role": MANY_VALUES, "content": "x"}]},
+        {"messages": [{"role": "user", "content": [{"type": MANY_VALUES}]}]},
+        {LONG: 1},
+        {"logit_bias": {LONG: 1}},
+        {"response_format": {"type": MANY_VALUES}},
+        {"guided_choice": ["a"] * 200_000},
+    ],
+    ids=range(7),
+)
+def test_a_refusal_quotes_no_more_than_it_shows(fields: dict[str, Any]) -> None:
+    """What is wrong with megabytes is said without writing them down again."""
+    with pytest.raises(InvalidRequestError) as refusal:
+        parse_chat({"messages": [{"role": "user", "content": "x"}], **fields}, "id")
+    assert len(str(refusal.value)) <= 500
+    assert len(refusal.value.param or "") <= 100

@@ -19,7 +19,10 @@ async def test_a_loop_that_was_deaf_is_seen() -> None:
     watch.cancel()
     # It asked for a few hundredths of these.
     assert lag.max_s > 0.2
-    histogram, most = lag.metrics()
+    histogram, most, own = lag.metrics()
+    # It slept, and computed nothing.
+    assert [one.value for one in own.samples] == [lag.max_computing_s]
+    assert lag.max_computing_s < lag.max_s / 2
     assert next(one.value for one in histogram.samples if one.name.endswith("_count")) >= 1
     assert [one.value for one in most.samples] == [lag.max_s]
 

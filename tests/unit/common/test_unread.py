@@ -41,7 +41,7 @@ def _messages(count: int) -> bytes:
     [_messages(MAX_CALL_FIELDS), b"\x0a\x00" * (MAX_CALL_FIELDS + 1), b"\x08\x01" * (MAX_CALL_FIELDS + 1)],
 )
 def test_more_fields_than_any_request_has_are_refused(raw: bytes) -> None:
-    with pytest.raises(InvalidRequestError, match="more than 65536 fields"):
+    with pytest.raises(InvalidRequestError, match="may have 65536 fields"):
         check_fields(raw, REQUEST)
 
 
