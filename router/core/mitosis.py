@@ -115,6 +115,8 @@ class Mitosis:
         members = self._members(macro_id)
         staying = self.staying(macro_id)
         wanted = count or self.bounds.lower
+        if len(staying) < 2:
+            raise ConfigError(f"{macro_id} has too few instances for a split: {len(staying)}")
         if not 1 <= wanted < len(staying):
             raise ConfigError(
                 f"{macro_id} has {len(staying)} instances: a split takes 1 to {len(staying) - 1} of them, "

@@ -83,7 +83,8 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
     ) -> pb.DrainInstanceResponse:
         """Nothing new for an instance."""
         fleet = self._grouping.fleet
-        return pb.DrainInstanceResponse(unfinished=fleet.drain(request.instance_id, resume=request.resume))
+        unfinished = fleet.drain(request.instance_id, resume=request.resume, force=request.force)
+        return pb.DrainInstanceResponse(unfinished=unfinished)
 
     async def ScaleInstances(  # noqa: N802
         self, request: pb.ScaleInstancesRequest, context: Context

@@ -63,7 +63,7 @@ class Fleet:
         self._retry_s = FIRST_RETRY_S
         self._try_again = float("-inf")
         dispatcher.on_scaling = self._wished
-        dispatcher.deserted = lambda: self.wanted == 0
+        dispatcher.deserted = lambda: self._deserted
 
     @property
     def automatic(self) -> bool:
@@ -85,6 +85,14 @@ class Fleet:
         leaving = {link.instance_id for link in self._registry if link.set_aside or link.draining}
         there = self._there() - leaving - self.stopping
         return len(there) + max(0, len(self._starts) - len(there - self._settled))
+
+    @property
+    def _deserted(self) -> bool:
+        """Nobody is there to answer, and nobody is expected: somebody asked for none, or drains them all."""
+        if self.wanted == 0:
+            return True
+        links = list(self._registry)
+        return bool(links) and all(link.set_aside for link in links) and not self._starts and not self.wanted
 
     def _there(self) -> frozenset[str]:
         return self._provisioned.union(link.instance_id for link in self._registry)
@@ -160,11 +168,20 @@ class Fleet:
         self._approach()
         return wanted
 
-    def drain(self, instance_id: str, *, resume: bool) -> int:
-        """Give an instance nothing new, or something again; returns its unfinished sequences."""
+    def drain(self, instance_id: str, *, resume: bool, force: bool = False) -> int:
+        """Give an instance nothing new, or something again; returns its unfinished sequences.
+
+        InvalidRequestError without force if nobody else is there to answer.
+        """
         link = self.link(instance_id)
         if instance_id in self.stopping:
             raise InvalidRequestError(f"{instance_id} is being stopped already")
+        others = (one for one in self._registry if one is not link)
+        if not (resume or force or link.set_aside or any(one.open for one in others)):
+            raise InvalidRequestError(
+                f"{instance_id} is the last one that takes requests: every request would get 503 until there "
+                "is another; force it (--force) if that is wanted"
+            )
         link.set_aside = not resume
         if not resume:
             self._dispatcher.attendance.silent(link)

@@ -39,8 +39,8 @@ BOUNCE_PAUSE_S = 0.25
 """After a refusal for want of room: by then a report says how full the instance is."""
 
 DESERTED = (
-    "all instances of this service have been stopped; it answers again when its operator starts some "
-    "(`tidepipe admin scale set N`)"
+    "all instances of this service have been stopped or drained; it answers again when its operator starts "
+    "some (`tidepipe admin scale set N`), or takes them back (`tidepipe admin drain INSTANCE --resume`)"
 )
 
 ScalingWish = AddInstance | DrainInstance

@@ -60,9 +60,12 @@ class AdminClient:
         request = message_of(pb.MoveInstanceRequest, instance_id=instance_id, **place)
         return await self._ask(self._stub.MoveInstance, request)
 
-    async def drain(self, instance_id: str, *, resume: bool = False) -> int:
-        """Give an instance nothing new (or something again); its unfinished sequences."""
-        request = message_of(pb.DrainInstanceRequest, instance_id=instance_id, resume=resume)
+    async def drain(self, instance_id: str, *, resume: bool = False, force: bool = False) -> int:
+        """Give an instance nothing new (or something again); its unfinished sequences.
+
+        force: also the last one that takes requests.
+        """
+        request = message_of(pb.DrainInstanceRequest, instance_id=instance_id, resume=resume, force=force)
         return int((await self._ask(self._stub.DrainInstance, request))["unfinished"])
 
     async def scale(self, how: str, count: int, *, force: bool = False) -> dict[str, Any]:

@@ -48,7 +48,9 @@ class Machines:
     def join(self) -> str:
         name = f"i{self.made}"
         self.made += 1
-        self.links[name] = SimpleNamespace(instance_id=name, set_aside=False, draining=False, placements=())
+        self.links[name] = SimpleNamespace(
+            instance_id=name, set_aside=False, draining=False, placements=(), open=True
+        )
         self.mitosis.add(name)
         return name
 
@@ -193,3 +195,17 @@ async def test_without_the_provisioner_nobody_starts_what_may_not_fit() -> None:
         assert fleet.wanted is None
         await fleet.scale_to(1)
         await until(machines, fleet, 1)
+
+
+async def test_the_last_one_is_not_drained_by_the_way() -> None:
+    """Then requests get 503 instead of waiting for whoever may take it back."""
+    machines = Machines(1, room=9)
+    async for fleet in running(machines):
+        with pytest.raises(InvalidRequestError, match=r"i0.*503.*--force"):
+            fleet.drain("i0", resume=False)
+        assert not machines.links["i0"].set_aside and not machines.deserted()
+        fleet.drain("i0", resume=False, force=True)
+        fleet.drain("i0", resume=False)
+        assert machines.deserted()
+        fleet.drain("i0", resume=True)
+        assert not machines.deserted()

@@ -17,6 +17,7 @@ from tidepipe.batch.places import check_places
 from tidepipe.cli.admin.groups_view import print_groups
 from tidepipe.cli.arguments import check_arguments
 from tidepipe.cli.main import main
+from tidepipe.client.admin import AdminClient
 from tidepipe.client.requests import check_endpoint, make_request, make_sampling
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=8)
@@ -165,3 +166,16 @@ def test_a_path_that_cannot_be_used_is_one_line(
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: cannot use aaa") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [-1, 2**32, 2**70])
+async def test_numbers_that_no_message_holds_are_refused(number: int) -> None:
+    async with AdminClient("127.0.0.1:9") as client:
+        calls = (
+            client.split("macro-1", number),
+            client.scale("add", number),
+            client.auto_scaling(True, 1, number),
+        )
+        for call in calls:
+            with pytest.raises(InvalidRequestError):
+                await call

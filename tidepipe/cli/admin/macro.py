@@ -30,7 +30,9 @@ def macro_list(endpoint: Endpoint, as_json: AsJson = False) -> None:
 def macro_split(
     macro: Macro,
     endpoint: Endpoint,
-    count: Annotated[int, typer.Option("--count", min=0, help="Instances that leave; 0: N_l.")] = 0,
+    count: Annotated[
+        int, typer.Option("--count", min=0, max=1_000_000, help="Instances that leave; 0: N_l.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Split the newest instances of a macro instance off."""
@@ -97,12 +99,16 @@ def drain(
     instance: Instance,
     endpoint: Endpoint,
     resume: Annotated[bool, typer.Option("--resume", help="Take it back.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also the last one that takes requests.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Give an instance nothing new; what it has is finished."""
 
     async def ask(client: Any) -> dict[str, Any]:
-        return {"instance_id": instance, "unfinished": await client.drain(instance, resume=resume)}
+        return {
+            "instance_id": instance,
+            "unfinished": await client.drain(instance, resume=resume, force=force),
+        }
 
     def view(answer: dict[str, Any]) -> None:
         what = "takes requests again" if resume else f"finishes {answer['unfinished']} sequences"

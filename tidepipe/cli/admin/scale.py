@@ -22,7 +22,8 @@ Count = Annotated[int, typer.Argument(metavar="N", min=0, max=1_000_000, help="H
 
 def _scale(endpoint: str, as_json: bool, how: str, count: int, force: bool) -> None:
     def view(answer: dict[str, Any]) -> None:
-        print(f"{answer['wanted']} instances when all is done")
+        wanted = answer["wanted"]
+        print(f"{wanted} {'instance' if wanted == 1 else 'instances'} when all is done")
         print_scaling(answer["scaling"])
 
     show(endpoint, as_json, lambda client: client.scale(how, count, force=force), view)
@@ -54,8 +55,8 @@ def scale_remove(endpoint: Endpoint, count: Count = 1, force: Force = False, as_
 def scale_auto(
     state: Annotated[str, typer.Argument(metavar="on|off")],
     endpoint: Endpoint,
-    least: Annotated[int, typer.Option("--min", min=1, help="Instances at least.")] = 1,
-    most: Annotated[int, typer.Option("--max", min=1, help="Instances at most.")] = 64,
+    least: Annotated[int, typer.Option("--min", min=1, max=1_000_000, help="Instances at least.")] = 1,
+    most: Annotated[int, typer.Option("--max", min=1, max=1_000_000, help="Instances at most.")] = 64,
     as_json: AsJson = False,
 ) -> None:
     """Add and remove instances by mean TTFT and saved TPOT, or leave it to people."""
