@@ -23,7 +23,8 @@ from tidepipe.cluster.config import ClusterConfig
 
 AUTO = "auto"
 AUTO_FOLDER = "tls"
-AUTO_DAYS = 30.0
+AUTO_DAYS = 365.0
+"""A cluster may be up for long, and its last thirty days are full of warnings."""
 OWN_KEY_NAME = "supervisor of a local cluster"
 OWN_KEY_S = 3600.0
 """A supervisor that is killed leaves a key of an admin behind, which must not stay one for ever."""
