@@ -58,8 +58,8 @@ def decode_json(raw: bytes | str, *, counted: bool = True) -> Any:
         raise NotJsonError(f"not JSON: {error.msg} at character {error.pos}") from None
     except RecursionError:
         raise NotJsonError("not usable JSON: nested too deeply") from None
-    except ValueError as error:  # integers with thousands of digits
-        raise NotJsonError(f"not usable JSON: {error}") from None
+    except ValueError:  # integers with thousands of digits, and advice to whoever runs the process
+        raise NotJsonError("not usable JSON: a number has more digits than are supported") from None
     if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _too_deep(value):
         raise NotJsonError(f"not usable JSON: nested too deeply, more than {MAX_JSON_DEPTH} levels")
     return value

@@ -54,7 +54,11 @@ _SENTENCES: tuple[tuple[str, str], ...] = (
         "an expression in it has a look-around or word boundary",
     ),
     (r"regex parse error:.*error: ([A-Za-z ,]+)", "an expression in it cannot be read: {}"),
-    (r"row has \d+ items|TooComplex|[Tt]oo (?:large|big|complex|many)|limit|exceeded|fuel", TOO_COMPLEX),
+    (
+        r"row has \d+ items|Unable to determine|TooComplex|[Tt]oo (?:large|big|complex|many)"
+        r"|limit|exceeded|fuel",
+        TOO_COMPLEX,
+    ),
 )
 
 

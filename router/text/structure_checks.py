@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
-from common.errors import InvalidRequestError, OverloadedError
+from common.errors import InvalidRequestError, OverloadedError, UnavailableError
 from common.structure import Structure
 from common.structures.checks import StructureProcess
 
@@ -65,8 +65,11 @@ class StructureChecks:
         """End the process."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._process.close()
+        self._waiting.clear()
         for trial in self._trials.values():
-            trial.done.cancel()
+            if not trial.done.done():
+                trial.done.set_exception(UnavailableError("structures cannot be checked any more; try again"))
+                trial.done.exception()  # perhaps nobody waits any more
 
     def _tried(self, key: bytes, structure: Structure, owner: str) -> _Trial:
         trial = self._trials.get(key)

@@ -216,6 +216,11 @@ CHAT_ERRORS: list[tuple[object, str, str | None]] = [
         "ignore_eos and response_format contradict each other",
         "ignore_eos",
     ),
+    (
+        {"messages": HELLO, "guided_json": {"type": "boolean"}, "min_tokens": 10},
+        "min_tokens and response_format contradict each other",
+        "min_tokens",
+    ),
 ]
 
 COMPLETION_ERRORS: list[tuple[object, str, str | None]] = [

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from common.errors import OverloadedError
+from common.errors import OverloadedError, UnavailableError
 from common.structure import Structure
 from router.text import structure_checks
 from router.text.structure_checks import AT_A_TIME, MAX_WAITING_OF_ONE, MOST_OF_ONE, StructureChecks
@@ -109,3 +109,15 @@ async def test_queues_are_bounded_for_each_and_for_all(checks: tuple[StructureCh
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_who_waits_when_it_ends_is_told_to_come_again(
+    checks: tuple[StructureChecks, SlowProcess],
+) -> None:
+    made, slow = checks
+    tasks = [asyncio.create_task(made.check(regex(f"a{n}"), "a")) for n in range(4)]
+    await begun(slow, "a0", "a1")
+    made.close()
+    for task in tasks:
+        with pytest.raises(UnavailableError):
+            await task
