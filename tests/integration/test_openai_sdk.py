@@ -144,38 +144,6 @@ def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
         client.files.create(file=("a.jsonl", b"{}"), purpose="assistants")
 
 
-def test_an_impossible_structure_is_the_requests_fault_at_every_door(
-    client: openai.OpenAI, cluster: RunningCluster
-) -> None:
-    """Also if the stage finds it out, on the way: who asks again would only see it again."""
-    stops = list(range(1000))  # among them all that may come in a list of integers before its end
-    schema = {"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 3}
-    wish: Any = {"model": MODEL, "prompt": "Three numbers:", "max_tokens": 24, "temperature": 0}
-    extra: Any = {"stop_token_ids": stops, "structured_outputs": {"json": schema}}
-    for stream in (False, True):
-        with pytest.raises(openai.APIError, match="stop_token_ids") as bad:
-            list(client.completions.create(**wish, stream=stream, extra_body=extra))
-        assert (bad.value.param, bad.value.code) == ("stop_token_ids", "invalid_value")
-        assert stream or isinstance(bad.value, openai.BadRequestError)
-    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {**wish, **extra}}
-    file = client.files.create(file=io.BytesIO(json.dumps(line).encode()), purpose="batch")
-    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
-    done = until(client, batch.id, "completed", "failed")
-    response = json.loads(client.files.content(done.error_file_id).text)["response"]
-    assert (response["status_code"], response["body"]["error"]["param"]) == (400, "stop_token_ids")
-    sampling = tidepipe.SamplingParams(
-        temperature=0.0,
-        max_tokens=24,
-        stop_token_ids=tuple(stops),
-        structure=Structure("json_schema", json.dumps(schema)),
-    )
-    with (
-        tidepipe.Client(cluster.grpc) as own,
-        pytest.raises(tidepipe.InvalidRequestError, match="stop_token_ids"),
-    ):
-        own.generate("Three numbers:", sampling)
-
-
 def lines(count: int, max_tokens: int) -> bytes:
     """A batch file; the last line has an error of its own."""
     bodies = [
@@ -247,3 +215,35 @@ def test_bad_batches_fail_whole_and_running_ones_can_be_cancelled(client: openai
         client.batches.cancel(batch.id)
     chat = client.completions.create(model=MODEL, prompt="Still", max_tokens=2)  # nothing is left behind
     assert chat.usage is not None
+
+
+def test_an_impossible_structure_is_the_requests_fault_at_every_door(
+    client: openai.OpenAI, cluster: RunningCluster
+) -> None:
+    """Also if the stage finds it out, on the way: who asks again would only see it again."""
+    stops = list(range(1000))  # among them all that may come in a list of integers before its end
+    schema = {"type": "array", "items": {"type": "integer"}, "minItems": 3, "maxItems": 3}
+    wish: Any = {"model": MODEL, "prompt": "Three numbers:", "max_tokens": 24, "temperature": 0}
+    extra: Any = {"stop_token_ids": stops, "structured_outputs": {"json": schema}}
+    for stream in (False, True):
+        with pytest.raises(openai.APIError, match="stop_token_ids") as bad:
+            list(client.completions.create(**wish, stream=stream, extra_body=extra))
+        assert (bad.value.param, bad.value.code) == ("stop_token_ids", "invalid_value")
+        assert stream or isinstance(bad.value, openai.BadRequestError)
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {**wish, **extra}}
+    file = client.files.create(file=io.BytesIO(json.dumps(line).encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+    done = until(client, batch.id, "completed", "failed")
+    response = json.loads(client.files.content(done.error_file_id).text)["response"]
+    assert (response["status_code"], response["body"]["error"]["param"]) == (400, "stop_token_ids")
+    sampling = tidepipe.SamplingParams(
+        temperature=0.0,
+        max_tokens=24,
+        stop_token_ids=tuple(stops),
+        structure=Structure("json_schema", json.dumps(schema)),
+    )
+    with (
+        tidepipe.Client(cluster.grpc) as own,
+        pytest.raises(tidepipe.InvalidRequestError, match="stop_token_ids"),
+    ):
+        own.generate("Three numbers:", sampling)
