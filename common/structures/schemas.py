@@ -56,7 +56,7 @@ def _schema(node: Any) -> Any:
             _check_literal(value)
             made[key] = value
         elif key == "pattern" and isinstance(value, str):
-            made[key] = portable(value, schema=True)
+            made[key] = portable(value, quoted=True, narrow_dot=True)
         elif key == "patternProperties" and isinstance(value, dict):
             made[key] = {_names(name, node): _schema(part) for name, part in value.items()}
             if len(made[key]) != len(value):
@@ -74,15 +74,14 @@ def _schema(node: Any) -> Any:
 
 def _names(expression: str, node: dict[str, Any]) -> str:
     """An expression of patternProperties. Narrowed, it would let others than its own values through."""
-    made = portable(expression)
-    if made != expression:
+    if portable(expression) != expression:
         named = [*_texts(node.get("properties")), *_texts(node.get("required"))]
         if node.get("additionalProperties") is not False or not all(map(str.isascii, named)):
             raise StructureError(
                 r"\d, \w and \s in patternProperties are supported only with additionalProperties false; "
                 "write [0-9] and the like"
             )
-    return made
+    return portable(expression, quoted=True)
 
 
 def _texts(value: Any) -> list[str]:

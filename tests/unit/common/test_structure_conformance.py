@@ -57,6 +57,17 @@ PATTERNS = [
         "$",
     ),
     *("a|^b$", r"^[\x00-\x1f]$", r"^[^\d\s]$", r"^[\D\S]$", r"^\s$", '^["\\\\]+$', "^/+$", "(?i)^ab$", "a$b"),
+    *(
+        '[^"]',
+        r'^[^"\\]+$',
+        "^[\\x00-!]$",
+        r"^\p{Cc}$",
+        r"^\P{Po}$",
+        r"^[\P{Po}a]+$",
+        r"^[^\P{Po}]$",
+        r"a|[^a\\]",
+        r"^\0$",
+    ),
     *("[[:alpha:]]", "[a&&b]", "[a--b]", "a++", r"\bfoo", "(?=a)", r"(a)\1", "[]a]", "(", r"[\d-x]", "é"),
 ]
 FORMATS = [
@@ -279,6 +290,15 @@ def accepted(schema: dict[str, Any], text: str) -> bool:
         ({"type": "string", "pattern": r"^\d$"}, '"\u0663"', False),
         ({"type": "string", "pattern": r"^\D$"}, '"\u0663"', False),
         ({"type": "string", "pattern": r"^[^\D]$"}, '"5"', True),
+        ({"type": "string", "pattern": '^[^"]$'}, r'"\""', False),
+        ({"type": "string", "pattern": '^[^"]$'}, r'"\\"', True),
+        ({"type": "string", "pattern": "^[^-a]$"}, '"B"', True),
+        ({"type": "string", "pattern": r"^\p{Cc}$"}, r'"\\"', False),
+        (
+            {"type": "object", "patternProperties": {'^[^"]+$': {}}, "additionalProperties": False},
+            r'{"\"": 1}',
+            False,
+        ),
         ({"type": "string", "pattern": "^.$"}, '"\u2028"', False),
         ({"type": "number", "exclusiveMinimum": 1}, f"1.{'0' * 30}1", False),
         ({"type": "number", "exclusiveMinimum": 1}, "1.001", True),
