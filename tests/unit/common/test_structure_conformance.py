@@ -207,15 +207,18 @@ def conforms(schema: dict[str, Any], text: str) -> bool:
     with localcontext(Context(prec=400)), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return all(
-            _valid(json.loads(written, parse_float=number), json.loads(text, parse_float=number))
+            _valid(written, text, number)
             for number in ((Decimal,) if "multipleOf" in written else (Decimal, float))
         )
 
 
-def _valid(schema: Any, value: Any) -> bool:
+def _valid(schema: str, text: str, number: type[Decimal] | type[float]) -> bool:
     formats = jsonschema.Draft202012Validator.FORMAT_CHECKER
     try:
-        return bool(jsonschema.Draft202012Validator(schema, format_checker=formats).is_valid(value))
+        judge = jsonschema.Draft202012Validator(
+            json.loads(schema, parse_float=number), format_checker=formats
+        )
+        return bool(judge.is_valid(json.loads(text, parse_float=number)))
     except (re.error, ArithmeticError):  # no pattern, or number, of the judge's
         return True
 
