@@ -48,7 +48,7 @@ from router.batches.writer import BatchWriter, durably
 MAX_UNFINISHED = 100
 MAX_OF_ONE = MAX_UNFINISHED // 2
 _PAGE = 64
-READERS = 4
+READERS = 16
 """Lines that are read at a time: reading is the router's own work, and so few share the blame for a death."""
 APART_S, MAX_APART_S = 10.0, 3600.0
 """For which nothing is begun beside a line that was being answered at several deaths; twice as long after

@@ -16,7 +16,7 @@ from router.requests.entry import RequestEntry
 from router.requests.seeds import draw_seed
 
 MAX_CLAIMS = 65_536
-"""Oldest ones go first: who comes back after so many others starts anew."""
+"""Of whoever has most the oldest go first: who comes back after so many others starts anew."""
 CLAIM_S = 86_400.0
 """A key that was not used for so long is free again."""
 
@@ -70,17 +70,18 @@ class RememberedKeys:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._claims: OrderedDict[tuple[str, str], tuple[Claim, float]] = OrderedDict()
+        self._claims: dict[str, OrderedDict[str, tuple[Claim, float]]] = {}
 
     async def claim(self, owner: str, key: str, request: GenerationRequest) -> Claim:
         """Part of KeyedRequests."""
         now = self._clock()
-        claim, at = self._claims.pop((owner, key), (None, now))
+        mine = self._claims.setdefault(owner, OrderedDict())
+        claim, at = mine.pop(key, (None, now))
         if claim is None or at < now - CLAIM_S:
             claim = new_claim(request)
-        self._claims[owner, key] = claim, now
-        if len(self._claims) > MAX_CLAIMS:
-            self._claims.popitem(last=False)
+        mine[key] = claim, now
+        if sum(map(len, self._claims.values())) > MAX_CLAIMS:
+            max(self._claims.values(), key=len).popitem(last=False)
         return claim
 
     def follow(self, entry: RequestEntry, claim: Claim) -> None:

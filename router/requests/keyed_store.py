@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -219,22 +220,29 @@ def _save(
 
 
 def _forget_old(db: sqlite3.Connection, now: float) -> None:
-    """What was not asked for in a day, and the oldest beyond the limits."""
+    """What was not asked for in a day, and beyond the limits the oldest of whoever has most."""
     for (name,) in db.execute("SELECT request_id FROM requests WHERE used < ?", (now - CLAIM_S,)).fetchall():
         _forget(db, name)
-    count, size = db.execute(
-        "SELECT (SELECT COUNT(*) FROM requests), "
-        f"(SELECT COALESCE(SUM(LENGTH(data) + {_ROW_BYTES}), 0) FROM pieces)"
-    ).fetchone()
-    oldest = db.execute("SELECT request_id FROM requests ORDER BY used").fetchall()
-    for (name,) in oldest:
-        if count <= MAX_CLAIMS and size <= MAX_STORED_BYTES:
-            return
-        (held,) = db.execute(
-            f"SELECT COALESCE(SUM(LENGTH(data) + {_ROW_BYTES}), 0) FROM pieces WHERE request_id = ?", (name,)
-        ).fetchone()
+    rows = db.execute(
+        "SELECT owner, request_id, COALESCE(held, 0) FROM requests LEFT JOIN (SELECT request_id, "
+        f"SUM(LENGTH(data) + {_ROW_BYTES}) AS held FROM pieces GROUP BY request_id) USING (request_id) "
+        "ORDER BY used"
+    )
+    of_owners: dict[str, deque[tuple[str, int]]] = defaultdict(deque)
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for owner, name, held in rows:
+        of_owners[owner].append((name, held))
+        counts[owner] += 1
+        sizes[owner] += held
+    while counts.total() > MAX_CLAIMS or sizes.total() > MAX_STORED_BYTES:
+        # Whoever has most makes room: nobody pushes out what is another's.
+        crowd = sizes if sizes.total() > MAX_STORED_BYTES else counts
+        owner = max(crowd, key=lambda one: crowd[one])
+        name, held = of_owners[owner].popleft()
         _forget(db, name)
-        count, size = count - 1, size - held
+        counts[owner] -= 1
+        sizes[owner] -= held
 
 
 def _forget(db: sqlite3.Connection, request_id: str) -> None:

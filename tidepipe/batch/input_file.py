@@ -12,6 +12,17 @@ from common.errors import ConfigError
 
 MAX_LINE_BYTES = 16 * 2**20
 _DIGEST_BYTES = 16
+_NO_LINES = {
+    b"\x1f\x8b": "compressed by gzip",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
+    b"PK\x03\x04": "a zip archive",
+    b"BZh": "compressed by bzip2",
+    b"\xfd7zX": "compressed by xz",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"PAR1": "Parquet",
+}
+"""Beginnings of files that people take for a batch's input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,15 @@ def count_lines(path: Path) -> int:
 
 def _open(path: Path) -> BinaryIO:
     try:
-        return path.open("rb")
+        file = path.open("rb")
+        begin = file.read(4)
+        file.seek(0)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    for mark, kind in _NO_LINES.items():
+        if begin.startswith(mark):
+            file.close()
+            raise ConfigError(
+                f"cannot read {path}: it is {kind}, not lines of JSON in UTF-8; convert it first"
+            )
+    return file

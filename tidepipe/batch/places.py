@@ -32,6 +32,10 @@ def check_places(source: Path, output: Path) -> None:
             raise ConfigError(
                 f"the output {output} is no regular file; answers are written to one in one stroke, name one"
             )
+    if output.exists() and not output.stat().st_mode & 0o222:
+        raise ConfigError(
+            f"the output {output} is there, and write-protected; name another one, or remove it"
+        )
     progress = progress_path(output)
     for place, what in ((output, "output"), (progress, "file of the batch's progress")):
         if place.exists() and source.exists() and place.samefile(source):

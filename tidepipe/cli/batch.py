@@ -51,6 +51,9 @@ def batch(
     from tidepipe.batch.places import check_places  # late, so that `tidepipe --help` stays quick
 
     check_places(source, output)
+    if output.is_symlink():
+        output = output.resolve()  # what it leads to is written, and the link stays
+        check_places(source, output)
     run(_batch(source, output, endpoint, cluster, as_json, concurrency, request_timeout, trace))
 
 

@@ -77,6 +77,7 @@ async def test_old_ones_and_too_large_ones_are_forgotten(
     now = 1000.0
     keys = StoredKeys(database, lambda: now)
     names = {}
+    another = (await keys.claim("another", "first of all", request())).request_id
     for number in range(6):
         now += 1
         names[number] = (await keys.claim("", str(number), request())).request_id
@@ -85,6 +86,7 @@ async def test_old_ones_and_too_large_ones_are_forgotten(
     await database.run(keyed_store._forget_old, now)
     kept = {number: (await keys.claim("", str(number), request())).request_id for number in range(6)}
     assert [kept[number] == names[number] for number in range(6)] == [False] * 3 + [True] * 3
+    assert (await keys.claim("another", "first of all", request())).request_id == another
     now += CLAIM_S + 1
     await database.run(keyed_store._forget_old, now)
     assert await database.run(lambda db: db.execute("SELECT COUNT(*) FROM pieces").fetchone()) == (0,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from common.errors import ConfigError, InvalidRequestError, TidePipeError
 from common.request import ChatTurn
+from tidepipe.batch.input_file import count_lines
 from tidepipe.batch.places import check_places
 from tidepipe.cli.admin.groups_view import print_groups
 from tidepipe.cli.arguments import check_arguments
@@ -109,6 +111,7 @@ def folder(path: Path) -> None:
         (".", None, "is a folder"),
         ("..", None, "is a folder"),
         ("pipe", os.mkfifo, "no regular file"),
+        ("protected", lambda path: path.touch(0o444), "write-protected"),
         ("/dev/stdout", None, "no regular file"),
         ("/dev/null", None, "no regular file"),
         ("in.jsonl", None, "is the input"),
@@ -127,6 +130,15 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(
     with pytest.raises(ConfigError, match=said):
         check_places(source, tmp_path / name)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"), [(gzip.compress(b"{}"), "gzip"), ('{"a": 1}'.encode("utf-16"), "UTF-16")]
+)
+def test_an_input_that_has_no_lines_is_refused_at_once(tmp_path: Path, content: bytes, kind: str) -> None:
+    (tmp_path / "in").write_bytes(content)
+    with pytest.raises(ConfigError, match=kind):
+        count_lines(tmp_path / "in")
 
 
 def test_places_of_a_batch(tmp_path: Path) -> None:
