@@ -1,8 +1,9 @@
-"""Goodput: the highest request rate at which the wanted share of requests meets both targets."""
+"""Goodput: the request rate up to which the wanted share of requests meets both targets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -104,6 +105,12 @@ def figures_of(jobs: Sequence[Job], rate: float, question: Question) -> Figures:
     )
 
 
+GRID = 2**0.5
+"""Ratio of the rates that are tried before bisection; a dip in attainment between two may be missed."""
+LOWEST, LEAST = 16.0, 500.0
+"""The scan begins at this part of what the devices could compute, or lower, down to the second."""
+PRECISION = 0.03
+
 Run = Callable[[str, Knobs, ClusterPlant, Sequence[Job]], None]
 
 
@@ -121,12 +128,15 @@ def goodput(
     plant: ClusterPlant,
     question: Question,
     *,
-    start: float,
     floor: float = 0.0,
-    precision: float = 0.03,
+    precision: float = PRECISION,
     run: Run = run_system,
 ) -> Goodput:
-    """Search upwards or downwards from `start`, then bisect down to `precision` (a share of the rate).
+    """The rate up to which a system attains throughout, within `precision` (a share of it).
+
+    Attainment need not fall with the rate: a router that packs windows may miss at half load what it keeps at
+    full. So all rates of a grid that does not depend on the answer are tried from the lowest upwards, and
+    between the last before the first that misses and that one it is bisected.
 
     floor: a rate that must be attained at all, else the search ends at once with goodput 0 (tuning: settings
     that do not beat the best so far are not of interest).
@@ -140,20 +150,22 @@ def goodput(
         found = measure(system, knobs, plant, question, rate, run)
         if found.attainment < question.attainment:
             return False
-        if best is None or rate > best.rate:
-            best = found
+        best = found
         return True
 
     if floor and not attains(floor):
         return Goodput(system, knobs, 0.0, None, runs)
-    low, high = floor, start if start > floor else floor * 1.3
+    best, low = None, 0.0
+    likely = likely_rate(plant, question.workload)
+    # Powers of one ratio: the same rates for all systems, wherever their goodput may be.
+    high = GRID ** math.floor(math.log(likely / LOWEST, GRID))
     while attains(high):
-        low, high = high, high * 1.5
-    while low == 0.0 and high > start / 200:
-        if attains(high / 2):
-            low = high / 2
+        low, high = high, high * GRID
+    while low == 0.0 and high > likely / LEAST:
+        if attains(high / GRID):
+            low = high / GRID
         else:
-            high /= 2
+            high /= GRID
     while low > 0.0 and high / low > 1 + precision:
         middle = (low * high) ** 0.5
         if attains(middle):
@@ -168,8 +180,7 @@ def tuned_goodput(
     plant: ClusterPlant,
     question: Question,
     *,
-    start: float,
-    precision: float = 0.03,
+    precision: float = PRECISION,
     run: Run = run_system,
 ) -> Goodput:
     """At the best of the settings that are scanned for the system."""
@@ -177,10 +188,7 @@ def tuned_goodput(
     runs = 0
     for knobs in scan(system, plant):
         floor = best.rps * (1 + precision) if best else 0.0
-        begin = best.rps * 1.1 if best and best.rps else start
-        found = goodput(
-            system, knobs, plant, question, start=begin, floor=floor, precision=precision, run=run
-        )
+        found = goodput(system, knobs, plant, question, floor=floor, precision=precision, run=run)
         runs += found.runs
         if best is None or found.rps > best.rps:
             best = found
@@ -189,24 +197,39 @@ def tuned_goodput(
     return Goodput(system, best.knobs, best.rps, best.figures, runs)
 
 
-def confirmed(
-    found: Goodput, plant: ClusterPlant, question: Question, run: Run, *, tries: int = 10
-) -> Goodput:
+def confirmed(found: Goodput, plant: ClusterPlant, question: Question, run: Run) -> Goodput:
     """The same, with figures from another way to run: at its goodput, or as much lower as that needs.
 
-    Steps of 3 %. After `tries` the figures are those of the last rate, and the goodput is 0.
+    Steps of PRECISION; then at each half of it down to a sixteenth, for it must attain throughout.
     """
-    rate, figures = found.rps, found.figures
-    for attempt in range(tries if rate > 0 else 0):
-        figures = measure(found.system, found.knobs, plant, question, rate, run)
-        if figures.attainment >= question.attainment:
-            return Goodput(found.system, found.knobs, rate, figures, found.runs + attempt + 1)
-        rate *= 0.97
-    return Goodput(found.system, found.knobs, 0.0, figures, found.runs + tries)
+    lowest = found.rps / 16
+    rate, runs = found.rps, found.runs
+    figures: Figures | None = None
+
+    def attains(at: float) -> Figures | None:
+        nonlocal runs
+        runs += 1
+        seen = measure(found.system, found.knobs, plant, question, at, run)
+        return seen if seen.attainment >= question.attainment else None
+
+    while rate > lowest:
+        figures = attains(rate)
+        if figures is not None:
+            missed = next((at for at in _halves(rate, lowest) if attains(at) is None), None)
+            if missed is None:
+                return Goodput(found.system, found.knobs, rate, figures, runs)
+            rate = missed
+        rate *= 1 - PRECISION
+    return Goodput(found.system, found.knobs, 0.0, None, runs)
+
+
+def _halves(rate: float, lowest: float) -> Iterator[float]:
+    while (rate := rate / 2) > lowest:
+        yield rate
 
 
 def likely_rate(plant: ClusterPlant, workload: Workload) -> float:
-    """Where to begin the search: requests per second that the devices could compute at full batches."""
+    """Requests per second that the devices could compute at full batches, roughly."""
     cost = plant.latency()
     prompt = workload.prompt_tokens / len(workload.requests)
     output = workload.output_tokens / len(workload.requests)

@@ -85,7 +85,7 @@ def online(
         typer.Option("--plot", metavar="DIR", help="Draw attainment and latencies over the rate."),
     ] = None,
 ) -> None:
-    """Goodput: the highest rate at which the wanted share of requests meets both targets."""
+    """Goodput: the rate up to which the wanted share of requests meets both targets."""
     # Late, so that `tidepipe --help` stays quick.
     from common.errors import ConfigError
     from common.latency.files import read_shape
@@ -174,7 +174,7 @@ def _answer(
     scan: bool,
     fast: bool,
 ) -> Goodput:
-    from simulation.goodput import Goodput, confirmed, goodput, likely_rate, measure, tuned_goodput
+    from simulation.goodput import Goodput, confirmed, goodput, measure, tuned_goodput
     from simulation.systems import default_knobs, run_exactly, run_system
 
     quick, exactly = _told(run_system, words, waiting), _told(run_exactly, f"{words}, confirming", waiting)
@@ -183,11 +183,10 @@ def _answer(
         knobs = default_knobs(name, plant)
         figures = measure(name, knobs, plant, question, rate, quick if apart or fast else exactly)
         return Goodput(name, knobs, rate if figures.attainment >= question.attainment else 0.0, figures)
-    start = likely_rate(plant, question.workload)
     if scan or apart:
-        found = tuned_goodput(name, plant, question, start=start, run=quick)
+        found = tuned_goodput(name, plant, question, run=quick)
     else:
-        found = goodput(name, default_knobs(name, plant), plant, question, start=start, run=quick)
+        found = goodput(name, default_knobs(name, plant), plant, question, run=quick)
     return found if apart or fast else confirmed(found, plant, question, exactly)
 
 
