@@ -40,10 +40,9 @@ from controller.core.events import (
     StagesReady,
     StepDone,
 )
-from controller.core.policies.catalog import make_policy, victims_for
-from controller.core.scheduler import Scheduler, SchedulerConfig
+from controller.core.policies.catalog import make_setup, step_knob
+from controller.core.scheduler import Scheduler
 from controller.core.split import stage_layers
-from controller.drivers.blueprint import CPU_DISPATCH_S
 from stage_worker.executors.protocol import Executor, StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
 from stage_worker.models.native.library import Kernel, NativeKernels
@@ -148,17 +147,15 @@ class Pipeline:
             )
         # As a live controller on a CPU plans: with the data sheet's costs, without which `auto` is `td-pipe`.
         known = cost_model(self.shape, hardware("cpu"), None, Parallelism(stages))
-        self.scheduler = Scheduler(
-            SchedulerConfig(
-                context_length=self.shape.context_length,
-                eos_token_ids=self.shape.eos_token_ids,
-                block_size=options.block_size,
-                prefill_tokens=options.prefill_tokens,
-                microbatches=options.microbatches,
-                victims=victims_for(options.policy),
-            ),
-            make_policy(options.policy, known, 0.0 if options.microbatches else CPU_DISPATCH_S),
+        knobs = {step_knob(options.policy): options.prefill_tokens} if options.prefill_tokens else {}
+        setup = make_setup(options.policy, knobs, known, "cpu", fixed=options.microbatches > 0)
+        config = setup.config(
+            self.shape.context_length,
+            self.shape.eos_token_ids,
+            block_size=options.block_size,
+            microbatches=options.microbatches,
         )
+        self.scheduler = Scheduler(config, setup.policy)
 
     def run(
         self, items: Sequence[dict[str, Any]], clock: KernelClock, hop_s: float
@@ -265,7 +262,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quantization")
     parser.add_argument("--policy", default="auto")
     parser.add_argument("--block-size", type=int, default=16)
-    parser.add_argument("--prefill-tokens", type=int, default=256)
+    parser.add_argument("--prefill-tokens", type=int, default=0, help="0: by policy")
     parser.add_argument("--layer-split", type=lambda text: [int(part) for part in text.split(",")])
     parser.add_argument("--requests", type=int, default=0, help="only the first so many")
     parser.add_argument("--microbatches", type=int, default=0)

@@ -15,9 +15,9 @@ from functools import partial
 
 from bench.offline_cells import Cell, cells, study_parser
 from bench.parts import Figures, Parts
+from controller.core.policies.catalog import Knobs
 from controller.simulation.offline import run_offline
 from controller.simulation.predictions import predictor
-from controller.simulation.setups import Knobs
 
 AUTO: dict[str, tuple[Knobs, str]] = {
     "auto": ({}, "oracle"),
@@ -32,7 +32,7 @@ AUTO: dict[str, tuple[Knobs, str]] = {
     "auto, every step 256 tokens": ({"fixed_size": 256}, "oracle"),
     "auto, every step 512 tokens": ({"fixed_size": 512}, "oracle"),
     "auto, one more batch than stages": ({"extra_batches": 1}, "oracle"),
-    "auto, victims: the newest": ({"victims": "newest"}, "noise:0.5"),
+    "auto, victims: the newest": ({"victims": "newest-idle"}, "noise:0.5"),
 }
 TD_PIPE: dict[str, tuple[Knobs, str]] = {
     "td-pipe": ({}, "oracle"),

@@ -10,16 +10,17 @@ import time
 from dataclasses import replace
 
 from bench.online_studies import STUDY, cluster, question
+from controller.core.policies.catalog import Knobs
 from simulation.goodput import Run, measure
-from simulation.systems import Knobs, run_exactly, run_system
+from simulation.systems import run_exactly, run_system
 
 RATES = {"sharegpt-like": 28.0, "longbench-like": 6.0}
 """Near the goodput of the weakest system, requests per second."""
 SYSTEMS: tuple[tuple[str, Knobs], ...] = (
     ("separate", {"routing": "least-loaded", "budget": 2048}),
     ("hybrid", {"routing": "least-loaded", "budget": 256}),
-    ("padg", {"steps": "apart", "budget": 2048}),
-    ("padg", {"steps": "mixed", "budget": 256}),
+    ("padg-apart", {"budget": 2048}),
+    ("padg", {"budget": 256}),
 )
 
 
@@ -40,7 +41,7 @@ def main() -> None:
                 begun = time.process_time()
                 f = measure(system, knobs, plant, asked, rate, run)
                 spent = time.process_time() - begun
-                name = f"{system} {knobs.get('steps', '')} {knobs['budget']}".replace("  ", " ")
+                name = f"{system} {knobs['budget']}"
                 print(
                     f"| {mix} | {name} | {kind} | {f.attainment:.3f} | "
                     f"{f.ttft_ms['p50']:.0f} / {f.ttft_ms['p90']:.0f} | "

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from common.latency.files import read_shape
 from common.latency.hardware import hardware
+from controller.core.policies.catalog import Knobs
 from router.core.slo import SloTarget
 from simulation.arrivals import MIXES, Arrivals
 from simulation.goodput import Question
 from simulation.plant import ClusterPlant
-from simulation.systems import SYSTEMS, Knobs
+from simulation.systems import SYSTEMS
 
 MAX_TOTAL = 4096
 """Tokens of one sequence; Llama-30B's context is taken to be extended, as LongBench needs it."""
@@ -84,7 +85,7 @@ def instances(seed: int, seconds: float) -> Iterator[Trial]:
     """1 to 16 instances; disaggregation needs two."""
     for count in (1, 2, 4, 8, 16):
         asked = question("sharegpt-like", seed, seconds)
-        for name in ("padg", "padg-published", "separate", "hybrid"):
+        for name in ("padg", "padg-apart", "padg-published", "separate", "hybrid"):
             yield Trial(f"{count}/{name}", name, cluster("l20", STUDY, count), asked)
 
 
@@ -97,7 +98,7 @@ def ablation(seed: int, seconds: float) -> Iterator[Trial]:
         plant = cluster("l20", STUDY)
         for name in routers:
             yield Trial(f"{mix}/{name}", f"route:{name}", plant, asked)
-        yield Trial(f"{mix}/padg, mixed steps", "padg", plant, asked)
+        yield Trial(f"{mix}/padg, prompts on decode steps", "padg", plant, asked)
         exact = replace(asked, noise=0.0)
         yield Trial(f"{mix}/padg, lengths known", "route:padg", plant, exact)
         rough = replace(asked, noise=1.0)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
 
 import numpy as np
 
@@ -28,10 +27,10 @@ from controller.core.events import (
     StagesReady,
     StepDone,
 )
-from controller.core.scheduler import Scheduler, SchedulerConfig
+from controller.core.policies.catalog import make_setup
+from controller.core.scheduler import Scheduler
 from controller.drivers.collector import settle_collector
 from controller.simulation.offline import Plant
-from controller.simulation.setups import make_setup
 
 BLOCK_SIZE = 16
 PROMPT_TOKENS = 24
@@ -44,15 +43,8 @@ def measure(policy: str, running: int, stages: int, events: int, doubt: float) -
     doubt: predicted P90 over predicted P50; 1 for certainty, which costs less to keep account of.
     """
     plant = Plant(SHAPES["qwen2.5-32b"], hardware("l20"), stages, max_total=2048)
-    setup = make_setup(policy, {}, plant.latency())
-    config = SchedulerConfig(
-        context_length=2048,
-        eos_token_ids=(),
-        prefill_tokens=setup.prefill_tokens,
-        admission=replace(setup.admission, max_running=running),
-        victims=setup.victims,
-        max_sequences=1 << 30,
-    )
+    setup = make_setup(policy, {"max_running": running}, plant.latency(), plant.hardware.name)
+    config = setup.config(2048, (), max_sequences=1 << 30)
     scheduler = Scheduler(config, setup.policy)
     chance = np.random.default_rng(1)
     lengths = np.maximum(chance.exponential(MEAN_OUTPUT, running + 20 * events), 8).astype(int)

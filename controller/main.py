@@ -18,9 +18,17 @@ from common.security.credentials import add_security_options, from_options
 from common.telemetry import Telemetry
 from common.telemetry.listener import add_metrics_option, serve_metrics
 from common.token_mix import TokenMix
-from controller.core.admission import AdmissionRules
-from controller.core.policies.catalog import LIVE_POLICIES
+from controller.core.policies.catalog import (
+    LIVE_POLICIES,
+    MAX_STEP_TOKENS,
+    Knob,
+    Knobs,
+    make_setup,
+    parse_knobs,
+    step_knob,
+)
 from controller.core.scheduler import Scheduler
+from controller.core.state import BLOCK_SIZE
 from controller.drivers.blueprint import Blueprint
 from controller.drivers.collector import settle_collector
 from controller.drivers.journal import Journal, open_journal
@@ -33,9 +41,6 @@ from controller.telemetry import ControllerMetrics
 from tidepipe.v1 import controller_pb2, controller_pb2_grpc, router_pb2, timeline_pb2, timeline_pb2_grpc
 
 DRAIN_S = 10.0
-PREFILL_TOKENS = {"cpu": 256, "cuda": 2048}
-"""Tokens of a prefill step at most: enough to saturate the device, few enough to keep bubbles short."""
-
 LIKELY_DEVICE = {"cpu": "cpu", "cuda": "l20"}
 """Whose links and data sheet fill in what a profile leaves open."""
 
@@ -52,7 +57,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--policy", default="auto", help=", ".join(LIVE_POLICIES))
     parser.add_argument("--profile", type=Path, default=None, help="CSV of tokens, ms of the whole model")
     parser.add_argument("--hardware", default=None, help="device to model: l20, a100, a800 or h100")
-    parser.add_argument("--block-size", type=int, default=16, help="tokens per KV block")
+    parser.add_argument("--block-size", type=int, default=BLOCK_SIZE, help="tokens per KV block")
     parser.add_argument("--kv-blocks", type=int, default=0, help="per stage; 0: from the memory budget")
     parser.add_argument("--layer-split", default="", help="layers per stage, such as 16,14")
     parser.add_argument(
@@ -60,15 +65,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default=str(TokenMix()),
         help="prompt and output tokens of a typical request, to split layers by",
     )
-    parser.add_argument("--prefill-tokens", type=int, default=0, help="per step; 0: by device")
-    parser.add_argument("--max-sequences", type=int, default=8192, help="running and waiting together")
-    parser.add_argument("--max-running", type=int, default=256, help="sequences with KV blocks at a time")
+    parser.add_argument("--prefill-tokens", type=int, default=0, help="per step with prompts; 0: by policy")
+    parser.add_argument("--max-sequences", type=int, default=0, help="running and waiting; 0: by policy")
+    parser.add_argument("--max-running", type=int, default=0, help="sequences with KV blocks; 0: any number")
     parser.add_argument(
         "--reserve",
         type=float,
-        default=AdmissionRules().reserve,
+        default=None,
         help="share of the KV blocks that the forecast peak leaves free at least; below 0 overcommits memory",
     )
+    parser.add_argument("--policy-settings", default="", help="of the policy, NAME=VALUE,..")
     parser.add_argument("--microbatches", type=int, default=0, help="always so many; 0: as the policy likes")
     parser.add_argument(
         "--journal", type=Path, default=None, help="write every event to this .jsonl file, or folder"
@@ -79,28 +85,38 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _check_policy(name: str) -> None:
+def _knobs(options: argparse.Namespace) -> Knobs:
+    """What was chosen of the policy's settings, by name or by the flags that many policies share."""
+    name = options.policy
     if name not in LIVE_POLICIES:
         raise ConfigError(f"unknown policy {name!r}; known: {', '.join(LIVE_POLICIES)}")
+    flags: dict[str, Knob] = {}
+    if options.prefill_tokens:
+        flags[step_knob(name)] = options.prefill_tokens
+    if options.max_running:
+        flags["max_running"] = options.max_running
+    if options.reserve is not None:
+        flags["reserve"] = options.reserve
+    knobs = {**flags, **parse_knobs(options.policy_settings, name)}
+    make_setup(name, {knob: value for knob, value in knobs.items() if knob != "switching"})
+    return knobs
 
 
-def _blueprint(options: argparse.Namespace, about: StageAbout, pipeline: Pipeline) -> Blueprint:
+def blueprint_of(options: argparse.Namespace, about: StageAbout, split: tuple[int, ...]) -> Blueprint:
+    """The instance that these options describe, on such stages."""
     device = about.device.partition(":")[0]
-    ranges = [stage.account.layers for stage in pipeline.stages]
     return Blueprint(
         policy=options.policy,
         shape=about.shape,
-        split=tuple(end - begin for begin, end in ranges),
+        split=split,
         device=options.hardware or LIKELY_DEVICE.get(device, "l20"),
         profile=read_profile(options.profile) if options.profile else None,
         # One core differs from another by a factor, which reported times correct; GPUs differ in kind.
         modelled=options.hardware is not None or device == "cpu",
         block_size=options.block_size,
-        prefill_tokens=options.prefill_tokens or PREFILL_TOKENS.get(device, 256),
         microbatches=options.microbatches,
         max_sequences=options.max_sequences,
-        max_running=options.max_running,
-        reserve=options.reserve,
+        knobs=_knobs(options),
     )
 
 
@@ -115,26 +131,27 @@ def _check(options: argparse.Namespace) -> None:
     for name, low, high in (
         ("block_size", 1, 1024),
         ("kv_blocks", 0, 2**31),
-        ("prefill_tokens", 0, 8192),
-        ("max_sequences", 1, 2**20),
-        ("max_running", 1, 65536),
+        ("prefill_tokens", 0, MAX_STEP_TOKENS),
+        ("max_sequences", 0, 2**20),
+        ("max_running", 0, MAX_STEP_TOKENS),
         ("microbatches", 0, 32),
         ("reserve", -100.0, 0.9),
     ):
-        if not low <= (value := getattr(options, name)) <= high:
+        value = getattr(options, name)
+        if value is not None and not low <= value <= high:
             raise ConfigError(f"--{name.replace('_', '-')} must be in [{low}, {high}], got {value}")
 
 
 async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
     """Serve until asked to stop."""
     _check(options)
-    _check_policy(options.policy)
+    _knobs(options)
     incarnation = uuid.uuid4().hex
     config = PipelineConfig(
         stage_addresses=tuple(part for part in options.stages.split(",") if part),
         block_size=options.block_size,
         kv_blocks=options.kv_blocks,
-        max_step_tokens=max(options.prefill_tokens, max(PREFILL_TOKENS.values()), options.max_running),
+        max_step_tokens=MAX_STEP_TOKENS,
         layer_split=_layer_split(options.layer_split),
         token_mix=TokenMix.parse(options.token_mix),
     )
@@ -146,7 +163,8 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
 
     def make_scheduler(about: StageAbout) -> Scheduler:
         nonlocal cost
-        blueprint = _blueprint(options, about, pipeline)
+        ranges = [stage.account.layers for stage in pipeline.stages]
+        blueprint = blueprint_of(options, about, tuple(end - begin for begin, end in ranges))
         if journal is not None:
             journal.begin(blueprint)
         scheduler, cost = blueprint.build()

@@ -11,7 +11,6 @@ from common.latency.work import work_of
 from common.plan import SampledTokens, StepPlan
 from common.sampling import SamplingParams
 from controller.core.actions import Dispatch, Emit, Finish, Refused
-from controller.core.admission import AdmissionRules
 from controller.core.events import (
     Event,
     LengthPredicted,
@@ -20,40 +19,41 @@ from controller.core.events import (
     StagesReady,
     StepDone,
 )
-from controller.core.policies import HybridPolicy, PadgPolicy, Policy, SeparatePolicy
+from controller.core.policies.catalog import Knobs, make_setup, step_knob
 from controller.core.report import instance_report
-from controller.core.scheduler import Scheduler, SchedulerConfig
-from controller.core.victims import LeastLost, Newest
-from controller.drivers.simulated import GO_ON, STOP, SimulatedStages
+from controller.core.scheduler import Scheduler
+from controller.drivers.simulated import DISPATCH_S, GO_ON, STOP, SimulatedStages
 from router.core.prefill import PrefillWork
 from router.core.status import FOREVER, InstanceStatus
 from simulation.job import NOT_YET, Job
-from simulation.plant import BLOCK_SIZE, DISPATCH_S, ClusterPlant
+from simulation.plant import ClusterPlant
 from simulation.slack import as_points
 
-WATERMARK = 0.99
-_RUNNING = 1 << 30
+_ACCEPTED = 1 << 30
+
+
+def instance_policy(system: str) -> str:
+    """The policy of a system's instances; `route:NAME` is a routing policy over PaDG's, prompts apart."""
+    return "padg-apart" if system.startswith("route:") else system
 
 
 @dataclass(frozen=True, slots=True)
 class ExactRules:
-    """policy: of the instance: padg, separate or hybrid. budget: tokens of a step."""
+    """A policy of live instances, and its settings that are not the defaults."""
 
     policy: str
-    budget: int
+    knobs: Knobs
 
-    def make(self, cost: LatencyModel) -> Policy:
+    @classmethod
+    def of(cls, system: str, knobs: Knobs) -> ExactRules:
+        """The instances of a system with these knobs."""
+        policy = instance_policy(system)
+        return cls(policy, {step_knob(policy): knobs["budget"]})
+
+    def scheduler(self, plant: ClusterPlant, cost: LatencyModel) -> Scheduler:
         """A fresh one."""
-        match self.policy:
-            case "padg":
-                return PadgPolicy(cost)
-            case "separate":
-                return SeparatePolicy(self.budget, 0)
-            case "hybrid":
-                return HybridPolicy(self.budget, 0)
-        raise ConfigError(
-            f"no instance policy {self.policy!r} in virtual time; known: padg, separate, hybrid"
-        )
+        setup = make_setup(self.policy, self.knobs, cost, plant.hardware.name)
+        return Scheduler(setup.config(plant.context, (STOP,), max_sequences=_ACCEPTED), setup.policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +71,7 @@ class SchedulerInstance:
     def __init__(self, rules: ExactRules, plant: ClusterPlant, born: float = 0.0) -> None:
         self.first_tokens: list[Job] = []
         self._cost = plant.latency()
-        self._scheduler = Scheduler(
-            SchedulerConfig(
-                context_length=plant.context,
-                eos_token_ids=(STOP,),
-                block_size=BLOCK_SIZE,
-                prefill_tokens=rules.budget,
-                max_sequences=_RUNNING,
-                admission=AdmissionRules(_RUNNING, occupancy=WATERMARK),
-                victims=Newest() if rules.policy == "padg" else LeastLost(),
-            ),
-            rules.make(self._cost),
-        )
+        self._scheduler = rules.scheduler(plant, self._cost)
         self._stages = SimulatedStages(self._cost, plant.stages, DISPATCH_S)
         self._in_flight: deque[_Flight] = deque()
         self._jobs: dict[str, Job] = {}
@@ -92,7 +81,7 @@ class SchedulerInstance:
         self._accepted = 0
         self._now = born
         self._began = born
-        self._hear(StagesReady(1, plant.stages, plant.kv_tokens() // BLOCK_SIZE))
+        self._hear(StagesReady(1, plant.stages, plant.kv_tokens() // self._scheduler.config.block_size))
 
     def __len__(self) -> int:
         return len(self._jobs)

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from controller.core.policies.catalog import Knobs
 from controller.simulation.workload import Workload
 from router.core.slo import SloTarget
 from simulation.arrivals import Arrivals, requests_at
 from simulation.job import Job
 from simulation.plant import ClusterPlant
-from simulation.systems import Knobs, run_system, scan
+from simulation.systems import run_system, scan
 
 QUANTILES = (50, 90, 99)
 WARM_UP, COOL_DOWN = 0.25, 0.9

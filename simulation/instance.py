@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from common.latency.model import StepCost
 from common.plan import Phase
+from controller.core.policies.catalog import WATERMARK
 from controller.core.prompt_pace import PromptPace
 from controller.core.slack import SlackReport, in_window, round_seconds, slack_of, window_left_s, window_of
 from router.core.prefill import PrefillWork
@@ -25,7 +26,6 @@ from simulation.rounds import Rounds
 from simulation.slack import as_points, decoding_job, decoding_rounds, growth
 from simulation.strokes import StrokeTimes
 
-WATERMARK = 0.99
 SLACK_S = 0.4
 """Age that slack may reach in a report: reckoning it takes longer than simulating."""
 ROUNDING = 8

@@ -9,11 +9,9 @@ from common.latency.hardware import Hardware
 from common.latency.model import LatencyModel, Parallelism
 from common.latency.profile import Profile, cost_model
 from common.model_shape import ModelShape
+from controller.core.state import BLOCK_SIZE
 from router.core.mitosis import Bounds
 
-BLOCK_SIZE = 16
-DISPATCH_S = 0.0005
-"""From a result at the last stage to the next plan at the first one."""
 NETWORK_GB_S = {"l20": 1.25, "a100": 3.1, "a800": 3.1, "h100": 50.0}
 """Between nodes, per node: 10 Gb Ethernet, 25 Gb RoCE, 400 Gb InfiniBand (EcoServe's clusters)."""
 

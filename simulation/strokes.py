@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from common.latency.model import StepCost
 from common.latency.work import StepWork
-from simulation.plant import DISPATCH_S
+from controller.drivers.simulated import DISPATCH_S
 from simulation.prompts import PromptStep
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from common.errors import ConfigError
+from controller.core.policies.catalog import ROUTING, Knobs, step_knob
+from controller.core.policies.catalog import default_knobs as default_settings
 from router.core.overall import OverallConfig
 from simulation.cluster import ClusterRules, VirtualCluster, VirtualInstance
 from simulation.disaggregation import run_disaggregated
@@ -13,17 +15,13 @@ from simulation.instance import InstanceRules, SkippingInstance
 from simulation.job import Job
 from simulation.plant import ClusterPlant
 
-Knob = int | float | str
-Knobs = Mapping[str, Knob]
-
-SYSTEMS = ("padg", "padg-published", "separate", "hybrid", "fudg-intra", "fudg-inter")
-"""padg: EcoServe with this router's constraint. padg-published: with Algorithm 1 as published.
+SYSTEMS = ("padg", "padg-apart", "padg-published", "separate", "hybrid", "fudg-intra", "fudg-inter")
+"""padg: EcoServe with this router's constraint, prompts riding on decode steps. padg-apart: in steps of their
+own, as in the paper. padg-published: with Algorithm 1 as published as well.
 
 separate, hybrid: no disaggregation, as vLLM without chunks and Sarathi. fudg-intra, fudg-inter: prefill and
 decode on instances of their own, within a node (DistServe) or on different nodes (MoonCake).
 """
-
-_UNBOUNDED = 1 << 30
 
 
 def default_knobs(system: str, plant: ClusterPlant) -> Knobs:
@@ -35,26 +33,35 @@ def scan(system: str, plant: ClusterPlant) -> list[Knobs]:
     """All settings that are tried for a system, the usual ones first; none if the plant is too small."""
     match system:
         case "padg":
-            steps = (("mixed", 256), ("apart", 2048), ("mixed", 512), ("mixed", 1024))
-            return [{"steps": how, "budget": budget} for how, budget in steps]
+            return [{"budget": budget} for budget in _budgets("padg", plant, 256, 512, 1024)]
+        case "padg-apart":
+            return [{"budget": budget} for budget in _budgets("padg-apart", plant, 2048, 1024)]
         case "padg-published":
-            # Algorithm 1 does not ask how fast many sequences decode: a limit on their number does.
-            return [{"budget": 2048, "sequences": most} for most in (256, 128, 64, 32, 16)]
+            known = default_settings("padg-published", plant.hardware.name)
+            most = int(known["max_sequences"])
+            budget = int(known[step_knob("padg-published")])
+            return [{"budget": budget, "sequences": most >> halved} for halved in range(5)]
         case "separate":
-            return _engine(2048, 1024, 4096)
+            return _engine(_budgets("separate", plant, 2048, 1024, 4096))
         case "hybrid":
-            return _engine(256, 512, 1024, 2048)
+            return _engine(_budgets("hybrid", plant, 256, 512, 1024, 2048))
         case "fudg-inter":
             near = sorted(range(1, plant.instances), key=lambda p: abs(p - plant.instances / 3))
             return [{"prefill": p, "budget": 2048} for p in near]
         case "fudg-intra":
             return _intra(plant)
         case _ if system.startswith("route:"):
-            return [{"budget": 2048}]
+            return [{"budget": _budgets("padg-apart", plant)[0]}]
     raise ConfigError(f"unknown policy {system!r}; known: all, {', '.join(SYSTEMS)}")
 
 
-def _engine(*budgets: int) -> list[Knobs]:
+def _budgets(policy: str, plant: ClusterPlant, *others: int) -> list[int]:
+    """Tokens of a step: as live instances have it, then others."""
+    usual = int(default_settings(policy, plant.hardware.name)[step_knob(policy)])
+    return [usual, *(other for other in others if other != usual)]
+
+
+def _engine(budgets: Sequence[int]) -> list[Knobs]:
     return [
         {"routing": routing, "budget": budget}
         for routing in ("least-loaded", "round-robin")
@@ -110,20 +117,18 @@ def cluster_of(
     exact: instances are the controller's scheduler itself, instead of the one that skips.
     shed: requests that cannot be served in time are refused, as live.
 
-    `route:NAME` is PaDG's instance under another routing policy (for ablations).
+    `route:NAME` is PaDG's instance with prompts apart under another routing policy (for ablations).
     """
-    routing = {"padg": "padg", "padg-published": "padg-published"}.get(system) or (
-        system.removeprefix("route:") if system.startswith("route:") else str(knobs["routing"])
-    )
+    routing = system.removeprefix("route:") if system.startswith("route:") else ROUTING.get(system)
+    routing = routing or str(knobs["routing"])
     budget = int(knobs["budget"])
-    mixed = system == "hybrid" or knobs.get("steps") == "mixed"
+    mixed = system in ("hybrid", "padg")
     rules = InstanceRules(mixed=mixed, budget=budget, context=plant.context)
     cost, kv_tokens = plant.latency(), plant.kv_tokens()
 
     def make(name: str, born: float) -> VirtualInstance:
         if exact:
-            policy = "hybrid" if mixed else "separate" if system == "separate" else "padg"
-            return SchedulerInstance(ExactRules(policy, budget), plant, born)
+            return SchedulerInstance(ExactRules.of(system, knobs), plant, born)
         return SkippingInstance(name, rules, cost, plant.stages, kv_tokens, born)
 
     cluster = VirtualCluster(

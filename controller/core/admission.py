@@ -11,6 +11,8 @@ from controller.core.ledger import KvLedger
 from controller.core.overflow import OverflowMargin
 from controller.core.sequence import Sequence
 
+UNLIMITED = 1 << 30
+
 
 @dataclass(frozen=True, slots=True)
 class AdmissionRules:
@@ -23,8 +25,8 @@ class AdmissionRules:
         (what engines without predictions do); None forecasts.
     """
 
-    max_running: int = 256
-    reserve: float = 0.05
+    max_running: int = UNLIMITED
+    reserve: float = 0.0
     overflow: float = 0.1
     risk: float = 0.0
     occupancy: float | None = None
@@ -107,6 +109,11 @@ class Gate:
             rules.risk,
         )
         return peak <= self.room_tokens
+
+    def adopt(self, rules: AdmissionRules) -> None:
+        """Other rules from now on; what was learned stays."""
+        self.rules = rules
+        self._margin.rate = rules.overflow
 
     @property
     def room_tokens(self) -> float:

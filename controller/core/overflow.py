@@ -18,7 +18,7 @@ class OverflowMargin:
     def __init__(self, rate: float) -> None:
         """rate: of fills that run out of blocks."""
         self.share = self.START
-        self._rate = rate
+        self.rate = rate
         self._full = False
         self._preemptions = 0
 
@@ -26,5 +26,5 @@ class OverflowMargin:
         """No more is admitted for now. preemptions: so far. full: for lack of memory, not of prompts."""
         if self._full:
             ran_out = preemptions > self._preemptions
-            self.share = min(max(self.share + self.STEP * (ran_out - self._rate), 0.0), self.MOST)
+            self.share = min(max(self.share + self.STEP * (ran_out - self.rate), 0.0), self.MOST)
         self._full, self._preemptions = full, preemptions

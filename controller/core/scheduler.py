@@ -52,13 +52,12 @@ class Scheduler:
         config: SchedulerConfig,
         policy: Policy | None = None,
         cost: LearningCost | None = None,
-        policies: Callable[[str], Policy | None] = lambda name: None,
+        policies: Callable[[str], tuple[Policy, SchedulerConfig] | None] = lambda name: None,
     ) -> None:
         """cost: learns from the stage times of results; the policy may plan with it.
 
-        policies: makes the policy of a name, for those who choose another one later.
+        policies: makes the policy of a name, with its settings, for those who choose another one later.
         """
-        self.config = config
         self.policy: Policy = policy or TemporalPolicy()
         self.sequences: dict[str, Sequence] = {}
         self.state = PipelineState(config)
@@ -69,6 +68,11 @@ class Scheduler:
         self._loss = ""
         self._eos = frozenset(config.eos_token_ids)
         self._deadlines = 0
+
+    @property
+    def config(self) -> SchedulerConfig:
+        """Settings; another policy brings its own."""
+        return self.state.config
 
     @property
     def stats(self) -> SchedulerStats:
@@ -217,10 +221,12 @@ class Scheduler:
             self._end(sequence, FinishReason.DEADLINE)
 
     def _change_policy(self, name: str, now: float) -> None:
-        policy = None if name == self.policy.name else self._policies(name)
-        if policy is None:
+        chosen = None if name == self.policy.name else self._policies(name)
+        if chosen is None:
             return
+        policy, config = chosen
         before, self.policy = self.policy.name, policy
+        self.state.adopt(config)
         if self.state.stages:
             batches = self.config.microbatches or policy.microbatches(self.state.stages)
             take_over(self.state, policy, batches, Reason(f"policy {name} after {before}"), now)

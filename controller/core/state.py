@@ -17,6 +17,9 @@ from controller.core.stats import SchedulerStats
 from controller.core.steps import StepBook
 from controller.core.victims import Newest, VictimChoice
 
+BLOCK_SIZE = 16
+"""Tokens of a KV block, unless told."""
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
@@ -30,7 +33,7 @@ class SchedulerConfig:
 
     context_length: int
     eos_token_ids: tuple[int, ...]
-    block_size: int = 16
+    block_size: int = BLOCK_SIZE
     prefill_tokens: int = 256
     microbatches: int = 0
     max_sequences: int = 8192
@@ -59,6 +62,11 @@ class PipelineState:
         self.margin = OverflowMargin(config.admission.overflow)
         self.gate = Gate(config.admission, self.ledger, config.context_length, self.margin)
         self.batches = DecodeBatches(1)
+
+    def adopt(self, config: SchedulerConfig) -> None:
+        """Another policy's settings from now on; memory and what it holds stay."""
+        self.config = config
+        self.gate.adopt(config.admission)
 
     def start_epoch(self, stages: int, kv_blocks: int, microbatches: int) -> None:
         """The stages are ready, with empty KV pools."""

@@ -10,17 +10,13 @@ from common.errors import ConfigError
 from common.latency.correction import CorrectedCost, LearningCost
 from common.latency.hardware import hardware
 from common.latency.learned import LearnedCost
-from common.latency.model import LatencyModel, Parallelism
+from common.latency.model import LatencyModel, Parallelism, StepCost
 from common.latency.profile import Profile, cost_model
 from common.latency.profile_file import profile_fields, profile_from_fields
 from common.model_shape import ModelShape
-from controller.core.admission import AdmissionRules
 from controller.core.policies import Policy
-from controller.core.policies.catalog import make_policy, victims_for
+from controller.core.policies.catalog import Knobs, Setup, known_knobs, make_setup
 from controller.core.scheduler import Scheduler, SchedulerConfig
-
-CPU_DISPATCH_S = 0.0015
-"""From a step's result to the next plan, where the stages' cores are those of the controller as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +25,8 @@ class Blueprint:
 
     split: layers of each stage. device: `hardware`'s name for it, for its links and what no profile says.
     modelled: plan with the device's data sheet if there is no profile; else costs are learned from nothing.
-    microbatches: so many, always; 0 leaves it to the policy.
+    microbatches: so many, always; 0 leaves it to the policy. max_sequences: 0 as well.
+    knobs: the policy's settings that were chosen; all others are its defaults (catalog.py).
     """
 
     policy: str
@@ -39,11 +36,9 @@ class Blueprint:
     profile: Profile | None
     modelled: bool
     block_size: int
-    prefill_tokens: int
     microbatches: int
     max_sequences: int
-    max_running: int
-    reserve: float
+    knobs: Knobs
 
     def costs(self) -> LatencyModel | None:
         """What steps take, as far as it was known beforehand."""
@@ -60,40 +55,35 @@ class Blueprint:
         profiled = CorrectedCost(known) if known is not None else None
         cost: LearningCost = profiled or LearnedCost()
 
-        # A step of few rows takes no longer on a CPU than its results' way through here.
-        dispatch_s = CPU_DISPATCH_S if self.device == "cpu" and not self.microbatches else 0.0
-
-        def policy(name: str) -> Policy | None:
+        def chosen(name: str) -> tuple[Policy, SchedulerConfig]:
             # Slack is counted in step times, so padg takes learned ones where none were given; `auto`
             # compares step sizes, of which a few timed steps say too little.
-            return make_policy(name, cost if name == "padg" else profiled, dispatch_s)
-
-        scheduler = Scheduler(
-            SchedulerConfig(
-                context_length=self.shape.context_length,
-                eos_token_ids=self.shape.eos_token_ids if eos_token_ids is None else eos_token_ids,
+            setup = self.setup(name, cost if name.startswith("padg") else profiled)
+            return setup.policy, setup.config(
+                self.shape.context_length,
+                self.shape.eos_token_ids if eos_token_ids is None else eos_token_ids,
                 block_size=self.block_size,
-                prefill_tokens=self.prefill_tokens,
                 microbatches=self.microbatches,
                 max_sequences=self.max_sequences,
-                admission=AdmissionRules(max_running=self.max_running, reserve=self.reserve),
-                victims=victims_for(self.policy),
-            ),
-            policy(self.policy),
-            cost,
-            policy,
-        )
-        return scheduler, cost
+            )
+
+        policy, config = chosen(self.policy)
+        return Scheduler(config, policy, cost, chosen), cost
+
+    def setup(self, name: str, cost: StepCost | None) -> Setup:
+        """A policy on this instance; of what was chosen for another one what it knows as well."""
+        knobs = self.knobs if name == self.policy else known_knobs(name, self.knobs)
+        return make_setup(name, knobs, cost, self.device, fixed=self.microbatches > 0)
 
     def under(self, policy: str) -> Blueprint:
         """The same instance under another policy."""
-        return replace(self, policy=policy)
+        return replace(self, policy=policy, knobs=known_knobs(policy, self.knobs))
 
     def fields(self) -> dict[str, Any]:
         """As JSON values."""
         plain = {name: getattr(self, name) for name in self.__slots__ if name not in ("shape", "profile")}
         profile = None if self.profile is None else profile_fields(self.profile)
-        return {**plain, "shape": asdict(self.shape), "profile": profile}
+        return {**plain, "knobs": dict(self.knobs), "shape": asdict(self.shape), "profile": profile}
 
 
 def blueprint_from(fields: Mapping[str, Any]) -> Blueprint:

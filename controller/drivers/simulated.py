@@ -24,6 +24,8 @@ from controller.simulation.predictions import Quantiles
 from controller.simulation.record import MemoryRecord, Recording, RunResult, StepRecord
 from controller.simulation.workload import SimRequest
 
+DISPATCH_S = 0.0005
+"""From a result at the last stage to the next plan at the first one, beside GPUs."""
 STOP, GO_ON = 0, 1
 """The two tokens of the simulated model; the scheduler must have STOP among its end tokens."""
 

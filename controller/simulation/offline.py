@@ -9,16 +9,15 @@ from common.latency.hardware import Hardware
 from common.latency.model import LatencyModel, Parallelism
 from common.latency.profile import Profile, cost_model
 from common.model_shape import ModelShape
-from controller.core.scheduler import Scheduler, SchedulerConfig
-from controller.drivers.simulated import STOP, SimulatedInstance
+from controller.core.policies.catalog import Knobs, make_setup
+from controller.core.scheduler import Scheduler
+from controller.core.state import BLOCK_SIZE
+from controller.drivers.simulated import DISPATCH_S, STOP, SimulatedInstance
 from controller.simulation.bound import Bound, mixed_batch_bound
 from controller.simulation.predictions import Predict
 from controller.simulation.record import Recording, RunResult
-from controller.simulation.setups import Knobs, make_setup, scan
+from controller.simulation.setups import scan
 from controller.simulation.workload import Workload
-
-BLOCK_SIZE = 16
-DISPATCH_S = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +72,7 @@ def run_offline(
     recording: Recording | None = None,
 ) -> OfflineRun:
     """Run one policy over the workload. seed: of the predictions' errors."""
-    cost = plant.latency(tensor_parallel=policy.startswith("tp-"))
-    setup = make_setup(policy, knobs or {}, cost)
-    scheduler = Scheduler(
-        SchedulerConfig(
-            context_length=plant.context,
-            eos_token_ids=(STOP,),
-            block_size=BLOCK_SIZE,
-            prefill_tokens=setup.prefill_tokens,
-            max_sequences=len(workload.requests),
-            admission=setup.admission,
-            victims=setup.victims,
-        ),
-        setup.policy,
-    )
+    scheduler, cost, chosen = scheduler_of(plant, policy, knobs or {}, len(workload.requests))
     instance = SimulatedInstance(
         scheduler,
         cost,
@@ -97,7 +83,17 @@ def run_offline(
         recording=recording,
     )
     requests = workload.at_once().requests
-    return OfflineRun(policy, setup.knobs, instance.run(requests, predict(requests, seed)))
+    return OfflineRun(policy, chosen, instance.run(requests, predict(requests, seed)))
+
+
+def scheduler_of(
+    plant: Plant, policy: str, knobs: Knobs, requests: int
+) -> tuple[Scheduler, LatencyModel, Knobs]:
+    """What runs so many requests there; what its steps take; and all its settings."""
+    cost = plant.latency(tensor_parallel=policy.startswith("tp-"))
+    setup = make_setup(policy, knobs, cost, plant.hardware.name)
+    config = setup.config(plant.context, (STOP,), max_sequences=requests)
+    return Scheduler(config, setup.policy), cost, setup.knobs
 
 
 def best_of_scan(

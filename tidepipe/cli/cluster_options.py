@@ -36,7 +36,12 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     "grpc_port": _option(int, "--grpc-port", "Port of the gRPC API; 0: a free one. Default: 0.", "P"),
     "dtype": _option(str, "--dtype", "auto, float32, bfloat16 or float16. Default: auto.", "D"),
     "device": _option(str, "--device", "auto, cpu, cuda or cuda:N. Default: auto.", "D"),
-    "policy": _option(str, "--policy", "auto, td-pipe, padg, separate or hybrid. Default: auto.", "P"),
+    "policy": _option(
+        str,
+        "--policy",
+        "auto, td-pipe, padg, padg-apart, padg-published, separate or hybrid. Default: auto.",
+        "P",
+    ),
     "routing": _option(str, "--routing", "Where requests go: padg, least-loaded, round-robin, ..", "R"),
     "ttft_ms": _option(float, "--ttft-ms", "TTFT target of requests that name none.", "MS"),
     "tpot_ms": _option(float, "--tpot-ms", "TPOT target of requests that name none.", "MS"),
@@ -53,7 +58,13 @@ CLUSTER_OPTIONS: dict[str, Any] = {
     "token_mix": _option(
         str, "--token-mix", "Tokens of a typical prompt and output, to split layers by. Default: 2:1.", "P:O"
     ),
-    "prefill_tokens": _option(int, "--prefill-tokens", "Tokens of a prefill step at most.", "N"),
+    "prefill_tokens": _option(int, "--prefill-tokens", "Tokens of a step with prompts at most.", "N"),
+    "policy_settings": _option(
+        str,
+        "--policy-settings",
+        "The policy's own, such as token_budget=384,extra_batches=1 or switching=intensity:0.05.",
+        "NAME=VALUE,..",
+    ),
     "max_sequences": _option(int, "--max-sequences", "Sequences accepted by an instance at most.", "N"),
     "max_running": _option(int, "--max-running", "Sequences with KV blocks at a time at most.", "N"),
     "reserve": _option(

@@ -13,10 +13,10 @@ import typer
 from tidepipe.cli.exit_codes import SUCCESS
 
 if TYPE_CHECKING:
+    from controller.core.policies.catalog import Knobs
     from simulation.goodput import Goodput, Question, Run
     from simulation.job import Job
     from simulation.plant import ClusterPlant
-    from simulation.systems import Knobs
     from tidepipe.cli.waiting import Waiting
 
 

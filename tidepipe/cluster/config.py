@@ -19,7 +19,7 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """Services count in integers of 32 bits."""
 Milliseconds = Annotated[float, Field(gt=0, le=1e9)]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Policy = Literal["auto", "td-pipe", "separate", "hybrid", "padg"]
+Policy = Literal["auto", "td-pipe", "separate", "hybrid", "padg", "padg-apart", "padg-published"]
 Executor = Literal["torch", "emulated"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -65,6 +65,7 @@ class ClusterConfig(BaseModel):
     max_sequences: Count | None = None
     max_running: Count | None = None
     reserve: float | None = Field(default=None, ge=-100, le=0.9)
+    policy_settings: str | None = None
     microbatches: Count | None = None
     allow_download: bool = False
     metrics: bool = False
@@ -102,6 +103,7 @@ class ClusterConfig(BaseModel):
                 "--host ...` with all nodes' addresses, copy DIR to the same path on each node, and give "
                 "--tls DIR"
             )
+        self._check_policy_settings()
         if self.hardware is not None and self.executor != "emulated":
             raise ValueError("hardware names the device that --executor emulated stands in for")
         if self.quantization is not None and self.executor == "emulated":
@@ -109,6 +111,16 @@ class ClusterConfig(BaseModel):
         if self.fabric is not None and self.executor == "emulated":
             raise ValueError("fabric is for --executor torch; emulated workers have no devices")
         return self
+
+    def _check_policy_settings(self) -> None:
+        # Late: what only names a cluster need not load the scheduler.
+        if self.policy_settings is not None:
+            from controller.core.policies.catalog import parse_knobs
+
+            try:
+                parse_knobs(self.policy_settings, self.policy)
+            except ConfigError as error:
+                raise ValueError(f"policy_settings: {error}") from error
 
     @property
     def stage_threads(self) -> int:

@@ -72,6 +72,7 @@ def controller_spec(
         max_sequences=config.max_sequences,
         max_running=config.max_running,
         reserve=config.reserve,
+        policy_settings=config.policy_settings,
         microbatches=config.microbatches,
         journal=config.journal,
         log_level=config.log_level,
@@ -83,13 +84,15 @@ def router_spec(
     config: ClusterConfig, *, http: str, predictor: str, provisioner: str, run_dir: Path
 ) -> ChildSpec:
     """The router. run_dir: where files and batches are kept if the configuration names no place."""
+    from controller.core.policies.catalog import ROUTING
+
     arguments = _flags(
         http=http,
         model=config.model,
         predictor=predictor,
         provisioner=provisioner,
         data_dir=config.data_dir or str(run_dir / "router-data"),
-        routing=config.routing or ("padg" if config.policy == "padg" else None),
+        routing=config.routing or ROUTING.get(config.policy),
         ttft_ms=config.ttft_ms,
         tpot_ms=config.tpot_ms,
         macro_min=config.macro_min,

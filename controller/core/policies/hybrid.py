@@ -10,10 +10,10 @@ from controller.core.state import PipelineState
 class HybridPolicy(MixedSteps):
     """Each step takes the decode rows of its batch and fills the budget with chunks of prompts."""
 
-    name = "hybrid"
-
-    def __init__(self, token_budget: int = 256, extra_batches: int = 1) -> None:
+    def __init__(self, token_budget: int, extra_batches: int = 0, *, name: str = "hybrid") -> None:
+        """name: as users chose it; PaDG's instance is this one, under a router that opens windows."""
         super().__init__(extra_batches)
+        self.name = name
         self.token_budget = token_budget
 
     def form(self, state: PipelineState, batch: MicroBatch) -> None:

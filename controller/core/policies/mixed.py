@@ -14,7 +14,7 @@ from controller.core.state import PipelineState
 class MixedSteps(ABC):
     """Every step belongs to a micro-batch; there are no phases, only work and rest."""
 
-    def __init__(self, extra_batches: int = 1) -> None:
+    def __init__(self, extra_batches: int = 0) -> None:
         """extra_batches: micro-batches beyond the number of stages. One more hides the way of results to the
         controller and of plans back, none makes the steps larger and so cheaper per token."""
         self._extra = extra_batches

@@ -23,15 +23,15 @@ class PadgPolicy(TemporalPolicy):
     or when a prompt would miss its own target otherwise. Sequences without targets always can wait.
     """
 
-    name = "padg"
-
-    def __init__(self, cost: StepCost | None = None, *, extra_batches: int = 0) -> None:
+    def __init__(
+        self, cost: StepCost | None = None, *, extra_batches: int = 0, name: str = "padg-apart"
+    ) -> None:
         """cost: what steps take here; without it the slack is not asked.
 
         extra_batches: beyond the number of stages. None: online, a sequence's pace is a round of all batches.
         """
         stealing = StealByTime(cost) if cost is not None else None
-        super().__init__(stealing=stealing, extra_batches=extra_batches)
+        super().__init__(stealing=stealing, extra_batches=extra_batches, name=name)
         self._cost = cost
 
     def plan(self, state: PipelineState, now: float) -> None:

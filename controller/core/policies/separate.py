@@ -12,7 +12,7 @@ class SeparatePolicy(MixedSteps):
 
     name = "separate"
 
-    def __init__(self, token_budget: int = 2048, extra_batches: int = 1) -> None:
+    def __init__(self, token_budget: int, extra_batches: int = 0) -> None:
         super().__init__(extra_batches)
         self.token_budget = token_budget
 

@@ -14,16 +14,16 @@ from controller.core.switching import Hysteresis, Situation, Switching
 class TemporalPolicy:
     """Temporal disaggregation (TD-Pipe, section 3): greedy prefill, work stealing, a rule for the turn."""
 
-    name = "td-pipe"
-
     def __init__(
         self,
         switching: Switching | None = None,
         stealing: Stealing | None = None,
         *,
-        extra_batches: int = 1,
+        extra_batches: int = 0,
+        name: str = "td-pipe",
     ) -> None:
-        """extra_batches: micro-batches beyond the number of stages."""
+        """extra_batches: micro-batches beyond the number of stages. name: as users chose it."""
+        self.name = name
         self._extra = extra_batches
         self.switching: Switching = switching or Hysteresis()
         self.stealing: Stealing = stealing or StealByCount()

@@ -41,7 +41,7 @@ CASES: dict[str, Case] = {
         RISKY,
     ),
     "td-pipe at fixed shares": (lambda: TemporalPolicy(FixedShare(0.5), NoStealing()), Newest(), WATERMARK),
-    "padg": (lambda: PadgPolicy(COST), Newest(), FORECAST),
+    "padg-apart": (lambda: PadgPolicy(COST), Newest(), FORECAST),
     "separate": (lambda: SeparatePolicy(32), Newest(idle_only=True), WATERMARK),
     "hybrid": (lambda: HybridPolicy(16, 0), Newest(idle_only=True), WATERMARK),
     "auto": (lambda: TidePolicy(COST, TideKnobs(most_tokens=64, grain=8)), LeastLost(), RISKY),

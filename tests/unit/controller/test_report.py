@@ -18,7 +18,7 @@ PARAMS = SamplingParams(max_tokens=50, ignore_eos=True)
 
 def test_slack_and_window_follow_algorithm_1() -> None:
     """Two sequences decode, a third waits: saved TPOT of the two; the third one's prompt is the window."""
-    world = World(stages=1, kv_blocks=100, block_size=8, microbatches=0)
+    world = World(stages=1, kv_blocks=100, block_size=8, microbatches=2)
     scheduler = world.scheduler
 
     def arrive(name: str, prompt: int, output: tuple[int, ...] = ()) -> None:

@@ -116,7 +116,7 @@ class World:
             admission=admission,
             victims=victims,
         )
-        self.scheduler = Scheduler(config, make_policy(), policies=lambda name: CASES[name][0]())
+        self.scheduler = Scheduler(config, make_policy(), policies=lambda name: (CASES[name][0](), config))
         self.fake = FakeStages(self.kv_blocks, self.block_size)
         self.hear(StagesReady(1, self.stages, self.kv_blocks))
 
@@ -241,7 +241,7 @@ def submit(world: World, lengths: list[tuple[int, int]]) -> None:
 
 def test_phases_are_apart_in_time_and_decode_batches_balanced() -> None:
     """With ample memory there is one prefill phase and one decode phase, in equal micro-batches."""
-    world = World(stages=2, kv_blocks=2000, block_size=8, microbatches=0)
+    world = World(stages=2, kv_blocks=2000, block_size=8, microbatches=3)
     submit(world, [(30, 20)] * 60)
     world.run_dry()
     plans = [action.plan for action in world.trace if isinstance(action, Dispatch)]
@@ -256,7 +256,7 @@ def test_phases_are_apart_in_time_and_decode_batches_balanced() -> None:
 
 def test_stages_always_have_a_plan_in_reserve() -> None:
     """While there is work for it, one more step than stages is on its way."""
-    world = World(stages=3, kv_blocks=2000, block_size=8, microbatches=0)
+    world = World(stages=3, kv_blocks=2000, block_size=8, microbatches=4)
     submit(world, [(40, 30)] * 40)
     for _ in range(80):
         assert len(world.fake.queue) >= 4

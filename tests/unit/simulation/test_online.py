@@ -11,6 +11,7 @@ import pytest
 from common.errors import ConfigError
 from common.latency.files import read_shape
 from common.latency.hardware import hardware
+from controller.core.policies.catalog import Knobs
 from controller.simulation.workload import SimRequest
 from router.core.mitosis import Bounds
 from router.core.overall import OverallConfig
@@ -22,7 +23,7 @@ from simulation.goodput import PRECISION, Goodput, Question, confirmed, goodput,
 from simulation.instance import InstanceRules, SkippingInstance
 from simulation.job import Job
 from simulation.plant import ClusterPlant
-from simulation.systems import Knobs, run_exactly, run_system
+from simulation.systems import run_exactly, run_system
 
 PLANT = ClusterPlant(read_shape("codellama-34b"), hardware("l20"), 4, 4, max_total=4096)
 SLO = SloTarget(5.0, 0.1)
@@ -34,7 +35,7 @@ QUESTION = Question(MIXES["sharegpt-like"](400, 1), SLO, seconds=25.0, least_req
     [
         ("separate", {"routing": "least-loaded", "budget": 2048}, 1),
         ("hybrid", {"routing": "least-loaded", "budget": 256}, 1),
-        ("padg", {"steps": "apart", "budget": 2048}, 1),
+        ("padg-apart", {"budget": 2048}, 1),
         ("padg-published", {"budget": 2048}, 1),
         ("hybrid", {"routing": "round-robin", "budget": 256}, 2),
     ],
@@ -105,8 +106,8 @@ def test_goodput_lies_below_the_first_dip_wherever_the_search_is() -> None:
 CELLS = (
     ("hybrid", {"routing": "least-loaded", "budget": 256}, "sharegpt-like"),
     ("separate", {"routing": "least-loaded", "budget": 2048}, "sharegpt-like"),
-    ("padg", {"steps": "mixed", "budget": 256}, "sharegpt-like"),
-    ("padg", {"steps": "apart", "budget": 2048}, "longbench-like"),
+    ("padg", {"budget": 256}, "sharegpt-like"),
+    ("padg-apart", {"budget": 2048}, "longbench-like"),
 )
 
 

@@ -23,7 +23,7 @@ def test_json_has_the_promised_fields(tmp_path: Path) -> None:
     assert run.exit_code == 0, run.output
     report = json.loads(run.stdout.splitlines()[-1])
     names = [result["policy"] for result in report["results"]]
-    assert names == ["padg", "padg-published", "separate", "hybrid", "fudg-intra", "fudg-inter"]
+    assert names == ["padg", "padg-apart", "padg-published", "separate", "hybrid", "fudg-intra", "fudg-inter"]
     for result in report["results"]:
         assert result["attainment"] >= 0.9
         assert set(result["ttft_ms"]) == set(result["tpot_ms"]) == {"p50", "p90", "p99"}

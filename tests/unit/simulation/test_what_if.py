@@ -40,11 +40,9 @@ BLUEPRINT = Blueprint(
     profile=PROFILE,
     modelled=False,
     block_size=16,
-    prefill_tokens=128,
     microbatches=0,
     max_sequences=100,
-    max_running=64,
-    reserve=0.05,
+    knobs={"prefill_tokens": 128, "max_running": 64, "reserve": 0.05},
 )
 
 

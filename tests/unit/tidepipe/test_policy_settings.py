@@ -1,0 +1,125 @@
+"""One set of defaults: a policy of `tidepipe up` has every knob that it has in virtual time."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast, get_args
+
+import pytest
+
+from common.errors import ConfigError
+from common.latency.hardware import hardware
+from common.latency.shapes import SHAPES
+from controller.core.policies.catalog import LIVE_POLICIES, ROUTING, parse_knobs
+from controller.core.scheduler import Scheduler
+from controller.drivers.blueprint import blueprint_from
+from controller.drivers.stage_client import StageAbout
+from controller.main import blueprint_of, parse
+from controller.simulation.offline import Plant, scheduler_of
+from controller.simulation.setups import POLICIES
+from simulation.exact import ExactRules
+from simulation.plant import ClusterPlant
+from simulation.systems import SYSTEMS, default_knobs
+from tidepipe.cluster.config import Policy, load_config
+from tidepipe.cluster.plan import controller_spec, router_spec
+
+SHAPE = SHAPES["llama2-13b"]
+STAGES = 4
+DEVICES = {"l20": "emulated:l20", "cpu": "cpu"}
+"""Hardware: what a worker calls its device."""
+
+
+def knobs_of(thing: Any) -> Any:
+    """All settings in it, as plain values; costs belong to a world, and what is remembered is no setting."""
+    if isinstance(thing, int | float | str | bool | None):
+        return thing
+    if isinstance(thing, tuple | list):
+        return [knobs_of(one) for one in thing]
+    if is_dataclass(thing):
+        values = {field.name: getattr(thing, field.name) for field in fields(thing)}
+    else:
+        values = vars(thing)
+    memory = dict | list | set
+    left = {
+        k: v for k, v in values.items() if "cost" not in k and k != "_sizes" and not isinstance(v, memory)
+    }
+    return {"is": type(thing).__name__, **{name: knobs_of(value) for name, value in left.items()}}
+
+
+def settings_of(scheduler: Scheduler) -> dict[str, Any]:
+    """Of a fresh scheduler. How many sequences are accepted is a service's limit, not a policy's knob."""
+    config = knobs_of(scheduler.config)
+    for name in ("max_sequences", "eos_token_ids", "context_length"):
+        del config[name]
+    policy = scheduler.policy
+    return {"policy": knobs_of(policy), "config": config, "batches": policy.microbatches(STAGES)}
+
+
+def live(name: str, device: str, **flags: Any) -> Scheduler:
+    """As `tidepipe up` starts a controller."""
+    emulated = {} if device == "cpu" else {"executor": "emulated", "hardware": device}
+    config = load_config(None, {"model": "m", "policy": name, "stages": STAGES, **emulated, **flags})
+    spec = controller_spec(config, 0, stages=["h:1"] * STAGES, router="h:2", predictor="h:3")
+    about = cast(StageAbout, SimpleNamespace(shape=SHAPE, device=DEVICES[device]))
+    blueprint = blueprint_of(parse(spec.arguments), about, (10,) * STAGES)
+    # As a journal keeps it.
+    return blueprint_from(blueprint.fields()).build()[0]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", LIVE_POLICIES)
+def test_live_and_virtual_policies_have_the_same_settings(name: str, device: str) -> None:
+    """Every knob, those of the admission and of preemption included; and so many micro-batches."""
+    found = settings_of(live(name, device))
+    if name in POLICIES:
+        offline = Plant(SHAPE, hardware(device), STAGES)
+        assert settings_of(scheduler_of(offline, name, {}, 100)[0]) == found
+    if name in SYSTEMS:
+        plant = ClusterPlant(SHAPE, hardware(device), 1, stages=STAGES)
+        knobs = default_knobs(name, plant)
+        scheduler = ExactRules.of(name, knobs).scheduler(plant, plant.latency())
+        assert settings_of(scheduler) == found
+    assert name in POLICIES or name in SYSTEMS
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("hybrid", "token_budget=384,extra_batches=1"),
+        ("separate", "token_budget=1024,victims=least-lost"),
+        ("td-pipe", "switching=intensity:0.05,prefill_tokens=1024"),
+        ("auto", "reserve=0.05,overflow=0.1,max_running=256,order=off"),
+        ("padg", "token_budget=512"),
+    ],
+)
+def test_whatever_the_simulator_tunes_can_be_tuned_live(name: str, text: str) -> None:
+    """The same words mean the same."""
+    found = settings_of(live(name, "l20", policy_settings=text))
+    assert found != settings_of(live(name, "l20"))
+    if name in POLICIES:
+        offline = Plant(SHAPE, hardware("l20"), STAGES)
+        assert settings_of(scheduler_of(offline, name, parse_knobs(text, name), 100)[0]) == found
+
+
+def test_flags_that_many_policies_share() -> None:
+    """Each policy takes them under its own name."""
+    for name in LIVE_POLICIES:
+        config = live(name, "l20", prefill_tokens=96, max_running=7, microbatches=3).config
+        assert (config.prefill_tokens, config.admission.max_running, config.microbatches) == (96, 7, 3)
+    assert vars(live("hybrid", "l20", prefill_tokens=96).policy)["token_budget"] == 96
+    assert live("auto", "l20", reserve=0.25).config.admission.reserve == 0.25
+
+
+def test_names() -> None:
+    """Known everywhere; a policy that needs a router's help has it."""
+    assert set(get_args(Policy)) == set(LIVE_POLICIES)
+    for name, routing in ROUTING.items():
+        config = load_config(None, {"model": "m", "policy": name})
+        spec = router_spec(config, http="h:1", predictor="h:2", provisioner="h:3", run_dir=Path())
+        arguments = list(spec.arguments)
+        assert arguments[arguments.index("--routing") + 1] == routing
+    for text in ("chunk=3", "token_budget=many", "order"):
+        with pytest.raises(ConfigError, match=r"policy_settings|setting"):
+            load_config(None, {"model": "m", "policy": "hybrid", "policy_settings": text})
