@@ -16,9 +16,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from common.security.authority import CA_FILE, CA_KEY_FILE, Authority, files_of, make_certificates
-from common.security.key_store import KeyStore
-from common.security.principals import CLIENTS, SERVICES
+from tidepipe_common.security.authority import CA_FILE, CA_KEY_FILE, Authority, files_of, make_certificates
+from tidepipe_common.security.key_store import KeyStore
+from tidepipe_common.security.principals import CLIENTS, SERVICES
 
 DEADLINE_S = 20.0
 _OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))

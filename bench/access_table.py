@@ -16,10 +16,10 @@ from pathlib import Path
 
 from bench.access_attempts import Certificates, Credential, Keys, call_grpc, call_http
 from bench.secured_cluster import GRPC, HTTP, METRICS, Port, SecuredCluster, secured_cluster
-from common.security.api_key import KEY_ROLES
-from common.security.authority import TOKEN_FILE
-from common.security.principals import CLIENTS, RULES, SERVICES, Rule, http_rule
-from common.security.principals import METRICS as METRICS_RULE
+from tidepipe_common.security.api_key import KEY_ROLES
+from tidepipe_common.security.authority import TOKEN_FILE
+from tidepipe_common.security.principals import CLIENTS, RULES, SERVICES, Rule, http_rule
+from tidepipe_common.security.principals import METRICS as METRICS_RULE
 
 BEGIN, END = "<!-- made by bench.access_table -->\n", "<!-- end -->\n"
 METHODS = {

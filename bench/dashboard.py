@@ -25,11 +25,11 @@ from typing import Any
 import grpc
 import httpx
 
-from common.rpc.channel import open_channel
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
-from tidepipe.cluster.scrape_targets import FILE_NAME
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
+from launcher.scrape_targets import FILE_NAME
 from tidepipe.v1 import inference_pb2, inference_pb2_grpc
+from tidepipe_common.rpc.channel import open_channel
 
 DASHBOARD = Path(__file__).parents[1] / "deploy" / "grafana" / "dashboards" / "tidepipe.json"
 SCRAPE_S, RATE = 1, "10s"

@@ -16,8 +16,8 @@ import random
 import sys
 from pathlib import Path
 
-from common.errors import TidePipeError
-from controller.simulation.workload_files import open_workload
+from tidepipe_common.errors import TidePipeError
+from workloads.files import open_workload
 
 
 def bounds(text: str) -> tuple[int, int]:

@@ -24,15 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.latency.hardware import hardware
-from common.latency.model import Parallelism
-from common.latency.profile import cost_model
-from common.model_shape import ModelShape
-from common.plan import Phase, SampledTokens, StepPlan
-from common.sampling import SamplingParams
-from common.token_mix import TokenMix
-from controller.core.actions import Dispatch, Emit
-from controller.core.events import (
+from controller.scheduler.actions import Dispatch, Emit
+from controller.scheduler.events import (
     Event,
     LengthPredicted,
     NewSequence,
@@ -40,13 +33,20 @@ from controller.core.events import (
     StagesReady,
     StepDone,
 )
-from controller.core.policies.catalog import make_setup, step_knob
-from controller.core.scheduler import Scheduler
-from controller.core.split import stage_layers
+from controller.scheduler.policies.catalog import make_setup, step_knob
+from controller.scheduler.scheduler import Scheduler
+from controller.scheduler.split import stage_layers
 from stage_worker.executors.protocol import Executor, StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
 from stage_worker.models.native.library import Kernel, NativeKernels
 from stage_worker.models.native_stack import NativeStack
+from tidepipe_common.latency.hardware import hardware
+from tidepipe_common.latency.model import Parallelism
+from tidepipe_common.latency.profile import cost_model
+from tidepipe_common.types.model_shape import ModelShape
+from tidepipe_common.types.plan import Phase, SampledTokens, StepPlan
+from tidepipe_common.types.sampling import SamplingParams
+from tidepipe_common.types.token_mix import TokenMix
 
 KV_BLOCKS = 4096
 _COUNTS = ("total", "steps", "tokens", "gflop", "gbyte")

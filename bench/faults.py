@@ -22,7 +22,7 @@ from pathlib import Path
 
 from bench.hosts import Hosts, network_of_hosts
 from bench.spread import SpreadCluster, answer_batch, spread_cluster
-from tidepipe.cluster.config import ClusterConfig
+from launcher.config import ClusterConfig
 
 PAUSE_S = 12.0
 CUT_S = 12.0

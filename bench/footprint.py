@@ -21,11 +21,11 @@ from typing import Any
 import psutil
 
 from bench.peers.children import end_children_when_ended
-from common.sampling import SamplingParams
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.client.types import BatchItem
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
+from tidepipe_common.types.sampling import SamplingParams
 
 PROMPT_TOKENS, ANSWER_TOKENS = (8, 64), (4, 28)
 VOCABULARY = range(100, 40_000)

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from common.model_source import resolve_model
-from common.plan import Phase, PlanRow, SampledTokens, SequenceStart, StepPlan
-from common.sampling import SamplingParams
 from stage_worker.executors.protocol import Executor, StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
+from tidepipe_common.model_source import resolve_model
+from tidepipe_common.types.plan import Phase, PlanRow, SampledTokens, SequenceStart, StepPlan
+from tidepipe_common.types.sampling import SamplingParams
 
 BLOCK = 16
 STEP_TOKENS = 512

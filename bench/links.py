@@ -20,10 +20,10 @@ from pathlib import Path
 from bench.hosts import Hosts, network_of_hosts
 from bench.spread import answer_batch, spread_cluster
 from bench.spread_load import items
-from common.model_shape import ModelShape
-from common.model_source import resolve_model
+from launcher.config import ClusterConfig
 from stage_worker.loading.open_checkpoint import open_checkpoint
-from tidepipe.cluster.config import ClusterConfig
+from tidepipe_common.model_source import resolve_model
+from tidepipe_common.types.model_shape import ModelShape
 
 FIRST, CLIENT = 1, 3
 LOOPBACK = "loopback"

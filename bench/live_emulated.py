@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import TidePipeError
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 from tidepipe.client.admin import AdminClient
 from tidepipe.client.async_client import AsyncClient
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
+from tidepipe_common.errors import TidePipeError
 
 POLICIES = {
     "padg": ("padg", "padg"),

@@ -33,12 +33,12 @@ import psutil
 from bench.misuse_endless import endless_copy
 from bench.misuse_inputs import ENDLESS, KINDS
 from bench.misuse_lag import read_lags
-from common.model_source import resolve_model
-from common.rpc.channel import is_serving, open_channel
+from launcher.child import Child
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 from tidepipe.client.async_client import AsyncClient
-from tidepipe.cluster.child import Child
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
+from tidepipe_common.model_source import resolve_model
+from tidepipe_common.rpc.channel import is_serving, open_channel
 
 STREAMS = 8
 LINES = 8

@@ -20,10 +20,10 @@ from typing import Any
 import grpc
 import httpx
 
-from common.rpc.channel import open_channel
 from tidepipe.v1 import inference_pb2 as pb
 from tidepipe.v1 import inference_pb2_grpc as pb_grpc
 from tidepipe.v1 import router_pb2, router_pb2_grpc, sampling_pb2
+from tidepipe_common.rpc.channel import open_channel
 
 CALL_S = 30.0
 SIDE_BY_SIDE = 5

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from tidepipe.cluster.child import Child
+from launcher.child import Child
 
 HISTOGRAM = "tidepipe_event_loop_lag_seconds"
 MOST = "tidepipe_event_loop_lag_max_seconds"

@@ -15,9 +15,9 @@ from functools import partial
 
 from bench.offline_cells import Cell, cells, study_parser
 from bench.parts import Figures, Parts
-from controller.core.policies.catalog import Knobs
-from controller.simulation.offline import run_offline
-from controller.simulation.predictions import predictor
+from controller.scheduler.policies.catalog import Knobs
+from simulator.offline import run_offline
+from simulator.predictions import predictor
 
 AUTO: dict[str, tuple[Knobs, str]] = {
     "auto": ({}, "oracle"),

@@ -15,9 +15,9 @@ from functools import partial
 
 from bench.offline_cells import Cell, cells, study_parser
 from bench.parts import Figures, Parts
-from controller.core.policies.catalog import Knobs
-from controller.simulation.offline import run_offline
-from controller.simulation.predictions import predictor
+from controller.scheduler.policies.catalog import Knobs
+from simulator.offline import run_offline
+from simulator.predictions import predictor
 
 ALL_REDUCE_GB_S = (5, 6, 8, 12, 20)
 MICROBATCHES = (1, 2, 4)

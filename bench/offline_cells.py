@@ -6,12 +6,12 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.latency.files import read_shape
-from common.latency.hardware import hardware
-from common.latency.profile_file import read_profile
-from controller.simulation.offline import Plant
-from controller.simulation.workload import SYNTHETIC, Workload, sharegpt_like
-from controller.simulation.workload_files import open_workload
+from simulator.offline import Plant
+from tidepipe_common.latency.files import read_shape
+from tidepipe_common.latency.hardware import hardware
+from tidepipe_common.latency.profile_file import read_profile
+from workloads.files import open_workload
+from workloads.mixes import SYNTHETIC, Workload, sharegpt_like
 
 MAX_PROMPT = 1024
 MAX_TOTAL = 2048

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from bench.offline_cells import Cell, cells, study_parser
 from bench.parts import Figures, Parts, code_version
-from controller.simulation.offline import best_of_scan, run_offline
-from controller.simulation.predictions import predictor as named_predictor
-from controller.simulation.setups import POLICIES
+from simulator.offline import best_of_scan, run_offline
+from simulator.predictions import predictor as named_predictor
+from simulator.setups import POLICIES
 
 SHOWN = (
     "output_tokens_per_s",

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from bench.online_pictures import cells
 from bench.online_studies import cluster, question
-from common.latency.work import StepWork, chunk_pairs
-from controller.simulation.workload import Workload
-from simulation.goodput import Question
-from simulation.plant import ClusterPlant
+from simulator.cluster_spec import ClusterPlant
+from simulator.goodput import Question
+from tidepipe_common.latency.work import StepWork, chunk_pairs
+from workloads.mixes import Workload
 
 CHUNKS = (0, 128, 256, 512, 1024)
 """Tokens of a step that prompts ride on; 0: in every round as many prompt tokens as come in a round."""

@@ -10,9 +10,9 @@ import time
 from dataclasses import replace
 
 from bench.online_studies import STUDY, cluster, question
-from controller.core.policies.catalog import Knobs
-from simulation.goodput import Run, measure
-from simulation.systems import run_exactly, run_system
+from controller.scheduler.policies.catalog import Knobs
+from simulator.goodput import Run, measure
+from simulator.systems import run_exactly, run_system
 
 RATES = {"sharegpt-like": 28.0, "longbench-like": 6.0}
 """Near the goodput of the weakest system, requests per second."""

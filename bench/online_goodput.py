@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.online_studies import STUDIES, Trial
-from simulation.goodput import Goodput, confirmed, goodput, tuned_goodput
-from simulation.systems import run_exactly
+from simulator.goodput import Goodput, confirmed, goodput, tuned_goodput
+from simulator.systems import run_exactly
 
 
 def measure(trial: Trial, precision: float) -> Goodput:

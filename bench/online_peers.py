@@ -31,14 +31,14 @@ import matplotlib
 from bench.peers.catalog import servers
 from bench.peers.children import PeerError, child, end_children_when_ended
 from bench.peers.places import Places
-from common.errors import TidePipeError
-from simulation.arrivals import parse_arrivals
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
-from tidepipe.loadgen.figures import Figures, figures_of
-from tidepipe.loadgen.requests import Load, read_load_workload
-from tidepipe.loadgen.run import send_all
-from tidepipe.loadgen.targets import HttpTarget
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
+from tidepipe_common.errors import TidePipeError
+from workloads.arrivals import parse_arrivals
+from workloads.loadgen.figures import Figures, figures_of
+from workloads.loadgen.requests import Load, read_load_workload
+from workloads.loadgen.run import send_all
+from workloads.loadgen.targets import HttpTarget
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

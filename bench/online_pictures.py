@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from simulation.systems import SYSTEMS
+from simulator.systems import SYSTEMS
 
 Trials = Mapping[str, Mapping[str, Any]]
 SHIPPED = ("separate-as-shipped", "hybrid-as-shipped")

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from bench.online_studies import CHAT, MAX_TOTAL, STUDY, cluster
-from router.core.mitosis import Bounds
-from router.core.overall import OverallConfig
-from router.core.scaling import ScalingRules
-from simulation.arrivals import MIXES
-from simulation.cluster import ClusterRules, VirtualCluster
-from simulation.instance import InstanceRules, SkippingInstance
-from simulation.job import Job
+from router.scheduler.mitosis import Bounds
+from router.scheduler.routing_scheduler import OverallConfig
+from router.scheduler.scaling import ScalingRules
+from simulator.cluster import ClusterRules, VirtualCluster
+from simulator.fast_forward_instance import InstanceRules, SkippingInstance
+from simulator.job import Job
+from workloads.arrivals import MIXES
 
 WINDOW_S = 5.0
 LEVEL_S = 60.0

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from common.latency.files import read_shape
-from common.latency.hardware import hardware
-from controller.core.policies.catalog import Knobs
-from router.core.slo import SloTarget
-from simulation.arrivals import MIXES, Arrivals
-from simulation.goodput import Question
-from simulation.plant import ClusterPlant
-from simulation.systems import SYSTEMS
+from controller.scheduler.policies.catalog import Knobs
+from router.scheduler.slo import SloTarget
+from simulator.cluster_spec import ClusterPlant
+from simulator.goodput import Question
+from simulator.systems import SYSTEMS
+from tidepipe_common.latency.files import read_shape
+from tidepipe_common.latency.hardware import hardware
+from workloads.arrivals import MIXES, Arrivals
 
 MAX_TOTAL = 4096
 """Tokens of one sequence; Llama-30B's context is taken to be extended, as LongBench needs it."""

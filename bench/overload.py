@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from bench.online_studies import CHAT, STUDY, cluster, question
-from simulation.goodput import COOL_DOWN, WARM_UP
-from simulation.job import NOT_YET, Job
-from simulation.systems import cluster_of
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
+from simulator.goodput import COOL_DOWN, WARM_UP
+from simulator.job import NOT_YET, Job
+from simulator.systems import cluster_of
 
 MULTIPLES = (0.5, 1.0, 2.0, 5.0, 10.0)
 PROFILE = "tokens,ms\n1,30\n32,60\n64,90\n256,190\n1024,640\n"

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import psutil
 
-from common.errors import TidePipeError
-from common.sampling import SamplingParams
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 from tests.chromium import BrowserPage, chromium
 from tidepipe.client.async_client import AsyncClient
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
+from tidepipe_common.errors import TidePipeError
+from tidepipe_common.types.sampling import SamplingParams
 
 PROFILE = "tokens,ms\n1,60\n32,70\n128,110\n256,170\n512,300\n1024,580\n2048,1150\n"
 INSTANCES, STAGES, REQUESTS_PER_S = 4, 2, 8.0

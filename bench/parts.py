@@ -19,10 +19,10 @@ Figures = dict[str, Any]
 _ROOT = Path(__file__).resolve().parent.parent
 _CODE = (
     "bench/offline_cells.py",
-    "common/latency",
+    "tidepipe_common/latency",
     "controller/core",
     "controller/simulation",
-    "controller/drivers/simulated.py",
+    "simulator/pipeline.py",
 )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from bench.predictor_rivals import Floats
-from common.lengths.request import LEVELS, Observation
-from predictor.core.champion import Champion
+from predictor.evaluation.champion import Champion
 from predictor.training.fit import fit
+from tidepipe_common.lengths.request import LEVELS, Observation
 
 SPAN = 64
 BEFORE = 1000

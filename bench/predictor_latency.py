@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import psutil
 
-from common.lengths.prompt import prompt_features
-from common.lengths.request import RequestFeatures
-from common.lengths.store import load_lengths
-from common.rpc.channel import open_channel
-from common.rpc.lifecycle import READY_FD
-from common.wire.prompt import prompt_to_wire
 from tidepipe.v1 import predictor_pb2 as pb
 from tidepipe.v1 import predictor_pb2_grpc as pb_grpc
+from tidepipe_common.codec.prompt import prompt_to_wire
+from tidepipe_common.lengths.prompt import prompt_features
+from tidepipe_common.lengths.request import RequestFeatures
+from tidepipe_common.lengths.store import load_lengths
+from tidepipe_common.rpc.channel import open_channel
+from tidepipe_common.rpc.lifecycle import READY_FD
 
 BATCH = 64
 CALLS = 1000

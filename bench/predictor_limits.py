@@ -9,9 +9,9 @@ import numpy as np
 
 from bench.predictor_quality import mean_of, split
 from bench.predictor_rivals import quantile_trees, running_quantile
-from common.lengths.request import LEVELS, Observation
-from predictor.core.figures import figures
+from predictor.evaluation.figures import figures
 from predictor.training.fit import fit
+from tidepipe_common.lengths.request import LEVELS, Observation
 
 LIMITS = (64, 128, 192, 256)
 

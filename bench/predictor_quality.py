@@ -17,12 +17,12 @@ from bench.predictor_rivals import (
     quantile_trees,
     running_quantile,
 )
-from common.lengths.prompt import DENSE
-from common.lengths.request import LEVELS, Observation, RequestFeatures
-from common.lengths.trained import TrainedLengths
-from controller.core.expectation import LengthBelief
-from predictor.core.figures import figures, sum_error
+from controller.scheduler.expectation import LengthBelief
+from predictor.evaluation.figures import figures, sum_error
 from predictor.training.fit import fit
+from tidepipe_common.lengths.prompt import DENSE
+from tidepipe_common.lengths.request import LEVELS, Observation, RequestFeatures
+from tidepipe_common.lengths.trained import TrainedLengths
 
 TRAIN_SHARE = 0.7
 GROUPS = (64, 256)

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from bench import predictor_drift, predictor_latency, predictor_limits, predictor_quality, predictor_simulated
-from common.lengths.request import LEVELS
-from predictor.core.figures import figures
+from predictor.evaluation.figures import figures
 from predictor.training.dataset import read_answers
 from predictor.training.fit import fit
 from predictor.training.pictures import draw_report
 from predictor.training.report import train_into
 from predictor.training.trees import Settings
+from tidepipe_common.lengths.request import LEVELS
 
 PARTS = ("quality", "limits", "ablation", "drift", "latency", "simulated", "pictures")
 

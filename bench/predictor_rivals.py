@@ -8,11 +8,11 @@ import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
-from common.lengths.recent import RecentLengths
-from common.lengths.request import LEVELS, Observation
-from common.lengths.survival import censored_quantiles
 from predictor.training.answers import Answers
 from predictor.training.words import best_strength, fit_words, held_out_scores
+from tidepipe_common.lengths.recent import RecentLengths
+from tidepipe_common.lengths.request import LEVELS, Observation
+from tidepipe_common.lengths.survival import censored_quantiles
 
 Floats = NDArray[np.float64]
 Answered = Sequence[Observation]

@@ -7,15 +7,15 @@ from statistics import mean
 from typing import Any
 
 from bench.predictor_rivals import running_quantile
-from common.latency.files import read_shape
-from common.latency.hardware import hardware
-from common.latency.profile_file import read_profile
-from common.lengths.request import LEVELS, Observation
-from common.lengths.trained import TrainedLengths
-from controller.simulation.offline import Plant, run_offline
-from controller.simulation.predictions import Predict, predictor
-from controller.simulation.record import RunResult
-from controller.simulation.workload import SimRequest, Workload
+from simulator.offline import Plant, run_offline
+from simulator.predictions import Predict, predictor
+from simulator.record import RunResult
+from tidepipe_common.latency.files import read_shape
+from tidepipe_common.latency.hardware import hardware
+from tidepipe_common.latency.profile_file import read_profile
+from tidepipe_common.lengths.request import LEVELS, Observation
+from tidepipe_common.lengths.trained import TrainedLengths
+from workloads.mixes import SimRequest, Workload
 
 POLICIES = ("td-pipe", "auto")
 SEEDS = (1, 2, 3)

@@ -24,23 +24,23 @@ from typing import Any
 import psutil
 
 from bench.synthetic_instance import TOKEN, serve
-from common.latency.hardware import hardware
-from common.latency.linear import RooflineLinear
-from common.latency.model import LatencyModel, Parallelism
-from common.latency.shapes import SHAPES
-from common.plan import Phase
-from common.rpc.channel import open_channel, wait_serving
-from router.core.events import InstanceJoined, InstanceReported, RequestArrived, Route
-from router.core.mitosis import Bounds
-from router.core.overall import OverallConfig, OverallScheduler
-from router.core.prefill import PrefillTime, PrefillWork
-from router.core.request import RouteRequest
-from router.core.slo import INTERACTIVE
-from router.core.status import InstanceStatus, Slack
-from router.core.view import InstanceFacts
-from tidepipe.cluster.ports import choose_port
+from launcher.ports import choose_port
+from router.scheduler.events import InstanceJoined, InstanceReported, RequestArrived, Route
+from router.scheduler.mitosis import Bounds
+from router.scheduler.prefill import PrefillTime, PrefillWork
+from router.scheduler.request import RouteRequest
+from router.scheduler.routing_scheduler import OverallConfig, OverallScheduler
+from router.scheduler.slo import INTERACTIVE
+from router.scheduler.status import InstanceStatus, Slack
+from router.scheduler.view import InstanceFacts
 from tidepipe.v1 import inference_pb2 as pb
 from tidepipe.v1 import inference_pb2_grpc as pb_grpc
+from tidepipe_common.latency.hardware import hardware
+from tidepipe_common.latency.linear import RooflineLinear
+from tidepipe_common.latency.model import LatencyModel, Parallelism
+from tidepipe_common.latency.shapes import SHAPES
+from tidepipe_common.rpc.channel import open_channel, wait_serving
+from tidepipe_common.types.plan import Phase
 
 REPORT_S = 0.1
 VOCABULARY = 49_152

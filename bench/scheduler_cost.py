@@ -14,12 +14,9 @@ import time
 
 import numpy as np
 
-from common.latency.hardware import hardware
-from common.latency.shapes import SHAPES
-from common.plan import SampledTokens, StepPlan
-from common.sampling import SamplingParams
-from controller.core.actions import Action, Dispatch
-from controller.core.events import (
+from controller.runtime.tune_gc import settle_collector
+from controller.scheduler.actions import Action, Dispatch
+from controller.scheduler.events import (
     Event,
     LengthPredicted,
     NewSequence,
@@ -27,10 +24,13 @@ from controller.core.events import (
     StagesReady,
     StepDone,
 )
-from controller.core.policies.catalog import make_setup
-from controller.core.scheduler import Scheduler
-from controller.drivers.collector import settle_collector
-from controller.simulation.offline import Plant
+from controller.scheduler.policies.catalog import make_setup
+from controller.scheduler.scheduler import Scheduler
+from simulator.offline import Plant
+from tidepipe_common.latency.hardware import hardware
+from tidepipe_common.latency.shapes import SHAPES
+from tidepipe_common.types.plan import SampledTokens, StepPlan
+from tidepipe_common.types.sampling import SamplingParams
 
 BLOCK_SIZE = 16
 PROMPT_TOKENS = 24

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from tidepipe.cluster.scrape_targets import FILE_NAME
+from launcher.scrape_targets import FILE_NAME
 
 READY_S = 120.0
 STOP_S = 60.0

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.soak_samples import KV_USED, RUNNING, WAITING, Sample, draw, sample, scraped, slope
-from common.errors import OverloadedError, TidePipeError
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 from tidepipe.client.async_client import AsyncClient
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
+from tidepipe_common.errors import OverloadedError, TidePipeError
 
 SAMPLE_S = 1.0
 DRAIN_S = 180.0

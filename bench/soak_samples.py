@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from tidepipe.cluster.child import Child
+from launcher.child import Child
 
 SCRAPE_S = 5.0
 LEAST_MINUTES = 1.0

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.hosts import Host, Hosts
-from common.security.credentials import INSECURE
-from tidepipe.cluster.child import Child, ChildSpec
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.plan import controller_spec, predictor_spec, router_spec, worker_spec
+from launcher.child import Child, ChildSpec
+from launcher.config import ClusterConfig
+from launcher.plan import controller_spec, predictor_spec, router_spec, worker_spec
+from tidepipe_common.security.credentials import INSECURE
 
 PORT = 7000
 BATCH_S = 600.0

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.sampling import SamplingParams
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.client.types import BatchItem
+from tidepipe_common.types.sampling import SamplingParams
 
 FLOWING_TOKENS = 200
 

@@ -24,10 +24,10 @@ from bench.engine import Pipeline, add_engine_options, arrivals_of
 from bench.peers.children import PeerError, end_children_when_ended
 from bench.peers.places import Places
 from bench.peers.tidepipe import TidePipe
-from common.plan import SampledTokens, StepPlan
-from controller.core.actions import Dispatch, Emit
-from controller.core.events import Event, StepDone
+from controller.scheduler.actions import Dispatch, Emit
+from controller.scheduler.events import Event, StepDone
 from stage_worker.executors.protocol import Executor
+from tidepipe_common.types.plan import SampledTokens, StepPlan
 
 _RUN_S = 1800.0
 

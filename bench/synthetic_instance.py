@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from common.plan import PROTOCOL_VERSION
-from common.rpc.channel import open_channel
-from common.rpc.server import RpcServer
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe.v1 import controller_pb2_grpc as pb_grpc
 from tidepipe.v1 import router_pb2, router_pb2_grpc, sampling_pb2
+from tidepipe_common.rpc.channel import open_channel
+from tidepipe_common.rpc.server import RpcServer
+from tidepipe_common.types.plan import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
     import grpc

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from common.plan import Phase
-from common.sampling import FinishReason
-from common.telemetry.buckets import TOKENS
-from common.telemetry.telemetry import Telemetry, gauge, total
-from controller.core.actions import Action, Finish, PhaseSwitched
-from controller.core.events import Event, LengthPredicted, StagesLost
-from controller.core.scheduler import Scheduler
-from controller.drivers.live import LiveInstance
+from controller.runtime.live import LiveInstance
+from controller.scheduler.actions import Action, Finish, PhaseSwitched
+from controller.scheduler.events import Event, LengthPredicted, StagesLost
+from controller.scheduler.scheduler import Scheduler
+from tidepipe_common.telemetry.buckets import TOKENS
+from tidepipe_common.telemetry.telemetry import Telemetry, gauge, total
+from tidepipe_common.types.plan import Phase
+from tidepipe_common.types.sampling import FinishReason
 
 MAX_PREDICTED = 65_536
 """Predictions that wait for their outputs at most."""

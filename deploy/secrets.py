@@ -12,8 +12,8 @@ import os
 import secrets
 from pathlib import Path
 
-from common.security.authority import CA_KEY_FILE, make_certificates
-from common.security.key_store import KeyStore
+from tidepipe_common.security.authority import CA_KEY_FILE, make_certificates
+from tidepipe_common.security.key_store import KeyStore
 
 CONTAINER_USER = 10001
 HOSTS = (

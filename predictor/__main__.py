@@ -1,5 +1,5 @@
 """python -m predictor."""
 
-from predictor.main import main
+from predictor.service import main
 
 raise SystemExit(main())

@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import TidePipeError
-from common.lengths.request import LEVELS
-from common.lengths.store import FACTS, load_lengths, save_lengths
+from predictor.api.wire import observation_from_wire
 from predictor.contest import ANSWERS, CHALLENGER, CHAMPION, VERDICT, Verdict
-from predictor.core.figures import pinball
-from predictor.core.running_quantile import RunningQuantile
-from predictor.edge.wire import observation_from_wire
+from predictor.evaluation.figures import pinball
+from predictor.evaluation.running_quantile import RunningQuantile
 from predictor.training.fit import fit
 from predictor.training.trees import Settings
 from tidepipe.v1 import predictor_pb2
+from tidepipe_common.errors import TidePipeError
+from tidepipe_common.lengths.request import LEVELS
+from tidepipe_common.lengths.store import FACTS, load_lengths, save_lengths
 
 
 def compete(folder: Path, version: str, held_back: int) -> Verdict:

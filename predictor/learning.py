@@ -14,12 +14,12 @@ from pathlib import Path
 
 import structlog
 
-from common.errors import ModelError, TidePipeError
-from common.lengths.store import load_lengths, save_lengths
 from predictor.contest import ANSWERS, CHALLENGER, CHAMPION, VERDICT, Verdict
-from predictor.core.champion import Champion
+from predictor.evaluation.champion import Champion
 from predictor.versions import ModelVersions
 from tidepipe.v1 import predictor_pb2
+from tidepipe_common.errors import ModelError, TidePipeError
+from tidepipe_common.lengths.store import load_lengths, save_lengths
 
 WINDOW = 8192
 """Answers kept, as serialized: some 400 bytes each."""

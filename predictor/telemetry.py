@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from prometheus_client.core import Metric
 
-from common.telemetry.telemetry import gauge, total
-from predictor.edge.servicer import PredictorServicer
+from predictor.api.servicer import PredictorServicer
+from tidepipe_common.telemetry.telemetry import gauge, total
 
 
 def predictor_metrics(servicer: PredictorServicer) -> Iterable[Metric]:

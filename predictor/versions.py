@@ -7,8 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from common.errors import ConfigError
-from common.lengths.store import CURRENT
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.lengths.store import CURRENT
 
 KEPT = 3
 _NAME = re.compile(r"v(\d{6})")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from common.errors import ConfigError
-from common.security.credentials import BEARER, Credentials
-from common.security.key_access import KeyAccess
-from common.security.key_store import KeyStore
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.security.credentials import BEARER, Credentials
+from tidepipe_common.security.key_access import KeyAccess
+from tidepipe_common.security.key_store import KeyStore
 
 
 def client_access(api_keys: Path | None, credentials: Credentials) -> tuple[Credentials, KeyAccess | None]:

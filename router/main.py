@@ -6,16 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.doors.site import sites
-from common.model_source import resolve_model
-from common.rpc.lifecycle import run_service
-from common.security.credentials import add_security_options, from_options
-from common.telemetry.listener import add_metrics_option
 from router.batches.limits import DEFAULT_FILES_BYTES, DEFAULT_LIFETIME_S, FileLimits
-from router.core.mitosis import Bounds
-from router.core.policies.catalog import ROUTING_POLICIES
-from router.core.slo import INTERACTIVE, SloTarget
 from router.requests.text_port import TextPort
+from router.scheduler.mitosis import Bounds
+from router.scheduler.policies.catalog import ROUTING_POLICIES
+from router.scheduler.slo import INTERACTIVE, SloTarget
 from router.service import RouterService
 from router.settings import (
     DEFAULT_BATCH_CONCURRENCY,
@@ -28,6 +23,11 @@ from router.settings import (
 )
 from router.text.light_import import import_tokenizers_only
 from router.text.tokenizer import TextProcessor
+from tidepipe_common.http.site import sites
+from tidepipe_common.model_source import resolve_model
+from tidepipe_common.rpc.lifecycle import run_service
+from tidepipe_common.security.credentials import add_security_options, from_options
+from tidepipe_common.telemetry.listener import add_metrics_option
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

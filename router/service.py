@@ -14,47 +14,36 @@ from typing import Any
 
 import structlog
 
-from common.doors.descriptors import limit, shares, too_few
-from common.errors import UnavailableError
-from common.http_server import HttpServer
-from common.port_sharing import check_free
-from common.rpc.lifecycle import Lifecycle
-from common.rpc.server import RpcServer
-from common.security.key_access import KeyAccess
-from common.security.principals import HTTP_HANDSHAKE
-from common.security.process import own
-from common.telemetry import Telemetry
-from common.telemetry.listener import serve_metrics
+from router.api.dashboard.cluster import ClusterSummary
+from router.api.dashboard.event_log import Chronicle
+from router.api.dashboard.feed import PageFeed
+from router.api.grpc.admin import AdminServicer
+from router.api.grpc.cluster import RouterServicer
+from router.api.grpc.groups import Grouping
+from router.api.grpc.inference import InferenceServicer
+from router.api.grpc.services import SERVICES, add_services, open_predictor
+from router.api.grpc.timeline import TimelineServicer
+from router.api.grpc.upstream import UpstreamServicer
+from router.api.http.access import CertificateGate, KeyGate
+from router.api.http.answers import AnswerBodies, answer_item
+from router.api.http.app import make_app
+from router.autoscaling.fleet import Fleet
+from router.autoscaling.provisioner import open_provisioner
 from router.background import background
 from router.batches.jobs import BatchJobs
 from router.batches.opening import open_jobs
 from router.client_access import client_access
-from router.core.overall import OverallConfig, OverallScheduler
-from router.core.slo import SloClasses
-from router.edge.admin import AdminServicer
-from router.edge.cluster import RouterServicer
-from router.edge.groups import Grouping
-from router.edge.inference import InferenceServicer
-from router.edge.services import SERVICES, add_services, open_predictor
-from router.edge.timeline import TimelineServicer
-from router.edge.upstream import UpstreamServicer
-from router.fleet.fleet import Fleet
-from router.fleet.provisioner import open_provisioner
-from router.gateway.access import CertificateGate, KeyGate
-from router.gateway.answers import AnswerBodies, answer_item
-from router.gateway.app import make_app
 from router.instances.available import AvailableModels
 from router.instances.dispatcher import Dispatcher
+from router.instances.handoff import Passing
 from router.instances.link import InstanceAddress
-from router.instances.passing import Passing
 from router.instances.registry import InstanceRegistry
 from router.instances.sequence import RoutedSequence
 from router.instances.served_model import ServedModel
 from router.instances.succession import adopt_instances
 from router.instances.waiting import WaitingRules
-from router.page.chronicle import Chronicle
-from router.page.cluster import ClusterSummary
-from router.page.feed import PageFeed
+from router.parent.host import UpstreamHost
+from router.parent.join import join
 from router.requests.admission import Admission
 from router.requests.attainment import AttainmentRecord
 from router.requests.keyed import RememberedKeys
@@ -63,6 +52,8 @@ from router.requests.meter import Meters
 from router.requests.revocation import end_revoked
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
+from router.scheduler.routing_scheduler import OverallConfig, OverallScheduler
+from router.scheduler.slo import SloClasses
 from router.settings import RouterSettings
 from router.telemetry import (
     RequestMetrics,
@@ -71,8 +62,17 @@ from router.telemetry import (
     export_keys,
     export_router_metrics,
 )
-from router.upstream.host import UpstreamHost
-from router.upstream.join import join
+from tidepipe_common.errors import UnavailableError
+from tidepipe_common.http.descriptors import limit, shares, too_few
+from tidepipe_common.http.server import HttpServer
+from tidepipe_common.rpc.lifecycle import Lifecycle
+from tidepipe_common.rpc.port_sharing import check_free
+from tidepipe_common.rpc.server import RpcServer
+from tidepipe_common.security.key_access import KeyAccess
+from tidepipe_common.security.principals import HTTP_HANDSHAKE
+from tidepipe_common.security.process import own
+from tidepipe_common.telemetry import Telemetry
+from tidepipe_common.telemetry.listener import serve_metrics
 
 CANCEL_GRACE_S = 1.0
 LINGER_S = 2.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.doors.descriptors import REQUESTS
-from common.doors.site import Site
 from router.batches.limits import FileLimits
-from router.core.mitosis import Bounds
-from router.core.slo import INTERACTIVE, SloTarget
+from router.scheduler.mitosis import Bounds
+from router.scheduler.slo import INTERACTIVE, SloTarget
+from tidepipe_common.http.descriptors import REQUESTS
+from tidepipe_common.http.site import Site
 
 DEFAULT_MAX_REQUESTS = REQUESTS
 DEFAULT_REMEMBER_S = 120.0

@@ -6,16 +6,16 @@ from collections.abc import Iterable
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from common.http_server import HttpServer
-from common.sampling import FinishReason
-from common.security.key_access import KeyAccess
-from common.telemetry.buckets import REQUEST_S, TOKEN_S, TOKENS, TTFT_S
-from common.telemetry.telemetry import Telemetry, gauge, total
 from router.batches.database import Database
 from router.instances.dispatcher import Dispatcher
 from router.instances.registry import InstanceRegistry
 from router.requests.meter import EndedAnswer
 from router.requests.table import RequestTable
+from tidepipe_common.http.server import HttpServer
+from tidepipe_common.security.key_access import KeyAccess
+from tidepipe_common.telemetry.buckets import REQUEST_S, TOKEN_S, TOKENS, TTFT_S
+from tidepipe_common.telemetry.telemetry import Telemetry, gauge, total
+from tidepipe_common.types.sampling import FinishReason
 
 ABORTED = "abort"
 """What vLLM calls an answer that its client gave up."""

@@ -2,6 +2,6 @@
 
 import sys
 
-from stage_worker.main import main
+from stage_worker.service import main
 
 sys.exit(main())

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from common.plan import Phase
 from stage_worker.runner import StepOutcome
+from tidepipe_common.types.plan import Phase
 
 
 @dataclass(slots=True)

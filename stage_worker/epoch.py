@@ -7,13 +7,13 @@ import contextlib
 
 import structlog
 
-from common.plan import StepPlan
-from common.wire.sampling import logprobs_to_wire
 from stage_worker.account import WorkAccount
 from stage_worker.executors.protocol import Executor, StageSpec
 from stage_worker.link import NextStageLink, describe
 from stage_worker.runner import StepFailure, StepOutcome, StepRunner
 from tidepipe.v1 import stage_pb2
+from tidepipe_common.codec.sampling import logprobs_to_wire
+from tidepipe_common.types.plan import StepPlan
 
 STOP_TIMEOUT_S = 60.0
 """For the step that an epoch's end finds under way, unless the controller knows better."""

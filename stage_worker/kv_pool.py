@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from common.errors import ConfigError
 from stage_worker.pages import zeros
+from tidepipe_common.errors import ConfigError
 
 _MOST_BLOCKS = 65_536
 """Cap for pools sized by memory: more never fills on a small model, and every block costs ledger space."""

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from common.rpc.channel import open_channel
 from stage_worker.runner import MAX_QUEUED
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
+from tidepipe_common.rpc.channel import open_channel
 
 
 class NextStageLink:

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import structlog
 
-from common.plan import Phase, SampledTokens, StepPlan
 from stage_worker.executors.protocol import Executor, PlanError, StepOutput
+from tidepipe_common.types.plan import Phase, SampledTokens, StepPlan
 
 MAX_QUEUED = 64
 """Plans, or activations, that may wait at a stage; far more than a controller ever has in flight."""

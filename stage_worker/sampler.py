@@ -11,15 +11,15 @@ from collections.abc import Sequence
 
 import torch
 
-from common.limits import MAX_LOGPROBS
-from common.plan import RowError, SampledTokens, SequenceStart
-from common.sampling import PositionLogprobs, TokenLogprob
 from stage_worker.executors.protocol import PlanError
 from stage_worker.sampling.apart import row_error
 from stage_worker.sampling.draw import MAX_VOCAB_SIZE, DrawParams, draw, draw_truncated
 from stage_worker.sampling.grammar import Grammars
 from stage_worker.sampling.sequence import LogitEdits, SequenceState
 from stage_worker.sampling.uniforms import uniforms
+from tidepipe_common.limits import MAX_LOGPROBS
+from tidepipe_common.types.plan import RowError, SampledTokens, SequenceStart
+from tidepipe_common.types.sampling import PositionLogprobs, TokenLogprob
 
 _CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}
 """Logits drawn from at a time: bounds the memory of the temporaries (some 60 bytes each), and keeps them in a

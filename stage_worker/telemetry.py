@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 
 from prometheus_client.core import CounterMetricFamily, Metric
 
-from common.plan import Phase
-from common.telemetry.telemetry import Telemetry, gauge, total
 from stage_worker.account import PhaseAccount
-from stage_worker.edge.servicer import StageServicer
+from stage_worker.api.servicer import StageServicer
+from tidepipe_common.telemetry.telemetry import Telemetry, gauge, total
+from tidepipe_common.types.plan import Phase
 
 PHASES = (Phase.PREFILL, Phase.DECODE, Phase.MIXED)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from common.errors import ModelError
-from common.model_source import resolve_model
+from tidepipe_common.errors import ModelError
+from tidepipe_common.model_source import resolve_model
 
 # A busy machine draws examples slowly; that says nothing about the code.
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from common.plan import Phase, PlanRow, SampledTokens, SequenceStart, StepPlan
-from common.sampling import SamplingParams
 from stage_worker.executors.protocol import Executor, StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
+from tidepipe_common.types.plan import Phase, PlanRow, SampledTokens, SequenceStart, StepPlan
+from tidepipe_common.types.sampling import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
 

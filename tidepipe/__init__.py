@@ -15,20 +15,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from common.errors import (
-        ConfigError,
-        IncompatibleError,
-        InvalidRequestError,
-        ModelError,
-        NotFoundError,
-        OverloadedError,
-        PermissionDeniedError,
-        TidePipeError,
-        UnauthenticatedError,
-        UnavailableError,
-    )
-    from common.request import Answer, ChatTurn, Usage
-    from common.sampling import FinishReason, PositionLogprobs, SamplingParams, TokenLogprob
     from tidepipe.client.async_client import AsyncClient
     from tidepipe.client.async_stream import AsyncStream
     from tidepipe.client.errors import DeadlineExceededError, RequestFailedError
@@ -44,6 +30,20 @@ if TYPE_CHECKING:
         ModelInfo,
         StreamEvent,
     )
+    from tidepipe_common.errors import (
+        ConfigError,
+        IncompatibleError,
+        InvalidRequestError,
+        ModelError,
+        NotFoundError,
+        OverloadedError,
+        PermissionDeniedError,
+        TidePipeError,
+        UnauthenticatedError,
+        UnavailableError,
+    )
+    from tidepipe_common.types.request import Answer, ChatTurn, Usage
+    from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams, TokenLogprob
 
 __version__ = "0.1.0"
 
@@ -84,12 +84,12 @@ __all__ = [
 ]
 
 _MODULES = {
-    "common.errors": (
+    "tidepipe_common.errors": (
         "ConfigError IncompatibleError InvalidRequestError ModelError NotFoundError OverloadedError "
         "PermissionDeniedError TidePipeError UnauthenticatedError UnavailableError"
     ),
-    "common.request": "Answer ChatTurn Usage",
-    "common.sampling": "FinishReason PositionLogprobs SamplingParams TokenLogprob",
+    "tidepipe_common.types.request": "Answer ChatTurn Usage",
+    "tidepipe_common.types.sampling": "FinishReason PositionLogprobs SamplingParams TokenLogprob",
     "tidepipe.client.async_client": "AsyncClient",
     "tidepipe.client.async_stream": "AsyncStream",
     "tidepipe.client.errors": "DeadlineExceededError RequestFailedError",

@@ -23,8 +23,8 @@ from bench.peers.catalog import Peer, peers, servers
 from bench.peers.children import Figures, PeerError, end_children_when_ended
 from bench.peers.places import Places, set_up
 from bench.peers.report import draw, table
-from common.errors import TidePipeError
-from common.model_source import cache_dir
+from tidepipe_common.errors import TidePipeError
+from tidepipe_common.model_source import cache_dir
 
 
 def main() -> int:

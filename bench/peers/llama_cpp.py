@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.peers.children import RUN_S, Figures, child, wait_until
 from bench.peers.places import Places
-from tidepipe.cluster.ports import choose_port
+from launcher.ports import choose_port
 
 SLOTS = 32
 THREADS = 2

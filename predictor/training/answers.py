@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.lengths.distribution import Floats
-from common.lengths.hazard import request_rows
-from common.lengths.reached import Ends
-from common.lengths.recent import RecentLengths
-from common.lengths.request import Observation
-from common.lengths.survival import censored_quantiles
 from predictor.training.bins import Flags
 from predictor.training.words import WordTable
+from tidepipe_common.lengths.distribution import Floats
+from tidepipe_common.lengths.hazard import request_rows
+from tidepipe_common.lengths.reached import Ends
+from tidepipe_common.lengths.recent import RecentLengths
+from tidepipe_common.lengths.request import Observation
+from tidepipe_common.lengths.survival import censored_quantiles
 
 
 @dataclass(frozen=True, slots=True)

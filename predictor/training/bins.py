@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common.lengths.distribution import Floats
-from common.lengths.hazard import bin_of
-from common.lengths.survival import censored_quantiles
+from tidepipe_common.lengths.distribution import Floats
+from tidepipe_common.lengths.hazard import bin_of
+from tidepipe_common.lengths.survival import censored_quantiles
 
 Flags = NDArray[np.bool_]
 Indices = NDArray[np.int64]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.lengths.request import Observation
-from common.lengths.trained import TrainedLengths
-from predictor.core.figures import Figures
+from predictor.evaluation.figures import Figures
 from predictor.training.pictures import important_columns
+from tidepipe_common.lengths.request import Observation
+from tidepipe_common.lengths.trained import TrainedLengths
 
 
 def model_card(

@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from common.errors import ConfigError
-from common.lengths.prompt import prompt_features
-from common.lengths.request import Observation, RequestFeatures
-from common.request import ChatTurn, Prompt
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.lengths.prompt import prompt_features
+from tidepipe_common.lengths.request import Observation, RequestFeatures
+from tidepipe_common.types.request import ChatTurn, Prompt
 
 CUT = frozenset({"length", "cancelled", "deadline", "abort"})
 """Reasons of an end that was not the answer's own."""

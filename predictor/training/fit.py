@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.errors import ConfigError
-from common.lengths.distribution import Floats
-from common.lengths.hazard import HazardModel
-from common.lengths.reached import ReachedLevels
-from common.lengths.recent import RecentLengths
-from common.lengths.request import LEVELS, Observation
-from common.lengths.trained import TrainedLengths
 from predictor.training import LEAST_ANSWERS
 from predictor.training.answers import Answers
 from predictor.training.bins import Indices, choose_edges, risk_table
 from predictor.training.trees import Settings, fit_hazard, loss, scored_rows
 from predictor.training.words import best_strength
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.lengths.distribution import Floats
+from tidepipe_common.lengths.hazard import HazardModel
+from tidepipe_common.lengths.reached import ReachedLevels
+from tidepipe_common.lengths.recent import RecentLengths
+from tidepipe_common.lengths.request import LEVELS, Observation
+from tidepipe_common.lengths.trained import TrainedLengths
 
 MOST_ANSWERS = 20_000
 """The newest are used: more cost memory and bring little."""

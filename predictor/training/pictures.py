@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import ConfigError
-from common.lengths.hazard import COLUMNS
-from common.lengths.request import LEVELS
-from common.lengths.trained import TrainedLengths
-from predictor.core.figures import Figures
+from predictor.evaluation.figures import Figures
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.lengths.hazard import COLUMNS
+from tidepipe_common.lengths.request import LEVELS
+from tidepipe_common.lengths.trained import TrainedLengths
 
 SHOWN_COLUMNS = 15
 

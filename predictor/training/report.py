@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import ConfigError
-from common.lengths.request import LEVELS, Observation
-from common.lengths.store import save_lengths
-from common.lengths.survival import censored_quantiles
-from predictor.core.figures import Figures, figures
+from predictor.evaluation.figures import Figures, figures
 from predictor.training.card import model_card
 from predictor.training.fit import Fitted, Progress, fit
 from predictor.training.pictures import draw_report
 from predictor.training.trees import Settings
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.lengths.request import LEVELS, Observation
+from tidepipe_common.lengths.store import save_lengths
+from tidepipe_common.lengths.survival import censored_quantiles
 
 VERSION = "hazard/1"
 

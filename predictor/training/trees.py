@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.lengths.booster import lightgbm
-from common.lengths.distribution import Floats
-from common.lengths.hazard import COLUMNS, HazardModel, set_scores
 from predictor.training.answers import Answers
 from predictor.training.bins import Flags, RiskTable, base_log_odds, tail_rate
 from predictor.training.words import fit_words, held_out_scores
+from tidepipe_common.lengths.booster import lightgbm
+from tidepipe_common.lengths.distribution import Floats
+from tidepipe_common.lengths.hazard import COLUMNS, HazardModel, set_scores
 
 _BIN = COLUMNS.index("bin")
 _MAX_BIN = 63

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.sparse.linalg import lsqr
 
-from common.lengths.distribution import Floats
-from common.lengths.prompt import BUCKETS
-from common.lengths.request import RequestFeatures
+from tidepipe_common.lengths.distribution import Floats
+from tidepipe_common.lengths.prompt import BUCKETS
+from tidepipe_common.lengths.request import RequestFeatures
 
 FOLDS = 5
 STRENGTHS = (30.0, 100.0, 300.0, 1000.0)

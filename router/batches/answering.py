@@ -11,15 +11,18 @@ from typing import Any
 
 import structlog
 
-from common.aside import beside
-from common.errors import (
+from router.batches.deaths import Suspect
+from router.batches.lines import AnsweredLine, Line
+from router.batches.records import BatchRecord
+from tidepipe_common.aside import beside
+from tidepipe_common.errors import (
     OverloadedError,
     StorageError,
     TidePipeError,
     UnauthenticatedError,
     UnavailableError,
 )
-from common.openai.batch import (
+from tidepipe_common.openai.batch import (
     BatchItem,
     BatchLineError,
     error_line,
@@ -28,11 +31,8 @@ from common.openai.batch import (
     response_line,
     seeded,
 )
-from common.openai.responses import answer_bytes
-from common.request_ids import draw_request_id
-from router.batches.deaths import Suspect
-from router.batches.lines import AnsweredLine, Line
-from router.batches.records import BatchRecord
+from tidepipe_common.openai.responses import answer_bytes
+from tidepipe_common.types.request_ids import draw_request_id
 
 UNAVAILABLE_S = 1.0
 

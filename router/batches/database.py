@@ -14,11 +14,11 @@ from typing import ClassVar, Concatenate, ParamSpec, TypeVar
 
 import structlog
 
-from common.errors import ConfigError, StorageBrokenError, StorageError, UnavailableError
-from common.sqlite_schema import Migration, migrate
 from router.batches import deaths
 from router.batches.ballast import Ballast
 from router.batches.limits import FileLimits
+from tidepipe_common.errors import ConfigError, StorageBrokenError, StorageError, UnavailableError
+from tidepipe_common.sqlite_schema import Migration, migrate
 
 _VERSION_1 = """
 CREATE TABLE files (

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-from common.errors import InvalidRequestError, NotFoundError
-from common.security.caller import ANYBODY, Caller
 from router.batches.pages import page
 from router.batches.records import VALIDATING, FileRecord
+from tidepipe_common.errors import InvalidRequestError, NotFoundError
+from tidepipe_common.security.caller import ANYBODY, Caller
 
 CHUNK_BYTES = 1 << 20
 _LINES_AT_A_TIME = 256

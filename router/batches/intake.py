@@ -7,15 +7,15 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-from common.aside import beside
-from common.errors import NotFoundError, StorageError
-from common.limits import MAX_REQUEST_BYTES
-from common.openai.batch import BatchLineError, parse_line
-from common.openai.failures import error_code
 from router.batches import deaths, files, lines
 from router.batches.database import Database
 from router.batches.records import BatchRecord
 from router.batches.writer import durably
+from tidepipe_common.aside import beside
+from tidepipe_common.errors import NotFoundError, StorageError
+from tidepipe_common.limits import MAX_REQUEST_BYTES
+from tidepipe_common.openai.batch import BatchLineError, parse_line
+from tidepipe_common.openai.failures import error_code
 
 MAX_REQUESTS = 50_000
 MAX_ERRORS = 10

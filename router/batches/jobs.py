@@ -12,19 +12,6 @@ from typing import Any
 
 import structlog
 
-from common.aside import beside
-from common.errors import (
-    InvalidRequestError,
-    OverloadedError,
-    StorageBrokenError,
-    StorageError,
-    TidePipeError,
-    UnavailableError,
-)
-from common.exception_groups import leaves
-from common.openai.failures import error_code
-from common.security.caller import ANYBODY, Caller
-from common.security.key_access import ENDED, KeyAccess
 from router.batches import deaths, files, lines
 from router.batches.answering import Answer, answer_line, expired_line, given_up_line
 from router.batches.database import Database
@@ -44,6 +31,19 @@ from router.batches.records import (
     FileRecord,
 )
 from router.batches.writer import BatchWriter, durably
+from tidepipe_common.aside import beside
+from tidepipe_common.errors import (
+    InvalidRequestError,
+    OverloadedError,
+    StorageBrokenError,
+    StorageError,
+    TidePipeError,
+    UnavailableError,
+)
+from tidepipe_common.exception_groups import leaves
+from tidepipe_common.openai.failures import error_code
+from tidepipe_common.security.caller import ANYBODY, Caller
+from tidepipe_common.security.key_access import ENDED, KeyAccess
 
 MAX_UNFINISHED = 100
 MAX_OF_ONE = MAX_UNFINISHED // 2

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
-from common.errors import InvalidRequestError, StorageError
-from common.numerals import count
 from router.batches.records import UNFINISHED
+from tidepipe_common.errors import InvalidRequestError, StorageError
+from tidepipe_common.numerals import count
 
 GIB = 1 << 30
 DEFAULT_FILES_BYTES = 16 * GIB

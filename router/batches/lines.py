@@ -9,11 +9,11 @@ from typing import Any
 
 import structlog
 
-from common.errors import NotFoundError
-from common.security.caller import ANYBODY, Caller
 from router.batches import files
 from router.batches.pages import page
 from router.batches.records import UNFINISHED, BatchRecord, Counts, FileRecord
+from tidepipe_common.errors import NotFoundError
+from tidepipe_common.security.caller import ANYBODY, Caller
 
 log = structlog.get_logger()
 

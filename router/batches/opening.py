@@ -10,14 +10,14 @@ from pathlib import Path
 
 import structlog
 
-from common.errors import StorageError, UnavailableError
-from common.security.key_access import KeyAccess
 from router.background import background
 from router.batches import files
 from router.batches.answering import Answer
 from router.batches.database import Database
 from router.batches.jobs import BatchJobs
 from router.batches.limits import FileLimits
+from tidepipe_common.errors import StorageError, UnavailableError
+from tidepipe_common.security.key_access import KeyAccess
 
 SWEEP_S = 10.0
 

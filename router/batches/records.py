@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.text import repaired_json
+from tidepipe_common.text.text import repaired_json
 
 VALIDATING, IN_PROGRESS, FINALIZING, CANCELLING = "validating", "in_progress", "finalizing", "cancelling"
 COMPLETED, FAILED, CANCELLED, EXPIRED = "completed", "failed", "cancelled", "expired"
@@ -36,7 +36,7 @@ class FileRecord:
 
     batch_id, failed: of a batch's answers, the good or the failed ones.
 
-    owner: whose it is, see common.security.caller; None: stored before there were owners.
+    owner: whose it is, see tidepipe_common.security.caller; None: stored before there were owners.
     """
 
     id: str

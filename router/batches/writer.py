@@ -10,10 +10,10 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import structlog
 
-from common.errors import StorageBrokenError, StorageError
 from router.batches import deaths, lines
 from router.batches.database import Database
 from router.batches.lines import AnsweredLine
+from tidepipe_common.errors import StorageBrokenError, StorageError
 
 STORAGE_RETRY_S, MAX_STORAGE_RETRY_S = 1.0, 15.0
 

@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from common.errors import OverloadedError, TidePipeError, UnavailableError
-from common.pulse import Pulse
-from router.core.choice import Choice
-from router.core.events import (
+from router.instances.directory import Attendance
+from router.instances.link import InstanceLink
+from router.instances.placement import Placement, Stay
+from router.instances.sequence import RoutedSequence
+from router.instances.waiting import WaitingRules
+from router.scheduler.choice import Choice
+from router.scheduler.events import (
     Action,
     AddInstance,
     DrainInstance,
@@ -26,13 +29,10 @@ from router.core.events import (
     Shed,
     Tick,
 )
-from router.core.overall import OverallScheduler
-from router.core.request import RouteRequest
-from router.instances.attendance import Attendance
-from router.instances.link import InstanceLink
-from router.instances.placement import Placement, Stay
-from router.instances.sequence import RoutedSequence
-from router.instances.waiting import WaitingRules
+from router.scheduler.request import RouteRequest
+from router.scheduler.routing_scheduler import OverallScheduler
+from tidepipe_common.errors import OverloadedError, TidePipeError, UnavailableError
+from tidepipe_common.notifier import Pulse
 
 TICK_S = 0.1
 BOUNCE_PAUSE_S = 0.25

@@ -10,13 +10,13 @@ from typing import Protocol
 import grpc
 import structlog
 
-from common.errors import InvalidRequestError, TidePipeError
-from common.limits import PIECE_BYTES, SPEC_BYTES
-from common.rpc.status import from_rpc_error
 from router.instances.placement import Placement, Stay
 from router.instances.wire import sequence_spec
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe.v1 import controller_pb2_grpc as pb_grpc
+from tidepipe_common.errors import InvalidRequestError, TidePipeError
+from tidepipe_common.limits import PIECE_BYTES, SPEC_BYTES
+from tidepipe_common.rpc.status import from_rpc_error
 
 SUBMIT_TIMEOUT_S = 10.0
 RETRY_S = 0.2

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from common.errors import TidePipeError
 from router.instances.placement import Placement
+from tidepipe_common.errors import TidePipeError
 
 
 class StayHost(Protocol):

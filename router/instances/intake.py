@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import structlog
 
-from common.sampling import FinishReason
 from router.instances.host import StayHost
 from router.instances.placement import Placement, PlacementTable, Stay
 from router.instances.sequence import Progress
 from router.instances.wire import news_from_wire
 from tidepipe.v1 import controller_pb2 as pb
+from tidepipe_common.types.sampling import FinishReason
 
 MAX_GAPS = 5
 """Gaps in a row after which a sequence is taken elsewhere; one is healed by asking again."""

@@ -9,11 +9,6 @@ from typing import Protocol
 
 import structlog
 
-from common.errors import IncompatibleError, TidePipeError
-from common.rpc.channel import open_channel
-from common.rpc.status import translated
-from router.core.prefill import PrefillTime
-from router.core.view import InstanceFacts as CoreFacts
 from router.instances.cancellations import Cancellations
 from router.instances.handover import HandOver
 from router.instances.host import StayHost
@@ -23,9 +18,14 @@ from router.instances.placement import Placement, PlacementTable, Stay
 from router.instances.report import ReportedCost
 from router.instances.status_watch import StatusWatch
 from router.instances.watch import ResultWatch
+from router.scheduler.prefill import PrefillTime
+from router.scheduler.view import InstanceFacts as CoreFacts
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe.v1 import controller_pb2_grpc as pb_grpc
 from tidepipe.v1 import timeline_pb2, timeline_pb2_grpc
+from tidepipe_common.errors import IncompatibleError, TidePipeError
+from tidepipe_common.rpc.channel import open_channel
+from tidepipe_common.rpc.status import translated
 
 DESCRIBE_TIMEOUT_S = 1.5
 """Within the time for which a controller waits for its registration."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.errors import IncompatibleError
-from common.plan import PROTOCOL_VERSION
 from tidepipe.v1 import controller_pb2
+from tidepipe_common.errors import IncompatibleError
+from tidepipe_common.types.plan import PROTOCOL_VERSION
 
 
 @dataclass(frozen=True, slots=True)

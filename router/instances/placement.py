@@ -6,8 +6,8 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from router.core.slo import INTERACTIVE, SloTarget
 from router.instances.sequence import RoutedSequence
+from router.scheduler.slo import INTERACTIVE, SloTarget
 
 
 class Stay(enum.Enum):

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from common.errors import IncompatibleError, OverloadedError, TidePipeError, UnavailableError
-from common.exception_groups import leaves
 from router.instances.dispatcher import Dispatcher
 from router.instances.link import InstanceAddress, InstanceLink
 from router.instances.model_facts import InstanceFacts
+from tidepipe_common.errors import IncompatibleError, OverloadedError, TidePipeError, UnavailableError
+from tidepipe_common.exception_groups import leaves
 
 MAX_INSTANCES = 1024
 SWEEP_S = 0.2

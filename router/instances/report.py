@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from common.latency.work import StepWork
-from common.wire.plan import phase_from_wire
-from router.core.prefill import PrefillWork
-from router.core.status import FOREVER, InstanceStatus, Slack
+from router.scheduler.prefill import PrefillWork
+from router.scheduler.status import FOREVER, InstanceStatus, Slack
 from tidepipe.v1 import controller_pb2 as pb
+from tidepipe_common.codec.plan import phase_from_wire
+from tidepipe_common.latency.work import StepWork
 
 
 class ReportedCost:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.errors import TidePipeError
-from common.lengths.prompt import PromptFeatures
-from common.sampling import FinishReason, PositionLogprobs, SamplingParams
+from tidepipe_common.errors import TidePipeError
+from tidepipe_common.lengths.prompt import PromptFeatures
+from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import structlog
 
-from common.errors import UnavailableError
 from router.instances.model_facts import InstanceFacts, ModelFacts, check_same_model
+from tidepipe_common.errors import UnavailableError
 
 log = structlog.get_logger()
 

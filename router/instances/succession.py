@@ -8,11 +8,11 @@ import contextlib
 import grpc
 import structlog
 
-from common.errors import TidePipeError
-from common.rpc.channel import open_channel
 from router.instances.link import InstanceAddress
 from router.instances.registry import InstanceRegistry
 from tidepipe.v1 import router_pb2, router_pb2_grpc
+from tidepipe_common.errors import TidePipeError
+from tidepipe_common.rpc.channel import open_channel
 
 ASK_TIMEOUT_S = 5.0
 LEASE_S = 20.0

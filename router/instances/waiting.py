@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from router.core.request import RouteRequest
-from router.core.shedding import WAIT_SHARE
-from router.core.slo import SloClasses
 from router.instances.sequence import RoutedSequence
+from router.scheduler.request import RouteRequest
+from router.scheduler.shedding import WAIT_SHARE
+from router.scheduler.slo import SloClasses
 
 SHEDDING = ("padg", "padg-published", "padg-shuffled")
 """Routing policies that refuse who cannot be served in time, instead of serving all too late."""

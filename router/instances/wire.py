@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from common.wire.prompt import prompt_to_wire
-from common.wire.sampling import finish_from_wire, logprobs_from_wire, sampling_to_wire
 from router.instances.placement import Placement
 from router.instances.sequence import SequenceNews
 from tidepipe.v1 import controller_pb2 as pb
+from tidepipe_common.codec.prompt import prompt_to_wire
+from tidepipe_common.codec.sampling import finish_from_wire, logprobs_from_wire, sampling_to_wire
 
 
 def sequence_spec(placement: Placement, now: float) -> pb.SequenceSpec:

@@ -9,16 +9,16 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 
-from common.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
-from common.lengths.prompt import PromptFeatures, prompt_features
-from common.lengths.request import NO_PROMPT
-from common.request import GenerationRequest
-from common.sampling import SamplingParams
 from router.instances.model_facts import ModelFacts
 from router.instances.served_model import ServedModel
 from router.requests.answer_text import AnswerText
 from router.requests.seeds import answer_seed, draw_seed
 from router.requests.text_port import TextPort, TooManyTokensError
+from tidepipe_common.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
+from tidepipe_common.lengths.prompt import PromptFeatures, prompt_features
+from tidepipe_common.lengths.request import NO_PROMPT
+from tidepipe_common.types.request import GenerationRequest
+from tidepipe_common.types.sampling import SamplingParams
 
 INLINE_CHARACTERS = 2000
 """Longer prompts are tokenized in a thread, so that the streams of others go on meanwhile."""

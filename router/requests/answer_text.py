@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from router.core.output_log import TextLog
 from router.requests.text_port import Detokenizer
+from router.scheduler.output_log import TextLog
 from router.text.stop_strings import StopMatcher
 
 

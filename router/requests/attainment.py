@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from common.sampling import FinishReason
-from router.core.slo import SloTarget
 from router.requests.meter import EndedAnswer
+from router.scheduler.slo import SloTarget
+from tidepipe_common.types.sampling import FinishReason
 
 WINDOW_S = 60.0
 MAX_ANSWERS = 4096

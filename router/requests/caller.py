@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from common.request import GenerationRequest
-from common.security.api_key import split_key
-from common.security.caller import current
-from common.security.key_access import bearer
+from tidepipe_common.security.api_key import split_key
+from tidepipe_common.security.caller import current
+from tidepipe_common.security.key_access import bearer
+from tidepipe_common.types.request import GenerationRequest
 
 
 def known_by_key(request: GenerationRequest, authorization: str | None) -> GenerationRequest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.request import Answer, Usage
+from tidepipe_common.types.request import Answer, Usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ import marshal
 from dataclasses import astuple, fields
 from typing import Any
 
-from common.request import ChatTurn, GenerationRequest
-from common.sampling import SamplingParams
+from tidepipe_common.types.request import ChatTurn, GenerationRequest
+from tidepipe_common.types.sampling import SamplingParams
 
 _FORMAT = 2
 """Of marshal: the last one whose bytes depend on the values alone, and not on which objects are shared."""

@@ -7,15 +7,15 @@ from array import array
 from collections.abc import Callable
 from typing import Protocol
 
-from common.errors import OverloadedError, TidePipeError
-from common.pulse import Pulse
-from common.request import Usage
-from common.sampling import FinishReason, SamplingParams
-from common.security.key_access import Work
 from router.instances.sequence import RoutedSequence
 from router.requests.admission import AdmittedRequest
 from router.requests.meter import RequestMeter
 from router.requests.running_answer import RunningAnswer
+from tidepipe_common.errors import OverloadedError, TidePipeError
+from tidepipe_common.notifier import Pulse
+from tidepipe_common.security.key_access import Work
+from tidepipe_common.types.request import Usage
+from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
 OBJECT_BYTES = 4096
 """What a request or an answer takes beside its tokens and text: its parameters and Python's objects."""

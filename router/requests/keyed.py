@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from common.errors import KeyReusedError
-from common.request import GenerationRequest
-from common.request_ids import draw_request_id
 from router.instances.sequence import SequenceNews
 from router.requests.digest import request_digest
 from router.requests.entry import RequestEntry
 from router.requests.seeds import draw_seed
+from tidepipe_common.errors import KeyReusedError
+from tidepipe_common.types.request import GenerationRequest
+from tidepipe_common.types.request_ids import draw_request_id
 
 MAX_CLAIMS = 65_536
 """Of whoever has most the oldest go first: who comes back after so many others starts anew."""

@@ -17,17 +17,17 @@ from pathlib import Path
 
 import structlog
 
-from common.errors import StorageError, UnavailableError
-from common.request import GenerationRequest
-from common.wire.sampling import finish_from_wire, logprobs_from_wire
+from router.api.grpc.wire import delta_to_wire
 from router.batches.database import Database
-from router.core.output_log import TokenLog
-from router.edge.wire import delta_to_wire
 from router.instances.sequence import SequenceNews
 from router.requests.delta import Cursor
 from router.requests.entry import RequestEntry
 from router.requests.keyed import CLAIM_S, MAX_CLAIMS, Claim, new_claim
+from router.scheduler.output_log import TokenLog
 from tidepipe.v1 import inference_pb2 as pb
+from tidepipe_common.codec.sampling import finish_from_wire, logprobs_from_wire
+from tidepipe_common.errors import StorageError, UnavailableError
+from tidepipe_common.types.request import GenerationRequest
 
 SAVE_S = 0.5
 """What is younger is computed again after a kill."""

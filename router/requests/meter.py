@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.request import Usage
-from common.sampling import FinishReason
+from tidepipe_common.types.request import Usage
+from tidepipe_common.types.sampling import FinishReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from typing import Protocol
 
 import structlog
 
-from common.errors import UnauthenticatedError
-from common.security.key_access import ENDED, KeyAccess
 from router.requests.table import RequestTable
+from tidepipe_common.errors import UnauthenticatedError
+from tidepipe_common.security.key_access import ENDED, KeyAccess
 
 LOOK_S = 0.2
 """With the time in which the key store notices, within a second."""

@@ -6,17 +6,17 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from common.errors import InvalidRequestError, TidePipeError
-from common.lengths.prompt import PromptFeatures
-from common.lengths.request import NO_PROMPT
-from common.request import Answer, Usage
-from common.sampling import FinishReason, SamplingParams
-from router.core.output_log import TokenLog
+from router.instances.retry_budget import Stays
 from router.instances.sequence import Progress, SequenceNews
-from router.instances.stays import Stays
 from router.requests.answer_text import AnswerText
 from router.requests.delta import Cursor, Delta
 from router.requests.meter import EndedAnswer, RequestMeter
+from router.scheduler.output_log import TokenLog
+from tidepipe_common.errors import InvalidRequestError, TidePipeError
+from tidepipe_common.lengths.prompt import PromptFeatures
+from tidepipe_common.lengths.request import NO_PROMPT
+from tidepipe_common.types.request import Answer, Usage
+from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
 MAX_DELTA_TOKENS = 16_384
 MAX_DELTA_LOGPROBS = 256

@@ -7,10 +7,10 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 
-from common.errors import InvalidRequestError
 from router.requests.delta import Cursor, Delta, Position
 from router.requests.entry import RequestEntry
 from router.requests.pacing import Pacing
+from tidepipe_common.errors import InvalidRequestError
 
 
 class Subscription:

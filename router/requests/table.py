@@ -10,17 +10,6 @@ from dataclasses import dataclass
 
 import structlog
 
-from common.errors import (
-    InvalidRequestError,
-    NotFoundError,
-    OverloadedError,
-    TidePipeError,
-    UnavailableError,
-)
-from common.request import GenerationRequest
-from common.security.caller import ANYBODY, Caller
-from common.security.key_access import KeyAccess
-from router.core.pending import LARGEST_SHARE
 from router.instances.dispatcher import Dispatcher
 from router.instances.sequence import RoutedSequence, SequenceNews
 from router.requests.admission import Admission, AdmittedRequest
@@ -29,6 +18,17 @@ from router.requests.entry import RequestEntry, owned_name
 from router.requests.meter import RequestMeter, Unmeasured
 from router.requests.pacing import Pacing
 from router.requests.subscription import Subscription
+from router.scheduler.pending import LARGEST_SHARE
+from tidepipe_common.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    TidePipeError,
+    UnavailableError,
+)
+from tidepipe_common.security.caller import ANYBODY, Caller
+from tidepipe_common.security.key_access import KeyAccess
+from tidepipe_common.types.request import GenerationRequest
 
 SWEEP_S = 0.5
 UNSAID_TOKENS = 256

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from common.request import ChatTurn
-from common.structure import Structure
+from tidepipe_common.types.request import ChatTurn
+from tidepipe_common.types.structure import Structure
 
 
 class TooManyTokensError(Exception):

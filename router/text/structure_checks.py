@@ -8,9 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
-from common.errors import InvalidRequestError, OverloadedError, UnavailableError
-from common.structure import Structure
-from common.structures.checks import StructureProcess
+from tidepipe_common.errors import InvalidRequestError, OverloadedError, UnavailableError
+from tidepipe_common.structures.checks import StructureProcess
+from tidepipe_common.types.structure import Structure
 
 AT_A_TIME = 3
 MOST_OF_ONE = 2

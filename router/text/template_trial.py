@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 
-from common.errors import ModelError
+from tidepipe_common.errors import ModelError
 
 MAX_CPU_S = 2
 MAX_WALL_S = 30

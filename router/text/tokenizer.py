@@ -8,16 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.errors import InvalidRequestError
-from common.request import ChatTurn
-from common.structure import Structure
-from common.structures.tokenizer_file import read_tokenizer
-from common.tokenizer_source import load_tokenizer
 from router.requests.text_port import TooManyTokensError
 from router.text.detokenizer import Detokenizer, make_detokenizer
 from router.text.structure_checks import StructureChecks
 from router.text.template_trial import try_out
 from router.text.vocabulary import Backend, Vocabulary
+from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.structures.tokenizer_file import read_tokenizer
+from tidepipe_common.tokenizer_source import load_tokenizer
+from tidepipe_common.types.request import ChatTurn
+from tidepipe_common.types.structure import Structure
 
 LIKELY_CHARACTERS = 6
 """Of a token, and more than the mean of ordinary text: a longer prompt is counted in pieces first."""

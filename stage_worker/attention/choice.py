@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from common.errors import ConfigError
+from tidepipe_common.errors import ConfigError
 
 FLASHINFER, FLASHINFER_FA2, FLASH_ATTN, FLEX, TORCH = (
     "flashinfer",

@@ -15,11 +15,11 @@ import structlog
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from common.model_source import cache_dir
-from common.trusted_files import private_folder
 from stage_worker.attention.backend import AttentionContext, AttentionStep
 from stage_worker.attention.batch import Int32Array, RaggedBatch
 from stage_worker.attention.torch_paged import TorchStep
+from tidepipe_common.model_source import cache_dir
+from tidepipe_common.security.trusted_files import private_folder
 
 TILE = 128
 """Queries and keys of one tile of the mask."""

@@ -10,18 +10,18 @@ import hashlib
 import time
 from pathlib import Path
 
-from common.errors import ConfigError
-from common.latency.hardware import hardware
-from common.latency.linear import WEIGHT_BYTES, linear_weights
-from common.latency.model import LatencyModel, Parallelism
-from common.latency.profile import cost_model
-from common.latency.profile_file import read_profile
-from common.latency.shapes import named_shape
-from common.latency.work import work_of
-from common.model_shape import ModelShape
-from common.model_source import resolve_model
-from common.plan import SampledTokens, StepPlan
 from stage_worker.executors.protocol import BackendDescription, PlanError, StageSpec, StepOutput
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.latency.hardware import hardware
+from tidepipe_common.latency.linear import WEIGHT_BYTES, linear_weights
+from tidepipe_common.latency.model import LatencyModel, Parallelism
+from tidepipe_common.latency.profile import cost_model
+from tidepipe_common.latency.profile_file import read_profile
+from tidepipe_common.latency.shapes import named_shape
+from tidepipe_common.latency.work import work_of
+from tidepipe_common.model_source import resolve_model
+from tidepipe_common.types.model_shape import ModelShape
+from tidepipe_common.types.plan import SampledTokens, StepPlan
 
 MEMORY_SHARE = 0.9
 _STRIDE = 7919

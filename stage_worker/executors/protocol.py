@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.model_shape import ModelShape
-from common.plan import SampledTokens, StepPlan
+from tidepipe_common.types.model_shape import ModelShape
+from tidepipe_common.types.plan import SampledTokens, StepPlan
 
 
 @dataclass(frozen=True, slots=True)

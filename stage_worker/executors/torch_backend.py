@@ -14,8 +14,6 @@ from pathlib import Path
 import structlog
 import torch
 
-from common.errors import ConfigError
-from common.model_source import resolve_model
 from stage_worker.attention.backend import AttentionBackend, AttentionContext
 from stage_worker.attention.static_batch import StaticBackend
 from stage_worker.executors.cuda_capture import CudaCapture
@@ -29,9 +27,9 @@ from stage_worker.executors.torch_device import (
     dtype_name,
 )
 from stage_worker.executors.torch_executor import StageParts, TorchExecutor
-from stage_worker.fabric.meeting import fabric_id
+from stage_worker.fabric.neighbours import FabricWays, open_ways
 from stage_worker.fabric.pair import check_backend, fabric_device
-from stage_worker.fabric.ways import FabricWays, open_ways
+from stage_worker.fabric.rendezvous import fabric_id
 from stage_worker.kv_pool import KvPool, size_pool
 from stage_worker.loading.open_checkpoint import open_checkpoint
 from stage_worker.loading.stage_weights import StageSlice, check_weights, load_stage
@@ -40,6 +38,8 @@ from stage_worker.models.rope import RotaryTable
 from stage_worker.models.weights import StageWeights
 from stage_worker.models.workspace import Workspace
 from stage_worker.sampling.apart import StepSampler
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.model_source import resolve_model
 
 _log = structlog.get_logger()
 
@@ -240,9 +240,9 @@ def _return_freed_memory() -> None:
 
 def _sampler_of(model: Path) -> SamplerFactory:
     def make(vocab_size: int, device: torch.device) -> StepSampler:
-        from common.structures.tokenizer_file import read_tokenizer
         from stage_worker.sampler import Sampler
         from stage_worker.sampling.grammar import Grammars
+        from tidepipe_common.structures.tokenizer_file import read_tokenizer
 
         return Sampler(vocab_size, device, Grammars(partial(read_tokenizer, model), vocab_size))
 

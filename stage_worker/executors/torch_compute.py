@@ -9,7 +9,6 @@ from functools import partial
 import structlog
 import torch
 
-from common.errors import ConfigError
 from stage_worker.attention.backend import AttentionBackend, AttentionContext
 from stage_worker.attention.cuda_attention import CudaAttention
 from stage_worker.attention.native_paged import NativePagedAttention
@@ -24,6 +23,7 @@ from stage_worker.models.native_ops import NativeLayerOps, NativeLinear
 from stage_worker.models.native_stack import NativeStack
 from stage_worker.models.spec import ModelSpec
 from stage_worker.models.weights import StageWeights
+from tidepipe_common.errors import ConfigError
 
 _log = structlog.get_logger()
 

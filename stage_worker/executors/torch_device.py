@@ -7,10 +7,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from common.errors import ConfigError
 from stage_worker.models.native.build import cpu_flags
 from stage_worker.models.native.library import load_kernels
 from stage_worker.models.spec import DTYPES
+from tidepipe_common.errors import ConfigError
 
 _CUDA_SHARE = 0.90
 _CUDA_RESERVE = 2 << 30

@@ -8,18 +8,18 @@ from itertools import chain
 import numpy as np
 import torch
 
-from common.plan import SampledTokens, StepPlan
 from stage_worker.attention.batch import Int64Array, RaggedBatch
 from stage_worker.device_copies import copies_for
 from stage_worker.executors.decode_graphs import DecodeGraphs
 from stage_worker.executors.protocol import PlanError, StageSpec, StepOutput
 from stage_worker.executors.torch_sequences import SequenceTables
-from stage_worker.fabric.ways import NO_WAYS, FabricWays
+from stage_worker.fabric.neighbours import NO_WAYS, FabricWays
 from stage_worker.kv_pool import KvPool
 from stage_worker.models.decoder import Decoder
 from stage_worker.models.spec import ModelSpec
 from stage_worker.priority import compute_as_batch_work
 from stage_worker.sampling.apart import ApartSampler, StepSampler
+from tidepipe_common.types.plan import SampledTokens, StepPlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from common.plan import StepPlan
 from stage_worker.attention.batch import Int32Array, Int64Array, RaggedBatch
 from stage_worker.executors.protocol import PlanError
+from tidepipe_common.types.plan import StepPlan
 
 _FIRST_ROWS = 64
 _FIRST_WIDTH = 16

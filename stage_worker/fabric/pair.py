@@ -12,7 +12,7 @@ import structlog
 import torch
 import torch.distributed as dist
 
-from common.errors import ConfigError, UnavailableError
+from tidepipe_common.errors import ConfigError, UnavailableError
 
 BACKENDS = ("nccl", "gloo")
 MEET_S = 30.0

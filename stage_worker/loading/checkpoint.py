@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from common.errors import ModelError
 from stage_worker.models.spec import ModelSpec
+from tidepipe_common.errors import ModelError
 
 RawRows = npt.NDArray[np.uint8]
 RowDecoder = Callable[[RawRows], torch.Tensor]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from common.errors import ModelError
+from tidepipe_common.errors import ModelError
 
 _READ = frozenset(
     {

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from common.errors import ModelError
-from common.model_files import read_json_object
+from tidepipe_common.errors import ModelError
+from tidepipe_common.model_files import read_json_object
 
 _LARGEST_FILE = 256 << 20
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")

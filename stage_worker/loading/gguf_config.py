@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from gguf.constants import GGMLQuantizationType
 
-from common.errors import ModelError
 from stage_worker.loading.gguf_header import GgufHeader, SkippedArray
 from stage_worker.models.spec import ModelSpec, RopeSpec, unsupported_architecture
+from tidepipe_common.errors import ModelError
 
 # Mistral's converter writes it as llama, which it equals but for the sliding window.
 _ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")

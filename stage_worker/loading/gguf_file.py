@@ -11,11 +11,11 @@ import torch
 from gguf import quants
 from gguf.constants import GGMLQuantizationType
 
-from common.errors import ModelError
 from stage_worker.loading.checkpoint import Checkpoint, RawRows, RowDecoder, StoredTensor
 from stage_worker.loading.gguf_config import from_gguf
 from stage_worker.loading.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from stage_worker.loading.stage_weights import check_weights
+from tidepipe_common.errors import ModelError
 
 _TOP_NAMES: Mapping[str, str] = {
     "token_embd.weight": "model.embed_tokens.weight",

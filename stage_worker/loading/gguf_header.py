@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
-from common.errors import ModelError
-from common.model_source import SPLIT_NAME
+from tidepipe_common.errors import ModelError
+from tidepipe_common.model_source import SPLIT_NAME
 
 _MAGIC = b"GGUF"
 _LFS_POINTER = b"vers"

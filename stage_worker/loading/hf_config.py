@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from common.errors import ModelError
-from common.model_files import shown
 from stage_worker.loading.config_keys import refuse_unknown_keys, refuse_unknown_rope_keys
 from stage_worker.models.spec import (
     DTYPES,
@@ -20,6 +18,8 @@ from stage_worker.models.spec import (
     RopeSpec,
     unsupported_architecture,
 )
+from tidepipe_common.errors import ModelError
+from tidepipe_common.model_files import shown
 
 JsonObject = Mapping[str, Any]
 _T = TypeVar("_T", int, float, bool)

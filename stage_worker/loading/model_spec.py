@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.model_files import read_json_object
 from stage_worker.loading.end_tokens import end_tokens
 from stage_worker.loading.hf_config import from_hf_config
 from stage_worker.models.spec import ModelSpec
+from tidepipe_common.model_files import read_json_object
 
 
 def read_spec(path: Path) -> ModelSpec:
-    """The spec of what `common.model_source.resolve_model` found; ModelError for what cannot be run."""
+    """The spec of what `model_source.resolve_model` found; ModelError for what cannot be run."""
     if path.suffix != ".gguf":
         return folder_spec(path, read_json_object(path / "config.json"))
     # Late: only a GGUF file needs the package.

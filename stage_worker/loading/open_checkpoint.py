@@ -9,7 +9,7 @@ from stage_worker.loading.safetensors_folder import open_safetensors
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open what `common.model_source.resolve_model` found: a safetensors folder or a .gguf file."""
+    """Open what `tidepipe_common.model_source.resolve_model` found: a safetensors folder or a .gguf file."""
     if path.suffix == ".gguf":
         # Imported late: the gguf package is only worth its start-up time for such files.
         from stage_worker.loading.gguf_file import open_gguf

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from common.errors import ModelError
-from common.model_files import json_object, read_json_object, shown
 from stage_worker.loading.checkpoint import Checkpoint, RawRows, RowDecoder, StoredTensor, same_values
 from stage_worker.loading.model_spec import folder_spec
 from stage_worker.loading.stage_weights import EMBEDDING, HEAD
+from tidepipe_common.errors import ModelError
+from tidepipe_common.model_files import json_object, read_json_object, shown
 
 _DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from common.errors import ModelError
-from common.model_shape import ModelShape
+from tidepipe_common.errors import ModelError
+from tidepipe_common.types.model_shape import ModelShape
 
 SUPPORTED_ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 """Model types that the decoder can run (SmolLM and SmolLM2 are llama)."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from common.latency.hardware import hardware
-from common.latency.model import Parallelism
-from common.latency.profile import Profile
-from common.model_shape import ModelShape
 from stage_worker.profiling.measure import Slice
 from stage_worker.profiling.rehearsal import Step
+from tidepipe_common.latency.hardware import hardware
+from tidepipe_common.latency.model import Parallelism
+from tidepipe_common.latency.profile import Profile
+from tidepipe_common.types.model_shape import ModelShape
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from common.latency.linear import MeasuredLinear
-from common.latency.profile import Points, Profile, ProfileTerms, rising
 from stage_worker.profiling.rehearsal import Rehearsal, Step, decodes, prompts
+from tidepipe_common.latency.linear import MeasuredLinear
+from tidepipe_common.latency.profile import Points, Profile, ProfileTerms, rising
 
 PROMPT = 64
 """Tokens of a prompt while matrix products are measured: short, so that attention is a small part."""

@@ -9,8 +9,8 @@ import argparse
 import sys
 import threading
 
-from common.errors import TidePipeError
 from stage_worker.profiling.session import ProfilingSession, Progress
+from tidepipe_common.errors import TidePipeError
 
 
 def main() -> int:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
 
-from common.latency.work import StepWork, chunk_pairs
-from common.plan import Phase, PlanRow, SequenceStart, StepPlan
-from common.sampling import SamplingParams
 from stage_worker.executors.protocol import StepOutput
+from tidepipe_common.latency.work import StepWork, chunk_pairs
+from tidepipe_common.types.plan import Phase, PlanRow, SequenceStart, StepPlan
+from tidepipe_common.types.sampling import SamplingParams
 
 
 class RehearsedExecutor(Protocol):

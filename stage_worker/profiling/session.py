@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from common.errors import ConfigError
-from common.latency.profile import Profile
 from stage_worker.executors.protocol import StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
 from stage_worker.profiling.check import Check, compare, mixed_steps
 from stage_worker.profiling.measure import CHUNK, LONG, Plan, Slice, Stopwatch, derive
 from stage_worker.profiling.rehearsal import Rehearsal, Step
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.latency.profile import Profile
 
 BLOCK_SIZE = 16
 CPU_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)

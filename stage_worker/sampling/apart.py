@@ -8,10 +8,10 @@ from typing import Protocol
 import structlog
 import torch
 
-from common.errors import InvalidRequestError
-from common.plan import RowError, SampledTokens, SequenceStart
-from common.sampling import PositionLogprobs, TokenLogprob
 from stage_worker.executors.protocol import PlanError
+from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.types.plan import RowError, SampledTokens, SequenceStart
+from tidepipe_common.types.sampling import PositionLogprobs, TokenLogprob
 
 MAX_DETAIL_CHARACTERS = 500
 """Of what is said of an error: it goes to the client."""

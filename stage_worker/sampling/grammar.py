@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLTokenizer
 
-from common.structure import Structure
-from common.structures.errors import StructureError, in_our_words
-from common.structures.grammar import make_matcher, make_tokenizer
+from tidepipe_common.structures.errors import StructureError, in_our_words
+from tidepipe_common.structures.grammar import make_matcher, make_tokenizer
+from tidepipe_common.types.structure import Structure
 
 Allowed = npt.NDArray[np.bool_]
 MAX_BUILT = 4

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from common.plan import SequenceStart
-from common.sampling import SamplingParams
-from common.structures.errors import StructureError
 from stage_worker.executors.protocol import PlanError
 from stage_worker.sampling.grammar import Allowed, Grammars, GrammarState
+from tidepipe_common.structures.errors import StructureError
+from tidepipe_common.types.plan import SequenceStart
+from tidepipe_common.types.sampling import SamplingParams
 
 _Ids = npt.NDArray[np.int64]
 _Values = npt.NDArray[np.float32]

@@ -13,9 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-import stage_worker.main as worker
-from common.plan import StepPlan
+import stage_worker.service as worker
 from stage_worker.executors.protocol import Backend, BackendDescription, Executor, StageSpec, StepOutput
+from tidepipe_common.types.plan import StepPlan
 
 RAISES, DIES, HANGS = 29_001, 29_002, 29_003
 FAULTS = (RAISES, DIES, HANGS)

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from common.rpc.channel import open_channel
-from common.rpc.lifecycle import Lifecycle
 from router.service import RouterService
 from router.settings import RouterSettings
 from tests.fakes.text import ByteText
 from tidepipe.v1 import inference_pb2_grpc
+from tidepipe_common.rpc.channel import open_channel
+from tidepipe_common.rpc.lifecycle import Lifecycle
 
 
 @dataclass

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.model_shape import ModelShape
-from common.plan import SampledTokens, StepPlan
 from stage_worker.executors.protocol import BackendDescription, Executor, StageSpec, StepOutput
+from tidepipe_common.types.model_shape import ModelShape
+from tidepipe_common.types.plan import SampledTokens, StepPlan
 
 SHAPE = ModelShape("llama", 4, 8, 2, 1, 4, 16, 100, 64, (2,), True)
 

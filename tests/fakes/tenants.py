@@ -12,15 +12,15 @@ from typing import Any
 import httpx
 import pytest
 
-from common.rpc.channel import open_channel
-from common.security import key_store
-from common.security.authority import CA_FILE, TOKEN_FILE, files_of, make_certificates
-from common.security.credentials import CA, CERT, KEY, TOKEN, Credentials
-from common.security.key_store import KeyStore
-from common.security.principals import ROUTER
 from tests.fakes.controller import FakeController, fake_controller
 from tests.fakes.router import RunningRouter, running_router
 from tidepipe.v1 import inference_pb2_grpc
+from tidepipe_common.rpc.channel import open_channel
+from tidepipe_common.security import key_store
+from tidepipe_common.security.authority import CA_FILE, TOKEN_FILE, files_of, make_certificates
+from tidepipe_common.security.credentials import CA, CERT, KEY, TOKEN, Credentials
+from tidepipe_common.security.key_store import KeyStore
+from tidepipe_common.security.principals import ROUTER
 
 
 @dataclass

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 
 from llguidance import LLMatcher
 
-from common.errors import InvalidRequestError
-from common.request import ChatTurn
-from common.structure import Structure
-from common.structures.errors import StructureError, in_our_words
-from common.structures.grammar import grammar
+from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.structures.errors import StructureError, in_our_words
+from tidepipe_common.structures.grammar import grammar
+from tidepipe_common.types.request import ChatTurn
+from tidepipe_common.types.structure import Structure
 
 VOCAB_SIZE = 256
 

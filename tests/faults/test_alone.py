@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-import tidepipe.cluster.instance as instance
-from common.errors import TidePipeError
+import launcher.instance as instance
+from launcher.child import ChildSpec
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 from tests.fakes.faulty_worker import DIES, HANGS, ONCE, RAISES
 from tidepipe.client.async_client import AsyncClient
-from tidepipe.cluster.child import ChildSpec
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
+from tidepipe_common.errors import TidePipeError
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from common.sampling import SamplingParams
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 from tidepipe.client.async_client import AsyncClient
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
+from tidepipe_common.types.sampling import SamplingParams
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
 

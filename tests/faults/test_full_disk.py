@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
 

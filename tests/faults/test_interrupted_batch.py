@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 
 MOMENTS = int(os.environ.get("INTERRUPTIONS", "1"))
 SEED = int(os.environ.get("INTERRUPTION_SEED", str(random.SystemRandom().randrange(10**6))))

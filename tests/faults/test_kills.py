@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.sampling import SamplingParams
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.client.types import BatchItem
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
+from tidepipe_common.types.sampling import SamplingParams
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 

@@ -15,7 +15,7 @@ import pytest
 
 from bench.hosts import Host, Hosts, HostsUnavailableError, network_of_hosts
 from bench.spread import SpreadCluster, spread_cluster
-from tidepipe.cluster.config import ClusterConfig
+from launcher.config import ClusterConfig
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 

@@ -15,11 +15,11 @@ from typing import Any
 import httpx
 import pytest
 
-from common.sampling import SamplingParams
+from launcher.child import Child
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 from tidepipe.client.async_client import AsyncClient
-from tidepipe.cluster.child import Child
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
+from tidepipe_common.types.sampling import SamplingParams
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
 

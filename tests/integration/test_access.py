@@ -14,9 +14,9 @@ import pytest
 from bench.access_attempts import ANSWERED, HANDSHAKE, Certificates, Keys
 from bench.access_table import BEGIN, END, OPEN, Row, certificate_rows, key_rows, table
 from bench.secured_cluster import SecuredCluster, secured_cluster
-from common.security.api_key import KEY_ROLES
-from common.security.authority import CA_FILE, TOKEN_FILE, files_of
-from common.security.principals import ADMIN, INFERENCE
+from tidepipe_common.security.api_key import KEY_ROLES
+from tidepipe_common.security.authority import CA_FILE, TOKEN_FILE, files_of
+from tidepipe_common.security.principals import ADMIN, INFERENCE
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
 

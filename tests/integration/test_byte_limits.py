@@ -13,12 +13,12 @@ import httpx
 import psutil
 import pytest
 
-from common.rpc.channel import open_channel
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 from tidepipe.v1 import inference_pb2 as pb
 from tidepipe.v1 import inference_pb2_grpc as pb_grpc
 from tidepipe.v1 import sampling_pb2
+from tidepipe_common.rpc.channel import open_channel
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 

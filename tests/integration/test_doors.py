@@ -18,11 +18,11 @@ import grpc
 import httpx
 import pytest
 
-from common.rpc.lifecycle import READY_FD
-from common.security.authority import CA_FILE, files_of, make_certificates
-from common.security.principals import ADMIN, INFERENCE, ROUTER
 from tests.fakes.router import free_port
 from tests.integration.test_router_process import model  # noqa: F401 (a fixture)
+from tidepipe_common.rpc.lifecycle import READY_FD
+from tidepipe_common.security.authority import CA_FILE, files_of, make_certificates
+from tidepipe_common.security.principals import ADMIN, INFERENCE, ROUTER
 
 DESCRIPTORS = 1024
 HANGING = 996

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from common.sampling import FinishReason, SamplingParams
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.client.types import BatchItem, Completion
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
+from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 

@@ -20,17 +20,14 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from common.openai.bodies import ChatBody, CompletionBody
-from common.rpc.channel import open_channel, open_sync_channel
-from common.security.credentials import Credentials
-from router.gateway.batches import BatchBody
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
+from router.api.http.batches import BatchBody
 from tests.fakes.stage_backend import FakeBackend
 from tests.integration.test_stage_worker import worker
 from tests.messages import messages, spoiled
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.client.errors import DeadlineExceededError
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
 from tidepipe.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -41,6 +38,9 @@ from tidepipe.v1 import (
     sampling_pb2,
     stage_pb2,
 )
+from tidepipe_common.openai.bodies import ChatBody, CompletionBody
+from tidepipe_common.rpc.channel import open_channel, open_sync_channel
+from tidepipe_common.security.credentials import Credentials
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
 

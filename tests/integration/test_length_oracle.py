@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 import pytest
 
-from controller.drivers.lengths import FALLBACK_LEAST, PREDICT_TIMEOUT_S, Features, LengthOracle
-from controller.edge.servicer import submission_from_wire
+from controller.api.servicer import submission_from_wire
+from controller.runtime.predictor_client import FALLBACK_LEAST, PREDICT_TIMEOUT_S, Features, LengthOracle
 from tidepipe.v1 import controller_pb2
 from tidepipe.v1 import predictor_pb2 as pb
 from tidepipe.v1 import predictor_pb2_grpc as pb_grpc

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from common.sampling import SamplingParams
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
+from launcher.scrape_targets import FILE_NAME
 from tidepipe.client.async_client import AsyncClient
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
-from tidepipe.cluster.scrape_targets import FILE_NAME
+from tidepipe_common.types.sampling import SamplingParams
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(180)]
 

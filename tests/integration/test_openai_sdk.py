@@ -20,7 +20,7 @@ import pytest
 from pydantic import BaseModel
 
 import tidepipe
-from common.structure import Structure
+from tidepipe_common.types.structure import Structure
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
 

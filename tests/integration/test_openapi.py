@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 

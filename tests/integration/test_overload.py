@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 from tidepipe.client.async_client import AsyncClient
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
 

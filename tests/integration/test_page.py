@@ -14,19 +14,19 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from common.sampling import SamplingParams
-from common.security.key_access import KeyAccess
-from common.security.key_store import KeyStore
-from router.gateway.access import KeyGate
-from router.page.feed import MAX_WATCHERS
-from router.page.routes import page_routes
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
+from router.api.dashboard.feed import MAX_WATCHERS
+from router.api.dashboard.routes import page_routes
+from router.api.http.access import KeyGate
 from tests.chromium import chromium, find_chromium
 from tests.fakes.client import listen, request
 from tests.fakes.controller import fake_controller
 from tests.fakes.router import RunningRouter, running_router
 from tidepipe.client.async_client import AsyncClient
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
+from tidepipe_common.security.key_access import KeyAccess
+from tidepipe_common.security.key_store import KeyStore
+from tidepipe_common.types.sampling import SamplingParams
 
 EVENTS = "/admin/events"
 PROFILE = "tokens,ms\n1,20\n64,40\n512,160\n2048,600\n"

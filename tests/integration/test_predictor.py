@@ -17,13 +17,13 @@ import grpc
 import numpy as np
 import pytest
 
-from common.lengths.prompt import prompt_features
-from common.rpc.channel import open_channel, wait_serving
-from common.rpc.lifecycle import READY_FD
-from common.wire.prompt import prompt_to_wire
 from tidepipe.v1 import predictor_pb2 as pb
 from tidepipe.v1 import predictor_pb2_grpc as pb_grpc
 from tidepipe.v1 import prompt_pb2
+from tidepipe_common.codec.prompt import prompt_to_wire
+from tidepipe_common.lengths.prompt import prompt_features
+from tidepipe_common.rpc.channel import open_channel, wait_serving
+from tidepipe_common.rpc.lifecycle import READY_FD
 
 Stub: TypeAlias = "pb_grpc.PredictorServiceAsyncStub"
 STATUS = pb.GetPredictorStatusRequest()

@@ -10,11 +10,11 @@ from typing import Any
 import psutil
 import pytest
 
-from common.errors import InvalidRequestError
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 from tidepipe.client.admin import AdminClient
 from tidepipe.client.async_client import AsyncClient
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
+from tidepipe_common.errors import InvalidRequestError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'tidepipe[ray]'")
 
@@ -72,7 +72,7 @@ async def test_an_instance_spans_nodes_and_scaling_waits_for_room(
                 pytest.fail(f"no note says {text!r}; they say: {notes}")
 
         with monkeypatch.context() as patch:
-            patch.setattr("tidepipe.provision.ray.PLACE_TIMEOUT_S", 3.0)
+            patch.setattr("launcher.provision.ray.PLACE_TIMEOUT_S", 3.0)
             with pytest.raises(InvalidRequestError, match="room for 0 more"):
                 await admin.scale("add", 1)
             await admin.scale("add", 1, force=True)

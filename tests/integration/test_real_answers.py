@@ -10,12 +10,12 @@ import pytest
 import pytest_asyncio
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from common.errors import InvalidRequestError, NotFoundError
-from common.rpc.channel import is_serving, open_channel
-from common.sampling import FinishReason
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 from tidepipe.client.async_client import AsyncClient
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
+from tidepipe_common.errors import InvalidRequestError, NotFoundError
+from tidepipe_common.rpc.channel import is_serving, open_channel
+from tidepipe_common.types.sampling import FinishReason
 
 pytestmark = [
     pytest.mark.model,

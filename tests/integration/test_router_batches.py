@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 
-from common.openai.batch import BatchItem
 from router.batches import files, lines
 from router.batches.answering import Reading
 from router.batches.database import Database
@@ -20,6 +19,7 @@ from tests.fakes.client import request
 from tests.fakes.controller import fake_controller, scripted_text
 from tests.fakes.router import running_router
 from tidepipe.v1 import inference_pb2 as pb
+from tidepipe_common.openai.batch import BatchItem
 
 PROMPT, COUNT, TOKENS = "go", 12, 60
 

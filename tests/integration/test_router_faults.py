@@ -9,12 +9,12 @@ import time
 import grpc
 import pytest
 
-from common.rpc.channel import wait_serving
 from tests.fakes.client import IDS, Heard, eventually, listen, request
 from tests.fakes.controller import FakeController, fake_controller, scripted_text
 from tests.fakes.router import RunningRouter, running_router
 from tidepipe.v1 import controller_pb2, sampling_pb2
 from tidepipe.v1 import inference_pb2 as pb
+from tidepipe_common.rpc.channel import wait_serving
 
 TOKENS = 150
 

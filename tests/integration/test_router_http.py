@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
-from common.limits import MAX_REQUEST_BYTES
-from common.version import tidepipe_version
 from tests.fakes.client import IDS, eventually, listen, request
 from tests.fakes.controller import FakeController, fake_controller, scripted_text
 from tests.fakes.router import RunningRouter, running_router
 from tidepipe.v1 import sampling_pb2
+from tidepipe_common.limits import MAX_REQUEST_BYTES
+from tidepipe_common.version import tidepipe_version
 
 PROMPT = "tell me"
 CHAT = "/v1/chat/completions"

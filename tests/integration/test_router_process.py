@@ -16,10 +16,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from common.rpc.channel import is_serving, open_channel, wait_serving
-from common.rpc.lifecycle import EXIT_WRONG_SETTINGS, READY_FD
 from tests.fakes.controller import fake_controller, scripted_text
 from tests.fakes.router import free_port
+from tidepipe_common.rpc.channel import is_serving, open_channel, wait_serving
+from tidepipe_common.rpc.lifecycle import EXIT_WRONG_SETTINGS, READY_FD
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,14 @@ from typing import Any
 import grpc
 import pytest
 
-from common.rpc.channel import is_serving, open_channel, wait_serving
-from common.rpc.status import RETRY_AFTER
 from tests.fakes.client import IDS, Heard, eventually, listen, request
 from tests.fakes.controller import EOS, FakeController, fake_controller, scripted_text
 from tests.fakes.router import RunningRouter, running_router
 from tidepipe.v1 import admin_pb2, admin_pb2_grpc, router_pb2, router_pb2_grpc
 from tidepipe.v1 import inference_pb2 as pb
 from tidepipe.v1 import sampling_pb2 as sp
+from tidepipe_common.rpc.channel import is_serving, open_channel, wait_serving
+from tidepipe_common.rpc.status import RETRY_AFTER
 
 
 @pytest.fixture

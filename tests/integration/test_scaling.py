@@ -12,22 +12,22 @@ from typing import Any
 import grpc
 import pytest
 
-from common.errors import (
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
+from router.scheduler.mitosis import Bounds
+from router.scheduler.slo import SloTarget
+from tests.fakes.client import IDS, Heard, eventually, listen, request
+from tests.fakes.controller import FakeController, fake_controller, scripted_text
+from tests.fakes.router import RunningRouter, running_router
+from tidepipe.client.admin import AdminClient
+from tidepipe.client.async_client import AsyncClient
+from tidepipe_common.errors import (
     ConfigError,
     IncompatibleError,
     InvalidRequestError,
     NotFoundError,
     UnavailableError,
 )
-from router.core.mitosis import Bounds
-from router.core.slo import SloTarget
-from tests.fakes.client import IDS, Heard, eventually, listen, request
-from tests.fakes.controller import FakeController, fake_controller, scripted_text
-from tests.fakes.router import RunningRouter, running_router
-from tidepipe.client.admin import AdminClient
-from tidepipe.client.async_client import AsyncClient
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
 
 TOKENS = 40
 TEXT = scripted_text(IDS, TOKENS)

@@ -13,17 +13,17 @@ from typing import Any
 import grpc
 import pytest
 
-from common.errors import IncompatibleError
-from common.plan import PROTOCOL_VERSION, Phase, PlanRow, StepPlan
-from common.rpc.channel import open_channel
-from common.rpc.server import RpcServer
-from common.token_mix import TokenMix
-from controller.drivers.pipeline import Pipeline, PipelineConfig
-from controller.drivers.stage_client import StageLostError
-from stage_worker.edge.servicer import StageServicer
+from controller.runtime.pipeline import Pipeline, PipelineConfig
+from controller.runtime.stage_client import StageLostError
+from stage_worker.api.servicer import StageServicer
 from stage_worker.executors.protocol import Executor, StageSpec
 from tests.fakes.stage_backend import SHAPE, FakeBackend, FakeExecutor
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
+from tidepipe_common.errors import IncompatibleError
+from tidepipe_common.rpc.channel import open_channel
+from tidepipe_common.rpc.server import RpcServer
+from tidepipe_common.types.plan import PROTOCOL_VERSION, Phase, PlanRow, StepPlan
+from tidepipe_common.types.token_mix import TokenMix
 
 GOOD: dict[str, Any] = {
     "protocol_version": PROTOCOL_VERSION,

@@ -13,11 +13,10 @@ import httpx
 import pytest
 from google.protobuf.message_factory import GetMessageClass
 
-from common.errors import TidePipeError
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 from tidepipe.client.admin import AdminClient
 from tidepipe.client.async_client import AsyncClient
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.local import LocalCluster
 from tidepipe.v1 import (
     controller_pb2,
     predictor_pb2,
@@ -25,6 +24,7 @@ from tidepipe.v1 import (
     router_pb2,
     stage_pb2,
 )
+from tidepipe_common.errors import TidePipeError
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
 

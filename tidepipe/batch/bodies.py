@@ -6,12 +6,12 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from common.errors import ModelError
-from common.model_source import resolve_model
-from common.openai.batch import BatchItem, response_line
-from common.openai.responses import ResponseContext, response_body
-from common.request import ChatTurn, GenerationRequest
 from tidepipe.client.types import Completion
+from tidepipe_common.errors import ModelError
+from tidepipe_common.model_source import resolve_model
+from tidepipe_common.openai.batch import BatchItem, response_line
+from tidepipe_common.openai.responses import ResponseContext, response_body
+from tidepipe_common.types.request import ChatTurn, GenerationRequest
 
 if TYPE_CHECKING:
     from router.text.tokenizer import TextProcessor

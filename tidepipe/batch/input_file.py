@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from common.errors import ConfigError
+from tidepipe_common.errors import ConfigError
 
 MAX_LINE_BYTES = 16 * 2**20
 _DIGEST_BYTES = 16

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from common.openai.batch import BatchItem, BatchLineError, parse_line, seeded
 from tidepipe.batch.input_file import MAX_LINE_BYTES, InputLine
+from tidepipe_common.openai.batch import BatchItem, BatchLineError, parse_line, seeded
 
 _MIB = 2**20
 

@@ -6,8 +6,8 @@ import os
 import stat
 from pathlib import Path
 
-from common.errors import ConfigError
 from tidepipe.batch.progress_file import TEMPORARY_EXTRA, progress_path
+from tidepipe_common.errors import ConfigError
 
 _LONGEST_NAME = 255
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from common.errors import TidePipeError, UnavailableError
-from common.openai.batch import BatchItem, BatchLineError, error_line, failure_line
 from tidepipe.batch.bodies import BodyWriter
 from tidepipe.batch.input_file import InputLine, read_lines
 from tidepipe.batch.intake import Intake
@@ -25,6 +23,8 @@ from tidepipe.client.errors import DeadlineExceededError, RequestCancelledError
 from tidepipe.client.requests import WHOLE_ANSWER_GAP_MS, make_request
 from tidepipe.client.status import ClusterStatus
 from tidepipe.client.types import Completion
+from tidepipe_common.errors import TidePipeError, UnavailableError
+from tidepipe_common.openai.batch import BatchItem, BatchLineError, error_line, failure_line
 
 STATUS_INTERVAL_S = 1.0
 _AFTERWARDS_TRIES = 5

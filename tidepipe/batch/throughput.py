@@ -10,15 +10,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from common.errors import ConfigError
-from common.sampling import SamplingParams
-from common.token_mix import TokenMix
 from tidepipe.batch.measure import RunClock, cluster_deltas
 from tidepipe.client.async_batch import run_batch
 from tidepipe.client.async_client import AsyncClient
 from tidepipe.client.collect import Collector
 from tidepipe.client.requests import WHOLE_ANSWER_GAP_MS
 from tidepipe.client.types import Completion
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.types.sampling import SamplingParams
+from tidepipe_common.types.token_mix import TokenMix
 
 
 class WorkloadItem(BaseModel):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from common.errors import InvalidRequestError
-from common.text import is_text, on_one_line
+from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.text.text import is_text, on_one_line
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

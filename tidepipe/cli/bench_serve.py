@@ -13,8 +13,8 @@ from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
 from tidepipe.cli.run import run
 
 if TYPE_CHECKING:
-    from tidepipe.loadgen.figures import Figures
-    from tidepipe.loadgen.targets import Target
+    from workloads.loadgen.figures import Figures
+    from workloads.loadgen.targets import Target
 
 
 @client_options
@@ -98,11 +98,11 @@ def serve(
 
 async def _serve(given: dict[str, Any]) -> int:
     # Late, so that `tidepipe --help` stays quick.
-    from simulation.arrivals import parse_arrivals
     from tidepipe.cli.waiting import Waiting
-    from tidepipe.loadgen.figures import figures_of
-    from tidepipe.loadgen.requests import Load, read_load_workload
-    from tidepipe.loadgen.run import find_goodput, send_all
+    from workloads.arrivals import parse_arrivals
+    from workloads.loadgen.figures import figures_of
+    from workloads.loadgen.requests import Load, read_load_workload
+    from workloads.loadgen.run import find_goodput, send_all
 
     points = _rates(given["rate"], given["rates"])
     kind = parse_arrivals(given["arrivals"])
@@ -142,7 +142,7 @@ async def _serve(given: dict[str, Any]) -> int:
 
 
 def _rates(rate: float | None, rates: str | None) -> list[float]:
-    from common.errors import ConfigError
+    from tidepipe_common.errors import ConfigError
 
     if rates is None:
         return [1.0 if rate is None else rate]
@@ -158,8 +158,8 @@ def _rates(rate: float | None, rates: str | None) -> list[float]:
 def _target(given: dict[str, Any]) -> Target:
     import json
 
-    from common.errors import ConfigError
-    from tidepipe.loadgen.targets import GrpcTarget, HttpTarget
+    from tidepipe_common.errors import ConfigError
+    from workloads.loadgen.targets import GrpcTarget, HttpTarget
 
     if (given["endpoint"] is None) == (given["url"] is None):
         raise ConfigError("give --endpoint HOST:PORT of a TidePipe router, or --url of an OpenAI server")
@@ -199,7 +199,7 @@ def _report(
     import json
     from dataclasses import asdict
 
-    from tidepipe.loadgen.pictures import draw_rates
+    from workloads.loadgen.pictures import draw_rates
 
     if given["plot"] is not None:
         path = draw_rates(runs, given["ttft_ms"], given["tpot_ms"], given["attainment"], given["plot"])

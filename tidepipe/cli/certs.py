@@ -33,7 +33,7 @@ def make(
     Private keys can be read by their owner alone. Keep ca.key away from the cluster, or delete it.
     """
     # Late, so that `tidepipe --help` stays quick.
-    from common.security.authority import make_certificates
+    from tidepipe_common.security.authority import make_certificates
 
     for path in make_certificates(folder, host or [], days):
         print(path)
@@ -57,7 +57,7 @@ def renew(
 
     Old and new certificates get along: restart the services one at a time afterwards.
     """
-    from common.security.authority import CA_KEY_FILE, renew_certificates
+    from tidepipe_common.security.authority import CA_KEY_FILE, renew_certificates
 
     for path in renew_certificates(folder, ca_key or folder / CA_KEY_FILE, days, only or ()):
         print(path)

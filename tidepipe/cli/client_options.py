@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from common.security.credentials import API_KEY, CA, CERT, KEY
+from tidepipe_common.security.credentials import API_KEY, CA, CERT, KEY
 
 _PANEL = "Secured clusters"
 

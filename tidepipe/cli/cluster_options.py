@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from common.limits import MAX_STORED_BYTES
+from tidepipe_common.limits import MAX_STORED_BYTES
 
 _PANEL = "Local cluster"
 

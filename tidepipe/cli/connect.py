@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from tidepipe.cli.waiting import named_if_slow
 
 if TYPE_CHECKING:
-    from common.security.credentials import Credentials
     from tidepipe.client.async_client import AsyncClient
     from tidepipe.client.retry import RetryPolicy
+    from tidepipe_common.security.credentials import Credentials
 
 CONNECT_TIMEOUT_S = 5.0
 

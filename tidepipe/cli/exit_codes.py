@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.errors import (
+from tidepipe_common.errors import (
     ConfigError,
     IncompatibleError,
     InvalidRequestError,

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from common.text import on_terminal
 from tidepipe.cli.client_options import client_options
 from tidepipe.cli.connect import connected
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.run import run
+from tidepipe_common.text.text import on_terminal
 
 _MAX_TOKENS = 256
 

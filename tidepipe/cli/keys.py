@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from common.security.api_key import KEY_ROLES, ApiKey
-from common.security.key_store import KeyStore
-from common.text import on_one_line
+from tidepipe_common.security.api_key import KEY_ROLES, ApiKey
+from tidepipe_common.security.key_store import KeyStore
+from tidepipe_common.text.text import on_one_line
 
 keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 

@@ -12,10 +12,6 @@ from typing import Annotated
 
 import typer
 
-from common.doors.descriptors import raise_limit
-from common.errors import TidePipeError
-from common.text import on_terminal
-from common.version import tidepipe_version
 from tidepipe.cli.admin.app import admin_app
 from tidepipe.cli.arguments import check_arguments
 from tidepipe.cli.batch import batch
@@ -30,6 +26,10 @@ from tidepipe.cli.predictor import predictor_app
 from tidepipe.cli.profile import profile
 from tidepipe.cli.sim import sim_app
 from tidepipe.cli.up import up
+from tidepipe_common.errors import TidePipeError
+from tidepipe_common.http.descriptors import raise_limit
+from tidepipe_common.text.text import on_terminal
+from tidepipe_common.version import tidepipe_version
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)

@@ -41,8 +41,8 @@ def list_models(
     """
     import json
 
-    from common.model_source import model_cache_dir
     from tidepipe.models.cached import cached_models
+    from tidepipe_common.model_source import model_cache_dir
 
     models = cached_models()
     if as_json:

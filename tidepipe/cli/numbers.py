@@ -14,7 +14,7 @@ import typer
 from pydantic_core import PydanticCustomError
 from typer.models import ParameterInfo
 
-from common.numerals import decimal, whole_number
+from tidepipe_common.numerals import decimal, whole_number
 
 MOST_WHOLE = 2**31 - 1
 MOST_DECIMAL = 1e9

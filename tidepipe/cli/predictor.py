@@ -12,7 +12,7 @@ import typer
 from tidepipe.cli.exit_codes import SUCCESS
 
 if TYPE_CHECKING:
-    from predictor.core.figures import Figures
+    from predictor.evaluation.figures import Figures
 
 predictor_app = typer.Typer(help="Predict how long answers will be.", no_args_is_help=True)
 
@@ -70,10 +70,10 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Judge a model on answers that it has not been trained on."""
-    from common.lengths.request import LEVELS
-    from common.lengths.store import load_lengths
-    from predictor.core.figures import figures
+    from predictor.evaluation.figures import figures
     from predictor.training.dataset import read_answers
+    from tidepipe_common.lengths.request import LEVELS
+    from tidepipe_common.lengths.store import load_lengths
 
     trained = load_lengths(model)
     observations = read_answers(data)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from common.errors import ConfigError
 from tidepipe.cli.exit_codes import SUCCESS
+from tidepipe_common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from common.latency.profile import Profile
     from stage_worker.profiling.check import Check
     from stage_worker.profiling.session import ProfilingSession
+    from tidepipe_common.latency.profile import Profile
 
 NEIGHBOUR_END_S = 10.0
 
@@ -68,10 +68,10 @@ def profile(
     # Late, so that `tidepipe --help` stays quick.
     import json
 
-    from common.latency.kept_profile import Measured, kept_profile
-    from common.latency.profile_file import profile_fields, write_profile
-    from common.model_source import resolve_model
     from stage_worker.profiling.session import ProfilingSession
+    from tidepipe_common.latency.kept_profile import Measured, kept_profile
+    from tidepipe_common.latency.profile_file import profile_fields, write_profile
+    from tidepipe_common.model_source import resolve_model
 
     if output is not None and output.suffix not in ("", ".csv", ".json"):
         raise ConfigError(f"--output must end in .csv or .json, got {output.name}")

@@ -13,9 +13,9 @@ from tidepipe.cli.sim_journal import journal
 from tidepipe.cli.sim_online import online
 
 if TYPE_CHECKING:
-    from controller.simulation.bound import Bound
-    from controller.simulation.offline import OfflineRun, Plant
-    from controller.simulation.workload import Workload
+    from simulator.bound import Bound
+    from simulator.offline import OfflineRun, Plant
+    from workloads.mixes import Workload
 
 sim_app = typer.Typer(help="Simulate a cluster before buying it.", no_args_is_help=True)
 sim_app.command("journal")(journal)
@@ -88,18 +88,18 @@ def offline(
 ) -> None:
     """All requests are there from the start: which policy finishes soonest, and how far from the bound?"""
     # Late, so that `tidepipe --help` stays quick.
-    from common.chrome_trace import write_chrome_trace
-    from common.errors import ConfigError
-    from common.latency.files import read_shape
-    from common.latency.hardware import hardware as find_hardware
-    from common.latency.profile_file import read_profile
-    from controller.simulation.offline import Plant, best_of_scan, run_offline
-    from controller.simulation.pictures import draw_run
-    from controller.simulation.predictions import predictor as find_predictor
-    from controller.simulation.record import Recording
-    from controller.simulation.setups import POLICIES
-    from controller.simulation.workload_files import open_workload
+    from simulator.offline import Plant, best_of_scan, run_offline
+    from simulator.offline_pictures import draw_run
+    from simulator.predictions import predictor as find_predictor
+    from simulator.record import Recording
+    from simulator.setups import POLICIES
     from tidepipe.cli.waiting import Waiting
+    from tidepipe_common.errors import ConfigError
+    from tidepipe_common.latency.files import read_shape
+    from tidepipe_common.latency.hardware import hardware as find_hardware
+    from tidepipe_common.latency.profile_file import read_profile
+    from tidepipe_common.telemetry.chrome_trace import write_chrome_trace
+    from workloads.files import open_workload
 
     names = POLICIES if policy == "all" else tuple(part.strip() for part in policy.split(","))
     for name in names:
@@ -139,8 +139,8 @@ def offline(
 
 
 def _split(text: str, layers: int, stages: int) -> tuple[int, ...]:
-    from common.errors import ConfigError
-    from controller.core.split import given_split
+    from controller.scheduler.split import given_split
+    from tidepipe_common.errors import ConfigError
 
     if not text:
         return ()
@@ -201,8 +201,8 @@ def _print_json(plant: Plant, load: Workload, runs: list[OfflineRun], bound: Bou
 def _print_table(plant: Plant, load: Workload, runs: list[OfflineRun], bound: Bound) -> None:
     from rich.console import Console
 
-    from controller.simulation.workload import describe
     from tidepipe.cli.admin.table import Column, print_table
+    from workloads.mixes import describe
 
     console = Console()
     console.print(f"{load.name}: {describe(load.requests)}; {plant.devices} x {plant.hardware.name}")

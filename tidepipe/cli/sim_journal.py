@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from common.errors import ConfigError
 from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
+from tidepipe_common.errors import ConfigError
 
 if TYPE_CHECKING:
-    from controller.simulation.record import RunResult
-    from controller.simulation.what_if import LiveRun
+    from simulator.record import RunResult
+    from simulator.what_if import LiveRun
 
 
 def journal(
@@ -40,9 +40,9 @@ def journal(
     # Late, so that `tidepipe --help` stays quick.
     import json
 
-    from common.latency.profile_file import read_profile
-    from controller.core.policies.catalog import LIVE_POLICIES
-    from controller.simulation.what_if import replay_journal, what_if
+    from controller.scheduler.policies.catalog import LIVE_POLICIES
+    from simulator.what_if import replay_journal, what_if
+    from tidepipe_common.latency.profile_file import read_profile
 
     names = [part.strip() for part in policy.split(",") if part.strip()]
     for name in names:

@@ -13,10 +13,10 @@ import typer
 from tidepipe.cli.exit_codes import SUCCESS
 
 if TYPE_CHECKING:
-    from controller.core.policies.catalog import Knobs
-    from simulation.goodput import Goodput, Question, Run
-    from simulation.job import Job
-    from simulation.plant import ClusterPlant
+    from controller.scheduler.policies.catalog import Knobs
+    from simulator.cluster_spec import ClusterPlant
+    from simulator.goodput import Goodput, Question, Run
+    from simulator.job import Job
     from tidepipe.cli.waiting import Waiting
 
 
@@ -87,15 +87,15 @@ def online(
 ) -> None:
     """Goodput: the rate up to which the wanted share of requests meets both targets."""
     # Late, so that `tidepipe --help` stays quick.
-    from common.errors import ConfigError
-    from common.latency.files import read_shape
-    from common.latency.hardware import hardware as find_hardware
-    from common.latency.profile_file import read_profile
-    from router.core.slo import SloTarget
-    from simulation.arrivals import MIXES, parse_arrivals
-    from simulation.goodput import Question
-    from simulation.plant import ClusterPlant
+    from router.scheduler.slo import SloTarget
+    from simulator.cluster_spec import ClusterPlant
+    from simulator.goodput import Question
     from tidepipe.cli.waiting import Waiting
+    from tidepipe_common.errors import ConfigError
+    from tidepipe_common.latency.files import read_shape
+    from tidepipe_common.latency.hardware import hardware as find_hardware
+    from tidepipe_common.latency.profile_file import read_profile
+    from workloads.arrivals import MIXES, parse_arrivals
 
     if definition not in ("ecoserve", "classical"):
         raise ConfigError(f"unknown definition {definition!r}; known: ecoserve, classical")
@@ -114,7 +114,7 @@ def online(
     if workload in MIXES and not Path(workload).exists():
         load = MIXES[workload](5000, seed)
     else:
-        from controller.simulation.workload_files import open_workload
+        from workloads.files import open_workload
 
         load = open_workload(workload, None, seed)
     question = Question(
@@ -144,9 +144,9 @@ def online(
 
 def _names(policy: str, plant: ClusterPlant) -> list[str]:
     """Systems as the simulation calls them; `all` leaves out what cannot be with so few devices."""
-    from common.errors import ConfigError
-    from router.core.policies.catalog import ROUTING_POLICIES
-    from simulation.systems import SYSTEMS, scan
+    from router.scheduler.policies.catalog import ROUTING_POLICIES
+    from simulator.systems import SYSTEMS, scan
+    from tidepipe_common.errors import ConfigError
 
     if policy == "all":
         return [name for name in SYSTEMS if scan(name, plant)]
@@ -174,8 +174,8 @@ def _answer(
     scan: bool,
     fast: bool,
 ) -> Goodput:
-    from simulation.goodput import Goodput, confirmed, goodput, measure, tuned_goodput
-    from simulation.systems import default_knobs, run_exactly, run_system
+    from simulator.goodput import Goodput, confirmed, goodput, measure, tuned_goodput
+    from simulator.systems import default_knobs, run_exactly, run_system
 
     quick, exactly = _told(run_system, words, waiting), _told(run_exactly, f"{words}, confirming", waiting)
     apart = name.startswith("fudg-")
@@ -248,8 +248,8 @@ def _print_json(found: Sequence[Goodput], plant: ClusterPlant, question: Questio
 def _print_table(found: Sequence[Goodput], plant: ClusterPlant, question: Question) -> None:
     from rich.console import Console
 
-    from controller.simulation.workload import describe
     from tidepipe.cli.admin.table import Column, named, print_table
+    from workloads.mixes import describe
 
     console = Console()
     console.print(f"{question.workload.name}: {describe(question.workload.requests)}")
@@ -287,8 +287,8 @@ def _print_table(found: Sequence[Goodput], plant: ClusterPlant, question: Questi
 
 
 def _draw(found: Sequence[Goodput], plant: ClusterPlant, question: Question, folder: Path) -> None:
-    from simulation.goodput import measure
-    from simulation.pictures import draw_rates
+    from simulator.goodput import measure
+    from simulator.online_pictures import draw_rates
 
     curves = {}
     for one in found:

@@ -9,14 +9,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from common.errors import ConfigError
-from common.logs import configure_logging
-from common.model_source import resolve_model
-from common.security.credentials import Credentials
+from launcher.child import ClusterError
+from launcher.config import ClusterConfig, load_config
+from launcher.local import LocalCluster
 from tidepipe.cli.waiting import Waiting
-from tidepipe.cluster.child import ClusterError
-from tidepipe.cluster.config import ClusterConfig, load_config
-from tidepipe.cluster.local import LocalCluster
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.model_source import resolve_model
+from tidepipe_common.security.credentials import Credentials
+from tidepipe_common.telemetry.logs import configure_logging
 
 Result = TypeVar("Result")
 LOOK_S = 0.5

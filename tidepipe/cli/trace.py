@@ -24,7 +24,7 @@ TraceFile = Annotated[
 async def save_trace(client: AsyncClient, path: Path, seconds: float = 0.0) -> None:
     """Ask the cluster for its last seconds (0: all that it keeps) and write them."""
     # Late, so that `tidepipe --help` stays quick.
-    from common.chrome_trace import write_chrome_trace
+    from tidepipe_common.telemetry.chrome_trace import write_chrome_trace
 
     steps = write_chrome_trace(await client.timelines(seconds), path)
     print(f"wrote {steps} steps to {path}; open it in ui.perfetto.dev", file=sys.stderr)

@@ -12,7 +12,7 @@ from tidepipe.cli.run import run
 from tidepipe.cli.trace import TraceFile, save_trace
 
 if TYPE_CHECKING:
-    from tidepipe.cluster.local import LocalCluster
+    from launcher.local import LocalCluster
 
 
 @cluster_options
@@ -27,9 +27,9 @@ def up(trace: TraceFile = None, *, cluster: dict[str, Any]) -> None:
 
 async def _serve(settings: dict[str, Any], trace: Path | None) -> int:
     # Late, so that `tidepipe --help` stays quick.
-    from common.doors.descriptors import limit, shares, too_few
+    from launcher.renewal import Renewal
     from tidepipe.cli.target import start_cluster
-    from tidepipe.cluster.renewal import Renewal
+    from tidepipe_common.http.descriptors import limit, shares, too_few
 
     async with start_cluster(settings) as cluster:
         if cluster.tls_folder is not None:
@@ -50,8 +50,8 @@ async def _serve(settings: dict[str, Any], trace: Path | None) -> int:
 
 async def _save(cluster: LocalCluster, trace: Path) -> None:
     """A trace that cannot be had must not hide why the cluster ended."""
-    from common.errors import TidePipeError
     from tidepipe.client.async_client import AsyncClient
+    from tidepipe_common.errors import TidePipeError
 
     try:
         async with AsyncClient(cluster.grpc_address, credentials=cluster.credentials) as client:

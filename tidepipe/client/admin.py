@@ -8,15 +8,15 @@ from typing import Any, Self
 
 from google.protobuf.message import Message
 
-from common.errors import UnavailableError
-from common.rpc.channel import open_channel
-from common.rpc.status import translated
 from tidepipe.client.plain import plain
 from tidepipe.client.requests import check_endpoint
 from tidepipe.client.secured import no_answer
 from tidepipe.client.wire import message_of
 from tidepipe.v1 import admin_pb2 as pb
 from tidepipe.v1 import admin_pb2_grpc as pb_grpc
+from tidepipe_common.errors import UnavailableError
+from tidepipe_common.rpc.channel import open_channel
+from tidepipe_common.rpc.status import translated
 
 TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5.0

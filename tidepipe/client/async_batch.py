@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import TypeVar
 
-from common.errors import ConfigError, TidePipeError
 from tidepipe.client.types import BatchResult, Completion
+from tidepipe_common.errors import ConfigError, TidePipeError
 
 Item = TypeVar("Item")
 

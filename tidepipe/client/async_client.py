@@ -10,13 +10,6 @@ from typing import Any, Self
 
 import grpc
 
-from common.errors import TidePipeError, UnavailableError
-from common.rpc.channel import open_channel
-from common.rpc.status import translated
-from common.sampling import SamplingParams
-from common.security.credentials import Credentials
-from common.timeline import Timeline
-from common.wire.timeline import add_piece
 from tidepipe.client.async_batch import run_batch
 from tidepipe.client.async_stream import AsyncStream
 from tidepipe.client.collect import Collector
@@ -35,6 +28,13 @@ from tidepipe.v1 import (
     timeline_pb2,
     timeline_pb2_grpc,
 )
+from tidepipe_common.codec.timeline import add_piece
+from tidepipe_common.errors import TidePipeError, UnavailableError
+from tidepipe_common.rpc.channel import open_channel
+from tidepipe_common.rpc.status import translated
+from tidepipe_common.security.credentials import Credentials
+from tidepipe_common.types.sampling import SamplingParams
+from tidepipe_common.types.timeline import Timeline
 
 DEFAULT_TIMEOUT_S = 600.0
 DEFAULT_CONCURRENCY = 64

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import chain
 
-from common.errors import TidePipeError
-from common.request import Answer, Usage
 from tidepipe.client.errors import RequestCancelledError
 from tidepipe.client.types import Completion, StreamEvent
+from tidepipe_common.errors import TidePipeError
+from tidepipe_common.types.request import Answer, Usage
 
 
 class Collector:

@@ -1,8 +1,8 @@
-"""Errors that only a client can have, beside those of `common.errors`."""
+"""Errors that only a client can have, beside those of `tidepipe_common.errors`."""
 
 from __future__ import annotations
 
-from common.errors import TidePipeError, UnavailableError
+from tidepipe_common.errors import TidePipeError, UnavailableError
 
 
 class DeadlineExceededError(UnavailableError, TimeoutError):

@@ -9,17 +9,17 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from common.errors import ConfigError, InvalidRequestError
-from common.limits import MAX_REQUEST_BYTES, check_bytes
-from common.numerals import host_and_port
-from common.openai.validation import kind
-from common.request import ChatTurn
-from common.sampling import SamplingParams, unsigned_seed
-from common.structure import Structure
-from common.text import check_text, is_text, on_one_line
-from common.wire.sampling import sampling_to_wire
 from tidepipe.client.types import Prompt
 from tidepipe.v1 import inference_pb2 as pb
+from tidepipe_common.codec.sampling import sampling_to_wire
+from tidepipe_common.errors import ConfigError, InvalidRequestError
+from tidepipe_common.limits import MAX_REQUEST_BYTES, check_bytes
+from tidepipe_common.numerals import host_and_port
+from tidepipe_common.openai.validation import kind
+from tidepipe_common.text.text import check_text, is_text, on_one_line
+from tidepipe_common.types.request import ChatTurn
+from tidepipe_common.types.sampling import SamplingParams, unsigned_seed
+from tidepipe_common.types.structure import Structure
 
 DISCONNECT_GRACE_MS = 60_000
 """How long the router keeps a request whose client lost its connection: enough to come back."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from common.rpc.status import RETRY_AFTER
+from tidepipe_common.rpc.status import RETRY_AFTER
 
 _LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 

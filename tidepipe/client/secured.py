@@ -8,8 +8,8 @@ import ssl
 from dataclasses import replace
 from pathlib import Path
 
-from common.security.credentials import Credentials
-from common.security.process import own
+from tidepipe_common.security.credentials import Credentials
+from tidepipe_common.security.process import own
 
 _ASK_S = 2.0
 

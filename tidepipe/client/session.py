@@ -11,16 +11,16 @@ from collections.abc import Callable
 
 import grpc
 
-from common.errors import UnavailableError
-from common.request import Usage
-from common.rpc.status import from_rpc_error
-from common.sampling import FinishReason
-from common.wire.sampling import finish_from_wire, logprobs_from_wire
 from tidepipe.client.errors import DeadlineExceededError, RequestFailedError, StreamGapError
 from tidepipe.client.retry import Backoff, RetryPolicy, is_loss, queue_full_wait_s
 from tidepipe.client.types import StreamEvent
 from tidepipe.client.wire import check_seconds
 from tidepipe.v1 import inference_pb2 as pb
+from tidepipe_common.codec.sampling import finish_from_wire, logprobs_from_wire
+from tidepipe_common.errors import UnavailableError
+from tidepipe_common.rpc.status import from_rpc_error
+from tidepipe_common.types.request import Usage
+from tidepipe_common.types.sampling import FinishReason
 
 CONNECTED_AFTER_S = 30.0
 """A call that lasted longer than any attempt to connect had reached the service, even if nothing came."""

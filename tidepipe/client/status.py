@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.plan import Phase
-from common.wire.plan import phase_from_wire
 from tidepipe.v1 import admin_pb2, controller_pb2, predictor_pb2
+from tidepipe_common.codec.plan import phase_from_wire
+from tidepipe_common.types.plan import Phase
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from common.errors import ConfigError, TidePipeError
 from tidepipe.client.collect import Collector
 from tidepipe.client.sync_stream import Stream
 from tidepipe.client.types import BatchResult, Completion
+from tidepipe_common.errors import ConfigError, TidePipeError
 
 Item = TypeVar("Item")
 

@@ -9,11 +9,6 @@ from typing import Any, Self
 
 import grpc
 
-from common.errors import TidePipeError, UnavailableError
-from common.rpc.channel import open_sync_channel
-from common.rpc.status import translated
-from common.sampling import SamplingParams
-from common.security.credentials import Credentials
 from tidepipe.client.async_client import CONTROL_TIMEOUT_S, DEFAULT_TIMEOUT_S
 from tidepipe.client.requests import WHOLE_ANSWER_GAP_MS, check_endpoint, make_request, make_sampling
 from tidepipe.client.retry import RetryPolicy
@@ -25,6 +20,11 @@ from tidepipe.client.sync_stream import Abort, Stream
 from tidepipe.client.types import BatchItem, BatchResult, Completion, Conversation, ModelInfo, Prompt
 from tidepipe.client.wire import message_of, models_from_wire
 from tidepipe.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from tidepipe_common.errors import TidePipeError, UnavailableError
+from tidepipe_common.rpc.channel import open_sync_channel
+from tidepipe_common.rpc.status import translated
+from tidepipe_common.security.credentials import Credentials
+from tidepipe_common.types.sampling import SamplingParams
 
 DEFAULT_CONCURRENCY = 32
 

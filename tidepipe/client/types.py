@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from common.errors import TidePipeError
-from common.request import Answer, ChatTurn, Usage
-from common.sampling import FinishReason, PositionLogprobs, SamplingParams
+from tidepipe_common.errors import TidePipeError
+from tidepipe_common.types.request import Answer, ChatTurn, Usage
+from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams
 
 Conversation = Sequence[ChatTurn | Mapping[str, str]]
 """Turns, oldest first; a turn may also be a mapping with the keys role, content and name."""

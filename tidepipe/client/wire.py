@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from common.errors import InvalidRequestError
-from common.text import is_text
 from tidepipe.client.types import ModelInfo
 from tidepipe.v1 import inference_pb2 as pb
+from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.text.text import is_text
 
 _Message = TypeVar("_Message", bound=Message)
 _RANGES = {

@@ -6,9 +6,9 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import ModelError
-from common.model_source import model_cache_dir, resolve_model
 from tidepipe.models.catalog import find_model, known_models
+from tidepipe_common.errors import ModelError
+from tidepipe_common.model_source import model_cache_dir, resolve_model
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.errors import ConfigError
+from tidepipe_common.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

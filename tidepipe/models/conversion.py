@@ -15,8 +15,8 @@ import numpy.typing as npt
 from gguf import GGUFReader
 from gguf.quants import dequantize
 
-from common.errors import ModelError
 from tidepipe.models.tokenizer import write_tokenizer
+from tidepipe_common.errors import ModelError
 
 _TENSORS = {
     "token_embd.weight": "model.embed_tokens.weight",

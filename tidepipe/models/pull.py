@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from common.errors import ConfigError, ModelError, UnavailableError
-from common.model_source import CACHE_VARIABLE, model_cache_dir
 from tidepipe.models.catalog import PackagedModel
+from tidepipe_common.errors import ConfigError, ModelError, UnavailableError
+from tidepipe_common.model_source import CACHE_VARIABLE, model_cache_dir
 
 CONVERSION = 1
 """Raised when the conversion changes, so that folders made by an older one are made again."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from common.errors import ModelError
+from tidepipe_common.errors import ModelError
 
 _CONTROL_TOKEN = 3
 

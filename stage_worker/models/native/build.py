@@ -18,8 +18,8 @@ from pathlib import Path
 
 import structlog
 
-from common.model_source import CACHE_VARIABLE, writable_cache_dir
-from common.trusted_files import UntrustedError, private_folder, trusted
+from tidepipe_common.model_source import CACHE_VARIABLE, writable_cache_dir
+from tidepipe_common.security.trusted_files import UntrustedError, private_folder, trusted
 
 _SOURCES = (
     "kernels.c",
@@ -104,7 +104,7 @@ def compiled(variant: Variant, *, bfloat16: bool) -> bytes:
     """Path of the shared object for a variant and data type, as bytes for the loader; compiled if need be.
 
     Any number of processes may ask at once: one compiles, the others wait for it. It is code: what another
-    user could have written is not loaded (`common.trusted_files`).
+    user could have written is not loaded (`tidepipe_common.security.trusted_files`).
     Raises BuildError if there is no compiler, or it fails.
     """
     source = Source.of(variant, bfloat16=bfloat16)

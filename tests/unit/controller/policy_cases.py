@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from common.latency.hardware import hardware
-from common.latency.linear import RooflineLinear
-from common.latency.model import LatencyModel, Parallelism
-from common.latency.shapes import SHAPES
-from controller.core.admission import AdmissionRules
-from controller.core.policies import (
+from controller.scheduler.admission import AdmissionRules
+from controller.scheduler.policies import (
     HybridPolicy,
     PadgPolicy,
     Policy,
@@ -17,10 +13,14 @@ from controller.core.policies import (
     TemporalPolicy,
     TidePolicy,
 )
-from controller.core.policies.tide import TideKnobs
-from controller.core.stealing import NoStealing, StealByTime
-from controller.core.switching import FixedShare, Intensity
-from controller.core.victims import LeastLost, Newest, VictimChoice
+from controller.scheduler.policies.auto import TideKnobs
+from controller.scheduler.preemption import LeastLost, Newest, VictimChoice
+from controller.scheduler.stealing import NoStealing, StealByTime
+from controller.scheduler.switching import FixedShare, Intensity
+from tidepipe_common.latency.hardware import hardware
+from tidepipe_common.latency.linear import RooflineLinear
+from tidepipe_common.latency.model import LatencyModel, Parallelism
+from tidepipe_common.latency.shapes import SHAPES
 
 SHAPE = SHAPES["llama2-13b"]
 COST = LatencyModel(

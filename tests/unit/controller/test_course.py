@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from common.latency.files import read_shape
-from common.latency.hardware import hardware
-from common.plan import Phase, PlanRow, StepPlan
-from common.sampling import FinishReason
-from controller.core.actions import Dispatch, Finish, PhaseSwitched, Reason
-from controller.core.events import LengthPredicted, Tick
-from controller.drivers.course import Course
-from controller.simulation.offline import Plant, run_offline
-from controller.simulation.predictions import predictor
-from controller.simulation.record import Recording
-from controller.simulation.workload import sharegpt_like
+from controller.runtime.activity_recorder import Course
+from controller.scheduler.actions import Dispatch, Finish, PhaseSwitched, Reason
+from controller.scheduler.events import LengthPredicted, Tick
+from simulator.offline import Plant, run_offline
+from simulator.predictions import predictor
+from simulator.record import Recording
 from tidepipe.cli.main import app
+from tidepipe_common.latency.files import read_shape
+from tidepipe_common.latency.hardware import hardware
+from tidepipe_common.types.plan import Phase, PlanRow, StepPlan
+from tidepipe_common.types.sampling import FinishReason
+from workloads.mixes import sharegpt_like
 
 
 def test_spans_shares_and_bubbles() -> None:

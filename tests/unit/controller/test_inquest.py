@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.plan import RowError, SampledTokens, StepPlan
-from common.sampling import FinishReason, SamplingParams
-from controller.core.events import NewSequence, SequenceCancelled, SequencesArrived, StepDone
-from controller.core.inquest import MOST_ALONE, WAYS
+from controller.scheduler.events import NewSequence, SequenceCancelled, SequencesArrived, StepDone
+from controller.scheduler.inquest import MOST_ALONE, WAYS
 from tests.unit.controller.policy_cases import CASES
 from tests.unit.controller.test_scheduler import World, expected_output
+from tidepipe_common.types.plan import RowError, SampledTokens, StepPlan
+from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
 CULPRIT = 1000
 """Prompts that begin with a token from here on cannot be computed."""

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError
-from common.plan import RowError, SampledTokens
-from common.sampling import PositionLogprobs, SamplingParams, TokenLogprob
-from controller.core.actions import Action, Dispatch
-from controller.core.events import (
+from controller.runtime.journal import Journal, read_checked
+from controller.scheduler.actions import Action, Dispatch
+from controller.scheduler.events import (
     Event,
     LengthPredicted,
     NewSequence,
@@ -21,9 +19,11 @@ from controller.core.events import (
     StepDone,
     Tick,
 )
-from controller.core.scheduler import Scheduler, SchedulerConfig
-from controller.drivers.journal import Journal, read_checked
+from controller.scheduler.scheduler import Scheduler, SchedulerConfig
 from tests.unit.controller.policy_cases import CASES
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.types.plan import RowError, SampledTokens
+from tidepipe_common.types.sampling import PositionLogprobs, SamplingParams, TokenLogprob
 
 
 def scheduler(case: str) -> Scheduler:

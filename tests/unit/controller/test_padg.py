@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from common.latency.work import StepWork
-from common.plan import Phase, SampledTokens
-from common.sampling import SamplingParams
-from controller.core.actions import Dispatch, PhaseSwitched
-from controller.core.events import LengthPredicted, NewSequence, SequencesArrived, StagesReady, StepDone
-from controller.core.policies import PadgPolicy
-from controller.core.scheduler import Scheduler, SchedulerConfig
+from controller.scheduler.actions import Dispatch, PhaseSwitched
+from controller.scheduler.events import LengthPredicted, NewSequence, SequencesArrived, StagesReady, StepDone
+from controller.scheduler.policies import PadgPolicy
+from controller.scheduler.scheduler import Scheduler, SchedulerConfig
+from tidepipe_common.latency.work import StepWork
+from tidepipe_common.types.plan import Phase, SampledTokens
+from tidepipe_common.types.sampling import SamplingParams
 
 
 class TenMilliseconds:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.latency.correction import CorrectedCost
-from common.latency.work import work_of
-from common.plan import Phase, PlanRow, StepPlan
-from controller.core.patience import FACTOR, FIRST_S, FLOOR_S, StepWatch
+from controller.scheduler.patience import FACTOR, FIRST_S, FLOOR_S, StepWatch
 from tests.unit.controller.policy_cases import COST
+from tidepipe_common.latency.correction import CorrectedCost
+from tidepipe_common.latency.work import work_of
+from tidepipe_common.types.plan import Phase, PlanRow, StepPlan
 
 
 def plan(step_id: int, tokens: int = 64) -> StepPlan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.core.prompt_pace import MEMORY_S, PromptPace
+from controller.scheduler.prompt_pace import MEMORY_S, PromptPace
 
 
 def test_a_steady_share_is_found_and_forgotten_while_others_work() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from common.latency.learned import LearnedCost
-from common.latency.work import StepWork
-from common.plan import Phase
-from common.sampling import SamplingParams
-from controller.core.events import NewSequence, SequencesArrived
-from controller.core.promise import PROMISED
-from controller.core.report import instance_report
+from controller.scheduler.events import NewSequence, SequencesArrived
+from controller.scheduler.report import instance_report
+from controller.scheduler.slo_margins import PROMISED
 from tests.unit.controller.test_scheduler import World
+from tidepipe_common.latency.learned import LearnedCost
+from tidepipe_common.latency.work import StepWork
+from tidepipe_common.types.plan import Phase
+from tidepipe_common.types.sampling import SamplingParams
 
 PARAMS = SamplingParams(max_tokens=50, ignore_eos=True)
 

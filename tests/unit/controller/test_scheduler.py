@@ -9,10 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.plan import Phase, SampledTokens, StepPlan
-from common.sampling import FinishReason, SamplingParams
-from controller.core.actions import Action, Dispatch, Emit, Finish, PhaseSwitched, Refused
-from controller.core.events import (
+from controller.scheduler.actions import Action, Dispatch, Emit, Finish, PhaseSwitched, Refused
+from controller.scheduler.events import (
     Event,
     LengthPredicted,
     NewSequence,
@@ -24,8 +22,10 @@ from controller.core.events import (
     StepDone,
     Tick,
 )
-from controller.core.scheduler import Scheduler, SchedulerConfig
+from controller.scheduler.scheduler import Scheduler, SchedulerConfig
 from tests.unit.controller.policy_cases import CASES
+from tidepipe_common.types.plan import Phase, SampledTokens, StepPlan
+from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
 EOS = 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controller.core.fabric import FabricPort, obstacles
+from controller.scheduler.fabric import FabricPort, obstacles
 
 
 def test_neighbours_on_one_fabric_with_devices_of_their_own() -> None:

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
-from common.token_mix import TokenMix
-from controller.core.split import given_split, split_layers, stage_layers
+from controller.scheduler.split import given_split, split_layers, stage_layers
 from tests.fakes.stage_backend import SHAPE
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.types.token_mix import TokenMix
 
 
 @given(layers=st.integers(1, 40), stages=st.integers(1, 8), head=st.floats(0, 12))

@@ -8,20 +8,20 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.sampling import SamplingParams
-from controller.core.decode import DecodeBatches
-from controller.core.expectation import LengthBelief, SeenLengths
-from controller.core.forecast import KvForecast
-from controller.core.foresight import Foresight
-from controller.core.ordering import FinishTogether
-from controller.core.overflow import OverflowMargin
-from controller.core.policies.tide import StepSizes, TideKnobs
-from controller.core.sequence import Sequence, State
-from controller.core.state import PipelineState, SchedulerConfig
-from controller.core.stealing import StealByCount, StealByTime
-from controller.core.switching import Intensity, Situation
-from controller.core.victims import LeastLost, Newest
+from controller.scheduler.decode import DecodeBatches
+from controller.scheduler.expectation import LengthBelief, SeenLengths
+from controller.scheduler.forecast import KvForecast
+from controller.scheduler.forecast_accuracy import Foresight
+from controller.scheduler.ordering import FinishTogether
+from controller.scheduler.overflow import OverflowMargin
+from controller.scheduler.policies.auto import StepSizes, TideKnobs
+from controller.scheduler.preemption import LeastLost, Newest
+from controller.scheduler.sequence import Sequence, State
+from controller.scheduler.state import PipelineState, SchedulerConfig
+from controller.scheduler.stealing import StealByCount, StealByTime
+from controller.scheduler.switching import Intensity, Situation
 from tests.unit.controller.policy_cases import COST
+from tidepipe_common.types.sampling import SamplingParams
 
 
 def sequence(name: str, prompt: int, output: int = 0, limit: int = 1000) -> Sequence:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from common.security.expiry import WARN_DAYS
+from tidepipe_common.security.expiry import WARN_DAYS
 
 ROOT = Path(__file__).parents[3]
 OF_PROMETHEUS = {"up", "process_start_time_seconds", "process_open_fds", "process_max_fds"}

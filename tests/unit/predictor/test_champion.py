@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from common.lengths.prompt import prompt_features
-from common.lengths.request import LEVELS, Observation, RequestFeatures
-from predictor.core.champion import Champion
+from predictor.evaluation.champion import Champion
 from predictor.training.fit import fit
 from predictor.versions import KEPT, ModelVersions
 from tests.unit.predictor.synthetic import lines
+from tidepipe_common.lengths.prompt import prompt_features
+from tidepipe_common.lengths.request import LEVELS, Observation, RequestFeatures
 
 
 def answers(count: int, seed: int, scale: float = 1.0) -> list[Observation]:

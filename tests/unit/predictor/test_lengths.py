@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, ModelError
-from common.lengths.calibration import calibrated_levels
-from common.lengths.distribution import LengthDistributions
-from common.lengths.prompt import DENSE, prompt_features
-from common.lengths.request import Observation, RequestFeatures
-from common.lengths.store import load_lengths, save_lengths
-from common.lengths.trained import TrainedLengths
-from common.request import ChatTurn
-from common.wire.prompt import prompt_from_wire, prompt_to_wire
 from predictor.training.dataset import read_answers
 from predictor.training.fit import fit
 from tests.unit.predictor.synthetic import lines
+from tidepipe_common.codec.prompt import prompt_from_wire, prompt_to_wire
+from tidepipe_common.errors import ConfigError, ModelError
+from tidepipe_common.lengths.calibration import calibrated_levels
+from tidepipe_common.lengths.distribution import LengthDistributions
+from tidepipe_common.lengths.prompt import DENSE, prompt_features
+from tidepipe_common.lengths.request import Observation, RequestFeatures
+from tidepipe_common.lengths.store import load_lengths, save_lengths
+from tidepipe_common.lengths.trained import TrainedLengths
+from tidepipe_common.types.request import ChatTurn
 
 
 def observations(count: int, seed: int, limits: tuple[int, ...] = ()) -> list[Observation]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from common.errors import ConfigError, ModelError
 from tests.unit.predictor.synthetic import lines
 from tidepipe.cli.main import app
+from tidepipe_common.errors import ConfigError, ModelError
 
 
 def write(path: Path, count: int, seed: int) -> str:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.lengths.request import LEVELS, Observation, RequestFeatures
-from common.lengths.survival import censored_quantiles
-from predictor.core.running_quantile import MIN_OBSERVATIONS, RunningQuantile
+from predictor.evaluation.running_quantile import MIN_OBSERVATIONS, RunningQuantile
+from tidepipe_common.lengths.request import LEVELS, Observation, RequestFeatures
+from tidepipe_common.lengths.survival import censored_quantiles
 
 FEATURES = RequestFeatures(prompt_tokens=10, max_tokens=1000, temperature=1.0)
 

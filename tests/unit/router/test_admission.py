@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import pytest
 
-from common.errors import ContextLengthError
-from common.request import GenerationRequest
 from router.requests.admission import INLINE_CHARACTERS, Admission
 from router.requests.text_port import TooManyTokensError
 from tests.fakes.text import ByteText
+from tidepipe_common.errors import ContextLengthError
+from tidepipe_common.types.request import GenerationRequest
 
 
 class Impatient(ByteText):

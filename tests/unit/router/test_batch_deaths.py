@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from common.openai.batch import BatchItem
 from router.batches import deaths, files, lines
 from router.batches.answering import Reading
 from router.batches.database import Database
 from router.batches.jobs import BatchJobs
 from router.batches.records import BatchRecord, FileRecord
+from tidepipe_common.openai.batch import BatchItem
 
 
 def batch_file(names: list[str]) -> bytes:

@@ -6,10 +6,10 @@ import sqlite3
 
 import pytest
 
-from common.sqlite_schema import migrate
 from router.batches import database, files, lines, pages
 from router.batches.lines import AnsweredLine
 from router.batches.records import FileRecord
+from tidepipe_common.sqlite_schema import migrate
 
 
 def test_pages_of_requests_and_answers_are_cut_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

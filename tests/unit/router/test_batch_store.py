@@ -14,9 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, InvalidRequestError, NotFoundError, StorageBrokenError, StorageError
-from common.openai.batch import BatchItem
-from common.security.caller import Caller
 from router.batches import files, lines
 from router.batches.answering import Reading
 from router.batches.database import Database
@@ -34,6 +31,15 @@ from router.batches.records import (
     safe_name,
 )
 from router.batches.writer import BatchWriter, durably
+from tidepipe_common.errors import (
+    ConfigError,
+    InvalidRequestError,
+    NotFoundError,
+    StorageBrokenError,
+    StorageError,
+)
+from tidepipe_common.openai.batch import BatchItem
+from tidepipe_common.security.caller import Caller
 
 MIB = 1 << 20
 RELEASED = """

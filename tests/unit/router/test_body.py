@@ -9,8 +9,8 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from common.aside import INLINE_BYTES
-from router.gateway.body import MediaTypeError, check_json_type, read_json
+from router.api.http.body import MediaTypeError, check_json_type, read_json
+from tidepipe_common.aside import INLINE_BYTES
 
 JSON = (b"content-type", b"application/json")
 

@@ -11,13 +11,13 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.routing import Route
 
-from common.errors import InvalidRequestError
-from common.request import GenerationRequest
-from common.sampling import SamplingParams
-from router.description.document import openapi_document
-from router.gateway.app import make_app
-from router.gateway.headers import TTFT, with_targets
-from router.gateway.paging import Page, page_of
+from router.api.http.app import make_app
+from router.api.http.headers import TTFT, with_targets
+from router.api.http.paging import Page, page_of
+from router.api.openapi.document import openapi_document
+from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.types.request import GenerationRequest
+from tidepipe_common.types.sampling import SamplingParams
 
 
 @pytest.mark.parametrize("jobs", [Mock(), None])

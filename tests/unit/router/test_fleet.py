@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import pytest
 
-from common.errors import InvalidRequestError, UnavailableError
-from router.core.mitosis import Bounds, Mitosis
-from router.core.slo import SloTarget
-from router.fleet import fleet as module
-from router.fleet.fleet import Fleet
-from router.fleet.provisioner import StartedInstance, Stock
+from router.autoscaling import fleet as module
+from router.autoscaling.fleet import Fleet
+from router.autoscaling.provisioner import StartedInstance, Stock
+from router.scheduler.mitosis import Bounds, Mitosis
+from router.scheduler.slo import SloTarget
+from tidepipe_common.errors import InvalidRequestError, UnavailableError
 
 
 class Machines:

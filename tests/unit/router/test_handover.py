@@ -9,10 +9,6 @@ from typing import Any
 import grpc
 from grpc.aio import Metadata
 
-from common.errors import InvalidRequestError, TidePipeError
-from common.limits import MAX_STRUCTURE_BYTES, PIECE_BYTES
-from common.sampling import SamplingParams
-from common.structure import Structure
 from router.instances.handover import HandOver
 from router.instances.placement import Placement
 from router.instances.sequence import RoutedSequence
@@ -20,6 +16,10 @@ from router.requests.admission import AdmittedRequest
 from router.requests.entry import RequestEntry
 from router.requests.meter import Unmeasured
 from tidepipe.v1 import controller_pb2 as pb
+from tidepipe_common.errors import InvalidRequestError, TidePipeError
+from tidepipe_common.limits import MAX_STRUCTURE_BYTES, PIECE_BYTES
+from tidepipe_common.types.sampling import SamplingParams
+from tidepipe_common.types.structure import Structure
 
 
 class Host:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import KeyReusedError
-from common.request import GenerationRequest
-from common.sampling import FinishReason, SamplingParams
 from router.requests import keyed_store
 from router.requests.keyed import CLAIM_S
 from router.requests.keyed_store import KeyedDatabase, StoredKeys
 from tidepipe.v1 import inference_pb2 as pb
 from tidepipe.v1 import sampling_pb2 as sp
+from tidepipe_common.errors import KeyReusedError
+from tidepipe_common.types.request import GenerationRequest
+from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.plan import Phase
-from common.request import Usage
-from common.sampling import FinishReason
-from common.timeline import PhaseTurn, StageSpan, Timeline
-from router.core.slo import SloTarget
-from router.page.recent import RecentSteps, Row
+from router.api.dashboard.recent import RecentSteps, Row
 from router.requests.attainment import WINDOW_S, AttainmentRecord
 from router.requests.meter import EndedAnswer
+from router.scheduler.slo import SloTarget
+from tidepipe_common.types.plan import Phase
+from tidepipe_common.types.request import Usage
+from tidepipe_common.types.sampling import FinishReason
+from tidepipe_common.types.timeline import PhaseTurn, StageSpan, Timeline
 
 BASE = 1_000_000.0
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from array import array
 
-from common.sampling import FinishReason, SamplingParams
 from router.instances.sequence import RoutedSequence, SequenceNews
 from router.requests.admission import AdmittedRequest
 from router.requests.entry import RequestEntry
 from router.requests.meter import Unmeasured
 from router.requests.pacing import Pacing
 from router.requests.subscription import Subscription
+from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
 LONG_S = 3600.0
 

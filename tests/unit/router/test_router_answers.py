@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import InvalidRequestError, TidePipeError
-from common.sampling import FinishReason, PositionLogprobs, SamplingParams, TokenLogprob
+from router.instances.retry_budget import MAX_FRUITLESS
 from router.instances.sequence import Progress, SequenceNews
-from router.instances.stays import MAX_FRUITLESS
 from router.requests.answer_text import AnswerText
 from router.requests.delta import Cursor
 from router.requests.meter import Unmeasured
 from router.requests.running_answer import RunningAnswer
 from tests.fakes.text import ByteText
+from tidepipe_common.errors import InvalidRequestError, TidePipeError
+from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams, TokenLogprob
 
 # Characters of one to four bytes, so that tokens (bytes) split them.
 OUTPUT = "näïve — 你好 🌊🌊 stop sign. "

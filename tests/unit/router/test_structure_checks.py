@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from common.errors import OverloadedError, UnavailableError
-from common.structure import Structure
 from router.text import structure_checks
 from router.text.structure_checks import AT_A_TIME, MAX_WAITING_OF_ONE, MOST_OF_ONE, StructureChecks
+from tidepipe_common.errors import OverloadedError, UnavailableError
+from tidepipe_common.types.structure import Structure
 
 
 class SlowProcess:

@@ -12,9 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from common.errors import ModelError
-from common.model_source import resolve_model
-from common.plan import Phase, PlanRow, SampledTokens, SequenceStart, StepPlan
 from stage_worker.executors.protocol import Executor, StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
 from stage_worker.loading.open_checkpoint import open_checkpoint
@@ -22,6 +19,9 @@ from stage_worker.loading.stage_weights import check_weights
 from tests.tiny_gguf import split_gguf, write_gguf
 from tests.tiny_models import make_tiny_model, random_prompts
 from tests.torch_pipeline import GREEDY, GreedySampler, run_step
+from tidepipe_common.errors import ModelError
+from tidepipe_common.model_source import resolve_model
+from tidepipe_common.types.plan import Phase, PlanRow, SampledTokens, SequenceStart, StepPlan
 
 PROMPTS = random_prompts([5, 20, 40])
 Change = Callable[[Path], object]

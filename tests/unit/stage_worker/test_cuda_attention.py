@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from common.errors import ConfigError
 from stage_worker.attention.backend import AttentionBackend, AttentionContext
 from stage_worker.attention.batch import RaggedBatch
 from stage_worker.attention.choice import Facts, rank
@@ -30,6 +29,7 @@ from stage_worker.attention.trial import disagreement, trial_batches
 from stage_worker.kv_pool import KvGeometry, KvPool
 from stage_worker.models.rope import RotaryTable
 from tests.unit.stage_worker.test_attention_backends import Case, Sequences, assert_close
+from tidepipe_common.errors import ConfigError
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")

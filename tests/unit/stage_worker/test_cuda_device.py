@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from common.plan import Phase, PlanRow, SequenceStart, StepPlan
 from stage_worker.attention.backend import AttentionContext
 from stage_worker.attention.batch import RaggedBatch
 from stage_worker.attention.choice import FLASH_ATTN, TORCH, rank
@@ -25,6 +24,7 @@ from stage_worker.models.rope import RotaryTable
 from tests.tiny_models import make_tiny_model
 from tests.torch_pipeline import GREEDY
 from tests.unit.stage_worker.test_attention_backends import Case
+from tidepipe_common.types.plan import Phase, PlanRow, SequenceStart, StepPlan
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

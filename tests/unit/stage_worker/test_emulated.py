@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from common.plan import Phase, PlanRow, SequenceStart, StepPlan
-from common.sampling import SamplingParams
 from stage_worker.executors.emulated import EmulatedBackend
 from stage_worker.executors.protocol import PlanError, StageSpec
+from tidepipe_common.types.plan import Phase, PlanRow, SequenceStart, StepPlan
+from tidepipe_common.types.sampling import SamplingParams
 
 HALF = StageSpec(0, 2, 0, 20, block_size=16, kv_blocks=0, max_step_tokens=256)
 REST = StageSpec(1, 2, 20, 40, block_size=16, kv_blocks=0, max_step_tokens=256)

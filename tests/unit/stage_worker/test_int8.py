@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.errors import ConfigError
 from stage_worker.executors.torch_backend import TorchBackend
 from stage_worker.models.native.build import VARIANTS, Variant
 from stage_worker.models.native_int8 import Int8Linear
 from tests.tiny_models import make_tiny_model, random_prompts
 from tests.torch_pipeline import generate, make_pipeline
 from tests.unit.stage_worker.test_models_native import kernels, random
+from tidepipe_common.errors import ConfigError
 
 DTYPES = [torch.float32, torch.bfloat16]
 

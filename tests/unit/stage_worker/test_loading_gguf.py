@@ -11,7 +11,6 @@ import torch
 from gguf import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
 
-from common.errors import ModelError
 from stage_worker.loading.gguf_config import from_gguf
 from stage_worker.loading.gguf_file import open_gguf
 from stage_worker.loading.gguf_header import SkippedArray, read_gguf_header
@@ -19,6 +18,7 @@ from stage_worker.loading.open_checkpoint import open_checkpoint
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import hugging_face_greedy, make_tiny_model, random_prompts
 from tests.torch_pipeline import generate, make_pipeline
+from tidepipe_common.errors import ModelError
 
 PROMPTS = random_prompts([5, 20])
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from common.errors import ModelError
 from stage_worker.loading.checkpoint import Checkpoint
 from stage_worker.loading.open_checkpoint import open_checkpoint
 from stage_worker.loading.stage_weights import StageSlice, load_stage
@@ -20,6 +19,7 @@ from stage_worker.models.linear import PlainLinear
 from stage_worker.models.weights import StageWeights
 from tests.tiny_models import make_tiny_model, random_prompts
 from tests.torch_pipeline import generate, make_pipeline
+from tidepipe_common.errors import ModelError
 
 PROMPTS = random_prompts([5, 20])
 CPU = torch.device("cpu")

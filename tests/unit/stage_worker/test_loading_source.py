@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ModelError
-from common.model_source import cache_dir, model_cache_dir, resolve_model, writable_cache_dir
+from tidepipe_common.errors import ModelError
+from tidepipe_common.model_source import cache_dir, model_cache_dir, resolve_model, writable_cache_dir
 
 
 @pytest.fixture(autouse=True)

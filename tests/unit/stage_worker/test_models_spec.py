@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from common.errors import ModelError
 from stage_worker.loading.hf_config import from_hf_config
 from stage_worker.models.rope import RotaryTable, inverse_frequencies
 from stage_worker.models.spec import RopeSpec
+from tidepipe_common.errors import ModelError
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -6,23 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError
-from common.latency.files import read_shape
-from common.latency.hardware import hardware
-from common.latency.kept_profile import Measured, kept_profile
-from common.latency.linear import MeasuredLinear
-from common.latency.model import Parallelism
-from common.latency.profile import Profile, ProfileTerms
-from common.latency.profile_file import read_profile, write_profile
-from common.latency.work import StepWork, work_of
-from common.plan import StepPlan
+from launcher.config import ClusterConfig
+from launcher.measured import with_kept_profile
 from stage_worker.executors.protocol import StepOutput
 from stage_worker.executors.torch_sequences import SequenceTables
 from stage_worker.profiling.check import compare, mixed_steps
 from stage_worker.profiling.measure import Plan, Slice, Stopwatch, derive
 from stage_worker.profiling.rehearsal import Rehearsal, Step
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.measured import with_kept_profile
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.latency.files import read_shape
+from tidepipe_common.latency.hardware import hardware
+from tidepipe_common.latency.kept_profile import Measured, kept_profile
+from tidepipe_common.latency.linear import MeasuredLinear
+from tidepipe_common.latency.model import Parallelism
+from tidepipe_common.latency.profile import Profile, ProfileTerms
+from tidepipe_common.latency.profile_file import read_profile, write_profile
+from tidepipe_common.latency.work import StepWork, work_of
+from tidepipe_common.types.plan import StepPlan
 
 LAYERS = 12
 TRUTH = ProfileTerms(

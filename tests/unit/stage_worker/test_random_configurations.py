@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from common.errors import ModelError
 from tests.tiny_models import FAMILIES
 from tests.unit.stage_worker.test_checkpoint_values import our_logits, their_logits
+from tidepipe_common.errors import ModelError
 
 DRAWS = int(os.environ.get("CHECKPOINT_DRAWS", "20"))
 WINDOWS = ["sliding_attention", "full_attention"] * 2

@@ -14,12 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.plan import SampledTokens, SequenceStart
-from common.sampling import SamplingParams
 from stage_worker.executors.protocol import PlanError
 from stage_worker.sampler import LogitsError, Sampler
 from stage_worker.sampling.sequence import LogitEdits, SequenceState, TokenCounts
 from stage_worker.sampling.uniforms import philox4x32, uniforms
+from tidepipe_common.types.plan import SampledTokens, SequenceStart
+from tidepipe_common.types.sampling import SamplingParams
 
 CPU = torch.device("cpu")
 VOCABULARIES = (3, 90, 1500, 9000)  # below and above the widths at which candidates are looked for

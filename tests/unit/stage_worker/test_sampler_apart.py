@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common.plan import SampledTokens, SequenceStart
-from common.sampling import SamplingParams
-from common.structure import Structure
 from stage_worker.sampler import LogitsError, Sampler
 from stage_worker.sampling.apart import ApartSampler
 from stage_worker.sampling.grammar import Grammars
 from tests.unit.stage_worker.test_sampler_structure import END, TOKENIZER, VOCAB_SIZE
+from tidepipe_common.types.plan import SampledTokens, SequenceStart
+from tidepipe_common.types.sampling import SamplingParams
+from tidepipe_common.types.structure import Structure
 
 CPU = torch.device("cpu")
 DRAWN = SamplingParams(temperature=1.0, seed=5, repetition_penalty=1.2, logprobs=2)

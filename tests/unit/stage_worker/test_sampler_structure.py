@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
-from common.plan import SequenceStart
-from common.sampling import SamplingParams
-from common.structure import Structure
-from common.structures.grammar import make_matcher
 from stage_worker.sampler import Sampler
 from stage_worker.sampling import grammar as stage_grammar
 from stage_worker.sampling.grammar import Grammars
 from tests.fakes.byte_tokenizer import byte_tokenizer
+from tidepipe_common.structures.grammar import make_matcher
+from tidepipe_common.types.plan import SequenceStart
+from tidepipe_common.types.sampling import SamplingParams
+from tidepipe_common.types.structure import Structure
 
 SCHEMA = {
     "type": "object",

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.errors import ConfigError, UnavailableError
 from stage_worker.fabric import pair
 from stage_worker.fabric.pair import StagePair, check_backend
+from tidepipe_common.errors import ConfigError, UnavailableError
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from common.errors import ConfigError, ModelError
-from common.plan import Phase, PlanRow, SequenceStart, StepPlan
 from stage_worker.executors import torch_backend, torch_device
 from stage_worker.executors.protocol import Backend, Executor, PlanError, StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
@@ -20,6 +18,8 @@ from stage_worker.loading.stage_weights import StageSlice, load_stage
 from stage_worker.models.weights import StageWeights
 from tests.tiny_models import make_tiny_model
 from tests.torch_pipeline import GREEDY, GreedySampler, make_pipeline
+from tidepipe_common.errors import ConfigError, ModelError
+from tidepipe_common.types.plan import Phase, PlanRow, SequenceStart, StepPlan
 
 WHOLE = StageSpec(index=0, count=1, layer_begin=0, layer_end=4, block_size=8, kv_blocks=6, max_step_tokens=20)
 

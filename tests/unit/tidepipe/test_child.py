@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError
-from tidepipe.cluster.child import Child, ChildSpec, ClusterError
+from launcher.child import Child, ChildSpec, ClusterError
+from tidepipe_common.errors import ConfigError
 
 SERVICE = """
 import json, os, signal, socket, sys, time
@@ -81,8 +81,8 @@ async def test_a_killed_child_comes_back_at_the_same_address(children: list[Chil
 async def test_a_stopped_child_is_killed_and_started_anew(
     children: list[Child], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tidepipe.cluster.child.STOPPED_S", 0.4)
-    monkeypatch.setattr("tidepipe.cluster.child.STOPPED_LOOK_S", 0.1)
+    monkeypatch.setattr("launcher.child.STOPPED_S", 0.4)
+    monkeypatch.setattr("launcher.child.STOPPED_LOOK_S", 0.1)
     child = named(children, "steady")
     await child.start()
     keeper = asyncio.create_task(child.keep_alive())
@@ -128,7 +128,7 @@ async def test_a_child_that_cannot_start_says_why(
 async def test_a_child_that_keeps_dying_is_given_up(
     children: list[Child], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tidepipe.cluster.child.FIRST_RESTART_WAIT_S", 0.0)
+    monkeypatch.setattr("launcher.child.FIRST_RESTART_WAIT_S", 0.0)
     child = named(children, "brief")
     await child.start()
     with pytest.raises(ClusterError, match="brief ended 6 times within 60 s, last with code 0"):

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from common.errors import ConfigError
-from tidepipe.cluster.config import load_config
+from launcher.config import load_config
+from tidepipe_common.errors import ConfigError
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.devices import worker_device, workers_on_device
-from tidepipe.cluster.plan import worker_spec
+from launcher.config import ClusterConfig
+from launcher.devices import worker_device, workers_on_device
+from launcher.plan import worker_spec
 
 
 def test_gpus_are_dealt_out_and_shared(monkeypatch: pytest.MonkeyPatch) -> None:

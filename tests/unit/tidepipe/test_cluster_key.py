@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from common.security.key_store import KeyStore
-from tidepipe.cluster import security
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.security import OWN_KEY_S, ClusterSecurity
+from launcher import security
+from launcher.config import ClusterConfig
+from launcher.security import OWN_KEY_S, ClusterSecurity
+from tidepipe_common.security.key_store import KeyStore
 
 
 async def test_the_supervisors_key_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from common.errors import ConfigError, ModelError
+from launcher.config import ClusterConfig
+from launcher.layers import check_model
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import make_tiny_model
-from tidepipe.cluster.config import ClusterConfig
-from tidepipe.cluster.layers import check_model
+from tidepipe_common.errors import ConfigError, ModelError
 
 
 def config(**settings: Any) -> ClusterConfig:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from controller.simulation.workload import SimRequest, Workload
-from simulation.arrivals import Arrivals
-from tidepipe.loadgen.figures import Figures, figures_of
-from tidepipe.loadgen.outcome import Outcome
-from tidepipe.loadgen.requests import Load, LoadRequest
-from tidepipe.loadgen.run import find_goodput, send_all
-from tidepipe.loadgen.targets import Clock
+from workloads.arrivals import Arrivals
+from workloads.loadgen.figures import Figures, figures_of
+from workloads.loadgen.outcome import Outcome
+from workloads.loadgen.requests import Load, LoadRequest
+from workloads.loadgen.run import find_goodput, send_all
+from workloads.loadgen.targets import Clock
+from workloads.mixes import SimRequest, Workload
 
 
 def outcome(*arrivals: tuple[float, int], due: float = 1.0) -> Outcome:

@@ -6,7 +6,7 @@ import stat
 import subprocess
 from pathlib import Path
 
-from tidepipe.cluster.log_files import KEPT, open_log, rotate_all, tail
+from launcher.log_files import KEPT, open_log, rotate_all, tail
 
 
 def test_a_log_is_rotated_under_the_process_that_writes_it(tmp_path: Path) -> None:

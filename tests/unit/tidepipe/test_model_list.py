@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.version import tidepipe_version
+from tidepipe_common.version import tidepipe_version
 
 
 def tidepipe(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.errors import ConfigError
-from common.model_source import model_cache_dir
 from stage_worker.loading.open_checkpoint import open_checkpoint
 from tidepipe.cli.step_progress import StepProgress
 from tidepipe.models.catalog import find_model
 from tidepipe.models.pull import pull_model
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.model_source import model_cache_dir
 
 NAMES = (
     "model.embed_tokens.weight",

@@ -15,13 +15,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.models import ParameterInfo
 
-from common.errors import ConfigError, InvalidRequestError
-from common.numerals import count, decimal, host_and_port, whole_number
+from launcher.config import ClusterConfig, load_config
 from tidepipe.cli import main
 from tidepipe.client.session import GenerationSession
 from tidepipe.client.wire import message_of
-from tidepipe.cluster.config import ClusterConfig, load_config
 from tidepipe.v1 import admin_pb2, inference_pb2, timeline_pb2
+from tidepipe_common.errors import ConfigError, InvalidRequestError
+from tidepipe_common.numerals import count, decimal, host_and_port, whole_number
 
 NO_NUMBERS = (
     "",

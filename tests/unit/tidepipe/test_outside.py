@@ -12,8 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, InvalidRequestError, TidePipeError
-from common.request import ChatTurn
 from tidepipe.batch.input_file import count_lines
 from tidepipe.batch.places import check_places
 from tidepipe.cli.admin.groups_view import print_groups
@@ -21,6 +19,8 @@ from tidepipe.cli.arguments import check_arguments
 from tidepipe.cli.main import main
 from tidepipe.client.admin import AdminClient
 from tidepipe.client.requests import check_endpoint, make_request, make_sampling
+from tidepipe_common.errors import ConfigError, InvalidRequestError, TidePipeError
+from tidepipe_common.types.request import ChatTurn
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=8)
 DEEP: list[Any] = []

@@ -9,21 +9,21 @@ from typing import Any, cast, get_args
 
 import pytest
 
-from common.errors import ConfigError
-from common.latency.hardware import hardware
-from common.latency.shapes import SHAPES
-from controller.core.policies.catalog import LIVE_POLICIES, ROUTING, parse_knobs
-from controller.core.scheduler import Scheduler
-from controller.drivers.blueprint import blueprint_from
-from controller.drivers.stage_client import StageAbout
-from controller.main import blueprint_of, parse
-from controller.simulation.offline import Plant, scheduler_of
-from controller.simulation.setups import POLICIES
-from simulation.exact import ExactRules
-from simulation.plant import ClusterPlant
-from simulation.systems import SYSTEMS, default_knobs
-from tidepipe.cluster.config import Policy, load_config
-from tidepipe.cluster.plan import controller_spec, router_spec
+from controller.runtime.scheduler_spec import blueprint_from
+from controller.runtime.stage_client import StageAbout
+from controller.scheduler.policies.catalog import LIVE_POLICIES, ROUTING, parse_knobs
+from controller.scheduler.scheduler import Scheduler
+from controller.service import blueprint_of, parse
+from launcher.config import Policy, load_config
+from launcher.plan import controller_spec, router_spec
+from simulator.cluster_spec import ClusterPlant
+from simulator.exact_instance import ExactRules
+from simulator.offline import Plant, scheduler_of
+from simulator.setups import POLICIES
+from simulator.systems import SYSTEMS, default_knobs
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.latency.hardware import hardware
+from tidepipe_common.latency.shapes import SHAPES
 
 SHAPE = SHAPES["llama2-13b"]
 STAGES = 4

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError, StorageError
 from tidepipe.batch.progress_file import LineOutcome, ProgressFile
+from tidepipe_common.errors import ConfigError, StorageError
 
 
 def outcome(number: int, digest: str = "d") -> LineOutcome:

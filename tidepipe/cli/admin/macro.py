@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from common.errors import ConfigError
 from tidepipe.cli.admin.groups_view import print_groups
 from tidepipe.cli.admin.options import AsJson, Endpoint
 from tidepipe.cli.admin.show import show
 from tidepipe.cli.client_options import client_options
+from tidepipe_common.errors import ConfigError
 
 macro_app = typer.Typer(help="Macro instances: list, split, merge, move.", no_args_is_help=True)
 

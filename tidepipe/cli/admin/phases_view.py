@@ -10,10 +10,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from common.plan import Phase
-from common.text import on_one_line
 from tidepipe.cli.admin.table import named
 from tidepipe.client.status import ClusterStatus, InstanceStatus, PipelineStatus
+from tidepipe_common.text.text import on_one_line
+from tidepipe_common.types.plan import Phase
 
 COLOURS = {Phase.PREFILL: "dark_orange", Phase.DECODE: "dodger_blue1", Phase.MIXED: "green3"}
 BAR = 20

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from common.errors import ConfigError
 from tidepipe.cli.admin.groups_view import print_scaling
 from tidepipe.cli.admin.options import AsJson, Endpoint
 from tidepipe.cli.admin.show import show
 from tidepipe.cli.client_options import client_options
+from tidepipe_common.errors import ConfigError
 
 scale_app = typer.Typer(help="Start and stop instances.", no_args_is_help=True)
 

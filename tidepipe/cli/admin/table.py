@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from common.text import on_one_line
+from tidepipe_common.text.text import on_one_line
 
 PADDING = 3
 """Beside a cell: a space on each side and the line between columns."""

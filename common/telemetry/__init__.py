@@ -1,5 +1,0 @@
-"""Metrics of a process in Prometheus' format: one registry, read when it is scraped."""
-
-from common.telemetry.telemetry import Telemetry
-
-__all__ = ["Telemetry"]

@@ -1,0 +1,60 @@
+"""An instance's report to routers, as a message."""
+
+from __future__ import annotations
+
+from controller.scheduler.report import InstanceReport, StepCosts
+from controller.scheduler.slack import PrefillWork
+from tidepipe.v1 import controller_pb2 as pb
+from tidepipe_common.codec.plan import phase_to_wire
+
+DEFAULT_INTERVAL_S = 0.1
+SHORTEST_S, LONGEST_S = 0.02, 10.0
+WAIT_BETWEEN_S = 0.005
+"""Events within this time share a report."""
+
+
+def interval_s(interval_ms: int) -> float:
+    """What a watcher asked for, within bounds."""
+    if not interval_ms:
+        return DEFAULT_INTERVAL_S
+    return min(max(interval_ms / 1000, SHORTEST_S), LONGEST_S)
+
+
+def report_to_wire(
+    report: InstanceReport, costs: StepCosts, *, incarnation: str, serving: bool, accepted: int
+) -> pb.InstanceReport:
+    """Domain to protobuf."""
+    slack = report.slack
+    return pb.InstanceReport(
+        incarnation=incarnation,
+        serving=serving,
+        accepted=accepted,
+        phase=phase_to_wire(report.phase),
+        phase_age_s=report.phase_age_s,
+        sequences=report.sequences,
+        tokens=report.tokens,
+        kv_tokens_total=report.kv_total,
+        kv_tokens_free=report.kv_free,
+        kv_tokens_peak=report.kv_peak,
+        window=_work(report.window),
+        left=_work(report.left),
+        window_left_s=report.window_left_s,
+        slack=None
+        if slack is None
+        else pb.Slack(
+            count=slack.count, mean_s=slack.mean_s, low_s=slack.low_s, low_latest_s=slack.low_latest_s
+        ),
+        costs=pb.StepCosts(
+            stages=costs.stages,
+            step_tokens=costs.step_tokens,
+            linear_tokens=costs.linear_tokens,
+            linear_s=costs.linear_s,
+            pair_s=costs.pair_s,
+            transfer_token_s=costs.transfer_token_s,
+        ),
+        policy=report.policy,
+    )
+
+
+def _work(work: PrefillWork) -> pb.PrefillWork:
+    return pb.PrefillWork(tokens=work.tokens, pairs=work.pairs)

@@ -1,0 +1,168 @@
+"""ControllerService: sequences in, results out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
+
+from controller.api.report import WAIT_BETWEEN_S, interval_s, report_to_wire
+from controller.api.status import instance_status
+from controller.runtime.live import LiveInstance
+from controller.runtime.submission import Submission
+from controller.scheduler.actions import Refusal, Refused
+from controller.scheduler.report import instance_report, step_costs
+from tidepipe.v1 import controller_pb2, controller_pb2_grpc
+from tidepipe_common.codec.prompt import prompt_from_wire
+from tidepipe_common.codec.sampling import sampling_from_wire
+from tidepipe_common.codec.sequence import check_spec
+from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.latency.model import StepCost
+from tidepipe_common.rpc.results_stream import stream_results
+from tidepipe_common.types.plan import PROTOCOL_VERSION
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+Verdict = controller_pb2.SubmitVerdict
+
+
+class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
+    """The instance as routers see it."""
+
+    def __init__(
+        self, instance: LiveInstance, instance_id: str, incarnation: str, cost: Callable[[], StepCost]
+    ) -> None:
+        """cost: what steps cost here, as far as it is known; asked for once the stages are up."""
+        self._instance = instance
+        self._cost = cost
+        self._instance_id = instance_id
+        self._incarnation = incarnation
+
+    async def Describe(  # noqa: N802 (the contract's name)
+        self, request: controller_pb2.DescribeRequest, context: Context
+    ) -> controller_pb2.DescribeResponse:
+        """See controller.proto."""
+        scheduler = self._instance.scheduler
+        about = self._instance.pipeline.about
+        assert about is not None, "a scheduler exists only after the stages described themselves"
+        return controller_pb2.DescribeResponse(
+            instance_id=self._instance_id,
+            incarnation=self._incarnation,
+            model=about.model,
+            model_fingerprint=about.fingerprint,
+            context_length=scheduler.longest_sequence,
+            vocab_size=about.shape.vocab_size,
+            eos_token_ids=about.shape.eos_token_ids,
+            protocol_version=PROTOCOL_VERSION,
+            max_sequences=scheduler.config.max_sequences,
+        )
+
+    async def SubmitSequences(  # noqa: N802
+        self, request: controller_pb2.SubmitSequencesRequest, context: Context
+    ) -> controller_pb2.SubmitSequencesResponse:
+        """See controller.proto."""
+        if self._instance.draining:
+            outcome, reason = Verdict.OUTCOME_DRAINING, "the instance is being taken out of service"
+            verdicts = [
+                Verdict(sequence_id=spec.sequence_id, outcome=outcome, reason=reason)
+                for spec in request.sequences
+            ]
+            return controller_pb2.SubmitSequencesResponse(verdicts=verdicts)
+        submissions: list[Submission] = []
+        refused: dict[str, Refused] = {}
+        for spec in request.sequences:
+            try:
+                check_spec(spec)
+                submissions.append(submission_from_wire(spec))
+            except InvalidRequestError as error:
+                refused[spec.sequence_id] = Refused(spec.sequence_id, Refusal.INVALID, str(error))
+        refused |= self._instance.submit(request.router_id, submissions, request.ordinal)
+        return controller_pb2.SubmitSequencesResponse(
+            verdicts=[_verdict(spec.sequence_id, refused.get(spec.sequence_id)) for spec in request.sequences]
+        )
+
+    async def CancelSequences(  # noqa: N802
+        self, request: controller_pb2.CancelSequencesRequest, context: Context
+    ) -> controller_pb2.CancelSequencesResponse:
+        """See controller.proto."""
+        for sequence_id in request.sequence_ids:
+            self._instance.cancel(sequence_id)
+        for sequence_id in request.ended_sequence_ids:
+            self._instance.hub.acknowledge(sequence_id)
+        return controller_pb2.CancelSequencesResponse()
+
+    async def WatchResults(  # noqa: N802
+        self, request: controller_pb2.WatchResultsRequest, context: Context
+    ) -> AsyncIterator[controller_pb2.WatchResultsResponse]:
+        """See controller.proto."""
+        async for message in stream_results(
+            self._instance.hub, request, self._incarnation, self._instance.drop
+        ):
+            yield message
+
+    async def GetInstanceStatus(  # noqa: N802
+        self, request: controller_pb2.GetInstanceStatusRequest, context: Context
+    ) -> controller_pb2.GetInstanceStatusResponse:
+        """See controller.proto."""
+        status = instance_status(self._instance, self._instance_id, self._incarnation)
+        return controller_pb2.GetInstanceStatusResponse(status=status)
+
+    async def WatchStatus(  # noqa: N802
+        self, request: controller_pb2.WatchStatusRequest, context: Context
+    ) -> AsyncIterator[controller_pb2.WatchStatusResponse]:
+        """See controller.proto."""
+        instance, pause_s = self._instance, interval_s(request.interval_ms)
+        while True:
+            changed = instance.changed.next()
+            began = time.monotonic()
+            report = instance_report(instance.scheduler, self._cost(), began)
+            costs = step_costs(instance.scheduler, self._cost())
+            yield controller_pb2.WatchStatusResponse(
+                report=report_to_wire(
+                    report,
+                    costs,
+                    incarnation=self._incarnation,
+                    serving=instance.serving and not instance.draining,
+                    accepted=instance.heard_of(request.router_id),
+                )
+            )
+            # A report looks at every sequence: with very many it must not take more than a tenth of the time.
+            spent = time.monotonic() - began
+            await asyncio.sleep(max(WAIT_BETWEEN_S, 10 * spent))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await changed.wait()
+
+    async def SetPolicy(  # noqa: N802
+        self, request: controller_pb2.SetPolicyRequest, context: Context
+    ) -> controller_pb2.SetPolicyResponse:
+        """See controller.proto."""
+        return controller_pb2.SetPolicyResponse(before=self._instance.choose_policy(request.policy))
+
+
+def submission_from_wire(spec: controller_pb2.SequenceSpec) -> Submission:
+    """Protobuf to domain."""
+    return Submission(
+        sequence_id=spec.sequence_id,
+        prompt=tuple(spec.prompt_token_ids),
+        output=tuple(spec.output_token_ids),
+        sampling=sampling_from_wire(spec.sampling),
+        deadline_s=spec.deadline_ms / 1000 if spec.deadline_ms else None,
+        first_token_due_s=(spec.ttft_ms - spec.age_ms) / 1000 if spec.ttft_ms > 0 else None,
+        tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 else None,
+        features=prompt_from_wire(spec.prompt_features),
+        piece_gap_s=spec.piece_gap_ms / 1000,
+    )
+
+
+def _verdict(sequence_id: str, refused: Refused | None) -> Verdict:
+    if refused is None:
+        return Verdict(sequence_id=sequence_id, outcome=Verdict.OUTCOME_ACCEPTED)
+    full = refused.refusal is Refusal.QUEUE_FULL
+    outcome = Verdict.OUTCOME_QUEUE_FULL if full else Verdict.OUTCOME_INVALID
+    return Verdict(sequence_id=sequence_id, outcome=outcome, reason=refused.detail)

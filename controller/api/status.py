@@ -1,0 +1,90 @@
+"""The instance's account of itself, as a message."""
+
+from __future__ import annotations
+
+import math
+
+from controller.runtime.live import LiveInstance
+from controller.runtime.stage_client import StageClient
+from tidepipe.v1 import controller_pb2
+from tidepipe_common.codec.plan import phase_to_wire
+from tidepipe_common.types.timeline import PhaseTurn
+
+SWITCHES = 16
+"""Reported at most."""
+
+
+def instance_status(
+    instance: LiveInstance, instance_id: str, incarnation: str
+) -> controller_pb2.InstanceStatus:
+    """How the instance stands. UnavailableError while its stages have not been up yet."""
+    scheduler = instance.scheduler
+    stats = scheduler.stats
+    course, now = instance.course, instance.now()
+    forecast = scheduler.state.gate.forecast.peak_tokens() / scheduler.ledger.block_size
+    shares = zip(course.busy_shares(now), course.bubble_shares(now), strict=True)
+    return controller_pb2.InstanceStatus(
+        instance_id=instance_id,
+        incarnation=incarnation,
+        epoch=instance.pipeline.epoch,
+        serving=instance.serving,
+        detail=instance.detail,
+        phase=phase_to_wire(scheduler.phase),
+        phase_age_s=now - scheduler.phase_since if scheduler.phase_since else 0.0,
+        phase_reason=str(stats.last_switch),
+        phase_switches=stats.phase_switches,
+        waiting=len(scheduler.waiting),
+        running=scheduler.running,
+        batch_sizes=scheduler.batches.sizes(),
+        kv_blocks_total=scheduler.ledger.total,
+        kv_blocks_free=scheduler.ledger.free,
+        block_size=scheduler.ledger.block_size,
+        preemptions=stats.preemptions,
+        steals=stats.steals,
+        prefill_tokens=stats.prefill_tokens,
+        decode_tokens=stats.output_tokens,
+        predictor_fallbacks=instance.lengths.fallbacks,
+        stages=[
+            _stage_status(stage, busy, bubbles)
+            for stage, (busy, bubbles) in zip(instance.pipeline.stages, shares, strict=True)
+        ],
+        policy=scheduler.policy.name,
+        finished=stats.finished,
+        kv_blocks_forecast=math.ceil(forecast),
+        forecasts_scored=course.scored,
+        forecast_error_tokens=course.forecast_error(),
+        recent_switches=[_switch(turn, now) for turn in list(course.turns)[-SWITCHES:]],
+        window_s=course.window_s(now),
+        working_s=course.working_s(now),
+    )
+
+
+def _switch(turn: PhaseTurn, now: float) -> controller_pb2.PhaseSwitch:
+    return controller_pb2.PhaseSwitch(
+        age_s=now - turn.at_s,
+        before=phase_to_wire(turn.before),
+        after=phase_to_wire(turn.after),
+        reason=turn.reason,
+    )
+
+
+def _stage_status(stage: StageClient, busy: float, bubbles: float) -> controller_pb2.StageStatus:
+    account = stage.account
+    about = account.about
+    return controller_pb2.StageStatus(
+        index=stage.index,
+        address=stage.address,
+        pid=about.pid if about else 0,
+        layer_begin=account.layers[0],
+        layer_end=account.layers[1],
+        rss_bytes=account.rss_bytes,
+        prefill_busy_s=account.prefill_busy_s,
+        decode_busy_s=account.decode_busy_s,
+        plan_wait_s=account.plan_wait_s,
+        alive=account.alive,
+        device=about.device if about else "",
+        dtype=about.dtype if about else "",
+        slow_because=account.slow_because,
+        busy_share=busy,
+        bubble_share=bubbles,
+    )

@@ -1,0 +1,182 @@
+"""A journal of what a scheduler heard, and its replay: the same events give the same actions.
+
+The first line says how the scheduler was made: {"journal": version, "settings": {..}}. Then one JSON object
+per event, {"now": seconds, "event": name, fields..}, each followed by {"did": checksum} if anything was to be
+done. So a journal is replayed with nothing but itself, or run again under another policy in virtual time
+(`simulator/what_if.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, TextIO
+
+from controller.runtime.scheduler_spec import Blueprint, blueprint_from
+from controller.scheduler.actions import Action
+from controller.scheduler.events import (
+    Event,
+    LengthPredicted,
+    NewSequence,
+    PolicyChosen,
+    SequenceCancelled,
+    SequencesArrived,
+    StagesLost,
+    StagesReady,
+    StepDone,
+    Tick,
+)
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.types.plan import RowError, SampledTokens
+from tidepipe_common.types.sampling import PositionLogprobs, SamplingParams, TokenLogprob
+from tidepipe_common.types.structure import Structure
+
+VERSION = 1
+SUFFIX = ".jsonl"
+
+
+class Journal:
+    """Writes entries; whoever opened the file closes it."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def begin(self, blueprint: Blueprint) -> None:
+        """How the scheduler was made; first."""
+        self._write({"journal": VERSION, "settings": blueprint.fields()})
+
+    def note(self, event: Event, now: float) -> None:
+        """Append one event; all of them, also those that change nothing: a replay takes no shortcuts."""
+        fields = dataclasses.asdict(event)
+        self._write({"now": now, "event": type(event).__name__, **fields})
+
+    def did(self, actions: Sequence[Action]) -> None:
+        """What followed from the event before, so that a replay can be compared."""
+        if actions:
+            self._write({"did": checksum(actions)})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+
+
+def checksum(actions: Sequence[Action]) -> int:
+    """Of everything that was to be done."""
+    return zlib.crc32(repr(list(actions)).encode())
+
+
+def open_journal(path: Path, instance_id: str) -> TextIO:
+    """A file of that name, or one for the instance in that folder: a restarted controller begins another.
+
+    ConfigError if it cannot be written.
+    """
+    try:
+        # By the line: a controller that is killed leaves all but its last event.
+        if path.suffix == SUFFIX:
+            return path.open("w", encoding="utf-8", buffering=1)
+        path.mkdir(parents=True, exist_ok=True)
+        for number in count(1):
+            again = f"-{number}" if number > 1 else ""
+            with contextlib.suppress(FileExistsError):
+                file = path / f"{instance_id}{again}{SUFFIX}"
+                return file.open("x", encoding="utf-8", buffering=1)
+        raise AssertionError("numbers do not end")
+    except OSError as error:
+        raise ConfigError(f"cannot write the journal {path}: {error.strerror}") from error
+
+
+def read_blueprint(path: Path) -> Blueprint:
+    """How the scheduler of a journal was made; ConfigError if the file does not say."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = json.loads(file.readline() or "{}")
+    except OSError as error:
+        raise ConfigError(f"cannot read the journal {path}: {error.strerror}") from error
+    except ValueError:
+        first = None
+    if not isinstance(first, dict) or first.get("journal") != VERSION:
+        raise ConfigError(f"{path} does not begin as a journal of this version does")
+    return blueprint_from(first["settings"])
+
+
+def read_checked(path: Path) -> Iterator[tuple[float, Event, int]]:
+    """The entries with their actions' checksums; 0 if there was nothing to do.
+
+    The last event has none either if the controller was killed while it decided.
+    """
+    pending: tuple[float, Event] | None = None
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                fields = json.loads(line)
+                if "journal" in fields:
+                    continue
+                if "did" in fields:
+                    if pending is None:
+                        raise ValueError("actions without an event")
+                    yield (*pending, int(fields["did"]))
+                    pending = None
+                    continue
+                if pending is not None:
+                    yield (*pending, 0)
+                now, name = fields.pop("now"), fields.pop("event")
+                pending = float(now), _READERS[name](fields)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(f"{path}, line {number}: not a journal's entry ({error!r})") from error
+    if pending is not None:
+        yield (*pending, 0)
+
+
+def _arrived(fields: dict[str, Any]) -> SequencesArrived:
+    return SequencesArrived(tuple(_sequence(one) for one in fields["sequences"]))
+
+
+def _sequence(fields: dict[str, Any]) -> NewSequence:
+    sampling = dict(fields["sampling"])
+    sampling["logit_bias"] = {int(token): bias for token, bias in sampling["logit_bias"].items()}
+    for name in ("stop_token_ids", "stop"):
+        sampling[name] = tuple(sampling[name])
+    if sampling.get("structure"):
+        sampling["structure"] = Structure(**sampling["structure"])
+    return NewSequence(
+        fields["sequence_id"],
+        tuple(fields["prompt"]),
+        SamplingParams(**sampling),
+        tuple(fields["output"]),
+        fields["deadline"],
+        # Journals of before have no latency targets.
+        fields.get("first_token_due"),
+        fields.get("tpot_s"),
+    )
+
+
+def _step_done(fields: dict[str, Any]) -> StepDone:
+    sampled = fields["sampled"]
+    logprobs = tuple(
+        PositionLogprobs(TokenLogprob(**one["chosen"]), tuple(TokenLogprob(**top) for top in one["top"]))
+        for one in sampled["logprobs"]
+    )
+    # Journals of before name no rows.
+    errors = tuple(RowError(**one) for one in sampled.get("errors", ()))
+    tokens = SampledTokens(tuple(sampled["token_ids"]), logprobs, errors)
+    return StepDone(fields["step_id"], tokens, tuple(fields["stage_s"]))
+
+
+def _stages_lost(fields: dict[str, Any]) -> StagesLost:
+    return StagesLost(fields["detail"], fields["failed_step"], tuple(fields.get("open_steps", ())))
+
+
+_READERS: dict[str, Callable[[dict[str, Any]], Event]] = {
+    "SequencesArrived": _arrived,
+    "StepDone": _step_done,
+    "SequenceCancelled": lambda fields: SequenceCancelled(**fields),
+    "LengthPredicted": lambda fields: LengthPredicted(**fields),
+    "StagesReady": lambda fields: StagesReady(**fields),
+    "StagesLost": _stages_lost,
+    "PolicyChosen": lambda fields: PolicyChosen(**fields),
+    "Tick": lambda fields: Tick(),
+}

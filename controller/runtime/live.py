@@ -1,0 +1,255 @@
+"""The live driver: the pure scheduler, fed by real stages and routers, its actions carried out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from controller.runtime.activity_recorder import Course
+from controller.runtime.asked_lengths import AskedLengths
+from controller.runtime.journal import Journal
+from controller.runtime.observer import Witness
+from controller.runtime.pipeline import Pipeline
+from controller.runtime.predictor_client import LengthOracle
+from controller.runtime.stage_client import StageAbout, StageLostError
+from controller.runtime.submission import Submission
+from controller.scheduler.actions import Action, Dispatch, Emit, Finish, PhaseSwitched, Preempted, Refused
+from controller.scheduler.events import (
+    Event,
+    LengthPredicted,
+    PolicyChosen,
+    SequenceCancelled,
+    SequencesArrived,
+    StagesLost,
+    StagesReady,
+    StepDone,
+    Tick,
+)
+from controller.scheduler.policies.catalog import LIVE_POLICIES
+from controller.scheduler.scheduler import Scheduler
+from tidepipe.v1 import stage_pb2
+from tidepipe_common.codec.sampling import logprobs_from_wire
+from tidepipe_common.errors import InvalidRequestError, UnavailableError
+from tidepipe_common.notifier import Pulse
+from tidepipe_common.types.plan import RowError, SampledTokens
+from tidepipe_common.types.results import ResultsHub
+
+TICK_S = 0.1
+ABANDONED_AFTER_S = 15.0
+
+log = structlog.get_logger()
+
+
+class LiveInstance:
+    """One instance at work. All methods run on the event loop; nothing in them waits for a stage."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        make_scheduler: Callable[[StageAbout], Scheduler],
+        predictor_address: str | None,
+        on_serving: Callable[[bool], None],
+        journal: Journal | None = None,
+        witness: Witness | None = None,
+    ) -> None:
+        """make_scheduler: called once, when the stages have said which model they serve.
+
+        journal: gets every event that the scheduler hears.
+        """
+        self.pipeline = pipeline
+        self.hub = ResultsHub()
+        self.lengths = LengthOracle(predictor_address, self._predicted)
+        self.changed = Pulse()
+        self.course = Course(len(pipeline.stages))
+        self.draining = False
+        self.serving = False
+        self.detail = "stages are loading"
+        self._asked = AskedLengths(self.lengths, self._predicted)
+        self._make_scheduler = make_scheduler
+        self._journal = journal
+        self._witness = witness
+        self._scheduler: Scheduler | None = None
+        self._on_serving = on_serving
+        self._ordinals: dict[str, int] = {}
+        self._refused: list[Refused] = []
+
+    @property
+    def ready(self) -> bool:
+        """True once there is a scheduler."""
+        return self._scheduler is not None
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The core; UnavailableError while the stages have not been up yet."""
+        if self._scheduler is None:
+            raise UnavailableError(f"the instance is not ready: {self.detail}")
+        return self._scheduler
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._serve_epochs(), name="epochs")
+            group.create_task(self.lengths.run(), name="lengths")
+            group.create_task(self._tick(), name="ticks")
+
+    async def _serve_epochs(self) -> None:
+        while True:
+            blocks = await self.pipeline.bring_up()
+            if self._scheduler is None:
+                assert self.pipeline.about is not None
+                self._scheduler = self._make_scheduler(self.pipeline.about)
+            self.serving, self.detail = True, ""
+            pipeline = self.pipeline
+            self._hear(StagesReady(pipeline.epoch, len(pipeline.stages), blocks, pipeline.replaced))
+            self.changed.beat()
+            self._on_serving(True)
+            try:
+                await self.pipeline.run_epoch(self._report)
+            except StageLostError as lost:
+                log.warning("stages lost", epoch=self.pipeline.epoch, reason=str(lost))
+                self.serving, self.detail = False, str(lost)
+                self._on_serving(False)
+                self._hear(StagesLost(str(lost), lost.failed_step, lost.open_steps))
+                self.changed.beat()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            if self._scheduler is None:
+                continue
+            if self.serving:
+                self.pipeline.look_for_hangs(self.now())
+            self._hear(Tick())
+            self.course.sample(self.scheduler, self.now())
+            for sequence_id in self.hub.abandoned(self.now(), ABANDONED_AFTER_S):
+                self.drop(sequence_id)
+            for router_id in self.hub.close_mailboxes(self.now(), ABANDONED_AFTER_S):
+                self._ordinals.pop(router_id, None)
+
+    @staticmethod
+    def now() -> float:
+        """The core's clock, seconds."""
+        return time.monotonic()
+
+    # -- from the stages ----------------------------------------------------------------------------
+
+    def _report(self, stage: int, report: stage_pb2.StepReport) -> None:
+        times = self.course.stage_done(stage, report.step_id, report.compute_s, report.idle_s, self.now())
+        if stage != len(self.pipeline.stages) - 1:
+            return
+        errors = tuple(
+            [
+                RowError(one.sequence_key, one.detail, one.fault if one.HasField("fault") else None)
+                for one in report.errors
+            ]
+        )
+        sampled = SampledTokens(tuple(report.token_ids), logprobs_from_wire(report.logprobs), errors)
+        self._hear(StepDone(report.step_id, sampled, times))
+
+    def _predicted(self, sequence_id: str, p50: float, p90: float) -> None:
+        if self._scheduler is not None:
+            self._hear(LengthPredicted(sequence_id, p50, p90))
+
+    # -- from the routers ---------------------------------------------------------------------------
+
+    def submit(
+        self, router_id: str, submissions: list[Submission], ordinal: int = 0
+    ) -> Mapping[str, Refused]:
+        """Take sequences; returns the refusals. Known ones count as taken.
+
+        ordinal: how many the router has meant for this instance, these included.
+        """
+        scheduler = self.scheduler
+        now = self.now()
+        self._ordinals[router_id] = ordinal
+        fresh = []
+        for one in submissions:
+            if one.sequence_id not in self.hub.records:
+                self.hub.open(one.sequence_id, router_id, one.output, now, one.piece_gap_s)
+                fresh.append(one)
+        self._hear(SequencesArrived(tuple([one.arrival(now) for one in fresh])))
+        self.changed.beat()
+        refused, self._refused = {one.sequence_id: one for one in self._refused}, []
+        for sequence_id in refused:
+            self.hub.forget(sequence_id)
+        for one in fresh:
+            if sequence := scheduler.sequences.get(one.sequence_id):
+                self._asked.ask(sequence, one.features)
+        return refused
+
+    def heard_of(self, router_id: str) -> int:
+        """The ordinal of the router's last hand-over; 0 before the first one."""
+        return self._ordinals.get(router_id, 0)
+
+    def choose_policy(self, name: str) -> str:
+        """Schedule by another policy; returns the name of the one before. InvalidRequestError: unknown."""
+        if name not in LIVE_POLICIES:
+            raise InvalidRequestError(f"unknown policy {name!r}; known: {', '.join(LIVE_POLICIES)}", "policy")
+        before = self.scheduler.policy.name
+        self._hear(PolicyChosen(name))
+        self.changed.beat()
+        return before
+
+    def cancel(self, sequence_id: str) -> None:
+        """End a sequence."""
+        if self._scheduler is not None:
+            self._hear(SequenceCancelled(sequence_id))
+
+    def drop(self, sequence_id: str) -> None:
+        """End a sequence that nobody will ask for again."""
+        self.cancel(sequence_id)
+        self.hub.forget(sequence_id)
+
+    async def drain(self, patience_s: float) -> None:
+        """Take nothing new; wait until all is done, nobody listens any more, or patience ends.
+
+        Without its stages nothing gets done here: routers move what is left to other instances.
+        """
+        self.draining = True
+        end = self.now() + patience_s
+        while self.now() < end and self.serving and self.scheduler.sequences:
+            if all(box.unwatched_since is not None for box in self.hub.mailboxes.values()):
+                return
+            await asyncio.sleep(0.05)
+
+    # -- decisions carried out ----------------------------------------------------------------------
+
+    def _hear(self, event: Event) -> None:
+        now = self.now()
+        if self._journal is not None:
+            self._journal.note(event, now)
+        actions = self.scheduler.on(event, now)
+        seconds = self.now() - now
+        if self._journal is not None:
+            self._journal.did(actions)
+        self.course.note(event, actions, now, seconds)
+        if self._witness is not None:
+            self._witness.note(event, actions, now, seconds)
+        for action in actions:
+            self._do(action)
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Dispatch(plan):
+                self.pipeline.send(plan)
+            case Emit():
+                self.hub.emit(action)
+            case Finish():
+                self.hub.finish(action)
+                self.changed.beat()
+                self._asked.ended(action)
+            case Refused():
+                self._refused.append(action)
+            case PhaseSwitched():
+                self.changed.beat()
+                log.info(
+                    "phase",
+                    before=action.before.value,
+                    after=action.after.value,
+                    reason=str(action.reason),
+                )
+            case Preempted():
+                log.info("preempted", sequence=action.sequence_id, reason=str(action.reason))

@@ -1,0 +1,258 @@
+"""One stage as the controller talks to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import grpc
+import structlog
+
+from controller.scheduler.fabric import FabricPort
+from tidepipe.v1 import stage_pb2, stage_pb2_grpc
+from tidepipe_common.codec.plan import plan_requests
+from tidepipe_common.codec.shape import shape_from_wire
+from tidepipe_common.errors import IncompatibleError, TidePipeError
+from tidepipe_common.rpc.channel import open_channel
+from tidepipe_common.rpc.status import from_rpc_error
+from tidepipe_common.types.model_shape import ModelShape
+from tidepipe_common.types.plan import PROTOCOL_VERSION, Phase, StepPlan
+
+DESCRIBE_TIMEOUT_S = 5.0
+CONFIGURE_TIMEOUT_S = 900.0
+LEASE_S = 6.0
+"""A stage that sends neither a report nor a heartbeat (one each second) for this long is lost."""
+MAX_PLANS_QUEUED = 64
+HUNG_PATIENCE_S = 1.0
+"""For a step that has taken too long already."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class StageAbout:
+    """What a worker says of itself."""
+
+    model: str
+    fingerprint: str
+    device: str
+    dtype: str
+    pid: int
+    shape: ModelShape
+    epoch: int
+    fabric: FabricPort
+
+
+@dataclass(slots=True)
+class StageAccount:
+    """What the controller knows of a stage. Times in seconds, since the controller started.
+
+    running_step: that it was computing at its last sign of life; 0: none.
+    """
+
+    address: str
+    about: StageAbout | None = None
+    layers: tuple[int, int] = (0, 0)
+    rss_bytes: int = 0
+    slow_because: str = ""
+    prefill_busy_s: float = 0.0
+    decode_busy_s: float = 0.0
+    plan_wait_s: float = 0.0
+    running_step: int = 0
+    alive: bool = False
+
+
+class StageLostError(Exception):
+    """A stage, or its link to the next one, is gone for this epoch.
+
+    failed_step: the step whose execution failed, if that was the cause.
+    open_steps: those that the lost stage had not reported.
+    """
+
+    def __init__(self, detail: str, failed_step: int | None = None, open_steps: tuple[int, ...] = ()) -> None:
+        super().__init__(detail)
+        self.failed_step = failed_step
+        self.open_steps = open_steps
+
+
+class NextStageLostError(StageLostError):
+    """A stage does not reach the one behind it, which may be at its end."""
+
+
+class StageClient:
+    """Calls to one stage worker. `account` outlives epochs. hung: it was given up in the midst of a step."""
+
+    def __init__(self, address: str, index: int, count: int) -> None:
+        self.address = address
+        self.index = index
+        self.count = count
+        self.account = StageAccount(address)
+        self.hung = False
+        self._fresh = True
+        self._known_epoch = 0
+        self._channel = open_channel(address)
+        self._stub = stage_pb2_grpc.StageServiceStub(self._channel)
+        self._plans: asyncio.Queue[StepPlan] = asyncio.Queue(MAX_PLANS_QUEUED)
+        self._phases: dict[int, Phase] = {}
+
+    async def describe(self) -> StageAbout:
+        """Ask the worker who it is.
+
+        UnavailableError if it does not answer, IncompatibleError if it speaks another protocol version.
+        """
+        try:
+            reply = await self._stub.DescribeStage(
+                stage_pb2.DescribeStageRequest(), timeout=DESCRIBE_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise self._named(from_rpc_error(error)) from error
+        if reply.protocol_version != PROTOCOL_VERSION:
+            raise IncompatibleError(
+                f"stage {self.index} at {self.address} speaks protocol version "
+                f"{reply.protocol_version}, this controller {PROTOCOL_VERSION}; "
+                "install the same TidePipe version on both"
+            )
+        about = StageAbout(
+            model=reply.model,
+            fingerprint=reply.model_fingerprint,
+            device=reply.device,
+            dtype=reply.dtype,
+            pid=reply.pid,
+            shape=shape_from_wire(reply.shape),
+            epoch=reply.epoch,
+            fabric=FabricPort(reply.fabric, reply.fabric_device),
+        )
+        if about.epoch < self._known_epoch:
+            # What the kernel ends for memory can say nothing itself.
+            self._fresh = True
+            log.warning(
+                "stage worker was replaced; if for memory, `dmesg` or the container's state tells",
+                stage=self.index,
+                address=self.address,
+                pid=about.pid,
+                last_seen_holding_mib=self.account.rss_bytes >> 20,
+            )
+        self._known_epoch = about.epoch
+        self.account.about = about
+        self.account.rss_bytes = reply.rss_bytes
+        return about
+
+    async def configure(self, request: stage_pb2.ConfigureRequest) -> int:
+        """Make the worker a stage of a new epoch; the KV blocks it has."""
+        request.patience_s = HUNG_PATIENCE_S if self.hung else 0.0
+        try:
+            reply = await self._stub.Configure(request, timeout=CONFIGURE_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise self._named(from_rpc_error(error)) from error
+        self.hung = False
+        self._known_epoch = request.epoch
+        # From here on plans may be queued for the new epoch.
+        self._plans = asyncio.Queue(MAX_PLANS_QUEUED)
+        self._phases.clear()
+        self.account.layers = (request.layer_begin, request.layer_end)
+        self.account.rss_bytes = reply.rss_bytes
+        self.account.slow_because = reply.slow_because
+        return reply.kv_blocks
+
+    def begin_epoch(self) -> bool:
+        """The epoch for which it was configured begins; True if it is this process's first.
+
+        Told by the epochs that it knows: in containers each process has the id of the one before.
+        """
+        fresh, self._fresh = self._fresh, False
+        return fresh
+
+    def _named(self, error: TidePipeError) -> TidePipeError:
+        """The same error, saying which stage it is about."""
+        return type(error)(f"stage {self.index} at {self.address}: {error}")
+
+    def send(self, plan: StepPlan) -> None:
+        """Queue a plan; it is on its way before this stage needs it. asyncio.QueueFull if none are taken."""
+        self._plans.put_nowait(plan)
+        self._phases[plan.step_id] = plan.phase
+
+    @property
+    def open_steps(self) -> tuple[int, ...]:
+        """Steps of the epoch that it was sent and has not reported."""
+        return tuple(self._phases)
+
+    def _lost(self, detail: str) -> StageLostError:
+        return StageLostError(f"stage {self.index} at {self.address}{detail}", open_steps=self.open_steps)
+
+    async def run(self, epoch: int, report: Callable[[int, stage_pb2.StepReport], None]) -> None:
+        """Serve one epoch until cancelled: plans out, reports to `report(stage index, message)`.
+
+        Raises StageLostError when the stage fails, falls silent, or is taken over by a newer epoch. The
+        stream has no deadline; the lease, renewed by each message, takes its place.
+        """
+        account = self.account
+        call = self._stub.Run(self._requests(epoch))
+        account.alive, account.running_step = True, 0
+        try:
+            while True:
+                async with asyncio.timeout(LEASE_S):
+                    message = await call.read()
+                if not isinstance(message, stage_pb2.RunResponse):
+                    raise self._lost(" ended the stream")
+                self._take(message, report)
+        except TimeoutError:
+            raise self._lost(f" was silent for {LEASE_S:g} s") from None
+        except grpc.aio.AioRpcError as error:
+            raise self._lost(f": {error.code().name}: {error.details()}") from error
+        finally:
+            account.alive = False
+            call.cancel()
+
+    def _take(
+        self, message: stage_pb2.RunResponse, report: Callable[[int, stage_pb2.StepReport], None]
+    ) -> None:
+        kind = message.WhichOneof("report")
+        if kind == "step":
+            step = message.step
+            phase = self._phases.pop(step.step_id, Phase.DECODE)
+            if phase is Phase.PREFILL:
+                self.account.prefill_busy_s += step.compute_s
+            else:
+                self.account.decode_busy_s += step.compute_s
+            self.account.plan_wait_s += step.plan_wait_s
+            report(self.index, step)
+        elif kind == "heartbeat":
+            self.account.rss_bytes = message.heartbeat.rss_bytes
+            self.account.running_step = message.heartbeat.running_step_id
+        elif kind == "failure":
+            failure = message.failure
+            detail = f"stage {self.index} at {self.address}: {failure.detail}"
+            if failure.kind == stage_pb2.StageFailure.KIND_LINK:
+                raise NextStageLostError(detail)
+            raise StageLostError(detail, failure.step_id or None)
+
+    async def _requests(self, epoch: int) -> AsyncIterator[stage_pb2.RunRequest]:
+        yield stage_pb2.RunRequest(epoch=epoch)
+        first, last = self.index == 0, self.index == self.count - 1
+        while True:
+            plan = await self._plans.get()
+            for request in plan_requests(epoch, plan, first=first, last=last):
+                yield request
+
+    async def close(self) -> None:
+        """Give the channel back."""
+        await self._channel.close()
+
+
+def common_about(clients: list[StageClient], abouts: list[StageAbout]) -> StageAbout:
+    """What all stages agree on; IncompatibleError naming the odd one out."""
+    first = abouts[0]
+    for client, about in zip(clients, abouts, strict=True):
+        if about.fingerprint != first.fingerprint:
+            raise IncompatibleError(
+                f"stage {client.index} at {client.address} was started for model {about.model} "
+                f"({about.fingerprint[:12]}), stage 0 at {clients[0].address} for {first.model} "
+                f"({first.fingerprint[:12]}); start all stages with the same model"
+            )
+        if about.dtype != first.dtype:
+            raise IncompatibleError(
+                f"stage {client.index} at {client.address} computes in {about.dtype}, stage 0 in "
+                f"{first.dtype}; start all stages with the same --dtype"
+            )
+    return first

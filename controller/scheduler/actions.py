@@ -1,0 +1,93 @@
+"""What the core wants done."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tidepipe_common.types.plan import Phase, StepPlan
+from tidepipe_common.types.sampling import FinishReason, PositionLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a decision was taken: words, and the numbers behind them."""
+
+    text: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        numbers = ", ".join(f"{name} {value:g}" for name, value in self.numbers.items())
+        return f"{self.text} ({numbers})" if numbers else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """Send this plan to all stages."""
+
+    plan: StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """The new tokens of a step, one per sequence, as columns. Each follows what the sequence had before.
+
+    logprobs: None for those that want none; empty if nobody does.
+    """
+
+    sequence_ids: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[PositionLogprobs | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """A sequence has ended. stop_token is set if a token ended it; it is not part of the output.
+
+    fault: with an error, the field of the request that is at fault, or empty; None: it is not the request's.
+    """
+
+    sequence_id: str
+    reason: FinishReason
+    output_tokens: int
+    stop_token: int | None = None
+    error: str = ""
+    preemptions: int = 0
+    fault: str | None = None
+
+
+class Refusal(enum.Enum):
+    """Why a sequence is not taken."""
+
+    QUEUE_FULL = "queue full"
+    INVALID = "invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A sequence is not taken."""
+
+    sequence_id: str
+    refusal: Refusal
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preempted:
+    """A sequence lost its KV blocks and will be recomputed."""
+
+    sequence_id: str
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSwitched:
+    """The instance turns from one phase to another."""
+
+    before: Phase
+    after: Phase
+    reason: Reason
+
+
+Action = Dispatch | Emit | Finish | Refused | Preempted | PhaseSwitched

@@ -1,0 +1,148 @@
+"""The waiting line, and which of its sequences may have KV memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from controller.scheduler.block_allocator import KvLedger
+from controller.scheduler.expectation import LengthBelief, belief_of
+from controller.scheduler.forecast import KvForecast
+from controller.scheduler.overflow import OverflowMargin
+from controller.scheduler.sequence import Sequence
+
+UNLIMITED = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionRules:
+    """max_running: sequences that hold KV blocks at a time.
+    reserve: share of the blocks that the forecast peak must leave free; below 0 it overcommits. While lengths
+        are in doubt it is at least what keeps to `overflow`, unless it overcommits.
+    overflow: share of the fills of the memory that may run out of blocks while lengths are in doubt.
+    risk: standard deviations of the forecast that must fit as well, errors taken as independent.
+    occupancy: without a forecast, the share of the blocks that may be in use when a sequence is admitted
+        (what engines without predictions do); None forecasts.
+    """
+
+    max_running: int = UNLIMITED
+    reserve: float = 0.0
+    overflow: float = 0.1
+    risk: float = 0.0
+    occupancy: float | None = None
+
+
+class WaitingLine:
+    """First come, first served unless an order is set; preempted sequences come back to the front."""
+
+    def __init__(self) -> None:
+        # Newest first, so that taking the next one is cheap.
+        self._line: list[Sequence] = []
+        self.changes = 0
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return reversed(self._line)
+
+    @property
+    def first(self) -> Sequence | None:
+        """Whose turn it is."""
+        return self._line[-1] if self._line else None
+
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        """To the end, in this order."""
+        newest_first = list(sequences)[::-1]
+        self._line[:0] = newest_first
+        self.changes += len(newest_first)
+
+    def put_back(self, sequences: Iterable[Sequence]) -> None:
+        """To the front, the one that arrived first foremost."""
+        self._line.extend(sorted(sequences, key=lambda s: s.arrived, reverse=True))
+
+    def take(self) -> Sequence:
+        """Remove the first."""
+        return self._line.pop()
+
+    def discard(self, sequence: Sequence) -> None:
+        """Remove one that ended."""
+        self._line.remove(sequence)
+
+    def order_by(self, rank: Callable[[Sequence], float]) -> None:
+        """Lowest rank first; preempted ones stay in front of all others."""
+        self._line.sort(key=lambda s: (s.preemptions > 0, -rank(s)))
+
+
+class Gate:
+    """Decides on admission for one instance: the present memory, and the forecast of its future."""
+
+    def __init__(self, rules: AdmissionRules, ledger: KvLedger, longest: int, margin: OverflowMargin) -> None:
+        """longest: tokens of one sequence at most."""
+        self.rules = rules
+        self._margin = margin
+        self.forecast = KvForecast(ledger.block_size, longest)
+        self._ledger = ledger
+
+    def fits(self, candidate: Sequence, running: int, seen: LengthBelief | None) -> bool:
+        """May the candidate be admitted beside `running` others?
+
+        Its present tokens and the next one must fit now, and the forecast peak of all must leave the reserve
+        free. Alone it may always run (the edge refuses sequences that could never fit).
+        """
+        rules, ledger = self.rules, self._ledger
+        needed = ledger.blocks_for(candidate.length + 1)
+        if needed > ledger.free:
+            return False
+        if not running:
+            return True
+        if running >= rules.max_running:
+            return False
+        if rules.occupancy is not None:
+            return ledger.used + needed <= rules.occupancy * ledger.total
+        generated = len(candidate.output)
+        peak = self.forecast.peak_with(
+            candidate.length,
+            generated,
+            belief_of(candidate, seen),
+            candidate.max_tokens - generated,
+            rules.risk,
+        )
+        return peak <= self.room_tokens
+
+    def adopt(self, rules: AdmissionRules) -> None:
+        """Other rules from now on; what was learned stays."""
+        self.rules = rules
+        self._margin.rate = rules.overflow
+
+    @property
+    def room_tokens(self) -> float:
+        """Tokens that the forecast peak may reach."""
+        return self._ledger.capacity_tokens * (1.0 - self.reserve)
+
+    @property
+    def reserve(self) -> float:
+        """Share of the blocks that the forecast peak must leave free now."""
+        own = self.rules.reserve
+        return max(own, self._margin.share) if own >= 0.0 and self.forecast.doubtful else own
+
+    def admitted(self, sequence: Sequence, seen: LengthBelief | None) -> None:
+        """A sequence runs; or one that runs has outlived its forecast."""
+        generated = len(sequence.output)
+        allowed = sequence.max_tokens - generated
+        belief = belief_of(sequence, seen)
+        review_at = self.forecast.put(sequence.key, sequence.length, generated, belief, allowed)
+        sequence.review_at = len(sequence.prompt) + review_at
+
+    def left(self, sequence: Sequence) -> None:
+        """A sequence holds nothing any more."""
+        self.forecast.remove(sequence.key)
+
+    def slack(self) -> float:
+        """Share of the memory that neither present use nor the forecast peak takes; may be negative."""
+        capacity = max(1, self._ledger.capacity_tokens)
+        used = self._ledger.used / self._ledger.total if self._ledger.total else 1.0
+        if self.rules.occupancy is not None:
+            return self.rules.occupancy - used
+        forecast = 1.0 - self.reserve - self.forecast.peak_tokens(self.rules.risk) / capacity
+        return min(forecast, 1.0 - used)

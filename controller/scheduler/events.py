@@ -1,0 +1,107 @@
+"""What the core hears."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tidepipe_common.types.plan import SampledTokens
+from tidepipe_common.types.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class NewSequence:
+    """A sequence to continue; `output` was generated elsewhere and is not reported again.
+
+    deadline: point in time (the core's clock, seconds) at which it is ended, or None.
+    first_token_due: point in time at which its TTFT target ends; tpot_s: target per further token; or None.
+    """
+
+    sequence_id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    output: tuple[int, ...] = ()
+    deadline: float | None = None
+    first_token_due: float | None = None
+    tpot_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SequencesArrived:
+    """A router hands over sequences; together, so that they can share their first step."""
+
+    sequences: tuple[NewSequence, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceCancelled:
+    """A router does not want a sequence any more."""
+
+    sequence_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LengthPredicted:
+    """How long an output is expected to become, tokens: median and 90th percentile."""
+
+    sequence_id: str
+    p50: float
+    p90: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """The last stage has finished a step. stage_s: time that each stage computed, if known, seconds."""
+
+    step_id: int
+    sampled: SampledTokens
+    stage_s: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StagesReady:
+    """All stages are configured for a new epoch, with empty KV pools of this many blocks.
+
+    replaced: one of them is a new process: the one before it has died, and not only a link to it.
+    """
+
+    epoch: int
+    stages: int
+    kv_blocks: int
+    replaced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StagesLost:
+    """A stage or a link broke: whatever was in flight or cached is gone.
+
+    failed_step: the step whose execution failed, if that was the cause.
+    open_steps: those that the lost stage had not reported: if it has died, one of them may have been its end.
+    """
+
+    detail: str
+    failed_step: int | None = None
+    open_steps: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChosen:
+    """Someone wants another policy from now on; an unknown name changes nothing."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed (deadlines, waiting limits)."""
+
+
+Event = (
+    SequencesArrived
+    | SequenceCancelled
+    | LengthPredicted
+    | StepDone
+    | StagesReady
+    | StagesLost
+    | PolicyChosen
+    | Tick
+)

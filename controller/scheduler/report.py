@@ -1,0 +1,115 @@
+"""What routing needs to know of an instance, from its scheduler. Ages and durations, no times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from controller.scheduler.scheduler import Scheduler
+from controller.scheduler.sequence import State
+from controller.scheduler.slack import (
+    Decoding,
+    PrefillWork,
+    SlackReport,
+    decoding_of,
+    in_window,
+    round_seconds,
+    slack_of,
+    window_left_s,
+    window_of,
+)
+from tidepipe_common.latency.model import StepCost
+from tidepipe_common.types.plan import Phase
+
+STEP_SIZES = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
+"""Tokens for which step times are told."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """What steps cost at one stage; see StepCosts in controller.proto."""
+
+    stages: int
+    step_tokens: int
+    linear_tokens: tuple[int, ...]
+    linear_s: tuple[float, ...]
+    pair_s: float
+    transfer_token_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceReport:
+    """One look at an instance; see InstanceReport in controller.proto."""
+
+    phase: Phase
+    phase_age_s: float
+    sequences: int
+    tokens: int
+    kv_total: int
+    kv_free: int
+    kv_peak: int
+    window: PrefillWork
+    left: PrefillWork
+    window_left_s: float | None
+    slack: SlackReport | None
+    policy: str
+
+
+def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> InstanceReport:
+    """How the instance stands. Takes a look at each sequence."""
+    state = scheduler.state
+    prompts: list[tuple[int, int]] = []
+    begun: list[int] = []
+    dues: list[float] = []
+    decoding: list[Decoding] = []
+    idle: list[float] = []
+    tokens = promised = 0
+    for sequence in scheduler.sequences.values():
+        length = sequence.length
+        tokens += length
+        if sequence.state is State.DECODE:
+            # Prompts that were computed since the present prefill window began belong to it.
+            first = sequence.first_token_at
+            if first is not None and in_window(first, state.phase, state.phase_since):
+                begun.append(len(sequence.prompt))
+            elif (one := decoding_of(sequence)) is not None:
+                decoding.append(one)
+            continue
+        if sequence.tpot_s is not None:
+            idle.append(sequence.tpot_s)
+        prompts.append((sequence.planned, length))
+        if sequence.state is State.WAITING:
+            promised += length + 1
+        if sequence.first_token_due is not None:
+            dues.append(sequence.first_token_due)
+    window, left = window_of(prompts, begun)
+    used = state.ledger.used * state.ledger.block_size
+    rows, step_tokens = len(scheduler.sequences), scheduler.config.prefill_tokens
+    round_s = round_seconds(cost, state.prompt_pace, rows, used, state.stages, step_tokens)
+    ledger = state.ledger
+    return InstanceReport(
+        phase=state.phase,
+        phase_age_s=now - state.phase_since if state.phase_since else 0.0,
+        sequences=len(scheduler.sequences),
+        tokens=tokens,
+        kv_total=ledger.capacity_tokens,
+        kv_free=max(0, ledger.free * ledger.block_size - promised),
+        kv_peak=int(state.gate.forecast.peak_tokens()) + promised,
+        window=window,
+        left=left,
+        window_left_s=window_left_s(dues, now),
+        slack=slack_of(decoding, idle, round_s, now),
+        policy=scheduler.policy.name,
+    )
+
+
+def step_costs(scheduler: Scheduler, cost: StepCost) -> StepCosts:
+    """What steps cost here, as far as `cost` knows."""
+    million = 1_000_000
+    return StepCosts(
+        stages=scheduler.state.stages,
+        step_tokens=scheduler.config.prefill_tokens,
+        linear_tokens=STEP_SIZES,
+        linear_s=tuple(cost.linear_s(size) for size in STEP_SIZES),
+        pair_s=cost.attention_s(0, million) / million,
+        transfer_token_s=cost.transfer_s(million) / million,
+    )

@@ -1,0 +1,316 @@
+"""The scheduler of one pipeline: what happens to sequences. What the next steps contain is a policy's choice.
+
+    actions = scheduler.on(event, now)
+
+Steps travel through the stages in the order of dispatch (first in, first out), which makes two things safe:
+blocks may be reused as soon as no *later* plan uses them, and the chunks of a long prompt may follow each
+other without waiting for results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from controller.scheduler.actions import Action, Finish, Reason
+from controller.scheduler.admission import WaitingLine
+from controller.scheduler.arrivals import new_sequence, refusal
+from controller.scheduler.block_allocator import KvLedger
+from controller.scheduler.decode import DecodeBatches, MicroBatch
+from controller.scheduler.events import (
+    Event,
+    LengthPredicted,
+    NewSequence,
+    PolicyChosen,
+    SequenceCancelled,
+    SequencesArrived,
+    StagesLost,
+    StagesReady,
+    StepDone,
+    Tick,
+)
+from controller.scheduler.inquest import Inquest, Span
+from controller.scheduler.policies import Policy, TemporalPolicy
+from controller.scheduler.policy_switch import take_over
+from controller.scheduler.sequence import Sequence, State
+from controller.scheduler.state import PipelineState, SchedulerConfig
+from controller.scheduler.stats import SchedulerStats
+from controller.scheduler.step_result import take_tokens
+from controller.scheduler.steps import Step
+from tidepipe_common.latency.correction import LearningCost
+from tidepipe_common.latency.work import work_of
+from tidepipe_common.types.plan import Phase, RowError, SampledTokens
+from tidepipe_common.types.sampling import FinishReason
+
+__all__ = ["Scheduler", "SchedulerConfig"]
+
+
+class Scheduler:
+    """Decides what the stages of one pipeline do next. Pure: same events, same actions."""
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        policy: Policy | None = None,
+        cost: LearningCost | None = None,
+        policies: Callable[[str], tuple[Policy, SchedulerConfig] | None] = lambda name: None,
+    ) -> None:
+        """cost: learns from the stage times of results; the policy may plan with it.
+
+        policies: makes the policy of a name, with its settings, for those who choose another one later.
+        """
+        self.policy: Policy = policy or TemporalPolicy()
+        self.sequences: dict[str, Sequence] = {}
+        self.state = PipelineState(config)
+        self._cost = cost
+        self._policies = policies
+        self._inquest = Inquest()
+        self._in_flight: dict[Sequence, Span] = {}
+        self._loss = ""
+        self._eos = frozenset(config.eos_token_ids)
+        self._deadlines = 0
+
+    @property
+    def config(self) -> SchedulerConfig:
+        """Settings; another policy brings its own."""
+        return self.state.config
+
+    @property
+    def stats(self) -> SchedulerStats:
+        """Counters since start."""
+        return self.state.stats
+
+    @property
+    def waiting(self) -> WaitingLine:
+        """Sequences that hold no KV blocks."""
+        return self.state.waiting
+
+    @property
+    def ledger(self) -> KvLedger:
+        """Who owns which KV block."""
+        return self.state.ledger
+
+    @property
+    def batches(self) -> DecodeBatches:
+        """The micro-batches."""
+        return self.state.batches
+
+    @property
+    def phase(self) -> Phase:
+        """What the instance is busy with."""
+        return self.state.phase
+
+    @property
+    def phase_since(self) -> float:
+        """When the phase began, the core's clock."""
+        return self.state.phase_since
+
+    @property
+    def running(self) -> int:
+        """Sequences that hold KV blocks."""
+        return len(self.state.running)
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence that context and KV pool allow."""
+        return self.state.longest_sequence
+
+    # -- events -------------------------------------------------------------------------------------
+
+    def on(self, event: Event, now: float) -> list[Action]:
+        """Take note of what happened, and decide. `now`: seconds on any steady clock, never falling."""
+        match event:
+            case StepDone():
+                self._step_done(event, now)
+            case SequencesArrived():
+                self._arrived(event.sequences, now)
+            case SequenceCancelled():
+                if sequence := self.sequences.get(event.sequence_id):
+                    self._end(sequence, FinishReason.CANCELLED)
+            case LengthPredicted():
+                if sequence := self.sequences.get(event.sequence_id):
+                    sequence.predicted_p50, sequence.predicted_p90 = event.p50, event.p90
+                    self.state.waiting.changes += 1
+            case StagesReady():
+                self._stages_ready(event)
+            case StagesLost():
+                self._stages_lost(event, now)
+            case PolicyChosen():
+                self._change_policy(event.name, now)
+            case Tick():
+                self._expire(now)
+        state = self.state
+        if state.stages:
+            if self._inquest.open:
+                self._try_suspects(now)
+            if not self._inquest.open:
+                self.policy.plan(state, now)
+        actions, state.actions = state.actions, []
+        return actions
+
+    def _arrived(self, arrivals: tuple[NewSequence, ...], now: float) -> None:
+        taken = [sequence for arrival in arrivals if (sequence := self._take(arrival, now))]
+        self.state.waiting.add(taken)
+        for sequence in taken:
+            if len(sequence.output) >= sequence.max_tokens:
+                self._end(sequence, FinishReason.LENGTH)
+
+    def _take(self, arrival: NewSequence, now: float) -> Sequence | None:
+        """None: it is here already, or was refused."""
+        if arrival.sequence_id in self.sequences:
+            return None
+        longest = self.longest_sequence
+        refused = refusal(arrival, longest, len(self.sequences), self.config.max_sequences)
+        if refused is not None:
+            self.state.actions.append(refused)
+            return None
+        sequence = self.sequences[arrival.sequence_id] = new_sequence(arrival, longest, self._eos, now)
+        self._deadlines += sequence.deadline is not None
+        return sequence
+
+    def _stages_ready(self, event: StagesReady) -> None:
+        microbatches = self.config.microbatches or self.policy.microbatches(event.stages)
+        self.state.start_epoch(event.stages, event.kv_blocks, microbatches)
+        # A link that broke, however often at the same place, says nothing of what it carried.
+        in_flight, self._in_flight = self._in_flight, {}
+        self._blame(in_flight if event.replaced else {}, certain=False)
+        longest = self.longest_sequence
+        for sequence in list(self.sequences.values()):
+            # Taken before the pool's size was known, or by a larger pool that is no more.
+            sequence.max_tokens = min(sequence.max_tokens, longest - len(sequence.prompt))
+            if len(sequence.output) >= sequence.max_tokens:
+                reason = FinishReason.LENGTH if sequence.output else FinishReason.ERROR
+                detail = f"the prompt does not fit into the instance's KV pool of {longest} tokens"
+                self._end(sequence, reason, error="" if sequence.output else detail)
+
+    def _stages_lost(self, event: StagesLost, now: float) -> None:
+        state = self.state
+        certain = event.failed_step is not None
+        step_ids = event.open_steps if event.failed_step is None else (event.failed_step,)
+        rows: dict[Sequence, Span] = {}
+        for step in filter(None, map(state.steps.done, step_ids)):
+            for sequence, begin, end in step.places():
+                known = rows.get(sequence)
+                rows[sequence] = Span(known.begin if known else begin, end)
+        lost = state.end_epoch()
+        state.turn(Phase.IDLE, Reason(f"stages lost: {event.detail}", {"recompute": len(lost)}), now)
+        self._loss, self._in_flight = event.detail, {} if certain else rows
+        if certain:
+            self._blame(rows, certain=True)
+
+    def _blame(self, rows: dict[Sequence, Span], *, certain: bool) -> None:
+        guilty = self._inquest.blame(rows, certain=certain)
+        if guilty is not None:
+            detail = f"the request cannot be computed, also alone: {self._loss}"
+            self._end(guilty, FinishReason.ERROR, error=detail)
+
+    def _try_suspects(self, now: float) -> None:
+        """Run them apart, before all else; the policy goes on when none is left."""
+        state = self.state
+        numbers = {"suspects": self._inquest.suspects}
+        state.turn(Phase.MIXED, Reason("suspects of a lost step run apart", numbers), now)
+        self._inquest.plan(state)
+        if not self._inquest.open:
+            batches = self.config.microbatches or self.policy.microbatches(state.stages)
+            take_over(state, self.policy, batches, Reason("no suspect is left"), now)
+
+    def _expire(self, now: float) -> None:
+        if not self._deadlines:
+            return
+        late = [s for s in self.sequences.values() if s.deadline is not None and now >= s.deadline]
+        for sequence in late:
+            self._end(sequence, FinishReason.DEADLINE)
+
+    def _change_policy(self, name: str, now: float) -> None:
+        chosen = None if name == self.policy.name else self._policies(name)
+        if chosen is None:
+            return
+        policy, config = chosen
+        before, self.policy = self.policy.name, policy
+        self.state.adopt(config)
+        if self.state.stages:
+            batches = self.config.microbatches or policy.microbatches(self.state.stages)
+            take_over(self.state, policy, batches, Reason(f"policy {name} after {before}"), now)
+
+    def _step_done(self, event: StepDone, now: float) -> None:
+        state = self.state
+        step = state.steps.done(event.step_id)
+        if step is None:
+            return
+        if step.batch is not None:
+            state.batches.returned(step.batch)
+        if self._cost is not None and event.stage_s:
+            self._cost.observe(step.phase, work_of(step.plan), max(event.stage_s))
+        if event.sampled.errors:
+            self._end_failed(step, event.sampled.errors)
+        self._take_tokens(step, event.sampled, now)
+        prompts = step.tokens - step.decode_rows
+        state.stats.count_step(prompts, step.decode_rows)
+        state.prompt_pace.computed(prompts, riding=step.decode_rows > 0, now=now)
+
+    def _end_failed(self, step: Step, errors: tuple[RowError, ...]) -> None:
+        """End those that the stages could name; the harvest passes over who has ended."""
+        by_key = {sequence.key: sequence for sequence in step.rows}
+        for error in errors:
+            sequence = by_key.get(error.key)
+            if sequence is not None and sequence.state is not State.ENDED:
+                self._end(
+                    sequence, FinishReason.ERROR, error=error.detail, fault=error.fault, batch=step.batch
+                )
+
+    def _take_tokens(self, step: Step, sampled: SampledTokens, now: float) -> None:
+        """End, review or place whoever it is time for."""
+        harvest = take_tokens(step.sampled, sampled)
+        if harvest.emit is not None:
+            self.state.stats.output_tokens += len(harvest.emit.token_ids)
+            self.state.actions.append(harvest.emit)
+        for sequence, token in harvest.stopped:
+            self._end(sequence, FinishReason.STOP, token, batch=step.batch)
+        state = self.state
+        for sequence in harvest.due:
+            if len(sequence.output) >= sequence.max_tokens:
+                self._end(sequence, FinishReason.LENGTH, batch=step.batch)
+                continue
+            if sequence.length >= sequence.review_at:
+                state.gate.admitted(sequence, state.seen.belief)
+            arrives = sequence.state is State.PREFILL
+            sequence.decodes()
+            if arrives:
+                if sequence.first_token_at is None:
+                    sequence.first_token_at = now
+                self.policy.place(state, sequence, step.batch)
+
+    # -- life of a sequence -------------------------------------------------------------------------
+
+    def _end(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        stop_token: int | None = None,
+        error: str = "",
+        fault: str | None = None,
+        batch: MicroBatch | None = None,
+    ) -> None:
+        """fault: see Finish. batch: where the sequence probably is, if known."""
+        state = self.state
+        if sequence.state is State.WAITING:
+            state.waiting.discard(sequence)
+        else:
+            state.leave(sequence, batch)
+        sequence.state = State.ENDED
+        self._inquest.forget(sequence)
+        del self.sequences[sequence.sequence_id]
+        self._deadlines -= sequence.deadline is not None
+        state.stats.finished += 1
+        if reason in (FinishReason.STOP, FinishReason.LENGTH):
+            state.seen.note(len(sequence.output), state.running.values())
+        state.actions.append(
+            Finish(
+                sequence.sequence_id,
+                reason,
+                len(sequence.output),
+                stop_token,
+                error,
+                sequence.preemptions,
+                fault,
+            )
+        )

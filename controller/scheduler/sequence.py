@@ -1,0 +1,81 @@
+"""One sequence as the scheduler sees it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from tidepipe_common.types.sampling import SamplingParams
+
+
+class State(enum.Enum):
+    """Where a sequence is in its life."""
+
+    WAITING = "waiting"  # holds no KV blocks
+    PREFILL = "prefill"  # admitted; some of its tokens are not computed yet
+    DECODE = "decode"  # generates token after token
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Prompt, output so far, and what it holds.
+
+    max_tokens: output tokens at most, the context's limit included.
+    key: its name at the stages; a new one each time it is (re)admitted.
+    planned: positions whose computation is done or on its way.
+    failures: losses of the stages in a row while it was alone in the step.
+    review_at: length at which its forecast is made anew, because it outlived the present one.
+    look_at: length from which on its next token needs a decision: its limit, a review, or, while it is not
+        decoding, at once.
+    end_tokens: token ids that end it.
+    room: tokens that its blocks hold.
+    told_blocks: how many of its blocks the stages know of.
+    first_token_due, tpot_s: its latency targets, see NewSequence.
+    first_token_at: when it got its first token here; None before. given: output tokens that it came with.
+    length: tokens so far, prompt and output.
+    """
+
+    sequence_id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    max_tokens: int
+    arrived: float
+    deadline: float | None
+    output: list[int] = field(default_factory=list)
+    state: State = State.WAITING
+    key: int = 0
+    blocks: list[int] = field(default_factory=list)
+    room: int = 0
+    planned: int = 0
+    admitted_order: int = 0
+    preemptions: int = 0
+    failures: int = 0
+    predicted_p50: float | None = None
+    predicted_p90: float | None = None
+    review_at: int = 0
+    look_at: int = 0
+    end_tokens: frozenset[int] = frozenset()
+    told_blocks: int = 0
+    first_token_due: float | None = None
+    tpot_s: float | None = None
+    first_token_at: float | None = None
+    given: int = 0
+    length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.length = len(self.prompt) + len(self.output)
+
+    def decodes(self) -> None:
+        """Its prompt is done, or its forecast is new: leave it alone until something is due."""
+        self.state = State.DECODE
+        self.look_at = min(self.review_at, len(self.prompt) + self.max_tokens)
+
+    def tokens(self, begin: int, end: int) -> tuple[int, ...]:
+        """Token ids at positions begin .. end - 1."""
+        prompt = len(self.prompt)
+        if begin >= prompt:
+            return tuple(self.output[begin - prompt : end - prompt])
+        if end <= prompt:
+            return self.prompt[begin:end]
+        return self.prompt[begin:] + tuple(self.output[: end - prompt])

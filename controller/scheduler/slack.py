@@ -1,0 +1,160 @@
+"""The rules of slack (saved TPOT, EcoServe), the same for the live report, for PaDG and for virtual time.
+
+Each asks about one sequence or about columns of numbers, so that whoever fast-forwards over steps, and has no
+scheduler to ask, reckons as the scheduler does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from math import fsum
+from typing import NamedTuple
+
+from controller.scheduler.prompt_pace import PromptPace
+from controller.scheduler.sequence import Sequence
+from controller.scheduler.slo_margins import LATE_SHARE, PROMISED
+from tidepipe_common.latency.model import StepCost
+from tidepipe_common.latency.work import chunk_pairs
+from tidepipe_common.types.plan import Phase
+
+LOW_SHARE = 0.1
+AMPLE_S = 3600.0
+"""Slack of a sequence that has not begun to decode, where decoding is as fast as promised."""
+LEAST_DECODING = 0.05
+"""Share of its time that an instance is taken to decode at least, however many prompts came lately."""
+
+
+class Decoding(NamedTuple):
+    """One sequence that decodes. produced: tokens since its first one, which counts, at `first_at`.
+
+    ahead: tokens that it is still expected to produce.
+    """
+
+    first_at: float
+    produced: int
+    ahead: float
+    tpot_s: float
+
+
+def decoding_of(sequence: Sequence) -> Decoding | None:
+    """The same of a sequence of the scheduler; None if it has no target, or no token yet."""
+    if sequence.tpot_s is None or sequence.first_token_at is None:
+        return None
+    output = len(sequence.output)
+    ahead = tokens_ahead(sequence.predicted_p50, output, sequence.max_tokens)
+    return Decoding(sequence.first_token_at, output - sequence.given, ahead, sequence.tpot_s)
+
+
+@dataclass(frozen=True, slots=True)
+class SlackReport:
+    """Saved TPOT (EcoServe, Algorithm 1) of the sequences that decode and have a target, seconds.
+
+    low_s: 10th percentile. low_latest_s: 5th percentile of how long decoding may yet pause so that a
+    sequence still meets its target at its expected end; those that do not decode yet count as well.
+    """
+
+    count: int
+    mean_s: float
+    low_s: float
+    low_latest_s: float
+
+
+@dataclass(slots=True)
+class PrefillWork:
+    """Prompt tokens to compute, and the query-key pairs of their attention."""
+
+    tokens: int = 0
+    pairs: float = 0.0
+
+    def add(self, first: int, end: int) -> None:
+        """Positions first .. end - 1 of one sequence."""
+        self.tokens += end - first
+        self.pairs += chunk_pairs(first, end - first)
+
+
+def tokens_ahead(expected: float | None, produced: int, most: int) -> float:
+    """Output tokens still to come. expected: of the whole output; most: that it may have."""
+    return min(max(0.0, (expected or 0.0) - produced), most - produced)
+
+
+def due(one: Decoding) -> float:
+    """When its next token is due: what it has saved is the time until then."""
+    return one.first_at + one.produced * one.tpot_s
+
+
+def latest_resume(one: Decoding, round_s: float) -> float:
+    """The latest time at which it must decode again: what it has saved, and will yet save.
+
+    round_s: until each sequence has its next token. Only the promised share of its target is counted on.
+    """
+    tpot_s = PROMISED * one.tpot_s
+    return one.first_at + one.produced * tpot_s + one.ahead * (tpot_s - round_s)
+
+
+def nearly_all(values: Many[float], share: float = LATE_SHARE) -> float:
+    """What all values but this share reach."""
+    return sorted(values)[int(share * len(values))]
+
+
+def slack_of(
+    decoding: Many[Decoding], idle: Iterable[float], round_s: float, now: float
+) -> SlackReport | None:
+    """Of those that decode, and of those that do not yet, by their TPOT; None if there is nobody.
+
+    These have no time to lose yet, but must not find the instance too slow.
+    """
+    until = [latest_resume(one, round_s) - now for one in decoding]
+    until += [AMPLE_S if round_s <= PROMISED * tpot_s else -AMPLE_S for tpot_s in idle]
+    if not until:
+        return None
+    low_latest_s = nearly_all(until)
+    if not decoding:
+        return SlackReport(0, AMPLE_S, AMPLE_S, low_latest_s)
+    saved = [due(one) - now for one in decoding]
+    return SlackReport(len(saved), fsum(saved) / len(saved), nearly_all(saved, LOW_SHARE), low_latest_s)
+
+
+def round_seconds(
+    cost: StepCost, pace: PromptPace, rows: int, context: int, stages: int, step_tokens: int
+) -> float:
+    """A token for each of `rows` sequences, also for those that do not decode yet: they soon will.
+
+    Prompts go on taking the share of the time that they took lately. context: KV tokens that are held.
+    step_tokens: of a step with prompts, at most.
+    """
+    if not rows:
+        return 0.0
+    stages = max(1, stages)
+    batch = -(-rows // stages)
+    decode_s = cost.linear_s(batch)
+    ridden = max(1, step_tokens - batch)
+    riding_s = max(0.0, cost.linear_s(batch + ridden) - decode_s) / ridden
+    share = pace.share(cost.linear_s(step_tokens) / step_tokens, riding_s)
+    return (stages * decode_s + cost.attention_s(context, 0.0)) / max(LEAST_DECODING, 1.0 - share)
+
+
+def in_window(first_at: float, phase: Phase, phase_since: float) -> bool:
+    """Does a sequence that got its first token then belong to the prefill window that is open now?"""
+    return phase is Phase.PREFILL and first_at > phase_since
+
+
+def window_of(prompts: Iterable[tuple[int, int]], begun: Iterable[int]) -> tuple[PrefillWork, PrefillWork]:
+    """The prefill window, and what is left of it.
+
+    prompts: of each that is not done, tokens that are computed and all. begun: lengths of prompts that are
+    done, and belong to the window.
+    """
+    window, left = PrefillWork(), PrefillWork()
+    for planned, length in prompts:
+        window.add(0, length)
+        left.add(planned, length)
+    for length in begun:
+        window.add(0, length)
+    return window, left
+
+
+def window_left_s(dues: Iterable[float], now: float) -> float | None:
+    """Until the window's first prompt must have its token; those that missed it are not waited for."""
+    return min((at - now for at in dues if at > now), default=None)

@@ -1,0 +1,254 @@
+"""What the scheduler and its policy share about one pipeline: sequences, memory, batches, steps in flight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from controller.scheduler.actions import Action, PhaseSwitched, Preempted, Reason
+from controller.scheduler.admission import AdmissionRules, Gate, WaitingLine
+from controller.scheduler.block_allocator import KvLedger
+from controller.scheduler.decode import DecodeBatches, MicroBatch
+from controller.scheduler.expectation import SeenLengths
+from controller.scheduler.overflow import OverflowMargin
+from controller.scheduler.preemption import Newest, VictimChoice
+from controller.scheduler.prompt_pace import PromptPace
+from controller.scheduler.sequence import Sequence, State
+from controller.scheduler.stats import SchedulerStats
+from controller.scheduler.steps import StepBook
+from tidepipe_common.types.plan import Phase
+
+BLOCK_SIZE = 16
+"""Tokens of a KV block, unless told."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Settings of one instance's scheduler.
+
+    context_length: tokens of one sequence at most. block_size: tokens per KV block.
+    prefill_tokens: tokens of one prefill step at most; longer prompts are computed in chunks.
+    microbatches: decode micro-batches; 0 leaves it to the policy.
+    max_sequences: running and waiting together; beyond it the queue is full.
+    """
+
+    context_length: int
+    eos_token_ids: tuple[int, ...]
+    block_size: int = BLOCK_SIZE
+    prefill_tokens: int = 256
+    microbatches: int = 0
+    max_sequences: int = 8192
+    admission: AdmissionRules = field(default_factory=AdmissionRules)
+    victims: VictimChoice = field(default_factory=Newest)
+
+
+class PipelineState:
+    """The sequences of one pipeline and everything they hold. Policies act through its methods."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.stats = SchedulerStats()
+        self.prompt_pace = PromptPace()
+        self.waiting = WaitingLine()
+        self.running: dict[str, Sequence] = {}
+        self.prefilling: list[Sequence] = []
+        self.seen = SeenLengths()
+        self.steps = StepBook(config.eos_token_ids)
+        self.stages = 0
+        self.phase = Phase.IDLE
+        self.phase_since = 0.0
+        self.decoding_at_start = 0
+        self.actions: list[Action] = []
+        self.ledger = KvLedger(0, config.block_size)
+        self.margin = OverflowMargin(config.admission.overflow)
+        self.gate = Gate(config.admission, self.ledger, config.context_length, self.margin)
+        self.batches = DecodeBatches(1)
+
+    def adopt(self, config: SchedulerConfig) -> None:
+        """Another policy's settings from now on; memory and what it holds stay."""
+        self.config = config
+        self.gate.adopt(config.admission)
+
+    def start_epoch(self, stages: int, kv_blocks: int, microbatches: int) -> None:
+        """The stages are ready, with empty KV pools."""
+        self.stages = stages
+        self.ledger = KvLedger(kv_blocks, self.config.block_size)
+        self.gate = Gate(self.config.admission, self.ledger, self.longest_sequence, self.margin)
+        self.batches = DecodeBatches(microbatches)
+
+    def end_epoch(self) -> list[Sequence]:
+        """The stages are lost: all that ran waits again; returns it."""
+        lost = list(self.running.values())
+        for sequence in lost:
+            self._forget_progress(sequence)
+            sequence.preemptions += 1
+        self.waiting.put_back(lost)
+        self.running.clear()
+        self.prefilling.clear()
+        self.steps.reset()
+        self.batches = DecodeBatches(1)
+        self.stages = 0
+        return lost
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest sequence that context and KV pool allow."""
+        if not self.stages:
+            return self.config.context_length
+        return min(self.config.context_length, self.ledger.capacity_tokens)
+
+    @property
+    def arriving(self) -> int:
+        """Sequences whose prefill is not done yet."""
+        return len(self.running) - len(self.batches)
+
+    # -- sequences ----------------------------------------------------------------------------------
+
+    def fits(self, candidate: Sequence) -> bool:
+        """May it be admitted now?"""
+        return self.gate.fits(candidate, len(self.running), self.seen.belief)
+
+    def take_prompts(self, budget: int, *, whole: bool = False) -> list[tuple[Sequence, int]]:
+        """Prompt tokens for one step: the prompt under way first, then what may be admitted.
+
+        whole: do not cut a prompt that would fit into a step of its own. Returns (sequence, tokens) pairs;
+        `planned` of each is moved on already.
+        """
+        chunks: list[tuple[Sequence, int]] = []
+        left = budget
+        while left > 0 and (sequence := self._next_to_prefill(left if whole and chunks else 0)):
+            left -= self._cut(sequence, left, chunks)
+        return chunks
+
+    def prompts_under_way(self, budget: int) -> list[tuple[Sequence, int]]:
+        """Prompt tokens for one step as above, but nobody is admitted."""
+        chunks: list[tuple[Sequence, int]] = []
+        while budget > 0 and self.prefilling:
+            budget -= self._cut(self.prefilling[0], budget, chunks)
+        return chunks
+
+    def _cut(self, sequence: Sequence, most: int, chunks: list[tuple[Sequence, int]]) -> int:
+        """Append its next chunk; how many tokens that has."""
+        count = min(most, sequence.length - sequence.planned)
+        chunks.append((sequence, count))
+        sequence.planned += count
+        if sequence.planned == sequence.length:
+            self.prefilling.remove(sequence)
+        return count
+
+    def _next_to_prefill(self, longest: int) -> Sequence | None:
+        """The sequence whose prompt is under way, or the next one that may be admitted.
+
+        longest: a new one must not be longer than this; 0 for any.
+        """
+        if self.prefilling:
+            return self.prefilling[0]
+        candidate = self.waiting.first
+        if candidate is None or (longest and candidate.length > longest) or not self.fits(candidate):
+            return None
+        self.waiting.take()
+        self.admit(candidate)
+        return candidate
+
+    def admit(self, sequence: Sequence) -> None:
+        """It has left the waiting line: give it blocks; its prompt is the last of those under way."""
+        sequence.state = State.PREFILL
+        sequence.key = self.steps.new_key()
+        sequence.admitted_order = sequence.key
+        self.running[sequence.sequence_id] = sequence
+        self.prefilling.append(sequence)
+        # All blocks of the prompt at once: a prompt under way never starves.
+        self.extend(sequence)
+        self.gate.admitted(sequence, self.seen.belief)
+
+    def leave(self, sequence: Sequence, batch: MicroBatch | None = None) -> None:
+        """Take a running sequence out of whatever holds it; probably `batch`, if given."""
+        del self.running[sequence.sequence_id]
+        if sequence.state is State.PREFILL and sequence in self.prefilling:
+            self.prefilling.remove(sequence)
+        self.batches.discard(sequence, batch)
+        self.gate.left(sequence)
+        self.steps.release(sequence)
+        self._forget_progress(sequence)
+
+    def _forget_progress(self, sequence: Sequence) -> None:
+        self.ledger.release(sequence.blocks)
+        self.steps.untold.discard(sequence)
+        sequence.room = 0
+        sequence.state = State.WAITING
+        sequence.planned = 0
+        sequence.told_blocks = 0
+        sequence.key = 0
+        sequence.look_at = 0
+
+    def preempt(self, sequence: Sequence, reason: Reason) -> None:
+        """Take its KV blocks; it will be recomputed."""
+        self.leave(sequence)
+        sequence.preemptions += 1
+        self.stats.preemptions += 1
+        self.waiting.put_back([sequence])
+        self.actions.append(Preempted(sequence.sequence_id, reason))
+
+    # -- steps --------------------------------------------------------------------------------------
+
+    def make_room(self, batch: MicroBatch) -> None:
+        """Give every member a block for its next token, preempting (recompute) if there are not enough."""
+        travelling: set[Sequence] | None = None
+        while len(short := self._without_block(batch)) > self.ledger.free:
+            if travelling is None:
+                travelling = self.steps.travelling()
+            decoding = [s for s in self.running.values() if s.state is State.DECODE]
+            victim = self.config.victims.choose(decoding, travelling)
+            if victim is None or victim in travelling:
+                # Nobody may lose blocks now, or an older one would for a newer one's sake:
+                # whoever lacks a block sits this step out.
+                loser = max(short, key=lambda s: s.admitted_order)
+                batch.members.remove(loser)
+                self.batches.add(loser)
+            else:
+                numbers = {"needed": len(short), "free": self.ledger.free, "length": victim.length}
+                self.preempt(victim, Reason("KV blocks ran out", numbers))
+        # At once, or prompts that are admitted into the same step would take them.
+        for sequence in short:
+            self.extend(sequence)
+
+    def _without_block(self, batch: MicroBatch) -> list[Sequence]:
+        """Members without room for their next token; each lacks one block, as it grows by one token."""
+        return [s for s in batch.members if s.room < s.length]
+
+    def extend(self, sequence: Sequence) -> None:
+        """Give it blocks for all its tokens."""
+        self.ledger.extend(sequence.blocks, sequence.length)
+        sequence.room = len(sequence.blocks) * self.ledger.block_size
+        self.steps.untold.add(sequence)
+
+    def send(
+        self, batch: MicroBatch | None, chunks: list[tuple[Sequence, int]], *, members: bool = True
+    ) -> None:
+        """Dispatch a step of the batch's members (unless they wait) and prompt tokens."""
+        decodes = batch is not None and members and bool(batch.members)
+        phase = Phase.MIXED if decodes and chunks else Phase.DECODE if decodes else Phase.PREFILL
+        if batch is not None:
+            batch.in_flight = True
+        rows = batch.members if batch is not None and members else []
+        self.actions.append(self.steps.build(phase, batch, rows, chunks))
+        if rows:
+            self.gate.forecast.advance(len(rows) / max(1, len(self.batches)))
+
+    def send_apart(self, members: list[Sequence]) -> None:
+        """Dispatch a decode step of these, in whichever batch they are; they have the blocks for it."""
+        self.actions.append(self.steps.build(Phase.DECODE, None, members, []))
+        self.gate.forecast.advance(len(members) / max(1, len(self.batches)))
+
+    def turn(self, phase: Phase, reason: Reason, now: float) -> None:
+        """Go over to another phase, and say why."""
+        if phase is self.phase:
+            return
+        self.actions.append(PhaseSwitched(self.phase, phase, reason))
+        self.stats.count_switch(self.phase, phase, reason)
+        self.phase, self.phase_since = phase, now
+        used = self.ledger.used * self.ledger.block_size
+        self.stats.foresight.end(self.gate.forecast, used, self.ledger.capacity_tokens)
+        if phase is Phase.DECODE:
+            self.decoding_at_start = len(self.running)
+            self.margin.filled(self.stats.preemptions, full=bool(self.waiting))
+            self.stats.foresight.begin(self.gate.forecast)

@@ -1,0 +1,148 @@
+"""Steps: plans written, steps in flight, what the stages must be told with the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from controller.scheduler.actions import Dispatch
+from controller.scheduler.decode import MicroBatch
+from controller.scheduler.sequence import Sequence
+from tidepipe_common.types.plan import DecodeRows, Phase, PlanRow, SequenceStart, StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step in flight. decode_rows: how many of its tokens are decode's; the rest are prompts'.
+
+    rows: sequences of all rows, decode's first. sampled: those that sample, in their order.
+    """
+
+    phase: Phase
+    tokens: int
+    decode_rows: int
+    rows: tuple[Sequence, ...]
+    sampled: tuple[Sequence, ...]
+    batch: MicroBatch | None
+    plan: StepPlan
+
+    def places(self) -> Iterator[tuple[Sequence, int, int]]:
+        """Each row's sequence, its first position, and one past its last."""
+        for sequence, row in zip(self.rows, self.plan.rows, strict=True):
+            yield sequence, row.first_position, row.first_position + row.count
+
+
+class StepBook:
+    """Writes plans and remembers those in flight.
+
+    untold: sequences with blocks that no plan has told the stages of.
+    """
+
+    def __init__(self, eos_token_ids: tuple[int, ...]) -> None:
+        self.untold: set[Sequence] = set()
+        self._eos = eos_token_ids
+        self._steps: dict[int, Step] = {}
+        self._releases: list[int] = []
+        self._last_step = 0
+        self._last_key = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Steps that have not come back."""
+        return len(self._steps)
+
+    def travelling(self) -> set[Sequence]:
+        """Sequences with a row in a step that has not come back."""
+        return {sequence for step in self._steps.values() for sequence in step.rows}
+
+    def reset(self) -> None:
+        """A new epoch begins: nothing is in flight, the stages know no sequence, step ids start at 1."""
+        self._steps.clear()
+        self._releases.clear()
+        self._last_step = 0
+
+    def new_key(self) -> int:
+        """A name for a sequence at the stages; never used twice."""
+        self._last_key += 1
+        return self._last_key
+
+    def release(self, sequence: Sequence) -> None:
+        """The stages may forget a sequence (they are told with the next plan)."""
+        if sequence.told_blocks:
+            self._releases.append(sequence.key)
+            sequence.told_blocks = 0
+
+    def done(self, step_id: int) -> Step | None:
+        """A step came back; None if it is none of this epoch."""
+        return self._steps.pop(step_id, None)
+
+    def build(
+        self,
+        phase: Phase,
+        batch: MicroBatch | None,
+        members: list[Sequence],
+        chunks: list[tuple[Sequence, int]],
+    ) -> Dispatch:
+        """A step of a batch: the newest token of each of its members, and prompt tokens.
+
+        chunks: (sequence, tokens) pairs; `planned` of each stands behind its tokens already. All have their
+        blocks.
+        """
+        rows: list[PlanRow] = []
+        sampled = list(members)
+        sequences = list(members)
+        for sequence, count in chunks:
+            ends = sequence.planned == sequence.length
+            rows.append(self._chunk(sequence, sequence.planned - count, count, sample=ends))
+            sequences.append(sequence)
+            if ends:
+                sampled.append(sequence)
+        self._last_step += 1
+        starts = tuple(self._start(s) for s, count in chunks if s.planned == count)
+        decode = self._decode_rows(members)
+        plan = StepPlan(self._last_step, phase, tuple(rows), starts, tuple(self._releases), decode)
+        self._releases.clear()
+        tokens = len(members) + sum(count for _, count in chunks)
+        self._steps[plan.step_id] = Step(
+            phase, tokens, len(members), tuple(sequences), tuple(sampled), batch, plan
+        )
+        return Dispatch(plan)
+
+    def _chunk(self, sequence: Sequence, begin: int, count: int, *, sample: bool) -> PlanRow:
+        return PlanRow(
+            key=sequence.key,
+            first_position=begin,
+            count=count,
+            token_ids=sequence.tokens(begin, begin + count),
+            new_blocks=self._tell(sequence),
+            sample=sample,
+        )
+
+    def _tell(self, sequence: Sequence) -> tuple[int, ...]:
+        """Its blocks that the stages do not know of; from now on they do."""
+        known, sequence.told_blocks = sequence.told_blocks, len(sequence.blocks)
+        self.untold.discard(sequence)
+        return tuple(sequence.blocks[known:])
+
+    def _decode_rows(self, members: list[Sequence]) -> DecodeRows:
+        """One row per member. A loop per column is quicker than one over all: there are hundreds."""
+        if not members:
+            return DecodeRows()
+        untold = self.untold
+        granted = [(index, s) for index, s in enumerate(members) if s in untold] if untold else []
+        return DecodeRows(
+            tuple([s.key for s in members]),
+            tuple([s.length - 1 for s in members]),
+            tuple([s.output[-1] for s in members]),
+            tuple([(index, self._tell(s)) for index, s in granted]),
+        )
+
+    def _start(self, sequence: Sequence) -> SequenceStart:
+        params = sequence.sampling
+        return SequenceStart(
+            key=sequence.key,
+            sampling=params,
+            prompt_tokens=len(sequence.prompt),
+            history=sequence.tokens(0, sequence.length) if params.needs_history else (),
+            eos_token_ids=() if params.ignore_eos else self._eos,
+        )

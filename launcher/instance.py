@@ -1,0 +1,62 @@
+"""One instance of a local cluster: its stage workers and its controller."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from launcher.child import Child, ChildSpec
+from launcher.config import ClusterConfig
+from launcher.plan import controller_spec, worker_spec
+from launcher.ports import join
+from tidepipe_common.errors import TidePipeError
+from tidepipe_common.exception_groups import leaves
+
+WORKER_KILL_AFTER_S = 3.0
+
+
+class LocalInstance:
+    """Starts and ends the processes of one pipeline, in order."""
+
+    def __init__(
+        self, config: ClusterConfig, number: int, make_child: Callable[[ChildSpec, str], Child]
+    ) -> None:
+        """make_child: a child for a specification and an address to listen on."""
+        self.name = f"instance-{number}"
+        self.controller: Child | None = None
+        self._config = config
+        self._number = number
+        self._make_child = make_child
+        self.workers = [
+            make_child(worker_spec(config, number, stage), join(config.host, 0))
+            for stage in range(config.stages)
+        ]
+
+    @property
+    def children(self) -> list[Child]:
+        """All of its processes."""
+        return [*self.workers, *([self.controller] if self.controller else [])]
+
+    async def start(self, router: str, predictor: str) -> str:
+        """The controller's address once it serves; ClusterError if a process does not come up."""
+        failures: list[TidePipeError] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                for worker in self.workers:
+                    group.create_task(worker.start())
+        except* TidePipeError as errors:
+            failures = leaves(errors)
+        if failures:
+            raise failures[0]
+        addresses = [worker.address for worker in self.workers]
+        spec = controller_spec(
+            self._config, self._number, stages=addresses, router=router, predictor=predictor
+        )
+        self.controller = self._make_child(spec, join(self._config.host, 0))
+        return await self.controller.start()
+
+    async def stop(self) -> None:
+        """The controller drains, for which it needs the workers; those have nothing to wait for then."""
+        if self.controller is not None:
+            await self.controller.stop()
+        await asyncio.gather(*(worker.stop(WORKER_KILL_AFTER_S) for worker in self.workers))

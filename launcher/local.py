@@ -1,0 +1,273 @@
+"""A local cluster: predictor, stage workers, controllers and router as supervised processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from zlib import crc32
+
+from launcher.child import Child, ChildSpec, ClusterError
+from launcher.config import ClusterConfig
+from launcher.layers import check_model
+from launcher.local_instances import LocalInstances
+from launcher.log_files import keep_short
+from launcher.measured import with_kept_profile
+from launcher.plan import predictor_spec, router_spec
+from launcher.ports import choose_port, join
+from launcher.processes import Processes
+from launcher.provision.provisioner import InstanceProvisioner, ProvisionedInstance
+from launcher.provision.servicer import serve_provisioner
+from launcher.scrape_targets import write_targets
+from launcher.security import ClusterSecurity
+from tidepipe.client.async_client import AsyncClient
+from tidepipe_common.errors import ConfigError, TidePipeError, UnavailableError
+from tidepipe_common.exception_groups import leaves
+from tidepipe_common.model_source import resolve_model
+from tidepipe_common.security.credentials import Credentials
+
+LENGTH_MODEL_FACTS = "model.json"
+REGISTERED_S = 60.0
+REGISTERED_POLL_S = 0.1
+
+
+class LocalCluster:
+    """Use as `async with LocalCluster(config) as cluster`: inside, every service is serving.
+
+    Processes that die are restarted; `wait` ends with ClusterError when one cannot be kept alive.
+    """
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self.config = config
+        self._processes = Processes()
+        self._machines: InstanceProvisioner | None = None
+        self._serving = contextlib.AsyncExitStack()
+        self.grpc_address = ""
+        self.http_address = ""
+        self.slow_because: tuple[str, ...] = ()
+        self._run_dir: Path | None = None
+        self._security: ClusterSecurity | None = None
+        self._key_keeper: asyncio.Task[None] | None = None
+        self._keepers: asyncio.Task[None] | None = None
+        self._rotation: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException as error:
+            # Wrong settings say all themselves.
+            await self.stop(keep_logs=not isinstance(error, ConfigError))
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop(keep_logs=isinstance(error, ClusterError))
+
+    async def prepare(self) -> None:
+        """Find the model and the ports; ModelError or ConfigError if there is none."""
+        config = self.config
+        path = await asyncio.to_thread(resolve_model, config.model, allow_download=config.allow_download)
+        await asyncio.to_thread(check_model, config, path)
+        self.config = config = with_kept_profile(config, path)
+        _state_name(config.predictor)
+        self.grpc_address = join(config.host, choose_port(config.host, config.grpc_port))
+        self.http_address = join(config.host, choose_port(config.host, config.http_port))
+        self._run_dir = self._make_run_dir()
+        self._security = await asyncio.to_thread(ClusterSecurity.prepare, config, self._run_dir)
+
+    async def start(self) -> None:
+        """Start all processes and wait until the router has every instance.
+
+        Errors as `prepare`, before anything is started; ClusterError if a process does not come up,
+        ConfigError if it cannot with this model and these settings.
+        """
+        if self._run_dir is None:
+            await self.prepare()
+        config = self.config
+        assert self._run_dir is not None
+        if self.log_dir is not None:
+            self._rotation = asyncio.create_task(keep_short(self.log_dir), name="rotate logs")
+        state = self._run_dir / _state_name(config.predictor)
+        predictor = self._child(predictor_spec(config, state), join(config.host, choose_port(config.host, 0)))
+        self._machines = machines = await self._open_machines(predictor.address)
+        provisioner = await self._serving.enter_async_context(
+            serve_provisioner(
+                machines,
+                join(config.host, choose_port(config.host, 0)),
+                self._security.provisioner if self._security else None,
+            )
+        )
+        spec = router_spec(
+            config,
+            http=self.http_address,
+            predictor=predictor.address,
+            provisioner=provisioner,
+            run_dir=self._run_dir,
+        )
+        router = self._child(spec, self.grpc_address)
+        failures: list[TidePipeError] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(predictor.start())
+                group.create_task(router.start())
+                for _ in range(config.instances):
+                    group.create_task(machines.start_instance())
+        except* TidePipeError as errors:
+            failures = leaves(errors)
+        if failures:
+            # One says enough, the others mostly follow from it; rather one that the user can mend.
+            raise min(failures, key=lambda failure: not isinstance(failure, ConfigError))
+        self._keepers = asyncio.create_task(self._keep_alive(), name="keep the cluster alive")
+        if self._security is not None:
+            self._key_keeper = asyncio.create_task(self._security.keep_key(), name="keep our key")
+        await self._registered()
+        if config.metrics and self._run_dir is not None:
+            await asyncio.to_thread(write_targets, self._run_dir, self.children)
+
+    async def wait(self) -> None:
+        """Return when the cluster is stopped; ClusterError if it cannot be kept alive."""
+        if self._keepers is not None:
+            await asyncio.shield(self._keepers)
+
+    async def renew(self) -> None:
+        """Every process anew, one after the other, without a request that fails. Raises as `start`."""
+        for child in self.children:
+            await child.renew()
+            if child.relies_on_others:
+                await self._registered()
+
+    async def stop(self, *, keep_logs: bool = False) -> None:
+        """End all processes; returns when they are gone."""
+        await self._serving.aclose()
+        if self._keepers is not None:
+            self._keepers.cancel()
+            await asyncio.gather(self._keepers, return_exceptions=True)
+        if self._key_keeper is not None:
+            self._key_keeper.cancel()
+            await asyncio.gather(self._key_keeper, return_exceptions=True)
+        await self._processes.stop()
+        if self._rotation is not None:
+            self._rotation.cancel()
+            await asyncio.gather(self._rotation, return_exceptions=True)
+        if self._security is not None:
+            await asyncio.to_thread(self._security.close)
+        if self._run_dir is not None and self.config.run_dir is None and not keep_logs:
+            await asyncio.to_thread(shutil.rmtree, self._run_dir, ignore_errors=True)
+
+    @property
+    def children(self) -> list[Child]:
+        """All processes."""
+        return list(self._processes)
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """What a client of ours calls with; None before `prepare`."""
+        return self._security.client if self._security else None
+
+    @property
+    def service_credentials(self) -> Credentials | None:
+        """What the router calls other services with: for tests of them; None before `prepare`."""
+        return self._security.service if self._security else None
+
+    @property
+    def tls_folder(self) -> Path | None:
+        """Folder of the certificates; None if it speaks no TLS."""
+        return self._security.folder if self._security else None
+
+    @property
+    def open_to_all(self) -> bool:
+        """True if whoever reaches the services' ports may call them; known after `prepare`."""
+        return self._security is not None and self._security.open_to_all
+
+    @property
+    def log_dir(self) -> Path | None:
+        """Folder of the processes' logs; None if they write to our stderr."""
+        return None if self.config.verbose else self._run_dir
+
+    def _make_run_dir(self) -> Path:
+        if self.config.run_dir is None:
+            try:
+                return Path(tempfile.mkdtemp(prefix="tidepipe-"))
+            except OSError as error:
+                raise ConfigError(
+                    f"no folder for logs and files ({error.strerror or error}); name one with --run-dir, "
+                    "or set TMPDIR"
+                ) from error
+        folder = Path(self.config.run_dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConfigError(f"cannot make the run directory {folder}: {error.strerror or error}") from error
+        return folder
+
+    def _child(self, spec: ChildSpec, listen: str) -> Child:
+        log_file = self.log_dir / f"{spec.name}.log" if self.log_dir else None
+        environment = self._security.environment(spec.module) if self._security else None
+        child = Child(spec, listen, log_file, environment)
+        self._processes.add(child)
+        return child
+
+    def provisioned(self) -> list[ProvisionedInstance]:
+        """The instances, wherever they run."""
+        return self._machines.instances() if self._machines else []
+
+    async def _open_machines(self, predictor: str) -> InstanceProvisioner:
+        """Who starts instances: we ourselves, or Ray."""
+        if self.config.provisioner == "local":
+            return LocalInstances(
+                self.config, self._processes, self._child, router=self.grpc_address, predictor=predictor
+            )
+        from launcher.provision.ray import RayProvisioner
+
+        security = self._security
+        assert security is not None, "it is prepared before anything is started"
+        machines = RayProvisioner(self.config, self.grpc_address, predictor, security.environment)
+        await machines.connect()
+        # Before anything that its controllers need is ended.
+        self._serving.push_async_callback(machines.close)
+        return machines
+
+    async def _keep_alive(self) -> None:
+        failures: list[ClusterError] = []
+        try:
+            await self._processes.keep_alive()
+        except* ClusterError as errors:
+            failures = leaves(errors)
+        if failures:
+            raise failures[0]
+
+    async def _registered(self) -> None:
+        """Wait until the router can use every instance."""
+        reason = "the router does not answer"
+        async with AsyncClient(self.grpc_address, credentials=self.credentials) as client:
+            for _ in range(int(REGISTERED_S / REGISTERED_POLL_S)):
+                try:
+                    status = await client.status()
+                except UnavailableError as error:
+                    reason = str(error)
+                else:
+                    usable = sum(entry.connected for entry in status.instances)
+                    if usable == self.config.instances:
+                        self.slow_because = status.slow_because
+                        return
+                    reason = f"the router reaches {usable} of {self.config.instances} instances"
+                await asyncio.sleep(REGISTERED_POLL_S)
+        raise ClusterError(f"the cluster did not become ready within {REGISTERED_S:g} s: {reason}")
+
+
+def _state_name(model: str | None) -> str:
+    """Folder of what a predictor learns, one for each model to begin with; ConfigError if there is none."""
+    if model is None:
+        return "predictor"
+    try:
+        return f"predictor-{crc32((Path(model) / LENGTH_MODEL_FACTS).read_bytes()):08x}"
+    except OSError as error:
+        raise ConfigError(
+            f"there is no length model in {model} ({error.strerror}); make one: tidepipe predictor train"
+        ) from error

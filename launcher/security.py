@@ -1,0 +1,169 @@
+"""Certificates and keys of a local cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from launcher.config import ClusterConfig
+from tidepipe_common.errors import ConfigError, TidePipeError
+from tidepipe_common.security import credentials as names
+from tidepipe_common.security.authority import CA_FILE, TOKEN_FILE, files_of, make_certificates
+from tidepipe_common.security.credentials import Credentials, is_loopback
+from tidepipe_common.security.key_store import KeyStore
+from tidepipe_common.security.principals import (
+    ADMIN,
+    CONTROLLER,
+    PREDICTOR,
+    PROVISIONER,
+    ROUTER,
+    STAGE_WORKER,
+)
+from tidepipe_common.security.trusted_files import UntrustedError, trusted
+
+AUTO = "auto"
+AUTO_FOLDER = "tls"
+AUTO_DAYS = 365.0
+"""A cluster may be up for long, and its last thirty days are full of warnings."""
+OWN_KEY_NAME = "supervisor of a local cluster"
+OWN_KEY_S = 3600.0
+"""A supervisor that is killed leaves a key of an admin behind, which must not stay one for ever."""
+RENEW_S = OWN_KEY_S / 6
+
+log = structlog.get_logger()
+
+_PRINCIPALS = {
+    "router": ROUTER,
+    "controller": CONTROLLER,
+    "stage_worker": STAGE_WORKER,
+    "predictor": PREDICTOR,
+}
+_VARIABLES = (names.CA, names.CERT, names.KEY, names.TOKEN, names.CLIENTS, names.INSECURE, names.API_KEY)
+
+
+class ClusterSecurity:
+    """What the processes of one cluster, and its supervisor, prove themselves with."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        folder: Path | None,
+        own_key: tuple[str, str] | None,
+        token_file: Path | None = None,
+    ) -> None:
+        """token_file: of a cluster without certificates; None: its processes take anybody's calls."""
+        self.folder = folder
+        self._token_file = token_file
+        self._config = config
+        self._own_key = own_key
+
+    @classmethod
+    def prepare(cls, config: ClusterConfig, run_dir: Path) -> ClusterSecurity:
+        """Make or find the certificates, and a key for the supervisor; ConfigError if there are none."""
+        if config.tls is None:
+            # Processes on other machines would not have it.
+            if config.cluster_token is None and config.provisioner == "local":
+                return cls(config, None, None, _new_token(run_dir))
+            given = None if config.cluster_token is None else Path(config.cluster_token).absolute()
+            _ = Credentials(token_file=given).token  # ConfigError if it is none
+            return cls(config, None, None, given)
+        if config.tls == AUTO:
+            folder = run_dir / AUTO_FOLDER
+            if not folder.exists():
+                hosts = [] if is_loopback(config.host) else [config.host, socket.gethostname()]
+                make_certificates(folder, hosts, AUTO_DAYS)
+        else:
+            folder = Path(config.tls).absolute()  # processes on other nodes begin in other folders
+            if not (folder / CA_FILE).is_file():
+                raise ConfigError(
+                    f"{folder} has no {CA_FILE}: make certificates with `tidepipe certs make {folder}`"
+                )
+        own_key = None
+        if config.api_keys is not None:
+            record, key = KeyStore(Path(config.api_keys)).add(OWN_KEY_NAME, ["admin"], lifetime_s=OWN_KEY_S)
+            own_key = (record.key_id, key)
+        return cls(config, folder, own_key)
+
+    @property
+    def open_to_all(self) -> bool:
+        """True if whoever reaches the services' ports may call them."""
+        return self.folder is None and self._token_file is None
+
+    def environment(self, module: str) -> Mapping[str, str]:
+        """Environment of a process: ours, with its own credentials and without any that are ours."""
+        clean = {name: value for name, value in os.environ.items() if name not in _VARIABLES}
+        if self._config.insecure:
+            clean[names.INSECURE] = "1"
+        if self.folder is None:
+            if self._token_file is not None:
+                clean[names.TOKEN] = str(self._token_file)
+            return clean
+        certificate, key = files_of(self.folder, _PRINCIPALS[module])
+        own = {names.CA: self.folder / CA_FILE, names.CERT: certificate, names.KEY: key}
+        if self._config.api_keys is not None:
+            own[names.TOKEN] = self.folder / TOKEN_FILE
+        return clean | {name: str(path) for name, path in own.items()}
+
+    @property
+    def provisioner(self) -> Credentials:
+        """What the supervisor serves the router with."""
+        if self.folder is None:
+            return Credentials(insecure=self._config.insecure, token_file=self._token_file)
+        certificate, key = files_of(self.folder, PROVISIONER)
+        return Credentials(ca_file=self.folder / CA_FILE, cert_file=certificate, key_file=key)
+
+    @property
+    def service(self) -> Credentials:
+        """What the router proves itself with to other services; for tests of them."""
+        if self.folder is None:
+            return Credentials(token_file=self._token_file)
+        certificate, key = files_of(self.folder, ROUTER)
+        return Credentials(ca_file=self.folder / CA_FILE, cert_file=certificate, key_file=key)
+
+    @property
+    def client(self) -> Credentials:
+        """What the supervisor's own calls are made with."""
+        if self.folder is None:
+            return Credentials()
+        ca = self.folder / CA_FILE
+        if self._own_key is not None:
+            return Credentials(ca_file=ca, api_key=self._own_key[1])
+        certificate, key = files_of(self.folder, ADMIN)
+        return Credentials(ca_file=ca, cert_file=certificate, key_file=key)
+
+    async def keep_key(self) -> None:
+        """Put off the end of the supervisor's key, until cancelled."""
+        while self._own_key is not None and self._config.api_keys is not None:
+            await asyncio.sleep(RENEW_S)
+            store = KeyStore(Path(self._config.api_keys))
+            try:
+                await asyncio.to_thread(store.extend, self._own_key[0], OWN_KEY_S)
+            except TidePipeError as error:  # there is time for another attempt, or for the operator
+                log.warning("the supervisor's API key cannot be renewed", reason=str(error))
+
+    def close(self) -> None:
+        """Revoke the supervisor's key, and forget the token."""
+        if self._token_file is not None and self._config.cluster_token is None:
+            self._token_file.unlink(missing_ok=True)
+        if self._own_key is not None and self._config.api_keys is not None:
+            KeyStore(Path(self._config.api_keys)).revoke(self._own_key[0])
+            self._own_key = None
+
+
+def _new_token(run_dir: Path) -> Path:
+    """A file with a fresh cluster token, where nobody else can read it or put another one in its place."""
+    try:
+        folder = trusted(run_dir)
+    except UntrustedError:
+        folder = Path(tempfile.mkdtemp(prefix="tidepipe-"))
+    path = folder / f"{TOKEN_FILE}-{secrets.token_hex(4)}"
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_urlsafe(32) + "\n")
+    return path

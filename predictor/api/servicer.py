@@ -1,0 +1,108 @@
+"""PredictorService: protobuf in and out, nonsense refused."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import structlog
+
+from predictor.api.wire import features_from_wire, observation_from_wire
+from predictor.evaluation.champion import Champion
+from predictor.learning import Learning
+from tidepipe.v1 import predictor_pb2 as pb
+from tidepipe.v1 import predictor_pb2_grpc as pb_grpc
+from tidepipe_common.errors import InvalidRequestError
+
+MAX_BATCH = 1024
+OBSERVED_AT_ONCE = 64
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Counts:
+    """Since start."""
+
+    predicted: int = 0
+    observed: int = 0
+    rejected: int = 0
+
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class PredictorServicer(pb_grpc.PredictorServiceServicer):
+    """Answers from the champion, tells it and the learning what ended, and counts."""
+
+    def __init__(self, champion: Champion, learning: Learning) -> None:
+        self.champion = champion
+        self.learning = learning
+        self.counts = Counts()
+
+    async def Predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:  # noqa: N802
+        """Predict all, or refuse all: a request that makes no sense is the caller's defect."""
+        _check_size("requests", len(request.requests))
+        features = [features_from_wire(message) for message in request.requests]
+        for message, entry in zip(request.requests, features, strict=True):
+            if (fault := entry.fault()) is not None:
+                raise InvalidRequestError(f"requests[{message.key!r}]: {fault}", "requests")
+        predictions = self.champion.predict(features)
+        self.counts.predicted += len(features)
+        return pb.PredictResponse(
+            predictions=[
+                pb.LengthPrediction(key=message.key, levels=prediction.levels, tokens=prediction.tokens)
+                for message, prediction in zip(request.requests, predictions, strict=True)
+            ],
+            model_version=self.champion.version,
+        )
+
+    async def Observe(self, request: pb.ObserveRequest, context: Context) -> pb.ObserveResponse:  # noqa: N802
+        """Take what makes sense and count the rest: one bad line must not cost a batch of good ones."""
+        _check_size("observations", len(request.observations))
+        accepted = 0
+        first_fault = ""
+        for begin in range(0, len(request.observations), OBSERVED_AT_ONCE):
+            sound = []
+            for message in request.observations[begin : begin + OBSERVED_AT_ONCE]:
+                observation = observation_from_wire(message)
+                if (fault := observation.fault()) is None:
+                    sound.append((message, observation))
+                else:
+                    first_fault = first_fault or fault
+            self.champion.observe([observation for _, observation in sound])
+            self.learning.note([message for message, _ in sound])
+            accepted += len(sound)
+            # Predictions are waited for, observations are not.
+            await asyncio.sleep(0)
+        rejected = len(request.observations) - accepted
+        if rejected:
+            log.warning("observations rejected", rejected=rejected, first_reason=first_fault)
+        self.counts.rejected += rejected
+        self.counts.observed += accepted
+        return pb.ObserveResponse(accepted=accepted, rejected=rejected)
+
+    async def GetPredictorStatus(  # noqa: N802
+        self, request: pb.GetPredictorStatusRequest, context: Context
+    ) -> pb.GetPredictorStatusResponse:
+        """What the predictor knows."""
+        p50, p90 = self.champion.coverage
+        return pb.GetPredictorStatusResponse(
+            model_version=self.champion.version,
+            window=self.champion.window,
+            observed=self.counts.observed,
+            predicted=self.counts.predicted,
+            recent_p50_coverage=p50,
+            recent_p90_coverage=p90,
+            trained=self.learning.trained,
+            adopted=self.learning.adopted,
+            drifts=self.champion.drifts,
+            last_failure=self.learning.last_failure,
+        )
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > MAX_BATCH:
+        raise InvalidRequestError(f"at most {MAX_BATCH} {name} may travel in one call, got {size}", name)

@@ -1,0 +1,1 @@
+"""The doors of the router: gRPC, OpenAI HTTP, its description, and the dashboard."""

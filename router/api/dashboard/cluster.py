@@ -1,0 +1,106 @@
+"""What the router knows by itself, as the page reads it: requests, promises, macro instances."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from router.api.dashboard.recent import PHASES
+from router.instances.dispatcher import Dispatcher
+from router.requests.attainment import WINDOW_S, Attainment, AttainmentRecord
+from router.requests.table import RequestTable
+from router.scheduler.view import InstanceView
+
+
+class ClusterSummary:
+    """Reads; asks nobody."""
+
+    def __init__(
+        self,
+        table: RequestTable,
+        dispatcher: Dispatcher,
+        record: AttainmentRecord,
+        clock: Callable[[], float],
+    ) -> None:
+        self._table = table
+        self._dispatcher = dispatcher
+        self._record = record
+        self._clock = clock
+
+    def requests(self) -> dict[str, Any]:
+        """Counts of requests and tokens, and why the first in line waits."""
+        counts, scheduler = self._table.counts, self._dispatcher.scheduler
+        first = scheduler.pending.ahead(1)
+        why = scheduler.why_waiting(first[0].request_id) if first else None
+        return {
+            "running": counts.running,
+            "queued": counts.queued,
+            "finished": counts.finished,
+            "failed": counts.failed,
+            "shed": counts.shed,
+            "most": self._table.max_requests,
+            "pending": len(scheduler.pending),
+            "oldest_wait_s": round(scheduler.pending.oldest_wait(self._clock()), 2),
+            "why": why.reason if why is not None else "",
+            "prompt_tokens": self._record.prompt_tokens,
+            "generated_tokens": self._record.generated_tokens,
+            "moved": self._dispatcher.moved,
+        }
+
+    def promises(self) -> dict[str, Any]:
+        """TTFT and TPOT against what was promised."""
+        target = self._record.default
+        return {
+            "window_s": WINDOW_S,
+            "ttft": _attained(self._record.ttft(), target.ttft_s),
+            "tpot": _attained(self._record.tpot(), target.tpot_s),
+        }
+
+    def macros(self) -> list[dict[str, Any]]:
+        """Macro instances, their instances in the order in which they take turns."""
+        scheduler, now = self._dispatcher.scheduler, self._clock()
+        return [
+            {
+                "id": name,
+                "routing": scheduler.policy_name,
+                "chosen": macro.last_chosen,
+                "members": [_member(view, now) for view in macro.views],
+            }
+            for name, macro in scheduler.macros.items()
+        ]
+
+
+def _member(view: InstanceView, now: float) -> dict[str, Any]:
+    status = view.status
+    member: dict[str, Any] = {
+        "id": view.instance_id,
+        "ready": view.ready,
+        "draining": view.draining,
+        "sequences": view.sequences,
+        "window_tokens": view.window.tokens,
+        "left_tokens": view.left.tokens,
+        "left_s": round(view.facts.prefill.seconds(view.left), 3),
+        "phase": 0,
+        "phase_age_s": 0.0,
+        "slack_s": None,
+    }
+    if status is not None:
+        member["phase"] = PHASES.index(status.phase)
+        member["phase_age_s"] = round(now - status.switched, 2)
+        if status.slack.count and math.isfinite(status.slack.mean_due):
+            member["slack_s"] = round(status.slack.mean_due - now, 2)
+    return member
+
+
+def _attained(attainment: Attainment, target_s: float) -> dict[str, Any]:
+    def ms(seconds: float | None) -> float | None:
+        return None if seconds is None else round(1000 * seconds, 1)
+
+    return {
+        "target_ms": ms(target_s),
+        "met": attainment.met,
+        "count": attainment.count,
+        "p50_ms": ms(attainment.p50_s),
+        "p90_ms": ms(attainment.p90_s),
+    }

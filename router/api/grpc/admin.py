@@ -1,0 +1,94 @@
+"""AdminService: how the cluster stands, asked of everyone at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from router.api.grpc.groups import Grouping, GroupsServicer
+from router.instances.link import InstanceLink
+from router.requests.table import RequestTable
+from tidepipe.v1 import admin_pb2 as pb
+from tidepipe.v1 import predictor_pb2, predictor_pb2_grpc
+from tidepipe_common.errors import TidePipeError
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+STATUS_TIMEOUT_S = 2.0
+
+
+class AdminServicer(GroupsServicer):
+    """Answers operators. Who does not answer in time is shown as such."""
+
+    def __init__(
+        self,
+        router_id: str,
+        grouping: Grouping,
+        table: RequestTable,
+        predictor_address: str,
+        predictor: predictor_pb2_grpc.PredictorServiceAsyncStub | None,
+        clock: Callable[[], float],
+        warnings: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        """predictor_address: empty if there is none. warnings: what needs a person, a sentence each."""
+        super().__init__(grouping)
+        self._router_id = router_id
+        self._registry = grouping.registry
+        self._table = table
+        self._predictor_address = predictor_address
+        self._predictor = predictor
+        self._clock = clock
+        self._warnings = warnings
+        self._started = clock()
+
+    async def GetClusterStatus(  # noqa: N802
+        self, request: pb.GetClusterStatusRequest, context: Context
+    ) -> pb.GetClusterStatusResponse:
+        """How the whole cluster stands."""
+        async with asyncio.TaskGroup() as group:
+            predictor = group.create_task(self._predictor_status())
+            entries = [group.create_task(_instance_entry(link)) for link in self._registry]
+        counts = self._table.counts
+        return pb.GetClusterStatusResponse(
+            router_id=self._router_id,
+            uptime_s=self._clock() - self._started,
+            queued=counts.queued,
+            running=counts.running,
+            finished=counts.finished,
+            failed=counts.failed,
+            shed=counts.shed,
+            warnings=self._warnings(),
+            max_requests=self._table.max_requests,
+            instances=[entry.result() for entry in entries],
+            predictor=predictor.result(),
+            predictor_address=self._predictor_address,
+        )
+
+    async def _predictor_status(self) -> predictor_pb2.GetPredictorStatusResponse | None:
+        if self._predictor is None:
+            return None
+        try:
+            return await self._predictor.GetPredictorStatus(
+                predictor_pb2.GetPredictorStatusRequest(), timeout=STATUS_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError:
+            return None
+
+
+async def _instance_entry(link: InstanceLink) -> pb.InstanceEntry:
+    entry = pb.InstanceEntry(
+        instance_id=link.instance_id,
+        controller_address=link.announced.address,
+        connected=link.connected,
+        draining=link.draining or not link.lease_valid,
+        assigned=len(link.placements),
+    )
+    try:
+        entry.status.CopyFrom(await link.status(STATUS_TIMEOUT_S))
+    except TidePipeError as error:
+        entry.error = str(error)
+    return entry

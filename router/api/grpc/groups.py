@@ -1,0 +1,185 @@
+"""The part of AdminService that regroups, scales and changes policies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from router.autoscaling.fleet import Fleet
+from router.instances.dispatcher import Dispatcher
+from router.instances.handoff import Passing
+from router.instances.link import InstanceLink
+from router.instances.registry import InstanceRegistry
+from router.scheduler.events import MergeMacros, MoveInstance, SetPolicy, SplitMacro
+from router.scheduler.view import InstanceView
+from tidepipe.v1 import admin_pb2 as pb
+from tidepipe.v1 import admin_pb2_grpc as pb_grpc
+from tidepipe_common.codec.plan import phase_to_wire
+from tidepipe_common.errors import InvalidRequestError, TidePipeError
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+POLICY_TIMEOUT_S = 3.0
+DEFAULT_LEAST, DEFAULT_MOST = 1, 64
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """What the servicer acts on."""
+
+    registry: InstanceRegistry
+    dispatcher: Dispatcher
+    fleet: Fleet
+    passing: Passing
+    clock: Callable[[], float]
+
+
+class GroupsServicer(pb_grpc.AdminServiceServicer):
+    """Operators' hands on macro instances. Each answer shows how things stand then."""
+
+    def __init__(self, grouping: Grouping) -> None:
+        self._grouping = grouping
+
+    async def GetGroups(self, request: pb.GetGroupsRequest, context: Context) -> pb.GetGroupsResponse:  # noqa: N802
+        """How instances are grouped."""
+        return self._groups()
+
+    async def SplitMacroInstance(  # noqa: N802
+        self, request: pb.SplitMacroInstanceRequest, context: Context
+    ) -> pb.SplitMacroInstanceResponse:
+        """One becomes two."""
+        self._grouping.dispatcher.hear(SplitMacro(request.macro_id, request.count))
+        return pb.SplitMacroInstanceResponse(groups=self._groups())
+
+    async def MergeMacroInstances(  # noqa: N802
+        self, request: pb.MergeMacroInstancesRequest, context: Context
+    ) -> pb.MergeMacroInstancesResponse:
+        """Two become one."""
+        self._grouping.dispatcher.hear(MergeMacros(request.into, request.other))
+        return pb.MergeMacroInstancesResponse(groups=self._groups())
+
+    async def MoveInstance(  # noqa: N802
+        self, request: pb.MoveInstanceRequest, context: Context
+    ) -> pb.MoveInstanceResponse:
+        """Pass an instance on."""
+        grouping = self._grouping
+        link = grouping.fleet.link(request.instance_id)
+        unfinished = 0
+        match request.WhichOneof("target"):
+            case "macro_id":
+                grouping.dispatcher.hear(MoveInstance(request.instance_id, request.macro_id))
+            case "router_address":
+                unfinished = await grouping.passing.pass_on(link, request.router_address)
+            case _:
+                raise InvalidRequestError("say where to: macro_id or router_address", "target")
+        return pb.MoveInstanceResponse(groups=self._groups(), unfinished=unfinished)
+
+    async def DrainInstance(  # noqa: N802
+        self, request: pb.DrainInstanceRequest, context: Context
+    ) -> pb.DrainInstanceResponse:
+        """Nothing new for an instance."""
+        fleet = self._grouping.fleet
+        unfinished = fleet.drain(request.instance_id, resume=request.resume, force=request.force)
+        return pb.DrainInstanceResponse(unfinished=unfinished)
+
+    async def ScaleInstances(  # noqa: N802
+        self, request: pb.ScaleInstancesRequest, context: Context
+    ) -> pb.ScaleInstancesResponse:
+        """More or fewer instances."""
+        fleet = self._grouping.fleet
+        match request.WhichOneof("change"):
+            case "set":
+                wanted = request.set
+                await fleet.scale_to(wanted, force=request.force)
+            case "add":
+                wanted = await fleet.scale_by(request.add, force=request.force)
+            case "remove":
+                wanted = await fleet.scale_by(-request.remove, force=request.force)
+            case _:
+                raise InvalidRequestError("say how: set, add or remove", "change")
+        return pb.ScaleInstancesResponse(wanted=wanted, scaling=self._scaling())
+
+    async def SetAutoScaling(  # noqa: N802
+        self, request: pb.SetAutoScalingRequest, context: Context
+    ) -> pb.SetAutoScalingResponse:
+        """By load, or by hand."""
+        least, most = request.least or DEFAULT_LEAST, request.most or DEFAULT_MOST
+        self._grouping.fleet.set_automatic(request.on, least, most)
+        return pb.SetAutoScalingResponse(scaling=self._scaling())
+
+    async def SetPolicies(  # noqa: N802
+        self, request: pb.SetPoliciesRequest, context: Context
+    ) -> pb.SetPoliciesResponse:
+        """Routing, and scheduling in the instances. A wrong routing name changes nothing."""
+        grouping = self._grouping
+        dispatcher = grouping.dispatcher
+        links = [grouping.fleet.link(request.instance_id)] if request.instance_id else list(grouping.registry)
+        if request.routing:
+            dispatcher.hear(SetPolicy(request.routing))
+        if request.instance_policy:
+            for link in links:
+                try:
+                    await link.choose_policy(request.instance_policy, POLICY_TIMEOUT_S)
+                except TidePipeError as error:
+                    raise type(error)(f"{link.instance_id}: {error}") from error
+        policies = {link.instance_id: _policy(link) for link in grouping.registry}
+        if request.instance_policy:
+            policies |= {link.instance_id: request.instance_policy for link in links}
+        return pb.SetPoliciesResponse(routing=dispatcher.scheduler.policy_name, instance_policies=policies)
+
+    def _groups(self) -> pb.GetGroupsResponse:
+        scheduler = self._grouping.dispatcher.scheduler
+        bounds = scheduler.config.bounds
+        return pb.GetGroupsResponse(
+            macros=[
+                pb.MacroEntry(macro_id=name, members=[self._member(view) for view in macro.views])
+                for name, macro in scheduler.macros.items()
+            ],
+            routing=scheduler.policy_name,
+            pending=len(scheduler.pending),
+            macro_min=bounds.lower,
+            macro_max=bounds.upper,
+            scaling=self._scaling(),
+        )
+
+    def _member(self, view: InstanceView) -> pb.MemberEntry:
+        now = self._grouping.clock()
+        link = self._grouping.fleet.link(view.instance_id)
+        status = view.status
+        entry = pb.MemberEntry(
+            instance_id=view.instance_id,
+            controller_address=link.announced.address,
+            ready=view.ready,
+            draining=view.draining,
+            report_age_s=now - status.taken if status else -1.0,
+            sequences=view.sequences,
+            left_tokens=view.left.tokens,
+            left_s=view.facts.prefill.seconds(view.left),
+            kv_tokens_free=max(0, view.kv_free),
+            kv_tokens_total=view.kv_total,
+            policy=_policy(link),
+        )
+        if status is not None:
+            entry.phase = phase_to_wire(status.phase)
+            if status.slack.count:
+                entry.slack_s = status.slack.mean_due - now
+        return entry
+
+    def _scaling(self) -> pb.ScalingState:
+        fleet, now = self._grouping.fleet, self._grouping.clock()
+        return pb.ScalingState(
+            automatic=fleet.automatic,
+            provisioner=fleet.provisioner is not None,
+            starting=sorted(fleet.starting),
+            stopping=sorted(fleet.stopping),
+            notes=[pb.ScalingNote(age_s=now - when, text=text) for when, text in fleet.notes],
+            wanted=fleet.wanted,
+        )
+
+
+def _policy(link: InstanceLink) -> str:
+    return link.last_report.policy if link.last_report is not None else ""

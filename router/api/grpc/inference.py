@@ -1,0 +1,90 @@
+"""InferenceService: what clients call."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
+
+from router.api.grpc.wire import delta_to_wire, grace_s, positions_from_wire, request_from_wire
+from router.instances.available import AvailableModels
+from router.instances.model_facts import ModelFacts
+from router.requests.caller import known_by_key
+from router.requests.table import RequestTable
+from tidepipe.v1 import inference_pb2 as pb
+from tidepipe.v1 import inference_pb2_grpc as pb_grpc
+from tidepipe_common.limits import MAX_CANCELLED, check_count
+from tidepipe_common.rpc.guard import authorization_of
+from tidepipe_common.security.caller import current
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class InferenceServicer(pb_grpc.InferenceServiceServicer):
+    """Requests of clients. A call that ends, for whatever reason, is a client that went away."""
+
+    def __init__(self, table: RequestTable, models: AvailableModels) -> None:
+        self._table = table
+        self._models = models
+
+    async def Generate(  # noqa: N802
+        self, request: pb.GenerateRequest, context: Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """Submit, or attach to what was submitted, and stream."""
+        wanted = known_by_key(request_from_wire(request.request), authorization_of(context))
+        resume = positions_from_wire(request.resume)
+        resuming = any(position.tokens or position.characters for position in resume)
+        with self._table.attach(wanted, grace_s(request.request), resuming=resuming) as subscription:
+            _when_over(context, subscription.leave)
+            async for deltas in subscription.deltas(resume):
+                for delta in deltas:
+                    yield pb.GenerateResponse(delta=delta_to_wire(wanted.request_id, delta))
+
+    async def Submit(self, request: pb.SubmitRequest, context: Context) -> pb.SubmitResponse:  # noqa: N802
+        """Submit without listening."""
+        wanted = known_by_key(request_from_wire(request.request), authorization_of(context))
+        with self._table.attach(wanted, grace_s(request.request), detached=True) as subscription:
+            await subscription.admitted()
+            return pb.SubmitResponse(
+                request_id=wanted.request_id,
+                prompt_tokens=subscription.entry.prompt_tokens,
+                attached=subscription.attached,
+            )
+
+    async def Stream(  # noqa: N802
+        self, request: pb.StreamRequest, context: Context
+    ) -> AsyncIterator[pb.StreamResponse]:
+        """Listen to what was submitted."""
+        with self._table.attach_known(request.request_id, current()) as subscription:
+            _when_over(context, subscription.leave)
+            async for deltas in subscription.deltas(positions_from_wire(request.resume)):
+                for delta in deltas:
+                    yield pb.StreamResponse(delta=delta_to_wire(request.request_id, delta))
+
+    async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:  # noqa: N802
+        """End requests."""
+        check_count("request_ids", len(request.request_ids), MAX_CANCELLED)
+        return pb.CancelResponse(cancelled=self._table.cancel(request.request_ids, current()))
+
+    async def ListModels(  # noqa: N802
+        self, request: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsResponse:
+        """The models that a request would find an instance for."""
+        return pb.ListModelsResponse(models=[_model_info(name, facts) for name, facts in self._models.list()])
+
+
+def _when_over(context: Context, leave: Callable[[], None]) -> None:
+    """Also if the call ends between two messages, when nobody drives the handler on."""
+    context.add_done_callback(lambda _: leave())  # type: ignore[arg-type] # the stubs want a subclass
+
+
+def _model_info(name: str, facts: ModelFacts) -> pb.ModelInfo:
+    return pb.ModelInfo(
+        name=name,
+        context_length=facts.context_length,
+        vocab_size=facts.vocab_size,
+        eos_token_ids=facts.eos_token_ids,
+        fingerprint=facts.fingerprint,
+    )

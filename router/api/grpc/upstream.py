@@ -1,0 +1,175 @@
+"""ControllerService of a router: to an overall router it is an instance like any other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from array import array
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from router.instances.dispatcher import Dispatcher
+from router.instances.link import InstanceLink
+from router.instances.registry import InstanceRegistry
+from router.instances.served_model import ServedModel
+from router.parent.host import Forwarded, UpstreamHost
+from tidepipe.v1 import controller_pb2 as pb
+from tidepipe.v1 import controller_pb2_grpc as pb_grpc
+from tidepipe_common.codec.prompt import prompt_from_wire
+from tidepipe_common.codec.sampling import sampling_from_wire
+from tidepipe_common.codec.sequence import check_spec
+from tidepipe_common.errors import InvalidRequestError, UnavailableError
+from tidepipe_common.rpc.results_stream import stream_results
+from tidepipe_common.types.plan import PROTOCOL_VERSION
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+REPORT_S = 0.1
+
+
+class UpstreamServicer(pb_grpc.ControllerServiceServicer):
+    """A macro instance is as ready as the readiest of its instances."""
+
+    def __init__(
+        self,
+        name: str,
+        incarnation: str,
+        host: UpstreamHost,
+        served: ServedModel,
+        dispatcher: Dispatcher,
+        registry: InstanceRegistry,
+    ) -> None:
+        self._name = name
+        self._incarnation = incarnation
+        self._host = host
+        self._served = served
+        self._dispatcher = dispatcher
+        self._registry = registry
+
+    async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:  # noqa: N802
+        """What our instances serve."""
+        facts = self._served.facts
+        if facts is None:
+            raise UnavailableError(f"router {self._name} has no instance yet")
+        return pb.DescribeResponse(
+            instance_id=self._name,
+            incarnation=self._incarnation,
+            model=facts.model,
+            model_fingerprint=facts.fingerprint,
+            context_length=facts.context_length,
+            vocab_size=facts.vocab_size,
+            eos_token_ids=facts.eos_token_ids,
+            protocol_version=PROTOCOL_VERSION,
+            max_sequences=self._host.max_sequences,
+        )
+
+    async def SubmitSequences(  # noqa: N802
+        self, request: pb.SubmitSequencesRequest, context: Context
+    ) -> pb.SubmitSequencesResponse:
+        """Each finds its own instance here."""
+        self._host.note_ordinal(request.router_id, request.ordinal)
+        verdicts = []
+        for spec in request.sequences:
+            verdict = pb.SubmitVerdict(sequence_id=spec.sequence_id)
+            verdicts.append(verdict)
+            try:
+                check_spec(spec)
+            except InvalidRequestError as error:
+                verdict.outcome, verdict.reason = pb.SubmitVerdict.OUTCOME_INVALID, str(error)
+                continue
+            taken = self._host.take(request.router_id, _forwarded(spec))
+            verdict.outcome = (
+                pb.SubmitVerdict.OUTCOME_ACCEPTED if taken else pb.SubmitVerdict.OUTCOME_QUEUE_FULL
+            )
+            verdict.reason = "" if taken else f"this router has {len(self._host)} sequences already"
+        return pb.SubmitSequencesResponse(verdicts=verdicts)
+
+    async def CancelSequences(  # noqa: N802
+        self, request: pb.CancelSequencesRequest, context: Context
+    ) -> pb.CancelSequencesResponse:
+        """End sequences."""
+        for name in request.sequence_ids:
+            self._host.cancel(name)
+        for name in request.ended_sequence_ids:
+            self._host.hub.acknowledge(name)
+        return pb.CancelSequencesResponse()
+
+    async def WatchResults(  # noqa: N802
+        self, request: pb.WatchResultsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchResultsResponse]:
+        """Pass results on: the tokens of one step still travel together."""
+        async for message in stream_results(self._host.hub, request, self._incarnation, self._host.drop):
+            yield message
+
+    async def WatchStatus(  # noqa: N802
+        self, request: pb.WatchStatusRequest, context: Context
+    ) -> AsyncIterator[pb.WatchStatusResponse]:
+        """Ten times a second, and when instances come, go or end sequences."""
+        while True:
+            changed = self._dispatcher.changed.next()
+            yield pb.WatchStatusResponse(report=self._report(request.router_id))
+            await asyncio.sleep(REPORT_S / 10)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REPORT_S):
+                    await changed.wait()
+
+    async def GetInstanceStatus(  # noqa: N802
+        self, request: pb.GetInstanceStatusRequest, context: Context
+    ) -> pb.GetInstanceStatusResponse:
+        """In short; its own AdminService has the details."""
+        links = list(self._registry)
+        status = pb.InstanceStatus(
+            instance_id=self._name,
+            incarnation=self._incarnation,
+            serving=any(link.open for link in links),
+            detail=f"a router with {len(links)} instances",
+            running=len(self._host),
+            waiting=len(self._dispatcher.scheduler.pending),
+            policy=self._dispatcher.scheduler.policy_name,
+        )
+        return pb.GetInstanceStatusResponse(status=status)
+
+    async def SetPolicy(  # noqa: N802
+        self, request: pb.SetPolicyRequest, context: Context
+    ) -> pb.SetPolicyResponse:
+        """Instances' policies are changed at the router that they belong to."""
+        raise InvalidRequestError(f"{self._name} is a router; change policies there", "policy")
+
+    def _report(self, router_id: str) -> pb.InstanceReport:
+        report = pb.InstanceReport()
+        readiest = min(self._open_links(), key=_left_tokens, default=None)
+        if readiest is not None and readiest.last_report is not None:
+            report.CopyFrom(readiest.last_report)
+        links = list(self._registry)
+        report.incarnation = self._incarnation
+        report.serving = readiest is not None
+        report.accepted = self._host.ordinal(router_id)
+        report.sequences = len(self._host)
+        report.tokens = sum(link.placements.tokens for link in links) // max(1, len(links))
+        report.policy = self._dispatcher.scheduler.policy_name
+        return report
+
+    def _open_links(self) -> list[InstanceLink]:
+        return [link for link in self._registry if link.open and link.last_report is not None]
+
+
+def _left_tokens(link: InstanceLink) -> int:
+    return link.last_report.left.tokens if link.last_report is not None else 0
+
+
+def _forwarded(spec: pb.SequenceSpec) -> Forwarded:
+    return Forwarded(
+        sequence_id=spec.sequence_id,
+        prompt=array("I", spec.prompt_token_ids),
+        output=tuple(spec.output_token_ids),
+        sampling=sampling_from_wire(spec.sampling),
+        features=prompt_from_wire(spec.prompt_features),
+        age_s=spec.age_ms / 1000,
+        ttft_s=spec.ttft_ms / 1000 if spec.ttft_ms > 0 else None,
+        tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 else None,
+        piece_gap_s=spec.piece_gap_ms / 1000,
+        tenant=spec.tenant,
+    )

@@ -1,0 +1,138 @@
+"""Requests and answers of clients: protobuf <-> domain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from router.requests.delta import Delta, Position
+from tidepipe.v1 import inference_pb2 as pb
+from tidepipe_common.codec.sampling import count_fields, finish_to_wire, logprobs_to_wire, sampling_from_wire
+from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.limits import (
+    MAX_ANSWERS,
+    MAX_PROMPT_TOKENS,
+    MAX_REQUEST_BYTES,
+    MAX_REQUEST_ID_CHARACTERS,
+    MAX_TOOLS,
+    MAX_TURNS,
+    MAX_USER_CHARACTERS,
+    check_bytes,
+    check_count,
+)
+from tidepipe_common.types.request import ChatTurn, GenerationRequest, Prompt, Usage
+
+MAX_GRACE_MS = 600_000
+MAX_PIECE_GAP_MS = 10_000
+
+
+def check_request_id(request_id: str) -> None:
+    """Raise InvalidRequestError if it cannot be a request's id."""
+    if not request_id:
+        raise InvalidRequestError("request_id is required: choose a unique one", "request_id")
+    if len(request_id) > MAX_REQUEST_ID_CHARACTERS or not request_id.isprintable():
+        raise InvalidRequestError(
+            f"request_id must have 1 to {MAX_REQUEST_ID_CHARACTERS} printable characters", "request_id"
+        )
+
+
+def request_from_wire(message: pb.InferenceRequest) -> GenerationRequest:
+    """Protobuf to domain. InvalidRequestError for what has no domain form."""
+    _check_size(message)
+    check_request_id(message.request_id)
+    if message.disconnect_grace_ms > MAX_GRACE_MS:
+        raise InvalidRequestError(
+            f"disconnect_grace_ms must be at most {MAX_GRACE_MS}, got {message.disconnect_grace_ms}",
+            "disconnect_grace_ms",
+        )
+    if message.piece_gap_ms > MAX_PIECE_GAP_MS:
+        raise InvalidRequestError(
+            f"piece_gap_ms must be at most {MAX_PIECE_GAP_MS}, got {message.piece_gap_ms}", "piece_gap_ms"
+        )
+    return GenerationRequest(
+        request_id=message.request_id,
+        prompt=_prompt(message),
+        sampling=sampling_from_wire(message.sampling),
+        model=message.model or None,
+        skip_text=message.skip_text,
+        keep_special_tokens=message.keep_special_tokens,
+        tools=tuple(message.chat.tools),
+        ttft_ms=message.ttft_ms if message.HasField("ttft_ms") else None,
+        tpot_ms=message.tpot_ms if message.HasField("tpot_ms") else None,
+        piece_gap_s=message.piece_gap_ms / 1000,
+        client=message.user[:MAX_USER_CHARACTERS],
+        clamp_max_tokens=message.clamp_max_tokens,
+    )
+
+
+def _check_size(message: pb.InferenceRequest) -> None:
+    """Before anything is made of it: what is wrong with it must not cost more than to say so."""
+    count_fields(message.sampling)
+    check_count("the prompt", len(message.token_ids.ids), MAX_PROMPT_TOKENS, "tokens", param="prompt")
+    check_count("messages", len(message.chat.messages), MAX_TURNS)
+    check_count("tools", len(message.chat.tools), MAX_TOOLS)
+    # The size is found out by writing it all down once more: last.
+    check_bytes("a request", message.ByteSize(), MAX_REQUEST_BYTES, "request")
+
+
+def grace_s(message: pb.InferenceRequest) -> float:
+    """How long the request goes on when its client is away."""
+    return message.disconnect_grace_ms / 1000
+
+
+def positions_from_wire(messages: Sequence[pb.StreamPosition]) -> list[Position]:
+    """Protobuf to domain. InvalidRequestError if there are more than a request has answers."""
+    check_count("resume", len(messages), MAX_ANSWERS)
+    return [Position(message.index, message.tokens, message.characters) for message in messages]
+
+
+def delta_to_wire(request_id: str, delta: Delta) -> pb.AnswerDelta:
+    """Domain to protobuf."""
+    piece = delta.piece
+    message = pb.AnswerDelta(
+        request_id=request_id,
+        index=piece.index,
+        token_offset=delta.token_offset,
+        character_offset=delta.character_offset,
+        token_ids=piece.token_ids,
+        text=piece.text,
+        logprobs=logprobs_to_wire(piece.logprobs),
+        finish_reason=finish_to_wire(piece.finish_reason),
+        error=piece.error,
+    )
+    if isinstance(piece.stopped_by, str):
+        message.stop_string = piece.stopped_by
+    elif piece.stopped_by is not None:
+        message.stop_token_id = piece.stopped_by
+    if delta.usage is not None:
+        message.usage.CopyFrom(_usage_to_wire(delta.usage))
+    return message
+
+
+def _usage_to_wire(usage: Usage) -> pb.Usage:
+    return pb.Usage(
+        prompt_tokens=usage.prompt_tokens,
+        output_tokens=usage.output_tokens,
+        ttft_ms=usage.ttft_ms,
+        total_ms=usage.total_ms,
+        preemptions=usage.preemptions,
+    )
+
+
+def _turn(turn: pb.ChatMessage) -> ChatTurn:
+    return ChatTurn(turn.role, turn.content, turn.name, turn.tool_calls, turn.tool_call_id)
+
+
+def _prompt(message: pb.InferenceRequest) -> Prompt:
+    prompt: Prompt
+    match message.WhichOneof("prompt"):
+        case "text":
+            prompt = message.text
+        case "token_ids":
+            prompt = tuple(message.token_ids.ids)
+        case "chat":
+            prompt = tuple(_turn(turn) for turn in message.chat.messages)
+        case _:
+            raise InvalidRequestError("the request has no prompt: set text, token_ids or chat", "prompt")
+    if not prompt:
+        raise InvalidRequestError("the prompt is empty", "prompt")
+    return prompt

@@ -1,0 +1,102 @@
+"""From an admitted request to what a response body says."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from router.api.http.collector import AnswerCollector
+from router.batches.answering import Reading
+from router.requests.subscription import Subscription
+from router.requests.table import RequestTable
+from router.requests.text_port import TextPort
+from tidepipe_common.aside import INLINE_BYTES, beside
+from tidepipe_common.json_pieces import json_pieces
+from tidepipe_common.openai.batch import BatchItem
+from tidepipe_common.openai.responses import ResponseContext, answer_bytes, check_uncut, response_body
+from tidepipe_common.types.request import Answer, GenerationRequest
+
+
+class AnswerBodies:
+    """Makes bodies, with what they say besides the answer."""
+
+    def __init__(self, model_name: str, text: Callable[[], TextPort | None]) -> None:
+        """text: the tokenizer, once it is loaded; spells the tokens of log-probabilities."""
+        self._model_name = model_name
+        self._text = text
+
+    def context(self, wanted: GenerationRequest, subscription: Subscription) -> ResponseContext:
+        """For a request that has been admitted."""
+        text = self._text()
+        prompt = subscription.entry.answers[0].prompt
+        return ResponseContext(
+            request=wanted,
+            model=self._model_name,
+            created=int(time.time()),
+            token_bytes=None if text is None else text.token_bytes,
+            hidden=None if text is None or wanted.keep_special_tokens else text.is_special,
+            prompt_token_ids=tuple(prompt) if wanted.return_token_ids else (),
+            prompt_tokens=len(prompt),
+            prompt_text=_prompt_text(wanted, prompt, text) if wanted.echo else "",
+        )
+
+    async def written(self, wanted: GenerationRequest, subscription: Subscription) -> bytes:
+        """The same as JSON."""
+        answers = await _answers(subscription)
+        size = answer_bytes(wanted, subscription.entry.usage.output_tokens)
+
+        def write() -> bytes:
+            body = self._body(wanted, subscription, answers)
+            return ("".join(json_pieces(body, _dumps)) if size > INLINE_BYTES else _dumps(body)).encode()
+
+        return await beside(size, write)
+
+    async def whole(self, wanted: GenerationRequest, subscription: Subscription) -> dict[str, Any]:
+        """The body once all answers have ended. Raises what went wrong, also if one of them was cut."""
+        answers = await _answers(subscription)
+        size = answer_bytes(wanted, subscription.entry.usage.output_tokens)
+        return await beside(size, functools.partial(self._body, wanted, subscription, answers))
+
+    def _body(
+        self, wanted: GenerationRequest, subscription: Subscription, answers: Sequence[Answer]
+    ) -> dict[str, Any]:
+        return response_body(self.context(wanted, subscription), answers, subscription.entry.usage)
+
+
+async def _answers(subscription: Subscription) -> list[Answer]:
+    """All answers, ended. Raises what went wrong."""
+    collector = AnswerCollector()
+    async for deltas in subscription.deltas():
+        for delta in deltas:
+            collector.add(delta.piece)
+    answers = collector.answers()
+    check_uncut(answers)
+    return answers
+
+
+async def answer_item(
+    table: RequestTable, bodies: AnswerBodies, item: BatchItem, reading: Reading
+) -> dict[str, Any]:
+    """Body for a batch's request, which runs as any other."""
+    await table.ready()
+    with contextlib.ExitStack() as listening:
+        async with reading():
+            subscription = listening.enter_context(table.attach(item.request, grace_s=0.0))
+            await subscription.admitted()
+        return await bodies.whole(item.request, subscription)
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _prompt_text(wanted: GenerationRequest, prompt: Sequence[int], text: TextPort | None) -> str:
+    """The prompt as it was sent, or what its token ids stand for."""
+    if isinstance(wanted.prompt, str):
+        return wanted.prompt
+    spelled = b"".join(text.token_bytes(token) for token in prompt) if text is not None else b""
+    return spelled.decode("utf-8", "replace")

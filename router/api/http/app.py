@@ -1,0 +1,124 @@
+"""The HTTP routes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from router.api.dashboard.feed import PageFeed
+from router.api.dashboard.routes import page_routes
+from router.api.http.answers import AnswerBodies
+from router.api.http.batches import BatchEndpoints
+from router.api.http.endpoint import CompletionEndpoint
+from router.api.http.failures import failure, http_failure
+from router.api.http.files import FileEndpoints
+from router.api.openapi.document import openapi_document
+from router.batches.jobs import BatchJobs
+from router.instances.available import AvailableModels
+from router.instances.model_facts import ModelFacts
+from router.requests.keyed import KeyedRequests
+from router.requests.table import RequestTable
+from router.requests.text_port import TextPort
+from tidepipe_common.errors import ModelNotFoundError, NotFoundError
+from tidepipe_common.openai.bodies import parse_chat, parse_completion
+from tidepipe_common.telemetry import Telemetry
+from tidepipe_common.telemetry.listener import metrics_route
+from tidepipe_common.version import tidepipe_version
+
+
+def make_app(
+    table: RequestTable,
+    models: AvailableModels,
+    text: Callable[[], TextPort | None],
+    bodies: AnswerBodies,
+    keyed: KeyedRequests,
+    jobs: BatchJobs | None,
+    created: int,
+    telemetry: Telemetry,
+    feed: PageFeed,
+) -> Starlette:
+    """text: the tokenizer, once it is loaded. jobs: None for a router without files and batches.
+
+    created: Unix time, seconds, shown with the models.
+    """
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def ready(request: Request) -> Response:
+        missing = [
+            what
+            for what, there in (("the tokenizer", text() is not None), ("an instance", models.ready))
+            if not there
+        ]
+        if missing:
+            return JSONResponse({"status": "not ready", "missing": missing}, 503)
+        return JSONResponse({"status": "ready"})
+
+    async def version(request: Request) -> Response:
+        return JSONResponse({"version": tidepipe_version()})
+
+    async def list_models(request: Request) -> Response:
+        data = [_model(name, facts, created) for name, facts in models.list()]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def one_model(request: Request) -> Response:
+        wanted = request.path_params["name"]
+        for name, facts in models.list():
+            if name == wanted:
+                return JSONResponse(_model(name, facts, created))
+        return failure(ModelNotFoundError(f"the model {wanted[:100]} is not served here"))
+
+    description = JSONResponse(openapi_document(stored=jobs is not None))
+
+    async def describe(request: Request) -> Response:
+        return description
+
+    chat = CompletionEndpoint(parse_chat, table, bodies, keyed)
+    completion = CompletionEndpoint(parse_completion, table, bodies, keyed)
+    app = Starlette(
+        routes=[
+            Route("/health", health, methods=["GET"]),
+            Route("/ready", ready, methods=["GET"]),
+            Route("/version", version, methods=["GET"]),
+            Route("/v1/models", list_models, methods=["GET"]),
+            Route("/v1/models/{name:path}", one_model, methods=["GET"]),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/completions", completion, methods=["POST"]),
+            Route("/openapi.json", describe, methods=["GET"]),
+            *_stored(jobs),
+            metrics_route(telemetry),
+            *page_routes(feed),
+        ],
+        exception_handlers={HTTPException: http_failure},
+    )
+    # A path is what it is: the redirection of others would name a host that the client made up.
+    app.router.redirect_slashes = False
+    return app
+
+
+def _stored(jobs: BatchJobs | None) -> list[Route]:
+    if jobs is not None:
+        return [*FileEndpoints(jobs.database).routes(), *BatchEndpoints(jobs).routes()]
+
+    async def without(request: Request) -> Response:
+        text = "this router keeps no files and batches; start it with --data-dir"
+        return failure(NotFoundError(text))
+
+    methods = ["GET", "POST", "DELETE"]
+    return [Route(f"/v1/{what}{{rest:path}}", without, methods=methods) for what in ("files", "batches")]
+
+
+def _model(name: str, facts: ModelFacts, created: int) -> dict[str, object]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "tidepipe",
+        "max_model_len": facts.context_length,
+    }

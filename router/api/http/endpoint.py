@@ -1,0 +1,153 @@
+"""POST /v1/chat/completions and /v1/completions."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from router.api.http.answers import AnswerBodies
+from router.api.http.body import read_json
+from router.api.http.disconnect import while_connected
+from router.api.http.failures import failure
+from router.api.http.headers import KEY, REQUEST_ID, idempotency_key, trace_id, with_targets
+from router.requests.caller import known_by_key
+from router.requests.keyed import KeyedRequests
+from router.requests.subscription import Subscription
+from router.requests.table import RequestTable
+from tidepipe_common.aside import INLINE_BYTES
+from tidepipe_common.openai.failures import error_response
+from tidepipe_common.openai.responses import DONE, ResponseContext, response_stream, sse
+from tidepipe_common.types.request import GenerationRequest
+from tidepipe_common.types.request_ids import draw_request_id
+
+KEYED_GRACE_S = 60.0
+"""How long a request with an idempotency key goes on without its client: enough to come back."""
+
+Parser = Callable[[object, str], GenerationRequest]
+
+
+class CompletionEndpoint:
+    """An ASGI application for one of the two APIs. A client that disconnects cancels its request, unless it
+    can ask for it again: with an idempotency key."""
+
+    def __init__(
+        self, parse: Parser, table: RequestTable, bodies: AnswerBodies, keyed: KeyedRequests
+    ) -> None:
+        self._parse = parse
+        self._table = table
+        self._bodies = bodies
+        self._keyed = keyed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one call."""
+        request = Request(scope, receive)
+        trace = trace_id(request.headers)
+        try:
+            wanted = await self._read(request, trace)
+            key = idempotency_key(request.headers)
+            if key is None:
+                subscription = self._table.attach(wanted, grace_s=0.0)
+            else:
+                wanted, subscription = await self._attach_keyed(wanted, key)
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            await failure(error, {REQUEST_ID: trace})(scope, receive, send)
+            return
+        with subscription:
+            exchange = _Exchange(self._bodies, wanted, subscription, scope, receive, send)
+            await while_connected(receive, exchange.run())
+
+    async def _read(self, request: Request, trace: str) -> GenerationRequest:
+        headers = request.headers
+        parsed = await read_json(request, lambda body: self._parse(body, draw_request_id()))
+        wanted = known_by_key(dataclasses.replace(parsed, trace_id=trace), headers.get(KEY))
+        return with_targets(wanted, headers)
+
+    async def _attach_keyed(
+        self, wanted: GenerationRequest, key: str
+    ) -> tuple[GenerationRequest, Subscription]:
+        """The request that the key stands for, which goes on for a while when its client is away."""
+        wanted.check()
+        claim = await self._keyed.claim(wanted.owner, key, wanted)
+        wanted = claim.request(wanted)
+        subscription = self._table.attach(wanted, KEYED_GRACE_S, given=claim.given)
+        self._keyed.follow(subscription.entry, claim)
+        return wanted, subscription
+
+
+class _Exchange:
+    """One call, from the admitted request to the end of the response."""
+
+    def __init__(
+        self,
+        bodies: AnswerBodies,
+        wanted: GenerationRequest,
+        subscription: Subscription,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        self._bodies = bodies
+        self._wanted = wanted
+        self._subscription = subscription
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._headers = {REQUEST_ID: wanted.trace_id}
+
+    async def run(self) -> None:
+        try:
+            await self._subscription.admitted()
+            if not self._wanted.stream:
+                await self._respond()
+                return
+            context = self._bodies.context(self._wanted, self._subscription)
+        except Exception as error:
+            await failure(error, self._headers)(self._scope, self._receive, self._send)
+            return
+        await self._stream(context)
+
+    async def _respond(self) -> None:
+        body = await self._bodies.written(self._wanted, self._subscription)
+        response = Response(body, media_type="application/json", headers=self._headers)
+        await response(self._scope, self._receive, self._send)
+
+    async def _stream(self, context: ResponseContext) -> None:
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+            *((name.encode(), value.encode("latin-1", "replace")) for name, value in self._headers.items()),
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        chunks = response_stream(context)
+        try:
+            async for deltas in self._subscription.deltas():
+                events = b""
+                for delta in deltas:
+                    events += b"".join(sse(chunk) for chunk in chunks.chunks(delta.piece))
+                    if len(events) > INLINE_BYTES:
+                        await self._write(events)
+                        events = b""
+                        await asyncio.sleep(0)  # there is much to say, and others wait
+                await self._write(events)
+            usage = chunks.usage_chunk(self._subscription.entry.usage)
+            await self._write((b"" if usage is None else sse(usage)) + DONE)
+        except Exception as error:
+            # The status has been sent; OpenAI's clients take an error from the stream as well.
+            _, body, _ = error_response(error)
+            await self._write(sse(body))
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _write(self, data: bytes) -> None:
+        if data:
+            # Returns once the connection has room again: until then the answer's log holds what is new.
+            message: dict[str, Any] = {"type": "http.response.body", "body": data, "more_body": True}
+            await self._send(message)

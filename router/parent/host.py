@@ -1,0 +1,108 @@
+"""The sequences that other routers have here."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from router.instances.dispatcher import Dispatcher
+from router.parent.sequence import ForwardedSequence
+from tidepipe_common.lengths.prompt import PromptFeatures
+from tidepipe_common.types.results import ResultsHub
+from tidepipe_common.types.sampling import FinishReason, SamplingParams
+
+ABANDONED_AFTER_S = 15.0
+SWEEP_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """A sequence as the other router hands it over. age_s: since it came to the first router."""
+
+    sequence_id: str
+    prompt: array[int]
+    output: tuple[int, ...]
+    sampling: SamplingParams
+    features: PromptFeatures
+    age_s: float
+    ttft_s: float | None
+    tpot_s: float | None
+    piece_gap_s: float
+    tenant: str = ""
+
+
+class UpstreamHost:
+    """Gives them to the dispatcher, and keeps their results for whoever asked."""
+
+    def __init__(self, dispatcher: Dispatcher, clock: Callable[[], float], max_sequences: int) -> None:
+        """max_sequences: of all other routers together at a time."""
+        self.hub = ResultsHub()
+        self.max_sequences = max_sequences
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._numbers = itertools.count(1)
+        self._sequences: dict[str, ForwardedSequence] = {}
+        self._ordinals: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    async def run(self) -> None:
+        """Forget what routers left behind that do not come back, until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            for name in self.hub.abandoned(self._clock(), ABANDONED_AFTER_S):
+                self.drop(name)
+            for router_id in self.hub.close_mailboxes(self._clock(), ABANDONED_AFTER_S):
+                self._ordinals.pop(router_id, None)
+            for name in [name for name, one in self._sequences.items() if one.finished]:
+                del self._sequences[name]
+
+    def take(self, router_id: str, forwarded: Forwarded) -> bool:
+        """Known ones count as taken. False: there are too many here."""
+        name = forwarded.sequence_id
+        if name in self.hub.records:
+            return True
+        if len(self._sequences) >= self.max_sequences:
+            return False
+        now = self._clock()
+        self.hub.open(name, router_id, forwarded.output, now)
+        sequence = self._sequences[name] = ForwardedSequence(
+            name,
+            next(self._numbers),
+            forwarded.prompt,
+            forwarded.output,
+            forwarded.sampling,
+            forwarded.features,
+            self.hub,
+            arrived=now - forwarded.age_s,
+            ttft_s=forwarded.ttft_s,
+            tpot_s=forwarded.tpot_s,
+            piece_gap_s=forwarded.piece_gap_s,
+            tenant=forwarded.tenant,
+        )
+        self._dispatcher.submit(sequence)
+        return True
+
+    def note_ordinal(self, router_id: str, ordinal: int) -> None:
+        """How many sequences the router has meant for us so far."""
+        self._ordinals[router_id] = ordinal
+
+    def ordinal(self, router_id: str) -> int:
+        """See note_ordinal."""
+        return self._ordinals.get(router_id, 0)
+
+    def cancel(self, sequence_id: str) -> None:
+        """The other router does not want it any more."""
+        sequence = self._sequences.pop(sequence_id, None)
+        if sequence is not None:
+            sequence.end(FinishReason.CANCELLED)
+            self._dispatcher.withdraw(sequence)
+
+    def drop(self, sequence_id: str) -> None:
+        """Nobody will ask for it again."""
+        self.cancel(sequence_id)
+        self.hub.forget(sequence_id)

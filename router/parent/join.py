@@ -1,0 +1,30 @@
+"""Being an instance of an overall router."""
+
+from __future__ import annotations
+
+from router.instances.available import AvailableModels
+from router.instances.link import InstanceAddress
+from tidepipe.v1 import router_pb2
+from tidepipe_common.notifier import Pulse
+from tidepipe_common.rpc.registration import Registration
+
+
+async def join(overall: str, ours: InstanceAddress, models: AvailableModels, changed: Pulse) -> None:
+    """Keep a lease at the router at `overall`, from the first instance here on, until cancelled.
+
+    ours: name and address that we announce.
+    """
+    while True:
+        beat = changed.next()
+        if models.ready:
+            break
+        await beat.wait()
+    handle = router_pb2.InstanceHandle(
+        instance_id=ours.instance_id, controller_address=ours.address, incarnation=ours.incarnation
+    )
+    registration = Registration(overall, handle)
+    try:
+        await registration.run()
+    finally:
+        await registration.withdraw()
+        await registration.close()

@@ -1,0 +1,129 @@
+"""A sequence that another router gave us: a RoutedSequence whose listener is that router."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from router.instances.retry_budget import Stays
+from router.instances.sequence import Progress, SequenceNews
+from router.scheduler.output_log import TokenLog
+from tidepipe_common.errors import InvalidRequestError, OverloadedError, TidePipeError, UnavailableError
+from tidepipe_common.lengths.prompt import PromptFeatures
+from tidepipe_common.types.results import ResultsHub
+from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """A NewTokens."""
+
+    sequence_ids: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[PositionLogprobs | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An End."""
+
+    sequence_id: str
+    reason: FinishReason
+    stop_token: int | None = None
+    error: str = ""
+    preemptions: int = 0
+    fault: str | None = None
+
+
+class ForwardedSequence:
+    """Passes on what its instance says. See RoutedSequence."""
+
+    def __init__(
+        self,
+        key: str,
+        number: int,
+        prompt: array[int],
+        given: Sequence[int],
+        sampling: SamplingParams,
+        features: PromptFeatures,
+        hub: ResultsHub,
+        *,
+        arrived: float,
+        ttft_s: float | None,
+        tpot_s: float | None,
+        piece_gap_s: float,
+        tenant: str = "",
+    ) -> None:
+        """given: output that it came with. arrived: at the first router, our clock."""
+        self.key = key
+        self.order = (number, 0)
+        self.prompt = prompt
+        self.sampling = sampling
+        self.features = features
+        self.arrived = arrived
+        self.ttft_s = ttft_s
+        self.tpot_s = tpot_s
+        self.piece_gap_s = piece_gap_s
+        self.tenant = tenant
+        self.finished = False
+        self._log = TokenLog()
+        self._log.tokens.extend(given)
+        self._hub = hub
+        self._stays = Stays()
+
+    @property
+    def output(self) -> Sequence[int]:
+        """Part of RoutedSequence."""
+        return self._log.tokens
+
+    @property
+    def has_moved(self) -> bool:
+        """Part of RoutedSequence."""
+        return self._stays.lost > 0
+
+    def apply(self, news: SequenceNews) -> Progress:
+        """Part of RoutedSequence."""
+        if self.finished:
+            return Progress.ENDED_HERE
+        fresh = self._log.merge(news.token_offset, news.token_ids, news.logprobs)
+        if fresh is None:
+            return Progress.GAP
+        self._stays.heard(fresh, news.preemptions)
+        if fresh:
+            known = len(self._log.logprobs)
+            logprobs = self._log.logprobs.read(known - fresh, known) if known else ()
+            self._hub.emit(Grown((self.key,) * fresh, tuple(self._log.tokens[-fresh:]), logprobs))
+        if news.finish_reason is not None:
+            self.end(news.finish_reason, news.stop_token_id, news.error, news.fault)
+            return Progress.ENDED_THERE
+        return Progress.GOES_ON
+
+    def moved(self) -> bool:
+        """Part of RoutedSequence."""
+        self._stays.end()
+        if self.sampling.max_tokens is not None and len(self._log) >= self.sampling.max_tokens:
+            self.end(FinishReason.LENGTH)
+        elif hopeless := self._stays.hopeless():
+            self.fail(hopeless)
+        return not self.finished
+
+    def fail(self, error: TidePipeError) -> None:
+        """Part of RoutedSequence. What another router's instances may still do is given back to ours."""
+        if isinstance(error, OverloadedError | UnavailableError):
+            self.end(FinishReason.CANCELLED)
+        else:
+            fault = (error.param or "") if isinstance(error, InvalidRequestError) else None
+            self.end(FinishReason.ERROR, error=str(error), fault=fault)
+
+    def end(
+        self,
+        reason: FinishReason,
+        stop_token: int | None = None,
+        error: str = "",
+        fault: str | None = None,
+    ) -> None:
+        """Nothing more will come."""
+        if not self.finished:
+            self.finished = True
+            self._hub.finish(Ended(self.key, reason, stop_token, error, self._stays.preemptions, fault))

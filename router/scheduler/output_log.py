@@ -1,0 +1,89 @@
+"""What a sequence has put out so far: append-only, read by position."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from tidepipe_common.types.logprob_log import LogprobLog
+from tidepipe_common.types.sampling import PositionLogprobs
+
+
+class TokenLog:
+    """The output tokens of one sequence, and their log-probabilities if asked for.
+
+    News come with an offset, so that what arrives twice after a broken connection is recognised.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: array[int] = array("I")
+        self.logprobs = LogprobLog()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def merge(self, offset: int, tokens: Sequence[int], logprobs: Sequence[PositionLogprobs]) -> int | None:
+        """Append what is new of `tokens`, which begin at `offset`.
+
+        Returns how many were new, or None for a gap: tokens before `offset` are missing here.
+        Log-probabilities come one per token or not at all.
+        """
+        known = len(self.tokens) - offset
+        if known < 0:
+            return None
+        fresh = tokens[known:]
+        self.tokens.extend(fresh)
+        self.logprobs.extend(logprobs[known:])
+        return len(fresh)
+
+    def cut(self, length: int) -> None:
+        """Forget all tokens behind the first `length`."""
+        del self.tokens[length:]
+        self.logprobs.cut(length)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return self.tokens.itemsize * len(self.tokens) + self.logprobs.bytes
+
+
+class TextLog:
+    """A growing text, kept in the pieces in which it came, so that growing it stays cheap."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._ends: list[int] = []
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes, once nothing more will come."""
+        return sum(map(sys.getsizeof, self._pieces))
+
+    def append(self, text: str) -> None:
+        """Add to the end."""
+        if text:
+            self._ends.append(len(self) + len(text))
+            self._pieces.append(text)
+
+    def read(self, start: int, limit: int) -> str:
+        """Up to `limit` characters from position `start` on."""
+        first = bisect_right(self._ends, start)
+        parts: list[str] = []
+        taken = 0
+        for piece, end in zip(self._pieces[first:], self._ends[first:], strict=True):
+            skipped = max(0, start - (end - len(piece)))
+            parts.append(piece[skipped : skipped + limit - taken])
+            taken += len(parts[-1])
+            if taken == limit:
+                break
+        return "".join(parts)
+
+    def compact(self) -> None:
+        """Join the pieces, once nothing more will come."""
+        text = "".join(self._pieces)
+        self._pieces, self._ends = [text], [len(text)]

@@ -1,0 +1,37 @@
+"""Routing policies by the names that users choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from router.scheduler.choice import RoutingPolicy
+from router.scheduler.constraints import MeanSlack
+from router.scheduler.policies.rolling import FixedInterval, RollingActivation, published
+from router.scheduler.policies.spread import LeastLoaded, PowerOfTwo, RandomNext, RoundRobin
+from tidepipe_common.errors import ConfigError
+
+WINDOW_S = 0.3
+"""Of prompts are enough to fill steps on the devices that were tried; see docs/ecoserve.md."""
+
+_MAKERS: Mapping[str, Callable[[], RoutingPolicy]] = {
+    "padg": lambda: RollingActivation(window_s=WINDOW_S, balanced=True),
+    "padg-published": published,
+    "padg-shuffled": lambda: RollingActivation(MeanSlack(), "padg-shuffled", shuffled=True),
+    "padg-unbounded": lambda: RollingActivation(name="padg-unbounded"),
+    "fixed-interval": FixedInterval,
+    "round-robin": RoundRobin,
+    "least-loaded": LeastLoaded,
+    "random-next": RandomNext,
+    "power-of-two": PowerOfTwo,
+}
+
+ROUTING_POLICIES = tuple(_MAKERS)
+SPREADING = ("round-robin", "least-loaded", "random-next", "power-of-two")
+"""Those that look at most at how much an instance has, not at its slack, which changes with every step."""
+
+
+def make_routing_policy(name: str) -> RoutingPolicy:
+    """A fresh one (they keep notes); ConfigError lists the known names."""
+    if name not in _MAKERS:
+        raise ConfigError(f"unknown routing policy {name!r}; known: {', '.join(ROUTING_POLICIES)}")
+    return _MAKERS[name]()

@@ -1,0 +1,53 @@
+"""A request as routing sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from router.scheduler.prefill import PrefillWork, prompt_work
+from router.scheduler.slo import SloTarget
+
+UNSAID_TOKENS = 256
+"""Of an answer without a prediction that count in its tenant's share, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRequest:
+    """One sequence that needs an instance. Counts of tokens, times in seconds of the router's clock.
+
+    prompt_tokens: to be computed: prompt, and output from an earlier stay at another instance.
+    max_tokens: output at most. expected_tokens: output predicted, 0 if nobody did.
+    expires: when it leaves the pending queue unserved; None for never. sheds: it may be refused at once if it
+        would not be served in time.
+    tenant: whose it is; empty where everybody is one.
+    """
+
+    request_id: str
+    prompt_tokens: int
+    max_tokens: int
+    slo: SloTarget
+    arrived: float
+    expected_tokens: int = 0
+    expires: float | None = None
+    sheds: bool = False
+    tenant: str = ""
+
+    @property
+    def work(self) -> PrefillWork:
+        """What its prompt costs."""
+        return prompt_work(self.prompt_tokens)
+
+    @property
+    def cost(self) -> float:
+        """Tokens by which tenants' shares are counted: prompt, and output as far as it can be foreseen."""
+        return 1.0 + self.prompt_tokens + (self.expected_tokens or min(self.max_tokens, UNSAID_TOKENS))
+
+    @property
+    def longest(self) -> int:
+        """Prompt and output together, if the output grows as long as it may."""
+        return self.prompt_tokens + self.max_tokens
+
+    @property
+    def first_token_due(self) -> float:
+        """When its TTFT target ends."""
+        return self.arrived + self.slo.ttft_s

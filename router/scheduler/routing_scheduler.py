@@ -1,0 +1,283 @@
+"""The overall scheduler: macro instances, the requests that wait for them, and their number.
+
+    actions = scheduler.on(event, now)
+
+Pure: same events, same actions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from router.scheduler.choice import Choice
+from router.scheduler.events import (
+    Action,
+    AddInstance,
+    DrainInstance,
+    Event,
+    Expired,
+    FirstToken,
+    InstanceDraining,
+    InstanceJoined,
+    InstanceLeft,
+    InstanceReconnected,
+    InstanceReported,
+    InstanceResumed,
+    InstancesStarting,
+    MergeMacros,
+    MoveInstance,
+    QueueFull,
+    Regrouped,
+    RequestArrived,
+    RequestWithdrawn,
+    Route,
+    SetPolicy,
+    SetScaling,
+    SplitMacro,
+    Tick,
+)
+from router.scheduler.macro import MacroInstance
+from router.scheduler.mitosis import Bounds, Mitosis, Move
+from router.scheduler.pending import PendingQueue
+from router.scheduler.policies.catalog import make_routing_policy
+from router.scheduler.request import RouteRequest
+from router.scheduler.scaling import AutoScaling, ScalingRules
+from router.scheduler.shedding import ServiceRate, hopeless, last_chance
+from router.scheduler.status import FOREVER
+from router.scheduler.view import InstanceView
+
+RETRY_S = 0.01
+"""Pending requests are not offered again before that, but with every tick."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverallConfig:
+    """policy: name of the routing policy. max_pending: requests that may wait.
+
+    tries: requests from the queue's front that are offered to the instances each time; more than one lets
+        short prompts pass a long one that fits nowhere yet.
+    scaling: rules of automatic scaling; None leaves it to people.
+    """
+
+    policy: str = "padg"
+    bounds: Bounds = field(default_factory=Bounds)
+    max_pending: int = 1024
+    tries: int = 4
+    scaling: ScalingRules | None = None
+
+
+class OverallScheduler:
+    """Where requests go, and how many instances there are in which macro instance."""
+
+    def __init__(self, config: OverallConfig) -> None:
+        self.config = config
+        self.policy_name = config.policy
+        make_routing_policy(config.policy)  # a wrong name is told now
+        self.mitosis = Mitosis(config.bounds)
+        self.pending = PendingQueue(config.max_pending)
+        self.macros: dict[str, MacroInstance] = {}
+        self.scaling = AutoScaling(config.scaling) if config.scaling else None
+        self.starting = 0
+        self._waits: dict[str, Choice] = {}
+        self._actions: list[Action] = []
+        self._retried = -RETRY_S
+        self._rate = ServiceRate()
+
+    def on(self, event: Event, now: float) -> list[Action]:
+        """Take note of what happened, and decide. `now`: seconds on a steady clock, never falling.
+
+        Events by hand raise ConfigError or NotFoundError and change nothing if they cannot be.
+        """
+        match event:
+            case RequestArrived():
+                self._arrived(event.request, now)
+            case InstanceReported():
+                if view := self.view(event.instance_id):
+                    view.hear(event.status)
+                    # Many reports come at a time, and each retry asks all instances.
+                    if now - self._retried >= RETRY_S:
+                        self._retry(now)
+            case Tick():
+                self._tick(now)
+            case FirstToken():
+                if self.scaling is not None:
+                    self.scaling.first_token(event.ttft_s, now)
+            case RequestWithdrawn():
+                self._withdrawn(event)
+            case InstanceJoined():
+                self._joined(InstanceView(event.facts))
+            case InstanceReconnected():
+                if view := self.view(event.instance_id):
+                    view.reconnect()
+            case InstanceDraining():
+                self._drain(event.instance_id)
+            case InstanceResumed():
+                if view := self.view(event.instance_id):
+                    view.draining = False
+                    self._regroup(self.mitosis.resume(event.instance_id))
+            case InstancesStarting():
+                self.starting = event.count
+            case InstanceLeft():
+                if self.view(event.instance_id):
+                    self._regroup(self.mitosis.remove(event.instance_id))
+            case SplitMacro():
+                self._regroup(self.mitosis.split(event.macro_id, event.count))
+            case MergeMacros():
+                self._regroup(self.mitosis.merge(event.into, event.other))
+            case MoveInstance():
+                self._regroup(self.mitosis.move(event.instance_id, event.target))
+            case SetPolicy():
+                self._set_policy(event.name)
+                self._rate = ServiceRate()
+            case SetScaling():
+                self.scaling = AutoScaling(event.rules) if event.rules else None
+        actions, self._actions = self._actions, []
+        return actions
+
+    def view(self, instance_id: str) -> InstanceView | None:
+        """What is known of an instance; None if there is none of that name."""
+        for macro in self.macros.values():
+            if (view := macro.view(instance_id)) is not None:
+                return view
+        return None
+
+    def why_waiting(self, request_id: str) -> Choice | None:
+        """Why a pending request was not sent anywhere yet."""
+        return self._waits.get(request_id)
+
+    # -- requests -----------------------------------------------------------------------------------
+
+    def _arrived(self, request: RouteRequest, now: float) -> None:
+        waiting = len(self.pending)
+        # Nobody overtakes those in line unless they could not go anyway.
+        if waiting < self.config.tries and self._route(request, now):
+            return
+        if self.pending.full_for(request.tenant):
+            self._waits.pop(request.request_id, None)
+            retry = max(1.0, self.pending.oldest_wait(now))
+            self._actions.append(QueueFull(request, waiting, retry))
+            return
+        self.pending.add(request)
+        if not waiting:
+            self._rate.waiting(True, now)
+
+    def _route(self, request: RouteRequest, now: float) -> bool:
+        """Offer it to the macro instances, the least loaded first."""
+        wait = Choice(None, "there is no instance", {})
+        macros = self.macros.values()
+        for macro in sorted(macros, key=lambda m: m.load) if len(macros) > 1 else macros:
+            choice = macro.route(request, now)
+            if choice.instance_id is not None:
+                self._waits.pop(request.request_id, None)
+                self._actions.append(Route(request, macro.macro_id, choice))
+                self.pending.served(request)
+                return True
+            wait = choice
+        self._waits[request.request_id] = wait
+        return False
+
+    def _retry(self, now: float) -> None:
+        self._retried = now
+        progress = bool(len(self.pending))
+        while progress:
+            progress = False
+            for request in self.pending.ahead(self.config.tries):
+                if self._route(request, now):
+                    self.pending.discard(request.request_id)
+                    self._rate.served(now)
+                    progress = True
+        self._watch_rate(now)
+
+    def _watch_rate(self, now: float) -> None:
+        """Time counts while somebody waits for instances that are there."""
+        ready = any(view.ready for macro in self.macros.values() for view in macro.views)
+        self._rate.waiting(bool(len(self.pending)) and ready, now)
+
+    def _withdrawn(self, event: RequestWithdrawn) -> None:
+        self._waits.pop(event.request_id, None)
+        self.pending.discard(event.request_id)
+        if event.instance_id and (view := self.view(event.instance_id)):
+            view.forget(event.request_id)
+
+    def _tick(self, now: float) -> None:
+        expired = self.pending.expired(now)
+        if len(expired) == 1 and not len(self.pending) and self._last_chance(expired[0], now):
+            expired.clear()
+        for request in expired:
+            choice = self._waits.pop(request.request_id, Choice(None, "it was never its turn", {}))
+            self._actions.append(Expired(request, choice))
+        self._retry(now)
+        self._shed(now)
+        if self.scaling is not None:
+            self._scale(self.scaling, now)
+
+    def _last_chance(self, request: RouteRequest, now: float) -> bool:
+        if not request.sheds:
+            return False
+        views = [view for macro in self.macros.values() for view in macro.views]
+        if (chosen := last_chance(request, views, now)) is None:
+            return False
+        macro = next(one for one in self.macros.values() if chosen.instance_id in one)
+        macro.send(request, chosen.instance_id)
+        self._waits.pop(request.request_id, None)
+        reason = "nobody else waits, and it would be refused"
+        choice = Choice(chosen.instance_id, reason, {"until_resume_s": chosen.slack.low_latest - now})
+        self._actions.append(Route(request, macro.macro_id, choice))
+        return True
+
+    def _shed(self, now: float) -> None:
+        """Refuse those whose time will be over before it is their turn."""
+        rate = self._rate.per_s
+        if rate is None:
+            return
+        line = self.pending.ahead(len(self.pending))
+        for refusal in hopeless(line, rate, now):
+            self.pending.discard(refusal.request.request_id)
+            self._waits.pop(refusal.request.request_id, None)
+            self._actions.append(refusal)
+
+    # -- instances ----------------------------------------------------------------------------------
+
+    def _joined(self, view: InstanceView) -> None:
+        moves = self.mitosis.add(view.instance_id)
+        self._regroup(moves, view)
+
+    def _regroup(self, moves: list[Move], joining: InstanceView | None = None) -> None:
+        """Carry moves out. Views move with all that they know, so that nothing is forgotten on the way."""
+        for move in moves:
+            view = self.macros[move.source].give(move.instance_id) if move.source else joining
+            if move.target and view is not None:
+                if move.target not in self.macros:
+                    policy = make_routing_policy(self.policy_name)
+                    self.macros[move.target] = MacroInstance(move.target, policy)
+                self.macros[move.target].take(view)
+            if move.source and not self.macros[move.source]:
+                del self.macros[move.source]
+        if moves:
+            self._actions.append(Regrouped(tuple(moves)))
+
+    def _drain(self, instance_id: str) -> None:
+        if (view := self.view(instance_id)) and not view.draining:
+            view.draining = True
+            self._regroup(self.mitosis.leave(instance_id))
+
+    def _set_policy(self, name: str) -> None:
+        make_routing_policy(name)  # a wrong name is told also while there is no macro instance
+        fresh = {macro_id: make_routing_policy(name) for macro_id in self.macros}
+        self.policy_name = name
+        for macro_id, policy in fresh.items():
+            self.macros[macro_id].policy = policy
+
+    def _scale(self, scaling: AutoScaling, now: float) -> None:
+        everyone = [view for macro in self.macros.values() for view in macro.views]
+        views = [view for view in everyone if not view.draining]
+        slacks = [view.slack for view in views]
+        decoding = sum(slack.count for slack in slacks)
+        due = sum(slack.count * slack.mean_due for slack in slacks if slack.count)
+        saved = due / decoding - now if decoding else FOREVER
+        step = scaling.step(len(views), saved, self.pending.oldest_wait(now), now, self.starting)
+        if step.change > 0:
+            self._actions.append(AddInstance(step.reason, step.numbers))
+        elif step.change < 0 and (leaving := self.mitosis.candidate()) is not None:
+            self._drain(leaving)
+            self._actions.append(DrainInstance(leaving, step.reason, step.numbers))

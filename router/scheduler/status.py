@@ -1,0 +1,59 @@
+"""What an instance says of itself: its phase, the prefill window, slack, and memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from router.scheduler.prefill import NOTHING, PrefillWork
+from tidepipe_common.types.plan import Phase
+
+FOREVER = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Slack:
+    """Saved TPOT of the decoding sequences, as points in time (the router's clock).
+
+    A sequence with n tokens since its first token at f is *due* at f + n * TPOT: it has saved due - now
+    seconds (Algorithm 1: saved_i). So means and quantiles of due times say everything, at any later time.
+
+    count: decoding sequences. mean_due: mean of their due times. low_due: their 10th percentile.
+    low_latest: 5th percentile of the latest times at which decoding must go on so that the sequence still
+        meets its TPOT at its expected end: due + remaining * (TPOT - decode step time). Above low_due while
+        decoding is faster than promised.
+    """
+
+    count: int = 0
+    mean_due: float = FOREVER
+    low_due: float = FOREVER
+    low_latest: float = FOREVER
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceStatus:
+    """One report. Times in seconds of the router's clock (the edge converts ages), memory in tokens.
+
+    taken: when it was true. accepted: sequences that the instance had taken over from this router by then,
+        counted over the whole connection; those routed later are not part of this report.
+    switched: when the present phase began.
+    window: prompts that belong to the present prefill window (all that arrived since the last decode
+        phase ended, also those computed already); empty while decoding without waiting prompts.
+    left: the part of `window` that is not computed yet.
+    window_deadline: the earliest time at which a sequence of the window must have its first token.
+    sequences: all that it has. tokens: prompt and output so far of all of them.
+    kv_free, kv_total: tokens. kv_peak: tokens in use at the forecast peak, of the sequences it has.
+    """
+
+    taken: float
+    accepted: int
+    phase: Phase
+    switched: float
+    sequences: int
+    tokens: int
+    kv_free: int
+    kv_total: int
+    kv_peak: int = 0
+    window: PrefillWork = NOTHING
+    left: PrefillWork = NOTHING
+    window_deadline: float = FOREVER
+    slack: Slack = field(default_factory=Slack)

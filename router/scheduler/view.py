@@ -1,0 +1,172 @@
+"""What the macro scheduler knows of one instance: its last report, and what was sent there since."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from router.scheduler.prefill import NOTHING, PrefillTime, PrefillWork
+from router.scheduler.request import RouteRequest
+from router.scheduler.status import FOREVER, InstanceStatus, Slack
+
+BACKLOG_S = 2.0
+"""Prompts that wait at an instance, by the time that they take to compute: enough to keep it busy until more
+are sent with its next report, and few enough for another tenant's first request not to wait long."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceFacts:
+    """What does not change while an instance lives. max_sequences: as many as it accepts.
+
+    context_length: prompt and output of one sequence together, at most. prefill: its predicted prefill time.
+    """
+
+    instance_id: str
+    prefill: PrefillTime
+    context_length: int
+    max_sequences: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Routed:
+    """A request that no report has counted yet; `ordinal` counts those sent to the instance, from 1."""
+
+    ordinal: int
+    request: RouteRequest
+
+
+@dataclass(slots=True)
+class InstanceView:
+    """Reports are always a little old. Requests sent since then are added to them ("local deltas"), so that
+    a stale report never lets more in than a fresh one would have.
+
+    draining: takes nothing new.
+    """
+
+    facts: InstanceFacts
+    status: InstanceStatus | None = None
+    draining: bool = False
+    _routed: int = 0
+    _unheard: deque[_Routed] = field(default_factory=deque)
+    _work: PrefillWork = NOTHING
+    _kv: int = 0
+    _tokens: int = 0
+    _deadline: float = FOREVER
+
+    @property
+    def instance_id(self) -> str:
+        """Its name."""
+        return self.facts.instance_id
+
+    def hear(self, status: InstanceStatus) -> None:
+        """A report came. One older than the last is ignored."""
+        if self.status is not None and status.taken < self.status.taken:
+            return
+        self.status = status
+        unheard = self._unheard
+        if unheard and unheard[0].ordinal <= status.accepted:
+            while unheard and unheard[0].ordinal <= status.accepted:
+                unheard.popleft()
+            self._sum_up()
+
+    def routed(self, request: RouteRequest) -> None:
+        """A request was sent there."""
+        self._routed += 1
+        self._unheard.append(_Routed(self._routed, request))
+        self._add(request)
+
+    def forget(self, request_id: str) -> None:
+        """A request that no report has counted will not get there after all (cancelled, refused).
+
+        The next ones keep their ordinals: the instance counts refused sequences as well.
+        """
+        kept = deque(one for one in self._unheard if one.request.request_id != request_id)
+        if len(kept) != len(self._unheard):
+            self._unheard = kept
+            self._sum_up()
+
+    def reconnect(self) -> None:
+        """A new connection: the instance counts from 0 again, and its next report is awaited."""
+        self.status = None
+        self._routed = 0
+        self._unheard.clear()
+        self._sum_up()
+
+    def age(self, now: float) -> float:
+        """Seconds since the last report was true; infinite before the first one."""
+        return now - self.status.taken if self.status else FOREVER
+
+    # -- report and deltas together -------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """May it get requests at all?"""
+        return self.status is not None and not self.draining
+
+    @property
+    def window(self) -> PrefillWork:
+        """Prompts of the present or next prefill window."""
+        return self.status.window.plus(self._work) if self.status else self._work
+
+    @property
+    def left(self) -> PrefillWork:
+        """The part of the window that is still to be computed."""
+        return self.status.left.plus(self._work) if self.status else self._work
+
+    @property
+    def window_deadline(self) -> float:
+        """The earliest end of a TTFT target in the window."""
+        return min(self.status.window_deadline, self._deadline) if self.status else self._deadline
+
+    @property
+    def slack(self) -> Slack:
+        """Of the sequences that decode."""
+        return self.status.slack if self.status else Slack()
+
+    @property
+    def kv_free(self) -> int:
+        """Tokens of KV memory that are free once all that was sent has its prompt in it."""
+        return self.status.kv_free - self._kv if self.status else 0
+
+    @property
+    def kv_peak(self) -> int:
+        """Tokens of KV memory in use at the forecast peak, outputs of the newly sent included."""
+        expected = sum(one.request.expected_tokens for one in self._unheard)
+        return (self.status.kv_peak if self.status else 0) + self._kv + expected
+
+    @property
+    def kv_total(self) -> int:
+        """Tokens of KV memory."""
+        return self.status.kv_total if self.status else 0
+
+    @property
+    def sequences(self) -> int:
+        """All that it has or will have."""
+        return (self.status.sequences if self.status else 0) + len(self._unheard)
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and output so far of all its sequences."""
+        return (self.status.tokens if self.status else 0) + self._tokens
+
+    def holds(self, request: RouteRequest) -> bool:
+        """Is it large enough, and open, for the request?"""
+        facts = self.facts
+        fits = self.sequences < facts.max_sequences and request.longest <= facts.context_length
+        # What waits there cannot be overtaken any more: the rest of a tenant's waits here, beside others'.
+        return self.ready and fits and not (request.tenant and self._backlog_s >= BACKLOG_S)
+
+    @property
+    def _backlog_s(self) -> float:
+        return self.facts.prefill.seconds(self.left)
+
+    def _add(self, request: RouteRequest) -> None:
+        self._work = self._work.plus(request.work)
+        self._kv += request.prompt_tokens + 1
+        self._tokens += request.prompt_tokens
+        self._deadline = min(self._deadline, request.first_token_due)
+
+    def _sum_up(self) -> None:
+        self._work, self._kv, self._tokens, self._deadline = NOTHING, 0, 0, FOREVER
+        for one in self._unheard:
+            self._add(one.request)

@@ -1,0 +1,243 @@
+"""A cluster in virtual time: the router's overall scheduler, and instances that answer it."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from router.scheduler.events import (
+    Action,
+    AddInstance,
+    DrainInstance,
+    Event,
+    Expired,
+    FirstToken,
+    InstanceJoined,
+    InstanceLeft,
+    InstanceReported,
+    InstancesStarting,
+    QueueFull,
+    Regrouped,
+    RequestArrived,
+    Route,
+    Shed,
+    Tick,
+)
+from router.scheduler.prefill import PrefillTime
+from router.scheduler.request import RouteRequest
+from router.scheduler.routing_scheduler import OverallConfig, OverallScheduler
+from router.scheduler.shedding import WAIT_SHARE
+from router.scheduler.status import InstanceStatus
+from router.scheduler.view import InstanceFacts
+from simulator.job import Job
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.latency.model import StepCost
+
+TICK_S = 0.04
+"""Retries of waiting requests; live, instances report with every step."""
+
+
+class VirtualInstance(Protocol):
+    """What the cluster needs of an instance, whatever it is made of."""
+
+    first_tokens: list[Job]
+
+    def __len__(self) -> int:
+        """Requests that it has."""
+        ...
+
+    def submit(self, job: Job, now: float) -> None:
+        """A request was sent here."""
+        ...
+
+    def advance(self, until: float) -> None:
+        """Do everything that begins by then."""
+        ...
+
+    def drain(self) -> None:
+        """Do all there is."""
+        ...
+
+    def status(self, now: float, *, slack: bool) -> InstanceStatus:
+        """A report; without slack where no policy asks for it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterRules:
+    """router: its settings. report_s: how old a report may get. start_s: from asking for an instance to it.
+
+    max_sequences: of one instance. shed: requests whose TTFT target cannot be kept are refused, as live.
+    """
+
+    router: OverallConfig
+    report_s: float = 0.04
+    start_s: float = 0.0
+    max_sequences: int = 4096
+    shed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingNote:
+    """time_s; what happened; instances per macro instance after it."""
+
+    time_s: float
+    what: str
+    sizes: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class ClusterLog:
+    """The course of a run."""
+
+    scaling: list[ScalingNote] = field(default_factory=list)
+    instances: list[tuple[float, int]] = field(default_factory=list)
+
+
+class VirtualCluster:
+    """Deterministic: nothing here is random or reads a clock."""
+
+    def __init__(
+        self,
+        rules: ClusterRules,
+        make: Callable[[str, float], VirtualInstance],
+        cost: StepCost,
+        *,
+        stages: int,
+        context: int,
+        step_tokens: int,
+    ) -> None:
+        """make: an instance by name and birth. context: tokens of one sequence at most.
+
+        step_tokens: of the instances' prefill steps.
+        """
+        self.log = ClusterLog()
+        self._rules = rules
+        self._make = make
+        self._prefill = PrefillTime(cost, stages, step_tokens)
+        self._context = context
+        self._router = OverallScheduler(rules.router)
+        self._slack = "padg" in rules.router.policy or rules.router.scaling is not None
+        self._instances: dict[str, VirtualInstance] = {}
+        self._draining: set[str] = set()
+        self._starting: list[tuple[float, str]] = []
+        self._reported: dict[str, float] = {}
+        self._jobs: dict[str, Job] = {}
+        self._made = 0
+        self._next_tick = 0.0
+
+    def start(self, instances: int) -> None:
+        """Instances that are there from the beginning."""
+        for _ in range(instances):
+            self._join(self._name(), 0.0)
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Serve all; `jobs` in the order of arrival. Their times are written into them."""
+        for job in jobs:
+            if job.prompt + job.output > self._context:
+                raise ConfigError(
+                    f"a request of {job.prompt} + {job.output} tokens is longer than an instance's "
+                    f"{self._context}; leave such requests out"
+                )
+            self._pass_time(job.arrival)
+            self._report(job.arrival)
+            request = RouteRequest(
+                f"r{job.index}", job.prompt, job.output, job.slo, job.arrival, job.expected,
+                expires=job.arrival + WAIT_SHARE * job.slo.ttft_s if self._rules.shed else None,
+                sheds=self._rules.shed,
+            )  # fmt: skip
+            self._jobs[request.request_id] = job
+            self._hear(RequestArrived(request), job.arrival)
+        now = jobs[-1].arrival if jobs else 0.0
+        until = now + 3600.0
+        while len(self._router.pending) and now < until:
+            now += TICK_S
+            self._pass_time(now)
+        if len(self._router.pending):
+            raise ConfigError(
+                f"{len(self._router.pending)} requests still wait an hour after the last one came"
+            )
+        for instance in self._instances.values():
+            instance.drain()
+
+    # -- time ---------------------------------------------------------------------------------------
+
+    def _pass_time(self, now: float) -> None:
+        """Ticks up to now, where anything could come of them."""
+        busy = len(self._router.pending) > 0 or self._router.scaling is not None or self._starting
+        if not busy:
+            self._next_tick = now
+            return
+        every = TICK_S if len(self._router.pending) else 10 * TICK_S
+        while self._next_tick <= now:
+            at = self._next_tick
+            while self._starting and self._starting[0][0] <= at:
+                self._join(heapq.heappop(self._starting)[1], at)
+            self._report(at)
+            self._hear(Tick(), at)
+            self._next_tick = at + every
+
+    def _report(self, now: float) -> None:
+        for name, instance in list(self._instances.items()):
+            if now - self._reported[name] < self._rules.report_s:
+                continue
+            self._reported[name] = now
+            instance.advance(now)
+            self._hear(InstanceReported(name, instance.status(now, slack=self._slack)), now)
+            if self._router.scaling is not None:
+                for job in instance.first_tokens:
+                    self._hear(FirstToken(job.first - job.arrival), now)
+                instance.first_tokens.clear()
+            if name in self._draining and not len(instance):
+                self._leave(name, now)
+
+    # -- what the router wants ----------------------------------------------------------------------
+
+    def _hear(self, event: Event, now: float) -> None:
+        for action in self._router.on(event, now):
+            self._do(action, now)
+
+    def _do(self, action: Action, now: float) -> None:
+        match action:
+            case Route(request, _, choice):
+                job = self._jobs.pop(request.request_id)
+                assert choice.instance_id is not None
+                self._instances[choice.instance_id].submit(job, now)
+            case Expired(request) | QueueFull(request) | Shed(request) if self._rules.shed:
+                self._jobs.pop(request.request_id).refused = now
+            case AddInstance(reason):
+                heapq.heappush(self._starting, (now + self._rules.start_s, self._name()))
+                self._hear(InstancesStarting(len(self._starting)), now)
+                self._note(now, f"add: {reason}")
+            case DrainInstance(name, reason):
+                self._draining.add(name)
+                self._note(now, f"drain {name}: {reason}")
+            case Regrouped(moves):
+                if any(move.source and move.target for move in moves):
+                    self._note(now, "split" if len(self._router.macros) > 1 else "merge")
+            case _:
+                raise ConfigError(f"the router's queue is too small for this run: {action}")
+
+    def _join(self, name: str, now: float) -> None:
+        self._instances[name] = self._make(name, now)
+        self._reported[name] = -1.0
+        facts = InstanceFacts(name, self._prefill, self._context, self._rules.max_sequences)
+        self._hear(InstanceJoined(facts), now)
+        self._hear(InstancesStarting(len(self._starting)), now)
+        self.log.instances.append((now, len(self._instances)))
+
+    def _leave(self, name: str, now: float) -> None:
+        self._draining.discard(name)
+        del self._instances[name]
+        self._hear(InstanceLeft(name), now)
+        self.log.instances.append((now, len(self._instances)))
+
+    def _note(self, now: float, what: str) -> None:
+        sizes = tuple(len(macro) for macro in self._router.macros.values())
+        self.log.scaling.append(ScalingNote(now, what, sizes))
+
+    def _name(self) -> str:
+        self._made += 1
+        return f"i{self._made - 1}"

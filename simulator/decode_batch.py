@@ -1,0 +1,74 @@
+"""The sequences of an instance in virtual time that decode together: a token for each of them in a round."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+
+from simulator.job import Job
+
+
+class Rounds:
+    """Nothing changes from round to round but the contexts' length, so any number of rounds is one stroke.
+
+    number: rounds so far. context: tokens that all of them attend to.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.context = 0
+        self._by_end: list[tuple[int, int, Job]] = []  # heap by last round
+        self._by_age: list[Job] = []  # the newest last; some have left
+
+    def __len__(self) -> int:
+        return len(self._by_end)
+
+    def __iter__(self) -> Iterator[Job]:
+        return (job for _, _, job in self._by_end)
+
+    @property
+    def to_next_end(self) -> int:
+        """Rounds until the first output ends; only if there is one."""
+        return self._by_end[0][0] - self.number
+
+    def join(self, jobs: Iterable[Job]) -> None:
+        """They take part from the next round on."""
+        for job in jobs:
+            job.start_round = self.number
+            job.last_round = self.number + job.output - job.generated
+            job.decoding = True
+            self.context += job.to_compute
+            heapq.heappush(self._by_end, (job.last_round, job.index, job))
+            self._by_age.append(job)
+
+    def kv_tokens(self, job: Job) -> int:
+        """KV memory of one of them, or of one that just left: as admitted, and a token for each round."""
+        return job.held + self.number - job.start_round
+
+    def go(self, rounds: int) -> list[Job]:
+        """So many rounds, none of them beyond the first end; returns those whose outputs end."""
+        self.number += rounds
+        self.context += rounds * len(self)
+        ended = []
+        while self._by_end and self._by_end[0][0] <= self.number:
+            _, _, job = heapq.heappop(self._by_end)
+            self._stop(job, job.output)
+            ended.append(job)
+        while self._by_age and not self._by_age[-1].decoding:
+            self._by_age.pop()
+        return ended
+
+    def give_way(self) -> Job:
+        """Take out the newest."""
+        job = self._by_age.pop()
+        while not job.decoding:
+            job = self._by_age.pop()
+        self._stop(job, job.generated + self.number - job.start_round)
+        self._by_end = [entry for entry in self._by_end if entry[2] is not job]
+        heapq.heapify(self._by_end)
+        return job
+
+    def _stop(self, job: Job, generated: int) -> None:
+        job.generated = generated
+        job.decoding = False
+        self.context -= job.to_compute

@@ -1,0 +1,197 @@
+"""An instance in virtual time that is the controller's scheduler itself: nothing is skipped."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from controller.scheduler.actions import Dispatch, Emit, Finish, Refused
+from controller.scheduler.events import (
+    Event,
+    LengthPredicted,
+    NewSequence,
+    SequencesArrived,
+    StagesReady,
+    StepDone,
+)
+from controller.scheduler.policies.catalog import Knobs, make_setup, step_knob
+from controller.scheduler.report import instance_report
+from controller.scheduler.scheduler import Scheduler
+from router.scheduler.prefill import PrefillWork
+from router.scheduler.status import FOREVER, InstanceStatus
+from simulator.cluster_spec import ClusterPlant
+from simulator.job import NOT_YET, Job
+from simulator.pipeline import DISPATCH_S, GO_ON, STOP, SimulatedStages
+from simulator.slack import as_points
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.latency.model import LatencyModel
+from tidepipe_common.latency.work import work_of
+from tidepipe_common.types.plan import SampledTokens, StepPlan
+from tidepipe_common.types.sampling import SamplingParams
+
+_ACCEPTED = 1 << 30
+
+
+def instance_policy(system: str) -> str:
+    """The policy of a system's instances; `route:NAME` is a routing policy over PaDG's, prompts apart."""
+    return "padg-apart" if system.startswith("route:") else system
+
+
+@dataclass(frozen=True, slots=True)
+class ExactRules:
+    """A policy of live instances, and its settings that are not the defaults."""
+
+    policy: str
+    knobs: Knobs
+
+    @classmethod
+    def of(cls, system: str, knobs: Knobs) -> ExactRules:
+        """The instances of a system with these knobs."""
+        policy = instance_policy(system)
+        return cls(policy, {step_knob(policy): knobs["budget"]})
+
+    def scheduler(self, plant: ClusterPlant, cost: LatencyModel) -> Scheduler:
+        """A fresh one."""
+        setup = make_setup(self.policy, self.knobs, cost, plant.hardware.name)
+        return Scheduler(setup.config(plant.context, (STOP,), max_sequences=_ACCEPTED), setup.policy)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step on its way. began: when the first stage took it up."""
+
+    ends: float
+    began: float
+    done: StepDone
+
+
+class SchedulerInstance:
+    """See the module. The simulated model knows where each output ends."""
+
+    def __init__(self, rules: ExactRules, plant: ClusterPlant, born: float = 0.0) -> None:
+        self.first_tokens: list[Job] = []
+        self._cost = plant.latency()
+        self._scheduler = rules.scheduler(plant, self._cost)
+        self._stages = SimulatedStages(self._cost, plant.stages, DISPATCH_S)
+        self._in_flight: deque[_Flight] = deque()
+        self._jobs: dict[str, Job] = {}
+        self._fresh: set[str] = set()
+        self._by_index: dict[int, Job] = {}
+        self._last_at: dict[int, int] = {}
+        self._accepted = 0
+        self._now = born
+        self._began = born
+        self._hear(StagesReady(1, plant.stages, plant.kv_tokens() // self._scheduler.config.block_size))
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def submit(self, job: Job, now: float) -> None:
+        """A request was sent here."""
+        self.advance(now)
+        self._accepted += 1
+        name = f"r{job.index}"
+        self._fresh.add(name)
+        self._jobs[name] = self._by_index[job.index] = job
+        sampling = SamplingParams(max_tokens=None)
+        new = NewSequence(
+            name,
+            (job.index,) * job.prompt,
+            sampling,
+            first_token_due=job.arrival + job.slo.ttft_s,
+            tpot_s=job.slo.tpot_s,
+        )
+        self._hear(SequencesArrived((new,)))
+        self._hear(LengthPredicted(name, job.expected, 1.5 * job.expected))
+
+    def advance(self, until: float) -> None:
+        """Hear all results that come by then."""
+        while self._in_flight and self._in_flight[0].ends <= until:
+            flight = self._in_flight.popleft()
+            self._now, self._began = flight.ends, flight.began
+            self._hear(flight.done)
+        self._now = max(self._now, until)
+
+    def drain(self) -> None:
+        """Hear all results there are."""
+        while self._in_flight:
+            self.advance(self._in_flight[0].ends)
+        if self._jobs:
+            raise ConfigError(f"the policy stalled with {len(self._jobs)} requests left")
+
+    def status(self, now: float, *, slack: bool) -> InstanceStatus:
+        """The report that a live controller sends, in the router's terms."""
+        found = instance_report(self._scheduler, self._cost, now)
+        return InstanceStatus(
+            taken=now,
+            accepted=self._accepted,
+            phase=found.phase,
+            switched=now - found.phase_age_s,
+            sequences=found.sequences,
+            tokens=found.tokens,
+            kv_free=found.kv_free,
+            kv_total=found.kv_total,
+            kv_peak=found.kv_peak,
+            window=PrefillWork(found.window.tokens, found.window.pairs),
+            left=PrefillWork(found.left.tokens, found.left.pairs),
+            window_deadline=FOREVER if found.window_left_s is None else now + found.window_left_s,
+            slack=as_points(found.slack, now),
+        )
+
+    def _hear(self, event: Event) -> None:
+        for action in self._scheduler.on(event, self._now):
+            match action:
+                case Emit(sequence_ids):
+                    if self._fresh:
+                        self._emitted(sequence_ids)
+                case Dispatch(plan):
+                    self._compute(plan)
+                case Finish(sequence_id):
+                    self._finished(self._jobs.pop(sequence_id), action.preemptions)
+                case Refused(sequence_id, _, detail):
+                    raise ConfigError(f"request {sequence_id} cannot be served: {detail}")
+                case _:
+                    pass
+
+    def _emitted(self, sequence_ids: tuple[str, ...]) -> None:
+        for name in sequence_ids:
+            if name in self._fresh:
+                self._token(self._jobs[name], name)
+
+    def _token(self, job: Job, name: str) -> None:
+        """One of the first two."""
+        if job.first == NOT_YET:
+            job.first = self._now
+            self.first_tokens.append(job)
+        elif job.resumed == NOT_YET:
+            job.resumed = max(job.first, self._began)
+            self._fresh.discard(name)
+
+    def _finished(self, job: Job, preemptions: int) -> None:
+        name = f"r{job.index}"
+        # The last token ended it, and so was not emitted.
+        if name in self._fresh:
+            self._token(job, name)
+            self._fresh.discard(name)
+        del self._by_index[job.index]
+        job.finished = self._now
+        job.generated = job.output
+        job.preemptions = preemptions
+
+    def _compute(self, plan: StepPlan) -> None:
+        last_at = self._last_at
+        for key in plan.releases:
+            last_at.pop(key, None)
+        starts = {start.key: start.prompt_tokens for start in plan.starts}
+        sampled = [
+            STOP if position + 1 >= last_at[key] else GO_ON
+            for key, position in zip(plan.decode.keys, plan.decode.positions, strict=True)
+        ]
+        for row in plan.listed:
+            if row.key in starts:
+                last_at[row.key] = starts[row.key] + self._by_index[row.token_ids[0]].output - 1
+            if row.sample:
+                sampled.append(STOP if row.first_position + row.count >= last_at[row.key] else GO_ON)
+        spans = self._stages.compute(work_of(plan), self._now)
+        done = StepDone(plan.step_id, SampledTokens(tuple(sampled)))
+        self._in_flight.append(_Flight(spans[-1][1], spans[0][0], done))

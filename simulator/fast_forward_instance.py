@@ -1,0 +1,290 @@
+"""An instance in virtual time that skips over what cannot matter.
+
+It follows the rules of the controller's policies step by step while prompts are computed. While it only
+decodes, nothing changes from round to round but the context's length, so all rounds until the next event (an
+output ends, memory runs out, the router looks) are done in one stroke, in closed form. That makes it ten to
+twenty times as fast as the scheduler itself, and near enough: see `docs/ecoserve.md` for the comparison and
+`exact.py` for the scheduler in its place.
+
+What it has is kept by `prompts.py` and `rounds.py`; `strokes.py` says how long its work takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from controller.scheduler.policies.catalog import WATERMARK
+from controller.scheduler.prompt_pace import PromptPace
+from controller.scheduler.slack import (
+    SlackReport,
+    in_window,
+    round_seconds,
+    slack_of,
+    window_left_s,
+    window_of,
+)
+from router.scheduler.prefill import PrefillWork
+from router.scheduler.status import FOREVER, InstanceStatus, Slack
+from simulator.decode_batch import Rounds
+from simulator.job import NOT_YET, Job
+from simulator.prompts import PromptLine, PromptStep
+from simulator.slack import as_points, decoding_job, decoding_rounds, growth
+from simulator.step_times import StrokeTimes
+from tidepipe_common.latency.model import StepCost
+from tidepipe_common.types.plan import Phase
+
+SLACK_S = 0.4
+"""Age that slack may reach in a report: reckoning it takes longer than simulating."""
+ROUNDING = 8
+"""KV tokens that a sequence wastes in its last block, on average."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRules:
+    """mixed: prompts ride on decode steps in chunks (hybrid batching); else they go first, in steps of their
+    own (separate batching, PaDG). budget: tokens of a step at most.
+
+    prefill_only: the sequence leaves after its prompt (disaggregation). context: of one sequence at most.
+    """
+
+    mixed: bool = False
+    budget: int = 2048
+    prefill_only: bool = False
+    context: int = 1 << 30
+
+
+class SkippingInstance:
+    """See the module. All times in seconds, memory in tokens."""
+
+    def __init__(
+        self, name: str, rules: InstanceRules, cost: StepCost, stages: int, kv_tokens: int, born: float = 0.0
+    ) -> None:
+        self.name = name
+        self.clock = born
+        self.accepted = 0
+        self.preemptions = 0
+        self.first_tokens: list[Job] = []
+        self._rules = rules
+        self._stages = stages
+        self._cost = cost
+        self._times = StrokeTimes(cost, stages)
+        self._kv_total = kv_tokens
+        self._kv_used = 0
+        self._tokens = 0
+        self._line = PromptLine()
+        self._started: list[Job] = []  # prompt done, decodes with the next round
+        self._rounds = Rounds()
+        self._phase = Phase.IDLE
+        self._switched = born
+        self._last_prefill_s = 0.0
+        self._pace = PromptPace()
+        self._slack = Slack()
+        self._growth = 0
+        self._slack_at = -1.0
+
+    def __len__(self) -> int:
+        return len(self._line) + len(self._started) + len(self._rounds)
+
+    @property
+    def unfinished_tokens(self) -> int:
+        """Prompt tokens that are still to be computed."""
+        return self._line.left_tokens
+
+    @property
+    def held_tokens(self) -> int:
+        """Prompt and output so far of all its requests."""
+        return self._tokens
+
+    # -- work comes -----------------------------------------------------------------------------------
+
+    def submit(self, job: Job, now: float) -> None:
+        """A request; its prompt is to be computed."""
+        self.advance(now)
+        self.accepted += 1
+        self._line.add(job)
+        self._tokens += job.to_compute
+
+    def deliver(self, job: Job, now: float) -> None:
+        """A request whose prompt was computed elsewhere; its KV cache is here once there is room."""
+        self.advance(now)
+        self._line.add_computed(job)
+        self._tokens += job.to_compute
+
+    # -- time passes ----------------------------------------------------------------------------------
+
+    def advance(self, until: float) -> None:
+        """Do everything that begins by then."""
+        while self.clock <= until:
+            if self._line and self._compute_prompts():
+                continue
+            if self._started:
+                self._begin_decoding()
+            if not self._rounds:
+                self._turn(Phase.IDLE)
+                self.clock = max(self.clock, until)
+                return
+            self._decode(until)
+
+    def drain(self) -> None:
+        """Do all there is."""
+        while len(self):
+            before = len(self), self._rounds.number, self._line.left_tokens
+            self.advance(self.clock + 600.0)
+            if (len(self), self._rounds.number, self._line.left_tokens) == before:
+                raise RuntimeError(f"instance {self.name} stalled with {len(self)} requests")
+
+    def _compute_prompts(self) -> bool:
+        """A step with prompt tokens; False if none can be admitted."""
+        rules = self._rules
+        room = rules.budget
+        if rules.mixed:
+            if self._started:
+                self._begin_decoding()
+            rows = -(-len(self._rounds) // self._stages)
+            room = max(0, rules.budget - rows) * self._stages
+        step = self._line.pack(room, whole=not rules.mixed, admit=self._admit)
+        self._started += step.ready
+        if not step.jobs:
+            return False
+        if rules.mixed:
+            self._mixed_round(step)
+        else:
+            self._prefill(step)
+        return True
+
+    def _admit(self, job: Job, alone: bool) -> bool:
+        """Memory for its prompt; where nobody else will give any back, in any case."""
+        needed = job.to_compute + ROUNDING
+        if self._kv_used + needed > WATERMARK * self._kv_total and not (
+            alone and not self._rounds and not self._started
+        ):
+            return False
+        self._kv_used += needed
+        job.held = needed
+        return True
+
+    def _prefill(self, step: PromptStep) -> None:
+        self._turn(Phase.PREFILL)
+        spent = self._times.prompts(step, sum(job.computed == job.to_compute for job in step.jobs))
+        self.clock += spent
+        self._last_prefill_s = spent
+        self._pace.computed(step.tokens, riding=False, now=self.clock)
+        self._prompts_done(step.jobs, self.clock + self._times.through(spent, step.tokens))
+
+    def _mixed_round(self, step: PromptStep) -> None:
+        self._turn(Phase.MIXED)
+        self._make_room()
+        rounds = self._rounds
+        spent = self._times.mixed_round(step, len(rounds), rounds.context)
+        self.clock += spent
+        self._pace.computed(step.tokens, riding=len(rounds) > 0, now=self.clock)
+        if rounds:
+            self._rounds_done(1)
+        self._prompts_done(step.jobs, self.clock)
+
+    def _prompts_done(self, jobs: list[Job], at: float) -> None:
+        for job in jobs:
+            if job.computed < job.to_compute:
+                continue
+            if job.first == NOT_YET:
+                job.first = at
+                job.generated = 1
+                self._tokens += 1
+                self.first_tokens.append(job)
+            if job.generated >= job.output or self._rules.prefill_only:
+                job.finished = at if job.generated >= job.output else NOT_YET
+                self._kv_used -= job.held
+                self._tokens -= job.to_compute
+            else:
+                self._started.append(job)
+
+    def _begin_decoding(self) -> None:
+        """Those whose prompts are done join the rounds: the prefill window, if there was one, is over."""
+        if not self._rules.mixed and self._stages > 1 and self._phase is Phase.PREFILL:
+            # Decode steps are shorter than the last prefill step: each stage waits for it.
+            step = self._times.empty_round(len(self._rounds) + len(self._started)) / self._stages
+            self.clock += (self._stages - 1) * max(0.0, self._last_prefill_s - step)
+        for job in self._started:
+            job.resumed = min(job.resumed, max(self.clock, job.first))
+        self._rounds.join(self._started)
+        self._started.clear()
+
+    def _decode(self, until: float) -> None:
+        self._turn(Phase.DECODE)
+        self._make_room()
+        sequences = len(self._rounds)
+        time = self._times.rounds(sequences, self._rounds.context)
+        most = min(self._rounds.to_next_end, (self._kv_total - self._kv_used) // sequences)
+        count = max(1, min(most, time.rounds(until - self.clock)))
+        began = self.clock
+        self.clock += time.seconds(count)
+        steps = count * self._stages
+        self._pace.decoded(steps, began + (self.clock - began) / steps, self.clock)
+        self._rounds_done(count)
+
+    def _rounds_done(self, count: int) -> None:
+        grown = count * len(self._rounds)
+        self._kv_used += grown
+        self._tokens += grown
+        for job in self._rounds.go(count):
+            job.finished = self.clock
+            self._kv_used -= self._rounds.kv_tokens(job)
+            self._tokens -= job.to_compute
+
+    def _make_room(self) -> None:
+        """Every sequence needs a token's room: the newest give way, and are computed again."""
+        rounds = self._rounds
+        while len(rounds) > 1 and self._kv_total - self._kv_used < len(rounds):
+            job = rounds.give_way()
+            self._kv_used -= rounds.kv_tokens(job)
+            job.preemptions += 1
+            self.preemptions += 1
+            self._line.put_back(job)
+
+    def _turn(self, phase: Phase) -> None:
+        if phase is self._phase:
+            return
+        self._phase, self._switched = phase, self.clock
+
+    # -- what the router hears ------------------------------------------------------------------------
+
+    def status(self, now: float, *, slack: bool) -> InstanceStatus:
+        """A report. slack: reckon it anew, unless that was done within SLACK_S."""
+        if slack and now - self._slack_at > SLACK_S:
+            found, self._growth = self.reckon_slack(now)
+            self._slack, self._slack_at = as_points(found, now), now
+        window, left = window_of(
+            ((job.computed, job.to_compute) for job in self._line),
+            (job.prompt for job in self._started if in_window(job.first, self._phase, self._switched)),
+        )
+        until = window_left_s((job.arrival + job.slo.ttft_s for job in self._line), now)
+        return InstanceStatus(
+            taken=now,
+            accepted=self.accepted,
+            phase=self._phase,
+            switched=self._switched,
+            sequences=len(self),
+            tokens=self._tokens,
+            kv_free=max(0, self._kv_total - self._kv_used - left.tokens),
+            kv_total=self._kv_total,
+            kv_peak=self._kv_used + left.tokens + (self._growth if slack else 0),
+            window=PrefillWork(window.tokens, window.pairs),
+            left=PrefillWork(left.tokens, left.pairs),
+            window_deadline=FOREVER if until is None else now + until,
+            slack=self._slack if slack else Slack(),
+        )
+
+    def reckon_slack(self, now: float) -> tuple[SlackReport | None, int]:
+        """Slack as the controller reports it, and by how much the contexts will have grown at their peak."""
+        rules = self._rules
+        decoding = decoding_rounds(self._rounds, rules.context)
+        grown = growth(decoding, self._rounds) if decoding else 0
+        decoding += [
+            decoding_job(job, job.generated, rules.context)
+            for job in self._started
+            if not in_window(job.first, self._phase, self._switched)
+        ]
+        idle = [job.slo.tpot_s for job in self._line]
+        held = min(self._kv_used, self._kv_total)
+        round_s = round_seconds(self._cost, self._pace, len(self), held, self._stages, rules.budget)
+        return slack_of(decoding, idle, round_s, now), grown

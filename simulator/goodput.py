@@ -1,0 +1,240 @@
+"""Goodput: the request rate up to which the wanted share of requests meets both targets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from controller.scheduler.policies.catalog import Knobs
+from router.scheduler.slo import SloTarget
+from simulator.cluster_spec import ClusterPlant
+from simulator.job import Job
+from simulator.systems import run_system, scan
+from workloads.arrivals import Arrivals, requests_at
+from workloads.mixes import Workload
+
+QUANTILES = (50, 90, 99)
+WARM_UP, COOL_DOWN = 0.25, 0.9
+"""Shares of a run between which requests are counted: the cluster is in its steady state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a system.
+
+    attainment: share of the requests that must meet both targets. switch_wait: whether the wait for the
+    phase switch counts as TTFT (EcoServe's definition) or as TPOT (the classical one).
+    seconds: length of a run; see WARM_UP. least_requests: at low rates runs are longer.
+    noise: sigma of the logarithm of predicted lengths; 0 knows them.
+    """
+
+    workload: Workload
+    slo: SloTarget
+    attainment: float = 0.9
+    arrivals: Arrivals = field(default_factory=Arrivals)
+    switch_wait: bool = True
+    seconds: float = 120.0
+    least_requests: int = 400
+    seed: int = 0
+    noise: float = 0.3
+
+    def jobs(self, rate: float) -> list[Job]:
+        """Requests at this rate."""
+        count = max(self.least_requests, round(rate * self.seconds))
+        requests = requests_at(self.workload, self.arrivals, rate, count, self.seed).requests
+        wrong = np.exp(np.random.default_rng([self.seed, 3]).normal(0.0, self.noise, len(requests)))
+        return [
+            Job(i, one.prompt_tokens, one.output_tokens, one.arrival_s, self.slo,
+                max(1, round(one.output_tokens * float(wrong[i]))))
+            for i, one in enumerate(requests)
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What users see at one rate. Milliseconds by percentile; both definitions of attainment."""
+
+    rate: float
+    attainment: float
+    attainment_classical: float
+    ttft_ms: dict[str, float]
+    tpot_ms: dict[str, float]
+    ttft_classical_ms: dict[str, float]
+    tpot_classical_ms: dict[str, float]
+    output_tokens_per_s: float
+    preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Goodput:
+    """figures: at the goodput; None if not even the lowest rate that was tried attains."""
+
+    system: str
+    knobs: Knobs
+    rps: float
+    figures: Figures | None
+    runs: int = 1
+
+
+def figures_of(jobs: Sequence[Job], rate: float, question: Question) -> Figures:
+    """Of the requests in the middle of a run."""
+    end = jobs[-1].arrival
+    middle = [job for job in jobs if WARM_UP * end <= job.arrival <= COOL_DOWN * end]
+    last = max(job.finished for job in jobs)
+
+    def quantiles(values: list[float]) -> dict[str, float]:
+        found = np.percentile(values, QUANTILES) * 1000
+        return {f"p{q}": round(float(v), 3) for q, v in zip(QUANTILES, found, strict=True)}
+
+    def share(*, switch_wait: bool) -> float:
+        return sum(job.met(switch_wait=switch_wait) for job in middle) / len(middle)
+
+    chosen = question.switch_wait
+    return Figures(
+        rate,
+        share(switch_wait=chosen),
+        share(switch_wait=False),
+        quantiles([job.ttft(switch_wait=chosen) for job in middle]),
+        quantiles([job.tpot(switch_wait=chosen) for job in middle]),
+        quantiles([job.ttft(switch_wait=False) for job in middle]),
+        quantiles([job.tpot(switch_wait=False) for job in middle]),
+        sum(job.output for job in jobs) / last,
+        sum(job.preemptions for job in jobs),
+    )
+
+
+GRID = 2**0.5
+"""Ratio of the rates that are tried before bisection; a dip in attainment between two may be missed."""
+LOWEST, LEAST = 16.0, 500.0
+"""The scan begins at this part of what the devices could compute, or lower, down to the second."""
+PRECISION = 0.03
+
+Run = Callable[[str, Knobs, ClusterPlant, Sequence[Job]], None]
+
+
+def measure(system: str, knobs: Knobs, plant: ClusterPlant, question: Question, rate: float,
+            run: Run = run_system) -> Figures:  # fmt: skip
+    """One run at one rate."""
+    jobs = question.jobs(rate)
+    run(system, knobs, plant, jobs)
+    return figures_of(jobs, rate, question)
+
+
+def goodput(
+    system: str,
+    knobs: Knobs,
+    plant: ClusterPlant,
+    question: Question,
+    *,
+    floor: float = 0.0,
+    precision: float = PRECISION,
+    run: Run = run_system,
+) -> Goodput:
+    """The rate up to which a system attains throughout, within `precision` (a share of it).
+
+    Attainment need not fall with the rate: a router that packs windows may miss at half load what it keeps at
+    full. So all rates of a grid that does not depend on the answer are tried from the lowest upwards, and
+    between the last before the first that misses and that one it is bisected.
+
+    floor: a rate that must be attained at all, else the search ends at once with goodput 0 (tuning: settings
+    that do not beat the best so far are not of interest).
+    """
+    runs = 0
+    best: Figures | None = None
+
+    def attains(rate: float) -> bool:
+        nonlocal runs, best
+        runs += 1
+        found = measure(system, knobs, plant, question, rate, run)
+        if found.attainment < question.attainment:
+            return False
+        best = found
+        return True
+
+    if floor and not attains(floor):
+        return Goodput(system, knobs, 0.0, None, runs)
+    best, low = None, 0.0
+    likely = likely_rate(plant, question.workload)
+    # Powers of one ratio: the same rates for all systems, wherever their goodput may be.
+    high = GRID ** math.floor(math.log(likely / LOWEST, GRID))
+    while attains(high):
+        low, high = high, high * GRID
+    while low == 0.0 and high > likely / LEAST:
+        if attains(high / GRID):
+            low = high / GRID
+        else:
+            high /= GRID
+    while low > 0.0 and high / low > 1 + precision:
+        middle = (low * high) ** 0.5
+        if attains(middle):
+            low = middle
+        else:
+            high = middle
+    return Goodput(system, knobs, low, best, runs)
+
+
+def tuned_goodput(
+    system: str,
+    plant: ClusterPlant,
+    question: Question,
+    *,
+    precision: float = PRECISION,
+    run: Run = run_system,
+) -> Goodput:
+    """At the best of the settings that are scanned for the system."""
+    best: Goodput | None = None
+    runs = 0
+    for knobs in scan(system, plant):
+        floor = best.rps * (1 + precision) if best else 0.0
+        found = goodput(system, knobs, plant, question, floor=floor, precision=precision, run=run)
+        runs += found.runs
+        if best is None or found.rps > best.rps:
+            best = found
+    if best is None:
+        return Goodput(system, {}, 0.0, None)
+    return Goodput(system, best.knobs, best.rps, best.figures, runs)
+
+
+def confirmed(found: Goodput, plant: ClusterPlant, question: Question, run: Run) -> Goodput:
+    """The same, with figures from another way to run: at its goodput, or as much lower as that needs.
+
+    Steps of PRECISION; then at each half of it down to a sixteenth, for it must attain throughout.
+    """
+    lowest = found.rps / 16
+    rate, runs = found.rps, found.runs
+    figures: Figures | None = None
+
+    def attains(at: float) -> Figures | None:
+        nonlocal runs
+        runs += 1
+        seen = measure(found.system, found.knobs, plant, question, at, run)
+        return seen if seen.attainment >= question.attainment else None
+
+    while rate > lowest:
+        figures = attains(rate)
+        if figures is not None:
+            missed = next((at for at in _halves(rate, lowest) if attains(at) is None), None)
+            if missed is None:
+                return Goodput(found.system, found.knobs, rate, figures, runs)
+            rate = missed
+        rate *= 1 - PRECISION
+    return Goodput(found.system, found.knobs, 0.0, None, runs)
+
+
+def _halves(rate: float, lowest: float) -> Iterator[float]:
+    while (rate := rate / 2) > lowest:
+        yield rate
+
+
+def likely_rate(plant: ClusterPlant, workload: Workload) -> float:
+    """Requests per second that the devices could compute at full batches, roughly."""
+    cost = plant.latency()
+    prompt = workload.prompt_tokens / len(workload.requests)
+    output = workload.output_tokens / len(workload.requests)
+    batch = max(1.0, min(256.0, plant.kv_tokens() / (prompt + output)))
+    stage_s = cost.linear_s(2048) / 2048 * prompt
+    stage_s += output / batch * (cost.linear_s(round(batch)) + cost.attention_s(plant.kv_tokens() // 2, 0.0))
+    return max(0.02, 0.6 * plant.instances / stage_s)

@@ -1,0 +1,50 @@
+"""What an instance in virtual time says of its sequences: the controller's own rules, asked about jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from controller.scheduler.slack import Decoding, SlackReport, tokens_ahead
+from router.scheduler.status import Slack
+from simulator.decode_batch import Rounds
+from simulator.job import Job
+
+
+def decoding_job(job: Job, produced: int, context: int) -> Decoding:
+    """One that has so many tokens by now. context: of one sequence at most."""
+    ahead = tokens_ahead(job.expected, produced, context - job.prompt)
+    return Decoding(job.first, produced, ahead, job.slo.tpot_s)
+
+
+def decoding_rounds(rounds: Rounds, context: int) -> list[Decoding]:
+    """All that take part in the rounds."""
+    number = rounds.number
+    return [decoding_job(job, job.generated + number - job.start_round, context) for job in rounds]
+
+
+def as_points(found: SlackReport | None, now: float) -> Slack:
+    """As the router keeps it."""
+    if found is None:
+        return Slack()
+    return Slack(found.count, now + found.mean_s, now + found.low_s, now + found.low_latest_s)
+
+
+def growth(decoding: Iterable[Decoding], rounds: Rounds) -> int:
+    """By how many tokens the contexts will have grown at their peak, if each ends where it is expected to."""
+    number = rounds.number
+    ends = [
+        (int(one.ahead), job.prompt + job.generated + number - job.start_round)
+        for one, job in zip(decoding, rounds, strict=True)
+    ]
+    return max(0, _peak(ends) - rounds.context)
+
+
+def _peak(ends: list[tuple[int, int]]) -> int:
+    """Most tokens at any time, of sequences that grow by one a round: (rounds left, tokens now) of each."""
+    ends.sort()
+    growing, held, peak = len(ends), sum(tokens for _, tokens in ends), 0
+    for rest, tokens in ends:
+        peak = max(peak, held + growing * rest)
+        growing -= 1
+        held -= tokens
+    return peak

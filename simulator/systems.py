@@ -1,0 +1,147 @@
+"""The systems that are compared, and the knobs that each is tuned over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from controller.scheduler.policies.catalog import ROUTING, Knobs, step_knob
+from controller.scheduler.policies.catalog import default_knobs as default_settings
+from router.scheduler.routing_scheduler import OverallConfig
+from simulator.cluster import ClusterRules, VirtualCluster, VirtualInstance
+from simulator.cluster_spec import ClusterPlant
+from simulator.disaggregation import run_disaggregated
+from simulator.exact_instance import ExactRules, SchedulerInstance
+from simulator.fast_forward_instance import InstanceRules, SkippingInstance
+from simulator.job import Job
+from tidepipe_common.errors import ConfigError
+
+SYSTEMS = ("padg", "padg-apart", "padg-published", "separate", "hybrid", "fudg-intra", "fudg-inter")
+"""padg: EcoServe with this router's constraint, prompts riding on decode steps. padg-apart: in steps of their
+own, as in the paper. padg-published: with Algorithm 1 as published as well.
+
+separate, hybrid: no disaggregation, as vLLM without chunks and Sarathi. fudg-intra, fudg-inter: prefill and
+decode on instances of their own, within a node (DistServe) or on different nodes (MoonCake).
+"""
+
+
+def default_knobs(system: str, plant: ClusterPlant) -> Knobs:
+    """What a system runs with unless it is tuned."""
+    return scan(system, plant)[0]
+
+
+def scan(system: str, plant: ClusterPlant) -> list[Knobs]:
+    """All settings that are tried for a system, the usual ones first; none if the plant is too small."""
+    match system:
+        case "padg":
+            return [{"budget": budget} for budget in _budgets("padg", plant, 256, 512, 1024)]
+        case "padg-apart":
+            return [{"budget": budget} for budget in _budgets("padg-apart", plant, 2048, 1024)]
+        case "padg-published":
+            known = default_settings("padg-published", plant.hardware.name)
+            most = int(known["max_sequences"])
+            budget = int(known[step_knob("padg-published")])
+            return [{"budget": budget, "sequences": most >> halved} for halved in range(5)]
+        case "separate":
+            return _engine(_budgets("separate", plant, 2048, 1024, 4096))
+        case "hybrid":
+            return _engine(_budgets("hybrid", plant, 256, 512, 1024, 2048))
+        case "fudg-inter":
+            near = sorted(range(1, plant.instances), key=lambda p: abs(p - plant.instances / 3))
+            return [{"prefill": p, "budget": 2048} for p in near]
+        case "fudg-intra":
+            return _intra(plant)
+        case _ if system.startswith("route:"):
+            return [{"budget": _budgets("padg-apart", plant)[0]}]
+    raise ConfigError(f"unknown policy {system!r}; known: all, {', '.join(SYSTEMS)}")
+
+
+def _budgets(policy: str, plant: ClusterPlant, *others: int) -> list[int]:
+    """Tokens of a step: as live instances have it, then others."""
+    usual = int(default_settings(policy, plant.hardware.name)[step_knob(policy)])
+    return [usual, *(other for other in others if other != usual)]
+
+
+def _engine(budgets: Sequence[int]) -> list[Knobs]:
+    return [
+        {"routing": routing, "budget": budget}
+        for routing in ("least-loaded", "round-robin")
+        for budget in budgets
+    ]
+
+
+def _intra(plant: ClusterPlant) -> list[Knobs]:
+    """Shares of a node; instances of half the size where only so a node has room for both roles."""
+    tensor = plant.tensor
+    if 2 * tensor * plant.stages > plant.node_devices:
+        tensor //= 2
+    if tensor < 1 or plant.devices % (2 * tensor * plant.stages) or not _fits(plant, tensor):
+        return []
+    here = plant.node_devices // (tensor * plant.stages)
+    near = sorted(range(1, here), key=lambda p: abs(p - here / 3))
+    return [{"tensor": tensor, "prefill": p, "budget": 2048} for p in near]
+
+
+def _fits(plant: ClusterPlant, tensor: int) -> bool:
+    try:
+        plant.split(tensor).kv_tokens()
+    except ConfigError:
+        return False
+    return True
+
+
+def run_system(system: str, knobs: Knobs, plant: ClusterPlant, jobs: Sequence[Job]) -> None:
+    """Serve the jobs; their times are written into them."""
+    if system.startswith("fudg-"):
+        run_disaggregated(
+            plant,
+            jobs,
+            prefill=int(knobs["prefill"]),
+            tensor=int(knobs.get("tensor", 0)) or plant.tensor,
+            budget=int(knobs["budget"]),
+            between_nodes=system == "fudg-inter",
+        )
+        return
+    cluster_of(system, knobs, plant, len(jobs)).run(jobs)
+
+
+def run_exactly(system: str, knobs: Knobs, plant: ClusterPlant, jobs: Sequence[Job]) -> None:
+    """As run_system, with the controller's scheduler in every instance; not for disaggregated systems."""
+    cluster_of(system, knobs, plant, len(jobs), exact=True).run(jobs)
+
+
+def cluster_of(
+    system: str, knobs: Knobs, plant: ClusterPlant, requests: int, *, exact: bool = False, shed: bool = False
+) -> VirtualCluster:
+    """A cluster that is ready to run, for all systems but the disaggregated ones.
+
+    exact: instances are the controller's scheduler itself, instead of the one that skips.
+    shed: requests that cannot be served in time are refused, as live.
+
+    `route:NAME` is PaDG's instance with prompts apart under another routing policy (for ablations).
+    """
+    routing = system.removeprefix("route:") if system.startswith("route:") else ROUTING.get(system)
+    routing = routing or str(knobs["routing"])
+    budget = int(knobs["budget"])
+    mixed = system in ("hybrid", "padg")
+    rules = InstanceRules(mixed=mixed, budget=budget, context=plant.context)
+    cost, kv_tokens = plant.latency(), plant.kv_tokens()
+
+    def make(name: str, born: float) -> VirtualInstance:
+        if exact:
+            return SchedulerInstance(ExactRules.of(system, knobs), plant, born)
+        return SkippingInstance(name, rules, cost, plant.stages, kv_tokens, born)
+
+    cluster = VirtualCluster(
+        ClusterRules(
+            OverallConfig(policy=routing, bounds=plant.one_group, max_pending=requests + 1),
+            max_sequences=int(knobs.get("sequences", 4096)),
+            shed=shed,
+        ),
+        make,
+        cost,
+        stages=plant.stages,
+        context=plant.context,
+        step_tokens=budget,
+    )
+    cluster.start(plant.instances)
+    return cluster

@@ -1,0 +1,283 @@
+"""StageService: who this worker is, epochs, plans in and reports out, activations in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import structlog
+
+from stage_worker.account import WorkAccount
+from stage_worker.epoch import STOP_TIMEOUT_S, Epoch, StuckError
+from stage_worker.executors.protocol import Backend, Executor, StageSpec
+from stage_worker.runner import QueueOverflowError
+from tidepipe.v1 import stage_pb2, stage_pb2_grpc
+from tidepipe_common.codec.plan import StartsAhead, plan_from_wire
+from tidepipe_common.codec.shape import shape_to_wire
+from tidepipe_common.errors import IncompatibleError, UnavailableError
+from tidepipe_common.limits import MESSAGE_BYTES
+from tidepipe_common.types.plan import PROTOCOL_VERSION
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+HEARTBEAT_S = 1.0
+MAX_STEP_TOKENS = 8192
+"""Tokens of one step at most: bounds the size of a message with activations."""
+
+EXIT_STUCK = 5
+
+log = structlog.get_logger()
+
+
+def max_message_bytes(hidden_size: int, dtype: str) -> int:
+    """Size of the largest activations message, with room for its other fields; plans are never larger
+    than other messages between services."""
+    return max(MESSAGE_BYTES, MAX_STEP_TOKENS * hidden_size * (4 if dtype == "float32" else 2) + 1024 * 1024)
+
+
+def _end_process() -> None:
+    # Not sys.exit: the interpreter's own end would wait for what is stuck.
+    os._exit(EXIT_STUCK)
+
+
+class StageServicer(stage_pb2_grpc.StageServiceServicer):
+    """One worker; at most one epoch at a time, the newest."""
+
+    def __init__(self, backend: Backend, end_process: Callable[[], None] = _end_process) -> None:
+        """end_process: called when a step does not return, to be started anew by whoever watches it."""
+        self._backend = backend
+        self._end_process = end_process
+        self._epoch: Epoch | None = None
+        self._newest = 0
+        self._configuring = asyncio.Lock()
+        self._process = psutil.Process()
+        self.account = WorkAccount()
+
+    @property
+    def newest_epoch(self) -> int:
+        """Number of the newest epoch, 0 before the first."""
+        return self._newest
+
+    @property
+    def running(self) -> tuple[int, float]:
+        """The step that is being computed, and for how long, seconds; zeros if none is."""
+        return (0, 0.0) if self._epoch is None else self._epoch.running
+
+    @property
+    def slow(self) -> bool:
+        """True if it computes several times slower than it could; see BackendDescription."""
+        return bool(self._backend.description.slow_because)
+
+    @property
+    def executor(self) -> Executor | None:
+        """What computes in the present epoch."""
+        return None if self._epoch is None else self._epoch.executor
+
+    async def DescribeStage(  # noqa: N802 (the contract's name)
+        self, request: stage_pb2.DescribeStageRequest, context: Context
+    ) -> stage_pb2.DescribeStageResponse:
+        """See stage.proto."""
+        about = self._backend.description
+        return stage_pb2.DescribeStageResponse(
+            protocol_version=PROTOCOL_VERSION,
+            model=about.model,
+            model_fingerprint=about.fingerprint,
+            device=about.device,
+            dtype=about.dtype,
+            memory_budget_bytes=about.memory_budget,
+            pid=os.getpid(),
+            shape=shape_to_wire(about.shape),
+            rss_bytes=self._rss(),
+            epoch=self._newest,
+            fabric=about.fabric,
+            fabric_device=about.fabric_device,
+        )
+
+    async def Configure(  # noqa: N802
+        self, request: stage_pb2.ConfigureRequest, context: Context
+    ) -> stage_pb2.ConfigureResponse:
+        """See stage.proto."""
+        self._check(request)
+        async with self._configuring:
+            if request.epoch <= self._newest:
+                raise IncompatibleError(f"epoch {request.epoch} is over; {self._newest} has begun since")
+            self._newest = request.epoch
+            if self._epoch is not None:
+                await self._end_epoch(self._epoch, request.patience_s or STOP_TIMEOUT_S)
+                self._epoch = None
+            spec = StageSpec(
+                index=request.stage_index,
+                count=request.stage_count,
+                layer_begin=request.layer_begin,
+                layer_end=request.layer_end,
+                block_size=request.block_size,
+                kv_blocks=request.kv_blocks,
+                max_step_tokens=request.max_step_tokens,
+                fabric_before=request.fabric_before,
+                fabric_after=request.fabric_after,
+            )
+            executor = await self._configured(spec)
+            about = self._backend.description
+            self._epoch = Epoch(
+                request.epoch,
+                spec,
+                executor,
+                request.next_stage_address,
+                max_message_bytes(about.shape.hidden, about.dtype),
+                self.account,
+            )
+        log.info(
+            "configured",
+            epoch=request.epoch,
+            stage=f"{spec.index + 1}/{spec.count}",
+            layers=f"{spec.layer_begin}..{spec.layer_end - 1}",
+            kv_blocks=executor.kv_blocks,
+            weights_mib=executor.weight_bytes >> 20,
+        )
+        return stage_pb2.ConfigureResponse(
+            kv_blocks=executor.kv_blocks,
+            weight_bytes=executor.weight_bytes,
+            kv_bytes=executor.kv_bytes,
+            rss_bytes=self._rss(),
+            slow_because=self._backend.description.slow_because,
+        )
+
+    async def _configured(self, spec: StageSpec) -> Executor:
+        """Off the event loop. Nobody can stop the thread, so who gives up waits for it: a second one beside
+        it would find the device's memory taken."""
+        work = asyncio.create_task(asyncio.to_thread(self._backend.configure, spec))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            with contextlib.suppress(Exception):
+                (await work).close()
+            raise
+
+    def _check(self, request: stage_pb2.ConfigureRequest) -> None:
+        about = self._backend.description
+        if request.protocol_version != PROTOCOL_VERSION:
+            raise IncompatibleError(
+                f"the controller speaks protocol version {request.protocol_version}, this worker "
+                f"{PROTOCOL_VERSION}; install the same TidePipe version on both"
+            )
+        if request.model_fingerprint != about.fingerprint:
+            raise IncompatibleError(
+                f"this worker was started for model {about.model} ({about.fingerprint[:12]}), the controller "
+                f"serves another one ({request.model_fingerprint[:12]}); start both with the same model"
+            )
+        layers = about.shape.layers
+        if not (0 <= request.layer_begin < request.layer_end <= layers):
+            raise IncompatibleError(
+                f"layers {request.layer_begin}..{request.layer_end} are not within 0..{layers}"
+            )
+        if not (0 <= request.stage_index < request.stage_count):
+            raise IncompatibleError(f"stage {request.stage_index} of {request.stage_count} makes no sense")
+        if not (1 <= request.block_size <= 1024 and 1 <= request.max_step_tokens <= MAX_STEP_TOKENS):
+            raise IncompatibleError(
+                f"block size {request.block_size} must be in [1, 1024] and tokens per step "
+                f"{request.max_step_tokens} in [1, {MAX_STEP_TOKENS}]"
+            )
+
+    async def Run(  # noqa: N802
+        self, request_iterator: AsyncIterator[stage_pb2.RunRequest], context: Context
+    ) -> AsyncIterator[stage_pb2.RunResponse]:
+        """See stage.proto."""
+        hello = await anext(request_iterator)
+        epoch = self._current(hello.epoch)
+        epoch.start()
+        # Everything that ends or interrupts the wait comes through the one queue: a step's report costs one
+        # wake-up, which matters when a step takes a few milliseconds on a core that has to compute as well.
+        reports = epoch.reports
+        ended = asyncio.create_task(_tell_when(epoch.ended, reports), name="epoch-ended")
+        reader = asyncio.create_task(self._read_plans(epoch, request_iterator), name="plans")
+        reader.add_done_callback(lambda _: reports.put_nowait(None))
+        heart = asyncio.create_task(self._beat(epoch), name="heartbeat")
+        try:
+            while not epoch.ended.is_set():
+                report = await reports.get()
+                if report is not None:
+                    yield report
+                elif reader.done():
+                    reader.result()  # raises what went wrong; else the controller has left
+                    return
+            raise IncompatibleError(f"epoch {epoch.number} is over; {self._newest} has begun since")
+        finally:
+            for task in (reader, ended, heart):
+                task.cancel()
+            await asyncio.gather(reader, ended, heart, return_exceptions=True)
+
+    async def _beat(self, epoch: Epoch) -> None:
+        # Also between reports: they say nothing of memory.
+        while True:
+            step_id, seconds = epoch.running
+            heartbeat = stage_pb2.Heartbeat(rss_bytes=self._rss(), running_step_id=step_id, running_s=seconds)
+            epoch.reports.put_nowait(stage_pb2.RunResponse(heartbeat=heartbeat))
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _read_plans(self, epoch: Epoch, requests: AsyncIterator[stage_pb2.RunRequest]) -> None:
+        ahead = StartsAhead()
+        async for request in requests:
+            self._require(epoch, request.epoch)
+            ahead.add(request.starts)
+            if not request.HasField("plan"):
+                continue
+            try:
+                epoch.add_plan(plan_from_wire(request.plan, ahead.take()))
+            except (QueueOverflowError, ValueError) as error:
+                raise IncompatibleError(f"plan of step {request.plan.step_id}: {error}") from error
+
+    async def Forward(  # noqa: N802
+        self, request_iterator: AsyncIterator[stage_pb2.ForwardRequest], context: Context
+    ) -> stage_pb2.ForwardResponse:
+        """See stage.proto."""
+        hello = await anext(request_iterator)
+        epoch = self._current(hello.epoch)
+        steps = 0
+        async for request in request_iterator:
+            self._require(epoch, request.epoch)
+            try:
+                epoch.add_activation(request.step_id, request.hidden)
+            except QueueOverflowError as error:
+                raise IncompatibleError(str(error)) from error
+            steps += 1
+        return stage_pb2.ForwardResponse(steps=steps)
+
+    def _current(self, number: int) -> Epoch:
+        if self._epoch is None or self._epoch.number != number:
+            raise IncompatibleError(f"epoch {number} is not the present one ({self._newest})")
+        return self._epoch
+
+    def _require(self, epoch: Epoch, number: int) -> None:
+        if epoch.ended.is_set() or number != epoch.number:
+            raise IncompatibleError(f"epoch {number} is not the present one ({self._newest})")
+
+    def _rss(self) -> int:
+        return int(self._process.memory_info().rss)
+
+    async def _end_epoch(self, epoch: Epoch, patience_s: float) -> None:
+        try:
+            await epoch.end(patience_s)
+        except StuckError as error:
+            log.error("a step hangs, this process ends", reason=str(error))
+            self._end_process()
+            raise UnavailableError(f"{error}; this worker must be started anew") from error
+
+    async def close(self) -> None:
+        """Stop the present epoch."""
+        async with self._configuring:
+            if self._epoch is not None:
+                with contextlib.suppress(Exception):
+                    await self._epoch.end()
+                self._epoch = None
+
+
+async def _tell_when(happened: asyncio.Event, reports: asyncio.Queue[stage_pb2.RunResponse | None]) -> None:
+    await happened.wait()
+    reports.put_nowait(None)

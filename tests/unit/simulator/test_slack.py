@@ -1,0 +1,115 @@
+"""The instance that skips says of the same sequences exactly what the controller's report says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controller.scheduler.events import StagesReady
+from controller.scheduler.report import instance_report
+from controller.scheduler.scheduler import Scheduler, SchedulerConfig
+from controller.scheduler.sequence import Sequence, State
+from router.scheduler.slo import SloTarget
+from simulator.cluster_spec import ClusterPlant
+from simulator.fast_forward_instance import InstanceRules, SkippingInstance
+from simulator.job import Job
+from tidepipe_common.latency.files import read_shape
+from tidepipe_common.latency.hardware import hardware
+from tidepipe_common.types.plan import Phase
+from tidepipe_common.types.sampling import SamplingParams
+
+CONTEXT, BUDGET, NOW = 4096, 512, 100.0
+SINCE = 95.0
+"""When the present phase began."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One sequence. produced 0: its prompt is under way, up to `computed`, or it waits."""
+
+    prompt: int
+    produced: int
+    computed: int
+    expected: int
+    arrival: float
+    first: float
+    tpot_s: float
+
+
+drawn = st.builds(
+    Drawn,
+    prompt=st.integers(1, 900),
+    produced=st.integers(0, 400),
+    computed=st.integers(0, 900),
+    expected=st.integers(1, 5000),
+    arrival=st.floats(0.0, 60.0),
+    first=st.floats(60.0, 100.0),
+    tpot_s=st.sampled_from([0.02, 0.05, 0.1, 0.5]),
+)
+steps = st.lists(st.tuples(st.integers(0, BUDGET), st.booleans(), st.floats(0.0, 3.0)), max_size=20)
+
+
+def live(one: Drawn, number: int) -> Sequence:
+    sequence = Sequence(
+        f"r{number}", (7,) * one.prompt, SamplingParams(max_tokens=None), CONTEXT - one.prompt, one.arrival,
+        None, [7] * one.produced, predicted_p50=float(one.expected), tpot_s=one.tpot_s,
+        first_token_due=one.arrival + 60.0,
+    )  # fmt: skip
+    if one.produced:
+        sequence.state, sequence.first_token_at = State.DECODE, one.first
+    else:
+        sequence.planned = min(one.computed, one.prompt - 1)
+        sequence.state = State.PREFILL if sequence.planned else State.WAITING
+    return sequence
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    sequences=st.lists(drawn, max_size=60),
+    stages=st.sampled_from([1, 2, 4]),
+    phase=st.sampled_from([Phase.PREFILL, Phase.MIXED, Phase.DECODE]),
+    used=st.integers(0, 4000),
+    work=steps,
+)
+def test_the_same_slack_latest_resume_and_windows(
+    sequences: list[Drawn], stages: int, phase: Phase, used: int, work: list[tuple[int, bool, float]]
+) -> None:
+    """To the last bit, for any sequences, in any phase, after any work."""
+    plant = ClusterPlant(read_shape("codellama-34b"), hardware("l20"), 1, 4 // stages, stages)
+    cost = plant.latency()
+    scheduler = Scheduler(SchedulerConfig(CONTEXT, (), prefill_tokens=BUDGET))
+    scheduler.on(StagesReady(1, stages, 4000), 0.0)
+    state = scheduler.state
+    state.phase, state.phase_since = phase, SINCE
+    state.ledger.extend([], used * 16)
+    rules = InstanceRules(budget=BUDGET, context=CONTEXT)
+    skipping = SkippingInstance("i", rules, cost, stages, kv_tokens=4000 * 16)
+    skipping._phase, skipping._switched, skipping._kv_used = phase, SINCE, used * 16
+    skipping._slack_at = -1.0
+    at = 50.0
+    for tokens, riding, spent in work:
+        at += spent
+        state.prompt_pace.computed(tokens, riding=riding, now=at)
+        skipping._pace.computed(tokens, riding=riding, now=at)
+    for number, one in enumerate(sequences):
+        scheduler.sequences[f"r{number}"] = live(one, number)
+        job = Job(number, one.prompt, 10**6, one.arrival, SloTarget(60.0, one.tpot_s), one.expected)
+        if not one.produced:
+            skipping._line.add(job)
+            job.computed = min(one.computed, one.prompt - 1)
+            continue
+        job.first, job.generated = one.first, one.produced
+        if one.first > SINCE and phase is Phase.PREFILL:
+            skipping._started.append(job)
+        else:
+            skipping._rounds.join([job])
+    said = instance_report(scheduler, cost, NOW)
+    found = skipping.reckon_slack(NOW)[0]
+    assert found == said.slack
+    status = skipping.status(NOW, slack=True)
+    if said.slack is not None:
+        assert status.slack.low_latest == NOW + said.slack.low_latest_s
+    assert (status.window.tokens, status.left.tokens) == (said.window.tokens, said.left.tokens)
+    assert status.window_deadline - NOW == (said.window_left_s or float("inf"))

@@ -1,0 +1,33 @@
+"""Plans over the wire: columns and listed rows arrive as the same rows."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidepipe_common.codec.plan import plan_from_wire, plan_to_wire
+from tidepipe_common.types.plan import DecodeRows, Phase, PlanRow, StepPlan
+
+ids = st.integers(0, 2**31)
+blocks = st.lists(ids, max_size=3).map(tuple)
+
+
+@given(
+    decode=st.lists(st.tuples(ids, ids, ids, blocks), max_size=6),
+    chunks=st.lists(
+        st.tuples(ids, ids, st.lists(ids, min_size=1, max_size=5), blocks, st.booleans()), max_size=4
+    ),
+)
+def test_rows_survive(
+    decode: list[tuple[int, int, int, tuple[int, ...]]],
+    chunks: list[tuple[int, int, list[int], tuple[int, ...], bool]],
+) -> None:
+    """Decode's rows first, each with its own token and blocks."""
+    keys, positions, tokens, _ = zip(*decode, strict=True) if decode else ((), (), (), ())
+    granted = tuple((index, row[3]) for index, row in enumerate(decode) if row[3])
+    listed = tuple(PlanRow(k, first, len(ids), tuple(ids), new, s) for k, first, ids, new, s in chunks)
+    plan = StepPlan(3, Phase.MIXED, listed, (), (7,), DecodeRows(keys, positions, tokens, granted))
+    arrived = plan_from_wire(plan_to_wire(plan, first=True, last=True))
+    expected = [PlanRow(k, position, 1, (token,), new, True) for k, position, token, new in decode]
+    assert arrived.rows == plan.rows == (*expected, *listed)
+    assert (arrived.tokens, arrived.samples, arrived.releases) == (plan.tokens, plan.samples, (7,))

@@ -1,0 +1,159 @@
+"""Step plans: protobuf (columns) <-> domain (rows)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, chain
+
+from tidepipe.v1 import controller_pb2, stage_pb2
+from tidepipe_common.codec.sampling import sampling_from_wire, sampling_to_wire
+from tidepipe_common.limits import PIECE_BYTES
+from tidepipe_common.types.plan import Phase, PlanRow, SequenceStart, StepPlan
+
+MAX_HISTORY_TOKENS = PIECE_BYTES // 8
+"""Of one start that is sent ahead; an id takes five bytes at most."""
+
+_PHASE_TO_WIRE: dict[Phase, controller_pb2.Phase.ValueType] = {
+    Phase.IDLE: controller_pb2.PHASE_UNSPECIFIED,
+    Phase.PREFILL: controller_pb2.PHASE_PREFILL,
+    Phase.DECODE: controller_pb2.PHASE_DECODE,
+    Phase.MIXED: controller_pb2.PHASE_MIXED,
+}
+_PHASE_FROM_WIRE: dict[int, Phase] = {wire: phase for phase, wire in _PHASE_TO_WIRE.items()}
+
+
+def phase_to_wire(phase: Phase) -> controller_pb2.Phase.ValueType:
+    """Domain to protobuf."""
+    return _PHASE_TO_WIRE[phase]
+
+
+def phase_from_wire(phase: int) -> Phase:
+    """Protobuf to domain; phases of a newer contract become IDLE."""
+    return _PHASE_FROM_WIRE.get(phase, Phase.IDLE)
+
+
+def plan_to_wire(plan: StepPlan, *, first: bool, last: bool) -> stage_pb2.StepPlan:
+    """The part of a plan that one stage needs: tokens go to the first stage, sampling to the last."""
+    decode, listed = plan.decode, plan.listed
+    ones = (1,) * len(decode)
+    new_block_counts = [0] * len(decode)
+    for index, blocks in decode.new_blocks:
+        new_block_counts[index] = len(blocks)
+    decode_blocks = chain.from_iterable(blocks for _, blocks in decode.new_blocks)
+    message = stage_pb2.StepPlan(
+        step_id=plan.step_id,
+        phase=_PHASE_TO_WIRE[plan.phase],
+        releases=plan.releases,
+        sequence_keys=[*decode.keys, *(row.key for row in listed)],
+        first_positions=[*decode.positions, *(row.first_position for row in listed)],
+        token_counts=[*ones, *(row.count for row in listed)],
+        new_block_counts=[*new_block_counts, *(len(row.new_blocks) for row in listed)],
+        new_block_ids=[*decode_blocks, *(block for row in listed for block in row.new_blocks)],
+        sample=[*(True for _ in ones), *(row.sample for row in listed)],
+    )
+    if first:
+        message.token_ids.extend(decode.token_ids)
+        message.token_ids.extend(token for row in listed for token in row.token_ids)
+    for start in plan.starts:
+        entry = message.starts.add(sequence_key=start.key, prompt_tokens=start.prompt_tokens)
+        if last:
+            entry.sampling.CopyFrom(sampling_to_wire(start.sampling))
+            entry.history_token_ids.extend(start.history)
+            entry.eos_token_ids.extend(start.eos_token_ids)
+    return message
+
+
+def plan_requests(epoch: int, plan: StepPlan, *, first: bool, last: bool) -> Iterator[stage_pb2.RunRequest]:
+    """The messages that tell one stage of a step: one, or several where its new sequences carry much.
+
+    What is left in the plan's own message is bounded by the step: rows, and blocks that the pool has.
+    """
+    message = plan_to_wire(plan, first=first, last=last)
+    if message.starts and message.ByteSize() > PIECE_BYTES:
+        yield from _sent_ahead(epoch, message.starts)
+        del message.starts[:]
+    yield stage_pb2.RunRequest(epoch=epoch, plan=message)
+
+
+def _sent_ahead(epoch: int, starts: Iterable[stage_pb2.SequenceStart]) -> Iterator[stage_pb2.RunRequest]:
+    ahead, size = stage_pb2.RunRequest(epoch=epoch), 0
+    for part in chain.from_iterable(map(_start_parts, starts)):
+        part_size = part.ByteSize()
+        if size and size + part_size > PIECE_BYTES:
+            yield ahead
+            ahead, size = stage_pb2.RunRequest(epoch=epoch), 0
+        ahead.starts.append(part)
+        size += part_size
+    yield ahead
+
+
+def _start_parts(start: stage_pb2.SequenceStart) -> Iterator[stage_pb2.SequenceStart]:
+    """The start itself, or several where its history is long."""
+    history = start.history_token_ids
+    if len(history) <= MAX_HISTORY_TOKENS:
+        yield start
+        return
+    for begin in range(0, len(history), MAX_HISTORY_TOKENS):
+        part = stage_pb2.SequenceStart(sequence_key=start.sequence_key)
+        if not begin:
+            part.CopyFrom(start)
+            del part.history_token_ids[:]
+        part.history_token_ids.extend(history[begin : begin + MAX_HISTORY_TOKENS])
+        yield part
+
+
+class StartsAhead:
+    """Sequences that were sent ahead of the plan with which they begin."""
+
+    def __init__(self) -> None:
+        self._starts: dict[int, stage_pb2.SequenceStart] = {}
+
+    def add(self, starts: Iterable[stage_pb2.SequenceStart]) -> None:
+        """More of them, or more of one's history."""
+        for start in starts:
+            known = self._starts.setdefault(start.sequence_key, start)
+            if known is not start:
+                known.history_token_ids.extend(start.history_token_ids)
+
+    def take(self) -> list[stage_pb2.SequenceStart]:
+        """All that came since the last plan."""
+        starts, self._starts = list(self._starts.values()), {}
+        return starts
+
+
+def plan_from_wire(message: stage_pb2.StepPlan, ahead: Iterable[stage_pb2.SequenceStart] = ()) -> StepPlan:
+    """Protobuf to domain. ahead: starts that were sent before. ValueError if the columns do not fit."""
+    counts = list(message.token_counts)
+    block_counts = list(message.new_block_counts)
+    keys = list(message.sequence_keys)
+    positions = list(message.first_positions)
+    sample = list(message.sample)
+    if not len(keys) == len(counts) == len(block_counts) == len(positions) == len(sample):
+        raise ValueError("the plan's columns differ in length")
+    tokens, blocks = tuple(message.token_ids), tuple(message.new_block_ids)
+    if sum(block_counts) != len(blocks) or (tokens and sum(counts) != len(tokens)):
+        raise ValueError("the plan's token or block lists do not fit their counts")
+    token_ends = list(accumulate(counts)) if tokens else [0] * len(counts)
+    block_ends = list(accumulate(block_counts))
+    rows = tuple(
+        PlanRow(
+            key=keys[i],
+            first_position=positions[i],
+            count=counts[i],
+            token_ids=tokens[token_ends[i] - counts[i] : token_ends[i]] if tokens else (),
+            new_blocks=blocks[block_ends[i] - block_counts[i] : block_ends[i]],
+            sample=sample[i],
+        )
+        for i in range(len(keys))
+    )
+    starts = tuple(
+        SequenceStart(
+            key=entry.sequence_key,
+            sampling=sampling_from_wire(entry.sampling),
+            prompt_tokens=entry.prompt_tokens,
+            history=tuple(entry.history_token_ids),
+            eos_token_ids=tuple(entry.eos_token_ids),
+        )
+        for entry in (*ahead, *message.starts)
+    )
+    return StepPlan(message.step_id, phase_from_wire(message.phase), rows, starts, tuple(message.releases))

@@ -1,0 +1,29 @@
+"""Model shapes from files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.latency.shapes import SHAPES, named_shape, shape_from_config
+from tidepipe_common.types.model_shape import ModelShape
+
+
+def read_shape(name_or_path: str) -> ModelShape:
+    """A known model's name, or a JSON file (a Hugging Face config.json does)."""
+    if (shape := named_shape(name_or_path)) is not None:
+        return shape
+    path = Path(name_or_path)
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"unknown model {name_or_path!r}; known: {', '.join(SHAPES)}; or a JSON file")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path} must hold one JSON object")
+    # A profile of `tidepipe profile` says which model it measured.
+    return shape_from_config(config.get("shape", config), str(path))

@@ -1,0 +1,191 @@
+"""A prompt in numbers: what says something about the length of its answer.
+
+Needs the text and nothing else: no tokenizer, no model, no network. Only numbers leave the place where the
+text is (`docs/decisions`), so whoever schedules or learns never sees a prompt.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from zlib import crc32
+
+from tidepipe_common.types.request import ChatTurn, Prompt
+
+VERSION = 1
+"""Of the meaning of the numbers; models say which one they were trained on."""
+
+BUCKETS = 2048
+"""Hash buckets of words and pairs of words."""
+MAX_BUCKETS = 192
+"""Kept of one prompt at most: the first."""
+HEAD_CHARACTERS = 1200
+TAIL_CHARACTERS = 800
+"""Of a long message beginning and end are read: instructions stand there, documents in between."""
+
+CUES: dict[str, tuple[str, ...]] = {
+    "brief": ("brief", "briefly", "short", "shortly", "concise", "quickly", "summarize", "summary", "one"),
+    "long": ("detailed", "detail", "explain", "describe", "essay", "story", "elaborate", "thorough", "guide"),
+    "list": ("list", "steps", "ideas", "tips", "examples", "ways", "reasons", "questions", "items", "bullet"),
+    "compose": ("write", "compose", "create", "generate", "draft", "imagine", "poem", "letter", "email"),
+    "choose": ("classify", "label", "true", "false", "identify", "categorize", "choose", "select", "whether"),
+    "transform": ("translate", "rewrite", "correct", "convert", "paraphrase", "edit", "replace", "rephrase"),
+    "code": ("code", "function", "python", "sql", "program", "javascript", "html", "algorithm", "regex"),
+    "reckon": ("many", "much", "total", "cost", "each", "times", "percent", "half", "twice", "average"),
+    "question": ("what", "who", "when", "where", "which", "why", "how"),
+}
+"""Words that instructions use, by kind."""
+
+PHRASES = ("step by step", "yes or no", "in one word", "in one sentence", "only the")
+
+DENSE = (
+    "message_characters",
+    "context_characters",
+    "words",
+    "lines",
+    "turns",
+    "has_system",
+    "mean_word",
+    "distinct_words",
+    "numbers",
+    "question_marks",
+    "sentences",
+    "list_lines",
+    "code_marks",
+    "capitals",
+    "non_ascii",
+    "ends_with_question",
+    "ends_with_colon",
+    "asked_words",
+    "asked_items",
+    *(f"cue_{name}" for name in CUES),
+    *(f"says_{phrase.replace(' ', '_')}" for phrase in PHRASES),
+)
+"""Names of the numbers, in order."""
+
+_CUE_OF = {word: index for index, words in enumerate(CUES.values()) for word in words}
+_NO_CAPITALS = dict.fromkeys(range(ord("A"), ord("Z") + 1))
+_WORDS = re.compile(r"[a-z]+|[0-9]+|[^\x00-\x7f]")
+_ASKED_LENGTH = re.compile(r"(\d{1,4}|one|two|three|four|five)[- ](?:or \w+ )?(word|sentence|paragraph|page)")
+_ASKED_ITEMS = re.compile(
+    r"(?:list|give|name|write|suggest|provide|generate|create)(?: me)?(?: \w+)? "
+    r"(\d{1,3}|two|three|four|five|ten) "
+)
+_WORDS_PER = {"word": 1, "sentence": 20, "paragraph": 80, "page": 400}
+_NUMERALS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "ten": 10}
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFeatures:
+    """A prompt in numbers.
+
+    dense: values of DENSE, in order; empty if the text is not known (token ids).
+    buckets: distinct hash buckets of its words and pairs of words, in the order of their first use.
+    template: hash of the system message, 0 for none: requests of one application share it.
+    client: hash of who asks, 0 if nobody said so.
+    """
+
+    dense: tuple[float, ...] = ()
+    buckets: tuple[int, ...] = ()
+    template: int = 0
+    client: int = 0
+
+    def fault(self) -> str | None:
+        """Why this cannot come from `prompt_features`, or None."""
+        if self.dense and len(self.dense) != len(DENSE):
+            return f"{len(self.dense)} prompt numbers, but version {VERSION} has {len(DENSE)}"
+        if not all(map(math.isfinite, self.dense)):
+            return "prompt numbers must be finite"
+        if len(self.buckets) > MAX_BUCKETS or any(not 0 <= bucket < BUCKETS for bucket in self.buckets):
+            return f"at most {MAX_BUCKETS} buckets below {BUCKETS} may be given"
+        if not (0 <= self.template < 2**32 and 0 <= self.client < 2**32):
+            return "template and client are 32-bit hashes"
+        return None
+
+
+def prompt_features(prompt: Prompt, client: str = "") -> PromptFeatures:
+    """Read a prompt: plain text, a conversation, or token ids (of which only the client counts here)."""
+    who = _key(client)
+    if isinstance(prompt, str):
+        return _read(prompt, "", (), who)
+    turns = [turn for turn in prompt if isinstance(turn, ChatTurn)]
+    if not turns:
+        return PromptFeatures(client=who)
+    system = "\n".join(turn.content for turn in turns if turn.role in ("system", "developer"))
+    return _read(turns[-1].content, system, turns[:-1], who)
+
+
+def _read(message: str, system: str, before: Sequence[ChatTurn], client: int) -> PromptFeatures:
+    text = message
+    if len(text) > HEAD_CHARACTERS + TAIL_CHARACTERS:
+        text = f"{text[:HEAD_CHARACTERS]}\n{text[-TAIL_CHARACTERS:]}"
+    stripped = text.rstrip()
+    lowered = text.lower()
+    words = _WORDS.findall(lowered)
+    cues = [0.0] * len(CUES)
+    for word in words:
+        if (kind := _CUE_OF.get(word)) is not None:
+            cues[kind] += 1.0
+    count = len(words)
+    dense = (
+        math.log1p(len(message)),
+        math.log1p(sum(len(turn.content) for turn in before)),
+        math.log1p(count),
+        float(text.count("\n")),
+        float(len(before)),
+        float(bool(system)),
+        sum(map(len, words)) / count if count else 0.0,
+        len(set(words)) / count if count else 0.0,
+        float(sum(word.isdigit() for word in words)),
+        float(text.count("?")),
+        float(text.count(". ") + stripped.endswith(".")),
+        float(text.count("\n-") + text.count("\n*") + text.count("\n1")),
+        float(text.count("```") + text.count("{") + text.count("();") + text.count("def ")),
+        (len(text) - len(text.translate(_NO_CAPITALS))) / len(text) if text else 0.0,
+        float(not text.isascii()),
+        float(stripped.endswith("?")),
+        float(stripped.endswith(":")),
+        _asked_words(lowered),
+        _asked_items(lowered),
+        *cues,
+        *(float(phrase in lowered) for phrase in PHRASES),
+    )
+    return PromptFeatures(dense, _buckets(words), _key(system), client)
+
+
+def _buckets(words: Sequence[str]) -> tuple[int, ...]:
+    hashes = [_hash(word) for word in words]
+    found = dict.fromkeys(one % BUCKETS for one in hashes)
+    # Pairs carry the order of words ("how many", "write a").
+    found.update(dict.fromkeys((31 * a + b) % BUCKETS for a, b in pairwise(hashes)))
+    return tuple(found)[:MAX_BUCKETS]
+
+
+@lru_cache(maxsize=16_384)
+def _hash(word: str) -> int:
+    # A few thousand words make up most of all text.
+    return crc32(word.encode(errors="replace"))
+
+
+def _asked_words(lowered: str) -> float:
+    """Logarithm of the length that is asked for ("in 50 words", "two paragraphs"); 0 for none."""
+    found = _ASKED_LENGTH.search(lowered)
+    return math.log1p(_number(found[1]) * _WORDS_PER[found[2]]) if found else 0.0
+
+
+def _asked_items(lowered: str) -> float:
+    found = _ASKED_ITEMS.search(lowered)
+    return float(min(_number(found[1]), 100)) if found else 0.0
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdigit() else _NUMERALS[text]
+
+
+def _key(text: str) -> int:
+    # 0 means none.
+    return (crc32(text.encode(errors="replace")) or 1) if text else 0

@@ -1,0 +1,59 @@
+"""The JSON files of a model's folder: the one place where they are read, whoever needs what they say.
+
+People edit them by hand and cut them short in copying. What is wrong with one is said in its own name here,
+before a library stumbles over it in words that are about something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tidepipe_common.errors import InvalidRequestError, ModelError
+from tidepipe_common.text.json_text import NotJsonError, check_json_text, decode_json
+
+LARGEST_JSON = 16 << 20
+"""Bytes of a configuration; of an index of weights, too, which names each tensor of the largest models."""
+_KINDS: Mapping[type, str] = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+_SHOWN = 100
+_MARK = b"\xef\xbb\xbf"
+
+
+def read_json_object(file: Path, largest: int = LARGEST_JSON, *, counted: bool = True) -> Mapping[str, Any]:
+    """The object in a file; ModelError, which names the file, if there is none.
+
+    counted: False for files that may rightly have more entries than a request has.
+    """
+    try:
+        size = file.stat().st_size
+        if not file.is_file():  # a pipe would wait for a writer
+            raise ModelError(f"{file}: not a file")
+        if size > largest:
+            raise ModelError(f"{file}: too large, {size} bytes of {largest} at most")
+        raw = file.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
+    return json_object(raw, str(file), counted=counted)
+
+
+def json_object(raw: bytes, source: str, *, counted: bool = True) -> Mapping[str, Any]:
+    """The object that the bytes are; ModelError, which begins with `source`, if they are none."""
+    if raw.startswith(_MARK):
+        raise ModelError(f"{source}: begins with a byte order mark; save it as UTF-8 without one")
+    if not raw.strip():
+        raise ModelError(f"{source}: is empty")
+    try:
+        value = decode_json(raw, counted=counted)
+        check_json_text(raw, value, "it")
+    except (NotJsonError, InvalidRequestError) as error:
+        raise ModelError(f"{source}: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{source}: must be a JSON object, not {_KINDS.get(type(value), 'a number')}")
+    return value
+
+
+def shown(value: object) -> str:
+    """A value from such a file as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + ".."

@@ -1,0 +1,236 @@
+"""Fields that may have several shapes, and those that TidePipe ignores or refuses."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sized
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, WithJsonSchema
+
+from tidepipe_common.limits import (
+    MAX_LOGIT_BIAS,
+    MAX_STOP_STRING_CHARACTERS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    MAX_USER_CHARACTERS,
+)
+from tidepipe_common.openai.numbers import TokenId
+from tidepipe_common.openai.validation import Refusal, checked_text, kind, quoted
+
+_MAX_INT = 2**31 - 1
+_TOKEN_NAME = re.compile("(0|[1-9][0-9]{0,9})")
+"""A token id as a name in logit_bias, in one way only: "01" beside "1" would be one id twice."""
+
+IGNORED = frozenset(
+    {
+        "metadata",
+        "store",
+        "service_tier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "parallel_tool_calls",
+        "cache_salt",
+        "detokenize",
+        "include_reasoning",
+    }
+)
+"""Fields that change nothing of the answer."""
+
+_FUNCTIONS = "functions are not supported; use tools"
+_ONE_FORMAT = "only text answers are supported"
+
+REFUSED = {
+    "length_penalty": Refusal("beam search is not supported", (1, 1.0)),
+    "early_stopping": Refusal("beam search is not supported", (False,)),
+    "use_beam_search": Refusal("beam search is not supported", (False,)),
+    "prompt_logprobs": Refusal("log-probabilities of the prompt are not supported"),
+    "spaces_between_special_tokens": Refusal("only true is supported", (True,)),
+    "truncate_prompt_tokens": Refusal("is not supported; send fewer tokens"),
+    "allowed_token_ids": Refusal("is not supported; see structured_outputs"),
+    "bad_words": Refusal("is not supported; see logit_bias", ([],)),
+    "logits_processors": Refusal("is not supported", ([],)),
+    "guided_grammar": Refusal("only guided_json, guided_regex and guided_choice are supported"),
+    "priority": Refusal("priorities are not supported", (0,)),
+}
+"""Fields of both APIs that would change the answer, but cannot: better an error than a wrong answer."""
+
+REFUSED_IN_CHAT = REFUSED | {
+    "functions": Refusal(_FUNCTIONS, ([],)),
+    "function_call": Refusal(_FUNCTIONS, ("none", "auto")),
+    "echo": Refusal("is not supported in chats", (False,)),
+    "modalities": Refusal(_ONE_FORMAT, (["text"],)),
+    "audio": Refusal(_ONE_FORMAT),
+    "prediction": Refusal("predicted outputs are not supported"),
+    "web_search_options": Refusal("web search is not supported"),
+    "reasoning_effort": Refusal("is not supported", ("none",)),
+    "verbosity": Refusal("is not supported", ("medium",)),
+    "add_generation_prompt": Refusal("only true is supported", (True,)),
+    "continue_final_message": Refusal("only false is supported", (False,)),
+    "add_special_tokens": Refusal("only false is supported: the chat template writes them", (False,)),
+    "chat_template": Refusal("only the model's own chat template is supported"),
+    "chat_template_kwargs": Refusal("is not supported", ({},)),
+}
+
+REFUSED_IN_COMPLETIONS = REFUSED | {
+    "best_of": Refusal("is not supported; use n", (1,)),
+    "suffix": Refusal("inserting text is not supported", ("",)),
+    "add_special_tokens": Refusal("only true is supported; send token ids for full control", (True,)),
+}
+
+
+def _stop(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (checked_text(value),)
+    if isinstance(value, list):
+        _few(value, MAX_STOP_STRINGS)
+        if all(isinstance(item, str) for item in value):
+            return tuple(checked_text(item) for item in value)
+    raise ValueError(f"must be a string or a list of strings, got {_shape(value)}")
+
+
+def _stop_token_ids(value: Any) -> Any:
+    if isinstance(value, list):
+        _few(value, MAX_STOP_TOKEN_IDS)
+    return value
+
+
+def _logit_bias(value: Any) -> dict[int, float]:
+    if not isinstance(value, dict):
+        raise ValueError(f"must be an object from token ids to numbers, got {kind(value)}")
+    _few(value, MAX_LOGIT_BIAS)
+    biases = {}
+    for name, bias in value.items():
+        if not (isinstance(name, str) and _TOKEN_NAME.fullmatch(name)):
+            raise ValueError(f'must have token ids as names, such as "50256", got {quoted(name)}')
+        if isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise ValueError(f"must have numbers as values, got {kind(bias)} for {quoted(name)}")
+        # Integers may be too large for a float; like infinity they are refused with the other ranges.
+        biases[int(name)] = float(bias) if abs(bias) < 1e9 else math.inf
+    return biases
+
+
+def _prompt(value: Any) -> str | tuple[int, ...]:
+    if isinstance(value, str):
+        return checked_text(value)
+    if not isinstance(value, list):
+        raise ValueError(f"must be a string or a list of token ids, got {_shape(value)}")
+    if not value:
+        raise ValueError("must not be an empty list")
+    if all(type(item) is int for item in value):
+        if not (min(value) >= 0 and max(value) <= _MAX_INT):
+            raise ValueError(f"must have token ids in [0, {_MAX_INT}]")
+        return tuple(value)
+    if all(isinstance(item, str | list) for item in value):
+        if len(value) > 1:
+            raise ValueError(f"must be one prompt, got a list of {len(value)}; send a request for each")
+        inner = value[0]
+        if isinstance(inner, list) and any(isinstance(item, list | str) for item in inner):
+            raise ValueError("must be a string or a list of token ids, got lists within lists")
+        return _prompt(inner)
+    raise ValueError(f"must be a string or a list of token ids, got {_shape(value)}")
+
+
+def _content(value: Any) -> str:
+    if isinstance(value, str):
+        return checked_text(value)
+    if not isinstance(value, list):
+        raise ValueError(f"must be a string or a list of text parts, got {_shape(value)}")
+    return "\n".join(_text_part(number, part) for number, part in enumerate(value))
+
+
+def _text_part(number: int, part: Any) -> str:
+    if not isinstance(part, dict):
+        raise ValueError(
+            f'must be a string or a list of parts {{"type": "text", "text": ...}}, got {kind(part)} in it'
+        )
+    if part.get("type") not in ("text", "input_text"):
+        raise ValueError(
+            f"part {number} has type {quoted(part.get('type'))}; only 'text' is supported, no images or audio"
+        )
+    if unknown := part.keys() - {"type", "text"}:
+        raise ValueError(f"part {number} has the unknown field {quoted(min(unknown))}")
+    try:
+        return checked_text(part.get("text"))
+    except ValueError as error:
+        raise ValueError(f"part {number}: text {error}") from None
+
+
+def _user_name(value: Any) -> str | None:
+    # It changes nothing of the answer, so nothing is refused.
+    if not isinstance(value, str):
+        return None
+    return value[:MAX_USER_CHARACTERS].encode(errors="replace").decode()
+
+
+def _few(value: Sized, most: int) -> None:
+    """Counted before anything is made of the entries."""
+    if len(value) > most:
+        raise ValueError(f"may have {most} entries, got {len(value)}")
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, list):
+        odd = next((item for item in value if not isinstance(item, str)), None)
+        return "an empty list" if not value else f"a list with {kind(odd)} in it"
+    return kind(value)
+
+
+_TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": _MAX_INT}, "minItems": 1}
+_TEXT = {"type": "string", "minLength": 1}
+_STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_CHARACTERS}
+_TEXT_PART = {
+    "type": "object",
+    "properties": {"type": {"enum": ["text", "input_text"]}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+    "additionalProperties": False,
+}
+
+Stop = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_stop),
+    WithJsonSchema({"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOP_STRINGS}]}),
+]
+LogitBias = Annotated[
+    dict[int, float],
+    BeforeValidator(_logit_bias),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": f"^{_TOKEN_NAME.pattern}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            "maxProperties": MAX_LOGIT_BIAS,
+        }
+    ),
+]
+StopTokenIds = Annotated[
+    list[TokenId],
+    BeforeValidator(_stop_token_ids),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"type": "integer", "minimum": 0, "maximum": _MAX_INT},
+            "maxItems": MAX_STOP_TOKEN_IDS,
+        }
+    ),
+]
+TextOrIds = Annotated[
+    str | tuple[int, ...],
+    BeforeValidator(_prompt),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _TEXT,
+                _TOKEN_IDS,
+                {"type": "array", "items": {"anyOf": [_TEXT, _TOKEN_IDS]}, "minItems": 1, "maxItems": 1},
+            ]
+        }
+    ),
+]
+Content = Annotated[
+    str,
+    BeforeValidator(_content),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART}]}),
+]
+UserName = Annotated[str | None, BeforeValidator(_user_name), WithJsonSchema({})]

@@ -1,0 +1,97 @@
+"""Tools: what a chat may call, and the calls in its history. They travel as JSON to the chat template."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, WithJsonSchema
+
+from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.limits import MAX_TOOLS, MAX_TOOLS_BYTES, check_characters
+from tidepipe_common.openai.validation import checked_text, kind
+from tidepipe_common.text.json_text import parse_json, write_json
+
+
+def _tools(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"must be a list of functions, got {kind(value)}")
+    if len(value) > MAX_TOOLS:
+        raise ValueError(f"may have {MAX_TOOLS} entries, got {len(value)}")
+    return tuple(_tool(number, tool) for number, tool in enumerate(value))
+
+
+def _tool(number: int, value: Any) -> str:
+    if not isinstance(value, dict) or value.get("type") != "function":
+        raise ValueError(f'must have {{"type": "function", "function": ...}} as entry {number}')
+    function = value.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError(f"entry {number} must have a function with a name")
+    parameters = function.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise ValueError(f"entry {number} must have a JSON schema as parameters, got {kind(parameters)}")
+    return _json(value)
+
+
+def _tool_choice(value: Any) -> str:
+    if value not in ("none", "auto"):
+        raise ValueError("must be 'none' or 'auto'; a model cannot be made to call a tool here")
+    return str(value)
+
+
+def _tool_calls(value: Any) -> str:
+    if not isinstance(value, list):
+        raise ValueError(f"must be a list of calls, got {kind(value)}")
+    calls = []
+    for number, call in enumerate(value):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise ValueError(f"call {number} must have a function with a name")
+        calls.append({**call, "function": {**function, "arguments": _arguments(number, function)}})
+    return _json(calls) if calls else ""
+
+
+def _arguments(number: int, function: dict[str, Any]) -> Any:
+    """Templates want the arguments as an object; OpenAI's clients send them as text."""
+    arguments = function.get("arguments", {})
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        check_characters("it", arguments, MAX_TOOLS_BYTES)
+        return parse_json(arguments, "it") if arguments else {}
+    except InvalidRequestError:
+        raise ValueError(f"call {number} has arguments that are not JSON, or too many") from None
+
+
+def _json(value: Any) -> str:
+    try:
+        return checked_text(write_json(value, MAX_TOOLS_BYTES, ascii_only=False))
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+
+
+def _function(**properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, **properties},
+        "required": ["name"],
+    }
+
+
+_TOOL = {
+    "type": "object",
+    "properties": {"type": {"const": "function"}, "function": _function(parameters={"type": "object"})},
+    "required": ["type", "function"],
+}
+_CALL = {
+    "type": "object",
+    "properties": {"function": _function(arguments={"description": "JSON, or a text that is JSON."})},
+    "required": ["function"],
+}
+
+Tools = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_tools),
+    WithJsonSchema({"type": "array", "items": _TOOL, "maxItems": MAX_TOOLS}),
+]
+ToolChoice = Annotated[str, BeforeValidator(_tool_choice), WithJsonSchema({"enum": ["none", "auto"]})]
+ToolCalls = Annotated[str, BeforeValidator(_tool_calls), WithJsonSchema({"type": "array", "items": _CALL})]

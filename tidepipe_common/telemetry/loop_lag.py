@@ -1,0 +1,59 @@
+"""How late this process's event loop comes: for so long it was deaf to everybody."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+from prometheus_client import Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from tidepipe_common.telemetry.buckets import LOOP_LAG_S
+
+SAMPLE_S = 0.02
+
+
+class LoopLag:
+    """Measured by a task that wakes every SAMPLE_S and sees how much later that was."""
+
+    def __init__(self) -> None:
+        self._histogram = Histogram(
+            "tidepipe_event_loop_lag_seconds",
+            f"How late the event loop woke a task, which asks every {SAMPLE_S * 1000:g} ms",
+            buckets=LOOP_LAG_S,
+            registry=None,
+        )
+        self.max_s = 0.0
+        self.max_computing_s = 0.0
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
+        while True:
+            due = time.monotonic() + SAMPLE_S
+            computed = time.process_time()
+            await asyncio.sleep(SAMPLE_S)
+            lag = max(time.monotonic() - due, 0.0)
+            self._histogram.observe(lag)
+            self.max_s = max(self.max_s, lag)
+            # What it did not compute meanwhile, the machine gave to others.
+            self.max_computing_s = max(self.max_computing_s, min(lag, time.process_time() - computed))
+
+    def metrics(self) -> Iterable[Metric]:
+        """As metrics for Prometheus."""
+        yield from self._histogram.collect()
+        most = GaugeMetricFamily(
+            "tidepipe_event_loop_lag_max_seconds", "The longest that the event loop was deaf since start"
+        )
+        most.add_metric([], self.max_s)
+        yield most
+        own = GaugeMetricFamily(
+            "tidepipe_event_loop_lag_computing_max_seconds",
+            "The longest that it was deaf and the process computed as long: the rest is the machine's",
+        )
+        own.add_metric([], self.max_computing_s)
+        yield own
+
+
+PROCESS_LAG = LoopLag()
+"""Of the loop that this process's service runs on."""

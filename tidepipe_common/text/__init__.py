@@ -1,0 +1,1 @@
+"""The one reading of text and JSON from outside."""

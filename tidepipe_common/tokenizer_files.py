@@ -1,0 +1,101 @@
+"""What the files of a tokenizer must look like, before a library makes a tokenizer of them.
+
+The library reads them as they come, and trips over a wrong one wherever it happens to use it first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tidepipe_common.errors import ModelError
+from tidepipe_common.model_files import read_json_object, shown
+
+_LARGEST_TOKENIZER = 256 << 20
+_LARGEST_CONFIG = 64 << 20
+"""Of tokenizer_config.json, which may list each added token."""
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """ModelError for the first of the small files that cannot be used, which it names."""
+    file = folder / "tokenizer_config.json"
+    if file.is_file():
+        config = read_json_object(file, _LARGEST_CONFIG, counted=False)
+        for key, (fits, wanted) in _FIELDS.items():
+            if config.get(key) is not None and not fits(config[key]):
+                raise ModelError(f"{file}: {key} must be {wanted}, got {shown(config[key])}")
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).is_file():
+            read_json_object(folder / name, _LARGEST_CONFIG, counted=False)
+
+
+def check_tokenizer_json(folder: Path) -> None:
+    """ModelError if tokenizer.json is there and plainly not what it should be."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return
+    content = read_json_object(file, _LARGEST_TOKENIZER, counted=False)
+    for key, kind, wanted in (("model", dict, "an object"), ("added_tokens", list, "a list")):
+        if not isinstance(content.get(key), kind):
+            raise ModelError(f"{file}: {key} must be {wanted}, got {shown(content.get(key))}")
+
+
+def tokenizer_facts(folder: Path) -> Mapping[str, Any]:
+    """What config.json says that matters to the tokenizer; nothing if there is no such file."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    config = read_json_object(file)
+    said = {key: config[key] for key in _FACTS if config.get(key) is not None}
+    for key, value in said.items():
+        if not isinstance(value, str):
+            raise ModelError(f"{file}: {key} must be a string, got {shown(value)}")
+    # Tokenizers of some families are mended by the release that wrote them.
+    version = said.get("transformers_version", "0")
+    if not _VERSION.fullmatch(version):
+        raise ModelError(f"{file}: transformers_version must be a version, got {shown(version)}")
+    return said
+
+
+_VERSION = re.compile(r"\d+(\.\d+)*([.-]?(a|b|rc|dev|post)\d*)?(\+[a-z0-9.]+)?")
+_FACTS = ("model_type", "model_name", "tokenizer_class", "transformers_version")
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("content"), str))
+
+
+def _is_template(value: Any) -> bool:
+    if isinstance(value, list):
+        texts = [entry.get(key) for entry in value if isinstance(entry, dict) for key in ("name", "template")]
+        return len(texts) == 2 * len(value) and all(isinstance(text, str) for text in texts)
+    return isinstance(value, str)
+
+
+def _is_added(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        number.isdecimal() and int(number) < 2**32 and _is_token(entry) for number, entry in value.items()
+    )
+
+
+def _of(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kinds)
+
+
+_TOKEN = (_is_token, "a string or an object with its content")
+_FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"), _TOKEN
+    ),
+    **dict.fromkeys(
+        ("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces"),
+        (_of(bool), "true or false"),
+    ),
+    "tokenizer_class": (_of(str), "a string"),
+    "chat_template": (_is_template, "a string, or a list of objects with name and template"),
+    "added_tokens_decoder": (_is_added, "an object of token ids and what they stand for"),
+    "extra_special_tokens": (_of(list, dict), "a list or an object"),
+    "additional_special_tokens": (_of(list, dict), "a list or an object"),
+}

@@ -1,0 +1,1 @@
+"""Domain types that every service shares: plans, requests, results, sampling settings, timelines."""

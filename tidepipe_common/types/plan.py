@@ -1,0 +1,137 @@
+"""What a controller asks of its stages in one step, and what comes back (domain types, no protobuf).
+
+A plan is sent to every stage of the pipeline. Only changes travel: stages keep each sequence's block table.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tidepipe_common.types.sampling import PositionLogprobs, SamplingParams
+
+PROTOCOL_VERSION = 1
+"""Version of the contract between controller and stages; both refuse another than their own."""
+
+
+class Phase(enum.Enum):
+    """What an instance, or a step, is busy with."""
+
+    IDLE = "idle"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    MIXED = "mixed"  # prompts and decode rows in the same steps
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStart:
+    """A sequence that begins with this step.
+
+    history: tokens so far, prompt and output; empty unless a penalty or a structure needs them.
+    prompt_tokens: how many of the tokens so far are prompt (output index = position - prompt_tokens).
+    eos_token_ids: tokens that end it, masked before min_tokens; empty with ignore_eos.
+    """
+
+    key: int
+    sampling: SamplingParams
+    prompt_tokens: int
+    history: tuple[int, ...] = ()
+    eos_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class PlanRow:
+    """One sequence's part of a step: tokens at positions first_position .. first_position + count - 1.
+
+    Never changed once made; not frozen, as there is one per sequence and step and freezing triples its cost.
+
+    token_ids: the tokens (first stage), or empty for the stages behind it.
+    new_blocks: KV blocks that the sequence gets with this step, appended to its table.
+    sample: sample the next token from the last position.
+    """
+
+    key: int
+    first_position: int
+    count: int
+    token_ids: tuple[int, ...]
+    new_blocks: tuple[int, ...]
+    sample: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRows:
+    """Rows of one token each that all sample, as columns: a step has hundreds, and an object for each one
+    would cost more than all decisions about them.
+
+    new_blocks: (row, blocks) of those rows that get KV blocks with this step, by rising row.
+    """
+
+    keys: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    new_blocks: tuple[tuple[int, tuple[int, ...]], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __iter__(self) -> Iterator[PlanRow]:
+        blocks = dict(self.new_blocks)
+        columns = zip(self.keys, self.positions, self.token_ids, strict=True)
+        for index, (key, position, token) in enumerate(columns):
+            yield PlanRow(key, position, 1, (token,), blocks.get(index, ()), True)
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step of one micro-batch. `step_id` counts from 1 within an epoch.
+
+    listed: rows given one by one. decode: rows given as columns, which come before them.
+    """
+
+    step_id: int
+    phase: Phase
+    listed: tuple[PlanRow, ...]
+    starts: tuple[SequenceStart, ...] = ()
+    releases: tuple[int, ...] = ()
+    decode: DecodeRows = DecodeRows()
+
+    @property
+    def rows(self) -> tuple[PlanRow, ...]:
+        """All rows, one by one; made anew each time."""
+        return (*self.decode, *self.listed) if self.decode.keys else self.listed
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed in this step."""
+        return len(self.decode) + sum(row.count for row in self.listed)
+
+    @property
+    def samples(self) -> int:
+        """Tokens sampled in this step."""
+        return len(self.decode) + sum(row.sample for row in self.listed)
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why one sequence of a step cannot be computed; the others are not touched by it.
+
+    fault: the field of the request that is at fault, or empty, if it is the request itself; None: it is not.
+    """
+
+    key: int
+    detail: str
+    fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """What the last stage sampled: one token per row with `sample` set, in the order of the rows.
+
+    logprobs: one per token if any row wants them, else empty.
+    errors: sequences of the step that cannot go on; a token of theirs means nothing.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[PositionLogprobs, ...] = ()
+    errors: tuple[RowError, ...] = ()

@@ -1,0 +1,185 @@
+"""A request as clients mean it, and the answer as they get it (domain types, no protobuf, no HTTP)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.limits import (
+    MAX_NAME_CHARACTERS,
+    MAX_PROMPT_BYTES,
+    MAX_PROMPT_TOKENS,
+    MAX_ROLE_CHARACTERS,
+    MAX_SPEAKER_CHARACTERS,
+    MAX_TOOLS,
+    MAX_TOOLS_BYTES,
+    MAX_TURNS,
+    TURN_CHARACTERS,
+    check_bytes,
+    check_characters,
+    check_count,
+    text_bytes,
+)
+from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams
+
+TOKEN_BYTES = 44
+"""Of a token id among Python's objects, and in the message that brought it."""
+MIN_LATENCY_TARGET_MS = 0.001
+MAX_LATENCY_TARGET_MS = 86_400_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTurn:
+    """One turn of a conversation; what the client did not give is empty.
+
+    name: of the speaker. tool_calls: JSON list, made by an assistant. tool_call_id: answered by a tool.
+    """
+
+    role: str
+    content: str
+    name: str = ""
+    tool_calls: str = ""
+    tool_call_id: str = ""
+
+
+Prompt: TypeAlias = str | tuple[int, ...] | tuple[ChatTurn, ...]
+"""Plain text, token ids, or a conversation. Never empty tuples: those could be either."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """What to answer, how, and what the client wants to see of it.
+
+    model: None for the only one served.
+    skip_text: return token ids only.
+    keep_special_tokens: special tokens stay in the text.
+    tools: functions that a chat may call, each a JSON object; the chat template shows them to the model.
+    stream, stream_usage: server-sent events, and a last one with the usage.
+    stream_running_usage: the usage so far in every event.
+    echo: the prompt stays in front of the text.
+    return_token_ids: put prompt and output token ids into the body.
+    include_stop: the stop string that ended an answer stays at the end of its text.
+    ttft_ms, tpot_ms: latency wanted until the first token and per token after it; None: the service's own.
+    clamp_max_tokens: max_tokens is a default that the client did not send; less room for it is no error.
+    piece_gap_s: what is new may be sent this seldom; the end is told at once.
+    client: who asks, as far as is known; a hash of it goes to the predictor, the name itself nowhere.
+    trace_id: what the caller's proxies and logs call it; names nothing here.
+    owner: whose request it is, see security.caller: the same request_id of two owners is two requests.
+    background: nobody waits for it (a line of a batch): its owner's other requests go before it.
+    """
+
+    request_id: str
+    prompt: Prompt
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    model: str | None = None
+    skip_text: bool = False
+    keep_special_tokens: bool = False
+    tools: tuple[str, ...] = ()
+    stream: bool = False
+    stream_usage: bool = False
+    stream_running_usage: bool = False
+    echo: bool = False
+    return_token_ids: bool = False
+    include_stop: bool = False
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    piece_gap_s: float = 0.0
+    client: str = ""
+    trace_id: str = ""
+    owner: str = ""
+    background: bool = False
+    clamp_max_tokens: bool = False
+
+    def check(self) -> None:
+        """Raise InvalidRequestError for what makes no sense for any model."""
+        self.sampling.check()
+        if not self.prompt:
+            raise InvalidRequestError("the prompt is empty", "prompt")
+        self._check_prompt()
+        check_characters("model", self.model or "", MAX_NAME_CHARACTERS)
+        for name, target in (("ttft_ms", self.ttft_ms), ("tpot_ms", self.tpot_ms)):
+            if target is not None and not MIN_LATENCY_TARGET_MS <= target <= MAX_LATENCY_TARGET_MS:
+                raise InvalidRequestError(
+                    f"{name} must be in [{MIN_LATENCY_TARGET_MS:g}, {MAX_LATENCY_TARGET_MS:.0f}] "
+                    f"milliseconds, got {target:g}",
+                    name,
+                )
+
+    def _check_prompt(self) -> None:
+        if isinstance(self.prompt, str):
+            check_bytes("the prompt", text_bytes(self.prompt), MAX_PROMPT_BYTES, "prompt")
+        elif self.is_chat:
+            check_count("messages", len(self.prompt), MAX_TURNS)
+            check_count("tools", len(self.tools), MAX_TOOLS)
+            for turn in self.turns:
+                check_characters("a role", turn.role, MAX_ROLE_CHARACTERS, "messages")
+                check_characters("a name", turn.name, MAX_SPEAKER_CHARACTERS, "messages")
+                check_characters("tool_call_id", turn.tool_call_id, MAX_SPEAKER_CHARACTERS, "messages")
+            calls = sum(text_bytes(turn.tool_calls) for turn in self.turns)
+            check_bytes("tool_calls", calls, MAX_TOOLS_BYTES, "messages")
+            tools = sum(map(text_bytes, self.tools))
+            check_bytes("tools", tools, MAX_TOOLS_BYTES)
+            size = calls + tools + sum(text_bytes(turn.content) for turn in self.turns)
+            check_bytes("the chat and its tools", size, MAX_PROMPT_BYTES, "messages")
+        else:
+            check_count("the prompt", len(self.prompt), MAX_PROMPT_TOKENS, "tokens", param="prompt")
+
+    @property
+    def turns(self) -> list[ChatTurn]:
+        """Of a chat; else none."""
+        return [turn for turn in self.prompt if isinstance(turn, ChatTurn)] if self.is_chat else []
+
+    @property
+    def characters(self) -> int:
+        """How long the text is that will be tokenized, as far as that can be said before; 0 for token ids."""
+        if isinstance(self.prompt, str):
+            return len(self.prompt)
+        return sum(map(len, self.tools)) + sum(
+            TURN_CHARACTERS + sum(map(len, (turn.role, turn.content, turn.name, turn.tool_calls)))
+            for turn in self.turns
+        )
+
+    @property
+    def bytes_held(self) -> int:
+        """About what its prompt takes in memory, as a message and as Python's objects, until it has ended."""
+        if self.is_chat or isinstance(self.prompt, str):
+            return 2 * self.characters
+        return TOKEN_BYTES * len(self.prompt)
+
+    @property
+    def is_chat(self) -> bool:
+        """True if the prompt is a conversation."""
+        return isinstance(self.prompt, tuple) and isinstance(self.prompt[0], ChatTurn)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One of a request's n answers, or, while it streams, a piece of one.
+
+    stopped_by: the token id or the string that ended it; neither is part of token_ids and text.
+    finish_reason: None while it goes on.
+    error: in words, with FinishReason.ERROR.
+    """
+
+    index: int
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: tuple[PositionLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    stopped_by: int | str | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a request took; output_tokens of all its answers together.
+
+    ttft_ms, total_ms: from arrival at the router to the first and to the last token.
+    """
+
+    prompt_tokens: int
+    output_tokens: int
+    ttft_ms: float = 0.0
+    total_ms: float = 0.0
+    preemptions: int = 0

@@ -1,0 +1,1 @@
+"""Requests to serve: mixes, trace files and arrivals, for the simulator and for the load generator."""
