@@ -52,7 +52,7 @@ TD_PIPE: dict[str, tuple[Knobs, str]] = {
 def measure(cell: Cell, policy: str, knobs: Knobs, quality: str, requests: int, seed: int) -> Figures:
     """Output tokens/s of one variant."""
     workload = cell.workload(requests, seed)
-    run = run_offline(cell.plant, policy, workload, predictor(quality), seed, knobs)
+    run = run_offline(cell.spec, policy, workload, predictor(quality), seed, knobs)
     return {"output_tokens_per_s": run.result.output_tokens_per_s}
 
 

@@ -27,10 +27,10 @@ OURS = ("td-pipe", "auto")
 
 def measure(cell: Cell, policy: str, all_reduce: int, knobs: Knobs, requests: int, seed: int) -> Figures:
     """Output tokens/s of one policy; all_reduce in GB/s, 0 for the device's own."""
-    plant = cell.plant
+    spec = cell.spec
     if all_reduce:
-        plant = replace(plant, hardware=replace(plant.hardware, allreduce_gb_s=float(all_reduce)))
-    run = run_offline(plant, policy, cell.workload(requests, seed), predictor("oracle"), seed, knobs)
+        spec = replace(spec, hardware=replace(spec.hardware, allreduce_gb_s=float(all_reduce)))
+    run = run_offline(spec, policy, cell.workload(requests, seed), predictor("oracle"), seed, knobs)
     return {"output_tokens_per_s": run.result.output_tokens_per_s}
 
 
@@ -40,7 +40,7 @@ def variants(cell: Cell) -> dict[str, tuple[str, int, Knobs]]:
     for bandwidth in ALL_REDUCE_GB_S:
         found |= {f"{name} at {bandwidth}": (name, bandwidth, {}) for name in TP}
     for count in MICROBATCHES:
-        knobs: Knobs = {"extra_batches": count - cell.plant.devices, "token_budget": 512}
+        knobs: Knobs = {"extra_batches": count - cell.spec.devices, "token_budget": 512}
         found[f"separate with {count}"] = ("separate", 0, knobs)
     return found
 

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulator.offline import Plant
+from simulator.offline import PipelineSpec
 from tidepipe_common.latency.files import read_shape
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.profile_file import read_profile
@@ -25,7 +25,7 @@ class Cell:
     model: str
     device: str
     mix: str
-    plant: Plant
+    spec: PipelineSpec
     trace: Path
 
     @property
@@ -48,8 +48,8 @@ def cells(models: str, devices: str, trace: Path, profile: Path | None, stages: 
         for model in models.split(","):
             measured = profile is not None and (model, device) == ("llama2-13b", "l20")
             table = read_profile(profile) if measured and profile is not None else None
-            plant = Plant(read_shape(model), hardware(device), stages, table, MAX_TOTAL)
-            found += [Cell(model, device, mix, plant, trace) for mix in (SYNTHETIC, "trace")]
+            spec = PipelineSpec(read_shape(model), hardware(device), stages, table, MAX_TOTAL)
+            found += [Cell(model, device, mix, spec, trace) for mix in (SYNTHETIC, "trace")]
     return found
 
 

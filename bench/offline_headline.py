@@ -46,17 +46,17 @@ def measure(
     """One policy in one cell: the best of its knobs on the tuning seed, its figures on the others."""
     predict = named_predictor(predictor)
     tuning = cell.workload(tuning_requests, tuning_seed)
-    knobs = best_of_scan(cell.plant, policy, tuning, predict, tuning_seed).knobs
+    knobs = best_of_scan(cell.spec, policy, tuning, predict, tuning_seed).knobs
     rows = []
     for seed in seeds:
-        result = run_offline(cell.plant, policy, cell.workload(requests, seed), predict, seed, knobs).result
+        result = run_offline(cell.spec, policy, cell.workload(requests, seed), predict, seed, knobs).result
         rows.append({name: getattr(result, name) for name in SHOWN})
     return {"knobs": dict(knobs), "seeds": rows}
 
 
 def bounds(cell: Cell, requests: int, seeds: list[int]) -> Figures:
     """Output tokens/s that no schedule can pass, per seed."""
-    found = [cell.plant.bound(cell.workload(requests, seed)).output_tokens_per_s for seed in seeds]
+    found = [cell.spec.bound(cell.workload(requests, seed)).output_tokens_per_s for seed in seeds]
     return {"bounds": found}
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench.online_pictures import cells
 from bench.online_studies import cluster, question
-from simulator.cluster_spec import ClusterPlant
+from simulator.cluster_spec import ClusterSpec
 from simulator.goodput import Question
 from tidepipe_common.latency.work import StepWork, chunk_pairs
 from workloads.mixes import Workload
@@ -30,10 +30,10 @@ SHOWN = ("padg", "hybrid", "separate")
 class Flow:
     """One instance's share of evenly flowing requests."""
 
-    def __init__(self, plant: ClusterPlant, workload: Workload) -> None:
+    def __init__(self, spec: ClusterSpec, workload: Workload) -> None:
         requests = workload.requests
         count = len(requests)
-        self._cost, self._kv = plant.latency(), plant.kv_tokens()
+        self._cost, self._kv = spec.latency(), spec.kv_tokens()
         self._prompt = sum(one.prompt_tokens for one in requests) / count
         self._output = sum(one.output_tokens - 1 for one in requests) / count
         self._pairs = sum(chunk_pairs(0, one.prompt_tokens) for one in requests) / count
@@ -66,9 +66,9 @@ class Flow:
         return self._cost.step_s(StepWork(rows, 0, 0.0, rows, rows))
 
 
-def bound(plant: ClusterPlant, asked: Question) -> float:
+def bound(spec: ClusterSpec, asked: Question) -> float:
     """Requests per second of the whole cluster, in the best way to compute prompts."""
-    flow = Flow(plant, asked.workload)
+    flow = Flow(spec, asked.workload)
     rounds = [asked.slo.tpot_s * part / 10 for part in range(1, 11)]
 
     def some(rate: float) -> bool:
@@ -80,7 +80,7 @@ def bound(plant: ClusterPlant, asked: Question) -> float:
     while high - low > 0.002 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if some(middle) else (low, middle)
-    return low * plant.instances
+    return low * spec.instances
 
 
 def draw(rows: Mapping[str, Mapping[str, float]], path: Path) -> None:

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    plant = cluster("l20", STUDY)
+    spec = cluster("l20", STUDY)
     runs: dict[str, Run] = {"skipping": run_system, "scheduler": run_exactly}
     print("| mix | system | instance | attained | TTFT p50/p90 ms | TPOT p50/p90 ms | CPU s |")
     print("|---|---|---|---|---|---|---|")
@@ -39,7 +39,7 @@ def main() -> None:
         for system, knobs in SYSTEMS:
             for kind, run in runs.items():
                 begun = time.process_time()
-                f = measure(system, knobs, plant, asked, rate, run)
+                f = measure(system, knobs, spec, asked, rate, run)
                 spent = time.process_time() - begun
                 name = f"{system} {knobs['budget']}"
                 print(

@@ -22,12 +22,12 @@ from simulator.systems import run_exactly
 def measure(trial: Trial, precision: float) -> Goodput:
     """One trial, confirmed by the controllers' own scheduler (but for systems that have none)."""
     if trial.knobs is None:
-        found = tuned_goodput(trial.system, trial.plant, trial.question, precision=precision)
+        found = tuned_goodput(trial.system, trial.spec, trial.question, precision=precision)
     else:
-        found = goodput(trial.system, trial.knobs, trial.plant, trial.question, precision=precision)
+        found = goodput(trial.system, trial.knobs, trial.spec, trial.question, precision=precision)
     if trial.system.startswith("fudg-"):
         return found
-    return confirmed(found, trial.plant, trial.question, run_exactly)
+    return confirmed(found, trial.spec, trial.question, run_exactly)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from router.scheduler.mitosis import Bounds
 from router.scheduler.routing_scheduler import OverallConfig
 from router.scheduler.scaling import ScalingRules
 from simulator.cluster import ClusterRules, VirtualCluster
-from simulator.fast_forward_instance import InstanceRules, SkippingInstance
+from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
 from simulator.job import Job
 from workloads.arrivals import MIXES
 
@@ -48,12 +48,12 @@ def demand(seed: int) -> list[Job]:
 
 def run(instances: int, start_s: float, expand_at: float, seed: int, policy: str) -> dict[str, Any]:
     """start_s: from asking for an instance to its first request. expand_at: share of the TTFT target."""
-    plant = cluster("l20", STUDY, instances)
-    cost, kv_tokens = plant.latency(), plant.kv_tokens()
+    spec = cluster("l20", STUDY, instances)
+    cost, kv_tokens = spec.latency(), spec.kv_tokens()
     rules = InstanceRules(mixed=policy == "padg", budget=256 if policy == "padg" else 2048)
 
-    def make(name: str, born: float) -> SkippingInstance:
-        return SkippingInstance(name, rules, cost, plant.stages, kv_tokens, born)
+    def make(name: str, born: float) -> FastForwardInstance:
+        return FastForwardInstance(name, rules, cost, spec.stages, kv_tokens, born)
 
     scaling = ScalingRules(
         CHAT, window_s=5.0, expand_at=expand_at, least=instances, most=24, calm_s=10.0, lasting_s=15.0
@@ -63,8 +63,8 @@ def run(instances: int, start_s: float, expand_at: float, seed: int, policy: str
         ClusterRules(config, start_s=start_s),
         make,
         cost,
-        stages=plant.stages,
-        context=plant.context,
+        stages=spec.stages,
+        context=spec.context,
         step_tokens=rules.budget,
     )
     scaled.start(instances)

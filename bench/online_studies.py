@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from controller.scheduler.policies.catalog import Knobs
 from router.scheduler.slo import SloTarget
-from simulator.cluster_spec import ClusterPlant
+from simulator.cluster_spec import ClusterSpec
 from simulator.goodput import Question
 from simulator.systems import SYSTEMS
 from tidepipe_common.latency.files import read_shape
@@ -33,16 +33,16 @@ class Trial:
 
     key: str
     system: str
-    plant: ClusterPlant
+    spec: ClusterSpec
     question: Question
     knobs: Knobs | None = None
 
 
-def cluster(device: str, model: str, instances: int = 0) -> ClusterPlant:
+def cluster(device: str, model: str, instances: int = 0) -> ClusterSpec:
     """`instances` of a model, or as many as the cluster holds."""
     tensor = TENSOR[device][model]
     shape, kind = read_shape(model), hardware(device)
-    return ClusterPlant(shape, kind, instances or DEVICES[device] // tensor, tensor, max_total=MAX_TOTAL)
+    return ClusterSpec(shape, kind, instances or DEVICES[device] // tensor, tensor, max_total=MAX_TOTAL)
 
 
 def question(mix: str, seed: int, seconds: float) -> Question:
@@ -56,13 +56,13 @@ def headline(seed: int, seconds: float) -> Iterator[Trial]:
     for device in TENSOR:
         for model in TENSOR[device]:
             for mix in MIXES:
-                plant, asked = cluster(device, model), question(mix, seed, seconds)
+                spec, asked = cluster(device, model), question(mix, seed, seconds)
                 cell = f"{device}/{model}/{mix}"
-                yield from (Trial(f"{cell}/{name}", name, plant, asked) for name in SYSTEMS)
+                yield from (Trial(f"{cell}/{name}", name, spec, asked) for name in SYSTEMS)
                 shipped = (("separate", 2048), ("hybrid", 512))
                 for name, budget in shipped:
                     knobs: Knobs = {"routing": "round-robin", "budget": budget}
-                    yield Trial(f"{cell}/{name}-as-shipped", name, plant, asked, knobs)
+                    yield Trial(f"{cell}/{name}-as-shipped", name, spec, asked, knobs)
 
 
 def slo(seed: int, seconds: float) -> Iterator[Trial]:
@@ -95,14 +95,14 @@ def ablation(seed: int, seconds: float) -> Iterator[Trial]:
                "padg-shuffled", "padg-published", "padg-unbounded", "padg")  # fmt: skip
     for mix in MIXES:
         asked = question(mix, seed, seconds)
-        plant = cluster("l20", STUDY)
+        spec = cluster("l20", STUDY)
         for name in routers:
-            yield Trial(f"{mix}/{name}", f"route:{name}", plant, asked)
-        yield Trial(f"{mix}/padg, prompts on decode steps", "padg", plant, asked)
+            yield Trial(f"{mix}/{name}", f"route:{name}", spec, asked)
+        yield Trial(f"{mix}/padg, prompts on decode steps", "padg", spec, asked)
         exact = replace(asked, noise=0.0)
-        yield Trial(f"{mix}/padg, lengths known", "route:padg", plant, exact)
+        yield Trial(f"{mix}/padg, lengths known", "route:padg", spec, exact)
         rough = replace(asked, noise=1.0)
-        yield Trial(f"{mix}/padg, lengths off by 2.7x", "route:padg", plant, rough)
+        yield Trial(f"{mix}/padg, lengths off by 2.7x", "route:padg", spec, rough)
 
 
 STUDIES = {

@@ -36,10 +36,10 @@ TIMEOUT_S = 400
 
 def virtual(rate: float, seconds: float, seed: int, mix: str, steps: str) -> dict[str, Any]:
     """One load in virtual time."""
-    plant = cluster("l20", STUDY)
+    spec = cluster("l20", STUDY)
     jobs = question(mix, seed, seconds).jobs(rate)
     knobs = {"steps": steps, "budget": 256 if steps == "mixed" else 2048}
-    cluster_of("padg", knobs, plant, len(jobs), shed=True).run(jobs)
+    cluster_of("padg", knobs, spec, len(jobs), shed=True).run(jobs)
     end = jobs[-1].arrival
     counted = [job for job in jobs if WARM_UP * end <= job.arrival <= COOL_DOWN * end]
     admitted = [job for job in counted if job.refused == NOT_YET]

@@ -20,9 +20,9 @@ _ROOT = Path(__file__).resolve().parent.parent
 _CODE = (
     "bench/offline_cells.py",
     "tidepipe_common/latency",
-    "controller/core",
-    "controller/simulation",
-    "simulator/pipeline.py",
+    "controller/scheduler",
+    "simulator",
+    "workloads",
 )
 
 

@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from bench.predictor_rivals import running_quantile
-from simulator.offline import Plant, run_offline
+from simulator.offline import PipelineSpec, run_offline
 from simulator.predictions import Predict, predictor
 from simulator.record import RunResult
 from tidepipe_common.latency.files import read_shape
@@ -43,7 +43,7 @@ def measure(
     Draws simulated.png into the folder.
     """
     measured = read_profile(profile) if profile else None
-    plant = Plant(read_shape("llama2-13b"), hardware("l20"), 4, measured, 2048)
+    spec = PipelineSpec(read_shape("llama2-13b"), hardware("l20"), 4, measured, 2048)
     pairs = {
         SimRequest(one.features.prompt_tokens or 1, max(one.output_tokens, 1), 512, index * 1e-9): one
         for index, one in enumerate(test)
@@ -66,7 +66,7 @@ def measure(
         drawn = workload.sample(requests, seed)
         # run_offline sets all arrivals to zero, by which the pairs would be lost.
         answers = predict(drawn.requests, seed)
-        return run_offline(plant, policy, drawn, lambda *_: answers, seed).result
+        return run_offline(spec, policy, drawn, lambda *_: answers, seed).result
 
     rows: dict[str, Any] = {}
     for policy in POLICIES:
@@ -75,7 +75,7 @@ def measure(
             rows[policy][name] = _figures([run(policy, predict, seed) for seed in SEEDS])
             print(policy, name, rows[policy][name], flush=True)
     rows["hybrid"] = {"none": _figures([run("hybrid", predictor("none"), seed) for seed in SEEDS])}
-    bound = mean(plant.bound(workload.sample(requests, seed)).output_tokens_per_s for seed in SEEDS)
+    bound = mean(spec.bound(workload.sample(requests, seed)).output_tokens_per_s for seed in SEEDS)
     _draw(rows, folder / "simulated.png")
     return {"requests": requests, "seeds": len(SEEDS), "bound": bound, "rows": rows}
 

@@ -26,12 +26,12 @@ import psutil
 from bench.synthetic_instance import TOKEN, serve
 from launcher.ports import choose_port
 from router.scheduler.events import InstanceJoined, InstanceReported, RequestArrived, Route
+from router.scheduler.instance_report import InstanceReport, Slack
 from router.scheduler.mitosis import Bounds
 from router.scheduler.prefill import PrefillTime, PrefillWork
 from router.scheduler.request import RouteRequest
-from router.scheduler.routing_scheduler import OverallConfig, OverallScheduler
+from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.slo import INTERACTIVE
-from router.scheduler.status import InstanceStatus, Slack
 from router.scheduler.view import InstanceFacts
 from tidepipe.v1 import inference_pb2 as pb
 from tidepipe.v1 import inference_pb2_grpc as pb_grpc
@@ -50,7 +50,7 @@ def decisions(instances: int, requests: int, rate: float, policy: str) -> dict[s
     """CPU time of arrivals and reports in the routing core, at `rate` requests per second of virtual time."""
     shape, device = SHAPES["llama2-13b"], hardware("l20")
     cost = LatencyModel(shape, device, RooflineLinear(shape, device), Parallelism(4))
-    scheduler = OverallScheduler(OverallConfig(policy, Bounds(6, 11)))
+    scheduler = RoutingScheduler(OverallConfig(policy, Bounds(6, 11)))
     names = [f"i{number}" for number in range(instances)]
     for name in names:
         scheduler.on(InstanceJoined(InstanceFacts(name, PrefillTime(cost, 4), 4096, 8192)), 0.0)
@@ -88,10 +88,10 @@ def decisions(instances: int, requests: int, rate: float, policy: str) -> dict[s
     }
 
 
-def _status(now: float, accepted: int, number: int) -> InstanceStatus:
+def _status(now: float, accepted: int, number: int) -> InstanceReport:
     """An instance under load: a quarter are in a prefill window, the others decode with some slack."""
     filling = number % 4 == 0
-    return InstanceStatus(
+    return InstanceReport(
         taken=now,
         accepted=accepted,
         phase=Phase.PREFILL if filling else Phase.DECODE,

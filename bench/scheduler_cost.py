@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from controller.runtime.tune_gc import settle_collector
+from controller.runtime.tune_gc import tune_gc
 from controller.scheduler.actions import Action, Dispatch
 from controller.scheduler.events import (
     Event,
@@ -26,7 +26,7 @@ from controller.scheduler.events import (
 )
 from controller.scheduler.policies.catalog import make_setup
 from controller.scheduler.scheduler import Scheduler
-from simulator.offline import Plant
+from simulator.offline import PipelineSpec
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.shapes import SHAPES
 from tidepipe_common.types.plan import SampledTokens, StepPlan
@@ -42,18 +42,18 @@ def measure(policy: str, running: int, stages: int, events: int, doubt: float) -
 
     doubt: predicted P90 over predicted P50; 1 for certainty, which costs less to keep account of.
     """
-    plant = Plant(SHAPES["qwen2.5-32b"], hardware("l20"), stages, max_total=2048)
-    setup = make_setup(policy, {"max_running": running}, plant.latency(), plant.hardware.name)
+    spec = PipelineSpec(SHAPES["qwen2.5-32b"], hardware("l20"), stages, max_total=2048)
+    setup = make_setup(policy, {"max_running": running}, spec.latency(), spec.hardware.name)
     config = setup.config(2048, (), max_sequences=1 << 30)
     scheduler = Scheduler(config, setup.policy)
     chance = np.random.default_rng(1)
     lengths = np.maximum(chance.exponential(MEAN_OUTPUT, running + 20 * events), 8).astype(int)
     # As in the controller: what comes later, sequences included, is looked through.
-    settle_collector()
+    tune_gc()
     waiting: list[StepPlan] = []
     costs: list[float] = []
 
-    def hear(event: Event, *, timed: bool = False) -> None:
+    def handle(event: Event, *, timed: bool = False) -> None:
         start = time.thread_time()
         actions: list[Action] = scheduler.on(event, 0.0)
         if timed:
@@ -66,10 +66,10 @@ def measure(policy: str, running: int, stages: int, events: int, doubt: float) -
         NewSequence(f"s{i}", (1,) * PROMPT_TOKENS, SamplingParams(max_tokens=int(n)))
         for i, n in enumerate(lengths[: 3 * running])
     )
-    hear(SequencesArrived(arrivals))
+    handle(SequencesArrived(arrivals))
     for arrival, length in zip(arrivals, lengths, strict=False):
-        hear(LengthPredicted(arrival.sequence_id, float(length), doubt * float(length)))
-    hear(StagesReady(1, stages, blocks))
+        handle(LengthPredicted(arrival.sequence_id, float(length), doubt * float(length)))
+    handle(StagesReady(1, stages, blocks))
     warm_up = events // 2
     most = 0
     for index in range(warm_up + events):
@@ -77,7 +77,7 @@ def measure(policy: str, running: int, stages: int, events: int, doubt: float) -
             break
         plan = waiting.pop(0)
         tokens = (1,) * plan.samples
-        hear(StepDone(plan.step_id, SampledTokens(tokens)), timed=index >= warm_up)
+        handle(StepDone(plan.step_id, SampledTokens(tokens)), timed=index >= warm_up)
         most = max(most, scheduler.running)
     median, p99 = np.percentile(costs, (50, 99))
     return {

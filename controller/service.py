@@ -12,9 +12,9 @@ from controller.api.timeline import TimelineServicer
 from controller.runtime.journal import Journal, open_journal
 from controller.runtime.live import LiveInstance
 from controller.runtime.pipeline import Pipeline, PipelineConfig
-from controller.runtime.scheduler_spec import Blueprint
+from controller.runtime.scheduler_spec import SchedulerSpec
 from controller.runtime.stage_client import StageAbout
-from controller.runtime.tune_gc import settle_collector
+from controller.runtime.tune_gc import tune_gc
 from controller.scheduler.policies.catalog import (
     LIVE_POLICIES,
     MAX_STEP_TOKENS,
@@ -102,10 +102,12 @@ def _knobs(options: argparse.Namespace) -> Knobs:
     return knobs
 
 
-def blueprint_of(options: argparse.Namespace, about: StageAbout, split: tuple[int, ...]) -> Blueprint:
+def scheduler_spec_of(
+    options: argparse.Namespace, about: StageAbout, split: tuple[int, ...]
+) -> SchedulerSpec:
     """The instance that these options describe, on such stages."""
     device = about.device.partition(":")[0]
-    return Blueprint(
+    return SchedulerSpec(
         policy=options.policy,
         shape=about.shape,
         split=split,
@@ -164,10 +166,10 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
     def make_scheduler(about: StageAbout) -> Scheduler:
         nonlocal cost
         ranges = [stage.account.layers for stage in pipeline.stages]
-        blueprint = blueprint_of(options, about, tuple(end - begin for begin, end in ranges))
+        spec = scheduler_spec_of(options, about, tuple(end - begin for begin, end in ranges))
         if journal is not None:
-            journal.begin(blueprint)
-        scheduler, cost = blueprint.build()
+            journal.begin(spec)
+        scheduler, cost = spec.build()
         return scheduler
 
     telemetry = Telemetry()
@@ -215,7 +217,7 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
                 registration = Registration(options.router, handle)
                 tasks.append(group.create_task(registration.run(), name="registration"))
             async with serve_metrics(telemetry, options.listen, options.metrics_port) as metrics_address:
-                settle_collector()
+                tune_gc()
                 lifecycle.announce_ready(address, metrics_address)
                 await lifecycle.stopping.wait()
         if registration:

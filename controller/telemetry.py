@@ -21,7 +21,7 @@ MAX_PREDICTED = 65_536
 
 
 class ControllerMetrics:
-    """A witness of one scheduler's events and actions; the rest is read from it at each scrape."""
+    """An observer of one scheduler's events and actions; the rest is read from it at each scrape."""
 
     def __init__(self, telemetry: Telemetry, instance_id: str) -> None:
         self._label = {"instance_id": instance_id}
@@ -128,13 +128,13 @@ class ControllerMetrics:
 
 
 def _scheduler_metrics(scheduler: Scheduler, label: dict[str, str]) -> Iterable[Metric]:
-    stats, ledger = scheduler.stats, scheduler.ledger
-    used = (ledger.total - ledger.free) / ledger.total if ledger.total else 0.0
+    stats, allocator = scheduler.stats, scheduler.allocator
+    used = (allocator.total - allocator.free) / allocator.total if allocator.total else 0.0
     yield gauge("num_requests_running", "Sequences that hold KV blocks.", scheduler.running, **label)
     yield gauge("num_requests_waiting", "Sequences waiting for prefill.", len(scheduler.waiting), **label)
     yield gauge("kv_cache_usage_perc", "Used share of the KV blocks, 1 is all.", used, **label)
-    yield gauge("tidepipe_kv_blocks", "KV blocks of each stage.", ledger.total, **label)
-    slack = scheduler.state.gate.slack()
+    yield gauge("tidepipe_kv_blocks", "KV blocks of each stage.", allocator.total, **label)
+    slack = scheduler.state.admission.slack()
     yield gauge("tidepipe_kv_slack", "Share that neither use nor forecast takes.", slack, **label)
     yield gauge("tidepipe_decode_batches", "Decode micro-batches.", len(scheduler.batches.sizes()), **label)
     yield total("num_preemptions", "Sequences that lost their KV blocks.", stats.preemptions, **label)

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from router.api.dashboard.cluster import ClusterSummary
-from router.api.dashboard.event_log import Chronicle
+from router.api.dashboard.event_log import EventLog
 from router.api.dashboard.feed import PageFeed
 from router.api.grpc.admin import AdminServicer
 from router.api.grpc.cluster import RouterServicer
@@ -35,7 +35,7 @@ from router.batches.opening import open_jobs
 from router.client_access import client_access
 from router.instances.available import AvailableModels
 from router.instances.dispatcher import Dispatcher
-from router.instances.handoff import Passing
+from router.instances.handoff import InstanceHandoff
 from router.instances.link import InstanceAddress
 from router.instances.registry import InstanceRegistry
 from router.instances.sequence import RoutedSequence
@@ -52,7 +52,7 @@ from router.requests.meter import Meters
 from router.requests.revocation import end_revoked
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
-from router.scheduler.routing_scheduler import OverallConfig, OverallScheduler
+from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.slo import SloClasses
 from router.settings import RouterSettings
 from router.telemetry import (
@@ -108,7 +108,7 @@ class RouterService:
         text: asyncio.Future[TextPort] = asyncio.get_running_loop().create_future()
         served = ServedModel(in_use=lambda: bool(len(self.registry) or len(self.table)))
         self.dispatcher = Dispatcher(
-            OverallScheduler(OverallConfig(settings.routing, settings.bounds, settings.max_pending)),
+            RoutingScheduler(OverallConfig(settings.routing, settings.bounds, settings.max_pending)),
             WaitingRules(SloClasses({"default": settings.slo}, "default"), settings.patience_s),
             self._stay_names(),
             clock,
@@ -144,13 +144,13 @@ class RouterService:
                 open_provisioner(settings.provisioner) as provisioner,
                 background() as start,
             ):
-                passing = Passing(self.registry, self.dispatcher, clock)
+                handoff = InstanceHandoff(self.registry, self.dispatcher, clock)
                 fleet = Fleet(self.dispatcher, self.registry, provisioner, clock, settings.slo)
-                grouping = Grouping(self.registry, self.dispatcher, fleet, passing, clock)
+                grouping = Grouping(self.registry, self.dispatcher, fleet, handoff, clock)
                 summary = ClusterSummary(self.table, self.dispatcher, record, clock)
-                chronicle = Chronicle(self.registry, self.dispatcher, fleet, clock)
+                event_log = EventLog(self.registry, self.dispatcher, fleet, clock)
                 self.feed = PageFeed(
-                    self.router_id, settings.model_name, self.registry, summary, chronicle, clock
+                    self.router_id, settings.model_name, self.registry, summary, event_log, clock
                 )
                 start(self.feed.run())
                 start(fleet.run())
@@ -174,7 +174,7 @@ class RouterService:
                 add_services(
                     rpc,
                     InferenceServicer(self.table, models),
-                    RouterServicer(self.registry, passing, self.router_id),
+                    RouterServicer(self.registry, handoff, self.router_id),
                     AdminServicer(
                         self.router_id,
                         grouping,

@@ -25,11 +25,11 @@ from router.scheduler.events import (
     Shed,
     Tick,
 )
+from router.scheduler.instance_report import InstanceReport
 from router.scheduler.prefill import PrefillTime
 from router.scheduler.request import RouteRequest
-from router.scheduler.routing_scheduler import OverallConfig, OverallScheduler
+from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.shedding import WAIT_SHARE
-from router.scheduler.status import InstanceStatus
 from router.scheduler.view import InstanceFacts
 from simulator.job import Job
 from tidepipe_common.errors import ConfigError
@@ -60,7 +60,7 @@ class VirtualInstance(Protocol):
         """Do all there is."""
         ...
 
-    def status(self, now: float, *, slack: bool) -> InstanceStatus:
+    def status(self, now: float, *, slack: bool) -> InstanceReport:
         """A report; without slack where no policy asks for it."""
         ...
 
@@ -118,7 +118,7 @@ class VirtualCluster:
         self._make = make
         self._prefill = PrefillTime(cost, stages, step_tokens)
         self._context = context
-        self._router = OverallScheduler(rules.router)
+        self._router = RoutingScheduler(rules.router)
         self._slack = "padg" in rules.router.policy or rules.router.scaling is not None
         self._instances: dict[str, VirtualInstance] = {}
         self._draining: set[str] = set()

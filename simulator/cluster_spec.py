@@ -17,7 +17,7 @@ NETWORK_GB_S = {"l20": 1.25, "a100": 3.1, "a800": 3.1, "h100": 50.0}
 
 
 @dataclass(frozen=True, slots=True)
-class ClusterPlant:
+class ClusterSpec:
     """`instances` of one model, each `tensor` x `stages` devices of one kind.
 
     profile: measured times; None models them (roofline).
@@ -65,7 +65,7 @@ class ClusterPlant:
         """KV memory of one instance; ConfigError if not even the weights fit."""
         return self.latency().kv_blocks(BLOCK_SIZE) * BLOCK_SIZE
 
-    def split(self, tensor: int) -> ClusterPlant:
+    def split(self, tensor: int) -> ClusterSpec:
         """The same devices as instances of another size; ConfigError if that cannot be."""
         if tensor < 1 or self.devices % (tensor * self.stages):
             raise ConfigError(f"{self.devices} devices cannot be instances of {tensor * self.stages}")

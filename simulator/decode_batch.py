@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from simulator.job import Job
 
 
-class Rounds:
+class DecodeBatch:
     """Nothing changes from round to round but the contexts' length, so any number of rounds is one stroke.
 
     number: rounds so far. context: tokens that all of them attend to.

@@ -12,8 +12,8 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from simulator.cluster_spec import ClusterPlant
-from simulator.fast_forward_instance import InstanceRules, SkippingInstance
+from simulator.cluster_spec import ClusterSpec
+from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
 from simulator.job import NOT_YET, Job
 from tidepipe_common.latency.linear import WEIGHT_BYTES
 
@@ -34,7 +34,7 @@ class Link:
 
 
 def run_disaggregated(
-    plant: ClusterPlant,
+    spec: ClusterSpec,
     jobs: Sequence[Job],
     *,
     prefill: int,
@@ -43,9 +43,9 @@ def run_disaggregated(
     between_nodes: bool,
 ) -> None:
     """Serve the jobs. prefill: instances that prefill, of each node, or of all if between nodes."""
-    sized = plant.split(tensor)
-    cost, kv_tokens, stages = sized.latency(), sized.kv_tokens(), plant.stages
-    per_node = max(1, plant.node_devices // (tensor * stages))
+    sized = spec.split(tensor)
+    cost, kv_tokens, stages = sized.latency(), sized.kv_tokens(), spec.stages
+    per_node = max(1, spec.node_devices // (tensor * stages))
     rules = InstanceRules(budget=budget, prefill_only=True)
     groups: list[list[int]] = []  # instances that may share a request
     if between_nodes:
@@ -56,7 +56,7 @@ def run_disaggregated(
             for first in range(0, sized.instances, per_node)
         ]
     computing = {
-        one: SkippingInstance(f"p{one}", rules, cost, stages, kv_tokens)
+        one: FastForwardInstance(f"p{one}", rules, cost, stages, kv_tokens)
         for group in groups
         for one in group[:prefill]
     }
@@ -79,7 +79,7 @@ def run_disaggregated(
     out = {one: Link(rate) for one in ({c // per_node for c in computing} if between_nodes else computing)}
     into: dict[int, Link] = {}
     decoding = {
-        one: SkippingInstance(f"d{one}", InstanceRules(budget=budget), cost, stages, kv_tokens)
+        one: FastForwardInstance(f"d{one}", InstanceRules(budget=budget), cost, stages, kv_tokens)
         for group in groups
         for one in group[prefill:]
     }

@@ -17,9 +17,9 @@ from controller.scheduler.events import (
 from controller.scheduler.policies.catalog import Knobs, make_setup, step_knob
 from controller.scheduler.report import instance_report
 from controller.scheduler.scheduler import Scheduler
+from router.scheduler.instance_report import FOREVER, InstanceReport
 from router.scheduler.prefill import PrefillWork
-from router.scheduler.status import FOREVER, InstanceStatus
-from simulator.cluster_spec import ClusterPlant
+from simulator.cluster_spec import ClusterSpec
 from simulator.job import NOT_YET, Job
 from simulator.pipeline import DISPATCH_S, GO_ON, STOP, SimulatedStages
 from simulator.slack import as_points
@@ -50,10 +50,10 @@ class ExactRules:
         policy = instance_policy(system)
         return cls(policy, {step_knob(policy): knobs["budget"]})
 
-    def scheduler(self, plant: ClusterPlant, cost: LatencyModel) -> Scheduler:
+    def scheduler(self, spec: ClusterSpec, cost: LatencyModel) -> Scheduler:
         """A fresh one."""
-        setup = make_setup(self.policy, self.knobs, cost, plant.hardware.name)
-        return Scheduler(setup.config(plant.context, (STOP,), max_sequences=_ACCEPTED), setup.policy)
+        setup = make_setup(self.policy, self.knobs, cost, spec.hardware.name)
+        return Scheduler(setup.config(spec.context, (STOP,), max_sequences=_ACCEPTED), setup.policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +65,14 @@ class _Flight:
     done: StepDone
 
 
-class SchedulerInstance:
+class ExactInstance:
     """See the module. The simulated model knows where each output ends."""
 
-    def __init__(self, rules: ExactRules, plant: ClusterPlant, born: float = 0.0) -> None:
+    def __init__(self, rules: ExactRules, spec: ClusterSpec, born: float = 0.0) -> None:
         self.first_tokens: list[Job] = []
-        self._cost = plant.latency()
-        self._scheduler = rules.scheduler(plant, self._cost)
-        self._stages = SimulatedStages(self._cost, plant.stages, DISPATCH_S)
+        self._cost = spec.latency()
+        self._scheduler = rules.scheduler(spec, self._cost)
+        self._stages = SimulatedStages(self._cost, spec.stages, DISPATCH_S)
         self._in_flight: deque[_Flight] = deque()
         self._jobs: dict[str, Job] = {}
         self._fresh: set[str] = set()
@@ -81,7 +81,7 @@ class SchedulerInstance:
         self._accepted = 0
         self._now = born
         self._began = born
-        self._hear(StagesReady(1, plant.stages, plant.kv_tokens() // self._scheduler.config.block_size))
+        self._hear(StagesReady(1, spec.stages, spec.kv_tokens() // self._scheduler.config.block_size))
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -119,10 +119,10 @@ class SchedulerInstance:
         if self._jobs:
             raise ConfigError(f"the policy stalled with {len(self._jobs)} requests left")
 
-    def status(self, now: float, *, slack: bool) -> InstanceStatus:
+    def status(self, now: float, *, slack: bool) -> InstanceReport:
         """The report that a live controller sends, in the router's terms."""
         found = instance_report(self._scheduler, self._cost, now)
-        return InstanceStatus(
+        return InstanceReport(
             taken=now,
             accepted=self._accepted,
             phase=found.phase,

@@ -23,13 +23,13 @@ from controller.scheduler.slack import (
     window_left_s,
     window_of,
 )
+from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
 from router.scheduler.prefill import PrefillWork
-from router.scheduler.status import FOREVER, InstanceStatus, Slack
-from simulator.decode_batch import Rounds
+from simulator.decode_batch import DecodeBatch
 from simulator.job import NOT_YET, Job
 from simulator.prompts import PromptLine, PromptStep
 from simulator.slack import as_points, decoding_job, decoding_rounds, growth
-from simulator.step_times import StrokeTimes
+from simulator.step_times import StepTimes
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.types.plan import Phase
 
@@ -53,7 +53,7 @@ class InstanceRules:
     context: int = 1 << 30
 
 
-class SkippingInstance:
+class FastForwardInstance:
     """See the module. All times in seconds, memory in tokens."""
 
     def __init__(
@@ -67,13 +67,13 @@ class SkippingInstance:
         self._rules = rules
         self._stages = stages
         self._cost = cost
-        self._times = StrokeTimes(cost, stages)
+        self._times = StepTimes(cost, stages)
         self._kv_total = kv_tokens
         self._kv_used = 0
         self._tokens = 0
         self._line = PromptLine()
         self._started: list[Job] = []  # prompt done, decodes with the next round
-        self._rounds = Rounds()
+        self._decode_batch = DecodeBatch()
         self._phase = Phase.IDLE
         self._switched = born
         self._last_prefill_s = 0.0
@@ -83,7 +83,7 @@ class SkippingInstance:
         self._slack_at = -1.0
 
     def __len__(self) -> int:
-        return len(self._line) + len(self._started) + len(self._rounds)
+        return len(self._line) + len(self._started) + len(self._decode_batch)
 
     @property
     def unfinished_tokens(self) -> int:
@@ -119,7 +119,7 @@ class SkippingInstance:
                 continue
             if self._started:
                 self._begin_decoding()
-            if not self._rounds:
+            if not self._decode_batch:
                 self._turn(Phase.IDLE)
                 self.clock = max(self.clock, until)
                 return
@@ -128,9 +128,9 @@ class SkippingInstance:
     def drain(self) -> None:
         """Do all there is."""
         while len(self):
-            before = len(self), self._rounds.number, self._line.left_tokens
+            before = len(self), self._decode_batch.number, self._line.left_tokens
             self.advance(self.clock + 600.0)
-            if (len(self), self._rounds.number, self._line.left_tokens) == before:
+            if (len(self), self._decode_batch.number, self._line.left_tokens) == before:
                 raise RuntimeError(f"instance {self.name} stalled with {len(self)} requests")
 
     def _compute_prompts(self) -> bool:
@@ -140,7 +140,7 @@ class SkippingInstance:
         if rules.mixed:
             if self._started:
                 self._begin_decoding()
-            rows = -(-len(self._rounds) // self._stages)
+            rows = -(-len(self._decode_batch) // self._stages)
             room = max(0, rules.budget - rows) * self._stages
         step = self._line.pack(room, whole=not rules.mixed, admit=self._admit)
         self._started += step.ready
@@ -156,7 +156,7 @@ class SkippingInstance:
         """Memory for its prompt; where nobody else will give any back, in any case."""
         needed = job.to_compute + ROUNDING
         if self._kv_used + needed > WATERMARK * self._kv_total and not (
-            alone and not self._rounds and not self._started
+            alone and not self._decode_batch and not self._started
         ):
             return False
         self._kv_used += needed
@@ -174,7 +174,7 @@ class SkippingInstance:
     def _mixed_round(self, step: PromptStep) -> None:
         self._turn(Phase.MIXED)
         self._make_room()
-        rounds = self._rounds
+        rounds = self._decode_batch
         spent = self._times.mixed_round(step, len(rounds), rounds.context)
         self.clock += spent
         self._pace.computed(step.tokens, riding=len(rounds) > 0, now=self.clock)
@@ -202,19 +202,19 @@ class SkippingInstance:
         """Those whose prompts are done join the rounds: the prefill window, if there was one, is over."""
         if not self._rules.mixed and self._stages > 1 and self._phase is Phase.PREFILL:
             # Decode steps are shorter than the last prefill step: each stage waits for it.
-            step = self._times.empty_round(len(self._rounds) + len(self._started)) / self._stages
+            step = self._times.empty_round(len(self._decode_batch) + len(self._started)) / self._stages
             self.clock += (self._stages - 1) * max(0.0, self._last_prefill_s - step)
         for job in self._started:
             job.resumed = min(job.resumed, max(self.clock, job.first))
-        self._rounds.join(self._started)
+        self._decode_batch.join(self._started)
         self._started.clear()
 
     def _decode(self, until: float) -> None:
         self._turn(Phase.DECODE)
         self._make_room()
-        sequences = len(self._rounds)
-        time = self._times.rounds(sequences, self._rounds.context)
-        most = min(self._rounds.to_next_end, (self._kv_total - self._kv_used) // sequences)
+        sequences = len(self._decode_batch)
+        time = self._times.rounds(sequences, self._decode_batch.context)
+        most = min(self._decode_batch.to_next_end, (self._kv_total - self._kv_used) // sequences)
         count = max(1, min(most, time.rounds(until - self.clock)))
         began = self.clock
         self.clock += time.seconds(count)
@@ -223,17 +223,17 @@ class SkippingInstance:
         self._rounds_done(count)
 
     def _rounds_done(self, count: int) -> None:
-        grown = count * len(self._rounds)
+        grown = count * len(self._decode_batch)
         self._kv_used += grown
         self._tokens += grown
-        for job in self._rounds.go(count):
+        for job in self._decode_batch.go(count):
             job.finished = self.clock
-            self._kv_used -= self._rounds.kv_tokens(job)
+            self._kv_used -= self._decode_batch.kv_tokens(job)
             self._tokens -= job.to_compute
 
     def _make_room(self) -> None:
         """Every sequence needs a token's room: the newest give way, and are computed again."""
-        rounds = self._rounds
+        rounds = self._decode_batch
         while len(rounds) > 1 and self._kv_total - self._kv_used < len(rounds):
             job = rounds.give_way()
             self._kv_used -= rounds.kv_tokens(job)
@@ -248,7 +248,7 @@ class SkippingInstance:
 
     # -- what the router hears ------------------------------------------------------------------------
 
-    def status(self, now: float, *, slack: bool) -> InstanceStatus:
+    def status(self, now: float, *, slack: bool) -> InstanceReport:
         """A report. slack: reckon it anew, unless that was done within SLACK_S."""
         if slack and now - self._slack_at > SLACK_S:
             found, self._growth = self.reckon_slack(now)
@@ -258,7 +258,7 @@ class SkippingInstance:
             (job.prompt for job in self._started if in_window(job.first, self._phase, self._switched)),
         )
         until = window_left_s((job.arrival + job.slo.ttft_s for job in self._line), now)
-        return InstanceStatus(
+        return InstanceReport(
             taken=now,
             accepted=self.accepted,
             phase=self._phase,
@@ -277,8 +277,8 @@ class SkippingInstance:
     def reckon_slack(self, now: float) -> tuple[SlackReport | None, int]:
         """Slack as the controller reports it, and by how much the contexts will have grown at their peak."""
         rules = self._rules
-        decoding = decoding_rounds(self._rounds, rules.context)
-        grown = growth(decoding, self._rounds) if decoding else 0
+        decoding = decoding_rounds(self._decode_batch, rules.context)
+        grown = growth(decoding, self._decode_batch) if decoding else 0
         decoding += [
             decoding_job(job, job.generated, rules.context)
             for job in self._started

@@ -10,7 +10,7 @@ import numpy as np
 
 from controller.scheduler.policies.catalog import Knobs
 from router.scheduler.slo import SloTarget
-from simulator.cluster_spec import ClusterPlant
+from simulator.cluster_spec import ClusterSpec
 from simulator.job import Job
 from simulator.systems import run_system, scan
 from workloads.arrivals import Arrivals, requests_at
@@ -112,21 +112,21 @@ LOWEST, LEAST = 16.0, 500.0
 """The scan begins at this part of what the devices could compute, or lower, down to the second."""
 PRECISION = 0.03
 
-Run = Callable[[str, Knobs, ClusterPlant, Sequence[Job]], None]
+Run = Callable[[str, Knobs, ClusterSpec, Sequence[Job]], None]
 
 
-def measure(system: str, knobs: Knobs, plant: ClusterPlant, question: Question, rate: float,
+def measure(system: str, knobs: Knobs, spec: ClusterSpec, question: Question, rate: float,
             run: Run = run_system) -> Figures:  # fmt: skip
     """One run at one rate."""
     jobs = question.jobs(rate)
-    run(system, knobs, plant, jobs)
+    run(system, knobs, spec, jobs)
     return figures_of(jobs, rate, question)
 
 
 def goodput(
     system: str,
     knobs: Knobs,
-    plant: ClusterPlant,
+    spec: ClusterSpec,
     question: Question,
     *,
     floor: float = 0.0,
@@ -148,7 +148,7 @@ def goodput(
     def attains(rate: float) -> bool:
         nonlocal runs, best
         runs += 1
-        found = measure(system, knobs, plant, question, rate, run)
+        found = measure(system, knobs, spec, question, rate, run)
         if found.attainment < question.attainment:
             return False
         best = found
@@ -157,7 +157,7 @@ def goodput(
     if floor and not attains(floor):
         return Goodput(system, knobs, 0.0, None, runs)
     best, low = None, 0.0
-    likely = likely_rate(plant, question.workload)
+    likely = likely_rate(spec, question.workload)
     # Powers of one ratio: the same rates for all systems, wherever their goodput may be.
     high = GRID ** math.floor(math.log(likely / LOWEST, GRID))
     while attains(high):
@@ -178,7 +178,7 @@ def goodput(
 
 def tuned_goodput(
     system: str,
-    plant: ClusterPlant,
+    spec: ClusterSpec,
     question: Question,
     *,
     precision: float = PRECISION,
@@ -187,9 +187,9 @@ def tuned_goodput(
     """At the best of the settings that are scanned for the system."""
     best: Goodput | None = None
     runs = 0
-    for knobs in scan(system, plant):
+    for knobs in scan(system, spec):
         floor = best.rps * (1 + precision) if best else 0.0
-        found = goodput(system, knobs, plant, question, floor=floor, precision=precision, run=run)
+        found = goodput(system, knobs, spec, question, floor=floor, precision=precision, run=run)
         runs += found.runs
         if best is None or found.rps > best.rps:
             best = found
@@ -198,7 +198,7 @@ def tuned_goodput(
     return Goodput(system, best.knobs, best.rps, best.figures, runs)
 
 
-def confirmed(found: Goodput, plant: ClusterPlant, question: Question, run: Run) -> Goodput:
+def confirmed(found: Goodput, spec: ClusterSpec, question: Question, run: Run) -> Goodput:
     """The same, with figures from another way to run: at its goodput, or as much lower as that needs.
 
     Steps of PRECISION; then at each half of it down to a sixteenth, for it must attain throughout.
@@ -210,7 +210,7 @@ def confirmed(found: Goodput, plant: ClusterPlant, question: Question, run: Run)
     def attains(at: float) -> Figures | None:
         nonlocal runs
         runs += 1
-        seen = measure(found.system, found.knobs, plant, question, at, run)
+        seen = measure(found.system, found.knobs, spec, question, at, run)
         return seen if seen.attainment >= question.attainment else None
 
     while rate > lowest:
@@ -229,12 +229,12 @@ def _halves(rate: float, lowest: float) -> Iterator[float]:
         yield rate
 
 
-def likely_rate(plant: ClusterPlant, workload: Workload) -> float:
+def likely_rate(spec: ClusterSpec, workload: Workload) -> float:
     """Requests per second that the devices could compute at full batches, roughly."""
-    cost = plant.latency()
+    cost = spec.latency()
     prompt = workload.prompt_tokens / len(workload.requests)
     output = workload.output_tokens / len(workload.requests)
-    batch = max(1.0, min(256.0, plant.kv_tokens() / (prompt + output)))
+    batch = max(1.0, min(256.0, spec.kv_tokens() / (prompt + output)))
     stage_s = cost.linear_s(2048) / 2048 * prompt
-    stage_s += output / batch * (cost.linear_s(round(batch)) + cost.attention_s(plant.kv_tokens() // 2, 0.0))
-    return max(0.02, 0.6 * plant.instances / stage_s)
+    stage_s += output / batch * (cost.linear_s(round(batch)) + cost.attention_s(spec.kv_tokens() // 2, 0.0))
+    return max(0.02, 0.6 * spec.instances / stage_s)

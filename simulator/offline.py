@@ -21,7 +21,7 @@ from workloads.mixes import Workload
 
 
 @dataclass(frozen=True, slots=True)
-class Plant:
+class PipelineSpec:
     """What the workload runs on: a model, split over devices of one kind.
 
     profile: measured times; None models them (roofline).
@@ -63,7 +63,7 @@ class OfflineRun:
 
 
 def run_offline(
-    plant: Plant,
+    spec: PipelineSpec,
     policy: str,
     workload: Workload,
     predict: Predict,
@@ -72,14 +72,14 @@ def run_offline(
     recording: Recording | None = None,
 ) -> OfflineRun:
     """Run one policy over the workload. seed: of the predictions' errors."""
-    scheduler, cost, chosen = scheduler_of(plant, policy, knobs or {}, len(workload.requests))
+    scheduler, cost, chosen = scheduler_of(spec, policy, knobs or {}, len(workload.requests))
     instance = SimulatedInstance(
         scheduler,
         cost,
         cost.parallel.stages,
         cost.kv_blocks(BLOCK_SIZE),
         dispatch_s=DISPATCH_S,
-        split=plant.layer_split if cost.parallel.tensor == 1 else (),
+        split=spec.layer_split if cost.parallel.tensor == 1 else (),
         recording=recording,
     )
     requests = workload.at_once().requests
@@ -87,17 +87,17 @@ def run_offline(
 
 
 def scheduler_of(
-    plant: Plant, policy: str, knobs: Knobs, requests: int
+    spec: PipelineSpec, policy: str, knobs: Knobs, requests: int
 ) -> tuple[Scheduler, LatencyModel, Knobs]:
     """What runs so many requests there; what its steps take; and all its settings."""
-    cost = plant.latency(tensor_parallel=policy.startswith("tp-"))
-    setup = make_setup(policy, knobs, cost, plant.hardware.name)
-    config = setup.config(plant.context, (STOP,), max_sequences=requests)
+    cost = spec.latency(tensor_parallel=policy.startswith("tp-"))
+    setup = make_setup(policy, knobs, cost, spec.hardware.name)
+    config = setup.config(spec.context, (STOP,), max_sequences=requests)
     return Scheduler(config, setup.policy), cost, setup.knobs
 
 
 def best_of_scan(
-    plant: Plant,
+    spec: PipelineSpec,
     policy: str,
     workload: Workload,
     predict: Predict,
@@ -105,5 +105,5 @@ def best_of_scan(
     scans: Iterable[Knobs] | None = None,
 ) -> OfflineRun:
     """The run with the highest throughput over all knobs that are scanned for the policy."""
-    runs = (run_offline(plant, policy, workload, predict, seed, knobs) for knobs in scans or scan(policy))
+    runs = (run_offline(spec, policy, workload, predict, seed, knobs) for knobs in scans or scan(policy))
     return max(runs, key=lambda run: run.result.output_tokens_per_s)

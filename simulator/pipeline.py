@@ -187,12 +187,14 @@ class SimulatedInstance:
         recording.steps.append(step)
         if len(recording.steps) % recording.memory_every == 0:
             state = self.scheduler.state
-            capacity = max(1, state.ledger.capacity_tokens)
-            peak = state.gate.forecast.peak_tokens() / capacity
-            recording.memory.append(MemoryRecord(self.now, state.ledger.used / state.ledger.total, peak))
+            capacity = max(1, state.allocator.capacity_tokens)
+            peak = state.admission.forecast.peak_tokens() / capacity
+            recording.memory.append(
+                MemoryRecord(self.now, state.allocator.used / state.allocator.total, peak)
+            )
 
     def _advance(self, time: float) -> None:
-        self._used_time += (time - self.now) * self.scheduler.ledger.used
+        self._used_time += (time - self.now) * self.scheduler.allocator.used
         self.now = time
 
     def _result(self) -> RunResult:
@@ -215,7 +217,7 @@ class SimulatedInstance:
             recomputed_tokens=self._computed - needed,
             steals=stats.steals,
             steps=self._steps,
-            kv_used_mean=self._used_time / max(1e-12, makespan) / self.scheduler.ledger.total,
+            kv_used_mean=self._used_time / max(1e-12, makespan) / self.scheduler.allocator.total,
             imbalance=self._balance.mean,
-            forecast_error=stats.foresight.mean_error,
+            forecast_error=stats.forecast_accuracy.mean_error,
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from controller.scheduler.slack import Decoding, SlackReport, tokens_ahead
-from router.scheduler.status import Slack
-from simulator.decode_batch import Rounds
+from router.scheduler.instance_report import Slack
+from simulator.decode_batch import DecodeBatch
 from simulator.job import Job
 
 
@@ -16,7 +16,7 @@ def decoding_job(job: Job, produced: int, context: int) -> Decoding:
     return Decoding(job.first, produced, ahead, job.slo.tpot_s)
 
 
-def decoding_rounds(rounds: Rounds, context: int) -> list[Decoding]:
+def decoding_rounds(rounds: DecodeBatch, context: int) -> list[Decoding]:
     """All that take part in the rounds."""
     number = rounds.number
     return [decoding_job(job, job.generated + number - job.start_round, context) for job in rounds]
@@ -29,7 +29,7 @@ def as_points(found: SlackReport | None, now: float) -> Slack:
     return Slack(found.count, now + found.mean_s, now + found.low_s, now + found.low_latest_s)
 
 
-def growth(decoding: Iterable[Decoding], rounds: Rounds) -> int:
+def growth(decoding: Iterable[Decoding], rounds: DecodeBatch) -> int:
     """By how many tokens the contexts will have grown at their peak, if each ends where it is expected to."""
     number = rounds.number
     ends = [

@@ -32,7 +32,7 @@ class RoundsTime(NamedTuple):
         return int(seconds / first) + 1
 
 
-class StrokeTimes:
+class StepTimes:
     """Seconds, by the cost model that the live instance plans with."""
 
     def __init__(self, cost: StepCost, stages: int) -> None:

@@ -8,10 +8,10 @@ from controller.scheduler.policies.catalog import ROUTING, Knobs, step_knob
 from controller.scheduler.policies.catalog import default_knobs as default_settings
 from router.scheduler.routing_scheduler import OverallConfig
 from simulator.cluster import ClusterRules, VirtualCluster, VirtualInstance
-from simulator.cluster_spec import ClusterPlant
+from simulator.cluster_spec import ClusterSpec
 from simulator.disaggregation import run_disaggregated
-from simulator.exact_instance import ExactRules, SchedulerInstance
-from simulator.fast_forward_instance import InstanceRules, SkippingInstance
+from simulator.exact_instance import ExactInstance, ExactRules
+from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
 from simulator.job import Job
 from tidepipe_common.errors import ConfigError
 
@@ -24,40 +24,40 @@ decode on instances of their own, within a node (DistServe) or on different node
 """
 
 
-def default_knobs(system: str, plant: ClusterPlant) -> Knobs:
+def default_knobs(system: str, spec: ClusterSpec) -> Knobs:
     """What a system runs with unless it is tuned."""
-    return scan(system, plant)[0]
+    return scan(system, spec)[0]
 
 
-def scan(system: str, plant: ClusterPlant) -> list[Knobs]:
-    """All settings that are tried for a system, the usual ones first; none if the plant is too small."""
+def scan(system: str, spec: ClusterSpec) -> list[Knobs]:
+    """All settings that are tried for a system, the usual ones first; none if the cluster is too small."""
     match system:
         case "padg":
-            return [{"budget": budget} for budget in _budgets("padg", plant, 256, 512, 1024)]
+            return [{"budget": budget} for budget in _budgets("padg", spec, 256, 512, 1024)]
         case "padg-apart":
-            return [{"budget": budget} for budget in _budgets("padg-apart", plant, 2048, 1024)]
+            return [{"budget": budget} for budget in _budgets("padg-apart", spec, 2048, 1024)]
         case "padg-published":
-            known = default_settings("padg-published", plant.hardware.name)
+            known = default_settings("padg-published", spec.hardware.name)
             most = int(known["max_sequences"])
             budget = int(known[step_knob("padg-published")])
             return [{"budget": budget, "sequences": most >> halved} for halved in range(5)]
         case "separate":
-            return _engine(_budgets("separate", plant, 2048, 1024, 4096))
+            return _engine(_budgets("separate", spec, 2048, 1024, 4096))
         case "hybrid":
-            return _engine(_budgets("hybrid", plant, 256, 512, 1024, 2048))
+            return _engine(_budgets("hybrid", spec, 256, 512, 1024, 2048))
         case "fudg-inter":
-            near = sorted(range(1, plant.instances), key=lambda p: abs(p - plant.instances / 3))
+            near = sorted(range(1, spec.instances), key=lambda p: abs(p - spec.instances / 3))
             return [{"prefill": p, "budget": 2048} for p in near]
         case "fudg-intra":
-            return _intra(plant)
+            return _intra(spec)
         case _ if system.startswith("route:"):
-            return [{"budget": _budgets("padg-apart", plant)[0]}]
+            return [{"budget": _budgets("padg-apart", spec)[0]}]
     raise ConfigError(f"unknown policy {system!r}; known: all, {', '.join(SYSTEMS)}")
 
 
-def _budgets(policy: str, plant: ClusterPlant, *others: int) -> list[int]:
+def _budgets(policy: str, spec: ClusterSpec, *others: int) -> list[int]:
     """Tokens of a step: as live instances have it, then others."""
-    usual = int(default_settings(policy, plant.hardware.name)[step_knob(policy)])
+    usual = int(default_settings(policy, spec.hardware.name)[step_knob(policy)])
     return [usual, *(other for other in others if other != usual)]
 
 
@@ -69,48 +69,48 @@ def _engine(budgets: Sequence[int]) -> list[Knobs]:
     ]
 
 
-def _intra(plant: ClusterPlant) -> list[Knobs]:
+def _intra(spec: ClusterSpec) -> list[Knobs]:
     """Shares of a node; instances of half the size where only so a node has room for both roles."""
-    tensor = plant.tensor
-    if 2 * tensor * plant.stages > plant.node_devices:
+    tensor = spec.tensor
+    if 2 * tensor * spec.stages > spec.node_devices:
         tensor //= 2
-    if tensor < 1 or plant.devices % (2 * tensor * plant.stages) or not _fits(plant, tensor):
+    if tensor < 1 or spec.devices % (2 * tensor * spec.stages) or not _fits(spec, tensor):
         return []
-    here = plant.node_devices // (tensor * plant.stages)
+    here = spec.node_devices // (tensor * spec.stages)
     near = sorted(range(1, here), key=lambda p: abs(p - here / 3))
     return [{"tensor": tensor, "prefill": p, "budget": 2048} for p in near]
 
 
-def _fits(plant: ClusterPlant, tensor: int) -> bool:
+def _fits(spec: ClusterSpec, tensor: int) -> bool:
     try:
-        plant.split(tensor).kv_tokens()
+        spec.split(tensor).kv_tokens()
     except ConfigError:
         return False
     return True
 
 
-def run_system(system: str, knobs: Knobs, plant: ClusterPlant, jobs: Sequence[Job]) -> None:
+def run_system(system: str, knobs: Knobs, spec: ClusterSpec, jobs: Sequence[Job]) -> None:
     """Serve the jobs; their times are written into them."""
     if system.startswith("fudg-"):
         run_disaggregated(
-            plant,
+            spec,
             jobs,
             prefill=int(knobs["prefill"]),
-            tensor=int(knobs.get("tensor", 0)) or plant.tensor,
+            tensor=int(knobs.get("tensor", 0)) or spec.tensor,
             budget=int(knobs["budget"]),
             between_nodes=system == "fudg-inter",
         )
         return
-    cluster_of(system, knobs, plant, len(jobs)).run(jobs)
+    cluster_of(system, knobs, spec, len(jobs)).run(jobs)
 
 
-def run_exactly(system: str, knobs: Knobs, plant: ClusterPlant, jobs: Sequence[Job]) -> None:
+def run_exactly(system: str, knobs: Knobs, spec: ClusterSpec, jobs: Sequence[Job]) -> None:
     """As run_system, with the controller's scheduler in every instance; not for disaggregated systems."""
-    cluster_of(system, knobs, plant, len(jobs), exact=True).run(jobs)
+    cluster_of(system, knobs, spec, len(jobs), exact=True).run(jobs)
 
 
 def cluster_of(
-    system: str, knobs: Knobs, plant: ClusterPlant, requests: int, *, exact: bool = False, shed: bool = False
+    system: str, knobs: Knobs, spec: ClusterSpec, requests: int, *, exact: bool = False, shed: bool = False
 ) -> VirtualCluster:
     """A cluster that is ready to run, for all systems but the disaggregated ones.
 
@@ -123,25 +123,25 @@ def cluster_of(
     routing = routing or str(knobs["routing"])
     budget = int(knobs["budget"])
     mixed = system in ("hybrid", "padg")
-    rules = InstanceRules(mixed=mixed, budget=budget, context=plant.context)
-    cost, kv_tokens = plant.latency(), plant.kv_tokens()
+    rules = InstanceRules(mixed=mixed, budget=budget, context=spec.context)
+    cost, kv_tokens = spec.latency(), spec.kv_tokens()
 
     def make(name: str, born: float) -> VirtualInstance:
         if exact:
-            return SchedulerInstance(ExactRules.of(system, knobs), plant, born)
-        return SkippingInstance(name, rules, cost, plant.stages, kv_tokens, born)
+            return ExactInstance(ExactRules.of(system, knobs), spec, born)
+        return FastForwardInstance(name, rules, cost, spec.stages, kv_tokens, born)
 
     cluster = VirtualCluster(
         ClusterRules(
-            OverallConfig(policy=routing, bounds=plant.one_group, max_pending=requests + 1),
+            OverallConfig(policy=routing, bounds=spec.one_group, max_pending=requests + 1),
             max_sequences=int(knobs.get("sequences", 4096)),
             shed=shed,
         ),
         make,
         cost,
-        stages=plant.stages,
-        context=plant.context,
+        stages=spec.stages,
+        context=spec.context,
         step_tokens=budget,
     )
-    cluster.start(plant.instances)
+    cluster.start(spec.instances)
     return cluster

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from controller.runtime.journal import checksum, read_blueprint, read_checked
-from controller.runtime.scheduler_spec import Blueprint
+from controller.runtime.journal import checksum, read_checked, read_scheduler_spec
+from controller.runtime.scheduler_spec import SchedulerSpec
 from controller.scheduler.actions import Dispatch, Emit, Finish
 from controller.scheduler.events import LengthPredicted, SequencesArrived, StagesReady, StepDone
 from simulator.pipeline import STOP, SimulatedInstance
@@ -31,7 +31,7 @@ class LiveRun:
     model says, by kind of step (with a prompt in it: PREFILL); empty if it has none.
     """
 
-    blueprint: Blueprint
+    spec: SchedulerSpec
     events: int
     differing: int
     first_difference: int
@@ -62,9 +62,9 @@ class _Seen:
 class _Pace:
     """Adds up what steps took, and what they should have taken."""
 
-    def __init__(self, blueprint: Blueprint) -> None:
-        self._cost = blueprint.costs()
-        self._split = blueprint.split
+    def __init__(self, spec: SchedulerSpec) -> None:
+        self._cost = spec.costs()
+        self._split = spec.split
         self._works: dict[int, StepWork] = {}
         self._measured: defaultdict[Phase, float] = defaultdict(float)
         self._expected: defaultdict[Phase, float] = defaultdict(float)
@@ -92,14 +92,14 @@ class _Pace:
 
 def replay_journal(path: Path) -> LiveRun:
     """Replay the journal with the settings that it names, and compare each decision."""
-    blueprint = read_blueprint(path)
-    scheduler, _ = blueprint.build()
+    spec = read_scheduler_spec(path)
+    scheduler, _ = spec.build()
     seen: dict[str, _Seen] = {}
-    pace = _Pace(blueprint)
+    pace = _Pace(spec)
     events = differing = first_difference = kv_blocks = epochs = 0
     begin: float | None = None
     end = 0.0
-    computed = [0.0] * len(blueprint.split)
+    computed = [0.0] * len(spec.split)
     for now, event, did in read_checked(path):
         events += 1
         match event:
@@ -134,7 +134,7 @@ def replay_journal(path: Path) -> LiveRun:
         raise ConfigError(f"{path} tells of no sequence that produced anything")
     stats, makespan = scheduler.stats, max(1e-9, end - begin)
     return LiveRun(
-        blueprint=blueprint,
+        spec=spec,
         events=events,
         differing=differing,
         first_difference=first_difference,
@@ -155,23 +155,23 @@ def replay_journal(path: Path) -> LiveRun:
 
 
 def what_if(
-    run: LiveRun, blueprint: Blueprint, recording: Recording | None = None, *, paced: bool = True
+    run: LiveRun, spec: SchedulerSpec, recording: Recording | None = None, *, paced: bool = True
 ) -> RunResult:
-    """The same arrivals, lengths, predictions and memory, scheduled by `blueprint` in virtual time.
+    """The same arrivals, lengths, predictions and memory, scheduled by `spec` in virtual time.
 
     paced: steps are as fast as they were in that run, on the whole; else as the profile says, which knows
     nothing of a clock that is lower today, or of other work on the machine.
     ConfigError if it knows no costs: a live run without a profile has none to go by.
     """
-    known = blueprint.costs()
+    known = spec.costs()
     if known is None:
         raise ConfigError(
             "the journal's instance had no latency profile, so nobody knows what its steps would take; "
             "give one with --profile (`tidepipe profile` makes it)"
         )
     cost = CorrectedCost(known, factors=run.pace) if paced else known
-    scheduler, _ = blueprint.build(eos_token_ids=(STOP,))
+    scheduler, _ = spec.build(eos_token_ids=(STOP,))
     instance = SimulatedInstance(
-        scheduler, cost, len(blueprint.split), run.kv_blocks, split=blueprint.split, recording=recording
+        scheduler, cost, len(spec.split), run.kv_blocks, split=spec.split, recording=recording
     )
     return instance.run(run.requests, list(run.predictions), serving=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 
-class Pulse:
+class Notifier:
     """A change that any number of tasks wait for.
 
     Take `next()` before looking at the state, and wait for it after: a change in between is not missed.
@@ -18,7 +18,7 @@ class Pulse:
         """Set at the next beat."""
         return self._event
 
-    def beat(self) -> None:
+    def notify_all(self) -> None:
         """Wake all who wait."""
         event, self._event = self._event, asyncio.Event()
         event.set()

@@ -20,9 +20,9 @@ def instance_status(
     """How the instance stands. UnavailableError while its stages have not been up yet."""
     scheduler = instance.scheduler
     stats = scheduler.stats
-    course, now = instance.course, instance.now()
-    forecast = scheduler.state.gate.forecast.peak_tokens() / scheduler.ledger.block_size
-    shares = zip(course.busy_shares(now), course.bubble_shares(now), strict=True)
+    activity, now = instance.activity, instance.now()
+    forecast = scheduler.state.admission.forecast.peak_tokens() / scheduler.allocator.block_size
+    shares = zip(activity.busy_shares(now), activity.bubble_shares(now), strict=True)
     return controller_pb2.InstanceStatus(
         instance_id=instance_id,
         incarnation=incarnation,
@@ -36,9 +36,9 @@ def instance_status(
         waiting=len(scheduler.waiting),
         running=scheduler.running,
         batch_sizes=scheduler.batches.sizes(),
-        kv_blocks_total=scheduler.ledger.total,
-        kv_blocks_free=scheduler.ledger.free,
-        block_size=scheduler.ledger.block_size,
+        kv_blocks_total=scheduler.allocator.total,
+        kv_blocks_free=scheduler.allocator.free,
+        block_size=scheduler.allocator.block_size,
         preemptions=stats.preemptions,
         steals=stats.steals,
         prefill_tokens=stats.prefill_tokens,
@@ -51,11 +51,11 @@ def instance_status(
         policy=scheduler.policy.name,
         finished=stats.finished,
         kv_blocks_forecast=math.ceil(forecast),
-        forecasts_scored=course.scored,
-        forecast_error_tokens=course.forecast_error(),
-        recent_switches=[_switch(turn, now) for turn in list(course.turns)[-SWITCHES:]],
-        window_s=course.window_s(now),
-        working_s=course.working_s(now),
+        forecasts_scored=activity.scored,
+        forecast_error_tokens=activity.forecast_error(),
+        recent_switches=[_switch(turn, now) for turn in list(activity.turns)[-SWITCHES:]],
+        window_s=activity.window_s(now),
+        working_s=activity.working_s(now),
     )
 
 

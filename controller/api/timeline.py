@@ -30,6 +30,6 @@ class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
         """See timeline.proto."""
         now = self._instance.now()
         since = now - request.seconds if request.seconds > 0 else 0.0
-        timeline = self._instance.course.timeline(self._instance_id, since, time.time() - now)
+        timeline = self._instance.activity.timeline(self._instance_id, since, time.time() - now)
         for piece in timeline_to_wire(timeline):
             yield piece

@@ -39,8 +39,8 @@ class _Mark:
     busy_s: tuple[float, ...]
 
 
-class Course:
-    """A witness of the scheduler's events and actions, and of the stages' reports. Bounded.
+class ActivityRecorder:
+    """An observer of the scheduler's events and actions, and of the stages' reports. Bounded.
 
     All times are the core's clock.
     """
@@ -114,8 +114,8 @@ class Course:
         if self._marks and now - self._marks[-1].at_s < SAMPLE_EVERY_S:
             return
         self._marks.append(_Mark(now, tuple(self._busy_s)))
-        if scheduler.ledger.total and scheduler.sequences:
-            used = scheduler.ledger.used / scheduler.ledger.total
+        if scheduler.allocator.total and scheduler.sequences:
+            used = scheduler.allocator.used / scheduler.allocator.total
             self._samples.append(
                 MemorySample(now, used, forecast_share(scheduler), scheduler.running, len(scheduler.waiting))
             )
@@ -193,7 +193,7 @@ class Course:
 
 def forecast_share(scheduler: Scheduler) -> float:
     """KV memory at the forecast peak, as a share of all."""
-    return scheduler.state.gate.forecast.peak_tokens() / max(1, scheduler.ledger.capacity_tokens)
+    return scheduler.state.admission.forecast.peak_tokens() / max(1, scheduler.allocator.capacity_tokens)
 
 
 def _sizes(plan: StepPlan) -> _Step:

@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
 
-from controller.runtime.scheduler_spec import Blueprint, blueprint_from
+from controller.runtime.scheduler_spec import SchedulerSpec, scheduler_spec_from
 from controller.scheduler.actions import Action
 from controller.scheduler.events import (
     Event,
@@ -46,9 +46,9 @@ class Journal:
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
-    def begin(self, blueprint: Blueprint) -> None:
+    def begin(self, spec: SchedulerSpec) -> None:
         """How the scheduler was made; first."""
-        self._write({"journal": VERSION, "settings": blueprint.fields()})
+        self._write({"journal": VERSION, "settings": spec.fields()})
 
     def note(self, event: Event, now: float) -> None:
         """Append one event; all of them, also those that change nothing: a replay takes no shortcuts."""
@@ -89,7 +89,7 @@ def open_journal(path: Path, instance_id: str) -> TextIO:
         raise ConfigError(f"cannot write the journal {path}: {error.strerror}") from error
 
 
-def read_blueprint(path: Path) -> Blueprint:
+def read_scheduler_spec(path: Path) -> SchedulerSpec:
     """How the scheduler of a journal was made; ConfigError if the file does not say."""
     try:
         with path.open(encoding="utf-8") as file:
@@ -100,7 +100,7 @@ def read_blueprint(path: Path) -> Blueprint:
         first = None
     if not isinstance(first, dict) or first.get("journal") != VERSION:
         raise ConfigError(f"{path} does not begin as a journal of this version does")
-    return blueprint_from(first["settings"])
+    return scheduler_spec_from(first["settings"])
 
 
 def read_checked(path: Path) -> Iterator[tuple[float, Event, int]]:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from controller.runtime.activity_recorder import Course
+from controller.runtime.activity_recorder import ActivityRecorder
 from controller.runtime.asked_lengths import AskedLengths
 from controller.runtime.journal import Journal
-from controller.runtime.observer import Witness
+from controller.runtime.observer import SchedulerObserver
 from controller.runtime.pipeline import Pipeline
 from controller.runtime.predictor_client import LengthOracle
 from controller.runtime.stage_client import StageAbout, StageLostError
@@ -33,7 +33,7 @@ from controller.scheduler.scheduler import Scheduler
 from tidepipe.v1 import stage_pb2
 from tidepipe_common.codec.sampling import logprobs_from_wire
 from tidepipe_common.errors import InvalidRequestError, UnavailableError
-from tidepipe_common.notifier import Pulse
+from tidepipe_common.notifier import Notifier
 from tidepipe_common.types.plan import RowError, SampledTokens
 from tidepipe_common.types.results import ResultsHub
 
@@ -53,7 +53,7 @@ class LiveInstance:
         predictor_address: str | None,
         on_serving: Callable[[bool], None],
         journal: Journal | None = None,
-        witness: Witness | None = None,
+        observer: SchedulerObserver | None = None,
     ) -> None:
         """make_scheduler: called once, when the stages have said which model they serve.
 
@@ -62,15 +62,15 @@ class LiveInstance:
         self.pipeline = pipeline
         self.hub = ResultsHub()
         self.lengths = LengthOracle(predictor_address, self._predicted)
-        self.changed = Pulse()
-        self.course = Course(len(pipeline.stages))
+        self.changed = Notifier()
+        self.activity = ActivityRecorder(len(pipeline.stages))
         self.draining = False
         self.serving = False
         self.detail = "stages are loading"
         self._asked = AskedLengths(self.lengths, self._predicted)
         self._make_scheduler = make_scheduler
         self._journal = journal
-        self._witness = witness
+        self._observer = observer
         self._scheduler: Scheduler | None = None
         self._on_serving = on_serving
         self._ordinals: dict[str, int] = {}
@@ -104,7 +104,7 @@ class LiveInstance:
             self.serving, self.detail = True, ""
             pipeline = self.pipeline
             self._hear(StagesReady(pipeline.epoch, len(pipeline.stages), blocks, pipeline.replaced))
-            self.changed.beat()
+            self.changed.notify_all()
             self._on_serving(True)
             try:
                 await self.pipeline.run_epoch(self._report)
@@ -113,7 +113,7 @@ class LiveInstance:
                 self.serving, self.detail = False, str(lost)
                 self._on_serving(False)
                 self._hear(StagesLost(str(lost), lost.failed_step, lost.open_steps))
-                self.changed.beat()
+                self.changed.notify_all()
 
     async def _tick(self) -> None:
         while True:
@@ -123,7 +123,7 @@ class LiveInstance:
             if self.serving:
                 self.pipeline.look_for_hangs(self.now())
             self._hear(Tick())
-            self.course.sample(self.scheduler, self.now())
+            self.activity.sample(self.scheduler, self.now())
             for sequence_id in self.hub.abandoned(self.now(), ABANDONED_AFTER_S):
                 self.drop(sequence_id)
             for router_id in self.hub.close_mailboxes(self.now(), ABANDONED_AFTER_S):
@@ -137,7 +137,7 @@ class LiveInstance:
     # -- from the stages ----------------------------------------------------------------------------
 
     def _report(self, stage: int, report: stage_pb2.StepReport) -> None:
-        times = self.course.stage_done(stage, report.step_id, report.compute_s, report.idle_s, self.now())
+        times = self.activity.stage_done(stage, report.step_id, report.compute_s, report.idle_s, self.now())
         if stage != len(self.pipeline.stages) - 1:
             return
         errors = tuple(
@@ -171,7 +171,7 @@ class LiveInstance:
                 self.hub.open(one.sequence_id, router_id, one.output, now, one.piece_gap_s)
                 fresh.append(one)
         self._hear(SequencesArrived(tuple([one.arrival(now) for one in fresh])))
-        self.changed.beat()
+        self.changed.notify_all()
         refused, self._refused = {one.sequence_id: one for one in self._refused}, []
         for sequence_id in refused:
             self.hub.forget(sequence_id)
@@ -190,7 +190,7 @@ class LiveInstance:
             raise InvalidRequestError(f"unknown policy {name!r}; known: {', '.join(LIVE_POLICIES)}", "policy")
         before = self.scheduler.policy.name
         self._hear(PolicyChosen(name))
-        self.changed.beat()
+        self.changed.notify_all()
         return before
 
     def cancel(self, sequence_id: str) -> None:
@@ -225,9 +225,9 @@ class LiveInstance:
         seconds = self.now() - now
         if self._journal is not None:
             self._journal.did(actions)
-        self.course.note(event, actions, now, seconds)
-        if self._witness is not None:
-            self._witness.note(event, actions, now, seconds)
+        self.activity.note(event, actions, now, seconds)
+        if self._observer is not None:
+            self._observer.note(event, actions, now, seconds)
         for action in actions:
             self._do(action)
 
@@ -239,12 +239,12 @@ class LiveInstance:
                 self.hub.emit(action)
             case Finish():
                 self.hub.finish(action)
-                self.changed.beat()
+                self.changed.notify_all()
                 self._asked.ended(action)
             case Refused():
                 self._refused.append(action)
             case PhaseSwitched():
-                self.changed.beat()
+                self.changed.notify_all()
                 log.info(
                     "phase",
                     before=action.before.value,

@@ -9,7 +9,7 @@ from controller.scheduler.actions import Action
 from controller.scheduler.events import Event
 
 
-class Witness(Protocol):
+class SchedulerObserver(Protocol):
     """Sees what the scheduler hears and decides; metrics are made of it."""
 
     def note(self, event: Event, actions: Sequence[Action], now: float, seconds: float) -> None:

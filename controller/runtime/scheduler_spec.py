@@ -20,7 +20,7 @@ from tidepipe_common.types.model_shape import ModelShape
 
 
 @dataclass(frozen=True, slots=True)
-class Blueprint:
+class SchedulerSpec:
     """Settings of a live instance.
 
     split: layers of each stage. device: `hardware`'s name for it, for its links and what no profile says.
@@ -75,7 +75,7 @@ class Blueprint:
         knobs = self.knobs if name == self.policy else known_knobs(name, self.knobs)
         return make_setup(name, knobs, cost, self.device, fixed=self.microbatches > 0)
 
-    def under(self, policy: str) -> Blueprint:
+    def under(self, policy: str) -> SchedulerSpec:
         """The same instance under another policy."""
         return replace(self, policy=policy, knobs=known_knobs(policy, self.knobs))
 
@@ -86,8 +86,8 @@ class Blueprint:
         return {**plain, "knobs": dict(self.knobs), "shape": asdict(self.shape), "profile": profile}
 
 
-def blueprint_from(fields: Mapping[str, Any]) -> Blueprint:
-    """The reverse of `Blueprint.fields`; ConfigError if it is none."""
+def scheduler_spec_from(fields: Mapping[str, Any]) -> SchedulerSpec:
+    """The reverse of `SchedulerSpec.fields`; ConfigError if it is none."""
     try:
         values = dict(fields)
         shape = dict(values.pop("shape"))
@@ -95,6 +95,6 @@ def blueprint_from(fields: Mapping[str, Any]) -> Blueprint:
         profile = values.pop("profile")
         values["split"] = tuple(values["split"])
         known = None if profile is None else profile_from_fields(profile)
-        return Blueprint(shape=ModelShape(**shape), profile=known, **values)
+        return SchedulerSpec(shape=ModelShape(**shape), profile=known, **values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"the journal's settings are not those of this version ({error!r})") from error

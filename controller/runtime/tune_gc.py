@@ -11,7 +11,7 @@ sequences live long, and looking through them takes 20 ms and finds nothing. Ref
 step leaves behind; cycles come from failed calls, which are few."""
 
 
-def settle_collector() -> None:
+def tune_gc() -> None:
     """What is there by now (modules, settings) stays for good and is never looked through again."""
     gc.collect()
     gc.freeze()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from controller.scheduler.block_allocator import KvLedger
+from controller.scheduler.block_allocator import BlockAllocator
 from controller.scheduler.expectation import LengthBelief, belief_of
 from controller.scheduler.forecast import KvForecast
 from controller.scheduler.overflow import OverflowMargin
@@ -32,7 +32,7 @@ class AdmissionRules:
     occupancy: float | None = None
 
 
-class WaitingLine:
+class WaitingQueue:
     """First come, first served unless an order is set; preempted sequences come back to the front."""
 
     def __init__(self) -> None:
@@ -74,15 +74,17 @@ class WaitingLine:
         self._line.sort(key=lambda s: (s.preemptions > 0, -rank(s)))
 
 
-class Gate:
+class AdmissionController:
     """Decides on admission for one instance: the present memory, and the forecast of its future."""
 
-    def __init__(self, rules: AdmissionRules, ledger: KvLedger, longest: int, margin: OverflowMargin) -> None:
+    def __init__(
+        self, rules: AdmissionRules, allocator: BlockAllocator, longest: int, margin: OverflowMargin
+    ) -> None:
         """longest: tokens of one sequence at most."""
         self.rules = rules
         self._margin = margin
-        self.forecast = KvForecast(ledger.block_size, longest)
-        self._ledger = ledger
+        self.forecast = KvForecast(allocator.block_size, longest)
+        self._allocator = allocator
 
     def fits(self, candidate: Sequence, running: int, seen: LengthBelief | None) -> bool:
         """May the candidate be admitted beside `running` others?
@@ -90,16 +92,16 @@ class Gate:
         Its present tokens and the next one must fit now, and the forecast peak of all must leave the reserve
         free. Alone it may always run (the edge refuses sequences that could never fit).
         """
-        rules, ledger = self.rules, self._ledger
-        needed = ledger.blocks_for(candidate.length + 1)
-        if needed > ledger.free:
+        rules, allocator = self.rules, self._allocator
+        needed = allocator.blocks_for(candidate.length + 1)
+        if needed > allocator.free:
             return False
         if not running:
             return True
         if running >= rules.max_running:
             return False
         if rules.occupancy is not None:
-            return ledger.used + needed <= rules.occupancy * ledger.total
+            return allocator.used + needed <= rules.occupancy * allocator.total
         generated = len(candidate.output)
         peak = self.forecast.peak_with(
             candidate.length,
@@ -118,7 +120,7 @@ class Gate:
     @property
     def room_tokens(self) -> float:
         """Tokens that the forecast peak may reach."""
-        return self._ledger.capacity_tokens * (1.0 - self.reserve)
+        return self._allocator.capacity_tokens * (1.0 - self.reserve)
 
     @property
     def reserve(self) -> float:
@@ -140,8 +142,8 @@ class Gate:
 
     def slack(self) -> float:
         """Share of the memory that neither present use nor the forecast peak takes; may be negative."""
-        capacity = max(1, self._ledger.capacity_tokens)
-        used = self._ledger.used / self._ledger.total if self._ledger.total else 1.0
+        capacity = max(1, self._allocator.capacity_tokens)
+        used = self._allocator.used / self._allocator.total if self._allocator.total else 1.0
         if self.rules.occupancy is not None:
             return self.rules.occupancy - used
         forecast = 1.0 - self.reserve - self.forecast.peak_tokens(self.rules.risk) / capacity

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class KvLedger:
+class BlockAllocator:
     """Accounts of the KV blocks of one instance.
 
     Invariant: each block is free or owned by exactly one sequence; `check` proves it.

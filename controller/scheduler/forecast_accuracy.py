@@ -7,7 +7,7 @@ import numpy as np
 from controller.scheduler.forecast import KvForecast
 
 
-class Foresight:
+class ForecastAccuracy:
     """Compares the tokens that were expected after a phase without admissions with those that are there."""
 
     def __init__(self) -> None:

@@ -108,7 +108,7 @@ class Inquest:
         for place, sequence in enumerate(trial):
             if sequence.state is not State.WAITING:
                 continue
-            if not self._room(state, state.ledger.blocks_for(sequence.length + 1)):
+            if not self._room(state, state.allocator.blocks_for(sequence.length + 1)):
                 # Together they do not fit; but each of them does.
                 self._trial, rest = trial[:place], trial[place:]
                 if place:
@@ -137,6 +137,6 @@ class Inquest:
         """Make so many blocks free, at the expense of those that have proved themselves; False: too few."""
         trial = set(self._trial)
         others = [s for s in state.running.values() if s not in trial]
-        while state.ledger.free < blocks and others:
+        while state.allocator.free < blocks and others:
             state.preempt(others.pop(), Reason("room for a suspect", {"blocks": blocks}))
-        return state.ledger.free >= blocks
+        return state.allocator.free >= blocks

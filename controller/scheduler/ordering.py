@@ -51,7 +51,7 @@ class FinishTogether:
         waiting = {s.sequence_id for s in state.waiting}
         self._ranks = {name: rank for name, rank in self._ranks.items() if name in waiting}
         self._groups += 1
-        self._rank(fresh, state.ledger.capacity_tokens)
+        self._rank(fresh, state.allocator.capacity_tokens)
         behind = float(self._groups + 1)
         state.waiting.order_by(lambda s: self._ranks.get(s.sequence_id, behind))
 

@@ -82,18 +82,18 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
         if sequence.first_token_due is not None:
             dues.append(sequence.first_token_due)
     window, left = window_of(prompts, begun)
-    used = state.ledger.used * state.ledger.block_size
+    used = state.allocator.used * state.allocator.block_size
     rows, step_tokens = len(scheduler.sequences), scheduler.config.prefill_tokens
     round_s = round_seconds(cost, state.prompt_pace, rows, used, state.stages, step_tokens)
-    ledger = state.ledger
+    allocator = state.allocator
     return InstanceReport(
         phase=state.phase,
         phase_age_s=now - state.phase_since if state.phase_since else 0.0,
         sequences=len(scheduler.sequences),
         tokens=tokens,
-        kv_total=ledger.capacity_tokens,
-        kv_free=max(0, ledger.free * ledger.block_size - promised),
-        kv_peak=int(state.gate.forecast.peak_tokens()) + promised,
+        kv_total=allocator.capacity_tokens,
+        kv_free=max(0, allocator.free * allocator.block_size - promised),
+        kv_peak=int(state.admission.forecast.peak_tokens()) + promised,
         window=window,
         left=left,
         window_left_s=window_left_s(dues, now),

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from controller.scheduler.actions import Action, Finish, Reason
-from controller.scheduler.admission import WaitingLine
+from controller.scheduler.admission import WaitingQueue
 from controller.scheduler.arrivals import new_sequence, refusal
-from controller.scheduler.block_allocator import KvLedger
+from controller.scheduler.block_allocator import BlockAllocator
 from controller.scheduler.decode import DecodeBatches, MicroBatch
 from controller.scheduler.events import (
     Event,
@@ -34,7 +34,7 @@ from controller.scheduler.policy_switch import take_over
 from controller.scheduler.sequence import Sequence, State
 from controller.scheduler.state import PipelineState, SchedulerConfig
 from controller.scheduler.stats import SchedulerStats
-from controller.scheduler.step_result import take_tokens
+from controller.scheduler.step_result import apply_samples
 from controller.scheduler.steps import Step
 from tidepipe_common.latency.correction import LearningCost
 from tidepipe_common.latency.work import work_of
@@ -80,14 +80,14 @@ class Scheduler:
         return self.state.stats
 
     @property
-    def waiting(self) -> WaitingLine:
+    def waiting(self) -> WaitingQueue:
         """Sequences that hold no KV blocks."""
         return self.state.waiting
 
     @property
-    def ledger(self) -> KvLedger:
+    def allocator(self) -> BlockAllocator:
         """Who owns which KV block."""
-        return self.state.ledger
+        return self.state.allocator
 
     @property
     def batches(self) -> DecodeBatches:
@@ -248,7 +248,7 @@ class Scheduler:
         state.prompt_pace.computed(prompts, riding=step.decode_rows > 0, now=now)
 
     def _end_failed(self, step: Step, errors: tuple[RowError, ...]) -> None:
-        """End those that the stages could name; the harvest passes over who has ended."""
+        """End those that the stages could name; the step result passes over who has ended."""
         by_key = {sequence.key: sequence for sequence in step.rows}
         for error in errors:
             sequence = by_key.get(error.key)
@@ -259,19 +259,19 @@ class Scheduler:
 
     def _take_tokens(self, step: Step, sampled: SampledTokens, now: float) -> None:
         """End, review or place whoever it is time for."""
-        harvest = take_tokens(step.sampled, sampled)
-        if harvest.emit is not None:
-            self.state.stats.output_tokens += len(harvest.emit.token_ids)
-            self.state.actions.append(harvest.emit)
-        for sequence, token in harvest.stopped:
+        step_result = apply_samples(step.sampled, sampled)
+        if step_result.emit is not None:
+            self.state.stats.output_tokens += len(step_result.emit.token_ids)
+            self.state.actions.append(step_result.emit)
+        for sequence, token in step_result.stopped:
             self._end(sequence, FinishReason.STOP, token, batch=step.batch)
         state = self.state
-        for sequence in harvest.due:
+        for sequence in step_result.due:
             if len(sequence.output) >= sequence.max_tokens:
                 self._end(sequence, FinishReason.LENGTH, batch=step.batch)
                 continue
             if sequence.length >= sequence.review_at:
-                state.gate.admitted(sequence, state.seen.belief)
+                state.admission.admitted(sequence, state.seen.belief)
             arrives = sequence.state is State.PREFILL
             sequence.decodes()
             if arrives:

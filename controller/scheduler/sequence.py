@@ -54,7 +54,7 @@ class Sequence:
     predicted_p50: float | None = None
     predicted_p90: float | None = None
     review_at: int = 0
-    look_at: int = 0
+    next_check_length: int = 0
     end_tokens: frozenset[int] = frozenset()
     told_blocks: int = 0
     first_token_due: float | None = None
@@ -69,7 +69,7 @@ class Sequence:
     def decodes(self) -> None:
         """Its prompt is done, or its forecast is new: leave it alone until something is due."""
         self.state = State.DECODE
-        self.look_at = min(self.review_at, len(self.prompt) + self.max_tokens)
+        self.next_check_length = min(self.review_at, len(self.prompt) + self.max_tokens)
 
     def tokens(self, begin: int, end: int) -> tuple[int, ...]:
         """Token ids at positions begin .. end - 1."""

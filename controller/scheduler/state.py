@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from controller.scheduler.actions import Action, PhaseSwitched, Preempted, Reason
-from controller.scheduler.admission import AdmissionRules, Gate, WaitingLine
-from controller.scheduler.block_allocator import KvLedger
+from controller.scheduler.admission import AdmissionController, AdmissionRules, WaitingQueue
+from controller.scheduler.block_allocator import BlockAllocator
 from controller.scheduler.decode import DecodeBatches, MicroBatch
 from controller.scheduler.expectation import SeenLengths
 from controller.scheduler.overflow import OverflowMargin
@@ -48,7 +48,7 @@ class PipelineState:
         self.config = config
         self.stats = SchedulerStats()
         self.prompt_pace = PromptPace()
-        self.waiting = WaitingLine()
+        self.waiting = WaitingQueue()
         self.running: dict[str, Sequence] = {}
         self.prefilling: list[Sequence] = []
         self.seen = SeenLengths()
@@ -58,21 +58,25 @@ class PipelineState:
         self.phase_since = 0.0
         self.decoding_at_start = 0
         self.actions: list[Action] = []
-        self.ledger = KvLedger(0, config.block_size)
+        self.allocator = BlockAllocator(0, config.block_size)
         self.margin = OverflowMargin(config.admission.overflow)
-        self.gate = Gate(config.admission, self.ledger, config.context_length, self.margin)
+        self.admission = AdmissionController(
+            config.admission, self.allocator, config.context_length, self.margin
+        )
         self.batches = DecodeBatches(1)
 
     def adopt(self, config: SchedulerConfig) -> None:
         """Another policy's settings from now on; memory and what it holds stay."""
         self.config = config
-        self.gate.adopt(config.admission)
+        self.admission.adopt(config.admission)
 
     def start_epoch(self, stages: int, kv_blocks: int, microbatches: int) -> None:
         """The stages are ready, with empty KV pools."""
         self.stages = stages
-        self.ledger = KvLedger(kv_blocks, self.config.block_size)
-        self.gate = Gate(self.config.admission, self.ledger, self.longest_sequence, self.margin)
+        self.allocator = BlockAllocator(kv_blocks, self.config.block_size)
+        self.admission = AdmissionController(
+            self.config.admission, self.allocator, self.longest_sequence, self.margin
+        )
         self.batches = DecodeBatches(microbatches)
 
     def end_epoch(self) -> list[Sequence]:
@@ -94,7 +98,7 @@ class PipelineState:
         """Tokens of the longest sequence that context and KV pool allow."""
         if not self.stages:
             return self.config.context_length
-        return min(self.config.context_length, self.ledger.capacity_tokens)
+        return min(self.config.context_length, self.allocator.capacity_tokens)
 
     @property
     def arriving(self) -> int:
@@ -105,7 +109,7 @@ class PipelineState:
 
     def fits(self, candidate: Sequence) -> bool:
         """May it be admitted now?"""
-        return self.gate.fits(candidate, len(self.running), self.seen.belief)
+        return self.admission.fits(candidate, len(self.running), self.seen.belief)
 
     def take_prompts(self, budget: int, *, whole: bool = False) -> list[tuple[Sequence, int]]:
         """Prompt tokens for one step: the prompt under way first, then what may be admitted.
@@ -158,7 +162,7 @@ class PipelineState:
         self.prefilling.append(sequence)
         # All blocks of the prompt at once: a prompt under way never starves.
         self.extend(sequence)
-        self.gate.admitted(sequence, self.seen.belief)
+        self.admission.admitted(sequence, self.seen.belief)
 
     def leave(self, sequence: Sequence, batch: MicroBatch | None = None) -> None:
         """Take a running sequence out of whatever holds it; probably `batch`, if given."""
@@ -166,19 +170,19 @@ class PipelineState:
         if sequence.state is State.PREFILL and sequence in self.prefilling:
             self.prefilling.remove(sequence)
         self.batches.discard(sequence, batch)
-        self.gate.left(sequence)
+        self.admission.left(sequence)
         self.steps.release(sequence)
         self._forget_progress(sequence)
 
     def _forget_progress(self, sequence: Sequence) -> None:
-        self.ledger.release(sequence.blocks)
-        self.steps.untold.discard(sequence)
+        self.allocator.release(sequence.blocks)
+        self.steps.unsent_blocks.discard(sequence)
         sequence.room = 0
         sequence.state = State.WAITING
         sequence.planned = 0
         sequence.told_blocks = 0
         sequence.key = 0
-        sequence.look_at = 0
+        sequence.next_check_length = 0
 
     def preempt(self, sequence: Sequence, reason: Reason) -> None:
         """Take its KV blocks; it will be recomputed."""
@@ -193,7 +197,7 @@ class PipelineState:
     def make_room(self, batch: MicroBatch) -> None:
         """Give every member a block for its next token, preempting (recompute) if there are not enough."""
         travelling: set[Sequence] | None = None
-        while len(short := self._without_block(batch)) > self.ledger.free:
+        while len(short := self._without_block(batch)) > self.allocator.free:
             if travelling is None:
                 travelling = self.steps.travelling()
             decoding = [s for s in self.running.values() if s.state is State.DECODE]
@@ -205,7 +209,7 @@ class PipelineState:
                 batch.members.remove(loser)
                 self.batches.add(loser)
             else:
-                numbers = {"needed": len(short), "free": self.ledger.free, "length": victim.length}
+                numbers = {"needed": len(short), "free": self.allocator.free, "length": victim.length}
                 self.preempt(victim, Reason("KV blocks ran out", numbers))
         # At once, or prompts that are admitted into the same step would take them.
         for sequence in short:
@@ -217,9 +221,9 @@ class PipelineState:
 
     def extend(self, sequence: Sequence) -> None:
         """Give it blocks for all its tokens."""
-        self.ledger.extend(sequence.blocks, sequence.length)
-        sequence.room = len(sequence.blocks) * self.ledger.block_size
-        self.steps.untold.add(sequence)
+        self.allocator.extend(sequence.blocks, sequence.length)
+        sequence.room = len(sequence.blocks) * self.allocator.block_size
+        self.steps.unsent_blocks.add(sequence)
 
     def send(
         self, batch: MicroBatch | None, chunks: list[tuple[Sequence, int]], *, members: bool = True
@@ -232,12 +236,12 @@ class PipelineState:
         rows = batch.members if batch is not None and members else []
         self.actions.append(self.steps.build(phase, batch, rows, chunks))
         if rows:
-            self.gate.forecast.advance(len(rows) / max(1, len(self.batches)))
+            self.admission.forecast.advance(len(rows) / max(1, len(self.batches)))
 
     def send_apart(self, members: list[Sequence]) -> None:
         """Dispatch a decode step of these, in whichever batch they are; they have the blocks for it."""
         self.actions.append(self.steps.build(Phase.DECODE, None, members, []))
-        self.gate.forecast.advance(len(members) / max(1, len(self.batches)))
+        self.admission.forecast.advance(len(members) / max(1, len(self.batches)))
 
     def turn(self, phase: Phase, reason: Reason, now: float) -> None:
         """Go over to another phase, and say why."""
@@ -246,9 +250,9 @@ class PipelineState:
         self.actions.append(PhaseSwitched(self.phase, phase, reason))
         self.stats.count_switch(self.phase, phase, reason)
         self.phase, self.phase_since = phase, now
-        used = self.ledger.used * self.ledger.block_size
-        self.stats.foresight.end(self.gate.forecast, used, self.ledger.capacity_tokens)
+        used = self.allocator.used * self.allocator.block_size
+        self.stats.forecast_accuracy.end(self.admission.forecast, used, self.allocator.capacity_tokens)
         if phase is Phase.DECODE:
             self.decoding_at_start = len(self.running)
             self.margin.filled(self.stats.preemptions, full=bool(self.waiting))
-            self.stats.foresight.begin(self.gate.forecast)
+            self.stats.forecast_accuracy.begin(self.admission.forecast)

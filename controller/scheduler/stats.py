@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from controller.scheduler.actions import Reason
-from controller.scheduler.forecast_accuracy import Foresight
+from controller.scheduler.forecast_accuracy import ForecastAccuracy
 from tidepipe_common.types.plan import Phase
 
 
@@ -20,7 +20,7 @@ class SchedulerStats:
     preemptions: int = 0
     steals: int = 0
     phase_switches: int = 0
-    foresight: Foresight = field(default_factory=Foresight)
+    forecast_accuracy: ForecastAccuracy = field(default_factory=ForecastAccuracy)
     last_switch: Reason = field(default_factory=lambda: Reason("started"))
 
     def count_step(self, prefill_tokens: int, decode_tokens: int) -> None:

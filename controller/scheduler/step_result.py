@@ -10,7 +10,7 @@ from tidepipe_common.types.plan import SampledTokens
 from tidepipe_common.types.sampling import PositionLogprobs
 
 
-class Harvest(NamedTuple):
+class StepResult(NamedTuple):
     """emit: the tokens to deliver, None if there are none.
 
     stopped: sequences that a token of theirs ends. due: sequences that it is time to look at.
@@ -21,13 +21,13 @@ class Harvest(NamedTuple):
     due: list[Sequence]
 
 
-def take_tokens(rows: tuple[Sequence, ...], sampled: SampledTokens) -> Harvest:
+def apply_samples(rows: tuple[Sequence, ...], sampled: SampledTokens) -> StepResult:
     """Append to each sequence of a step what was sampled for it."""
     marked: list[tuple[Sequence, int]] = []
     # Once per sequence and step, and so the most expensive loop of the controller.
     for sequence, token in zip(rows, sampled.token_ids, strict=True):
         length = sequence.length + 1
-        if length >= sequence.look_at or token in sequence.end_tokens:
+        if length >= sequence.next_check_length or token in sequence.end_tokens:
             marked.append((sequence, token))
         else:
             sequence.length = length
@@ -44,7 +44,7 @@ def take_tokens(rows: tuple[Sequence, ...], sampled: SampledTokens) -> Harvest:
             sequence.output.append(token)
             sequence.length += 1
             due.append(sequence)
-    return Harvest(_emit(rows, sampled, dropped), stopped, due)
+    return StepResult(_emit(rows, sampled, dropped), stopped, due)
 
 
 def _emit(rows: tuple[Sequence, ...], sampled: SampledTokens, dropped: set[Sequence]) -> Emit | None:

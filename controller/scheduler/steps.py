@@ -39,7 +39,7 @@ class StepBook:
     """
 
     def __init__(self, eos_token_ids: tuple[int, ...]) -> None:
-        self.untold: set[Sequence] = set()
+        self.unsent_blocks: set[Sequence] = set()
         self._eos = eos_token_ids
         self._steps: dict[int, Step] = {}
         self._releases: list[int] = []
@@ -121,15 +121,17 @@ class StepBook:
     def _tell(self, sequence: Sequence) -> tuple[int, ...]:
         """Its blocks that the stages do not know of; from now on they do."""
         known, sequence.told_blocks = sequence.told_blocks, len(sequence.blocks)
-        self.untold.discard(sequence)
+        self.unsent_blocks.discard(sequence)
         return tuple(sequence.blocks[known:])
 
     def _decode_rows(self, members: list[Sequence]) -> DecodeRows:
         """One row per member. A loop per column is quicker than one over all: there are hundreds."""
         if not members:
             return DecodeRows()
-        untold = self.untold
-        granted = [(index, s) for index, s in enumerate(members) if s in untold] if untold else []
+        unsent_blocks = self.unsent_blocks
+        granted = (
+            [(index, s) for index, s in enumerate(members) if s in unsent_blocks] if unsent_blocks else []
+        )
         return DecodeRows(
             tuple([s.key for s in members]),
             tuple([s.length - 1 for s in members]),

@@ -99,7 +99,7 @@ class Intensity:
         s = situation
         if (certain := _certain(s)) is not None:
             return certain
-        context = state.ledger.used * state.ledger.block_size / max(1, s.decoding)
+        context = state.allocator.used * state.allocator.block_size / max(1, s.decoding)
         batch = max(1.0, s.decoding / s.microbatches)
         best = max(batch, s.decoding_at_start / s.microbatches)
         spatial = min(1.0, self._rate(batch, context) / self._rate(best, context))
@@ -119,7 +119,7 @@ class Intensity:
 
     def _temporal(self, s: Situation, state: PipelineState, decode_s: float) -> float:
         # The prompts that the slack of the forecast holds now: near a peak a new sequence adds its prompt.
-        room = max(0.0, state.gate.slack()) * state.ledger.capacity_tokens
+        room = max(0.0, state.admission.slack()) * state.allocator.capacity_tokens
         tokens = 0
         for sequence in state.waiting:
             if tokens + sequence.length > room:

@@ -122,7 +122,7 @@ class Fleet:
         self._check_provisioner()
         rules = ScalingRules(self._target, least=least, most=most) if on else None
         self.wanted = None
-        self._dispatcher.hear(SetScaling(rules))
+        self._dispatcher.handle(SetScaling(rules))
         self._note(f"automatic scaling on, {least} to {most} instances" if on else "automatic scaling off")
 
     async def scale_to(self, wanted: int, *, force: bool = False) -> None:
@@ -167,7 +167,7 @@ class Fleet:
                     f"({stock.why}), not for {wanted}; ask for fewer, or force it (--force)"
                 )
         if self.automatic:
-            self._dispatcher.hear(SetScaling(None))
+            self._dispatcher.handle(SetScaling(None))
         self.wanted, self._forced = wanted, force
         self._retry_s, self._try_again = FIRST_RETRY_S, float("-inf")
         self._note(f"{wanted} instances wanted: by hand")
@@ -190,7 +190,7 @@ class Fleet:
             )
         link.set_aside = not resume
         if not resume:
-            self._dispatcher.attendance.silent(link)
+            self._dispatcher.directory.silent(link)
         self._note(f"{instance_id} {'takes requests again' if resume else 'is draining'}: by hand")
         return len(link.placements)
 
@@ -252,7 +252,7 @@ class Fleet:
 
     def _told(self) -> None:
         """The core counts what is being started."""
-        self._dispatcher.hear(InstancesStarting(len(self._starts)))
+        self._dispatcher.handle(InstancesStarting(len(self._starts)))
 
     # -- starting -------------------------------------------------------------------------------------
 
@@ -293,7 +293,7 @@ class Fleet:
         assert self._group is not None, "the fleet runs before anybody is served"
         link = self.link(instance_id)
         link.set_aside = True
-        self._dispatcher.attendance.silent(link)
+        self._dispatcher.directory.silent(link)
         self.stopping.add(instance_id)
         self._note(f"{instance_id} leaves when its {len(link.placements)} sequences are done: {why}")
         self._group.create_task(self._stop(link))

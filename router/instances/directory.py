@@ -16,28 +16,28 @@ from router.scheduler.events import (
     InstanceResumed,
 )
 from router.scheduler.policies.catalog import SPREADING
-from router.scheduler.routing_scheduler import OverallScheduler
+from router.scheduler.routing_scheduler import RoutingScheduler
 from tidepipe.v1 import controller_pb2
-from tidepipe_common.notifier import Pulse
+from tidepipe_common.notifier import Notifier
 
 TIMED_REPORTS_S = 0.1
 LOAD_REPORTS_S = 0.5
 """A report costs about two milliseconds of a core, which stages of the same host lack."""
 
 
-class Attendance:
+class InstanceDirectory:
     """The links that sequences may be given to. The core knows an instance from its first report on."""
 
     def __init__(
         self,
-        scheduler: OverallScheduler,
-        hear: Callable[[Event], None],
-        changed: Pulse,
+        scheduler: RoutingScheduler,
+        handle: Callable[[Event], None],
+        changed: Notifier,
         clock: Callable[[], float],
     ) -> None:
         """hear: tells the core, and does what it says. changed: beats when a link comes or goes."""
         self._scheduler = scheduler
-        self._hear = hear
+        self._hear = handle
         self._changed = changed
         self._clock = clock
         self._links: dict[str, InstanceLink] = {}
@@ -63,14 +63,14 @@ class Attendance:
     def attach(self, link: InstanceLink) -> None:
         """Use an instance from its first report on."""
         self._links[link.instance_id] = link
-        self._changed.beat()
+        self._changed.notify_all()
 
     def detach(self, link: InstanceLink) -> None:
         """Use an instance no more; its sequences come back when the link is closed."""
         if self._links.get(link.instance_id) is link:
             del self._links[link.instance_id]
             self._hear(InstanceLeft(link.instance_id))
-        self._changed.beat()
+        self._changed.notify_all()
 
     def reported(self, link: InstanceLink, report: controller_pb2.InstanceReport) -> None:
         """Part of ReportHost."""

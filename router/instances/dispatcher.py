@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from router.instances.directory import Attendance
+from router.instances.directory import InstanceDirectory
 from router.instances.link import InstanceLink
 from router.instances.placement import Placement, Stay
 from router.instances.sequence import RoutedSequence
@@ -30,9 +30,9 @@ from router.scheduler.events import (
     Tick,
 )
 from router.scheduler.request import RouteRequest
-from router.scheduler.routing_scheduler import OverallScheduler
+from router.scheduler.routing_scheduler import RoutingScheduler
 from tidepipe_common.errors import OverloadedError, TidePipeError, UnavailableError
-from tidepipe_common.notifier import Pulse
+from tidepipe_common.notifier import Notifier
 
 TICK_S = 0.1
 BOUNCE_PAUSE_S = 0.25
@@ -57,19 +57,19 @@ class Dispatcher:
 
     def __init__(
         self,
-        scheduler: OverallScheduler,
+        scheduler: RoutingScheduler,
         rules: WaitingRules,
         name_stay: Callable[[RoutedSequence], str],
         clock: Callable[[], float],
     ) -> None:
         """name_stay: a new, unique id for a stay at an instance."""
-        self.changed = Pulse()
+        self.changed = Notifier()
         self.moved = 0
         self.scheduler = scheduler
         self.on_scaling: Callable[[ScalingWish], None] = lambda wish: None
         self.deserted: Callable[[], bool] = lambda: False
         """True while nobody wants any instance: then there is nothing to wait for."""
-        self.attendance = Attendance(scheduler, self.hear, self.changed, clock)
+        self.directory = InstanceDirectory(scheduler, self.handle, self.changed, clock)
         self._name_stay = name_stay
         self._clock = clock
         self._rules = rules
@@ -84,7 +84,7 @@ class Dispatcher:
         """Find an instance for a new sequence."""
         if sequence.finished:
             return
-        if self.deserted() and not self.attendance.anyone:
+        if self.deserted() and not self.directory.anyone:
             sequence.fail(UnavailableError(DESERTED))
         else:
             self._arrive(sequence)
@@ -94,12 +94,12 @@ class Dispatcher:
         key = sequence.key
         if self._pending.get(key) is sequence:
             del self._pending[key]
-            self.hear(RequestWithdrawn(key))
+            self.handle(RequestWithdrawn(key))
         entry = self._placed.get(key)
         if entry is not None and entry[1].sequence is sequence:
             link, placement = self._placed.pop(key)
             link.withdraw(placement)
-            self.hear(RequestWithdrawn(key, link.instance_id))
+            self.handle(RequestWithdrawn(key, link.instance_id))
 
     def is_pending(self, sequence: RoutedSequence) -> bool:
         """True while it waits for an instance."""
@@ -111,12 +111,12 @@ class Dispatcher:
 
     def began(self, placement: Placement) -> None:
         """Part of StayHost."""
-        self.hear(FirstToken(self._clock() - placement.sequence.arrived))
+        self.handle(FirstToken(self._clock() - placement.sequence.arrived))
 
     def ended(self, placement: Placement) -> None:
         """Part of StayHost."""
         self._placed.pop(placement.sequence.key, None)
-        self.changed.beat()
+        self.changed.notify_all()
 
     def give_back(self, placements: Sequence[Placement], reason: str) -> None:
         """Part of StayHost."""
@@ -138,25 +138,25 @@ class Dispatcher:
 
     def wake(self) -> None:
         """Part of StayHost."""
-        self.changed.beat()
+        self.changed.notify_all()
 
     async def run(self) -> None:
         """Keep the core's time until cancelled."""
         while True:
             await asyncio.sleep(TICK_S)
             now = self._clock()
-            if self.attendance.anyone:
+            if self.directory.anyone:
                 self._last_open = now
             rested = [sequence for until, sequence in self._bounced if until <= now]
             self._bounced = [entry for entry in self._bounced if entry[0] > now]
             for sequence in rested:
                 if self.is_pending(sequence):
                     self._arrive(sequence)
-            self.hear(Tick())
+            self.handle(Tick())
 
     # -- the core -----------------------------------------------------------------------------------
 
-    def hear(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
         """Tell the core, and do what it says. Events by hand raise ConfigError or NotFoundError."""
         for action in self.scheduler.on(event, self._clock()):
             self._do(action)
@@ -180,15 +180,15 @@ class Dispatcher:
                         source=move.source,
                         target=move.target,
                     )
-                self.changed.beat()
+                self.changed.notify_all()
             case AddInstance() | DrainInstance():
                 self.on_scaling(action)
 
     def _arrive(self, sequence: RoutedSequence) -> None:
         self._pending[sequence.key] = sequence
         policy, now = self.scheduler.policy_name, self._clock()
-        nowhere = not self.attendance.anyone
-        self.hear(RequestArrived(self._rules.request(sequence, policy, now, nowhere=nowhere)))
+        nowhere = not self.directory.anyone
+        self.handle(RequestArrived(self._rules.request(sequence, policy, now, nowhere=nowhere)))
 
     def _place(self, action: Route) -> None:
         choice = action.choice
@@ -196,9 +196,9 @@ class Dispatcher:
         key = action.request.request_id
         sequence = self._pending.pop(key, None)
         if sequence is None:  # it ended while the core's other wishes were carried out
-            self.hear(RequestWithdrawn(key, choice.instance_id))
+            self.handle(RequestWithdrawn(key, choice.instance_id))
             return
-        link = self.attendance[choice.instance_id]
+        link = self.directory[choice.instance_id]
         log.debug(
             "routed",
             sequence=sequence.key,
@@ -216,7 +216,7 @@ class Dispatcher:
         key = placement.sequence.key
         if (entry := self._placed.get(key)) is not None and entry[1] is placement:
             del self._placed[key]
-            self.hear(RequestWithdrawn(key, entry[0].instance_id))
+            self.handle(RequestWithdrawn(key, entry[0].instance_id))
 
     def _queue_full(self, action: QueueFull) -> None:
         sequence = self._pending.get(action.request.request_id)
@@ -232,7 +232,7 @@ class Dispatcher:
         sequence = self._pending.get(key)
         if sequence is None:
             return
-        longest = self.attendance.longest
+        longest = self.directory.longest
         if longest >= action.request.longest and not self._rules.sheds(sequence, self.scheduler.policy_name):
             self._arrive(sequence)  # its turn will come: there is an instance that can take it
         elif longest:

@@ -34,7 +34,7 @@ class _Passed:
     since: float
 
 
-class Passing:
+class InstanceHandoff:
     """Remembers which instances were passed on, and where to."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Passing:
                 await pb_grpc.RouterServiceStub(channel).RegisterInstance(request, timeout=PASS_TIMEOUT_S)
         self._passed[link.instance_id] = _Passed(address, self._clock())
         link.set_aside = True
-        self._dispatcher.attendance.silent(link)
+        self._dispatcher.directory.silent(link)
         return len(link.placements)
 
     def whereabouts(self, instance_id: str) -> str:

@@ -128,10 +128,8 @@ class InstanceRegistry:
     async def _join(self, announced: InstanceAddress, lease_s: float) -> None:
         if self._group is None:
             raise UnavailableError("this router is not running")
-        attendance = self._dispatcher.attendance
-        link = InstanceLink(
-            announced, self._router_id, self._dispatcher, attendance, self._admit, self._clock
-        )
+        directory = self._dispatcher.directory
+        link = InstanceLink(announced, self._router_id, self._dispatcher, directory, self._admit, self._clock)
         try:
             await link.describe()
         except BaseException:
@@ -139,7 +137,7 @@ class InstanceRegistry:
             raise
         task = self._group.create_task(self._work(link))
         self._entries[announced.instance_id] = _Entry(link, task, self._clock() + lease_s)
-        attendance.attach(link)
+        directory.attach(link)
         log.info("instance registered", instance=announced.instance_id, address=announced.address)
 
     async def _work(self, link: InstanceLink) -> None:
@@ -163,7 +161,7 @@ class InstanceRegistry:
         await asyncio.wait([entry.task])
 
     def _forget(self, link: InstanceLink) -> None:
-        self._dispatcher.attendance.detach(link)
+        self._dispatcher.directory.detach(link)
         entry = self._entries.get(link.instance_id)
         if entry is not None and entry.link is link:
             del self._entries[link.instance_id]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
 from router.scheduler.prefill import PrefillWork
-from router.scheduler.status import FOREVER, InstanceStatus, Slack
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe_common.codec.plan import phase_from_wire
 from tidepipe_common.latency.work import StepWork
@@ -54,12 +54,12 @@ class ReportedCost:
         return tokens * self._transfer_token_s
 
 
-def status_from_wire(report: pb.InstanceReport, received: float, base: int) -> InstanceStatus:
+def status_from_wire(report: pb.InstanceReport, received: float, base: int) -> InstanceReport:
     """received: time when the message came, taken for the time at which it was true.
 
     base: the ordinal from which the core counts what is handed over.
     """
-    return InstanceStatus(
+    return InstanceReport(
         taken=received,
         accepted=max(0, report.accepted - base),
         phase=phase_from_wire(report.phase),

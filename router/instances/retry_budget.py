@@ -8,7 +8,7 @@ MAX_FRUITLESS = 16
 """An instance that dies of a sequence takes it along only so often."""
 
 
-class Stays:
+class RetryBudget:
     """The account of one sequence: how often instances lost it, and computed it again."""
 
     def __init__(self) -> None:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from router.instances.available import AvailableModels
 from router.instances.link import InstanceAddress
 from tidepipe.v1 import router_pb2
-from tidepipe_common.notifier import Pulse
+from tidepipe_common.notifier import Notifier
 from tidepipe_common.rpc.registration import Registration
 
 
-async def join(overall: str, ours: InstanceAddress, models: AvailableModels, changed: Pulse) -> None:
+async def join(overall: str, ours: InstanceAddress, models: AvailableModels, changed: Notifier) -> None:
     """Keep a lease at the router at `overall`, from the first instance here on, until cancelled.
 
     ours: name and address that we announce.
     """
     while True:
-        beat = changed.next()
+        notify_all = changed.next()
         if models.ready:
             break
-        await beat.wait()
+        await notify_all.wait()
     handle = router_pb2.InstanceHandle(
         instance_id=ours.instance_id, controller_address=ours.address, incarnation=ours.incarnation
     )

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from router.instances.retry_budget import Stays
+from router.instances.retry_budget import RetryBudget
 from router.instances.sequence import Progress, SequenceNews
 from router.scheduler.output_log import TokenLog
 from tidepipe_common.errors import InvalidRequestError, OverloadedError, TidePipeError, UnavailableError
@@ -70,7 +70,7 @@ class ForwardedSequence:
         self._log = TokenLog()
         self._log.tokens.extend(given)
         self._hub = hub
-        self._stays = Stays()
+        self._retry_budget = RetryBudget()
 
     @property
     def output(self) -> Sequence[int]:
@@ -80,7 +80,7 @@ class ForwardedSequence:
     @property
     def has_moved(self) -> bool:
         """Part of RoutedSequence."""
-        return self._stays.lost > 0
+        return self._retry_budget.lost > 0
 
     def apply(self, news: SequenceNews) -> Progress:
         """Part of RoutedSequence."""
@@ -89,7 +89,7 @@ class ForwardedSequence:
         fresh = self._log.merge(news.token_offset, news.token_ids, news.logprobs)
         if fresh is None:
             return Progress.GAP
-        self._stays.heard(fresh, news.preemptions)
+        self._retry_budget.heard(fresh, news.preemptions)
         if fresh:
             known = len(self._log.logprobs)
             logprobs = self._log.logprobs.read(known - fresh, known) if known else ()
@@ -101,10 +101,10 @@ class ForwardedSequence:
 
     def moved(self) -> bool:
         """Part of RoutedSequence."""
-        self._stays.end()
+        self._retry_budget.end()
         if self.sampling.max_tokens is not None and len(self._log) >= self.sampling.max_tokens:
             self.end(FinishReason.LENGTH)
-        elif hopeless := self._stays.hopeless():
+        elif hopeless := self._retry_budget.hopeless():
             self.fail(hopeless)
         return not self.finished
 
@@ -126,4 +126,6 @@ class ForwardedSequence:
         """Nothing more will come."""
         if not self.finished:
             self.finished = True
-            self._hub.finish(Ended(self.key, reason, stop_token, error, self._stays.preemptions, fault))
+            self._hub.finish(
+                Ended(self.key, reason, stop_token, error, self._retry_budget.preemptions, fault)
+            )

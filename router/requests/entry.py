@@ -12,7 +12,7 @@ from router.requests.admission import AdmittedRequest
 from router.requests.meter import RequestMeter
 from router.requests.running_answer import RunningAnswer
 from tidepipe_common.errors import OverloadedError, TidePipeError
-from tidepipe_common.notifier import Pulse
+from tidepipe_common.notifier import Notifier
 from tidepipe_common.security.key_access import Work
 from tidepipe_common.types.request import Usage
 from tidepipe_common.types.sampling import FinishReason, SamplingParams
@@ -66,7 +66,7 @@ class RequestEntry:
         self.number = number
         self.digest = digest
         self.answers: list[RunningAnswer] = []
-        self.changed = Pulse()
+        self.changed = Notifier()
         self.over = asyncio.Event()
         self.failure: TidePipeError | None = None
         self.ended_at: float | None = None
@@ -145,7 +145,7 @@ class RequestEntry:
             for index, sampling in enumerate(admitted.samplings)
         ]
         self._meter.admitted(len(admitted.prompt))
-        self.changed.beat()
+        self.changed.notify_all()
 
     def cancel(self) -> None:
         """End all answers where they stand; they are empty if it was not admitted yet."""
@@ -170,7 +170,7 @@ class RequestEntry:
 
     def answer_changed(self) -> None:
         """Part of AnswerOwner."""
-        self.changed.beat()
+        self.changed.notify_all()
         if self.work is not None and len(self.answers) > 1 and not self.ended:
             self.work.running(sum(not answer.finished for answer in self.answers))
         if not self.ended and all(answer.finished for answer in self.answers):
@@ -180,4 +180,4 @@ class RequestEntry:
         self.ended_at = self._clock()
         self.over.set()
         self._host.entry_ended(self)
-        self.changed.beat()
+        self.changed.notify_all()

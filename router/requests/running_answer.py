@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from router.instances.retry_budget import Stays
+from router.instances.retry_budget import RetryBudget
 from router.instances.sequence import Progress, SequenceNews
 from router.requests.answer_text import AnswerText
 from router.requests.delta import Cursor, Delta
@@ -77,7 +77,7 @@ class RunningAnswer:
         self._last_token_at = arrived
         self._stopped_by: int | str | None = None
         self._error = ""
-        self._stays = Stays()
+        self._retry_budget = RetryBudget()
 
     @property
     def prompt(self) -> Sequence[int]:
@@ -92,7 +92,7 @@ class RunningAnswer:
     @property
     def has_moved(self) -> bool:
         """Part of RoutedSequence."""
-        return self._stays.lost > 0
+        return self._retry_budget.lost > 0
 
     @property
     def finished(self) -> bool:
@@ -113,7 +113,7 @@ class RunningAnswer:
             output_tokens=len(self._log),
             ttft_ms=1000 * (first - self.arrived),
             total_ms=1000 * (self._last_token_at - self.arrived),
-            preemptions=self._stays.preemptions,
+            preemptions=self._retry_budget.preemptions,
         )
 
     def apply(self, news: SequenceNews) -> Progress:
@@ -123,7 +123,7 @@ class RunningAnswer:
         fresh = self._log.merge(news.token_offset, news.token_ids, news.logprobs)
         if fresh is None:
             return Progress.GAP
-        self._stays.heard(fresh, news.preemptions)
+        self._retry_budget.heard(fresh, news.preemptions)
         if fresh:
             now = self._clock()
             if self._first_token_at is None:
@@ -153,11 +153,11 @@ class RunningAnswer:
 
     def moved(self) -> bool:
         """Part of RoutedSequence."""
-        self._stays.end()
+        self._retry_budget.end()
         if self.sampling.max_tokens is not None and len(self._log) >= self.sampling.max_tokens:
             # Only the news of its end was lost.
             self.finish(FinishReason.LENGTH)
-        elif hopeless := self._stays.hopeless():
+        elif hopeless := self._retry_budget.hopeless():
             self.fail(hopeless)
         return not self.finished
 

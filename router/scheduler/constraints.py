@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from router.scheduler.instance_report import FOREVER
 from router.scheduler.request import RouteRequest
-from router.scheduler.status import FOREVER
 from router.scheduler.view import InstanceView
 
 

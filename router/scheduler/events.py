@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from router.scheduler.choice import Choice
+from router.scheduler.instance_report import InstanceReport
 from router.scheduler.mitosis import Move
 from router.scheduler.request import RouteRequest
 from router.scheduler.scaling import ScalingRules
-from router.scheduler.status import InstanceStatus
 from router.scheduler.view import InstanceFacts
 
 # -- events ---------------------------------------------------------------------------------------------
@@ -27,7 +27,7 @@ class InstanceReported:
     """Its newest status."""
 
     instance_id: str
-    status: InstanceStatus
+    status: InstanceReport
 
 
 @dataclass(frozen=True, slots=True)

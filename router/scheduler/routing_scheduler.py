@@ -36,6 +36,7 @@ from router.scheduler.events import (
     SplitMacro,
     Tick,
 )
+from router.scheduler.instance_report import FOREVER
 from router.scheduler.macro import MacroInstance
 from router.scheduler.mitosis import Bounds, Mitosis, Move
 from router.scheduler.pending import PendingQueue
@@ -43,7 +44,6 @@ from router.scheduler.policies.catalog import make_routing_policy
 from router.scheduler.request import RouteRequest
 from router.scheduler.scaling import AutoScaling, ScalingRules
 from router.scheduler.shedding import ServiceRate, hopeless, last_chance
-from router.scheduler.status import FOREVER
 from router.scheduler.view import InstanceView
 
 RETRY_S = 0.01
@@ -66,7 +66,7 @@ class OverallConfig:
     scaling: ScalingRules | None = None
 
 
-class OverallScheduler:
+class RoutingScheduler:
     """Where requests go, and how many instances there are in which macro instance."""
 
     def __init__(self, config: OverallConfig) -> None:
@@ -93,7 +93,7 @@ class OverallScheduler:
                 self._arrived(event.request, now)
             case InstanceReported():
                 if view := self.view(event.instance_id):
-                    view.hear(event.status)
+                    view.handle(event.status)
                     # Many reports come at a time, and each retry asks all instances.
                     if now - self._retried >= RETRY_S:
                         self._retry(now)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
 from router.scheduler.prefill import NOTHING, PrefillTime, PrefillWork
 from router.scheduler.request import RouteRequest
-from router.scheduler.status import FOREVER, InstanceStatus, Slack
 
 BACKLOG_S = 2.0
 """Prompts that wait at an instance, by the time that they take to compute: enough to keep it busy until more
@@ -44,7 +44,7 @@ class InstanceView:
     """
 
     facts: InstanceFacts
-    status: InstanceStatus | None = None
+    status: InstanceReport | None = None
     draining: bool = False
     _routed: int = 0
     _unheard: deque[_Routed] = field(default_factory=deque)
@@ -58,7 +58,7 @@ class InstanceView:
         """Its name."""
         return self.facts.instance_id
 
-    def hear(self, status: InstanceStatus) -> None:
+    def handle(self, status: InstanceReport) -> None:
         """A report came. One older than the last is ignored."""
         if self.status is not None and status.taken < self.status.taken:
             return

@@ -97,11 +97,11 @@ class TorchExecutor:
         """Wait for no neighbour any more."""
         self._ways.close()
 
-    def pretend(self, lengths: dict[int, int]) -> None:
+    def set_lengths_for_profiling(self, lengths: dict[int, int]) -> None:
         """As if these sequences had so many tokens, whatever their blocks hold: to measure steps."""
-        self._sequences.pretend(lengths)
+        self._sequences.set_lengths_for_profiling(lengths)
 
-    def occupy_pool(self) -> None:
+    def prefault_pool(self) -> None:
         """Make all of the KV pool's memory resident, as it is when the pool is in use."""
         self._pool.occupy()
 

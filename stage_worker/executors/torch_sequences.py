@@ -66,7 +66,7 @@ class SequenceTables:
             first.astype(np.int32), counts.astype(np.int32), self._tables[lines, :width], self._block_size
         )
 
-    def pretend(self, lengths: dict[int, int]) -> None:
+    def set_lengths_for_profiling(self, lengths: dict[int, int]) -> None:
         """Set the lengths of sequences, which must have the blocks for them."""
         for key, length in lengths.items():
             self._lengths[self._lines[key]] = length

@@ -20,7 +20,7 @@ class RehearsedExecutor(Protocol):
         """Run one step."""
         ...
 
-    def pretend(self, lengths: dict[int, int]) -> None:
+    def set_lengths_for_profiling(self, lengths: dict[int, int]) -> None:
         """As if these sequences had so many tokens."""
         ...
 
@@ -96,7 +96,7 @@ class Rehearsal:
         )
         taken: list[float] = []
         while sum(taken) < least_s and len(taken) <= most_repeats:
-            self._executor.pretend({row.key: row.first_position for row in rows})
+            self._executor.set_lengths_for_profiling({row.key: row.first_position for row in rows})
             plan = StepPlan(next(self._steps), Phase.DECODE, rows)
             taken.append(self._run(plan))
         self._run(StepPlan(next(self._steps), Phase.DECODE, (), (), tuple(keys)))

@@ -120,7 +120,7 @@ class ProfilingSession:
                 max_step_tokens=most,
             )
         )
-        executor.occupy_pool()
+        executor.prefault_pool()
         rehearsal = Rehearsal(
             executor,
             kv_blocks=blocks,

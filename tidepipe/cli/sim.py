@@ -14,7 +14,7 @@ from tidepipe.cli.sim_online import online
 
 if TYPE_CHECKING:
     from simulator.bound import Bound
-    from simulator.offline import OfflineRun, Plant
+    from simulator.offline import OfflineRun, PipelineSpec
     from workloads.mixes import Workload
 
 sim_app = typer.Typer(help="Simulate a cluster before buying it.", no_args_is_help=True)
@@ -88,7 +88,7 @@ def offline(
 ) -> None:
     """All requests are there from the start: which policy finishes soonest, and how far from the bound?"""
     # Late, so that `tidepipe --help` stays quick.
-    from simulator.offline import Plant, best_of_scan, run_offline
+    from simulator.offline import PipelineSpec, best_of_scan, run_offline
     from simulator.offline_pictures import draw_run
     from simulator.predictions import predictor as find_predictor
     from simulator.record import Recording
@@ -108,22 +108,22 @@ def offline(
     measured = read_profile(profile) if profile else None
     shape = read_shape(model_shape)
     split = _split(layer_split, shape.layers, stages)
-    plant = Plant(shape, find_hardware(hardware), stages, measured, max_total or 0, split)
+    spec = PipelineSpec(shape, find_hardware(hardware), stages, measured, max_total or 0, split)
     predict = find_predictor(predictor)
-    load = open_workload(workload, requests, seed).within(max_prompt or plant.context, plant.context)
+    load = open_workload(workload, requests, seed).within(max_prompt or spec.context, spec.context)
     if requests is not None:
         load = load.sample(requests, seed)
     load = load.at_once()
     if Path(predictor).is_dir() and not any(one.text for one in load.requests):
         print("this workload has no texts: predictions rest on the prompts' lengths alone", file=sys.stderr)
-    bound = plant.bound(load)
+    bound = spec.bound(load)
     runs, timelines = [], []
     with Waiting("simulating") as waiting:
         for number, name in enumerate(names, start=1):
             waiting.say(f"simulating {name} ({number} of {len(names)})")
-            knobs = best_of_scan(plant, name, load, predict, seed).knobs if scan else None
+            knobs = best_of_scan(spec, name, load, predict, seed).knobs if scan else None
             recording = Recording() if plot or trace else None
-            runs.append(run_offline(plant, name, load, predict, seed, knobs, recording))
+            runs.append(run_offline(spec, name, load, predict, seed, knobs, recording))
             if recording:
                 timelines.append(recording.timeline(name))
             if plot and recording:
@@ -132,9 +132,9 @@ def offline(
     if trace:
         print(f"wrote {write_chrome_trace(timelines, trace)} steps to {trace}", file=sys.stderr)
     if as_json:
-        _print_json(plant, load, runs, bound)
+        _print_json(spec, load, runs, bound)
     else:
-        _print_table(plant, load, runs, bound)
+        _print_table(spec, load, runs, bound)
     raise typer.Exit(SUCCESS)
 
 
@@ -174,7 +174,7 @@ def _result(run: OfflineRun) -> dict[str, Any]:
     }
 
 
-def _print_json(plant: Plant, load: Workload, runs: list[OfflineRun], bound: Bound) -> None:
+def _print_json(spec: PipelineSpec, load: Workload, runs: list[OfflineRun], bound: Bound) -> None:
     import json
 
     report = {
@@ -185,8 +185,8 @@ def _print_json(plant: Plant, load: Workload, runs: list[OfflineRun], bound: Bou
             "prompt_tokens": load.prompt_tokens,
             "output_tokens": load.output_tokens,
         },
-        "devices": plant.devices,
-        "hardware": plant.hardware.name,
+        "devices": spec.devices,
+        "hardware": spec.hardware.name,
         "results": [_result(run) for run in runs],
         "bound": bound.output_tokens_per_s,
         "bound_details": {
@@ -198,16 +198,16 @@ def _print_json(plant: Plant, load: Workload, runs: list[OfflineRun], bound: Bou
     print(json.dumps(report))
 
 
-def _print_table(plant: Plant, load: Workload, runs: list[OfflineRun], bound: Bound) -> None:
+def _print_table(spec: PipelineSpec, load: Workload, runs: list[OfflineRun], bound: Bound) -> None:
     from rich.console import Console
 
     from tidepipe.cli.admin.table import Column, print_table
     from workloads.mixes import describe
 
     console = Console()
-    console.print(f"{load.name}: {describe(load.requests)}; {plant.devices} x {plant.hardware.name}")
+    console.print(f"{load.name}: {describe(load.requests)}; {spec.devices} x {spec.hardware.name}")
     if load.dropped:
-        console.print(f"{load.dropped} requests left out: longer than {plant.context} tokens, or empty")
+        console.print(f"{load.dropped} requests left out: longer than {spec.context} tokens, or empty")
     # What is left out first on a narrow terminal has the highest number.
     ranks = {
         "tok/s": 0, "of bound": 0, "bubbles": 1, "uneven": 6, "time": 2, "switches": 3, "preempted": 4,

@@ -49,17 +49,15 @@ def journal(
         if name not in LIVE_POLICIES:
             raise ConfigError(f"unknown policy {name!r}; known: {', '.join(LIVE_POLICIES)}")
     live = replay_journal(file)
-    blueprint = live.blueprint
+    spec = live.spec
     if profile is not None:
-        blueprint = replace(blueprint, profile=read_profile(profile))
-    if blueprint.costs() is None and not names:
+        spec = replace(spec, profile=read_profile(profile))
+    if spec.costs() is None and not names:
         results = {}
     else:
         # A given profile is another device's, whose pace that run cannot tell.
         paced = profile is None and not as_profiled
-        results = {
-            name: what_if(live, blueprint.under(name), paced=paced) for name in names or [blueprint.policy]
-        }
+        results = {name: what_if(live, spec.under(name), paced=paced) for name in names or [spec.policy]}
     if as_json:
         simulated = [_fields(name, live, result) for name, result in results.items()]
         print(json.dumps({"live": _live(live), "what_if": simulated}))
@@ -70,7 +68,7 @@ def journal(
 
 def _live(live: LiveRun) -> dict[str, Any]:
     return {
-        "policy": live.blueprint.policy,
+        "policy": live.spec.policy,
         "events": live.events,
         "differing": live.differing,
         "requests": len(live.requests),
@@ -119,7 +117,7 @@ def _print(live: LiveRun, results: dict[str, RunResult]) -> None:
     for column in ("seconds", "tok/s", "of live", "busy", "switches", "preempted", "steals"):
         table.add_column(column, justify="right")
     table.add_row(
-        f"live: {live.blueprint.policy}",
+        f"live: {live.spec.policy}",
         f"{live.makespan_s:.2f}",
         f"{live.output_tokens / live.makespan_s:.0f}",
         "1.00",

@@ -14,7 +14,7 @@ from tidepipe.cli.exit_codes import SUCCESS
 
 if TYPE_CHECKING:
     from controller.scheduler.policies.catalog import Knobs
-    from simulator.cluster_spec import ClusterPlant
+    from simulator.cluster_spec import ClusterSpec
     from simulator.goodput import Goodput, Question, Run
     from simulator.job import Job
     from tidepipe.cli.waiting import Waiting
@@ -88,7 +88,7 @@ def online(
     """Goodput: the rate up to which the wanted share of requests meets both targets."""
     # Late, so that `tidepipe --help` stays quick.
     from router.scheduler.slo import SloTarget
-    from simulator.cluster_spec import ClusterPlant
+    from simulator.cluster_spec import ClusterSpec
     from simulator.goodput import Question
     from tidepipe.cli.waiting import Waiting
     from tidepipe_common.errors import ConfigError
@@ -99,7 +99,7 @@ def online(
 
     if definition not in ("ecoserve", "classical"):
         raise ConfigError(f"unknown definition {definition!r}; known: ecoserve, classical")
-    plant = ClusterPlant(
+    spec = ClusterSpec(
         read_shape(model_shape),
         find_hardware(hardware),
         instances,
@@ -109,7 +109,7 @@ def online(
         network_gb_s or 0.0,
         max_total=max_total or 0,
     )
-    names = _names(policy, plant)
+    names = _names(policy, spec)
     kind = parse_arrivals(arrivals)
     if workload in MIXES and not Path(workload).exists():
         load = MIXES[workload](5000, seed)
@@ -118,7 +118,7 @@ def online(
 
         load = open_workload(workload, None, seed)
     question = Question(
-        load.within(plant.context, plant.context),
+        load.within(spec.context, spec.context),
         SloTarget(ttft_ms / 1000, tpot_ms / 1000),
         attainment,
         kind,
@@ -131,29 +131,29 @@ def online(
         found = []
         for i, name in enumerate(names, start=1):
             words = f"{_label(name)} ({i} of {len(names)})"
-            found.append(_answer(name, plant, question, rate, words, waiting, scan=scan, fast=fast))
+            found.append(_answer(name, spec, question, rate, words, waiting, scan=scan, fast=fast))
         if plot:
             waiting.say("drawing")
-            _draw(found, plant, question, plot)
+            _draw(found, spec, question, plot)
     if as_json:
-        _print_json(found, plant, question)
+        _print_json(found, spec, question)
     else:
-        _print_table(found, plant, question)
+        _print_table(found, spec, question)
     raise typer.Exit(SUCCESS)
 
 
-def _names(policy: str, plant: ClusterPlant) -> list[str]:
+def _names(policy: str, spec: ClusterSpec) -> list[str]:
     """Systems as the simulation calls them; `all` leaves out what cannot be with so few devices."""
     from router.scheduler.policies.catalog import ROUTING_POLICIES
     from simulator.systems import SYSTEMS, scan
     from tidepipe_common.errors import ConfigError
 
     if policy == "all":
-        return [name for name in SYSTEMS if scan(name, plant)]
+        return [name for name in SYSTEMS if scan(name, spec)]
     names = [part.strip() for part in policy.split(",")]
     for i, name in enumerate(names):
         if name in SYSTEMS:
-            if not scan(name, plant):
+            if not scan(name, spec):
                 raise ConfigError(f"{name} needs room for instances of both roles; add instances")
         elif name in ROUTING_POLICIES:
             names[i] = f"route:{name}"
@@ -165,7 +165,7 @@ def _names(policy: str, plant: ClusterPlant) -> list[str]:
 
 def _answer(
     name: str,
-    plant: ClusterPlant,
+    spec: ClusterSpec,
     question: Question,
     rate: float | None,
     words: str,
@@ -180,25 +180,25 @@ def _answer(
     quick, exactly = _told(run_system, words, waiting), _told(run_exactly, f"{words}, confirming", waiting)
     apart = name.startswith("fudg-")
     if rate is not None:
-        knobs = default_knobs(name, plant)
-        figures = measure(name, knobs, plant, question, rate, quick if apart or fast else exactly)
+        knobs = default_knobs(name, spec)
+        figures = measure(name, knobs, spec, question, rate, quick if apart or fast else exactly)
         return Goodput(name, knobs, rate if figures.attainment >= question.attainment else 0.0, figures)
     if scan or apart:
-        found = tuned_goodput(name, plant, question, run=quick)
+        found = tuned_goodput(name, spec, question, run=quick)
     else:
-        found = goodput(name, default_knobs(name, plant), plant, question, run=quick)
-    return found if apart or fast else confirmed(found, plant, question, exactly)
+        found = goodput(name, default_knobs(name, spec), spec, question, run=quick)
+    return found if apart or fast else confirmed(found, spec, question, exactly)
 
 
 def _told(run: Run, words: str, waiting: Waiting) -> Run:
     """The same, saying before each run which one it is."""
     runs = 0
 
-    def told(system: str, knobs: Knobs, plant: ClusterPlant, jobs: Sequence[Job]) -> None:
+    def told(system: str, knobs: Knobs, spec: ClusterSpec, jobs: Sequence[Job]) -> None:
         nonlocal runs
         runs += 1
         waiting.say(f"{words}: run {runs} of {len(jobs)} requests")
-        run(system, knobs, plant, jobs)
+        run(system, knobs, spec, jobs)
 
     return told
 
@@ -207,7 +207,7 @@ def _label(name: str) -> str:
     return name.removeprefix("route:")
 
 
-def _print_json(found: Sequence[Goodput], plant: ClusterPlant, question: Question) -> None:
+def _print_json(found: Sequence[Goodput], spec: ClusterSpec, question: Question) -> None:
     import json
 
     def result(one: Goodput) -> dict[str, Any]:
@@ -237,15 +237,15 @@ def _print_json(found: Sequence[Goodput], plant: ClusterPlant, question: Questio
         "slo": {"ttft_ms": question.slo.ttft_s * 1000, "tpot_ms": question.slo.tpot_s * 1000},
         "attainment": question.attainment,
         "definition": "ecoserve" if question.switch_wait else "classical",
-        "instances": plant.instances,
-        "devices": plant.devices,
-        "hardware": plant.hardware.name,
+        "instances": spec.instances,
+        "devices": spec.devices,
+        "hardware": spec.hardware.name,
         "results": [result(one) for one in found],
     }
     print(json.dumps(report))
 
 
-def _print_table(found: Sequence[Goodput], plant: ClusterPlant, question: Question) -> None:
+def _print_table(found: Sequence[Goodput], spec: ClusterSpec, question: Question) -> None:
     from rich.console import Console
 
     from tidepipe.cli.admin.table import Column, named, print_table
@@ -254,7 +254,7 @@ def _print_table(found: Sequence[Goodput], plant: ClusterPlant, question: Questi
     console = Console()
     console.print(f"{question.workload.name}: {describe(question.workload.requests)}")
     console.print(
-        f"{plant.instances} instances on {plant.devices} x {plant.hardware.name}; {question.attainment:.0%} "
+        f"{spec.instances} instances on {spec.devices} x {spec.hardware.name}; {question.attainment:.0%} "
         f"within TTFT {question.slo.ttft_s:g} s and TPOT {question.slo.tpot_s * 1000:g} ms"
     )
     columns = [
@@ -286,7 +286,7 @@ def _print_table(found: Sequence[Goodput], plant: ClusterPlant, question: Questi
             console.print(named(f"{_label(one.system)}: {settings}"))
 
 
-def _draw(found: Sequence[Goodput], plant: ClusterPlant, question: Question, folder: Path) -> None:
+def _draw(found: Sequence[Goodput], spec: ClusterSpec, question: Question, folder: Path) -> None:
     from simulator.goodput import measure
     from simulator.online_pictures import draw_rates
 
@@ -296,7 +296,7 @@ def _draw(found: Sequence[Goodput], plant: ClusterPlant, question: Question, fol
             continue
         rates = [one.figures.rate * share for share in (0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25)]
         points = [
-            measure(one.system, one.knobs, plant, replace(question, least_requests=200), rate)
+            measure(one.system, one.knobs, spec, replace(question, least_requests=200), rate)
             for rate in rates
         ]
         curves[_label(one.system)] = points

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from controller.scheduler.policies.auto import TidePolicy
+from controller.scheduler.policies.auto import AutoPolicy
 from controller.scheduler.policies.hybrid import HybridPolicy
 from controller.scheduler.policies.padg import PadgPolicy
 from controller.scheduler.policies.protocol import Policy
 from controller.scheduler.policies.separate import SeparatePolicy
 from controller.scheduler.policies.temporal import TemporalPolicy
 
-__all__ = ["HybridPolicy", "PadgPolicy", "Policy", "SeparatePolicy", "TemporalPolicy", "TidePolicy"]
+__all__ = ["AutoPolicy", "HybridPolicy", "PadgPolicy", "Policy", "SeparatePolicy", "TemporalPolicy"]

@@ -76,7 +76,7 @@ def _slope(a: tuple[int, float], b: tuple[int, float]) -> float:
     return (b[1] - a[1]) / (b[0] - a[0])
 
 
-class TidePolicy(MixedSteps):
+class AutoPolicy(MixedSteps):
     """What hybrid batching and temporal disaggregation have each for themselves, together.
 
     * Prompts ride on decode steps, whose weights are read anyway (hybrid batching).
@@ -141,7 +141,7 @@ class TidePolicy(MixedSteps):
             if state.running and state.phase is not Phase.IDLE:
                 state.turn(Phase.DECODE, Reason("no prompt waits", {"running": len(state.running)}), now)
             return
-        slack = state.gate.slack()
+        slack = state.admission.slack()
         numbers = {"slack": slack, "waiting": len(state.waiting), "running": len(state.running)}
         if self._filling:
             first = state.waiting.first
@@ -202,7 +202,7 @@ class TidePolicy(MixedSteps):
         if self._fixed_size:
             self._size = self._fixed_size
             return
-        slack = state.gate.slack()
+        slack = state.admission.slack()
         corners = self._corners(state)
         if not self._size or not state.running:
             self._size = corners[-1]
@@ -222,7 +222,7 @@ class TidePolicy(MixedSteps):
         prompts = [len(sequence.prompt) for sequence in islice(state.waiting, _SAMPLE)]
         if not prompts:
             return 0.0
-        return state.seen.tokens_per_round(sum(prompts) / len(prompts), state.ledger.capacity_tokens)
+        return state.seen.tokens_per_round(sum(prompts) / len(prompts), state.allocator.capacity_tokens)
 
     def _corners(self, state: PipelineState) -> list[int]:
         batches = len(state.batches.batches)

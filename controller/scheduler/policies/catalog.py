@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from controller.scheduler.admission import AdmissionRules
-from controller.scheduler.policies.auto import TideKnobs, TidePolicy
+from controller.scheduler.policies.auto import AutoPolicy, TideKnobs
 from controller.scheduler.policies.hybrid import HybridPolicy
 from controller.scheduler.policies.padg import PadgPolicy
 from controller.scheduler.policies.protocol import Policy
@@ -240,7 +240,7 @@ def _td_pipe(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
 
 def _auto(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
     assert cost is not None, "make_setup has seen to that"
-    return TidePolicy(
+    return AutoPolicy(
         cost,
         TideKnobs(),
         _stealing(str(knobs["stealing"]), cost),

@@ -101,7 +101,7 @@ class PadgPolicy(TemporalPolicy):
         if self._cost is None:
             return float("inf")
         rows = max(1, len(state.batches))
-        context = state.ledger.used * state.ledger.block_size
+        context = state.allocator.used * state.allocator.block_size
         step = self._cost.linear_s(-(-rows // state.stages)) * state.stages
         step += self._cost.attention_s(context, 0.0)
         spare = [

@@ -84,7 +84,11 @@ def _why_no_prefill(state: PipelineState) -> Reason:
     numbers = {"running": float(len(state.running)), "waiting": float(len(state.waiting))}
     if not state.waiting:
         return Reason("no prompt waits", numbers)
-    numbers |= {"free": state.ledger.free, "blocks": state.ledger.total, "reserve": state.gate.reserve}
+    numbers |= {
+        "free": state.allocator.free,
+        "blocks": state.allocator.total,
+        "reserve": state.admission.reserve,
+    }
     return Reason("no room for the next prompt", numbers)
 
 
@@ -98,7 +102,7 @@ def _situation(state: PipelineState, now: float) -> Situation:
         oldest_wait=now - held_up_since,
         decoding=len(state.batches),
         decoding_at_start=state.decoding_at_start,
-        blocks_free=state.ledger.free,
-        blocks_total=state.ledger.total,
+        blocks_free=state.allocator.free,
+        blocks_total=state.allocator.total,
         next_fits=first is not None and state.fits(first),
     )

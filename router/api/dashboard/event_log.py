@@ -15,7 +15,7 @@ MAX_ENTRIES = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Happening:
+class ClusterEvent:
     """number: from 1, one more each time. at: the router's clock. kind: scale, recovery, fault or group."""
 
     number: int
@@ -34,13 +34,13 @@ class _Known:
     epoch: int = 0
 
 
-class Chronicle:
+class EventLog:
     """Compares how things stand with how they stood. Asks nobody: it reads what the router has anyway."""
 
     def __init__(
         self, registry: InstanceRegistry, dispatcher: Dispatcher, fleet: Fleet, clock: Callable[[], float]
     ) -> None:
-        self.entries: deque[Happening] = deque(maxlen=MAX_ENTRIES)
+        self.entries: deque[ClusterEvent] = deque(maxlen=MAX_ENTRIES)
         self._registry = registry
         self._dispatcher = dispatcher
         self._fleet = fleet
@@ -80,7 +80,7 @@ class Chronicle:
             self._note("recovery", f"{name}: stages were set up again (epoch {epoch}), sequences recomputed")
         known.epoch = epoch
 
-    def since(self, number: int) -> list[Happening]:
+    def since(self, number: int) -> list[ClusterEvent]:
         """What came after that one."""
         return [one for one in self.entries if one.number > number]
 
@@ -109,4 +109,4 @@ class Chronicle:
 
     def _note(self, kind: str, text: str, at: float | None = None) -> None:
         self._count += 1
-        self.entries.append(Happening(self._count, self._clock() if at is None else at, kind, text))
+        self.entries.append(ClusterEvent(self._count, self._clock() if at is None else at, kind, text))

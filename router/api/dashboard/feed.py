@@ -12,13 +12,13 @@ from typing import Any
 import structlog
 
 from router.api.dashboard.cluster import ClusterSummary
-from router.api.dashboard.event_log import Chronicle, Happening
+from router.api.dashboard.event_log import ClusterEvent, EventLog
 from router.api.dashboard.instances import WatchedInstance
 from router.api.dashboard.recent import KEEP_S
 from router.instances.link import InstanceLink
 from router.instances.registry import InstanceRegistry
 from tidepipe_common.errors import OverloadedError
-from tidepipe_common.notifier import Pulse
+from tidepipe_common.notifier import Notifier
 from tidepipe_common.version import tidepipe_version
 
 TICK_S = 0.5
@@ -39,7 +39,7 @@ class PageFeed:
         model_name: str,
         registry: InstanceRegistry,
         summary: ClusterSummary,
-        chronicle: Chronicle,
+        event_log: EventLog,
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -48,7 +48,7 @@ class PageFeed:
         self._model_name = model_name
         self._registry = registry
         self._summary = summary
-        self._chronicle = chronicle
+        self._event_log = event_log
         self._clock = clock
         self._wall = wall
         self._base = wall()
@@ -62,7 +62,7 @@ class PageFeed:
         self._told = 0
         self._watchers = 0
         self._closed = False
-        self._pulse = Pulse()
+        self._notifier = Notifier()
 
     async def run(self) -> None:
         """Gather until cancelled. A page that cannot be fed must not end the router."""
@@ -77,7 +77,7 @@ class PageFeed:
     def close(self) -> None:
         """End all streams; the router stops."""
         self._closed = True
-        self._pulse.beat()
+        self._notifier.notify_all()
 
     async def messages(self) -> AsyncGenerator[bytes, None]:
         """JSON for one watcher, first everything, then news. OverloadedError if too many watch."""
@@ -87,7 +87,7 @@ class PageFeed:
         try:
             heard = -1
             while True:
-                changed = self._pulse.next()
+                changed = self._notifier.next()
                 if not self._closed and (heard < 0 or heard == self._number):
                     await changed.wait()
                 if self._closed:
@@ -105,7 +105,7 @@ class PageFeed:
             self._watchers -= 1
 
     async def _gather(self) -> None:
-        self._chronicle.observe()
+        self._event_log.observe()
         requests = self._summary.requests()
         at = self._ms(self._clock())
         self._load.append([at, requests["queued"], requests["running"], requests["generated_tokens"]])
@@ -124,16 +124,16 @@ class PageFeed:
             "promises": self._summary.promises(),
             "macros": self._summary.macros(),
         }
-        told, self._told = self._told, self._chronicle.entries[-1].number if self._chronicle.entries else 0
+        told, self._told = self._told, self._event_log.entries[-1].number if self._event_log.entries else 0
         changing = {
             "load": [self._load[-1]],
-            "happenings": self._happenings(self._chronicle.since(told)),
+            "happenings": self._happenings(self._event_log.since(told)),
             "instances": instances,
         }
         self._number += 1
         self._whole = None
         self._news.append(_encoded(self._state | changing))
-        self._pulse.beat()
+        self._notifier.notify_all()
 
     async def _ask(self, links: list[InstanceLink]) -> list[dict[str, Any]]:
         self._watched = {
@@ -145,7 +145,7 @@ class PageFeed:
             asked = [group.create_task(self._watched[link.instance_id].look(link, now)) for link in links]
         for name, watched in self._watched.items():
             if watched.epoch:
-                self._chronicle.configured(name, watched.epoch)
+                self._event_log.configured(name, watched.epoch)
         return [task.result() for task in asked]
 
     def _everything(self) -> bytes:
@@ -153,13 +153,13 @@ class PageFeed:
             changing = {
                 "fresh": True,
                 "load": list(self._load),
-                "happenings": self._happenings(self._chronicle.since(0)),
+                "happenings": self._happenings(self._event_log.since(0)),
                 "instances": [watched.whole() for watched in self._watched.values()],
             }
             self._whole = _encoded(self._state | changing)
         return self._whole
 
-    def _happenings(self, entries: list[Happening]) -> list[list[float | str]]:
+    def _happenings(self, entries: list[ClusterEvent]) -> list[list[float | str]]:
         return [[self._ms(one.at), one.kind, one.text] for one in entries]
 
     def _ms(self, at: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from router.instances.handoff import Passing
+from router.instances.handoff import InstanceHandoff
 from router.instances.link import InstanceAddress
 from router.instances.registry import InstanceRegistry
 from tidepipe.v1 import router_pb2 as pb
@@ -25,9 +25,9 @@ MAX_LEASE_MS = 600_000
 class RouterServicer(pb_grpc.RouterServiceServicer):
     """Controllers announce themselves here."""
 
-    def __init__(self, registry: InstanceRegistry, passing: Passing, router_id: str) -> None:
+    def __init__(self, registry: InstanceRegistry, handoff: InstanceHandoff, router_id: str) -> None:
         self._registry = registry
-        self._passing = passing
+        self._handoff = handoff
         self._router_id = router_id
 
     async def RegisterInstance(  # noqa: N802
@@ -51,8 +51,8 @@ class RouterServicer(pb_grpc.RouterServiceServicer):
             )
         announced = InstanceAddress(handle.instance_id, handle.controller_address, handle.incarnation)
         if request.passed_on:
-            self._passing.take_back(handle.instance_id)
-        elsewhere = self._passing.whereabouts(handle.instance_id)
+            self._handoff.take_back(handle.instance_id)
+        elsewhere = self._handoff.whereabouts(handle.instance_id)
         await self._registry.register(announced, request.lease_ms / 1000)
         return pb.RegisterInstanceResponse(router_id=self._router_id, passed_on_to=elsewhere)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from router.autoscaling.fleet import Fleet
 from router.instances.dispatcher import Dispatcher
-from router.instances.handoff import Passing
+from router.instances.handoff import InstanceHandoff
 from router.instances.link import InstanceLink
 from router.instances.registry import InstanceRegistry
 from router.scheduler.events import MergeMacros, MoveInstance, SetPolicy, SplitMacro
@@ -34,7 +34,7 @@ class Grouping:
     registry: InstanceRegistry
     dispatcher: Dispatcher
     fleet: Fleet
-    passing: Passing
+    handoff: InstanceHandoff
     clock: Callable[[], float]
 
 
@@ -52,14 +52,14 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
         self, request: pb.SplitMacroInstanceRequest, context: Context
     ) -> pb.SplitMacroInstanceResponse:
         """One becomes two."""
-        self._grouping.dispatcher.hear(SplitMacro(request.macro_id, request.count))
+        self._grouping.dispatcher.handle(SplitMacro(request.macro_id, request.count))
         return pb.SplitMacroInstanceResponse(groups=self._groups())
 
     async def MergeMacroInstances(  # noqa: N802
         self, request: pb.MergeMacroInstancesRequest, context: Context
     ) -> pb.MergeMacroInstancesResponse:
         """Two become one."""
-        self._grouping.dispatcher.hear(MergeMacros(request.into, request.other))
+        self._grouping.dispatcher.handle(MergeMacros(request.into, request.other))
         return pb.MergeMacroInstancesResponse(groups=self._groups())
 
     async def MoveInstance(  # noqa: N802
@@ -71,9 +71,9 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
         unfinished = 0
         match request.WhichOneof("target"):
             case "macro_id":
-                grouping.dispatcher.hear(MoveInstance(request.instance_id, request.macro_id))
+                grouping.dispatcher.handle(MoveInstance(request.instance_id, request.macro_id))
             case "router_address":
-                unfinished = await grouping.passing.pass_on(link, request.router_address)
+                unfinished = await grouping.handoff.pass_on(link, request.router_address)
             case _:
                 raise InvalidRequestError("say where to: macro_id or router_address", "target")
         return pb.MoveInstanceResponse(groups=self._groups(), unfinished=unfinished)
@@ -119,7 +119,7 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
         dispatcher = grouping.dispatcher
         links = [grouping.fleet.link(request.instance_id)] if request.instance_id else list(grouping.registry)
         if request.routing:
-            dispatcher.hear(SetPolicy(request.routing))
+            dispatcher.handle(SetPolicy(request.routing))
         if request.instance_policy:
             for link in links:
                 try:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from controller.scheduler.admission import AdmissionRules
 from controller.scheduler.policies import (
+    AutoPolicy,
     HybridPolicy,
     PadgPolicy,
     Policy,
     SeparatePolicy,
     TemporalPolicy,
-    TidePolicy,
 )
 from controller.scheduler.policies.auto import TideKnobs
 from controller.scheduler.preemption import LeastLost, Newest, VictimChoice
@@ -44,12 +44,12 @@ CASES: dict[str, Case] = {
     "padg-apart": (lambda: PadgPolicy(COST), Newest(), FORECAST),
     "separate": (lambda: SeparatePolicy(32), Newest(idle_only=True), WATERMARK),
     "hybrid": (lambda: HybridPolicy(16, 0), Newest(idle_only=True), WATERMARK),
-    "auto": (lambda: TidePolicy(COST, TideKnobs(most_tokens=64, grain=8)), LeastLost(), RISKY),
-    "auto, overcommitted": (lambda: TidePolicy(COST), LeastLost(), AdmissionRules(reserve=-9.0)),
+    "auto": (lambda: AutoPolicy(COST, TideKnobs(most_tokens=64, grain=8)), LeastLost(), RISKY),
+    "auto, overcommitted": (lambda: AutoPolicy(COST), LeastLost(), AdmissionRules(reserve=-9.0)),
     "auto, batches come and go": (
-        lambda: TidePolicy(COST, TideKnobs(long_step=1.0), extra_batches=1, dispatch_s=COST.linear_s(2)),
+        lambda: AutoPolicy(COST, TideKnobs(long_step=1.0), extra_batches=1, dispatch_s=COST.linear_s(2)),
         LeastLost(),
         FORECAST,
     ),
-    "auto, one size": (lambda: TidePolicy(COST, fixed_size=24, extra_batches=1), Newest(), WATERMARK),
+    "auto, one size": (lambda: AutoPolicy(COST, fixed_size=24, extra_batches=1), Newest(), WATERMARK),
 }

@@ -65,8 +65,8 @@ def test_only_culprits_end_with_an_error(
     }
     limits = {f"s{i}": limit for i, (_, limit) in enumerate(requests)}
     arrivals = [NewSequence(name, prompts[name], SamplingParams(max_tokens=limits[name])) for name in prompts]
-    world.hear(SequencesArrived(tuple(arrivals[: len(arrivals) // 2])))
-    world.hear(SequencesArrived(tuple(arrivals[len(arrivals) // 2 :])))
+    world.handle(SequencesArrived(tuple(arrivals[: len(arrivals) // 2])))
+    world.handle(SequencesArrived(tuple(arrivals[len(arrivals) // 2 :])))
     losses = 0
     while world.fake.queue:
         if keys_at_fault(world, world.fake.queue[0], place, decode_only=decode_only):
@@ -74,7 +74,7 @@ def test_only_culprits_end_with_an_error(
             failed = None if dies else world.fake.queue[0].step_id
             world.lose_stages("out of order", failed, died=dies)
         else:
-            world.hear(world.fake.execute())
+            world.handle(world.fake.execute())
 
     at_fault = len([name for name in prompts if prompts[name][0] >= CULPRIT])
     divisions = math.ceil(math.log(max(2, len(prompts)), WAYS))
@@ -93,7 +93,7 @@ def test_only_culprits_end_with_an_error(
         output, _ = expected_output(prompt, limits[name])
         if prompt[0] >= CULPRIT and not decode_only and len(prompt) + len(output) - 1 > place:
             assert world.ends[name].reason is FinishReason.ERROR
-    assert world.scheduler.ledger.used == 0
+    assert world.scheduler.allocator.used == 0
 
 
 def test_a_row_that_the_stage_names_ends_alone_and_no_epoch_is_lost() -> None:
@@ -101,7 +101,7 @@ def test_a_row_that_the_stage_names_ends_alone_and_no_epoch_is_lost() -> None:
     world = World(stages=2, kv_blocks=400, block_size=8, microbatches=0)
     prompts = {f"s{i}": tuple(range(i + 1, i + 61)) for i in range(6)}
     arrivals = [NewSequence(name, prompts[name], SamplingParams(max_tokens=20)) for name in prompts]
-    world.hear(SequencesArrived(tuple(arrivals)))
+    world.handle(SequencesArrived(tuple(arrivals)))
     victims = {"s1": 0, "s4": 5}
     while world.fake.queue:
         done = world.fake.execute()
@@ -111,7 +111,7 @@ def test_a_row_that_the_stage_names_ends_alone_and_no_epoch_is_lost() -> None:
             if (one := world.scheduler.sequences.get(name)) and one.key and len(one.output) >= after
         ]
         sampled = SampledTokens(done.sampled.token_ids, (), tuple(errors))
-        world.hear(StepDone(done.step_id, sampled))
+        world.handle(StepDone(done.step_id, sampled))
     for name, prompt in prompts.items():
         if name in victims:
             assert world.ends[name].error == f"{name} has no grammar"
@@ -127,13 +127,13 @@ def test_suspects_are_cancelled_and_newcomers_wait_while_they_are_tried() -> Non
     world = World(stages=2, kv_blocks=400, block_size=8, microbatches=0)
     prompts = {f"s{i}": (i + 1, *range(20)) for i in range(20)}
     arrivals = [NewSequence(name, prompts[name], SamplingParams(max_tokens=30)) for name in prompts]
-    world.hear(SequencesArrived(tuple(arrivals[:-1])))
+    world.handle(SequencesArrived(tuple(arrivals[:-1])))
     for _ in range(2):
-        world.hear(world.fake.execute())
+        world.handle(world.fake.execute())
         world.lose_stages(died=True)
-    world.hear(world.fake.execute())
-    world.hear(SequenceCancelled("s0"))
-    world.hear(SequencesArrived((arrivals[-1],)))
+    world.handle(world.fake.execute())
+    world.handle(SequenceCancelled("s0"))
+    world.handle(SequencesArrived((arrivals[-1],)))
     world.run_dry()
     for name, prompt in list(prompts.items())[1:]:
         assert (world.outputs[name], world.ends[name].reason) == expected_output(prompt, 30)
@@ -145,7 +145,7 @@ def test_a_link_that_breaks_again_and_again_convicts_nobody(count: int) -> None:
     world = World(stages=2, kv_blocks=400, block_size=8, microbatches=0)
     prompts = {f"s{i}": (i + 1, *range(20)) for i in range(count)}
     arrivals = [NewSequence(name, prompts[name], SamplingParams(max_tokens=30)) for name in prompts]
-    world.hear(SequencesArrived(tuple(arrivals)))
+    world.handle(SequencesArrived(tuple(arrivals)))
     for _ in range(20):
         world.lose_stages("unreachable", link=True)
     world.run_dry()

@@ -42,7 +42,7 @@ def live_run(case: str, path: Path) -> list[list[Action]]:
     with path.open("w", encoding="utf-8") as file:
         journal = Journal(file)
 
-        def hear(event: Event) -> None:
+        def handle(event: Event) -> None:
             now = 0.1 * len(done) + 1 / 3
             journal.note(event, now)
             done.append(core.on(event, now))
@@ -50,9 +50,9 @@ def live_run(case: str, path: Path) -> list[list[Action]]:
 
         sampling = SamplingParams(max_tokens=20, logprobs=1, logit_bias={5: -1.0}, stop_token_ids=(9,))
         arrivals = tuple(NewSequence(f"s{i}", (1, 2, 3) * (i + 1), sampling, (4,), 90.0) for i in range(12))
-        hear(SequencesArrived(arrivals))
-        hear(LengthPredicted("s1", 10.0, 17.5))
-        hear(StagesReady(1, 2, 40))
+        handle(SequencesArrived(arrivals))
+        handle(LengthPredicted("s1", 10.0, 17.5))
+        handle(StagesReady(1, 2, 40))
         for step in range(200):
             if not plans:
                 break
@@ -60,20 +60,20 @@ def live_run(case: str, path: Path) -> list[list[Action]]:
             rows = sum(row.sample for row in plan.rows)
             logprobs = (PositionLogprobs(TokenLogprob(7, -0.1), (TokenLogprob(7, -0.1),)),) * rows
             errors = (RowError(plan.rows[0].key, "no grammar"),) if step == 18 else ()
-            hear(StepDone(plan.step_id, SampledTokens((7,) * rows, logprobs, errors), (0.01, 0.02)))
+            handle(StepDone(plan.step_id, SampledTokens((7,) * rows, logprobs, errors), (0.01, 0.02)))
             if step == 15:
-                hear(SequenceCancelled("s3"))
-                hear(Tick())
+                handle(SequenceCancelled("s3"))
+                handle(Tick())
             if step == 20:
                 failed = plans[0].step_id
                 plans.clear()
-                hear(StagesLost("gone", failed))
-                hear(StagesReady(2, 2, 40))
+                handle(StagesLost("gone", failed))
+                handle(StagesReady(2, 2, 40))
             if step in (22, 24):
                 steps = tuple(plan.step_id for plan in plans)
                 plans.clear()
-                hear(StagesLost("killed", open_steps=steps))
-                hear(StagesReady(step, 2, 40))
+                handle(StagesLost("killed", open_steps=steps))
+                handle(StagesReady(step, 2, 40))
     assert not core.sequences
     return done
 

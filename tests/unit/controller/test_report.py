@@ -24,14 +24,14 @@ def test_slack_and_window_follow_algorithm_1() -> None:
     def arrive(name: str, prompt: int, output: tuple[int, ...] = ()) -> None:
         world.outputs[name] = list(output)
         new = NewSequence(name, (1,) * prompt, PARAMS, output, first_token_due=9.0, tpot_s=0.5)
-        world.hear(SequencesArrived((new,)))
+        world.handle(SequencesArrived((new,)))
 
     # "b" has 4 tokens from elsewhere, which do not count as saved here.
     arrive("a", 40)
     arrive("b", 20, (1,) * 4)
     running = list(scheduler.sequences.values())
     while scheduler.phase is not Phase.DECODE or min(len(s.output) for s in running) < 7:
-        world.hear(world.fake.execute())
+        world.handle(world.fake.execute())
     arrive("c", 30)
     now = world.now + 1.0
     report = instance_report(scheduler, LearnedCost(), now)
@@ -49,7 +49,7 @@ def test_slack_and_window_follow_algorithm_1() -> None:
     assert report.slack.low_latest_s == pytest.approx(min(latest))
     assert (report.window.tokens, report.left.tokens) == (30, 30)
     assert report.window_left_s == pytest.approx(9.0 - now)
-    assert report.kv_free == scheduler.ledger.free * 8 - 31
+    assert report.kv_free == scheduler.allocator.free * 8 - 31
     assert report.sequences == 3
 
 

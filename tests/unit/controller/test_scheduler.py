@@ -118,9 +118,9 @@ class World:
         )
         self.scheduler = Scheduler(config, make_policy(), policies=lambda name: (CASES[name][0](), config))
         self.fake = FakeStages(self.kv_blocks, self.block_size)
-        self.hear(StagesReady(1, self.stages, self.kv_blocks))
+        self.handle(StagesReady(1, self.stages, self.kv_blocks))
 
-    def hear(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
         self.now += 0.01
         for action in self.scheduler.on(event, self.now):
             self.trace.append(action)
@@ -138,22 +138,22 @@ class World:
                 case Refused():
                     raise AssertionError(action)
         held = [s.blocks for s in self.scheduler.sequences.values()]
-        self.scheduler.ledger.check(held)
+        self.scheduler.allocator.check(held)
 
     def lose_stages(
         self, detail: str = "killed", failed: int | None = None, *, died: bool = False, link: bool = False
     ) -> None:
         steps = tuple(plan.step_id for plan in self.fake.queue)
-        self.hear(StagesLost(detail, failed, steps if died or link else ()))
-        assert self.scheduler.ledger.used == 0
+        self.handle(StagesLost(detail, failed, steps if died or link else ()))
+        assert self.scheduler.allocator.used == 0
         self.epoch += 1
         self.fake = FakeStages(self.kv_blocks, self.block_size)
-        self.hear(StagesReady(self.epoch, self.stages, self.kv_blocks, replaced=died))
+        self.handle(StagesReady(self.epoch, self.stages, self.kv_blocks, replaced=died))
 
     def run_dry(self) -> None:
         steps = 0
         while self.fake.queue:
-            self.hear(self.fake.execute())
+            self.handle(self.fake.execute())
             steps += 1
             assert steps < 100_000, "no end"
 
@@ -201,21 +201,21 @@ def test_nothing_is_lost_leaked_or_repeated(
                 limits[name] = prompt, limit
                 group.append(NewSequence(name, prompt, SamplingParams(max_tokens=limit)))
                 if predicted:
-                    world.hear(LengthPredicted(name, 1.0, 2.0))  # unknown yet: must do no harm
-            world.hear(SequencesArrived(tuple(group)))
-            world.hear(LengthPredicted(group[0].sequence_id, 1.0, 3.0))  # far too short
+                    world.handle(LengthPredicted(name, 1.0, 2.0))  # unknown yet: must do no harm
+            world.handle(SequencesArrived(tuple(group)))
+            world.handle(LengthPredicted(group[0].sequence_id, 1.0, 3.0))  # far too short
         elif draw < 0.44 and limits:
             name = chance.choice(sorted(limits))
             if name not in world.ends:
                 cancelled.add(name)
-            world.hear(SequenceCancelled(name))
+            world.handle(SequenceCancelled(name))
         elif draw < 0.46:
             kills += 1
             world.lose_stages(died=kills < 3)
         elif draw < 0.5:
-            world.hear(PolicyChosen(chance.choice(sorted(CASES))))
+            world.handle(PolicyChosen(chance.choice(sorted(CASES))))
         elif world.fake.queue:
-            world.hear(world.fake.execute())
+            world.handle(world.fake.execute())
     world.run_dry()
 
     assert set(world.ends) == set(limits)
@@ -226,7 +226,7 @@ def test_nothing_is_lost_leaked_or_repeated(
             assert got == output[: len(got)]
         else:
             assert (got, world.ends[name].reason) == (output, reason)
-    assert world.scheduler.ledger.used == 0
+    assert world.scheduler.allocator.used == 0
     assert world.scheduler.phase is Phase.IDLE
     assert all(switch.reason.text for switch in world.switches)
 
@@ -236,7 +236,7 @@ def submit(world: World, lengths: list[tuple[int, int]]) -> None:
         NewSequence(f"r{i}", tuple(range(1, prompt + 1)), SamplingParams(max_tokens=limit, ignore_eos=True))
         for i, (prompt, limit) in enumerate(lengths)
     )
-    world.hear(SequencesArrived(sequences))
+    world.handle(SequencesArrived(sequences))
 
 
 def test_phases_are_apart_in_time_and_decode_batches_balanced() -> None:
@@ -260,15 +260,15 @@ def test_stages_always_have_a_plan_in_reserve() -> None:
     submit(world, [(40, 30)] * 40)
     for _ in range(80):
         assert len(world.fake.queue) >= 4
-        world.hear(world.fake.execute())
+        world.handle(world.fake.execute())
 
 
 def test_preemption_takes_the_newest_and_keeps_the_oldest_running() -> None:
     """Too little memory for two: the older one is never the victim."""
     world = World(stages=2, kv_blocks=20, block_size=8, microbatches=0)
     submit(world, [(60, 80), (60, 80)])
-    world.hear(LengthPredicted("r0", 1, 2))
-    world.hear(LengthPredicted("r1", 1, 2))
+    world.handle(LengthPredicted("r0", 1, 2))
+    world.handle(LengthPredicted("r1", 1, 2))
     world.run_dry()
     assert world.ends["r0"].preemptions == 0
     assert world.ends["r0"].output_tokens == world.ends["r1"].output_tokens == 80
@@ -285,7 +285,7 @@ def test_deadline_and_full_queue() -> None:
     assert not scheduler.on(Tick(), 4.9)
     ends = [action for action in scheduler.on(Tick(), 5.0) if isinstance(action, Finish)]
     assert [end.reason for end in ends] == [FinishReason.DEADLINE]
-    assert scheduler.ledger.used == 0
+    assert scheduler.allocator.used == 0
 
 
 def test_a_handed_over_output_is_continued_not_repeated() -> None:
@@ -295,6 +295,6 @@ def test_a_handed_over_output_is_continued_not_repeated() -> None:
     whole, _ = expected_output(prompt, 12)
     given_tokens = tuple(whole[:4])
     world.outputs["x"] = list(given_tokens)
-    world.hear(SequencesArrived((NewSequence("x", prompt, SamplingParams(max_tokens=12), given_tokens),)))
+    world.handle(SequencesArrived((NewSequence("x", prompt, SamplingParams(max_tokens=12), given_tokens),)))
     world.run_dry()
     assert world.outputs["x"] == whole

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from controller.scheduler.decode import DecodeBatches
 from controller.scheduler.expectation import LengthBelief, SeenLengths
 from controller.scheduler.forecast import KvForecast
-from controller.scheduler.forecast_accuracy import Foresight
+from controller.scheduler.forecast_accuracy import ForecastAccuracy
 from controller.scheduler.ordering import FinishTogether
 from controller.scheduler.overflow import OverflowMargin
 from controller.scheduler.policies.auto import StepSizes, TideKnobs
@@ -164,12 +164,12 @@ def test_foresight_compares_the_end_of_a_phase_with_what_was_told() -> None:
         forecast = KvForecast(block_size=1, longest=2000)
         for key in range(10):
             forecast.put(key, 400, 0, LengthBelief(500.0, math.inf), 10_000)
-        foresight = Foresight()
-        foresight.begin(forecast)
+        forecast_accuracy = ForecastAccuracy()
+        forecast_accuracy.begin(forecast)
         forecast.advance(100)
-        foresight.end(forecast, 500 * (10 - gone), 10_000)
-        assert foresight.mean_error is not None
-        assert abs(foresight.mean_error - error) < 1e-9
+        forecast_accuracy.end(forecast, 500 * (10 - gone), 10_000)
+        assert forecast_accuracy.mean_error is not None
+        assert abs(forecast_accuracy.mean_error - error) < 1e-9
 
 
 def test_stealing_by_time_evens_out_contexts_stealing_by_count_numbers() -> None:

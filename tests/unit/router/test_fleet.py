@@ -35,14 +35,14 @@ class Machines:
         self.on_scaling: object = None
         self.deserted: Callable[[], bool] = lambda: False
         self.scheduler = SimpleNamespace(scaling=None, mitosis=self.mitosis)
-        self.attendance = SimpleNamespace(silent=lambda link: self.mitosis.leave(link.instance_id))
+        self.directory = SimpleNamespace(silent=lambda link: self.mitosis.leave(link.instance_id))
         for _ in range(instances):
             self.join()
 
     def __iter__(self) -> Iterator[Any]:
         return iter(list(self.links.values()))
 
-    def hear(self, event: Any) -> None:
+    def handle(self, event: Any) -> None:
         self.told.append(event.count)
 
     def join(self) -> str:

@@ -14,8 +14,8 @@ from router.scheduler.routing_scheduler import OverallConfig
 from router.scheduler.scaling import ScalingRules
 from router.scheduler.slo import SloTarget
 from simulator.cluster import ClusterRules, VirtualCluster
-from simulator.cluster_spec import ClusterPlant
-from simulator.fast_forward_instance import InstanceRules, SkippingInstance
+from simulator.cluster_spec import ClusterSpec
+from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
 from simulator.goodput import PRECISION, Goodput, Question, confirmed, goodput, measure
 from simulator.job import Job
 from simulator.systems import run_exactly, run_system
@@ -25,7 +25,7 @@ from tidepipe_common.latency.hardware import hardware
 from workloads.arrivals import MIXES, Arrivals, parse_arrivals
 from workloads.mixes import SimRequest
 
-PLANT = ClusterPlant(read_shape("codellama-34b"), hardware("l20"), 4, 4, max_total=4096)
+PLANT = ClusterSpec(read_shape("codellama-34b"), hardware("l20"), 4, 4, max_total=4096)
 SLO = SloTarget(5.0, 0.1)
 QUESTION = Question(MIXES["sharegpt-like"](400, 1), SLO, seconds=25.0, least_requests=10)
 
@@ -42,8 +42,8 @@ QUESTION = Question(MIXES["sharegpt-like"](400, 1), SLO, seconds=25.0, least_req
 )
 def test_skipping_changes_little(system: str, knobs: dict[str, str | int], stages: int) -> None:
     """The same requests through the controller's scheduler: nearly the same latencies and attainment."""
-    plant = replace(PLANT, tensor=4 // stages, stages=stages, instances=2)
-    skipped, exact = (measure(system, knobs, plant, QUESTION, 6.0, run) for run in (run_system, run_exactly))
+    spec = replace(PLANT, tensor=4 // stages, stages=stages, instances=2)
+    skipped, exact = (measure(system, knobs, spec, QUESTION, 6.0, run) for run in (run_system, run_exactly))
     assert abs(skipped.attainment - exact.attainment) < 0.06
     assert skipped.tpot_ms["p50"] == pytest.approx(exact.tpot_ms["p50"], rel=0.1)
     assert skipped.ttft_ms["p50"] == pytest.approx(exact.ttft_ms["p50"], rel=0.3)
@@ -54,7 +54,7 @@ def test_skipping_changes_little(system: str, knobs: dict[str, str | int], stage
 def test_memory_is_given_back_and_preempted_requests_end() -> None:
     """Little memory: requests are computed again, all end, and nothing is held afterwards."""
     cost = PLANT.latency()
-    instance = SkippingInstance("i", InstanceRules(), cost, 1, kv_tokens=3000)
+    instance = FastForwardInstance("i", InstanceRules(), cost, 1, kv_tokens=3000)
     jobs = [Job(i, 300, 500, 0.1 * i, SLO) for i in range(12)]
     for job in jobs:
         instance.submit(job, job.arrival)
@@ -87,7 +87,7 @@ def test_goodput_is_a_rate_up_to_which_it_attains() -> None:
     assert measure("hybrid", knobs, PLANT, QUESTION, found.rps * 1.15).attainment < 0.9
 
 
-def run_with_a_dip(system: str, knobs: Knobs, plant: ClusterPlant, jobs: Sequence[Job]) -> None:
+def run_with_a_dip(system: str, knobs: Knobs, spec: ClusterSpec, jobs: Sequence[Job]) -> None:
     """Everything is served in time, but between 3.5 and 8 and above 27.6 requests per second."""
     rate = len(jobs) / jobs[-1].arrival
     for job in jobs:
@@ -114,10 +114,10 @@ CELLS = (
 @pytest.mark.parametrize(("system", "knobs", "mix"), CELLS)
 def test_the_scheduler_itself_has_the_same_goodput(system: str, knobs: Knobs, mix: str) -> None:
     """Within the search's precision."""
-    plant = replace(PLANT, instances=1)
+    spec = replace(PLANT, instances=1)
     workload = MIXES[mix](400, 1).within(4096, 4096)
     asked = replace(QUESTION, workload=workload, least_requests=150)
-    skipped, exact = (goodput(system, knobs, plant, asked, run=run) for run in (run_system, run_exactly))
+    skipped, exact = (goodput(system, knobs, spec, asked, run=run) for run in (run_system, run_exactly))
     assert skipped.rps == pytest.approx(exact.rps, rel=PRECISION)
 
 
@@ -142,8 +142,8 @@ def test_a_cluster_grows_under_overload_and_splits() -> None:
         policy="padg", bounds=Bounds(2, 3), max_pending=10_000, scaling=ScalingRules(SLO, calm_s=2.0)
     )
 
-    def make(name: str, born: float) -> SkippingInstance:
-        return SkippingInstance(name, InstanceRules(), cost, 1, kv_tokens, born)
+    def make(name: str, born: float) -> FastForwardInstance:
+        return FastForwardInstance(name, InstanceRules(), cost, 1, kv_tokens, born)
 
     cluster = VirtualCluster(
         ClusterRules(config), make, cost, stages=1, context=PLANT.context, step_tokens=2048

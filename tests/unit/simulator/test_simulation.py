@@ -10,7 +10,7 @@ import pytest
 
 from simulator.balance import StepBalance
 from simulator.bound import ConvexHull
-from simulator.offline import Plant, run_offline
+from simulator.offline import PipelineSpec, run_offline
 from simulator.pipeline import SimulatedStages
 from simulator.predictions import predictor
 from simulator.record import Recording
@@ -56,7 +56,7 @@ def test_bubbles_are_exact() -> None:
     assert stages.busy_s == [7.0, 7.0, 7.0]
 
 
-PLANT = Plant(read_shape("Llama2-13B"), hardware("L20"), 4, max_total=2048)
+PLANT = PipelineSpec(read_shape("Llama2-13B"), hardware("L20"), 4, max_total=2048)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

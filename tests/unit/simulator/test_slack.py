@@ -12,8 +12,8 @@ from controller.scheduler.report import instance_report
 from controller.scheduler.scheduler import Scheduler, SchedulerConfig
 from controller.scheduler.sequence import Sequence, State
 from router.scheduler.slo import SloTarget
-from simulator.cluster_spec import ClusterPlant
-from simulator.fast_forward_instance import InstanceRules, SkippingInstance
+from simulator.cluster_spec import ClusterSpec
+from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
 from simulator.job import Job
 from tidepipe_common.latency.files import read_shape
 from tidepipe_common.latency.hardware import hardware
@@ -77,15 +77,15 @@ def test_the_same_slack_latest_resume_and_windows(
     sequences: list[Drawn], stages: int, phase: Phase, used: int, work: list[tuple[int, bool, float]]
 ) -> None:
     """To the last bit, for any sequences, in any phase, after any work."""
-    plant = ClusterPlant(read_shape("codellama-34b"), hardware("l20"), 1, 4 // stages, stages)
-    cost = plant.latency()
+    spec = ClusterSpec(read_shape("codellama-34b"), hardware("l20"), 1, 4 // stages, stages)
+    cost = spec.latency()
     scheduler = Scheduler(SchedulerConfig(CONTEXT, (), prefill_tokens=BUDGET))
     scheduler.on(StagesReady(1, stages, 4000), 0.0)
     state = scheduler.state
     state.phase, state.phase_since = phase, SINCE
-    state.ledger.extend([], used * 16)
+    state.allocator.extend([], used * 16)
     rules = InstanceRules(budget=BUDGET, context=CONTEXT)
-    skipping = SkippingInstance("i", rules, cost, stages, kv_tokens=4000 * 16)
+    skipping = FastForwardInstance("i", rules, cost, stages, kv_tokens=4000 * 16)
     skipping._phase, skipping._switched, skipping._kv_used = phase, SINCE, used * 16
     skipping._slack_at = -1.0
     at = 50.0

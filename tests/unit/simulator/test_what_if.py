@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from controller.runtime.journal import Journal, open_journal, read_blueprint
-from controller.runtime.scheduler_spec import Blueprint, blueprint_from
+from controller.runtime.journal import Journal, open_journal, read_scheduler_spec
+from controller.runtime.scheduler_spec import SchedulerSpec, scheduler_spec_from
 from controller.scheduler.actions import Dispatch
 from controller.scheduler.events import (
     Event,
@@ -32,7 +32,7 @@ from tidepipe_common.types.sampling import SamplingParams
 
 TERMS = ProfileTerms(((1, 40.0), (256, 90.0)), ((1, 1.0), (64, 4.0)), 0.5, 0.01, 0.5, 0.01)
 PROFILE = Profile(((1, 42.0), (256, 100.0)), TERMS)
-BLUEPRINT = Blueprint(
+BLUEPRINT = SchedulerSpec(
     policy="auto",
     shape=SHAPES["llama2-13b"],
     split=(21, 19),
@@ -47,20 +47,20 @@ BLUEPRINT = Blueprint(
 
 
 def live_run(
-    folder: Path, blueprint: Blueprint = BLUEPRINT, *, change: bool = False, slower: float = 1.0
+    folder: Path, spec: SchedulerSpec = BLUEPRINT, *, change: bool = False, slower: float = 1.0
 ) -> Path:
     """Stages that take what the profile says, or `slower` times that; written as it goes."""
-    scheduler, _ = blueprint.build()
-    cost = blueprint.costs()
+    scheduler, _ = spec.build()
+    cost = spec.costs()
     with open_journal(folder, "instance-0") as file:
         path = Path(file.name)
         journal = Journal(file)
-        journal.begin(blueprint)
+        journal.begin(spec)
         plans: list[tuple[float, tuple[float, ...], Dispatch]] = []
         now = 5.0
-        free = [now] * len(blueprint.split)
+        free = [now] * len(spec.split)
 
-        def hear(event: Event) -> None:
+        def handle(event: Event) -> None:
             journal.note(event, now)
             actions = scheduler.on(event, now)
             journal.did(actions)
@@ -68,38 +68,38 @@ def live_run(
                 if isinstance(action, Dispatch):
                     at, work = now, work_of(action.plan)
                     times = []
-                    for stage, layers in enumerate(blueprint.split):
+                    for stage, layers in enumerate(spec.split):
                         last = stage == len(free) - 1
                         spent = slower * cost.stage_s(work, layers, last=last) if cost else 0.05
                         at = free[stage] = max(at, free[stage]) + spent
                         times.append(spent)
                     plans.append((at, tuple(times), action))
 
-        hear(StagesReady(1, len(blueprint.split), 200))
+        handle(StagesReady(1, len(spec.split), 200))
         sampling = [SamplingParams(max_tokens=10 + 3 * i, ignore_eos=True, seed=i) for i in range(24)]
         prompts = [(7,) * (20 + 11 * i) for i in range(24)]
-        hear(SequencesArrived(tuple(NewSequence(f"s{i}", prompts[i], sampling[i]) for i in range(24))))
+        handle(SequencesArrived(tuple(NewSequence(f"s{i}", prompts[i], sampling[i]) for i in range(24))))
         for i in range(24):
-            hear(LengthPredicted(f"s{i}", 10.0 + 3 * i, 15.0 + 3 * i))
+            handle(LengthPredicted(f"s{i}", 10.0 + 3 * i, 15.0 + 3 * i))
         while plans:
             now, times, dispatch = plans.pop(0)
             plan = dispatch.plan
-            hear(StepDone(plan.step_id, SampledTokens((7,) * plan.samples), times))
+            handle(StepDone(plan.step_id, SampledTokens((7,) * plan.samples), times))
             if change and plan.step_id == 20:
-                hear(PolicyChosen("hybrid"))
+                handle(PolicyChosen("hybrid"))
     assert not scheduler.sequences
     return path
 
 
 def test_a_journal_keeps_its_settings(tmp_path: Path) -> None:
     """Through JSON, and a restarted controller does not write over the journal of the one before."""
-    assert blueprint_from(json.loads(json.dumps(BLUEPRINT.fields()))) == BLUEPRINT
+    assert scheduler_spec_from(json.loads(json.dumps(BLUEPRINT.fields()))) == BLUEPRINT
     first, second = live_run(tmp_path / "j"), live_run(tmp_path / "j")
     assert first != second
-    assert read_blueprint(first) == read_blueprint(second) == BLUEPRINT
+    assert read_scheduler_spec(first) == read_scheduler_spec(second) == BLUEPRINT
     (tmp_path / "old.jsonl").write_text('{"now": 1.0, "event": "Tick"}\n')
     with pytest.raises(ConfigError, match="does not begin"):
-        read_blueprint(tmp_path / "old.jsonl")
+        read_scheduler_spec(tmp_path / "old.jsonl")
 
 
 @pytest.mark.parametrize("policy", ["auto", "td-pipe", "separate", "hybrid"])
@@ -109,7 +109,7 @@ def test_replay_and_virtual_time_agree_with_the_live_run(policy: str, tmp_path: 
     live = replay_journal(path)
     assert (live.differing, live.epochs, len(live.requests)) == (0, 1, 24)
     assert live.output_tokens == sum(10 + 3 * i for i in range(24))
-    assert what_if(live, live.blueprint).makespan_s == pytest.approx(live.makespan_s, rel=0.1)
+    assert what_if(live, live.spec).makespan_s == pytest.approx(live.makespan_s, rel=0.1)
 
 
 def test_a_machine_slower_than_its_profile(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_machine_slower_than_its_profile(tmp_path: Path) -> None:
         replay_journal(live_run(tmp_path / name, slower=by)) for name, by in (("q", 1.0), ("s", 1.5))
     )
     assert list(slow.pace.values()) == pytest.approx([1.5] * 2)
-    assert what_if(slow, slow.blueprint).makespan_s == pytest.approx(slow.makespan_s, rel=0.1)
+    assert what_if(slow, slow.spec).makespan_s == pytest.approx(slow.makespan_s, rel=0.1)
     other = BLUEPRINT.under("hybrid")
     assert what_if(slow, other).makespan_s > 1.3 * what_if(quick, other).makespan_s
     assert what_if(slow, other, paced=False).makespan_s < 1.1 * what_if(quick, other).makespan_s

@@ -53,8 +53,8 @@ class SteppedClock:
         self.now += self._cost.stage_s(work_of(plan), share, last=True)
         return StepOutput(hidden=b"")
 
-    def pretend(self, lengths: dict[int, int]) -> None:
-        self._tables.pretend(lengths)
+    def set_lengths_for_profiling(self, lengths: dict[int, int]) -> None:
+        self._tables.set_lengths_for_profiling(lengths)
 
 
 def times(layers: int, steps: list[Step] | None = None) -> dict[Step, float]:

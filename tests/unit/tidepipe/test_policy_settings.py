@@ -9,16 +9,16 @@ from typing import Any, cast, get_args
 
 import pytest
 
-from controller.runtime.scheduler_spec import blueprint_from
+from controller.runtime.scheduler_spec import scheduler_spec_from
 from controller.runtime.stage_client import StageAbout
 from controller.scheduler.policies.catalog import LIVE_POLICIES, ROUTING, parse_knobs
 from controller.scheduler.scheduler import Scheduler
-from controller.service import blueprint_of, parse
+from controller.service import parse, scheduler_spec_of
 from launcher.config import Policy, load_config
 from launcher.plan import controller_spec, router_spec
-from simulator.cluster_spec import ClusterPlant
+from simulator.cluster_spec import ClusterSpec
 from simulator.exact_instance import ExactRules
-from simulator.offline import Plant, scheduler_of
+from simulator.offline import PipelineSpec, scheduler_of
 from simulator.setups import POLICIES
 from simulator.systems import SYSTEMS, default_knobs
 from tidepipe_common.errors import ConfigError
@@ -63,9 +63,9 @@ def live(name: str, device: str, **flags: Any) -> Scheduler:
     config = load_config(None, {"model": "m", "policy": name, "stages": STAGES, **emulated, **flags})
     spec = controller_spec(config, 0, stages=["h:1"] * STAGES, router="h:2", predictor="h:3")
     about = cast(StageAbout, SimpleNamespace(shape=SHAPE, device=DEVICES[device]))
-    blueprint = blueprint_of(parse(spec.arguments), about, (10,) * STAGES)
+    spec = scheduler_spec_of(parse(spec.arguments), about, (10,) * STAGES)
     # As a journal keeps it.
-    return blueprint_from(blueprint.fields()).build()[0]
+    return scheduler_spec_from(spec.fields()).build()[0]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -74,12 +74,12 @@ def test_live_and_virtual_policies_have_the_same_settings(name: str, device: str
     """Every knob, those of the admission and of preemption included; and so many micro-batches."""
     found = settings_of(live(name, device))
     if name in POLICIES:
-        offline = Plant(SHAPE, hardware(device), STAGES)
+        offline = PipelineSpec(SHAPE, hardware(device), STAGES)
         assert settings_of(scheduler_of(offline, name, {}, 100)[0]) == found
     if name in SYSTEMS:
-        plant = ClusterPlant(SHAPE, hardware(device), 1, stages=STAGES)
-        knobs = default_knobs(name, plant)
-        scheduler = ExactRules.of(name, knobs).scheduler(plant, plant.latency())
+        spec = ClusterSpec(SHAPE, hardware(device), 1, stages=STAGES)
+        knobs = default_knobs(name, spec)
+        scheduler = ExactRules.of(name, knobs).scheduler(spec, spec.latency())
         assert settings_of(scheduler) == found
     assert name in POLICIES or name in SYSTEMS
 
@@ -99,7 +99,7 @@ def test_whatever_the_simulator_tunes_can_be_tuned_live(name: str, text: str) ->
     found = settings_of(live(name, "l20", policy_settings=text))
     assert found != settings_of(live(name, "l20"))
     if name in POLICIES:
-        offline = Plant(SHAPE, hardware("l20"), STAGES)
+        offline = PipelineSpec(SHAPE, hardware("l20"), STAGES)
         assert settings_of(scheduler_of(offline, name, parse_knobs(text, name), 100)[0]) == found
 
 

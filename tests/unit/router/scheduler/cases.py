@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from router.scheduler.instance_report import InstanceReport, Slack
 from router.scheduler.prefill import PrefillTime, prompt_work
 from router.scheduler.request import RouteRequest
 from router.scheduler.slo import SloTarget
-from router.scheduler.status import InstanceStatus, Slack
 from router.scheduler.view import InstanceFacts, InstanceView
 from tidepipe_common.latency.work import StepWork
 from tidepipe_common.types.plan import Phase
@@ -36,19 +36,19 @@ def facts(instance_id: str) -> InstanceFacts:
     return InstanceFacts(instance_id, PrefillTime(MillisecondPerToken()), 4096, 100)
 
 
-def status(taken: float = 0.0, accepted: int = 0, **changes: Any) -> InstanceStatus:
+def status(taken: float = 0.0, accepted: int = 0, **changes: Any) -> InstanceReport:
     """An idle instance with 10,000 tokens of KV memory, unless said otherwise."""
     fields: dict[str, Any] = {
         "phase": Phase.DECODE, "switched": 0.0, "sequences": 0, "tokens": 0,
         "kv_free": 10_000, "kv_total": 10_000,
     }  # fmt: skip
-    return InstanceStatus(taken=taken, accepted=accepted, **{**fields, **changes})
+    return InstanceReport(taken=taken, accepted=accepted, **{**fields, **changes})
 
 
 def view(instance_id: str, **changes: Any) -> InstanceView:
     """An instance that has reported."""
     made = InstanceView(facts(instance_id))
-    made.hear(status(**changes))
+    made.handle(status(**changes))
     return made
 
 

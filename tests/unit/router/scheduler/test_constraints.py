@@ -47,9 +47,9 @@ def test_stale_reports_do_not_over_admit() -> None:
         seen.routed(request(name, prompt=300))
     assert not check(request("d", prompt=300), seen, 0.0).satisfied
     assert (seen.window.tokens, seen.sequences, seen.kv_free) == (900, 3, 97)
-    seen.hear(status(taken=1.0, accepted=2, kv_free=400, sequences=2))
+    seen.handle(status(taken=1.0, accepted=2, kv_free=400, sequences=2))
     assert (seen.window.tokens, seen.sequences, seen.kv_free) == (300, 3, 99)
-    seen.hear(status(taken=0.5, accepted=0))
+    seen.handle(status(taken=0.5, accepted=0))
     assert seen.sequences == 3, "an older report is ignored"
     seen.forget("c")
     assert (seen.sequences, seen.left.tokens) == (2, 0)

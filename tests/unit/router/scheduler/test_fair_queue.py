@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from router.scheduler.events import InstanceJoined, InstanceReported, QueueFull, RequestArrived, Route
 from router.scheduler.pending import PendingQueue
-from router.scheduler.routing_scheduler import OverallConfig, OverallScheduler
+from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from tests.unit.router.scheduler.cases import facts, prompt_work, request, status
 
 
@@ -46,7 +46,7 @@ def test_work_is_shared_and_nobody_starves(arrivals: list[tuple[str, int]], lead
 
 def test_one_tenants_thousands_do_not_hold_up_anothers_first() -> None:
     """They wait at the router and not at the instance, fill half of the queue, and the other goes next."""
-    scheduler = OverallScheduler(OverallConfig(policy="least-loaded", max_pending=1000))
+    scheduler = RoutingScheduler(OverallConfig(policy="least-loaded", max_pending=1000))
     scheduler.on(InstanceJoined(facts("i0")), 0.0)
     scheduler.on(InstanceReported("i0", status()), 0.0)
     actions = [

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from router.scheduler.events import AddInstance, InstanceJoined, InstancesStarting, Tick
 from router.scheduler.mitosis import Bounds, Mitosis
-from router.scheduler.routing_scheduler import OverallConfig, OverallScheduler
+from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.scaling import ScalingRules
 from tests.unit.router.scheduler.cases import SLO, facts
 
@@ -61,7 +61,7 @@ def test_no_group_is_emptied_below_its_least(bounds: tuple[int, int], course: li
 def test_instances_that_are_starting_count_for_the_most() -> None:
     """A start may take minutes, in which the queue only grows."""
     rules = ScalingRules(SLO, most=3, calm_s=1.0)
-    scheduler = OverallScheduler(OverallConfig(policy="least-loaded", scaling=rules))
+    scheduler = RoutingScheduler(OverallConfig(policy="least-loaded", scaling=rules))
     scheduler.on(InstanceJoined(facts("i0")), 0.0)
     assert scheduler.scaling is not None
     started = 0

@@ -28,22 +28,22 @@ from router.scheduler.events import (
 )
 from router.scheduler.mitosis import Bounds
 from router.scheduler.policies.catalog import ROUTING_POLICIES
-from router.scheduler.routing_scheduler import OverallConfig, OverallScheduler
+from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.scaling import ScalingRules
 from tests.unit.router.scheduler.cases import SLO, facts, prompt_work, request, slack, status
 from tidepipe_common.errors import ConfigError
 
 
-def cluster(instances: int, **config: object) -> OverallScheduler:
+def cluster(instances: int, **config: object) -> RoutingScheduler:
     """Instances i0, i1, .. that are idle."""
-    scheduler = OverallScheduler(OverallConfig(**config))  # type: ignore[arg-type]
+    scheduler = RoutingScheduler(OverallConfig(**config))  # type: ignore[arg-type]
     for number in range(instances):
         scheduler.on(InstanceJoined(facts(f"i{number}")), 0.0)
         scheduler.on(InstanceReported(f"i{number}", status()), 0.0)
     return scheduler
 
 
-def targets(scheduler: OverallScheduler, count: int, prompt: int = 300) -> list[str | None]:
+def targets(scheduler: RoutingScheduler, count: int, prompt: int = 300) -> list[str | None]:
     """Where `count` requests go; None for those that wait."""
     found: list[str | None] = []
     for number in range(count):
@@ -142,7 +142,7 @@ def test_contraction_drains_one_after_the_other() -> None:
 @given(st.lists(st.tuples(st.sampled_from("qqqqujldtsw"), st.integers(0, 9)), max_size=80))
 def test_no_request_is_lost(course: list[tuple[str, int]]) -> None:
     """Every request that arrived was routed exactly once, refused, expired, withdrawn, or is pending."""
-    scheduler = OverallScheduler(OverallConfig(policy="padg", bounds=Bounds(1, 2), max_pending=5))
+    scheduler = RoutingScheduler(OverallConfig(policy="padg", bounds=Bounds(1, 2), max_pending=5))
     fate: dict[str, str] = {}
     for number, (kind, pick) in enumerate(course):
         now, name = number * 0.2, f"i{pick}"

@@ -30,7 +30,7 @@ class Slack:
 
 
 @dataclass(frozen=True, slots=True)
-class InstanceStatus:
+class InstanceReport:
     """One report. Times in seconds of the router's clock (the edge converts ages), memory in tokens.
 
     taken: when it was true. accepted: sequences that the instance had taken over from this router by then,

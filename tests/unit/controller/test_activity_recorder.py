@@ -1,4 +1,4 @@
-"""What an instance says of itself adds up: a simulated run, told to a `Course` as a live one would be."""
+"""What an instance says of itself adds up: a simulated run, told to a recorder as a live one would be."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from controller.runtime.activity_recorder import Course
+from controller.runtime.activity_recorder import ActivityRecorder
 from controller.scheduler.actions import Dispatch, Finish, PhaseSwitched, Reason
 from controller.scheduler.events import LengthPredicted, Tick
-from simulator.offline import Plant, run_offline
+from simulator.offline import PipelineSpec, run_offline
 from simulator.predictions import predictor
 from simulator.record import Recording
 from tidepipe.cli.main import app
@@ -25,40 +25,42 @@ from workloads.mixes import sharegpt_like
 
 def test_spans_shares_and_bubbles() -> None:
     """Two stages: stage 1 is busy for half of the time that the instance works; idle time is no bubble."""
-    course = Course(2)
-    course.note(Tick(), [PhaseSwitched(Phase.IDLE, Phase.MIXED, Reason("work", {"waiting": 3}))], 100.0, 0.0)
+    activity = ActivityRecorder(2)
+    activity.note(
+        Tick(), [PhaseSwitched(Phase.IDLE, Phase.MIXED, Reason("work", {"waiting": 3}))], 100.0, 0.0
+    )
     for step in range(1, 11):
         row = PlanRow(1, step, 1, (5,), (), True)
-        course.note(Tick(), [Dispatch(StepPlan(step, Phase.MIXED, (row,)))], 99.0 + step, 0.0)
+        activity.note(Tick(), [Dispatch(StepPlan(step, Phase.MIXED, (row,)))], 99.0 + step, 0.0)
         # Reports come a little late; the stages' own times count.
-        course.stage_done(0, step, 1.0, 0.0, 100.0 + step + 0.01 * (step % 3))
-        assert course.stage_done(1, step, 0.5, 0.5, 100.5 + step) == (1.0, 0.5)
-    course.note(Tick(), [PhaseSwitched(Phase.MIXED, Phase.IDLE, Reason("all done"))], 110.0, 0.0)
-    assert course.working_s(150.0) == pytest.approx(10.0)
-    assert course.bubble_shares(150.0) == pytest.approx((0.0, 0.5))
-    timeline = course.timeline("i", since=0.0, offset_s=1000.0)
+        activity.stage_done(0, step, 1.0, 0.0, 100.0 + step + 0.01 * (step % 3))
+        assert activity.stage_done(1, step, 0.5, 0.5, 100.5 + step) == (1.0, 0.5)
+    activity.note(Tick(), [PhaseSwitched(Phase.MIXED, Phase.IDLE, Reason("all done"))], 110.0, 0.0)
+    assert activity.working_s(150.0) == pytest.approx(10.0)
+    assert activity.bubble_shares(150.0) == pytest.approx((0.0, 0.5))
+    timeline = activity.timeline("i", since=0.0, offset_s=1000.0)
     first = [span for span in timeline.spans if span.stage == 0]
     assert [span.step_id for span in first] == list(range(1, 11))
     # No two steps of a stage overlap, and none ends after its report.
     assert all(a.end_s <= b.start_s + 1e-9 for a, b in pairwise(first))
     assert all(span.end_s <= 1100.02 + span.step_id + 1e-9 for span in first)
     assert timeline.turns[0].reason == "work (waiting 3)"
-    assert not course.timeline("i", since=120.0, offset_s=0.0).spans
+    assert not activity.timeline("i", since=120.0, offset_s=0.0).spans
 
 
 def test_forecast_error_counts_natural_ends_only() -> None:
     """An output that was cut says nothing."""
-    course = Course(1)
+    activity = ActivityRecorder(1)
     for name, length, reason in (("a", 30, FinishReason.STOP), ("b", 5, FinishReason.LENGTH)):
-        course.note(LengthPredicted(name, 20.0, 40.0), [Finish(name, reason, length)], 1.0, 0.0)
-    assert (course.scored, course.forecast_error()) == (1, 10.0)
+        activity.note(LengthPredicted(name, 20.0, 40.0), [Finish(name, reason, length)], 1.0, 0.0)
+    assert (activity.scored, activity.forecast_error()) == (1, 10.0)
 
 
 def test_a_simulated_run_as_a_trace(tmp_path: Path) -> None:
     """Lanes of the file are busy as long as the simulator says the stages are."""
-    plant = Plant(read_shape("llama2-13b"), hardware("l20"), 2, max_total=2048)
+    spec = PipelineSpec(read_shape("llama2-13b"), hardware("l20"), 2, max_total=2048)
     recording = Recording()
-    run = run_offline(plant, "auto", sharegpt_like(40, seed=1), predictor("oracle"), 0, None, recording)
+    run = run_offline(spec, "auto", sharegpt_like(40, seed=1), predictor("oracle"), 0, None, recording)
     timeline = recording.timeline("auto")
     for stage, share in enumerate(run.result.stage_busy):
         busy = sum(span.end_s - span.start_s for span in timeline.spans if span.stage == stage)
