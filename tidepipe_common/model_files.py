@@ -20,11 +20,8 @@ _SHOWN = 100
 _MARK = b"\xef\xbb\xbf"
 
 
-def read_json_object(file: Path, largest: int = LARGEST_JSON, *, counted: bool = True) -> Mapping[str, Any]:
-    """The object in a file; ModelError, which names the file, if there is none.
-
-    counted: False for files that may rightly have more entries than a request has.
-    """
+def read_json_object(file: Path, largest: int = LARGEST_JSON) -> Mapping[str, Any]:
+    """The object in a file; ModelError, which names the file, if there is none."""
     try:
         size = file.stat().st_size
         if not file.is_file():  # a pipe would wait for a writer
@@ -34,17 +31,20 @@ def read_json_object(file: Path, largest: int = LARGEST_JSON, *, counted: bool =
         raw = file.read_bytes()
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
-    return json_object(raw, str(file), counted=counted)
+    return json_object(raw, str(file))
 
 
-def json_object(raw: bytes, source: str, *, counted: bool = True) -> Mapping[str, Any]:
-    """The object that the bytes are; ModelError, which begins with `source`, if they are none."""
+def json_object(raw: bytes, source: str) -> Mapping[str, Any]:
+    """The object that the bytes are; ModelError, which begins with `source`, if they are none.
+
+    Bounded by its bytes only: an index of weights and a vocabulary have more entries than any request.
+    """
     if raw.startswith(_MARK):
         raise ModelError(f"{source}: begins with a byte order mark; save it as UTF-8 without one")
     if not raw.strip():
         raise ModelError(f"{source}: is empty")
     try:
-        value = decode_json(raw, counted=counted)
+        value = decode_json(raw, counted=False)
         check_json_text(raw, value, "it")
     except (NotJsonError, InvalidRequestError) as error:
         raise ModelError(f"{source}: {error}") from error

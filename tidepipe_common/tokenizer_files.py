@@ -22,13 +22,13 @@ def check_tokenizer_files(folder: Path) -> None:
     """ModelError for the first of the small files that cannot be used, which it names."""
     file = folder / "tokenizer_config.json"
     if file.is_file():
-        config = read_json_object(file, _LARGEST_CONFIG, counted=False)
+        config = read_json_object(file, _LARGEST_CONFIG)
         for key, (fits, wanted) in _FIELDS.items():
             if config.get(key) is not None and not fits(config[key]):
                 raise ModelError(f"{file}: {key} must be {wanted}, got {shown(config[key])}")
     for name in ("special_tokens_map.json", "added_tokens.json"):
         if (folder / name).is_file():
-            read_json_object(folder / name, _LARGEST_CONFIG, counted=False)
+            read_json_object(folder / name, _LARGEST_CONFIG)
 
 
 def check_tokenizer_json(folder: Path) -> None:
@@ -36,7 +36,7 @@ def check_tokenizer_json(folder: Path) -> None:
     file = folder / "tokenizer.json"
     if not file.is_file():
         return
-    content = read_json_object(file, _LARGEST_TOKENIZER, counted=False)
+    content = read_json_object(file, _LARGEST_TOKENIZER)
     for key, kind, wanted in (("model", dict, "an object"), ("added_tokens", list, "a list")):
         if not isinstance(content.get(key), kind):
             raise ModelError(f"{file}: {key} must be {wanted}, got {shown(content.get(key))}")

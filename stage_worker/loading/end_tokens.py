@@ -76,6 +76,6 @@ def _text(token: Any) -> str:
 
 def _object(file: Path) -> Mapping[str, Any]:
     try:
-        return read_json_object(file, _LARGEST_FILE, counted=False)
+        return read_json_object(file, _LARGEST_FILE)
     except ModelError:
         return {}

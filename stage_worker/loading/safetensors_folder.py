@@ -123,7 +123,7 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
             raw = handle.read(length)
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
-    header = json_object(raw, f"{file}: its header", counted=False)
+    header = json_object(raw, f"{file}: its header")
     return {
         name: _stored(file, name, entry, 8 + length, size)
         for name, entry in header.items()

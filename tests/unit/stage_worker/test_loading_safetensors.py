@@ -20,6 +20,7 @@ from stage_worker.models.weights import StageWeights
 from tests.tiny_models import make_tiny_model, random_prompts
 from tests.torch_pipeline import generate, make_pipeline
 from tidepipe_common.errors import ModelError
+from tidepipe_common.model_files import read_json_object
 
 PROMPTS = random_prompts([5, 20])
 CPU = torch.device("cpu")
@@ -187,6 +188,16 @@ def test_configuration_that_is_no_json(content: bytes, message: str, copy: Path)
     (copy / "config.json").write_bytes(content)
     with pytest.raises(ModelError, match=rf"config\.json: {message}"):
         open_checkpoint(copy)
+
+
+def test_an_index_may_name_more_tensors_than_a_request_has_members(tmp_path: Path) -> None:
+    """Experts of the largest models: ninety thousand tensors."""
+    names = {
+        f"model.layers.{layer}.mlp.experts.{expert}.w": "a" for layer in range(100) for expert in range(900)
+    }
+    file = tmp_path / "model.safetensors.index.json"
+    file.write_text(json.dumps({"weight_map": names}))
+    assert read_json_object(file)["weight_map"] == names
 
 
 def test_configuration_without_a_data_type_takes_the_weights_own(tmp_path: Path) -> None:
