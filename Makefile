@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 MODEL ?= smollm2-135m
 DEMO_STAGES ?= 2
 
-.PHONY: help demo test setup model stubs released lint types imports stubs-fresh check lock audit trial clean
+.PHONY: help demo test setup model stubs released lint types imports stubs-fresh check lock audit wheel-check trial clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -81,12 +81,16 @@ LOCK := .lock/bin/uv pip compile --quiet --universal --python-version 3.11 --gen
 lock: ## write locks/ anew from pyproject.toml; `make lock UPGRADE=--upgrade` takes newer versions
 	test -x .lock/bin/uv || { $(PYTHON) -m venv .lock && .lock/bin/python -m pip install --quiet uv==0.13.9; }
 	$(LOCK) $(UPGRADE) --extra dev pyproject.toml -o locks/dev.txt
-	$(LOCK) -c locks/dev.txt pyproject.toml -o locks/worker.txt
+	$(LOCK) -c locks/dev.txt pyproject.toml -o locks/client.txt
+	$(LOCK) -c locks/dev.txt --extra server pyproject.toml -o locks/worker.txt
 	$(PYTHON) deploy/requirements.py --without torch | $(LOCK) -c locks/dev.txt - -o locks/service.txt
 
 audit: ## known vulnerabilities in what locks/ names (asks pypi.org's advisory service)
 	test -x .audit/bin/pip-audit || { $(PYTHON) -m venv .audit && .audit/bin/python -m pip install --quiet pip-audit==2.10.1; }
 	.audit/bin/pip-audit --strict --disable-pip --requirement locks/dev.txt
+
+wheel-check: model ## the wheel, tried in empty environments: the client alone, and a server
+	$(BIN)/python -m deploy.wheel_check
 
 trial: model ## launch and hurt the compose deployment, if this machine can have a container engine (root)
 	$(BIN)/python -m deploy.trial --model "$$($(BIN)/tidepipe model pull $(MODEL) | tail -1)" $(if $(PYTHON_IN),--python $(PYTHON_IN))

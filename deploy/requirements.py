@@ -1,4 +1,4 @@
-"""Prints run-time dependencies of pyproject.toml, a line each: what `make lock` and `make setup` begin with.
+"""Prints what pyproject.toml says that a server needs, a line each: what `make lock` and `make setup` begin with.
 
     python deploy/requirements.py [--without NAME ... | --only NAME ...]
 
@@ -17,8 +17,9 @@ PROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
 
 def requirements(wanted: Callable[[str], bool]) -> list[str]:
-    """The direct dependencies whose names are wanted."""
-    declared: list[str] = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
+    """The direct dependencies, the client's and the server's, whose names are wanted."""
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    declared: list[str] = [*project["dependencies"], *project["optional-dependencies"]["server"]]
     return [line for line in declared if wanted(re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0])]
 
 

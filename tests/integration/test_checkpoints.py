@@ -15,7 +15,7 @@ from tests.tiny_gguf import write_gguf
 from tests.tiny_models import make_tiny_model
 from tests.tiny_tokenizer import gguf_tokenizer, make_tokenizer
 from tidepipe.cli.admin.status_view import print_status
-from tidepipe.cli.target import start_cluster
+from tidepipe.cli.local_cluster import start_cluster
 from tidepipe.client.async_client import AsyncClient
 
 pytestmark = pytest.mark.timeout(120)
@@ -76,7 +76,7 @@ async def test_what_makes_it_slow_is_said_to_everyone(
     monkeypatch.setenv("CC", "no-such-compiler")
     monkeypatch.setenv("TIDEPIPE_CACHE", "/proc/none")
     # It would go on writing to this test's stderr.
-    monkeypatch.setattr("tidepipe.cli.target.configure_logging", lambda *arguments: None)
+    monkeypatch.setattr("tidepipe.cli.local_cluster.configure_logging", lambda *arguments: None)
     settings = {"model": str(folder), "stages": 2, "metrics": True}
     async with start_cluster(settings) as cluster:
         sentence = "slower than it could be: no native kernels: no C compiler found (no-such-compiler)"

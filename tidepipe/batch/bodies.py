@@ -56,7 +56,9 @@ def _wants_tokens(request: GenerationRequest) -> bool:
 
 
 def _load(sources: tuple[str, ...]) -> TextProcessor | None:
-    # Late: transformers takes seconds to import.
+    if not sources:
+        return None
+    # Late: transformers takes seconds to import, and clients of a running router lack it.
     from router.text.tokenizer import TextProcessor
 
     for source in sources:

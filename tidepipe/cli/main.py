@@ -26,7 +26,9 @@ from tidepipe.cli.predictor import predictor_app
 from tidepipe.cli.profile import profile
 from tidepipe.cli.sim import sim_app
 from tidepipe.cli.up import up
+from tidepipe.services import find_services
 from tidepipe_common.errors import TidePipeError
+from tidepipe_common.extras import SERVER, require
 from tidepipe_common.http.descriptors import raise_limit
 from tidepipe_common.text.text import on_terminal
 from tidepipe_common.version import tidepipe_version
@@ -96,13 +98,14 @@ def main() -> None:
     # Else gRPC writes notes about lost connections, which the SDK mends, between a command's own lines.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     raise_limit()
+    find_services()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that is not UTF-8, or a file's odd name, ends no command.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             check_arguments(sys.argv[1:])
-            app()
+            _run()
         finally:
             # Here, where it can still be said, and not when the interpreter ends.
             sys.stdout.flush()
@@ -126,6 +129,15 @@ def main() -> None:
         sys.exit(CLUSTER_FAILURE)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _run() -> None:
+    try:
+        app()
+    except ModuleNotFoundError:
+        # Of who installed the client alone. Commands that would notice late have asked before.
+        require(SERVER, "this command")
+        raise
 
 
 def _forget_output() -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tidepipe.models.catalog import find_model, known_models
+from tidepipe_common.extras import SERVER, require
 
 model_app = typer.Typer(help="Fetch models, and list them.", no_args_is_help=True)
 
@@ -22,6 +23,7 @@ def pull(
 ) -> None:
     """Fetch a small real model into the cache folder; prints its path last."""
     model = find_model(name)
+    require(SERVER, "`tidepipe model pull`")
     # Late, so that `tidepipe --help` stays quick.
     from tidepipe.cli.step_progress import StepProgress
     from tidepipe.models.pull import pull_model

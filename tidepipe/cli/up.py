@@ -10,6 +10,7 @@ from tidepipe.cli.cluster_options import cluster_options
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.run import run
 from tidepipe.cli.trace import TraceFile, save_trace
+from tidepipe_common.extras import SERVER, require
 
 if TYPE_CHECKING:
     from launcher.local import LocalCluster
@@ -26,9 +27,10 @@ def up(trace: TraceFile = None, *, cluster: dict[str, Any]) -> None:
 
 
 async def _serve(settings: dict[str, Any], trace: Path | None) -> int:
+    require(SERVER, "`tidepipe up`")
     # Late, so that `tidepipe --help` stays quick.
     from launcher.renewal import Renewal
-    from tidepipe.cli.target import start_cluster
+    from tidepipe.cli.local_cluster import start_cluster
     from tidepipe_common.http.descriptors import limit, shares, too_few
 
     async with start_cluster(settings) as cluster:

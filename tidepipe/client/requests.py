@@ -15,7 +15,7 @@ from tidepipe_common.codec.sampling import sampling_to_wire
 from tidepipe_common.errors import ConfigError, InvalidRequestError
 from tidepipe_common.limits import MAX_REQUEST_BYTES, check_bytes
 from tidepipe_common.numerals import host_and_port
-from tidepipe_common.openai.validation import kind
+from tidepipe_common.text.json_text import kind
 from tidepipe_common.text.text import check_text, is_text, on_one_line
 from tidepipe_common.types.request import ChatTurn
 from tidepipe_common.types.sampling import SamplingParams, unsigned_seed

@@ -49,7 +49,10 @@ def no_answer(endpoint: str, credentials: Credentials | None) -> str:
             "give the address behind `grpc=` in the line that `tidepipe up` printed"
         )
     if (credentials or own()).secure:
-        hint = "check that it speaks TLS under this name and CA, and asks for no certificate that you lack"
+        hint = (
+            "check that it speaks TLS under this name and CA, "
+            "that neither it nor you have a certificate that expired, and that it asks for none that you lack"
+        )
     else:
         hint = "if it is secured, give --tls-ca (and --api-key, or a certificate)"
     return f"no TidePipe router answers at {endpoint}; {hint}"

@@ -19,9 +19,7 @@ def lightgbm() -> Any:
     try:
         return importlib.import_module("lightgbm")
     except ImportError as error:
-        raise ModelError(
-            f"LightGBM cannot be imported ({error}); `pip install lightgbm` in this environment"
-        ) from error
+        raise ModelError(f"LightGBM cannot be imported ({error}): pip install 'tidepipe[server]'") from error
     except OSError:
         _load_openmp_of_torch()
     try:

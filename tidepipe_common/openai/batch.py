@@ -13,8 +13,8 @@ from tidepipe_common.json_pieces import json_pieces
 from tidepipe_common.limits import MAX_CUSTOM_ID_CHARACTERS
 from tidepipe_common.openai.bodies import parse_chat, parse_completion
 from tidepipe_common.openai.failures import error_body, error_code, error_response, http_status
-from tidepipe_common.openai.validation import MAX_PARAM_CHARACTERS, clip, kind, quoted
-from tidepipe_common.text.json_text import NotJsonError, check_json_text, decode_json
+from tidepipe_common.openai.validation import MAX_PARAM_CHARACTERS, clip, quoted
+from tidepipe_common.text.json_text import NotJsonError, check_json_text, decode_json, kind
 from tidepipe_common.text.text import NOT_TEXT, is_text, one_json_line, repaired
 from tidepipe_common.types.request import GenerationRequest
 

@@ -17,7 +17,8 @@ from tidepipe_common.limits import (
     MAX_USER_CHARACTERS,
 )
 from tidepipe_common.openai.numbers import TokenId
-from tidepipe_common.openai.validation import Refusal, checked_text, kind, quoted
+from tidepipe_common.openai.validation import Refusal, checked_text, quoted
+from tidepipe_common.text.json_text import kind
 
 _MAX_INT = 2**31 - 1
 _TOKEN_NAME = re.compile("(0|[1-9][0-9]{0,9})")

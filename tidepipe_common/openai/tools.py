@@ -8,8 +8,8 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import MAX_TOOLS, MAX_TOOLS_BYTES, check_characters
-from tidepipe_common.openai.validation import checked_text, kind
-from tidepipe_common.text.json_text import parse_json, write_json
+from tidepipe_common.openai.validation import checked_text
+from tidepipe_common.text.json_text import kind, parse_json, write_json
 
 
 def _tools(value: Any) -> tuple[str, ...]:

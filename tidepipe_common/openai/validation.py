@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.text.json_text import kind
 from tidepipe_common.text.text import NOT_TEXT, is_text, repaired
 
 MAX_MESSAGE_CHARACTERS = 500
@@ -119,25 +120,6 @@ def clip(text: str) -> str:
     """One line of text, not longer than MAX_MESSAGE_CHARACTERS; it may quote what is no text."""
     text = " ".join(repaired(text[: 4 * MAX_MESSAGE_CHARACTERS]).split())
     return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[: MAX_MESSAGE_CHARACTERS - 1] + "…"
-
-
-def kind(value: object) -> str:
-    """What a JSON value is, in words."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case int() | float():
-            return f"the number {value}"
-        case str():
-            return "a string"
-        case list() | tuple():
-            return "a list"
-        case dict():
-            return "an object"
-        case _:
-            return f"a {type(value).__name__}"
 
 
 def checked_text(value: Any) -> str:

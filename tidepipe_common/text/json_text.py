@@ -92,6 +92,25 @@ def write_json(value: Any, most: int, *, ascii_only: bool = True) -> str:
     return "".join(pieces)
 
 
+def kind(value: object) -> str:
+    """What a JSON value is, in words."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return f"the number {value}"
+        case str():
+            return "a string"
+        case list() | tuple():
+            return "a list"
+        case dict():
+            return "an object"
+        case _:
+            return f"a {type(value).__name__}"
+
+
 def _decoded(raw: bytes) -> str:
     try:
         return raw.decode("utf-8-sig")  # some editors put a mark at the beginning of a file
