@@ -38,7 +38,7 @@ from workloads.arrivals import parse_arrivals
 from workloads.loadgen.figures import Figures, figures_of
 from workloads.loadgen.requests import Load, read_load_workload
 from workloads.loadgen.run import send_all
-from workloads.loadgen.http_target import HttpTarget
+from workloads.loadgen.targets import HttpTarget
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

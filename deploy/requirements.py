@@ -1,4 +1,4 @@
-"""Prints what pyproject.toml says that a server needs, a line each: what `make lock` and `make setup` begin with.
+"""Prints what a server needs by pyproject.toml, a line each: what `make lock` and `make setup` begin with.
 
     python deploy/requirements.py [--without NAME ... | --only NAME ...]
 

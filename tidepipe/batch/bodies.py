@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tidepipe.client.types import Completion
 from tidepipe_common.errors import ModelError
+from tidepipe_common.extras import SERVER, missing
 from tidepipe_common.model_source import resolve_model
 from tidepipe_common.openai.batch import BatchItem, response_line
 from tidepipe_common.openai.responses import ResponseContext, response_body
@@ -56,9 +57,9 @@ def _wants_tokens(request: GenerationRequest) -> bool:
 
 
 def _load(sources: tuple[str, ...]) -> TextProcessor | None:
-    if not sources:
-        return None
-    # Late: transformers takes seconds to import, and clients of a running router lack it.
+    if missing(SERVER):
+        return None  # as where the model is not on this machine
+    # Late: transformers takes seconds to import.
     from router.text.tokenizer import TextProcessor
 
     for source in sources:

@@ -159,15 +159,13 @@ def _target(given: dict[str, Any]) -> Target:
     import json
 
     from tidepipe_common.errors import ConfigError
-    from workloads.loadgen.targets import GrpcTarget
+    from workloads.loadgen.targets import GrpcTarget, HttpTarget
 
     if (given["endpoint"] is None) == (given["url"] is None):
         raise ConfigError("give --endpoint HOST:PORT of a TidePipe router, or --url of an OpenAI server")
     if given["endpoint"] is not None:
         targets = (given["ttft_ms"], given["tpot_ms"]) if given["send_targets"] else None
         return GrpcTarget(given["endpoint"], targets)
-    from workloads.loadgen.http_target import HttpTarget  # late: clients may lack the HTTP library
-
     try:
         extra = json.loads(given["extra_body"])
     except ValueError as error:

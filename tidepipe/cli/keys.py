@@ -6,13 +6,15 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tidepipe_common.security.api_key import KEY_ROLES, ApiKey
-from tidepipe_common.security.key_store import KeyStore
 from tidepipe_common.text.text import on_one_line
+
+if TYPE_CHECKING:
+    from tidepipe_common.security.key_store import KeyStore
 
 keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 
@@ -45,7 +47,7 @@ def add(
     ] = None,
 ) -> None:
     """Make a key and print it. It is shown this once: only a digest is kept."""
-    record, key = KeyStore(file).add(
+    record, key = _store(file).add(
         name,
         role or ["inference"],
         lifetime_s=None if days is None else days * _DAY_S,
@@ -62,7 +64,7 @@ def list_keys(
     file: StoreOption, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
 ) -> None:
     """Show all keys, without their secrets."""
-    keys = KeyStore(file).list()
+    keys = _store(file).list()
     if as_json:
         print(json.dumps({"keys": [_fields(key) for key in keys]}))
         return
@@ -73,8 +75,14 @@ def list_keys(
 @keys_app.command("revoke")
 def revoke(key_id: Annotated[str, typer.Argument(help="Its id, as listed.")], file: StoreOption) -> None:
     """End a key. Running clusters refuse it within a second."""
-    KeyStore(file).revoke(key_id)
+    _store(file).revoke(key_id)
     print(f"revoked {key_id}", file=sys.stderr)
+
+
+def _store(file: Path) -> KeyStore:
+    from tidepipe_common.security.key_store import KeyStore  # late, so that `tidepipe --help` stays quick
+
+    return KeyStore(file)
 
 
 def _state(key: ApiKey) -> str:

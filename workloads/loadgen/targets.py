@@ -1,21 +1,25 @@
-"""What a server under load is, and a TidePipe router as one, over gRPC."""
+"""Servers under load: a TidePipe router over gRPC, or any OpenAI-compatible server over HTTP."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import grpc
+import httpx
 
 from tidepipe.client.requests import check_endpoint, make_request
 from tidepipe.v1 import inference_pb2 as pb
 from tidepipe.v1 import inference_pb2_grpc
 from tidepipe_common.codec.sampling import finish_from_wire
-from tidepipe_common.errors import UnavailableError
+from tidepipe_common.errors import ConfigError, UnavailableError
+from tidepipe_common.openai.responses import FINISH_REASONS
 from tidepipe_common.rpc.channel import open_channel
+from tidepipe_common.types.request import ChatTurn
 from tidepipe_common.types.sampling import SamplingParams
 from workloads.loadgen.outcome import Outcome
-from workloads.loadgen.requests import LoadRequest
+from workloads.loadgen.requests import LoadRequest, is_chat
 
 CONNECT_TIMEOUT_S = 10.0
 CONTEXT_UNKNOWN = 4096
@@ -95,3 +99,96 @@ class GrpcTarget:
     async def close(self) -> None:
         """See Target."""
         await self._channel.close()
+
+
+class HttpTarget:
+    """/v1/completions, and /v1/chat/completions for conversations. url: up to and without /v1.
+
+    headers: of each request, such as an API key. extra: further fields of each body.
+    """
+
+    def __init__(self, url: str, model: str, headers: Mapping[str, str], extra: Mapping[str, Any]) -> None:
+        self.model = model
+        self.context_length = CONTEXT_UNKNOWN
+        self.vocab_size = VOCABULARY_UNKNOWN
+        self._url = url.rstrip("/").removesuffix("/v1")
+        if not self._url.startswith(("http://", "https://")):
+            raise ConfigError(f"--url must begin with http:// or https://, got {url!r}")
+        self._extra = dict(extra)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        self._client = httpx.AsyncClient(headers=dict(headers), limits=limits, trust_env=False)
+
+    async def prepare(self) -> None:
+        """See Target. The first model listed, unless one was named."""
+        try:
+            reply = await self._client.get(f"{self._url}/v1/models", timeout=CONNECT_TIMEOUT_S)
+            reply.raise_for_status()
+            models = reply.json()["data"]
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            raise UnavailableError(f"{self._url}/v1/models does not answer: {error}") from error
+        served = next((one for one in models if self.model in ("", one["id"])), None)
+        if served is None:
+            raise ConfigError(f"{self._url} does not serve {self.model or 'any model'}")
+        self.model = served["id"]
+        self.context_length = int(served.get("max_model_len") or CONTEXT_UNKNOWN)
+
+    async def send(self, request: LoadRequest, outcome: Outcome, clock: Clock, timeout_s: float) -> None:
+        """See Target."""
+        path = "/v1/chat/completions" if is_chat(request.prompt) else "/v1/completions"
+        body = {
+            "model": self.model,
+            **_prompt(request),
+            "max_tokens": request.output_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **self._extra,
+        }
+        try:
+            async with self._client.stream("POST", self._url + path, json=body, timeout=timeout_s) as reply:
+                if reply.status_code != 200:
+                    outcome.rejected = reply.status_code in (429, 503)
+                    said = (await reply.aread())[:200].decode(errors="replace")
+                    outcome.error = f"HTTP {reply.status_code}: {said}"
+                    return
+                done = False
+                async for line in reply.aiter_lines():
+                    if line == "data: [DONE]":
+                        done = True
+                    elif line.startswith("data: "):
+                        _take(json.loads(line.removeprefix("data: ")), outcome, clock())
+                if not done:
+                    outcome.error = outcome.error or CUT
+        except (httpx.HTTPError, ValueError) as error:
+            outcome.error = f"{type(error).__name__}: {error}"
+
+    async def close(self) -> None:
+        """See Target."""
+        await self._client.aclose()
+
+
+def _prompt(request: LoadRequest) -> dict[str, Any]:
+    prompt = request.prompt
+    if isinstance(prompt, str):
+        return {"prompt": prompt}
+    turns = [{"role": turn.role, "content": turn.content} for turn in prompt if isinstance(turn, ChatTurn)]
+    return {"messages": turns} if turns else {"prompt": list(prompt)}
+
+
+def _take(chunk: dict[str, Any], outcome: Outcome, now: float) -> None:
+    """One event of the stream. Without token ids in it, a chunk is taken for one token."""
+    if "error" in chunk:
+        outcome.error = str(chunk["error"].get("message", chunk["error"]))
+        return
+    for choice in chunk.get("choices") or ():
+        if choice.get("finish_reason") not in (None, *FINISH_REASONS):
+            outcome.error = CUT
+        text = choice.get("text") or (choice.get("delta") or {}).get("content")
+        tokens = len(choice["token_ids"]) if choice.get("token_ids") else int(bool(text))
+        if tokens:
+            outcome.arrivals.append((now, tokens))
+            outcome.output_tokens += tokens
+    usage = chunk.get("usage")
+    if usage and not chunk.get("choices"):
+        outcome.output_tokens = usage["completion_tokens"]

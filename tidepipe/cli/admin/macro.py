@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from tidepipe.cli.admin.groups_view import print_groups
 from tidepipe.cli.admin.options import AsJson, Endpoint
 from tidepipe.cli.admin.show import show
 from tidepipe.cli.client_options import client_options
@@ -18,11 +17,17 @@ Macro = Annotated[str, typer.Argument(metavar="MACRO", help="Name of a macro ins
 Instance = Annotated[str, typer.Argument(metavar="INSTANCE", help="Name of an instance.")]
 
 
+def _print_groups(groups: dict[str, Any]) -> None:
+    from tidepipe.cli.admin.groups_view import print_groups  # late, so that `tidepipe --help` stays quick
+
+    print_groups(groups)
+
+
 @macro_app.command("list")
 @client_options
 def macro_list(endpoint: Endpoint, as_json: AsJson = False) -> None:
     """Show the macro instances and what routing knows of their instances."""
-    show(endpoint, as_json, lambda client: client.groups(), print_groups)
+    show(endpoint, as_json, lambda client: client.groups(), _print_groups)
 
 
 @macro_app.command("split")
@@ -36,7 +41,7 @@ def macro_split(
     as_json: AsJson = False,
 ) -> None:
     """Split the newest instances of a macro instance off."""
-    show(endpoint, as_json, lambda client: client.split(macro, count), print_groups)
+    show(endpoint, as_json, lambda client: client.split(macro, count), _print_groups)
 
 
 @macro_app.command("merge")
@@ -48,7 +53,7 @@ def macro_merge(
     as_json: AsJson = False,
 ) -> None:
     """Let all instances of OTHER join MACRO."""
-    show(endpoint, as_json, lambda client: client.merge(into, other), print_groups)
+    show(endpoint, as_json, lambda client: client.merge(into, other), _print_groups)
 
 
 @macro_app.command("move")
@@ -69,7 +74,7 @@ def macro_move(
         endpoint,
         as_json,
         lambda client: client.move(instance, macro_id=to, router=to_router),
-        lambda answer: print_groups(answer["groups"]),
+        lambda answer: _print_groups(answer["groups"]),
     )
 
 
@@ -90,9 +95,9 @@ def instances(endpoint: Endpoint, as_json: AsJson = False) -> None:
         async def ask(client: Any) -> dict[str, Any]:
             return flat(await client.groups())
 
-        show(endpoint, True, ask, print_groups)
+        show(endpoint, True, ask, _print_groups)
     else:
-        show(endpoint, False, lambda client: client.groups(), print_groups)
+        show(endpoint, False, lambda client: client.groups(), _print_groups)
 
 
 def drain(

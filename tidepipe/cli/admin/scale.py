@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from tidepipe.cli.admin.groups_view import print_scaling
 from tidepipe.cli.admin.options import AsJson, Endpoint
 from tidepipe.cli.admin.show import show
 from tidepipe.cli.client_options import client_options
@@ -20,11 +19,17 @@ Force = Annotated[
 Count = Annotated[int, typer.Argument(metavar="N", min=0, max=1_000_000, help="How many.")]
 
 
+def _print_scaling(scaling: dict[str, Any]) -> None:
+    from tidepipe.cli.admin.groups_view import print_scaling  # late, so that `tidepipe --help` stays quick
+
+    print_scaling(scaling)
+
+
 def _scale(endpoint: str, as_json: bool, how: str, count: int, force: bool) -> None:
     def view(answer: dict[str, Any]) -> None:
         wanted = answer["wanted"]
         print(f"{wanted} {'instance' if wanted == 1 else 'instances'} when all is done")
-        print_scaling(answer["scaling"])
+        _print_scaling(answer["scaling"])
 
     show(endpoint, as_json, lambda client: client.scale(how, count, force=force), view)
 
@@ -66,5 +71,5 @@ def scale_auto(
         endpoint,
         as_json,
         lambda client: client.auto_scaling(state == "on", least, most),
-        lambda answer: print_scaling(answer["scaling"]),
+        lambda answer: _print_scaling(answer["scaling"]),
     )
