@@ -36,8 +36,8 @@ from tidepipe_common.rpc.lifecycle import Lifecycle, run_service
 from tidepipe_common.rpc.registration import Registration
 from tidepipe_common.rpc.server import RpcServer
 from tidepipe_common.security.credentials import add_security_options, from_options
-from tidepipe_common.telemetry import Telemetry
 from tidepipe_common.telemetry.listener import add_metrics_option, serve_metrics
+from tidepipe_common.telemetry.telemetry import Telemetry
 from tidepipe_common.types.token_mix import TokenMix
 
 DRAIN_S = 10.0

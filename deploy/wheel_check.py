@@ -223,7 +223,7 @@ def check_server(server: Environment, client: Environment, model: str) -> None:
             f"bench serve --workload alpaca-like --requests 2 --max-total 64 --endpoint {endpoint}"
         )
         client.tidepipe(f"admin status --endpoint {endpoint} --json")
-        client.tidepipe(f"admin trace trace.json --endpoint {endpoint}")
+        client.tidepipe(f"admin trace -o trace.json --endpoint {endpoint}")
         with urllib.request.urlopen(f"http://{address['http']}/", timeout=10) as page:
             if b"<html" not in page.read():
                 sys.exit("the live page is not in the wheel")

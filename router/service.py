@@ -71,8 +71,8 @@ from tidepipe_common.rpc.server import RpcServer
 from tidepipe_common.security.key_access import KeyAccess
 from tidepipe_common.security.principals import HTTP_HANDSHAKE
 from tidepipe_common.security.process import own
-from tidepipe_common.telemetry import Telemetry
 from tidepipe_common.telemetry.listener import serve_metrics
+from tidepipe_common.telemetry.telemetry import Telemetry
 
 CANCEL_GRACE_S = 1.0
 LINGER_S = 2.0

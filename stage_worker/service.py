@@ -13,8 +13,8 @@ from tidepipe.v1 import stage_pb2, stage_pb2_grpc
 from tidepipe_common.rpc.lifecycle import Lifecycle, run_service
 from tidepipe_common.rpc.server import RpcServer
 from tidepipe_common.security.credentials import add_security_options, from_options
-from tidepipe_common.telemetry import Telemetry
 from tidepipe_common.telemetry.listener import add_metrics_option, serve_metrics
+from tidepipe_common.telemetry.telemetry import Telemetry
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -26,8 +26,8 @@ from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
 from tidepipe_common.errors import ModelNotFoundError, NotFoundError
 from tidepipe_common.openai.bodies import parse_chat, parse_completion
-from tidepipe_common.telemetry import Telemetry
 from tidepipe_common.telemetry.listener import metrics_route
+from tidepipe_common.telemetry.telemetry import Telemetry
 from tidepipe_common.version import tidepipe_version
 
 

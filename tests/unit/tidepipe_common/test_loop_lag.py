@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-from tidepipe_common.telemetry import Telemetry
 from tidepipe_common.telemetry.loop_lag import PROCESS_LAG, LoopLag
+from tidepipe_common.telemetry.telemetry import Telemetry
 
 
 async def test_a_loop_that_was_deaf_is_seen() -> None:
