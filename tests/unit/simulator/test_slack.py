@@ -104,7 +104,7 @@ def test_the_same_slack_latest_resume_and_windows(
         if one.first > SINCE and phase is Phase.PREFILL:
             skipping._started.append(job)
         else:
-            skipping._rounds.join([job])
+            skipping._decode_batch.join([job])
     said = instance_report(scheduler, cost, NOW)
     found = skipping.reckon_slack(NOW)[0]
     assert found == said.slack
