@@ -1,4 +1,4 @@
-"""The controller's metrics (docs/metrics.md): counted from what its scheduler heard and decided."""
+"""The controller's metrics (docs/reference/metrics.md): counted from what its scheduler heard and decided."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The predictor's metrics (docs/metrics.md)."""
+"""The predictor's metrics (docs/reference/metrics.md)."""
 
 from __future__ import annotations
 

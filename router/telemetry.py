@@ -1,4 +1,4 @@
-"""The router's metrics (docs/metrics.md): requests as clients see them, and the instances."""
+"""The router's metrics (docs/reference/metrics.md): requests as clients see them, and the instances."""
 
 from __future__ import annotations
 

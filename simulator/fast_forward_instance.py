@@ -3,10 +3,10 @@
 It follows the rules of the controller's policies step by step while prompts are computed. While it only
 decodes, nothing changes from round to round but the context's length, so all rounds until the next event (an
 output ends, memory runs out, the router looks) are done in one stroke, in closed form. That makes it ten to
-twenty times as fast as the scheduler itself, and near enough: see `docs/ecoserve.md` for the comparison and
-`exact.py` for the scheduler in its place.
+twenty times as fast as the scheduler itself, and near enough: see `docs/results/online.md` for the comparison
+and `exact_instance.py` for the scheduler in its place.
 
-What it has is kept by `prompts.py` and `rounds.py`; `strokes.py` says how long its work takes.
+What it has is kept by `prompts.py` and `decode_batch.py`; `step_times.py` says how long its work takes.
 """
 
 from __future__ import annotations

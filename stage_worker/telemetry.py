@@ -1,4 +1,4 @@
-"""The stage worker's metrics (docs/metrics.md)."""
+"""The stage worker's metrics (docs/reference/metrics.md)."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def refuse_unknown_keys(config: Mapping[str, Any], family: str, source: str) -> 
     if unknown:
         raise ModelError(
             f"{source}: {', '.join(sorted(unknown))}: not known for {family}, and may change what the model "
-            "computes; take it out of config.json if it does not (docs/checkpoints.md)"
+            "computes; take it out of config.json if it does not (docs/reference/checkpoints.md)"
         )
 
 
@@ -125,5 +125,5 @@ def refuse_unknown_rope_keys(scaling: Mapping[str, Any], kind: str, source: str)
     if unknown:
         raise ModelError(
             f"{source}: RoPE of type {kind} has no parameter {', '.join(sorted(unknown))}; "
-            "take it out of config.json if it does not matter (docs/checkpoints.md)"
+            "take it out of config.json if it does not matter (docs/reference/checkpoints.md)"
         )

@@ -159,7 +159,8 @@ class _Keys:
         if unknown:
             raise ModelError(
                 f"{self.source}: metadata {', '.join(sorted(unknown))} is not known for {self._prefix}, and "
-                "may change what the model computes; use the Hugging Face folder (docs/checkpoints.md)"
+                "may change what the model computes; use the Hugging Face folder "
+                "(docs/reference/checkpoints.md)"
             )
 
     def text(self, key: str, default: str) -> str:

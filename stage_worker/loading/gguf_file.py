@@ -79,7 +79,8 @@ def _refuse_unused(checkpoint: Checkpoint, header: GgufHeader) -> None:
     if unused:
         raise ModelError(
             f"{checkpoint.path}: tensors that are not known here, and part of what the model computes: "
-            f"{', '.join(sorted(unused)[:5])}; use the model's Hugging Face folder (docs/checkpoints.md)"
+            f"{', '.join(sorted(unused)[:5])}; use the model's Hugging Face folder "
+            "(docs/reference/checkpoints.md)"
         )
 
 

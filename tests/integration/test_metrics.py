@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(180)]
 MANY, PROMPT, ANSWER = 20, 30, 7
 REQUESTS = MANY + 1
 TOKENS = MANY * ANSWER + 1
-DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 PROCESS_NAMES = "process_"
 """prometheus_client's own, which the docs mention as a group."""
 

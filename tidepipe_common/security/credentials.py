@@ -158,7 +158,7 @@ def is_loopback(host: str) -> bool:
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Credentials:
-    """What the environment says; see docs/security.md."""
+    """What the environment says; see docs/guide/security.md."""
 
     def path(name: str) -> Path | None:
         return Path(environment[name]) if environment.get(name) else None

@@ -11,7 +11,7 @@ from router.scheduler.policies.spread import LeastLoaded, PowerOfTwo, RandomNext
 from tidepipe_common.errors import ConfigError
 
 WINDOW_S = 0.3
-"""Of prompts are enough to fill steps on the devices that were tried; see docs/ecoserve.md."""
+"""Of prompts are enough to fill steps on the devices that were tried; see docs/results/online.md."""
 
 _MAKERS: Mapping[str, Callable[[], RoutingPolicy]] = {
     "padg": lambda: RollingActivation(window_s=WINDOW_S, balanced=True),

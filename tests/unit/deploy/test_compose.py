@@ -42,7 +42,7 @@ def test_what_is_fetched_is_named_by_digest() -> None:
 
 def test_alerts_ask_for_metrics_that_there_are() -> None:
     rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text())["groups"][0]["rules"]
-    described = set(re.findall(r"`([a-z0-9_]+)`", (ROOT / "docs" / "metrics.md").read_text()))
+    described = set(re.findall(r"`([a-z0-9_]+)`", (ROOT / "docs" / "reference" / "metrics.md").read_text()))
     asked = {
         name
         for rule in rules
