@@ -14,7 +14,6 @@ import time
 
 import numpy as np
 
-from controller.runtime.tune_gc import tune_gc
 from controller.scheduler.actions import Action, Dispatch
 from controller.scheduler.events import (
     Event,
@@ -26,6 +25,7 @@ from controller.scheduler.events import (
 )
 from controller.scheduler.policies.catalog import make_setup
 from controller.scheduler.scheduler import Scheduler
+from controller.service import tune_gc
 from simulator.offline import PipelineSpec
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.shapes import SHAPES

@@ -90,6 +90,8 @@ class ControllerMetrics:
         yield total("tidepipe_recoveries", "Times that stages were lost.", self._recoveries, **label)
         fallbacks = instance.lengths.fallbacks
         yield total("tidepipe_predictor_fallbacks", "Predictions that the fallback gave.", fallbacks, **label)
+        lost = instance.lengths.observations_lost
+        yield total("tidepipe_predictor_observations_lost", "Ends that it never heard of.", lost, **label)
         yield total("tidepipe_predictions_scored", "Predicted outputs that ended.", self._scored, **label)
         yield total("tidepipe_predictions_within_p90", "Of these, not above p90.", self._within_p90, **label)
         yield total("tidepipe_scheduler_seconds", "Time spent deciding.", self._core_s, **label)

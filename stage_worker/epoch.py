@@ -7,13 +7,10 @@ import contextlib
 
 import structlog
 
-from stage_worker.account import WorkAccount
 from stage_worker.executors.protocol import Executor, StageSpec
 from stage_worker.link import NextStageLink, describe
-from stage_worker.runner import StepFailure, StepOutcome, StepRunner
-from tidepipe.v1 import stage_pb2
-from tidepipe_common.codec.sampling import logprobs_to_wire
-from tidepipe_common.types.plan import StepPlan
+from stage_worker.runner import StepRunner, WorkAccount
+from tidepipe_common.types.plan import FailureKind, StageFailure, StageNews, StepPlan, StepReport
 
 STOP_TIMEOUT_S = 60.0
 """For the step that an epoch's end finds under way, unless the controller knows better."""
@@ -43,11 +40,11 @@ class Epoch:
         self.executor: Executor | None = executor
         # Reports are at most a handful per step in flight, and those are bounded by the runner's queues.
         # None: look whether the epoch, or its controller, is still there.
-        self.reports: asyncio.Queue[stage_pb2.RunResponse | None] = asyncio.Queue()
+        self.reports: asyncio.Queue[StageNews | None] = asyncio.Queue()
         self.ended = asyncio.Event()
         self._account = account
         self._loop = asyncio.get_running_loop()
-        self._runner = StepRunner(executor, first=spec.first, done=self._from_runner)
+        self._runner = StepRunner(executor, first=spec.first, done=self._step_done, failed=self._step_failed)
         self._link = None if spec.last else NextStageLink(next_address, number, max_message_bytes)
         self._link_task: asyncio.Task[None] | None = None
 
@@ -92,46 +89,34 @@ class Epoch:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            self._fail(stage_pb2.StageFailure.KIND_LINK, f"link to the next stage: {describe(error)}", 0)
+            self._fail(StageFailure(FailureKind.LINK, f"link to the next stage: {describe(error)}"))
 
-    def _from_runner(self, outcome: StepOutcome | StepFailure) -> None:
-        self._loop.call_soon_threadsafe(self._take, outcome)
+    # -- on the compute thread ----------------------------------------------------------------------
 
-    def _take(self, outcome: StepOutcome | StepFailure) -> None:
+    def _step_done(self, plan: StepPlan, hidden: bytes | memoryview | None, report: StepReport) -> None:
+        self._loop.call_soon_threadsafe(self._take, plan, hidden, report)
+
+    def _step_failed(self, failure: StageFailure) -> None:
+        self._loop.call_soon_threadsafe(self._fail, failure)
+
+    # -- on the event loop --------------------------------------------------------------------------
+
+    def _take(self, plan: StepPlan, hidden: bytes | memoryview | None, report: StepReport) -> None:
         if self.ended.is_set():
             return
-        if isinstance(outcome, StepFailure):
-            kind = (
-                stage_pb2.StageFailure.KIND_PROTOCOL
-                if outcome.protocol
-                else stage_pb2.StageFailure.KIND_EXECUTION
-            )
-            self._fail(kind, outcome.detail, outcome.step_id)
-            return
-        self._account.count(outcome)
-        if self._link is not None and outcome.hidden is not None:
+        self._account.count(plan, hidden, report)
+        if self._link is not None and hidden is not None:
             try:
-                self._link.send(outcome.step_id, outcome.hidden, outcome.tokens)
+                self._link.send(plan.step_id, hidden, plan.tokens)
             except asyncio.QueueFull:
-                self._fail(
-                    stage_pb2.StageFailure.KIND_LINK, "the next stage takes no activations", outcome.step_id
-                )
+                detail = "the next stage takes no activations"
+                self._fail(StageFailure(FailureKind.LINK, detail, plan.step_id))
                 return
-        report = stage_pb2.StepReport(
-            step_id=outcome.step_id,
-            compute_s=outcome.times.compute,
-            idle_s=outcome.times.idle,
-            plan_wait_s=outcome.times.plan_wait,
-        )
-        if outcome.sampled is not None:
-            report.token_ids.extend(outcome.sampled.token_ids)
-            report.logprobs.extend(logprobs_to_wire(outcome.sampled.logprobs))
-            for error in outcome.sampled.errors:
-                report.errors.add(sequence_key=error.key, detail=error.detail, fault=error.fault)
-        self.reports.put_nowait(stage_pb2.RunResponse(step=report))
+        self.reports.put_nowait(report)
 
-    def _fail(self, kind: stage_pb2.StageFailure.Kind.ValueType, detail: str, step_id: int) -> None:
+    def _fail(self, failure: StageFailure) -> None:
+        if self.ended.is_set():
+            return
         self._account.failures += 1
-        log.warning("epoch failed", epoch=self.number, detail=detail)
-        failure = stage_pb2.StageFailure(kind=kind, detail=detail, step_id=step_id)
-        self.reports.put_nowait(stage_pb2.RunResponse(failure=failure))
+        log.warning("epoch failed", epoch=self.number, detail=failure.detail)
+        self.reports.put_nowait(failure)

@@ -6,14 +6,15 @@ import contextlib
 import queue
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import structlog
 
-from stage_worker.executors.protocol import Executor, PlanError, StepOutput
-from tidepipe_common.types.plan import Phase, SampledTokens, StepPlan
+from stage_worker.executors.protocol import Executor, PlanError
+from tidepipe_common.types.plan import FailureKind, Phase, StageFailure, StepPlan, StepReport
 
 MAX_QUEUED = 64
 """Plans, or activations, that may wait at a stage; far more than a controller ever has in flight."""
@@ -22,34 +23,43 @@ log = structlog.get_logger()
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True, slots=True)
-class StepTimes:
-    """Seconds. compute: of the executor. idle: since the step before. plan_wait: of idle, without a plan."""
-
-    compute: float
-    idle: float
-    plan_wait: float
+Done = Callable[[StepPlan, bytes | memoryview | None, StepReport], None]
+"""(the plan, activations for the next stage if there is one, what to report)"""
 
 
-@dataclass(frozen=True, slots=True)
-class StepOutcome:
-    """A step is done here."""
+@dataclass(slots=True)
+class PhaseAccount:
+    """Steps of one phase. Times in seconds.
 
-    step_id: int
-    phase: Phase
-    times: StepTimes
-    hidden: bytes | memoryview | None
-    tokens: int
-    sampled: SampledTokens | None
+    busy: computing. bubble: idle before a step although its plan was here, so waiting for the stage before.
+    plan_wait: idle before a step without its plan: there was no work, or all of it was in flight elsewhere.
+    """
+
+    steps: int = 0
+    tokens: int = 0
+    busy_s: float = 0.0
+    bubble_s: float = 0.0
+    plan_wait_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class StepFailure:
-    """A step failed; the epoch cannot go on. protocol: the plan was at fault, not its execution."""
+@dataclass(slots=True)
+class WorkAccount:
+    """What one worker has done since it started, over all its epochs."""
 
-    step_id: int
-    detail: str
-    protocol: bool
+    phases: defaultdict[Phase, PhaseAccount] = field(default_factory=lambda: defaultdict(PhaseAccount))
+    activation_bytes: int = 0
+    failures: int = 0
+
+    def count(self, plan: StepPlan, hidden: bytes | memoryview | None, report: StepReport) -> None:
+        """A step is done."""
+        account = self.phases[plan.phase]
+        account.steps += 1
+        account.tokens += plan.tokens
+        account.busy_s += report.compute_s
+        account.plan_wait_s += report.plan_wait_s
+        account.bubble_s += report.idle_s - report.plan_wait_s
+        if hidden is not None:
+            self.activation_bytes += hidden.nbytes if isinstance(hidden, memoryview) else len(hidden)
 
 
 class QueueOverflowError(Exception):
@@ -59,18 +69,20 @@ class QueueOverflowError(Exception):
 class StepRunner:
     """Runs the steps of one epoch on a thread of its own, so that torch never blocks the event loop.
 
-    `done` is called on that thread with each outcome.
+    On that thread `done` is called for each step, or `failed` and then nothing more.
     """
 
     def __init__(
-        self, executor: Executor, *, first: bool, done: Callable[[StepOutcome | StepFailure], None]
+        self, executor: Executor, *, first: bool, done: Done, failed: Callable[[StageFailure], None]
     ) -> None:
         self._first = first
         self._plans: queue.Queue[StepPlan | None] = queue.Queue(MAX_QUEUED)
         self._activations: queue.Queue[tuple[int, bytes] | None] = queue.Queue(MAX_QUEUED)
         # The thread's own, gone with it: `done` leads back to who has this runner, and in such a circle an
         # ended epoch would keep a GPU's memory until Python's collector comes by.
-        self._thread = threading.Thread(target=self._loop, args=(executor, done), name="compute", daemon=True)
+        self._thread = threading.Thread(
+            target=self._loop, args=(executor, done, failed), name="compute", daemon=True
+        )
         self._stopped = threading.Event()
         self._running: tuple[int, float] | None = None
         self._thread.start()
@@ -110,7 +122,7 @@ class StepRunner:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def _loop(self, executor: Executor, done: Callable[[StepOutcome | StepFailure], None]) -> None:
+    def _loop(self, executor: Executor, done: Done, failed: Callable[[StageFailure], None]) -> None:
         step_id = 0
         try:
             last_end: float | None = None
@@ -133,19 +145,15 @@ class StepRunner:
                 waited = 0.0 if last_end is None else max(0.0, planned - last_end)
                 idle = 0.0 if last_end is None else begin - last_end
                 last_end = end
-                done(self._outcome(plan, output, StepTimes(end - begin, idle, waited)))
+                done(plan, output.hidden, StepReport(step_id, end - begin, idle, waited, output.sampled))
         except PlanError as error:
             log.error("plan refused", step=step_id, reason=str(error))
-            done(StepFailure(step_id, str(error), protocol=True))
+            failed(StageFailure(FailureKind.PROTOCOL, str(error), step_id))
         except Exception as error:
             log.exception("step failed", step=step_id)
-            done(StepFailure(step_id, f"{type(error).__name__}: {error}", protocol=False))
+            failed(StageFailure(FailureKind.EXECUTION, f"{type(error).__name__}: {error}", step_id))
         finally:
             self._running = None
-
-    @staticmethod
-    def _outcome(plan: StepPlan, output: StepOutput, times: StepTimes) -> StepOutcome:
-        return StepOutcome(plan.step_id, plan.phase, times, output.hidden, plan.tokens, output.sampled)
 
     def _next_activation(self, step_id: int) -> bytes | None:
         item = self._activations.get()

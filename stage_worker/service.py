@@ -6,10 +6,9 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from stage_worker.api.servicer import StageServicer, max_message_bytes
+from stage_worker.api.servicer import StageServicer, max_message_bytes, start_serving
 from stage_worker.executors.protocol import Backend
 from stage_worker.telemetry import export_metrics
-from tidepipe.v1 import stage_pb2, stage_pb2_grpc
 from tidepipe_common.rpc.lifecycle import Lifecycle, run_service
 from tidepipe_common.rpc.server import RpcServer
 from tidepipe_common.security.credentials import add_security_options, from_options
@@ -91,8 +90,7 @@ async def serve(options: argparse.Namespace, lifecycle: Lifecycle) -> None:
     )
     servicer = StageServicer(backend)
     export_metrics(telemetry, servicer)
-    stage_pb2_grpc.add_StageServiceServicer_to_server(servicer, server.server)
-    address = await server.start([stage_pb2.DESCRIPTOR.services_by_name["StageService"]])
+    address = await start_serving(server, servicer)
     await server.set_serving(True)
     async with serve_metrics(telemetry, options.listen, options.metrics_port) as metrics:
         lifecycle.announce_ready(address, metrics)

@@ -1,4 +1,4 @@
-"""ControllerService: sequences in, results out."""
+"""ControllerService (sequences in, results out) and TimelineService of one instance."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 from controller.api.report import WAIT_BETWEEN_S, interval_s, report_to_wire
 from controller.api.status import instance_status
 from controller.runtime.live import LiveInstance
-from controller.runtime.submission import Submission
 from controller.scheduler.actions import Refusal, Refused
+from controller.scheduler.events import NewSequence
 from controller.scheduler.report import instance_report, step_costs
-from tidepipe.v1 import controller_pb2, controller_pb2_grpc
+from tidepipe.v1 import controller_pb2, controller_pb2_grpc, timeline_pb2, timeline_pb2_grpc
 from tidepipe_common.codec.prompt import prompt_from_wire
 from tidepipe_common.codec.sampling import sampling_from_wire
 from tidepipe_common.codec.sequence import check_spec
+from tidepipe_common.codec.timeline import timeline_to_wire
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.rpc.results_stream import stream_results
+from tidepipe_common.rpc.server import RpcServer
 from tidepipe_common.types.plan import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
@@ -73,15 +75,16 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
                 for spec in request.sequences
             ]
             return controller_pb2.SubmitSequencesResponse(verdicts=verdicts)
-        submissions: list[Submission] = []
+        now = self._instance.now()
+        arrivals: list[NewSequence] = []
         refused: dict[str, Refused] = {}
         for spec in request.sequences:
             try:
                 check_spec(spec)
-                submissions.append(submission_from_wire(spec))
+                arrivals.append(new_sequence_from_wire(spec, now))
             except InvalidRequestError as error:
                 refused[spec.sequence_id] = Refused(spec.sequence_id, Refusal.INVALID, str(error))
-        refused |= self._instance.submit(request.router_id, submissions, request.ordinal)
+        refused |= self._instance.submit(request.router_id, arrivals, request.ordinal)
         return controller_pb2.SubmitSequencesResponse(
             verdicts=[_verdict(spec.sequence_id, refused.get(spec.sequence_id)) for spec in request.sequences]
         )
@@ -128,7 +131,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
                     costs,
                     incarnation=self._incarnation,
                     serving=instance.serving and not instance.draining,
-                    accepted=instance.heard_of(request.router_id),
+                    accepted=instance.hub.ordinal(request.router_id),
                 )
             )
             # A report looks at every sequence: with very many it must not take more than a tenth of the time.
@@ -145,15 +148,47 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         return controller_pb2.SetPolicyResponse(before=self._instance.choose_policy(request.policy))
 
 
-def submission_from_wire(spec: controller_pb2.SequenceSpec) -> Submission:
-    """Protobuf to domain."""
-    return Submission(
+class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
+    """What the instance has done lately."""
+
+    def __init__(self, instance: LiveInstance, instance_id: str) -> None:
+        self._instance = instance
+        self._instance_id = instance_id
+
+    async def GetTimeline(  # noqa: N802
+        self, request: timeline_pb2.GetTimelineRequest, context: Context
+    ) -> AsyncIterator[timeline_pb2.GetTimelineResponse]:
+        """See timeline.proto."""
+        now = self._instance.now()
+        since = now - request.seconds if request.seconds > 0 else 0.0
+        timeline = self._instance.activity.timeline(self._instance_id, since, time.time() - now)
+        for piece in timeline_to_wire(timeline):
+            yield piece
+
+
+async def start_serving(
+    server: RpcServer, controller: ControllerServicer, timelines: TimelineServicer
+) -> str:
+    """Answer both services at the server's address, HOST:PORT, which is returned."""
+    controller_pb2_grpc.add_ControllerServiceServicer_to_server(controller, server.server)
+    timeline_pb2_grpc.add_TimelineServiceServicer_to_server(timelines, server.server)
+    return await server.start(
+        [
+            controller_pb2.DESCRIPTOR.services_by_name["ControllerService"],
+            timeline_pb2.DESCRIPTOR.services_by_name["TimelineService"],
+        ]
+    )
+
+
+def new_sequence_from_wire(spec: controller_pb2.SequenceSpec, now: float) -> NewSequence:
+    """Protobuf to domain, with points in time of the core's clock."""
+    return NewSequence(
         sequence_id=spec.sequence_id,
         prompt=tuple(spec.prompt_token_ids),
-        output=tuple(spec.output_token_ids),
         sampling=sampling_from_wire(spec.sampling),
-        deadline_s=spec.deadline_ms / 1000 if spec.deadline_ms else None,
-        first_token_due_s=(spec.ttft_ms - spec.age_ms) / 1000 if spec.ttft_ms > 0 else None,
+        output=tuple(spec.output_token_ids),
+        deadline=now + spec.deadline_ms / 1000 if spec.deadline_ms else None,
+        first_token_due=now + (spec.ttft_ms - spec.age_ms) / 1000 if spec.ttft_ms > 0 else None,
         tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 else None,
         features=prompt_from_wire(spec.prompt_features),
         piece_gap_s=spec.piece_gap_ms / 1000,

@@ -38,6 +38,8 @@ from tidepipe_common.types.structure import Structure
 
 VERSION = 1
 SUFFIX = ".jsonl"
+_LEFT_OUT = ("features", "piece_gap_s")
+"""Of a NewSequence: what the core does not look at."""
 
 
 class Journal:
@@ -52,8 +54,7 @@ class Journal:
 
     def note(self, event: Event, now: float) -> None:
         """Append one event; all of them, also those that change nothing: a replay takes no shortcuts."""
-        fields = dataclasses.asdict(event)
-        self._write({"now": now, "event": type(event).__name__, **fields})
+        self._write({"now": now, "event": type(event).__name__, **_fields(event)})
 
     def did(self, actions: Sequence[Action]) -> None:
         """What followed from the event before, so that a replay can be compared."""
@@ -61,7 +62,14 @@ class Journal:
             self._write({"did": checksum(actions)})
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+        self._file.write(json.dumps(line, separators=(",", ":"), default=_fields) + "\n")
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """A dataclass's fields as they are, none copied: a step has hundreds of tokens."""
+    return {
+        one.name: getattr(value, one.name) for one in dataclasses.fields(value) if one.name not in _LEFT_OUT
+    }
 
 
 def checksum(actions: Sequence[Action]) -> int:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
 from controller.runtime.activity_recorder import ActivityRecorder
-from controller.runtime.asked_lengths import AskedLengths
 from controller.runtime.journal import Journal
-from controller.runtime.observer import SchedulerObserver
 from controller.runtime.pipeline import Pipeline
 from controller.runtime.predictor_client import LengthOracle
 from controller.runtime.stage_client import StageAbout, StageLostError
-from controller.runtime.submission import Submission
 from controller.scheduler.actions import Action, Dispatch, Emit, Finish, PhaseSwitched, Preempted, Refused
 from controller.scheduler.events import (
     Event,
     LengthPredicted,
+    NewSequence,
     PolicyChosen,
     SequenceCancelled,
     SequencesArrived,
@@ -30,15 +28,16 @@ from controller.scheduler.events import (
 )
 from controller.scheduler.policies.catalog import LIVE_POLICIES
 from controller.scheduler.scheduler import Scheduler
-from tidepipe.v1 import stage_pb2
-from tidepipe_common.codec.sampling import logprobs_from_wire
 from tidepipe_common.errors import InvalidRequestError, UnavailableError
 from tidepipe_common.notifier import Notifier
-from tidepipe_common.types.plan import RowError, SampledTokens
+from tidepipe_common.types.plan import StepReport
 from tidepipe_common.types.results import ResultsHub
 
 TICK_S = 0.1
 ABANDONED_AFTER_S = 15.0
+
+Observer = Callable[[Event, Sequence[Action], float, float], None]
+"""Is told an event, what followed from it, when, and how many seconds the decision took."""
 
 log = structlog.get_logger()
 
@@ -53,11 +52,11 @@ class LiveInstance:
         predictor_address: str | None,
         on_serving: Callable[[bool], None],
         journal: Journal | None = None,
-        observer: SchedulerObserver | None = None,
+        observer: Observer = lambda event, actions, now, seconds: None,
     ) -> None:
         """make_scheduler: called once, when the stages have said which model they serve.
 
-        journal: gets every event that the scheduler hears.
+        journal: gets every event that the scheduler hears. observer: after each.
         """
         self.pipeline = pipeline
         self.hub = ResultsHub()
@@ -67,14 +66,11 @@ class LiveInstance:
         self.draining = False
         self.serving = False
         self.detail = "stages are loading"
-        self._asked = AskedLengths(self.lengths, self._predicted)
         self._make_scheduler = make_scheduler
         self._journal = journal
         self._observer = observer
         self._scheduler: Scheduler | None = None
         self._on_serving = on_serving
-        self._ordinals: dict[str, int] = {}
-        self._refused: list[Refused] = []
 
     @property
     def ready(self) -> bool:
@@ -103,7 +99,7 @@ class LiveInstance:
                 self._scheduler = self._make_scheduler(self.pipeline.about)
             self.serving, self.detail = True, ""
             pipeline = self.pipeline
-            self._hear(StagesReady(pipeline.epoch, len(pipeline.stages), blocks, pipeline.replaced))
+            self._handle(StagesReady(pipeline.epoch, len(pipeline.stages), blocks, pipeline.replaced))
             self.changed.notify_all()
             self._on_serving(True)
             try:
@@ -112,7 +108,7 @@ class LiveInstance:
                 log.warning("stages lost", epoch=self.pipeline.epoch, reason=str(lost))
                 self.serving, self.detail = False, str(lost)
                 self._on_serving(False)
-                self._hear(StagesLost(str(lost), lost.failed_step, lost.open_steps))
+                self._handle(StagesLost(str(lost), lost.failed_step, lost.open_steps))
                 self.changed.notify_all()
 
     async def _tick(self) -> None:
@@ -122,12 +118,11 @@ class LiveInstance:
                 continue
             if self.serving:
                 self.pipeline.look_for_hangs(self.now())
-            self._hear(Tick())
+            self._handle(Tick())
             self.activity.sample(self.scheduler, self.now())
             for sequence_id in self.hub.abandoned(self.now(), ABANDONED_AFTER_S):
                 self.drop(sequence_id)
-            for router_id in self.hub.close_mailboxes(self.now(), ABANDONED_AFTER_S):
-                self._ordinals.pop(router_id, None)
+            self.hub.close_mailboxes(self.now(), ABANDONED_AFTER_S)
 
     @staticmethod
     def now() -> float:
@@ -136,27 +131,21 @@ class LiveInstance:
 
     # -- from the stages ----------------------------------------------------------------------------
 
-    def _report(self, stage: int, report: stage_pb2.StepReport) -> None:
+    def _report(self, stage: int, report: StepReport) -> None:
         times = self.activity.stage_done(stage, report.step_id, report.compute_s, report.idle_s, self.now())
         if stage != len(self.pipeline.stages) - 1:
             return
-        errors = tuple(
-            [
-                RowError(one.sequence_key, one.detail, one.fault if one.HasField("fault") else None)
-                for one in report.errors
-            ]
-        )
-        sampled = SampledTokens(tuple(report.token_ids), logprobs_from_wire(report.logprobs), errors)
-        self._hear(StepDone(report.step_id, sampled, times))
+        assert report.sampled is not None, "the last stage says what it sampled, if it was nothing"
+        self._handle(StepDone(report.step_id, report.sampled, times))
 
     def _predicted(self, sequence_id: str, p50: float, p90: float) -> None:
         if self._scheduler is not None:
-            self._hear(LengthPredicted(sequence_id, p50, p90))
+            self._handle(LengthPredicted(sequence_id, p50, p90))
 
     # -- from the routers ---------------------------------------------------------------------------
 
     def submit(
-        self, router_id: str, submissions: list[Submission], ordinal: int = 0
+        self, router_id: str, arrivals: Sequence[NewSequence], ordinal: int = 0
     ) -> Mapping[str, Refused]:
         """Take sequences; returns the refusals. Known ones count as taken.
 
@@ -164,39 +153,35 @@ class LiveInstance:
         """
         scheduler = self.scheduler
         now = self.now()
-        self._ordinals[router_id] = ordinal
+        self.hub.note_ordinal(router_id, ordinal, now)
         fresh = []
-        for one in submissions:
+        for one in arrivals:
             if one.sequence_id not in self.hub.records:
                 self.hub.open(one.sequence_id, router_id, one.output, now, one.piece_gap_s)
                 fresh.append(one)
-        self._hear(SequencesArrived(tuple([one.arrival(now) for one in fresh])))
+        actions = self._handle(SequencesArrived(tuple(fresh)))
         self.changed.notify_all()
-        refused, self._refused = {one.sequence_id: one for one in self._refused}, []
+        refused = {action.sequence_id: action for action in actions if isinstance(action, Refused)}
         for sequence_id in refused:
             self.hub.forget(sequence_id)
         for one in fresh:
             if sequence := scheduler.sequences.get(one.sequence_id):
-                self._asked.ask(sequence, one.features)
+                self.lengths.ask(sequence, one.features)
         return refused
-
-    def heard_of(self, router_id: str) -> int:
-        """The ordinal of the router's last hand-over; 0 before the first one."""
-        return self._ordinals.get(router_id, 0)
 
     def choose_policy(self, name: str) -> str:
         """Schedule by another policy; returns the name of the one before. InvalidRequestError: unknown."""
         if name not in LIVE_POLICIES:
             raise InvalidRequestError(f"unknown policy {name!r}; known: {', '.join(LIVE_POLICIES)}", "policy")
         before = self.scheduler.policy.name
-        self._hear(PolicyChosen(name))
+        self._handle(PolicyChosen(name))
         self.changed.notify_all()
         return before
 
     def cancel(self, sequence_id: str) -> None:
         """End a sequence."""
         if self._scheduler is not None:
-            self._hear(SequenceCancelled(sequence_id))
+            self._handle(SequenceCancelled(sequence_id))
 
     def drop(self, sequence_id: str) -> None:
         """End a sequence that nobody will ask for again."""
@@ -217,7 +202,8 @@ class LiveInstance:
 
     # -- decisions carried out ----------------------------------------------------------------------
 
-    def _hear(self, event: Event) -> None:
+    def _handle(self, event: Event) -> Sequence[Action]:
+        """What the scheduler decides, which is carried out; refusals are for who handed the sequence over."""
         now = self.now()
         if self._journal is not None:
             self._journal.note(event, now)
@@ -226,10 +212,10 @@ class LiveInstance:
         if self._journal is not None:
             self._journal.did(actions)
         self.activity.note(event, actions, now, seconds)
-        if self._observer is not None:
-            self._observer.note(event, actions, now, seconds)
+        self._observer(event, actions, now, seconds)
         for action in actions:
             self._do(action)
+        return actions
 
     def _do(self, action: Action) -> None:
         match action:
@@ -240,9 +226,9 @@ class LiveInstance:
             case Finish():
                 self.hub.finish(action)
                 self.changed.notify_all()
-                self._asked.ended(action)
+                self.lengths.ended(action)
             case Refused():
-                self._refused.append(action)
+                pass
             case PhaseSwitched():
                 self.changed.notify_all()
                 log.info(

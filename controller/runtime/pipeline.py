@@ -14,17 +14,17 @@ from controller.runtime.stage_client import (
     StageAbout,
     StageClient,
     StageLostError,
+    StageSetup,
     common_about,
 )
 from controller.scheduler.fabric import obstacles
 from controller.scheduler.patience import StepWatch
 from controller.scheduler.split import stage_layers
-from tidepipe.v1 import stage_pb2
 from tidepipe_common.errors import ConfigError, IncompatibleError, ModelError, UnavailableError
 from tidepipe_common.exception_groups import leaves
 from tidepipe_common.latency.learned import LearnedCost
 from tidepipe_common.latency.model import StepCost
-from tidepipe_common.types.plan import PROTOCOL_VERSION, StepPlan
+from tidepipe_common.types.plan import StepPlan, StepReport
 from tidepipe_common.types.token_mix import TokenMix
 
 RETRY_S = 0.3
@@ -104,24 +104,20 @@ class Pipeline:
         blocks = await asyncio.gather(
             *(
                 stage.configure(
-                    stage_pb2.ConfigureRequest(
-                        protocol_version=PROTOCOL_VERSION,
-                        model_fingerprint=about.fingerprint,
+                    StageSetup(
                         epoch=self.epoch,
-                        controller_incarnation=self._incarnation,
-                        stage_index=stage.index,
-                        stage_count=stage.count,
-                        layer_begin=begin,
-                        layer_end=end,
+                        incarnation=self._incarnation,
+                        model_fingerprint=about.fingerprint,
+                        layers=layers,
                         block_size=self.config.block_size,
                         kv_blocks=self.config.kv_blocks,
-                        next_stage_address=next_address,
                         max_step_tokens=self.config.max_step_tokens,
+                        next_address=next_address,
                         fabric_before=before,
                         fabric_after=after,
                     )
                 )
-                for stage, (begin, end), next_address, before, after in zip(
+                for stage, layers, next_address, before, after in zip(
                     self.stages, ranges, following, ["", *names], [*names, ""], strict=True
                 )
             )
@@ -177,7 +173,7 @@ class Pipeline:
             self._verdict = error
             self._judged.set()
 
-    async def run_epoch(self, report: Callable[[int, stage_pb2.StepReport], None]) -> None:
+    async def run_epoch(self, report: Callable[[int, StepReport], None]) -> None:
         """Serve the epoch until cancelled; StageLostError when any stage is lost."""
         lost: list[StageLostError] = []
         try:
@@ -192,10 +188,8 @@ class Pipeline:
             unreported = sorted({step for error in lost for step in error.open_steps})
             raise StageLostError("; ".join(map(str, lost)), min(steps, default=None), tuple(unreported))
 
-    async def _run_stage(
-        self, stage: StageClient, report: Callable[[int, stage_pb2.StepReport], None]
-    ) -> None:
-        def watched(index: int, done: stage_pb2.StepReport) -> None:
+    async def _run_stage(self, stage: StageClient, report: Callable[[int, StepReport], None]) -> None:
+        def watched(index: int, done: StepReport) -> None:
             self.watch.reported(index, done.step_id, done.compute_s)
             report(index, done)
 

@@ -1,22 +1,24 @@
-"""How long will outputs be? Asks the predictor; goes on with a fallback at once if it is down or slow."""
+"""The predictor's client: how long outputs will be, with a fallback at once if it is down or slow."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from collections.abc import Sequence as Many
 
 import grpc
 import numpy as np
 import structlog
 
+from controller.scheduler.actions import Finish
+from controller.scheduler.sequence import Sequence
 from tidepipe.v1 import predictor_pb2, predictor_pb2_grpc
+from tidepipe.v1.predictor_pb2 import RequestFeatures
 from tidepipe_common.codec.prompt import prompt_to_wire
 from tidepipe_common.lengths.prompt import PromptFeatures
-from tidepipe_common.lengths.request import NO_PROMPT
 from tidepipe_common.rpc.channel import open_channel
+from tidepipe_common.types.sampling import FinishReason
 
 PREDICT_TIMEOUT_S = 0.1
 OBSERVE_TIMEOUT_S = 1.0
@@ -30,47 +32,60 @@ SILENCE_S = 5.0
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
-    """What is known of a sequence before it runs (again). Lengths in tokens."""
-
-    sequence_id: str
-    prompt_tokens: int
-    max_tokens: int
-    temperature: float
-    prompt: PromptFeatures = NO_PROMPT
-    generated_tokens: int = 0
-
-
 Predicted = Callable[[str, float, float], None]
 """(sequence id, median, 90th percentile), tokens."""
 
 
 class LengthOracle:
-    """Predictions in, observations out; never waits, never fails."""
+    """Predictions in, observations out; never waits, never fails. Asks for each sequence once, and lets the
+    predictor learn from its end.
+
+    fallbacks: predictions that the fallback gave. observations_lost: ends that the predictor never heard of.
+    """
 
     def __init__(self, address: str | None, predicted: Predicted) -> None:
         self.fallbacks = 0
+        self.observations_lost = 0
         self._address = address
         self._predicted = predicted
-        self._asked: asyncio.Queue[Features] = asyncio.Queue(MAX_QUEUED)
-        self._seen: deque[tuple[Features, int, bool]] = deque(maxlen=MAX_QUEUED)
+        self._running: dict[str, RequestFeatures] = {}
+        self._asked: asyncio.Queue[RequestFeatures] = asyncio.Queue(MAX_QUEUED)
+        self._seen: deque[tuple[RequestFeatures, int, bool]] = deque(maxlen=MAX_QUEUED)
         self._recent: deque[int] = deque(maxlen=FALLBACK_WINDOW)
         self._new = asyncio.Event()
         self._silent_until = 0.0
 
-    def ask(self, features: Features) -> None:
-        """Predict soon; if too many are waiting, the fallback answers now."""
+    def ask(self, sequence: Sequence, prompt: PromptFeatures) -> None:
+        """A sequence was taken: predict soon; if too many are waiting, the fallback answers now."""
+        if sequence.sampling.ignore_eos and not sequence.sampling.stop_token_ids:
+            # It ends at its limit; that says nothing of other answers.
+            self._predicted(sequence.sequence_id, float(sequence.max_tokens), float(sequence.max_tokens))
+            return
+        features = self._running[sequence.sequence_id] = RequestFeatures(
+            key=sequence.sequence_id,
+            prompt_tokens=len(sequence.prompt),
+            max_tokens=sequence.max_tokens,
+            temperature=sequence.sampling.temperature,
+            prompt=prompt_to_wire(prompt),
+            generated_tokens=len(sequence.output),
+        )
         try:
             self._asked.put_nowait(features)
         except asyncio.QueueFull:
             self._fall_back([features])
 
-    def observe(self, features: Features, output_tokens: int, censored: bool) -> None:
-        """An output ended."""
+    def ended(self, end: Finish) -> None:
+        """An output ended; only if it stopped by itself is its length known."""
+        features = self._running.pop(end.sequence_id, None)
+        if features is not None and end.reason is not FinishReason.ERROR:
+            self.observe(features, end.output_tokens, censored=end.reason is not FinishReason.STOP)
+
+    def observe(self, features: RequestFeatures, output_tokens: int, censored: bool) -> None:
+        """Learn of an output's length. censored: it was cut."""
         if not censored:
             self._recent.append(output_tokens)
         if self._address:
+            self.observations_lost += len(self._seen) == MAX_QUEUED
             self._seen.append((features, output_tokens, censored))
             self._new.set()
 
@@ -95,7 +110,7 @@ class LengthOracle:
                 continue
             try:
                 reply = await stub.Predict(
-                    predictor_pb2.PredictRequest(requests=[_to_wire(one) for one in batch]),
+                    predictor_pb2.PredictRequest(requests=batch),
                     timeout=PREDICT_TIMEOUT_S,
                 )
                 self._take(batch, reply)
@@ -104,16 +119,16 @@ class LengthOracle:
                 log.warning("predictor failed, using the fallback", reason=_reason(error))
                 self._fall_back(batch)
 
-    def _take(self, batch: Sequence[Features], reply: predictor_pb2.PredictResponse) -> None:
+    def _take(self, batch: Many[RequestFeatures], reply: predictor_pb2.PredictResponse) -> None:
         """Pass predictions on; ValueError, before any is, if they make no sense."""
-        if [one.key for one in reply.predictions] != [one.sequence_id for one in batch]:
+        if [one.key for one in reply.predictions] != [one.key for one in batch]:
             raise ValueError("the predictor's answer is not about what it was asked")
         quantiles = [_p50_p90(one) for one in reply.predictions]
         for features, (p50, p90) in zip(batch, quantiles, strict=True):
             limit = features.max_tokens
-            self._predicted(features.sequence_id, min(p50, limit), min(p90, limit))
+            self._predicted(features.key, min(p50, limit), min(p90, limit))
 
-    def _fall_back(self, batch: Sequence[Features]) -> None:
+    def _fall_back(self, batch: Many[RequestFeatures]) -> None:
         """Quantiles of the newest outputs here; none at all while there are too few."""
         if self._address:
             self.fallbacks += len(batch)
@@ -122,7 +137,7 @@ class LengthOracle:
         p50, p90 = np.quantile(np.fromiter(self._recent, dtype=np.float64), (0.5, 0.9))
         for one in batch:
             limit = one.max_tokens
-            self._predicted(one.sequence_id, min(float(p50), limit), min(float(p90), limit))
+            self._predicted(one.key, min(float(p50), limit), min(float(p90), limit))
 
     async def _observe_loop(self, stub: predictor_pb2_grpc.PredictorServiceAsyncStub) -> None:
         while True:
@@ -133,16 +148,16 @@ class LengthOracle:
             while self._seen:
                 batch = [self._seen.popleft() for _ in range(min(BATCH, len(self._seen)))]
                 observations = [
-                    predictor_pb2.Observation(
-                        features=_to_wire(features), output_tokens=tokens, censored=censored
-                    )
+                    predictor_pb2.Observation(features=features, output_tokens=tokens, censored=censored)
                     for features, tokens, censored in batch
                 ]
-                # Lost observations cost a little accuracy, nothing else.
-                with contextlib.suppress(grpc.aio.AioRpcError):
+                try:
                     await stub.Observe(
                         predictor_pb2.ObserveRequest(observations=observations), timeout=OBSERVE_TIMEOUT_S
                     )
+                except grpc.aio.AioRpcError:
+                    # They cost a little accuracy, nothing else.
+                    self.observations_lost += len(batch)
 
 
 def _p50_p90(prediction: predictor_pb2.LengthPrediction) -> tuple[float, float]:
@@ -153,17 +168,6 @@ def _p50_p90(prediction: predictor_pb2.LengthPrediction) -> tuple[float, float]:
         raise ValueError(f"the predictor's answer makes no sense: {tokens.tolist()}")
     p50, p90 = np.interp((0.5, 0.9), levels, tokens)
     return float(p50), float(p90)
-
-
-def _to_wire(features: Features) -> predictor_pb2.RequestFeatures:
-    return predictor_pb2.RequestFeatures(
-        key=features.sequence_id,
-        prompt_tokens=features.prompt_tokens,
-        max_tokens=features.max_tokens,
-        temperature=features.temperature,
-        prompt=prompt_to_wire(features.prompt),
-        generated_tokens=features.generated_tokens,
-    )
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""One stage as the controller talks to it."""
+"""The client of one stage worker: who it is, its epochs, plans out and reports in (`stage.proto`)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ import structlog
 
 from controller.scheduler.fabric import FabricPort
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
-from tidepipe_common.codec.plan import plan_requests
+from tidepipe_common.codec.plan import news_from_wire, plan_requests
 from tidepipe_common.codec.shape import shape_from_wire
 from tidepipe_common.errors import IncompatibleError, TidePipeError
 from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.rpc.status import from_rpc_error
 from tidepipe_common.types.model_shape import ModelShape
-from tidepipe_common.types.plan import PROTOCOL_VERSION, Phase, StepPlan
+from tidepipe_common.types.plan import (
+    PROTOCOL_VERSION,
+    FailureKind,
+    Heartbeat,
+    Phase,
+    StageFailure,
+    StageNews,
+    StepPlan,
+    StepReport,
+)
 
 DESCRIBE_TIMEOUT_S = 5.0
 CONFIGURE_TIMEOUT_S = 900.0
@@ -42,6 +51,22 @@ class StageAbout:
     shape: ModelShape
     epoch: int
     fabric: FabricPort
+
+
+@dataclass(frozen=True, slots=True)
+class StageSetup:
+    """What a worker is to be in one epoch; see ConfigureRequest. layers: first, and one past the last."""
+
+    epoch: int
+    incarnation: str
+    model_fingerprint: str
+    layers: tuple[int, int]
+    block_size: int
+    kv_blocks: int
+    max_step_tokens: int
+    next_address: str
+    fabric_before: str
+    fabric_after: str
 
 
 @dataclass(slots=True)
@@ -138,19 +163,36 @@ class StageClient:
         self.account.rss_bytes = reply.rss_bytes
         return about
 
-    async def configure(self, request: stage_pb2.ConfigureRequest) -> int:
+    async def configure(self, setup: StageSetup) -> int:
         """Make the worker a stage of a new epoch; the KV blocks it has."""
-        request.patience_s = HUNG_PATIENCE_S if self.hung else 0.0
+        layer_begin, layer_end = setup.layers
+        request = stage_pb2.ConfigureRequest(
+            protocol_version=PROTOCOL_VERSION,
+            model_fingerprint=setup.model_fingerprint,
+            epoch=setup.epoch,
+            controller_incarnation=setup.incarnation,
+            stage_index=self.index,
+            stage_count=self.count,
+            layer_begin=layer_begin,
+            layer_end=layer_end,
+            block_size=setup.block_size,
+            kv_blocks=setup.kv_blocks,
+            next_stage_address=setup.next_address,
+            max_step_tokens=setup.max_step_tokens,
+            fabric_before=setup.fabric_before,
+            fabric_after=setup.fabric_after,
+            patience_s=HUNG_PATIENCE_S if self.hung else 0.0,
+        )
         try:
             reply = await self._stub.Configure(request, timeout=CONFIGURE_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise self._named(from_rpc_error(error)) from error
         self.hung = False
-        self._known_epoch = request.epoch
+        self._known_epoch = setup.epoch
         # From here on plans may be queued for the new epoch.
         self._plans = asyncio.Queue(MAX_PLANS_QUEUED)
         self._phases.clear()
-        self.account.layers = (request.layer_begin, request.layer_end)
+        self.account.layers = setup.layers
         self.account.rss_bytes = reply.rss_bytes
         self.account.slow_because = reply.slow_because
         return reply.kv_blocks
@@ -180,8 +222,8 @@ class StageClient:
     def _lost(self, detail: str) -> StageLostError:
         return StageLostError(f"stage {self.index} at {self.address}{detail}", open_steps=self.open_steps)
 
-    async def run(self, epoch: int, report: Callable[[int, stage_pb2.StepReport], None]) -> None:
-        """Serve one epoch until cancelled: plans out, reports to `report(stage index, message)`.
+    async def run(self, epoch: int, report: Callable[[int, StepReport], None]) -> None:
+        """Serve one epoch until cancelled: plans out, step reports to `report(stage index, report)`.
 
         Raises StageLostError when the stage fails, falls silent, or is taken over by a newer epoch. The
         stream has no deadline; the lease, renewed by each message, takes its place.
@@ -195,7 +237,7 @@ class StageClient:
                     message = await call.read()
                 if not isinstance(message, stage_pb2.RunResponse):
                     raise self._lost(" ended the stream")
-                self._take(message, report)
+                self._take(news_from_wire(message), report)
         except TimeoutError:
             raise self._lost(f" was silent for {LEASE_S:g} s") from None
         except grpc.aio.AioRpcError as error:
@@ -204,28 +246,23 @@ class StageClient:
             account.alive = False
             call.cancel()
 
-    def _take(
-        self, message: stage_pb2.RunResponse, report: Callable[[int, stage_pb2.StepReport], None]
-    ) -> None:
-        kind = message.WhichOneof("report")
-        if kind == "step":
-            step = message.step
-            phase = self._phases.pop(step.step_id, Phase.DECODE)
-            if phase is Phase.PREFILL:
-                self.account.prefill_busy_s += step.compute_s
-            else:
-                self.account.decode_busy_s += step.compute_s
-            self.account.plan_wait_s += step.plan_wait_s
-            report(self.index, step)
-        elif kind == "heartbeat":
-            self.account.rss_bytes = message.heartbeat.rss_bytes
-            self.account.running_step = message.heartbeat.running_step_id
-        elif kind == "failure":
-            failure = message.failure
-            detail = f"stage {self.index} at {self.address}: {failure.detail}"
-            if failure.kind == stage_pb2.StageFailure.KIND_LINK:
-                raise NextStageLostError(detail)
-            raise StageLostError(detail, failure.step_id or None)
+    def _take(self, news: StageNews | None, report: Callable[[int, StepReport], None]) -> None:
+        match news:
+            case StepReport(step_id, compute_s):
+                phase = self._phases.pop(step_id, Phase.DECODE)
+                if phase is Phase.PREFILL:
+                    self.account.prefill_busy_s += compute_s
+                else:
+                    self.account.decode_busy_s += compute_s
+                self.account.plan_wait_s += news.plan_wait_s
+                report(self.index, news)
+            case Heartbeat(rss_bytes, running_step_id):
+                self.account.rss_bytes, self.account.running_step = rss_bytes, running_step_id
+            case StageFailure(kind, failure, step_id):
+                detail = f"stage {self.index} at {self.address}: {failure}"
+                if kind is FailureKind.LINK:
+                    raise NextStageLostError(detail)
+                raise StageLostError(detail, step_id or None)
 
     async def _requests(self, epoch: int) -> AsyncIterator[stage_pb2.RunRequest]:
         yield stage_pb2.RunRequest(epoch=epoch)

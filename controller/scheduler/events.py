@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tidepipe_common.lengths.prompt import PromptFeatures
+from tidepipe_common.lengths.request import NO_PROMPT
 from tidepipe_common.types.plan import SampledTokens
 from tidepipe_common.types.sampling import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
 class NewSequence:
-    """A sequence to continue; `output` was generated elsewhere and is not reported again.
+    """A sequence as a router hands it over, to be continued; `output` was generated elsewhere and is not
+    reported again.
 
     deadline: point in time (the core's clock, seconds) at which it is ended, or None.
     first_token_due: point in time at which its TTFT target ends; tpot_s: target per further token; or None.
+    features, piece_gap_s: not for the core, nor for journals: what the predictor is told of the prompt, and
+        how seldom new tokens may be told to the router.
     """
 
     sequence_id: str
@@ -23,6 +28,8 @@ class NewSequence:
     deadline: float | None = None
     first_token_due: float | None = None
     tpot_s: float | None = None
+    features: PromptFeatures = NO_PROMPT
+    piece_gap_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,6 @@ class UpstreamHost:
         self._clock = clock
         self._numbers = itertools.count(1)
         self._sequences: dict[str, ForwardedSequence] = {}
-        self._ordinals: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -56,8 +55,7 @@ class UpstreamHost:
             await asyncio.sleep(SWEEP_S)
             for name in self.hub.abandoned(self._clock(), ABANDONED_AFTER_S):
                 self.drop(name)
-            for router_id in self.hub.close_mailboxes(self._clock(), ABANDONED_AFTER_S):
-                self._ordinals.pop(router_id, None)
+            self.hub.close_mailboxes(self._clock(), ABANDONED_AFTER_S)
             for name in [name for name, one in self._sequences.items() if one.finished]:
                 del self._sequences[name]
 
@@ -89,11 +87,11 @@ class UpstreamHost:
 
     def note_ordinal(self, router_id: str, ordinal: int) -> None:
         """How many sequences the router has meant for us so far."""
-        self._ordinals[router_id] = ordinal
+        self.hub.note_ordinal(router_id, ordinal, self._clock())
 
     def ordinal(self, router_id: str) -> int:
         """See note_ordinal."""
-        return self._ordinals.get(router_id, 0)
+        return self.hub.ordinal(router_id)
 
     def cancel(self, sequence_id: str) -> None:
         """The other router does not want it any more."""

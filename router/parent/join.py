@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from router.instances.available import AvailableModels
 from router.instances.link import InstanceAddress
-from tidepipe.v1 import router_pb2
 from tidepipe_common.notifier import Notifier
 from tidepipe_common.rpc.registration import Registration
 
@@ -19,10 +18,12 @@ async def join(overall: str, ours: InstanceAddress, models: AvailableModels, cha
         if models.ready:
             break
         await notify_all.wait()
-    handle = router_pb2.InstanceHandle(
-        instance_id=ours.instance_id, controller_address=ours.address, incarnation=ours.incarnation
+    registration = Registration(
+        overall,
+        instance_id=ours.instance_id,
+        controller_address=ours.address,
+        incarnation=ours.incarnation,
     )
-    registration = Registration(overall, handle)
     try:
         await registration.run()
     finally:

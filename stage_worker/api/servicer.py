@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
@@ -11,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import structlog
 
-from stage_worker.account import WorkAccount
 from stage_worker.epoch import STOP_TIMEOUT_S, Epoch, StuckError
 from stage_worker.executors.protocol import Backend, Executor, StageSpec
-from stage_worker.runner import QueueOverflowError
+from stage_worker.runner import QueueOverflowError, WorkAccount
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
-from tidepipe_common.codec.plan import StartsAhead, plan_from_wire
+from tidepipe_common.codec.plan import StartsAhead, news_to_wire, plan_from_wire
 from tidepipe_common.codec.shape import shape_to_wire
 from tidepipe_common.errors import IncompatibleError, UnavailableError
 from tidepipe_common.limits import MESSAGE_BYTES
-from tidepipe_common.types.plan import PROTOCOL_VERSION
+from tidepipe_common.rpc.server import RpcServer
+from tidepipe_common.types.plan import PROTOCOL_VERSION, Heartbeat, StageNews
 
 if TYPE_CHECKING:
     import grpc
@@ -45,6 +44,12 @@ def max_message_bytes(hidden_size: int, dtype: str) -> int:
 def _end_process() -> None:
     # Not sys.exit: the interpreter's own end would wait for what is stuck.
     os._exit(EXIT_STUCK)
+
+
+async def start_serving(server: RpcServer, servicer: StageServicer) -> str:
+    """Answer StageService at the server's address, HOST:PORT, which is returned."""
+    stage_pb2_grpc.add_StageServiceServicer_to_server(servicer, server.server)
+    return await server.start([stage_pb2.DESCRIPTOR.services_by_name["StageService"]])
 
 
 class StageServicer(stage_pb2_grpc.StageServiceServicer):
@@ -156,8 +161,10 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
-            with contextlib.suppress(Exception):
+            try:
                 (await work).close()
+            except Exception as error:
+                log.warning("a configuration that nobody waits for any more failed", reason=repr(error))
             raise
 
     def _check(self, request: stage_pb2.ConfigureRequest) -> None:
@@ -203,7 +210,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
             while not epoch.ended.is_set():
                 report = await reports.get()
                 if report is not None:
-                    yield report
+                    yield news_to_wire(report)
                 elif reader.done():
                     reader.result()  # raises what went wrong; else the controller has left
                     return
@@ -217,8 +224,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
         # Also between reports: they say nothing of memory.
         while True:
             step_id, seconds = epoch.running
-            heartbeat = stage_pb2.Heartbeat(rss_bytes=self._rss(), running_step_id=step_id, running_s=seconds)
-            epoch.reports.put_nowait(stage_pb2.RunResponse(heartbeat=heartbeat))
+            epoch.reports.put_nowait(Heartbeat(self._rss(), step_id, seconds))
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _read_plans(self, epoch: Epoch, requests: AsyncIterator[stage_pb2.RunRequest]) -> None:
@@ -273,11 +279,13 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
         """Stop the present epoch."""
         async with self._configuring:
             if self._epoch is not None:
-                with contextlib.suppress(Exception):
+                try:
                     await self._epoch.end()
+                except Exception as error:
+                    log.warning("the epoch did not end well", epoch=self._epoch.number, reason=repr(error))
                 self._epoch = None
 
 
-async def _tell_when(happened: asyncio.Event, reports: asyncio.Queue[stage_pb2.RunResponse | None]) -> None:
+async def _tell_when(happened: asyncio.Event, reports: asyncio.Queue[StageNews | None]) -> None:
     await happened.wait()
     reports.put_nowait(None)

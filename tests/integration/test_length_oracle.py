@@ -9,11 +9,15 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 import pytest
 
-from controller.api.servicer import submission_from_wire
-from controller.runtime.predictor_client import FALLBACK_LEAST, PREDICT_TIMEOUT_S, Features, LengthOracle
+from controller.api.servicer import new_sequence_from_wire
+from controller.runtime.predictor_client import FALLBACK_LEAST, PREDICT_TIMEOUT_S, LengthOracle
+from controller.scheduler.actions import Finish
+from controller.scheduler.sequence import Sequence
 from tidepipe.v1 import controller_pb2
 from tidepipe.v1 import predictor_pb2 as pb
 from tidepipe.v1 import predictor_pb2_grpc as pb_grpc
+from tidepipe_common.lengths.request import NO_PROMPT
+from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
 Answer = Callable[[pb.PredictRequest], pb.PredictResponse]
 
@@ -85,16 +89,17 @@ async def running(address: str) -> AsyncIterator[tuple[LengthOracle, dict[str, t
         await asyncio.gather(task, return_exceptions=True)
 
 
-def features(key: str) -> Features:
-    return Features(key, prompt_tokens=10, max_tokens=80, temperature=1.0)
+def sequence(key: str) -> Sequence:
+    return Sequence(key, (1,) * 10, SamplingParams(), max_tokens=80, arrived=0.0, deadline=None)
 
 
 async def ask(oracle: LengthOracle, predicted: dict[str, tuple[float, float]], count: int = 20) -> None:
     """Some answers are known here; then predictions are asked for and must come."""
     for index in range(FALLBACK_LEAST):
-        oracle.observe(features(f"old-{index}"), 20, censored=False)
+        features = pb.RequestFeatures(key=f"old-{index}", prompt_tokens=10, max_tokens=80, temperature=1.0)
+        oracle.observe(features, 20, censored=False)
     for index in range(count):
-        oracle.ask(features(str(index)))
+        oracle.ask(sequence(str(index)), NO_PROMPT)
     async with asyncio.timeout(30):
         while len(predicted) < count:  # noqa: ASYNC110 - nothing else tells
             await asyncio.sleep(0.01)
@@ -104,12 +109,11 @@ async def test_who_asks_reaches_the_predictor() -> None:
     """The hash that the router made comes with what is asked and with what is observed."""
     spec = controller_pb2.SequenceSpec(sequence_id="a", prompt_token_ids=[1, 2, 3])
     spec.prompt_features.client_hash = 77
-    submission = submission_from_wire(spec)
+    arrival = new_sequence_from_wire(spec, 0.0)
     fake = FakePredictor(sound)
     async with serving(fake) as address, running(address) as (oracle, _):
-        asked = Features("a", 3, 100, 0.7, submission.features)
-        oracle.ask(asked)
-        oracle.observe(asked, 12, censored=False)
+        oracle.ask(sequence("a"), arrival.features)
+        oracle.ended(Finish("a", FinishReason.STOP, 12))
         async with asyncio.timeout(5):
             while not (fake.requests and fake.observed):  # noqa: ASYNC110 - others' state, without events
                 await asyncio.sleep(0.01)
@@ -142,7 +146,7 @@ async def test_a_slow_predictor_is_waited_for_once_only() -> None:
     async with serving(fake) as address, running(address) as (oracle, predicted):
         await ask(oracle, predicted)
         assert set(predicted.values()) == {(20.0, 20.0)}
-        oracle.ask(features("later"))
+        oracle.ask(sequence("later"), NO_PROMPT)
         async with asyncio.timeout(30):
             while "later" not in predicted:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)

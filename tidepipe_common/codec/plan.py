@@ -1,4 +1,4 @@
-"""Step plans: protobuf (columns) <-> domain (rows)."""
+"""Step plans and what stages tell of them: protobuf <-> domain (`stage.proto`)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,26 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate, chain
 
 from tidepipe.v1 import controller_pb2, stage_pb2
-from tidepipe_common.codec.sampling import sampling_from_wire, sampling_to_wire
+from tidepipe_common.codec.sampling import (
+    logprobs_from_wire,
+    logprobs_to_wire,
+    sampling_from_wire,
+    sampling_to_wire,
+)
 from tidepipe_common.limits import PIECE_BYTES
-from tidepipe_common.types.plan import Phase, PlanRow, SequenceStart, StepPlan
+from tidepipe_common.types.plan import (
+    FailureKind,
+    Heartbeat,
+    Phase,
+    PlanRow,
+    RowError,
+    SampledTokens,
+    SequenceStart,
+    StageFailure,
+    StageNews,
+    StepPlan,
+    StepReport,
+)
 
 MAX_HISTORY_TOKENS = PIECE_BYTES // 8
 """Of one start that is sent ahead; an id takes five bytes at most."""
@@ -20,6 +37,12 @@ _PHASE_TO_WIRE: dict[Phase, controller_pb2.Phase.ValueType] = {
     Phase.MIXED: controller_pb2.PHASE_MIXED,
 }
 _PHASE_FROM_WIRE: dict[int, Phase] = {wire: phase for phase, wire in _PHASE_TO_WIRE.items()}
+_KIND_TO_WIRE: dict[FailureKind, stage_pb2.StageFailure.Kind.ValueType] = {
+    FailureKind.LINK: stage_pb2.StageFailure.KIND_LINK,
+    FailureKind.EXECUTION: stage_pb2.StageFailure.KIND_EXECUTION,
+    FailureKind.PROTOCOL: stage_pb2.StageFailure.KIND_PROTOCOL,
+}
+_KIND_FROM_WIRE: dict[int, FailureKind] = {wire: kind for kind, wire in _KIND_TO_WIRE.items()}
 
 
 def phase_to_wire(phase: Phase) -> controller_pb2.Phase.ValueType:
@@ -157,3 +180,55 @@ def plan_from_wire(message: stage_pb2.StepPlan, ahead: Iterable[stage_pb2.Sequen
         for entry in (*ahead, *message.starts)
     )
     return StepPlan(message.step_id, phase_from_wire(message.phase), rows, starts, tuple(message.releases))
+
+
+def news_to_wire(news: StageNews) -> stage_pb2.RunResponse:
+    """Domain to protobuf."""
+    match news:
+        case StepReport():
+            report = stage_pb2.StepReport(
+                step_id=news.step_id,
+                compute_s=news.compute_s,
+                idle_s=news.idle_s,
+                plan_wait_s=news.plan_wait_s,
+            )
+            if news.sampled is not None:
+                report.token_ids.extend(news.sampled.token_ids)
+                report.logprobs.extend(logprobs_to_wire(news.sampled.logprobs))
+                for error in news.sampled.errors:
+                    report.errors.add(sequence_key=error.key, detail=error.detail, fault=error.fault)
+            return stage_pb2.RunResponse(step=report)
+        case Heartbeat():
+            return stage_pb2.RunResponse(
+                heartbeat=stage_pb2.Heartbeat(
+                    rss_bytes=news.rss_bytes,
+                    running_step_id=news.running_step_id,
+                    running_s=news.running_s,
+                )
+            )
+        case StageFailure(kind, detail, step_id):
+            failure = stage_pb2.StageFailure(kind=_KIND_TO_WIRE[kind], detail=detail, step_id=step_id)
+            return stage_pb2.RunResponse(failure=failure)
+
+
+def news_from_wire(message: stage_pb2.RunResponse) -> StageNews | None:
+    """Protobuf to domain; None for news of a newer contract, EXECUTION for failures of a newer kind."""
+    which = message.WhichOneof("report")
+    if which == "step":
+        step = message.step
+        errors = tuple(
+            [
+                RowError(one.sequence_key, one.detail, one.fault if one.HasField("fault") else None)
+                for one in step.errors
+            ]
+        )
+        sampled = SampledTokens(tuple(step.token_ids), logprobs_from_wire(step.logprobs), errors)
+        return StepReport(step.step_id, step.compute_s, step.idle_s, step.plan_wait_s, sampled)
+    if which == "heartbeat":
+        heart = message.heartbeat
+        return Heartbeat(heart.rss_bytes, heart.running_step_id, heart.running_s)
+    if which == "failure":
+        failure = message.failure
+        kind = _KIND_FROM_WIRE.get(failure.kind, FailureKind.EXECUTION)
+        return StageFailure(kind, failure.detail, failure.step_id)
+    return None

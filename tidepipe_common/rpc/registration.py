@@ -23,8 +23,22 @@ log = structlog.get_logger()
 class Registration:
     """Announces an instance to a router again and again, so that a restarted router finds it."""
 
-    def __init__(self, router_address: str, handle: router_pb2.InstanceHandle) -> None:
-        self._handle = handle
+    def __init__(
+        self,
+        router_address: str,
+        *,
+        instance_id: str,
+        controller_address: str,
+        incarnation: str,
+        model: str = "",
+    ) -> None:
+        """See InstanceHandle in router.proto."""
+        self._handle = router_pb2.InstanceHandle(
+            instance_id=instance_id,
+            controller_address=controller_address,
+            model=model,
+            incarnation=incarnation,
+        )
         self._home = self._address = router_address
         self._channel = open_channel(router_address)
         self._stub = router_pb2_grpc.RouterServiceStub(self._channel)

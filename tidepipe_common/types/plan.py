@@ -135,3 +135,48 @@ class SampledTokens:
     token_ids: tuple[int, ...]
     logprobs: tuple[PositionLogprobs, ...] = ()
     errors: tuple[RowError, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """A stage has done its part of a step. Times in seconds.
+
+    idle_s: since the step before. plan_wait_s: of that, the part before this step's plan was here.
+    sampled: by the last stage; None, or nothing, by the others.
+    """
+
+    step_id: int
+    compute_s: float
+    idle_s: float
+    plan_wait_s: float
+    sampled: SampledTokens | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A sign of life of a stage. running_step_id: that it is computing, for so many seconds; 0: none."""
+
+    rss_bytes: int
+    running_step_id: int
+    running_s: float
+
+
+class FailureKind(enum.Enum):
+    """Why a stage cannot go on."""
+
+    LINK = "link"  # to the next stage
+    EXECUTION = "execution"  # of a step
+    PROTOCOL = "protocol"  # a plan made no sense
+
+
+@dataclass(frozen=True, slots=True)
+class StageFailure:
+    """A stage cannot go on in this epoch. step_id: the step in question, 0 if none."""
+
+    kind: FailureKind
+    detail: str
+    step_id: int = 0
+
+
+StageNews = StepReport | Heartbeat | StageFailure
+"""What a stage tells its controller while it serves an epoch."""

@@ -97,6 +97,8 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.news = asyncio.Event()
+        self.ordinal = 0
+        """How many sequences the router has meant for us, as it says with each of its hand-overs."""
         self.watcher = 0
         self.unwatched_since: float | None = None
         self._due: OrderedDict[str, None] = OrderedDict()
@@ -177,6 +179,19 @@ class ResultsHub:
         )
         if router_id not in self.mailboxes:
             self.mailbox(router_id).unwatched_since = now
+
+    def note_ordinal(self, router_id: str, ordinal: int, now: float) -> None:
+        """How many sequences the router has meant for us so far; forgotten with its mailbox."""
+        known = router_id in self.mailboxes
+        box = self.mailbox(router_id)
+        box.ordinal = ordinal
+        if not known:
+            box.unwatched_since = now
+
+    def ordinal(self, router_id: str) -> int:
+        """That of the router's last hand-over; 0 before the first one."""
+        box = self.mailboxes.get(router_id)
+        return 0 if box is None else box.ordinal
 
     def mailbox(self, router_id: str) -> Mailbox:
         """The router's mailbox."""
