@@ -34,14 +34,13 @@ from router.batches.jobs import BatchJobs
 from router.batches.opening import open_jobs
 from router.client_access import client_access
 from router.instances.available import AvailableModels
-from router.instances.dispatcher import Dispatcher
+from router.instances.dispatcher import Dispatcher, WaitingRules
 from router.instances.handoff import InstanceHandoff
 from router.instances.link import InstanceAddress
 from router.instances.registry import InstanceRegistry
 from router.instances.sequence import RoutedSequence
 from router.instances.served_model import ServedModel
 from router.instances.succession import adopt_instances
-from router.instances.waiting import WaitingRules
 from router.parent.host import UpstreamHost
 from router.parent.join import join
 from router.requests.admission import Admission
@@ -272,7 +271,7 @@ class RouterService:
         served.tokenizer_size = loaded.vocab_size
         self._text = loaded
         text.set_result(loaded)
-        self.dispatcher.wake()
+        self.dispatcher.changed.notify_all()
 
     async def _report_health(self, rpc: RpcServer, models: AvailableModels) -> None:
         """Health follows the instances: without any, requests only wait."""

@@ -15,9 +15,9 @@ from controller.scheduler.actions import Refusal, Refused
 from controller.scheduler.events import NewSequence
 from controller.scheduler.report import instance_report, step_costs
 from tidepipe.v1 import controller_pb2, controller_pb2_grpc, timeline_pb2, timeline_pb2_grpc
+from tidepipe_common.codec.controller import check_spec
 from tidepipe_common.codec.prompt import prompt_from_wire
 from tidepipe_common.codec.sampling import sampling_from_wire
-from tidepipe_common.codec.sequence import check_spec
 from tidepipe_common.codec.timeline import timeline_to_wire
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.latency.model import StepCost

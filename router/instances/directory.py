@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from router.instances.link import InstanceLink
-from router.instances.report import status_from_wire
 from router.scheduler.events import (
     Event,
     InstanceDraining,
@@ -15,9 +15,9 @@ from router.scheduler.events import (
     InstanceReported,
     InstanceResumed,
 )
+from router.scheduler.instance_report import InstanceReport
 from router.scheduler.policies.catalog import SPREADING
 from router.scheduler.routing_scheduler import RoutingScheduler
-from tidepipe.v1 import controller_pb2
 from tidepipe_common.notifier import Notifier
 
 TIMED_REPORTS_S = 0.1
@@ -33,13 +33,11 @@ class InstanceDirectory:
         scheduler: RoutingScheduler,
         handle: Callable[[Event], None],
         changed: Notifier,
-        clock: Callable[[], float],
     ) -> None:
-        """hear: tells the core, and does what it says. changed: beats when a link comes or goes."""
+        """handle: tells the core, and does what it says. changed: beats when a link comes or goes."""
         self._scheduler = scheduler
-        self._hear = handle
+        self._handle = handle
         self._changed = changed
-        self._clock = clock
         self._links: dict[str, InstanceLink] = {}
 
     def __getitem__(self, instance_id: str) -> InstanceLink:
@@ -55,9 +53,8 @@ class InstanceDirectory:
         """Context length of the instance that has the longest, tokens; 0 without any."""
         return max((link.context_length for link in self._links.values() if link.open), default=0)
 
-    @property
     def report_interval_s(self) -> float:
-        """Part of ReportHost. Arrivals, ends and phases are reported at once, whatever it is."""
+        """Time between two reports at most. Arrivals, ends and phases are reported at once anyway."""
         return LOAD_REPORTS_S if self._scheduler.policy_name in SPREADING else TIMED_REPORTS_S
 
     def attach(self, link: InstanceLink) -> None:
@@ -69,31 +66,32 @@ class InstanceDirectory:
         """Use an instance no more; its sequences come back when the link is closed."""
         if self._links.get(link.instance_id) is link:
             del self._links[link.instance_id]
-            self._hear(InstanceLeft(link.instance_id))
+            self._handle(InstanceLeft(link.instance_id))
         self._changed.notify_all()
 
-    def reported(self, link: InstanceLink, report: controller_pb2.InstanceReport) -> None:
-        """Part of ReportHost."""
+    def reported(self, link: InstanceLink, report: InstanceReport | None) -> None:
+        """An instance said how it stands. None: it says nothing any more."""
         name = link.instance_id
-        if self._links.get(name) is not link or not link.open or not report.serving:
+        if report is None or self._links.get(name) is not link or not link.open or not report.serving:
             self.silent(link)
             return
         view = self._scheduler.view(name)
         if view is None:
-            self._hear(InstanceJoined(link.core_facts(report.costs)))
+            self._handle(InstanceJoined(link.routing_facts()))
             link.restart_count()
         elif view.draining:
-            self._hear(InstanceResumed(name))
-        self._hear(InstanceReported(name, status_from_wire(report, self._clock(), link.count_base)))
+            self._handle(InstanceResumed(name))
+        accepted = max(0, report.accepted - link.count_base)
+        self._handle(InstanceReported(name, replace(report, accepted=accepted)))
 
     def silent(self, link: InstanceLink) -> None:
-        """Part of ReportHost."""
+        """Nothing is known of an instance for the time being, or it takes nothing new."""
         view = self._scheduler.view(link.instance_id)
         if view is None or self._links.get(link.instance_id) is not link:
             return
         if link.draining or link.set_aside:
             if not view.draining:
-                self._hear(InstanceDraining(link.instance_id))
+                self._handle(InstanceDraining(link.instance_id))
         elif view.status is not None:
             link.restart_count()
-            self._hear(InstanceReconnected(link.instance_id))
+            self._handle(InstanceReconnected(link.instance_id))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import structlog
 
 from router.instances.directory import InstanceDirectory
 from router.instances.link import InstanceLink
-from router.instances.placement import Placement, Stay
-from router.instances.sequence import RoutedSequence
-from router.instances.waiting import WaitingRules
+from router.instances.sequence import Placement, RoutedSequence, Stay
 from router.scheduler.choice import Choice
 from router.scheduler.events import (
     Action,
@@ -31,6 +30,8 @@ from router.scheduler.events import (
 )
 from router.scheduler.request import RouteRequest
 from router.scheduler.routing_scheduler import RoutingScheduler
+from router.scheduler.shedding import WAIT_SHARE
+from router.scheduler.slo import SloClasses
 from tidepipe_common.errors import OverloadedError, TidePipeError, UnavailableError
 from tidepipe_common.notifier import Notifier
 
@@ -43,9 +44,44 @@ DESERTED = (
     "some (`tidepipe admin scale set N`), or takes them back (`tidepipe admin drain INSTANCE --resume`)"
 )
 
+SHEDDING = ("padg", "padg-published", "padg-shuffled")
+"""Routing policies that refuse who cannot be served in time, instead of serving all too late."""
+NOWHERE_S = 0.1
+"""While there is no instance, waiting sequences are looked at so often."""
+
 ScalingWish = AddInstance | DrainInstance
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingRules:
+    """slos: targets of those that bring none. patience_s: how long to wait while there is no instance."""
+
+    slos: SloClasses
+    patience_s: float
+
+    def sheds(self, sequence: RoutedSequence, policy: str) -> bool:
+        """May it be refused for being late? What an instance has had is finished, however late."""
+        return policy in SHEDDING and not sequence.output and not sequence.has_moved
+
+    def request(self, sequence: RoutedSequence, policy: str, now: float, *, nowhere: bool) -> RouteRequest:
+        """nowhere: there is no instance at all."""
+        slo = self.slos.resolve(None, sequence.ttft_s, sequence.tpot_s)
+        produced = len(sequence.output)
+        expires = now + (min(self.patience_s, NOWHERE_S) if nowhere else self.patience_s)
+        if sheds := self.sheds(sequence, policy):
+            expires = max(now, sequence.arrived + WAIT_SHARE * slo.ttft_s)
+        return RouteRequest(
+            request_id=sequence.key,
+            prompt_tokens=len(sequence.prompt) + produced,
+            max_tokens=max(0, (sequence.sampling.max_tokens or 0) - produced),
+            slo=slo,
+            arrived=sequence.arrived,
+            expires=expires,
+            sheds=sheds,
+            tenant=sequence.tenant,
+        )
 
 
 class Dispatcher:
@@ -69,7 +105,7 @@ class Dispatcher:
         self.on_scaling: Callable[[ScalingWish], None] = lambda wish: None
         self.deserted: Callable[[], bool] = lambda: False
         """True while nobody wants any instance: then there is nothing to wait for."""
-        self.directory = InstanceDirectory(scheduler, self.handle, self.changed, clock)
+        self.directory = InstanceDirectory(scheduler, self.handle, self.changed)
         self._name_stay = name_stay
         self._clock = clock
         self._rules = rules
@@ -109,17 +145,21 @@ class Dispatcher:
         """Why a pending sequence was not sent anywhere yet."""
         return self.scheduler.why_waiting(sequence.key)
 
-    def began(self, placement: Placement) -> None:
-        """Part of StayHost."""
+    def first_token(self, placement: Placement) -> None:
+        """A sequence has got its first token."""
         self.handle(FirstToken(self._clock() - placement.sequence.arrived))
 
-    def ended(self, placement: Placement) -> None:
-        """Part of StayHost."""
+    def ended(self, placement: Placement, error: TidePipeError | None) -> None:
+        """A stay is over, and with it the sequence. error: it can run nowhere."""
+        if error is not None:
+            self._leave(placement)
+            placement.sequence.fail(error)
+            return
         self._placed.pop(placement.sequence.key, None)
         self.changed.notify_all()
 
     def give_back(self, placements: Sequence[Placement], reason: str) -> None:
-        """Part of StayHost."""
+        """These stays are over and their sequences need another; what had begun there is lost."""
         self.moved += len(placements)
         log.info("sequences came back", count=len(placements), reason=reason)
         for placement in placements:
@@ -130,15 +170,6 @@ class Dispatcher:
                 self._bounced.append((self._clock() + BOUNCE_PAUSE_S, sequence))
             elif sequence.moved():
                 self._arrive(sequence)
-
-    def refused(self, placement: Placement, error: TidePipeError) -> None:
-        """Part of StayHost."""
-        self._leave(placement)
-        placement.sequence.fail(error)
-
-    def wake(self) -> None:
-        """Part of StayHost."""
-        self.changed.notify_all()
 
     async def run(self) -> None:
         """Keep the core's time until cancelled."""

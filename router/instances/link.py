@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Protocol
 
+import grpc
 import structlog
 
-from router.instances.cancellations import Cancellations
-from router.instances.handover import HandOver
-from router.instances.host import StayHost
-from router.instances.intake import ResultIntake
-from router.instances.model_facts import InstanceFacts, instance_facts
-from router.instances.placement import Placement, PlacementTable, Stay
-from router.instances.report import ReportedCost
-from router.instances.status_watch import StatusWatch
-from router.instances.watch import ResultWatch
-from router.scheduler.prefill import PrefillTime
-from router.scheduler.view import InstanceFacts as CoreFacts
-from tidepipe.v1 import controller_pb2 as pb
-from tidepipe.v1 import controller_pb2_grpc as pb_grpc
-from tidepipe.v1 import timeline_pb2, timeline_pb2_grpc
-from tidepipe_common.errors import IncompatibleError, TidePipeError
+from router.instances.controller_client import (
+    MAX_BATCH_SEQUENCES,
+    ControllerClient,
+    HandOverMessage,
+    Outcome,
+)
+from router.instances.model_facts import InstanceDescription
+from router.instances.sequence import Placement, PlacementTable, Progress, Stay
+from router.scheduler.instance_report import InstanceReport
+from router.scheduler.prefill import PrefillTime, ReportedCost, StepCosts
+from router.scheduler.view import InstanceFacts
+from tidepipe_common.errors import IncompatibleError, InvalidRequestError, TidePipeError
+from tidepipe_common.notifier import Notifier
 from tidepipe_common.rpc.channel import open_channel
-from tidepipe_common.rpc.status import translated
+from tidepipe_common.rpc.status import from_rpc_error, translated
+from tidepipe_common.types.results import SequenceUpdate
+from tidepipe_common.types.sampling import FinishReason
 
-DESCRIBE_TIMEOUT_S = 1.5
-"""Within the time for which a controller waits for its registration."""
+RETRY_S = 0.2
+MAX_FAILURES = 3
+"""Calls that the instance answered with an error that waiting does not heal."""
+MAX_GAPS = 5
+"""Gaps in a row after which a sequence is taken elsewhere; one is healed by asking again."""
+MAX_CANCELLED = 1024
+ACKNOWLEDGE_S = 1.0
+"""Ends are acknowledged together, so seldom."""
+GREETING_TIMEOUT_S = 5.0
+FIRST_RETRY_S = 0.05
+LAST_RETRY_S = 1.0
+SILENCE_S = 2.0
+"""Many times the interval between reports: longer, and the instance's state is unknown."""
+
+_TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
 log = structlog.get_logger()
 
@@ -42,23 +57,6 @@ class InstanceAddress:
     incarnation: str
 
 
-class ReportHost(Protocol):
-    """Hears how instances stand. No call blocks."""
-
-    @property
-    def report_interval_s(self) -> float:
-        """Time between two reports at most, at present."""
-        ...
-
-    def reported(self, link: InstanceLink, report: pb.InstanceReport) -> None:
-        """The instance says how it stands."""
-        ...
-
-    def silent(self, link: InstanceLink) -> None:
-        """The instance says nothing any more."""
-        ...
-
-
 class InstanceLink:
     """One instance, its connection, and the sequences that the router has there."""
 
@@ -66,39 +64,59 @@ class InstanceLink:
         self,
         announced: InstanceAddress,
         router_id: str,
-        host: StayHost,
-        reports: ReportHost,
-        admit: Callable[[InstanceFacts], None],
         clock: Callable[[], float],
+        *,
+        admit: Callable[[InstanceDescription], None],
+        first_token: Callable[[Placement], None],
+        ended: Callable[[Placement, TidePipeError | None], None],
+        give_back: Callable[[Sequence[Placement], str], None],
+        reported: Callable[[InstanceLink, InstanceReport | None], None],
+        report_interval_s: Callable[[], float],
+        changed: Notifier,
     ) -> None:
-        """admit: raises IncompatibleError if the instance serves another model than the router."""
+        """What it calls never blocks.
+
+        Args:
+            announced: Name and address.
+            router_id: Our own name.
+            clock: The router's.
+            admit: Raises IncompatibleError if the instance serves another model than the router.
+            first_token: A sequence has got its first token.
+            ended: A stay is over, and with it the sequence; with an error, which is still to be told, if it
+                can run nowhere.
+            give_back: Stays are over for the reason given, and their sequences need another one.
+            reported: The instance said how it stands; None: it says nothing any more.
+            report_interval_s: Time between two reports at most, at present.
+            changed: Beats when the instance comes or goes.
+        """
         self.announced = announced
         self.placements = PlacementTable()
-        self.facts: InstanceFacts | None = None
+        self.facts: InstanceDescription | None = None
         self.connected = False
         self.disconnected_at = clock()
         self.draining = False
         self.lease_valid = True
         self.set_aside = False
-        self.last_report: pb.InstanceReport | None = None
+        self.report: InstanceReport | None = None
+        self.costs: ReportedCost | None = None
         self.serving = False
         self.count_base = 0
+        self.client = ControllerClient(open_channel(announced.address), router_id, clock)
         self._routed = 0
-        self._costs: ReportedCost | None = None
-        self._host = host
-        self._reports = reports
-        self._admit = admit
         self._clock = clock
+        self._admit = admit
+        self._first_token = first_token
+        self._ended = ended
+        self._tell_given_back = give_back
+        self._tell_reported = reported
+        self._report_interval_s = report_interval_s
+        self._changed = changed
         self._log = log.bind(instance=announced.instance_id)
-        self._channel = open_channel(announced.address)
-        self._stub = pb_grpc.ControllerServiceStub(self._channel)
         self._ready = asyncio.Event()
-        self._handover = HandOver(self._stub, router_id, self._ready, self, self._is_here, clock)
-        self._cancellations = Cancellations(self._stub, self._ready)
-        cancellations = self._cancellations
-        intake = ResultIntake(self.placements, host, cancellations.add, cancellations.acknowledge)
-        self._watch = ResultWatch(self._stub, router_id, self.placements, intake, self, clock)
-        self._status_watch = StatusWatch(self._stub, router_id, self._ready, self)
+        self._handover = HandOver(
+            self.client, self._ready, is_here=self._is_here, bounced=self._bounced, refused=self._refused
+        )
+        self._cancellations = Cancellations(self.client, self._ready)
 
     @property
     def instance_id(self) -> str:
@@ -115,19 +133,20 @@ class InstanceLink:
         """Prompt and output of one sequence together at most, tokens; zero before it is known."""
         return 0 if self.facts is None else self.facts.model.context_length
 
-    def core_facts(self, costs: pb.StepCosts) -> CoreFacts:
-        """What routing needs to know once; the costs behind it follow the reports."""
+    def routing_facts(self) -> InstanceFacts:
+        """What routing needs to know once, after the first report; the costs behind it follow the reports."""
         assert self.facts is not None, "it was described before it was attached"
-        self._costs = ReportedCost(costs)
-        return CoreFacts(
+        assert self.costs is not None, "it has reported"
+        told = self.costs.costs
+        return InstanceFacts(
             instance_id=self.instance_id,
-            prefill=PrefillTime(self._costs, max(1, costs.stages), max(1, costs.step_tokens)),
+            prefill=PrefillTime(self.costs, max(1, told.stages), max(1, told.step_tokens)),
             context_length=self.facts.model.context_length,
             max_sequences=self.facts.max_sequences,
         )
 
     def restart_count(self) -> None:
-        """The core counts from 0 what is given to this link from now on."""
+        """The routing scheduler counts from 0 what is given to this link from now on."""
         self.count_base = self._routed
 
     async def describe(self) -> None:
@@ -136,21 +155,8 @@ class InstanceLink:
         with translated(f"instance {announced.instance_id} at {announced.address} does not answer"):
             await self._describe()
 
-    async def status(self, timeout: float) -> pb.InstanceStatus:
-        """How it stands, in its own words."""
-        with translated():
-            reply = await self._stub.GetInstanceStatus(pb.GetInstanceStatusRequest(), timeout=timeout)
-        return reply.status
-
-    def timeline(
-        self, request: timeline_pb2.GetTimelineRequest, timeout: float
-    ) -> AsyncIterator[timeline_pb2.GetTimelineResponse]:
-        """What it has done lately, in pieces; grpc.aio.AioRpcError while they are read."""
-        call = timeline_pb2_grpc.TimelineServiceStub(self._channel).GetTimeline(request, timeout=timeout)
-        return aiter(call)
-
     def place(self, placement: Placement) -> None:
-        """Give it a sequence."""
+        """Give it a sequence, which is handed over with whatever else is queued."""
         self._routed += 1
         placement.ordinal = self._routed
         self.placements.add(placement)
@@ -166,8 +172,8 @@ class InstanceLink:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._handover.run())
             group.create_task(self._cancellations.run())
-            group.create_task(self._watch.run())
-            group.create_task(self._status_watch.run())
+            group.create_task(self._watch_results())
+            group.create_task(self._watch_reports())
 
     async def cancellations_sent(self) -> None:
         """Return when the instance has been told of every sequence that was withdrawn."""
@@ -177,10 +183,77 @@ class InstanceLink:
         """Give everything back and hang up. Call it after `run` has ended."""
         self.connected = False
         self._give_back(list(self.placements), reason)
-        await self._channel.close()
+        await self.client.close()
 
-    async def greeted(self, incarnation: str) -> None:
-        """Part of WatchHost."""
+    # -- handing over -------------------------------------------------------------------------------
+
+    def _bounced(self, placement: Placement, reason: str, draining: bool) -> None:
+        """The instance has no room, or takes nothing because it is draining."""
+        if draining:
+            self.draining = True
+        placement.stay = Stay.QUEUED
+        self._give_back([placement], f"the instance takes no more: {reason}")
+
+    def _refused(self, placement: Placement, error: TidePipeError) -> None:
+        """The instance says that the sequence can never run."""
+        self.placements.remove(placement)
+        self._ended(placement, error)
+
+    def _give_back(self, placements: list[Placement], reason: str) -> None:
+        for placement in placements:
+            self.placements.remove(placement)
+        if placements:
+            self._tell_given_back(placements, reason)
+
+    def _is_here(self, placement: Placement) -> bool:
+        return self.placements.get(placement.placement_id) is placement
+
+    # -- results ------------------------------------------------------------------------------------
+
+    async def _watch_results(self) -> None:
+        """Open the stream again after every break, until cancelled or until the instance does not fit."""
+        retry_s = FIRST_RETRY_S
+        while True:
+            began = self._clock()
+            try:
+                if await self._read_results():
+                    continue
+                reason = "the instance ended the stream"
+            except grpc.aio.AioRpcError as error:
+                reason = f"{error.code().name}: {error.details()}"
+            except TimeoutError:
+                reason = f"no first message within {GREETING_TIMEOUT_S:g} s"
+            self._broken(reason)
+            if self._clock() - began > LAST_RETRY_S:
+                retry_s = FIRST_RETRY_S
+            await asyncio.sleep(retry_s)
+            retry_s = min(2 * retry_s, LAST_RETRY_S)
+
+    async def _read_results(self) -> bool:
+        """Take results in until the stream ends. True: open it again at once, because of a gap."""
+        # Also those whose submission broke or is under way: the instance ends what is not named here.
+        begun = {
+            placement.placement_id: len(placement.sequence.output)
+            for placement in self.placements
+            if placement.stay is not Stay.QUEUED
+        }
+        async with aclosing(self.client.results(begun)) as messages:
+            async with asyncio.timeout(GREETING_TIMEOUT_S):
+                message = await anext(messages, None)
+            if message is None:
+                return False
+            await self._greeted(message.incarnation)
+            while message is not None:
+                self._lose(message.lost)
+                # Updates behind a gap are taken in as well: they belong to other sequences.
+                fitting = [self._take(update) for update in message.updates]
+                if not all(fitting):
+                    return True
+                message = await anext(messages, None)
+            return False
+
+    async def _greeted(self, incarnation: str) -> None:
+        """The stream is open. Raises AioRpcError to have it opened anew."""
         if self.facts is None or incarnation != self.facts.incarnation:
             # A restarted controller knows none of the sequences, and might serve another model.
             self._cancellations.forget()
@@ -191,56 +264,19 @@ class InstanceLink:
             self._log.info("connected", address=self.announced.address, incarnation=incarnation)
             self.connected = True
             self._ready.set()
-            self._host.wake()
+            self._changed.notify_all()
 
-    def broken(self, reason: str) -> None:
-        """Part of WatchHost."""
+    def _broken(self, reason: str) -> None:
+        """The stream has ended; it will be opened again."""
         if self.connected:
             self._log.warning("disconnected", reason=reason)
             self.connected = self.serving = False
             self.disconnected_at = self._clock()
             self._ready.clear()
-            self._host.wake()
-
-    def bounced(self, placement: Placement, reason: str, *, draining: bool) -> None:
-        """Part of HandOverHost."""
-        if draining:
-            self.draining = True
-        placement.stay = Stay.QUEUED
-        self._give_back([placement], f"the instance takes no more: {reason}")
-
-    def refused(self, placement: Placement, error: TidePipeError) -> None:
-        """Part of HandOverHost."""
-        self.placements.remove(placement)
-        self._host.refused(placement, error)
-
-    async def choose_policy(self, name: str, timeout: float) -> str:
-        """Have it schedule by another policy; the name of the one before. InvalidRequestError: unknown."""
-        with translated():
-            reply = await self._stub.SetPolicy(pb.SetPolicyRequest(policy=name), timeout=timeout)
-        return reply.before
-
-    @property
-    def report_interval_s(self) -> float:
-        """Part of StatusHost."""
-        return self._reports.report_interval_s
-
-    def reported(self, report: pb.InstanceReport) -> None:
-        """Part of StatusHost."""
-        self.last_report = report
-        self.serving = report.serving
-        if self._costs is not None:
-            self._costs.update(report.costs)
-        self._reports.reported(self, report)
-
-    def silent(self) -> None:
-        """Part of StatusHost."""
-        self.serving = False
-        self._reports.silent(self)
+            self._changed.notify_all()
 
     async def _describe(self) -> None:
-        message = await self._stub.Describe(pb.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S)
-        facts = instance_facts(message)
+        facts = await self.client.describe()
         if facts.instance_id != self.instance_id:
             raise IncompatibleError(
                 f"{self.announced.address} is instance {facts.instance_id}, not {self.instance_id}"
@@ -249,11 +285,261 @@ class InstanceLink:
         self.facts = facts
         self.announced = replace(self.announced, incarnation=facts.incarnation)
 
-    def _give_back(self, placements: list[Placement], reason: str) -> None:
-        for placement in placements:
+    def _take(self, news: SequenceUpdate) -> bool:
+        """Pass news on to their sequence. False if some before are missing: ask again, with positions."""
+        placement = self.placements.get(news.sequence_id)
+        if placement is None:
+            # A stay that ended here, while the instance did not hear of it.
+            if news.end is None:
+                self._cancellations.add(news.sequence_id)
+            else:
+                self._cancellations.acknowledge(news.sequence_id)
+            return True
+        # News prove that it is there, even if the answer to its submission was lost.
+        placement.stay = Stay.HELD
+        ended_there = news.end is not None
+        ended_unasked = news.end is not None and news.end.reason is FinishReason.CANCELLED
+        if ended_unasked:
+            news = replace(news, end=None)
+        first = not placement.sequence.output
+        progress = placement.sequence.apply(news)
+        if progress is Progress.GAP:
+            return self._heal_gap(placement)
+        placement.gaps = 0
+        if ended_there:
+            self._cancellations.acknowledge(placement.placement_id)
+        if first and news.token_ids:
+            self._first_token(placement)
+        self.placements.recount(placement)
+        if progress is not Progress.GOES_ON:
             self.placements.remove(placement)
-        if placements:
-            self._host.give_back(placements, reason)
+            if progress is Progress.ENDED_HERE and news.end is None:
+                self._cancellations.add(placement.placement_id)
+            self._ended(placement, None)
+        elif ended_unasked:
+            self._give_back([placement], "the instance cancelled it")
+        return True
 
-    def _is_here(self, placement: Placement) -> bool:
-        return self.placements.get(placement.placement_id) is placement
+    def _lose(self, placement_ids: Iterable[str]) -> None:
+        """The instance does not have these."""
+        lost = [found for name in placement_ids if (found := self.placements.get(name)) is not None]
+        for placement in lost:
+            if placement.stay is Stay.SENT:
+                # Its submission may yet arrive.
+                self._cancellations.add(placement.placement_id)
+        self._give_back(lost, "the instance no longer has it")
+
+    def _heal_gap(self, placement: Placement) -> bool:
+        placement.gaps += 1
+        log.warning("gap in results", sequence=placement.sequence.key, gaps=placement.gaps)
+        if placement.gaps < MAX_GAPS:
+            return False
+        self._cancellations.add(placement.placement_id)
+        self._give_back([placement], "its results have a gap that does not close")
+        return True
+
+    # -- reports ------------------------------------------------------------------------------------
+
+    async def _watch_reports(self) -> None:
+        """Open the stream again after every break, and when reports are wanted more or less often."""
+        while True:
+            await self._ready.wait()
+            if not await self._read_reports():
+                self.serving = False
+                self._tell_reported(self, None)
+                await asyncio.sleep(RETRY_S)
+
+    async def _read_reports(self) -> bool:
+        """Take reports in until the stream ends. True: open it again at once, with another interval."""
+        interval_s = self._report_interval_s()
+        try:
+            async with aclosing(self.client.reports(interval_s)) as reports:
+                while interval_s == self._report_interval_s():
+                    async with asyncio.timeout(SILENCE_S):
+                        told = await anext(reports, None)
+                    if told is None:
+                        return False
+                    self._reported(*told)
+            return True
+        except (grpc.aio.AioRpcError, TimeoutError):
+            return False
+
+    def _reported(self, report: InstanceReport, costs: StepCosts) -> None:
+        self.report = report
+        self.serving = report.serving
+        if self.costs is None:
+            self.costs = ReportedCost(costs)
+        else:
+            self.costs.update(costs)
+        self._tell_reported(self, report)
+
+
+class HandOver:
+    """The queue in front of SubmitSequences: what is queued travels together.
+
+    Bounded by what the dispatcher gives the link: max_sequences.
+    """
+
+    def __init__(
+        self,
+        client: ControllerClient,
+        connected: asyncio.Event,
+        *,
+        is_here: Callable[[Placement], bool],
+        bounced: Callable[[Placement, str, bool], None],
+        refused: Callable[[Placement, TidePipeError], None],
+    ) -> None:
+        """bounced: no room, for the reason given; True: because it is draining. refused: it can never run."""
+        self._client = client
+        self._connected = connected
+        self._is_here = is_here
+        self._bounced = bounced
+        self._refused = refused
+        self._ordinal = 0
+        self._queue: deque[Placement] = deque()
+        self._filled = asyncio.Event()
+
+    def add(self, placement: Placement) -> None:
+        """Queue a sequence."""
+        self._queue.append(placement)
+        self._filled.set()
+
+    async def run(self) -> None:
+        """Hand over until cancelled."""
+        while True:
+            await self._filled.wait()
+            # Results need a watcher; and without a connection a call would only use up its deadline.
+            await self._connected.wait()
+            batch, message = self._next_batch()
+            if not batch:
+                if not self._queue:
+                    self._filled.clear()
+                continue
+            try:
+                verdicts = await message.send(self._ordinal)
+            except grpc.aio.AioRpcError as error:
+                self._failed(batch, error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                self._judge(batch, verdicts)
+
+    def _next_batch(self) -> tuple[list[Placement], HandOverMessage]:
+        """As many as fit into a message."""
+        batch: list[Placement] = []
+        message = self._client.hand_over()
+        while self._queue and len(batch) < MAX_BATCH_SEQUENCES and not (batch and batch[-1].alone):
+            placement = self._queue.popleft()
+            # It may have left meanwhile, or news may have shown that a broken call did arrive.
+            if self._is_here(placement) and placement.stay is not Stay.HELD:
+                try:
+                    fits = not (batch and placement.alone) and message.add(placement)
+                except InvalidRequestError as error:
+                    self._refused(placement, error)
+                else:
+                    if not fits:
+                        self._queue.appendleft(placement)
+                        break
+                    placement.stay = Stay.SENT
+                    batch.append(placement)
+            self._ordinal = max(self._ordinal, placement.ordinal)
+        return batch, message
+
+    def _judge(self, batch: Sequence[Placement], verdicts: Mapping[str, tuple[Outcome, str]]) -> None:
+        for placement in batch:
+            if not self._is_here(placement):
+                continue
+            outcome, reason = verdicts.get(placement.placement_id, (Outcome.UNKNOWN, "no verdict"))
+            match outcome:
+                case Outcome.ACCEPTED:
+                    placement.stay = Stay.HELD
+                case Outcome.QUEUE_FULL | Outcome.DRAINING:
+                    self._bounced(placement, reason, outcome is Outcome.DRAINING)
+                case Outcome.INVALID:
+                    self._refused(placement, InvalidRequestError(reason))
+                case Outcome.UNKNOWN:
+                    error = TidePipeError(f"no usable verdict from the instance: {reason}")
+                    self._count_failure(placement, error)
+
+    def _failed(self, batch: Sequence[Placement], error: grpc.aio.AioRpcError) -> None:
+        log.warning("handing over failed", code=error.code().name, details=error.details(), size=len(batch))
+        transient = error.code() in _TRANSIENT
+        for placement in reversed(batch):
+            if not self._is_here(placement):
+                continue
+            if transient or len(batch) > 1:
+                # The instance may have taken it all the same; it knows it by its id then. A call that fails
+                # for what is in it fails again: each by itself, it is the fault of its maker alone.
+                placement.alone = placement.alone or not transient
+                self._queue.appendleft(placement)
+            else:
+                self._count_failure(placement, from_rpc_error(error))
+
+    def _count_failure(self, placement: Placement, error: TidePipeError) -> None:
+        placement.failures += 1
+        if placement.failures >= MAX_FAILURES or isinstance(error, InvalidRequestError):
+            self._refused(placement, error)
+        else:
+            self.add(placement)
+
+
+class Cancellations:
+    """The queue in front of CancelSequences: stays that nobody waits for any more, and ends that we have.
+
+    Bounded by the sequences that the instance was given.
+    """
+
+    def __init__(self, client: ControllerClient, connected: asyncio.Event) -> None:
+        self._client = client
+        self._connected = connected
+        self._ids: dict[str, None] = {}
+        self._ended: dict[str, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._filled = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def add(self, placement_id: str) -> None:
+        """Queue the end of a stay."""
+        self._ids[placement_id] = None
+        self._filled.set()
+        self._idle.clear()
+
+    def acknowledge(self, placement_id: str) -> None:
+        """Queue that we have the end of a stay, which the instance need not keep any longer. No hurry."""
+        self._ended[placement_id] = None
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(ACKNOWLEDGE_S, self._acknowledge_now)
+
+    def _acknowledge_now(self) -> None:
+        self._timer = None
+        self._filled.set()
+
+    def forget(self) -> None:
+        """The instance has restarted: it knows none of them."""
+        self._ids.clear()
+        self._ended.clear()
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        while True:
+            await self._filled.wait()
+            await self._connected.wait()
+            batch = list(self._ids)[:MAX_CANCELLED]
+            ended = list(self._ended)[:MAX_CANCELLED]
+            if not (batch or ended):
+                self._filled.clear()
+                self._idle.set()
+                continue
+            try:
+                await self._client.cancel(batch, ended)
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(RETRY_S)
+                continue
+            for placement_id in batch:
+                self._ids.pop(placement_id, None)
+            for placement_id in ended:
+                self._ended.pop(placement_id, None)
+
+    async def drained(self) -> None:
+        """Return when all that was queued has been sent."""
+        await self._idle.wait()

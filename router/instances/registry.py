@@ -11,7 +11,7 @@ import structlog
 
 from router.instances.dispatcher import Dispatcher
 from router.instances.link import InstanceAddress, InstanceLink
-from router.instances.model_facts import InstanceFacts
+from router.instances.model_facts import InstanceDescription
 from tidepipe_common.errors import IncompatibleError, OverloadedError, TidePipeError, UnavailableError
 from tidepipe_common.exception_groups import leaves
 
@@ -43,7 +43,7 @@ class InstanceRegistry:
         self,
         router_id: str,
         dispatcher: Dispatcher,
-        admit: Callable[[InstanceFacts], None],
+        admit: Callable[[InstanceDescription], None],
         clock: Callable[[], float],
     ) -> None:
         """admit: raises IncompatibleError if an instance serves another model than the router."""
@@ -84,7 +84,7 @@ class InstanceRegistry:
             entry.expires_at = self._clock() + lease_s
             entry.removed = entry.link.draining = False
             entry.link.lease_valid = True
-            self._dispatcher.wake()
+            self._dispatcher.changed.notify_all()
             return
         if len(self._entries) >= MAX_INSTANCES:
             raise OverloadedError(f"this router has {MAX_INSTANCES} instances already", 10_000)
@@ -103,7 +103,7 @@ class InstanceRegistry:
             return 0
         log.info("instance leaves", instance=instance_id, unfinished=len(entry.link.placements))
         entry.removed = entry.link.draining = True
-        self._dispatcher.wake()
+        self._dispatcher.changed.notify_all()
         return len(entry.link.placements)
 
     async def close(self, grace_s: float) -> None:
@@ -128,8 +128,19 @@ class InstanceRegistry:
     async def _join(self, announced: InstanceAddress, lease_s: float) -> None:
         if self._group is None:
             raise UnavailableError("this router is not running")
-        directory = self._dispatcher.directory
-        link = InstanceLink(announced, self._router_id, self._dispatcher, directory, self._admit, self._clock)
+        dispatcher, directory = self._dispatcher, self._dispatcher.directory
+        link = InstanceLink(
+            announced,
+            self._router_id,
+            self._clock,
+            admit=self._admit,
+            first_token=dispatcher.first_token,
+            ended=dispatcher.ended,
+            give_back=dispatcher.give_back,
+            reported=directory.reported,
+            report_interval_s=directory.report_interval_s,
+            changed=dispatcher.changed,
+        )
         try:
             await link.describe()
         except BaseException:
@@ -183,7 +194,7 @@ class InstanceRegistry:
         link = entry.link
         while not link.lease_valid and link.connected and not entry.task.done():
             try:
-                await link.status(PROBE_TIMEOUT_S)
+                await link.client.status(PROBE_TIMEOUT_S)
             except UnavailableError:
                 entry.task.cancel()
             except TidePipeError as error:

@@ -1,33 +1,21 @@
-"""What instances and links know of a sequence, and what they tell it."""
+"""A sequence as instances see it: what it is (RoutedSequence), its stay at one of them (Placement), and how
+often it may be lost (RetryBudget)."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from router.scheduler.slo import INTERACTIVE, SloTarget
 from tidepipe_common.errors import TidePipeError
 from tidepipe_common.lengths.prompt import PromptFeatures
-from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams
+from tidepipe_common.types.results import SequenceUpdate
+from tidepipe_common.types.sampling import SamplingParams
 
-
-@dataclass(frozen=True, slots=True)
-class SequenceNews:
-    """New output of a sequence. token_offset: its output tokens before these.
-
-    stop_token_id: the token that ended it, not among token_ids. preemptions: in its present stay so far.
-    fault: with an error, the field of the request that is at fault, or empty; None: it is not the request's.
-    """
-
-    token_offset: int
-    token_ids: Sequence[int]
-    logprobs: Sequence[PositionLogprobs]
-    finish_reason: FinishReason | None
-    stop_token_id: int | None
-    error: str
-    preemptions: int
-    fault: str | None = None
+MAX_FRUITLESS = 16
+"""An instance that dies of a sequence takes it along only so often."""
 
 
 class Progress(enum.Enum):
@@ -47,11 +35,6 @@ class RoutedSequence(Protocol):
     @property
     def key(self) -> str:
         """For people: the request's id and the answer's index."""
-        ...
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """Place in the queue: request by arrival, then answer."""
         ...
 
     @property
@@ -109,7 +92,7 @@ class RoutedSequence(Protocol):
         """True once its output has ended."""
         ...
 
-    def apply(self, news: SequenceNews) -> Progress:
+    def apply(self, news: SequenceUpdate) -> Progress:
         """Take news in."""
         ...
 
@@ -120,3 +103,109 @@ class RoutedSequence(Protocol):
     def fail(self, error: TidePipeError) -> None:
         """End it, and the request that it belongs to."""
         ...
+
+
+class Stay(enum.Enum):
+    """How far the handing over of a sequence is."""
+
+    QUEUED = "queued"
+    SENT = "sent"
+    """The call is under way, or broke: the instance may have it."""
+    HELD = "held"
+    """The instance has confirmed it."""
+
+
+@dataclass(slots=True, eq=False)
+class Placement:
+    """One stay of a sequence at one instance.
+
+    placement_id: its name there. New for every stay, so that late news of a former stay, whose tokens may
+    differ in rounding, is never mistaken for news of this one.
+    slo: its latency targets. ordinal: how many the link was given up to this one.
+    tokens: prompt and output so far, as counted into the instance's load.
+    gaps: gaps in a row, without news that fitted. failures: calls that failed for good.
+    alone: it is handed over by itself, since a call with it failed.
+    """
+
+    placement_id: str
+    sequence: RoutedSequence
+    stay: Stay = Stay.QUEUED
+    slo: SloTarget = INTERACTIVE
+    ordinal: int = 0
+    tokens: int = 0
+    gaps: int = 0
+    failures: int = 0
+    alone: bool = False
+
+
+class PlacementTable:
+    """The sequences that the router has at one instance, and their load."""
+
+    def __init__(self) -> None:
+        self._placements: dict[str, Placement] = {}
+        self.tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._placements)
+
+    def __iter__(self) -> Iterator[Placement]:
+        return iter(list(self._placements.values()))
+
+    def get(self, placement_id: str) -> Placement | None:
+        """The stay of this name."""
+        return self._placements.get(placement_id)
+
+    def add(self, placement: Placement) -> None:
+        """Begin a stay."""
+        self._placements[placement.placement_id] = placement
+        self.recount(placement)
+
+    def recount(self, placement: Placement) -> None:
+        """Bring the load up to date after news."""
+        tokens = len(placement.sequence.prompt) + len(placement.sequence.output)
+        self.tokens += tokens - placement.tokens
+        placement.tokens = tokens
+
+    def remove(self, placement: Placement) -> bool:
+        """End a stay; False if it had ended already."""
+        if self._placements.pop(placement.placement_id, None) is None:
+            return False
+        self.tokens -= placement.tokens
+        return True
+
+
+class RetryBudget:
+    """The account of one sequence: how often instances lost it, and computed it again."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self._fruitless = 0
+        self._preemptions_before = 0
+        self._preemptions_here = 0
+
+    @property
+    def preemptions(self) -> int:
+        """At all instances; to be lost by one counts as well: it is computed again."""
+        return self._preemptions_before + self._preemptions_here
+
+    def heard(self, fresh: int, preemptions: int) -> None:
+        """News came. fresh: new tokens in it. preemptions: in the present stay so far."""
+        self._preemptions_here = max(self._preemptions_here, preemptions)
+        if fresh:
+            self._fruitless = 0
+
+    def end(self) -> None:
+        """The instance lost it."""
+        self.lost += 1
+        self._fruitless += 1
+        self._preemptions_before += self._preemptions_here + 1
+        self._preemptions_here = 0
+
+    def hopeless(self) -> TidePipeError | None:
+        """Why no further instance should have it, if so."""
+        if self._fruitless <= MAX_FRUITLESS:
+            return None
+        return TidePipeError(
+            f"the request was lost {self._fruitless} times without getting any further; "
+            "the logs of the instances say why they gave it up"
+        )

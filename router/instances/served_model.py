@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import structlog
 
-from router.instances.model_facts import InstanceFacts, ModelFacts, check_same_model
+from router.instances.model_facts import InstanceDescription, ModelFacts, check_same_model
 from tidepipe_common.errors import UnavailableError
 
 log = structlog.get_logger()
@@ -32,7 +32,7 @@ class ServedModel:
         """None until the first instance has come."""
         return self._facts
 
-    def admit(self, instance: InstanceFacts) -> None:
+    def admit(self, instance: InstanceDescription) -> None:
         """Check an instance; the first one decides. IncompatibleError if it does not fit."""
         if self.tokenizer_size > instance.model.vocab_size:
             # Tokens added without growing the model: prompts that hold one are refused, the others are right.

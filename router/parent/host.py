@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from router.instances.dispatcher import Dispatcher
 from router.parent.sequence import ForwardedSequence
-from tidepipe_common.lengths.prompt import PromptFeatures
 from tidepipe_common.types.results import ResultsHub
-from tidepipe_common.types.sampling import FinishReason, SamplingParams
+from tidepipe_common.types.sampling import FinishReason
 
 ABANDONED_AFTER_S = 15.0
 SWEEP_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Forwarded:
-    """A sequence as the other router hands it over. age_s: since it came to the first router."""
-
-    sequence_id: str
-    prompt: array[int]
-    output: tuple[int, ...]
-    sampling: SamplingParams
-    features: PromptFeatures
-    age_s: float
-    ttft_s: float | None
-    tpot_s: float | None
-    piece_gap_s: float
-    tenant: str = ""
 
 
 class UpstreamHost:
@@ -43,7 +23,6 @@ class UpstreamHost:
         self.max_sequences = max_sequences
         self._dispatcher = dispatcher
         self._clock = clock
-        self._numbers = itertools.count(1)
         self._sequences: dict[str, ForwardedSequence] = {}
 
     def __len__(self) -> int:
@@ -59,29 +38,19 @@ class UpstreamHost:
             for name in [name for name, one in self._sequences.items() if one.finished]:
                 del self._sequences[name]
 
-    def take(self, router_id: str, forwarded: Forwarded) -> bool:
+    def now(self) -> float:
+        """The clock of sequences' times, seconds."""
+        return self._clock()
+
+    def take(self, router_id: str, sequence: ForwardedSequence) -> bool:
         """Known ones count as taken. False: there are too many here."""
-        name = forwarded.sequence_id
+        name = sequence.key
         if name in self.hub.records:
             return True
         if len(self._sequences) >= self.max_sequences:
             return False
-        now = self._clock()
-        self.hub.open(name, router_id, forwarded.output, now)
-        sequence = self._sequences[name] = ForwardedSequence(
-            name,
-            next(self._numbers),
-            forwarded.prompt,
-            forwarded.output,
-            forwarded.sampling,
-            forwarded.features,
-            self.hub,
-            arrived=now - forwarded.age_s,
-            ttft_s=forwarded.ttft_s,
-            tpot_s=forwarded.tpot_s,
-            piece_gap_s=forwarded.piece_gap_s,
-            tenant=forwarded.tenant,
-        )
+        self.hub.open(name, router_id, tuple(sequence.output), self._clock())
+        self._sequences[name] = sequence
         self._dispatcher.submit(sequence)
         return True
 

@@ -4,36 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from router.instances.retry_budget import RetryBudget
-from router.instances.sequence import Progress, SequenceNews
-from router.scheduler.output_log import TokenLog
+from router.instances.sequence import Progress, RetryBudget
+from router.requests.output import TokenLog
 from tidepipe_common.errors import InvalidRequestError, OverloadedError, TidePipeError, UnavailableError
 from tidepipe_common.lengths.prompt import PromptFeatures
-from tidepipe_common.types.results import ResultsHub
-from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams
-
-
-@dataclass(frozen=True, slots=True)
-class Grown:
-    """A NewTokens."""
-
-    sequence_ids: tuple[str, ...]
-    token_ids: tuple[int, ...]
-    logprobs: tuple[PositionLogprobs | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """An End."""
-
-    sequence_id: str
-    reason: FinishReason
-    stop_token: int | None = None
-    error: str = ""
-    preemptions: int = 0
-    fault: str | None = None
+from tidepipe_common.types.results import ResultsHub, SequenceEnd, SequenceUpdate
+from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
 
 class ForwardedSequence:
@@ -42,7 +19,6 @@ class ForwardedSequence:
     def __init__(
         self,
         key: str,
-        number: int,
         prompt: array[int],
         given: Sequence[int],
         sampling: SamplingParams,
@@ -57,7 +33,6 @@ class ForwardedSequence:
     ) -> None:
         """given: output that it came with. arrived: at the first router, our clock."""
         self.key = key
-        self.order = (number, 0)
         self.prompt = prompt
         self.sampling = sampling
         self.features = features
@@ -82,20 +57,21 @@ class ForwardedSequence:
         """Part of RoutedSequence."""
         return self._retry_budget.lost > 0
 
-    def apply(self, news: SequenceNews) -> Progress:
+    def apply(self, news: SequenceUpdate) -> Progress:
         """Part of RoutedSequence."""
         if self.finished:
             return Progress.ENDED_HERE
         fresh = self._log.merge(news.token_offset, news.token_ids, news.logprobs)
         if fresh is None:
             return Progress.GAP
-        self._retry_budget.heard(fresh, news.preemptions)
+        end = news.end
+        self._retry_budget.heard(fresh, 0 if end is None else end.preemptions)
         if fresh:
             known = len(self._log.logprobs)
             logprobs = self._log.logprobs.read(known - fresh, known) if known else ()
-            self._hub.emit(Grown((self.key,) * fresh, tuple(self._log.tokens[-fresh:]), logprobs))
-        if news.finish_reason is not None:
-            self.end(news.finish_reason, news.stop_token_id, news.error, news.fault)
+            self._hub.extend(self.key, self._log.tokens[-fresh:], logprobs)
+        if end is not None:
+            self.end(end.reason, end.stop_token, end.error, end.fault)
             return Progress.ENDED_THERE
         return Progress.GOES_ON
 
@@ -127,5 +103,5 @@ class ForwardedSequence:
         if not self.finished:
             self.finished = True
             self._hub.finish(
-                Ended(self.key, reason, stop_token, error, self._retry_budget.preemptions, fault)
+                SequenceEnd(self.key, reason, stop_token, error, self._retry_budget.preemptions, fault)
             )

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from router.instances.model_facts import ModelFacts
 from router.instances.served_model import ServedModel
-from router.requests.answer_text import AnswerText
-from router.requests.seeds import answer_seed, draw_seed
+from router.requests.entry import RequestEntry
+from router.requests.output import AnswerText
+from router.requests.running_answer import RunningAnswer
 from router.requests.text_port import TextPort, TooManyTokensError
 from tidepipe_common.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
-from tidepipe_common.lengths.prompt import PromptFeatures, prompt_features
-from tidepipe_common.lengths.request import NO_PROMPT
+from tidepipe_common.lengths.prompt import prompt_features
 from tidepipe_common.types.request import GenerationRequest
 from tidepipe_common.types.sampling import SamplingParams
 
@@ -27,23 +29,6 @@ MAX_TOKEN_CHARACTERS = 256
 refused unread. Tokenizing it would take seconds of a core."""
 LONGEST_GAP_S = 0.5
 """Instances tell of new tokens at least this often: what they have not told is lost with them."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdmittedRequest:
-    """A request that can be answered. samplings: of each answer, complete. features: of its text.
-
-    ttft_s, tpot_s: latency targets of its own, seconds; None: the service's.
-    piece_gap_s: instances may tell new tokens this seldom.
-    """
-
-    prompt: array[int]
-    samplings: tuple[SamplingParams, ...]
-    new_text: Callable[[], AnswerText | None]
-    features: PromptFeatures = NO_PROMPT
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-    piece_gap_s: float = 0.0
 
 
 class Admission:
@@ -77,8 +62,11 @@ class Admission:
         await asyncio.shield(self._text)
         await self._served.wait(self._patience_s)
 
-    async def admit(self, request: GenerationRequest) -> AdmittedRequest:
-        """Raises InvalidRequestError, NotFoundError (model), or UnavailableError (no instance came)."""
+    async def admit(self, request: GenerationRequest, entry: RequestEntry) -> list[RunningAnswer]:
+        """The answers that are to be given, as sequences of token ids.
+
+        Raises InvalidRequestError, NotFoundError (model), or UnavailableError (no instance came).
+        """
         text = await asyncio.shield(self._text)
         facts = await self._served.wait(self._patience_s)
         self._check_model(request.model, facts)
@@ -103,19 +91,22 @@ class Admission:
 
         # A greedy answer needs no seed, but instances expect one with every sequence.
         seed = sampling.seed if sampling.seed is not None else 0 if sampling.greedy else draw_seed()
-        samplings = tuple(
-            replace(sampling, seed=answer_seed(seed, index), n=1) for index in range(sampling.n)
-        )
-        return AdmittedRequest(
-            prompt,
-            samplings,
-            new_text,
-            prompt_features(request.prompt, request.client),
-            _seconds(request.ttft_ms),
-            _seconds(request.tpot_ms),
-            # A stop string is found here, and what is computed beyond it is in vain.
-            0.0 if sampling.stop else min(request.piece_gap_s, LONGEST_GAP_S),
-        )
+        # A stop string is found here, and what is computed beyond it is in vain.
+        piece_gap_s = 0.0 if sampling.stop else min(request.piece_gap_s, LONGEST_GAP_S)
+        features = prompt_features(request.prompt, request.client)
+        return [
+            entry.new_answer(
+                index,
+                prompt,
+                replace(sampling, seed=answer_seed(seed, index), n=1),
+                new_text(),
+                features,
+                ttft_s=_seconds(request.ttft_ms),
+                tpot_s=_seconds(request.tpot_ms),
+                piece_gap_s=piece_gap_s,
+            )
+            for index in range(sampling.n)
+        ]
 
     def _check_model(self, model: str | None, facts: ModelFacts) -> None:
         if model not in (None, "", self._model_name, facts.model):
@@ -153,6 +144,19 @@ class Admission:
                 f"Please reduce the length of the {field}.",
                 field,
             ) from None
+
+
+def draw_seed() -> int:
+    """A fresh 64-bit seed for a request that came without one."""
+    return int.from_bytes(os.urandom(8), "little")
+
+
+def answer_seed(seed: int, index: int) -> int:
+    """Seed of one of n answers; the first one's is the request's own, so that n does not change it."""
+    if index == 0:
+        return seed
+    digest = hashlib.blake2b(seed.to_bytes(8, "little") + index.to_bytes(4, "little"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
 
 
 def _seconds(milliseconds: float | None) -> float | None:

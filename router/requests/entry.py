@@ -1,24 +1,49 @@
-"""One request in the table: its answers, who listens to them, and how it ended."""
+"""One request in the table: whose it is, its answers, who listens (Subscription), and how it ended."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
+import marshal
 from array import array
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import astuple, fields, replace
+from types import TracebackType
+from typing import Any
 
 from router.instances.sequence import RoutedSequence
-from router.requests.admission import AdmittedRequest
 from router.requests.meter import RequestMeter
-from router.requests.running_answer import RunningAnswer
-from tidepipe_common.errors import OverloadedError, TidePipeError
+from router.requests.output import AnswerText
+from router.requests.running_answer import Cursor, RunningAnswer
+from tidepipe_common.errors import InvalidRequestError, OverloadedError, TidePipeError
+from tidepipe_common.lengths.prompt import PromptFeatures
+from tidepipe_common.lengths.request import NO_PROMPT
 from tidepipe_common.notifier import Notifier
-from tidepipe_common.security.key_access import Work
-from tidepipe_common.types.request import Usage
+from tidepipe_common.security.api_key import split_key
+from tidepipe_common.security.caller import current
+from tidepipe_common.security.key_access import Work, bearer
+from tidepipe_common.types.request import AnswerDelta, AnswerPosition, ChatTurn, GenerationRequest, Usage
 from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
 OBJECT_BYTES = 4096
 """What a request or an answer takes beside its tokens and text: its parameters and Python's objects."""
+MESSAGES_PER_S = 6_000
+"""Messages that one core sends beside its other work: each costs about 90 microseconds, mostly gRPC's,
+whatever it carries (bench/router_capacity.py)."""
+LONGEST_GAP_S = 0.25
+_FORMAT = 2
+"""Of marshal: the last one whose bytes depend on the values alone, and not on which objects are shared."""
+
+
+def known_by_key(request: GenerationRequest, authorization: str | None) -> GenerationRequest:
+    """The request with its owner, and with the public id of its API key in front of the user that it names,
+    so that users of two keys are never taken for one. The key's secret is not part of it."""
+    request = replace(request, owner=current().owner)
+    parts = split_key(bearer(authorization) or "")
+    if parts is None:
+        return request
+    return replace(request, client=f"{parts[0]}/{request.client}")
 
 
 def owned_name(owner: str, request_id: str) -> str:
@@ -26,16 +51,24 @@ def owned_name(owner: str, request_id: str) -> str:
     return f"{owner}:{request_id}" if owner else request_id
 
 
-class EntryHost(Protocol):
-    """The table, as its entries see it."""
-
-    def withdraw(self, sequence: RoutedSequence) -> None:
-        """The sequence has ended; wherever it runs, it must not go on."""
-        ...
-
-    def entry_ended(self, entry: RequestEntry) -> None:
-        """All of its answers have ended, or it failed."""
-        ...
+def request_digest(request: GenerationRequest) -> str:
+    """Equal for equal requests, also in another process; how the answer is presented does not matter."""
+    sampling = request.sampling
+    values: dict[str, Any] = {field.name: getattr(sampling, field.name) for field in fields(SamplingParams)}
+    values["logit_bias"] = tuple(sorted(sampling.logit_bias.items()))
+    values["structure"] = None if sampling.structure is None else astuple(sampling.structure)
+    prompt: Any = request.prompt
+    if request.is_chat:
+        prompt = tuple(astuple(turn) for turn in request.prompt if isinstance(turn, ChatTurn))
+    content: Any = (
+        prompt,
+        request.tools,
+        tuple(values.items()),
+        request.model,
+        request.skip_text,
+        request.keep_special_tokens,
+    )
+    return hashlib.blake2b(marshal.dumps(content, _FORMAT), digest_size=16).hexdigest()
 
 
 class RequestEntry:
@@ -44,26 +77,26 @@ class RequestEntry:
     def __init__(
         self,
         request_id: str,
-        number: int,
         digest: str,
         sampling: SamplingParams,
-        host: EntryHost,
+        withdraw: Callable[[RoutedSequence], None],
+        over: Callable[[RequestEntry], None],
         clock: Callable[[], float],
         meter: RequestMeter,
         *,
         trace_id: str = "",
         owner: str = "",
     ) -> None:
-        """number: by arrival. digest: tells another request with the same id from a repetition.
+        """digest: tells another request with the same id from a repetition.
 
-        owner: whose it is; see GenerationRequest.
+        owner: whose it is; see GenerationRequest. withdraw: a sequence has ended; wherever it runs, it must
+        not go on. over: all answers have ended, or it failed.
         """
         self.trace_id = trace_id
         self.request_id = request_id
         self.owner = owner
         self.work: Work | None = None
         self.name = owned_name(owner, request_id)
-        self.number = number
         self.digest = digest
         self.answers: list[RunningAnswer] = []
         self.changed = Notifier()
@@ -73,7 +106,8 @@ class RequestEntry:
         self.brought_bytes = 0
         self.arrived = clock()
         self._sampling = sampling
-        self._host = host
+        self._withdraw = withdraw
+        self._over = over
         self._clock = clock
         self._meter = meter
 
@@ -123,42 +157,55 @@ class RequestEntry:
             preemptions=sum(part.preemptions for part in parts),
         )
 
-    def begin(self, admitted: AdmittedRequest) -> None:
-        """Create the answers; they still have to be submitted."""
-        self.answers = [
-            RunningAnswer(
-                key=f"{self.name}/{index}",
-                order=(self.number, index),
-                prompt=admitted.prompt,
-                features=admitted.features,
-                sampling=sampling,
-                text=admitted.new_text(),
-                owner=self,
-                clock=self._clock,
-                arrived=self.arrived,
-                meter=self._meter,
-                ttft_s=admitted.ttft_s,
-                tpot_s=admitted.tpot_s,
-                piece_gap_s=admitted.piece_gap_s,
-                tenant=self.owner,
-            )
-            for index, sampling in enumerate(admitted.samplings)
-        ]
-        self._meter.admitted(len(admitted.prompt))
+    def new_answer(
+        self,
+        index: int,
+        prompt: array[int],
+        sampling: SamplingParams,
+        text: AnswerText | None = None,
+        features: PromptFeatures = NO_PROMPT,
+        *,
+        ttft_s: float | None = None,
+        tpot_s: float | None = None,
+        piece_gap_s: float = 0.0,
+    ) -> RunningAnswer:
+        """One of its answers, to be begun with. sampling: complete, with a seed and max_tokens."""
+        return RunningAnswer(
+            key=f"{self.name}/{index}",
+            index=index,
+            prompt=prompt,
+            features=features,
+            sampling=sampling,
+            text=text,
+            changed=self.answer_changed,
+            failed=self.fail,
+            clock=self._clock,
+            arrived=self.arrived,
+            meter=self._meter,
+            ttft_s=ttft_s,
+            tpot_s=tpot_s,
+            piece_gap_s=piece_gap_s,
+            tenant=self.owner,
+        )
+
+    def begin(self, answers: list[RunningAnswer]) -> None:
+        """It was admitted; its answers still have to be submitted."""
+        self.answers = answers
+        self._meter.admitted(len(answers[0].prompt))
         self.changed.notify_all()
 
     def cancel(self) -> None:
         """End all answers where they stand; they are empty if it was not admitted yet."""
         if not self.answers:
-            samplings = (self._sampling,) * self._sampling.n
-            self.begin(AdmittedRequest(array("I"), samplings, new_text=lambda: None))
+            nothing, sampling = array("I"), self._sampling
+            self.begin([self.new_answer(index, nothing, sampling) for index in range(sampling.n)])
         for answer in self.answers:
             if not answer.finished:
                 answer.finish(FinishReason.CANCELLED)
-                self._host.withdraw(answer)
+                self._withdraw(answer)
 
     def fail(self, error: TidePipeError) -> None:
-        """End everything with an error, which every listener gets. Part of AnswerOwner."""
+        """End everything with an error, which every listener gets."""
         if self.ended:
             return
         self.failure = error
@@ -166,10 +213,10 @@ class RequestEntry:
         for answer in self.answers:
             if not answer.finished:
                 answer.finish(FinishReason.ERROR, error=str(error), shed=self.shed)
-                self._host.withdraw(answer)
+                self._withdraw(answer)
 
     def answer_changed(self) -> None:
-        """Part of AnswerOwner."""
+        """One of its answers has something new to read, or has ended."""
         self.changed.notify_all()
         if self.work is not None and len(self.answers) > 1 and not self.ended:
             self.work.running(sum(not answer.finished for answer in self.answers))
@@ -179,5 +226,106 @@ class RequestEntry:
     def _end(self) -> None:
         self.ended_at = self._clock()
         self.over.set()
-        self._host.entry_ended(self)
+        self._over(self)
         self.changed.notify_all()
+
+
+class Subscription:
+    """Counts as a listener from its creation until `with` is left; who creates it must enter it."""
+
+    def __init__(
+        self,
+        entry: RequestEntry,
+        attached: bool,
+        leave: Callable[[], None],
+        pacing: Pacing,
+        gap_s: float = 0.0,
+    ) -> None:
+        """attached: the request was known before. gap_s: between two pieces at least, unless it ends."""
+        self.entry = entry
+        self.attached = attached
+        self._leave = leave
+        self._left = False
+        self._pacing = pacing
+        self._gap_s = gap_s
+        pacing.streams += 1
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Listen no more. Harmless when repeated."""
+        if not self._left:
+            self._left = True
+            self._pacing.streams -= 1
+            self._leave()
+
+    async def admitted(self) -> None:
+        """Return when the request has been tokenized and checked; raises what is wrong with it."""
+        while True:
+            changed = self.entry.changed.next()
+            if self.entry.failure is not None:
+                raise self.entry.failure
+            if self.entry.answers:
+                return
+            await changed.wait()
+
+    async def deltas(self, resume: Sequence[AnswerPosition] = ()) -> AsyncIterator[list[AnswerDelta]]:
+        """All that is new since the last piece, until every answer has ended.
+
+        Reads by position from the answers' logs, so a slow listener costs no memory: what it missed
+        travels together. Raises the error with which the request failed.
+        """
+        await self.admitted()
+        answers = self.entry.answers
+        cursors = [Cursor() for _ in answers]
+        for position in resume:
+            if position.index >= len(answers):
+                raise InvalidRequestError(
+                    f"resume names answer {position.index}, but the request has {len(answers)}", "resume"
+                )
+            cursors[position.index] = Cursor(position.tokens, position.characters)
+        clock = asyncio.get_running_loop().time
+        next_at = 0.0
+        while not all(cursor.done for cursor in cursors):
+            if (wait := next_at - clock()) > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await self.entry.over.wait()
+            changed = self.entry.changed.next()
+            if self.entry.failure is not None:
+                raise self.entry.failure
+            new = [
+                delta
+                for answer, cursor in zip(answers, cursors, strict=True)
+                if (delta := answer.read(cursor)) is not None
+            ]
+            if new:
+                next_at = clock() + max(self._gap_s, self._pacing.gap_s)
+                yield new
+            else:
+                await changed.wait()
+
+
+class Pacing:
+    """With very many streams tokens of several steps share a message, or the router would fall behind them.
+
+    The gap between two messages of a stream is streams / MESSAGES_PER_S seconds: with 50 streams 8 ms, below
+    any token's time; with 500 it is 83 ms. The first message of a stream never waits.
+    """
+
+    def __init__(self) -> None:
+        self.streams = 0
+
+    @property
+    def gap_s(self) -> float:
+        """Time from one message of a stream to its next at least."""
+        return min(self.streams / MESSAGES_PER_S, LONGEST_GAP_S)

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from router.instances.sequence import SequenceNews
-from router.requests.digest import request_digest
-from router.requests.entry import RequestEntry
-from router.requests.seeds import draw_seed
+from router.requests.admission import draw_seed
+from router.requests.entry import RequestEntry, request_digest
 from tidepipe_common.errors import KeyReusedError
 from tidepipe_common.types.request import GenerationRequest
 from tidepipe_common.types.request_ids import draw_request_id
+from tidepipe_common.types.results import SequenceUpdate
 
 MAX_CLAIMS = 65_536
 """Of whoever has most the oldest go first: who comes back after so many others starts anew."""
@@ -31,7 +30,7 @@ class Claim:
     digest: str
     request_id: str
     seed: int | None
-    given: Sequence[SequenceNews] = ()
+    given: Sequence[SequenceUpdate] = ()
 
     def request(self, request: GenerationRequest) -> GenerationRequest:
         """The request under the id and with the seed that the key stands for.

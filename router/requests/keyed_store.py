@@ -17,17 +17,15 @@ from pathlib import Path
 
 import structlog
 
-from router.api.grpc.wire import delta_to_wire
 from router.batches.database import Database
-from router.instances.sequence import SequenceNews
-from router.requests.delta import Cursor
 from router.requests.entry import RequestEntry
 from router.requests.keyed import CLAIM_S, MAX_CLAIMS, Claim, new_claim
-from router.scheduler.output_log import TokenLog
-from tidepipe.v1 import inference_pb2 as pb
-from tidepipe_common.codec.sampling import finish_from_wire, logprobs_from_wire
+from router.requests.output import TokenLog
+from router.requests.running_answer import Cursor
+from tidepipe_common.codec.inference import output_from_bytes, output_to_bytes
 from tidepipe_common.errors import StorageError, UnavailableError
 from tidepipe_common.types.request import GenerationRequest
+from tidepipe_common.types.results import SequenceUpdate
 
 SAVE_S = 0.5
 """What is younger is computed again after a kill."""
@@ -152,16 +150,10 @@ def _new_pieces(name: str, followed: _Followed) -> list[tuple[str, int, int, byt
     pieces = []
     for index, (answer, cursor) in enumerate(zip(answers, followed.cursors, strict=True)):
         while (delta := answer.read(cursor)) is not None:
-            message = delta_to_wire("", delta)
-            for unwanted in ("text", "usage", "character_offset"):
-                message.ClearField(unwanted)
-            reason = finish_from_wire(message.finish_reason)
-            if reason is not None and not reason.whole:
-                message.ClearField("finish_reason")
-            if message.token_ids or message.finish_reason:
+            if data := output_to_bytes(delta):
                 # The end may come without a token.
-                place = 2 * delta.token_offset + (not message.token_ids)
-                pieces.append((name, index, place, message.SerializeToString()))
+                place = 2 * delta.token_offset + (not delta.piece.token_ids)
+                pieces.append((name, index, place, data))
     return pieces
 
 
@@ -184,31 +176,21 @@ def _claim(db: sqlite3.Connection, owner: str, key: str, new: Claim, now: float)
     rows = db.execute(
         "SELECT answer, data FROM pieces WHERE request_id = ? ORDER BY answer, place", (request_id,)
     ).fetchall()
-    pieces: list[list[pb.AnswerDelta]] = [[] for _ in range(max((row[0] for row in rows), default=-1) + 1)]
+    pieces: list[list[SequenceUpdate]] = [[] for _ in range(max((row[0] for row in rows), default=-1) + 1)]
     for answer, data in rows:
-        pieces[answer].append(pb.AnswerDelta.FromString(data))
-    given = [_news(of_one) for of_one in pieces]
+        pieces[answer].append(output_from_bytes(data))
+    given = [_joined(of_one) for of_one in pieces]
     return Claim(digest, request_id, None if seed is None else int(seed), given)
 
 
-def _news(pieces: Sequence[pb.AnswerDelta]) -> SequenceNews:
+def _joined(pieces: Sequence[SequenceUpdate]) -> SequenceUpdate:
     """Pieces may overlap: a router and its successor may both have computed an answer, which is the same."""
-    log, end = TokenLog(), pb.AnswerDelta()
+    log, end = TokenLog(), None
     for piece in pieces:
-        logprobs = logprobs_from_wire(piece.logprobs)
-        if log.merge(piece.token_offset, list(piece.token_ids), logprobs) is None:
+        if log.merge(piece.token_offset, piece.token_ids, piece.logprobs) is None:
             break
-        if piece.finish_reason:
-            end = piece
-    return SequenceNews(
-        0,
-        log.tokens,
-        log.logprobs.read(0, len(log.logprobs)),
-        finish_from_wire(end.finish_reason),
-        end.stop_token_id if end.HasField("stop_token_id") else None,
-        "",
-        0,
-    )
+        end = piece.end or end
+    return SequenceUpdate("", 0, log.tokens, log.logprobs.read(0, len(log.logprobs)), end)
 
 
 def _save(

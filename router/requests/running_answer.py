@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
-from router.instances.retry_budget import RetryBudget
-from router.instances.sequence import Progress, SequenceNews
-from router.requests.answer_text import AnswerText
-from router.requests.delta import Cursor, Delta
+from router.instances.sequence import Progress, RetryBudget
 from router.requests.meter import EndedAnswer, RequestMeter
-from router.scheduler.output_log import TokenLog
+from router.requests.output import AnswerText, TokenLog
 from tidepipe_common.errors import InvalidRequestError, TidePipeError
 from tidepipe_common.lengths.prompt import PromptFeatures
 from tidepipe_common.lengths.request import NO_PROMPT
-from tidepipe_common.types.request import Answer, Usage
+from tidepipe_common.types.request import Answer, AnswerDelta, Usage
+from tidepipe_common.types.results import SequenceUpdate
 from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
 MAX_DELTA_TOKENS = 16_384
@@ -24,16 +22,13 @@ MAX_DELTA_CHARACTERS = 1_000_000
 """A piece stays far below the message limit, also for a client that has everything still to get."""
 
 
-class AnswerOwner(Protocol):
-    """The request, as its answers see it."""
+@dataclass(slots=True)
+class Cursor:
+    """A listener's place in one answer; moves on with each read. done: it has the end as well."""
 
-    def answer_changed(self) -> None:
-        """There is something new to read, or the answer has ended."""
-        ...
-
-    def fail(self, error: TidePipeError) -> None:
-        """The request cannot go on."""
-        ...
+    tokens: int = 0
+    characters: int = 0
+    done: bool = False
 
 
 class RunningAnswer:
@@ -42,11 +37,12 @@ class RunningAnswer:
     def __init__(
         self,
         key: str,
-        order: tuple[int, int],
+        index: int,
         prompt: array[int],
         sampling: SamplingParams,
         text: AnswerText | None,
-        owner: AnswerOwner,
+        changed: Callable[[], None],
+        failed: Callable[[TidePipeError], None],
         clock: Callable[[], float],
         arrived: float,
         meter: RequestMeter,
@@ -56,21 +52,25 @@ class RunningAnswer:
         piece_gap_s: float = 0.0,
         tenant: str = "",
     ) -> None:
-        """text: None if neither text nor stop strings are wanted."""
+        """text: None if neither text nor stop strings are wanted. index: among its request's answers.
+
+        changed: there is something new to read, or it has ended. failed: its request cannot go on.
+        """
         self.key = key
         self.ttft_s = ttft_s
         self.tpot_s = tpot_s
         self.piece_gap_s = piece_gap_s
         self.tenant = tenant
         self.arrived = arrived
-        self.order = order
+        self.index = index
         self.features = features
         self.sampling = sampling
         self.finish_reason: FinishReason | None = None
         self._prompt = prompt
         self._log = TokenLog()
         self._text = text
-        self._owner = owner
+        self._changed = changed
+        self._failed = failed
         self._clock = clock
         self._meter = meter
         self._first_token_at: float | None = None
@@ -116,14 +116,15 @@ class RunningAnswer:
             preemptions=self._retry_budget.preemptions,
         )
 
-    def apply(self, news: SequenceNews) -> Progress:
+    def apply(self, news: SequenceUpdate) -> Progress:
         """Part of RoutedSequence."""
         if self.finished:
             return Progress.ENDED_HERE
         fresh = self._log.merge(news.token_offset, news.token_ids, news.logprobs)
         if fresh is None:
             return Progress.GAP
-        self._retry_budget.heard(fresh, news.preemptions)
+        end = news.end
+        self._retry_budget.heard(fresh, 0 if end is None else end.preemptions)
         if fresh:
             now = self._clock()
             if self._first_token_at is None:
@@ -134,18 +135,18 @@ class RunningAnswer:
             self._last_token_at = now
             if self._read_text(fresh):
                 return Progress.ENDED_HERE
-        if news.finish_reason is FinishReason.ERROR and news.fault is not None:
-            # For everybody who asks, as if it had been known before: who tries it again will see it again.
-            self.fail(InvalidRequestError(news.error, news.fault or None))
-            return Progress.ENDED_THERE
-        if news.finish_reason is not None:
-            self.finish(news.finish_reason, news.stop_token_id, news.error)
+        if end is not None:
+            if end.reason is FinishReason.ERROR and end.fault is not None:
+                # For everybody who asks, as if it had been known before: tried again it will be seen again.
+                self.fail(InvalidRequestError(end.error, end.fault or None))
+            else:
+                self.finish(end.reason, end.stop_token, end.error)
             return Progress.ENDED_THERE
         if fresh:
-            self._owner.answer_changed()
+            self._changed()
         return Progress.GOES_ON
 
-    def resume(self, given: SequenceNews) -> None:
+    def resume(self, given: SequenceUpdate) -> None:
         """Go on from what an earlier router had of it; nothing was read yet."""
         self.apply(given)
         if self.sampling.max_tokens is not None and len(self._log) >= self.sampling.max_tokens:
@@ -163,7 +164,7 @@ class RunningAnswer:
 
     def fail(self, error: TidePipeError) -> None:
         """Part of RoutedSequence."""
-        self._owner.fail(error)
+        self._failed(error)
 
     def finish(
         self,
@@ -186,9 +187,9 @@ class RunningAnswer:
             self._text.log.compact()
         elapsed = self._clock() - self.arrived
         self._meter.ended(EndedAnswer(reason, self.usage, elapsed, self.ttft_s, self.tpot_s, shed))
-        self._owner.answer_changed()
+        self._changed()
 
-    def read(self, cursor: Cursor) -> Delta | None:
+    def read(self, cursor: Cursor) -> AnswerDelta | None:
         """What is new behind the cursor, which moves on; None if nothing is.
 
         InvalidRequestError if the cursor is behind the end of a complete answer.
@@ -207,7 +208,7 @@ class RunningAnswer:
             return None
         cursor.done = cursor.done or ends
         piece = Answer(
-            index=self.order[1],
+            index=self.index,
             token_ids=token_ids,
             text=text,
             logprobs=logprobs,
@@ -215,7 +216,7 @@ class RunningAnswer:
             stopped_by=self._stopped_by if ends else None,
             error=self._error if ends else "",
         )
-        return Delta(piece, *before, usage=self.usage if ends else None)
+        return AnswerDelta(piece, *before, usage=self.usage if ends else None)
 
     def _check_within(self, cursor: Cursor) -> None:
         """One that grows yet may reach it; one that was cut says so, which is more to the point."""
@@ -226,7 +227,7 @@ class RunningAnswer:
         ):
             if here > all_of:
                 raise InvalidRequestError(
-                    f"resume says that {here} {what} of answer {self.order[1]} are there already, "
+                    f"resume says that {here} {what} of answer {self.index} are there already, "
                     f"but it has {all_of}",
                     "resume",
                 )

@@ -11,13 +11,10 @@ from dataclasses import dataclass
 import structlog
 
 from router.instances.dispatcher import Dispatcher
-from router.instances.sequence import RoutedSequence, SequenceNews
-from router.requests.admission import Admission, AdmittedRequest
-from router.requests.digest import request_digest
-from router.requests.entry import RequestEntry, owned_name
+from router.requests.admission import Admission
+from router.requests.entry import Pacing, RequestEntry, Subscription, owned_name, request_digest
 from router.requests.meter import RequestMeter, Unmeasured
-from router.requests.pacing import Pacing
-from router.requests.subscription import Subscription
+from router.requests.running_answer import RunningAnswer
 from router.scheduler.pending import LARGEST_SHARE
 from tidepipe_common.errors import (
     InvalidRequestError,
@@ -29,6 +26,7 @@ from tidepipe_common.errors import (
 from tidepipe_common.security.caller import ANYBODY, Caller
 from tidepipe_common.security.key_access import KeyAccess
 from tidepipe_common.types.request import GenerationRequest
+from tidepipe_common.types.results import SequenceUpdate
 
 SWEEP_S = 0.5
 UNSAID_TOKENS = 256
@@ -98,7 +96,6 @@ class RequestTable:
         self._ended: OrderedDict[str, RequestEntry] = OrderedDict()
         self._ended_bytes = 0
         self._running_bytes = 0
-        self._number = 0
         self._pacing = Pacing()
         self._finished = 0
         self._failed = 0
@@ -138,7 +135,7 @@ class RequestTable:
         *,
         resuming: bool = False,
         detached: bool = False,
-        given: Sequence[SequenceNews] = (),
+        given: Sequence[SequenceUpdate] = (),
     ) -> Subscription:
         """Listen to a request, which is started if its id is new.
 
@@ -223,12 +220,8 @@ class RequestTable:
         """Take no new requests."""
         self._closed = True
 
-    def withdraw(self, sequence: RoutedSequence) -> None:
-        """Part of EntryHost."""
-        self._dispatcher.withdraw(sequence)
-
-    def entry_ended(self, entry: RequestEntry) -> None:
-        """Part of EntryHost."""
+    def _over(self, entry: RequestEntry) -> None:
+        """All answers of a request have ended, or it failed."""
         name = entry.name
         if entry.work is not None:
             work, entry.work = entry.work, None
@@ -264,7 +257,9 @@ class RequestTable:
         known = itertools.chain(self._running.values(), self._ended.values())
         return (entry for entry in known if entry.request_id == request_id)
 
-    def _begin(self, request: GenerationRequest, digest: str, given: Sequence[SequenceNews]) -> RequestEntry:
+    def _begin(
+        self, request: GenerationRequest, digest: str, given: Sequence[SequenceUpdate]
+    ) -> RequestEntry:
         if self._closed or self._group is None:
             raise UnavailableError("this router is stopping; try another one, or again in a moment")
         if len(self._running) >= self.max_requests:
@@ -289,13 +284,12 @@ class RequestTable:
                 "come again in a moment",
                 RETRY_AFTER_MS,
             )
-        self._number += 1
         entry = RequestEntry(
             request.request_id,
-            self._number,
             digest,
             request.sampling,
-            self,
+            self._dispatcher.withdraw,
+            self._over,
             self._clock,
             self._meter,
             trace_id=request.trace_id,
@@ -311,27 +305,39 @@ class RequestTable:
         return entry
 
     async def _admit(
-        self, entry: RequestEntry, request: GenerationRequest, given: Sequence[SequenceNews]
+        self, entry: RequestEntry, request: GenerationRequest, given: Sequence[SequenceUpdate]
     ) -> None:
+        """Carry a request in; whatever is wrong with it, its listeners hear of it."""
         try:
-            admitted = await self._admission.admit(request)
-            if entry.work is not None and not entry.ended:
-                entry.work.charge(_foreseen(request, admitted))
+            await self._carry_in(entry, request, given)
         except TidePipeError as error:
             entry.fail(error)
         except Exception:
             log.exception("admission failed", request=entry.request_id)
             entry.fail(TidePipeError("internal error while the request was checked"))
-        else:
-            if not entry.ended:
-                entry.begin(admitted)
-                for answer, news in zip(entry.answers, given, strict=False):
-                    answer.resume(news)
-                for answer in entry.answers:
-                    if not answer.finished:
-                        self._dispatcher.submit(answer)
         finally:
             self._admissions.pop(entry.name, None)
+
+    async def _carry_in(
+        self, entry: RequestEntry, request: GenerationRequest, given: Sequence[SequenceUpdate]
+    ) -> None:
+        """The way of a request in, from what its client said to the instances.
+
+        given: what an earlier router had of its answers.
+        """
+        # Checked against the model, the chat template filled in, tokenized: sequences of token ids.
+        answers = await self._admission.admit(request, entry)
+        if entry.ended:
+            return
+        if entry.work is not None:
+            entry.work.charge(_foreseen(request, answers))
+        entry.begin(answers)
+        for answer, news in zip(answers, given, strict=False):
+            answer.resume(news)
+        for answer in answers:
+            if not answer.finished:
+                # The routing scheduler finds an instance, now or when one has room; its link hands it over.
+                self._dispatcher.submit(answer)
 
     def _listen(
         self, entry: RequestEntry, attached: bool, grace_s: float, gap_s: float = 0.0
@@ -374,7 +380,7 @@ class RequestTable:
             self._ended_bytes -= entry.bytes_held
 
 
-def _foreseen(request: GenerationRequest, admitted: AdmittedRequest) -> int:
+def _foreseen(request: GenerationRequest, answers: Sequence[RunningAnswer]) -> int:
     """Tokens of prompt and answers, as far as that can be said."""
     most = UNSAID_TOKENS if request.sampling.max_tokens is None else request.sampling.max_tokens
-    return len(admitted.prompt) + sum(min(most, one.max_tokens or most) for one in admitted.samplings)
+    return len(answers[0].prompt) + sum(min(most, one.sampling.max_tokens or most) for one in answers)

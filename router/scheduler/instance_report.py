@@ -31,7 +31,7 @@ class Slack:
 
 @dataclass(frozen=True, slots=True)
 class InstanceReport:
-    """One report. Times in seconds of the router's clock (the edge converts ages), memory in tokens.
+    """One report. Times in seconds of the router's clock (the client converts ages), memory in tokens.
 
     taken: when it was true. accepted: sequences that the instance had taken over from this router by then,
         counted over the whole connection; those routed later are not part of this report.
@@ -42,6 +42,7 @@ class InstanceReport:
     window_deadline: the earliest time at which a sequence of the window must have its first token.
     sequences: all that it has. tokens: prompt and output so far of all of them.
     kv_free, kv_total: tokens. kv_peak: tokens in use at the forecast peak, of the sequences it has.
+    serving: all its stages answer, and it takes new sequences. policy: by which it schedules.
     """
 
     taken: float
@@ -57,3 +58,5 @@ class InstanceReport:
     left: PrefillWork = NOTHING
     window_deadline: float = FOREVER
     slack: Slack = field(default_factory=Slack)
+    serving: bool = True
+    policy: str = ""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from tidepipe_common.latency.model import StepCost
-from tidepipe_common.latency.work import chunk_pairs
+from tidepipe_common.latency.work import StepWork, chunk_pairs
 
 
 class PrefillWork(NamedTuple):
@@ -52,3 +54,62 @@ class PrefillTime:
             last = min(work.tokens, self._step)
             time += (self._stages - 1) * (self._cost.linear_s(last) + self._cost.transfer_s(last))
         return time
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """What steps cost at one stage of an instance, as it says.
+
+    step_tokens: prompt tokens of a step at most. linear_s: times of steps of linear_tokens tokens.
+    """
+
+    stages: int
+    step_tokens: int
+    linear_tokens: tuple[int, ...]
+    linear_s: tuple[float, ...]
+    pair_s: float
+    transfer_token_s: float
+
+
+class ReportedCost:
+    """What steps cost at an instance, as it last said. A StepCost; it changes with every report."""
+
+    def __init__(self, costs: StepCosts) -> None:
+        self.update(costs)
+
+    def update(self, costs: StepCosts) -> None:
+        """The instance has learned more."""
+        self.costs = costs
+        # Without points (an instance that knows nothing yet) everything is free until the first step.
+        self._tokens = list(costs.linear_tokens) or [1]
+        self._seconds = list(costs.linear_s) or [0.0]
+        self._pair_s = costs.pair_s
+        self._transfer_token_s = costs.transfer_token_s
+
+    def linear_s(self, tokens: int) -> float:
+        """Straight lines between the reported sizes; in proportion beyond the last one."""
+        sizes, seconds = self._tokens, self._seconds
+        place = bisect_left(sizes, tokens)
+        if place == len(sizes):
+            return seconds[-1] * tokens / sizes[-1]
+        if place == 0 or sizes[place] == tokens:
+            return seconds[place]
+        low, high = sizes[place - 1], sizes[place]
+        share = (tokens - low) / (high - low)
+        return seconds[place - 1] + share * (seconds[place] - seconds[place - 1])
+
+    def attention_s(self, kv_tokens: int, pairs: float) -> float:
+        """Of prompts; decode's is part of what was measured."""
+        return pairs * self._pair_s
+
+    def step_s(self, work: StepWork) -> float:
+        """Both together."""
+        return self.linear_s(work.tokens) + self.attention_s(work.kv_tokens, work.pairs)
+
+    def stage_s(self, work: StepWork, layers: int, *, last: bool) -> float:
+        """All stages are alike as far as the report says."""
+        return self.step_s(work)
+
+    def transfer_s(self, tokens: int) -> float:
+        """To the next stage."""
+        return tokens * self._transfer_token_s

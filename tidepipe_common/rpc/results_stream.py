@@ -6,9 +6,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 from tidepipe.v1 import controller_pb2
-from tidepipe_common.codec.sampling import finish_to_wire, logprobs_to_wire
+from tidepipe_common.codec.controller import update_to_wire
 from tidepipe_common.limits import PIECE_BYTES
-from tidepipe_common.types.results import Mailbox, ResultsHub, Update
+from tidepipe_common.types.results import Mailbox, ResultsHub, SequenceUpdate
 
 UPDATES_PER_MESSAGE = 512
 IDS_PER_MESSAGE = 1024
@@ -59,11 +59,11 @@ def _losses(lost: Sequence[str]) -> Iterator[controller_pb2.WatchResultsResponse
         yield controller_pb2.WatchResultsResponse(lost_sequence_ids=ids)
 
 
-def _messages(updates: Sequence[Update]) -> Iterator[controller_pb2.WatchResultsResponse]:
+def _messages(updates: Sequence[SequenceUpdate]) -> Iterator[controller_pb2.WatchResultsResponse]:
     """As few as may be, of PIECE_BYTES or one update each."""
     message, size = controller_pb2.WatchResultsResponse(), 0
     for update in updates:
-        entry = _update(update)
+        entry = update_to_wire(update)
         entry_size = entry.ByteSize()
         if size and (size + entry_size > PIECE_BYTES or len(message.updates) == UPDATES_PER_MESSAGE):
             yield message
@@ -72,21 +72,3 @@ def _messages(updates: Sequence[Update]) -> Iterator[controller_pb2.WatchResults
         size += entry_size
     if size:
         yield message
-
-
-def _update(update: Update) -> controller_pb2.SequenceUpdate:
-    message = controller_pb2.SequenceUpdate(
-        sequence_id=update.sequence_id,
-        token_offset=update.token_offset,
-        token_ids=update.token_ids,
-        logprobs=logprobs_to_wire(update.logprobs),
-    )
-    if update.end is not None:
-        message.finish_reason = finish_to_wire(update.end.reason)
-        message.error = update.end.error
-        message.preemptions = update.end.preemptions
-        if update.end.fault is not None:
-            message.fault = update.end.fault
-        if update.end.stop_token is not None:
-            message.stop_token_id = update.end.stop_token
-    return message

@@ -183,3 +183,22 @@ class Usage:
     ttft_ms: float = 0.0
     total_ms: float = 0.0
     preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerPosition:
+    """Where a client stands in one answer: tokens and characters that it has."""
+
+    index: int
+    tokens: int = 0
+    characters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDelta:
+    """A piece of one answer, and what was before it. usage: of this answer, with its last piece."""
+
+    piece: Answer
+    token_offset: int
+    character_offset: int
+    usage: Usage | None = None

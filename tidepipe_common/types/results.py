@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -82,14 +82,26 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Update:
-    """News of one sequence."""
+class SequenceEnd:
+    """An End that is nothing else: one that came from another process."""
+
+    sequence_id: str
+    reason: FinishReason
+    stop_token: int | None = None
+    error: str = ""
+    preemptions: int = 0
+    fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceUpdate:
+    """New output of a sequence, and its end if it has ended. token_offset: its output tokens before these."""
 
     sequence_id: str
     token_offset: int
-    token_ids: tuple[int, ...]
-    logprobs: tuple[PositionLogprobs, ...]
-    end: End | None
+    token_ids: Sequence[int]
+    logprobs: Sequence[PositionLogprobs] = ()
+    end: End | None = None
 
 
 class Mailbox:
@@ -210,6 +222,19 @@ class ResultsHub:
             if logprobs is not None:
                 self.records[sequence_id].logprobs.append(logprobs)
 
+    def extend(
+        self, sequence_id: str, token_ids: Sequence[int], logprobs: Sequence[PositionLogprobs]
+    ) -> None:
+        """New tokens of one sequence, at least one."""
+        record = self.records[sequence_id]
+        told = record.sent > record.given
+        record.tokens.extend(token_ids)
+        record.logprobs.extend(logprobs)
+        if record.gap_s and told:
+            self.mailbox(record.router_id).tell_within(sequence_id, record.gap_s)
+        else:
+            self._touch(record)
+
     def finish(self, action: End) -> None:
         """A sequence ended; it is remembered for a while."""
         record = self.records[action.sequence_id]
@@ -266,13 +291,13 @@ class ResultsHub:
         ]
         return lost, unwanted
 
-    def collect(self, router_id: str) -> list[Update]:
+    def collect(self, router_id: str) -> list[SequenceUpdate]:
         """All that is new for a router; it counts as sent. Of much news only the first part: ask again."""
         box = self.mailbox(router_id)
         return [self._update(self.records[name], box) for name in box.take()]
 
     @staticmethod
-    def _update(record: Record, box: Mailbox) -> Update:
+    def _update(record: Record, box: Mailbox) -> SequenceUpdate:
         begin, end = record.sent, min(len(record.tokens), record.sent + MAX_UPDATE_TOKENS)
         record.sent = end
         whole = end == len(record.tokens)
@@ -282,7 +307,7 @@ class ResultsHub:
         if len(record.logprobs):
             logprobs = record.logprobs.read(begin - record.given, end - record.given)
         tokens = tuple(record.tokens[begin:end])
-        return Update(record.sequence_id, begin, tokens, logprobs, record.end if whole else None)
+        return SequenceUpdate(record.sequence_id, begin, tokens, logprobs, record.end if whole else None)
 
     def abandoned(self, now: float, patience_s: float) -> Iterable[str]:
         """Sequences of routers that have not watched for `patience_s` seconds."""

@@ -96,7 +96,7 @@ class EventLog:
         if macro and known.macro and macro != known.macro:
             self._note("group", f"{name} moved from {known.macro} to {macro}")
         known.macro = macro or known.macro
-        report = link.last_report
+        report = link.report
         up = link.connected and (report is None or report.serving)
         if not up and known.down_since is None:
             known.down_since = now

@@ -34,7 +34,7 @@ class WatchedInstance:
         rows = Rows()
         try:
             async with asyncio.TaskGroup() as group:
-                asked = group.create_task(link.status(TIMEOUT_S))
+                asked = group.create_task(link.client.status(TIMEOUT_S))
                 told = group.create_task(self._timeline(link, now))
             rows = self._recent.take(told.result(), now)
             self.epoch = asked.result().epoch
@@ -51,7 +51,7 @@ class WatchedInstance:
         timeline = Timeline(link.instance_id, 0)
         request = timeline_pb2.GetTimelineRequest(seconds=self._recent.wanted_s(now))
         with translated():
-            async for piece in link.timeline(request, TIMEOUT_S):
+            async for piece in link.client.timeline(request, TIMEOUT_S):
                 add_piece(timeline, piece)
         return timeline
 

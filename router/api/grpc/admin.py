@@ -88,7 +88,7 @@ async def _instance_entry(link: InstanceLink) -> pb.InstanceEntry:
         assigned=len(link.placements),
     )
     try:
-        entry.status.CopyFrom(await link.status(STATUS_TIMEOUT_S))
+        entry.status.CopyFrom(await link.client.status(STATUS_TIMEOUT_S))
     except TidePipeError as error:
         entry.error = str(error)
     return entry

@@ -123,7 +123,7 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
         if request.instance_policy:
             for link in links:
                 try:
-                    await link.choose_policy(request.instance_policy, POLICY_TIMEOUT_S)
+                    await link.client.choose_policy(request.instance_policy, POLICY_TIMEOUT_S)
                 except TidePipeError as error:
                     raise type(error)(f"{link.instance_id}: {error}") from error
         policies = {link.instance_id: _policy(link) for link in grouping.registry}
@@ -182,4 +182,4 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
 
 
 def _policy(link: InstanceLink) -> str:
-    return link.last_report.policy if link.last_report is not None else ""
+    return link.report.policy if link.report is not None else ""

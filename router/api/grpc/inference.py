@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
-from router.api.grpc.wire import delta_to_wire, grace_s, positions_from_wire, request_from_wire
 from router.instances.available import AvailableModels
 from router.instances.model_facts import ModelFacts
-from router.requests.caller import known_by_key
+from router.requests.entry import known_by_key
 from router.requests.table import RequestTable
 from tidepipe.v1 import inference_pb2 as pb
 from tidepipe.v1 import inference_pb2_grpc as pb_grpc
+from tidepipe_common.codec.inference import delta_to_wire, grace_s, positions_from_wire, request_from_wire
 from tidepipe_common.limits import MAX_CANCELLED, check_count
 from tidepipe_common.rpc.guard import authorization_of
 from tidepipe_common.security.caller import current

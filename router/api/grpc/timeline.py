@@ -30,7 +30,7 @@ class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
         """See timeline.proto."""
         for link in list(self._registry):
             try:
-                async for piece in link.timeline(request, TIMEOUT_S):
+                async for piece in link.client.timeline(request, TIMEOUT_S):
                     yield piece
             except grpc.aio.AioRpcError as error:
                 detail = f"{error.code().name}: {error.details()}"

@@ -12,12 +12,15 @@ from router.instances.dispatcher import Dispatcher
 from router.instances.link import InstanceLink
 from router.instances.registry import InstanceRegistry
 from router.instances.served_model import ServedModel
-from router.parent.host import Forwarded, UpstreamHost
+from router.parent.host import UpstreamHost
+from router.parent.sequence import ForwardedSequence
+from router.scheduler.instance_report import FOREVER
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe.v1 import controller_pb2_grpc as pb_grpc
+from tidepipe_common.codec.controller import check_spec
+from tidepipe_common.codec.plan import phase_to_wire
 from tidepipe_common.codec.prompt import prompt_from_wire
 from tidepipe_common.codec.sampling import sampling_from_wire
-from tidepipe_common.codec.sequence import check_spec
 from tidepipe_common.errors import InvalidRequestError, UnavailableError
 from tidepipe_common.rpc.results_stream import stream_results
 from tidepipe_common.types.plan import PROTOCOL_VERSION
@@ -80,7 +83,7 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
             except InvalidRequestError as error:
                 verdict.outcome, verdict.reason = pb.SubmitVerdict.OUTCOME_INVALID, str(error)
                 continue
-            taken = self._host.take(request.router_id, _forwarded(spec))
+            taken = self._host.take(request.router_id, self._sequence(spec))
             verdict.outcome = (
                 pb.SubmitVerdict.OUTCOME_ACCEPTED if taken else pb.SubmitVerdict.OUTCOME_QUEUE_FULL
             )
@@ -138,12 +141,25 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
         """Instances' policies are changed at the router that they belong to."""
         raise InvalidRequestError(f"{self._name} is a router; change policies there", "policy")
 
+    def _sequence(self, spec: pb.SequenceSpec) -> ForwardedSequence:
+        return ForwardedSequence(
+            spec.sequence_id,
+            array("I", spec.prompt_token_ids),
+            spec.output_token_ids,
+            sampling_from_wire(spec.sampling),
+            prompt_from_wire(spec.prompt_features),
+            self._host.hub,
+            arrived=self._host.now() - spec.age_ms / 1000,
+            ttft_s=spec.ttft_ms / 1000 if spec.ttft_ms > 0 else None,
+            tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 else None,
+            piece_gap_s=spec.piece_gap_ms / 1000,
+            tenant=spec.tenant,
+        )
+
     def _report(self, router_id: str) -> pb.InstanceReport:
-        report = pb.InstanceReport()
-        readiest = min(self._open_links(), key=_left_tokens, default=None)
-        if readiest is not None and readiest.last_report is not None:
-            report.CopyFrom(readiest.last_report)
         links = list(self._registry)
+        readiest = min((link for link in links if link.open and link.report), key=_left_tokens, default=None)
+        report = pb.InstanceReport() if readiest is None else _last_report(readiest, self._host.now())
         report.incarnation = self._incarnation
         report.serving = readiest is not None
         report.accepted = self._host.ordinal(router_id)
@@ -152,24 +168,39 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
         report.policy = self._dispatcher.scheduler.policy_name
         return report
 
-    def _open_links(self) -> list[InstanceLink]:
-        return [link for link in self._registry if link.open and link.last_report is not None]
-
 
 def _left_tokens(link: InstanceLink) -> int:
-    return link.last_report.left.tokens if link.last_report is not None else 0
+    return link.report.left.tokens if link.report is not None else 0
 
 
-def _forwarded(spec: pb.SequenceSpec) -> Forwarded:
-    return Forwarded(
-        sequence_id=spec.sequence_id,
-        prompt=array("I", spec.prompt_token_ids),
-        output=tuple(spec.output_token_ids),
-        sampling=sampling_from_wire(spec.sampling),
-        features=prompt_from_wire(spec.prompt_features),
-        age_s=spec.age_ms / 1000,
-        ttft_s=spec.ttft_ms / 1000 if spec.ttft_ms > 0 else None,
-        tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 else None,
-        piece_gap_s=spec.piece_gap_ms / 1000,
-        tenant=spec.tenant,
+def _last_report(link: InstanceLink, now: float) -> pb.InstanceReport:
+    """What an instance said last, as of now: times become ages again."""
+    report, costs = link.report, link.costs
+    assert report is not None and costs is not None, "it has reported"
+    slack, told = report.slack, costs.costs
+    return pb.InstanceReport(
+        phase=phase_to_wire(report.phase),
+        phase_age_s=now - report.switched,
+        kv_tokens_total=report.kv_total,
+        kv_tokens_free=report.kv_free,
+        kv_tokens_peak=report.kv_peak,
+        window=pb.PrefillWork(tokens=report.window.tokens, pairs=report.window.pairs),
+        left=pb.PrefillWork(tokens=report.left.tokens, pairs=report.left.pairs),
+        window_left_s=None if report.window_deadline == FOREVER else report.window_deadline - now,
+        slack=None
+        if slack.mean_due == FOREVER
+        else pb.Slack(
+            count=slack.count,
+            mean_s=slack.mean_due - now,
+            low_s=slack.low_due - now,
+            low_latest_s=slack.low_latest - now,
+        ),
+        costs=pb.StepCosts(
+            stages=told.stages,
+            step_tokens=told.step_tokens,
+            linear_tokens=told.linear_tokens,
+            linear_s=told.linear_s,
+            pair_s=told.pair_s,
+            transfer_token_s=told.transfer_token_s,
+        ),
     )

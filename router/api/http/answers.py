@@ -11,7 +11,7 @@ from typing import Any
 
 from router.api.http.collector import AnswerCollector
 from router.batches.answering import Reading
-from router.requests.subscription import Subscription
+from router.requests.entry import Subscription
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
 from tidepipe_common.aside import INLINE_BYTES, beside

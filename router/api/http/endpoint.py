@@ -16,9 +16,8 @@ from router.api.http.body import read_json
 from router.api.http.disconnect import while_connected
 from router.api.http.failures import failure
 from router.api.http.headers import KEY, REQUEST_ID, idempotency_key, trace_id, with_targets
-from router.requests.caller import known_by_key
+from router.requests.entry import Subscription, known_by_key
 from router.requests.keyed import KeyedRequests
-from router.requests.subscription import Subscription
 from router.requests.table import RequestTable
 from tidepipe_common.aside import INLINE_BYTES
 from tidepipe_common.openai.failures import error_response

@@ -36,4 +36,4 @@ async def test_a_text_with_too_many_tokens_does_not_fit(characters: int) -> None
     with ThreadPoolExecutor(1) as executor:
         admission = Admission("m", text, cast(Any, SimpleNamespace(wait=wait)), executor, 1.0)
         with pytest.raises(ContextLengthError, match="more than 100 tokens"):
-            await admission.admit(GenerationRequest("r", "a" * characters))
+            await admission.admit(GenerationRequest("r", "a" * characters), cast(Any, None))

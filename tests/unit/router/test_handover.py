@@ -9,10 +9,9 @@ from typing import Any
 import grpc
 from grpc.aio import Metadata
 
-from router.instances.handover import HandOver
-from router.instances.placement import Placement
-from router.instances.sequence import RoutedSequence
-from router.requests.admission import AdmittedRequest
+from router.instances.controller_client import ControllerClient
+from router.instances.link import HandOver
+from router.instances.sequence import Placement, RoutedSequence
 from router.requests.entry import RequestEntry
 from router.requests.meter import Unmeasured
 from tidepipe.v1 import controller_pb2 as pb
@@ -28,7 +27,7 @@ class Host:
     def __init__(self) -> None:
         self.refusals: dict[str, TidePipeError] = {}
 
-    def bounced(self, placement: Placement, reason: str, *, draining: bool) -> None:
+    def bounced(self, placement: Placement, reason: str, draining: bool) -> None:
         raise AssertionError(reason)
 
     def refused(self, placement: Placement, error: TidePipeError) -> None:
@@ -37,7 +36,7 @@ class Host:
     def withdraw(self, sequence: RoutedSequence) -> None:
         raise AssertionError
 
-    def entry_ended(self, entry: RequestEntry) -> None:
+    def over(self, entry: RequestEntry) -> None:
         raise AssertionError
 
 
@@ -64,17 +63,23 @@ class Instance:
 
 
 def placed(name: str, host: Any, sampling: SamplingParams) -> Placement:
-    entry = RequestEntry(name, 1, 0, sampling, host, lambda: 0.0, Unmeasured())
-    entry.begin(AdmittedRequest(array("I", [1, 2]), (sampling,), new_text=lambda: None))
+    entry = RequestEntry(name, "", sampling, host.withdraw, host.over, lambda: 0.0, Unmeasured())
+    entry.begin([entry.new_answer(0, array("I", [1, 2]), sampling)])
     return Placement(name, entry.answers[0])
 
 
 async def handed_over(names: list[str], sampling: SamplingParams) -> tuple[Instance, Host]:
     """All of them at once, until each was taken or refused."""
     host, instance, connected = Host(), Instance(), asyncio.Event()
+    client = ControllerClient(grpc.aio.insecure_channel("127.0.0.1:1"), "r", lambda: 0.0)
     stub: Any = instance
+    client._stub = stub
     handover = HandOver(
-        stub, "r", connected, host, lambda p: p.placement_id not in host.refusals, lambda: 0.0
+        client,
+        connected,
+        is_here=lambda placement: placement.placement_id not in host.refusals,
+        bounced=host.bounced,
+        refused=host.refused,
     )
     for name in names:
         handover.add(placed(name, host, sampling))

@@ -65,8 +65,11 @@ async def test_pieces_of_two_routers_are_one_answer(database: KeyedDatabase) -> 
     ]
     await database.run(keyed_store._save, pieces, [])
     first, second = (await keys.claim("", "k", request())).given
-    assert (list(first.token_ids), first.finish_reason) == ([1, 2, 3, 4, 5], FinishReason.LENGTH)
-    assert (list(second.token_ids), second.finish_reason) == ([9], None)
+    assert (list(first.token_ids), first.end and first.end.reason) == (
+        [1, 2, 3, 4, 5],
+        FinishReason.LENGTH,
+    )
+    assert (list(second.token_ids), second.end) == ([9], None)
     await database.run(keyed_store._save, [], [(name,)])
     assert (await keys.claim("", "k", request())).given == []
 

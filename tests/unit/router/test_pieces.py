@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 from array import array
 
-from router.instances.sequence import RoutedSequence, SequenceNews
-from router.requests.admission import AdmittedRequest
-from router.requests.entry import RequestEntry
+from router.instances.sequence import RoutedSequence
+from router.requests.entry import Pacing, RequestEntry, Subscription
 from router.requests.meter import Unmeasured
-from router.requests.pacing import Pacing
-from router.requests.subscription import Subscription
+from tidepipe_common.types.results import SequenceEnd, SequenceUpdate
 from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
 LONG_S = 3600.0
@@ -20,15 +18,16 @@ class Host:
     def withdraw(self, sequence: RoutedSequence) -> None:
         raise AssertionError(f"{sequence} was not cancelled")
 
-    def entry_ended(self, entry: RequestEntry) -> None:
+    def over(self, entry: RequestEntry) -> None:
         pass
 
 
 async def test_a_whole_answer_takes_two_pieces_and_ends_at_once() -> None:
     loop = asyncio.get_running_loop()
     sampling = SamplingParams(max_tokens=4)
-    entry = RequestEntry("r", 1, 0, sampling, Host(), loop.time, Unmeasured())
-    entry.begin(AdmittedRequest(array("I", [1, 2]), (sampling,), new_text=lambda: None))
+    host = Host()
+    entry = RequestEntry("r", "", sampling, host.withdraw, host.over, loop.time, Unmeasured())
+    entry.begin([entry.new_answer(0, array("I", [1, 2]), sampling)])
     sizes: list[int] = []
 
     async def listen() -> None:
@@ -41,6 +40,6 @@ async def test_a_whole_answer_takes_two_pieces_and_ends_at_once() -> None:
         for number in range(4):
             for _ in range(5):
                 await asyncio.sleep(0)  # what has come is read now if ever
-            finish = FinishReason.LENGTH if number == 3 else None
-            entry.answers[0].apply(SequenceNews(number, [number], [], finish, None, "", 0))
+            end = SequenceEnd("", FinishReason.LENGTH) if number == 3 else None
+            entry.answers[0].apply(SequenceUpdate("", number, [number], end=end))
     assert sizes == [1, 3]

@@ -9,14 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.instances.retry_budget import MAX_FRUITLESS
-from router.instances.sequence import Progress, SequenceNews
-from router.requests.answer_text import AnswerText
-from router.requests.delta import Cursor
+from router.instances.sequence import MAX_FRUITLESS, Progress
 from router.requests.meter import Unmeasured
-from router.requests.running_answer import RunningAnswer
+from router.requests.output import AnswerText
+from router.requests.running_answer import Cursor, RunningAnswer
 from tests.fakes.text import ByteText
 from tidepipe_common.errors import InvalidRequestError, TidePipeError
+from tidepipe_common.types.results import SequenceEnd, SequenceUpdate
 from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams, TokenLogprob
 
 # Characters of one to four bytes, so that tokens (bytes) split them.
@@ -36,14 +35,25 @@ class Owner:
 
 def make_answer(sampling: SamplingParams, owner: Owner | None = None) -> RunningAnswer:
     text = AnswerText(ByteText().new_detokenizer((), True), sampling.stop, min_tokens=sampling.min_tokens)
+    owner = owner or Owner()
     return RunningAnswer(
-        "r/0", (1, 0), array("I", [1, 2]), sampling, text, owner or Owner(), lambda: 0.0, 0.0, Unmeasured()
+        "r/0",
+        0,
+        array("I", [1, 2]),
+        sampling,
+        text,
+        owner.answer_changed,
+        owner.fail,
+        lambda: 0.0,
+        0.0,
+        Unmeasured(),
     )
 
 
-def news(tokens: list[int], begin: int, end: int, finish: FinishReason | None = None) -> SequenceNews:
+def news(tokens: list[int], begin: int, end: int, finish: FinishReason | None = None) -> SequenceUpdate:
     logprobs = [PositionLogprobs(TokenLogprob(token, -1.0)) for token in tokens[begin:end]]
-    return SequenceNews(begin, tokens[begin:end], logprobs, finish, None, "", 0)
+    ended = None if finish is None else SequenceEnd("", finish)
+    return SequenceUpdate("", begin, tokens[begin:end], logprobs, ended)
 
 
 class Client:
@@ -130,7 +140,8 @@ def test_what_the_stage_refuses_is_the_requests_fault_and_other_errors_are_not()
     for fault, kind in (("response_format", InvalidRequestError), ("", InvalidRequestError), (None, None)):
         owner = Owner()
         answer = make_answer(SamplingParams(), owner)
-        answer.apply(SequenceNews(0, [], [], FinishReason.ERROR, None, "it cannot be", 0, fault))
+        end = SequenceEnd("", FinishReason.ERROR, error="it cannot be", fault=fault)
+        answer.apply(SequenceUpdate("", 0, [], end=end))
         if kind is None:
             assert (answer.finish_reason, owner.errors) == (FinishReason.ERROR, [])
         else:

@@ -1,12 +1,18 @@
-"""Requests and answers of clients: protobuf <-> domain."""
+"""Requests and answers of clients: protobuf <-> domain (inference.proto)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from router.requests.delta import Delta, Position
 from tidepipe.v1 import inference_pb2 as pb
-from tidepipe_common.codec.sampling import count_fields, finish_to_wire, logprobs_to_wire, sampling_from_wire
+from tidepipe_common.codec.sampling import (
+    count_fields,
+    finish_from_wire,
+    finish_to_wire,
+    logprobs_from_wire,
+    logprobs_to_wire,
+    sampling_from_wire,
+)
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import (
     MAX_ANSWERS,
@@ -19,7 +25,15 @@ from tidepipe_common.limits import (
     check_bytes,
     check_count,
 )
-from tidepipe_common.types.request import ChatTurn, GenerationRequest, Prompt, Usage
+from tidepipe_common.types.request import (
+    AnswerDelta,
+    AnswerPosition,
+    ChatTurn,
+    GenerationRequest,
+    Prompt,
+    Usage,
+)
+from tidepipe_common.types.results import SequenceEnd, SequenceUpdate
 
 MAX_GRACE_MS = 600_000
 MAX_PIECE_GAP_MS = 10_000
@@ -79,13 +93,13 @@ def grace_s(message: pb.InferenceRequest) -> float:
     return message.disconnect_grace_ms / 1000
 
 
-def positions_from_wire(messages: Sequence[pb.StreamPosition]) -> list[Position]:
+def positions_from_wire(messages: Sequence[pb.StreamPosition]) -> list[AnswerPosition]:
     """Protobuf to domain. InvalidRequestError if there are more than a request has answers."""
     check_count("resume", len(messages), MAX_ANSWERS)
-    return [Position(message.index, message.tokens, message.characters) for message in messages]
+    return [AnswerPosition(message.index, message.tokens, message.characters) for message in messages]
 
 
-def delta_to_wire(request_id: str, delta: Delta) -> pb.AnswerDelta:
+def delta_to_wire(request_id: str, delta: AnswerDelta) -> pb.AnswerDelta:
     """Domain to protobuf."""
     piece = delta.piece
     message = pb.AnswerDelta(
@@ -106,6 +120,29 @@ def delta_to_wire(request_id: str, delta: Delta) -> pb.AnswerDelta:
     if delta.usage is not None:
         message.usage.CopyFrom(_usage_to_wire(delta.usage))
     return message
+
+
+def output_to_bytes(delta: AnswerDelta) -> bytes:
+    """Tokens of a piece, and the end if it ends the answer as it was asked for; empty if it has neither."""
+    message = delta_to_wire("", delta)
+    for unwanted in ("text", "usage", "character_offset"):
+        message.ClearField(unwanted)
+    reason = finish_from_wire(message.finish_reason)
+    if reason is not None and not reason.whole:
+        message.ClearField("finish_reason")
+    return message.SerializeToString() if message.token_ids or message.finish_reason else b""
+
+
+def output_from_bytes(data: bytes) -> SequenceUpdate:
+    """What `output_to_bytes` made."""
+    message = pb.AnswerDelta.FromString(data)
+    reason = finish_from_wire(message.finish_reason)
+    end = None
+    if reason is not None:
+        end = SequenceEnd("", reason, message.stop_token_id if message.HasField("stop_token_id") else None)
+    return SequenceUpdate(
+        "", message.token_offset, list(message.token_ids), logprobs_from_wire(message.logprobs), end
+    )
 
 
 def _usage_to_wire(usage: Usage) -> pb.Usage:

@@ -1,0 +1,254 @@
+"""The client of one instance's ControllerService: its calls and streams, in domain types.
+
+The only module of this folder, beside router_client.py, that knows protobuf.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from router.instances.model_facts import InstanceDescription, ModelFacts
+from router.instances.sequence import Placement
+from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
+from router.scheduler.prefill import PrefillWork, StepCosts
+from tidepipe.v1 import controller_pb2 as pb
+from tidepipe.v1 import controller_pb2_grpc as pb_grpc
+from tidepipe.v1 import timeline_pb2, timeline_pb2_grpc
+from tidepipe_common.codec.controller import spec_to_wire, update_from_wire
+from tidepipe_common.codec.plan import phase_from_wire
+from tidepipe_common.errors import IncompatibleError, InvalidRequestError
+from tidepipe_common.limits import PIECE_BYTES, SPEC_BYTES
+from tidepipe_common.rpc.status import translated
+from tidepipe_common.types.plan import PROTOCOL_VERSION
+from tidepipe_common.types.results import SequenceUpdate
+
+DESCRIBE_TIMEOUT_S = 1.5
+"""Within the time for which a controller waits for its registration."""
+SUBMIT_TIMEOUT_S = 10.0
+CANCEL_TIMEOUT_S = 5.0
+WATCH_TIMEOUT_S = 3600.0
+"""Streams are renewed now and then, so that no call is without a deadline."""
+MAX_BATCH_SEQUENCES = 256
+
+
+class Outcome(enum.Enum):
+    """What an instance says to a sequence that was handed over."""
+
+    ACCEPTED = "accepted"
+    QUEUE_FULL = "queue full"
+    DRAINING = "draining"
+    INVALID = "invalid"
+    UNKNOWN = "unknown"
+    """Nothing that this release understands."""
+
+
+_OUTCOMES = {
+    pb.SubmitVerdict.OUTCOME_ACCEPTED: Outcome.ACCEPTED,
+    pb.SubmitVerdict.OUTCOME_QUEUE_FULL: Outcome.QUEUE_FULL,
+    pb.SubmitVerdict.OUTCOME_DRAINING: Outcome.DRAINING,
+    pb.SubmitVerdict.OUTCOME_INVALID: Outcome.INVALID,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """One message of the stream of results. incarnation: of the controller, in the first message."""
+
+    incarnation: str
+    lost: Sequence[str]
+    updates: Iterable[SequenceUpdate]
+
+
+class ControllerClient:
+    """One controller, and the channel to it. Unless said otherwise its calls raise grpc.aio.AioRpcError."""
+
+    def __init__(self, channel: grpc.aio.Channel, router_id: str, clock: Callable[[], float]) -> None:
+        self._channel = channel
+        self._stub = pb_grpc.ControllerServiceStub(channel)
+        self._router_id = router_id
+        self._clock = clock
+
+    async def close(self) -> None:
+        """Hang up."""
+        await self._channel.close()
+
+    async def describe(self) -> InstanceDescription:
+        """What it serves. IncompatibleError for another contract or an account that makes no sense."""
+        return _description(await self._stub.Describe(pb.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S))
+
+    # -- sequences ----------------------------------------------------------------------------------
+
+    def hand_over(self) -> HandOverMessage:
+        """A message to be filled with sequences, and sent."""
+        return HandOverMessage(self._stub, self._router_id, self._clock())
+
+    async def cancel(self, unwanted: Sequence[str], ended: Sequence[str]) -> None:
+        """End sequences, and tell of which we have the end."""
+        await self._stub.CancelSequences(
+            pb.CancelSequencesRequest(sequence_ids=unwanted, ended_sequence_ids=ended),
+            timeout=CANCEL_TIMEOUT_S,
+        )
+
+    async def results(self, begun: Mapping[str, int]) -> AsyncGenerator[Results, None]:
+        """News of our sequences. begun: output tokens that we have of each that it may have."""
+        positions = [pb.SequencePosition(sequence_id=name, output_tokens=begun[name]) for name in begun]
+        call = self._stub.WatchResults(
+            pb.WatchResultsRequest(router_id=self._router_id, positions=positions), timeout=WATCH_TIMEOUT_S
+        )
+        try:
+            while isinstance(message := await call.read(), pb.WatchResultsResponse):
+                updates = map(update_from_wire, message.updates)
+                yield Results(message.incarnation, message.lost_sequence_ids, updates)
+        finally:
+            call.cancel()
+
+    # -- how it stands ------------------------------------------------------------------------------
+
+    async def reports(self, interval_s: float) -> AsyncGenerator[tuple[InstanceReport, StepCosts], None]:
+        """How it stands, at least so often, `accepted` as it counts itself; and what steps cost."""
+        call = self._stub.WatchStatus(
+            pb.WatchStatusRequest(router_id=self._router_id, interval_ms=round(1000 * interval_s)),
+            timeout=WATCH_TIMEOUT_S,
+        )
+        try:
+            while isinstance(message := await call.read(), pb.WatchStatusResponse):
+                yield _report(message.report, self._clock()), _costs(message.report.costs)
+        finally:
+            call.cancel()
+
+    async def status(self, timeout: float) -> pb.InstanceStatus:
+        """How it stands, in its own words, for the API to pass on. TidePipeError if it does not answer."""
+        with translated():
+            reply = await self._stub.GetInstanceStatus(pb.GetInstanceStatusRequest(), timeout=timeout)
+        return reply.status
+
+    def timeline(
+        self, request: timeline_pb2.GetTimelineRequest, timeout: float
+    ) -> AsyncIterator[timeline_pb2.GetTimelineResponse]:
+        """What it has done lately, in pieces, for the API to pass on."""
+        return aiter(
+            timeline_pb2_grpc.TimelineServiceStub(self._channel).GetTimeline(request, timeout=timeout)
+        )
+
+    async def choose_policy(self, name: str, timeout: float) -> str:
+        """Have it schedule by another policy; the name of the one before. InvalidRequestError: unknown."""
+        with translated():
+            reply = await self._stub.SetPolicy(pb.SetPolicyRequest(policy=name), timeout=timeout)
+        return reply.before
+
+
+class HandOverMessage:
+    """Sequences that travel to an instance together: as many as fit into PIECE_BYTES, or one."""
+
+    def __init__(self, stub: pb_grpc.ControllerServiceAsyncStub, router_id: str, now: float) -> None:
+        self._stub = stub
+        self._request = pb.SubmitSequencesRequest(router_id=router_id)
+        self._now = now
+        self._size = 0
+
+    def add(self, placement: Placement) -> bool:
+        """Take one more in; False if it is full. InvalidRequestError for one that is too large for any."""
+        sequence, slo = placement.sequence, placement.slo
+        spec = spec_to_wire(
+            placement.placement_id,
+            sequence.prompt,
+            sequence.output,
+            sequence.sampling,
+            sequence.features,
+            ttft_s=slo.ttft_s,
+            tpot_s=slo.tpot_s,
+            age_s=self._now - sequence.arrived,
+            piece_gap_s=sequence.piece_gap_s,
+            tenant=sequence.tenant,
+        )
+        size = spec.ByteSize()
+        if self._size and self._size + size > PIECE_BYTES:
+            return False
+        if size > SPEC_BYTES:
+            raise InvalidRequestError(
+                f"the request is too large to be handed over: {size} bytes with its output so far, of "
+                f"{SPEC_BYTES} that may be"
+            )
+        self._request.sequences.append(spec)
+        self._size += size
+        return True
+
+    async def send(self, ordinal: int) -> dict[str, tuple[Outcome, str]]:
+        """What the instance says to each, and why. ordinal: how many we have meant for it, these included."""
+        self._request.ordinal = ordinal
+        reply = await self._stub.SubmitSequences(self._request, timeout=SUBMIT_TIMEOUT_S)
+        return {
+            one.sequence_id: (_OUTCOMES.get(one.outcome, Outcome.UNKNOWN), one.reason)
+            for one in reply.verdicts
+        }
+
+
+def _description(message: pb.DescribeResponse) -> InstanceDescription:
+    name = message.instance_id
+    if message.protocol_version != PROTOCOL_VERSION:
+        raise IncompatibleError(
+            f"instance {name} speaks protocol version {message.protocol_version}, this router speaks "
+            f"{PROTOCOL_VERSION}; run the same release everywhere"
+        )
+    if not (message.context_length >= 2 and message.vocab_size >= 1 and message.max_sequences >= 1):
+        raise IncompatibleError(
+            f"instance {name} reports context length {message.context_length}, vocabulary size "
+            f"{message.vocab_size} and {message.max_sequences} sequences at most, which cannot be"
+        )
+    return InstanceDescription(
+        instance_id=name,
+        incarnation=message.incarnation,
+        model=ModelFacts(
+            model=message.model,
+            fingerprint=message.model_fingerprint,
+            context_length=message.context_length,
+            vocab_size=message.vocab_size,
+            eos_token_ids=tuple(message.eos_token_ids),
+        ),
+        max_sequences=message.max_sequences,
+    )
+
+
+def _report(report: pb.InstanceReport, received: float) -> InstanceReport:
+    """Ages become times of our clock. received: when it came, taken for the time at which it was true."""
+    return InstanceReport(
+        taken=received,
+        accepted=report.accepted,
+        phase=phase_from_wire(report.phase),
+        switched=received - report.phase_age_s,
+        sequences=report.sequences,
+        tokens=report.tokens,
+        kv_free=report.kv_tokens_free,
+        kv_total=report.kv_tokens_total,
+        kv_peak=report.kv_tokens_peak,
+        window=PrefillWork(report.window.tokens, report.window.pairs),
+        left=PrefillWork(report.left.tokens, report.left.pairs),
+        window_deadline=received + report.window_left_s if report.HasField("window_left_s") else FOREVER,
+        slack=_slack(report.slack, received) if report.HasField("slack") else Slack(),
+        serving=report.serving,
+        policy=report.policy,
+    )
+
+
+def _slack(slack: pb.Slack, received: float) -> Slack:
+    return Slack(
+        count=slack.count,
+        mean_due=received + slack.mean_s,
+        low_due=received + slack.low_s,
+        low_latest=received + slack.low_latest_s,
+    )
+
+
+def _costs(costs: pb.StepCosts) -> StepCosts:
+    return StepCosts(
+        stages=costs.stages,
+        step_tokens=costs.step_tokens,
+        linear_tokens=tuple(costs.linear_tokens),
+        linear_s=tuple(costs.linear_s),
+        pair_s=costs.pair_s,
+        transfer_token_s=costs.transfer_token_s,
+    )

@@ -1,0 +1,108 @@
+"""Sequences that one service hands to another, and their news: protobuf <-> domain (controller.proto)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tidepipe.v1 import controller_pb2 as pb
+from tidepipe.v1 import prompt_pb2
+from tidepipe_common.codec.prompt import prompt_to_wire
+from tidepipe_common.codec.sampling import (
+    check_carried,
+    finish_from_wire,
+    finish_to_wire,
+    logprobs_from_wire,
+    logprobs_to_wire,
+    sampling_to_wire,
+)
+from tidepipe_common.lengths.prompt import DENSE, MAX_BUCKETS, PromptFeatures
+from tidepipe_common.limits import MAX_SEQUENCE_ID_CHARACTERS, check_characters, check_count
+from tidepipe_common.types.results import SequenceEnd, SequenceUpdate
+from tidepipe_common.types.sampling import SamplingParams
+
+
+def spec_to_wire(
+    sequence_id: str,
+    prompt: Sequence[int],
+    output: Sequence[int],
+    sampling: SamplingParams,
+    features: PromptFeatures,
+    *,
+    ttft_s: float,
+    tpot_s: float,
+    age_s: float,
+    piece_gap_s: float,
+    tenant: str,
+) -> pb.SequenceSpec:
+    """What an instance needs to continue a sequence from where the router stands with it.
+
+    output: what it has so far. ttft_s, tpot_s: its targets. age_s: since it came to the first router.
+    """
+    return pb.SequenceSpec(
+        sequence_id=sequence_id,
+        prompt_token_ids=prompt,
+        output_token_ids=output,
+        # Stop strings and n are the router's business.
+        sampling=sampling_to_wire(replace(sampling, stop=(), n=1)),
+        prompt_features=prompt_to_wire(features),
+        ttft_ms=1000 * ttft_s,
+        tpot_ms=1000 * tpot_s,
+        age_ms=1000 * age_s,
+        piece_gap_ms=int(1000 * piece_gap_s),
+        tenant=tenant,
+    )
+
+
+def check_spec(spec: pb.SequenceSpec) -> None:
+    """Raise InvalidRequestError if it carries more than it may, so that it fails, and nobody with it."""
+    check_characters("sequence_id", spec.sequence_id, MAX_SEQUENCE_ID_CHARACTERS)
+    check_carried(spec.sampling)
+    check_features(spec.prompt_features)
+
+
+def check_features(message: prompt_pb2.PromptFeatures) -> None:
+    """Raise InvalidRequestError if a prompt is told in more numbers than there are."""
+    check_count("dense", len(message.dense), 4 * len(DENSE), "numbers")
+    check_count("buckets", len(message.buckets), 4 * MAX_BUCKETS, "numbers")
+
+
+def update_to_wire(update: SequenceUpdate) -> pb.SequenceUpdate:
+    """Domain to protobuf."""
+    message = pb.SequenceUpdate(
+        sequence_id=update.sequence_id,
+        token_offset=update.token_offset,
+        token_ids=update.token_ids,
+        logprobs=logprobs_to_wire(update.logprobs),
+    )
+    if update.end is not None:
+        message.finish_reason = finish_to_wire(update.end.reason)
+        message.error = update.end.error
+        message.preemptions = update.end.preemptions
+        if update.end.fault is not None:
+            message.fault = update.end.fault
+        if update.end.stop_token is not None:
+            message.stop_token_id = update.end.stop_token
+    return message
+
+
+def update_from_wire(message: pb.SequenceUpdate) -> SequenceUpdate:
+    """Protobuf to domain."""
+    reason = finish_from_wire(message.finish_reason)
+    end = None
+    if reason is not None:
+        end = SequenceEnd(
+            message.sequence_id,
+            reason,
+            message.stop_token_id if message.HasField("stop_token_id") else None,
+            message.error,
+            message.preemptions,
+            message.fault if message.HasField("fault") else None,
+        )
+    return SequenceUpdate(
+        message.sequence_id,
+        message.token_offset,
+        message.token_ids,
+        logprobs_from_wire(message.logprobs),
+        end,
+    )
