@@ -1,5 +1,11 @@
-"""python -m predictor."""
+"""Runs the service."""
 
-from predictor.service import main
+import sys
 
-raise SystemExit(main())
+from tidepipe_common.interrupts import end_at_interrupts
+
+end_at_interrupts()
+
+from predictor.service import main  # noqa: E402 (takes seconds)
+
+sys.exit(main())

@@ -47,13 +47,13 @@ class Learning:
         self._new = 0
         self._due = asyncio.Event()
 
-    def restore(self, given: Path | None) -> None:
+    async def restore(self, given: Path | None) -> None:
         """Begin with the newest version that can be read, or the given model; with none if neither can."""
         for folder in (self._versions.current, given):
             if folder is None:
                 continue
             try:
-                self._champion.replace(load_lengths(folder))
+                self._champion.replace(await asyncio.to_thread(load_lengths, folder))
             except ModelError as error:
                 self._fail(str(error))
             else:
@@ -80,16 +80,16 @@ class Learning:
                 self._fail(str(error))
 
     async def _train(self, held_back: int) -> None:
-        number = self._versions.next_number
-        folder = self._versions.job_folder()
+        number = await asyncio.to_thread(lambda: self._versions.next_number)
+        folder = await asyncio.to_thread(self._versions.job_folder)
         try:
-            # Not in the thread: answers may come meanwhile.
-            answers = tuple(self._answers)
-            if self._champion.trained is not None:
-                save_lengths(self._champion.trained, folder / CHAMPION)
+            # Copies, as answers come while a thread writes: whoever asks waits a tenth of a second at most.
+            answers, champion = tuple(self._answers), self._champion.trained
+            if champion is not None:
+                await asyncio.to_thread(save_lengths, champion.copy(), folder / CHAMPION)
             await asyncio.to_thread(_write_answers, answers, folder / ANSWERS)
             await self._run_job(folder, f"hazard/{number}", held_back)
-            verdict = Verdict(**json.loads((folder / VERDICT).read_text(encoding="utf-8")))
+            verdict = Verdict(**json.loads(await asyncio.to_thread((folder / VERDICT).read_bytes)))
             if verdict.failure:
                 raise ModelError(verdict.failure)
             self.trained += 1
@@ -103,7 +103,8 @@ class Learning:
             )
             if verdict.better:
                 # Only what can be read again takes the champion's place.
-                self._champion.replace(load_lengths(self._versions.adopt(folder / CHALLENGER, number)))
+                adopted = await asyncio.to_thread(self._versions.adopt, folder / CHALLENGER, number)
+                self._champion.replace(await asyncio.to_thread(load_lengths, adopted))
                 self.adopted += 1
             self.last_failure = ""
         finally:

@@ -1,5 +1,11 @@
-"""python -m router."""
+"""Runs the service."""
 
-from router.main import main
+import sys
 
-raise SystemExit(main())
+from tidepipe_common.interrupts import end_at_interrupts
+
+end_at_interrupts()
+
+from router.main import main  # noqa: E402 (takes seconds)
+
+sys.exit(main())

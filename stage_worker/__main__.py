@@ -2,6 +2,10 @@
 
 import sys
 
-from stage_worker.service import main
+from tidepipe_common.interrupts import end_at_interrupts
+
+end_at_interrupts()
+
+from stage_worker.service import main  # noqa: E402 (takes seconds)
 
 sys.exit(main())

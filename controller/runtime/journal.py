@@ -12,29 +12,17 @@ import contextlib
 import dataclasses
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, get_args
+
+from pydantic import TypeAdapter, ValidationError
 
 from controller.runtime.scheduler_spec import SchedulerSpec, scheduler_spec_from
 from controller.scheduler.actions import Action
-from controller.scheduler.events import (
-    Event,
-    LengthPredicted,
-    NewSequence,
-    PolicyChosen,
-    SequenceCancelled,
-    SequencesArrived,
-    StagesLost,
-    StagesReady,
-    StepDone,
-    Tick,
-)
+from controller.scheduler.events import Event
 from tidepipe_common.errors import ConfigError
-from tidepipe_common.types.plan import RowError, SampledTokens
-from tidepipe_common.types.sampling import PositionLogprobs, SamplingParams, TokenLogprob
-from tidepipe_common.types.structure import Structure
 
 VERSION = 1
 SUFFIX = ".jsonl"
@@ -132,59 +120,18 @@ def read_checked(path: Path) -> Iterator[tuple[float, Event, int]]:
                 if pending is not None:
                     yield (*pending, 0)
                 now, name = fields.pop("now"), fields.pop("event")
-                pending = float(now), _READERS[name](fields)
-            except (ValueError, KeyError, TypeError) as error:
+                pending = float(now), _READERS[name].validate_python(fields)
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                where = ".".join(map(str, first["loc"]))
+                raise ConfigError(
+                    f"{path}, line {number}: not a journal's entry ({where}: {first['msg']})"
+                ) from error
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigError(f"{path}, line {number}: not a journal's entry ({error!r})") from error
     if pending is not None:
         yield (*pending, 0)
 
 
-def _arrived(fields: dict[str, Any]) -> SequencesArrived:
-    return SequencesArrived(tuple(_sequence(one) for one in fields["sequences"]))
-
-
-def _sequence(fields: dict[str, Any]) -> NewSequence:
-    sampling = dict(fields["sampling"])
-    sampling["logit_bias"] = {int(token): bias for token, bias in sampling["logit_bias"].items()}
-    for name in ("stop_token_ids", "stop"):
-        sampling[name] = tuple(sampling[name])
-    if sampling.get("structure"):
-        sampling["structure"] = Structure(**sampling["structure"])
-    return NewSequence(
-        fields["sequence_id"],
-        tuple(fields["prompt"]),
-        SamplingParams(**sampling),
-        tuple(fields["output"]),
-        fields["deadline"],
-        # Journals of before have no latency targets.
-        fields.get("first_token_due"),
-        fields.get("tpot_s"),
-    )
-
-
-def _step_done(fields: dict[str, Any]) -> StepDone:
-    sampled = fields["sampled"]
-    logprobs = tuple(
-        PositionLogprobs(TokenLogprob(**one["chosen"]), tuple(TokenLogprob(**top) for top in one["top"]))
-        for one in sampled["logprobs"]
-    )
-    # Journals of before name no rows.
-    errors = tuple(RowError(**one) for one in sampled.get("errors", ()))
-    tokens = SampledTokens(tuple(sampled["token_ids"]), logprobs, errors)
-    return StepDone(fields["step_id"], tokens, tuple(fields["stage_s"]))
-
-
-def _stages_lost(fields: dict[str, Any]) -> StagesLost:
-    return StagesLost(fields["detail"], fields["failed_step"], tuple(fields.get("open_steps", ())))
-
-
-_READERS: dict[str, Callable[[dict[str, Any]], Event]] = {
-    "SequencesArrived": _arrived,
-    "StepDone": _step_done,
-    "SequenceCancelled": lambda fields: SequenceCancelled(**fields),
-    "LengthPredicted": lambda fields: LengthPredicted(**fields),
-    "StagesReady": lambda fields: StagesReady(**fields),
-    "StagesLost": _stages_lost,
-    "PolicyChosen": lambda fields: PolicyChosen(**fields),
-    "Tick": lambda fields: Tick(),
-}
+_READERS: dict[str, TypeAdapter[Event]] = {kind.__name__: TypeAdapter(kind) for kind in get_args(Event)}
+"""Makes events of what JSON keeps of them; fields that older journals lack have defaults."""

@@ -132,24 +132,25 @@ class Fleet:
         room for, or that leaves nobody to answer; ConfigError without a provisioner; UnavailableError for
         more of them while nobody can say what there is room for.
         """
-        await self._want(lambda: wanted, force=force)
+        await self._want(wanted, force=force)
 
     async def scale_by(self, change: int, *, force: bool = False) -> int:
         """As `scale_to`, from what is wanted now, or there if nobody has said; the number wanted then.
 
         Two people who add one each at the same moment get two.
         """
-        return await self._want(
-            lambda: (self.staying if self.wanted is None else self.wanted) + change, force=force
-        )
+        return await self._want(None, change, force=force)
 
-    async def _want(self, how_many: Callable[[], int], *, force: bool) -> int:
+    async def _want(self, wanted: int | None, change: int = 0, *, force: bool) -> int:
+        """wanted: None for what is wanted by now, or there, and the change."""
         self._check_provisioner()
         stock = await self._look()
         # Nothing is awaited from here on: nobody else says a number meanwhile.
-        staying, wanted = self.staying, how_many()
+        staying = self.staying
+        before = staying if self.wanted is None else self.wanted
+        wanted = before + change if wanted is None else wanted
         if not 0 <= wanted <= MAX_WANTED:
-            raise InvalidRequestError(f"there can be 0 to {MAX_WANTED} instances, not {wanted}")
+            raise InvalidRequestError(_impossible(wanted, change, before))
         if wanted == 0 < staying and not force:
             raise InvalidRequestError(
                 "that would stop the last instance, and every request would get 503 until there is another; "
@@ -324,6 +325,16 @@ class Fleet:
     def _note(self, text: str) -> None:
         log.info("scaling", what=text)
         self.notes.append((self._clock(), text))
+
+
+def _impossible(wanted: int, change: int, before: int) -> str:
+    """Why no such number can be wanted, in the words in which it was asked for."""
+    there = f"there {'is 1 instance' if before == 1 else f'are {before} instances'}"
+    if wanted < 0 and change:
+        return f"{there}; at most {before} can be removed"
+    if change:
+        return f"{there}, and can be {MAX_WANTED}; at most {MAX_WANTED - before} can be added"
+    return f"there can be 0 to {MAX_WANTED} instances, not {wanted}"
 
 
 def _why(reason: str, numbers: Mapping[str, float]) -> str:

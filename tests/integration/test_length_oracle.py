@@ -160,3 +160,6 @@ async def test_nobody_there() -> None:
     async with running(address) as (oracle, predicted):
         await ask(oracle, predicted)
         assert set(predicted.values()) == {(20.0, 20.0)}
+        async with asyncio.timeout(30):
+            while oracle.observations_lost < FALLBACK_LEAST:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)

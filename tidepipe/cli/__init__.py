@@ -1,12 +1,10 @@
 """The `tidepipe` command: one file per subcommand."""
 
 import os
-import signal
 import sys
 
-if (
-    os.path.basename(sys.argv[0]) == "tidepipe"  # noqa: PTH119 (pathlib takes its time)
-    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-):
-    # Ctrl-C while the command is still being loaded ends it without a word; `main` takes it over.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+from tidepipe_common.interrupts import end_at_interrupts
+
+if os.path.basename(sys.argv[0]) == "tidepipe":  # noqa: PTH119 (pathlib takes its time)
+    # `main` takes it over.
+    end_at_interrupts()

@@ -1,14 +1,24 @@
-"""Protobuf messages as plain values, for `--json` and views, as people write them."""
+"""Protobuf messages as plain values, for `--json` and views, as people write them, or as dataclasses."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import enum
+import functools
+import typing
+from types import UnionType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 _UNSPECIFIED = {"phase": "idle"}
 """What no value means, of the enums where it means something."""
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Value = TypeVar("_Value", bound="DataclassInstance")
 
 
 def plain(message: Message) -> dict[str, Any]:
@@ -23,6 +33,41 @@ def plain(message: Message) -> dict[str, Any]:
         for field in fields
         if not field.has_presence or message.HasField(field.name)
     }
+
+
+def typed(kind: type[_Value], message: Message) -> _Value:
+    """The message as a dataclass: each of its fields from the message's field of that name.
+
+    Repeated fields are tuples, messages dataclasses, optional ones that are not set None. An enum's member is
+    the one whose value is the word that `plain` has; of a newer contract's words the first member stands in.
+    """
+    hints: dict[str, Any] = _fields(kind)
+    return kind(**{name: _typed(hint, message, name) for name, hint in hints.items()})
+
+
+@functools.cache
+def _fields(kind: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _typed(hint: Any, message: Message, name: str) -> Any:
+    value = getattr(message, name)
+    if isinstance(hint, UnionType):
+        hint = next(one for one in typing.get_args(hint) if one is not type(None))
+        if not message.HasField(name):
+            return None
+    if typing.get_origin(hint) is tuple:
+        return tuple(_typed_one(typing.get_args(hint)[0], item) for item in value)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        fields: Any = message.DESCRIPTOR.fields_by_name
+        word = _one(fields[name], value)
+        return next((member for member in hint if member.value == word), next(iter(hint)))
+    return _typed_one(hint, value)
+
+
+def _typed_one(hint: Any, value: Any) -> Any:
+    return typed(hint, value) if isinstance(value, Message) else value
 
 
 def _value(field: FieldDescriptor, value: Any) -> Any:

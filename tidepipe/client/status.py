@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tidepipe.v1 import admin_pb2, controller_pb2, predictor_pb2
-from tidepipe_common.codec.plan import phase_from_wire
+from tidepipe.client.plain import typed
+from tidepipe.v1 import admin_pb2
 from tidepipe_common.types.plan import Phase
 
 
@@ -131,97 +131,4 @@ class ClusterStatus:
 
 def status_from_wire(message: admin_pb2.GetClusterStatusResponse) -> ClusterStatus:
     """Protobuf to plain values."""
-    return ClusterStatus(
-        router_id=message.router_id,
-        uptime_s=message.uptime_s,
-        queued=message.queued,
-        running=message.running,
-        finished=message.finished,
-        failed=message.failed,
-        shed=message.shed,
-        warnings=tuple(message.warnings),
-        max_requests=message.max_requests,
-        instances=tuple(_instance(entry) for entry in message.instances),
-        predictor_address=message.predictor_address,
-        predictor=_predictor(message.predictor) if message.HasField("predictor") else None,
-    )
-
-
-def _instance(entry: admin_pb2.InstanceEntry) -> InstanceStatus:
-    return InstanceStatus(
-        instance_id=entry.instance_id,
-        controller_address=entry.controller_address,
-        connected=entry.connected,
-        draining=entry.draining,
-        assigned=entry.assigned,
-        error=entry.error,
-        status=_pipeline(entry.status) if entry.HasField("status") else None,
-    )
-
-
-def _pipeline(status: controller_pb2.InstanceStatus) -> PipelineStatus:
-    return PipelineStatus(
-        incarnation=status.incarnation,
-        epoch=status.epoch,
-        serving=status.serving,
-        detail=status.detail,
-        policy=status.policy,
-        phase=phase_from_wire(status.phase),
-        phase_age_s=status.phase_age_s,
-        phase_reason=status.phase_reason,
-        phase_switches=status.phase_switches,
-        waiting=status.waiting,
-        running=status.running,
-        batch_sizes=tuple(status.batch_sizes),
-        kv_blocks_total=status.kv_blocks_total,
-        kv_blocks_free=status.kv_blocks_free,
-        block_size=status.block_size,
-        preemptions=status.preemptions,
-        steals=status.steals,
-        prefill_tokens=status.prefill_tokens,
-        decode_tokens=status.decode_tokens,
-        finished=status.finished,
-        predictor_fallbacks=status.predictor_fallbacks,
-        stages=tuple(_stage(stage) for stage in status.stages),
-        kv_blocks_forecast=status.kv_blocks_forecast,
-        forecasts_scored=status.forecasts_scored,
-        forecast_error_tokens=status.forecast_error_tokens,
-        recent_switches=tuple(_switch(one) for one in status.recent_switches),
-        window_s=status.window_s,
-        working_s=status.working_s,
-    )
-
-
-def _stage(stage: controller_pb2.StageStatus) -> StageStatus:
-    return StageStatus(
-        index=stage.index,
-        address=stage.address,
-        pid=stage.pid,
-        layer_begin=stage.layer_begin,
-        layer_end=stage.layer_end,
-        rss_bytes=stage.rss_bytes,
-        prefill_busy_s=stage.prefill_busy_s,
-        decode_busy_s=stage.decode_busy_s,
-        alive=stage.alive,
-        device=stage.device,
-        dtype=stage.dtype,
-        plan_wait_s=stage.plan_wait_s,
-        busy_share=stage.busy_share,
-        bubble_share=stage.bubble_share,
-        slow_because=stage.slow_because,
-    )
-
-
-def _switch(switch: controller_pb2.PhaseSwitch) -> PhaseSwitch:
-    return PhaseSwitch(
-        switch.age_s, phase_from_wire(switch.before), phase_from_wire(switch.after), switch.reason
-    )
-
-
-def _predictor(status: predictor_pb2.GetPredictorStatusResponse) -> PredictorStatus:
-    return PredictorStatus(
-        model_version=status.model_version,
-        window=status.window,
-        observed=status.observed,
-        predicted=status.predicted,
-    )
+    return typed(ClusterStatus, message)

@@ -66,6 +66,10 @@ class ReachedLevels:
         """Of the same answers."""
         return self._ends
 
+    def copy(self) -> ReachedLevels:
+        """The same now; what comes later is added to one of them."""
+        return ReachedLevels(self._levels, self._ends)
+
     def asked(self, levels: tuple[float, ...], limits: Floats) -> Floats:
         """The model's levels that cover the given shares, for requests with these limits: (n, levels)."""
         return np.stack([self._asked_of(levels, limit) for limit in limits.tolist()])

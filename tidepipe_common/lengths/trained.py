@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,6 +27,10 @@ class TrainedLengths:
     hazard: HazardModel
     calibration: ReachedLevels
     recent: RecentLengths = field(default_factory=RecentLengths)
+
+    def copy(self) -> TrainedLengths:
+        """The same now, to be stored while this one learns on. The trees never change: they are one."""
+        return replace(self, calibration=self.calibration.copy(), recent=RecentLengths(self.recent.entries()))
 
     def quantiles(
         self,

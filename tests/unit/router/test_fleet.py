@@ -186,6 +186,18 @@ async def test_two_who_add_one_each_at_the_same_moment_get_two() -> None:
         assert machines.asked in (asked + 1, asked + 2), "once, and perhaps by the look that comes by itself"
 
 
+async def test_more_than_there_are_cannot_be_removed() -> None:
+    machines = Machines(1, room=9)
+    async for fleet in running(machines):
+        with pytest.raises(InvalidRequestError, match=r"^there is 1 instance; at most 1 can be removed$"):
+            await fleet.scale_by(-5)
+        with pytest.raises(InvalidRequestError, match="at most 1023 can be added"):
+            await fleet.scale_by(1024)
+        with pytest.raises(InvalidRequestError, match="0 to 1024 instances, not 1025"):
+            await fleet.scale_to(1025)
+        assert fleet.wanted is None
+
+
 async def test_without_the_provisioner_nobody_starts_what_may_not_fit() -> None:
     machines = Machines(2, room=9)
     async for fleet in running(machines):
