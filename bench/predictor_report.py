@@ -1,4 +1,4 @@
-"""Everything that docs/guide/predictor.md shows, from one file of answers.
+"""Everything that docs/results/predictor.md shows, from one file of answers.
 
     python -m bench.predictor_data PROMPTS.jsonl bench/data/smollm2-135m-lengths.csv -o DATA.jsonl
     python -m bench.predictor_report DATA.jsonl -o results/ [--profile L20_LLAMA2_13B.csv]

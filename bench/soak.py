@@ -1,6 +1,6 @@
 """Minutes of load on an emulated cluster while any of its processes is killed, again and again.
 
-    python -m bench.soak --minutes 20 --rate 8 --model smollm2-135m -o docs/figures/soak
+    python -m bench.soak --minutes 20 --rate 8 --model smollm2-135m -o docs/images/soak
 
 Emulated stages give each place of a sequence a token of its own, so every answer can be checked token by
 token: whatever is missing, repeated or out of place shows. Two processes are spared, for a leak needs time

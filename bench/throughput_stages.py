@@ -1,7 +1,7 @@
 """Throughput of one workload over different numbers of stages, measured in turn in one run.
 
     python bench/throughput_stages.py WORKLOAD.json --model smollm2-135m --stages 1 2 --rounds 3 \\
-        --out docs/pictures/throughput_stages
+        --out docs/images/throughput-stages
 
 WORKLOAD.json: [{"prompt": [token ids], "out": n}, ...]; all at once, greedy, end-of-sequence ignored.
 Writes OUT.json (every run) and OUT.png (medians).
