@@ -1,1 +1,1 @@
-"""Controller: one per pipeline (instance). Decides what the stages do next; TD-Pipe's control plane."""
+"""The controller of one instance: sequences go in, plans for stages and tokens for routers come out."""

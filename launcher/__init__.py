@@ -1,1 +1,1 @@
-"""A whole cluster of real processes on this machine."""
+"""Clusters of real processes: a configuration goes in, processes that are kept alive come out."""

@@ -1,1 +1,1 @@
-"""The predictor: how long will an answer be? Its callers never depend on it."""
+"""The predictor of output lengths: prompts as numbers go in, quantiles come out; nobody depends on it."""

@@ -1,1 +1,1 @@
-"""The router: takes requests from clients, spreads their sequences over instances, streams the answers."""
+"""The router: requests of clients go in, sequences for instances and streams of answers come out."""

@@ -1,1 +1,1 @@
-"""Clusters in virtual time: the router's core over many instances, arrivals, and what users would see."""
+"""Clusters in virtual time: workload, hardware and policy go in, throughput and latencies come out."""

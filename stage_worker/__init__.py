@@ -1,1 +1,1 @@
-"""Stage worker: one per device; a slice of the layers and its KV blocks; TD-Pipe's execution plane."""
+"""The stage worker of one device: plans and activations go in, activations, or tokens, come out."""

@@ -1,1 +1,1 @@
-"""Leaf package: domain types, errors, logging and RPC plumbing shared by every service."""
+"""The leaf package: every service takes its types, codecs and plumbing from here, and none is known here."""

@@ -1,1 +1,1 @@
-"""Requests to serve: mixes, trace files and arrivals, for the simulator and for the load generator."""
+"""Workloads: mixes, traces and arrivals go in, requests with their times come out."""

@@ -1,1 +1,1 @@
-"""TidePipe beside its peers: same workload, cores and model, runs taken in turn."""
+"""TidePipe beside its peers: a workload goes in, the seconds of each engine, run in turn, come out."""

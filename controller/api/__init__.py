@@ -1,1 +1,1 @@
-"""The controller's RPC surface."""
+"""`ControllerService` and `TimelineService`: protobuf goes in and out, domain types pass on."""

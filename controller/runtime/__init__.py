@@ -1,1 +1,1 @@
-"""What connects the pure core to the world: stages, routers, predictor."""
+"""What drives the scheduler: calls, reports and time go in as events, its actions go out as RPCs."""

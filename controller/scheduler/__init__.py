@@ -1,1 +1,1 @@
-"""The pure scheduling core: events in, actions out; no I/O, no clock, no randomness."""
+"""The pure scheduler of an instance: events go in, actions come out; no I/O, clock or randomness."""

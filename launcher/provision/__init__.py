@@ -1,1 +1,1 @@
-"""Starting and stopping instances: on this machine, or on a Ray cluster, behind one service."""
+"""`ProvisionerService`: a wish for an instance goes in, its processes, here or on Ray, come out."""

@@ -1,1 +1,1 @@
-"""Where protobuf is known: the service, and what observations look like on the wire and on disk."""
+"""`PredictorService`: protobuf goes in and out, observations and predictions pass on."""

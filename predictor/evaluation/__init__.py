@@ -1,1 +1,1 @@
-"""Length models: observations in, quantiles out. No I/O, no clock, no protobuf."""
+"""Pure evaluation of length models: finished outputs go in, scores and the champion come out."""

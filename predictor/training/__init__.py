@@ -1,4 +1,4 @@
-"""From finished answers to a model: fitting, judging, drawing, describing."""
+"""Training of length models: finished answers go in, a model with its card comes out."""
 
 LEAST_ANSWERS = 50
 """Fewer teach nothing."""

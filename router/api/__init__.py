@@ -1,1 +1,1 @@
-"""The doors of the router: gRPC, OpenAI HTTP, its description, and the dashboard."""
+"""The surfaces of the router, gRPC, HTTP, OpenAPI and dashboard: requests go in, answers come out."""

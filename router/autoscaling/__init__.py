@@ -1,1 +1,1 @@
-"""How many instances there are: starting and stopping them through a provisioner."""
+"""The number of instances: what is wanted, and the load, go in, calls of the provisioner come out."""

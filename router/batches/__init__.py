@@ -1,1 +1,1 @@
-"""Files and batches of the OpenAI API: durable in SQLite, run beside interactive requests."""
+"""Files and batches of the HTTP API: lines of requests go in, stored answers come out."""

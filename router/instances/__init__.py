@@ -1,1 +1,1 @@
-"""The router's side of instances: leases, links to their controllers, and which sequence is where."""
+"""Instances as the router has them: placed sequences go in, their controllers' tokens come out."""

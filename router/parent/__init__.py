@@ -1,1 +1,1 @@
-"""This router as an instance of another one: the macro-instance router under an overall router."""
+"""This router as an instance of a parent router: its sequences go in, their tokens come out."""

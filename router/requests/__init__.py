@@ -1,1 +1,1 @@
-"""Requests: admission, the log of each answer, who listens, and for how long they are remembered."""
+"""The life of a request: a checked request goes in, a stream that can be resumed comes out."""

@@ -1,1 +1,1 @@
-"""Pure parts of the router: which instance a sequence goes to, and the log of its output."""
+"""The pure routing scheduler: requests and reports of instances go in, choices of instances come out."""

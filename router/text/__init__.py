@@ -1,1 +1,1 @@
-"""Tokens and text: tokenizer, incremental detokenizer, stop strings."""
+"""Tokens and text: prompts go in as text and leave as token ids, outputs the other way round."""

@@ -1,1 +1,1 @@
-"""The stage worker's RPC surface."""
+"""`StageService`: plans and activations go in as protobuf, reports of steps come out."""

@@ -1,0 +1,1 @@
+"""Executors, PyTorch or emulated: a plan and activations go in, activations, or tokens, come out."""

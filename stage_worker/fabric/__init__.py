@@ -1,1 +1,1 @@
-"""Activations from one stage's device straight to the next one's, where both share a fabric."""
+"""Activations past the host: a tensor on one device goes in, and comes out on its neighbour's."""

@@ -1,1 +1,1 @@
-"""Measures what a step takes on this device, with the executor that serves."""
+"""Profiling: steps of chosen contents go in to the executor that serves, their costs come out."""

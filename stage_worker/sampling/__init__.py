@@ -1,1 +1,1 @@
-"""The parts of sampling: random numbers, changes of logits, and the draw. See `stage_worker.sampler`."""
+"""Sampling: logits and a sequence's settings go in, a token with its log-probability comes out."""

@@ -1,1 +1,1 @@
-"""Batches: OpenAI batch files in and out, durable against Ctrl-C and kill -9."""
+"""Files of requests: lines of the OpenAI batch format go in, lines of answers come out, none twice."""

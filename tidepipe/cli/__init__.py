@@ -1,4 +1,4 @@
-"""The `tidepipe` command: one file per subcommand."""
+"""The `tidepipe` command, one file per subcommand: arguments go in, output and an exit code come out."""
 
 import os
 import sys

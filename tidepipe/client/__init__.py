@@ -1,1 +1,1 @@
-"""The client SDK; its public names are those of `tidepipe`."""
+"""The client SDK, public as `tidepipe`: prompts go in, answers come out, resumed after faults."""

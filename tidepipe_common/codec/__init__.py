@@ -1,1 +1,1 @@
-"""Conversions between protobuf messages and domain types. Imported by edges only."""
+"""Codecs: protobuf messages go in, domain types come out, and the other way; used by api folders."""

@@ -1,1 +1,1 @@
-"""Doors: how many may come in, how long they may take, and from which pages of a browser."""
+"""What is in front of HTTP: connections go in, requests within limits and deadlines come out."""

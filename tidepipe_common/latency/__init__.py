@@ -1,1 +1,1 @@
-"""How long a step takes: profiles, rooflines, tensor parallelism, online correction. Pure except `files`."""
+"""Cost models: what a step contains goes in, how long it takes comes out. Pure, but for files."""

@@ -1,1 +1,1 @@
-"""Output lengths: what a prompt says about them, in numbers; trained models of them; how they are stored."""
+"""Output lengths: a prompt goes in, numbers, and quantiles of a trained model, come out."""

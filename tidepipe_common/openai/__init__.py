@@ -1,1 +1,1 @@
-"""Bodies of the OpenAI API: requests, responses, streams, batch lines. No I/O, no clock, no protobuf."""
+"""Bodies of the OpenAI API: JSON goes in, checked requests come out; answers go in, JSON comes out."""

@@ -1,4 +1,4 @@
-"""gRPC plumbing that every service shares: server, channels, status mapping, life cycle."""
+"""gRPC for every service: servicers go in, guarded servers, channels and a life cycle come out."""
 
 import os
 

@@ -1,1 +1,1 @@
-"""Who may do what: certificates, the cluster token, API keys, and the rules for every service."""
+"""Who may do what: certificates, tokens and keys go in, a caller, or a refusal, comes out."""

@@ -1,1 +1,1 @@
-"""Structured outputs: what routers check and stage workers build, from one place, and within limits."""
+"""Structured outputs: a schema or expression goes in, a grammar that was tried within limits comes out."""

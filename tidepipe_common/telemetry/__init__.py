@@ -1,1 +1,1 @@
-"""What a process tells of itself: logs, metrics in Prometheus' format, traces."""
+"""Telemetry: what a process does goes in, logs, Prometheus metrics and traces come out."""

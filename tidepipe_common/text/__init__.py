@@ -1,1 +1,1 @@
-"""The one reading of text and JSON from outside."""
+"""The one reading of text from outside: bytes go in, text and JSON that are sound come out."""

@@ -1,1 +1,1 @@
-"""Open-loop load: requests go out when they are due, whatever became of the earlier ones."""
+"""Open-loop load: requests with their times go in, latencies and goodput of a live server come out."""

@@ -1,4 +1,4 @@
-"""What the next steps contain: policies as values on one scheduler."""
+"""Scheduling policies: the state of a pipeline goes in, the contents of its next steps come out."""
 
 from __future__ import annotations
 

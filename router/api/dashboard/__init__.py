@@ -1,1 +1,1 @@
-"""The live page of the gateway: what every stage does and why, and a prompt to try."""
+"""The live page: status and timelines of instances go in, an event stream for browsers comes out."""

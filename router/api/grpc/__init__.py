@@ -1,1 +1,1 @@
-"""The router's RPC surface: protobuf in, domain types on, and back."""
+"""The router's gRPC services: protobuf goes in and out, domain types pass on."""

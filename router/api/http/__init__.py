@@ -1,1 +1,1 @@
-"""The OpenAI-compatible HTTP surface, in the router's own process and event loop."""
+"""The OpenAI-compatible HTTP API: JSON bodies go in, JSON and server-sent events come out."""

@@ -1,1 +1,1 @@
-"""What the HTTP API says of itself: the OpenAPI document at /openapi.json."""
+"""The OpenAPI description: what checks the bodies goes in, /openapi.json comes out."""

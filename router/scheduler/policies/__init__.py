@@ -1,1 +1,1 @@
-"""Routing policies as values: see `catalog` for their names."""
+"""Routing policies: a request and views of instances go in, one of them, or waiting, comes out."""

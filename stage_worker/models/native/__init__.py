@@ -1,0 +1,1 @@
+"""C kernels for CPUs: sources go in, a library compiled for this processor comes out."""

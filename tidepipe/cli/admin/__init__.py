@@ -1,1 +1,1 @@
-"""`tidepipe admin`: what operators ask and order. One module per command, or per group of them."""
+"""`tidepipe admin`: orders and questions of operators go in, the state of the cluster comes out."""
