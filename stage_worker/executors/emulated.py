@@ -95,12 +95,13 @@ class EmulatedExecutor:
         started = time.monotonic()
         self._apply(plan, hidden)
         last = self._spec.last
-        seconds = self._latency.stage_s(work_of(plan), self._layers, last=last) if plan.rows else 0.0
+        seconds = self._latency.stage_s(work_of(plan), self._layers, last=last) if plan.tokens else 0.0
         time.sleep(max(0.0, started + seconds - time.monotonic()))
         if not self._spec.last:
             return StepOutput(hidden=self._zeros[: plan.tokens * self._shape.hidden * WEIGHT_BYTES])
-        tokens = tuple(self._token(row.first_position + row.count) for row in plan.rows if row.sample)
-        return StepOutput(sampled=SampledTokens(tokens))
+        decoded = [self._token(position + 1) for position in plan.decode.positions]
+        others = [self._token(row.first_position + row.count) for row in plan.listed if row.sample]
+        return StepOutput(sampled=SampledTokens((*decoded, *others)))
 
     def close(self) -> None:
         """Nothing waits here."""
@@ -114,13 +115,24 @@ class EmulatedExecutor:
             self._lengths.pop(key, None)
         for start in plan.starts:
             self._lengths[start.key] = 0
-        for row in plan.rows:
-            known = self._lengths.get(row.key)
-            if known is None or known != row.first_position:
-                raise PlanError(f"sequence {row.key}: position {row.first_position} follows {known}")
-            if row.new_blocks and max(row.new_blocks) >= self.kv_blocks:
-                raise PlanError(f"sequence {row.key}: no block {max(row.new_blocks)} in {self.kv_blocks}")
-            self._lengths[row.key] = row.first_position + row.count
+        decode = plan.decode
+        for index, blocks in decode.new_blocks:
+            self._check_blocks(decode.keys[index], blocks)
+        for key, position in zip(decode.keys, decode.positions, strict=True):
+            self._grow(key, position, 1)
+        for row in plan.listed:
+            self._check_blocks(row.key, row.new_blocks)
+            self._grow(row.key, row.first_position, row.count)
+
+    def _check_blocks(self, key: int, blocks: tuple[int, ...]) -> None:
+        if blocks and max(blocks) >= self.kv_blocks:
+            raise PlanError(f"sequence {key}: no block {max(blocks)} in {self.kv_blocks}")
+
+    def _grow(self, key: int, first_position: int, count: int) -> None:
+        known = self._lengths.get(key)
+        if known != first_position:
+            raise PlanError(f"sequence {key}: position {first_position} follows {known}")
+        self._lengths[key] = first_position + count
 
     def _token(self, position: int) -> int:
         """Depends on the place only, so that a recomputed sequence goes on as before; never an end token."""

@@ -113,8 +113,9 @@ class TorchExecutor:
     def _sample(
         self, sampler: ApartSampler, plan: StepPlan, batch: RaggedBatch, residual: torch.Tensor
     ) -> SampledTokens:
-        rows = plan.rows
-        chosen = np.flatnonzero([row.sample for row in rows])
+        decode, listed = plan.decode, plan.listed
+        samples = [row.sample for row in listed]
+        chosen = np.concatenate([np.arange(len(decode)), len(decode) + np.flatnonzero(samples)])
         if not len(chosen):
             # Else the step would seem to be done, and the next one seem to take the time of both.
             self._copies.finish()
@@ -122,19 +123,22 @@ class TorchExecutor:
         last_tokens: Int64Array = batch.offsets[chosen + 1].astype(np.int64) - 1
         if len(last_tokens) != len(residual):
             residual = residual[self._copies.upload("last_tokens", last_tokens)]
-        keys = [rows[index].key for index in chosen]
+        keys = [*decode.keys, *[row.key for row in listed if row.sample]]
         return sampler.sample(self._decoder.logits(residual), keys, batch.contexts[chosen].tolist())
 
     def _token_ids(self, plan: StepPlan) -> Int64Array:
         """The tokens of all rows, one behind the other."""
-        rows = plan.rows
-        for row in rows:
+        decode, listed = plan.decode, plan.listed
+        if len(decode.token_ids) != len(decode):
+            raise PlanError(f"{len(decode)} decode rows have {len(decode.token_ids)} token ids")
+        for row in listed:
             if len(row.token_ids) != row.count:
                 raise PlanError(
                     f"sequence {row.key} has {len(row.token_ids)} token ids for {row.count} positions"
                 )
         try:
-            ids = np.fromiter(chain.from_iterable(row.token_ids for row in rows), dtype=np.int64)
+            tokens = chain(decode.token_ids, *[row.token_ids for row in listed])
+            ids = np.fromiter(tokens, dtype=np.int64)
         except (OverflowError, TypeError, ValueError) as error:
             raise PlanError(f"step {plan.step_id} has token ids that are not integers ({error})") from error
         if ids.min(initial=0) < 0 or ids.max(initial=0) >= self._vocab_size:

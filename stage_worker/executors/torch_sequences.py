@@ -38,12 +38,15 @@ class SequenceTables:
 
         A plan that does not fit raises PlanError and changes nothing.
         """
-        rows = plan.rows
-        keys = [row.key for row in rows]
-        first = _integers([row.first_position for row in rows], "first_position")
-        counts = _integers([row.count for row in rows], "count")
-        new_counts = _integers([len(row.new_blocks) for row in rows], "new_blocks")
-        new_blocks = _integers(list(chain.from_iterable(row.new_blocks for row in rows)), "new_blocks")
+        decode, listed = plan.decode, plan.listed
+        keys = [*decode.keys, *[row.key for row in listed]]
+        first = _integers([*decode.positions, *[row.first_position for row in listed]], "first_position")
+        counts = _integers([*(1,) * len(decode), *[row.count for row in listed]], "count")
+        new_counts = _integers([*(0,) * len(decode), *[len(row.new_blocks) for row in listed]], "new_blocks")
+        for index, blocks in decode.new_blocks:
+            new_counts[index] = len(blocks)
+        granted = (*[blocks for _, blocks in decode.new_blocks], *[row.new_blocks for row in listed])
+        new_blocks = _integers(list(chain.from_iterable(granted)), "new_blocks")
         self._check_membership(plan, keys)
         self._check_shape(plan, counts, new_blocks)
         started = {start.key for start in plan.starts}
@@ -51,15 +54,15 @@ class SequenceTables:
         lines = np.array([-1 if key in started else self._lines[key] for key in keys], dtype=np.int64)
         known = lines >= 0
         lengths = np.where(known, self._lengths[lines], 0)
-        blocks = np.where(known, self._block_counts[lines], 0)
-        self._check_positions(keys, first, counts, lengths, blocks + new_counts)
+        held = np.where(known, self._block_counts[lines], 0)
+        self._check_positions(keys, first, counts, lengths, held + new_counts)
 
         for key in plan.releases:
             self._free.append(self._lines.pop(key))
         for start in plan.starts:
             self._begin(start.key)
         lines = np.array([self._lines[key] for key in keys], dtype=np.int64)
-        self._append(lines, blocks, new_counts, new_blocks)
+        self._append(lines, held, new_counts, new_blocks)
         self._lengths[lines] = first + counts
         width = -(-int((first + counts).max(initial=1)) // self._block_size)
         return RaggedBatch(

@@ -14,6 +14,7 @@ from tidepipe_common.codec.sampling import (
 )
 from tidepipe_common.limits import PIECE_BYTES
 from tidepipe_common.types.plan import (
+    DecodeRows,
     FailureKind,
     Heartbeat,
     Phase,
@@ -58,7 +59,6 @@ def phase_from_wire(phase: int) -> Phase:
 def plan_to_wire(plan: StepPlan, *, first: bool, last: bool) -> stage_pb2.StepPlan:
     """The part of a plan that one stage needs: tokens go to the first stage, sampling to the last."""
     decode, listed = plan.decode, plan.listed
-    ones = (1,) * len(decode)
     new_block_counts = [0] * len(decode)
     for index, blocks in decode.new_blocks:
         new_block_counts[index] = len(blocks)
@@ -69,10 +69,10 @@ def plan_to_wire(plan: StepPlan, *, first: bool, last: bool) -> stage_pb2.StepPl
         releases=plan.releases,
         sequence_keys=[*decode.keys, *(row.key for row in listed)],
         first_positions=[*decode.positions, *(row.first_position for row in listed)],
-        token_counts=[*ones, *(row.count for row in listed)],
+        token_counts=[*(1,) * len(decode), *(row.count for row in listed)],
         new_block_counts=[*new_block_counts, *(len(row.new_blocks) for row in listed)],
         new_block_ids=[*decode_blocks, *(block for row in listed for block in row.new_blocks)],
-        sample=[*(True for _ in ones), *(row.sample for row in listed)],
+        sample=[*(True,) * len(decode), *(row.sample for row in listed)],
     )
     if first:
         message.token_ids.extend(decode.token_ids)
@@ -145,29 +145,45 @@ class StartsAhead:
 
 
 def plan_from_wire(message: stage_pb2.StepPlan, ahead: Iterable[stage_pb2.SequenceStart] = ()) -> StepPlan:
-    """Protobuf to domain. ahead: starts that were sent before. ValueError if the columns do not fit."""
-    counts = list(message.token_counts)
-    block_counts = list(message.new_block_counts)
-    keys = list(message.sequence_keys)
-    positions = list(message.first_positions)
-    sample = list(message.sample)
+    """Protobuf to domain. ahead: starts that were sent before. ValueError if the columns do not fit.
+
+    Rows of one token that samples stay columns, as far as they come first; that is all rows of a decode step.
+    """
+    counts = tuple(message.token_counts)
+    block_counts = tuple(message.new_block_counts)
+    keys = tuple(message.sequence_keys)
+    positions = tuple(message.first_positions)
+    sample = tuple(message.sample)
     if not len(keys) == len(counts) == len(block_counts) == len(positions) == len(sample):
         raise ValueError("the plan's columns differ in length")
     tokens, blocks = tuple(message.token_ids), tuple(message.new_block_ids)
     if sum(block_counts) != len(blocks) or (tokens and sum(counts) != len(tokens)):
         raise ValueError("the plan's token or block lists do not fit their counts")
-    token_ends = list(accumulate(counts)) if tokens else [0] * len(counts)
-    block_ends = list(accumulate(block_counts))
-    rows = tuple(
-        PlanRow(
-            key=keys[i],
-            first_position=positions[i],
-            count=counts[i],
-            token_ids=tokens[token_ends[i] - counts[i] : token_ends[i]] if tokens else (),
-            new_blocks=blocks[block_ends[i] - block_counts[i] : block_ends[i]],
-            sample=sample[i],
-        )
-        for i in range(len(keys))
+    columns = _decode_rows(counts, sample)
+    token_ends = list(accumulate(counts)) if tokens and columns < len(keys) else [0] * len(keys)
+    block_ends = list(accumulate(block_counts)) if blocks else [0] * len(keys)
+
+    def new_blocks(row: int) -> tuple[int, ...]:
+        return blocks[block_ends[row] - block_counts[row] : block_ends[row]]
+
+    decode = DecodeRows(
+        keys[:columns],
+        positions[:columns],
+        tokens[:columns],
+        tuple([(row, new_blocks(row)) for row in range(columns) if block_counts[row]]) if blocks else (),
+    )
+    listed = tuple(
+        [
+            PlanRow(
+                key=keys[row],
+                first_position=positions[row],
+                count=counts[row],
+                token_ids=tokens[token_ends[row] - counts[row] : token_ends[row]] if tokens else (),
+                new_blocks=new_blocks(row),
+                sample=sample[row],
+            )
+            for row in range(columns, len(keys))
+        ]
     )
     starts = tuple(
         SequenceStart(
@@ -179,7 +195,16 @@ def plan_from_wire(message: stage_pb2.StepPlan, ahead: Iterable[stage_pb2.Sequen
         )
         for entry in (*ahead, *message.starts)
     )
-    return StepPlan(message.step_id, phase_from_wire(message.phase), rows, starts, tuple(message.releases))
+    phase = phase_from_wire(message.phase)
+    return StepPlan(message.step_id, phase, listed, starts, tuple(message.releases), decode)
+
+
+def _decode_rows(counts: tuple[int, ...], sample: tuple[bool, ...]) -> int:
+    """How many rows have one token and sample, before the first that is otherwise."""
+    if counts.count(1) == sample.count(True) == len(counts):
+        return len(counts)
+    rows = enumerate(zip(counts, sample, strict=True))
+    return next(row for row, (count, sampled) in rows if count != 1 or not sampled)
 
 
 def news_to_wire(news: StageNews) -> stage_pb2.RunResponse:

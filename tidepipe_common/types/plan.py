@@ -64,6 +64,7 @@ class DecodeRows:
     """Rows of one token each that all sample, as columns: a step has hundreds, and an object for each one
     would cost more than all decisions about them.
 
+    token_ids: empty for the stages behind the first.
     new_blocks: (row, blocks) of those rows that get KV blocks with this step, by rising row.
     """
 
@@ -77,16 +78,16 @@ class DecodeRows:
 
     def __iter__(self) -> Iterator[PlanRow]:
         blocks = dict(self.new_blocks)
-        columns = zip(self.keys, self.positions, self.token_ids, strict=True)
-        for index, (key, position, token) in enumerate(columns):
-            yield PlanRow(key, position, 1, (token,), blocks.get(index, ()), True)
+        for index, (key, position) in enumerate(zip(self.keys, self.positions, strict=True)):
+            yield PlanRow(key, position, 1, self.token_ids[index : index + 1], blocks.get(index, ()), True)
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step of one micro-batch. `step_id` counts from 1 within an epoch.
 
-    listed: rows given one by one. decode: rows given as columns, which come before them.
+    listed: rows given one by one. decode: rows given as columns, which come before them; they stay columns
+    from the scheduler to the executors' arrays.
     """
 
     step_id: int
