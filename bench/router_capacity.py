@@ -28,7 +28,7 @@ from launcher.ports import choose_port
 from router.scheduler.events import InstanceJoined, InstanceReported, RequestArrived, Route
 from router.scheduler.instance_report import InstanceReport, Slack
 from router.scheduler.mitosis import Bounds
-from router.scheduler.prefill import PrefillTime, PrefillWork
+from router.scheduler.prefill import PrefillTime
 from router.scheduler.request import RouteRequest
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.slo import INTERACTIVE
@@ -39,6 +39,7 @@ from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.linear import RooflineLinear
 from tidepipe_common.latency.model import LatencyModel, Parallelism
 from tidepipe_common.latency.shapes import SHAPES
+from tidepipe_common.latency.work import PrefillWork
 from tidepipe_common.rpc.channel import open_channel, wait_serving
 from tidepipe_common.types.plan import Phase
 

@@ -18,7 +18,6 @@ from controller.scheduler.policies.catalog import Knobs, make_setup, step_knob
 from controller.scheduler.report import instance_report
 from controller.scheduler.scheduler import Scheduler
 from router.scheduler.instance_report import FOREVER, InstanceReport
-from router.scheduler.prefill import PrefillWork
 from simulator.cluster_spec import ClusterSpec
 from simulator.job import NOT_YET, Job
 from simulator.pipeline import DISPATCH_S, GO_ON, STOP, SimulatedStages
@@ -132,8 +131,8 @@ class ExactInstance:
             kv_free=found.kv_free,
             kv_total=found.kv_total,
             kv_peak=found.kv_peak,
-            window=PrefillWork(found.window.tokens, found.window.pairs),
-            left=PrefillWork(found.left.tokens, found.left.pairs),
+            window=found.window,
+            left=found.left,
             window_deadline=FOREVER if found.window_left_s is None else now + found.window_left_s,
             slack=as_points(found.slack, now),
         )

@@ -24,7 +24,6 @@ from controller.scheduler.slack import (
     window_of,
 )
 from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
-from router.scheduler.prefill import PrefillWork
 from simulator.decode_batch import DecodeBatch
 from simulator.job import NOT_YET, Job
 from simulator.prompts import PromptLine, PromptStep
@@ -268,8 +267,8 @@ class FastForwardInstance:
             kv_free=max(0, self._kv_total - self._kv_used - left.tokens),
             kv_total=self._kv_total,
             kv_peak=self._kv_used + left.tokens + (self._growth if slack else 0),
-            window=PrefillWork(window.tokens, window.pairs),
-            left=PrefillWork(left.tokens, left.pairs),
+            window=window,
+            left=left,
             window_deadline=FOREVER if until is None else now + until,
             slack=self._slack if slack else Slack(),
         )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from controller.scheduler.report import InstanceReport, StepCosts
-from controller.scheduler.slack import PrefillWork
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe_common.codec.plan import phase_to_wire
+from tidepipe_common.latency.work import PrefillWork
 
 DEFAULT_INTERVAL_S = 0.1
 SHORTEST_S, LONGEST_S = 0.02, 10.0

@@ -8,7 +8,6 @@ from controller.scheduler.scheduler import Scheduler
 from controller.scheduler.sequence import State
 from controller.scheduler.slack import (
     Decoding,
-    PrefillWork,
     SlackReport,
     decoding_of,
     in_window,
@@ -18,6 +17,7 @@ from controller.scheduler.slack import (
     window_of,
 )
 from tidepipe_common.latency.model import StepCost
+from tidepipe_common.latency.work import PrefillWork
 from tidepipe_common.types.plan import Phase
 
 STEP_SIZES = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)

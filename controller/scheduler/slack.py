@@ -16,7 +16,7 @@ from controller.scheduler.prompt_pace import PromptPace
 from controller.scheduler.sequence import Sequence
 from controller.scheduler.slo_margins import LATE_SHARE, PROMISED
 from tidepipe_common.latency.model import StepCost
-from tidepipe_common.latency.work import chunk_pairs
+from tidepipe_common.latency.work import PrefillWork, chunk_pairs
 from tidepipe_common.types.plan import Phase
 
 LOW_SHARE = 0.1
@@ -59,19 +59,6 @@ class SlackReport:
     mean_s: float
     low_s: float
     low_latest_s: float
-
-
-@dataclass(slots=True)
-class PrefillWork:
-    """Prompt tokens to compute, and the query-key pairs of their attention."""
-
-    tokens: int = 0
-    pairs: float = 0.0
-
-    def add(self, first: int, end: int) -> None:
-        """Positions first .. end - 1 of one sequence."""
-        self.tokens += end - first
-        self.pairs += chunk_pairs(first, end - first)
 
 
 def tokens_ahead(expected: float | None, produced: int, most: int) -> float:
@@ -146,13 +133,17 @@ def window_of(prompts: Iterable[tuple[int, int]], begun: Iterable[int]) -> tuple
     prompts: of each that is not done, tokens that are computed and all. begun: lengths of prompts that are
     done, and belong to the window.
     """
-    window, left = PrefillWork(), PrefillWork()
+    window_tokens = left_tokens = 0
+    window_pairs = left_pairs = 0.0
     for planned, length in prompts:
-        window.add(0, length)
-        left.add(planned, length)
+        window_tokens += length
+        window_pairs += chunk_pairs(0, length)
+        left_tokens += length - planned
+        left_pairs += chunk_pairs(planned, length - planned)
     for length in begun:
-        window.add(0, length)
-    return window, left
+        window_tokens += length
+        window_pairs += chunk_pairs(0, length)
+    return PrefillWork(window_tokens, window_pairs), PrefillWork(left_tokens, left_pairs)
 
 
 def window_left_s(dues: Iterable[float], now: float) -> float | None:

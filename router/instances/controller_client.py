@@ -14,13 +14,14 @@ import grpc
 from router.instances.model_facts import InstanceDescription, ModelFacts
 from router.instances.sequence import Placement
 from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
-from router.scheduler.prefill import PrefillWork, StepCosts
+from router.scheduler.prefill import StepCosts
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe.v1 import controller_pb2_grpc as pb_grpc
 from tidepipe.v1 import timeline_pb2, timeline_pb2_grpc
 from tidepipe_common.codec.controller import spec_to_wire, update_from_wire
 from tidepipe_common.codec.plan import phase_from_wire
 from tidepipe_common.errors import IncompatibleError, InvalidRequestError
+from tidepipe_common.latency.work import PrefillWork
 from tidepipe_common.limits import PIECE_BYTES, SPEC_BYTES
 from tidepipe_common.rpc.status import translated
 from tidepipe_common.types.plan import PROTOCOL_VERSION

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from router.scheduler.prefill import NOTHING, PrefillWork
+from router.scheduler.prefill import NOTHING
+from tidepipe_common.latency.work import PrefillWork
 from tidepipe_common.types.plan import Phase
 
 FOREVER = float("inf")

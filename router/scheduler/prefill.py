@@ -4,29 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from tidepipe_common.latency.model import StepCost
-from tidepipe_common.latency.work import StepWork, chunk_pairs
-
-
-class PrefillWork(NamedTuple):
-    """Prompt tokens, and the query-key pairs of their attention; sums of several prompts add up."""
-
-    tokens: int = 0
-    pairs: float = 0.0
-
-    def plus(self, other: PrefillWork) -> PrefillWork:
-        """Both together."""
-        return PrefillWork(self.tokens + other.tokens, self.pairs + other.pairs)
-
+from tidepipe_common.latency.work import PrefillWork, StepWork
 
 NOTHING = PrefillWork()
-
-
-def prompt_work(tokens: int) -> PrefillWork:
-    """The work of one prompt."""
-    return PrefillWork(tokens, chunk_pairs(0, tokens))
 
 
 class PrefillTime:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from router.scheduler.prefill import PrefillWork, prompt_work
 from router.scheduler.slo import SloTarget
+from tidepipe_common.latency.work import PrefillWork, prompt_work
 
 UNSAID_TOKENS = 256
 """Of an answer without a prediction that count in its tenant's share, at most."""

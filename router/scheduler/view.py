@@ -6,8 +6,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
-from router.scheduler.prefill import NOTHING, PrefillTime, PrefillWork
+from router.scheduler.prefill import NOTHING, PrefillTime
 from router.scheduler.request import RouteRequest
+from tidepipe_common.latency.work import PrefillWork
 
 BACKLOG_S = 2.0
 """Prompts that wait at an instance, by the time that they take to compute: enough to keep it busy until more

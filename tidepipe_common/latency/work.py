@@ -29,6 +29,22 @@ def chunk_pairs(first_position: int, count: int) -> float:
     return count * (first_position + (count + 1) / 2)
 
 
+class PrefillWork(NamedTuple):
+    """Prompt tokens to compute, and the query-key pairs of their attention; sums of prompts add up."""
+
+    tokens: int = 0
+    pairs: float = 0.0
+
+    def plus(self, other: PrefillWork) -> PrefillWork:
+        """Both together."""
+        return PrefillWork(self.tokens + other.tokens, self.pairs + other.pairs)
+
+
+def prompt_work(tokens: int) -> PrefillWork:
+    """The work of one prompt."""
+    return PrefillWork(tokens, chunk_pairs(0, tokens))
+
+
 def work_of(plan: StepPlan) -> StepWork:
     """The work that a plan asks of every stage."""
     tokens = len(plan.decode)

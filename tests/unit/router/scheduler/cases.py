@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from router.scheduler.instance_report import InstanceReport, Slack
-from router.scheduler.prefill import PrefillTime, prompt_work
+from router.scheduler.prefill import PrefillTime
 from router.scheduler.request import RouteRequest
 from router.scheduler.slo import SloTarget
 from router.scheduler.view import InstanceFacts, InstanceView
-from tidepipe_common.latency.work import StepWork
+from tidepipe_common.latency.work import StepWork, prompt_work
 from tidepipe_common.types.plan import Phase
 
 SLO = SloTarget(1.0, 0.1)
