@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from router.api.app import make_app
 from router.api.dashboard.cluster import ClusterSummary
 from router.api.dashboard.event_log import EventLog
 from router.api.dashboard.feed import PageFeed
@@ -26,18 +27,16 @@ from router.api.grpc.timeline import TimelineServicer
 from router.api.grpc.upstream import UpstreamServicer
 from router.api.http.access import CertificateGate, KeyGate
 from router.api.http.answers import AnswerBodies, answer_item
-from router.api.http.app import make_app
 from router.autoscaling.fleet import Fleet
 from router.autoscaling.provisioner import open_provisioner
 from router.background import background
 from router.batches.jobs import BatchJobs
 from router.batches.opening import open_jobs
 from router.client_access import client_access
-from router.instances.available import AvailableModels
 from router.instances.dispatcher import Dispatcher, WaitingRules
 from router.instances.handoff import InstanceHandoff
 from router.instances.link import InstanceAddress
-from router.instances.registry import InstanceRegistry
+from router.instances.registry import AvailableModels, InstanceRegistry
 from router.instances.sequence import RoutedSequence
 from router.instances.served_model import ServedModel
 from router.instances.succession import adopt_instances

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import grpc
 
-from router.instances.model_facts import InstanceDescription, ModelFacts
 from router.instances.sequence import Placement
+from router.instances.served_model import InstanceDescription, ModelFacts
 from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
 from router.scheduler.prefill import StepCosts
 from tidepipe.v1 import controller_pb2 as pb

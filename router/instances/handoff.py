@@ -13,16 +13,12 @@ from dataclasses import dataclass
 from router.instances.dispatcher import Dispatcher
 from router.instances.link import InstanceLink
 from router.instances.registry import InstanceRegistry
-from tidepipe.v1 import router_pb2 as pb
-from tidepipe.v1 import router_pb2_grpc as pb_grpc
+from router.instances.router_client import pass_instance
 from tidepipe_common.errors import InvalidRequestError, PermissionDeniedError
 from tidepipe_common.numerals import host_and_port
-from tidepipe_common.rpc.channel import open_channel
-from tidepipe_common.rpc.status import translated
 from tidepipe_common.security.process import own
 
-PASS_TIMEOUT_S = 5.0
-FIRST_LEASE_MS = 5_000
+FIRST_LEASE_S = 5.0
 """Several times what an instance takes to learn where it belongs now."""
 GIVEN_UP_AFTER_S = 8.0
 """An instance that still comes here so long after it was sent away cannot reach its new router."""
@@ -61,17 +57,8 @@ class InstanceHandoff:
                 "a cluster without TLS passes no instance on to another router, which cannot prove that it "
                 "is one; give both clusters certificates (--tls)"
             )
-        announced = link.announced
-        handle = pb.InstanceHandle(
-            instance_id=announced.instance_id,
-            controller_address=announced.address,
-            model="" if link.facts is None else link.facts.model.model,
-            incarnation=announced.incarnation,
-        )
-        request = pb.RegisterInstanceRequest(handle=handle, lease_ms=FIRST_LEASE_MS, passed_on=True)
-        async with open_channel(address) as channel:
-            with translated(f"router {address} does not take it"):
-                await pb_grpc.RouterServiceStub(channel).RegisterInstance(request, timeout=PASS_TIMEOUT_S)
+        model = "" if link.facts is None else link.facts.model.model
+        await pass_instance(address, link.announced, model, FIRST_LEASE_S)
         self._passed[link.instance_id] = _Passed(address, self._clock())
         link.set_aside = True
         self._dispatcher.directory.silent(link)

@@ -17,8 +17,8 @@ from router.instances.controller_client import (
     HandOverMessage,
     Outcome,
 )
-from router.instances.model_facts import InstanceDescription
 from router.instances.sequence import Placement, PlacementTable, Progress, Stay
+from router.instances.served_model import InstanceDescription
 from router.scheduler.instance_report import InstanceReport
 from router.scheduler.prefill import PrefillTime, ReportedCost, StepCosts
 from router.scheduler.view import InstanceFacts

@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-import grpc
 import structlog
 
-from router.instances.link import InstanceAddress
 from router.instances.registry import InstanceRegistry
-from tidepipe.v1 import router_pb2, router_pb2_grpc
+from router.instances.router_client import instances_of
 from tidepipe_common.errors import TidePipeError
-from tidepipe_common.rpc.channel import open_channel
 
-ASK_TIMEOUT_S = 5.0
 LEASE_S = 20.0
 """Until its instances have found the new router by themselves, which they do when the old one hangs up."""
 CONNECT_S = 10.0
@@ -27,20 +23,17 @@ async def adopt_instances(registry: InstanceRegistry, listen: str) -> None:
     """Connect to the instances of the router that listens there; if it says none, they come by themselves."""
     predecessor = on_this_machine(listen)
     try:
-        async with open_channel(predecessor) as channel:
-            stub = router_pb2_grpc.RouterServiceStub(channel)
-            reply = await stub.ListInstances(router_pb2.ListInstancesRequest(), timeout=ASK_TIMEOUT_S)
-    except grpc.aio.AioRpcError as error:
-        log.warning("no instances are known from before", router=predecessor, reason=error.details())
+        known = await instances_of(predecessor)
+    except TidePipeError as error:
+        log.warning("no instances are known from before", router=predecessor, reason=str(error))
         return
     adopted = 0
-    for handle in reply.handles:
-        announced = InstanceAddress(handle.instance_id, handle.controller_address, handle.incarnation)
+    for announced in known:
         try:
             await registry.register(announced, LEASE_S)
             adopted += 1
         except TidePipeError as error:
-            log.warning("not adopted", instance=handle.instance_id, reason=str(error))
+            log.warning("not adopted", instance=announced.instance_id, reason=str(error))
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(CONNECT_S):
             while len(registry.connected) < adopted:  # noqa: ASYNC110 (links say it to nobody else)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from router.instances.available import AvailableModels
 from router.instances.link import InstanceAddress
+from router.instances.registry import AvailableModels
 from tidepipe_common.notifier import Notifier
 from tidepipe_common.rpc.registration import Registration
 

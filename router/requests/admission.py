@@ -11,8 +11,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 
-from router.instances.model_facts import ModelFacts
-from router.instances.served_model import ServedModel
+from router.instances.served_model import ModelFacts, ServedModel
 from router.requests.entry import RequestEntry
 from router.requests.output import AnswerText
 from router.requests.running_answer import RunningAnswer

@@ -9,7 +9,7 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from router.api.dashboard.feed import PageFeed
-from router.api.http.disconnect import while_connected
+from router.api.http.body import while_connected
 from router.api.http.failures import failure
 from tidepipe_common.errors import PermissionDeniedError, TidePipeError, UnavailableError
 from tidepipe_common.http.connection import PRINCIPALS

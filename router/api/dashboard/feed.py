@@ -66,12 +66,17 @@ class PageFeed:
 
     async def run(self) -> None:
         """Gather until cancelled. A page that cannot be fed must not end the router."""
+        failing = False
         while True:
             began = self._clock()
             try:
                 await self._gather()
-            except Exception:
-                log.exception("the page got no news")
+                failing = False
+            except Exception as error:
+                # A defect is told once, with all that is known of it, and not twice a second for ever.
+                if not failing:
+                    log.exception("the page gets no news until this is over", exc_info=error)
+                failing = True
             await asyncio.sleep(max(TICK_S / 5, TICK_S - (self._clock() - began)))
 
     def close(self) -> None:

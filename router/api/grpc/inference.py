@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
-from router.instances.available import AvailableModels
-from router.instances.model_facts import ModelFacts
+from router.instances.registry import AvailableModels
+from router.instances.served_model import ModelFacts
 from router.requests.entry import known_by_key
 from router.requests.table import RequestTable
 from tidepipe.v1 import inference_pb2 as pb

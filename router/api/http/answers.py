@@ -7,9 +7,9 @@ import functools
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from router.api.http.collector import AnswerCollector
 from router.batches.answering import Reading
 from router.requests.entry import Subscription
 from router.requests.table import RequestTable
@@ -19,6 +19,7 @@ from tidepipe_common.json_pieces import json_pieces
 from tidepipe_common.openai.batch import BatchItem
 from tidepipe_common.openai.responses import ResponseContext, answer_bytes, check_uncut, response_body
 from tidepipe_common.types.request import Answer, GenerationRequest
+from tidepipe_common.types.sampling import FinishReason, PositionLogprobs
 
 
 class AnswerBodies:
@@ -69,13 +70,56 @@ class AnswerBodies:
 
 async def _answers(subscription: Subscription) -> list[Answer]:
     """All answers, ended. Raises what went wrong."""
-    collector = AnswerCollector()
+    collector = _Collector()
     async for deltas in subscription.deltas():
         for delta in deltas:
             collector.add(delta.piece)
     answers = collector.answers()
     check_uncut(answers)
     return answers
+
+
+@dataclass(slots=True)
+class _Parts:
+    token_ids: list[int] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    logprobs: list[PositionLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stopped_by: int | str | None = None
+    error: str = ""
+
+
+class _Collector:
+    """Takes pieces in their order, gives whole answers."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, _Parts] = {}
+
+    def add(self, piece: Answer) -> None:
+        """Take the next piece of an answer."""
+        parts = self._parts.setdefault(piece.index, _Parts())
+        parts.token_ids += piece.token_ids
+        parts.text.append(piece.text)
+        parts.logprobs += piece.logprobs
+        if piece.finish_reason is not None:
+            parts.finish_reason = piece.finish_reason
+            parts.stopped_by = piece.stopped_by
+            parts.error = piece.error
+
+    def answers(self) -> list[Answer]:
+        """The answers by index."""
+        return [
+            Answer(
+                index=index,
+                token_ids=tuple(parts.token_ids),
+                text="".join(parts.text),
+                logprobs=tuple(parts.logprobs),
+                finish_reason=parts.finish_reason,
+                stopped_by=parts.stopped_by,
+                error=parts.error,
+            )
+            for index, parts in sorted(self._parts.items())
+        ]
 
 
 async def answer_item(

@@ -1,14 +1,15 @@
-"""Reads a request's body: bounded, and strictly JSON."""
+"""What comes from an HTTP client: its body, bounded and strictly JSON, and that it has gone."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import re
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from starlette.requests import Request
+from starlette.types import Receive
 
 from tidepipe_common.aside import ROOM, Share, beside
 from tidepipe_common.errors import InvalidRequestError, OverloadedError, TidePipeError
@@ -105,3 +106,18 @@ def _refusal(share: Share, size: int, most: int) -> TidePipeError | None:
     except OverloadedError as error:
         return error
     return None
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work; give it up, silently, when the client disconnects. The body must have been read."""
+    async with asyncio.TaskGroup() as group:
+        working = group.create_task(work)
+        listening = group.create_task(_until_disconnected(receive))
+        await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
+        working.cancel()
+        listening.cancel()
+
+
+async def _until_disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -12,8 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from router.api.http.answers import AnswerBodies
-from router.api.http.body import read_json
-from router.api.http.disconnect import while_connected
+from router.api.http.body import read_json, while_connected
 from router.api.http.failures import failure
 from router.api.http.headers import KEY, REQUEST_ID, idempotency_key, trace_id, with_targets
 from router.requests.entry import Subscription, known_by_key

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.routing import Route
 
-from router.api.http.app import make_app
+from router.api.app import make_app
 from router.api.http.headers import TTFT, with_targets
 from router.api.http.paging import Page, page_of
 from router.api.openapi.document import openapi_document

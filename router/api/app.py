@@ -1,4 +1,4 @@
-"""The HTTP routes."""
+"""The HTTP application: all routes, of http/, openapi/ and dashboard/, which do not know each other's."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from router.api.http.failures import failure, http_failure
 from router.api.http.files import FileEndpoints
 from router.api.openapi.document import openapi_document
 from router.batches.jobs import BatchJobs
-from router.instances.available import AvailableModels
-from router.instances.model_facts import ModelFacts
+from router.instances.registry import AvailableModels
+from router.instances.served_model import ModelFacts
 from router.requests.keyed import KeyedRequests
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
