@@ -21,13 +21,13 @@ from router.settings import (
     RouterSettings,
     default_model_name,
 )
-from router.text.light_import import import_tokenizers_only
 from router.text.tokenizer import TextProcessor
 from tidepipe_common.http.site import sites
 from tidepipe_common.model_source import resolve_model
 from tidepipe_common.rpc.lifecycle import run_service
 from tidepipe_common.security.credentials import add_security_options, from_options
 from tidepipe_common.telemetry.listener import add_metrics_option
+from tidepipe_common.tokenizer_source import leave_out_torch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def load_text() -> TextPort:
         path = resolve_model(options.model)
         if path.is_dir():  # reading a GGUF file's tokenizer does need PyTorch
-            import_tokenizers_only()
+            leave_out_torch()
         return TextProcessor.load(path)
 
     service = RouterService(settings, load_text)

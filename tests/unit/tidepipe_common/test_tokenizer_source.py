@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,26 @@ def test_the_model_s_numbers_are_not_the_tokenizer_s(tmp_path: Path) -> None:
     wrong = {"num_attention_heads": 0, "rms_norm_eps": "x", "rope_scaling": [1], "vocab_size": None}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **wrong}))
     assert load_tokenizer(tmp_path)("ab").input_ids == [ord("a"), ord("b")]
+
+
+def test_a_process_without_torch_tokenizes_and_renders_as_one_with_it(tmp_path: Path) -> None:
+    """And can import it later: nothing is left behind but what transformers remembers."""
+    make_tokenizer(tmp_path)
+    template = "{% for one in messages %}{{ one.role }}: {{ one.content | tojson }}\n{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    program = (
+        "import sys, pathlib; from tidepipe_common.tokenizer_source import leave_out_torch, load_tokenizer\n"
+        "if sys.argv[2] == 'without': leave_out_torch()\n"
+        "tokenizer = load_tokenizer(pathlib.Path(sys.argv[1]))\n"
+        "text = tokenizer.apply_chat_template([{'role': 'user', 'content': 'h\\u00e9'}], tokenize=False)\n"
+        "print(repr(text), tokenizer(text).input_ids, file=sys.stderr)\n"
+        "print('torch' in sys.modules)\n"
+    )
+    said = {
+        how: subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path), how], capture_output=True, text=True, check=True
+        )
+        for how in ("with", "without")
+    }
+    assert said["without"].stdout == "False\n"
+    assert said["without"].stderr == said["with"].stderr.splitlines()[-1] + "\n"
