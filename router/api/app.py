@@ -25,6 +25,7 @@ from router.requests.keyed import KeyedRequests
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
 from tidepipe_common.errors import ModelNotFoundError, NotFoundError
+from tidepipe_common.openai.answers import Model, ModelList
 from tidepipe_common.openai.bodies import parse_chat, parse_completion
 from tidepipe_common.telemetry.listener import metrics_route
 from tidepipe_common.telemetry.telemetry import Telemetry
@@ -65,7 +66,7 @@ def make_app(
 
     async def list_models(request: Request) -> Response:
         data = [_model(name, facts, created) for name, facts in models.list()]
-        return JSONResponse({"object": "list", "data": data})
+        return JSONResponse(ModelList(object="list", data=data))
 
     async def one_model(request: Request) -> Response:
         wanted = request.path_params["name"]
@@ -114,7 +115,7 @@ def _stored(jobs: BatchJobs | None) -> list[Route]:
     return [Route(f"/v1/{what}{{rest:path}}", without, methods=methods) for what in ("files", "batches")]
 
 
-def _model(name: str, facts: ModelFacts, created: int) -> dict[str, object]:
+def _model(name: str, facts: ModelFacts, created: int) -> Model:
     return {
         "id": name,
         "object": "model",

@@ -7,7 +7,6 @@ import contextlib
 import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
 
 import structlog
 
@@ -22,6 +21,7 @@ from tidepipe_common.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from tidepipe_common.openai.answers import AnswerBody
 from tidepipe_common.openai.batch import (
     BatchItem,
     BatchLineError,
@@ -38,7 +38,7 @@ UNAVAILABLE_S = 1.0
 
 Reading = Callable[[], contextlib.AbstractAsyncContextManager[None]]
 """What a request is read, checked and tokenized within."""
-Answer = Callable[[BatchItem, Reading], Awaitable[dict[str, Any]]]
+Answer = Callable[[BatchItem, Reading], Awaitable[AnswerBody]]
 """Response body for a request; raises a TidePipeError."""
 
 log = structlog.get_logger()

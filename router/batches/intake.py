@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sqlite3
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from router.batches import deaths, files, lines
 from router.batches.database import Database
@@ -14,6 +14,7 @@ from router.batches.writer import durably
 from tidepipe_common.aside import beside
 from tidepipe_common.errors import NotFoundError, StorageError
 from tidepipe_common.limits import MAX_REQUEST_BYTES
+from tidepipe_common.openai.answers import BatchError
 from tidepipe_common.openai.batch import BatchLineError, parse_line
 from tidepipe_common.openai.failures import error_code
 
@@ -71,7 +72,7 @@ class BatchIntake:
         self._database = database
         self._batch = batch
         self.total = 0
-        self.errors: list[dict[str, Any]] = []
+        self.errors: list[BatchError] = []
 
     async def run(self) -> None:
         """Take all lines in; `errors` says what is wrong, as the API shows it."""

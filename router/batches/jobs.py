@@ -8,7 +8,6 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import structlog
 
@@ -41,6 +40,7 @@ from tidepipe_common.errors import (
     UnavailableError,
 )
 from tidepipe_common.exception_groups import leaves
+from tidepipe_common.openai.answers import BatchError
 from tidepipe_common.openai.failures import error_code
 from tidepipe_common.security.caller import ANYBODY, Caller
 from tidepipe_common.security.key_access import ENDED, KeyAccess
@@ -128,7 +128,7 @@ class BatchJobs:
                 f"the router ended {times} times while it read this file, behind line {place}; it is not "
                 "tried again"
             )
-            errors = [{"code": "file_given_up", "message": text, "line": None, "param": None}]
+            errors: list[BatchError] = [BatchError(code="file_given_up", message=text, line=None, param=None)]
             await durably(self.database, lines.forget_lines, batch_id)
             await self._advance(batch_id, FAILED, (VALIDATING,), errors=errors)
         for suspect in await durably(self.database, deaths.suspects):
@@ -224,7 +224,7 @@ class BatchJobs:
             text = str(known[0]) if known else "internal error; see the router's log"
             code = error_code(known[0]) if known else "internal_error"
             try:
-                reason = {"code": code, "message": text, "line": None, "param": None}
+                reason = BatchError(code=code, message=text, line=None, param=None)
                 await self._finish(batch, FAILED, [reason])
             except Exception as again:
                 self.database.trouble = f"the batch {batch.id} stands still: {again}"
@@ -239,7 +239,7 @@ class BatchJobs:
             await self._until_stopped(batch, job)
         batch = await durably(self.database, lines.get, batch.id)
         if job.abandoned and batch.status in (VALIDATING, IN_PROGRESS):
-            reason = {"code": "key_ended", "message": job.abandoned, "line": None, "param": None}
+            reason = BatchError(code="key_ended", message=job.abandoned, line=None, param=None)
             await self._finish(batch, FAILED, [reason])
             log.info("batch ended", batch=batch.id, reason=job.abandoned)
             return
@@ -330,7 +330,7 @@ class BatchJobs:
             expired = await beside(size, partial(_expired, batch, page))
             await durably(self.database, lines.record_answers, expired)
 
-    async def _finish(self, batch: BatchRecord, outcome: str, errors: Sequence[dict[str, Any]] = ()) -> None:
+    async def _finish(self, batch: BatchRecord, outcome: str, errors: Sequence[BatchError] = ()) -> None:
         """The last state, and the files of the answers; what was cancelled has those that were ready."""
         now = int(self._unix_time())
         results = [
@@ -355,7 +355,7 @@ class BatchJobs:
         status: str,
         only_from: Sequence[str],
         *,
-        errors: Sequence[dict[str, Any]] = (),
+        errors: Sequence[BatchError] = (),
         results: Sequence[FileRecord] = (),
     ) -> BatchRecord:
         now = int(self._unix_time())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import structlog
 
@@ -13,6 +12,7 @@ from router.batches import files
 from router.batches.pages import page
 from router.batches.records import UNFINISHED, BatchRecord, Counts, FileRecord
 from tidepipe_common.errors import NotFoundError
+from tidepipe_common.openai.answers import BatchError
 from tidepipe_common.security.caller import ANYBODY, Caller
 
 log = structlog.get_logger()
@@ -96,7 +96,7 @@ def advance(
     status: str,
     now: int,
     only_from: Sequence[str],
-    errors: Sequence[dict[str, Any]] = (),
+    errors: Sequence[BatchError] = (),
     results: Sequence[FileRecord] = (),
 ) -> BatchRecord:
     """Take a batch to its next state, if it is in one of `only_from`; returns it as it is then.

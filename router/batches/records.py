@@ -6,8 +6,9 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+from tidepipe_common.openai.answers import Batch, BatchError, BatchStatus, File, FilePurpose
 from tidepipe_common.text.text import repaired_json
 
 VALIDATING, IN_PROGRESS, FINALIZING, CANCELLING = "validating", "in_progress", "finalizing", "cancelling"
@@ -49,7 +50,7 @@ class FileRecord:
     expires: int | None = None
     owner: str | None = None
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> File:
         """As the API shows it."""
         return {
             "id": self.id,
@@ -58,7 +59,7 @@ class FileRecord:
             "created_at": self.created,
             "expires_at": self.expires,
             "filename": safe_name(self.filename),
-            "purpose": self.purpose,
+            "purpose": cast(FilePurpose, self.purpose),
             "status": "processed",
             "status_details": None,
         }
@@ -91,7 +92,7 @@ class BatchRecord:
     metadata: dict[str, str] | None = None
     times: dict[str, int] = field(default_factory=dict)
     counts: Counts = Counts()
-    errors: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[BatchError] = field(default_factory=list)
     output_file_id: str | None = None
     error_file_id: str | None = None
     owner: str | None = None
@@ -121,7 +122,7 @@ class BatchRecord:
         except (KeyError, TypeError) as error:
             raise ValueError(f"no record of a batch: {error}") from None
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> Batch:
         """As the API shows it."""
         return {
             "id": self.id,
@@ -130,15 +131,22 @@ class BatchRecord:
             "errors": {"object": "list", "data": self.errors} if self.errors else None,
             "input_file_id": self.input_file_id,
             "completion_window": self.window,
-            "status": self.status,
+            "status": cast(BatchStatus, self.status),
             "output_file_id": self.output_file_id,
             "error_file_id": self.error_file_id,
             "created_at": self.created,
             "expires_at": self.expires,
-            **{f"{status}_at": self.times.get(status) for status in _SHOWN_TIMES},
-            "request_counts": dataclasses.asdict(self.counts),
+            "in_progress_at": self.times.get(IN_PROGRESS),
+            "finalizing_at": self.times.get(FINALIZING),
+            "completed_at": self.times.get(COMPLETED),
+            "failed_at": self.times.get(FAILED),
+            "expired_at": self.times.get(EXPIRED),
+            "cancelling_at": self.times.get(CANCELLING),
+            "cancelled_at": self.times.get(CANCELLED),
+            "request_counts": {
+                "total": self.counts.total,
+                "completed": self.counts.completed,
+                "failed": self.counts.failed,
+            },
             "metadata": self.metadata,
         }
-
-
-_SHOWN_TIMES = (IN_PROGRESS, FINALIZING, COMPLETED, FAILED, EXPIRED, CANCELLING, CANCELLED)

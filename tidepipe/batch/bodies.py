@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tidepipe.client.types import Completion
 from tidepipe_common.errors import ModelError
@@ -37,18 +37,16 @@ class BodyWriter:
     def response(self, line_id: str, item: BatchItem, completion: Completion) -> bytes:
         """The output line of an answered request, for which `prepare` was called."""
         request, text = item.request, self._text
-        prompt_ids = _prompt_ids(request, text) if request.return_token_ids else ()
         context = ResponseContext(
             request=request,
             model=self._model_name,
             created=int(time.time()),
             token_bytes=text.token_bytes if text else _spelled_as_id,
             hidden=text.is_special if text and not request.keep_special_tokens else None,
-            prompt_token_ids=prompt_ids or (),
+            prompt_token_ids=_prompt_ids(request, text) if request.return_token_ids else None,
             prompt_text=_prompt_text(request, text) if request.echo else "",
         )
-        body = response_body(context, completion.answers, completion.usage)
-        return response_line(line_id, item, body if prompt_ids is not None else _without_prompt_ids(body))
+        return response_line(line_id, item, response_body(context, completion.answers, completion.usage))
 
 
 def _wants_tokens(request: GenerationRequest) -> bool:
@@ -87,12 +85,6 @@ def _prompt_text(request: GenerationRequest, text: TextProcessor | None) -> str:
     if isinstance(prompt, str) or text is None:
         return prompt if isinstance(prompt, str) else ""
     return text.decode([token for token in prompt if isinstance(token, int)], skip_special_tokens=False)
-
-
-def _without_prompt_ids(body: dict[str, Any]) -> dict[str, Any]:
-    """Rather no prompt tokens than an empty list, which would be wrong."""
-    choices = [{k: v for k, v in choice.items() if k != "prompt_token_ids"} for choice in body["choices"]]
-    return {key: value for key, value in body.items() if key != "prompt_token_ids"} | {"choices": choices}
 
 
 def _spelled_as_id(token_id: int) -> bytes:

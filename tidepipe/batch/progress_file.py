@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tidepipe_common.errors import ConfigError, StorageError
-from tidepipe_common.openai.responses import FINISH_REASONS
+from tidepipe_common.openai.answers import FINISH_REASONS
 
 SYNC_INTERVAL_S = 1.0
 TEMPORARY_EXTRA = 10

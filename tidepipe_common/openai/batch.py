@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.json_pieces import json_pieces
 from tidepipe_common.limits import MAX_CUSTOM_ID_CHARACTERS
+from tidepipe_common.openai.answers import AnswerBody
 from tidepipe_common.openai.bodies import parse_chat, parse_completion
 from tidepipe_common.openai.failures import error_body, error_code, error_response, http_status
 from tidepipe_common.openai.validation import MAX_PARAM_CHARACTERS, clip, quoted
@@ -110,7 +111,7 @@ def seeded(item: BatchItem, line_name: str) -> BatchItem:
     return replace(item, request=replace(item.request, sampling=sampling))
 
 
-def response_line(line_id: str, item: BatchItem, body: dict[str, Any]) -> bytes:
+def response_line(line_id: str, item: BatchItem, body: AnswerBody) -> bytes:
     """Output line of a request that was answered."""
     response = {"status_code": 200, "request_id": item.request.request_id, "body": body}
     return _line(line_id, item.custom_id, response, None)
@@ -133,7 +134,7 @@ def failure_line(line_id: str, item: BatchItem, error: BaseException) -> bytes:
 
 
 def _line(
-    line_id: str, custom_id: str | None, response: dict[str, Any], error: dict[str, str] | None
+    line_id: str, custom_id: str | None, response: Mapping[str, object], error: dict[str, str] | None
 ) -> bytes:
     value = {"id": line_id, "custom_id": custom_id, "response": response, "error": error}
     text = "".join(json_pieces(value, _dumps, ", ", ": "))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tidepipe_common.errors import (
     ContextLengthError,
@@ -19,6 +19,10 @@ from tidepipe_common.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+
+if TYPE_CHECKING:
+    # Who only tells errors needs no pydantic.
+    from tidepipe_common.openai.answers import Error
 
 _MAPPING: dict[type[TidePipeError], tuple[int, str, str]] = {
     KeyReusedError: (422, "invalid_request_error", "idempotency_key_reused"),
@@ -38,7 +42,7 @@ UNAVAILABLE_RETRY_S = 1
 _OTHER = (500, "server_error", "internal_error")
 
 
-def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> Error:
     """The body of an error."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
@@ -53,7 +57,7 @@ def error_code(error: BaseException) -> str:
     return _entry(error)[2]
 
 
-def error_response(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
+def error_response(error: BaseException) -> tuple[int, Error, dict[str, str]]:
     """Status, body and additional headers for an error. Errors not made for users are not shown to them."""
     status, kind, code = _entry(error)
     message = str(error) if isinstance(error, TidePipeError) else "internal error; see the server's log"

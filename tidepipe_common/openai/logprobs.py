@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+from tidepipe_common.openai.answers import ChatLogprobs, CompletionLogprobs, TokenEntry
 from tidepipe_common.types.sampling import PositionLogprobs, TokenLogprob
 
 TokenBytes: TypeAlias = Callable[[int], bytes]
@@ -15,16 +16,18 @@ LOWEST_LOGPROB = -9999.0
 """Stands for impossible tokens: JSON has no -Infinity. OpenAI sends the same."""
 
 
-def chat_logprobs(positions: Sequence[PositionLogprobs], token_bytes: TokenBytes) -> dict[str, Any]:
+def chat_logprobs(positions: Sequence[PositionLogprobs], token_bytes: TokenBytes) -> ChatLogprobs:
     """The `logprobs` object of a chat choice."""
 
-    def entry(token: TokenLogprob) -> dict[str, Any]:
+    def entry(token: TokenLogprob) -> TokenEntry:
         raw = token_bytes(token.token_id)
         text = raw.decode("utf-8", "replace")
         return {"token": text, "logprob": _finite(token.logprob), "bytes": list(raw)}
 
-    content = [entry(p.chosen) | {"top_logprobs": [entry(top) for top in p.top]} for p in positions]
-    return {"content": content, "refusal": None}
+    return {
+        "content": [{**entry(p.chosen), "top_logprobs": [entry(top) for top in p.top]} for p in positions],
+        "refusal": None,
+    }
 
 
 class TextOffsets:
@@ -49,7 +52,7 @@ class TextOffsets:
 
 def completion_logprobs(
     positions: Sequence[PositionLogprobs], token_bytes: TokenBytes, offsets: TextOffsets
-) -> dict[str, Any]:
+) -> CompletionLogprobs:
     """The `logprobs` object of a completion choice. offsets: have taken the answer's tokens so far."""
     return {
         "tokens": [_spelled(token_bytes(p.chosen.token_id)) for p in positions],

@@ -5,9 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 from tidepipe_common.errors import TidePipeError, UnavailableError
+from tidepipe_common.openai.answers import (
+    AnswerBody,
+    AnswerChunk,
+    ChatAnswer,
+    ChatChoice,
+    ChatChunk,
+    ChatLogprobs,
+    CompletionAnswer,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionDelta,
+    CompletionLogprobs,
+    Delta,
+    Error,
+    WholeReason,
+)
+from tidepipe_common.openai.answers import Usage as UsageBody
 from tidepipe_common.openai.logprobs import TextOffsets, TokenBytes, chat_logprobs, completion_logprobs
 from tidepipe_common.types.request import Answer, GenerationRequest, Usage
 from tidepipe_common.types.sampling import FinishReason
@@ -15,8 +32,7 @@ from tidepipe_common.types.sampling import FinishReason
 DONE = b"data: [DONE]\n\n"
 """Ends a stream of server-sent events."""
 _TOKEN_BYTES, _LOGPROB_BYTES = 12, 90
-FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call")
-"""Those that OpenAI's API has; no client knows another one."""
+_WHOLE: dict[FinishReason | None, WholeReason] = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +41,7 @@ class ResponseContext:
 
     created: Unix time, seconds.
     token_bytes: needed for log-probabilities.
-    prompt_token_ids: needed if the request wants token ids.
+    prompt_token_ids: needed if the request wants token ids; None: not known here, and left out.
     prompt_tokens: needed if it wants the usage so far. prompt_text: needed if it wants the prompt back.
     hidden: tells tokens that are not in the text, such as special ones.
     """
@@ -34,19 +50,10 @@ class ResponseContext:
     model: str
     created: int
     token_bytes: TokenBytes | None = None
-    prompt_token_ids: tuple[int, ...] = ()
+    prompt_token_ids: tuple[int, ...] | None = None
     prompt_tokens: int = 0
     prompt_text: str = ""
     hidden: Callable[[int], bool] | None = None
-
-    def head(self, prefix: str, what: str) -> dict[str, Any]:
-        """The fields with which each body begins."""
-        return {
-            "id": f"{prefix}-{self.request.request_id}",
-            "object": what,
-            "created": self.created,
-            "model": self.model,
-        }
 
     def text(self, answer: Answer) -> str:
         """Text of an answer, with its stop string if the request wants to see that."""
@@ -57,37 +64,55 @@ class ResponseContext:
         """The prompt, if the request wants it back."""
         return self.prompt_text if self.request.echo else ""
 
-    def token_ids(self, answer: Answer) -> dict[str, Any]:
-        """Token ids, if the request wants them."""
-        return {"token_ids": list(answer.token_ids)} if self.request.return_token_ids else {}
+    def prompt_ids(self) -> list[int] | None:
+        """Token ids of the prompt, if the request wants them and they are known."""
+        if self.prompt_token_ids is None or not self.request.return_token_ids:
+            return None
+        return list(self.prompt_token_ids)
 
-    def prompt_ids(self) -> dict[str, Any]:
-        """Token ids of the prompt, if the request wants them."""
-        return {"prompt_token_ids": list(self.prompt_token_ids)} if self.request.return_token_ids else {}
+    def usage_so_far(self, output_tokens: int) -> UsageBody | None:
+        """The `usage` of a chunk, if the request wants it in each of them."""
+        if not self.request.stream_running_usage:
+            return None
+        return usage_body(Usage(self.prompt_tokens, output_tokens))
 
-    def chat_logprobs(self, answer: Answer) -> dict[str, Any] | None:
+    def chat_logprobs(self, answer: Answer) -> ChatLogprobs | None:
         """Log-probabilities of a chat answer, if the request wants them and there are tokens."""
         if not self._logprobs_wanted(answer) or self.token_bytes is None:
             return None
         return chat_logprobs(answer.logprobs, self.token_bytes)
 
-    def completion_logprobs(self, answer: Answer, offsets: TextOffsets) -> dict[str, Any] | None:
+    def completion_logprobs(self, answer: Answer, offsets: TextOffsets) -> CompletionLogprobs | None:
         """Log-probabilities of a completion, if the request wants them and there are tokens."""
         if not self._logprobs_wanted(answer) or self.token_bytes is None:
             return None
         return completion_logprobs(answer.logprobs, self.token_bytes, offsets)
 
+    def completion_delta(
+        self, answer: Answer, text: str, offsets: TextOffsets, *, with_prompt_ids: bool
+    ) -> CompletionDelta:
+        """The next piece of an answer, or all of it. offsets: have taken the answer's tokens so far."""
+        choice: CompletionDelta = {
+            "index": answer.index,
+            "text": text,
+            "logprobs": self.completion_logprobs(answer, offsets),
+            "finish_reason": _WHOLE.get(answer.finish_reason),
+            "stop_reason": self.stop_reason(answer),
+        }
+        if self.request.return_token_ids:
+            choice["token_ids"] = list(answer.token_ids)
+        if with_prompt_ids and (ids := self.prompt_ids()) is not None:
+            choice["prompt_token_ids"] = ids
+        return choice
+
     def text_offsets(self) -> TextOffsets:
         """Where the tokens of one answer stand in its text; follows the answer from its beginning."""
         return TextOffsets(self._text_bytes)
 
-    def ending(self, answer: Answer) -> dict[str, Any]:
-        """Why an answer ended. An end of text is an ordinary one, and stop_reason null, unless asked for."""
-        reason = None if answer.finish_reason is None else answer.finish_reason.value
+    def stop_reason(self, answer: Answer) -> int | str | None:
+        """The token or text that ended it; an ordinary end of text is none, unless asked for."""
         by = answer.stopped_by
-        if isinstance(by, int) and by not in self.request.sampling.stop_token_ids:
-            by = None
-        return {"finish_reason": reason, "stop_reason": by}
+        return None if isinstance(by, int) and by not in self.request.sampling.stop_token_ids else by
 
     def _text_bytes(self, token_id: int) -> bytes:
         if self.token_bytes is None or (self.hidden is not None and self.hidden(token_id)):
@@ -98,7 +123,7 @@ class ResponseContext:
         return self.request.sampling.logprobs is not None and bool(answer.logprobs)
 
 
-def usage_body(usage: Usage) -> dict[str, int]:
+def usage_body(usage: Usage) -> UsageBody:
     """The `usage` object."""
     return {
         "prompt_tokens": usage.prompt_tokens,
@@ -107,43 +132,56 @@ def usage_body(usage: Usage) -> dict[str, int]:
     }
 
 
-def chat_completion_body(context: ResponseContext, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+def chat_completion_body(context: ResponseContext, answers: Sequence[Answer], usage: Usage) -> ChatAnswer:
     """Body of a finished chat."""
-    choices = [
-        {
+    choices: list[ChatChoice] = []
+    for answer in answers:
+        choice: ChatChoice = {
             "index": answer.index,
             "message": {"role": "assistant", "content": context.text(answer), "refusal": None},
             "logprobs": context.chat_logprobs(answer),
-            **context.ending(answer),
-            **context.token_ids(answer),
+            "finish_reason": _WHOLE[answer.finish_reason],
+            "stop_reason": context.stop_reason(answer),
         }
-        for answer in answers
-    ]
-    head = context.head("chatcmpl", "chat.completion")
-    return {**head, "choices": choices, "usage": usage_body(usage), **context.prompt_ids()}
+        if context.request.return_token_ids:
+            choice["token_ids"] = list(answer.token_ids)
+        choices.append(choice)
+    body: ChatAnswer = {
+        "id": f"chatcmpl-{context.request.request_id}",
+        "object": "chat.completion",
+        "created": context.created,
+        "model": context.model,
+        "choices": choices,
+        "usage": usage_body(usage),
+    }
+    if (ids := context.prompt_ids()) is not None:
+        body["prompt_token_ids"] = ids
+    return body
 
 
-def completion_body(context: ResponseContext, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+def completion_body(context: ResponseContext, answers: Sequence[Answer], usage: Usage) -> CompletionAnswer:
     """Body of a finished completion."""
-    choices = [
-        {
-            "index": answer.index,
-            "text": context.echoed() + context.text(answer),
-            "logprobs": context.completion_logprobs(answer, context.text_offsets()),
-            **context.ending(answer),
-            **context.token_ids(answer),
-            **context.prompt_ids(),
-        }
-        for answer in answers
-    ]
-    return {**context.head("cmpl", "text_completion"), "choices": choices, "usage": usage_body(usage)}
+    choices = []
+    for answer in answers:
+        text, offsets = context.echoed() + context.text(answer), context.text_offsets()
+        delta = context.completion_delta(answer, text, offsets, with_prompt_ids=True)
+        choices.append(cast(CompletionChoice, delta))  # it has ended
+    return {
+        "id": f"cmpl-{context.request.request_id}",
+        "object": "text_completion",
+        "created": context.created,
+        "model": context.model,
+        "choices": choices,
+        "usage": usage_body(usage),
+    }
 
 
-def response_body(context: ResponseContext, answers: Sequence[Answer], usage: Usage) -> dict[str, Any]:
+def response_body(context: ResponseContext, answers: Sequence[Answer], usage: Usage) -> AnswerBody:
     """Body of a finished request of either API. Raises as `check_uncut`."""
     check_uncut(answers)
-    how = chat_completion_body if context.request.is_chat else completion_body
-    return how(context, answers, usage)
+    if context.request.is_chat:
+        return chat_completion_body(context, answers, usage)
+    return completion_body(context, answers, usage)
 
 
 def answer_bytes(request: GenerationRequest, tokens: int) -> int:
@@ -172,14 +210,14 @@ def check_uncut(pieces: Sequence[Answer]) -> None:
 class ResponseStream(Protocol):
     """Makes the chunks of one request's stream."""
 
-    def chunks(self, piece: Answer) -> list[dict[str, Any]]:
+    def chunks(self, piece: Answer) -> Sequence[AnswerChunk]:
         """Chunks for the next piece of one of the answers: its new tokens and text.
 
         Raises as `check_uncut`, before anything says that the answer has ended.
         """
         ...
 
-    def usage_chunk(self, usage: Usage) -> dict[str, Any] | None:
+    def usage_chunk(self, usage: Usage) -> AnswerChunk | None:
         """The last chunk, if the request wants to see the usage."""
         ...
 
@@ -189,7 +227,7 @@ def response_stream(context: ResponseContext) -> ResponseStream:
     return _ChatStream(context) if context.request.is_chat else _CompletionStream(context)
 
 
-def sse(chunk: dict[str, Any]) -> bytes:
+def sse(chunk: AnswerChunk | Error) -> bytes:
     """A server-sent event."""
     return f"data: {json.dumps(chunk, allow_nan=False, separators=(',', ':'))}\n\n".encode()
 
@@ -200,30 +238,51 @@ class _ChatStream:
     _begun: set[int] = field(default_factory=set)
     _output_tokens: int = 0
 
-    def chunks(self, piece: Answer) -> list[dict[str, Any]]:
+    def chunks(self, piece: Answer) -> list[ChatChunk]:
         check_uncut([piece])
-        context, result = self.context, []
+        context, index = self.context, piece.index
         self._output_tokens += len(piece.token_ids)
-        if piece.index not in self._begun:
-            prompt_ids = {} if self._begun else context.prompt_ids()
-            self._begun.add(piece.index)
-            opening = {"role": "assistant", "content": ""}
-            result.append(self._chunk({"index": piece.index, "delta": opening}) | prompt_ids)
+        result: list[ChatChunk] = []
+        if index not in self._begun:
+            opening = self._chunk(index, {"role": "assistant", "content": ""})
+            if not self._begun and (ids := context.prompt_ids()) is not None:
+                opening["prompt_token_ids"] = ids
+            self._begun.add(index)
+            result.append(opening)
         text = context.text(piece)
         if text or piece.token_ids:
-            logprobs, ids = context.chat_logprobs(piece), context.token_ids(piece)
-            delta = {"index": piece.index, "delta": {"content": text}, "logprobs": logprobs}
-            result.append(self._chunk(delta | ids))
+            news = self._chunk(index, {"content": text}, context.chat_logprobs(piece))
+            if context.request.return_token_ids:
+                news["choices"][0]["token_ids"] = list(piece.token_ids)
+            result.append(news)
         if piece.finish_reason is not None:
-            result.append(self._chunk({"index": piece.index, "delta": {}, **context.ending(piece)}))
+            last = self._chunk(index, {})
+            (choice,) = last["choices"]
+            choice["finish_reason"] = _WHOLE[piece.finish_reason]
+            choice["stop_reason"] = context.stop_reason(piece)
+            result.append(last)
         return result
 
-    def usage_chunk(self, usage: Usage) -> dict[str, Any] | None:
-        return _usage_chunk(self.context, "chatcmpl", "chat.completion.chunk", usage)
+    def usage_chunk(self, usage: Usage) -> ChatChunk | None:
+        if not self.context.request.stream_usage:
+            return None
+        chunk = self._chunk(0, {})
+        chunk["choices"], chunk["usage"] = [], usage_body(usage)
+        return chunk
 
-    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
-        choice = {"logprobs": None, "finish_reason": None} | choice
-        return _chunk(self.context, "chatcmpl", "chat.completion.chunk", choice, self._output_tokens)
+    def _chunk(self, index: int, delta: Delta, logprobs: ChatLogprobs | None = None) -> ChatChunk:
+        context = self.context
+        chunk: ChatChunk = {
+            "id": f"chatcmpl-{context.request.request_id}",
+            "object": "chat.completion.chunk",
+            "created": context.created,
+            "model": context.model,
+            "choices": [{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}],
+        }
+        # With the usage asked for, OpenAI's chunks have the field from the first one on.
+        if context.request.stream_usage:
+            chunk["usage"] = context.usage_so_far(self._output_tokens)
+        return chunk
 
 
 @dataclass(slots=True)
@@ -232,41 +291,35 @@ class _CompletionStream:
     _offsets: dict[int, TextOffsets] = field(default_factory=dict)
     _output_tokens: int = 0
 
-    def chunks(self, piece: Answer) -> list[dict[str, Any]]:
+    def chunks(self, piece: Answer) -> list[CompletionChunk]:
         check_uncut([piece])
         context = self.context
         text = context.text(piece)
         if not (text or piece.token_ids or piece.finish_reason):
             return []
         self._output_tokens += len(piece.token_ids)
-        prompt_ids = {} if self._offsets else context.prompt_ids()
+        first = not self._offsets
         echoed = "" if piece.index in self._offsets else context.echoed()
         offsets = self._offsets.setdefault(piece.index, context.text_offsets())
-        choice = {
-            "index": piece.index,
-            "text": echoed + text,
-            "logprobs": context.completion_logprobs(piece, offsets),
-            **context.ending(piece),
-            **context.token_ids(piece),
-            **prompt_ids,
+        choice = context.completion_delta(piece, echoed + text, offsets, with_prompt_ids=first)
+        return [self._chunk([choice])]
+
+    def usage_chunk(self, usage: Usage) -> CompletionChunk | None:
+        if not self.context.request.stream_usage:
+            return None
+        chunk = self._chunk([])
+        chunk["usage"] = usage_body(usage)
+        return chunk
+
+    def _chunk(self, choices: list[CompletionDelta]) -> CompletionChunk:
+        context = self.context
+        chunk: CompletionChunk = {
+            "id": f"cmpl-{context.request.request_id}",
+            "object": "text_completion",
+            "created": context.created,
+            "model": context.model,
+            "choices": choices,
         }
-        return [_chunk(context, "cmpl", "text_completion", choice, self._output_tokens)]
-
-    def usage_chunk(self, usage: Usage) -> dict[str, Any] | None:
-        return _usage_chunk(self.context, "cmpl", "text_completion", usage)
-
-
-def _chunk(
-    context: ResponseContext, prefix: str, what: str, choice: dict[str, Any], output_tokens: int
-) -> dict[str, Any]:
-    # With the usage asked for, OpenAI's chunks have the field from the first one on.
-    usage: dict[str, Any] = {"usage": None} if context.request.stream_usage else {}
-    if context.request.stream_running_usage:
-        usage = {"usage": usage_body(Usage(context.prompt_tokens, output_tokens))}
-    return context.head(prefix, what) | {"choices": [choice]} | usage
-
-
-def _usage_chunk(context: ResponseContext, prefix: str, what: str, usage: Usage) -> dict[str, Any] | None:
-    if not context.request.stream_usage:
-        return None
-    return context.head(prefix, what) | {"choices": [], "usage": usage_body(usage)}
+        if context.request.stream_usage:
+            chunk["usage"] = context.usage_so_far(self._output_tokens)
+        return chunk

@@ -1,17 +1,19 @@
-"""JSON schemas of request bodies: what `parse_chat` and `parse_completion` take."""
+"""JSON schemas of what the API takes and gives, as OpenAPI's components, from the types of the bodies."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
 
 from tidepipe_common.openai.bodies import ChatBody, CompletionBody
 from tidepipe_common.openai.fields import IGNORED, REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS
-from tidepipe_common.openai.validation import Refusal, StrictModel
+from tidepipe_common.openai.validation import Refusal
 
+_REFUSED = {ChatBody.__name__: REFUSED_IN_CHAT, CompletionBody.__name__: REFUSED_IN_COMPLETIONS}
 _IGNORED = {"description": "Accepted and ignored: it changes nothing of the answer."}
 
 
@@ -22,30 +24,25 @@ class _Untitled(GenerateJsonSchema):
         return False
 
 
-def request_schemas() -> dict[str, dict[str, Any]]:
-    """ChatBody, CompletionBody and what they consist of, by name, as OpenAPI's components."""
-    schemas = schemas_of([ChatBody, CompletionBody])
-    _complete(schemas["ChatBody"], REFUSED_IN_CHAT, IGNORED)
-    _complete(schemas["CompletionBody"], REFUSED_IN_COMPLETIONS, IGNORED)
-    return schemas
-
-
-def schemas_of(models: Sequence[type[StrictModel]]) -> dict[str, dict[str, Any]]:
-    """Schemas of the models and of those that they consist of, by name."""
-    _, schema = models_json_schema(
-        [(model, "validation") for model in models],
+def schemas_of(types: Collection[type[Any]]) -> dict[str, dict[str, Any]]:
+    """Schemas of the types and of those that they consist of, by name."""
+    _, schema = TypeAdapter.json_schemas(
+        [(kind.__name__, "validation", TypeAdapter(kind)) for kind in types],
         ref_template="#/components/schemas/{model}",
         schema_generator=_Untitled,
     )
     definitions: dict[str, dict[str, Any]] = schema["$defs"]
     # Types that a described field hides are left over.
-    text = json.dumps(schema)
-    wanted = {model.__name__ for model in models}
-    return {
+    text, wanted = json.dumps(schema), {kind.__name__ for kind in types}
+    found = {
         name: {key: value for key, value in definition.items() if key != "title"}
         for name, definition in definitions.items()
         if name in wanted or f'schemas/{name}"' in text
     }
+    for name, refused in _REFUSED.items():
+        if name in found:
+            _complete(found[name], refused, IGNORED)
+    return found
 
 
 def _complete(schema: dict[str, Any], refused: Mapping[str, Refusal], ignored: Collection[str]) -> None:

@@ -14,7 +14,7 @@ from tidepipe.v1 import inference_pb2 as pb
 from tidepipe.v1 import inference_pb2_grpc
 from tidepipe_common.codec.sampling import finish_from_wire
 from tidepipe_common.errors import ConfigError, UnavailableError
-from tidepipe_common.openai.responses import FINISH_REASONS
+from tidepipe_common.openai.answers import FINISH_REASONS
 from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.types.request import ChatTurn
 from tidepipe_common.types.sampling import SamplingParams

@@ -16,6 +16,7 @@ from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
 from tidepipe_common.aside import INLINE_BYTES, beside
 from tidepipe_common.json_pieces import json_pieces
+from tidepipe_common.openai.answers import AnswerBody
 from tidepipe_common.openai.batch import BatchItem
 from tidepipe_common.openai.responses import ResponseContext, answer_bytes, check_uncut, response_body
 from tidepipe_common.types.request import Answer, GenerationRequest
@@ -40,7 +41,7 @@ class AnswerBodies:
             created=int(time.time()),
             token_bytes=None if text is None else text.token_bytes,
             hidden=None if text is None or wanted.keep_special_tokens else text.is_special,
-            prompt_token_ids=tuple(prompt) if wanted.return_token_ids else (),
+            prompt_token_ids=tuple(prompt) if wanted.return_token_ids else None,
             prompt_tokens=len(prompt),
             prompt_text=_prompt_text(wanted, prompt, text) if wanted.echo else "",
         )
@@ -56,7 +57,7 @@ class AnswerBodies:
 
         return await beside(size, write)
 
-    async def whole(self, wanted: GenerationRequest, subscription: Subscription) -> dict[str, Any]:
+    async def whole(self, wanted: GenerationRequest, subscription: Subscription) -> AnswerBody:
         """The body once all answers have ended. Raises what went wrong, also if one of them was cut."""
         answers = await _answers(subscription)
         size = answer_bytes(wanted, subscription.entry.usage.output_tokens)
@@ -64,7 +65,7 @@ class AnswerBodies:
 
     def _body(
         self, wanted: GenerationRequest, subscription: Subscription, answers: Sequence[Answer]
-    ) -> dict[str, Any]:
+    ) -> AnswerBody:
         return response_body(self.context(wanted, subscription), answers, subscription.entry.usage)
 
 
@@ -124,7 +125,7 @@ class _Collector:
 
 async def answer_item(
     table: RequestTable, bodies: AnswerBodies, item: BatchItem, reading: Reading
-) -> dict[str, Any]:
+) -> AnswerBody:
     """Body for a batch's request, which runs as any other."""
     await table.ready()
     with contextlib.ExitStack() as listening:

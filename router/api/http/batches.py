@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from router.api.http.body import read_json
 from router.api.http.failures import guarded
-from router.api.http.paging import page_body, page_of
+from router.api.http.paging import batch_list, page_of
 from router.batches import lines
 from router.batches.jobs import BatchJobs
 from tidepipe_common.errors import InvalidRequestError
@@ -81,7 +81,7 @@ class BatchEndpoints:
         found = await self._jobs.database.run(
             lines.listing, page.after, page.limit + 1, page.newest_first, current()
         )
-        return JSONResponse(page_body([record.body() for record in found], page.limit))
+        return JSONResponse(batch_list([record.body() for record in found], page.limit))
 
     async def show(self, request: Request) -> Response:
         """How far a batch is."""

@@ -20,7 +20,7 @@ from starlette.types import Message
 
 from router.api.http.body import BodyTooLargeError
 from router.api.http.failures import guarded
-from router.api.http.paging import page_body, page_of, parameter
+from router.api.http.paging import file_list, page_of, parameter
 from router.batches import files
 from router.batches.database import Database
 from router.batches.limits import expires_after
@@ -28,6 +28,7 @@ from router.batches.records import FileRecord, safe_name
 from tidepipe_common.aside import beside
 from tidepipe_common.errors import InvalidRequestError, NotFoundError, OverloadedError, StorageError
 from tidepipe_common.numerals import count
+from tidepipe_common.openai.answers import DeletedFile
 from tidepipe_common.security.caller import current
 
 MAX_FILE_BYTES = 200 * 1024 * 1024
@@ -145,7 +146,7 @@ class FileEndpoints:
         )
 
         def write() -> JSONResponse:
-            return JSONResponse(page_body([record.body() for record in found], page.limit))
+            return JSONResponse(file_list([record.body() for record in found], page.limit))
 
         return await beside(len(found) * RECORD_BYTES, write)
 
@@ -157,7 +158,7 @@ class FileEndpoints:
         """Remove one file."""
         file_id = request.path_params["file_id"]
         await self._database.free(files.delete, file_id, current())
-        return JSONResponse({"id": file_id, "object": "file", "deleted": True})
+        return JSONResponse(DeletedFile(id=file_id, object="file", deleted=True))
 
     async def content(self, request: Request) -> Response:
         """What is in it."""

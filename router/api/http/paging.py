@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.requests import Request
 
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.numerals import count
+from tidepipe_common.openai.answers import Batch, BatchList, File, FileList, PageEnds
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,22 @@ def page_of(request: Request, *, most: int, default: int) -> Page:
     return Page(limit, parameter(request, "after"), order != "asc")
 
 
-def page_body(entries: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
-    """A page; the entries have one more than `limit` if there is a next one."""
-    page = entries[:limit]
+def file_list(files: list[File], limit: int) -> FileList:
+    """A page; there is one file more than `limit` if there is a next page."""
+    page, ids = files[:limit], [one["id"] for one in files]
+    return {"object": "list", "data": page, **_ends(ids, limit)}
+
+
+def batch_list(batches: list[Batch], limit: int) -> BatchList:
+    """A page, as of files."""
+    page, ids = batches[:limit], [one["id"] for one in batches]
+    return {"object": "list", "data": page, **_ends(ids, limit)}
+
+
+def _ends(ids: Sequence[str], limit: int) -> PageEnds:
+    shown = ids[:limit]
     return {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": len(entries) > limit,
+        "first_id": shown[0] if shown else None,
+        "last_id": shown[-1] if shown else None,
+        "has_more": len(ids) > limit,
     }

@@ -7,15 +7,18 @@ from unittest.mock import Mock
 from urllib.parse import urlencode
 
 import pytest
+from pydantic import TypeAdapter
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.routing import Route
 
 from router.api.app import make_app
 from router.api.http.headers import TTFT, with_targets
-from router.api.http.paging import Page, page_of
+from router.api.http.paging import Page, batch_list, file_list, page_of
 from router.api.openapi.document import openapi_document
+from router.batches.records import BatchRecord, FileRecord
 from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.openai.answers import BatchList, FileList
 from tidepipe_common.types.request import GenerationRequest
 from tidepipe_common.types.sampling import SamplingParams
 
@@ -31,6 +34,17 @@ def test_every_route_is_described(jobs: Any) -> None:
     }
     paths = openapi_document(stored=jobs is not None)["paths"]
     assert routes == {(path, method) for path, methods in paths.items() for method in methods}
+
+
+def test_files_and_batches_are_of_the_types_that_are_described() -> None:
+    file = FileRecord("f", 1, 2, "in.jsonl", "batch").body()
+    record = BatchRecord("b", 1, "/v1/completions", "f", "24h", 1, 2, metadata={"a": "b"})
+    record = record.entered("failed", 5, errors=[{"code": "c", "message": "m", "line": None, "param": None}])
+    TypeAdapter(FileList).validate_python(file_list([file] * 3, 2), strict=True)
+    batches = batch_list([record.body()], 2)
+    TypeAdapter(BatchList).validate_python(batches, strict=True)
+    assert (batches["first_id"], batches["last_id"], batches["has_more"]) == ("b", "b", False)
+    assert batches["data"][0]["failed_at"] == 5
 
 
 def test_limits_are_refused_in_words() -> None:

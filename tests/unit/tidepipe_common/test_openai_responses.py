@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from tidepipe_common.errors import (
     InvalidRequestError,
@@ -19,6 +20,7 @@ from tidepipe_common.errors import (
     OverloadedError,
     UnavailableError,
 )
+from tidepipe_common.openai.answers import ChatAnswer, ChatChunk, CompletionAnswer, CompletionChunk, Error
 from tidepipe_common.openai.failures import error_response
 from tidepipe_common.openai.responses import ResponseContext, response_body, response_stream, sse
 from tidepipe_common.types.request import Answer, ChatTurn, GenerationRequest, Prompt, Usage
@@ -171,6 +173,19 @@ def test_an_ordinary_end_has_no_stop_reason(by: Any, asked: tuple[int, ...], rea
         last = response_stream(ctx).chunks(answer)[-1]["choices"][0]
         assert choice["stop_reason"] == last["stop_reason"] == reason
         assert choice["finish_reason"] == last["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("options", [{}, {"return_token_ids": True}, {"stream_usage": True}])
+def test_what_is_sent_is_of_the_types_that_are_described(options: dict[str, Any]) -> None:
+    for prompt, whole, part in ((CHAT, ChatAnswer, ChatChunk), ("x", CompletionAnswer, CompletionChunk)):
+        ctx = context(prompt, **options)
+        TypeAdapter(whole).validate_python(response_body(ctx, [WHOLE, WHOLE], USAGE), strict=True)
+        stream = response_stream(ctx)
+        for chunk in joined(stream.chunks(piece) for piece in PIECES):
+            TypeAdapter(part).validate_python(chunk, strict=True)
+        if (last := stream.usage_chunk(USAGE)) is not None:
+            TypeAdapter(part).validate_python(last, strict=True)
+    TypeAdapter(Error).validate_python(error_response(InvalidRequestError("bad n", "n"))[1], strict=True)
 
 
 def test_plain_stream_has_no_extras() -> None:
