@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from stage_worker.runner import MAX_QUEUED
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
 from tidepipe_common.rpc.channel import open_channel
+
+MAX_QUEUED = 64
+"""Plans, or activations, that may wait at a stage; far more than a controller ever has in flight."""
 
 
 class NextStageLink:

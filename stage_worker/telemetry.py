@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from stage_worker.api.servicer import StageServicer
-from stage_worker.runner import PhaseAccount
+from stage_worker.epoch import PhaseAccount
 from tidepipe_common.telemetry.telemetry import Telemetry, gauge, total
 from tidepipe_common.types.plan import Phase
 

@@ -21,7 +21,7 @@ from tidepipe_common.codec.sampling import sampling_from_wire
 from tidepipe_common.codec.timeline import timeline_to_wire
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.latency.model import StepCost
-from tidepipe_common.rpc.results_stream import stream_results
+from tidepipe_common.rpc.results import stream_results
 from tidepipe_common.rpc.server import RpcServer
 from tidepipe_common.types.plan import PROTOCOL_VERSION
 

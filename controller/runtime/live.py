@@ -30,8 +30,8 @@ from controller.scheduler.policies.catalog import LIVE_POLICIES
 from controller.scheduler.scheduler import Scheduler
 from tidepipe_common.errors import InvalidRequestError, UnavailableError
 from tidepipe_common.notifier import Notifier
+from tidepipe_common.rpc.results import ResultsHub
 from tidepipe_common.types.plan import StepReport
-from tidepipe_common.types.results import ResultsHub
 
 TICK_S = 0.1
 ABANDONED_AFTER_S = 15.0
@@ -221,8 +221,8 @@ class LiveInstance:
         match action:
             case Dispatch(plan):
                 self.pipeline.send(plan)
-            case Emit():
-                self.hub.emit(action)
+            case Emit(sequence_ids, token_ids, logprobs):
+                self.hub.emit(sequence_ids, token_ids, logprobs)
             case Finish():
                 self.hub.finish(action)
                 self.changed.notify_all()

@@ -10,10 +10,10 @@ other without waiting for results.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
-from controller.scheduler.actions import Action, Finish, Reason
+from controller.scheduler.actions import Action, Emit, Finish, Reason, Refusal, Refused
 from controller.scheduler.admission import WaitingQueue
-from controller.scheduler.arrivals import new_sequence, refusal
 from controller.scheduler.block_allocator import BlockAllocator
 from controller.scheduler.decode import DecodeBatches, MicroBatch
 from controller.scheduler.events import (
@@ -30,18 +30,19 @@ from controller.scheduler.events import (
 )
 from controller.scheduler.inquest import Inquest, Span
 from controller.scheduler.policies import Policy, TemporalPolicy
-from controller.scheduler.policy_switch import take_over
+from controller.scheduler.policies.mixed import MixedSteps
 from controller.scheduler.sequence import Sequence, State
 from controller.scheduler.state import PipelineState, SchedulerConfig
 from controller.scheduler.stats import SchedulerStats
-from controller.scheduler.step_result import apply_samples
 from controller.scheduler.steps import Step
 from tidepipe_common.latency.correction import LearningCost
 from tidepipe_common.latency.work import work_of
 from tidepipe_common.types.plan import Phase, RowError, SampledTokens
-from tidepipe_common.types.sampling import FinishReason
+from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams
 
 __all__ = ["Scheduler", "SchedulerConfig"]
+
+_NONE: frozenset[int] = frozenset()
 
 
 class Scheduler:
@@ -314,3 +315,124 @@ class Scheduler:
                 fault,
             )
         )
+
+
+# -- what a router hands over ----------------------------------------------------------------------
+
+
+def refusal(arrival: NewSequence, longest: int, here: int, most: int) -> Refused | None:
+    """Why it cannot be taken, if so.
+
+    longest: tokens of the longest sequence. here: sequences that are here already; most: as many as may be.
+    """
+    if here >= most:
+        detail = f"{here} sequences are here already, the most that are accepted"
+        return Refused(arrival.sequence_id, Refusal.QUEUE_FULL, detail)
+    if arrival.prompt and len(arrival.prompt) < longest:
+        return None
+    detail = (
+        f"the prompt has {len(arrival.prompt)} tokens; it must have at least 1 and leave room for "
+        f"output within {longest} tokens"
+    )
+    return Refused(arrival.sequence_id, Refusal.INVALID, detail)
+
+
+def new_sequence(arrival: NewSequence, longest: int, eos: frozenset[int], now: float) -> Sequence:
+    """One that waits. longest: its tokens at most. eos: what ends it unless it ignores that."""
+    room = longest - len(arrival.prompt)
+    limit = arrival.sampling.max_tokens
+    return Sequence(
+        sequence_id=arrival.sequence_id,
+        prompt=arrival.prompt,
+        sampling=arrival.sampling,
+        max_tokens=room if limit is None else min(limit, room),
+        arrived=now,
+        deadline=arrival.deadline,
+        output=list(arrival.output),
+        given=len(arrival.output),
+        first_token_due=arrival.first_token_due,
+        tpot_s=arrival.tpot_s,
+        end_tokens=_end_tokens(arrival.sampling, eos),
+    )
+
+
+def _end_tokens(sampling: SamplingParams, eos: frozenset[int]) -> frozenset[int]:
+    usual = _NONE if sampling.ignore_eos else eos
+    # Mostly one set serves all sequences.
+    return usual.union(sampling.stop_token_ids) if sampling.stop_token_ids else usual
+
+
+# -- what a step's results do to its sequences ------------------------------------------------------
+
+
+class StepResult(NamedTuple):
+    """emit: the tokens to deliver, None if there are none.
+
+    stopped: sequences that a token of theirs ends. due: sequences that it is time to look at.
+    """
+
+    emit: Emit | None
+    stopped: list[tuple[Sequence, int]]
+    due: list[Sequence]
+
+
+def apply_samples(rows: tuple[Sequence, ...], sampled: SampledTokens) -> StepResult:
+    """Append to each sequence of a step what was sampled for it."""
+    marked: list[tuple[Sequence, int]] = []
+    # Once per sequence and step, and so the most expensive loop of the controller.
+    for sequence, token in zip(rows, sampled.token_ids, strict=True):
+        length = sequence.length + 1
+        if length >= sequence.next_check_length or token in sequence.end_tokens:
+            marked.append((sequence, token))
+        else:
+            sequence.length = length
+            sequence.output.append(token)
+    due, stopped = [], []
+    dropped: set[Sequence] = set()
+    for sequence, token in marked:
+        if sequence.state is State.ENDED:  # cancelled while its token was in flight
+            dropped.add(sequence)
+        elif token in sequence.end_tokens:
+            dropped.add(sequence)
+            stopped.append((sequence, token))
+        else:
+            sequence.output.append(token)
+            sequence.length += 1
+            due.append(sequence)
+    return StepResult(_emit(rows, sampled, dropped), stopped, due)
+
+
+def _emit(rows: tuple[Sequence, ...], sampled: SampledTokens, dropped: set[Sequence]) -> Emit | None:
+    """The tokens of all rows but the dropped ones."""
+    token_ids, logprobs = sampled.token_ids, sampled.logprobs
+    if dropped:
+        kept = [index for index, sequence in enumerate(rows) if sequence not in dropped]
+        rows = tuple([rows[index] for index in kept])
+        token_ids = tuple([token_ids[index] for index in kept])
+        logprobs = tuple([logprobs[index] for index in kept]) if logprobs else ()
+    if not rows:
+        return None
+    wanted: list[PositionLogprobs | None] = [
+        None if sequence.sampling.logprobs is None else own
+        for sequence, own in zip(rows, logprobs, strict=False)
+    ]
+    ids = tuple([sequence.sequence_id for sequence in rows])
+    return Emit(ids, token_ids, tuple(wanted))
+
+
+# -- from one policy to another, while steps are in flight ------------------------------------------
+
+
+def take_over(state: PipelineState, policy: Policy, microbatches: int, reason: Reason, now: float) -> None:
+    """Put the pipeline's state into a form that `policy` goes on from. Nothing is lost or recomputed.
+
+    A policy with phases finds itself in one: it finishes prompts that are under way first. One with mixed
+    steps knows no phases, and finds prompts under way in `prefilling` and decoding sequences in batches.
+    """
+    state.batches.resize(microbatches)
+    if state.phase is Phase.IDLE:
+        return
+    if isinstance(policy, MixedSteps):
+        state.turn(Phase.MIXED, reason, now)
+    else:
+        state.turn(Phase.PREFILL if state.prefilling or state.waiting else Phase.DECODE, reason, now)

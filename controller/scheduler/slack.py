@@ -14,11 +14,15 @@ from typing import NamedTuple
 
 from controller.scheduler.prompt_pace import PromptPace
 from controller.scheduler.sequence import Sequence
-from controller.scheduler.slo_margins import LATE_SHARE, PROMISED
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.work import PrefillWork, chunk_pairs
 from tidepipe_common.types.plan import Phase
 
+LATE_SHARE = 0.05
+"""Of the sequences may find that decoding pauses for too long. Fewer than may miss their targets: many are
+near the edge, and the next pause takes them along."""
+PROMISED = 0.95
+"""Share of a TPOT target that decoding is reckoned with: predictions err, and more requests come."""
 LOW_SHARE = 0.1
 AMPLE_S = 3600.0
 """Slack of a sequence that has not begun to decode, where decoding is as fast as promised."""

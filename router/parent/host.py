@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from router.instances.dispatcher import Dispatcher
 from router.parent.sequence import ForwardedSequence
-from tidepipe_common.types.results import ResultsHub
+from tidepipe_common.rpc.results import ResultsHub
 from tidepipe_common.types.sampling import FinishReason
 
 ABANDONED_AFTER_S = 15.0

@@ -9,7 +9,8 @@ from router.instances.sequence import Progress, RetryBudget
 from router.requests.output import TokenLog
 from tidepipe_common.errors import InvalidRequestError, OverloadedError, TidePipeError, UnavailableError
 from tidepipe_common.lengths.prompt import PromptFeatures
-from tidepipe_common.types.results import ResultsHub, SequenceEnd, SequenceUpdate
+from tidepipe_common.rpc.results import ResultsHub
+from tidepipe_common.types.results import SequenceEnd, SequenceUpdate
 from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import structlog
 
-from stage_worker.epoch import STOP_TIMEOUT_S, Epoch, StuckError
+from stage_worker.epoch import STOP_TIMEOUT_S, Epoch, QueueOverflowError, StuckError, WorkAccount
 from stage_worker.executors.protocol import Backend, Executor, StageSpec
-from stage_worker.runner import QueueOverflowError, WorkAccount
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
 from tidepipe_common.codec.plan import StartsAhead, news_to_wire, plan_from_wire
 from tidepipe_common.codec.shape import shape_to_wire

@@ -22,7 +22,7 @@ from tidepipe_common.codec.plan import phase_to_wire
 from tidepipe_common.codec.prompt import prompt_from_wire
 from tidepipe_common.codec.sampling import sampling_from_wire
 from tidepipe_common.errors import InvalidRequestError, UnavailableError
-from tidepipe_common.rpc.results_stream import stream_results
+from tidepipe_common.rpc.results import stream_results
 from tidepipe_common.types.plan import PROTOCOL_VERSION
 
 if TYPE_CHECKING:

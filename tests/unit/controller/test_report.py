@@ -6,7 +6,7 @@ import pytest
 
 from controller.scheduler.events import NewSequence, SequencesArrived
 from controller.scheduler.report import instance_report
-from controller.scheduler.slo_margins import PROMISED
+from controller.scheduler.slack import PROMISED
 from tests.unit.controller.test_scheduler import World
 from tidepipe_common.latency.learned import LearnedCost
 from tidepipe_common.latency.work import StepWork

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from controller.scheduler.decode import DecodeBatches
 from controller.scheduler.expectation import LengthBelief, SeenLengths
 from controller.scheduler.forecast import KvForecast
-from controller.scheduler.forecast_accuracy import ForecastAccuracy
 from controller.scheduler.ordering import FinishTogether
 from controller.scheduler.overflow import OverflowMargin
 from controller.scheduler.policies.auto import StepSizes, TideKnobs
 from controller.scheduler.preemption import LeastLost, Newest
 from controller.scheduler.sequence import Sequence, State
 from controller.scheduler.state import PipelineState, SchedulerConfig
+from controller.scheduler.stats import ForecastAccuracy
 from controller.scheduler.stealing import StealByCount, StealByTime
 from controller.scheduler.switching import Intensity, Situation
 from tests.unit.controller.policy_cases import COST

@@ -9,23 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidepipe_common.types import results
-from tidepipe_common.types.results import MAX_UPDATE_TOKENS, ResultsHub
+from tidepipe_common.rpc import results
+from tidepipe_common.rpc.results import MAX_UPDATE_TOKENS, ResultsHub
 from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, TokenLogprob
 
 LONG_S = 3600.0
 LETTERS = st.sampled_from("abcd")
 ACTS = ["emit", "finish", "collect", "reposition", "move", "forget"]
 STEPS = st.lists(st.tuples(st.sampled_from(ACTS), LETTERS))
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A NewTokens."""
-
-    sequence_ids: tuple[str, ...]
-    token_ids: tuple[int, ...]
-    logprobs: tuple[PositionLogprobs | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ async def test_what_is_kept_is_bounded_and_acknowledged_away(monkeypatch: pytest
         name = str(number)
         hub.open(name, "r", (), 0.0)
         for _ in range(length):
-            hub.emit(Tokens((name,), (7,), (top,)))
+            hub.emit((name,), (7,), (top,))
         hub.finish(Ended(name))
     lost = hub.mailbox("r").take_lost()
     assert lost == [str(number) for number in range(len(lost))] and len(lost) > 0
@@ -93,7 +84,7 @@ def test_everything_is_told_once_and_in_order(steps: list[tuple[str, str]]) -> N
             box = hub.mailbox(record.router_id)
             if what == "emit" and name not in ended:
                 first = record.sent == record.given
-                hub.emit(Tokens((name,), (number,)))
+                hub.emit((name,), (number,))
                 assert box.news.is_set() or (name in "ab" and not first)
             elif what == "finish" and name not in ended:
                 ended.add(name)
@@ -123,9 +114,9 @@ async def test_what_may_wait_is_told_together_in_time() -> None:
     hub = ResultsHub()
     hub.open("seldom", "r", (), 0.0, LONG_S)
     hub.open("often", "r", (), 0.0, 0.01)
-    hub.emit(Tokens(("seldom", "often"), (1, 1)))
+    hub.emit(("seldom", "often"), (1, 1))
     assert {update.sequence_id for update in hub.collect("r")} == {"seldom", "often"}
-    hub.emit(Tokens(("seldom", "often"), (2, 2)))
+    hub.emit(("seldom", "often"), (2, 2))
     assert not hub.mailbox("r").news.is_set()
     async with asyncio.timeout(60):
         await hub.mailbox("r").news.wait()
