@@ -124,9 +124,11 @@ class Epoch:
         executor, self.executor = self.executor, None
         if executor is not None:
             # Off the event loop: NCCL takes its time to give up.
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(STOP_TIMEOUT_S):
                     await asyncio.to_thread(executor.close)
+            except TimeoutError:
+                log.warning("the executor does not give its neighbours up", epoch=self.number)
         if not await asyncio.to_thread(self._runner.stop, patience_s):
             step_id, seconds = self._runner.running
             raise StuckError(f"step {step_id} of epoch {self.number} has not returned for {seconds:.0f} s")
