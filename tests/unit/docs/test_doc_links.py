@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -28,20 +28,18 @@ SHORT = (
 
 
 @cache
-def tracked() -> tuple[str, ...]:
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    return tuple(name for name in listed.splitlines() if (ROOT / name).is_file())
+def sources() -> tuple[str, ...]:
+    """Files of the repository; what is built lies in folders whose names begin with a dot, or in build/."""
+    names = []
+    for folder, inner, files in os.walk(ROOT):
+        inner[:] = [name for name in inner if not name.startswith((".", "__")) and name != "build"]
+        names += [str((Path(folder) / name).relative_to(ROOT)) for name in files]
+    return tuple(sorted(names))
 
 
-PAGES = [name for name in tracked() if name.endswith(".md")]
+PAGES = [name for name in sources() if name.endswith(".md")]
 SOURCES = [
-    name for name in tracked() if name.endswith((".py", ".yaml", ".json", ".toml", ".proto", ".sh", ".yml"))
+    name for name in sources() if name.endswith((".py", ".yaml", ".json", ".toml", ".proto", ".sh", ".yml"))
 ]
 
 
