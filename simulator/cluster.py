@@ -144,7 +144,7 @@ class VirtualCluster:
             self._pass_time(job.arrival)
             self._report(job.arrival)
             request = RouteRequest(
-                f"r{job.index}", job.prompt, job.output, job.slo, job.arrival, job.expected,
+                f"r{job.index}", job.prompt, job.output, job.slo, job.arrival,
                 expires=job.arrival + WAIT_SHARE * job.slo.ttft_s if self._rules.shed else None,
                 sheds=self._rules.shed,
             )  # fmt: skip

@@ -8,7 +8,7 @@ from router.scheduler.slo import SloTarget
 from tidepipe_common.latency.work import PrefillWork, prompt_work
 
 UNSAID_TOKENS = 256
-"""Of an answer without a prediction that count in its tenant's share, at most."""
+"""Of an answer that count in its tenant's share, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class RouteRequest:
     """One sequence that needs an instance. Counts of tokens, times in seconds of the router's clock.
 
     prompt_tokens: to be computed: prompt, and output from an earlier stay at another instance.
-    max_tokens: output at most. expected_tokens: output predicted, 0 if nobody did.
+    max_tokens: output at most; who predicts it is the instance, whose reports say what that means for memory.
     expires: when it leaves the pending queue unserved; None for never. sheds: it may be refused at once if it
         would not be served in time.
     tenant: whose it is; empty where everybody is one.
@@ -27,7 +27,6 @@ class RouteRequest:
     max_tokens: int
     slo: SloTarget
     arrived: float
-    expected_tokens: int = 0
     expires: float | None = None
     sheds: bool = False
     tenant: str = ""
@@ -40,7 +39,7 @@ class RouteRequest:
     @property
     def cost(self) -> float:
         """Tokens by which tenants' shares are counted: prompt, and output as far as it can be foreseen."""
-        return 1.0 + self.prompt_tokens + (self.expected_tokens or min(self.max_tokens, UNSAID_TOKENS))
+        return 1.0 + self.prompt_tokens + min(self.max_tokens, UNSAID_TOKENS)
 
     @property
     def longest(self) -> int:

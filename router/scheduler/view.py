@@ -131,9 +131,8 @@ class InstanceView:
 
     @property
     def kv_peak(self) -> int:
-        """Tokens of KV memory in use at the forecast peak, outputs of the newly sent included."""
-        expected = sum(one.request.expected_tokens for one in self._unheard)
-        return (self.status.kv_peak if self.status else 0) + self._kv + expected
+        """Tokens of KV memory in use at the forecast peak; of the newly sent their prompts alone."""
+        return (self.status.kv_peak if self.status else 0) + self._kv
 
     @property
     def kv_total(self) -> int:
