@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from router.api.http.batches import BatchBody
-from router.api.http.headers import IDEMPOTENCY_KEY, MAX_ID_CHARACTERS, REQUEST_ID, TPOT, TTFT
+from router.api.http.endpoint import IDEMPOTENCY_KEY, MAX_ID_CHARACTERS, REQUEST_ID, TPOT, TTFT
 from router.api.openapi.operation import EVENTS, json_content, operation, parameter, ref, text_content
 from router.batches.limits import MAX_EXPIRES_S, MIN_EXPIRES_S
 from tidepipe_common.limits import MAX_STRUCTURE_BYTES

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from router.api.app import make_app
-from router.api.http.headers import TTFT, with_targets
+from router.api.http.endpoint import TTFT, with_targets
 from router.api.http.paging import Page, batch_list, file_list, page_of
 from router.api.openapi.document import openapi_document
 from router.batches.records import BatchRecord, FileRecord

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from router.requests.output import StopMatcher
 from router.requests.text_port import TooManyTokensError
-from router.text.stop_strings import StopMatcher
 from router.text.template_trial import try_out
 from router.text.tokenizer import TextProcessor
 from tidepipe_common.errors import InvalidRequestError, ModelError
