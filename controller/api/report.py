@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from controller.scheduler.report import InstanceReport, StepCosts
+from controller.scheduler.report import InstanceReport
 from tidepipe.v1 import controller_pb2 as pb
+from tidepipe_common.codec.controller import costs_to_wire
 from tidepipe_common.codec.plan import phase_to_wire
-from tidepipe_common.latency.work import PrefillWork
+from tidepipe_common.latency.work import PrefillWork, StepCosts
 
 DEFAULT_INTERVAL_S = 0.1
 SHORTEST_S, LONGEST_S = 0.02, 10.0
@@ -44,14 +45,7 @@ def report_to_wire(
         else pb.Slack(
             count=slack.count, mean_s=slack.mean_s, low_s=slack.low_s, low_latest_s=slack.low_latest_s
         ),
-        costs=pb.StepCosts(
-            stages=costs.stages,
-            step_tokens=costs.step_tokens,
-            linear_tokens=costs.linear_tokens,
-            linear_s=costs.linear_s,
-            pair_s=costs.pair_s,
-            transfer_token_s=costs.transfer_token_s,
-        ),
+        costs=costs_to_wire(costs),
         policy=report.policy,
     )
 

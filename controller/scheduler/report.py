@@ -17,23 +17,11 @@ from controller.scheduler.slack import (
     window_of,
 )
 from tidepipe_common.latency.model import StepCost
-from tidepipe_common.latency.work import PrefillWork
+from tidepipe_common.latency.work import PrefillWork, StepCosts
 from tidepipe_common.types.plan import Phase
 
 STEP_SIZES = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
 """Tokens for which step times are told."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepCosts:
-    """What steps cost at one stage; see StepCosts in controller.proto."""
-
-    stages: int
-    step_tokens: int
-    linear_tokens: tuple[int, ...]
-    linear_s: tuple[float, ...]
-    pair_s: float
-    transfer_token_s: float
 
 
 @dataclass(frozen=True, slots=True)

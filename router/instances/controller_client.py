@@ -14,14 +14,13 @@ import grpc
 from router.instances.sequence import Placement
 from router.instances.served_model import InstanceDescription, ModelFacts
 from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
-from router.scheduler.prefill import StepCosts
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe.v1 import controller_pb2_grpc as pb_grpc
 from tidepipe.v1 import timeline_pb2, timeline_pb2_grpc
-from tidepipe_common.codec.controller import spec_to_wire, update_from_wire
+from tidepipe_common.codec.controller import costs_from_wire, spec_to_wire, update_from_wire
 from tidepipe_common.codec.plan import phase_from_wire
 from tidepipe_common.errors import IncompatibleError, InvalidRequestError
-from tidepipe_common.latency.work import PrefillWork
+from tidepipe_common.latency.work import PrefillWork, StepCosts
 from tidepipe_common.limits import PIECE_BYTES, SPEC_BYTES
 from tidepipe_common.rpc.status import translated
 from tidepipe_common.types.plan import PROTOCOL_VERSION
@@ -117,7 +116,7 @@ class ControllerClient:
         )
         try:
             while isinstance(message := await call.read(), pb.WatchStatusResponse):
-                yield _report(message.report, self._clock()), _costs(message.report.costs)
+                yield _report(message.report, self._clock()), costs_from_wire(message.report.costs)
         finally:
             call.cancel()
 
@@ -241,15 +240,4 @@ def _slack(slack: pb.Slack, received: float) -> Slack:
         mean_due=received + slack.mean_s,
         low_due=received + slack.low_s,
         low_latest=received + slack.low_latest_s,
-    )
-
-
-def _costs(costs: pb.StepCosts) -> StepCosts:
-    return StepCosts(
-        stages=costs.stages,
-        step_tokens=costs.step_tokens,
-        linear_tokens=tuple(costs.linear_tokens),
-        linear_s=tuple(costs.linear_s),
-        pair_s=costs.pair_s,
-        transfer_token_s=costs.transfer_token_s,
     )

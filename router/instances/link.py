@@ -20,9 +20,10 @@ from router.instances.controller_client import (
 from router.instances.sequence import Placement, PlacementTable, Progress, Stay
 from router.instances.served_model import InstanceDescription
 from router.scheduler.instance_report import InstanceReport
-from router.scheduler.prefill import PrefillTime, ReportedCost, StepCosts
+from router.scheduler.prefill import PrefillTime, ReportedCost
 from router.scheduler.view import InstanceFacts
 from tidepipe_common.errors import IncompatibleError, InvalidRequestError, TidePipeError
+from tidepipe_common.latency.work import StepCosts
 from tidepipe_common.notifier import Notifier
 from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.rpc.status import from_rpc_error, translated

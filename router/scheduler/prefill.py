@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
 
 from tidepipe_common.latency.model import StepCost
-from tidepipe_common.latency.work import PrefillWork, StepWork
+from tidepipe_common.latency.work import PrefillWork, StepCosts, StepWork
 
 NOTHING = PrefillWork()
 
@@ -36,21 +35,6 @@ class PrefillTime:
             last = min(work.tokens, self._step)
             time += (self._stages - 1) * (self._cost.linear_s(last) + self._cost.transfer_s(last))
         return time
-
-
-@dataclass(frozen=True, slots=True)
-class StepCosts:
-    """What steps cost at one stage of an instance, as it says.
-
-    step_tokens: prompt tokens of a step at most. linear_s: times of steps of linear_tokens tokens.
-    """
-
-    stages: int
-    step_tokens: int
-    linear_tokens: tuple[int, ...]
-    linear_s: tuple[float, ...]
-    pair_s: float
-    transfer_token_s: float
 
 
 class ReportedCost:

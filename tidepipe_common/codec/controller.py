@@ -1,4 +1,5 @@
-"""Sequences that one service hands to another, and their news: protobuf <-> domain (controller.proto)."""
+"""Sequences that one service hands to another, their news, and what steps cost: protobuf <-> domain
+(controller.proto)."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from tidepipe_common.codec.sampling import (
     logprobs_to_wire,
     sampling_to_wire,
 )
+from tidepipe_common.latency.work import StepCosts
 from tidepipe_common.lengths.prompt import DENSE, MAX_BUCKETS, PromptFeatures
 from tidepipe_common.limits import MAX_SEQUENCE_ID_CHARACTERS, check_characters, check_count
 from tidepipe_common.types.results import SequenceEnd, SequenceUpdate
@@ -65,6 +67,30 @@ def check_features(message: prompt_pb2.PromptFeatures) -> None:
     """Raise InvalidRequestError if a prompt is told in more numbers than there are."""
     check_count("dense", len(message.dense), 4 * len(DENSE), "numbers")
     check_count("buckets", len(message.buckets), 4 * MAX_BUCKETS, "numbers")
+
+
+def costs_to_wire(costs: StepCosts) -> pb.StepCosts:
+    """Domain to protobuf."""
+    return pb.StepCosts(
+        stages=costs.stages,
+        step_tokens=costs.step_tokens,
+        linear_tokens=costs.linear_tokens,
+        linear_s=costs.linear_s,
+        pair_s=costs.pair_s,
+        transfer_token_s=costs.transfer_token_s,
+    )
+
+
+def costs_from_wire(costs: pb.StepCosts) -> StepCosts:
+    """Protobuf to domain."""
+    return StepCosts(
+        stages=costs.stages,
+        step_tokens=costs.step_tokens,
+        linear_tokens=tuple(costs.linear_tokens),
+        linear_s=tuple(costs.linear_s),
+        pair_s=costs.pair_s,
+        transfer_token_s=costs.transfer_token_s,
+    )
 
 
 def update_to_wire(update: SequenceUpdate) -> pb.SequenceUpdate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from tidepipe_common.types.plan import StepPlan
@@ -43,6 +44,21 @@ class PrefillWork(NamedTuple):
 def prompt_work(tokens: int) -> PrefillWork:
     """The work of one prompt."""
     return PrefillWork(tokens, chunk_pairs(0, tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """What steps cost at one stage of an instance, as it says of itself.
+
+    step_tokens: prompt tokens of a step at most. linear_s: times of steps of linear_tokens tokens.
+    """
+
+    stages: int
+    step_tokens: int
+    linear_tokens: tuple[int, ...]
+    linear_s: tuple[float, ...]
+    pair_s: float
+    transfer_token_s: float
 
 
 def work_of(plan: StepPlan) -> StepWork:

@@ -17,7 +17,7 @@ from router.parent.sequence import ForwardedSequence
 from router.scheduler.instance_report import FOREVER
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe.v1 import controller_pb2_grpc as pb_grpc
-from tidepipe_common.codec.controller import check_spec
+from tidepipe_common.codec.controller import check_spec, costs_to_wire
 from tidepipe_common.codec.plan import phase_to_wire
 from tidepipe_common.codec.prompt import prompt_from_wire
 from tidepipe_common.codec.sampling import sampling_from_wire
@@ -195,12 +195,5 @@ def _last_report(link: InstanceLink, now: float) -> pb.InstanceReport:
             low_s=slack.low_due - now,
             low_latest_s=slack.low_latest - now,
         ),
-        costs=pb.StepCosts(
-            stages=told.stages,
-            step_tokens=told.step_tokens,
-            linear_tokens=told.linear_tokens,
-            linear_s=told.linear_s,
-            pair_s=told.pair_s,
-            transfer_token_s=told.transfer_token_s,
-        ),
+        costs=costs_to_wire(told),
     )
