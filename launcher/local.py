@@ -261,12 +261,12 @@ class LocalCluster:
         raise ClusterError(f"the cluster did not become ready within {REGISTERED_S:g} s: {reason}")
 
 
-def _state_name(model: str | None) -> str:
+def _state_name(model: Path | None) -> str:
     """Folder of what a predictor learns, one for each model to begin with; ConfigError if there is none."""
     if model is None:
         return "predictor"
     try:
-        return f"predictor-{crc32((Path(model) / LENGTH_MODEL_FACTS).read_bytes()):08x}"
+        return f"predictor-{crc32((model / LENGTH_MODEL_FACTS).read_bytes()):08x}"
     except OSError as error:
         raise ConfigError(
             f"there is no length model in {model} ({error.strerror}); make one: tidepipe predictor train"

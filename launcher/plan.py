@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from launcher.child import ChildSpec
 from launcher.config import ClusterConfig
 from launcher.devices import worker_device, worker_memory_gib, workers_on_device
+from tidepipe_common.settings.command_line import arguments_of
+from tidepipe_common.settings.controller import ControllerSettings
+from tidepipe_common.settings.predictor import PredictorSettings
+from tidepipe_common.settings.router import RouterSettings
+from tidepipe_common.settings.service import SecuritySettings, ServiceSettings
+from tidepipe_common.settings.stage_worker import StageWorkerSettings
+
+Settings = TypeVar("Settings", bound=ServiceSettings)
 
 SERVICE_READY_S = 120.0
 # A controller is ready when its stages have loaded their layers.
@@ -17,8 +25,8 @@ MODEL_READY_S = 600.0
 
 def predictor_spec(config: ClusterConfig, state: Path) -> ChildSpec:
     """The length predictor; what it learns is kept in `state`."""
-    arguments = _flags(model=config.predictor, state=state, log_level=config.log_level)
-    return ChildSpec("predictor", "predictor", arguments, SERVICE_READY_S, False, config.metrics)
+    settings = _settings(PredictorSettings, config, model=config.predictor, state=state)
+    return _child("predictor", settings, config, SERVICE_READY_S)
 
 
 def worker_spec(config: ClusterConfig, instance: int, stage: int, *, own_device: bool = False) -> ChildSpec:
@@ -33,51 +41,32 @@ def worker_spec(config: ClusterConfig, instance: int, stage: int, *, own_device:
     emulated = config.executor == "emulated"
     if memory_gib is None and not device.startswith("cuda") and not emulated:
         memory_gib = worker_memory_gib(workers)
-    arguments = _flags(
-        model=config.model,
+    settings = _settings(
+        StageWorkerSettings,
+        config,
         device=device,
-        dtype=config.dtype,
-        quantization=config.quantization,
-        fabric=config.fabric,
         threads=config.stage_threads,
         memory_gib=memory_gib,
         workers_on_device=sharing if sharing > 1 else None,
-        executor=config.executor,
         profile=config.profile if emulated else None,
-        hardware=config.hardware,
-        allow_download=config.allow_download,
-        log_level=config.log_level,
     )
-    name = f"stage-worker-{instance}-{stage}"
-    return ChildSpec(name, "stage_worker", arguments, SERVICE_READY_S, False, config.metrics)
+    return _child(f"stage-worker-{instance}-{stage}", settings, config, SERVICE_READY_S)
 
 
 def controller_spec(
     config: ClusterConfig, instance: int, *, stages: Sequence[str], router: str, predictor: str
 ) -> ChildSpec:
     """The controller of one instance."""
-    arguments = _flags(
+    settings = _settings(
+        ControllerSettings,
+        config,
         instance_id=f"instance-{instance}",
         stages=",".join(stages),
         router=router,
         predictor=predictor,
-        policy=config.policy,
-        profile=config.profile,
         hardware=config.hardware or ("l20" if config.executor == "emulated" else None),
-        block_size=config.block_size,
-        kv_blocks=config.kv_blocks,
-        layer_split=config.layer_split,
-        token_mix=config.token_mix,
-        prefill_tokens=config.prefill_tokens,
-        max_sequences=config.max_sequences,
-        max_running=config.max_running,
-        reserve=config.reserve,
-        policy_settings=config.policy_settings,
-        microbatches=config.microbatches,
-        journal=config.journal,
-        log_level=config.log_level,
     )
-    return ChildSpec(f"controller-{instance}", "controller", arguments, MODEL_READY_S, True, config.metrics)
+    return _child(f"controller-{instance}", settings, config, MODEL_READY_S, relies_on_others=True)
 
 
 def router_spec(
@@ -86,36 +75,43 @@ def router_spec(
     """The router. run_dir: where files and batches are kept if the configuration names no place."""
     from controller.scheduler.policies.catalog import ROUTING
 
-    arguments = _flags(
+    settings = _settings(
+        RouterSettings,
+        config,
         http=http,
-        model=config.model,
         predictor=predictor,
         provisioner=provisioner,
         data_dir=config.data_dir or str(run_dir / "router-data"),
         routing=config.routing or ROUTING.get(config.policy),
-        ttft_ms=config.ttft_ms,
-        tpot_ms=config.tpot_ms,
-        macro_min=config.macro_min,
-        macro_max=config.macro_max,
-        max_pending=config.max_pending,
-        api_keys=config.api_keys,
-        files_max_bytes=config.files_max_bytes,
-        files_expire_days=config.files_expire_days,
-        allow_host=config.allow_host,
-        allow_origin=config.allow_origin,
-        max_connections=config.max_connections,
-        log_level=config.log_level,
     )
-    return ChildSpec("router", "router", arguments, SERVICE_READY_S, True, config.metrics, hands_over=True)
+    return _child("router", settings, config, SERVICE_READY_S, relies_on_others=True, hands_over=True)
 
 
-def _flags(**values: Any) -> list[str]:
-    """Command-line flags; None and False are left out, True stands alone."""
-    flags: list[str] = []
-    for name, value in values.items():
-        if value is None or value is False:
-            continue
-        flags.append(f"--{name.replace('_', '-')}")
-        if value is not True:
-            flags.append(str(value))
-    return flags
+def _settings(service: type[Settings], config: ClusterConfig, **own: Any) -> Settings:
+    """Of one service: what the cluster's has under the same name, and its own; None leaves it to the service.
+
+    Who a process is, and whom it trusts, is told by its environment (security.py).
+    """
+    names = service.model_fields.keys() - SecuritySettings.model_fields.keys()
+    values = {name: getattr(config, name) for name in names & ClusterConfig.model_fields.keys()} | own
+    return service.model_validate({name: value for name, value in values.items() if value is not None})
+
+
+def _child(
+    name: str,
+    settings: ServiceSettings,
+    config: ClusterConfig,
+    ready_s: float,
+    *,
+    relies_on_others: bool = False,
+    hands_over: bool = False,
+) -> ChildSpec:
+    return ChildSpec(
+        name,
+        settings.service,
+        arguments_of(settings),
+        ready_s,
+        relies_on_others,
+        config.metrics,
+        hands_over=hands_over,
+    )

@@ -20,12 +20,12 @@ from predictor.versions import ModelVersions
 from tidepipe.v1 import predictor_pb2
 from tidepipe_common.errors import ModelError, TidePipeError
 from tidepipe_common.lengths.store import load_lengths, save_lengths
+from tidepipe_common.settings.defaults import FIRST_TRAINING_AFTER
 
 WINDOW = 8192
 """Answers kept, as serialized: some 400 bytes each."""
-FIRST_AFTER = 400
 NEXT_AFTER_SHARE = 0.25
-"""New answers that are due for another training: so many of the window, at least FIRST_AFTER."""
+"""New answers that are due for another training: so many of the window, at least FIRST_TRAINING_AFTER."""
 MOST_HELD_BACK = 1000
 JOB_TIMEOUT_S = 900.0
 
@@ -35,7 +35,9 @@ log = structlog.get_logger()
 class Learning:
     """Owns the window, the training process, and the folder of model versions."""
 
-    def __init__(self, champion: Champion, versions: ModelVersions, first_after: int = FIRST_AFTER) -> None:
+    def __init__(
+        self, champion: Champion, versions: ModelVersions, first_after: int = FIRST_TRAINING_AFTER
+    ) -> None:
         """first_after: answers before the first training."""
         self.trained = 0
         self.adopted = 0

@@ -31,6 +31,7 @@ from router.autoscaling.fleet import Fleet
 from router.autoscaling.provisioner import open_provisioner
 from router.background import background
 from router.batches.jobs import BatchJobs
+from router.batches.limits import FileLimits
 from router.batches.opening import open_jobs
 from router.client_access import client_access
 from router.instances.dispatcher import Dispatcher, WaitingRules
@@ -50,9 +51,9 @@ from router.requests.meter import Meters
 from router.requests.revocation import end_revoked
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
+from router.scheduler.mitosis import Bounds
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
-from router.scheduler.slo import SloClasses
-from router.settings import RouterSettings
+from router.scheduler.slo import SloClasses, SloTarget
 from router.telemetry import (
     RequestMetrics,
     export_batches,
@@ -63,12 +64,14 @@ from router.telemetry import (
 from tidepipe_common.errors import UnavailableError
 from tidepipe_common.http.descriptors import limit, shares, too_few
 from tidepipe_common.http.server import HttpServer
+from tidepipe_common.http.site import sites
 from tidepipe_common.rpc.lifecycle import Lifecycle
 from tidepipe_common.rpc.port_sharing import check_free
 from tidepipe_common.rpc.server import RpcServer
 from tidepipe_common.security.key_access import KeyAccess
 from tidepipe_common.security.principals import HTTP_HANDSHAKE
 from tidepipe_common.security.process import own
+from tidepipe_common.settings.router import RouterSettings
 from tidepipe_common.telemetry.listener import serve_metrics
 from tidepipe_common.telemetry.telemetry import Telemetry
 
@@ -101,32 +104,34 @@ class RouterService:
     async def run(self, lifecycle: Lifecycle) -> None:
         """Serve until told to stop. ModelError or ConfigError if it cannot start."""
         settings, clock = self.settings, self._clock
+        slo = SloTarget(settings.ttft_ms / 1000, settings.tpot_ms / 1000)
+        bounds = Bounds(settings.macro_min, settings.macro_max)
         telemetry = Telemetry()
         credentials, keys = client_access(settings.api_keys, own())
         text: asyncio.Future[TextPort] = asyncio.get_running_loop().create_future()
         served = ServedModel(in_use=lambda: bool(len(self.registry) or len(self.table)))
         self.dispatcher = Dispatcher(
-            RoutingScheduler(OverallConfig(settings.routing, settings.bounds, settings.max_pending)),
-            WaitingRules(SloClasses({"default": settings.slo}, "default"), settings.patience_s),
+            RoutingScheduler(OverallConfig(settings.routing, bounds, settings.max_pending)),
+            WaitingRules(SloClasses({"default": slo}, "default"), settings.patience_s),
             self._stay_names(),
             clock,
         )
         self.registry = InstanceRegistry(self.router_id, self.dispatcher, served.admit, clock)
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as executor:
-            record = AttainmentRecord(settings.slo, clock)
-            admission = Admission(settings.model_name, text, served, executor, settings.patience_s)
+            record = AttainmentRecord(slo, clock)
+            admission = Admission(settings.served_name, text, served, executor, settings.patience_s)
             self.table = RequestTable(
                 self.dispatcher,
                 admission,
                 clock,
                 max_requests=settings.max_requests,
                 remember_s=settings.remember_s,
-                meter=Meters(RequestMetrics(telemetry, settings.model_name), record),
+                meter=Meters(RequestMetrics(telemetry, settings.served_name), record),
                 keys=keys,
             )
-            models = AvailableModels(settings.model_name, served, self.registry)
+            models = AvailableModels(settings.served_name, served, self.registry)
             export_router_metrics(telemetry, self.table, self.registry, self.dispatcher)
-            bodies = AnswerBodies(settings.model_name, lambda: self._text)
+            bodies = AnswerBodies(settings.served_name, lambda: self._text)
             answer = functools.partial(answer_item, self.table, bodies)
             async with (
                 open_predictor(settings.predictor) as predictor,
@@ -134,7 +139,7 @@ class RouterService:
                     settings.data_dir,
                     answer,
                     concurrency=settings.batch_concurrency,
-                    limits=settings.files,
+                    limits=FileLimits(settings.files_max_bytes, round(settings.files_expire_days * 86_400)),
                     wait=settings.take_over,
                     keys=keys,
                 ) as jobs,
@@ -143,12 +148,12 @@ class RouterService:
                 background() as start,
             ):
                 handoff = InstanceHandoff(self.registry, self.dispatcher, clock)
-                fleet = Fleet(self.dispatcher, self.registry, provisioner, clock, settings.slo)
+                fleet = Fleet(self.dispatcher, self.registry, provisioner, clock, slo)
                 grouping = Grouping(self.registry, self.dispatcher, fleet, handoff, clock)
                 summary = ClusterSummary(self.table, self.dispatcher, record, clock)
                 event_log = EventLog(self.registry, self.dispatcher, fleet, clock)
                 self.feed = PageFeed(
-                    self.router_id, settings.model_name, self.registry, summary, event_log, clock
+                    self.router_id, settings.served_name, self.registry, summary, event_log, clock
                 )
                 start(self.feed.run())
                 start(fleet.run())
@@ -244,7 +249,7 @@ class RouterService:
             self.feed,
         )
         settings = self.settings
-        connections = settings.connections or shares(limit()).http
+        connections = settings.max_connections or shares(limit()).http
         if warning := too_few(connections, settings.max_requests):
             log.warning("few descriptors", reason=warning)
         server = HttpServer(
@@ -252,9 +257,9 @@ class RouterService:
             settings.http,
             grace_s=settings.stop_grace_s,
             rule=HTTP_HANDSHAKE if keys is None else None,
-            site=settings.site,
+            site=sites(settings.allow_host, settings.allow_origin),
             connections=connections,
-            connections_per_address=settings.connections_per_address,
+            connections_per_address=settings.max_connections_per_address,
             shared_port=True,
         )
         export_connections(telemetry, server)

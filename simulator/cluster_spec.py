@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from controller.scheduler.state import BLOCK_SIZE
 from router.scheduler.mitosis import Bounds
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.hardware import Hardware
 from tidepipe_common.latency.model import LatencyModel, Parallelism
 from tidepipe_common.latency.profile import Profile, cost_model
+from tidepipe_common.settings.defaults import BLOCK_SIZE
 from tidepipe_common.types.model_shape import ModelShape
 
 NETWORK_GB_S = {"l20": 1.25, "a100": 3.1, "a800": 3.1, "h100": 50.0}

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from controller.scheduler.policies.catalog import Knobs, make_setup
 from controller.scheduler.scheduler import Scheduler
-from controller.scheduler.state import BLOCK_SIZE
 from simulator.bound import Bound, mixed_batch_bound
 from simulator.pipeline import DISPATCH_S, STOP, SimulatedInstance
 from simulator.predictions import Predict
@@ -16,6 +15,7 @@ from simulator.setups import scan
 from tidepipe_common.latency.hardware import Hardware
 from tidepipe_common.latency.model import LatencyModel, Parallelism
 from tidepipe_common.latency.profile import Profile, cost_model
+from tidepipe_common.settings.defaults import BLOCK_SIZE
 from tidepipe_common.types.model_shape import ModelShape
 from workloads.mixes import Workload
 

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 
 _WHOLE = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 _MOST_DIGITS = 4000
 """Python reads no longer integers, and nobody means one."""
+
+MAX_COUNT = 2**31 - 1
+"""Services count in integers of 32 bits."""
+MAX_DECIMAL = 1e9
+"""Of numbers for which nobody says how large they may be: 30 years in seconds, for one."""
 
 
 def whole_number(text: str) -> int | None:
@@ -41,3 +47,40 @@ def host_and_port(address: str) -> tuple[str, int] | None:
     host, _, text = address.rpartition(":")
     port = count(text, 65_535)
     return None if not host or port is None else (host, port)
+
+
+@dataclass(frozen=True, slots=True)
+class NumberRange:
+    """The numbers that something may be. above, below: without `least`, without `most` itself."""
+
+    whole: bool
+    least: float
+    most: float
+    above: bool = False
+    below: bool = False
+
+    def parse(self, text: str) -> int | float | None:
+        """The number that the text is, within the range or not; None if it is none."""
+        return whole_number(text) if self.whole else decimal(text)
+
+    def __contains__(self, number: float) -> bool:
+        """True if it may be that."""
+        return (
+            self.least <= number <= self.most
+            and not (self.above and number == self.least)
+            and not (self.below and number == self.most)
+        )
+
+    def __str__(self) -> str:
+        """Such as [0, 8192], or (0, 1e+06) where the limits themselves are none of it."""
+        least, most = _shown(self.least), _shown(self.most)
+        return f"{'(' if self.above else '['}{least}, {most}{')' if self.below else ']'}"
+
+    @property
+    def rule(self) -> str:
+        """What a refusal says."""
+        return f"must be a {'whole ' if self.whole else ''}number in {self}"
+
+
+def _shown(limit: float) -> str:
+    return f"{limit:g}" if isinstance(limit, float) else str(limit)

@@ -26,11 +26,11 @@ from controller.scheduler.events import (
     StepDone,
     Tick,
 )
-from controller.scheduler.policies.catalog import LIVE_POLICIES
 from controller.scheduler.scheduler import Scheduler
 from tidepipe_common.errors import InvalidRequestError, UnavailableError
 from tidepipe_common.notifier import Notifier
 from tidepipe_common.rpc.results import ResultsHub
+from tidepipe_common.settings.defaults import LIVE_POLICIES
 from tidepipe_common.types.plan import StepReport
 
 TICK_S = 0.1

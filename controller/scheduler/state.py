@@ -15,10 +15,8 @@ from controller.scheduler.prompt_pace import PromptPace
 from controller.scheduler.sequence import Sequence, State
 from controller.scheduler.stats import SchedulerStats
 from controller.scheduler.steps import StepBook
+from tidepipe_common.settings.defaults import BLOCK_SIZE
 from tidepipe_common.types.plan import Phase
-
-BLOCK_SIZE = 16
-"""Tokens of a KV block, unless told."""
 
 
 @dataclass(frozen=True, slots=True)

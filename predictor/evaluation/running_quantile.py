@@ -10,10 +10,7 @@ import numpy as np
 
 from tidepipe_common.lengths.request import LEVELS, LengthPrediction, Observation, RequestFeatures
 from tidepipe_common.lengths.survival import censored_quantiles
-
-DEFAULT_WINDOW = 4096
-MIN_OBSERVATIONS = 32
-"""Below this the estimate of the outer levels would be noise, so the prior answers."""
+from tidepipe_common.settings.defaults import LEAST_WINDOW, WINDOW
 
 PRIOR_MEDIAN_TOKENS = 130.0
 PRIOR_SIGMA = 1.1
@@ -23,10 +20,10 @@ PRIOR_SIGMA = 1.1
 class RunningQuantile:
     """A LengthModel: quantiles of a window of the newest observations; a prior before there are enough."""
 
-    def __init__(self, window: int = DEFAULT_WINDOW) -> None:
-        """window: observations kept, at least MIN_OBSERVATIONS."""
-        if window < MIN_OBSERVATIONS:
-            raise ValueError(f"the window must hold at least {MIN_OBSERVATIONS} observations, got {window}")
+    def __init__(self, window: int = WINDOW) -> None:
+        """window: observations kept, at least LEAST_WINDOW."""
+        if window < LEAST_WINDOW:
+            raise ValueError(f"the window must hold at least {LEAST_WINDOW} observations, got {window}")
         self._lengths = np.zeros(window, dtype=np.int64)
         self._censored = np.zeros(window, dtype=np.bool_)
         self._next = 0
@@ -36,7 +33,7 @@ class RunningQuantile:
     @property
     def version(self) -> str:
         """Tells the prior from the estimate."""
-        return "running-quantile/1" if self._filled >= MIN_OBSERVATIONS else "running-quantile/1-prior"
+        return "running-quantile/1" if self._filled >= LEAST_WINDOW else "running-quantile/1-prior"
 
     @property
     def window(self) -> int:
@@ -59,11 +56,11 @@ class RunningQuantile:
 
     def keep_newest(self, count: int) -> None:
         """Forget all but the newest observations: the world has changed."""
-        kept = min(max(count, MIN_OBSERVATIONS), self._filled)
+        kept = min(max(count, LEAST_WINDOW), self._filled)
         newest = (self._next - kept + np.arange(kept)) % len(self._lengths)
         self._lengths[:kept], self._censored[:kept] = self._lengths[newest], self._censored[newest]
         self._next, self._filled = kept % len(self._lengths), kept
-        if self._filled >= MIN_OBSERVATIONS:
+        if self._filled >= LEAST_WINDOW:
             self._quantiles = None
 
     def observe(self, observations: Sequence[Observation]) -> None:
@@ -73,7 +70,7 @@ class RunningQuantile:
             self._censored[self._next] = observation.censored
             self._next = (self._next + 1) % len(self._lengths)
             self._filled = min(self._filled + 1, len(self._lengths))
-        if observations and self._filled >= MIN_OBSERVATIONS:
+        if observations and self._filled >= LEAST_WINDOW:
             self._quantiles = None
 
     def _beyond(self, generated: int) -> tuple[float, ...]:
@@ -82,7 +79,7 @@ class RunningQuantile:
         if generated <= 0:
             return self._quantiles
         longer = self._lengths[: self._filled] > generated
-        if np.count_nonzero(longer) < MIN_OBSERVATIONS:
+        if np.count_nonzero(longer) < LEAST_WINDOW:
             # Whoever outlived nearly all: long answers tend to stay long.
             return tuple(max(length, 1.5 * generated) for length in self._quantiles)
         lengths, censored = self._lengths[: self._filled][longer], self._censored[: self._filled][longer]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from predictor.training import LEAST_ANSWERS
 from predictor.training.answers import Answers
 from predictor.training.bins import Indices, choose_edges, risk_table
 from predictor.training.trees import Settings, fit_hazard, loss, scored_rows
@@ -19,6 +18,7 @@ from tidepipe_common.lengths.reached import ReachedLevels
 from tidepipe_common.lengths.recent import RecentLengths
 from tidepipe_common.lengths.request import LEVELS, Observation
 from tidepipe_common.lengths.trained import TrainedLengths
+from tidepipe_common.settings.defaults import LEAST_ANSWERS
 
 MOST_ANSWERS = 20_000
 """The newest are used: more cost memory and bring little."""

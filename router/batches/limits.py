@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from router.batches.records import UNFINISHED
 from tidepipe_common.errors import InvalidRequestError, StorageError
 from tidepipe_common.numerals import count
+from tidepipe_common.settings.defaults import FILES_BYTES, FILES_LIFETIME_S
 
-GIB = 1 << 30
-DEFAULT_FILES_BYTES = 16 * GIB
-DEFAULT_LIFETIME_S = 30 * 24 * 3600
 MIN_EXPIRES_S, MAX_EXPIRES_S = 3600, 30 * 24 * 3600
 """What `expires_after` may say; OpenAI's."""
 LARGEST_SHARE = 2
@@ -27,8 +25,8 @@ class FileLimits:
     lifetime_s: of a file that brings none; 0: for ever.
     """
 
-    max_bytes: int = DEFAULT_FILES_BYTES
-    lifetime_s: int = DEFAULT_LIFETIME_S
+    max_bytes: int = FILES_BYTES
+    lifetime_s: int = FILES_LIFETIME_S
 
     def check_room(self, db: sqlite3.Connection, size: int, owner: str = "") -> None:
         """StorageError if a file of that size is too much beside those that are there, or those of its owner.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tidepipe_common.errors import ConfigError, NotFoundError
+from tidepipe_common.settings.defaults import MACRO_MAX, MACRO_MIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +15,8 @@ class Bounds:
     A split leaves upper + 1 - lower in the original, which must not be below the lower bound itself.
     """
 
-    lower: int = 6
-    upper: int = 11
+    lower: int = MACRO_MIN
+    upper: int = MACRO_MAX
 
     def __post_init__(self) -> None:
         if not 1 <= self.lower <= (self.upper + 1) // 2:

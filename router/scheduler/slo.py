@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.settings.defaults import TPOT_S, TTFT_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,7 @@ class SloTarget:
                 raise ConfigError(f"a {name} target must be a positive number of seconds, got {value:g}")
 
 
-INTERACTIVE = SloTarget(5.0, 0.1)
-"""EcoServe's setting for conversations (evaluation, ShareGPT)."""
+INTERACTIVE = SloTarget(TTFT_S, TPOT_S)
 
 
 @dataclass(frozen=True, slots=True)

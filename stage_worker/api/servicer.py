@@ -18,6 +18,7 @@ from tidepipe_common.codec.shape import shape_to_wire
 from tidepipe_common.errors import IncompatibleError, UnavailableError
 from tidepipe_common.limits import MESSAGE_BYTES
 from tidepipe_common.rpc.server import RpcServer
+from tidepipe_common.settings.defaults import MAX_BLOCK_SIZE, MAX_STEP_TOKENS
 from tidepipe_common.types.plan import PROTOCOL_VERSION, Heartbeat, StageNews
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 HEARTBEAT_S = 1.0
-MAX_STEP_TOKENS = 8192
-"""Tokens of one step at most: bounds the size of a message with activations."""
 
 EXIT_STUCK = 5
 
@@ -185,9 +184,11 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
             )
         if not (0 <= request.stage_index < request.stage_count):
             raise IncompatibleError(f"stage {request.stage_index} of {request.stage_count} makes no sense")
-        if not (1 <= request.block_size <= 1024 and 1 <= request.max_step_tokens <= MAX_STEP_TOKENS):
+        if not (
+            1 <= request.block_size <= MAX_BLOCK_SIZE and 1 <= request.max_step_tokens <= MAX_STEP_TOKENS
+        ):
             raise IncompatibleError(
-                f"block size {request.block_size} must be in [1, 1024] and tokens per step "
+                f"block size {request.block_size} must be in [1, {MAX_BLOCK_SIZE}] and tokens per step "
                 f"{request.max_step_tokens} in [1, {MAX_STEP_TOKENS}]"
             )
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from router.service import RouterService
-from router.settings import RouterSettings
 from tests.fakes.text import ByteText
 from tidepipe.v1 import inference_pb2_grpc
 from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.rpc.lifecycle import Lifecycle
+from tidepipe_common.settings.router import RouterSettings
 
 
 @dataclass
@@ -43,7 +43,7 @@ async def running_router(**settings: Any) -> AsyncIterator[RunningRouter]:
     http = f"127.0.0.1:{free_port()}"
     defaults: dict[str, Any] = {
         "listen": "127.0.0.1:0",
-        "model_name": "fake",
+        "model": "fake",
         "http": http,
         "stop_grace_s": 0.2,
     }

@@ -14,8 +14,6 @@ import pytest
 
 from launcher.config import ClusterConfig
 from launcher.local import LocalCluster
-from router.scheduler.mitosis import Bounds
-from router.scheduler.slo import SloTarget
 from tests.fakes.client import IDS, Heard, eventually, listen, request
 from tests.fakes.controller import FakeController, fake_controller, scripted_text
 from tests.fakes.router import RunningRouter, running_router
@@ -84,7 +82,7 @@ async def cluster(count: int, **settings: Any) -> AsyncIterator[tuple[RunningRou
 
 async def test_split_move_and_merge_under_load_disturb_nothing() -> None:
     async with (
-        cluster(4, bounds=Bounds(2, 4), routing="padg") as (router, controllers),
+        cluster(4, macro_min=2, macro_max=4, routing="padg") as (router, controllers),
         AdminClient(router.address) as admin,
     ):
         assert groups(await admin.groups()) == {"macro-1": ["i0", "i1", "i2", "i3"]}
@@ -166,8 +164,8 @@ async def test_an_overall_router_spreads_over_macro_routers_and_survives_the_los
 
 async def test_a_bounded_queue_refuses_at_once_and_what_is_late_is_shed() -> None:
     """Over the bound: RESOURCE_EXHAUSTED with a hint, now. Late in the queue: the same, then."""
-    slo = SloTarget(0.4, 0.1)
-    async with cluster(1, routing="padg", slo=slo, max_pending=2) as (router, [controller]):
+    targets = {"ttft_ms": 400.0, "tpot_ms": 100.0}
+    async with cluster(1, routing="padg", **targets, max_pending=2) as (router, [controller]):
         controller.draining = True
         await eventually(lambda: not is_ready(router, "i0"))
 

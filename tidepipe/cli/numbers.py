@@ -14,11 +14,7 @@ import typer
 from pydantic_core import PydanticCustomError
 from typer.models import ParameterInfo
 
-from tidepipe_common.numerals import decimal, whole_number
-
-MOST_WHOLE = 2**31 - 1
-MOST_DECIMAL = 1e9
-"""Of numbers for which nobody says how large they may be: 30 years in seconds, for one."""
+from tidepipe_common.numerals import MAX_COUNT, MAX_DECIMAL, NumberRange
 
 
 def strict_numbers(app: typer.Typer) -> typer.Typer:
@@ -44,25 +40,22 @@ def _make_strict(command: Callable[..., Any]) -> None:
             if kinds and isinstance(detail, ParameterInfo) and detail.parser is None:
                 whole = int in kinds
                 detail.metavar = detail.metavar or ("N" if whole else "X")
-                detail.parser = number(whole, detail.min, detail.max)
+                detail.parser = number(_range(whole, detail.min, detail.max))
 
 
-def number(whole: bool, least: float | None, most: float | None) -> Callable[[Any], int | float]:
+def number(allowed: NumberRange) -> Callable[[Any], int | float]:
     """What reads such a number; its error says in which range it must be."""
-    limit = MOST_WHOLE if whole else MOST_DECIMAL
-    low = -limit - (1 if whole else 0) if least is None else least
-    high = limit if most is None else most
-    said = f"must be {'a whole number' if whole else 'a number'} in [{_said(low)}, {_said(high)}]"
 
     def read(value: Any) -> int | float:
-        found = value if isinstance(value, int | float) else (whole_number if whole else decimal)(value)
-        if found is None or not low <= found <= high:
+        found = value if isinstance(value, int | float) else allowed.parse(value)
+        if found is None or found not in allowed:
             # Of a ValueError pydantic would say that it is one.
-            raise PydanticCustomError("number", "{said}", {"said": said})
+            raise PydanticCustomError("number", "{said}", {"said": allowed.rule})
         return found
 
     return read
 
 
-def _said(limit: float) -> str:
-    return f"{limit:g}" if isinstance(limit, float) else str(limit)
+def _range(whole: bool, least: float | None, most: float | None) -> NumberRange:
+    limit = MAX_COUNT if whole else MAX_DECIMAL
+    return NumberRange(whole, -limit - whole if least is None else least, limit if most is None else most)

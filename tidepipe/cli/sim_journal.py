@@ -40,9 +40,9 @@ def journal(
     # Late, so that `tidepipe --help` stays quick.
     import json
 
-    from controller.scheduler.policies.catalog import LIVE_POLICIES
     from simulator.what_if import replay_journal, what_if
     from tidepipe_common.latency.profile_file import read_profile
+    from tidepipe_common.settings.defaults import LIVE_POLICIES
 
     names = [part.strip() for part in policy.split(",") if part.strip()]
     for name in names:

@@ -144,9 +144,9 @@ def online(
 
 def _names(policy: str, spec: ClusterSpec) -> list[str]:
     """Systems as the simulation calls them; `all` leaves out what cannot be with so few devices."""
-    from router.scheduler.policies.catalog import ROUTING_POLICIES
     from simulator.systems import SYSTEMS, scan
     from tidepipe_common.errors import ConfigError
+    from tidepipe_common.settings.defaults import ROUTING_POLICIES
 
     if policy == "all":
         return [name for name in SYSTEMS if scan(name, spec)]

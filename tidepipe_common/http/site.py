@@ -13,7 +13,6 @@ import functools
 import ipaddress
 import re
 import socket
-from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -246,10 +245,10 @@ async def _send_closed(send: Send, message: Message) -> None:
     await send(message)
 
 
-def sites(hosts: Sequence[str] | None, origins: Sequence[str] | None) -> Site:
-    """Of the flags --allow-host and --allow-origin, each with names between commas, perhaps repeated."""
+def sites(hosts: str | None, origins: str | None) -> Site:
+    """Of the settings allow_host and allow_origin, each with names between commas."""
     return Site(_names(hosts), tuple(name.rstrip("/") for name in _names(origins)))
 
 
-def _names(given: Sequence[str] | None) -> tuple[str, ...]:
-    return tuple(name for part in given or () for name in part.replace(",", " ").split())
+def _names(given: str | None) -> tuple[str, ...]:
+    return tuple((given or "").replace(",", " ").split())

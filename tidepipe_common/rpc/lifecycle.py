@@ -14,7 +14,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import structlog
 import uvloop
@@ -27,6 +28,8 @@ from tidepipe_common.rpc.watchdog import watch_loop
 from tidepipe_common.security.credentials import Credentials
 from tidepipe_common.security.expiry import watch_of
 from tidepipe_common.security.process import own, use
+from tidepipe_common.settings.command_line import parse_settings
+from tidepipe_common.settings.service import ServiceSettings
 from tidepipe_common.telemetry.logs import configure_logging
 from tidepipe_common.telemetry.loop_lag import PROCESS_LAG
 
@@ -41,6 +44,7 @@ MAX_INTEGER_DIGITS = 640
 """Reading an integer takes the square of its digits, under Python's lock."""
 
 log = structlog.get_logger()
+Settings = TypeVar("Settings", bound=ServiceSettings)
 
 
 class Lifecycle:
@@ -71,6 +75,16 @@ def _announce(message: dict[str, str | bool]) -> None:
         return
     with contextlib.suppress(OSError), os.fdopen(int(descriptor), "w") as pipe:
         pipe.write(json.dumps(message) + "\n")
+
+
+def settings_or_exit(model: type[Settings], arguments: Sequence[str] | None = None) -> Settings:
+    """What a service is started with; if that is wrong the process ends with code 2, and says so once."""
+    try:
+        return parse_settings(model, arguments)
+    except ConfigError as error:
+        _announce({"failed": str(error), "settings": True})
+        print(f"python -m {model.service}: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_WRONG_SETTINGS) from error
 
 
 def run_service(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import hmac
 import ipaddress
@@ -171,30 +170,6 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Credentials
         api_key=environment.get(API_KEY, ""),
         clients=environment.get(CLIENTS) or CERTIFICATE,
         insecure=environment.get(INSECURE, "") in ("1", "true", "yes"),
-    )
-
-
-def add_security_options(parser: argparse.ArgumentParser) -> None:
-    """The flags that every service has; the environment is their default."""
-    add = parser.add_argument
-    add("--tls-cert", type=Path, metavar="FILE", help=f"own certificate, PEM (or {CERT})")
-    add("--tls-key", type=Path, metavar="FILE", help=f"its key, PEM (or {KEY})")
-    add("--tls-ca", type=Path, metavar="FILE", help=f"whose certificates to trust, PEM (or {CA})")
-    add("--cluster-token", type=Path, metavar="FILE", help=f"file with the services' token (or {TOKEN})")
-    add("--tls-clients", choices=[CERTIFICATE, BEARER], help=f"what to ask callers for (or {CLIENTS})")
-    add("--insecure", action="store_true", help=f"listen beyond the loopback without TLS (or {INSECURE}=1)")
-
-
-def from_options(options: argparse.Namespace) -> Credentials:
-    """Flags, over the environment."""
-    default = from_environment()
-    return Credentials(
-        ca_file=options.tls_ca or default.ca_file,
-        cert_file=options.tls_cert or default.cert_file,
-        key_file=options.tls_key or default.key_file,
-        token_file=options.cluster_token or default.token_file,
-        clients=options.tls_clients or default.clients,
-        insecure=options.insecure or default.insecure,
     )
 
 

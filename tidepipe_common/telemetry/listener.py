@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
@@ -13,24 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tidepipe_common.errors import ConfigError
 from tidepipe_common.http.server import HttpServer
 from tidepipe_common.security.principals import METRICS
 from tidepipe_common.telemetry.telemetry import Telemetry
 
 STOP_GRACE_S = 1.0
-
-
-def add_metrics_option(parser: argparse.ArgumentParser) -> None:
-    """The flag that every service has."""
-    parser.add_argument(
-        "--metrics-port",
-        type=int,
-        default=None,
-        metavar="P",
-        help="serve Prometheus metrics over HTTP on this port, on the host of --listen; 0: a free one; "
-        "default: not at all",
-    )
 
 
 def metrics_route(telemetry: Telemetry) -> Route:
@@ -56,8 +42,6 @@ async def serve_metrics(
     if port is None:
         yield ""
         return
-    if not 0 <= port <= 65_535:
-        raise ConfigError(f"--metrics-port must be in [0, 65535], got {port}")
     host = listen.rpartition(":")[0]
     server = HttpServer(
         Starlette(routes=[metrics_route(telemetry)]),

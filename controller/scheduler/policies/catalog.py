@@ -17,28 +17,23 @@ from controller.scheduler.policies.protocol import Policy
 from controller.scheduler.policies.separate import SeparatePolicy
 from controller.scheduler.policies.temporal import TemporalPolicy
 from controller.scheduler.preemption import LeastLost, Newest, VictimChoice
-from controller.scheduler.state import BLOCK_SIZE, SchedulerConfig
+from controller.scheduler.state import SchedulerConfig
 from controller.scheduler.stealing import NoStealing, StealByCount, StealByTime, Stealing
 from controller.scheduler.switching import FixedShare, Hysteresis, Intensity, Switching
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.model import StepCost
+from tidepipe_common.settings.defaults import BLOCK_SIZE, LIVE_POLICIES, MAX_STEP_TOKENS, Routing
 
 Knob = int | float | str | bool
 Knobs = Mapping[str, Knob]
 
-LIVE_POLICIES = ("auto", "td-pipe", "padg", "padg-apart", "padg-published", "separate", "hybrid")
-"""padg: prompts ride on decode steps, within the windows that the router opens. padg-apart: in steps of their
-own. padg-published: the same instance, under the router's rule as printed."""
-
-ROUTING = {"padg": "padg", "padg-apart": "padg", "padg-published": "padg-published"}
+ROUTING: Mapping[str, Routing] = {"padg": "padg", "padg-apart": "padg", "padg-published": "padg-published"}
 """Of requests to instances with these policies, unless another one is chosen."""
 
 WATERMARK = 0.99
 """Engines without predictions admit while this share of the blocks is in use, and recompute on overflow."""
 CPU_DISPATCH_S = 0.0015
 """From a step's result to the next plan, where the stages' cores are those of the controller as well."""
-MAX_STEP_TOKENS = 8192
-"""That stages accept in one step, so that no more sequences may run; that is as good as no limit."""
 
 _FORECAST: Knobs = {"reserve": 0.0, "overflow": 0.1, "risk": 0.0, "occupancy": 0.0}
 _ENGINE: Knobs = {"occupancy": WATERMARK, "victims": "newest-idle", "extra_batches": 0, "max_running": 0}

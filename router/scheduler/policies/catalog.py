@@ -9,11 +9,12 @@ from router.scheduler.constraints import MeanSlack
 from router.scheduler.policies.rolling import FixedInterval, RollingActivation, published
 from router.scheduler.policies.spread import LeastLoaded, PowerOfTwo, RandomNext, RoundRobin
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.settings.defaults import ROUTING_POLICIES, Routing
 
 WINDOW_S = 0.3
 """Of prompts are enough to fill steps on the devices that were tried; see docs/results/online.md."""
 
-_MAKERS: Mapping[str, Callable[[], RoutingPolicy]] = {
+_MAKERS: Mapping[Routing, Callable[[], RoutingPolicy]] = {
     "padg": lambda: RollingActivation(window_s=WINDOW_S, balanced=True),
     "padg-published": published,
     "padg-shuffled": lambda: RollingActivation(MeanSlack(), "padg-shuffled", shuffled=True),
@@ -25,13 +26,12 @@ _MAKERS: Mapping[str, Callable[[], RoutingPolicy]] = {
     "power-of-two": PowerOfTwo,
 }
 
-ROUTING_POLICIES = tuple(_MAKERS)
 SPREADING = ("round-robin", "least-loaded", "random-next", "power-of-two")
 """Those that look at most at how much an instance has, not at its slack, which changes with every step."""
 
 
 def make_routing_policy(name: str) -> RoutingPolicy:
     """A fresh one (they keep notes); ConfigError lists the known names."""
-    if name not in _MAKERS:
+    if name not in ROUTING_POLICIES:
         raise ConfigError(f"unknown routing policy {name!r}; known: {', '.join(ROUTING_POLICIES)}")
     return _MAKERS[name]()

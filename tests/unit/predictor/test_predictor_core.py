@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.evaluation.running_quantile import MIN_OBSERVATIONS, RunningQuantile
+from predictor.evaluation.running_quantile import RunningQuantile
 from tidepipe_common.lengths.request import LEVELS, Observation, RequestFeatures
 from tidepipe_common.lengths.survival import censored_quantiles
+from tidepipe_common.settings.defaults import LEAST_WINDOW
 
 FEATURES = RequestFeatures(prompt_tokens=10, max_tokens=1000, temperature=1.0)
 
@@ -58,7 +59,7 @@ def test_only_the_newest_count_and_a_prior_answers_first() -> None:
     model = RunningQuantile(window=64)
     assert model.version.endswith("-prior")
     assert model.predict([FEATURES])[0].tokens[2] == pytest.approx(130)
-    model.observe([seen(900)] * (MIN_OBSERVATIONS - 1))
+    model.observe([seen(900)] * (LEAST_WINDOW - 1))
     assert model.predict([FEATURES])[0].tokens[2] == pytest.approx(130)
     model.observe([seen(5)] * 64)
     assert model.predict([FEATURES])[0].tokens == (5.0,) * len(LEVELS)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import pytest
 
 from controller.runtime.scheduler_spec import scheduler_spec_from
 from controller.runtime.stage_client import StageAbout
-from controller.scheduler.policies.catalog import LIVE_POLICIES, ROUTING, parse_knobs
+from controller.scheduler.policies.catalog import DEFAULTS, ROUTING, parse_knobs
 from controller.scheduler.scheduler import Scheduler
-from controller.service import parse, scheduler_spec_of
-from launcher.config import Policy, load_config
+from controller.service import scheduler_spec_of
+from launcher.config import load_config
 from launcher.plan import controller_spec, router_spec
 from simulator.cluster_spec import ClusterSpec
 from simulator.exact_instance import ExactRules
@@ -24,6 +24,9 @@ from simulator.systems import SYSTEMS, default_knobs
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.shapes import SHAPES
+from tidepipe_common.settings.command_line import parse_settings
+from tidepipe_common.settings.controller import ControllerSettings
+from tidepipe_common.settings.defaults import LIVE_POLICIES
 
 SHAPE = SHAPES["llama2-13b"]
 STAGES = 4
@@ -63,7 +66,7 @@ def live(name: str, device: str, **flags: Any) -> Scheduler:
     config = load_config(None, {"model": "m", "policy": name, "stages": STAGES, **emulated, **flags})
     spec = controller_spec(config, 0, stages=["h:1"] * STAGES, router="h:2", predictor="h:3")
     about = cast(StageAbout, SimpleNamespace(shape=SHAPE, device=DEVICES[device]))
-    spec = scheduler_spec_of(parse(spec.arguments), about, (10,) * STAGES)
+    spec = scheduler_spec_of(parse_settings(ControllerSettings, spec.arguments), about, (10,) * STAGES)
     # As a journal keeps it.
     return scheduler_spec_from(spec.fields()).build()[0]
 
@@ -114,7 +117,7 @@ def test_flags_that_many_policies_share() -> None:
 
 def test_names() -> None:
     """Known everywhere; a policy that needs a router's help has it."""
-    assert set(get_args(Policy)) == set(LIVE_POLICIES)
+    assert set(DEFAULTS) - {"tp-separate", "tp-hybrid"} == set(LIVE_POLICIES)
     for name, routing in ROUTING.items():
         config = load_config(None, {"model": "m", "policy": name})
         spec = router_spec(config, http="h:1", predictor="h:2", provisioner="h:3", run_dir=Path())

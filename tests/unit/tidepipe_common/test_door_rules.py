@@ -180,7 +180,7 @@ def test_shares_leave_descriptors_for_the_process_itself() -> None:
 
 
 def test_names_that_can_never_match_are_refused() -> None:
-    sites(["a.example,*.b.example", "10.0.0.1"], ["https://a.example:8443/", "null", "*"]).check()
+    sites("a.example,*.b.example,10.0.0.1", "https://a.example:8443/,null,*").check()
     for bad in (Site(("a:80",)), Site(("http://a",)), Site((), ("a.example",)), Site((), ("https://a/b",))):
         with pytest.raises(ConfigError, match="--allow-"):
             bad.check()

@@ -27,11 +27,11 @@ from router.scheduler.events import (
     Tick,
 )
 from router.scheduler.mitosis import Bounds
-from router.scheduler.policies.catalog import ROUTING_POLICIES
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.scaling import ScalingRules
 from tests.unit.router.scheduler.cases import SLO, facts, prompt_work, request, slack, status
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.settings.defaults import ROUTING_POLICIES
 
 
 def cluster(instances: int, **config: object) -> RoutingScheduler:

@@ -1,0 +1,156 @@
+"""The settings of a local cluster: those of its services, and of how many there are."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal, Self
+
+from pydantic import model_validator
+
+from tidepipe_common.security.credentials import is_loopback
+from tidepipe_common.settings import fields
+from tidepipe_common.settings.controller import ControllerSettings
+from tidepipe_common.settings.definition import setting, settings_of
+from tidepipe_common.settings.router import RouterSettings
+from tidepipe_common.settings.service import Strict
+from tidepipe_common.settings.stage_worker import StageWorkerSettings
+
+
+class ClusterConfig(Strict):
+    """What to start. Names are those of the flags of `tidepipe up`, with underscores.
+
+    None leaves the choice to the service in question. Ports: 0 picks a free one.
+    """
+
+    model: fields.Model
+    stages: Annotated[
+        int, setting("Stages of each pipeline: one process and device each.", metavar="S", ge=1, le=64)
+    ] = 1
+    instances: Annotated[int, setting("Pipelines.", ge=1, le=64)] = 1
+    host: Annotated[str, setting("Address to listen on.", metavar="H", min_length=1)] = "127.0.0.1"
+    http_port: Annotated[
+        int, setting("Port of the OpenAI HTTP API; 0: a free one.", metavar="P", ge=0, le=65_535)
+    ] = 0
+    grpc_port: Annotated[
+        int, setting("Port of the gRPC API; 0: a free one.", metavar="P", ge=0, le=65_535)
+    ] = 0
+    dtype: fields.Dtype = "auto"
+    quantization: fields.Quantization | None = None
+    device: fields.Device = "auto"
+    fabric: fields.Fabric | None = None
+    policy: fields.Policy = "auto"
+    routing: Annotated[
+        fields.Routing | None,
+        setting("Where requests go.", metavar="R", otherwise="the policy's own, or least-loaded"),
+    ] = None
+    ttft_ms: fields.TtftMs | None = None
+    tpot_ms: fields.TpotMs | None = None
+    macro_min: fields.MacroMin | None = None
+    macro_max: fields.MacroMax | None = None
+    max_pending: fields.MaxPending | None = None
+    provisioner: Annotated[Literal["local", "ray"], setting("Where instances run.", metavar="P")] = "local"
+    ray_address: Annotated[
+        str | None, setting("Ray cluster to join.", metavar="HOST:PORT", otherwise="auto")
+    ] = None
+    executor: fields.Executor = "torch"
+    profile: fields.Profile | None = None
+    predictor: fields.LengthModel | None = None
+    hardware: fields.Hardware | None = None
+    threads: fields.Threads | None = None
+    memory_gib: fields.MemoryGib | None = None
+    block_size: fields.BlockSize | None = None
+    kv_blocks: fields.KvBlocks | None = None
+    layer_split: fields.LayerSplit | None = None
+    token_mix: fields.TokenMixText | None = None
+    prefill_tokens: fields.PrefillTokens | None = None
+    max_sequences: fields.MaxSequences | None = None
+    max_running: fields.MaxRunning | None = None
+    reserve: fields.Reserve | None = None
+    policy_settings: fields.PolicySettings | None = None
+    microbatches: fields.Microbatches | None = None
+    allow_download: fields.AllowDownload = False
+    metrics: Annotated[bool, setting("Give every process a port with Prometheus metrics.")] = False
+    journal: fields.JournalPath | None = None
+    tls: Annotated[
+        str | None,
+        setting(
+            "Certificates of `tidepipe certs make DIR`, or auto: new ones.",
+            metavar="DIR|auto",
+            otherwise="none",
+            min_length=1,
+        ),
+    ] = None
+    api_keys: fields.ApiKeys | None = None
+    insecure: fields.TlsUnneeded = False
+    cluster_token: Annotated[
+        fields.TokenFile | None,
+        setting(
+            "Token of a cluster without TLS, to share it with another's.",
+            metavar="FILE",
+            otherwise="a new one",
+            strict=False,
+        ),
+    ] = None
+    files_max_bytes: fields.FilesMaxBytes | None = None
+    files_expire_days: fields.FilesExpireDays | None = None
+    allow_host: fields.AllowHost | None = None
+    allow_origin: fields.AllowOrigin | None = None
+    max_connections: fields.MaxConnections | None = None
+    run_dir: Annotated[
+        str | None,
+        setting("Folder for the processes' logs.", metavar="DIR", otherwise="a temporary one"),
+    ] = None
+    data_dir: Annotated[
+        fields.DataDir | None,
+        setting(
+            "Folder that keeps files and batches of the HTTP API.",
+            metavar="DIR",
+            otherwise="they end with the cluster",
+        ),
+    ] = None
+    verbose: Annotated[bool, setting("Show the processes' logs on stderr.")] = False
+    log_level: fields.LogLevel = "info"
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Self:
+        if self.layer_split and len(self.layer_split.split(",")) != self.stages:
+            raise ValueError(
+                f"layer_split '{self.layer_split}' must name {self.stages} numbers, one per stage"
+            )
+        if not (self.tls or self.insecure or is_loopback(self.host)):
+            raise ValueError(
+                f"refusing to listen on {self.host} without TLS, where others could reach it: give --tls "
+                "auto or --tls DIR (`tidepipe certs make DIR`); or --insecure if the network is closed"
+            )
+        if self.api_keys is not None and self.tls is None:
+            raise ValueError("API keys must not travel in the clear: give --tls auto or --tls DIR as well")
+        if self.provisioner == "ray" and self.tls == "auto":
+            raise ValueError(
+                "other nodes would not have the certificates of --tls auto: run `tidepipe certs make DIR "
+                "--host ...` with all nodes' addresses, copy DIR to the same path on each node, and give "
+                "--tls DIR"
+            )
+        if self.hardware is not None and self.executor != "emulated":
+            raise ValueError("hardware names the device that --executor emulated stands in for")
+        if self.quantization is not None and self.executor == "emulated":
+            raise ValueError("quantization is for --executor torch; emulated workers compute nothing")
+        if self.fabric is not None and self.executor == "emulated":
+            raise ValueError("fabric is for --executor torch; emulated workers have no devices")
+        return self
+
+    @property
+    def stage_threads(self) -> int:
+        """Compute threads of one stage worker: the machine's cores, evenly."""
+        return self.threads or max(1, (os.cpu_count() or 1) // (self.stages * self.instances))
+
+
+def default_text(name: str) -> str:
+    """What is used without a setting, for people; of what is left to a service the service's default."""
+    models: tuple[type[Strict], ...] = (
+        ClusterConfig,
+        StageWorkerSettings,
+        ControllerSettings,
+        RouterSettings,
+    )
+    found = (settings_of(model)[name] for model in models if name in model.model_fields)
+    return next((text for one in found if (text := one.default_text)), "")

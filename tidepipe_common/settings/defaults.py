@@ -1,0 +1,49 @@
+"""Names, defaults and limits that settings share with the code that they set; each stands here alone.
+
+Nothing is imported here: pure cores use it, too.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Policy = Literal["auto", "td-pipe", "separate", "hybrid", "padg", "padg-apart", "padg-published"]
+"""Scheduling policy of an instance. padg: prompts ride on decode steps, within the windows that the router
+opens. padg-apart: in steps of their own. padg-published: the same instance, under the router's rule as
+printed."""
+LIVE_POLICIES: tuple[Policy, ...] = get_args(Policy)
+
+Routing = Literal[
+    "padg",
+    "padg-published",
+    "padg-shuffled",
+    "padg-unbounded",
+    "fixed-interval",
+    "round-robin",
+    "least-loaded",
+    "random-next",
+    "power-of-two",
+]
+"""Routing policy of a router."""
+ROUTING_POLICIES: tuple[Routing, ...] = get_args(Routing)
+
+BLOCK_SIZE = 16
+"""Tokens per KV block."""
+MAX_BLOCK_SIZE = 1024
+MAX_STEP_TOKENS = 8192
+"""That stages accept in one step: it bounds the size of a message with activations. So no more sequences may
+run, which is as good as no limit."""
+
+TTFT_S, TPOT_S = 5.0, 0.1
+"""Latency targets: EcoServe's for conversations (evaluation, ShareGPT)."""
+MACRO_MIN, MACRO_MAX = 6, 11
+"""Instances per macro instance: N_l and N_u."""
+FILES_BYTES = 16 << 30
+"""Of all files of the HTTP API together."""
+FILES_LIFETIME_S = 30 * 24 * 3600
+
+WINDOW, LEAST_WINDOW = 4096, 32
+"""Newest observations that the length predictor keeps. Below the least an estimate of the outer levels would
+be noise, so the prior answers."""
+FIRST_TRAINING_AFTER, LEAST_ANSWERS = 400, 50
+"""Answers before the predictor's first training; and at all, for fewer teach nothing."""

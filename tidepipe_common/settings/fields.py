@@ -1,0 +1,227 @@
+"""Definitions of settings that several models have: type, range and help of each, here alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator
+
+from tidepipe_common.limits import MAX_STORED_BYTES
+from tidepipe_common.numerals import MAX_COUNT
+from tidepipe_common.security import credentials
+from tidepipe_common.settings import defaults
+from tidepipe_common.settings.definition import setting
+
+
+def _named(value: Any) -> Any:
+    if value == "":
+        # An unset variable of a shell: as a path it would be the folder in which the process was started.
+        raise ValueError("must not be empty")
+    return value
+
+
+def _split(value: str | None) -> str | None:
+    if value and re.fullmatch(r"[0-9]{1,5}(,[0-9]{1,5})*", value) is None:
+        raise ValueError("must be numbers such as 16,14")
+    return value
+
+
+def _mix(value: str) -> str:
+    if re.fullmatch(r"[1-9][0-9]{0,8}:[1-9][0-9]{0,8}", value) is None:
+        raise ValueError("must be two numbers such as 2:1")
+    return value
+
+
+def _device(value: str) -> str:
+    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", value) is None:
+        raise ValueError("must be auto, cpu, cuda or cuda:N")
+    return value
+
+
+NAMED = BeforeValidator(_named)
+"""A path, unless it is empty."""
+_PATHS: dict[str, Any] = {"strict": False}
+
+# Of every service.
+Listen = Annotated[
+    str, setting("Address to serve at; port 0: a free one.", metavar="HOST:PORT", min_length=1)
+]
+MetricsPort = Annotated[
+    int,
+    setting(
+        "Serve Prometheus metrics over HTTP on this port, on the host of --listen; 0: a free one.",
+        metavar="P",
+        otherwise="none",
+        ge=0,
+        le=65_535,
+    ),
+]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"], setting("Least level of what is logged.", metavar="L")
+]
+TlsCertificate = Annotated[
+    Path, NAMED, setting("Own certificate, PEM.", environment=credentials.CERT, **_PATHS)
+]
+TlsKey = Annotated[Path, NAMED, setting("Its key, PEM.", environment=credentials.KEY, **_PATHS)]
+TlsAuthority = Annotated[
+    Path, NAMED, setting("Whose certificates to trust, PEM.", environment=credentials.CA, **_PATHS)
+]
+TokenFile = Annotated[
+    Path, NAMED, setting("File with the services' token.", environment=credentials.TOKEN, **_PATHS)
+]
+TlsClients = Annotated[
+    Literal["certificate", "bearer"], setting("What to ask callers for.", environment=credentials.CLIENTS)
+]
+TlsUnneeded = Annotated[
+    bool, setting("Listen beyond this machine without TLS.", environment=credentials.INSECURE)
+]
+
+# Of a model and the stages that compute it.
+Model = Annotated[
+    str, setting("Folder, .gguf file, pulled model's name or hub id.", metavar="M", min_length=1)
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"], setting("Type of the weights.", metavar="D")
+]
+Quantization = Annotated[
+    Literal["int8"],
+    setting("Of weights, activations and KV cache.", metavar="Q", otherwise="none"),
+]
+Device = Annotated[str, AfterValidator(_device), setting("auto, cpu, cuda or cuda:N.", metavar="D")]
+Fabric = Annotated[
+    Literal["nccl", "gloo"],
+    setting(
+        "Activations to neighbours on the same host go by nccl (GPUs) or gloo.",
+        metavar="F",
+        otherwise="by gRPC",
+    ),
+]
+Executor = Annotated[
+    Literal["torch", "emulated"], setting("What computes; emulated sleeps by --profile.", metavar="E")
+]
+Profile = Annotated[
+    Path, NAMED, setting("CSV of tokens in a batch and ms of the whole model.", metavar="FILE", **_PATHS)
+]
+Hardware = Annotated[
+    str, setting("Device to model or emulate: L20, A100, A800 or H100.", metavar="NAME", otherwise="L20")
+]
+Threads = Annotated[
+    int, setting("Compute threads of a stage.", otherwise="all cores, evenly", ge=1, le=MAX_COUNT)
+]
+MemoryGib = Annotated[
+    float,
+    setting("Memory of a stage for weights and KV blocks, GiB.", otherwise="what is free", gt=0, le=1e6),
+]
+AllowDownload = Annotated[bool, setting("Fetch a hub id that is not on this machine.")]
+
+# Of an instance's scheduler.
+Policy = Annotated[defaults.Policy, setting("Scheduling policy.", metavar="P")]
+BlockSize = Annotated[int, setting("Tokens per KV block.", ge=1, le=defaults.MAX_BLOCK_SIZE)]
+KvBlocks = Annotated[int, setting("KV blocks of a stage; 0: what its memory allows.", ge=0, le=MAX_COUNT)]
+LayerSplit = Annotated[
+    str,
+    AfterValidator(_split),
+    setting("Layers of each stage, such as 16,14.", metavar="A,B,..", otherwise="by cost"),
+]
+TokenMixText = Annotated[
+    str,
+    AfterValidator(_mix),
+    setting("Tokens of a typical prompt and output, to split layers by.", metavar="P:O"),
+]
+PrefillTokens = Annotated[
+    int,
+    setting("Tokens of a step with prompts at most; 0: by policy.", ge=0, le=defaults.MAX_STEP_TOKENS),
+]
+MaxSequences = Annotated[
+    int, setting("Sequences accepted by an instance at most; 0: by policy.", ge=0, le=2**20)
+]
+MaxRunning = Annotated[
+    int,
+    setting("Sequences with KV blocks at a time at most; 0: any number.", ge=0, le=defaults.MAX_STEP_TOKENS),
+]
+Reserve = Annotated[
+    float,
+    setting(
+        "Share of the KV blocks that the forecast peak leaves free at least; below 0 overcommits memory.",
+        otherwise="by policy",
+        ge=-100,
+        le=0.9,
+    ),
+]
+PolicySettings = Annotated[
+    str,
+    setting(
+        "The policy's own, such as token_budget=384,extra_batches=1 or switching=intensity:0.05.",
+        metavar="NAME=VALUE,..",
+    ),
+]
+Microbatches = Annotated[
+    int, setting("Decode micro-batches in flight, always; 0: as the policy likes.", ge=0, le=32)
+]
+JournalPath = Annotated[
+    Path,
+    NAMED,
+    setting(
+        "Folder, or .jsonl file, for a journal of every event, see `tidepipe sim journal`.",
+        metavar="DIR",
+        **_PATHS,
+    ),
+]
+
+# Of a router, and of what it asks.
+Routing = Annotated[defaults.Routing, setting("Where requests go.", metavar="R")]
+LengthModel = Annotated[
+    Path,
+    NAMED,
+    setting(
+        "Length model to begin with (`tidepipe predictor train`).", metavar="DIR", otherwise="none", **_PATHS
+    ),
+]
+TtftMs = Annotated[float, setting("TTFT target of requests that name none.", metavar="MS", gt=0, lt=1e6)]
+TpotMs = Annotated[float, setting("TPOT target of requests that name none.", metavar="MS", gt=0, lt=1e6)]
+MacroMin = Annotated[int, setting("Instances that a new macro instance begins with.", ge=1, le=MAX_COUNT)]
+MacroMax = Annotated[
+    int, setting("Instances of a macro instance at most; one more splits it.", ge=1, le=MAX_COUNT)
+]
+MaxPending = Annotated[int, setting("Answers that may wait for an instance.", ge=1, le=MAX_COUNT)]
+DataDir = Annotated[str, setting("Folder that keeps files and batches of the HTTP API.", metavar="DIR")]
+ApiKeys = Annotated[
+    Path, NAMED, setting("Clients need one of these keys (`tidepipe keys add`).", metavar="FILE", **_PATHS)
+]
+FilesMaxBytes = Annotated[
+    int,
+    setting(
+        "Of all files of the HTTP API together, answers of batches included.",
+        otherwise=f"{defaults.FILES_BYTES >> 30} GiB",
+        ge=1,
+        le=MAX_STORED_BYTES,
+    ),
+]
+FilesExpireDays = Annotated[
+    float,
+    setting("Lifetime of files that bring none (expires_after); 0: for ever.", metavar="DAYS", ge=0, lt=1e5),
+]
+AllowHost = Annotated[
+    str,
+    setting(
+        "Names by which the HTTP API is called too, with commas; *.NAME: all below it.",
+        metavar="H,..",
+        repeatable=True,
+        min_length=1,
+    ),
+]
+AllowOrigin = Annotated[
+    str,
+    setting(
+        "Sites whose pages may call the HTTP API from a browser, such as https://chat.example.com.",
+        metavar="O,..",
+        repeatable=True,
+        min_length=1,
+    ),
+]
+MaxConnections = Annotated[
+    int,
+    setting("HTTP connections at a time.", otherwise="by the limit of open files", ge=1, le=MAX_COUNT),
+]

@@ -1,0 +1,88 @@
+"""The settings of a router."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from tidepipe_common.http.descriptors import REQUESTS
+from tidepipe_common.numerals import MAX_COUNT
+from tidepipe_common.settings import defaults, fields
+from tidepipe_common.settings.definition import setting
+from tidepipe_common.settings.service import ServiceSettings
+
+
+class RouterSettings(ServiceSettings):
+    """Takes requests and spreads them over instances."""
+
+    service: ClassVar[str] = "router"
+
+    model: fields.Model
+    model_name: Annotated[str, setting("Name that clients use.", metavar="NAME", otherwise="the model's")] = (
+        ""
+    )
+    http: Annotated[
+        str, setting("Address of the OpenAI-compatible API.", metavar="HOST:PORT", otherwise="none")
+    ] = ""
+    overall: Annotated[
+        str, setting("Router above: be one of its instances.", metavar="HOST:PORT", otherwise="none")
+    ] = ""
+    advertise: Annotated[
+        str, setting("Where it reaches us.", metavar="HOST:PORT", otherwise="that of --listen")
+    ] = ""
+    name: Annotated[str, setting("Our name there.", metavar="NAME", otherwise="one of our own")] = ""
+    provisioner: Annotated[str, setting("Starts and stops instances.", metavar="HOST:PORT")] = ""
+    predictor: Annotated[str, setting("Shown in the cluster's status.", metavar="HOST:PORT")] = ""
+    max_requests: Annotated[int, setting("Requests accepted at a time.", ge=1, le=MAX_COUNT)] = REQUESTS
+    max_pending: fields.MaxPending = REQUESTS
+    routing: fields.Routing = "least-loaded"
+    ttft_ms: fields.TtftMs = 1000 * defaults.TTFT_S
+    tpot_ms: fields.TpotMs = 1000 * defaults.TPOT_S
+    macro_min: fields.MacroMin = defaults.MACRO_MIN
+    macro_max: fields.MacroMax = defaults.MACRO_MAX
+    remember_s: Annotated[
+        float, setting("How long an ended request can be asked for.", metavar="S", gt=0, lt=1e6)
+    ] = 120.0
+    take_over: Annotated[bool, setting("Of a router that listens here; SIGUSR1 then tells it to leave.")] = (
+        False
+    )
+    drain_s: Annotated[
+        float,
+        setting("How long answers may go on after another router has taken over.", metavar="S", gt=0, lt=1e6),
+    ] = 600.0
+    data_dir: fields.DataDir = ""
+    batch_concurrency: Annotated[
+        int, setting("Requests of batches in flight at most.", ge=1, le=MAX_COUNT)
+    ] = 256
+    files_max_bytes: fields.FilesMaxBytes = defaults.FILES_BYTES
+    files_expire_days: fields.FilesExpireDays = defaults.FILES_LIFETIME_S / 86_400
+    allow_host: fields.AllowHost | None = None
+    allow_origin: fields.AllowOrigin | None = None
+    max_connections: fields.MaxConnections | None = None
+    max_connections_per_address: Annotated[
+        int | None,
+        setting(
+            "Of these, from one address.",
+            otherwise="half, and all from this machine",
+            ge=1,
+            le=MAX_COUNT,
+        ),
+    ] = None
+    api_keys: fields.ApiKeys | None = None
+    patience_s: Annotated[
+        float,
+        setting("How long a request waits while there is no instance at all.", metavar="S", gt=0, lt=1e6),
+    ] = 60.0
+    stop_grace_s: Annotated[
+        float,
+        setting("How long answers may go on after the process was told to stop.", metavar="S", gt=0, lt=1e6),
+    ] = 10.0
+
+    @property
+    def served_name(self) -> str:
+        """That clients use: the one given, the folder's or file's, or the model as it was called."""
+        path = Path(self.model).expanduser()
+        if self.model_name or not path.exists():
+            return self.model_name or self.model
+        path = path.resolve()
+        return path.stem if path.suffix == ".gguf" else path.name
