@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 from functools import cache
@@ -113,3 +114,9 @@ def test_each_page_is_linked_from_another() -> None:
             if path and not re.match(r"[a-z]+:", path):
                 linked.add(((ROOT / page).parent / path).resolve())
     assert not [page for page in PAGES if page.startswith("docs/") and (ROOT / page).resolve() not in linked]
+
+
+@pytest.mark.parametrize("package", [name for name in sources() if name.endswith("/__init__.py")])
+def test_packages_say_what_they_are(package: str) -> None:
+    if not package.startswith(("tests/", "tidepipe/v1/")):
+        assert ast.get_docstring(ast.parse((ROOT / package).read_text()))
