@@ -27,7 +27,7 @@ class Strict(BaseModel):
 
 
 class SecuritySettings(Strict):
-    """Who a process is, and what it asks of others (docs/security.md)."""
+    """Who a process is, and what it asks of others (docs/guide/security.md)."""
 
     tls_cert: TlsCertificate | None = None
     tls_key: TlsKey | None = None
