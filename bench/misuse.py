@@ -30,7 +30,6 @@ from typing import Any
 import httpx
 import psutil
 
-from bench.misuse_endless import endless_copy
 from bench.misuse_inputs import ENDLESS, KINDS
 from bench.misuse_lag import read_lags
 from launcher.child import Child
@@ -108,6 +107,24 @@ class Watch:
                     sizes = [one.memory_info().rss for one in (family, *family.children(recursive=True))]
                     self.peak[child.name] = max(self.peak.get(child.name, 0), sum(sizes) // MIB)
             await asyncio.sleep(0.25)
+
+
+def endless_copy(model: Path, folder: Path) -> Path:
+    """A checkpoint without an end token, as some people have them: a structure can never end there.
+
+    A folder with the same weights, in which no file names an end.
+    """
+    folder.mkdir()
+    for path in model.iterdir():
+        if path.suffix == ".json" and path.name != "tokenizer.json":
+            values = json.loads(path.read_text(encoding="utf-8"))
+            for name in ("eos_token_id", "eos_token"):
+                if isinstance(values, dict) and name in values:
+                    values[name] = None
+            (folder / path.name).write_text(json.dumps(values), encoding="utf-8")
+        else:
+            (folder / path.name).symlink_to(path.resolve())
+    return folder
 
 
 async def canaries(cluster: LocalCluster) -> list[str]:

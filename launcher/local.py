@@ -13,10 +13,8 @@ from zlib import crc32
 
 from launcher.child import Child, ChildSpec, ClusterError
 from launcher.config import ClusterConfig
-from launcher.layers import check_model
 from launcher.local_instances import LocalInstances
 from launcher.log_files import keep_short
-from launcher.measured import with_kept_profile
 from launcher.plan import predictor_spec, router_spec
 from launcher.ports import choose_port, join
 from launcher.processes import Processes
@@ -27,6 +25,7 @@ from launcher.security import ClusterSecurity
 from tidepipe.client.async_client import AsyncClient
 from tidepipe_common.errors import ConfigError, TidePipeError, UnavailableError
 from tidepipe_common.exception_groups import leaves
+from tidepipe_common.latency.kept_profile import Measured, kept_profile
 from tidepipe_common.model_source import resolve_model
 from tidepipe_common.security.credentials import Credentials
 
@@ -271,3 +270,45 @@ def _state_name(model: Path | None) -> str:
         raise ConfigError(
             f"there is no length model in {model} ({error.strerror}); make one: tidepipe predictor train"
         ) from error
+
+
+def check_model(config: ClusterConfig, model: Path) -> None:
+    """ModelError if its configuration cannot be run; ConfigError if it cannot be split as asked.
+
+    model: where it was found. A stage worker would refuse it in the same words, beside a router that is about
+    something else.
+    """
+    # Late: other commands do without.
+    from stage_worker.loading.model_spec import read_spec
+
+    layers = read_spec(model).layers
+    if config.stages > layers:
+        raise ConfigError(
+            f"{config.model} has {layers} layers, and each stage needs one: --stages can be 1 to {layers}, "
+            f"not {config.stages}"
+        )
+    if config.layer_split is not None:
+        from controller.scheduler.split import given_split
+
+        given_split([int(count) for count in config.layer_split.split(",")], layers, config.stages)
+
+
+def with_kept_profile(config: ClusterConfig, model: Path) -> ClusterConfig:
+    """The same settings, with the profile that was measured for them. model: where it was found.
+
+    Only for real workers: emulated ones take what they are told to be.
+    """
+    if config.profile is not None or config.executor != "torch":
+        return config
+    stages = config.stages * config.instances
+    path = kept_profile(
+        Measured(
+            str(model.resolve()),
+            config.device,
+            config.dtype,
+            config.quantization,
+            config.stage_threads,
+            stages,
+        )
+    )
+    return config.model_copy(update={"profile": str(path)}) if path.is_file() else config

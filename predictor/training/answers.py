@@ -9,9 +9,9 @@ import numpy as np
 
 from predictor.training.bins import Flags
 from predictor.training.words import WordTable
+from tidepipe_common.lengths.calibration import Ends
 from tidepipe_common.lengths.distribution import Floats
 from tidepipe_common.lengths.hazard import request_rows
-from tidepipe_common.lengths.reached import Ends
 from tidepipe_common.lengths.recent import RecentLengths
 from tidepipe_common.lengths.request import Observation
 from tidepipe_common.lengths.survival import censored_quantiles

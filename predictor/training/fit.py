@@ -12,9 +12,9 @@ from predictor.training.bins import Indices, choose_edges, risk_table
 from predictor.training.trees import Settings, fit_hazard, loss, scored_rows
 from predictor.training.words import best_strength
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.lengths.calibration import ReachedLevels
 from tidepipe_common.lengths.distribution import Floats
 from tidepipe_common.lengths.hazard import HazardModel
-from tidepipe_common.lengths.reached import ReachedLevels
 from tidepipe_common.lengths.recent import RecentLengths
 from tidepipe_common.lengths.request import LEVELS, Observation
 from tidepipe_common.lengths.trained import TrainedLengths

@@ -8,12 +8,12 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from tidepipe.cli.admin.app import admin_app
-from tidepipe.cli.arguments import check_arguments
 from tidepipe.cli.batch import batch
 from tidepipe.cli.bench import bench_app
 from tidepipe.cli.certs import certs_app
@@ -27,10 +27,10 @@ from tidepipe.cli.profile import profile
 from tidepipe.cli.sim import sim_app
 from tidepipe.cli.up import up
 from tidepipe.services import find_services
-from tidepipe_common.errors import TidePipeError
+from tidepipe_common.errors import InvalidRequestError, TidePipeError
 from tidepipe_common.extras import SERVER, require
 from tidepipe_common.http.descriptors import raise_limit
-from tidepipe_common.text.text import on_terminal
+from tidepipe_common.text.text import is_text, on_one_line, on_terminal
 from tidepipe_common.version import tidepipe_version
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -89,6 +89,20 @@ app.add_typer(certs_app, name="certs")
 app.add_typer(sim_app, name="sim")
 strict_numbers(app)
 _wrap_helps(app)
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """InvalidRequestError names the first argument that is not UTF-8, which a shell may hand over.
+
+    Python turns such bytes into lone surrogates, which no file name of ours, request or message can hold.
+    """
+    for number, argument in enumerate(arguments):
+        if is_text(argument):
+            continue
+        before = arguments[number - 1] if number else ""
+        name = before if before.startswith("-") and len(before) > 1 else f"argument {number + 1}"
+        shown = on_one_line(os.fsencode(argument).decode("utf-8", "backslashreplace"))[:100]
+        raise InvalidRequestError(f"{on_one_line(name)[:100]} is not valid UTF-8: {shown}")
 
 
 def main() -> None:

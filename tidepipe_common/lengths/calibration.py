@@ -10,14 +10,124 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tidepipe_common.lengths.request import Observation
 from tidepipe_common.lengths.survival import censored_quantiles
 
 HIGHEST = 0.9999
 """Asked for at most: level 1 of a distribution without end is infinite."""
+KEPT = 2048
+LEAST_OF_LIMIT = 200
+"""So many answers with one max_tokens are calibrated by themselves."""
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """How answers ended; all (n,). cut: by a limit or cancelled. lost: cancelled before the limit."""
+
+    cut: Flags
+    lost: Flags
+    limits: Floats
+
+    @classmethod
+    def of(cls, observations: Sequence[Observation]) -> Ends:
+        """In their order."""
+        return cls(
+            np.array([one.censored for one in observations], dtype=np.bool_),
+            np.array([one.lost for one in observations], dtype=np.bool_),
+            np.array([one.features.limit for one in observations], dtype=np.float64),
+        )
+
+
+class ReachedLevels:
+    """The newest levels, bounded.
+
+    Callers see lengths up to max_tokens. Of answers with one and the same limit the share that is covered
+    can be set exactly, whatever happens behind it: whoever reached the limit, at level F(limit), is covered
+    from that level on. That holds for this limit only, so each that is frequent is calibrated by its own
+    answers. For the rest all answers count, those that were cut as "at least" (Kaplan-Meier).
+    """
+
+    def __init__(self, levels: Floats, ends: Ends) -> None:
+        """Oldest first."""
+        self._levels = levels[-KEPT:]
+        self._ends = _newest(ends, KEPT)
+        self._asked: dict[tuple[float | None, tuple[float, ...]], Floats] = {}
+        self._frequent = self._count()
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    @property
+    def levels(self) -> Floats:
+        """(n,)."""
+        return self._levels
+
+    @property
+    def ends(self) -> Ends:
+        """Of the same answers."""
+        return self._ends
+
+    def copy(self) -> ReachedLevels:
+        """The same now; what comes later is added to one of them."""
+        return ReachedLevels(self._levels, self._ends)
+
+    def asked(self, levels: tuple[float, ...], limits: Floats) -> Floats:
+        """The model's levels that cover the given shares, for requests with these limits: (n, levels)."""
+        return np.stack([self._asked_of(levels, limit) for limit in limits.tolist()])
+
+    def own(self, limits: Floats) -> Flags:
+        """Which limits are calibrated by their own answers."""
+        return np.array([limit in self._frequent for limit in limits.tolist()], dtype=np.bool_)
+
+    def add(self, levels: Floats, ends: Ends) -> None:
+        """New ones push out the oldest."""
+        self._set(
+            np.concatenate([self._levels, levels]),
+            Ends(
+                np.concatenate([self._ends.cut, ends.cut]),
+                np.concatenate([self._ends.lost, ends.lost]),
+                np.concatenate([self._ends.limits, ends.limits]),
+            ),
+            KEPT,
+        )
+
+    def keep_newest(self, count: int) -> None:
+        """Forget all but the newest: the world has changed."""
+        self._set(self._levels, self._ends, count)
+
+    def _set(self, levels: Floats, ends: Ends, kept: int) -> None:
+        self._levels, self._ends = levels[-kept:], _newest(ends, kept)
+        self._asked.clear()
+        self._frequent = self._count()
+
+    def _count(self) -> frozenset[float]:
+        values, counts = np.unique(self._ends.limits, return_counts=True)
+        # After a change few are left; if they are all alike they need not be many.
+        least = min(LEAST_OF_LIMIT, len(self._levels))
+        return frozenset(values[counts >= least].tolist())
+
+    def _asked_of(self, levels: tuple[float, ...], limit: float) -> Floats:
+        group = limit if limit in self._frequent else None
+        if (found := self._asked.get((group, levels))) is None:
+            if group is None:
+                found = calibrated_levels(self._levels, self._ends.cut, levels)
+            else:
+                own = self._ends.limits == group
+                found = calibrated_levels(self._levels[own], self._ends.lost[own], levels)
+            self._asked[group, levels] = found
+        return found
+
+
+def _newest(ends: Ends, count: int) -> Ends:
+    return Ends(ends.cut[-count:], ends.lost[-count:], ends.limits[-count:])
 
 
 def calibrated_levels(

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tidepipe_common.errors import ModelError
 from tidepipe_common.lengths.booster import lightgbm
+from tidepipe_common.lengths.calibration import Ends, ReachedLevels
 from tidepipe_common.lengths.hazard import COLUMNS, HazardModel
 from tidepipe_common.lengths.prompt import BUCKETS, VERSION
-from tidepipe_common.lengths.reached import Ends, ReachedLevels
 from tidepipe_common.lengths.recent import RecentLengths
 from tidepipe_common.lengths.trained import TrainedLengths
 

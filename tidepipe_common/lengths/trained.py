@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from tidepipe_common.lengths.calibration import Ends, ReachedLevels
 from tidepipe_common.lengths.distribution import Floats
 from tidepipe_common.lengths.hazard import HazardModel
-from tidepipe_common.lengths.reached import Ends, ReachedLevels
 from tidepipe_common.lengths.recent import RecentLengths
 from tidepipe_common.lengths.request import LEVELS, LengthPrediction, Observation, RequestFeatures
 

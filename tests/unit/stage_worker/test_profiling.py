@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config import ClusterConfig
-from launcher.measured import with_kept_profile
+from launcher.local import with_kept_profile
 from stage_worker.executors.protocol import StepOutput
 from stage_worker.executors.torch_sequences import SequenceTables
 from stage_worker.profiling.check import compare, mixed_steps

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from tidepipe.batch.input_file import count_lines
 from tidepipe.batch.places import check_places
 from tidepipe.cli.admin.groups_view import print_groups
-from tidepipe.cli.arguments import check_arguments
-from tidepipe.cli.main import main
+from tidepipe.cli.main import check_arguments, main
 from tidepipe.client.admin import AdminClient
 from tidepipe.client.requests import check_endpoint, make_request, make_sampling
 from tidepipe_common.errors import ConfigError, InvalidRequestError, TidePipeError
