@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from controller.runtime.activity_recorder import MAX_PREDICTED
 from controller.runtime.live import LiveInstance
 from controller.scheduler.actions import Action, Finish, PhaseSwitched
 from controller.scheduler.events import Event, LengthPredicted, StagesLost
@@ -15,9 +16,6 @@ from tidepipe_common.telemetry.buckets import TOKENS
 from tidepipe_common.telemetry.telemetry import Telemetry, gauge, total
 from tidepipe_common.types.plan import Phase
 from tidepipe_common.types.sampling import FinishReason
-
-MAX_PREDICTED = 65_536
-"""Predictions that wait for their outputs at most."""
 
 
 class ControllerMetrics:

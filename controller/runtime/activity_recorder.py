@@ -23,6 +23,7 @@ WINDOW_S = 10.0
 """Time over which busy shares are taken."""
 SCORED = 256
 MAX_PREDICTED = 65_536
+"""Predictions that wait for their outputs at most."""
 
 
 class _Step(NamedTuple):

@@ -29,12 +29,11 @@ from controller.scheduler.events import (
 from controller.scheduler.scheduler import Scheduler
 from tidepipe_common.errors import InvalidRequestError, UnavailableError
 from tidepipe_common.notifier import Notifier
-from tidepipe_common.rpc.results import ResultsHub
+from tidepipe_common.rpc.results import ABANDONED_AFTER_S, ResultsHub
 from tidepipe_common.settings.defaults import LIVE_POLICIES
 from tidepipe_common.types.plan import StepReport
 
 TICK_S = 0.1
-ABANDONED_AFTER_S = 15.0
 
 Observer = Callable[[Event, Sequence[Action], float, float], None]
 """Is told an event, what followed from it, when, and how many seconds the decision took."""

@@ -10,7 +10,7 @@ import numpy as np
 from predictor.training.answers import Answers
 from predictor.training.bins import Indices, choose_edges, risk_table
 from predictor.training.trees import Settings, fit_hazard, loss, scored_rows
-from predictor.training.words import best_strength
+from predictor.training.words import FOLDS, best_strength
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.lengths.calibration import ReachedLevels
 from tidepipe_common.lengths.distribution import Floats
@@ -22,7 +22,6 @@ from tidepipe_common.settings.defaults import LEAST_ANSWERS
 
 MOST_ANSWERS = 20_000
 """The newest are used: more cost memory and bring little."""
-FOLDS = 5
 TREE_COUNTS = (10, 20, 40, 60, 80, 100)
 
 

@@ -26,7 +26,7 @@ from tidepipe_common.errors import IncompatibleError, InvalidRequestError, TideP
 from tidepipe_common.latency.work import StepCosts
 from tidepipe_common.notifier import Notifier
 from tidepipe_common.rpc.channel import open_channel
-from tidepipe_common.rpc.status import from_rpc_error, translated
+from tidepipe_common.rpc.status import TRANSIENT, from_rpc_error, translated
 from tidepipe_common.types.results import SequenceUpdate
 from tidepipe_common.types.sampling import FinishReason
 
@@ -44,7 +44,6 @@ LAST_RETRY_S = 1.0
 SILENCE_S = 2.0
 """Many times the interval between reports: longer, and the instance's state is unknown."""
 
-_TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
 log = structlog.get_logger()
 
@@ -463,7 +462,7 @@ class HandOver:
 
     def _failed(self, batch: Sequence[Placement], error: grpc.aio.AioRpcError) -> None:
         log.warning("handing over failed", code=error.code().name, details=error.details(), size=len(batch))
-        transient = error.code() in _TRANSIENT
+        transient = error.code() in TRANSIENT
         for placement in reversed(batch):
             if not self._is_here(placement):
                 continue

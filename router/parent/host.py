@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 from router.instances.dispatcher import Dispatcher
 from router.parent.sequence import ForwardedSequence
-from tidepipe_common.rpc.results import ResultsHub
+from tidepipe_common.rpc.results import ABANDONED_AFTER_S, ResultsHub
 from tidepipe_common.types.sampling import FinishReason
 
-ABANDONED_AFTER_S = 15.0
 SWEEP_S = 0.5
 
 

@@ -16,6 +16,7 @@ from router.requests.entry import Pacing, RequestEntry, Subscription, owned_name
 from router.requests.meter import RequestMeter, Unmeasured
 from router.requests.running_answer import RunningAnswer
 from router.scheduler.pending import LARGEST_SHARE
+from router.scheduler.request import UNSAID_TOKENS
 from tidepipe_common.errors import (
     InvalidRequestError,
     NotFoundError,
@@ -29,8 +30,6 @@ from tidepipe_common.types.request import GenerationRequest
 from tidepipe_common.types.results import SequenceUpdate
 
 SWEEP_S = 0.5
-UNSAID_TOKENS = 256
-"""Charged for an answer in advance whose length nobody limited; what it took is settled at its end."""
 DRAIN_POLL_S = 0.05
 RETRY_AFTER_MS = 1000
 SUBMIT_GRACE_S = 10.0

@@ -8,7 +8,8 @@ from router.scheduler.slo import SloTarget
 from tidepipe_common.latency.work import PrefillWork, prompt_work
 
 UNSAID_TOKENS = 256
-"""Of an answer that count in its tenant's share, at most."""
+"""Of an answer whose length nobody limited: they count in its tenant's share and are charged
+in advance; what it took is settled at its end."""
 
 
 @dataclass(frozen=True, slots=True)

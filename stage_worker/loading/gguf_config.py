@@ -9,14 +9,13 @@ from typing import TypeVar
 from gguf.constants import GGMLQuantizationType
 
 from stage_worker.loading.gguf_header import GgufHeader, SkippedArray
-from stage_worker.models.spec import ModelSpec, RopeSpec, unsupported_architecture
+from stage_worker.models.spec import MOST_LAYERS, ModelSpec, RopeSpec, unsupported_architecture
 from tidepipe_common.errors import ModelError
 
 # Mistral's converter writes it as llama, which it equals but for the sliding window.
 _ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
 _SMOLLM3_NO_ROPE_INTERVAL = 4  # fixed in llama.cpp too: the file does not carry it
 
-_MOST_LAYERS = 10_000
 
 _KNOWN_KEYS = frozenset(
     {
@@ -76,8 +75,8 @@ def from_gguf(header: GgufHeader, *, rope_divisors: tuple[float, ...] = ()) -> M
     keys.refuse_unknown()
 
     layers = keys.required("block_count", int)
-    if not 1 <= layers <= _MOST_LAYERS:
-        raise ModelError(f"{source}: {architecture}.block_count must be 1 to {_MOST_LAYERS}, got {layers}")
+    if not 1 <= layers <= MOST_LAYERS:
+        raise ModelError(f"{source}: {architecture}.block_count must be 1 to {MOST_LAYERS}, got {layers}")
     hidden = keys.required("embedding_length", int)
     heads = keys.required("attention.head_count", int)
     if heads < 1:

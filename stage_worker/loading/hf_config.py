@@ -11,6 +11,7 @@ from stage_worker.loading.config_keys import refuse_unknown_keys, refuse_unknown
 from stage_worker.models.spec import (
     DTYPES,
     LARGEST,
+    MOST_LAYERS,
     ROPE_KINDS,
     SUPPORTED_ARCHITECTURES,
     ModelSpec,
@@ -41,7 +42,6 @@ class _Family:
     eos: int | None = None
 
 
-_MOST_LAYERS = 10_000
 _KINDS: Mapping[type, str] = {int: "an integer", float: "a number", bool: "true or false"}
 _LARGEST_NUMBER = 2**63
 _MOST_ENDS = 1024
@@ -84,7 +84,7 @@ def from_hf_config(
     _refuse_unsupported(config, source)
     refuse_unknown_keys(config, model_type, source)
 
-    layers = _dimension(config, "num_hidden_layers", None, source, most=_MOST_LAYERS)
+    layers = _dimension(config, "num_hidden_layers", None, source, most=MOST_LAYERS)
     hidden = _dimension(config, "hidden_size", None, source)
     heads = _dimension(config, "num_attention_heads", None, source)
     context_length = _dimension(config, "max_position_embeddings", family.context_length, source)

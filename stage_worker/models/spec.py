@@ -19,6 +19,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 """Data types of weights and activations."""
 
 
+MOST_LAYERS = 10_000
 LARGEST = 2**31 - 1
 """Of all dimensions: what goes over the wire, and what kernels index with."""
 

@@ -17,8 +17,8 @@ from stage_worker.profiling.measure import CHUNK, LONG, Plan, Slice, Stopwatch, 
 from stage_worker.profiling.rehearsal import Rehearsal, Step
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.profile import Profile
+from tidepipe_common.settings.defaults import BLOCK_SIZE
 
-BLOCK_SIZE = 16
 CPU_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 GPU_SIZES = (1, 2, 4, 8, 16, 32, *range(64, 513, 64), *range(640, 2049, 128))
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tidepipe.cli.waiting import named_if_slow
+from tidepipe.client.admin import CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
     from tidepipe.client.async_client import AsyncClient
     from tidepipe.client.retry import RetryPolicy
     from tidepipe_common.security.credentials import Credentials
-
-CONNECT_TIMEOUT_S = 5.0
 
 
 def waiting_for(endpoint: str) -> str:

@@ -11,12 +11,11 @@ from typing import Self
 import grpc
 
 from tidepipe.client.errors import StreamGapError
+from tidepipe.client.retry import CANCEL_TIMEOUT_S
 from tidepipe.client.session import GenerationSession
 from tidepipe.client.types import StreamEvent
 from tidepipe.v1 import inference_pb2, inference_pb2_grpc
 from tidepipe_common.errors import UnavailableError
-
-CANCEL_TIMEOUT_S = 2.0
 
 
 class AsyncStream:

@@ -9,9 +9,10 @@ from typing import Any
 
 import grpc
 
-from tidepipe_common.rpc.status import RETRY_AFTER
+from tidepipe_common.rpc.status import RETRY_AFTER, TRANSIENT
 
-_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+CANCEL_TIMEOUT_S = 2.0
+"""For telling the router that an answer is not wanted any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def is_loss(error: grpc.RpcError) -> bool:
     if code is grpc.StatusCode.INTERNAL:
         # What a call sees when the process at the other end is killed in the middle of a message.
         return "RST_STREAM" in (error.details() or "")
-    return code in _LOST
+    return code in TRANSIENT
 
 
 def queue_full_wait_s(error: grpc.RpcError) -> float | None:

@@ -16,11 +16,10 @@ from tidepipe_common.limits import (
     MAX_STOP_TOKEN_IDS,
     MAX_USER_CHARACTERS,
 )
-from tidepipe_common.openai.numbers import TokenId
+from tidepipe_common.openai.numbers import MAX_INT, TokenId
 from tidepipe_common.openai.validation import Refusal, checked_text, quoted
 from tidepipe_common.text.json_text import kind
 
-_MAX_INT = 2**31 - 1
 _TOKEN_NAME = re.compile("(0|[1-9][0-9]{0,9})")
 """A token id as a name in logit_bias, in one way only: "01" beside "1" would be one id twice."""
 
@@ -120,8 +119,8 @@ def _prompt(value: Any) -> str | tuple[int, ...]:
     if not value:
         raise ValueError("must not be an empty list")
     if all(type(item) is int for item in value):
-        if not (min(value) >= 0 and max(value) <= _MAX_INT):
-            raise ValueError(f"must have token ids in [0, {_MAX_INT}]")
+        if not (min(value) >= 0 and max(value) <= MAX_INT):
+            raise ValueError(f"must have token ids in [0, {MAX_INT}]")
         return tuple(value)
     if all(isinstance(item, str | list) for item in value):
         if len(value) > 1:
@@ -178,7 +177,7 @@ def _shape(value: Any) -> str:
     return kind(value)
 
 
-_TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": _MAX_INT}, "minItems": 1}
+_TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MAX_INT}, "minItems": 1}
 _TEXT = {"type": "string", "minLength": 1}
 _STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_CHARACTERS}
 _TEXT_PART = {
@@ -211,7 +210,7 @@ StopTokenIds = Annotated[
     WithJsonSchema(
         {
             "type": "array",
-            "items": {"type": "integer", "minimum": 0, "maximum": _MAX_INT},
+            "items": {"type": "integer", "minimum": 0, "maximum": MAX_INT},
             "maxItems": MAX_STOP_TOKEN_IDS,
         }
     ),

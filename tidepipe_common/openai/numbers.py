@@ -11,7 +11,7 @@ from pydantic import Field, WithJsonSchema
 
 from tidepipe_common.limits import MAX_ANSWERS, MAX_LOGPROBS
 
-_MAX_INT = 2**31 - 1
+MAX_INT = 2**31 - 1
 
 
 def _integer(low: int, high: int | None = None) -> WithJsonSchema:
@@ -23,9 +23,9 @@ def _number(**limits: float) -> WithJsonSchema:
     return WithJsonSchema({"type": "number", **limits})
 
 
-Count = Annotated[int, Field(ge=0, le=_MAX_INT)]
-TokenId = Annotated[int, Field(ge=0, le=_MAX_INT)]
-OutputTokens = Annotated[Count, _integer(1, _MAX_INT)]
+Count = Annotated[int, Field(ge=0, le=MAX_INT)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
+OutputTokens = Annotated[Count, _integer(1, MAX_INT)]
 Answers = Annotated[Count, _integer(1, MAX_ANSWERS)]
 TopLogprobs = Annotated[Count, _integer(0, MAX_LOGPROBS)]
 Seed = Annotated[int, _integer(-(2**63), 2**64 - 1)]

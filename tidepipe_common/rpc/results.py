@@ -20,6 +20,8 @@ from tidepipe_common.types.logprob_log import LogprobLog
 from tidepipe_common.types.results import End, SequenceUpdate
 from tidepipe_common.types.sampling import PositionLogprobs
 
+ABANDONED_AFTER_S = 15.0
+"""Without its router a sequence goes on for so long: a restarted one takes it up again."""
 MAX_REMEMBERED = 8192
 """Ended sequences that are kept for a router that comes back."""
 MAX_REMEMBERED_BYTES = 64 * 1024 * 1024

@@ -30,6 +30,8 @@ RETRY_AFTER = "retry-after-ms"
 PARAM = "tidepipe-param"
 KIND = "tidepipe-kind"
 """Tells kinds of errors apart that have one status."""
+TRANSIENT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+"""The other side may be there again in a moment."""
 _TOO_LARGE = "message larger than max"
 
 _CODES: tuple[tuple[type[TidePipeError], grpc.StatusCode], ...] = (
