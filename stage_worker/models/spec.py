@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from tidepipe_common.errors import ModelError
@@ -47,7 +47,7 @@ class RopeSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSpec:
+class ModelSpec(ModelShape):
     """A decoder-only transformer with RMSNorm, grouped-query attention, RoPE and SwiGLU.
 
     sliding_windows: per layer, how many positions back a token sees (itself included), or None for all.
@@ -55,17 +55,6 @@ class ModelSpec:
     native_dtype: of the checkpoint; bfloat16 for block-quantized ones.
     """
 
-    architecture: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocab_size: int
-    context_length: int
-    eos_token_ids: tuple[int, ...]
-    tied_embeddings: bool
     rms_eps: float
     rope: RopeSpec
     qkv_bias: bool
@@ -78,20 +67,8 @@ class ModelSpec:
 
     @property
     def shape(self) -> ModelShape:
-        """The dimensions that scheduling and splitting need."""
-        return ModelShape(
-            architecture=self.architecture,
-            layers=self.layers,
-            hidden=self.hidden,
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            intermediate=self.intermediate,
-            vocab_size=self.vocab_size,
-            context_length=self.context_length,
-            eos_token_ids=self.eos_token_ids,
-            tied_embeddings=self.tied_embeddings,
-        )
+        """The dimensions alone, which scheduling and splitting need."""
+        return ModelShape(**{one.name: getattr(self, one.name) for one in fields(ModelShape)})
 
     @property
     def query_size(self) -> int:
