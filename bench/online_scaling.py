@@ -23,6 +23,7 @@ from router.scheduler.scaling import ScalingRules
 from simulator.cluster import ClusterRules, VirtualCluster
 from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
 from simulator.job import Job
+from tidepipe_common.settings.defaults import ROUTING_POLICIES
 from workloads.arrivals import MIXES
 
 WINDOW_S = 5.0
@@ -130,7 +131,7 @@ def main() -> None:
     parser.add_argument(
         "--runs", default="1:0,0.3:0,0.3:30", help="expand at (share of the TTFT target):start (s), several"
     )
-    parser.add_argument("--policy", default="padg")
+    parser.add_argument("--policy", default="padg", help="where requests go", choices=ROUTING_POLICIES)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("-o", "--out", type=Path, default=Path())
     options = parser.parse_args()

@@ -116,6 +116,10 @@ class BatchRun:
         UnavailableError if the service is lost for good; what is finished is kept.
         """
         served = [model.name for model in await self._client.models()]
+        if not served:
+            raise UnavailableError(
+                "no model is served there yet: `tidepipe admin status` shows what is being started"
+            )
         names = (*served, *self._model_sources)
         before = await self._client.status()
         watcher = asyncio.create_task(self._watch(), name="watch the cluster")
