@@ -14,13 +14,13 @@ from pathlib import Path
 
 from tidepipe_common.security.authority import CA_KEY_FILE, make_certificates
 from tidepipe_common.security.key_store import KeyStore
+from tidepipe_common.settings.defaults import CERTIFICATE_DAYS
 
 CONTAINER_USER = 10001
 HOSTS = (
     "router", "predictor", "controller-a", "controller-b",
     "worker-a-0", "worker-a-1", "worker-b-0", "worker-b-1",
 )  # fmt: skip
-DAYS = 365.0
 KEYS_FILE = "keys/keys.db"
 """In a folder of its own, which the router mounts: a key store that is restored is another file."""
 GRAFANA_FILE = "grafana-password"
@@ -36,7 +36,7 @@ def make_secrets(folder: Path) -> str:
     """Fill a new folder; the API key of its first user, with both roles. ConfigError if it is not empty."""
     authority = authority_folder(folder)
     authority.mkdir(mode=0o700, parents=True, exist_ok=True)
-    make_certificates(folder, HOSTS, DAYS, authority / CA_KEY_FILE)
+    make_certificates(folder, HOSTS, CERTIFICATE_DAYS, authority / CA_KEY_FILE)
     folder.chmod(0o755)
     keys = folder / KEYS_FILE
     keys.parent.mkdir(mode=0o700)

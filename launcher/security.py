@@ -27,11 +27,10 @@ from tidepipe_common.security.principals import (
     STAGE_WORKER,
 )
 from tidepipe_common.security.trusted_files import UntrustedError, trusted
+from tidepipe_common.settings.defaults import CERTIFICATE_DAYS
 
 AUTO = "auto"
 AUTO_FOLDER = "tls"
-AUTO_DAYS = 365.0
-"""A cluster may be up for long, and its last thirty days are full of warnings."""
 OWN_KEY_NAME = "supervisor of a local cluster"
 OWN_KEY_S = 3600.0
 """A supervisor that is killed leaves a key of an admin behind, which must not stay one for ever."""
@@ -78,7 +77,7 @@ class ClusterSecurity:
             folder = run_dir / AUTO_FOLDER
             if not folder.exists():
                 hosts = [] if is_loopback(config.host) else [config.host, socket.gethostname()]
-                make_certificates(folder, hosts, AUTO_DAYS)
+                make_certificates(folder, hosts, CERTIFICATE_DAYS)
         else:
             folder = Path(config.tls).absolute()  # processes on other nodes begin in other folders
             if not (folder / CA_FILE).is_file():

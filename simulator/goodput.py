@@ -13,10 +13,10 @@ from router.scheduler.slo import SloTarget
 from simulator.cluster_spec import ClusterSpec
 from simulator.job import Job
 from simulator.systems import run_system, scan
+from tidepipe_common.settings.defaults import QUANTILES
 from workloads.arrivals import Arrivals, requests_at
 from workloads.mixes import Workload
 
-QUANTILES = (50, 90, 99)
 WARM_UP, COOL_DOWN = 0.25, 0.9
 """Shares of a run between which requests are counted: the cluster is in its steady state."""
 

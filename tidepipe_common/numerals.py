@@ -59,6 +59,16 @@ class NumberRange:
     above: bool = False
     below: bool = False
 
+    @classmethod
+    def within(
+        cls, whole: bool, least: float | None, most: float | None, *, above: bool = False, below: bool = False
+    ) -> NumberRange:
+        """least, most: None where nobody says so; then what services and commands can hold."""
+        limit = MAX_COUNT if whole else MAX_DECIMAL
+        return cls(
+            whole, -limit - whole if least is None else least, limit if most is None else most, above, below
+        )
+
     def parse(self, text: str) -> int | float | None:
         """The number that the text is, within the range or not; None if it is none."""
         return whole_number(text) if self.whole else decimal(text)

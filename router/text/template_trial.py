@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 
 from tidepipe_common.errors import ModelError
+from tidepipe_common.process_limits import limit_process
 
 MAX_CPU_S = 2
 MAX_WALL_S = 30
@@ -56,10 +56,7 @@ def try_out(templates: Sequence[str], source: str) -> None:
 
 def main() -> int:
     """The exit code says what is wrong."""
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Its default is to end the process, whatever it is in the middle of.
-    signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)
+    limit_process(MAX_BYTES, MAX_CPU_S)
     from jinja2 import TemplateSyntaxError
 
     try:

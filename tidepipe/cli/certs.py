@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from tidepipe_common.settings.defaults import CERTIFICATE_DAYS
+
 certs_app = typer.Typer(help="Make and renew certificates for mutual TLS.", no_args_is_help=True)
 
-_DAYS = 365.0
 _Days = Annotated[float, typer.Option("--days", max=36_500.0, help="Days until they expire.")]
 
 
@@ -26,7 +27,7 @@ def make(
         list[str] | None,
         typer.Option("--host", help="Name or address of a machine of the cluster; repeatable."),
     ] = None,
-    days: _Days = _DAYS,
+    days: _Days = CERTIFICATE_DAYS,
 ) -> None:
     """Make a development CA, a certificate for each service and client role, and a cluster token.
 
@@ -51,7 +52,7 @@ def renew(
         Path | None,
         typer.Option("--ca-key", metavar="FILE", help="The CA's key. Default: ca.key in DIR."),
     ] = None,
-    days: _Days = _DAYS,
+    days: _Days = CERTIFICATE_DAYS,
 ) -> None:
     """Give certificates a new lifetime. Keys, names and the token stay.
 

@@ -14,7 +14,7 @@ import typer
 from pydantic_core import PydanticCustomError
 from typer.models import ParameterInfo
 
-from tidepipe_common.numerals import MAX_COUNT, MAX_DECIMAL, NumberRange
+from tidepipe_common.numerals import NumberRange
 
 
 def strict_numbers(app: typer.Typer) -> typer.Typer:
@@ -40,7 +40,7 @@ def _make_strict(command: Callable[..., Any]) -> None:
             if kinds and isinstance(detail, ParameterInfo) and detail.parser is None:
                 whole = int in kinds
                 detail.metavar = detail.metavar or ("N" if whole else "X")
-                detail.parser = number(_range(whole, detail.min, detail.max))
+                detail.parser = number(NumberRange.within(whole, detail.min, detail.max))
 
 
 def number(allowed: NumberRange) -> Callable[[Any], int | float]:
@@ -54,8 +54,3 @@ def number(allowed: NumberRange) -> Callable[[Any], int | float]:
         return found
 
     return read
-
-
-def _range(whole: bool, least: float | None, most: float | None) -> NumberRange:
-    limit = MAX_COUNT if whole else MAX_DECIMAL
-    return NumberRange(whole, -limit - whole if least is None else least, limit if most is None else most)

@@ -37,8 +37,7 @@ class Unread:
             return await beside(len(self._raw), self._counted if counted else self._read)
 
     def _counted(self) -> Any:
-        descriptor = getattr(getattr(self._parse, "__self__", None), "DESCRIPTOR", None)
-        check_fields(self._raw, descriptor)
+        check_fields(self._raw, _descriptor(self._parse))
         return self._read()
 
     def _read(self) -> Any:
@@ -52,11 +51,16 @@ def read_message(parse: Callable[[bytes], Any], raw: bytes) -> Any:
     try:
         return parse(raw)
     except Exception as error:
-        descriptor = getattr(getattr(parse, "__self__", None), "DESCRIPTOR", None)
+        descriptor = _descriptor(parse)
         name = "message of this call" if descriptor is None else descriptor.full_name
         raise InvalidRequestError(
             f"the request's bytes are no {name} ({type(error).__name__}); is the caller of another version?"
         ) from None
+
+
+def _descriptor(parse: Callable[[bytes], Any]) -> Descriptor | None:
+    """Of the message that a parser makes, if it is protobuf's own."""
+    return getattr(getattr(parse, "__self__", None), "DESCRIPTOR", None)
 
 
 def unread(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

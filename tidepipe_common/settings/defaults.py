@@ -38,6 +38,10 @@ TTFT_S, TPOT_S = 5.0, 0.1
 """Latency targets: EcoServe's for conversations (evaluation, ShareGPT)."""
 MACRO_MIN, MACRO_MAX = 6, 11
 """Instances per macro instance: N_l and N_u."""
+CERTIFICATE_DAYS = 365.0
+"""A cluster may be up for long, and the last thirty days of its certificates are full of warnings."""
+QUANTILES = (50, 90, 99)
+"""Of latencies, as reports have them."""
 FILES_BYTES = 16 << 30
 """Of all files of the HTTP API together."""
 FILES_LIFETIME_S = 30 * 24 * 3600

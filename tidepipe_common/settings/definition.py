@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from tidepipe_common.errors import ConfigError
-from tidepipe_common.numerals import MAX_COUNT, MAX_DECIMAL, NumberRange
+from tidepipe_common.numerals import NumberRange
 
 TRUE_WORDS, FALSE_WORDS = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 """What an environment variable says of a setting that is on or off."""
@@ -152,8 +152,8 @@ _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "FILE"}
 
 
 def _range(whole: bool, metadata: list[Any]) -> NumberRange:
-    least: Any = -MAX_COUNT - 1 if whole else -MAX_DECIMAL
-    most: Any = MAX_COUNT if whole else MAX_DECIMAL
+    least: Any = None
+    most: Any = None
     above = below = False
     for one in metadata:
         match one:
@@ -165,7 +165,7 @@ def _range(whole: bool, metadata: list[Any]) -> NumberRange:
                 most = one.le
             case Lt():
                 most, below = one.lt, True
-    return NumberRange(whole, least, most, above, below)
+    return NumberRange.within(whole, least, most, above=above, below=below)
 
 
 def refusal(

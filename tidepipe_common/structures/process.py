@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from llguidance import LLTokenizer
 
+from tidepipe_common.process_limits import limit_process
 from tidepipe_common.structures.errors import StructureError
 from tidepipe_common.structures.frames import receive_frame, send_frame
 from tidepipe_common.structures.grammar import make_tokenizer, try_out
@@ -68,12 +69,8 @@ def _serve(client: socket.socket, tokenizer: LLTokenizer) -> NoReturn:
 
 def _limit() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + MAX_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit_process(pages * resource.getpagesize() + MAX_BYTES, MAX_CPU_S)
     os.nice(5)
-    # Their default is to end the process, whatever it is in the middle of.
-    signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)
     signal.setitimer(signal.ITIMER_REAL, MAX_WALL_S)
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tidepipe_common.settings.defaults import QUANTILES
 from workloads.loadgen.outcome import Outcome
-
-QUANTILES = (50, 90, 99)
 
 Summary = dict[str, float]
 """mean, p50, p90, p99; milliseconds."""
