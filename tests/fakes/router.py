@@ -58,6 +58,12 @@ async def running_router(**settings: Any) -> AsyncIterator[RunningRouter]:
         lifecycle.stopping.set()
 
 
+def is_ready(router: RunningRouter, instance_id: str) -> bool:
+    """Would routing give it requests?"""
+    view = router.service.dispatcher.scheduler.view(instance_id)
+    return view is not None and view.ready
+
+
 def free_port() -> int:
     """A port that nobody listens on now."""
     with socket.socket() as probe:

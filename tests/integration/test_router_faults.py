@@ -11,7 +11,7 @@ import pytest
 
 from tests.fakes.client import IDS, Heard, eventually, listen, request
 from tests.fakes.controller import FakeController, fake_controller, scripted_text
-from tests.fakes.router import RunningRouter, running_router
+from tests.fakes.router import RunningRouter, is_ready, running_router
 from tidepipe.v1 import controller_pb2, sampling_pb2
 from tidepipe.v1 import inference_pb2 as pb
 from tidepipe_common.rpc.channel import wait_serving
@@ -48,11 +48,13 @@ async def test_controller_is_killed_for_good_and_another_takes_over() -> None:
         fake_controller(instance_id="i1") as second,
         running_router() as router,
     ):
-        await first.register(router.address, lease_ms=600)
+        await first.register(router.address)
         await second.register(router.address)
+        await eventually(lambda: is_ready(router, "i0") and is_ready(router, "i1"))
         streams = asyncio.create_task(listen_to_many(router, 8))
         await halfway(first)
         assert first.running() and second.running(), "both share the work"
+        await first.register(router.address, lease_ms=600)
         await first.kill()
         answers = await streams
         assert {answer.text for answer in answers} == {scripted_text(IDS, TOKENS)}

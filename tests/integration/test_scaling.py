@@ -16,7 +16,7 @@ from launcher.config import ClusterConfig
 from launcher.local import LocalCluster
 from tests.fakes.client import IDS, Heard, eventually, listen, request
 from tests.fakes.controller import FakeController, fake_controller, scripted_text
-from tests.fakes.router import RunningRouter, running_router
+from tests.fakes.router import RunningRouter, is_ready, running_router
 from tidepipe.client.admin import AdminClient
 from tidepipe.client.async_client import AsyncClient
 from tidepipe_common.errors import (
@@ -57,12 +57,6 @@ def groups(answer: dict[str, Any]) -> dict[str, list[str]]:
         macro["macro_id"]: [member["instance_id"] for member in macro["members"]]
         for macro in answer["macros"]
     }
-
-
-def is_ready(router: RunningRouter, instance_id: str) -> bool:
-    """Would routing give it requests?"""
-    view = router.service.dispatcher.scheduler.view(instance_id)
-    return view is not None and view.ready
 
 
 @contextlib.asynccontextmanager
