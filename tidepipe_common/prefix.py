@@ -1,0 +1,42 @@
+"""Names of KV blocks by their content: equal beginnings have equal keys, here and at every other process."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from hashlib import blake2b
+
+KEY_BYTES = 16
+"""Of a block's key. Whoever can choose tokens must not be able to make two contents meet in one."""
+_TOKEN = "I"
+
+
+def root_key(tenant: str, cache_salt: str = "") -> bytes:
+    """The parent of first blocks: who shares it shares blocks of equal beginnings.
+
+    tenant: whose requests they are; empty where all are one. cache_salt: the request's own, to keep apart.
+    """
+    # The length in front, or "ab" + "c" would be "a" + "bc".
+    text = f"{len(tenant)}:{tenant}{cache_salt}".encode("utf-8", "surrogatepass")
+    return blake2b(text, digest_size=KEY_BYTES, person=b"prefix root").digest()
+
+
+def block_keys(
+    root: bytes, tokens: Sequence[int], block_size: int, known: Sequence[bytes] = ()
+) -> list[bytes]:
+    """The keys of all full blocks of `tokens`, ids of a sequence from its first one on.
+
+    known: those of its first blocks, which are not computed again; returns them as well.
+    """
+    keys = list(known)
+    done = len(keys)
+    full = len(tokens) // block_size
+    if full <= done:
+        return keys[:full]
+    parent = keys[-1] if keys else root
+    data = memoryview(array(_TOKEN, tokens[done * block_size : full * block_size]).tobytes())
+    width = block_size * array(_TOKEN).itemsize
+    for begin in range(0, len(data), width):
+        parent = blake2b(parent + data[begin : begin + width], digest_size=KEY_BYTES).digest()
+        keys.append(parent)
+    return keys
