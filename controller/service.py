@@ -75,6 +75,7 @@ def scheduler_spec_of(
         microbatches=settings.microbatches,
         max_sequences=settings.max_sequences,
         knobs=_knobs(settings),
+        prefix_caching=settings.prefix_caching == "on",
     )
 
 

@@ -12,11 +12,13 @@ What it has is kept by `prompts.py` and `decode_batch.py`; `step_times.py` says 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 from controller.scheduler.policies.catalog import WATERMARK
 from controller.scheduler.prompt_pace import PromptPace
 from controller.scheduler.slack import (
     SlackReport,
+    WindowPrompt,
     in_window,
     round_seconds,
     slack_of,
@@ -253,8 +255,14 @@ class FastForwardInstance:
             found, self._growth = self.reckon_slack(now)
             self._slack, self._slack_at = as_points(found, now), now
         window, left = window_of(
-            ((job.computed, job.to_compute) for job in self._line),
-            (job.prompt for job in self._started if in_window(job.first, self._phase, self._switched)),
+            chain(
+                (WindowPrompt(0, job.computed, job.to_compute) for job in self._line),
+                (
+                    WindowPrompt(0, job.prompt, job.prompt)
+                    for job in self._started
+                    if in_window(job.first, self._phase, self._switched)
+                ),
+            )
         )
         until = window_left_s((job.arrival + job.slo.ttft_s for job in self._line), now)
         return InstanceReport(

@@ -191,6 +191,7 @@ def new_sequence_from_wire(spec: controller_pb2.SequenceSpec, now: float) -> New
         first_token_due=now + (spec.ttft_ms - spec.age_ms) / 1000 if spec.ttft_ms > 0 else None,
         tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 else None,
         features=prompt_from_wire(spec.prompt_features),
+        prefix_root=spec.prefix_root.hex(),
         piece_gap_s=spec.piece_gap_ms / 1000,
     )
 

@@ -13,7 +13,16 @@ from controller.runtime.journal import Journal
 from controller.runtime.pipeline import Pipeline
 from controller.runtime.predictor_client import LengthOracle
 from controller.runtime.stage_client import StageAbout, StageLostError
-from controller.scheduler.actions import Action, Dispatch, Emit, Finish, PhaseSwitched, Preempted, Refused
+from controller.scheduler.actions import (
+    Action,
+    Dispatch,
+    Emit,
+    Finish,
+    PhaseSwitched,
+    Preempted,
+    PrefixFound,
+    Refused,
+)
 from controller.scheduler.events import (
     Event,
     LengthPredicted,
@@ -228,6 +237,8 @@ class LiveInstance:
                 self.lengths.ended(action)
             case Refused():
                 pass
+            case PrefixFound(sequence_id, cached_tokens):
+                self.hub.found(sequence_id, cached_tokens)
             case PhaseSwitched():
                 self.changed.notify_all()
                 log.info(

@@ -39,6 +39,7 @@ class SchedulerSpec:
     microbatches: int
     max_sequences: int
     knobs: Knobs
+    prefix_caching: bool = True
 
     def costs(self) -> LatencyModel | None:
         """What steps take, as far as it was known beforehand."""
@@ -65,6 +66,7 @@ class SchedulerSpec:
                 block_size=self.block_size,
                 microbatches=self.microbatches,
                 max_sequences=self.max_sequences,
+                prefix_caching=self.prefix_caching,
             )
 
         policy, config = chosen(self.policy)

@@ -74,6 +74,14 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixFound:
+    """A sequence was admitted for the first time, and so many tokens of its prompt need not be computed."""
+
+    sequence_id: str
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Preempted:
     """A sequence lost its KV blocks and will be recomputed."""
 
@@ -90,4 +98,4 @@ class PhaseSwitched:
     reason: Reason
 
 
-Action = Dispatch | Emit | Finish | Refused | Preempted | PhaseSwitched
+Action = Dispatch | Emit | Finish | Refused | PrefixFound | Preempted | PhaseSwitched

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from controller.scheduler.block_allocator import BlockAllocator
+from controller.scheduler.awaited import AwaitedPrefixes
+from controller.scheduler.block_store import BlockStore
 from controller.scheduler.expectation import LengthBelief, belief_of
 from controller.scheduler.forecast import KvForecast
 from controller.scheduler.overflow import OverflowMargin
@@ -33,11 +34,15 @@ class AdmissionRules:
 
 
 class WaitingQueue:
-    """First come, first served unless an order is set; preempted sequences come back to the front."""
+    """First come, first served unless an order is set; preempted sequences come back to the front.
 
-    def __init__(self) -> None:
+    Of those that come together the ones with the same beginning follow each other.
+    """
+
+    def __init__(self, prefixes: AwaitedPrefixes) -> None:
         # Newest first, so that taking the next one is cheap.
         self._line: list[Sequence] = []
+        self.prefixes = prefixes
         self.changes = 0
 
     def __len__(self) -> int:
@@ -52,22 +57,30 @@ class WaitingQueue:
         return self._line[-1] if self._line else None
 
     def add(self, sequences: Iterable[Sequence]) -> None:
-        """To the end, in this order."""
-        newest_first = list(sequences)[::-1]
+        """To the end, in this order as far as they have nothing in common."""
+        arrived = list(sequences)
+        for sequence in arrived:
+            self.prefixes.add(sequence)
+        newest_first = self.prefixes.side_by_side(arrived)[::-1]
         self._line[:0] = newest_first
         self.changes += len(newest_first)
 
     def put_back(self, sequences: Iterable[Sequence]) -> None:
         """To the front, the one that arrived first foremost."""
-        self._line.extend(sorted(sequences, key=lambda s: s.arrived, reverse=True))
+        for sequence in (line := sorted(sequences, key=lambda s: s.arrived, reverse=True)):
+            self.prefixes.add(sequence)
+        self._line.extend(line)
 
     def take(self) -> Sequence:
         """Remove the first."""
-        return self._line.pop()
+        sequence = self._line.pop()
+        self.prefixes.remove(sequence)
+        return sequence
 
     def discard(self, sequence: Sequence) -> None:
         """Remove one that ended."""
         self._line.remove(sequence)
+        self.prefixes.remove(sequence)
 
     def order_by(self, rank: Callable[[Sequence], float]) -> None:
         """Lowest rank first; preempted ones stay in front of all others."""
@@ -78,7 +91,7 @@ class AdmissionController:
     """Decides on admission for one instance: the present memory, and the forecast of its future."""
 
     def __init__(
-        self, rules: AdmissionRules, allocator: BlockAllocator, longest: int, margin: OverflowMargin
+        self, rules: AdmissionRules, allocator: BlockStore, longest: int, margin: OverflowMargin
     ) -> None:
         """longest: tokens of one sequence at most."""
         self.rules = rules
@@ -86,14 +99,15 @@ class AdmissionController:
         self.forecast = KvForecast(allocator.block_size, longest)
         self._allocator = allocator
 
-    def fits(self, candidate: Sequence, running: int, seen: LengthBelief | None) -> bool:
+    def fits(self, candidate: Sequence, running: int, seen: LengthBelief | None, shared: int = 0) -> bool:
         """May the candidate be admitted beside `running` others?
 
         Its present tokens and the next one must fit now, and the forecast peak of all must leave the reserve
         free. Alone it may always run (the edge refuses sequences that could never fit).
+        shared: blocks of its beginning that others use already.
         """
         rules, allocator = self.rules, self._allocator
-        needed = allocator.blocks_for(candidate.length + 1)
+        needed = allocator.blocks_for(candidate.length + 1) - shared
         if needed > allocator.free:
             return False
         if not running:
@@ -104,7 +118,7 @@ class AdmissionController:
             return allocator.used + needed <= rules.occupancy * allocator.total
         generated = len(candidate.output)
         peak = self.forecast.peak_with(
-            candidate.length,
+            candidate.length - shared * allocator.block_size,
             generated,
             belief_of(candidate, seen),
             candidate.max_tokens - generated,
@@ -133,12 +147,17 @@ class AdmissionController:
         generated = len(sequence.output)
         allowed = sequence.max_tokens - generated
         belief = belief_of(sequence, seen)
-        review_at = self.forecast.put(sequence.key, sequence.length, generated, belief, allowed)
+        own = sequence.length - sequence.shared_blocks * self._allocator.block_size
+        review_at = self.forecast.put(sequence.key, own, generated, belief, allowed)
         sequence.review_at = len(sequence.prompt) + review_at
 
     def left(self, sequence: Sequence) -> None:
         """A sequence holds nothing any more."""
         self.forecast.remove(sequence.key)
+
+    def shared(self) -> None:
+        """Other blocks than before may be nobody's own."""
+        self.forecast.unpaid = float(self._allocator.unpaid * self._allocator.block_size)
 
     def slack(self) -> float:
         """Share of the memory that neither present use nor the forecast peak takes; may be negative."""

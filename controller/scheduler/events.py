@@ -17,6 +17,8 @@ class NewSequence:
 
     deadline: point in time (the core's clock, seconds) at which it is ended, or None.
     first_token_due: point in time at which its TTFT target ends; tpot_s: target per further token; or None.
+    prefix_root: who has the same shares KV blocks of equal beginnings (`tidepipe_common/prefix.py`), in
+        hexadecimal; empty: it shares none.
     features, piece_gap_s: not for the core, nor for journals: what the predictor is told of the prompt, and
         how seldom new tokens may be told to the router.
     """
@@ -28,6 +30,7 @@ class NewSequence:
     deadline: float | None = None
     first_token_due: float | None = None
     tpot_s: float | None = None
+    prefix_root: str = ""
     features: PromptFeatures = NO_PROMPT
     piece_gap_s: float = 0.0
 

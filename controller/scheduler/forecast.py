@@ -63,6 +63,8 @@ class KvForecast:
         self._doubtful = 0
         # Of all that run, whatever was expected of them: their tokens now are this plus their number x now.
         self._running_base = 0.0
+        self.unpaid = 0.0
+        """Tokens in use that are no sequence's own (BlockStore): taken to stay until they are free."""
 
     @property
     def doubtful(self) -> bool:
@@ -98,7 +100,7 @@ class KvForecast:
 
     def peak_tokens(self, risk: float = 0.0) -> float:
         """Largest expected number of tokens from now on, plus `risk` standard deviations."""
-        return self._peak(self._running_tokens(), risk)
+        return self.unpaid + self._peak(self._running_tokens(), risk)
 
     def peak_with(
         self, length: int, generated: int, belief: LengthBelief, allowed: int, risk: float = 0.0
@@ -106,11 +108,11 @@ class KvForecast:
         """The peak if one more sequence were admitted now."""
         share, _ = self._share(length, generated, belief, allowed)
         if share.survival is None and not self._doubtful:
-            return self._peak_with_certain(share)
+            return self.unpaid + self._peak_with_certain(share)
         self._add(share, 1.0)
         peak = self._peak(self._running_tokens() + share.base + self.now, risk)
         self._add(share, -1.0)
-        return peak
+        return self.unpaid + peak
 
     def _peak_with_certain(self, share: _Share) -> float:
         """The same as adding, looking and removing, in a third of the time, for every candidate."""
@@ -127,7 +129,7 @@ class KvForecast:
         first = self._bucket(self.now)
         times = np.maximum(self._times[first:], self.now)
         tokens = self._base[first:] + self._count[first:] * times
-        return times - self.now, tokens * self._proved(self._running_tokens())
+        return times - self.now, tokens * self._proved(self._running_tokens()) + self.unpaid
 
     def _running_tokens(self) -> float:
         """What all that run hold now."""

@@ -35,7 +35,8 @@ class Newest:
 
 
 class LeastLost:
-    """The one that loses least work (its tokens are computed again), of those that can lose blocks now.
+    """The one that loses least work (its own tokens are computed again; what it shares stays while others use
+    it), of those that can lose blocks now.
 
     Of equally long ones the newest. The work lost per freed block is the same for all, so what counts is
     not to free more than is needed.
@@ -47,13 +48,17 @@ class LeastLost:
             return None
         if len(decoding) == 1:
             return decoding[0]
-        return min(_losers(decoding, travelling), key=lambda s: (s.length, -s.admitted_order), default=None)
+        return min(_losers(decoding, travelling), key=_loss, default=None)
 
 
 def _losers(decoding: Many[Sequence], travelling: Set[Sequence]) -> list[Sequence]:
     """Who may lose its blocks now: not in flight, and not the oldest, which must get on whatever happens."""
     oldest = min(decoding, key=_order)
     return [s for s in decoding if s is not oldest and s not in travelling]
+
+
+def _loss(sequence: Sequence) -> tuple[int, int]:
+    return sequence.own_tokens, -sequence.admitted_order
 
 
 def _order(sequence: Sequence) -> int:

@@ -9,6 +9,7 @@ from controller.scheduler.sequence import State
 from controller.scheduler.slack import (
     Decoding,
     SlackReport,
+    WindowPrompt,
     decoding_of,
     in_window,
     round_seconds,
@@ -45,8 +46,7 @@ class InstanceReport:
 def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> InstanceReport:
     """How the instance stands. Takes a look at each sequence."""
     state = scheduler.state
-    prompts: list[tuple[int, int]] = []
-    begun: list[int] = []
+    prompts: list[WindowPrompt] = []
     dues: list[float] = []
     decoding: list[Decoding] = []
     idle: list[float] = []
@@ -58,22 +58,25 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
             # Prompts that were computed since the present prefill window began belong to it.
             first = sequence.first_token_at
             if first is not None and in_window(first, state.phase, state.phase_since):
-                begun.append(len(sequence.prompt))
+                whole = len(sequence.prompt)
+                prompts.append(WindowPrompt(min(sequence.begins_at, whole), whole, whole))
             elif (one := decoding_of(sequence)) is not None:
                 decoding.append(one)
             continue
         if sequence.tpot_s is not None:
             idle.append(sequence.tpot_s)
-        prompts.append((sequence.planned, length))
         if sequence.state is State.WAITING:
-            promised += length + 1
+            found = sequence.expected_cached
+            prompts.append(WindowPrompt(found, found, length))
+            promised += length + 1 - found
+        else:
+            prompts.append(WindowPrompt(sequence.begins_at, sequence.planned, length))
         if sequence.first_token_due is not None:
             dues.append(sequence.first_token_due)
-    window, left = window_of(prompts, begun)
-    used = state.allocator.used * state.allocator.block_size
-    rows, step_tokens = len(scheduler.sequences), scheduler.config.prefill_tokens
-    round_s = round_seconds(cost, state.prompt_pace, rows, used, state.stages, step_tokens)
-    allocator = state.allocator
+    window, left = window_of(prompts)
+    rows, step_tokens, allocator = len(scheduler.sequences), scheduler.config.prefill_tokens, state.allocator
+    context = allocator.context_tokens
+    round_s = round_seconds(cost, state.prompt_pace, rows, context, state.stages, step_tokens)
     return InstanceReport(
         phase=state.phase,
         phase_age_s=now - state.phase_since if state.phase_since else 0.0,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from controller.scheduler.actions import Action, Emit, Finish, Reason, Refusal, Refused
 from controller.scheduler.admission import WaitingQueue
-from controller.scheduler.block_allocator import BlockAllocator
+from controller.scheduler.block_store import BlockStore
 from controller.scheduler.decode import DecodeBatches, MicroBatch
 from controller.scheduler.events import (
     Event,
@@ -86,8 +86,8 @@ class Scheduler:
         return self.state.waiting
 
     @property
-    def allocator(self) -> BlockAllocator:
-        """Who owns which KV block."""
+    def allocator(self) -> BlockStore:
+        """Who uses which KV block."""
         return self.state.allocator
 
     @property
@@ -164,7 +164,8 @@ class Scheduler:
         if refused is not None:
             self.state.actions.append(refused)
             return None
-        sequence = self.sequences[arrival.sequence_id] = new_sequence(arrival, longest, self._eos, now)
+        sequence = new_sequence(arrival, longest, self._eos, now, reuse=self.config.prefix_caching)
+        self.sequences[arrival.sequence_id] = sequence
         self._deadlines += sequence.deadline is not None
         return sequence
 
@@ -337,8 +338,13 @@ def refusal(arrival: NewSequence, longest: int, here: int, most: int) -> Refused
     return Refused(arrival.sequence_id, Refusal.INVALID, detail)
 
 
-def new_sequence(arrival: NewSequence, longest: int, eos: frozenset[int], now: float) -> Sequence:
-    """One that waits. longest: its tokens at most. eos: what ends it unless it ignores that."""
+def new_sequence(
+    arrival: NewSequence, longest: int, eos: frozenset[int], now: float, *, reuse: bool = True
+) -> Sequence:
+    """One that waits. longest: its tokens at most. eos: what ends it unless it ignores that.
+
+    reuse: it may share KV blocks, if it says with whom.
+    """
     room = longest - len(arrival.prompt)
     limit = arrival.sampling.max_tokens
     return Sequence(
@@ -353,6 +359,7 @@ def new_sequence(arrival: NewSequence, longest: int, eos: frozenset[int], now: f
         first_token_due=arrival.first_token_due,
         tpot_s=arrival.tpot_s,
         end_tokens=_end_tokens(arrival.sampling, eos),
+        prefix_root=bytes.fromhex(arrival.prefix_root) if reuse else b"",
     )
 
 

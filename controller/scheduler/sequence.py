@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from tidepipe_common.prefix import block_keys
 from tidepipe_common.types.sampling import SamplingParams
 
 
@@ -31,6 +32,13 @@ class Sequence:
     end_tokens: token ids that end it.
     room: tokens that its blocks hold.
     told_blocks: how many of its blocks the stages know of.
+    prefix_root: who shares it shares KV blocks (`tidepipe_common/prefix.py`); empty: it shares none.
+    keys: of its full blocks, as far as they were asked for.
+    begins_at: position at which its computation begins; what stands before was found.
+    shared_blocks: how many of its blocks, the first, are not its own (BlockStore).
+    entered_blocks: how many of its blocks were looked at for others to find.
+    expected_cached: tokens that will probably be found when it is admitted.
+    cached_tokens: of the prompt, found when it was first admitted; None before.
     first_token_due, tpot_s: its latency targets, see NewSequence.
     first_token_at: when it got its first token here; None before. given: output tokens that it came with.
     length: tokens so far, prompt and output.
@@ -50,6 +58,13 @@ class Sequence:
     planned: int = 0
     admitted_order: int = 0
     preemptions: int = 0
+    prefix_root: bytes = b""
+    keys: list[bytes] = field(default_factory=list)
+    begins_at: int = 0
+    shared_blocks: int = 0
+    entered_blocks: int = 0
+    expected_cached: int = 0
+    cached_tokens: int | None = None
     failures: int = 0
     predicted_p50: float | None = None
     predicted_p90: float | None = None
@@ -65,6 +80,24 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.length = len(self.prompt) + len(self.output)
+
+    @property
+    def to_compute(self) -> int:
+        """Tokens whose computation has not begun, as far as that can be known."""
+        return self.length - (self.expected_cached if self.state is State.WAITING else self.planned)
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens in blocks that nobody else uses, as far as they were shared when they were taken."""
+        return self.length - self.shared_blocks * (self.room // max(1, len(self.blocks)))
+
+    def keys_until(self, end: int, block_size: int) -> list[bytes]:
+        """The keys of its full blocks before position `end`, or of more."""
+        known = len(self.keys)
+        if end // block_size > known:
+            parent = self.keys[-1] if known else self.prefix_root
+            self.keys += block_keys(parent, self.tokens(known * block_size, end), block_size)
+        return self.keys
 
     def decodes(self) -> None:
         """Its prompt is done, or its forecast is new: leave it alone until something is due."""

@@ -131,22 +131,26 @@ def in_window(first_at: float, phase: Phase, phase_since: float) -> bool:
     return phase is Phase.PREFILL and first_at > phase_since
 
 
-def window_of(prompts: Iterable[tuple[int, int]], begun: Iterable[int]) -> tuple[PrefillWork, PrefillWork]:
-    """The prefill window, and what is left of it.
+class WindowPrompt(NamedTuple):
+    """One prompt of a prefill window. begins_at: tokens that were found, so that nothing computes them.
 
-    prompts: of each that is not done, tokens that are computed and all. begun: lengths of prompts that are
-    done, and belong to the window.
+    planned: tokens that are found or computed. length: all.
     """
+
+    begins_at: int
+    planned: int
+    length: int
+
+
+def window_of(prompts: Iterable[WindowPrompt]) -> tuple[PrefillWork, PrefillWork]:
+    """The prefill window, done prompts included, and what is left of it."""
     window_tokens = left_tokens = 0
     window_pairs = left_pairs = 0.0
-    for planned, length in prompts:
-        window_tokens += length
-        window_pairs += chunk_pairs(0, length)
+    for begins_at, planned, length in prompts:
+        window_tokens += length - begins_at
+        window_pairs += chunk_pairs(begins_at, length - begins_at)
         left_tokens += length - planned
         left_pairs += chunk_pairs(planned, length - planned)
-    for length in begun:
-        window_tokens += length
-        window_pairs += chunk_pairs(0, length)
     return PrefillWork(window_tokens, window_pairs), PrefillWork(left_tokens, left_pairs)
 
 

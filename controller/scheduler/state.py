@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
-from controller.scheduler.actions import Action, PhaseSwitched, Preempted, Reason
+from controller.scheduler.actions import Action, PhaseSwitched, Preempted, PrefixFound, Reason
 from controller.scheduler.admission import AdmissionController, AdmissionRules, WaitingQueue
-from controller.scheduler.block_allocator import BlockAllocator
+from controller.scheduler.awaited import AwaitedPrefixes
+from controller.scheduler.block_store import BlockStore, Found, HoldingsListener
 from controller.scheduler.decode import DecodeBatches, MicroBatch
 from controller.scheduler.expectation import SeenLengths
 from controller.scheduler.overflow import OverflowMargin
@@ -26,6 +28,7 @@ class SchedulerConfig:
     context_length: tokens of one sequence at most. block_size: tokens per KV block.
     prefill_tokens: tokens of one prefill step at most; longer prompts are computed in chunks.
     microbatches: decode micro-batches; 0 leaves it to the policy.
+    prefix_caching: KV blocks are shared by sequences that begin alike, and kept for those to come.
     max_sequences: running and waiting together; beyond it the queue is full.
     """
 
@@ -37,6 +40,7 @@ class SchedulerConfig:
     max_sequences: int = 8192
     admission: AdmissionRules = field(default_factory=AdmissionRules)
     victims: VictimChoice = field(default_factory=Newest)
+    prefix_caching: bool = True
 
 
 class PipelineState:
@@ -45,8 +49,9 @@ class PipelineState:
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
         self.stats = SchedulerStats()
+        self.holdings: HoldingsListener | None = None
         self.prompt_pace = PromptPace()
-        self.waiting = WaitingQueue()
+        self.waiting = WaitingQueue(AwaitedPrefixes(config.block_size, self._find))
         self.running: dict[str, Sequence] = {}
         self.prefilling: list[Sequence] = []
         self.seen = SeenLengths()
@@ -56,7 +61,7 @@ class PipelineState:
         self.phase_since = 0.0
         self.decoding_at_start = 0
         self.actions: list[Action] = []
-        self.allocator = BlockAllocator(0, config.block_size)
+        self.allocator = BlockStore(0, config.block_size, self.stats.reuse)
         self.margin = OverflowMargin(config.admission.overflow)
         self.admission = AdmissionController(
             config.admission, self.allocator, config.context_length, self.margin
@@ -71,7 +76,8 @@ class PipelineState:
     def start_epoch(self, stages: int, kv_blocks: int, microbatches: int) -> None:
         """The stages are ready, with empty KV pools."""
         self.stages = stages
-        self.allocator = BlockAllocator(kv_blocks, self.config.block_size)
+        self.allocator = BlockStore(kv_blocks, self.config.block_size, self.stats.reuse)
+        self.allocator.listener = self.holdings
         self.admission = AdmissionController(
             self.config.admission, self.allocator, self.longest_sequence, self.margin
         )
@@ -79,6 +85,7 @@ class PipelineState:
 
     def end_epoch(self) -> list[Sequence]:
         """The stages are lost: all that ran waits again; returns it."""
+        self.allocator.clear()
         lost = list(self.running.values())
         for sequence in lost:
             self._forget_progress(sequence)
@@ -105,9 +112,14 @@ class PipelineState:
 
     # -- sequences ----------------------------------------------------------------------------------
 
+    def _find(self, keys: Many[bytes]) -> Found:
+        return self.allocator.find(keys)
+
     def fits(self, candidate: Sequence) -> bool:
         """May it be admitted now?"""
-        return self.admission.fits(candidate, len(self.running), self.seen.belief)
+        found = self.allocator.find(self.waiting.prefixes.keys_of(candidate))
+        candidate.expected_cached = found.blocks * self.config.block_size
+        return self.admission.fits(candidate, len(self.running), self.seen.belief, found.used)
 
     def take_prompts(self, budget: int, *, whole: bool = False) -> list[tuple[Sequence, int]]:
         """Prompt tokens for one step: the prompt under way first, then what may be admitted.
@@ -133,6 +145,8 @@ class PipelineState:
         count = min(most, sequence.length - sequence.planned)
         chunks.append((sequence, count))
         sequence.planned += count
+        # Steps travel in the order of dispatch, so whoever comes next may read these blocks.
+        self._enter(sequence, sequence.planned)
         if sequence.planned == sequence.length:
             self.prefilling.remove(sequence)
         return count
@@ -145,7 +159,7 @@ class PipelineState:
         if self.prefilling:
             return self.prefilling[0]
         candidate = self.waiting.first
-        if candidate is None or (longest and candidate.length > longest) or not self.fits(candidate):
+        if candidate is None or not self.fits(candidate) or (longest and candidate.to_compute > longest):
             return None
         self.waiting.take()
         self.admit(candidate)
@@ -158,9 +172,36 @@ class PipelineState:
         sequence.admitted_order = sequence.key
         self.running[sequence.sequence_id] = sequence
         self.prefilling.append(sequence)
+        self._reuse(sequence)
         # All blocks of the prompt at once: a prompt under way never starves.
         self.extend(sequence)
         self.admission.admitted(sequence, self.seen.belief)
+
+    def _reuse(self, sequence: Sequence) -> None:
+        """Begin with the blocks that are here already."""
+        keys = self.waiting.prefixes.keys_of(sequence)
+        for payer in self.allocator.acquire(sequence, keys):
+            assert isinstance(payer, Sequence)
+            self.admission.admitted(payer, self.seen.belief)
+        self.admission.shared()
+        found = len(sequence.blocks) * self.config.block_size
+        sequence.planned = sequence.begins_at = found
+        sequence.entered_blocks = len(sequence.blocks)
+        if sequence.prefix_root:
+            self.stats.reuse.asked_tokens += sequence.length
+            self.stats.reuse.found_tokens += found
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = min(found, len(sequence.prompt))
+            if found:
+                self.actions.append(PrefixFound(sequence.sequence_id, sequence.cached_tokens))
+
+    def _enter(self, sequence: Sequence, computed: int) -> None:
+        """Let its blocks be found, of which so many tokens are computed or on their way."""
+        full = computed // self.config.block_size
+        if sequence.prefix_root and full > sequence.entered_blocks:
+            keys = sequence.keys_until(computed, self.config.block_size)
+            self.allocator.enter(sequence.blocks, keys, sequence.entered_blocks, full)
+            sequence.entered_blocks = full
 
     def leave(self, sequence: Sequence, batch: MicroBatch | None = None) -> None:
         """Take a running sequence out of whatever holds it; probably `batch`, if given."""
@@ -170,14 +211,18 @@ class PipelineState:
         self.batches.discard(sequence, batch)
         self.admission.left(sequence)
         self.steps.release(sequence)
+        if sequence.state is State.DECODE:
+            # Its output as well: a conversation goes on behind it. The newest token may not be computed yet.
+            self._enter(sequence, sequence.length - 1)
         self._forget_progress(sequence)
 
     def _forget_progress(self, sequence: Sequence) -> None:
-        self.allocator.release(sequence.blocks)
+        self.allocator.release(sequence)
+        self.admission.shared()
         self.steps.unsent_blocks.discard(sequence)
         sequence.room = 0
         sequence.state = State.WAITING
-        sequence.planned = 0
+        sequence.planned = sequence.begins_at = sequence.entered_blocks = 0
         sequence.told_blocks = 0
         sequence.key = 0
         sequence.next_check_length = 0
@@ -219,7 +264,7 @@ class PipelineState:
 
     def extend(self, sequence: Sequence) -> None:
         """Give it blocks for all its tokens."""
-        self.allocator.extend(sequence.blocks, sequence.length)
+        self.allocator.extend(sequence, sequence.length)
         sequence.room = len(sequence.blocks) * self.allocator.block_size
         self.steps.unsent_blocks.add(sequence)
 

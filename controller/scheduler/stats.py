@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from controller.scheduler.actions import Reason
+from controller.scheduler.block_store import ReuseStats
 from controller.scheduler.forecast import KvForecast
 from tidepipe_common.types.plan import Phase
 
@@ -54,6 +55,7 @@ class SchedulerStats:
     preemptions: int = 0
     steals: int = 0
     phase_switches: int = 0
+    reuse: ReuseStats = field(default_factory=ReuseStats)
     forecast_accuracy: ForecastAccuracy = field(default_factory=ForecastAccuracy)
     last_switch: Reason = field(default_factory=lambda: Reason("started"))
 

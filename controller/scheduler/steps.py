@@ -98,7 +98,7 @@ class StepBook:
             if ends:
                 sampled.append(sequence)
         self._last_step += 1
-        starts = tuple(self._start(s) for s, count in chunks if s.planned == count)
+        starts = tuple(self._start(s) for s, count in chunks if s.planned == s.begins_at + count)
         decode = self._decode_rows(members)
         plan = StepPlan(self._last_step, phase, tuple(rows), starts, tuple(self._releases), decode)
         self._releases.clear()

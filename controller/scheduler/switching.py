@@ -99,7 +99,7 @@ class Intensity:
         s = situation
         if (certain := _certain(s)) is not None:
             return certain
-        context = state.allocator.used * state.allocator.block_size / max(1, s.decoding)
+        context = state.allocator.context_tokens / max(1, s.decoding)
         batch = max(1.0, s.decoding / s.microbatches)
         best = max(batch, s.decoding_at_start / s.microbatches)
         spatial = min(1.0, self._rate(batch, context) / self._rate(best, context))
@@ -122,9 +122,9 @@ class Intensity:
         room = max(0.0, state.admission.slack()) * state.allocator.capacity_tokens
         tokens = 0
         for sequence in state.waiting:
-            if tokens + sequence.length > room:
+            if tokens + sequence.to_compute > room:
                 break
-            tokens += sequence.length
+            tokens += sequence.to_compute
         step = state.config.prefill_tokens
         full, rest = divmod(max(tokens, 1), step)
         times = [self.cost.linear_s(step)] * full + ([self.cost.linear_s(rest)] if rest else [])

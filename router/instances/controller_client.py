@@ -164,6 +164,7 @@ class HandOverMessage:
             age_s=self._now - sequence.arrived,
             piece_gap_s=sequence.piece_gap_s,
             tenant=sequence.tenant,
+            prefix_root=sequence.prefix_root,
         )
         size = spec.ByteSize()
         if self._size and self._size + size > PIECE_BYTES:

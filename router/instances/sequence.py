@@ -83,6 +83,11 @@ class RoutedSequence(Protocol):
         ...
 
     @property
+    def prefix_root(self) -> bytes:
+        """Who shares it shares KV blocks of equal beginnings; empty: it shares none."""
+        ...
+
+    @property
     def has_moved(self) -> bool:
         """True if an instance had it and lost it."""
         ...

@@ -31,6 +31,7 @@ class ForwardedSequence:
         tpot_s: float | None,
         piece_gap_s: float,
         tenant: str = "",
+        prefix_root: bytes = b"",
     ) -> None:
         """given: output that it came with. arrived: at the first router, our clock."""
         self.key = key
@@ -42,6 +43,7 @@ class ForwardedSequence:
         self.tpot_s = tpot_s
         self.piece_gap_s = piece_gap_s
         self.tenant = tenant
+        self.prefix_root = prefix_root
         self.finished = False
         self._log = TokenLog()
         self._log.tokens.extend(given)
@@ -66,6 +68,8 @@ class ForwardedSequence:
         if fresh is None:
             return Progress.GAP
         end = news.end
+        if news.cached_tokens:
+            self._hub.found(self.key, news.cached_tokens)
         self._retry_budget.heard(fresh, 0 if end is None else end.preemptions)
         if fresh:
             known = len(self._log.logprobs)

@@ -20,6 +20,7 @@ from tidepipe_common.errors import InvalidRequestError, OverloadedError, TidePip
 from tidepipe_common.lengths.prompt import PromptFeatures
 from tidepipe_common.lengths.request import NO_PROMPT
 from tidepipe_common.notifier import Notifier
+from tidepipe_common.prefix import root_key
 from tidepipe_common.security.api_key import split_key
 from tidepipe_common.security.caller import current
 from tidepipe_common.security.key_access import Work, bearer
@@ -155,6 +156,8 @@ class RequestEntry:
             ttft_ms=min(part.ttft_ms for part in parts),
             total_ms=max(part.total_ms for part in parts),
             preemptions=sum(part.preemptions for part in parts),
+            # The prompt counts once, and so does what nobody had to compute of it.
+            cached_tokens=min(part.cached_tokens for part in parts),
         )
 
     def new_answer(
@@ -186,6 +189,7 @@ class RequestEntry:
             tpot_s=tpot_s,
             piece_gap_s=piece_gap_s,
             tenant=self.owner,
+            prefix_root=root_key(self.owner),
         )
 
     def begin(self, answers: list[RunningAnswer]) -> None:

@@ -51,6 +51,7 @@ class RunningAnswer:
         tpot_s: float | None = None,
         piece_gap_s: float = 0.0,
         tenant: str = "",
+        prefix_root: bytes = b"",
     ) -> None:
         """text: None if neither text nor stop strings are wanted. index: among its request's answers.
 
@@ -61,6 +62,7 @@ class RunningAnswer:
         self.tpot_s = tpot_s
         self.piece_gap_s = piece_gap_s
         self.tenant = tenant
+        self.prefix_root = prefix_root
         self.arrived = arrived
         self.index = index
         self.features = features
@@ -77,6 +79,7 @@ class RunningAnswer:
         self._last_token_at = arrived
         self._stopped_by: int | str | None = None
         self._error = ""
+        self._cached_tokens = 0
         self._retry_budget = RetryBudget()
 
     @property
@@ -114,6 +117,7 @@ class RunningAnswer:
             ttft_ms=1000 * (first - self.arrived),
             total_ms=1000 * (self._last_token_at - self.arrived),
             preemptions=self._retry_budget.preemptions,
+            cached_tokens=self._cached_tokens,
         )
 
     def apply(self, news: SequenceUpdate) -> Progress:
@@ -124,6 +128,7 @@ class RunningAnswer:
         if fresh is None:
             return Progress.GAP
         end = news.end
+        self._cached_tokens = max(self._cached_tokens, news.cached_tokens)
         self._retry_budget.heard(fresh, 0 if end is None else end.preemptions)
         if fresh:
             now = self._clock()

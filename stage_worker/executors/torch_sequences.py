@@ -53,7 +53,9 @@ class SequenceTables:
         # A sequence that begins with this plan has no line yet; -1 points at any line and is masked.
         lines = np.array([-1 if key in started else self._lines[key] for key in keys], dtype=np.int64)
         known = lines >= 0
-        lengths = np.where(known, self._lengths[lines], 0)
+        # It may begin behind whole blocks that were computed for others.
+        begins = np.where(first % self._block_size == 0, first, 0)
+        lengths = np.where(known, self._lengths[lines], begins)
         held = np.where(known, self._block_counts[lines], 0)
         self._check_positions(keys, first, counts, lengths, held + new_counts)
 

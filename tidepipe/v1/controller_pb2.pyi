@@ -139,6 +139,7 @@ class SequenceSpec(_message.Message):
     PROMPT_FEATURES_FIELD_NUMBER: _builtins.int
     PIECE_GAP_MS_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    PREFIX_ROOT_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     """Unique; the router derives it from the request and the answer's index. At most 1,024 characters."""
     deadline_ms: _builtins.int
@@ -155,6 +156,8 @@ class SequenceSpec(_message.Message):
     """New tokens may be told this seldom, milliseconds; the first ones and the end are told at once. 0: after every step."""
     tenant: _builtins.str
     """Whose it is: a router above passes it on to one below, which shares its instances by it. Empty where all are one."""
+    prefix_root: _builtins.bytes
+    """Who has the same shares KV blocks of equal beginnings: 16 bytes. Empty: it shares none."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Prompt token ids, at least one."""
@@ -185,10 +188,11 @@ class SequenceSpec(_message.Message):
         prompt_features: _prompt_pb2.PromptFeatures | None = ...,
         piece_gap_ms: _builtins.int = ...,
         tenant: _builtins.str = ...,
+        prefix_root: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prompt_features", b"prompt_features", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "deadline_ms", b"deadline_ms", "output_token_ids", b"output_token_ids", "piece_gap_ms", b"piece_gap_ms", "prompt_features", b"prompt_features", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "sequence_id", b"sequence_id", "tenant", b"tenant", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "deadline_ms", b"deadline_ms", "output_token_ids", b"output_token_ids", "piece_gap_ms", b"piece_gap_ms", "prefix_root", b"prefix_root", "prompt_features", b"prompt_features", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "sequence_id", b"sequence_id", "tenant", b"tenant", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -463,6 +467,7 @@ class SequenceUpdate(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     PREEMPTIONS_FIELD_NUMBER: _builtins.int
     FAULT_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     """The sequence."""
     token_offset: _builtins.int
@@ -479,6 +484,8 @@ class SequenceUpdate(_message.Message):
     """With an error. Set if the request itself is at fault, so that it fails wherever it is tried again: its field, or
     empty.
     """
+    cached_tokens: _builtins.int
+    """Tokens of its prompt that were not computed for it, because their KV blocks were there."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """New output tokens."""
@@ -499,10 +506,11 @@ class SequenceUpdate(_message.Message):
         error: _builtins.str = ...,
         preemptions: _builtins.int = ...,
         fault: _builtins.str | None = ...,
+        cached_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "_stop_token_id", b"_stop_token_id", "fault", b"fault", "stop_token_id", b"stop_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "_stop_token_id", b"_stop_token_id", "error", b"error", "fault", b"fault", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "preemptions", b"preemptions", "sequence_id", b"sequence_id", "stop_token_id", b"stop_token_id", "token_ids", b"token_ids", "token_offset", b"token_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "_stop_token_id", b"_stop_token_id", "cached_tokens", b"cached_tokens", "error", b"error", "fault", b"fault", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "preemptions", b"preemptions", "sequence_id", b"sequence_id", "stop_token_id", b"stop_token_id", "token_ids", b"token_ids", "token_offset", b"token_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fault: _TypeAlias = _typing.Literal["fault"]  # noqa: Y015
     _WhichOneofArgType__fault: _TypeAlias = _typing.Literal["_fault", b"_fault"]  # noqa: Y015

@@ -359,7 +359,9 @@ class StepPlan(_message.Message):
 
     @_builtins.property
     def first_positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Per row: position of its first token in the sequence, from 0."""
+        """Per row: position of its first token in the sequence, from 0. A sequence may begin behind full KV blocks that
+        were computed for others: they come first among its blocks.
+        """
 
     @_builtins.property
     def token_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

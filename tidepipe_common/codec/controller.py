@@ -17,9 +17,11 @@ from tidepipe_common.codec.sampling import (
     logprobs_to_wire,
     sampling_to_wire,
 )
+from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.latency.work import StepCosts
 from tidepipe_common.lengths.prompt import DENSE, MAX_BUCKETS, PromptFeatures
 from tidepipe_common.limits import MAX_SEQUENCE_ID_CHARACTERS, check_characters, check_count
+from tidepipe_common.prefix import KEY_BYTES
 from tidepipe_common.types.results import SequenceEnd, SequenceUpdate
 from tidepipe_common.types.sampling import SamplingParams
 
@@ -36,10 +38,12 @@ def spec_to_wire(
     age_s: float,
     piece_gap_s: float,
     tenant: str,
+    prefix_root: bytes,
 ) -> pb.SequenceSpec:
     """What an instance needs to continue a sequence from where the router stands with it.
 
     output: what it has so far. ttft_s, tpot_s: its targets. age_s: since it came to the first router.
+    prefix_root: who has the same shares KV blocks.
     """
     return pb.SequenceSpec(
         sequence_id=sequence_id,
@@ -53,6 +57,7 @@ def spec_to_wire(
         age_ms=1000 * age_s,
         piece_gap_ms=int(1000 * piece_gap_s),
         tenant=tenant,
+        prefix_root=prefix_root,
     )
 
 
@@ -60,6 +65,10 @@ def check_spec(spec: pb.SequenceSpec) -> None:
     """Raise InvalidRequestError if it carries more than it may, so that it fails, and nobody with it."""
     check_characters("sequence_id", spec.sequence_id, MAX_SEQUENCE_ID_CHARACTERS)
     check_carried(spec.sampling)
+    if len(spec.prefix_root) not in (0, KEY_BYTES):
+        raise InvalidRequestError(
+            f"prefix_root must have {KEY_BYTES} bytes or none, got {len(spec.prefix_root)}", "prefix_root"
+        )
     check_features(spec.prompt_features)
 
 
@@ -100,6 +109,7 @@ def update_to_wire(update: SequenceUpdate) -> pb.SequenceUpdate:
         token_offset=update.token_offset,
         token_ids=update.token_ids,
         logprobs=logprobs_to_wire(update.logprobs),
+        cached_tokens=update.cached_tokens,
     )
     if update.end is not None:
         message.finish_reason = finish_to_wire(update.end.reason)
@@ -131,4 +141,5 @@ def update_from_wire(message: pb.SequenceUpdate) -> SequenceUpdate:
         message.token_ids,
         logprobs_from_wire(message.logprobs),
         end,
+        message.cached_tokens,
     )

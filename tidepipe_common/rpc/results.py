@@ -39,7 +39,8 @@ IDS_PER_MESSAGE = 1024
 class Record:
     """All output of one sequence; what was sent is a position in it. `given`: tokens it came with.
 
-    gap_s: new tokens may be told this seldom, but for the first ones and the end.
+    gap_s: new tokens may be told this seldom, but for the first ones and the end. cached: prompt tokens that
+    were not computed for it.
     """
 
     sequence_id: str
@@ -50,6 +51,7 @@ class Record:
     logprobs: LogprobLog = field(default_factory=LogprobLog)
     sent: int = 0
     end: End | None = None
+    cached: int = 0
 
     @property
     def bytes(self) -> int:
@@ -196,6 +198,10 @@ class ResultsHub:
         else:
             self._touch(record)
 
+    def found(self, sequence_id: str, cached_tokens: int) -> None:
+        """So many tokens of a sequence's prompt were not computed for it; told with its next news."""
+        self.records[sequence_id].cached = cached_tokens
+
     def finish(self, action: End) -> None:
         """A sequence ended; it is remembered for a while."""
         record = self.records[action.sequence_id]
@@ -268,7 +274,8 @@ class ResultsHub:
         if len(record.logprobs):
             logprobs = record.logprobs.read(begin - record.given, end - record.given)
         tokens = tuple(record.tokens[begin:end])
-        return SequenceUpdate(record.sequence_id, begin, tokens, logprobs, record.end if whole else None)
+        ended = record.end if whole else None
+        return SequenceUpdate(record.sequence_id, begin, tokens, logprobs, ended, record.cached)
 
     def abandoned(self, now: float, patience_s: float) -> Iterable[str]:
         """Sequences of routers that have not watched for `patience_s` seconds."""

@@ -68,6 +68,7 @@ class ClusterConfig(Strict):
     reserve: fields.Reserve | None = None
     policy_settings: fields.PolicySettings | None = None
     microbatches: fields.Microbatches | None = None
+    prefix_caching: fields.PrefixCaching | None = None
     allow_download: fields.AllowDownload = False
     metrics: Annotated[bool, setting("Give every process a port with Prometheus metrics.")] = False
     journal: fields.JournalPath | None = None

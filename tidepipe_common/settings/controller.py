@@ -42,6 +42,7 @@ class ControllerSettings(ServiceSettings):
     reserve: fields.Reserve | None = None
     policy_settings: fields.PolicySettings = ""
     microbatches: fields.Microbatches = 0
+    prefix_caching: fields.PrefixCaching = "on"
     journal: fields.JournalPath | None = None
 
     @property

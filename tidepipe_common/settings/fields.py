@@ -157,6 +157,10 @@ PolicySettings = Annotated[
         metavar="NAME=VALUE,..",
     ),
 ]
+PrefixCaching = Annotated[
+    Literal["on", "off"],
+    setting("Keep KV blocks, and share them among requests that begin alike."),
+]
 Microbatches = Annotated[
     int, setting("Decode micro-batches in flight, always; 0: as the policy likes.", ge=0, le=32)
 ]

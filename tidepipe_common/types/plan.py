@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tidepipe_common.types.sampling import PositionLogprobs, SamplingParams
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Version of the contract between controller and stages; both refuse another than their own."""
 
 

@@ -176,6 +176,7 @@ class Usage:
     """What a request took; output_tokens of all its answers together.
 
     ttft_ms, total_ms: from arrival at the router to the first and to the last token.
+    cached_tokens: prompt tokens that were not computed for it, because their KV blocks were there.
     """
 
     prompt_tokens: int
@@ -183,6 +184,7 @@ class Usage:
     ttft_ms: float = 0.0
     total_ms: float = 0.0
     preemptions: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

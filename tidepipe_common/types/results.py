@@ -43,10 +43,14 @@ class SequenceEnd:
 
 @dataclass(frozen=True, slots=True)
 class SequenceUpdate:
-    """New output of a sequence, and its end if it has ended. token_offset: its output tokens before these."""
+    """New output of a sequence, and its end if it has ended. token_offset: its output tokens before these.
+
+    cached_tokens: of its prompt, not computed for it.
+    """
 
     sequence_id: str
     token_offset: int
     token_ids: Sequence[int]
     logprobs: Sequence[PositionLogprobs] = ()
     end: End | None = None
+    cached_tokens: int = 0

@@ -219,7 +219,7 @@ class AutoPolicy(MixedSteps):
         """What memory lets through, from predictions, else from the lengths that were seen here."""
         if self._order is not None and self._order.tokens_per_round:
             return self._order.tokens_per_round
-        prompts = [len(sequence.prompt) for sequence in islice(state.waiting, _SAMPLE)]
+        prompts = [sequence.to_compute for sequence in islice(state.waiting, _SAMPLE)]
         if not prompts:
             return 0.0
         return state.seen.tokens_per_round(sum(prompts) / len(prompts), state.allocator.capacity_tokens)

@@ -107,6 +107,7 @@ class Setup:
         block_size: int = BLOCK_SIZE,
         microbatches: int = 0,
         max_sequences: int = 0,
+        prefix_caching: bool = True,
     ) -> SchedulerConfig:
         """Of a scheduler with it. microbatches: always so many; max_sequences 0: as the policy says."""
         return SchedulerConfig(
@@ -118,6 +119,7 @@ class Setup:
             max_sequences=max_sequences or self.max_sequences,
             admission=self.admission,
             victims=self.victims,
+            prefix_caching=prefix_caching,
         )
 
 

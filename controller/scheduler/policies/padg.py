@@ -85,7 +85,7 @@ class PadgPolicy(TemporalPolicy):
             return 0.0
         most, tokens = state.config.prefill_tokens, 0
         for sequence in chain(state.prefilling, state.waiting):
-            tokens += sequence.length - sequence.planned
+            tokens += sequence.to_compute
             if tokens >= most:
                 break
         return self._cost.linear_s(max(1, min(tokens, most))) * state.stages
@@ -101,7 +101,7 @@ class PadgPolicy(TemporalPolicy):
         if self._cost is None:
             return float("inf")
         rows = max(1, len(state.batches))
-        context = state.allocator.used * state.allocator.block_size
+        context = state.allocator.context_tokens
         step = self._cost.linear_s(-(-rows // state.stages)) * state.stages
         step += self._cost.attention_s(context, 0.0)
         spare = [

@@ -154,6 +154,7 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
             tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 else None,
             piece_gap_s=spec.piece_gap_ms / 1000,
             tenant=spec.tenant,
+            prefix_root=spec.prefix_root,
         )
 
     def _report(self, router_id: str) -> pb.InstanceReport:

@@ -24,8 +24,8 @@ def keys_at_fault(world: World, plan: StepPlan, place: int, *, decode_only: bool
     """Culprits whose `place` is computed in this step; decode_only: in a row of one token from there on."""
     found = []
     for row in plan.rows:
-        known = [] if row.first_position == 0 else world.fake.tokens[row.key]
-        if (known or list(row.token_ids))[0] < CULPRIT:
+        first = world.fake.first_token(row.key) if row.first_position else row.token_ids[0]
+        if first < CULPRIT:
             continue
         end = row.first_position + row.count
         hit = row.count == 1 and row.first_position >= place if decode_only else end > place

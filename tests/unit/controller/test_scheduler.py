@@ -24,6 +24,7 @@ from controller.scheduler.events import (
 )
 from controller.scheduler.scheduler import Scheduler, SchedulerConfig
 from tests.unit.controller.policy_cases import CASES
+from tidepipe_common.prefix import root_key
 from tidepipe_common.types.plan import Phase, SampledTokens, StepPlan
 from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
@@ -34,12 +35,16 @@ EOS = 0
 class FakeStages:
     """Executes plans in order like real stages, checks each one, and samples by a fixed rule.
 
-    The token at a position depends on all tokens before it, so that a wrong recomputation shows.
+    The token at a position depends on all tokens before it, so that a wrong recomputation shows. A place in a
+    block holds a token and, as keys and values do, a trace of all that stood before it: so a sequence that
+    begins behind blocks of others is what these blocks say, and one whose blocks were overwritten notices.
     """
 
     kv_blocks: int
     block_size: int
-    tokens: dict[int, list[int]] = field(default_factory=dict)
+    slots: dict[int, tuple[int, int]] = field(default_factory=dict)
+    computed: int = 0
+    lengths: dict[int, int] = field(default_factory=dict)
     blocks: dict[int, list[int]] = field(default_factory=dict)
     queue: list[StepPlan] = field(default_factory=list)
     last_step: int = 0
@@ -52,26 +57,52 @@ class FakeStages:
     def execute(self) -> StepDone:
         plan = self.queue.pop(0)
         for key in plan.releases:
-            del self.tokens[key], self.blocks[key]
-        for start in plan.starts:
-            assert start.key not in self.tokens
-            self.tokens[start.key], self.blocks[start.key] = [], []
-        sampled = []
+            del self.lengths[key], self.blocks[key]
+        begun = {start.key for start in plan.starts}
+        for key in begun:
+            assert key not in self.lengths
+            self.blocks[key] = []
         assert plan.rows
         assert len({row.key for row in plan.rows}) == len(plan.rows)
         for row in plan.rows:
-            known, table = self.tokens[row.key], self.blocks[row.key]
-            assert row.first_position == len(known), "positions must follow each other"
+            if row.key in begun:
+                assert row.first_position % self.block_size == 0, "only whole blocks are shared"
+            else:
+                assert row.first_position == self.lengths[row.key], "positions must follow each other"
             assert len(row.token_ids) == row.count > 0
-            known.extend(row.token_ids)
+            self.lengths[row.key] = end = row.first_position + row.count
+            table = self.blocks[row.key]
             table.extend(row.new_blocks)
-            assert len(table) * self.block_size >= len(known), "tokens without a block"
+            assert len(table) * self.block_size >= end, "tokens without a block"
+            assert all(0 <= block < self.kv_blocks for block in table)
+            self.computed += row.count
+        # As in every layer: all rows' keys and values are stored, then the contexts are read.
+        for row in plan.rows:
+            for position, token in enumerate(row.token_ids, start=row.first_position):
+                before = self.slots[self._slot(row.key, position - 1)][1] if position else 0
+                self.slots[self._slot(row.key, position)] = token, hash((before, token))
+        sampled = []
+        for row in plan.rows:
+            known = self._read(row.key)
             if row.sample:
                 sampled.append(next_token(known))
-        owned = [block for key in self.blocks for block in self.blocks[key]]
-        assert len(owned) == len(set(owned)), "a block with two owners"
-        assert all(0 <= block < self.kv_blocks for block in owned)
         return StepDone(plan.step_id, SampledTokens(tuple(sampled)))
+
+    def first_token(self, key: int) -> int:
+        """Of a sequence that was begun."""
+        return self.slots[self._slot(key, 0)][0]
+
+    def _slot(self, key: int, position: int) -> int:
+        return self.blocks[key][position // self.block_size] * self.block_size + position % self.block_size
+
+    def _read(self, key: int) -> list[int]:
+        tokens, before = [], 0
+        for position in range(self.lengths[key]):
+            token, trace = self.slots[self._slot(key, position)]
+            assert trace == hash((before, token)), "a block holds something else than what is read from it"
+            tokens.append(token)
+            before = trace
+        return tokens
 
 
 def next_token(tokens: list[int]) -> int:
@@ -137,8 +168,7 @@ class World:
                     self.switches.append(action)
                 case Refused():
                     raise AssertionError(action)
-        held = [s.blocks for s in self.scheduler.sequences.values()]
-        self.scheduler.allocator.check(held)
+        self.scheduler.allocator.check(list(self.scheduler.sequences.values()))
 
     def lose_stages(
         self, detail: str = "killed", failed: int | None = None, *, died: bool = False, link: bool = False
@@ -159,6 +189,14 @@ class World:
 
 
 requests = st.lists(st.tuples(st.integers(1, 90), st.integers(1, 60), st.booleans()), min_size=1, max_size=24)
+ROOTS = (root_key("one").hex(), root_key("other").hex(), "")
+
+
+def prompt_of(chance: random.Random, length: int) -> tuple[int, ...]:
+    """Most have a beginning in common with others, which ends anywhere."""
+    family = random.Random(chance.randint(1, 3))
+    common = tuple(family.randint(1, 99) for _ in range(90))[: chance.randint(0, length)]
+    return common + tuple(chance.randint(1, 99) for _ in range(length - len(common)))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -197,9 +235,10 @@ def test_nothing_is_lost_leaked_or_repeated(
             for _ in range(min(len(todo), chance.randint(1, 6))):
                 prompt_tokens, limit, predicted = todo.pop()
                 name = f"s{len(limits)}"
-                prompt = tuple(chance.randint(1, 99) for _ in range(prompt_tokens))
+                prompt = prompt_of(chance, prompt_tokens)
                 limits[name] = prompt, limit
-                group.append(NewSequence(name, prompt, SamplingParams(max_tokens=limit)))
+                root = chance.choice(ROOTS)
+                group.append(NewSequence(name, prompt, SamplingParams(max_tokens=limit), prefix_root=root))
                 if predicted:
                     world.handle(LengthPredicted(name, 1.0, 2.0))  # unknown yet: must do no harm
             world.handle(SequencesArrived(tuple(group)))
@@ -212,6 +251,8 @@ def test_nothing_is_lost_leaked_or_repeated(
         elif draw < 0.46:
             kills += 1
             world.lose_stages(died=kills < 3)
+        elif draw < 0.47:
+            world.scheduler.allocator.clear()
         elif draw < 0.5:
             world.handle(PolicyChosen(chance.choice(sorted(CASES))))
         elif world.fake.queue:

@@ -83,7 +83,7 @@ def test_the_same_slack_latest_resume_and_windows(
     scheduler.on(StagesReady(1, stages, 4000), 0.0)
     state = scheduler.state
     state.phase, state.phase_since = phase, SINCE
-    state.allocator.extend([], used * 16)
+    state.allocator.extend(Sequence("held", (1,), SamplingParams(), 1, 0.0, None), used * 16)
     rules = InstanceRules(budget=BUDGET, context=CONTEXT)
     skipping = FastForwardInstance("i", rules, cost, stages, kv_tokens=4000 * 16)
     skipping._phase, skipping._switched, skipping._kv_used = phase, SINCE, used * 16
