@@ -159,7 +159,7 @@ PolicySettings = Annotated[
 ]
 PrefixCaching = Annotated[
     Literal["on", "off"],
-    setting("Keep KV blocks, and share them among requests that begin alike."),
+    setting("Keep KV blocks, and share them among requests that begin alike.", metavar="on|off"),
 ]
 Microbatches = Annotated[
     int, setting("Decode micro-batches in flight, always; 0: as the policy likes.", ge=0, le=32)
