@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ from simulator.job import Job
 from simulator.systems import run_system, scan
 from tidepipe_common.settings.defaults import QUANTILES
 from workloads.arrivals import Arrivals, requests_at
+from workloads.goodput import search_goodput
 from workloads.mixes import Workload
 
 WARM_UP, COOL_DOWN = 0.25, 0.9
@@ -106,8 +106,6 @@ def figures_of(jobs: Sequence[Job], rate: float, question: Question) -> Figures:
     )
 
 
-GRID = 2**0.5
-"""Ratio of the rates that are tried before bisection; a dip in attainment between two may be missed."""
 LOWEST, LEAST = 16.0, 500.0
 """The scan begins at this part of what the devices could compute, or lower, down to the second."""
 PRECISION = 0.03
@@ -133,11 +131,7 @@ def goodput(
     precision: float = PRECISION,
     run: Run = run_system,
 ) -> Goodput:
-    """The rate up to which a system attains throughout, within `precision` (a share of it).
-
-    Attainment need not fall with the rate: a router that packs windows may miss at half load what it keeps at
-    full. So all rates of a grid that does not depend on the answer are tried from the lowest upwards, and
-    between the last before the first that misses and that one it is bisected.
+    """The rate up to which a system attains throughout, see `search_goodput`.
 
     floor: a rate that must be attained at all, else the search ends at once with goodput 0 (tuning: settings
     that do not beat the best so far are not of interest).
@@ -156,24 +150,15 @@ def goodput(
 
     if floor and not attains(floor):
         return Goodput(system, knobs, 0.0, None, runs)
-    best, low = None, 0.0
+    best = None
     likely = likely_rate(spec, question.workload)
-    # Powers of one ratio: the same rates for all systems, wherever their goodput may be.
-    high = GRID ** math.floor(math.log(likely / LOWEST, GRID))
-    while attains(high):
-        low, high = high, high * GRID
-    while low == 0.0 and high > likely / LEAST:
-        if attains(high / GRID):
-            low = high / GRID
-        else:
-            high /= GRID
-    while low > 0.0 and high / low > 1 + precision:
-        middle = (low * high) ** 0.5
-        if attains(middle):
-            low = middle
-        else:
-            high = middle
-    return Goodput(system, knobs, low, best, runs)
+    search = search_goodput(likely / LOWEST, likely / LEAST, precision)
+    rate = next(search)
+    while True:
+        try:
+            rate = search.send(attains(rate))
+        except StopIteration as end:
+            return Goodput(system, knobs, end.value, best, runs)
 
 
 def tuned_goodput(

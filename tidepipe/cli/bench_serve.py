@@ -41,7 +41,11 @@ def serve(
     ] = None,
     rates: Annotated[str | None, typer.Option("--rates", metavar="A,B,..", help="Several rates.")] = None,
     search: Annotated[
-        bool, typer.Option("--find-goodput", help="Search for the highest rate with enough attainment.")
+        bool,
+        typer.Option(
+            "--find-goodput",
+            help="Search for the rate up to which attainment is enough, from --rate upwards.",
+        ),
     ] = False,
     precision: Annotated[
         float, typer.Option("--precision", min=0.005, max=1.0, help="Of the search, as a share of the rate.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+from workloads.goodput import search_goodput
 from workloads.loadgen.figures import Figures
 from workloads.loadgen.outcome import Outcome
 from workloads.loadgen.requests import LoadRequest
@@ -16,7 +17,8 @@ Measure = Callable[[float], Awaitable[Figures]]
 Progress = Callable[[int, int], None]
 """Is told how many requests were sent, and how many have ended."""
 
-MAX_RUNS = 24
+LEAST = 0.01
+"""Of the rate that a search begins at: lower ones are not tried."""
 
 
 def _silent(sent: int, ended: int) -> None:
@@ -59,30 +61,13 @@ async def _send(
     outcome.ended = clock()
 
 
-async def find_goodput(measure: Measure, attainment: float, start: float, precision: float) -> float:
-    """The highest rate at which `attainment` of the requests meet both targets, to within `precision` of it.
-
-    0 if not even a hundredth of `start` is borne. Doubles or halves from `start`, then bisects.
-    """
-    runs = 0
-
-    async def attains(rate: float) -> bool:
-        nonlocal runs
-        runs += 1
-        return (await measure(rate)).attainment >= attainment
-
-    low, high = 0.0, start
-    while runs < MAX_RUNS and await attains(high):
-        low, high = high, high * 2
-    while low == 0.0 and high > start / 100 and runs < MAX_RUNS:
-        if await attains(high / 2):
-            low = high / 2
-        else:
-            high /= 2
-    while low > 0.0 and high / low > 1 + precision and runs < MAX_RUNS:
-        middle = (low * high) ** 0.5
-        if await attains(middle):
-            low = middle
-        else:
-            high = middle
-    return low
+async def find_goodput(measure: Measure, attainment: float, begin: float, precision: float) -> float:
+    """The rate up to which `attainment` of the requests meet both targets, see `search_goodput`."""
+    search = search_goodput(begin, begin * LEAST, precision)
+    rate = next(search)
+    while True:
+        borne = (await measure(rate)).attainment >= attainment
+        try:
+            rate = search.send(borne)
+        except StopIteration as end:
+            return float(end.value)
