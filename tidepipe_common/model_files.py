@@ -16,7 +16,6 @@ from tidepipe_common.text.json_text import NotJsonError, check_json_text, decode
 LARGEST_JSON = 16 << 20
 """Bytes of a configuration; of an index of weights, too, which names each tensor of the largest models."""
 _KINDS: Mapping[type, str] = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-_SHOWN = 100
 _MARK = b"\xef\xbb\xbf"
 
 
@@ -51,9 +50,3 @@ def json_object(raw: bytes, source: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{source}: must be a JSON object, not {_KINDS.get(type(value), 'a number')}")
     return value
-
-
-def shown(value: object) -> str:
-    """A value from such a file as a message shows it."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + ".."

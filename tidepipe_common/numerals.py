@@ -10,6 +10,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from tidepipe_common.text.text import quoted
+
 _WHOLE = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 _MOST_DIGITS = 4000
@@ -88,8 +90,12 @@ class NumberRange:
 
     @property
     def rule(self) -> str:
-        """What a refusal says."""
+        """What it must be, without what was given instead."""
         return f"must be a {'whole ' if self.whole else ''}number in {self}"
+
+    def refusal(self, given: object) -> str:
+        """What is said of a value that it may not be."""
+        return f"{self.rule}, got {quoted(given)}"
 
 
 def _shown(limit: float) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tidepipe_common.errors import ModelError
-from tidepipe_common.model_files import read_json_object, shown
+from tidepipe_common.model_files import read_json_object
+from tidepipe_common.text.text import quoted
 
 _LARGEST_TOKENIZER = 256 << 20
 _LARGEST_CONFIG = 64 << 20
@@ -25,7 +26,7 @@ def check_tokenizer_files(folder: Path) -> None:
         config = read_json_object(file, _LARGEST_CONFIG)
         for key, (fits, wanted) in _FIELDS.items():
             if config.get(key) is not None and not fits(config[key]):
-                raise ModelError(f"{file}: {key} must be {wanted}, got {shown(config[key])}")
+                raise ModelError(f"{file}: {key} must be {wanted}, got {quoted(config[key])}")
     for name in ("special_tokens_map.json", "added_tokens.json"):
         if (folder / name).is_file():
             read_json_object(folder / name, _LARGEST_CONFIG)
@@ -39,7 +40,7 @@ def check_tokenizer_json(folder: Path) -> None:
     content = read_json_object(file, _LARGEST_TOKENIZER)
     for key, kind, wanted in (("model", dict, "an object"), ("added_tokens", list, "a list")):
         if not isinstance(content.get(key), kind):
-            raise ModelError(f"{file}: {key} must be {wanted}, got {shown(content.get(key))}")
+            raise ModelError(f"{file}: {key} must be {wanted}, got {quoted(content.get(key))}")
 
 
 def tokenizer_facts(folder: Path) -> Mapping[str, Any]:
@@ -51,11 +52,11 @@ def tokenizer_facts(folder: Path) -> Mapping[str, Any]:
     said = {key: config[key] for key in _FACTS if config.get(key) is not None}
     for key, value in said.items():
         if not isinstance(value, str):
-            raise ModelError(f"{file}: {key} must be a string, got {shown(value)}")
+            raise ModelError(f"{file}: {key} must be a string, got {quoted(value)}")
     # Tokenizers of some families are mended by the release that wrote them.
     version = said.get("transformers_version", "0")
     if not _VERSION.fullmatch(version):
-        raise ModelError(f"{file}: transformers_version must be a version, got {shown(version)}")
+        raise ModelError(f"{file}: transformers_version must be a version, got {quoted(version)}")
     return said
 
 

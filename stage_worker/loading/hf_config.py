@@ -20,7 +20,7 @@ from stage_worker.models.spec import (
     unsupported_architecture,
 )
 from tidepipe_common.errors import ModelError
-from tidepipe_common.model_files import shown
+from tidepipe_common.text.text import quoted
 
 JsonObject = Mapping[str, Any]
 _T = TypeVar("_T", int, float, bool)
@@ -130,7 +130,7 @@ def from_hf_config(
 def _refuse_unsupported(config: JsonObject, source: str) -> None:
     names = config.get("architectures") or []
     if not isinstance(names, list):
-        raise ModelError(f"{source}: architectures must be a list of names, got {shown(names)}")
+        raise ModelError(f"{source}: architectures must be a list of names, got {quoted(names)}")
     # A bare model is one with an LM head too, where that is the embedding or stored beside it.
     if names and not any(str(name).endswith(("ForCausalLM", "Model")) for name in names):
         raise ModelError(f"{source}: {', '.join(map(str, names))} is not a language model with an LM head")
@@ -142,7 +142,7 @@ def _refuse_unsupported(config: JsonObject, source: str) -> None:
                 "checkpoint (with --quantization int8 for less memory) or a GGUF file"
             )
     if str(config.get("hidden_act", "silu")) not in ("silu", "swish"):
-        raise ModelError(f"{source}: activation {shown(config['hidden_act'])} is not supported, only silu")
+        raise ModelError(f"{source}: activation {quoted(config['hidden_act'])} is not supported, only silu")
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if config.get(key):
             raise ModelError(f"{source}: mixture-of-experts models are not supported ({key})")
@@ -166,7 +166,7 @@ def _number(config: JsonObject, key: str, default: _T | None, kind: type[_T], so
     # Also false for what is no number.
     fits = fits and -_LARGEST_NUMBER < value < _LARGEST_NUMBER
     if not fits or (kind is int and value != int(value)):
-        raise ModelError(f"{source}: {key} must be {_KINDS[kind]}, got {shown(value)}")
+        raise ModelError(f"{source}: {key} must be {_KINDS[kind]}, got {quoted(value)}")
     return kind(value)
 
 
@@ -201,7 +201,9 @@ def _token_ids(config: JsonObject, source: str) -> list[int] | None:
         return None
     ids = value if isinstance(value, list) else [value]
     if not all(isinstance(number, int) and not isinstance(number, bool) for number in ids):
-        raise ModelError(f"{source}: eos_token_id must be a token's id or a list of them, got {shown(value)}")
+        raise ModelError(
+            f"{source}: eos_token_id must be a token's id or a list of them, got {quoted(value)}"
+        )
     if len(ids) > _MOST_ENDS:
         raise ModelError(f"{source}: eos_token_id lists {len(ids)} tokens, {_MOST_ENDS} at most")
     return ids
@@ -226,7 +228,7 @@ def _rope_layers(config: JsonObject, model_type: str, layers: int, source: str) 
             raise ModelError(f"{source}: no_rope_layer_interval must be at least 1, got {interval}")
         return tuple((layer + 1) % interval != 0 for layer in range(layers))
     if not isinstance(listed, list) or not all(used in (0, 1) for used in listed):
-        raise ModelError(f"{source}: no_rope_layers must be a list of 0 and 1, got {shown(listed)}")
+        raise ModelError(f"{source}: no_rope_layers must be a list of 0 and 1, got {quoted(listed)}")
     # In spite of its name, the list has 1 where RoPE is used.
     return tuple(bool(used) for used in listed[:layers])
 
@@ -245,7 +247,7 @@ def _sliding_windows(
     kinds = config.get("layer_types")
     if kinds is not None:
         if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
-            raise ModelError(f"{source}: layer_types must be a list of names, got {shown(kinds)}")
+            raise ModelError(f"{source}: layer_types must be a list of names, got {quoted(kinds)}")
         unknown = set(kinds) - {"full_attention", "sliding_attention"}
         if unknown:
             raise ModelError(f"{source}: unsupported layer types {sorted(unknown)}")
@@ -267,12 +269,13 @@ def _rope(config: JsonObject, default_theta: float, context_length: int, source:
     """Read `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     scaling: JsonObject = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(scaling, dict):
-        raise ModelError(f"{source}: rope_scaling must be an object, got {shown(scaling)}")
+        raise ModelError(f"{source}: rope_scaling must be an object, got {quoted(scaling)}")
     named = scaling.get("rope_type") or scaling.get("type") or "default"
     kind = _ROPE_ALIASES.get(str(named), named)
     if kind not in ROPE_KINDS:
         raise ModelError(
-            f"{source}: RoPE type {shown(kind)} is not supported; supported: {', '.join(ROPE_KINDS)}, dynamic"
+            f"{source}: RoPE type {quoted(kind)} is not supported; "
+            f"supported: {', '.join(ROPE_KINDS)}, dynamic"
         )
     refuse_unknown_rope_keys(scaling, str(named), source)
     for place in (scaling, config):

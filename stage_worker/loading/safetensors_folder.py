@@ -19,7 +19,8 @@ from stage_worker.loading.checkpoint import Checkpoint, RawRows, RowDecoder, Sto
 from stage_worker.loading.model_spec import folder_spec
 from stage_worker.loading.stage_weights import EMBEDDING, HEAD
 from tidepipe_common.errors import ModelError
-from tidepipe_common.model_files import json_object, read_json_object, shown
+from tidepipe_common.model_files import json_object, read_json_object
+from tidepipe_common.text.text import quoted
 
 _DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -86,7 +87,7 @@ def _weight_files(folder: Path) -> list[Path]:
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors") or len(name) > _LONGEST_NAME:
-            raise ModelError(f"{index_file}: {shown(name)} is not the name of a safetensors file beside it")
+            raise ModelError(f"{index_file}: {quoted(name)} is not the name of a safetensors file beside it")
         if not (folder / name).is_file():
             raise ModelError(f"{folder / name}: is missing, though {index_file.name} names it")
     return [folder / name for name in names]

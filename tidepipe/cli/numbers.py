@@ -44,13 +44,14 @@ def _make_strict(command: Callable[..., Any]) -> None:
 
 
 def number(allowed: NumberRange) -> Callable[[Any], int | float]:
-    """What reads such a number; its error says in which range it must be."""
+    """What reads such a number; its error says in which range it must be, and what was given."""
 
     def read(value: Any) -> int | float:
         found = value if isinstance(value, int | float) else allowed.parse(value)
         if found is None or found not in allowed:
+            said = allowed.refusal(value if found is None else found)
             # Of a ValueError pydantic would say that it is one.
-            raise PydanticCustomError("number", "{said}", {"said": allowed.rule})
+            raise PydanticCustomError("number", "{said}", {"said": said})
         return found
 
     return read

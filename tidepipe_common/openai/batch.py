@@ -14,9 +14,9 @@ from tidepipe_common.limits import MAX_CUSTOM_ID_CHARACTERS
 from tidepipe_common.openai.answers import AnswerBody
 from tidepipe_common.openai.bodies import parse_chat, parse_completion
 from tidepipe_common.openai.failures import error_body, error_code, error_response, http_status
-from tidepipe_common.openai.validation import MAX_PARAM_CHARACTERS, clip, quoted
+from tidepipe_common.openai.validation import MAX_PARAM_CHARACTERS, clip
 from tidepipe_common.text.json_text import NotJsonError, check_json_text, decode_json, kind
-from tidepipe_common.text.text import NOT_TEXT, is_text, one_json_line, repaired
+from tidepipe_common.text.text import NOT_TEXT, is_text, one_json_line, quoted, repaired
 from tidepipe_common.types.request import GenerationRequest
 
 PARSERS: dict[str, Callable[[object, str], GenerationRequest]] = {

@@ -17,8 +17,9 @@ from tidepipe_common.limits import (
     MAX_USER_CHARACTERS,
 )
 from tidepipe_common.openai.numbers import MAX_INT, TokenId
-from tidepipe_common.openai.validation import Refusal, checked_text, quoted
+from tidepipe_common.openai.validation import Refusal, checked_text
 from tidepipe_common.text.json_text import kind
+from tidepipe_common.text.text import quoted
 
 _TOKEN_NAME = re.compile("(0|[1-9][0-9]{0,9})")
 """A token id as a name in logit_bias, in one way only: "01" beside "1" would be one id twice."""

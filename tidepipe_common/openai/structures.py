@@ -10,8 +10,9 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import MAX_STRUCTURE_BYTES
-from tidepipe_common.openai.validation import checked_text, quoted
+from tidepipe_common.openai.validation import checked_text
 from tidepipe_common.text.json_text import NotJsonError, check_json_text, decode_json, kind, write_json
+from tidepipe_common.text.text import quoted
 from tidepipe_common.types.structure import Structure
 
 _ANY_OBJECT = Structure("json_schema", '{"type": "object"}')

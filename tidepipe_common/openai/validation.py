@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import reprlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,18 +12,12 @@ from pydantic_core import ErrorDetails
 
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.text.json_text import kind
-from tidepipe_common.text.text import NOT_TEXT, is_text, repaired
+from tidepipe_common.text.text import NOT_TEXT, is_text, quoted, repaired
 
 MAX_MESSAGE_CHARACTERS = 500
 """A message quotes what the client sent, which may be long."""
 MAX_PARAM_CHARACTERS = 100
 """Of a field's name in an error."""
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = MAX_MESSAGE_CHARACTERS
-_SHORT.maxlong = MAX_MESSAGE_CHARACTERS
-_SHORT.maxlist = _SHORT.maxdict = 10
-_SHORT.maxlevel = 4
 
 _EXPECTED = {
     "int_type": "an integer",
@@ -109,11 +102,6 @@ def explain(error: ErrorDetails, known: Collection[str] = ()) -> InvalidRequestE
             text = f"{path}: {error['msg']}"
     param = str(error["loc"][0])[:MAX_PARAM_CHARACTERS] if error["loc"] else None
     return InvalidRequestError(clip(text), param)
-
-
-def quoted(value: object) -> str:
-    """The value as Python shows it, but of one of megabytes no more than a message has room for."""
-    return _SHORT.repr(value)
 
 
 def clip(text: str) -> str:

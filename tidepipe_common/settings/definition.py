@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.numerals import NumberRange
+from tidepipe_common.text.text import quoted
 
 TRUE_WORDS, FALSE_WORDS = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 """What an environment variable says of a setting that is on or off."""
@@ -185,9 +186,10 @@ def refusal(
         return ConfigError(f"unknown setting '{name}'; known: {', '.join(model.model_fields)}")
     if problem["type"] == "missing":
         return ConfigError(f"{name} must be given")
-    message = str(problem["msg"]).removeprefix("Value error, ")
+    given = problem["input"]
     if definition.numbers is not None:
-        message = definition.numbers.rule
-    elif definition.kind is bool:
+        return ConfigError(f"{name}: {definition.numbers.refusal(given)}")
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if definition.kind is bool:
         message = "must be on or off"
-    return ConfigError(f"{name}: {message}, got {problem['input']!r}")
+    return ConfigError(f"{name}: {message}, got {quoted(given)}")

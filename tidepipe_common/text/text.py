@@ -7,11 +7,18 @@ UTF-8). They have no UTF-8 form: whatever writes them, or sends them, fails, per
 from __future__ import annotations
 
 import re
+import reprlib
 from typing import Any
 
 from tidepipe_common.errors import InvalidRequestError
 
 NOT_TEXT = "is not valid Unicode: it has unpaired surrogates"
+
+_QUOTED = 100
+"""Characters of a value that a message quotes."""
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = _QUOTED
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 10
 
 _UNPRINTABLE_IN_PROSE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _ODD_LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
@@ -54,6 +61,12 @@ def repaired_json(value: Any) -> Any:
             return {repaired(name): repaired_json(item) for name, item in value.items()}
         case _:
             return value
+
+
+def quoted(value: object) -> str:
+    """A value from outside as Python writes it, but no more of it than a sentence has room for."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= _QUOTED else f"{text[: _QUOTED - 3]}..."
 
 
 def on_one_line(text: str) -> str:

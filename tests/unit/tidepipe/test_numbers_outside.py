@@ -100,7 +100,7 @@ def test_the_command_line_says_so(arguments: list[str], capsys: pytest.CaptureFi
     with patch.object(sys, "argv", ["tidepipe", *arguments]), pytest.raises(SystemExit) as ended:
         main.main()
     said = capsys.readouterr().err
-    assert ended.value.code == 2 and "must be a" in said and "Traceback" not in said
+    assert ended.value.code == 2 and "must be a" in said and "got" in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize(
