@@ -135,6 +135,12 @@ async def test_cancel_and_disconnect_free_the_instance(
     await listen(router, request("d", max_tokens=900), until=3)
     await eventually(lambda: len(controller.cancelled) == 2 and not controller.running())
 
+    call = router.stub.Generate(pb.GenerateRequest(request=request("late", max_tokens=900)), timeout=0.5)
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        assert [piece async for piece in call]
+    assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await eventually(lambda: len(controller.cancelled) == 3 and not controller.running())
+
     await listen(router, request("e", grace_ms=300, max_tokens=900), until=3)
     await asyncio.sleep(0.15)
     assert len(controller.running()) == 1, "it goes on during the grace"

@@ -143,7 +143,10 @@ class SequenceSpec(_message.Message):
     sequence_id: _builtins.str
     """Unique; the router derives it from the request and the answer's index. At most 1,024 characters."""
     deadline_ms: _builtins.int
-    """End it if it has not ended this many milliseconds after arrival. Zero: none."""
+    """End it if it has not ended this many milliseconds after arrival. Zero: none. For callers that may go without a
+    word. Routers neither set it nor pass it on: a client's deadline ends its call, and when the last call that listens
+    has ended (and disconnect_grace_ms with it) the sequence is cancelled; of a router that is gone, after 15 s.
+    """
     ttft_ms: _builtins.float
     """Latency targets, milliseconds; see InferenceRequest. Zero: none."""
     tpot_ms: _builtins.float
