@@ -1,6 +1,6 @@
-"""Who gets in where: every port of running clusters x every kind of credential, as in docs/guide/security.md.
+"""Who gets in where: every port of running clusters x every kind of credential (docs/reference/access.md).
 
-    python -m bench.access_table --model smollm2-135m --write docs/guide/security.md
+    python -m bench.access_table --model smollm2-135m --write docs/reference/access.md
 
 Two clusters, as `tidepipe up` starts them: one with certificates alone, one with API keys as well.
 """

@@ -20,7 +20,7 @@ from tidepipe_common.security.principals import ADMIN, INFERENCE
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
 
-DOCS = Path(__file__).parents[2] / "docs" / "guide" / "security.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "access.md"
 
 
 async def tidepipe(*arguments: str, **environment: str) -> tuple[int, str]:
@@ -134,6 +134,6 @@ def assert_documented(rows: list[Row]) -> None:
     """What the page says is what happens."""
     documented = DOCS.read_text().partition(BEGIN)[2].partition(END)[0]
     heading = len(table([]).splitlines())
-    assert documented.startswith(table([])), "python -m bench.access_table --write docs/guide/security.md"
+    assert documented.startswith(table([])), "python -m bench.access_table --write docs/reference/access.md"
     for line in table(rows).splitlines()[heading:]:
         assert line in documented.splitlines(), line
