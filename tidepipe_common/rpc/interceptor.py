@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 import grpc
 import structlog
 
-from tidepipe_common.errors import TidePipeError
+from tidepipe_common.errors import InvalidRequestError, TidePipeError
 from tidepipe_common.limits import MAX_DETAIL_CHARACTERS
 from tidepipe_common.memory import forget_tracebacks
 from tidepipe_common.rpc.status import status_code, trailing_metadata
@@ -53,22 +53,28 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method = handler_call_details.method
-        incoming = "stream" if handler.request_streaming else "unary"
+        one_message = not handler.request_streaming
+        incoming = "unary" if one_message else "stream"
         # Services are believed; what clients may send has a measure.
         counted = bool(rule_of(method).key_roles)
         if (parse := handler.request_deserializer) is not None:
             # Who reads a stream message by message is told of one that is none where it reads.
-            kept = functools.partial(read_message, parse) if handler.request_streaming else unread(parse)
+            kept = unread(parse) if one_message else functools.partial(read_message, parse)
             handler = handler._replace(request_deserializer=kept)
+        # gRPC gives a call without its one message no status at all, and its caller would wait for ever. As
+        # streams, which look the same from outside, all calls get one.
+        handler = handler._replace(request_streaming=True)
         if handler.response_streaming:
             inner_stream = getattr(handler, f"{incoming}_stream")
 
             async def streaming(request: Any, context: Context) -> AsyncIterator[Any]:
+                if one_message:
+                    request = await context.read()
                 call = _Call(method, context, self._guard, self._meter)
                 try:
                     call.begin()
-                    if isinstance(request, Unread):
-                        request = await request.read(counted=counted)
+                    if one_message:
+                        request = await _read(request, counted=counted)
                     async for response in inner_stream(request, context):
                         yield response
                     call.succeeded()
@@ -78,15 +84,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 finally:
                     call.end()
 
-            return handler._replace(**{f"{incoming}_stream": streaming})
+            return handler._replace(stream_stream=streaming)
         inner_unary = getattr(handler, f"{incoming}_unary")
 
         async def unary(request: Any, context: Context) -> Any:
+            if one_message:
+                request = await context.read()
             call = _Call(method, context, self._guard, self._meter)
             try:
                 call.begin()
-                if isinstance(request, Unread):
-                    request = await request.read(counted=counted)
+                if one_message:
+                    request = await _read(request, counted=counted)
                 response = await inner_unary(request, context)
                 call.succeeded()
             except Exception as error:
@@ -97,7 +105,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             finally:
                 call.end()
 
-        return handler._replace(**{f"{incoming}_unary": unary})
+        return handler._replace(stream_unary=unary)
+
+
+async def _read(request: Any, *, counted: bool) -> Any:
+    """The one message of a call; see `unread`."""
+    if request is grpc.aio.EOF:
+        raise InvalidRequestError("the call ended without a message")
+    return await request.read(counted=counted) if isinstance(request, Unread) else request
 
 
 class _Call:

@@ -59,6 +59,10 @@ async def test_bytes_that_are_no_message_are_the_callers_mistake(
             call = channel.stream_stream(f"/a.B/{kind}")
             good = Message(service="x").SerializeToString()
             assert [answer async for answer in call(iter([good]), timeout=20)] == [good]
+            if kind.startswith("Unary"):
+                with pytest.raises(grpc.aio.AioRpcError, match="ended without a message") as nothing:
+                    _ = [answer async for answer in call(iter([]), timeout=20)]
+                assert nothing.value.code() is grpc.StatusCode.INVALID_ARGUMENT
             for wrong in NONE:
                 for sent in ([wrong], [good, wrong])[: 2 if kind.startswith("Stream") else 1]:
                     with pytest.raises(
