@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from launcher.config import ClusterConfig
 from launcher.local import LocalCluster
 from router.api.http.batches import BatchBody
+from tests.cluster_logs import tracebacks
 from tests.fakes.stage_backend import FakeBackend
 from tests.integration.test_stage_worker import worker
 from tests.messages import messages, spoiled
@@ -257,6 +258,7 @@ async def test_a_cluster_refuses_nonsense_and_goes_on(model_path: Path) -> None:
                 pytest.fail(f"no answer; the cluster stands so: {await client.status()}")
         assert len(result.token_ids) == 3
         assert not [child.name for child in cluster.children if child.restart_count]
+        assert tracebacks(cluster) == []
 
 
 async def test_a_stage_worker_refuses_nonsense() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from launcher.config import ClusterConfig
 from launcher.local import LocalCluster
+from tests.cluster_logs import tracebacks
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 
@@ -77,3 +78,4 @@ async def test_the_api_is_as_described(model_path: Path, tmp_path: Path) -> None
         chosen, described, tested = map(int, selected.groups())
         assert (chosen, tested) == (described - 1, described - 1), report
         assert not [child.name for child in cluster.children if child.restart_count]
+        assert tracebacks(cluster) == []

@@ -1,0 +1,18 @@
+"""What the services of a cluster wrote to their logs."""
+
+from __future__ import annotations
+
+from launcher.local import LocalCluster
+
+
+def tracebacks(cluster: LocalCluster) -> list[str]:
+    """Lines of defects: an error that nobody meant for a user. Nothing that a caller sends may cause one."""
+    assert cluster.log_dir is not None
+    logs = sorted(cluster.log_dir.glob("*.log*"))
+    assert len(logs) >= len(cluster.children), logs
+    return [
+        f"{file.name}: {line}"
+        for file in logs
+        for line in file.read_text(errors="replace").splitlines()
+        if "Traceback (most" in line
+    ]
