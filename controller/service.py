@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import uuid
+from collections.abc import AsyncIterator, Iterator
 
 from controller.api.servicer import ControllerServicer, TimelineServicer, start_serving
 from controller.runtime.journal import Journal, open_journal
@@ -81,9 +83,52 @@ def scheduler_spec_of(
 
 async def serve(settings: ControllerSettings, lifecycle: Lifecycle) -> None:
     """Serve until asked to stop."""
-    _knobs(settings)
+    _knobs(settings)  # what is wrong with them is said before any stage is asked
     incarnation = uuid.uuid4().hex
-    config = PipelineConfig(
+    telemetry = Telemetry()
+    server = RpcServer(settings.listen, telemetry=telemetry)
+    health = _Health(server)
+    metrics = ControllerMetrics(telemetry, settings.instance_id)
+    with _open_journal(settings) as journal:
+        brain = _Brain(settings, journal)
+        pipeline = Pipeline(_pipeline_config(settings), incarnation, lambda: brain.cost)
+        instance = LiveInstance(
+            pipeline,
+            lambda about: brain.scheduler(about, pipeline),
+            settings.predictor,
+            health.tell,
+            journal,
+            metrics.note,
+        )
+        metrics.export(instance)
+        address = await start_serving(
+            server,
+            ControllerServicer(instance, settings.instance_id, incarnation, lambda: brain.cost),
+            TimelineServicer(instance, settings.instance_id),
+        )
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(instance.run(), name="instance"),
+                group.create_task(health.run(), name="health"),
+            ]
+            if await _either(health.once_up, lifecycle.stopping):
+                assert pipeline.about is not None
+                async with (
+                    _registered(settings, address, pipeline.about.model, incarnation),
+                    serve_metrics(telemetry, settings.listen, settings.metrics_port) as metrics_address,
+                ):
+                    tune_gc()
+                    lifecycle.announce_ready(address, metrics_address)
+                    await lifecycle.stopping.wait()
+            await instance.drain(DRAIN_S)
+            for task in tasks:
+                task.cancel()
+        await pipeline.close()
+    await server.stop(grace_s=1.0)
+
+
+def _pipeline_config(settings: ControllerSettings) -> PipelineConfig:
+    return PipelineConfig(
         stage_addresses=settings.stage_addresses,
         block_size=settings.block_size,
         kv_blocks=settings.kv_blocks,
@@ -92,75 +137,75 @@ async def serve(settings: ControllerSettings, lifecycle: Lifecycle) -> None:
         token_mix=TokenMix.parse(settings.token_mix),
     )
 
-    journal_file = open_journal(settings.journal, settings.instance_id) if settings.journal else None
-    journal = Journal(journal_file) if journal_file else None
-    cost: LearningCost = LearnedCost()
-    pipeline = Pipeline(config, incarnation, lambda: cost)
 
-    def make_scheduler(about: StageAbout) -> Scheduler:
-        nonlocal cost
+@contextlib.contextmanager
+def _open_journal(settings: ControllerSettings) -> Iterator[Journal | None]:
+    if settings.journal is None:
+        yield None
+        return
+    with open_journal(settings.journal, settings.instance_id) as file:
+        yield Journal(file)
+
+
+class _Brain:
+    """The scheduler, which can be made only when the stages have said what they are, and its costs.
+
+    cost: what steps take, as far as it is known; nothing yet before there is a scheduler.
+    """
+
+    def __init__(self, settings: ControllerSettings, journal: Journal | None) -> None:
+        self.cost: LearningCost = LearnedCost()
+        self._settings = settings
+        self._journal = journal
+
+    def scheduler(self, about: StageAbout, pipeline: Pipeline) -> Scheduler:
         ranges = [stage.account.layers for stage in pipeline.stages]
-        spec = scheduler_spec_of(settings, about, tuple(end - begin for begin, end in ranges))
-        if journal is not None:
-            journal.begin(spec)
-        scheduler, cost = spec.build()
+        spec = scheduler_spec_of(self._settings, about, tuple(end - begin for begin, end in ranges))
+        if self._journal is not None:
+            self._journal.begin(spec)
+        scheduler, self.cost = spec.build()
         return scheduler
 
-    telemetry = Telemetry()
-    server = RpcServer(settings.listen, telemetry=telemetry)
-    ready = asyncio.Event()
-    health: asyncio.Queue[bool] = asyncio.Queue()
 
-    def on_serving(serving: bool) -> None:
-        health.put_nowait(serving)
+class _Health:
+    """Whether the stages are up, told to whoever asks the server, in order."""
+
+    def __init__(self, server: RpcServer) -> None:
+        self.once_up = asyncio.Event()
+        self._server = server
+        self._news: asyncio.Queue[bool] = asyncio.Queue()
+
+    def tell(self, serving: bool) -> None:
+        self._news.put_nowait(serving)
         if serving:
-            ready.set()
+            self.once_up.set()
 
-    async def report_health() -> None:
+    async def run(self) -> None:
         while True:
-            await server.set_serving(await health.get())
+            await self._server.set_serving(await self._news.get())
 
-    metrics = ControllerMetrics(telemetry, settings.instance_id)
-    instance = LiveInstance(pipeline, make_scheduler, settings.predictor, on_serving, journal, metrics.note)
-    metrics.export(instance)
-    address = await start_serving(
-        server,
-        ControllerServicer(instance, settings.instance_id, incarnation, lambda: cost),
-        TimelineServicer(instance, settings.instance_id),
+
+@contextlib.asynccontextmanager
+async def _registered(
+    settings: ControllerSettings, address: str, model: str, incarnation: str
+) -> AsyncIterator[None]:
+    """Known to the router, if there is one; it is told at the end, unless that is an error."""
+    if not settings.router:
+        yield
+        return
+    registration = Registration(
+        settings.router,
+        instance_id=settings.instance_id,
+        controller_address=settings.advertise or address,
+        model=model,
+        incarnation=incarnation,
     )
-    registration: Registration | None = None
     async with asyncio.TaskGroup() as group:
-        tasks = [
-            group.create_task(instance.run(), name="instance"),
-            group.create_task(report_health(), name="health"),
-        ]
-        if await _either(ready, lifecycle.stopping):
-            if settings.router:
-                assert pipeline.about is not None
-                registration = Registration(
-                    settings.router,
-                    instance_id=settings.instance_id,
-                    controller_address=settings.advertise or address,
-                    model=pipeline.about.model,
-                    incarnation=incarnation,
-                )
-                tasks.append(group.create_task(registration.run(), name="registration"))
-            async with serve_metrics(telemetry, settings.listen, settings.metrics_port) as metrics_address:
-                tune_gc()
-                lifecycle.announce_ready(address, metrics_address)
-                await lifecycle.stopping.wait()
-        if registration:
-            tasks.pop().cancel()
-            await registration.withdraw()
-        await instance.drain(DRAIN_S)
-        for task in tasks:
-            task.cancel()
-    if registration:
-        await registration.close()
-    await pipeline.close()
-    if journal_file:
-        journal_file.close()
-    await server.stop(grace_s=1.0)
+        renewing = group.create_task(registration.run(), name="registration")
+        yield
+        renewing.cancel()
+        await registration.withdraw()
+    await registration.close()
 
 
 def tune_gc() -> None:
