@@ -13,6 +13,7 @@ from tidepipe.cli.client_options import client_options
 from tidepipe.cli.cluster_options import cluster_options
 from tidepipe.cli.connect import connected
 from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
+from tidepipe.cli.options import AsJson, RunningRouter
 from tidepipe.cli.run import run
 from tidepipe.cli.trace import TraceFile, save_trace
 
@@ -29,10 +30,8 @@ GIVE_UP_S = 300.0
 def batch(
     source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests, one JSON object per line.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT.jsonl", help="Where answers go.")],
-    endpoint: Annotated[
-        str | None, typer.Option("--endpoint", metavar="HOST:PORT", help="A running router to use.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a report as one JSON object.")] = False,
+    endpoint: RunningRouter = None,
+    as_json: AsJson = False,
     concurrency: Annotated[
         int, typer.Option("--concurrency", min=1, help="Requests in flight at most.")
     ] = CONCURRENCY,

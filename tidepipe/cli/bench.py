@@ -12,6 +12,7 @@ from tidepipe.cli.bench_serve import serve
 from tidepipe.cli.client_options import client_options
 from tidepipe.cli.cluster_options import cluster_options
 from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
+from tidepipe.cli.options import AsJson, RunningRouter
 from tidepipe.cli.run import run
 
 bench_app = typer.Typer(help="Measure a live cluster.", no_args_is_help=True)
@@ -32,13 +33,11 @@ def throughput(
     workload: Annotated[
         Path, typer.Argument(metavar="WORKLOAD.json", help='A list of {"prompt": [token ids], "out": N}.')
     ],
-    endpoint: Annotated[
-        str | None, typer.Option("--endpoint", metavar="HOST:PORT", help="A running router to use.")
-    ] = None,
+    endpoint: RunningRouter = None,
     requests: Annotated[
         int | None, typer.Option("--requests", min=1, help="Only the first so many requests.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    as_json: AsJson = False,
     *,
     cluster: dict[str, Any],
 ) -> None:

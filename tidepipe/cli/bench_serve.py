@@ -10,6 +10,7 @@ import typer
 
 from tidepipe.cli.client_options import client_options
 from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
+from tidepipe.cli.options import Arrivals, AsJson, Attainment, MaxTotal
 from tidepipe.cli.run import run
 
 if TYPE_CHECKING:
@@ -50,16 +51,12 @@ def serve(
     precision: Annotated[
         float, typer.Option("--precision", min=0.005, max=1.0, help="Of the search, as a share of the rate.")
     ] = 0.05,
-    arrivals: Annotated[
-        str, typer.Option("--arrivals", metavar="KIND", help="poisson, gamma:CV (bursts), or trace.")
-    ] = "poisson",
+    arrivals: Arrivals = "poisson",
     ttft_ms: Annotated[float, typer.Option("--ttft-ms", min=0.001, help="Target: first token.")] = 5000.0,
     tpot_ms: Annotated[
         float, typer.Option("--tpot-ms", min=0.001, help="Target: per further token, on average.")
     ] = 100.0,
-    attainment: Annotated[
-        float, typer.Option("--attainment", min=0.01, max=1.0, help="Share of requests that must meet both.")
-    ] = 0.9,
+    attainment: Attainment = 0.9,
     seconds: Annotated[float, typer.Option("--seconds", min=1.0, help="Length of each run.")] = 60.0,
     requests: Annotated[
         int | None, typer.Option("--requests", min=1, help="Requests of each run, instead of --seconds.")
@@ -67,9 +64,7 @@ def serve(
     max_prompt: Annotated[
         int | None, typer.Option("--max-prompt", min=1, help="Leave longer prompts out, tokens.")
     ] = None,
-    max_total: Annotated[
-        int | None, typer.Option("--max-total", min=2, help="Prompt and output together. Default: context.")
-    ] = None,
+    max_total: MaxTotal = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds per request.")] = 600.0,
     send_targets: Annotated[
         bool, typer.Option("--send-targets", help="Tell the server the targets with each request.")
@@ -87,7 +82,7 @@ def serve(
         int | None, typer.Option("--vocab-size", min=2, help="Random prompts have token ids below it.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of arrivals, lengths and prompts.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="DIR", help="Draw attainment and latencies.")
     ] = None,

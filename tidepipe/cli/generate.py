@@ -10,6 +10,7 @@ import typer
 from tidepipe.cli.client_options import client_options
 from tidepipe.cli.connect import connected
 from tidepipe.cli.exit_codes import SUCCESS
+from tidepipe.cli.options import Endpoint
 from tidepipe.cli.run import run
 from tidepipe_common.text.text import on_terminal
 
@@ -19,9 +20,7 @@ _MAX_TOKENS = 256
 @client_options
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to answer; - reads it from stdin.")],
-    endpoint: Annotated[
-        str, typer.Option("--endpoint", metavar="HOST:PORT", help="The router's gRPC address.")
-    ],
+    endpoint: Endpoint,
     chat: Annotated[bool, typer.Option("--chat/--no-chat", help="Use the model's chat template.")] = True,
     system: Annotated[str | None, typer.Option("--system", help="System message (with --chat).")] = None,
     max_tokens: Annotated[

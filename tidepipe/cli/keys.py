@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tidepipe.cli.options import AsJson
 from tidepipe_common.security.api_key import KEY_ROLES, ApiKey
 from tidepipe_common.text.text import on_one_line
 
@@ -60,9 +61,7 @@ def add(
 
 
 @keys_app.command("list")
-def list_keys(
-    file: StoreOption, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
-) -> None:
+def list_keys(file: StoreOption, as_json: AsJson = False) -> None:
     """Show all keys, without their secrets."""
     keys = _store(file).list()
     if as_json:

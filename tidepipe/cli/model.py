@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tidepipe.cli.options import AsJson
 from tidepipe.models.catalog import find_model, known_models
 from tidepipe_common.extras import SERVER, require
 
@@ -35,7 +36,7 @@ def pull(
 
 @model_app.command("list")
 def list_models(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """The models that a name stands for: what can be pulled, and what the cache folder holds.
 

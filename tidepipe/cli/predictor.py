@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tidepipe.cli.exit_codes import SUCCESS
+from tidepipe.cli.options import AsJson
 
 if TYPE_CHECKING:
     from predictor.evaluation.figures import Figures
@@ -22,7 +23,6 @@ DATA_HELP = (
 )
 Data = Annotated[Path, typer.Argument(metavar="DATA.jsonl", help=DATA_HELP)]
 SHOWN = ("p10", "p50", "p90", "p99")
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @predictor_app.command("train")

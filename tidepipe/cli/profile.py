@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidepipe.cli.exit_codes import SUCCESS
+from tidepipe.cli.options import AsJson
 from tidepipe_common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def profile(
     alone: Annotated[
         bool, typer.Option("--alone", help="On a CPU, do not keep the other stages' cores busy meanwhile.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the profile as one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a latency profile with the executor that serves; no cluster is needed.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidepipe.cli.exit_codes import SUCCESS
+from tidepipe.cli.options import AsJson, MaxTotal, MeasuredProfile, SheetHardware
 from tidepipe.cli.sim_journal import journal
 from tidepipe.cli.sim_online import online
 
@@ -34,7 +35,7 @@ def offline(
     model_shape: Annotated[
         str, typer.Option("--model-shape", metavar="NAME|FILE", help="Such as llama2-13b, or a config.json.")
     ],
-    hardware: Annotated[str, typer.Option("--hardware", metavar="NAME", help="L20, A100, A800 or H100.")],
+    hardware: SheetHardware,
     stages: Annotated[int, typer.Option("--stages", min=1, max=64, help="Devices, one stage each.")],
     workload: Annotated[
         str,
@@ -44,12 +45,7 @@ def offline(
             help="Azure CSV, ShareGPT JSON, Mooncake or OpenAI batch or answers JSONL, or sharegpt-like.",
         ),
     ],
-    profile: Annotated[
-        Path | None,
-        typer.Option(
-            "--profile", metavar="CSV", help="Measured: tokens, ms of the whole model on one device."
-        ),
-    ] = None,
+    profile: MeasuredProfile = None,
     requests: Annotated[
         int | None, typer.Option("--requests", min=1, help="Draw so many. Default: all, in their order.")
     ] = None,
@@ -68,16 +64,14 @@ def offline(
     max_prompt: Annotated[
         int | None, typer.Option("--max-prompt", min=1, help="Leave out longer prompts, tokens.")
     ] = None,
-    max_total: Annotated[
-        int | None, typer.Option("--max-total", min=2, help="Tokens of prompt and output. Default: context.")
-    ] = None,
+    max_total: MaxTotal = None,
     layer_split: Annotated[
         str, typer.Option("--layer-split", metavar="A,B,..", help="Layers per stage. Default: equal times.")
     ] = "",
     scan: Annotated[
         bool, typer.Option("--scan", help="Try each baseline's knobs and report its best.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="DIR", help="Draw stages, KV memory and batch sizes.")
     ] = None,

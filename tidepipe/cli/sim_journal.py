@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
+from tidepipe.cli.options import AsJson
 from tidepipe_common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def journal(
     as_profiled: Annotated[
         bool, typer.Option("--as-profiled", help="Steps as fast as the profile says, not as they were.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Replay a live run's journal and check that each decision is the same; then ask "what if".
 

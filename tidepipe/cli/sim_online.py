@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidepipe.cli.exit_codes import SUCCESS
+from tidepipe.cli.options import Arrivals, AsJson, Attainment, MaxTotal, MeasuredProfile, SheetHardware
 
 if TYPE_CHECKING:
     from controller.scheduler.policies.catalog import Knobs
@@ -25,7 +26,7 @@ def online(
         str,
         typer.Option("--model-shape", metavar="NAME|FILE", help="Such as codellama-34b, or a config.json."),
     ],
-    hardware: Annotated[str, typer.Option("--hardware", metavar="NAME", help="L20, A100, A800 or H100.")],
+    hardware: SheetHardware,
     instances: Annotated[int, typer.Option("--instances", min=1, max=256, help="Of the model.")],
     workload: Annotated[
         str,
@@ -38,20 +39,11 @@ def online(
     ],
     ttft_ms: Annotated[float, typer.Option("--ttft-ms", help="Target: first token, ms after arrival.")],
     tpot_ms: Annotated[float, typer.Option("--tpot-ms", help="Target: ms per further token, on average.")],
-    attainment: Annotated[
-        float, typer.Option("--attainment", min=0.01, max=1.0, help="Share of requests that must meet both.")
-    ] = 0.9,
-    arrivals: Annotated[
-        str, typer.Option("--arrivals", metavar="KIND", help="poisson, gamma:CV (bursts), or trace.")
-    ] = "poisson",
+    attainment: Attainment = 0.9,
+    arrivals: Arrivals = "poisson",
     tp: Annotated[int, typer.Option("--tp", min=1, max=64, help="Tensor-parallel devices per stage.")] = 1,
     stages: Annotated[int, typer.Option("--stages", min=1, max=64, help="Per instance.")] = 1,
-    profile: Annotated[
-        Path | None,
-        typer.Option(
-            "--profile", metavar="CSV", help="Measured: tokens, ms of the whole model on one device."
-        ),
-    ] = None,
+    profile: MeasuredProfile = None,
     policy: Annotated[
         str, typer.Option("--policy", metavar="all|NAME,..", help="Systems or routing policies to compare.")
     ] = "all",
@@ -63,9 +55,7 @@ def online(
     noise: Annotated[
         float, typer.Option("--noise", min=0, help="Error of predicted lengths (sigma of the logarithm).")
     ] = 0.3,
-    max_total: Annotated[
-        int | None, typer.Option("--max-total", min=2, help="Tokens of prompt and output. Default: context.")
-    ] = None,
+    max_total: MaxTotal = None,
     network_gb_s: Annotated[
         float | None, typer.Option("--network-gb-s", min=0.001, help="Between nodes, 1e9 bytes/s per node.")
     ] = None,
@@ -79,7 +69,7 @@ def online(
     fast: Annotated[
         bool, typer.Option("--fast", help="Do not confirm by a run with the controllers' own scheduler.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", metavar="DIR", help="Draw attainment and latencies over the rate."),

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tidepipe.cli.admin.options import AsJson, Endpoint
 from tidepipe.cli.connect import connected
 from tidepipe.cli.exit_codes import SUCCESS
+from tidepipe.cli.options import AsJson, Endpoint
 from tidepipe.cli.run import run
 
 if TYPE_CHECKING:

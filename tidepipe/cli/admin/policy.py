@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tidepipe.cli.admin.options import AsJson, Endpoint
 from tidepipe.cli.admin.show import show
+from tidepipe.cli.options import AsJson, Endpoint
 
 
 def policy(

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tidepipe.cli.admin.options import AsJson, Endpoint
 from tidepipe.cli.admin.show import show
 from tidepipe.cli.client_options import client_options
+from tidepipe.cli.options import AsJson, Endpoint
 from tidepipe_common.errors import ConfigError
 
 scale_app = typer.Typer(help="Start and stop instances.", no_args_is_help=True)

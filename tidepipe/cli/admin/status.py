@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tidepipe.cli.admin.options import AsJson, Endpoint
 from tidepipe.cli.connect import connected
 from tidepipe.cli.exit_codes import SUCCESS
+from tidepipe.cli.options import AsJson, Endpoint
 from tidepipe.cli.run import run
 
 

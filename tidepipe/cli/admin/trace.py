@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from tidepipe.cli.admin.options import Endpoint
 from tidepipe.cli.connect import connected
 from tidepipe.cli.exit_codes import SUCCESS
+from tidepipe.cli.options import Endpoint
 from tidepipe.cli.run import run
 from tidepipe.cli.trace import save_trace
 

@@ -1,0 +1,31 @@
+"""Options that several commands have, each declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Endpoint = Annotated[str, typer.Option("--endpoint", metavar="HOST:PORT", help="The router's gRPC address.")]
+RunningRouter = Annotated[
+    str | None, typer.Option("--endpoint", metavar="HOST:PORT", help="A running router to use.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+# Of simulations, and of load on a live server.
+SheetHardware = Annotated[str, typer.Option("--hardware", metavar="NAME", help="L20, A100, A800 or H100.")]
+MeasuredProfile = Annotated[
+    Path | None,
+    typer.Option("--profile", metavar="CSV", help="Measured: tokens, ms of the whole model on one device."),
+]
+Arrivals = Annotated[
+    str, typer.Option("--arrivals", metavar="KIND", help="poisson, gamma:CV (bursts), or trace.")
+]
+Attainment = Annotated[
+    float, typer.Option("--attainment", min=0.01, max=1.0, help="Share of requests that must meet both.")
+]
+MaxTotal = Annotated[
+    int | None,
+    typer.Option("--max-total", min=2, help="Tokens of prompt and output together. Default: context."),
+]
