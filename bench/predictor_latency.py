@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +12,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from bench.service_process import started
 from tidepipe.v1 import predictor_pb2 as pb
 from tidepipe.v1 import predictor_pb2_grpc as pb_grpc
 from tidepipe_common.codec.prompt import prompt_to_wire
@@ -24,7 +20,6 @@ from tidepipe_common.lengths.prompt import prompt_features
 from tidepipe_common.lengths.request import RequestFeatures
 from tidepipe_common.lengths.store import load_lengths
 from tidepipe_common.rpc.channel import open_channel
-from tidepipe_common.rpc.lifecycle import READY_FD
 
 BATCH = 64
 CALLS = 1000
@@ -71,17 +66,7 @@ def _times(call: Callable[[], object]) -> dict[str, float]:
 
 async def _through_service(model: Path, requests: list[RequestFeatures]) -> dict[str, float]:
     """The service's CPU time per call (mean), the caller's waiting (p50, p99), resident memory."""
-    reader, writer = os.pipe()
-    process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
-        [sys.executable, "-m", "predictor", "--listen", "127.0.0.1:0", "--model", str(model)],
-        env={**os.environ, READY_FD: str(writer)},
-        pass_fds=[writer],
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(writer)
-    try:
-        with os.fdopen(reader) as pipe:
-            address = json.loads(pipe.readline())["ready"]
+    with started("predictor", "--listen", "127.0.0.1:0", "--model", str(model)) as (process, announced):
         message = pb.PredictRequest(
             requests=[
                 pb.RequestFeatures(
@@ -95,7 +80,7 @@ async def _through_service(model: Path, requests: list[RequestFeatures]) -> dict
             ]
         )
         about = psutil.Process(process.pid)
-        async with open_channel(address) as channel:
+        async with open_channel(announced["ready"]) as channel:
             stub = pb_grpc.PredictorServiceStub(channel)
             for _ in range(20):
                 await stub.Predict(message, timeout=10)
@@ -113,6 +98,3 @@ async def _through_service(model: Path, requests: list[RequestFeatures]) -> dict
             "request_bytes": float(message.ByteSize()),
             "service_rss_mib": about.memory_info().rss / 2**20,
         }
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(10)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import resource
 import socket
 import ssl
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +14,9 @@ import grpc
 import httpx
 import pytest
 
+from bench.service_process import started
 from tests.fakes.router import free_port
 from tests.integration.test_router_process import model  # noqa: F401 (a fixture)
-from tidepipe_common.rpc.lifecycle import READY_FD
 from tidepipe_common.security.authority import CA_FILE, files_of, make_certificates
 from tidepipe_common.security.principals import ADMIN, INFERENCE, ROUTER
 
@@ -33,22 +29,13 @@ HANGING = 996
 def router(model: Path, *arguments: str, **environment: str) -> Iterator[tuple[str, str]]:  # noqa: F811
     """(HTTP, gRPC) of a router process whose limit of descriptors is the usual one, soft and hard."""
     http = f"127.0.0.1:{free_port()}"
-    reader, writer = os.pipe()
     command = ["--listen", "127.0.0.1:0", "--model", str(model), "--http", http, *arguments]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "router", *command],
-        env={**os.environ, READY_FD: str(writer), **environment},
-        pass_fds=[writer],
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS)),
-    )
-    os.close(writer)
-    try:
-        with os.fdopen(reader) as pipe:
-            yield http, json.loads(pipe.readline())["ready"]
-    finally:
-        process.kill()
-        process.communicate()
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+
+    with started("router", *command, before=limited, **environment) as (_, announced):
+        yield http, announced["ready"]
 
 
 @pytest.fixture(scope="module")

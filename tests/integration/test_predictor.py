@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TypeAlias
@@ -17,13 +13,13 @@ import grpc
 import numpy as np
 import pytest
 
+from bench.service_process import Process, started
 from tidepipe.v1 import predictor_pb2 as pb
 from tidepipe.v1 import predictor_pb2_grpc as pb_grpc
 from tidepipe.v1 import prompt_pb2
 from tidepipe_common.codec.prompt import prompt_to_wire
 from tidepipe_common.lengths.prompt import prompt_features
 from tidepipe_common.rpc.channel import open_channel, wait_serving
-from tidepipe_common.rpc.lifecycle import READY_FD
 
 Stub: TypeAlias = "pb_grpc.PredictorServiceAsyncStub"
 STATUS = pb.GetPredictorStatusRequest()
@@ -42,24 +38,12 @@ def features(
 
 
 @contextlib.asynccontextmanager
-async def predictor(*arguments: str) -> AsyncIterator[tuple[Stub, subprocess.Popen[bytes]]]:
-    reader, writer = os.pipe()
-    process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
-        [sys.executable, "-m", "predictor", "--listen", "127.0.0.1:0", *arguments],
-        env={**os.environ, READY_FD: str(writer)},
-        pass_fds=[writer],
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(writer)
-    try:
-        with os.fdopen(reader) as pipe:
-            address = json.loads(pipe.readline())["ready"]
+async def predictor(*arguments: str) -> AsyncIterator[tuple[Stub, Process]]:
+    with started("predictor", "--listen", "127.0.0.1:0", *arguments) as (process, announced):
+        address = announced["ready"]
         await wait_serving(address, timeout=20)
         async with open_channel(address) as channel:
             yield pb_grpc.PredictorServiceStub(channel), process
-    finally:
-        process.kill()
-        process.wait()
 
 
 async def test_process_predicts_learns_and_refuses_nonsense() -> None:

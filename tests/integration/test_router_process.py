@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -16,10 +13,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from bench.service_process import started
 from tests.fakes.controller import fake_controller, scripted_text
 from tests.fakes.router import free_port
 from tidepipe_common.rpc.channel import is_serving, open_channel, wait_serving
-from tidepipe_common.rpc.lifecycle import EXIT_WRONG_SETTINGS, READY_FD
+from tidepipe_common.rpc.lifecycle import EXIT_WRONG_SETTINGS
 
 
 @pytest.fixture(scope="module")
@@ -39,29 +37,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def started(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
-    """A router process, and what it announced."""
-    reader, writer = os.pipe()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "router", *arguments],
-        env={**os.environ, READY_FD: str(writer)},
-        pass_fds=[writer],
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(writer)
-    try:
-        with os.fdopen(reader) as pipe:
-            yield process, json.loads(pipe.readline())
-    finally:
-        process.kill()
-        process.wait()
-
-
 async def test_it_serves_and_ends(model: Path) -> None:
     http = f"127.0.0.1:{free_port()}"
     arguments = ["--listen", "127.0.0.1:0", "--model", str(model), "--http", http]
-    with started(*arguments) as (process, announced):
+    with started("router", *arguments) as (process, announced):
         address = announced["ready"]
         async with (
             fake_controller() as controller,
@@ -79,7 +58,7 @@ async def test_it_serves_and_ends(model: Path) -> None:
             assert answer["choices"][0]["text"] == scripted_text(list(b"tell_me"), 20)
 
             # Another one on the same HTTP port does not come up, and says so.
-            with started(*arguments) as (other, failed):
+            with started("router", *arguments) as (other, failed):
                 assert http in failed["failed"] and other.wait(10) == EXIT_WRONG_SETTINGS
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
