@@ -66,7 +66,7 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[Arrival]:
     return found
 
 
-async def _ask(client: AsyncClient, arrival: Arrival, start: float, slo: tuple[float, float]) -> Outcome:
+async def ask(client: AsyncClient, arrival: Arrival, start: float, slo: tuple[float, float]) -> Outcome:
     await asyncio.sleep(max(0.0, start + arrival.at - time.monotonic()))
     outcome = Outcome(wanted=arrival.output)
     began = time.monotonic()
@@ -135,7 +135,7 @@ async def run(options: argparse.Namespace, policy: str, load: list[Arrival]) -> 
     async with LocalCluster(config) as cluster, AsyncClient(cluster.grpc_address, timeout=120) as client:
         start = time.monotonic() + 0.5
         async with AdminClient(cluster.grpc_address) as admin, asyncio.TaskGroup() as group:
-            asks = [group.create_task(_ask(client, one, start, slo)) for one in load]
+            asks = [group.create_task(ask(client, one, start, slo)) for one in load]
             regroup = (
                 group.create_task(_regroup(admin, options.instances, options.seconds))
                 if options.regroup

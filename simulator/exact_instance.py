@@ -20,9 +20,10 @@ from controller.scheduler.scheduler import Scheduler
 from router.scheduler.instance_report import FOREVER, InstanceReport
 from simulator.cluster_spec import ClusterSpec
 from simulator.job import NOT_YET, Job
-from simulator.pipeline import DISPATCH_S, GO_ON, STOP, SimulatedStages
+from simulator.pipeline import GO_ON, STOP, SimulatedStages
 from simulator.slack import as_points
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import LatencyModel
 from tidepipe_common.latency.work import work_of
 from tidepipe_common.types.plan import SampledTokens, StepPlan
@@ -38,10 +39,14 @@ def instance_policy(system: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ExactRules:
-    """A policy of live instances, and its settings that are not the defaults."""
+    """A policy of live instances, and its settings that are not the defaults.
+
+    split: layers of each stage, the last of which has the LM head; empty if all take equally long.
+    """
 
     policy: str
     knobs: Knobs
+    split: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, system: str, knobs: Knobs) -> ExactRules:
@@ -71,7 +76,7 @@ class ExactInstance:
         self.first_tokens: list[Job] = []
         self._cost = spec.latency()
         self._scheduler = rules.scheduler(spec, self._cost)
-        self._stages = SimulatedStages(self._cost, spec.stages, DISPATCH_S)
+        self._stages = SimulatedStages(self._cost, spec.stages, DISPATCH_S, rules.split)
         self._in_flight: deque[_Flight] = deque()
         self._jobs: dict[str, Job] = {}
         self._fresh: set[str] = set()

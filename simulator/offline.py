@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from controller.scheduler.policies.catalog import Knobs, make_setup
 from controller.scheduler.scheduler import Scheduler
 from simulator.bound import Bound, mixed_batch_bound
-from simulator.pipeline import DISPATCH_S, STOP, SimulatedInstance
+from simulator.pipeline import STOP, SimulatedInstance
 from simulator.predictions import Predict
 from simulator.record import Recording, RunResult
 from simulator.setups import scan
@@ -78,7 +78,6 @@ def run_offline(
         cost,
         cost.parallel.stages,
         cost.kv_blocks(BLOCK_SIZE),
-        dispatch_s=DISPATCH_S,
         split=spec.layer_split if cost.parallel.tensor == 1 else (),
         recording=recording,
     )

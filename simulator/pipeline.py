@@ -18,14 +18,13 @@ from simulator.balance import StepBalance
 from simulator.predictions import Quantiles
 from simulator.record import MemoryRecord, Recording, RunResult, StepRecord
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.work import StepWork, work_of
 from tidepipe_common.types.plan import Phase, SampledTokens, StepPlan
 from tidepipe_common.types.sampling import SamplingParams
 from workloads.mixes import SimRequest
 
-DISPATCH_S = 0.0005
-"""From a result at the last stage to the next plan at the first one, beside GPUs."""
 STOP, GO_ON = 0, 1
 """The two tokens of the simulated model; the scheduler must have STOP among its end tokens."""
 
@@ -73,14 +72,11 @@ class SimulatedInstance:
         stages: int,
         kv_blocks: int,
         *,
-        dispatch_s: float = 0.0005,
+        dispatch_s: float = DISPATCH_S,
         split: tuple[int, ...] = (),
         recording: Recording | None = None,
     ) -> None:
-        """dispatch_s: half a millisecond is what one RPC each way takes between processes.
-
-        split: see SimulatedStages.
-        """
+        """dispatch_s, split: see SimulatedStages."""
         self.scheduler = scheduler
         self.now = 0.0
         self._stages = SimulatedStages(cost, stages, dispatch_s, split)

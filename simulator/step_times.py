@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from simulator.pipeline import DISPATCH_S
 from simulator.prompts import PromptStep
+from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.work import StepWork
 

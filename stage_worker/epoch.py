@@ -248,8 +248,10 @@ class StepRunner:
                 output = executor.execute(plan, hidden)
                 self._running = None
                 end = time.perf_counter()
-                waited = 0.0 if last_end is None else max(0.0, planned - last_end)
-                idle = 0.0 if last_end is None else begin - last_end
+                if output.seconds is not None:
+                    begin = end - output.seconds
+                idle = 0.0 if last_end is None else max(0.0, begin - last_end)
+                waited = 0.0 if last_end is None else min(idle, max(0.0, planned - last_end))
                 last_end = end
                 done(plan, output.hidden, StepReport(step_id, end - begin, idle, waited, output.sampled))
         except PlanError as error:

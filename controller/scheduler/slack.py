@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from controller.scheduler.prompt_pace import PromptPace
 from controller.scheduler.sequence import Sequence
+from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.work import PrefillWork, chunk_pairs
 from tidepipe_common.types.plan import Phase
@@ -123,7 +124,8 @@ def round_seconds(
     ridden = max(1, step_tokens - batch)
     riding_s = max(0.0, cost.linear_s(batch + ridden) - decode_s) / ridden
     share = pace.share(cost.linear_s(step_tokens) / step_tokens, riding_s)
-    return (stages * decode_s + cost.attention_s(context, 0.0)) / max(LEAST_DECODING, 1.0 - share)
+    spent = stages * decode_s + cost.attention_s(context, 0.0) + DISPATCH_S
+    return spent / max(LEAST_DECODING, 1.0 - share)
 
 
 def in_window(first_at: float, phase: Phase, phase_since: float) -> bool:

@@ -2,12 +2,18 @@
 
 Everything else is real: processes, RPCs, plans, activations of the true size (zeros), KV accounting.
 Tokens are a function of the position, never one that ends a sequence: outputs run to their limits.
+
+Devices hand activations on by their link, not through Python: a stage behind another one begins when those
+before it ended and the link's time passed, however long the RPC took beside that. So the activations begin
+with when that was, and steps start and end on the devices' own course, which no late wake-up lengthens.
 """
 
 from __future__ import annotations
 
 import hashlib
+import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from stage_worker.executors.protocol import BackendDescription, PlanError, StageSpec, StepOutput
@@ -26,6 +32,10 @@ from tidepipe_common.types.plan import SampledTokens, StepPlan
 MEMORY_SHARE = 0.9
 _STRIDE = 7919
 """A prime, so that the tokens of an output differ."""
+_ENDED = struct.Struct("<d")
+"""At the head of activations: when their step ended, by the machine's monotonic clock."""
+_LONGEST_WAY_S = 1.0
+"""What lies further back was written by another machine's clock."""
 
 
 class EmulatedBackend:
@@ -50,6 +60,7 @@ class EmulatedBackend:
         # The whole model on one device; a stage takes its share of it.
         measured = read_profile(profile) if profile else None
         self._latency = cost_model(shape, self._hardware, measured, Parallelism())
+        self._linked = cost_model(shape, self._hardware, measured, Parallelism(stages=2))
         budget = (
             int(self._hardware.memory_gb * 1e9 * MEMORY_SHARE) if memory_budget is None else memory_budget
         )
@@ -64,19 +75,28 @@ class EmulatedBackend:
 
     def configure(self, spec: StageSpec) -> EmulatedExecutor:
         """An empty KV pool; nothing is loaded."""
-        return EmulatedExecutor(self.description, spec, self._latency)
+        return EmulatedExecutor(self.description, spec, self._latency, self._linked.transfer_s)
 
 
 class EmulatedExecutor:
     """One stage's steps, slept through. Positions are checked as a real one would."""
 
-    def __init__(self, about: BackendDescription, spec: StageSpec, latency: LatencyModel) -> None:
+    def __init__(
+        self,
+        about: BackendDescription,
+        spec: StageSpec,
+        latency: LatencyModel,
+        transfer_s: Callable[[int], float],
+    ) -> None:
+        """transfer_s: what the device's link takes for the activations of so many tokens."""
         shape = about.shape
         layers = spec.layer_end - spec.layer_begin
         self._spec = spec
         self._shape = shape
         self._layers = layers
         self._latency = latency
+        self._transfer_s = transfer_s
+        self._free_at = 0.0
         self._lengths: dict[int, int] = {}
         self._zeros = memoryview(bytes(spec.max_step_tokens * shape.hidden * WEIGHT_BYTES))
         self.weight_bytes = int(linear_weights(shape) * WEIGHT_BYTES * layers / shape.layers)
@@ -92,19 +112,31 @@ class EmulatedExecutor:
 
     def execute(self, plan: StepPlan, hidden: bytes | memoryview | None) -> StepOutput:
         """Sleep as long as the step takes, see `Executor`."""
-        started = time.monotonic()
+        starts = self._starts(plan, hidden, time.monotonic())
         self._apply(plan, hidden)
         last = self._spec.last
         seconds = self._latency.stage_s(work_of(plan), self._layers, last=last) if plan.tokens else 0.0
-        time.sleep(max(0.0, started + seconds - time.monotonic()))
+        self._free_at = ends = starts + seconds
+        time.sleep(max(0.0, ends - time.monotonic()))
         if not self._spec.last:
-            return StepOutput(hidden=self._zeros[: plan.tokens * self._shape.hidden * WEIGHT_BYTES])
+            size = plan.tokens * self._shape.hidden * WEIGHT_BYTES
+            head = _ENDED.pack(ends)[:size]
+            return StepOutput(hidden=b"".join((head, self._zeros[len(head) : size])), seconds=seconds)
         decoded = [self._token(position + 1) for position in plan.decode.positions]
         others = [self._token(row.first_position + row.count) for row in plan.listed if row.sample]
-        return StepOutput(sampled=SampledTokens((*decoded, *others)))
+        return StepOutput(sampled=SampledTokens((*decoded, *others)), seconds=seconds)
 
     def close(self) -> None:
         """Nothing waits here."""
+
+    def _starts(self, plan: StepPlan, hidden: bytes | memoryview | None, now: float) -> float:
+        """When the device begins: as soon as it is free and has the activations of the stage before."""
+        if hidden is None or len(hidden) < _ENDED.size:
+            return now
+        ended: float = _ENDED.unpack_from(hidden)[0]
+        if not now - _LONGEST_WAY_S <= ended <= now:
+            return now
+        return min(now, max(self._free_at, ended + self._transfer_s(plan.tokens)))
 
     def _apply(self, plan: StepPlan, hidden: bytes | memoryview | None) -> None:
         if plan.tokens > self._spec.max_step_tokens:

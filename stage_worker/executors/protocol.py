@@ -70,10 +70,12 @@ class StepOutput:
     """Exactly one is set: activations for the next stage, or (last stage) the sampled tokens.
 
     hidden: tokens x hidden values, row-major, in the pipeline's dtype; empty if they went by fabric.
+    seconds: what the device took, where the executor knows it; None: as long as the call.
     """
 
     hidden: bytes | memoryview | None = None
     sampled: SampledTokens | None = None
+    seconds: float | None = None
 
 
 class PlanError(Exception):

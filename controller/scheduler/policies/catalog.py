@@ -21,6 +21,7 @@ from controller.scheduler.state import SchedulerConfig
 from controller.scheduler.stealing import NoStealing, StealByCount, StealByTime, Stealing
 from controller.scheduler.switching import FixedShare, Hysteresis, Intensity, Switching
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.settings.defaults import BLOCK_SIZE, LIVE_POLICIES, MAX_STEP_TOKENS, Routing
 
@@ -32,8 +33,6 @@ ROUTING: Mapping[str, Routing] = {"padg": "padg", "padg-apart": "padg", "padg-pu
 
 WATERMARK = 0.99
 """Engines without predictions admit while this share of the blocks is in use, and recompute on overflow."""
-CPU_DISPATCH_S = 0.0015
-"""From a step's result to the next plan, where the stages' cores are those of the controller as well."""
 
 _FORECAST: Knobs = {"reserve": 0.0, "overflow": 0.1, "risk": 0.0, "occupancy": 0.0}
 _ENGINE: Knobs = {"occupancy": WATERMARK, "victims": "newest-idle", "extra_batches": 0, "max_running": 0}
@@ -188,7 +187,7 @@ def make_setup(
     if name == "auto" and cost is None:
         return make_setup("td-pipe", known_knobs("td-pipe", given), None, device, fixed=fixed)
     fitting = name == "auto" and device == "cpu" and "extra_batches" not in given and not fixed
-    policy = _MAKERS[name.removeprefix("tp-")](chosen, cost, CPU_DISPATCH_S if fitting else 0.0)
+    policy = _MAKERS[name.removeprefix("tp-")](chosen, cost, DISPATCH_S if fitting else 0.0)
     admission = AdmissionRules(
         int(chosen["max_running"]) or MAX_STEP_TOKENS,
         float(chosen.get("reserve", 0.0)),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import queue
+import struct
 import time
 from pathlib import Path
 
 import pytest
 
+from stage_worker.epoch import StepRunner
+from stage_worker.executors import emulated
 from stage_worker.executors.emulated import EmulatedBackend
 from stage_worker.executors.protocol import PlanError, StageSpec
-from tidepipe_common.types.plan import Phase, PlanRow, SequenceStart, StepPlan
+from tidepipe_common.types.plan import Phase, PlanRow, SequenceStart, StepPlan, StepReport
 from tidepipe_common.types.sampling import SamplingParams
 
 HALF = StageSpec(0, 2, 0, 20, block_size=16, kv_blocks=0, max_step_tokens=256)
@@ -44,6 +48,67 @@ def test_a_pipeline_takes_the_time_of_the_profile(backend: EmulatedBackend) -> N
     # The point above 10 tokens is 256: 80 ms for the model. Sleeping may take longer, never less.
     assert 0.0395 <= middle - start < 0.2
     assert 0.0399 <= end - middle < 0.2
+
+
+class Clock:
+    """In place of `time`: sleeping takes exactly as long as it should, and `late_s` more."""
+
+    def __init__(self, late_s: float) -> None:
+        self.now = 1000.0
+        self.late_s = late_s
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds + self.late_s
+
+
+def test_stages_follow_each_other_as_their_devices_would(
+    backend: EmulatedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a late wake-up nor the RPC between two stages lengthens a step; the link of the device does."""
+    clock = Clock(late_s=0.001)
+    monkeypatch.setattr(emulated, "time", clock)
+    first, last = backend.configure(HALF), backend.configure(REST)
+    one = first.execute(prefill(1, 7, 10), None)
+    assert one.hidden is not None
+    assert one.seconds is not None
+    begun = 1000.0 + one.seconds
+    clock.now += 0.004
+    two = last.execute(prefill(1, 7, 10), one.hidden)
+    assert two.seconds is not None
+    link_s = 20e-6 + 10 * 5120 * 2 / 20e9
+    assert clock.now == pytest.approx(begun + link_s + two.seconds + clock.late_s, abs=1e-9)
+
+
+@pytest.mark.parametrize("ended", [3.0, 5e6, float("nan"), float("-inf")])
+def test_another_machine_s_clock_is_not_believed(
+    ended: float, backend: EmulatedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step begins when it came."""
+    clock = Clock(late_s=0.0)
+    monkeypatch.setattr(emulated, "time", clock)
+    hidden = struct.pack("<d", ended) + bytes(10 * 5120 * 2 - 8)
+    seconds = backend.configure(REST).execute(prefill(1, 7, 10), hidden).seconds
+    assert seconds is not None
+    assert clock.now == pytest.approx(1000.0 + seconds, abs=1e-9)
+
+
+def test_a_stage_reports_what_its_device_took(backend: EmulatedBackend) -> None:
+    """And not how long its thread slept: the costs that are learned from reports are the device's."""
+    reports: queue.Queue[StepReport] = queue.Queue()
+    runner = StepRunner(
+        backend.configure(HALF),
+        first=True,
+        done=lambda plan, hidden, report: reports.put(report),
+        failed=lambda failure: None,
+    )
+    runner.add_plan(prefill(1, 7, 10))
+    report = reports.get(timeout=10)
+    assert runner.stop(10)
+    expected = backend.configure(HALF).execute(prefill(1, 7, 10), None).seconds
+    assert report.compute_s == pytest.approx(expected, abs=1e-9)
 
 
 def test_memory_is_that_of_the_device(backend: EmulatedBackend) -> None:
