@@ -45,9 +45,10 @@ def test_a_pipeline_takes_the_time_of_the_profile(backend: EmulatedBackend) -> N
     assert sampled is not None
     assert len(sampled.token_ids) == 1
     assert sampled.token_ids[0] not in backend.description.shape.eos_token_ids
-    # The point above 10 tokens is 256: 80 ms for the model. Sleeping may take longer, never less.
+    # The point above 10 tokens is 256: 80 ms for the model. Sleeping may take longer, never less; what the
+    # first stage slept too long is not added at the second one.
     assert 0.0395 <= middle - start < 0.2
-    assert 0.0399 <= end - middle < 0.2
+    assert 0.0794 <= end - start < 0.4
 
 
 class Clock:
