@@ -36,11 +36,12 @@ POLICIES = {
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """at: seconds from the start. Lengths in tokens."""
+    """at: seconds from the start. Lengths in tokens. token: all of the prompt, so that no two begin alike."""
 
     at: float
     prompt: int
     output: int
+    token: int
 
 
 @dataclass(slots=True)
@@ -61,7 +62,7 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[Arrival]:
     while now < seconds:
         prompt = min(1500, max(8, int(chance.lognormvariate(5.0, 1.0))))
         output = min(800, max(4, int(chance.lognormvariate(5.0, 0.8))))
-        found.append(Arrival(now, prompt, output))
+        found.append(Arrival(now, prompt, output, 100 + len(found)))
         now += chance.expovariate(rate)
     return found
 
@@ -73,7 +74,7 @@ async def ask(client: AsyncClient, arrival: Arrival, start: float, slo: tuple[fl
     first = last = 0.0
     try:
         stream = client.stream(
-            [7] * arrival.prompt,
+            [arrival.token] * arrival.prompt,
             max_tokens=arrival.output,
             ignore_eos=True,
             skip_text=True,

@@ -147,6 +147,7 @@ class EmulatedExecutor:
             self._lengths.pop(key, None)
         for start in plan.starts:
             self._lengths[start.key] = 0
+        begin = {start.key for start in plan.starts}
         decode = plan.decode
         for index, blocks in decode.new_blocks:
             self._check_blocks(decode.keys[index], blocks)
@@ -154,6 +155,10 @@ class EmulatedExecutor:
             self._grow(key, position, 1)
         for row in plan.listed:
             self._check_blocks(row.key, row.new_blocks)
+            if row.key in begin and row.first_position % self._spec.block_size == 0:
+                # Behind whole blocks that were computed for others.
+                self._lengths[row.key] = row.first_position
+                begin.discard(row.key)
             self._grow(row.key, row.first_position, row.count)
 
     def _check_blocks(self, key: int, blocks: tuple[int, ...]) -> None:

@@ -118,6 +118,22 @@ def test_memory_is_that_of_the_device(backend: EmulatedBackend) -> None:
     assert executor.kv_blocks == pytest.approx((43.2e9 - 12.85e9) / (0.41e6 * 16), rel=0.02)
 
 
+def test_a_sequence_may_begin_behind_blocks_of_others(backend: EmulatedBackend) -> None:
+    """Where whole blocks were found; not within one, and a sequence that has begun goes on where it was."""
+    executor = backend.configure(HALF)
+
+    def rows(step: int, key: int, begin: int, starts: bool) -> StepPlan:
+        row = PlanRow(key, begin, 5, (1,) * 5, (0, 1, 2), True)
+        started = (SequenceStart(key, SamplingParams(), begin + 5),) if starts else ()
+        return StepPlan(step, Phase.PREFILL, (row,), started)
+
+    executor.execute(rows(1, 7, 32, True), None)
+    with pytest.raises(PlanError, match="position 48 follows 37"):
+        executor.execute(rows(2, 7, 48, False), None)
+    with pytest.raises(PlanError, match="position 24 follows 0"):
+        executor.execute(rows(2, 8, 24, True), None)
+
+
 def test_gaps_and_unknown_sequences_are_refused(backend: EmulatedBackend) -> None:
     """As a real executor would: a wrong plan never goes unnoticed."""
     executor = backend.configure(HALF)
