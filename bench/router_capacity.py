@@ -5,8 +5,10 @@
 Writes OUT.json and OUT.png.
 
 Decisions: the routing core alone, 64 instances in macro instances of up to 11, each reporting ten times a
-second. Streams: a real router process between a synthetic instance and a client with many gRPC streams, each
-in a process of its own. Both are counted in CPU time of the router alone, so a busy machine changes little.
+second; with and without 16,384 keys of computed beginnings that each holds, of which a few come and go with
+every report, and requests of which most find theirs somewhere. Streams: a real router process between a
+synthetic instance and a client with many gRPC streams, each in a process of its own. Both are counted in CPU
+time of the router alone, so a busy machine changes little.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -40,15 +43,62 @@ from tidepipe_common.latency.linear import RooflineLinear
 from tidepipe_common.latency.model import LatencyModel, Parallelism
 from tidepipe_common.latency.shapes import SHAPES
 from tidepipe_common.latency.work import PrefillWork
+from tidepipe_common.prefix import MAX_TOLD, STRIDE
 from tidepipe_common.rpc.channel import open_channel, wait_serving
+from tidepipe_common.settings.defaults import BLOCK_SIZE
+from tidepipe_common.types.holdings import PrefixHoldings
 from tidepipe_common.types.plan import Phase
 
 REPORT_S = 0.1
+KEYS = 16
+"""Of a beginning: at 128 tokens a key a conversation of 2,048 tokens."""
 VOCABULARY = 49_152
 
 
-def decisions(instances: int, requests: int, rate: float, policy: str) -> dict[str, float]:
-    """CPU time of arrivals and reports in the routing core, at `rate` requests per second of virtual time."""
+class Conversations:
+    """Beginnings of `KEYS` keys each, which an instance holds: as many as it may tell of."""
+
+    def __init__(self, instance: int) -> None:
+        self._next = instance << 32
+        self._held: list[tuple[int, ...]] = []
+        self._version = instance << 32
+        self._told = False
+        for _ in range(MAX_TOLD // KEYS):
+            self._held.append(self._new())
+
+    def _new(self) -> tuple[int, ...]:
+        self._next += KEYS
+        return tuple(mix(number) for number in range(self._next - KEYS, self._next))
+
+    def some(self, number: int) -> tuple[int, ...]:
+        """What a request begins with that continues one of them."""
+        return self._held[number % len(self._held)]
+
+    def news(self) -> PrefixHoldings:
+        """All of them at first, then a new one in place of the oldest with each report."""
+        self._version += 1
+        if not self._told:
+            self._told = True
+            added = tuple(key for one in self._held for key in one)
+            return PrefixHoldings(self._version, True, BLOCK_SIZE, STRIDE, added)
+        gone, came = self._held.pop(0), self._new()
+        self._held.append(came)
+        return PrefixHoldings(self._version, False, BLOCK_SIZE, STRIDE, came, gone)
+
+
+def mix(number: int) -> int:
+    """A key that looks like a hash."""
+    return number * 0x9E3779B97F4A7C15 & (1 << 64) - 1
+
+
+def decisions(
+    instances: int, requests: int, rate: float, policy: str, *, held: bool = False
+) -> dict[str, float]:
+    """CPU time of arrivals and reports in the routing core, at `rate` requests per second of virtual time.
+
+    held: instances hold beginnings, and requests have some.
+    """
+    holdings = [Conversations(number + 1) for number in range(instances)] if held else []
     shape, device = SHAPES["llama2-13b"], hardware("l20")
     cost = LatencyModel(shape, device, RooflineLinear(shape, device), Parallelism(4))
     scheduler = RoutingScheduler(OverallConfig(policy, Bounds(6, 11)))
@@ -64,11 +114,22 @@ def decisions(instances: int, requests: int, rate: float, policy: str) -> dict[s
         now = number / rate
         while next_report <= now:
             # Spread over the interval, as real ones are.
-            name = names[reports % instances]
-            scheduler.on(InstanceReported(name, _status(next_report, sent[name], reports)), next_report)
+            place = reports % instances
+            name = names[place]
+            status = _status(next_report, sent[name], reports)
+            if held:
+                status = replace(status, holdings=holdings[place].news())
+            scheduler.on(InstanceReported(name, status), next_report)
             reports += 1
             next_report += REPORT_S / instances
-        request = RouteRequest(f"r{number}", 200 + number * 37 % 800, 512, INTERACTIVE, now)
+        prompt = 200 + number * 37 % 800
+        request = RouteRequest(f"r{number}", prompt, 512, INTERACTIVE, now)
+        if held:
+            # Three of four continue what an instance holds; one is new, and as long.
+            prefix = tuple(map(mix, range(number * KEYS, (number + 1) * KEYS)))
+            if number % 4:
+                prefix = holdings[number * 7 % instances].some(number)
+            request = replace(request, prefix=prefix, prompt_tokens=KEYS * STRIDE * BLOCK_SIZE + prompt)
         start = time.thread_time()
         actions = scheduler.on(RequestArrived(request), now)
         took.append(time.thread_time() - start)
@@ -218,7 +279,11 @@ def main() -> None:
     result = {
         "decisions": {
             policy: decisions(options.instances, options.requests, 100.0, policy)
-            for policy in ("padg", "padg-published", "least-loaded")
+            for policy in ("padg", "padg-published", "least-loaded", "prefix")
+        },
+        "decisions_with_prefixes": {
+            policy: decisions(options.instances, options.requests, 100.0, policy, held=True)
+            for policy in ("padg", "least-loaded", "prefix", "most-hits")
         },
         "streams": streams(options.model, options.streams, options.tokens, options.step_ms / 1000),
     }

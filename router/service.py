@@ -38,7 +38,7 @@ from router.instances.dispatcher import Dispatcher, WaitingRules
 from router.instances.handoff import InstanceHandoff
 from router.instances.link import InstanceAddress
 from router.instances.registry import AvailableModels, InstanceRegistry
-from router.instances.sequence import RoutedSequence
+from router.instances.sequence import PrefixKeys, RoutedSequence
 from router.instances.served_model import ServedModel
 from router.instances.succession import adopt_instances
 from router.parent.host import UpstreamHost
@@ -119,7 +119,9 @@ class RouterService:
         self.registry = InstanceRegistry(self.router_id, self.dispatcher, served.admit, clock)
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as executor:
             record = AttainmentRecord(slo, clock)
-            admission = Admission(settings.served_name, text, served, executor, settings.patience_s)
+            directory = self.dispatcher.directory
+            prefixes = PrefixKeys(lambda: directory.block_size, share=settings.share_prefixes)
+            admission = Admission(settings.served_name, text, served, executor, settings.patience_s, prefixes)
             self.table = RequestTable(
                 self.dispatcher,
                 admission,
@@ -188,7 +190,9 @@ class RouterService:
                         functools.partial(_warnings, jobs),
                     ),
                     TimelineServicer(self.registry),
-                    UpstreamServicer(name, self.router_id, upstream, served, self.dispatcher, self.registry),
+                    UpstreamServicer(
+                        name, self.router_id, upstream, served, self.dispatcher, self.registry, prefixes
+                    ),
                 )
                 if settings.take_over:
                     # Whoever comes in finds everything there.

@@ -8,6 +8,11 @@ from hashlib import blake2b
 
 KEY_BYTES = 16
 """Of a block's key. Whoever can choose tokens must not be able to make two contents meet in one."""
+STRIDE = 8
+"""Blocks between two keys by which a prompt's beginning is told between processes: at 16 tokens a block 128
+tokens, less than a step computes for the price of reading the weights once."""
+MAX_TOLD = 16_384
+"""Keys that are told of one instance at most; where it holds more, every 16th block's is told, or fewer."""
 _TOKEN = "I"
 
 
@@ -40,3 +45,13 @@ def block_keys(
         parent = blake2b(parent + data[begin : begin + width], digest_size=KEY_BYTES).digest()
         keys.append(parent)
     return keys
+
+
+def told_key(key: bytes) -> int:
+    """A block's key as it is told: its first 64 bits. Two that meet cost a wrong guess of the router."""
+    return int.from_bytes(key[:8], "little")
+
+
+def told_keys(root: bytes, tokens: Sequence[int], block_size: int) -> tuple[int, ...]:
+    """What the router knows a prompt's beginning by: the key of every STRIDE-th block."""
+    return tuple(map(told_key, block_keys(root, tokens, block_size)[STRIDE - 1 :: STRIDE]))

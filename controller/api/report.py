@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from controller.scheduler.report import InstanceReport
 from tidepipe.v1 import controller_pb2 as pb
-from tidepipe_common.codec.controller import costs_to_wire
+from tidepipe_common.codec.controller import costs_to_wire, holdings_to_wire
 from tidepipe_common.codec.plan import phase_to_wire
 from tidepipe_common.latency.work import PrefillWork, StepCosts
+from tidepipe_common.types.holdings import PrefixHoldings
 
 DEFAULT_INTERVAL_S = 0.1
 SHORTEST_S, LONGEST_S = 0.02, 10.0
@@ -22,9 +23,15 @@ def interval_s(interval_ms: int) -> float:
 
 
 def report_to_wire(
-    report: InstanceReport, costs: StepCosts, *, incarnation: str, serving: bool, accepted: int
+    report: InstanceReport,
+    costs: StepCosts,
+    holdings: PrefixHoldings | None,
+    *,
+    incarnation: str,
+    serving: bool,
+    accepted: int,
 ) -> pb.InstanceReport:
-    """Domain to protobuf."""
+    """Domain to protobuf. holdings: None if blocks are not reused here."""
     slack = report.slack
     return pb.InstanceReport(
         incarnation=incarnation,
@@ -47,6 +54,7 @@ def report_to_wire(
         ),
         costs=costs_to_wire(costs),
         policy=report.policy,
+        holdings=None if holdings is None else holdings_to_wire(holdings),
     )
 
 

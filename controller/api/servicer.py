@@ -13,6 +13,7 @@ from controller.api.status import instance_status
 from controller.runtime.live import LiveInstance
 from controller.scheduler.actions import Refusal, Refused
 from controller.scheduler.events import NewSequence
+from controller.scheduler.holdings import HoldingsReader
 from controller.scheduler.report import instance_report, step_costs
 from tidepipe.v1 import controller_pb2, controller_pb2_grpc, timeline_pb2, timeline_pb2_grpc
 from tidepipe_common.codec.controller import check_spec
@@ -120,6 +121,8 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
     ) -> AsyncIterator[controller_pb2.WatchStatusResponse]:
         """See controller.proto."""
         instance, pause_s = self._instance, interval_s(request.interval_ms)
+        held = instance.scheduler.state.holdings
+        holdings = None if held is None else HoldingsReader(held)
         while True:
             changed = instance.changed.next()
             began = time.monotonic()
@@ -129,6 +132,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
                 report=report_to_wire(
                     report,
                     costs,
+                    None if holdings is None else holdings.next(),
                     incarnation=self._incarnation,
                     serving=instance.serving and not instance.draining,
                     accepted=instance.hub.ordinal(request.router_id),

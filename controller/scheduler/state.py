@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from controller.scheduler.actions import Action, PhaseSwitched, Preempted, PrefixFound, Reason
 from controller.scheduler.admission import AdmissionController, AdmissionRules, WaitingQueue
 from controller.scheduler.awaited import AwaitedPrefixes
-from controller.scheduler.block_store import BlockStore, Found, HoldingsListener
+from controller.scheduler.block_store import BlockStore, Found
 from controller.scheduler.decode import DecodeBatches, MicroBatch
 from controller.scheduler.expectation import SeenLengths
+from controller.scheduler.holdings import HeldPrefixes
 from controller.scheduler.overflow import OverflowMargin
 from controller.scheduler.preemption import Newest, VictimChoice
 from controller.scheduler.prompt_pace import PromptPace
@@ -49,7 +50,7 @@ class PipelineState:
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
         self.stats = SchedulerStats()
-        self.holdings: HoldingsListener | None = None
+        self.holdings = HeldPrefixes(config.block_size) if config.prefix_caching else None
         self.prompt_pace = PromptPace()
         self.waiting = WaitingQueue(AwaitedPrefixes(config.block_size, self._find))
         self.running: dict[str, Sequence] = {}

@@ -17,7 +17,12 @@ from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe.v1 import controller_pb2_grpc as pb_grpc
 from tidepipe.v1 import timeline_pb2, timeline_pb2_grpc
-from tidepipe_common.codec.controller import costs_from_wire, spec_to_wire, update_from_wire
+from tidepipe_common.codec.controller import (
+    costs_from_wire,
+    holdings_from_wire,
+    spec_to_wire,
+    update_from_wire,
+)
 from tidepipe_common.codec.plan import phase_from_wire
 from tidepipe_common.errors import IncompatibleError, InvalidRequestError
 from tidepipe_common.latency.work import PrefillWork, StepCosts
@@ -164,7 +169,7 @@ class HandOverMessage:
             age_s=self._now - sequence.arrived,
             piece_gap_s=sequence.piece_gap_s,
             tenant=sequence.tenant,
-            prefix_root=sequence.prefix_root,
+            prefix_root=sequence.prefix.root,
         )
         size = spec.ByteSize()
         if self._size and self._size + size > PIECE_BYTES:
@@ -232,6 +237,7 @@ def _report(report: pb.InstanceReport, received: float) -> InstanceReport:
         slack=_slack(report.slack, received) if report.HasField("slack") else Slack(),
         serving=report.serving,
         policy=report.policy,
+        holdings=holdings_from_wire(report.holdings) if report.HasField("holdings") else None,
     )
 
 

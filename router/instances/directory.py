@@ -39,6 +39,8 @@ class InstanceDirectory:
         self._handle = handle
         self._changed = changed
         self._links: dict[str, InstanceLink] = {}
+        self.block_size = 0
+        """Tokens per KV block of instances that reuse them; 0: none does, as far as is known."""
 
     def __getitem__(self, instance_id: str) -> InstanceLink:
         return self._links[instance_id]
@@ -83,6 +85,10 @@ class InstanceDirectory:
             self._handle(InstanceResumed(name))
         accepted = max(0, report.accepted - link.count_base)
         self._handle(InstanceReported(name, replace(report, accepted=accepted)))
+        if report.holdings is not None:
+            self.block_size = report.holdings.block_size
+        if (view := self._scheduler.view(name)) and view.prefixes.missed:
+            link.tell_all()
 
     def silent(self, link: InstanceLink) -> None:
         """Nothing is known of an instance for the time being, or it takes nothing new."""

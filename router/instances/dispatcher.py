@@ -81,6 +81,7 @@ class WaitingRules:
             expires=expires,
             sheds=sheds,
             tenant=sequence.tenant,
+            prefix=sequence.prefix.keys,
         )
 
 

@@ -103,6 +103,7 @@ class InstanceLink:
         self.count_base = 0
         self.client = ControllerClient(open_channel(announced.address), router_id, clock)
         self._routed = 0
+        self._tell_all = False
         self._clock = clock
         self._admit = admit
         self._first_token = first_token
@@ -144,6 +145,10 @@ class InstanceLink:
             context_length=self.facts.model.context_length,
             max_sequences=self.facts.max_sequences,
         )
+
+    def tell_all(self) -> None:
+        """Of what the instance holds something was missed: have it told from the beginning."""
+        self._tell_all = True
 
     def restart_count(self) -> None:
         """The routing scheduler counts from 0 what is given to this link from now on."""
@@ -350,16 +355,18 @@ class InstanceLink:
                 await asyncio.sleep(RETRY_S)
 
     async def _read_reports(self) -> bool:
-        """Take reports in until the stream ends. True: open it again at once, with another interval."""
-        interval_s = self._report_interval_s()
+        """Take reports in until the stream ends. True: open it again: another interval, or all anew."""
+        interval_s, self._tell_all = self._report_interval_s(), False
         try:
             async with aclosing(self.client.reports(interval_s)) as reports:
-                while interval_s == self._report_interval_s():
+                while interval_s == self._report_interval_s() and not self._tell_all:
                     async with asyncio.timeout(SILENCE_S):
                         told = await anext(reports, None)
                     if told is None:
                         return False
                     self._reported(*told)
+            if self._tell_all:
+                await asyncio.sleep(RETRY_S)
             return True
         except (grpc.aio.AioRpcError, TimeoutError):
             return False

@@ -1,16 +1,17 @@
-"""A sequence as instances see it: what it is (RoutedSequence), its stay at one of them (Placement), and how
-often it may be lost (RetryBudget)."""
+"""A sequence as instances see it: what it is (RoutedSequence), how its beginning is named (PrefixKeys), its
+stay at one of them (Placement), and how often it may be lost (RetryBudget)."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from router.scheduler.slo import INTERACTIVE, SloTarget
 from tidepipe_common.errors import TidePipeError
 from tidepipe_common.lengths.prompt import PromptFeatures
+from tidepipe_common.prefix import root_key, told_keys
 from tidepipe_common.types.results import SequenceUpdate
 from tidepipe_common.types.sampling import SamplingParams
 
@@ -27,6 +28,40 @@ class Progress(enum.Enum):
     """The instance ended it."""
     ENDED_HERE = "ended here"
     """The router ended it (stop string); the instance must be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPrefix:
+    """By what a prompt's beginning is found where it was computed before (tidepipe_common/prefix.py).
+
+    root: who has the same shares blocks. keys: told ones; none if no instance reuses blocks.
+    """
+
+    root: bytes = b""
+    keys: tuple[int, ...] = ()
+
+
+NO_PREFIX = PromptPrefix()
+
+
+class PrefixKeys:
+    """The rule by which a router names beginnings. share: all tenants share blocks, instead of each its own.
+
+    block_size: of the instances, as far as they have said that they reuse blocks; 0: none has.
+    """
+
+    def __init__(self, block_size: Callable[[], int], *, share: bool = False) -> None:
+        self._block_size = block_size
+        self._share = share
+
+    def root(self, tenant: str, cache_salt: str = "") -> bytes:
+        """Of a request. cache_salt: its own, which keeps it apart from its tenant's others."""
+        return root_key("" if self._share else tenant, cache_salt)
+
+    def prefix(self, root: bytes, prompt: Sequence[int]) -> PromptPrefix:
+        """Of a prompt; a millisecond for 20,000 tokens. root: empty if it shares nothing."""
+        size = self._block_size() if root else 0
+        return PromptPrefix(root, told_keys(root, prompt, size) if size else ())
 
 
 class RoutedSequence(Protocol):
@@ -83,8 +118,8 @@ class RoutedSequence(Protocol):
         ...
 
     @property
-    def prefix_root(self) -> bytes:
-        """Who shares it shares KV blocks of equal beginnings; empty: it shares none."""
+    def prefix(self) -> PromptPrefix:
+        """By what its prompt's beginning is found."""
         ...
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-from router.instances.sequence import Progress, RetryBudget
+from router.instances.sequence import NO_PREFIX, Progress, PromptPrefix, RetryBudget
 from router.requests.output import TokenLog
 from tidepipe_common.errors import InvalidRequestError, OverloadedError, TidePipeError, UnavailableError
 from tidepipe_common.lengths.prompt import PromptFeatures
@@ -31,9 +31,12 @@ class ForwardedSequence:
         tpot_s: float | None,
         piece_gap_s: float,
         tenant: str = "",
-        prefix_root: bytes = b"",
+        prefix: PromptPrefix = NO_PREFIX,
     ) -> None:
-        """given: output that it came with. arrived: at the first router, our clock."""
+        """given: output that it came with. arrived: at the first router, our clock.
+
+        prefix: its root is the first router's, which knows whose it is.
+        """
         self.key = key
         self.prompt = prompt
         self.sampling = sampling
@@ -43,7 +46,7 @@ class ForwardedSequence:
         self.tpot_s = tpot_s
         self.piece_gap_s = piece_gap_s
         self.tenant = tenant
-        self.prefix_root = prefix_root
+        self.prefix = prefix
         self.finished = False
         self._log = TokenLog()
         self._log.tokens.extend(given)

@@ -11,6 +11,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 
+from router.instances.sequence import PrefixKeys, PromptPrefix
 from router.instances.served_model import ModelFacts, ServedModel
 from router.requests.entry import RequestEntry
 from router.requests.output import AnswerText
@@ -40,12 +41,14 @@ class Admission:
         served: ServedModel,
         executor: Executor,
         patience_s: float,
+        prefixes: PrefixKeys,
     ) -> None:
         self._model_name = model_name
         self._text = text
         self._served = served
         self._executor = executor
         self._patience_s = patience_s
+        self._prefixes = prefixes
 
     @property
     def model_name(self) -> str:
@@ -73,7 +76,7 @@ class Admission:
             await text.check_structure(
                 request.sampling.structure, facts.vocab_size, facts.eos_token_ids, request.owner
             )
-        prompt = await self._tokenize(request, text, facts)
+        prompt, prefix = await self._tokenize(request, text, facts)
         _check_prompt(request, prompt, facts)
         sampling = _fill_in(request, len(prompt), facts)
         skip_special = not request.keep_special_tokens
@@ -103,6 +106,7 @@ class Admission:
                 ttft_s=_seconds(request.ttft_ms),
                 tpot_s=_seconds(request.tpot_ms),
                 piece_gap_s=piece_gap_s,
+                prefix=prefix,
             )
             for index in range(sampling.n)
         ]
@@ -111,9 +115,18 @@ class Admission:
         if model not in (None, "", self._model_name, facts.model):
             raise ModelNotFoundError(f"the model {model} is not served here; served is {self._model_name}")
 
-    async def _tokenize(self, request: GenerationRequest, text: TextPort, facts: ModelFacts) -> array[int]:
+    async def _tokenize(
+        self, request: GenerationRequest, text: TextPort, facts: ModelFacts
+    ) -> tuple[array[int], PromptPrefix]:
+        """Token ids, and by what their beginnings are found."""
         prompt = request.prompt
-        encode: Callable[[], list[int]]
+        root = self._prefixes.root(request.owner)
+        encode: Callable[[], Sequence[int]]
+
+        def read() -> tuple[array[int], PromptPrefix]:
+            tokens = _token_array(encode())
+            return tokens, self._prefixes.prefix(root, tokens)
+
         if isinstance(prompt, str):
             encode = partial(text.encode, prompt, facts.context_length)
         elif request.is_chat:
@@ -121,7 +134,8 @@ class Admission:
         else:
             if len(prompt) >= facts.context_length:
                 raise _leaves_no_room(request, len(prompt), facts)
-            return _token_array([token for token in prompt if isinstance(token, int)])
+            ids = [token for token in prompt if isinstance(token, int)]
+            encode = partial(list, ids)
         size = request.characters
         most = facts.context_length * MAX_TOKEN_CHARACTERS
         if size > most:
@@ -131,10 +145,9 @@ class Admission:
                 _prompt_field(request),
             )
         try:
-            if size <= INLINE_CHARACTERS:
-                return _token_array(encode())
-            loop = asyncio.get_running_loop()
-            return _token_array(await loop.run_in_executor(self._executor, encode))
+            if max(size, len(prompt)) <= INLINE_CHARACTERS:
+                return read()
+            return await asyncio.get_running_loop().run_in_executor(self._executor, read)
         except TooManyTokensError as error:
             field = _prompt_field(request)
             raise _does_not_fit(

@@ -12,7 +12,7 @@ from dataclasses import astuple, fields, replace
 from types import TracebackType
 from typing import Any
 
-from router.instances.sequence import RoutedSequence
+from router.instances.sequence import NO_PREFIX, PromptPrefix, RoutedSequence
 from router.requests.meter import RequestMeter
 from router.requests.output import AnswerText
 from router.requests.running_answer import Cursor, RunningAnswer
@@ -20,7 +20,6 @@ from tidepipe_common.errors import InvalidRequestError, OverloadedError, TidePip
 from tidepipe_common.lengths.prompt import PromptFeatures
 from tidepipe_common.lengths.request import NO_PROMPT
 from tidepipe_common.notifier import Notifier
-from tidepipe_common.prefix import root_key
 from tidepipe_common.security.api_key import split_key
 from tidepipe_common.security.caller import current
 from tidepipe_common.security.key_access import Work, bearer
@@ -171,6 +170,7 @@ class RequestEntry:
         ttft_s: float | None = None,
         tpot_s: float | None = None,
         piece_gap_s: float = 0.0,
+        prefix: PromptPrefix = NO_PREFIX,
     ) -> RunningAnswer:
         """One of its answers, to be begun with. sampling: complete, with a seed and max_tokens."""
         return RunningAnswer(
@@ -189,7 +189,7 @@ class RequestEntry:
             tpot_s=tpot_s,
             piece_gap_s=piece_gap_s,
             tenant=self.owner,
-            prefix_root=root_key(self.owner),
+            prefix=prefix,
         )
 
     def begin(self, answers: list[RunningAnswer]) -> None:

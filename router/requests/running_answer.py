@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from router.instances.sequence import Progress, RetryBudget
+from router.instances.sequence import NO_PREFIX, Progress, PromptPrefix, RetryBudget
 from router.requests.meter import EndedAnswer, RequestMeter
 from router.requests.output import AnswerText, TokenLog
 from tidepipe_common.errors import InvalidRequestError, TidePipeError
@@ -51,7 +51,7 @@ class RunningAnswer:
         tpot_s: float | None = None,
         piece_gap_s: float = 0.0,
         tenant: str = "",
-        prefix_root: bytes = b"",
+        prefix: PromptPrefix = NO_PREFIX,
     ) -> None:
         """text: None if neither text nor stop strings are wanted. index: among its request's answers.
 
@@ -62,7 +62,7 @@ class RunningAnswer:
         self.tpot_s = tpot_s
         self.piece_gap_s = piece_gap_s
         self.tenant = tenant
-        self.prefix_root = prefix_root
+        self.prefix = prefix
         self.arrived = arrived
         self.index = index
         self.features = features

@@ -39,7 +39,7 @@ class MeanSlack:
     def check(self, request: RouteRequest, view: InstanceView, now: float) -> Check:
         """See the class."""
         earlier = view.window
-        window = view.facts.prefill.seconds(earlier.plus(request.work))
+        window = view.facts.prefill.seconds(earlier.plus(view.work_of(request)))
         ttft = request.slo.ttft_s
         # A prompt that takes longer than its target by itself would wait for ever.
         if window > ttft and earlier.tokens:
@@ -50,9 +50,10 @@ class MeanSlack:
         if slack.count and saved < window:
             return Check(False, "saved TPOT does not pay for the prefill window",
                          {"saved_s": saved, "window_s": window, "decoding": slack.count})  # fmt: skip
-        if request.prompt_tokens > view.kv_free:
+        needed = view.kv_of(request)
+        if needed > view.kv_free:
             return Check(False, "not enough free KV memory",
-                         {"needed": request.prompt_tokens, "free": view.kv_free})  # fmt: skip
+                         {"needed": needed, "free": view.kv_free})  # fmt: skip
         numbers = {"window_s": window, "ttft_s": ttft, "kv_free": view.kv_free}
         if slack.count:
             numbers["saved_s"] = saved
@@ -79,7 +80,7 @@ class LatestResume:
 
     def check(self, request: RouteRequest, view: InstanceView, now: float) -> Check:
         """See the class."""
-        left = view.facts.prefill.seconds(view.left.plus(request.work)) * (1.0 + self.margin)
+        left = view.prompt_done_s(request) * (1.0 + self.margin)
         end = now + left
         window_due = view.window_deadline if view.window_deadline > now else FOREVER
         if (overdue := now - request.first_token_due) < 0:
@@ -94,8 +95,9 @@ class LatestResume:
         if end > latest:
             return Check(False, "decoding requests cannot wait for the window's end",
                          {"left_s": left, "until_resume_s": latest - now})  # fmt: skip
-        peak = view.kv_peak + request.prompt_tokens
-        if request.prompt_tokens > view.kv_free or peak > view.kv_total * self.kv_share:
+        needed = view.kv_of(request)
+        peak = view.kv_peak + needed
+        if needed > view.kv_free or peak > view.kv_total * self.kv_share:
             return Check(False, "not enough KV memory",
                          {"peak": peak, "total": view.kv_total, "free": view.kv_free})  # fmt: skip
         return Check(True, "TTFT, latest resume and memory hold",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from router.scheduler.prefill import NOTHING
 from tidepipe_common.latency.work import PrefillWork
+from tidepipe_common.types.holdings import PrefixHoldings
 from tidepipe_common.types.plan import Phase
 
 FOREVER = float("inf")
@@ -44,6 +45,7 @@ class InstanceReport:
     sequences: all that it has. tokens: prompt and output so far of all of them.
     kv_free, kv_total: tokens. kv_peak: tokens in use at the forecast peak, of the sequences it has.
     serving: all its stages answer, and it takes new sequences. policy: by which it schedules.
+    holdings: what is new of the KV blocks that it can use again; None: it does not.
     """
 
     taken: float
@@ -61,3 +63,4 @@ class InstanceReport:
     slack: Slack = field(default_factory=Slack)
     serving: bool = True
     policy: str = ""
+    holdings: PrefixHoldings | None = None

@@ -36,6 +36,11 @@ class PrefillTime:
             time += (self._stages - 1) * (self._cost.linear_s(last) + self._cost.transfer_s(last))
         return time
 
+    def round_s(self, sequences: int) -> float:
+        """One token for each of so many that decode, a share of them in each stage at a time; what their
+        attention reads is not told."""
+        return self._stages * self._cost.linear_s(-(-sequences // self._stages))
+
 
 class ReportedCost:
     """What steps cost at an instance, as it last said. A StepCost; it changes with every report."""

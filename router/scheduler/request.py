@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from router.scheduler.prefix_index import Prefix
 from router.scheduler.slo import SloTarget
-from tidepipe_common.latency.work import PrefillWork, prompt_work
 
 UNSAID_TOKENS = 256
 """Of an answer whose length nobody limited: they count in its tenant's share and are charged
@@ -21,6 +21,7 @@ class RouteRequest:
     expires: when it leaves the pending queue unserved; None for never. sheds: it may be refused at once if it
         would not be served in time.
     tenant: whose it is; empty where everybody is one.
+    prefix: by what its prompt's beginning is found at instances; see PrefixIndex.
     """
 
     request_id: str
@@ -31,11 +32,7 @@ class RouteRequest:
     expires: float | None = None
     sheds: bool = False
     tenant: str = ""
-
-    @property
-    def work(self) -> PrefillWork:
-        """What its prompt costs."""
-        return prompt_work(self.prompt_tokens)
+    prefix: Prefix = ()
 
     @property
     def cost(self) -> float:

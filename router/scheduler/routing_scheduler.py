@@ -40,7 +40,7 @@ from router.scheduler.instance_report import FOREVER
 from router.scheduler.macro import MacroInstance
 from router.scheduler.mitosis import Bounds, Mitosis, Move
 from router.scheduler.pending import PendingQueue
-from router.scheduler.policies.catalog import make_routing_policy
+from router.scheduler.policies.catalog import FINDING, make_routing_policy
 from router.scheduler.request import RouteRequest
 from router.scheduler.scaling import AutoScaling, ScalingRules
 from router.scheduler.shedding import ServiceRate, hopeless, last_chance
@@ -162,10 +162,9 @@ class RoutingScheduler:
             self._rate.waiting(True, now)
 
     def _route(self, request: RouteRequest, now: float) -> bool:
-        """Offer it to the macro instances, the least loaded first."""
+        """Offer it to the macro instances, the least loaded first, or the one where its beginning is."""
         wait = Choice(None, "there is no instance", {})
-        macros = self.macros.values()
-        for macro in sorted(macros, key=lambda m: m.load) if len(macros) > 1 else macros:
+        for macro in self._in_order(request):
             choice = macro.route(request, now)
             if choice.instance_id is not None:
                 self._waits.pop(request.request_id, None)
@@ -175,6 +174,17 @@ class RoutingScheduler:
             wait = choice
         self._waits[request.request_id] = wait
         return False
+
+    def _in_order(self, request: RouteRequest) -> list[MacroInstance]:
+        macros = list(self.macros.values())
+        if len(macros) > 1:
+            macros.sort(key=lambda macro: macro.load)
+            if request.prefix and self.policy_name in FINDING:
+                ends = [macro.first_end(request) for macro in macros]
+                best = min(range(len(ends)), key=lambda place: ends[place].done_s)
+                if ends[best].cached_tokens > ends[0].cached_tokens:
+                    macros.insert(0, macros.pop(best))
+        return macros
 
     def _retry(self, now: float) -> None:
         self._retried = now

@@ -73,8 +73,8 @@ def last_chance(request: RouteRequest, views: Iterable[InstanceView], now: float
     """Where it can still have its first token in time, if decoding there waits: who can wait longest."""
 
     def fits(view: InstanceView) -> bool:
-        end = now + view.facts.prefill.seconds(view.left.plus(request.work))
-        return view.ready and end <= request.first_token_due and request.prompt_tokens <= view.kv_free
+        end = now + view.prompt_done_s(request)
+        return view.ready and end <= request.first_token_due and view.kv_of(request) <= view.kv_free
 
     fitting = [view for view in views if fits(view)]
     return max(fitting, key=lambda view: view.slack.low_latest, default=None)

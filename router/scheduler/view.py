@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
 from router.scheduler.prefill import NOTHING, PrefillTime
-from router.scheduler.request import RouteRequest
-from tidepipe_common.latency.work import PrefillWork
+from router.scheduler.prefix_index import PrefixIndex
+from router.scheduler.request import UNSAID_TOKENS, RouteRequest
+from tidepipe_common.latency.work import PrefillWork, chunk_pairs
 
 BACKLOG_S = 2.0
 """Prompts that wait at an instance, by the time that they take to compute: enough to keep it busy until more
@@ -30,10 +31,14 @@ class InstanceFacts:
 
 @dataclass(frozen=True, slots=True)
 class _Routed:
-    """A request that no report has counted yet; `ordinal` counts those sent to the instance, from 1."""
+    """A request that no report has counted yet; `ordinal` counts those sent to the instance, from 1.
+
+    tokens: of its prompt, to be computed there.
+    """
 
     ordinal: int
     request: RouteRequest
+    tokens: int
 
 
 @dataclass(slots=True)
@@ -41,14 +46,18 @@ class InstanceView:
     """Reports are always a little old. Requests sent since then are added to them ("local deltas"), so that
     a stale report never lets more in than a fresh one would have.
 
-    draining: takes nothing new.
+    draining: takes nothing new. prefixes: what it has computed, or will have.
     """
 
     facts: InstanceFacts
     status: InstanceReport | None = None
     draining: bool = False
+    prefixes: PrefixIndex = field(default_factory=PrefixIndex)
     _routed: int = 0
     _unheard: deque[_Routed] = field(default_factory=deque)
+    _queued: deque[_Routed] = field(default_factory=deque)
+    """Counted by a report, but still to be computed there as far as is known."""
+    _queued_tokens: int = 0
     _work: PrefillWork = NOTHING
     _kv: int = 0
     _tokens: int = 0
@@ -64,33 +73,44 @@ class InstanceView:
         if self.status is not None and status.taken < self.status.taken:
             return
         self.status = status
+        self.prefixes.hear(status.holdings)
         unheard = self._unheard
-        if unheard and unheard[0].ordinal <= status.accepted:
+        if unheard and (unheard[0].ordinal <= status.accepted or self.prefixes.reuses):
             while unheard and unheard[0].ordinal <= status.accepted:
-                unheard.popleft()
+                self._queue(unheard.popleft())
             self._sum_up()
+        # First come, first computed: what is left there are the last ones.
+        while self._queued and self._queued_tokens - self._queued[0].tokens >= status.left.tokens:
+            self._computed(self._queued.popleft())
 
     def routed(self, request: RouteRequest) -> None:
         """A request was sent there."""
         self._routed += 1
-        self._unheard.append(_Routed(self._routed, request))
-        self._add(request)
+        self._add(self._routed, request)
 
     def forget(self, request_id: str) -> None:
-        """A request that no report has counted will not get there after all (cancelled, refused).
+        """A request will not be computed there after all (cancelled, refused).
 
         The next ones keep their ordinals: the instance counts refused sequences as well.
         """
         kept = deque(one for one in self._unheard if one.request.request_id != request_id)
         if len(kept) != len(self._unheard):
+            gone = next(one for one in self._unheard if one.request.request_id == request_id)
+            self.prefixes.unexpect(gone.request.prefix)
             self._unheard = kept
             self._sum_up()
+        for one in [one for one in self._queued if one.request.request_id == request_id]:
+            self._queued.remove(one)
+            self._computed(one)
 
     def reconnect(self) -> None:
         """A new connection: the instance counts from 0 again, and its next report is awaited."""
         self.status = None
+        self.prefixes = PrefixIndex()
         self._routed = 0
         self._unheard.clear()
+        self._queued.clear()
+        self._queued_tokens = 0
         self._sum_up()
 
     def age(self, now: float) -> float:
@@ -149,6 +169,31 @@ class InstanceView:
         """Prompt and output so far of all its sequences."""
         return (self.status.tokens if self.status else 0) + self._tokens
 
+    def cached_tokens(self, request: RouteRequest) -> int:
+        """Of its prompt, what will be found there; one token is always to be computed."""
+        return max(0, min(self.prefixes.cached_tokens(request.prefix), request.prompt_tokens - 1))
+
+    def work_of(self, request: RouteRequest) -> PrefillWork:
+        """What its prompt costs there: what is not found, whose attention reads all before it."""
+        cached = self.cached_tokens(request)
+        tokens = request.prompt_tokens - cached
+        return PrefillWork(tokens, chunk_pairs(cached, tokens))
+
+    def prompt_done_s(self, request: RouteRequest) -> float:
+        """Predicted seconds until its prompt would be computed there: what is left before it, and its own."""
+        return self.facts.prefill.seconds(self.left.plus(self.work_of(request)))
+
+    def done_s(self, request: RouteRequest) -> float:
+        """Predicted seconds until its end there: its prompt, and rounds of all that decode there, itself
+        included, for as much output as can be foreseen."""
+        rounds = min(request.max_tokens, UNSAID_TOKENS)
+        return self.prompt_done_s(request) + rounds * self.facts.prefill.round_s(self.sequences + 1)
+
+    def kv_of(self, request: RouteRequest) -> int:
+        """Tokens of KV memory that its prompt takes there. What it shares with others who wait there it does
+        not take; what nobody uses was free until now."""
+        return request.prompt_tokens - min(self.prefixes.shared_tokens(request.prefix), request.prompt_tokens)
+
     def holds(self, request: RouteRequest) -> bool:
         """Is it large enough, and open, for the request?"""
         facts = self.facts
@@ -160,13 +205,28 @@ class InstanceView:
     def _backlog_s(self) -> float:
         return self.facts.prefill.seconds(self.left)
 
-    def _add(self, request: RouteRequest) -> None:
-        self._work = self._work.plus(request.work)
-        self._kv += request.prompt_tokens + 1
+    def _add(self, ordinal: int, request: RouteRequest) -> None:
+        work = self.work_of(request)
+        self._unheard.append(_Routed(ordinal, request, work.tokens))
+        self._work = self._work.plus(work)
+        self._kv += self.kv_of(request) + 1
         self._tokens += request.prompt_tokens
         self._deadline = min(self._deadline, request.first_token_due)
+        self.prefixes.expect(request.prefix)
 
     def _sum_up(self) -> None:
         self._work, self._kv, self._tokens, self._deadline = NOTHING, 0, 0, FOREVER
-        for one in self._unheard:
-            self._add(one.request)
+        again, self._unheard = self._unheard, deque()
+        for one in again:
+            self.prefixes.unexpect(one.request.prefix)
+        # Anew: what one finds there may be what another brings.
+        for one in again:
+            self._add(one.ordinal, one.request)
+
+    def _queue(self, routed: _Routed) -> None:
+        self._queued.append(routed)
+        self._queued_tokens += routed.tokens
+
+    def _computed(self, routed: _Routed) -> None:
+        self._queued_tokens -= routed.tokens
+        self.prefixes.unexpect(routed.request.prefix)

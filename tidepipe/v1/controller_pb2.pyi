@@ -641,6 +641,7 @@ class InstanceReport(_message.Message):
     SLACK_FIELD_NUMBER: _builtins.int
     COSTS_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
+    HOLDINGS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.str
     """New with each start of the controller process."""
     serving: _builtins.bool
@@ -681,6 +682,12 @@ class InstanceReport(_message.Message):
     def costs(self) -> Global___StepCosts:
         """What steps cost here."""
 
+    @_builtins.property
+    def holdings(self) -> Global___PrefixHoldings:
+        """KV blocks that can be used again: the first reports of a stream tell all of them, the others what came and went. In
+        every report of an instance that reuses blocks; unset: it does not.
+        """
+
     def __init__(
         self,
         *,
@@ -700,16 +707,69 @@ class InstanceReport(_message.Message):
         slack: Global___Slack | None = ...,
         costs: Global___StepCosts | None = ...,
         policy: _builtins.str = ...,
+        holdings: Global___PrefixHoldings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s", "costs", b"costs", "left", b"left", "slack", b"slack", "window", b"window", "window_left_s", b"window_left_s"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s", "costs", b"costs", "holdings", b"holdings", "left", b"left", "slack", b"slack", "window", b"window", "window_left_s", b"window_left_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s", "accepted", b"accepted", "costs", b"costs", "incarnation", b"incarnation", "kv_tokens_free", b"kv_tokens_free", "kv_tokens_peak", b"kv_tokens_peak", "kv_tokens_total", b"kv_tokens_total", "left", b"left", "phase", b"phase", "phase_age_s", b"phase_age_s", "policy", b"policy", "sequences", b"sequences", "serving", b"serving", "slack", b"slack", "tokens", b"tokens", "window", b"window", "window_left_s", b"window_left_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s", "accepted", b"accepted", "costs", b"costs", "holdings", b"holdings", "incarnation", b"incarnation", "kv_tokens_free", b"kv_tokens_free", "kv_tokens_peak", b"kv_tokens_peak", "kv_tokens_total", b"kv_tokens_total", "left", b"left", "phase", b"phase", "phase_age_s", b"phase_age_s", "policy", b"policy", "sequences", b"sequences", "serving", b"serving", "slack", b"slack", "tokens", b"tokens", "window", b"window", "window_left_s", b"window_left_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__window_left_s: _TypeAlias = _typing.Literal["window_left_s"]  # noqa: Y015
     _WhichOneofArgType__window_left_s: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__window_left_s) -> _WhichOneofReturnType__window_left_s | None: ...
 
 Global___InstanceReport: _TypeAlias = InstanceReport  # noqa: Y015
+
+@_typing.final
+class PrefixHoldings(_message.Message):
+    """A piece of an instance's account of the KV blocks that it holds, by the first 8 bytes of their keys: hashes of all
+    tokens up to a block's end and of whose they are. No piece has more than 4,096 keys.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    BLOCK_SIZE_FIELD_NUMBER: _builtins.int
+    STRIDE_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """Counts the pieces of this stream, which begins with a number of its own. If one does not follow the last one,
+    something was missed: call WatchStatus anew.
+    """
+    whole: _builtins.bool
+    """True if what was told before does not hold any more: in the first piece, and when very much has changed."""
+    block_size: _builtins.int
+    """Tokens of a block."""
+    stride: _builtins.int
+    """Every so many blocks of a beginning the key of one is told; a multiple of 8, larger if more is held than 16,384 keys
+    can tell. A key is told only together with those before it.
+    """
+    @_builtins.property
+    def added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Blocks that can be found from now on."""
+
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Blocks that cannot be found any more."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        whole: _builtins.bool = ...,
+        block_size: _builtins.int = ...,
+        stride: _builtins.int = ...,
+        added: _abc.Iterable[_builtins.int] | None = ...,
+        removed: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "block_size", b"block_size", "removed", b"removed", "stride", b"stride", "version", b"version", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixHoldings: _TypeAlias = PrefixHoldings  # noqa: Y015
 
 @_typing.final
 class PrefillWork(_message.Message):

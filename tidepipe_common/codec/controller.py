@@ -1,5 +1,5 @@
-"""Sequences that one service hands to another, their news, and what steps cost: protobuf <-> domain
-(controller.proto)."""
+"""Sequences that one service hands to another, their news, what steps cost and what an instance holds:
+protobuf <-> domain (controller.proto)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tidepipe_common.latency.work import StepCosts
 from tidepipe_common.lengths.prompt import DENSE, MAX_BUCKETS, PromptFeatures
 from tidepipe_common.limits import MAX_SEQUENCE_ID_CHARACTERS, check_characters, check_count
 from tidepipe_common.prefix import KEY_BYTES
+from tidepipe_common.types.holdings import PrefixHoldings
 from tidepipe_common.types.results import SequenceEnd, SequenceUpdate
 from tidepipe_common.types.sampling import SamplingParams
 
@@ -99,6 +100,30 @@ def costs_from_wire(costs: pb.StepCosts) -> StepCosts:
         linear_s=tuple(costs.linear_s),
         pair_s=costs.pair_s,
         transfer_token_s=costs.transfer_token_s,
+    )
+
+
+def holdings_to_wire(holdings: PrefixHoldings) -> pb.PrefixHoldings:
+    """Domain to protobuf."""
+    return pb.PrefixHoldings(
+        version=holdings.version,
+        whole=holdings.whole,
+        block_size=holdings.block_size,
+        stride=holdings.stride,
+        added=holdings.added,
+        removed=holdings.removed,
+    )
+
+
+def holdings_from_wire(message: pb.PrefixHoldings) -> PrefixHoldings:
+    """Protobuf to domain."""
+    return PrefixHoldings(
+        version=message.version,
+        whole=message.whole,
+        block_size=message.block_size,
+        stride=message.stride,
+        added=message.added,
+        removed=message.removed,
     )
 
 

@@ -43,6 +43,7 @@ class ClusterConfig(Strict):
         fields.Routing | None,
         setting("Where requests go.", metavar="R", otherwise="the policy's own, or least-loaded"),
     ] = None
+    share_prefixes: fields.SharePrefixes = False
     ttft_ms: fields.TtftMs | None = None
     tpot_ms: fields.TpotMs | None = None
     macro_min: fields.MacroMin | None = None

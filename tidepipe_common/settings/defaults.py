@@ -23,6 +23,8 @@ Routing = Literal[
     "least-loaded",
     "random-next",
     "power-of-two",
+    "prefix",
+    "most-hits",
 ]
 """Routing policy of a router."""
 ROUTING_POLICIES: tuple[Routing, ...] = get_args(Routing)

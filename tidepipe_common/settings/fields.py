@@ -176,6 +176,13 @@ JournalPath = Annotated[
 
 # Of a router, and of what it asks.
 Routing = Annotated[defaults.Routing, setting("Where requests go.", metavar="R")]
+SharePrefixes = Annotated[
+    bool,
+    setting(
+        "Requests of different API keys share computed beginnings, too: whoever asks can tell by the time "
+        "whether others have asked the same."
+    ),
+]
 LengthModel = Annotated[
     Path,
     NAMED,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from router.instances.dispatcher import Dispatcher
 from router.instances.link import InstanceLink
 from router.instances.registry import InstanceRegistry
+from router.instances.sequence import PrefixKeys, PromptPrefix
 from router.instances.served_model import ServedModel
 from router.parent.host import UpstreamHost
 from router.parent.sequence import ForwardedSequence
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 REPORT_S = 0.1
+INLINE_TOKENS = 2000
+"""Of prompts of one call; the beginnings of more are hashed in a thread."""
 
 
 class UpstreamServicer(pb_grpc.ControllerServiceServicer):
@@ -44,6 +47,7 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
         served: ServedModel,
         dispatcher: Dispatcher,
         registry: InstanceRegistry,
+        prefixes: PrefixKeys,
     ) -> None:
         self._name = name
         self._incarnation = incarnation
@@ -51,6 +55,7 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
         self._served = served
         self._dispatcher = dispatcher
         self._registry = registry
+        self._prefixes = prefixes
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:  # noqa: N802
         """What our instances serve."""
@@ -73,9 +78,16 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
         self, request: pb.SubmitSequencesRequest, context: Context
     ) -> pb.SubmitSequencesResponse:
         """Each finds its own instance here."""
+        # Beside the loop: others' streams go on meanwhile.
+        tokens = sum(len(spec.prompt_token_ids) for spec in request.sequences)
+        prefixes = (
+            self._find_prefixes(request)
+            if tokens <= INLINE_TOKENS
+            else await asyncio.to_thread(self._find_prefixes, request)
+        )
         self._host.note_ordinal(request.router_id, request.ordinal)
         verdicts = []
-        for spec in request.sequences:
+        for spec, prefix in zip(request.sequences, prefixes, strict=True):
             verdict = pb.SubmitVerdict(sequence_id=spec.sequence_id)
             verdicts.append(verdict)
             try:
@@ -83,7 +95,7 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
             except InvalidRequestError as error:
                 verdict.outcome, verdict.reason = pb.SubmitVerdict.OUTCOME_INVALID, str(error)
                 continue
-            taken = self._host.take(request.router_id, self._sequence(spec))
+            taken = self._host.take(request.router_id, self._sequence(spec, prefix))
             verdict.outcome = (
                 pb.SubmitVerdict.OUTCOME_ACCEPTED if taken else pb.SubmitVerdict.OUTCOME_QUEUE_FULL
             )
@@ -141,7 +153,10 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
         """Instances' policies are changed at the router that they belong to."""
         raise InvalidRequestError(f"{self._name} is a router; change policies there", "policy")
 
-    def _sequence(self, spec: pb.SequenceSpec) -> ForwardedSequence:
+    def _find_prefixes(self, request: pb.SubmitSequencesRequest) -> list[PromptPrefix]:
+        return [self._prefixes.prefix(one.prefix_root, one.prompt_token_ids) for one in request.sequences]
+
+    def _sequence(self, spec: pb.SequenceSpec, prefix: PromptPrefix) -> ForwardedSequence:
         return ForwardedSequence(
             spec.sequence_id,
             array("I", spec.prompt_token_ids),
@@ -154,7 +169,7 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
             tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 else None,
             piece_gap_s=spec.piece_gap_ms / 1000,
             tenant=spec.tenant,
-            prefix_root=spec.prefix_root,
+            prefix=prefix,
         )
 
     def _report(self, router_id: str) -> pb.InstanceReport:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from router.scheduler.choice import RoutingPolicy
 from router.scheduler.constraints import MeanSlack
+from router.scheduler.policies.prefix import EarliestEnd, MostHits
 from router.scheduler.policies.rolling import FixedInterval, RollingActivation, published
 from router.scheduler.policies.spread import LeastLoaded, PowerOfTwo, RandomNext, RoundRobin
 from tidepipe_common.errors import ConfigError
@@ -15,7 +16,7 @@ WINDOW_S = 0.3
 """Of prompts are enough to fill steps on the devices that were tried; see docs/results/online.md."""
 
 _MAKERS: Mapping[Routing, Callable[[], RoutingPolicy]] = {
-    "padg": lambda: RollingActivation(window_s=WINDOW_S, balanced=True),
+    "padg": lambda: RollingActivation(window_s=WINDOW_S, balanced=True, finds=True),
     "padg-published": published,
     "padg-shuffled": lambda: RollingActivation(MeanSlack(), "padg-shuffled", shuffled=True),
     "padg-unbounded": lambda: RollingActivation(name="padg-unbounded"),
@@ -24,10 +25,16 @@ _MAKERS: Mapping[Routing, Callable[[], RoutingPolicy]] = {
     "least-loaded": LeastLoaded,
     "random-next": RandomNext,
     "power-of-two": PowerOfTwo,
+    "prefix": EarliestEnd,
+    "most-hits": MostHits,
 }
 
-SPREADING = ("round-robin", "least-loaded", "random-next", "power-of-two")
-"""Those that look at most at how much an instance has, not at its slack, which changes with every step."""
+SPREADING = ("round-robin", "least-loaded", "random-next", "power-of-two", "most-hits")
+"""Those that look at most at how much an instance has and holds, not at its slack or at what is left to be
+computed, which change with every step."""
+
+FINDING = ("padg", "prefix", "most-hits")
+"""Those that look for the instance that has a prompt's beginning."""
 
 
 def make_routing_policy(name: str) -> RoutingPolicy:

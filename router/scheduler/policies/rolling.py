@@ -27,6 +27,8 @@ class RollingActivation:
         its share of sequences. No limit in the paper.
     balanced: the next instance is the one with the fewest tokens, instead of the next in the cycle.
     shuffled: ablation: the next instance is a random one.
+    finds: a request leaves the turn for an instance that holds more of its prompt if it is predicted to end
+        earlier there, and the constraint holds there as well. The activation stays where it is.
     """
 
     constraint: Constraint = field(default_factory=LatestResume)
@@ -34,6 +36,7 @@ class RollingActivation:
     window_s: float = float("inf")
     balanced: bool = False
     shuffled: bool = False
+    finds: bool = False
     _active: str = ""
 
     def choose(self, request: RouteRequest, views: Sequence[InstanceView], now: float) -> Choice:
@@ -43,13 +46,32 @@ class RollingActivation:
             if not view.holds(request):
                 continue
             check = self.constraint.check(request, view, now)
-            if check.satisfied:
+            if not check.satisfied:
+                failed = failed or Choice(None, f"{view.instance_id}: {check.reason}", check.numbers)
+            elif found := self._found(request, views, view, now):
+                return found
+            else:
                 self._active = view.instance_id
-                return Choice(view.instance_id, check.reason, check.numbers)
-            failed = failed or Choice(None, f"{view.instance_id}: {check.reason}", check.numbers)
+                return Choice(view.instance_id, check.reason, {**check.numbers, **_prefix(request, view)})
         if failed is None:
             return Choice(None, "no instance is ready and large enough", {"instances": len(views)})
         return failed
+
+    def _found(
+        self, request: RouteRequest, views: Sequence[InstanceView], turn: InstanceView, now: float
+    ) -> Choice | None:
+        """An instance where it would end earlier than at the one whose turn it is, for what is there."""
+        if not (self.finds and request.prefix):
+            return None
+        cached, turn_s = turn.cached_tokens(request), turn.done_s(request)
+        hits = [(view.done_s(request), view) for view in views if view.cached_tokens(request) > cached]
+        for done_s, view in sorted(hits, key=lambda hit: (hit[0], hit[1].tokens, hit[1].instance_id)):
+            if done_s >= turn_s:
+                break
+            if view.holds(request) and (check := self.constraint.check(request, view, now)).satisfied:
+                numbers = {**check.numbers, **_prefix(request, view), "turn_s": turn_s}
+                return Choice(view.instance_id, f"it ends earlier than in turn; {check.reason}", numbers)
+        return None
 
     def _in_turn(
         self, request: RouteRequest, views: Sequence[InstanceView], now: float
@@ -65,6 +87,13 @@ class RollingActivation:
         if turn and turn[0].facts.prefill.seconds(turn[0].left) >= self.window_s:
             turn.append(turn.pop(0))
         return turn
+
+
+def _prefix(request: RouteRequest, view: InstanceView) -> dict[str, float]:
+    """Where a request's beginning may be found: what of it was, and when it is predicted to end."""
+    if not request.prefix:
+        return {}
+    return {"cached_tokens": view.cached_tokens(request), "predicted_s": view.done_s(request)}
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from router.instances.sequence import PrefixKeys
 from router.requests.admission import INLINE_CHARACTERS, Admission
 from router.requests.text_port import TooManyTokensError
 from tests.fakes.text import ByteText
@@ -34,6 +35,7 @@ async def test_a_text_with_too_many_tokens_does_not_fit(characters: int) -> None
         return facts
 
     with ThreadPoolExecutor(1) as executor:
-        admission = Admission("m", text, cast(Any, SimpleNamespace(wait=wait)), executor, 1.0)
+        served = cast(Any, SimpleNamespace(wait=wait))
+        admission = Admission("m", text, served, executor, 1.0, PrefixKeys(lambda: 16))
         with pytest.raises(ContextLengthError, match="more than 100 tokens"):
             await admission.admit(GenerationRequest("r", "a" * characters), cast(Any, None))
