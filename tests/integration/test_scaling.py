@@ -262,7 +262,9 @@ async def test_a_load_that_one_instance_cannot_bear_brings_a_second_one(
         answers: list[asyncio.Task[int]] = []
 
         async def ask() -> int:
-            completion = await client.generate([7] * 256, max_tokens=10, ignore_eos=True, skip_text=True)
+            # Beginnings of their own, or they would be no load.
+            prompt = [1000 + len(answers)] * 256
+            completion = await client.generate(prompt, max_tokens=10, ignore_eos=True, skip_text=True)
             return len(completion.token_ids)
 
         async def instances(admin: AdminClient) -> int:
