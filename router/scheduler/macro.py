@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from router.scheduler.choice import Choice, RoutingPolicy
-from router.scheduler.instance_report import FOREVER
 from router.scheduler.request import RouteRequest
 from router.scheduler.view import InstanceView
-
-
-class End(NamedTuple):
-    """When a request is predicted to end at some instance, and how much of its prompt is found there."""
-
-    done_s: float
-    cached_tokens: int
 
 
 class MacroInstance:
@@ -65,11 +56,6 @@ class MacroInstance:
         """Take note that it goes there. KeyError if there is no such instance here."""
         self._views[instance_id].routed(request)
         self.last_chosen = instance_id
-
-    def first_end(self, request: RouteRequest) -> End:
-        """Where it would end first; never, if no instance takes requests."""
-        ends = (End(v.done_s(request), v.cached_tokens(request)) for v in self._views.values() if v.ready)
-        return min(ends, default=End(FOREVER, 0))
 
     @property
     def load(self) -> float:

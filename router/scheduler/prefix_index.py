@@ -73,18 +73,16 @@ class PrefixIndex:
 
     def cached_tokens(self, prefix: Prefix) -> int:
         """Tokens that will be found of a prompt that begins so."""
-        return max(self._told_tokens(prefix), self.shared_tokens(prefix))
+        stride = self._stride
+        # Asked of every instance for every request, and mostly nothing of it is there.
+        told = len(prefix) >= stride and prefix[stride - 1] in self._held
+        if not told and not (self._coming and prefix and prefix[0] in self._coming):
+            return 0
+        return max(_leading(prefix, self._held, stride) * self._key_tokens, self.shared_tokens(prefix))
 
     def shared_tokens(self, prefix: Prefix) -> int:
         """Of these, tokens that others have, too, who were sent there and are not computed yet."""
-        if not (self._key_tokens and self._coming):
-            return 0
-        return _leading(prefix, self._coming, 1) * self._key_tokens
-
-    def _told_tokens(self, prefix: Prefix) -> int:
-        if not self._key_tokens:
-            return 0
-        return _leading(prefix, self._held, self._stride) * self._key_tokens
+        return _leading(prefix, self._coming, 1) * self._key_tokens if self._coming else 0
 
     def _follows(self, news: PrefixHoldings) -> bool:
         follows = news.whole or (self.reuses and news.version == self._version + 1)

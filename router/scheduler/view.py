@@ -171,7 +171,8 @@ class InstanceView:
 
     def cached_tokens(self, request: RouteRequest) -> int:
         """Of its prompt, what will be found there; one token is always to be computed."""
-        return max(0, min(self.prefixes.cached_tokens(request.prefix), request.prompt_tokens - 1))
+        found = self.prefixes.cached_tokens(request.prefix)
+        return min(found, request.prompt_tokens - 1) if found else 0
 
     def work_of(self, request: RouteRequest) -> PrefillWork:
         """What its prompt costs there: what is not found, whose attention reads all before it."""
