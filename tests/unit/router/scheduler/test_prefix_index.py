@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from controller.scheduler.holdings import HeldPrefixes, HoldingsReader
@@ -65,8 +65,12 @@ steps = st.lists(
 )
 
 
+A_FIRST_PIECE_IS_LOST = [("tell", (), 0), ("enter", (0,), STRIDE), ("anew", (), 0), ("lose", (), 0)]
+
+
 @settings(max_examples=300, deadline=None)
 @given(steps, paths)
+@example(A_FIRST_PIECE_IS_LOST, (0,))
 def test_the_index_is_what_the_store_holds(course: list[tuple[str, Path, int]], asked: Path) -> None:
     """Whatever came, went and was lost on the way: once all is told, the router knows every beginning to
     within a stride, and never more than there is; and while something is missing it says so."""
