@@ -183,7 +183,8 @@ def main() -> None:
     print(f"\nlive / virtual; further apart than {AIM:.0%}: {', '.join(apart) or 'none'}")
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        told = {"options": {name: str(value) for name, value in vars(options).items()}, "rows": rows}
+        shown = {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items()}
+        told = {"options": shown, "rows": rows}
         options.output.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
