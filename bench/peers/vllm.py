@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ _ENGINE: Mapping[str, Any] = {
     "max_num_batched_tokens": 1024,
     "max_num_seqs": 64,
     "max_model_len": 8192,
-    "enable_prefix_caching": False,
 }
 
 
@@ -25,13 +24,16 @@ _ENGINE: Mapping[str, Any] = {
 class Vllm:
     """replicas: engines with a part of the requests each. pipeline: stages of each; one core per stage.
 
-    dtype: without bfloat16 arithmetic (AVX-512 BF16, AMX) a CPU may be faster in float32.
+    dtype: without bfloat16 arithmetic (AVX-512 BF16, AMX) a CPU may be faster in float32. reuse: with its
+    prefix cache. settings: of the engine, over those that are usual here.
     """
 
     places: Places
     replicas: int
     pipeline: int
     dtype: str = "bfloat16"
+    reuse: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -59,7 +61,8 @@ class Vllm:
     def engine(self) -> dict[str, Any]:
         """Settings of an engine."""
         parallel = {"pipeline_parallel_size": self.pipeline} if self.pipeline > 1 else {}
-        return {"dtype": self.dtype, **_ENGINE, **parallel}
+        usual = {"dtype": self.dtype, **_ENGINE, "enable_prefix_caching": self.reuse, **parallel}
+        return {**usual, **self.settings}
 
     @property
     def configuration(self) -> str:
@@ -91,9 +94,15 @@ class Vllm:
             return total([script.result() for script in scripts])
 
     def serve_command(self, port: int) -> list[str]:
-        """An OpenAI-compatible server of replica 0."""
-        flags = [f"--{name.replace('_', '-')}={value}" for name, value in self.engine.items() if value]
+        """An OpenAI-compatible server; which replica it is, its environment says."""
+        flags = [_flag(name.replace("_", "-"), value) for name, value in self.engine.items()]
         folder = self.places.model_folder
         server = [str(self.places.vllm_python), "-m", "vllm.entrypoints.openai.api_server"]
-        own = ["--no-enable-prefix-caching", f"--served-model-name={folder.name}"]
+        own = ["--enable-prompt-tokens-details", f"--served-model-name={folder.name}"]
         return [*server, f"--model={folder}", "--host=127.0.0.1", f"--port={port}", *flags, *own]
+
+
+def _flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"
