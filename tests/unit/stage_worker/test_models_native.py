@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stage_worker.models.layer_ops import TorchLayerOps
-from stage_worker.models.native import library
+from stage_worker.models.native import build, library
 from stage_worker.models.native.build import VARIANTS, BuildError, Source, Variant, compiled, usable_variants
 from stage_worker.models.native.library import NativeKernels, load_kernels
 from stage_worker.models.native_ops import NativeLayerOps, NativeLinear
@@ -134,11 +134,16 @@ def test_switch_and_other_data_types(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_kernels(torch.float32, 1) is None
 
 
+QUICK = ("-O0", *build._FLAGS[1:])
+"""For where kernels are only put, and not used."""
+
+
 def test_processes_that_start_at_once_share_one_build(tmp_path: Path) -> None:
     kernels(torch.float32)
     program = (
-        "from stage_worker.models.native.build import VARIANTS, compiled\n"
-        "print(compiled(VARIANTS[-1], bfloat16=False))"
+        "from stage_worker.models.native import build\n"
+        f"build._FLAGS = {QUICK}\n"
+        "print(build.compiled(build.VARIANTS[-1], bfloat16=False))"
     )
     environment = {**os.environ, "TIDEPIPE_CACHE": str(tmp_path)}
     running = [
@@ -166,6 +171,7 @@ def test_code_that_others_could_have_written_is_not_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kernels(torch.float32)
+    monkeypatch.setattr(build, "_FLAGS", QUICK)
     monkeypatch.setenv("TIDEPIPE_CACHE", str(tmp_path / "cache"))
 
     def path() -> Path:
