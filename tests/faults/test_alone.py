@@ -24,6 +24,9 @@ ROOT = Path(__file__).parents[2]
 NEIGHBOURS = 6
 TOKENS = 300
 SMALL = 8
+LAST_STAGE = "stage-worker-0-1"
+
+Answers = list[tuple[int, ...]]
 
 
 @asynccontextmanager
@@ -41,7 +44,7 @@ async def faulty_cluster(model: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncI
         yield cluster
 
 
-async def neighbours(client: AsyncClient) -> list[tuple[int, ...]]:
+async def neighbours(client: AsyncClient) -> Answers:
     """Answers of those who only want their answers."""
     answers = [
         client.generate([100 + i] * (5 + i), temperature=0, max_tokens=TOKENS, ignore_eos=True)
@@ -50,7 +53,7 @@ async def neighbours(client: AsyncClient) -> list[tuple[int, ...]]:
     return [answer.token_ids for answer in await asyncio.gather(*answers)]
 
 
-async def beside(client: AsyncClient, fault: int, *, first: bool) -> tuple[list[tuple[int, ...]], object]:
+async def beside(client: AsyncClient, fault: int, *, first: bool) -> tuple[Answers, object]:
     """What becomes of the neighbours, and of a request with this fault at the first or last stage."""
 
     async def culprit() -> object:
@@ -70,36 +73,46 @@ async def beside(client: AsyncClient, fault: int, *, first: bool) -> tuple[list[
     return running.result(), own.result()
 
 
-async def test_what_breaks_or_kills_its_stage_fails_alone(
-    model_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whichever stage it is, whether the stage can say so or dies of it."""
-    async with faulty_cluster(model_path, monkeypatch) as cluster:
-        async with AsyncClient(cluster.grpc_address) as client:
-            undisturbed = await neighbours(client)
-            for fault, first, words in (
-                (RAISES, True, "out of order"),
-                (DIES, False, "cannot be computed"),
-            ):
-                answers, own = await beside(client, fault, first=first)
-                assert answers == undisturbed
-                assert isinstance(own, str) and words in own, own
-        restarts = {child.name: child.restart_count for child in cluster.children}
-    assert 0 < restarts.pop("stage-worker-0-1") <= 5
-    assert not any(restarts.values())
-
-
-async def test_a_step_that_never_returns_is_noticed_and_its_process_replaced(
+async def test_a_request_that_breaks_kills_or_hangs_its_stage_fails_alone(
     model_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Although the worker sends signs of life; then all answers come as ever."""
+    """One cluster for all: starting one takes longer."""
     monkeypatch.setenv(ONCE, str(tmp_path / "hung"))
-    async with faulty_cluster(model_path, monkeypatch) as cluster:
-        async with AsyncClient(cluster.grpc_address) as client:
-            undisturbed = await neighbours(client)
-            answers, own = await beside(client, HANGS, first=False)
+    async with (
+        faulty_cluster(model_path, monkeypatch) as cluster,
+        AsyncClient(cluster.grpc_address) as client,
+    ):
+        undisturbed = await neighbours(client)
+        await what_breaks_or_kills_its_stage_fails_alone(cluster, client, undisturbed)
+        await a_step_that_never_returns_is_noticed_and_its_process_replaced(cluster, client, undisturbed)
+
+
+async def what_breaks_or_kills_its_stage_fails_alone(
+    cluster: LocalCluster, client: AsyncClient, undisturbed: Answers
+) -> None:
+    """Whichever stage it is, whether the stage can say so or dies of it."""
+    for fault, first, words in (
+        (RAISES, True, "out of order"),
+        (DIES, False, "cannot be computed"),
+    ):
+        answers, own = await beside(client, fault, first=first)
         assert answers == undisturbed
-        assert isinstance(own, tuple) and len(own) == 40
-        restarts = {child.name: child.restart_count for child in cluster.children}
-    assert restarts.pop("stage-worker-0-1") == 1
+        assert isinstance(own, str) and words in own, own
+    restarts = restarts_of(cluster)
+    assert 0 < restarts.pop(LAST_STAGE) <= 5
     assert not any(restarts.values())
+
+
+async def a_step_that_never_returns_is_noticed_and_its_process_replaced(
+    cluster: LocalCluster, client: AsyncClient, undisturbed: Answers
+) -> None:
+    """Although the worker sends signs of life; then all answers come as ever."""
+    before = restarts_of(cluster)
+    answers, own = await beside(client, HANGS, first=False)
+    assert answers == undisturbed
+    assert isinstance(own, tuple) and len(own) == 40
+    assert restarts_of(cluster) == {**before, LAST_STAGE: before[LAST_STAGE] + 1}
+
+
+def restarts_of(cluster: LocalCluster) -> dict[str, int]:
+    return {child.name: child.restart_count for child in cluster.children}

@@ -148,10 +148,16 @@ async def test_an_interrupted_batch_gives_the_file_of_an_undisturbed_one(
         undisturbed = answers(target)
         choices = [line["response"]["body"]["choices"][0] for line in undisturbed]
         assert len(choices) == LINES and {choice["finish_reason"] for choice in choices} == {"length"}
+
+        async def tried(kind: str, own: Path, link: Link) -> None:
+            at_s, away_s = chance.uniform(0, LASTS_S), chance.uniform(0.1, 2)
+            print(f"{kind} after {at_s:.3f} s", flush=True)
+            assert await interrupted(kind, at_s, away_s, source, own, link) == undisturbed, (kind, at_s)
+
         for _ in range(MOMENTS):
-            for kind in KINDS:
-                at_s, away_s = chance.uniform(0, LASTS_S), chance.uniform(0.1, 2)
-                print(f"{kind} after {at_s:.3f} s", flush=True)
-                found = await interrupted(kind, at_s, away_s, source, target, link)
-                assert found == undisturbed, (kind, at_s)
+            # At once, each on a way of its own: most of the time is that of starting commands.
+            async with contextlib.AsyncExitStack() as links, asyncio.TaskGroup() as group:
+                for number, kind in enumerate(KINDS):
+                    way = await links.enter_async_context(Link(cluster.grpc_address).opened())
+                    group.create_task(tried(kind, tmp_path / f"out-{number}.jsonl", way))
         assert not any(child.restart_count for child in cluster.children)
