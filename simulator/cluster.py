@@ -37,12 +37,16 @@ from tidepipe_common.latency.model import StepCost
 
 TICK_S = 0.04
 """Retries of waiting requests; live, instances report with every step."""
+PATIENCE_S = 3600.0
+"""After the last arrival: a cluster where requests wait longer will never serve them."""
 
 
 class VirtualInstance(Protocol):
     """What the cluster needs of an instance, whatever it is made of."""
 
     first_tokens: list[Job]
+    ended: list[Job]
+    """Those whose next turn can come now."""
 
     def __len__(self) -> int:
         """Requests that it has."""
@@ -70,6 +74,7 @@ class ClusterRules:
     """router: its settings. report_s: how old a report may get. start_s: from asking for an instance to it.
 
     max_sequences: of one instance. shed: requests whose TTFT target cannot be kept are refused, as live.
+    reuse: instances find what they have computed before.
     """
 
     router: OverallConfig
@@ -77,6 +82,7 @@ class ClusterRules:
     start_s: float = 0.0
     max_sequences: int = 4096
     shed: bool = False
+    reuse: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +131,8 @@ class VirtualCluster:
         self._starting: list[tuple[float, str]] = []
         self._reported: dict[str, float] = {}
         self._jobs: dict[str, Job] = {}
+        self._coming: list[tuple[float, int, Job]] = []
+        self._unasked = 0
         self._made = 0
         self._next_tick = 0.0
 
@@ -134,33 +142,70 @@ class VirtualCluster:
             self._join(self._name(), 0.0)
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Serve all; `jobs` in the order of arrival. Their times are written into them."""
+        """Serve all; their times are written into them. A turn comes when the one before it has its answer.
+
+        A turn that would come sooner than TICK_S after an answer may come as late as that.
+        """
         for job in jobs:
             if job.prompt + job.output > self._context:
                 raise ConfigError(
                     f"a request of {job.prompt} + {job.output} tokens is longer than an instance's "
                     f"{self._context}; leave such requests out"
                 )
-            self._pass_time(job.arrival)
-            self._report(job.arrival)
-            request = RouteRequest(
-                f"r{job.index}", job.prompt, job.output, job.slo, job.arrival,
-                expires=job.arrival + WAIT_SHARE * job.slo.ttft_s if self._rules.shed else None,
-                sheds=self._rules.shed,
-            )  # fmt: skip
-            self._jobs[request.request_id] = job
-            self._hear(RequestArrived(request), job.arrival)
-        now = jobs[-1].arrival if jobs else 0.0
-        until = now + 3600.0
+        later = {job.following for job in jobs if job.following is not None}
+        self._coming = [(job.arrival, job.index, job) for job in jobs if job not in later]
+        heapq.heapify(self._coming)
+        self._unasked = len(later)
+        # Nobody thinks for less: what has ended by a time says who comes until so much later.
+        step = max(TICK_S, min((job.think_s for job in later), default=TICK_S))
+        longest = max((job.think_s for job in later), default=0.0)
+        now = known = 0.0
+        while self._coming or (self._unasked and known < now + longest + PATIENCE_S):
+            if self._unasked and not (self._coming and self._coming[0][0] <= known + step):
+                known += step
+                self._pass_time(known)
+                self._ask(known)
+                continue
+            now, _, job = heapq.heappop(self._coming)
+            self._arrive(job)
+        until = now + PATIENCE_S
         while len(self._router.pending) and now < until:
             now += TICK_S
             self._pass_time(now)
-        if len(self._router.pending):
+        if len(self._router.pending) or self._unasked:
             raise ConfigError(
                 f"{len(self._router.pending)} requests still wait an hour after the last one came"
             )
         for instance in self._instances.values():
             instance.drain()
+
+    def _arrive(self, job: Job) -> None:
+        if self._rules.reuse and job.content:
+            job.make_keys()
+        self._pass_time(job.arrival)
+        self._report(job.arrival)
+        request = RouteRequest(
+            f"r{job.index}", job.prompt, job.output, job.slo, job.arrival,
+            expires=job.arrival + WAIT_SHARE * job.slo.ttft_s if self._rules.shed else None,
+            sheds=self._rules.shed,
+        )  # fmt: skip
+        self._jobs[request.request_id] = job
+        self._hear(RequestArrived(request), job.arrival)
+
+    def _ask(self, now: float) -> None:
+        """Whoever has an answer by now thinks about the next question."""
+        for instance in self._instances.values():
+            instance.advance(now)
+            self._think(instance, now)
+
+    def _think(self, instance: VirtualInstance, now: float) -> None:
+        for job in instance.ended:
+            following = job.following
+            assert following is not None
+            following.arrival = max(job.finished + following.think_s, now)
+            heapq.heappush(self._coming, (following.arrival, following.index, following))
+            self._unasked -= 1
+        instance.ended.clear()
 
     # -- time ---------------------------------------------------------------------------------------
 
@@ -206,7 +251,7 @@ class VirtualCluster:
                 assert choice.instance_id is not None
                 self._instances[choice.instance_id].submit(job, now)
             case Expired(request) | QueueFull(request) | Shed(request) if self._rules.shed:
-                self._jobs.pop(request.request_id).refused = now
+                self._refuse(self._jobs.pop(request.request_id), now)
             case AddInstance(reason):
                 heapq.heappush(self._starting, (now + self._rules.start_s, self._name()))
                 self._hear(InstancesStarting(len(self._starting)), now)
@@ -220,6 +265,14 @@ class VirtualCluster:
             case _:
                 raise ConfigError(f"the router's queue is too small for this run: {action}")
 
+    def _refuse(self, job: Job, now: float) -> None:
+        """Its conversation ends there."""
+        job.refused = now
+        following = job.following
+        while following is not None:
+            self._unasked -= 1
+            following = following.following
+
     def _join(self, name: str, now: float) -> None:
         self._instances[name] = self._make(name, now)
         self._reported[name] = -1.0
@@ -230,6 +283,7 @@ class VirtualCluster:
 
     def _leave(self, name: str, now: float) -> None:
         self._draining.discard(name)
+        self._think(self._instances[name], now)
         del self._instances[name]
         self._hear(InstanceLeft(name), now)
         self.log.instances.append((now, len(self._instances)))

@@ -22,7 +22,7 @@ class ClusterSpec:
 
     profile: measured times; None models them (roofline).
     network_gb_s: between nodes, per node; 0 for what is usual beside the device (NETWORK_GB_S).
-    node_devices: devices of a node. max_total: see `context`.
+    node_devices: devices of a node. max_total: see `context`. prefix_caching: as of live instances.
     """
 
     shape: ModelShape
@@ -34,6 +34,7 @@ class ClusterSpec:
     network_gb_s: float = 0.0
     node_devices: int = 8
     max_total: int = 0
+    prefix_caching: bool = True
 
     @property
     def context(self) -> int:

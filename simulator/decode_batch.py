@@ -41,9 +41,9 @@ class DecodeBatch:
             heapq.heappush(self._by_end, (job.last_round, job.index, job))
             self._by_age.append(job)
 
-    def kv_tokens(self, job: Job) -> int:
-        """KV memory of one of them, or of one that just left: as admitted, and a token for each round."""
-        return job.held + self.number - job.start_round
+    def grown(self, job: Job) -> int:
+        """Tokens of one of them, or of one that just left, since it joined: one a round."""
+        return self.number - job.start_round
 
     def go(self, rounds: int) -> list[Job]:
         """So many rounds, none of them beyond the first end; returns those whose outputs end."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from simulator.cluster_spec import ClusterSpec
 from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
 from simulator.job import NOT_YET, Job
+from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.linear import WEIGHT_BYTES
 
 
@@ -43,6 +44,8 @@ def run_disaggregated(
     between_nodes: bool,
 ) -> None:
     """Serve the jobs. prefill: instances that prefill, of each node, or of all if between nodes."""
+    if any(job.following is not None for job in jobs):
+        raise ConfigError("disaggregation is simulated for requests that do not wait for others' answers")
     sized = spec.split(tensor)
     cost, kv_tokens, stages = sized.latency(), sized.kv_tokens(), spec.stages
     per_node = max(1, spec.node_devices // (tensor * stages))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from controller.scheduler.actions import Dispatch, Emit, Finish, Refused
+from controller.scheduler.actions import Dispatch, Emit, Finish, PrefixFound, Refused
 from controller.scheduler.events import (
     Event,
     LengthPredicted,
@@ -19,8 +19,9 @@ from controller.scheduler.report import instance_report
 from controller.scheduler.scheduler import Scheduler
 from router.scheduler.instance_report import FOREVER, InstanceReport
 from simulator.cluster_spec import ClusterSpec
-from simulator.job import NOT_YET, Job
-from simulator.pipeline import GO_ON, STOP, SimulatedStages
+from simulator.job import NOT_YET, ROOT, Job
+from simulator.pipeline import SimulatedStages
+from simulator.simulated_model import STOP, SimulatedModel
 from simulator.slack import as_points
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.dispatch import DISPATCH_S
@@ -57,7 +58,10 @@ class ExactRules:
     def scheduler(self, spec: ClusterSpec, cost: LatencyModel) -> Scheduler:
         """A fresh one."""
         setup = make_setup(self.policy, self.knobs, cost, spec.hardware.name)
-        return Scheduler(setup.config(spec.context, (STOP,), max_sequences=_ACCEPTED), setup.policy)
+        config = setup.config(
+            spec.context, (STOP,), max_sequences=_ACCEPTED, prefix_caching=spec.prefix_caching
+        )
+        return Scheduler(config, setup.policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +78,14 @@ class ExactInstance:
 
     def __init__(self, rules: ExactRules, spec: ClusterSpec, born: float = 0.0) -> None:
         self.first_tokens: list[Job] = []
+        self.ended: list[Job] = []
         self._cost = spec.latency()
         self._scheduler = rules.scheduler(spec, self._cost)
         self._stages = SimulatedStages(self._cost, spec.stages, DISPATCH_S, rules.split)
         self._in_flight: deque[_Flight] = deque()
         self._jobs: dict[str, Job] = {}
         self._fresh: set[str] = set()
-        self._by_index: dict[int, Job] = {}
-        self._last_at: dict[int, int] = {}
+        self._model = SimulatedModel()
         self._accepted = 0
         self._now = born
         self._began = born
@@ -96,12 +100,14 @@ class ExactInstance:
         self._accepted += 1
         name = f"r{job.index}"
         self._fresh.add(name)
-        self._jobs[name] = self._by_index[job.index] = job
-        sampling = SamplingParams(max_tokens=None)
+        self._jobs[name] = job
+        self._model.expect(job.index, job.output)
+        sampling = SamplingParams(max_tokens=None, seed=job.index)
         new = NewSequence(
             name,
-            (job.index,) * job.prompt,
+            job.prompt_ids,
             sampling,
+            prefix_root=ROOT.hex(),
             first_token_due=job.arrival + job.slo.ttft_s,
             tpot_s=job.slo.tpot_s,
         )
@@ -148,6 +154,8 @@ class ExactInstance:
                 case Emit(sequence_ids):
                     if self._fresh:
                         self._emitted(sequence_ids)
+                case PrefixFound(sequence_id, cached_tokens):
+                    self._jobs[sequence_id].cached = cached_tokens
                 case Dispatch(plan):
                     self._compute(plan)
                 case Finish(sequence_id):
@@ -177,25 +185,15 @@ class ExactInstance:
         if name in self._fresh:
             self._token(job, name)
             self._fresh.discard(name)
-        del self._by_index[job.index]
+        self._model.forget(job.index)
         job.finished = self._now
         job.generated = job.output
         job.preemptions = preemptions
+        if job.following is not None:
+            self.ended.append(job)
 
     def _compute(self, plan: StepPlan) -> None:
-        last_at = self._last_at
-        for key in plan.releases:
-            last_at.pop(key, None)
-        starts = {start.key: start.prompt_tokens for start in plan.starts}
-        sampled = [
-            STOP if position + 1 >= last_at[key] else GO_ON
-            for key, position in zip(plan.decode.keys, plan.decode.positions, strict=True)
-        ]
-        for row in plan.listed:
-            if row.key in starts:
-                last_at[row.key] = starts[row.key] + self._by_index[row.token_ids[0]].output - 1
-            if row.sample:
-                sampled.append(STOP if row.first_position + row.count >= last_at[row.key] else GO_ON)
+        sampled = self._model.sample(plan)
         spans = self._stages.compute(work_of(plan), self._now)
-        done = StepDone(plan.step_id, SampledTokens(tuple(sampled)))
+        done = StepDone(plan.step_id, SampledTokens(sampled))
         self._in_flight.append(_Flight(spans[-1][1], spans[0][0], done))

@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import chain
 
-from controller.scheduler.policies.catalog import WATERMARK
 from controller.scheduler.prompt_pace import PromptPace
 from controller.scheduler.slack import (
     SlackReport,
@@ -28,6 +27,7 @@ from controller.scheduler.slack import (
 from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
 from simulator.decode_batch import DecodeBatch
 from simulator.job import NOT_YET, Job
+from simulator.kv_memory import KvMemory
 from simulator.prompts import PromptLine, PromptStep
 from simulator.slack import as_points, decoding_job, decoding_rounds, growth
 from simulator.step_times import StepTimes
@@ -36,8 +36,6 @@ from tidepipe_common.types.plan import Phase
 
 SLACK_S = 0.4
 """Age that slack may reach in a report: reckoning it takes longer than simulating."""
-ROUNDING = 8
-"""KV tokens that a sequence wastes in its last block, on average."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +44,15 @@ class InstanceRules:
     own (separate batching, PaDG). budget: tokens of a step at most.
 
     prefill_only: the sequence leaves after its prompt (disaggregation). context: of one sequence at most.
+    reuse: what is preempted is found again, as far as its memory was not needed. (What requests with content
+        find is up to their keys.)
     """
 
     mixed: bool = False
     budget: int = 2048
     prefill_only: bool = False
     context: int = 1 << 30
+    reuse: bool = True
 
 
 class FastForwardInstance:
@@ -65,12 +66,12 @@ class FastForwardInstance:
         self.accepted = 0
         self.preemptions = 0
         self.first_tokens: list[Job] = []
+        self.ended: list[Job] = []
         self._rules = rules
         self._stages = stages
         self._cost = cost
         self._times = StepTimes(cost, stages)
-        self._kv_total = kv_tokens
-        self._kv_used = 0
+        self._memory = KvMemory(kv_tokens)
         self._tokens = 0
         self._line = PromptLine()
         self._started: list[Job] = []  # prompt done, decodes with the next round
@@ -103,12 +104,14 @@ class FastForwardInstance:
         self.advance(now)
         self.accepted += 1
         self._line.add(job)
+        self._memory.wait(job)
         self._tokens += job.to_compute
 
     def deliver(self, job: Job, now: float) -> None:
         """A request whose prompt was computed elsewhere; its KV cache is here once there is room."""
         self.advance(now)
         self._line.add_computed(job)
+        self._memory.wait(job)
         self._tokens += job.to_compute
 
     # -- time passes ----------------------------------------------------------------------------------
@@ -143,7 +146,8 @@ class FastForwardInstance:
                 self._begin_decoding()
             rows = -(-len(self._decode_batch) // self._stages)
             room = max(0, rules.budget - rows) * self._stages
-        step = self._line.pack(room, whole=not rules.mixed, admit=self._admit)
+        alone = not (self._decode_batch or self._started)
+        step = self._line.pack(room, self._memory, whole=not rules.mixed, alone=alone)
         self._started += step.ready
         if not step.jobs:
             return False
@@ -151,17 +155,6 @@ class FastForwardInstance:
             self._mixed_round(step)
         else:
             self._prefill(step)
-        return True
-
-    def _admit(self, job: Job, alone: bool) -> bool:
-        """Memory for its prompt; where nobody else will give any back, in any case."""
-        needed = job.to_compute + ROUNDING
-        if self._kv_used + needed > WATERMARK * self._kv_total and not (
-            alone and not self._decode_batch and not self._started
-        ):
-            return False
-        self._kv_used += needed
-        job.held = needed
         return True
 
     def _prefill(self, step: PromptStep) -> None:
@@ -193,8 +186,9 @@ class FastForwardInstance:
                 self._tokens += 1
                 self.first_tokens.append(job)
             if job.generated >= job.output or self._rules.prefill_only:
-                job.finished = at if job.generated >= job.output else NOT_YET
-                self._kv_used -= job.held
+                if job.generated >= job.output:
+                    self._end(job, at)
+                self._memory.leave(job, 0)
                 self._tokens -= job.to_compute
             else:
                 self._started.append(job)
@@ -215,7 +209,7 @@ class FastForwardInstance:
         self._make_room()
         sequences = len(self._decode_batch)
         time = self._times.rounds(sequences, self._decode_batch.context)
-        most = min(self._decode_batch.to_next_end, (self._kv_total - self._kv_used) // sequences)
+        most = min(self._decode_batch.to_next_end, self._memory.free // sequences)
         count = max(1, min(most, time.rounds(until - self.clock)))
         began = self.clock
         self.clock += time.seconds(count)
@@ -225,27 +219,39 @@ class FastForwardInstance:
 
     def _rounds_done(self, count: int) -> None:
         grown = count * len(self._decode_batch)
-        self._kv_used += grown
+        self._memory.grow(grown)
         self._tokens += grown
         for job in self._decode_batch.go(count):
-            job.finished = self.clock
-            self._kv_used -= self._decode_batch.kv_tokens(job)
+            self._end(job, self.clock)
+            self._memory.leave(job, self._decode_batch.grown(job))
             self._tokens -= job.to_compute
+
+    def _end(self, job: Job, at: float) -> None:
+        job.finished = at
+        if job.following is not None:
+            self.ended.append(job)
 
     def _make_room(self) -> None:
         """Every sequence needs a token's room: the newest give way, and are computed again."""
         rounds = self._decode_batch
-        while len(rounds) > 1 and self._kv_total - self._kv_used < len(rounds):
+        while len(rounds) > 1 and self._memory.free < len(rounds):
             job = rounds.give_way()
-            self._kv_used -= rounds.kv_tokens(job)
+            if self._rules.reuse:
+                job.make_keys()
+            self._memory.leave(job, rounds.grown(job))
             job.preemptions += 1
             self.preemptions += 1
             self._line.put_back(job)
+            self._memory.wait(job)
 
     def _turn(self, phase: Phase) -> None:
         if phase is self._phase:
             return
         self._phase, self._switched = phase, self.clock
+
+    def check(self) -> None:
+        """AssertionError unless its memory is accounted for (for tests)."""
+        self._memory.check([*self._line, *self._started, *self._decode_batch])
 
     # -- what the router hears ------------------------------------------------------------------------
 
@@ -254,11 +260,12 @@ class FastForwardInstance:
         if slack and now - self._slack_at > SLACK_S:
             found, self._growth = self.reckon_slack(now)
             self._slack, self._slack_at = as_points(found, now), now
+        memory = self._memory
         window, left = window_of(
             chain(
-                (WindowPrompt(0, job.computed, job.to_compute) for job in self._line),
+                (_waiting(job) for job in self._line),
                 (
-                    WindowPrompt(0, job.prompt, job.prompt)
+                    WindowPrompt(min(job.begins_at, job.prompt), job.prompt, job.prompt)
                     for job in self._started
                     if in_window(job.first, self._phase, self._switched)
                 ),
@@ -272,9 +279,9 @@ class FastForwardInstance:
             switched=self._switched,
             sequences=len(self),
             tokens=self._tokens,
-            kv_free=max(0, self._kv_total - self._kv_used - left.tokens),
-            kv_total=self._kv_total,
-            kv_peak=self._kv_used + left.tokens + (self._growth if slack else 0),
+            kv_free=max(0, memory.free - left.tokens),
+            kv_total=memory.total,
+            kv_peak=memory.used + left.tokens + (self._growth if slack else 0),
             window=window,
             left=left,
             window_deadline=FOREVER if until is None else now + until,
@@ -292,6 +299,13 @@ class FastForwardInstance:
             if not in_window(job.first, self._phase, self._switched)
         ]
         idle = [job.slo.tpot_s for job in self._line]
-        held = min(self._kv_used, self._kv_total)
-        round_s = round_seconds(self._cost, self._pace, len(self), held, self._stages, rules.budget)
+        context = self._memory.context
+        round_s = round_seconds(self._cost, self._pace, len(self), context, self._stages, rules.budget)
         return slack_of(decoding, idle, round_s, now), grown
+
+
+def _waiting(job: Job) -> WindowPrompt:
+    """One whose prompt is not computed yet."""
+    if job.computed:
+        return WindowPrompt(job.begins_at, job.computed, job.to_compute)
+    return WindowPrompt(job.expected_cached, job.expected_cached, job.to_compute)

@@ -10,12 +10,12 @@ import numpy as np
 from controller.scheduler.policies.catalog import Knobs
 from router.scheduler.slo import SloTarget
 from simulator.cluster_spec import ClusterSpec
-from simulator.job import Job
+from simulator.job import NOT_YET, Job
 from simulator.systems import run_system, scan
 from tidepipe_common.settings.defaults import QUANTILES
 from workloads.arrivals import Arrivals, requests_at
 from workloads.goodput import search_goodput
-from workloads.mixes import Workload
+from workloads.mixes import Workload, followers
 
 WARM_UP, COOL_DOWN = 0.25, 0.9
 """Shares of a run between which requests are counted: the cluster is in its steady state."""
@@ -27,7 +27,8 @@ class Question:
 
     attainment: share of the requests that must meet both targets. switch_wait: whether the wait for the
     phase switch counts as TTFT (EcoServe's definition) or as TPOT (the classical one).
-    seconds: length of a run; see WARM_UP. least_requests: at low rates runs are longer.
+    seconds: length of a run; see WARM_UP. Several times that of a conversation, where there are any.
+    least_requests: at low rates runs are longer.
     noise: sigma of the logarithm of predicted lengths; 0 knows them.
     """
 
@@ -46,16 +47,23 @@ class Question:
         count = max(self.least_requests, round(rate * self.seconds))
         requests = requests_at(self.workload, self.arrivals, rate, count, self.seed).requests
         wrong = np.exp(np.random.default_rng([self.seed, 3]).normal(0.0, self.noise, len(requests)))
-        return [
+        jobs = [
             Job(i, one.prompt_tokens, one.output_tokens, one.arrival_s, self.slo,
-                max(1, round(one.output_tokens * float(wrong[i]))))
+                max(1, round(one.output_tokens * float(wrong[i]))), content=one.content, think_s=one.think_s)
             for i, one in enumerate(requests)
         ]  # fmt: skip
+        for before, after in followers(requests).items():
+            jobs[before].following = jobs[after]
+            jobs[after].arrival = NOT_YET
+        return jobs
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What users see at one rate. Milliseconds by percentile; both definitions of attainment."""
+    """What users see at one rate. Milliseconds by percentile; both definitions of attainment.
+
+    cached_tokens: of all prompts, those that were found and not computed; hit_rate: their share.
+    """
 
     rate: float
     attainment: float
@@ -66,6 +74,8 @@ class Figures:
     tpot_classical_ms: dict[str, float]
     output_tokens_per_s: float
     preemptions: int
+    cached_tokens: int = 0
+    hit_rate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +90,9 @@ class Goodput:
 
 
 def figures_of(jobs: Sequence[Job], rate: float, question: Question) -> Figures:
-    """Of the requests in the middle of a run."""
-    end = jobs[-1].arrival
+    """Of the requests in the middle of a run, which ends with the last one that waits for no answer."""
+    later = {job.following for job in jobs}
+    end = max(job.arrival for job in jobs if job not in later)
     middle = [job for job in jobs if WARM_UP * end <= job.arrival <= COOL_DOWN * end]
     last = max(job.finished for job in jobs)
 
@@ -103,6 +114,8 @@ def figures_of(jobs: Sequence[Job], rate: float, question: Question) -> Figures:
         quantiles([job.tpot(switch_wait=False) for job in middle]),
         sum(job.output for job in jobs) / last,
         sum(job.preemptions for job in jobs),
+        cached := sum(job.cached for job in jobs),
+        cached / sum(job.prompt for job in jobs),
     )
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from router.scheduler.slo import SloTarget
+from tidepipe_common.prefix import block_keys, root_key
+from tidepipe_common.settings.defaults import BLOCK_SIZE
+from workloads.content import ANSWER, OWN_PARTS, Content, token_ids
 
 NOT_YET = float("inf")
+ROOT = root_key("")
+"""Simulated requests are all of one tenant."""
 
 
 @dataclass(slots=True, eq=False)
@@ -16,8 +22,14 @@ class Job:
     expected: the output's length as predicted at arrival. computed: prompt tokens computed so far.
     generated: output tokens so far, kept up when it is preempted or ends. first: its first token.
     resumed: when decoding of its second token began. finished: its last token. refused: for overload.
-    held: tokens of KV memory that it got when it was admitted.
+    content: what its prompt consists of, if others may have parts of it. keys: of the full blocks of its
+        prompt and output, if it may share them. expected_cached: tokens that will probably be found, or were.
+    cached: tokens of its prompt that were found when it was first admitted.
+    blocks, shared_blocks: what it uses of its instance's store, see BlockUser.
+    begins_at, entered_blocks: as of a controller's sequence.
     start_round, last_round: decode rounds of its instance in which it takes part (from, to).
+    following: the next turn of its conversation, which comes think_s after it has ended; only then its
+        arrival is known.
     """
 
     index: int
@@ -32,16 +44,40 @@ class Job:
     resumed: float = NOT_YET
     finished: float = NOT_YET
     refused: float = NOT_YET
-    held: int = 0
+    content: Content = ()
+    keys: Sequence[bytes] = ()
+    expected_cached: int = 0
+    cached: int = 0
+    blocks: list[int] = field(default_factory=list)
+    shared_blocks: int = 0
+    begins_at: int = 0
+    entered_blocks: int = 0
     start_round: int = 0
     last_round: int = 0
     preemptions: int = 0
     decoding: bool = False
+    following: Job | None = None
+    think_s: float = 0.0
 
     @property
     def to_compute(self) -> int:
         """Prompt, and output that a preemption made part of it."""
         return self.prompt + self.generated
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """Token ids of its prompt."""
+        return token_ids(self.content or ((OWN_PARTS + self.index, self.prompt),))
+
+    def make_keys(self) -> None:
+        """From now on its blocks can be found, and it finds others'."""
+        if not self.keys:
+            self.keys = block_keys(ROOT, self.prompt_ids + (ANSWER,) * (self.output - 1), BLOCK_SIZE)
+
+    @property
+    def findable_keys(self) -> Sequence[bytes]:
+        """Of what it could find now: its last token is computed in any case."""
+        return self.keys[: (self.to_compute - 1) // BLOCK_SIZE]
 
     def ttft(self, *, switch_wait: bool) -> float:
         """Seconds to the first token; switch_wait (EcoServe): to when the second can flow."""

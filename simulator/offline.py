@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from controller.scheduler.policies.catalog import Knobs, make_setup
 from controller.scheduler.scheduler import Scheduler
 from simulator.bound import Bound, mixed_batch_bound
-from simulator.pipeline import STOP, SimulatedInstance
+from simulator.pipeline import SimulatedInstance
 from simulator.predictions import Predict
 from simulator.record import Recording, RunResult
 from simulator.setups import scan
+from simulator.simulated_model import STOP
 from tidepipe_common.latency.hardware import Hardware
 from tidepipe_common.latency.model import LatencyModel, Parallelism
 from tidepipe_common.latency.profile import Profile, cost_model
@@ -27,6 +28,7 @@ class PipelineSpec:
     profile: measured times; None models them (roofline).
     max_total: tokens of one sequence at most; 0 for the model's context.
     layer_split: layers of each stage; empty for stages that take equally long.
+    prefix_caching: as of live instances.
     """
 
     shape: ModelShape
@@ -35,6 +37,7 @@ class PipelineSpec:
     profile: Profile | None = None
     max_total: int = 0
     layer_split: tuple[int, ...] = ()
+    prefix_caching: bool = True
 
     @property
     def context(self) -> int:
@@ -91,7 +94,7 @@ def scheduler_of(
     """What runs so many requests there; what its steps take; and all its settings."""
     cost = spec.latency(tensor_parallel=policy.startswith("tp-"))
     setup = make_setup(policy, knobs, cost, spec.hardware.name)
-    config = setup.config(spec.context, (STOP,), max_sequences=requests)
+    config = setup.config(spec.context, (STOP,), max_sequences=requests, prefix_caching=spec.prefix_caching)
     return Scheduler(config, setup.policy), cost, setup.knobs
 
 

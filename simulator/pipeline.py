@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
+from collections.abc import Sequence
 
-from controller.scheduler.actions import Dispatch, Finish, PhaseSwitched, Refused
+from controller.scheduler.actions import Dispatch, Finish, PhaseSwitched, PrefixFound, Refused
 from controller.scheduler.events import (
     Event,
     LengthPredicted,
@@ -15,18 +17,17 @@ from controller.scheduler.events import (
 )
 from controller.scheduler.scheduler import Scheduler
 from simulator.balance import StepBalance
+from simulator.job import ROOT
 from simulator.predictions import Quantiles
 from simulator.record import MemoryRecord, Recording, RunResult, StepRecord
+from simulator.simulated_model import SimulatedModel, Transcript, prompt_ids
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.work import StepWork, work_of
 from tidepipe_common.types.plan import Phase, SampledTokens, StepPlan
 from tidepipe_common.types.sampling import SamplingParams
-from workloads.mixes import SimRequest
-
-STOP, GO_ON = 0, 1
-"""The two tokens of the simulated model; the scheduler must have STOP among its end tokens."""
+from workloads.mixes import SimRequest, followers
 
 
 class SimulatedStages:
@@ -84,56 +85,80 @@ class SimulatedInstance:
         self._recording = recording
         self._balance = StepBalance(stages)
         self._in_flight: deque[tuple[float, StepDone]] = deque()
-        # What the simulated model knows of a sequence: after so many tokens its last one is sampled.
-        self._last_at: dict[int, int] = {}
+        self._model = SimulatedModel()
         self._requests: tuple[SimRequest, ...] = ()
+        self._transcripts: Sequence[Transcript] = ()
+        self._predictions: list[Quantiles] = []
+        # When each request comes, as far as that is known: a turn waits for an answer.
+        self._coming: list[tuple[float, int]] = []
+        self._next_turn: dict[int, int] = {}
         self._finished = 0
+        self._cached = 0
         self._switches = self._turns = self._steps = self._computed = 0
         self._phase = Phase.IDLE
         self._used_time = 0.0
 
     def run(
-        self, requests: tuple[SimRequest, ...], predictions: list[Quantiles], *, serving: bool = False
+        self,
+        requests: tuple[SimRequest, ...],
+        predictions: list[Quantiles],
+        *,
+        serving: bool = False,
+        transcripts: Sequence[Transcript] = (),
     ) -> RunResult:
-        """Serve all requests, each from its arrival on.
+        """Serve all requests, each from its arrival on; a turn, from its think time after the answer before.
 
         serving: the stages are ready before the first one comes, as live: the first step knows no lengths.
+        transcripts: the tokens of each request, if it is those of a recorded run.
         """
-        self._requests = requests
-        waiting = deque(sorted(range(len(requests)), key=lambda i: requests[i].arrival_s))
+        self._requests, self._transcripts, self._predictions = requests, transcripts, predictions
+        self._next_turn = followers(requests)
+        later = set(self._next_turn.values())
+        self._coming = [(one.arrival_s, i) for i, one in enumerate(requests) if i not in later]
+        heapq.heapify(self._coming)
         if serving:
             self._hear(self._ready)
-        self._arrive(waiting, predictions)
+        self._arrive()
         if not serving:
             self._hear(self._ready)
         while self._finished < len(requests):
-            arrival = requests[waiting[0]].arrival_s if waiting else float("inf")
+            arrival = self._coming[0][0] if self._coming else float("inf")
             if self._in_flight and self._in_flight[0][0] <= arrival:
                 time, done = self._in_flight.popleft()
                 self._advance(time)
                 self._hear(done)
-            elif waiting:
+            elif self._coming:
                 self._advance(arrival)
-                self._arrive(waiting, predictions)
+                self._arrive()
             else:
                 raise ConfigError(f"the policy stalled with {len(requests) - self._finished} requests left")
         return self._result()
 
-    def _arrive(self, waiting: deque[int], predictions: list[Quantiles]) -> None:
+    def _arrive(self) -> None:
         due: list[int] = []
-        while waiting and self._requests[waiting[0]].arrival_s <= self.now:
-            due.append(waiting.popleft())
+        while self._coming and self._coming[0][0] <= self.now:
+            due.append(heapq.heappop(self._coming)[1])
         self._hear(SequencesArrived(tuple(self._sequence(index) for index in due)))
         for index in due:
-            if (quantiles := predictions[index]) is not None:
+            if (quantiles := self._predictions[index]) is not None:
                 self._hear(LengthPredicted(f"r{index}", *quantiles))
 
     def _sequence(self, index: int) -> NewSequence:
         request = self._requests[index]
         exact = 0 < request.max_tokens <= request.output_tokens
-        sampling = SamplingParams(max_tokens=request.max_tokens or None, ignore_eos=exact)
-        # The simulated model recognizes a request by its first token.
-        return NewSequence(f"r{index}", (index,) * request.prompt_tokens, sampling)
+        sampling = SamplingParams(max_tokens=request.max_tokens or None, ignore_eos=exact, seed=index)
+        if self._transcripts:
+            known = self._transcripts[index]
+            self._model.expect(index, request.output_tokens, known.output)
+            return NewSequence(f"r{index}", known.prompt, sampling, prefix_root=known.root)
+        self._model.expect(index, request.output_tokens)
+        return NewSequence(f"r{index}", prompt_ids(request, index), sampling, prefix_root=ROOT.hex())
+
+    def _ended(self, index: int) -> None:
+        self._finished += 1
+        self._model.forget(index)
+        if (following := self._next_turn.get(index)) is not None:
+            heapq.heappush(self._coming, (self.now + self._requests[following].think_s, following))
 
     def _hear(self, event: Event) -> None:
         for action in self.scheduler.on(event, self.now):
@@ -142,7 +167,11 @@ class SimulatedInstance:
                 assert isinstance(action, Dispatch)
                 self._compute(action.plan)
             elif kind is Finish:
-                self._finished += 1
+                assert isinstance(action, Finish)
+                self._ended(int(action.sequence_id[1:]))
+            elif kind is PrefixFound:
+                assert isinstance(action, PrefixFound)
+                self._cached += action.cached_tokens
             elif kind is PhaseSwitched:
                 assert isinstance(action, PhaseSwitched)
                 if self._recording is not None:
@@ -153,31 +182,17 @@ class SimulatedInstance:
                 raise ConfigError(f"request {action.sequence_id} cannot be served: {action.detail}")
 
     def _compute(self, plan: StepPlan) -> None:
-        last_at = self._last_at
-        for key in plan.releases:
-            last_at.pop(key, None)
-        starts = {start.key: start.prompt_tokens for start in plan.starts}
-        decode = plan.decode
-        sampled = [
-            STOP if position + 1 >= last_at[key] else GO_ON
-            for key, position in zip(decode.keys, decode.positions, strict=True)
-        ]
-        for row in plan.listed:
-            if row.key in starts:
-                request = self._requests[row.token_ids[0]]
-                last_at[row.key] = starts[row.key] + request.output_tokens - 1
-            if row.sample:
-                sampled.append(STOP if row.first_position + row.count >= last_at[row.key] else GO_ON)
+        sampled = self._model.sample(plan)
         work = work_of(plan)
         spans = self._stages.compute(work, self.now)
         self._balance.note(plan.phase, spans[0][1] - spans[0][0])
-        self._in_flight.append((spans[-1][1], StepDone(plan.step_id, SampledTokens(tuple(sampled)))))
+        self._in_flight.append((spans[-1][1], StepDone(plan.step_id, SampledTokens(sampled))))
         self._steps += 1
         self._computed += work.tokens
         self._turns += Phase.IDLE is not self._phase is not plan.phase
         self._phase = plan.phase
         if self._recording is not None:
-            self._record(self._recording, StepRecord(plan.phase, work.tokens, len(decode), spans))
+            self._record(self._recording, StepRecord(plan.phase, work.tokens, len(plan.decode), spans))
 
     def _record(self, recording: Recording, step: StepRecord) -> None:
         recording.steps.append(step)
@@ -210,7 +225,9 @@ class SimulatedInstance:
             phase_switches=stats.phase_switches,
             step_turns=self._turns,
             preemptions=stats.preemptions,
-            recomputed_tokens=self._computed - needed,
+            recomputed_tokens=self._computed + self._cached - needed,
+            cached_tokens=self._cached,
+            evicted_blocks=stats.reuse.evicted_blocks,
             steals=stats.steals,
             steps=self._steps,
             kv_used_mean=self._used_time / max(1e-12, makespan) / self.scheduler.allocator.total,

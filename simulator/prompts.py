@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from simulator.job import Job
+from simulator.kv_memory import KvMemory
 from tidepipe_common.latency.work import chunk_pairs
 
 
@@ -15,7 +16,7 @@ class PromptStep:
     """What one step computes of prompts.
 
     jobs: whose prompts it computes, or parts of them. ready: those who came with their KV cache, and need
-    nothing computed. tokens, pairs: as of PrefillWork. cached: tokens computed before that it reads.
+    nothing computed. tokens, pairs: as of PrefillWork. cached: tokens computed or found before that it reads.
     """
 
     jobs: list[Job] = field(default_factory=list)
@@ -58,29 +59,33 @@ class PromptLine:
         self._expect(job)
         self._jobs.appendleft(job)
 
-    def pack(self, room: int, *, whole: bool, admit: Callable[[Job, bool], bool]) -> PromptStep:
-        """Take one step's prompts off the line.
+    def pack(self, room: int, memory: KvMemory, *, whole: bool, alone: bool) -> PromptStep:
+        """Take one step's prompts off the line, as far as there is memory for them.
 
         room: tokens. whole: whole prompts share a step, and only one that is longer than a step is cut;
-            else any prompt is. admit: takes memory for a request (the flag: it would have the step for
-            itself), or says that it and all behind it must wait.
+            else any prompt is. alone: nobody but the step's requests has memory.
         """
         step = PromptStep()
         while self._jobs and room > 0:
             job = self._jobs[0]
+            here_already = job.computed == job.to_compute
+            if job.computed == 0 or here_already:
+                first = not (step.jobs or step.ready)
+                longest = room if whole and step.jobs else 0
+                if not memory.admit(job, alone=alone and first, longest=longest):
+                    break
+                if not here_already:
+                    self._left -= job.computed
             rest = job.to_compute - job.computed
-            if job.computed == 0 or rest == 0:
-                if whole and step.jobs and rest > room:
-                    break
-                if not admit(job, not (step.jobs or step.ready)):
-                    break
-            if rest == 0:
+            if here_already:
+                memory.computed(job)
                 step.ready.append(self._jobs.popleft())
                 continue
             count = min(rest, room)
             step.pairs += chunk_pairs(job.computed, count)
             step.cached += job.computed
             job.computed += count
+            memory.computed(job)
             room -= count
             step.tokens += count
             step.jobs.append(job)

@@ -58,6 +58,8 @@ class RunResult:
 
     imbalance: of as many successive steps of one kind as there are stages, the longest over their mean, less
         one; mean over the run. What a pipeline loses to unequal batches.
+    recomputed_tokens: of preempted sequences, again. cached_tokens: of prompts that were never computed, as
+        their KV blocks were found. evicted_blocks: whose content was given up for other content.
     forecast_error: mean distance between the KV memory in use at the end of a decode phase and what was
         forecast at its start, as a share of the memory; None without decode phases.
     """
@@ -76,6 +78,8 @@ class RunResult:
     kv_used_mean: float
     imbalance: float
     forecast_error: float | None
+    cached_tokens: int = 0
+    evicted_blocks: int = 0
 
     @property
     def output_tokens_per_s(self) -> float:
@@ -86,6 +90,11 @@ class RunResult:
     def total_tokens_per_s(self) -> float:
         """Prompt and output tokens over the makespan."""
         return (self.prompt_tokens + self.output_tokens) / self.makespan_s
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the prompts' tokens that was found."""
+        return self.cached_tokens / self.prompt_tokens
 
     @property
     def busy(self) -> float:

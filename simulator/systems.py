@@ -123,7 +123,7 @@ def cluster_of(
     routing = routing or str(knobs["routing"])
     budget = int(knobs["budget"])
     mixed = system in ("hybrid", "padg")
-    rules = InstanceRules(mixed=mixed, budget=budget, context=spec.context)
+    rules = InstanceRules(mixed, budget, context=spec.context, reuse=spec.prefix_caching)
     cost, kv_tokens = spec.latency(), spec.kv_tokens()
 
     def make(name: str, born: float) -> VirtualInstance:
@@ -136,6 +136,7 @@ def cluster_of(
             OverallConfig(policy=routing, bounds=spec.one_group, max_pending=requests + 1),
             max_sequences=int(knobs.get("sequences", 4096)),
             shed=shed,
+            reuse=spec.prefix_caching,
         ),
         make,
         cost,

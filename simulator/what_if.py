@@ -9,11 +9,12 @@ from pathlib import Path
 
 from controller.runtime.journal import checksum, read_checked, read_scheduler_spec
 from controller.runtime.scheduler_spec import SchedulerSpec
-from controller.scheduler.actions import Dispatch, Emit, Finish
+from controller.scheduler.actions import Dispatch, Emit, Finish, PrefixFound
 from controller.scheduler.events import LengthPredicted, SequencesArrived, StagesReady, StepDone
-from simulator.pipeline import STOP, SimulatedInstance
+from simulator.pipeline import SimulatedInstance
 from simulator.predictions import Quantiles
 from simulator.record import Recording, RunResult
+from simulator.simulated_model import STOP, Transcript
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.correction import CorrectedCost
 from tidepipe_common.latency.work import StepWork, work_of
@@ -27,7 +28,8 @@ class LiveRun:
 
     makespan_s: from the first arrival to the last step that gave a token. stage_busy: share of it that each
     stage computed. differing: events after which the replay decided otherwise than the live run.
-    requests, predictions: those that produced something. pace: what steps took over what the instance's cost
+    requests, predictions, transcripts: those that produced something. cached_tokens: of their prompts, found.
+    pace: what steps took over what the instance's cost
     model says, by kind of step (with a prompt in it: PREFILL); empty if it has none.
     """
 
@@ -37,6 +39,7 @@ class LiveRun:
     first_difference: int
     requests: tuple[SimRequest, ...]
     predictions: tuple[Quantiles, ...]
+    transcripts: tuple[Transcript, ...]
     kv_blocks: int
     epochs: int
     makespan_s: float
@@ -45,6 +48,7 @@ class LiveRun:
     phase_switches: int
     preemptions: int
     steals: int
+    cached_tokens: int
     pace: Mapping[Phase, float]
 
 
@@ -52,10 +56,11 @@ class LiveRun:
 class _Seen:
     """A sequence while the journal is read."""
 
-    prompt_tokens: int
+    prompt: tuple[int, ...]
+    root: str
     limit: int
     arrived: float
-    output_tokens: int = 0
+    output: list[int]
     prediction: Quantiles = None
 
 
@@ -96,7 +101,7 @@ def replay_journal(path: Path) -> LiveRun:
     scheduler, _ = spec.build()
     seen: dict[str, _Seen] = {}
     pace = _Pace(spec)
-    events = differing = first_difference = kv_blocks = epochs = 0
+    events = differing = first_difference = kv_blocks = epochs = cached = 0
     begin: float | None = None
     end = 0.0
     computed = [0.0] * len(spec.split)
@@ -107,7 +112,8 @@ def replay_journal(path: Path) -> LiveRun:
                 for one in sequences:
                     begin = now if begin is None else begin
                     limit = one.sampling.max_tokens or 0
-                    seen.setdefault(one.sequence_id, _Seen(len(one.prompt), limit, now, len(one.output)))
+                    new = _Seen(one.prompt, one.prefix_root, limit, now, list(one.output))
+                    seen.setdefault(one.sequence_id, new)
             case LengthPredicted(name, p50, p90) if name in seen:
                 seen[name].prediction = (p50, p90)
             case StagesReady():
@@ -125,11 +131,13 @@ def replay_journal(path: Path) -> LiveRun:
                 pace.planned(action)
             elif isinstance(action, Emit):
                 end = now
-                for name in action.sequence_ids:
-                    seen[name].output_tokens += 1
+                for name, token in zip(action.sequence_ids, action.token_ids, strict=True):
+                    seen[name].output.append(token)
+            elif isinstance(action, PrefixFound):
+                cached += action.cached_tokens
             elif isinstance(action, Finish):
                 end = now
-    ran = [one for one in seen.values() if one.output_tokens]
+    ran = [one for one in seen.values() if one.output]
     if begin is None or not ran:
         raise ConfigError(f"{path} tells of no sequence that produced anything")
     stats, makespan = scheduler.stats, max(1e-9, end - begin)
@@ -139,17 +147,19 @@ def replay_journal(path: Path) -> LiveRun:
         differing=differing,
         first_difference=first_difference,
         requests=tuple(
-            SimRequest(one.prompt_tokens, one.output_tokens, one.limit, one.arrived - begin) for one in ran
+            SimRequest(len(one.prompt), len(one.output), one.limit, one.arrived - begin) for one in ran
         ),
+        transcripts=tuple(Transcript(one.prompt, tuple(one.output), one.root) for one in ran),
         predictions=tuple(one.prediction for one in ran),
         kv_blocks=kv_blocks,
         epochs=epochs,
         makespan_s=makespan,
-        output_tokens=sum(one.output_tokens for one in ran),
+        output_tokens=sum(len(one.output) for one in ran),
         stage_busy=tuple(spent / makespan for spent in computed),
         phase_switches=stats.phase_switches,
         preemptions=stats.preemptions,
         steals=stats.steals,
+        cached_tokens=cached,
         pace=pace.factors,
     )
 
@@ -174,4 +184,4 @@ def what_if(
     instance = SimulatedInstance(
         scheduler, cost, len(spec.split), run.kv_blocks, split=spec.split, recording=recording
     )
-    return instance.run(run.requests, list(run.predictions), serving=True)
+    return instance.run(run.requests, list(run.predictions), serving=True, transcripts=run.transcripts)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tidepipe_common.errors import ConfigError
-from workloads.mixes import SimRequest, Workload, sharegpt_like
+from workloads.mixes import SimRequest, Workload, sessions_of, sharegpt_like
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,11 @@ MIXES: Mapping[str, Callable[[int, int], Workload]] = {
 
 
 def requests_at(workload: Workload, arrivals: Arrivals, rate: float, count: int, seed: int) -> Workload:
-    """`count` requests at `rate` per second. Lengths in their own order for a trace, else drawn."""
+    """`count` requests at `rate` per second. Lengths in their own order for a trace, else drawn.
+
+    Of conversations the first turns come so that all turns are `rate` per second on average, once as many
+    conversations end as begin.
+    """
     if arrivals.kind == "trace":
         source = workload.requests
         if count > len(source):
@@ -91,6 +95,11 @@ def requests_at(workload: Workload, arrivals: Arrivals, rate: float, count: int,
         lengths = tuple(sorted(source, key=lambda one: one.arrival_s)[:count])
     else:
         lengths = workload.sample(count, seed).requests
-    times = arrivals.times(lengths, rate, seed)
-    requests = tuple(replace(one, arrival_s=float(t)) for one, t in zip(lengths, times, strict=True))
+    sessions = sessions_of(lengths)
+    firsts = tuple(turns[0] for turns in sessions)
+    begun = rate if len(firsts) == count else rate * len(firsts) / count
+    times = arrivals.times(firsts, begun, seed)
+    requests = tuple(
+        replace(one, arrival_s=float(t)) for turns, t in zip(sessions, times, strict=True) for one in turns
+    )
     return replace(workload, requests=requests)

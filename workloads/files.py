@@ -13,7 +13,10 @@ from typing import Any
 
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.types.request import ChatTurn, Prompt
-from workloads.mixes import SYNTHETIC, SimRequest, Workload, sharegpt_like
+from workloads.arrivals import MIXES
+from workloads.hash_traces import hash_trace
+from workloads.mixes import SimRequest, Workload
+from workloads.sessions import SESSION_MIXES, session_mix
 
 CHARACTERS_PER_TOKEN = 4
 """For texts without a tokenizer at hand; English text has about so many."""
@@ -22,22 +25,30 @@ _SYNTHETIC_REQUESTS = 5000
 
 
 def open_workload(source: str, requests: int | None, seed: int) -> Workload:
-    """A file, or `sharegpt-like` for the synthetic one.
+    """A file; or a synthetic workload by its name, of so many requests.
 
     Azure CSV (TIMESTAMP,ContextTokens,GeneratedTokens), ShareGPT JSON ([{"conversations": ..}]), Mooncake
-    JSONL (timestamp, input_length, output_length), OpenAI batch JSONL, answers as JSONL ({"prompt": ..,
-    "output_tokens": n}, what `tidepipe predictor train` reads), or [{"prompt": .., "out": n}].
+    JSONL (timestamp, input_length, output_length, hash_ids), OpenAI batch JSONL, answers as JSONL
+    ({"prompt": .., "output_tokens": n}, as `tidepipe predictor train` reads), or [{"prompt": .., "out": n}].
     """
     path = Path(source)
-    if source == SYNTHETIC and not path.exists():
-        return sharegpt_like(requests or _SYNTHETIC_REQUESTS, seed)
+    if not path.exists():
+        if source in MIXES:
+            return MIXES[source](requests or _SYNTHETIC_REQUESTS, seed)
+        if (mix := session_mix(source)) is not None:
+            return mix.draw(source, requests or _SYNTHETIC_REQUESTS, seed)
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        known = ", ".join((*MIXES, *SESSION_MIXES))
+        raise ConfigError(f"cannot read the workload {source}: neither a file nor one of {known}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the workload {source}: {error}") from error
     try:
         found = tuple(_parse(text))
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         raise ConfigError(f"{source}: not a workload that is known here ({error!r})") from error
     if not found:
         raise ConfigError(f"{source}: no requests in it")
@@ -51,9 +62,9 @@ def _parse(text: str) -> Iterable[SimRequest]:
         return _array(json.loads(text))
     if head == "{":
         lines = [json.loads(line) for line in text.splitlines() if line.strip()]
-        readers = {"input_length": _mooncake, "output_tokens": _answer}
-        reader = next((found for key, found in readers.items() if key in lines[0]), _openai_batch)
-        return map(reader, lines)
+        if "input_length" in lines[0]:
+            return hash_trace(lines)
+        return map(_answer if "output_tokens" in lines[0] else _openai_batch, lines)
     return _azure(text)
 
 
@@ -65,12 +76,6 @@ def _azure(text: str) -> Iterable[SimRequest]:
         # Seven digits of fraction: more than datetime takes.
         stamp = datetime.fromisoformat(row["TIMESTAMP"][:26].strip()).timestamp()
         yield SimRequest(int(row["ContextTokens"]), int(row["GeneratedTokens"]), arrival_s=stamp)
-
-
-def _mooncake(line: dict[str, Any]) -> SimRequest:
-    return SimRequest(
-        int(line["input_length"]), int(line["output_length"]), arrival_s=float(line["timestamp"]) / 1000
-    )
 
 
 def _openai_batch(line: dict[str, Any]) -> SimRequest:

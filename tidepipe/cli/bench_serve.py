@@ -10,7 +10,7 @@ import typer
 
 from tidepipe.cli.client_options import client_options
 from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
-from tidepipe.cli.options import Arrivals, AsJson, Attainment, MaxTotal
+from tidepipe.cli.options import Arrivals, AsJson, Attainment, MaxTotal, WorkloadSource
 from tidepipe.cli.run import run
 
 if TYPE_CHECKING:
@@ -20,15 +20,7 @@ if TYPE_CHECKING:
 
 @client_options
 def serve(
-    workload: Annotated[
-        str,
-        typer.Option(
-            "--workload",
-            metavar="FILE",
-            help="Azure CSV, ShareGPT JSON, Mooncake or OpenAI batch JSONL, answers as JSONL; "
-            "or a synthetic mix: alpaca-like, sharegpt-like, longbench-like.",
-        ),
-    ],
+    workload: WorkloadSource,
     endpoint: Annotated[
         str | None, typer.Option("--endpoint", metavar="HOST:PORT", help="A TidePipe router, over gRPC.")
     ] = None,

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tidepipe_common.errors import ConfigError
+
 Endpoint = Annotated[str, typer.Option("--endpoint", metavar="HOST:PORT", help="The router's gRPC address.")]
 RunningRouter = Annotated[
     str | None, typer.Option("--endpoint", metavar="HOST:PORT", help="A running router to use.")
@@ -29,3 +31,29 @@ MaxTotal = Annotated[
     int | None,
     typer.Option("--max-total", min=2, help="Tokens of prompt and output together. Default: context."),
 ]
+WorkloadSource = Annotated[
+    str,
+    typer.Option(
+        "--workload",
+        metavar="FILE|NAME",
+        help="Azure CSV, ShareGPT JSON, Mooncake JSONL (with hash_ids), OpenAI batch or answers JSONL; or "
+        "synthetic: alpaca-like, sharegpt-like, longbench-like, conversations, agents (the last two with "
+        "settings, as in agents:turns=20,think=1).",
+    ),
+]
+"""`workloads.files.open_workload` reads it."""
+PrefixCaching = Annotated[
+    str,
+    typer.Option(
+        "--prefix-caching",
+        metavar="on|off",
+        help="Keep KV blocks, and share them among requests that begin alike.",
+    ),
+]
+
+
+def reuses(prefix_caching: str) -> bool:
+    """What was chosen; ConfigError if it is neither."""
+    if prefix_caching not in ("on", "off"):
+        raise ConfigError(f"--prefix-caching must be on or off, got {prefix_caching!r}")
+    return prefix_caching == "on"

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidepipe.cli.exit_codes import SUCCESS
-from tidepipe.cli.options import AsJson, MaxTotal, MeasuredProfile, SheetHardware
+from tidepipe.cli.options import (
+    AsJson,
+    MaxTotal,
+    MeasuredProfile,
+    PrefixCaching,
+    SheetHardware,
+    WorkloadSource,
+    reuses,
+)
 from tidepipe.cli.sim_journal import journal
 from tidepipe.cli.sim_online import online
 
@@ -37,14 +45,7 @@ def offline(
     ],
     hardware: SheetHardware,
     stages: Annotated[int, typer.Option("--stages", min=1, max=64, help="Devices, one stage each.")],
-    workload: Annotated[
-        str,
-        typer.Option(
-            "--workload",
-            metavar="FILE",
-            help="Azure CSV, ShareGPT JSON, Mooncake or OpenAI batch or answers JSONL, or sharegpt-like.",
-        ),
-    ],
+    workload: WorkloadSource,
     profile: MeasuredProfile = None,
     requests: Annotated[
         int | None, typer.Option("--requests", min=1, help="Draw so many. Default: all, in their order.")
@@ -61,6 +62,7 @@ def offline(
             help="Of output lengths: oracle, none, noise:X, or a trained model's DIR.",
         ),
     ] = "oracle",
+    prefix_caching: PrefixCaching = "on",
     max_prompt: Annotated[
         int | None, typer.Option("--max-prompt", min=1, help="Leave out longer prompts, tokens.")
     ] = None,
@@ -102,7 +104,8 @@ def offline(
     measured = read_profile(profile) if profile else None
     shape = read_shape(model_shape)
     split = _split(layer_split, shape.layers, stages)
-    spec = PipelineSpec(shape, find_hardware(hardware), stages, measured, max_total or 0, split)
+    reuse = reuses(prefix_caching)
+    spec = PipelineSpec(shape, find_hardware(hardware), stages, measured, max_total or 0, split, reuse)
     predict = find_predictor(predictor)
     load = open_workload(workload, requests, seed).within(max_prompt or spec.context, spec.context)
     if requests is not None:
@@ -162,6 +165,9 @@ def _result(run: OfflineRun) -> dict[str, Any]:
         "phase_switches": result.phase_switches,
         "preemptions": result.preemptions,
         "recomputed_tokens": result.recomputed_tokens,
+        "cached_tokens": result.cached_tokens,
+        "prefix_hit_rate": result.hit_rate,
+        "evicted_blocks": result.evicted_blocks,
         "steals": result.steals,
         "steps": result.steps,
         "kv_used_mean": result.kv_used_mean,
@@ -179,6 +185,7 @@ def _print_json(spec: PipelineSpec, load: Workload, runs: list[OfflineRun], boun
             "prompt_tokens": load.prompt_tokens,
             "output_tokens": load.output_tokens,
         },
+        "prefix_caching": "on" if spec.prefix_caching else "off",
         "devices": spec.devices,
         "hardware": spec.hardware.name,
         "results": [_result(run) for run in runs],
@@ -205,7 +212,7 @@ def _print_table(spec: PipelineSpec, load: Workload, runs: list[OfflineRun], bou
     # What is left out first on a narrow terminal has the highest number.
     ranks = {
         "tok/s": 0, "of bound": 0, "bubbles": 1, "uneven": 6, "time": 2, "switches": 3, "preempted": 4,
-        "steals": 5, "forecast": 7,
+        "steals": 5, "found": 3, "forecast": 7,
     }  # fmt: skip
     columns = [Column("policy"), *(Column(name, rank, right=True) for name, rank in ranks.items())]
     rows = []
@@ -222,6 +229,7 @@ def _print_table(spec: PipelineSpec, load: Workload, runs: list[OfflineRun], bou
                 str(result.phase_switches),
                 str(result.preemptions),
                 str(result.steals),
+                f"{result.hit_rate:.1%}",
                 "-" if result.forecast_error is None else f"{result.forecast_error:.1%}",
             ]
         )
@@ -232,7 +240,8 @@ def _print_table(spec: PipelineSpec, load: Workload, runs: list[OfflineRun], bou
                 f"{run.policy}: {', '.join(f'{name} {value}' for name, value in run.knobs.items())}"
             )
     console.print(
-        "tok/s: output tokens; uneven: longest of the steps in the pipeline over their mean, less one; "
+        "tok/s: output tokens; found: share of the prompts' tokens that was not computed again; "
+        "uneven: longest of the steps in the pipeline over their mean, less one; "
         "forecast: mean error of KV memory at the end of decode phases"
     )
     console.print(f"bound of mixed batches limited by memory: {bound.output_tokens_per_s:.0f} output tok/s")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidepipe.cli.exit_codes import SOME_FAILED, SUCCESS
-from tidepipe.cli.options import AsJson
+from tidepipe.cli.options import AsJson, reuses
 from tidepipe_common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ def journal(
     as_profiled: Annotated[
         bool, typer.Option("--as-profiled", help="Steps as fast as the profile says, not as they were.")
     ] = False,
+    prefix_caching: Annotated[
+        str, typer.Option("--prefix-caching", metavar="on|off", help="What if? Default: as recorded.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Replay a live run's journal and check that each decision is the same; then ask "what if".
@@ -53,7 +56,9 @@ def journal(
     spec = live.spec
     if profile is not None:
         spec = replace(spec, profile=read_profile(profile))
-    if spec.costs() is None and not names:
+    if prefix_caching:
+        spec = replace(spec, prefix_caching=reuses(prefix_caching))
+    if spec.costs() is None and not (names or prefix_caching):
         results = {}
     else:
         # A given profile is another device's, whose pace that run cannot tell.
@@ -80,6 +85,8 @@ def _live(live: LiveRun) -> dict[str, Any]:
         "phase_switches": live.phase_switches,
         "preemptions": live.preemptions,
         "steals": live.steals,
+        "prefix_caching": "on" if live.spec.prefix_caching else "off",
+        "cached_tokens": live.cached_tokens,
         "epochs": live.epochs,
         "pace": {phase.value: factor for phase, factor in live.pace.items()},
     }
@@ -95,6 +102,7 @@ def _fields(name: str, live: LiveRun, result: RunResult) -> dict[str, Any]:
         "phase_switches": result.phase_switches,
         "preemptions": result.preemptions,
         "steals": result.steals,
+        "cached_tokens": result.cached_tokens,
     }
 
 
@@ -115,7 +123,7 @@ def _print(live: LiveRun, results: dict[str, RunResult]) -> None:
         told = ", ".join(f"{phase.value} {factor:.2f}" for phase, factor in live.pace.items())
         console.print(f"steps took, times what the profile says: {told}")
     table = Table("", box=SIMPLE)
-    for column in ("seconds", "tok/s", "of live", "busy", "switches", "preempted", "steals"):
+    for column in ("seconds", "tok/s", "of live", "busy", "switches", "preempted", "steals", "found"):
         table.add_column(column, justify="right")
     table.add_row(
         f"live: {live.spec.policy}",
@@ -126,6 +134,7 @@ def _print(live: LiveRun, results: dict[str, RunResult]) -> None:
         str(live.phase_switches),
         str(live.preemptions),
         str(live.steals),
+        str(live.cached_tokens),
     )
     for name, result in results.items():
         table.add_row(
@@ -137,10 +146,13 @@ def _print(live: LiveRun, results: dict[str, RunResult]) -> None:
             str(result.phase_switches),
             str(result.preemptions),
             str(result.steals),
+            str(result.cached_tokens),
         )
     console.print(table)
     console.print(
-        "tok/s: output tokens; busy: of the live run the last stage, else the mean of all", style="dim"
+        "tok/s: output tokens; found: prompt tokens that were not computed again; busy: of the live run the "
+        "last stage, else the mean of all",
+        style="dim",
     )
     if not results:
         console.print("no costs are known, so nothing can be run again; give --profile FILE")

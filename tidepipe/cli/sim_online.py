@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tidepipe.cli.exit_codes import SUCCESS
-from tidepipe.cli.options import Arrivals, AsJson, Attainment, MaxTotal, MeasuredProfile, SheetHardware
+from tidepipe.cli.options import (
+    Arrivals,
+    AsJson,
+    Attainment,
+    MaxTotal,
+    MeasuredProfile,
+    PrefixCaching,
+    SheetHardware,
+    WorkloadSource,
+    reuses,
+)
 
 if TYPE_CHECKING:
     from controller.scheduler.policies.catalog import Knobs
@@ -28,15 +38,7 @@ def online(
     ],
     hardware: SheetHardware,
     instances: Annotated[int, typer.Option("--instances", min=1, max=256, help="Of the model.")],
-    workload: Annotated[
-        str,
-        typer.Option(
-            "--workload",
-            metavar="FILE",
-            help="Azure CSV, ShareGPT JSON, Mooncake or OpenAI batch JSONL; or alpaca-like, sharegpt-like, "
-            "longbench-like (synthetic).",
-        ),
-    ],
+    workload: WorkloadSource,
     ttft_ms: Annotated[float, typer.Option("--ttft-ms", help="Target: first token, ms after arrival.")],
     tpot_ms: Annotated[float, typer.Option("--tpot-ms", help="Target: ms per further token, on average.")],
     attainment: Attainment = 0.9,
@@ -55,6 +57,7 @@ def online(
     noise: Annotated[
         float, typer.Option("--noise", min=0, help="Error of predicted lengths (sigma of the logarithm).")
     ] = 0.3,
+    prefix_caching: PrefixCaching = "on",
     max_total: MaxTotal = None,
     network_gb_s: Annotated[
         float | None, typer.Option("--network-gb-s", min=0.001, help="Between nodes, 1e9 bytes/s per node.")
@@ -85,7 +88,8 @@ def online(
     from tidepipe_common.latency.files import read_shape
     from tidepipe_common.latency.hardware import hardware as find_hardware
     from tidepipe_common.latency.profile_file import read_profile
-    from workloads.arrivals import MIXES, parse_arrivals
+    from workloads.arrivals import parse_arrivals
+    from workloads.files import open_workload
 
     if definition not in ("ecoserve", "classical"):
         raise ConfigError(f"unknown definition {definition!r}; known: ecoserve, classical")
@@ -98,15 +102,11 @@ def online(
         read_profile(profile) if profile else None,
         network_gb_s or 0.0,
         max_total=max_total or 0,
+        prefix_caching=reuses(prefix_caching),
     )
-    names = _names(policy, spec)
     kind = parse_arrivals(arrivals)
-    if workload in MIXES and not Path(workload).exists():
-        load = MIXES[workload](5000, seed)
-    else:
-        from workloads.files import open_workload
-
-        load = open_workload(workload, None, seed)
+    load = open_workload(workload, None, seed)
+    names = _names(policy, spec, in_turns=load.in_turns)
     question = Question(
         load.within(spec.context, spec.context),
         SloTarget(ttft_ms / 1000, tpot_ms / 1000),
@@ -132,14 +132,17 @@ def online(
     raise typer.Exit(SUCCESS)
 
 
-def _names(policy: str, spec: ClusterSpec) -> list[str]:
-    """Systems as the simulation calls them; `all` leaves out what cannot be with so few devices."""
+def _names(policy: str, spec: ClusterSpec, *, in_turns: bool) -> list[str]:
+    """Systems as the simulation calls them; `all` leaves out what cannot be with so few devices.
+
+    in_turns: requests wait for others' answers, which disaggregated systems are not simulated with.
+    """
     from simulator.systems import SYSTEMS, scan
     from tidepipe_common.errors import ConfigError
     from tidepipe_common.settings.defaults import ROUTING_POLICIES
 
     if policy == "all":
-        return [name for name in SYSTEMS if scan(name, spec)]
+        return [name for name in SYSTEMS if scan(name, spec) and not (in_turns and name.startswith("fudg-"))]
     names = [part.strip() for part in policy.split(",")]
     for i, name in enumerate(names):
         if name in SYSTEMS:
@@ -220,6 +223,8 @@ def _print_json(found: Sequence[Goodput], spec: ClusterSpec, question: Question)
             "classical": {"ttft_ms": figures.ttft_classical_ms, "tpot_ms": figures.tpot_classical_ms},
             "output_tokens_per_s": figures.output_tokens_per_s,
             "preemptions": figures.preemptions,
+            "cached_tokens": figures.cached_tokens,
+            "prefix_hit_rate": figures.hit_rate,
         }
 
     report = {
@@ -227,6 +232,7 @@ def _print_json(found: Sequence[Goodput], spec: ClusterSpec, question: Question)
         "slo": {"ttft_ms": question.slo.ttft_s * 1000, "tpot_ms": question.slo.tpot_s * 1000},
         "attainment": question.attainment,
         "definition": "ecoserve" if question.switch_wait else "classical",
+        "prefix_caching": "on" if spec.prefix_caching else "off",
         "instances": spec.instances,
         "devices": spec.devices,
         "hardware": spec.hardware.name,
@@ -253,12 +259,13 @@ def _print_table(found: Sequence[Goodput], spec: ClusterSpec, question: Question
         Column("attained", 3, right=True),
         Column("TTFT p50/p90 ms", 1, right=True),
         Column("TPOT p50/p90 ms", 2, right=True),
+        Column("found", 4, right=True),
     ]
     rows = []
     for one in sorted(found, key=lambda one: -one.rps):
         figures = one.figures
         if figures is None:
-            rows.append([_label(one.system), "0", "-", "-", "-"])
+            rows.append([_label(one.system), "0", "-", "-", "-", "-"])
             continue
         rows.append(
             [
@@ -267,6 +274,7 @@ def _print_table(found: Sequence[Goodput], spec: ClusterSpec, question: Question
                 f"{figures.attainment:.1%}",
                 f"{figures.ttft_ms['p50']:.0f} / {figures.ttft_ms['p90']:.0f}",
                 f"{figures.tpot_ms['p50']:.0f} / {figures.tpot_ms['p90']:.0f}",
+                f"{figures.hit_rate:.1%}",
             ]
         )
     print_table(console, columns, rows)

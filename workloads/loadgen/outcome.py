@@ -11,6 +11,7 @@ class Outcome:
 
     due: when it should have been sent; latencies count from there: a slow client must not hide a queue.
     ended: when the call was over, well or not. arrivals: (time, tokens) of each piece of the answer.
+    token_ids: of the answer, if another turn follows and the server tells them.
     rejected: refused for overload (429).
     """
 
@@ -19,6 +20,7 @@ class Outcome:
     ended: float = 0.0
     arrivals: list[tuple[float, int]] = field(default_factory=list)
     output_tokens: int = 0
+    token_ids: list[int] = field(default_factory=list)
     rejected: bool = False
     error: str = ""
 

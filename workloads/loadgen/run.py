@@ -28,7 +28,11 @@ def _silent(sent: int, ended: int) -> None:
 async def send_all(
     target: Target, requests: Sequence[LoadRequest], timeout_s: float, progress: Progress = _silent
 ) -> list[Outcome]:
-    """Send each request when it is due; return when all have ended."""
+    """Send each request when it is due; return when all have ended.
+
+    A turn is due a while after the answer to the one before, whose tokens are in its prompt if they are
+    known. A conversation ends with a turn that has no answer: those behind it count as that one does.
+    """
     loop = asyncio.get_running_loop()
     start = loop.time()
 
@@ -36,20 +40,40 @@ async def send_all(
         return loop.time() - start
 
     outcomes = [Outcome(request.due) for request in requests]
+    next_turn = {one.after: index for index, one in enumerate(requests) if one.after is not None}
+    answers: dict[int, list[int]] = {}
     sent = ended = 0
 
-    async def send(request: LoadRequest, outcome: Outcome) -> None:
-        nonlocal ended
+    async def send(index: int) -> None:
+        nonlocal sent, ended
+        request, outcome = requests[index].with_answers(answers), outcomes[index]
+        await asyncio.sleep(max(0.0, outcome.due - clock()))
+        sent += 1
+        progress(sent, ended)
         await _send(target, request, outcome, clock, timeout_s)
         ended += 1
         progress(sent, ended)
 
+    async def converse(first: int) -> None:
+        turn: int | None = first
+        while turn is not None:
+            await send(turn)
+            outcome, following = outcomes[turn], next_turn.get(turn)
+            if following is not None and outcome.ok:
+                outcomes[following].due += outcome.ended
+                if len(outcome.token_ids) == outcome.output_tokens:
+                    answers[turn] = outcome.token_ids
+            while following is not None and not outcome.ok:
+                now, error = outcome.ended, outcome.error or "no tokens"
+                outcomes[following] = Outcome(now, now, now, rejected=outcome.rejected, error=error)
+                following = next_turn.get(following)
+            turn = following
+
     async with asyncio.TaskGroup() as group:
-        for request, outcome in zip(requests, outcomes, strict=True):
-            await asyncio.sleep(max(0.0, request.due - clock()))
-            group.create_task(send(request, outcome))
-            sent += 1
-            progress(sent, ended)
+        first = [index for index, one in enumerate(requests) if one.after is None]
+        for index in sorted(first, key=lambda one: requests[one].due):
+            await asyncio.sleep(max(0.0, requests[index].due - clock()))
+            group.create_task(converse(index))
     return outcomes
 
 

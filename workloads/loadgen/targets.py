@@ -89,6 +89,8 @@ class GrpcTarget:
                 if delta.token_ids:
                     outcome.arrivals.append((clock(), len(delta.token_ids)))
                     outcome.output_tokens += len(delta.token_ids)
+                    if request.followed:
+                        outcome.token_ids += delta.token_ids
                 outcome.error = delta.error or outcome.error
             if reason is None or not reason.whole:
                 outcome.error = outcome.error or CUT
@@ -143,6 +145,7 @@ class HttpTarget:
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **({"return_token_ids": True} if request.followed else {}),
             **self._extra,
         }
         try:
@@ -184,6 +187,8 @@ def _take(chunk: dict[str, Any], outcome: Outcome, now: float) -> None:
     for choice in chunk.get("choices") or ():
         if choice.get("finish_reason") not in (None, *FINISH_REASONS):
             outcome.error = CUT
+        if choice.get("token_ids"):
+            outcome.token_ids += choice["token_ids"]
         text = choice.get("text") or (choice.get("delta") or {}).get("content")
         tokens = len(choice["token_ids"]) if choice.get("token_ids") else int(bool(text))
         if tokens:

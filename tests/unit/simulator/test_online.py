@@ -54,7 +54,7 @@ def test_skipping_changes_little(system: str, knobs: dict[str, str | int], stage
 def test_memory_is_given_back_and_preempted_requests_end() -> None:
     """Little memory: requests are computed again, all end, and nothing is held afterwards."""
     cost = PLANT.latency()
-    instance = FastForwardInstance("i", InstanceRules(), cost, 1, kv_tokens=3000)
+    instance = FastForwardInstance("i", InstanceRules(), cost, 1, kv_tokens=3008)
     jobs = [Job(i, 300, 500, 0.1 * i, SLO) for i in range(12)]
     for job in jobs:
         instance.submit(job, job.arrival)
@@ -62,7 +62,7 @@ def test_memory_is_given_back_and_preempted_requests_end() -> None:
     assert all(job.arrival < job.first <= job.resumed < job.finished < 1e6 for job in jobs)
     assert instance.preemptions > 0
     status = instance.status(instance.clock, slack=True)
-    assert (status.kv_free, status.tokens, status.left.tokens, len(instance)) == (3000, 0, 0, 0)
+    assert (status.kv_free, status.tokens, status.left.tokens, len(instance)) == (3008, 0, 0, 0)
 
 
 def test_slow_links_ruin_disaggregation_and_nothing_else() -> None:

@@ -86,7 +86,8 @@ def test_the_same_slack_latest_resume_and_windows(
     state.allocator.extend(Sequence("held", (1,), SamplingParams(), 1, 0.0, None), used * 16)
     rules = InstanceRules(budget=BUDGET, context=CONTEXT)
     skipping = FastForwardInstance("i", rules, cost, stages, kv_tokens=4000 * 16)
-    skipping._phase, skipping._switched, skipping._kv_used = phase, SINCE, used * 16
+    skipping._phase, skipping._switched = phase, SINCE
+    skipping._memory.grow(used * 16)
     skipping._slack_at = -1.0
     at = 50.0
     for tokens, riding, spent in work:

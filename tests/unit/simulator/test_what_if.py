@@ -21,14 +21,17 @@ from controller.scheduler.events import (
     StagesReady,
     StepDone,
 )
+from simulator.simulated_model import Transcript
 from simulator.what_if import replay_journal, what_if
 from tidepipe.cli.main import app
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.profile import Profile, ProfileTerms
 from tidepipe_common.latency.shapes import SHAPES
 from tidepipe_common.latency.work import work_of
+from tidepipe_common.prefix import root_key
 from tidepipe_common.types.plan import SampledTokens
 from tidepipe_common.types.sampling import SamplingParams
+from workloads.mixes import SimRequest
 
 TERMS = ProfileTerms(((1, 40.0), (256, 90.0)), ((1, 1.0), (64, 4.0)), 0.5, 0.01, 0.5, 0.01)
 PROFILE = Profile(((1, 42.0), (256, 100.0)), TERMS)
@@ -47,9 +50,17 @@ BLUEPRINT = SchedulerSpec(
 
 
 def live_run(
-    folder: Path, spec: SchedulerSpec = BLUEPRINT, *, change: bool = False, slower: float = 1.0
+    folder: Path,
+    spec: SchedulerSpec = BLUEPRINT,
+    *,
+    change: bool = False,
+    slower: float = 1.0,
+    root: str = "",
 ) -> Path:
-    """Stages that take what the profile says, or `slower` times that; written as it goes."""
+    """Stages that take what the profile says, or `slower` times that; written as it goes.
+
+    root: under which the prompts, each of which is the beginning of the next one, share their blocks.
+    """
     scheduler, _ = spec.build()
     cost = spec.costs()
     with open_journal(folder, "instance-0") as file:
@@ -78,7 +89,11 @@ def live_run(
         handle(StagesReady(1, len(spec.split), 200))
         sampling = [SamplingParams(max_tokens=10 + 3 * i, ignore_eos=True, seed=i) for i in range(24)]
         prompts = [(7,) * (20 + 11 * i) for i in range(24)]
-        handle(SequencesArrived(tuple(NewSequence(f"s{i}", prompts[i], sampling[i]) for i in range(24))))
+        handle(
+            SequencesArrived(
+                tuple(NewSequence(f"s{i}", prompts[i], sampling[i], prefix_root=root) for i in range(24))
+            )
+        )
         for i in range(24):
             handle(LengthPredicted(f"s{i}", 10.0 + 3 * i, 15.0 + 3 * i))
         while plans:
@@ -122,6 +137,37 @@ def test_a_machine_slower_than_its_profile(tmp_path: Path) -> None:
     other = BLUEPRINT.under("hybrid")
     assert what_if(slow, other).makespan_s > 1.3 * what_if(quick, other).makespan_s
     assert what_if(slow, other, paced=False).makespan_s < 1.1 * what_if(quick, other).makespan_s
+
+
+def test_what_if_nothing_were_found_again(tmp_path: Path) -> None:
+    """A journal has what reuse needs; old ones, which say nothing of it, are read as before."""
+    path = live_run(tmp_path, root=root_key("t").hex())
+    live = replay_journal(path)
+    assert (live.differing, live.spec.prefix_caching) == (0, True)
+    # Of 20, 31, 42, .. equal tokens all full blocks but those of the longest, and never the last token.
+    assert live.cached_tokens > 0.8 * sum(one.prompt_tokens for one in live.requests)
+    same, without = (what_if(live, replace(live.spec, prefix_caching=reuse)) for reuse in (True, False))
+    assert same.cached_tokens == pytest.approx(live.cached_tokens, rel=0.02)
+    assert same.makespan_s == pytest.approx(live.makespan_s, rel=0.1)
+    assert without.cached_tokens == 0
+    assert without.makespan_s > 1.1 * same.makespan_s
+    path = live_run(tmp_path / "old")
+    text = path.read_text().replace(',"prefix_caching":true', "").replace(',"prefix_root":""', "")
+    assert "prefix" not in text
+    path.write_text(text)
+    old = replay_journal(path)
+    assert (old.differing, old.cached_tokens, old.spec) == (0, 0, live.spec)
+
+
+def test_a_conversation_finds_the_answer_that_was_given(tmp_path: Path) -> None:
+    """In virtual time a recorded answer has its tokens, and so the next turn finds them."""
+    first = Transcript((5,) * 40, tuple(range(100, 164)), root_key("").hex())
+    second = Transcript((*first.prompt, *first.output, 9), (0, 1), first.root)
+    run = replay_journal(live_run(tmp_path))
+    requests = (SimRequest(40, 64), SimRequest(105, 2, arrival_s=60.0))
+    asked = replace(run, requests=requests, transcripts=(first, second), predictions=(None, None))
+    # The answer's last token was never computed.
+    assert what_if(asked, run.spec).cached_tokens == (40 + 63) // 16 * 16
 
 
 def test_another_policy_in_the_middle_is_replayed(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from workloads.arrivals import Arrivals
+from workloads.files import open_workload
 from workloads.loadgen.figures import Figures, figures_of
 from workloads.loadgen.outcome import Outcome
 from workloads.loadgen.requests import Load, LoadRequest
@@ -91,3 +92,35 @@ async def test_the_search_finds_the_rate_up_to_which_all_is_borne(limit: float, 
     for begin in (1.0, 3.0):
         found = await find_goodput(measure, 0.9, begin, precision=0.02)
         assert limit / 1.02 <= found <= limit
+
+
+@dataclass
+class Talker(SlowTarget):
+    """Answers at once with tokens of its own; refuses the third turn of a conversation."""
+
+    async def send(self, request: LoadRequest, outcome: Outcome, clock: Clock, timeout_s: float) -> None:
+        self.seen.append(request)
+        if len(request.answers) == 2:
+            outcome.rejected, outcome.error = True, "full"
+            return
+        outcome.arrivals.append((clock(), request.output_tokens))
+        outcome.output_tokens = request.output_tokens
+        outcome.token_ids = [7] * request.output_tokens
+
+
+async def test_a_turn_follows_its_answer_and_has_it_in_its_prompt() -> None:
+    """Equal beginnings are equal tokens; a conversation ends with the turn that is refused."""
+    text = "conversations:systems=1,turns=4,spread=0,system=20,first=5,question=5,answer=3,think=0.01"
+    load = Load(open_workload(text, 8, 1), Arrivals(), 5, 50)
+    requests = load.requests(400.0, 8)
+    target = Talker()
+    async with asyncio.timeout(20):
+        outcomes = await send_all(target, requests, 5.0)
+    sent = [one for one in target.seen if len(one.answers) == 1]
+    assert len(sent) == 2 and len(target.seen) == 6
+    assert len({one.prompt[:20] for one in requests}) == 1
+    for one in sent:
+        assert one.prompt[25:28] == (7, 7, 7)
+        assert len(one.prompt) == 33
+    assert [one.rejected for one in outcomes] == [False, False, True, True] * 2
+    assert all(outcomes[i].due >= outcomes[i - 1].ended + 0.01 for i in (1, 2, 5, 6))

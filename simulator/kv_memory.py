@@ -1,0 +1,138 @@
+"""KV memory of an instance in virtual time: the controller's own block store, and tokens for what decodes.
+
+Prompts have blocks, as live. Outputs grow by a token in each of many rounds that are one stroke, so they are
+counted together, and take blocks from the store as one user does; when a sequence leaves, as many of these
+become its own, so that all it has computed can be found by the next turn of its conversation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from controller.scheduler.block_store import BlockStore, HoldingsListener
+from controller.scheduler.policies.catalog import WATERMARK
+from simulator.job import NOT_YET, Job
+from tidepipe_common.settings.defaults import BLOCK_SIZE
+
+
+class _Outputs:
+    """What all that decode have computed beyond their prompts; a BlockUser."""
+
+    def __init__(self) -> None:
+        self.blocks: list[int] = []
+        self.shared_blocks = 0
+        self.tokens = 0
+
+
+class KvMemory:
+    """Accounts in tokens, but for what is shared."""
+
+    def __init__(self, tokens: int) -> None:
+        self._store = BlockStore(tokens // BLOCK_SIZE, BLOCK_SIZE)
+        self._outputs = _Outputs()
+        self._awaited: dict[bytes, int] = {}
+
+    @property
+    def total(self) -> int:
+        """Tokens."""
+        return self._store.capacity_tokens
+
+    @property
+    def used(self) -> int:
+        """Tokens in use, shared ones once; the outputs' last block as far as it is filled."""
+        return self.total - self.free
+
+    @property
+    def free(self) -> int:
+        """Tokens that can be computed before memory runs out; below 0 if more were."""
+        return (self._store.free + len(self._outputs.blocks)) * BLOCK_SIZE - self._outputs.tokens
+
+    @property
+    def context(self) -> int:
+        """Tokens that are read: shared ones by each that shares them."""
+        return self._store.context_tokens
+
+    def listen(self, listener: HoldingsListener) -> None:
+        """Who hears what can be found."""
+        self._store.listener = listener
+
+    # -- prompts ------------------------------------------------------------------------------------
+
+    def wait(self, job: Job) -> None:
+        """A request waits: what is here, or what one that waits will compute, it is expected to find."""
+        keys, awaited = job.findable_keys, self._awaited
+        found = self._store.find(keys).blocks
+        while found < len(keys) and keys[found] in awaited:
+            found += 1
+        job.expected_cached = found * BLOCK_SIZE
+        for key in keys:
+            awaited[key] = awaited.get(key, 0) + 1
+
+    def admit(self, job: Job, *, alone: bool, longest: int) -> bool:
+        """Take memory for a prompt; what is found of it is computed already. False if it has to wait.
+
+        alone: nobody else would give any back. longest: it must have no more tokens to compute; 0 for any.
+        """
+        store, keys = self._store, job.findable_keys
+        found = store.find(keys)
+        job.expected_cached = found.blocks * BLOCK_SIZE
+        needed = store.blocks_for(job.to_compute + 1) - found.used
+        if needed > store.free or not (alone or store.used + needed <= WATERMARK * store.total):
+            return False
+        if longest and job.to_compute - max(job.computed, job.expected_cached) > longest:
+            return False
+        self._stop_waiting(keys)
+        store.acquire(job, keys)
+        store.extend(job, job.to_compute)
+        job.entered_blocks, job.begins_at = found.blocks, job.expected_cached
+        job.computed = max(job.computed, job.begins_at)
+        if job.first == NOT_YET:
+            job.cached = min(job.begins_at, job.prompt)
+        return True
+
+    def computed(self, job: Job) -> None:
+        """Others find its blocks that are full by now."""
+        self._enter(job, job.computed)
+
+    # -- outputs ------------------------------------------------------------------------------------
+
+    def grow(self, tokens: int) -> None:
+        """Outputs have so many tokens more. What there is no memory for is owed."""
+        self._outputs.tokens += tokens
+        most = (self._store.free + len(self._outputs.blocks)) * BLOCK_SIZE
+        self._store.extend(self._outputs, min(self._outputs.tokens, most))
+
+    def leave(self, job: Job, grown: int) -> None:
+        """It has ended, or gives way. grown: tokens of its output that are counted among the outputs."""
+        outputs = self._outputs
+        outputs.tokens -= grown
+        wanted = self._store.blocks_for(job.to_compute - 1) - len(job.blocks)
+        spare = len(outputs.blocks) - self._store.blocks_for(outputs.tokens)
+        for _ in range(min(wanted, spare)):
+            job.blocks.append(outputs.blocks.pop())
+        # The newest token is not computed.
+        self._enter(job, min(job.to_compute - 1, len(job.blocks) * BLOCK_SIZE))
+        self._store.release(job)
+        if spare > wanted:
+            rest = _Outputs()
+            kept = self._store.blocks_for(outputs.tokens)
+            rest.blocks, outputs.blocks = outputs.blocks[kept:], outputs.blocks[:kept]
+            self._store.release(rest)
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """AssertionError unless all invariants hold, these being all requests (for tests)."""
+        self._store.check([*jobs, self._outputs])
+
+    def _enter(self, job: Job, computed: int) -> None:
+        full = computed // BLOCK_SIZE
+        if job.keys and full > job.entered_blocks:
+            self._store.enter(job.blocks, job.keys, job.entered_blocks, full)
+            job.entered_blocks = full
+
+    def _stop_waiting(self, keys: Sequence[bytes]) -> None:
+        for key in keys:
+            left = self._awaited[key] - 1
+            if left:
+                self._awaited[key] = left
+            else:
+                del self._awaited[key]
