@@ -26,6 +26,7 @@ from router.scheduler.events import (
     Tick,
 )
 from router.scheduler.instance_report import InstanceReport
+from router.scheduler.policies.catalog import FINDING
 from router.scheduler.prefill import PrefillTime
 from router.scheduler.request import RouteRequest
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
@@ -74,7 +75,7 @@ class ClusterRules:
     """router: its settings. report_s: how old a report may get. start_s: from asking for an instance to it.
 
     max_sequences: of one instance. shed: requests whose TTFT target cannot be kept are refused, as live.
-    reuse: instances find what they have computed before.
+    reuse: instances find what they have computed before. tells: and the router hears of it.
     """
 
     router: OverallConfig
@@ -83,6 +84,12 @@ class ClusterRules:
     max_sequences: int = 4096
     shed: bool = False
     reuse: bool = True
+    tells: bool = True
+
+    @property
+    def knows(self) -> bool:
+        """Does the router look for what instances have computed?"""
+        return self.reuse and self.tells and self.router.policy in FINDING
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +195,7 @@ class VirtualCluster:
             f"r{job.index}", job.prompt, job.output, job.slo, job.arrival,
             expires=job.arrival + WAIT_SHARE * job.slo.ttft_s if self._rules.shed else None,
             sheds=self._rules.shed,
+            prefix=job.prefix if self._rules.knows else (),
         )  # fmt: skip
         self._jobs[request.request_id] = job
         self._hear(RequestArrived(request), job.arrival)

@@ -14,6 +14,7 @@ from controller.scheduler.events import (
     StagesReady,
     StepDone,
 )
+from controller.scheduler.holdings import HoldingsReader
 from controller.scheduler.policies.catalog import Knobs, make_setup, step_knob
 from controller.scheduler.report import instance_report
 from controller.scheduler.scheduler import Scheduler
@@ -76,11 +77,16 @@ class _Flight:
 class ExactInstance:
     """See the module. The simulated model knows where each output ends."""
 
-    def __init__(self, rules: ExactRules, spec: ClusterSpec, born: float = 0.0) -> None:
+    def __init__(
+        self, rules: ExactRules, spec: ClusterSpec, born: float = 0.0, *, tells: bool = False
+    ) -> None:
+        """tells: reports say what can be found."""
         self.first_tokens: list[Job] = []
         self.ended: list[Job] = []
         self._cost = spec.latency()
         self._scheduler = rules.scheduler(spec, self._cost)
+        held = self._scheduler.state.holdings
+        self._holdings = HoldingsReader(held) if tells and held is not None else None
         self._stages = SimulatedStages(self._cost, spec.stages, DISPATCH_S, rules.split)
         self._in_flight: deque[_Flight] = deque()
         self._jobs: dict[str, Job] = {}
@@ -146,6 +152,7 @@ class ExactInstance:
             left=found.left,
             window_deadline=FOREVER if found.window_left_s is None else now + found.window_left_s,
             slack=as_points(found.slack, now),
+            holdings=None if self._holdings is None else self._holdings.next(),
         )
 
     def _hear(self, event: Event) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import chain
 
+from controller.scheduler.holdings import HeldPrefixes, HoldingsReader
 from controller.scheduler.prompt_pace import PromptPace
 from controller.scheduler.slack import (
     SlackReport,
@@ -32,6 +33,7 @@ from simulator.prompts import PromptLine, PromptStep
 from simulator.slack import as_points, decoding_job, decoding_rounds, growth
 from simulator.step_times import StepTimes
 from tidepipe_common.latency.model import StepCost
+from tidepipe_common.settings.defaults import BLOCK_SIZE
 from tidepipe_common.types.plan import Phase
 
 SLACK_S = 0.4
@@ -45,7 +47,7 @@ class InstanceRules:
 
     prefill_only: the sequence leaves after its prompt (disaggregation). context: of one sequence at most.
     reuse: what is preempted is found again, as far as its memory was not needed. (What requests with content
-        find is up to their keys.)
+        find is up to their keys.) tells: reports say what can be found.
     """
 
     mixed: bool = False
@@ -53,6 +55,7 @@ class InstanceRules:
     prefill_only: bool = False
     context: int = 1 << 30
     reuse: bool = True
+    tells: bool = False
 
 
 class FastForwardInstance:
@@ -72,6 +75,11 @@ class FastForwardInstance:
         self._cost = cost
         self._times = StepTimes(cost, stages)
         self._memory = KvMemory(kv_tokens)
+        self._holdings: HoldingsReader | None = None
+        if rules.tells:
+            held = HeldPrefixes(BLOCK_SIZE)
+            self._memory.listen(held)
+            self._holdings = HoldingsReader(held)
         self._tokens = 0
         self._line = PromptLine()
         self._started: list[Job] = []  # prompt done, decodes with the next round
@@ -286,6 +294,7 @@ class FastForwardInstance:
             left=left,
             window_deadline=FOREVER if until is None else now + until,
             slack=self._slack if slack else Slack(),
+            holdings=None if self._holdings is None else self._holdings.next(),
         )
 
     def reckon_slack(self, now: float) -> tuple[SlackReport | None, int]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from router.scheduler.prefix_index import Prefix
 from router.scheduler.slo import SloTarget
-from tidepipe_common.prefix import block_keys, root_key
+from tidepipe_common.prefix import STRIDE, block_keys, root_key, told_key
 from tidepipe_common.settings.defaults import BLOCK_SIZE
 from workloads.content import ANSWER, OWN_PARTS, Content, token_ids
 
@@ -78,6 +79,11 @@ class Job:
     def findable_keys(self) -> Sequence[bytes]:
         """Of what it could find now: its last token is computed in any case."""
         return self.keys[: (self.to_compute - 1) // BLOCK_SIZE]
+
+    @property
+    def prefix(self) -> Prefix:
+        """What the router knows its prompt's beginning by."""
+        return tuple(map(told_key, self.keys[: self.prompt // BLOCK_SIZE][STRIDE - 1 :: STRIDE]))
 
     def ttft(self, *, switch_wait: bool) -> float:
         """Seconds to the first token; switch_wait (EcoServe): to when the second can flow."""

@@ -117,27 +117,31 @@ def cluster_of(
     exact: instances are the controller's scheduler itself, instead of the one that skips.
     shed: requests that cannot be served in time are refused, as live.
 
-    `route:NAME` is PaDG's instance with prompts apart under another routing policy (for ablations).
+    The knob `routing` takes the place of the system's own routing policy; with `blind` it knows nothing of
+    what instances have computed before. `route:NAME` is PaDG's instance with prompts apart under another
+    routing policy (for ablations).
     """
-    routing = system.removeprefix("route:") if system.startswith("route:") else ROUTING.get(system)
-    routing = routing or str(knobs["routing"])
+    usual = system.removeprefix("route:") if system.startswith("route:") else ROUTING.get(system)
+    routing = str(knobs["routing"]) if usual is None or "routing" in knobs else usual
     budget = int(knobs["budget"])
     mixed = system in ("hybrid", "padg")
-    rules = InstanceRules(mixed, budget, context=spec.context, reuse=spec.prefix_caching)
+    routes = ClusterRules(
+        OverallConfig(policy=routing, bounds=spec.one_group, max_pending=requests + 1),
+        max_sequences=int(knobs.get("sequences", 4096)),
+        shed=shed,
+        reuse=spec.prefix_caching,
+        tells="blind" not in knobs,
+    )
+    rules = InstanceRules(mixed, budget, context=spec.context, reuse=spec.prefix_caching, tells=routes.knows)
     cost, kv_tokens = spec.latency(), spec.kv_tokens()
 
     def make(name: str, born: float) -> VirtualInstance:
         if exact:
-            return ExactInstance(ExactRules.of(system, knobs), spec, born)
+            return ExactInstance(ExactRules.of(system, knobs), spec, born, tells=routes.knows)
         return FastForwardInstance(name, rules, cost, spec.stages, kv_tokens, born)
 
     cluster = VirtualCluster(
-        ClusterRules(
-            OverallConfig(policy=routing, bounds=spec.one_group, max_pending=requests + 1),
-            max_sequences=int(knobs.get("sequences", 4096)),
-            shed=shed,
-            reuse=spec.prefix_caching,
-        ),
+        routes,
         make,
         cost,
         stages=spec.stages,

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from controller.scheduler.policies.catalog import Knobs
 from router.scheduler.slo import SloTarget
 from simulator.cluster_spec import ClusterSpec
 from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
-from simulator.goodput import Question, measure
+from simulator.goodput import Question, Run, measure
 from simulator.job import Job
 from simulator.offline import PipelineSpec, run_offline
 from simulator.predictions import predictor
@@ -28,6 +29,7 @@ from workloads.mixes import SimRequest, Workload, sessions_of
 PIPELINE = PipelineSpec(read_shape("llama2-13b"), hardware("l20"), 4, max_total=4096)
 CLUSTER = ClusterSpec(read_shape("codellama-34b"), hardware("l20"), 1, 4, max_total=8192)
 SLO = SloTarget(5.0, 0.1)
+KNOBS: Knobs = {"routing": "least-loaded", "budget": 256}
 
 lengths = st.lists(st.tuples(st.integers(1, 900), st.integers(1, 60)), min_size=1, max_size=25)
 
@@ -81,15 +83,26 @@ def test_the_skipping_instance_finds_what_the_scheduler_finds(mix: str) -> None:
     """Nearly the same tokens, and latencies."""
     load = open_workload(mix, 200, 1).within(8192, 8192)
     asked = Question(load, SLO, seconds=60.0, least_requests=10)
-    skipped, exact = (
-        measure("padg", {"budget": 256}, CLUSTER, asked, 1.0, run) for run in (run_system, run_exactly)
-    )
+    skipped, exact = (measure("hybrid", KNOBS, CLUSTER, asked, 1.0, run) for run in (run_system, run_exactly))
     assert skipped.cached_tokens == pytest.approx(exact.cached_tokens, rel=0.01)
     assert skipped.tpot_ms["p50"] == pytest.approx(exact.tpot_ms["p50"], rel=0.05)
     assert skipped.ttft_ms["p50"] == pytest.approx(exact.ttft_ms["p50"], rel=0.2)
-    without = measure("padg", {"budget": 256}, replace(CLUSTER, prefix_caching=False), asked, 1.0)
+    without = measure("hybrid", KNOBS, replace(CLUSTER, prefix_caching=False), asked, 1.0)
     assert without.cached_tokens == 0
     assert without.ttft_ms["p50"] > 2 * skipped.ttft_ms["p50"]
+
+
+@pytest.mark.parametrize("run", [run_system, run_exactly])
+def test_a_router_that_knows_finds_more(run: Run) -> None:
+    """A conversation goes where its last turn was, unless the router is told nothing."""
+    spec = replace(CLUSTER, instances=4)
+    load = open_workload("conversations:turns=5,think=4", 200, 1).within(8192, 8192)
+    asked = Question(load, SLO, seconds=50.0, least_requests=10)
+    share = {}
+    for name, more in (("padg", {}), ("blind", {"blind": 1}), ("most-hits", {"routing": "most-hits"})):
+        share[name] = measure("padg", {"budget": 256, **more}, spec, asked, 4.0, run).hit_rate
+    assert share["blind"] < 0.8 * share["padg"]
+    assert share["most-hits"] > 0.95 * share["padg"]
 
 
 requests = st.lists(
