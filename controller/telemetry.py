@@ -143,3 +143,24 @@ def _scheduler_metrics(scheduler: Scheduler, label: dict[str, str]) -> Iterable[
     yield total("tidepipe_decode_tokens", "Decode rows computed.", stats.decode_tokens, **label)
     yield total("tidepipe_output_tokens", "Tokens delivered.", stats.output_tokens, **label)
     yield total("tidepipe_sequences_finished", "Sequences that ended.", stats.finished, **label)
+    yield from _reuse_metrics(scheduler, label)
+
+
+def _reuse_metrics(scheduler: Scheduler, label: dict[str, str]) -> Iterable[Metric]:
+    reuse, store = scheduler.stats.reuse, scheduler.allocator
+    on = scheduler.config.prefix_caching
+    yield gauge("tidepipe_prefix_caching", "1 if KV blocks are kept and shared.", on, **label)
+    asked = "Tokens of sequences when they were given KV blocks."
+    yield total("prefix_cache_queries", asked, reuse.asked_tokens, **label)
+    found = "Of these, tokens whose blocks were found."
+    yield total("prefix_cache_hits", found, reuse.found_tokens, **label)
+    saved = CounterMetricFamily(
+        "tidepipe_saved_tokens", "Tokens that were found and not computed.", labels=[*label, "of"]
+    )
+    saved.add_metric([*label.values(), "prompt"], reuse.found_tokens - reuse.found_again_tokens)
+    saved.add_metric([*label.values(), "recomputation"], reuse.found_again_tokens)
+    yield saved
+    evicted = "Contents given up because their memory was needed."
+    yield total("tidepipe_evicted_blocks", evicted, reuse.evicted_blocks, **label)
+    yield gauge("tidepipe_kept_blocks", "KV blocks kept although nobody uses them.", store.kept, **label)
+    yield gauge("tidepipe_findable_blocks", "KV blocks whose content can be found.", store.findable, **label)

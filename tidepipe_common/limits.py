@@ -58,6 +58,8 @@ MAX_NAME_CHARACTERS = 1024
 """Name of a model, which may be a path."""
 MAX_USER_CHARACTERS = 256
 """Of a user's name; the rest is not looked at."""
+MAX_CACHE_SALT_BYTES = 256
+"""What keeps a request's computed beginning apart from others': 32 random bytes are enough."""
 MAX_REQUEST_ID_CHARACTERS = 256
 MAX_SEQUENCE_ID_CHARACTERS = MAX_REQUEST_ID_CHARACTERS + 768
 """A sequence's id says whose it is, and where it is for which time."""

@@ -151,6 +151,12 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         """See controller.proto."""
         return controller_pb2.SetPolicyResponse(before=self._instance.choose_policy(request.policy))
 
+    async def ClearPrefixCache(  # noqa: N802
+        self, request: controller_pb2.ClearPrefixCacheRequest, context: Context
+    ) -> controller_pb2.ClearPrefixCacheResponse:
+        """See controller.proto."""
+        return controller_pb2.ClearPrefixCacheResponse(blocks=self._instance.clear_prefix_cache())
+
 
 class TimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
     """What the instance has done lately."""

@@ -6,6 +6,7 @@ import math
 
 from controller.runtime.live import LiveInstance
 from controller.runtime.stage_client import StageClient
+from controller.scheduler.scheduler import Scheduler
 from tidepipe.v1 import controller_pb2
 from tidepipe_common.codec.plan import phase_to_wire
 from tidepipe_common.types.timeline import PhaseTurn
@@ -56,6 +57,20 @@ def instance_status(
         recent_switches=[_switch(turn, now) for turn in list(activity.turns)[-SWITCHES:]],
         window_s=activity.window_s(now),
         working_s=activity.working_s(now),
+        reuse=_reuse(scheduler),
+    )
+
+
+def _reuse(scheduler: Scheduler) -> controller_pb2.PrefixReuse:
+    reuse, store = scheduler.stats.reuse, scheduler.allocator
+    return controller_pb2.PrefixReuse(
+        on=scheduler.config.prefix_caching,
+        kept_blocks=store.kept,
+        findable_blocks=store.findable,
+        asked_tokens=reuse.asked_tokens,
+        found_tokens=reuse.found_tokens,
+        found_again_tokens=reuse.found_again_tokens,
+        evicted_blocks=reuse.evicted_blocks,
     )
 
 

@@ -28,6 +28,7 @@ from controller.scheduler.events import (
     LengthPredicted,
     NewSequence,
     PolicyChosen,
+    PrefixCacheCleared,
     SequenceCancelled,
     SequencesArrived,
     StagesLost,
@@ -185,6 +186,14 @@ class LiveInstance:
         self._handle(PolicyChosen(name))
         self.changed.notify_all()
         return before
+
+    def clear_prefix_cache(self) -> int:
+        """Let nobody find what was computed until now; returns the blocks that could be found."""
+        blocks = self.scheduler.allocator.findable
+        self._handle(PrefixCacheCleared())
+        self.changed.notify_all()
+        log.info("prefix cache cleared", blocks=blocks)
+        return blocks
 
     def cancel(self, sequence_id: str) -> None:
         """End a sequence."""

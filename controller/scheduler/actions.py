@@ -17,6 +17,10 @@ class Reason:
     text: str
     numbers: Mapping[str, float] = field(default_factory=dict)
 
+    def with_numbers(self, **more: float) -> Reason:
+        """The same, and these."""
+        return Reason(self.text, {**self.numbers, **more})
+
     def __str__(self) -> str:
         numbers = ", ".join(f"{name} {value:g}" for name, value in self.numbers.items())
         return f"{self.text} ({numbers})" if numbers else self.text

@@ -71,6 +71,14 @@ class WaitingQueue:
             self.prefixes.add(sequence)
         self._line.extend(line)
 
+    def expect_again(self) -> None:
+        """What they will find is not what it was."""
+        line = list(self)
+        for sequence in line:
+            self.prefixes.remove(sequence)
+        for sequence in line:
+            self.prefixes.add(sequence)
+
     def take(self) -> Sequence:
         """Remove the first."""
         sequence = self._line.pop()

@@ -18,11 +18,13 @@ class ReuseStats:
     """All since start. Tokens asked for: of sequences that were admitted, those that could have been found
     (again each time that a preempted one is admitted). Their ratio is the hit rate.
 
+    found_again_tokens: of the found ones, those of sequences that had been admitted before.
     evicted_blocks: contents that were given up because memory was needed.
     """
 
     asked_tokens: int = 0
     found_tokens: int = 0
+    found_again_tokens: int = 0
     evicted_blocks: int = 0
 
 

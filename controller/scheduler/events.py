@@ -101,6 +101,11 @@ class PolicyChosen:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixCacheCleared:
+    """Someone wants that no sequence finds blocks that were computed before now."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed (deadlines, waiting limits)."""
 
@@ -113,5 +118,6 @@ Event = (
     | StagesReady
     | StagesLost
     | PolicyChosen
+    | PrefixCacheCleared
     | Tick
 )

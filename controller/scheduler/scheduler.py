@@ -21,6 +21,7 @@ from controller.scheduler.events import (
     LengthPredicted,
     NewSequence,
     PolicyChosen,
+    PrefixCacheCleared,
     SequenceCancelled,
     SequencesArrived,
     StagesLost,
@@ -137,6 +138,8 @@ class Scheduler:
                 self._stages_lost(event, now)
             case PolicyChosen():
                 self._change_policy(event.name, now)
+            case PrefixCacheCleared():
+                self.state.forget_prefixes()
             case Tick():
                 self._expire(now)
         state = self.state
@@ -193,8 +196,10 @@ class Scheduler:
             for sequence, begin, end in step.places():
                 known = rows.get(sequence)
                 rows[sequence] = Span(known.begin if known else begin, end)
+        findable = state.allocator.findable
         lost = state.end_epoch()
-        state.turn(Phase.IDLE, Reason(f"stages lost: {event.detail}", {"recompute": len(lost)}), now)
+        numbers = {"recompute": len(lost), "forgotten_blocks": findable}
+        state.turn(Phase.IDLE, Reason(f"stages lost: {event.detail}", numbers), now)
         self._loss, self._in_flight = event.detail, {} if certain else rows
         if certain:
             self._blame(rows, certain=True)

@@ -99,6 +99,11 @@ class PipelineState:
         self.stages = 0
         return lost
 
+    def forget_prefixes(self) -> None:
+        """Nothing that was computed until now is found any more; what runs keeps its blocks."""
+        self.allocator.clear()
+        self.waiting.expect_again()
+
     @property
     def longest_sequence(self) -> int:
         """Tokens of the longest sequence that context and KV pool allow."""
@@ -191,6 +196,7 @@ class PipelineState:
         if sequence.prefix_root:
             self.stats.reuse.asked_tokens += sequence.length
             self.stats.reuse.found_tokens += found
+            self.stats.reuse.found_again_tokens += 0 if sequence.cached_tokens is None else found
         if sequence.cached_tokens is None:
             sequence.cached_tokens = min(found, len(sequence.prompt))
             if found:
@@ -229,11 +235,12 @@ class PipelineState:
         sequence.next_check_length = 0
 
     def preempt(self, sequence: Sequence, reason: Reason) -> None:
-        """Take its KV blocks; it will be recomputed."""
+        """Take its KV blocks; what cannot be found of it then will be recomputed."""
         self.leave(sequence)
         sequence.preemptions += 1
         self.stats.preemptions += 1
         self.waiting.put_back([sequence])
+        reason = reason.with_numbers(to_compute=sequence.to_compute, cached=sequence.expected_cached)
         self.actions.append(Preempted(sequence.sequence_id, reason))
 
     # -- steps --------------------------------------------------------------------------------------
@@ -288,9 +295,13 @@ class PipelineState:
         self.admission.forecast.advance(len(members) / max(1, len(self.batches)))
 
     def turn(self, phase: Phase, reason: Reason, now: float) -> None:
-        """Go over to another phase, and say why."""
+        """Go over to another phase, and say why: with prompts also what they take and what is there of it."""
         if phase is self.phase:
             return
+        if self.waiting and phase in (Phase.PREFILL, Phase.MIXED):
+            to_compute = sum(sequence.to_compute for sequence in self.waiting)
+            cached = sum(sequence.expected_cached for sequence in self.waiting)
+            reason = reason.with_numbers(to_compute=to_compute, cached=cached)
         self.actions.append(PhaseSwitched(self.phase, phase, reason))
         self.stats.count_switch(self.phase, phase, reason)
         self.phase, self.phase_since = phase, now

@@ -145,6 +145,12 @@ class ControllerClient:
             reply = await self._stub.SetPolicy(pb.SetPolicyRequest(policy=name), timeout=timeout)
         return reply.before
 
+    async def clear_prefix_cache(self, timeout: float) -> int:
+        """Have it forget what later sequences could find; how many blocks that was. TidePipeError."""
+        with translated():
+            reply = await self._stub.ClearPrefixCache(pb.ClearPrefixCacheRequest(), timeout=timeout)
+        return reply.blocks
+
 
 class HandOverMessage:
     """Sequences that travel to an instance together: as many as fit into PIECE_BYTES, or one."""

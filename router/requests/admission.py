@@ -120,7 +120,7 @@ class Admission:
     ) -> tuple[array[int], PromptPrefix]:
         """Token ids, and by what their beginnings are found."""
         prompt = request.prompt
-        root = self._prefixes.root(request.owner)
+        root = self._prefixes.root(request.owner, request.cache_salt)
         encode: Callable[[], Sequence[int]]
 
         def read() -> tuple[array[int], PromptPrefix]:

@@ -19,6 +19,7 @@ from tidepipe_common.types.sampling import SamplingParams
 pytestmark = [pytest.mark.model, pytest.mark.timeout(180)]
 
 MANY, PROMPT, ANSWER = 20, 30, 7
+FOUND = 16
 REQUESTS = MANY + 1
 TOKENS = MANY * ANSWER + 1
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
@@ -83,7 +84,15 @@ async def test_a_cluster_counts_what_it_did(model_path: Path, tmp_path: Path) ->
     assert gateway.sum("request_success_total") == REQUESTS
 
     assert controller.sum("tidepipe_output_tokens_total") == TOKENS
-    assert controller.sum("tidepipe_prefill_tokens_total") == REQUESTS * PROMPT
+    # The last prompt had come before: its first block of 16 tokens was found.
+    assert controller.sum("prefix_cache_queries_total") == REQUESTS * PROMPT
+    assert controller.sum("prefix_cache_hits_total") == FOUND
+    assert controller.sum("tidepipe_saved_tokens_total", of="prompt") == FOUND
+    assert controller.sum("tidepipe_saved_tokens_total", of="recomputation") == 0
+    assert controller.sum("tidepipe_evicted_blocks_total") == 0
+    findable = controller.sum("tidepipe_findable_blocks")
+    assert findable == controller.sum("tidepipe_kept_blocks") >= MANY
+    assert controller.sum("tidepipe_prefill_tokens_total") == REQUESTS * PROMPT - FOUND
     assert controller.sum("tidepipe_sequences_finished_total") == REQUESTS
     assert controller.sum("num_requests_running") == controller.sum("num_requests_waiting") == 0
     assert controller.sum("kv_cache_usage_perc") == 0
@@ -95,7 +104,7 @@ async def test_a_cluster_counts_what_it_did(model_path: Path, tmp_path: Path) ->
     assert controller.sum("grpc_server_handled_total", grpc_service="tidepipe.v1.ControllerService") >= 1
 
     stages = [scrapes["stage-worker-0-0"], scrapes["stage-worker-0-1"]]
-    computed = REQUESTS * PROMPT + TOKENS - REQUESTS
+    computed = REQUESTS * PROMPT - FOUND + TOKENS - REQUESTS
     assert [stage.sum("tidepipe_stage_tokens_total") for stage in stages] == [computed, computed]
     assert all(stage.sum("tidepipe_stage_busy_seconds_total") > 0 for stage in stages)
     assert stages[0].sum("tidepipe_stage_activation_bytes_total") == computed * 576 * 2

@@ -78,7 +78,11 @@ def test_chat_whole_and_streamed_agree(client: openai.OpenAI) -> None:
         client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True})
     )
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert (streamed, chunks[-1].usage) == (said, whole.usage)
+    usage = chunks[-1].usage
+    assert usage is not None and whole.usage is not None and usage.prompt_tokens_details is not None
+    assert (streamed, usage.total_tokens) == (said, whole.usage.total_tokens)
+    # All whole blocks of 16 tokens before the last token were there.
+    assert usage.prompt_tokens_details.cached_tokens == (usage.prompt_tokens - 1) // 16 * 16
 
 
 async def test_many_at_once_and_leaving_early(cluster: RunningCluster) -> None:

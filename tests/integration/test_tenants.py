@@ -219,3 +219,22 @@ async def test_a_batch_of_a_key_that_ended_does_not_go_on(
     async with running_tenants(tmp_path, ca) as tenants, tenants.tenant("admin") as root:
         assert (await ended(root, batch))["status"] == "failed"
         assert not tenants.controller.submitted
+
+
+@pytest.mark.parametrize("share", [False, True])
+async def test_beginnings_are_their_owners_unless_all_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: bool
+) -> None:
+    """Lines of a batch as well: they are their owner's."""
+    ca = secure(tmp_path, monkeypatch)
+    async with running_tenants(tmp_path, ca, share_prefixes=share) as tenants:
+        async with tenants.tenant() as alice, tenants.tenant() as bob:
+            for who in (alice, bob):
+                await who.http.post("/v1/completions", json={"prompt": "go", "max_tokens": 1})
+            await ended(alice, (await begin(alice, await upload(alice, 1))).json()["id"])
+            await alice.http.post(
+                "/v1/completions", json={"prompt": "go", "max_tokens": 1, "cache_salt": "mine"}
+            )
+        hers, his, line, salted = [spec.prefix_root for spec in tenants.controller.submitted]
+        assert len(hers) == 16 and (hers == his) is share
+        assert line == hers and salted not in (hers, his)

@@ -29,13 +29,14 @@ TEMPORARY_EXTRA = 10
 
 @dataclass(frozen=True, slots=True)
 class LineOutcome:
-    """What became of an input line. Tokens count whether it failed or not."""
+    """What became of an input line. Tokens count whether it failed or not; cached ones are prompt tokens."""
 
     number: int
     digest: str
     failed: bool
     prompt_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0
 
 
 def progress_path(output: Path) -> Path:

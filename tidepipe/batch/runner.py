@@ -54,6 +54,7 @@ class Totals:
     resumed: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0
     run_prompt_tokens: int = 0
     run_output_tokens: int = 0
 
@@ -64,6 +65,7 @@ class Totals:
         self.resumed += resumed
         self.prompt_tokens += outcome.prompt_tokens
         self.output_tokens += outcome.output_tokens
+        self.cached_tokens += outcome.cached_tokens
         if not resumed:
             self.run_prompt_tokens += outcome.prompt_tokens
             self.run_output_tokens += outcome.output_tokens
@@ -77,6 +79,7 @@ class Totals:
             "resumed": self.resumed,
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
+            "cached_tokens": self.cached_tokens,
             "seconds": round(seconds, 3),
             "output_tokens_per_s": round(self.run_output_tokens / seconds, 2) if seconds else 0.0,
             "total_tokens_per_s": round(run_tokens / seconds, 2) if seconds else 0.0,
@@ -146,7 +149,12 @@ class BatchRun:
                 if result.completion is not None:
                     usage = result.completion.usage
                     outcome = LineOutcome(
-                        line.number, line.digest, False, usage.prompt_tokens, usage.output_tokens
+                        line.number,
+                        line.digest,
+                        False,
+                        usage.prompt_tokens,
+                        usage.output_tokens,
+                        usage.cached_tokens,
                     )
                     await bodies.prepare(item)
                     self._record(outcome, bodies.response(line_id, item, result.completion))
@@ -192,6 +200,7 @@ class BatchRun:
             piece_gap_ms=WHOLE_ANSWER_GAP_MS,
             user=item.request.client,
             clamp_max_tokens=item.request.clamp_max_tokens,
+            cache_salt=item.request.cache_salt,
         )
         collector = Collector(request.request_id)
         self._clock.dispatched(time.monotonic())

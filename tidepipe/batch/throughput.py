@@ -90,6 +90,7 @@ async def measure_throughput(client: AsyncClient, items: list[WorkloadItem]) -> 
         "first_error": errors[0] if errors else ("an answer is too short" if short else None),
         "prompt_tokens": prompt_tokens,
         "output_tokens": output_tokens,
+        "cached_tokens": sum(usage.cached_tokens for usage in usages),
         "seconds": round(seconds, 3),
         "output_tokens_per_s": round(output_tokens / seconds, 2) if seconds else 0.0,
         "total_tokens_per_s": round((prompt_tokens + output_tokens) / seconds, 2) if seconds else 0.0,

@@ -121,8 +121,10 @@ def _say_how_to_resume(progress: ProgressFile, total: int) -> None:
 def _summarize(report: dict[str, Any], output: Path) -> None:
     failed = f", {report['failed']} failed (see their lines in the output)" if report["failed"] else ""
     resumed = f", {report['resumed']} of them in an earlier run" if report["resumed"] else ""
+    found = f" ({report['cached_tokens']} of {report['prompt_tokens']} prompt tokens were cached)"
+    cached = found if report["cached_tokens"] else ""
     print(
-        f"{report['requests']} requests{resumed}{failed}; {report['output_tokens']} output tokens; "
+        f"{report['requests']} requests{resumed}{failed}; {report['output_tokens']} output tokens{cached}; "
         f"{report['seconds']:.1f} s, {report['output_tokens_per_s']:.0f} output tokens/s -> {output}",
         file=sys.stderr,
     )

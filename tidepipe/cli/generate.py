@@ -66,8 +66,9 @@ async def _stream(endpoint: str, prompt: Any, parameters: dict[str, Any]) -> int
         if event.usage and sys.stderr.isatty():
             usage = event.usage
             spent = max(usage.total_ms - usage.ttft_ms, 1e-3) / 1000
+            cached = f" ({usage.cached_tokens} of them cached)" if usage.cached_tokens else ""
             print(
-                f"[{usage.prompt_tokens} + {usage.output_tokens} tokens, first after "
+                f"[{usage.prompt_tokens}{cached} + {usage.output_tokens} tokens, first after "
                 f"{usage.ttft_ms / 1000:.2f} s, then {(usage.output_tokens - 1) / spent:.1f} tokens/s]",
                 file=sys.stderr,
             )

@@ -85,6 +85,11 @@ class AdminClient:
         )
         return await self._ask(self._stub.SetPolicies, request)
 
+    async def clear_prefix_caches(self, instance_id: str = "") -> list[dict[str, Any]]:
+        """Have an instance (empty: all) forget the KV blocks that it keeps: what became of it, for each."""
+        request = message_of(pb.ClearPrefixCachesRequest, instance_id=instance_id)
+        return list((await self._ask(self._stub.ClearPrefixCaches, request))["instances"])
+
     async def _ask(self, method: Any, request: Message) -> dict[str, Any]:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):

@@ -147,13 +147,15 @@ class AsyncClient:
         ttft_ms: float | None = None,
         tpot_ms: float | None = None,
         piece_gap_ms: int = 0,
+        cache_salt: str = "",
         **parameters: Any,
     ) -> AsyncStream:
         """Answer a prompt piece by piece; parameters as `generate`. Leaving early cancels the request.
 
         skip_text: token ids only, which spares the service work. ttft_ms, tpot_ms: latency wanted until
         the first token and per token after it; the service's own targets if not given. piece_gap_ms: you
-        need pieces no more often than this; the end comes at once.
+        need pieces no more often than this; the end comes at once. cache_salt: it shares computed beginnings
+        only with requests that have the same one.
         """
         request = make_request(
             prompt,
@@ -164,6 +166,7 @@ class AsyncClient:
             ttft_ms=ttft_ms,
             tpot_ms=tpot_ms,
             piece_gap_ms=piece_gap_ms,
+            cache_salt=cache_salt,
         )
         return self.stream_request(request, timeout=timeout)
 

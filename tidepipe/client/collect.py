@@ -52,4 +52,5 @@ def _usage(parts: list[list[StreamEvent]]) -> Usage:
         ttft_ms=min((usage.ttft_ms for usage in known), default=0.0),
         total_ms=max((usage.total_ms for usage in known), default=0.0),
         preemptions=sum(usage.preemptions for usage in known),
+        cached_tokens=min((usage.cached_tokens for usage in known), default=0),
     )

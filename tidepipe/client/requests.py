@@ -81,9 +81,15 @@ def make_request(
     piece_gap_ms: int = 0,
     user: str = "",
     clamp_max_tokens: bool = False,
+    cache_salt: str = "",
 ) -> pb.InferenceRequest:
     """The request; InvalidRequestError names what cannot be sent."""
-    for name, text in (("request_id", request_id or ""), ("model", model), ("user", user)):
+    for name, text in (
+        ("request_id", request_id or ""),
+        ("model", model),
+        ("user", user),
+        ("cache_salt", cache_salt),
+    ):
         check_text(text, name)
     for tool in tools:
         check_text(tool, "tools")
@@ -106,6 +112,7 @@ def make_request(
         piece_gap_ms=piece_gap_ms,
         user=user,
         clamp_max_tokens=clamp_max_tokens,
+        cache_salt=cache_salt,
     )
     if isinstance(prompt, str):
         request.text = check_text(prompt, "prompt")

@@ -187,4 +187,5 @@ def _usage(message: pb.Usage) -> Usage:
         ttft_ms=message.ttft_ms,
         total_ms=message.total_ms,
         preemptions=message.preemptions,
+        cached_tokens=message.cached_tokens,
     )

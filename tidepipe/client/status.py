@@ -45,8 +45,36 @@ class PhaseSwitch:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixReuse:
+    """How KV blocks are used again by sequences that begin alike; counters since the controller started.
+
+    on: False where nothing is kept nor shared (`--prefix-caching off`).
+    kept_blocks: nobody uses them now, and they count as free. findable_blocks: kept ones, and those in use.
+    asked_tokens: of sequences when they were given memory; found_tokens: of these, not computed;
+    found_again_tokens: of these, of sequences that had been preempted.
+    evicted_blocks: contents given up because their memory was needed.
+    """
+
+    on: bool
+    kept_blocks: int
+    findable_blocks: int
+    asked_tokens: int
+    found_tokens: int
+    found_again_tokens: int
+    evicted_blocks: int
+
+    @property
+    def hit_rate(self) -> float | None:
+        """found_tokens / asked_tokens; None before anything was asked for."""
+        return self.found_tokens / self.asked_tokens if self.asked_tokens else None
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineStatus:
-    """An instance's own account; counters since its controller started."""
+    """An instance's own account; counters since its controller started.
+
+    kv_blocks_free: that nobody uses, kept ones included. reuse: None if it does not say.
+    """
 
     incarnation: str
     epoch: int
@@ -76,6 +104,7 @@ class PipelineStatus:
     recent_switches: tuple[PhaseSwitch, ...] = ()
     window_s: float = 0.0
     working_s: float = 0.0
+    reuse: PrefixReuse | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -668,6 +668,82 @@ class SetPoliciesResponse(_message.Message):
 Global___SetPoliciesResponse: _TypeAlias = SetPoliciesResponse  # noqa: Y015
 
 @_typing.final
+class ClearPrefixCachesRequest(_message.Message):
+    """Request of ClearPrefixCaches."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """The instance; empty: all."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearPrefixCachesRequest: _TypeAlias = ClearPrefixCachesRequest  # noqa: Y015
+
+@_typing.final
+class ClearPrefixCachesResponse(_message.Message):
+    """Response of ClearPrefixCaches."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClearedPrefixCache]:
+        """One entry per instance."""
+
+    def __init__(
+        self,
+        *,
+        instances: _abc.Iterable[Global___ClearedPrefixCache] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearPrefixCachesResponse: _TypeAlias = ClearPrefixCachesResponse  # noqa: Y015
+
+@_typing.final
+class ClearedPrefixCache(_message.Message):
+    """What became of one instance's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    """Name of the instance."""
+    blocks: _builtins.int
+    """Blocks whose content could be found before."""
+    error: _builtins.str
+    """Why it was not cleared; empty: it was."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        blocks: _builtins.int = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "error", b"error", "instance_id", b"instance_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearedPrefixCache: _TypeAlias = ClearedPrefixCache  # noqa: Y015
+
+@_typing.final
 class GetClusterStatusRequest(_message.Message):
     """Request of GetClusterStatus."""
 

@@ -80,6 +80,11 @@ class AdminServiceStub:
                 request_serializer=tidepipe_dot_v1_dot_admin__pb2.SetPoliciesRequest.SerializeToString,
                 response_deserializer=tidepipe_dot_v1_dot_admin__pb2.SetPoliciesResponse.FromString,
                 _registered_method=True)
+        self.ClearPrefixCaches = channel.unary_unary(
+                '/tidepipe.v1.AdminService/ClearPrefixCaches',
+                request_serializer=tidepipe_dot_v1_dot_admin__pb2.ClearPrefixCachesRequest.SerializeToString,
+                response_deserializer=tidepipe_dot_v1_dot_admin__pb2.ClearPrefixCachesResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -151,6 +156,14 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ClearPrefixCaches(self, request, context):
+        """Has instances forget the KV blocks that they keep for later requests. What runs goes on. NOT_FOUND if there is no such
+        instance; of all of them each answers for itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -198,6 +211,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.SetPolicies,
                     request_deserializer=tidepipe_dot_v1_dot_admin__pb2.SetPoliciesRequest.FromString,
                     response_serializer=tidepipe_dot_v1_dot_admin__pb2.SetPoliciesResponse.SerializeToString,
+            ),
+            'ClearPrefixCaches': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClearPrefixCaches,
+                    request_deserializer=tidepipe_dot_v1_dot_admin__pb2.ClearPrefixCachesRequest.FromString,
+                    response_serializer=tidepipe_dot_v1_dot_admin__pb2.ClearPrefixCachesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -444,6 +462,33 @@ class AdminService:
             '/tidepipe.v1.AdminService/SetPolicies',
             tidepipe_dot_v1_dot_admin__pb2.SetPoliciesRequest.SerializeToString,
             tidepipe_dot_v1_dot_admin__pb2.SetPoliciesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClearPrefixCaches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidepipe.v1.AdminService/ClearPrefixCaches',
+            tidepipe_dot_v1_dot_admin__pb2.ClearPrefixCachesRequest.SerializeToString,
+            tidepipe_dot_v1_dot_admin__pb2.ClearPrefixCachesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,10 @@ class AdminServiceStub:
     """Turns automatic scaling on or off."""
     SetPolicies: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetPoliciesRequest, _admin_pb2.SetPoliciesResponse]
     """Changes policies while all goes on: where requests go, and how instances schedule them."""
+    ClearPrefixCaches: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ClearPrefixCachesRequest, _admin_pb2.ClearPrefixCachesResponse]
+    """Has instances forget the KV blocks that they keep for later requests. What runs goes on. NOT_FOUND if there is no such
+    instance; of all of them each answers for itself.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -81,6 +85,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Turns automatic scaling on or off."""
     SetPolicies: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetPoliciesRequest, _admin_pb2.SetPoliciesResponse]  # type: ignore[assignment]
     """Changes policies while all goes on: where requests go, and how instances schedule them."""
+    ClearPrefixCaches: _aio.UnaryUnaryMultiCallable[_admin_pb2.ClearPrefixCachesRequest, _admin_pb2.ClearPrefixCachesResponse]  # type: ignore[assignment]
+    """Has instances forget the KV blocks that they keep for later requests. What runs goes on. NOT_FOUND if there is no such
+    instance; of all of them each answers for itself.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by the router."""
@@ -159,5 +167,15 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.SetPoliciesResponse, _abc.Awaitable[_admin_pb2.SetPoliciesResponse]]:
         """Changes policies while all goes on: where requests go, and how instances schedule them."""
+
+    @_abc_1.abstractmethod
+    def ClearPrefixCaches(
+        self,
+        request: _admin_pb2.ClearPrefixCachesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ClearPrefixCachesResponse, _abc.Awaitable[_admin_pb2.ClearPrefixCachesResponse]]:
+        """Has instances forget the KV blocks that they keep for later requests. What runs goes on. NOT_FOUND if there is no such
+        instance; of all of them each answers for itself.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

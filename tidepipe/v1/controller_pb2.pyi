@@ -924,6 +924,45 @@ class SetPolicyResponse(_message.Message):
 Global___SetPolicyResponse: _TypeAlias = SetPolicyResponse  # noqa: Y015
 
 @_typing.final
+class ClearPrefixCacheRequest(_message.Message):
+    """Request of ClearPrefixCache."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearPrefixCacheRequest: _TypeAlias = ClearPrefixCacheRequest  # noqa: Y015
+
+@_typing.final
+class ClearPrefixCacheResponse(_message.Message):
+    """Response of ClearPrefixCache."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    blocks: _builtins.int
+    """Blocks whose content could be found before."""
+    def __init__(
+        self,
+        *,
+        blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearPrefixCacheResponse: _TypeAlias = ClearPrefixCacheResponse  # noqa: Y015
+
+@_typing.final
 class InstanceStatus(_message.Message):
     """How an instance stands."""
 
@@ -958,6 +997,7 @@ class InstanceStatus(_message.Message):
     RECENT_SWITCHES_FIELD_NUMBER: _builtins.int
     WINDOW_S_FIELD_NUMBER: _builtins.int
     WORKING_S_FIELD_NUMBER: _builtins.int
+    REUSE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Name of the instance."""
     incarnation: _builtins.str
@@ -983,7 +1023,7 @@ class InstanceStatus(_message.Message):
     kv_blocks_total: _builtins.int
     """KV blocks of each stage."""
     kv_blocks_free: _builtins.int
-    """KV blocks that are free."""
+    """KV blocks that nobody uses, those kept for later sequences included."""
     block_size: _builtins.int
     """Tokens per KV block."""
     preemptions: _builtins.int
@@ -1022,6 +1062,10 @@ class InstanceStatus(_message.Message):
     def recent_switches(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhaseSwitch]:
         """The last switches of phase, newest last."""
 
+    @_builtins.property
+    def reuse(self) -> Global___PrefixReuse:
+        """What it computes only once. Unset: it does not say; a router as an instance does not."""
+
     def __init__(
         self,
         *,
@@ -1054,14 +1098,61 @@ class InstanceStatus(_message.Message):
         recent_switches: _abc.Iterable[Global___PhaseSwitch] | None = ...,
         window_s: _builtins.float = ...,
         working_s: _builtins.float = ...,
+        reuse: Global___PrefixReuse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reuse", b"reuse"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_sizes", b"batch_sizes", "block_size", b"block_size", "decode_tokens", b"decode_tokens", "detail", b"detail", "epoch", b"epoch", "finished", b"finished", "forecast_error_tokens", b"forecast_error_tokens", "forecasts_scored", b"forecasts_scored", "incarnation", b"incarnation", "instance_id", b"instance_id", "kv_blocks_forecast", b"kv_blocks_forecast", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_total", b"kv_blocks_total", "phase", b"phase", "phase_age_s", b"phase_age_s", "phase_reason", b"phase_reason", "phase_switches", b"phase_switches", "policy", b"policy", "predictor_fallbacks", b"predictor_fallbacks", "preemptions", b"preemptions", "prefill_tokens", b"prefill_tokens", "recent_switches", b"recent_switches", "running", b"running", "serving", b"serving", "stages", b"stages", "steals", b"steals", "waiting", b"waiting", "window_s", b"window_s", "working_s", b"working_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_sizes", b"batch_sizes", "block_size", b"block_size", "decode_tokens", b"decode_tokens", "detail", b"detail", "epoch", b"epoch", "finished", b"finished", "forecast_error_tokens", b"forecast_error_tokens", "forecasts_scored", b"forecasts_scored", "incarnation", b"incarnation", "instance_id", b"instance_id", "kv_blocks_forecast", b"kv_blocks_forecast", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_total", b"kv_blocks_total", "phase", b"phase", "phase_age_s", b"phase_age_s", "phase_reason", b"phase_reason", "phase_switches", b"phase_switches", "policy", b"policy", "predictor_fallbacks", b"predictor_fallbacks", "preemptions", b"preemptions", "prefill_tokens", b"prefill_tokens", "recent_switches", b"recent_switches", "reuse", b"reuse", "running", b"running", "serving", b"serving", "stages", b"stages", "steals", b"steals", "waiting", b"waiting", "window_s", b"window_s", "working_s", b"working_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InstanceStatus: _TypeAlias = InstanceStatus  # noqa: Y015
+
+@_typing.final
+class PrefixReuse(_message.Message):
+    """How KV blocks are used again by sequences that begin alike."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ON_FIELD_NUMBER: _builtins.int
+    KEPT_BLOCKS_FIELD_NUMBER: _builtins.int
+    FINDABLE_BLOCKS_FIELD_NUMBER: _builtins.int
+    ASKED_TOKENS_FIELD_NUMBER: _builtins.int
+    FOUND_TOKENS_FIELD_NUMBER: _builtins.int
+    FOUND_AGAIN_TOKENS_FIELD_NUMBER: _builtins.int
+    EVICTED_BLOCKS_FIELD_NUMBER: _builtins.int
+    on: _builtins.bool
+    """False: nothing is kept nor shared here (--prefix-caching off)."""
+    kept_blocks: _builtins.int
+    """KV blocks that nobody uses and that are kept, until their memory is needed."""
+    findable_blocks: _builtins.int
+    """KV blocks whose content can be found: kept ones, and those in use."""
+    asked_tokens: _builtins.int
+    """Tokens of all sequences when they were given memory, since start; of a preempted one again."""
+    found_tokens: _builtins.int
+    """Of these, tokens that were found and not computed. found_tokens / asked_tokens is the hit rate."""
+    found_again_tokens: _builtins.int
+    """Of these, tokens of sequences that had been preempted: found again."""
+    evicted_blocks: _builtins.int
+    """Contents given up because their memory was needed, since start, blocks."""
+    def __init__(
+        self,
+        *,
+        on: _builtins.bool = ...,
+        kept_blocks: _builtins.int = ...,
+        findable_blocks: _builtins.int = ...,
+        asked_tokens: _builtins.int = ...,
+        found_tokens: _builtins.int = ...,
+        found_again_tokens: _builtins.int = ...,
+        evicted_blocks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_tokens", b"asked_tokens", "evicted_blocks", b"evicted_blocks", "findable_blocks", b"findable_blocks", "found_again_tokens", b"found_again_tokens", "found_tokens", b"found_tokens", "kept_blocks", b"kept_blocks", "on", b"on"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixReuse: _TypeAlias = PrefixReuse  # noqa: Y015
 
 @_typing.final
 class PhaseSwitch(_message.Message):

@@ -70,6 +70,11 @@ class ControllerServiceStub:
                 request_serializer=tidepipe_dot_v1_dot_controller__pb2.SetPolicyRequest.SerializeToString,
                 response_deserializer=tidepipe_dot_v1_dot_controller__pb2.SetPolicyResponse.FromString,
                 _registered_method=True)
+        self.ClearPrefixCache = channel.unary_unary(
+                '/tidepipe.v1.ControllerService/ClearPrefixCache',
+                request_serializer=tidepipe_dot_v1_dot_controller__pb2.ClearPrefixCacheRequest.SerializeToString,
+                response_deserializer=tidepipe_dot_v1_dot_controller__pb2.ClearPrefixCacheResponse.FromString,
+                _registered_method=True)
 
 
 class ControllerServiceServicer:
@@ -127,6 +132,13 @@ class ControllerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ClearPrefixCache(self, request, context):
+        """Forgets the content of all KV blocks that later sequences could find. Those that run go on with what they have.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControllerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -164,6 +176,11 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.SetPolicy,
                     request_deserializer=tidepipe_dot_v1_dot_controller__pb2.SetPolicyRequest.FromString,
                     response_serializer=tidepipe_dot_v1_dot_controller__pb2.SetPolicyResponse.SerializeToString,
+            ),
+            'ClearPrefixCache': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClearPrefixCache,
+                    request_deserializer=tidepipe_dot_v1_dot_controller__pb2.ClearPrefixCacheRequest.FromString,
+                    response_serializer=tidepipe_dot_v1_dot_controller__pb2.ClearPrefixCacheResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -356,6 +373,33 @@ class ControllerService:
             '/tidepipe.v1.ControllerService/SetPolicy',
             tidepipe_dot_v1_dot_controller__pb2.SetPolicyRequest.SerializeToString,
             tidepipe_dot_v1_dot_controller__pb2.SetPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClearPrefixCache(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidepipe.v1.ControllerService/ClearPrefixCache',
+            tidepipe_dot_v1_dot_controller__pb2.ClearPrefixCacheRequest.SerializeToString,
+            tidepipe_dot_v1_dot_controller__pb2.ClearPrefixCacheResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,8 @@ class ControllerServiceStub:
     """
     SetPolicy: _grpc.UnaryUnaryMultiCallable[_controller_pb2.SetPolicyRequest, _controller_pb2.SetPolicyResponse]
     """Schedules by another policy from the next step on. INVALID_ARGUMENT if it is unknown. Nothing is lost or recomputed."""
+    ClearPrefixCache: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ClearPrefixCacheRequest, _controller_pb2.ClearPrefixCacheResponse]
+    """Forgets the content of all KV blocks that later sequences could find. Those that run go on with what they have."""
 
 @_typing.type_check_only
 class ControllerServiceAsyncStub(ControllerServiceStub):
@@ -75,6 +77,8 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     """
     SetPolicy: _aio.UnaryUnaryMultiCallable[_controller_pb2.SetPolicyRequest, _controller_pb2.SetPolicyResponse]  # type: ignore[assignment]
     """Schedules by another policy from the next step on. INVALID_ARGUMENT if it is unknown. Nothing is lost or recomputed."""
+    ClearPrefixCache: _aio.UnaryUnaryMultiCallable[_controller_pb2.ClearPrefixCacheRequest, _controller_pb2.ClearPrefixCacheResponse]  # type: ignore[assignment]
+    """Forgets the content of all KV blocks that later sequences could find. Those that run go on with what they have."""
 
 class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by the controller, called by routers."""
@@ -138,5 +142,13 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_controller_pb2.SetPolicyResponse, _abc.Awaitable[_controller_pb2.SetPolicyResponse]]:
         """Schedules by another policy from the next step on. INVALID_ARGUMENT if it is unknown. Nothing is lost or recomputed."""
+
+    @_abc_1.abstractmethod
+    def ClearPrefixCache(
+        self,
+        request: _controller_pb2.ClearPrefixCacheRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.ClearPrefixCacheResponse, _abc.Awaitable[_controller_pb2.ClearPrefixCacheResponse]]:
+        """Forgets the content of all KV blocks that later sequences could find. Those that run go on with what they have."""
 
 def add_ControllerServiceServicer_to_server(servicer: ControllerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

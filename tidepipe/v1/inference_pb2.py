@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tidepipe.v1 import sampling_pb2 as tidepipe_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btidepipe/v1/inference.proto\x12\x0btidepipe.v1\x1a\x1atidepipe/v1/sampling.proto\"\x9c\x03\n\x10InferenceRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x15.tidepipe.v1.TokenIdsH\x00\x12!\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x11.tidepipe.v1.ChatH\x00\x12-\n\x08sampling\x18\x06 \x01(\x0b\x32\x1b.tidepipe.v1.SamplingParams\x12\x1b\n\x13\x64isconnect_grace_ms\x18\x07 \x01(\r\x12\x11\n\tskip_text\x18\x08 \x01(\x08\x12\x1b\n\x13keep_special_tokens\x18\t \x01(\x08\x12\x14\n\x07ttft_ms\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07tpot_ms\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x14\n\x0cpiece_gap_ms\x18\x0c \x01(\r\x12\x0c\n\x04user\x18\r \x01(\t\x12\x18\n\x10\x63lamp_max_tokens\x18\x0e \x01(\x08\x42\x08\n\x06promptB\n\n\x08_ttft_msB\n\n\x08_tpot_ms\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"A\n\x04\x43hat\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.tidepipe.v1.ChatMessage\x12\r\n\x05tools\x18\x02 \x03(\t\"d\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\ntool_calls\x18\x04 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\"C\n\x0eStreamPosition\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x12\n\ncharacters\x18\x03 \x01(\r\"n\n\x0fGenerateRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.tidepipe.v1.InferenceRequest\x12+\n\x06resume\x18\x02 \x03(\x0b\x32\x1b.tidepipe.v1.StreamPosition\";\n\x10GenerateResponse\x12\'\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x18.tidepipe.v1.AnswerDelta\"?\n\rSubmitRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.tidepipe.v1.InferenceRequest\"M\n\x0eSubmitResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x10\n\x08\x61ttached\x18\x03 \x01(\x08\"P\n\rStreamRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x06resume\x18\x02 \x03(\x0b\x32\x1b.tidepipe.v1.StreamPosition\"9\n\x0eStreamResponse\x12\'\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x18.tidepipe.v1.AnswerDelta\"\xd4\x02\n\x0b\x41nswerDelta\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x14\n\x0ctoken_offset\x18\x03 \x01(\r\x12\x18\n\x10\x63haracter_offset\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x0c\n\x04text\x18\x06 \x01(\t\x12/\n\x08logprobs\x18\x07 \x03(\x0b\x32\x1d.tidepipe.v1.PositionLogprobs\x12\x30\n\rfinish_reason\x18\x08 \x01(\x0e\x32\x19.tidepipe.v1.FinishReason\x12\x17\n\rstop_token_id\x18\t \x01(\rH\x00\x12\x15\n\x0bstop_string\x18\n \x01(\tH\x00\x12!\n\x05usage\x18\x0b \x01(\x0b\x32\x12.tidepipe.v1.Usage\x12\r\n\x05\x65rror\x18\x0c \x01(\tB\x0c\n\nstopped_by\"m\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\routput_tokens\x18\x02 \x01(\r\x12\x0f\n\x07ttft_ms\x18\x03 \x01(\x01\x12\x10\n\x08total_ms\x18\x04 \x01(\x01\x12\x13\n\x0bpreemptions\x18\x05 \x01(\r\"$\n\rCancelRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"#\n\x0e\x43\x61ncelResponse\x12\x11\n\tcancelled\x18\x01 \x01(\r\"\x13\n\x11ListModelsRequest\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.tidepipe.v1.ModelInfo\"q\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t2\xf7\x02\n\x10InferenceService\x12I\n\x08Generate\x12\x1c.tidepipe.v1.GenerateRequest\x1a\x1d.tidepipe.v1.GenerateResponse0\x01\x12\x41\n\x06Submit\x12\x1a.tidepipe.v1.SubmitRequest\x1a\x1b.tidepipe.v1.SubmitResponse\x12\x43\n\x06Stream\x12\x1a.tidepipe.v1.StreamRequest\x1a\x1b.tidepipe.v1.StreamResponse0\x01\x12\x41\n\x06\x43\x61ncel\x12\x1a.tidepipe.v1.CancelRequest\x1a\x1b.tidepipe.v1.CancelResponse\x12M\n\nListModels\x12\x1e.tidepipe.v1.ListModelsRequest\x1a\x1f.tidepipe.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btidepipe/v1/inference.proto\x12\x0btidepipe.v1\x1a\x1atidepipe/v1/sampling.proto\"\xb0\x03\n\x10InferenceRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x15.tidepipe.v1.TokenIdsH\x00\x12!\n\x04\x63hat\x18\x05 \x01(\x0b\x32\x11.tidepipe.v1.ChatH\x00\x12-\n\x08sampling\x18\x06 \x01(\x0b\x32\x1b.tidepipe.v1.SamplingParams\x12\x1b\n\x13\x64isconnect_grace_ms\x18\x07 \x01(\r\x12\x11\n\tskip_text\x18\x08 \x01(\x08\x12\x1b\n\x13keep_special_tokens\x18\t \x01(\x08\x12\x14\n\x07ttft_ms\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x14\n\x07tpot_ms\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x14\n\x0cpiece_gap_ms\x18\x0c \x01(\r\x12\x0c\n\x04user\x18\r \x01(\t\x12\x18\n\x10\x63lamp_max_tokens\x18\x0e \x01(\x08\x12\x12\n\ncache_salt\x18\x0f \x01(\tB\x08\n\x06promptB\n\n\x08_ttft_msB\n\n\x08_tpot_ms\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"A\n\x04\x43hat\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.tidepipe.v1.ChatMessage\x12\r\n\x05tools\x18\x02 \x03(\t\"d\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\ntool_calls\x18\x04 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x05 \x01(\t\"C\n\x0eStreamPosition\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x12\n\ncharacters\x18\x03 \x01(\r\"n\n\x0fGenerateRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.tidepipe.v1.InferenceRequest\x12+\n\x06resume\x18\x02 \x03(\x0b\x32\x1b.tidepipe.v1.StreamPosition\";\n\x10GenerateResponse\x12\'\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x18.tidepipe.v1.AnswerDelta\"?\n\rSubmitRequest\x12.\n\x07request\x18\x01 \x01(\x0b\x32\x1d.tidepipe.v1.InferenceRequest\"M\n\x0eSubmitResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x10\n\x08\x61ttached\x18\x03 \x01(\x08\"P\n\rStreamRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12+\n\x06resume\x18\x02 \x03(\x0b\x32\x1b.tidepipe.v1.StreamPosition\"9\n\x0eStreamResponse\x12\'\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x18.tidepipe.v1.AnswerDelta\"\xd4\x02\n\x0b\x41nswerDelta\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x14\n\x0ctoken_offset\x18\x03 \x01(\r\x12\x18\n\x10\x63haracter_offset\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x0c\n\x04text\x18\x06 \x01(\t\x12/\n\x08logprobs\x18\x07 \x03(\x0b\x32\x1d.tidepipe.v1.PositionLogprobs\x12\x30\n\rfinish_reason\x18\x08 \x01(\x0e\x32\x19.tidepipe.v1.FinishReason\x12\x17\n\rstop_token_id\x18\t \x01(\rH\x00\x12\x15\n\x0bstop_string\x18\n \x01(\tH\x00\x12!\n\x05usage\x18\x0b \x01(\x0b\x32\x12.tidepipe.v1.Usage\x12\r\n\x05\x65rror\x18\x0c \x01(\tB\x0c\n\nstopped_by\"\x84\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\routput_tokens\x18\x02 \x01(\r\x12\x0f\n\x07ttft_ms\x18\x03 \x01(\x01\x12\x10\n\x08total_ms\x18\x04 \x01(\x01\x12\x13\n\x0bpreemptions\x18\x05 \x01(\r\x12\x15\n\rcached_tokens\x18\x06 \x01(\r\"$\n\rCancelRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\"#\n\x0e\x43\x61ncelResponse\x12\x11\n\tcancelled\x18\x01 \x01(\r\"\x13\n\x11ListModelsRequest\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.tidepipe.v1.ModelInfo\"q\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t2\xf7\x02\n\x10InferenceService\x12I\n\x08Generate\x12\x1c.tidepipe.v1.GenerateRequest\x1a\x1d.tidepipe.v1.GenerateResponse0\x01\x12\x41\n\x06Submit\x12\x1a.tidepipe.v1.SubmitRequest\x1a\x1b.tidepipe.v1.SubmitResponse\x12\x43\n\x06Stream\x12\x1a.tidepipe.v1.StreamRequest\x1a\x1b.tidepipe.v1.StreamResponse0\x01\x12\x41\n\x06\x43\x61ncel\x12\x1a.tidepipe.v1.CancelRequest\x1a\x1b.tidepipe.v1.CancelResponse\x12M\n\nListModels\x12\x1e.tidepipe.v1.ListModelsRequest\x1a\x1f.tidepipe.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,41 +33,41 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tidepipe.v1.inference_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INFERENCEREQUEST']._serialized_start=73
-  _globals['_INFERENCEREQUEST']._serialized_end=485
-  _globals['_TOKENIDS']._serialized_start=487
-  _globals['_TOKENIDS']._serialized_end=510
-  _globals['_CHAT']._serialized_start=512
-  _globals['_CHAT']._serialized_end=577
-  _globals['_CHATMESSAGE']._serialized_start=579
-  _globals['_CHATMESSAGE']._serialized_end=679
-  _globals['_STREAMPOSITION']._serialized_start=681
-  _globals['_STREAMPOSITION']._serialized_end=748
-  _globals['_GENERATEREQUEST']._serialized_start=750
-  _globals['_GENERATEREQUEST']._serialized_end=860
-  _globals['_GENERATERESPONSE']._serialized_start=862
-  _globals['_GENERATERESPONSE']._serialized_end=921
-  _globals['_SUBMITREQUEST']._serialized_start=923
-  _globals['_SUBMITREQUEST']._serialized_end=986
-  _globals['_SUBMITRESPONSE']._serialized_start=988
-  _globals['_SUBMITRESPONSE']._serialized_end=1065
-  _globals['_STREAMREQUEST']._serialized_start=1067
-  _globals['_STREAMREQUEST']._serialized_end=1147
-  _globals['_STREAMRESPONSE']._serialized_start=1149
-  _globals['_STREAMRESPONSE']._serialized_end=1206
-  _globals['_ANSWERDELTA']._serialized_start=1209
-  _globals['_ANSWERDELTA']._serialized_end=1549
-  _globals['_USAGE']._serialized_start=1551
-  _globals['_USAGE']._serialized_end=1660
-  _globals['_CANCELREQUEST']._serialized_start=1662
-  _globals['_CANCELREQUEST']._serialized_end=1698
-  _globals['_CANCELRESPONSE']._serialized_start=1700
-  _globals['_CANCELRESPONSE']._serialized_end=1735
-  _globals['_LISTMODELSREQUEST']._serialized_start=1737
-  _globals['_LISTMODELSREQUEST']._serialized_end=1756
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1758
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1818
-  _globals['_MODELINFO']._serialized_start=1820
-  _globals['_MODELINFO']._serialized_end=1933
-  _globals['_INFERENCESERVICE']._serialized_start=1936
-  _globals['_INFERENCESERVICE']._serialized_end=2311
+  _globals['_INFERENCEREQUEST']._serialized_end=505
+  _globals['_TOKENIDS']._serialized_start=507
+  _globals['_TOKENIDS']._serialized_end=530
+  _globals['_CHAT']._serialized_start=532
+  _globals['_CHAT']._serialized_end=597
+  _globals['_CHATMESSAGE']._serialized_start=599
+  _globals['_CHATMESSAGE']._serialized_end=699
+  _globals['_STREAMPOSITION']._serialized_start=701
+  _globals['_STREAMPOSITION']._serialized_end=768
+  _globals['_GENERATEREQUEST']._serialized_start=770
+  _globals['_GENERATEREQUEST']._serialized_end=880
+  _globals['_GENERATERESPONSE']._serialized_start=882
+  _globals['_GENERATERESPONSE']._serialized_end=941
+  _globals['_SUBMITREQUEST']._serialized_start=943
+  _globals['_SUBMITREQUEST']._serialized_end=1006
+  _globals['_SUBMITRESPONSE']._serialized_start=1008
+  _globals['_SUBMITRESPONSE']._serialized_end=1085
+  _globals['_STREAMREQUEST']._serialized_start=1087
+  _globals['_STREAMREQUEST']._serialized_end=1167
+  _globals['_STREAMRESPONSE']._serialized_start=1169
+  _globals['_STREAMRESPONSE']._serialized_end=1226
+  _globals['_ANSWERDELTA']._serialized_start=1229
+  _globals['_ANSWERDELTA']._serialized_end=1569
+  _globals['_USAGE']._serialized_start=1572
+  _globals['_USAGE']._serialized_end=1704
+  _globals['_CANCELREQUEST']._serialized_start=1706
+  _globals['_CANCELREQUEST']._serialized_end=1742
+  _globals['_CANCELRESPONSE']._serialized_start=1744
+  _globals['_CANCELRESPONSE']._serialized_end=1779
+  _globals['_LISTMODELSREQUEST']._serialized_start=1781
+  _globals['_LISTMODELSREQUEST']._serialized_end=1800
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1802
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1862
+  _globals['_MODELINFO']._serialized_start=1864
+  _globals['_MODELINFO']._serialized_end=1977
+  _globals['_INFERENCESERVICE']._serialized_start=1980
+  _globals['_INFERENCESERVICE']._serialized_end=2355
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,7 @@ class InferenceRequest(_message.Message):
     PIECE_GAP_MS_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
     CLAMP_MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client, unique, 1..256 printable characters. The key of retries."""
     model: _builtins.str
@@ -69,6 +70,11 @@ class InferenceRequest(_message.Message):
     """The client did not name sampling.max_tokens: it is a default, and the rest of the context is enough where that is
     shorter. Else a max_tokens that does not fit is refused.
     """
+    cache_salt: _builtins.str
+    """Shares computed beginnings only with requests that have the same one, of the same API key: how soon an answer comes
+    tells nobody else whether its beginning was asked before. At most 256 bytes. Empty: it shares with all of its key
+    that have none.
+    """
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
         """Token ids, used as they are."""
@@ -98,10 +104,11 @@ class InferenceRequest(_message.Message):
         piece_gap_ms: _builtins.int = ...,
         user: _builtins.str = ...,
         clamp_max_tokens: _builtins.bool = ...,
+        cache_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms", "_ttft_ms", b"_ttft_ms", "chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms", "_ttft_ms", b"_ttft_ms", "chat", b"chat", "clamp_max_tokens", b"clamp_max_tokens", "disconnect_grace_ms", b"disconnect_grace_ms", "keep_special_tokens", b"keep_special_tokens", "model", b"model", "piece_gap_ms", b"piece_gap_ms", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "skip_text", b"skip_text", "text", b"text", "token_ids", b"token_ids", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms", "_ttft_ms", b"_ttft_ms", "cache_salt", b"cache_salt", "chat", b"chat", "clamp_max_tokens", b"clamp_max_tokens", "disconnect_grace_ms", b"disconnect_grace_ms", "keep_special_tokens", b"keep_special_tokens", "model", b"model", "piece_gap_ms", b"piece_gap_ms", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "skip_text", b"skip_text", "text", b"text", "token_ids", b"token_ids", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__tpot_ms: _TypeAlias = _typing.Literal["tpot_ms"]  # noqa: Y015
     _WhichOneofArgType__tpot_ms: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms"]  # noqa: Y015
@@ -487,6 +494,7 @@ class Usage(_message.Message):
     TTFT_MS_FIELD_NUMBER: _builtins.int
     TOTAL_MS_FIELD_NUMBER: _builtins.int
     PREEMPTIONS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Prompt length, tokens."""
     output_tokens: _builtins.int
@@ -497,6 +505,10 @@ class Usage(_message.Message):
     """From arrival to the last token, milliseconds."""
     preemptions: _builtins.int
     """How often it was preempted and recomputed, or moved after a fault."""
+    cached_tokens: _builtins.int
+    """Prompt tokens that were not computed for it, because their KV blocks were there. Of n answers the first one may
+    compute the prompt and the others find it; of the request counts what all of them found.
+    """
     def __init__(
         self,
         *,
@@ -505,10 +517,11 @@ class Usage(_message.Message):
         ttft_ms: _builtins.float = ...,
         total_ms: _builtins.float = ...,
         preemptions: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens", b"output_tokens", "preemptions", b"preemptions", "prompt_tokens", b"prompt_tokens", "total_ms", b"total_ms", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "output_tokens", b"output_tokens", "preemptions", b"preemptions", "prompt_tokens", b"prompt_tokens", "total_ms", b"total_ms", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -75,6 +75,7 @@ def request_from_wire(message: pb.InferenceRequest) -> GenerationRequest:
         piece_gap_s=message.piece_gap_ms / 1000,
         client=message.user[:MAX_USER_CHARACTERS],
         clamp_max_tokens=message.clamp_max_tokens,
+        cache_salt=message.cache_salt,
     )
 
 
@@ -152,6 +153,7 @@ def _usage_to_wire(usage: Usage) -> pb.Usage:
         ttft_ms=usage.ttft_ms,
         total_ms=usage.total_ms,
         preemptions=usage.preemptions,
+        cached_tokens=usage.cached_tokens,
     )
 
 

@@ -48,12 +48,20 @@ class Error(TypedDict):
 
 
 @closed
+class PromptDetails(TypedDict):
+    """cached_tokens: of the prompt, found computed; of n answers, by all of them."""
+
+    cached_tokens: int
+
+
+@closed
 class Usage(TypedDict):
-    """What was computed, tokens."""
+    """What a request took, tokens. prompt_tokens_details: not while the answer is on its way."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: NotRequired[PromptDetails]
 
 
 # -- models -------------------------------------------------------------------------------------------

@@ -8,7 +8,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tidepipe_common.errors import InvalidRequestError
-from tidepipe_common.limits import MAX_LOGPROBS, MAX_NAME_CHARACTERS, MAX_SPEAKER_CHARACTERS, MAX_TURNS
+from tidepipe_common.limits import (
+    MAX_CACHE_SALT_BYTES,
+    MAX_LOGPROBS,
+    MAX_NAME_CHARACTERS,
+    MAX_SPEAKER_CHARACTERS,
+    MAX_TURNS,
+)
 from tidepipe_common.openai.fields import (
     IGNORED,
     REFUSED_IN_CHAT,
@@ -53,6 +59,7 @@ WHOLE_ANSWER_GAP_S = 1.0
 """How often an answer that is not streamed is looked at before it ends."""
 
 ModelName = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]
+CacheSalt = Annotated[str, Field(min_length=1, max_length=MAX_CACHE_SALT_BYTES)]
 Speaker = Annotated[str, Field(max_length=MAX_SPEAKER_CHARACTERS)]
 
 _STRUCTURE_FIELDS = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice")
@@ -92,6 +99,7 @@ class _CommonBody(StrictModel):
     min_tokens: Count | None = None
     ignore_eos: bool | None = None
     user: UserName | None = None
+    cache_salt: CacheSalt | None = None
     safety_identifier: UserName | None = None
     stop_token_ids: StopTokenIds | None = None
     skip_special_tokens: bool | None = None
@@ -157,6 +165,7 @@ class _CommonBody(StrictModel):
             include_stop=bool(self.include_stop_str_in_output),
             piece_gap_s=0.0 if self.stream else WHOLE_ANSWER_GAP_S,
             client=self.safety_identifier or self.user or "",
+            cache_salt=self.cache_salt or "",
         )
 
 

@@ -32,7 +32,6 @@ IGNORED = frozenset(
         "prompt_cache_key",
         "prompt_cache_retention",
         "parallel_tool_calls",
-        "cache_salt",
         "detokenize",
         "include_reasoning",
     }

@@ -74,7 +74,7 @@ class ResponseContext:
         """The `usage` of a chunk, if the request wants it in each of them."""
         if not self.request.stream_running_usage:
             return None
-        return usage_body(Usage(self.prompt_tokens, output_tokens))
+        return _token_counts(Usage(self.prompt_tokens, output_tokens))
 
     def chat_logprobs(self, answer: Answer) -> ChatLogprobs | None:
         """Log-probabilities of a chat answer, if the request wants them and there are tokens."""
@@ -125,6 +125,10 @@ class ResponseContext:
 
 def usage_body(usage: Usage) -> UsageBody:
     """The `usage` object."""
+    return {**_token_counts(usage), "prompt_tokens_details": {"cached_tokens": usage.cached_tokens}}
+
+
+def _token_counts(usage: Usage) -> UsageBody:
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.output_tokens,

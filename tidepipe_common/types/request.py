@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import (
+    MAX_CACHE_SALT_BYTES,
     MAX_NAME_CHARACTERS,
     MAX_PROMPT_BYTES,
     MAX_PROMPT_TOKENS,
@@ -64,6 +65,7 @@ class GenerationRequest:
     clamp_max_tokens: max_tokens is a default that the client did not send; less room for it is no error.
     piece_gap_s: what is new may be sent this seldom; the end is told at once.
     client: who asks, as far as is known; a hash of it goes to the predictor, the name itself nowhere.
+    cache_salt: shares computed beginnings only with requests of its owner that have the same one.
     trace_id: what the caller's proxies and logs call it; names nothing here.
     owner: whose request it is, see security.caller: the same request_id of two owners is two requests.
     background: nobody waits for it (a line of a batch): its owner's other requests go before it.
@@ -86,6 +88,7 @@ class GenerationRequest:
     tpot_ms: float | None = None
     piece_gap_s: float = 0.0
     client: str = ""
+    cache_salt: str = ""
     trace_id: str = ""
     owner: str = ""
     background: bool = False
@@ -98,6 +101,7 @@ class GenerationRequest:
             raise InvalidRequestError("the prompt is empty", "prompt")
         self._check_prompt()
         check_characters("model", self.model or "", MAX_NAME_CHARACTERS)
+        check_bytes("cache_salt", text_bytes(self.cache_salt), MAX_CACHE_SALT_BYTES)
         for name, target in (("ttft_ms", self.ttft_ms), ("tpot_ms", self.tpot_ms)):
             if target is not None and not MIN_LATENCY_TARGET_MS <= target <= MAX_LATENCY_TARGET_MS:
                 raise InvalidRequestError(

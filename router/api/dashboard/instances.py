@@ -72,6 +72,15 @@ def _rows(rows: Rows) -> dict[str, Any]:
     return {"spans": rows.spans, "turns": rows.turns, "samples": rows.samples}
 
 
+def _reuse(reuse: controller_pb2.PrefixReuse) -> dict[str, Any]:
+    return {
+        "on": reuse.on,
+        "asked_tokens": reuse.asked_tokens,
+        "found_tokens": reuse.found_tokens,
+        "evicted_blocks": reuse.evicted_blocks,
+    }
+
+
 def _status(status: controller_pb2.InstanceStatus) -> dict[str, Any]:
     total = max(1, status.kv_blocks_total)
     return {
@@ -89,6 +98,8 @@ def _status(status: controller_pb2.InstanceStatus) -> dict[str, Any]:
         "kv_used": round(1 - status.kv_blocks_free / total, 4) if status.kv_blocks_total else 0.0,
         "kv_forecast": round(status.kv_blocks_forecast / total, 4),
         "kv_tokens": status.kv_blocks_total * status.block_size,
+        "kv_cached": round(status.reuse.kept_blocks / total, 4),
+        "reuse": _reuse(status.reuse) if status.HasField("reuse") else None,
         "steals": status.steals,
         "preemptions": status.preemptions,
         "forecast_error_tokens": round(status.forecast_error_tokens, 1),

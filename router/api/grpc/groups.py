@@ -1,7 +1,8 @@
-"""The part of AdminService that regroups, scales and changes policies."""
+"""The part of AdminService that regroups, scales, changes policies and clears caches."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 POLICY_TIMEOUT_S = 3.0
+CLEAR_TIMEOUT_S = 5.0
 DEFAULT_LEAST, DEFAULT_MOST = 1, 64
 
 
@@ -131,6 +133,16 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
             policies |= {link.instance_id: request.instance_policy for link in links}
         return pb.SetPoliciesResponse(routing=dispatcher.scheduler.policy_name, instance_policies=policies)
 
+    async def ClearPrefixCaches(  # noqa: N802
+        self, request: pb.ClearPrefixCachesRequest, context: Context
+    ) -> pb.ClearPrefixCachesResponse:
+        """Instances forget what they keep. One that does not answer does not keep the others from it."""
+        grouping, name = self._grouping, request.instance_id
+        links = [grouping.fleet.link(name)] if name else list(grouping.registry)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(cleared(link)) for link in links]
+        return pb.ClearPrefixCachesResponse(instances=[task.result() for task in tasks])
+
     def _groups(self) -> pb.GetGroupsResponse:
         scheduler = self._grouping.dispatcher.scheduler
         bounds = scheduler.config.bounds
@@ -179,6 +191,15 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
             notes=[pb.ScalingNote(age_s=now - when, text=text) for when, text in fleet.notes],
             wanted=fleet.wanted,
         )
+
+
+async def cleared(link: InstanceLink) -> pb.ClearedPrefixCache:
+    """Have an instance forget what it keeps."""
+    try:
+        blocks = await link.client.clear_prefix_cache(CLEAR_TIMEOUT_S)
+    except TidePipeError as error:
+        return pb.ClearedPrefixCache(instance_id=link.instance_id, error=str(error))
+    return pb.ClearedPrefixCache(instance_id=link.instance_id, blocks=blocks)
 
 
 def _policy(link: InstanceLink) -> str:

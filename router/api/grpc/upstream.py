@@ -8,6 +8,7 @@ from array import array
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+from router.api.grpc.groups import cleared
 from router.instances.dispatcher import Dispatcher
 from router.instances.link import InstanceLink
 from router.instances.registry import InstanceRegistry
@@ -152,6 +153,17 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
     ) -> pb.SetPolicyResponse:
         """Instances' policies are changed at the router that they belong to."""
         raise InvalidRequestError(f"{self._name} is a router; change policies there", "policy")
+
+    async def ClearPrefixCache(  # noqa: N802
+        self, request: pb.ClearPrefixCacheRequest, context: Context
+    ) -> pb.ClearPrefixCacheResponse:
+        """Of all our instances. UNAVAILABLE if one of them does not answer: it may still find something."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(cleared(link)) for link in self._registry]
+        entries = [task.result() for task in tasks]
+        if missed := [f"{entry.instance_id}: {entry.error}" for entry in entries if entry.error]:
+            raise UnavailableError("not cleared: " + "; ".join(missed))
+        return pb.ClearPrefixCacheResponse(blocks=sum(entry.blocks for entry in entries))
 
     def _find_prefixes(self, request: pb.SubmitSequencesRequest) -> list[PromptPrefix]:
         return [self._prefixes.prefix(one.prefix_root, one.prompt_token_ids) for one in request.sequences]

@@ -12,6 +12,7 @@ from controller.scheduler.events import (
     Event,
     LengthPredicted,
     NewSequence,
+    PrefixCacheCleared,
     SequenceCancelled,
     SequencesArrived,
     StagesLost,
@@ -49,7 +50,10 @@ def live_run(case: str, path: Path) -> list[list[Action]]:
             plans.extend(action.plan for action in done[-1] if isinstance(action, Dispatch))
 
         sampling = SamplingParams(max_tokens=20, logprobs=1, logit_bias={5: -1.0}, stop_token_ids=(9,))
-        arrivals = tuple(NewSequence(f"s{i}", (1, 2, 3) * (i + 1), sampling, (4,), 90.0) for i in range(12))
+        arrivals = tuple(
+            NewSequence(f"s{i}", (1, 2, 3) * (i + 1), sampling, (4,), 90.0, prefix_root="0a" * 16)
+            for i in range(12)
+        )
         handle(SequencesArrived(arrivals))
         handle(LengthPredicted("s1", 10.0, 17.5))
         handle(StagesReady(1, 2, 40))
@@ -64,6 +68,8 @@ def live_run(case: str, path: Path) -> list[list[Action]]:
             if step == 15:
                 handle(SequenceCancelled("s3"))
                 handle(Tick())
+            if step == 17:
+                handle(PrefixCacheCleared())
             if step == 20:
                 failed = plans[0].step_id
                 plans.clear()

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.scheduler.actions import Action, Dispatch, Emit, Finish, PhaseSwitched, Refused
+from controller.scheduler.actions import Action, Dispatch, Emit, Finish, PhaseSwitched, PrefixFound, Refused
 from controller.scheduler.events import (
     Event,
     LengthPredicted,
     NewSequence,
     PolicyChosen,
+    PrefixCacheCleared,
     SequenceCancelled,
     SequencesArrived,
     StagesLost,
@@ -252,7 +253,7 @@ def test_nothing_is_lost_leaked_or_repeated(
             kills += 1
             world.lose_stages(died=kills < 3)
         elif draw < 0.47:
-            world.scheduler.allocator.clear()
+            world.handle(PrefixCacheCleared())
         elif draw < 0.5:
             world.handle(PolicyChosen(chance.choice(sorted(CASES))))
         elif world.fake.queue:
@@ -270,6 +271,23 @@ def test_nothing_is_lost_leaked_or_repeated(
     assert world.scheduler.allocator.used == 0
     assert world.scheduler.phase is Phase.IDLE
     assert all(switch.reason.text for switch in world.switches)
+
+
+def test_after_clearing_only_what_comes_later_is_found() -> None:
+    world = World(stages=2, kv_blocks=100, block_size=8, microbatches=0)
+
+    def found(name: str) -> list[int]:
+        sampling = SamplingParams(max_tokens=4, ignore_eos=True)
+        world.handle(SequencesArrived((NewSequence(name, tuple(range(33)), sampling, prefix_root=ROOTS[0]),)))
+        world.run_dry()
+        return [action.cached_tokens for action in world.trace if isinstance(action, PrefixFound)]
+
+    assert (found("a"), found("b")) == ([], [32])
+    world.handle(PrefixCacheCleared())
+    assert world.scheduler.allocator.findable == 0
+    assert (found("c"), found("d")) == ([32], [32, 32])
+    reuse = world.scheduler.stats.reuse
+    assert (reuse.asked_tokens, reuse.found_tokens, reuse.found_again_tokens) == (4 * 33, 2 * 32, 0)
 
 
 def submit(world: World, lengths: list[tuple[int, int]]) -> None:

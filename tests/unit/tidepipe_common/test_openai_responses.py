@@ -42,7 +42,7 @@ def logprobs(*token_ids: int) -> tuple[PositionLogprobs, ...]:
 
 
 WHOLE = Answer(0, (1, 2, 3, 4), "Hi 世界", logprobs(1, 2, 3, 4), FinishReason.STOP, "END")
-USAGE = Usage(prompt_tokens=2, output_tokens=4)
+USAGE = Usage(prompt_tokens=2, output_tokens=4, cached_tokens=1)
 
 
 def test_chat_body() -> None:
@@ -53,7 +53,12 @@ def test_chat_body() -> None:
         "object": "chat.completion",
         "created": 5,
         "model": "m",
-        "usage": {"prompt_tokens": 2, "completion_tokens": 4, "total_tokens": 6},
+        "usage": {
+            "prompt_tokens": 2,
+            "completion_tokens": 4,
+            "total_tokens": 6,
+            "prompt_tokens_details": {"cached_tokens": 1},
+        },
         "prompt_token_ids": [7, 8],
     }
     content = choice.pop("logprobs")["content"]

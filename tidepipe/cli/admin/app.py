@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from tidepipe.cli.admin.cache import cache
 from tidepipe.cli.admin.macro import drain, instances, macro_app
 from tidepipe.cli.admin.phases import phases
 from tidepipe.cli.admin.policy import policy
@@ -15,6 +16,7 @@ from tidepipe.cli.client_options import client_options
 admin_app = typer.Typer(help="Look into a running cluster, and change it.", no_args_is_help=True)
 admin_app.command("status")(client_options(status))
 admin_app.command("phases")(client_options(phases))
+admin_app.command("cache")(client_options(cache))
 admin_app.command("trace")(client_options(trace))
 admin_app.command("instances")(client_options(instances))
 admin_app.command("drain")(client_options(drain))

@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from tidepipe.cli.admin.cache_view import reuse_fields, reuse_words
 from tidepipe.cli.admin.table import named
 from tidepipe.client.status import ClusterStatus, InstanceStatus, PipelineStatus
 from tidepipe_common.text.text import on_one_line
@@ -46,7 +47,9 @@ def _fields(instance: InstanceStatus) -> dict[str, Any]:
             "total": total,
             "used": total - status.kv_blocks_free,
             "forecast_peak": status.kv_blocks_forecast,
+            "kept": status.reuse.kept_blocks if status.reuse else 0,
         },
+        "prefix_reuse": None if status.reuse is None else reuse_fields(status, status.reuse),
         "steals": status.steals,
         "preemptions": status.preemptions,
         "forecasts": {"scored": status.forecasts_scored, "mean_error_tokens": status.forecast_error_tokens},
@@ -106,6 +109,8 @@ def _facts(status: PipelineStatus, colour: str) -> Table:
     total = max(1, status.kv_blocks_total)
     used, peak = (total - status.kv_blocks_free) / total, status.kv_blocks_forecast / total
     facts.add_row("KV memory", f"{_bar(used)} {used:4.0%} in use, {peak:.0%} at the forecast peak")
+    if status.reuse is not None:
+        facts.add_row("prefix reuse", reuse_words(status.reuse))
     error = (
         f"off by {status.forecast_error_tokens:.0f} tokens (mean of the last of {status.forecasts_scored})"
         if status.forecasts_scored

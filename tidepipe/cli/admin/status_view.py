@@ -9,6 +9,7 @@ from enum import Enum
 from rich.console import Console
 from rich.table import Table
 
+from tidepipe.cli.admin.cache_view import reuse_words
 from tidepipe.cli.admin.table import Column, named, print_table
 from tidepipe.client.status import ClusterStatus, InstanceStatus, StageStatus
 
@@ -84,6 +85,8 @@ def _print_instance(console: Console, instance: InstanceStatus) -> None:
     facts.add_row(
         "  KV blocks", f"{used} of {status.kv_blocks_total} in use, {status.block_size} tokens each"
     )
+    if status.reuse is not None:
+        facts.add_row("  prefix reuse", reuse_words(status.reuse))
     facts.add_row(
         "  since start",
         f"{status.finished} finished, {status.phase_switches} phase switches, "

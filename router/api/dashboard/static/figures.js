@@ -21,7 +21,7 @@ export function updateFigures(state, load) {
     promise("TPOT kept, last minute", promises.tpot),
     {
       name: "KV memory", value: percent(mean((one) => one.kv_used)),
-      note: `forecast peak ${percent(mean((one) => one.kv_forecast))}, mean of instances`,
+      note: `forecast peak ${percent(mean((one) => one.kv_forecast))}, mean of instances; ${reused(statuses)}`,
     },
     {
       name: "Instances", value: `${serving} of ${state.instances.length} serve`,
@@ -30,6 +30,16 @@ export function updateFigures(state, load) {
     },
   ];
   reconcile(byId("figures"), figures, (one) => one.name, create, fill);
+}
+
+/** How much is kept for requests that begin alike, and how much of what they asked for was found. */
+function reused(statuses) {
+  const known = statuses.map((one) => one.reuse).filter((one) => one?.on);
+  if (!known.length) return "nothing is kept";
+  const sum = (name) => known.reduce((total, one) => total + one[name], 0);
+  const cached = statuses.reduce((total, one) => total + one.kv_cached, 0) / statuses.length;
+  const rate = sum("asked_tokens") ? `, hit rate ${percent(sum("found_tokens") / sum("asked_tokens"))}` : "";
+  return `${percent(cached)} cached${rate}`;
 }
 
 function promise(name, { target_ms, met, count, p50_ms, p90_ms }) {

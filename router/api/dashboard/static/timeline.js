@@ -81,6 +81,7 @@ export class Timeline {
     if (block.stages.length !== status.stages.length) addStages(block, status.stages);
     status.stages.forEach((stage, i) => fillStage(block.stages[i], stage, i));
     setText(block.memory, percent(status.kv_used));
+    block.memory.parentNode.title = `KV memory in use${reuseFacts(status)}`;
     setText(block.peak, percent(status.kv_forecast));
     block.height = FLAGS + status.stages.length * (block.laneHeight + GAP) + CURVE;
     for (const stage of block.stages) stage.node.style.height = `${block.laneHeight + GAP}px`;
@@ -181,6 +182,16 @@ function instanceFacts(item, status) {
   return `${status.policy}: ${whole(status.running)} running${batches}, ${whole(status.waiting)} waiting${again}${leaving}`;
 }
 
+/** What is kept of its memory, and what was found there. */
+function reuseFacts(status) {
+  const { reuse } = status;
+  if (!reuse) return "";
+  if (!reuse.on) return "\nnothing is kept: --prefix-caching off";
+  const rate = reuse.asked_tokens
+    ? `; hit rate ${percent(reuse.found_tokens / reuse.asked_tokens)} of ${plural(reuse.asked_tokens, "token")}` : "";
+  return `\n${percent(status.kv_cached)} of it is cached, ${plural(reuse.evicted_blocks, "block")} evicted${rate}`;
+}
+
 function addStages(block, stages) {
   block.stages = stages.map(() => {
     const stage = { name: el("b"), busy: el("span") };
@@ -191,7 +202,7 @@ function addStages(block, stages) {
   block.peak = el("span");
   const spacer = el("div");
   spacer.style.height = `${FLAGS}px`;
-  const memory = el("div", { title: "KV memory in use" }, el("b", { text: "KV" }), block.memory);
+  const memory = el("div", {}, el("b", { text: "KV" }), block.memory);
   const peak = el("div", { title: "KV memory at the forecast peak" }, el("span", { text: "forecast" }), block.peak);
   for (const label of [memory, peak]) label.style.height = `${CURVE / 2}px`;
   block.labels.replaceChildren(spacer, ...block.stages.map((stage) => stage.node), memory, peak);
