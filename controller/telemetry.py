@@ -144,6 +144,7 @@ def _scheduler_metrics(scheduler: Scheduler, label: dict[str, str]) -> Iterable[
     yield total("tidepipe_output_tokens", "Tokens delivered.", stats.output_tokens, **label)
     yield total("tidepipe_sequences_finished", "Sequences that ended.", stats.finished, **label)
     yield from _reuse_metrics(scheduler, label)
+    yield from _offload_metrics(scheduler, label)
 
 
 def _reuse_metrics(scheduler: Scheduler, label: dict[str, str]) -> Iterable[Metric]:
@@ -164,3 +165,17 @@ def _reuse_metrics(scheduler: Scheduler, label: dict[str, str]) -> Iterable[Metr
     yield total("tidepipe_evicted_blocks", evicted, reuse.evicted_blocks, **label)
     yield gauge("tidepipe_kept_blocks", "KV blocks kept although nobody uses them.", store.kept, **label)
     yield gauge("tidepipe_findable_blocks", "KV blocks whose content can be found.", store.findable, **label)
+
+
+def _offload_metrics(scheduler: Scheduler, label: dict[str, str]) -> Iterable[Metric]:
+    stats, tier = scheduler.stats.offload, scheduler.state.tier
+    slots, held = (tier.capacity.slots, len(tier)) if tier is not None else (0, 0)
+    name = "tidepipe_kv_offload"
+    yield gauge(f"{name}_slots", "Blocks that the second tier has room for.", slots, **label)
+    yield gauge(f"{name}_blocks", "Blocks that it holds.", held, **label)
+    yield total(f"{name}_saved_blocks", "Evicted blocks that went there.", stats.saved, **label)
+    yield total(f"{name}_loaded_blocks", "Blocks that came back.", stats.loaded, **label)
+    yield total(f"{name}_evicted_blocks", "Contents that it gave up or did not take.", stats.evicted, **label)
+    yield total(f"{name}_refused_blocks", "Found there, but sooner computed.", stats.refused, **label)
+    yield total(f"{name}_load_seconds", "Predicted for what was loaded.", stats.load_s, **label)
+    yield total(f"{name}_compute_seconds", "Predicted for computing it.", stats.compute_s, **label)

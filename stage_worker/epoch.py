@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import structlog
 
-from stage_worker.executors.protocol import Executor, PlanError, StageSpec
+from stage_worker.executors.protocol import Executor, OffloadError, PlanError, StageSpec
 from stage_worker.link import MAX_QUEUED, NextStageLink, describe
 from tidepipe_common.types.plan import FailureKind, Phase, StageFailure, StageNews, StepPlan, StepReport
 
@@ -257,6 +257,10 @@ class StepRunner:
         except PlanError as error:
             log.error("plan refused", step=step_id, reason=str(error))
             failed(StageFailure(FailureKind.PROTOCOL, str(error), step_id))
+        except OffloadError as error:
+            log.warning("the second tier of KV blocks ends", reason=str(error))
+            # Without a step: no request is to blame.
+            failed(StageFailure(FailureKind.EXECUTION, f"the second tier of KV blocks ends: {error}"))
         except Exception as error:
             log.exception("step failed", step=step_id)
             failed(StageFailure(FailureKind.EXECUTION, f"{type(error).__name__}: {error}", step_id))

@@ -92,6 +92,14 @@ class KvPool:
         """Values of the stage's layer number `layer`: [blocks, kv_heads, block_size, head_dim]."""
         return self._data[layer, :, 1]
 
+    def block(self, block: int) -> torch.Tensor:
+        """Keys and values of all layers in one block: [layers, 2, kv_heads, block_size, head_dim]."""
+        return self._data[:, block]
+
+    def block_bytes_by_layer(self) -> list[torch.Tensor]:
+        """For each layer the bytes of its blocks: [blocks, bytes]."""
+        return [layer.view(len(layer), -1).view(torch.uint8) for layer in self._data]
+
     def occupy(self) -> None:
         """Write to all of it, so that it is resident."""
         self._data.fill_(0.01)

@@ -9,6 +9,7 @@ from stage_worker.executors.protocol import Backend
 from stage_worker.telemetry import export_metrics
 from tidepipe_common.rpc.lifecycle import Lifecycle, run_service, settings_or_exit
 from tidepipe_common.rpc.server import RpcServer
+from tidepipe_common.settings.offload import parse_offload
 from tidepipe_common.settings.stage_worker import StageWorkerSettings
 from tidepipe_common.telemetry.listener import serve_metrics
 from tidepipe_common.telemetry.telemetry import Telemetry
@@ -17,6 +18,7 @@ from tidepipe_common.telemetry.telemetry import Telemetry
 def make_backend(settings: StageWorkerSettings) -> Backend:
     """Build what computes; imports torch, so the command line's errors come without that wait."""
     budget = None if settings.memory_gib is None else int(settings.memory_gib * 2**30)
+    offload = parse_offload(settings.kv_offload) if settings.kv_offload else None
     if settings.executor == "emulated":
         from stage_worker.executors.emulated import EmulatedBackend
 
@@ -26,6 +28,7 @@ def make_backend(settings: StageWorkerSettings) -> Backend:
             profile=settings.profile,
             memory_budget=budget,
             allow_download=settings.allow_download,
+            offload_bytes=offload.nbytes if offload is not None else 0,
         )
     from stage_worker.executors.torch_backend import TorchBackend
 
@@ -39,6 +42,7 @@ def make_backend(settings: StageWorkerSettings) -> Backend:
         allow_download=settings.allow_download,
         fabric=settings.fabric,
         workers_on_device=settings.workers_on_device,
+        offload=offload,
     )
     return backend
 

@@ -108,7 +108,10 @@ class LiveInstance:
                 self._scheduler = self._make_scheduler(self.pipeline.about)
             self.serving, self.detail = True, ""
             pipeline = self.pipeline
-            self._handle(StagesReady(pipeline.epoch, len(pipeline.stages), blocks, pipeline.replaced))
+            ready = StagesReady(
+                pipeline.epoch, len(pipeline.stages), blocks, pipeline.replaced, pipeline.offload
+            )
+            self._handle(ready)
             self.changed.notify_all()
             self._on_serving(True)
             try:

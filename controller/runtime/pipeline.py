@@ -18,6 +18,7 @@ from controller.runtime.stage_client import (
     common_about,
 )
 from controller.scheduler.fabric import obstacles
+from controller.scheduler.offload import OffloadCapacity
 from controller.scheduler.patience import StepWatch
 from controller.scheduler.split import stage_layers
 from tidepipe_common.errors import ConfigError, IncompatibleError, ModelError, UnavailableError
@@ -71,6 +72,16 @@ class Pipeline:
         self._judged = asyncio.Event()
         self.replaced = False
         """True if a stage of this epoch is another process than in the one before."""
+
+    @property
+    def offload(self) -> OffloadCapacity:
+        """Of the second tier in this epoch, as far as all stages have it."""
+        each = [stage.account.offload for stage in self.stages]
+        return OffloadCapacity(
+            min(one.slots for one in each),
+            max(one.block_s for one in each),
+            min(one.step_blocks for one in each),
+        )
 
     async def bring_up(self) -> int:
         """Configure all stages for a new epoch; KV blocks that every stage has.

@@ -10,6 +10,7 @@ import grpc
 import structlog
 
 from controller.scheduler.fabric import FabricPort
+from controller.scheduler.offload import NO_OFFLOAD, OffloadCapacity
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
 from tidepipe_common.codec.plan import news_from_wire, plan_requests
 from tidepipe_common.codec.shape import shape_from_wire
@@ -81,6 +82,7 @@ class StageAccount:
     layers: tuple[int, int] = (0, 0)
     rss_bytes: int = 0
     slow_because: str = ""
+    offload: OffloadCapacity = NO_OFFLOAD
     prefill_busy_s: float = 0.0
     decode_busy_s: float = 0.0
     plan_wait_s: float = 0.0
@@ -195,6 +197,9 @@ class StageClient:
         self.account.layers = setup.layers
         self.account.rss_bytes = reply.rss_bytes
         self.account.slow_because = reply.slow_because
+        self.account.offload = OffloadCapacity(
+            reply.offload_slots, reply.offload_block_s, reply.offload_step_blocks
+        )
         return reply.kv_blocks
 
     def begin_epoch(self) -> bool:

@@ -44,6 +44,18 @@ class HoldingsListener(Protocol):
         ...
 
 
+class EvictedContents(Protocol):
+    """Takes what memory has no room for."""
+
+    def evicted(self, key: bytes, block: int) -> None:
+        """Until the next plan the content is still in its block."""
+        ...
+
+    def clear(self) -> None:
+        """Nothing can be found any more."""
+        ...
+
+
 class BlockUser(Protocol):
     """Who uses blocks, in order. shared_blocks: how many of them, the first, it does not pay for."""
 
@@ -78,6 +90,7 @@ class BlockStore:
         self.block_size = block_size
         self.stats = stats or ReuseStats()
         self.listener: HoldingsListener | None = None
+        self.below: EvictedContents | None = None
         self.unpaid = 0
         """Used blocks that nobody pays for."""
         self.references = 0
@@ -193,6 +206,8 @@ class BlockStore:
         self._places.clear()
         self._blank.extend(self._kept)
         self._kept.clear()
+        if self.below is not None:
+            self.below.clear()
         if self.listener is not None:
             self.listener.cleared()
 
@@ -227,6 +242,8 @@ class BlockStore:
         self._keys[block] = None
         self._blank.append(block)
         self.stats.evicted_blocks += 1
+        if self.below is not None:
+            self.below.evicted(key, block)
         if self.listener is not None:
             self.listener.evicted(key, self._depths[block])
 

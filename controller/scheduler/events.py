@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from controller.scheduler.offload import NO_OFFLOAD, OffloadCapacity
 from tidepipe_common.lengths.prompt import PromptFeatures
 from tidepipe_common.lengths.request import NO_PROMPT
 from tidepipe_common.types.plan import SampledTokens
@@ -72,12 +73,14 @@ class StagesReady:
     """All stages are configured for a new epoch, with empty KV pools of this many blocks.
 
     replaced: one of them is a new process: the one before it has died, and not only a link to it.
+    offload: their second tier, empty as well.
     """
 
     epoch: int
     stages: int
     kv_blocks: int
     replaced: bool = False
+    offload: OffloadCapacity = NO_OFFLOAD
 
 
 @dataclass(frozen=True, slots=True)

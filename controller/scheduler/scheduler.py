@@ -62,7 +62,7 @@ class Scheduler:
         """
         self.policy: Policy = policy or TemporalPolicy()
         self.sequences: dict[str, Sequence] = {}
-        self.state = PipelineState(config)
+        self.state = PipelineState(config, cost)
         self._cost = cost
         self._policies = policies
         self._inquest = Inquest()
@@ -174,7 +174,7 @@ class Scheduler:
 
     def _stages_ready(self, event: StagesReady) -> None:
         microbatches = self.config.microbatches or self.policy.microbatches(event.stages)
-        self.state.start_epoch(event.stages, event.kv_blocks, microbatches)
+        self.state.start_epoch(event.stages, event.kv_blocks, microbatches, event.offload)
         # A link that broke, however often at the same place, says nothing of what it carried.
         in_flight, self._in_flight = self._in_flight, {}
         self._blame(in_flight if event.replaced else {}, certain=False)
@@ -245,7 +245,8 @@ class Scheduler:
             return
         if step.batch is not None:
             state.batches.returned(step.batch)
-        if self._cost is not None and event.stage_s:
+        # The time of copies is no model's.
+        if self._cost is not None and event.stage_s and not step.plan.copies:
             self._cost.observe(step.phase, work_of(step.plan), max(event.stage_s))
         if event.sampled.errors:
             self._end_failed(step, event.sampled.errors)

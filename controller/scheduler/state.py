@@ -12,12 +12,14 @@ from controller.scheduler.block_store import BlockStore, Found
 from controller.scheduler.decode import DecodeBatches, MicroBatch
 from controller.scheduler.expectation import SeenLengths
 from controller.scheduler.holdings import HeldPrefixes
+from controller.scheduler.offload import NO_OFFLOAD, OffloadCapacity, SecondTier
 from controller.scheduler.overflow import OverflowMargin
 from controller.scheduler.preemption import Newest, VictimChoice
 from controller.scheduler.prompt_pace import PromptPace
 from controller.scheduler.sequence import Sequence, State
 from controller.scheduler.stats import SchedulerStats
 from controller.scheduler.steps import StepBook
+from tidepipe_common.latency.model import StepCost
 from tidepipe_common.settings.defaults import BLOCK_SIZE
 from tidepipe_common.types.plan import Phase
 
@@ -47,8 +49,11 @@ class SchedulerConfig:
 class PipelineState:
     """The sequences of one pipeline and everything they hold. Policies act through its methods."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, cost: StepCost | None = None) -> None:
+        """cost: of steps, to tell whether loading a block from the second tier is quicker than computing."""
         self.config = config
+        self.tier: SecondTier | None = None
+        self._cost = cost
         self.stats = SchedulerStats()
         self.holdings = HeldPrefixes(config.block_size) if config.prefix_caching else None
         self.prompt_pace = PromptPace()
@@ -74,11 +79,16 @@ class PipelineState:
         self.config = config
         self.admission.adopt(config.admission)
 
-    def start_epoch(self, stages: int, kv_blocks: int, microbatches: int) -> None:
+    def start_epoch(
+        self, stages: int, kv_blocks: int, microbatches: int, offload: OffloadCapacity = NO_OFFLOAD
+    ) -> None:
         """The stages are ready, with empty KV pools."""
         self.stages = stages
         self.allocator = BlockStore(kv_blocks, self.config.block_size, self.stats.reuse)
         self.allocator.listener = self.holdings
+        if offload.slots:
+            self.tier = SecondTier(offload, self.config.block_size, self.stats.offload)
+            self.allocator.below = self.steps.tier = self.tier
         self.admission = AdmissionController(
             self.config.admission, self.allocator, self.longest_sequence, self.margin
         )
@@ -87,6 +97,7 @@ class PipelineState:
     def end_epoch(self) -> list[Sequence]:
         """The stages are lost: all that ran waits again; returns it."""
         self.allocator.clear()
+        self.tier = self.steps.tier = None
         lost = list(self.running.values())
         for sequence in lost:
             self._forget_progress(sequence)
@@ -119,11 +130,19 @@ class PipelineState:
     # -- sequences ----------------------------------------------------------------------------------
 
     def _find(self, keys: Many[bytes]) -> Found:
-        return self.allocator.find(keys)
+        """In memory, and behind that in the second tier."""
+        found = self.allocator.find(keys)
+        return Found(found.blocks + self._loadable(keys, found.blocks), found.used)
+
+    def _loadable(self, keys: Many[bytes], begin: int) -> int:
+        """How many blocks from the one at `begin` on are sooner loaded than computed."""
+        if self.tier is None or begin == len(keys):
+            return 0
+        return self.tier.worth_loading(keys, begin, self._cost, self.config.prefill_tokens).blocks
 
     def fits(self, candidate: Sequence) -> bool:
         """May it be admitted now?"""
-        found = self.allocator.find(self.waiting.prefixes.keys_of(candidate))
+        found = self._find(self.waiting.prefixes.keys_of(candidate))
         candidate.expected_cached = found.blocks * self.config.block_size
         return self.admission.fits(candidate, len(self.running), self.seen.belief, found.used)
 
@@ -178,21 +197,29 @@ class PipelineState:
         sequence.admitted_order = sequence.key
         self.running[sequence.sequence_id] = sequence
         self.prefilling.append(sequence)
-        self._reuse(sequence)
+        loads = self._reuse(sequence)
         # All blocks of the prompt at once: a prompt under way never starves.
         self.extend(sequence)
+        if loads:
+            self._load(sequence, loads)
         self.admission.admitted(sequence, self.seen.belief)
 
-    def _reuse(self, sequence: Sequence) -> None:
-        """Begin with the blocks that are here already."""
+    def _reuse(self, sequence: Sequence) -> int:
+        """Begin with the blocks that are here already; how many behind them are to be loaded."""
         keys = self.waiting.prefixes.keys_of(sequence)
         for payer in self.allocator.acquire(sequence, keys):
             assert isinstance(payer, Sequence)
             self.admission.admitted(payer, self.seen.belief)
         self.admission.shared()
-        found = len(sequence.blocks) * self.config.block_size
+        here = len(sequence.blocks)
+        loads = 0
+        if self.tier is not None:
+            verdict = self.tier.worth_loading(keys, here, self._cost, self.config.prefill_tokens)
+            self.stats.offload.note(verdict)
+            loads = min(verdict.blocks, self.tier.room())
+        found = (here + loads) * self.config.block_size
         sequence.planned = sequence.begins_at = found
-        sequence.entered_blocks = len(sequence.blocks)
+        sequence.entered_blocks = here
         if sequence.prefix_root:
             self.stats.reuse.asked_tokens += sequence.length
             self.stats.reuse.found_tokens += found
@@ -201,6 +228,15 @@ class PipelineState:
             sequence.cached_tokens = min(found, len(sequence.prompt))
             if found:
                 self.actions.append(PrefixFound(sequence.sequence_id, sequence.cached_tokens))
+        return loads
+
+    def _load(self, sequence: Sequence, count: int) -> None:
+        """Let the next plan fill its first new blocks from the second tier; others may share them then."""
+        assert self.tier is not None
+        begin = sequence.entered_blocks
+        keys = self.waiting.prefixes.keys_of(sequence)
+        self.tier.load(keys[begin : begin + count], sequence.blocks[begin : begin + count])
+        self._enter(sequence, sequence.planned)
 
     def _enter(self, sequence: Sequence, computed: int) -> None:
         """Let its blocks be found, of which so many tokens are computed or on their way."""

@@ -9,6 +9,7 @@ import numpy as np
 from controller.scheduler.actions import Reason
 from controller.scheduler.block_store import ReuseStats
 from controller.scheduler.forecast import KvForecast
+from controller.scheduler.offload import OffloadStats
 from tidepipe_common.types.plan import Phase
 
 
@@ -56,6 +57,7 @@ class SchedulerStats:
     steals: int = 0
     phase_switches: int = 0
     reuse: ReuseStats = field(default_factory=ReuseStats)
+    offload: OffloadStats = field(default_factory=OffloadStats)
     forecast_accuracy: ForecastAccuracy = field(default_factory=ForecastAccuracy)
     last_switch: Reason = field(default_factory=lambda: Reason("started"))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from controller.scheduler.actions import Dispatch
 from controller.scheduler.decode import MicroBatch
+from controller.scheduler.offload import NO_COPIES, SecondTier
 from controller.scheduler.sequence import Sequence
 from tidepipe_common.types.plan import DecodeRows, Phase, PlanRow, SequenceStart, StepPlan
 
@@ -40,6 +41,7 @@ class StepBook:
 
     def __init__(self, eos_token_ids: tuple[int, ...]) -> None:
         self.unsent_blocks: set[Sequence] = set()
+        self.tier: SecondTier | None = None
         self._eos = eos_token_ids
         self._steps: dict[int, Step] = {}
         self._releases: list[int] = []
@@ -100,7 +102,8 @@ class StepBook:
         self._last_step += 1
         starts = tuple(self._start(s) for s, count in chunks if s.planned == s.begins_at + count)
         decode = self._decode_rows(members)
-        plan = StepPlan(self._last_step, phase, tuple(rows), starts, tuple(self._releases), decode)
+        copies = NO_COPIES if self.tier is None else self.tier.take_copies()
+        plan = StepPlan(self._last_step, phase, tuple(rows), starts, tuple(self._releases), decode, copies)
         self._releases.clear()
         tokens = len(members) + sum(count for _, count in chunks)
         self._steps[plan.step_id] = Step(

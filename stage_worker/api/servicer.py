@@ -149,6 +149,9 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
             weight_bytes=executor.weight_bytes,
             kv_bytes=executor.kv_bytes,
             rss_bytes=self._rss(),
+            offload_slots=executor.offload.slots,
+            offload_block_s=executor.offload.block_s,
+            offload_step_blocks=executor.offload.step_blocks,
             slow_because=self._backend.description.slow_because,
         )
 

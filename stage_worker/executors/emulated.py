@@ -16,7 +16,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from stage_worker.executors.protocol import BackendDescription, PlanError, StageSpec, StepOutput
+from stage_worker.executors.protocol import (
+    BackendDescription,
+    OffloadSlots,
+    PlanError,
+    StageSpec,
+    StepOutput,
+)
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.linear import WEIGHT_BYTES, linear_weights
@@ -30,6 +36,7 @@ from tidepipe_common.types.model_shape import ModelShape
 from tidepipe_common.types.plan import SampledTokens, StepPlan
 
 MEMORY_SHARE = 0.9
+OFFLOAD_STEP_BYTES = 256 << 20
 _STRIDE = 7919
 """A prime, so that the tokens of an output differ."""
 _ENDED = struct.Struct("<d")
@@ -54,8 +61,10 @@ class EmulatedBackend:
         profile: Path | None = None,
         memory_budget: int | None = None,
         allow_download: bool = False,
+        offload_bytes: int = 0,
     ) -> None:
         self._hardware = hardware(device)
+        self._offload_bytes = offload_bytes
         shape, fingerprint = _find(model, allow_download)
         # The whole model on one device; a stage takes its share of it.
         measured = read_profile(profile) if profile else None
@@ -75,7 +84,9 @@ class EmulatedBackend:
 
     def configure(self, spec: StageSpec) -> EmulatedExecutor:
         """An empty KV pool; nothing is loaded."""
-        return EmulatedExecutor(self.description, spec, self._latency, self._linked.transfer_s)
+        link = self._hardware.link_gb_s * 1e9
+        tier = (self._offload_bytes, link) if self._offload_bytes else None
+        return EmulatedExecutor(self.description, spec, self._latency, self._linked.transfer_s, tier)
 
 
 class EmulatedExecutor:
@@ -87,8 +98,12 @@ class EmulatedExecutor:
         spec: StageSpec,
         latency: LatencyModel,
         transfer_s: Callable[[int], float],
+        tier: tuple[int, float] | None = None,
     ) -> None:
-        """transfer_s: what the device's link takes for the activations of so many tokens."""
+        """transfer_s: what the device's link takes for the activations of so many tokens.
+
+        tier: bytes of the second tier, and bytes per second of the way there.
+        """
         shape = about.shape
         layers = spec.layer_end - spec.layer_begin
         self._spec = spec
@@ -104,6 +119,11 @@ class EmulatedExecutor:
         room = max(0, about.memory_budget - self.weight_bytes) // block_bytes
         self.kv_blocks = spec.kv_blocks or room
         self.kv_bytes = self.kv_blocks * block_bytes
+        self.offload = OffloadSlots()
+        if tier is not None:
+            most, per_second = tier
+            step_blocks = max(1, OFFLOAD_STEP_BYTES // block_bytes)
+            self.offload = OffloadSlots(most // block_bytes, block_bytes / per_second, step_blocks)
         if self.kv_blocks < 1:
             raise ConfigError(
                 f"{about.memory_budget / 1e9:.1f} GB hold {self.weight_bytes / 1e9:.1f} GB of weights and no "
@@ -116,6 +136,7 @@ class EmulatedExecutor:
         self._apply(plan, hidden)
         last = self._spec.last
         seconds = self._latency.stage_s(work_of(plan), self._layers, last=last) if plan.tokens else 0.0
+        seconds += len(plan.copies) * self.offload.block_s
         self._free_at = ends = starts + seconds
         time.sleep(max(0.0, ends - time.monotonic()))
         if not self._spec.last:
@@ -143,6 +164,9 @@ class EmulatedExecutor:
             raise PlanError(f"{plan.tokens} tokens in a step, {self._spec.max_step_tokens} at most")
         if not self._spec.first and len(hidden or b"") != plan.tokens * self._shape.hidden * WEIGHT_BYTES:
             raise PlanError(f"{len(hidden or b'')} bytes of activations for {plan.tokens} tokens")
+        for block, slot in (*plan.copies.saves, *[(block, slot) for slot, block in plan.copies.loads]):
+            if block >= self.kv_blocks or slot >= self.offload.slots:
+                raise PlanError(f"no block {block} in {self.kv_blocks}, or no slot {slot}")
         for key in plan.releases:
             self._lengths.pop(key, None)
         for start in plan.starts:

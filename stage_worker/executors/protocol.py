@@ -66,6 +66,15 @@ class StageSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class OffloadSlots:
+    """A stage's second tier, see ConfigureResponse. slots 0: it has none."""
+
+    slots: int = 0
+    block_s: float = 0.0
+    step_blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
     """Exactly one is set: activations for the next stage, or (last stage) the sampled tokens.
 
@@ -82,6 +91,10 @@ class PlanError(Exception):
     """A plan makes no sense: unknown sequence, gap in positions, block out of range, too many tokens."""
 
 
+class OffloadError(Exception):
+    """The second tier of a stage cannot go on; the next epoch has none there."""
+
+
 class Executor(Protocol):
     """Computes the steps of one stage in one epoch. Called from one thread, in the order of the plans."""
 
@@ -92,11 +105,17 @@ class Executor(Protocol):
     kv_bytes: int
     """Memory of the KV pool, bytes."""
 
+    @property
+    def offload(self) -> OffloadSlots:
+        """Its second tier."""
+        ...
+
     def execute(self, plan: StepPlan, hidden: bytes | memoryview | None) -> StepOutput:
         """Run one step.
 
         hidden: activations from the stage before (None for the first stage), plan.tokens x hidden values;
-        empty if they come by fabric. Raises PlanError if the plan does not fit what came before.
+        empty if they come by fabric. Raises PlanError if the plan does not fit what came before, OffloadError
+        if its copies cannot be made.
         """
         ...
 

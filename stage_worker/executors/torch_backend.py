@@ -16,9 +16,10 @@ import torch
 
 from stage_worker.attention.backend import AttentionBackend, AttentionContext
 from stage_worker.attention.static_batch import StaticBackend
+from stage_worker.device_copies import copies_for
 from stage_worker.executors.cuda_capture import CudaCapture
 from stage_worker.executors.decode_graphs import DecodeGraphs, capture_decode
-from stage_worker.executors.protocol import BackendDescription, StageSpec
+from stage_worker.executors.protocol import BackendDescription, OffloadError, StageSpec
 from stage_worker.executors.torch_compute import make_compute
 from stage_worker.executors.torch_device import (
     choose_device,
@@ -38,8 +39,10 @@ from stage_worker.models.rope import RotaryTable
 from stage_worker.models.weights import StageWeights
 from stage_worker.models.workspace import Workspace
 from stage_worker.sampling.apart import StepSampler
+from stage_worker.second_tier import BlockMover, check_place, open_tier
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.model_source import resolve_model
+from tidepipe_common.settings.offload import OffloadPlace
 
 _log = structlog.get_logger()
 
@@ -73,10 +76,12 @@ class TorchBackend:
         make_sampler: SamplerFactory | None = None,
         fabric: str | None = None,
         workers_on_device: int = 1,
+        offload: OffloadPlace | None = None,
     ) -> None:
         """fabric: nccl or gloo, to hand activations over past the host where the next stage can.
 
         workers_on_device: that share a GPU, if memory_budget is None.
+        offload: the second tier's place; None: there is none.
         """
         if workers_on_device < 1:
             raise ConfigError(f"workers_on_device must be at least 1, got {workers_on_device}")
@@ -88,6 +93,11 @@ class TorchBackend:
             raise ConfigError(f"memory_budget must be at least 1 byte, got {memory_budget}")
         self._device = choose_device(device)
         self._fabric = fabric
+        self._offload = offload
+        if offload is not None and self._device.type == "cpu":
+            check_place(offload)
+        elif offload is not None and offload.folder is not None:
+            raise ConfigError("--kv-offload of a GPU is page-locked memory; name a size only, no folder")
         if fabric is not None:
             check_backend(fabric, self._device)
         path = resolve_model(model, allow_download=allow_download)
@@ -146,6 +156,7 @@ class TorchBackend:
         budget -= spare * geometry.block_bytes
         blocks = size_pool(geometry, spec.kv_blocks, budget, weights.nbytes, model.context_length)
         pool = KvPool(geometry, blocks, self._device, spare)
+        mover = self._mover(pool)
         rotary = RotaryTable(model.rope, model.head_dim, model.context_length, self._device)
         context = AttentionContext(model, part.begin, pool, rotary)
         with self._device_of_thread():
@@ -165,8 +176,26 @@ class TorchBackend:
                 sampler=self._make_sampler(model.vocab_size, self._device) if spec.last else None,
                 graphs=self._graphs(decoder, attention, context, spec.max_step_tokens),
                 ways=ways,
+                mover=mover,
+                lose_tier=self._lose_tier,
             )
         )
+
+    def _mover(self, pool: KvPool) -> BlockMover | None:
+        """To and from the second tier, if there is one. What worked at the start may not work later: then the
+        stage goes on without."""
+        if self._offload is None:
+            return None
+        try:
+            with self._device_of_thread():
+                tier = open_tier(pool, self._offload, self._device)
+                return BlockMover(pool, tier, copies_for(self._device).finish)
+        except (OSError, RuntimeError, OffloadError) as error:
+            _log.warning("no second tier of KV blocks", reason=str(error))
+            return None
+
+    def _lose_tier(self) -> None:
+        self._offload = None
 
     def _graphs(
         self, decoder: Decoder, attention: AttentionBackend, context: AttentionContext, most_rows: int

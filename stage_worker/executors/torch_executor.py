@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -11,7 +12,7 @@ import torch
 from stage_worker.attention.batch import Int64Array, RaggedBatch
 from stage_worker.device_copies import copies_for
 from stage_worker.executors.decode_graphs import DecodeGraphs
-from stage_worker.executors.protocol import PlanError, StageSpec, StepOutput
+from stage_worker.executors.protocol import OffloadError, OffloadSlots, PlanError, StageSpec, StepOutput
 from stage_worker.executors.torch_sequences import SequenceTables
 from stage_worker.fabric.neighbours import NO_WAYS, FabricWays
 from stage_worker.kv_pool import KvPool
@@ -19,7 +20,8 @@ from stage_worker.models.decoder import Decoder
 from stage_worker.models.spec import ModelSpec
 from stage_worker.priority import compute_as_batch_work
 from stage_worker.sampling.apart import ApartSampler, StepSampler
-from tidepipe_common.types.plan import SampledTokens, StepPlan
+from stage_worker.second_tier import BlockMover
+from tidepipe_common.types.plan import BlockCopies, SampledTokens, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class StageParts:
 
     weight_bytes: of the loaded weights. sampler: on the last stage. graphs: for decode steps, on a GPU.
     ways: to the neighbours, by fabric.
+    mover: to and from the second tier. lose_tier: called when that does not work any more.
     """
 
     stage: StageSpec
@@ -40,6 +43,8 @@ class StageParts:
     sampler: StepSampler | None
     graphs: DecodeGraphs | None = None
     ways: FabricWays = NO_WAYS
+    mover: BlockMover | None = None
+    lose_tier: Callable[[], None] = lambda: None
 
 
 class TorchExecutor:
@@ -61,6 +66,8 @@ class TorchExecutor:
         self._pool = parts.pool
         self._ways = parts.ways
         self._settled = False
+        self._mover = parts.mover
+        self._lose_tier = parts.lose_tier
         self._sequences = SequenceTables(
             parts.stage.block_size, parts.pool.blocks, parts.stage.max_step_tokens, parts.model.context_length
         )
@@ -78,6 +85,8 @@ class TorchExecutor:
         if not self._stage.first:
             self._check_hidden(plan, hidden)
         batch = self._sequences.apply(plan)
+        if plan.copies:
+            self._copy_blocks(plan.copies)
         if self._sampler is not None:
             _forward_changes(plan, self._sampler)
         if not plan.tokens:
@@ -93,9 +102,26 @@ class TorchExecutor:
             return StepOutput(hidden=self._handed_on(residual))
         return StepOutput(sampled=self._sampler.tell(self._sample(self._sampler, plan, batch, residual)))
 
+    @property
+    def offload(self) -> OffloadSlots:
+        """See Executor."""
+        mover = self._mover
+        return (
+            OffloadSlots() if mover is None else OffloadSlots(mover.slots, mover.block_s, mover.step_blocks)
+        )
+
     def close(self) -> None:
         """Wait for no neighbour any more."""
         self._ways.close()
+
+    def _copy_blocks(self, copies: BlockCopies) -> None:
+        if self._mover is None:
+            raise PlanError("the plan has copies, but this stage has no second tier")
+        try:
+            self._mover.execute(copies)
+        except OffloadError:
+            self._lose_tier()
+            raise
 
     def set_lengths_for_profiling(self, lengths: dict[int, int]) -> None:
         """As if these sequences had so many tokens, whatever their blocks hold: to measure steps."""

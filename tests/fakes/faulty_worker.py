@@ -32,6 +32,7 @@ class FaultyExecutor:
         self.kv_blocks = inner.kv_blocks
         self.weight_bytes = inner.weight_bytes
         self.kv_bytes = inner.kv_bytes
+        self.offload = inner.offload
 
     def execute(self, plan: StepPlan, hidden: bytes | memoryview | None) -> StepOutput:
         """See the protocol."""

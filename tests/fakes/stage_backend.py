@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from stage_worker.executors.protocol import BackendDescription, Executor, StageSpec, StepOutput
+from stage_worker.executors.protocol import (
+    BackendDescription,
+    Executor,
+    OffloadSlots,
+    StageSpec,
+    StepOutput,
+)
 from tidepipe_common.types.model_shape import ModelShape
 from tidepipe_common.types.plan import SampledTokens, StepPlan
 
@@ -17,6 +23,7 @@ class FakeExecutor:
     kv_blocks = 32
     weight_bytes = 1000
     kv_bytes = 2000
+    offload = OffloadSlots()
 
     def __init__(self, spec: StageSpec) -> None:
         self._spec = spec

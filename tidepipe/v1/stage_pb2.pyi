@@ -258,6 +258,9 @@ class ConfigureResponse(_message.Message):
     WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
     KV_BYTES_FIELD_NUMBER: _builtins.int
     RSS_BYTES_FIELD_NUMBER: _builtins.int
+    OFFLOAD_SLOTS_FIELD_NUMBER: _builtins.int
+    OFFLOAD_BLOCK_S_FIELD_NUMBER: _builtins.int
+    OFFLOAD_STEP_BLOCKS_FIELD_NUMBER: _builtins.int
     SLOW_BECAUSE_FIELD_NUMBER: _builtins.int
     kv_blocks: _builtins.int
     """KV blocks that this stage has."""
@@ -267,6 +270,12 @@ class ConfigureResponse(_message.Message):
     """KV pool, bytes."""
     rss_bytes: _builtins.int
     """Resident memory, bytes."""
+    offload_slots: _builtins.int
+    """KV blocks that its second tier holds (its own layers' part of them); 0: it has none."""
+    offload_block_s: _builtins.float
+    """What loading one of them back takes, seconds."""
+    offload_step_blocks: _builtins.int
+    """Blocks that one step may copy in each direction at most."""
     slow_because: _builtins.str
     """Why it computes several times slower than it could (no compiler for its kernels, say); empty: it does not."""
     def __init__(
@@ -276,11 +285,14 @@ class ConfigureResponse(_message.Message):
         weight_bytes: _builtins.int = ...,
         kv_bytes: _builtins.int = ...,
         rss_bytes: _builtins.int = ...,
+        offload_slots: _builtins.int = ...,
+        offload_block_s: _builtins.float = ...,
+        offload_step_blocks: _builtins.int = ...,
         slow_because: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_blocks", b"kv_blocks", "kv_bytes", b"kv_bytes", "rss_bytes", b"rss_bytes", "slow_because", b"slow_because", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_blocks", b"kv_blocks", "kv_bytes", b"kv_bytes", "offload_block_s", b"offload_block_s", "offload_slots", b"offload_slots", "offload_step_blocks", b"offload_step_blocks", "rss_bytes", b"rss_bytes", "slow_because", b"slow_because", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -341,6 +353,10 @@ class StepPlan(_message.Message):
     NEW_BLOCK_COUNTS_FIELD_NUMBER: _builtins.int
     NEW_BLOCK_IDS_FIELD_NUMBER: _builtins.int
     SAMPLE_FIELD_NUMBER: _builtins.int
+    SAVE_BLOCKS_FIELD_NUMBER: _builtins.int
+    SAVE_SLOTS_FIELD_NUMBER: _builtins.int
+    LOAD_SLOTS_FIELD_NUMBER: _builtins.int
+    LOAD_BLOCKS_FIELD_NUMBER: _builtins.int
     step_id: _builtins.int
     """Consecutive from 1 within an epoch."""
     phase: _controller_pb2.Phase.ValueType
@@ -383,6 +399,22 @@ class StepPlan(_message.Message):
     def sample(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
         """Per row: true if the next token is to be sampled from its last position."""
 
+    @_builtins.property
+    def save_blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """KV blocks whose content is copied to the second tier before the step computes, and before anything is loaded."""
+
+    @_builtins.property
+    def save_slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The slot of the second tier for each of them; what it held is given up."""
+
+    @_builtins.property
+    def load_slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Slots of the second tier whose content is copied back before the step computes."""
+
+    @_builtins.property
+    def load_blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The KV block for each of them."""
+
     def __init__(
         self,
         *,
@@ -397,10 +429,14 @@ class StepPlan(_message.Message):
         new_block_counts: _abc.Iterable[_builtins.int] | None = ...,
         new_block_ids: _abc.Iterable[_builtins.int] | None = ...,
         sample: _abc.Iterable[_builtins.bool] | None = ...,
+        save_blocks: _abc.Iterable[_builtins.int] | None = ...,
+        save_slots: _abc.Iterable[_builtins.int] | None = ...,
+        load_slots: _abc.Iterable[_builtins.int] | None = ...,
+        load_blocks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_positions", b"first_positions", "new_block_counts", b"new_block_counts", "new_block_ids", b"new_block_ids", "phase", b"phase", "releases", b"releases", "sample", b"sample", "sequence_keys", b"sequence_keys", "starts", b"starts", "step_id", b"step_id", "token_counts", b"token_counts", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_positions", b"first_positions", "load_blocks", b"load_blocks", "load_slots", b"load_slots", "new_block_counts", b"new_block_counts", "new_block_ids", b"new_block_ids", "phase", b"phase", "releases", b"releases", "sample", b"sample", "save_blocks", b"save_blocks", "save_slots", b"save_slots", "sequence_keys", b"sequence_keys", "starts", b"starts", "step_id", b"step_id", "token_counts", b"token_counts", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,6 +14,7 @@ from tidepipe_common.codec.sampling import (
 )
 from tidepipe_common.limits import PIECE_BYTES
 from tidepipe_common.types.plan import (
+    BlockCopies,
     DecodeRows,
     FailureKind,
     Heartbeat,
@@ -74,6 +75,11 @@ def plan_to_wire(plan: StepPlan, *, first: bool, last: bool) -> stage_pb2.StepPl
         new_block_ids=[*decode_blocks, *(block for row in listed for block in row.new_blocks)],
         sample=[*(True,) * len(decode), *(row.sample for row in listed)],
     )
+    if plan.copies:
+        message.save_blocks.extend(block for block, _ in plan.copies.saves)
+        message.save_slots.extend(slot for _, slot in plan.copies.saves)
+        message.load_slots.extend(slot for slot, _ in plan.copies.loads)
+        message.load_blocks.extend(block for _, block in plan.copies.loads)
     if first:
         message.token_ids.extend(decode.token_ids)
         message.token_ids.extend(token for row in listed for token in row.token_ids)
@@ -196,7 +202,20 @@ def plan_from_wire(message: stage_pb2.StepPlan, ahead: Iterable[stage_pb2.Sequen
         for entry in (*ahead, *message.starts)
     )
     phase = phase_from_wire(message.phase)
-    return StepPlan(message.step_id, phase, listed, starts, tuple(message.releases), decode)
+    copies = _copies_from_wire(message)
+    return StepPlan(message.step_id, phase, listed, starts, tuple(message.releases), decode, copies)
+
+
+def _copies_from_wire(message: stage_pb2.StepPlan) -> BlockCopies:
+    if not message.save_slots and not message.load_slots:
+        return BlockCopies()
+    try:
+        return BlockCopies(
+            tuple(zip(message.save_blocks, message.save_slots, strict=True)),
+            tuple(zip(message.load_slots, message.load_blocks, strict=True)),
+        )
+    except ValueError:
+        raise ValueError("the plan's columns of copies differ in length") from None
 
 
 def _decode_rows(counts: tuple[int, ...], sample: tuple[bool, ...]) -> int:

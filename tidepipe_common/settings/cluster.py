@@ -59,6 +59,7 @@ class ClusterConfig(Strict):
     hardware: fields.Hardware | None = None
     threads: fields.Threads | None = None
     memory_gib: fields.MemoryGib | None = None
+    kv_offload: fields.KvOffload | None = None
     block_size: fields.BlockSize | None = None
     kv_blocks: fields.KvBlocks | None = None
     layer_split: fields.LayerSplit | None = None

@@ -13,6 +13,7 @@ from tidepipe_common.numerals import MAX_COUNT
 from tidepipe_common.security import credentials
 from tidepipe_common.settings import defaults
 from tidepipe_common.settings.definition import setting
+from tidepipe_common.settings.offload import parse_offload
 
 
 def _named(value: Any) -> Any:
@@ -25,6 +26,11 @@ def _named(value: Any) -> Any:
 def _split(value: str | None) -> str | None:
     if value and re.fullmatch(r"[0-9]{1,5}(,[0-9]{1,5})*", value) is None:
         raise ValueError("must be numbers such as 16,14")
+    return value
+
+
+def _offload(value: str) -> str:
+    parse_offload(value)
     return value
 
 
@@ -113,6 +119,15 @@ Threads = Annotated[
 MemoryGib = Annotated[
     float,
     setting("Memory of a stage for weights and KV blocks, GiB.", otherwise="what is free", gt=0, le=1e6),
+]
+KvOffload = Annotated[
+    str,
+    AfterValidator(_offload),
+    setting(
+        "Second tier of a stage for evicted KV blocks: a file; with a GPU page-locked memory, without DIR.",
+        metavar="SIZE[:DIR]",
+        otherwise="none",
+    ),
 ]
 AllowDownload = Annotated[bool, setting("Fetch a hub id that is not on this machine.")]
 

@@ -21,6 +21,7 @@ class StageWorkerSettings(ServiceSettings):
     quantization: fields.Quantization | None = None
     threads: fields.Threads | None = None
     memory_gib: fields.MemoryGib | None = None
+    kv_offload: fields.KvOffload | None = None
     workers_on_device: Annotated[
         int, setting("Stage workers that share this GPU's memory.", ge=1, le=MAX_COUNT)
     ] = 1

@@ -83,6 +83,20 @@ class DecodeRows:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockCopies:
+    """Contents of KV blocks between a stage's pool and its second tier, before a step computes.
+
+    saves: (block, slot), all of them done before any of loads: (slot, block).
+    """
+
+    saves: tuple[tuple[int, int], ...] = ()
+    loads: tuple[tuple[int, int], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.saves) + len(self.loads)
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step of one micro-batch. `step_id` counts from 1 within an epoch.
 
@@ -96,6 +110,7 @@ class StepPlan:
     starts: tuple[SequenceStart, ...] = ()
     releases: tuple[int, ...] = ()
     decode: DecodeRows = DecodeRows()
+    copies: BlockCopies = BlockCopies()
 
     @property
     def rows(self) -> tuple[PlanRow, ...]:

@@ -23,13 +23,17 @@ from controller.scheduler.events import (
     StepDone,
     Tick,
 )
+from controller.scheduler.offload import NO_OFFLOAD, OffloadCapacity
 from controller.scheduler.scheduler import Scheduler, SchedulerConfig
 from tests.unit.controller.policy_cases import CASES
+from tidepipe_common.latency.learned import LearnedCost
 from tidepipe_common.prefix import root_key
-from tidepipe_common.types.plan import Phase, SampledTokens, StepPlan
+from tidepipe_common.types.plan import BlockCopies, Phase, SampledTokens, StepPlan
 from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
 EOS = 0
+OFFLOAD = OffloadCapacity(slots=12, block_s=1e-9, step_blocks=5)
+"""Small enough to overflow, quicker than computing."""
 
 
 @dataclass
@@ -49,6 +53,9 @@ class FakeStages:
     blocks: dict[int, list[int]] = field(default_factory=dict)
     queue: list[StepPlan] = field(default_factory=list)
     last_step: int = 0
+    tier: dict[int, list[tuple[int, int] | None]] = field(default_factory=dict)
+    saved: int = 0
+    loaded: int = 0
 
     def accept(self, plan: StepPlan) -> None:
         assert plan.step_id == self.last_step + 1
@@ -65,6 +72,7 @@ class FakeStages:
             self.blocks[key] = []
         assert plan.rows
         assert len({row.key for row in plan.rows}) == len(plan.rows)
+        self._copy(plan.copies)
         for row in plan.rows:
             if row.key in begun:
                 assert row.first_position % self.block_size == 0, "only whole blocks are shared"
@@ -88,6 +96,19 @@ class FakeStages:
             if row.sample:
                 sampled.append(next_token(known))
         return StepDone(plan.step_id, SampledTokens(tuple(sampled)))
+
+    def _copy(self, copies: BlockCopies) -> None:
+        size = self.block_size
+        assert len(copies.saves) <= OFFLOAD.step_blocks >= len(copies.loads)
+        for block, slot in copies.saves:
+            assert 0 <= slot < OFFLOAD.slots
+            self.tier[slot] = [self.slots.get(place) for place in range(block * size, (block + 1) * size)]
+        for slot, block in copies.loads:
+            for place, content in enumerate(self.tier[slot], start=block * size):
+                assert content is not None, "only full blocks are saved"
+                self.slots[place] = content
+        self.saved += len(copies.saves)
+        self.loaded += len(copies.loads)
 
     def first_token(self, key: int) -> int:
         """Of a sequence that was begun."""
@@ -130,6 +151,7 @@ class World:
     block_size: int
     microbatches: int
     case: str = "td-pipe"
+    offload: OffloadCapacity = NO_OFFLOAD
     outputs: dict[str, list[int]] = field(default_factory=dict)
     ends: dict[str, Finish] = field(default_factory=dict)
     switches: list[PhaseSwitched] = field(default_factory=list)
@@ -148,9 +170,12 @@ class World:
             admission=admission,
             victims=victims,
         )
-        self.scheduler = Scheduler(config, make_policy(), policies=lambda name: (CASES[name][0](), config))
+        cost = LearnedCost() if self.offload.slots else None
+        self.scheduler = Scheduler(
+            config, make_policy(), cost, policies=lambda name: (CASES[name][0](), config)
+        )
         self.fake = FakeStages(self.kv_blocks, self.block_size)
-        self.handle(StagesReady(1, self.stages, self.kv_blocks))
+        self.handle(StagesReady(1, self.stages, self.kv_blocks, offload=self.offload))
 
     def handle(self, event: Event) -> None:
         self.now += 0.01
@@ -170,6 +195,8 @@ class World:
                 case Refused():
                     raise AssertionError(action)
         self.scheduler.allocator.check(list(self.scheduler.sequences.values()))
+        if self.scheduler.state.tier is not None:
+            self.scheduler.state.tier.check()
 
     def lose_stages(
         self, detail: str = "killed", failed: int | None = None, *, died: bool = False, link: bool = False
@@ -179,7 +206,7 @@ class World:
         assert self.scheduler.allocator.used == 0
         self.epoch += 1
         self.fake = FakeStages(self.kv_blocks, self.block_size)
-        self.handle(StagesReady(self.epoch, self.stages, self.kv_blocks, replaced=died))
+        self.handle(StagesReady(self.epoch, self.stages, self.kv_blocks, died, self.offload))
 
     def run_dry(self) -> None:
         steps = 0
@@ -209,6 +236,7 @@ def prompt_of(chance: random.Random, length: int) -> tuple[int, ...]:
     block_size=st.sampled_from([4, 8, 16]),
     spare=st.integers(0, 30),
     seed=st.integers(0, 2**16),
+    offload=st.booleans(),
 )
 def test_nothing_is_lost_leaked_or_repeated(
     case: str,
@@ -218,12 +246,14 @@ def test_nothing_is_lost_leaked_or_repeated(
     block_size: int,
     spare: int,
     seed: int,
+    offload: bool,
 ) -> None:
-    """Every sequence ends with exactly the tokens it would have alone, however tight memory is, whatever
-    is cancelled, predicted or lost on the way, whichever policies take turns; then all blocks are free."""
+    """Every sequence ends with exactly the tokens it would have alone, however tight memory is, whether
+    evicted blocks come back from a second tier or not, whatever is cancelled, predicted or lost on the way, whichever
+    policies take turns; then all blocks are free."""
     # Just enough blocks for the longest sequence alone, plus a few.
     kv_blocks = -(-150 // block_size) + spare
-    world = World(stages, kv_blocks, block_size, microbatches, case)
+    world = World(stages, kv_blocks, block_size, microbatches, case, OFFLOAD if offload else NO_OFFLOAD)
     chance = random.Random(seed)
     limits: dict[str, tuple[tuple[int, ...], int]] = {}
     cancelled: set[str] = set()
@@ -357,3 +387,20 @@ def test_a_handed_over_output_is_continued_not_repeated() -> None:
     world.handle(SequencesArrived((NewSequence("x", prompt, SamplingParams(max_tokens=12), given_tokens),)))
     world.run_dry()
     assert world.outputs["x"] == whole
+
+
+def test_a_conversation_comes_back_from_the_second_tier() -> None:
+    """What memory gave up for others is loaded, not computed, when that is quicker; else computed."""
+    for block_s, loaded in ((1e-9, True), (1e9, False)):
+        world = World(2, 20, 8, 0, offload=OffloadCapacity(12, block_s, 5))
+        chance = random.Random(5)
+        first, other = (tuple(chance.randint(1, 99) for _ in range(90)) for _ in range(2))
+        for name, prompt in (("a", first), ("b", other), ("c", first)):
+            params = SamplingParams(max_tokens=4, ignore_eos=True)
+            world.handle(SequencesArrived((NewSequence(name, prompt, params, prefix_root=ROOTS[0]),)))
+            world.run_dry()
+        assert world.outputs["a"] == world.outputs["c"]
+        assert (world.fake.loaded > 0) == loaded
+        stats = world.scheduler.stats.offload
+        assert (stats.saved, stats.loaded) == (world.fake.saved, world.fake.loaded)
+        assert (stats.refused > 0) != loaded
