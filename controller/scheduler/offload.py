@@ -129,12 +129,13 @@ class SecondTier:
         evicted, self._evicted = self._evicted, []
         if not evicted:
             return BlockCopies((), tuple(loads)) if loads else NO_COPIES
-        # Those that were evicted last are nearest to the roots.
-        most = self.capacity.step_blocks
-        self.stats.evicted += max(0, len(evicted) - most)
         in_use = {slot for slot, _ in loads}
+        # Those that were evicted last are nearest to the roots.
+        most = min(self.capacity.step_blocks, self.capacity.slots - len(in_use))
+        dropped = max(0, len(evicted) - most)
+        self.stats.evicted += dropped
         saves = []
-        for key, block in evicted[-most:]:
+        for key, block in evicted[dropped:]:
             # It may have been computed anew, and evicted again.
             slot = self._slots.get(key)
             if slot is None:

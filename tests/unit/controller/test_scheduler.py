@@ -32,7 +32,7 @@ from tidepipe_common.types.plan import BlockCopies, Phase, SampledTokens, StepPl
 from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
 EOS = 0
-OFFLOAD = OffloadCapacity(slots=12, block_s=1e-9, step_blocks=5)
+OFFLOAD = OffloadCapacity(slots=7, block_s=1e-9, step_blocks=5)
 """Small enough to overflow, quicker than computing."""
 
 
@@ -248,9 +248,8 @@ def test_nothing_is_lost_leaked_or_repeated(
     seed: int,
     offload: bool,
 ) -> None:
-    """Every sequence ends with exactly the tokens it would have alone, however tight memory is, whether
-    evicted blocks come back from a second tier or not, whatever is cancelled, predicted or lost on the way, whichever
-    policies take turns; then all blocks are free."""
+    """Every sequence ends with exactly the tokens it would have alone, however tight memory is, with a second
+    tier and without, whatever is cancelled, predicted or lost on the way, whichever policies take turns; then all blocks are free."""
     # Just enough blocks for the longest sequence alone, plus a few.
     kv_blocks = -(-150 // block_size) + spare
     world = World(stages, kv_blocks, block_size, microbatches, case, OFFLOAD if offload else NO_OFFLOAD)
