@@ -133,6 +133,8 @@ class ClusterConfig(Strict):
                 "--host ...` with all nodes' addresses, copy DIR to the same path on each node, and give "
                 "--tls DIR"
             )
+        if self.kv_offload is not None and self.prefix_caching == "off":
+            raise ValueError("kv_offload keeps KV blocks that are found again: not with prefix_caching off")
         if self.hardware is not None and self.executor != "emulated":
             raise ValueError("hardware names the device that --executor emulated stands in for")
         if self.quantization is not None and self.executor == "emulated":

@@ -249,7 +249,8 @@ def test_nothing_is_lost_leaked_or_repeated(
     offload: bool,
 ) -> None:
     """Every sequence ends with exactly the tokens it would have alone, however tight memory is, with a second
-    tier and without, whatever is cancelled, predicted or lost on the way, whichever policies take turns; then all blocks are free."""
+    tier and without, whatever is cancelled, predicted or lost on the way, whichever policies take turns; then
+    all blocks are free."""
     # Just enough blocks for the longest sequence alone, plus a few.
     kv_blocks = -(-150 // block_size) + spare
     world = World(stages, kv_blocks, block_size, microbatches, case, OFFLOAD if offload else NO_OFFLOAD)
