@@ -14,6 +14,10 @@ products take at least J f(X / J) for X tokens in all, at the best J that memory
 Besides, the tokens of one sequence follow each other: the longest output takes a pass through all stages for
 each of its tokens.
 
+Where KV blocks are shared, a prompt's tokens that an earlier request had, in the same place behind the same
+beginning, need not be computed; and as memory holds them once, only the others count in M. Each block is new
+to one request alone, so however requests overlap, they hold at least what is new in each.
+
 Left out, so that the bound is never reached: ramp and drain of the pipeline, transfers, dispatch, the tail
 when few sequences are left, block rounding, unknown lengths.
 """
@@ -24,7 +28,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from simulator.job import ROOT
 from tidepipe_common.latency.model import StepCost
+from tidepipe_common.prefix import block_keys
+from tidepipe_common.settings.defaults import BLOCK_SIZE
+from workloads.content import ANSWER, token_ids
 from workloads.mixes import SimRequest
 
 LARGEST_STEP = 4096
@@ -72,19 +80,43 @@ def _above(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float
     return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
 
 
-def mixed_batch_bound(requests: Sequence[SimRequest], cost: StepCost, stages: int, kv_tokens: int) -> Bound:
-    """See the module. kv_tokens: tokens that fit into the KV cache of a stage."""
+def found_by_ideal(requests: Sequence[SimRequest]) -> list[int]:
+    """Tokens of each prompt in blocks that an earlier request had: what unlimited memory would find."""
+    seen: set[bytes] = set()
+    found = []
+    for one in requests:
+        if not one.content:
+            found.append(0)
+            continue
+        answer = (ANSWER,) * (one.output_tokens - 1)
+        keys = block_keys(ROOT, token_ids(one.content) + answer, BLOCK_SIZE)
+        of_prompt = keys[: (one.prompt_tokens - 1) // BLOCK_SIZE]
+        here = next((place for place, key in enumerate(of_prompt) if key not in seen), len(of_prompt))
+        found.append(here * BLOCK_SIZE)
+        seen.update(keys)
+    return found
+
+
+def mixed_batch_bound(
+    requests: Sequence[SimRequest], cost: StepCost, stages: int, kv_tokens: int, found: Sequence[int] = ()
+) -> Bound:
+    """See the module. kv_tokens: tokens that fit into the KV cache of a stage.
+
+    found: of each prompt, tokens that need not be computed; none if it is empty.
+    """
+    found = found or [0] * len(requests)
     prompts = sum(one.prompt_tokens for one in requests)
     outputs = sum(one.output_tokens for one in requests)
     # The last token of an output is sampled but never computed.
-    tokens = prompts + outputs - len(requests)
-    context = 0.0
-    for one in requests:
+    tokens = prompts + outputs - len(requests) - sum(found)
+    context = held = 0.0
+    for one, here in zip(requests, found, strict=True):
         rows = one.output_tokens - 1
         context += rows * (one.prompt_tokens + (rows + 1) / 2)
+        held += rows * (one.prompt_tokens - here + (rows + 1) / 2)
     attention = cost.attention_s(round(context), 0.0)
     hull = ConvexHull([cost.linear_s(x) for x in range(1, LARGEST_STEP + 1)])
-    least = max(context * stages / kv_tokens, tokens / LARGEST_STEP, 1.0)
+    least = max(held * stages / kv_tokens, tokens / LARGEST_STEP, 1.0)
     most = max(float(tokens), least)
     best_s, best_steps = float("inf"), least
     for i in range(_SEARCH + 1):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from controller.scheduler.policies.catalog import Knobs, make_setup
 from controller.scheduler.scheduler import Scheduler
-from simulator.bound import Bound, mixed_batch_bound
+from simulator.bound import Bound, found_by_ideal, mixed_batch_bound
 from simulator.pipeline import SimulatedInstance
 from simulator.predictions import Predict
 from simulator.record import Recording, RunResult
@@ -53,7 +53,8 @@ class PipelineSpec:
         """Upper bound on the throughput of the pipeline."""
         cost = self.latency()
         kv_tokens = cost.kv_blocks(BLOCK_SIZE) * BLOCK_SIZE
-        return mixed_batch_bound(workload.requests, cost, self.devices, kv_tokens)
+        found = found_by_ideal(workload.requests) if self.prefix_caching else ()
+        return mixed_batch_bound(workload.requests, cost, self.devices, kv_tokens, found)
 
 
 @dataclass(frozen=True, slots=True)

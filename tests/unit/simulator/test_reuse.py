@@ -75,6 +75,7 @@ def test_with_memory_enough_all_is_found_that_was_there(policy: str) -> None:
     assert runs[0].cached_tokens == ideal(load)
     assert runs[0].recomputed_tokens == 0 == runs[1].cached_tokens
     assert runs[0].makespan_s < runs[1].makespan_s
+    assert runs[0].output_tokens_per_s < PIPELINE.bound(load).output_tokens_per_s
     assert 0.5 < runs[0].hit_rate < 1.0
 
 
