@@ -1,4 +1,4 @@
-"""Prompts that no context holds, whichever way they are tokenized."""
+"""Prompts on their way in: what no context holds, and by what beginnings are found."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any, cast
 
 import pytest
 
-from router.instances.sequence import PrefixKeys
+from router.instances.sequence import PrefixKeys, PromptPrefix
 from router.requests.admission import INLINE_CHARACTERS, Admission
 from router.requests.text_port import TooManyTokensError
 from tests.fakes.text import ByteText
 from tidepipe_common.errors import ContextLengthError
+from tidepipe_common.prefix import block_keys, root_key, told_key
 from tidepipe_common.types.request import GenerationRequest
 
 
@@ -39,3 +40,32 @@ async def test_a_text_with_too_many_tokens_does_not_fit(characters: int) -> None
         admission = Admission("m", text, served, executor, 1.0, PrefixKeys(lambda: 16))
         with pytest.raises(ContextLengthError, match="more than 100 tokens"):
             await admission.admit(GenerationRequest("r", "a" * characters), cast(Any, None))
+
+
+@pytest.mark.parametrize("characters", [INLINE_CHARACTERS - 1, INLINE_CHARACTERS + 1])
+@pytest.mark.parametrize("as_ids", [False, True])
+async def test_a_beginning_is_named_by_its_tokens_and_whose_it_is(characters: int, as_ids: bool) -> None:
+    """As a controller names its blocks, wherever it is hashed; another tenant's is another unless all share,
+    and nothing is hashed where no instance reuses blocks."""
+    text: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    text.set_result(ByteText())
+    facts = SimpleNamespace(model="m", context_length=10_000, vocab_size=256, eos_token_ids=(0,))
+
+    async def wait(patience_s: float) -> object:
+        return facts
+
+    async def prefix(owner: str, block_size: int = 16, *, share: bool = False) -> PromptPrefix:
+        prefixes = PrefixKeys(lambda: block_size, share=share)
+        served = cast(Any, SimpleNamespace(wait=wait))
+        entry = cast(Any, SimpleNamespace(new_answer=lambda *args, **told: told["prefix"]))
+        prompt = tuple(b"a" * characters) if as_ids else "a" * characters
+        request = GenerationRequest("r", prompt, owner=owner)
+        with ThreadPoolExecutor(1) as executor:
+            (found,) = await Admission("m", text, served, executor, 1.0, prefixes).admit(request, entry)
+        return cast(PromptPrefix, found)
+
+    keys = block_keys(root_key("one"), list(b"a" * characters), 16)
+    assert await prefix("one") == PromptPrefix(root_key("one"), tuple(map(told_key, keys[7::8])))
+    assert not {*(await prefix("one")).keys} & {*(await prefix("two")).keys}
+    assert await prefix("one", share=True) == await prefix("two", share=True)
+    assert await prefix("one", 0) == PromptPrefix(root_key("one"))
