@@ -40,7 +40,8 @@ class InstanceDirectory:
         self._changed = changed
         self._links: dict[str, InstanceLink] = {}
         self.block_size = 0
-        """Tokens per KV block of instances that reuse them; 0: none does, as far as is known."""
+        """Tokens per KV block of instances that reuse them, by which prompts' beginnings are named; 0: none
+        does, as far as is known. Of an instance with blocks of another size nothing can be found."""
 
     def __getitem__(self, instance_id: str) -> InstanceLink:
         return self._links[instance_id]
@@ -84,11 +85,22 @@ class InstanceDirectory:
         elif view.draining:
             self._handle(InstanceResumed(name))
         accepted = max(0, report.accepted - link.count_base)
-        self._handle(InstanceReported(name, replace(report, accepted=accepted)))
-        if report.holdings is not None:
-            self.block_size = report.holdings.block_size
+        holdings = report.holdings if self._same_blocks(report) else None
+        self._handle(InstanceReported(name, replace(report, accepted=accepted, holdings=holdings)))
         if (view := self._scheduler.view(name)) and view.prefixes.missed:
             link.tell_all()
+
+    def _same_blocks(self, report: InstanceReport) -> bool:
+        """Does it tell of blocks of the size by which beginnings are named? The size stays while an open
+        instance has it: with each change all that is under way is named in vain."""
+        size = _block_size(report)
+        if not size:
+            return False
+        if size != self.block_size:
+            sizes = (_block_size(link.report) for link in self._links.values() if link.open)
+            if not self.block_size or self.block_size not in sizes:
+                self.block_size = size
+        return size == self.block_size
 
     def silent(self, link: InstanceLink) -> None:
         """Nothing is known of an instance for the time being, or it takes nothing new."""
@@ -101,3 +113,7 @@ class InstanceDirectory:
         elif view.status is not None:
             link.restart_count()
             self._handle(InstanceReconnected(link.instance_id))
+
+
+def _block_size(report: InstanceReport | None) -> int:
+    return report.holdings.block_size if report and report.holdings else 0
