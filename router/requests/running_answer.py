@@ -190,6 +190,8 @@ class RunningAnswer:
         self._error = error
         if self._text is not None:
             self._text.log.compact()
+        # It goes nowhere any more, but is remembered for long.
+        self.prefix = NO_PREFIX
         elapsed = self._clock() - self.arrived
         self._meter.ended(EndedAnswer(reason, self.usage, elapsed, self.ttft_s, self.tpot_s, shed))
         self._changed()

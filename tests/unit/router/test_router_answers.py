@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.instances.sequence import MAX_FRUITLESS, Progress
+from router.instances.sequence import MAX_FRUITLESS, NO_PREFIX, Progress, PromptPrefix
 from router.requests.meter import Unmeasured
 from router.requests.output import AnswerText
 from router.requests.running_answer import Cursor, RunningAnswer
@@ -134,6 +134,15 @@ def test_text_that_is_held_back_comes_out_at_the_end() -> None:
     answer.apply(news(tokens, 7, 7, FinishReason.LENGTH))
     client.read(answer)
     assert (client.text, client.finish) == ("abcsto\N{REPLACEMENT CHARACTER}", FinishReason.LENGTH)
+
+
+def test_an_ended_answer_keeps_no_names_of_its_beginning() -> None:
+    """It is remembered for long, by a count of bytes that does not have them."""
+    answer = make_answer(SamplingParams(max_tokens=9))
+    answer.prefix = PromptPrefix(b"root", (1, 2))
+    answer.apply(news([97], 0, 1, FinishReason.LENGTH))
+    assert answer.finished
+    assert answer.prefix == NO_PREFIX
 
 
 def test_what_the_stage_refuses_is_the_requests_fault_and_other_errors_are_not() -> None:
