@@ -29,7 +29,7 @@ from workloads.files import open_workload
 from workloads.goodput import search_goodput
 
 TARGETS = SloTarget(5.0, 0.1)
-LONGEST = 16_384
+LONGEST = 8192
 STEP_TOKENS = 256
 PRECISION = 0.08
 
