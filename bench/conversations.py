@@ -35,7 +35,8 @@ class Answer:
 class Figures:
     """A workload's run, from the first request to the last answer. Medians of the time to the first token.
 
-    others_cores: what processes that are not ours kept busy meanwhile; stolen_cores: what the host took away.
+    system_cpu_s: the system's processor time, which a busy machine changes least. others_cores: what others'
+    processes kept busy meanwhile; stolen_cores: what the host took away.
     """
 
     seconds: float
@@ -45,6 +46,7 @@ class Figures:
     ttft_first_s: float
     ttft_later_s: float
     client_cpu_s: float
+    system_cpu_s: float
     others_cores: float
     stolen_cores: float
 
@@ -156,6 +158,7 @@ async def run(workload: Workload, urls: Sequence[str]) -> Figures:
         ttft_first_s=round(statistics.median(chat[0].ttft_s for chat in chats), 3),
         ttft_later_s=round(statistics.median(later), 3) if later else 0.0,
         client_cpu_s=round(used.client, 2),
+        system_cpu_s=round(used.ours - used.client, 2),
         others_cores=round(max(0.0, used.all - used.ours) / seconds, 3),
         stolen_cores=round(used.stolen / seconds, 3),
     )

@@ -181,9 +181,9 @@ def _line(one: Run) -> str:
     return (
         f"round {one.round + 1}, {one.workload}: {one.system} {figures.seconds:.1f} s, "
         f"TTFT {figures.ttft_first_s:.2f} and {figures.ttft_later_s:.2f} s, "
-        f"{figures.cached_tokens} of {figures.prompt_tokens} prompt tokens cached; client "
-        f"{figures.client_cpu_s:.1f} s, others {figures.others_cores:.2f}, stolen "
-        f"{figures.stolen_cores:.2f} cores"
+        f"{figures.cached_tokens} of {figures.prompt_tokens} prompt tokens cached; processors: "
+        f"{figures.system_cpu_s:.1f} s, client {figures.client_cpu_s:.1f} s, "
+        f"others {figures.others_cores:.2f}, stolen {figures.stolen_cores:.2f} cores"
     )
 
 
