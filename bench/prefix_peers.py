@@ -42,7 +42,7 @@ from tidepipe_common.model_source import cache_dir
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-START_S = 300.0
+START_S = 900.0
 HOST = "127.0.0.1"
 OURS = "tidepipe"
 """With this the names of our systems begin."""
