@@ -43,6 +43,7 @@ from stage_worker.models.native_stack import NativeStack
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.model import Parallelism
 from tidepipe_common.latency.profile import cost_model
+from tidepipe_common.prefix import root_key
 from tidepipe_common.types.model_shape import ModelShape
 from tidepipe_common.types.plan import Phase, SampledTokens, StepPlan
 from tidepipe_common.types.sampling import SamplingParams
@@ -107,6 +108,7 @@ def arrivals_of(items: Sequence[dict[str, Any]], stages: int) -> Iterator[Event]
             f"{number:06d}",
             tuple(item["prompt"]),
             SamplingParams(temperature=0.0, max_tokens=item["out"], ignore_eos=True),
+            prefix_root=root_key("").hex(),
         )
         for number, item in enumerate(items)
     )

@@ -1,10 +1,13 @@
 """Workloads whose prompts begin alike, as token ids: what a client adds, turn by turn, and how much it wants.
 
 A request without a conversation is a conversation of one turn. Drawn from a seed; the same for everybody.
+
+    python -m bench.prefix_workloads shared.json      # requests that share a beginning, for `bench.engine`
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 from collections.abc import Sequence
@@ -81,3 +84,19 @@ def warm_up(seed: int, requests: int = 8) -> Workload:
         (Turn(_tokens(chance, chance.randint(50, 400)), 16),) for _ in range(requests)
     ]
     return Workload("warm", "warm-up", tuple(turns), streamed=True)
+
+
+def main() -> None:
+    """Write a workload file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    firsts = [turns[0] for turns in shared_beginning(options.seed).conversations]
+    options.out.write_text(json.dumps([{"prompt": turn.tokens, "out": turn.answer} for turn in firsts]))
+
+
+if __name__ == "__main__":
+    main()
