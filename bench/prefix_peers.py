@@ -143,7 +143,7 @@ def systems(places: Places, tidepipe: Mapping[str, Any], vllm: Mapping[str, Any]
     }
 
 
-CHOSEN = (OURS, f"{OURS}, reuse off", "vllm-x2")
+CHOSEN = (OURS, f"{OURS}, reuse off", "vllm", "vllm-x2")
 
 
 @dataclass(frozen=True, slots=True)
