@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from controller.scheduler.awaited import AwaitedKeys
 from controller.scheduler.block_store import BlockStore, HoldingsListener
 from controller.scheduler.policies.catalog import WATERMARK
 from simulator.job import NOT_YET, Job
@@ -30,7 +31,7 @@ class KvMemory:
     def __init__(self, tokens: int) -> None:
         self._store = BlockStore(tokens // BLOCK_SIZE, BLOCK_SIZE)
         self._outputs = _Outputs()
-        self._awaited: dict[bytes, int] = {}
+        self._awaited = AwaitedKeys(self._store.find)
 
     @property
     def total(self) -> int:
@@ -60,13 +61,7 @@ class KvMemory:
 
     def wait(self, job: Job) -> None:
         """A request waits: what is here, or what one that waits will compute, it is expected to find."""
-        keys, awaited = job.findable_keys, self._awaited
-        found = self._store.find(keys).blocks
-        while found < len(keys) and keys[found] in awaited:
-            found += 1
-        job.expected_cached = found * BLOCK_SIZE
-        for key in keys:
-            awaited[key] = awaited.get(key, 0) + 1
+        job.expected_cached = self._awaited.add(job.findable_keys) * BLOCK_SIZE
 
     def admit(self, job: Job, *, alone: bool, longest: int) -> bool:
         """Take memory for a prompt; what is found of it is computed already. False if it has to wait.
@@ -81,7 +76,7 @@ class KvMemory:
             return False
         if longest and job.to_compute - max(job.computed, job.expected_cached) > longest:
             return False
-        self._stop_waiting(keys)
+        self._awaited.remove(keys)
         store.acquire(job, keys)
         store.extend(job, job.to_compute)
         job.entered_blocks, job.begins_at = found.blocks, job.expected_cached
@@ -128,11 +123,3 @@ class KvMemory:
         if job.keys and full > job.entered_blocks:
             self._store.enter(job.blocks, job.keys, job.entered_blocks, full)
             job.entered_blocks = full
-
-    def _stop_waiting(self, keys: Sequence[bytes]) -> None:
-        for key in keys:
-            left = self._awaited[key] - 1
-            if left:
-                self._awaited[key] = left
-            else:
-                del self._awaited[key]

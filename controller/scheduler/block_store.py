@@ -70,9 +70,6 @@ class Found(NamedTuple):
     used: int
 
 
-NOTHING_FOUND = Found(0, 0)
-
-
 class BlockStore:
     """Accounts of the KV blocks of one instance; `check` proves its invariants.
 
