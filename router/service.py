@@ -40,7 +40,7 @@ from router.instances.link import InstanceAddress
 from router.instances.registry import AvailableModels, InstanceRegistry
 from router.instances.sequence import PrefixKeys, RoutedSequence
 from router.instances.served_model import ServedModel
-from router.instances.succession import adopt_instances
+from router.instances.succession import adopt_instances, follow_successor
 from router.parent.host import UpstreamHost
 from router.parent.join import join
 from router.requests.admission import Admission
@@ -77,8 +77,7 @@ from tidepipe_common.telemetry.telemetry import Telemetry
 
 CANCEL_GRACE_S = 1.0
 LINGER_S = 2.0
-"""A router that was succeeded answers as before for so long: connections that stand, or are on their way, may
-bring a request yet."""
+"""A router that was succeeded accepts connections for so long: some are on their way to it."""
 LAST_WORDS_S = 2.0
 """For messages that are written already."""
 
@@ -224,6 +223,8 @@ class RouterService:
                     running_jobs.cancel()
                     await asyncio.wait([running_jobs])
                     jobs.database.close()
+                if lifecycle.succeeded:
+                    start(follow_successor(self.registry, settings.listen))
                 await self._stop(lifecycle, rpc, http, serving_http, keyed)
 
     def _stay_names(self) -> Callable[[RoutedSequence], str]:
@@ -314,7 +315,7 @@ class RouterService:
         elif http is not None:
             # Nobody is refused: what comes is answered until there is no connection left over which it could.
             await asyncio.sleep(LINGER_S)
-            http.stop(grace_s)
+            await http.emptied(grace_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self.table.drained()

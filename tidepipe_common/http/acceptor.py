@@ -108,6 +108,7 @@ class Acceptor:
         self._said = -_SAY_S
         self._none_until: dict[str | None, float] = {}
         self._closed = False
+        self._left = False
         self._loop = asyncio.get_running_loop()
         self.standing = Standing(limit)
 
@@ -116,13 +117,20 @@ class Acceptor:
         self._listening.setblocking(False)
         self._loop.add_reader(self._listening, self._accept)
 
+    def leave(self) -> None:
+        """Accept whom the kernel has let in already, and nobody after them; the port is free then."""
+        if not self._left:
+            # Who stands in the queue would be hung up on.
+            self._accept()
+            self._left = True
+            self._loop.remove_reader(self._listening)
+            self._listening.close()
+
     def close(self) -> None:
         """Accept nothing more. Part of asyncio's Server."""
         if not self._closed:
-            # Who stands in the queue was let in by the kernel; closed, it would hang up on them.
-            self._accept()
+            self.leave()
             self._closed = True
-            self._loop.remove_reader(self._listening)
             for guest in [*self._guests]:
                 if not guest.connected:
                     guest.hang_up()
@@ -132,7 +140,7 @@ class Acceptor:
 
     def _accept(self) -> None:
         for _ in range(_AT_A_TIME):
-            if self._closed:
+            if self._left:
                 return
             try:
                 accepted, peer = self._listening.accept()
@@ -241,7 +249,7 @@ class Acceptor:
         self._loop.call_later(_PAUSE_S, self._resume)
 
     def _resume(self) -> None:
-        if not self._closed:
+        if not self._left:
             self._loop.add_reader(self._listening, self._accept)
 
     def _most(self, address: str) -> int:

@@ -24,6 +24,7 @@ from tidepipe_common.security.principals import Rule
 from tidepipe_common.security.process import own
 
 BACKLOG = 2048
+_LOOK_S = 0.05
 
 log = structlog.get_logger()
 
@@ -115,6 +116,21 @@ class HttpServer:
         So clients find a successor, without any request that is cut.
         """
         self._leaving.set()
+
+    async def emptied(self, patience_s: float) -> None:
+        """Accept nobody more; return when the last connection has ended, or after `patience_s` seconds.
+
+        One that is idle is not closed, which could meet its next request; clients let go of it, or its
+        deadline ends it.
+        """
+        acceptor = self._server.acceptor
+        if acceptor is None:
+            return
+        acceptor.leave()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while acceptor.standing.open:  # noqa: ASYNC110 (each connection would have to say it)
+                    await asyncio.sleep(_LOOK_S)
 
     def stop(self, grace_s: float | None = None) -> None:
         """Accept nothing more, and let `run` return when the responses have ended. grace_s: another one."""

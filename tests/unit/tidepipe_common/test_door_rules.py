@@ -84,6 +84,26 @@ async def test_what_does_not_come_in_time_ends_the_connection() -> None:
         )
 
 
+async def test_a_server_that_leaves_answers_what_comes_over_connections_that_stand() -> None:
+    request = HEAD + b"content-length: 2\r\n\r\nab"
+    async with served() as server:
+        host, _, port = server.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(request)
+        await reader.readuntil(b"\r\n\r\n2")
+        server.leave()
+        left = asyncio.create_task(server.emptied(20))
+        await asyncio.sleep(0.2)
+        with pytest.raises(ConnectionError):
+            await asyncio.open_connection(host, int(port))
+        assert not left.done(), "a request may come yet"
+        writer.write(request)
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 200 ") and b"connection: close" in answer.lower()
+        await left
+        writer.close()
+
+
 async def test_a_client_that_takes_nothing_is_left() -> None:
     async with served() as server:
         host, _, port = server.address.rpartition(":")
