@@ -7,8 +7,24 @@ from itertools import product
 
 from controller.scheduler.policies.catalog import Knob, Knobs
 
-POLICIES = ("auto", "td-pipe", "separate", "hybrid", "tp-separate", "tp-hybrid")
+POLICIES = (
+    "auto",
+    "td-pipe",
+    "separate",
+    "hybrid",
+    "vllm",
+    "vllm-capped",
+    "gllm",
+    "tp-separate",
+    "tp-hybrid",
+)
 """As users name them. The last two have one tensor-parallel stage."""
+
+_VLLM: Mapping[str, Sequence[Knob]] = {
+    "token_budget": (192, 256, 384, 512, 768, 1024, 2048),
+    "max_running": (256, 0),
+    "extra_batches": (0, 1),
+}
 
 SCANS: Mapping[str, Mapping[str, Sequence[Knob]]] = {
     "td-pipe": {
@@ -18,6 +34,13 @@ SCANS: Mapping[str, Mapping[str, Sequence[Knob]]] = {
     },
     "separate": {"token_budget": (512, 1024, 2048), "extra_batches": (0, 1)},
     "hybrid": {"token_budget": (192, 256, 320, 384, 448, 512, 768, 1024, 2048), "extra_batches": (0, 1)},
+    "vllm": _VLLM,
+    "vllm-capped": _VLLM,
+    "gllm": {
+        "token_budget": (192, 256, 384, 512, 768, 1024, 2048),
+        "iterations": (2, 8),
+        "extra_batches": (0, 1),
+    },
     "tp-separate": {"token_budget": (1024, 2048, 4096)},
     "tp-hybrid": {"token_budget": (256, 512, 1024, 2048)},
 }

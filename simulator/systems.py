@@ -15,6 +15,10 @@ from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
 from simulator.job import Job
 from tidepipe_common.errors import ConfigError
 
+ENGINES = ("vllm", "vllm-capped", "gllm")
+"""Other engines' schedulers. Run by name only: on a pipeline their steps are uneven, which
+`FastForwardInstance` knows nothing of, so every instance is the controller's scheduler, ten times as slow."""
+
 SYSTEMS = ("padg", "padg-apart", "padg-published", "separate", "hybrid", "fudg-intra", "fudg-inter")
 """padg: EcoServe with this router's constraint, prompts riding on decode steps. padg-apart: in steps of their
 own, as in the paper. padg-published: with Algorithm 1 as published as well.
@@ -45,6 +49,8 @@ def scan(system: str, spec: ClusterSpec) -> list[Knobs]:
             return _engine(_budgets("separate", spec, 2048, 1024, 4096))
         case "hybrid":
             return _engine(_budgets("hybrid", spec, 256, 512, 1024, 2048))
+        case _ if system in ENGINES:
+            return _engine(_budgets(system, spec, 256, 512, 1024))
         case "fudg-inter":
             near = sorted(range(1, spec.instances), key=lambda p: abs(p - spec.instances / 3))
             return [{"prefill": p, "budget": 2048} for p in near]
@@ -52,7 +58,7 @@ def scan(system: str, spec: ClusterSpec) -> list[Knobs]:
             return _intra(spec)
         case _ if system.startswith("route:"):
             return [{"budget": _budgets("padg-apart", spec)[0]}]
-    raise ConfigError(f"unknown policy {system!r}; known: all, {', '.join(SYSTEMS)}")
+    raise ConfigError(f"unknown policy {system!r}; known: all, {', '.join(SYSTEMS + ENGINES)}")
 
 
 def _budgets(policy: str, spec: ClusterSpec, *others: int) -> list[int]:
@@ -124,7 +130,8 @@ def cluster_of(
     usual = system.removeprefix("route:") if system.startswith("route:") else ROUTING.get(system)
     routing = str(knobs["routing"]) if usual is None or "routing" in knobs else usual
     budget = int(knobs["budget"])
-    mixed = system in ("hybrid", "padg")
+    mixed = system in ("hybrid", "padg", *ENGINES)
+    exact = exact or (system in ENGINES and spec.stages > 1)
     routes = ClusterRules(
         OverallConfig(policy=routing, bounds=spec.one_group, max_pending=requests + 1),
         max_sequences=int(knobs.get("sequences", 4096)),

@@ -7,10 +7,21 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Policy = Literal["auto", "td-pipe", "separate", "hybrid", "padg", "padg-apart", "padg-published"]
+Policy = Literal[
+    "auto",
+    "td-pipe",
+    "separate",
+    "hybrid",
+    "padg",
+    "padg-apart",
+    "padg-published",
+    "vllm",
+    "vllm-capped",
+    "gllm",
+]
 """Scheduling policy of an instance. padg: prompts ride on decode steps, within the windows that the router
 opens. padg-apart: in steps of their own. padg-published: the same instance, under the router's rule as
-printed."""
+printed. vllm, vllm-capped, gllm: what other engines' schedulers do, to compare with."""
 LIVE_POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 Routing = Literal[

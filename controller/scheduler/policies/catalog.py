@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 from controller.scheduler.admission import AdmissionRules
 from controller.scheduler.policies.auto import AutoPolicy, TideKnobs
+from controller.scheduler.policies.gllm import GllmPolicy, Throttle
 from controller.scheduler.policies.hybrid import HybridPolicy
 from controller.scheduler.policies.padg import PadgPolicy
 from controller.scheduler.policies.protocol import Policy
 from controller.scheduler.policies.separate import SeparatePolicy
 from controller.scheduler.policies.temporal import TemporalPolicy
+from controller.scheduler.policies.vllm import CappedVllmPolicy, VllmPolicy
 from controller.scheduler.preemption import LeastLost, Newest, VictimChoice
 from controller.scheduler.state import SchedulerConfig
 from controller.scheduler.stealing import NoStealing, StealByCount, StealByTime, Stealing
@@ -36,6 +38,7 @@ WATERMARK = 0.99
 
 _FORECAST: Knobs = {"reserve": 0.0, "overflow": 0.1, "risk": 0.0, "occupancy": 0.0}
 _ENGINE: Knobs = {"occupancy": WATERMARK, "victims": "newest-idle", "extra_batches": 0, "max_running": 0}
+_VLLM: Knobs = {**_ENGINE, "token_budget": 2048, "max_running": 256}
 _APART: Knobs = {**_ENGINE, "prefill_tokens": 2048, "victims": "newest", "max_sequences": MAX_STEP_TOKENS}
 
 DEFAULTS: Mapping[str, Knobs] = {
@@ -67,11 +70,22 @@ DEFAULTS: Mapping[str, Knobs] = {
     "padg-published": {**_APART, "max_sequences": 256},
     "separate": {**_ENGINE, "token_budget": 2048},
     "hybrid": {**_ENGINE, "token_budget": 256},
+    # As these engines have them, on every device: whoever compares them at their best scans the budget.
+    "vllm": _VLLM,
+    "vllm-capped": {**_VLLM, "cap": 0},
+    "gllm": {
+        **_ENGINE,
+        "token_budget": 2048,
+        "least_prompts": 32,
+        "iterations": 8,
+        "kv_reserve": 0.05,
+        "most_decoding": 512,
+    },
     "tp-separate": {**_ENGINE, "token_budget": 2048},
     "tp-hybrid": {**_ENGINE, "token_budget": 512},
 }
-"""All knobs of each policy. 0 of a limit: none; of `occupancy`: admission by forecast; of `fixed_size`: by
-price. The last two have one tensor-parallel stage, in virtual time only."""
+"""All knobs of each policy. 0 of a limit: none; of `cap`: an equal share; of `occupancy`: admission by
+forecast; of `fixed_size`: by price. The last two have one tensor-parallel stage, in virtual time only."""
 
 ON_CPU: Mapping[str, Knobs] = {
     "auto": {"extra_batches": 1},
@@ -210,6 +224,25 @@ def _hybrid(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
     return HybridPolicy(int(knobs["token_budget"]), int(knobs["extra_batches"]))
 
 
+def _vllm(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
+    return VllmPolicy(int(knobs["token_budget"]), int(knobs["extra_batches"]))
+
+
+def _vllm_capped(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
+    return CappedVllmPolicy(int(knobs["token_budget"]), int(knobs["extra_batches"]), cap=int(knobs["cap"]))
+
+
+def _gllm(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
+    throttle = Throttle(
+        int(knobs["token_budget"]),
+        int(knobs["least_prompts"]),
+        int(knobs["iterations"]),
+        float(knobs["kv_reserve"]),
+        int(knobs["most_decoding"]),
+    )
+    return GllmPolicy(throttle, int(knobs["extra_batches"]))
+
+
 def _padg(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
     return HybridPolicy(int(knobs["token_budget"]), int(knobs["extra_batches"]), name="padg")
 
@@ -249,6 +282,9 @@ def _auto(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
 
 _MAKERS: Mapping[str, Callable[[Knobs, StepCost | None, float], Policy]] = {
     "hybrid": _hybrid,
+    "vllm": _vllm,
+    "vllm-capped": _vllm_capped,
+    "gllm": _gllm,
     "padg": _padg,
     "padg-apart": _padg_apart,
     "padg-published": _padg_published,

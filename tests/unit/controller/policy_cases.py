@@ -7,13 +7,17 @@ from collections.abc import Callable
 from controller.scheduler.admission import AdmissionRules
 from controller.scheduler.policies import (
     AutoPolicy,
+    CappedVllmPolicy,
+    GllmPolicy,
     HybridPolicy,
     PadgPolicy,
     Policy,
     SeparatePolicy,
     TemporalPolicy,
+    VllmPolicy,
 )
 from controller.scheduler.policies.auto import TideKnobs
+from controller.scheduler.policies.gllm import Throttle
 from controller.scheduler.preemption import LeastLost, Newest, VictimChoice
 from controller.scheduler.stealing import NoStealing, StealByTime
 from controller.scheduler.switching import FixedShare, Intensity
@@ -44,6 +48,13 @@ CASES: dict[str, Case] = {
     "padg-apart": (lambda: PadgPolicy(COST), Newest(), FORECAST),
     "separate": (lambda: SeparatePolicy(32), Newest(idle_only=True), WATERMARK),
     "hybrid": (lambda: HybridPolicy(16, 0), Newest(idle_only=True), WATERMARK),
+    "vllm": (lambda: VllmPolicy(16), Newest(idle_only=True), WATERMARK),
+    "vllm-capped": (lambda: CappedVllmPolicy(16), Newest(idle_only=True), WATERMARK),
+    "gllm": (
+        lambda: GllmPolicy(Throttle(24, least_prompts=2, iterations=2)),
+        Newest(idle_only=True),
+        WATERMARK,
+    ),
     "auto": (lambda: AutoPolicy(COST, TideKnobs(most_tokens=64, grain=8)), LeastLost(), RISKY),
     "auto, overcommitted": (lambda: AutoPolicy(COST), LeastLost(), AdmissionRules(reserve=-9.0)),
     "auto, batches come and go": (

@@ -38,6 +38,7 @@ QUESTION = Question(MIXES["sharegpt-like"](400, 1), SLO, seconds=25.0, least_req
         ("padg-apart", {"budget": 2048}, 1),
         ("padg-published", {"budget": 2048}, 1),
         ("hybrid", {"routing": "round-robin", "budget": 256}, 2),
+        ("vllm", {"routing": "least-loaded", "budget": 512}, 1),
     ],
 )
 def test_skipping_changes_little(system: str, knobs: dict[str, str | int], stages: int) -> None:

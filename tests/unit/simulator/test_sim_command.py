@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from simulator.setups import POLICIES
 from tidepipe.cli.main import app
 from tidepipe_common.errors import ConfigError
 
@@ -24,7 +25,7 @@ def test_json_has_the_promised_fields_and_repeats_by_seed() -> None:
     assert runs[0].stdout == runs[1].stdout
     report = json.loads(runs[0].stdout)
     names = [result["policy"] for result in report["results"]]
-    assert names == ["auto", "td-pipe", "separate", "hybrid", "tp-separate", "tp-hybrid"]
+    assert names == list(POLICIES)
     for result in report["results"]:
         assert {"settings", "total_tokens_per_s", "makespan_s", "phase_switches", "preemptions"} <= set(
             result

@@ -117,7 +117,7 @@ def test_a_journal_keeps_its_settings(tmp_path: Path) -> None:
         read_scheduler_spec(tmp_path / "old.jsonl")
 
 
-@pytest.mark.parametrize("policy", ["auto", "td-pipe", "separate", "hybrid"])
+@pytest.mark.parametrize("policy", ["auto", "td-pipe", "separate", "hybrid", "vllm-capped", "gllm"])
 def test_replay_and_virtual_time_agree_with_the_live_run(policy: str, tmp_path: Path) -> None:
     """Every decision the same; the same policy takes as long in virtual time, but for the transfers."""
     path = live_run(tmp_path, BLUEPRINT.under(policy))

@@ -36,7 +36,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         (
             "",
             {"model": "m", "policy": "magic"},
-            "policy: .*'auto', 'td-pipe', 'separate', 'hybrid', 'padg', 'padg-apart' or 'padg-published'",
+            "policy: .*'auto', 'td-pipe', 'separate', 'hybrid', .* or 'gllm'",
         ),
     ],
 )

@@ -20,7 +20,7 @@ from simulator.cluster_spec import ClusterSpec
 from simulator.exact_instance import ExactRules
 from simulator.offline import PipelineSpec, scheduler_of
 from simulator.setups import POLICIES
-from simulator.systems import SYSTEMS, default_knobs
+from simulator.systems import ENGINES, SYSTEMS, default_knobs
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.shapes import SHAPES
@@ -79,7 +79,7 @@ def test_live_and_virtual_policies_have_the_same_settings(name: str, device: str
     if name in POLICIES:
         offline = PipelineSpec(SHAPE, hardware(device), STAGES)
         assert settings_of(scheduler_of(offline, name, {}, 100)[0]) == found
-    if name in SYSTEMS:
+    if name in SYSTEMS + ENGINES:
         spec = ClusterSpec(SHAPE, hardware(device), 1, stages=STAGES)
         knobs = default_knobs(name, spec)
         scheduler = ExactRules.of(name, knobs).scheduler(spec, spec.latency())
