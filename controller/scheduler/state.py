@@ -204,6 +204,18 @@ class PipelineState:
             self._load(sequence, loads)
         self.admission.admitted(sequence, self.seen.belief)
 
+    def resume(self, sequence: Sequence, computed: int) -> None:
+        """It has left the waiting line, and so many of its tokens are computed: an engine says so that owns
+        the blocks itself."""
+        self.admit(sequence)
+        sequence.planned = computed
+        self._enter(sequence, computed)
+        if sequence.output and computed >= sequence.length - 1:
+            self.prefilling.remove(sequence)
+            sequence.planned = sequence.length
+            sequence.decodes()
+            self.batches.add(sequence)
+
     def _reuse(self, sequence: Sequence) -> int:
         """Begin with the blocks that are here already; how many behind them are to be loaded."""
         keys = self.waiting.prefixes.keys_of(sequence)

@@ -74,6 +74,18 @@ class StepBook:
             self._releases.append(sequence.key)
             sequence.told_blocks = 0
 
+    def holds(self, step_id: int) -> bool:
+        """Is it in flight?"""
+        return step_id in self._steps
+
+    def open(self, step_id: int) -> Step:
+        """One that is in flight."""
+        return self._steps[step_id]
+
+    def replace(self, step: Step) -> None:
+        """Whoever computes it does something else than was planned."""
+        self._steps[step.plan.step_id] = step
+
     def done(self, step_id: int) -> Step | None:
         """A step came back; None if it is none of this epoch."""
         return self._steps.pop(step_id, None)

@@ -117,6 +117,11 @@ class AutoPolicy(MixedSteps):
         self._steps_left = 0
         self._filling = True
 
+    def resize(self, tokens: int) -> None:
+        """Steps of so many tokens from now on, as whoever knows more than prices says; 0: by price."""
+        if tokens != self._fixed_size:
+            self._fixed_size, self._steps_left = tokens, 0
+
     def place(self, state: PipelineState, sequence: Sequence, batch: MicroBatch | None) -> None:
         """Into the pool: the batch that is short of work takes it."""
         state.batches.add(sequence)

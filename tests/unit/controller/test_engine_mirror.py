@@ -1,0 +1,215 @@
+"""The brain beside an engine that owns the blocks: whatever that does, all requests end, and both agree."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+
+from controller.engines.vllm_scheduler.clock import StepClock
+from controller.engines.vllm_scheduler.mirror import Did, Held, Mirror, Wanted
+from controller.engines.vllm_scheduler.step_size import StepSize, Targets
+from controller.runtime.scheduler_spec import SchedulerSpec
+from controller.scheduler.events import NewSequence
+from tidepipe_common.latency.learned import LearnedCost
+from tidepipe_common.latency.shapes import SHAPES
+from tidepipe_common.prefix import root_key
+from tidepipe_common.types.sampling import SamplingParams
+
+BLOCK = 16
+BLOCKS = 48
+
+
+def spec(policy: str) -> SchedulerSpec:
+    return SchedulerSpec(
+        policy=policy,
+        shape=SHAPES["llama2-13b"],
+        split=(20, 20),
+        device="cpu",
+        profile=None,
+        modelled=True,
+        block_size=BLOCK,
+        microbatches=2,
+        max_sequences=1 << 30,
+        knobs={"max_running": 12},
+    )
+
+
+@dataclass(eq=False)
+class Request:
+    name: str
+    prompt: tuple[int, ...]
+    ends_at: int
+    output: list[int] = field(default_factory=list)
+    computed: int = 0
+    runs: bool = False
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.output)
+
+    def new(self, root: str) -> NewSequence:
+        most = SamplingParams(max_tokens=101)
+        return NewSequence(self.name, self.prompt, most, tuple(self.output), prefix_root=root)
+
+
+class Engine:
+    """Does what it was told as far as it likes: finds other prefixes, preempts, skips rows, ends early."""
+
+    def __init__(self, policy: str, seed: int, wild: float) -> None:
+        self.mirror = Mirror(spec(policy), 2, BLOCKS)
+        self.chance = random.Random(seed)
+        self.wild = wild
+        self.requests: dict[str, Request] = {}
+        self.flights: list[tuple[Wanted, dict[str, Did]]] = []
+        self.finished: set[str] = set()
+        self.stale = False
+        self.rebuilt = 0
+        self.now = 0.0
+        self.root = root_key("", "").hex()
+
+    def strange(self) -> bool:
+        return self.chance.random() < self.wild
+
+    def add(self, request: Request) -> None:
+        self.requests[request.name] = request
+        if not self.stale:
+            assert not self.mirror.arrived([request.new(self.root)], self.now)
+
+    def turn(self) -> None:
+        """Schedule while there is room for steps, or take the oldest result."""
+        self.now += 0.01
+        if self.stale and not self.flights:
+            self.rebuild()
+        wanted = None if self.stale or len(self.flights) == 2 else self.mirror.next(self.now)
+        if wanted is not None:
+            self.schedule(wanted)
+        elif self.flights:
+            self.result()
+        else:
+            # Only what must not be: nothing is under way, and nothing is wanted.
+            assert self.stale or not self.requests
+
+    def schedule(self, wanted: Wanted) -> None:
+        for name in wanted.preempt:
+            self.drop(self.requests[name])
+        did: dict[str, Did] = {}
+        for row in wanted.rows:
+            request = self.requests[row.sequence_id]
+            if self.strange() and not did:
+                continue
+            if not request.runs:
+                request.runs = True
+                hit = self.chance.randrange(request.length // BLOCK + 1) * BLOCK if self.strange() else None
+                sequence = self.mirror.scheduler.sequences[request.name]
+                request.computed = min(sequence.begins_at if hit is None else hit, request.length - 1)
+            count = min(row.tokens, request.length - request.computed)
+            if count > 0:
+                did[row.sequence_id] = Did(request.computed, count)
+                request.computed += count
+        preempted = set()
+        if self.strange() and len(did) > 1:
+            victim = self.requests[list(did)[-1]]
+            lost = did.pop(victim.name).tokens
+            if not any(victim.name in flown for _, flown in self.flights):
+                self.drop(victim)
+                preempted.add(victim.name)
+            else:
+                victim.computed -= lost
+        self.stale |= not self.mirror.happened(wanted.step_id, did, preempted)
+        self.flights.append((wanted, did))
+
+    def drop(self, request: Request) -> None:
+        assert not any(request.name in flown for _, flown in self.flights), "it is under way"
+        request.runs, request.computed = False, 0
+
+    def result(self) -> None:
+        wanted, did = self.flights.pop(0)
+        tokens, ended = {}, set()
+        for name, done in did.items():
+            request = self.requests.get(name)
+            if request is None:
+                ended.add(name)
+            elif done.began + done.tokens == request.length:
+                request.output.append(self.chance.randrange(1000))
+                tokens[name] = request.output[-1]
+                if len(request.output) >= request.ends_at:
+                    ended.add(name)
+                    self.finish(name)
+        if not self.stale and not self.mirror.done(wanted.step_id, tokens, ended, 0.01, self.now):
+            self.stale = True
+
+    def finish(self, name: str) -> None:
+        self.finished.add(name)
+        del self.requests[name]
+
+    def abort(self, name: str) -> None:
+        self.finish(name)
+        self.mirror.cancelled(name, self.now)
+
+    def rebuild(self) -> None:
+        held = [Held(r.name, r.output, r.computed) for r in self.requests.values() if r.runs]
+        everyone = [request.new(self.root) for request in self.requests.values()]
+        refused = self.mirror.rebuild(held, everyone, self.now)
+        if refused is None:
+            # An engine goes on alone until it fits; here the last ones lose their blocks.
+            self.drop(next(r for r in reversed(list(self.requests.values())) if r.runs))
+            return
+        assert not refused
+        self.rebuilt += 1
+        self.stale = False
+        self.agree()
+
+    def agree(self) -> None:
+        scheduler = self.mirror.scheduler
+        assert set(scheduler.sequences) == set(self.requests)
+        for name, request in self.requests.items():
+            assert scheduler.sequences[name].output == request.output
+        scheduler.allocator.check(list(scheduler.state.running.values()))
+
+
+@pytest.mark.parametrize("policy", ["auto", "td-pipe", "padg", "hybrid"])
+@pytest.mark.parametrize("wild", [0.0, 0.05])
+def test_all_requests_end_whatever_the_engine_does(policy: str, wild: float) -> None:
+    rebuilt = 0
+    for seed in range(3):
+        engine = Engine(policy, seed, wild)
+        chance = random.Random(seed + 100)
+        shared = tuple(range(64))
+        to_come = [
+            Request(f"r{i}", shared[: 16 * (i % 5)] + tuple(chance.randrange(1000) for _ in range(1 + i * 7)),
+                    1 + chance.randrange(60))
+            for i in range(30)
+        ]  # fmt: skip
+        names = {request.name for request in to_come}
+        for _ in range(20_000):
+            if to_come and chance.random() < 0.2:
+                engine.add(to_come.pop())
+            if engine.requests and chance.random() < 0.005:
+                engine.abort(chance.choice(list(engine.requests)))
+            engine.turn()
+            if not to_come and not engine.requests and not engine.flights:
+                break
+        assert engine.finished == names, f"seed {seed}: {names - engine.finished} never ended"
+        engine.agree()
+        rebuilt += engine.rebuilt
+    assert (rebuilt > 0) == (wild > 0.0)
+
+
+def test_steps_are_timed_by_when_they_return() -> None:
+    clock = StepClock(2)
+    assert clock.returned(0.0, 2.0) == 1.0  # alone: through both stages
+    assert clock.returned(0.5, 3.0) == 1.0  # right behind it
+    assert clock.returned(2.75, 4.75) == 1.0  # waited for at the first stage only
+    assert clock.returned(10.0, 12.0) == 1.0
+
+
+def test_a_step_is_as_large_as_a_token_may_take_and_larger_when_that_is_lost() -> None:
+    size = StepSize(LearnedCost(), Targets(5.0, 0.1, 1024), batches=2)
+    for tokens in [8, 128] * 30:
+        size.observe(tokens, 0.010 + tokens * 0.3e-3)
+    assert size.choose(waiting_tokens=0) == 128  # 48 ms; 192 would take 68
+    assert size.choose(waiting_tokens=1_000) == 128
+    assert size.choose(waiting_tokens=60_000) == 512 and size.throughput
+    assert size.choose(waiting_tokens=1_000) == 128 and not size.throughput
