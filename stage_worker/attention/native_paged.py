@@ -11,12 +11,14 @@ import torch
 
 from stage_worker.attention.backend import AttentionContext, HeadNorms
 from stage_worker.attention.batch import Int32Array, RaggedBatch
+from stage_worker.attention.units import IndexArray, Units, units
 from stage_worker.kv_pool import KvGeometry
 from stage_worker.models.native.library import NativeKernels
 from stage_worker.models.native.structures import (
     GROUP,
     MOST_HEAD_DIM,
     MOST_QUERY_ROWS,
+    PANEL,
     SCALE_BYTES,
     Attention,
 )
@@ -24,6 +26,11 @@ from stage_worker.models.spec import ModelSpec
 
 _LEAST_TOKENS = 16
 """Tokens to rotate and store that a thread must have to be worth waking."""
+_ROWS_TOGETHER = 12
+"""Query rows that read a key head's tile together: rows that begin alike, times query heads per key head.
+
+More gain nothing, and leave less room for key heads, which lie side by side.
+"""
 
 
 class NativePagedAttention:
@@ -79,7 +86,10 @@ class NativeStep:
             "offsets": batch.offsets,
             "first_positions": batch.first_positions,
             "tables": np.ascontiguousarray(batch.tables),
-            "item_row": items.row,
+            "order": items.units.order.astype(np.int32),
+            "item_first": items.units.first[items.unit].astype(np.int32),
+            "item_rows": items.units.rows[items.unit].astype(np.int32),
+            "item_shared": items.units.shared[items.unit].astype(np.int32),
             "item_begin": items.begin,
             "item_end": items.end,
             "item_head_begin": items.head_begin,
@@ -126,9 +136,13 @@ class NativeStep:
 
 @dataclass(frozen=True, slots=True)
 class _Items:
-    """What the kernel computes at a time: queries begin .. end - 1 of a row, for a range of key heads."""
+    """What the kernel computes at a time: queries begin .. end - 1 of a unit's rows, and some key heads.
 
-    row: Int32Array
+    units: of the batch. unit: of each item.
+    """
+
+    units: Units
+    unit: IndexArray
     begin: Int32Array
     end: Int32Array
     head_begin: Int32Array
@@ -139,33 +153,41 @@ def _items(batch: RaggedBatch, heads: int, kv_heads: int) -> _Items:
     """Cut the batch's work into items.
 
     A single query goes with as many key heads as fit: a block's heads lie side by side, and reading them in
-    one go is faster. Several queries go with one key head, whose keys and values then stay in the cache.
+    one go is faster. Several queries go with one key head, whose keys and values then stay in the cache. Rows
+    that begin alike are something between: several rows, and the more key heads the fewer rows they are.
     """
     group = heads // kv_heads
-    single = batch.counts == 1
+    found = units(batch, PANEL, min(MOST_QUERY_ROWS // group, max(2, -(-_ROWS_TOGETHER // group))))
+    counts = batch.counts[found.order[found.first]]
+    single = counts == 1
     queries = np.where(single, 1, max(1, MOST_QUERY_ROWS // group))
-    span = np.where(single, min(kv_heads, max(1, MOST_QUERY_ROWS // group)), 1)
-    cuts, head_cuts = -(-batch.counts // queries), -(-kv_heads // span)
-    row = np.repeat(np.arange(batch.rows), cuts * head_cuts)
-    number = np.arange(len(row)) - (np.cumsum(cuts * head_cuts) - cuts * head_cuts)[row]
-    begin = number // head_cuts[row] * queries[row]
-    head_begin = number % head_cuts[row] * span[row]
+    span = np.where(single, np.clip(MOST_QUERY_ROWS // (group * found.rows), 1, kv_heads), 1)
+    cuts, head_cuts = -(-counts // queries), -(-kv_heads // span)
+    unit = np.repeat(np.arange(len(counts)), cuts * head_cuts)
+    number = np.arange(len(unit)) - (np.cumsum(cuts * head_cuts) - cuts * head_cuts)[unit]
+    begin = number // head_cuts[unit] * queries[unit]
+    head_begin = number % head_cuts[unit] * span[unit]
     return _Items(
-        row=row.astype(np.int32),
+        units=found,
+        unit=unit,
         begin=begin.astype(np.int32),
-        end=np.minimum(begin + queries[row], batch.counts[row]).astype(np.int32),
+        end=np.minimum(begin + queries[unit], counts[unit]).astype(np.int32),
         head_begin=head_begin.astype(np.int32),
-        head_end=np.minimum(head_begin + span[row], kv_heads).astype(np.int32),
+        head_end=np.minimum(head_begin + span[unit], kv_heads).astype(np.int32),
     )
 
 
 def _bounds(batch: RaggedBatch, items: _Items, threads: int) -> list[int]:
     """Cut the items into about equal parts, one per thread."""
-    total = len(items.row)
+    total = len(items.unit)
     if threads == 1 or total < 2:
         return [0, total]
+    found, unit = items.units, items.unit
+    before = np.add.reduceat(batch.first_positions[found.order], found.first)[unit]
+    rows, shared = found.rows[unit], found.shared[unit]
+    own = before + rows * (items.end - shared)
     # A slot costs a read even for a single query, and arithmetic for each.
-    cost = (batch.first_positions[items.row] + items.end) * (2 + items.end - items.begin).astype(np.int64)
+    cost = own * (2 + items.end - items.begin) + shared * (2 + rows)
     done = np.cumsum(cost * (items.head_end - items.head_begin))
     cuts = np.searchsorted(done, done[-1] * np.arange(1, threads) / threads)
     return [0, *sorted({int(cut) for cut in cuts} - {0, total}), total]

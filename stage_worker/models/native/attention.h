@@ -148,72 +148,116 @@ INLINE void find_head(const Attention *p, const long *base, long head, Blocks *b
     }
 }
 
-/* The first tile of an item. */
-INLINE long first_tile(const Attention *p, long number) {
-    long position = p->first_positions[p->item_row[number]] + p->item_begin[number];
+/* Tiles that some rows of an item go through: from slot `first`, the beginning of a tile, up to `limit`. */
+typedef struct {
+    long row; /* of the batch: its table says where the slots lie */
+    long first;
+    long limit;
+} Stretch;
+
+/* Rows of the batch that an item is for; `member` counts them. */
+INLINE long row_of(const Attention *p, long number, long member) { return p->order[p->item_first[number] + member]; }
+
+/* The first tile of which a member's first query sees anything. */
+INLINE long first_tile(const Attention *p, long number, long member) {
+    long position = p->first_positions[row_of(p, number, member)] + p->item_begin[number];
     return p->window && position >= p->window ? (position - p->window + 1) / PANEL * PANEL : 0;
 }
 
-INLINE long slot_limit(const Attention *p, long number) {
-    return p->first_positions[p->item_row[number]] + p->item_end[number];
+/* What a member of an item goes through by itself, or all of them together: member -1. Members stand in the order of
+ * their positions, so that the first one's window reaches back farthest. */
+INLINE Stretch stretch_of(const Attention *p, long number, long member) {
+    long shared = p->item_shared[number], row = row_of(p, number, member < 0 ? 0 : member);
+    long first = first_tile(p, number, member < 0 ? 0 : member);
+    if (member < 0) return (Stretch){row, first, shared};
+    return (Stretch){row, first > shared ? first : shared, p->first_positions[row] + p->item_end[number]};
 }
 
-/* Find the tile needed after the one at `start`: the item's next, or the first of the item behind. */
-INLINE void find_next_tile(const Attention *p, long number, long last, long start, long *base) {
+/* The member that an item begins with: -1 if anything is shared. */
+INLINE long first_member(const Attention *p, long number) {
+    return first_tile(p, number, 0) < p->item_shared[number] ? -1 : 0;
+}
+
+/* Find the tile needed after the one at `start`: the stretch's next, or the first one of what is behind it. */
+INLINE void find_next_tile(const Attention *p, long number, long last, long member, long start, long *base) {
+    Stretch stretch = stretch_of(p, number, member);
     start += PANEL;
-    if (start >= slot_limit(p, number)) {
-        if (number < last) number++;
-        start = first_tile(p, number);
+    if (start >= stretch.limit) {
+        if (++member == p->item_rows[number]) {
+            if (number < last) number++;
+            member = first_member(p, number);
+        }
+        stretch = stretch_of(p, number, member);
+        start = stretch.first;
     }
-    find_tile(p, p->tables + p->item_row[number] * p->table_width, start, slot_limit(p, number), base);
+    find_tile(p, p->tables + stretch.row * p->table_width, start, stretch.limit, base);
+}
+
+/* Item rows first .. first + rows - 1, those of one key head, against one tile. */
+INLINE void attend_rows(const Attention *p, Item *item, long first, long rows, long start, const Blocks *now,
+                        const Blocks *next) {
+#if !DOT || !VNNI
+    if (attends_wide(p, rows)) {
+        attend_head(p, item, first, rows, start, now);
+        return;
+    }
+#endif
+    for (long chunk = 0, chunks = (rows + 5) / 6; chunk < chunks; chunk++) {
+        long r = first + rows * chunk / chunks, end = first + rows * (chunk + 1) / chunks;
+        if (start > item->position[end - 1]) continue;
+        if (p->window && start + PANEL <= item->position[r] - p->window + 1) continue;
+        const Blocks *ahead = chunk == 0 ? next : 0;
+        switch (end - r) {
+        case 1: attend_1(p, item, r, start, now, ahead); break;
+        case 2: attend_2(p, item, r, start, now, ahead); break;
+        case 3: attend_3(p, item, r, start, now, ahead); break;
+        case 4: attend_4(p, item, r, start, now, ahead); break;
+        case 5: attend_5(p, item, r, start, now, ahead); break;
+        default: attend_6(p, item, r, start, now, ahead); break;
+        }
+    }
+}
+
+/* One stretch of an item; `last` is the last item that this thread computes. */
+INLINE void attend_stretch(const Attention *p, Item *item, long number, long last, long member) {
+    long single = p->item_end[number] - p->item_begin[number] == 1, members = p->item_rows[number];
+    long rows = (p->item_end[number] - p->item_begin[number]) * (p->heads / p->kv_heads), see = 1;
+    Stretch stretch = stretch_of(p, number, member);
+    item->limit = stretch.limit;
+    for (long start = stretch.first; start < stretch.limit; start += PANEL) {
+        long base[PANEL / GROUP], next_base[PANEL / GROUP] = {0}, at = member < 0 ? 0 : member * rows;
+        find_tile(p, p->tables + stretch.row * p->table_width, start, stretch.limit, base);
+        /* A single query waits for memory: blocks lie anywhere, so ask for the next ones early. */
+        if (single) find_next_tile(p, number, last, member, start, next_base);
+        while (member < 0 && see < members && first_tile(p, number, see) <= start) see++;
+        for (long head = p->item_head_begin[number]; head < p->item_head_end[number]; head++) {
+            Blocks now, next;
+            find_head(p, base, head, &now);
+            if (single) find_head(p, next_base, head, &next);
+            attend_rows(p, item, at, see * rows, start, &now, single ? &next : 0);
+            at += members * rows;
+        }
+    }
 }
 
 /* One item; `last` is the last one that this thread computes. */
 INLINE void attend_item(const Attention *p, long number, long last) {
     Item item;
-    long row = p->item_row[number], begin = p->item_begin[number], count = p->item_end[number] - begin;
-    long head_begin = p->item_head_begin[number], head_end = p->item_head_end[number];
-    long dim = p->head_dim, rows = count * (p->heads / p->kv_heads), chunks = (rows + 5) / 6;
-    long first_position = p->first_positions[row] + begin, first_token = p->offsets[row] + begin;
-    item.limit = slot_limit(p, number);
+    long begin = p->item_begin[number], count = p->item_end[number] - begin, members = p->item_rows[number];
+    long rows = count * (p->heads / p->kv_heads), at = 0;
     item.window = p->window;
     item.scale = p->scale;
-    for (long head = head_begin; head < head_end; head++)
-        begin_head(p, &item, (head - head_begin) * rows, first_token, first_position, head, rows);
-    for (long start = first_tile(p, number); start < item.limit; start += PANEL) {
-        long base[PANEL / GROUP], next_base[PANEL / GROUP] = {0};
-        find_tile(p, p->tables + row * p->table_width, start, item.limit, base);
-        if (count == 1) find_next_tile(p, number, last, start, next_base);
-        for (long head = head_begin; head < head_end; head++) {
-            Blocks now, next;
-            find_head(p, base, head, &now);
-            if (count == 1) find_head(p, next_base, head, &next);
-#if !DOT || !VNNI
-            if (attends_wide(p, rows)) {
-                attend_head(p, &item, (head - head_begin) * rows, rows, start, &now);
-                continue;
-            }
-#endif
-            for (long chunk = 0; chunk < chunks; chunk++) {
-                long first = (head - head_begin) * rows;
-                long r = first + rows * chunk / chunks, end = first + rows * (chunk + 1) / chunks;
-                if (start > item.position[end - 1]) continue;
-                if (p->window && start + PANEL <= item.position[r] - p->window + 1) continue;
-                /* A single query waits for memory: blocks lie anywhere, so ask for the next ones early. */
-                const Blocks *ahead = count == 1 && chunk == 0 ? &next : 0;
-                switch (end - r) {
-                case 1: attend_1(p, &item, r, start, &now, ahead); break;
-                case 2: attend_2(p, &item, r, start, &now, ahead); break;
-                case 3: attend_3(p, &item, r, start, &now, ahead); break;
-                case 4: attend_4(p, &item, r, start, &now, ahead); break;
-                case 5: attend_5(p, &item, r, start, &now, ahead); break;
-                default: attend_6(p, &item, r, start, &now, ahead); break;
-                }
-            }
+    for (long head = p->item_head_begin[number]; head < p->item_head_end[number]; head++)
+        for (long member = 0; member < members; member++, at += rows) {
+            long row = row_of(p, number, member);
+            begin_head(p, &item, at, p->offsets[row] + begin, p->first_positions[row] + begin, head, rows);
         }
-    }
-    for (long head = head_begin; head < head_end; head++)
-        end_head(p, &item, (head - head_begin) * rows, first_token, head, rows);
+    for (long member = first_member(p, number); member < members; member++)
+        attend_stretch(p, &item, number, last, member);
+    at = 0;
+    for (long head = p->item_head_begin[number]; head < p->item_head_end[number]; head++)
+        for (long member = 0; member < members; member++, at += rows)
+            end_head(p, &item, at, p->offsets[row_of(p, number, member)] + begin, head, rows);
 }
 
 /* Items begin .. end - 1. */

@@ -18,7 +18,9 @@
  * q_norm, k_norm: [head_dim] or null. window: positions that a token sees, itself included; 0 for all.
  * Per token: positions, slots (block * block_size + offset).
  * Per row: offsets (first token), first_positions, tables [table_width].
- * Per item: its row, the queries item_begin .. item_end - 1 of the row, and a range of key heads. */
+ * order: numbers of rows, so that those of an item stand side by side, by their positions.
+ * Per item: item_rows rows from number item_first of `order` on, queries item_begin .. item_end - 1 of each (of several
+ * rows one query each), a range of key heads, and how many slots, whole tiles, are the same for all its rows. */
 typedef struct {
     void *qkv;
     void *out;
@@ -33,7 +35,10 @@ typedef struct {
     const int32_t *offsets;
     const int32_t *first_positions;
     const int32_t *tables;
-    const int32_t *item_row;
+    const int32_t *order;
+    const int32_t *item_first;
+    const int32_t *item_rows;
+    const int32_t *item_shared;
     const int32_t *item_begin;
     const int32_t *item_end;
     const int32_t *item_head_begin;

@@ -24,9 +24,8 @@ class Attention(Structure):
 
     _fields_ = (
         *_fields(c_void_p, "qkv out keys values cos sin q_norm k_norm positions slots offsets"),
-        *_fields(
-            c_void_p, "first_positions tables item_row item_begin item_end item_head_begin item_head_end"
-        ),
+        *_fields(c_void_p, "first_positions tables order item_first item_rows item_shared"),
+        *_fields(c_void_p, "item_begin item_end item_head_begin item_head_end"),
         *_fields(c_int64, "table_width heads kv_heads head_dim block_size block_stride slot_bytes kv_int8"),
         *_fields(c_int64, "window rope"),
         *_fields(c_float, "norm_eps scale"),
