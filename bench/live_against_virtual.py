@@ -39,6 +39,7 @@ from tidepipe_common.latency.files import read_shape
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.profile_file import read_profile
 from tidepipe_common.model_source import resolve_model
+from tidepipe_common.settings.defaults import USUAL_ROUTING
 from tidepipe_common.types.token_mix import TokenMix
 
 AIM = 0.05
@@ -86,7 +87,7 @@ class Setting:
         cost = spec.latency()
         rules = ExactRules(policy, {}, self._split)
         routing = OverallConfig(
-            policy=ROUTING.get(policy, "least-loaded"), bounds=spec.one_group, max_pending=len(load) + 1
+            policy=ROUTING.get(policy, USUAL_ROUTING), bounds=spec.one_group, max_pending=len(load) + 1
         )
         cluster = VirtualCluster(
             ClusterRules(routing),

@@ -92,8 +92,8 @@ def draw_lines(label: str, table: Mapping[str, Mapping[str, float]], path: Path,
     figure.savefig(path, dpi=130)
 
 
-def draw_ablation(table: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """Routers over the same instances."""
+def draw_panels(table: Mapping[str, Mapping[str, float]], label: str, path: Path) -> None:
+    """A panel per cell, a bar per system or router."""
     plt = _pyplot()
     figure, panels = plt.subplots(
         1, len(table), figsize=(5 * len(table), 4), layout="constrained", squeeze=False
@@ -101,7 +101,7 @@ def draw_ablation(table: Mapping[str, Mapping[str, float]], path: Path) -> None:
     for axes, (cell, row) in zip(panels[0], table.items(), strict=True):
         axes.barh(list(row), list(row.values()))
         axes.invert_yaxis()
-        axes.set(title=cell, xlabel="P90 goodput, req/s")
+        axes.set(title=cell, xlabel=label)
     figure.savefig(path, dpi=130)
 
 
@@ -125,7 +125,7 @@ def main() -> None:
         "slo": lambda table, path: draw_lines("TTFT, TPOT target", table, path, each=False),
         "burst": lambda table, path: draw_lines("CV of the gaps", table, path, each=False),
         "instances": lambda table, path: draw_lines("instances", table, path, each=True),
-        "ablation": draw_ablation,
+        "ablation": lambda table, path: draw_panels(table, "P90 goodput, req/s", path),
     }
     for study in ("headline", *lines):
         source = options.results / f"online-{study}.json"

@@ -1,6 +1,6 @@
 """Goodput with conversations and agents: does it pay that the router knows what instances have computed?
 
-    python -m bench.prefix_goodput OUT.json [--seeds 1,2,3] [--seconds 90] [--mixes conversations,agents]
+    python -m bench.prefix_goodput OUT.json [--seeds 1,2,3] [--seconds 90] [--mixes agents] [--plot OUT.png]
 
 8 instances of CodeLlama-34B on 2 L20 each, virtual time, targets 5 s and 100 ms for 90 % of the requests. All
 keep and share KV blocks, but for `padg-no-reuse`. Prompts ride on decode steps of 256 tokens everywhere.
@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from bench.online_pictures import draw_panels
 from controller.scheduler.policies.catalog import Knobs
 from router.scheduler.slo import SloTarget
 from simulator.cluster_spec import ClusterSpec
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--mixes", default=",".join(MIXES))
     parser.add_argument("--systems", default=",".join(SYSTEMS))
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--plot", type=Path, help="picture of the means")
     options = parser.parse_args()
     mixes, names = options.mixes.split(","), options.systems.split(",")
     seeds = [int(part) for part in options.seeds.split(",")]
@@ -99,12 +101,16 @@ def main() -> None:
             results.append(one.result())
             report = {"seconds": options.seconds, "results": sorted(results, key=_place)}
             options.output.write_text(json.dumps(report, indent=1) + "\n")
+    table: dict[str, dict[str, float]] = {mix: {} for mix in mixes}
     for mix in mixes:
         for name in names:
             own = [one for one in results if (one["mix"], one["system"]) == (mix, name)]
             rates = ", ".join(f"{one['goodput_rps']:.1f}" for one in sorted(own, key=_place))
             hits = mean(one["figures"]["hit_rate"] for one in own if one["figures"])
-            print(f"{mix} {name}: {rates}; mean {mean(o['goodput_rps'] for o in own):.1f}; {hits:.0%} found")
+            table[mix][name] = mean(one["goodput_rps"] for one in own)
+            print(f"{mix} {name}: {rates}; mean {table[mix][name]:.1f}; {hits:.0%} found")
+    if options.plot:
+        draw_panels(table, "P90 goodput, turns/s", options.plot)
 
 
 def _place(result: dict[str, Any]) -> tuple[str, str, int]:

@@ -14,6 +14,7 @@ from simulator.exact_instance import ExactInstance, ExactRules
 from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
 from simulator.job import Job
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.settings.defaults import USUAL_ROUTING
 
 ENGINES = ("vllm", "vllm-capped", "gllm")
 """Other engines' schedulers. Run by name only: on a pipeline their steps are uneven, which
@@ -70,7 +71,7 @@ def _budgets(policy: str, spec: ClusterSpec, *others: int) -> list[int]:
 def _engine(budgets: Sequence[int]) -> list[Knobs]:
     return [
         {"routing": routing, "budget": budget}
-        for routing in ("least-loaded", "round-robin")
+        for routing in (USUAL_ROUTING, "round-robin")
         for budget in budgets
     ]
 

@@ -124,11 +124,14 @@ class RunningAnswer:
         """Part of RoutedSequence."""
         if self.finished:
             return Progress.ENDED_HERE
+        goes_on = self.has_moved and len(self._log) > 0
         fresh = self._log.merge(news.token_offset, news.token_ids, news.logprobs)
         if fresh is None:
             return Progress.GAP
         end = news.end
-        self._cached_tokens = max(self._cached_tokens, news.cached_tokens)
+        # Where it goes on it may find more: what others have computed since, and its own.
+        if not goes_on:
+            self._cached_tokens = news.cached_tokens
         self._retry_budget.heard(fresh, 0 if end is None else end.preemptions)
         if fresh:
             now = self._clock()

@@ -185,18 +185,18 @@ class RoutingScheduler:
 
     @staticmethod
     def _put_first_who_has_it(request: RouteRequest, macros: list[MacroInstance]) -> None:
-        """If it is predicted to end earlier there than anywhere in the least loaded one."""
+        """If it costs less there than anywhere in the least loaded one, by predicted time of all."""
         first = macros[0]
         known = max((view.cached_tokens(request) for view in first.views), default=0)
         hits = [
-            (view.done_s(request), place)
+            (view.cost_s(request), place)
             for place, macro in enumerate(macros)
             for view in macro.views
             if view.ready and macro is not first and view.cached_tokens(request) > known
         ]
         if hits:
-            done_s, place = min(hits)
-            if done_s < min((view.done_s(request) for view in first.views if view.ready), default=FOREVER):
+            cost_s, place = min(hits)
+            if cost_s < min((view.cost_s(request) for view in first.views if view.ready), default=FOREVER):
                 macros.insert(0, macros.pop(place))
 
     def _retry(self, now: float) -> None:

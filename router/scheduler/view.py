@@ -190,6 +190,15 @@ class InstanceView:
         rounds = min(request.max_tokens, UNSAID_TOKENS)
         return self.prompt_done_s(request) + rounds * self.facts.prefill.round_s(self.sequences + 1)
 
+    def cost_s(self, request: RouteRequest) -> float:
+        """Predicted seconds that it takes from everybody: its own until its end there, and from each of those
+        who are there the time that its prompt takes, and its row in their rounds."""
+        others, prefill = self.sequences, self.facts.prefill
+        prompt_s = self.prompt_done_s(request) - prefill.seconds(self.left)
+        rounds = min(request.max_tokens, UNSAID_TOKENS)
+        row_s = prefill.round_s(others + 1) - prefill.round_s(others) if others else 0.0
+        return self.done_s(request) + others * (prompt_s + rounds * row_s)
+
     def kv_of(self, request: RouteRequest) -> int:
         """Tokens of KV memory that its prompt takes there. What it shares with others who wait there it does
         not take; what nobody uses was free until now."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import model_validator
 
 from tidepipe_common.security.credentials import is_loopback
-from tidepipe_common.settings import fields
+from tidepipe_common.settings import defaults, fields
 from tidepipe_common.settings.controller import ControllerSettings
 from tidepipe_common.settings.definition import setting, settings_of
 from tidepipe_common.settings.router import RouterSettings
@@ -41,7 +41,9 @@ class ClusterConfig(Strict):
     policy: fields.Policy = "auto"
     routing: Annotated[
         fields.Routing | None,
-        setting("Where requests go.", metavar="R", otherwise="the policy's own, or least-loaded"),
+        setting(
+            "Where requests go.", metavar="R", otherwise=f"the policy's own, or {defaults.USUAL_ROUTING}"
+        ),
     ] = None
     share_prefixes: fields.SharePrefixes = False
     ttft_ms: fields.TtftMs | None = None

@@ -39,6 +39,8 @@ Routing = Literal[
 ]
 """Routing policy of a router."""
 ROUTING_POLICIES: tuple[Routing, ...] = get_args(Routing)
+USUAL_ROUTING: Routing = "prefix"
+"""Of requests to instances whose policy asks for no other. It is least-loaded where nothing is found."""
 
 BLOCK_SIZE = 16
 """Tokens per KV block."""

@@ -35,7 +35,7 @@ class RouterSettings(ServiceSettings):
     predictor: Annotated[str, setting("Shown in the cluster's status.", metavar="HOST:PORT")] = ""
     max_requests: Annotated[int, setting("Requests accepted at a time.", ge=1, le=MAX_COUNT)] = REQUESTS
     max_pending: fields.MaxPending = REQUESTS
-    routing: fields.Routing = "least-loaded"
+    routing: fields.Routing = defaults.USUAL_ROUTING
     share_prefixes: fields.SharePrefixes = False
     ttft_ms: fields.TtftMs = 1000 * defaults.TTFT_S
     tpot_ms: fields.TpotMs = 1000 * defaults.TPOT_S

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from router.scheduler.choice import RoutingPolicy
 from router.scheduler.constraints import MeanSlack
-from router.scheduler.policies.prefix import EarliestEnd, MostHits
+from router.scheduler.policies.prefix import LeastCost, MostHits
 from router.scheduler.policies.rolling import FixedInterval, RollingActivation, published
 from router.scheduler.policies.spread import LeastLoaded, PowerOfTwo, RandomNext, RoundRobin
 from tidepipe_common.errors import ConfigError
@@ -25,7 +25,7 @@ _MAKERS: Mapping[Routing, Callable[[], RoutingPolicy]] = {
     "least-loaded": LeastLoaded,
     "random-next": RandomNext,
     "power-of-two": PowerOfTwo,
-    "prefix": EarliestEnd,
+    "prefix": LeastCost,
     "most-hits": MostHits,
 }
 

@@ -1,4 +1,4 @@
-"""Policies that look for a prompt's beginning: by predicted time, and, to compare, by the hit alone."""
+"""Policies that look for a prompt's beginning: by what it saves all, and, to compare, by the hit alone."""
 
 from __future__ import annotations
 
@@ -6,34 +6,45 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from router.scheduler.choice import Choice
+from router.scheduler.policies.spread import FULL, LeastLoaded, load
 from router.scheduler.request import RouteRequest
 from router.scheduler.view import InstanceView
 
-_FULL = "every instance that is large enough is full"
-
 
 @dataclass(frozen=True, slots=True)
-class EarliestEnd:
-    """Where it is predicted to end first: what waits there, what is not found of its prompt, and decoding
-    beside the others; of equals the one with fewer tokens. No instance fills up because it was found once:
-    who waits there makes it late.
+class LeastCost:
+    """The least loaded instance, unless another one holds more of its prompt and it costs all together less
+    time there: its own until its end, and what it takes from those who are there.
+
+    They count, because a hit draws the next one: by a request's own end alone conversations gather where
+    others are, and all their prompts fall into that instance's rounds. Where nothing is found it is
+    LeastLoaded.
     """
 
     name: str = "prefix"
 
     def choose(self, request: RouteRequest, views: Sequence[InstanceView], now: float) -> Choice:
         """See the class."""
-        ends = [(view.done_s(request), view) for view in views if view.holds(request)]
-        if not ends:
-            return Choice(None, _FULL, {"instances": len(views)})
-        done_s, best = min(ends, key=lambda end: (end[0], end[1].tokens, end[1].instance_id))
+        choice = LeastLoaded().choose(request, views, now)
+        if not request.prefix or choice.instance_id is None:
+            return choice
+        least = next(view for view in views if view.instance_id == choice.instance_id)
+        found = least.cached_tokens(request)
+        hits = [view for view in views if view.cached_tokens(request) > found and view.holds(request)]
+        best, reason, costs = least, choice.reason, {}
+        if hits:
+            best_s, _, best = min((view.cost_s(request), load(view), view) for view in (least, *hits))
+            costs = {"cost_s": best_s, "least_loaded_cost_s": least.cost_s(request)}
+            reason = "what is found there saves most" if best is not least else "hits elsewhere do not pay"
         numbers = {
-            "predicted_s": done_s,
-            "prompt_s": best.prompt_done_s(request),
+            **choice.numbers,
+            "tokens": best.tokens,
+            "sequences": best.sequences,
             "cached_tokens": best.cached_tokens(request),
-            "candidates": len(ends),
+            "predicted_s": best.done_s(request),
+            **costs,
         }
-        return Choice(best.instance_id, "it ends first", numbers)
+        return Choice(best.instance_id, reason, numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +57,7 @@ class MostHits:
         """See the class."""
         finds = [(view.cached_tokens(request), view) for view in views if view.holds(request)]
         if not finds:
-            return Choice(None, _FULL, {"instances": len(views)})
+            return Choice(None, FULL, {"instances": len(views)})
         cached, best = min(finds, key=lambda find: (-find[0], find[1].tokens, find[1].instance_id))
         numbers = {
             "cached_tokens": cached,

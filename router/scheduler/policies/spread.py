@@ -10,7 +10,7 @@ from router.scheduler.policies.rolling import steady_hash
 from router.scheduler.request import RouteRequest
 from router.scheduler.view import InstanceView
 
-_FULL = "every instance that is large enough is full"
+FULL = "every instance that is large enough is full"
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class RoundRobin:
             if view.holds(request):
                 self._last = view.instance_id
                 return Choice(view.instance_id, "its turn", {"instances": len(views)})
-        return Choice(None, _FULL, {"instances": len(views)})
+        return Choice(None, FULL, {"instances": len(views)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class LeastLoaded:
         """See the class."""
         open_views = [view for view in views if view.holds(request)]
         if not open_views:
-            return Choice(None, _FULL, {"instances": len(views)})
-        best = min(open_views, key=_load)
+            return Choice(None, FULL, {"instances": len(views)})
+        best = min(open_views, key=load)
         numbers = {"tokens": best.tokens, "sequences": best.sequences, "candidates": len(open_views)}
         return Choice(best.instance_id, "fewest tokens", numbers)
 
@@ -59,7 +59,7 @@ class RandomNext:
         """See the class."""
         open_views = [view for view in views if view.holds(request)]
         if not open_views:
-            return Choice(None, _FULL, {"instances": len(views)})
+            return Choice(None, FULL, {"instances": len(views)})
         chosen = open_views[steady_hash(request.request_id, 1) % len(open_views)]
         return Choice(chosen.instance_id, "drawn", {"candidates": len(open_views)})
 
@@ -74,14 +74,15 @@ class PowerOfTwo:
         """See the class."""
         open_views = [view for view in views if view.holds(request)]
         if not open_views:
-            return Choice(None, _FULL, {"instances": len(views)})
+            return Choice(None, FULL, {"instances": len(views)})
         first = steady_hash(request.request_id, 1) % len(open_views)
         # Another than the first, if there is one.
         step = 1 + steady_hash(request.request_id, 2) % max(1, len(open_views) - 1)
         second = (first + step) % len(open_views)
-        best = min((open_views[first], open_views[second]), key=_load)
+        best = min((open_views[first], open_views[second]), key=load)
         return Choice(best.instance_id, "less loaded of two", {"tokens": best.tokens})
 
 
-def _load(view: InstanceView) -> tuple[int, int, str]:
+def load(view: InstanceView) -> tuple[int, int, str]:
+    """The lower, the sooner it is chosen."""
     return view.tokens, view.sequences, view.instance_id

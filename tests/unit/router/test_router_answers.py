@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -134,6 +134,18 @@ def test_text_that_is_held_back_comes_out_at_the_end() -> None:
     answer.apply(news(tokens, 7, 7, FinishReason.LENGTH))
     client.read(answer)
     assert (client.text, client.finish) == ("abcsto\N{REPLACEMENT CHARACTER}", FinishReason.LENGTH)
+
+
+def test_what_was_found_is_what_its_first_token_did_without() -> None:
+    """Not what is found where it goes on; nor what an instance found that never answered."""
+    answer = make_answer(SamplingParams(max_tokens=9))
+    answer.apply(replace(news([], 0, 0), cached_tokens=64))
+    answer.moved()
+    for begin, cached in ((0, 32), (1, 32)):
+        answer.apply(replace(news([97, 98], begin, begin + 1), cached_tokens=cached))
+    answer.moved()
+    answer.apply(replace(news([97, 98, 99], 2, 3), cached_tokens=48))
+    assert answer.usage.cached_tokens == 32
 
 
 def test_an_ended_answer_keeps_no_names_of_its_beginning() -> None:

@@ -19,10 +19,11 @@ from simulator.offline import PipelineSpec, run_offline
 from simulator.predictions import predictor
 from simulator.record import Recording
 from simulator.setups import POLICIES
-from simulator.systems import run_exactly, run_system
+from simulator.systems import default_knobs, run_exactly, run_system
 from tidepipe_common.latency.files import read_shape
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.settings.defaults import BLOCK_SIZE
+from tidepipe_common.settings.router import RouterSettings
 from workloads.files import open_workload
 from workloads.mixes import SimRequest, Workload, sessions_of
 
@@ -104,6 +105,19 @@ def test_a_router_that_knows_finds_more(run: Run) -> None:
         share[name] = measure("padg", {"budget": 256, **more}, spec, asked, 4.0, run).hit_rate
     assert share["blind"] < 0.8 * share["padg"]
     assert share["most-hits"] > 0.95 * share["padg"]
+
+
+def test_routing_by_hits_never_loses_to_the_least_load() -> None:
+    """What routers do where nobody says otherwise: the same to the last bit where all prompts differ, and far
+    more turns in time where they go on."""
+    spec = replace(CLUSTER, instances=8, tensor=2)
+    assert default_knobs("hybrid", spec)["routing"] == RouterSettings.model_fields["routing"].default
+    fresh = Question(open_workload("sharegpt-like", 400, 1), SLO, seconds=20.0)
+    agents = Question(open_workload("agents:turns=5,think=1", 400, 11).within(8192, 8192), SLO, seconds=70.0)
+    usual, least = default_knobs("hybrid", spec), KNOBS
+    assert measure("hybrid", usual, spec, fresh, 20.0) == measure("hybrid", least, spec, fresh, 20.0)
+    attained = [measure("hybrid", knobs, spec, agents, 8.0).attainment for knobs in (usual, least)]
+    assert attained[0] > 0.9 > attained[1] + 0.1
 
 
 requests = st.lists(

@@ -91,6 +91,20 @@ def test_a_hit_does_not_pile_everybody_on_one_instance() -> None:
     assert max(shares["prefix"]) < 20 > max(shares["padg"])
 
 
+def test_a_hit_is_left_where_it_would_delay_many() -> None:
+    """It would end sooner where a part of it is found, but all who are there would wait for the rest."""
+    for others, chosen in ((0, "i1"), (50, "i0")):
+        scheduler = cluster("prefix", 2)
+        report(scheduler, "i1", (1, 2, 3), taken=1.0, sequences=others, tokens=1000)
+        wanted = ask("r", (1, 2, 3), own=600, max_tokens=1)
+        found, empty = scheduler.view("i1"), scheduler.view("i0")
+        assert found is not None and empty is not None
+        assert found.done_s(wanted) < empty.done_s(wanted)
+        choice = send(scheduler, wanted)
+        assert choice.instance_id == chosen
+        assert choice.numbers["cost_s"] <= choice.numbers["least_loaded_cost_s"]
+
+
 @pytest.mark.parametrize(("low_s", "chosen"), [(0.01, "i0"), (9.0, "i1")])
 def test_a_hit_is_left_where_it_would_break_a_promise(low_s: float, chosen: str) -> None:
     """The instance that has it would be quicker, but those who decode there may not be able to wait."""
