@@ -111,10 +111,16 @@ async def serve(settings: ControllerSettings, lifecycle: Lifecycle) -> None:
                 group.create_task(instance.run(), name="instance"),
                 group.create_task(health.run(), name="health"),
             ]
-            if await _either(health.once_up, lifecycle.stopping):
+            if await either(health.once_up, lifecycle.stopping):
                 assert pipeline.about is not None
                 async with (
-                    _registered(settings, address, pipeline.about.model, incarnation),
+                    registered(
+                        settings.router,
+                        settings.instance_id,
+                        settings.advertise or address,
+                        pipeline.about.model,
+                        incarnation,
+                    ),
                     serve_metrics(telemetry, settings.listen, settings.metrics_port) as metrics_address,
                 ):
                     tune_gc()
@@ -186,17 +192,17 @@ class _Health:
 
 
 @contextlib.asynccontextmanager
-async def _registered(
-    settings: ControllerSettings, address: str, model: str, incarnation: str
+async def registered(
+    router: str | None, instance_id: str, address: str, model: str, incarnation: str
 ) -> AsyncIterator[None]:
     """Known to the router, if there is one; it is told at the end, unless that is an error."""
-    if not settings.router:
+    if not router:
         yield
         return
     registration = Registration(
-        settings.router,
-        instance_id=settings.instance_id,
-        controller_address=settings.advertise or address,
+        router,
+        instance_id=instance_id,
+        controller_address=address,
         model=model,
         incarnation=incarnation,
     )
@@ -218,7 +224,7 @@ def tune_gc() -> None:
     gc.set_threshold(GC_YOUNG, GC_OLD, GC_OLD)
 
 
-async def _either(ready: asyncio.Event, stopping: asyncio.Event) -> bool:
+async def either(ready: asyncio.Event, stopping: asyncio.Event) -> bool:
     """Wait for one of the two; True if it is `ready`."""
     waits = [asyncio.create_task(ready.wait()), asyncio.create_task(stopping.wait())]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,7 +27,7 @@ from tidepipe.client.async_client import AsyncClient
 from tidepipe_common.errors import ConfigError, TidePipeError, UnavailableError
 from tidepipe_common.exception_groups import leaves
 from tidepipe_common.latency.kept_profile import Measured, kept_profile
-from tidepipe_common.model_source import resolve_model
+from tidepipe_common.model_source import resolve_model, resolve_tokenizer
 from tidepipe_common.security.credentials import Credentials
 
 LENGTH_MODEL_FACTS = "model.json"
@@ -71,9 +72,13 @@ class LocalCluster:
     async def prepare(self) -> None:
         """Find the model and the ports; ModelError or ConfigError if there is none."""
         config = self.config
-        path = await asyncio.to_thread(resolve_model, config.model, allow_download=config.allow_download)
-        await asyncio.to_thread(check_model, config, path)
-        self.config = config = with_kept_profile(config, path)
+        if config.upstreams:  # their models are theirs: here, the tokenizer is enough
+            find = partial(resolve_tokenizer, config.model, allow_download=config.allow_download)
+            await asyncio.to_thread(find)
+        else:
+            path = await asyncio.to_thread(resolve_model, config.model, allow_download=config.allow_download)
+            await asyncio.to_thread(check_model, config, path)
+            self.config = config = with_kept_profile(config, path)
         _state_name(config.predictor)
         self.grpc_address = join(config.host, choose_port(config.host, config.grpc_port))
         self.http_address = join(config.host, choose_port(config.host, config.http_port))
@@ -115,7 +120,7 @@ class LocalCluster:
             async with asyncio.TaskGroup() as group:
                 group.create_task(predictor.start())
                 group.create_task(router.start())
-                for _ in range(config.instances):
+                for _ in range(config.instances_wanted):
                     group.create_task(machines.start_instance())
         except* TidePipeError as errors:
             failures = leaves(errors)
@@ -252,10 +257,10 @@ class LocalCluster:
                     reason = str(error)
                 else:
                     usable = sum(entry.connected for entry in status.instances)
-                    if usable == self.config.instances:
+                    if usable == self.config.instances_wanted:
                         self.slow_because = status.slow_because
                         return
-                    reason = f"the router reaches {usable} of {self.config.instances} instances"
+                    reason = f"the router reaches {usable} of {self.config.instances_wanted} instances"
                 await asyncio.sleep(REGISTERED_POLL_S)
         raise ClusterError(f"the cluster did not become ready within {REGISTERED_S:g} s: {reason}")
 

@@ -13,6 +13,7 @@ from launcher.instance import LocalInstance
 from launcher.processes import Processes
 from launcher.provision.provisioner import ProvisionedInstance, Room
 from launcher.room import machine_room
+from launcher.upstream_instance import UpstreamInstance
 from tidepipe_common.errors import NotFoundError, OverloadedError
 
 MAX_INSTANCES = 64
@@ -37,14 +38,14 @@ class LocalInstances:
         self._router = router
         self._predictor = predictor
         self._numbers = itertools.count()
-        self._members: dict[str, LocalInstance] = {}
+        self._members: dict[str, LocalInstance | UpstreamInstance] = {}
         self._starting = 0
 
     async def start_instance(self) -> ProvisionedInstance:
         """Part of InstanceProvisioner."""
         if (there := len(self._members) + self._starting) >= MAX_INSTANCES:
             raise OverloadedError(f"this cluster has {there} instances, as many as it may", 60_000)
-        instance = LocalInstance(self._config, next(self._numbers), self._make_child)
+        instance = self._make()
         self._starting += 1
         try:
             await instance.start(self._router, self._predictor)
@@ -57,6 +58,17 @@ class LocalInstances:
         for child in instance.children:
             self._processes.keep(child)
         return _provisioned(instance)
+
+    def _make(self) -> LocalInstance | UpstreamInstance:
+        urls = self._config.upstreams
+        if not urls:
+            return LocalInstance(self._config, next(self._numbers), self._make_child)
+        number = next(self._numbers)
+        if number >= len(urls):
+            raise OverloadedError(
+                "each upstream server is one instance; add another by `python -m controller.upstream`", 60_000
+            )
+        return UpstreamInstance(self._config, number, self._make_child)
 
     async def stop_instance(self, instance_id: str) -> None:
         """Part of InstanceProvisioner."""
@@ -74,17 +86,19 @@ class LocalInstances:
 
     def room(self) -> Room | None:
         """Part of InstanceProvisioner."""
+        if self._config.upstreams:
+            return Room(0, "each upstream server is one instance")
         sizes = [size for instance in list(self._members.values()) if (size := _resident_bytes(instance))]
         there = len(self._members) + self._starting
         return machine_room(self._config, there, self._starting, max(sizes, default=0), MAX_INSTANCES)
 
-    async def _end(self, instance: LocalInstance) -> None:
+    async def _end(self, instance: LocalInstance | UpstreamInstance) -> None:
         await instance.stop()
         for child in instance.children:
             self._processes.remove(child)
 
 
-def _resident_bytes(instance: LocalInstance) -> int:
+def _resident_bytes(instance: LocalInstance | UpstreamInstance) -> int:
     """Memory of all its processes; 0 if one of them is gone just now."""
     try:
         return sum(psutil.Process(child.pid).memory_info().rss for child in instance.children)
@@ -92,7 +106,7 @@ def _resident_bytes(instance: LocalInstance) -> int:
         return 0
 
 
-def _provisioned(instance: LocalInstance) -> ProvisionedInstance:
+def _provisioned(instance: LocalInstance | UpstreamInstance) -> ProvisionedInstance:
     assert instance.controller is not None, "it has been started"
     pids = ", ".join(str(child.pid) for child in instance.children)
     return ProvisionedInstance(instance.name, instance.controller.address, f"this machine, pids {pids}")

@@ -15,6 +15,7 @@ from tidepipe_common.settings.predictor import PredictorSettings
 from tidepipe_common.settings.router import RouterSettings
 from tidepipe_common.settings.service import SecuritySettings, ServiceSettings
 from tidepipe_common.settings.stage_worker import StageWorkerSettings
+from tidepipe_common.settings.upstream import UpstreamSettings
 
 Settings = TypeVar("Settings", bound=ServiceSettings)
 
@@ -67,6 +68,18 @@ def controller_spec(
         hardware=config.hardware or ("l20" if config.executor == "emulated" else None),
     )
     return _child(f"controller-{instance}", settings, config, MODEL_READY_S, relies_on_others=True)
+
+
+def upstream_spec(config: ClusterConfig, instance: int, *, router: str) -> ChildSpec:
+    """The process that stands for one upstream server."""
+    settings = _settings(
+        UpstreamSettings,
+        config,
+        url=config.upstreams[instance],
+        instance_id=f"upstream-{instance}",
+        router=router,
+    )
+    return _child(f"upstream-{instance}", settings, config, MODEL_READY_S, relies_on_others=True)
 
 
 def router_spec(

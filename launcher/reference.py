@@ -19,11 +19,13 @@ from tidepipe_common.settings.predictor import PredictorSettings
 from tidepipe_common.settings.router import RouterSettings
 from tidepipe_common.settings.service import ServiceSettings
 from tidepipe_common.settings.stage_worker import StageWorkerSettings
+from tidepipe_common.settings.upstream import UpstreamSettings
 
 FILE = Path(__file__).parents[1] / "docs" / "reference" / "configuration.md"
 SERVICES: tuple[type[ServiceSettings], ...] = (
     RouterSettings,
     ControllerSettings,
+    UpstreamSettings,
     StageWorkerSettings,
     PredictorSettings,
 )

@@ -28,6 +28,7 @@ from tidepipe_common.security.principals import (
 )
 from tidepipe_common.security.trusted_files import UntrustedError, trusted
 from tidepipe_common.settings.defaults import CERTIFICATE_DAYS
+from tidepipe_common.settings.upstream import UPSTREAM_API_KEY, UpstreamSettings
 
 AUTO = "auto"
 AUTO_FOLDER = "tls"
@@ -41,6 +42,7 @@ log = structlog.get_logger()
 _PRINCIPALS = {
     "router": ROUTER,
     "controller": CONTROLLER,
+    "controller.upstream": CONTROLLER,
     "stage_worker": STAGE_WORKER,
     "predictor": PREDICTOR,
 }
@@ -97,7 +99,10 @@ class ClusterSecurity:
 
     def environment(self, module: str) -> Mapping[str, str]:
         """Environment of a process: ours, with its own credentials and without any that are ours."""
-        clean = {name: value for name, value in os.environ.items() if name not in _VARIABLES}
+        theirs = () if module == UpstreamSettings.service else (UPSTREAM_API_KEY,)
+        clean = {
+            name: value for name, value in os.environ.items() if name not in _VARIABLES and name not in theirs
+        }
         if self._config.insecure:
             clean[names.INSECURE] = "1"
         if self.folder is None:

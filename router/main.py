@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from router.requests.text_port import TextPort
 from router.service import RouterService
 from router.text.tokenizer import TextProcessor
-from tidepipe_common.model_source import resolve_model
+from tidepipe_common.model_source import resolve_tokenizer
 from tidepipe_common.rpc.lifecycle import run_service, settings_or_exit
 from tidepipe_common.settings.router import RouterSettings
 from tidepipe_common.tokenizer_source import leave_out_torch
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = settings_or_exit(RouterSettings, arguments)
 
     def load_text() -> TextPort:
-        path = resolve_model(settings.model)
+        path = resolve_tokenizer(settings.model)
         if path.is_dir():  # reading a GGUF file's tokenizer does need PyTorch
             leave_out_torch()
         return TextProcessor.load(path)

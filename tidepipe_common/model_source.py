@@ -88,6 +88,18 @@ def resolve_model(model: str, *, allow_download: bool = False) -> Path:
     )
 
 
+def resolve_tokenizer(model: str, *, allow_download: bool = False) -> Path:
+    """As `resolve_model`, for whoever needs no weights: a folder with tokenizer and config.json will do."""
+    with contextlib.suppress(OSError, RuntimeError):
+        folders = [Path(model).expanduser()] if model else []
+        if _SHORT_NAME.fullmatch(model):
+            folders.append(model_cache_dir() / model)
+        for folder in folders:
+            if (folder / "tokenizer.json").is_file() and (folder / "config.json").is_file():
+                return folder
+    return resolve_model(model, allow_download=allow_download)
+
+
 def _checked(path: Path) -> Path:
     """Return `path`, or the one GGUF file in it, if it can be loaded."""
     if path.is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from controller.api.report import WAIT_BETWEEN_S, interval_s, report_to_wire
@@ -70,25 +70,10 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
     ) -> controller_pb2.SubmitSequencesResponse:
         """See controller.proto."""
         if self._instance.draining:
-            outcome, reason = Verdict.OUTCOME_DRAINING, "the instance is being taken out of service"
-            verdicts = [
-                Verdict(sequence_id=spec.sequence_id, outcome=outcome, reason=reason)
-                for spec in request.sequences
-            ]
-            return controller_pb2.SubmitSequencesResponse(verdicts=verdicts)
-        now = self._instance.now()
-        arrivals: list[NewSequence] = []
-        refused: dict[str, Refused] = {}
-        for spec in request.sequences:
-            try:
-                check_spec(spec)
-                arrivals.append(new_sequence_from_wire(spec, now))
-            except InvalidRequestError as error:
-                refused[spec.sequence_id] = Refused(spec.sequence_id, Refusal.INVALID, str(error))
+            return draining_verdicts(request)
+        arrivals, refused = arrivals_from_wire(request, self._instance.now())
         refused |= self._instance.submit(request.router_id, arrivals, request.ordinal)
-        return controller_pb2.SubmitSequencesResponse(
-            verdicts=[_verdict(spec.sequence_id, refused.get(spec.sequence_id)) for spec in request.sequences]
-        )
+        return verdicts_of(request, refused)
 
     async def CancelSequences(  # noqa: N802
         self, request: controller_pb2.CancelSequencesRequest, context: Context
@@ -204,6 +189,40 @@ def new_sequence_from_wire(spec: controller_pb2.SequenceSpec, now: float) -> New
         prefix_root=spec.prefix_root.hex(),
         piece_gap_s=spec.piece_gap_ms / 1000,
     )
+
+
+def draining_verdicts(
+    request: controller_pb2.SubmitSequencesRequest,
+) -> controller_pb2.SubmitSequencesResponse:
+    """What an instance says to all of them that is being taken out of service."""
+    outcome, reason = Verdict.OUTCOME_DRAINING, "the instance is being taken out of service"
+    verdicts = [
+        Verdict(sequence_id=spec.sequence_id, outcome=outcome, reason=reason) for spec in request.sequences
+    ]
+    return controller_pb2.SubmitSequencesResponse(verdicts=verdicts)
+
+
+def arrivals_from_wire(
+    request: controller_pb2.SubmitSequencesRequest, now: float
+) -> tuple[list[NewSequence], dict[str, Refused]]:
+    """The sequences that are handed over, and those that carry what none may."""
+    arrivals: list[NewSequence] = []
+    refused: dict[str, Refused] = {}
+    for spec in request.sequences:
+        try:
+            check_spec(spec)
+            arrivals.append(new_sequence_from_wire(spec, now))
+        except InvalidRequestError as error:
+            refused[spec.sequence_id] = Refused(spec.sequence_id, Refusal.INVALID, str(error))
+    return arrivals, refused
+
+
+def verdicts_of(
+    request: controller_pb2.SubmitSequencesRequest, refused: Mapping[str, Refused]
+) -> controller_pb2.SubmitSequencesResponse:
+    """A verdict for each sequence, in order."""
+    verdicts = [_verdict(spec.sequence_id, refused.get(spec.sequence_id)) for spec in request.sequences]
+    return controller_pb2.SubmitSequencesResponse(verdicts=verdicts)
 
 
 def _verdict(sequence_id: str, refused: Refused | None) -> Verdict:

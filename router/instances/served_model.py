@@ -15,7 +15,10 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """The model behind an instance. context_length and vocab_size in tokens."""
+    """The model behind an instance. context_length and vocab_size in tokens.
+
+    fingerprint: empty where nobody can look at the weights; whoever started the instance vouches for them.
+    """
 
     model: str
     fingerprint: str
@@ -44,7 +47,7 @@ def check_same_model(instance_id: str, offered: ModelFacts, served: ModelFacts) 
             f"instance {instance_id} serves {offered.model} with a vocabulary of {offered.vocab_size}, "
             f"but this router serves {served.model} with a vocabulary of {served.vocab_size}"
         )
-    if offered.fingerprint != served.fingerprint:
+    if offered.fingerprint and served.fingerprint and offered.fingerprint != served.fingerprint:
         raise IncompatibleError(
             f"instance {instance_id} serves {offered.model} (fingerprint {offered.fingerprint}), but this "
             f"router serves {served.model} (fingerprint {served.fingerprint})"
@@ -83,7 +86,11 @@ class ServedModel:
         if self._facts is not None and self._in_use():
             check_same_model(instance.instance_id, facts, self._facts)
             # What is admitted must fit wherever it may have to go.
-            facts = replace(facts, context_length=min(facts.context_length, self._facts.context_length))
+            facts = replace(
+                facts,
+                context_length=min(facts.context_length, self._facts.context_length),
+                fingerprint=facts.fingerprint or self._facts.fingerprint,
+            )
         self._facts = facts
         self._known.set()
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stage_worker.loading.end_tokens import end_tokens
 from stage_worker.loading.hf_config import from_hf_config
 from stage_worker.models.spec import ModelSpec
+from tidepipe_common.end_tokens import end_tokens
 from tidepipe_common.model_files import read_json_object
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tidepipe.client.types import Completion
 from tidepipe_common.errors import ModelError
 from tidepipe_common.extras import SERVER, missing
-from tidepipe_common.model_source import resolve_model
+from tidepipe_common.model_source import resolve_tokenizer
 from tidepipe_common.openai.batch import BatchItem, response_line
 from tidepipe_common.openai.responses import ResponseContext, response_body
 from tidepipe_common.types.request import ChatTurn, GenerationRequest
@@ -62,7 +62,7 @@ def _load(sources: tuple[str, ...]) -> TextProcessor | None:
 
     for source in sources:
         try:
-            return TextProcessor.load(resolve_model(source))
+            return TextProcessor.load(resolve_tokenizer(source))
         except ModelError:
             continue
     return None

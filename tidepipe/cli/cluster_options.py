@@ -19,8 +19,9 @@ _PANEL = "Local cluster"
 
 def _option(setting: Setting) -> Any:
     # Only numbers are read here: the configuration checks flags and files alike.
+    kind = list[str] if setting.repeatable else str if setting.kind is Path else setting.kind
     return Annotated[
-        str | None if setting.kind is Path else setting.kind | None,
+        kind | None,
         typer.Option(
             setting.flag,
             help=_help(setting),
@@ -38,6 +39,11 @@ def _help(setting: Setting) -> str:
         text = f"{text} One of {', '.join(setting.choices)}."
     default = default_text(setting.name)
     return f"{text} Default: {default}." if default else text
+
+
+def _joined(value: Any) -> Any:
+    """Of a flag that may be given several times; None if it was not."""
+    return (",".join(value) or None) if isinstance(value, list) else value
 
 
 CLUSTER_OPTIONS: dict[str, Any] = {
@@ -70,7 +76,7 @@ def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapper(*arguments: Any, **values: Any) -> None:
-        cluster = {name: values.pop(name) for name in CLUSTER_OPTIONS if name in values}
+        cluster = {name: _joined(values.pop(name)) for name in CLUSTER_OPTIONS if name in values}
         command(*arguments, **values, cluster={k: v for k, v in cluster.items() if v is not None})
 
     signature = inspect.Signature([*own, *shared])

@@ -35,7 +35,12 @@ async def start_cluster(
     await cluster.prepare()
     if cluster.open_to_all:
         print(_OPEN_TO_ALL, file=sys.stderr, flush=True)
-    shape = f"{cluster.config.instances} x {cluster.config.stages} stages"
+    config = cluster.config
+    shape = (
+        f"{len(config.upstreams)} upstream servers"
+        if config.upstreams
+        else f"{config.instances} x {config.stages} stages"
+    )
     print(f"starting a local cluster: {shape} of {cluster.config.model}", file=sys.stderr, flush=True)
     try:
         async with _watched(cluster):

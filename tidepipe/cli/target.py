@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.extras import SERVER, require
-from tidepipe_common.model_source import resolve_model
+from tidepipe_common.model_source import resolve_tokenizer
 from tidepipe_common.security.credentials import Credentials
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ async def open_target(
 
     async with start_cluster(settings, defaults) as cluster:
         model = cluster.config.model
-        yield Target(cluster.grpc_address, cluster, (model, str(resolve_model(model))))
+        yield Target(cluster.grpc_address, cluster, (model, str(resolve_tokenizer(model))))
 
 
 async def run_on(target: Target, job: Coroutine[Any, Any, Result]) -> Result:

@@ -88,7 +88,9 @@ class DescribeResponse(_message.Message):
     model: _builtins.str
     """Model name."""
     model_fingerprint: _builtins.str
-    """Digest of the model, as the stages reported it."""
+    """Digest of the model, as the stages reported it. Empty: nobody here can look at its weights (an upstream server), and
+    whoever started the instance vouches for them.
+    """
     context_length: _builtins.int
     """Prompt and output of one sequence together at most, tokens."""
     vocab_size: _builtins.int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from tidepipe_common.security.credentials import is_loopback
 from tidepipe_common.settings import defaults, fields
@@ -14,6 +14,11 @@ from tidepipe_common.settings.definition import setting, settings_of
 from tidepipe_common.settings.router import RouterSettings
 from tidepipe_common.settings.service import Strict
 from tidepipe_common.settings.stage_worker import StageWorkerSettings
+from tidepipe_common.settings.upstream import base_url
+
+
+def _urls(value: str | None) -> str | None:
+    return None if value is None else ",".join(base_url(one) for one in value.split(","))
 
 
 class ClusterConfig(Strict):
@@ -51,6 +56,17 @@ class ClusterConfig(Strict):
     macro_min: fields.MacroMin | None = None
     macro_max: fields.MacroMax | None = None
     max_pending: fields.MaxPending | None = None
+    upstream: Annotated[
+        str | None,
+        AfterValidator(_urls),
+        setting(
+            "OpenAI-compatible server (vLLM, SGLang, llama.cpp) as an instance, instead of own stages.",
+            metavar="URL",
+            otherwise="none",
+            repeatable=True,
+            min_length=1,
+        ),
+    ] = None
     provisioner: Annotated[Literal["local", "ray"], setting("Where instances run.", metavar="P")] = "local"
     ray_address: Annotated[
         str | None, setting("Ray cluster to join.", metavar="HOST:PORT", otherwise="auto")
@@ -118,6 +134,8 @@ class ClusterConfig(Strict):
 
     @model_validator(mode="after")
     def _settings_fit(self) -> Self:
+        if self.upstream is not None:
+            self._upstreams_fit()
         if self.layer_split and len(self.layer_split.split(",")) != self.stages:
             raise ValueError(
                 f"layer_split '{self.layer_split}' must name {self.stages} numbers, one per stage"
@@ -144,6 +162,26 @@ class ClusterConfig(Strict):
         if self.fabric is not None and self.executor == "emulated":
             raise ValueError("fabric is for --executor torch; emulated workers have no devices")
         return self
+
+    def _upstreams_fit(self) -> None:
+        urls = self.upstreams
+        if len(set(urls)) < len(urls):
+            raise ValueError("upstream names a server twice")
+        if self.provisioner != "local":
+            raise ValueError("upstream servers are reached from this machine: not with --provisioner ray")
+        own = ("stages", "instances", "quantization", "executor", "profile", "kv_offload", "journal")
+        if given := [name for name in own if getattr(self, name) != type(self).model_fields[name].default]:
+            raise ValueError(f"{given[0]} is of own stages, which a cluster of upstream servers has none of")
+
+    @property
+    def upstreams(self) -> tuple[str, ...]:
+        """Servers that are its instances."""
+        return tuple(self.upstream.split(",")) if self.upstream else ()
+
+    @property
+    def instances_wanted(self) -> int:
+        """Instances that it starts with."""
+        return len(self.upstreams) or self.instances
 
     @property
     def stage_threads(self) -> int:

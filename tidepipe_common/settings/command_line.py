@@ -17,7 +17,7 @@ Settings = TypeVar("Settings", bound=ServiceSettings)
 
 def variable_of(model: type[ServiceSettings], setting: Setting) -> str:
     """The environment variable that a flag wins over."""
-    return setting.environment or f"TIDEPIPE_{model.service}_{setting.name}".upper()
+    return setting.environment or f"TIDEPIPE_{model.service}_{setting.name}".replace(".", "_").upper()
 
 
 def make_parser(model: type[ServiceSettings]) -> argparse.ArgumentParser:

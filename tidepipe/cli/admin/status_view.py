@@ -76,15 +76,18 @@ def _print_instance(console: Console, instance: InstanceStatus) -> None:
     if status is None:
         return
     facts = Table.grid(padding=(0, 2))
+    if status.serving and status.detail:
+        facts.add_row("  is", named(status.detail))
     facts.add_row(
         "  phase", f"{status.phase.value} for {_duration(status.phase_age_s)}: {named(status.phase_reason)}"
     )
     facts.add_row("  sequences", f"{status.running} running, {status.waiting} waiting")
-    facts.add_row("  decode batches", " + ".join(map(str, status.batch_sizes)) or "none")
-    used = status.kv_blocks_total - status.kv_blocks_free
-    facts.add_row(
-        "  KV blocks", f"{used} of {status.kv_blocks_total} in use, {status.block_size} tokens each"
-    )
+    if status.kv_blocks_total:
+        facts.add_row("  decode batches", " + ".join(map(str, status.batch_sizes)) or "none")
+        used = status.kv_blocks_total - status.kv_blocks_free
+        facts.add_row(
+            "  KV blocks", f"{used} of {status.kv_blocks_total} in use, {status.block_size} tokens each"
+        )
     if status.reuse is not None:
         facts.add_row("  prefix reuse", reuse_words(status.reuse))
     facts.add_row(
@@ -93,7 +96,8 @@ def _print_instance(console: Console, instance: InstanceStatus) -> None:
         f"{status.preemptions} preemptions, {status.steals} steals ({named(status.policy)})",
     )
     console.print(facts, highlight=False)
-    print_table(console, COLUMNS, [_stage(stage) for stage in status.stages])
+    if status.stages:
+        print_table(console, COLUMNS, [_stage(stage) for stage in status.stages])
 
 
 def _state(instance: InstanceStatus) -> str:

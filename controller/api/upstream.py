@@ -1,0 +1,167 @@
+"""ControllerService of an instance that forwards to somebody else's server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from controller.api.report import WAIT_BETWEEN_S, interval_s, report_to_wire
+from controller.api.servicer import arrivals_from_wire, draining_verdicts, verdicts_of
+from controller.upstream.instance import UpstreamInstance
+from tidepipe.v1 import controller_pb2, controller_pb2_grpc, timeline_pb2, timeline_pb2_grpc
+from tidepipe_common.codec.plan import phase_to_wire
+from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.rpc.results import stream_results
+from tidepipe_common.rpc.server import RpcServer
+from tidepipe_common.types.plan import PROTOCOL_VERSION
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class UpstreamServicer(controller_pb2_grpc.ControllerServiceServicer):
+    """The instance as routers see it."""
+
+    def __init__(self, instance: UpstreamInstance, instance_id: str, incarnation: str, model: str) -> None:
+        self._instance = instance
+        self._instance_id = instance_id
+        self._incarnation = incarnation
+        self._model = model
+
+    async def Describe(  # noqa: N802 (the contract's name)
+        self, request: controller_pb2.DescribeRequest, context: Context
+    ) -> controller_pb2.DescribeResponse:
+        """No fingerprint: nobody here can look at the weights, whoever started this vouches for them."""
+        link = self._instance.link
+        return controller_pb2.DescribeResponse(
+            instance_id=self._instance_id,
+            incarnation=self._incarnation,
+            model=self._model,
+            context_length=link.context_length,
+            vocab_size=link.vocab_size,
+            eos_token_ids=link.ends,
+            protocol_version=PROTOCOL_VERSION,
+            max_sequences=self._instance.room,
+        )
+
+    async def SubmitSequences(  # noqa: N802
+        self, request: controller_pb2.SubmitSequencesRequest, context: Context
+    ) -> controller_pb2.SubmitSequencesResponse:
+        """See controller.proto."""
+        if self._instance.draining:
+            return draining_verdicts(request)
+        arrivals, refused = arrivals_from_wire(request, self._instance.now())
+        refused |= self._instance.submit(request.router_id, arrivals, request.ordinal)
+        return verdicts_of(request, refused)
+
+    async def CancelSequences(  # noqa: N802
+        self, request: controller_pb2.CancelSequencesRequest, context: Context
+    ) -> controller_pb2.CancelSequencesResponse:
+        """See controller.proto."""
+        for sequence_id in request.sequence_ids:
+            self._instance.cancel(sequence_id)
+        for sequence_id in request.ended_sequence_ids:
+            self._instance.hub.acknowledge(sequence_id)
+        return controller_pb2.CancelSequencesResponse()
+
+    async def WatchResults(  # noqa: N802
+        self, request: controller_pb2.WatchResultsRequest, context: Context
+    ) -> AsyncIterator[controller_pb2.WatchResultsResponse]:
+        """See controller.proto."""
+        async for message in stream_results(
+            self._instance.hub, request, self._incarnation, self._instance.drop
+        ):
+            yield message
+
+    async def WatchStatus(  # noqa: N802
+        self, request: controller_pb2.WatchStatusRequest, context: Context
+    ) -> AsyncIterator[controller_pb2.WatchStatusResponse]:
+        """See controller.proto."""
+        instance, pause_s = self._instance, interval_s(request.interval_ms)
+        while True:
+            changed = instance.changed.next()
+            began = time.monotonic()
+            yield controller_pb2.WatchStatusResponse(
+                report=report_to_wire(
+                    instance.report(began),
+                    instance.pace.costs(instance.places, began),
+                    None,
+                    incarnation=self._incarnation,
+                    serving=instance.serving,
+                    accepted=instance.hub.ordinal(request.router_id),
+                )
+            )
+            await asyncio.sleep(WAIT_BETWEEN_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await changed.wait()
+
+    async def GetInstanceStatus(  # noqa: N802
+        self, request: controller_pb2.GetInstanceStatusRequest, context: Context
+    ) -> controller_pb2.GetInstanceStatusResponse:
+        """As far as it is known: stages, blocks and batches are the server's own business."""
+        instance, stats = self._instance, self._instance.stats
+        pace, prompt_ms = instance.pace, 1e3 * instance.pace.prompt_token_s(instance.now())
+        return controller_pb2.GetInstanceStatusResponse(
+            status=controller_pb2.InstanceStatus(
+                instance_id=self._instance_id,
+                incarnation=self._incarnation,
+                epoch=instance.link.downs,
+                serving=instance.serving,
+                detail=instance.link.detail,
+                phase=phase_to_wire(instance.phase),
+                phase_reason=(
+                    f"{instance.running} of {instance.places} places taken, first token after "
+                    f"{pace.first_token_s:.2f} s, prompts {prompt_ms:.2f} ms a token"
+                ),
+                waiting=instance.waiting,
+                running=instance.running,
+                preemptions=stats.returned.total(),
+                prefill_tokens=stats.prompt_tokens,
+                decode_tokens=stats.output_tokens,
+                policy=f"upstream:{instance.link.dialect.name}",
+                finished=stats.finished.total(),
+            )
+        )
+
+    async def SetPolicy(  # noqa: N802
+        self, request: controller_pb2.SetPolicyRequest, context: Context
+    ) -> controller_pb2.SetPolicyResponse:
+        """Nobody schedules here."""
+        raise InvalidRequestError(f"{self._instance_id} is a server that schedules by itself", "policy")
+
+    async def ClearPrefixCache(  # noqa: N802
+        self, request: controller_pb2.ClearPrefixCacheRequest, context: Context
+    ) -> controller_pb2.ClearPrefixCacheResponse:
+        """What the server keeps is the server's."""
+        raise InvalidRequestError(f"{self._instance_id} is a server that keeps its own prefix cache")
+
+
+class NoTimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
+    """What the server does is not seen from here: an empty timeline."""
+
+    def __init__(self, instance_id: str) -> None:
+        self._instance_id = instance_id
+
+    async def GetTimeline(  # noqa: N802
+        self, request: timeline_pb2.GetTimelineRequest, context: Context
+    ) -> AsyncIterator[timeline_pb2.GetTimelineResponse]:
+        """See timeline.proto."""
+        yield timeline_pb2.GetTimelineResponse(instance_id=self._instance_id)
+
+
+async def start_upstream(server: RpcServer, upstream: UpstreamServicer, timelines: NoTimelineServicer) -> str:
+    """Answer both services at the server's address, HOST:PORT, which is returned."""
+    controller_pb2_grpc.add_ControllerServiceServicer_to_server(upstream, server.server)
+    timeline_pb2_grpc.add_TimelineServiceServicer_to_server(timelines, server.server)
+    return await server.start(
+        [
+            controller_pb2.DESCRIPTOR.services_by_name["ControllerService"],
+            timeline_pb2.DESCRIPTOR.services_by_name["TimelineService"],
+        ]
+    )

@@ -1,0 +1,97 @@
+"""The settings of an instance that stands for a server of somebody else's making."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator
+
+from tidepipe_common.numerals import MAX_COUNT
+from tidepipe_common.security.credentials import is_loopback
+from tidepipe_common.settings import fields
+from tidepipe_common.settings.definition import setting
+from tidepipe_common.settings.service import ServiceSettings
+
+UPSTREAM_API_KEY = "TIDEPIPE_UPSTREAM_API_KEY"
+"""The key for the server itself: by the environment only, as command lines are everybody's to read."""
+
+
+def base_url(value: str) -> str:
+    """A server's address as it is used: without a slash or /v1 at its end. ValueError says what is wrong."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an address such as http://127.0.0.1:8000")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError(f"must not hold a password; give a key by {UPSTREAM_API_KEY}")
+    if parts.query or parts.fragment or not re.fullmatch(r"[\x21-\x2b\x2d-\x7e]+", value):
+        raise ValueError("must be an address alone, without a query, a comma or spaces")
+    _ = parts.port  # ValueError of its own
+    return value.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+class UpstreamSettings(ServiceSettings):
+    """An instance that forwards to an OpenAI-compatible server (vLLM, SGLang, llama.cpp)."""
+
+    service: ClassVar[str] = "controller.upstream"
+
+    url: Annotated[
+        str,
+        AfterValidator(base_url),
+        setting("The server, such as http://127.0.0.1:8000.", metavar="URL", min_length=1),
+    ]
+    model: fields.Model
+    upstream_model: Annotated[
+        str, setting("Its name of the model.", metavar="NAME", otherwise="the first that it lists")
+    ] = ""
+    dialect: Annotated[
+        Literal["auto", "vllm", "sglang", "openai"],
+        setting("How to ask it; auto finds out.", metavar="D"),
+    ] = "auto"
+    context_length: Annotated[
+        int,
+        setting(
+            "Tokens of prompt and output together; 0: what the server or the model's folder says.",
+            ge=0,
+            le=MAX_COUNT,
+        ),
+    ] = 0
+    max_running: Annotated[
+        int, setting("Requests under way at the server at a time; 0: 64.", ge=0, le=4096)
+    ] = 0
+    max_sequences: Annotated[
+        int, setting("Requests accepted at most, waiting ones included; 0: 1024.", ge=0, le=2**20)
+    ] = 0
+    first_token_s: Annotated[
+        float, setting("Longest wait for an answer's first token, seconds.", metavar="S", gt=0, lt=1e5)
+    ] = 300.0
+    silence_s: Annotated[
+        float, setting("Longest wait for each further token, seconds.", metavar="S", gt=0, lt=1e5)
+    ] = 60.0
+    advertise: Annotated[
+        str, setting("Address for the router.", metavar="HOST:PORT", otherwise="that of --listen")
+    ] = ""
+    instance_id: Annotated[str, setting("Name of the instance.", metavar="NAME")] = "upstream-0"
+    router: Annotated[str | None, setting("Router to register at.", metavar="HOST:PORT")] = None
+
+    @property
+    def places(self) -> int:
+        """Requests under way at a time."""
+        return self.max_running or 64
+
+    @property
+    def room(self) -> int:
+        """Requests accepted at most."""
+        return max(self.max_sequences or 1024, self.places)
+
+
+def check_key_travels(url: str, key: str, insecure: bool) -> str | None:
+    """Why a key must not be sent to that address; None if it may."""
+    parts = urlsplit(url)
+    if not key or parts.scheme == "https" or is_loopback(parts.hostname or "") or insecure:
+        return None
+    return (
+        f"the key in {UPSTREAM_API_KEY} must not travel to {url} in the clear: use https, or --insecure if "
+        "the network itself keeps strangers out"
+    )
