@@ -40,6 +40,7 @@ from stage_worker.executors.protocol import Executor, StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
 from stage_worker.models.native.library import Kernel, NativeKernels
 from stage_worker.models.native_stack import NativeStack
+from tidepipe.batch.throughput import WorkloadItem, token_mix
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.model import Parallelism
 from tidepipe_common.latency.profile import cost_model
@@ -47,7 +48,6 @@ from tidepipe_common.prefix import root_key
 from tidepipe_common.types.model_shape import ModelShape
 from tidepipe_common.types.plan import Phase, SampledTokens, StepPlan
 from tidepipe_common.types.sampling import SamplingParams
-from tidepipe_common.types.token_mix import TokenMix
 
 KV_BLOCKS = 4096
 _COUNTS = ("total", "steps", "tokens", "gflop", "gbyte")
@@ -125,7 +125,7 @@ class Pipeline:
         self, model: str, stages: int, options: argparse.Namespace, items: Sequence[dict[str, Any]]
     ) -> None:
         """items: the workload, for whose mix of prompt and output tokens the layers are split."""
-        mix = TokenMix(sum(len(item["prompt"]) for item in items), sum(item["out"] for item in items))
+        mix = token_mix([WorkloadItem(prompt=item["prompt"], out=item["out"]) for item in items])
         self.executors: list[Executor] = []
         self.ranges: list[tuple[int, int]] = []
         self.int8 = options.quantization == "int8"

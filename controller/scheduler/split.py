@@ -24,7 +24,8 @@ def stage_layers(
 
 def head_cost_in_layers(shape: ModelShape, mix: TokenMix) -> float:
     """Cost of the LM head in units of one layer, averaged over the tokens of a mix."""
-    return mix.sampled_share * shape.head_parameters / shape.layer_parameters
+    layer = shape.layer_parameters + shape.attention_products(mix.context)
+    return mix.sampled_share * shape.head_parameters / layer
 
 
 def split_layers(layers: int, stages: int, head_cost: float) -> tuple[tuple[int, int], ...]:

@@ -17,6 +17,8 @@ from tidepipe.client.collect import Collector
 from tidepipe.client.requests import WHOLE_ANSWER_GAP_MS
 from tidepipe.client.types import Completion
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.prefix import block_keys
+from tidepipe_common.settings import defaults
 from tidepipe_common.types.sampling import SamplingParams
 from tidepipe_common.types.token_mix import TokenMix
 
@@ -47,9 +49,20 @@ def read_workload(path: Path) -> list[WorkloadItem]:
     return items
 
 
-def token_mix(items: Sequence[WorkloadItem]) -> TokenMix:
-    """The tokens of all items together."""
-    return TokenMix(sum(len(item.prompt) for item in items), sum(item.out for item in items))
+def token_mix(items: Sequence[WorkloadItem], *, reuse: bool = True) -> TokenMix:
+    """The tokens that all items together take to compute; with `reuse` beginnings in common only once."""
+    known: set[bytes] = set()
+    prompts = outputs = seen = 0
+    for item in items:
+        keys = block_keys(b"", item.prompt, defaults.BLOCK_SIZE) if reuse else []
+        # A prompt's last token is always computed.
+        found = min(sum(key in known for key in keys) * defaults.BLOCK_SIZE, len(item.prompt) - 1)
+        known.update(keys)
+        end = len(item.prompt) + item.out
+        prompts += len(item.prompt) - found
+        outputs += item.out
+        seen += (end * end - found * found) // 2
+    return TokenMix(prompts, outputs, seen // (prompts + outputs))
 
 
 async def measure_throughput(client: AsyncClient, items: list[WorkloadItem]) -> dict[str, Any]:

@@ -56,8 +56,9 @@ async def _throughput(
     from tidepipe.client.async_client import AsyncClient
 
     items = read_workload(workload)[:requests]
+    mix = token_mix(items, reuse=settings.get("prefix_caching") != "off")
     async with (
-        open_target(endpoint, settings, {"token_mix": str(token_mix(items))}) as target,
+        open_target(endpoint, settings, {"token_mix": str(mix)}) as target,
         await AsyncClient.connect(
             target.endpoint, timeout=86_400.0, credentials=target.credentials
         ) as client,

@@ -143,7 +143,9 @@ LayerSplit = Annotated[
 TokenMixText = Annotated[
     str,
     AfterValidator(_mix),
-    setting("Tokens of a typical prompt and output, to split layers by.", metavar="P:O"),
+    setting(
+        "Tokens of a typical prompt and output, and of the context, to split layers by.", metavar="P:O[:C]"
+    ),
 ]
 PrefillTokens = Annotated[
     int,

@@ -27,6 +27,10 @@ class ModelShape:
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return attention + 3 * self.hidden * self.intermediate
 
+    def attention_products(self, context: int) -> int:
+        """Multiplications of a layer's attention for a token that sees `context` others; a weight is one."""
+        return 2 * self.heads * self.head_dim * context
+
     @property
     def head_parameters(self) -> int:
         """Weights of the LM head."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from controller.scheduler.split import given_split, split_layers, stage_layers
 from tests.fakes.stage_backend import SHAPE
+from tidepipe.batch.throughput import WorkloadItem, token_mix
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.types.token_mix import TokenMix
 
@@ -45,9 +46,20 @@ def test_split_follows_the_mix_unless_the_user_says_otherwise() -> None:
     assert stage_layers(SHAPE, 2, TokenMix.parse("9:1")) == ((0, 2), (2, 4))
     assert stage_layers(SHAPE, 2, TokenMix.parse("1:9")) == ((0, 3), (3, 4))
     assert stage_layers(SHAPE, 2, TokenMix.parse("1:9"), [1, 3]) == ((0, 1), (1, 4))
+    far = TokenMix.parse("1:9:500")
+    assert str(far) == "1:9:500"
+    assert stage_layers(SHAPE, 2, far) == ((0, 2), (2, 4)), "attention makes layers dear, not the head"
 
 
-@pytest.mark.parametrize("text", ["2", "2:x", "2:1:1", "0:1", "2:-1", ""])
+def test_a_workload_s_mix_is_of_what_is_computed() -> None:
+    """Of 64 tokens that three prompts begin with, one computes all; a repeated prompt its last token."""
+    items = [WorkloadItem(prompt=[*range(64), end], out=4) for end in (1, 2)]
+    items.append(WorkloadItem(prompt=list(range(64)), out=2))
+    assert token_mix(items) == TokenMix(65 + 1 + 1, 10, (69**2 // 2 + (69**2 - 64**2) // 2 + 207) // 77)
+    assert token_mix(items, reuse=False).prompt == 194
+
+
+@pytest.mark.parametrize("text", ["2", "2:x", "2:1:1:1", "0:1", "2:-1", "2:1:-1", ""])
 def test_what_is_no_mix_is_refused(text: str) -> None:
     """With what was given."""
     with pytest.raises(ConfigError, match=f"--token-mix .*got '{text}'"):
