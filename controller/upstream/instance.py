@@ -138,7 +138,8 @@ class UpstreamInstance:
         while True:
             changed = self.link.changed.next()
             if not self.link.up:
-                for flight in [one for one in self._flights.values() if one.task is None]:
+                # Those that have begun may yet go on: their own limits end them.
+                for flight in [one for one in self._flights.values() if not one.output]:
                     self._return(flight, "down")
             self.changed.notify_all()
             self._send()

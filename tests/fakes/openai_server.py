@@ -34,6 +34,7 @@ class FakeOpenAi:
     busy: int = 0
     sick: bool = False
     pause_s: float = 0.0
+    first_pause_s: float = 0.0
     key: str = ""
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -72,6 +73,7 @@ class FakeOpenAi:
         self.bodies.append(body)
         if self.noise:
             return StreamingResponse(self._noise(), media_type="text/event-stream")
+        await asyncio.sleep(self.first_pause_s)
         whole = self.tokenizer.encode(self.text, add_special_tokens=False).ids
         tokens = whole[len(prompt) - len(base) :][: body["max_tokens"]]
         return StreamingResponse(self._events(body, prompt, tokens), media_type="text/event-stream")

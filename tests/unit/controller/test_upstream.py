@@ -152,11 +152,12 @@ async def test_a_hostile_server_costs_a_request_its_place_and_nothing_else(
 
 
 async def test_a_server_that_is_gone_gives_all_back_and_comes_back() -> None:
-    async with upstream(pause_s=0.05, places=1) as (instance, fake):
-        instance.submit(ROUTER, [sequence("a"), sequence("b")], 2)
+    async with upstream(first_pause_s=60.0, silence_s=60.0, places=1) as (instance, fake):
+        instance.submit(ROUTER, [sequence("at it"), sequence("waits")], 2)
         fake.sick = True
-        record = await ended(instance, "b")
-        assert record.end and record.end.reason is FinishReason.CANCELLED
+        for name in ("at it", "waits"):
+            record = await ended(instance, name)
+            assert record.end and record.end.reason is FinishReason.CANCELLED
         assert not instance.serving
         refused = instance.submit(ROUTER, [sequence("c")], 3)["c"]
         assert "does not answer" in refused.detail
