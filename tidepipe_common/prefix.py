@@ -13,6 +13,8 @@ STRIDE = 8
 tokens, less than a step computes for the price of reading the weights once."""
 MAX_TOLD = 16_384
 """Keys that are told of one instance at most; where it holds more, every 16th block's is told, or fewer."""
+INLINE_TOKENS = 2000
+"""Of prompts that come together; the keys of more are reckoned in a thread."""
 _TOKEN = "I"
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from controller.api.report import WAIT_BETWEEN_S, interval_s, report_to_wire
@@ -22,6 +23,7 @@ from tidepipe_common.codec.sampling import sampling_from_wire
 from tidepipe_common.codec.timeline import timeline_to_wire
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.latency.model import StepCost
+from tidepipe_common.prefix import INLINE_TOKENS, block_keys
 from tidepipe_common.rpc.results import stream_results
 from tidepipe_common.rpc.server import RpcServer
 from tidepipe_common.types.plan import PROTOCOL_VERSION
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 Verdict = controller_pb2.SubmitVerdict
+Arrivals = tuple[list[NewSequence], dict[str, Refused]]
 
 
 class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
@@ -45,6 +48,8 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         self._cost = cost
         self._instance_id = instance_id
         self._incarnation = incarnation
+        self._reading = asyncio.Lock()
+        """Held while long prompts are read, so that nobody's cancelling overtakes what it cancels."""
 
     async def Describe(  # noqa: N802 (the contract's name)
         self, request: controller_pb2.DescribeRequest, context: Context
@@ -69,16 +74,29 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         self, request: controller_pb2.SubmitSequencesRequest, context: Context
     ) -> controller_pb2.SubmitSequencesResponse:
         """See controller.proto."""
+        arrivals, refused = await self._read(request)
         if self._instance.draining:
             return draining_verdicts(request)
-        arrivals, refused = arrivals_from_wire(request, self._instance.now())
         refused |= self._instance.submit(request.router_id, arrivals, request.ordinal)
         return verdicts_of(request, refused)
+
+    async def _read(self, request: controller_pb2.SubmitSequencesRequest) -> Arrivals:
+        """Long prompts beside the loop, which has others' results to send."""
+        now = self._instance.now()
+        tokens = sum(len(spec.prompt_token_ids) + len(spec.output_token_ids) for spec in request.sequences)
+        if tokens <= INLINE_TOKENS or self._instance.draining:
+            return arrivals_from_wire(request, now)
+        config = self._instance.scheduler.config
+        block_size = config.block_size if config.prefix_caching else 0
+        async with self._reading:
+            return await asyncio.to_thread(arrivals_from_wire, request, now, block_size)
 
     async def CancelSequences(  # noqa: N802
         self, request: controller_pb2.CancelSequencesRequest, context: Context
     ) -> controller_pb2.CancelSequencesResponse:
         """See controller.proto."""
+        async with self._reading:
+            pass
         for sequence_id in request.sequence_ids:
             self._instance.cancel(sequence_id)
         for sequence_id in request.ended_sequence_ids:
@@ -203,17 +221,25 @@ def draining_verdicts(
 
 
 def arrivals_from_wire(
-    request: controller_pb2.SubmitSequencesRequest, now: float
-) -> tuple[list[NewSequence], dict[str, Refused]]:
-    """The sequences that are handed over, and those that carry what none may."""
+    request: controller_pb2.SubmitSequencesRequest, now: float, block_size: int = 0
+) -> Arrivals:
+    """The sequences that are handed over, and those that carry what none may.
+
+    block_size: of the keys that are reckoned at once; 0: none, which leaves it to the core.
+    """
     arrivals: list[NewSequence] = []
     refused: dict[str, Refused] = {}
     for spec in request.sequences:
         try:
             check_spec(spec)
-            arrivals.append(new_sequence_from_wire(spec, now))
+            arrival = new_sequence_from_wire(spec, now)
         except InvalidRequestError as error:
             refused[spec.sequence_id] = Refused(spec.sequence_id, Refusal.INVALID, str(error))
+            continue
+        if block_size and spec.prefix_root:
+            tokens = arrival.prompt + arrival.output
+            arrival = replace(arrival, keys=block_keys(spec.prefix_root, tokens, block_size))
+        arrivals.append(arrival)
     return arrivals, refused
 
 

@@ -26,8 +26,8 @@ from tidepipe_common.errors import ConfigError
 
 VERSION = 1
 SUFFIX = ".jsonl"
-_LEFT_OUT = ("features", "piece_gap_s")
-"""Of a NewSequence: what the core does not look at."""
+_LEFT_OUT = ("features", "piece_gap_s", "keys")
+"""Of a NewSequence: what the core does not look at, or can reckon itself."""
 
 
 class Journal:

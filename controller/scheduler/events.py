@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from controller.scheduler.offload import NO_OFFLOAD, OffloadCapacity
@@ -20,6 +21,7 @@ class NewSequence:
     first_token_due: point in time at which its TTFT target ends; tpot_s: target per further token; or None.
     prefix_root: who has the same shares KV blocks of equal beginnings (`tidepipe_common/prefix.py`), in
         hexadecimal; empty: it shares none.
+    keys: of its first full blocks, as far as they were reckoned already; not for journals.
     features, piece_gap_s: not for the core, nor for journals: what the predictor is told of the prompt, and
         how seldom new tokens may be told to the router.
     """
@@ -32,6 +34,7 @@ class NewSequence:
     first_token_due: float | None = None
     tpot_s: float | None = None
     prefix_root: str = ""
+    keys: Sequence[bytes] = ()
     features: PromptFeatures = NO_PROMPT
     piece_gap_s: float = 0.0
 

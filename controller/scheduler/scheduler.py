@@ -366,6 +366,7 @@ def new_sequence(
         tpot_s=arrival.tpot_s,
         end_tokens=_end_tokens(arrival.sampling, eos),
         prefix_root=bytes.fromhex(arrival.prefix_root) if reuse else b"",
+        keys=list(arrival.keys) if reuse else [],
     )
 
 

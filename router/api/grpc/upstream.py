@@ -24,6 +24,7 @@ from tidepipe_common.codec.plan import phase_to_wire
 from tidepipe_common.codec.prompt import prompt_from_wire
 from tidepipe_common.codec.sampling import sampling_from_wire
 from tidepipe_common.errors import InvalidRequestError, UnavailableError
+from tidepipe_common.prefix import INLINE_TOKENS
 from tidepipe_common.rpc.results import stream_results
 from tidepipe_common.types.plan import PROTOCOL_VERSION
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 REPORT_S = 0.1
-INLINE_TOKENS = 2000
-"""Of prompts of one call; the beginnings of more are hashed in a thread."""
 
 
 class UpstreamServicer(pb_grpc.ControllerServiceServicer):
