@@ -20,27 +20,28 @@ from bench.parts import Figures, Parts, code_version
 from controller.scheduler.policies.catalog import Knobs
 from simulator.offline import best_of_scan, run_offline
 from simulator.predictions import predictor
-from simulator.setups import scan
+from workloads.mixes import SYNTHETIC
 
 STAGES = 4
+_BUDGETS = (256, 384, 512, 1024)
+_VLLM: list[Knobs] = [{"token_budget": size, "max_running": most} for size in _BUDGETS for most in (256, 0)]
 
 RIVALS: Mapping[str, tuple[str, list[Knobs]]] = {
     "vllm, defaults": ("vllm", [{}]),
-    "vllm": ("vllm", scan("vllm")),
+    "vllm": ("vllm", _VLLM),
     # As its authors have it, the cap follows from `max_num_seqs`; ours, from the sequences that there are.
     "vllm-capped, as proposed": (
         "vllm-capped",
         [
-            {**knobs, "max_running": running, "cap": running // STAGES}
-            for knobs in scan("vllm-capped")
-            if not knobs["max_running"] and not knobs["extra_batches"]
-            for running in (256, 512, 1024)
+            {"token_budget": size, "max_running": most, "cap": most // STAGES}
+            for size in _BUDGETS
+            for most in (256, 512)
         ],
     ),
-    "vllm-capped": ("vllm-capped", scan("vllm-capped")),
+    "vllm-capped": ("vllm-capped", _VLLM),
     "gllm, defaults": ("gllm", [{}]),
-    "gllm": ("gllm", scan("gllm")),
-    "hybrid": ("hybrid", scan("hybrid")),
+    "gllm": ("gllm", [{"token_budget": size, "iterations": n} for size in _BUDGETS for n in (2, 8)]),
+    "hybrid": ("hybrid", [{"token_budget": size} for size in _BUDGETS]),
     "auto": ("auto", [{}]),
     "auto, no predictions": ("auto", [{}]),
 }
@@ -134,6 +135,7 @@ def main() -> None:
     """Measure all cells."""
     parser = study_parser(__doc__)
     parser.add_argument("--models", default="llama2-13b,qwen2.5-32b")
+    parser.add_argument("--mixes", default=f"{SYNTHETIC},trace")
     parser.add_argument("--seeds", default="4,5,6")
     parser.add_argument("--tuning-requests", type=int, default=2000)
     parser.add_argument("--tuning-seed", type=int, default=100)
@@ -145,7 +147,8 @@ def main() -> None:
         "tuning": options.tuning_requests,
         "tuning_seed": options.tuning_seed,
     }
-    found = cells(options.models, "l20", options.trace, options.profile, STAGES)
+    every = cells(options.models, "l20", options.trace, options.profile, STAGES)
+    found = [cell for mix in options.mixes.split(",") for cell in every if cell.mix == mix]
     work: dict[str, Callable[[], Figures]] = {}
     for cell in found:
         work[f"{cell.name} / bound"] = partial(bounds, cell, options.requests, seeds)

@@ -1,6 +1,6 @@
-"""Goodput of all systems in virtual time: headline, slo, burst, instances, ablation.
+"""Goodput of all systems in virtual time: headline, slo, burst, instances, ablation, engines.
 
-    python -m bench.online_goodput headline -o results/        # also: slo, burst, instances, ablation
+    python -m bench.online_goodput headline -o results/        # slo, burst, instances, ablation, engines
 
 Every finished trial is written at once; a run that is interrupted goes on where it was. Writes
 online-STUDY.json; `python -m bench.online_pictures results/ -o docs/images` draws it.
@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.online_studies import STUDIES, Trial
 from simulator.goodput import Goodput, confirmed, goodput, tuned_goodput
-from simulator.systems import run_exactly
+from simulator.systems import never_skips, run_exactly
 
 
 def measure(trial: Trial, precision: float) -> Goodput:
@@ -25,7 +25,7 @@ def measure(trial: Trial, precision: float) -> Goodput:
         found = tuned_goodput(trial.system, trial.spec, trial.question, precision=precision)
     else:
         found = goodput(trial.system, trial.knobs, trial.spec, trial.question, precision=precision)
-    if trial.system.startswith("fudg-"):
+    if trial.system.startswith("fudg-") or never_skips(trial.system, trial.spec):
         return found
     return confirmed(found, trial.spec, trial.question, run_exactly)
 

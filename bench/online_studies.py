@@ -9,7 +9,7 @@ from controller.scheduler.policies.catalog import Knobs
 from router.scheduler.slo import SloTarget
 from simulator.cluster_spec import ClusterSpec
 from simulator.goodput import Question
-from simulator.systems import SYSTEMS
+from simulator.systems import ENGINES, SYSTEMS
 from tidepipe_common.latency.files import read_shape
 from tidepipe_common.latency.hardware import hardware
 from workloads.arrivals import MIXES, Arrivals
@@ -105,10 +105,28 @@ def ablation(seed: int, seconds: float) -> Iterator[Trial]:
         yield Trial(f"{mix}/padg, lengths off by 2.7x", "route:padg", spec, rough)
 
 
+def engines(seed: int, seconds: float) -> Iterator[Trial]:
+    """Other engines' schedulers at several step sizes, on one pipeline of four L20.
+
+    no limit: on sequences; vLLM has one of 256.
+    """
+    spec = ClusterSpec(read_shape("llama2-13b"), hardware("l20"), 1, stages=4, max_total=MAX_TOTAL)
+    asked = question("sharegpt-like", seed, seconds)
+    for budget in (2048, 512, 256, 128):
+        knobs: Knobs = {"routing": "least-loaded", "budget": budget}
+        yield Trial(f"padg/{budget}", "padg", spec, asked, {"budget": budget})
+        for name in ("hybrid", *ENGINES):
+            yield Trial(f"{name}/{budget}", name, spec, asked, knobs)
+            if "vllm" in name:
+                free = {**knobs, "max_running": 0}
+                yield Trial(f"{name}, no limit/{budget}", name, spec, asked, free)
+
+
 STUDIES = {
     "headline": headline,
     "slo": slo,
     "burst": burst,
     "instances": instances,
     "ablation": ablation,
+    "engines": engines,
 }

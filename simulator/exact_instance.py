@@ -15,7 +15,7 @@ from controller.scheduler.events import (
     StepDone,
 )
 from controller.scheduler.holdings import HoldingsReader
-from controller.scheduler.policies.catalog import Knobs, make_setup, step_knob
+from controller.scheduler.policies.catalog import Knobs, known_knobs, make_setup, step_knob
 from controller.scheduler.report import instance_report
 from controller.scheduler.scheduler import Scheduler
 from router.scheduler.instance_report import FOREVER, InstanceReport
@@ -54,7 +54,7 @@ class ExactRules:
     def of(cls, system: str, knobs: Knobs) -> ExactRules:
         """The instances of a system with these knobs."""
         policy = instance_policy(system)
-        return cls(policy, {step_knob(policy): knobs["budget"]})
+        return cls(policy, {**known_knobs(policy, knobs), step_knob(policy): knobs["budget"]})
 
     def scheduler(self, spec: ClusterSpec, cost: LatencyModel) -> Scheduler:
         """A fresh one."""

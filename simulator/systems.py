@@ -51,7 +51,9 @@ def scan(system: str, spec: ClusterSpec) -> list[Knobs]:
         case "hybrid":
             return _engine(_budgets("hybrid", spec, 256, 512, 1024, 2048))
         case _ if system in ENGINES:
-            return _engine(_budgets(system, spec, 256, 512, 1024))
+            usual, *others = _budgets(system, spec, 256, 512, 1024)
+            free: list[Knobs] = [{**knobs, "max_running": 0} for knobs in _engine([usual, *others])]
+            return [*_engine([usual]), *free]
         case "fudg-inter":
             near = sorted(range(1, spec.instances), key=lambda p: abs(p - spec.instances / 3))
             return [{"prefill": p, "budget": 2048} for p in near]
@@ -111,6 +113,11 @@ def run_system(system: str, knobs: Knobs, spec: ClusterSpec, jobs: Sequence[Job]
     cluster_of(system, knobs, spec, len(jobs)).run(jobs)
 
 
+def never_skips(system: str, spec: ClusterSpec) -> bool:
+    """Whether it is run exactly in any case."""
+    return system in ENGINES and spec.stages > 1
+
+
 def run_exactly(system: str, knobs: Knobs, spec: ClusterSpec, jobs: Sequence[Job]) -> None:
     """As run_system, with the controller's scheduler in every instance; not for disaggregated systems."""
     cluster_of(system, knobs, spec, len(jobs), exact=True).run(jobs)
@@ -132,7 +139,7 @@ def cluster_of(
     routing = str(knobs["routing"]) if usual is None or "routing" in knobs else usual
     budget = int(knobs["budget"])
     mixed = system in ("hybrid", "padg", *ENGINES)
-    exact = exact or (system in ENGINES and spec.stages > 1)
+    exact = exact or never_skips(system, spec)
     routes = ClusterRules(
         OverallConfig(policy=routing, bounds=spec.one_group, max_pending=requests + 1),
         max_sequences=int(knobs.get("sequences", 4096)),
