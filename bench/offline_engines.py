@@ -114,7 +114,12 @@ def draw(done: list[Figures], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(2.4 + 2.4 * len(done), 6.4), layout="constrained", sharex=True, height_ratios=(3, 2)
+        2,
+        1,
+        figsize=(max(7.0, 2.4 + 2.4 * len(done)), 6.4),
+        layout="constrained",
+        sharex=True,
+        height_ratios=(3, 2),
     )
     width = 0.84 / len(RIVALS)
     for i, name in enumerate(RIVALS):
