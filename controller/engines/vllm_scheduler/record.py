@@ -15,6 +15,8 @@ from tidepipe_common.types.plan import Phase
 from tidepipe_common.types.timeline import PhaseTurn, StageSpan, Timeline
 
 SUMMARY_EVERY_S = 30.0
+TURN_EVERY_S = 1.0
+"""Between two lines of phases: where memory is short they may turn with every step. The timeline has all."""
 
 
 class Record:
@@ -26,6 +28,8 @@ class Record:
         self._say = say
         self._stages = stages
         self._summary_at = 0.0
+        self._turn_at = -TURN_EVERY_S
+        self._unsaid = 0
         self._told: Counter[str] = Counter()
         self._file: TextIO | None = None
         if timeline:
@@ -40,7 +44,12 @@ class Record:
         """The phase turned."""
         self.counts["phase switches"] += 1
         before, after, reason = turn.before.value, turn.after.value, str(turn.reason)
-        self._say(f"phase {before} -> {after}: {reason}")
+        if now - self._turn_at >= TURN_EVERY_S:
+            more = f" (and {self._unsaid} turns since the last one that was said)" if self._unsaid else ""
+            self._say(f"phase {before} -> {after}: {reason}{more}")
+            self._turn_at, self._unsaid = now, 0
+        else:
+            self._unsaid += 1
         self._write({"at_s": now, "before": before, "after": after, "reason": reason})
 
     def resized(self, tokens: int, why: str, now: float) -> None:

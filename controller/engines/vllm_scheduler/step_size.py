@@ -21,6 +21,8 @@ SIZES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Few, so that noise of the times does not change the size all the time."""
 FIXED_SHARE = 0.05
 """Of a step's time that what it costs beside its tokens may take, when only throughput counts."""
+LEAST_WORTH = 2.0
+"""Times what a step costs beside its tokens that its tokens take at least, whatever the target says."""
 HOPELESS = 2.0
 """Times the first token's target that prompts must need until only throughput counts; at 1 that ends."""
 LEAST_STEPS = 24
@@ -90,8 +92,8 @@ class StepSize:
             self.why = f"prompts need {backlog_s:.1f} s, so only throughput counts"
         else:
             allowed = self._targets.tpot_s / self._batches
-            # Below that a step takes longer for itself than for its tokens.
-            least = fixed / per_token
+            # Smaller ones take most of their time for themselves, and everyone waits longer.
+            least = LEAST_WORTH * fixed / per_token
             self._size = self._nearest(max((allowed - fixed) / per_token, least))
             self.why = (
                 f"a round of {self._batches} steps within {self._targets.tpot_s * 1000:g} ms; a step takes "
