@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import gc
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from controller.api.servicer import ControllerServicer, TimelineServicer, start_serving
+from controller.runtime.body import Body
 from controller.runtime.journal import Journal, open_journal
 from controller.runtime.live import LiveInstance
 from controller.runtime.pipeline import Pipeline, PipelineConfig
@@ -25,6 +26,7 @@ from controller.scheduler.scheduler import Scheduler
 from controller.telemetry import ControllerMetrics
 from tidepipe_common.latency.correction import LearningCost
 from tidepipe_common.latency.learned import LearnedCost
+from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.profile_file import read_profile
 from tidepipe_common.rpc.lifecycle import Lifecycle, run_service, settings_or_exit
 from tidepipe_common.rpc.registration import Registration
@@ -45,8 +47,11 @@ LIKELY_DEVICE = {"cpu": "cpu", "cuda": "l20"}
 """Whose links and data sheet fill in what a profile leaves open."""
 
 
-def _knobs(settings: ControllerSettings) -> Knobs:
-    """What was chosen of the policy's settings, by name or by the flags that many policies share."""
+def _knobs(settings: ControllerSettings, most_rows: int = 0) -> Knobs:
+    """What was chosen of the policy's settings, by name or by the flags that many policies share.
+
+    most_rows: sequences of a step at most, so that no more may run; 0: there is no such limit.
+    """
     name = settings.policy
     flags: dict[str, Knob] = {}
     if settings.prefill_tokens:
@@ -56,14 +61,16 @@ def _knobs(settings: ControllerSettings) -> Knobs:
     if settings.reserve is not None:
         flags["reserve"] = settings.reserve
     knobs = {**flags, **parse_knobs(settings.policy_settings, name)}
+    if most_rows:
+        knobs["max_running"] = min(int(knobs.get("max_running", 0)) or most_rows, most_rows)
     make_setup(name, {knob: value for knob, value in knobs.items() if knob != "switching"})
     return knobs
 
 
 def scheduler_spec_of(
-    settings: ControllerSettings, about: StageAbout, split: tuple[int, ...]
+    settings: ControllerSettings, about: StageAbout, split: tuple[int, ...], body: Body | None = None
 ) -> SchedulerSpec:
-    """The instance that these options describe, on such stages."""
+    """The instance that these options describe, on such stages. body: where it differs from the options."""
     device = about.device.partition(":")[0]
     return SchedulerSpec(
         policy=settings.policy,
@@ -73,11 +80,12 @@ def scheduler_spec_of(
         profile=read_profile(settings.profile) if settings.profile else None,
         # One core differs from another by a factor, which reported times correct; GPUs differ in kind.
         modelled=settings.hardware is not None or device == "cpu",
-        block_size=settings.block_size,
+        block_size=body.block_size if body else settings.block_size,
         microbatches=settings.microbatches,
         max_sequences=settings.max_sequences,
-        knobs=_knobs(settings),
+        knobs=_knobs(settings, body.most_rows if body else 0),
         prefix_caching=settings.prefix_caching == "on",
+        histories=body is not None and body.wants_history,
     )
 
 
@@ -91,10 +99,10 @@ async def serve(settings: ControllerSettings, lifecycle: Lifecycle) -> None:
     metrics = ControllerMetrics(telemetry, settings.instance_id)
     with _open_journal(settings) as journal:
         brain = _Brain(settings, journal)
-        pipeline = Pipeline(_pipeline_config(settings), incarnation, lambda: brain.cost)
+        body = make_body(settings, incarnation, lambda: brain.cost)
         instance = LiveInstance(
-            pipeline,
-            lambda about: brain.scheduler(about, pipeline),
+            body,
+            lambda about: brain.scheduler(body),
             settings.predictor,
             health.tell,
             journal,
@@ -112,13 +120,13 @@ async def serve(settings: ControllerSettings, lifecycle: Lifecycle) -> None:
                 group.create_task(health.run(), name="health"),
             ]
             if await either(health.once_up, lifecycle.stopping):
-                assert pipeline.about is not None
+                assert body.about is not None
                 async with (
                     registered(
                         settings.router,
                         settings.instance_id,
                         settings.advertise or address,
-                        pipeline.about.model,
+                        body.about.model,
                         incarnation,
                     ),
                     serve_metrics(telemetry, settings.listen, settings.metrics_port) as metrics_address,
@@ -129,8 +137,18 @@ async def serve(settings: ControllerSettings, lifecycle: Lifecycle) -> None:
             await instance.drain(DRAIN_S)
             for task in tasks:
                 task.cancel()
-        await pipeline.close()
+        await body.close()
     await server.stop(grace_s=1.0)
+
+
+def make_body(settings: ControllerSettings, incarnation: str, cost: Callable[[], StepCost]) -> Body:
+    """What computes for the instance. cost: of steps, as far as is known now. ConfigError, ModelError."""
+    if settings.engine == "native":
+        return Pipeline(_pipeline_config(settings), incarnation, cost)
+    # Late: only such an instance needs vLLM, which takes its settings from the environment at that moment.
+    from controller.engines.vllm.start import vllm_body
+
+    return vllm_body(settings, cost)
 
 
 def _pipeline_config(settings: ControllerSettings) -> PipelineConfig:
@@ -164,9 +182,11 @@ class _Brain:
         self._settings = settings
         self._journal = journal
 
-    def scheduler(self, about: StageAbout, pipeline: Pipeline) -> Scheduler:
-        ranges = [stage.account.layers for stage in pipeline.stages]
-        spec = scheduler_spec_of(self._settings, about, tuple(end - begin for begin, end in ranges))
+    def scheduler(self, body: Body) -> Scheduler:
+        assert body.about is not None, "it is up"
+        ranges = [stage.account.layers for stage in body.stages]
+        split = tuple(end - begin for begin, end in ranges)
+        spec = scheduler_spec_of(self._settings, body.about, split, body)
         if self._journal is not None:
             self._journal.begin(spec)
         scheduler, self.cost = spec.build()

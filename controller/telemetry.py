@@ -84,7 +84,7 @@ class ControllerMetrics:
     def _metrics(self, instance: LiveInstance) -> Iterable[Metric]:
         label = self._label
         yield gauge("tidepipe_instance_serving", "1 while all stages answer.", instance.serving, **label)
-        yield gauge("tidepipe_epoch", "Generation of the stages' state.", instance.pipeline.epoch, **label)
+        yield gauge("tidepipe_epoch", "Generation of the stages' state.", instance.body.epoch, **label)
         yield total("tidepipe_recoveries", "Times that stages were lost.", self._recoveries, **label)
         fallbacks = instance.lengths.fallbacks
         yield total("tidepipe_predictor_fallbacks", "Predictions that the fallback gave.", fallbacks, **label)
@@ -102,8 +102,8 @@ class ControllerMetrics:
         labels = [*self._label, "stage"]
         text = "How long the stage has been at its oldest step; far beyond its cost, the stage is lost."
         age = GaugeMetricFamily("tidepipe_running_step_seconds", text, labels=labels)
-        for index in range(len(instance.pipeline.stages)):
-            age.add_metric([*self._label.values(), str(index)], instance.pipeline.watch.running_s(index))
+        for index in range(len(instance.body.stages)):
+            age.add_metric([*self._label.values(), str(index)], instance.body.watch.running_s(index))
         yield age
 
     def _phases(self) -> Iterable[Metric]:

@@ -1,4 +1,4 @@
-"""One instance of a local cluster: its stage workers and its controller."""
+"""One instance of a local cluster: its stage workers, if it has any, and its controller."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ class LocalInstance:
         self._config = config
         self._number = number
         self._make_child = make_child
+        # vLLM makes its own.
+        workers = config.stages if config.engine == "native" else 0
         self.workers = [
-            make_child(worker_spec(config, number, stage), join(config.host, 0))
-            for stage in range(config.stages)
+            make_child(worker_spec(config, number, stage), join(config.host, 0)) for stage in range(workers)
         ]
 
     @property

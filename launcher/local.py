@@ -77,7 +77,10 @@ class LocalCluster:
             await asyncio.to_thread(find)
         else:
             path = await asyncio.to_thread(resolve_model, config.model, allow_download=config.allow_download)
-            await asyncio.to_thread(check_model, config, path)
+            if config.engine == "native":
+                await asyncio.to_thread(check_model, config, path)
+            else:
+                await asyncio.to_thread(check_engine, config)
             self.config = config = with_kept_profile(config, path)
         _state_name(config.predictor)
         self.grpc_address = join(config.host, choose_port(config.host, config.grpc_port))
@@ -298,12 +301,24 @@ def check_model(config: ClusterConfig, model: Path) -> None:
         given_split([int(count) for count in config.layer_split.split(",")], layers, config.stages)
 
 
+def check_engine(config: ClusterConfig) -> None:
+    """ConfigError if vLLM is not here, or not in a version that works, or its arguments are none.
+
+    A controller would refuse it in the same words. Which models it runs vLLM knows, and says itself.
+    """
+    from controller.engines.vllm.engine_options import parse_engine_arguments
+    from controller.engines.vllm.versions import require_vllm
+
+    require_vllm()
+    parse_engine_arguments(config.engine_args or "")
+
+
 def with_kept_profile(config: ClusterConfig, model: Path) -> ClusterConfig:
     """The same settings, with the profile that was measured for them. model: where it was found.
 
     Only for real workers: emulated ones take what they are told to be.
     """
-    if config.profile is not None or config.executor != "torch":
+    if config.profile is not None or config.executor != "torch" or config.engine != "native":
         return config
     stages = config.stages * config.instances
     path = kept_profile(

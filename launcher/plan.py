@@ -57,15 +57,21 @@ def worker_spec(config: ClusterConfig, instance: int, stage: int, *, own_device:
 def controller_spec(
     config: ClusterConfig, instance: int, *, stages: Sequence[str], router: str, predictor: str
 ) -> ChildSpec:
-    """The controller of one instance."""
+    """The controller of one instance. stages: its workers' addresses; none if its engine has its own."""
+    native = config.engine == "native"
+    own: dict[str, Any] = {"machine_share": f"{instance}/{config.instances}"} if config.instances > 1 else {}
+    if native:
+        # Of the model its workers are told.
+        own = dict.fromkeys(("engine", "model", "dtype", "tensor_parallel", "engine_args", "allow_download"))
     settings = _settings(
         ControllerSettings,
         config,
         instance_id=f"instance-{instance}",
-        stages=",".join(stages),
+        stages=",".join(stages) or str(config.stages),
         router=router,
         predictor=predictor,
         hardware=config.hardware or ("l20" if config.executor == "emulated" else None),
+        **own,
     )
     return _child(f"controller-{instance}", settings, config, MODEL_READY_S, relies_on_others=True)
 

@@ -24,16 +24,15 @@ def machine_room(config: ClusterConfig, there: int, starting: int, instance_byte
     """
     memory = psutil.virtual_memory()
     limits = [(most - there, f"{most} instances in all")]
+    each = config.stages * config.tensor_parallel
     if config.executor == "torch":
         if worker_device(config.device, 0).startswith("cuda"):
             gpus = visible_gpus()
-            limits.append((gpus // config.stages - there, f"{gpus} GPUs, {config.stages} stages each"))
+            limits.append((gpus // each - there, f"{gpus} GPUs, {each} stages each"))
         else:
             cores = len(os.sched_getaffinity(0))
             stages = STAGES_PER_CORE * cores // max(1, config.threads or 1)
-            limits.append(
-                (stages // config.stages - there, f"{cores} cores, {config.stages} stages an instance")
-            )
+            limits.append((stages // each - there, f"{cores} cores, {each} stages an instance"))
     if instance_bytes:
         free = memory.available - KEPT_FREE * memory.total
         # Those being started have not taken theirs yet.

@@ -27,6 +27,7 @@ from tidepipe_common.prefix import INLINE_TOKENS, block_keys
 from tidepipe_common.rpc.results import stream_results
 from tidepipe_common.rpc.server import RpcServer
 from tidepipe_common.types.plan import PROTOCOL_VERSION
+from tidepipe_common.types.sampling import SamplingParams
 
 if TYPE_CHECKING:
     import grpc
@@ -56,7 +57,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
     ) -> controller_pb2.DescribeResponse:
         """See controller.proto."""
         scheduler = self._instance.scheduler
-        about = self._instance.pipeline.about
+        about = self._instance.body.about
         assert about is not None, "a scheduler exists only after the stages described themselves"
         return controller_pb2.DescribeResponse(
             instance_id=self._instance_id,
@@ -82,14 +83,14 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
 
     async def _read(self, request: controller_pb2.SubmitSequencesRequest) -> Arrivals:
         """Long prompts beside the loop, which has others' results to send."""
-        now = self._instance.now()
+        now, check = self._instance.now(), self._instance.body.check
         tokens = sum(len(spec.prompt_token_ids) + len(spec.output_token_ids) for spec in request.sequences)
         if tokens <= INLINE_TOKENS or self._instance.draining:
-            return arrivals_from_wire(request, now)
+            return arrivals_from_wire(request, now, check=check)
         config = self._instance.scheduler.config
         block_size = config.block_size if config.prefix_caching else 0
         async with self._reading:
-            return await asyncio.to_thread(arrivals_from_wire, request, now, block_size)
+            return await asyncio.to_thread(arrivals_from_wire, request, now, block_size, check)
 
     async def CancelSequences(  # noqa: N802
         self, request: controller_pb2.CancelSequencesRequest, context: Context
@@ -221,11 +222,15 @@ def draining_verdicts(
 
 
 def arrivals_from_wire(
-    request: controller_pb2.SubmitSequencesRequest, now: float, block_size: int = 0
+    request: controller_pb2.SubmitSequencesRequest,
+    now: float,
+    block_size: int = 0,
+    check: Callable[[SamplingParams], None] = lambda sampling: None,
 ) -> Arrivals:
     """The sequences that are handed over, and those that carry what none may.
 
     block_size: of the keys that are reckoned at once; 0: none, which leaves it to the core.
+    check: InvalidRequestError says what an instance cannot do.
     """
     arrivals: list[NewSequence] = []
     refused: dict[str, Refused] = {}
@@ -233,6 +238,7 @@ def arrivals_from_wire(
         try:
             check_spec(spec)
             arrival = new_sequence_from_wire(spec, now)
+            check(arrival.sampling)
         except InvalidRequestError as error:
             refused[spec.sequence_id] = Refused(spec.sequence_id, Refusal.INVALID, str(error))
             continue

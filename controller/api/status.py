@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from controller.runtime.body import Stage
 from controller.runtime.live import LiveInstance
-from controller.runtime.stage_client import StageClient
 from controller.scheduler.scheduler import Scheduler
 from tidepipe.v1 import controller_pb2
 from tidepipe_common.codec.plan import phase_to_wire
@@ -27,7 +27,7 @@ def instance_status(
     return controller_pb2.InstanceStatus(
         instance_id=instance_id,
         incarnation=incarnation,
-        epoch=instance.pipeline.epoch,
+        epoch=instance.body.epoch,
         serving=instance.serving,
         detail=instance.detail,
         phase=phase_to_wire(scheduler.phase),
@@ -47,7 +47,7 @@ def instance_status(
         predictor_fallbacks=instance.lengths.fallbacks,
         stages=[
             _stage_status(stage, busy, bubbles)
-            for stage, (busy, bubbles) in zip(instance.pipeline.stages, shares, strict=True)
+            for stage, (busy, bubbles) in zip(instance.body.stages, shares, strict=True)
         ],
         policy=scheduler.policy.name,
         finished=stats.finished,
@@ -83,7 +83,7 @@ def _switch(turn: PhaseTurn, now: float) -> controller_pb2.PhaseSwitch:
     )
 
 
-def _stage_status(stage: StageClient, busy: float, bubbles: float) -> controller_pb2.StageStatus:
+def _stage_status(stage: Stage, busy: float, bubbles: float) -> controller_pb2.StageStatus:
     account = stage.account
     about = account.about
     return controller_pb2.StageStatus(

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 
 from controller.runtime.activity_recorder import ActivityRecorder
+from controller.runtime.body import Body
 from controller.runtime.journal import Journal
-from controller.runtime.pipeline import Pipeline
 from controller.runtime.predictor_client import LengthOracle
 from controller.runtime.stage_client import StageAbout, StageLostError
 from controller.scheduler.actions import (
@@ -56,7 +56,7 @@ class LiveInstance:
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        body: Body,
         make_scheduler: Callable[[StageAbout], Scheduler],
         predictor_address: str | None,
         on_serving: Callable[[bool], None],
@@ -67,11 +67,11 @@ class LiveInstance:
 
         journal: gets every event that the scheduler hears. observer: after each.
         """
-        self.pipeline = pipeline
+        self.body = body
         self.hub = ResultsHub()
         self.lengths = LengthOracle(predictor_address, self._predicted)
         self.changed = Notifier()
-        self.activity = ActivityRecorder(len(pipeline.stages))
+        self.activity = ActivityRecorder(len(body.stages))
         self.draining = False
         self.serving = False
         self.detail = "stages are loading"
@@ -102,22 +102,20 @@ class LiveInstance:
 
     async def _serve_epochs(self) -> None:
         while True:
-            blocks = await self.pipeline.bring_up()
+            blocks = await self.body.bring_up()
             if self._scheduler is None:
-                assert self.pipeline.about is not None
-                self._scheduler = self._make_scheduler(self.pipeline.about)
+                assert self.body.about is not None
+                self._scheduler = self._make_scheduler(self.body.about)
             self.serving, self.detail = True, ""
-            pipeline = self.pipeline
-            ready = StagesReady(
-                pipeline.epoch, len(pipeline.stages), blocks, pipeline.replaced, pipeline.offload
-            )
+            body = self.body
+            ready = StagesReady(body.epoch, len(body.stages), blocks, body.replaced, body.offload)
             self._handle(ready)
             self.changed.notify_all()
             self._on_serving(True)
             try:
-                await self.pipeline.run_epoch(self._report)
+                await self.body.run_epoch(self._report)
             except StageLostError as lost:
-                log.warning("stages lost", epoch=self.pipeline.epoch, reason=str(lost))
+                log.warning("stages lost", epoch=self.body.epoch, reason=str(lost))
                 self.serving, self.detail = False, str(lost)
                 self._on_serving(False)
                 self._handle(StagesLost(str(lost), lost.failed_step, lost.open_steps))
@@ -129,7 +127,7 @@ class LiveInstance:
             if self._scheduler is None:
                 continue
             if self.serving:
-                self.pipeline.look_for_hangs(self.now())
+                self.body.look_for_hangs(self.now())
             self._handle(Tick())
             self.activity.sample(self.scheduler, self.now())
             for sequence_id in self.hub.abandoned(self.now(), ABANDONED_AFTER_S):
@@ -145,7 +143,7 @@ class LiveInstance:
 
     def _report(self, stage: int, report: StepReport) -> None:
         times = self.activity.stage_done(stage, report.step_id, report.compute_s, report.idle_s, self.now())
-        if stage != len(self.pipeline.stages) - 1:
+        if stage != len(self.body.stages) - 1:
             return
         assert report.sampled is not None, "the last stage says what it sampled, if it was nothing"
         self._handle(StepDone(report.step_id, report.sampled, times))
@@ -240,7 +238,7 @@ class LiveInstance:
     def _do(self, action: Action) -> None:
         match action:
             case Dispatch(plan):
-                self.pipeline.send(plan)
+                self.body.send(plan)
             case Emit(sequence_ids, token_ids, logprobs):
                 self.hub.emit(sequence_ids, token_ids, logprobs)
             case Finish():

@@ -26,6 +26,7 @@ from tidepipe_common.exception_groups import leaves
 from tidepipe_common.latency.learned import LearnedCost
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.types.plan import StepPlan, StepReport
+from tidepipe_common.types.sampling import SamplingParams
 from tidepipe_common.types.token_mix import TokenMix
 
 RETRY_S = 0.3
@@ -52,7 +53,10 @@ class PipelineConfig:
 
 
 class Pipeline:
-    """Brings the stages up for one epoch after the other."""
+    """Brings the stages up for one epoch after the other: the Body of an instance with stage workers."""
+
+    most_rows = 0
+    wants_history = False
 
     def __init__(
         self,
@@ -72,6 +76,14 @@ class Pipeline:
         self._judged = asyncio.Event()
         self.replaced = False
         """True if a stage of this epoch is another process than in the one before."""
+
+    @property
+    def block_size(self) -> int:
+        """Part of Body."""
+        return self.config.block_size
+
+    def check(self, sampling: SamplingParams) -> None:
+        """Part of Body: its stages sample whatever the API knows."""
 
     @property
     def offload(self) -> OffloadCapacity:

@@ -26,6 +26,7 @@ class SchedulerSpec:
     split: layers of each stage. device: `hardware`'s name for it, for its links and what no profile says.
     modelled: plan with the device's data sheet if there is no profile; else costs are learned from nothing.
     microbatches: so many, always; 0 leaves it to the policy. max_sequences: 0 as well.
+    histories: the body must be told all tokens of a sequence that begins.
     knobs: the policy's settings that were chosen; all others are its defaults (catalog.py).
     """
 
@@ -40,6 +41,7 @@ class SchedulerSpec:
     max_sequences: int
     knobs: Knobs
     prefix_caching: bool = True
+    histories: bool = False
 
     def costs(self) -> LatencyModel | None:
         """What steps take, as far as it was known beforehand."""
@@ -60,7 +62,7 @@ class SchedulerSpec:
             # Slack is counted in step times, so padg takes learned ones where none were given; `auto`
             # compares step sizes, of which a few timed steps say too little.
             setup = self.setup(name, cost if name.startswith("padg") else profiled)
-            return setup.policy, setup.config(
+            config = setup.config(
                 self.shape.context_length,
                 self.shape.eos_token_ids if eos_token_ids is None else eos_token_ids,
                 block_size=self.block_size,
@@ -68,6 +70,7 @@ class SchedulerSpec:
                 max_sequences=self.max_sequences,
                 prefix_caching=self.prefix_caching,
             )
+            return setup.policy, replace(config, histories=self.histories)
 
         policy, config = chosen(self.policy)
         return Scheduler(config, policy, cost, chosen), cost

@@ -33,6 +33,7 @@ class SchedulerConfig:
     microbatches: decode micro-batches; 0 leaves it to the policy.
     prefix_caching: KV blocks are shared by sequences that begin alike, and kept for those to come.
     max_sequences: running and waiting together; beyond it the queue is full.
+    histories: the stages must be told all tokens of a sequence that begins.
     """
 
     context_length: int
@@ -44,6 +45,7 @@ class SchedulerConfig:
     admission: AdmissionRules = field(default_factory=AdmissionRules)
     victims: VictimChoice = field(default_factory=Newest)
     prefix_caching: bool = True
+    histories: bool = False
 
 
 class PipelineState:
@@ -61,7 +63,7 @@ class PipelineState:
         self.running: dict[str, Sequence] = {}
         self.prefilling: list[Sequence] = []
         self.seen = SeenLengths()
-        self.steps = StepBook(config.eos_token_ids)
+        self.steps = StepBook(config.eos_token_ids, histories=config.histories)
         self.stages = 0
         self.phase = Phase.IDLE
         self.phase_since = 0.0

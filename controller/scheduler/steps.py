@@ -39,10 +39,12 @@ class StepBook:
     untold: sequences with blocks that no plan has told the stages of.
     """
 
-    def __init__(self, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(self, eos_token_ids: tuple[int, ...], *, histories: bool = False) -> None:
+        """histories: every start tells all tokens so far."""
         self.unsent_blocks: set[Sequence] = set()
         self.tier: SecondTier | None = None
         self._eos = eos_token_ids
+        self._histories = histories
         self._steps: dict[int, Step] = {}
         self._releases: list[int] = []
         self._last_step = 0
@@ -160,6 +162,6 @@ class StepBook:
             key=sequence.key,
             sampling=params,
             prompt_tokens=len(sequence.prompt),
-            history=sequence.tokens(0, sequence.length) if params.needs_history else (),
+            history=sequence.tokens(0, sequence.length) if self._histories or params.needs_history else (),
             eos_token_ids=() if params.ignore_eos else self._eos,
         )

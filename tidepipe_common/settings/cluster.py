@@ -21,6 +21,19 @@ def _urls(value: str | None) -> str | None:
     return None if value is None else ",".join(base_url(one) for one in value.split(","))
 
 
+_NATIVE_ONLY = (
+    "executor",
+    "quantization",
+    "device",
+    "fabric",
+    "threads",
+    "memory_gib",
+    "kv_offload",
+    "layer_split",
+)
+"""Settings of stage workers that have no meaning for another engine."""
+
+
 class ClusterConfig(Strict):
     """What to start. Names are those of the flags of `tidepipe up`, with underscores.
 
@@ -71,6 +84,9 @@ class ClusterConfig(Strict):
     ray_address: Annotated[
         str | None, setting("Ray cluster to join.", metavar="HOST:PORT", otherwise="auto")
     ] = None
+    engine: fields.Engine = "native"
+    tensor_parallel: fields.TensorParallel = 1
+    engine_args: fields.EngineArgs | None = None
     executor: fields.Executor = "torch"
     profile: fields.Profile | None = None
     predictor: fields.LengthModel | None = None
@@ -161,6 +177,11 @@ class ClusterConfig(Strict):
             raise ValueError("quantization is for --executor torch; emulated workers compute nothing")
         if self.fabric is not None and self.executor == "emulated":
             raise ValueError("fabric is for --executor torch; emulated workers have no devices")
+        if self.engine == "vllm":
+            self._fit_vllm()
+        elif self.tensor_parallel > 1 or self.engine_args is not None:
+            name = "engine_args" if self.engine_args is not None else "tensor_parallel"
+            raise ValueError(f"{name} is for --engine vllm")
         return self
 
     def _upstreams_fit(self) -> None:
@@ -169,7 +190,16 @@ class ClusterConfig(Strict):
             raise ValueError("upstream names a server twice")
         if self.provisioner != "local":
             raise ValueError("upstream servers are reached from this machine: not with --provisioner ray")
-        own = ("stages", "instances", "quantization", "executor", "profile", "kv_offload", "journal")
+        own = (
+            "stages",
+            "instances",
+            "engine",
+            "quantization",
+            "executor",
+            "profile",
+            "kv_offload",
+            "journal",
+        )
         if given := [name for name in own if getattr(self, name) != type(self).model_fields[name].default]:
             raise ValueError(f"{given[0]} is of own stages, which a cluster of upstream servers has none of")
 
@@ -182,6 +212,16 @@ class ClusterConfig(Strict):
     def instances_wanted(self) -> int:
         """Instances that it starts with."""
         return len(self.upstreams) or self.instances
+
+    def _fit_vllm(self) -> None:
+        for name in _NATIVE_ONLY:
+            if getattr(self, name) not in (None, type(self).model_fields[name].default):
+                raise ValueError(f"{name} is for TidePipe's own stage workers, not for --engine vllm")
+        if self.provisioner == "ray":
+            raise ValueError(
+                "instances with --engine vllm are started on this machine: not with provisioner ray; for an "
+                'engine over several nodes give --engine-args \'{"distributed_executor_backend": "ray"}\''
+            )
 
     @property
     def stage_threads(self) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+import re
+from typing import Annotated, ClassVar, Self
+
+from pydantic import model_validator
 
 from tidepipe_common.settings import defaults, fields
 from tidepipe_common.settings.definition import setting
@@ -16,8 +19,28 @@ class ControllerSettings(ServiceSettings):
     service: ClassVar[str] = "controller"
 
     stages: Annotated[
-        str, setting("Address of each stage worker, first to last.", metavar="HOST:PORT,..", min_length=1)
+        str,
+        setting(
+            "Address of each stage worker, first to last; with --engine vllm how many stages it makes.",
+            metavar="HOST:PORT,..|S",
+            min_length=1,
+        ),
     ]
+    engine: fields.Engine = "native"
+    model: Annotated[fields.Model | None, setting("With --engine vllm: what it loads.", metavar="M")] = None
+    dtype: fields.Dtype = "auto"
+    tensor_parallel: fields.TensorParallel = 1
+    engine_args: fields.EngineArgs = ""
+    allow_download: fields.AllowDownload = False
+    machine_share: Annotated[
+        str,
+        setting(
+            "With --engine vllm: this is instance I of N that share the machine's devices, from 0.",
+            metavar="I/N",
+            otherwise="it has all",
+            pattern=r"^[0-9]{1,4}/[1-9][0-9]{0,3}$",
+        ),
+    ] = "0/1"
     advertise: Annotated[
         str, setting("Address for the router.", metavar="HOST:PORT", otherwise="that of --listen")
     ] = ""
@@ -44,6 +67,31 @@ class ControllerSettings(ServiceSettings):
     microbatches: fields.Microbatches = 0
     prefix_caching: fields.PrefixCaching = "on"
     journal: fields.JournalPath | None = None
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Self:
+        if self.engine == "native":
+            chosen = [
+                name for name in ("model", "tensor_parallel", "engine_args") if name in self.model_fields_set
+            ]
+            if chosen:
+                raise ValueError(
+                    f"{chosen[0]} is for --engine vllm; stage workers are told their model themselves"
+                )
+            return self
+        if re.fullmatch(r"[1-9][0-9]?", self.stages) is None:
+            raise ValueError(f"with --engine vllm stages is a number such as 2, got '{self.stages}'")
+        if self.model is None:
+            raise ValueError("with --engine vllm the controller loads the model itself: give --model")
+        if self.layer_split:
+            raise ValueError("layer_split: vLLM splits layers itself; VLLM_PP_LAYER_PARTITION tells it how")
+        return self
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which instance of how many on this machine."""
+        index, _, count = self.machine_share.partition("/")
+        return int(index), int(count)
 
     @property
     def stage_addresses(self) -> tuple[str, ...]:

@@ -107,6 +107,21 @@ Fabric = Annotated[
 Executor = Annotated[
     Literal["torch", "emulated"], setting("What computes; emulated sleeps by --profile.", metavar="E")
 ]
+Engine = Annotated[
+    Literal["native", "vllm"],
+    setting("What computes: stage workers of TidePipe's own, or vLLM, which must be installed.", metavar="E"),
+]
+TensorParallel = Annotated[
+    int, setting("With --engine vllm: devices that share each layer.", metavar="T", ge=1, le=64)
+]
+EngineArgs = Annotated[
+    str,
+    setting(
+        "With --engine vllm: more arguments of its engine, a JSON object of EngineArgs' names.",
+        metavar="JSON",
+        otherwise="none",
+    ),
+]
 Profile = Annotated[
     Path, NAMED, setting("CSV of tokens in a batch and ms of the whole model.", metavar="FILE", **_PATHS)
 ]

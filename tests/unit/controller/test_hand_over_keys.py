@@ -29,6 +29,7 @@ class Instance:
     def __init__(self, *, reuse: bool = True) -> None:
         config = SchedulerConfig(1 << 20, frozenset(), block_size=16, prefix_caching=reuse)
         self.scheduler = SimpleNamespace(config=config)
+        self.body = SimpleNamespace(check=lambda sampling: None)
         self.draining = False
         self.told: list[str] = []
         self.arrivals: list[NewSequence] = []
