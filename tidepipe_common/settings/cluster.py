@@ -180,8 +180,8 @@ class ClusterConfig(Strict):
         if self.engine == "vllm":
             self._fit_vllm()
         elif self.tensor_parallel > 1 or self.engine_args is not None:
-            name = "engine_args" if self.engine_args is not None else "tensor_parallel"
-            raise ValueError(f"{name} is for --engine vllm")
+            flag = "--engine-args" if self.engine_args is not None else "--tensor-parallel"
+            raise ValueError(f"{flag} is for --engine vllm")
         return self
 
     def _upstreams_fit(self) -> None:

@@ -75,9 +75,8 @@ class ControllerSettings(ServiceSettings):
                 name for name in ("model", "tensor_parallel", "engine_args") if name in self.model_fields_set
             ]
             if chosen:
-                raise ValueError(
-                    f"{chosen[0]} is for --engine vllm; stage workers are told their model themselves"
-                )
+                flag = "--" + chosen[0].replace("_", "-")
+                raise ValueError(f"{flag} is for --engine vllm; stage workers are told their model themselves")
             return self
         if re.fullmatch(r"[1-9][0-9]?", self.stages) is None:
             raise ValueError(f"with --engine vllm stages is a number such as 2, got '{self.stages}'")
