@@ -76,7 +76,7 @@ class ControllerSettings(ServiceSettings):
             ]
             if chosen:
                 flag = "--" + chosen[0].replace("_", "-")
-                raise ValueError(f"{flag} is for --engine vllm; stage workers are told their model themselves")
+                raise ValueError(f"{flag} is for --engine vllm; stage workers know their model themselves")
             return self
         if re.fullmatch(r"[1-9][0-9]?", self.stages) is None:
             raise ValueError(f"with --engine vllm stages is a number such as 2, got '{self.stages}'")
