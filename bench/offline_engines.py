@@ -23,7 +23,7 @@ from simulator.predictions import predictor
 from workloads.mixes import SYNTHETIC
 
 STAGES = 4
-_BUDGETS = (256, 384, 512, 1024)
+_BUDGETS = (256, 384, 512, 1024, 2048)
 _VLLM: list[Knobs] = [{"token_budget": size, "max_running": most} for size in _BUDGETS for most in (256, 0)]
 
 RIVALS: Mapping[str, tuple[str, list[Knobs]]] = {
