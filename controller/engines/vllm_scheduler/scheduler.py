@@ -245,8 +245,7 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
         output = super().schedule(throttle_prefills)
         if output.total_num_scheduled_tokens or output.preempted_req_ids:
             steering.stale = True
-            if steering.next is not None:
-                steering.next = None
+            steering.next = None
         self._fly(_Flight(output, None, went, output.total_num_scheduled_tokens))
         return output
 
@@ -298,7 +297,7 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
     def _seeing(self, running: list[Request], waiting: list[Request], tokens: int) -> SchedulerOutput:
         """vLLM's own scheduling of these alone; all others are put back after it."""
         all_running, all_waiting = self.running, self.waiting
-        active, self.max_num_active_reqs = self.max_num_active_reqs, self.max_num_active_reqs
+        active = self.max_num_active_reqs
         self.max_num_active_reqs -= len(all_running) - len(running)
         self.max_num_scheduled_tokens = tokens
         if waiting:

@@ -7,6 +7,8 @@ import re
 from tidepipe_common.errors import ConfigError
 
 LEAST, BELOW = (0, 32), (0, 33)
+RANGE = f">={'.'.join(map(str, LEAST))},<{'.'.join(map(str, BELOW))}"
+"""As pip reads it."""
 
 
 def check_version(version: str | None = None) -> None:
@@ -17,5 +19,4 @@ def check_version(version: str | None = None) -> None:
         version = vllm.__version__
     found = tuple(map(int, re.findall(r"\d+", version)[:2]))
     if not LEAST <= found < BELOW:
-        text = f">={'.'.join(map(str, LEAST))},<{'.'.join(map(str, BELOW))}"
-        raise ConfigError(f"tidepipe works with vLLM {text}, but {version} is installed")
+        raise ConfigError(f"tidepipe works with vLLM {RANGE}, but {version} is installed")
