@@ -17,6 +17,7 @@ from router.api.http.batches import BatchEndpoints
 from router.api.http.endpoint import CompletionEndpoint
 from router.api.http.failures import failure, http_failure
 from router.api.http.files import FileEndpoints
+from router.api.http.forms import CompletionForm
 from router.api.openapi.document import openapi_document
 from router.batches.jobs import BatchJobs
 from router.instances.registry import AvailableModels
@@ -80,8 +81,8 @@ def make_app(
     async def describe(request: Request) -> Response:
         return description
 
-    chat = CompletionEndpoint(parse_chat, table, bodies, keyed)
-    completion = CompletionEndpoint(parse_completion, table, bodies, keyed)
+    chat = CompletionEndpoint(CompletionForm(parse_chat, bodies), table, keyed)
+    completion = CompletionEndpoint(CompletionForm(parse_completion, bodies), table, keyed)
     app = Starlette(
         routes=[
             Route("/health", health, methods=["GET"]),

@@ -1,28 +1,24 @@
-"""POST /v1/chat/completions and /v1/completions, and the headers that mean something there."""
+"""A path where answers are asked for, in whatever form, and the headers that mean something there."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from router.api.http.answers import AnswerBodies
-from router.api.http.body import read_json, while_connected
-from router.api.http.failures import failure
+from router.api.http.body import while_connected
+from router.api.http.forms import Asked, Events, Form
 from router.requests.entry import Subscription, known_by_key
 from router.requests.keyed import KeyedRequests
 from router.requests.table import RequestTable
 from tidepipe_common.aside import INLINE_BYTES
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.numerals import decimal
-from tidepipe_common.openai.failures import error_response
-from tidepipe_common.openai.responses import DONE, ResponseContext, response_stream, sse
 from tidepipe_common.types.request import GenerationRequest
 from tidepipe_common.types.request_ids import draw_request_id
 
@@ -35,46 +31,45 @@ TPOT = "x-slo-tpot-ms"
 KEYED_GRACE_S = 60.0
 """How long a request with an idempotency key goes on without its client: enough to come back."""
 
-Parser = Callable[[object, str], GenerationRequest]
-
 
 class CompletionEndpoint:
-    """An ASGI application for one of the two APIs. A client that disconnects cancels its request, unless it
-    can ask for it again: with an idempotency key."""
+    """An ASGI application for one of the forms in which answers are asked for. A client that disconnects
+    cancels its request, unless it can ask for it again: with an idempotency key."""
 
-    def __init__(
-        self, parse: Parser, table: RequestTable, bodies: AnswerBodies, keyed: KeyedRequests
-    ) -> None:
-        self._parse = parse
+    def __init__(self, form: Form, table: RequestTable, keyed: KeyedRequests) -> None:
+        self._form = form
         self._table = table
-        self._bodies = bodies
         self._keyed = keyed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
         request = Request(scope, receive)
-        trace = trace_id(request.headers)
+        headers = {REQUEST_ID: trace_id(request.headers)}
         try:
-            wanted = await self._read(request, trace)
+            asked = await self._form.read(request)
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            await self._form.failure(error, headers)(scope, receive, send)
+            return
+        await self.answer(asked, request, headers[REQUEST_ID], send)
+
+    async def answer(self, asked: Asked, request: Request, trace: str, send: Send) -> None:
+        """Answer what has been read. trace: see `trace_id`."""
+        scope, receive = request.scope, request.receive
+        try:
+            wanted = wanted_by(asked.request, request.headers, trace)
             key = idempotency_key(request.headers)
             if key is None:
                 subscription = self._table.attach(wanted, grace_s=0.0)
             else:
                 wanted, subscription = await self._attach_keyed(wanted, key)
-        except ClientDisconnect:
-            return
         except Exception as error:
-            await failure(error, {REQUEST_ID: trace})(scope, receive, send)
+            await self._form.failure(error, {REQUEST_ID: trace})(scope, receive, send)
             return
         with subscription:
-            exchange = _Exchange(self._bodies, wanted, subscription, scope, receive, send)
+            exchange = _Exchange(self._form, asked, wanted, subscription, scope, receive, send)
             await while_connected(receive, exchange.run())
-
-    async def _read(self, request: Request, trace: str) -> GenerationRequest:
-        headers = request.headers
-        parsed = await read_json(request, lambda body: self._parse(body, draw_request_id()))
-        wanted = known_by_key(dataclasses.replace(parsed, trace_id=trace), headers.get(KEY))
-        return with_targets(wanted, headers)
 
     async def _attach_keyed(
         self, wanted: GenerationRequest, key: str
@@ -93,14 +88,16 @@ class _Exchange:
 
     def __init__(
         self,
-        bodies: AnswerBodies,
+        form: Form,
+        asked: Asked,
         wanted: GenerationRequest,
         subscription: Subscription,
         scope: Scope,
         receive: Receive,
         send: Send,
     ) -> None:
-        self._bodies = bodies
+        self._form = form
+        self._asked = asked
         self._wanted = wanted
         self._subscription = subscription
         self._scope = scope
@@ -114,49 +111,58 @@ class _Exchange:
             if not self._wanted.stream:
                 await self._respond()
                 return
-            context = self._bodies.context(self._wanted, self._subscription)
+            events = self._asked.events(self._wanted, self._subscription)
         except Exception as error:
-            await failure(error, self._headers)(self._scope, self._receive, self._send)
+            await self._form.failure(error, self._headers)(self._scope, self._receive, self._send)
             return
-        await self._stream(context)
+        await self._stream(events)
 
     async def _respond(self) -> None:
-        body = await self._bodies.written(self._wanted, self._subscription)
+        body = await self._asked.whole(self._wanted, self._subscription)
         response = Response(body, media_type="application/json", headers=self._headers)
         await response(self._scope, self._receive, self._send)
 
-    async def _stream(self, context: ResponseContext) -> None:
-        headers = [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no"),
-            *((name.encode(), value.encode("latin-1", "replace")) for name, value in self._headers.items()),
-        ]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        chunks = response_stream(context)
+    async def _stream(self, events: Events) -> None:
+        await self._send(stream_start(self._headers))
         try:
+            await self._write(events.begin())
             async for deltas in self._subscription.deltas():
-                events = b""
+                said = b""
                 for delta in deltas:
-                    events += b"".join(sse(chunk) for chunk in chunks.chunks(delta.piece))
-                    if len(events) > INLINE_BYTES:
-                        await self._write(events)
-                        events = b""
+                    said += events.piece(delta.piece)
+                    if len(said) > INLINE_BYTES:
+                        await self._write(said)
+                        said = b""
                         await asyncio.sleep(0)  # there is much to say, and others wait
-                await self._write(events)
-            usage = chunks.usage_chunk(self._subscription.entry.usage)
-            await self._write((b"" if usage is None else sse(usage)) + DONE)
+                await self._write(said)
+            await self._write(await events.end(self._subscription.entry.usage))
         except Exception as error:
-            # The status has been sent; OpenAI's clients take an error from the stream as well.
-            _, body, _ = error_response(error)
-            await self._write(sse(body))
+            # The status has been sent; clients take an error from the stream as well.
+            await self._write(await events.failure(error))
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _write(self, data: bytes) -> None:
         if data:
             # Returns once the connection has room again: until then the answer's log holds what is new.
-            message: dict[str, Any] = {"type": "http.response.body", "body": data, "more_body": True}
+            message: Message = {"type": "http.response.body", "body": data, "more_body": True}
             await self._send(message)
+
+
+def stream_start(headers: Mapping[str, str]) -> Message:
+    """Begins a response of server-sent events."""
+    told = [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),
+        *((name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()),
+    ]
+    return {"type": "http.response.start", "status": 200, "headers": told}
+
+
+def wanted_by(request: GenerationRequest, headers: Headers, trace: str) -> GenerationRequest:
+    """The request with what is said of it beside its body: whose it is, its name in logs, its targets."""
+    named = known_by_key(dataclasses.replace(request, trace_id=trace), headers.get(KEY))
+    return with_targets(named, headers)
 
 
 def trace_id(headers: Headers) -> str:
