@@ -1,1 +1,37 @@
-"""How model families write thoughts and calls of tools into their text: text in, typed parts out. Pure."""
+"""How model families write thoughts and calls of tools into their text: text in, typed parts out. Pure.
+
+`dialect_for` tells a model's dialect by its chat template, `dialect_named` takes it by its name. A dialect
+makes readers, one for each answer (`Dialect.reader`), which turn text into `parts`; it says which special
+tokens they must see (`kept_tokens`), and how calls are written that a model is made to write (`form`).
+
+`families.py` is the table of all families; a new one is a row there, and a sample in the tests.
+"""
+
+from tidepipe_common.dialects.dialect import CallForm, Dialect
+from tidepipe_common.dialects.families import AUTO, OFF, dialect_for, dialect_named, names
+from tidepipe_common.dialects.parts import (
+    CallArguments,
+    CallBegins,
+    CallEnds,
+    Part,
+    Reader,
+    Thought,
+    Words,
+)
+
+__all__ = [
+    "AUTO",
+    "OFF",
+    "CallArguments",
+    "CallBegins",
+    "CallEnds",
+    "CallForm",
+    "Dialect",
+    "Part",
+    "Reader",
+    "Thought",
+    "Words",
+    "dialect_for",
+    "dialect_named",
+    "names",
+]
