@@ -14,6 +14,7 @@ from controller.runtime.journal import Journal, open_journal
 from controller.runtime.live import LiveInstance
 from controller.runtime.pipeline import Pipeline, PipelineConfig
 from controller.runtime.scheduler_spec import SchedulerSpec
+from controller.runtime.sequence_spans import SequenceSpans
 from controller.runtime.stage_client import StageAbout
 from controller.scheduler.policies.catalog import (
     Knob,
@@ -34,6 +35,7 @@ from tidepipe_common.rpc.server import RpcServer
 from tidepipe_common.settings.controller import ControllerSettings
 from tidepipe_common.settings.defaults import MAX_STEP_TOKENS
 from tidepipe_common.telemetry.listener import serve_metrics
+from tidepipe_common.telemetry.otlp import open_traces
 from tidepipe_common.telemetry.telemetry import Telemetry
 from tidepipe_common.types.token_mix import TokenMix
 
@@ -97,7 +99,11 @@ async def serve(settings: ControllerSettings, lifecycle: Lifecycle) -> None:
     server = RpcServer(settings.listen, telemetry=telemetry)
     health = _Health(server)
     metrics = ControllerMetrics(telemetry, settings.instance_id)
-    with _open_journal(settings) as journal:
+    async with contextlib.AsyncExitStack() as stack:
+        journal = stack.enter_context(_open_journal(settings))
+        traces = await stack.enter_async_context(
+            open_traces(settings.otlp, "controller", settings.instance_id)
+        )
         brain = _Brain(settings, journal)
         body = make_body(settings, incarnation, lambda: brain.cost)
         instance = LiveInstance(
@@ -107,6 +113,7 @@ async def serve(settings: ControllerSettings, lifecycle: Lifecycle) -> None:
             health.tell,
             journal,
             metrics.note,
+            SequenceSpans(traces, settings.instance_id),
         )
         metrics.export(instance)
         address = await start_serving(

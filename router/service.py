@@ -73,7 +73,9 @@ from tidepipe_common.security.principals import HTTP_HANDSHAKE
 from tidepipe_common.security.process import own
 from tidepipe_common.settings.router import RouterSettings
 from tidepipe_common.telemetry.listener import serve_metrics
+from tidepipe_common.telemetry.otlp import open_traces
 from tidepipe_common.telemetry.telemetry import Telemetry
+from tidepipe_common.telemetry.traces import Traces
 
 CANCEL_GRACE_S = 1.0
 LINGER_S = 2.0
@@ -102,6 +104,10 @@ class RouterService:
 
     async def run(self, lifecycle: Lifecycle) -> None:
         """Serve until told to stop. ModelError or ConfigError if it cannot start."""
+        async with open_traces(self.settings.otlp, "router", self.settings.name or self.router_id) as traces:
+            await self._serve(lifecycle, traces)
+
+    async def _serve(self, lifecycle: Lifecycle, traces: Traces) -> None:
         settings, clock = self.settings, self._clock
         slo = SloTarget(settings.ttft_ms / 1000, settings.tpot_ms / 1000)
         bounds = Bounds(settings.macro_min, settings.macro_max)
@@ -114,6 +120,7 @@ class RouterService:
             WaitingRules(SloClasses({"default": slo}, "default"), settings.patience_s),
             self._stay_names(),
             clock,
+            traces,
         )
         self.registry = InstanceRegistry(self.router_id, self.dispatcher, served.admit, clock)
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as executor:
@@ -129,6 +136,7 @@ class RouterService:
                 remember_s=settings.remember_s,
                 meter=Meters(RequestMetrics(telemetry, settings.served_name), record),
                 keys=keys,
+                traces=traces,
             )
             models = AvailableModels(settings.served_name, served, self.registry)
             export_router_metrics(telemetry, self.table, self.registry, self.dispatcher)

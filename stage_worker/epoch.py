@@ -16,6 +16,7 @@ import structlog
 
 from stage_worker.executors.protocol import Executor, OffloadError, PlanError, StageSpec
 from stage_worker.link import MAX_QUEUED, NextStageLink, describe
+from stage_worker.sequence_spans import SequenceSpans
 from tidepipe_common.types.plan import FailureKind, Phase, StageFailure, StageNews, StepPlan, StepReport
 
 STOP_TIMEOUT_S = 60.0
@@ -81,8 +82,9 @@ class Epoch:
         next_address: str,
         max_message_bytes: int,
         account: WorkAccount,
+        spans: SequenceSpans | None = None,
     ) -> None:
-        """account: where the steps of this epoch are counted."""
+        """account: where the steps of this epoch are counted. spans: of its sequences."""
         self.number = number
         self.spec = spec
         self.executor: Executor | None = executor
@@ -91,6 +93,7 @@ class Epoch:
         self.reports: asyncio.Queue[StageNews | None] = asyncio.Queue()
         self.ended = asyncio.Event()
         self._account = account
+        self._spans = spans or SequenceSpans()
         self._loop = asyncio.get_running_loop()
         self._runner = StepRunner(executor, first=spec.first, done=self._step_done, failed=self._step_failed)
         self._link = None if spec.last else NextStageLink(next_address, number, max_message_bytes)
@@ -117,6 +120,7 @@ class Epoch:
     async def end(self, patience_s: float = STOP_TIMEOUT_S) -> None:
         """Stop everything; returns when the compute thread has left its step. StuckError: it does not."""
         self.ended.set()
+        self._spans.close()
         if self._link_task is not None:
             self._link_task.cancel()
             await asyncio.gather(self._link_task, return_exceptions=True)
@@ -155,6 +159,7 @@ class Epoch:
         if self.ended.is_set():
             return
         self._account.count(plan, hidden, report)
+        self._spans.note(plan, report)
         if self._link is not None and hidden is not None:
             try:
                 self._link.send(plan.step_id, hidden, plan.tokens)

@@ -12,6 +12,7 @@ from tidepipe_common.rpc.server import RpcServer
 from tidepipe_common.settings.offload import parse_offload
 from tidepipe_common.settings.stage_worker import StageWorkerSettings
 from tidepipe_common.telemetry.listener import serve_metrics
+from tidepipe_common.telemetry.otlp import open_traces
 from tidepipe_common.telemetry.telemetry import Telemetry
 
 
@@ -57,14 +58,15 @@ async def serve(settings: StageWorkerSettings, lifecycle: Lifecycle) -> None:
         max_message_bytes=max_message_bytes(about.shape.hidden, about.dtype),
         telemetry=telemetry,
     )
-    servicer = StageServicer(backend)
-    export_metrics(telemetry, servicer)
-    address = await start_serving(server, servicer)
-    await server.set_serving(True)
-    async with serve_metrics(telemetry, settings.listen, settings.metrics_port) as metrics:
-        lifecycle.announce_ready(address, metrics)
-        await lifecycle.stopping.wait()
-    await servicer.close()
+    async with open_traces(settings.otlp, "stage-worker", settings.listen) as traces:
+        servicer = StageServicer(backend, traces=traces)
+        export_metrics(telemetry, servicer)
+        address = await start_serving(server, servicer)
+        await server.set_serving(True)
+        async with serve_metrics(telemetry, settings.listen, settings.metrics_port) as metrics:
+            lifecycle.announce_ready(address, metrics)
+            await lifecycle.stopping.wait()
+        await servicer.close()
     await server.stop(grace_s=2.0)
 
 

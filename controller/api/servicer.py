@@ -207,6 +207,7 @@ def new_sequence_from_wire(spec: controller_pb2.SequenceSpec, now: float) -> New
         features=prompt_from_wire(spec.prompt_features),
         prefix_root=spec.prefix_root.hex(),
         piece_gap_s=spec.piece_gap_ms / 1000,
+        trace_context=spec.trace_context,
     )
 
 

@@ -26,7 +26,7 @@ from tidepipe_common.errors import ConfigError
 
 VERSION = 1
 SUFFIX = ".jsonl"
-_LEFT_OUT = ("features", "piece_gap_s", "keys")
+_LEFT_OUT = ("features", "piece_gap_s", "keys", "trace_context")
 """Of a NewSequence: what the core does not look at, or can reckon itself."""
 
 

@@ -12,6 +12,7 @@ from controller.runtime.activity_recorder import ActivityRecorder
 from controller.runtime.body import Body
 from controller.runtime.journal import Journal
 from controller.runtime.predictor_client import LengthOracle
+from controller.runtime.sequence_spans import SequenceSpans
 from controller.runtime.stage_client import StageAbout, StageLostError
 from controller.scheduler.actions import (
     Action,
@@ -62,6 +63,7 @@ class LiveInstance:
         on_serving: Callable[[bool], None],
         journal: Journal | None = None,
         observer: Observer = lambda event, actions, now, seconds: None,
+        spans: SequenceSpans | None = None,
     ) -> None:
         """make_scheduler: called once, when the stages have said which model they serve.
 
@@ -78,6 +80,7 @@ class LiveInstance:
         self._make_scheduler = make_scheduler
         self._journal = journal
         self._observer = observer
+        self._spans = spans or SequenceSpans()
         self._scheduler: Scheduler | None = None
         self._on_serving = on_serving
 
@@ -168,7 +171,7 @@ class LiveInstance:
         for one in arrivals:
             if one.sequence_id not in self.hub.records:
                 self.hub.open(one.sequence_id, router_id, one.output, now, one.piece_gap_s)
-                fresh.append(one)
+                fresh.append(self._spans.begin(one))
         actions = self._handle(SequencesArrived(tuple(fresh)))
         self.changed.notify_all()
         refused = {action.sequence_id: action for action in actions if isinstance(action, Refused)}
@@ -231,6 +234,7 @@ class LiveInstance:
             self._journal.did(actions)
         self.activity.note(event, actions, now, seconds)
         self._observer(event, actions, now, seconds)
+        self._spans.note(event, actions)
         for action in actions:
             self._do(action)
         return actions

@@ -22,6 +22,7 @@ class NewSequence:
     prefix_root: who has the same shares KV blocks of equal beginnings (`tidepipe_common/prefix.py`), in
         hexadecimal; empty: it shares none.
     keys: of its first full blocks, as far as they were reckoned already; not for journals.
+    trace_context: the span that it runs within (`telemetry/traces.py`), for the stages; not for journals.
     features, piece_gap_s: not for the core, nor for journals: what the predictor is told of the prompt, and
         how seldom new tokens may be told to the router.
     """
@@ -37,6 +38,7 @@ class NewSequence:
     keys: Sequence[bytes] = ()
     features: PromptFeatures = NO_PROMPT
     piece_gap_s: float = 0.0
+    trace_context: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -363,6 +363,7 @@ def new_sequence(
         output=list(arrival.output),
         given=len(arrival.output),
         first_token_due=arrival.first_token_due,
+        trace_context=arrival.trace_context,
         tpot_s=arrival.tpot_s,
         end_tokens=_end_tokens(arrival.sampling, eos),
         prefix_root=bytes.fromhex(arrival.prefix_root) if reuse else b"",

@@ -41,6 +41,7 @@ class Sequence:
     cached_tokens: of the prompt, found when it was first admitted; None before.
     first_token_due, tpot_s: its latency targets, see NewSequence.
     first_token_at: when it got its first token here; None before. given: output tokens that it came with.
+    trace_context: for the stages, see NewSequence.
     length: tokens so far, prompt and output.
     """
 
@@ -76,6 +77,7 @@ class Sequence:
     tpot_s: float | None = None
     first_token_at: float | None = None
     given: int = 0
+    trace_context: str = ""
     length: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -164,4 +164,5 @@ class StepBook:
             prompt_tokens=len(sequence.prompt),
             history=sequence.tokens(0, sequence.length) if self._histories or params.needs_history else (),
             eos_token_ids=() if params.ignore_eos else self._eos,
+            trace_context=sequence.trace_context,
         )

@@ -176,6 +176,7 @@ class HandOverMessage:
             piece_gap_s=sequence.piece_gap_s,
             tenant=sequence.tenant,
             prefix_root=sequence.prefix.root,
+            trace_context=placement.span.context,
         )
         size = spec.ByteSize()
         if self._size and self._size + size > PIECE_BYTES:

@@ -34,6 +34,7 @@ from router.scheduler.shedding import WAIT_SHARE
 from router.scheduler.slo import SloClasses
 from tidepipe_common.errors import OverloadedError, TidePipeError, UnavailableError
 from tidepipe_common.notifier import Notifier
+from tidepipe_common.telemetry.traces import NO_TRACES, Traces
 
 TICK_S = 0.1
 BOUNCE_PAUSE_S = 0.25
@@ -98,6 +99,7 @@ class Dispatcher:
         rules: WaitingRules,
         name_stay: Callable[[RoutedSequence], str],
         clock: Callable[[], float],
+        traces: Traces = NO_TRACES,
     ) -> None:
         """name_stay: a new, unique id for a stay at an instance."""
         self.changed = Notifier()
@@ -110,6 +112,7 @@ class Dispatcher:
         self._name_stay = name_stay
         self._clock = clock
         self._rules = rules
+        self._traces = traces
         self._pending: dict[str, RoutedSequence] = {}
         self._placed: dict[str, tuple[InstanceLink, Placement]] = {}
         self._bounced: list[tuple[float, RoutedSequence]] = []
@@ -240,6 +243,19 @@ class Dispatcher:
             numbers=dict(choice.numbers),
         )
         placement = Placement(self._name_stay(sequence), sequence, slo=action.request.slo)
+        if sequence.trace_context:
+            placement.span = self._traces.begin(
+                f"run on {choice.instance_id}",
+                sequence.trace_context,
+                {
+                    "tidepipe.instance": choice.instance_id,
+                    "tidepipe.macro_instance": action.macro_id,
+                    "tidepipe.routing.reason": choice.reason,
+                    "tidepipe.since_arrival_s": self._clock() - sequence.arrived,
+                    "tidepipe.output_tokens_before": len(sequence.output),
+                },
+                "client",
+            )
         self._placed[key] = (link, placement)
         link.place(placement)
 

@@ -201,12 +201,12 @@ class InstanceLink:
 
     def _refused(self, placement: Placement, error: TidePipeError) -> None:
         """The instance says that the sequence can never run."""
-        self.placements.remove(placement)
+        self.placements.remove(placement, str(error))
         self._ended(placement, error)
 
     def _give_back(self, placements: list[Placement], reason: str) -> None:
         for placement in placements:
-            self.placements.remove(placement)
+            self.placements.remove(placement, reason)
         if placements:
             self._tell_given_back(placements, reason)
 

@@ -12,6 +12,7 @@ from router.scheduler.slo import INTERACTIVE, SloTarget
 from tidepipe_common.errors import TidePipeError
 from tidepipe_common.lengths.prompt import PromptFeatures
 from tidepipe_common.prefix import root_key, told_keys
+from tidepipe_common.telemetry.traces import NO_SPAN, Span
 from tidepipe_common.types.results import SequenceUpdate
 from tidepipe_common.types.sampling import SamplingParams
 
@@ -123,6 +124,11 @@ class RoutedSequence(Protocol):
         ...
 
     @property
+    def trace_context(self) -> str:
+        """The span of its request, see telemetry/traces.py; empty: it has none."""
+        ...
+
+    @property
     def has_moved(self) -> bool:
         """True if an instance had it and lost it."""
         ...
@@ -164,7 +170,7 @@ class Placement:
     slo: its latency targets. ordinal: how many the link was given up to this one.
     tokens: prompt and output so far, as counted into the instance's load.
     gaps: gaps in a row, without news that fitted. failures: calls that failed for good.
-    alone: it is handed over by itself, since a call with it failed.
+    alone: it is handed over by itself, since a call with it failed. span: of the stay, ended with it.
     """
 
     placement_id: str
@@ -176,6 +182,7 @@ class Placement:
     gaps: int = 0
     failures: int = 0
     alone: bool = False
+    span: Span = NO_SPAN
 
 
 class PlacementTable:
@@ -206,10 +213,11 @@ class PlacementTable:
         self.tokens += tokens - placement.tokens
         placement.tokens = tokens
 
-    def remove(self, placement: Placement) -> bool:
-        """End a stay; False if it had ended already."""
+    def remove(self, placement: Placement, lost: str = "") -> bool:
+        """End a stay; False if it had ended already. lost: why its sequence needs another."""
         if self._placements.pop(placement.placement_id, None) is None:
             return False
+        placement.span.end(lost)
         self.tokens -= placement.tokens
         return True
 

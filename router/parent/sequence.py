@@ -32,6 +32,7 @@ class ForwardedSequence:
         piece_gap_s: float,
         tenant: str = "",
         prefix: PromptPrefix = NO_PREFIX,
+        trace_context: str = "",
     ) -> None:
         """given: output that it came with. arrived: at the first router, our clock.
 
@@ -47,6 +48,7 @@ class ForwardedSequence:
         self.piece_gap_s = piece_gap_s
         self.tenant = tenant
         self.prefix = prefix
+        self.trace_context = trace_context
         self.finished = False
         self._log = TokenLog()
         self._log.tokens.extend(given)

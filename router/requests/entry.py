@@ -23,6 +23,7 @@ from tidepipe_common.notifier import Notifier
 from tidepipe_common.security.api_key import split_key
 from tidepipe_common.security.caller import current
 from tidepipe_common.security.key_access import Work, bearer
+from tidepipe_common.telemetry.traces import NO_SPAN, Span
 from tidepipe_common.types.request import AnswerDelta, AnswerPosition, ChatTurn, GenerationRequest, Usage
 from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
@@ -86,6 +87,7 @@ class RequestEntry:
         *,
         trace_id: str = "",
         owner: str = "",
+        span: Span = NO_SPAN,
     ) -> None:
         """digest: tells another request with the same id from a repetition.
 
@@ -93,6 +95,7 @@ class RequestEntry:
         not go on. over: all answers have ended, or it failed.
         """
         self.trace_id = trace_id
+        self.span = span
         self.request_id = request_id
         self.owner = owner
         self.work: Work | None = None
@@ -190,6 +193,7 @@ class RequestEntry:
             piece_gap_s=piece_gap_s,
             tenant=self.owner,
             prefix=prefix,
+            trace_context=self.span.context,
         )
 
     def begin(self, answers: list[RunningAnswer]) -> None:

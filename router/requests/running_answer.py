@@ -52,6 +52,7 @@ class RunningAnswer:
         piece_gap_s: float = 0.0,
         tenant: str = "",
         prefix: PromptPrefix = NO_PREFIX,
+        trace_context: str = "",
     ) -> None:
         """text: None if neither text nor stop strings are wanted. index: among its request's answers.
 
@@ -63,6 +64,7 @@ class RunningAnswer:
         self.piece_gap_s = piece_gap_s
         self.tenant = tenant
         self.prefix = prefix
+        self.trace_context = trace_context
         self.arrived = arrived
         self.index = index
         self.features = features

@@ -15,6 +15,7 @@ from router.requests.admission import Admission
 from router.requests.entry import Pacing, RequestEntry, Subscription, owned_name, request_digest
 from router.requests.meter import RequestMeter, Unmeasured
 from router.requests.running_answer import RunningAnswer
+from router.requests.spans import end_span, request_span
 from router.scheduler.pending import LARGEST_SHARE
 from router.scheduler.request import UNSAID_TOKENS
 from tidepipe_common.errors import (
@@ -26,6 +27,7 @@ from tidepipe_common.errors import (
 )
 from tidepipe_common.security.caller import ANYBODY, Caller
 from tidepipe_common.security.key_access import KeyAccess
+from tidepipe_common.telemetry.traces import NO_TRACES, Traces
 from tidepipe_common.types.request import GenerationRequest
 from tidepipe_common.types.results import SequenceUpdate
 
@@ -79,6 +81,7 @@ class RequestTable:
         remember_s: float,
         meter: RequestMeter | None = None,
         keys: KeyAccess | None = None,
+        traces: Traces = NO_TRACES,
     ) -> None:
         """max_requests: running at most; as many complete ones are remembered, for `remember_s` seconds."""
         self.max_requests = max_requests
@@ -88,6 +91,7 @@ class RequestTable:
         self._remember_s = remember_s
         self._meter = meter or Unmeasured()
         self._keys = keys
+        self._traces = traces
         self._counts: Counter[str] = Counter()
         self._running: dict[str, RequestEntry] = {}
         self._watches: dict[str, _Watch] = {}
@@ -225,6 +229,7 @@ class RequestTable:
         if entry.work is not None:
             work, entry.work = entry.work, None
             work.end(entry.usage.prompt_tokens + entry.usage.output_tokens)
+        end_span(entry.span, entry.usage, [one.finish_reason for one in entry.answers], entry.failure)
         if self._running.pop(name, None) is not None:
             self._running_bytes -= entry.brought_bytes
             self._counts[entry.owner] -= 1
@@ -293,6 +298,7 @@ class RequestTable:
             self._meter,
             trace_id=request.trace_id,
             owner=request.owner,
+            span=request_span(self._traces, request),
         )
         if self._keys is not None:
             entry.work = self._keys.begin(request.owner, request.sampling.n, background=request.background)
@@ -328,6 +334,7 @@ class RequestTable:
         answers = await self._admission.admit(request, entry)
         if entry.ended:
             return
+        entry.span.event("tokenized", {"gen_ai.usage.input_tokens": len(answers[0].prompt)})
         if entry.work is not None:
             entry.work.charge(_foreseen(request, answers))
         entry.begin(answers)

@@ -12,6 +12,7 @@ import structlog
 
 from stage_worker.epoch import STOP_TIMEOUT_S, Epoch, QueueOverflowError, StuckError, WorkAccount
 from stage_worker.executors.protocol import Backend, Executor, StageSpec
+from stage_worker.sequence_spans import SequenceSpans
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
 from tidepipe_common.codec.plan import StartsAhead, news_to_wire, plan_from_wire
 from tidepipe_common.codec.shape import shape_to_wire
@@ -19,6 +20,7 @@ from tidepipe_common.errors import IncompatibleError, UnavailableError
 from tidepipe_common.limits import MESSAGE_BYTES
 from tidepipe_common.rpc.server import RpcServer
 from tidepipe_common.settings.defaults import MAX_BLOCK_SIZE, MAX_STEP_TOKENS
+from tidepipe_common.telemetry.traces import NO_TRACES, Traces
 from tidepipe_common.types.plan import PROTOCOL_VERSION, Heartbeat, StageNews
 
 if TYPE_CHECKING:
@@ -53,10 +55,13 @@ async def start_serving(server: RpcServer, servicer: StageServicer) -> str:
 class StageServicer(stage_pb2_grpc.StageServiceServicer):
     """One worker; at most one epoch at a time, the newest."""
 
-    def __init__(self, backend: Backend, end_process: Callable[[], None] = _end_process) -> None:
+    def __init__(
+        self, backend: Backend, end_process: Callable[[], None] = _end_process, traces: Traces = NO_TRACES
+    ) -> None:
         """end_process: called when a step does not return, to be started anew by whoever watches it."""
         self._backend = backend
         self._end_process = end_process
+        self._traces = traces
         self._epoch: Epoch | None = None
         self._newest = 0
         self._configuring = asyncio.Lock()
@@ -135,6 +140,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
                 request.next_stage_address,
                 max_message_bytes(about.shape.hidden, about.dtype),
                 self.account,
+                SequenceSpans(self._traces, spec.index, spec.count),
             )
         log.info(
             "configured",

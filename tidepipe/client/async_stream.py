@@ -61,7 +61,7 @@ async def _events(
     try:
         while not session.finished:
             request, timeout = session.next_call()
-            call = stub.Generate(request, timeout=timeout)
+            call = stub.Generate(request, timeout=timeout, metadata=session.metadata)
             failure: grpc.RpcError | StreamGapError | None = None
             try:
                 async for response in call:

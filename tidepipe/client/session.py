@@ -13,6 +13,7 @@ import grpc
 
 from tidepipe.client.errors import DeadlineExceededError, RequestFailedError, StreamGapError
 from tidepipe.client.retry import Backoff, RetryPolicy, is_loss, queue_full_wait_s
+from tidepipe.client.trace import trace_metadata
 from tidepipe.client.types import StreamEvent
 from tidepipe.client.wire import check_seconds
 from tidepipe.v1 import inference_pb2 as pb
@@ -47,6 +48,7 @@ class GenerationSession:
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
     ) -> None:
+        self.metadata = trace_metadata()
         self._request = request
         self._timeout_s = timeout_s = check_seconds("timeout", timeout_s)
         self._policy = policy

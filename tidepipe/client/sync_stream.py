@@ -95,7 +95,7 @@ def _events(
             if abort.asked:
                 raise UnavailableError("the client was closed")
             request, timeout = session.next_call()
-            call = stub.Generate(request, timeout=timeout)
+            call = stub.Generate(request, timeout=timeout, metadata=session.metadata)
             called = True
             abort.watch(call)
             failure: grpc.RpcError | StreamGapError | None = None

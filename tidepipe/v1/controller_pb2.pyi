@@ -142,6 +142,7 @@ class SequenceSpec(_message.Message):
     PIECE_GAP_MS_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     PREFIX_ROOT_FIELD_NUMBER: _builtins.int
+    TRACE_CONTEXT_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     """Unique; the router derives it from the request and the answer's index. At most 1,024 characters."""
     deadline_ms: _builtins.int
@@ -163,6 +164,10 @@ class SequenceSpec(_message.Message):
     """Whose it is: a router above passes it on to one below, which shares its instances by it. Empty where all are one."""
     prefix_root: _builtins.bytes
     """Who has the same shares KV blocks of equal beginnings: 16 bytes. Empty: it shares none."""
+    trace_context: _builtins.str
+    """The span that it runs within: a W3C traceparent, and behind a blank the tracestate if there is one. At most 641
+    characters. Empty: nobody records it.
+    """
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Prompt token ids, at least one."""
@@ -194,10 +199,11 @@ class SequenceSpec(_message.Message):
         piece_gap_ms: _builtins.int = ...,
         tenant: _builtins.str = ...,
         prefix_root: _builtins.bytes = ...,
+        trace_context: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prompt_features", b"prompt_features", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "deadline_ms", b"deadline_ms", "output_token_ids", b"output_token_ids", "piece_gap_ms", b"piece_gap_ms", "prefix_root", b"prefix_root", "prompt_features", b"prompt_features", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "sequence_id", b"sequence_id", "tenant", b"tenant", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "deadline_ms", b"deadline_ms", "output_token_ids", b"output_token_ids", "piece_gap_ms", b"piece_gap_ms", "prefix_root", b"prefix_root", "prompt_features", b"prompt_features", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "sequence_id", b"sequence_id", "tenant", b"tenant", "tpot_ms", b"tpot_ms", "trace_context", b"trace_context", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -453,10 +453,13 @@ class SequenceStart(_message.Message):
     HISTORY_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TRACE_CONTEXT_FIELD_NUMBER: _builtins.int
     sequence_key: _builtins.int
     """Key of the sequence within the epoch."""
     prompt_tokens: _builtins.int
     """How many of the tokens so far are prompt; the next output token has index (tokens so far - this)."""
+    trace_context: _builtins.str
+    """The span that it runs within, see SequenceSpec."""
     @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingParams:
         """How to choose its tokens (last stage only)."""
@@ -477,10 +480,11 @@ class SequenceStart(_message.Message):
         history_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         prompt_tokens: _builtins.int = ...,
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        trace_context: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["eos_token_ids", b"eos_token_ids", "history_token_ids", b"history_token_ids", "prompt_tokens", b"prompt_tokens", "sampling", b"sampling", "sequence_key", b"sequence_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["eos_token_ids", b"eos_token_ids", "history_token_ids", b"history_token_ids", "prompt_tokens", b"prompt_tokens", "sampling", b"sampling", "sequence_key", b"sequence_key", "trace_context", b"trace_context"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,6 +22,7 @@ from tidepipe_common.latency.work import StepCosts
 from tidepipe_common.lengths.prompt import DENSE, MAX_BUCKETS, PromptFeatures
 from tidepipe_common.limits import MAX_SEQUENCE_ID_CHARACTERS, check_characters, check_count
 from tidepipe_common.prefix import KEY_BYTES
+from tidepipe_common.telemetry.traces import MAX_CONTEXT_CHARACTERS
 from tidepipe_common.types.holdings import PrefixHoldings
 from tidepipe_common.types.results import SequenceEnd, SequenceUpdate
 from tidepipe_common.types.sampling import SamplingParams
@@ -40,11 +41,12 @@ def spec_to_wire(
     piece_gap_s: float,
     tenant: str,
     prefix_root: bytes,
+    trace_context: str = "",
 ) -> pb.SequenceSpec:
     """What an instance needs to continue a sequence from where the router stands with it.
 
     output: what it has so far. ttft_s, tpot_s: its targets. age_s: since it came to the first router.
-    prefix_root: who has the same shares KV blocks.
+    prefix_root: who has the same shares KV blocks. trace_context: the span of its stay.
     """
     return pb.SequenceSpec(
         sequence_id=sequence_id,
@@ -59,6 +61,7 @@ def spec_to_wire(
         piece_gap_ms=int(1000 * piece_gap_s),
         tenant=tenant,
         prefix_root=prefix_root,
+        trace_context=trace_context,
     )
 
 
@@ -66,6 +69,7 @@ def check_spec(spec: pb.SequenceSpec) -> None:
     """Raise InvalidRequestError if it carries more than it may, so that it fails, and nobody with it."""
     check_characters("sequence_id", spec.sequence_id, MAX_SEQUENCE_ID_CHARACTERS)
     check_carried(spec.sampling)
+    check_characters("trace_context", spec.trace_context, MAX_CONTEXT_CHARACTERS)
     if len(spec.prefix_root) not in (0, KEY_BYTES):
         raise InvalidRequestError(
             f"prefix_root must have {KEY_BYTES} bytes or none, got {len(spec.prefix_root)}", "prefix_root"

@@ -84,7 +84,9 @@ def plan_to_wire(plan: StepPlan, *, first: bool, last: bool) -> stage_pb2.StepPl
         message.token_ids.extend(decode.token_ids)
         message.token_ids.extend(token for row in listed for token in row.token_ids)
     for start in plan.starts:
-        entry = message.starts.add(sequence_key=start.key, prompt_tokens=start.prompt_tokens)
+        entry = message.starts.add(
+            sequence_key=start.key, prompt_tokens=start.prompt_tokens, trace_context=start.trace_context
+        )
         if last:
             entry.sampling.CopyFrom(sampling_to_wire(start.sampling))
             entry.history_token_ids.extend(start.history)
@@ -198,6 +200,7 @@ def plan_from_wire(message: stage_pb2.StepPlan, ahead: Iterable[stage_pb2.Sequen
             prompt_tokens=entry.prompt_tokens,
             history=tuple(entry.history_token_ids),
             eos_token_ids=tuple(entry.eos_token_ids),
+            trace_context=entry.trace_context,
         )
         for entry in (*ahead, *message.starts)
     )

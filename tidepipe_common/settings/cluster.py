@@ -107,6 +107,7 @@ class ClusterConfig(Strict):
     prefix_caching: fields.PrefixCaching | None = None
     allow_download: fields.AllowDownload = False
     metrics: Annotated[bool, setting("Give every process a port with Prometheus metrics.")] = False
+    otlp: fields.Otlp | None = None
     journal: fields.JournalPath | None = None
     tls: Annotated[
         str | None,

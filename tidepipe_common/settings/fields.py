@@ -40,6 +40,12 @@ def _mix(value: str) -> str:
     return value
 
 
+def _collector(value: str) -> str:
+    if value and re.fullmatch(r"https?://[^/\s]+:[0-9]{1,5}/?", value) is None:
+        raise ValueError("must be a collector's address such as http://127.0.0.1:4317")
+    return value
+
+
 def _device(value: str) -> str:
     if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", value) is None:
         raise ValueError("must be auto, cpu, cuda or cuda:N")
@@ -62,6 +68,16 @@ MetricsPort = Annotated[
         otherwise="none",
         ge=0,
         le=65_535,
+    ),
+]
+
+Otlp = Annotated[
+    str,
+    AfterValidator(_collector),
+    setting(
+        "Collector of OpenTelemetry that gets a span of each request, by OTLP over gRPC.",
+        metavar="http://HOST:PORT",
+        otherwise="none",
     ),
 ]
 LogLevel = Annotated[

@@ -11,6 +11,7 @@ from tidepipe_common.settings.fields import (
     Listen,
     LogLevel,
     MetricsPort,
+    Otlp,
     TlsAuthority,
     TlsCertificate,
     TlsClients,
@@ -56,4 +57,5 @@ class ServiceSettings(SecuritySettings):
 
     listen: Listen = "127.0.0.1:0"
     metrics_port: MetricsPort | None = None
+    otlp: Otlp = ""
     log_level: LogLevel = "info"

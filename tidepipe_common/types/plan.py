@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tidepipe_common.types.sampling import PositionLogprobs, SamplingParams
 
@@ -31,6 +31,7 @@ class SequenceStart:
     history: tokens so far, prompt and output; empty unless a penalty or a structure needs them.
     prompt_tokens: how many of the tokens so far are prompt (output index = position - prompt_tokens).
     eos_token_ids: tokens that end it, masked before min_tokens; empty with ignore_eos.
+    trace_context: the span that it runs within (`telemetry/traces.py`); empty: none. Nothing depends on it.
     """
 
     key: int
@@ -38,6 +39,7 @@ class SequenceStart:
     prompt_tokens: int
     history: tuple[int, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
+    trace_context: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(slots=True)

@@ -67,6 +67,7 @@ class GenerationRequest:
     client: who asks, as far as is known; a hash of it goes to the predictor, the name itself nowhere.
     cache_salt: shares computed beginnings only with requests of its owner that have the same one.
     trace_id: what the caller's proxies and logs call it; names nothing here.
+    trace_context: the span that its caller asks within, see telemetry/traces.py.
     owner: whose request it is, see security.caller: the same request_id of two owners is two requests.
     background: nobody waits for it (a line of a batch): its owner's other requests go before it.
     """
@@ -90,6 +91,7 @@ class GenerationRequest:
     client: str = ""
     cache_salt: str = ""
     trace_id: str = ""
+    trace_context: str = ""
     owner: str = ""
     background: bool = False
     clamp_max_tokens: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from router.instances.registry import AvailableModels
@@ -15,6 +16,8 @@ from tidepipe_common.codec.inference import delta_to_wire, grace_s, positions_fr
 from tidepipe_common.limits import MAX_CANCELLED, check_count
 from tidepipe_common.rpc.guard import authorization_of
 from tidepipe_common.security.caller import current
+from tidepipe_common.telemetry.traces import trace_context
+from tidepipe_common.types.request import GenerationRequest
 
 if TYPE_CHECKING:
     import grpc
@@ -33,7 +36,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Submit, or attach to what was submitted, and stream."""
-        wanted = known_by_key(request_from_wire(request.request), authorization_of(context))
+        wanted = _wanted(request.request, context)
         resume = positions_from_wire(request.resume)
         resuming = any(position.tokens or position.characters for position in resume)
         with self._table.attach(wanted, grace_s(request.request), resuming=resuming) as subscription:
@@ -44,7 +47,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
 
     async def Submit(self, request: pb.SubmitRequest, context: Context) -> pb.SubmitResponse:  # noqa: N802
         """Submit without listening."""
-        wanted = known_by_key(request_from_wire(request.request), authorization_of(context))
+        wanted = _wanted(request.request, context)
         with self._table.attach(wanted, grace_s(request.request), detached=True) as subscription:
             await subscription.admitted()
             return pb.SubmitResponse(
@@ -73,6 +76,13 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     ) -> pb.ListModelsResponse:
         """The models that a request would find an instance for."""
         return pb.ListModelsResponse(models=[_model_info(name, facts) for name, facts in self._models.list()])
+
+
+def _wanted(message: pb.InferenceRequest, context: Context) -> GenerationRequest:
+    """What is asked for, by whom, and within which of the caller's spans."""
+    metadata = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+    wanted = known_by_key(request_from_wire(message), authorization_of(context))
+    return replace(wanted, trace_context=trace_context(metadata))
 
 
 def _when_over(context: Context, leave: Callable[[], None]) -> None:

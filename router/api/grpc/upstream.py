@@ -181,6 +181,7 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
             piece_gap_s=spec.piece_gap_ms / 1000,
             tenant=spec.tenant,
             prefix=prefix,
+            trace_context=spec.trace_context,
         )
 
     def _report(self, router_id: str) -> pb.InstanceReport:

@@ -19,6 +19,7 @@ from router.requests.table import RequestTable
 from tidepipe_common.aside import INLINE_BYTES
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.numerals import decimal
+from tidepipe_common.telemetry.traces import trace_context
 from tidepipe_common.types.request import GenerationRequest
 from tidepipe_common.types.request_ids import draw_request_id
 
@@ -161,7 +162,8 @@ def stream_start(headers: Mapping[str, str]) -> Message:
 
 def wanted_by(request: GenerationRequest, headers: Headers, trace: str) -> GenerationRequest:
     """The request with what is said of it beside its body: whose it is, its name in logs, its targets."""
-    named = known_by_key(dataclasses.replace(request, trace_id=trace), headers.get(KEY))
+    told = dataclasses.replace(request, trace_id=trace, trace_context=trace_context(headers))
+    named = known_by_key(told, headers.get(KEY))
     return with_targets(named, headers)
 
 
