@@ -40,6 +40,7 @@ MAX_ROLE_CHARACTERS = 64
 MAX_SPEAKER_CHARACTERS = 256
 """Name of a speaker, id of a call that a tool answers."""
 MAX_TOOLS = 128
+MAX_TOOL_NAME_CHARACTERS = 256
 MAX_TOOLS_BYTES = 512 * 1024
 """Of all tools together, and of all calls of tools: 4 KiB for each of MAX_TOOLS. Templates read the JSON."""
 

@@ -97,6 +97,14 @@ def _stops(sampling: SamplingParams, ends: Sequence[int]) -> list[int]:
     return list(dict.fromkeys([*sampling.stop_token_ids, *(() if sampling.ignore_eos else ends)]))
 
 
+def _composed(sampling: SamplingParams) -> str | None:
+    """What asks for a form that only our own stages keep to."""
+    structure = sampling.structure
+    if structure is None or structure.kind != "composed":
+        return None
+    return "tools whose calls are held to a form" if structure.field == "tools" else structure.field
+
+
 def _common(sequence: NewSequence) -> dict[str, Any]:
     sampling = sequence.sampling
     return {
@@ -117,8 +125,8 @@ class Vllm:
     loses: str = "its outputs' exact tokens may differ from those of other engines, by rounding"
 
     def refuses(self, sampling: SamplingParams) -> str | None:
-        """Part of Dialect: it knows all of them."""
-        return None
+        """Part of Dialect: it knows all that clients write themselves."""
+        return _composed(sampling)
 
     def body(self, model: str, sequence: NewSequence, ends: Sequence[int]) -> dict[str, Any]:
         """Part of Dialect. What a tenant computed is found by that tenant alone, as everywhere here."""
@@ -242,7 +250,7 @@ class SgLang:
 
     def refuses(self, sampling: SamplingParams) -> str | None:
         """Part of Dialect."""
-        return "logprobs" if sampling.logprobs is not None else None
+        return "logprobs" if sampling.logprobs is not None else _composed(sampling)
 
     def body(self, model: str, sequence: NewSequence, ends: Sequence[int]) -> dict[str, Any]:
         """Part of Dialect."""

@@ -17,6 +17,7 @@ from router.requests.entry import RequestEntry
 from router.requests.output import AnswerText
 from router.requests.running_answer import RunningAnswer
 from router.requests.text_port import TextPort, TooManyTokensError
+from tidepipe_common.aside import beside
 from tidepipe_common.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
 from tidepipe_common.lengths.prompt import prompt_features
 from tidepipe_common.types.request import GenerationRequest
@@ -72,13 +73,14 @@ class Admission:
         text = await asyncio.shield(self._text)
         facts = await self._served.wait(self._patience_s)
         self._check_model(request.model, facts)
-        if request.sampling.structure is not None:
-            await text.check_structure(
-                request.sampling.structure, facts.vocab_size, facts.eos_token_ids, request.owner
-            )
         prompt, prefix = await self._tokenize(request, text, facts)
         _check_prompt(request, prompt, facts)
         sampling = _fill_in(request, len(prompt), facts)
+        structure = await beside(sum(map(len, request.tools)), partial(text.structure, request, prompt))
+        if structure is not None:
+            sampling = replace(sampling, structure=structure)
+            sampling.check()
+            await text.check_structure(structure, facts.vocab_size, facts.eos_token_ids, request.owner)
         skip_special = not request.keep_special_tokens
 
         def new_text() -> AnswerText | None:

@@ -64,6 +64,7 @@ def request_digest(request: GenerationRequest) -> str:
     content: Any = (
         prompt,
         request.tools,
+        astuple(request.tool_choice),
         tuple(values.items()),
         request.model,
         request.skip_text,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from tidepipe_common.types.request import ChatTurn
+from tidepipe_common.types.request import ChatTurn, GenerationRequest
 from tidepipe_common.types.structure import Structure
 
 
@@ -45,6 +45,13 @@ class TextPort(Protocol):
         self, messages: Sequence[ChatTurn], tools: Sequence[str] = (), most: int | None = None
     ) -> list[int]:
         """Token ids of a conversation, ready for the assistant's turn; likewise. tools: JSON objects."""
+        ...
+
+    def structure(self, request: GenerationRequest, prompt: Sequence[int]) -> Structure | None:
+        """The form that answers to the request, behind these tokens, are held to.
+
+        InvalidRequestError if they cannot be: what is wrong with its tools or its choice among them.
+        """
         ...
 
     async def check_structure(

@@ -49,7 +49,9 @@ class StructureChecks:
 
     async def check(self, structure: Structure, owner: str = "") -> None:
         """InvalidRequestError if no output can be held to it, OverloadedError if too many wait."""
-        key = sha256(f"{structure.kind} {structure.text}".encode("utf-8", "surrogatepass")).digest()
+        key = sha256(
+            f"{structure.kind} {structure.field} {structure.text}".encode("utf-8", "surrogatepass")
+        ).digest()
         problem = self._known.get(key)
         if problem is None:
             trial = self._tried(key, structure, owner)
@@ -59,7 +61,7 @@ class StructureChecks:
             finally:
                 trial.waiters -= 1
         if problem:
-            raise InvalidRequestError(f"response_format: {problem}", "response_format")
+            raise InvalidRequestError(f"{structure.field}: {problem}", structure.field)
 
     def close(self) -> None:
         """End the process."""
@@ -79,7 +81,7 @@ class StructureChecks:
             if waiting >= MAX_WAITING or len(queue) >= MAX_WAITING_OF_ONE:
                 most = max(waiting, len(queue))
                 raise OverloadedError(
-                    f"{most} other structures (response_format) wait to be checked; come again"
+                    f"{most} other structures (response_format, tools) wait to be checked; come again"
                 )
             trial = self._trials[key] = _Trial(key, structure, owner)
         if not trial.begun and trial not in queue and len(queue) < MAX_WAITING_OF_ONE:

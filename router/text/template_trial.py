@@ -13,9 +13,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from tidepipe_common.errors import ModelError
 from tidepipe_common.process_limits import limit_process
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 MAX_CPU_S = 2
 MAX_WALL_S = 30
@@ -73,8 +77,8 @@ def main() -> int:
     return 0
 
 
-def _rendered(source: str) -> Iterable[int]:
-    """How long the texts of the conversations are, if the template accepts them."""
+def environment() -> Environment:
+    """What templates run in, set up as transformers does it."""
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
@@ -92,15 +96,19 @@ def _rendered(source: str) -> Iterable[int]:
     def refuse(message: str) -> None:
         raise ValueError(message)
 
-    # As transformers sets it up.
-    environment = ImmutableSandboxedEnvironment(
+    made = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
-    environment.globals.update(
+    made.globals.update(
         raise_exception=refuse, strftime_now=lambda layout: layout, bos_token="<s>", eos_token="</s>"
     )
-    environment.filters["tojson"] = lambda value, *_, **__: json.dumps(value)
-    template = environment.from_string(source)
+    made.filters["tojson"] = lambda value, *_, **__: json.dumps(value)
+    return made
+
+
+def _rendered(source: str) -> Iterable[int]:
+    """How long the texts of the conversations are, if the template accepts them."""
+    template = environment().from_string(source)
     for roles in _CONVERSATIONS:
         length = 0
         messages = [{"role": role, "content": "Hello there, friend."} for role in roles]

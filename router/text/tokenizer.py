@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from router.requests.text_port import TooManyTokensError
+from router.text.chat_template import ChatTemplate
 from router.text.detokenizer import Detokenizer, make_detokenizer
+from router.text.forms import answer_form
 from router.text.structure_checks import StructureChecks
 from router.text.template_trial import try_out
 from router.text.vocabulary import Backend, Vocabulary
+from tidepipe_common.dialects import AUTO, dialect_named
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.structures.tokenizer_file import read_tokenizer
 from tidepipe_common.tokenizer_source import load_tokenizer
-from tidepipe_common.types.request import ChatTurn
+from tidepipe_common.types.request import ChatTurn, GenerationRequest
 from tidepipe_common.types.structure import Structure
 
 LIKELY_CHARACTERS = 6
 """Of a token, and more than the mean of ordinary text: a longer prompt is counted in pieces first."""
 PIECE_CHARACTERS = 65_536
+PROMPT_END_TOKENS = 32
+"""Of a prompt, in which it is seen whether a thought has been begun."""
 CUT_TOKENS, CUT_SHARE = 64, 0.02
 """What cutting a text into pieces may add to its tokens: about each cut, and of all."""
 
@@ -33,10 +37,13 @@ class TextProcessor:
     each call, and is not thread-safe.
     """
 
-    def __init__(self, tokenizer: Any, read: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, read: Callable[[], str] | None = None, tool_parser: str = AUTO
+    ) -> None:
         """Take a fast tokenizer of transformers; see `load`.
 
         read: its tokenizer.json as stage workers read it; None: what the tokenizer says of itself.
+        tool_parser: name of the dialect that the model writes.
         """
         self._tokenizer = tokenizer
         self._backend: Backend = tokenizer.backend_tokenizer
@@ -45,6 +52,11 @@ class TextProcessor:
         self._vocabulary = Vocabulary(self._backend)
         self._read: Callable[[], str] = read or tokenizer.backend_tokenizer.to_str
         self._checks: StructureChecks | None = None
+        self._template = ChatTemplate(tokenizer)
+        special = [
+            token.content for token in self._backend.get_added_tokens_decoder().values() if token.special
+        ]
+        self.dialect = dialect_named(tool_parser, self._template.text, special)
 
     @classmethod
     def load(cls, path: Path) -> TextProcessor:
@@ -77,28 +89,20 @@ class TextProcessor:
     ) -> list[int]:
         """Token ids of a conversation, rendered with the model's own template; most: as for `encode`.
 
-        tools: JSON objects; a template without a place for them leaves them out.
+        tools: JSON objects; where the template has no place for them, they are told in our words.
         Raises InvalidRequestError if the model has no template, or the template refuses the conversation.
         """
-        if not messages:
-            raise InvalidRequestError("messages must not be empty", "messages")
-        if not self._tokenizer.chat_template:
-            raise InvalidRequestError(
-                "this model has no chat template; send a plain prompt instead (/v1/completions)", "messages"
-            )
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                [_template_turn(turn) for turn in messages],
-                tools=[json.loads(tool) for tool in tools] or None,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        except Exception as error:  # whatever the model's template raises
-            raise InvalidRequestError(
-                f"the model's chat template does not accept these messages: {error}", "messages"
-            ) from error
+        text = self._template.render(messages, tools, self.dialect)
         # The template has written the special tokens already.
         return self._encode(text, most, add_special_tokens=False)
+
+    def structure(self, request: GenerationRequest, prompt: Sequence[int]) -> Structure | None:
+        """The form that answers to the request, behind these tokens, are held to; None: any.
+
+        InvalidRequestError if they cannot be: what is wrong with its tools or its choice among them.
+        """
+        end = self.decode(prompt[-PROMPT_END_TOKENS:], skip_special_tokens=False) if request.is_chat else ""
+        return answer_form(request, self.dialect, end)
 
     async def check_structure(
         self, structure: Structure, vocab_size: int, eos_token_ids: tuple[int, ...], owner: str = ""
@@ -157,15 +161,3 @@ class TextProcessor:
         (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         ids: list[int] = encoding.ids
         return ids
-
-
-def _template_turn(turn: ChatTurn) -> dict[str, Any]:
-    """The turn as chat templates expect it."""
-    entry: dict[str, Any] = {"role": turn.role, "content": turn.content}
-    if turn.name:
-        entry["name"] = turn.name
-    if turn.tool_calls:
-        entry["tool_calls"] = json.loads(turn.tool_calls)
-    if turn.tool_call_id:
-        entry["tool_call_id"] = turn.tool_call_id
-    return entry

@@ -29,8 +29,10 @@ class GrammarState:
     what is there would not conform.
     """
 
-    def __init__(self, matcher: LLMatcher, output: Sequence[int], vocab_size: int) -> None:
+    def __init__(self, matcher: LLMatcher, output: Sequence[int], vocab_size: int, field: str) -> None:
+        """field: what in the request asks for the structure."""
         self._matcher = matcher
+        self._field = field
         self._vocab_size = vocab_size
         self._failure: StructureError | None = None
         if output:
@@ -60,7 +62,9 @@ class GrammarState:
     def _check(self) -> None:
         if self._matcher.is_error():
             why = in_our_words(self._matcher.get_error())
-            self.fail(StructureError(f"the output cannot be held to its structure any further: {why}"))
+            self.fail(
+                StructureError(f"the output cannot be held to its structure any further: {why}", self._field)
+            )
         if self._failure:
             raise self._failure
 
@@ -84,7 +88,7 @@ class Grammars:
         self._built[key] = matcher
         if len(self._built) > MAX_BUILT:
             self._built.popitem(last=False)
-        return GrammarState(matcher.deep_copy(), output, self._vocab_size)
+        return GrammarState(matcher.deep_copy(), output, self._vocab_size, structure.field)
 
     def _tokenizer(self, eos_token_ids: tuple[int, ...]) -> LLTokenizer:
         # The model's own end tokens: one entry in practice.

@@ -10,7 +10,7 @@ from llguidance import LLMatcher
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.structures.errors import StructureError, in_our_words
 from tidepipe_common.structures.grammar import grammar
-from tidepipe_common.types.request import ChatTurn
+from tidepipe_common.types.request import ChatTurn, GenerationRequest
 from tidepipe_common.types.structure import Structure
 
 VOCAB_SIZE = 256
@@ -43,6 +43,9 @@ class ByteText:
         if any(turn.role == "tool" for turn in messages):
             raise InvalidRequestError("the template does not accept these messages", "messages")
         return self.encode("".join(f"{turn.role}: {turn.content}\n" for turn in messages))
+
+    def structure(self, request: GenerationRequest, prompt: Sequence[int]) -> Structure | None:
+        return request.sampling.structure
 
     async def check_structure(
         self, structure: Structure, vocab_size: int, eos_token_ids: tuple[int, ...], owner: str = ""

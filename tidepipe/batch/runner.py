@@ -197,6 +197,7 @@ class BatchRun:
             request_id=item.request.request_id,
             keep_special_tokens=item.request.keep_special_tokens,
             tools=item.request.tools,
+            tool_choice=item.request.tool_choice,
             piece_gap_ms=WHOLE_ANSWER_GAP_MS,
             user=item.request.client,
             clamp_max_tokens=item.request.clamp_max_tokens,

@@ -11,15 +11,17 @@ from typing import Any
 
 from tidepipe.client.types import Prompt
 from tidepipe.v1 import inference_pb2 as pb
+from tidepipe_common.codec.inference import tool_choice_to_wire
 from tidepipe_common.codec.sampling import sampling_to_wire
 from tidepipe_common.errors import ConfigError, InvalidRequestError
 from tidepipe_common.limits import MAX_REQUEST_BYTES, check_bytes
 from tidepipe_common.numerals import host_and_port
 from tidepipe_common.text.json_text import kind
 from tidepipe_common.text.text import check_text, is_text, on_one_line
-from tidepipe_common.types.request import ChatTurn
+from tidepipe_common.types.request import ANY_TOOL, ChatTurn
 from tidepipe_common.types.sampling import SamplingParams, unsigned_seed
 from tidepipe_common.types.structure import Structure
+from tidepipe_common.types.tool_choice import ToolChoice
 
 DISCONNECT_GRACE_MS = 60_000
 """How long the router keeps a request whose client lost its connection: enough to come back."""
@@ -76,6 +78,7 @@ def make_request(
     skip_text: bool = False,
     keep_special_tokens: bool = False,
     tools: Sequence[str] = (),
+    tool_choice: ToolChoice = ANY_TOOL,
     ttft_ms: float | None = None,
     tpot_ms: float | None = None,
     piece_gap_ms: int = 0,
@@ -130,6 +133,8 @@ def make_request(
     else:
         request.chat.messages.extend(_turn(turn) for turn in prompt)
         request.chat.tools.extend(tools)
+        if tool_choice != ANY_TOOL:
+            request.chat.tool_choice.CopyFrom(tool_choice_to_wire(tool_choice))
     # A router's library would refuse it without a word that says why.
     check_bytes("a request", request.ByteSize(), MAX_REQUEST_BYTES, "prompt")
     return request

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 from tidepipe.v1 import inference_pb2 as pb
 from tidepipe_common.codec.sampling import (
@@ -34,6 +35,7 @@ from tidepipe_common.types.request import (
     Usage,
 )
 from tidepipe_common.types.results import SequenceEnd, SequenceUpdate
+from tidepipe_common.types.tool_choice import ToolChoice
 
 MAX_GRACE_MS = 600_000
 MAX_PIECE_GAP_MS = 10_000
@@ -70,6 +72,7 @@ def request_from_wire(message: pb.InferenceRequest) -> GenerationRequest:
         skip_text=message.skip_text,
         keep_special_tokens=message.keep_special_tokens,
         tools=tuple(message.chat.tools),
+        tool_choice=_tool_choice(message.chat.tool_choice),
         ttft_ms=message.ttft_ms if message.HasField("ttft_ms") else None,
         tpot_ms=message.tpot_ms if message.HasField("tpot_ms") else None,
         piece_gap_s=message.piece_gap_ms / 1000,
@@ -85,6 +88,9 @@ def _check_size(message: pb.InferenceRequest) -> None:
     check_count("the prompt", len(message.token_ids.ids), MAX_PROMPT_TOKENS, "tokens", param="prompt")
     check_count("messages", len(message.chat.messages), MAX_TURNS)
     check_count("tools", len(message.chat.tools), MAX_TOOLS)
+    check_count("tool_choice", len(message.chat.tool_choice.names), MAX_TOOLS)
+    if message.sampling.structure.HasField("composed"):
+        raise InvalidRequestError("a structure must be a JSON schema or a regular expression", "structure")
     # The size is found out by writing it all down once more: last.
     check_bytes("a request", message.ByteSize(), MAX_REQUEST_BYTES, "request")
 
@@ -155,6 +161,29 @@ def _usage_to_wire(usage: Usage) -> pb.Usage:
         preemptions=usage.preemptions,
         cached_tokens=usage.cached_tokens,
     )
+
+
+_Mode: TypeAlias = Literal["auto", "none", "required"]
+_MODE_TO_WIRE: dict[_Mode, pb.ToolChoice.Mode.ValueType] = {
+    "auto": pb.ToolChoice.MODE_AUTO,
+    "none": pb.ToolChoice.MODE_NONE,
+    "required": pb.ToolChoice.MODE_REQUIRED,
+}
+_MODES: dict[int, _Mode] = {wire: mode for mode, wire in _MODE_TO_WIRE.items()}
+
+
+def tool_choice_to_wire(choice: ToolChoice) -> pb.ToolChoice:
+    """Domain to protobuf."""
+    return pb.ToolChoice(mode=_MODE_TO_WIRE[choice.mode], names=choice.names, single=not choice.parallel)
+
+
+def _tool_choice(message: pb.ToolChoice) -> ToolChoice:
+    mode = _MODES.get(message.mode or pb.ToolChoice.MODE_AUTO)
+    if mode is None:
+        raise InvalidRequestError(
+            f"tool_choice has the mode {message.mode}, which is unknown here", "tool_choice"
+        )
+    return ToolChoice(mode, tuple(message.names), parallel=not message.single)
 
 
 def _turn(turn: pb.ChatMessage) -> ChatTurn:

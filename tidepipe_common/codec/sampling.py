@@ -16,6 +16,9 @@ from tidepipe_common.limits import (
 from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams, TokenLogprob
 from tidepipe_common.types.structure import Structure
 
+MAX_FIELD_CHARACTERS = 64
+"""Of the name of a request's field."""
+
 _FINISH_TO_WIRE: dict[FinishReason, pb.FinishReason.ValueType] = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
@@ -103,13 +106,18 @@ def _structure_to_wire(structure: Structure | None) -> pb.Structure | None:
             return None
         case Structure("regex", text):
             return pb.Structure(regex=text)
+        case Structure("composed", text, field):
+            return pb.Structure(composed=text, field=field)
         case Structure(_, text):
             return pb.Structure(json_schema=text)
 
 
 def _structure_from_wire(message: pb.Structure) -> Structure | None:
     kind = message.WhichOneof("form")
-    return None if kind is None else Structure(kind, getattr(message, kind))
+    if kind is None:
+        return None
+    field = message.field[:MAX_FIELD_CHARACTERS] or "response_format"
+    return Structure(kind, getattr(message, kind), field)
 
 
 def logprobs_to_wire(positions: Iterable[PositionLogprobs]) -> list[pb.PositionLogprobs]:

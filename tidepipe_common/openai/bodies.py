@@ -17,6 +17,7 @@ from tidepipe_common.limits import (
 )
 from tidepipe_common.openai.fields import (
     IGNORED,
+    IGNORED_IN_COMPLETIONS,
     REFUSED_IN_CHAT,
     REFUSED_IN_COMPLETIONS,
     Content,
@@ -46,11 +47,12 @@ from tidepipe_common.openai.structures import (
     ResponseFormat,
     StructuredOutputs,
 )
-from tidepipe_common.openai.tools import ToolCalls, ToolChoice, Tools
+from tidepipe_common.openai.tools import ToolCalls, ToolChoiceField, Tools
 from tidepipe_common.openai.validation import StrictModel, clip, validate
 from tidepipe_common.types.request import ChatTurn, GenerationRequest, Prompt
 from tidepipe_common.types.sampling import SamplingParams, unsigned_seed
 from tidepipe_common.types.structure import Structure
+from tidepipe_common.types.tool_choice import ToolChoice
 
 DEFAULT_COMPLETION_TOKENS = 16
 """Length of a completion for which none is named, as in OpenAI's API. Chats go on as the context allows."""
@@ -205,7 +207,15 @@ class ChatBody(_CommonBody):
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
     tools: Tools | None = None
-    tool_choice: ToolChoice | None = None
+    tool_choice: ToolChoiceField | None = None
+    parallel_tool_calls: bool | None = None
+
+    def choice(self) -> ToolChoice:
+        """Which tools may or must be called; InvalidRequestError if there are none to choose from."""
+        choice = self.tool_choice or ToolChoice()
+        if self.tool_choice is not None and choice.mode != "none" and not self.tools:
+            raise InvalidRequestError("tool_choice is only allowed with tools", "tool_choice")
+        return choice if self.parallel_tool_calls is not False else replace(choice, parallel=False)
 
 
 class CompletionBody(_CommonBody):
@@ -237,13 +247,15 @@ def parse_chat(body: object, request_id: str) -> GenerationRequest:
     logprobs = (chat.top_logprobs or 0) if chat.logprobs else None
     prompt = tuple(message.turn(number) for number, message in enumerate(chat.messages))
     request = chat.request(request_id, prompt, chat.sampling(next(iter(limits), None), logprobs))
-    # With "none" the model is not even told of them.
-    return replace(request, tools=() if chat.tool_choice == "none" else chat.tools or ())
+    choice = chat.choice()
+    if choice.mode == "none":  # the model is not even told of them
+        return request
+    return replace(request, tools=chat.tools or (), tool_choice=choice)
 
 
 def parse_completion(body: object, request_id: str) -> GenerationRequest:
     """Request from the decoded JSON of a completion body. Raises InvalidRequestError."""
-    completion = validate(CompletionBody, body, REFUSED_IN_COMPLETIONS, IGNORED)
+    completion = validate(CompletionBody, body, REFUSED_IN_COMPLETIONS, IGNORED_IN_COMPLETIONS)
     max_tokens = DEFAULT_COMPLETION_TOKENS if completion.max_tokens is None else completion.max_tokens
     sampling = completion.sampling(max_tokens, completion.logprobs)
     if completion.echo and completion.logprobs is not None:

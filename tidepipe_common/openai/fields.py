@@ -31,12 +31,12 @@ IGNORED = frozenset(
         "service_tier",
         "prompt_cache_key",
         "prompt_cache_retention",
-        "parallel_tool_calls",
         "detokenize",
         "include_reasoning",
     }
 )
 """Fields that change nothing of the answer."""
+IGNORED_IN_COMPLETIONS = IGNORED | {"parallel_tool_calls"}
 
 _FUNCTIONS = "functions are not supported; use tools"
 _ONE_FORMAT = "only text answers are supported"

@@ -10,10 +10,18 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from tidepipe_common.openai.bodies import ChatBody, CompletionBody
-from tidepipe_common.openai.fields import IGNORED, REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS
+from tidepipe_common.openai.fields import (
+    IGNORED,
+    IGNORED_IN_COMPLETIONS,
+    REFUSED_IN_CHAT,
+    REFUSED_IN_COMPLETIONS,
+)
 from tidepipe_common.openai.validation import Refusal
 
-_REFUSED = {ChatBody.__name__: REFUSED_IN_CHAT, CompletionBody.__name__: REFUSED_IN_COMPLETIONS}
+_OTHERS = {
+    ChatBody.__name__: (REFUSED_IN_CHAT, IGNORED),
+    CompletionBody.__name__: (REFUSED_IN_COMPLETIONS, IGNORED_IN_COMPLETIONS),
+}
 _IGNORED = {"description": "Accepted and ignored: it changes nothing of the answer."}
 
 
@@ -39,9 +47,9 @@ def schemas_of(types: Collection[type[Any]]) -> dict[str, dict[str, Any]]:
         for name, definition in definitions.items()
         if name in wanted or f'schemas/{name}"' in text
     }
-    for name, refused in _REFUSED.items():
+    for name, (refused, ignored) in _OTHERS.items():
         if name in found:
-            _complete(found[name], refused, IGNORED)
+            _complete(found[name], refused, ignored)
     return found
 
 

@@ -10,6 +10,8 @@ from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import MAX_TOOLS, MAX_TOOLS_BYTES, check_characters
 from tidepipe_common.openai.validation import checked_text
 from tidepipe_common.text.json_text import kind, parse_json, write_json
+from tidepipe_common.text.text import quoted
+from tidepipe_common.types.tool_choice import ToolChoice
 
 
 def _tools(value: Any) -> tuple[str, ...]:
@@ -26,16 +28,49 @@ def _tool(number: int, value: Any) -> str:
     function = value.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"entry {number} must have a function with a name")
-    parameters = function.get("parameters", {})
+    parameters = function.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise ValueError(f"entry {number} must have a JSON schema as parameters, got {kind(parameters)}")
+    if not isinstance(function.get("strict"), bool | None):
+        raise ValueError(f"entry {number} must have true or false as strict, got {kind(function['strict'])}")
     return _json(value)
 
 
-def _tool_choice(value: Any) -> str:
-    if value not in ("none", "auto"):
-        raise ValueError("must be 'none' or 'auto'; a model cannot be made to call a tool here")
-    return str(value)
+def _tool_choice(value: Any) -> ToolChoice:
+    match value:
+        case "none" | "auto" | "required":
+            return ToolChoice(value)
+        case {"type": "function"}:
+            return ToolChoice("required", (_named(value),))
+        case {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": "auto" | "required" as mode, "tools": list(tools)},
+        } if tools:
+            _known(value, {"type", "allowed_tools"})
+            _known(value["allowed_tools"], {"mode", "tools"})
+            if len(tools) > MAX_TOOLS:
+                raise ValueError(f"may have {MAX_TOOLS} entries, got {len(tools)}")
+            return ToolChoice(mode, tuple(dict.fromkeys(map(_named, tools))))
+    raise ValueError(
+        "must be 'none', 'auto', 'required', "
+        '{"type": "function", "function": {"name": ...}} or {"type": "allowed_tools", "allowed_tools": '
+        f'{{"mode": "auto" or "required", "tools": [...]}}}}, got {quoted(value)}'
+    )
+
+
+def _named(value: Any) -> str:
+    """Name of the function that is meant."""
+    match value:
+        case {"type": "function", "function": {"name": str(name)} as function}:
+            _known(value, {"type", "function"})
+            _known(function, {"name"})
+            return checked_text(name)
+    raise ValueError('must name a function as {"type": "function", "function": {"name": ...}}')
+
+
+def _known(value: dict[str, Any], fields: set[str]) -> None:
+    if unknown := value.keys() - fields:
+        raise ValueError(f"has the unknown field {min(unknown)[:100]!r}")
 
 
 def _tool_calls(value: Any) -> str:
@@ -88,10 +123,43 @@ _CALL = {
     "required": ["function"],
 }
 
+_NAMED = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "function"},
+        "function": {
+            "type": "object",
+            "properties": {"name": {"type": "string"}},
+            "required": ["name"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["type", "function"],
+    "additionalProperties": False,
+}
+_ALLOWED = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "allowed_tools"},
+        "allowed_tools": {
+            "type": "object",
+            "properties": {
+                "mode": {"enum": ["auto", "required"]},
+                "tools": {"type": "array", "items": _NAMED, "minItems": 1, "maxItems": MAX_TOOLS},
+            },
+            "required": ["mode", "tools"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["type", "allowed_tools"],
+    "additionalProperties": False,
+}
+_TOOL_CHOICE = {"anyOf": [{"enum": ["none", "auto", "required"]}, _NAMED, _ALLOWED]}
+
 Tools = Annotated[
     tuple[str, ...],
     BeforeValidator(_tools),
     WithJsonSchema({"type": "array", "items": _TOOL, "maxItems": MAX_TOOLS}),
 ]
-ToolChoice = Annotated[str, BeforeValidator(_tool_choice), WithJsonSchema({"enum": ["none", "auto"]})]
+ToolChoiceField = Annotated[ToolChoice, BeforeValidator(_tool_choice), WithJsonSchema(_TOOL_CHOICE)]
 ToolCalls = Annotated[str, BeforeValidator(_tool_calls), WithJsonSchema({"type": "array", "items": _CALL})]

@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import tidepipe_common
@@ -121,7 +122,7 @@ class _Running:
                 raise _GoneError from None
             ours.settimeout(MAX_WALL_S + 1.0)
             try:
-                send_frame(ours, json.dumps({"kind": structure.kind, "text": structure.text}).encode())
+                send_frame(ours, json.dumps(asdict(structure)).encode())
                 return receive_frame(ours).decode()
             except TimeoutError:
                 raise OverloadedError(_NO_TIME) from None

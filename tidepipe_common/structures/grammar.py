@@ -18,7 +18,9 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from tidepipe_common.structures.errors import TOO_COMPLEX, StructureError, in_our_words
 from tidepipe_common.structures.expressions import portable
+from tidepipe_common.structures.forms import lark, schemas_in
 from tidepipe_common.structures.schemas import prepared
+from tidepipe_common.text.text import quoted
 from tidepipe_common.types.structure import Structure
 
 log = structlog.get_logger()
@@ -28,6 +30,8 @@ MAX_BUILD_CPU_S = 0.5
 MAX_MASK_CPU_S = 0.1
 _WALKS, _TRIED_TOKENS = 4, 16
 """How far into an output a structure is tried out: most that are too complex show it at once."""
+_WALKS_IN_ALL = 32
+"""Of a form's schemas together."""
 
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
@@ -74,7 +78,7 @@ def make_tokenizer(tokenizer_json: str, vocab_size: int, eos_token_ids: Sequence
 
 def make_matcher(tokenizer: LLTokenizer, structure: Structure) -> LLMatcher:
     """A place at the beginning of an output. StructureError if the structure is not usable."""
-    matcher = LLMatcher(tokenizer, grammar(structure), log_level=0, limits=_LIMITS)
+    matcher = LLMatcher(tokenizer, grammar(structure, tokenizer), log_level=0, limits=_LIMITS)
     if matcher.is_error():
         raise _unusable(structure, in_our_words(matcher.get_error()))
     return matcher
@@ -82,12 +86,38 @@ def make_matcher(tokenizer: LLTokenizer, structure: Structure) -> LLMatcher:
 
 def try_out(tokenizer: LLTokenizer, structure: Structure) -> None:
     """Build it and take a few steps in it. StructureError if that cannot be done, or takes too long."""
+    if structure.kind == "composed":
+        _try_schemas(tokenizer, structure)
+    _try_whole(tokenizer, structure, _WALKS)
+
+
+def _try_schemas(tokenizer: LLTokenizer, structure: Structure) -> None:
+    """Each by itself: so it is known whose is at fault, and none is left out because it comes late."""
+    schemas = list(schemas_in(_decoded(structure.text)["form"]))
+    walks = max(1, min(_WALKS, _WALKS_IN_ALL // max(1, len(schemas))))
+    for of, schema in schemas:
+        alone = Structure("json_schema", json.dumps(schema), structure.field)
+        try:
+            _try_whole(tokenizer, alone, walks)
+        except StructureError as error:
+            if not of:
+                raise
+            raise StructureError(
+                _whose(of, str(error).partition("not usable: ")[2]), structure.field
+            ) from None
+
+
+def _whose(function: str, why: str) -> str:
+    return f"the parameters of {quoted(function)} are not usable: {why}"
+
+
+def _try_whole(tokenizer: LLTokenizer, structure: Structure, walks: int) -> None:
     begin = time.process_time()
     matcher = make_matcher(tokenizer, structure)
     mask = matcher.compute_bitmask()
     if time.process_time() - begin > MAX_BUILD_CPU_S:
         raise _unusable(structure, TOO_COMPLEX)
-    for seed in range(_WALKS):
+    for seed in range(walks):
         _walk(matcher.deep_copy(), mask, structure, frozenset(tokenizer.eos_tokens), random.Random(seed))
 
 
@@ -119,19 +149,39 @@ def _some_token(mask: bytes, ends: frozenset[int], choice: random.Random) -> int
     return None
 
 
-def grammar(structure: Structure) -> str:
-    """The structure as the library takes it. StructureError if it cannot be."""
+def grammar(structure: Structure, tokenizer: LLTokenizer | None = None) -> str:
+    """The structure as the library takes it. StructureError if it cannot be.
+
+    tokenizer: tells which marks of a form are tokens.
+    """
     try:
-        if structure.kind == "regex":
-            made = json.loads(LLMatcher.grammar_from_regex(portable(structure.text)))
-            return f"{_OPTIONS}{made['grammars'][0]['lark_grammar']}"
-        schema, escapes = prepared(_decoded(structure.text))
-        options = {**_ONE_WAY, "json_allowed_escapes": escapes}
-        return f"{_OPTIONS}start: %json {json.dumps({**schema, _OWN_OPTIONS: options})}"
+        match structure.kind:
+            case "regex":
+                return f"{_OPTIONS}{_expression(structure.text)}"
+            case "json_schema":
+                return f"{_OPTIONS}start: {_json(_decoded(structure.text))}"
+        form = _decoded(structure.text)["form"]
+        return f"{_OPTIONS}{lark(form, tokenizer, _json, _inline_expression)}"
     except StructureError as error:
         raise _unusable(structure, str(error)) from None
     except RecursionError:
         raise _unusable(structure, "nested too deeply") from None
+
+
+def _expression(text: str) -> str:
+    made = json.loads(LLMatcher.grammar_from_regex(portable(text)))
+    return str(made["grammars"][0]["lark_grammar"])
+
+
+def _inline_expression(text: str) -> str:
+    """As part of a rule."""
+    return _expression(text).removeprefix("start: ").strip()
+
+
+def _json(schema: dict[str, Any]) -> str:
+    made, escapes = prepared(schema)
+    options = {**_ONE_WAY, "json_allowed_escapes": escapes}
+    return f"%json {json.dumps({**made, _OWN_OPTIONS: options})}"
 
 
 def _decoded(text: str) -> dict[str, Any]:
@@ -149,4 +199,4 @@ def _decoded(text: str) -> dict[str, Any]:
 
 
 def _unusable(structure: Structure, why: str) -> StructureError:
-    return StructureError(f"the {structure.title} is not usable: {why}")
+    return StructureError(f"the {structure.title} is not usable: {why}", structure.field)

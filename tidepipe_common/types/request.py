@@ -23,9 +23,11 @@ from tidepipe_common.limits import (
     text_bytes,
 )
 from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams
+from tidepipe_common.types.tool_choice import ToolChoice
 
 TOKEN_BYTES = 44
 """Of a token id among Python's objects, and in the message that brought it."""
+ANY_TOOL = ToolChoice()
 MIN_LATENCY_TARGET_MS = 0.001
 MAX_LATENCY_TARGET_MS = 86_400_000.0
 
@@ -56,6 +58,7 @@ class GenerationRequest:
     skip_text: return token ids only.
     keep_special_tokens: special tokens stay in the text.
     tools: functions that a chat may call, each a JSON object; the chat template shows them to the model.
+    tool_choice: which of them it may call, and whether it must.
     stream, stream_usage: server-sent events, and a last one with the usage.
     stream_running_usage: the usage so far in every event.
     echo: the prompt stays in front of the text.
@@ -79,6 +82,7 @@ class GenerationRequest:
     skip_text: bool = False
     keep_special_tokens: bool = False
     tools: tuple[str, ...] = ()
+    tool_choice: ToolChoice = ANY_TOOL
     stream: bool = False
     stream_usage: bool = False
     stream_running_usage: bool = False
@@ -102,6 +106,7 @@ class GenerationRequest:
         if not self.prompt:
             raise InvalidRequestError("the prompt is empty", "prompt")
         self._check_prompt()
+        self._check_tools()
         check_characters("model", self.model or "", MAX_NAME_CHARACTERS)
         check_bytes("cache_salt", text_bytes(self.cache_salt), MAX_CACHE_SALT_BYTES)
         for name, target in (("ttft_ms", self.ttft_ms), ("tpot_ms", self.tpot_ms)):
@@ -111,6 +116,23 @@ class GenerationRequest:
                     f"milliseconds, got {target:g}",
                     name,
                 )
+
+    def _check_tools(self) -> None:
+        self.tool_choice.check(len(self.tools))
+        if not self.callable:
+            return
+        forced = self.tool_choice.mode == "required"
+        if forced and self.sampling.structure is not None:
+            raise InvalidRequestError(
+                "response_format and a tool_choice that asks for a call contradict each other; "
+                "send one of them",
+                "tool_choice",
+            )
+
+    @property
+    def callable(self) -> bool:
+        """True if the answer may call a tool."""
+        return bool(self.tools) and self.tool_choice.mode != "none"
 
     def _check_prompt(self) -> None:
         if isinstance(self.prompt, str):

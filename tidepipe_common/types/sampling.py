@@ -150,12 +150,12 @@ class SamplingParams:
             )
         if self.min_tokens:
             raise InvalidRequestError(
-                "min_tokens and response_format contradict each other: a finished structure must end",
+                f"min_tokens and {structure.field} contradict each other: a finished structure must end",
                 "min_tokens",
             )
         if self.ignore_eos:
             raise InvalidRequestError(
-                "ignore_eos and response_format contradict each other: a finished structure must end",
+                f"ignore_eos and {structure.field} contradict each other: a finished structure must end",
                 "ignore_eos",
             )
 

@@ -26,9 +26,10 @@ def check_sampling(sampling: SamplingParams) -> None:
     """InvalidRequestError names what vLLM's runner does not do for us."""
     if sampling.structure is not None:
         raise InvalidRequestError(
-            "response_format and other structures are not available with --engine vllm; leave them out, or "
-            "ask an instance with TidePipe's own engine",
-            "response_format",
+            "response_format, and calls that are held to a form (tool_choice, strict, parallel_tool_calls "
+            "false), are not available with --engine vllm; leave them out, or ask an instance with TidePipe's "
+            "own engine",
+            sampling.structure.field,
         )
 
 

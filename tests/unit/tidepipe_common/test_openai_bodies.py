@@ -16,6 +16,7 @@ from tidepipe_common.openai.validation import MAX_MESSAGE_CHARACTERS
 from tidepipe_common.types.request import ChatTurn, GenerationRequest
 from tidepipe_common.types.sampling import SamplingParams
 from tidepipe_common.types.structure import Structure
+from tidepipe_common.types.tool_choice import ToolChoice
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -139,6 +140,29 @@ def test_tools_and_their_calls_travel_as_json() -> None:
     assert parse_chat({"messages": history, "tools": [tool], "tool_choice": "none"}, "r").tools == ()
 
 
+LOOK: Any = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+NAMED: Any = {"type": "function", "function": {"name": "look"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "choice"),
+    [
+        ({}, ToolChoice()),
+        ({"parallel_tool_calls": False}, ToolChoice(parallel=False)),
+        ({"tool_choice": "required"}, ToolChoice("required")),
+        ({"tool_choice": NAMED}, ToolChoice("required", ("look",))),
+        (
+            {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}},
+            ToolChoice("auto", ("look",)),
+        ),
+    ],
+)
+def test_ways_to_choose_tools(fields: dict[str, Any], choice: ToolChoice) -> None:
+    request = parse_chat({"messages": HELLO, "tools": [LOOK], **fields}, "r")
+    assert request.tool_choice == choice
+    request.check()
+
+
 CHAT_ERRORS: list[tuple[object, str, str | None]] = [
     ([], "the body must be a JSON object, got a list", None),
     ({}, "messages is required", "messages"),
@@ -202,7 +226,19 @@ CHAT_ERRORS: list[tuple[object, str, str | None]] = [
         "tempreature",
     ),
     ({"messages": HELLO, "tools": [{}]}, 'must have {"type": "function"', "tools"),
-    ({"messages": HELLO, "tool_choice": "required"}, "must be 'none' or 'auto'", "tool_choice"),
+    (
+        {"messages": HELLO, "tools": [{**LOOK, "function": {**LOOK["function"], "strict": 1}}]},
+        "entry 0 must have true or false as strict",
+        "tools",
+    ),
+    ({"messages": HELLO, "tool_choice": "required"}, "only allowed with tools", "tool_choice"),
+    ({"messages": HELLO, "tools": [], "tool_choice": "required"}, "only allowed with tools", "tool_choice"),
+    ({"messages": HELLO, "tools": [LOOK], "tool_choice": "any"}, "got 'any'", "tool_choice"),
+    (
+        {"messages": HELLO, "tools": [LOOK], "tool_choice": {"type": "function", "name": "look"}},
+        "must name a function as",
+        "tool_choice",
+    ),
     ({"messages": HELLO, "response_format": {"type": "xml"}}, "got 'xml'", "response_format"),
     ({"messages": HELLO, "guided_regex": "a", "stop": "b"}, "stop strings would cut", "stop"),
     ({"messages": HELLO, "response_format": {"type": "json_schema"}}, "json_schema", "response_format"),
