@@ -41,7 +41,7 @@ def _tool_choice(value: Any) -> ToolChoice:
         case "none" | "auto" | "required":
             return ToolChoice(value)
         case {"type": "function"}:
-            return ToolChoice("required", (_named(value),))
+            return ToolChoice("required", (_named(value),), parallel=False)
         case {
             "type": "allowed_tools",
             "allowed_tools": {"mode": "auto" | "required" as mode, "tools": list(tools)},

@@ -27,8 +27,8 @@ def check_sampling(sampling: SamplingParams) -> None:
     if sampling.structure is not None:
         raise InvalidRequestError(
             "response_format, and calls that are held to a form (tool_choice, strict, parallel_tool_calls "
-            "false), are not available with --engine vllm; leave them out, or ask an instance with TidePipe's "
-            "own engine",
+            "false), are not available with --engine vllm; leave them out, or ask an instance with "
+            "TidePipe's own engine",
             sampling.structure.field,
         )
 

@@ -150,7 +150,7 @@ NAMED: Any = {"type": "function", "function": {"name": "look"}}
         ({}, ToolChoice()),
         ({"parallel_tool_calls": False}, ToolChoice(parallel=False)),
         ({"tool_choice": "required"}, ToolChoice("required")),
-        ({"tool_choice": NAMED}, ToolChoice("required", ("look",))),
+        ({"tool_choice": NAMED}, ToolChoice("required", ("look",), parallel=False)),
         (
             {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}},
             ToolChoice("auto", ("look",)),
