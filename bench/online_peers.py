@@ -28,7 +28,7 @@ from typing import Any
 import httpx
 import matplotlib
 
-from bench.peers.catalog import servers
+from bench.peers.catalog import Server, servers
 from bench.peers.children import PeerError, child, end_children_when_ended
 from bench.peers.places import Places
 from launcher.config import ClusterConfig
@@ -116,8 +116,15 @@ async def running(
             yield f"http://{cluster.http_address}"
         return
     server = servers(places)[one.name if peers_dtype == "bfloat16" else f"{one.name}-{peers_dtype}"]
+    async with serving(server, logs / f"{one.name}.log") as url:
+        yield url
+
+
+@asynccontextmanager
+async def serving(server: Server, log: Path) -> AsyncIterator[str]:
+    """A peer's URL, once it answers. log: gets what it says."""
     port = free_port()
-    with child(server.serve_command(port), logs / f"{one.name}.log", env=server.environment(0)) as process:
+    with child(server.serve_command(port), log, env=server.environment(0)) as process:
         url = f"http://127.0.0.1:{port}"
         async with httpx.AsyncClient(base_url=url, trust_env=False) as http, asyncio.timeout(START_S):
             while True:
@@ -126,7 +133,7 @@ async def running(
                         break
                 except httpx.TransportError:
                     if process.poll() is not None:
-                        raise PeerError(f"{one.name} ended; see {logs / one.name}.log") from None
+                        raise PeerError(f"a server ended; see {log}") from None
                 await asyncio.sleep(0.5)
         yield url
 
@@ -140,7 +147,12 @@ def free_port() -> int:
 
 
 async def measure(
-    one: Contender, slo: str, url: str, options: argparse.Namespace, number: int
+    one: Contender,
+    slo: str,
+    url: str,
+    options: argparse.Namespace,
+    number: int,
+    slos: Mapping[str, tuple[float, float]] = SLOS,
 ) -> AsyncIterator[Row]:
     """Its rates, one after the other, up to the first at which no SLO is attained."""
     target = HttpTarget(url, "", {}, {})
@@ -153,8 +165,8 @@ async def measure(
         for rate in (round(options.scale * rate, 3) for rate in one.rates[slo]):
             outcomes = await send_all(target, load.requests(rate, round(rate * options.seconds)), TIMEOUT_S)
             attained = False
-            for name in (slo,) if slo else SLOS:
-                figures = figures_of(outcomes, rate, *(target / 1000 for target in SLOS[name]))
+            for name in (slo,) if slo else slos:
+                figures = figures_of(outcomes, rate, *(target / 1000 for target in slos[name]))
                 attained |= figures.attainment >= ATTAINMENT
                 yield Row(one.name, name, number, figures)
             if not attained:
@@ -208,7 +220,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(rows: Sequence[Row], path: Path, slos: Mapping[str, tuple[float, float]] = SLOS) -> None:
     """Attainment, TTFT and TPOT over the rate; a row of axes for each SLO."""
     found = curves(rows)
     figure, axes = plt.subplots(
@@ -217,7 +229,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for (slo, of_servers), (share, ttft, tpot) in zip(found.items(), axes, strict=True):
         for server, points in of_servers.items():
             rates = [rate for rate, _ in points]
-            style = "-" if server.startswith("tidepipe") else "--"
+            style = "-" if server.startswith(("tidepipe", "ours")) else "--"
             share.plot(rates, [100 * one.attainment for _, one in points], style, marker=".", label=server)
             ttft.plot(rates, [one.ttft_ms["p90"] / 1000 for _, one in points], style, marker=".")
             tpot.plot(rates, [one.tpot_ms["p90"] for _, one in points], style, marker=".")
@@ -225,9 +237,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         share.set(ylabel="within both targets, %", title=f"SLO {slo}", ylim=(0, 102))
         share.legend(fontsize="small", frameon=False)
         ttft.set(ylabel="TTFT P90, s", yscale="log")
-        ttft.axhline(SLOS[slo][0] / 1000, color="black", lw=0.8)
-        tpot.set(ylabel="TPOT P90, ms", ylim=(0, 3 * SLOS[slo][1]))
-        tpot.axhline(SLOS[slo][1], color="black", lw=0.8)
+        ttft.axhline(slos[slo][0] / 1000, color="black", lw=0.8)
+        tpot.set(ylabel="TPOT P90, ms", ylim=(0, 3 * slos[slo][1]))
+        tpot.axhline(slos[slo][1], color="black", lw=0.8)
         for axis in (share, ttft, tpot):
             axis.set_xlabel("requests/s")
     figure.savefig(path, dpi=110)

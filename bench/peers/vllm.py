@@ -25,7 +25,8 @@ class Vllm:
     """replicas: engines with a part of the requests each. pipeline: stages of each; one core per stage.
 
     dtype: without bfloat16 arithmetic (AVX-512 BF16, AMX) a CPU may be faster in float32. reuse: with its
-    prefix cache. settings: of the engine, over those that are usual here.
+    prefix cache. settings: of the engine, over those that are usual here; None leaves one to vLLM. variables:
+    of its environment. label: its name, if the usual one does not tell it from others.
     """
 
     places: Places
@@ -34,10 +35,14 @@ class Vllm:
     dtype: str = "bfloat16"
     reuse: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
+    label: str = ""
 
     @property
     def name(self) -> str:
         """As on the command line."""
+        if self.label:
+            return self.label
         name = f"vllm-pp{self.pipeline}" if self.pipeline > 1 else f"vllm-x{self.replicas}"
         return name if self.dtype == "bfloat16" else f"{name}-{self.dtype}"
 
@@ -55,6 +60,7 @@ class Vllm:
             "VLLM_CPU_KVCACHE_SPACE": "2",
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
+            **self.variables,
         }
 
     @property
@@ -62,14 +68,16 @@ class Vllm:
         """Settings of an engine."""
         parallel = {"pipeline_parallel_size": self.pipeline} if self.pipeline > 1 else {}
         usual = {"dtype": self.dtype, **_ENGINE, "enable_prefix_caching": self.reuse, **parallel}
-        return {**usual, **self.settings}
+        chosen = {**usual, **self.settings}
+        return {name: value for name, value in chosen.items() if value is not None}
 
     @property
     def configuration(self) -> str:
         """In words."""
         cores = " + ".join(self.cores(replica) for replica in range(self.replicas))
         preloaded = ", ".join(Path(library).name for library in self.places.preload())
-        return f"{json.dumps(self.engine)}, cores {cores}, preloaded {preloaded}"
+        variables = "".join(f", {name}={value}" for name, value in self.variables.items())
+        return f"{json.dumps(self.engine)}, cores {cores}, preloaded {preloaded}{variables}"
 
     def measure(self, workload: Path, logs: Path) -> Figures:
         """One run; engines are loaded before it begins."""

@@ -25,6 +25,9 @@ class Record:
     def __init__(self, say: Callable[[str], None], timeline: str, stages: int) -> None:
         """say: gets a line for the log. timeline: the file's path, or empty."""
         self.counts: Counter[str] = Counter()
+        self.events: Counter[str] = Counter()
+        self.switches: Counter[tuple[str, str, str]] = Counter()
+        self.stage_s = 0.0
         self._say = say
         self._stages = stages
         self._summary_at = 0.0
@@ -44,6 +47,8 @@ class Record:
         """The phase turned."""
         self.counts["phase switches"] += 1
         before, after, reason = turn.before.value, turn.after.value, str(turn.reason)
+        # Some reasons end with a detail behind a colon, which would make endless label values.
+        self.switches[before, after, turn.reason.text.partition(":")[0]] += 1
         if now - self._turn_at >= TURN_EVERY_S:
             more = f" (and {self._unsaid} turns since the last one that was said)" if self._unsaid else ""
             self._say(f"phase {before} -> {after}: {reason}{more}")
@@ -70,6 +75,7 @@ class Record:
         """A step is back. seconds: that each stage took for it."""
         self.counts["steps"] += 1
         self.counts["tokens"] += tokens
+        self.stage_s += seconds
         self._write(
             {
                 "step": step_id,
@@ -84,8 +90,8 @@ class Record:
 
     def count(self, what: str) -> None:
         """Something that seldom happens; said in the log the first time."""
-        self.counts[what] += 1
-        if self.counts[what] == 1:
+        self.events[what] += 1
+        if self.events[what] == 1:
             self._say(what)
 
     def maybe_summary(self, now: float, more: Callable[[], str]) -> None:
@@ -93,10 +99,11 @@ class Record:
         if now - self._summary_at < SUMMARY_EVERY_S:
             return
         self._summary_at = now
-        if self.counts == self._told:
+        every = self.counts + self.events
+        if every == self._told:
             return
-        self._told = self.counts.copy()
-        self._say(", ".join(f"{name} {value}" for name, value in self.counts.items()) + more())
+        self._told = every
+        self._say(", ".join(f"{name} {value}" for name, value in every.items()) + more())
 
     def close(self) -> None:
         """Nothing more comes."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from controller.engines.vllm_scheduler.clock import StepClock
 from controller.engines.vllm_scheduler.costs import device_of, spec_of
+from controller.engines.vllm_scheduler.metrics import Metrics, serve
 from controller.engines.vllm_scheduler.mirror import Did, Held, Mirror, Wanted
 from controller.engines.vllm_scheduler.record import Record
 from controller.engines.vllm_scheduler.settings import Settings, read_settings
@@ -86,7 +87,9 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
         self._flights: dict[int, _Flight] = {}
         self._under_way = 0
         self._step_tokens = 0
+        self._close_metrics: Callable[[], None] = lambda: None
         self._full_budget = self.max_num_scheduled_tokens
+        self._device = str(self.vllm_config.device_config.device_type)
         try:
             check_version()
             settings = read_settings(os.environ, self.vllm_config.additional_config)
@@ -106,9 +109,8 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
             logger.warning("tidepipe: vLLM's own scheduler decides: %s", why)
             return
         config = self.vllm_config
-        kind = str(config.device_config.device_type)
-        name = "cpu" if kind == "cpu" else current_platform.get_device_name()
-        device = device_of(settings, kind, name)
+        name = "cpu" if self._device == "cpu" else current_platform.get_device_name()
+        device = device_of(settings, self._device, name)
         spec = spec_of(settings, config, device, self._full_budget, self.block_size)
         blocks = self.kv_cache_manager.block_pool.num_gpu_blocks - 1
         mirror = Mirror(spec, self.parallel_config.pipeline_parallel_size, blocks)
@@ -120,6 +122,11 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
         size = StepSize(known, targets, spec.microbatches) if sized else None
         clock = StepClock(self.parallel_config.pipeline_parallel_size)
         self._steering = _Steering(spec, mirror, clock, size)
+        if settings.metrics_port:
+            metrics = Metrics(
+                self._record, mirror, lambda: self._step_tokens or mirror.scheduler.config.prefill_tokens
+            )
+            self._close_metrics = serve(metrics, settings.metrics_host, settings.metrics_port)
         logger.info(
             "tidepipe: policy %s on %s (prices begin with %s), %d micro-batches, %d blocks of %d tokens",
             policy.name,
@@ -159,6 +166,7 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
 
     def shutdown(self) -> None:
         self._record.close()
+        self._close_metrics()
         super().shutdown()
 
     # -- a step -------------------------------------------------------------------------------------
@@ -201,7 +209,7 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
         for request in candidates:
             if self.requests.get(request.request_id) is not request or request.is_finished():
                 continue
-            if why := of_request(request):
+            if why := of_request(request, self._device):
                 steering.foreign[request.request_id] = why
             elif self._handle_blocked_waiting_request(request):
                 ready.append(request)

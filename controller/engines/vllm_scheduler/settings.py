@@ -23,6 +23,7 @@ class Settings:
     ttft_ms, tpot_ms: latency targets, which the step size of `auto` keeps to while they can be kept.
     hardware: the device whose data sheet prices begin with; empty: by its name.
     timeline: a file of JSON lines that says what each step was; empty: none.
+    metrics_port, metrics_host: where Prometheus can read; port 0: nowhere.
     """
 
     policy: str = "auto"
@@ -31,6 +32,8 @@ class Settings:
     tpot_ms: float = TPOT_S * 1000
     hardware: str = ""
     timeline: str = ""
+    metrics_port: int = 0
+    metrics_host: str = "127.0.0.1"
 
     @property
     def knobs(self) -> Knobs:
@@ -61,7 +64,12 @@ def read_settings(environment: Mapping[str, str], additional: object) -> Setting
     return _checked({name: _value(name, where, value) for name, (where, value) in given.items()}, given)
 
 
-def _value(name: str, where: str, value: Any) -> str | float:
+def _value(name: str, where: str, value: Any) -> str | float | int:
+    if name == "metrics_port":
+        text = str(value)
+        if isinstance(value, bool) or not (text.isascii() and text.isdigit() and int(text[:6]) < 65536):
+            raise ConfigError(f"{where} must be a port, 1 to 65535 (0: none), got {value!r}")
+        return int(text)
     if not name.endswith("_ms"):
         if not isinstance(value, str):
             raise ConfigError(f"{where} must be a text, got {value!r}")

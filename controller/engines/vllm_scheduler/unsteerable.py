@@ -34,13 +34,21 @@ def of_engine(config: Any, kv_cache: Any) -> str:
     return "; ".join(reason for reason, holds in reasons.items() if holds)
 
 
-def of_request(request: Any) -> str:
-    """Why vLLM's own scheduler decides while this request is there; empty: it need not."""
+def of_request(request: Any, device: str) -> str:
+    """Why vLLM's own scheduler decides while this request is there; empty: it need not.
+
+    device: its kind, as vLLM calls it.
+    """
+    sampling = request.sampling_params
     reasons = {
         "a request has pictures, sound or video": bool(request.mm_features),
         "a request has embeddings as its prompt": request.prompt_token_ids is None
         or request.prompt_embeds is not None,
-        "a request is for pooling": request.sampling_params is None,
+        "a request is for pooling": sampling is None,
         "a request goes on with further input": request.resumable,
+        # Its runner winds the generator back after a part of a prompt, which on a CPU ends the engine.
+        "a request has a seed, whose prompt vLLM cannot compute in parts on a CPU": device == "cpu"
+        and sampling is not None
+        and sampling.seed is not None,
     }
     return "; ".join(reason for reason, holds in reasons.items() if holds)
