@@ -8,12 +8,12 @@ import statistics
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import psutil
 
+from bench.cores import Cores
 from bench.peers.children import PeerError
 from bench.prefix_workloads import Turn, Workload
 
@@ -134,7 +134,7 @@ async def run(workload: Workload, urls: Sequence[str]) -> Figures:
     failure: BaseExceptionGroup[PeerError] | None = None
     async with AsyncExitStack() as stack:
         servers = [await stack.enter_async_context(Server(url)) for url in urls]
-        before, began = _Cores.now(), time.monotonic()
+        before, began = Cores.now(), time.monotonic()
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
@@ -144,7 +144,7 @@ async def run(workload: Workload, urls: Sequence[str]) -> Figures:
         except* PeerError as errors:
             failure = errors
         seconds = time.monotonic() - began
-        used = _Cores.now() - before
+        used = Cores.now() - before
     if failure is not None:
         raise PeerError(f"{workload.name}: {failure.exceptions[0]}")
     chats = [task.result() for task in tasks]
@@ -159,37 +159,6 @@ async def run(workload: Workload, urls: Sequence[str]) -> Figures:
         ttft_later_s=round(statistics.median(later), 3) if later else 0.0,
         client_cpu_s=round(used.client, 2),
         system_cpu_s=round(used.ours - used.client, 2),
-        others_cores=round(max(0.0, used.all - used.ours) / seconds, 3),
+        others_cores=round(used.others / seconds, 3),
         stolen_cores=round(used.stolen / seconds, 3),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Cores:
-    """Processor seconds so far: of this process; of it and all that it started; of all; taken by the host."""
-
-    client: float
-    ours: float
-    all: float
-    stolen: float
-
-    @staticmethod
-    def now() -> _Cores:
-        me = psutil.Process()
-        client = _cpu_s(me)
-        machine = psutil.cpu_times()
-        busy = machine.user + machine.nice + machine.system + machine.irq + machine.softirq
-        ours = client + sum(_cpu_s(child) for child in me.children(recursive=True))
-        return _Cores(client, ours, busy, machine.steal)
-
-    def __sub__(self, other: _Cores) -> _Cores:
-        pairs = zip(astuple(self), astuple(other), strict=True)
-        return _Cores(*(now - then for now, then in pairs))
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    try:
-        times = process.cpu_times()
-    except psutil.NoSuchProcess:
-        return 0.0
-    return float(times.user + times.system)

@@ -19,6 +19,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +29,7 @@ from typing import Any
 import httpx
 import matplotlib
 
+from bench.cores import Cores
 from bench.peers.catalog import Server, servers
 from bench.peers.children import PeerError, child, end_children_when_ended
 from bench.peers.places import Places
@@ -90,12 +92,13 @@ CONTENDERS = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One run, judged by one SLO."""
+    """One run, judged by one SLO. others_cores: what the processes of others kept busy meanwhile."""
 
     server: str
     slo: str
     round: int
     figures: Figures
+    others_cores: float = 0.0
 
 
 @asynccontextmanager
@@ -163,12 +166,14 @@ async def measure(
         load = Load(source, parse_arrivals("poisson"), options.seed + number, 49152)
         await send_all(target, load.requests(2.0, 4), TIMEOUT_S)  # kernels, pages, connections
         for rate in (round(options.scale * rate, 3) for rate in one.rates[slo]):
+            before, began = Cores.now(), time.monotonic()
             outcomes = await send_all(target, load.requests(rate, round(rate * options.seconds)), TIMEOUT_S)
+            others = round((Cores.now() - before).others / (time.monotonic() - began), 3)
             attained = False
             for name in (slo,) if slo else slos:
                 figures = figures_of(outcomes, rate, *(target / 1000 for target in slos[name]))
                 attained |= figures.attainment >= ATTAINMENT
-                yield Row(one.name, name, number, figures)
+                yield Row(one.name, name, number, figures, others)
             if not attained:
                 break
     finally:

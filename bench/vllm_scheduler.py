@@ -117,7 +117,8 @@ def _said(row: online.Row) -> str:
     return (
         f"{row.server}, {row.slo}: {figures.rate:g} req/s, {figures.attainment:.1%}, "
         f"TTFT P90 {figures.ttft_ms['p90']:.0f} ms, "
-        f"TPOT P50 {figures.tpot_ms['p50']:.0f} P90 {figures.tpot_ms['p90']:.0f} ms, {figures.failed} failed"
+        f"TPOT P50 {figures.tpot_ms['p50']:.0f} P90 {figures.tpot_ms['p90']:.0f} ms, "
+        f"{figures.failed} failed, others {row.others_cores:.2f} cores"
     )
 
 

@@ -17,6 +17,8 @@ from tidepipe_common.types.timeline import PhaseTurn, StageSpan, Timeline
 SUMMARY_EVERY_S = 30.0
 TURN_EVERY_S = 1.0
 """Between two lines of phases: where memory is short they may turn with every step. The timeline has all."""
+SIZE_EVERY_S = 10.0
+"""Between two lines of step sizes, likewise."""
 
 
 class Record:
@@ -32,6 +34,7 @@ class Record:
         self._stages = stages
         self._summary_at = 0.0
         self._turn_at = -TURN_EVERY_S
+        self._size_at = -SIZE_EVERY_S
         self._unsaid = 0
         self._told: Counter[str] = Counter()
         self._file: TextIO | None = None
@@ -59,7 +62,9 @@ class Record:
 
     def resized(self, tokens: int, why: str, now: float) -> None:
         """Steps have another size from now on."""
-        self._say(f"steps of {tokens} tokens: {why}")
+        if now - self._size_at >= SIZE_EVERY_S:
+            self._say(f"steps of {tokens} tokens: {why}")
+            self._size_at = now
         self._write({"at_s": now, "step_tokens": tokens, "reason": why})
 
     def step(

@@ -349,8 +349,9 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
 
     def _landed(self, steering: _Steering, flight: _Flight, had: dict[str, int], now: float) -> None:
         seconds = steering.clock.returned(flight.went, now)
-        if steering.size is not None:
-            steering.size.observe(flight.tokens, seconds)
+        if steering.size is not None and flight.wanted is not None and seconds > 0.0:
+            rows = flight.decode_rows
+            steering.size.times.observe(rows, flight.tokens - rows, seconds)
         if flight.wanted is None:
             for name in [name for name in steering.foreign if name not in self.requests]:
                 del steering.foreign[name]
@@ -405,7 +406,8 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
             return
         scheduler = steering.mirror.scheduler
         waiting = sum(sequence.to_compute for sequence in scheduler.waiting)
-        tokens = steering.size.choose(waiting)
+        rows = len(scheduler.batches) / max(1, len(scheduler.batches.sizes()))
+        tokens = steering.size.choose(waiting, rows)
         assert isinstance(scheduler.policy, AutoPolicy)
         if tokens != self._step_tokens:
             scheduler.policy.resize(tokens)

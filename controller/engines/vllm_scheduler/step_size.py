@@ -12,23 +12,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tidepipe_common.latency.learned import LearnedCost
+from controller.engines.vllm_scheduler.step_times import StepTimes
+from controller.scheduler.slack import PROMISED
 from tidepipe_common.latency.model import StepCost
-from tidepipe_common.latency.work import StepWork
-from tidepipe_common.types.plan import Phase
 
-SIZES = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
-"""Few, so that noise of the times does not change the size all the time."""
+GRAIN = 8
+"""Sizes are multiples of it."""
+STEADY = 0.125
+"""A size changes by this share at least, so that noise of the times does not change it all the time."""
+LARGEST = 2048
 FIXED_SHARE = 0.05
-"""Of a step's time that what it costs beside its tokens may take, when only throughput counts."""
-LEAST_WORTH = 2.0
-"""Times what a step costs beside its tokens that its tokens take at least, whatever the target says."""
+"""Of a step's time that what it costs beside its prompts may take, when only throughput counts."""
+LEAST_WORTH = 0.5
+"""Times what a step costs beside its prompts that these take at least, whatever the target says."""
 HOPELESS = 2.0
 """Times the first token's target that prompts must need until only throughput counts; at 1 that ends."""
-LEAST_STEPS = 24
-"""Timed before measured times count more than the model's; and between two choices of a size."""
-SPREAD = 4
-"""Times the smallest timed step that the largest must have for a line through both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,62 +43,41 @@ class StepSize:
 
     def __init__(self, modelled: StepCost, targets: Targets, batches: int) -> None:
         """batches: steps of a round."""
-        self._modelled = modelled
+        self.times = StepTimes(modelled)
         self._targets = targets
         self._batches = batches
-        self._sizes = [size for size in SIZES if size < targets.most] + [min(SIZES[-1], targets.most)]
-        self._learned = LearnedCost()
-        self._timed = 0
-        self._smallest, self._largest = 0, 0
-        self._size, self._chosen_at = 0, 0
+        self._size = 0
         self.throughput = False
         self.why = ""
 
-    def observe(self, tokens: int, seconds: float) -> None:
-        """A step of so many tokens took so long at each stage."""
-        if tokens < 1 or seconds <= 0.0:
-            return
-        self._learned.observe(Phase.MIXED, StepWork(tokens, 0), seconds)
-        self._timed += 1
-        self._smallest = min(self._smallest or tokens, tokens)
-        self._largest = max(self._largest, tokens)
+    def choose(self, waiting_tokens: int, rows: float) -> int:
+        """The size of the next steps.
 
-    def line(self) -> tuple[float, float]:
-        """(seconds of a step beside its tokens, seconds per token): measured, if steps of different sizes
-        were, else modelled."""
-        low, high, cost = self._smallest, self._largest, self._learned
-        if self._timed >= LEAST_STEPS and high >= SPREAD * low:
-            slope = (cost.linear_s(high) - cost.linear_s(low)) / (high - low)
-            if slope > 0.0:
-                return max(0.0, cost.linear_s(low) - slope * low), slope
-        many = SIZES[-1]
-        fixed = self._modelled.linear_s(1)
-        return fixed, max(self._modelled.linear_s(many) - fixed, 1e-9) / many
-
-    def choose(self, waiting_tokens: int) -> int:
-        """The size of the next steps. waiting_tokens: of prompts that nothing has begun to compute."""
-        fixed, per_token = self.line()
-        pace = self._size or self._sizes[-1]
-        backlog_s = waiting_tokens * (fixed / pace + per_token)
+        waiting_tokens: of prompts that nothing has begun to compute. rows: that a step decodes.
+        """
+        time = self.times.now()
+        alone = time.of(rows, 0)
+        pace = max(1.0, (self._size or self._targets.most) - rows)
+        backlog_s = waiting_tokens * (alone / pace + time.token_s)
         limit = self._targets.ttft_s * (1.0 if self.throughput else HOPELESS)
         before, self.throughput = self.throughput, backlog_s > limit
-        if self._size and before == self.throughput and self._timed < self._chosen_at + LEAST_STEPS:
-            return self._size
-        self._chosen_at = self._timed
         if self.throughput:
-            self._size = self._nearest(fixed / per_token / FIXED_SHARE)
-            self.why = f"prompts need {backlog_s:.1f} s, so only throughput counts"
+            prompts = time.fixed_s / time.token_s / FIXED_SHARE
+            why = f"prompts need {backlog_s:.1f} s, so only throughput counts"
         else:
-            allowed = self._targets.tpot_s / self._batches
+            allowed = PROMISED * self._targets.tpot_s / self._batches - alone
             # Smaller ones take most of their time for themselves, and everyone waits longer.
-            least = LEAST_WORTH * fixed / per_token
-            self._size = self._nearest(max((allowed - fixed) / per_token, least))
-            self.why = (
+            prompts = max(allowed, LEAST_WORTH * alone) / time.token_s
+            why = (
                 f"a round of {self._batches} steps within {self._targets.tpot_s * 1000:g} ms; a step takes "
-                f"{fixed * 1000:.1f} ms and {per_token * 1e6:.0f} us per token"
+                f"{time.fixed_s * 1000:.1f} ms, {time.row_s * 1000:.2f} for each of {rows:.0f} decode rows "
+                f"and {time.token_s * 1000:.3f} per token of prompts"
             )
+        size = self._whole(rows + prompts)
+        if not self._size or before != self.throughput or abs(size - self._size) > STEADY * self._size:
+            self._size, self.why = size, why
         return self._size
 
-    def _nearest(self, tokens: float) -> int:
-        """The largest size that is not above it."""
-        return max([size for size in self._sizes if size <= tokens], default=self._sizes[0])
+    def _whole(self, tokens: float) -> int:
+        """Such a size that is not above it."""
+        return max(GRAIN, min(int(tokens), LARGEST, self._targets.most) // GRAIN * GRAIN)

@@ -10,6 +10,7 @@ import pytest
 from controller.engines.vllm_scheduler.clock import StepClock
 from controller.engines.vllm_scheduler.mirror import Did, Held, Mirror, Wanted
 from controller.engines.vllm_scheduler.step_size import StepSize, Targets
+from controller.engines.vllm_scheduler.step_times import StepTimes
 from controller.runtime.scheduler_spec import SchedulerSpec
 from controller.scheduler.events import NewSequence
 from tidepipe_common.latency.learned import LearnedCost
@@ -207,9 +208,25 @@ def test_steps_are_timed_by_when_they_return() -> None:
 
 def test_a_step_is_as_large_as_a_token_may_take_and_larger_when_that_is_lost() -> None:
     size = StepSize(LearnedCost(), Targets(5.0, 0.1, 1024), batches=2)
-    for tokens in [8, 128] * 30:
-        size.observe(tokens, 0.010 + tokens * 0.3e-3)
-    assert size.choose(waiting_tokens=0) == 128  # 48 ms; 192 would take 68
-    assert size.choose(waiting_tokens=1_000) == 128
-    assert size.choose(waiting_tokens=60_000) == 512 and size.throughput
-    assert size.choose(waiting_tokens=1_000) == 128 and not size.throughput
+    for rows, prompts in [(2, 0), (6, 0), (4, 120), (12, 60)] * 30:
+        size.times.observe(rows, prompts, 0.010 + rows * 1e-3 + prompts * 0.25e-3)
+    # 95 ms for a round: 47.5 for a step, of which rows take 14 and 30; prompts have 134 and 70 tokens.
+    assert size.choose(waiting_tokens=0, rows=4) == 136
+    assert size.choose(waiting_tokens=1_000, rows=5) == 136  # not for every row that comes or goes
+    assert size.choose(waiting_tokens=1_000, rows=20) == 88
+    assert size.choose(waiting_tokens=60_000, rows=20) == 816
+    assert size.throughput
+    assert size.choose(waiting_tokens=1_000, rows=4) == 136
+    assert not size.throughput
+
+
+def test_what_prompts_take_is_known_after_a_long_time_without_any() -> None:
+    times = StepTimes(LearnedCost())
+    for _ in range(100):
+        times.observe(4, 120, 0.010 + 4 * 1e-3 + 120 * 0.25e-3)
+    for index in range(5_000):
+        rows = 1 + index % 8
+        times.observe(rows, 0, 0.010 + rows * 1e-3)
+    learned = times.now()
+    assert learned.token_s == pytest.approx(0.25e-3, rel=0.05)
+    assert learned.of(20, 0) == pytest.approx(0.030, rel=0.05)
