@@ -27,6 +27,7 @@ from router.api.grpc.timeline import TimelineServicer
 from router.api.grpc.upstream import UpstreamServicer
 from router.api.http.access import CertificateGate, KeyGate
 from router.api.http.answers import AnswerBodies, answer_item
+from router.api.http.responses import teller
 from router.autoscaling.fleet import Fleet
 from router.autoscaling.provisioner import open_provisioner
 from router.background import background
@@ -51,6 +52,7 @@ from router.requests.meter import Meters
 from router.requests.revocation import end_revoked
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
+from router.responses.runs import ResponseRuns
 from router.scheduler.mitosis import Bounds
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.slo import SloClasses, SloTarget
@@ -174,9 +176,13 @@ class RouterService:
                     start(end_revoked(keys, self.table, jobs))
                 if jobs is not None:
                     export_batches(telemetry, jobs.database)
-                running_jobs = None if jobs is None else start(jobs.run())
+                running_jobs = [] if jobs is None else [start(jobs.run())]
                 if keyed is not None:
                     start(keyed.run())
+                runs = None
+                if jobs is not None and keyed is not None:
+                    runs = ResponseRuns(jobs.database, self.table, teller(bodies), keyed, time.time)
+                    running_jobs.append(start(runs.run()))
                 rpc = RpcServer(
                     settings.listen, telemetry=telemetry, credentials=credentials, keys=keys, shared_port=True
                 )
@@ -208,7 +214,7 @@ class RouterService:
                 else:
                     for listen in filter(None, (settings.listen, settings.http)):
                         check_free(listen)
-                http = self._http_server(models, bodies, keyed, jobs, telemetry, keys)
+                http = self._http_server(models, bodies, keyed, jobs, runs, telemetry, keys)
                 serving_http = None if http is None else start(http.run())
                 address = await rpc.start(SERVICES)
                 if settings.take_over and http is not None:
@@ -226,10 +232,11 @@ class RouterService:
                     if self._text is not None:
                         lifecycle.announce_ready(address, metrics)
                     await lifecycle.stopping.wait()
-                # Batches go on elsewhere; their folder must be free for that.
-                if jobs is not None and running_jobs is not None:
-                    running_jobs.cancel()
-                    await asyncio.wait([running_jobs])
+                # Batches and responses go on elsewhere; their folder must be free for that.
+                if jobs is not None:
+                    for task in running_jobs:
+                        task.cancel()
+                    await asyncio.wait(running_jobs)
                     jobs.database.close()
                 if lifecycle.succeeded:
                     start(follow_successor(self.registry, settings.listen))
@@ -245,6 +252,7 @@ class RouterService:
         bodies: AnswerBodies,
         keyed: StoredKeys | None,
         jobs: BatchJobs | None,
+        runs: ResponseRuns | None,
         telemetry: Telemetry,
         keys: KeyAccess | None,
     ) -> HttpServer | None:
@@ -260,6 +268,7 @@ class RouterService:
             int(time.time()),
             telemetry,
             self.feed,
+            runs,
         )
         settings = self.settings
         connections = settings.max_connections or shares(limit()).http

@@ -27,6 +27,13 @@ class KeyReusedError(InvalidRequestError):
     """
 
 
+class PreviousResponseError(InvalidRequestError):
+    """The response that a new one is to go on from is not there, or has no answer."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "previous_response_id")
+
+
 class ContextLengthError(InvalidRequestError):
     """Prompt and answer together do not fit the model's context."""
 

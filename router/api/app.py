@@ -18,6 +18,7 @@ from router.api.http.endpoint import CompletionEndpoint
 from router.api.http.failures import failure, http_failure
 from router.api.http.files import FileEndpoints
 from router.api.http.forms import CompletionForm
+from router.api.http.responses import ResponseEndpoints
 from router.api.openapi.document import openapi_document
 from router.batches.jobs import BatchJobs
 from router.instances.registry import AvailableModels
@@ -25,6 +26,7 @@ from router.instances.served_model import ModelFacts
 from router.requests.keyed import KeyedRequests
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
+from router.responses.runs import ResponseRuns
 from tidepipe_common.errors import ModelNotFoundError, NotFoundError
 from tidepipe_common.openai.answers import Model, ModelList
 from tidepipe_common.openai.bodies import parse_chat, parse_completion
@@ -43,8 +45,9 @@ def make_app(
     created: int,
     telemetry: Telemetry,
     feed: PageFeed,
+    runs: ResponseRuns | None = None,
 ) -> Starlette:
-    """text: the tokenizer, once it is loaded. jobs: None for a router without files and batches.
+    """text: the tokenizer, once it is loaded. jobs, runs: None for a router that keeps nothing.
 
     created: Unix time, seconds, shown with the models.
     """
@@ -92,6 +95,7 @@ def make_app(
             Route("/v1/models/{name:path}", one_model, methods=["GET"]),
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", completion, methods=["POST"]),
+            *ResponseEndpoints(bodies, table, keyed, runs).routes(),
             Route("/openapi.json", describe, methods=["GET"]),
             *_stored(jobs),
             metrics_route(telemetry),

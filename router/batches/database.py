@@ -1,4 +1,4 @@
-"""One SQLite database, used from one thread of its own."""
+"""One SQLite database, of files, batches and responses, used from one thread of its own."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import structlog
 from router.batches import deaths
 from router.batches.ballast import Ballast
 from router.batches.limits import FileLimits
+from router.responses.schema import TABLES
 from tidepipe_common.errors import ConfigError, StorageBrokenError, StorageError, UnavailableError
 from tidepipe_common.sqlite_schema import Migration, migrate
 
@@ -50,7 +51,7 @@ CREATE INDEX files_by_owner ON files (owner);
 CREATE INDEX batches_by_owner ON batches (owner, number);
 """
 _PAGES_AT_A_TIME = 256
-_MIGRATIONS: Sequence[Migration] = (_VERSION_1, _EXPIRIES, _OWNERS, deaths.FIRST_TABLE, deaths.TABLE)
+_MIGRATIONS: Sequence[Migration] = (_VERSION_1, _EXPIRIES, _OWNERS, deaths.FIRST_TABLE, deaths.TABLE, TABLES)
 _RETRY_S = 0.05
 _MENDS: Mapping[int, str] = {
     sqlite3.SQLITE_FULL: "free disk space, or delete files, and try again",

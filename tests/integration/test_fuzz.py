@@ -40,6 +40,7 @@ from tidepipe.v1 import (
     stage_pb2,
 )
 from tidepipe_common.openai.bodies import ChatBody, CompletionBody
+from tidepipe_common.responses.body import ResponsesBody
 from tidepipe_common.rpc.channel import open_channel, open_sync_channel
 from tidepipe_common.security.credentials import Credentials
 
@@ -60,6 +61,7 @@ SETTINGS = settings(
     phases=[Phase.generate],
 )
 
+LISTS = ("files", "batches", "models", "responses")
 NEW = "new"
 """Stands for a request id that has never been used."""
 _ASKED = inference_pb2.InferenceRequest(
@@ -150,9 +152,23 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 def bodies(model: Any, good: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     """A good body, some of whose fields say anything."""
     fields = st.sampled_from(sorted(model.model_fields))
-    return st.dictionaries(fields, JSON, max_size=4).map(lambda wrong: good | {"max_tokens": 3} | wrong)
+    return st.dictionaries(fields, JSON, max_size=4).map(lambda wrong: good | wrong)
 
 
+ITEMS = JSON | st.fixed_dictionaries(
+    {
+        "type": st.sampled_from(
+            ["message", "reasoning", "function_call", "function_call_output", "item_reference"]
+        )
+    },
+    optional=dict.fromkeys(
+        ("id", "role", "content", "summary", "call_id", "name", "arguments", "output"), JSON
+    ),
+)
+TOOLS = JSON | st.fixed_dictionaries(
+    {"type": st.sampled_from(["function", "custom", "namespace", "web_search"])},
+    optional=dict.fromkeys(("name", "description", "parameters", "strict", "format", "tools"), JSON),
+)
 ODD = st.sampled_from(
     [
         *(b"1e400", b"-1e400", b"-0.0", b"5.0", b"1" + b"0" * 400, b"9" * 5000, b"NaN", b"-Infinity"),
@@ -183,6 +199,7 @@ def odd_bodies(model: Any, good: dict[str, Any]) -> st.SearchStrategy[bytes]:
 def fuzz_http(address: str) -> None:
     """Completions, chats, batches and paths."""
     chat = {"messages": [{"role": "user", "content": "hi"}]}
+    response = {"input": "hi", "max_output_tokens": 3}
     with httpx.Client(base_url=f"http://{address}", timeout=UNARY_S, trust_env=False) as client:
 
         def post(path: str) -> Callable[[Any], None]:
@@ -195,11 +212,19 @@ def fuzz_http(address: str) -> None:
             return check
 
         for path, strategy in (
-            ("/v1/completions", bodies(CompletionBody, {"prompt": "hi"})),
-            ("/v1/chat/completions", bodies(ChatBody, chat)),
+            ("/v1/completions", bodies(CompletionBody, {"prompt": "hi", "max_tokens": 3})),
+            ("/v1/chat/completions", bodies(ChatBody, chat | {"max_tokens": 3})),
             ("/v1/chat/completions", st.fixed_dictionaries({"messages": st.lists(JSON, max_size=2)})),
             ("/v1/completions", odd_bodies(CompletionBody, {"prompt": "hi", "max_tokens": 3})),
             ("/v1/chat/completions", odd_bodies(ChatBody, chat | {"max_tokens": 3})),
+            ("/v1/responses", bodies(ResponsesBody, response)),
+            ("/v1/responses", odd_bodies(ResponsesBody, response)),
+            (
+                "/v1/responses",
+                st.fixed_dictionaries(
+                    {"input": st.lists(ITEMS, max_size=3), "tools": st.lists(TOOLS, max_size=2)}
+                ),
+            ),
             ("/v1/batches", JSON),
             ("/v1/batches", odd_bodies(BatchBody, {"input_file_id": "x"})),
             (
@@ -210,12 +235,18 @@ def fuzz_http(address: str) -> None:
             SETTINGS(given(strategy)(post(path)))()
 
         @SETTINGS
-        @given(st.sampled_from(["files", "batches", "models"]), st.text(max_size=20), st.text(max_size=9))
+        @given(st.sampled_from(LISTS), st.text(max_size=20), st.text(max_size=9))
         def look_up(what: str, name: str, value: str) -> None:
-            for url in (httpx.URL(f"/v1/{what}").join(f"{what}/x"), f"/v1/{what}"):
+            for url in (
+                httpx.URL(f"/v1/{what}").join(f"{what}/x"),
+                f"/v1/{what}",
+                inputs,
+            ):
                 answer = client.get(url, params={"after": name, "limit": value, "purpose": value})
                 assert answer.status_code < 500, (url, name, value, answer.text)
 
+        kept = client.post("/v1/responses", json=response).json()["id"]
+        inputs = f"/v1/responses/{kept}/input_items"
         look_up()
 
 

@@ -13,6 +13,7 @@ from tidepipe_common.errors import (
     NotFoundError,
     OverloadedError,
     PermissionDeniedError,
+    PreviousResponseError,
     StorageBrokenError,
     StorageError,
     TidePipeError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _MAPPING: dict[type[TidePipeError], tuple[int, str, str]] = {
     KeyReusedError: (422, "invalid_request_error", "idempotency_key_reused"),
+    PreviousResponseError: (400, "invalid_request_error", "previous_response_not_found"),
     ContextLengthError: (400, "invalid_request_error", "context_length_exceeded"),
     ModelNotFoundError: (404, "invalid_request_error", "model_not_found"),
     InvalidRequestError: (400, "invalid_request_error", "invalid_value"),

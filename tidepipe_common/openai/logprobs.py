@@ -43,6 +43,11 @@ class TextOffsets:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._characters = 0
 
+    @property
+    def end(self) -> int:
+        """Where the last token that was taken ends."""
+        return self._characters
+
     def take(self, token_id: int) -> int:
         """The next token's offset."""
         offset = self._characters

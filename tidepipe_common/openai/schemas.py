@@ -17,10 +17,13 @@ from tidepipe_common.openai.fields import (
     REFUSED_IN_COMPLETIONS,
 )
 from tidepipe_common.openai.validation import Refusal
+from tidepipe_common.responses import body
+from tidepipe_common.responses.body import ResponsesBody
 
 _OTHERS = {
     ChatBody.__name__: (REFUSED_IN_CHAT, IGNORED),
     CompletionBody.__name__: (REFUSED_IN_COMPLETIONS, IGNORED_IN_COMPLETIONS),
+    ResponsesBody.__name__: (body.REFUSED, body.IGNORED),
 }
 _IGNORED = {"description": "Accepted and ignored: it changes nothing of the answer."}
 

@@ -28,7 +28,7 @@ class AnswerBodies:
 
     def __init__(self, model_name: str, text: Callable[[], TextPort | None]) -> None:
         """text: the tokenizer, once it is loaded; spells the tokens of log-probabilities."""
-        self._model_name = model_name
+        self.model_name = model_name
         self._text = text
 
     def context(self, wanted: GenerationRequest, subscription: Subscription) -> ResponseContext:
@@ -37,7 +37,7 @@ class AnswerBodies:
         prompt = subscription.entry.answers[0].prompt
         return ResponseContext(
             request=wanted,
-            model=self._model_name,
+            model=self.model_name,
             created=int(time.time()),
             token_bytes=None if text is None else text.token_bytes,
             hidden=None if text is None or wanted.keep_special_tokens else text.is_special,

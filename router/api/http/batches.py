@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import Field, WithJsonSchema
+from pydantic import WithJsonSchema
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -16,8 +16,8 @@ from router.api.http.paging import batch_list, page_of
 from router.batches import lines
 from router.batches.jobs import BatchJobs
 from tidepipe_common.errors import InvalidRequestError
-from tidepipe_common.limits import MAX_METADATA, MAX_METADATA_KEY_CHARACTERS, MAX_METADATA_VALUE_CHARACTERS
 from tidepipe_common.openai.batch import PARSERS
+from tidepipe_common.openai.metadata import Metadata
 from tidepipe_common.openai.validation import Refusal, StrictModel, validate
 from tidepipe_common.security.caller import current
 
@@ -35,16 +35,7 @@ class BatchBody(StrictModel):
     input_file_id: str
     endpoint: Annotated[str, WithJsonSchema({"enum": list(PARSERS)})]
     completion_window: Annotated[str, WithJsonSchema({"type": "string", "pattern": _WINDOW})]
-    metadata: (
-        Annotated[
-            dict[
-                Annotated[str, Field(max_length=MAX_METADATA_KEY_CHARACTERS)],
-                Annotated[str, Field(max_length=MAX_METADATA_VALUE_CHARACTERS)],
-            ],
-            Field(max_length=MAX_METADATA),
-        ]
-        | None
-    ) = None
+    metadata: Metadata | None = None
 
 
 class BatchEndpoints:

@@ -124,9 +124,13 @@ class _Exchange:
         await response(self._scope, self._receive, self._send)
 
     async def _stream(self, events: Events) -> None:
-        await self._send(stream_start(self._headers))
+        headers = [
+            (name.encode(), value.encode("latin-1", "replace"))
+            for name, value in stream_headers(self._headers).items()
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
-            await self._write(events.begin())
+            await self._write(await events.begin())
             async for deltas in self._subscription.deltas():
                 said = b""
                 for delta in deltas:
@@ -149,15 +153,14 @@ class _Exchange:
             await self._send(message)
 
 
-def stream_start(headers: Mapping[str, str]) -> Message:
-    """Begins a response of server-sent events."""
-    told = [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache"),
-        (b"x-accel-buffering", b"no"),
-        *((name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()),
-    ]
-    return {"type": "http.response.start", "status": 200, "headers": told}
+def stream_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Of a response of server-sent events."""
+    return {
+        "content-type": "text/event-stream; charset=utf-8",
+        "cache-control": "no-cache",
+        "x-accel-buffering": "no",
+        **headers,
+    }
 
 
 def wanted_by(request: GenerationRequest, headers: Headers, trace: str) -> GenerationRequest:

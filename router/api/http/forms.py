@@ -25,7 +25,7 @@ Parser = Callable[[object, str], GenerationRequest]
 class Events(Protocol):
     """One request's answer as server-sent events, in the order in which it comes."""
 
-    def begin(self) -> bytes:
+    async def begin(self) -> bytes:
         """What is said before there is anything of the answer."""
         ...
 
@@ -105,7 +105,7 @@ class _Completion:
 class _Chunks:
     chunks: ResponseStream
 
-    def begin(self) -> bytes:
+    async def begin(self) -> bytes:
         return b""
 
     def piece(self, piece: Answer) -> bytes:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.numerals import count
 from tidepipe_common.openai.answers import Batch, BatchList, File, FileList, PageEnds
+from tidepipe_common.responses.answers import InputItemList
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,12 @@ def file_list(files: list[File], limit: int) -> FileList:
 def batch_list(batches: list[Batch], limit: int) -> BatchList:
     """A page, as of files."""
     page, ids = batches[:limit], [one["id"] for one in batches]
+    return {"object": "list", "data": page, **_ends(ids, limit)}
+
+
+def item_list(items: list[dict[str, Any]], limit: int) -> InputItemList:
+    """A page, as of files."""
+    page, ids = items[:limit], [item["id"] for item in items]
     return {"object": "list", "data": page, **_ends(ids, limit)}
 
 

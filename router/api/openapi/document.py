@@ -25,6 +25,13 @@ from tidepipe_common.openai.answers import (
 )
 from tidepipe_common.openai.bodies import ChatBody, CompletionBody
 from tidepipe_common.openai.schemas import schemas_of
+from tidepipe_common.responses.answers import (
+    DeletedResponse,
+    InputItemList,
+    ResponseBody,
+    ResponseEvent,
+)
+from tidepipe_common.responses.body import INCLUDED, ResponsesBody
 from tidepipe_common.types.request import MAX_LATENCY_TARGET_MS, MIN_LATENCY_TARGET_MS
 
 _ABOUT = (
@@ -40,9 +47,13 @@ _SECURITY = {
 
 _TYPES = (
     *(ChatBody, ChatAnswer, ChatChunk, CompletionBody, CompletionAnswer, CompletionChunk),
+    *(ResponsesBody, ResponseBody, ResponseEvent),
     *(Model, ModelList, Error),
 )
-_STORED_TYPES = (BatchBody, Batch, BatchList, File, FileList, DeletedFile)
+_STORED_TYPES = (
+    *(BatchBody, Batch, BatchList, File, FileList, DeletedFile),
+    *(InputItemList, DeletedResponse),
+)
 
 
 def openapi_document(*, stored: bool) -> dict[str, Any]:
@@ -50,7 +61,7 @@ def openapi_document(*, stored: bool) -> dict[str, Any]:
     types, paths = list(_TYPES), completion_paths() | standing_paths()
     if stored:
         types += _STORED_TYPES
-        paths |= stored_paths()
+        paths |= stored_paths() | response_paths()
     return {
         "openapi": "3.1.0",
         "info": {"title": "TidePipe", "version": "v1", "description": _ABOUT},
@@ -89,6 +100,16 @@ def completion_paths() -> dict[str, Any]:
     return {
         "/v1/chat/completions": {"post": _completion("Answer a conversation", "Chat")},
         "/v1/completions": {"post": _completion("Continue a text", "Completion")},
+        "/v1/responses": {
+            "post": operation(
+                "Answer, and keep what was said",
+                # With stream: true, server-sent events of typed JSON (ResponseEvent).
+                json_content(ref("ResponseBody")) | EVENTS,
+                failures=(*_FAILURES, 507),
+                parameters=_HEADERS,
+                body=json_content(ref("ResponsesBody")),
+            )
+        },
     }
 
 
@@ -216,6 +237,56 @@ def stored_paths() -> dict[str, Any]:
         },
         "/v1/batches/{batch_id}/cancel": {
             "post": operation("Answer no more of it", batch, failures=(400, 404), parameters=(_BATCH_ID,))
+        },
+    }
+
+
+# -- responses ----
+
+_RESPONSE_ID = parameter("path", "response_id", {"type": "string", "minLength": 1})
+_INCLUDE = parameter("query", "include", {"type": "array", "items": {"enum": list(INCLUDED)}})
+_ITEMS_ORDER = parameter("query", "order", {"enum": ["asc", "desc"]}, "Last first unless said otherwise.")
+
+
+def response_paths() -> dict[str, Any]:
+    """By path."""
+    response = json_content(ref("ResponseBody"))
+    stream = (
+        parameter("query", "stream", {"enum": ["true", "false"]}, "Of one in the background: its events."),
+        parameter(
+            "query",
+            "starting_after",
+            {"type": "integer", "minimum": 0},
+            "The number of the last event that is there already.",
+        ),
+    )
+    return {
+        "/v1/responses/{response_id}": {
+            "get": operation(
+                "One response",
+                response | EVENTS,
+                failures=(400, 404),
+                parameters=(_RESPONSE_ID, *stream, _INCLUDE),
+            ),
+            "delete": operation(
+                "Forget a response",
+                json_content(ref("DeletedResponse")),
+                failures=(404, 507),
+                parameters=(_RESPONSE_ID,),
+            ),
+        },
+        "/v1/responses/{response_id}/cancel": {
+            "post": operation(
+                "End one in the background", response, failures=(400, 404), parameters=(_RESPONSE_ID,)
+            )
+        },
+        "/v1/responses/{response_id}/input_items": {
+            "get": operation(
+                "What it was asked with",
+                json_content(ref("InputItemList")),
+                failures=(400, 404),
+                parameters=(_RESPONSE_ID, _limit(100), _AFTER, _ITEMS_ORDER, _INCLUDE),
+            )
         },
     }
 
