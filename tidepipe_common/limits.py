@@ -44,6 +44,12 @@ MAX_TOOL_NAME_CHARACTERS = 256
 MAX_TOOLS_BYTES = 512 * 1024
 """Of all tools together, and of all calls of tools: 4 KiB for each of MAX_TOOLS. Templates read the JSON."""
 
+MAX_TEMPLATE_BYTES = 8 * 1024
+MAX_TEMPLATE_DEPTH = 8
+"""Of chat_template_kwargs: a template's own arguments are switches, numbers and short texts."""
+MAX_THOUGHT_MARKS = 16
+"""Tokens with which a thought begins, or ends."""
+
 MAX_ANSWERS = 16
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16

@@ -97,9 +97,11 @@ def _stops(sampling: SamplingParams, ends: Sequence[int]) -> list[int]:
     return list(dict.fromkeys([*sampling.stop_token_ids, *(() if sampling.ignore_eos else ends)]))
 
 
-def _composed(sampling: SamplingParams) -> str | None:
-    """What asks for a form that only our own stages keep to."""
+def _ours(sampling: SamplingParams) -> str | None:
+    """What only our own stages keep to."""
     structure = sampling.structure
+    if sampling.thought is not None:
+        return "max_reasoning_tokens"
     if structure is None or structure.kind != "composed":
         return None
     return "tools whose calls are held to a form" if structure.field == "tools" else structure.field
@@ -126,7 +128,7 @@ class Vllm:
 
     def refuses(self, sampling: SamplingParams) -> str | None:
         """Part of Dialect: it knows all that clients write themselves."""
-        return _composed(sampling)
+        return _ours(sampling)
 
     def body(self, model: str, sequence: NewSequence, ends: Sequence[int]) -> dict[str, Any]:
         """Part of Dialect. What a tenant computed is found by that tenant alone, as everywhere here."""
@@ -184,6 +186,7 @@ class OpenAi:
         wanted = {
             "logprobs": sampling.logprobs is not None,
             "response_format": sampling.structure is not None,
+            "max_reasoning_tokens": sampling.thought is not None,
         }
         if not self.extended:
             wanted |= dict.fromkeys(_extensions(sampling), True)
@@ -250,7 +253,7 @@ class SgLang:
 
     def refuses(self, sampling: SamplingParams) -> str | None:
         """Part of Dialect."""
-        return "logprobs" if sampling.logprobs is not None else _composed(sampling)
+        return "logprobs" if sampling.logprobs is not None else _ours(sampling)
 
     def body(self, model: str, sequence: NewSequence, ends: Sequence[int]) -> dict[str, Any]:
         """Part of Dialect."""

@@ -76,9 +76,9 @@ class Admission:
         prompt, prefix = await self._tokenize(request, text, facts)
         _check_prompt(request, prompt, facts)
         sampling = _fill_in(request, len(prompt), facts)
-        structure = await beside(sum(map(len, request.tools)), partial(text.structure, request, prompt))
-        if structure is not None:
-            sampling = replace(sampling, structure=structure)
+        size = sum(map(len, request.tools))
+        sampling = await beside(size, partial(text.held, request, prompt, sampling))
+        if (structure := sampling.structure) is not None:
             sampling.check()
             await text.check_structure(structure, facts.vocab_size, facts.eos_token_ids, request.owner)
         skip_special = not request.keep_special_tokens
@@ -132,7 +132,9 @@ class Admission:
         if isinstance(prompt, str):
             encode = partial(text.encode, prompt, facts.context_length)
         elif request.is_chat:
-            encode = partial(text.encode_chat, request.turns, request.tools, facts.context_length)
+            encode = partial(
+                text.encode_chat, request.turns, request.tools, facts.context_length, request.template
+            )
         else:
             if len(prompt) >= facts.context_length:
                 raise _leaves_no_room(request, len(prompt), facts)

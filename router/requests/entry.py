@@ -58,6 +58,7 @@ def request_digest(request: GenerationRequest) -> str:
     values: dict[str, Any] = {field.name: getattr(sampling, field.name) for field in fields(SamplingParams)}
     values["logit_bias"] = tuple(sorted(sampling.logit_bias.items()))
     values["structure"] = None if sampling.structure is None else astuple(sampling.structure)
+    values["thought"] = None  # routers add it
     prompt: Any = request.prompt
     if request.is_chat:
         prompt = tuple(astuple(turn) for turn in request.prompt if isinstance(turn, ChatTurn))
@@ -65,6 +66,7 @@ def request_digest(request: GenerationRequest) -> str:
         prompt,
         request.tools,
         astuple(request.tool_choice),
+        astuple(request.template),
         tuple(values.items()),
         request.model,
         request.skip_text,

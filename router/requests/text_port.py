@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from tidepipe_common.types.request import ChatTurn, GenerationRequest
+from tidepipe_common.types.request import PLAIN_TEMPLATE, ChatTurn, GenerationRequest
+from tidepipe_common.types.sampling import SamplingParams
 from tidepipe_common.types.structure import Structure
+from tidepipe_common.types.thought import TemplateOptions
 
 
 class TooManyTokensError(Exception):
@@ -42,13 +44,19 @@ class TextPort(Protocol):
         ...
 
     def encode_chat(
-        self, messages: Sequence[ChatTurn], tools: Sequence[str] = (), most: int | None = None
+        self,
+        messages: Sequence[ChatTurn],
+        tools: Sequence[str] = (),
+        most: int | None = None,
+        options: TemplateOptions = PLAIN_TEMPLATE,
     ) -> list[int]:
         """Token ids of a conversation, ready for the assistant's turn; likewise. tools: JSON objects."""
         ...
 
-    def structure(self, request: GenerationRequest, prompt: Sequence[int]) -> Structure | None:
-        """The form that answers to the request, behind these tokens, are held to.
+    def held(
+        self, request: GenerationRequest, prompt: Sequence[int], sampling: SamplingParams
+    ) -> SamplingParams:
+        """The request's sampling parameters, with the form that answers behind these tokens are held to.
 
         InvalidRequestError if they cannot be: what is wrong with its tools or its choice among them.
         """

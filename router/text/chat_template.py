@@ -10,10 +10,18 @@ from router.text.template_trial import environment
 from router.text.told_tools import tools_in_words
 from tidepipe_common.dialects.dialect import Dialect
 from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.limits import MAX_TEMPLATE_DEPTH
+from tidepipe_common.text.json_text import depth, parse_json
+from tidepipe_common.text.text import quoted
 from tidepipe_common.types.request import ChatTurn
+from tidepipe_common.types.thought import TemplateOptions
 
 _OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
-"""Arguments that are not a client's to set."""
+"""Arguments that are not a client's to set; nor are the tokenizer's special tokens."""
+_SWITCHES = frozenset({"enable_thinking", "thinking"})
+_EFFORTS = _SWITCHES | {"reasoning_effort"}
+_NEAREST = {"none": "low", "minimal": "low", "xhigh": "high"}
+_MAX_NAMES_CHARACTERS = 200
 
 
 class ChatTemplate:
@@ -24,14 +32,19 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._sources = [template] if isinstance(template, str) else list(template.values())
         self.text = "\n".join(self._sources)
-        self._arguments = frozenset().union(*map(_arguments, self._sources)) if self._sources else frozenset()
+        found = frozenset[str]().union(*map(_arguments, self._sources))
+        self.shows_tools = "tools" in found
+        """True if it has a place for tools."""
+        self._arguments = found - _OURS - set(tokenizer.special_tokens_map)
 
     @property
-    def shows_tools(self) -> bool:
-        """True if it has a place for tools."""
-        return "tools" in self._arguments
+    def knows_effort(self) -> bool:
+        """True if it can be told how much to think, or not to."""
+        return not _EFFORTS.isdisjoint(self._arguments)
 
-    def render(self, messages: Sequence[ChatTurn], tools: Sequence[str], dialect: Dialect) -> str:
+    def render(
+        self, messages: Sequence[ChatTurn], tools: Sequence[str], dialect: Dialect, options: TemplateOptions
+    ) -> str:
         """The text of a conversation, ready for the assistant's turn.
 
         Raises InvalidRequestError if the model has no template, or the template refuses the conversation.
@@ -42,18 +55,20 @@ class ChatTemplate:
             raise InvalidRequestError(
                 "this model has no chat template; send a plain prompt instead (/v1/completions)", "messages"
             )
+        arguments = self._options(options)
         try:
             turns = [_template_turn(turn) for turn in messages]
             shown = [json.loads(tool) for tool in tools] or None
             if shown is None or self.shows_tools or dialect.form is None:
-                return self._apply(turns, shown, {})
+                return self._apply(turns, shown, arguments)
             try:
-                return self._apply(tools_in_words(turns, tools, dialect.form), None, {})
+                return self._apply(tools_in_words(turns, tools, dialect.form), None, arguments)
             except Exception:
                 if turns[0]["role"] == "system":
                     raise
                 # Some templates have no system messages.
-                return self._apply(tools_in_words(turns, tools, dialect.form, system=False), None, {})
+                told = tools_in_words(turns, tools, dialect.form, system=False)
+                return self._apply(told, None, arguments)
         except Exception as error:  # whatever the model's template raises
             raise InvalidRequestError(
                 f"the model's chat template does not accept these messages: {error}", "messages"
@@ -62,10 +77,45 @@ class ChatTemplate:
     def _apply(
         self, turns: Sequence[dict[str, Any]], tools: list[Any] | None, arguments: Mapping[str, Any]
     ) -> str:
-        text: str = self._tokenizer.apply_chat_template(
-            list(turns), tools=tools, tokenize=False, add_generation_prompt=True, **arguments
-        )
+        text: str = self._tokenizer.apply_chat_template(list(turns), tools=tools, tokenize=False, **arguments)
         return text
+
+    def _options(self, options: TemplateOptions) -> dict[str, Any]:
+        """What the template gets besides messages and tools. InvalidRequestError for other arguments."""
+        given: dict[str, Any] = {}
+        if options.arguments:
+            given = parse_json(options.arguments, "chat_template_kwargs")
+            if not isinstance(given, dict) or depth(given, MAX_TEMPLATE_DEPTH) > MAX_TEMPLATE_DEPTH:
+                raise InvalidRequestError(
+                    f"chat_template_kwargs must be an object, nested {MAX_TEMPLATE_DEPTH} levels at most",
+                    "chat_template_kwargs",
+                )
+        if unknown := given.keys() - self._arguments:
+            known = ", ".join(sorted(self._arguments)) or "none"
+            raise InvalidRequestError(
+                f"chat_template_kwargs: this model's chat template has no argument {quoted(min(unknown))}; "
+                f"it has: {known[:_MAX_NAMES_CHARACTERS]}",
+                "chat_template_kwargs",
+            )
+        return {
+            **self._thinking(options.effort),
+            **given,
+            "add_generation_prompt": options.opened,
+            "continue_final_message": options.continued,
+        }
+
+    def _thinking(self, effort: str) -> dict[str, Any]:
+        """An effort in the template's own arguments."""
+        made: dict[str, Any] = {}
+        if not effort:
+            return made
+        for switch in _SWITCHES & self._arguments:
+            made[switch] = effort != "none"
+        if "reasoning_effort" in self._arguments:
+            # Templates know three at least; other words only those that name them.
+            named = f"'{effort}'" in self.text or f'"{effort}"' in self.text
+            made["reasoning_effort"] = effort if named else _NEAREST.get(effort, effort)
+        return made
 
 
 def _arguments(source: str) -> frozenset[str]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from tidepipe_common.dialects.calling import (
     Function,
+    Thinking,
     allowed,
     behind_thought,
     required,
-    thinking_behind,
     without_notes,
 )
 from tidepipe_common.dialects.dialect import Dialect
@@ -27,18 +27,14 @@ from tidepipe_common.types.structure import Form, Structure
 _NAME = re.compile(rf"[\w.-]{{1,{MAX_TOOL_NAME_CHARACTERS}}}")
 
 
-def answer_form(request: GenerationRequest, dialect: Dialect, prompt_end: str) -> Structure | None:
-    """What the answer is held to; None: nothing. InvalidRequestError names what makes no sense.
-
-    prompt_end: the last words of the prompt, which tell whether the model thinks.
-    """
+def answer_form(request: GenerationRequest, dialect: Dialect, thinking: Thinking) -> Structure | None:
+    """What the answer is held to; None: nothing. InvalidRequestError names what makes no sense."""
     wished, choice = request.sampling.structure, request.tool_choice
     forced = choice.mode == "required"
     chosen = forced or bool(choice.names) or not choice.parallel
     functions = []
     if request.callable and (chosen or any('"strict"' in tool for tool in request.tools)):
         functions = [_function(number, tool) for number, tool in enumerate(request.tools)]
-    thinking = thinking_behind(dialect, prompt_end) if request.is_chat else "no"
     if not chosen and not any(strict for _, strict in functions):
         if wished is None or thinking == "no":
             return wished

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,15 @@ from router.text.structure_checks import StructureChecks
 from router.text.template_trial import try_out
 from router.text.vocabulary import Backend, Vocabulary
 from tidepipe_common.dialects import AUTO, dialect_named
+from tidepipe_common.dialects.calling import Thinking, thinking_behind
+from tidepipe_common.dialects.thinking import thought_marks
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.structures.tokenizer_file import read_tokenizer
 from tidepipe_common.tokenizer_source import load_tokenizer
-from tidepipe_common.types.request import ChatTurn, GenerationRequest
+from tidepipe_common.types.request import PLAIN_TEMPLATE, ChatTurn, GenerationRequest
+from tidepipe_common.types.sampling import SamplingParams
 from tidepipe_common.types.structure import Structure
+from tidepipe_common.types.thought import TemplateOptions
 
 LIKELY_CHARACTERS = 6
 """Of a token, and more than the mean of ordinary text: a longer prompt is counted in pieces first."""
@@ -53,6 +58,7 @@ class TextProcessor:
         self._read: Callable[[], str] = read or tokenizer.backend_tokenizer.to_str
         self._checks: StructureChecks | None = None
         self._template = ChatTemplate(tokenizer)
+        self._added = frozenset(self._backend.get_added_tokens_decoder())
         special = [
             token.content for token in self._backend.get_added_tokens_decoder().values() if token.special
         ]
@@ -85,24 +91,52 @@ class TextProcessor:
         return self._encode(text, most, add_special_tokens=True)
 
     def encode_chat(
-        self, messages: Sequence[ChatTurn], tools: Sequence[str] = (), most: int | None = None
+        self,
+        messages: Sequence[ChatTurn],
+        tools: Sequence[str] = (),
+        most: int | None = None,
+        options: TemplateOptions = PLAIN_TEMPLATE,
     ) -> list[int]:
         """Token ids of a conversation, rendered with the model's own template; most: as for `encode`.
 
         tools: JSON objects; where the template has no place for them, they are told in our words.
         Raises InvalidRequestError if the model has no template, or the template refuses the conversation.
         """
-        text = self._template.render(messages, tools, self.dialect)
+        text = self._template.render(messages, tools, self.dialect, options)
         # The template has written the special tokens already.
         return self._encode(text, most, add_special_tokens=False)
 
-    def structure(self, request: GenerationRequest, prompt: Sequence[int]) -> Structure | None:
-        """The form that answers to the request, behind these tokens, are held to; None: any.
+    def held(
+        self, request: GenerationRequest, prompt: Sequence[int], sampling: SamplingParams
+    ) -> SamplingParams:
+        """The request's sampling parameters, with the form that answers behind these tokens are held to.
 
         InvalidRequestError if they cannot be: what is wrong with its tools or its choice among them.
         """
-        end = self.decode(prompt[-PROMPT_END_TOKENS:], skip_special_tokens=False) if request.is_chat else ""
-        return answer_form(request, self.dialect, end)
+        thinking: Thinking = "no"
+        if request.is_chat:
+            end = self.decode(prompt[-PROMPT_END_TOKENS:], skip_special_tokens=False)
+            thinking = thinking_behind(self.dialect, end)
+        structure = answer_form(request, self.dialect, thinking)
+        sampling = replace(sampling, structure=structure)
+        most = sampling.max_reasoning_tokens
+        if most is None and request.template.effort == "none" and not self._template.knows_effort:
+            most = 0
+        if most is None or thinking == "no":
+            return sampling
+        marks = thought_marks(self.dialect, self._mark_tokens, open=thinking == "open")
+        if marks is None and sampling.max_reasoning_tokens is not None:
+            raise InvalidRequestError(
+                "max_reasoning_tokens is not available with this model: the marks of its thoughts are no "
+                "tokens of their own",
+                "max_reasoning_tokens",
+            )
+        return replace(sampling, max_reasoning_tokens=most, thought=marks)
+
+    def _mark_tokens(self, mark: str) -> tuple[int, ...]:
+        """Tokens of a mark; none if it does not begin with one of its own, which is in no other text."""
+        ids = tuple(self._ids(mark, False))
+        return ids if ids and ids[0] in self._added else ()
 
     async def check_structure(
         self, structure: Structure, vocab_size: int, eos_token_ids: tuple[int, ...], owner: str = ""

@@ -10,6 +10,7 @@ import torch
 
 from stage_worker.executors.protocol import PlanError
 from stage_worker.sampling.grammar import Allowed, Grammars, GrammarState
+from stage_worker.sampling.thought import ThoughtState
 from tidepipe_common.structures.errors import StructureError
 from tidepipe_common.types.plan import SequenceStart
 from tidepipe_common.types.sampling import SamplingParams
@@ -57,7 +58,7 @@ class TokenCounts:
 
 
 class SequenceState:
-    """A sequence's parameters and, if a penalty or a structure needs it, its history."""
+    """A sequence's parameters and, if a penalty, a structure or a bounded thought needs it, its history."""
 
     def __init__(self, start: SequenceStart, vocab_size: int, grammars: Grammars | None = None) -> None:
         params = start.sampling
@@ -92,6 +93,11 @@ class SequenceState:
             output = start.history[start.prompt_tokens :]
             self.grammar = grammars.state(params.structure, start.eos_token_ids, output)
             self.simple = False
+        self.thought: ThoughtState | None = None
+        if params.thought is not None and params.max_reasoning_tokens is not None:
+            output = start.history[start.prompt_tokens :]
+            self.thought = ThoughtState(params.thought, params.max_reasoning_tokens, output)
+            self.simple = False
         self._follows_history = params.needs_history
 
     def output_index(self, key: int, next_position: int) -> int:
@@ -114,6 +120,8 @@ class SequenceState:
             self.counts.add(token_id)
         if self.grammar is not None:
             self.grammar.append(token_id)
+        if self.thought is not None:
+            self.thought.append(token_id)
 
     def masked_ids(self, output_index: int) -> _Ids:
         """Tokens that must not be sampled at `output_index`."""
@@ -140,6 +148,7 @@ class LogitEdits:
         self._penalties: list[tuple[int, _Ids, _Values]] = []
         self._masks: list[tuple[int, _Ids]] = []
         self._structures: list[tuple[int, Allowed]] = []
+        self._forced: list[tuple[int, int]] = []
         for row, (state, index) in enumerate(zip(states, output_indices, strict=True)):
             if len(state.bias_ids):
                 self._bias.append((row, state.bias_ids, state.bias_values))
@@ -158,11 +167,18 @@ class LogitEdits:
                 if len(masked) and np.count_nonzero(allowed) == np.count_nonzero(allowed[masked]):
                     state.grammar.fail(_only_ends(state.params))
                     continue
+            if state.thought is not None:
+                forced = state.thought.forced
+                if forced is not None and forced < vocab_size and (state.grammar is None or allowed[forced]):
+                    self._forced.append((row, forced))
+                    continue
+                if (barred := state.thought.barred) is not None and barred < vocab_size:
+                    masked = np.append(masked, barred)
             if len(masked):
                 self._masks.append((row, masked))
 
     def __bool__(self) -> bool:
-        return bool(self._bias or self._penalties or self._masks or self._structures)
+        return bool(self._bias or self._penalties or self._masks or self._structures or self._forced)
 
     def apply(self, logits: torch.Tensor) -> None:
         """Change contiguous float32 `logits` in place."""
@@ -183,6 +199,9 @@ class LogitEdits:
             logits[row].masked_fill_(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
         if self._masks:
             flat[self._flat(self._masks, logits.device)] = -torch.inf
+        for row, token_id in self._forced:
+            logits[row] = -torch.inf
+            logits[row, token_id] = 0.0
 
     def _flat(self, rows: Sequence[tuple[int, _Ids]], device: torch.device) -> torch.Tensor:
         places = np.concatenate([ids + row * self._vocab_size for row, ids in rows])

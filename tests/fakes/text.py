@@ -10,8 +10,10 @@ from llguidance import LLMatcher
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.structures.errors import StructureError, in_our_words
 from tidepipe_common.structures.grammar import grammar
-from tidepipe_common.types.request import ChatTurn, GenerationRequest
+from tidepipe_common.types.request import PLAIN_TEMPLATE, ChatTurn, GenerationRequest
+from tidepipe_common.types.sampling import SamplingParams
 from tidepipe_common.types.structure import Structure
+from tidepipe_common.types.thought import TemplateOptions
 
 VOCAB_SIZE = 256
 
@@ -38,14 +40,20 @@ class ByteText:
         return list(text.encode())
 
     def encode_chat(
-        self, messages: Sequence[ChatTurn], tools: Sequence[str] = (), most: int | None = None
+        self,
+        messages: Sequence[ChatTurn],
+        tools: Sequence[str] = (),
+        most: int | None = None,
+        options: TemplateOptions = PLAIN_TEMPLATE,
     ) -> list[int]:
         if any(turn.role == "tool" for turn in messages):
             raise InvalidRequestError("the template does not accept these messages", "messages")
         return self.encode("".join(f"{turn.role}: {turn.content}\n" for turn in messages))
 
-    def structure(self, request: GenerationRequest, prompt: Sequence[int]) -> Structure | None:
-        return request.sampling.structure
+    def held(
+        self, request: GenerationRequest, prompt: Sequence[int], sampling: SamplingParams
+    ) -> SamplingParams:
+        return sampling
 
     async def check_structure(
         self, structure: Structure, vocab_size: int, eos_token_ids: tuple[int, ...], owner: str = ""

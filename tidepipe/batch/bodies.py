@@ -75,7 +75,7 @@ def _prompt_ids(request: GenerationRequest, text: TextProcessor | None) -> tuple
         return tuple(text.encode(prompt)) if text else None
     if isinstance(prompt[0], ChatTurn):
         turns = [turn for turn in prompt if isinstance(turn, ChatTurn)]
-        return tuple(text.encode_chat(turns, request.tools)) if text else None
+        return tuple(text.encode_chat(turns, request.tools, None, request.template)) if text else None
     return tuple(token for token in prompt if isinstance(token, int))
 
 

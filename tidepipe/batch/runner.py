@@ -198,6 +198,7 @@ class BatchRun:
             keep_special_tokens=item.request.keep_special_tokens,
             tools=item.request.tools,
             tool_choice=item.request.tool_choice,
+            template=item.request.template,
             piece_gap_ms=WHOLE_ANSWER_GAP_MS,
             user=item.request.client,
             clamp_max_tokens=item.request.clamp_max_tokens,

@@ -18,9 +18,10 @@ from tidepipe_common.limits import MAX_REQUEST_BYTES, check_bytes
 from tidepipe_common.numerals import host_and_port
 from tidepipe_common.text.json_text import kind
 from tidepipe_common.text.text import check_text, is_text, on_one_line
-from tidepipe_common.types.request import ANY_TOOL, ChatTurn
+from tidepipe_common.types.request import ANY_TOOL, PLAIN_TEMPLATE, ChatTurn
 from tidepipe_common.types.sampling import SamplingParams, unsigned_seed
 from tidepipe_common.types.structure import Structure
+from tidepipe_common.types.thought import TemplateOptions
 from tidepipe_common.types.tool_choice import ToolChoice
 
 DISCONNECT_GRACE_MS = 60_000
@@ -29,7 +30,9 @@ DISCONNECT_GRACE_MS = 60_000
 WHOLE_ANSWER_GAP_MS = 5000
 """How often the router reports to a client that wants the answer as a whole: often enough to resume from."""
 
-_SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(SamplingParams))
+_SAMPLING_FIELDS = tuple(
+    field.name for field in dataclasses.fields(SamplingParams) if field.name != "thought"
+)
 
 
 def check_endpoint(endpoint: str) -> str:
@@ -79,6 +82,7 @@ def make_request(
     keep_special_tokens: bool = False,
     tools: Sequence[str] = (),
     tool_choice: ToolChoice = ANY_TOOL,
+    template: TemplateOptions = PLAIN_TEMPLATE,
     ttft_ms: float | None = None,
     tpot_ms: float | None = None,
     piece_gap_ms: int = 0,
@@ -135,6 +139,10 @@ def make_request(
         request.chat.tools.extend(tools)
         if tool_choice != ANY_TOOL:
             request.chat.tool_choice.CopyFrom(tool_choice_to_wire(tool_choice))
+        request.chat.reasoning_effort = check_text(template.effort, "reasoning_effort")
+        request.chat.template_arguments = check_text(template.arguments, "chat_template_kwargs")
+        request.chat.continue_final_message = template.continued
+        request.chat.no_generation_prompt = not template.opened
     # A router's library would refuse it without a word that says why.
     check_bytes("a request", request.ByteSize(), MAX_REQUEST_BYTES, "prompt")
     return request
@@ -163,7 +171,7 @@ _NUMBERS = (
     *("temperature", "top_p", "min_p"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 )
-_COUNTS = ("top_k", "max_tokens", "min_tokens", "logprobs", "n")
+_COUNTS = ("top_k", "max_tokens", "min_tokens", "logprobs", "n", "max_reasoning_tokens")
 
 
 def _check_types(params: SamplingParams) -> None:
@@ -172,7 +180,7 @@ def _check_types(params: SamplingParams) -> None:
         _check_number(name, getattr(params, name))
     for name in _COUNTS:
         value = getattr(params, name)
-        if value is None and name in ("max_tokens", "logprobs"):
+        if value is None and name in ("max_tokens", "logprobs", "max_reasoning_tokens"):
             continue
         if not _is_count(value, 2**31, low=-(2**31)):
             raise InvalidRequestError(f"{name} must be a whole number below 2^31, got {_said(value)}", name)

@@ -35,6 +35,7 @@ from tidepipe_common.types.request import (
     Usage,
 )
 from tidepipe_common.types.results import SequenceEnd, SequenceUpdate
+from tidepipe_common.types.thought import TemplateOptions
 from tidepipe_common.types.tool_choice import ToolChoice
 
 MAX_GRACE_MS = 600_000
@@ -73,6 +74,12 @@ def request_from_wire(message: pb.InferenceRequest) -> GenerationRequest:
         keep_special_tokens=message.keep_special_tokens,
         tools=tuple(message.chat.tools),
         tool_choice=_tool_choice(message.chat.tool_choice),
+        template=TemplateOptions(
+            message.chat.reasoning_effort,
+            message.chat.template_arguments,
+            continued=message.chat.continue_final_message,
+            opened=not message.chat.no_generation_prompt,
+        ),
         ttft_ms=message.ttft_ms if message.HasField("ttft_ms") else None,
         tpot_ms=message.tpot_ms if message.HasField("tpot_ms") else None,
         piece_gap_s=message.piece_gap_ms / 1000,
@@ -91,6 +98,8 @@ def _check_size(message: pb.InferenceRequest) -> None:
     check_count("tool_choice", len(message.chat.tool_choice.names), MAX_TOOLS)
     if message.sampling.structure.HasField("composed"):
         raise InvalidRequestError("a structure must be a JSON schema or a regular expression", "structure")
+    if message.sampling.HasField("thought"):
+        raise InvalidRequestError("thought is not a client's to set; see max_reasoning_tokens", "thought")
     # The size is found out by writing it all down once more: last.
     check_bytes("a request", message.ByteSize(), MAX_REQUEST_BYTES, "request")
 

@@ -10,11 +10,13 @@ from tidepipe_common.limits import (
     MAX_SAMPLING_BYTES,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
+    MAX_THOUGHT_MARKS,
     check_bytes,
     check_count,
 )
 from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams, TokenLogprob
 from tidepipe_common.types.structure import Structure
+from tidepipe_common.types.thought import ThoughtMarks
 
 MAX_FIELD_CHARACTERS = 64
 """Of the name of a request's field."""
@@ -59,6 +61,8 @@ def sampling_to_wire(params: SamplingParams) -> pb.SamplingParams:
         logprobs=params.logprobs,
         n=params.n,
         structure=_structure_to_wire(params.structure),
+        max_reasoning_tokens=params.max_reasoning_tokens,
+        thought=_thought_to_wire(params.thought),
     )
 
 
@@ -82,6 +86,10 @@ def sampling_from_wire(message: pb.SamplingParams) -> SamplingParams:
         logprobs=message.logprobs if message.HasField("logprobs") else None,
         n=message.n or 1,
         structure=_structure_from_wire(message.structure),
+        max_reasoning_tokens=(
+            message.max_reasoning_tokens if message.HasField("max_reasoning_tokens") else None
+        ),
+        thought=_thought_from_wire(message.thought) if message.HasField("thought") else None,
     )
 
 
@@ -90,6 +98,9 @@ def count_fields(message: pb.SamplingParams) -> None:
     check_count("stop_token_ids", len(message.stop_token_ids), MAX_STOP_TOKEN_IDS)
     check_count("logit_bias", len(message.logit_bias), MAX_LOGIT_BIAS)
     check_count("stop", len(message.stop), MAX_STOP_STRINGS)
+    thought = message.thought
+    most = max(len(thought.begins), len(thought.ends), len(thought.forced))
+    check_count("thought", most, MAX_THOUGHT_MARKS)
 
 
 def check_carried(message: pb.SamplingParams) -> None:
@@ -98,6 +109,16 @@ def check_carried(message: pb.SamplingParams) -> None:
         "what a sequence carries besides its tokens", message.ByteSize(), MAX_SAMPLING_BYTES, "sampling"
     )
     count_fields(message)
+
+
+def _thought_to_wire(thought: ThoughtMarks | None) -> pb.ThoughtMarks | None:
+    if thought is None:
+        return None
+    return pb.ThoughtMarks(begins=thought.begins, ends=thought.ends, forced=thought.forced, open=thought.open)
+
+
+def _thought_from_wire(message: pb.ThoughtMarks) -> ThoughtMarks:
+    return ThoughtMarks(tuple(message.begins), tuple(message.ends), tuple(message.forced), open=message.open)
 
 
 def _structure_to_wire(structure: Structure | None) -> pb.Structure | None:

@@ -40,6 +40,7 @@ from tidepipe_common.openai.numbers import (
     TopLogprobs,
     TopP,
 )
+from tidepipe_common.openai.reasoning import ReasoningFields
 from tidepipe_common.openai.structures import (
     GuidedChoice,
     GuidedJson,
@@ -52,6 +53,7 @@ from tidepipe_common.openai.validation import StrictModel, clip, validate
 from tidepipe_common.types.request import ChatTurn, GenerationRequest, Prompt
 from tidepipe_common.types.sampling import SamplingParams, unsigned_seed
 from tidepipe_common.types.structure import Structure
+from tidepipe_common.types.thought import TemplateOptions
 from tidepipe_common.types.tool_choice import ToolChoice
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -199,7 +201,7 @@ class Message(StrictModel):
         )
 
 
-class ChatBody(_CommonBody):
+class ChatBody(_CommonBody, ReasoningFields):
     """Body of /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(max_length=MAX_TURNS, json_schema_extra={"minItems": 1})]
@@ -209,6 +211,19 @@ class ChatBody(_CommonBody):
     tools: Tools | None = None
     tool_choice: ToolChoiceField | None = None
     parallel_tool_calls: bool | None = None
+
+    def template(self) -> TemplateOptions:
+        """What the chat template gets besides messages and tools."""
+        continued = bool(self.continue_final_message)
+        if continued and self.add_generation_prompt:
+            raise InvalidRequestError(
+                "continue_final_message and add_generation_prompt contradict each other; send one of them",
+                "continue_final_message",
+            )
+        opened = not continued and self.add_generation_prompt is not False
+        return TemplateOptions(
+            self.effort(), self.chat_template_kwargs or "", continued=continued, opened=opened
+        )
 
     def choice(self) -> ToolChoice:
         """Which tools may or must be called; InvalidRequestError if there are none to choose from."""
@@ -246,7 +261,9 @@ def parse_chat(body: object, request_id: str) -> GenerationRequest:
         )
     logprobs = (chat.top_logprobs or 0) if chat.logprobs else None
     prompt = tuple(message.turn(number) for number, message in enumerate(chat.messages))
-    request = chat.request(request_id, prompt, chat.sampling(next(iter(limits), None), logprobs))
+    sampling = chat.sampling(next(iter(limits), None), logprobs)
+    sampling = replace(sampling, max_reasoning_tokens=chat.thought_tokens())
+    request = replace(chat.request(request_id, prompt, sampling), template=chat.template())
     choice = chat.choice()
     if choice.mode == "none":  # the model is not even told of them
         return request

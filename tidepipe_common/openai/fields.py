@@ -64,13 +64,9 @@ REFUSED_IN_CHAT = REFUSED | {
     "audio": Refusal(_ONE_FORMAT),
     "prediction": Refusal("predicted outputs are not supported"),
     "web_search_options": Refusal("web search is not supported"),
-    "reasoning_effort": Refusal("is not supported", ("none",)),
     "verbosity": Refusal("is not supported", ("medium",)),
-    "add_generation_prompt": Refusal("only true is supported", (True,)),
-    "continue_final_message": Refusal("only false is supported", (False,)),
     "add_special_tokens": Refusal("only false is supported: the chat template writes them", (False,)),
     "chat_template": Refusal("only the model's own chat template is supported"),
-    "chat_template_kwargs": Refusal("is not supported", ({},)),
 }
 
 REFUSED_IN_COMPLETIONS = REFUSED | {

@@ -60,7 +60,7 @@ def decode_json(raw: bytes | str, *, counted: bool = True) -> Any:
         raise NotJsonError("not usable JSON: nested too deeply") from None
     except ValueError:  # integers with thousands of digits, and advice to whoever runs the process
         raise NotJsonError("not usable JSON: a number has more digits than are supported") from None
-    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _too_deep(value):
+    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and depth(value, MAX_JSON_DEPTH) > MAX_JSON_DEPTH:
         raise NotJsonError(f"not usable JSON: nested too deeply, more than {MAX_JSON_DEPTH} levels")
     return value
 
@@ -167,13 +167,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _too_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(MAX_JSON_DEPTH):
-        level = [child for node in level for child in _children(node) if isinstance(child, list | dict)]
+def depth(value: Any, most: int) -> int:
+    """Lists and objects within each other, counted up to one more than `most`."""
+    level = [value] if isinstance(value, list | dict) else []
+    for found in range(most + 1):
         if not level:
-            return False
-    return True
+            return found
+        level = [child for node in level for child in _children(node) if isinstance(child, list | dict)]
+    return most + 1
 
 
 def _children(node: Any) -> Any:

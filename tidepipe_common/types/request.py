@@ -23,11 +23,13 @@ from tidepipe_common.limits import (
     text_bytes,
 )
 from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams
+from tidepipe_common.types.thought import TemplateOptions
 from tidepipe_common.types.tool_choice import ToolChoice
 
 TOKEN_BYTES = 44
 """Of a token id among Python's objects, and in the message that brought it."""
 ANY_TOOL = ToolChoice()
+PLAIN_TEMPLATE = TemplateOptions()
 MIN_LATENCY_TARGET_MS = 0.001
 MAX_LATENCY_TARGET_MS = 86_400_000.0
 
@@ -59,6 +61,7 @@ class GenerationRequest:
     keep_special_tokens: special tokens stay in the text.
     tools: functions that a chat may call, each a JSON object; the chat template shows them to the model.
     tool_choice: which of them it may call, and whether it must.
+    template: what the chat template gets besides.
     stream, stream_usage: server-sent events, and a last one with the usage.
     stream_running_usage: the usage so far in every event.
     echo: the prompt stays in front of the text.
@@ -83,6 +86,7 @@ class GenerationRequest:
     keep_special_tokens: bool = False
     tools: tuple[str, ...] = ()
     tool_choice: ToolChoice = ANY_TOOL
+    template: TemplateOptions = PLAIN_TEMPLATE
     stream: bool = False
     stream_usage: bool = False
     stream_running_usage: bool = False
@@ -107,6 +111,7 @@ class GenerationRequest:
             raise InvalidRequestError("the prompt is empty", "prompt")
         self._check_prompt()
         self._check_tools()
+        self._check_template()
         check_characters("model", self.model or "", MAX_NAME_CHARACTERS)
         check_bytes("cache_salt", text_bytes(self.cache_salt), MAX_CACHE_SALT_BYTES)
         for name, target in (("ttft_ms", self.ttft_ms), ("tpot_ms", self.tpot_ms)):
@@ -127,6 +132,16 @@ class GenerationRequest:
                 "response_format and a tool_choice that asks for a call contradict each other; "
                 "send one of them",
                 "tool_choice",
+            )
+
+    def _check_template(self) -> None:
+        self.template.check()
+        if not self.template.continued:
+            return
+        if not self.is_chat or self.turns[-1].role != "assistant" or not self.turns[-1].content:
+            raise InvalidRequestError(
+                "continue_final_message needs an assistant's message with content as the last one",
+                "continue_final_message",
             )
 
     @property

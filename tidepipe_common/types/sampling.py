@@ -18,6 +18,7 @@ from tidepipe_common.limits import (
     check_count,
 )
 from tidepipe_common.types.structure import Structure
+from tidepipe_common.types.thought import ThoughtMarks
 
 
 class FinishReason(enum.Enum):
@@ -56,7 +57,8 @@ class SamplingParams:
     """Parameters of one request's sampling.
 
     Applied in this order: logit bias, repetition / presence / frequency penalties, structure and min_tokens
-    masks, temperature, top-k, top-p, min-p, draw. `temperature` 0 is greedy.
+    masks, the end of a thought, temperature, top-k, top-p, min-p, draw. `temperature` 0 is greedy.
+    max_reasoning_tokens: of a thought. thought: where it ends, which routers add where they bound one.
     """
 
     temperature: float = 1.0
@@ -76,6 +78,8 @@ class SamplingParams:
     logprobs: int | None = None
     n: int = 1
     structure: Structure | None = None
+    max_reasoning_tokens: int | None = None
+    thought: ThoughtMarks | None = None
 
     @property
     def greedy(self) -> bool:
@@ -84,8 +88,8 @@ class SamplingParams:
 
     @property
     def needs_history(self) -> bool:
-        """True if the sampler must know the tokens so far (some penalty is on, or a structure)."""
-        return self.structure is not None or self.penalized
+        """True if the sampler must know the tokens so far: for a penalty, a structure, a bounded thought."""
+        return self.structure is not None or self.thought is not None or self.penalized
 
     @property
     def penalized(self) -> bool:
@@ -115,6 +119,8 @@ class SamplingParams:
         if self.max_tokens is not None:
             _at_least("max_tokens", self.max_tokens, 1)
         _at_least("min_tokens", self.min_tokens, 0)
+        if self.max_reasoning_tokens is not None:
+            _at_least("max_reasoning_tokens", self.max_reasoning_tokens, 0)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})",

@@ -31,6 +31,12 @@ def check_sampling(sampling: SamplingParams) -> None:
             "TidePipe's own engine",
             sampling.structure.field,
         )
+    if sampling.thought is not None:
+        raise InvalidRequestError(
+            "max_reasoning_tokens is not available with --engine vllm; leave it out, or ask an instance with "
+            "TidePipe's own engine",
+            "max_reasoning_tokens",
+        )
 
 
 def vllm_sampling(start: SequenceStart, longest: int) -> VllmSampling:

@@ -16,6 +16,7 @@ from tidepipe_common.openai.validation import MAX_MESSAGE_CHARACTERS
 from tidepipe_common.types.request import ChatTurn, GenerationRequest
 from tidepipe_common.types.sampling import SamplingParams
 from tidepipe_common.types.structure import Structure
+from tidepipe_common.types.thought import TemplateOptions
 from tidepipe_common.types.tool_choice import ToolChoice
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -163,6 +164,25 @@ def test_ways_to_choose_tools(fields: dict[str, Any], choice: ToolChoice) -> Non
     request.check()
 
 
+@pytest.mark.parametrize(
+    ("fields", "template", "most"),
+    [
+        ({"reasoning_effort": "low"}, TemplateOptions("low"), None),
+        ({"reasoning": {"effort": "none", "max_tokens": 7}}, TemplateOptions("none"), 7),
+        ({"max_reasoning_tokens": 7, "thinking_token_budget": 7}, TemplateOptions(), 7),
+        ({"chat_template_kwargs": {"a": "é"}}, TemplateOptions("", '{"a": "\\u00e9"}'), None),
+        ({"add_generation_prompt": False}, TemplateOptions(opened=False), None),
+        ({"chat_template_kwargs": {}, "continue_final_message": False}, TemplateOptions(), None),
+    ],
+)
+def test_ways_to_say_how_much_to_think(
+    fields: dict[str, Any], template: TemplateOptions, most: int | None
+) -> None:
+    request = parse_chat({"messages": HELLO, **fields}, "r")
+    assert request.template == template and request.sampling.max_reasoning_tokens == most
+    request.check()
+
+
 CHAT_ERRORS: list[tuple[object, str, str | None]] = [
     ([], "the body must be a JSON object, got a list", None),
     ({}, "messages is required", "messages"),
@@ -238,6 +258,27 @@ CHAT_ERRORS: list[tuple[object, str, str | None]] = [
         {"messages": HELLO, "tools": [LOOK], "tool_choice": {"type": "function", "name": "look"}},
         "must name a function as",
         "tool_choice",
+    ),
+    ({"messages": HELLO, "reasoning_effort": "much"}, "reasoning_effort must be 'none'", "reasoning_effort"),
+    (
+        {"messages": HELLO, "reasoning_effort": "low", "reasoning": {"effort": "high"}},
+        "reasoning_effort and reasoning contradict each other",
+        "reasoning",
+    ),
+    (
+        {"messages": HELLO, "chat_template_kwargs": {"a": "x" * 9000}},
+        "more than 8192 characters",
+        "chat_template_kwargs",
+    ),
+    (
+        {"messages": HELLO, "chat_template_kwargs": {"a": [[[[[[[[]]]]]]]]}},
+        "nested 8 levels deep",
+        "chat_template_kwargs",
+    ),
+    (
+        {"messages": HELLO, "continue_final_message": True, "add_generation_prompt": True},
+        "contradict each other",
+        "continue_final_message",
     ),
     ({"messages": HELLO, "response_format": {"type": "xml"}}, "got 'xml'", "response_format"),
     ({"messages": HELLO, "guided_regex": "a", "stop": "b"}, "stop strings would cut", "stop"),
