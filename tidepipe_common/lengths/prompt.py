@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from zlib import crc32
@@ -85,7 +85,8 @@ class PromptFeatures:
 
     dense: values of DENSE, in order; empty if the text is not known (token ids).
     buckets: distinct hash buckets of its words and pairs of words, in the order of their first use.
-    template: hash of the system message, 0 for none: requests of one application share it.
+    template: hash of the system message and of the manner of answering, 0 for neither: requests of one
+    application share it, and those that think, or must call a tool, are told apart from those that do not.
     client: hash of who asks, 0 if nobody said so.
     """
 
@@ -107,8 +108,11 @@ class PromptFeatures:
         return None
 
 
-def prompt_features(prompt: Prompt, client: str = "") -> PromptFeatures:
-    """Read a prompt: plain text, a conversation, or token ids (of which only the client counts here)."""
+def prompt_features(prompt: Prompt, client: str = "", manner: str = "") -> PromptFeatures:
+    """Read a prompt: plain text, a conversation, or token ids (of which only the client counts here).
+
+    manner: how it is to be answered, see `GenerationRequest.manner`.
+    """
     who = _key(client)
     if isinstance(prompt, str):
         return _read(prompt, "", (), who)
@@ -116,7 +120,8 @@ def prompt_features(prompt: Prompt, client: str = "") -> PromptFeatures:
     if not turns:
         return PromptFeatures(client=who)
     system = "\n".join(turn.content for turn in turns if turn.role in ("system", "developer"))
-    return _read(turns[-1].content, system, turns[:-1], who)
+    read = _read(turns[-1].content, system, turns[:-1], who)
+    return replace(read, template=_key(f"{system}\0{manner}")) if manner else read
 
 
 def _read(message: str, system: str, before: Sequence[ChatTurn], client: int) -> PromptFeatures:

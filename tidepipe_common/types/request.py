@@ -145,6 +145,16 @@ class GenerationRequest:
             )
 
     @property
+    def manner(self) -> str:
+        """What says how long an answer of this kind is besides its prompt: thinking, tools, a call that is
+        asked for. Empty for an ordinary answer."""
+        template, choice = self.template, self.tool_choice
+        how = [template.effort, template.arguments, choice.mode if self.callable else ""]
+        if self.sampling.max_reasoning_tokens is not None:
+            how.append(str(self.sampling.max_reasoning_tokens))
+        return " ".join(how) if any(how) else ""
+
+    @property
     def callable(self) -> bool:
         """True if the answer may call a tool."""
         return bool(self.tools) and self.tool_choice.mode != "none"

@@ -63,6 +63,9 @@ def test_instructions_are_seen() -> None:
     assert prompt_features((1, 2, 3)).dense == ()
     one, other = (prompt_features((ChatTurn("system", s), ChatTurn("user", "x"))) for s in ("a", "b"))
     assert one.template != other.template and one.buckets == other.buckets
+    turns = (ChatTurn("user", "x"),)
+    plain, thinking = (prompt_features(turns, manner=manner) for manner in ("", "high"))
+    assert plain.template == 0 != thinking.template and plain.dense == thinking.dense
 
 
 @given(st.lists(st.floats(0.05, 0.95), min_size=2, max_size=12), st.floats(0.02, 0.98), st.integers(0, 400))
