@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import secrets
 import sys
 import uuid
@@ -146,6 +147,43 @@ def make_request(
     # A router's library would refuse it without a word that says why.
     check_bytes("a request", request.ByteSize(), MAX_REQUEST_BYTES, "prompt")
     return request
+
+
+def tools_as_json(tools: Sequence[Mapping[str, Any] | str]) -> tuple[str, ...]:
+    """Functions as they travel; InvalidRequestError for what has no JSON."""
+    if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
+        raise InvalidRequestError(f"tools must be a list of functions, got {kind(tools)}", "tools")
+    return tuple(tool if isinstance(tool, str) else _json("tools", tool) for tool in tools)
+
+
+def chosen_tool(choice: ToolChoice | str) -> ToolChoice:
+    """A choice that may be said in a word, or by a function's name."""
+    match choice:
+        case ToolChoice():
+            return choice
+        case "auto" | "none" | "required":
+            return ToolChoice(choice)
+        case str() if choice:
+            return ToolChoice("required", (choice,), parallel=False)
+    raise InvalidRequestError(
+        f"tool_choice must be a ToolChoice or a text, got {kind(choice)}", "tool_choice"
+    )
+
+
+def template_options(effort: str, arguments: Mapping[str, Any] | None) -> TemplateOptions:
+    """What a chat's template gets besides its messages and tools."""
+    check_text(effort, "reasoning_effort")
+    name = "chat_template_kwargs"
+    options = TemplateOptions(effort, _json(name, arguments) if arguments else "")
+    options.check()
+    return options
+
+
+def _json(name: str, value: Any) -> str:
+    try:
+        return json.dumps(dict(value), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"{name} must be an object of JSON: {error}", name) from None
 
 
 def _turn(turn: object) -> pb.ChatMessage:

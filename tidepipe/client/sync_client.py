@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
 from tidepipe.client.async_client import CONTROL_TIMEOUT_S, DEFAULT_TIMEOUT_S
-from tidepipe.client.requests import WHOLE_ANSWER_GAP_MS, check_endpoint, make_request, make_sampling
+from tidepipe.client.requests import (
+    WHOLE_ANSWER_GAP_MS,
+    check_endpoint,
+    chosen_tool,
+    make_request,
+    make_sampling,
+    template_options,
+    tools_as_json,
+)
 from tidepipe.client.retry import RetryPolicy
 from tidepipe.client.secured import no_answer
 from tidepipe.client.session import GenerationSession
@@ -24,7 +32,9 @@ from tidepipe_common.errors import TidePipeError, UnavailableError
 from tidepipe_common.rpc.channel import open_sync_channel
 from tidepipe_common.rpc.status import translated
 from tidepipe_common.security.credentials import Credentials
+from tidepipe_common.types.request import ANY_TOOL
 from tidepipe_common.types.sampling import SamplingParams
+from tidepipe_common.types.tool_choice import ToolChoice
 
 DEFAULT_CONCURRENCY = 32
 
@@ -131,6 +141,10 @@ class Client:
         tpot_ms: float | None = None,
         piece_gap_ms: int = 0,
         cache_salt: str = "",
+        tools: Sequence[Mapping[str, Any] | str] = (),
+        tool_choice: ToolChoice | str = ANY_TOOL,
+        reasoning_effort: str = "",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **parameters: Any,
     ) -> Stream:
         """Answer a prompt piece by piece; parameters as `generate`. Leaving early cancels the request.
@@ -139,6 +153,11 @@ class Client:
         the first token and per token after it; the service's own targets if not given. piece_gap_ms: you
         need pieces no more often than this; the end comes at once. cache_salt: it shares computed beginnings
         only with requests that have the same one.
+
+        Of a conversation: tools: functions that may be called, as OpenAI's API has them, or as JSON.
+        tool_choice: `auto`, `none`, `required`, the name of the function that is to be called, or a
+        ToolChoice. reasoning_effort: none, minimal, low, medium, high or xhigh. chat_template_kwargs: the
+        chat template's own arguments.
         """
         request = make_request(
             prompt,
@@ -150,6 +169,9 @@ class Client:
             tpot_ms=tpot_ms,
             piece_gap_ms=piece_gap_ms,
             cache_salt=cache_salt,
+            tools=tools_as_json(tools),
+            tool_choice=chosen_tool(tool_choice),
+            template=template_options(reasoning_effort, chat_template_kwargs),
         )
         session = GenerationSession(
             request, timeout_s=self._timeout if timeout is None else timeout, policy=self._retry
