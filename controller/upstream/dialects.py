@@ -186,8 +186,9 @@ class OpenAi:
         wanted = {
             "logprobs": sampling.logprobs is not None,
             "response_format": sampling.structure is not None,
-            "max_reasoning_tokens": sampling.thought is not None,
         }
+        if (ours := _ours(sampling)) is not None:
+            return ours
         if not self.extended:
             wanted |= dict.fromkeys(_extensions(sampling), True)
         return ", ".join(name for name, asked in wanted.items() if asked) or None

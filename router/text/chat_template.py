@@ -35,6 +35,7 @@ class ChatTemplate:
         found = frozenset[str]().union(*map(_arguments, self._sources))
         self.shows_tools = "tools" in found
         """True if it has a place for tools."""
+        self._shows_xml_tools = not self.shows_tools and "xml_tools" in found  # SmolLM3's name for them
         self._arguments = found - _OURS - set(tokenizer.special_tokens_map)
 
     @property
@@ -59,6 +60,8 @@ class ChatTemplate:
         try:
             turns = [_template_turn(turn) for turn in messages]
             shown = [json.loads(tool) for tool in tools] or None
+            if shown is not None and self._shows_xml_tools:
+                return self._apply(turns, None, {**arguments, "xml_tools": shown})
             if shown is None or self.shows_tools or dialect.form is None:
                 return self._apply(turns, shown, arguments)
             try:
