@@ -172,8 +172,8 @@ def _status(now: float, accepted: int, number: int) -> InstanceReport:
     )
 
 
-def _run_instance(router: str, step_s: float) -> None:
-    asyncio.run(serve("synthetic", router, step_s, VOCABULARY))
+def _run_instance(router: str, step_s: float, model: str) -> None:
+    asyncio.run(serve("synthetic", router, step_s, VOCABULARY, model))
 
 
 def _run_clients(router: str, streams: int, tokens: int, answers: Any) -> None:
@@ -205,7 +205,7 @@ def streams(model: str, count: int, tokens: int, step_s: float) -> dict[str, flo
     processes = get_context("spawn")
     answers = processes.Queue()
     router = subprocess.Popen(command)
-    instance = processes.Process(target=_run_instance, args=(address, step_s))
+    instance = processes.Process(target=_run_instance, args=(address, step_s, model))
     clients = processes.Process(target=_run_clients, args=(address, count, tokens, answers))
     try:
         asyncio.run(_until_there(address))

@@ -25,8 +25,9 @@ UPDATES_PER_MESSAGE = 512
 class SyntheticInstance(pb_grpc.ControllerServiceServicer):
     """ControllerService; all sequences step together, as in one decode batch."""
 
-    def __init__(self, name: str, step_s: float, vocab_size: int) -> None:
+    def __init__(self, name: str, step_s: float, vocab_size: int, model: str) -> None:
         self._name = name
+        self._model = model
         self._step_s = step_s
         self._vocab_size = vocab_size
         self._left: dict[str, tuple[int, int]] = {}
@@ -36,7 +37,7 @@ class SyntheticInstance(pb_grpc.ControllerServiceServicer):
         return pb.DescribeResponse(
             instance_id=self._name,
             incarnation="1",
-            model="synthetic",
+            model=self._model,
             model_fingerprint="synthetic",
             context_length=1 << 20,
             vocab_size=self._vocab_size,
@@ -105,11 +106,11 @@ class SyntheticInstance(pb_grpc.ControllerServiceServicer):
             await asyncio.sleep(0.1)
 
 
-async def serve(name: str, router: str, step_s: float, vocab_size: int) -> None:
+async def serve(name: str, router: str, step_s: float, vocab_size: int, model: str) -> None:
     """Register at a router and serve until cancelled."""
     server = RpcServer("127.0.0.1:0")
     pb_grpc.add_ControllerServiceServicer_to_server(
-        SyntheticInstance(name, step_s, vocab_size), server.server
+        SyntheticInstance(name, step_s, vocab_size, model), server.server
     )
     address = await server.start([pb.DESCRIPTOR.services_by_name["ControllerService"]])
     handle = router_pb2.InstanceHandle(instance_id=name, controller_address=address, incarnation="1")

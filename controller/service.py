@@ -118,7 +118,7 @@ async def serve(settings: ControllerSettings, lifecycle: Lifecycle) -> None:
         metrics.export(instance)
         address = await start_serving(
             server,
-            ControllerServicer(instance, settings.instance_id, incarnation, lambda: brain.cost),
+            ControllerServicer(instance, settings, incarnation, lambda: brain.cost),
             TimelineServicer(instance, settings.instance_id),
         )
         async with asyncio.TaskGroup() as group:

@@ -66,6 +66,7 @@ def controller_spec(
     settings = _settings(
         ControllerSettings,
         config,
+        provisioner=None,
         instance_id=f"instance-{instance}",
         stages=",".join(stages) or str(config.stages),
         router=router,
@@ -81,6 +82,7 @@ def upstream_spec(config: ClusterConfig, instance: int, *, router: str) -> Child
     settings = _settings(
         UpstreamSettings,
         config,
+        provisioner=None,
         url=config.upstreams[instance],
         instance_id=f"upstream-{instance}",
         router=router,

@@ -17,8 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     settings = settings_or_exit(RouterSettings, arguments)
 
-    def load_text() -> TextPort:
-        path = resolve_tokenizer(settings.model)
+    def load_text(model: str) -> TextPort:
+        path = resolve_tokenizer(model)
         if path.is_dir():  # reading a GGUF file's tokenizer does need PyTorch
             leave_out_torch()
         return TextProcessor.load(path)

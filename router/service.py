@@ -8,7 +8,7 @@ import functools
 import itertools
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,34 +28,29 @@ from router.api.grpc.upstream import UpstreamServicer
 from router.api.http.access import CertificateGate, KeyGate
 from router.api.http.answers import AnswerBodies, answer_item
 from router.api.http.responses import teller
-from router.autoscaling.fleet import Fleet
-from router.autoscaling.provisioner import open_provisioner
 from router.background import background
 from router.batches.jobs import BatchJobs
 from router.batches.limits import FileLimits
 from router.batches.opening import open_jobs
 from router.client_access import client_access
-from router.instances.dispatcher import Dispatcher, WaitingRules
+from router.instances.dispatcher import Dispatcher
 from router.instances.handoff import InstanceHandoff
-from router.instances.link import InstanceAddress
-from router.instances.registry import AvailableModels, InstanceRegistry
-from router.instances.sequence import PrefixKeys, RoutedSequence
-from router.instances.served_model import ServedModel
+from router.instances.registry import InstanceRegistry
+from router.instances.sequence import RoutedSequence
 from router.instances.succession import adopt_instances, follow_successor
-from router.parent.host import UpstreamHost
+from router.models.maker import ModelMaker
+from router.models.models import ServedModels
+from router.parent.host import UpstreamHosts
 from router.parent.join import join
 from router.requests.admission import Admission
 from router.requests.attainment import AttainmentRecord
 from router.requests.keyed import RememberedKeys
 from router.requests.keyed_store import StoredKeys, open_keyed
-from router.requests.meter import Meters
 from router.requests.revocation import end_revoked
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
 from router.responses.runs import ResponseRuns
-from router.scheduler.mitosis import Bounds
-from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
-from router.scheduler.slo import SloClasses, SloTarget
+from router.scheduler.slo import SloTarget
 from router.telemetry import (
     RequestMetrics,
     export_batches,
@@ -67,6 +62,7 @@ from tidepipe_common.errors import UnavailableError
 from tidepipe_common.http.descriptors import limit, shares, too_few
 from tidepipe_common.http.server import HttpServer
 from tidepipe_common.http.site import sites
+from tidepipe_common.notifier import Notifier
 from tidepipe_common.rpc.lifecycle import Lifecycle
 from tidepipe_common.rpc.port_sharing import check_free
 from tidepipe_common.rpc.server import RpcServer
@@ -89,12 +85,12 @@ log = structlog.get_logger()
 
 
 class RouterService:
-    """One router. `load_text` runs in a thread, so that health is answered while a tokenizer loads."""
+    """One router. `load_text`, of a model, runs in a thread: health is answered while a tokenizer loads."""
 
     def __init__(
         self,
         settings: RouterSettings,
-        load_text: Callable[[], TextPort],
+        load_text: Callable[[str], TextPort],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
@@ -102,7 +98,11 @@ class RouterService:
         self.router_id = f"router-{secrets.token_hex(4)}"
         self._load_text = load_text
         self._clock = clock
-        self._text: TextPort | None = None
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """Of the router's own model."""
+        return self.models.main.dispatcher
 
     async def run(self, lifecycle: Lifecycle) -> None:
         """Serve until told to stop. ModelError or ConfigError if it cannot start."""
@@ -112,37 +112,35 @@ class RouterService:
     async def _serve(self, lifecycle: Lifecycle, traces: Traces) -> None:
         settings, clock = self.settings, self._clock
         slo = SloTarget(settings.ttft_ms / 1000, settings.tpot_ms / 1000)
-        bounds = Bounds(settings.macro_min, settings.macro_max)
         telemetry = Telemetry()
         credentials, keys = client_access(settings.api_keys, own())
-        text: asyncio.Future[TextPort] = asyncio.get_running_loop().create_future()
-        served = ServedModel(in_use=lambda: bool(len(self.registry) or len(self.table)))
-        self.dispatcher = Dispatcher(
-            RoutingScheduler(OverallConfig(settings.routing, bounds, settings.max_pending)),
-            WaitingRules(SloClasses({"default": slo}, "default"), settings.patience_s),
-            self._stay_names(),
+        changed = Notifier()
+        record = AttainmentRecord(slo, clock)
+        metrics_of = RequestMetrics(telemetry)
+        make = ModelMaker(settings, self._stay_names(), metrics_of, record, changed, clock, traces)
+        self.models = models = ServedModels(
+            settings.served_names,
+            settings.model,
+            make,
+            self._load_text,
+            changed,
             clock,
-            traces,
+            tokenizers=settings.tokenizers,
         )
-        self.registry = InstanceRegistry(self.router_id, self.dispatcher, served.admit, clock)
+        self.registry = InstanceRegistry(self.router_id, models.admit, changed, clock)
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as executor:
-            record = AttainmentRecord(slo, clock)
-            directory = self.dispatcher.directory
-            prefixes = PrefixKeys(lambda: directory.block_size, share=settings.share_prefixes)
-            admission = Admission(settings.served_name, text, served, executor, settings.patience_s, prefixes)
             self.table = RequestTable(
-                self.dispatcher,
-                admission,
+                Admission(models, executor, settings.patience_s),
                 clock,
                 max_requests=settings.max_requests,
                 remember_s=settings.remember_s,
-                meter=Meters(RequestMetrics(telemetry, settings.served_name), record),
+                meter=models.main.meter,
                 keys=keys,
                 traces=traces,
             )
-            models = AvailableModels(settings.served_name, served, self.registry)
-            export_router_metrics(telemetry, self.table, self.registry, self.dispatcher)
-            bodies = AnswerBodies(settings.served_name, lambda: self._text)
+            models.uses = self.table.uses
+            export_router_metrics(telemetry, self.table, self.registry, models)
+            bodies = AnswerBodies(lambda: models.main.name)
             answer = functools.partial(answer_item, self.table, bodies)
             async with (
                 open_predictor(settings.predictor) as predictor,
@@ -155,21 +153,24 @@ class RouterService:
                     keys=keys,
                 ) as jobs,
                 open_keyed(settings.data_dir, time.time) as keyed,
-                open_provisioner(settings.provisioner) as provisioner,
+                _closed_at_the_end(models),
                 background() as start,
             ):
-                handoff = InstanceHandoff(self.registry, self.dispatcher, clock)
-                fleet = Fleet(self.dispatcher, self.registry, provisioner, clock, slo)
-                grouping = Grouping(self.registry, self.dispatcher, fleet, handoff, clock)
-                summary = ClusterSummary(self.table, self.dispatcher, record, clock)
-                event_log = EventLog(self.registry, self.dispatcher, fleet, clock)
+                handoff = InstanceHandoff(self.registry, clock)
+                grouping = Grouping(self.registry, models, handoff, clock)
+                summary = ClusterSummary(self.table, models, record, clock)
+                event_log = EventLog(self.registry, models, clock)
                 self.feed = PageFeed(
-                    self.router_id, settings.served_name, self.registry, summary, event_log, clock
+                    self.router_id,
+                    lambda: ", ".join(models.names),
+                    self.registry,
+                    summary,
+                    event_log,
+                    clock,
                 )
                 start(self.feed.run())
-                start(fleet.run())
+                models.run(start)
                 start(self.registry.run())
-                start(self.dispatcher.run())
                 start(self.table.run())
                 if keys is not None:
                     export_keys(telemetry, keys)
@@ -186,9 +187,8 @@ class RouterService:
                 rpc = RpcServer(
                     settings.listen, telemetry=telemetry, credentials=credentials, keys=keys, shared_port=True
                 )
-                upstream = UpstreamHost(self.dispatcher, clock, settings.max_requests)
-                start(upstream.run())
-                name = settings.name or self.router_id
+                hosts = UpstreamHosts(settings.name or self.router_id, models, clock, settings.max_requests)
+                start(hosts.run())
                 add_services(
                     rpc,
                     InferenceServicer(self.table, models),
@@ -202,14 +202,12 @@ class RouterService:
                         clock,
                         functools.partial(_warnings, jobs),
                     ),
-                    TimelineServicer(self.registry),
-                    UpstreamServicer(
-                        name, self.router_id, upstream, served, self.dispatcher, self.registry, prefixes
-                    ),
+                    TimelineServicer(self.registry, hosts),
+                    UpstreamServicer(self.router_id, hosts),
                 )
                 if settings.take_over:
                     # Whoever comes in finds everything there.
-                    await self._load(text, served, rpc)
+                    await self._load(rpc)
                     await adopt_instances(self.registry, settings.listen)
                 else:
                     for listen in filter(None, (settings.listen, settings.http)):
@@ -220,16 +218,16 @@ class RouterService:
                 if settings.take_over and http is not None:
                     http.take_all()
                 if not settings.take_over:
-                    start(self._load(text, served, rpc))
-                start(self._report_health(rpc, models))
+                    start(self._load(rpc))
+                start(self._report_health(rpc, changed))
                 if settings.overall:
-                    ours = InstanceAddress(name, settings.advertise or address, self.router_id)
-                    start(join(settings.overall, ours, models, self.dispatcher.changed))
-                await _first(text, lifecycle.stopping)
+                    reached = settings.advertise or address
+                    start(join(settings.overall, reached, self.router_id, hosts, changed))
+                await _first(models.main.text, lifecycle.stopping)
                 async with serve_metrics(
                     telemetry, settings.listen, settings.metrics_port, shared_port=True
                 ) as metrics:
-                    if self._text is not None:
+                    if models.main.loaded is not None:
                         lifecycle.announce_ready(address, metrics)
                     await lifecycle.stopping.wait()
                 # Batches and responses go on elsewhere; their folder must be free for that.
@@ -248,7 +246,7 @@ class RouterService:
 
     def _http_server(
         self,
-        models: AvailableModels,
+        models: ServedModels,
         bodies: AnswerBodies,
         keyed: StoredKeys | None,
         jobs: BatchJobs | None,
@@ -261,7 +259,6 @@ class RouterService:
         app = make_app(
             self.table,
             models,
-            lambda: self._text,
             bodies,
             keyed or RememberedKeys(self._clock),
             jobs,
@@ -287,28 +284,23 @@ class RouterService:
         export_connections(telemetry, server)
         return server
 
-    async def _load(self, text: asyncio.Future[TextPort], served: ServedModel, rpc: RpcServer) -> None:
+    async def _load(self, rpc: RpcServer) -> None:
         try:
-            loaded = await asyncio.to_thread(self._load_text)
+            await self.models.load()
         except BaseException:
             # In order: else gRPC has more to say than the one sentence that ends this process.
             await rpc.stop(0.0)
             raise
-        served.tokenizer_size = loaded.vocab_size
-        self._text = loaded
-        text.set_result(loaded)
-        self.dispatcher.changed.notify_all()
 
-    async def _report_health(self, rpc: RpcServer, models: AvailableModels) -> None:
+    async def _report_health(self, rpc: RpcServer, changed: Notifier) -> None:
         """Health follows the instances: without any, requests only wait."""
         serving = False
         while True:
-            changed = self.dispatcher.changed.next()
-            ready = self._text is not None and models.ready
-            if ready != serving:
-                serving = ready
+            noted = changed.next()
+            if self.models.ready != serving:
+                serving = not serving
                 await rpc.set_serving(serving)
-            await changed.wait()
+            await noted.wait()
 
     async def _stop(
         self,
@@ -351,6 +343,14 @@ class RouterService:
                 http.stop(grace_s=LAST_WORDS_S)
                 group.create_task(_ended(serving_http))
         await asyncio.wait([rpc_stopping])
+
+
+@contextlib.asynccontextmanager
+async def _closed_at_the_end(models: ServedModels) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await models.close()
 
 
 def _warnings(jobs: BatchJobs | None) -> list[str]:

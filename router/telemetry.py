@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from router.batches.database import Database
-from router.instances.dispatcher import Dispatcher
 from router.instances.registry import InstanceRegistry
+from router.models.models import ServedModels
 from router.requests.meter import EndedAnswer
 from router.requests.table import RequestTable
 from tidepipe_common.http.server import HttpServer
@@ -22,41 +22,46 @@ ABORTED = "abort"
 
 
 class RequestMetrics:
-    """A RequestMeter. Names and buckets are vLLM's, so that its dashboards and benchmarks carry over."""
+    """What is measured of requests, by model. Names and buckets are vLLM's, so that its dashboards and
+    benchmarks carry over."""
 
-    def __init__(self, telemetry: Telemetry, model_name: str) -> None:
+    def __init__(self, telemetry: Telemetry) -> None:
         label = ("model_name",)
         hist, count = telemetry.histogram, telemetry.counter
-
-        self._ttft = hist(
-            "time_to_first_token_seconds", "From arrival to the first token.", TTFT_S, label
-        ).labels(model_name)
-        self._itl = hist("inter_token_latency_seconds", "Between two tokens.", TOKEN_S, label).labels(
-            model_name
-        )
-        self._tpot = hist(
+        self.ttft = hist("time_to_first_token_seconds", "From arrival to the first token.", TTFT_S, label)
+        self.itl = hist("inter_token_latency_seconds", "Between two tokens.", TOKEN_S, label)
+        self.tpot = hist(
             "request_time_per_output_token_seconds", "(last - first token) / (tokens - 1).", TOKEN_S, label
-        ).labels(model_name)
-        self._e2e = hist("e2e_request_latency_seconds", "From arrival to the end.", REQUEST_S, label).labels(
-            model_name
         )
-        self._prompt_length = hist("request_prompt_tokens", "Prompt lengths.", TOKENS, label).labels(
-            model_name
-        )
-        self._answer_length = hist("request_generation_tokens", "Answer lengths.", TOKENS, label).labels(
-            model_name
-        )
-        self._prompt = count("prompt_tokens", "Prompt tokens of admitted requests.", label).labels(model_name)
-        self._generated = count("generation_tokens", "Tokens received.", label).labels(model_name)
-        success = count("request_success", "Answers that ended well.", (*label, "finished_reason"))
+        self.e2e = hist("e2e_request_latency_seconds", "From arrival to the end.", REQUEST_S, label)
+        self.prompt_length = hist("request_prompt_tokens", "Prompt lengths.", TOKENS, label)
+        self.answer_length = hist("request_generation_tokens", "Answer lengths.", TOKENS, label)
+        self.prompt = count("prompt_tokens", "Prompt tokens of admitted requests.", label)
+        self.generated = count("generation_tokens", "Tokens received.", label)
+        self.success = count("request_success", "Answers that ended well.", (*label, "finished_reason"))
+        self.failed = count("tidepipe_request_failures", "Answers that ended with an error.", label)
+
+
+class ModelMetrics:
+    """A RequestMeter of one model."""
+
+    def __init__(self, metrics: RequestMetrics, model_name: str) -> None:
+        self._ttft = metrics.ttft.labels(model_name)
+        self._itl = metrics.itl.labels(model_name)
+        self._tpot = metrics.tpot.labels(model_name)
+        self._e2e = metrics.e2e.labels(model_name)
+        self._prompt_length = metrics.prompt_length.labels(model_name)
+        self._answer_length = metrics.answer_length.labels(model_name)
+        self._prompt = metrics.prompt.labels(model_name)
+        self._generated = metrics.generated.labels(model_name)
         self._success = {
-            reason: success.labels(model_name, ABORTED if reason is FinishReason.CANCELLED else reason.value)
+            reason: metrics.success.labels(
+                model_name, ABORTED if reason is FinishReason.CANCELLED else reason.value
+            )
             for reason in FinishReason
             if reason is not FinishReason.ERROR
         }
-        self._failed = count("tidepipe_request_failures", "Answers that ended with an error.", label).labels(
-            model_name
-        )
+        self._failed = metrics.failed.labels(model_name)
 
     def admitted(self, prompt_tokens: int) -> None:
         """Part of RequestMeter."""
@@ -88,7 +93,7 @@ class RequestMetrics:
 
 
 def export_router_metrics(
-    telemetry: Telemetry, table: RequestTable, registry: InstanceRegistry, dispatcher: Dispatcher
+    telemetry: Telemetry, table: RequestTable, registry: InstanceRegistry, models: ServedModels
 ) -> None:
     """Add what the router knows of its queue and its instances to the registry."""
 
@@ -100,9 +105,18 @@ def export_router_metrics(
         yield requests
         yield gauge("tidepipe_router_max_requests", "Requests accepted at a time.", table.max_requests)
         yield total("tidepipe_router_shed_requests", "Requests told to come again later.", counts.shed)
-        yield total(
-            "tidepipe_router_moved_sequences", "Sequences that an instance gave back.", dispatcher.moved
+        yield total("tidepipe_router_moved_sequences", "Sequences that an instance gave back.", models.moved)
+        serving = GaugeMetricFamily(
+            "tidepipe_router_model_instances", "Instances that the router reaches.", labels=["model_name"]
         )
+        waiting = GaugeMetricFamily(
+            "tidepipe_router_model_pending", "Answers that wait for an instance.", labels=["model_name"]
+        )
+        for model in models:
+            serving.add_metric([model.name], sum(link.connected for link in model.links))
+            waiting.add_metric([model.name], len(model.dispatcher.scheduler.pending))
+        yield serving
+        yield waiting
         instances = GaugeMetricFamily(
             "tidepipe_router_instance_connected", "1 if the router reaches it.", labels=["instance_id"]
         )

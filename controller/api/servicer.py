@@ -18,6 +18,7 @@ from controller.scheduler.holdings import HoldingsReader
 from controller.scheduler.report import instance_report, step_costs
 from tidepipe.v1 import controller_pb2, controller_pb2_grpc, timeline_pb2, timeline_pb2_grpc
 from tidepipe_common.codec.controller import check_spec
+from tidepipe_common.codec.offer import add_offer
 from tidepipe_common.codec.prompt import prompt_from_wire
 from tidepipe_common.codec.sampling import sampling_from_wire
 from tidepipe_common.codec.timeline import timeline_to_wire
@@ -26,6 +27,7 @@ from tidepipe_common.latency.model import StepCost
 from tidepipe_common.prefix import INLINE_TOKENS, block_keys
 from tidepipe_common.rpc.results import stream_results
 from tidepipe_common.rpc.server import RpcServer
+from tidepipe_common.settings.instance import InstanceSettings
 from tidepipe_common.types.plan import PROTOCOL_VERSION
 from tidepipe_common.types.sampling import SamplingParams
 
@@ -42,12 +44,17 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
     """The instance as routers see it."""
 
     def __init__(
-        self, instance: LiveInstance, instance_id: str, incarnation: str, cost: Callable[[], StepCost]
+        self,
+        instance: LiveInstance,
+        settings: InstanceSettings,
+        incarnation: str,
+        cost: Callable[[], StepCost],
     ) -> None:
         """cost: what steps cost here, as far as it is known; asked for once the stages are up."""
         self._instance = instance
         self._cost = cost
-        self._instance_id = instance_id
+        self._settings = settings
+        self._instance_id = settings.instance_id
         self._incarnation = incarnation
         self._reading = asyncio.Lock()
         """Held while long prompts are read, so that nobody's cancelling overtakes what it cancels."""
@@ -59,7 +66,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         scheduler = self._instance.scheduler
         about = self._instance.body.about
         assert about is not None, "a scheduler exists only after the stages described themselves"
-        return controller_pb2.DescribeResponse(
+        reply = controller_pb2.DescribeResponse(
             instance_id=self._instance_id,
             incarnation=self._incarnation,
             model=about.model,
@@ -70,6 +77,8 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
             protocol_version=PROTOCOL_VERSION,
             max_sequences=scheduler.config.max_sequences,
         )
+        add_offer(reply, self._settings)
+        return reply
 
     async def SubmitSequences(  # noqa: N802
         self, request: controller_pb2.SubmitSequencesRequest, context: Context

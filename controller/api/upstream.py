@@ -12,10 +12,12 @@ from controller.api.report import WAIT_BETWEEN_S, interval_s, report_to_wire
 from controller.api.servicer import arrivals_from_wire, draining_verdicts, verdicts_of
 from controller.upstream.instance import UpstreamInstance
 from tidepipe.v1 import controller_pb2, controller_pb2_grpc, timeline_pb2, timeline_pb2_grpc
+from tidepipe_common.codec.offer import add_offer
 from tidepipe_common.codec.plan import phase_to_wire
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.rpc.results import stream_results
 from tidepipe_common.rpc.server import RpcServer
+from tidepipe_common.settings.instance import InstanceSettings
 from tidepipe_common.types.plan import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
@@ -27,9 +29,13 @@ if TYPE_CHECKING:
 class UpstreamServicer(controller_pb2_grpc.ControllerServiceServicer):
     """The instance as routers see it."""
 
-    def __init__(self, instance: UpstreamInstance, instance_id: str, incarnation: str, model: str) -> None:
+    def __init__(
+        self, instance: UpstreamInstance, settings: InstanceSettings, incarnation: str, model: str
+    ) -> None:
+        """model: where its tokenizer is."""
         self._instance = instance
-        self._instance_id = instance_id
+        self._settings = settings
+        self._instance_id = settings.instance_id
         self._incarnation = incarnation
         self._model = model
 
@@ -38,7 +44,7 @@ class UpstreamServicer(controller_pb2_grpc.ControllerServiceServicer):
     ) -> controller_pb2.DescribeResponse:
         """No fingerprint: nobody here can look at the weights, whoever started this vouches for them."""
         link = self._instance.link
-        return controller_pb2.DescribeResponse(
+        reply = controller_pb2.DescribeResponse(
             instance_id=self._instance_id,
             incarnation=self._incarnation,
             model=self._model,
@@ -48,6 +54,8 @@ class UpstreamServicer(controller_pb2_grpc.ControllerServiceServicer):
             protocol_version=PROTOCOL_VERSION,
             max_sequences=self._instance.room,
         )
+        add_offer(reply, self._settings)
+        return reply
 
     async def SubmitSequences(  # noqa: N802
         self, request: controller_pb2.SubmitSequencesRequest, context: Context

@@ -78,7 +78,7 @@ async def _serve(
     server = RpcServer(settings.listen, telemetry=telemetry)
     address = await start_upstream(
         server,
-        UpstreamServicer(instance, settings.instance_id, incarnation, model),
+        UpstreamServicer(instance, settings, incarnation, model),
         NoTimelineServicer(settings.instance_id),
     )
     await server.set_serving(True)

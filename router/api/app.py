@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -21,13 +19,13 @@ from router.api.http.forms import CompletionForm
 from router.api.http.responses import ResponseEndpoints
 from router.api.openapi.document import openapi_document
 from router.batches.jobs import BatchJobs
-from router.instances.registry import AvailableModels
 from router.instances.served_model import ModelFacts
+from router.models.model import ServedModel
+from router.models.models import ServedModels, unknown_model
 from router.requests.keyed import KeyedRequests
 from router.requests.table import RequestTable
-from router.requests.text_port import TextPort
 from router.responses.runs import ResponseRuns
-from tidepipe_common.errors import ModelNotFoundError, NotFoundError
+from tidepipe_common.errors import NotFoundError
 from tidepipe_common.openai.answers import Model, ModelList
 from tidepipe_common.openai.bodies import parse_chat, parse_completion
 from tidepipe_common.telemetry.listener import metrics_route
@@ -37,8 +35,7 @@ from tidepipe_common.version import tidepipe_version
 
 def make_app(
     table: RequestTable,
-    models: AvailableModels,
-    text: Callable[[], TextPort | None],
+    models: ServedModels,
     bodies: AnswerBodies,
     keyed: KeyedRequests,
     jobs: BatchJobs | None,
@@ -47,7 +44,7 @@ def make_app(
     feed: PageFeed,
     runs: ResponseRuns | None = None,
 ) -> Starlette:
-    """text: the tokenizer, once it is loaded. jobs, runs: None for a router that keeps nothing.
+    """jobs, runs: None for a router that keeps nothing.
 
     created: Unix time, seconds, shown with the models.
     """
@@ -56,12 +53,9 @@ def make_app(
         return JSONResponse({"status": "ok"})
 
     async def ready(request: Request) -> Response:
-        missing = [
-            what
-            for what, there in (("the tokenizer", text() is not None), ("an instance", models.ready))
-            if not there
-        ]
-        if missing:
+        if not models.ready:
+            lacks_text = models.main.loaded is None
+            missing = ["the tokenizer", "an instance"] if lacks_text else ["an instance"]
             return JSONResponse({"status": "not ready", "missing": missing}, 503)
         return JSONResponse({"status": "ready"})
 
@@ -69,15 +63,15 @@ def make_app(
         return JSONResponse({"version": tidepipe_version()})
 
     async def list_models(request: Request) -> Response:
-        data = [_model(name, facts, created) for name, facts in models.list()]
+        data = [_model(*one, created) for one in models.entries()]
         return JSONResponse(ModelList(object="list", data=data))
 
     async def one_model(request: Request) -> Response:
         wanted = request.path_params["name"]
-        for name, facts in models.list():
+        for name, model, facts in models.entries():
             if name == wanted:
-                return JSONResponse(_model(name, facts, created))
-        return failure(ModelNotFoundError(f"the model {wanted[:100]} is not served here"))
+                return JSONResponse(_model(name, model, facts, created))
+        return failure(unknown_model(wanted, models.names))
 
     description = JSONResponse(openapi_document(stored=jobs is not None))
 
@@ -120,11 +114,14 @@ def _stored(jobs: BatchJobs | None) -> list[Route]:
     return [Route(f"/v1/{what}{{rest:path}}", without, methods=methods) for what in ("files", "batches")]
 
 
-def _model(name: str, facts: ModelFacts, created: int) -> Model:
+def _model(name: str, model: ServedModel, facts: ModelFacts, created: int) -> Model:
     return {
         "id": name,
         "object": "model",
         "created": created,
         "owned_by": "tidepipe",
+        "root": model.name,
         "max_model_len": facts.context_length,
+        "vocab_size": facts.vocab_size,
+        "slo": {"ttft_ms": 1000 * model.target.ttft_s, "tpot_ms": 1000 * model.target.tpot_s},
     }

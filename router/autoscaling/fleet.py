@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import structlog
 
 from router.autoscaling.provisioner import Provisioner, Stock
 from router.instances.dispatcher import Dispatcher, ScalingWish
 from router.instances.link import InstanceLink
-from router.instances.registry import InstanceRegistry
 from router.scheduler.events import AddInstance, DrainInstance, InstancesStarting, SetScaling
 from router.scheduler.scaling import ScalingRules
 from router.scheduler.slo import SloTarget
@@ -46,13 +45,24 @@ class Fleet:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        registry: InstanceRegistry,
+        links: Iterable[InstanceLink],
         provisioner: Provisioner | None,
         clock: Callable[[], float],
         target: SloTarget,
+        *,
+        connect: Callable[[str], Provisioner] | None = None,
+        model: str = "",
     ) -> None:
-        """provisioner: None if instances only come by themselves. target: of automatic scaling."""
+        """links: its model's instances. provisioner: None if instances only come by themselves.
+
+        target: of automatic scaling. connect: reaches a provisioner that instances name; None: nobody is
+        asked but the one given. model: for people, where there are several.
+        """
         self.provisioner = provisioner
+        self.target = target
+        self._connect = connect
+        self._offered = ""
+        self._of = f" of {model}" if model else ""
         self.wanted: int | None = None
         self.stopping: set[str] = set()
         self.notes: deque[tuple[float, str]] = deque(maxlen=MAX_NOTES)
@@ -61,15 +71,28 @@ class Fleet:
         self._settled: frozenset[str] = frozenset()
         self._forced = False
         self._dispatcher = dispatcher
-        self._registry = registry
+        self._links = links
         self._clock = clock
-        self._target = target
         self._group: asyncio.TaskGroup | None = None
         self._started = 0
         self._retry_s = FIRST_RETRY_S
         self._try_again = float("-inf")
         dispatcher.on_scaling = self._wished
         dispatcher.deserted = lambda: self._deserted
+
+    def offered(self, address: str) -> None:
+        """An instance names who starts and stops those of its model, at HOST:PORT; empty: nobody."""
+        if self._connect is None or not address or address == self._offered:
+            return
+        self._offered, before = address, self.provisioner
+        self.provisioner = self._connect(address)
+        if before is not None and self._group is not None:
+            self._group.create_task(before.close())
+
+    async def close(self) -> None:
+        """Hang up."""
+        if self.provisioner is not None:
+            await self.provisioner.close()
 
     @property
     def automatic(self) -> bool:
@@ -88,7 +111,7 @@ class Fleet:
         One whose processes are just being restarted is here: its provisioner has it. One that is being
         started registers before its provisioner says that it serves: it counts once.
         """
-        leaving = {link.instance_id for link in self._registry if link.set_aside or link.draining}
+        leaving = {link.instance_id for link in self._links if link.set_aside or link.draining}
         there = self._there() - leaving - self.stopping
         return len(there) + max(0, len(self._starts) - len(there - self._settled))
 
@@ -97,11 +120,11 @@ class Fleet:
         """Nobody is there to answer, and nobody is expected: somebody asked for none, or drains them all."""
         if self.wanted == 0:
             return True
-        links = list(self._registry)
+        links = list(self._links)
         return bool(links) and all(link.set_aside for link in links) and not self._starts and not self.wanted
 
     def _there(self) -> frozenset[str]:
-        return self._provisioned.union(link.instance_id for link in self._registry)
+        return self._provisioned.union(link.instance_id for link in self._links)
 
     async def run(self) -> None:
         """Own the tasks until cancelled."""
@@ -120,7 +143,7 @@ class Fleet:
                 f"automatic scaling needs 1 <= least <= most <= {MAX_WANTED}, got {least} and {most}"
             )
         self._check_provisioner()
-        rules = ScalingRules(self._target, least=least, most=most) if on else None
+        rules = ScalingRules(self.target, least=least, most=most) if on else None
         self.wanted = None
         self._dispatcher.handle(SetScaling(rules))
         self._note(f"automatic scaling on, {least} to {most} instances" if on else "automatic scaling off")
@@ -171,7 +194,7 @@ class Fleet:
             self._dispatcher.handle(SetScaling(None))
         self.wanted, self._forced = wanted, force
         self._retry_s, self._try_again = FIRST_RETRY_S, float("-inf")
-        self._note(f"{wanted} instances wanted: by hand")
+        self._note(f"{wanted} instances{self._of} wanted: by hand")
         self._approach()
         return wanted
 
@@ -183,7 +206,7 @@ class Fleet:
         link = self.link(instance_id)
         if instance_id in self.stopping:
             raise InvalidRequestError(f"{instance_id} is being stopped already")
-        others = (one for one in self._registry if one is not link)
+        others = (one for one in self._links if one is not link)
         if not (resume or force or link.set_aside or any(one.open for one in others)):
             raise InvalidRequestError(
                 f"{instance_id} is the last one that takes requests: every request would get 503 until there "
@@ -196,17 +219,17 @@ class Fleet:
         return len(link.placements)
 
     def link(self, instance_id: str) -> InstanceLink:
-        """The link of an instance; NotFoundError lists those there are."""
-        for link in self._registry:
+        """The link of an instance of this model; NotFoundError lists those there are."""
+        for link in self._links:
             if link.instance_id == instance_id:
                 return link
-        names = ", ".join(link.instance_id for link in self._registry) or "none"
+        names = ", ".join(link.instance_id for link in self._links) or "none"
         raise NotFoundError(f"no instance {instance_id}; there are: {names}")
 
     def _check_provisioner(self) -> Provisioner:
         if self.provisioner is None:
             raise ConfigError(
-                "this router has no provisioner to start and stop instances with; start it with "
+                f"this router has no provisioner to start and stop instances{self._of} with; start it with "
                 "--provisioner, or start controllers by hand: they register by themselves"
             )
         return self.provisioner

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,11 +55,16 @@ class Provisioner(Protocol):
         """What it has, and could start beside it."""
         ...
 
+    async def close(self) -> None:
+        """Hang up."""
+        ...
+
 
 class RemoteProvisioner:
     """A Provisioner behind ProvisionerService."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._channel = channel
         self._stub = pb_grpc.ProvisionerServiceStub(channel)
 
     async def start(self) -> StartedInstance:
@@ -85,12 +88,11 @@ class RemoteProvisioner:
         names = frozenset(one.instance_id for one in reply.instances)
         return Stock(names, reply.room if reply.HasField("room") else None, reply.room_reason)
 
+    async def close(self) -> None:
+        """Part of Provisioner."""
+        await self._channel.close()
 
-@contextlib.asynccontextmanager
-async def open_provisioner(address: str) -> AsyncIterator[RemoteProvisioner | None]:
-    """The provisioner at HOST:PORT; None if the address is empty."""
-    if not address:
-        yield None
-        return
-    async with open_channel(address) as channel:
-        yield RemoteProvisioner(channel)
+
+def connect_provisioner(address: str) -> RemoteProvisioner:
+    """The one at HOST:PORT, until it is closed."""
+    return RemoteProvisioner(open_channel(address))

@@ -27,6 +27,7 @@ from tidepipe_common.codec.plan import phase_from_wire
 from tidepipe_common.errors import IncompatibleError, InvalidRequestError
 from tidepipe_common.latency.work import PrefillWork, StepCosts
 from tidepipe_common.limits import PIECE_BYTES, SPEC_BYTES
+from tidepipe_common.rpc.called import CALLED_INSTANCE, metadata_text
 from tidepipe_common.rpc.status import translated
 from tidepipe_common.types.plan import PROTOCOL_VERSION
 from tidepipe_common.types.results import SequenceUpdate
@@ -71,7 +72,15 @@ class Results:
 class ControllerClient:
     """One controller, and the channel to it. Unless said otherwise its calls raise grpc.aio.AioRpcError."""
 
-    def __init__(self, channel: grpc.aio.Channel, router_id: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        router_id: str,
+        clock: Callable[[], float],
+        instance_id: str = "",
+    ) -> None:
+        """instance_id: which one is called, of those behind one address."""
+        self._metadata = ((CALLED_INSTANCE, metadata_text(instance_id)),)
         self._channel = channel
         self._stub = pb_grpc.ControllerServiceStub(channel)
         self._router_id = router_id
@@ -83,26 +92,33 @@ class ControllerClient:
 
     async def describe(self) -> InstanceDescription:
         """What it serves. IncompatibleError for another contract or an account that makes no sense."""
-        return _description(await self._stub.Describe(pb.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S))
+        return _description(
+            await self._stub.Describe(
+                pb.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S, metadata=self._metadata
+            )
+        )
 
     # -- sequences ----------------------------------------------------------------------------------
 
     def hand_over(self) -> HandOverMessage:
         """A message to be filled with sequences, and sent."""
-        return HandOverMessage(self._stub, self._router_id, self._clock())
+        return HandOverMessage(self._stub, self._router_id, self._clock(), self._metadata)
 
     async def cancel(self, unwanted: Sequence[str], ended: Sequence[str]) -> None:
         """End sequences, and tell of which we have the end."""
         await self._stub.CancelSequences(
             pb.CancelSequencesRequest(sequence_ids=unwanted, ended_sequence_ids=ended),
             timeout=CANCEL_TIMEOUT_S,
+            metadata=self._metadata,
         )
 
     async def results(self, begun: Mapping[str, int]) -> AsyncGenerator[Results, None]:
         """News of our sequences. begun: output tokens that we have of each that it may have."""
         positions = [pb.SequencePosition(sequence_id=name, output_tokens=begun[name]) for name in begun]
         call = self._stub.WatchResults(
-            pb.WatchResultsRequest(router_id=self._router_id, positions=positions), timeout=WATCH_TIMEOUT_S
+            pb.WatchResultsRequest(router_id=self._router_id, positions=positions),
+            timeout=WATCH_TIMEOUT_S,
+            metadata=self._metadata,
         )
         try:
             while isinstance(message := await call.read(), pb.WatchResultsResponse):
@@ -118,6 +134,7 @@ class ControllerClient:
         call = self._stub.WatchStatus(
             pb.WatchStatusRequest(router_id=self._router_id, interval_ms=round(1000 * interval_s)),
             timeout=WATCH_TIMEOUT_S,
+            metadata=self._metadata,
         )
         try:
             while isinstance(message := await call.read(), pb.WatchStatusResponse):
@@ -128,7 +145,9 @@ class ControllerClient:
     async def status(self, timeout: float) -> pb.InstanceStatus:
         """How it stands, in its own words, for the API to pass on. TidePipeError if it does not answer."""
         with translated():
-            reply = await self._stub.GetInstanceStatus(pb.GetInstanceStatusRequest(), timeout=timeout)
+            reply = await self._stub.GetInstanceStatus(
+                pb.GetInstanceStatusRequest(), timeout=timeout, metadata=self._metadata
+            )
         return reply.status
 
     def timeline(
@@ -136,26 +155,39 @@ class ControllerClient:
     ) -> AsyncIterator[timeline_pb2.GetTimelineResponse]:
         """What it has done lately, in pieces, for the API to pass on."""
         return aiter(
-            timeline_pb2_grpc.TimelineServiceStub(self._channel).GetTimeline(request, timeout=timeout)
+            timeline_pb2_grpc.TimelineServiceStub(self._channel).GetTimeline(
+                request, timeout=timeout, metadata=self._metadata
+            )
         )
 
     async def choose_policy(self, name: str, timeout: float) -> str:
         """Have it schedule by another policy; the name of the one before. InvalidRequestError: unknown."""
         with translated():
-            reply = await self._stub.SetPolicy(pb.SetPolicyRequest(policy=name), timeout=timeout)
+            reply = await self._stub.SetPolicy(
+                pb.SetPolicyRequest(policy=name), timeout=timeout, metadata=self._metadata
+            )
         return reply.before
 
     async def clear_prefix_cache(self, timeout: float) -> int:
         """Have it forget what later sequences could find; how many blocks that was. TidePipeError."""
         with translated():
-            reply = await self._stub.ClearPrefixCache(pb.ClearPrefixCacheRequest(), timeout=timeout)
+            reply = await self._stub.ClearPrefixCache(
+                pb.ClearPrefixCacheRequest(), timeout=timeout, metadata=self._metadata
+            )
         return reply.blocks
 
 
 class HandOverMessage:
     """Sequences that travel to an instance together: as many as fit into PIECE_BYTES, or one."""
 
-    def __init__(self, stub: pb_grpc.ControllerServiceAsyncStub, router_id: str, now: float) -> None:
+    def __init__(
+        self,
+        stub: pb_grpc.ControllerServiceAsyncStub,
+        router_id: str,
+        now: float,
+        metadata: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        self._metadata = tuple(metadata)
         self._stub = stub
         self._request = pb.SubmitSequencesRequest(router_id=router_id)
         self._now = now
@@ -193,7 +225,9 @@ class HandOverMessage:
     async def send(self, ordinal: int) -> dict[str, tuple[Outcome, str]]:
         """What the instance says to each, and why. ordinal: how many we have meant for it, these included."""
         self._request.ordinal = ordinal
-        reply = await self._stub.SubmitSequences(self._request, timeout=SUBMIT_TIMEOUT_S)
+        reply = await self._stub.SubmitSequences(
+            self._request, timeout=SUBMIT_TIMEOUT_S, metadata=self._metadata
+        )
         return {
             one.sequence_id: (_OUTCOMES.get(one.outcome, Outcome.UNKNOWN), one.reason)
             for one in reply.verdicts
@@ -223,7 +257,17 @@ def _description(message: pb.DescribeResponse) -> InstanceDescription:
             eos_token_ids=tuple(message.eos_token_ids),
         ),
         max_sequences=message.max_sequences,
+        names=tuple(message.served_names),
+        ttft_ms=_target(name, message.ttft_ms),
+        tpot_ms=_target(name, message.tpot_ms),
+        provisioner=message.provisioner,
     )
+
+
+def _target(name: str, milliseconds: float) -> float | None:
+    if not 0 <= milliseconds < 1e6:
+        raise IncompatibleError(f"instance {name} reports a target of {milliseconds:g} ms, which cannot be")
+    return milliseconds or None
 
 
 def _report(report: pb.InstanceReport, received: float) -> InstanceReport:

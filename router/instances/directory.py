@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from router.instances.link import InstanceLink
@@ -45,6 +45,9 @@ class InstanceDirectory:
 
     def __getitem__(self, instance_id: str) -> InstanceLink:
         return self._links[instance_id]
+
+    def __iter__(self) -> Iterator[InstanceLink]:
+        return iter(list(self._links.values()))
 
     @property
     def anyone(self) -> bool:

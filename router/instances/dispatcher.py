@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -31,7 +31,7 @@ from router.scheduler.events import (
 from router.scheduler.request import RouteRequest
 from router.scheduler.routing_scheduler import RoutingScheduler
 from router.scheduler.shedding import WAIT_SHARE
-from router.scheduler.slo import SloClasses
+from router.scheduler.slo import SloClasses, SloTarget
 from tidepipe_common.errors import OverloadedError, TidePipeError, UnavailableError
 from tidepipe_common.notifier import Notifier
 from tidepipe_common.telemetry.traces import NO_TRACES, Traces
@@ -99,10 +99,17 @@ class Dispatcher:
         rules: WaitingRules,
         name_stay: Callable[[RoutedSequence], str],
         clock: Callable[[], float],
+        changed: Notifier | None = None,
         traces: Traces = NO_TRACES,
+        *,
+        what: str = "",
     ) -> None:
-        """name_stay: a new, unique id for a stay at an instance."""
-        self.changed = Notifier()
+        """name_stay: a new, unique id for a stay at an instance. what: its instances serve, for people.
+
+        changed: beats when instances come and go or a sequence ends; shared by several dispatchers.
+        """
+        self.changed = changed or Notifier()
+        self._of = f" of {what}" if what else ""
         self.moved = 0
         self.scheduler = scheduler
         self.on_scaling: Callable[[ScalingWish], None] = lambda wish: None
@@ -117,6 +124,15 @@ class Dispatcher:
         self._placed: dict[str, tuple[InstanceLink, Placement]] = {}
         self._bounced: list[tuple[float, RoutedSequence]] = []
         self._last_open = clock()
+
+    @property
+    def busy(self) -> bool:
+        """Has it a sequence that waits, or that an instance has?"""
+        return bool(self._pending or self._placed)
+
+    def promise(self, target: SloTarget) -> None:
+        """Targets of sequences that bring none, from now on."""
+        self._rules = replace(self._rules, slos=SloClasses({"default": target}, "default"))
 
     # -- sequences ----------------------------------------------------------------------------------
 
@@ -296,7 +312,8 @@ class Dispatcher:
             del self._pending[key]
             sequence.fail(
                 UnavailableError(
-                    f"no instance that can take the request was there for {self._rules.patience_s:g} s; "
+                    f"no instance{self._of} that can take the request was there for "
+                    f"{self._rules.patience_s:g} s; "
                     "check that a controller is running and registered with this router"
                 )
             )

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from router.instances.dispatcher import Dispatcher
 from router.instances.link import InstanceLink
 from router.instances.registry import InstanceRegistry
 from router.instances.router_client import pass_instance
@@ -33,11 +32,8 @@ class _Passed:
 class InstanceHandoff:
     """Remembers which instances were passed on, and where to."""
 
-    def __init__(
-        self, registry: InstanceRegistry, dispatcher: Dispatcher, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, registry: InstanceRegistry, clock: Callable[[], float]) -> None:
         self._registry = registry
-        self._dispatcher = dispatcher
         self._clock = clock
         self._passed: dict[str, _Passed] = {}
 
@@ -61,7 +57,7 @@ class InstanceHandoff:
         await pass_instance(address, link.announced, model, FIRST_LEASE_S)
         self._passed[link.instance_id] = _Passed(address, self._clock())
         link.set_aside = True
-        self._dispatcher.directory.silent(link)
+        link.model.dispatcher.directory.silent(link)
         return len(link.placements)
 
     def whereabouts(self, instance_id: str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import grpc
 import structlog
@@ -29,6 +30,11 @@ from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.rpc.status import TRANSIENT, from_rpc_error, translated
 from tidepipe_common.types.results import SequenceUpdate
 from tidepipe_common.types.sampling import FinishReason
+
+if TYPE_CHECKING:
+    from router.instances.directory import InstanceDirectory
+    from router.instances.dispatcher import Dispatcher
+    from router.models.model import ServedModel
 
 RETRY_S = 0.2
 MAX_FAILURES = 3
@@ -66,28 +72,12 @@ class InstanceLink:
         router_id: str,
         clock: Callable[[], float],
         *,
-        admit: Callable[[InstanceDescription], None],
-        first_token: Callable[[Placement], None],
-        ended: Callable[[Placement, TidePipeError | None], None],
-        give_back: Callable[[Sequence[Placement], str], None],
-        reported: Callable[[InstanceLink, InstanceReport | None], None],
-        report_interval_s: Callable[[], float],
+        admit: Callable[[InstanceDescription], Awaitable[ServedModel]],
         changed: Notifier,
     ) -> None:
-        """What it calls never blocks.
+        """admit: the model that the instance serves; raises IncompatibleError if it fits none.
 
-        Args:
-            announced: Name and address.
-            router_id: Our own name.
-            clock: The router's.
-            admit: Raises IncompatibleError if the instance serves another model than the router.
-            first_token: A sequence has got its first token.
-            ended: A stay is over, and with it the sequence; with an error, which is still to be told, if it
-                can run nowhere.
-            give_back: Stays are over for the reason given, and their sequences need another one.
-            reported: The instance said how it stands; None: it says nothing any more.
-            report_interval_s: Time between two reports at most, at present.
-            changed: Beats when the instance comes or goes.
+        changed: beats when the instance comes or goes.
         """
         self.announced = announced
         self.placements = PlacementTable()
@@ -101,16 +91,14 @@ class InstanceLink:
         self.costs: ReportedCost | None = None
         self.serving = False
         self.count_base = 0
-        self.client = ControllerClient(open_channel(announced.address), router_id, clock)
+        self.client = ControllerClient(
+            open_channel(announced.address), router_id, clock, announced.instance_id
+        )
         self._routed = 0
         self._tell_all = False
         self._clock = clock
         self._admit = admit
-        self._first_token = first_token
-        self._ended = ended
-        self._tell_given_back = give_back
-        self._tell_reported = reported
-        self._report_interval_s = report_interval_s
+        self._model: ServedModel | None = None
         self._changed = changed
         self._log = log.bind(instance=announced.instance_id)
         self._ready = asyncio.Event()
@@ -123,6 +111,20 @@ class InstanceLink:
     def instance_id(self) -> str:
         """Name of the instance."""
         return self.announced.instance_id
+
+    @property
+    def model(self) -> ServedModel:
+        """Of which it is an instance; known once it has described itself."""
+        assert self._model is not None, "it was described before anything was given to it"
+        return self._model
+
+    @property
+    def _dispatcher(self) -> Dispatcher:
+        return self.model.dispatcher
+
+    @property
+    def _directory(self) -> InstanceDirectory:
+        return self.model.dispatcher.directory
 
     @property
     def open(self) -> bool:
@@ -202,13 +204,13 @@ class InstanceLink:
     def _refused(self, placement: Placement, error: TidePipeError) -> None:
         """The instance says that the sequence can never run."""
         self.placements.remove(placement, str(error))
-        self._ended(placement, error)
+        self._dispatcher.ended(placement, error)
 
     def _give_back(self, placements: list[Placement], reason: str) -> None:
         for placement in placements:
             self.placements.remove(placement, reason)
         if placements:
-            self._tell_given_back(placements, reason)
+            self._dispatcher.give_back(placements, reason)
 
     def _is_here(self, placement: Placement) -> bool:
         return self.placements.get(placement.placement_id) is placement
@@ -286,8 +288,12 @@ class InstanceLink:
             raise IncompatibleError(
                 f"{self.announced.address} is instance {facts.instance_id}, not {self.instance_id}"
             )
-        self._admit(facts)
-        self.facts = facts
+        model = await self._admit(facts)
+        if self._model not in (None, model):
+            raise IncompatibleError(
+                f"instance {self.instance_id} serves {model.name} now, and served {self.model.name} before"
+            )
+        self._model, self.facts = model, facts
         self.announced = replace(self.announced, incarnation=facts.incarnation)
 
     def _take(self, news: SequenceUpdate) -> bool:
@@ -314,13 +320,13 @@ class InstanceLink:
         if ended_there:
             self._cancellations.acknowledge(placement.placement_id)
         if first and news.token_ids:
-            self._first_token(placement)
+            self._dispatcher.first_token(placement)
         self.placements.recount(placement)
         if progress is not Progress.GOES_ON:
             self.placements.remove(placement)
             if progress is Progress.ENDED_HERE and news.end is None:
                 self._cancellations.add(placement.placement_id)
-            self._ended(placement, None)
+            self._dispatcher.ended(placement, None)
         elif ended_unasked:
             self._give_back([placement], "the instance cancelled it")
         return True
@@ -351,15 +357,15 @@ class InstanceLink:
             await self._ready.wait()
             if not await self._read_reports():
                 self.serving = False
-                self._tell_reported(self, None)
+                self._directory.reported(self, None)
                 await asyncio.sleep(RETRY_S)
 
     async def _read_reports(self) -> bool:
         """Take reports in until the stream ends. True: open it again: another interval, or all anew."""
-        interval_s, self._tell_all = self._report_interval_s(), False
+        interval_s, self._tell_all = self._directory.report_interval_s(), False
         try:
             async with aclosing(self.client.reports(interval_s)) as reports:
-                while interval_s == self._report_interval_s() and not self._tell_all:
+                while interval_s == self._directory.report_interval_s() and not self._tell_all:
                     async with asyncio.timeout(SILENCE_S):
                         told = await anext(reports, None)
                     if told is None:
@@ -378,7 +384,7 @@ class InstanceLink:
             self.costs = ReportedCost(costs)
         else:
             self.costs.update(costs)
-        self._tell_reported(self, report)
+        self._directory.reported(self, report)
 
 
 class HandOver:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
 
-from router.instances.dispatcher import Dispatcher
 from router.instances.link import InstanceAddress, InstanceLink
-from router.instances.served_model import InstanceDescription, ModelFacts, ServedModel
-from tidepipe_common.errors import IncompatibleError, OverloadedError, TidePipeError, UnavailableError
+from router.instances.served_model import InstanceDescription
+from tidepipe_common.errors import (
+    IncompatibleError,
+    NotFoundError,
+    OverloadedError,
+    TidePipeError,
+    UnavailableError,
+)
 from tidepipe_common.exception_groups import leaves
+from tidepipe_common.notifier import Notifier
+
+if TYPE_CHECKING:
+    from router.models.model import ServedModel
 
 MAX_INSTANCES = 1024
 SWEEP_S = 0.2
@@ -42,14 +52,17 @@ class InstanceRegistry:
     def __init__(
         self,
         router_id: str,
-        dispatcher: Dispatcher,
-        admit: Callable[[InstanceDescription], None],
+        admit: Callable[[InstanceDescription], Awaitable[ServedModel]],
+        changed: Notifier,
         clock: Callable[[], float],
     ) -> None:
-        """admit: raises IncompatibleError if an instance serves another model than the router."""
+        """admit: the model that an instance serves; IncompatibleError if it fits none.
+
+        changed: beats when an instance comes or goes.
+        """
         self._router_id = router_id
-        self._dispatcher = dispatcher
         self._admit = admit
+        self._changed = changed
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
         self._joining: set[str] = set()
@@ -60,6 +73,13 @@ class InstanceRegistry:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def link(self, instance_id: str) -> InstanceLink:
+        """The link of an instance; NotFoundError lists those there are."""
+        if (entry := self._entries.get(instance_id)) is not None:
+            return entry.link
+        names = ", ".join(self._entries) or "none"
+        raise NotFoundError(f"no instance {instance_id}; there are: {names}")
 
     @property
     def connected(self) -> list[InstanceLink]:
@@ -84,7 +104,7 @@ class InstanceRegistry:
             entry.expires_at = self._clock() + lease_s
             entry.removed = entry.link.draining = False
             entry.link.lease_valid = True
-            self._dispatcher.changed.notify_all()
+            self._changed.notify_all()
             return
         if len(self._entries) >= MAX_INSTANCES:
             raise OverloadedError(f"this router has {MAX_INSTANCES} instances already", 10_000)
@@ -103,7 +123,7 @@ class InstanceRegistry:
             return 0
         log.info("instance leaves", instance=instance_id, unfinished=len(entry.link.placements))
         entry.removed = entry.link.draining = True
-        self._dispatcher.changed.notify_all()
+        self._changed.notify_all()
         return len(entry.link.placements)
 
     async def close(self, grace_s: float) -> None:
@@ -128,19 +148,7 @@ class InstanceRegistry:
     async def _join(self, announced: InstanceAddress, lease_s: float) -> None:
         if self._group is None:
             raise UnavailableError("this router is not running")
-        dispatcher, directory = self._dispatcher, self._dispatcher.directory
-        link = InstanceLink(
-            announced,
-            self._router_id,
-            self._clock,
-            admit=self._admit,
-            first_token=dispatcher.first_token,
-            ended=dispatcher.ended,
-            give_back=dispatcher.give_back,
-            reported=directory.reported,
-            report_interval_s=directory.report_interval_s,
-            changed=dispatcher.changed,
-        )
+        link = InstanceLink(announced, self._router_id, self._clock, admit=self._admit, changed=self._changed)
         try:
             await link.describe()
         except BaseException:
@@ -148,8 +156,13 @@ class InstanceRegistry:
             raise
         task = self._group.create_task(self._work(link))
         self._entries[announced.instance_id] = _Entry(link, task, self._clock() + lease_s)
-        directory.attach(link)
-        log.info("instance registered", instance=announced.instance_id, address=announced.address)
+        link.model.dispatcher.directory.attach(link)
+        log.info(
+            "instance registered",
+            instance=announced.instance_id,
+            address=announced.address,
+            model=link.model.name,
+        )
 
     async def _work(self, link: InstanceLink) -> None:
         """Run a link. Whatever ends it, its sequences go elsewhere and the router goes on."""
@@ -172,7 +185,7 @@ class InstanceRegistry:
         await asyncio.wait([entry.task])
 
     def _forget(self, link: InstanceLink) -> None:
-        self._dispatcher.directory.detach(link)
+        link.model.dispatcher.directory.detach(link)
         entry = self._entries.get(link.instance_id)
         if entry is not None and entry.link is link:
             del self._entries[link.instance_id]
@@ -210,23 +223,3 @@ class InstanceRegistry:
         if not link.lease_valid:
             return True
         return entry.removed and now - link.disconnected_at > REMOVED_PATIENCE_S
-
-
-class AvailableModels:
-    """The models for which there is an instance now: what ListModels, /v1/models and readiness look at."""
-
-    def __init__(self, model_name: str, served: ServedModel, registry: InstanceRegistry) -> None:
-        """model_name: the name that clients use."""
-        self.model_name = model_name
-        self._served = served
-        self._registry = registry
-
-    @property
-    def ready(self) -> bool:
-        """True if at least one instance says that all its stages answer."""
-        return self._served.facts is not None and any(link.serving for link in self._registry.connected)
-
-    def list(self) -> list[tuple[str, ModelFacts]]:
-        """Names and facts; empty while no instance is connected."""
-        facts = self._served.facts
-        return [(self.model_name, facts)] if facts is not None and self._registry.connected else []

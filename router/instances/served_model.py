@@ -1,16 +1,10 @@
-"""The model that this router serves: what its first instance says of it, and the others have to match."""
+"""What an instance serves: the facts of a model, and how an instance describes itself."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import structlog
-
-from tidepipe_common.errors import IncompatibleError, UnavailableError
-
-log = structlog.get_logger()
+from tidepipe_common.errors import IncompatibleError
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +26,18 @@ class InstanceDescription:
     """An instance's account of itself: its answer to Describe.
 
     max_sequences: accepted at most, running and waiting together.
+    names: by which clients ask for the model; empty: the usual one. ttft_ms, tpot_ms: targets of its requests
+    that bring none; None: the router's. provisioner: HOST:PORT of who starts more of them; empty: nobody.
     """
 
     instance_id: str
     incarnation: str
     model: ModelFacts
     max_sequences: int
+    names: tuple[str, ...] = ()
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    provisioner: str = ""
 
 
 def check_same_model(instance_id: str, offered: ModelFacts, served: ModelFacts) -> None:
@@ -52,58 +52,3 @@ def check_same_model(instance_id: str, offered: ModelFacts, served: ModelFacts) 
             f"instance {instance_id} serves {offered.model} (fingerprint {offered.fingerprint}), but this "
             f"router serves {served.model} (fingerprint {served.fingerprint})"
         )
-
-
-class ServedModel:
-    """The facts of the model, once known.
-
-    They outlive the instances: as long as requests run, only the same model can continue them.
-    """
-
-    def __init__(self, in_use: Callable[[], bool]) -> None:
-        """in_use: whether instances are registered or requests run, so that the model must stay."""
-        self.tokenizer_size = 0
-        self._in_use = in_use
-        self._facts: ModelFacts | None = None
-        self._known = asyncio.Event()
-
-    @property
-    def facts(self) -> ModelFacts | None:
-        """None until the first instance has come."""
-        return self._facts
-
-    def admit(self, instance: InstanceDescription) -> None:
-        """Check an instance; the first one decides. IncompatibleError if it does not fit."""
-        if self.tokenizer_size > instance.model.vocab_size:
-            # Tokens added without growing the model: prompts that hold one are refused, the others are right.
-            log.warning(
-                "the tokenizer has more tokens than the model; prompts with one of them are refused",
-                instance=instance.instance_id,
-                tokenizer=self.tokenizer_size,
-                model=instance.model.vocab_size,
-            )
-        facts = instance.model
-        if self._facts is not None and self._in_use():
-            check_same_model(instance.instance_id, facts, self._facts)
-            # What is admitted must fit wherever it may have to go.
-            facts = replace(
-                facts,
-                context_length=min(facts.context_length, self._facts.context_length),
-                fingerprint=facts.fingerprint or self._facts.fingerprint,
-            )
-        self._facts = facts
-        self._known.set()
-
-    async def wait(self, timeout: float) -> ModelFacts:
-        """The facts; UnavailableError if no instance comes within `timeout` seconds."""
-        try:
-            async with asyncio.timeout(timeout):
-                await self._known.wait()
-        except TimeoutError as error:
-            raise UnavailableError(
-                f"no instance came within {timeout:g} s; "
-                "check that a controller is running and registered with this router"
-            ) from error
-        if self._facts is None:
-            raise AssertionError("known without facts")
-        return self._facts

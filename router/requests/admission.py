@@ -12,13 +12,14 @@ from dataclasses import replace
 from functools import partial
 
 from router.instances.sequence import PrefixKeys, PromptPrefix
-from router.instances.served_model import ModelFacts, ServedModel
+from router.instances.served_model import ModelFacts
+from router.models.models import ServedModels
 from router.requests.entry import RequestEntry
 from router.requests.output import AnswerText
 from router.requests.running_answer import RunningAnswer
 from router.requests.text_port import TextPort, TooManyTokensError
 from tidepipe_common.aside import beside
-from tidepipe_common.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
+from tidepipe_common.errors import ContextLengthError, InvalidRequestError
 from tidepipe_common.lengths.prompt import prompt_features
 from tidepipe_common.types.request import GenerationRequest
 from tidepipe_common.types.sampling import SamplingParams
@@ -33,47 +34,31 @@ LONGEST_GAP_S = 0.5
 
 
 class Admission:
-    """Checks and tokenizes. Waits for the tokenizer and the first instance where they are not there yet."""
+    """Checks and tokenizes, by the model that is asked for. Waits for its tokenizer and its first instance
+    where they are not there yet."""
 
-    def __init__(
-        self,
-        model_name: str,
-        text: asyncio.Future[TextPort],
-        served: ServedModel,
-        executor: Executor,
-        patience_s: float,
-        prefixes: PrefixKeys,
-    ) -> None:
-        self._model_name = model_name
-        self._text = text
-        self._served = served
+    def __init__(self, models: ServedModels, executor: Executor, patience_s: float) -> None:
+        self._models = models
         self._executor = executor
         self._patience_s = patience_s
-        self._prefixes = prefixes
-
-    @property
-    def model_name(self) -> str:
-        """Name under which clients ask for the model."""
-        return self._model_name
 
     def check(self, request: GenerationRequest) -> None:
         """Refuse at once what makes no sense for any model."""
         request.check()
 
     async def ready(self) -> None:
-        """Return when nothing that a request needs is missing. UnavailableError: no instance came."""
-        await asyncio.shield(self._text)
-        await self._served.wait(self._patience_s)
+        """Return when there is a model for which nothing is missing. UnavailableError: no instance came."""
+        await self._models.some(self._patience_s)
 
     async def admit(self, request: GenerationRequest, entry: RequestEntry) -> list[RunningAnswer]:
         """The answers that are to be given, as sequences of token ids.
 
         Raises InvalidRequestError, NotFoundError (model), or UnavailableError (no instance came).
         """
-        text = await asyncio.shield(self._text)
-        facts = await self._served.wait(self._patience_s)
-        self._check_model(request.model, facts)
-        prompt, prefix = await self._tokenize(request, text, facts)
+        model = entry.model = await self._models.wanted(request.model)
+        text = await asyncio.shield(model.text)
+        facts = await model.wait(self._patience_s)
+        prompt, prefix = await self._tokenize(request, text, facts, model.prefixes)
         _check_prompt(request, prompt, facts)
         sampling = _fill_in(request, len(prompt), facts)
         size = sum(map(len, request.tools))
@@ -113,21 +98,17 @@ class Admission:
             for index in range(sampling.n)
         ]
 
-    def _check_model(self, model: str | None, facts: ModelFacts) -> None:
-        if model not in (None, "", self._model_name, facts.model):
-            raise ModelNotFoundError(f"the model {model} is not served here; served is {self._model_name}")
-
     async def _tokenize(
-        self, request: GenerationRequest, text: TextPort, facts: ModelFacts
+        self, request: GenerationRequest, text: TextPort, facts: ModelFacts, prefixes: PrefixKeys
     ) -> tuple[array[int], PromptPrefix]:
         """Token ids, and by what their beginnings are found."""
         prompt = request.prompt
-        root = self._prefixes.root(request.owner, request.cache_salt)
+        root = prefixes.root(request.owner, request.cache_salt)
         encode: Callable[[], Sequence[int]]
 
         def read() -> tuple[array[int], PromptPrefix]:
             tokens = _token_array(encode())
-            return tokens, self._prefixes.prefix(root, tokens)
+            return tokens, prefixes.prefix(root, tokens)
 
         if isinstance(prompt, str):
             encode = partial(text.encode, prompt, facts.context_length)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from router.requests.meter import EndedAnswer
 from router.scheduler.slo import SloTarget
@@ -36,6 +36,33 @@ class Attainment:
     count: int
     p50_s: float | None
     p90_s: float | None
+
+
+class PromiseMeter:
+    """A RequestMeter of one model, whose requests were promised something of their own."""
+
+    def __init__(self, record: AttainmentRecord, target: Callable[[], SloTarget]) -> None:
+        """target: of requests that bring none."""
+        self._record = record
+        self._target = target
+
+    def admitted(self, prompt_tokens: int) -> None:
+        """Part of RequestMeter."""
+        self._record.admitted(prompt_tokens)
+
+    def first_tokens(self, count: int, since_arrival_s: float) -> None:
+        """Part of RequestMeter."""
+        self._record.first_tokens(count, since_arrival_s)
+
+    def more_tokens(self, count: int, since_last_s: float) -> None:
+        """Part of RequestMeter."""
+        self._record.more_tokens(count, since_last_s)
+
+    def ended(self, answer: EndedAnswer) -> None:
+        """Part of RequestMeter."""
+        target = self._target()
+        own = replace(answer, ttft_s=answer.ttft_s or target.ttft_s, tpot_s=answer.tpot_s or target.tpot_s)
+        self._record.ended(own)
 
 
 class AttainmentRecord:

@@ -12,7 +12,8 @@ from dataclasses import astuple, fields, replace
 from types import TracebackType
 from typing import Any
 
-from router.instances.sequence import NO_PREFIX, PromptPrefix, RoutedSequence
+from router.instances.sequence import NO_PREFIX, PromptPrefix
+from router.models.model import ServedModel
 from router.requests.meter import RequestMeter
 from router.requests.output import AnswerText
 from router.requests.running_answer import Cursor, RunningAnswer
@@ -83,7 +84,6 @@ class RequestEntry:
         request_id: str,
         digest: str,
         sampling: SamplingParams,
-        withdraw: Callable[[RoutedSequence], None],
         over: Callable[[RequestEntry], None],
         clock: Callable[[], float],
         meter: RequestMeter,
@@ -94,8 +94,8 @@ class RequestEntry:
     ) -> None:
         """digest: tells another request with the same id from a repetition.
 
-        owner: whose it is; see GenerationRequest. withdraw: a sequence has ended; wherever it runs, it must
-        not go on. over: all answers have ended, or it failed.
+        owner: whose it is; see GenerationRequest. over: all answers have ended, or it failed.
+        meter: until it is known which model it is for, which has its own.
         """
         self.trace_id = trace_id
         self.span = span
@@ -104,6 +104,8 @@ class RequestEntry:
         self.work: Work | None = None
         self.name = owned_name(owner, request_id)
         self.digest = digest
+        self.model: ServedModel | None = None
+        """Known from its admission on."""
         self.answers: list[RunningAnswer] = []
         self.changed = Notifier()
         self.over = asyncio.Event()
@@ -112,10 +114,9 @@ class RequestEntry:
         self.brought_bytes = 0
         self.arrived = clock()
         self._sampling = sampling
-        self._withdraw = withdraw
         self._over = over
         self._clock = clock
-        self._meter = meter
+        self._unknown_meter = meter
 
     @property
     def ended(self) -> bool:
@@ -164,6 +165,24 @@ class RequestEntry:
             # The prompt counts once, and so does what nobody had to compute of it.
             cached_tokens=min(part.cached_tokens for part in parts),
         )
+
+    @property
+    def _meter(self) -> RequestMeter:
+        return self._unknown_meter if self.model is None else self.model.meter
+
+    def submit(self, answer: RunningAnswer) -> None:
+        """One of its answers needs an instance of its model."""
+        assert self.model is not None, "it has been admitted"
+        self.model.dispatcher.submit(answer)
+
+    def waits(self, answer: RunningAnswer) -> bool:
+        """Does one of its answers wait for an instance?"""
+        return self.model is not None and self.model.dispatcher.is_pending(answer)
+
+    def _withdraw(self, answer: RunningAnswer) -> None:
+        """It has ended; wherever it runs, it must not go on."""
+        if self.model is not None:
+            self.model.dispatcher.withdraw(answer)
 
     def new_answer(
         self,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from router.instances.dispatcher import Dispatcher
+from router.models.model import ServedModel
 from router.requests.admission import Admission
 from router.requests.entry import Pacing, RequestEntry, Subscription, owned_name, request_digest
 from router.requests.meter import RequestMeter, Unmeasured
@@ -73,7 +73,6 @@ class RequestTable:
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
         admission: Admission,
         clock: Callable[[], float],
         *,
@@ -85,7 +84,6 @@ class RequestTable:
     ) -> None:
         """max_requests: running at most; as many complete ones are remembered, for `remember_s` seconds."""
         self.max_requests = max_requests
-        self._dispatcher = dispatcher
         self._admission = admission
         self._clock = clock
         self._remember_s = remember_s
@@ -114,7 +112,7 @@ class RequestTable:
     def counts(self) -> TableCounts:
         """For status reports."""
         queued = sum(
-            not entry.answers or all(self._dispatcher.is_pending(answer) for answer in entry.answers)
+            not entry.answers or all(entry.waits(answer) for answer in entry.answers)
             for entry in self._running.values()
         )
         return TableCounts(queued, len(self._running) - queued, self._finished, self._failed, self._shed)
@@ -195,6 +193,10 @@ class RequestTable:
         """End everything."""
         for entry in list(self._running.values()):
             self._cancel(entry)
+
+    def uses(self, model: ServedModel) -> bool:
+        """Does one of them run for it?"""
+        return any(entry.model is model for entry in self._running.values())
 
     @property
     def owners(self) -> set[str]:
@@ -292,7 +294,6 @@ class RequestTable:
             request.request_id,
             digest,
             request.sampling,
-            self._dispatcher.withdraw,
             self._over,
             self._clock,
             self._meter,
@@ -343,7 +344,7 @@ class RequestTable:
         for answer in answers:
             if not answer.finished:
                 # The routing scheduler finds an instance, now or when one has room; its link hands it over.
-                self._dispatcher.submit(answer)
+                entry.submit(answer)
 
     def _listen(
         self, entry: RequestEntry, attached: bool, grace_s: float, gap_s: float = 0.0

@@ -39,6 +39,10 @@ class TextPort(Protocol):
         """Number of tokens that the tokenizer knows."""
         ...
 
+    def close(self) -> None:
+        """End what it runs beside this process; nobody will ask it any more."""
+        ...
+
     def encode(self, text: str, most: int | None = None) -> list[int]:
         """Token ids of plain text. TooManyTokensError if there are plainly more than `most`."""
         ...

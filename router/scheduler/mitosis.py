@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tidepipe_common.errors import ConfigError, NotFoundError
@@ -44,12 +46,12 @@ class Mitosis:
     nobody new, so its group has shrunk when it begins to drain, not when it is gone.
     """
 
-    def __init__(self, bounds: Bounds, prefix: str = "macro") -> None:
+    def __init__(self, bounds: Bounds, numbers: Iterator[int] | None = None) -> None:
+        """numbers: of groups to come, shared with others so that each has a name of its own."""
         self.bounds = bounds
         self.groups: dict[str, list[str]] = {}
         self._leaving: set[str] = set()
-        self._prefix = prefix
-        self._made = 0
+        self._numbers = numbers or itertools.count(1)
 
     def home(self, instance_id: str) -> str:
         """The group of an instance; NotFoundError if it is in none."""
@@ -184,7 +186,6 @@ class Mitosis:
         return first, second
 
     def _new_group(self) -> str:
-        self._made += 1
-        name = f"{self._prefix}-{self._made}"
+        name = f"macro-{next(self._numbers)}"
         self.groups[name] = []
         return name

@@ -16,14 +16,46 @@ SETTLED = 256
 Entry = tuple[float, int, str]
 
 
+class PendingRoom:
+    """How many may wait, in all queues of a router together, and of one tenant at most."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._waiting = 0
+        self._of: Counter[str] = Counter()
+
+    @property
+    def full(self) -> bool:
+        """No room for one more."""
+        return self._waiting >= self.limit
+
+    def full_for(self, tenant: str) -> bool:
+        """No room for one more of this one's; who has no name may fill it."""
+        mine = self._of[tenant] if tenant else 0
+        return self.full or mine >= max(1.0, self.limit * LARGEST_SHARE)
+
+    def enter(self, tenant: str) -> None:
+        """One more waits."""
+        self._waiting += 1
+        self._of[tenant] += 1
+
+    def leave(self, tenant: str) -> None:
+        """One fewer."""
+        self._waiting -= 1
+        self._of[tenant] -= 1
+        if not self._of[tenant]:
+            del self._of[tenant]
+
+
 class PendingQueue:
     """Whose TTFT target ends first goes first, of one tenant; with one SLO class that is first come, first
     served. Of several tenants that one goes whose requests had the least work done so far: start-time fair
     queueing. Who had nothing to do meanwhile has not saved it up.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, room: PendingRoom | int) -> None:
+        """room: shared with other queues, or one of its own for so many."""
+        self._room = PendingRoom(room) if isinstance(room, int) else room
         self._requests: dict[str, RouteRequest] = {}
         self._lines: dict[str, list[Entry]] = {}
         self._expiry: list[tuple[float, str]] = []
@@ -40,12 +72,11 @@ class PendingQueue:
     @property
     def full(self) -> bool:
         """No room for one more."""
-        return len(self._requests) >= self.limit
+        return self._room.full
 
     def full_for(self, tenant: str) -> bool:
-        """No room for one more of this one's; who has no name may fill it."""
-        mine = len(self._lines.get(tenant, ())) if tenant else 0
-        return self.full or mine >= max(1.0, self.limit * LARGEST_SHARE)
+        """No room for one more of this one's."""
+        return self._room.full_for(tenant)
 
     def ahead(self, count: int) -> list[RouteRequest]:
         """The first ones in line, `count` of them at most."""
@@ -70,8 +101,10 @@ class PendingQueue:
     def add(self, request: RouteRequest) -> None:
         """OverflowError if it is full; ask first."""
         if self.full:
-            raise OverflowError(f"{self.limit} requests are pending already")
+            raise OverflowError(f"{self._room.limit} requests are pending already")
+        self.discard(request.request_id)
         self._count += 1
+        self._room.enter(request.tenant)
         self._requests[request.request_id] = request
         line = self._lines.setdefault(request.tenant, [])
         if not line:
@@ -97,6 +130,7 @@ class PendingQueue:
         request = self._requests.pop(request_id, None)
         if request is None:
             return False
+        self._room.leave(request.tenant)
         line = [entry for entry in self._lines[request.tenant] if entry[2] != request_id]
         if line:
             self._lines[request.tenant] = line

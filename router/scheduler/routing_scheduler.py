@@ -7,6 +7,7 @@ Pure: same events, same actions.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 from router.scheduler.choice import Choice
@@ -39,7 +40,7 @@ from router.scheduler.events import (
 from router.scheduler.instance_report import FOREVER
 from router.scheduler.macro import MacroInstance
 from router.scheduler.mitosis import Bounds, Mitosis, Move
-from router.scheduler.pending import PendingQueue
+from router.scheduler.pending import PendingQueue, PendingRoom
 from router.scheduler.policies.catalog import FINDING, make_routing_policy
 from router.scheduler.request import RouteRequest
 from router.scheduler.scaling import AutoScaling, ScalingRules
@@ -66,15 +67,26 @@ class OverallConfig:
     scaling: ScalingRules | None = None
 
 
-class RoutingScheduler:
-    """Where requests go, and how many instances there are in which macro instance."""
+class SharedRoom:
+    """What the schedulers of a router's models have in common, which else know nothing of each other: room
+    for requests that wait, and the names of macro instances."""
 
-    def __init__(self, config: OverallConfig) -> None:
+    def __init__(self, max_pending: int) -> None:
+        self.pending = PendingRoom(max_pending)
+        self.macro_numbers = itertools.count(1)
+
+
+class RoutingScheduler:
+    """Where requests for one model go, and how many instances of it there are in which macro instance."""
+
+    def __init__(self, config: OverallConfig, shared: SharedRoom | None = None) -> None:
+        """shared: with those of other models; None: it is the only one."""
+        shared = shared or SharedRoom(config.max_pending)
         self.config = config
         self.policy_name = config.policy
         make_routing_policy(config.policy)  # a wrong name is told now
-        self.mitosis = Mitosis(config.bounds)
-        self.pending = PendingQueue(config.max_pending)
+        self.mitosis = Mitosis(config.bounds, shared.macro_numbers)
+        self.pending = PendingQueue(shared.pending)
         self.macros: dict[str, MacroInstance] = {}
         self.scaling = AutoScaling(config.scaling) if config.scaling else None
         self.starting = 0

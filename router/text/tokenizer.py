@@ -83,6 +83,12 @@ class TextProcessor:
         """Number of tokens, added ones included; a model's own vocabulary may be padded beyond it."""
         return self._backend.get_vocab_size()
 
+    def close(self) -> None:
+        """End the process in which structures are tried."""
+        if self._checks is not None:
+            self._checks.close()
+            self._checks = None
+
     def encode(self, text: str, most: int | None = None) -> list[int]:
         """Token ids of plain text, with the special tokens that the tokenizer puts around it.
 

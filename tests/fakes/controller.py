@@ -85,6 +85,9 @@ class FakeController(pb_grpc.ControllerServiceServicer):
     vocab_size: int = 256
     context_length: int = 1000
     fingerprint: str = "one"
+    model: str = "fake"
+    names: Sequence[str] = ()
+    ttft_ms: float = 0
     max_sequences: int = 64
     room: int = 64
     step_s: float = 0.002
@@ -164,7 +167,9 @@ class FakeController(pb_grpc.ControllerServiceServicer):
         return pb.DescribeResponse(
             instance_id=self.instance_id,
             incarnation=self.incarnation,
-            model="fake-model",
+            model=self.model,
+            served_names=self.names,
+            ttft_ms=self.ttft_ms,
             model_fingerprint=self.fingerprint,
             context_length=self.context_length,
             vocab_size=self.vocab_size,

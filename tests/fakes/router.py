@@ -12,6 +12,7 @@ from typing import Any
 from router.service import RouterService
 from tests.fakes.text import ByteText
 from tidepipe.v1 import inference_pb2_grpc
+from tidepipe_common.errors import ModelError
 from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.rpc.lifecycle import Lifecycle
 from tidepipe_common.settings.router import RouterSettings
@@ -47,7 +48,7 @@ async def running_router(**settings: Any) -> AsyncIterator[RunningRouter]:
         "http": http,
         "stop_grace_s": 0.2,
     }
-    service = RouterService(RouterSettings(**{**defaults, **settings}), ByteText)
+    service = RouterService(RouterSettings(**{**defaults, **settings}), byte_text)
     lifecycle = _Lifecycle()
     async with asyncio.TaskGroup() as group:
         group.create_task(service.run(lifecycle))
@@ -56,6 +57,13 @@ async def running_router(**settings: Any) -> AsyncIterator[RunningRouter]:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             yield RunningRouter(service, address, http, stub, lifecycle)
         lifecycle.stopping.set()
+
+
+def byte_text(model: str) -> ByteText:
+    """The tokenizer of every model but those that are called so."""
+    if "nowhere" in model:
+        raise ModelError(f"{model}: no such file or folder")
+    return ByteText()
 
 
 def is_ready(router: RunningRouter, instance_id: str) -> bool:

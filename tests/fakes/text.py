@@ -36,6 +36,9 @@ class ByteText:
 
     vocab_size = VOCAB_SIZE
 
+    def close(self) -> None:
+        pass
+
     def encode(self, text: str, most: int | None = None) -> list[int]:
         return list(text.encode())
 

@@ -68,14 +68,19 @@ class AdminClient:
         request = message_of(pb.DrainInstanceRequest, instance_id=instance_id, resume=resume, force=force)
         return int((await self._ask(self._stub.DrainInstance, request))["unfinished"])
 
-    async def scale(self, how: str, count: int, *, force: bool = False) -> dict[str, Any]:
-        """how: set, add or remove. force: beyond what the machines hold, and down to none."""
-        request = message_of(pb.ScaleInstancesRequest, **{how: count}, force=force)
+    async def scale(self, how: str, count: int, *, force: bool = False, model: str = "") -> dict[str, Any]:
+        """how: set, add or remove. force: beyond what the machines hold, and down to none.
+
+        model: whose instances; empty: the router's own.
+        """
+        request = message_of(pb.ScaleInstancesRequest, **{how: count}, force=force, model=model)
         return await self._ask(self._stub.ScaleInstances, request)
 
-    async def auto_scaling(self, on: bool, least: int = 0, most: int = 0) -> dict[str, Any]:
-        """Scale by load from now on, or by hand."""
-        request = message_of(pb.SetAutoScalingRequest, on=on, least=least, most=most)
+    async def auto_scaling(
+        self, on: bool, least: int = 0, most: int = 0, *, model: str = ""
+    ) -> dict[str, Any]:
+        """Scale by load from now on, or by hand. model: whose instances; empty: the router's own."""
+        request = message_of(pb.SetAutoScalingRequest, on=on, least=least, most=most, model=model)
         return await self._ask(self._stub.SetAutoScaling, request)
 
     async def policies(self, routing: str = "", instance: str = "", instance_id: str = "") -> dict[str, Any]:

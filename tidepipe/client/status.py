@@ -109,7 +109,10 @@ class PipelineStatus:
 
 @dataclass(frozen=True, slots=True)
 class InstanceStatus:
-    """An instance as the router knows it. status: None if it did not answer; error says why."""
+    """An instance as the router knows it. status: None if it did not answer; error says why.
+
+    model: that it serves, by its first name.
+    """
 
     instance_id: str
     controller_address: str
@@ -118,6 +121,7 @@ class InstanceStatus:
     assigned: int
     error: str
     status: PipelineStatus | None
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,10 +87,16 @@ class BatchResult:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A served model; sizes in tokens."""
+    """A served model, by one of its names; sizes in tokens.
+
+    alias_of: its first name, if this is another. ttft_ms, tpot_ms: targets of requests that bring none.
+    """
 
     name: str
     context_length: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     fingerprint: str
+    alias_of: str = ""
+    ttft_ms: float = 0.0
+    tpot_ms: float = 0.0

@@ -58,6 +58,9 @@ def models_from_wire(reply: pb.ListModelsResponse) -> list[ModelInfo]:
             vocab_size=model.vocab_size,
             eos_token_ids=tuple(model.eos_token_ids),
             fingerprint=model.fingerprint,
+            alias_of=model.alias_of,
+            ttft_ms=model.ttft_ms,
+            tpot_ms=model.tpot_ms,
         )
         for model in reply.models
     ]

@@ -49,6 +49,7 @@ class GetGroupsResponse(_message.Message):
     MACRO_MIN_FIELD_NUMBER: _builtins.int
     MACRO_MAX_FIELD_NUMBER: _builtins.int
     SCALING_FIELD_NUMBER: _builtins.int
+    SCALING_OF_OTHERS_FIELD_NUMBER: _builtins.int
     routing: _builtins.str
     """Routing policy."""
     pending: _builtins.int
@@ -63,7 +64,11 @@ class GetGroupsResponse(_message.Message):
 
     @_builtins.property
     def scaling(self) -> Global___ScalingState:
-        """Scaling."""
+        """Scaling of the router's own model."""
+
+    @_builtins.property
+    def scaling_of_others(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScalingState]:
+        """Scaling of the other models."""
 
     def __init__(
         self,
@@ -74,10 +79,11 @@ class GetGroupsResponse(_message.Message):
         macro_min: _builtins.int = ...,
         macro_max: _builtins.int = ...,
         scaling: Global___ScalingState | None = ...,
+        scaling_of_others: _abc.Iterable[Global___ScalingState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["scaling", b"scaling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["macro_max", b"macro_max", "macro_min", b"macro_min", "macros", b"macros", "pending", b"pending", "routing", b"routing", "scaling", b"scaling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["macro_max", b"macro_max", "macro_min", b"macro_min", "macros", b"macros", "pending", b"pending", "routing", b"routing", "scaling", b"scaling", "scaling_of_others", b"scaling_of_others"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -91,8 +97,11 @@ class MacroEntry(_message.Message):
 
     MACRO_ID_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     macro_id: _builtins.str
     """Its name."""
+    model: _builtins.str
+    """The model that they serve: no macro instance has instances of two."""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberEntry]:
         """Its instances, in the order in which they take turns."""
@@ -102,10 +111,11 @@ class MacroEntry(_message.Message):
         *,
         macro_id: _builtins.str = ...,
         members: _abc.Iterable[Global___MemberEntry] | None = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["macro_id", b"macro_id", "members", b"members"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["macro_id", b"macro_id", "members", b"members", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -195,12 +205,15 @@ class ScalingState(_message.Message):
     STOPPING_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
     WANTED_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     automatic: _builtins.bool
     """True if instances are added and removed by load."""
     provisioner: _builtins.bool
     """True if instances can be started and stopped."""
     wanted: _builtins.int
     """Instances that somebody asked for, and that are kept; unset: nobody did."""
+    model: _builtins.str
+    """The model whose instances they are."""
     @_builtins.property
     def starting(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Instances being started."""
@@ -222,10 +235,11 @@ class ScalingState(_message.Message):
         stopping: _abc.Iterable[_builtins.str] | None = ...,
         notes: _abc.Iterable[Global___ScalingNote] | None = ...,
         wanted: _builtins.int | None = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_wanted", b"_wanted", "wanted", b"wanted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wanted", b"_wanted", "automatic", b"automatic", "notes", b"notes", "provisioner", b"provisioner", "starting", b"starting", "stopping", b"stopping", "wanted", b"wanted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wanted", b"_wanted", "automatic", b"automatic", "model", b"model", "notes", b"notes", "provisioner", b"provisioner", "starting", b"starting", "stopping", b"stopping", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__wanted: _TypeAlias = _typing.Literal["wanted"]  # noqa: Y015
     _WhichOneofArgType__wanted: _TypeAlias = _typing.Literal["_wanted", b"_wanted"]  # noqa: Y015
@@ -481,6 +495,7 @@ class ScaleInstancesRequest(_message.Message):
     ADD_FIELD_NUMBER: _builtins.int
     REMOVE_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     set: _builtins.int
     """To so many."""
     add: _builtins.int
@@ -489,6 +504,8 @@ class ScaleInstancesRequest(_message.Message):
     """So many fewer."""
     force: _builtins.bool
     """Also beyond what the machines hold, and down to no instance at all."""
+    model: _builtins.str
+    """One of the names of the model whose instances these are; empty: the router's own."""
     def __init__(
         self,
         *,
@@ -496,10 +513,11 @@ class ScaleInstancesRequest(_message.Message):
         add: _builtins.int = ...,
         remove: _builtins.int = ...,
         force: _builtins.bool = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "change", b"change", "remove", b"remove", "set", b"set"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "change", b"change", "force", b"force", "remove", b"remove", "set", b"set"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "change", b"change", "force", b"force", "model", b"model", "remove", b"remove", "set", b"set"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["set", "add", "remove"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
@@ -544,22 +562,26 @@ class SetAutoScalingRequest(_message.Message):
     ON_FIELD_NUMBER: _builtins.int
     LEAST_FIELD_NUMBER: _builtins.int
     MOST_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     on: _builtins.bool
     """On or off."""
     least: _builtins.int
     """Instances at least; 0: 1."""
     most: _builtins.int
     """Instances at most; 0: 64."""
+    model: _builtins.str
+    """One of the names of the model whose instances these are; empty: the router's own."""
     def __init__(
         self,
         *,
         on: _builtins.bool = ...,
         least: _builtins.int = ...,
         most: _builtins.int = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["least", b"least", "most", b"most", "on", b"on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["least", b"least", "model", b"model", "most", b"most", "on", b"on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -845,6 +867,7 @@ class InstanceEntry(_message.Message):
     ASSIGNED_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Name of the instance."""
     controller_address: _builtins.str
@@ -857,6 +880,8 @@ class InstanceEntry(_message.Message):
     """Sequences that the router has there."""
     error: _builtins.str
     """If status is unset: why."""
+    model: _builtins.str
+    """Name of the model that it serves."""
     @_builtins.property
     def status(self) -> _controller_pb2.InstanceStatus:
         """Its own account; unset if it did not answer."""
@@ -871,10 +896,11 @@ class InstanceEntry(_message.Message):
         assigned: _builtins.int = ...,
         status: _controller_pb2.InstanceStatus | None = ...,
         error: _builtins.str = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "connected", b"connected", "controller_address", b"controller_address", "draining", b"draining", "error", b"error", "instance_id", b"instance_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "connected", b"connected", "controller_address", b"controller_address", "draining", b"draining", "error", b"error", "instance_id", b"instance_id", "model", b"model", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -81,6 +81,10 @@ class DescribeResponse(_message.Message):
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     MAX_SEQUENCES_FIELD_NUMBER: _builtins.int
+    SERVED_NAMES_FIELD_NUMBER: _builtins.int
+    TTFT_MS_FIELD_NUMBER: _builtins.int
+    TPOT_MS_FIELD_NUMBER: _builtins.int
+    PROVISIONER_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Name of the instance."""
     incarnation: _builtins.str
@@ -99,9 +103,21 @@ class DescribeResponse(_message.Message):
     """Version of this contract, see Configure in stage.proto."""
     max_sequences: _builtins.int
     """Sequences accepted at most, running and waiting together."""
+    ttft_ms: _builtins.float
+    """Targets of the model's requests that bring none, milliseconds. Zero: the router's."""
+    tpot_ms: _builtins.float
+    """Per token after the first. Zero: the router's."""
+    provisioner: _builtins.str
+    """HOST:PORT of the ProvisionerService that starts and stops instances of this model. Empty: none, or the router's."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end an output."""
+
+    @_builtins.property
+    def served_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names under which clients ask for the model, the first one before its aliases; at most 16 of 256 characters. Empty:
+        the name of the model's folder or file. Instances that have a name in common serve one model.
+        """
 
     def __init__(
         self,
@@ -115,10 +131,14 @@ class DescribeResponse(_message.Message):
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         protocol_version: _builtins.int = ...,
         max_sequences: _builtins.int = ...,
+        served_names: _abc.Iterable[_builtins.str] | None = ...,
+        ttft_ms: _builtins.float = ...,
+        tpot_ms: _builtins.float = ...,
+        provisioner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "eos_token_ids", b"eos_token_ids", "incarnation", b"incarnation", "instance_id", b"instance_id", "max_sequences", b"max_sequences", "model", b"model", "model_fingerprint", b"model_fingerprint", "protocol_version", b"protocol_version", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "eos_token_ids", b"eos_token_ids", "incarnation", b"incarnation", "instance_id", b"instance_id", "max_sequences", b"max_sequences", "model", b"model", "model_fingerprint", b"model_fingerprint", "protocol_version", b"protocol_version", "provisioner", b"provisioner", "served_names", b"served_names", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

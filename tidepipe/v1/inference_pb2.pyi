@@ -681,7 +681,7 @@ class ListModelsResponse(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelInfo]:
-        """One entry per model."""
+        """One entry per name of each model."""
 
     def __init__(
         self,
@@ -707,6 +707,9 @@ class ModelInfo(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    ALIAS_OF_FIELD_NUMBER: _builtins.int
+    TTFT_MS_FIELD_NUMBER: _builtins.int
+    TPOT_MS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name that requests use."""
     context_length: _builtins.int
@@ -715,6 +718,12 @@ class ModelInfo(_message.Message):
     """Token ids are below this."""
     fingerprint: _builtins.str
     """Digest of configuration and weights' shapes; equal on every process that serves the model."""
+    alias_of: _builtins.str
+    """The model's first name, if this is another one of its names. Empty: this is the first."""
+    ttft_ms: _builtins.float
+    """Targets of requests that bring none, milliseconds."""
+    tpot_ms: _builtins.float
+    """Per token after the first, milliseconds."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end an output."""
@@ -727,10 +736,13 @@ class ModelInfo(_message.Message):
         vocab_size: _builtins.int = ...,
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         fingerprint: _builtins.str = ...,
+        alias_of: _builtins.str = ...,
+        ttft_ms: _builtins.float = ...,
+        tpot_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "eos_token_ids", b"eos_token_ids", "fingerprint", b"fingerprint", "name", b"name", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias_of", b"alias_of", "context_length", b"context_length", "eos_token_ids", b"eos_token_ids", "fingerprint", b"fingerprint", "name", b"name", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

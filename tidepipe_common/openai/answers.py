@@ -68,14 +68,25 @@ class Usage(TypedDict):
 
 
 @closed
+class ModelTargets(TypedDict):
+    """What is promised to a model's requests that bring no targets, milliseconds."""
+
+    ttft_ms: float
+    tpot_ms: float
+
+
+@closed
 class Model(TypedDict):
-    """A model that is served."""
+    """A model that is served, by one of its names. root: the first of them."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str
     max_model_len: int
+    vocab_size: int
+    slo: ModelTargets
 
 
 @closed

@@ -45,6 +45,7 @@ class ClusterConfig(Strict):
         int, setting("Stages of each pipeline: one process and device each.", metavar="S", ge=1, le=64)
     ] = 1
     instances: Annotated[int, setting("Pipelines.", ge=1, le=64)] = 1
+    served_model_name: fields.ServedModelName | None = None
     host: Annotated[str, setting("Address to listen on.", metavar="H", min_length=1)] = "127.0.0.1"
     http_port: Annotated[
         int, setting("Port of the OpenAI HTTP API; 0: a free one.", metavar="P", ge=0, le=65_535)

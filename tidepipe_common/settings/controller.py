@@ -9,11 +9,11 @@ from pydantic import model_validator
 
 from tidepipe_common.settings import defaults, fields
 from tidepipe_common.settings.definition import setting
-from tidepipe_common.settings.service import ServiceSettings
+from tidepipe_common.settings.instance import InstanceSettings
 from tidepipe_common.types.token_mix import TokenMix
 
 
-class ControllerSettings(ServiceSettings):
+class ControllerSettings(InstanceSettings):
     """The brain of one instance: it plans the steps of its stage workers."""
 
     service: ClassVar[str] = "controller"
@@ -44,7 +44,6 @@ class ControllerSettings(ServiceSettings):
     advertise: Annotated[
         str, setting("Address for the router.", metavar="HOST:PORT", otherwise="that of --listen")
     ] = ""
-    instance_id: Annotated[str, setting("Name of the instance.", metavar="NAME")] = "instance-0"
     router: Annotated[str | None, setting("Router to register at.", metavar="HOST:PORT")] = None
     predictor: Annotated[str | None, setting("Length predictor to ask.", metavar="HOST:PORT")] = None
     policy: fields.Policy = "auto"

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator
 
 from tidepipe_common.limits import MAX_STORED_BYTES
+from tidepipe_common.model_names import served_names
 from tidepipe_common.numerals import MAX_COUNT
 from tidepipe_common.security import credentials
 from tidepipe_common.settings import defaults
@@ -27,6 +28,10 @@ def _split(value: str | None) -> str | None:
     if value and re.fullmatch(r"[0-9]{1,5}(,[0-9]{1,5})*", value) is None:
         raise ValueError("must be numbers such as 16,14")
     return value
+
+
+def _names(value: str | None) -> str | None:
+    return value and ",".join(served_names(value))
 
 
 def _offload(value: str) -> str:
@@ -103,6 +108,16 @@ TlsUnneeded = Annotated[
 # Of a model and the stages that compute it.
 Model = Annotated[
     str, setting("Folder, .gguf file, pulled model's name or hub id.", metavar="M", min_length=1)
+]
+ServedModelName = Annotated[
+    str,
+    AfterValidator(_names),
+    setting(
+        "Names by which clients ask for the model, the first one before its aliases.",
+        metavar="A,B,..",
+        otherwise="that of its folder or file",
+        min_length=1,
+    ),
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"], setting("Type of the weights.", metavar="D")

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, ClassVar
 
+from pydantic import AfterValidator
+
 from tidepipe_common.http.descriptors import REQUESTS
+from tidepipe_common.model_names import usual_name
 from tidepipe_common.numerals import MAX_COUNT
 from tidepipe_common.settings import defaults, fields
 from tidepipe_common.settings.definition import setting
 from tidepipe_common.settings.service import ServiceSettings
+
+
+def _tokenizers(value: str | None) -> str | None:
+    if value is not None and not all(all(part.partition("=")) for part in value.split(",")):
+        raise ValueError("must be NAME=M, such as small=/models/small")
+    return value
 
 
 class RouterSettings(ServiceSettings):
@@ -18,9 +26,21 @@ class RouterSettings(ServiceSettings):
     service: ClassVar[str] = "router"
 
     model: fields.Model
-    model_name: Annotated[str, setting("Name that clients use.", metavar="NAME", otherwise="the model's")] = (
-        ""
-    )
+    served_model_name: fields.ServedModelName | None = None
+    model_name: Annotated[
+        str, setting("One name, as --served-model-name.", metavar="NAME", otherwise="the model's")
+    ] = ""
+    tokenizer: Annotated[
+        str | None,
+        AfterValidator(_tokenizers),
+        setting(
+            "Where the tokenizer of another model is that instances bring.",
+            metavar="NAME=M",
+            otherwise="where the instance has it",
+            repeatable=True,
+            min_length=1,
+        ),
+    ] = None
     http: Annotated[
         str, setting("Address of the OpenAI-compatible API.", metavar="HOST:PORT", otherwise="none")
     ] = ""
@@ -80,10 +100,14 @@ class RouterSettings(ServiceSettings):
     ] = 10.0
 
     @property
-    def served_name(self) -> str:
-        """That clients use: the one given, the folder's or file's, or the model as it was called."""
-        path = Path(self.model).expanduser()
-        if self.model_name or not path.exists():
-            return self.model_name or self.model
-        path = path.resolve()
-        return path.stem if path.suffix == ".gguf" else path.name
+    def served_names(self) -> tuple[str, ...]:
+        """That clients use: those given, or the model's usual one."""
+        if self.served_model_name:
+            return tuple(self.served_model_name.split(","))
+        return (self.model_name or usual_name(self.model),)
+
+    @property
+    def tokenizers(self) -> dict[str, str]:
+        """Where those of other models are, by name."""
+        pairs = (part.partition("=") for part in self.tokenizer.split(",")) if self.tokenizer else ()
+        return {name: place for name, _, place in pairs}

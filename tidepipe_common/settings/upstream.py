@@ -8,11 +8,12 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
+from tidepipe_common.model_names import usual_name
 from tidepipe_common.numerals import MAX_COUNT
 from tidepipe_common.security.credentials import is_loopback
 from tidepipe_common.settings import fields
 from tidepipe_common.settings.definition import setting
-from tidepipe_common.settings.service import ServiceSettings
+from tidepipe_common.settings.instance import InstanceSettings
 
 UPSTREAM_API_KEY = "TIDEPIPE_UPSTREAM_API_KEY"
 """The key for the server itself: by the environment only, as command lines are everybody's to read."""
@@ -31,7 +32,7 @@ def base_url(value: str) -> str:
     return value.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-class UpstreamSettings(ServiceSettings):
+class UpstreamSettings(InstanceSettings):
     """An instance that forwards to an OpenAI-compatible server (vLLM, SGLang, llama.cpp)."""
 
     service: ClassVar[str] = "controller.upstream"
@@ -74,6 +75,11 @@ class UpstreamSettings(ServiceSettings):
     ] = ""
     instance_id: Annotated[str, setting("Name of the instance.", metavar="NAME")] = "upstream-0"
     router: Annotated[str | None, setting("Router to register at.", metavar="HOST:PORT")] = None
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """A name of its own in any case: the server may call the model otherwise."""
+        return super().served_names or (usual_name(self.model),)
 
     @property
     def places(self) -> int:

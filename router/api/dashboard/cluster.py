@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from router.api.dashboard.recent import PHASES
-from router.instances.dispatcher import Dispatcher
+from router.models.models import ServedModels
 from router.requests.attainment import WINDOW_S, Attainment, AttainmentRecord
 from router.requests.table import RequestTable
 from router.scheduler.view import InstanceView
@@ -19,20 +19,22 @@ class ClusterSummary:
     def __init__(
         self,
         table: RequestTable,
-        dispatcher: Dispatcher,
+        models: ServedModels,
         record: AttainmentRecord,
         clock: Callable[[], float],
     ) -> None:
         self._table = table
-        self._dispatcher = dispatcher
+        self._models = models
         self._record = record
         self._clock = clock
 
     def requests(self) -> dict[str, Any]:
         """Counts of requests and tokens, and why the first in line waits."""
-        counts, scheduler = self._table.counts, self._dispatcher.scheduler
-        first = scheduler.pending.ahead(1)
-        why = scheduler.why_waiting(first[0].request_id) if first else None
+        counts, now = self._table.counts, self._clock()
+        schedulers = [model.dispatcher.scheduler for model in self._models]
+        longest = max(schedulers, key=lambda scheduler: scheduler.pending.oldest_wait(now))
+        first = longest.pending.ahead(1)
+        why = longest.why_waiting(first[0].request_id) if first else None
         return {
             "running": counts.running,
             "queued": counts.queued,
@@ -40,12 +42,12 @@ class ClusterSummary:
             "failed": counts.failed,
             "shed": counts.shed,
             "most": self._table.max_requests,
-            "pending": len(scheduler.pending),
-            "oldest_wait_s": round(scheduler.pending.oldest_wait(self._clock()), 2),
+            "pending": sum(len(scheduler.pending) for scheduler in schedulers),
+            "oldest_wait_s": round(longest.pending.oldest_wait(now), 2),
             "why": why.reason if why is not None else "",
             "prompt_tokens": self._record.prompt_tokens,
             "generated_tokens": self._record.generated_tokens,
-            "moved": self._dispatcher.moved,
+            "moved": self._models.moved,
         }
 
     def promises(self) -> dict[str, Any]:
@@ -59,14 +61,17 @@ class ClusterSummary:
 
     def macros(self) -> list[dict[str, Any]]:
         """Macro instances, their instances in the order in which they take turns."""
-        scheduler, now = self._dispatcher.scheduler, self._clock()
+        now = self._clock()
+        schedulers = [(model, model.dispatcher.scheduler) for model in self._models]
         return [
             {
                 "id": name,
+                "model": model.name,
                 "routing": scheduler.policy_name,
                 "chosen": macro.last_chosen,
                 "members": [_member(view, now) for view in macro.views],
             }
+            for model, scheduler in schedulers
             for name, macro in scheduler.macros.items()
         ]
 

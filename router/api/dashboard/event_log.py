@@ -6,10 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from router.autoscaling.fleet import Fleet
-from router.instances.dispatcher import Dispatcher
 from router.instances.link import InstanceLink
 from router.instances.registry import InstanceRegistry
+from router.models.models import ServedModels
 
 MAX_ENTRIES = 200
 
@@ -37,13 +36,10 @@ class _Known:
 class EventLog:
     """Compares how things stand with how they stood. Asks nobody: it reads what the router has anyway."""
 
-    def __init__(
-        self, registry: InstanceRegistry, dispatcher: Dispatcher, fleet: Fleet, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, registry: InstanceRegistry, models: ServedModels, clock: Callable[[], float]) -> None:
         self.entries: deque[ClusterEvent] = deque(maxlen=MAX_ENTRIES)
         self._registry = registry
-        self._dispatcher = dispatcher
-        self._fleet = fleet
+        self._models = models
         self._clock = clock
         self._known: dict[str, _Known] = {}
         self._moved = 0
@@ -55,7 +51,8 @@ class EventLog:
         now = self._clock()
         macros = {
             view.instance_id: name
-            for name, macro in self._dispatcher.scheduler.macros.items()
+            for model in self._models
+            for name, macro in model.dispatcher.scheduler.macros.items()
             for view in macro.views
         }
         links = {link.instance_id: link for link in self._registry}
@@ -64,10 +61,11 @@ class EventLog:
             self._note("fault", f"{name} is gone")
         for name, link in links.items():
             self._instance(name, link, macros.get(name, ""), now)
-        if (moved := self._dispatcher.moved - self._moved) > 0:
+        if (moved := self._models.moved - self._moved) > 0:
             self._note("recovery", f"{moved} unfinished sequences were given to other instances")
-        self._moved = self._dispatcher.moved
-        for when, text in [note for note in self._fleet.notes if note[0] > self._noted]:
+        self._moved = self._models.moved
+        notes = (note for model in self._models for note in model.fleet.notes if note[0] > self._noted)
+        for when, text in sorted(notes):
             self._noted = when
             self._note("scale", text, when)
 
@@ -89,7 +87,7 @@ class EventLog:
         known = self._known.get(name)
         if known is None:
             self._known[name] = known = _Known(incarnation, macro)
-            self._note("group", f"{name} registered from {link.announced.address}")
+            self._note("group", f"{name} registered from {link.announced.address}, with {link.model.name}")
         if incarnation != known.incarnation:
             known.incarnation, known.epoch = incarnation, 0
             self._note("recovery", f"{name}: its controller was started anew")

@@ -36,16 +36,16 @@ class PageFeed:
     def __init__(
         self,
         router_id: str,
-        model_name: str,
+        model_names: Callable[[], str],
         registry: InstanceRegistry,
         summary: ClusterSummary,
         event_log: EventLog,
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """model_name: the name that clients use. clock: the router's, steady. wall: seconds since 1970."""
+        """model_names: that clients use. clock: the router's, steady. wall: seconds since 1970."""
         self._router_id = router_id
-        self._model_name = model_name
+        self._model_names = model_names
         self._registry = registry
         self._summary = summary
         self._event_log = event_log
@@ -121,7 +121,7 @@ class PageFeed:
             "at": self._ms(self._clock()),
             "router": {
                 "id": self._router_id,
-                "model": self._model_name,
+                "model": self._model_names(),
                 "version": tidepipe_version(),
                 "uptime_s": round(self._clock() - self._started, 1),
             },

@@ -60,6 +60,7 @@ def _about(link: InstanceLink) -> dict[str, Any]:
     return {
         "id": link.instance_id,
         "address": link.announced.address,
+        "model": link.model.name,
         "connected": link.connected,
         "draining": link.draining or link.set_aside or not link.lease_valid,
         "assigned": len(link.placements),

@@ -86,6 +86,7 @@ async def _instance_entry(link: InstanceLink) -> pb.InstanceEntry:
         connected=link.connected,
         draining=link.draining or not link.lease_valid,
         assigned=len(link.placements),
+        model=link.model.name,
     )
     try:
         entry.status.CopyFrom(await link.client.status(STATUS_TIMEOUT_S))

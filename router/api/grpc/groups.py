@@ -7,17 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from router.autoscaling.fleet import Fleet
-from router.instances.dispatcher import Dispatcher
 from router.instances.handoff import InstanceHandoff
 from router.instances.link import InstanceLink
 from router.instances.registry import InstanceRegistry
+from router.models.model import ServedModel
+from router.models.models import ServedModels
 from router.scheduler.events import MergeMacros, MoveInstance, SetPolicy, SplitMacro
 from router.scheduler.view import InstanceView
 from tidepipe.v1 import admin_pb2 as pb
 from tidepipe.v1 import admin_pb2_grpc as pb_grpc
 from tidepipe_common.codec.plan import phase_to_wire
-from tidepipe_common.errors import InvalidRequestError, TidePipeError
+from tidepipe_common.errors import ConfigError, InvalidRequestError, NotFoundError, TidePipeError
 
 if TYPE_CHECKING:
     import grpc
@@ -34,8 +34,7 @@ class Grouping:
     """What the servicer acts on."""
 
     registry: InstanceRegistry
-    dispatcher: Dispatcher
-    fleet: Fleet
+    models: ServedModels
     handoff: InstanceHandoff
     clock: Callable[[], float]
 
@@ -54,14 +53,20 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
         self, request: pb.SplitMacroInstanceRequest, context: Context
     ) -> pb.SplitMacroInstanceResponse:
         """One becomes two."""
-        self._grouping.dispatcher.handle(SplitMacro(request.macro_id, request.count))
+        self._home(request.macro_id).dispatcher.handle(SplitMacro(request.macro_id, request.count))
         return pb.SplitMacroInstanceResponse(groups=self._groups())
 
     async def MergeMacroInstances(  # noqa: N802
         self, request: pb.MergeMacroInstancesRequest, context: Context
     ) -> pb.MergeMacroInstancesResponse:
         """Two become one."""
-        self._grouping.dispatcher.handle(MergeMacros(request.into, request.other))
+        home, other = self._home(request.into), self._home(request.other)
+        if home is not other:
+            raise ConfigError(
+                f"{request.into} serves {home.name} and {request.other} serves {other.name}: "
+                "a macro instance has instances of one model"
+            )
+        home.dispatcher.handle(MergeMacros(request.into, request.other))
         return pb.MergeMacroInstancesResponse(groups=self._groups())
 
     async def MoveInstance(  # noqa: N802
@@ -69,11 +74,16 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
     ) -> pb.MoveInstanceResponse:
         """Pass an instance on."""
         grouping = self._grouping
-        link = grouping.fleet.link(request.instance_id)
+        link = grouping.registry.link(request.instance_id)
         unfinished = 0
         match request.WhichOneof("target"):
             case "macro_id":
-                grouping.dispatcher.handle(MoveInstance(request.instance_id, request.macro_id))
+                if (target := self._home(request.macro_id)) is not link.model:
+                    raise ConfigError(
+                        f"{request.instance_id} serves {link.model.name} and {request.macro_id} "
+                        f"{target.name}: a macro instance has instances of one model"
+                    )
+                target.dispatcher.handle(MoveInstance(request.instance_id, request.macro_id))
             case "router_address":
                 unfinished = await grouping.handoff.pass_on(link, request.router_address)
             case _:
@@ -84,7 +94,7 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
         self, request: pb.DrainInstanceRequest, context: Context
     ) -> pb.DrainInstanceResponse:
         """Nothing new for an instance."""
-        fleet = self._grouping.fleet
+        fleet = self._grouping.registry.link(request.instance_id).model.fleet
         unfinished = fleet.drain(request.instance_id, resume=request.resume, force=request.force)
         return pb.DrainInstanceResponse(unfinished=unfinished)
 
@@ -92,7 +102,8 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
         self, request: pb.ScaleInstancesRequest, context: Context
     ) -> pb.ScaleInstancesResponse:
         """More or fewer instances."""
-        fleet = self._grouping.fleet
+        model = self._grouping.models.named(request.model)
+        fleet = model.fleet
         match request.WhichOneof("change"):
             case "set":
                 wanted = request.set
@@ -103,25 +114,28 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
                 wanted = await fleet.scale_by(-request.remove, force=request.force)
             case _:
                 raise InvalidRequestError("say how: set, add or remove", "change")
-        return pb.ScaleInstancesResponse(wanted=wanted, scaling=self._scaling())
+        return pb.ScaleInstancesResponse(wanted=wanted, scaling=self._scaling(model))
 
     async def SetAutoScaling(  # noqa: N802
         self, request: pb.SetAutoScalingRequest, context: Context
     ) -> pb.SetAutoScalingResponse:
         """By load, or by hand."""
         least, most = request.least or DEFAULT_LEAST, request.most or DEFAULT_MOST
-        self._grouping.fleet.set_automatic(request.on, least, most)
-        return pb.SetAutoScalingResponse(scaling=self._scaling())
+        model = self._grouping.models.named(request.model)
+        model.fleet.set_automatic(request.on, least, most)
+        return pb.SetAutoScalingResponse(scaling=self._scaling(model))
 
     async def SetPolicies(  # noqa: N802
         self, request: pb.SetPoliciesRequest, context: Context
     ) -> pb.SetPoliciesResponse:
         """Routing, and scheduling in the instances. A wrong routing name changes nothing."""
         grouping = self._grouping
-        dispatcher = grouping.dispatcher
-        links = [grouping.fleet.link(request.instance_id)] if request.instance_id else list(grouping.registry)
+        links = (
+            [grouping.registry.link(request.instance_id)] if request.instance_id else list(grouping.registry)
+        )
         if request.routing:
-            dispatcher.handle(SetPolicy(request.routing))
+            for model in grouping.models:
+                model.dispatcher.handle(SetPolicy(request.routing))
         if request.instance_policy:
             for link in links:
                 try:
@@ -131,36 +145,52 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
         policies = {link.instance_id: _policy(link) for link in grouping.registry}
         if request.instance_policy:
             policies |= {link.instance_id: request.instance_policy for link in links}
-        return pb.SetPoliciesResponse(routing=dispatcher.scheduler.policy_name, instance_policies=policies)
+        return pb.SetPoliciesResponse(
+            routing=grouping.models.main.dispatcher.scheduler.policy_name, instance_policies=policies
+        )
 
     async def ClearPrefixCaches(  # noqa: N802
         self, request: pb.ClearPrefixCachesRequest, context: Context
     ) -> pb.ClearPrefixCachesResponse:
         """Instances forget what they keep. One that does not answer does not keep the others from it."""
         grouping, name = self._grouping, request.instance_id
-        links = [grouping.fleet.link(name)] if name else list(grouping.registry)
+        links = [grouping.registry.link(name)] if name else list(grouping.registry)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(cleared(link)) for link in links]
         return pb.ClearPrefixCachesResponse(instances=[task.result() for task in tasks])
 
+    def _home(self, macro_id: str) -> ServedModel:
+        """The model that a macro instance serves; NotFoundError lists those there are."""
+        models = self._grouping.models
+        for model in models:
+            if macro_id in model.dispatcher.scheduler.macros:
+                return model
+        names = ", ".join(name for model in models for name in model.dispatcher.scheduler.macros) or "none"
+        raise NotFoundError(f"no macro instance {macro_id}; there are {names}")
+
     def _groups(self) -> pb.GetGroupsResponse:
-        scheduler = self._grouping.dispatcher.scheduler
+        models = self._grouping.models
+        scheduler = models.main.dispatcher.scheduler
         bounds = scheduler.config.bounds
         return pb.GetGroupsResponse(
             macros=[
-                pb.MacroEntry(macro_id=name, members=[self._member(view) for view in macro.views])
-                for name, macro in scheduler.macros.items()
+                pb.MacroEntry(
+                    macro_id=name, members=[self._member(view) for view in macro.views], model=model.name
+                )
+                for model in models
+                for name, macro in model.dispatcher.scheduler.macros.items()
             ],
             routing=scheduler.policy_name,
-            pending=len(scheduler.pending),
+            pending=sum(len(model.dispatcher.scheduler.pending) for model in models),
             macro_min=bounds.lower,
             macro_max=bounds.upper,
-            scaling=self._scaling(),
+            scaling=self._scaling(models.main),
+            scaling_of_others=[self._scaling(model) for model in models if model is not models.main],
         )
 
     def _member(self, view: InstanceView) -> pb.MemberEntry:
         now = self._grouping.clock()
-        link = self._grouping.fleet.link(view.instance_id)
+        link = self._grouping.registry.link(view.instance_id)
         status = view.status
         entry = pb.MemberEntry(
             instance_id=view.instance_id,
@@ -181,9 +211,10 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
                 entry.slack_s = status.slack.mean_due - now
         return entry
 
-    def _scaling(self) -> pb.ScalingState:
-        fleet, now = self._grouping.fleet, self._grouping.clock()
+    def _scaling(self, model: ServedModel) -> pb.ScalingState:
+        fleet, now = model.fleet, self._grouping.clock()
         return pb.ScalingState(
+            model=model.name,
             automatic=fleet.automatic,
             provisioner=fleet.provisioner is not None,
             starting=sorted(fleet.starting),

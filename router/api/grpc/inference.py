@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from router.instances.registry import AvailableModels
 from router.instances.served_model import ModelFacts
+from router.models.model import ServedModel
+from router.models.models import ServedModels
 from router.requests.entry import known_by_key
 from router.requests.table import RequestTable
 from tidepipe.v1 import inference_pb2 as pb
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 class InferenceServicer(pb_grpc.InferenceServiceServicer):
     """Requests of clients. A call that ends, for whatever reason, is a client that went away."""
 
-    def __init__(self, table: RequestTable, models: AvailableModels) -> None:
+    def __init__(self, table: RequestTable, models: ServedModels) -> None:
         self._table = table
         self._models = models
 
@@ -74,8 +75,8 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     async def ListModels(  # noqa: N802
         self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
-        """The models that a request would find an instance for."""
-        return pb.ListModelsResponse(models=[_model_info(name, facts) for name, facts in self._models.list()])
+        """The models that a request would find an instance for, by each of their names."""
+        return pb.ListModelsResponse(models=[_model_info(*one) for one in self._models.entries()])
 
 
 def _wanted(message: pb.InferenceRequest, context: Context) -> GenerationRequest:
@@ -90,11 +91,14 @@ def _when_over(context: Context, leave: Callable[[], None]) -> None:
     context.add_done_callback(lambda _: leave())  # type: ignore[arg-type] # the stubs want a subclass
 
 
-def _model_info(name: str, facts: ModelFacts) -> pb.ModelInfo:
+def _model_info(name: str, model: ServedModel, facts: ModelFacts) -> pb.ModelInfo:
     return pb.ModelInfo(
         name=name,
         context_length=facts.context_length,
         vocab_size=facts.vocab_size,
         eos_token_ids=facts.eos_token_ids,
         fingerprint=facts.fingerprint,
+        alias_of="" if name == model.name else model.name,
+        ttft_ms=1000 * model.target.ttft_s,
+        tpot_ms=1000 * model.target.tpot_s,
     )

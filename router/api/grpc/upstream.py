@@ -9,12 +9,10 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from router.api.grpc.groups import cleared
-from router.instances.dispatcher import Dispatcher
 from router.instances.link import InstanceLink
-from router.instances.registry import InstanceRegistry
-from router.instances.sequence import PrefixKeys, PromptPrefix
-from router.instances.served_model import ServedModel
-from router.parent.host import UpstreamHost
+from router.instances.sequence import PromptPrefix
+from router.models.model import ServedModel
+from router.parent.host import UpstreamHost, UpstreamHosts
 from router.parent.sequence import ForwardedSequence
 from router.scheduler.instance_report import FOREVER
 from tidepipe.v1 import controller_pb2 as pb
@@ -25,6 +23,7 @@ from tidepipe_common.codec.prompt import prompt_from_wire
 from tidepipe_common.codec.sampling import sampling_from_wire
 from tidepipe_common.errors import InvalidRequestError, UnavailableError
 from tidepipe_common.prefix import INLINE_TOKENS
+from tidepipe_common.rpc.called import called_instance
 from tidepipe_common.rpc.results import stream_results
 from tidepipe_common.types.plan import PROTOCOL_VERSION
 
@@ -37,33 +36,20 @@ REPORT_S = 0.1
 
 
 class UpstreamServicer(pb_grpc.ControllerServiceServicer):
-    """A macro instance is as ready as the readiest of its instances."""
+    """As ready for a model as the readiest of its instances. Which model: see UpstreamHosts."""
 
-    def __init__(
-        self,
-        name: str,
-        incarnation: str,
-        host: UpstreamHost,
-        served: ServedModel,
-        dispatcher: Dispatcher,
-        registry: InstanceRegistry,
-        prefixes: PrefixKeys,
-    ) -> None:
-        self._name = name
+    def __init__(self, incarnation: str, hosts: UpstreamHosts) -> None:
         self._incarnation = incarnation
-        self._host = host
-        self._served = served
-        self._dispatcher = dispatcher
-        self._registry = registry
-        self._prefixes = prefixes
+        self._hosts = hosts
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:  # noqa: N802
         """What our instances serve."""
-        facts = self._served.facts
+        model = self._called(context).model
+        facts, name = model.facts, self._hosts.instance_id(model)
         if facts is None:
-            raise UnavailableError(f"router {self._name} has no instance yet")
+            raise UnavailableError(f"router {name} has no instance yet")
         return pb.DescribeResponse(
-            instance_id=self._name,
+            instance_id=name,
             incarnation=self._incarnation,
             model=facts.model,
             model_fingerprint=facts.fingerprint,
@@ -71,21 +57,25 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
             vocab_size=facts.vocab_size,
             eos_token_ids=facts.eos_token_ids,
             protocol_version=PROTOCOL_VERSION,
-            max_sequences=self._host.max_sequences,
+            max_sequences=self._hosts.max_sequences,
+            served_names=model.names,
+            ttft_ms=1000 * model.target.ttft_s,
+            tpot_ms=1000 * model.target.tpot_s,
         )
 
     async def SubmitSequences(  # noqa: N802
         self, request: pb.SubmitSequencesRequest, context: Context
     ) -> pb.SubmitSequencesResponse:
         """Each finds its own instance here."""
+        host = self._called(context)
         # Beside the loop: others' streams go on meanwhile.
         tokens = sum(len(spec.prompt_token_ids) for spec in request.sequences)
         prefixes = (
-            self._find_prefixes(request)
+            _find_prefixes(host.model, request)
             if tokens <= INLINE_TOKENS
-            else await asyncio.to_thread(self._find_prefixes, request)
+            else await asyncio.to_thread(_find_prefixes, host.model, request)
         )
-        self._host.note_ordinal(request.router_id, request.ordinal)
+        host.note_ordinal(request.router_id, request.ordinal)
         verdicts = []
         for spec, prefix in zip(request.sequences, prefixes, strict=True):
             verdict = pb.SubmitVerdict(sequence_id=spec.sequence_id)
@@ -95,37 +85,40 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
             except InvalidRequestError as error:
                 verdict.outcome, verdict.reason = pb.SubmitVerdict.OUTCOME_INVALID, str(error)
                 continue
-            taken = self._host.take(request.router_id, self._sequence(spec, prefix))
+            taken = host.take(request.router_id, _sequence(host, spec, prefix))
             verdict.outcome = (
                 pb.SubmitVerdict.OUTCOME_ACCEPTED if taken else pb.SubmitVerdict.OUTCOME_QUEUE_FULL
             )
-            verdict.reason = "" if taken else f"this router has {len(self._host)} sequences already"
+            verdict.reason = "" if taken else f"this router has {len(self._hosts)} sequences already"
         return pb.SubmitSequencesResponse(verdicts=verdicts)
 
     async def CancelSequences(  # noqa: N802
         self, request: pb.CancelSequencesRequest, context: Context
     ) -> pb.CancelSequencesResponse:
         """End sequences."""
+        host = self._called(context)
         for name in request.sequence_ids:
-            self._host.cancel(name)
+            host.cancel(name)
         for name in request.ended_sequence_ids:
-            self._host.hub.acknowledge(name)
+            host.hub.acknowledge(name)
         return pb.CancelSequencesResponse()
 
     async def WatchResults(  # noqa: N802
         self, request: pb.WatchResultsRequest, context: Context
     ) -> AsyncIterator[pb.WatchResultsResponse]:
         """Pass results on: the tokens of one step still travel together."""
-        async for message in stream_results(self._host.hub, request, self._incarnation, self._host.drop):
+        host = self._called(context)
+        async for message in stream_results(host.hub, request, self._incarnation, host.drop):
             yield message
 
     async def WatchStatus(  # noqa: N802
         self, request: pb.WatchStatusRequest, context: Context
     ) -> AsyncIterator[pb.WatchStatusResponse]:
         """Ten times a second, and when instances come, go or end sequences."""
+        host = self._called(context)
         while True:
-            changed = self._dispatcher.changed.next()
-            yield pb.WatchStatusResponse(report=self._report(request.router_id))
+            changed = host.model.dispatcher.changed.next()
+            yield pb.WatchStatusResponse(report=self._report(host, request.router_id))
             await asyncio.sleep(REPORT_S / 10)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REPORT_S):
@@ -135,15 +128,16 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
         self, request: pb.GetInstanceStatusRequest, context: Context
     ) -> pb.GetInstanceStatusResponse:
         """In short; its own AdminService has the details."""
-        links = list(self._registry)
+        host = self._called(context)
+        links, scheduler = list(host.model.links), host.model.dispatcher.scheduler
         status = pb.InstanceStatus(
-            instance_id=self._name,
+            instance_id=self._hosts.instance_id(host.model),
             incarnation=self._incarnation,
             serving=any(link.open for link in links),
             detail=f"a router with {len(links)} instances",
-            running=len(self._host),
-            waiting=len(self._dispatcher.scheduler.pending),
-            policy=self._dispatcher.scheduler.policy_name,
+            running=len(host),
+            waiting=len(scheduler.pending),
+            policy=scheduler.policy_name,
         )
         return pb.GetInstanceStatusResponse(status=status)
 
@@ -151,50 +145,55 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
         self, request: pb.SetPolicyRequest, context: Context
     ) -> pb.SetPolicyResponse:
         """Instances' policies are changed at the router that they belong to."""
-        raise InvalidRequestError(f"{self._name} is a router; change policies there", "policy")
+        raise InvalidRequestError(f"{self._hosts.name} is a router; change policies there", "policy")
 
     async def ClearPrefixCache(  # noqa: N802
         self, request: pb.ClearPrefixCacheRequest, context: Context
     ) -> pb.ClearPrefixCacheResponse:
         """Of all our instances. UNAVAILABLE if one of them does not answer: it may still find something."""
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(cleared(link)) for link in self._registry]
+            tasks = [group.create_task(cleared(link)) for link in self._called(context).model.links]
         entries = [task.result() for task in tasks]
         if missed := [f"{entry.instance_id}: {entry.error}" for entry in entries if entry.error]:
             raise UnavailableError("not cleared: " + "; ".join(missed))
         return pb.ClearPrefixCacheResponse(blocks=sum(entry.blocks for entry in entries))
 
-    def _find_prefixes(self, request: pb.SubmitSequencesRequest) -> list[PromptPrefix]:
-        return [self._prefixes.prefix(one.prefix_root, one.prompt_token_ids) for one in request.sequences]
+    def _called(self, context: Context) -> UpstreamHost:
+        return self._hosts.find(called_instance(context))
 
-    def _sequence(self, spec: pb.SequenceSpec, prefix: PromptPrefix) -> ForwardedSequence:
-        return ForwardedSequence(
-            spec.sequence_id,
-            array("I", spec.prompt_token_ids),
-            spec.output_token_ids,
-            sampling_from_wire(spec.sampling),
-            prompt_from_wire(spec.prompt_features),
-            self._host.hub,
-            arrived=self._host.now() - spec.age_ms / 1000,
-            ttft_s=spec.ttft_ms / 1000 if spec.ttft_ms > 0 else None,
-            tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 else None,
-            piece_gap_s=spec.piece_gap_ms / 1000,
-            tenant=spec.tenant,
-            prefix=prefix,
-            trace_context=spec.trace_context,
-        )
-
-    def _report(self, router_id: str) -> pb.InstanceReport:
-        links = list(self._registry)
+    def _report(self, host: UpstreamHost, router_id: str) -> pb.InstanceReport:
+        links = list(host.model.links)
         readiest = min((link for link in links if link.open and link.report), key=_left_tokens, default=None)
-        report = pb.InstanceReport() if readiest is None else _last_report(readiest, self._host.now())
+        report = pb.InstanceReport() if readiest is None else _last_report(readiest, host.now())
         report.incarnation = self._incarnation
         report.serving = readiest is not None
-        report.accepted = self._host.ordinal(router_id)
-        report.sequences = len(self._host)
+        report.accepted = host.ordinal(router_id)
+        report.sequences = len(host)
         report.tokens = sum(link.placements.tokens for link in links) // max(1, len(links))
-        report.policy = self._dispatcher.scheduler.policy_name
+        report.policy = host.model.dispatcher.scheduler.policy_name
         return report
+
+
+def _find_prefixes(model: ServedModel, request: pb.SubmitSequencesRequest) -> list[PromptPrefix]:
+    return [model.prefixes.prefix(one.prefix_root, one.prompt_token_ids) for one in request.sequences]
+
+
+def _sequence(host: UpstreamHost, spec: pb.SequenceSpec, prefix: PromptPrefix) -> ForwardedSequence:
+    return ForwardedSequence(
+        spec.sequence_id,
+        array("I", spec.prompt_token_ids),
+        spec.output_token_ids,
+        sampling_from_wire(spec.sampling),
+        prompt_from_wire(spec.prompt_features),
+        host.hub,
+        arrived=host.now() - spec.age_ms / 1000,
+        ttft_s=spec.ttft_ms / 1000 if spec.ttft_ms > 0 else None,
+        tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 else None,
+        piece_gap_s=spec.piece_gap_ms / 1000,
+        tenant=spec.tenant,
+        prefix=prefix,
+        trace_context=spec.trace_context,
+    )
 
 
 def _left_tokens(link: InstanceLink) -> int:

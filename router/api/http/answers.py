@@ -26,18 +26,23 @@ from tidepipe_common.types.sampling import FinishReason, PositionLogprobs
 class AnswerBodies:
     """Makes bodies, with what they say besides the answer."""
 
-    def __init__(self, model_name: str, text: Callable[[], TextPort | None]) -> None:
-        """text: the tokenizer, once it is loaded; spells the tokens of log-probabilities."""
-        self.model_name = model_name
-        self._text = text
+    def __init__(self, usual_name: Callable[[], str]) -> None:
+        """usual_name: of the model that is meant by a request that names none."""
+        self._usual_name = usual_name
+
+    def name(self, wanted: GenerationRequest) -> str:
+        """Of the model in an answer: the name that was asked for."""
+        return wanted.model or self._usual_name()
 
     def context(self, wanted: GenerationRequest, subscription: Subscription) -> ResponseContext:
         """For a request that has been admitted."""
-        text = self._text()
+        model = subscription.entry.model
+        assert model is not None, "it has been admitted"
+        text = model.loaded  # spells the tokens of log-probabilities
         prompt = subscription.entry.answers[0].prompt
         return ResponseContext(
             request=wanted,
-            model=self.model_name,
+            model=wanted.model if wanted.model in model.names else model.name,
             created=int(time.time()),
             token_bytes=None if text is None else text.token_bytes,
             hidden=None if text is None or wanted.keep_special_tokens else text.is_special,

@@ -239,7 +239,7 @@ class ResponseEndpoints:
     async def in_background(self, asked: AskedResponse, wanted: GenerationRequest) -> Response:
         """Begin a response that goes on without its client."""
         runs = self._kept()
-        head = asked.head(wanted, self._bodies.model_name)
+        head = asked.head(wanted, self._bodies.name(wanted))
         size = wanted.bytes_held
         chat = await beside(size, lambda: asked.ask.chat_body(asked.before))
         items = named(asked.ask.items, head["id"])

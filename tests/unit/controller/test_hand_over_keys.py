@@ -47,7 +47,8 @@ class Instance:
 
 
 def serving(instance: Instance) -> servicer.ControllerServicer:
-    return servicer.ControllerServicer(cast(LiveInstance, instance), "i", "1", lambda: cast(Any, None))
+    settings = cast(Any, SimpleNamespace(instance_id="i"))
+    return servicer.ControllerServicer(cast(LiveInstance, instance), settings, "1", lambda: cast(Any, None))
 
 
 def hand_over(name: str, tokens: int) -> pb.SubmitSequencesRequest:

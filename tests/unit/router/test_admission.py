@@ -26,20 +26,28 @@ class Impatient(ByteText):
         raise TooManyTokensError(most)
 
 
+def only(text: asyncio.Future[Any], facts: object, prefixes: PrefixKeys) -> Any:
+    """The models of a router that has one."""
+
+    async def wait(patience_s: float) -> object:
+        return facts
+
+    async def wanted(name: str | None) -> object:
+        return SimpleNamespace(text=text, wait=wait, prefixes=prefixes)
+
+    return SimpleNamespace(wanted=wanted)
+
+
 @pytest.mark.parametrize("characters", [INLINE_CHARACTERS, INLINE_CHARACTERS + 1])
 async def test_a_text_with_too_many_tokens_does_not_fit(characters: int) -> None:
     text: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     text.set_result(Impatient())
     facts = SimpleNamespace(model="m", context_length=100, vocab_size=256, eos_token_ids=(0,))
 
-    async def wait(patience_s: float) -> object:
-        return facts
-
     with ThreadPoolExecutor(1) as executor:
-        served = cast(Any, SimpleNamespace(wait=wait))
-        admission = Admission("m", text, served, executor, 1.0, PrefixKeys(lambda: 16))
+        admission = Admission(only(text, facts, PrefixKeys(lambda: 16)), executor, 1.0)
         with pytest.raises(ContextLengthError, match="more than 100 tokens"):
-            await admission.admit(GenerationRequest("r", "a" * characters), cast(Any, None))
+            await admission.admit(GenerationRequest("r", "a" * characters), cast(Any, SimpleNamespace()))
 
 
 @pytest.mark.parametrize("characters", [INLINE_CHARACTERS - 1, INLINE_CHARACTERS + 1])
@@ -51,17 +59,13 @@ async def test_a_beginning_is_named_by_its_tokens_and_whose_it_is(characters: in
     text.set_result(ByteText())
     facts = SimpleNamespace(model="m", context_length=10_000, vocab_size=256, eos_token_ids=(0,))
 
-    async def wait(patience_s: float) -> object:
-        return facts
-
     async def prefix(owner: str, block_size: int = 16, *, share: bool = False) -> PromptPrefix:
         prefixes = PrefixKeys(lambda: block_size, share=share)
-        served = cast(Any, SimpleNamespace(wait=wait))
         entry = cast(Any, SimpleNamespace(new_answer=lambda *args, **told: told["prefix"]))
         prompt = tuple(b"a" * characters) if as_ids else "a" * characters
         request = GenerationRequest("r", prompt, owner=owner)
         with ThreadPoolExecutor(1) as executor:
-            (found,) = await Admission("m", text, served, executor, 1.0, prefixes).admit(request, entry)
+            (found,) = await Admission(only(text, facts, prefixes), executor, 1.0).admit(request, entry)
         return cast(PromptPrefix, found)
 
     keys = block_keys(root_key("one"), list(b"a" * characters), 16)

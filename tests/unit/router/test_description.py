@@ -25,7 +25,7 @@ from tidepipe_common.types.sampling import SamplingParams
 
 @pytest.mark.parametrize("jobs", [Mock(), None])
 def test_every_route_is_described(jobs: Any) -> None:
-    app = make_app(Mock(), Mock(), Mock(), Mock(), Mock(), jobs, 0, Mock(), Mock(), jobs)
+    app = make_app(Mock(), Mock(), Mock(), Mock(), jobs, 0, Mock(), Mock(), jobs)
     routes = {
         (route.path.replace(":path}", "}"), method.lower())
         for route in app.routes

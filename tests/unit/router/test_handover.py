@@ -11,7 +11,7 @@ from grpc.aio import Metadata
 
 from router.instances.controller_client import ControllerClient
 from router.instances.link import HandOver
-from router.instances.sequence import Placement, RoutedSequence
+from router.instances.sequence import Placement
 from router.requests.entry import RequestEntry
 from router.requests.meter import Unmeasured
 from tidepipe.v1 import controller_pb2 as pb
@@ -33,9 +33,6 @@ class Host:
     def refused(self, placement: Placement, error: TidePipeError) -> None:
         self.refusals[placement.placement_id] = error
 
-    def withdraw(self, sequence: RoutedSequence) -> None:
-        raise AssertionError
-
     def over(self, entry: RequestEntry) -> None:
         raise AssertionError
 
@@ -48,7 +45,7 @@ class Instance:
         self.taken: set[str] = set()
 
     async def SubmitSequences(  # noqa: N802
-        self, request: pb.SubmitSequencesRequest, timeout: float
+        self, request: pb.SubmitSequencesRequest, timeout: float, metadata: object = ()
     ) -> pb.SubmitSequencesResponse:
         self.sizes.append(request.ByteSize())
         names = [spec.sequence_id for spec in request.sequences]
@@ -63,7 +60,7 @@ class Instance:
 
 
 def placed(name: str, host: Any, sampling: SamplingParams) -> Placement:
-    entry = RequestEntry(name, "", sampling, host.withdraw, host.over, lambda: 0.0, Unmeasured())
+    entry = RequestEntry(name, "", sampling, host.over, lambda: 0.0, Unmeasured())
     entry.begin([entry.new_answer(0, array("I", [1, 2]), sampling)])
     return Placement(name, entry.answers[0])
 

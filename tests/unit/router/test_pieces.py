@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from array import array
 
-from router.instances.sequence import RoutedSequence
 from router.requests.entry import Pacing, RequestEntry, Subscription
 from router.requests.meter import Unmeasured
 from tidepipe_common.types.results import SequenceEnd, SequenceUpdate
@@ -15,9 +14,6 @@ LONG_S = 3600.0
 
 
 class Host:
-    def withdraw(self, sequence: RoutedSequence) -> None:
-        raise AssertionError(f"{sequence} was not cancelled")
-
     def over(self, entry: RequestEntry) -> None:
         pass
 
@@ -26,7 +22,7 @@ async def test_a_whole_answer_takes_two_pieces_and_ends_at_once() -> None:
     loop = asyncio.get_running_loop()
     sampling = SamplingParams(max_tokens=4)
     host = Host()
-    entry = RequestEntry("r", "", sampling, host.withdraw, host.over, loop.time, Unmeasured())
+    entry = RequestEntry("r", "", sampling, host.over, loop.time, Unmeasured())
     entry.begin([entry.new_answer(0, array("I", [1, 2]), sampling)])
     sizes: list[int] = []
 

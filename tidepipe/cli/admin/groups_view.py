@@ -30,16 +30,19 @@ def print_groups(groups: dict[str, Any]) -> None:
         f"{groups['macro_min']} to {groups['macro_max']}",
         highlight=False,
     )
+    several = len({macro.get("model", "") for macro in groups["macros"]}) > 1
     for macro in groups["macros"]:
-        console.print(f"\n[bold]{named(macro['macro_id'])}[/]", highlight=False)
+        serves = f" of {named(macro['model'])}" if several else ""
+        console.print(f"\n[bold]{named(macro['macro_id'])}[/]{serves}", highlight=False)
         print_table(console, COLUMNS, [_member(member) for member in macro["members"]])
     if not groups["macros"]:
         console.print("no instances", style="yellow")
-    print_scaling(groups["scaling"], console)
+    for scaling in (groups["scaling"], *groups.get("scaling_of_others", ())):
+        print_scaling(scaling, console, several=several)
 
 
-def print_scaling(scaling: dict[str, Any], console: Console | None = None) -> None:
-    """What scaling does, and did."""
+def print_scaling(scaling: dict[str, Any], console: Console | None = None, *, several: bool = False) -> None:
+    """What scaling does, and did. several: say of which model."""
     console = console or Console()
     how = "automatic" if scaling["automatic"] else "by hand"
     if (wanted := scaling.get("wanted")) is not None:
@@ -47,7 +50,8 @@ def print_scaling(scaling: dict[str, Any], console: Console | None = None) -> No
     if not scaling["provisioner"]:
         how += ", no provisioner"
     starting, stopping = len(scaling["starting"]), ", ".join(map(named, scaling["stopping"])) or "none"
-    console.print(f"scaling {how}; starting: {starting}; leaving: {stopping}", highlight=False)
+    of = f" of {named(scaling['model'])}" if several else ""
+    console.print(f"scaling{of} {how}; starting: {starting}; leaving: {stopping}", highlight=False)
     for note in scaling["notes"][-SHOWN_NOTES:]:
         console.print(f"  {note['age_s']:.0f} s ago: {named(note['text'])}", highlight=False)
 

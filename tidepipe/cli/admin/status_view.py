@@ -49,8 +49,9 @@ def print_status(status: ClusterStatus) -> None:
     console.print(_predictor_line(status), highlight=False)
     if not status.instances:
         console.print("no instances", style="yellow")
+    several = len({instance.model for instance in status.instances}) > 1
     for instance in status.instances:
-        _print_instance(console, instance)
+        _print_instance(console, instance, several=several)
     for warning in status.warnings:
         console.print(named(warning), style="yellow", highlight=False)
     for reason in status.slow_because:
@@ -69,9 +70,12 @@ def _predictor_line(status: ClusterStatus) -> str:
     )
 
 
-def _print_instance(console: Console, instance: InstanceStatus) -> None:
+def _print_instance(console: Console, instance: InstanceStatus, *, several: bool) -> None:
+    """several: models, so that it is said which one it serves."""
     status = instance.status
     where = f"{named(instance.instance_id)}[/] at {named(instance.controller_address)}"
+    if several:
+        where += f" with {named(instance.model)}"
     console.print(f"\n[bold]{where}: {_state(instance)}")
     if status is None:
         return
