@@ -245,6 +245,7 @@ class LiveInstance:
                 self.body.send(plan)
             case Emit(sequence_ids, token_ids, logprobs):
                 self.hub.emit(sequence_ids, token_ids, logprobs)
+                self.lengths.heard(sequence_ids, token_ids)
             case Finish():
                 self.hub.finish(action)
                 self.changed.notify_all()

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Many
+from dataclasses import dataclass
 
 import grpc
 import numpy as np
@@ -32,13 +33,32 @@ SILENCE_S = 5.0
 log = structlog.get_logger()
 
 
+BEHIND_A_THOUGHT = 0x5EED_0A15
+"""In the hash of a prompt's template: what is asked is how long the answer behind the thought will be."""
+
 Predicted = Callable[[str, float, float], None]
 """(sequence id, median, 90th percentile), tokens."""
 
 
+@dataclass(slots=True)
+class _Thought:
+    """Of a sequence that may be thinking. ends: tokens, each of which ends a thought. tokens: so far."""
+
+    ends: frozenset[int]
+    tokens: int
+
+
+@dataclass(slots=True)
+class _Behind:
+    """Of a sequence that answers. tokens: of its thought. whole: what was asked when it began."""
+
+    tokens: int
+    whole: RequestFeatures
+
+
 class LengthOracle:
-    """Predictions in, observations out; never waits, never fails. Asks for each sequence once, and lets the
-    predictor learn from its end.
+    """Predictions in, observations out; never waits, never fails. Asks for each sequence once, and once more
+    when its thought has ended; lets the predictor learn from its end.
 
     fallbacks: predictions that the fallback gave. observations_lost: ends that the predictor never heard of.
     """
@@ -49,6 +69,8 @@ class LengthOracle:
         self._address = address
         self._predicted = predicted
         self._running: dict[str, RequestFeatures] = {}
+        self._thinking: dict[str, _Thought] = {}
+        self._behind: dict[str, _Behind] = {}
         self._asked: asyncio.Queue[RequestFeatures] = asyncio.Queue(MAX_QUEUED)
         self._seen: deque[tuple[RequestFeatures, int, bool]] = deque(maxlen=MAX_QUEUED)
         self._recent: deque[int] = deque(maxlen=FALLBACK_WINDOW)
@@ -69,21 +91,60 @@ class LengthOracle:
             prompt=prompt_to_wire(prompt),
             generated_tokens=len(sequence.output),
         )
+        self._queue(features)
+        if (marks := sequence.sampling.thought) is not None:
+            self._thinking[sequence.sequence_id] = _Thought(frozenset(marks.ends), 0)
+            for token in sequence.output:
+                self.heard((sequence.sequence_id,), (token,))
+
+    def heard(self, sequence_ids: Many[str], token_ids: Many[int]) -> None:
+        """The next tokens of these. Where a thought ends, how long the answer will be is asked anew."""
+        if not self._thinking:
+            return
+        for sequence_id, token in zip(sequence_ids, token_ids, strict=True):
+            if (thought := self._thinking.get(sequence_id)) is not None:
+                thought.tokens += 1
+                if token in thought.ends:
+                    self._thought_ended(sequence_id, thought.tokens)
+
+    def ended(self, end: Finish) -> None:
+        """An output ended; only if it stopped by itself is its length known."""
+        features = self._running.pop(end.sequence_id, None)
+        behind = self._behind.pop(end.sequence_id, None)
+        self._thinking.pop(end.sequence_id, None)
+        if features is None or end.reason is FinishReason.ERROR:
+            return
+        cut = end.reason is not FinishReason.STOP
+        self.observe(features if behind is None else behind.whole, end.output_tokens, censored=cut)
+        if behind is not None:
+            self._see(features, max(0, end.output_tokens - behind.tokens), cut)
+
+    def _thought_ended(self, sequence_id: str, tokens: int) -> None:
+        del self._thinking[sequence_id]
+        whole = self._running[sequence_id]
+        rest = RequestFeatures()
+        rest.CopyFrom(whole)
+        rest.prompt_tokens += tokens
+        rest.max_tokens = max(1, whole.max_tokens - tokens)
+        rest.generated_tokens = 0
+        rest.prompt.template_hash ^= BEHIND_A_THOUGHT
+        self._running[sequence_id] = rest
+        self._behind[sequence_id] = _Behind(tokens, whole)
+        self._queue(rest)
+
+    def _queue(self, features: RequestFeatures) -> None:
         try:
             self._asked.put_nowait(features)
         except asyncio.QueueFull:
             self._fall_back([features])
 
-    def ended(self, end: Finish) -> None:
-        """An output ended; only if it stopped by itself is its length known."""
-        features = self._running.pop(end.sequence_id, None)
-        if features is not None and end.reason is not FinishReason.ERROR:
-            self.observe(features, end.output_tokens, censored=end.reason is not FinishReason.STOP)
-
     def observe(self, features: RequestFeatures, output_tokens: int, censored: bool) -> None:
         """Learn of an output's length. censored: it was cut."""
         if not censored:
             self._recent.append(output_tokens)
+        self._see(features, output_tokens, censored)
+
+    def _see(self, features: RequestFeatures, output_tokens: int, censored: bool) -> None:
         if self._address:
             self.observations_lost += len(self._seen) == MAX_QUEUED
             self._seen.append((features, output_tokens, censored))
@@ -125,8 +186,14 @@ class LengthOracle:
             raise ValueError("the predictor's answer is not about what it was asked")
         quantiles = [_p50_p90(one) for one in reply.predictions]
         for features, (p50, p90) in zip(batch, quantiles, strict=True):
-            limit = features.max_tokens
-            self._predicted(features.key, min(p50, limit), min(p90, limit))
+            self._tell(features, p50, p90)
+
+    def _tell(self, features: RequestFeatures, p50: float, p90: float) -> None:
+        """Unless something else has been asked of the sequence meanwhile."""
+        if self._running.get(features.key) is features:
+            behind, limit = self._behind.get(features.key), features.max_tokens
+            spent = 0 if behind is None else behind.tokens
+            self._predicted(features.key, spent + min(p50, limit), spent + min(p90, limit))
 
     def _fall_back(self, batch: Many[RequestFeatures]) -> None:
         """Quantiles of the newest outputs here; none at all while there are too few."""
@@ -136,8 +203,8 @@ class LengthOracle:
             return
         p50, p90 = np.quantile(np.fromiter(self._recent, dtype=np.float64), (0.5, 0.9))
         for one in batch:
-            limit = one.max_tokens
-            self._predicted(one.key, min(float(p50), limit), min(float(p90), limit))
+            if one.key not in self._behind:  # what is known of whole outputs says nothing of the rest
+                self._tell(one, float(p50), float(p90))
 
     async def _observe_loop(self, stub: predictor_pb2_grpc.PredictorServiceAsyncStub) -> None:
         while True:

@@ -100,7 +100,7 @@ def _stops(sampling: SamplingParams, ends: Sequence[int]) -> list[int]:
 def _ours(sampling: SamplingParams) -> str | None:
     """What only our own stages keep to."""
     structure = sampling.structure
-    if sampling.thought is not None:
+    if sampling.thought_bounded:
         return "max_reasoning_tokens"
     if structure is None or structure.kind != "composed":
         return None

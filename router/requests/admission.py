@@ -82,7 +82,8 @@ class Admission:
         seed = sampling.seed if sampling.seed is not None else 0 if sampling.greedy else draw_seed()
         # A stop string is found here, and what is computed beyond it is in vain.
         piece_gap_s = 0.0 if sampling.stop else min(request.piece_gap_s, LONGEST_GAP_S)
-        features = prompt_features(request.prompt, request.client, request.manner)
+        manner = request.manner if sampling.thought is None else f"{request.manner} thinks"
+        features = prompt_features(request.prompt, request.client, manner)
         return [
             entry.new_answer(
                 index,

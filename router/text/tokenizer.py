@@ -128,7 +128,7 @@ class TextProcessor:
         most = sampling.max_reasoning_tokens
         if most is None and request.template.effort == "none" and not self._template.knows_effort:
             most = 0
-        if most is None or thinking == "no":
+        if thinking == "no":
             return sampling
         marks = thought_marks(self.dialect, self._mark_tokens, open=thinking == "open")
         if marks is None and sampling.max_reasoning_tokens is not None:

@@ -18,6 +18,7 @@ from tidepipe.v1 import predictor_pb2 as pb
 from tidepipe.v1 import predictor_pb2_grpc as pb_grpc
 from tidepipe_common.lengths.request import NO_PROMPT
 from tidepipe_common.types.sampling import FinishReason, SamplingParams
+from tidepipe_common.types.thought import ThoughtMarks
 
 Answer = Callable[[pb.PredictRequest], pb.PredictResponse]
 
@@ -119,6 +120,31 @@ async def test_who_asks_reaches_the_predictor() -> None:
                 await asyncio.sleep(0.01)
     assert fake.requests[0].prompt.client_hash == 77
     assert fake.observed[0].features.prompt.client_hash == 77
+
+
+async def test_the_answer_behind_a_thought_is_asked_for_and_learned_by_itself() -> None:
+    fake = FakePredictor(sound)
+    marks = ThoughtMarks((7,), (8,), (8,), open=True)
+    thinking = Sequence("a", (1,) * 10, SamplingParams(thought=marks), 80, arrived=0.0, deadline=None)
+    async with serving(fake) as address, running(address) as (oracle, predicted):
+        oracle.ask(thinking, NO_PROMPT)
+        oracle.ask(sequence("b"), NO_PROMPT)
+        for token in (3, 8, 8, 3):  # at (8) it ends
+            oracle.heard(("a", "b"), (token, 8))
+        async with asyncio.timeout(5):
+            while len(fake.requests) < 3 or len(predicted) < 2:  # noqa: ASYNC110 - others' state
+                await asyncio.sleep(0.01)
+            while predicted["a"] != (52.0, 80.0):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        oracle.ended(Finish("a", FinishReason.STOP, 12))
+        async with asyncio.timeout(5):
+            while len(fake.observed) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert predicted["b"] == (50.0, 80.0)
+    whole, rest = fake.observed
+    assert (whole.output_tokens, rest.output_tokens) == (12, 10)
+    assert (rest.features.prompt_tokens, rest.features.max_tokens) == (12, 78)
+    assert whole.features.prompt.template_hash != rest.features.prompt.template_hash
 
 
 async def test_one_call_for_many_and_limits_hold() -> None:

@@ -58,7 +58,7 @@ class SamplingParams:
 
     Applied in this order: logit bias, repetition / presence / frequency penalties, structure and min_tokens
     masks, the end of a thought, temperature, top-k, top-p, min-p, draw. `temperature` 0 is greedy.
-    max_reasoning_tokens: of a thought. thought: where it ends, which routers add where they bound one.
+    max_reasoning_tokens: of a thought. thought: where it ends, which routers add where there may be one.
     """
 
     temperature: float = 1.0
@@ -89,7 +89,12 @@ class SamplingParams:
     @property
     def needs_history(self) -> bool:
         """True if the sampler must know the tokens so far: for a penalty, a structure, a bounded thought."""
-        return self.structure is not None or self.thought is not None or self.penalized
+        return self.structure is not None or self.thought_bounded or self.penalized
+
+    @property
+    def thought_bounded(self) -> bool:
+        """True if a thought is to be ended where it has become too long."""
+        return self.thought is not None and self.max_reasoning_tokens is not None
 
     @property
     def penalized(self) -> bool:

@@ -31,7 +31,7 @@ def check_sampling(sampling: SamplingParams) -> None:
             "TidePipe's own engine",
             sampling.structure.field,
         )
-    if sampling.thought is not None:
+    if sampling.thought_bounded:
         raise InvalidRequestError(
             "max_reasoning_tokens is not available with --engine vllm; leave it out, or ask an instance with "
             "TidePipe's own engine",

@@ -149,5 +149,7 @@ def test_a_thought_is_bounded_where_there_may_be_one() -> None:
     off = held(text, TemplateOptions("none"), sampling=SamplingParams(max_reasoning_tokens=5))
     assert off.thought is None
     always = model(PLAIN + "assistant:<think>\n")
+    free = held(always)
+    assert free.thought is not None and not free.thought_bounded and not free.needs_history
     ended = held(always, TemplateOptions("none"))  # the template cannot be told
     assert ended.thought is not None and ended.thought.open and ended.max_reasoning_tokens == 0
