@@ -67,12 +67,13 @@ class Admission:
             sampling.check()
             await text.check_structure(structure, facts.vocab_size, facts.eos_token_ids, request.owner)
         skip_special = not request.keep_special_tokens
+        kept = text.dialect.kept_tokens(tools=bool(request.tools)) if request.marks else frozenset()
 
         def new_text() -> AnswerText | None:
             if request.skip_text and (sampling.structure is not None or not sampling.stop):
                 return None
             return AnswerText(
-                text.new_detokenizer(prompt, skip_special),
+                text.new_detokenizer(prompt, skip_special, kept),
                 () if sampling.structure is not None else sampling.stop,
                 min_tokens=sampling.min_tokens,
                 keep=not request.skip_text,

@@ -72,6 +72,7 @@ def request_digest(request: GenerationRequest) -> str:
         request.model,
         request.skip_text,
         request.keep_special_tokens,
+        request.marks,
     )
     return hashlib.blake2b(marshal.dumps(content, _FORMAT), digest_size=16).hexdigest()
 

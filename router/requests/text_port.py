@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
+from tidepipe_common.dialects import Dialect
 from tidepipe_common.types.request import PLAIN_TEMPLATE, ChatTurn, GenerationRequest
 from tidepipe_common.types.sampling import SamplingParams
 from tidepipe_common.types.structure import Structure
@@ -75,8 +76,15 @@ class TextPort(Protocol):
         """
         ...
 
-    def new_detokenizer(self, prompt_ids: Sequence[int], skip_special_tokens: bool) -> Detokenizer:
-        """Decoder of one output that follows `prompt_ids`."""
+    @property
+    def dialect(self) -> Dialect:
+        """How the model writes thoughts and calls of tools."""
+        ...
+
+    def new_detokenizer(
+        self, prompt_ids: Sequence[int], skip_special_tokens: bool, kept: Collection[str] = frozenset()
+    ) -> Detokenizer:
+        """Decoder of one output that follows `prompt_ids`. kept: special tokens that it shows."""
         ...
 
     def token_bytes(self, token_id: int) -> bytes:

@@ -138,4 +138,9 @@ def _template_turn(turn: ChatTurn) -> dict[str, Any]:
         entry["tool_calls"] = json.loads(turn.tool_calls)
     if turn.tool_call_id:
         entry["tool_call_id"] = turn.tool_call_id
+    if turn.reasoning:
+        # Templates differ in its name: Qwen's and GLM's, vLLM's and gpt-oss's.
+        entry["reasoning_content"] = entry["reasoning"] = turn.reasoning
+        if not turn.content:
+            entry["thinking"] = turn.reasoning
     return entry

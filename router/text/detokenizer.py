@@ -6,7 +6,7 @@ All pieces together are exactly what the tokenizer's own `decode` makes of all t
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from router.text.vocabulary import Vocabulary
@@ -33,36 +33,33 @@ class Detokenizer(Protocol):
 
 
 def make_detokenizer(
-    vocabulary: Vocabulary, prompt_ids: Sequence[int], skip_special_tokens: bool
+    vocabulary: Vocabulary, prompt_ids: Sequence[int], hidden: Collection[int]
 ) -> Detokenizer:
     """Detokenizer of an output that follows `prompt_ids`; without any, the output stands alone.
 
+    hidden: tokens that are left out.
     The prompt matters only for tokenizers that drop the space before the first word of a text: behind a
     prompt with text in it, an output's first word is not the first one.
     """
     if vocabulary.rules is None:
-        return _WindowDetokenizer(vocabulary, skip_special_tokens)
+        return _WindowDetokenizer(vocabulary, hidden)
     if vocabulary.rules.byte_level:
-        return _ByteLevelDetokenizer(vocabulary, skip_special_tokens)
-    follows = any(not (skip_special_tokens and vocabulary.special(i)) for i in prompt_ids)
-    return _ByteFallbackDetokenizer(vocabulary, skip_special_tokens, 0 if follows else vocabulary.rules.strip)
+        return _ByteLevelDetokenizer(vocabulary, hidden)
+    follows = any(i not in hidden for i in prompt_ids)
+    return _ByteFallbackDetokenizer(vocabulary, hidden, 0 if follows else vocabulary.rules.strip)
 
 
 class _ByteLevelDetokenizer:
     """All tokens are bytes; Python and the tokenizer replace the same invalid sequences."""
 
-    def __init__(self, vocabulary: Vocabulary, skip_special_tokens: bool) -> None:
+    def __init__(self, vocabulary: Vocabulary, hidden: Collection[int]) -> None:
         self._vocabulary = vocabulary
-        self._skip = skip_special_tokens
+        self._hidden = hidden
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_ids: Iterable[int]) -> str:
-        vocabulary = self._vocabulary
-        return self._decoder.decode(
-            b"".join(
-                vocabulary.token_bytes(i) for i in token_ids if not (self._skip and vocabulary.special(i))
-            )
-        )
+        vocabulary, hidden = self._vocabulary, self._hidden
+        return self._decoder.decode(b"".join(vocabulary.token_bytes(i) for i in token_ids if i not in hidden))
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -71,16 +68,16 @@ class _ByteLevelDetokenizer:
 class _ByteFallbackDetokenizer:
     """Tokens are text, or single bytes."""
 
-    def __init__(self, vocabulary: Vocabulary, skip_special_tokens: bool, strip: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, hidden: Collection[int], strip: int) -> None:
         self._vocabulary = vocabulary
-        self._skip = skip_special_tokens
+        self._hidden = hidden
         self._strip = strip
         self._run = _ByteRun()
 
     def push(self, token_ids: Iterable[int]) -> str:
         parts = []
         for token_id in token_ids:
-            if self._skip and self._vocabulary.special(token_id):
+            if token_id in self._hidden:
                 continue
             piece = self._vocabulary.piece(token_id)
             if isinstance(piece, bytes):
@@ -142,14 +139,14 @@ class _ByteRun:
 class _WindowDetokenizer:
     """For decoders of other kinds: decodes the latest tokens with those before them as context."""
 
-    def __init__(self, vocabulary: Vocabulary, skip_special_tokens: bool) -> None:
+    def __init__(self, vocabulary: Vocabulary, hidden: Collection[int]) -> None:
         self._backend = vocabulary.backend
-        self._skip = skip_special_tokens
+        self._hidden = hidden
         self._ids: list[int] = []
         self._shown = 0  # how many of the ids have been shown; they are the context
 
     def push(self, token_ids: Iterable[int]) -> str:
-        self._ids += token_ids
+        self._ids += (i for i in token_ids if i not in self._hidden)
         return self._advance(len(self._ids) - self._shown >= _LONGEST_HELD_WINDOW)
 
     def flush(self) -> str:
@@ -165,4 +162,4 @@ class _WindowDetokenizer:
         return text[len(context) :]
 
     def _decode(self, token_ids: Sequence[int]) -> str:
-        return self._backend.decode(token_ids, skip_special_tokens=self._skip)
+        return self._backend.decode(token_ids, skip_special_tokens=False)

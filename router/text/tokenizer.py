@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -59,13 +59,11 @@ class TextProcessor:
         self._checks: StructureChecks | None = None
         self._template = ChatTemplate(tokenizer)
         self._added = frozenset(self._backend.get_added_tokens_decoder())
-        special = [
-            token.content for token in self._backend.get_added_tokens_decoder().values() if token.special
-        ]
+        special = self._vocabulary.special_tokens.values()
         self.dialect = dialect_named(tool_parser, self._template.text, special)
 
     @classmethod
-    def load(cls, path: Path) -> TextProcessor:
+    def load(cls, path: Path, tool_parser: str = AUTO) -> TextProcessor:
         """Load from a model's folder or .gguf file; nothing from the network, and no code of the model's.
 
         Raises ModelError if there is no tokenizer or it is of an unsupported kind, or if its chat template
@@ -76,7 +74,7 @@ class TextProcessor:
         templates = [template] if isinstance(template, str) else list(template.values())
         if templates:
             try_out(templates, f"the chat template of {path}")
-        return cls(tokenizer, partial(read_tokenizer, path))
+        return cls(tokenizer, partial(read_tokenizer, path), tool_parser)
 
     @property
     def vocab_size(self) -> int:
@@ -162,10 +160,19 @@ class TextProcessor:
         return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def new_detokenizer(
-        self, prompt_ids: Sequence[int] = (), skip_special_tokens: bool = True
+        self,
+        prompt_ids: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+        kept: Collection[str] = frozenset(),
     ) -> Detokenizer:
-        """Incremental decoder of one output that follows `prompt_ids`."""
-        return make_detokenizer(self._vocabulary, prompt_ids, skip_special_tokens)
+        """Incremental decoder of one output that follows `prompt_ids`. kept: special tokens that it shows."""
+        return make_detokenizer(self._vocabulary, prompt_ids, self._hidden(skip_special_tokens, kept))
+
+    def _hidden(self, skip_special_tokens: bool, kept: Collection[str]) -> Collection[int]:
+        special = self._vocabulary.special_tokens
+        if not skip_special_tokens:
+            return ()
+        return {token_id for token_id, text in special.items() if text not in kept} if kept else special
 
     def token_bytes(self, token_id: int) -> bytes:
         """A token's bytes, special tokens included; half a character is possible."""

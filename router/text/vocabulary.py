@@ -35,7 +35,7 @@ class Backend(Protocol):
         """Number of tokens, added ones included."""
 
     def get_added_tokens_decoder(self) -> Mapping[int, Any]:
-        """Added tokens by id; each has `special`."""
+        """Added tokens by id; each has `content` and `special`."""
 
     @property
     def decoder(self) -> Any:
@@ -90,12 +90,14 @@ class Vocabulary:
         decoder = backend.decoder
         self.rules = decoder_rules(None if decoder is None else json.loads(decoder.__getstate__()))
         added = backend.get_added_tokens_decoder()
-        self._special = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.special_tokens = {
+            token_id: str(token.content) for token_id, token in added.items() if token.special
+        }
         self._pieces: dict[int, Piece] = {}
 
     def special(self, token_id: int) -> bool:
         """True for tokens that steer the model and are no text."""
-        return token_id in self._special
+        return token_id in self.special_tokens
 
     def piece(self, token_id: int) -> Piece:
         """What a token stands for; empty for ids that the tokenizer does not know (padded vocabularies)."""

@@ -43,14 +43,18 @@ class Held:
     sent: int
     finish: int = sampling_pb2.FINISH_REASON_UNSPECIFIED
     cancelled: bool = False
+    script: Sequence[int] | None = None
 
     def step(self, eos_at: int | None) -> None:
         """Generate one token."""
         position = len(self.tokens)
-        if eos_at == position:
+        if eos_at == position or (self.script is not None and position == len(self.script)):
             self.finish = sampling_pb2.FINISH_REASON_STOP
             return
-        self.tokens.append(scripted_token(self.spec.prompt_token_ids, self.spec.sampling.seed, position))
+        prompt, seed = self.spec.prompt_token_ids, self.spec.sampling.seed
+        self.tokens.append(
+            scripted_token(prompt, seed, position) if self.script is None else self.script[position]
+        )
         if len(self.tokens) >= self.spec.sampling.max_tokens:
             self.finish = sampling_pb2.FINISH_REASON_LENGTH
 
@@ -78,6 +82,7 @@ class Held:
 class FakeController(pb_grpc.ControllerServiceServicer):
     """One token per sequence every `step_s` seconds. `mangle` may spoil what watchers get.
 
+    script: the tokens of the answer to a prompt; None: letters without end.
     room: sequences that it really takes. paused: computes nothing. silent: does not answer for its status.
     """
 
@@ -94,6 +99,7 @@ class FakeController(pb_grpc.ControllerServiceServicer):
     eos_at: int | None = None
     draining: bool = False
     mangle: Callable[[list[pb.SequenceUpdate]], list[pb.SequenceUpdate]] = lambda updates: updates
+    script: Callable[[Sequence[int]], Sequence[int] | None] = lambda prompt: None
     held: dict[str, Held] = field(default_factory=dict)
     submitted: list[pb.SequenceSpec] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -198,7 +204,8 @@ class FakeController(pb_grpc.ControllerServiceServicer):
         else:
             self.submitted.append(spec)
             output = list(spec.output_token_ids)
-            self.held[spec.sequence_id] = Held(spec, router_id, output, sent=len(output))
+            script = self.script(spec.prompt_token_ids)
+            self.held[spec.sequence_id] = Held(spec, router_id, output, sent=len(output), script=script)
         return Verdict(sequence_id=spec.sequence_id, outcome=outcome, reason="fake")
 
     async def CancelSequences(  # noqa: N802

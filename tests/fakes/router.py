@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from router.requests.text_port import TextPort
 from router.service import RouterService
 from tests.fakes.text import ByteText
 from tidepipe.v1 import inference_pb2_grpc
@@ -38,8 +39,17 @@ class _Lifecycle(Lifecycle):
         self.address.set_result(address)
 
 
+def byte_text(model: str) -> ByteText:
+    """The tokenizer of every model but those that are called so."""
+    if "nowhere" in model:
+        raise ModelError(f"{model}: no such file or folder")
+    return ByteText()
+
+
 @contextlib.asynccontextmanager
-async def running_router(**settings: Any) -> AsyncIterator[RunningRouter]:
+async def running_router(
+    load_text: Callable[[str], TextPort] = byte_text, **settings: Any
+) -> AsyncIterator[RunningRouter]:
     """Ready, but without instances; stopped in order at the end."""
     http = f"127.0.0.1:{free_port()}"
     defaults: dict[str, Any] = {
@@ -48,7 +58,7 @@ async def running_router(**settings: Any) -> AsyncIterator[RunningRouter]:
         "http": http,
         "stop_grace_s": 0.2,
     }
-    service = RouterService(RouterSettings(**{**defaults, **settings}), byte_text)
+    service = RouterService(RouterSettings(**{**defaults, **settings}), load_text)
     lifecycle = _Lifecycle()
     async with asyncio.TaskGroup() as group:
         group.create_task(service.run(lifecycle))
@@ -57,13 +67,6 @@ async def running_router(**settings: Any) -> AsyncIterator[RunningRouter]:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             yield RunningRouter(service, address, http, stub, lifecycle)
         lifecycle.stopping.set()
-
-
-def byte_text(model: str) -> ByteText:
-    """The tokenizer of every model but those that are called so."""
-    if "nowhere" in model:
-        raise ModelError(f"{model}: no such file or folder")
-    return ByteText()
 
 
 def is_ready(router: RunningRouter, instance_id: str) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from llguidance import LLMatcher
 
+from tidepipe_common.dialects import dialect_named
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.structures.errors import StructureError, in_our_words
 from tidepipe_common.structures.grammar import grammar
@@ -32,9 +33,14 @@ class ByteDetokenizer:
 
 
 class ByteText:
-    """A TextPort."""
+    """A TextPort. Its model writes as `dialect` has it; chats show calls and thoughts of their history."""
 
     vocab_size = VOCAB_SIZE
+
+    def __init__(self, dialect: str = "json", template: str = " ", ending: str = "") -> None:
+        """template: whatever tells the marks of thoughts. ending: of each chat's prompt."""
+        self.dialect = dialect_named(dialect, template)
+        self._ending = ending
 
     def close(self) -> None:
         pass
@@ -49,9 +55,10 @@ class ByteText:
         most: int | None = None,
         options: TemplateOptions = PLAIN_TEMPLATE,
     ) -> list[int]:
-        if any(turn.role == "tool" for turn in messages):
+        if any(turn.role == "tool" and not turn.tool_call_id for turn in messages):
             raise InvalidRequestError("the template does not accept these messages", "messages")
-        return self.encode("".join(f"{turn.role}: {turn.content}\n" for turn in messages))
+        texts = [f"{turn.role}: {turn.reasoning}{turn.content}{turn.tool_calls}\n" for turn in messages]
+        return self.encode("".join(texts) + self._ending)
 
     def held(
         self, request: GenerationRequest, prompt: Sequence[int], sampling: SamplingParams
@@ -70,7 +77,9 @@ class ByteText:
         if problem:
             raise InvalidRequestError(f"response_format: {problem[:100]}", "response_format")
 
-    def new_detokenizer(self, prompt_ids: Sequence[int], skip_special_tokens: bool) -> ByteDetokenizer:
+    def new_detokenizer(
+        self, prompt_ids: Sequence[int], skip_special_tokens: bool, kept: Collection[str] = frozenset()
+    ) -> ByteDetokenizer:
         return ByteDetokenizer()
 
     def token_bytes(self, token_id: int) -> bytes:

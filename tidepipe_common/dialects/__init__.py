@@ -18,20 +18,25 @@ from tidepipe_common.dialects.parts import (
     Thought,
     Words,
 )
+from tidepipe_common.dialects.whole import Call, Gathering, Spoken, read_whole
 
 __all__ = [
     "AUTO",
     "OFF",
+    "Call",
     "CallArguments",
     "CallBegins",
     "CallEnds",
     "CallForm",
     "Dialect",
+    "Gathering",
     "Part",
     "Reader",
+    "Spoken",
     "Thought",
     "Words",
     "dialect_for",
     "dialect_named",
     "names",
+    "read_whole",
 ]

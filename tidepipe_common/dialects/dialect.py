@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from tidepipe_common.dialects.harmony import MARKS, HarmonyReader
-from tidepipe_common.dialects.parts import Reader
-from tidepipe_common.dialects.reader import Grammar, TextReader, ThoughtMarks
+from tidepipe_common.dialects.reader import Grammar, PausingReader, TextReader, ThoughtMarks
+
+SHORT_ID = 9
+CallIds = Literal["usual", "short", "numbered"]
+"""usual: OpenAI's. short: of 9 letters and digits, others Mistral's templates refuse. numbered: Kimi's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +43,8 @@ class Dialect:
     """One family's way to write, as one model's tokenizer has it.
 
     grammar: of its calls; None: none are looked for, or its messages are harmony's. thoughts: None: it has
-    none. form: how it can be made to call; None: not at all. special: those of its marks that are special
-    tokens, which a detokenizer leaves out unless it is told to keep them.
+    none. form: how it can be made to call; None: not at all. ids: of its calls. special: those of its marks
+    that are special tokens, which a detokenizer leaves out unless it is told to keep them.
     """
 
     name: str
@@ -47,8 +52,19 @@ class Dialect:
     thoughts: ThoughtMarks | None = None
     form: CallForm | None = None
     harmony: bool = False
+    ids: CallIds = "usual"
     special: frozenset[str] = frozenset()
     special_of_calls: frozenset[str] = frozenset()
+
+    def call_id(self, key: str, name: str, number: int) -> str:
+        """The id of a call, as the family's template takes it back: the same for the same `key`.
+
+        number: calls before it, in the whole conversation.
+        """
+        if self.ids == "numbered":
+            return f"functions.{name}:{number}"
+        digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+        return digest[:SHORT_ID] if self.ids == "short" else f"call_{digest}"
 
     @property
     def keeps_special_tokens(self) -> bool:
@@ -61,13 +77,18 @@ class Dialect:
 
     def reads(self, *, tools: bool) -> bool:
         """False if answers are words and nothing else, so that no reader is needed."""
-        return self.harmony or self.thoughts is not None or (tools and self.grammar is not None)
+        return self.thinks or (tools and self.grammar is not None)
+
+    @property
+    def thinks(self) -> bool:
+        """True if it can tell thoughts from words."""
+        return self.harmony or self.thoughts is not None
 
     def thinking_after(self, prompt: str) -> bool:
         """True if an answer to this prompt, or to one with this end, begins inside a thought."""
         return self.thoughts is not None and prompt.rstrip().endswith(self.thoughts.begins)
 
-    def reader(self, tools: Sequence[str] = (), *, thinking: bool = False) -> Reader:
+    def reader(self, tools: Sequence[str] = (), *, thinking: bool = False) -> PausingReader:
         """Reader of one answer. tools: JSON of each that it may call; thinking: as `thinking_after` says."""
         if self.harmony:
             return HarmonyReader(tools)

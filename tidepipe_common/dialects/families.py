@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from tidepipe_common.dialects.dialect import HARMONY_MARKS, CallForm, Dialect
+from tidepipe_common.dialects.dialect import HARMONY_MARKS, CallForm, CallIds, Dialect
 from tidepipe_common.dialects.json_calls import JsonCalls, NamedJson
 from tidepipe_common.dialects.pythonic import BracedCalls, PythonCalls
 from tidepipe_common.dialects.reader import Grammar, Saying, ThoughtMarks
@@ -98,6 +98,7 @@ class Family:
     inner: tuple[str, ...] = ()
     thoughts: ThoughtMarks | None = _THINK
     harmony: bool = False
+    ids: CallIds = "usual"
 
 
 def _json_form(
@@ -231,6 +232,7 @@ FAMILIES = (
         ),
         (("<|tool_call_begin|>",),),
         ("kimi",),
+        ids="numbered",
         inner=("<|tool_call_argument_begin|>", "<|tool_call_end|>", "<|tool_calls_section_end|>"),
     ),
     Family(
@@ -301,6 +303,7 @@ FAMILIES = (
         CallForm("[TOOL_CALLS]", "[ARGS]", ""),
         (("[TOOL_CALLS]", "[ARGS]"),),
         ("mistral-named",),
+        ids="short",
         inner=("[ARGS]", "[CALL_ID]"),
         thoughts=_THOUGHTS[1],
     ),
@@ -310,6 +313,7 @@ FAMILIES = (
         _json_form("", "", before="[TOOL_CALLS][", between=", ", after="]"),
         (("[TOOL_CALLS]",),),
         ("mistral-old",),
+        ids="short",
         inner=("[ARGS]", "[CALL_ID]"),
     ),
     Family(
@@ -476,6 +480,7 @@ def _dialect(family: Family, thoughts: ThoughtMarks | None, special_tokens: Coll
         grammar=grammar,
         thoughts=thoughts,
         form=family.form,
+        ids=family.ids,
         special=frozenset(token for token in special_tokens if _in_any(token, around)),
         special_of_calls=frozenset(token for token in special_tokens if _in_any(token, calls)),
     )

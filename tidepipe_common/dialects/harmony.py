@@ -33,6 +33,7 @@ class HarmonyReader(PausingReader):
         while True:
             # Between messages, or where a message without a header goes on.
             if mark in (START, CHANNEL):
+                at = source.position - len(mark)
                 source.record(mark)
                 try:
                     thinking = yield from self._message(mark)
@@ -41,6 +42,7 @@ class HarmonyReader(PausingReader):
                     self._warn(broken)
                     self._said.say(Words(source.recorded()))
                     thinking = False
+                self._thinks(thinking, at)
             mark = yield from self._text(thinking)
             if not mark:
                 return
@@ -75,6 +77,7 @@ class HarmonyReader(PausingReader):
                 return mark
             if mark:
                 thinking = False
+                self._thinks(False, source.position)
             elif source.ended:
                 return ""
             else:

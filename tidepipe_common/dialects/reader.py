@@ -95,6 +95,8 @@ class PausingReader(ABC):
         self._said = Saying(self._source, Tools(tools))
         self._warnings: list[str] = []
         self._more_warnings = 0
+        self._spans: list[tuple[int, int]] = []
+        self._thought_at: int | None = None
         self._steps: Steps[None] | None = self._read()
 
     def feed(self, text: str) -> Sequence[Part]:
@@ -112,6 +114,20 @@ class PausingReader(ABC):
         """What looked like a call and was none."""
         text = "; ".join(self._warnings)
         return f"{text}; and {self._more_warnings} more" if self._more_warnings else text
+
+    @property
+    def thoughts(self) -> list[tuple[int, int]]:
+        """Where thoughts stand in the text with their marks: first character, and the one behind them."""
+        begun = self._thought_at
+        return self._spans if begun is None else [*self._spans, (begun, self._source.position)]
+
+    def _thinks(self, thinking: bool, at: int) -> None:
+        """From this character on, it is thought or it is none."""
+        if thinking and self._thought_at is None:
+            self._thought_at = at
+        elif not thinking and self._thought_at is not None:
+            self._spans.append((self._thought_at, at))
+            self._thought_at = None
 
     @abstractmethod
     def _read(self) -> Steps[None]: ...
@@ -157,6 +173,7 @@ class TextReader(PausingReader):
         at_first = Marks((*begins, *opens, *dropped))
         in_words = Marks((*opens, *dropped))
         in_thought = Marks((*ends, *opens))
+        self._thinks(thinking, 0)
         if thinking:
             # Some models say again what the template has said for them.
             yield from self._skip_lines()
@@ -174,13 +191,16 @@ class TextReader(PausingReader):
                     break
                 yield
             elif mark in opens:
+                at = source.position - len(mark)
                 if (yield from self._calls(mark, thinking)):
                     thinking = False
+                    self._thinks(False, at)
             elif mark in dropped:
                 pass
             elif thinking or self._fresh:  # a thought ends, or begins, before which nothing was said
                 self._space = ""
                 thinking = not thinking
+                self._thinks(thinking, source.position - len(mark) if thinking else source.position)
                 yield from self._skip_lines()
             else:
                 self._text(mark, thinking, hold=True)

@@ -35,6 +35,7 @@ class Source:
         self.text = ""
         self.at = 0
         self.ended = False
+        self._before = 0
         self._recorded: list[str] | None = None
         self._record_at = 0
 
@@ -43,8 +44,14 @@ class Source:
         if self._recorded is not None:
             self._recorded.append(self.text[self._record_at : self.at])
             self._record_at = 0
+        self._before += self.at
         self.text = self.text[self.at :] + text
         self.at = 0
+
+    @property
+    def position(self) -> int:
+        """Characters that have been read, since the first one of all."""
+        return self._before + self.at
 
     def record(self, before: str = "") -> None:
         """From here on, what is read can be had back; `before` is had back with it."""

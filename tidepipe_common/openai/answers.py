@@ -20,6 +20,9 @@ from typing_extensions import TypedDict
 WholeReason = Literal["stop", "length"]
 """Why a whole answer ended."""
 
+ChatReason = Literal["stop", "length", "tool_calls"]
+"""The same of a chat's answer: tool_calls if it did not break off, and calls a tool."""
+
 FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call")
 """Those that OpenAI's API has; no client knows another one."""
 
@@ -55,13 +58,24 @@ class PromptDetails(TypedDict):
 
 
 @closed
+class CompletionDetails(TypedDict):
+    """reasoning_tokens: of the output, the model's thoughts with their marks."""
+
+    reasoning_tokens: int
+
+
+@closed
 class Usage(TypedDict):
-    """What a request took, tokens. prompt_tokens_details: not while the answer is on its way."""
+    """What a request took, tokens. The details: not while the answer is on its way.
+
+    completion_tokens_details: of models whose thoughts are told from what they say.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: NotRequired[PromptDetails]
+    completion_tokens_details: NotRequired[CompletionDetails]
 
 
 # -- models -------------------------------------------------------------------------------------------
@@ -137,13 +151,43 @@ class CompletionLogprobs(TypedDict):
 # -- chats --------------------------------------------------------------------------------------------
 
 
+ReaderWarning: TypeAlias = Annotated[
+    str, Field(description="What looked like a call of a tool and was none; its text is in the content.")
+]
+
+
 @closed
-class AssistantMessage(TypedDict):
-    """The answer itself."""
+class FunctionCall(TypedDict):
+    """What is called. arguments: a text that is one JSON object."""
+
+    name: str
+    arguments: str
+
+
+@closed
+class ToolCall(TypedDict):
+    """A call of a tool. id: the tool's answer names it."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class _Reasoning(TypedDict):
+    """The model's thoughts, under both names that clients know. Of models that think."""
+
+    reasoning_content: NotRequired[str | None]
+    reasoning: NotRequired[str | None]
+
+
+@closed
+class AssistantMessage(_Reasoning):
+    """The answer itself. content: null if there is nothing beside thoughts and calls."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: NotRequired[list[ToolCall]]
 
 
 @closed
@@ -153,9 +197,10 @@ class ChatChoice(TypedDict):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: WholeReason
+    finish_reason: ChatReason
     stop_reason: StopReason
     token_ids: NotRequired[list[int]]
+    warning: NotRequired[ReaderWarning]
 
 
 @closed
@@ -172,11 +217,30 @@ class ChatAnswer(TypedDict):
 
 
 @closed
-class Delta(TypedDict):
+class FunctionDelta(TypedDict):
+    """What is new of a call: its name at once, its arguments as they come."""
+
+    name: NotRequired[str]
+    arguments: str
+
+
+@closed
+class ToolCallDelta(TypedDict):
+    """The next piece of a call; id and type with the first one."""
+
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: FunctionDelta
+
+
+@closed
+class Delta(_Reasoning):
     """What is new of an answer; its first chunk says who speaks."""
 
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCallDelta]]
 
 
 @closed
@@ -186,9 +250,10 @@ class ChatDelta(TypedDict):
     index: int
     delta: Delta
     logprobs: ChatLogprobs | None
-    finish_reason: WholeReason | None
+    finish_reason: ChatReason | None
     stop_reason: NotRequired[StopReason]
     token_ids: NotRequired[list[int]]
+    warning: NotRequired[ReaderWarning]
 
 
 @closed

@@ -185,12 +185,17 @@ class Message(StrictModel):
     audio: None = None
     function_call: None = None
     annotations: list[object] | None = None
+    reasoning_content: Content | None = None
+    reasoning: Content | None = None
 
     def turn(self, number: int) -> ChatTurn:
         """The turn as templates know it. `developer` is OpenAI's newer name of `system`."""
         if self.tool_calls and self.role != "assistant":
             raise InvalidRequestError(f"messages.{number}: only an assistant has tool_calls", "messages")
-        if self.content is None and not self.tool_calls:
+        reasoning = self.reasoning_content or self.reasoning or ""
+        if reasoning and self.role != "assistant":
+            raise InvalidRequestError(f"messages.{number}: only an assistant has reasoning", "messages")
+        if self.content is None and not self.tool_calls and not reasoning:
             raise InvalidRequestError(f"messages.{number}.content is required", "messages")
         return ChatTurn(
             role="system" if self.role == "developer" else self.role,
@@ -198,6 +203,7 @@ class Message(StrictModel):
             name=self.name or "",
             tool_calls=self.tool_calls or "",
             tool_call_id=self.tool_call_id or "",
+            reasoning=reasoning,
         )
 
 
@@ -211,6 +217,7 @@ class ChatBody(_CommonBody, ReasoningFields):
     tools: Tools | None = None
     tool_choice: ToolChoiceField | None = None
     parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
 
     def template(self) -> TemplateOptions:
         """What the chat template gets besides messages and tools."""
@@ -263,7 +270,12 @@ def parse_chat(body: object, request_id: str) -> GenerationRequest:
     prompt = tuple(message.turn(number) for number, message in enumerate(chat.messages))
     sampling = chat.sampling(next(iter(limits), None), logprobs)
     sampling = replace(sampling, max_reasoning_tokens=chat.thought_tokens())
-    request = replace(chat.request(request_id, prompt, sampling), template=chat.template())
+    request = replace(
+        chat.request(request_id, prompt, sampling),
+        template=chat.template(),
+        marks=True,
+        include_reasoning=chat.include_reasoning is not False,
+    )
     choice = chat.choice()
     if choice.mode == "none":  # the model is not even told of them
         return request

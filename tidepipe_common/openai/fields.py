@@ -32,11 +32,10 @@ IGNORED = frozenset(
         "prompt_cache_key",
         "prompt_cache_retention",
         "detokenize",
-        "include_reasoning",
     }
 )
 """Fields that change nothing of the answer."""
-IGNORED_IN_COMPLETIONS = IGNORED | {"parallel_tool_calls"}
+IGNORED_IN_COMPLETIONS = IGNORED | {"parallel_tool_calls", "include_reasoning"}
 
 _FUNCTIONS = "functions are not supported; use tools"
 _ONE_FORMAT = "only text answers are supported"

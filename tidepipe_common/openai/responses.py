@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
+from tidepipe_common.dialects import Dialect, Spoken, read_whole
+from tidepipe_common.dialects.reader import PausingReader
 from tidepipe_common.errors import TidePipeError, UnavailableError
 from tidepipe_common.openai.answers import (
     AnswerBody,
@@ -26,6 +28,7 @@ from tidepipe_common.openai.answers import (
 )
 from tidepipe_common.openai.answers import Usage as UsageBody
 from tidepipe_common.openai.logprobs import TextOffsets, TokenBytes, chat_logprobs, completion_logprobs
+from tidepipe_common.openai.spoken import CallId, SpokenStream, ThoughtTokens, chat_reason, message_of
 from tidepipe_common.types.request import Answer, GenerationRequest, Usage
 from tidepipe_common.types.sampling import FinishReason
 
@@ -33,6 +36,10 @@ DONE = b"data: [DONE]\n\n"
 """Ends a stream of server-sent events."""
 _TOKEN_BYTES, _LOGPROB_BYTES = 12, 90
 _WHOLE: dict[FinishReason | None, WholeReason] = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
+
+
+def _unheard(_: str) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,8 @@ class ResponseContext:
     prompt_token_ids: needed if the request wants token ids; None: not known here, and left out.
     prompt_tokens: needed if it wants the usage so far. prompt_text: needed if it wants the prompt back.
     hidden: tells tokens that are not in the text, such as special ones.
+    dialect: of the model; None: not known here, answers are words. thinking: answers begin inside a thought.
+    notice: told of answers in which something looked like a call and was none.
     """
 
     request: GenerationRequest
@@ -54,6 +63,37 @@ class ResponseContext:
     prompt_tokens: int = 0
     prompt_text: str = ""
     hidden: Callable[[int], bool] | None = None
+    dialect: Dialect | None = None
+    thinking: bool = False
+    notice: Callable[[str], None] = _unheard
+
+    def reader(self) -> PausingReader | None:
+        """A reader of one answer; None: answers are words and nothing else."""
+        tools = self.request.tools
+        if self.dialect is None or not self.request.is_chat or not self.dialect.reads(tools=bool(tools)):
+            return None
+        return self.dialect.reader(tools, thinking=self.thinking)
+
+    @property
+    def shows_reasoning(self) -> bool:
+        """True if bodies have fields for thoughts: the model has some, and the request wants them."""
+        return self.dialect is not None and self.dialect.thinks and self.request.include_reasoning
+
+    def call_id(self, index: int) -> CallId:
+        """Ids of the calls in one of the answers; the same whenever it is told again."""
+        dialect, request = self.dialect or Dialect("none"), self.request
+
+        def named(name: str, call: int) -> str:
+            before = request.calls_before if dialect.ids == "numbered" else 0
+            return dialect.call_id(f"{request.request_id}/{index}/{call}", name, before + call)
+
+        return named
+
+    def thought_tokens(self) -> ThoughtTokens | None:
+        """Counts an answer's tokens that are thought; None if there are none, or it cannot be known here."""
+        if self.dialect is None or not self.dialect.thinks or self.token_bytes is None:
+            return None
+        return ThoughtTokens(self._text_bytes)
 
     def text(self, answer: Answer) -> str:
         """Text of an answer, with its stop string if the request wants to see that."""
@@ -123,9 +163,13 @@ class ResponseContext:
         return self.request.sampling.logprobs is not None and bool(answer.logprobs)
 
 
-def usage_body(usage: Usage) -> UsageBody:
-    """The `usage` object."""
-    return {**_token_counts(usage), "prompt_tokens_details": {"cached_tokens": usage.cached_tokens}}
+def usage_body(usage: Usage, reasoning_tokens: int | None = None) -> UsageBody:
+    """The `usage` object. reasoning_tokens: None if they are not counted."""
+    body = _token_counts(usage)
+    body["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
+    if reasoning_tokens is not None:
+        body["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
+    return body
 
 
 def _token_counts(usage: Usage) -> UsageBody:
@@ -139,24 +183,34 @@ def _token_counts(usage: Usage) -> UsageBody:
 def chat_completion_body(context: ResponseContext, answers: Sequence[Answer], usage: Usage) -> ChatAnswer:
     """Body of a finished chat."""
     choices: list[ChatChoice] = []
+    reasoning: list[int] = []
     for answer in answers:
+        reader = context.reader()
+        text = context.text(answer)
+        spoken = Spoken("", text) if reader is None else read_whole(reader, text)
         choice: ChatChoice = {
             "index": answer.index,
-            "message": {"role": "assistant", "content": context.text(answer), "refusal": None},
+            "message": message_of(spoken, context.call_id(answer.index), reasoning=context.shows_reasoning),
             "logprobs": context.chat_logprobs(answer),
-            "finish_reason": _WHOLE[answer.finish_reason],
+            "finish_reason": chat_reason(answer.finish_reason, called=bool(spoken.calls)),
             "stop_reason": context.stop_reason(answer),
         }
         if context.request.return_token_ids:
             choice["token_ids"] = list(answer.token_ids)
+        if spoken.warning:
+            choice["warning"] = spoken.warning
+            context.notice(spoken.warning)
         choices.append(choice)
+        if reader is not None and (tokens := context.thought_tokens()) is not None:
+            tokens.take(answer.token_ids)
+            reasoning.append(tokens.count(reader.thoughts))
     body: ChatAnswer = {
         "id": f"chatcmpl-{context.request.request_id}",
         "object": "chat.completion",
         "created": context.created,
         "model": context.model,
         "choices": choices,
-        "usage": usage_body(usage),
+        "usage": usage_body(usage, sum(reasoning) if reasoning else None),
     }
     if (ids := context.prompt_ids()) is not None:
         body["prompt_token_ids"] = ids
@@ -239,7 +293,7 @@ def sse(chunk: AnswerChunk | Error) -> bytes:
 @dataclass(slots=True)
 class _ChatStream:
     context: ResponseContext
-    _begun: set[int] = field(default_factory=set)
+    _answers: dict[int, SpokenStream | None] = field(default_factory=dict)
     _output_tokens: int = 0
 
     def chunks(self, piece: Answer) -> list[ChatChunk]:
@@ -247,31 +301,65 @@ class _ChatStream:
         context, index = self.context, piece.index
         self._output_tokens += len(piece.token_ids)
         result: list[ChatChunk] = []
-        if index not in self._begun:
+        if index not in self._answers:
             opening = self._chunk(index, {"role": "assistant", "content": ""})
-            if not self._begun and (ids := context.prompt_ids()) is not None:
+            if not self._answers and (ids := context.prompt_ids()) is not None:
                 opening["prompt_token_ids"] = ids
-            self._begun.add(index)
+            self._answers[index] = self._spoken(index)
             result.append(opening)
-        text = context.text(piece)
-        if text or piece.token_ids:
-            news = self._chunk(index, {"content": text}, context.chat_logprobs(piece))
-            if context.request.return_token_ids:
+        spoken = self._answers[index]
+        logprobs, token_ids = context.chat_logprobs(piece), context.request.return_token_ids
+        for delta in self._deltas(piece, spoken):
+            # What belongs to the tokens comes with the first news that they bring.
+            news, logprobs = self._chunk(index, delta, logprobs), None
+            if token_ids:
                 news["choices"][0]["token_ids"] = list(piece.token_ids)
+                token_ids = False
             result.append(news)
         if piece.finish_reason is not None:
             last = self._chunk(index, {})
             (choice,) = last["choices"]
-            choice["finish_reason"] = _WHOLE[piece.finish_reason]
+            choice["finish_reason"] = chat_reason(piece.finish_reason, called=bool(spoken and spoken.called))
             choice["stop_reason"] = context.stop_reason(piece)
+            if spoken is not None and (warning := spoken.reader.warning):
+                choice["warning"] = warning
+                context.notice(warning)
             result.append(last)
         return result
+
+    def _spoken(self, index: int) -> SpokenStream | None:
+        context = self.context
+        if (reader := context.reader()) is None:
+            return None
+        return SpokenStream(
+            reader,
+            context.call_id(index),
+            context.shows_reasoning,
+            thinking=context.thought_tokens() if context.request.stream_usage else None,
+        )
+
+    def _deltas(self, piece: Answer, spoken: SpokenStream | None) -> list[Delta]:
+        """What is new of an answer, in as many deltas as it takes; an empty one if only tokens are shown."""
+        context = self.context
+        text, ended = context.text(piece), piece.finish_reason is not None
+        if spoken is None:
+            return [{"content": text}] if text or piece.token_ids else []
+        if spoken.thinking is not None:
+            spoken.thinking.take(piece.token_ids)
+        request = context.request
+        shown = request.sampling.logprobs is not None or request.return_token_ids
+        return spoken.feed(text, ended=ended) or ([{}] if shown and piece.token_ids else [])
 
     def usage_chunk(self, usage: Usage) -> ChatChunk | None:
         if not self.context.request.stream_usage:
             return None
         chunk = self._chunk(0, {})
-        chunk["choices"], chunk["usage"] = [], usage_body(usage)
+        counts = [
+            spoken.thinking.count(spoken.reader.thoughts)
+            for spoken in self._answers.values()
+            if spoken is not None and spoken.thinking is not None
+        ]
+        chunk["choices"], chunk["usage"] = [], usage_body(usage, sum(counts) if counts else None)
         return chunk
 
     def _chunk(self, index: int, delta: Delta, logprobs: ChatLogprobs | None = None) -> ChatChunk:

@@ -64,6 +64,7 @@ class ClusterConfig(Strict):
             "Where requests go.", metavar="R", otherwise=f"the policy's own, or {defaults.USUAL_ROUTING}"
         ),
     ] = None
+    tool_parser: fields.ToolParser | None = None
     share_prefixes: fields.SharePrefixes = False
     ttft_ms: fields.TtftMs | None = None
     tpot_ms: fields.TpotMs | None = None

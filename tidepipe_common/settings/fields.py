@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 
+from tidepipe_common.dialects import dialect_named
+from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import MAX_STORED_BYTES
 from tidepipe_common.model_names import served_names
 from tidepipe_common.numerals import MAX_COUNT
@@ -49,6 +51,14 @@ def _collector(value: str) -> str:
     if value and re.fullmatch(r"https?://[^/\s]+:[0-9]{1,5}/?", value) is None:
         raise ValueError("must be a collector's address such as http://127.0.0.1:4317")
     return value
+
+
+def _tool_parser(name: str) -> str:
+    try:
+        dialect_named(name)
+    except InvalidRequestError as error:
+        raise ValueError(str(error)) from None
+    return name
 
 
 def _device(value: str) -> str:
@@ -239,6 +249,15 @@ JournalPath = Annotated[
 
 # Of a router, and of what it asks.
 Routing = Annotated[defaults.Routing, setting("Where requests go.", metavar="R")]
+ToolParser = Annotated[
+    str,
+    AfterValidator(_tool_parser),
+    setting(
+        "How the model writes its thoughts and calls of tools: a family such as hermes, llama3-json or "
+        "harmony; auto: as its chat template says; off: answers are words only.",
+        metavar="NAME",
+    ),
+]
 SharePrefixes = Annotated[
     bool,
     setting(

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator
 
+from tidepipe_common.dialects import AUTO
 from tidepipe_common.http.descriptors import REQUESTS
 from tidepipe_common.model_names import usual_name
 from tidepipe_common.numerals import MAX_COUNT
@@ -41,6 +42,7 @@ class RouterSettings(ServiceSettings):
             min_length=1,
         ),
     ] = None
+    tool_parser: fields.ToolParser = AUTO
     http: Annotated[
         str, setting("Address of the OpenAI-compatible API.", metavar="HOST:PORT", otherwise="none")
     ] = ""

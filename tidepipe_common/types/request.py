@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -39,6 +40,7 @@ class ChatTurn:
     """One turn of a conversation; what the client did not give is empty.
 
     name: of the speaker. tool_calls: JSON list, made by an assistant. tool_call_id: answered by a tool.
+    reasoning: an assistant's thought before it.
     """
 
     role: str
@@ -46,6 +48,7 @@ class ChatTurn:
     name: str = ""
     tool_calls: str = ""
     tool_call_id: str = ""
+    reasoning: str = ""
 
 
 Prompt: TypeAlias = str | tuple[int, ...] | tuple[ChatTurn, ...]
@@ -59,6 +62,8 @@ class GenerationRequest:
     model: None for the only one served.
     skip_text: return token ids only.
     keep_special_tokens: special tokens stay in the text.
+    marks: of special tokens, those stay in the text by which thoughts and calls of tools are told from words.
+    include_reasoning: the body shows the thoughts.
     tools: functions that a chat may call, each a JSON object; the chat template shows them to the model.
     tool_choice: which of them it may call, and whether it must.
     template: what the chat template gets besides.
@@ -84,6 +89,8 @@ class GenerationRequest:
     model: str | None = None
     skip_text: bool = False
     keep_special_tokens: bool = False
+    marks: bool = False
+    include_reasoning: bool = True
     tools: tuple[str, ...] = ()
     tool_choice: ToolChoice = ANY_TOOL
     template: TemplateOptions = PLAIN_TEMPLATE
@@ -173,7 +180,8 @@ class GenerationRequest:
             check_bytes("tool_calls", calls, MAX_TOOLS_BYTES, "messages")
             tools = sum(map(text_bytes, self.tools))
             check_bytes("tools", tools, MAX_TOOLS_BYTES)
-            size = calls + tools + sum(text_bytes(turn.content) for turn in self.turns)
+            said = sum(text_bytes(turn.content) + text_bytes(turn.reasoning) for turn in self.turns)
+            size = calls + tools + said
             check_bytes("the chat and its tools", size, MAX_PROMPT_BYTES, "messages")
         else:
             check_count("the prompt", len(self.prompt), MAX_PROMPT_TOKENS, "tokens", param="prompt")
@@ -184,12 +192,18 @@ class GenerationRequest:
         return [turn for turn in self.prompt if isinstance(turn, ChatTurn)] if self.is_chat else []
 
     @property
+    def calls_before(self) -> int:
+        """Calls of tools in the conversation so far."""
+        return sum(len(json.loads(turn.tool_calls)) for turn in self.turns if turn.tool_calls)
+
+    @property
     def characters(self) -> int:
         """How long the text is that will be tokenized, as far as that can be said before; 0 for token ids."""
         if isinstance(self.prompt, str):
             return len(self.prompt)
         return sum(map(len, self.tools)) + sum(
-            TURN_CHARACTERS + sum(map(len, (turn.role, turn.content, turn.name, turn.tool_calls)))
+            TURN_CHARACTERS
+            + sum(map(len, (turn.role, turn.content, turn.name, turn.tool_calls, turn.reasoning)))
             for turn in self.turns
         )
 

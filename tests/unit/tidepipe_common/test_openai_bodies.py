@@ -83,6 +83,7 @@ def test_all_fields_of_a_chat() -> None:
         ),
         model="m",
         keep_special_tokens=True,
+        marks=True,
         stream=True,
         stream_usage=True,
         return_token_ids=True,
