@@ -127,6 +127,7 @@ class LengthOracle:
         rest.prompt_tokens += tokens
         rest.max_tokens = max(1, whole.max_tokens - tokens)
         rest.generated_tokens = 0
+        rest.behind_thought = True
         rest.prompt.template_hash ^= BEHIND_A_THOUGHT
         self._running[sequence_id] = rest
         self._behind[sequence_id] = _Behind(tokens, whole)

@@ -15,6 +15,7 @@ def features_from_wire(message: pb.RequestFeatures) -> RequestFeatures:
         temperature=message.temperature,
         prompt=prompt_from_wire(message.prompt),
         generated_tokens=message.generated_tokens,
+        behind_thought=message.behind_thought,
     )
 
 

@@ -18,32 +18,56 @@ PRIOR_SIGMA = 1.1
 
 
 class RunningQuantile:
-    """A LengthModel: quantiles of a window of the newest observations; a prior before there are enough."""
+    """A LengthModel: windows of the newest observations, of whole outputs, and of what follows thoughts."""
 
     def __init__(self, window: int = WINDOW) -> None:
-        """window: observations kept, at least LEAST_WINDOW."""
+        """window: observations kept of each, at least LEAST_WINDOW."""
         if window < LEAST_WINDOW:
             raise ValueError(f"the window must hold at least {LEAST_WINDOW} observations, got {window}")
-        self._lengths = np.zeros(window, dtype=np.int64)
-        self._censored = np.zeros(window, dtype=np.bool_)
-        self._next = 0
-        self._filled = 0
-        self._quantiles: tuple[float, ...] | None = prior_quantiles()
+        self._whole, self._behind = _Window(window), _Window(window)
 
     @property
     def version(self) -> str:
         """Tells the prior from the estimate."""
-        return "running-quantile/1" if self._filled >= LEAST_WINDOW else "running-quantile/1-prior"
+        return "running-quantile/1" if self._whole.filled >= LEAST_WINDOW else "running-quantile/1-prior"
 
     @property
     def window(self) -> int:
-        """Observations held now."""
-        return self._filled
+        """Observations held now, of whole outputs."""
+        return self._whole.filled
+
+    def predict(self, requests: Sequence[RequestFeatures]) -> list[LengthPrediction]:
+        """The same distribution for every request of a kind, clipped to its max_tokens."""
+        return [self._of(request).predict([request])[0] for request in requests]
+
+    def keep_newest(self, count: int) -> None:
+        """Forget all but the newest observations: the world has changed."""
+        self._whole.keep_newest(count)
+        self._behind.keep_newest(count)
+
+    def observe(self, observations: Sequence[Observation]) -> None:
+        """Put the observations in the place of the oldest ones."""
+        for window in (self._whole, self._behind):
+            window.observe([one for one in observations if self._of(one.features) is window])
+
+    def _of(self, request: RequestFeatures) -> _Window:
+        return self._behind if request.behind_thought else self._whole
+
+
+class _Window:
+    """Quantiles of a window of the newest observations; a prior before there are enough."""
+
+    def __init__(self, window: int = WINDOW) -> None:
+        self._lengths = np.zeros(window, dtype=np.int64)
+        self._censored = np.zeros(window, dtype=np.bool_)
+        self._next = 0
+        self.filled = 0
+        self._quantiles: tuple[float, ...] | None = prior_quantiles()
 
     def predict(self, requests: Sequence[RequestFeatures]) -> list[LengthPrediction]:
         """The same distribution for every request, clipped to its max_tokens."""
         if self._quantiles is None:
-            held = slice(self._filled)
+            held = slice(self.filled)
             self._quantiles = tuple(
                 censored_quantiles(self._lengths[held], self._censored[held], LEVELS).tolist()
             )
@@ -56,11 +80,11 @@ class RunningQuantile:
 
     def keep_newest(self, count: int) -> None:
         """Forget all but the newest observations: the world has changed."""
-        kept = min(max(count, LEAST_WINDOW), self._filled)
+        kept = min(max(count, LEAST_WINDOW), self.filled)
         newest = (self._next - kept + np.arange(kept)) % len(self._lengths)
         self._lengths[:kept], self._censored[:kept] = self._lengths[newest], self._censored[newest]
-        self._next, self._filled = kept % len(self._lengths), kept
-        if self._filled >= LEAST_WINDOW:
+        self._next, self.filled = kept % len(self._lengths), kept
+        if self.filled >= LEAST_WINDOW:
             self._quantiles = None
 
     def observe(self, observations: Sequence[Observation]) -> None:
@@ -69,8 +93,8 @@ class RunningQuantile:
             self._lengths[self._next] = observation.output_tokens
             self._censored[self._next] = observation.censored
             self._next = (self._next + 1) % len(self._lengths)
-            self._filled = min(self._filled + 1, len(self._lengths))
-        if observations and self._filled >= LEAST_WINDOW:
+            self.filled = min(self.filled + 1, len(self._lengths))
+        if observations and self.filled >= LEAST_WINDOW:
             self._quantiles = None
 
     def _beyond(self, generated: int) -> tuple[float, ...]:
@@ -78,11 +102,11 @@ class RunningQuantile:
         assert self._quantiles is not None
         if generated <= 0:
             return self._quantiles
-        longer = self._lengths[: self._filled] > generated
+        longer = self._lengths[: self.filled] > generated
         if np.count_nonzero(longer) < LEAST_WINDOW:
             # Whoever outlived nearly all: long answers tend to stay long.
             return tuple(max(length, 1.5 * generated) for length in self._quantiles)
-        lengths, censored = self._lengths[: self._filled][longer], self._censored[: self._filled][longer]
+        lengths, censored = self._lengths[: self.filled][longer], self._censored[: self.filled][longer]
         return tuple(censored_quantiles(lengths, censored, LEVELS).tolist())
 
 

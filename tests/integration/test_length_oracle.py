@@ -144,6 +144,7 @@ async def test_the_answer_behind_a_thought_is_asked_for_and_learned_by_itself() 
     whole, rest = fake.observed
     assert (whole.output_tokens, rest.output_tokens) == (12, 10)
     assert (rest.features.prompt_tokens, rest.features.max_tokens) == (12, 78)
+    assert rest.features.behind_thought and not whole.features.behind_thought
     assert whole.features.prompt.template_hash != rest.features.prompt.template_hash
 
 

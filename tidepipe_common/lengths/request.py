@@ -20,7 +20,7 @@ class RequestFeatures:
     """What is known of a request before it runs. Lengths in tokens, None where nobody knows.
 
     max_tokens: limit of the output. generated_tokens: output that it has already; the prediction is that of
-    an answer which is longer.
+    an answer which is longer. behind_thought: only the part of the output is meant that follows its thought.
     """
 
     prompt_tokens: int | None = None
@@ -28,6 +28,7 @@ class RequestFeatures:
     temperature: float = 1.0
     prompt: PromptFeatures = NO_PROMPT
     generated_tokens: int = 0
+    behind_thought: bool = False
 
     def fault(self) -> str | None:
         """Why these values cannot belong to a real request, or None."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -64,3 +66,11 @@ def test_only_the_newest_count_and_a_prior_answers_first() -> None:
     model.observe([seen(5)] * 64)
     assert model.predict([FEATURES])[0].tokens == (5.0,) * len(LEVELS)
     assert model.version == "running-quantile/1"
+
+
+def test_what_follows_thoughts_is_learned_by_itself() -> None:
+    model = RunningQuantile(window=64)
+    rest = replace(FEATURES, behind_thought=True)
+    model.observe([seen(900)] * 64 + [Observation(rest, 5, False)] * 64)
+    whole, behind = model.predict([FEATURES, rest])
+    assert whole.tokens == (900.0,) * len(LEVELS) and behind.tokens == (5.0,) * len(LEVELS)
