@@ -18,6 +18,7 @@ from tidepipe_common.errors import (
 from tidepipe_common.limits import MAX_PROMPT_BYTES, MAX_TURNS, text_bytes
 from tidepipe_common.responses.answers import ResponseBody
 from tidepipe_common.responses.items import Item
+from tidepipe_common.responses.writer import CALLS
 from tidepipe_common.security.caller import ANYBODY, Caller
 from tidepipe_common.settings.defaults import FILES_LIFETIME_S
 
@@ -71,8 +72,10 @@ class StoredResponse:
         return cast(ResponseBody, shown)
 
     def conversation(self) -> list[Item]:
-        """Its input and output."""
-        return [*json.loads(self.items), *json.loads(self.output)]
+        """Its input and output, but for a call that breaks off: that is none."""
+        output: list[Item] = json.loads(self.output)
+        broken = [item for item in output if item["type"] in CALLS and item["status"] != "completed"]
+        return [*json.loads(self.items), *(item for item in output if item not in broken)]
 
 
 def stored(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema
 
 from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.limits import MAX_TOOLS
 from tidepipe_common.openai.bodies import CacheSalt, Message, ModelName, parse_chat
 from tidepipe_common.openai.fields import LogitBias, Stop, StopTokenIds, UserName
 from tidepipe_common.openai.metadata import Metadata
@@ -25,7 +26,14 @@ from tidepipe_common.openai.numbers import (
     TopP,
 )
 from tidepipe_common.openai.validation import Refusal, StrictModel, validate
-from tidepipe_common.responses.items import INPUT_SCHEMA, ITEM_REFERENCE, Item, chat_messages, input_items
+from tidepipe_common.responses.items import (
+    ADDITIONAL_TOOLS,
+    INPUT_SCHEMA,
+    ITEM_REFERENCE,
+    Item,
+    chat_messages,
+    input_items,
+)
 from tidepipe_common.responses.tools import TOOLS_SCHEMA, ChatTools, chat_tool_choice, chat_tools
 from tidepipe_common.text.json_text import kind
 from tidepipe_common.text.text import quoted
@@ -50,7 +58,38 @@ TEMPERATURE, TOP_P = 1.0, 1.0
 
 ResponseId = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARACTERS)]
 
-_TOOL_CHOICE = {"enum": ["none", "auto", None]}
+_NAMED = {"type": "string", "minLength": 1}
+_TOOL_CHOICE = {
+    "anyOf": [
+        {"enum": ["none", "auto", "required", None]},
+        {
+            "type": "object",
+            "properties": {"type": {"enum": ["function", "custom"]}, "name": _NAMED},
+            "required": ["type", "name"],
+            "additionalProperties": False,
+        },
+        {
+            "type": "object",
+            "properties": {
+                "type": {"const": "allowed_tools"},
+                "mode": {"enum": ["auto", "required"]},
+                "tools": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "properties": {"type": {"enum": ["function", "custom"]}, "name": _NAMED},
+                        "required": ["type", "name"],
+                        "additionalProperties": False,
+                    },
+                    "minItems": 1,
+                    "maxItems": MAX_TOOLS,
+                },
+            },
+            "required": ["type", "mode", "tools"],
+            "additionalProperties": False,
+        },
+    ]
+}
 _FORMAT = {
     "oneOf": [
         {"type": "null"},
@@ -249,7 +288,12 @@ def parse_response(body: object) -> ResponseAsk:
     items = input_items(checked.input)
     if not items:
         raise InvalidRequestError("input must not be empty", "input")
-    tools = chat_tools(checked.tools)
+    more_tools = [item["tools"] for item in items if item["type"] == ADDITIONAL_TOOLS]
+    tools = chat_tools(checked.tools, *more_tools)
+    # Without tools there is nothing to choose, and some clients say so.
+    choice = chat_tool_choice(checked.tool_choice)
+    if not tools.functions and choice in ("auto", "none"):
+        choice = None
     _check_streaming(checked)
     logprobs = LOGPROBS in (checked.include or ()) or bool(checked.top_logprobs)
     chat = {name: raw[name] for name in _AS_IN_CHATS if raw.get(name) is not None}
@@ -260,7 +304,7 @@ def parse_response(body: object) -> ResponseAsk:
         "logprobs": True if logprobs else None,
         "top_logprobs": (checked.top_logprobs or 0) if logprobs else None,
         "tools": tools.functions or None,
-        "tool_choice": chat_tool_choice(checked.tool_choice),
+        "tool_choice": choice,
         "reasoning_effort": options.effort,
         "response_format": form,
         "verbosity": text.verbosity,
@@ -293,7 +337,7 @@ def parse_response(body: object) -> ResponseAsk:
             "temperature": TEMPERATURE if checked.temperature is None else checked.temperature,
             "text": {"format": text.format or {"type": "text"}, "verbosity": text.verbosity or "medium"},
             "tool_choice": "auto" if checked.tool_choice is None else checked.tool_choice,
-            "tools": checked.tools or [],
+            "tools": [*(checked.tools or []), *(tool for some in more_tools for tool in some or [])],
             "top_logprobs": checked.top_logprobs or 0,
             "top_p": TOP_P if checked.top_p is None else checked.top_p,
             "truncation": "disabled",

@@ -9,13 +9,15 @@ from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import MAX_SPEAKER_CHARACTERS, MAX_TURNS, check_count
 from tidepipe_common.openai.validation import checked_text
 from tidepipe_common.responses.names import INPUT, item_id
-from tidepipe_common.responses.tools import CUSTOM_INPUT, chat_name
+from tidepipe_common.responses.tools import CUSTOM_INPUT, TOOLS_SCHEMA, chat_name
 from tidepipe_common.text.json_text import kind
 from tidepipe_common.text.text import quoted
 
 Item = dict[str, Any]
 
 ITEM_REFERENCE = "item_reference"
+ADDITIONAL_TOOLS = "additional_tools"
+"""Tools that stand among the input: of this response, as those beside it."""
 ROLES = ("user", "system", "developer", "assistant")
 TEXT_PARTS = ("input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text")
 _PREFIXES = {
@@ -25,16 +27,18 @@ _PREFIXES = {
     "function_call_output": "fco",
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "cto",
+    ADDITIONAL_TOOLS: "at",
 }
 _ALWAYS = {"type", "id", "status"}
 ITEM_FIELDS: Mapping[str, set[str]] = {
-    "message": {"role", "content", "phase"},
+    "message": {"role", "content", "phase", "end_turn"},
     "reasoning": {"summary", "content", "encrypted_content"},
     "function_call": {"call_id", "name", "arguments", "namespace", "caller", "async"},
     "function_call_output": {"call_id", "output", "caller"},
     "custom_tool_call": {"call_id", "name", "input", "namespace", "caller", "async"},
     "custom_tool_call_output": {"call_id", "output", "caller"},
     ITEM_REFERENCE: set(),
+    ADDITIONAL_TOOLS: {"role", "tools"},
 }
 """By type, beside those of _ALWAYS."""
 
@@ -102,6 +106,8 @@ def _item(where: str, item: Any) -> Item:
                 "call_id": _name(where, item, "call_id"),
                 "output": _text(f"{where}.output", said) if isinstance(said, str) else said,
             }
+        case "additional_tools":
+            return {"type": of, "role": "developer", "tools": item.get("tools")}
     return {"type": ITEM_REFERENCE, "id": _name(where, item, "id")}
 
 
@@ -202,6 +208,8 @@ def chat_messages(items: Sequence[Item], fields: Collection[str]) -> list[Item]:
             case "function_call" | "custom_tool_call":
                 mine.setdefault("role", "assistant")
                 mine.setdefault("tool_calls", []).append(_chat_call(item))
+            case "additional_tools":
+                pass
             case "message":
                 over()
                 messages.append({"role": item["role"], "content": joined(item["content"])})
@@ -263,6 +271,7 @@ _PROPERTIES: Mapping[str, dict[str, Any]] = {
     "custom_tool_call": {"call_id": _NAME, "name": _NAME, "input": _STRING},
     "custom_tool_call_output": {"call_id": _NAME, "output": _SAID},
     ITEM_REFERENCE: {"id": _NAME},
+    ADDITIONAL_TOOLS: {"tools": TOOLS_SCHEMA},
 }
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tidepipe_common.errors import InvalidRequestError
-from tidepipe_common.limits import MAX_TOOLS, check_count
+from tidepipe_common.limits import MAX_TOOL_NAME_CHARACTERS, MAX_TOOLS, check_count
 from tidepipe_common.text.json_text import kind
 from tidepipe_common.text.text import quoted
 
 CUSTOM_INPUT = "input"
 """The one argument of the function that a custom tool becomes: its text."""
 _HOSTED = {
-    "web_search": "the web is not searched",
+    "web_search": 'the web is not searched (Codex leaves it out with web_search = "disabled")',
     "web_search_2025_08_26": "the web is not searched",
     "web_search_preview": "the web is not searched",
     "web_search_preview_2025_03_11": "the web is not searched",
@@ -38,7 +38,6 @@ _HARMLESS: dict[str, tuple[object, ...]] = {
 _FUNCTION = {"type", "name", "description", "parameters", "strict", "output_schema", *_HARMLESS}
 _CUSTOM = {"type", "name", "description", "format", *_HARMLESS}
 _NAMESPACE = {"type", "name", "description", "tools"}
-_NAME_CHARACTERS = 256
 _CUSTOM_PARAMETERS = {
     "type": "object",
     "properties": {CUSTOM_INPUT: {"type": "string"}},
@@ -81,16 +80,20 @@ def chat_name(name: str, namespace: str) -> str:
     return f"{namespace}__{name}" if namespace else name
 
 
-def chat_tools(value: Any) -> ChatTools:
-    """From the `tools` of a body. InvalidRequestError names the entry that cannot be had here."""
+def chat_tools(*lists: Any) -> ChatTools:
+    """From the `tools` of a body, and those in its input; None: there are none.
+
+    InvalidRequestError names the entry that cannot be had here.
+    """
     tools = ChatTools()
-    if value is None:
-        return tools
-    if not isinstance(value, list):
-        raise InvalidRequestError(f"tools must be a list, got {kind(value)}", "tools")
-    check_count("tools", len(value), MAX_TOOLS)
-    for number, tool in enumerate(value):
-        _take(tools, f"tools.{number}", tool, "")
+    for value in lists:
+        if value is None:
+            continue
+        if not isinstance(value, list):
+            raise InvalidRequestError(f"tools must be a list, got {kind(value)}", "tools")
+        check_count("tools", len(value), MAX_TOOLS)
+        for number, tool in enumerate(value):
+            _take(tools, f"tools.{number}", tool, "")
     return tools
 
 
@@ -143,9 +146,9 @@ def _known(where: str, tool: Mapping[str, Any], known: set[str]) -> None:
 
 def _name(where: str, tool: Mapping[str, Any]) -> str:
     name = tool.get("name")
-    if not isinstance(name, str) or not 0 < len(name) <= _NAME_CHARACTERS:
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_TOOL_NAME_CHARACTERS:
         raise InvalidRequestError(
-            f"{where}.name must be a text of 1 to {_NAME_CHARACTERS} characters, got {quoted(name)}", "tools"
+            f"{where}.name must be a text of 1 to {MAX_TOOL_NAME_CHARACTERS} characters, got {quoted(name)}", "tools"
         )
     return name
 
@@ -193,7 +196,7 @@ def chat_tool_choice(value: Any) -> Any:
     )
 
 
-_NAMED = {"type": "string", "minLength": 1, "maxLength": _NAME_CHARACTERS}
+_NAMED = {"type": "string", "minLength": 1, "maxLength": MAX_TOOL_NAME_CHARACTERS}
 _STRING = {"type": "string"}
 _OWN = {
     "allowed_callers": {"enum": list(_HARMLESS["allowed_callers"])},
