@@ -15,7 +15,7 @@ WHAT_NO_SCHEMA_SAYS = re.compile(
     "|vocabulary|context|are not JSON|is not usable|the prompt is empty|too large to be"
     "|structured_outputs.* must have one of"
     "|stop strings would cut"
-    "|there is no (response|item)|needs store: true|is there twice"
+    "|there is no (response|item)|needs store: true|is there twice|^input must not be empty"
     "|belongs to another request|cannot be cancelled"
     # JSON Schema takes 8.0 for an integer; here it is none.
     r"|must be an integer, got the number -?[0-9]+\.0$"

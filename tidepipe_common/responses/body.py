@@ -25,6 +25,7 @@ from tidepipe_common.openai.numbers import (
     TopLogprobs,
     TopP,
 )
+from tidepipe_common.openai.reasoning import Effort, TemplateArguments
 from tidepipe_common.openai.validation import Refusal, StrictModel, validate
 from tidepipe_common.responses.items import (
     ADDITIONAL_TOOLS,
@@ -161,6 +162,8 @@ _AS_IN_CHATS = (
     "ignore_eos",
     "stop_token_ids",
     "cache_salt",
+    "max_reasoning_tokens",
+    "chat_template_kwargs",
 )
 """Fields that a chat has under the same name."""
 _NAMES_IN_CHATS = {
@@ -176,7 +179,7 @@ _NAMES_IN_CHATS = {
 class ReasoningOptions(StrictModel):
     """How to think. Thoughts come as they are; there are no summaries of them."""
 
-    effort: Annotated[str, WithJsonSchema({"enum": ["none"]})] | None = None
+    effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed", "none"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
     context: Literal["auto", "current_turn", "all_turns"] | None = None
@@ -235,6 +238,8 @@ class ResponsesBody(StrictModel):
     ignore_eos: bool | None = None
     stop_token_ids: StopTokenIds | None = None
     cache_salt: CacheSalt | None = None
+    max_reasoning_tokens: Count | None = None
+    chat_template_kwargs: TemplateArguments | None = None
 
 
 @dataclass(frozen=True, slots=True)

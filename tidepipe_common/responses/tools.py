@@ -147,9 +147,8 @@ def _known(where: str, tool: Mapping[str, Any], known: set[str]) -> None:
 def _name(where: str, tool: Mapping[str, Any]) -> str:
     name = tool.get("name")
     if not isinstance(name, str) or not 0 < len(name) <= MAX_TOOL_NAME_CHARACTERS:
-        raise InvalidRequestError(
-            f"{where}.name must be a text of 1 to {MAX_TOOL_NAME_CHARACTERS} characters, got {quoted(name)}", "tools"
-        )
+        text = f"{where}.name must be a text of 1 to {MAX_TOOL_NAME_CHARACTERS} characters"
+        raise InvalidRequestError(f"{text}, got {quoted(name)}", "tools")
     return name
 
 
