@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from launcher.child import Child, ChildSpec
 from launcher.config import ClusterConfig
-from launcher.plan import controller_spec, worker_spec
+from launcher.plan import controller_spec, instance_name, worker_spec
 from launcher.ports import join
 from tidepipe_common.errors import TidePipeError
 from tidepipe_common.exception_groups import leaves
@@ -19,10 +19,15 @@ class LocalInstance:
     """Starts and ends the processes of one pipeline, in order."""
 
     def __init__(
-        self, config: ClusterConfig, number: int, make_child: Callable[[ChildSpec, str], Child]
+        self,
+        config: ClusterConfig,
+        number: int,
+        make_child: Callable[[ChildSpec, str], Child],
+        provisioner: str = "",
     ) -> None:
-        """make_child: a child for a specification and an address to listen on."""
-        self.name = f"instance-{number}"
+        """make_child: a child for a specification and an address to listen on. provisioner: see plan."""
+        self.name = instance_name(config, number)
+        self._provisioner = provisioner
         self.controller: Child | None = None
         self._config = config
         self._number = number
@@ -51,7 +56,12 @@ class LocalInstance:
             raise failures[0]
         addresses = [worker.address for worker in self.workers]
         spec = controller_spec(
-            self._config, self._number, stages=addresses, router=router, predictor=predictor
+            self._config,
+            self._number,
+            stages=addresses,
+            router=router,
+            predictor=predictor,
+            provisioner=self._provisioner,
         )
         self.controller = self._make_child(spec, join(self._config.host, 0))
         return await self.controller.start()

@@ -24,14 +24,24 @@ from launcher.provision.servicer import serve_provisioner
 from launcher.scrape_targets import write_targets
 from launcher.security import ClusterSecurity
 from tidepipe.client.async_client import AsyncClient
-from tidepipe_common.errors import ConfigError, TidePipeError, UnavailableError
+from tidepipe.v1 import router_pb2, router_pb2_grpc
+from tidepipe_common.errors import (
+    ConfigError,
+    PermissionDeniedError,
+    TidePipeError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from tidepipe_common.exception_groups import leaves
 from tidepipe_common.latency.kept_profile import Measured, kept_profile
 from tidepipe_common.model_source import resolve_model, resolve_tokenizer
+from tidepipe_common.rpc.channel import open_channel
+from tidepipe_common.rpc.status import translated
 from tidepipe_common.security.credentials import Credentials
 
 LENGTH_MODEL_FACTS = "model.json"
 REGISTERED_S = 60.0
+ROUTER_S = 5.0
 REGISTERED_POLL_S = 0.1
 
 
@@ -83,10 +93,17 @@ class LocalCluster:
                 await asyncio.to_thread(check_engine, config)
             self.config = config = with_kept_profile(config, path)
         _state_name(config.predictor)
-        self.grpc_address = join(config.host, choose_port(config.host, config.grpc_port))
-        self.http_address = join(config.host, choose_port(config.host, config.http_port))
+        if config.router is None:
+            self.grpc_address = join(config.host, choose_port(config.host, config.grpc_port))
+            self.http_address = join(config.host, choose_port(config.host, config.http_port))
+        else:
+            # Its folder is looked for by processes that were started elsewhere.
+            self.grpc_address = config.router
+            self.config = config = with_absolute_model(config)
         self._run_dir = self._make_run_dir()
         self._security = await asyncio.to_thread(ClusterSecurity.prepare, config, self._run_dir)
+        if config.router is not None:
+            await check_router(config.router, self._security.service)
 
     async def start(self) -> None:
         """Start all processes and wait until the router has every instance.
@@ -110,19 +127,22 @@ class LocalCluster:
                 self._security.provisioner if self._security else None,
             )
         )
-        spec = router_spec(
-            config,
-            http=self.http_address,
-            predictor=predictor.address,
-            provisioner=provisioner,
-            run_dir=self._run_dir,
-        )
-        router = self._child(spec, self.grpc_address)
+        machines.provisioner = provisioner
+        starting = [predictor]
+        if config.router is None:
+            spec = router_spec(
+                config,
+                http=self.http_address,
+                predictor=predictor.address,
+                provisioner=provisioner,
+                run_dir=self._run_dir,
+            )
+            starting.append(self._child(spec, self.grpc_address))
         failures: list[TidePipeError] = []
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(predictor.start())
-                group.create_task(router.start())
+                for child in starting:
+                    group.create_task(child.start())
                 for _ in range(config.instances_wanted):
                     group.create_task(machines.start_instance())
         except* TidePipeError as errors:
@@ -259,7 +279,12 @@ class LocalCluster:
                 except UnavailableError as error:
                     reason = str(error)
                 else:
-                    usable = sum(entry.connected for entry in status.instances)
+                    ours = {one.instance_id for one in self.provisioned()} if self.config.router else None
+                    usable = sum(
+                        entry.connected
+                        for entry in status.instances
+                        if ours is None or entry.instance_id in ours
+                    )
                     if usable == self.config.instances_wanted:
                         self.slow_because = status.slow_because
                         return
@@ -278,6 +303,33 @@ def _state_name(model: Path | None) -> str:
         raise ConfigError(
             f"there is no length model in {model} ({error.strerror}); make one: tidepipe predictor train"
         ) from error
+
+
+def with_absolute_model(config: ClusterConfig) -> ClusterConfig:
+    """The same settings, for processes that are started in other folders."""
+    path = Path(config.model).expanduser()
+    names = ",".join(config.served_names)
+    model = str(path.absolute()) if path.exists() else config.model
+    return config.model_copy(update={"model": model, "served_model_name": names})
+
+
+async def check_router(router: str, credentials: Credentials) -> None:
+    """ConfigError if there is no router that would take instances with these credentials."""
+    async with open_channel(router, credentials=credentials) as channel:
+        try:
+            with translated():
+                await router_pb2_grpc.RouterServiceStub(channel).ListInstances(
+                    router_pb2.ListInstancesRequest(), timeout=ROUTER_S
+                )
+        except (UnauthenticatedError, PermissionDeniedError) as error:
+            raise ConfigError(
+                f"the router at {router} does not know us ({error}): give the --tls DIR or the "
+                "--cluster-token FILE with which its cluster was started"
+            ) from error
+        except TidePipeError as error:
+            raise ConfigError(
+                f"there is no router at {router} ({error}): start one with `tidepipe up --grpc-port`"
+            ) from error
 
 
 def check_model(config: ClusterConfig, model: Path) -> None:

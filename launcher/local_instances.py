@@ -31,7 +31,11 @@ class LocalInstances:
         router: str,
         predictor: str,
     ) -> None:
-        """make_child: a child among the processes, listening on an address. router, predictor: HOST:PORT."""
+        """make_child: a child among the processes, listening on an address. router, predictor: HOST:PORT.
+
+        provisioner: HOST:PORT at which a router that is not ours reaches us; set before anything is started.
+        """
+        self.provisioner = ""
         self._config = config
         self._processes = processes
         self._make_child = make_child
@@ -62,7 +66,7 @@ class LocalInstances:
     def _make(self) -> LocalInstance | UpstreamInstance:
         urls = self._config.upstreams
         if not urls:
-            return LocalInstance(self._config, next(self._numbers), self._make_child)
+            return LocalInstance(self._config, next(self._numbers), self._make_child, self.provisioner)
         number = next(self._numbers)
         if number >= len(urls):
             raise OverloadedError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +25,14 @@ Settings = TypeVar("Settings", bound=ServiceSettings)
 SERVICE_READY_S = 120.0
 # A controller is ready when its stages have loaded their layers.
 MODEL_READY_S = 600.0
+
+
+def instance_name(config: ClusterConfig, number: int) -> str:
+    """Of an instance of this cluster; at another's router, where others are, one that nobody else has."""
+    if config.router is None:
+        return f"instance-{number}"
+    model = re.sub(r"[^A-Za-z0-9._-]", "-", config.served_names[0])[:100]
+    return f"{model}-{socket.gethostname()}-{os.getpid()}-{number}"
 
 
 def predictor_spec(config: ClusterConfig, state: Path) -> ChildSpec:
@@ -55,9 +66,18 @@ def worker_spec(config: ClusterConfig, instance: int, stage: int, *, own_device:
 
 
 def controller_spec(
-    config: ClusterConfig, instance: int, *, stages: Sequence[str], router: str, predictor: str
+    config: ClusterConfig,
+    instance: int,
+    *,
+    stages: Sequence[str],
+    router: str,
+    predictor: str,
+    provisioner: str = "",
 ) -> ChildSpec:
-    """The controller of one instance. stages: its workers' addresses; none if its engine has its own."""
+    """The controller of one instance. stages: its workers' addresses; none if its engine has its own.
+
+    provisioner: what it tells a router that is not ours; see `_at_another_router`.
+    """
     native = config.engine == "native"
     own: dict[str, Any] = {"machine_share": f"{instance}/{config.instances}"} if config.instances > 1 else {}
     if native:
@@ -66,8 +86,8 @@ def controller_spec(
     settings = _settings(
         ControllerSettings,
         config,
-        provisioner=None,
-        instance_id=f"instance-{instance}",
+        **_at_another_router(config, provisioner),
+        instance_id=instance_name(config, instance),
         stages=",".join(stages) or str(config.stages),
         router=router,
         predictor=predictor,
@@ -77,14 +97,20 @@ def controller_spec(
     return _child(f"controller-{instance}", settings, config, MODEL_READY_S, relies_on_others=True)
 
 
+def _at_another_router(config: ClusterConfig, provisioner: str) -> dict[str, Any]:
+    """What instances tell of their model; a router of our own is told by us."""
+    names = ",".join(config.served_names) if config.router else config.served_model_name
+    return {"provisioner": provisioner if config.router else None, "served_model_name": names}
+
+
 def upstream_spec(config: ClusterConfig, instance: int, *, router: str) -> ChildSpec:
     """The process that stands for one upstream server."""
     settings = _settings(
         UpstreamSettings,
         config,
-        provisioner=None,
+        **_at_another_router(config, ""),
         url=config.upstreams[instance],
-        instance_id=f"upstream-{instance}",
+        instance_id=instance_name(config, instance) if config.router else f"upstream-{instance}",
         router=router,
     )
     return _child(f"upstream-{instance}", settings, config, MODEL_READY_S, relies_on_others=True)

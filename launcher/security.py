@@ -69,10 +69,12 @@ class ClusterSecurity:
     def prepare(cls, config: ClusterConfig, run_dir: Path) -> ClusterSecurity:
         """Make or find the certificates, and a key for the supervisor; ConfigError if there are none."""
         if config.tls is None:
-            # Processes on other machines would not have it.
-            if config.cluster_token is None and config.provisioner == "local":
+            # Processes on other machines would not have it; another cluster's router has its own, or none.
+            if config.cluster_token is None and config.provisioner == "local" and config.router is None:
                 return cls(config, None, None, _new_token(run_dir))
             given = None if config.cluster_token is None else Path(config.cluster_token).absolute()
+            if given is not None and config.router is None and not given.exists():
+                _write_token(given)  # the first cluster that shares it
             _ = Credentials(token_file=given).token  # ConfigError if it is none
             return cls(config, None, None, given)
         if config.tls == AUTO:
@@ -168,6 +170,13 @@ def _new_token(run_dir: Path) -> Path:
     except UntrustedError:
         folder = Path(tempfile.mkdtemp(prefix="tidepipe-"))
     path = folder / f"{TOKEN_FILE}-{secrets.token_hex(4)}"
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secrets.token_urlsafe(32) + "\n")
+    _write_token(path)
     return path
+
+
+def _write_token(path: Path) -> None:
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+    except OSError as error:
+        raise ConfigError(f"cannot make the cluster token {path}: {error.strerror or error}") from error

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from launcher.child import Child, ChildSpec
 from launcher.config import ClusterConfig
-from launcher.plan import upstream_spec
+from launcher.plan import instance_name, upstream_spec
 from launcher.ports import join
 
 
@@ -17,7 +17,7 @@ class UpstreamInstance:
         self, config: ClusterConfig, number: int, make_child: Callable[[ChildSpec, str], Child]
     ) -> None:
         """number: of the server among those that are named."""
-        self.name = f"upstream-{number}"
+        self.name = instance_name(config, number) if config.router else f"upstream-{number}"
         self.controller: Child | None = None
         self._config = config
         self._number = number

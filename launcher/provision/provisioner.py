@@ -24,7 +24,12 @@ class Room:
 
 
 class InstanceProvisioner(Protocol):
-    """Owns the machines or processes that instances run on."""
+    """Owns the machines or processes that instances run on.
+
+    provisioner: HOST:PORT at which a router that is not ours reaches it, which its instances tell.
+    """
+
+    provisioner: str
 
     async def start_instance(self) -> ProvisionedInstance:
         """Start one more, with all its stages; returns when it serves.

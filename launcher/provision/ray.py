@@ -14,7 +14,7 @@ import structlog
 from launcher.child import KILL_AFTER_S, ChildSpec
 from launcher.config import ClusterConfig
 from launcher.instance import WORKER_KILL_AFTER_S
-from launcher.plan import controller_spec, worker_spec
+from launcher.plan import controller_spec, instance_name, worker_spec
 from launcher.provision.provisioner import ProvisionedInstance, Room
 from tidepipe_common.errors import ConfigError, NotFoundError, OverloadedError, UnavailableError
 from tidepipe_common.rpc.lifecycle import PARENT_PID, READY_FD
@@ -63,6 +63,7 @@ class RayProvisioner:
         environment: of a module's process; of it what names credentials travels to the nodes, which must
         have the files at the same paths.
         """
+        self.provisioner = ""
         self._environment = environment
         self._config = config
         self._router = router
@@ -85,7 +86,7 @@ class RayProvisioner:
     async def start_instance(self) -> ProvisionedInstance:
         """Part of InstanceProvisioner."""
         number = next(self._numbers)
-        instance = _Instance(f"instance-{number}", self._reserve(number))
+        instance = _Instance(instance_name(self._config, number), self._reserve(number))
         try:
             await self._wait_for_room(instance)
             specs = [
@@ -100,7 +101,12 @@ class RayProvisioner:
                 )
             )
             spec = controller_spec(
-                self._config, number, stages=addresses, router=self._router, predictor=self._predictor
+                self._config,
+                number,
+                stages=addresses,
+                router=self._router,
+                predictor=self._predictor,
+                provisioner=self.provisioner,
             )
             instance.controller = self._actor(instance, spec, 0)
             instance.address = await _ask(instance.controller.start.remote(), ACTOR_TIMEOUT_S + spec.ready_s)

@@ -13,6 +13,8 @@ import grpc
 import httpx
 import pytest
 
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
 from tests.fakes.client import eventually, listen, request
 from tests.fakes.controller import FakeController, fake_controller, scripted_text
 from tests.fakes.router import RunningRouter, running_router
@@ -173,6 +175,34 @@ async def test_who_fits_nowhere_is_told_why(two: Two, differs: dict[str, object]
             await other.register(two.router.address)
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
     assert re.search(says, refused.value.details() or "")
+
+
+@pytest.mark.model
+@pytest.mark.timeout(120)
+async def test_a_cluster_brings_its_model_to_a_router_that_is_there(model_path: Path, two: Two) -> None:
+    """With names, targets, and who starts and stops its instances; it leaves as it came."""
+    config = ClusterConfig(
+        model=str(model_path),
+        served_model_name="twin,other",
+        ttft_ms=777,
+        router=two.router.address,
+        executor="emulated",
+        kv_blocks=2000,
+    )
+    async with LocalCluster(config) as local, AdminClient(two.router.address) as admin:
+        [ours] = local.provisioned()
+        model = two.router.service.models.named("other")
+        assert (model.names, model.target.ttft_s) == (("twin", "other"), 0.777)
+        assert [link.instance_id for link in model.links] == [ours.instance_id]
+        wanted = pb.InferenceRequest(request_id="t", model="other", skip_text=True)
+        wanted.token_ids.ids.extend([300] * 20)
+        wanted.sampling.max_tokens = 2
+        assert len((await listen(two.router, wanted)).tokens) == 2
+        assert (await admin.scale("set", 1, model="twin"))["wanted"] == 1
+        with pytest.raises(IncompatibleError, match="no provisioner"):
+            await admin.scale("set", 1)
+    await eventually(lambda: not model.connected)
+    assert (await two.answer("fake")).status_code == 200
 
 
 async def test_a_router_below_a_router_brings_its_models(two: Two) -> None:

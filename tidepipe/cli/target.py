@@ -57,6 +57,8 @@ async def open_target(
         return
     if not settings:
         raise ConfigError("give --model to start a local cluster, or --endpoint of a running one")
+    if "router" in settings:
+        raise ConfigError("--router is for `tidepipe up`, which brings a model there; use one by --endpoint")
     require(SERVER, "a local cluster")
     from tidepipe.cli.local_cluster import start_cluster  # late: clients of a running router lack it
 

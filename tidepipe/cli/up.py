@@ -21,7 +21,8 @@ def up(trace: TraceFile = None, *, cluster: dict[str, Any]) -> None:
     """Start a local cluster of real processes and keep it alive until Ctrl-C.
 
     Prints one line `ready http=HOST:PORT grpc=HOST:PORT` when every service is serving. SIGHUP starts all
-    processes anew, one after the other, without a request that fails.
+    processes anew, one after the other, without a request that fails. With --router no router is started: the
+    model is one more of the router that is named.
     """
     run(_serve(cluster, trace), interrupted=SUCCESS)
 
@@ -38,7 +39,11 @@ async def _serve(settings: dict[str, Any], trace: Path | None) -> int:
             print(f"certificates for clients: {cluster.tls_folder}", file=sys.stderr, flush=True)
         if warning := too_few(cluster.config.max_connections or shares(limit()).http):
             print(f"note: {warning}", file=sys.stderr, flush=True)
-        print(f"ready http={cluster.http_address} grpc={cluster.grpc_address}", flush=True)
+        config = cluster.config
+        if config.router is None:
+            print(f"ready http={cluster.http_address} grpc={cluster.grpc_address}", flush=True)
+        else:
+            print(f"ready grpc={config.router} model={config.served_names[0]}", flush=True)
         renewal = Renewal(cluster)
         renewal.ready = True
         try:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
+from tidepipe_common.model_names import usual_name
+from tidepipe_common.numerals import host_and_port
 from tidepipe_common.security.credentials import is_loopback
 from tidepipe_common.settings import defaults, fields
 from tidepipe_common.settings.controller import ControllerSettings
@@ -32,6 +34,22 @@ _NATIVE_ONLY = (
     "layer_split",
 )
 """Settings of stage workers that have no meaning for another engine."""
+_ROUTER_ONLY = (
+    "http_port",
+    "grpc_port",
+    "routing",
+    "share_prefixes",
+    "macro_min",
+    "macro_max",
+    "max_pending",
+    "files_max_bytes",
+    "files_expire_days",
+    "data_dir",
+    "allow_host",
+    "allow_origin",
+    "max_connections",
+)
+"""Settings of a router, which have no meaning beside one that is there."""
 
 
 class ClusterConfig(Strict):
@@ -46,6 +64,14 @@ class ClusterConfig(Strict):
     ] = 1
     instances: Annotated[int, setting("Pipelines.", ge=1, le=64)] = 1
     served_model_name: fields.ServedModelName | None = None
+    router: Annotated[
+        str | None,
+        setting(
+            "Bring this model to a router that is there, such as another cluster's, instead of starting one.",
+            metavar="HOST:PORT",
+            otherwise="one of its own",
+        ),
+    ] = None
     host: Annotated[str, setting("Address to listen on.", metavar="H", min_length=1)] = "127.0.0.1"
     http_port: Annotated[
         int, setting("Port of the OpenAI HTTP API; 0: a free one.", metavar="P", ge=0, le=65_535)
@@ -125,7 +151,7 @@ class ClusterConfig(Strict):
     cluster_token: Annotated[
         fields.TokenFile | None,
         setting(
-            "Token of a cluster without TLS, to share it with another's.",
+            "Token of a cluster without TLS, to share it with another's; made if it is not there.",
             metavar="FILE",
             otherwise="a new one",
             strict=False,
@@ -155,6 +181,8 @@ class ClusterConfig(Strict):
     def _settings_fit(self) -> Self:
         if self.upstream is not None:
             self._upstreams_fit()
+        if self.router is not None:
+            self._fit_router(self.router)
         if self.layer_split and len(self.layer_split.split(",")) != self.stages:
             raise ValueError(
                 f"layer_split '{self.layer_split}' must name {self.stages} numbers, one per stage"
@@ -205,6 +233,25 @@ class ClusterConfig(Strict):
         )
         if given := [name for name in own if getattr(self, name) != type(self).model_fields[name].default]:
             raise ValueError(f"{given[0]} is of own stages, which a cluster of upstream servers has none of")
+
+    def _fit_router(self, router: str) -> None:
+        address = host_and_port(router)
+        if address is None:
+            raise ValueError(f"router must be HOST:PORT, got '{router}'")
+        if given := [
+            name for name in _ROUTER_ONLY if getattr(self, name) != type(self).model_fields[name].default
+        ]:
+            raise ValueError(f"{given[0]} is of a router, and with --router there is one already")
+        if is_loopback(self.host) and not is_loopback(address[0]):
+            raise ValueError(
+                f"the router at {router} could not reach instances at {self.host}: "
+                "give --host, this machine's address for it"
+            )
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """By which clients ask for the model: those given, or the usual one."""
+        return tuple((self.served_model_name or usual_name(self.model)).split(","))
 
     @property
     def upstreams(self) -> tuple[str, ...]:
