@@ -19,6 +19,7 @@ from router.requests.output import AnswerText
 from router.requests.running_answer import RunningAnswer
 from router.requests.text_port import TextPort, TooManyTokensError
 from tidepipe_common.aside import beside
+from tidepipe_common.dialects import Reading
 from tidepipe_common.errors import ContextLengthError, InvalidRequestError
 from tidepipe_common.lengths.prompt import prompt_features
 from tidepipe_common.types.request import GenerationRequest
@@ -29,6 +30,8 @@ INLINE_CHARACTERS = 2000
 MAX_TOKEN_CHARACTERS = 256
 """No tokenizer has longer tokens: what has more characters than so many for every token of the context is
 refused unread. Tokenizing it would take seconds of a core."""
+THOUGHT_MARK_TOKENS = 32
+"""More than a mark of thoughts has, with the white space around it."""
 LONGEST_GAP_S = 0.5
 """Instances tell of new tokens at least this often: what they have not told is lost with them."""
 
@@ -67,7 +70,10 @@ class Admission:
             sampling.check()
             await text.check_structure(structure, facts.vocab_size, facts.eos_token_ids, request.owner)
         skip_special = not request.keep_special_tokens
-        kept = text.dialect.kept_tokens(tools=bool(request.tools)) if request.marks else frozenset()
+        kept: frozenset[str] = frozenset()
+        if request.marks and request.is_chat:
+            entry.reading = _reading(request, text, prompt)
+            kept = text.dialect.kept_tokens(tools=bool(request.tools))
 
         def new_text() -> AnswerText | None:
             if request.skip_text and (sampling.structure is not None or not sampling.stop):
@@ -199,6 +205,16 @@ def _does_not_fit(facts: ModelFacts, why: str, field: str) -> ContextLengthError
     # It begins with OpenAI's words: there are clients that look for them.
     known = f"This model's maximum context length is {facts.context_length} tokens."
     return ContextLengthError(f"{known} {why}", field)
+
+
+def _reading(request: GenerationRequest, text: TextPort, prompt: Sequence[int]) -> Reading | None:
+    """How answers to this prompt are read. None: they are words and nothing else."""
+    dialect = text.dialect
+    if not dialect.reads(tools=bool(request.tools)):
+        return None
+    end = b"".join(map(text.token_bytes, prompt[-THOUGHT_MARK_TOKENS:])).decode("utf-8", "replace")
+    calls = request.calls_before if dialect.ids == "numbered" else 0
+    return Reading(dialect, dialect.thinking_after(end), calls)
 
 
 def _fill_in(request: GenerationRequest, prompt_tokens: int, facts: ModelFacts) -> SamplingParams:

@@ -17,6 +17,7 @@ from router.models.model import ServedModel
 from router.requests.meter import RequestMeter
 from router.requests.output import AnswerText
 from router.requests.running_answer import Cursor, RunningAnswer
+from tidepipe_common.dialects import Reading
 from tidepipe_common.errors import InvalidRequestError, OverloadedError, TidePipeError
 from tidepipe_common.lengths.prompt import PromptFeatures
 from tidepipe_common.lengths.request import NO_PROMPT
@@ -107,6 +108,8 @@ class RequestEntry:
         self.digest = digest
         self.model: ServedModel | None = None
         """Known from its admission on."""
+        self.reading: Reading | None = None
+        """How its answers are read, from then on. None: they are words."""
         self.answers: list[RunningAnswer] = []
         self.changed = Notifier()
         self.over = asyncio.Event()

@@ -10,11 +10,20 @@ from typing import Any
 
 import openai
 import pytest
+from grpc.aio import EOF
 from pydantic import BaseModel
 
 from tests.fakes.controller import fake_controller
 from tests.fakes.router import running_router
 from tests.fakes.text import ByteText
+from tidepipe.client.async_client import AsyncClient
+from tidepipe.client.requests import make_request
+from tidepipe.client.retry import RetryPolicy
+from tidepipe.client.session import GenerationSession
+from tidepipe.v1 import inference_pb2
+from tidepipe_common.dialects import Gathering, Part
+from tidepipe_common.types.request import ChatTurn
+from tidepipe_common.types.sampling import SamplingParams
 
 CALL = (
     "<think>\nParis, I guess.\n</think>\n\nI look.\n"
@@ -172,3 +181,41 @@ async def test_several_answers_and_thought_that_the_template_began() -> None:
         _, chunks = await streamed(client, tools=TOOLS, logprobs=True)
         told = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices]
         assert sum(len(entry.content) for entry in told if entry) == len(script)
+
+
+async def test_the_sdk_reads_the_same_also_when_its_stream_is_cut() -> None:
+    def model(prompt: str) -> str:
+        return "It is sunny." if "tool: sunny" in prompt else CALL
+
+    tools = [json.dumps(tool) for tool in TOOLS]
+    async with (
+        running_router(lambda _: THINKING()) as router,
+        fake_controller(script=lambda prompt: model(bytes(prompt).decode()).encode()) as instance,
+        AsyncClient(router.address) as client,
+    ):
+        await instance.register(router.address)
+        whole = await client.chat(ASK, tools=tools)
+        assert (whole.content, whole.reasoning, whole.text) == ("I look.", "Paris, I guess.", CALL)
+        calls = [(call.name, call.parsed()) for call in whole.tool_calls]
+        assert calls == [("get_weather", {"city": "París", "days": 2}), ("now", {})]
+        turns = [ChatTurn("user", "Weather?"), whole.message]
+        turns += [ChatTurn("tool", "sunny", tool_call_id=call.id) for call in whole.tool_calls]
+        again = await client.chat(turns, tools=tools)
+        assert (again.content, again.tool_calls) == ("It is sunny.", ())
+
+        request = make_request(ASK, SamplingParams(max_tokens=700), tools=tools)
+        session = GenerationSession(request, timeout_s=30, policy=RetryPolicy())
+        parts: list[Part] = []
+        while not session.finished:
+            asked, _ = session.next_call()
+            call = router.stub.Generate(asked)
+            for _ in range(5):
+                if (reply := await call.read()) is EOF:
+                    break
+                assert isinstance(reply, inference_pb2.GenerateResponse)
+                event = session.accept(reply.delta)
+                parts += event.parts if event else ()
+            call.cancel()
+        gathering = Gathering()
+        gathering.add(parts)
+        assert gathering.spoken() == whole.spoken[0]

@@ -12,6 +12,7 @@ from tidepipe_common.extras import SERVER, missing
 from tidepipe_common.model_source import resolve_tokenizer
 from tidepipe_common.openai.batch import BatchItem, response_line
 from tidepipe_common.openai.responses import ResponseContext, response_body
+from tidepipe_common.openai.spoken import hidden_tokens
 from tidepipe_common.types.request import ChatTurn, GenerationRequest
 
 if TYPE_CHECKING:
@@ -42,9 +43,10 @@ class BodyWriter:
             model=self._model_name,
             created=int(time.time()),
             token_bytes=text.token_bytes if text else _spelled_as_id,
-            hidden=text.is_special if text and not request.keep_special_tokens else None,
+            hidden=hidden_tokens(request, text) if text else None,
             prompt_token_ids=_prompt_ids(request, text) if request.return_token_ids else None,
             prompt_text=_prompt_text(request, text) if request.echo else "",
+            reading=completion.reading,
         )
         return response_line(line_id, item, response_body(context, completion.answers, completion.usage))
 

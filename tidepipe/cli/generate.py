@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,9 +12,14 @@ from tidepipe.cli.connect import connected
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.options import Endpoint
 from tidepipe.cli.run import run
+from tidepipe_common.dialects import Thought
 from tidepipe_common.text.text import on_terminal
 
+if TYPE_CHECKING:
+    from tidepipe.client.types import StreamEvent
+
 _MAX_TOKENS = 256
+_DIM, _USUAL = "\x1b[2m", "\x1b[22m"
 
 
 @client_options
@@ -50,6 +55,15 @@ def generate(
     run(_stream(endpoint, [*turns, {"role": "user", "content": text}] if chat else text, parameters))
 
 
+def _shown(event: StreamEvent) -> str:
+    """What is new, with thoughts dimmed."""
+    texts = []
+    for part in event.parts:
+        text = on_terminal(getattr(part, "text", ""))
+        texts.append(f"{_DIM}{text}{_USUAL}" if isinstance(part, Thought) else text)
+    return "".join(texts)
+
+
 async def _stream(endpoint: str, prompt: Any, parameters: dict[str, Any]) -> int:
     # Late, so that `tidepipe --help` stays quick.
     from tidepipe.client.errors import RequestCancelledError
@@ -59,7 +73,7 @@ async def _stream(endpoint: str, prompt: Any, parameters: dict[str, Any]) -> int
         async with client.stream(prompt, **parameters) as stream:
             async for event in stream:
                 # A model may write what steers a terminal; into files and pipes it goes as it is.
-                print(on_terminal(event.text) if shown else event.text, end="", flush=True)
+                print(_shown(event) if shown else event.text, end="", flush=True)
         print()
         if event.finish_reason is not None and not event.finish_reason.whole:
             raise RequestCancelledError("somebody cancelled the request: this is not the whole answer")

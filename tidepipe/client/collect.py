@@ -6,6 +6,7 @@ from itertools import chain
 
 from tidepipe.client.errors import RequestCancelledError
 from tidepipe.client.types import Completion, StreamEvent
+from tidepipe_common.dialects import Gathering, Spoken
 from tidepipe_common.errors import TidePipeError
 from tidepipe_common.types.request import Answer, Usage
 
@@ -24,7 +25,10 @@ class Collector:
     def completion(self) -> Completion:
         """The answers, by index. RequestCancelledError if one of them was cut: a part is no completion."""
         parts = [self._events[index] for index in sorted(self._events)]
-        return Completion(self._request_id, tuple(map(_answer, parts)), _usage(parts))
+        spoken = tuple(map(_spoken, parts))
+        return Completion(
+            self._request_id, tuple(map(_answer, parts)), _usage(parts), spoken, parts[0][-1].reading
+        )
 
 
 def _answer(events: list[StreamEvent]) -> Answer:
@@ -41,6 +45,13 @@ def _answer(events: list[StreamEvent]) -> Answer:
         finish_reason=last.finish_reason,
         stopped_by=last.stopped_by,
     )
+
+
+def _spoken(events: list[StreamEvent]) -> Spoken:
+    gathering = Gathering()
+    for event in events:
+        gathering.add(event.parts)
+    return gathering.spoken(events[-1].warning)
 
 
 def _usage(parts: list[list[StreamEvent]]) -> Usage:

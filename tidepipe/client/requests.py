@@ -144,6 +144,7 @@ def make_request(
         request.chat.template_arguments = check_text(template.arguments, "chat_template_kwargs")
         request.chat.continue_final_message = template.continued
         request.chat.no_generation_prompt = not template.opened
+        request.chat.marks = True
     # A router's library would refuse it without a word that says why.
     check_bytes("a request", request.ByteSize(), MAX_REQUEST_BYTES, "prompt")
     return request
@@ -195,14 +196,13 @@ def _turn(turn: object) -> pb.ChatMessage:
             f"a turn must be a ChatTurn or a mapping, got {type(turn).__name__}", "messages"
         )
     fields = dict(turn)
-    role, content, name = fields.pop("role", None), fields.pop("content", None), fields.pop("name", "")
-    if not isinstance(role, str) or not isinstance(content, str) or not isinstance(name, str):
+    texts = {"role": fields.pop("role", None), "content": fields.pop("content", None)}
+    texts |= {key: fields.pop(key, "") for key in ("name", "tool_call_id")}
+    if not all(isinstance(text, str) for text in texts.values()):
         raise InvalidRequestError("a turn needs the texts 'role' and 'content'", "messages")
     if fields:
         raise InvalidRequestError(f"a turn has the unknown key {next(iter(fields))!r}", "messages")
-    for key, text in (("role", role), ("content", content), ("name", name)):
-        check_text(text, key, "messages")
-    return pb.ChatMessage(role=role, content=content, name=name)
+    return pb.ChatMessage(**{key: check_text(str(text), key, "messages") for key, text in texts.items()})
 
 
 _NUMBERS = (

@@ -17,7 +17,9 @@ from tidepipe.client.trace import trace_metadata
 from tidepipe.client.types import StreamEvent
 from tidepipe.client.wire import check_seconds
 from tidepipe.v1 import inference_pb2 as pb
+from tidepipe_common.codec.inference import reading_from_wire
 from tidepipe_common.codec.sampling import finish_from_wire, logprobs_from_wire
+from tidepipe_common.dialects import Part, Reader, Reading, Words
 from tidepipe_common.errors import UnavailableError
 from tidepipe_common.rpc.status import from_rpc_error
 from tidepipe_common.types.request import Usage
@@ -34,6 +36,14 @@ class _Position:
         self.tokens = 0
         self.characters = 0
         self.finished = False
+        self.reading: Reading | None = None
+        self.reader: Reader | None = None
+
+    def read(self, text: str, *, ended: bool) -> tuple[Part, ...]:
+        """What this text, which comes next, consists of."""
+        if self.reader is None:
+            return (Words(text),) if text else ()
+        return (*self.reader.feed(text), *(self.reader.end() if ended else ()))
 
 
 class GenerationSession:
@@ -105,11 +115,16 @@ class GenerationSession:
         logprobs = logprobs_from_wire(delta.logprobs[repeated:])
         text = delta.text[position.characters - delta.character_offset :]
         reason = finish_from_wire(delta.finish_reason)
+        if delta.HasField("dialect") and position.characters == 0 and position.reader is None:
+            position.reading = reading_from_wire(delta.dialect)
+            if position.reading is not None:
+                position.reader = position.reading.reader(self._request.chat.tools)
+        parts = position.read(text, ended=reason is not None)
         position.tokens += len(token_ids)
         position.characters += len(text)
         if reason is None:
             return (
-                StreamEvent(self.request_id, delta.index, text, token_ids, logprobs)
+                StreamEvent(self.request_id, delta.index, text, token_ids, logprobs, parts=parts)
                 if token_ids or text
                 else None
             )
@@ -127,6 +142,9 @@ class GenerationSession:
             reason,
             _stopped_by(delta),
             _usage(delta.usage),
+            parts,
+            "" if position.reader is None else position.reader.warning,
+            position.reading,
         )
 
     def wait_after(self, failure: grpc.RpcError | StreamGapError | None) -> float:

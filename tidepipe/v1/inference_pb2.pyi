@@ -163,6 +163,7 @@ class Chat(_message.Message):
     TEMPLATE_ARGUMENTS_FIELD_NUMBER: _builtins.int
     CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: _builtins.int
     NO_GENERATION_PROMPT_FIELD_NUMBER: _builtins.int
+    MARKS_FIELD_NUMBER: _builtins.int
     reasoning_effort: _builtins.str
     """How much the model is to think: none, minimal, low, medium, high or xhigh. Empty: as it does by itself."""
     template_arguments: _builtins.str
@@ -171,6 +172,10 @@ class Chat(_message.Message):
     """The answer goes on with the last message, an assistant's, instead of a turn of its own."""
     no_generation_prompt: _builtins.bool
     """The template does not begin the assistant's turn."""
+    marks: _builtins.bool
+    """The text keeps those special tokens by which thoughts and calls of tools are told from words, and the first piece of
+    each answer says by AnswerDelta.dialect how to read it.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """Turns, oldest first; at most 4,096."""
@@ -178,7 +183,7 @@ class Chat(_message.Message):
     @_builtins.property
     def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Functions that the model may call, each a JSON object {"type": "function", "function": ...}; at most 128. The chat
-        template shows them to the model; calls come back as text, in the model's own format.
+        template shows them to the model; calls come back as text, in the model's own format, see marks.
         """
 
     @_builtins.property
@@ -195,10 +200,11 @@ class Chat(_message.Message):
         template_arguments: _builtins.str = ...,
         continue_final_message: _builtins.bool = ...,
         no_generation_prompt: _builtins.bool = ...,
+        marks: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["continue_final_message", b"continue_final_message", "messages", b"messages", "no_generation_prompt", b"no_generation_prompt", "reasoning_effort", b"reasoning_effort", "template_arguments", b"template_arguments", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["continue_final_message", b"continue_final_message", "marks", b"marks", "messages", b"messages", "no_generation_prompt", b"no_generation_prompt", "reasoning_effort", b"reasoning_effort", "template_arguments", b"template_arguments", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -274,6 +280,7 @@ class ChatMessage(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """system, user, assistant or tool. At most 64 characters."""
     content: _builtins.str
@@ -284,6 +291,8 @@ class ChatMessage(_message.Message):
     """Calls that an assistant made: a JSON list, arguments as objects. Empty: none."""
     tool_call_id: _builtins.str
     """The call that a tool answers; at most 256 characters."""
+    reasoning: _builtins.str
+    """What an assistant thought before it said that."""
     def __init__(
         self,
         *,
@@ -292,10 +301,11 @@ class ChatMessage(_message.Message):
         name: _builtins.str = ...,
         tool_calls: _builtins.str = ...,
         tool_call_id: _builtins.str = ...,
+        reasoning: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "reasoning", b"reasoning", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -509,6 +519,7 @@ class AnswerDelta(_message.Message):
     STOP_STRING_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    DIALECT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id."""
     index: _builtins.int
@@ -539,6 +550,10 @@ class AnswerDelta(_message.Message):
     def usage(self) -> Global___Usage:
         """In the last piece: what it took."""
 
+    @_builtins.property
+    def dialect(self) -> Global___Dialect:
+        """In the first piece of a stream, of a chat with marks: how its text is read. Unset: it is words and nothing else."""
+
     def __init__(
         self,
         *,
@@ -554,16 +569,59 @@ class AnswerDelta(_message.Message):
         stop_string: _builtins.str = ...,
         usage: Global___Usage | None = ...,
         error: _builtins.str = ...,
+        dialect: Global___Dialect | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dialect", b"dialect", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["character_offset", b"character_offset", "error", b"error", "finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "request_id", b"request_id", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["character_offset", b"character_offset", "dialect", b"dialect", "error", b"error", "finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "request_id", b"request_id", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_stopped_by: _TypeAlias = _typing.Literal["stop_token_id", "stop_string"]  # noqa: Y015
     _WhichOneofArgType_stopped_by: _TypeAlias = _typing.Literal["stopped_by", b"stopped_by"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_stopped_by) -> _WhichOneofReturnType_stopped_by | None: ...
 
 Global___AnswerDelta: _TypeAlias = AnswerDelta  # noqa: Y015
+
+@_typing.final
+class Dialect(_message.Message):
+    """How thoughts and calls of tools are told from words in an answer's text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    THOUGHT_BEGINS_FIELD_NUMBER: _builtins.int
+    THOUGHT_ENDS_FIELD_NUMBER: _builtins.int
+    THINKING_FIELD_NUMBER: _builtins.int
+    CALLS_BEFORE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The family's name, as --tool-parser has it."""
+    thinking: _builtins.bool
+    """The answer begins inside a thought."""
+    calls_before: _builtins.int
+    """Calls of tools in the conversation so far."""
+    @_builtins.property
+    def thought_begins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Marks before a thought."""
+
+    @_builtins.property
+    def thought_ends(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Marks behind a thought."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        thought_begins: _abc.Iterable[_builtins.str] | None = ...,
+        thought_ends: _abc.Iterable[_builtins.str] | None = ...,
+        thinking: _builtins.bool = ...,
+        calls_before: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls_before", b"calls_before", "name", b"name", "thinking", b"thinking", "thought_begins", b"thought_begins", "thought_ends", b"thought_ends"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Dialect: _TypeAlias = Dialect  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):

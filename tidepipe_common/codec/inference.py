@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, TypeAlias
 
 from tidepipe.v1 import inference_pb2 as pb
@@ -14,6 +15,8 @@ from tidepipe_common.codec.sampling import (
     logprobs_to_wire,
     sampling_from_wire,
 )
+from tidepipe_common.dialects import Reading, dialect_named
+from tidepipe_common.dialects.reader import ThoughtMarks
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import (
     MAX_ANSWERS,
@@ -72,6 +75,7 @@ def request_from_wire(message: pb.InferenceRequest) -> GenerationRequest:
         model=message.model or None,
         skip_text=message.skip_text,
         keep_special_tokens=message.keep_special_tokens,
+        marks=message.chat.marks,
         tools=tuple(message.chat.tools),
         tool_choice=_tool_choice(message.chat.tool_choice),
         template=TemplateOptions(
@@ -115,8 +119,32 @@ def positions_from_wire(messages: Sequence[pb.StreamPosition]) -> list[AnswerPos
     return [AnswerPosition(message.index, message.tokens, message.characters) for message in messages]
 
 
-def delta_to_wire(request_id: str, delta: AnswerDelta) -> pb.AnswerDelta:
+def reading_to_wire(reading: Reading) -> pb.Dialect:
     """Domain to protobuf."""
+    thoughts = reading.dialect.thoughts
+    return pb.Dialect(
+        name=reading.dialect.name,
+        thought_begins=() if thoughts is None else thoughts.begins,
+        thought_ends=() if thoughts is None else thoughts.ends,
+        thinking=reading.thinking,
+        calls_before=reading.calls_before,
+    )
+
+
+def reading_from_wire(message: pb.Dialect) -> Reading | None:
+    """Protobuf to domain; None if it names a family that is not known here."""
+    try:
+        dialect = dialect_named(message.name)
+    except InvalidRequestError:
+        return None
+    thoughts = None
+    if message.thought_begins and message.thought_ends:
+        thoughts = ThoughtMarks(tuple(message.thought_begins), tuple(message.thought_ends))
+    return Reading(replace(dialect, thoughts=thoughts), message.thinking, message.calls_before)
+
+
+def delta_to_wire(request_id: str, delta: AnswerDelta, reading: Reading | None = None) -> pb.AnswerDelta:
+    """Domain to protobuf. reading: of an answer's first piece."""
     piece = delta.piece
     message = pb.AnswerDelta(
         request_id=request_id,
@@ -128,6 +156,7 @@ def delta_to_wire(request_id: str, delta: AnswerDelta) -> pb.AnswerDelta:
         logprobs=logprobs_to_wire(piece.logprobs),
         finish_reason=finish_to_wire(piece.finish_reason),
         error=piece.error,
+        dialect=None if reading is None else reading_to_wire(reading),
     )
     if isinstance(piece.stopped_by, str):
         message.stop_string = piece.stopped_by
@@ -196,7 +225,7 @@ def _tool_choice(message: pb.ToolChoice) -> ToolChoice:
 
 
 def _turn(turn: pb.ChatMessage) -> ChatTurn:
-    return ChatTurn(turn.role, turn.content, turn.name, turn.tool_calls, turn.tool_call_id)
+    return ChatTurn(turn.role, turn.content, turn.name, turn.tool_calls, turn.tool_call_id, turn.reasoning)
 
 
 def _prompt(message: pb.InferenceRequest) -> Prompt:

@@ -7,7 +7,7 @@ tokens they must see (`kept_tokens`), and how calls are written that a model is 
 `families.py` is the table of all families; a new one is a row there, and a sample in the tests.
 """
 
-from tidepipe_common.dialects.dialect import CallForm, Dialect
+from tidepipe_common.dialects.dialect import CallForm, Dialect, Reading
 from tidepipe_common.dialects.families import AUTO, OFF, dialect_for, dialect_named, names
 from tidepipe_common.dialects.parts import (
     CallArguments,
@@ -32,6 +32,7 @@ __all__ = [
     "Gathering",
     "Part",
     "Reader",
+    "Reading",
     "Spoken",
     "Thought",
     "Words",

@@ -96,3 +96,23 @@ class Dialect:
 
 
 HARMONY_MARKS = frozenset(MARKS)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the answers to one prompt are read. thinking: they begin inside a thought, which the prompt opened.
+
+    calls_before: calls of tools in the conversation so far.
+    """
+
+    dialect: Dialect
+    thinking: bool = False
+    calls_before: int = 0
+
+    def reader(self, tools: Sequence[str]) -> PausingReader:
+        """Reader of one of the answers. tools: as for `Dialect.reader`."""
+        return self.dialect.reader(tools, thinking=self.thinking)
+
+    def call_id(self, key: str, name: str, index: int) -> str:
+        """Id of the call with this index in its answer; the same for the same `key`."""
+        return self.dialect.call_id(key, name, self.calls_before + index)

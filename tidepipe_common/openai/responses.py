@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
-from tidepipe_common.dialects import Dialect, Spoken, read_whole
+from tidepipe_common.dialects import Dialect, Reading, Spoken, read_whole
 from tidepipe_common.dialects.reader import PausingReader
 from tidepipe_common.errors import TidePipeError, UnavailableError
 from tidepipe_common.openai.answers import (
@@ -51,7 +51,7 @@ class ResponseContext:
     prompt_token_ids: needed if the request wants token ids; None: not known here, and left out.
     prompt_tokens: needed if it wants the usage so far. prompt_text: needed if it wants the prompt back.
     hidden: tells tokens that are not in the text, such as special ones.
-    dialect: of the model; None: not known here, answers are words. thinking: answers begin inside a thought.
+    reading: how answers are read; None: they are words.
     notice: told of answers in which something looked like a call and was none.
     """
 
@@ -63,35 +63,26 @@ class ResponseContext:
     prompt_tokens: int = 0
     prompt_text: str = ""
     hidden: Callable[[int], bool] | None = None
-    dialect: Dialect | None = None
-    thinking: bool = False
+    reading: Reading | None = None
     notice: Callable[[str], None] = _unheard
 
     def reader(self) -> PausingReader | None:
         """A reader of one answer; None: answers are words and nothing else."""
-        tools = self.request.tools
-        if self.dialect is None or not self.request.is_chat or not self.dialect.reads(tools=bool(tools)):
-            return None
-        return self.dialect.reader(tools, thinking=self.thinking)
+        return None if self.reading is None else self.reading.reader(self.request.tools)
 
     @property
     def shows_reasoning(self) -> bool:
         """True if bodies have fields for thoughts: the model has some, and the request wants them."""
-        return self.dialect is not None and self.dialect.thinks and self.request.include_reasoning
+        return self._thinks and self.request.include_reasoning
 
     def call_id(self, index: int) -> CallId:
         """Ids of the calls in one of the answers; the same whenever it is told again."""
-        dialect, request = self.dialect or Dialect("none"), self.request
-
-        def named(name: str, call: int) -> str:
-            before = request.calls_before if dialect.ids == "numbered" else 0
-            return dialect.call_id(f"{request.request_id}/{index}/{call}", name, before + call)
-
-        return named
+        reading, request = self.reading or Reading(Dialect("none")), self.request
+        return lambda name, call: reading.call_id(f"{request.request_id}/{index}/{call}", name, call)
 
     def thought_tokens(self) -> ThoughtTokens | None:
         """Counts an answer's tokens that are thought; None if there are none, or it cannot be known here."""
-        if self.dialect is None or not self.dialect.thinks or self.token_bytes is None:
+        if not self._thinks or self.token_bytes is None:
             return None
         return ThoughtTokens(self._text_bytes)
 
@@ -153,6 +144,10 @@ class ResponseContext:
         """The token or text that ended it; an ordinary end of text is none, unless asked for."""
         by = answer.stopped_by
         return None if isinstance(by, int) and by not in self.request.sampling.stop_token_ids else by
+
+    @property
+    def _thinks(self) -> bool:
+        return self.reading is not None and self.reading.dialect.thinks
 
     def _text_bytes(self, token_id: int) -> bytes:
         if self.token_bytes is None or (self.hidden is not None and self.hidden(token_id)):

@@ -5,10 +5,21 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from tidepipe_common.dialects import CallArguments, CallBegins, CallEnds, Part, Spoken, Thought, Words
+from tidepipe_common.dialects import (
+    CallArguments,
+    CallBegins,
+    CallEnds,
+    Dialect,
+    Part,
+    Spoken,
+    Thought,
+    Words,
+)
 from tidepipe_common.dialects.reader import PausingReader
 from tidepipe_common.openai.answers import AssistantMessage, ChatReason, Delta, FunctionDelta, ToolCall
+from tidepipe_common.types.request import GenerationRequest
 from tidepipe_common.types.sampling import FinishReason
 
 CallId = Callable[[str, int], str]
@@ -76,6 +87,34 @@ class SpokenStream:
             case CallEnds():
                 self.called = True
                 return None
+
+
+class Spelling(Protocol):
+    """What is asked of a tokenizer here."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """How the model writes."""
+        ...
+
+    def is_special(self, token_id: int) -> bool:
+        """True for tokens that are no text."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """A token's bytes."""
+        ...
+
+
+def hidden_tokens(request: GenerationRequest, text: Spelling) -> Callable[[int], bool] | None:
+    """Tells the tokens that the text of this request's answers leaves out; None: there are none."""
+    if request.keep_special_tokens:
+        return None
+    kept = text.dialect.kept_tokens(tools=bool(request.tools)) if request.marks else frozenset()
+    if not kept:
+        return text.is_special
+    shown = frozenset(mark.encode() for mark in kept)
+    return lambda token: text.is_special(token) and text.token_bytes(token) not in shown
 
 
 @dataclass(slots=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from router.instances.served_model import ModelFacts
 from router.models.model import ServedModel
 from router.models.models import ServedModels
-from router.requests.entry import known_by_key
+from router.requests.entry import Subscription, known_by_key
 from router.requests.table import RequestTable
 from tidepipe.v1 import inference_pb2 as pb
 from tidepipe.v1 import inference_pb2_grpc as pb_grpc
@@ -18,7 +18,7 @@ from tidepipe_common.limits import MAX_CANCELLED, check_count
 from tidepipe_common.rpc.guard import authorization_of
 from tidepipe_common.security.caller import current
 from tidepipe_common.telemetry.traces import trace_context
-from tidepipe_common.types.request import GenerationRequest
+from tidepipe_common.types.request import AnswerPosition, GenerationRequest
 
 if TYPE_CHECKING:
     import grpc
@@ -42,9 +42,8 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         resuming = any(position.tokens or position.characters for position in resume)
         with self._table.attach(wanted, grace_s(request.request), resuming=resuming) as subscription:
             _when_over(context, subscription.leave)
-            async for deltas in subscription.deltas(resume):
-                for delta in deltas:
-                    yield pb.GenerateResponse(delta=delta_to_wire(wanted.request_id, delta))
+            async for delta in _said(subscription, wanted.request_id, resume):
+                yield pb.GenerateResponse(delta=delta)
 
     async def Submit(self, request: pb.SubmitRequest, context: Context) -> pb.SubmitResponse:  # noqa: N802
         """Submit without listening."""
@@ -63,9 +62,9 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         """Listen to what was submitted."""
         with self._table.attach_known(request.request_id, current()) as subscription:
             _when_over(context, subscription.leave)
-            async for deltas in subscription.deltas(positions_from_wire(request.resume)):
-                for delta in deltas:
-                    yield pb.StreamResponse(delta=delta_to_wire(request.request_id, delta))
+            resume = positions_from_wire(request.resume)
+            async for delta in _said(subscription, request.request_id, resume):
+                yield pb.StreamResponse(delta=delta)
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:  # noqa: N802
         """End requests."""
@@ -84,6 +83,18 @@ def _wanted(message: pb.InferenceRequest, context: Context) -> GenerationRequest
     metadata = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
     wanted = known_by_key(request_from_wire(message), authorization_of(context))
     return replace(wanted, trace_context=trace_context(metadata))
+
+
+async def _said(
+    subscription: Subscription, request_id: str, resume: Sequence[AnswerPosition]
+) -> AsyncIterator[pb.AnswerDelta]:
+    """All that is new, as it travels; the first piece of each answer says how it is read."""
+    told: set[int] = set()
+    async for deltas in subscription.deltas(resume):
+        for delta in deltas:
+            index = delta.piece.index
+            yield delta_to_wire(request_id, delta, None if index in told else subscription.entry.reading)
+            told.add(index)
 
 
 def _when_over(context: Context, leave: Callable[[], None]) -> None:

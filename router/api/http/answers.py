@@ -21,11 +21,9 @@ from tidepipe_common.json_pieces import json_pieces
 from tidepipe_common.openai.answers import AnswerBody
 from tidepipe_common.openai.batch import BatchItem
 from tidepipe_common.openai.responses import ResponseContext, answer_bytes, check_uncut, response_body
+from tidepipe_common.openai.spoken import hidden_tokens
 from tidepipe_common.types.request import Answer, GenerationRequest
 from tidepipe_common.types.sampling import FinishReason, PositionLogprobs
-
-THOUGHT_MARK_TOKENS = 32
-"""More than a mark of thoughts has, with the white space around it."""
 
 log = structlog.get_logger()
 
@@ -47,18 +45,16 @@ class AnswerBodies:
         assert model is not None, "it has been admitted"
         text = model.loaded  # spells the tokens of log-probabilities
         prompt = subscription.entry.answers[0].prompt
-        dialect = None if text is None or not wanted.marks else text.dialect
         return ResponseContext(
             request=wanted,
             model=wanted.model if wanted.model in model.names else model.name,
             created=int(time.time()),
             token_bytes=None if text is None else text.token_bytes,
-            hidden=None if text is None or wanted.keep_special_tokens else hidden_tokens(wanted, text),
+            hidden=None if text is None else hidden_tokens(wanted, text),
             prompt_token_ids=tuple(prompt) if wanted.return_token_ids else None,
             prompt_tokens=len(prompt),
             prompt_text=_prompt_text(wanted, prompt, text) if wanted.echo else "",
-            dialect=dialect,
-            thinking=dialect is not None and text is not None and begins_thinking(text, prompt),
+            reading=subscription.entry.reading,
             notice=functools.partial(_noticed, wanted),
         )
 
@@ -83,22 +79,6 @@ class AnswerBodies:
         self, wanted: GenerationRequest, subscription: Subscription, answers: Sequence[Answer]
     ) -> AnswerBody:
         return response_body(self.context(wanted, subscription), answers, subscription.entry.usage)
-
-
-def hidden_tokens(wanted: GenerationRequest, text: TextPort) -> Callable[[int], bool]:
-    """Tells the tokens that this request's text leaves out."""
-    kept = text.dialect.kept_tokens(tools=bool(wanted.tools)) if wanted.marks else frozenset()
-    if not kept:
-        return text.is_special
-    return lambda token: (
-        text.is_special(token) and text.token_bytes(token).decode("utf-8", "replace") not in kept
-    )
-
-
-def begins_thinking(text: TextPort, prompt: Sequence[int]) -> bool:
-    """True if answers to this prompt begin inside a thought, which the template has opened."""
-    end = b"".join(map(text.token_bytes, prompt[-THOUGHT_MARK_TOKENS:]))
-    return text.dialect.thinking_after(end.decode("utf-8", "replace"))
 
 
 def _noticed(wanted: GenerationRequest, warning: str) -> None:
