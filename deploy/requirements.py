@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent / "pyproject.toml"
@@ -19,8 +19,17 @@ PROJECT = Path(__file__).parent.parent / "pyproject.toml"
 def requirements(wanted: Callable[[str], bool]) -> list[str]:
     """The direct dependencies, the client's and the server's, whose names are wanted."""
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
-    declared: list[str] = [*project["dependencies"], *project["optional-dependencies"]["server"]]
+    declared = [*project["dependencies"], *_extra("server", project["optional-dependencies"])]
     return [line for line in declared if wanted(re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0])]
+
+
+def _extra(name: str, extras: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """What an extra names, with what the extras that it builds on do."""
+    for line in extras[name]:
+        if (own := re.fullmatch(r"tidepipe\[([\w-]+)\]", line)) is not None:
+            yield from _extra(own[1], extras)
+        else:
+            yield line
 
 
 def main() -> None:
