@@ -8,7 +8,8 @@ import gc
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from controller.api.servicer import ControllerServicer, TimelineServicer, start_serving
+from controller.api.sequences import start_serving
+from controller.api.servicer import ControllerServicer, TimelineServicer
 from controller.runtime.body import Body
 from controller.runtime.journal import Journal, open_journal
 from controller.runtime.live import LiveInstance

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from controller.api.report import WAIT_BETWEEN_S, interval_s, report_to_wire
-from controller.api.servicer import arrivals_from_wire, draining_verdicts, verdicts_of
+from controller.api.report import report_to_wire
+from controller.api.sequences import SequencesServicer, Teller
 from controller.upstream.instance import UpstreamInstance
-from tidepipe.v1 import controller_pb2, controller_pb2_grpc, timeline_pb2, timeline_pb2_grpc
+from tidepipe.v1 import controller_pb2, timeline_pb2, timeline_pb2_grpc
 from tidepipe_common.codec.offer import add_offer
 from tidepipe_common.codec.plan import phase_to_wire
 from tidepipe_common.errors import InvalidRequestError
-from tidepipe_common.rpc.results import stream_results
-from tidepipe_common.rpc.server import RpcServer
 from tidepipe_common.settings.instance import InstanceSettings
 from tidepipe_common.types.plan import PROTOCOL_VERSION
 
@@ -26,18 +21,33 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class UpstreamServicer(controller_pb2_grpc.ControllerServiceServicer):
+class UpstreamServicer(SequencesServicer):
     """The instance as routers see it."""
+
+    _instance: UpstreamInstance
 
     def __init__(
         self, instance: UpstreamInstance, settings: InstanceSettings, incarnation: str, model: str
     ) -> None:
         """model: where its tokenizer is."""
-        self._instance = instance
+        super().__init__(instance, settings.instance_id, incarnation)
         self._settings = settings
-        self._instance_id = settings.instance_id
-        self._incarnation = incarnation
         self._model = model
+
+    def _teller(self, router_id: str) -> Teller:
+        instance = self._instance
+
+        def tell(now: float) -> controller_pb2.InstanceReport:
+            return report_to_wire(
+                instance.report(now),
+                instance.pace.costs(instance.places, now),
+                None,
+                incarnation=self._incarnation,
+                serving=instance.serving,
+                accepted=instance.hub.ordinal(router_id),
+            )
+
+        return tell
 
     async def Describe(  # noqa: N802 (the contract's name)
         self, request: controller_pb2.DescribeRequest, context: Context
@@ -56,58 +66,6 @@ class UpstreamServicer(controller_pb2_grpc.ControllerServiceServicer):
         )
         add_offer(reply, self._settings)
         return reply
-
-    async def SubmitSequences(  # noqa: N802
-        self, request: controller_pb2.SubmitSequencesRequest, context: Context
-    ) -> controller_pb2.SubmitSequencesResponse:
-        """See controller.proto."""
-        if self._instance.draining:
-            return draining_verdicts(request)
-        arrivals, refused = arrivals_from_wire(request, self._instance.now())
-        refused |= self._instance.submit(request.router_id, arrivals, request.ordinal)
-        return verdicts_of(request, refused)
-
-    async def CancelSequences(  # noqa: N802
-        self, request: controller_pb2.CancelSequencesRequest, context: Context
-    ) -> controller_pb2.CancelSequencesResponse:
-        """See controller.proto."""
-        for sequence_id in request.sequence_ids:
-            self._instance.cancel(sequence_id)
-        for sequence_id in request.ended_sequence_ids:
-            self._instance.hub.acknowledge(sequence_id)
-        return controller_pb2.CancelSequencesResponse()
-
-    async def WatchResults(  # noqa: N802
-        self, request: controller_pb2.WatchResultsRequest, context: Context
-    ) -> AsyncIterator[controller_pb2.WatchResultsResponse]:
-        """See controller.proto."""
-        async for message in stream_results(
-            self._instance.hub, request, self._incarnation, self._instance.drop
-        ):
-            yield message
-
-    async def WatchStatus(  # noqa: N802
-        self, request: controller_pb2.WatchStatusRequest, context: Context
-    ) -> AsyncIterator[controller_pb2.WatchStatusResponse]:
-        """See controller.proto."""
-        instance, pause_s = self._instance, interval_s(request.interval_ms)
-        while True:
-            changed = instance.changed.next()
-            began = time.monotonic()
-            yield controller_pb2.WatchStatusResponse(
-                report=report_to_wire(
-                    instance.report(began),
-                    instance.pace.costs(instance.places, began),
-                    None,
-                    incarnation=self._incarnation,
-                    serving=instance.serving,
-                    accepted=instance.hub.ordinal(request.router_id),
-                )
-            )
-            await asyncio.sleep(WAIT_BETWEEN_S)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await changed.wait()
 
     async def GetInstanceStatus(  # noqa: N802
         self, request: controller_pb2.GetInstanceStatusRequest, context: Context
@@ -161,15 +119,3 @@ class NoTimelineServicer(timeline_pb2_grpc.TimelineServiceServicer):
     ) -> AsyncIterator[timeline_pb2.GetTimelineResponse]:
         """See timeline.proto."""
         yield timeline_pb2.GetTimelineResponse(instance_id=self._instance_id)
-
-
-async def start_upstream(server: RpcServer, upstream: UpstreamServicer, timelines: NoTimelineServicer) -> str:
-    """Answer both services at the server's address, HOST:PORT, which is returned."""
-    controller_pb2_grpc.add_ControllerServiceServicer_to_server(upstream, server.server)
-    timeline_pb2_grpc.add_TimelineServiceServicer_to_server(timelines, server.server)
-    return await server.start(
-        [
-            controller_pb2.DESCRIPTOR.services_by_name["ControllerService"],
-            timeline_pb2.DESCRIPTOR.services_by_name["TimelineService"],
-        ]
-    )

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 from prometheus_client.core import CounterMetricFamily, Metric
 
-from controller.api.upstream import NoTimelineServicer, UpstreamServicer, start_upstream
+from controller.api.sequences import start_serving
+from controller.api.upstream import NoTimelineServicer, UpstreamServicer
 from controller.service import DRAIN_S, either, registered
 from controller.upstream.client import UpstreamClient
 from controller.upstream.instance import UpstreamInstance
@@ -76,7 +77,7 @@ async def _serve(
     model: str,
 ) -> None:
     server = RpcServer(settings.listen, telemetry=telemetry)
-    address = await start_upstream(
+    address = await start_serving(
         server,
         UpstreamServicer(instance, settings, incarnation, model),
         NoTimelineServicer(settings.instance_id),

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 import pytest
 
-from controller.api.servicer import new_sequence_from_wire
+from controller.api.sequences import new_sequence_from_wire
 from controller.runtime.predictor_client import FALLBACK_LEAST, PREDICT_TIMEOUT_S, LengthOracle
 from controller.scheduler.actions import Finish
 from controller.scheduler.sequence import Sequence

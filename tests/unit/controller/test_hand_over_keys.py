@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from controller.api import servicer
+from controller.api import sequences, servicer
 from controller.runtime.live import LiveInstance
 from controller.scheduler.actions import Refused
 from controller.scheduler.events import NewSequence
@@ -66,7 +66,7 @@ async def test_they_are_what_the_core_would_reckon(monkeypatch: pytest.MonkeyPat
         threads.append(threading.current_thread())
         return block_keys(*given)
 
-    monkeypatch.setattr(servicer, "block_keys", noted)
+    monkeypatch.setattr(sequences, "block_keys", noted)
     for instance in (Instance(), Instance(reuse=False)):
         for tokens in (INLINE_TOKENS, 100):
             await serving(instance).SubmitSequences(hand_over("a", tokens), cast(Any, None))
@@ -85,7 +85,7 @@ async def test_they_are_what_the_core_would_reckon(monkeypatch: pytest.MonkeyPat
 async def test_who_is_cancelled_meanwhile_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The call that cancels comes while the keys are reckoned, and is told after what it cancels."""
     reckoned = threading.Event()
-    monkeypatch.setattr(servicer, "block_keys", lambda *given: [b"k"] if reckoned.wait(10) else [])
+    monkeypatch.setattr(sequences, "block_keys", lambda *given: [b"k"] if reckoned.wait(10) else [])
     instance = Instance()
     serves = serving(instance)
     handed = asyncio.create_task(serves.SubmitSequences(hand_over("a", 10_000), cast(Any, None)))

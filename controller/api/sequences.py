@@ -1,0 +1,231 @@
+"""What ControllerService says for every kind of instance: sequences go in, results and reports come out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from controller.api.report import WAIT_BETWEEN_S, interval_s
+from controller.scheduler.actions import Refusal, Refused
+from controller.scheduler.events import NewSequence
+from tidepipe.v1 import controller_pb2, controller_pb2_grpc, timeline_pb2, timeline_pb2_grpc
+from tidepipe_common.codec.controller import check_spec
+from tidepipe_common.codec.prompt import prompt_from_wire
+from tidepipe_common.codec.sampling import sampling_from_wire
+from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.notifier import Notifier
+from tidepipe_common.prefix import INLINE_TOKENS, block_keys
+from tidepipe_common.rpc.results import ResultsHub, stream_results
+from tidepipe_common.rpc.server import RpcServer
+from tidepipe_common.types.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    import grpc
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+Verdict = controller_pb2.SubmitVerdict
+Arrivals = tuple[list[NewSequence], dict[str, Refused]]
+Teller = Callable[[float], controller_pb2.InstanceReport]
+"""Reports at a point in time, one after the other, to one listener."""
+
+
+class Instance(Protocol):
+    """What holds the sequences. changed: is notified when the next report would say something new."""
+
+    draining: bool
+
+    @property
+    def hub(self) -> ResultsHub:
+        """Their results."""
+        ...
+
+    @property
+    def changed(self) -> Notifier:
+        """See above."""
+        ...
+
+    def now(self) -> float:
+        """Its clock, seconds."""
+        ...
+
+    def submit(
+        self, router_id: str, arrivals: Sequence[NewSequence], ordinal: int = 0
+    ) -> Mapping[str, Refused]:
+        """Take sequences; returns the refusals."""
+        ...
+
+    def cancel(self, sequence_id: str) -> None:
+        """End a sequence."""
+        ...
+
+    def drop(self, sequence_id: str) -> None:
+        """End a sequence that nobody will ask for again."""
+        ...
+
+
+class SequencesServicer(controller_pb2_grpc.ControllerServiceServicer):
+    """The part that does not depend on what computes. A kind of instance adds what it is, and its reports."""
+
+    def __init__(self, instance: Instance, instance_id: str, incarnation: str) -> None:
+        self._instance = instance
+        self._instance_id = instance_id
+        self._incarnation = incarnation
+        self._reading = asyncio.Lock()
+        """Held while long prompts are read, so that nobody's cancelling overtakes what it cancels."""
+
+    def _check(self, sampling: SamplingParams) -> None:
+        """InvalidRequestError says what the instance cannot do."""
+
+    def _key_blocks(self) -> int:
+        """Size of the blocks whose keys are reckoned while a long prompt is read; 0: none."""
+        return 0
+
+    def _teller(self, router_id: str) -> Teller:
+        raise NotImplementedError
+
+    async def SubmitSequences(  # noqa: N802 (the contract's name)
+        self, request: controller_pb2.SubmitSequencesRequest, context: Context
+    ) -> controller_pb2.SubmitSequencesResponse:
+        """See controller.proto."""
+        arrivals, refused = await self._read(request)
+        if self._instance.draining:
+            return draining_verdicts(request)
+        refused |= self._instance.submit(request.router_id, arrivals, request.ordinal)
+        return verdicts_of(request, refused)
+
+    async def _read(self, request: controller_pb2.SubmitSequencesRequest) -> Arrivals:
+        """Long prompts beside the loop, which has others' results to send."""
+        now = self._instance.now()
+        tokens = sum(len(spec.prompt_token_ids) + len(spec.output_token_ids) for spec in request.sequences)
+        if tokens <= INLINE_TOKENS or self._instance.draining:
+            return arrivals_from_wire(request, now, check=self._check)
+        async with self._reading:
+            return await asyncio.to_thread(arrivals_from_wire, request, now, self._key_blocks(), self._check)
+
+    async def CancelSequences(  # noqa: N802
+        self, request: controller_pb2.CancelSequencesRequest, context: Context
+    ) -> controller_pb2.CancelSequencesResponse:
+        """See controller.proto."""
+        async with self._reading:
+            pass
+        for sequence_id in request.sequence_ids:
+            self._instance.cancel(sequence_id)
+        for sequence_id in request.ended_sequence_ids:
+            self._instance.hub.acknowledge(sequence_id)
+        return controller_pb2.CancelSequencesResponse()
+
+    async def WatchResults(  # noqa: N802
+        self, request: controller_pb2.WatchResultsRequest, context: Context
+    ) -> AsyncIterator[controller_pb2.WatchResultsResponse]:
+        """See controller.proto."""
+        async for message in stream_results(
+            self._instance.hub, request, self._incarnation, self._instance.drop
+        ):
+            yield message
+
+    async def WatchStatus(  # noqa: N802
+        self, request: controller_pb2.WatchStatusRequest, context: Context
+    ) -> AsyncIterator[controller_pb2.WatchStatusResponse]:
+        """See controller.proto."""
+        tell, pause_s = self._teller(request.router_id), interval_s(request.interval_ms)
+        while True:
+            changed = self._instance.changed.next()
+            began = time.monotonic()
+            yield controller_pb2.WatchStatusResponse(report=tell(began))
+            # A report looks at every sequence: with very many it must not take more than a tenth of the time.
+            spent = time.monotonic() - began
+            await asyncio.sleep(max(WAIT_BETWEEN_S, 10 * spent))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await changed.wait()
+
+
+async def start_serving(
+    server: RpcServer, controller: SequencesServicer, timelines: timeline_pb2_grpc.TimelineServiceServicer
+) -> str:
+    """Answer both services at the server's address, HOST:PORT, which is returned."""
+    controller_pb2_grpc.add_ControllerServiceServicer_to_server(controller, server.server)
+    timeline_pb2_grpc.add_TimelineServiceServicer_to_server(timelines, server.server)
+    return await server.start(
+        [
+            controller_pb2.DESCRIPTOR.services_by_name["ControllerService"],
+            timeline_pb2.DESCRIPTOR.services_by_name["TimelineService"],
+        ]
+    )
+
+
+def new_sequence_from_wire(spec: controller_pb2.SequenceSpec, now: float) -> NewSequence:
+    """Protobuf to domain, with points in time of the core's clock."""
+    return NewSequence(
+        sequence_id=spec.sequence_id,
+        prompt=tuple(spec.prompt_token_ids),
+        sampling=sampling_from_wire(spec.sampling),
+        output=tuple(spec.output_token_ids),
+        deadline=now + spec.deadline_ms / 1000 if spec.deadline_ms else None,
+        first_token_due=now + (spec.ttft_ms - spec.age_ms) / 1000 if spec.ttft_ms > 0 else None,
+        tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 else None,
+        features=prompt_from_wire(spec.prompt_features),
+        prefix_root=spec.prefix_root.hex(),
+        piece_gap_s=spec.piece_gap_ms / 1000,
+        trace_context=spec.trace_context,
+    )
+
+
+def draining_verdicts(
+    request: controller_pb2.SubmitSequencesRequest,
+) -> controller_pb2.SubmitSequencesResponse:
+    """What an instance says to all of them that is being taken out of service."""
+    outcome, reason = Verdict.OUTCOME_DRAINING, "the instance is being taken out of service"
+    verdicts = [
+        Verdict(sequence_id=spec.sequence_id, outcome=outcome, reason=reason) for spec in request.sequences
+    ]
+    return controller_pb2.SubmitSequencesResponse(verdicts=verdicts)
+
+
+def arrivals_from_wire(
+    request: controller_pb2.SubmitSequencesRequest,
+    now: float,
+    block_size: int = 0,
+    check: Callable[[SamplingParams], None] = lambda sampling: None,
+) -> Arrivals:
+    """The sequences that are handed over, and those that carry what none may.
+
+    block_size: of the keys that are reckoned at once; 0: none, which leaves it to the core.
+    check: InvalidRequestError says what an instance cannot do.
+    """
+    arrivals: list[NewSequence] = []
+    refused: dict[str, Refused] = {}
+    for spec in request.sequences:
+        try:
+            check_spec(spec)
+            arrival = new_sequence_from_wire(spec, now)
+            check(arrival.sampling)
+        except InvalidRequestError as error:
+            refused[spec.sequence_id] = Refused(spec.sequence_id, Refusal.INVALID, str(error))
+            continue
+        if block_size and spec.prefix_root:
+            tokens = arrival.prompt + arrival.output
+            arrival = replace(arrival, keys=block_keys(spec.prefix_root, tokens, block_size))
+        arrivals.append(arrival)
+    return arrivals, refused
+
+
+def verdicts_of(
+    request: controller_pb2.SubmitSequencesRequest, refused: Mapping[str, Refused]
+) -> controller_pb2.SubmitSequencesResponse:
+    """A verdict for each sequence, in order."""
+    verdicts = [_verdict(spec.sequence_id, refused.get(spec.sequence_id)) for spec in request.sequences]
+    return controller_pb2.SubmitSequencesResponse(verdicts=verdicts)
+
+
+def _verdict(sequence_id: str, refused: Refused | None) -> Verdict:
+    if refused is None:
+        return Verdict(sequence_id=sequence_id, outcome=Verdict.OUTCOME_ACCEPTED)
+    full = refused.refusal is Refusal.QUEUE_FULL
+    outcome = Verdict.OUTCOME_QUEUE_FULL if full else Verdict.OUTCOME_INVALID
+    return Verdict(sequence_id=sequence_id, outcome=outcome, reason=refused.detail)
