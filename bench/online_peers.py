@@ -7,6 +7,8 @@
 --seconds, and stopped; then the next one's turn, --rounds times. A server that knows targets (TidePipe) runs
 once for each SLO; what others answer is judged by both. Rates rise until no SLO is attained. Goodput: the
 highest rate at which nine tenths of the requests met both targets, between two rates by straight line.
+A peer runs at several sizes of its steps (--max-num-batched-tokens), the best of which counts: what it does
+by default says little of it. --resume: what OUT.json has already is not measured again.
 The rates are those of a machine with AVX-512; --scale them, and let --peers-dtype be float32, on one without.
 """
 
@@ -16,6 +18,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import math
 import os
 import socket
 import sys
@@ -30,9 +33,10 @@ import httpx
 import matplotlib
 
 from bench.cores import Cores
-from bench.peers.catalog import Server, servers
+from bench.peers.catalog import Server
 from bench.peers.children import PeerError, child, end_children_when_ended
 from bench.peers.places import Places
+from bench.peers.vllm import Vllm
 from launcher.config import ClusterConfig
 from launcher.local import LocalCluster
 from tidepipe_common.errors import TidePipeError
@@ -47,30 +51,62 @@ from matplotlib import pyplot as plt
 
 SLOS = {"5 s, 100 ms": (5000.0, 100.0), "1 s, 50 ms": (1000.0, 50.0)}
 ATTAINMENT = 0.9
+OURS = ("tidepipe", "ours")
+"""How names of servers begin in which we schedule."""
 START_S = 300.0
 TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One server. shape: TidePipe's, or None for a peer. rates: requests per second, for each SLO.
+    """One server. rates: requests per second, for each SLO. kind: several with different settings have one.
 
-    A peer knows of no SLO: it is asked at all of its rates once.
+    shape: TidePipe's, or None for vLLM, which knows of no SLO and is asked at all of its rates once, with
+    so many stages and so many tokens in a step at most.
     """
 
     name: str
     rates: Mapping[str, Sequence[float]]
     shape: Mapping[str, Any] | None = None
+    kind: str = ""
+    stages: int = 1
+    step_tokens: int = 0
+
+
+def vllm(kind: str, stages: int, rates: Mapping[int, Sequence[float]]) -> tuple[Contender, ...]:
+    """vLLM with steps of each of these sizes, at these rates."""
+    return tuple(
+        Contender(f"{kind}, steps of {tokens}", {"": at}, None, kind, stages, tokens)
+        for tokens, at in rates.items()
+    )
 
 
 CONTENDERS = (
-    Contender("vllm-pp2", {"": (0.5, 0.75, 1.0)}),
+    *vllm(
+        "vllm-pp2",
+        2,
+        {
+            1024: (0.5, 0.75, 1.0),
+            256: (0.5, 0.75, 1.0, 1.25, 1.5),
+            128: (0.5, 0.75, 1.25, 1.5, 1.75, 2.0),
+            64: (0.5, 0.75, 1.25, 1.5, 1.75, 2.0),
+        },
+    ),
     Contender(
         "tidepipe, 2 stages",
         {"5 s, 100 ms": (1.25, 1.5, 1.75, 2.0, 2.25), "1 s, 50 ms": (0.5, 0.75, 1.0, 1.25)},
         {"stages": 2},
     ),
-    Contender("vllm", {"": (0.75, 1.0, 1.5, 1.75, 2.0)}),
+    *vllm(
+        "vllm",
+        1,
+        {
+            1024: (0.75, 1.0, 1.5, 1.75, 2.0),
+            256: (0.75, 1.0, 1.5, 1.75, 2.0, 2.25, 2.5),
+            128: (0.75, 1.0, 1.5, 1.75, 2.0, 2.25),
+            64: (0.75, 1.0, 1.5, 1.75, 2.0),
+        },
+    ),
     Contender(
         "tidepipe, 2 instances",
         {"5 s, 100 ms": (1.75, 2.0, 2.25, 2.5), "1 s, 50 ms": (0.75, 1.0, 1.25, 1.5)},
@@ -118,8 +154,9 @@ async def running(
         async with LocalCluster(config) as cluster:
             yield f"http://{cluster.http_address}"
         return
-    server = servers(places)[one.name if peers_dtype == "bfloat16" else f"{one.name}-{peers_dtype}"]
-    async with serving(server, logs / f"{one.name}.log") as url:
+    step = {"max_num_batched_tokens": one.step_tokens}
+    server = Vllm(places, replicas=1, pipeline=one.stages, dtype=peers_dtype, settings=step)
+    async with serving(server, logs / f"{one.kind}-{one.step_tokens}.log") as url:
         yield url
 
 
@@ -156,6 +193,7 @@ async def measure(
     options: argparse.Namespace,
     number: int,
     slos: Mapping[str, tuple[float, float]] = SLOS,
+    rates: Sequence[float] | None = None,
 ) -> AsyncIterator[Row]:
     """Its rates, one after the other, up to the first at which no SLO is attained."""
     target = HttpTarget(url, "", {}, {})
@@ -165,7 +203,7 @@ async def measure(
         source = read_load_workload(str(options.workload), options.seed, total, total)
         load = Load(source, parse_arrivals("poisson"), options.seed + number, 49152)
         await send_all(target, load.requests(2.0, 4), TIMEOUT_S)  # kernels, pages, connections
-        for rate in (round(options.scale * rate, 3) for rate in one.rates[slo]):
+        for rate in rates_to_ask(one, slo, options.scale, number, ()) if rates is None else rates:
             before, began = Cores.now(), time.monotonic()
             outcomes = await send_all(target, load.requests(rate, round(rate * options.seconds)), TIMEOUT_S)
             others = round((Cores.now() - before).others / (time.monotonic() - began), 3)
@@ -178,6 +216,18 @@ async def measure(
                 break
     finally:
         await target.close()
+
+
+def rates_to_ask(one: Contender, slo: str, scale: float, number: int, rows: Sequence[Row]) -> list[float]:
+    """What `rows` do not have yet; nothing above a rate at which no SLO was attained."""
+    known: dict[float, bool] = {}
+    for row in rows:
+        if row.server == one.name and row.round == number and slo in ("", row.slo):
+            rate = row.figures.rate
+            known[rate] = known.get(rate, False) or row.figures.attainment >= ATTAINMENT
+    end = min((rate for rate, attained in known.items() if not attained), default=math.inf)
+    rates = [round(scale * rate, 3) for rate in one.rates[slo]]
+    return [rate for rate in rates if rate < end and rate not in known]
 
 
 def goodput(points: Sequence[tuple[float, float]]) -> float:
@@ -222,7 +272,30 @@ def table(rows: Sequence[Row]) -> str:
             )
             best = goodput([(rate, one.attainment) for rate, one in points])
             lines.append(f"| {slo} | {server} | {best:.2f} | {at} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *bests(rows)])
+
+
+def bests(rows: Sequence[Row]) -> list[str]:
+    """Each kind of server at the best of its settings, a line each, and what TidePipe's best is worth."""
+    kinds = {one.name: one.kind or one.name for one in CONTENDERS}
+    lines = []
+    for slo, of_servers in curves(rows).items():
+        best: dict[str, tuple[float, str]] = {}
+        for server, points in of_servers.items():
+            found = goodput([(rate, one.attainment) for rate, one in points]), server
+            kind = kinds.get(server, server)
+            best[kind] = max(found, best.get(kind, (-1.0, "")))
+        lines += [
+            f"{slo}: {kind} {rate:.2f} req/s" + (f" ({server})" if server != kind else "")
+            for kind, (rate, server) in best.items()
+        ]
+        ours = max((rate for kind, (rate, _) in best.items() if kind.startswith("tidepipe")), default=0.0)
+        theirs = max(
+            (rate for kind, (rate, _) in best.items() if not kind.startswith("tidepipe")), default=0.0
+        )
+        if ours and theirs:
+            lines.append(f"{slo}: best against best {ours / theirs:.2f}")
+    return lines
 
 
 def draw(rows: Sequence[Row], path: Path, slos: Mapping[str, tuple[float, float]] = SLOS) -> None:
@@ -234,7 +307,7 @@ def draw(rows: Sequence[Row], path: Path, slos: Mapping[str, tuple[float, float]
     for (slo, of_servers), (share, ttft, tpot) in zip(found.items(), axes, strict=True):
         for server, points in of_servers.items():
             rates = [rate for rate, _ in points]
-            style = "-" if server.startswith(("tidepipe", "ours")) else "--"
+            style = "-" if server.startswith(OURS) else "--"
             share.plot(rates, [100 * one.attainment for _, one in points], style, marker=".", label=server)
             ttft.plot(rates, [one.ttft_ms["p90"] / 1000 for _, one in points], style, marker=".")
             tpot.plot(rates, [one.tpot_ms["p90"] for _, one in points], style, marker=".")
@@ -254,13 +327,16 @@ def draw(rows: Sequence[Row], path: Path, slos: Mapping[str, tuple[float, float]
 async def compare(options: argparse.Namespace) -> list[Row]:
     """All of them, in turn."""
     places = Places(options.folder, options.model)
-    chosen = [one for one in CONTENDERS if not options.only or one.name in options.only]
-    rows: list[Row] = []
+    chosen = [one for one in CONTENDERS if not options.only or {one.name, one.kind} & set(options.only)]
+    rows = read(options.out) if options.resume else []
     for number in range(options.rounds):
         for one in chosen:
             for slo in one.rates:
+                rates = rates_to_ask(one, slo, options.scale, number, rows)
+                if not rates:
+                    continue
                 async with running(one, slo, places, options.folder, options.peers_dtype) as url:
-                    async for row in measure(one, slo, url, options, number):
+                    async for row in measure(one, slo, url, options, number, rates=rates):
                         rows.append(row)
                         figures = row.figures
                         print(
@@ -269,8 +345,17 @@ async def compare(options: argparse.Namespace) -> list[Row]:
                             f"{figures.failed} failed",
                             flush=True,
                         )
-                write(rows, options.out)
+                        write(rows, options.out)
     return rows
+
+
+def read(out: Path) -> list[Row]:
+    """What was measured before."""
+    file = out.with_suffix(".json")
+    if not file.exists():
+        return []
+    kept = json.loads(file.read_text())
+    return [Row(**{**row, "figures": Figures(**row["figures"])}) for row in kept]
 
 
 def write(rows: Sequence[Row], out: Path) -> None:
@@ -292,7 +377,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="all rates by this")
     parser.add_argument("--peers-dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--only", nargs="*", choices=[one.name for one in CONTENDERS])
+    names = {name: None for one in CONTENDERS for name in (one.kind, one.name) if name}
+    parser.add_argument("--only", nargs="*", choices=list(names), help="servers, or kinds of them")
+    parser.add_argument("--resume", action="store_true", help="go on with what is in OUT.json")
     parser.add_argument("-o", "--out", type=Path, required=True, help="path without ending")
     options = parser.parse_args()
     os.environ.setdefault("NO_PROXY", "*")
