@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tidepipe_common.errors import ConfigError
@@ -126,7 +127,8 @@ def prepare_environment(share: tuple[int, int], workers: int) -> None:
     }.items():
         os.environ.setdefault(name, value)
     index, instances = share
-    if instances > 1:
+    # Alone, vLLM deals devices out itself; cores only by whole NUMA nodes, of which there may be too few.
+    if instances > 1 or (not _gpus() and workers > _numa_nodes()):
         _share_devices(index % instances, instances, workers)
 
 
@@ -147,6 +149,8 @@ def _share_devices(index: int, instances: int, workers: int) -> None:
 
 
 def _gpus() -> int:
-    from pathlib import Path
-
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def _numa_nodes() -> int:
+    return max(1, len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))))
