@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 MODEL ?= smollm2-135m
 DEMO_STAGES ?= 2
 
-.PHONY: help demo test setup model stubs released lint types imports stubs-fresh check lock audit wheel-check trial clean
+.PHONY: help demo test setup model stubs released lint types imports stubs-fresh check lock audit wheel-check vllm-check trial clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -91,6 +91,9 @@ audit: ## known vulnerabilities in what locks/ names (asks pypi.org's advisory s
 
 wheel-check: model ## the wheel, tried in empty environments: the client alone, and a server
 	$(BIN)/python -m deploy.wheel_check
+
+vllm-check: model ## our scheduler in a real vLLM, and its workers as stages: in environments of their own
+	$(BIN)/python -m deploy.vllm_check
 
 trial: model ## launch and hurt the compose deployment, if this machine can have a container engine (root)
 	$(BIN)/python -m deploy.trial --model "$$($(BIN)/tidepipe model pull $(MODEL) | tail -1)" $(if $(PYTHON_IN),--python $(PYTHON_IN))

@@ -289,10 +289,8 @@ def bests(rows: Sequence[Row]) -> list[str]:
             f"{slo}: {kind} {rate:.2f} req/s" + (f" ({server})" if server != kind else "")
             for kind, (rate, server) in best.items()
         ]
-        ours = max((rate for kind, (rate, _) in best.items() if kind.startswith("tidepipe")), default=0.0)
-        theirs = max(
-            (rate for kind, (rate, _) in best.items() if not kind.startswith("tidepipe")), default=0.0
-        )
+        ours = max((rate for kind, (rate, _) in best.items() if kind.startswith(OURS)), default=0.0)
+        theirs = max((rate for kind, (rate, _) in best.items() if not kind.startswith(OURS)), default=0.0)
         if ours and theirs:
             lines.append(f"{slo}: best against best {ours / theirs:.2f}")
     return lines

@@ -94,15 +94,13 @@ SERVER_COMMANDS = (
 
 
 class Environment:
-    """A virtual environment without pip, in which only what is installed here can be found."""
+    """A virtual environment, in which only what is installed there can be found."""
 
     def __init__(self, folder: Path, home: Path) -> None:
         """home: working directory, and home of caches, of what runs in it."""
-        venv.create(folder, with_pip=False, symlinks=True)
         self.python = folder / "bin" / "python"
         self.command = folder / "bin" / "tidepipe"
-        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        self.packages = folder / "lib" / version / "site-packages"
+        (self.packages,) = folder.glob("lib/python3*/site-packages")
         self._home = home
         # Nothing of the checkout, nor of the shell that runs this; what the model cache is stays as it was.
         self.variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -112,7 +110,9 @@ class Environment:
         command = (sys.executable, "-m", "pip", "--python", str(self.python), "--disable-pip-version-check")
         subprocess.run([*command, *arguments], check=True, stdout=subprocess.DEVNULL, timeout=600)
 
-    def run(self, *command: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str | Path, code: int = 0, limit_s: float = COMMAND_S
+    ) -> subprocess.CompletedProcess[str]:
         """Run to the end; SystemExit with all output unless the exit code is `code`."""
         done = subprocess.run(
             command,
@@ -120,7 +120,7 @@ class Environment:
             env=self.variables,
             capture_output=True,
             text=True,
-            timeout=COMMAND_S,
+            timeout=limit_s,
             check=False,
         )
         if done.returncode != code:
@@ -153,6 +153,12 @@ class Environment:
                 code = cluster.wait(timeout=60)
         if code != 0:
             sys.exit(f"the cluster ended with {code}")
+
+
+def empty(folder: Path, home: Path) -> Environment:
+    """A new environment without anything, even pip."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    return Environment(folder, home)
 
 
 def build(into: Path) -> Path:
@@ -243,11 +249,11 @@ def main() -> None:
         (home / "answers.jsonl").write_text('{"prompt": "a", "output_tokens": 3}\n', encoding="utf-8")
         wheel = build(root / "dist")
         check_contents(wheel)
-        client = Environment(root / "client", home)
+        client = empty(root / "client", home)
         client.pip("install", "--quiet", "--require-hashes", "-r", str(CLIENT_LOCK))
         client.pip("install", "--quiet", "--no-deps", str(wheel))
         check_client(client)
-        server = Environment(root / "server", home)
+        server = empty(root / "server", home)
         server.pip("install", "--quiet", "--no-deps", str(wheel))
         # The packages that are installed here, but not the checkout: its .pth file is not read from there.
         (server.packages / "server.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")

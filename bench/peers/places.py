@@ -63,11 +63,11 @@ class Places:
         return [tcmalloc, *found] if tcmalloc else found
 
 
-def set_up(places: Places, names: set[str]) -> None:
-    """Install the peers that are named and not there yet."""
+def set_up(places: Places, names: set[str], limit_s: float = 7200.0) -> None:
+    """Install the peers that are named and not there yet, vLLM within limit_s seconds."""
     places.folder.mkdir(parents=True, exist_ok=True)
-    if "vllm" in names and not places.vllm_python.exists():
-        _environment(places.folder / "vllm", VLLM)
+    if "vllm" in names and not has(places.folder / "vllm", VLLM):
+        _environment(places.folder / "vllm", VLLM, limit_s)
     if "vllm" in names and not any("tcmalloc" in path for path in places.preload()):
         print("no tcmalloc here (Debian: libtcmalloc-minimal4): vLLM will be slower than it could be")
     if "llama.cpp" in names:
@@ -77,19 +77,33 @@ def set_up(places: Places, names: set[str]) -> None:
             _convert(places)
 
 
-def _environment(folder: Path, package: str) -> None:
+def has(folder: Path, package: str) -> bool:
+    """Is there a whole environment in the folder, with NAME==VERSION in it?"""
+    name, _, version = package.partition("==")
+    metadata = f"lib/python3*/site-packages/{name.replace('-', '_')}-{version}.dist-info"
+    return not _being_made(folder).exists() and any(folder.glob(metadata))
+
+
+def _being_made(folder: Path) -> Path:
+    """A file that is there while an environment is not whole: who makes it may be killed."""
+    return folder.with_name(folder.name + ".partial")
+
+
+def _environment(folder: Path, package: str, limit_s: float) -> None:
     print(f"installing {package} into {folder} (gigabytes and minutes)", flush=True)
     # Made under its final name, as environments cannot be moved.
+    _being_made(folder).touch()
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=300)
     try:
         pip = str(folder / "bin" / "pip")
-        subprocess.run([pip, "install", "--quiet", package], check=True, timeout=7200)
+        subprocess.run([pip, "install", "--quiet", package], check=True, timeout=limit_s)
         # vLLM wants them for pictures and sound only; builds that do not match PyTorch's break its start.
         subprocess.run([pip, "uninstall", "--yes", "--quiet", *_UNWANTED], check=True, timeout=300)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    _being_made(folder).unlink()
 
 
 def _build_llama_cpp(server: Path) -> None:

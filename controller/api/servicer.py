@@ -84,6 +84,7 @@ class ControllerServicer(SequencesServicer):
             eos_token_ids=about.shape.eos_token_ids,
             protocol_version=PROTOCOL_VERSION,
             max_sequences=scheduler.config.max_sequences,
+            lacks=sorted(self._instance.body.lacks),
         )
         add_offer(reply, self._settings)
         return reply

@@ -63,6 +63,7 @@ class UpstreamServicer(SequencesServicer):
             eos_token_ids=link.ends,
             protocol_version=PROTOCOL_VERSION,
             max_sequences=self._instance.room,
+            lacks=sorted(link.dialect.lacks),
         )
         add_offer(reply, self._settings)
         return reply

@@ -82,6 +82,11 @@ class Body(Protocol):
         """How long each stage has been at its step."""
         ...
 
+    @property
+    def lacks(self) -> frozenset[str]:
+        """What it cannot do for a request; see tidepipe_common/types/needs.py. `check` refuses that, too."""
+        ...
+
     def check(self, sampling: SamplingParams) -> None:
         """InvalidRequestError names what it cannot do for a request."""
         ...

@@ -82,6 +82,11 @@ class Pipeline:
         """Part of Body."""
         return self.config.block_size
 
+    @property
+    def lacks(self) -> frozenset[str]:
+        """Part of Body."""
+        return frozenset()
+
     def check(self, sampling: SamplingParams) -> None:
         """Part of Body: its stages sample whatever the API knows."""
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from controller.scheduler.events import NewSequence
 from tidepipe_common.text.text import quoted
+from tidepipe_common.types.needs import EXTENSIONS, LOGPROBS, OURS, STRUCTURES
 from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams, TokenLogprob
 
 _TOKEN = "token_id:"
@@ -75,8 +76,9 @@ class Dialect(Protocol):
         """What cannot be promised with it, for people."""
         ...
 
-    def refuses(self, sampling: SamplingParams) -> str | None:
-        """What of a request it cannot do; None if nothing."""
+    @property
+    def lacks(self) -> frozenset[str]:
+        """What it cannot do for a request; see tidepipe_common/types/needs.py."""
         ...
 
     def body(self, model: str, sequence: NewSequence, ends: Sequence[int]) -> dict[str, Any]:
@@ -97,16 +99,6 @@ def _stops(sampling: SamplingParams, ends: Sequence[int]) -> list[int]:
     return list(dict.fromkeys([*sampling.stop_token_ids, *(() if sampling.ignore_eos else ends)]))
 
 
-def _ours(sampling: SamplingParams) -> str | None:
-    """What only our own stages keep to."""
-    structure = sampling.structure
-    if sampling.thought_bounded:
-        return "max_reasoning_tokens"
-    if structure is None or structure.kind != "composed":
-        return None
-    return "tools whose calls are held to a form" if structure.field == "tools" else structure.field
-
-
 def _common(sequence: NewSequence) -> dict[str, Any]:
     sampling = sequence.sampling
     return {
@@ -125,10 +117,7 @@ class Vllm:
     path: str = "/v1/completions"
     tells_tokens: bool = True
     loses: str = "its outputs' exact tokens may differ from those of other engines, by rounding"
-
-    def refuses(self, sampling: SamplingParams) -> str | None:
-        """Part of Dialect: it knows all that clients write themselves."""
-        return _ours(sampling)
+    lacks: frozenset[str] = frozenset(OURS)
 
     def body(self, model: str, sequence: NewSequence, ends: Sequence[int]) -> dict[str, Any]:
         """Part of Dialect. What a tenant computed is found by that tenant alone, as everywhere here."""
@@ -181,17 +170,10 @@ class OpenAi:
         "log-probabilities, and what it has begun cannot be continued elsewhere"
     )
 
-    def refuses(self, sampling: SamplingParams) -> str | None:
+    @property
+    def lacks(self) -> frozenset[str]:
         """Part of Dialect."""
-        wanted = {
-            "logprobs": sampling.logprobs is not None,
-            "response_format": sampling.structure is not None,
-        }
-        if (ours := _ours(sampling)) is not None:
-            return ours
-        if not self.extended:
-            wanted |= dict.fromkeys(_extensions(sampling), True)
-        return ", ".join(name for name, asked in wanted.items() if asked) or None
+        return frozenset((*OURS, LOGPROBS, STRUCTURES, *(() if self.extended else EXTENSIONS)))
 
     def body(self, model: str, sequence: NewSequence, ends: Sequence[int]) -> dict[str, Any]:
         """Part of Dialect."""
@@ -251,10 +233,7 @@ class SgLang:
         "no log-probabilities, seeds are not passed on, and computed beginnings are shared among tenants; "
         "its outputs' exact tokens may differ from those of other engines, by rounding"
     )
-
-    def refuses(self, sampling: SamplingParams) -> str | None:
-        """Part of Dialect."""
-        return "logprobs" if sampling.logprobs is not None else _ours(sampling)
+    lacks: frozenset[str] = frozenset((*OURS, LOGPROBS))
 
     def body(self, model: str, sequence: NewSequence, ends: Sequence[int]) -> dict[str, Any]:
         """Part of Dialect."""

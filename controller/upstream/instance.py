@@ -22,6 +22,7 @@ from controller.upstream.pace import Pace
 from tidepipe_common.latency.work import PrefillWork, prompt_work
 from tidepipe_common.notifier import Notifier
 from tidepipe_common.rpc.results import ABANDONED_AFTER_S, ResultsHub
+from tidepipe_common.types.needs import needs_of, said
 from tidepipe_common.types.plan import Phase
 from tidepipe_common.types.results import SequenceEnd
 from tidepipe_common.types.sampling import FinishReason
@@ -181,8 +182,9 @@ class UpstreamInstance:
         if length >= link.context_length:
             text = f"{length} tokens do not fit into the context of {link.context_length}"
             return Refused(name, Refusal.INVALID, text)
-        if (lacking := link.dialect.refuses(one.sampling)) is not None:
-            return Refused(name, Refusal.INVALID, f"the server behind this instance does not do: {lacking}")
+        if lacking := needs_of(one.sampling, begun=bool(one.output)) & link.dialect.lacks:
+            text = f"the server behind this instance does not do: {said(lacking)}"
+            return Refused(name, Refusal.INVALID, text)
         return None
 
     def cancel(self, sequence_id: str) -> None:

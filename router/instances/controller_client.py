@@ -234,6 +234,10 @@ class HandOverMessage:
         }
 
 
+MOST_LACKS = 64
+"""Names of what an instance cannot do that are heeded."""
+
+
 def _description(message: pb.DescribeResponse) -> InstanceDescription:
     name = message.instance_id
     if message.protocol_version != PROTOCOL_VERSION:
@@ -261,6 +265,7 @@ def _description(message: pb.DescribeResponse) -> InstanceDescription:
         ttft_ms=_target(name, message.ttft_ms),
         tpot_ms=_target(name, message.tpot_ms),
         provisioner=message.provisioner,
+        lacks=frozenset(message.lacks[:MOST_LACKS]),
     )
 
 

@@ -59,6 +59,16 @@ class InstanceDirectory:
         """Context length of the instance that has the longest, tokens; 0 without any."""
         return max((link.context_length for link in self._links.values() if link.open), default=0)
 
+    @property
+    def uneven(self) -> bool:
+        """Does one of them lack something?"""
+        return any(link.facts is not None and link.facts.lacks for link in self._links.values())
+
+    def lacking(self, needs: frozenset[str], *, now: bool) -> frozenset[str]:
+        """What of this the instance that can do most of it cannot do. now: of those that take sequences."""
+        links = [link for link in self._links.values() if link.open or not now]
+        return min((link.lacking(needs) for link in links), key=len, default=frozenset())
+
     def report_interval_s(self) -> float:
         """Time between two reports at most. Arrivals, ends and phases are reported at once anyway."""
         return LOAD_REPORTS_S if self._scheduler.policy_name in SPREADING else TIMED_REPORTS_S

@@ -32,9 +32,10 @@ from router.scheduler.request import RouteRequest
 from router.scheduler.routing_scheduler import RoutingScheduler
 from router.scheduler.shedding import WAIT_SHARE
 from router.scheduler.slo import SloClasses, SloTarget
-from tidepipe_common.errors import OverloadedError, TidePipeError, UnavailableError
+from tidepipe_common.errors import InvalidRequestError, OverloadedError, TidePipeError, UnavailableError
 from tidepipe_common.notifier import Notifier
 from tidepipe_common.telemetry.traces import NO_TRACES, Traces
+from tidepipe_common.types.needs import CONTINUED_STRUCTURES, FIELDS, needs_of, said
 
 TICK_S = 0.1
 BOUNCE_PAUSE_S = 0.25
@@ -83,7 +84,12 @@ class WaitingRules:
             sheds=sheds,
             tenant=sequence.tenant,
             prefix=sequence.prefix.keys,
+            needs=_needs(sequence),
         )
+
+
+def _needs(sequence: RoutedSequence) -> frozenset[str]:
+    return needs_of(sequence.sampling, begun=bool(sequence.output))
 
 
 class Dispatcher:
@@ -123,6 +129,7 @@ class Dispatcher:
         self._pending: dict[str, RoutedSequence] = {}
         self._placed: dict[str, tuple[InstanceLink, Placement]] = {}
         self._bounced: list[tuple[float, RoutedSequence]] = []
+        self._unable_since: dict[str, float] = {}
         self._last_open = clock()
 
     @property
@@ -150,6 +157,7 @@ class Dispatcher:
         key = sequence.key
         if self._pending.get(key) is sequence:
             del self._pending[key]
+            self._unable_since.pop(key, None)
             self.handle(RequestWithdrawn(key))
         entry = self._placed.get(key)
         if entry is not None and entry[1].sequence is sequence:
@@ -203,7 +211,17 @@ class Dispatcher:
             for sequence in rested:
                 if self.is_pending(sequence):
                     self._arrive(sequence)
+            if self.directory.uneven and self.directory.anyone:
+                self._take_aside(now)
             self.handle(Tick())
+
+    def _take_aside(self, now: float) -> None:
+        """Those in line who could go when they came, and cannot now."""
+        resting = {sequence.key for _, sequence in self._bounced}
+        for key, sequence in list(self._pending.items()):
+            if key not in resting and self.directory.lacking(_needs(sequence), now=True):
+                self.handle(RequestWithdrawn(key))
+                self._wait_for_an_able_one(sequence, now)
 
     # -- the core -----------------------------------------------------------------------------------
 
@@ -239,7 +257,42 @@ class Dispatcher:
         self._pending[sequence.key] = sequence
         policy, now = self.scheduler.policy_name, self._clock()
         nowhere = not self.directory.anyone
+        if not nowhere and self.directory.lacking(_needs(sequence), now=True):
+            self._wait_for_an_able_one(sequence, now)
+            return
+        self._unable_since.pop(sequence.key, None)
         self.handle(RequestArrived(self._rules.request(sequence, policy, now, nowhere=nowhere)))
+
+    def _wait_for_an_able_one(self, sequence: RoutedSequence, now: float) -> None:
+        """Beside the line, in which those behind it can go: whoever can do what it needs is away for now.
+
+        If nobody ever could, it is refused, unless somebody had it already, who may come back.
+        """
+        needs, key = _needs(sequence), sequence.key
+        since = self._unable_since.setdefault(key, now)
+        begun = bool(sequence.output) or sequence.has_moved
+        error: TidePipeError | None = None
+        lacking = self.directory.lacking(needs, now=False)
+        if CONTINUED_STRUCTURES in lacking:
+            error = UnavailableError(
+                "a server broke off an answer that is held to a structure, and nobody here can go on with "
+                "it: send the request again"
+            )
+        elif lacking and not begun:
+            name = min(lacking)
+            error = InvalidRequestError(
+                f"no instance here does this for a request: {said(lacking)}", FIELDS.get(name, name)
+            )
+        elif now - since >= self._rules.patience_s:
+            away = said(self.directory.lacking(needs, now=True))
+            error = UnavailableError(
+                f"no instance that does {away} was there for {self._rules.patience_s:g} s"
+            )
+        if error is None:
+            self._bounced.append((now + BOUNCE_PAUSE_S, sequence))
+            return
+        del self._pending[key], self._unable_since[key]
+        sequence.fail(error)
 
     def _place(self, action: Route) -> None:
         choice = action.choice

@@ -136,6 +136,10 @@ class InstanceLink:
         """Prompt and output of one sequence together at most, tokens; zero before it is known."""
         return 0 if self.facts is None else self.facts.model.context_length
 
+    def lacking(self, needs: frozenset[str]) -> frozenset[str]:
+        """What of this it cannot do for a request, as far as is known."""
+        return frozenset() if self.facts is None else needs & self.facts.lacks
+
     def routing_facts(self) -> InstanceFacts:
         """What routing needs to know once, after the first report; the costs behind it follow the reports."""
         assert self.facts is not None, "it was described before it was attached"
@@ -146,6 +150,7 @@ class InstanceLink:
             prefill=PrefillTime(self.costs, max(1, told.stages), max(1, told.step_tokens)),
             context_length=self.facts.model.context_length,
             max_sequences=self.facts.max_sequences,
+            lacks=self.facts.lacks,
         )
 
     def tell_all(self) -> None:

@@ -28,6 +28,7 @@ class InstanceDescription:
     max_sequences: accepted at most, running and waiting together.
     names: by which clients ask for the model; empty: the usual one. ttft_ms, tpot_ms: targets of its requests
     that bring none; None: the router's. provisioner: HOST:PORT of who starts more of them; empty: nobody.
+    lacks: what it cannot do for a request (tidepipe_common/types/needs.py).
     """
 
     instance_id: str
@@ -38,6 +39,7 @@ class InstanceDescription:
     ttft_ms: float | None = None
     tpot_ms: float | None = None
     provisioner: str = ""
+    lacks: frozenset[str] = frozenset()
 
 
 def check_same_model(instance_id: str, offered: ModelFacts, served: ModelFacts) -> None:

@@ -22,6 +22,7 @@ class RouteRequest:
         would not be served in time.
     tenant: whose it is; empty where everybody is one.
     prefix: by what its prompt's beginning is found at instances; see PrefixIndex.
+    needs: what not every instance does; see tidepipe_common/types/needs.py.
     """
 
     request_id: str
@@ -33,6 +34,7 @@ class RouteRequest:
     sheds: bool = False
     tenant: str = ""
     prefix: Prefix = ()
+    needs: frozenset[str] = frozenset()
 
     @property
     def cost(self) -> float:

@@ -74,7 +74,8 @@ def last_chance(request: RouteRequest, views: Iterable[InstanceView], now: float
 
     def fits(view: InstanceView) -> bool:
         end = now + view.prompt_done_s(request)
-        return view.ready and end <= request.first_token_due and view.kv_of(request) <= view.kv_free
+        able = view.ready and not request.needs & view.facts.lacks
+        return able and end <= request.first_token_due and view.kv_of(request) <= view.kv_free
 
     fitting = [view for view in views if fits(view)]
     return max(fitting, key=lambda view: view.slack.low_latest, default=None)

@@ -21,12 +21,14 @@ class InstanceFacts:
     """What does not change while an instance lives. max_sequences: as many as it accepts.
 
     context_length: prompt and output of one sequence together, at most. prefill: its predicted prefill time.
+    lacks: what it cannot do for a request.
     """
 
     instance_id: str
     prefill: PrefillTime
     context_length: int
     max_sequences: int
+    lacks: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +207,11 @@ class InstanceView:
         return request.prompt_tokens - min(self.prefixes.shared_tokens(request.prefix), request.prompt_tokens)
 
     def holds(self, request: RouteRequest) -> bool:
-        """Is it large enough, and open, for the request?"""
+        """Is it able, large enough, and open, for the request?"""
         facts = self.facts
         fits = self.sequences < facts.max_sequences and request.longest <= facts.context_length
+        if request.needs and request.needs & facts.lacks:
+            return False
         # What waits there cannot be overtaken any more: the rest of a tenant's waits here, beside others'.
         return self.ready and fits and not (request.tenant and self._backlog_s >= BACKLOG_S)
 

@@ -98,6 +98,7 @@ class FakeController(pb_grpc.ControllerServiceServicer):
     step_s: float = 0.002
     eos_at: int | None = None
     draining: bool = False
+    lacks: tuple[str, ...] = ()
     mangle: Callable[[list[pb.SequenceUpdate]], list[pb.SequenceUpdate]] = lambda updates: updates
     script: Callable[[Sequence[int]], Sequence[int] | None] = lambda prompt: None
     held: dict[str, Held] = field(default_factory=dict)
@@ -182,6 +183,7 @@ class FakeController(pb_grpc.ControllerServiceServicer):
             eos_token_ids=[EOS],
             protocol_version=PROTOCOL_VERSION,
             max_sequences=self.max_sequences,
+            lacks=self.lacks,
         )
 
     async def SubmitSequences(  # noqa: N802

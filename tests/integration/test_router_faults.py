@@ -82,6 +82,34 @@ async def test_a_frozen_controller_is_left_when_its_lease_ends(monkeypatch: pyte
         await eventually(lambda: len(first.cancelled) > 0)
 
 
+async def test_what_one_instance_cannot_do_another_does() -> None:
+    """Also while the one that can is away: it is waited for, and others go on meanwhile."""
+    async with (
+        fake_controller(instance_id="weak", lacks=("logprobs",)) as weak,
+        fake_controller(instance_id="able", step_s=0.01) as able,
+        running_router(routing="round-robin") as router,
+    ):
+        await weak.register(router.address)
+        await eventually(lambda: is_ready(router, "weak"))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await listen(router, request("nobody", logprobs=1))
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "no instance here does this for a request: logprobs" in str(refused.value.details())
+        await able.register(router.address)
+        await eventually(lambda: is_ready(router, "able"))
+        wanting = [
+            asyncio.create_task(listen(router, request(f"want{i}", max_tokens=TOKENS, logprobs=1)))
+            for i in range(6)
+        ]
+        await halfway(able)
+        await able.kill()
+        await eventually(lambda: not is_ready(router, "able"))
+        assert (await listen(router, request("other", max_tokens=TOKENS))).text == scripted_text(IDS, TOKENS)
+        await able.start()
+        assert {(await one).text for one in wanting} == {scripted_text(IDS, TOKENS)}
+        assert not any(spec.sampling.HasField("logprobs") for spec in weak.submitted)
+
+
 @pytest.mark.parametrize("trouble", ["repeats", "gaps", "breaks"])
 async def test_results_arrive_in_a_mess(trouble: str) -> None:
     chance = random.Random(4)

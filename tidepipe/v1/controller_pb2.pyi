@@ -85,6 +85,7 @@ class DescribeResponse(_message.Message):
     TTFT_MS_FIELD_NUMBER: _builtins.int
     TPOT_MS_FIELD_NUMBER: _builtins.int
     PROVISIONER_FIELD_NUMBER: _builtins.int
+    LACKS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Name of the instance."""
     incarnation: _builtins.str
@@ -119,6 +120,12 @@ class DescribeResponse(_message.Message):
         the name of the model's folder or file. Instances that have a name in common serve one model.
         """
 
+    @_builtins.property
+    def lacks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it cannot do for a request, by the names that clients know ("logprobs", "response_format", "top_k", ...). Routers
+        send what needs it elsewhere. Empty: it does all.
+        """
+
     def __init__(
         self,
         *,
@@ -135,10 +142,11 @@ class DescribeResponse(_message.Message):
         ttft_ms: _builtins.float = ...,
         tpot_ms: _builtins.float = ...,
         provisioner: _builtins.str = ...,
+        lacks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "eos_token_ids", b"eos_token_ids", "incarnation", b"incarnation", "instance_id", b"instance_id", "max_sequences", b"max_sequences", "model", b"model", "model_fingerprint", b"model_fingerprint", "protocol_version", b"protocol_version", "provisioner", b"provisioner", "served_names", b"served_names", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "eos_token_ids", b"eos_token_ids", "incarnation", b"incarnation", "instance_id", b"instance_id", "lacks", b"lacks", "max_sequences", b"max_sequences", "model", b"model", "model_fingerprint", b"model_fingerprint", "protocol_version", b"protocol_version", "provisioner", b"provisioner", "served_names", b"served_names", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,6 +24,7 @@ from controller.scheduler.offload import NO_OFFLOAD
 from controller.scheduler.patience import StepWatch
 from tidepipe_common.errors import ConfigError, IncompatibleError
 from tidepipe_common.latency.model import StepCost
+from tidepipe_common.types.needs import OURS, STRUCTURES
 from tidepipe_common.types.plan import Phase, SampledTokens, StepPlan, StepReport
 from tidepipe_common.types.sampling import SamplingParams
 
@@ -97,6 +98,11 @@ class VllmBody:
         self._plans: queue.Queue[StepPlan | None] = queue.Queue()
         self._open: dict[int, Phase] = {}
         self._looked = 0.0
+
+    @property
+    def lacks(self) -> frozenset[str]:
+        """Part of Body."""
+        return frozenset((STRUCTURES, *OURS))
 
     def check(self, sampling: SamplingParams) -> None:
         """Part of Body."""

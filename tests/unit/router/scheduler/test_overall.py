@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,6 +63,21 @@ def test_rolling_activation_fills_one_window_after_the_other() -> None:
     # i0 has computed its window: the one that waits goes there.
     actions = scheduler.on(InstanceReported("i0", status(taken=1.0, accepted=3)), 1.0)
     assert [a.choice.instance_id for a in actions if isinstance(a, Route)] == ["i0"]
+
+
+@pytest.mark.parametrize("policy", ROUTING_POLICIES)
+def test_every_policy_sends_a_request_where_it_can_be_done(policy: str) -> None:
+    """Whoever is less loaded, or holds its beginning; and it waits where nobody can."""
+    scheduler = cluster(3, policy=policy)
+    for name in ("i0", "i2"):
+        view = scheduler.view(name)
+        assert view is not None
+        view.facts = replace(view.facts, lacks=frozenset(("logprobs", "top_k")))
+    wanting = [request(f"r{n}", 50, needs=frozenset(("logprobs",))) for n in range(4)]
+    actions = [scheduler.on(RequestArrived(one), 0.7 * n)[0] for n, one in enumerate(wanting)]
+    assert [one.choice.instance_id for one in actions if isinstance(one, Route)] == 4 * ["i1"]
+    scheduler.on(InstanceDraining("i1"), 3.0)
+    assert scheduler.on(RequestArrived(request("last", needs=frozenset(("top_k",)))), 3.0) == []
 
 
 @pytest.mark.parametrize("policy", ROUTING_POLICIES)

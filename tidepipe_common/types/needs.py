@@ -1,0 +1,48 @@
+"""What of a request not every kind of instance does, by names that travel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from tidepipe_common.types.sampling import SamplingParams
+
+LOGPROBS = "logprobs"
+STRUCTURES = "response_format"
+CONTINUED_STRUCTURES = "continued_structures"
+FORMS = "forms"
+THOUGHTS = "max_reasoning_tokens"
+EXTENSIONS = ("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids")
+"""That OpenAI's completions do not know."""
+OURS = (CONTINUED_STRUCTURES, FORMS, THOUGHTS)
+"""That only our own stages do: others hold an answer to a structure from its first token alone."""
+
+_SAID: Mapping[str, str] = {
+    CONTINUED_STRUCTURES: "going on with an answer that is held to a structure",
+    FORMS: "tools whose calls are held to a form",
+}
+FIELDS: Mapping[str, str] = {CONTINUED_STRUCTURES: STRUCTURES, FORMS: "tools"}
+"""Of a request, where they are called otherwise."""
+
+
+def needs_of(sampling: SamplingParams, *, begun: bool) -> frozenset[str]:
+    """Those of a request; who lacks one of them cannot take it. begun: there is output already."""
+    structure = sampling.structure
+    asked = {
+        LOGPROBS: sampling.logprobs is not None,
+        STRUCTURES: structure is not None and structure.kind != "composed",
+        CONTINUED_STRUCTURES: structure is not None and begun,
+        FORMS: structure is not None and structure.kind == "composed",
+        THOUGHTS: sampling.thought_bounded,
+        "top_k": sampling.top_k > 0,
+        "min_p": sampling.min_p > 0.0,
+        "repetition_penalty": sampling.repetition_penalty != 1.0,
+        "min_tokens": sampling.min_tokens > 0,
+        "ignore_eos": sampling.ignore_eos,
+        "stop_token_ids": bool(sampling.stop_token_ids),
+    }
+    return frozenset(name for name, needed in asked.items() if needed)
+
+
+def said(needs: Iterable[str]) -> str:
+    """For people."""
+    return ", ".join(_SAID.get(name, name) for name in sorted(needs))
