@@ -73,7 +73,7 @@ class Admission:
         kept: frozenset[str] = frozenset()
         if request.marks and request.is_chat:
             entry.reading = _reading(request, text, prompt)
-            kept = text.dialect.kept_tokens(tools=bool(request.tools))
+            kept = text.dialect.kept_tokens(tools=request.callable)
 
         def new_text() -> AnswerText | None:
             if request.skip_text and (sampling.structure is not None or not sampling.stop):
@@ -210,7 +210,7 @@ def _does_not_fit(facts: ModelFacts, why: str, field: str) -> ContextLengthError
 def _reading(request: GenerationRequest, text: TextPort, prompt: Sequence[int]) -> Reading | None:
     """How answers to this prompt are read. None: they are words and nothing else."""
     dialect = text.dialect
-    if not dialect.reads(tools=bool(request.tools)):
+    if not dialect.reads(tools=request.callable):
         return None
     end = b"".join(map(text.token_bytes, prompt[-THOUGHT_MARK_TOKENS:])).decode("utf-8", "replace")
     calls = request.calls_before if dialect.ids == "numbered" else 0

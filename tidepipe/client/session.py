@@ -20,6 +20,7 @@ from tidepipe.v1 import inference_pb2 as pb
 from tidepipe_common.codec.inference import reading_from_wire
 from tidepipe_common.codec.sampling import finish_from_wire, logprobs_from_wire
 from tidepipe_common.dialects import Part, Reader, Reading, Words
+from tidepipe_common.dialects.tools import Tools
 from tidepipe_common.errors import UnavailableError
 from tidepipe_common.rpc.status import from_rpc_error
 from tidepipe_common.types.request import Usage
@@ -65,6 +66,8 @@ class GenerationSession:
         self._clock = clock
         self._draw = draw
         self._backoff = Backoff(policy, draw)
+        chat = request.chat
+        self._tools = Tools(() if chat.tool_choice.mode == pb.ToolChoice.MODE_NONE else tuple(chat.tools))
         self._positions = [_Position() for _ in range(max(1, request.sampling.n))]
         self._deadline = clock() + timeout_s
         self._call_began = clock()
@@ -118,7 +121,7 @@ class GenerationSession:
         if delta.HasField("dialect") and position.characters == 0 and position.reader is None:
             position.reading = reading_from_wire(delta.dialect)
             if position.reading is not None:
-                position.reader = position.reading.reader(self._request.chat.tools)
+                position.reader = position.reading.reader(self._tools)
         parts = position.read(text, ended=reason is not None)
         position.tokens += len(token_ids)
         position.characters += len(text)

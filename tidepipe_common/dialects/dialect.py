@@ -9,6 +9,7 @@ from typing import Literal
 
 from tidepipe_common.dialects.harmony import MARKS, HarmonyReader
 from tidepipe_common.dialects.reader import Grammar, PausingReader, TextReader, ThoughtMarks
+from tidepipe_common.dialects.tools import Tools
 
 SHORT_ID = 9
 CallIds = Literal["usual", "short", "numbered"]
@@ -88,11 +89,15 @@ class Dialect:
         """True if an answer to this prompt, or to one with this end, begins inside a thought."""
         return self.thoughts is not None and prompt.rstrip().endswith(self.thoughts.begins)
 
-    def reader(self, tools: Sequence[str] = (), *, thinking: bool = False) -> PausingReader:
-        """Reader of one answer. tools: JSON of each that it may call; thinking: as `thinking_after` says."""
+    def reader(self, tools: Tools | Sequence[str] = (), *, thinking: bool = False) -> PausingReader:
+        """Reader of one answer.
+
+        tools: that it may call, JSON of each; several readers may share them. thinking: see `thinking_after`.
+        """
+        known = tools if isinstance(tools, Tools) else Tools(tools)
         if self.harmony:
-            return HarmonyReader(tools)
-        return TextReader(self.grammar if tools else None, self.thoughts, tools, thinking=thinking)
+            return HarmonyReader(known)
+        return TextReader(self.grammar if known else None, self.thoughts, known, thinking=thinking)
 
 
 HARMONY_MARKS = frozenset(MARKS)
@@ -109,7 +114,7 @@ class Reading:
     thinking: bool = False
     calls_before: int = 0
 
-    def reader(self, tools: Sequence[str]) -> PausingReader:
+    def reader(self, tools: Tools | Sequence[str]) -> PausingReader:
         """Reader of one of the answers. tools: as for `Dialect.reader`."""
         return self.dialect.reader(tools, thinking=self.thinking)
 

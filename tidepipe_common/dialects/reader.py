@@ -89,10 +89,9 @@ class Saying:
 class PausingReader(ABC):
     """A `Reader` that is one generator, from the first character to the last."""
 
-    def __init__(self, tools: Sequence[str]) -> None:
-        """tools: JSON of each, as the API has it."""
+    def __init__(self, tools: Tools) -> None:
         self._source = Source()
-        self._said = Saying(self._source, Tools(tools))
+        self._said = Saying(self._source, tools)
         self._warnings: list[str] = []
         self._more_warnings = 0
         self._spans: list[tuple[int, int]] = []
@@ -152,7 +151,7 @@ class TextReader(PausingReader):
     """The reader of families whose thoughts and calls stand between marks in otherwise plain text."""
 
     def __init__(
-        self, grammar: Grammar | None, marks: ThoughtMarks | None, tools: Sequence[str], *, thinking: bool
+        self, grammar: Grammar | None, marks: ThoughtMarks | None, tools: Tools, *, thinking: bool
     ) -> None:
         """grammar: None if no calls are looked for; marks: None if no thoughts are."""
         super().__init__(tools)

@@ -18,6 +18,9 @@ class Tools:
         """tools: JSON of each, as the API has it."""
         self._tools = tools
 
+    def __bool__(self) -> bool:
+        return bool(self._tools)
+
     def __contains__(self, name: str) -> bool:
         return name in self._parameters
 

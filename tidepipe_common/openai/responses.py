@@ -9,6 +9,7 @@ from typing import Protocol, cast
 
 from tidepipe_common.dialects import Dialect, Reading, Spoken, read_whole
 from tidepipe_common.dialects.reader import PausingReader
+from tidepipe_common.dialects.tools import Tools
 from tidepipe_common.errors import TidePipeError, UnavailableError
 from tidepipe_common.openai.answers import (
     AnswerBody,
@@ -65,10 +66,14 @@ class ResponseContext:
     hidden: Callable[[int], bool] | None = None
     reading: Reading | None = None
     notice: Callable[[str], None] = _unheard
+    tools: Tools = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tools", Tools(self.request.tools if self.request.callable else ()))
 
     def reader(self) -> PausingReader | None:
         """A reader of one answer; None: answers are words and nothing else."""
-        return None if self.reading is None else self.reading.reader(self.request.tools)
+        return None if self.reading is None else self.reading.reader(self.tools)
 
     @property
     def shows_reasoning(self) -> bool:

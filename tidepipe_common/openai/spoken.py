@@ -110,7 +110,7 @@ def hidden_tokens(request: GenerationRequest, text: Spelling) -> Callable[[int],
     """Tells the tokens that the text of this request's answers leaves out; None: there are none."""
     if request.keep_special_tokens:
         return None
-    kept = text.dialect.kept_tokens(tools=bool(request.tools)) if request.marks else frozenset()
+    kept = text.dialect.kept_tokens(tools=request.callable) if request.marks else frozenset()
     if not kept:
         return text.is_special
     shown = frozenset(mark.encode() for mark in kept)
