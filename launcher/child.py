@@ -22,6 +22,7 @@ import structlog
 from launcher.log_files import open_log, tail
 from tidepipe_common.errors import ConfigError, UnavailableError
 from tidepipe_common.rpc.lifecycle import PARENT_PID, READY_FD, SUCCEEDED
+from tidepipe_common.settings.defaults import STOPPED_S
 
 log = structlog.get_logger()
 
@@ -30,8 +31,6 @@ RESTART_WINDOW_S = 60.0
 FIRST_RESTART_WAIT_S = 0.1
 LONGEST_RESTART_WAIT_S = 5.0
 KILL_AFTER_S = 12.0
-STOPPED_S = 20.0
-"""A process that is stopped (SIGSTOP) for this long is hung: it answers nobody, and does not die."""
 STOPPED_LOOK_S = 1.0
 LOG_TAIL_LINES = 15
 LEAVES_S = 630.0

@@ -14,10 +14,10 @@ import torch
 from stage_worker.executors.protocol import PlanError
 from stage_worker.sampling.apart import row_error
 from stage_worker.sampling.draw import MAX_VOCAB_SIZE, DrawParams, draw, draw_truncated
-from stage_worker.sampling.grammar import Grammars
 from stage_worker.sampling.sequence import LogitEdits, SequenceState
 from stage_worker.sampling.uniforms import uniforms
 from tidepipe_common.limits import MAX_LOGPROBS
+from tidepipe_common.structures.state import Grammars
 from tidepipe_common.types.plan import RowError, SampledTokens, SequenceStart
 from tidepipe_common.types.sampling import PositionLogprobs, TokenLogprob
 

@@ -270,7 +270,7 @@ def _return_freed_memory() -> None:
 def _sampler_of(model: Path) -> SamplerFactory:
     def make(vocab_size: int, device: torch.device) -> StepSampler:
         from stage_worker.sampler import Sampler
-        from stage_worker.sampling.grammar import Grammars
+        from tidepipe_common.structures.state import Grammars
         from tidepipe_common.structures.tokenizer_file import read_tokenizer
 
         return Sampler(vocab_size, device, Grammars(partial(read_tokenizer, model), vocab_size))

@@ -9,9 +9,8 @@ import numpy.typing as npt
 import torch
 
 from stage_worker.executors.protocol import PlanError
-from stage_worker.sampling.grammar import Allowed, Grammars, GrammarState
-from stage_worker.sampling.thought import ThoughtState
-from tidepipe_common.structures.errors import StructureError
+from tidepipe_common.structures.state import Allowed, Grammars, GrammarState
+from tidepipe_common.structures.thought import ThoughtState
 from tidepipe_common.types.plan import SequenceStart
 from tidepipe_common.types.sampling import SamplingParams
 
@@ -128,15 +127,6 @@ class SequenceState:
         return self.end_ids if output_index < self.params.min_tokens else self.end_ids[:0]
 
 
-def _only_ends(params: SamplingParams) -> StructureError:
-    whose = "stop_token_ids has" if params.stop_token_ids else "the model ends outputs with"
-    return StructureError(
-        f"the output cannot be held to its structure: {whose} every token that could come next, before the "
-        "structure may end",
-        "stop_token_ids" if params.stop_token_ids else "response_format",
-    )
-
-
 class LogitEdits:
     """Changes of a batch's logits: bias, then penalties, then masks."""
 
@@ -160,13 +150,10 @@ class LogitEdits:
                 self._penalties.append((row, state.counts.ids, columns))
             masked = state.masked_ids(index)
             if state.grammar is not None:
-                allowed = state.grammar.allowed()
+                ends, theirs = state.end_ids.tolist(), bool(state.params.stop_token_ids)
+                allowed = state.grammar.allowed_besides(ends, named_by_client=theirs)
                 self._structures.append((row, allowed))
-                # Ends may be ordinary tokens: none within the structure.
-                masked = masked[:0] if state.grammar.may_end else state.end_ids
-                if len(masked) and np.count_nonzero(allowed) == np.count_nonzero(allowed[masked]):
-                    state.grammar.fail(_only_ends(state.params))
-                    continue
+                masked = masked[:0]  # the structure says when the output may end
             if state.thought is not None:
                 forced = state.thought.forced
                 if forced is not None and forced < vocab_size and (state.grammar is None or allowed[forced]):

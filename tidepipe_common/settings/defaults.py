@@ -66,3 +66,6 @@ WINDOW, LEAST_WINDOW = 4096, 32
 be noise, so the prior answers."""
 FIRST_TRAINING_AFTER, LEAST_ANSWERS = 400, 50
 """Answers before the predictor's first training; and at all, for fewer teach nothing."""
+
+STOPPED_S = 20.0
+"""A process that is stopped (SIGSTOP) for this long is hung: it answers nobody, and does not die."""

@@ -16,16 +16,17 @@ import structlog
 
 from controller.engines.vllm.engine import PendingStep, VllmEngine
 from controller.engines.vllm.engine_options import EngineOptions
-from controller.engines.vllm.mapping import PlanMapping, check_sampling, sampled_tokens
+from controller.engines.vllm.mapping import PlanMapping, sampled_tokens
 from controller.engines.vllm.stage_clock import StageClock
+from controller.engines.vllm.structures import StructureMasks
 from controller.runtime.stage_client import MAX_PLANS_QUEUED, StageAbout, StageAccount, StageLostError
 from controller.scheduler.fabric import FabricPort
 from controller.scheduler.offload import NO_OFFLOAD
 from controller.scheduler.patience import StepWatch
 from tidepipe_common.errors import ConfigError, IncompatibleError
 from tidepipe_common.latency.model import StepCost
-from tidepipe_common.types.needs import OURS, STRUCTURES
-from tidepipe_common.types.plan import Phase, SampledTokens, StepPlan, StepReport
+from tidepipe_common.settings.defaults import STOPPED_S
+from tidepipe_common.types.plan import Phase, RowError, SampledTokens, StepPlan, StepReport
 from tidepipe_common.types.sampling import SamplingParams
 
 RETRY_S = 2.0
@@ -42,22 +43,31 @@ class VllmStage:
         self.index = index
         self.address = f"vllm-{index}"
         self.account = StageAccount(self.address)
+        self._processes: list[psutil.Process] = []
+        self._stopped_since: float | None = None
 
-    def begin(self, about: StageAbout, layers: tuple[int, int]) -> None:
-        """It is up."""
+    def begin(self, about: StageAbout, layers: tuple[int, int], pids: Sequence[int]) -> None:
+        """It is up. pids: of all its processes that run on this machine."""
         account = self.account
         account.about, account.layers, account.alive, account.running_step = about, layers, True, 0
-        self.look()
+        self._processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+        self._stopped_since = None
+        self.look(0.0)
 
-    def look(self) -> None:
-        """Read its memory."""
-        about = self.account.about
-        if about is None or not about.pid:
-            return
+    def look(self, now: float) -> float:
+        """Read its memory; for how long one of its processes has been stopped (SIGSTOP), in seconds."""
         try:
-            self.account.rss_bytes = psutil.Process(about.pid).memory_info().rss
+            self.account.rss_bytes = sum(process.memory_info().rss for process in self._processes)
+            stopped = any(process.status() == psutil.STATUS_STOPPED for process in self._processes)
         except psutil.Error:
             self.account.alive = False
+            return 0.0
+        if not stopped:
+            self._stopped_since = None
+            return 0.0
+        if self._stopped_since is None:
+            self._stopped_since = now
+        return now - self._stopped_since
 
     def did(self, phase: Phase, compute_s: float) -> None:
         """It has computed a step."""
@@ -102,11 +112,10 @@ class VllmBody:
     @property
     def lacks(self) -> frozenset[str]:
         """Part of Body."""
-        return frozenset((STRUCTURES, *OURS))
+        return frozenset()
 
     def check(self, sampling: SamplingParams) -> None:
-        """Part of Body."""
-        check_sampling(sampling)
+        """Part of Body: its workers sample whatever the API knows."""
 
     async def bring_up(self) -> int:
         """Part of Body."""
@@ -135,18 +144,18 @@ class VllmBody:
         if self.about is not None and self.about.fingerprint != fingerprint:
             raise IncompatibleError("the model's files have changed; restart the controller")
         for index, stage in enumerate(self.stages):
-            pid = pids[index] if index < len(pids) else 0
+            mine = pids[index] if index < len(pids) else []
             about = StageAbout(
                 model=self._options.model,
                 fingerprint=fingerprint,
                 device=engine.device,
                 dtype=engine.dtype,
-                pid=pid,
+                pid=mine[0] if mine else 0,
                 shape=shape,
                 epoch=self.epoch,
                 fabric=FabricPort(),
             )
-            stage.begin(about, layers[index])
+            stage.begin(about, layers[index], mine)
         self.about = self.stages[0].account.about
         self.block_size = engine.block_size
         self.replaced = True
@@ -178,7 +187,9 @@ class VllmBody:
         if now - self._looked >= MEMORY_EVERY_S:
             self._looked = now
             for stage in self.stages:
-                stage.look()
+                stopped_s = stage.look(now)
+                if stopped_s > STOPPED_S:
+                    self._lose(StageLostError(f"a worker of vLLM's has been stopped for {stopped_s:.0f} s"))
         late = self.watch.look(now)
         if late is not None:
             self._lose(
@@ -276,6 +287,17 @@ class _Verdict:
         await self._judged.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A step that the workers know of. wanted: log-probabilities by sequence. errors: see SampledTokens."""
+
+    plan: StepPlan
+    wanted: dict[int, int]
+    errors: tuple[RowError, ...]
+    pending: PendingStep
+    sent: float
+
+
 class _Work:
     """The threads of an epoch: one tells vLLM of steps, one waits for their results."""
 
@@ -291,8 +313,10 @@ class _Work:
         self._plans = plans
         self._done = done
         self._lost = lost
-        self._mapping = PlanMapping(engine.longest, tokens_travel=engine.options.stages > 1)
-        self._pending: queue.Queue[tuple[StepPlan, dict[int, int], PendingStep, float] | None] = queue.Queue()
+        tokens_travel = engine.options.stages > 1
+        self._mapping = PlanMapping(engine.longest, engine.vocab_size, tokens_travel=tokens_travel)
+        self._structures = StructureMasks(engine.grammars(), engine.vocab_size)
+        self._pending: queue.Queue[_Told | None] = queue.Queue()
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
             for target, name in ((self._tell, "vllm-plans"), (self._collect, "vllm-results"))
@@ -317,7 +341,11 @@ class _Work:
                 output = self._mapping.output(plan)
                 wanted = self._mapping.wanted_logprobs(plan)
                 sent = time.monotonic()
-                self._pending.put((plan, wanted, self._engine.submit(output), sent))
+                # While the first stages compute there is time for masks.
+                executed = self._engine.execute(output)
+                masks, errors = self._structures.masks(plan)
+                pending = self._engine.sample(executed, masks)
+                self._pending.put(_Told(plan, wanted, errors, pending, sent))
         except Exception as error:
             self._lost(StageLostError(f"vLLM does not take step {step_id}: {_plain(error)}", step_id))
         finally:
@@ -325,17 +353,17 @@ class _Work:
 
     def _collect(self) -> None:
         while (item := self._pending.get()) is not None:
-            plan, wanted, pending, sent = item
+            plan = item.plan
             try:
-                result = pending.result()
+                result = item.pending.result()
                 ended = time.monotonic()
-                sampled = sampled_tokens(plan, wanted, result)
+                sampled = sampled_tokens(plan, item.wanted, result, item.errors)
             except Exception as error:
                 self._lost(
                     StageLostError(f"vLLM failed at step {plan.step_id}: {_plain(error)}", plan.step_id)
                 )
                 return
-            self._done(_Done(plan, sampled, sent, ended))
+            self._done(_Done(plan, sampled, item.sent, ended))
 
 
 T = TypeVar("T")

@@ -6,18 +6,21 @@ import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from controller.engines.vllm import worker_side
 from controller.engines.vllm.engine_options import EngineOptions
 from controller.engines.vllm.mapping import NULL_BLOCKS
-from controller.engines.vllm.worker_side import tell_outputs_from_prompts
 from tidepipe_common.end_tokens import end_tokens
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.structures.state import Grammars
+from tidepipe_common.structures.tokenizer_file import read_tokenizer
 from tidepipe_common.types.model_shape import ModelShape
 
 if TYPE_CHECKING:
-    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
     from vllm.v1.outputs import ModelRunnerOutput
 
 
@@ -50,8 +53,8 @@ class VllmEngine:
         try:
             self._executor.register_failure_callback(lambda: lost("a worker of vLLM's has ended"))
             self.blocks = self._prepare()
-            self._executor.collective_rpc(tell_outputs_from_prompts)
-            self.pids: list[int] = _pids(self._executor)
+            self._executor.collective_rpc(worker_side.begin)
+            self.pids: list[list[int]] = _pids(self._executor)
         except BaseException:
             self.shutdown()
             raise
@@ -59,6 +62,7 @@ class VllmEngine:
         self.device = str(self.config.device_config.device_type)
         self.dtype = str(self.config.model_config.dtype).removeprefix("torch.")
         self.longest = int(self.config.model_config.max_model_len)
+        self.vocab_size = int(self.config.model_config.get_vocab_size())
 
     def _prepare(self) -> int:
         """KV caches, as vLLM's own engine makes them."""
@@ -77,10 +81,18 @@ class VllmEngine:
         check_groups(found, self.options.model)
         return int(found.num_blocks) - NULL_BLOCKS
 
-    def submit(self, output: SchedulerOutput) -> PendingStep:
-        """Tell all workers of a step; waits only if they have many to come."""
-        executed = self._executor.execute_model(output, non_block=True)
-        return PendingStep(executed, self._executor.sample_tokens(None, non_block=True))
+    def execute(self, output: SchedulerOutput) -> Future[Any]:
+        """Tell all workers of a step; waits only if they have many to come. `sample` must follow."""
+        executed: Future[Any] = self._executor.execute_model(output, non_block=True)
+        return executed
+
+    def sample(self, executed: Future[Any], masks: GrammarOutput | None) -> PendingStep:
+        """Let that step end in tokens. masks: of sequences that may not have every token."""
+        return PendingStep(executed, self._executor.sample_tokens(masks, non_block=True))
+
+    def grammars(self) -> Grammars:
+        """What makes those masks."""
+        return Grammars(partial(read_tokenizer, Path(self.options.path)), self.vocab_size)
 
     def shape(self) -> ModelShape:
         """Of the model, as its configuration says."""
@@ -95,7 +107,7 @@ class VllmEngine:
             kv_heads=int(model.get_num_kv_heads(parallel)) * self.options.tensor_parallel,
             head_dim=int(model.get_head_size()),
             intermediate=int(getattr(text, "intermediate_size", 0) or 4 * model.get_hidden_size()),
-            vocab_size=int(model.get_vocab_size()),
+            vocab_size=self.vocab_size,
             context_length=self.longest,
             eos_token_ids=_eos(model, Path(self.options.path)),
             tied_embeddings=bool(getattr(text, "tie_word_embeddings", False)),
@@ -166,11 +178,12 @@ def _start(config: Any) -> Any:
     return Executor.get_class(config)(config)
 
 
-def _pids(executor: Any) -> list[int]:
-    """Of the first worker of each stage, where they run on this machine."""
+def _pids(executor: Any) -> list[list[int]]:
+    """Of the workers of each stage, where they run on this machine."""
     workers = getattr(executor, "workers", [])
-    tensor_parallel = int(executor.parallel_config.tensor_parallel_size)
-    return [int(handle.proc.pid) for handle in workers[::tensor_parallel] if hasattr(handle, "proc")]
+    width = int(executor.parallel_config.tensor_parallel_size)
+    stages = [workers[first : first + width] for first in range(0, len(workers), width)]
+    return [[int(handle.proc.pid) for handle in stage if hasattr(handle, "proc")] for stage in stages]
 
 
 def _eos(model: Any, path: Path) -> tuple[int, ...]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from controller.engines.vllm.worker_side import PROMPT_TOKENS
-from tidepipe_common.errors import InvalidRequestError
-from tidepipe_common.types.plan import PlanRow, SampledTokens, SequenceStart, StepPlan
-from tidepipe_common.types.sampling import PositionLogprobs, SamplingParams, TokenLogprob
+from tidepipe_common.types.plan import PlanRow, RowError, SampledTokens, SequenceStart, StepPlan
+from tidepipe_common.types.sampling import PositionLogprobs, TokenLogprob
 
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams as VllmSampling
@@ -18,61 +17,45 @@ if TYPE_CHECKING:
 
 NULL_BLOCKS = 1
 """Blocks at the beginning of vLLM's pool that no sequence may have: block 0 stands for none."""
-MOST_LEADING = 1 << 32
-"""Multiplier that keeps apart the seeds of one request's parts."""
+MOST_HEAT = 2.0
+"""The highest temperature that vLLM's API takes; its sampler has no such limit."""
 
 
-def check_sampling(sampling: SamplingParams) -> None:
-    """InvalidRequestError names what vLLM's runner does not do for us."""
-    if sampling.structure is not None:
-        raise InvalidRequestError(
-            "response_format, and calls that are held to a form (tool_choice, strict, parallel_tool_calls "
-            "false), are not available with --engine vllm; leave them out, or ask an instance with "
-            "TidePipe's own engine",
-            sampling.structure.field,
-        )
-    if sampling.thought_bounded:
-        raise InvalidRequestError(
-            "max_reasoning_tokens is not available with --engine vllm; leave it out, or ask an instance with "
-            "TidePipe's own engine",
-            "max_reasoning_tokens",
-        )
-
-
-def vllm_sampling(start: SequenceStart, longest: int) -> VllmSampling:
+def vllm_sampling(start: SequenceStart, longest: int, vocab_size: int) -> VllmSampling:
     """What vLLM's sampler must know; when an output ends is decided by us.
 
-    longest: tokens of a sequence at most.
+    longest: tokens of a sequence at most. vocab_size: ids that the model does not have can never be sampled,
+    and a worker would fail at them.
     """
     from vllm.sampling_params import SamplingParams as VllmSampling
 
     ours = start.sampling
     produced = len(start.history) - start.prompt_tokens
-    ends = dict.fromkeys((*start.eos_token_ids, *ours.stop_token_ids)) if ours.min_tokens > produced else ()
-    return VllmSampling(
-        temperature=ours.temperature,
+    # What ends an output that is held to a structure, and when, is known by its mask.
+    min_tokens = 0 if ours.structure else min(ours.min_tokens, longest)
+    ends = dict.fromkeys((*start.eos_token_ids, *ours.stop_token_ids)) if min_tokens > produced else ()
+    bias = {token: float(value) for token, value in ours.logit_bias.items() if 0 <= token < vocab_size}
+    made = VllmSampling(
+        temperature=min(ours.temperature, MOST_HEAT),
         top_k=ours.top_k,
         top_p=ours.top_p,
         min_p=ours.min_p,
         repetition_penalty=ours.repetition_penalty,
         presence_penalty=ours.presence_penalty,
         frequency_penalty=ours.frequency_penalty,
-        seed=_seed(ours.seed, produced),
-        logit_bias={token: float(bias) for token, bias in ours.logit_bias.items()} or None,
-        min_tokens=min(ours.min_tokens, longest),
+        seed=ours.seed,
+        logit_bias=bias or None,
+        min_tokens=min_tokens,
         max_tokens=longest,
         # Masked before min_tokens, and else without meaning for the runner.
-        stop_token_ids=list(ends),
+        stop_token_ids=[token for token in ends if 0 <= token < vocab_size],
         logprobs=ours.logprobs,
         ignore_eos=True,
         detokenize=False,
         extra_args={PROMPT_TOKENS: start.prompt_tokens} if produced else None,
     )
-
-
-def _seed(seed: int | None, produced: int) -> int | None:
-    """Of a sequence that begins anew behind its first tokens: other draws than those that made them."""
-    return seed if seed is None or not produced else (seed + produced * MOST_LEADING) % (1 << 63)
+    made.temperature = max(made.temperature, ours.temperature)
+    return made
 
 
 @dataclass(slots=True)
@@ -87,9 +70,13 @@ class _Known:
 class PlanMapping:
     """Of one epoch: which sequences the workers know. Plans are to be mapped in their order."""
 
-    def __init__(self, longest: int, *, tokens_travel: bool) -> None:
-        """tokens_travel: there is more than one stage, and the first ones learn from us what was sampled."""
+    def __init__(self, longest: int, vocab_size: int, *, tokens_travel: bool) -> None:
+        """longest: tokens of a sequence at most.
+
+        tokens_travel: there is more than one stage, and the first ones learn from us what was sampled.
+        """
         self._longest = longest
+        self._vocab_size = vocab_size
         self._tokens_travel = tokens_travel
         self._known: dict[int, _Known] = {}
 
@@ -115,7 +102,7 @@ class PlanMapping:
                         req_id=str(row.key),
                         prompt_token_ids=list(start.history),
                         mm_features=[],
-                        sampling_params=vllm_sampling(start, self._longest),
+                        sampling_params=vllm_sampling(start, self._longest, self._vocab_size),
                         pooling_params=None,
                         block_ids=(_blocks(row),),
                         num_computed_tokens=row.first_position,
@@ -159,8 +146,12 @@ def _blocks(row: PlanRow) -> list[int]:
     return [block + NULL_BLOCKS for block in row.new_blocks]
 
 
-def sampled_tokens(plan: StepPlan, wanted: dict[int, int], output: ModelRunnerOutput) -> SampledTokens:
-    """What the runner sampled, in the order of our rows. wanted: see `wanted_logprobs`.
+def sampled_tokens(
+    plan: StepPlan, wanted: dict[int, int], output: ModelRunnerOutput, errors: tuple[RowError, ...] = ()
+) -> SampledTokens:
+    """What the runner sampled, in the order of our rows.
+
+    wanted: see `wanted_logprobs`. errors: see SampledTokens.
 
     ValueError if it sampled something else than what was planned.
     """
@@ -178,7 +169,7 @@ def sampled_tokens(plan: StepPlan, wanted: dict[int, int], output: ModelRunnerOu
                 logprobs.append(PositionLogprobs(TokenLogprob(ids[-1], 0.0)))
             else:
                 logprobs.append(_position(output.logprobs, index, count))
-    return SampledTokens(tuple(ids), tuple(logprobs))
+    return SampledTokens(tuple(ids), tuple(logprobs), errors)
 
 
 def _sampling_rows(plan: StepPlan) -> Iterator[PlanRow]:

@@ -7,8 +7,8 @@ import torch
 
 from stage_worker.sampler import LogitsError, Sampler
 from stage_worker.sampling.apart import ApartSampler
-from stage_worker.sampling.grammar import Grammars
 from tests.unit.stage_worker.test_sampler_structure import END, TOKENIZER, VOCAB_SIZE
+from tidepipe_common.structures.state import Grammars
 from tidepipe_common.types.plan import SampledTokens, SequenceStart
 from tidepipe_common.types.sampling import SamplingParams
 from tidepipe_common.types.structure import Structure

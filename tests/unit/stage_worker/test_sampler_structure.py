@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
 from stage_worker.sampler import Sampler
-from stage_worker.sampling import grammar as stage_grammar
-from stage_worker.sampling.grammar import Grammars
 from tests.fakes.byte_tokenizer import byte_tokenizer
+from tidepipe_common.structures import state as structure_state
 from tidepipe_common.structures.grammar import make_matcher
+from tidepipe_common.structures.state import Grammars
 from tidepipe_common.types.plan import SequenceStart
 from tidepipe_common.types.sampling import SamplingParams
 from tidepipe_common.types.structure import Structure
@@ -129,7 +129,7 @@ def test_the_answers_of_a_request_build_their_grammar_once(monkeypatch: pytest.M
         built.append(structure)
         return make_matcher(tokenizer, structure)
 
-    monkeypatch.setattr(stage_grammar, "make_matcher", make)
+    monkeypatch.setattr(structure_state, "make_matcher", make)
     grammars = Grammars(TOKENIZER.to_str, VOCAB_SIZE)
     states = [grammars.state(Structure("regex", "ab"), (END,), ()) for _ in range(16)]
     states[0].append(TOKENIZER.token_to_id("a"))

@@ -37,12 +37,26 @@ class GrammarState:
         self._failure: StructureError | None = None
         if output:
             matcher.consume_tokens(list(output))
-        self._check()
+        self.check()
 
     def allowed(self) -> Allowed:
         """Per token of the vocabulary: may it come next? At least one may."""
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         return np.unpackbits(packed, count=self._vocab_size, bitorder="little").view(np.bool_)
+
+    def allowed_besides(self, ends: Sequence[int], *, named_by_client: bool) -> Allowed:
+        """As `allowed`, without the tokens that end outputs, until the output conforms.
+
+        They may be ordinary ones, which the structure allows. named_by_client: it said which ones.
+        If no other token is allowed, the sequence has failed, and the mask means nothing.
+        """
+        allowed = self.allowed()
+        if not self.may_end:
+            allowed[[token for token in ends if 0 <= token < self._vocab_size]] = False
+            if not allowed.any():
+                self.fail(_only_ends("stop_token_ids" if named_by_client else self._field))
+                return self.allowed()
+        return allowed
 
     @property
     def may_end(self) -> bool:
@@ -55,11 +69,12 @@ class GrammarState:
 
     def append(self, token_id: int) -> None:
         """The token was sampled. StructureError if the output does not conform, and never will."""
-        self._check()  # the mask may have failed: then any token did
+        self.check()  # the mask may have failed: then any token did
         self._matcher.consume_token(token_id)
-        self._check()
+        self.check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """StructureError if the output cannot be held any further."""
         if self._matcher.is_error():
             why = in_our_words(self._matcher.get_error())
             self.fail(
@@ -67,6 +82,16 @@ class GrammarState:
             )
         if self._failure:
             raise self._failure
+
+
+def _only_ends(field: str) -> StructureError:
+    """There is no token that would not cut the structure short. field: of the request, whose fault it is."""
+    whose = "stop_token_ids has" if field == "stop_token_ids" else "the model ends outputs with"
+    return StructureError(
+        f"the output cannot be held to its structure: {whose} every token that could come next, before the "
+        "structure may end",
+        field,
+    )
 
 
 class Grammars:
