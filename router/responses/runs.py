@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ from tidepipe_common.responses.cuts import Cutter
 from tidepipe_common.responses.items import Item
 from tidepipe_common.responses.telling import Telling
 from tidepipe_common.responses.tools import CUSTOM_INPUT, chat_name, chat_tools
-from tidepipe_common.responses.writer import Event, ResponseWriter, failure_of, stopped
+from tidepipe_common.responses.writer import CALLS, Event, ResponseWriter, failure_of, stopped
 from tidepipe_common.security.caller import Caller
 from tidepipe_common.types.request import GenerationRequest
 
@@ -198,7 +199,7 @@ class ResponseRuns:
 
     async def _live(self, run: _Run) -> AsyncIterator[list[Event]]:
         """Events as they come, but for the last one."""
-        yield ResponseWriter(run.head, chat_tools(None)).begin()
+        yield ResponseWriter(run.head, chat_tools(), _no_call).begin()
         await _either(run.attached, run.over)
         if run.over.is_set():
             return
@@ -322,6 +323,10 @@ def _run_of(one: StoredResponse, head: ResponseBody) -> _Run:
     return _Run(head, wanted)
 
 
+def _no_call(name: str, call: int) -> str:
+    return ""
+
+
 def _told_again(one: StoredResponse) -> list[Event]:
     """All events of one that has ended."""
     body = one.body()
@@ -331,7 +336,8 @@ def _told_again(one: StoredResponse) -> list[Event]:
         {**body, "status": status, "output": [], "usage": None, "completed_at": None}
         | {"error": None, "incomplete_details": None},
     )
-    writer = ResponseWriter(head, chat_tools(body["tools"]), quiet=True)
+    calls = [item["call_id"] for item in body["output"] if item["type"] in CALLS]  # type: ignore[typeddict-item]
+    writer = ResponseWriter(head, chat_tools(body["tools"]), lambda name, call: calls[call], quiet=True)
     events = writer.begin()
     if body["status"] in ("completed", "incomplete"):
         cutter = Cutter()
@@ -349,7 +355,8 @@ def _told_again(one: StoredResponse) -> list[Event]:
 
 def _parts_of(output: Sequence[OutputItem]) -> Iterator[tuple[Part, list[Any]]]:
     """What an output was made of, with the log-probabilities of words."""
-    for number, item in enumerate(output):
+    calls = itertools.count()
+    for item in output:
         match item["type"]:
             case "message":
                 for text in item["content"]:
@@ -362,6 +369,7 @@ def _parts_of(output: Sequence[OutputItem]) -> Iterator[tuple[Part, list[Any]]]:
                     arguments = json.dumps({CUSTOM_INPUT: item["input"]})
                 else:
                     arguments = item["arguments"]
+                number = next(calls)
                 yield CallBegins(number, chat_name(item["name"], item.get("namespace", ""))), []
                 yield CallArguments(number, arguments), []
                 if item["status"] == "completed":

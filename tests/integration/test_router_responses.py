@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import json
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from openai.resources.responses import AsyncResponses
 
 from tests.fakes.controller import FakeController, fake_controller, scripted_text
 from tests.fakes.router import RunningRouter, running_router
+from tests.fakes.text import ByteText
 
 MODEL: Any = {"model": "fake", "temperature": 0}
 
 
-def client(router: RunningRouter) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"http://{router.http}/v1", api_key="none", max_retries=0)
+@contextlib.asynccontextmanager
+async def asking(router: RunningRouter) -> AsyncIterator[AsyncResponses]:
+    url = f"http://{router.http}/v1"
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        yield client.responses
 
 
 @pytest.fixture
@@ -28,9 +35,8 @@ async def controller() -> AsyncIterator[FakeController]:
 
 
 async def test_responses_are_kept_and_gone_on_from(controller: FakeController, tmp_path: Path) -> None:
-    async with running_router(data_dir=str(tmp_path)) as router:
+    async with running_router(data_dir=str(tmp_path)) as router, asking(router) as responses:
         await controller.register(router.address)
-        responses = client(router).responses
         first = await responses.create(
             **MODEL,
             input="one",
@@ -84,9 +90,8 @@ async def test_what_goes_on_in_the_background_outlives_client_and_router(
 ) -> None:
     controller.step_s = 0.01
     text = scripted_text(list(b"user: go\n"), 150)
-    async with running_router(data_dir=str(tmp_path)) as router:
+    async with running_router(data_dir=str(tmp_path)) as router, asking(router) as responses:
         await controller.register(router.address)
-        responses = client(router).responses
         stream = await responses.create(
             **MODEL, input="go", background=True, stream=True, max_output_tokens=150
         )
@@ -102,9 +107,12 @@ async def test_what_goes_on_in_the_background_outlives_client_and_router(
         assert (await responses.cancel(cancelled.id)).status == "cancelled"
         assert (await responses.cancel(cancelled.id)).status == "cancelled"
         assert (await responses.retrieve(name)).status == "in_progress"
-    async with running_router(data_dir=str(tmp_path)) as router, asyncio.timeout(30):
+    async with (
+        running_router(data_dir=str(tmp_path)) as router,
+        asking(router) as responses,
+        asyncio.timeout(30),
+    ):
         await controller.register(router.address)
-        responses = client(router).responses
         last = heard[-1].sequence_number
         heard += [event async for event in await responses.retrieve(name, stream=True, starting_after=last)]
         assert [event.sequence_number for event in heard] == list(range(len(heard)))
@@ -113,6 +121,63 @@ async def test_what_goes_on_in_the_background_outlives_client_and_router(
         again = [event async for event in await responses.retrieve(name, stream=True)]
         assert [event.to_dict() for event in again] == [event.to_dict() for event in heard]
         assert (await responses.retrieve(cancelled.id)).status == "cancelled"
+
+
+SCRIPTS = {
+    "Weather?": "<think>\nI must look.\n</think>\n\n"
+    '<tool_call>\n{"name": "weather", "arguments": {"city": "Par\\u00eds"}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "note", "arguments": {"input": "asked\\nonce"}}\n</tool_call>',
+    "Sunny.": "It is sunny.",
+}
+TOOLS: Any = [
+    {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": False},
+    {"type": "custom", "name": "note", "description": "Write something down."},
+]
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_a_loop_of_calls_with_thoughts(background: bool, tmp_path: Path) -> None:
+    """Kept and gone on from, and with everything sent back, as Codex has it."""
+
+    def script(prompt: Sequence[int]) -> Sequence[int]:
+        asked = bytes(prompt).decode()
+        return SCRIPTS[max(SCRIPTS, key=asked.rfind)].encode()
+
+    async with (
+        running_router(lambda _: ByteText("hermes", "<think>"), data_dir=str(tmp_path)) as router,
+        fake_controller(script=script, context_length=9999) as instance,
+        asking(router) as responses,
+    ):
+        await instance.register(router.address)
+        asked: Any = {**MODEL, "input": "Weather?", "tools": TOOLS, "background": background}
+        events = [event async for event in await responses.create(**asked, stream=True)]
+        last: Any = events[-1]
+        called = last.response
+        thought, call, note = called.output
+        assert thought.content[0].text.strip() == "I must look."
+        assert json.loads(call.arguments) == {"city": "París"} and call.name == "weather"
+        assert (note.type, note.name, note.input) == ("custom_tool_call", "note", "asked\nonce")
+        told = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+        assert "".join(told) == call.arguments
+        marked = "<think>\nI must look.\n</think>"
+        assert called.usage.output_tokens_details.reasoning_tokens == len(marked)
+        assert called.to_dict() == (await responses.retrieve(called.id)).to_dict()
+        if background:
+            again = [event async for event in await responses.retrieve(called.id, stream=True)]
+            assert [event.to_dict() for event in again] == [event.to_dict() for event in events]
+        results: Any = [
+            {"type": "function_call_output", "call_id": call.call_id, "output": "Sunny."},
+            {
+                "type": "custom_tool_call_output",
+                "call_id": note.call_id,
+                "output": [{"type": "input_text", "text": "Sunny."}],
+            },
+        ]
+        kept = await responses.create(**MODEL, input=results, tools=TOOLS, previous_response_id=called.id)
+        history: Any = [{"role": "user", "content": "Weather?"}, *called.to_dict()["output"], *results]
+        sent = await responses.create(**MODEL, input=history, tools=TOOLS, store=False)
+        assert kept.output_text == sent.output_text == "It is sunny."
+        assert kept.usage.input_tokens == sent.usage.input_tokens  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from tidepipe_common.dialects.parts import CallArguments, Part, Reader, Thought, Words
 from tidepipe_common.openai.answers import PositionEntry
@@ -21,10 +21,20 @@ Told: TypeAlias = tuple[Part, list[PositionEntry]]
 """A part, and the log-probabilities of its tokens if it is words."""
 
 
+class AnswerReader(Reader, Protocol):
+    """A Reader that says where thoughts are."""
+
+    @property
+    def thoughts(self) -> Sequence[tuple[int, int]]:
+        """Where they begin and end in the text, with their marks."""
+        ...
+
+
 class PlainReader:
     """A Reader of a model that neither thinks nor calls: all text is words."""
 
     warning = ""
+    thoughts: Sequence[tuple[int, int]] = ()
 
     def feed(self, text: str) -> Sequence[Part]:
         """Part of Reader."""
@@ -47,16 +57,16 @@ class _Parts:
     """An answer's text token by token, so that each token is known to be of what was read next: words, a
     thought, or a call."""
 
-    def __init__(self, context: ResponseContext, reader: Reader, *, cut: bool) -> None:
+    def __init__(self, context: ResponseContext, reader: AnswerReader | None, *, cut: bool) -> None:
         self._context = context
-        self._reader = reader
+        self._reader: AnswerReader = reader or PlainReader()
         self._cutter = Cutter() if cut else None
         self._offsets = context.text_offsets()
         self._tokens: deque[_Token] = deque()
         self._read: list[_Token] = []
         self._fed = 0
         self._last: type[Part] | None = None
-        self.thought_tokens = 0
+        self._thinking = context.thought_tokens()
 
     def take(self, piece: Answer) -> Iterator[Told]:
         """The parts that are certain now."""
@@ -66,6 +76,8 @@ class _Parts:
         for token_id, entry in zip(piece.token_ids, entries, strict=False):
             self._offsets.take(token_id)
             self._tokens.append(_Token(self._offsets.end, entry))
+        if self._thinking is not None:
+            self._thinking.take(piece.token_ids)
         text, at = self._context.text(piece), 0
         while at < len(text):
             token_end = next((token.end for token in self._tokens if token.end > self._fed), None)
@@ -83,6 +95,16 @@ class _Parts:
             yield from ((part, []) for part in self._cutter.end())
         if self._last is Words:
             yield Words(""), self._entries_of(Words(""))
+
+    @property
+    def thought_tokens(self) -> int:
+        """Of all, those of thoughts, with their marks."""
+        return 0 if self._thinking is None else self._thinking.count(self._reader.thoughts)
+
+    @property
+    def warning(self) -> str:
+        """What looked like a call and was none."""
+        return self._reader.warning
 
     def _take_read(self, end: int) -> None:
         """Tokens without text of their own, such as half a character, go with the next one that has some."""
@@ -105,8 +127,6 @@ class _Parts:
     def _entries_of(self, part: Part) -> list[PositionEntry]:
         tokens, self._read = self._read, []
         self._last = type(part)
-        if isinstance(part, Thought):
-            self.thought_tokens += len(tokens)
         wanted = tokens if isinstance(part, Words) else ()
         return [token.entry for token in wanted if token.entry is not None]
 
@@ -138,15 +158,16 @@ class Telling:
         head: ResponseBody,
         tools: ChatTools,
         context: ResponseContext,
-        reader: Reader | None = None,
+        reader: AnswerReader | None = None,
         *,
         cut: bool = False,
     ) -> None:
         self.head = head
         self._cut = cut
-        self._parts = _Parts(context, reader or PlainReader(), cut=cut)
+        self._context = context
+        self._parts = _Parts(context, reader or context.reader(), cut=cut)
         self._whole = True
-        self.writer = ResponseWriter(head, tools, quiet=cut)
+        self.writer = ResponseWriter(head, tools, context.call_id(0), quiet=cut)
 
     def begin(self) -> list[Event]:
         """What is said before there is anything of the answer."""
@@ -169,5 +190,7 @@ class Telling:
 
     def body(self, usage: Usage, now: int) -> ResponseBody:
         """The response, after the rest has been said."""
+        if self._parts.warning:
+            self._context.notice(self._parts.warning)
         used = usage_body(usage, self._parts.thought_tokens)
         return completed(self.head, self.writer.output, used, now, whole=self._whole)

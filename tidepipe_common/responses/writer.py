@@ -11,6 +11,7 @@ from tidepipe_common.dialects.parts import CallArguments, CallBegins, CallEnds, 
 from tidepipe_common.errors import InvalidRequestError, OverloadedError, TidePipeError
 from tidepipe_common.openai.answers import PositionEntry
 from tidepipe_common.openai.failures import error_response
+from tidepipe_common.openai.spoken import CallId
 from tidepipe_common.responses.answers import (
     CustomCallItem,
     FunctionCallItem,
@@ -111,11 +112,12 @@ class ResponseWriter:
     Words that are only white space begin no message beside other items.
     """
 
-    def __init__(self, head: ResponseBody, tools: ChatTools, *, quiet: bool = False) -> None:
+    def __init__(self, head: ResponseBody, tools: ChatTools, call_id: CallId, *, quiet: bool = False) -> None:
         """quiet: log-probabilities come when a text is done, not in its deltas."""
         self.output: list[OutputItem] = []
         self._head = head
         self._tools = tools
+        self._call_id = call_id
         self._quiet = quiet
         self._number = 0
         self._open: _Open | None = None
@@ -135,8 +137,8 @@ class ResponseWriter:
                 return self._words(text, logprobs)
             case Thought(text):
                 return self._thought(text)
-            case CallBegins(_, name):
-                return self._call(name)
+            case CallBegins(index, name):
+                return self._call(name, self._call_id(name, index))
             case CallArguments(_, text):
                 return self._arguments(text)
             case CallEnds():
@@ -219,7 +221,7 @@ class ResponseWriter:
 
     # -- calls ----
 
-    def _call(self, name: str) -> list[Event]:
+    def _call(self, name: str, call_id: str) -> list[Event]:
         events = self._close("completed")
         tool = self._tools.called(name)
         of: Literal["custom_tool_call", "function_call"]
@@ -228,7 +230,7 @@ class ResponseWriter:
             "type": of,
             "id": self._name(of),
             "status": "in_progress",
-            "call_id": item_id(self._head["id"], "call", OUTPUT, len(self.output)),
+            "call_id": call_id,
             "name": tool.name,
             text: "",
         } | ({"namespace": tool.namespace} if tool.namespace else {})

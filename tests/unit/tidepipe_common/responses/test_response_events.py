@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidepipe_common.dialects import dialect_named
 from tidepipe_common.dialects.parts import CallArguments, CallBegins, CallEnds, Part, Thought, Words
 from tidepipe_common.openai.responses import ResponseContext
 from tidepipe_common.responses.body import parse_response
@@ -33,14 +34,21 @@ class MarkedReader:
     warning = ""
 
     def __init__(self) -> None:
+        self.thoughts: list[tuple[int, int]] = []
+        self._read = 0
         self._kind: type[Thought] | type[Words] = Words
         self._calls = 0
 
     def feed(self, text: str) -> Sequence[Part]:
         parts: list[Part] = []
         for character in text:
+            self._read += 1
             if character in (THINK, END_THINK):
                 self._kind = Thought if character == THINK else Words
+                if character == THINK:
+                    self.thoughts.append((self._read - 1, 1 << 30))
+                elif self.thoughts:
+                    self.thoughts[-1] = (self.thoughts[-1][0], self._read)
             elif character in "!?*":
                 name, arguments = {
                     "!": ("f", "{}"),
@@ -70,6 +78,7 @@ def told(text: str, cuts: Iterable[int], *, cut: bool, end: FinishReason = Finis
         "m",
         1,
         token_bytes=lambda token: bytes([token]),
+        dialect=dialect_named("hermes", "<think>"),
     )
     head = head_of(ASK, "resp_r", "m", 1, stored=True)
     telling = Telling(head, ASK.tools, context, MarkedReader(), cut=cut)
@@ -144,7 +153,7 @@ def test_an_answer_that_was_cut_says_which_item_is_not_whole() -> None:
     assert [item["status"] for item in body["output"]] == ["completed", "incomplete"]
     assert (body["status"], body["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
     assert events[-1]["type"] == "response.incomplete"
-    assert body["usage"]["output_tokens_details"] == {"reasoning_tokens": 4}
+    assert body["usage"]["output_tokens_details"] == {"reasoning_tokens": 5}
 
 
 def test_calls_come_back_as_what_they_were_given_as() -> None:
