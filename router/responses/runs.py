@@ -52,6 +52,8 @@ from tidepipe_common.types.request import GenerationRequest
 
 MAX_STARTS = 8
 """A response at which so many routers died is given up: it may be what kills them."""
+MAX_HELD_BYTES = 256 * 1024 * 1024
+"""Prompts of responses that wait or run, in memory."""
 UNAVAILABLE_S = 1.0
 SWEEP_S = 10.0
 CLAIM = "\0response "
@@ -94,6 +96,7 @@ class ResponseRuns:
         self._keyed = keyed
         self._unix_time = unix_time
         self._runs: dict[str, _Run] = {}
+        self._known = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
@@ -104,7 +107,8 @@ class ResponseRuns:
                 for one in await durably(self.database, store.unfinished):
                     if one.id not in self._runs:
                         log.info("response goes on", response=one.id)
-                        group.create_task(self._resumed(one))
+                        await self._resumed(one)
+                self._known.set()
                 await self._sweep()
         except* StorageBrokenError as errors:
             log.error("no response goes on", reason=str(leaves(errors)[0]))
@@ -112,6 +116,7 @@ class ResponseRuns:
             pass  # another router has the database
         finally:
             self._group = None
+            self._known.set()
             with contextlib.suppress(StorageError, UnavailableError):
                 await self.database.run(store.stopped_in_order)
 
@@ -134,6 +139,11 @@ class ResponseRuns:
         wanted.check()
         if self._group is None:
             raise UnavailableError("this router is stopping; try another one, or again in a moment")
+        held = sum(run.wanted.bytes_held for run in self._runs.values())
+        if held + wanted.bytes_held > MAX_HELD_BYTES:
+            raise OverloadedError(
+                f"background responses of {held} bytes wait or run already; come again", store.RETRY_MS
+            )
         if wanted.sampling.seed is None and not wanted.sampling.greedy:
             seed = draw_seed()
             chat = {**chat, "seed": seed}
@@ -158,23 +168,25 @@ class ResponseRuns:
             raise InvalidRequestError(
                 f"the response {response} was not created with background: true; only such can be cancelled"
             )
-        run = self._runs.get(response)
-        if run is not None:
-            run.stop.set()
-            await run.over.wait()
+        await self._stopped(response)
         return await self.database.run(store.get, response, caller)
 
     async def delete(self, response: str, caller: Caller) -> None:
         """Forget it; one that runs is cancelled."""
         await self.database.run(store.get, response, caller)
+        await self._stopped(response)
+        await self.database.free(store.delete, response, caller)
+
+    async def _stopped(self, response: str) -> None:
+        await self._known.wait()
         run = self._runs.get(response)
         if run is not None:
             run.stop.set()
             await run.over.wait()
-        await self.database.free(store.delete, response, caller)
 
     async def events(self, response: str, caller: Caller, after: int) -> AsyncIterator[list[Event]]:
         """All events behind the one of that number, until the last one."""
+        await self._known.wait()
         while True:
             one = await self.database.run(store.get, response, caller)
             run = self._runs.get(response)

@@ -246,7 +246,7 @@ class ResponseEndpoints:
         body = await runs.create(head, items, chat, wanted)
         headers = {REQUEST_ID: wanted.trace_id}
         if asked.ask.stream:
-            return self._stream(head["id"], -1, headers)
+            return self._stream(head["id"], -1, headers, size)
         return Response(await beside(size, functools.partial(_json, body)), 200, headers, "application/json")
 
     async def without(self, request: Request) -> Response:
@@ -275,7 +275,7 @@ class ResponseEndpoints:
                     f"starting_after must be the number of an event, got {(after or '')[:40]!r}",
                     "starting_after",
                 )
-            return self._stream(one.id, number, {})
+            return self._stream(one.id, number, {}, one.size)
         if after is not None:
             raise InvalidRequestError("starting_after is only allowed with stream=true", "starting_after")
         return await _shown(one)
@@ -312,9 +312,10 @@ class ResponseEndpoints:
             raise NotFoundError(WITHOUT)
         return self._runs
 
-    def _stream(self, name: str, after: int, headers: Mapping[str, str]) -> Response:
+    def _stream(self, name: str, after: int, headers: Mapping[str, str], size: int) -> Response:
+        """size: of what its events repeat."""
         events = self._kept().events(name, current(), after)
-        return StreamingResponse(_lines(events), headers=stream_headers(headers))
+        return StreamingResponse(_lines(events, size), headers=stream_headers(headers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,10 +362,10 @@ async def _shown(one: store.StoredResponse) -> Response:
     return Response(await beside(one.size, lambda: _json(one.body())), media_type="application/json")
 
 
-async def _lines(events: AsyncIterator[list[Event]]) -> AsyncIterator[bytes]:
+async def _lines(events: AsyncIterator[list[Event]], size: int) -> AsyncIterator[bytes]:
     try:
         async for some in events:
-            yield b"".join(map(sse, some))
+            yield await _written(some, size)
     except TidePipeError as error:
         # The response stands as it stands; only this stream ends.
         yield sse(broken(error))
