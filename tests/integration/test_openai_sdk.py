@@ -126,6 +126,23 @@ def test_structured_outputs_and_tools(client: openai.OpenAI) -> None:
     tool: Any = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
     answer = client.chat.completions.create(model=MODEL, messages=ask, tools=[tool], max_tokens=4)
     assert answer.choices[0].message.content
+    person = openai.pydantic_function_tool(Person, name="look")
+    must: Any = {
+        "model": MODEL,
+        "messages": ask,
+        "tools": [person],
+        "tool_choice": "required",
+        "max_tokens": 90,
+    }
+    forced = client.chat.completions.parse(**must, temperature=0)
+    (call,) = forced.choices[0].message.tool_calls or ()
+    assert forced.choices[0].finish_reason == "tool_calls" and forced.choices[0].message.content is None
+    assert isinstance(call.function.parsed_arguments, Person)
+    with client.chat.completions.stream(**must, temperature=0) as stream:
+        for _ in stream:
+            pass
+        (again,) = stream.get_final_completion().choices[0].message.tool_calls or ()
+    assert again.function.arguments == call.function.arguments
     echoed = client.completions.create(model=MODEL, prompt="One two", echo=True, max_tokens=3)
     assert echoed.choices[0].text.startswith("One two")
 

@@ -399,6 +399,41 @@ FAMILIES = (
         inner=("</tool_calls>", "</tool_call>"),
     ),
     Family(
+        "command",
+        JsonCalls(
+            ("<|START_ACTION|>",), ("<|END_ACTION|>",), dropped=("<|START_RESPONSE|>", "<|END_RESPONSE|>")
+        ),
+        CallForm(
+            '{"tool_call_id": "0", "tool_name": "',
+            '", "parameters": ',
+            "}",
+            "<|START_ACTION|>[",
+            ", ",
+            "]<|END_ACTION|>",
+        ),
+        (("<|START_ACTION|>",),),
+        ("cohere-command3", "cohere"),
+        inner=("<|END_ACTION|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+        thoughts=_THOUGHTS[4],
+    ),
+    Family(
+        "internlm",
+        JsonCalls(("<|action_start|>",), ("<|action_end|>",), then="<|plugin|>"),
+        _json_form(
+            "<|action_start|><|plugin|>", "<|action_end|>", arguments="parameters", between="\n", many=False
+        ),
+        (("<|action_start|>",),),
+        ("internlm2",),
+        inner=("<|plugin|>", "<|action_end|>"),
+    ),
+    Family(
+        "apertus",
+        JsonCalls(("<|tools_prefix|>",), ("<|tools_suffix|>",), keyed=True),
+        CallForm('{"', '": ', "}", "<|tools_prefix|>[", ", ", "]<|tools_suffix|>"),
+        (("<|tools_prefix|>",),),
+        inner=("<|tools_suffix|>",),
+    ),
+    Family(
         "granite-20b-fc",
         JsonCalls(("<function_call>",), ("</function_call>",)),
         _json_form("<function_call> ", "", between=" "),

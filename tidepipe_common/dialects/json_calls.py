@@ -10,7 +10,7 @@ from tidepipe_common.dialects.json_text import json_object, json_value, short_st
 from tidepipe_common.dialects.reader import Saying
 from tidepipe_common.dialects.source import BrokenError, Marks, Steps
 
-_NAMES = frozenset({"name", "function", "tool"})
+_NAMES = frozenset({"name", "function", "tool", "tool_name"})
 _ARGUMENTS = frozenset({"arguments", "parameters", "args", "input"})
 _OTHERS = frozenset({"id", "type", "index", "call_id", "tool_call_id"})
 _NUMBERED = re.compile(r":\d+$")
@@ -20,16 +20,22 @@ _NUMBERED = re.compile(r":\d+$")
 class JsonCalls:
     """`{"name": ..., "arguments": {...}}`, or a list of those, behind one of `opens` or at the beginning.
 
-    Several may follow each other, with commas, semicolons or lines between.
+    Several may follow each other, with commas, semicolons or lines between. then: a mark that may follow the
+    first one. keyed: a call may also be `{name: arguments}`.
     """
 
     opens: Sequence[str] = ()
     closes: Sequence[str] = ()
     bare: str = ""
     dropped: Sequence[str] = ()
+    then: str = ""
+    keyed: bool = False
 
     def read(self, said: Saying, mark: str) -> Steps[None]:
         """All calls behind the mark."""
+        if self.then:
+            yield from said.source.skip_space()
+            yield from said.source.take(self.then)
         listed = (yield from said.source.skip_space()) == "["
         if listed:
             said.source.at += 1
@@ -38,12 +44,11 @@ class JsonCalls:
     def read_items(self, said: Saying, mark: str, *, listed: bool) -> Steps[None]:
         """All calls behind the mark, and behind the bracket of a list if there is one."""
         source, before = said.source, said.ended
-        quiet = not mark
         while True:
             char = yield from source.skip_space()
             if char == "]" and listed:
                 if said.ended == before:
-                    raise BrokenError("there is no call in it", quiet=quiet)
+                    raise BrokenError("there is no call in it")
                 source.at += 1
                 break
             if said.ended > before:
@@ -52,17 +57,20 @@ class JsonCalls:
                     char = yield from source.skip_space()
                 if not char or (char != "{" and not listed):
                     break
-            yield from _call(said, strict=quiet and said.ended == before)
+            yield from _call(said, strict=not mark and said.ended == before, keyed=self.keyed)
         yield from source.skip_space()
         yield from source.take_any(self.closes)
 
 
-def _call(said: Saying, *, strict: bool, depth: int = 0) -> Steps[None]:
-    """One call. strict: an object that does not begin like a call is none, and nobody needs to be told."""
+def _call(said: Saying, *, strict: bool, keyed: bool = False, depth: int = 0) -> Steps[None]:
+    """One call. strict: an object that does not begin like a call is none.
+
+    keyed: it may have its name as a key.
+    """
     source = said.source
     char = yield from source.skip_space()
     if char != "{" or depth > 1:
-        raise BrokenError("no JSON object follows" if char else "the answer ended in it", quiet=strict)
+        raise BrokenError("no JSON object follows" if char else "the answer ended in it")
     source.at += 1
     name = ""
     held: list[str] | None = None
@@ -74,7 +82,7 @@ def _call(said: Saying, *, strict: bool, depth: int = 0) -> Steps[None]:
         source.at += 1
         char = yield from source.skip_space()
         if strict and not name and key not in _NAMES | _ARGUMENTS | _OTHERS:
-            raise BrokenError("it is another object", quiet=True)
+            raise BrokenError("it is another object")
         if key in _NAMES and not name and char == '"':
             name = yield from short_string(source)
             said.begin(name)
@@ -82,6 +90,11 @@ def _call(said: Saying, *, strict: bool, depth: int = 0) -> Steps[None]:
                 said.argue("".join(held))
                 said.end()
                 done = True
+        elif keyed and char == "{" and not name and key in said.tools:
+            name, done = key, True
+            said.begin(name)
+            yield from json_object(source, said.argue)
+            said.end()
         elif key == "function" and not name and char == "{":
             yield from _call(said, strict=False, depth=depth + 1)
             name, done = key, True
@@ -104,7 +117,7 @@ def _call(said: Saying, *, strict: bool, depth: int = 0) -> Steps[None]:
             raise BrokenError(f"{char!r} is not where JSON has it" if char else "the answer ended in it")
     source.at += 1
     if not name:
-        raise BrokenError("it has no name", quiet=strict)
+        raise BrokenError("it has no name")
     if not done:
         said.argue("{}")
         said.end()

@@ -57,7 +57,7 @@ class PythonCalls:
                 return
             if not char and said.ended > before:
                 return
-            yield from self._call(said, quiet=not mark)
+            yield from self._call(said)
             if (yield from source.skip_space()) in (",", ";"):
                 source.at += 1
             elif not listed and not self.closes:
@@ -65,13 +65,15 @@ class PythonCalls:
         yield from source.skip_space()
         yield from source.take_any(self.closes)
 
-    def _call(self, said: Saying, *, quiet: bool) -> Steps[None]:
+    def _call(self, said: Saying) -> Steps[None]:
         source = said.source
         name = yield from _word(source, _NAME)
         if not name or (yield from source.skip_space()) != "(":
-            raise BrokenError("no call follows", quiet=quiet)
+            raise BrokenError("no call follows")
         source.at += 1
-        said.begin(name if name in said.tools else name.rpartition(".")[2])
+        # Some write `default_api.f()`, for tools of their own `f.call()`.
+        names = (name, name.removesuffix(".call"), name.rpartition(".")[2])
+        said.begin(next((one for one in names if one in said.tools), name))
         said.argue("{")
         separator = ""
         while (yield from source.skip_space()) != ")":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tidepipe_common.dialects.parts import CallArguments, CallBegins, CallEnds, Part, Thought, Words
-from tidepipe_common.dialects.source import BrokenError, Marks, Source, Steps
+from tidepipe_common.dialects.source import BrokenError, Marks, Source, Steps, UnknownToolError
 from tidepipe_common.dialects.tools import Tools
 
 MAX_SPACE = 64
@@ -70,7 +70,7 @@ class Saying:
     def begin(self, name: str) -> None:
         """A call of `name` begins. BrokenError if there is no such tool."""
         if name not in self.tools:
-            raise BrokenError(f"there is no tool {name[:64]!r}")
+            raise UnknownToolError(f"there is no tool {name[:64]!r}")
         self.parts.append(CallBegins(self.calls, name))
         self.calls += 1
 
@@ -227,7 +227,8 @@ class TextReader(PausingReader):
             yield from grammar.read(said, mark)
         except BrokenError as broken:
             called = said.ended > ended
-            if not broken.quiet or said.calls > begun:
+            # JSON that somebody asked for is no call that went wrong.
+            if mark or said.calls > begun or isinstance(broken, UnknownToolError):
                 self._warn(broken)
             self._text(source.recorded(), thinking and not called, hold=True)
             return called

@@ -22,10 +22,9 @@ _NOT_SPACE = re.compile(r"\S")
 class BrokenError(Exception):
     """What is being read is not what its beginning promised. The message says briefly what is wrong."""
 
-    def __init__(self, reason: str, *, quiet: bool = False) -> None:
-        """quiet: it did not promise much, so nobody needs to be told."""
-        super().__init__(reason)
-        self.quiet = quiet
+
+class UnknownToolError(BrokenError):
+    """A call it is, but of no tool that there is."""
 
 
 class Source:
