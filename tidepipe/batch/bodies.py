@@ -47,6 +47,7 @@ class BodyWriter:
             prompt_token_ids=_prompt_ids(request, text) if request.return_token_ids else None,
             prompt_text=_prompt_text(request, text) if request.echo else "",
             reading=completion.reading,
+            spells=text is not None,
         )
         return response_line(line_id, item, response_body(context, completion.answers, completion.usage))
 

@@ -52,7 +52,7 @@ class ResponseContext:
     prompt_token_ids: needed if the request wants token ids; None: not known here, and left out.
     prompt_tokens: needed if it wants the usage so far. prompt_text: needed if it wants the prompt back.
     hidden: tells tokens that are not in the text, such as special ones.
-    reading: how answers are read; None: they are words.
+    reading: how answers are read; None: they are words. spells: token_bytes are those of the text.
     notice: told of answers in which something looked like a call and was none.
     """
 
@@ -65,6 +65,7 @@ class ResponseContext:
     prompt_text: str = ""
     hidden: Callable[[int], bool] | None = None
     reading: Reading | None = None
+    spells: bool = True
     notice: Callable[[str], None] = _unheard
     tools: Tools = field(init=False)
 
@@ -87,7 +88,7 @@ class ResponseContext:
 
     def thought_tokens(self) -> ThoughtTokens | None:
         """Counts an answer's tokens that are thought; None if there are none, or it cannot be known here."""
-        if not self._thinks or self.token_bytes is None:
+        if not self._thinks or self.token_bytes is None or not self.spells:
             return None
         return ThoughtTokens(self._text_bytes)
 

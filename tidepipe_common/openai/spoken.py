@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -122,7 +123,7 @@ class ThoughtTokens:
     """Counts the tokens of an answer that are thought, by where they begin in its text."""
 
     token_bytes: Callable[[int], bytes]
-    _begins: list[int] = field(default_factory=list)
+    _begins: array[int] = field(default_factory=lambda: array("I"))
     _characters: int = 0
 
     def take(self, token_ids: Sequence[int]) -> None:
