@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import openai
 import psutil
 import pytest
 from pydantic import BaseModel
 
 import tidepipe
+from tests.fakes.thinking_model import thinking_model
 from tidepipe_common.types.structure import Structure
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
@@ -55,7 +57,8 @@ class RunningCluster:
 
 @pytest.fixture(scope="module")
 def cluster(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
-    one = RunningCluster(model_path, tmp_path_factory.mktemp("data"))
+    model = thinking_model(model_path, tmp_path_factory.mktemp("model") / MODEL)
+    one = RunningCluster(model, tmp_path_factory.mktemp("data"))
     yield one
     one.stop()
 
@@ -145,6 +148,40 @@ def test_structured_outputs_and_tools(client: openai.OpenAI) -> None:
     assert again.function.arguments == call.function.arguments
     echoed = client.completions.create(model=MODEL, prompt="One two", echo=True, max_tokens=3)
     assert echoed.choices[0].text.startswith("One two")
+
+
+def test_forced_calls_and_bounded_thoughts(client: openai.OpenAI) -> None:
+    fields: Any = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["C", "F"]}},
+        "required": ["city", "unit"],
+        "additionalProperties": False,
+    }
+    tool: Any = {"type": "function", "function": {"name": "get_weather", "parameters": fields}}
+    other: Any = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
+    named: Any = {"type": "function", "function": {"name": "get_weather"}}
+    thinking = {"chat_template_kwargs": {"enable_thinking": True}, "max_reasoning_tokens": 5}
+    for tools, choice, extra in (([tool], "required", {}), ([other, tool], named, thinking)):
+        answer = client.chat.completions.create(
+            model=MODEL, messages=ASK, tools=tools, tool_choice=choice, parallel_tool_calls=False,
+            temperature=1.3, seed=1, max_tokens=120, extra_body=extra,
+        )  # fmt: skip
+        message: Any = answer.choices[0].message
+        (call,) = message.tool_calls
+        assert call.function.name == "get_weather"
+        jsonschema.validate(json.loads(call.function.arguments), fields)
+        assert answer.usage is not None
+        details = answer.usage.completion_tokens_details
+        assert bool(message.reasoning_content if extra else 0) == bool(extra)
+        assert not extra or (details is not None and details.reasoning_tokens == 6)  # its end is one
+    talked = client.chat.completions.create(
+        model=MODEL, messages=ASK, temperature=0, max_tokens=30, extra_body={**thinking, "min_tokens": 20}
+    )
+    said: Any = talked.choices[0].message
+    assert said.reasoning_content and said.content and "think>" not in said.content + said.reasoning_content
+    for wrong in ({"chat_template_kwargs": {"enable_thinkin": True}}, {"max_reasoning_tokens": -1}):
+        with pytest.raises(openai.BadRequestError, match=r"enable_thinking|at least 0"):
+            client.chat.completions.create(model=MODEL, messages=ASK, extra_body=wrong)
 
 
 def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
