@@ -61,7 +61,7 @@ def print_ratios(table: Mapping[str, Mapping[str, float]]) -> None:
 
 def draw_bars(title: str, table: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """Goodput relative to `separate`, a group per cell."""
-    plt = _pyplot()
+    plt = pyplot()
     names = [name for name in SYSTEMS if any(name in row for row in table.values())]
     figure, axes = plt.subplots(figsize=(2 + 1.5 * len(table), 4), layout="constrained")
     width = 0.8 / len(names)
@@ -79,7 +79,7 @@ def draw_bars(title: str, table: Mapping[str, Mapping[str, float]], path: Path) 
 
 def draw_lines(label: str, table: Mapping[str, Mapping[str, float]], path: Path, *, each: bool) -> None:
     """Goodput over the cells' parameter; each: per instance (the parameter)."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
     places = range(len(table))
     for name in SYSTEMS:
@@ -94,7 +94,7 @@ def draw_lines(label: str, table: Mapping[str, Mapping[str, float]], path: Path,
 
 def draw_panels(table: Mapping[str, Mapping[str, float]], label: str, path: Path) -> None:
     """A panel per cell, a bar per system or router."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, panels = plt.subplots(
         1, len(table), figsize=(5 * len(table), 4), layout="constrained", squeeze=False
     )
@@ -105,7 +105,8 @@ def draw_panels(table: Mapping[str, Mapping[str, float]], label: str, path: Path
     figure.savefig(path, dpi=130)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Matplotlib, without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")

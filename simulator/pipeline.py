@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from controller.scheduler.actions import Dispatch, Finish, PhaseSwitched, PrefixFound, Refused
+from controller.scheduler.background import ALONE_S
 from controller.scheduler.events import (
     Event,
     LengthPredicted,
@@ -14,6 +15,7 @@ from controller.scheduler.events import (
     SequencesArrived,
     StagesReady,
     StepDone,
+    Tick,
 )
 from controller.scheduler.scheduler import Scheduler
 from simulator.balance import StepBalance
@@ -127,6 +129,9 @@ class SimulatedInstance:
                 time, done = self._in_flight.popleft()
                 self._advance(time)
                 self._hear(done)
+            elif len(self.scheduler.background) and self.now + ALONE_S < arrival:
+                self._advance(self.now + ALONE_S)
+                self._hear(Tick())
             elif self._coming:
                 self._advance(arrival)
                 self._arrive()

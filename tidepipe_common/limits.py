@@ -61,6 +61,8 @@ MAX_SAMPLING_BYTES = 96 * 1024
 """What one sequence carries besides its tokens: its SamplingParams as they go from router to controller and
 from there to the stage that samples. The limits of their fields together keep below it."""
 
+MAX_PRIORITY = 1000
+"""Of a request, as it is and negative."""
 MAX_NAME_CHARACTERS = 1024
 """Name of a model, which may be a path."""
 MAX_USER_CHARACTERS = 256

@@ -161,14 +161,17 @@ async def start_serving(
 
 def new_sequence_from_wire(spec: controller_pb2.SequenceSpec, now: float) -> NewSequence:
     """Protobuf to domain, with points in time of the core's clock."""
+    waits = not spec.background
     return NewSequence(
         sequence_id=spec.sequence_id,
         prompt=tuple(spec.prompt_token_ids),
         sampling=sampling_from_wire(spec.sampling),
         output=tuple(spec.output_token_ids),
         deadline=now + spec.deadline_ms / 1000 if spec.deadline_ms else None,
-        first_token_due=now + (spec.ttft_ms - spec.age_ms) / 1000 if spec.ttft_ms > 0 else None,
-        tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 else None,
+        first_token_due=now + (spec.ttft_ms - spec.age_ms) / 1000 if spec.ttft_ms > 0 and waits else None,
+        tpot_s=spec.tpot_ms / 1000 if spec.tpot_ms > 0 and waits else None,
+        priority=spec.priority,
+        background=spec.background,
         features=prompt_from_wire(spec.prompt_features),
         prefix_root=spec.prefix_root.hex(),
         piece_gap_s=spec.piece_gap_ms / 1000,

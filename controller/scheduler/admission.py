@@ -36,6 +36,8 @@ class AdmissionRules:
 class WaitingQueue:
     """First come, first served unless an order is set; preempted sequences come back to the front.
 
+    With priorities those go first who would have come first (`Sequence.turn`): everybody's turn comes.
+
     Of those that come together the ones with the same beginning follow each other.
     """
 
@@ -44,6 +46,7 @@ class WaitingQueue:
         self._line: list[Sequence] = []
         self.prefixes = prefixes
         self.changes = 0
+        self._urgent = 0
 
     def __len__(self) -> int:
         return len(self._line)
@@ -63,12 +66,16 @@ class WaitingQueue:
             self.prefixes.add(sequence)
         newest_first = self.prefixes.side_by_side(arrived)[::-1]
         self._line[:0] = newest_first
+        self._urgent += sum(bool(sequence.priority) for sequence in arrived)
+        if self._urgent:
+            self.order_by(lambda s: 0.0)
         self.changes += len(newest_first)
 
     def put_back(self, sequences: Iterable[Sequence]) -> None:
         """To the front, the one that arrived first foremost."""
-        for sequence in (line := sorted(sequences, key=lambda s: s.arrived, reverse=True)):
+        for sequence in (line := sorted(sequences, key=lambda s: s.turn, reverse=True)):
             self.prefixes.add(sequence)
+            self._urgent += bool(sequence.priority)
         self._line.extend(line)
 
     def expect_again(self) -> None:
@@ -83,16 +90,29 @@ class WaitingQueue:
         """Remove the first."""
         sequence = self._line.pop()
         self.prefixes.remove(sequence)
+        self._urgent -= bool(sequence.priority)
         return sequence
 
     def discard(self, sequence: Sequence) -> None:
         """Remove one that ended."""
-        self._line.remove(sequence)
-        self.prefixes.remove(sequence)
+        self.remove([sequence])
+
+    def remove(self, sequences: Iterable[Sequence]) -> None:
+        """Take several out, wherever they stand."""
+        gone = set(sequences)
+        if not gone:
+            return
+        for sequence in gone:
+            self.prefixes.remove(sequence)
+            self._urgent -= bool(sequence.priority)
+        self._line = [sequence for sequence in self._line if sequence not in gone]
 
     def order_by(self, rank: Callable[[Sequence], float]) -> None:
-        """Lowest rank first; preempted ones stay in front of all others."""
-        self._line.sort(key=lambda s: (s.preemptions > 0, -rank(s)))
+        """Lowest rank first, but for priorities; preempted ones stay in front of all others."""
+        if self._urgent:
+            self._line.sort(key=lambda s: (s.preemptions > 0, -s.turn, -rank(s)))
+        else:
+            self._line.sort(key=lambda s: (s.preemptions > 0, -rank(s)))
 
 
 class AdmissionController:

@@ -19,6 +19,8 @@ class NewSequence:
 
     deadline: point in time (the core's clock, seconds) at which it is ended, or None.
     first_token_due: point in time at which its TTFT target ends; tpot_s: target per further token; or None.
+    priority: lower goes sooner; one that is higher by one waits a second longer beside others (aging).
+    background: nobody waits for it (`background.py`).
     prefix_root: who has the same shares KV blocks of equal beginnings (`tidepipe_common/prefix.py`), in
         hexadecimal; empty: it shares none.
     keys: of its first full blocks, as far as they were reckoned already; not for journals.
@@ -34,6 +36,8 @@ class NewSequence:
     deadline: float | None = None
     first_token_due: float | None = None
     tpot_s: float | None = None
+    priority: int = 0
+    background: bool = False
     prefix_root: str = ""
     keys: Sequence[bytes] = ()
     features: PromptFeatures = NO_PROMPT

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from controller.scheduler.actions import Action, Emit, Finish, Reason, Refusal, Refused
 from controller.scheduler.admission import WaitingQueue
+from controller.scheduler.background import Background
 from controller.scheduler.block_store import BlockStore
 from controller.scheduler.decode import DecodeBatches, MicroBatch
 from controller.scheduler.events import (
@@ -63,6 +64,7 @@ class Scheduler:
         self.policy: Policy = policy or TemporalPolicy()
         self.sequences: dict[str, Sequence] = {}
         self.state = PipelineState(config, cost)
+        self.background = Background(cost)
         self._cost = cost
         self._policies = policies
         self._inquest = Inquest()
@@ -147,13 +149,15 @@ class Scheduler:
             if self._inquest.open:
                 self._try_suspects(now)
             if not self._inquest.open:
+                self.background.plan(state, now)
                 self.policy.plan(state, now)
         actions, state.actions = state.actions, []
         return actions
 
     def _arrived(self, arrivals: tuple[NewSequence, ...], now: float) -> None:
         taken = [sequence for arrival in arrivals if (sequence := self._take(arrival, now))]
-        self.state.waiting.add(taken)
+        self.background.add(sequence for sequence in taken if sequence.background)
+        self.state.waiting.add(sequence for sequence in taken if not sequence.background)
         for sequence in taken:
             if len(sequence.output) >= sequence.max_tokens:
                 self._end(sequence, FinishReason.LENGTH)
@@ -300,8 +304,10 @@ class Scheduler:
     ) -> None:
         """fault: see Finish. batch: where the sequence probably is, if known."""
         state = self.state
+        outside = sequence.background and self.background.ended(sequence)
         if sequence.state is State.WAITING:
-            state.waiting.discard(sequence)
+            if not outside:
+                state.waiting.discard(sequence)
         else:
             state.leave(sequence, batch)
         sequence.state = State.ENDED
@@ -365,6 +371,8 @@ def new_sequence(
         first_token_due=arrival.first_token_due,
         trace_context=arrival.trace_context,
         tpot_s=arrival.tpot_s,
+        priority=arrival.priority,
+        background=arrival.background,
         end_tokens=_end_tokens(arrival.sampling, eos),
         prefix_root=bytes.fromhex(arrival.prefix_root) if reuse else b"",
         keys=list(arrival.keys) if reuse else [],

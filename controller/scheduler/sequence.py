@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 from tidepipe_common.prefix import block_keys
+from tidepipe_common.settings.defaults import PRIORITY_S
 from tidepipe_common.types.sampling import SamplingParams
 
 
@@ -41,6 +42,7 @@ class Sequence:
     cached_tokens: of the prompt, found when it was first admitted; None before.
     first_token_due, tpot_s: its latency targets, see NewSequence.
     first_token_at: when it got its first token here; None before. given: output tokens that it came with.
+    priority, background: see NewSequence.
     trace_context: for the stages, see NewSequence.
     length: tokens so far, prompt and output.
     """
@@ -77,6 +79,8 @@ class Sequence:
     tpot_s: float | None = None
     first_token_at: float | None = None
     given: int = 0
+    priority: int = 0
+    background: bool = False
     trace_context: str = ""
     length: int = field(init=False)
 
@@ -87,6 +91,11 @@ class Sequence:
     def to_compute(self) -> int:
         """Tokens whose computation has not begun, as far as that can be known."""
         return self.length - (self.expected_cached if self.state is State.WAITING else self.planned)
+
+    @property
+    def turn(self) -> float:
+        """When it would have come if all had the same priority: who has the least is next."""
+        return self.arrived + PRIORITY_S * self.priority
 
     @property
     def own_tokens(self) -> int:

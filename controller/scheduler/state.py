@@ -23,6 +23,8 @@ from tidepipe_common.latency.model import StepCost
 from tidepipe_common.settings.defaults import BLOCK_SIZE
 from tidepipe_common.types.plan import Phase
 
+ANY_TOKENS = 1 << 30
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
@@ -68,6 +70,9 @@ class PipelineState:
         self.phase = Phase.IDLE
         self.phase_since = 0.0
         self.decoding_at_start = 0
+        self.background_tokens = ANY_TOKENS
+        """Prompt tokens of background sequences that a step may have."""
+        self._background_left = ANY_TOKENS
         self.actions: list[Action] = []
         self.allocator = BlockStore(0, config.block_size, self.stats.reuse)
         self.margin = OverflowMargin(config.admission.overflow)
@@ -155,6 +160,7 @@ class PipelineState:
         `planned` of each is moved on already.
         """
         chunks: list[tuple[Sequence, int]] = []
+        self._background_left = self.background_tokens
         left = budget
         while left > 0 and (sequence := self._next_to_prefill(left if whole and chunks else 0)):
             left -= self._cut(sequence, left, chunks)
@@ -163,13 +169,24 @@ class PipelineState:
     def prompts_under_way(self, budget: int) -> list[tuple[Sequence, int]]:
         """Prompt tokens for one step as above, but nobody is admitted."""
         chunks: list[tuple[Sequence, int]] = []
-        while budget > 0 and self.prefilling:
-            budget -= self._cut(self.prefilling[0], budget, chunks)
+        self._background_left = self.background_tokens
+        while budget > 0 and (sequence := self._under_way()) is not None:
+            budget -= self._cut(sequence, budget, chunks)
         return chunks
+
+    def _under_way(self) -> Sequence | None:
+        """Whose prompt goes on; those that nobody waits for behind the others, as far as they may."""
+        if not self.prefilling or not self.prefilling[0].background:
+            return self.prefilling[0] if self.prefilling else None
+        waited_for = next((s for s in self.prefilling if not s.background), None)
+        return waited_for or (self.prefilling[0] if self._background_left > 0 else None)
 
     def _cut(self, sequence: Sequence, most: int, chunks: list[tuple[Sequence, int]]) -> int:
         """Append its next chunk; how many tokens that has."""
         count = min(most, sequence.length - sequence.planned)
+        if sequence.background:
+            count = min(count, self._background_left)
+            self._background_left -= count
         chunks.append((sequence, count))
         sequence.planned += count
         # Steps travel in the order of dispatch, so whoever comes next may read these blocks.
@@ -183,11 +200,13 @@ class PipelineState:
 
         longest: a new one must not be longer than this; 0 for any.
         """
-        if self.prefilling:
-            return self.prefilling[0]
-        candidate = self.waiting.first
-        if candidate is None or not self.fits(candidate) or (longest and candidate.to_compute > longest):
-            return None
+        under_way, candidate = self._under_way(), self.waiting.first
+        if under_way is not None and (not under_way.background or candidate is None or candidate.background):
+            return under_way
+        if candidate is None or (candidate.background and self._background_left <= 0):
+            return under_way
+        if not self.fits(candidate) or (longest and candidate.to_compute > longest):
+            return under_way
         self.waiting.take()
         self.admit(candidate)
         return candidate
@@ -302,7 +321,10 @@ class PipelineState:
             if travelling is None:
                 travelling = self.steps.travelling()
             decoding = [s for s in self.running.values() if s.state is State.DECODE]
-            victim = self.config.victims.choose(decoding, travelling)
+            lesser = [s for s in decoding if s.background and s not in travelling]
+            victim = max(lesser, key=lambda s: s.admitted_order, default=None)
+            if victim is None or len(lesser) == len(decoding):
+                victim = self.config.victims.choose(decoding, travelling)
             if victim is None or victim in travelling:
                 # Nobody may lose blocks now, or an older one would for a newer one's sake:
                 # whoever lacks a block sits this step out.

@@ -209,6 +209,9 @@ class HandOverMessage:
             tenant=sequence.tenant,
             prefix_root=sequence.prefix.root,
             trace_context=placement.span.context,
+            # Among strangers nobody is more urgent than who says nothing.
+            priority=max(0, sequence.priority) if sequence.tenant else sequence.priority,
+            background=sequence.background,
         )
         size = spec.ByteSize()
         if self._size and self._size + size > PIECE_BYTES:

@@ -65,6 +65,8 @@ class WaitingRules:
 
     def sheds(self, sequence: RoutedSequence, policy: str) -> bool:
         """May it be refused for being late? What an instance has had is finished, however late."""
+        if sequence.background:
+            return False
         return policy in SHEDDING and not sequence.output and not sequence.has_moved
 
     def request(self, sequence: RoutedSequence, policy: str, now: float, *, nowhere: bool) -> RouteRequest:
@@ -83,6 +85,8 @@ class WaitingRules:
             expires=expires,
             sheds=sheds,
             tenant=sequence.tenant,
+            priority=sequence.priority,
+            background=sequence.background,
             prefix=sequence.prefix.keys,
             needs=_needs(sequence),
         )

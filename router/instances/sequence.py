@@ -124,6 +124,16 @@ class RoutedSequence(Protocol):
         ...
 
     @property
+    def priority(self) -> int:
+        """Lower goes sooner; see GenerationRequest."""
+        ...
+
+    @property
+    def background(self) -> bool:
+        """Nobody waits for it."""
+        ...
+
+    @property
     def trace_context(self) -> str:
         """The span of its request, see telemetry/traces.py; empty: it has none."""
         ...

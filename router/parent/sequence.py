@@ -33,6 +33,8 @@ class ForwardedSequence:
         tenant: str = "",
         prefix: PromptPrefix = NO_PREFIX,
         trace_context: str = "",
+        priority: int = 0,
+        background: bool = False,
     ) -> None:
         """given: output that it came with. arrived: at the first router, our clock.
 
@@ -49,6 +51,8 @@ class ForwardedSequence:
         self.tenant = tenant
         self.prefix = prefix
         self.trace_context = trace_context
+        self.priority = priority
+        self.background = background
         self.finished = False
         self._log = TokenLog()
         self._log.tokens.extend(given)

@@ -102,6 +102,8 @@ class Admission:
                 tpot_s=_seconds(request.tpot_ms),
                 piece_gap_s=piece_gap_s,
                 prefix=prefix,
+                priority=request.priority,
+                background=request.background,
             )
             for index in range(sampling.n)
         ]

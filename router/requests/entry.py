@@ -200,6 +200,8 @@ class RequestEntry:
         tpot_s: float | None = None,
         piece_gap_s: float = 0.0,
         prefix: PromptPrefix = NO_PREFIX,
+        priority: int = 0,
+        background: bool = False,
     ) -> RunningAnswer:
         """One of its answers, to be begun with. sampling: complete, with a seed and max_tokens."""
         return RunningAnswer(
@@ -220,6 +222,8 @@ class RequestEntry:
             tenant=self.owner,
             prefix=prefix,
             trace_context=self.span.context,
+            priority=priority,
+            background=background,
         )
 
     def begin(self, answers: list[RunningAnswer]) -> None:

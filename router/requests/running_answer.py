@@ -53,6 +53,8 @@ class RunningAnswer:
         tenant: str = "",
         prefix: PromptPrefix = NO_PREFIX,
         trace_context: str = "",
+        priority: int = 0,
+        background: bool = False,
     ) -> None:
         """text: None if neither text nor stop strings are wanted. index: among its request's answers.
 
@@ -65,6 +67,8 @@ class RunningAnswer:
         self.tenant = tenant
         self.prefix = prefix
         self.trace_context = trace_context
+        self.priority = priority
+        self.background = background
         self.arrived = arrived
         self.index = index
         self.features = features

@@ -13,7 +13,7 @@ LARGEST_SHARE = 0.5
 SETTLED = 256
 """Tenants whose shares are remembered before those that owe nothing are forgotten."""
 
-Entry = tuple[float, int, str]
+Entry = tuple[tuple[bool, float], int, str]
 
 
 class PendingRoom:
@@ -48,9 +48,10 @@ class PendingRoom:
 
 
 class PendingQueue:
-    """Whose TTFT target ends first goes first, of one tenant; with one SLO class that is first come, first
-    served. Of several tenants that one goes whose requests had the least work done so far: start-time fair
-    queueing. Who had nothing to do meanwhile has not saved it up.
+    """Whose TTFT target ends first goes first, of one tenant and priority (`RouteRequest.turn`); with one SLO
+    class that is first come, first served. Of several tenants that one goes whose requests had the least work
+    done so far: start-time fair queueing. Who had nothing to do meanwhile has not saved it up. What nobody
+    waits for comes behind all else of everybody.
     """
 
     def __init__(self, room: PendingRoom | int) -> None:
@@ -83,17 +84,22 @@ class PendingQueue:
         if len(self._lines) == 1:
             (line,) = self._lines.values()
             return [self._requests[entry[2]] for entry in line[:count]]
-        turns = [(self._share(tenant), line[0], tenant) for tenant, line in self._lines.items()]
+        turns = [
+            (_background(line[0]), self._share(tenant), line[0], tenant)
+            for tenant, line in self._lines.items()
+        ]
         heapq.heapify(turns)
         taken: Counter[str] = Counter()
         found: list[RouteRequest] = []
         while turns and len(found) < count:
-            share, entry, tenant = turns[0]
+            _, share, entry, tenant = turns[0]
             found.append(self._requests[entry[2]])
             taken[tenant] += 1
             line = self._lines[tenant]
             if taken[tenant] < len(line):
-                heapq.heapreplace(turns, (share + found[-1].cost, line[taken[tenant]], tenant))
+                following = line[taken[tenant]]
+                turn = (_background(following), share + found[-1].cost, following, tenant)
+                heapq.heapreplace(turns, turn)
             else:
                 heapq.heappop(turns)
         return found
@@ -109,7 +115,7 @@ class PendingQueue:
         line = self._lines.setdefault(request.tenant, [])
         if not line:
             self._done[request.tenant] = self._share(request.tenant)
-        insort(line, (request.first_token_due, self._count, request.request_id))
+        insort(line, (request.turn, self._count, request.request_id))
         if request.expires is not None:
             heapq.heappush(self._expiry, (request.expires, request.request_id))
 
@@ -158,3 +164,7 @@ class PendingQueue:
         """Work that it had done; never less than who is served now began with."""
         done = self._done.get(tenant, 0.0)
         return done if self._lines.get(tenant) else max(done, self._now)
+
+
+def _background(entry: Entry) -> bool:
+    return entry[0][0]

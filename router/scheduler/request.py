@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from router.scheduler.prefix_index import Prefix
 from router.scheduler.slo import SloTarget
+from tidepipe_common.settings.defaults import PRIORITY_S
 
 UNSAID_TOKENS = 256
 """Of an answer whose length nobody limited: they count in its tenant's share and are charged
@@ -21,6 +22,7 @@ class RouteRequest:
     expires: when it leaves the pending queue unserved; None for never. sheds: it may be refused at once if it
         would not be served in time.
     tenant: whose it is; empty where everybody is one.
+    priority: lower goes sooner among its tenant's. background: nobody waits for it.
     prefix: by what its prompt's beginning is found at instances; see PrefixIndex.
     needs: what not every instance does; see tidepipe_common/types/needs.py.
     """
@@ -33,6 +35,8 @@ class RouteRequest:
     expires: float | None = None
     sheds: bool = False
     tenant: str = ""
+    priority: int = 0
+    background: bool = False
     prefix: Prefix = ()
     needs: frozenset[str] = frozenset()
 
@@ -45,6 +49,12 @@ class RouteRequest:
     def longest(self) -> int:
         """Prompt and output together, if the output grows as long as it may."""
         return self.prompt_tokens + self.max_tokens
+
+    @property
+    def turn(self) -> tuple[bool, float]:
+        """Who has the least is next: when its TTFT target ends, later with a higher priority; first those
+        that somebody waits for."""
+        return self.background, self.first_token_due + PRIORITY_S * self.priority
 
     @property
     def first_token_due(self) -> float:

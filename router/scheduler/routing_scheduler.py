@@ -162,7 +162,7 @@ class RoutingScheduler:
     def _arrived(self, request: RouteRequest, now: float) -> None:
         waiting = len(self.pending)
         # Nobody overtakes those in line unless they could not go anyway.
-        if waiting < self.config.tries and self._route(request, now):
+        if waiting < (1 if request.background else self.config.tries) and self._route(request, now):
             return
         if self.pending.full_for(request.tenant):
             self._waits.pop(request.request_id, None)

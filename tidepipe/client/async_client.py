@@ -158,6 +158,8 @@ class AsyncClient:
         tpot_ms: float | None = None,
         piece_gap_ms: int = 0,
         cache_salt: str = "",
+        priority: int = 0,
+        background: bool = False,
         tools: Sequence[Mapping[str, Any] | str] = (),
         tool_choice: ToolChoice | str = ANY_TOOL,
         reasoning_effort: str = "",
@@ -169,7 +171,8 @@ class AsyncClient:
         skip_text: token ids only, which spares the service work. ttft_ms, tpot_ms: latency wanted until
         the first token and per token after it; the service's own targets if not given. piece_gap_ms: you
         need pieces no more often than this; the end comes at once. cache_salt: it shares computed beginnings
-        only with requests that have the same one.
+        only with requests that have the same one. priority: lower goes sooner, by a second for each.
+        background: nobody waits for it, so that it runs in what other requests leave.
 
         Of a conversation: tools: functions that may be called, as OpenAI's API has them, or as JSON.
         tool_choice: `auto`, `none`, `required`, the name of the function that is to be called, or a
@@ -186,6 +189,8 @@ class AsyncClient:
             tpot_ms=tpot_ms,
             piece_gap_ms=piece_gap_ms,
             cache_salt=cache_salt,
+            priority=priority,
+            background=background,
             tools=tools_as_json(tools),
             tool_choice=chosen_tool(tool_choice),
             template=template_options(reasoning_effort, chat_template_kwargs),

@@ -15,7 +15,7 @@ from tidepipe.v1 import inference_pb2 as pb
 from tidepipe_common.codec.inference import tool_choice_to_wire
 from tidepipe_common.codec.sampling import sampling_to_wire
 from tidepipe_common.errors import ConfigError, InvalidRequestError
-from tidepipe_common.limits import MAX_REQUEST_BYTES, check_bytes
+from tidepipe_common.limits import MAX_PRIORITY, MAX_REQUEST_BYTES, check_bytes
 from tidepipe_common.numerals import host_and_port
 from tidepipe_common.text.json_text import kind
 from tidepipe_common.text.text import check_text, is_text, on_one_line
@@ -90,6 +90,8 @@ def make_request(
     user: str = "",
     clamp_max_tokens: bool = False,
     cache_salt: str = "",
+    priority: int = 0,
+    background: bool = False,
 ) -> pb.InferenceRequest:
     """The request; InvalidRequestError names what cannot be sent."""
     for name, text in (
@@ -104,6 +106,11 @@ def make_request(
     for name, number in (("ttft_ms", ttft_ms), ("tpot_ms", tpot_ms)):
         if number is not None:
             _check_number(name, number)
+    if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > MAX_PRIORITY:
+        raise InvalidRequestError(
+            f"priority must be a whole number in [-{MAX_PRIORITY}, {MAX_PRIORITY}], got {_said(priority)}",
+            "priority",
+        )
     if not _is_count(piece_gap_ms, 2**32):
         raise InvalidRequestError(
             f"piece_gap_ms must be milliseconds, got {_said(piece_gap_ms)}", "piece_gap_ms"
@@ -121,6 +128,8 @@ def make_request(
         user=user,
         clamp_max_tokens=clamp_max_tokens,
         cache_salt=cache_salt,
+        priority=priority,
+        background=bool(background),
     )
     if isinstance(prompt, str):
         request.text = check_text(prompt, "prompt")

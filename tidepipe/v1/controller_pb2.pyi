@@ -171,6 +171,8 @@ class SequenceSpec(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     PREFIX_ROOT_FIELD_NUMBER: _builtins.int
     TRACE_CONTEXT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    BACKGROUND_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     """Unique; the router derives it from the request and the answer's index. At most 1,024 characters."""
     deadline_ms: _builtins.int
@@ -196,6 +198,10 @@ class SequenceSpec(_message.Message):
     """The span that it runs within: a W3C traceparent, and behind a blank the tracestate if there is one. At most 641
     characters. Empty: nobody records it.
     """
+    priority: _builtins.int
+    """Lower goes sooner; who has one more waits as if it had come a second later. In [-1000, 1000]."""
+    background: _builtins.bool
+    """Nobody waits for it: it runs in what others leave, has no targets, and makes way for those that have."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Prompt token ids, at least one."""
@@ -228,10 +234,12 @@ class SequenceSpec(_message.Message):
         tenant: _builtins.str = ...,
         prefix_root: _builtins.bytes = ...,
         trace_context: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        background: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prompt_features", b"prompt_features", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "deadline_ms", b"deadline_ms", "output_token_ids", b"output_token_ids", "piece_gap_ms", b"piece_gap_ms", "prefix_root", b"prefix_root", "prompt_features", b"prompt_features", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "sequence_id", b"sequence_id", "tenant", b"tenant", "tpot_ms", b"tpot_ms", "trace_context", b"trace_context", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "background", b"background", "deadline_ms", b"deadline_ms", "output_token_ids", b"output_token_ids", "piece_gap_ms", b"piece_gap_ms", "prefix_root", b"prefix_root", "priority", b"priority", "prompt_features", b"prompt_features", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "sequence_id", b"sequence_id", "tenant", b"tenant", "tpot_ms", b"tpot_ms", "trace_context", b"trace_context", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -41,6 +41,8 @@ class InferenceRequest(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     CLAMP_MAX_TOKENS_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    BACKGROUND_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client, unique, 1..256 printable characters. The key of retries."""
     model: _builtins.str
@@ -76,6 +78,12 @@ class InferenceRequest(_message.Message):
     tells nobody else whether its beginning was asked before. At most 256 bytes. Empty: it shares with all of its key
     that have none.
     """
+    priority: _builtins.int
+    """Lower goes sooner, among the requests of one API key; who has one more waits as if it had come a second later. In
+    [-1000, 1000]. Beside others' requests none is more urgent than 0.
+    """
+    background: _builtins.bool
+    """Nobody waits for the answer: it is computed in what other requests leave, and never costs one its targets."""
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
         """Token ids, used as they are."""
@@ -106,10 +114,12 @@ class InferenceRequest(_message.Message):
         user: _builtins.str = ...,
         clamp_max_tokens: _builtins.bool = ...,
         cache_salt: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        background: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms", "_ttft_ms", b"_ttft_ms", "chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms", "_ttft_ms", b"_ttft_ms", "cache_salt", b"cache_salt", "chat", b"chat", "clamp_max_tokens", b"clamp_max_tokens", "disconnect_grace_ms", b"disconnect_grace_ms", "keep_special_tokens", b"keep_special_tokens", "model", b"model", "piece_gap_ms", b"piece_gap_ms", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "skip_text", b"skip_text", "text", b"text", "token_ids", b"token_ids", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms", "_ttft_ms", b"_ttft_ms", "background", b"background", "cache_salt", b"cache_salt", "chat", b"chat", "clamp_max_tokens", b"clamp_max_tokens", "disconnect_grace_ms", b"disconnect_grace_ms", "keep_special_tokens", b"keep_special_tokens", "model", b"model", "piece_gap_ms", b"piece_gap_ms", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "skip_text", b"skip_text", "text", b"text", "token_ids", b"token_ids", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__tpot_ms: _TypeAlias = _typing.Literal["tpot_ms"]  # noqa: Y015
     _WhichOneofArgType__tpot_ms: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms"]  # noqa: Y015

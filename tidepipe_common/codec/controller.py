@@ -20,7 +20,7 @@ from tidepipe_common.codec.sampling import (
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.latency.work import StepCosts
 from tidepipe_common.lengths.prompt import DENSE, MAX_BUCKETS, PromptFeatures
-from tidepipe_common.limits import MAX_SEQUENCE_ID_CHARACTERS, check_characters, check_count
+from tidepipe_common.limits import MAX_PRIORITY, MAX_SEQUENCE_ID_CHARACTERS, check_characters, check_count
 from tidepipe_common.prefix import KEY_BYTES
 from tidepipe_common.telemetry.traces import MAX_CONTEXT_CHARACTERS
 from tidepipe_common.types.holdings import PrefixHoldings
@@ -42,11 +42,14 @@ def spec_to_wire(
     tenant: str,
     prefix_root: bytes,
     trace_context: str = "",
+    priority: int = 0,
+    background: bool = False,
 ) -> pb.SequenceSpec:
     """What an instance needs to continue a sequence from where the router stands with it.
 
     output: what it has so far. ttft_s, tpot_s: its targets. age_s: since it came to the first router.
     prefix_root: who has the same shares KV blocks. trace_context: the span of its stay.
+    priority, background: see GenerationRequest.
     """
     return pb.SequenceSpec(
         sequence_id=sequence_id,
@@ -62,6 +65,8 @@ def spec_to_wire(
         tenant=tenant,
         prefix_root=prefix_root,
         trace_context=trace_context,
+        priority=priority,
+        background=background,
     )
 
 
@@ -69,6 +74,8 @@ def check_spec(spec: pb.SequenceSpec) -> None:
     """Raise InvalidRequestError if it carries more than it may, so that it fails, and nobody with it."""
     check_characters("sequence_id", spec.sequence_id, MAX_SEQUENCE_ID_CHARACTERS)
     check_carried(spec.sampling)
+    if not -MAX_PRIORITY <= spec.priority <= MAX_PRIORITY:
+        raise InvalidRequestError(f"priority {spec.priority} is out of range", "priority")
     check_characters("trace_context", spec.trace_context, MAX_CONTEXT_CHARACTERS)
     if len(spec.prefix_root) not in (0, KEY_BYTES):
         raise InvalidRequestError(

@@ -90,6 +90,8 @@ def request_from_wire(message: pb.InferenceRequest) -> GenerationRequest:
         client=message.user[:MAX_USER_CHARACTERS],
         clamp_max_tokens=message.clamp_max_tokens,
         cache_salt=message.cache_salt,
+        priority=message.priority,
+        background=message.background,
     )
 
 

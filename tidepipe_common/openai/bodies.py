@@ -33,6 +33,7 @@ from tidepipe_common.openai.numbers import (
     MinP,
     OutputTokens,
     Penalty,
+    Priority,
     RepetitionPenalty,
     Seed,
     Temperature,
@@ -65,6 +66,10 @@ WHOLE_ANSWER_GAP_S = 1.0
 ModelName = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]
 CacheSalt = Annotated[str, Field(min_length=1, max_length=MAX_CACHE_SALT_BYTES)]
 Speaker = Annotated[str, Field(max_length=MAX_SPEAKER_CHARACTERS)]
+
+ServiceTier = Literal["auto", "default", "standard", "standard_only", "scale", "flex", "priority"]
+TIERS = {"flex": 30, "priority": -30}
+"""What a tier means as a priority; the others mean none."""
 
 _STRUCTURE_FIELDS = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice")
 
@@ -104,6 +109,8 @@ class _CommonBody(StrictModel):
     ignore_eos: bool | None = None
     user: UserName | None = None
     cache_salt: CacheSalt | None = None
+    priority: Priority | None = None
+    service_tier: ServiceTier | None = None
     safety_identifier: UserName | None = None
     stop_token_ids: StopTokenIds | None = None
     skip_special_tokens: bool | None = None
@@ -151,6 +158,10 @@ class _CommonBody(StrictModel):
             raise InvalidRequestError(clip(str(error)), error.param) from None
         return params
 
+    def turn_priority(self) -> int:
+        """As `priority` says, or the tier."""
+        return TIERS.get(self.service_tier or "", 0) if self.priority is None else self.priority
+
     def request(self, request_id: str, prompt: Prompt, sampling: SamplingParams) -> GenerationRequest:
         """The request that this body asks for."""
         if self.stream_options is not None and not self.stream:
@@ -170,6 +181,7 @@ class _CommonBody(StrictModel):
             piece_gap_s=0.0 if self.stream else WHOLE_ANSWER_GAP_S,
             client=self.safety_identifier or self.user or "",
             cache_salt=self.cache_salt or "",
+            priority=self.turn_priority(),
         )
 
 

@@ -28,7 +28,6 @@ IGNORED = frozenset(
     {
         "metadata",
         "store",
-        "service_tier",
         "prompt_cache_key",
         "prompt_cache_retention",
         "detokenize",
@@ -51,7 +50,6 @@ REFUSED = {
     "bad_words": Refusal("is not supported; see logit_bias", ([],)),
     "logits_processors": Refusal("is not supported", ([],)),
     "guided_grammar": Refusal("only guided_json, guided_regex and guided_choice are supported"),
-    "priority": Refusal("priorities are not supported", (0,)),
 }
 """Fields of both APIs that would change the answer, but cannot: better an error than a wrong answer."""
 

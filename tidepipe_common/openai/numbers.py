@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, WithJsonSchema
 
-from tidepipe_common.limits import MAX_ANSWERS, MAX_LOGPROBS
+from tidepipe_common.limits import MAX_ANSWERS, MAX_LOGPROBS, MAX_PRIORITY
 
 MAX_INT = 2**31 - 1
 
@@ -35,3 +35,4 @@ TopP = Annotated[float, _number(exclusiveMinimum=0, maximum=1)]
 MinP = Annotated[float, _number(minimum=0, maximum=1)]
 RepetitionPenalty = Annotated[float, _number(exclusiveMinimum=0, maximum=100)]
 Penalty = Annotated[float, _number(minimum=-2, maximum=2)]
+Priority = Annotated[int, _integer(-MAX_PRIORITY, MAX_PRIORITY)]

@@ -49,6 +49,8 @@ MAX_STEP_TOKENS = 8192
 """That stages accept in one step: it bounds the size of a message with activations. So no more sequences may
 run, which is as good as no limit."""
 
+PRIORITY_S = 1.0
+"""A request whose priority is higher by one waits as if it had come so many seconds later."""
 TTFT_S, TPOT_S = 5.0, 0.1
 """Latency targets: EcoServe's for conversations (evaluation, ShareGPT)."""
 MACRO_MIN, MACRO_MAX = 6, 11

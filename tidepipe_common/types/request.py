@@ -10,6 +10,7 @@ from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import (
     MAX_CACHE_SALT_BYTES,
     MAX_NAME_CHARACTERS,
+    MAX_PRIORITY,
     MAX_PROMPT_BYTES,
     MAX_PROMPT_TOKENS,
     MAX_ROLE_CHARACTERS,
@@ -80,7 +81,8 @@ class GenerationRequest:
     trace_id: what the caller's proxies and logs call it; names nothing here.
     trace_context: the span that its caller asks within, see telemetry/traces.py.
     owner: whose request it is, see security.caller: the same request_id of two owners is two requests.
-    background: nobody waits for it (a line of a batch): its owner's other requests go before it.
+    priority: lower goes sooner, among its owner's requests; beside others' nothing is more urgent than 0.
+    background: nobody waits for it (a line of a batch): it runs in what other requests leave.
     """
 
     request_id: str
@@ -108,6 +110,7 @@ class GenerationRequest:
     trace_id: str = ""
     trace_context: str = ""
     owner: str = ""
+    priority: int = 0
     background: bool = False
     clamp_max_tokens: bool = False
 
@@ -119,6 +122,10 @@ class GenerationRequest:
         self._check_prompt()
         self._check_tools()
         self._check_template()
+        if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
+            raise InvalidRequestError(
+                f"priority must be in [-{MAX_PRIORITY}, {MAX_PRIORITY}], got {self.priority}", "priority"
+            )
         check_characters("model", self.model or "", MAX_NAME_CHARACTERS)
         check_bytes("cache_salt", text_bytes(self.cache_salt), MAX_CACHE_SALT_BYTES)
         for name, target in (("ttft_ms", self.ttft_ms), ("tpot_ms", self.tpot_ms)):

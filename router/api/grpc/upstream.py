@@ -193,6 +193,8 @@ def _sequence(host: UpstreamHost, spec: pb.SequenceSpec, prefix: PromptPrefix) -
         tenant=spec.tenant,
         prefix=prefix,
         trace_context=spec.trace_context,
+        priority=spec.priority,
+        background=spec.background,
     )
 
 

@@ -210,8 +210,12 @@ class World:
 
     def run_dry(self) -> None:
         steps = 0
-        while self.fake.queue:
-            self.handle(self.fake.execute())
+        while self.fake.queue or len(self.scheduler.background):
+            if self.fake.queue:
+                self.handle(self.fake.execute())
+            else:
+                self.now += 1.0
+                self.handle(Tick())
             steps += 1
             assert steps < 100_000, "no end"
 
@@ -249,8 +253,8 @@ def test_nothing_is_lost_leaked_or_repeated(
     offload: bool,
 ) -> None:
     """Every sequence ends with exactly the tokens it would have alone, however tight memory is, with a second
-    tier and without, whatever is cancelled, predicted or lost on the way, whichever policies take turns; then
-    all blocks are free."""
+    tier and without, whatever is cancelled, predicted or lost on the way, whichever policies take turns, with
+    any priorities and whoever waits for it; then all blocks are free."""
     # Just enough blocks for the longest sequence alone, plus a few.
     kv_blocks = -(-150 // block_size) + spare
     world = World(stages, kv_blocks, block_size, microbatches, case, OFFLOAD if offload else NO_OFFLOAD)
@@ -269,7 +273,17 @@ def test_nothing_is_lost_leaked_or_repeated(
                 prompt = prompt_of(chance, prompt_tokens)
                 limits[name] = prompt, limit
                 root = chance.choice(ROOTS)
-                group.append(NewSequence(name, prompt, SamplingParams(max_tokens=limit), prefix_root=root))
+                group.append(
+                    NewSequence(
+                        name,
+                        prompt,
+                        SamplingParams(max_tokens=limit),
+                        prefix_root=root,
+                        tpot_s=chance.choice((None, 1e-9, 10.0)),
+                        priority=chance.choice((0, 0, -5, 5)),
+                        background=chance.random() < 0.3,
+                    )
+                )
                 if predicted:
                     world.handle(LengthPredicted(name, 1.0, 2.0))  # unknown yet: must do no harm
             world.handle(SequencesArrived(tuple(group)))

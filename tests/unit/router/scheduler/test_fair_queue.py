@@ -63,6 +63,25 @@ def test_one_tenants_thousands_do_not_hold_up_anothers_first() -> None:
     assert routes[0].request.request_id == "b0"
 
 
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.integers(-5, 5), st.booleans(), st.integers(0, 9)), min_size=1
+    )
+)
+def test_a_priority_is_worth_seconds_and_nobody_waits_for_a_batch(
+    arrivals: list[tuple[str, int, bool, int]],
+) -> None:
+    queue = PendingQueue(1000)
+    for number, (tenant, priority, background, at) in enumerate(arrivals):
+        said = {"tenant": tenant, "priority": priority, "background": background}
+        queue.add(request(f"r{number}", arrived=float(at), **said))
+    line = queue.ahead(len(arrivals))
+    assert [one.background for one in line] == sorted(one.background for one in line)
+    for tenant in "ab":
+        turns = [one.turn for one in line if one.tenant == tenant]
+        assert turns == sorted(turns)
+
+
 def test_who_was_idle_has_saved_nothing_up() -> None:
     queue = PendingQueue(1000)
     for number in range(50):
