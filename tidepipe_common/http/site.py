@@ -33,7 +33,7 @@ PREFLIGHT_S = 600
 ONCE = frozenset(
     (
         *(b"host", b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest"),
-        *(b"authorization", b"content-type", b"content-encoding", b"content-length", b"expect"),
+        *(b"authorization", b"x-api-key", b"content-type", b"content-encoding", b"content-length", b"expect"),
         *(b"idempotency-key", b"x-slo-ttft-ms", b"x-slo-tpot-ms"),
         *(b"access-control-request-method", b"access-control-request-headers"),
     )

@@ -7,7 +7,7 @@ it ends, whoever waits for it: by answers at a time, and by tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from tidepipe_common.errors import (
@@ -41,6 +41,15 @@ def bearer(authorization: str | None) -> str | None:
     """The credential in an Authorization header (`Bearer ...`), or None."""
     scheme, _, credential = (authorization or "").partition(" ")
     return credential.strip() or None if scheme.lower() == SCHEME else None
+
+
+def presented(headers: Mapping[str, str]) -> str | None:
+    """What a caller over HTTP says to be let in, as an Authorization header has it; None if nothing.
+
+    Clients of Anthropic's API say it in a header of their own.
+    """
+    key = headers.get("x-api-key")
+    return headers.get("authorization") or (f"Bearer {key}" if key else None)
 
 
 class Lease:

@@ -60,7 +60,7 @@ class AnswerBodies:
 
     async def written(self, wanted: GenerationRequest, subscription: Subscription) -> bytes:
         """The same as JSON."""
-        answers = await _answers(subscription)
+        answers = await ended_answers(subscription)
         size = answer_bytes(wanted, subscription.entry.usage.output_tokens)
 
         def write() -> bytes:
@@ -71,7 +71,7 @@ class AnswerBodies:
 
     async def whole(self, wanted: GenerationRequest, subscription: Subscription) -> AnswerBody:
         """The body once all answers have ended. Raises what went wrong, also if one of them was cut."""
-        answers = await _answers(subscription)
+        answers = await ended_answers(subscription)
         size = answer_bytes(wanted, subscription.entry.usage.output_tokens)
         return await beside(size, functools.partial(self._body, wanted, subscription, answers))
 
@@ -85,7 +85,7 @@ def _noticed(wanted: GenerationRequest, warning: str) -> None:
     log.warning("no call", request=wanted.trace_id, reason=warning)
 
 
-async def _answers(subscription: Subscription) -> list[Answer]:
+async def ended_answers(subscription: Subscription) -> list[Answer]:
     """All answers, ended. Raises what went wrong."""
     collector = _Collector()
     async for deltas in subscription.deltas():

@@ -19,6 +19,7 @@ from router.requests.table import RequestTable
 from tidepipe_common.aside import INLINE_BYTES
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.numerals import decimal
+from tidepipe_common.security.key_access import presented
 from tidepipe_common.telemetry.traces import trace_context
 from tidepipe_common.types.request import GenerationRequest
 from tidepipe_common.types.request_ids import draw_request_id
@@ -26,7 +27,6 @@ from tidepipe_common.types.request_ids import draw_request_id
 REQUEST_ID = "x-request-id"
 IDEMPOTENCY_KEY = "idempotency-key"
 MAX_ID_CHARACTERS = 256
-KEY = "authorization"
 TTFT = "x-slo-ttft-ms"
 TPOT = "x-slo-tpot-ms"
 KEYED_GRACE_S = 60.0
@@ -166,7 +166,7 @@ def stream_headers(headers: Mapping[str, str]) -> dict[str, str]:
 def wanted_by(request: GenerationRequest, headers: Headers, trace: str) -> GenerationRequest:
     """The request with what is said of it beside its body: whose it is, its name in logs, its targets."""
     told = dataclasses.replace(request, trace_id=trace, trace_context=trace_context(headers))
-    named = known_by_key(told, headers.get(KEY))
+    named = known_by_key(told, presented(headers))
     return with_targets(named, headers)
 
 

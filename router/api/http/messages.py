@@ -1,0 +1,112 @@
+"""/v1/messages: Anthropic's form in which answers are asked for and said."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from router.api.http.answers import AnswerBodies, ended_answers
+from router.api.http.body import read_json
+from router.api.http.failures import failure
+from router.api.http.forms import Asked, Events
+from router.requests.entry import Subscription
+from tidepipe_common.aside import beside
+from tidepipe_common.dialects.parts import Reader
+from tidepipe_common.messages.body import parse_message
+from tidepipe_common.messages.failures import message_error, message_failure
+from tidepipe_common.messages.writer import MessageWriter, message_sse
+from tidepipe_common.openai.responses import ResponseContext, answer_bytes, check_uncut
+from tidepipe_common.types.request import Answer, GenerationRequest, Usage
+from tidepipe_common.types.request_ids import draw_request_id
+
+
+class MessagesForm:
+    """A Form."""
+
+    def __init__(self, bodies: AnswerBodies) -> None:
+        self._bodies = bodies
+
+    async def read(self, request: Request) -> Asked:
+        """Part of Form."""
+        parsed = await read_json(request, lambda body: parse_message(body, draw_request_id()))
+        return _Message(parsed, self._bodies)
+
+    def failure(self, error: Exception, headers: Mapping[str, str]) -> Response:
+        """Part of Form."""
+        return message_response(failure(error, headers))
+
+
+def message_response(response: Response) -> Response:
+    """An error of OpenAI's form in Anthropic's, with the same status and headers."""
+    said = json.loads(bytes(response.body))["error"]["message"]
+    headers = {name: value for name, value in response.headers.items() if name != "content-length"}
+    return JSONResponse(
+        message_error(response.status_code, said, headers.get("x-request-id")), response.status_code, headers
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    request: GenerationRequest
+    bodies: AnswerBodies
+
+    async def whole(self, wanted: GenerationRequest, subscription: Subscription) -> bytes:
+        [answer] = await ended_answers(subscription)
+        usage = subscription.entry.usage
+        telling = _Telling(self.bodies.context(wanted, subscription))
+        return await beside(
+            answer_bytes(wanted, usage.output_tokens), functools.partial(telling.whole, answer, usage)
+        )
+
+    def events(self, wanted: GenerationRequest, subscription: Subscription) -> Events:
+        return _Stream(_Telling(self.bodies.context(wanted, subscription)))
+
+
+class _Telling:
+    """One answer, read as it comes."""
+
+    def __init__(self, context: ResponseContext) -> None:
+        self.context = context
+        self.writer = MessageWriter(context.request.request_id, context.model)
+        self.reader: Reader = context.reader()
+        self.last: Answer | None = None
+
+    def whole(self, answer: Answer, usage: Usage) -> bytes:
+        """The body of all of it."""
+        self.writer.say(self.reader.feed(answer.text))
+        self.writer.say(self.reader.end())
+        _, message = self.writer.end(usage, answer.finish_reason, answer.stopped_by)
+        return json.dumps(message, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+@dataclass(slots=True)
+class _Stream:
+    telling: _Telling
+
+    async def begin(self) -> bytes:
+        prompt_tokens = self.telling.context.prompt_tokens
+        return b"".join(map(message_sse, self.telling.writer.begin(prompt_tokens)))
+
+    def piece(self, piece: Answer) -> bytes:
+        check_uncut([piece])
+        telling = self.telling
+        events = telling.writer.say(telling.reader.feed(piece.text))
+        if piece.finish_reason is not None:
+            telling.last = piece
+            events += telling.writer.say(telling.reader.end())
+        return b"".join(map(message_sse, events))
+
+    async def end(self, usage: Usage) -> bytes:
+        last = self.telling.last
+        assert last is not None, "an answer that has not ended was not whole"
+        events, _ = self.telling.writer.end(usage, last.finish_reason, last.stopped_by)
+        return b"".join(map(message_sse, events))
+
+    async def failure(self, error: Exception) -> bytes:
+        _, body, _ = message_failure(error, self.telling.context.request.trace_id)
+        return message_sse(dict(body))

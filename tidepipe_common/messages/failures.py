@@ -1,0 +1,51 @@
+"""How errors look in the Messages API."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+from tidepipe_common.openai.failures import error_response
+
+_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    415: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+class ErrorDetail(TypedDict):
+    """What went wrong."""
+
+    type: str
+    message: str
+
+
+class MessageError(TypedDict):
+    """Body of an error."""
+
+    type: Literal["error"]
+    error: ErrorDetail
+    request_id: str | None
+
+
+def message_error(status: int, message: str, request_id: str | None = None) -> MessageError:
+    """The body of an error with that HTTP status."""
+    return {
+        "type": "error",
+        "error": {"type": _KINDS.get(status, "api_error"), "message": message},
+        "request_id": request_id,
+    }
+
+
+def message_failure(
+    error: BaseException, request_id: str | None = None
+) -> tuple[int, MessageError, dict[str, str]]:
+    """Status, body and additional headers for an error, as `error_response` has them in OpenAI's words."""
+    status, body, headers = error_response(error)
+    return status, message_error(status, body["error"]["message"], request_id), headers
