@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,12 +36,14 @@ def message_sse(event: Event) -> bytes:
 class MessageWriter:
     """One message in the making. However the parts of its answer are cut, the blocks are the same.
 
-    White space alone begins no block of text beside others. A call that broke off is none: its text comes again
-    as words, and a stream, where its block has begun already, says so by the reason for which it stopped.
+    White space alone begins no block of text beside others. A call that broke off is none: its text comes
+    again as words, and a stream, where its block has begun, says so by the reason for which it stopped.
+    call_id: of a call, by its tool's name and its index.
     """
 
     name: str
     model: str
+    call_id: Callable[[str, int], str]
     blocks: list[dict[str, Any]] = field(default_factory=list)
     _open: str = ""
     _texts: list[str] = field(default_factory=list)
@@ -68,7 +70,7 @@ class MessageWriter:
                 case CallBegins(index, name):
                     block = {
                         "type": "tool_use",
-                        "id": f"toolu_{self.name}_{index}",
+                        "id": self.call_id(name, index),
                         "name": name,
                         "input": {},
                     }
@@ -136,7 +138,7 @@ class MessageWriter:
 
     def _opened(self, block: dict[str, Any]) -> list[Event]:
         events = self._closed()
-        if self._open != "text" and block["type"] != "text":
+        if block["type"] != "text":
             self._space = ""
         self._open = block["type"]
         self.blocks.append(block)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -16,10 +16,10 @@ from router.api.http.failures import failure
 from router.api.http.forms import Asked, Events
 from router.requests.entry import Subscription
 from tidepipe_common.aside import beside
-from tidepipe_common.dialects.parts import Reader
+from tidepipe_common.dialects.parts import Part, Words
 from tidepipe_common.messages.body import parse_message
 from tidepipe_common.messages.failures import message_error, message_failure
-from tidepipe_common.messages.writer import MessageWriter, message_sse
+from tidepipe_common.messages.writer import Event, MessageWriter, message_sse
 from tidepipe_common.openai.responses import ResponseContext, answer_bytes, check_uncut
 from tidepipe_common.types.request import Answer, GenerationRequest, Usage
 from tidepipe_common.types.request_ids import draw_request_id
@@ -72,15 +72,34 @@ class _Telling:
 
     def __init__(self, context: ResponseContext) -> None:
         self.context = context
-        self.writer = MessageWriter(context.request.request_id, context.model)
-        self.reader: Reader = context.reader()
+        self.writer = MessageWriter(context.request.request_id, context.model, context.call_id(0))
+        self.reader = context.reader()
         self.last: Answer | None = None
+
+    def say(self, piece: Answer) -> list[Event]:
+        """The next piece. Raises what cut it."""
+        check_uncut([piece])
+        if piece.finish_reason is not None:
+            self.last = piece
+        return self.writer.say(self._parts(piece))
+
+    def _parts(self, piece: Answer) -> Sequence[Part]:
+        if self.reader is None:
+            return [Words(piece.text)] if piece.text else []
+        parts = self.reader.feed(piece.text)
+        return [*parts, *self.reader.end()] if piece.finish_reason is not None else parts
+
+    def end(self, usage: Usage) -> tuple[list[Event], Event]:
+        """The last events, and the message as a whole."""
+        assert self.last is not None, "an answer that has not ended was not whole"
+        if self.reader is not None and self.reader.warning:
+            self.context.notice(self.reader.warning)
+        return self.writer.end(usage, self.last.finish_reason, self.last.stopped_by)
 
     def whole(self, answer: Answer, usage: Usage) -> bytes:
         """The body of all of it."""
-        self.writer.say(self.reader.feed(answer.text))
-        self.writer.say(self.reader.end())
-        _, message = self.writer.end(usage, answer.finish_reason, answer.stopped_by)
+        self.say(answer)
+        _, message = self.end(usage)
         return json.dumps(message, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
@@ -93,18 +112,10 @@ class _Stream:
         return b"".join(map(message_sse, self.telling.writer.begin(prompt_tokens)))
 
     def piece(self, piece: Answer) -> bytes:
-        check_uncut([piece])
-        telling = self.telling
-        events = telling.writer.say(telling.reader.feed(piece.text))
-        if piece.finish_reason is not None:
-            telling.last = piece
-            events += telling.writer.say(telling.reader.end())
-        return b"".join(map(message_sse, events))
+        return b"".join(map(message_sse, self.telling.say(piece)))
 
     async def end(self, usage: Usage) -> bytes:
-        last = self.telling.last
-        assert last is not None, "an answer that has not ended was not whole"
-        events, _ = self.telling.writer.end(usage, last.finish_reason, last.stopped_by)
+        events, _ = self.telling.end(usage)
         return b"".join(map(message_sse, events))
 
     async def failure(self, error: Exception) -> bytes:
