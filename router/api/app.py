@@ -16,6 +16,7 @@ from router.api.http.endpoint import CompletionEndpoint
 from router.api.http.failures import failure, http_failure
 from router.api.http.files import FileEndpoints
 from router.api.http.forms import CompletionForm
+from router.api.http.messages import MessagesForm
 from router.api.http.responses import ResponseEndpoints
 from router.api.openapi.document import openapi_document
 from router.batches.jobs import BatchJobs
@@ -80,6 +81,7 @@ def make_app(
 
     chat = CompletionEndpoint(CompletionForm(parse_chat, bodies), table, keyed)
     completion = CompletionEndpoint(CompletionForm(parse_completion, bodies), table, keyed)
+    message = CompletionEndpoint(MessagesForm(bodies), table, keyed)
     app = Starlette(
         routes=[
             Route("/health", health, methods=["GET"]),
@@ -89,6 +91,7 @@ def make_app(
             Route("/v1/models/{name:path}", one_model, methods=["GET"]),
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", completion, methods=["POST"]),
+            Route("/v1/messages", message, methods=["POST"]),
             *ResponseEndpoints(bodies, table, keyed, runs).routes(),
             Route("/openapi.json", describe, methods=["GET"]),
             *_stored(jobs),
