@@ -32,6 +32,7 @@ from router.background import background
 from router.batches.jobs import BatchJobs
 from router.batches.limits import FileLimits
 from router.batches.opening import open_jobs
+from router.batches.quotas import Quotas
 from router.client_access import client_access
 from router.instances.dispatcher import Dispatcher
 from router.instances.handoff import InstanceHandoff
@@ -50,6 +51,7 @@ from router.requests.revocation import end_revoked
 from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
 from router.responses.runs import ResponseRuns
+from router.responses.store import ResponseLimits
 from router.scheduler.slo import SloTarget
 from router.telemetry import (
     RequestMetrics,
@@ -142,13 +144,20 @@ class RouterService:
             export_router_metrics(telemetry, self.table, self.registry, models)
             bodies = AnswerBodies(lambda: models.main.name)
             answer = functools.partial(answer_item, self.table, bodies)
+            quotas = Quotas(
+                settings.max_stored_bytes_per_key,
+                settings.max_stored_items_per_key,
+                (lambda owner: (None, None)) if keys is None else keys.stored,
+            )
             async with (
                 open_predictor(settings.predictor) as predictor,
                 open_jobs(
                     settings.data_dir,
                     answer,
                     concurrency=settings.batch_concurrency,
-                    limits=FileLimits(settings.files_max_bytes, round(settings.files_expire_days * 86_400)),
+                    limits=FileLimits(
+                        settings.files_max_bytes, round(settings.files_expire_days * 86_400), quotas
+                    ),
                     wait=settings.take_over,
                     keys=keys,
                 ) as jobs,
@@ -182,7 +191,8 @@ class RouterService:
                     start(keyed.run())
                 runs = None
                 if jobs is not None and keyed is not None:
-                    runs = ResponseRuns(jobs.database, self.table, teller(bodies), keyed, time.time)
+                    limits = ResponseLimits(quotas=quotas)
+                    runs = ResponseRuns(jobs.database, self.table, teller(bodies), keyed, time.time, limits)
                     running_jobs.append(start(runs.run()))
                 rpc = RpcServer(
                     settings.listen, telemetry=telemetry, credentials=credentials, keys=keys, shared_port=True
@@ -201,6 +211,8 @@ class RouterService:
                         predictor,
                         clock,
                         functools.partial(_warnings, jobs),
+                        None if jobs is None else jobs.database,
+                        (lambda owner: "") if keys is None else keys.name,
                     ),
                     TimelineServicer(self.registry, hosts),
                     UpstreamServicer(self.router_id, hosts),

@@ -73,6 +73,10 @@ class StorageError(TidePipeError):
     """Something could not be stored durably, and nothing of it was (RESOURCE_EXHAUSTED, 507)."""
 
 
+class QuotaError(StorageError):
+    """What somebody may store is used up, and only they can free some of it (RESOURCE_EXHAUSTED, 413)."""
+
+
 class StorageBrokenError(StorageError):
     """What was stored is damaged, or cannot be changed: waiting, or more room, does not help (500)."""
 

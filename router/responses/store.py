@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
+from router.batches.quotas import Quotas
 from tidepipe_common.errors import (
     InvalidRequestError,
     NotFoundError,
@@ -35,11 +36,12 @@ _COLUMNS = "id, owner, created, status, background, previous, head, output, item
 
 @dataclass(frozen=True, slots=True)
 class ResponseLimits:
-    """What is kept. lifetime_s: of a response, in the background from its creation."""
+    """What is kept. lifetime_s: of a response, in the background from its creation. quotas: of each owner."""
 
     max_bytes: int = 1 << 30
     max_count: int = 65_536
     lifetime_s: int = FILES_LIFETIME_S
+    quotas: Quotas = field(default_factory=Quotas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +243,13 @@ def _of(row: tuple[Any, ...]) -> StoredResponse:
 def _make_room(db: sqlite3.Connection, one: StoredResponse, limits: ResponseLimits) -> None:
     """Whoever has most loses what was not used for longest; whoever is over their share, their own."""
     share_bytes, share_count = limits.max_bytes // LARGEST_SHARE, limits.max_count // LARGEST_SHARE
+    left = limits.quotas.left_for_responses(db, one.owner)
+    if left.max_bytes is not None:
+        share_bytes = min(share_bytes, left.max_bytes)
+    if left.max_items is not None:
+        share_count = min(share_count, left.max_items)
+    if share_count < 1 or (one.size > share_bytes and left.max_bytes == share_bytes):
+        limits.quotas.check(db, one.owner, one.size)  # its files take what its key may store
     if one.size > share_bytes:
         raise StorageError(f"a response of {one.size} bytes cannot be kept: {share_bytes} are the most")
     while True:

@@ -30,6 +30,7 @@ class Tenant:
     key_id: str
     http: httpx.AsyncClient
     stub: inference_pb2_grpc.InferenceServiceAsyncStub
+    credentials: Credentials
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Tenants:
             ) as http,
             open_channel(self.router.address, credentials=credentials) as channel,
         ):
-            yield Tenant(key_id, http, inference_pb2_grpc.InferenceServiceStub(channel))
+            yield Tenant(key_id, http, inference_pb2_grpc.InferenceServiceStub(channel), credentials)
 
 
 def secure(folder: Path, patch: pytest.MonkeyPatch) -> Path:

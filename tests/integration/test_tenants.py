@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import pytest
 
 from tests.fakes.client import eventually, request
 from tests.fakes.tenants import Tenant, Tenants, running_tenants, secure
+from tidepipe.v1 import admin_pb2, admin_pb2_grpc
 from tidepipe.v1 import inference_pb2 as pb
+from tidepipe_common.rpc.channel import open_channel
 
 
 @pytest.fixture
@@ -76,6 +79,72 @@ async def test_files_and_batches_are_their_owners(tenants: Tenants) -> None:
             }
         assert (await alice.http.get(f"/v1/files/{output}/content")).status_code == 200
         assert (await root.http.delete(f"/v1/files/{output}")).status_code == 200
+
+
+async def test_no_path_shows_anything_of_another_s(tenants: Tenants) -> None:
+    """Every path with a name in it, as the description lists them: a new one has to be thought of here."""
+    async with tenants.tenant() as alice, tenants.tenant() as bob:
+        file_id = await upload(alice)
+        batch = (await begin(alice, file_id)).json()
+        output = str((await ended(alice, batch["id"]))["output_file_id"])
+        asked = {"model": "fake", "input": "go", "max_output_tokens": 2, "temperature": 0}
+        response = (await alice.http.post("/v1/responses", json=asked)).json()
+        names = {"file_id": [file_id, output], "batch_id": [batch["id"]], "response_id": [response["id"]]}
+        paths = (await alice.http.get("/openapi.json")).json()["paths"]
+        named = {path: param for path in paths for param in re.findall(r"{(\w+)}", path)}
+        assert {*named.values()} == {*names, "name"}, "of models, which are everybody's"
+        for path, param in named.items():
+            for method in sorted(paths[path].keys() & {"get", "post", "delete", "put", "patch"}):
+                for there in names.get(param, ()):
+                    missing = "x" * len(there)
+                    foreign = await bob.http.request(method, path.replace(f"{{{param}}}", there))
+                    nowhere = await bob.http.request(method, path.replace(f"{{{param}}}", missing))
+                    assert (foreign.status_code, nowhere.status_code) == (404, 404), (method, path)
+                    assert foreign.text.replace(there, missing) == nowhere.text
+        before = {**asked, "previous_response_id": response["id"]}
+        foreign = await bob.http.post("/v1/responses", json=before)
+        assert (foreign.status_code, foreign.json()["error"]["code"]) == (400, "previous_response_not_found")
+        for path, param in named.items():
+            for there in names.get(param, ()) if "get" in paths[path] else ():
+                assert (await alice.http.get(path.replace(f"{{{param}}}", there))).status_code == 200
+
+
+async def test_what_a_key_stores_is_counted(tenants: Tenants) -> None:
+    """Files, batches and responses together; who deletes may store again, and others do not notice."""
+    async with tenants.tenant(stored_items=4) as alice, tenants.tenant() as bob:
+        file_id = await upload(alice)
+        batch = await ended(alice, (await begin(alice, file_id)).json()["id"])
+        await upload(alice)
+        data, files = {"purpose": "batch"}, {"file": ("in.jsonl", b"{}")}
+        sent = await alice.http.post("/v1/files", data=data, files=files)
+        assert (sent.status_code, sent.json()["error"]["code"]) == (413, "storage_quota_exceeded")
+        text = sent.json()["error"]["message"]
+        assert "may store 4 files, batches and responses, and has 4 (3 files, 1 batches" in text
+        assert "DELETE /v1/files/ID" in text
+        assert (await begin(alice, file_id)).status_code == 413
+        asked = {"input": "go", "max_output_tokens": 2}
+        kept = (await alice.http.post("/v1/responses", json=asked)).json()
+        assert (kept["status"], kept["store"]) == ("incomplete", False), "an answer is not lost"
+        await upload(bob)
+        # A batch goes when its files have gone, once room is wanted.
+        assert (await alice.http.delete(f"/v1/files/{batch['output_file_id']}")).status_code == 200
+        await upload(alice)
+        await upload(alice)
+        assert (await alice.http.get(f"/v1/batches/{batch['id']}")).status_code == 404
+        async with tenants.tenant("admin") as root:
+            channel = open_channel(tenants.router.address, credentials=root.credentials)
+            async with channel:
+                stub = admin_pb2_grpc.AdminServiceStub(channel)
+                told = await stub.GetStorage(admin_pb2.GetStorageRequest(), timeout=10)
+        hers, his = ({one.owner: one for one in told.owners}[who.key_id] for who in (alice, bob))
+        assert (hers.files, hers.batches, hers.max_items, his.files) == (4, 0, 4, 1)
+    async with tenants.tenant(stored_bytes=2 * 4096) as alice:
+        asked = {"input": "go", "max_output_tokens": 1}
+        assert (await alice.http.post("/v1/responses", json=asked)).json()["store"]
+        await upload(alice)
+        files = {"file": ("in.jsonl", b"x" * 5000)}
+        late = await alice.http.post("/v1/files", data=data, files=files)
+        assert late.status_code == 413 and "may store 8192 bytes" in late.json()["error"]["message"]
 
 
 async def test_one_id_of_two_keys_is_two_requests(tenants: Tenants) -> None:

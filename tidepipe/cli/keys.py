@@ -46,6 +46,13 @@ def add(
         float | None,
         typer.Option("--tokens-per-minute", help="Tokens of prompts and answers. Default: no limit."),
     ] = None,
+    stored_bytes: Annotated[
+        int | None,
+        typer.Option("--stored-bytes", help="Of files, batches and responses. Default: as the router says."),
+    ] = None,
+    stored_items: Annotated[
+        int | None, typer.Option("--stored-items", help="How many of these. Default: as the router says.")
+    ] = None,
 ) -> None:
     """Make a key and print it. It is shown this once: only a digest is kept."""
     record, key = _store(file).add(
@@ -55,6 +62,8 @@ def add(
         requests_per_minute=rate,
         max_concurrent=concurrent,
         tokens_per_minute=tokens_per_minute,
+        stored_bytes=stored_bytes,
+        stored_items=stored_items,
     )
     print(f"{_line(record)}\nThis is the only time that the key is shown:", file=sys.stderr)
     print(key)
@@ -101,6 +110,8 @@ def _fields(key: ApiKey) -> dict[str, object]:
         "requests_per_minute": key.requests_per_minute,
         "max_concurrent": key.max_concurrent,
         "tokens_per_minute": key.tokens_per_minute,
+        "stored_bytes": key.stored_bytes,
+        "stored_items": key.stored_items,
     }
 
 
@@ -111,6 +122,8 @@ def _line(key: ApiKey) -> str:
             (key.requests_per_minute, f"{key.requests_per_minute:g}/min" if key.requests_per_minute else ""),
             (key.max_concurrent, f"{key.max_concurrent} at a time"),
             (key.tokens_per_minute, f"{key.tokens_per_minute or 0:g} tokens/min"),
+            (key.stored_bytes, f"{key.stored_bytes} bytes stored"),
+            (key.stored_items, f"{key.stored_items} items stored"),
         )
         if value
     ]

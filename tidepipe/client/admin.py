@@ -90,6 +90,10 @@ class AdminClient:
         )
         return await self._ask(self._stub.SetPolicies, request)
 
+    async def storage(self) -> dict[str, Any]:
+        """Who has stored how much."""
+        return await self._ask(self._stub.GetStorage, pb.GetStorageRequest())
+
     async def clear_prefix_caches(self, instance_id: str = "") -> list[dict[str, Any]]:
         """Have an instance (empty: all) forget the KV blocks that it keeps: what became of it, for each."""
         request = message_of(pb.ClearPrefixCachesRequest, instance_id=instance_id)

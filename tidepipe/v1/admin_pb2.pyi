@@ -21,6 +21,108 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class GetStorageRequest(_message.Message):
+    """Request of GetStorage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStorageRequest: _TypeAlias = GetStorageRequest  # noqa: Y015
+
+@_typing.final
+class GetStorageResponse(_message.Message):
+    """Response of GetStorage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWNERS_FIELD_NUMBER: _builtins.int
+    FILES_MAX_BYTES_FIELD_NUMBER: _builtins.int
+    files_max_bytes: _builtins.int
+    """Bytes of all files together at most."""
+    @_builtins.property
+    def owners(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredByOwner]:
+        """One entry per owner, at most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        owners: _abc.Iterable[Global___StoredByOwner] | None = ...,
+        files_max_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files_max_bytes", b"files_max_bytes", "owners", b"owners"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStorageResponse: _TypeAlias = GetStorageResponse  # noqa: Y015
+
+@_typing.final
+class StoredByOwner(_message.Message):
+    """What an owner has stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWNER_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    RESPONSES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_ITEMS_FIELD_NUMBER: _builtins.int
+    owner: _builtins.str
+    """Public id of an API key, or what a certificate says; empty: nobody in particular."""
+    name: _builtins.str
+    """What the key is called."""
+    files: _builtins.int
+    """Files, answers of batches included."""
+    batches: _builtins.int
+    """Batches."""
+    responses: _builtins.int
+    """Responses."""
+    bytes: _builtins.int
+    """Bytes of all of it."""
+    max_bytes: _builtins.int
+    """Bytes that it may have; unset: no limit but what all share."""
+    max_items: _builtins.int
+    """How many of these it may have; unset: any number."""
+    def __init__(
+        self,
+        *,
+        owner: _builtins.str = ...,
+        name: _builtins.str = ...,
+        files: _builtins.int = ...,
+        batches: _builtins.int = ...,
+        responses: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        max_bytes: _builtins.int | None = ...,
+        max_items: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes", "_max_items", b"_max_items", "max_bytes", b"max_bytes", "max_items", b"max_items"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes", "_max_items", b"_max_items", "batches", b"batches", "bytes", b"bytes", "files", b"files", "max_bytes", b"max_bytes", "max_items", b"max_items", "name", b"name", "owner", b"owner", "responses", b"responses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_bytes: _TypeAlias = _typing.Literal["max_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_bytes: _TypeAlias = _typing.Literal["_max_bytes", b"_max_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__max_items: _TypeAlias = _typing.Literal["max_items"]  # noqa: Y015
+    _WhichOneofArgType__max_items: _TypeAlias = _typing.Literal["_max_items", b"_max_items"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_bytes) -> _WhichOneofReturnType__max_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_items) -> _WhichOneofReturnType__max_items | None: ...
+
+Global___StoredByOwner: _TypeAlias = StoredByOwner  # noqa: Y015
+
+@_typing.final
 class GetGroupsRequest(_message.Message):
     """Request of GetGroups."""
 

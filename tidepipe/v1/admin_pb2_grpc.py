@@ -85,6 +85,11 @@ class AdminServiceStub:
                 request_serializer=tidepipe_dot_v1_dot_admin__pb2.ClearPrefixCachesRequest.SerializeToString,
                 response_deserializer=tidepipe_dot_v1_dot_admin__pb2.ClearPrefixCachesResponse.FromString,
                 _registered_method=True)
+        self.GetStorage = channel.unary_unary(
+                '/tidepipe.v1.AdminService/GetStorage',
+                request_serializer=tidepipe_dot_v1_dot_admin__pb2.GetStorageRequest.SerializeToString,
+                response_deserializer=tidepipe_dot_v1_dot_admin__pb2.GetStorageResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -164,6 +169,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStorage(self, request, context):
+        """Who has stored how much: files, batches and responses. FAILED_PRECONDITION if this router stores nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -216,6 +228,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ClearPrefixCaches,
                     request_deserializer=tidepipe_dot_v1_dot_admin__pb2.ClearPrefixCachesRequest.FromString,
                     response_serializer=tidepipe_dot_v1_dot_admin__pb2.ClearPrefixCachesResponse.SerializeToString,
+            ),
+            'GetStorage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStorage,
+                    request_deserializer=tidepipe_dot_v1_dot_admin__pb2.GetStorageRequest.FromString,
+                    response_serializer=tidepipe_dot_v1_dot_admin__pb2.GetStorageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -489,6 +506,33 @@ class AdminService:
             '/tidepipe.v1.AdminService/ClearPrefixCaches',
             tidepipe_dot_v1_dot_admin__pb2.ClearPrefixCachesRequest.SerializeToString,
             tidepipe_dot_v1_dot_admin__pb2.ClearPrefixCachesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStorage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidepipe.v1.AdminService/GetStorage',
+            tidepipe_dot_v1_dot_admin__pb2.GetStorageRequest.SerializeToString,
+            tidepipe_dot_v1_dot_admin__pb2.GetStorageResponse.FromString,
             options,
             channel_credentials,
             insecure,

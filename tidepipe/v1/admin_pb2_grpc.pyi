@@ -58,6 +58,8 @@ class AdminServiceStub:
     """Has instances forget the KV blocks that they keep for later requests. What runs goes on. NOT_FOUND if there is no such
     instance; of all of them each answers for itself.
     """
+    GetStorage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetStorageRequest, _admin_pb2.GetStorageResponse]
+    """Who has stored how much: files, batches and responses. FAILED_PRECONDITION if this router stores nothing."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -89,6 +91,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Has instances forget the KV blocks that they keep for later requests. What runs goes on. NOT_FOUND if there is no such
     instance; of all of them each answers for itself.
     """
+    GetStorage: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetStorageRequest, _admin_pb2.GetStorageResponse]  # type: ignore[assignment]
+    """Who has stored how much: files, batches and responses. FAILED_PRECONDITION if this router stores nothing."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by the router."""
@@ -177,5 +181,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Has instances forget the KV blocks that they keep for later requests. What runs goes on. NOT_FOUND if there is no such
         instance; of all of them each answers for itself.
         """
+
+    @_abc_1.abstractmethod
+    def GetStorage(
+        self,
+        request: _admin_pb2.GetStorageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetStorageResponse, _abc.Awaitable[_admin_pb2.GetStorageResponse]]:
+        """Who has stored how much: files, batches and responses. FAILED_PRECONDITION if this router stores nothing."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

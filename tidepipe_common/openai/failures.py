@@ -14,6 +14,7 @@ from tidepipe_common.errors import (
     OverloadedError,
     PermissionDeniedError,
     PreviousResponseError,
+    QuotaError,
     StorageBrokenError,
     StorageError,
     TidePipeError,
@@ -36,6 +37,7 @@ _MAPPING: dict[type[TidePipeError], tuple[int, str, str]] = {
     UnauthenticatedError: (401, "authentication_error", "invalid_api_key"),
     PermissionDeniedError: (403, "permission_error", "permission_denied"),
     StorageBrokenError: (500, "server_error", "storage_broken"),
+    QuotaError: (413, "invalid_request_error", "storage_quota_exceeded"),
     StorageError: (507, "server_error", "insufficient_storage"),
     UnavailableError: (503, "service_unavailable_error", "service_unavailable"),
 }

@@ -27,7 +27,8 @@ class ApiKey:
     """A key as it is known after it was made. Times in Unix seconds.
 
     expires: None for never. requests_per_minute, max_concurrent (answers at a time), tokens_per_minute
-    (prompts and answers): None for no limit.
+    (prompts and answers): None for no limit. stored_bytes, stored_items: of its files, batches and responses;
+    None for what the router allows every key.
     """
 
     key_id: str
@@ -39,6 +40,8 @@ class ApiKey:
     requests_per_minute: float | None = None
     max_concurrent: int | None = None
     tokens_per_minute: float | None = None
+    stored_bytes: int | None = None
+    stored_items: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

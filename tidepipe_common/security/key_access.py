@@ -212,6 +212,16 @@ class KeyAccess:
             return None
         return max(1, key.max_concurrent - -(-key.max_concurrent // KEPT_FREE))
 
+    def stored(self, owner: str) -> tuple[int | None, int | None]:
+        """Bytes and number of what an owner may store, if its key says it; from any thread."""
+        key = self._store.known(owner)
+        return (None, None) if key is None else (key.stored_bytes, key.stored_items)
+
+    def name(self, owner: str) -> str:
+        """What a key is called; empty if the owner is none."""
+        key = self._store.known(owner)
+        return "" if key is None else key.name
+
     def ended(self, owner: str) -> bool:
         """True if the owner is a key that opens nothing any more; False also while that cannot be known."""
         if not owner or not owner.isalnum():

@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from tidepipe_common.errors import ConfigError, NotFoundError, UnauthenticatedError, UnavailableError
+from tidepipe_common.limits import MAX_STORED_BYTES
 from tidepipe_common.security.api_key import KEY_ROLES, NOBODY, ApiKey, SecretDigest, new_key, split_key
 from tidepipe_common.sqlite_schema import migrate
 
@@ -29,11 +30,14 @@ CREATE TABLE IF NOT EXISTS api_key (
     salt BLOB NOT NULL, digest BLOB NOT NULL)
 """  # IF NOT EXISTS: files of before versions were counted have the table, and call themselves version 0
 _VERSION_2 = "ALTER TABLE api_key ADD COLUMN tokens_per_minute REAL"
-_MIGRATIONS = (_VERSION_1, _VERSION_2)
-_COLUMNS = (
-    "key_id, name, roles, created, expires, revoked, requests_per_minute, max_concurrent, tokens_per_minute, "
-    "salt, digest"
-)
+_VERSION_3 = """
+ALTER TABLE api_key ADD COLUMN stored_bytes INTEGER;
+ALTER TABLE api_key ADD COLUMN stored_items INTEGER;
+"""
+_MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3)
+_LIMITS = "requests_per_minute, max_concurrent, tokens_per_minute, stored_bytes, stored_items"
+_COLUMNS = f"key_id, name, roles, created, expires, revoked, {_LIMITS}, salt, digest"
+_FIRST_LIMIT, _SALT = 6, 11
 _HEADER_BYTES = 100
 """SQLite's: among them a counter that each change moves on, also two within one tick of the file's clock."""
 
@@ -71,10 +75,13 @@ class KeyStore:
         requests_per_minute: float | None = None,
         max_concurrent: int | None = None,
         tokens_per_minute: float | None = None,
+        stored_bytes: int | None = None,
+        stored_items: int | None = None,
     ) -> tuple[ApiKey, str]:
         """Make a key: its record, and the key itself, which nobody can find out later."""
         wanted = frozenset(roles)
-        _check(name, wanted, lifetime_s, requests_per_minute, max_concurrent, tokens_per_minute)
+        limits = requests_per_minute, max_concurrent, tokens_per_minute, stored_bytes, stored_items
+        _check(name, wanted, lifetime_s, limits)
         key_id, key, stored = new_key()
         now = self._clock()
         record = ApiKey(
@@ -84,16 +91,14 @@ class KeyStore:
             now,
             None if lifetime_s is None else now + lifetime_s,
             False,
-            requests_per_minute,
-            max_concurrent,
-            tokens_per_minute,
+            *limits,
         )
         with self._writing(create=True) as database:
             database.execute(
-                f"INSERT INTO api_key ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?)",
+                f"INSERT INTO api_key ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(key_id, name, ",".join(sorted(wanted)), now, record.expires),
-                    *(requests_per_minute, max_concurrent, tokens_per_minute, stored.salt, stored.digest),
+                    *(*limits, stored.salt, stored.digest),
                 ),
             )
         return record, key
@@ -132,6 +137,11 @@ class KeyStore:
         """The key of an id, if it opens anything. UnavailableError as `authenticate`."""
         key, _ = self._current().get(key_id, (None, NOBODY))
         return None if key is None or self._ended(key) else key
+
+    def known(self, key_id: str) -> ApiKey | None:
+        """The key of an id as it was last read; from any thread, and without looking at the file."""
+        key, _ = self._known.get(key_id, (None, NOBODY))
+        return key
 
     def _ended(self, key: ApiKey) -> bool:
         return key.revoked or (key.expires is not None and self._clock() >= key.expires)
@@ -191,8 +201,11 @@ class KeyStore:
             rows = database.execute(f"SELECT {columns} FROM api_key").fetchall()
         return {
             row[0]: (
-                ApiKey(row[0], row[1], frozenset(row[2].split(",")), row[3], row[4], bool(row[5]), *row[6:9]),
-                SecretDigest(row[9], row[10]),
+                ApiKey(
+                    *(row[0], row[1], frozenset(row[2].split(",")), row[3], row[4], bool(row[5])),
+                    *row[_FIRST_LIMIT:_SALT],
+                ),
+                SecretDigest(*row[_SALT:]),
             )
             for row in rows
         }
@@ -230,23 +243,22 @@ def _refuse_later(database: sqlite3.Connection) -> None:
 
 
 def _check(
-    name: str,
-    roles: frozenset[str],
-    lifetime_s: float | None,
-    requests_per_minute: float | None,
-    max_concurrent: int | None,
-    tokens_per_minute: float | None,
+    name: str, roles: frozenset[str], lifetime_s: float | None, limits: Iterable[float | None]
 ) -> None:
+    """limits: see _LIMITS."""
     if not name or not name.isprintable():
         raise ConfigError("a key needs a name that says whose it is")
     if not roles or not roles <= set(KEY_ROLES):
         wrong = ", ".join(sorted(roles - set(KEY_ROLES))) or "none"
         raise ConfigError(f"roles are {', '.join(KEY_ROLES)}; got {wrong}")
-    for what, value in (
-        ("lifetime", lifetime_s),
-        ("requests per minute", requests_per_minute),
-        ("concurrent requests", max_concurrent),
-        ("tokens per minute", tokens_per_minute),
-    ):
-        if value is not None and not 0 < value < float("inf"):
+    names = (
+        "lifetime",
+        "requests per minute",
+        "concurrent requests",
+        "tokens per minute",
+        "stored bytes",
+        "stored items",
+    )
+    for what, value in zip(names, (lifetime_s, *limits), strict=True):
+        if value is not None and not 0 < value <= MAX_STORED_BYTES:
             raise ConfigError(f"{what} must be above 0, got {value}")

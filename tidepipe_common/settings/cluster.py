@@ -43,6 +43,8 @@ _ROUTER_ONLY = (
     "macro_max",
     "max_pending",
     "files_max_bytes",
+    "max_stored_bytes_per_key",
+    "max_stored_items_per_key",
     "files_expire_days",
     "data_dir",
     "allow_host",
@@ -158,6 +160,8 @@ class ClusterConfig(Strict):
         ),
     ] = None
     files_max_bytes: fields.FilesMaxBytes | None = None
+    max_stored_bytes_per_key: fields.MaxStoredBytesPerKey | None = None
+    max_stored_items_per_key: fields.MaxStoredItemsPerKey | None = None
     files_expire_days: fields.FilesExpireDays | None = None
     allow_host: fields.AllowHost | None = None
     allow_origin: fields.AllowOrigin | None = None

@@ -60,6 +60,8 @@ CERTIFICATE_DAYS = 365.0
 QUANTILES = (50, 90, 99)
 """Of latencies, as reports have them."""
 FILES_BYTES = 16 << 30
+STORED_ITEMS = 65_536
+"""Files, batches and responses of one API key."""
 """Of all files of the HTTP API together."""
 FILES_LIFETIME_S = 30 * 24 * 3600
 

@@ -292,6 +292,16 @@ FilesMaxBytes = Annotated[
         le=MAX_STORED_BYTES,
     ),
 ]
+MaxStoredBytesPerKey = Annotated[
+    int,
+    setting(
+        "Of files, batches and responses of an API key that names no limit of its own.",
+        otherwise="half of --files-max-bytes",
+        ge=1,
+        le=MAX_STORED_BYTES,
+    ),
+]
+MaxStoredItemsPerKey = Annotated[int, setting("How many of these, likewise.", ge=1, le=MAX_COUNT)]
 FilesExpireDays = Annotated[
     float,
     setting("Lifetime of files that bring none (expires_after); 0: for ever.", metavar="DAYS", ge=0, lt=1e5),

@@ -78,6 +78,8 @@ class RouterSettings(ServiceSettings):
         int, setting("Requests of batches in flight at most.", ge=1, le=MAX_COUNT)
     ] = 256
     files_max_bytes: fields.FilesMaxBytes = defaults.FILES_BYTES
+    max_stored_bytes_per_key: fields.MaxStoredBytesPerKey | None = None
+    max_stored_items_per_key: fields.MaxStoredItemsPerKey = defaults.STORED_ITEMS
     files_expire_days: fields.FilesExpireDays = defaults.FILES_LIFETIME_S / 86_400
     allow_host: fields.AllowHost | None = None
     allow_origin: fields.AllowOrigin | None = None

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from router.api.grpc.groups import Grouping, GroupsServicer
+from router.batches.database import Database
+from router.batches.quotas import by_owner
 from router.instances.link import InstanceLink
 from router.requests.table import RequestTable
 from tidepipe.v1 import admin_pb2 as pb
 from tidepipe.v1 import predictor_pb2, predictor_pb2_grpc
-from tidepipe_common.errors import TidePipeError
+from tidepipe_common.errors import ConfigError, TidePipeError
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 STATUS_TIMEOUT_S = 2.0
+MAX_OWNERS = 1_000
 
 
 class AdminServicer(GroupsServicer):
@@ -33,8 +36,13 @@ class AdminServicer(GroupsServicer):
         predictor: predictor_pb2_grpc.PredictorServiceAsyncStub | None,
         clock: Callable[[], float],
         warnings: Callable[[], Sequence[str]] = tuple,
+        database: Database | None = None,
+        name_of: Callable[[str], str] = lambda owner: "",
     ) -> None:
-        """predictor_address: empty if there is none. warnings: what needs a person, a sentence each."""
+        """predictor_address: empty if there is none. warnings: what needs a person, a sentence each.
+
+        database: of what is stored; None: nothing is. name_of: what an owner's key is called.
+        """
         super().__init__(grouping)
         self._router_id = router_id
         self._registry = grouping.registry
@@ -43,6 +51,8 @@ class AdminServicer(GroupsServicer):
         self._predictor = predictor
         self._clock = clock
         self._warnings = warnings
+        self._database = database
+        self._name_of = name_of
         self._started = clock()
 
     async def GetClusterStatus(  # noqa: N802
@@ -67,6 +77,29 @@ class AdminServicer(GroupsServicer):
             predictor=predictor.result(),
             predictor_address=self._predictor_address,
         )
+
+    async def GetStorage(self, request: pb.GetStorageRequest, context: Context) -> pb.GetStorageResponse:  # noqa: N802
+        """Who has stored how much."""
+        if self._database is None:
+            raise ConfigError("this router stores nothing; start it with --data-dir")
+        limits = self._database.limits
+        owners = await self._database.run(by_owner, MAX_OWNERS)
+        entries = []
+        for owner, there in owners.items():
+            quota = limits.quotas.of(owner)
+            entries.append(
+                pb.StoredByOwner(
+                    owner=owner,
+                    name=self._name_of(owner),
+                    files=there.files,
+                    batches=there.batches,
+                    responses=there.responses,
+                    bytes=there.bytes,
+                    max_bytes=quota.max_bytes,
+                    max_items=quota.max_items,
+                )
+            )
+        return pb.GetStorageResponse(owners=entries, files_max_bytes=limits.max_bytes)
 
     async def _predictor_status(self) -> predictor_pb2.GetPredictorStatusResponse | None:
         if self._predictor is None:

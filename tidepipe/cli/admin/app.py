@@ -10,6 +10,7 @@ from tidepipe.cli.admin.phases import phases
 from tidepipe.cli.admin.policy import policy
 from tidepipe.cli.admin.scale import scale_app
 from tidepipe.cli.admin.status import status
+from tidepipe.cli.admin.storage import storage
 from tidepipe.cli.admin.trace import trace
 from tidepipe.cli.client_options import client_options
 
@@ -21,6 +22,7 @@ admin_app.command("trace")(client_options(trace))
 admin_app.command("instances")(client_options(instances))
 admin_app.command("drain")(client_options(drain))
 admin_app.command("policy")(client_options(policy))
+admin_app.command("storage")(client_options(storage))
 admin_app.add_typer(scale_app, name="scale")
 admin_app.add_typer(macro_app, name="macro")
 
