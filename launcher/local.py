@@ -272,25 +272,28 @@ class LocalCluster:
     async def _registered(self) -> None:
         """Wait until the router can use every instance."""
         reason = "the router does not answer"
-        async with AsyncClient(self.grpc_address, credentials=self.credentials) as client:
-            for _ in range(int(REGISTERED_S / REGISTERED_POLL_S)):
-                try:
-                    status = await client.status()
-                except UnavailableError as error:
-                    reason = str(error)
-                else:
-                    ours = {one.instance_id for one in self.provisioned()} if self.config.router else None
-                    usable = sum(
-                        entry.connected
-                        for entry in status.instances
-                        if ours is None or entry.instance_id in ours
-                    )
-                    if usable == self.config.instances_wanted:
-                        self.slow_because = status.slow_because
-                        return
-                    reason = f"the router reaches {usable} of {self.config.instances_wanted} instances"
-                await asyncio.sleep(REGISTERED_POLL_S)
+        for _ in range(int(REGISTERED_S / REGISTERED_POLL_S)):
+            try:
+                usable = await self._usable()
+            except UnavailableError as error:
+                reason = str(error)
+            else:
+                if usable == self.config.instances_wanted:
+                    return
+                reason = f"the router reaches {usable} of {self.config.instances_wanted} instances"
+            await asyncio.sleep(REGISTERED_POLL_S)
         raise ClusterError(f"the cluster did not become ready within {REGISTERED_S:g} s: {reason}")
+
+    async def _usable(self) -> int:
+        """How many of our instances the router reaches."""
+        if self.config.router is not None:
+            assert self._security is not None, "it is prepared before anything is started"
+            there = await instances_at(self.config.router, self._security.service)
+            return sum(one.instance_id in there for one in self.provisioned())
+        async with AsyncClient(self.grpc_address, credentials=self.credentials) as client:
+            status = await client.status()
+        self.slow_because = status.slow_because
+        return sum(entry.connected for entry in status.instances)
 
 
 def _state_name(model: Path | None) -> str:
@@ -315,21 +318,27 @@ def with_absolute_model(config: ClusterConfig) -> ClusterConfig:
 
 async def check_router(router: str, credentials: Credentials) -> None:
     """ConfigError if there is no router that would take instances with these credentials."""
+    try:
+        await instances_at(router, credentials)
+    except (UnauthenticatedError, PermissionDeniedError) as error:
+        raise ConfigError(
+            f"the router at {router} does not know us ({error}): give the --tls DIR or the "
+            "--cluster-token FILE with which its cluster was started"
+        ) from error
+    except TidePipeError as error:
+        raise ConfigError(
+            f"there is no router at {router} ({error}): start one with `tidepipe up --grpc-port`"
+        ) from error
+
+
+async def instances_at(router: str, credentials: Credentials) -> set[str]:
+    """Names of the instances that the router at HOST:PORT reaches. TidePipeError if it does not say."""
     async with open_channel(router, credentials=credentials) as channel:
-        try:
-            with translated():
-                await router_pb2_grpc.RouterServiceStub(channel).ListInstances(
-                    router_pb2.ListInstancesRequest(), timeout=ROUTER_S
-                )
-        except (UnauthenticatedError, PermissionDeniedError) as error:
-            raise ConfigError(
-                f"the router at {router} does not know us ({error}): give the --tls DIR or the "
-                "--cluster-token FILE with which its cluster was started"
-            ) from error
-        except TidePipeError as error:
-            raise ConfigError(
-                f"there is no router at {router} ({error}): start one with `tidepipe up --grpc-port`"
-            ) from error
+        with translated():
+            reply = await router_pb2_grpc.RouterServiceStub(channel).ListInstances(
+                router_pb2.ListInstancesRequest(), timeout=ROUTER_S
+            )
+    return {one.instance_id for one in reply.handles}
 
 
 def check_model(config: ClusterConfig, model: Path) -> None:

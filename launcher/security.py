@@ -113,7 +113,7 @@ class ClusterSecurity:
             return clean
         certificate, key = files_of(self.folder, _PRINCIPALS[module])
         own = {names.CA: self.folder / CA_FILE, names.CERT: certificate, names.KEY: key}
-        if self._config.api_keys is not None:
+        if self._shows_token:
             own[names.TOKEN] = self.folder / TOKEN_FILE
         return clean | {name: str(path) for name, path in own.items()}
 
@@ -131,7 +131,15 @@ class ClusterSecurity:
         if self.folder is None:
             return Credentials(token_file=self._token_file)
         certificate, key = files_of(self.folder, ROUTER)
-        return Credentials(ca_file=self.folder / CA_FILE, cert_file=certificate, key_file=key)
+        token = self.folder / TOKEN_FILE if self._shows_token else None
+        return Credentials(
+            ca_file=self.folder / CA_FILE, cert_file=certificate, key_file=key, token_file=token
+        )
+
+    @property
+    def _shows_token(self) -> bool:
+        """A router with API keys takes no certificates; whether another cluster's has any, we do not know."""
+        return self._config.api_keys is not None or self._config.router is not None
 
     @property
     def client(self) -> Credentials:

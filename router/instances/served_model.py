@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tidepipe_common.errors import IncompatibleError
+from tidepipe_common.errors import IncompatibleError, UnavailableError
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,10 @@ class InstanceDescription:
     tpot_ms: float | None = None
     provisioner: str = ""
     lacks: frozenset[str] = frozenset()
+
+
+class NotYetError(UnavailableError):
+    """An instance fits, and something here that it needs is still being made ready: it shall come again."""
 
 
 def check_same_model(instance_id: str, offered: ModelFacts, served: ModelFacts) -> None:

@@ -7,13 +7,18 @@ import contextlib
 
 import structlog
 
+from router.instances.link import InstanceAddress
 from router.instances.registry import InstanceRegistry
 from router.instances.router_client import instances_of
+from router.instances.served_model import NotYetError
 from tidepipe_common.errors import TidePipeError
 
 LEASE_S = 20.0
 """Until its instances have found the new router by themselves, which they do when the old one hangs up."""
 CONNECT_S = 10.0
+TOKENIZER_S = 30.0
+"""For the tokenizer of a further model, without which its instances are not taken."""
+RETRY_S = 0.2
 FOLLOW_S = 1.0
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
@@ -28,18 +33,29 @@ async def adopt_instances(registry: InstanceRegistry, listen: str) -> None:
     except TidePipeError as error:
         log.warning("no instances are known from before", router=predecessor, reason=str(error))
         return
-    adopted = 0
-    for announced in known:
-        try:
-            await registry.register(announced, LEASE_S)
-            adopted += 1
-        except TidePipeError as error:
-            log.warning("not adopted", instance=announced.instance_id, reason=str(error))
+    # Beside each other, as each may wait for the tokenizer of another model.
+    adopted = sum(await asyncio.gather(*(_adopted(registry, announced) for announced in known)))
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(CONNECT_S):
             while len(registry.connected) < adopted:  # noqa: ASYNC110 (links say it to nobody else)
                 await asyncio.sleep(0.02)
     log.info("instances adopted", router=predecessor, instances=adopted, connected=len(registry.connected))
+
+
+async def _adopted(registry: InstanceRegistry, announced: InstanceAddress) -> bool:
+    """False, and a line in the log, if it cannot be had now, or not soon."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + TOKENIZER_S
+    while True:
+        try:
+            await registry.register(announced, LEASE_S)
+        except TidePipeError as error:
+            if isinstance(error, NotYetError) and loop.time() < end:
+                await asyncio.sleep(RETRY_S)
+                continue
+            log.warning("not adopted", instance=announced.instance_id, reason=str(error))
+            return False
+        return True
 
 
 async def follow_successor(registry: InstanceRegistry, listen: str) -> None:

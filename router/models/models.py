@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import structlog
 
 from router.background import Start
-from router.instances.served_model import InstanceDescription, ModelFacts
+from router.instances.served_model import InstanceDescription, ModelFacts, NotYetError
 from router.models.model import ServedModel
 from router.requests.text_port import TextPort
 from tidepipe_common.errors import (
@@ -28,7 +28,7 @@ LOAD_WAIT_S = 1.0
 """An instance that comes waits so long for its tokenizer, and then comes again: its calls have a deadline."""
 RETRY_LOAD_S = 10.0
 """After a tokenizer that could not be loaded: its files may be put there meanwhile."""
-SETTLING_S = 10.0
+SETTLING_S = 5.0
 """After its start a router that does not know a model yet waits so long for an instance that brings it: they
 announce themselves every second, and what ran at the router before must not be told that it never was."""
 
@@ -251,7 +251,7 @@ class ServedModels:
             self._failed.clear()
         task = self._loads.get(name)
         if task is None and len(self._loads) >= MAX_MODELS:
-            raise UnavailableError("the tokenizers of other models are being loaded; come again in a moment")
+            raise NotYetError("the tokenizers of other models are being loaded; come again in a moment")
         if task is None:
             told = self._tokenizers.get(name)
             sources = (told,) if told else (instance.model.model, *names)
@@ -259,7 +259,7 @@ class ServedModels:
             task.add_done_callback(lambda ended: self._loads.pop(name, None))
         done, _ = await asyncio.wait({task}, timeout=LOAD_WAIT_S)
         if not done:
-            raise UnavailableError(f"the tokenizer of {name} is being loaded; come again in a moment")
+            raise NotYetError(f"the tokenizer of {name} is being loaded; come again in a moment")
         try:
             return task.result()
         except ModelError as error:

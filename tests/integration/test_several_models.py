@@ -15,6 +15,7 @@ import pytest
 
 from launcher.config import ClusterConfig
 from launcher.local import LocalCluster
+from router.models import models
 from tests.fakes.client import eventually, listen, request
 from tests.fakes.controller import FakeController, fake_controller, scripted_text
 from tests.fakes.router import RunningRouter, running_router
@@ -41,7 +42,8 @@ class Two:
 
 
 @pytest.fixture
-async def two(tmp_path: Path) -> AsyncIterator[Two]:
+async def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Two]:
+    monkeypatch.setattr(models, "SETTLING_S", 0.0)  # all models are there
     small = fake_controller(
         instance_id="s0",
         model="/models/nowhere-else/small",
@@ -211,8 +213,8 @@ async def test_a_router_below_a_router_brings_its_models(two: Two) -> None:
         below = await stack.enter_async_context(running_router(overall=overall.address, name="b"))
         for controller in (two.own, two.small):
             await controller.register(below.address)
-        models = overall.service.models
-        await eventually(lambda: len(models) == 2 and all(model.ready for model in models))
+        there = overall.service.models
+        await eventually(lambda: len(there) == 2 and all(model.ready for model in there))
         assert {link.instance_id for link in overall.service.registry} == {"b", "b/small"}
         for name, controller in (("", two.own), ("mini", two.small)):
             wanted = request(f"through {name}", max_tokens=5)

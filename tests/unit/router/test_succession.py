@@ -10,6 +10,7 @@ import pytest
 from router.instances import succession
 from router.instances.link import InstanceAddress
 from router.instances.registry import InstanceRegistry
+from router.instances.served_model import NotYetError
 from tidepipe_common.errors import IncompatibleError, UnavailableError
 
 OLD, NEW, OTHER = (
@@ -50,3 +51,27 @@ async def test_leases_and_new_incarnations_come_from_the_successor(monkeypatch: 
             await asyncio.sleep(0.001)
     assert registry.known[0] is OLD
     following.cancel()
+
+
+async def test_who_waits_for_a_tokenizer_is_adopted_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A further model's: else its requests would be refused by a router that has just taken over."""
+
+    class Loading(_Registry):
+        connected: list[InstanceAddress] = []  # noqa: RUF012 (of one test)
+        asked = 0
+
+        async def register(self, announced: InstanceAddress, lease_s: float) -> None:
+            self.asked += 1
+            if announced is OLD and self.asked < 5:
+                raise NotYetError("its tokenizer is being loaded")
+            await super().register(announced, lease_s)
+            self.connected.append(announced)
+
+    async def instances_of(router: str) -> list[InstanceAddress]:
+        return [OTHER, OLD]
+
+    monkeypatch.setattr(succession, "instances_of", instances_of)
+    monkeypatch.setattr(succession, "RETRY_S", 0.001)
+    registry = Loading()
+    await succession.adopt_instances(cast(InstanceRegistry, registry), "0.0.0.0:9")
+    assert registry.connected == [OLD]

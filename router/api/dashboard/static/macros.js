@@ -11,7 +11,8 @@ export function updateMacros(macros) {
     if (!place.querySelector(".empty")) place.replaceChildren(el("p", { class: "empty", text: NONE }));
     return;
   }
-  reconcile(place, macros, (macro) => macro.id, create, fill);
+  const several = new Set(macros.map((macro) => macro.model)).size > 1;
+  reconcile(place, macros, (macro) => macro.id, create, (node, macro) => fill(node, macro, several));
 }
 
 function create(macro) {
@@ -22,12 +23,12 @@ function create(macro) {
   return node;
 }
 
-function fill(node, macro) {
+function fill(node, macro, several) {
   const rolling = macro.routing.startsWith("padg");
   const filling = macro.members.filter((member) => PHASES[member.phase] === "prefill").length;
   setText(
     node.words,
-    `${macro.id}: ${plural(macro.members.length, "instance")}, ${filling} in prefill; routing ${macro.routing}` +
+    `${macro.id}${several ? ` of ${macro.model}` : ""}: ${plural(macro.members.length, "instance")}, ${filling} in prefill; routing ${macro.routing}` +
       (rolling ? ", in this order" : ""),
   );
   reconcile(node.members, macro.members, (member) => member.id, createMember, (child, member) =>
