@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tidepipe.cli.options import AsJson
+from tidepipe_common.errors import ConfigError
 from tidepipe_common.security.api_key import KEY_ROLES, ApiKey
 from tidepipe_common.text.text import on_one_line
 
@@ -26,6 +27,23 @@ StoreOption = Annotated[
 _DAY_S = 86_400.0
 
 
+Rate = Annotated[float | None, typer.Option("--rate", help="Requests a minute. Default: no limit.")]
+Concurrent = Annotated[
+    int | None, typer.Option("--concurrent", help="Answers at a time (a request has n of them).")
+]
+TokensPerMinute = Annotated[
+    float | None,
+    typer.Option("--tokens-per-minute", help="Tokens of prompts and answers. Default: no limit."),
+]
+StoredBytes = Annotated[
+    int | None,
+    typer.Option("--stored-bytes", help="Of files, batches and responses. Default: as the router says."),
+]
+StoredItems = Annotated[
+    int | None, typer.Option("--stored-items", help="How many of these. Default: as the router says.")
+]
+
+
 @keys_app.command("add")
 def add(
     name: Annotated[str, typer.Argument(help="Whose key it is.")],
@@ -36,23 +54,11 @@ def add(
     days: Annotated[
         float | None, typer.Option("--days", max=36_500.0, help="Days until it expires. Default: never.")
     ] = None,
-    rate: Annotated[
-        float | None, typer.Option("--rate", help="Requests a minute. Default: no limit.")
-    ] = None,
-    concurrent: Annotated[
-        int | None, typer.Option("--concurrent", help="Answers at a time (a request has n of them).")
-    ] = None,
-    tokens_per_minute: Annotated[
-        float | None,
-        typer.Option("--tokens-per-minute", help="Tokens of prompts and answers. Default: no limit."),
-    ] = None,
-    stored_bytes: Annotated[
-        int | None,
-        typer.Option("--stored-bytes", help="Of files, batches and responses. Default: as the router says."),
-    ] = None,
-    stored_items: Annotated[
-        int | None, typer.Option("--stored-items", help="How many of these. Default: as the router says.")
-    ] = None,
+    rate: Rate = None,
+    concurrent: Concurrent = None,
+    tokens_per_minute: TokensPerMinute = None,
+    stored_bytes: StoredBytes = None,
+    stored_items: StoredItems = None,
 ) -> None:
     """Make a key and print it. It is shown this once: only a digest is kept."""
     record, key = _store(file).add(
@@ -67,6 +73,32 @@ def add(
     )
     print(f"{_line(record)}\nThis is the only time that the key is shown:", file=sys.stderr)
     print(key)
+
+
+@keys_app.command("limit")
+def limit(
+    key_id: Annotated[str, typer.Argument(help="Its id, as listed.")],
+    file: StoreOption,
+    rate: Rate = None,
+    concurrent: Concurrent = None,
+    tokens_per_minute: TokensPerMinute = None,
+    stored_bytes: StoredBytes = None,
+    stored_items: StoredItems = None,
+) -> None:
+    """Change what a key may use; running clusters know within a second. 0 lifts a limit."""
+    given = {
+        "requests_per_minute": rate,
+        "max_concurrent": concurrent,
+        "tokens_per_minute": tokens_per_minute,
+        "stored_bytes": stored_bytes,
+        "stored_items": stored_items,
+    }
+    limits = {name: value or None for name, value in given.items() if value is not None}
+    if not limits:
+        raise ConfigError("name a limit to change, such as --stored-items 1000")
+    store = _store(file)
+    store.limit(key_id, **limits)
+    print(next(_line(key) for key in store.list() if key.key_id == key_id), file=sys.stderr)
 
 
 @keys_app.command("list")

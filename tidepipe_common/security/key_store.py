@@ -6,7 +6,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import structlog
@@ -38,6 +38,7 @@ _MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3)
 _LIMITS = "requests_per_minute, max_concurrent, tokens_per_minute, stored_bytes, stored_items"
 _COLUMNS = f"key_id, name, roles, created, expires, revoked, {_LIMITS}, salt, digest"
 _FIRST_LIMIT, _SALT = 6, 11
+_WORDS = {"max_concurrent": "concurrent requests"}
 _HEADER_BYTES = 100
 """SQLite's: among them a counter that each change moves on, also two within one tick of the file's clock."""
 
@@ -81,7 +82,8 @@ class KeyStore:
         """Make a key: its record, and the key itself, which nobody can find out later."""
         wanted = frozenset(roles)
         limits = requests_per_minute, max_concurrent, tokens_per_minute, stored_bytes, stored_items
-        _check(name, wanted, lifetime_s, limits)
+        named = dict(zip(_LIMITS.split(", "), limits, strict=True))
+        _check(name, wanted, {"lifetime": lifetime_s, **named})
         key_id, key, stored = new_key()
         now = self._clock()
         record = ApiKey(
@@ -119,6 +121,13 @@ class KeyStore:
         """The key expires so long from now. NotFoundError."""
         end = self._clock() + lifetime_s
         self._change("UPDATE api_key SET expires = ? WHERE key_id = ?", key_id, end, key_id)
+
+    def limit(self, key_id: str, **limits: float | None) -> None:
+        """Change limits of a key, named as in ApiKey; None lifts one. NotFoundError."""
+        assert limits and limits.keys() <= set(_LIMITS.split(", ")), limits
+        _check_limits(limits)
+        named = ", ".join(f"{name} = ?" for name in limits)
+        self._change(f"UPDATE api_key SET {named} WHERE key_id = ?", key_id, *limits.values(), key_id)
 
     def authenticate(self, presented: str) -> ApiKey:
         """Whose key this is; UnauthenticatedError if it is not valid, never saying why.
@@ -242,23 +251,16 @@ def _refuse_later(database: sqlite3.Connection) -> None:
         )
 
 
-def _check(
-    name: str, roles: frozenset[str], lifetime_s: float | None, limits: Iterable[float | None]
-) -> None:
-    """limits: see _LIMITS."""
+def _check(name: str, roles: frozenset[str], limits: Mapping[str, float | None]) -> None:
     if not name or not name.isprintable():
         raise ConfigError("a key needs a name that says whose it is")
     if not roles or not roles <= set(KEY_ROLES):
         wrong = ", ".join(sorted(roles - set(KEY_ROLES))) or "none"
         raise ConfigError(f"roles are {', '.join(KEY_ROLES)}; got {wrong}")
-    names = (
-        "lifetime",
-        "requests per minute",
-        "concurrent requests",
-        "tokens per minute",
-        "stored bytes",
-        "stored items",
-    )
-    for what, value in zip(names, (lifetime_s, *limits), strict=True):
+    _check_limits(limits)
+
+
+def _check_limits(limits: Mapping[str, float | None]) -> None:
+    for name, value in limits.items():
         if value is not None and not 0 < value <= MAX_STORED_BYTES:
-            raise ConfigError(f"{what} must be above 0, got {value}")
+            raise ConfigError(f"{_WORDS.get(name, name.replace('_', ' '))} must be above 0, got {value}")

@@ -186,6 +186,23 @@ def test_limits_of_a_key(tmp_path: Path) -> None:
     access.enter(key, "inference").release()
 
 
+def test_limits_can_be_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also at a router that runs; what is not named stays as it is."""
+    monkeypatch.setattr(key_store, "REFRESH_S", 0.0)
+    store, elsewhere = KeyStore(tmp_path / "keys.db"), KeyStore(tmp_path / "keys.db")
+    record, key = store.add("a", ["inference"], max_concurrent=3, stored_bytes=10)
+    access = KeyAccess(store)
+    with access.enter(key, "inference"):
+        assert access.stored(record.key_id) == (10, None)
+    elsewhere.limit(record.key_id, stored_bytes=None, stored_items=7)
+    with access.enter(key, "inference") as lease:
+        assert access.stored(record.key_id) == (None, 7) and lease.key.max_concurrent == 3
+    with pytest.raises(ConfigError, match="stored items must be above 0"):
+        elsewhere.limit(record.key_id, stored_items=-1)
+    with pytest.raises(NotFoundError):
+        elsewhere.limit("nobody", stored_items=1)
+
+
 def test_work_counts_until_it_ends(tmp_path: Path) -> None:
     """Answers and not calls; background work leaves room, and gives way to whoever was refused for it."""
     clock = Clock()
