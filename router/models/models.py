@@ -250,16 +250,20 @@ class ServedModels:
         if len(self._loads) + len(self._failed) > MAX_MODELS:
             self._failed.clear()
         task = self._loads.get(name)
-        if task is None and len(self._loads) >= MAX_MODELS:
-            raise NotYetError("the tokenizers of other models are being loaded; come again in a moment")
         if task is None:
+            if len(self._loads) >= MAX_MODELS:
+                # Whoever wanted these has not come again.
+                self._loads = {name: load for name, load in self._loads.items() if not load.done()}
+            if len(self._loads) >= MAX_MODELS:
+                raise NotYetError("the tokenizers of other models are being loaded; come again in a moment")
             told = self._tokenizers.get(name)
             sources = (told,) if told else (instance.model.model, *names)
             task = self._loads[name] = asyncio.create_task(self._first_of(sources), name=f"tokenizer {name}")
-            task.add_done_callback(lambda ended: self._loads.pop(name, None))
         done, _ = await asyncio.wait({task}, timeout=LOAD_WAIT_S)
         if not done:
+            # It is kept for when the instance comes again.
             raise NotYetError(f"the tokenizer of {name} is being loaded; come again in a moment")
+        self._loads.pop(name, None)
         try:
             return task.result()
         except ModelError as error:
