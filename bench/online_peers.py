@@ -331,6 +331,7 @@ async def compare(options: argparse.Namespace) -> list[Row]:
         for one in chosen:
             for slo in one.rates:
                 rates = rates_to_ask(one, slo, options.scale, number, rows)
+                rates = [rate for rate in rates if not options.rates or rate in options.rates]
                 if not rates:
                     continue
                 async with running(one, slo, places, options.folder, options.peers_dtype) as url:
@@ -377,6 +378,7 @@ def main() -> int:
     parser.add_argument("--peers-dtype", choices=("bfloat16", "float32"), default="bfloat16")
     names = {name: None for one in CONTENDERS for name in (one.kind, one.name) if name}
     parser.add_argument("--only", nargs="*", choices=list(names), help="servers, or kinds of them")
+    parser.add_argument("--rates", nargs="*", type=float, help="ask at these alone, of a server's rates")
     parser.add_argument("--resume", action="store_true", help="go on with what is in OUT.json")
     parser.add_argument("-o", "--out", type=Path, required=True, help="path without ending")
     options = parser.parse_args()

@@ -52,6 +52,7 @@ class ChildSpec:
     metrics: it shall have a port for metrics. prefix: command that runs it, such as one that enters a
     network namespace; it must become the process (exec), not stay as its parent.
     hands_over: a successor can serve beside it (--take-over), until it has finished what it has.
+    number: of several that stand for upstream servers, from 0.
     """
 
     name: str
@@ -62,6 +63,7 @@ class ChildSpec:
     metrics: bool = False
     prefix: Sequence[str] = ()
     hands_over: bool = False
+    number: int = 0
 
 
 class Child:

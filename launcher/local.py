@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import tempfile
 from functools import partial
@@ -38,6 +39,7 @@ from tidepipe_common.model_source import resolve_model, resolve_tokenizer
 from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.rpc.status import translated
 from tidepipe_common.security.credentials import Credentials
+from tidepipe_common.settings.upstream import check_upstream_keys
 
 LENGTH_MODEL_FACTS = "model.json"
 REGISTERED_S = 60.0
@@ -82,7 +84,9 @@ class LocalCluster:
     async def prepare(self) -> None:
         """Find the model and the ports; ModelError or ConfigError if there is none."""
         config = self.config
-        if config.upstreams:  # their models are theirs: here, the tokenizer is enough
+        if config.upstreams:
+            check_upstream_keys(os.environ, len(config.upstreams))
+            # their models are theirs: here, the tokenizer is enough
             find = partial(resolve_tokenizer, config.model, allow_download=config.allow_download)
             await asyncio.to_thread(find)
         else:
@@ -235,7 +239,7 @@ class LocalCluster:
 
     def _child(self, spec: ChildSpec, listen: str) -> Child:
         log_file = self.log_dir / f"{spec.name}.log" if self.log_dir else None
-        environment = self._security.environment(spec.module) if self._security else None
+        environment = self._security.environment(spec.module, spec.number) if self._security else None
         child = Child(spec, listen, log_file, environment)
         self._processes.add(child)
         return child

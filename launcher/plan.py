@@ -6,6 +6,7 @@ import os
 import re
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -113,7 +114,8 @@ def upstream_spec(config: ClusterConfig, instance: int, *, router: str) -> Child
         instance_id=instance_name(config, instance) if config.router else f"upstream-{instance}",
         router=router,
     )
-    return _child(f"upstream-{instance}", settings, config, MODEL_READY_S, relies_on_others=True)
+    child = _child(f"upstream-{instance}", settings, config, MODEL_READY_S, relies_on_others=True)
+    return replace(child, number=instance)
 
 
 def router_spec(

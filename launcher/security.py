@@ -28,7 +28,12 @@ from tidepipe_common.security.principals import (
 )
 from tidepipe_common.security.trusted_files import UntrustedError, trusted
 from tidepipe_common.settings.defaults import CERTIFICATE_DAYS
-from tidepipe_common.settings.upstream import UPSTREAM_API_KEY, UpstreamSettings
+from tidepipe_common.settings.upstream import (
+    UPSTREAM_API_KEY,
+    UpstreamSettings,
+    is_upstream_key,
+    upstream_key,
+)
 
 AUTO = "auto"
 AUTO_FOLDER = "tls"
@@ -99,12 +104,18 @@ class ClusterSecurity:
         """True if whoever reaches the services' ports may call them."""
         return self.folder is None and self._token_file is None
 
-    def environment(self, module: str) -> Mapping[str, str]:
-        """Environment of a process: ours, with its own credentials and without any that are ours."""
-        theirs = () if module == UpstreamSettings.service else (UPSTREAM_API_KEY,)
+    def environment(self, module: str, number: int = 0) -> Mapping[str, str]:
+        """Environment of a process: ours, with its own credentials and without any that are ours.
+
+        number: of those that stand for upstream servers, from 0; each is shown its server's key alone.
+        """
         clean = {
-            name: value for name, value in os.environ.items() if name not in _VARIABLES and name not in theirs
+            name: value
+            for name, value in os.environ.items()
+            if name not in _VARIABLES and not is_upstream_key(name)
         }
+        if module == UpstreamSettings.service and (their_key := upstream_key(os.environ, number)):
+            clean[UPSTREAM_API_KEY] = their_key
         if self._config.insecure:
             clean[names.INSECURE] = "1"
         if self.folder is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
+from tidepipe_common.errors import ConfigError
 from tidepipe_common.model_names import usual_name
 from tidepipe_common.numerals import MAX_COUNT
 from tidepipe_common.security.credentials import is_loopback
@@ -16,7 +18,8 @@ from tidepipe_common.settings.definition import setting
 from tidepipe_common.settings.instance import InstanceSettings
 
 UPSTREAM_API_KEY = "TIDEPIPE_UPSTREAM_API_KEY"
-"""The key for the server itself: by the environment only, as command lines are everybody's to read."""
+"""The key for the server itself: by the environment only, as command lines are everybody's to read. Of the
+server number N, from 0, among several with keys of their own: with _N behind the name."""
 
 
 def base_url(value: str) -> str:
@@ -90,6 +93,26 @@ class UpstreamSettings(InstanceSettings):
     def room(self) -> int:
         """Requests accepted at most."""
         return max(self.max_sequences or 1024, self.places)
+
+
+def is_upstream_key(name: str) -> bool:
+    """Is this environment variable for these processes alone?"""
+    return name == UPSTREAM_API_KEY or name.startswith(UPSTREAM_API_KEY + "_")
+
+
+def upstream_key(environment: Mapping[str, str], number: int) -> str:
+    """The key for one of the servers: its own, else that of all; empty if there is none."""
+    return environment.get(f"{UPSTREAM_API_KEY}_{number}", environment.get(UPSTREAM_API_KEY, ""))
+
+
+def check_upstream_keys(environment: Mapping[str, str], count: int) -> None:
+    """ConfigError for a key whose server is not among so many: a slip, or an environment meant for others."""
+    known = {f"{UPSTREAM_API_KEY}_{number}" for number in range(count)}
+    for name in sorted(environment):
+        if name.startswith(UPSTREAM_API_KEY + "_") and name not in known:
+            raise ConfigError(
+                f"{name} is for no server: --upstream names {count}, whose keys are numbered from _0 on"
+            )
 
 
 def check_key_travels(url: str, key: str, insecure: bool) -> str | None:

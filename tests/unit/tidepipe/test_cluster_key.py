@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
 
 from launcher import security
 from launcher.config import ClusterConfig
+from launcher.plan import upstream_spec
 from launcher.security import OWN_KEY_S, ClusterSecurity
+from tidepipe_common.errors import ConfigError
 from tidepipe_common.security.key_store import KeyStore
+from tidepipe_common.settings.upstream import UPSTREAM_API_KEY, check_upstream_keys
 
 
 async def test_the_supervisors_key_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,3 +32,25 @@ async def test_the_supervisors_key_expires(tmp_path: Path, monkeypatch: pytest.M
     await asyncio.gather(keeper, return_exceptions=True)
     own.close()
     assert store.list()[0].revoked
+
+
+def test_each_upstream_server_gets_its_own_key_and_nobody_else_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(UPSTREAM_API_KEY, "of-all")
+    monkeypatch.setenv(f"{UPSTREAM_API_KEY}_1", "of-the-second")
+    urls = "http://127.0.0.1:1,http://127.0.0.1:2"
+    config = ClusterConfig(model="any", upstream=urls, run_dir=str(tmp_path))
+    own = ClusterSecurity.prepare(config, tmp_path)
+
+    def shown(module: str, number: int = 0) -> dict[str, str]:
+        environment = own.environment(module, number)
+        return {name: value for name, value in environment.items() if name.startswith(UPSTREAM_API_KEY)}
+
+    specs = [upstream_spec(config, number, router="127.0.0.1:3") for number in range(2)]
+    keys = [shown(spec.module, spec.number) for spec in specs]
+    assert keys == [{UPSTREAM_API_KEY: "of-all"}, {UPSTREAM_API_KEY: "of-the-second"}]
+    assert shown("router") == shown("controller") == {}
+    check_upstream_keys(os.environ, 2)
+    with pytest.raises(ConfigError, match=r"_1 is for no server: --upstream names 1\b"):
+        check_upstream_keys(os.environ, 1)
