@@ -86,10 +86,14 @@ class UpstreamClient:
             timeout=httpx.Timeout(None, connect=CONNECT_S, pool=CONNECT_S, write=30.0),
         )
 
-    async def ask(self, path: str) -> tuple[int, Any]:
-        """Status and JSON (None if it is none) of a GET; UpstreamError if it cannot be reached."""
+    async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, Any]:
+        """Status and JSON (None if it is none) of a GET, or with a body of a POST.
+
+        UpstreamError if it cannot be reached.
+        """
+        method = "GET" if body is None else "POST"
         try:
-            async with asyncio.timeout(ASK_S), self._http.stream("GET", path) as response:
+            async with asyncio.timeout(ASK_S), self._http.stream(method, path, json=body) as response:
                 raw = await _read(response)
                 return response.status_code, _json(raw)
         except TimeoutError as error:

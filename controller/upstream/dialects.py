@@ -156,7 +156,7 @@ class Vllm:
 
 @dataclass(frozen=True, slots=True)
 class OpenAi:
-    """Completions as OpenAI's API has them: text comes back. Of llama.cpp's server, too.
+    """Completions as OpenAI's API has them: text comes back.
 
     extended: it takes the fields that servers of open models usually add.
     """
@@ -259,6 +259,49 @@ class SgLang:
         return _SgLangReader()
 
 
+@dataclass(frozen=True, slots=True)
+class LlamaCpp:
+    """llama.cpp's own endpoint, which takes and tells token ids."""
+
+    name: str = "llama.cpp"
+    path: str = "/completion"
+    tells_tokens: bool = True
+    loses: str = (
+        "no log-probabilities, no structures, no min_tokens; penalties count the prompt, and computed "
+        "beginnings are shared among tenants; its outputs' exact tokens may differ from those of other "
+        "engines, by rounding"
+    )
+    # Its log-probabilities lack tokens that are half a character, and its grammars what they do not know.
+    lacks: frozenset[str] = frozenset((*OURS, LOGPROBS, STRUCTURES, "min_tokens"))
+
+    def body(self, model: str, sequence: NewSequence, ends: Sequence[int]) -> dict[str, Any]:
+        """Part of Dialect. Stop tokens it does not know: whoever reads ends the answer there."""
+        sampling = sequence.sampling
+        body: dict[str, Any] = {
+            **_common(sequence),
+            "prompt": [*sequence.prompt, *sequence.output],
+            "n_predict": tokens_left(sequence),
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "repeat_penalty": sampling.repetition_penalty,
+            "repeat_last_n": -1,
+            # In the order that our own stages have.
+            "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
+            "ignore_eos": sampling.ignore_eos,
+            "stream": True,
+            "return_tokens": True,
+        }
+        if sampling.seed is not None:
+            body["seed"] = sampling.seed % 2**31
+        if sampling.logit_bias:
+            body["logit_bias"] = [[token, bias] for token, bias in sampling.logit_bias.items()]
+        return body
+
+    def reader(self, sequence: NewSequence) -> Reader:
+        """Part of Dialect."""
+        return _LlamaCppReader()
+
+
 class _CompletionReader:
     """Chunks of /v1/completions. logprobs: how many of the most likely tokens were asked for."""
 
@@ -286,6 +329,38 @@ class _CompletionReader:
         if self._logprobs is not None and ids:
             logprobs = _logprobs(choice.get("logprobs"), ids, self._logprobs)
         return Piece(ids, "", logprobs, finish, _cached(event))
+
+
+class _LlamaCppReader:
+    """Events of llama.cpp's /completion.
+
+    Of a character that takes several tokens it tells the last one alone, with all of the text: then the text
+    counts, which is tokenized again.
+    """
+
+    def __init__(self) -> None:
+        self._known = 0
+
+    def read(self, event: Any) -> Piece:
+        """Part of Reader."""
+        _check(event)
+        ids, text = _tokens(event.get("tokens") or []), event.get("content") or ""
+        count = event.get("tokens_predicted", self._known)
+        if not isinstance(count, int) or isinstance(count, bool) or count < self._known:
+            raise BrokenAnswerError(f"tokens_predicted is {quoted(count)} after {self._known}")
+        if not isinstance(text, str):
+            raise BrokenAnswerError(f"content is {quoted(text)}")
+        finish = None
+        if event.get("stop"):
+            if (kind := event.get("stop_type")) not in _LLAMA_STOPS:
+                raise BrokenAnswerError(f"it ended by {quoted(kind)}")
+            finish = _LLAMA_STOPS[kind]
+        lost = bool(ids) and count - self._known > len(ids)
+        self._known = count
+        return Piece(None, text, finish=finish) if lost else Piece(ids, finish=finish)
+
+
+_LLAMA_STOPS = {"eos": FinishReason.STOP, "word": FinishReason.STOP, "limit": FinishReason.LENGTH}
 
 
 class _SgLangReader:
@@ -379,4 +454,4 @@ def _best(top: Mapping[str, Any], most: int) -> tuple[TokenLogprob, ...]:
     return tuple(sorted(entries, key=lambda one: -one.logprob)[:most])
 
 
-DIALECTS: Mapping[str, Dialect] = {one.name: one for one in (Vllm(), SgLang(), OpenAi())}
+DIALECTS: Mapping[str, Dialect] = {one.name: one for one in (Vllm(), SgLang(), LlamaCpp(), OpenAi())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -132,7 +132,37 @@ class UpstreamLink:
             status, about = await self.client.ask("/get_model_info")
             if status == 200 and isinstance(about, dict) and "model_path" in about:
                 return DIALECTS["sglang"]
+        if self._wanted_dialect in ("auto", "llama.cpp"):
+            if await self._is_llama_cpp():
+                return DIALECTS["llama.cpp"]
+            if self._wanted_dialect == "llama.cpp":
+                raise ConfigError(f"{self.url} is not llama.cpp's server: leave --dialect out")
         return await self._probe_completions()
+
+    async def _is_llama_cpp(self) -> bool:
+        """By what it says of its slots, and whether it tells token ids. A slot's context is a request's."""
+        status, about = await self.client.ask("/props")
+        settings = about.get("default_generation_settings") if isinstance(about, dict) else None
+        if status != 200 or not isinstance(settings, dict):
+            return False
+        text, ids = self.text.sample
+        status, told = await self.client.ask("/tokenize", {"content": text, "add_special": True})
+        if status != 200 or not isinstance(told, dict):
+            return False
+        self._check_tokens(told.get("tokens"), ids)
+        body = {"prompt": ids, "n_predict": 1, "temperature": 0, "stream": True, "return_tokens": True}
+        try:
+            first = await self._first("/completion", body, lambda event: event)
+        except UpstreamError as error:
+            if error.failure in (Failure.DOWN, Failure.BUSY):
+                raise
+            return False
+        if not isinstance(first.get("tokens"), list) or "tokens_predicted" not in first:
+            return False
+        context = settings.get("n_ctx")
+        if not self._context and type(context) is int and 2 <= context < 2**31:
+            self.context_length = min(self.context_length, context) if self.context_length else context
+        return True
 
     async def _probe_completions(self) -> Dialect:
         """By a short completion: are token ids told, and are they those of our tokenizer?"""
@@ -152,12 +182,16 @@ class UpstreamLink:
             # Token ids as a prompt are what everything else rests on.
             await self._first_choice({**body, "prompt": ids})
             return self._text_only(OpenAi())
-        if theirs is not None and theirs != ids:
+        if theirs is not None:
+            self._check_tokens(theirs, ids)
+        return self._text_only(OpenAi()) if self._wanted_dialect == "openai" else DIALECTS["vllm"]
+
+    def _check_tokens(self, theirs: Any, ours: list[int]) -> None:
+        if theirs != ours:
             raise IncompatibleError(
                 f"{self.url} makes other tokens of the same text than {self._model.name} here: it serves "
                 "another model; name the same one with --model"
             )
-        return self._text_only(OpenAi()) if self._wanted_dialect == "openai" else DIALECTS["vllm"]
 
     def _text_only(self, dialect: Dialect) -> Dialect:
         if self._wanted_dialect == "vllm":
@@ -167,15 +201,22 @@ class UpstreamLink:
         return dialect
 
     async def _first_choice(self, body: dict[str, Any]) -> dict[str, Any]:
+        def choice(event: Any) -> Any:
+            choices = event.get("choices") if isinstance(event, dict) else None
+            return choices[0] if choices and isinstance(choices, list) else None
+
+        return await self._first("/v1/completions", body, choice)
+
+    async def _first(self, path: str, body: dict[str, Any], wanted: Callable[[Any], Any]) -> dict[str, Any]:
+        """The first object that `wanted` finds in an event of an answer."""
         try:
             async with (
                 asyncio.timeout(PROBE_S),
-                aclosing(self.client.events("/v1/completions", body, Allowance(LINE_BYTES))) as events,
+                aclosing(self.client.events(path, body, Allowance(LINE_BYTES))) as events,
             ):
                 async for event in events:
-                    choices = event.get("choices") if isinstance(event, dict) else None
-                    if choices and isinstance(choices, list) and isinstance(choices[0], dict):
-                        return choices[0]
+                    if isinstance(found := wanted(event), dict):
+                        return found
         except TimeoutError as error:
             raise UpstreamError(Failure.BROKEN, f"no token within {PROBE_S:g} s") from error
         raise UpstreamError(Failure.BROKEN, "a completion without a choice")
@@ -225,10 +266,8 @@ class UpstreamLink:
         length = _length(entry)
         if length and length < self.context_length:
             raise ConfigError(f"its context is {length} tokens now, not {self.context_length}")
-        if self.dialect.path == "/v1/completions":
-            before = self.dialect
-            if (await self._probe_completions()).name != before.name:
-                raise ConfigError(f"it does not answer as before ({before.name})")
+        if (await self._find_dialect()).name != self.dialect.name:
+            raise ConfigError(f"it does not answer as before ({self.dialect.name})")
 
     def _turn(self, up: bool, problem: str) -> None:
         if up == self.up:

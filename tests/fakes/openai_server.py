@@ -21,14 +21,16 @@ class FakeOpenAi:
     """What it does can be changed between requests.
 
     text, tokenizer: its answers are `text`, cut into tokens. prompt: what all prompts begin with that are
-    meant seriously. tells_tokens: as vLLM. die_after: tokens after which it drops the connection. noise:
-    sent instead of an answer. busy: requests refused with 503 before one is taken. key: that it asks for.
+    meant seriously. tells_tokens: as vLLM. llama_cpp: as that. die_after: tokens after which it drops the
+    connection. noise: sent instead of an answer. busy: requests refused with 503 before one is taken.
+    key: that it asks for.
     """
 
     tokenizer: Any
     text: str
     prompt: tuple[int, ...] = (1, 2, 3)
     tells_tokens: bool = True
+    llama_cpp: bool = False
     die_after: int | None = None
     noise: bytes = b""
     busy: int = 0
@@ -46,8 +48,47 @@ class FakeOpenAi:
                 Route("/health", self._health),
                 Route("/v1/models", self._models),
                 Route("/v1/completions", self._complete, methods=["POST"]),
+                *(self._of_llama_cpp() if self.llama_cpp else ()),
             ]
         )
+
+    def _of_llama_cpp(self) -> tuple[Route, ...]:
+        async def props(request: Request) -> Response:
+            return JSONResponse({"default_generation_settings": {"n_ctx": 256}, "total_slots": 2})
+
+        async def tokenize(request: Request) -> Response:
+            text = (await request.json())["content"]
+            return JSONResponse({"tokens": self.tokenizer.encode(text, add_special_tokens=True).ids})
+
+        async def complete(request: Request) -> Response:
+            body = await request.json()
+            prompt, base = body["prompt"], list(self.prompt)
+            whole = self.tokenizer.encode(self.text, add_special_tokens=False).ids
+            tokens = whole[len(prompt) - len(base) :][: body["n_predict"]]
+            if prompt[: len(base)] != base:  # a look at who we are
+                tokens = prompt[:1]
+            return StreamingResponse(self._llama_events(body, tokens), media_type="text/event-stream")
+
+        return (
+            Route("/props", props),
+            Route("/tokenize", tokenize, methods=["POST"]),
+            Route("/completion", complete, methods=["POST"]),
+        )
+
+    async def _llama_events(self, body: dict[str, Any], tokens: Sequence[int]) -> AsyncIterator[bytes]:
+        """Half a character is not told of: its token neither."""
+        told = ""
+        for at, token in enumerate(tokens):
+            if at == self.die_after:
+                raise ConnectionAbortedError("as the test wants it")
+            text = self.tokenizer.decode(list(tokens[: at + 1]))
+            if not text.endswith("\ufffd"):
+                piece = {"content": text[len(told) :], "tokens": [token], "tokens_predicted": at + 1}
+                yield _event({**piece, "stop": False})
+                told = text
+        limit = len(tokens) == body["n_predict"]
+        last = {"content": "", "tokens": [], "tokens_predicted": len(tokens), "stop": True}
+        yield _event({**last, "stop_type": "limit" if limit else "eos"})
 
     async def _health(self, request: Request) -> Response:
         return Response(status_code=503 if self.sick else 200)

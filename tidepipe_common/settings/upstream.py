@@ -50,7 +50,7 @@ class UpstreamSettings(InstanceSettings):
         str, setting("Its name of the model.", metavar="NAME", otherwise="the first that it lists")
     ] = ""
     dialect: Annotated[
-        Literal["auto", "vllm", "sglang", "openai"],
+        Literal["auto", "vllm", "sglang", "llama.cpp", "openai"],
         setting("How to ask it; auto finds out.", metavar="D"),
     ] = "auto"
     context_length: Annotated[

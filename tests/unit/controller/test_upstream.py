@@ -91,6 +91,25 @@ async def test_what_the_server_says_is_what_routers_hear(tells_tokens: bool) -> 
         assert fake.bodies[0]["prompt"] == list(PROMPT)
 
 
+async def test_llama_cpp_is_asked_by_tokens_and_loses_none() -> None:
+    """Of a character that takes several it tells the last alone; and what it began goes on elsewhere."""
+    async with upstream(llama_cpp=True, tells_tokens=False) as (instance, fake):
+        assert (instance.link.dialect.name, instance.link.context_length) == ("llama.cpp", 256)
+        assert not instance.submit(ROUTER, [sequence()], 1)
+        record = await ended(instance, "a")
+        assert record.end and record.end.reason is FinishReason.STOP
+        assert text_of(record) == ANSWER
+        assert list(record.tokens) == tokenizer().encode(ANSWER).ids
+        fake.die_after = 9
+        assert not instance.submit(ROUTER, [sequence("b")], 2)
+        broken = await ended(instance, "b")
+        assert broken.end and broken.end.reason is FinishReason.CANCELLED
+        fake.die_after = None
+        assert not instance.submit(ROUTER, [sequence("c", output=tuple(broken.tokens))], 3)
+        assert text_of(await ended(instance, "c")) == ANSWER
+        assert list(instance.submit(ROUTER, [sequence("d", logprobs=1)], 4)) == ["d"]
+
+
 async def test_what_is_too_much_is_refused_and_what_ends_it_ends() -> None:
     async with upstream(pause_s=0.05) as (instance, _):
         many = [sequence(str(number), most=5) for number in range(6)]
