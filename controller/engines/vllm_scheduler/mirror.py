@@ -16,6 +16,7 @@ from typing import NamedTuple
 from controller.runtime.scheduler_spec import SchedulerSpec
 from controller.scheduler.actions import Action, Dispatch, PhaseSwitched, Preempted, Reason, Refused
 from controller.scheduler.events import (
+    LengthPredicted,
     NewSequence,
     PrefixCacheCleared,
     SequenceCancelled,
@@ -95,6 +96,10 @@ class Mirror:
     def arrived(self, sequences: Iterable[NewSequence], now: float) -> list[Refused]:
         """New ones; returns those that the brain does not take."""
         return self._do(self.scheduler.on(SequencesArrived(tuple(sequences)), now))
+
+    def predicted(self, sequence_id: str, p50: float, p90: float, now: float) -> None:
+        """How long its output is expected to become, tokens."""
+        self._do(self.scheduler.on(LengthPredicted(sequence_id, p50, p90), now))
 
     def cancelled(self, sequence_id: str, now: float) -> None:
         """The engine ended it for another reason than a token of a step."""

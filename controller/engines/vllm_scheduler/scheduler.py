@@ -25,6 +25,8 @@ from vllm.v1.request import Request, RequestStatus
 
 from controller.engines.vllm_scheduler.clock import StepClock
 from controller.engines.vllm_scheduler.costs import device_of, spec_of
+from controller.engines.vllm_scheduler.expected import expected_of
+from controller.engines.vllm_scheduler.lateness import load_of, put_late_last
 from controller.engines.vllm_scheduler.metrics import Metrics, serve
 from controller.engines.vllm_scheduler.mirror import Did, Held, Mirror, Wanted
 from controller.engines.vllm_scheduler.record import Record
@@ -41,6 +43,8 @@ from tidepipe_common.types.sampling import SamplingParams
 
 logger = init_logger("vllm.tidepipe")
 
+LOOK_EVERY_S = 0.01
+"""Between two looks at how much there is to do."""
 REBUILD_AGAIN_AFTER = 64
 """Calls, where the brain's state could not be made equal to vLLM's: both count shared blocks."""
 
@@ -71,6 +75,7 @@ class _Steering:
     blocked: list[Request] = field(default_factory=list)
     foreign: dict[str, str] = field(default_factory=dict)
     next: Wanted | None = None
+    looked: float = -1.0
 
 
 class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where types are checked
@@ -122,6 +127,7 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
         size = StepSize(known, targets, spec.microbatches) if sized else None
         clock = StepClock(self.parallel_config.pipeline_parallel_size)
         self._steering = _Steering(spec, mirror, clock, size)
+        self._resize(self._steering, time.monotonic())
         if settings.metrics_port:
             metrics = Metrics(
                 self._record, mirror, lambda: self._step_tokens or mirror.scheduler.config.prefill_tokens
@@ -218,6 +224,12 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
         if ready and not steering.stale:
             for refused in steering.mirror.arrived([self._sequence(one) for one in ready], now):
                 steering.foreign[refused.sequence_id] = refused.detail
+            self._predict(steering, ready, now)
+
+    def _predict(self, steering: _Steering, requests: Iterable[Request], now: float) -> None:
+        for request in requests:
+            if expected := expected_of(request.sampling_params and request.sampling_params.extra_args):
+                steering.mirror.predicted(request.request_id, expected.p50, expected.p90, now)
 
     def _sequence(self, request: Request) -> NewSequence:
         sampling = request.sampling_params
@@ -357,6 +369,8 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
                 del steering.foreign[name]
             self._record.step(0, "mixed", flight.tokens, 0, flight.went, now, seconds)
             return
+        # The result is what the next step is planned at.
+        self._resize(steering, now)
         wanted = flight.wanted
         tokens, ended = {}, set()
         for name in flight.rows:
@@ -399,15 +413,17 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
         for one in refused:
             steering.foreign[one.sequence_id] = one.detail
         steering.stale = False
+        self._predict(steering, everyone, now)
         return not refused
 
     def _resize(self, steering: _Steering, now: float) -> None:
-        if steering.size is None:
+        """Look at who can be in time: that is whose turn it is, and how large steps are."""
+        if steering.size is None or now - steering.looked < LOOK_EVERY_S:
             return
-        scheduler = steering.mirror.scheduler
-        waiting = sum(sequence.to_compute for sequence in scheduler.waiting)
-        rows = len(scheduler.batches) / max(1, len(scheduler.batches.sizes()))
-        tokens = steering.size.choose(waiting, rows)
+        steering.looked = now
+        scheduler, targets = steering.mirror.scheduler, steering.size.targets
+        put_late_last(scheduler.waiting, targets.ttft_s, now)
+        tokens = steering.size.choose(load_of(scheduler, targets.ttft_s, targets.tpot_s, now))
         assert isinstance(scheduler.policy, AutoPolicy)
         if tokens != self._step_tokens:
             scheduler.policy.resize(tokens)

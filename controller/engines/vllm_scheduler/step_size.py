@@ -4,14 +4,15 @@ An engine's own default (1,024 tokens and more) is chosen for GPUs and for throu
 size takes longer than a token may, it costs half of the goodput. So steps are timed, and:
 
 * as long as those who wait can be in time, a round of all micro-batches takes no longer than a token may;
-* when so many wait that the last of them cannot have its first token in time, no step size helps them, and
-  steps are as large as it takes for what each step costs beside its tokens to vanish.
+* when more came at once than can have its first token in time, or hardly anybody who decodes can still be in
+  time, no step size helps, and steps are so large that what each costs beside its tokens nearly vanishes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from controller.engines.vllm_scheduler.lateness import Load
 from controller.engines.vllm_scheduler.step_times import StepTimes
 from controller.scheduler.slack import PROMISED
 from tidepipe_common.latency.model import StepCost
@@ -25,8 +26,12 @@ FIXED_SHARE = 0.05
 """Of a step's time that what it costs beside its prompts may take, when only throughput counts."""
 LEAST_WORTH = 0.5
 """Times what a step costs beside its prompts that these take at least, whatever the target says."""
-HOPELESS = 2.0
-"""Times the first token's target that prompts must need until only throughput counts; at 1 that ends."""
+HOPELESS, HOPE = 2.0, 0.5
+"""Times the first token's target that prompts must need for only throughput to count, and for that to end."""
+AT_ONCE = 0.5
+"""Share of them that came together: a batch, not a stream, of which the next ones could be in time."""
+LOST, FOUND = 0.25, 0.5
+"""Share of those who decode that can be in time, below which only throughput counts, and above which not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +49,31 @@ class StepSize:
     def __init__(self, modelled: StepCost, targets: Targets, batches: int) -> None:
         """batches: steps of a round."""
         self.times = StepTimes(modelled)
-        self._targets = targets
+        self.targets = targets
         self._batches = batches
         self._size = 0
         self.throughput = False
         self.why = ""
 
-    def choose(self, waiting_tokens: int, rows: float) -> int:
-        """The size of the next steps.
-
-        waiting_tokens: of prompts that nothing has begun to compute. rows: that a step decodes.
-        """
-        time = self.times.now()
+    def choose(self, load: Load) -> int:
+        """The size of the next steps."""
+        time, rows = self.times.now(), load.rows
         alone = time.of(rows, 0)
-        pace = max(1.0, (self._size or self._targets.most) - rows)
-        backlog_s = waiting_tokens * (alone / pace + time.token_s)
-        limit = self._targets.ttft_s * (1.0 if self.throughput else HOPELESS)
-        before, self.throughput = self.throughput, backlog_s > limit
+        pace = max(1.0, (self._size or self.targets.most) - rows)
+        backlog_s = load.tokens * (alone / pace + time.token_s)
+        before, self.throughput = self.throughput, self._is_hopeless(load, backlog_s)
         if self.throughput:
             prompts = time.fixed_s / time.token_s / FIXED_SHARE
-            why = f"prompts need {backlog_s:.1f} s, so only throughput counts"
+            why = (
+                f"prompts need {backlog_s:.1f} s, and {load.in_time} of {load.decoding} that decode can be "
+                "in time, so only throughput counts"
+            )
         else:
-            allowed = PROMISED * self._targets.tpot_s / self._batches - alone
+            allowed = PROMISED * self.targets.tpot_s / self._batches - alone
             # Smaller ones take most of their time for themselves, and everyone waits longer.
             prompts = max(allowed, LEAST_WORTH * alone) / time.token_s
             why = (
-                f"a round of {self._batches} steps within {self._targets.tpot_s * 1000:g} ms; a step takes "
+                f"a round of {self._batches} steps within {self.targets.tpot_s * 1000:g} ms; a step takes "
                 f"{time.fixed_s * 1000:.1f} ms, {time.row_s * 1000:.2f} for each of {rows:.0f} decode rows "
                 f"and {time.token_s * 1000:.3f} per token of prompts"
             )
@@ -78,6 +82,17 @@ class StepSize:
             self._size, self.why = size, why
         return self._size
 
+    def _is_hopeless(self, load: Load, backlog_s: float) -> bool:
+        if not load.waiting:
+            return False
+        ttft_s = self.targets.ttft_s
+        if backlog_s > HOPELESS * ttft_s and load.together > AT_ONCE * load.tokens:
+            return True
+        enough = FOUND if self.throughput else LOST
+        if load.decoding and load.in_time < enough * load.decoding:
+            return True
+        return self.throughput and backlog_s > HOPE * ttft_s
+
     def _whole(self, tokens: float) -> int:
         """Such a size that is not above it."""
-        return max(GRAIN, min(int(tokens), LARGEST, self._targets.most) // GRAIN * GRAIN)
+        return max(GRAIN, min(int(tokens), LARGEST, self.targets.most) // GRAIN * GRAIN)

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from controller.engines.vllm_scheduler.clock import StepClock
+from controller.engines.vllm_scheduler.lateness import Load, load_of, put_late_last
 from controller.engines.vllm_scheduler.mirror import Did, Held, Mirror, Wanted
 from controller.engines.vllm_scheduler.step_size import StepSize, Targets
 from controller.engines.vllm_scheduler.step_times import StepTimes
 from controller.runtime.scheduler_spec import SchedulerSpec
 from controller.scheduler.events import NewSequence
+from controller.scheduler.scheduler import new_sequence
 from tidepipe_common.latency.learned import LearnedCost
 from tidepipe_common.latency.shapes import SHAPES
 from tidepipe_common.prefix import root_key
@@ -211,13 +213,33 @@ def test_a_step_is_as_large_as_a_token_may_take_and_larger_when_that_is_lost() -
     for rows, prompts in [(2, 0), (6, 0), (4, 120), (12, 60)] * 30:
         size.times.observe(rows, prompts, 0.010 + rows * 1e-3 + prompts * 0.25e-3)
     # 95 ms for a round: 47.5 for a step, of which rows take 14 and 30; prompts have 134 and 70 tokens.
-    assert size.choose(waiting_tokens=0, rows=4) == 136
-    assert size.choose(waiting_tokens=1_000, rows=5) == 136  # not for every row that comes or goes
-    assert size.choose(waiting_tokens=1_000, rows=20) == 88
-    assert size.choose(waiting_tokens=60_000, rows=20) == 816
-    assert size.throughput
-    assert size.choose(waiting_tokens=1_000, rows=4) == 136
-    assert not size.throughput
+    assert size.choose(Load(rows=4)) == 136
+    assert size.choose(Load(1_000, 0, True, rows=5)) == 136  # not for every row that comes or goes
+    assert size.choose(Load(1_000, 0, True, rows=20)) == 88
+    assert size.choose(Load(60_000, 0, True, rows=20)) == 88  # a stream: those who come next may be in time
+    assert size.choose(Load(60_000, 50_000, True, rows=20)) == 816 and size.throughput
+    assert size.choose(Load(1_000, 0, True, rows=4, decoding=8, in_time=3)) == 816
+    assert size.choose(Load(1_000, 0, True, rows=4, decoding=8, in_time=5)) == 136 and not size.throughput
+    assert size.choose(Load(1_000, 0, True, rows=4, decoding=8, in_time=1)) == 800
+    assert size.choose(Load(rows=4, decoding=8, in_time=1)) == 136  # no prompt waits
+
+
+def test_those_who_can_be_in_time_go_before_those_who_are_late() -> None:
+    scheduler = Mirror(spec("auto"), 2, 64).scheduler
+    at = {"very late": 0.0, "late": 40.0, "later": 42.0, "in time": 47.0, "newest": 49.0}
+    for name, arrived in at.items():
+        new = NewSequence(name, tuple(range(8)), SamplingParams(max_tokens=9))
+        scheduler.waiting.add([new_sequence(new, 512, frozenset(), arrived)])
+    put_late_last(scheduler.waiting, ttft_s=5.0, now=50.0)
+    assert [one.sequence_id for one in scheduler.waiting] == [
+        "very late",
+        "in time",
+        "newest",
+        "late",
+        "later",
+    ]
+    load = load_of(scheduler, 5.0, 0.1, 50.0)
+    assert (load.tokens, load.together, load.waiting, load.decoding) == (2 * 8, 8, True, 0)
 
 
 def test_what_prompts_take_is_known_after_a_long_time_without_any() -> None:

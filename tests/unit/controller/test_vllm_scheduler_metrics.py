@@ -1,4 +1,4 @@
-"""What Prometheus reads of our scheduler in vLLM, and which requests are left to vLLM's own."""
+"""Our scheduler in vLLM: its metrics, what it reads of requests, and which it leaves to vLLM's own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from controller.engines.vllm_scheduler.expected import expected_of
 from controller.engines.vllm_scheduler.metrics import Metrics, serve
 from controller.engines.vllm_scheduler.mirror import Mirror
 from controller.engines.vllm_scheduler.record import Record
@@ -72,3 +73,17 @@ def test_a_seed_is_left_to_vllm_where_its_runner_cannot_compute_a_prompt_in_part
     assert "seed" in of_request(request(0), "cpu")
     assert not of_request(request(None), "cpu")
     assert not of_request(request(7), "cuda")
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (120, (120, 120)),
+        ([80, 200.5], (80, 200.5)),
+        ([80, 20], (80, 80)),
+        *((wrong, None) for wrong in (-1, "many", True, [], [1, 2, 3], [1, float("nan")], 1e300)),
+    ],
+)
+def test_lengths_that_requests_bring(given: object, found: tuple[float, float] | None) -> None:
+    assert expected_of({"tidepipe_output_tokens": given}) == found
+    assert expected_of(None) is None

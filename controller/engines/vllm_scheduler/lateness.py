@@ -1,0 +1,97 @@
+"""Who can still be in time: whose first token, and whose further ones. Pure.
+
+An engine that takes prompts as they come makes everybody late once the line is longer than the first token's
+target. Those who are late already lose nothing more when others, who can still be in time, go first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import NamedTuple
+
+from controller.scheduler.admission import WaitingQueue
+from controller.scheduler.scheduler import Scheduler
+from controller.scheduler.sequence import Sequence
+
+SAMPLE = 256
+"""Waiting prompts that stand for all."""
+PATIENCE = 6.0
+"""Times the first token's target that somebody waits until he is first, however late."""
+TOGETHER_S = 1.0
+"""Requests that came within so long of the newest came together."""
+FORGIVEN_S = 0.2
+"""By so much the next token may be behind its target and yet catch up."""
+
+
+class Load(NamedTuple):
+    """What there is to do.
+
+    tokens: of prompts that wait and are in time; together: of these, what came at once. waiting: whether
+    anybody waits. rows: decode rows of a step. decoding: sequences that decode; in_time: of
+    these, who can meet both targets.
+    """
+
+    tokens: int = 0
+    together: int = 0
+    waiting: bool = False
+    rows: float = 0.0
+    decoding: int = 0
+    in_time: int = 0
+
+
+def load_of(scheduler: Scheduler, ttft_s: float, tpot_s: float, now: float) -> Load:
+    """As the scheduler has it now."""
+    line, batches = scheduler.waiting, scheduler.batches
+    some = list(islice(line, SAMPLE))
+    timely = [one for one in some if not _late(one, ttft_s, now)]
+    newest = max((one.arrived for one in timely), default=0.0)
+    share = len(line) / max(1, len(some))
+    decoding = [*batches.pool, *(one for batch in batches.batches for one in batch.members)]
+    return Load(
+        int(share * sum(one.to_compute for one in timely)),
+        int(share * sum(one.to_compute for one in timely if newest - one.arrived <= TOGETHER_S)),
+        len(line) > 0,
+        len(decoding) / max(1, len(batches.batches)),
+        len(decoding),
+        sum(_keeps(one, ttft_s, tpot_s, now) for one in decoding),
+    )
+
+
+def put_late_last(line: WaitingQueue, ttft_s: float, now: float) -> None:
+    """Who is late stands behind those who are not, in the order that is there; whoever waits for very long is
+    first."""
+    if line.first is None or not _mixed(line, ttft_s, now):
+        return
+    place = {}
+    for index, one in enumerate(line):
+        group = 0 if now - one.arrived > PATIENCE * ttft_s else 2 if _late(one, ttft_s, now) else 1
+        place[one.sequence_id] = group * len(line) + index
+    line.order_by(lambda one: place[one.sequence_id])
+
+
+def _mixed(line: Iterable[Sequence], ttft_s: float, now: float) -> bool:
+    """Does somebody stand before those whose turn it is?"""
+    late_before = False
+    for one in line:
+        late = _late(one, ttft_s, now)
+        if now - one.arrived > PATIENCE * ttft_s:
+            if late_before:
+                return True
+        elif late:
+            late_before = True
+        elif late_before:
+            return True
+    return False
+
+
+def _late(one: Sequence, ttft_s: float, now: float) -> bool:
+    """It has no token yet, and will not have one in time."""
+    return one.first_token_at is None and not one.output and now - one.arrived > ttft_s
+
+
+def _keeps(one: Sequence, ttft_s: float, tpot_s: float, now: float) -> bool:
+    first = one.first_token_at
+    if first is None:
+        return False
+    return first - one.arrived <= ttft_s and first + (len(one.output) - 1) * tpot_s >= now - FORGIVEN_S
