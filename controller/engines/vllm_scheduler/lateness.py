@@ -16,20 +16,20 @@ from controller.scheduler.sequence import Sequence
 
 SAMPLE = 256
 """Waiting prompts that stand for all."""
+FORGIVEN_S = 0.2
+"""By so much the next token may be behind its target and yet catch up."""
 PATIENCE = 6.0
 """Times the first token's target that somebody waits until he is first, however late."""
 TOGETHER_S = 1.0
 """Requests that came within so long of the newest came together."""
-FORGIVEN_S = 0.2
-"""By so much the next token may be behind its target and yet catch up."""
 
 
 class Load(NamedTuple):
     """What there is to do.
 
     tokens: of prompts that wait and are in time; together: of these, what came at once. waiting: whether
-    anybody waits. rows: decode rows of a step. decoding: sequences that decode; in_time: of
-    these, who can meet both targets.
+    anybody waits. rows: decode rows of a step. decoding: sequences that decode; began: of
+    these, whose first token was in time; in_time: whose further ones are as well.
     """
 
     tokens: int = 0
@@ -37,6 +37,7 @@ class Load(NamedTuple):
     waiting: bool = False
     rows: float = 0.0
     decoding: int = 0
+    began: int = 0
     in_time: int = 0
 
 
@@ -48,13 +49,15 @@ def load_of(scheduler: Scheduler, ttft_s: float, tpot_s: float, now: float) -> L
     newest = max((one.arrived for one in timely), default=0.0)
     share = len(line) / max(1, len(some))
     decoding = [*batches.pool, *(one for batch in batches.batches for one in batch.members)]
+    began = [one for one in decoding if _began_in_time(one, ttft_s)]
     return Load(
         int(share * sum(one.to_compute for one in timely)),
         int(share * sum(one.to_compute for one in timely if newest - one.arrived <= TOGETHER_S)),
         len(line) > 0,
         len(decoding) / max(1, len(batches.batches)),
         len(decoding),
-        sum(_keeps(one, ttft_s, tpot_s, now) for one in decoding),
+        len(began),
+        sum(_goes_on_in_time(one, tpot_s, now) for one in began),
     )
 
 
@@ -90,8 +93,10 @@ def _late(one: Sequence, ttft_s: float, now: float) -> bool:
     return one.first_token_at is None and not one.output and now - one.arrived > ttft_s
 
 
-def _keeps(one: Sequence, ttft_s: float, tpot_s: float, now: float) -> bool:
-    first = one.first_token_at
-    if first is None:
-        return False
-    return first - one.arrived <= ttft_s and first + (len(one.output) - 1) * tpot_s >= now - FORGIVEN_S
+def _began_in_time(one: Sequence, ttft_s: float) -> bool:
+    return one.first_token_at is not None and one.first_token_at - one.arrived <= ttft_s
+
+
+def _goes_on_in_time(one: Sequence, tpot_s: float, now: float) -> bool:
+    assert one.first_token_at is not None, "it decodes"
+    return one.first_token_at + (len(one.output) - 1) * tpot_s >= now - FORGIVEN_S

@@ -4,8 +4,8 @@ An engine's own default (1,024 tokens and more) is chosen for GPUs and for throu
 size takes longer than a token may, it costs half of the goodput. So steps are timed, and:
 
 * as long as those who wait can be in time, a round of all micro-batches takes no longer than a token may;
-* when more came at once than can have its first token in time, or hardly anybody who decodes can still be in
-  time, no step size helps, and steps are so large that what each costs beside its tokens nearly vanishes.
+* when more came at once than can have its first token in time, or hardly anybody who decodes had it in time,
+  no step size helps, and steps are so large that what each costs beside its tokens nearly vanishes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ HOPELESS, HOPE = 2.0, 0.5
 AT_ONCE = 0.5
 """Share of them that came together: a batch, not a stream, of which the next ones could be in time."""
 LOST, FOUND = 0.25, 0.5
-"""Share of those who decode that can be in time, below which only throughput counts, and above which not."""
+"""Shares of those who decode: had fewer their first token in time, only throughput counts; can more of them
+meet both targets, it does no longer. (Late further tokens are no reason to begin: that would feed itself.)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class StepSize:
         if self.throughput:
             prompts = time.fixed_s / time.token_s / FIXED_SHARE
             why = (
-                f"prompts need {backlog_s:.1f} s, and {load.in_time} of {load.decoding} that decode can be "
+                f"prompts need {backlog_s:.1f} s, and {load.began} of {load.decoding} that decode began "
                 "in time, so only throughput counts"
             )
         else:
@@ -88,10 +90,9 @@ class StepSize:
         ttft_s = self.targets.ttft_s
         if backlog_s > HOPELESS * ttft_s and load.together > AT_ONCE * load.tokens:
             return True
-        enough = FOUND if self.throughput else LOST
-        if load.decoding and load.in_time < enough * load.decoding:
-            return True
-        return self.throughput and backlog_s > HOPE * ttft_s
+        if not self.throughput:
+            return load.began < LOST * load.decoding
+        return backlog_s > HOPE * ttft_s or load.in_time < FOUND * load.decoding
 
     def _whole(self, tokens: float) -> int:
         """Such a size that is not above it."""

@@ -218,10 +218,13 @@ def test_a_step_is_as_large_as_a_token_may_take_and_larger_when_that_is_lost() -
     assert size.choose(Load(1_000, 0, True, rows=20)) == 88
     assert size.choose(Load(60_000, 0, True, rows=20)) == 88  # a stream: those who come next may be in time
     assert size.choose(Load(60_000, 50_000, True, rows=20)) == 816 and size.throughput
-    assert size.choose(Load(1_000, 0, True, rows=4, decoding=8, in_time=3)) == 816
-    assert size.choose(Load(1_000, 0, True, rows=4, decoding=8, in_time=5)) == 136 and not size.throughput
-    assert size.choose(Load(1_000, 0, True, rows=4, decoding=8, in_time=1)) == 800
-    assert size.choose(Load(rows=4, decoding=8, in_time=1)) == 136  # no prompt waits
+    assert size.choose(Load(1_000, 0, True, rows=4, decoding=8, began=8, in_time=3)) == 816
+    assert size.choose(Load(1_000, 0, True, rows=4, decoding=8, began=8, in_time=5)) == 136
+    assert not size.throughput
+    # Steps that are too large are no reason for larger ones.
+    assert size.choose(Load(1_000, 0, True, rows=4, decoding=8, began=8, in_time=0)) == 136
+    assert size.choose(Load(1_000, 0, True, rows=4, decoding=8, began=1, in_time=1)) == 800
+    assert size.choose(Load(rows=4, decoding=8, began=1, in_time=1)) == 136  # no prompt waits
 
 
 def test_those_who_can_be_in_time_go_before_those_who_are_late() -> None:
