@@ -361,9 +361,9 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
 
     def _landed(self, steering: _Steering, flight: _Flight, had: dict[str, int], now: float) -> None:
         seconds = steering.clock.returned(flight.went, now)
-        if steering.size is not None and flight.wanted is not None and seconds > 0.0:
+        if steering.size is not None and flight.wanted is not None:
             rows = flight.decode_rows
-            steering.size.times.observe(rows, flight.tokens - rows, seconds)
+            steering.size.returned(rows, flight.tokens - rows, seconds, now - flight.went)
         if flight.wanted is None:
             for name in [name for name in steering.foreign if name not in self.requests]:
                 del steering.foreign[name]

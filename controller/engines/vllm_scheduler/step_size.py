@@ -24,6 +24,8 @@ STEADY = 0.125
 LARGEST = 2048
 FIXED_SHARE = 0.05
 """Of a step's time that what it costs beside its prompts may take, when only throughput counts."""
+STRETCH_WEIGHT, MOST_STRETCH = 0.05, 3.0
+"""Of a newly seen round in how much longer than reckoned rounds take, and how much that may be."""
 LEAST_WORTH = 0.5
 """Times what a step costs beside its prompts that these take at least, whatever the target says."""
 HOPELESS, HOPE = 2.0, 0.5
@@ -53,9 +55,21 @@ class StepSize:
         self.times = StepTimes(modelled)
         self.targets = targets
         self._batches = batches
+        self._stretch = 1.0
         self._size = 0
         self.throughput = False
         self.why = ""
+
+    def returned(self, rows: int, prompts: int, seconds: float, away_s: float) -> None:
+        """A step took each stage so long, and was away for so long: behind others, and on its way."""
+        if seconds <= 0.0:
+            return
+        if prompts:
+            # Times learned by relative errors favour short steps; what users wait for is the round.
+            reckoned = self._batches * self.times.now().of(rows, prompts)
+            stretch = min(max(1.0, away_s / reckoned), MOST_STRETCH)
+            self._stretch += STRETCH_WEIGHT * (stretch - self._stretch)
+        self.times.observe(rows, prompts, seconds)
 
     def choose(self, load: Load) -> int:
         """The size of the next steps."""
@@ -71,7 +85,7 @@ class StepSize:
                 "in time, so only throughput counts"
             )
         else:
-            allowed = PROMISED * self.targets.tpot_s / self._batches - alone
+            allowed = PROMISED * self.targets.tpot_s / self._batches / self._stretch - alone
             # Smaller ones take most of their time for themselves, and everyone waits longer.
             prompts = max(allowed, LEAST_WORTH * alone) / time.token_s
             why = (

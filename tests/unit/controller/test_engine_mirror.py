@@ -227,6 +227,17 @@ def test_a_step_is_as_large_as_a_token_may_take_and_larger_when_that_is_lost() -
     assert size.choose(Load(rows=4, decoding=8, began=1, in_time=1)) == 136  # no prompt waits
 
 
+def test_rounds_that_take_longer_than_reckoned_make_steps_smaller() -> None:
+    sizes = []
+    for stretch in (1.0, 1.3):
+        size = StepSize(LearnedCost(), Targets(5.0, 0.1, 1024), batches=2)
+        for rows, prompts in [(2, 0), (6, 0), (4, 120), (12, 60)] * 60:
+            seconds = 0.010 + rows * 1e-3 + prompts * 0.25e-3
+            size.returned(rows, prompts, seconds, 2 * stretch * seconds)
+        sizes.append(size.choose(Load(rows=4)))
+    assert sizes == [136, 88]
+
+
 def test_those_who_can_be_in_time_go_before_those_who_are_late() -> None:
     scheduler = Mirror(spec("auto"), 2, 64).scheduler
     at = {"very late": 0.0, "late": 40.0, "later": 42.0, "in time": 47.0, "newest": 49.0}
