@@ -184,6 +184,45 @@ def test_forced_calls_and_bounded_thoughts(client: openai.OpenAI) -> None:
             client.chat.completions.create(model=MODEL, messages=ASK, extra_body=wrong)
 
 
+def test_responses_are_parsed_called_and_outlive_the_router(
+    client: openai.OpenAI, cluster: RunningCluster
+) -> None:
+    asked: Any = {"model": MODEL, "temperature": 0, "max_output_tokens": 60}
+    about = "Ann is thirty years old. Give her name and age as JSON."
+    parsed = client.responses.parse(**asked, input=about, text_format=Person)
+    assert isinstance(parsed.output_parsed, Person)
+    with client.responses.stream(**asked, input=about, text_format=Person) as stream:
+        assert stream.get_final_response().output_parsed == parsed.output_parsed
+    city = {"type": "string", "enum": ["Paris", "Rome"]}
+    parameters = {
+        "type": "object",
+        "properties": {"city": city},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    tool: Any = {"type": "function", "name": "weather", "parameters": parameters, "strict": True}
+    called = client.responses.create(**asked, input="Weather?", tools=[tool], tool_choice="required")
+    call = called.output[-1]
+    assert call.type == "function_call" and json.loads(call.arguments)["city"] in ("Paris", "Rome")
+    result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "Sunny."}
+    after = client.responses.create(**asked, input=[result], previous_response_id=called.id)
+    assert after.output_text
+    long: Any = {**asked, "max_output_tokens": 300, "extra_body": {"ignore_eos": True}}
+    heard: list[Any] = []
+    for event in client.responses.create(**long, input="Count.", background=True, stream=True):
+        heard.append(event)
+        if len(heard) == 8:
+            break
+    cluster.kill_router()
+    patient = client.with_options(max_retries=8)
+    name, last = heard[0].response.id, heard[-1].sequence_number
+    heard += patient.responses.retrieve(name, stream=True, starting_after=last)
+    assert [event.sequence_number for event in heard] == list(range(len(heard)))
+    whole = patient.responses.retrieve(name)
+    told = "".join(event.delta for event in heard if event.type == "response.output_text.delta")
+    assert told == whole.output_text and whole.usage is not None and whole.usage.output_tokens == 300
+
+
 def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
         client.chat.completions.create(model=MODEL, messages=ASK, temperature=-1)

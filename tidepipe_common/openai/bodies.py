@@ -197,6 +197,7 @@ class Message(StrictModel):
     audio: None = None
     function_call: None = None
     annotations: list[object] | None = None
+    parsed: object = None
     reasoning_content: Content | None = None
     reasoning: Content | None = None
 

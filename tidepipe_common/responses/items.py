@@ -20,6 +20,8 @@ ADDITIONAL_TOOLS = "additional_tools"
 """Tools that stand among the input: of this response, as those beside it."""
 ROLES = ("user", "system", "developer", "assistant")
 TEXT_PARTS = ("input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text")
+_BESIDE_TEXT = ("annotations", "logprobs", "parsed")
+"""Of what came as an answer; the last one is made by clients."""
 _PREFIXES = {
     "message": "msg",
     "reasoning": "rs",
@@ -33,7 +35,7 @@ _ALWAYS = {"type", "id", "status"}
 ITEM_FIELDS: Mapping[str, set[str]] = {
     "message": {"role", "content", "phase", "end_turn"},
     "reasoning": {"summary", "content", "encrypted_content"},
-    "function_call": {"call_id", "name", "arguments", "namespace", "caller", "async"},
+    "function_call": {"call_id", "name", "arguments", "namespace", "caller", "async", "parsed_arguments"},
     "function_call_output": {"call_id", "output", "caller"},
     "custom_tool_call": {"call_id", "name", "input", "namespace", "caller", "async"},
     "custom_tool_call_output": {"call_id", "output", "caller"},
@@ -155,7 +157,7 @@ def _read_part(where: str, part: Any, of: str) -> Item:
             "input",
         )
     name = "refusal" if given == "refusal" else "text"
-    if unknown := part.keys() - {"type", name, "annotations", "logprobs"}:
+    if unknown := part.keys() - {"type", name, *_BESIDE_TEXT}:
         raise InvalidRequestError(f"{where} has the unknown field {quoted(min(unknown))}", "input")
     return _part(of, _text(f"{where}.{name}", part.get(name)))
 
@@ -246,7 +248,7 @@ _TEXT_PARTS = [one for one in TEXT_PARTS if one != "refusal"]
 def _described_part(types: dict[str, Any], text: str) -> dict[str, Any]:
     return {
         "type": "object",
-        "properties": {"type": types, text: _STRING, "annotations": {}, "logprobs": {}},
+        "properties": {"type": types, text: _STRING} | {name: {} for name in _BESIDE_TEXT},
         "required": ["type", text],
         "additionalProperties": False,
     }
