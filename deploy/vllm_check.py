@@ -279,7 +279,7 @@ def _ask_llm(
     """What vLLM answers as a pipeline of two, and what it logs."""
     path = str(resolve_model(model))
     engine = {"max_model_len": LONGEST, "max_num_batched_tokens": STEP}
-    asked = {"model": path, "texts": TEXTS, "tokens": TOKENS, "engine": engine | more}
+    asked = {"model": path, "texts": TEXTS, "tokens": TOKENS, "engine": {**engine, **more}}
     cores = sorted(os.sched_getaffinity(0))
     environment.variables["VLLM_CPU_OMP_THREADS_BIND"] = f"{cores[0]}|{cores[-1]}"
     done = environment.run(environment.python, script, json.dumps(asked), limit_s=clock.left_s)
