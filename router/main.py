@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = resolve_tokenizer(model)
         if path.is_dir():  # reading a GGUF file's tokenizer does need PyTorch
             leave_out_torch()
-        return TextProcessor.load(path, settings.tool_parser)
+        return TextProcessor.load(path, settings.tool_parser, settings.pooling)
 
     service = RouterService(settings, load_text)
     return run_service("router", service.run, log_level=settings.log_level, credentials=settings.credentials)

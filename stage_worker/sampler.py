@@ -15,8 +15,8 @@ from stage_worker.executors.protocol import PlanError
 from stage_worker.sampling.apart import row_error
 from stage_worker.sampling.draw import MAX_VOCAB_SIZE, DrawParams, draw, draw_truncated
 from stage_worker.sampling.sequence import LogitEdits, SequenceState
+from stage_worker.sampling.top import top_tokens
 from stage_worker.sampling.uniforms import uniforms
-from tidepipe_common.limits import MAX_LOGPROBS
 from tidepipe_common.structures.state import Grammars
 from tidepipe_common.types.plan import RowError, SampledTokens, SequenceStart
 from tidepipe_common.types.sampling import PositionLogprobs, TokenLogprob
@@ -190,16 +190,6 @@ def _rows(values: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     return values[list(rows)]
 
 
-def _top(log_probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    # Always as many as anyone may ask for: which of equal tokens topk returns depends on how many it returns,
-    # and a row's answer must not depend on its neighbours' wishes.
-    ids = (
-        log_probabilities.topk(min(MAX_LOGPROBS, log_probabilities.shape[-1]), dim=-1).indices.sort(-1).values
-    )
-    values, order = log_probabilities.gather(1, ids).sort(dim=-1, descending=True, stable=True)
-    return values, ids.gather(1, order)
-
-
 def _logprobs(
     log_probabilities: torch.Tensor,
     wanting: Sequence[int],
@@ -209,7 +199,9 @@ def _logprobs(
     chosen_ids = torch.tensor([[token_ids[row]] for row in wanting], device=log_probabilities.device)
     chosen = log_probabilities.gather(1, chosen_ids).squeeze(1).tolist()
     counts = [states[row].params.logprobs or 0 for row in wanting]
-    top, top_ids = _top(log_probabilities) if any(counts) else (log_probabilities[:, :0], chosen_ids[:, :0])
+    top, top_ids = (
+        top_tokens(log_probabilities) if any(counts) else (log_probabilities[:, :0], chosen_ids[:, :0])
+    )
     result = [PositionLogprobs(TokenLogprob(token_id, 0.0)) for token_id in token_ids]
     for row, count, logprob, values, ids in zip(
         wanting, counts, chosen, top.tolist(), top_ids.tolist(), strict=True

@@ -72,6 +72,11 @@ def make_pipeline(
 
 def run_step(executors: Sequence[Executor], plan: StepPlan) -> tuple[int, ...]:
     """Pass one step through all stages; tokens travel to the first stage only."""
+    return run_whole_step(executors, plan).token_ids
+
+
+def run_whole_step(executors: Sequence[Executor], plan: StepPlan) -> SampledTokens:
+    """The same, and all that the last stage says."""
     hidden: bytes | memoryview | None = None
     bare = StepPlan(
         plan.step_id,
@@ -87,7 +92,7 @@ def run_step(executors: Sequence[Executor], plan: StepPlan) -> tuple[int, ...]:
         output = executor.execute(bare if index else plan, hidden)
         hidden = None if output.hidden is None else bytes(output.hidden)
     assert output.sampled is not None
-    return output.sampled.token_ids
+    return output.sampled
 
 
 def generate(

@@ -51,7 +51,15 @@ MAX_THOUGHT_MARKS = 16
 """Tokens with which a thought begins, or ends."""
 
 MAX_ANSWERS = 16
+"""To one prompt."""
+MAX_PROMPTS = 256
+"""Prompts of one completion, and its answers to all of them."""
+MAX_INPUTS = 2048
+"""Texts of which one request wants vectors."""
 MAX_LOGPROBS = 20
+MAX_PROMPT_LOGPROBS = 512 * 1024
+"""Log-probabilities of the prompts of one request: of each token one, and those of the most likely ones.
+Eight bytes each between services, and some fifty in JSON."""
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARACTERS = 1024
 MAX_STOP_TOKEN_IDS = 1024

@@ -22,6 +22,7 @@ from controller.scheduler.actions import (
     PhaseSwitched,
     Preempted,
     PrefixFound,
+    PromptRead,
     Refused,
 )
 from controller.scheduler.events import (
@@ -254,6 +255,8 @@ class LiveInstance:
                 pass
             case PrefixFound(sequence_id, cached_tokens):
                 self.hub.found(sequence_id, cached_tokens)
+            case PromptRead(sequence_id, piece):
+                self.hub.prompt_read(sequence_id, piece.prompt_logprobs_read, piece.vector)
             case PhaseSwitched():
                 self.changed.notify_all()
                 log.info(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tidepipe_common.types.plan import Phase, StepPlan
+from tidepipe_common.types.prompt_reading import PromptPiece
 from tidepipe_common.types.sampling import FinishReason, PositionLogprobs
 
 
@@ -86,6 +87,14 @@ class PrefixFound:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptRead:
+    """A part of a sequence's prompt was read, for those who want more of it than what follows it."""
+
+    sequence_id: str
+    piece: PromptPiece
+
+
+@dataclass(frozen=True, slots=True)
 class Preempted:
     """A sequence lost its KV blocks and will be recomputed."""
 
@@ -102,4 +111,4 @@ class PhaseSwitched:
     reason: Reason
 
 
-Action = Dispatch | Emit | Finish | Refused | PrefixFound | Preempted | PhaseSwitched
+Action = Dispatch | Emit | Finish | Refused | PrefixFound | PromptRead | Preempted | PhaseSwitched

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from controller.scheduler.actions import Action, Emit, Finish, Reason, Refusal, Refused
+from controller.scheduler.actions import Action, Emit, Finish, PromptRead, Reason, Refusal, Refused
 from controller.scheduler.admission import WaitingQueue
 from controller.scheduler.background import Background
 from controller.scheduler.block_store import BlockStore
@@ -40,6 +40,7 @@ from controller.scheduler.steps import Step
 from tidepipe_common.latency.correction import LearningCost
 from tidepipe_common.latency.work import work_of
 from tidepipe_common.types.plan import Phase, RowError, SampledTokens
+from tidepipe_common.types.prompt_reading import PromptPiece
 from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams
 
 __all__ = ["Scheduler", "SchedulerConfig"]
@@ -159,7 +160,7 @@ class Scheduler:
         self.background.add(sequence for sequence in taken if sequence.background)
         self.state.waiting.add(sequence for sequence in taken if not sequence.background)
         for sequence in taken:
-            if len(sequence.output) >= sequence.max_tokens:
+            if len(sequence.output) >= sequence.max_tokens and not sequence.silent:
                 self._end(sequence, FinishReason.LENGTH)
 
     def _take(self, arrival: NewSequence, now: float) -> Sequence | None:
@@ -186,7 +187,8 @@ class Scheduler:
         for sequence in list(self.sequences.values()):
             # Taken before the pool's size was known, or by a larger pool that is no more.
             sequence.max_tokens = min(sequence.max_tokens, longest - len(sequence.prompt))
-            if len(sequence.output) >= sequence.max_tokens:
+            goes_on = sequence.silent and sequence.max_tokens > 0
+            if len(sequence.output) >= sequence.max_tokens and not goes_on:
                 reason = FinishReason.LENGTH if sequence.output else FinishReason.ERROR
                 detail = f"the prompt does not fit into the instance's KV pool of {longest} tokens"
                 self._end(sequence, reason, error="" if sequence.output else detail)
@@ -249,11 +251,14 @@ class Scheduler:
             return
         if step.batch is not None:
             state.batches.returned(step.batch)
-        # The time of copies is no model's.
-        if self._cost is not None and event.stage_s and not step.plan.copies:
+        # The time of copies is no model's, nor what is read off prompts.
+        usual = not step.plan.copies and not event.sampled.prompts
+        if self._cost is not None and event.stage_s and usual:
             self._cost.observe(step.phase, work_of(step.plan), max(event.stage_s))
         if event.sampled.errors:
             self._end_failed(step, event.sampled.errors)
+        if event.sampled.prompts:
+            self._take_prompts(step, event.sampled.prompts)
         self._take_tokens(step, event.sampled, now)
         prompts = step.tokens - step.decode_rows
         state.stats.count_step(prompts, step.decode_rows)
@@ -269,6 +274,17 @@ class Scheduler:
                     sequence, FinishReason.ERROR, error=error.detail, fault=error.fault, batch=step.batch
                 )
 
+    def _take_prompts(self, step: Step, pieces: tuple[PromptPiece, ...]) -> None:
+        """Hand on what was read off prompts; who has ended is passed over."""
+        by_key = {sequence.key: sequence for sequence in step.rows}
+        for piece in pieces:
+            sequence = by_key.get(piece.key)
+            if sequence is None or sequence.state is State.ENDED:
+                continue
+            if piece.first + piece.count >= len(sequence.prompt):
+                sequence.prompt_read = True
+            self.state.actions.append(PromptRead(sequence.sequence_id, piece))
+
     def _take_tokens(self, step: Step, sampled: SampledTokens, now: float) -> None:
         """End, review or place whoever it is time for."""
         step_result = apply_samples(step.sampled, sampled)
@@ -279,7 +295,7 @@ class Scheduler:
             self._end(sequence, FinishReason.STOP, token, batch=step.batch)
         state = self.state
         for sequence in step_result.due:
-            if len(sequence.output) >= sequence.max_tokens:
+            if len(sequence.output) >= sequence.max_tokens or sequence.silent:
                 self._end(sequence, FinishReason.LENGTH, batch=step.batch)
                 continue
             if sequence.length >= sequence.review_at:
@@ -358,11 +374,16 @@ def new_sequence(
     reuse: it may share KV blocks, if it says with whom.
     """
     room = longest - len(arrival.prompt)
-    limit = arrival.sampling.max_tokens
+    limit, sampling = arrival.sampling.max_tokens, arrival.sampling
+    silent = sampling.reads_prompt and limit is not None and len(arrival.output) >= limit
+    if silent:
+        # Its last step samples a token like any other's, which is not wanted.
+        limit = len(arrival.output) + 1
+    reuse = reuse and not sampling.needs_whole_prompt
     return Sequence(
         sequence_id=arrival.sequence_id,
         prompt=arrival.prompt,
-        sampling=arrival.sampling,
+        sampling=sampling,
         max_tokens=room if limit is None else min(limit, room),
         arrived=now,
         deadline=arrival.deadline,
@@ -374,6 +395,7 @@ def new_sequence(
         priority=arrival.priority,
         background=arrival.background,
         end_tokens=_end_tokens(arrival.sampling, eos),
+        silent=silent,
         prefix_root=bytes.fromhex(arrival.prefix_root) if reuse else b"",
         keys=list(arrival.keys) if reuse else [],
     )
@@ -415,6 +437,9 @@ def apply_samples(rows: tuple[Sequence, ...], sampled: SampledTokens) -> StepRes
     for sequence, token in marked:
         if sequence.state is State.ENDED:  # cancelled while its token was in flight
             dropped.add(sequence)
+        elif sequence.silent:
+            dropped.add(sequence)
+            due.append(sequence)
         elif token in sequence.end_tokens:
             dropped.add(sequence)
             stopped.append((sequence, token))

@@ -44,6 +44,8 @@ class Sequence:
     first_token_at: when it got its first token here; None before. given: output tokens that it came with.
     priority, background: see NewSequence.
     trace_context: for the stages, see NewSequence.
+    silent: it needs no token any more: it is here for what is read off its prompt.
+    prompt_read: all that is wanted of its prompt was read.
     length: tokens so far, prompt and output.
     """
 
@@ -82,6 +84,8 @@ class Sequence:
     priority: int = 0
     background: bool = False
     trace_context: str = ""
+    silent: bool = False
+    prompt_read: bool = False
     length: int = field(init=False)
 
     def __post_init__(self) -> None:

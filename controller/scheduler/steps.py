@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller.scheduler.actions import Dispatch
 from controller.scheduler.decode import MicroBatch
@@ -158,11 +158,14 @@ class StepBook:
 
     def _start(self, sequence: Sequence) -> SequenceStart:
         params = sequence.sampling
+        if sequence.prompt_read and params.reads_prompt:
+            params = replace(params, prompt_logprobs=None, pooling=None)
+        told = self._histories or params.needs_history or params.prompt_logprobs is not None
         return SequenceStart(
             key=sequence.key,
             sampling=params,
             prompt_tokens=len(sequence.prompt),
-            history=sequence.tokens(0, sequence.length) if self._histories or params.needs_history else (),
+            history=sequence.tokens(0, sequence.length) if told else (),
             eos_token_ids=() if params.ignore_eos else self._eos,
             trace_context=sequence.trace_context,
         )

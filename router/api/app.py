@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -12,12 +14,14 @@ from router.api.dashboard.feed import PageFeed
 from router.api.dashboard.routes import page_routes
 from router.api.http.answers import AnswerBodies
 from router.api.http.batches import BatchEndpoints
+from router.api.http.embeddings import Body, VectorForm, read_embeddings, read_rerank
 from router.api.http.endpoint import CompletionEndpoint
 from router.api.http.failures import failure, http_failure
 from router.api.http.files import FileEndpoints
 from router.api.http.forms import CompletionForm
 from router.api.http.messages import MessagesForm
 from router.api.http.responses import ResponseEndpoints
+from router.api.http.tokens import TokenEndpoints
 from router.api.openapi.document import openapi_document
 from router.batches.jobs import BatchJobs
 from router.instances.served_model import ModelFacts
@@ -31,6 +35,7 @@ from tidepipe_common.openai.answers import Model, ModelList
 from tidepipe_common.openai.bodies import parse_chat, parse_completion
 from tidepipe_common.telemetry.listener import metrics_route
 from tidepipe_common.telemetry.telemetry import Telemetry
+from tidepipe_common.types.request import GenerationRequest
 from tidepipe_common.version import tidepipe_version
 
 
@@ -82,6 +87,10 @@ def make_app(
     chat = CompletionEndpoint(CompletionForm(parse_chat, bodies), table, keyed)
     completion = CompletionEndpoint(CompletionForm(parse_completion, bodies), table, keyed)
     message = CompletionEndpoint(MessagesForm(bodies), table, keyed)
+
+    def vectors(read: Callable[[object], tuple[GenerationRequest, Body]]) -> CompletionEndpoint:
+        return CompletionEndpoint(VectorForm(read), table, keyed)
+
     app = Starlette(
         routes=[
             Route("/health", health, methods=["GET"]),
@@ -94,6 +103,12 @@ def make_app(
             Route("/v1/messages", message, methods=["POST"]),
             *ResponseEndpoints(bodies, table, keyed, runs).routes(),
             Route("/openapi.json", describe, methods=["GET"]),
+            Route("/v1/embeddings", vectors(read_embeddings), methods=["POST"]),
+            *[
+                Route(path, vectors(read_rerank), methods=["POST"])
+                for path in ("/rerank", "/v1/rerank", "/v2/rerank")
+            ],
+            *TokenEndpoints(table.admission).routes(),
             *_stored(jobs),
             metrics_route(telemetry),
             *page_routes(feed),

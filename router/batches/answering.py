@@ -68,7 +68,8 @@ async def answer_line(
     while True:
         try:
             body = await answer(item, reading)
-            size = answer_bytes(item.request, body.get("usage", {}).get("completion_tokens", 0))
+            usage = body["usage"]
+            size = answer_bytes(item.request, usage["completion_tokens"], usage["prompt_tokens"])
             written = await beside(size, functools.partial(response_line, line_id, item, body))
             return AnsweredLine(line.number, written, failed=False)
         except OverloadedError as error:

@@ -76,6 +76,8 @@ class ForwardedSequence:
         fresh = self._log.merge(news.token_offset, news.token_ids, news.logprobs)
         if fresh is None:
             return Progress.GAP
+        if news.prompt_logprobs is not None or news.vector:
+            self._hub.prompt_read(self.key, news.prompt_logprobs, news.vector)
         end = news.end
         if news.cached_tokens:
             self._hub.found(self.key, news.cached_tokens)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 from router.instances.sequence import PrefixKeys, PromptPrefix
 from router.instances.served_model import ModelFacts
@@ -22,7 +24,9 @@ from tidepipe_common.aside import beside
 from tidepipe_common.dialects import Reading
 from tidepipe_common.errors import ContextLengthError, InvalidRequestError
 from tidepipe_common.lengths.prompt import prompt_features
-from tidepipe_common.types.request import GenerationRequest
+from tidepipe_common.limits import MAX_PROMPT_LOGPROBS
+from tidepipe_common.types.prompt_reading import NUMBER_BYTES
+from tidepipe_common.types.request import GenerationRequest, Prompt, about_prompt
 from tidepipe_common.types.sampling import SamplingParams
 
 INLINE_CHARACTERS = 2000
@@ -30,6 +34,8 @@ INLINE_CHARACTERS = 2000
 MAX_TOKEN_CHARACTERS = 256
 """No tokenizer has longer tokens: what has more characters than so many for every token of the context is
 refused unread. Tokenizing it would take seconds of a core."""
+_Made = TypeVar("_Made")
+
 THOUGHT_MARK_TOKENS = 32
 """More than a mark of thoughts has, with the white space around it."""
 LONGEST_GAP_S = 0.5
@@ -53,6 +59,17 @@ class Admission:
         """Return when there is a model for which nothing is missing. UnavailableError: no instance came."""
         await self._models.some(self._patience_s)
 
+    async def model(self, name: str | None) -> tuple[TextPort, ModelFacts]:
+        """Text and facts of the model that a request calls so; ModelNotFoundError if that is not served."""
+        model = await self._models.wanted(name)
+        return await asyncio.shield(model.text), await model.wait(self._patience_s)
+
+    async def beside(self, size: int, work: Callable[[], _Made]) -> _Made:
+        """What `work` makes of so many characters or tokens: beside the event loop if they are many."""
+        if size <= INLINE_CHARACTERS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
     async def admit(self, request: GenerationRequest, entry: RequestEntry) -> list[RunningAnswer]:
         """The answers that are to be given, as sequences of token ids.
 
@@ -61,13 +78,21 @@ class Admission:
         model = entry.model = await self._models.wanted(request.model)
         text = await asyncio.shield(model.text)
         facts = await model.wait(self._patience_s)
-        prompt, prefix = await self._tokenize(request, text, facts, model.prefixes)
-        _check_prompt(request, prompt, facts)
-        sampling = _fill_in(request, len(prompt), facts)
+        if request.sampling.pooling is not None:
+            if text.pooling is None:
+                raise InvalidRequestError("there are no embeddings of this model (--pooling off)", "model")
+            request = replace(request, sampling=replace(request.sampling, pooling=text.pooling))
+        tokenized = await self._tokenize(request, text, facts, model.prefixes)
+        samplings = []
+        for number, (prompt, _) in enumerate(tokenized):
+            with _of_prompt(number, request):
+                _check_prompt(request, prompt, facts)
+                samplings.append(_fill_in(request, len(prompt), facts))
+        _check_prompt_logprobs(request, sum(len(prompt) for prompt, _ in tokenized))
         size = sum(map(len, request.tools))
-        sampling = await beside(size, partial(text.held, request, prompt, sampling))
-        if (structure := sampling.structure) is not None:
-            sampling.check()
+        wanted = await beside(size, partial(text.held, request, tokenized[0][0], samplings[0]))
+        if (structure := wanted.structure) is not None:
+            wanted.check()
             await text.check_structure(structure, facts.vocab_size, facts.eos_token_ids, request.owner)
         skip_special = not request.keep_special_tokens
         kept: frozenset[str] = frozenset()
@@ -75,29 +100,36 @@ class Admission:
             entry.reading = _reading(request, text, prompt)
             kept = text.dialect.kept_tokens(tools=request.callable)
 
-        def new_text() -> AnswerText | None:
-            if request.skip_text and (sampling.structure is not None or not sampling.stop):
+        def new_text(prompt: array[int]) -> AnswerText | None:
+            if request.skip_text and (wanted.structure is not None or not wanted.stop):
                 return None
             return AnswerText(
                 text.new_detokenizer(prompt, skip_special, kept),
-                () if sampling.structure is not None else sampling.stop,
-                min_tokens=sampling.min_tokens,
+                () if wanted.structure is not None else wanted.stop,
+                min_tokens=wanted.min_tokens,
                 keep=not request.skip_text,
             )
 
         # A greedy answer needs no seed, but instances expect one with every sequence.
-        seed = sampling.seed if sampling.seed is not None else 0 if sampling.greedy else draw_seed()
+        seed = wanted.seed if wanted.seed is not None else 0 if wanted.greedy else draw_seed()
         # A stop string is found here, and what is computed beyond it is in vain.
-        piece_gap_s = 0.0 if sampling.stop else min(request.piece_gap_s, LONGEST_GAP_S)
-        manner = request.manner if sampling.thought is None else f"{request.manner} thinks"
-        features = prompt_features(request.prompt, request.client, manner)
+        piece_gap_s = 0.0 if wanted.stop else min(request.piece_gap_s, LONGEST_GAP_S)
+        manner = request.manner if wanted.thought is None else f"{request.manner} thinks"
+        features = [prompt_features(prompt, request.client, manner) for prompt in request.prompts]
         return [
             entry.new_answer(
-                index,
+                number * wanted.n + index,
                 prompt,
-                replace(sampling, seed=answer_seed(seed, index), n=1),
-                new_text(),
-                features,
+                # Of equal prompts with one seed the answers are equal, as if each had been sent alone.
+                replace(
+                    wanted,
+                    max_tokens=samplings[number].max_tokens,
+                    seed=answer_seed(seed, index),
+                    n=1,
+                    prompt_logprobs=None if index else wanted.prompt_logprobs,
+                ),
+                new_text(prompt),
+                features[number],
                 ttft_s=_seconds(request.ttft_ms),
                 tpot_s=_seconds(request.tpot_ms),
                 piece_gap_s=piece_gap_s,
@@ -105,44 +137,61 @@ class Admission:
                 priority=request.priority,
                 background=request.background,
             )
-            for index in range(sampling.n)
+            for number, (prompt, prefix) in enumerate(tokenized)
+            for index in range(wanted.n)
         ]
 
     async def _tokenize(
         self, request: GenerationRequest, text: TextPort, facts: ModelFacts, prefixes: PrefixKeys
-    ) -> tuple[array[int], PromptPrefix]:
-        """Token ids, and by what their beginnings are found."""
-        prompt = request.prompt
-        root = prefixes.root(request.owner, request.cache_salt)
-        encode: Callable[[], Sequence[int]]
+    ) -> list[tuple[array[int], PromptPrefix]]:
+        """Token ids of each prompt, and by what their beginnings are found."""
+        # Who needs all of its prompt computed shares no beginning.
+        whole = request.sampling.needs_whole_prompt
+        root = b"" if whole else prefixes.root(request.owner, request.cache_salt)
+        encoders = []
+        for number, prompt in enumerate(request.prompts):
+            with _of_prompt(number, request):
+                encoders.append(_encoder(request, prompt, text, facts))
 
-        def read() -> tuple[array[int], PromptPrefix]:
-            tokens = _token_array(encode())
-            return tokens, prefixes.prefix(root, tokens)
+        def read() -> list[tuple[array[int], PromptPrefix]]:
+            found = []
+            for number, encode in enumerate(encoders):
+                with _of_prompt(number, request):
+                    tokens = _token_array(encode())
+                    found.append((tokens, prefixes.prefix(root, tokens)))
+            return found
 
-        if isinstance(prompt, str):
-            encode = partial(text.encode, prompt, facts.context_length)
-        elif request.is_chat:
-            encode = partial(
-                text.encode_chat, request.turns, request.tools, facts.context_length, request.template
-            )
-        else:
-            if len(prompt) >= facts.context_length:
-                raise _leaves_no_room(request, len(prompt), facts)
-            ids = [token for token in prompt if isinstance(token, int)]
-            encode = partial(list, ids)
+        ids = 0 if request.is_chat else sum(len(one) for one in request.prompts if not isinstance(one, str))
+        return await self.beside(max(request.characters, ids), read)
+
+
+def _encoder(
+    request: GenerationRequest, prompt: Prompt, text: TextPort, facts: ModelFacts
+) -> Callable[[], Sequence[int]]:
+    """What makes token ids of one of its prompts, which may take long. ContextLengthError: it cannot fit."""
+    size, most = 0, facts.context_length * MAX_TOKEN_CHARACTERS
+    encode: Callable[[], Sequence[int]]
+    if isinstance(prompt, str):
+        size = len(prompt)
+        encode = partial(text.encode, prompt, facts.context_length)
+    elif request.is_chat:
         size = request.characters
-        most = facts.context_length * MAX_TOKEN_CHARACTERS
-        if size > most:
-            raise _does_not_fit(
-                facts,
-                f"The prompt has {size} characters; more than {most} cannot fit. Please reduce its length.",
-                _prompt_field(request),
-            )
+        encode = partial(text.encode_chat, request.turns, request.tools, facts.context_length)
+    else:
+        if len(prompt) >= facts.context_length:
+            raise _leaves_no_room(request, len(prompt), facts)
+        ids = [token for token in prompt if isinstance(token, int)]
+        return partial(list, ids)
+    if size > most:
+        raise _does_not_fit(
+            facts,
+            f"The prompt has {size} characters; more than {most} cannot fit. Please reduce its length.",
+            _prompt_field(request),
+        )
+
+    def read() -> Sequence[int]:
         try:
-            if max(size, len(prompt)) <= INLINE_CHARACTERS:
-                return read()
-            return await asyncio.get_running_loop().run_in_executor(self._executor, read)
+            return encode()
         except TooManyTokensError as error:
             field = _prompt_field(request)
             raise _does_not_fit(
@@ -151,6 +200,19 @@ class Admission:
                 f"Please reduce the length of the {field}.",
                 field,
             ) from None
+
+    return read
+
+
+@contextlib.contextmanager
+def _of_prompt(number: int, request: GenerationRequest) -> Iterator[None]:
+    """What is wrong with one of several prompts says with which."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        if not request.more_prompts:
+            raise
+        raise about_prompt(number, error) from None
 
 
 def draw_seed() -> int:
@@ -191,6 +253,22 @@ def _check_prompt(request: GenerationRequest, prompt: array[int], facts: ModelFa
         )
     if len(prompt) + 1 > facts.context_length:
         raise _leaves_no_room(request, len(prompt), facts)
+
+
+def prompt_logprobs_bytes(request: GenerationRequest, tokens: int) -> int:
+    """Memory of the log-probabilities of its prompts, which have so many tokens together."""
+    top = request.sampling.prompt_logprobs
+    return 0 if top is None else tokens * (2 * (1 + top) + 1) * NUMBER_BYTES
+
+
+def _check_prompt_logprobs(request: GenerationRequest, tokens: int) -> None:
+    top = request.sampling.prompt_logprobs
+    if top is not None and tokens * (1 + top) > MAX_PROMPT_LOGPROBS:
+        raise InvalidRequestError(
+            f"{tokens} tokens of the prompt with {1 + top} log-probabilities each are more than the "
+            f"{MAX_PROMPT_LOGPROBS} that one request may ask for; ask for fewer, or send fewer prompts",
+            "prompt",
+        )
 
 
 def _leaves_no_room(request: GenerationRequest, tokens: int, facts: ModelFacts) -> ContextLengthError:
@@ -235,4 +313,6 @@ def _fill_in(request: GenerationRequest, prompt_tokens: int, facts: ModelFacts) 
                 f"{name} may be {room} at most.",
                 field if name == "max_tokens" and request.is_chat else name,
             )
-    return replace(sampling, max_tokens=min(room, sampling.max_tokens or room))
+    return replace(
+        sampling, max_tokens=room if sampling.max_tokens is None else min(room, sampling.max_tokens)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import marshal
 from array import array
@@ -26,7 +27,14 @@ from tidepipe_common.security.api_key import split_key
 from tidepipe_common.security.caller import current
 from tidepipe_common.security.key_access import Work, bearer
 from tidepipe_common.telemetry.traces import NO_SPAN, Span
-from tidepipe_common.types.request import AnswerDelta, AnswerPosition, ChatTurn, GenerationRequest, Usage
+from tidepipe_common.types.request import (
+    AnswerDelta,
+    AnswerPosition,
+    ChatTurn,
+    GenerationRequest,
+    Usage,
+    about_prompt,
+)
 from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
 OBJECT_BYTES = 4096
@@ -60,10 +68,17 @@ def request_digest(request: GenerationRequest) -> str:
     values: dict[str, Any] = {field.name: getattr(sampling, field.name) for field in fields(SamplingParams)}
     values["logit_bias"] = tuple(sorted(sampling.logit_bias.items()))
     values["structure"] = None if sampling.structure is None else astuple(sampling.structure)
+    values["pooling"] = None if sampling.pooling is None else sampling.pooling.value
+    for name in ("prompt_logprobs", "pooling"):
+        # As it was before there were these: a key that was stored then stands for the same request.
+        if values[name] is None:
+            del values[name]
     values["thought"] = None  # routers add it
     prompt: Any = request.prompt
     if request.is_chat:
         prompt = tuple(astuple(turn) for turn in request.prompt if isinstance(turn, ChatTurn))
+    if request.more_prompts:
+        prompt = request.prompts
     content: Any = (
         prompt,
         request.tools,
@@ -146,28 +161,39 @@ class RequestEntry:
     @property
     def prompt_tokens(self) -> int:
         """Prompt length; zero before it is known."""
-        return self.answers[0].usage.prompt_tokens if self.answers else 0
+        return sum(len(answer.prompt) for answer in self._one_a_prompt)
+
+    @property
+    def _one_a_prompt(self) -> list[RunningAnswer]:
+        """The first answer to each of its prompts."""
+        return self.answers[:: self._sampling.n]
 
     @property
     def bytes_held(self) -> int:
-        """What it takes to remember it; its answers have one prompt."""
-        prompt = 4 * len(self.answers[0].prompt) if self.answers else 0
-        return OBJECT_BYTES + prompt + sum(OBJECT_BYTES + answer.bytes_held for answer in self.answers)
+        """What it takes to remember it; the answers to one prompt share it."""
+        return (
+            OBJECT_BYTES
+            + 4 * self.prompt_tokens
+            + sum(OBJECT_BYTES + answer.bytes_held for answer in self.answers)
+        )
 
     @property
     def usage(self) -> Usage:
         """What all answers took together."""
-        parts = [answer.usage for answer in self.answers]
+        parts, each = [answer.usage for answer in self.answers], self._sampling.n
         if not parts:
             return Usage(prompt_tokens=0, output_tokens=0)
         return Usage(
-            prompt_tokens=parts[0].prompt_tokens,
+            prompt_tokens=self.prompt_tokens,
             output_tokens=sum(part.output_tokens for part in parts),
             ttft_ms=min(part.ttft_ms for part in parts),
             total_ms=max(part.total_ms for part in parts),
             preemptions=sum(part.preemptions for part in parts),
-            # The prompt counts once, and so does what nobody had to compute of it.
-            cached_tokens=min(part.cached_tokens for part in parts),
+            # A prompt counts once, and so does what nobody had to compute of it.
+            cached_tokens=sum(
+                min(part.cached_tokens for part in parts[first : first + each])
+                for first in range(0, len(parts), each)
+            ),
         )
 
     @property
@@ -212,7 +238,7 @@ class RequestEntry:
             sampling=sampling,
             text=text,
             changed=self.answer_changed,
-            failed=self.fail,
+            failed=functools.partial(self._answer_failed, index),
             clock=self._clock,
             arrived=self.arrived,
             meter=self._meter,
@@ -229,7 +255,7 @@ class RequestEntry:
     def begin(self, answers: list[RunningAnswer]) -> None:
         """It was admitted; its answers still have to be submitted."""
         self.answers = answers
-        self._meter.admitted(len(answers[0].prompt))
+        self._meter.admitted(self.prompt_tokens)
         self.changed.notify_all()
 
     def cancel(self) -> None:
@@ -252,6 +278,12 @@ class RequestEntry:
             if not answer.finished:
                 answer.finish(FinishReason.ERROR, error=str(error), shed=self.shed)
                 self._withdraw(answer)
+
+    def _answer_failed(self, index: int, error: TidePipeError) -> None:
+        each = self._sampling.n
+        if isinstance(error, InvalidRequestError) and len(self.answers) > each:
+            error = about_prompt(index // each, error)
+        self.fail(error)
 
     def answer_changed(self) -> None:
         """One of its answers has something new to read, or has ended."""
@@ -330,7 +362,7 @@ class Subscription:
                 raise InvalidRequestError(
                     f"resume names answer {position.index}, but the request has {len(answers)}", "resume"
                 )
-            cursors[position.index] = Cursor(position.tokens, position.characters)
+            cursors[position.index] = Cursor(position.tokens, position.characters, prompt=position.prompt)
         clock = asyncio.get_running_loop().time
         next_at = 0.0
         while not all(cursor.done for cursor in cursors):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from router.instances.sequence import NO_PREFIX, Progress, PromptPrefix, RetryBudget
 from router.requests.meter import EndedAnswer, RequestMeter
@@ -12,6 +12,7 @@ from router.requests.output import AnswerText, TokenLog
 from tidepipe_common.errors import InvalidRequestError, TidePipeError
 from tidepipe_common.lengths.prompt import PromptFeatures
 from tidepipe_common.lengths.request import NO_PROMPT
+from tidepipe_common.types.prompt_reading import PromptLog
 from tidepipe_common.types.request import Answer, AnswerDelta, Usage
 from tidepipe_common.types.results import SequenceUpdate
 from tidepipe_common.types.sampling import FinishReason, SamplingParams
@@ -19,6 +20,7 @@ from tidepipe_common.types.sampling import FinishReason, SamplingParams
 MAX_DELTA_TOKENS = 16_384
 MAX_DELTA_LOGPROBS = 256
 MAX_DELTA_CHARACTERS = 1_000_000
+MAX_DELTA_PROMPT = 65_536
 """A piece stays far below the message limit, also for a client that has everything still to get."""
 
 
@@ -29,6 +31,7 @@ class Cursor:
     tokens: int = 0
     characters: int = 0
     done: bool = False
+    prompt: int = 0
 
 
 class RunningAnswer:
@@ -86,6 +89,9 @@ class RunningAnswer:
         self._stopped_by: int | str | None = None
         self._error = ""
         self._cached_tokens = 0
+        self._wants_prompt = sampling.prompt_logprobs is not None
+        self._prompt_log = PromptLog()
+        self._vector = b""
         self._retry_budget = RetryBudget()
 
     @property
@@ -111,7 +117,12 @@ class RunningAnswer:
     @property
     def bytes_held(self) -> int:
         """What it takes to remember it, its prompt apart."""
-        return self._log.bytes + (0 if self._text is None else self._text.log.bytes)
+        return (
+            self._prompt_log.bytes
+            + len(self._vector)
+            + self._log.bytes
+            + (0 if self._text is None else self._text.log.bytes)
+        )
 
     @property
     def usage(self) -> Usage:
@@ -134,6 +145,8 @@ class RunningAnswer:
         fresh = self._log.merge(news.token_offset, news.token_ids, news.logprobs)
         if fresh is None:
             return Progress.GAP
+        if not self._read_prompt(news):
+            return Progress.GAP
         end = news.end
         # Where it goes on it may find more: what others have computed since, and its own.
         if not goes_on:
@@ -153,6 +166,8 @@ class RunningAnswer:
             if end.reason is FinishReason.ERROR and end.fault is not None:
                 # For everybody who asks, as if it had been known before: tried again it will be seen again.
                 self.fail(InvalidRequestError(end.error, end.fault or None))
+            elif end.reason.whole and not (self.prompt_known and self._has_vector):
+                self.fail(TidePipeError("the instance did not say what was asked of the prompt"))
             else:
                 self.finish(end.reason, end.stop_token, end.error)
             return Progress.ENDED_THERE
@@ -160,16 +175,43 @@ class RunningAnswer:
             self._changed()
         return Progress.GOES_ON
 
+    def _read_prompt(self, news: SequenceUpdate) -> bool:
+        """Take in what was read off the prompt; False for a gap."""
+        self._vector = news.vector or self._vector
+        if news.prompt_logprobs is None or not self._wants_prompt:
+            return True
+        if not self._prompt_log.merge(news.prompt_logprobs):
+            return False
+        if self.prompt_known:
+            # Wherever it goes on, that is not computed again.
+            self.sampling = replace(self.sampling, prompt_logprobs=None)
+        return True
+
+    @property
+    def prompt_known(self) -> bool:
+        """True if all is known that is wanted of its prompt, but for a vector."""
+        return not self._wants_prompt or len(self._prompt_log) == len(self._prompt) - 1
+
+    @property
+    def _is_all_there(self) -> bool:
+        """True if nothing is wanted any more, so that only the news of its end can be missing."""
+        most = self.sampling.max_tokens
+        return most is not None and len(self._log) >= most and self.prompt_known and self._has_vector
+
+    @property
+    def _has_vector(self) -> bool:
+        return self.sampling.pooling is None or bool(self._vector)
+
     def resume(self, given: SequenceUpdate) -> None:
         """Go on from what an earlier router had of it; nothing was read yet."""
         self.apply(given)
-        if self.sampling.max_tokens is not None and len(self._log) >= self.sampling.max_tokens:
+        if self._is_all_there:
             self.finish(FinishReason.LENGTH)
 
     def moved(self) -> bool:
         """Part of RoutedSequence."""
         self._retry_budget.end()
-        if self.sampling.max_tokens is not None and len(self._log) >= self.sampling.max_tokens:
+        if self._is_all_there:
             # Only the news of its end was lost.
             self.finish(FinishReason.LENGTH)
         elif hopeless := self._retry_budget.hopeless():
@@ -212,6 +254,14 @@ class RunningAnswer:
         """
         if self.finish_reason is not None and self.finish_reason.whole:
             self._check_within(cursor)
+        prompt = self._prompt_log.read(cursor.prompt, cursor.prompt + self._delta_prompt())
+        cursor.prompt += 0 if prompt is None else len(prompt)
+        if cursor.prompt < len(self._prompt_log) or not (self.prompt_known or self.finished):
+            # Whatever follows the prompt comes behind it.
+            if prompt is None:
+                return None
+            before = (cursor.tokens, cursor.characters)
+            return AnswerDelta(Answer(index=self.index, prompt_logprobs=prompt), *before)
         tokens_end = min(len(self._log), cursor.tokens + self._delta_tokens())
         token_ids = tuple(self._log.tokens[cursor.tokens : tokens_end])
         logprobs = self._log.logprobs.read(cursor.tokens, tokens_end)
@@ -220,7 +270,7 @@ class RunningAnswer:
         cursor.tokens += len(token_ids)
         cursor.characters += len(text)
         ends = self.finished and not cursor.done and self._is_at_end(cursor)
-        if not (token_ids or text or ends):
+        if not (token_ids or text or ends or prompt):
             return None
         cursor.done = cursor.done or ends
         piece = Answer(
@@ -231,6 +281,8 @@ class RunningAnswer:
             finish_reason=self.finish_reason if ends else None,
             stopped_by=self._stopped_by if ends else None,
             error=self._error if ends else "",
+            prompt_logprobs=prompt,
+            vector=self._vector if ends else b"",
         )
         return AnswerDelta(piece, *before, usage=self.usage if ends else None)
 
@@ -254,6 +306,9 @@ class RunningAnswer:
 
     def _delta_tokens(self) -> int:
         return MAX_DELTA_LOGPROBS if self._log.logprobs else MAX_DELTA_TOKENS
+
+    def _delta_prompt(self) -> int:
+        return max(1, MAX_DELTA_PROMPT // (1 + self._prompt_log.top))
 
     def _read_text(self, fresh: int) -> bool:
         """Decode the newest tokens. True if a stop string ended the answer."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import structlog
 
 from router.models.model import ServedModel
-from router.requests.admission import Admission
+from router.requests.admission import Admission, prompt_logprobs_bytes
 from router.requests.entry import Pacing, RequestEntry, Subscription, owned_name, request_digest
 from router.requests.meter import RequestMeter, Unmeasured
 from router.requests.running_answer import RunningAnswer
@@ -84,7 +84,7 @@ class RequestTable:
     ) -> None:
         """max_requests: running at most; as many complete ones are remembered, for `remember_s` seconds."""
         self.max_requests = max_requests
-        self._admission = admission
+        self.admission = admission
         self._clock = clock
         self._remember_s = remember_s
         self._meter = meter or Unmeasured()
@@ -127,7 +127,7 @@ class RequestTable:
 
     async def ready(self) -> None:
         """Return when requests can be admitted. UnavailableError: no instance came in time."""
-        await self._admission.ready()
+        await self.admission.ready()
 
     def attach(
         self,
@@ -146,7 +146,7 @@ class RequestTable:
         Raises InvalidRequestError, OverloadedError, UnavailableError (stopping), or NotFoundError: the
         client has a part of an answer that cannot be computed again.
         """
-        self._admission.check(request)
+        self.admission.check(request)
         entry = self._find(owned_name(request.owner, request.request_id))
         digest = request_digest(request)
         attached = entry is not None
@@ -302,7 +302,9 @@ class RequestTable:
             span=request_span(self._traces, request),
         )
         if self._keys is not None:
-            entry.work = self._keys.begin(request.owner, request.sampling.n, background=request.background)
+            entry.work = self._keys.begin(
+                request.owner, request.sampling.n * len(request.prompts), background=request.background
+            )
         entry.brought_bytes = size
         self._running_bytes += size
         self._running[entry.name] = entry
@@ -332,12 +334,13 @@ class RequestTable:
         given: what an earlier router had of its answers.
         """
         # Checked against the model, the chat template filled in, tokenized: sequences of token ids.
-        answers = await self._admission.admit(request, entry)
+        answers = await self.admission.admit(request, entry)
         if entry.ended:
             return
         entry.span.event("tokenized", {"gen_ai.usage.input_tokens": len(answers[0].prompt)})
         if entry.work is not None:
             entry.work.charge(_foreseen(request, answers))
+        self._hold(entry, prompt_logprobs_bytes(request, sum(len(one.prompt) for one in answers)))
         entry.begin(answers)
         for answer, news in zip(answers, given, strict=False):
             answer.resume(news)
@@ -345,6 +348,18 @@ class RequestTable:
             if not answer.finished:
                 # The routing scheduler finds an instance, now or when one has room; its link hands it over.
                 entry.submit(answer)
+
+    def _hold(self, entry: RequestEntry, more: int) -> None:
+        """Count what it will take besides; OverloadedError if there is no room for it."""
+        if not more:
+            return
+        if self._running_bytes + more > RUNNING_BYTES:
+            raise OverloadedError(
+                f"the requests here take {self._running_bytes} bytes already; come again in a moment",
+                RETRY_AFTER_MS,
+            )
+        entry.brought_bytes += more
+        self._running_bytes += more
 
     def _listen(
         self, entry: RequestEntry, attached: bool, grace_s: float, gap_s: float = 0.0
@@ -390,4 +405,5 @@ class RequestTable:
 def _foreseen(request: GenerationRequest, answers: Sequence[RunningAnswer]) -> int:
     """Tokens of prompt and answers, as far as that can be said."""
     most = UNSAID_TOKENS if request.sampling.max_tokens is None else request.sampling.max_tokens
-    return len(answers[0].prompt) + sum(min(most, one.sampling.max_tokens or most) for one in answers)
+    prompts = sum(len(one.prompt) for one in answers[:: request.sampling.n])
+    return prompts + sum(min(most, one.sampling.max_tokens or most) for one in answers)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from tidepipe_common.dialects import Dialect
 from tidepipe_common.types.request import PLAIN_TEMPLATE, ChatTurn, GenerationRequest
-from tidepipe_common.types.sampling import SamplingParams
+from tidepipe_common.types.sampling import Pooling, SamplingParams
 from tidepipe_common.types.structure import Structure
 from tidepipe_common.types.thought import TemplateOptions
 
@@ -40,12 +40,20 @@ class TextPort(Protocol):
         """Number of tokens that the tokenizer knows."""
         ...
 
+    @property
+    def pooling(self) -> Pooling | None:
+        """How its states become the vector of a text; None: there are no vectors of it."""
+        ...
+
     def close(self) -> None:
         """End what it runs beside this process; nobody will ask it any more."""
         ...
 
-    def encode(self, text: str, most: int | None = None) -> list[int]:
-        """Token ids of plain text. TooManyTokensError if there are plainly more than `most`."""
+    def encode(self, text: str, most: int | None = None, *, special: bool = True) -> list[int]:
+        """Token ids of plain text. TooManyTokensError if there are plainly more than `most`.
+
+        special: with the special tokens that the tokenizer puts around a text.
+        """
         ...
 
     def encode_chat(
@@ -55,7 +63,7 @@ class TextPort(Protocol):
         most: int | None = None,
         options: TemplateOptions = PLAIN_TEMPLATE,
     ) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's turn; likewise. tools: JSON objects."""
+        """Token ids of a conversation, likewise. tools: JSON objects."""
         ...
 
     def held(
@@ -85,6 +93,10 @@ class TextPort(Protocol):
         self, prompt_ids: Sequence[int], skip_special_tokens: bool, kept: Collection[str] = frozenset()
     ) -> Detokenizer:
         """Decoder of one output that follows `prompt_ids`. kept: special tokens that it shows."""
+        ...
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of token ids, all at once."""
         ...
 
     def token_bytes(self, token_id: int) -> bytes:

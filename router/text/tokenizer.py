@@ -12,6 +12,7 @@ from router.requests.text_port import TooManyTokensError
 from router.text.chat_template import ChatTemplate
 from router.text.detokenizer import Detokenizer, make_detokenizer
 from router.text.forms import answer_form
+from router.text.pooling import pooling_of
 from router.text.structure_checks import StructureChecks
 from router.text.template_trial import try_out
 from router.text.vocabulary import Backend, Vocabulary
@@ -22,7 +23,7 @@ from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.structures.tokenizer_file import read_tokenizer
 from tidepipe_common.tokenizer_source import load_tokenizer
 from tidepipe_common.types.request import PLAIN_TEMPLATE, ChatTurn, GenerationRequest
-from tidepipe_common.types.sampling import SamplingParams
+from tidepipe_common.types.sampling import Pooling, SamplingParams
 from tidepipe_common.types.structure import Structure
 from tidepipe_common.types.thought import TemplateOptions
 
@@ -43,7 +44,11 @@ class TextProcessor:
     """
 
     def __init__(
-        self, tokenizer: Any, read: Callable[[], str] | None = None, tool_parser: str = AUTO
+        self,
+        tokenizer: Any,
+        read: Callable[[], str] | None = None,
+        tool_parser: str = AUTO,
+        pooling: Pooling | None = Pooling.LAST,
     ) -> None:
         """Take a fast tokenizer of transformers; see `load`.
 
@@ -61,9 +66,10 @@ class TextProcessor:
         self._added = frozenset(self._backend.get_added_tokens_decoder())
         special = self._vocabulary.special_tokens.values()
         self.dialect = dialect_named(tool_parser, self._template.text, special)
+        self.pooling = pooling
 
     @classmethod
-    def load(cls, path: Path, tool_parser: str = AUTO) -> TextProcessor:
+    def load(cls, path: Path, tool_parser: str = AUTO, pooling: str = AUTO) -> TextProcessor:
         """Load from a model's folder or .gguf file; nothing from the network, and no code of the model's.
 
         Raises ModelError if there is no tokenizer or it is of an unsupported kind, or if its chat template
@@ -74,7 +80,7 @@ class TextProcessor:
         templates = [template] if isinstance(template, str) else list(template.values())
         if templates:
             try_out(templates, f"the chat template of {path}")
-        return cls(tokenizer, partial(read_tokenizer, path), tool_parser)
+        return cls(tokenizer, partial(read_tokenizer, path), tool_parser, pooling_of(path, pooling))
 
     @property
     def vocab_size(self) -> int:
@@ -87,12 +93,12 @@ class TextProcessor:
             self._checks.close()
             self._checks = None
 
-    def encode(self, text: str, most: int | None = None) -> list[int]:
-        """Token ids of plain text, with the special tokens that the tokenizer puts around it.
+    def encode(self, text: str, most: int | None = None, *, special: bool = True) -> list[int]:
+        """Token ids of plain text. special: with the special tokens that the tokenizer puts around it.
 
         TooManyTokensError, after a part of the text, where it is plain that there are more than `most`.
         """
-        return self._encode(text, most, add_special_tokens=True)
+        return self._encode(text, most, add_special_tokens=special)
 
     def encode_chat(
         self,

@@ -11,6 +11,7 @@ with when that was, and steps start and end on the devices' own course, which no
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 import time
 from collections.abc import Callable
@@ -33,7 +34,8 @@ from tidepipe_common.latency.shapes import named_shape
 from tidepipe_common.latency.work import work_of
 from tidepipe_common.model_source import resolve_model
 from tidepipe_common.types.model_shape import ModelShape
-from tidepipe_common.types.plan import SampledTokens, StepPlan
+from tidepipe_common.types.plan import SampledTokens, SequenceStart, StepPlan
+from tidepipe_common.types.prompt_reading import PromptLogprobs, PromptPiece
 
 MEMORY_SHARE = 0.9
 OFFLOAD_STEP_BYTES = 256 << 20
@@ -113,6 +115,7 @@ class EmulatedExecutor:
         self._transfer_s = transfer_s
         self._free_at = 0.0
         self._lengths: dict[int, int] = {}
+        self._prompts: dict[int, SequenceStart] = {}
         self._zeros = memoryview(bytes(spec.max_step_tokens * shape.hidden * WEIGHT_BYTES))
         self.weight_bytes = int(linear_weights(shape) * WEIGHT_BYTES * layers / shape.layers)
         block_bytes = shape.kv_bytes_per_token(layers, WEIGHT_BYTES) * spec.block_size
@@ -145,10 +148,45 @@ class EmulatedExecutor:
             return StepOutput(hidden=b"".join((head, self._zeros[len(head) : size])), seconds=seconds)
         decoded = [self._token(position + 1) for position in plan.decode.positions]
         others = [self._token(row.first_position + row.count) for row in plan.listed if row.sample]
-        return StepOutput(sampled=SampledTokens((*decoded, *others)), seconds=seconds)
+        sampled = SampledTokens((*decoded, *others), prompts=self._read_prompts(plan))
+        return StepOutput(sampled=sampled, seconds=seconds)
 
     def close(self) -> None:
         """Nothing waits here."""
+
+    def _read_prompts(self, plan: StepPlan) -> tuple[PromptPiece, ...]:
+        """Of those that want it: every token as likely as any other, and vectors of ones."""
+        pieces = []
+        for row in plan.rows if self._prompts else ():
+            start = self._prompts.get(row.key)
+            if start is None:
+                continue
+            count = min(row.count, start.prompt_tokens - row.first_position)
+            end = row.first_position + count
+            read, vector = None, b""
+            if (top := start.sampling.prompt_logprobs) is not None and start.history:
+                read = self._even(start, row.first_position + 1, min(end + 1, start.prompt_tokens), top)
+            if end >= start.prompt_tokens:
+                del self._prompts[row.key]
+                if start.sampling.pooling is not None:
+                    vector = struct.pack(f"<{self._shape.hidden}f", *[1.0] * self._shape.hidden)
+            if count > 0:
+                pieces.append(PromptPiece(row.key, row.first_position, count, read, vector))
+        return tuple(pieces)
+
+    def _even(self, start: SequenceStart, begin: int, end: int, top: int) -> PromptLogprobs | None:
+        if begin >= end:
+            return None
+        own = start.history[begin:end]
+        ids = [token for one in own for token in (one, *range(top))]
+        likely = -math.log(self._shape.vocab_size)
+        return PromptLogprobs(
+            begin,
+            top,
+            struct.pack(f"<{len(ids)}I", *ids),
+            struct.pack(f"<{len(ids)}f", *[likely] * len(ids)),
+            struct.pack(f"<{len(own)}I", *[1] * len(own)),
+        )
 
     def _starts(self, plan: StepPlan, hidden: bytes | memoryview | None, now: float) -> float:
         """When the device begins: as soon as it is free and has the activations of the stage before."""
@@ -169,8 +207,11 @@ class EmulatedExecutor:
                 raise PlanError(f"no block {block} in {self.kv_blocks}, or no slot {slot}")
         for key in plan.releases:
             self._lengths.pop(key, None)
+            self._prompts.pop(key, None)
         for start in plan.starts:
             self._lengths[start.key] = 0
+            if start.sampling.reads_prompt:
+                self._prompts[start.key] = start
         begin = {start.key for start in plan.starts}
         decode = plan.decode
         for index, blocks in decode.new_blocks:

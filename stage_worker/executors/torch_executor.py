@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -20,6 +20,7 @@ from stage_worker.models.decoder import Decoder
 from stage_worker.models.spec import ModelSpec
 from stage_worker.priority import compute_as_batch_work
 from stage_worker.sampling.apart import ApartSampler, StepSampler
+from stage_worker.sampling.prompt_reader import PromptReader
 from stage_worker.second_tier import BlockMover
 from tidepipe_common.types.plan import BlockCopies, SampledTokens, StepPlan
 
@@ -63,6 +64,7 @@ class TorchExecutor:
         self._hidden = parts.model.hidden
         self._vocab_size = parts.model.vocab_size
         self._sampler = None if parts.sampler is None else ApartSampler(parts.sampler)
+        self._reader = PromptReader(parts.model.vocab_size)
         self._pool = parts.pool
         self._ways = parts.ways
         self._settled = False
@@ -89,6 +91,7 @@ class TorchExecutor:
             self._copy_blocks(plan.copies)
         if self._sampler is not None:
             _forward_changes(plan, self._sampler)
+            _forward_changes(plan, self._reader)
         if not plan.tokens:
             if self._sampler is None:
                 return StepOutput(hidden=b"")
@@ -100,7 +103,11 @@ class TorchExecutor:
         residual = self._forward(batch, residual)
         if self._sampler is None:
             return StepOutput(hidden=self._handed_on(residual))
-        return StepOutput(sampled=self._sampler.tell(self._sample(self._sampler, plan, batch, residual)))
+        pieces, errors = self._reader.read(plan, batch, residual, self._decoder)
+        sampled = self._sampler.tell(self._sample(self._sampler, plan, batch, residual))
+        if pieces or errors:
+            sampled = replace(sampled, errors=(*sampled.errors, *errors), prompts=pieces)
+        return StepOutput(sampled=sampled)
 
     @property
     def offload(self) -> OffloadSlots:
@@ -199,8 +206,8 @@ class TorchExecutor:
         return self._copies.received(hidden).view(self._dtype).view(-1, self._hidden)
 
 
-def _forward_changes(plan: StepPlan, sampler: ApartSampler) -> None:
+def _forward_changes(plan: StepPlan, to: ApartSampler | PromptReader) -> None:
     for key in plan.releases:
-        sampler.release(key)
+        to.release(key)
     for start in plan.starts:
-        sampler.start(start)
+        to.start(start)

@@ -79,7 +79,12 @@ class Decoder:
 
     def logits(self, residual: torch.Tensor) -> torch.Tensor:
         """Scores of the next token for rows [rows, hidden]: float32 [rows, vocabulary] (last stage only)."""
-        if self._weights.final_norm is None or self._weights.head is None:
+        if self._weights.head is None:
             raise ValueError("only the last stage has an LM head")
-        normed = self._ops.rms_norm(residual, self._weights.final_norm, self._eps)
-        return self._weights.head(normed).float()
+        return self._weights.head(self.states(residual)).float()
+
+    def states(self, residual: torch.Tensor) -> torch.Tensor:
+        """The hidden states that a model ends with, of rows [rows, hidden] (last stage only)."""
+        if self._weights.final_norm is None:
+            raise ValueError("only the last stage has the final norm")
+        return self._ops.rms_norm(residual, self._weights.final_norm, self._eps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+from array import array
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,11 @@ def scripted_text(prompt: Sequence[int], count: int, seed: int = 0) -> str:
     return "".join(chr(scripted_token(prompt, seed, position)) for position in range(count))
 
 
+def scripted_vector(prompt: Sequence[int]) -> list[float]:
+    """What every instance makes of a prompt."""
+    return [float(sum(prompt)), float(len(prompt)), -1.0, 0.5]
+
+
 @dataclass
 class Held:
     """A sequence as the fake has it."""
@@ -48,6 +54,9 @@ class Held:
     def step(self, eos_at: int | None) -> None:
         """Generate one token."""
         position = len(self.tokens)
+        if not self.spec.sampling.max_tokens and self.spec.sampling.HasField("max_tokens"):
+            self.finish = sampling_pb2.FINISH_REASON_LENGTH
+            return
         if eos_at == position or (self.script is not None and position == len(self.script)):
             self.finish = sampling_pb2.FINISH_REASON_STOP
             return
@@ -75,7 +84,23 @@ class Held:
         )
         if self.finish == sampling_pb2.FINISH_REASON_STOP:
             entry.stop_token_id = EOS
+        if self.spec.sampling.HasField("prompt_logprobs"):
+            entry.prompt_logprobs.CopyFrom(self.prompt_logprobs())
+        if self.finish and self.spec.sampling.pooling:
+            entry.vector = array("f", scripted_vector(self.spec.prompt_token_ids)).tobytes()
         return entry
+
+    def prompt_logprobs(self) -> sampling_pb2.PromptLogprobs:
+        """All of them, each time: as likely as their ids say."""
+        own, top = self.spec.prompt_token_ids[1:], self.spec.sampling.prompt_logprobs
+        ids = [token for one in own for token in (one, *range(50, 50 + top))]
+        return sampling_pb2.PromptLogprobs(
+            first_position=1,
+            top=top,
+            token_ids=array("I", ids).tobytes(),
+            logprobs=array("f", [-one for one in ids]).tobytes(),
+            ranks=array("I", [3] * len(own)).tobytes(),
+        )
 
 
 @dataclass

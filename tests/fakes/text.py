@@ -12,7 +12,7 @@ from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.structures.errors import StructureError, in_our_words
 from tidepipe_common.structures.grammar import grammar
 from tidepipe_common.types.request import PLAIN_TEMPLATE, ChatTurn, GenerationRequest
-from tidepipe_common.types.sampling import SamplingParams
+from tidepipe_common.types.sampling import Pooling, SamplingParams
 from tidepipe_common.types.structure import Structure
 from tidepipe_common.types.thought import TemplateOptions
 
@@ -36,6 +36,7 @@ class ByteText:
     """A TextPort. Its model writes as `dialect` has it; chats show calls and thoughts of their history."""
 
     vocab_size = VOCAB_SIZE
+    pooling: Pooling | None = Pooling.LAST
 
     def __init__(self, dialect: str = "json", template: str = " ", ending: str = "") -> None:
         """template: whatever tells the marks of thoughts. ending: of each chat's prompt."""
@@ -45,7 +46,7 @@ class ByteText:
     def close(self) -> None:
         pass
 
-    def encode(self, text: str, most: int | None = None) -> list[int]:
+    def encode(self, text: str, most: int | None = None, *, special: bool = True) -> list[int]:
         return list(text.encode())
 
     def encode_chat(
@@ -81,6 +82,9 @@ class ByteText:
         self, prompt_ids: Sequence[int], skip_special_tokens: bool, kept: Collection[str] = frozenset()
     ) -> ByteDetokenizer:
         return ByteDetokenizer()
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return bytes(token_ids).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id])

@@ -19,7 +19,8 @@ WHAT_NO_SCHEMA_SAYS = re.compile(
     "|belongs to another request|cannot be cancelled"
     # JSON Schema takes 8.0 for an integer; here it is none.
     r"|must be an integer, got the number -?[0-9]+\.0$"
-    "|must be a string or a list of token ids, got a list with"
+    "|must be a string or a list of token ids, .*got a list with"
+    "|answers to all prompts together|send either prompt or messages"
 )
 """Why a body that is as described may be refused all the same; the description says so."""
 

@@ -40,6 +40,8 @@ from tidepipe.v1 import (
     stage_pb2,
 )
 from tidepipe_common.openai.bodies import ChatBody, CompletionBody
+from tidepipe_common.openai.embeddings import EmbeddingsBody, RerankBody
+from tidepipe_common.openai.tokens import DetokenizeBody, TokenizeBody
 from tidepipe_common.responses.body import ResponsesBody
 from tidepipe_common.rpc.channel import open_channel, open_sync_channel
 from tidepipe_common.security.credentials import Credentials
@@ -152,7 +154,8 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 def bodies(model: Any, good: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     """A good body, some of whose fields say anything."""
     fields = st.sampled_from(sorted(model.model_fields))
-    return st.dictionaries(fields, JSON, max_size=4).map(lambda wrong: good | wrong)
+    short = {"max_tokens": 3} if "max_tokens" in model.model_fields else {}
+    return st.dictionaries(fields, JSON, max_size=4).map(lambda wrong: good | short | wrong)
 
 
 ITEMS = JSON | st.fixed_dictionaries(
@@ -225,6 +228,15 @@ def fuzz_http(address: str) -> None:
                     {"input": st.lists(ITEMS, max_size=3), "tools": st.lists(TOOLS, max_size=2)}
                 ),
             ),
+            ("/v1/embeddings", bodies(EmbeddingsBody, {"input": "hi"})),
+            ("/v1/embeddings", odd_bodies(EmbeddingsBody, {"input": ["hi", [1, 2]]})),
+            ("/v1/rerank", bodies(RerankBody, {"query": "a", "documents": ["b", "c"]})),
+            ("/v2/rerank", odd_bodies(RerankBody, {"query": "a", "documents": ["b"]})),
+            ("/tokenize", bodies(TokenizeBody, {"prompt": "hi"})),
+            ("/v1/tokenize", odd_bodies(TokenizeBody, chat)),
+            ("/detokenize", bodies(DetokenizeBody, {"tokens": [1, 2]})),
+            ("/v1/detokenize", odd_bodies(DetokenizeBody, {"model": None})),
+            ("/v1/completions", st.fixed_dictionaries({"prompt": st.lists(JSON, max_size=3), "n": JSON})),
             ("/v1/batches", JSON),
             ("/v1/batches", odd_bodies(BatchBody, {"input_file_id": "x"})),
             (

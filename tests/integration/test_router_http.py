@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import math
+from array import array
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import httpx
 import pytest
 
 from tests.fakes.client import IDS, eventually, listen, request
-from tests.fakes.controller import FakeController, fake_controller, scripted_text
+from tests.fakes.controller import FakeController, fake_controller, scripted_text, scripted_vector
 from tests.fakes.router import RunningRouter, running_router
 from tidepipe.v1 import sampling_pb2
 from tidepipe_common.limits import MAX_REQUEST_BYTES
@@ -96,6 +99,159 @@ async def test_chat_as_stream_with_usage_and_stop(http: httpx.AsyncClient) -> No
     assert said == full[: full.index(full[30:33])]
     assert [c["choices"][0]["finish_reason"] for c in chunks if c["choices"]][-1] == "stop"
     assert chunks[-1]["usage"]["completion_tokens"] == len(said) + 3
+
+
+async def test_several_prompts_are_answered_together(http: httpx.AsyncClient) -> None:
+    """Choices are numbered prompt by prompt, whole and streamed; who is wrong is named."""
+    prompts: list[Any] = [PROMPT, ids("and me"), "me too"]
+    texts = [PROMPT, "and me", "me too"]
+    body = {"prompt": prompts, "max_tokens": 9, "temperature": 0, "n": 2, "seed": 5, "echo": True}
+    answer = (await http.post(COMPLETE, json=body | {"return_token_ids": True})).json()
+    firsts = [text + scripted_text(ids(text), 9, seed=5) for text in texts]
+    assert [choice["index"] for choice in answer["choices"]] == list(range(6))
+    assert [choice["text"] for choice in answer["choices"][::2]] == firsts
+    assert [choice["prompt_token_ids"] for choice in answer["choices"][1::2]] == [ids(text) for text in texts]
+    assert answer["usage"]["prompt_tokens"] == sum(map(len, texts))
+    assert answer["usage"]["completion_tokens"] == 6 * 9
+    said = dict.fromkeys(range(6), "")
+    async with http.stream("POST", COMPLETE, json=body | {"stream": True}) as response:
+        for chunk in await events(response):
+            for choice in chunk["choices"]:
+                said[choice["index"]] += choice["text"]
+    assert list(said.values()) == [choice["text"] for choice in answer["choices"]]
+    for wrong in ("", [1, 999], "x" * 2000):
+        response = await http.post(COMPLETE, json=body | {"prompt": [PROMPT, wrong]})
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, "prompt"), error
+        assert error["message"].startswith("prompt 1: "), error
+
+
+async def test_a_prompt_comes_back_with_its_log_probabilities(http: httpx.AsyncClient) -> None:
+    """As evaluation harnesses ask: whole and streamed, of several prompts, with and without an answer."""
+    body = {"prompt": ["hé!", ids("ab")], "echo": True, "logprobs": 2, "max_tokens": 0}
+    answer = (await http.post(COMPLETE, json=body)).json()
+    first, second = answer["choices"]
+    assert (first["text"], first["finish_reason"], answer["usage"]["completion_tokens"]) == (
+        "hé!",
+        "length",
+        0,
+    )
+    assert first["logprobs"] == {
+        "tokens": ["h", "bytes:\\xc3", "bytes:\\xa9", "!"],
+        "token_logprobs": [None, -195, -169, -33],
+        "top_logprobs": [
+            None,
+            *[
+                {"2": -50, "3": -51, token: value}
+                for token, value in (("bytes:\\xc3", -195), ("bytes:\\xa9", -169), ("!", -33))
+            ],
+        ],
+        "text_offset": [0, 1, 1, 2],
+    }
+    assert second["logprobs"]["token_logprobs"] == [None, -98]
+    body |= {"max_tokens": 3, "n": 2, "seed": 5, "temperature": 0}
+    answer = (await http.post(COMPLETE, json=body)).json()
+    for choice, prompt in zip(answer["choices"], ("hé!", "hé!", "ab", "ab"), strict=True):
+        told = choice["logprobs"]
+        assert "".join(told["tokens"][-3:]) == choice["text"].removeprefix(prompt)
+        assert told["token_logprobs"][0] is None and told["token_logprobs"][-3:] == [-1.0] * 3
+        assert told["text_offset"][-3:] == [len(prompt) + number for number in range(3)]
+    streamed: dict[int, list[Any]] = {index: [] for index in range(4)}
+    async with http.stream("POST", COMPLETE, json=body | {"stream": True}) as response:
+        for chunk in await events(response):
+            for choice in chunk["choices"]:
+                streamed[choice["index"]] += (choice["logprobs"] or {}).get("token_logprobs", [])
+    assert list(streamed.values()) == [one["logprobs"]["token_logprobs"] for one in answer["choices"]]
+
+
+async def test_log_probabilities_of_a_prompt_as_vllm_tells_them(http: httpx.AsyncClient) -> None:
+    asked = {"prompt_logprobs": 1, "max_tokens": 2, "temperature": 0}
+    chat = {"messages": [{"role": "user", "content": ""}]} | asked
+    told = (await http.post(CHAT, json=chat)).json()["prompt_logprobs"]
+    assert told[0] is None and len(told) == len("user: \n")
+    assert told[1] == {
+        "115": {"logprob": -115, "rank": 3, "decoded_token": "s"},
+        "50": {"logprob": -50, "rank": 1, "decoded_token": "2"},
+    }
+    (choice,) = (await http.post(COMPLETE, json={"prompt": "ab"} | asked)).json()["choices"]
+    assert set(choice["prompt_logprobs"][1]) == {"98", "50"} and choice["logprobs"] is None
+    for wrong, param in (
+        ({"prompt": PROMPT, "max_tokens": 0}, "max_tokens"),
+        ({"prompt": PROMPT, "max_tokens": 0, "echo": True, "n": 2}, "n"),
+        ({"prompt": PROMPT, "prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+        ({"prompt": PROMPT, "prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"prompt": PROMPT, "prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt": ["x" * 990] * 26, "prompt_logprobs": 20}, "prompt"),
+    ):
+        response = await http.post(COMPLETE, json=wrong)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param), (
+            wrong,
+            response.text,
+        )
+
+
+async def test_texts_become_vectors_and_are_ranked_by_them(http: httpx.AsyncClient) -> None:
+    texts: list[Any] = ["ab", ids("c"), "ddd"]
+    body = {"input": texts, "normalize": False}
+    answer = (await http.post("/v1/embeddings", json=body)).json()
+    vectors = [scripted_vector(ids(text)) for text in ("ab", "c", "ddd")]
+    assert [one["embedding"] for one in answer["data"]] == vectors
+    assert answer["usage"] == {"prompt_tokens": 6, "total_tokens": 6} and answer["model"] == "fake"
+    (one,) = (
+        await http.post("/v1/embeddings", json={"input": "ab", "dimensions": 2, "encoding_format": "base64"})
+    ).json()["data"]
+    short = array("f", base64.b64decode(one["embedding"]))
+    length = math.hypot(*vectors[0][:2])
+    assert list(short) == pytest.approx([value / length for value in vectors[0][:2]])
+    ranked = (
+        await http.post("/v2/rerank", json={"query": "ab", "documents": ["zzzzzz", "ab", "c"], "top_n": 2})
+    ).json()["results"]
+    assert ranked[0]["index"] == 1 and len(ranked) == 2
+    assert ranked[0]["relevance_score"] == pytest.approx(1.0) and ranked[0]["document"] == {"text": "ab"}
+    for path, wrong, param in (
+        ("/v1/embeddings", {"input": []}, "input"),
+        ("/v1/embeddings", {"input": ["a", ""]}, "prompt"),
+        ("/v1/embeddings", {"input": "a", "dimensions": 5}, "dimensions"),
+        ("/v1/embeddings", {"input": "a", "stream": True}, "stream"),
+        ("/v1/embeddings", {"input": "a" * 2000}, "prompt"),
+        ("/v1/rerank", {"query": "a", "documents": []}, "documents"),
+    ):
+        response = await http.post(path, json=wrong)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+
+
+async def test_texts_become_tokens_and_text_again(http: httpx.AsyncClient) -> None:
+    for prefix in ("", "/v1"):
+        answer = (
+            await http.post(f"{prefix}/tokenize", json={"prompt": "hé", "return_token_strs": True})
+        ).json()
+        assert answer == {
+            "count": 3,
+            "max_model_len": 1000,
+            "tokens": [104, 195, 169],
+            "token_strs": ["h", "bytes:\\xc3", "bytes:\\xa9"],
+        }
+        back = await http.post(f"{prefix}/detokenize", json={"tokens": answer["tokens"]})
+        assert back.json() == {"prompt": "hé"}
+    long = (await http.post("/tokenize", json={"prompt": "x" * 3000})).json()
+    assert (long["count"], long["token_strs"]) == (3000, None), "longer than the context: to be counted"
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    assert (await http.post("/tokenize", json=chat)).json()["tokens"] == ids("user: hi\n")
+    for path, wrong, param in (
+        ("/tokenize", {}, "prompt"),
+        ("/tokenize", chat | {"prompt": "x"}, "prompt"),
+        ("/tokenize", {"prompt": "x", "model": "another"}, None),
+        ("/tokenize", {"prompt": "x", "add_generation_prompt": True}, "add_generation_prompt"),
+        ("/tokenize", chat | {"chat_template": "{{x}}"}, "chat_template"),
+        ("/detokenize", {"tokens": [1, 256]}, "tokens"),
+        ("/detokenize", {"tokens": [-1]}, "tokens"),
+        ("/detokenize", {"tokens": ["a"]}, "tokens"),
+    ):
+        response = await http.post(path, json=wrong)
+        assert response.status_code in (400, 404) and response.json()["error"]["param"] == param, (
+            wrong,
+            response.text,
+        )
 
 
 @pytest.mark.parametrize("stream", [False, True])

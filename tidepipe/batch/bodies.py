@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tidepipe.client.types import Completion
@@ -13,7 +14,7 @@ from tidepipe_common.model_source import resolve_tokenizer
 from tidepipe_common.openai.batch import BatchItem, response_line
 from tidepipe_common.openai.responses import ResponseContext, response_body
 from tidepipe_common.openai.spoken import hidden_tokens
-from tidepipe_common.types.request import ChatTurn, GenerationRequest
+from tidepipe_common.types.request import ChatTurn, GenerationRequest, Prompt
 
 if TYPE_CHECKING:
     from router.text.tokenizer import TextProcessor
@@ -37,24 +38,33 @@ class BodyWriter:
 
     def response(self, line_id: str, item: BatchItem, completion: Completion) -> bytes:
         """The output line of an answered request, for which `prepare` was called."""
-        request, text = item.request, self._text
-        context = ResponseContext(
+        request = item.request
+        contexts = [self._context(request, prompt, completion) for prompt in request.prompts]
+        context = replace(contexts[0], others=tuple(contexts[1:]))
+        return response_line(line_id, item, response_body(context, completion.answers, completion.usage))
+
+    def _context(self, request: GenerationRequest, prompt: Prompt, completion: Completion) -> ResponseContext:
+        text = self._text
+        shown = request.return_token_ids or request.echo
+        ids = _prompt_ids(prompt, request, text) if shown else None
+        return ResponseContext(
             request=request,
             model=self._model_name,
             created=int(time.time()),
             token_bytes=text.token_bytes if text else _spelled_as_id,
             hidden=hidden_tokens(request, text) if text else None,
-            prompt_token_ids=_prompt_ids(request, text) if request.return_token_ids else None,
-            prompt_text=_prompt_text(request, text) if request.echo else "",
+            prompt_token_ids=ids if request.return_token_ids else None,
+            prompt=ids or (),
+            prompt_text=_prompt_text(prompt, text) if request.echo else "",
             reading=completion.reading,
             spells=text is not None,
         )
-        return response_line(line_id, item, response_body(context, completion.answers, completion.usage))
 
 
 def _wants_tokens(request: GenerationRequest) -> bool:
-    echoes_ids = request.echo and not isinstance(request.prompt, str)
-    return request.sampling.logprobs is not None or request.return_token_ids or echoes_ids
+    echoes_ids = request.echo and not all(isinstance(prompt, str) for prompt in request.prompts)
+    logprobs = (request.sampling.logprobs, request.sampling.prompt_logprobs)
+    return logprobs != (None, None) or request.return_token_ids or echoes_ids
 
 
 def _load(sources: tuple[str, ...]) -> TextProcessor | None:
@@ -71,9 +81,10 @@ def _load(sources: tuple[str, ...]) -> TextProcessor | None:
     return None
 
 
-def _prompt_ids(request: GenerationRequest, text: TextProcessor | None) -> tuple[int, ...] | None:
+def _prompt_ids(
+    prompt: Prompt, request: GenerationRequest, text: TextProcessor | None
+) -> tuple[int, ...] | None:
     """Tokens of the prompt; None if they are not known here."""
-    prompt = request.prompt
     if isinstance(prompt, str):
         return tuple(text.encode(prompt)) if text else None
     if isinstance(prompt[0], ChatTurn):
@@ -82,9 +93,8 @@ def _prompt_ids(request: GenerationRequest, text: TextProcessor | None) -> tuple
     return tuple(token for token in prompt if isinstance(token, int))
 
 
-def _prompt_text(request: GenerationRequest, text: TextProcessor | None) -> str:
+def _prompt_text(prompt: Prompt, text: TextProcessor | None) -> str:
     """The prompt as it was sent, or what its token ids stand for."""
-    prompt = request.prompt
     if isinstance(prompt, str) or text is None:
         return prompt if isinstance(prompt, str) else ""
     return text.decode([token for token in prompt if isinstance(token, int)], skip_special_tokens=False)

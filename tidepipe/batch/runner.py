@@ -203,8 +203,10 @@ class BatchRun:
             user=item.request.client,
             clamp_max_tokens=item.request.clamp_max_tokens,
             cache_salt=item.request.cache_salt,
+            more_prompts=item.request.more_prompts,
         )
-        collector = Collector(request.request_id)
+        each = item.request.sampling.n if item.request.more_prompts else 0
+        collector = Collector(request.request_id, each)
         self._clock.dispatched(time.monotonic())
         async with self._client.stream_request(request, timeout=self._timeout_s) as stream:
             async for event in stream:

@@ -8,14 +8,17 @@ from tidepipe.client.errors import RequestCancelledError
 from tidepipe.client.types import Completion, StreamEvent
 from tidepipe_common.dialects import Gathering, Spoken
 from tidepipe_common.errors import TidePipeError
+from tidepipe_common.types.prompt_reading import PromptLog
 from tidepipe_common.types.request import Answer, Usage
 
 
 class Collector:
     """Takes the events of one request; `completion` when the last has come."""
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, each: int = 0) -> None:
+        """each: answers to each of several prompts; 0: there is one prompt."""
         self._request_id = request_id
+        self._each = each
         self._events: dict[int, list[StreamEvent]] = {}
 
     def add(self, event: StreamEvent) -> None:
@@ -27,8 +30,12 @@ class Collector:
         parts = [self._events[index] for index in sorted(self._events)]
         spoken = tuple(map(_spoken, parts))
         return Completion(
-            self._request_id, tuple(map(_answer, parts)), _usage(parts), spoken, parts[0][-1].reading
+            self._request_id, tuple(map(_answer, parts)), self._usage(parts), spoken, parts[0][-1].reading
         )
+
+    def _usage(self, parts: list[list[StreamEvent]]) -> Usage:
+        each = self._each or max(1, len(parts))
+        return _together([_usage(parts[first : first + each]) for first in range(0, len(parts), each)])
 
 
 def _answer(events: list[StreamEvent]) -> Answer:
@@ -37,6 +44,10 @@ def _answer(events: list[StreamEvent]) -> Answer:
         raise TidePipeError(f"answer {last.index} of request {last.request_id} is not complete")
     if not last.finish_reason.whole:
         raise RequestCancelledError(f"request {last.request_id} was cancelled before its answer was complete")
+    log = PromptLog()
+    for event in events:
+        if event.prompt_logprobs is not None:
+            log.merge(event.prompt_logprobs)
     return Answer(
         index=last.index,
         text="".join(event.text for event in events),
@@ -44,6 +55,8 @@ def _answer(events: list[StreamEvent]) -> Answer:
         logprobs=tuple(chain.from_iterable(event.logprobs for event in events)),
         finish_reason=last.finish_reason,
         stopped_by=last.stopped_by,
+        prompt_logprobs=log.read(0, len(log)),
+        vector=last.vector,
     )
 
 
@@ -64,4 +77,16 @@ def _usage(parts: list[list[StreamEvent]]) -> Usage:
         total_ms=max((usage.total_ms for usage in known), default=0.0),
         preemptions=sum(usage.preemptions for usage in known),
         cached_tokens=min((usage.cached_tokens for usage in known), default=0),
+    )
+
+
+def _together(usages: list[Usage]) -> Usage:
+    """Of several prompts."""
+    return Usage(
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        output_tokens=sum(usage.output_tokens for usage in usages),
+        ttft_ms=min((usage.ttft_ms for usage in usages), default=0.0),
+        total_ms=max((usage.total_ms for usage in usages), default=0.0),
+        preemptions=sum(usage.preemptions for usage in usages),
+        cached_tokens=sum(usage.cached_tokens for usage in usages),
     )

@@ -20,7 +20,7 @@ from tidepipe_common.numerals import host_and_port
 from tidepipe_common.text.json_text import kind
 from tidepipe_common.text.text import check_text, is_text, on_one_line
 from tidepipe_common.types.request import ANY_TOOL, PLAIN_TEMPLATE, ChatTurn
-from tidepipe_common.types.sampling import SamplingParams, unsigned_seed
+from tidepipe_common.types.sampling import Pooling, SamplingParams, unsigned_seed
 from tidepipe_common.types.structure import Structure
 from tidepipe_common.types.thought import TemplateOptions
 from tidepipe_common.types.tool_choice import ToolChoice
@@ -92,6 +92,7 @@ def make_request(
     cache_salt: str = "",
     priority: int = 0,
     background: bool = False,
+    more_prompts: Sequence[str | Sequence[int]] = (),
 ) -> pb.InferenceRequest:
     """The request; InvalidRequestError names what cannot be sent."""
     for name, text in (
@@ -140,10 +141,7 @@ def make_request(
     elif not prompt:
         raise InvalidRequestError("the prompt is empty", "prompt")
     elif isinstance(prompt[0], int):
-        try:
-            request.token_ids.ids.extend(prompt)  # type: ignore[arg-type]
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InvalidRequestError(f"the prompt's token ids are not valid: {error}", "prompt") from error
+        _add_ids(request.token_ids, prompt)
     else:
         request.chat.messages.extend(_turn(turn) for turn in prompt)
         request.chat.tools.extend(tools)
@@ -154,6 +152,12 @@ def make_request(
         request.chat.continue_final_message = template.continued
         request.chat.no_generation_prompt = not template.opened
         request.chat.marks = True
+    for further in more_prompts:
+        entry = request.more_prompts.add()
+        if isinstance(further, str):
+            entry.text = check_text(further, "prompt")
+        else:
+            _add_ids(entry.token_ids, further)
     # A router's library would refuse it without a word that says why.
     check_bytes("a request", request.ByteSize(), MAX_REQUEST_BYTES, "prompt")
     return request
@@ -196,6 +200,13 @@ def _json(name: str, value: Any) -> str:
         raise InvalidRequestError(f"{name} must be an object of JSON: {error}", name) from None
 
 
+def _add_ids(message: pb.TokenIds, ids: Sequence[Any]) -> None:
+    try:
+        message.ids.extend(ids)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidRequestError(f"the prompt's token ids are not valid: {error}", "prompt") from error
+
+
 def _turn(turn: object) -> pb.ChatMessage:
     if isinstance(turn, ChatTurn):
         texts = dataclasses.asdict(turn)
@@ -218,7 +229,11 @@ _NUMBERS = (
     *("temperature", "top_p", "min_p"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty"),
 )
-_COUNTS = ("top_k", "max_tokens", "min_tokens", "logprobs", "n", "max_reasoning_tokens")
+_COUNTS = (
+    *("top_k", "max_tokens", "min_tokens", "logprobs", "n"),
+    *("max_reasoning_tokens", "prompt_logprobs"),
+)
+_OPTIONAL = ("max_tokens", "logprobs", "max_reasoning_tokens", "prompt_logprobs")
 
 
 def _check_types(params: SamplingParams) -> None:
@@ -227,7 +242,7 @@ def _check_types(params: SamplingParams) -> None:
         _check_number(name, getattr(params, name))
     for name in _COUNTS:
         value = getattr(params, name)
-        if value is None and name in ("max_tokens", "logprobs", "max_reasoning_tokens"):
+        if value is None and name in _OPTIONAL:
             continue
         if not _is_count(value, 2**31, low=-(2**31)):
             raise InvalidRequestError(f"{name} must be a whole number below 2^31, got {_said(value)}", name)
@@ -250,6 +265,8 @@ def _check_types(params: SamplingParams) -> None:
         if not _is_count(token_id, 2**31):
             raise InvalidRequestError("logit_bias must have token ids as names, in [0, 2^31)", "logit_bias")
         _check_number("logit_bias", bias)
+    if params.pooling is not None and not isinstance(params.pooling, Pooling):
+        raise InvalidRequestError("pooling must be a Pooling", "pooling")
     if params.structure is not None:
         if not isinstance(params.structure, Structure):
             raise InvalidRequestError("structure must be a Structure", "structure")

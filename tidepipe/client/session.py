@@ -18,7 +18,11 @@ from tidepipe.client.types import StreamEvent
 from tidepipe.client.wire import check_seconds
 from tidepipe.v1 import inference_pb2 as pb
 from tidepipe_common.codec.inference import reading_from_wire
-from tidepipe_common.codec.sampling import finish_from_wire, logprobs_from_wire
+from tidepipe_common.codec.sampling import (
+    finish_from_wire,
+    logprobs_from_wire,
+    prompt_logprobs_from_wire,
+)
 from tidepipe_common.dialects import Part, Reader, Reading, Words
 from tidepipe_common.dialects.tools import Tools
 from tidepipe_common.errors import UnavailableError
@@ -36,6 +40,7 @@ class _Position:
     def __init__(self) -> None:
         self.tokens = 0
         self.characters = 0
+        self.prompt = 0
         self.finished = False
         self.reading: Reading | None = None
         self.reader: Reader | None = None
@@ -68,7 +73,8 @@ class GenerationSession:
         self._backoff = Backoff(policy, draw)
         chat = request.chat
         self._tools = Tools(() if chat.tool_choice.mode == pb.ToolChoice.MODE_NONE else tuple(chat.tools))
-        self._positions = [_Position() for _ in range(max(1, request.sampling.n))]
+        answers = max(1, request.sampling.n) * (1 + len(request.more_prompts))
+        self._positions = [_Position() for _ in range(answers)]
         self._deadline = clock() + timeout_s
         self._call_began = clock()
         self._lost_since: float | None = None
@@ -97,9 +103,14 @@ class GenerationSession:
         if left <= 0:
             raise self._too_late()
         resume = [
-            pb.StreamPosition(index=index, tokens=position.tokens, characters=position.characters)
+            pb.StreamPosition(
+                index=index,
+                tokens=position.tokens,
+                characters=position.characters,
+                prompt_positions=position.prompt,
+            )
             for index, position in enumerate(self._positions)
-            if position.tokens or position.characters
+            if position.tokens or position.characters or position.prompt
         ]
         return pb.GenerateRequest(request=self._request, resume=resume), left
 
@@ -111,8 +122,13 @@ class GenerationSession:
         position = self._positions[delta.index]
         if position.finished:
             return None
+        read = prompt_logprobs_from_wire(delta.prompt_logprobs)
         if delta.token_offset > position.tokens or delta.character_offset > position.characters:
             raise StreamGapError
+        if read is not None:
+            if read.first > position.prompt + 1:
+                raise StreamGapError
+            position.prompt = max(position.prompt, read.first - 1 + len(read))
         repeated = position.tokens - delta.token_offset
         token_ids = tuple(delta.token_ids[repeated:])
         logprobs = logprobs_from_wire(delta.logprobs[repeated:])
@@ -127,8 +143,16 @@ class GenerationSession:
         position.characters += len(text)
         if reason is None:
             return (
-                StreamEvent(self.request_id, delta.index, text, token_ids, logprobs, parts=parts)
-                if token_ids or text
+                StreamEvent(
+                    self.request_id,
+                    delta.index,
+                    text,
+                    token_ids,
+                    logprobs,
+                    parts=parts,
+                    prompt_logprobs=read,
+                )
+                if token_ids or text or read
                 else None
             )
         position.finished = True
@@ -148,6 +172,8 @@ class GenerationSession:
             parts,
             "" if position.reader is None else position.reader.warning,
             position.reading,
+            read,
+            delta.vector,
         )
 
     def wait_after(self, failure: grpc.RpcError | StreamGapError | None) -> float:

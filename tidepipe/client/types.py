@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tidepipe_common.dialects import Part, Reading, Spoken
 from tidepipe_common.errors import TidePipeError
+from tidepipe_common.types.prompt_reading import PromptLogprobs, PromptPosition, positions
 from tidepipe_common.types.request import Answer, ChatTurn, Usage
 from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams
 
@@ -30,7 +32,7 @@ class BatchItem:
 
 @dataclass(frozen=True, slots=True)
 class StreamEvent:
-    """New tokens and text of one answer.
+    """New tokens and text of one answer, or what was read off its prompt.
 
     index: which of the n answers. text: whole characters only. finish_reason: set in the answer's last
     event, as are usage and stopped_by (the stop token id or stop string that ended it). parts: what the
@@ -49,6 +51,8 @@ class StreamEvent:
     parts: tuple[Part, ...] = ()
     warning: str = ""
     reading: Reading | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    vector: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,17 @@ class Completion:
     def token_ids(self) -> tuple[int, ...]:
         """Output tokens of the first answer."""
         return self.answers[0].token_ids
+
+    @property
+    def prompt_logprobs(self) -> list[PromptPosition]:
+        """Of each token of the prompt but the first, if asked for."""
+        read = self.answers[0].prompt_logprobs
+        return [] if read is None else positions(read)
+
+    @property
+    def vector(self) -> list[float]:
+        """Of the prompt, if asked for (`pooling`)."""
+        return array("f", self.answers[0].vector).tolist()
 
     @property
     def finish_reason(self) -> FinishReason | None:

@@ -515,6 +515,8 @@ class SequenceUpdate(_message.Message):
     PREEMPTIONS_FIELD_NUMBER: _builtins.int
     FAULT_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     """The sequence."""
     token_offset: _builtins.int
@@ -533,6 +535,8 @@ class SequenceUpdate(_message.Message):
     """
     cached_tokens: _builtins.int
     """Tokens of its prompt that were not computed for it, because their KV blocks were there."""
+    vector: _builtins.bytes
+    """With its end: the vector of its prompt, little-endian floats of 32 bits."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """New output tokens."""
@@ -540,6 +544,10 @@ class SequenceUpdate(_message.Message):
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_sampling_pb2.PositionLogprobs]:
         """One per new token, if asked for."""
+
+    @_builtins.property
+    def prompt_logprobs(self) -> _sampling_pb2.PromptLogprobs:
+        """The next log-probabilities of its prompt, if asked for; all of them are told before its first token and its end."""
 
     def __init__(
         self,
@@ -554,10 +562,12 @@ class SequenceUpdate(_message.Message):
         preemptions: _builtins.int = ...,
         fault: _builtins.str | None = ...,
         cached_tokens: _builtins.int = ...,
+        prompt_logprobs: _sampling_pb2.PromptLogprobs | None = ...,
+        vector: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "_stop_token_id", b"_stop_token_id", "fault", b"fault", "stop_token_id", b"stop_token_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "_stop_token_id", b"_stop_token_id", "fault", b"fault", "prompt_logprobs", b"prompt_logprobs", "stop_token_id", b"stop_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "_stop_token_id", b"_stop_token_id", "cached_tokens", b"cached_tokens", "error", b"error", "fault", b"fault", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "preemptions", b"preemptions", "sequence_id", b"sequence_id", "stop_token_id", b"stop_token_id", "token_ids", b"token_ids", "token_offset", b"token_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "_stop_token_id", b"_stop_token_id", "cached_tokens", b"cached_tokens", "error", b"error", "fault", b"fault", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "preemptions", b"preemptions", "prompt_logprobs", b"prompt_logprobs", "sequence_id", b"sequence_id", "stop_token_id", b"stop_token_id", "token_ids", b"token_ids", "token_offset", b"token_offset", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fault: _TypeAlias = _typing.Literal["fault"]  # noqa: Y015
     _WhichOneofArgType__fault: _TypeAlias = _typing.Literal["_fault", b"_fault"]  # noqa: Y015

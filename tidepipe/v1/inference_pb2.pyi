@@ -43,6 +43,7 @@ class InferenceRequest(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     BACKGROUND_FIELD_NUMBER: _builtins.int
+    MORE_PROMPTS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the client, unique, 1..256 printable characters. The key of retries."""
     model: _builtins.str
@@ -96,6 +97,13 @@ class InferenceRequest(_message.Message):
     def sampling(self) -> _sampling_pb2.SamplingParams:
         """How to choose tokens, and when to stop."""
 
+    @_builtins.property
+    def more_prompts(self) -> _containers.RepeatedCompositeFieldContainer[Global___FurtherPrompt]:
+        """Texts and token ids that are answered as well, each n times: the answers to prompt i, counted from 0, have the
+        indices i * n to (i + 1) * n - 1. All fail if one does. Not beside a chat; at most 255, and 256 answers to all
+        prompts together.
+        """
+
     def __init__(
         self,
         *,
@@ -116,10 +124,11 @@ class InferenceRequest(_message.Message):
         cache_salt: _builtins.str = ...,
         priority: _builtins.int = ...,
         background: _builtins.bool = ...,
+        more_prompts: _abc.Iterable[Global___FurtherPrompt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms", "_ttft_ms", b"_ttft_ms", "chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms", "_ttft_ms", b"_ttft_ms", "background", b"background", "cache_salt", b"cache_salt", "chat", b"chat", "clamp_max_tokens", b"clamp_max_tokens", "disconnect_grace_ms", b"disconnect_grace_ms", "keep_special_tokens", b"keep_special_tokens", "model", b"model", "piece_gap_ms", b"piece_gap_ms", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "skip_text", b"skip_text", "text", b"text", "token_ids", b"token_ids", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms", "_ttft_ms", b"_ttft_ms", "background", b"background", "cache_salt", b"cache_salt", "chat", b"chat", "clamp_max_tokens", b"clamp_max_tokens", "disconnect_grace_ms", b"disconnect_grace_ms", "keep_special_tokens", b"keep_special_tokens", "model", b"model", "more_prompts", b"more_prompts", "piece_gap_ms", b"piece_gap_ms", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "skip_text", b"skip_text", "text", b"text", "token_ids", b"token_ids", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__tpot_ms: _TypeAlias = _typing.Literal["tpot_ms"]  # noqa: Y015
     _WhichOneofArgType__tpot_ms: _TypeAlias = _typing.Literal["_tpot_ms", b"_tpot_ms"]  # noqa: Y015
@@ -135,6 +144,36 @@ class InferenceRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
 
 Global___InferenceRequest: _TypeAlias = InferenceRequest  # noqa: Y015
+
+@_typing.final
+class FurtherPrompt(_message.Message):
+    """One of several prompts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Plain text."""
+    @_builtins.property
+    def token_ids(self) -> Global___TokenIds:
+        """Token ids."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        token_ids: Global___TokenIds | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "token_ids"]  # noqa: Y015
+    _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_prompt) -> _WhichOneofReturnType_prompt | None: ...
+
+Global___FurtherPrompt: _TypeAlias = FurtherPrompt  # noqa: Y015
 
 @_typing.final
 class TokenIds(_message.Message):
@@ -330,22 +369,26 @@ class StreamPosition(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     CHARACTERS_FIELD_NUMBER: _builtins.int
+    PROMPT_POSITIONS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
-    """Which of the n answers."""
+    """Which of the answers."""
     tokens: _builtins.int
     """Tokens received."""
     characters: _builtins.int
     """Characters (Unicode code points) of text received."""
+    prompt_positions: _builtins.int
+    """Positions of the prompt whose log-probabilities were received."""
     def __init__(
         self,
         *,
         index: _builtins.int = ...,
         tokens: _builtins.int = ...,
         characters: _builtins.int = ...,
+        prompt_positions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["characters", b"characters", "index", b"index", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["characters", b"characters", "index", b"index", "prompt_positions", b"prompt_positions", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -365,7 +408,7 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def resume(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamPosition]:
-        """Where the client stands; empty at the first try. At most 16."""
+        """Where the client stands; empty at the first try. At most 256."""
 
     def __init__(
         self,
@@ -471,7 +514,7 @@ class StreamRequest(_message.Message):
     """The request's id."""
     @_builtins.property
     def resume(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamPosition]:
-        """Where the client stands; empty: from the beginning. At most 16."""
+        """Where the client stands; empty: from the beginning. At most 256."""
 
     def __init__(
         self,
@@ -530,10 +573,12 @@ class AnswerDelta(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     DIALECT_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id."""
     index: _builtins.int
-    """Which of the n answers."""
+    """Which of the answers."""
     token_offset: _builtins.int
     """Tokens of this answer before this piece."""
     character_offset: _builtins.int
@@ -548,6 +593,8 @@ class AnswerDelta(_message.Message):
     """Stop string."""
     error: _builtins.str
     """With FINISH_REASON_ERROR: what went wrong."""
+    vector: _builtins.bytes
+    """In the last piece: the vector of the prompt, little-endian floats of 32 bits."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """New token ids. A stop token that ended the output is not among them."""
@@ -563,6 +610,10 @@ class AnswerDelta(_message.Message):
     @_builtins.property
     def dialect(self) -> Global___Dialect:
         """In the first piece of a stream, of a chat with marks: how its text is read. Unset: it is words and nothing else."""
+
+    @_builtins.property
+    def prompt_logprobs(self) -> _sampling_pb2.PromptLogprobs:
+        """The next log-probabilities of the prompt, if asked for; all of them come before the first token."""
 
     def __init__(
         self,
@@ -580,10 +631,12 @@ class AnswerDelta(_message.Message):
         usage: Global___Usage | None = ...,
         error: _builtins.str = ...,
         dialect: Global___Dialect | None = ...,
+        prompt_logprobs: _sampling_pb2.PromptLogprobs | None = ...,
+        vector: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dialect", b"dialect", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dialect", b"dialect", "prompt_logprobs", b"prompt_logprobs", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["character_offset", b"character_offset", "dialect", b"dialect", "error", b"error", "finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "request_id", b"request_id", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["character_offset", b"character_offset", "dialect", b"dialect", "error", b"error", "finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "stopped_by", b"stopped_by", "text", b"text", "token_ids", b"token_ids", "token_offset", b"token_offset", "usage", b"usage", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_stopped_by: _TypeAlias = _typing.Literal["stop_token_id", "stop_string"]  # noqa: Y015
     _WhichOneofArgType_stopped_by: _TypeAlias = _typing.Literal["stopped_by", b"stopped_by"]  # noqa: Y015

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atidepipe/v1/sampling.proto\x12\x0btidepipe.v1\"\xa9\x05\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x03\x88\x01\x01\x12>\n\nlogit_bias\x18\t \x03(\x0b\x32*.tidepipe.v1.SamplingParams.LogitBiasEntry\x12\x17\n\nmax_tokens\x18\n \x01(\rH\x04\x88\x01\x01\x12\x12\n\nmin_tokens\x18\x0b \x01(\r\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x0c\n\x04stop\x18\r \x03(\t\x12\x12\n\nignore_eos\x18\x0e \x01(\x08\x12\x15\n\x08logprobs\x18\x0f \x01(\rH\x05\x88\x01\x01\x12\t\n\x01n\x18\x10 \x01(\r\x12)\n\tstructure\x18\x11 \x01(\x0b\x32\x16.tidepipe.v1.Structure\x12!\n\x14max_reasoning_tokens\x18\x12 \x01(\rH\x06\x88\x01\x01\x12*\n\x07thought\x18\x13 \x01(\x0b\x32\x19.tidepipe.v1.ThoughtMarks\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\r\n\x0b_max_tokensB\x0b\n\t_logprobsB\x17\n\x15_max_reasoning_tokens\"J\n\x0cThoughtMarks\x12\x0e\n\x06\x62\x65gins\x18\x01 \x03(\r\x12\x0c\n\x04\x65nds\x18\x02 \x03(\r\x12\x0e\n\x06\x66orced\x18\x03 \x03(\r\x12\x0c\n\x04open\x18\x04 \x01(\x08\"^\n\tStructure\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x12\n\x08\x63omposed\x18\x03 \x01(\tH\x00\x12\r\n\x05\x66ield\x18\x04 \x01(\tB\x06\n\x04\x66orm\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"e\n\x10PositionLogprobs\x12)\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x19.tidepipe.v1.TokenLogprob\x12&\n\x03top\x18\x02 \x03(\x0b\x32\x19.tidepipe.v1.TokenLogprob*\xb1\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atidepipe/v1/sampling.proto\x12\x0btidepipe.v1\"\x82\x06\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x03\x88\x01\x01\x12>\n\nlogit_bias\x18\t \x03(\x0b\x32*.tidepipe.v1.SamplingParams.LogitBiasEntry\x12\x17\n\nmax_tokens\x18\n \x01(\rH\x04\x88\x01\x01\x12\x12\n\nmin_tokens\x18\x0b \x01(\r\x12\x16\n\x0estop_token_ids\x18\x0c \x03(\r\x12\x0c\n\x04stop\x18\r \x03(\t\x12\x12\n\nignore_eos\x18\x0e \x01(\x08\x12\x15\n\x08logprobs\x18\x0f \x01(\rH\x05\x88\x01\x01\x12\t\n\x01n\x18\x10 \x01(\r\x12)\n\tstructure\x18\x11 \x01(\x0b\x32\x16.tidepipe.v1.Structure\x12!\n\x14max_reasoning_tokens\x18\x12 \x01(\rH\x06\x88\x01\x01\x12*\n\x07thought\x18\x13 \x01(\x0b\x32\x19.tidepipe.v1.ThoughtMarks\x12\x1c\n\x0fprompt_logprobs\x18\x1e \x01(\rH\x07\x88\x01\x01\x12%\n\x07pooling\x18\x1f \x01(\x0e\x32\x14.tidepipe.v1.Pooling\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\r\n\x0b_max_tokensB\x0b\n\t_logprobsB\x17\n\x15_max_reasoning_tokensB\x12\n\x10_prompt_logprobs\"J\n\x0cThoughtMarks\x12\x0e\n\x06\x62\x65gins\x18\x01 \x03(\r\x12\x0c\n\x04\x65nds\x18\x02 \x03(\r\x12\x0e\n\x06\x66orced\x18\x03 \x03(\r\x12\x0c\n\x04open\x18\x04 \x01(\x08\"^\n\tStructure\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x12\n\x08\x63omposed\x18\x03 \x01(\tH\x00\x12\r\n\x05\x66ield\x18\x04 \x01(\tB\x06\n\x04\x66orm\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"i\n\x0ePromptLogprobs\x12\x16\n\x0e\x66irst_position\x18\x01 \x01(\r\x12\x0b\n\x03top\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x10\n\x08logprobs\x18\x04 \x01(\x0c\x12\r\n\x05ranks\x18\x05 \x01(\x0c\"e\n\x10PositionLogprobs\x12)\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x19.tidepipe.v1.TokenLogprob\x12&\n\x03top\x18\x02 \x03(\x0b\x32\x19.tidepipe.v1.TokenLogprob*W\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x10\n\x0cPOOLING_LAST\x10\x02\x12\x0f\n\x0bPOOLING_CLS\x10\x03*\xb1\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,18 +33,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1054
-  _globals['_FINISHREASON']._serialized_end=1231
+  _globals['_POOLING']._serialized_start=1249
+  _globals['_POOLING']._serialized_end=1336
+  _globals['_FINISHREASON']._serialized_start=1339
+  _globals['_FINISHREASON']._serialized_end=1516
   _globals['_SAMPLINGPARAMS']._serialized_start=44
-  _globals['_SAMPLINGPARAMS']._serialized_end=725
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=566
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=614
-  _globals['_THOUGHTMARKS']._serialized_start=727
-  _globals['_THOUGHTMARKS']._serialized_end=801
-  _globals['_STRUCTURE']._serialized_start=803
-  _globals['_STRUCTURE']._serialized_end=897
-  _globals['_TOKENLOGPROB']._serialized_start=899
-  _globals['_TOKENLOGPROB']._serialized_end=948
-  _globals['_POSITIONLOGPROBS']._serialized_start=950
-  _globals['_POSITIONLOGPROBS']._serialized_end=1051
+  _globals['_SAMPLINGPARAMS']._serialized_end=814
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=635
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=683
+  _globals['_THOUGHTMARKS']._serialized_start=816
+  _globals['_THOUGHTMARKS']._serialized_end=890
+  _globals['_STRUCTURE']._serialized_start=892
+  _globals['_STRUCTURE']._serialized_end=986
+  _globals['_TOKENLOGPROB']._serialized_start=988
+  _globals['_TOKENLOGPROB']._serialized_end=1037
+  _globals['_PROMPTLOGPROBS']._serialized_start=1039
+  _globals['_PROMPTLOGPROBS']._serialized_end=1144
+  _globals['_POSITIONLOGPROBS']._serialized_start=1146
+  _globals['_POSITIONLOGPROBS']._serialized_end=1247
 # @@protoc_insertion_point(module_scope)

@@ -466,7 +466,9 @@ class SequenceStart(_message.Message):
 
     @_builtins.property
     def history_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Its tokens so far, prompt and output (last stage only, and only if a penalty or a structure needs them)."""
+        """Its tokens so far, prompt and output (last stage only, and only if a penalty, a structure or prompt_logprobs
+        needs them).
+        """
 
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -541,6 +543,7 @@ class StepReport(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
     step_id: _builtins.int
     """The step."""
     compute_s: _builtins.float
@@ -561,6 +564,10 @@ class StepReport(_message.Message):
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceError]:
         """Last stage: sequences of the step that cannot be computed; a token of theirs means nothing. The epoch goes on."""
 
+    @_builtins.property
+    def prompts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptPiece]:
+        """Last stage: what was read off prompts, of those that want that."""
+
     def __init__(
         self,
         *,
@@ -571,14 +578,55 @@ class StepReport(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         logprobs: _abc.Iterable[_sampling_pb2.PositionLogprobs] | None = ...,
         errors: _abc.Iterable[Global___SequenceError] | None = ...,
+        prompts: _abc.Iterable[Global___PromptPiece] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_s", b"compute_s", "errors", b"errors", "idle_s", b"idle_s", "logprobs", b"logprobs", "plan_wait_s", b"plan_wait_s", "step_id", b"step_id", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_s", b"compute_s", "errors", b"errors", "idle_s", b"idle_s", "logprobs", b"logprobs", "plan_wait_s", b"plan_wait_s", "prompts", b"prompts", "step_id", b"step_id", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepReport: _TypeAlias = StepReport  # noqa: Y015
+
+@_typing.final
+class PromptPiece(_message.Message):
+    """What was read off one sequence's prompt in one step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_KEY_FIELD_NUMBER: _builtins.int
+    FIRST_POSITION_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    VECTOR_FIELD_NUMBER: _builtins.int
+    sequence_key: _builtins.int
+    """Key of the sequence within the epoch."""
+    first_position: _builtins.int
+    """The prompt's first position in this step."""
+    count: _builtins.int
+    """How many positions of the prompt the step had."""
+    vector: _builtins.bytes
+    """With the prompt's end: its vector, little-endian floats of 32 bits."""
+    @_builtins.property
+    def logprobs(self) -> _sampling_pb2.PromptLogprobs:
+        """How likely the tokens behind these positions were."""
+
+    def __init__(
+        self,
+        *,
+        sequence_key: _builtins.int = ...,
+        first_position: _builtins.int = ...,
+        count: _builtins.int = ...,
+        logprobs: _sampling_pb2.PromptLogprobs | None = ...,
+        vector: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "first_position", b"first_position", "logprobs", b"logprobs", "sequence_key", b"sequence_key", "vector", b"vector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptPiece: _TypeAlias = PromptPiece  # noqa: Y015
 
 @_typing.final
 class SequenceError(_message.Message):

@@ -15,6 +15,8 @@ from tidepipe_common.codec.sampling import (
     finish_to_wire,
     logprobs_from_wire,
     logprobs_to_wire,
+    prompt_logprobs_from_wire,
+    prompt_logprobs_to_wire,
     sampling_to_wire,
 )
 from tidepipe_common.errors import InvalidRequestError
@@ -146,6 +148,8 @@ def update_to_wire(update: SequenceUpdate) -> pb.SequenceUpdate:
         token_ids=update.token_ids,
         logprobs=logprobs_to_wire(update.logprobs),
         cached_tokens=update.cached_tokens,
+        prompt_logprobs=prompt_logprobs_to_wire(update.prompt_logprobs),
+        vector=update.vector,
     )
     if update.end is not None:
         message.finish_reason = finish_to_wire(update.end.reason)
@@ -178,4 +182,6 @@ def update_from_wire(message: pb.SequenceUpdate) -> SequenceUpdate:
         logprobs_from_wire(message.logprobs),
         end,
         message.cached_tokens,
+        prompt_logprobs_from_wire(message.prompt_logprobs),
+        message.vector,
     )

@@ -13,14 +13,15 @@ from tidepipe_common.codec.sampling import (
     finish_to_wire,
     logprobs_from_wire,
     logprobs_to_wire,
+    prompt_logprobs_to_wire,
     sampling_from_wire,
 )
 from tidepipe_common.dialects import Reading, dialect_named
 from tidepipe_common.dialects.reader import ThoughtMarks
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import (
-    MAX_ANSWERS,
     MAX_PROMPT_TOKENS,
+    MAX_PROMPTS,
     MAX_REQUEST_BYTES,
     MAX_REQUEST_ID_CHARACTERS,
     MAX_TOOLS,
@@ -92,13 +93,16 @@ def request_from_wire(message: pb.InferenceRequest) -> GenerationRequest:
         cache_salt=message.cache_salt,
         priority=message.priority,
         background=message.background,
+        more_prompts=_more_prompts(message),
     )
 
 
 def _check_size(message: pb.InferenceRequest) -> None:
     """Before anything is made of it: what is wrong with it must not cost more than to say so."""
     count_fields(message.sampling)
-    check_count("the prompt", len(message.token_ids.ids), MAX_PROMPT_TOKENS, "tokens", param="prompt")
+    check_count("more_prompts", len(message.more_prompts), MAX_PROMPTS - 1, "prompts", param="prompt")
+    tokens = len(message.token_ids.ids) + sum(len(one.token_ids.ids) for one in message.more_prompts)
+    check_count("the prompt", tokens, MAX_PROMPT_TOKENS, "tokens", param="prompt")
     check_count("messages", len(message.chat.messages), MAX_TURNS)
     check_count("tools", len(message.chat.tools), MAX_TOOLS)
     check_count("tool_choice", len(message.chat.tool_choice.names), MAX_TOOLS)
@@ -117,8 +121,11 @@ def grace_s(message: pb.InferenceRequest) -> float:
 
 def positions_from_wire(messages: Sequence[pb.StreamPosition]) -> list[AnswerPosition]:
     """Protobuf to domain. InvalidRequestError if there are more than a request has answers."""
-    check_count("resume", len(messages), MAX_ANSWERS)
-    return [AnswerPosition(message.index, message.tokens, message.characters) for message in messages]
+    check_count("resume", len(messages), MAX_PROMPTS)
+    return [
+        AnswerPosition(message.index, message.tokens, message.characters, message.prompt_positions)
+        for message in messages
+    ]
 
 
 def reading_to_wire(reading: Reading) -> pb.Dialect:
@@ -159,6 +166,8 @@ def delta_to_wire(request_id: str, delta: AnswerDelta, reading: Reading | None =
         finish_reason=finish_to_wire(piece.finish_reason),
         error=piece.error,
         dialect=None if reading is None else reading_to_wire(reading),
+        prompt_logprobs=prompt_logprobs_to_wire(piece.prompt_logprobs),
+        vector=piece.vector,
     )
     if isinstance(piece.stopped_by, str):
         message.stop_string = piece.stopped_by
@@ -172,7 +181,7 @@ def delta_to_wire(request_id: str, delta: AnswerDelta, reading: Reading | None =
 def output_to_bytes(delta: AnswerDelta) -> bytes:
     """Tokens of a piece, and the end if it ends the answer as it was asked for; empty if it has neither."""
     message = delta_to_wire("", delta)
-    for unwanted in ("text", "usage", "character_offset"):
+    for unwanted in ("text", "usage", "character_offset", "prompt_logprobs", "vector"):
         message.ClearField(unwanted)
     reason = finish_from_wire(message.finish_reason)
     if reason is not None and not reason.whole:
@@ -228,6 +237,15 @@ def _tool_choice(message: pb.ToolChoice) -> ToolChoice:
 
 def _turn(turn: pb.ChatMessage) -> ChatTurn:
     return ChatTurn(turn.role, turn.content, turn.name, turn.tool_calls, turn.tool_call_id, turn.reasoning)
+
+
+def _more_prompts(message: pb.InferenceRequest) -> tuple[str | tuple[int, ...], ...]:
+    if message.more_prompts and message.HasField("chat"):
+        raise InvalidRequestError("more_prompts have no place beside a chat", "more_prompts")
+    # What is empty is refused with its number, where all is checked.
+    return tuple(
+        tuple(one.token_ids.ids) if one.HasField("token_ids") else one.text for one in message.more_prompts
+    )
 
 
 def _prompt(message: pb.InferenceRequest) -> Prompt:

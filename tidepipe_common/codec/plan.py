@@ -9,6 +9,8 @@ from tidepipe.v1 import controller_pb2, stage_pb2
 from tidepipe_common.codec.sampling import (
     logprobs_from_wire,
     logprobs_to_wire,
+    prompt_logprobs_from_wire,
+    prompt_logprobs_to_wire,
     sampling_from_wire,
     sampling_to_wire,
 )
@@ -28,6 +30,7 @@ from tidepipe_common.types.plan import (
     StepPlan,
     StepReport,
 )
+from tidepipe_common.types.prompt_reading import PromptPiece
 
 MAX_HISTORY_TOKENS = PIECE_BYTES // 8
 """Of one start that is sent ahead; an id takes five bytes at most."""
@@ -242,6 +245,14 @@ def news_to_wire(news: StageNews) -> stage_pb2.RunResponse:
             if news.sampled is not None:
                 report.token_ids.extend(news.sampled.token_ids)
                 report.logprobs.extend(logprobs_to_wire(news.sampled.logprobs))
+                for piece in news.sampled.prompts:
+                    report.prompts.add(
+                        sequence_key=piece.key,
+                        first_position=piece.first,
+                        count=piece.count,
+                        logprobs=prompt_logprobs_to_wire(piece.prompt_logprobs_read),
+                        vector=piece.vector,
+                    )
                 for error in news.sampled.errors:
                     report.errors.add(sequence_key=error.key, detail=error.detail, fault=error.fault)
             return stage_pb2.RunResponse(step=report)
@@ -269,7 +280,19 @@ def news_from_wire(message: stage_pb2.RunResponse) -> StageNews | None:
                 for one in step.errors
             ]
         )
-        sampled = SampledTokens(tuple(step.token_ids), logprobs_from_wire(step.logprobs), errors)
+        prompts = tuple(
+            [
+                PromptPiece(
+                    one.sequence_key,
+                    one.first_position,
+                    one.count,
+                    prompt_logprobs_from_wire(one.logprobs),
+                    one.vector,
+                )
+                for one in step.prompts
+            ]
+        )
+        sampled = SampledTokens(tuple(step.token_ids), logprobs_from_wire(step.logprobs), errors, prompts)
         return StepReport(step.step_id, step.compute_s, step.idle_s, step.plan_wait_s, sampled)
     if which == "heartbeat":
         heart = message.heartbeat

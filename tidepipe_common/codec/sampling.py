@@ -14,7 +14,14 @@ from tidepipe_common.limits import (
     check_bytes,
     check_count,
 )
-from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams, TokenLogprob
+from tidepipe_common.types.prompt_reading import PromptLogprobs
+from tidepipe_common.types.sampling import (
+    FinishReason,
+    Pooling,
+    PositionLogprobs,
+    SamplingParams,
+    TokenLogprob,
+)
 from tidepipe_common.types.structure import Structure
 from tidepipe_common.types.thought import ThoughtMarks
 
@@ -28,6 +35,13 @@ _FINISH_TO_WIRE: dict[FinishReason, pb.FinishReason.ValueType] = {
     FinishReason.DEADLINE: pb.FINISH_REASON_DEADLINE,
     FinishReason.ERROR: pb.FINISH_REASON_ERROR,
 }
+_POOLING_TO_WIRE: dict[Pooling | None, pb.Pooling.ValueType] = {
+    None: pb.POOLING_UNSPECIFIED,
+    Pooling.MEAN: pb.POOLING_MEAN,
+    Pooling.LAST: pb.POOLING_LAST,
+    Pooling.CLS: pb.POOLING_CLS,
+}
+_POOLING_FROM_WIRE: dict[int, Pooling | None] = {wire: how for how, wire in _POOLING_TO_WIRE.items()}
 _FINISH_FROM_WIRE: dict[int, FinishReason] = {wire: reason for reason, wire in _FINISH_TO_WIRE.items()}
 
 
@@ -63,6 +77,8 @@ def sampling_to_wire(params: SamplingParams) -> pb.SamplingParams:
         structure=_structure_to_wire(params.structure),
         max_reasoning_tokens=params.max_reasoning_tokens,
         thought=_thought_to_wire(params.thought),
+        prompt_logprobs=params.prompt_logprobs,
+        pooling=_POOLING_TO_WIRE[params.pooling],
     )
 
 
@@ -90,6 +106,8 @@ def sampling_from_wire(message: pb.SamplingParams) -> SamplingParams:
             message.max_reasoning_tokens if message.HasField("max_reasoning_tokens") else None
         ),
         thought=_thought_from_wire(message.thought) if message.HasField("thought") else None,
+        prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
+        pooling=_POOLING_FROM_WIRE.get(message.pooling),
     )
 
 
@@ -160,6 +178,29 @@ def logprobs_from_wire(messages: Iterable[pb.PositionLogprobs]) -> tuple[Positio
         )
         for message in messages
     )
+
+
+def prompt_logprobs_to_wire(read: PromptLogprobs | None) -> pb.PromptLogprobs | None:
+    """Domain to protobuf."""
+    if read is None:
+        return None
+    return pb.PromptLogprobs(
+        first_position=read.first,
+        top=read.top,
+        token_ids=read.token_ids,
+        logprobs=read.logprobs,
+        ranks=read.ranks,
+    )
+
+
+def prompt_logprobs_from_wire(message: pb.PromptLogprobs) -> PromptLogprobs | None:
+    """Protobuf to domain; None if it has no positions, or its columns do not fit each other."""
+    if not message.ranks:
+        return None
+    read = PromptLogprobs(
+        message.first_position, message.top, message.token_ids, message.logprobs, message.ranks
+    )
+    return read if read.fits else None
 
 
 def _token_to_wire(token: TokenLogprob) -> pb.TokenLogprob:

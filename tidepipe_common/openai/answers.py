@@ -140,12 +140,27 @@ class ChatLogprobs(TypedDict):
 
 @closed
 class CompletionLogprobs(TypedDict):
-    """Of a completion's choice, by column."""
+    """Of a completion's choice, by column; with echo the prompt's before it, the first of them null."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+
+
+@closed
+class PromptLogprob(TypedDict):
+    """How likely a token was at a place in the prompt. rank: 1 is the most likely."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobsBody: TypeAlias = Annotated[
+    list[dict[str, PromptLogprob] | None],
+    Field(description="Of each token of the prompt: by token id, its own and the most likely; null first."),
+]
 
 
 # -- chats --------------------------------------------------------------------------------------------
@@ -214,6 +229,7 @@ class ChatAnswer(TypedDict):
     choices: list[ChatChoice]
     usage: Usage
     prompt_token_ids: NotRequired[list[int]]
+    prompt_logprobs: NotRequired[PromptLogprobsBody]
 
 
 @closed
@@ -286,6 +302,7 @@ class CompletionChoice(_CompletionPiece):
     """One of the n answers."""
 
     finish_reason: WholeReason
+    prompt_logprobs: NotRequired[PromptLogprobsBody]
 
 
 @closed

@@ -12,8 +12,10 @@ from tidepipe_common.limits import (
     MAX_CACHE_SALT_BYTES,
     MAX_LOGPROBS,
     MAX_NAME_CHARACTERS,
+    MAX_PROMPTS,
     MAX_SPEAKER_CHARACTERS,
     MAX_TURNS,
+    check_count,
 )
 from tidepipe_common.openai.fields import (
     IGNORED,
@@ -22,14 +24,15 @@ from tidepipe_common.openai.fields import (
     REFUSED_IN_COMPLETIONS,
     Content,
     LogitBias,
+    Prompts,
     Stop,
     StopTokenIds,
-    TextOrIds,
     UserName,
 )
 from tidepipe_common.openai.numbers import (
     Answers,
     Count,
+    FewestTokens,
     MinP,
     OutputTokens,
     Penalty,
@@ -116,6 +119,7 @@ class _CommonBody(StrictModel):
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     return_token_ids: bool | None = None
+    prompt_logprobs: TopLogprobs | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: GuidedJson | None = None
     guided_regex: GuidedRegex | None = None
@@ -131,7 +135,9 @@ class _CommonBody(StrictModel):
             raise InvalidRequestError(f"{first} and {second} contradict each other; send one of them", second)
         return next(iter(wishes.values()), None)
 
-    def sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    def sampling(
+        self, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None
+    ) -> SamplingParams:
         """Sampling parameters, checked."""
         params = SamplingParams(
             temperature=_or(self.temperature, 1.0),
@@ -151,6 +157,7 @@ class _CommonBody(StrictModel):
             logprobs=logprobs,
             n=1 if self.n is None else self.n,
             structure=self.structure(),
+            prompt_logprobs=prompt_logprobs,
         )
         try:
             params.check()
@@ -166,6 +173,10 @@ class _CommonBody(StrictModel):
         """The request that this body asks for."""
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError("stream_options is only allowed with stream: true", "stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidRequestError(
+                "prompt_logprobs and stream contradict each other: ask for a whole answer", "prompt_logprobs"
+            )
         options = self.stream_options or StreamOptions()
         return GenerationRequest(
             request_id=request_id,
@@ -177,6 +188,7 @@ class _CommonBody(StrictModel):
             stream_usage=bool(options.include_usage),
             stream_running_usage=bool(options.include_usage and options.continuous_usage_stats),
             return_token_ids=bool(self.return_token_ids),
+            prompt_logprobs=self.prompt_logprobs,
             include_stop=bool(self.include_stop_str_in_output),
             piece_gap_s=0.0 if self.stream else WHOLE_ANSWER_GAP_S,
             client=self.safety_identifier or self.user or "",
@@ -256,9 +268,18 @@ class ChatBody(_CommonBody, ReasoningFields):
 class CompletionBody(_CommonBody):
     """Body of /v1/completions."""
 
-    prompt: TextOrIds
+    prompt: Prompts
+    max_tokens: FewestTokens | None = None
     logprobs: TopLogprobs | None = None
     echo: bool | None = None
+
+    def of_prompt(self) -> int | None:
+        """How many log-probabilities of each position of the prompt it takes to answer this."""
+        if not self.echo:
+            return self.prompt_logprobs
+        # The prompt alone: it is looked at all the same, as there is no other way to answer nothing.
+        shown = 0 if self.max_tokens == 0 and self.logprobs is None else self.logprobs
+        return max((one for one in (shown, self.prompt_logprobs) if one is not None), default=None)
 
 
 def parse_chat(body: object, request_id: str) -> GenerationRequest:
@@ -281,7 +302,7 @@ def parse_chat(body: object, request_id: str) -> GenerationRequest:
         )
     logprobs = (chat.top_logprobs or 0) if chat.logprobs else None
     prompt = tuple(message.turn(number) for number, message in enumerate(chat.messages))
-    sampling = chat.sampling(next(iter(limits), None), logprobs)
+    sampling = chat.sampling(next(iter(limits), None), logprobs, chat.prompt_logprobs)
     sampling = replace(sampling, max_reasoning_tokens=chat.thought_tokens())
     request = replace(
         chat.request(request_id, prompt, sampling),
@@ -299,13 +320,20 @@ def parse_completion(body: object, request_id: str) -> GenerationRequest:
     """Request from the decoded JSON of a completion body. Raises InvalidRequestError."""
     completion = validate(CompletionBody, body, REFUSED_IN_COMPLETIONS, IGNORED_IN_COMPLETIONS)
     max_tokens = DEFAULT_COMPLETION_TOKENS if completion.max_tokens is None else completion.max_tokens
-    sampling = completion.sampling(max_tokens, completion.logprobs)
-    if completion.echo and completion.logprobs is not None:
-        raise InvalidRequestError(
-            "echo with logprobs is not supported: there are no log-probabilities of the prompt", "echo"
-        )
-    request = completion.request(request_id, completion.prompt, sampling)
-    return replace(request, echo=bool(completion.echo), clamp_max_tokens=completion.max_tokens is None)
+    sampling = completion.sampling(max_tokens, completion.logprobs, completion.of_prompt())
+    if max_tokens == 1 and completion.echo and completion.logprobs is not None:
+        # Whoever asks so counts on one token behind the prompt, also where the model would end there.
+        sampling = sampling if sampling.structure else replace(sampling, ignore_eos=True)
+    first, *more = completion.prompt
+    request = replace(
+        completion.request(request_id, first, sampling),
+        more_prompts=tuple(more),
+        echo=bool(completion.echo),
+        clamp_max_tokens=completion.max_tokens is None,
+    )
+    # How many answers that makes depends on both, and so has no place in a schema.
+    check_count("prompt", len(completion.prompt) * sampling.n, MAX_PROMPTS, "answers to all prompts together")
+    return request
 
 
 def _or(value: float | None, default: float) -> float:

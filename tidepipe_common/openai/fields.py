@@ -11,6 +11,8 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from tidepipe_common.limits import (
     MAX_LOGIT_BIAS,
+    MAX_PROMPT_TOKENS,
+    MAX_PROMPTS,
     MAX_STOP_STRING_CHARACTERS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
@@ -43,7 +45,6 @@ REFUSED = {
     "length_penalty": Refusal("beam search is not supported", (1, 1.0)),
     "early_stopping": Refusal("beam search is not supported", (False,)),
     "use_beam_search": Refusal("beam search is not supported", (False,)),
-    "prompt_logprobs": Refusal("log-probabilities of the prompt are not supported"),
     "spaces_between_special_tokens": Refusal("only true is supported", (True,)),
     "truncate_prompt_tokens": Refusal("is not supported; send fewer tokens"),
     "allowed_token_ids": Refusal("is not supported; see structured_outputs"),
@@ -104,25 +105,52 @@ def _logit_bias(value: Any) -> dict[int, float]:
     return biases
 
 
-def _prompt(value: Any) -> str | tuple[int, ...]:
+_TextOrIds = str | tuple[int, ...]
+_ONE_OR_SEVERAL = "must be a string or a list of token ids, or a list of several such"
+
+
+def texts_or_ids(value: Any, most: int) -> tuple[_TextOrIds, ...]:
+    """One text or list of token ids, or up to `most` of them; ValueError if it is something else."""
+    if isinstance(value, str):
+        return (_text_or_ids(value),)
+    if not isinstance(value, list):
+        raise ValueError(f"{_ONE_OR_SEVERAL}, got {_shape(value)}")
+    if not value:
+        raise ValueError("must not be an empty list")
+    if not any(isinstance(item, str | list) for item in value):
+        return (_text_or_ids(value),)
+    _few(value, most)
+    found = []
+    for number, item in enumerate(value):
+        try:
+            found.append(_text_or_ids(item))
+        except ValueError as error:
+            raise ValueError(f"{_ONE_OR_SEVERAL}; its entry {number} {error}") from None
+    return tuple(found)
+
+
+def _text_or_ids(value: Any) -> _TextOrIds:
     if isinstance(value, str):
         return checked_text(value)
-    if not isinstance(value, list):
+    if not isinstance(value, list) or not all(type(item) is int for item in value):
         raise ValueError(f"must be a string or a list of token ids, got {_shape(value)}")
     if not value:
         raise ValueError("must not be an empty list")
-    if all(type(item) is int for item in value):
-        if not (min(value) >= 0 and max(value) <= MAX_INT):
-            raise ValueError(f"must have token ids in [0, {MAX_INT}]")
-        return tuple(value)
-    if all(isinstance(item, str | list) for item in value):
-        if len(value) > 1:
-            raise ValueError(f"must be one prompt, got a list of {len(value)}; send a request for each")
-        inner = value[0]
-        if isinstance(inner, list) and any(isinstance(item, list | str) for item in inner):
-            raise ValueError("must be a string or a list of token ids, got lists within lists")
-        return _prompt(inner)
-    raise ValueError(f"must be a string or a list of token ids, got {_shape(value)}")
+    return token_ids(value)
+
+
+def token_ids(value: Any) -> tuple[int, ...]:
+    """A list of token ids; ValueError if it is something else."""
+    if not isinstance(value, list) or not all(type(item) is int for item in value):
+        raise ValueError(f"must be a list of token ids, got {_shape(value)}")
+    _few(value, MAX_PROMPT_TOKENS)
+    if value and not (min(value) >= 0 and max(value) <= MAX_INT):
+        raise ValueError(f"must have token ids in [0, {MAX_INT}]")
+    return tuple(value)
+
+
+def _prompts(value: Any) -> tuple[_TextOrIds, ...]:
+    return texts_or_ids(value, MAX_PROMPTS)
 
 
 def _content(value: Any) -> str:
@@ -208,19 +236,15 @@ StopTokenIds = Annotated[
         }
     ),
 ]
-TextOrIds = Annotated[
-    str | tuple[int, ...],
-    BeforeValidator(_prompt),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                _TEXT,
-                _TOKEN_IDS,
-                {"type": "array", "items": {"anyOf": [_TEXT, _TOKEN_IDS]}, "minItems": 1, "maxItems": 1},
-            ]
-        }
-    ),
-]
+
+
+def one_or_several(most: int) -> WithJsonSchema:
+    """The schema of what `texts_or_ids` takes."""
+    several = {"type": "array", "items": {"anyOf": [_TEXT, _TOKEN_IDS]}, "minItems": 1, "maxItems": most}
+    return WithJsonSchema({"anyOf": [_TEXT, _TOKEN_IDS, several]})
+
+
+Prompts = Annotated[tuple[str | tuple[int, ...], ...], BeforeValidator(_prompts), one_or_several(MAX_PROMPTS)]
 Content = Annotated[
     str,
     BeforeValidator(_content),

@@ -25,11 +25,21 @@ from tidepipe_common.openai.answers import (
     CompletionLogprobs,
     Delta,
     Error,
+    PromptLogprobsBody,
     WholeReason,
 )
 from tidepipe_common.openai.answers import Usage as UsageBody
-from tidepipe_common.openai.logprobs import TextOffsets, TokenBytes, chat_logprobs, completion_logprobs
+from tidepipe_common.openai.logprobs import (
+    TextOffsets,
+    TokenBytes,
+    chat_logprobs,
+    completion_logprobs,
+    echoed_logprobs,
+    joined,
+    prompt_logprobs_body,
+)
 from tidepipe_common.openai.spoken import CallId, SpokenStream, ThoughtTokens, chat_reason, message_of
+from tidepipe_common.types.prompt_reading import PromptLog, PromptLogprobs
 from tidepipe_common.types.request import Answer, GenerationRequest, Usage
 from tidepipe_common.types.sampling import FinishReason
 
@@ -51,9 +61,11 @@ class ResponseContext:
     token_bytes: needed for log-probabilities.
     prompt_token_ids: needed if the request wants token ids; None: not known here, and left out.
     prompt_tokens: needed if it wants the usage so far. prompt_text: needed if it wants the prompt back.
+    prompt: its tokens, needed if it wants that with log-probabilities.
     hidden: tells tokens that are not in the text, such as special ones.
     reading: how answers are read; None: they are words. spells: token_bytes are those of the text.
     notice: told of answers in which something looked like a call and was none.
+    others: of the request's further prompts.
     """
 
     request: GenerationRequest
@@ -64,6 +76,8 @@ class ResponseContext:
     prompt_tokens: int = 0
     prompt_text: str = ""
     hidden: Callable[[int], bool] | None = None
+    others: tuple[ResponseContext, ...] = ()
+    prompt: Sequence[int] = ()
     reading: Reading | None = None
     spells: bool = True
     notice: Callable[[str], None] = _unheard
@@ -92,6 +106,15 @@ class ResponseContext:
             return None
         return ThoughtTokens(self._text_bytes)
 
+    def of(self, index: int) -> ResponseContext:
+        """That of the prompt to which this answer belongs."""
+        number = self.number(index)
+        return self.others[number - 1] if number else self
+
+    def number(self, index: int) -> int:
+        """Which prompt that is."""
+        return index // self.request.sampling.n if self.others else 0
+
     def text(self, answer: Answer) -> str:
         """Text of an answer, with its stop string if the request wants to see that."""
         ended_by = answer.stopped_by if self.request.include_stop else None
@@ -111,7 +134,8 @@ class ResponseContext:
         """The `usage` of a chunk, if the request wants it in each of them."""
         if not self.request.stream_running_usage:
             return None
-        return _token_counts(Usage(self.prompt_tokens, output_tokens))
+        prompt_tokens = self.prompt_tokens + sum(other.prompt_tokens for other in self.others)
+        return _token_counts(Usage(prompt_tokens, output_tokens))
 
     def chat_logprobs(self, answer: Answer) -> ChatLogprobs | None:
         """Log-probabilities of a chat answer, if the request wants them and there are tokens."""
@@ -124,6 +148,26 @@ class ResponseContext:
         if not self._logprobs_wanted(answer) or self.token_bytes is None:
             return None
         return completion_logprobs(answer.logprobs, self.token_bytes, offsets)
+
+    @property
+    def echoes_logprobs(self) -> bool:
+        """True if the prompt's log-probabilities stand before the answer's."""
+        return self.request.echo and self.request.sampling.logprobs is not None
+
+    def echoed_logprobs(self, read: PromptLogprobs | None) -> CompletionLogprobs | None:
+        """Those of the prompt, if they stand before the answer's."""
+        top = self.request.sampling.logprobs
+        if not self.echoes_logprobs or top is None or self.token_bytes is None:
+            return None
+        special = self.hidden or (lambda token_id: False)
+        return echoed_logprobs(self.prompt, self.prompt_text, read, top, self.token_bytes, special)
+
+    def shown_prompt_logprobs(self, read: PromptLogprobs | None) -> PromptLogprobsBody | None:
+        """Those of the prompt as vLLM shows them, if asked for."""
+        top = self.request.prompt_logprobs
+        if top is None or self.token_bytes is None:
+            return None
+        return prompt_logprobs_body(read, top, self.token_bytes)
 
     def completion_delta(
         self, answer: Answer, text: str, offsets: TextOffsets, *, with_prompt_ids: bool
@@ -144,7 +188,7 @@ class ResponseContext:
 
     def text_offsets(self) -> TextOffsets:
         """Where the tokens of one answer stand in its text; follows the answer from its beginning."""
-        return TextOffsets(self._text_bytes)
+        return TextOffsets(self._text_bytes, len(self.echoed()) if self.echoes_logprobs else 0)
 
     def stop_reason(self, answer: Answer) -> int | str | None:
         """The token or text that ended it; an ordinary end of text is none, unless asked for."""
@@ -215,6 +259,8 @@ def chat_completion_body(context: ResponseContext, answers: Sequence[Answer], us
     }
     if (ids := context.prompt_ids()) is not None:
         body["prompt_token_ids"] = ids
+    if (shown := context.shown_prompt_logprobs(answers[0].prompt_logprobs)) is not None:
+        body["prompt_logprobs"] = shown
     return body
 
 
@@ -222,9 +268,17 @@ def completion_body(context: ResponseContext, answers: Sequence[Answer], usage: 
     """Body of a finished completion."""
     choices = []
     for answer in answers:
-        text, offsets = context.echoed() + context.text(answer), context.text_offsets()
-        delta = context.completion_delta(answer, text, offsets, with_prompt_ids=True)
-        choices.append(cast(CompletionChoice, delta))  # it has ended
+        own = context.of(answer.index)
+        text, offsets = own.echoed() + own.text(answer), own.text_offsets()
+        delta = own.completion_delta(answer, text, offsets, with_prompt_ids=True)
+        choice = cast(CompletionChoice, delta)  # it has ended
+        # Of the answers to a prompt the first one has what was read off it.
+        read = answers[answer.index - answer.index % context.request.sampling.n].prompt_logprobs
+        if (echoed := own.echoed_logprobs(read)) is not None:
+            choice["logprobs"] = joined(echoed, choice["logprobs"])
+        if (shown := own.shown_prompt_logprobs(read)) is not None:
+            choice["prompt_logprobs"] = shown
+        choices.append(choice)
     return {
         "id": f"cmpl-{context.request.request_id}",
         "object": "text_completion",
@@ -237,22 +291,24 @@ def completion_body(context: ResponseContext, answers: Sequence[Answer], usage: 
 
 def response_body(context: ResponseContext, answers: Sequence[Answer], usage: Usage) -> AnswerBody:
     """Body of a finished request of either API. Raises as `check_uncut`."""
-    check_uncut(answers)
+    check_uncut(answers, context)
     if context.request.is_chat:
         return chat_completion_body(context, answers, usage)
     return completion_body(context, answers, usage)
 
 
-def answer_bytes(request: GenerationRequest, tokens: int) -> int:
+def answer_bytes(request: GenerationRequest, tokens: int, prompt_tokens: int = 0) -> int:
     """About how large a body will be."""
-    logprobs = request.sampling.logprobs
-    return tokens * (_TOKEN_BYTES + (0 if logprobs is None else _LOGPROB_BYTES * (logprobs + 1)))
+    logprobs, of_prompt = request.sampling.logprobs, request.sampling.prompt_logprobs
+    more = 0 if of_prompt is None else prompt_tokens * _LOGPROB_BYTES * (of_prompt + 1)
+    return more + tokens * (_TOKEN_BYTES + (0 if logprobs is None else _LOGPROB_BYTES * (logprobs + 1)))
 
 
-def check_uncut(pieces: Sequence[Answer]) -> None:
+def check_uncut(pieces: Sequence[Answer], context: ResponseContext | None = None) -> None:
     """Raise what happened if one of these answers, or last pieces of answers, was cut.
 
-    OpenAI's clients take every answer for a whole one: what was cut is an error there, or an error event.
+    context: to say which of several prompts it was. OpenAI's clients take every answer for a whole one: what
+    was cut is an error there, or an error event.
     """
     for piece in pieces:
         match piece.finish_reason:
@@ -263,7 +319,10 @@ def check_uncut(pieces: Sequence[Answer]) -> None:
             case FinishReason.DEADLINE:
                 raise UnavailableError("the answer was not complete within its time")
             case _:
-                raise TidePipeError(piece.error or "the answer could not be finished")
+                where = ""
+                if context is not None and context.others:
+                    where = f"prompt {context.number(piece.index)}: "
+                raise TidePipeError(where + (piece.error or "the answer could not be finished"))
 
 
 class ResponseStream(Protocol):
@@ -382,19 +441,44 @@ class _ChatStream:
 class _CompletionStream:
     context: ResponseContext
     _offsets: dict[int, TextOffsets] = field(default_factory=dict)
+    _told: set[int] = field(default_factory=set)
     _output_tokens: int = 0
+    _read: dict[int, PromptLog] = field(default_factory=dict)
+    _held: dict[int, list[Answer]] = field(default_factory=dict)
 
     def chunks(self, piece: Answer) -> list[CompletionChunk]:
-        check_uncut([piece])
-        context = self.context
+        check_uncut([piece], self.context)
+        if not self.context.echoes_logprobs:
+            return self._chunks(piece)
+        number, first = self.context.number(piece.index), piece.index % self.context.request.sampling.n == 0
+        log = self._read.setdefault(number, PromptLog())
+        if first and piece.prompt_logprobs is not None:
+            log.merge(piece.prompt_logprobs)
+        held = self._held.setdefault(number, [])
+        held.append(piece)
+        # What follows the prompt waits for all of it, also other answers to it.
+        if len(log) < len(self.context.of(piece.index).prompt) - 1:
+            return []
+        self._held[number] = []
+        return [chunk for one in held for chunk in self._chunks(one)]
+
+    def _chunks(self, piece: Answer) -> list[CompletionChunk]:
+        context = self.context.of(piece.index)
         text = context.text(piece)
         if not (text or piece.token_ids or piece.finish_reason):
             return []
         self._output_tokens += len(piece.token_ids)
-        first = not self._offsets
-        echoed = "" if piece.index in self._offsets else context.echoed()
+        number = self.context.number(piece.index)
+        first = number not in self._told
+        self._told.add(number)
+        begins = piece.index not in self._offsets
+        echoed = context.echoed() if begins else ""
         offsets = self._offsets.setdefault(piece.index, context.text_offsets())
         choice = context.completion_delta(piece, echoed + text, offsets, with_prompt_ids=first)
+        if begins and context.echoes_logprobs:
+            log = self._read[number]
+            if (before := context.echoed_logprobs(log.read(0, len(log)))) is not None:
+                choice["logprobs"] = joined(before, choice["logprobs"])
         return [self._chunk([choice])]
 
     def usage_chunk(self, usage: Usage) -> CompletionChunk | None:

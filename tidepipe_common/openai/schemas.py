@@ -10,20 +10,31 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from tidepipe_common.openai.bodies import ChatBody, CompletionBody
+from tidepipe_common.openai.embeddings import (
+    IGNORED_IN_EMBEDDINGS,
+    REFUSED_IN_EMBEDDINGS,
+    REFUSED_IN_RERANK,
+    EmbeddingsBody,
+    RerankBody,
+)
 from tidepipe_common.openai.fields import (
     IGNORED,
     IGNORED_IN_COMPLETIONS,
     REFUSED_IN_CHAT,
     REFUSED_IN_COMPLETIONS,
 )
+from tidepipe_common.openai.tokens import REFUSED_IN_TOKENIZE, TokenizeBody
 from tidepipe_common.openai.validation import Refusal
 from tidepipe_common.responses import body
 from tidepipe_common.responses.body import ResponsesBody
 
-_OTHERS = {
+_OTHERS: dict[str, tuple[Mapping[str, Refusal], Collection[str]]] = {
     ChatBody.__name__: (REFUSED_IN_CHAT, IGNORED),
     CompletionBody.__name__: (REFUSED_IN_COMPLETIONS, IGNORED_IN_COMPLETIONS),
     ResponsesBody.__name__: (body.REFUSED, body.IGNORED),
+    TokenizeBody.__name__: (REFUSED_IN_TOKENIZE, ()),
+    EmbeddingsBody.__name__: (REFUSED_IN_EMBEDDINGS, IGNORED_IN_EMBEDDINGS),
+    RerankBody.__name__: (REFUSED_IN_RERANK, IGNORED_IN_EMBEDDINGS),
 }
 _IGNORED = {"description": "Accepted and ignored: it changes nothing of the answer."}
 

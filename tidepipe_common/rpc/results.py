@@ -17,6 +17,7 @@ from tidepipe.v1 import controller_pb2
 from tidepipe_common.codec.controller import update_to_wire
 from tidepipe_common.limits import PIECE_BYTES
 from tidepipe_common.types.logprob_log import LogprobLog
+from tidepipe_common.types.prompt_reading import PromptLog, PromptLogprobs
 from tidepipe_common.types.results import End, SequenceUpdate
 from tidepipe_common.types.sampling import PositionLogprobs
 
@@ -31,6 +32,8 @@ OBJECT_BYTES = 1024
 MAX_UPDATE_TOKENS = 4096
 """Of one update, so that it stays far below a message's limit with all log-probabilities that there may be.
 What is more comes in several."""
+MAX_UPDATE_PROMPT = 64 * 1024
+"""Log-probabilities of a prompt in one update: half a megabyte."""
 UPDATES_PER_MESSAGE = 512
 IDS_PER_MESSAGE = 1024
 
@@ -41,6 +44,8 @@ class Record:
 
     gap_s: new tokens may be told this seldom, but for the first ones and the end. cached: prompt tokens that
     were not computed for it.
+    prompt: what is known of its prompt's log-probabilities; prompt_sent: positions of it that were sent.
+    vector: of its prompt.
     """
 
     sequence_id: str
@@ -52,11 +57,15 @@ class Record:
     sent: int = 0
     end: End | None = None
     cached: int = 0
+    prompt: PromptLog | None = None
+    prompt_sent: int = 0
+    vector: bytes = b""
 
     @property
     def bytes(self) -> int:
         """Memory that it takes."""
-        return OBJECT_BYTES + self.tokens.itemsize * len(self.tokens) + self.logprobs.bytes
+        prompt = len(self.vector) + (0 if self.prompt is None else self.prompt.bytes)
+        return OBJECT_BYTES + self.tokens.itemsize * len(self.tokens) + self.logprobs.bytes + prompt
 
 
 class Mailbox:
@@ -202,6 +211,14 @@ class ResultsHub:
         """So many tokens of a sequence's prompt were not computed for it; told with its next news."""
         self.records[sequence_id].cached = cached_tokens
 
+    def prompt_read(self, sequence_id: str, news: PromptLogprobs | None, vector: bytes = b"") -> None:
+        """More was read off a sequence's prompt; told with its next news, before its tokens and its end."""
+        record = self.records[sequence_id]
+        if news is not None:
+            record.prompt = record.prompt or PromptLog()
+            record.prompt.merge(news)
+        record.vector = vector or record.vector
+
     def finish(self, action: End) -> None:
         """A sequence ended; it is remembered for a while."""
         record = self.records[action.sequence_id]
@@ -249,6 +266,7 @@ class ResultsHub:
                 self.mailbox(record.router_id).forget(sequence_id)
                 record.router_id = router_id
             record.sent = position
+            record.prompt_sent = 0
             if position < len(record.tokens) or record.end is not None:
                 self._touch(record)
         unwanted = [
@@ -265,6 +283,16 @@ class ResultsHub:
 
     @staticmethod
     def _update(record: Record, box: Mailbox) -> SequenceUpdate:
+        prompt = None
+        if record.prompt is not None and record.prompt_sent < len(record.prompt):
+            most = max(1, MAX_UPDATE_PROMPT // (1 + record.prompt.top))
+            prompt = record.prompt.read(record.prompt_sent, record.prompt_sent + most)
+            record.prompt_sent = min(len(record.prompt), record.prompt_sent + most)
+            if record.prompt_sent < len(record.prompt):
+                box.tell(record.sequence_id)
+                return SequenceUpdate(
+                    record.sequence_id, record.sent, (), cached_tokens=record.cached, prompt_logprobs=prompt
+                )
         begin, end = record.sent, min(len(record.tokens), record.sent + MAX_UPDATE_TOKENS)
         record.sent = end
         whole = end == len(record.tokens)
@@ -275,7 +303,16 @@ class ResultsHub:
             logprobs = record.logprobs.read(begin - record.given, end - record.given)
         tokens = tuple(record.tokens[begin:end])
         ended = record.end if whole else None
-        return SequenceUpdate(record.sequence_id, begin, tokens, logprobs, ended, record.cached)
+        return SequenceUpdate(
+            record.sequence_id,
+            begin,
+            tokens,
+            logprobs,
+            ended,
+            record.cached,
+            prompt,
+            record.vector if ended is not None else b"",
+        )
 
     def abandoned(self, now: float, patience_s: float) -> Iterable[str]:
         """Sequences of routers that have not watched for `patience_s` seconds."""

@@ -93,6 +93,7 @@ class ClusterConfig(Strict):
         ),
     ] = None
     tool_parser: fields.ToolParser | None = None
+    pooling: fields.PoolingName | None = None
     share_prefixes: fields.SharePrefixes = False
     ttft_ms: fields.TtftMs | None = None
     tpot_ms: fields.TpotMs | None = None

@@ -258,6 +258,15 @@ ToolParser = Annotated[
         metavar="NAME",
     ),
 ]
+PoolingName = Annotated[
+    Literal["auto", "mean", "last", "cls", "off"],
+    setting(
+        "How the hidden states of a text become its vector (/v1/embeddings, /v1/rerank): their mean, the "
+        "last or the first (cls) token's; auto: as 1_Pooling/config.json says, else the last "
+        "one's; off: there are no vectors.",
+        metavar="P",
+    ),
+]
 SharePrefixes = Annotated[
     bool,
     setting(

@@ -43,6 +43,7 @@ class RouterSettings(ServiceSettings):
         ),
     ] = None
     tool_parser: fields.ToolParser = AUTO
+    pooling: fields.PoolingName = "auto"
     http: Annotated[
         str, setting("Address of the OpenAI-compatible API.", metavar="HOST:PORT", otherwise="none")
     ] = ""

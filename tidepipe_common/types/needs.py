@@ -11,14 +11,19 @@ STRUCTURES = "response_format"
 CONTINUED_STRUCTURES = "continued_structures"
 FORMS = "forms"
 THOUGHTS = "max_reasoning_tokens"
+PROMPT_LOGPROBS = "prompt_logprobs"
+POOLING = "pooling"
 EXTENSIONS = ("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids")
 """That OpenAI's completions do not know."""
-OURS = (CONTINUED_STRUCTURES, FORMS, THOUGHTS)
-"""That only our own stages do: others hold an answer to a structure from its first token alone."""
+OURS = (CONTINUED_STRUCTURES, FORMS, THOUGHTS, PROMPT_LOGPROBS, POOLING)
+"""That only our own stages do: others hold an answer to a structure from its first token alone, and read
+nothing off prompts for us."""
 
 _SAID: Mapping[str, str] = {
     CONTINUED_STRUCTURES: "going on with an answer that is held to a structure",
     FORMS: "tools whose calls are held to a form",
+    PROMPT_LOGPROBS: "log-probabilities of the prompt",
+    POOLING: "embeddings",
 }
 FIELDS: Mapping[str, str] = {CONTINUED_STRUCTURES: STRUCTURES, FORMS: "tools"}
 """Of a request, where they are called otherwise."""
@@ -33,6 +38,8 @@ def needs_of(sampling: SamplingParams, *, begun: bool) -> frozenset[str]:
         CONTINUED_STRUCTURES: structure is not None and begun,
         FORMS: structure is not None and structure.kind == "composed",
         THOUGHTS: sampling.thought_bounded,
+        PROMPT_LOGPROBS: sampling.prompt_logprobs is not None,
+        POOLING: sampling.pooling is not None,
         "top_k": sampling.top_k > 0,
         "min_p": sampling.min_p > 0.0,
         "repetition_penalty": sampling.repetition_penalty != 1.0,

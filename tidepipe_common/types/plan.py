@@ -9,6 +9,7 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tidepipe_common.types.prompt_reading import PromptPiece
 from tidepipe_common.types.sampling import PositionLogprobs, SamplingParams
 
 PROTOCOL_VERSION = 2
@@ -28,7 +29,8 @@ class Phase(enum.Enum):
 class SequenceStart:
     """A sequence that begins with this step.
 
-    history: tokens so far, prompt and output; empty unless a penalty or a structure needs them.
+    history: tokens so far, prompt and output; empty unless a penalty, a structure or the prompt's
+        log-probabilities need them.
     prompt_tokens: how many of the tokens so far are prompt (output index = position - prompt_tokens).
     eos_token_ids: tokens that end it, masked before min_tokens; empty with ignore_eos.
     trace_context: the span that it runs within (`telemetry/traces.py`); empty: none. Nothing depends on it.
@@ -148,11 +150,13 @@ class SampledTokens:
 
     logprobs: one per token if any row wants them, else empty.
     errors: sequences of the step that cannot go on; a token of theirs means nothing.
+    prompts: what was read off the prompts of those that want that.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[PositionLogprobs, ...] = ()
     errors: tuple[RowError, ...] = ()
+    prompts: tuple[PromptPiece, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,12 @@ from typing import TypeAlias
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import (
     MAX_CACHE_SALT_BYTES,
+    MAX_INPUTS,
     MAX_NAME_CHARACTERS,
     MAX_PRIORITY,
     MAX_PROMPT_BYTES,
     MAX_PROMPT_TOKENS,
+    MAX_PROMPTS,
     MAX_ROLE_CHARACTERS,
     MAX_SPEAKER_CHARACTERS,
     MAX_TOOLS,
@@ -24,6 +26,7 @@ from tidepipe_common.limits import (
     check_count,
     text_bytes,
 )
+from tidepipe_common.types.prompt_reading import PromptLogprobs
 from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, SamplingParams
 from tidepipe_common.types.thought import TemplateOptions
 from tidepipe_common.types.tool_choice import ToolChoice
@@ -61,6 +64,8 @@ class GenerationRequest:
     """What to answer, how, and what the client wants to see of it.
 
     model: None for the only one served.
+    more_prompts: texts and token ids that are answered as well, each n times; answers are numbered prompt by
+        prompt, and all fail if one does.
     skip_text: return token ids only.
     keep_special_tokens: special tokens stay in the text.
     marks: of special tokens, those stay in the text by which thoughts and calls of tools are told from words.
@@ -71,6 +76,7 @@ class GenerationRequest:
     stream, stream_usage: server-sent events, and a last one with the usage.
     stream_running_usage: the usage so far in every event.
     echo: the prompt stays in front of the text.
+    prompt_logprobs: how many most likely tokens are shown of each position of the prompt, as vLLM shows them.
     return_token_ids: put prompt and output token ids into the body.
     include_stop: the stop string that ended an answer stays at the end of its text.
     ttft_ms, tpot_ms: latency wanted until the first token and per token after it; None: the service's own.
@@ -113,13 +119,17 @@ class GenerationRequest:
     priority: int = 0
     background: bool = False
     clamp_max_tokens: bool = False
+    more_prompts: tuple[str | tuple[int, ...], ...] = ()
+    prompt_logprobs: int | None = None
 
     def check(self) -> None:
         """Raise InvalidRequestError for what makes no sense for any model."""
         self.sampling.check()
-        if not self.prompt:
-            raise InvalidRequestError("the prompt is empty", "prompt")
-        self._check_prompt()
+        for number, prompt in enumerate(self.prompts):
+            if not prompt:
+                empty = InvalidRequestError("the prompt is empty", "prompt")
+                raise about_prompt(number, empty) if self.more_prompts else empty
+        self._check_prompts()
         self._check_tools()
         self._check_template()
         if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
@@ -173,10 +183,8 @@ class GenerationRequest:
         """True if the answer may call a tool."""
         return bool(self.tools) and self.tool_choice.mode != "none"
 
-    def _check_prompt(self) -> None:
-        if isinstance(self.prompt, str):
-            check_bytes("the prompt", text_bytes(self.prompt), MAX_PROMPT_BYTES, "prompt")
-        elif self.is_chat:
+    def _check_prompts(self) -> None:
+        if self.is_chat:
             check_count("messages", len(self.prompt), MAX_TURNS)
             check_count("tools", len(self.tools), MAX_TOOLS)
             for turn in self.turns:
@@ -190,8 +198,21 @@ class GenerationRequest:
             said = sum(text_bytes(turn.content) + text_bytes(turn.reasoning) for turn in self.turns)
             size = calls + tools + said
             check_bytes("the chat and its tools", size, MAX_PROMPT_BYTES, "messages")
-        else:
-            check_count("the prompt", len(self.prompt), MAX_PROMPT_TOKENS, "tokens", param="prompt")
+            return
+        prompts = self.prompts
+        most = MAX_PROMPTS if self.sampling.pooling is None else MAX_INPUTS
+        check_count("prompt", len(prompts), most, "prompts")
+        answers = len(prompts) * self.sampling.n
+        check_count("prompt", answers, most, "answers to all prompts together")
+        size = sum(text_bytes(prompt) for prompt in prompts if isinstance(prompt, str))
+        check_bytes("the prompt", size, MAX_PROMPT_BYTES, "prompt")
+        tokens = sum(len(prompt) for prompt in prompts if not isinstance(prompt, str))
+        check_count("the prompt", tokens, MAX_PROMPT_TOKENS, "tokens", param="prompt")
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """All of them."""
+        return (self.prompt, *self.more_prompts)
 
     @property
     def turns(self) -> list[ChatTurn]:
@@ -206,8 +227,8 @@ class GenerationRequest:
     @property
     def characters(self) -> int:
         """How long the text is that will be tokenized, as far as that can be said before; 0 for token ids."""
-        if isinstance(self.prompt, str):
-            return len(self.prompt)
+        if not self.is_chat:
+            return sum(len(prompt) for prompt in self.prompts if isinstance(prompt, str))
         return sum(map(len, self.tools)) + sum(
             TURN_CHARACTERS
             + sum(map(len, (turn.role, turn.content, turn.name, turn.tool_calls, turn.reasoning)))
@@ -217,14 +238,18 @@ class GenerationRequest:
     @property
     def bytes_held(self) -> int:
         """About what its prompt takes in memory, as a message and as Python's objects, until it has ended."""
-        if self.is_chat or isinstance(self.prompt, str):
-            return 2 * self.characters
-        return TOKEN_BYTES * len(self.prompt)
+        tokens = 0 if self.is_chat else sum(len(one) for one in self.prompts if not isinstance(one, str))
+        return 2 * self.characters + TOKEN_BYTES * tokens
 
     @property
     def is_chat(self) -> bool:
         """True if the prompt is a conversation."""
-        return isinstance(self.prompt, tuple) and isinstance(self.prompt[0], ChatTurn)
+        return isinstance(self.prompt, tuple) and isinstance(next(iter(self.prompt), None), ChatTurn)
+
+
+def about_prompt(number: int, error: InvalidRequestError) -> InvalidRequestError:
+    """The same error, which says which of several prompts is at fault."""
+    return type(error)(f"prompt {number}: {error}", error.param)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +259,8 @@ class Answer:
     stopped_by: the token id or the string that ended it; neither is part of token_ids and text.
     finish_reason: None while it goes on.
     error: in words, with FinishReason.ERROR.
+    prompt_logprobs: of its prompt, or the next ones; all of them are there before its first token. vector: of
+        its prompt, with its end: floats of 32 bits.
     """
 
     index: int
@@ -243,6 +270,8 @@ class Answer:
     finish_reason: FinishReason | None = None
     stopped_by: int | str | None = None
     error: str = ""
+    prompt_logprobs: PromptLogprobs | None = None
+    vector: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,11 +292,12 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class AnswerPosition:
-    """Where a client stands in one answer: tokens and characters that it has."""
+    """Where a client stands in one answer: tokens, characters and positions of the prompt that it has."""
 
     index: int
     tokens: int = 0
     characters: int = 0
+    prompt: int = 0
 
 
 @dataclass(frozen=True, slots=True)

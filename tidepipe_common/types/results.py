@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from tidepipe_common.types.prompt_reading import PromptLogprobs
 from tidepipe_common.types.sampling import FinishReason, PositionLogprobs
 
 
@@ -46,6 +47,8 @@ class SequenceUpdate:
     """New output of a sequence, and its end if it has ended. token_offset: its output tokens before these.
 
     cached_tokens: of its prompt, not computed for it.
+    prompt_logprobs: the next ones of its prompt; all of them are told before its first token.
+    vector: with its end.
     """
 
     sequence_id: str
@@ -54,3 +57,5 @@ class SequenceUpdate:
     logprobs: Sequence[PositionLogprobs] = ()
     end: End | None = None
     cached_tokens: int = 0
+    prompt_logprobs: PromptLogprobs | None = None
+    vector: bytes = b""

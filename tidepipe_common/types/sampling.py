@@ -36,6 +36,20 @@ class FinishReason(enum.Enum):
         return self in (FinishReason.STOP, FinishReason.LENGTH)
 
 
+class Pooling(enum.Enum):
+    """How the hidden states of a prompt become one vector."""
+
+    MEAN = "mean"
+    LAST = "last"
+    CLS = "cls"
+    """The first token's."""
+
+    @property
+    def begins(self) -> bool:
+        """True if it needs the states of the prompt's beginning, which nobody keeps."""
+        return self is not Pooling.LAST
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """A token and the natural logarithm of its probability (before temperature and penalties)."""
@@ -54,7 +68,9 @@ class PositionLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """Parameters of one request's sampling.
+    """Parameters of one request's sampling, and what is wanted of its prompt.
+
+    prompt_logprobs: of each token of the prompt, and of so many most likely ones. pooling: its vector.
 
     Applied in this order: logit bias, repetition / presence / frequency penalties, structure and min_tokens
     masks, the end of a thought, temperature, top-k, top-p, min-p, draw. `temperature` 0 is greedy.
@@ -80,6 +96,18 @@ class SamplingParams:
     structure: Structure | None = None
     max_reasoning_tokens: int | None = None
     thought: ThoughtMarks | None = None
+    prompt_logprobs: int | None = None
+    pooling: Pooling | None = None
+
+    @property
+    def reads_prompt(self) -> bool:
+        """True if something is wanted of the prompt itself."""
+        return self.prompt_logprobs is not None or self.pooling is not None
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """True if all of the prompt must be computed for it: states of what was computed before are gone."""
+        return self.prompt_logprobs is not None or (self.pooling is not None and self.pooling.begins)
 
     @property
     def greedy(self) -> bool:
@@ -122,7 +150,9 @@ class SamplingParams:
         for token_id, bias in self.logit_bias.items():
             _within(f"logit_bias[{token_id}]", bias, -100.0, 100.0, "logit_bias")
         if self.max_tokens is not None:
-            _at_least("max_tokens", self.max_tokens, 1)
+            _at_least("max_tokens", self.max_tokens, 0 if self.reads_prompt else 1)
+            if not self.max_tokens and self.n != 1:
+                raise InvalidRequestError(f"n must be 1 with max_tokens 0, got {self.n}", "n")
         _at_least("min_tokens", self.min_tokens, 0)
         if self.max_reasoning_tokens is not None:
             _at_least("max_reasoning_tokens", self.max_reasoning_tokens, 0)
@@ -146,6 +176,11 @@ class SamplingParams:
         if self.logprobs is not None and not (0 <= self.logprobs <= MAX_LOGPROBS):
             raise InvalidRequestError(
                 f"logprobs must be in [0, {MAX_LOGPROBS}], got {self.logprobs}", "logprobs"
+            )
+        if self.prompt_logprobs is not None and not (0 <= self.prompt_logprobs <= MAX_LOGPROBS):
+            raise InvalidRequestError(
+                f"prompt_logprobs must be in [0, {MAX_LOGPROBS}], got {self.prompt_logprobs}",
+                "prompt_logprobs",
             )
         if not (1 <= self.n <= MAX_ANSWERS):
             raise InvalidRequestError(f"n must be in [1, {MAX_ANSWERS}], got {self.n}", "n")

@@ -23,12 +23,14 @@ from controller.runtime.stage_client import MAX_PLANS_QUEUED, StageAbout, StageA
 from controller.scheduler.fabric import FabricPort
 from controller.scheduler.offload import NO_OFFLOAD
 from controller.scheduler.patience import StepWatch
-from tidepipe_common.errors import ConfigError, IncompatibleError
+from tidepipe_common.errors import ConfigError, IncompatibleError, InvalidRequestError
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.settings.defaults import STOPPED_S
+from tidepipe_common.types.needs import POOLING, PROMPT_LOGPROBS, needs_of, said
 from tidepipe_common.types.plan import Phase, RowError, SampledTokens, StepPlan, StepReport
 from tidepipe_common.types.sampling import SamplingParams
 
+LACKS = frozenset({PROMPT_LOGPROBS, POOLING})
 RETRY_S = 2.0
 """Between attempts to start an engine that has run before."""
 MEMORY_EVERY_S = 1.0
@@ -112,10 +114,16 @@ class VllmBody:
     @property
     def lacks(self) -> frozenset[str]:
         """Part of Body."""
-        return frozenset()
+        return LACKS
 
     def check(self, sampling: SamplingParams) -> None:
-        """Part of Body: its workers sample whatever the API knows."""
+        """Part of Body: its workers sample whatever the API knows, and read nothing off prompts for us."""
+        if missing := needs_of(sampling, begun=False) & LACKS:
+            raise InvalidRequestError(
+                f"{said(missing)} are not available with --engine vllm; leave them out, or ask an instance "
+                "with TidePipe's own engine",
+                min(missing),
+            )
 
     async def bring_up(self) -> int:
         """Part of Body."""

@@ -7,7 +7,7 @@ import functools
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -22,7 +22,8 @@ from tidepipe_common.openai.answers import AnswerBody
 from tidepipe_common.openai.batch import BatchItem
 from tidepipe_common.openai.responses import ResponseContext, answer_bytes, check_uncut, response_body
 from tidepipe_common.openai.spoken import hidden_tokens
-from tidepipe_common.types.request import Answer, GenerationRequest
+from tidepipe_common.types.prompt_reading import PromptLog
+from tidepipe_common.types.request import Answer, GenerationRequest, Prompt
 from tidepipe_common.types.sampling import FinishReason, PositionLogprobs
 
 log = structlog.get_logger()
@@ -44,24 +45,31 @@ class AnswerBodies:
         model = subscription.entry.model
         assert model is not None, "it has been admitted"
         text = model.loaded  # spells the tokens of log-probabilities
-        prompt = subscription.entry.answers[0].prompt
-        return ResponseContext(
-            request=wanted,
-            model=wanted.model if wanted.model in model.names else model.name,
-            created=int(time.time()),
-            token_bytes=None if text is None else text.token_bytes,
-            hidden=None if text is None else hidden_tokens(wanted, text),
-            prompt_token_ids=tuple(prompt) if wanted.return_token_ids else None,
-            prompt_tokens=len(prompt),
-            prompt_text=_prompt_text(wanted, prompt, text) if wanted.echo else "",
-            reading=subscription.entry.reading,
-            notice=functools.partial(_noticed, wanted),
-        )
+        created = int(time.time())
+        own = subscription.entry.answers[:: wanted.sampling.n]
+        contexts = [
+            ResponseContext(
+                request=wanted,
+                model=wanted.model if wanted.model in model.names else model.name,
+                created=created,
+                token_bytes=None if text is None else text.token_bytes,
+                hidden=None if text is None else hidden_tokens(wanted, text),
+                prompt_token_ids=tuple(answer.prompt) if wanted.return_token_ids else None,
+                prompt_tokens=len(answer.prompt),
+                prompt=answer.prompt,
+                prompt_text=_prompt_text(prompt, answer.prompt, text) if wanted.echo else "",
+                reading=subscription.entry.reading,
+                notice=functools.partial(_noticed, wanted),
+            )
+            # A request that was cancelled before it was admitted has answers to its first prompt alone.
+            for prompt, answer in zip(wanted.prompts, own, strict=False)
+        ]
+        return replace(contexts[0], others=tuple(contexts[1:]))
 
     async def written(self, wanted: GenerationRequest, subscription: Subscription) -> bytes:
         """The same as JSON."""
-        answers = await ended_answers(subscription)
-        size = answer_bytes(wanted, subscription.entry.usage.output_tokens)
+        answers = await _collected(subscription)
+        size = _body_bytes(wanted, subscription)
 
         def write() -> bytes:
             body = self._body(wanted, subscription, answers)
@@ -71,8 +79,8 @@ class AnswerBodies:
 
     async def whole(self, wanted: GenerationRequest, subscription: Subscription) -> AnswerBody:
         """The body once all answers have ended. Raises what went wrong, also if one of them was cut."""
-        answers = await ended_answers(subscription)
-        size = answer_bytes(wanted, subscription.entry.usage.output_tokens)
+        answers = await _collected(subscription)
+        size = _body_bytes(wanted, subscription)
         return await beside(size, functools.partial(self._body, wanted, subscription, answers))
 
     def _body(
@@ -85,15 +93,26 @@ def _noticed(wanted: GenerationRequest, warning: str) -> None:
     log.warning("no call", request=wanted.trace_id, reason=warning)
 
 
+def _body_bytes(wanted: GenerationRequest, subscription: Subscription) -> int:
+    """About how large the body will be."""
+    usage = subscription.entry.usage
+    return answer_bytes(wanted, usage.output_tokens, usage.prompt_tokens)
+
+
 async def ended_answers(subscription: Subscription) -> list[Answer]:
-    """All answers, ended. Raises what went wrong."""
+    """All answers, ended. Raises what went wrong, also if one of them was cut."""
+    answers = await _collected(subscription)
+    check_uncut(answers)
+    return answers
+
+
+async def _collected(subscription: Subscription) -> list[Answer]:
+    """All answers, ended, however. Raises what went wrong with the request."""
     collector = _Collector()
     async for deltas in subscription.deltas():
         for delta in deltas:
             collector.add(delta.piece)
-    answers = collector.answers()
-    check_uncut(answers)
-    return answers
+    return collector.answers()
 
 
 @dataclass(slots=True)
@@ -101,6 +120,8 @@ class _Parts:
     token_ids: list[int] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     logprobs: list[PositionLogprobs] = field(default_factory=list)
+    prompt: PromptLog = field(default_factory=PromptLog)
+    vector: bytes = b""
     finish_reason: FinishReason | None = None
     stopped_by: int | str | None = None
     error: str = ""
@@ -118,6 +139,9 @@ class _Collector:
         parts.token_ids += piece.token_ids
         parts.text.append(piece.text)
         parts.logprobs += piece.logprobs
+        if piece.prompt_logprobs is not None:
+            parts.prompt.merge(piece.prompt_logprobs)
+        parts.vector = piece.vector or parts.vector
         if piece.finish_reason is not None:
             parts.finish_reason = piece.finish_reason
             parts.stopped_by = piece.stopped_by
@@ -134,6 +158,8 @@ class _Collector:
                 finish_reason=parts.finish_reason,
                 stopped_by=parts.stopped_by,
                 error=parts.error,
+                prompt_logprobs=parts.prompt.read(0, len(parts.prompt)),
+                vector=parts.vector,
             )
             for index, parts in sorted(self._parts.items())
         ]
@@ -155,9 +181,9 @@ def _dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def _prompt_text(wanted: GenerationRequest, prompt: Sequence[int], text: TextPort | None) -> str:
+def _prompt_text(sent: Prompt, tokens: Sequence[int], text: TextPort | None) -> str:
     """The prompt as it was sent, or what its token ids stand for."""
-    if isinstance(wanted.prompt, str):
-        return wanted.prompt
-    spelled = b"".join(text.token_bytes(token) for token in prompt) if text is not None else b""
+    if isinstance(sent, str):
+        return sent
+    spelled = b"".join(text.token_bytes(token) for token in tokens) if text is not None else b""
     return spelled.decode("utf-8", "replace")

@@ -79,7 +79,9 @@ class CompletionEndpoint:
         wanted.check()
         claim = await self._keyed.claim(wanted.owner, key, wanted)
         wanted = claim.request(wanted)
-        subscription = self._table.attach(wanted, KEYED_GRACE_S, given=claim.given)
+        # What was read off a prompt is not kept: it is read again, and with it the answer.
+        given = () if wanted.sampling.reads_prompt else claim.given
+        subscription = self._table.attach(wanted, KEYED_GRACE_S, given=given)
         self._keyed.follow(subscription.entry, claim)
         return wanted, subscription
 

@@ -24,7 +24,9 @@ from tidepipe_common.openai.answers import (
     ModelList,
 )
 from tidepipe_common.openai.bodies import ChatBody, CompletionBody
+from tidepipe_common.openai.embeddings import EmbeddingList, EmbeddingsBody, Ranking, RerankBody
 from tidepipe_common.openai.schemas import schemas_of
+from tidepipe_common.openai.tokens import DetokenizeBody, Detokenized, TokenizeBody, Tokenized
 from tidepipe_common.responses.answers import (
     DeletedResponse,
     InputItemList,
@@ -48,7 +50,8 @@ _SECURITY = {
 _TYPES = (
     *(ChatBody, ChatAnswer, ChatChunk, CompletionBody, CompletionAnswer, CompletionChunk),
     *(ResponsesBody, ResponseBody, ResponseEvent),
-    *(Model, ModelList, Error),
+    *(EmbeddingsBody, EmbeddingList, RerankBody, Ranking),
+    *(TokenizeBody, Tokenized, DetokenizeBody, Detokenized, Model, ModelList, Error),
 )
 _STORED_TYPES = (
     *(BatchBody, Batch, BatchList, File, FileList, DeletedFile),
@@ -58,7 +61,7 @@ _STORED_TYPES = (
 
 def openapi_document(*, stored: bool) -> dict[str, Any]:
     """stored: the router keeps files and batches."""
-    types, paths = list(_TYPES), completion_paths() | standing_paths()
+    types, paths = list(_TYPES), completion_paths() | vector_paths() | token_paths() | standing_paths()
     if stored:
         types += _STORED_TYPES
         paths |= stored_paths() | response_paths()
@@ -122,6 +125,53 @@ def _completion(summary: str, what: str) -> dict[str, Any]:
         parameters=_HEADERS,
         body=json_content(ref(f"{what}Body")),
     )
+
+
+# -- vectors ----
+
+
+def vector_paths() -> dict[str, Any]:
+    """By path."""
+
+    def path(summary: str, body: str, answer: str) -> dict[str, Any]:
+        return {
+            "post": operation(
+                summary,
+                json_content(ref(answer)),
+                failures=_FAILURES,
+                parameters=_HEADERS,
+                body=json_content(ref(body)),
+            )
+        }
+
+    ranking = path("Documents by their nearness to a query", "RerankBody", "Ranking")
+    return {
+        "/v1/embeddings": path("Vectors of texts", "EmbeddingsBody", "EmbeddingList"),
+        "/rerank": ranking,
+        "/v1/rerank": ranking,
+        "/v2/rerank": ranking,
+    }
+
+
+# -- tokens ----
+
+
+def token_paths() -> dict[str, Any]:
+    """By path."""
+    failures = (400, 404, 408, 413, 415, 429, 500, 503)
+    what = (
+        ("tokenize", "Tokens of a text or a chat", "TokenizeBody", "Tokenized"),
+        ("detokenize", "Text of tokens", "DetokenizeBody", "Detokenized"),
+    )
+    return {
+        f"{prefix}/{path}": {
+            "post": operation(
+                summary, json_content(ref(answer)), failures=failures, body=json_content(ref(body))
+            )
+        }
+        for prefix in ("", "/v1")
+        for path, summary, body, answer in what
+    }
 
 
 # -- standing ----

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.scheduler.actions import Action, Dispatch, Emit, Finish, PhaseSwitched, PrefixFound, Refused
+from controller.scheduler.actions import (
+    Action,
+    Dispatch,
+    Emit,
+    Finish,
+    PhaseSwitched,
+    PrefixFound,
+    PromptRead,
+    Refused,
+)
 from controller.scheduler.events import (
     Event,
     LengthPredicted,
@@ -28,8 +37,16 @@ from controller.scheduler.scheduler import Scheduler, SchedulerConfig
 from tests.unit.controller.policy_cases import CASES
 from tidepipe_common.latency.learned import LearnedCost
 from tidepipe_common.prefix import root_key
-from tidepipe_common.types.plan import BlockCopies, Phase, SampledTokens, StepPlan
-from tidepipe_common.types.sampling import FinishReason, SamplingParams
+from tidepipe_common.types.plan import (
+    BlockCopies,
+    Phase,
+    PlanRow,
+    SampledTokens,
+    SequenceStart,
+    StepPlan,
+)
+from tidepipe_common.types.prompt_reading import PromptPiece
+from tidepipe_common.types.sampling import FinishReason, Pooling, SamplingParams
 
 EOS = 0
 OFFLOAD = OffloadCapacity(slots=7, block_s=1e-9, step_blocks=5)
@@ -56,6 +73,7 @@ class FakeStages:
     tier: dict[int, list[tuple[int, int] | None]] = field(default_factory=dict)
     saved: int = 0
     loaded: int = 0
+    prompts: dict[int, SequenceStart] = field(default_factory=dict)
 
     def accept(self, plan: StepPlan) -> None:
         assert plan.step_id == self.last_step + 1
@@ -66,10 +84,12 @@ class FakeStages:
         plan = self.queue.pop(0)
         for key in plan.releases:
             del self.lengths[key], self.blocks[key]
+            self.prompts.pop(key, None)
         begun = {start.key for start in plan.starts}
         for key in begun:
             assert key not in self.lengths
             self.blocks[key] = []
+        self.prompts |= {start.key: start for start in plan.starts if start.sampling.reads_prompt}
         assert plan.rows
         assert len({row.key for row in plan.rows}) == len(plan.rows)
         self._copy(plan.copies)
@@ -95,7 +115,20 @@ class FakeStages:
             known = self._read(row.key)
             if row.sample:
                 sampled.append(next_token(known))
-        return StepDone(plan.step_id, SampledTokens(tuple(sampled)))
+        prompts = tuple(piece for row in plan.rows if (piece := self._read_prompt(row, row.key in begun)))
+        return StepDone(plan.step_id, SampledTokens(tuple(sampled), prompts=prompts))
+
+    def _read_prompt(self, row: PlanRow, begins: bool) -> PromptPiece | None:
+        start = self.prompts.get(row.key)
+        if start is None:
+            return None
+        assert not begins or not start.sampling.needs_whole_prompt or row.first_position == 0
+        if start.sampling.prompt_logprobs is not None:
+            assert start.history[row.first_position :][: row.count] == row.token_ids
+        end = min(row.first_position + row.count, start.prompt_tokens)
+        if end == start.prompt_tokens:
+            del self.prompts[row.key]
+        return PromptPiece(row.key, row.first_position, end - row.first_position)
 
     def _copy(self, copies: BlockCopies) -> None:
         size = self.block_size
@@ -154,6 +187,7 @@ class World:
     offload: OffloadCapacity = NO_OFFLOAD
     outputs: dict[str, list[int]] = field(default_factory=dict)
     ends: dict[str, Finish] = field(default_factory=dict)
+    read: dict[str, set[int]] = field(default_factory=dict)
     switches: list[PhaseSwitched] = field(default_factory=list)
     trace: list[Action] = field(default_factory=list)
     now: float = 0.0
@@ -190,6 +224,10 @@ class World:
                 case Finish():
                     assert action.sequence_id not in self.ends
                     self.ends[action.sequence_id] = action
+                case PromptRead(name, piece):
+                    assert name not in self.outputs, "what is read off a prompt comes before its output"
+                    places = range(piece.first, piece.first + piece.count)
+                    self.read.setdefault(name, set()).update(places)
                 case PhaseSwitched():
                     self.switches.append(action)
                 case Refused():
@@ -221,6 +259,13 @@ class World:
 
 
 requests = st.lists(st.tuples(st.integers(1, 90), st.integers(1, 60), st.booleans()), min_size=1, max_size=24)
+WISHES = (
+    *[SamplingParams()] * 3,
+    SamplingParams(prompt_logprobs=2),
+    SamplingParams(pooling=Pooling.MEAN),
+    SamplingParams(pooling=Pooling.LAST),
+)
+"""What is read off prompts as well."""
 ROOTS = (root_key("one").hex(), root_key("other").hex(), "")
 
 
@@ -260,6 +305,7 @@ def test_nothing_is_lost_leaked_or_repeated(
     world = World(stages, kv_blocks, block_size, microbatches, case, OFFLOAD if offload else NO_OFFLOAD)
     chance = random.Random(seed)
     limits: dict[str, tuple[tuple[int, ...], int]] = {}
+    wishes: dict[str, SamplingParams] = {}
     cancelled: set[str] = set()
     todo = list(requests)
     kills = 0
@@ -273,11 +319,16 @@ def test_nothing_is_lost_leaked_or_repeated(
                 prompt = prompt_of(chance, prompt_tokens)
                 limits[name] = prompt, limit
                 root = chance.choice(ROOTS)
+                wish = chance.choice(WISHES)
+                if wish.reads_prompt and limit % 2:
+                    limits[name] = prompt, 0
+                sampling = replace(wish, max_tokens=limits[name][1])
+                wishes[name] = sampling
                 group.append(
                     NewSequence(
                         name,
                         prompt,
-                        SamplingParams(max_tokens=limit),
+                        sampling,
                         prefix_root=root,
                         tpot_s=chance.choice((None, 1e-9, 10.0)),
                         priority=chance.choice((0, 0, -5, 5)),
@@ -312,6 +363,10 @@ def test_nothing_is_lost_leaked_or_repeated(
             assert got == output[: len(got)]
         else:
             assert (got, world.ends[name].reason) == (output, reason)
+            if wishes[name].needs_whole_prompt:
+                assert world.read[name] == set(range(len(prompt)))
+            elif wishes[name].reads_prompt:
+                assert len(prompt) - 1 in world.read[name]
     assert world.scheduler.allocator.used == 0
     assert world.scheduler.phase is Phase.IDLE
     assert all(switch.reason.text for switch in world.switches)

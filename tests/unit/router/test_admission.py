@@ -21,7 +21,7 @@ from tidepipe_common.types.request import GenerationRequest
 class Impatient(ByteText):
     """Sees at once that a text has more tokens than fit."""
 
-    def encode(self, text: str, most: int | None = None) -> list[int]:
+    def encode(self, text: str, most: int | None = None, *, special: bool = True) -> list[int]:
         assert most is not None
         raise TooManyTokensError(most)
 

@@ -104,6 +104,12 @@ def test_completion_defaults_and_prompt_forms(prompt: object, expected: object) 
     assert parse_chat({"messages": HELLO}, "r").sampling == SamplingParams()
 
 
+def test_several_prompts_are_one_request() -> None:
+    request = parse_completion({"prompt": ["hi", [1, 2], "ho"], "n": 2}, "r")
+    assert request.prompts == ("hi", (1, 2), "ho") and request.characters == 4
+    request.check()
+
+
 @pytest.mark.parametrize(
     ("fields", "kind", "text"),
     [
@@ -303,7 +309,18 @@ CHAT_ERRORS: list[tuple[object, str, str | None]] = [
 
 COMPLETION_ERRORS: list[tuple[object, str, str | None]] = [
     ({"prompt": []}, "prompt must not be an empty list", "prompt"),
-    ({"prompt": ["a", "b"]}, "prompt must be one prompt, got a list of 2; send a request for each", "prompt"),
+    ({"prompt": ["a"] * 257}, "prompt may have 256 entries, got 257", "prompt"),
+    (
+        {"prompt": ["a"] * 100, "n": 3},
+        "prompt may have 256 answers to all prompts together, got 300",
+        "prompt",
+    ),
+    (
+        {"prompt": ["a", [1, [2]]]},
+        "its entry 1 must be a string or a list of token ids, got a list",
+        "prompt",
+    ),
+    ({"prompt": ["a", []]}, "its entry 1 must not be an empty list", "prompt"),
     ({"prompt": [1, -1]}, "prompt must have token ids in [0, 2147483647]", "prompt"),
     ({"prompt": [1, True]}, "prompt must be a string or a list of token ids", "prompt"),
     ({"prompt": [1, 2.0]}, "prompt must be a string or a list of token ids", "prompt"),
@@ -311,7 +328,6 @@ COMPLETION_ERRORS: list[tuple[object, str, str | None]] = [
     ({"prompt": "a", "logprobs": True}, "logprobs must be an integer, got true", "logprobs"),
     ({"prompt": "a", "best_of": 3}, "best_of: is not supported; use n", "best_of"),
     ({"prompt": "a", "suffix": "b"}, "suffix: inserting text is not supported", "suffix"),
-    ({"prompt": "a", "echo": True, "logprobs": 1}, "echo with logprobs is not supported", "echo"),
     ({"prompt": "a", "guided_json": False}, "guided_json has the schema false", "guided_json"),
     ({"prompt": "a", "guided_json": "{'a': 1}"}, "not usable: not JSON", "guided_json"),
     ({"prompt": "a", "guided_json": '{"const": "\\ud800"}'}, "const is not valid Unicode", "guided_json"),
