@@ -19,7 +19,7 @@ from router.api.http.endpoint import CompletionEndpoint
 from router.api.http.failures import failure, http_failure
 from router.api.http.files import FileEndpoints
 from router.api.http.forms import CompletionForm
-from router.api.http.messages import MessagesForm
+from router.api.http.messages import MessagesForm, MessageTokensEndpoint
 from router.api.http.responses import ResponseEndpoints
 from router.api.http.tokens import TokenEndpoints
 from router.api.openapi.document import openapi_document
@@ -87,6 +87,7 @@ def make_app(
     chat = CompletionEndpoint(CompletionForm(parse_chat, bodies), table, keyed)
     completion = CompletionEndpoint(CompletionForm(parse_completion, bodies), table, keyed)
     message = CompletionEndpoint(MessagesForm(bodies), table, keyed)
+    count = MessageTokensEndpoint(table.admission)
 
     def vectors(read: Callable[[object], tuple[GenerationRequest, Body]]) -> CompletionEndpoint:
         return CompletionEndpoint(VectorForm(read), table, keyed)
@@ -101,6 +102,7 @@ def make_app(
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", completion, methods=["POST"]),
             Route("/v1/messages", message, methods=["POST"]),
+            Route("/v1/messages/count_tokens", count.answer, methods=["POST"]),
             *ResponseEndpoints(bodies, table, keyed, runs).routes(),
             Route("/openapi.json", describe, methods=["GET"]),
             Route("/v1/embeddings", vectors(read_embeddings), methods=["POST"]),

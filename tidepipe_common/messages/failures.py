@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
-
+from tidepipe_common.messages.answers import MessageError
 from tidepipe_common.openai.failures import error_response
 
 _KINDS = {
@@ -17,21 +16,6 @@ _KINDS = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
-
-
-class ErrorDetail(TypedDict):
-    """What went wrong."""
-
-    type: str
-    message: str
-
-
-class MessageError(TypedDict):
-    """Body of an error."""
-
-    type: Literal["error"]
-    error: ErrorDetail
-    request_id: str | None
 
 
 def message_error(status: int, message: str, request_id: str | None = None) -> MessageError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tidepipe_common.dialects.parts import CallArguments, CallBegins, CallEnds, Part, Thought, Words
+from tidepipe_common.messages.answers import MessageUsage
 from tidepipe_common.types.request import Usage
 from tidepipe_common.types.sampling import FinishReason
 
@@ -16,7 +17,7 @@ SIGNATURE = ""
 """Of thoughts: they come as they are, so nobody has to vouch for them."""
 
 
-def usage_body(usage: Usage) -> dict[str, int]:
+def usage_body(usage: Usage) -> MessageUsage:
     """The `usage` object: what was computed of the prompt, and what was found."""
     return {
         "input_tokens": usage.prompt_tokens - usage.cached_tokens,

@@ -9,6 +9,8 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
+from tidepipe_common.messages import body as message_body
+from tidepipe_common.messages.body import CountBody, MessagesBody
 from tidepipe_common.openai.bodies import ChatBody, CompletionBody
 from tidepipe_common.openai.embeddings import (
     IGNORED_IN_EMBEDDINGS,
@@ -32,6 +34,8 @@ _OTHERS: dict[str, tuple[Mapping[str, Refusal], Collection[str]]] = {
     ChatBody.__name__: (REFUSED_IN_CHAT, IGNORED),
     CompletionBody.__name__: (REFUSED_IN_COMPLETIONS, IGNORED_IN_COMPLETIONS),
     ResponsesBody.__name__: (body.REFUSED, body.IGNORED),
+    MessagesBody.__name__: (message_body.REFUSED, message_body.IGNORED),
+    CountBody.__name__: (message_body.REFUSED, message_body.IGNORED),
     TokenizeBody.__name__: (REFUSED_IN_TOKENIZE, ()),
     EmbeddingsBody.__name__: (REFUSED_IN_EMBEDDINGS, IGNORED_IN_EMBEDDINGS),
     RerankBody.__name__: (REFUSED_IN_RERANK, IGNORED_IN_EMBEDDINGS),

@@ -7,17 +7,21 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from router.api.http.answers import AnswerBodies, ended_answers
 from router.api.http.body import read_json
 from router.api.http.failures import failure
 from router.api.http.forms import Asked, Events
+from router.requests.admission import Admission
 from router.requests.entry import Subscription
-from tidepipe_common.aside import beside
+from router.requests.text_port import TextPort, TooManyTokensError
+from tidepipe_common.aside import ROOM, beside
 from tidepipe_common.dialects.parts import Part, Words
-from tidepipe_common.messages.body import parse_message
+from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.limits import MAX_PROMPT_TOKENS
+from tidepipe_common.messages.body import parse_count, parse_message
 from tidepipe_common.messages.failures import message_error, message_failure
 from tidepipe_common.messages.writer import Event, MessageWriter, message_sse
 from tidepipe_common.openai.responses import ResponseContext, answer_bytes, check_uncut
@@ -39,6 +43,37 @@ class MessagesForm:
     def failure(self, error: Exception, headers: Mapping[str, str]) -> Response:
         """Part of Form."""
         return message_response(failure(error, headers))
+
+
+class MessageTokensEndpoint:
+    """POST /v1/messages/count_tokens: how long the prompt of a message would be."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    async def answer(self, request: Request) -> Response:
+        """Answer one call."""
+        try:
+            asked = await read_json(request, lambda body: parse_count(body, draw_request_id()))
+            asked.check()
+            text, _ = await self._admission.model(asked.model)
+            with ROOM.share() as share:
+                share.grow(asked.characters)
+                count = await self._admission.beside(asked.characters, lambda: _count(asked, text))
+        except ClientDisconnect:
+            return Response(status_code=400)  # which nobody reads
+        except Exception as error:
+            return message_response(failure(error))
+        return JSONResponse({"input_tokens": count})
+
+
+def _count(asked: GenerationRequest, text: TextPort) -> int:
+    try:
+        return len(text.encode_chat(asked.turns, asked.tools, MAX_PROMPT_TOKENS, asked.template))
+    except TooManyTokensError as error:
+        raise InvalidRequestError(
+            f"messages may have {error.at_least} tokens; it has more", "messages"
+        ) from None
 
 
 def message_response(response: Response) -> Response:

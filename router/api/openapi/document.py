@@ -9,6 +9,8 @@ from router.api.http.endpoint import IDEMPOTENCY_KEY, MAX_ID_CHARACTERS, REQUEST
 from router.api.openapi.operation import EVENTS, json_content, operation, parameter, ref, text_content
 from router.batches.limits import MAX_EXPIRES_S, MIN_EXPIRES_S
 from tidepipe_common.limits import MAX_STRUCTURE_BYTES
+from tidepipe_common.messages.answers import MessageAnswer, MessageError, MessageTokens
+from tidepipe_common.messages.body import CountBody, MessagesBody
 from tidepipe_common.openai.answers import (
     Batch,
     BatchList,
@@ -50,6 +52,7 @@ _SECURITY = {
 _TYPES = (
     *(ChatBody, ChatAnswer, ChatChunk, CompletionBody, CompletionAnswer, CompletionChunk),
     *(ResponsesBody, ResponseBody, ResponseEvent),
+    *(MessagesBody, MessageAnswer, CountBody, MessageTokens, MessageError),
     *(EmbeddingsBody, EmbeddingList, RerankBody, Ranking),
     *(TokenizeBody, Tokenized, DetokenizeBody, Detokenized, Model, ModelList, Error),
 )
@@ -103,6 +106,25 @@ def completion_paths() -> dict[str, Any]:
     return {
         "/v1/chat/completions": {"post": _completion("Answer a conversation", "Chat")},
         "/v1/completions": {"post": _completion("Continue a text", "Completion")},
+        "/v1/messages": {
+            "post": operation(
+                "Answer a conversation, in Anthropic's form",
+                json_content(ref("MessageAnswer")) | EVENTS,
+                failures=_FAILURES,
+                parameters=_HEADERS,
+                body=json_content(ref("MessagesBody")),
+                error="MessageError",
+            )
+        },
+        "/v1/messages/count_tokens": {
+            "post": operation(
+                "How long a conversation is",
+                json_content(ref("MessageTokens")),
+                failures=(400, 404, 408, 413, 415, 429, 503),
+                body=json_content(ref("CountBody")),
+                error="MessageError",
+            )
+        },
         "/v1/responses": {
             "post": operation(
                 "Answer, and keep what was said",

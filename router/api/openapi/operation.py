@@ -50,15 +50,19 @@ def operation(
     body: dict[str, Any] | None = None,
     open_to_all: bool = False,
     status: int = 200,
+    error: str = "Error",
 ) -> dict[str, Any]:
-    """content: of the answer, by media type. body: of the request, likewise. failures: HTTP statuses."""
+    """content: of the answer, by media type. body: of the request, likewise. failures: HTTP statuses.
+
+    error: name of their schema.
+    """
     codes = sorted({*failures, *(() if open_to_all else _ALWAYS)})
     described: dict[str, Any] = {
         "summary": summary,
         "responses": {
             str(status): {"description": "As asked for.", "content": content},
             **{
-                str(code): {"description": _MEANINGS[code], "content": json_content(ref("Error"))}
+                str(code): {"description": _MEANINGS[code], "content": json_content(ref(error))}
                 for code in codes
             },
         },
