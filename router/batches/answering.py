@@ -68,8 +68,10 @@ async def answer_line(
     while True:
         try:
             body = await answer(item, reading)
-            usage = body["usage"]
-            size = answer_bytes(item.request, usage["completion_tokens"], usage["prompt_tokens"])
+            usage = body.get("usage")
+            size = 0
+            if usage is not None:
+                size = answer_bytes(item.request, usage["completion_tokens"], usage["prompt_tokens"])
             written = await beside(size, functools.partial(response_line, line_id, item, body))
             return AnsweredLine(line.number, written, failed=False)
         except OverloadedError as error:

@@ -45,7 +45,7 @@ def test_blocks_become_the_turns_of_a_chat() -> None:
                     {
                         "type": "tool_result",
                         "tool_use_id": "t1",
-                        "content": [{"type": "text", "text": "wet"}],
+                        "content": [{"type": "text", "text": "no"}],
                     },
                     {"type": "text", "text": "So?"},
                 ],

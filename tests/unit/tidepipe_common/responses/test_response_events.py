@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidepipe_common.dialects import dialect_named
+from tidepipe_common.dialects import Reading, dialect_named
 from tidepipe_common.dialects.parts import CallArguments, CallBegins, CallEnds, Part, Thought, Words
 from tidepipe_common.openai.responses import ResponseContext
 from tidepipe_common.responses.body import parse_response
@@ -78,7 +78,7 @@ def told(text: str, cuts: Iterable[int], *, cut: bool, end: FinishReason = Finis
         "m",
         1,
         token_bytes=lambda token: bytes([token]),
-        dialect=dialect_named("hermes", "<think>"),
+        reading=Reading(dialect_named("hermes", "<think>")),
     )
     head = head_of(ASK, "resp_r", "m", 1, stored=True)
     telling = Telling(head, ASK.tools, context, MarkedReader(), cut=cut)
