@@ -176,7 +176,9 @@ def _encoder(
         encode = partial(text.encode, prompt, facts.context_length)
     elif request.is_chat:
         size = request.characters
-        encode = partial(text.encode_chat, request.turns, request.tools, facts.context_length)
+        encode = partial(
+            text.encode_chat, request.turns, request.tools, facts.context_length, request.template
+        )
     else:
         if len(prompt) >= facts.context_length:
             raise _leaves_no_room(request, len(prompt), facts)

@@ -19,7 +19,12 @@ WHAT_NO_SCHEMA_SAYS = re.compile(
     "|belongs to another request|cannot be cancelled"
     # JSON Schema takes 8.0 for an integer; here it is none.
     r"|must be an integer, got the number -?[0-9]+\.0$"
-    "|must be a string or a list of token ids, .*got a list with"
+    "|must be (a string or )?a list of token ids, .*got a list with"
+    # 0 is for those who want nothing but the prompt's log-probabilities.
+    "|max_tokens must be at least 1, got 0"
+    # What a block of Anthropic's form may be, and where.
+    "|(system|messages|tools)[.0-9a-z_]* (has the type|has no place|has the unknown field|must be|may have)"
+    "|has no place in what the|thinking.budget_tokens is required"
     "|answers to all prompts together|send either prompt or messages"
 )
 """Why a body that is as described may be refused all the same; the description says so."""

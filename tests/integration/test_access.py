@@ -118,7 +118,7 @@ async def misuse(cluster: SecuredCluster, ca: str, key: str) -> None:
     ) as client:
         for where in (
             {"params": {"api_key": key}},
-            {"headers": {"x-api-key": key}},
+            {"headers": {"x-api-key": f"Bearer {key}"}},
             {"headers": {"authorization": key}},
             {"headers": {"authorization": f"Basic {key}"}},
             {"headers": {"authorization": f"Bearer {key}x"}},

@@ -43,7 +43,7 @@ async def test_it_serves_and_ends(model: Path) -> None:
     with started("router", *arguments) as (process, announced):
         address = announced["ready"]
         async with (
-            fake_controller() as controller,
+            fake_controller(model=model.name) as controller,
             open_channel(address) as channel,
             httpx.AsyncClient(base_url=f"http://{http}", trust_env=False) as client,
         ):

@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema
 
 from tidepipe_common.errors import InvalidRequestError
-from tidepipe_common.limits import MAX_STOP_STRINGS, MAX_TOOLS, MAX_TURNS
+from tidepipe_common.limits import MAX_STOP_STRING_CHARACTERS, MAX_STOP_STRINGS, MAX_TOOLS, MAX_TURNS
 from tidepipe_common.messages.blocks import THOUGHT, chat_messages, system_text
 from tidepipe_common.messages.tools import chat_tool_choice, chat_tools
 from tidepipe_common.openai.bodies import Message, ModelName, parse_chat
 from tidepipe_common.openai.fields import UserName
 from tidepipe_common.openai.numbers import Count, OutputTokens, TopK, TopP
 from tidepipe_common.openai.validation import Refusal, StrictModel, validate
+from tidepipe_common.text.json_text import kind
 from tidepipe_common.types.request import GenerationRequest
 
 _OBJECT = {"type": "object"}
@@ -25,7 +26,34 @@ _MESSAGE = {
     "additionalProperties": False,
 }
 _MESSAGES = {"type": "array", "items": _MESSAGE, "minItems": 1, "maxItems": MAX_TURNS}
-_TOOLS = {"type": "array", "items": _OBJECT, "maxItems": MAX_TOOLS}
+_TOOLS = {"anyOf": [{"type": "array", "items": _OBJECT, "maxItems": MAX_TOOLS}, {"type": "null"}]}
+_SYSTEM = {"anyOf": [*_TEXT_OR_BLOCKS["anyOf"], {"type": "null"}]}
+_STOP = {
+    "anyOf": [
+        {
+            "type": "array",
+            "items": {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_CHARACTERS},
+            "maxItems": MAX_STOP_STRINGS,
+        },
+        {"type": "null"},
+    ]
+}
+_SINGLE = {"disable_parallel_tool_use": {"type": ["boolean", "null"]}}
+_TOOL_CHOICE = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {"type": {"enum": ["auto", "any", "none"]}, **_SINGLE},
+            "required": ["type"],
+        },
+        {
+            "type": "object",
+            "properties": {"type": {"const": "tool"}, "name": {"type": "string"}, **_SINGLE},
+            "required": ["type", "name"],
+        },
+        {"type": "null"},
+    ]
+}
 
 IGNORED = frozenset({"service_tier", "betas", "cache_control", "inference_geo", "speed", "diagnostics"})
 """Fields that change nothing of the answer."""
@@ -38,6 +66,8 @@ REFUSED = {
     "n": Refusal("a message has one answer", (1,)),
 }
 """Fields that would change the answer, but cannot."""
+_EFFORTS = {"max": "xhigh"}
+"""What is called otherwise in chats."""
 _NAMES_IN_CHATS = {
     "stop": "stop_sequences",
     "max_completion_tokens": "max_tokens",
@@ -79,12 +109,12 @@ class OutputConfig(StrictModel):
 class _Asked(StrictModel):
     messages: Annotated[Any, WithJsonSchema(_MESSAGES)]
     model: ModelName | None = None
-    system: Annotated[Any, WithJsonSchema(_TEXT_OR_BLOCKS)] = None
+    system: Annotated[Any, WithJsonSchema(_SYSTEM)] = None
     tools: Annotated[Any, WithJsonSchema(_TOOLS)] = None
-    tool_choice: Annotated[Any, WithJsonSchema(_OBJECT)] = None
+    tool_choice: Annotated[Any, WithJsonSchema(_TOOL_CHOICE)] = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
-    context_management: Annotated[Any, WithJsonSchema(_OBJECT)] = None
+    context_management: Annotated[Any, WithJsonSchema({})] = None
     """What becomes of long histories: only Anthropic's own servers edit them, so they stay as they are."""
 
     def chat(self) -> dict[str, Any]:
@@ -113,7 +143,7 @@ class MessagesBody(_Asked):
     """Body of /v1/messages. null means the default, as if the field were absent."""
 
     max_tokens: OutputTokens
-    stop_sequences: Annotated[list[str], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    stop_sequences: Annotated[Any, WithJsonSchema(_STOP)] = None
     stream: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: TopK | None = None
@@ -131,7 +161,7 @@ def parse_message(body: object, request_id: str) -> GenerationRequest:
     user = asked.metadata.user_id if asked.metadata is not None else None
     more = {
         "max_completion_tokens": asked.max_tokens,
-        "stop": asked.stop_sequences or None,
+        "stop": _stop_sequences(asked.stop_sequences),
         "stream": asked.stream,
         "temperature": asked.temperature,
         "top_k": asked.top_k,
@@ -155,15 +185,25 @@ def _request(chat: dict[str, Any], request_id: str) -> GenerationRequest:
         raise _renamed(error) from None
 
 
+def _stop_sequences(value: Any) -> list[Any] | None:
+    """As a chat has them, which knows a lone text as well."""
+    if value is not None and not isinstance(value, list):
+        raise InvalidRequestError(f"stop_sequences must be a list, got {kind(value)}", "stop_sequences")
+    return value or None
+
+
 def _thinking(thinking: Thinking | None, effort: str | None) -> dict[str, Any]:
     """As a chat asks for it."""
     if thinking is None:
-        return {"reasoning_effort": effort}
+        return {"reasoning_effort": _EFFORTS.get(effort or "", effort)}
     if thinking.type == "disabled":
         return {"reasoning_effort": "none"}
     if thinking.type == "enabled" and thinking.budget_tokens is None:
         raise InvalidRequestError("thinking.budget_tokens is required with type 'enabled'", "thinking")
-    return {"reasoning_effort": effort, "max_reasoning_tokens": thinking.budget_tokens}
+    return {
+        "reasoning_effort": _EFFORTS.get(effort or "", effort),
+        "max_reasoning_tokens": thinking.budget_tokens,
+    }
 
 
 def _renamed(error: InvalidRequestError) -> InvalidRequestError:

@@ -46,7 +46,7 @@ class TokenizeBody(StrictModel):
 
     model: ModelName | None = None
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(max_length=MAX_TURNS)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_TURNS)] | None = None
     tools: Tools | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None

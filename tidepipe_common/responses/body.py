@@ -10,7 +10,7 @@ from pydantic import Field, WithJsonSchema
 
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import MAX_TOOLS
-from tidepipe_common.openai.bodies import CacheSalt, Message, ModelName, parse_chat
+from tidepipe_common.openai.bodies import CacheSalt, Message, ModelName, ServiceTier, parse_chat
 from tidepipe_common.openai.fields import LogitBias, Stop, StopTokenIds, UserName
 from tidepipe_common.openai.metadata import Metadata
 from tidepipe_common.openai.numbers import (
@@ -224,7 +224,7 @@ class ResponsesBody(StrictModel):
     truncation: Literal["disabled"] | None = None
     user: UserName | None = None
     safety_identifier: UserName | None = None
-    service_tier: Annotated[str, Field(max_length=MAX_ID_CHARACTERS)] | None = None
+    service_tier: ServiceTier | None = None
     # Extensions, as chats have them.
     seed: Seed | None = None
     stop: Stop | None = None
