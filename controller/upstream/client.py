@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import AsyncGenerator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -23,6 +24,7 @@ BYTES_PER_TOKEN = 16
 """A line may repeat all tokens of prompt and output, as numbers."""
 FRUITLESS_LINES = 4
 """So many of the longest lines may pass without a new token."""
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 DONE = b"[DONE]"
 
 
@@ -102,12 +104,16 @@ class UpstreamClient:
             raise UpstreamError(Failure.DOWN, _words(error)) from error
 
     async def events(
-        self, path: str, body: Mapping[str, Any], allowance: Allowance
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        allowance: Allowance,
+        headers: Mapping[str, str] = NO_HEADERS,
     ) -> AsyncGenerator[Any, None]:
-        """The events of an answer, as JSON. UpstreamError says why there are no more."""
+        """The events of an answer, as JSON. headers: further ones. UpstreamError: why there are no more."""
         begun = False
         try:
-            async with self._http.stream("POST", path, json=body) as response:
+            async with self._http.stream("POST", path, json=body, headers=headers) as response:
                 if response.status_code != httpx.codes.OK:
                     raise _refusal(response.status_code, _json(await _read(response)))
                 if response.headers.get("content-encoding", "identity") != "identity":

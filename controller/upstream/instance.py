@@ -22,6 +22,7 @@ from controller.upstream.pace import Pace
 from tidepipe_common.latency.work import PrefillWork, prompt_work
 from tidepipe_common.notifier import Notifier
 from tidepipe_common.rpc.results import ABANDONED_AFTER_S, ResultsHub
+from tidepipe_common.telemetry.traces import NO_TRACES, Attribute, Traces, trace_headers
 from tidepipe_common.types.needs import needs_of, said
 from tidepipe_common.types.plan import Phase
 from tidepipe_common.types.results import SequenceEnd
@@ -73,7 +74,13 @@ class UpstreamInstance:
     """One instance. All methods run on the event loop."""
 
     def __init__(
-        self, link: UpstreamLink, places: int, room: int, first_token_s: float, silence_s: float
+        self,
+        link: UpstreamLink,
+        places: int,
+        room: int,
+        first_token_s: float,
+        silence_s: float,
+        traces: Traces = NO_TRACES,
     ) -> None:
         """places: requests under way at most. room: all that are accepted.
 
@@ -89,6 +96,7 @@ class UpstreamInstance:
         self.draining = False
         self._first_token_s = first_token_s
         self._silence_s = silence_s
+        self._traces = traces
         self._flights: dict[str, Flight] = {}
         self._waiting: deque[Flight] = deque()
         self._under_way = 0
@@ -237,6 +245,29 @@ class UpstreamInstance:
             self._send()
 
     async def _answer(self, flight: Flight) -> None:
+        """Within a span, which the server is told of: it may record one of its own."""
+        sequence = flight.sequence
+        if not sequence.trace_context:
+            await self._hear(flight, {})
+            return
+        attributes: dict[str, Attribute] = {
+            "tidepipe.sequence": sequence.sequence_id,
+            "gen_ai.request.model": self.link.model_name,
+            "gen_ai.usage.input_tokens": len(sequence.prompt),
+            "tidepipe.output_tokens_before": len(sequence.output),
+        }
+        span, error = self._traces.begin("ask", sequence.trace_context, attributes, "client"), "given up"
+        try:
+            await self._hear(flight, trace_headers(span.context))
+            error = ""
+        except UpstreamError as failure:
+            error = str(failure)
+            raise
+        finally:
+            span.note({"gen_ai.usage.output_tokens": flight.output})
+            span.end(error)
+
+    async def _hear(self, flight: Flight, headers: Mapping[str, str]) -> None:
         link, sequence = self.link, flight.sequence
         reader = link.dialect.reader(sequence)
         body = link.dialect.body(link.model_name, sequence, link.ends)
@@ -244,7 +275,7 @@ class UpstreamInstance:
         loop = asyncio.get_running_loop()
         ended: FinishReason | None = None
         patience_s = self._first_token_s
-        async with aclosing(link.client.events(link.dialect.path, body, allowance)) as events:
+        async with aclosing(link.client.events(link.dialect.path, body, allowance, headers)) as events:
             try:
                 async with asyncio.timeout(patience_s) as limit:
                     async for event in events:

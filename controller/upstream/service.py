@@ -22,6 +22,7 @@ from tidepipe_common.rpc.lifecycle import Lifecycle, run_service, settings_or_ex
 from tidepipe_common.rpc.server import RpcServer
 from tidepipe_common.settings.upstream import UPSTREAM_API_KEY, UpstreamSettings, check_key_travels
 from tidepipe_common.telemetry.listener import serve_metrics
+from tidepipe_common.telemetry.otlp import open_traces
 from tidepipe_common.telemetry.telemetry import Telemetry, gauge, total
 from tidepipe_common.tokenizer_source import leave_out_torch
 
@@ -47,12 +48,15 @@ async def serve(settings: UpstreamSettings, lifecycle: Lifecycle) -> None:
         dialect=settings.dialect,
         context=settings.context_length,
     )
-    instance = UpstreamInstance(
-        link, settings.places, settings.room, settings.first_token_s, settings.silence_s
-    )
-    telemetry.at_scrape(lambda: _metrics(instance, settings.instance_id))
     try:
-        async with asyncio.TaskGroup() as group:
+        async with (
+            open_traces(settings.otlp, "upstream", settings.instance_id) as traces,
+            asyncio.TaskGroup() as group,
+        ):
+            instance = UpstreamInstance(
+                link, settings.places, settings.room, settings.first_token_s, settings.silence_s, traces
+            )
+            telemetry.at_scrape(lambda: _metrics(instance, settings.instance_id))
             known = asyncio.Event()
             starting = group.create_task(_bring_up(link, known), name="bring up")
             if not await either(known, lifecycle.stopping):
