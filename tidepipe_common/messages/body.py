@@ -55,7 +55,18 @@ _TOOL_CHOICE = {
     ]
 }
 
-IGNORED = frozenset({"service_tier", "betas", "cache_control", "inference_geo", "speed", "diagnostics"})
+IGNORED = frozenset(
+    {
+        "service_tier",
+        "betas",
+        "cache_control",
+        "inference_geo",
+        "speed",
+        "diagnostics",
+        "user_profile_id",
+        "workspace_id",
+    }
+)
 """Fields that change nothing of the answer."""
 REFUSED = {
     "container": Refusal("no code is run here"),
@@ -87,7 +98,7 @@ class Metadata(StrictModel):
 class Thinking(StrictModel):
     """Whether to think before the answer, and how much. display: thoughts come as they are."""
 
-    type: Literal["enabled", "disabled", "adaptive"]
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
     budget_tokens: Count | None = None
     display: Literal["summarized", "omitted"] | None = None
 
