@@ -20,6 +20,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -84,7 +85,7 @@ def system(text: str, options: argparse.Namespace, *, times: bool) -> Vllm:
     if times:
         engine["worker_cls"] = "bench.peers.scripts.timed_worker.TimedWorker"
         variables[STAGE_TIMES] = str(options.folder)
-    label = text.replace(",", "-").replace("=", "-")
+    label = re.sub(r"[,=/]", "-", text)
     return Vllm(places, 1, options.stages, options.dtype, settings=engine, variables=variables, label=label)
 
 
