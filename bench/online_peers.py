@@ -43,7 +43,7 @@ from tidepipe_common.errors import TidePipeError
 from workloads.arrivals import parse_arrivals
 from workloads.loadgen.figures import Figures, figures_of
 from workloads.loadgen.requests import Load, read_load_workload
-from workloads.loadgen.run import send_all
+from workloads.loadgen.run import send_all, send_watched
 from workloads.loadgen.targets import HttpTarget
 
 matplotlib.use("Agg")
@@ -205,13 +205,18 @@ async def measure(
         await send_all(target, load.requests(2.0, 4), TIMEOUT_S)  # kernels, pages, connections
         for rate in rates_to_ask(one, slo, options.scale, number, ()) if rates is None else rates:
             before, began = Cores.now(), time.monotonic()
-            outcomes = await send_all(target, load.requests(rate, round(rate * options.seconds)), TIMEOUT_S)
+            requests = load.requests(rate, round(rate * options.seconds))
+            outcomes, late = await send_watched(target, requests, TIMEOUT_S)
             others = round((Cores.now() - before).others / (time.monotonic() - began), 3)
             attained = False
             for name in (slo,) if slo else slos:
-                figures = figures_of(outcomes, rate, *(target / 1000 for target in slos[name]))
+                figures = figures_of(outcomes, rate, *(target / 1000 for target in slos[name]), late)
                 attained |= figures.attainment >= ATTAINMENT
                 yield Row(one.name, name, number, figures, others)
+            if figures.starved:
+                print(
+                    f"warning: {one.name} at {rate:g} req/s: {figures.starved}", file=sys.stderr, flush=True
+                )
             if not attained:
                 break
     finally:
@@ -272,7 +277,9 @@ def table(rows: Sequence[Row]) -> str:
             )
             best = goodput([(rate, one.attainment) for rate, one in points])
             lines.append(f"| {slo} | {server} | {best:.2f} | {at} |")
-    return "\n".join([*lines, "", *bests(rows)])
+    starved = {f"{row.server} at {row.figures.rate:g} req/s": row.figures.starved for row in rows}
+    warnings = [f"warning: {run}: {why}" for run, why in starved.items() if why]
+    return "\n".join([*lines, "", *bests(rows), *warnings])
 
 
 def bests(rows: Sequence[Row]) -> list[str]:

@@ -93,7 +93,7 @@ async def _serve(given: dict[str, Any]) -> int:
     from workloads.arrivals import parse_arrivals
     from workloads.loadgen.figures import figures_of
     from workloads.loadgen.requests import Load, read_load_workload
-    from workloads.loadgen.run import find_goodput, send_all
+    from workloads.loadgen.run import find_goodput, send_watched
 
     points = _rates(given["rate"], given["rates"])
     kind = parse_arrivals(given["arrivals"])
@@ -114,8 +114,11 @@ async def _serve(given: dict[str, Any]) -> int:
                 def progress(sent: int, ended: int) -> None:
                     waiting.say(f"{words}: {sent} of {count} sent, {ended} answered")
 
-                outcomes = await send_all(target, load.requests(rate, count), given["timeout"], progress)
-            runs.append(figures_of(outcomes, rate, ttft_s, tpot_s))
+                requests = load.requests(rate, count)
+                outcomes, late = await send_watched(target, requests, given["timeout"], progress)
+            runs.append(figures_of(outcomes, rate, ttft_s, tpot_s, late))
+            if runs[-1].starved:
+                print(f"warning: {runs[-1].starved}", file=sys.stderr)
             if not given["as_json"]:
                 _print_run(runs[-1])
             return runs[-1]

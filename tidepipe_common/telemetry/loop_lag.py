@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 
 from prometheus_client import Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -12,6 +12,15 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from tidepipe_common.telemetry.buckets import LOOP_LAG_S
 
 SAMPLE_S = 0.02
+
+
+async def lags() -> AsyncIterator[tuple[float, float]]:
+    """How late this loop wakes who asks every SAMPLE_S, and what the process computed meanwhile; seconds."""
+    while True:
+        due = time.monotonic() + SAMPLE_S
+        computed = time.process_time()
+        await asyncio.sleep(SAMPLE_S)
+        yield max(time.monotonic() - due, 0.0), time.process_time() - computed
 
 
 class LoopLag:
@@ -29,15 +38,11 @@ class LoopLag:
 
     async def run(self) -> None:
         """Measure until cancelled."""
-        while True:
-            due = time.monotonic() + SAMPLE_S
-            computed = time.process_time()
-            await asyncio.sleep(SAMPLE_S)
-            lag = max(time.monotonic() - due, 0.0)
+        async for lag, computed in lags():
             self._histogram.observe(lag)
             self.max_s = max(self.max_s, lag)
             # What it did not compute meanwhile, the machine gave to others.
-            self.max_computing_s = max(self.max_computing_s, min(lag, time.process_time() - computed))
+            self.max_computing_s = max(self.max_computing_s, min(lag, computed))
 
     def metrics(self) -> Iterable[Metric]:
         """As metrics for Prometheus."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,7 +11,11 @@ from tidepipe_common.settings.defaults import QUANTILES
 from workloads.loadgen.outcome import Outcome
 
 Summary = dict[str, float]
-"""mean, p50, p90, p99; milliseconds."""
+"""mean, p50, p90, p99, max; milliseconds."""
+
+CLIENT_LAG_MS = 50.0
+SENT_LATE_MS = 100.0
+"""What a client may be late by itself; see `starved`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +23,8 @@ class Figures:
     """One run. Latencies are those of requests that were answered; attainment is of all that were sent.
 
     switch_wait: with the wait for the second token in TTFT instead of TPOT (EcoServe's definition).
-    lateness_ms: by how much the client itself sent too late; not small: the client is the bottleneck.
+    lateness_ms: by how much the client itself sent too late. client_lag_ms: how late its event loop came, if
+        that was watched. Not small: the client is the bottleneck.
     """
 
     rate: float
@@ -40,10 +45,29 @@ class Figures:
     itl_ms: Summary
     rejection_ms: Summary
     lateness_ms: Summary
+    client_lag_ms: Summary = field(default_factory=dict)
+
+    @property
+    def starved(self) -> str:
+        """Why the client, and not the server, may be what was measured; empty if it kept up."""
+        lag, late = self.client_lag_ms.get("max", 0.0), self.lateness_ms.get("max", 0.0)
+        if lag <= CLIENT_LAG_MS and late <= SENT_LATE_MS:
+            return ""
+        usual = self.client_lag_ms.get("p99", 0.0)
+        return (
+            f"the client lacked processor time: its loop came up to {lag:.0f} ms late (P99 {usual:.0f}), a "
+            f"request went out {late:.0f} ms late; these figures may be the client's"
+        )
 
 
-def figures_of(outcomes: Sequence[Outcome], rate: float, ttft_s: float, tpot_s: float) -> Figures:
-    """Of all requests of a run at `rate` per second."""
+def figures_of(
+    outcomes: Sequence[Outcome],
+    rate: float,
+    ttft_s: float,
+    tpot_s: float,
+    client_lags: Sequence[float] = (),
+) -> Figures:
+    """Of all requests of a run at `rate` per second. client_lags: see `send_watched`."""
     done = [one for one in outcomes if one.ok]
     failed = [one for one in outcomes if not one.ok and not one.rejected]
     end = max((one.last for one in done), default=0.0)
@@ -70,6 +94,7 @@ def figures_of(outcomes: Sequence[Outcome], rate: float, ttft_s: float, tpot_s: 
         itl_ms=_summary([gap for one in done for gap in one.inter_token()]),
         rejection_ms=_summary([one.ended - one.sent for one in outcomes if one.rejected]),
         lateness_ms=_summary([one.sent - one.due for one in outcomes]),
+        client_lag_ms=_summary(client_lags),
     )
 
 
@@ -78,4 +103,5 @@ def _summary(seconds: Sequence[float]) -> Summary:
         return {}
     values = {"mean": float(np.mean(seconds))}
     values |= {f"p{q}": float(v) for q, v in zip(QUANTILES, np.percentile(seconds, QUANTILES), strict=True)}
+    values["max"] = float(np.max(seconds))
     return {name: round(1000 * value, 3) for name, value in values.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+from tidepipe_common.telemetry.loop_lag import lags
 from workloads.goodput import search_goodput
 from workloads.loadgen.figures import Figures
 from workloads.loadgen.outcome import Outcome
@@ -75,6 +76,23 @@ async def send_all(
             await asyncio.sleep(max(0.0, requests[index].due - clock()))
             group.create_task(converse(index))
     return outcomes
+
+
+async def send_watched(
+    target: Target, requests: Sequence[LoadRequest], timeout_s: float, progress: Progress = _silent
+) -> tuple[list[Outcome], list[float]]:
+    """`send_all`, and by how much the client's own event loop was late meanwhile, seconds each time."""
+    late: list[float] = []
+
+    async def watch() -> None:
+        async for lag, _ in lags():
+            late.append(lag)
+
+    watching = asyncio.create_task(watch())
+    try:
+        return await send_all(target, requests, timeout_s, progress), late
+    finally:
+        watching.cancel()
 
 
 async def _send(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from workloads.files import open_workload
 from workloads.loadgen.figures import Figures, figures_of
 from workloads.loadgen.outcome import Outcome
 from workloads.loadgen.requests import Load, LoadRequest
-from workloads.loadgen.run import find_goodput, send_all
+from workloads.loadgen.run import find_goodput, send_all, send_watched
 from workloads.loadgen.targets import Clock
 from workloads.mixes import SimRequest, Workload
 
@@ -75,6 +76,28 @@ async def test_requests_go_out_whatever_became_of_the_earlier_ones() -> None:
         outcomes = await send_all(target, requests, 5.0)
     assert [one.due for one in target.seen] == sorted(one.due for one in requests)
     assert all(one.sent >= one.due for one in outcomes)
+
+
+@dataclass
+class Hog(SlowTarget):
+    """Keeps the client's loop from everybody else for so many seconds."""
+
+    deaf_s: float = 0.0
+
+    async def send(self, request: LoadRequest, outcome: Outcome, clock: Clock, timeout_s: float) -> None:
+        time.sleep(self.deaf_s)  # noqa: ASYNC251 (that is what is to be seen)
+        outcome.arrivals.append((clock(), 1))
+        outcome.output_tokens = 1
+
+
+async def test_a_client_that_lacks_time_says_so() -> None:
+    requests = [LoadRequest(0.0, (7,), 1), LoadRequest(0.05, (7,), 1)]
+    outcomes, late = await send_watched(Hog(deaf_s=0.3), requests, 5.0)
+    figures = figures_of(outcomes, 2.0, 1.0, 1.0, late)
+    assert figures.client_lag_ms["max"] > 200 and figures.lateness_ms["max"] > 200
+    assert "ms late" in figures.starved
+    calm = replace(figures, client_lag_ms={"max": 50.0}, lateness_ms={"max": 100.0})
+    assert not calm.starved
 
 
 @pytest.mark.parametrize(
