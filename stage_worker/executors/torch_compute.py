@@ -14,13 +14,17 @@ from stage_worker.attention.cuda_attention import CudaAttention
 from stage_worker.attention.native_paged import NativePagedAttention
 from stage_worker.attention.torch_paged import TorchPagedAttention
 from stage_worker.kv_pool import KvGeometry
+from stage_worker.loading.stage_weights import plain_linear
 from stage_worker.models.layer_ops import LayerOps, TorchLayerOps
 from stage_worker.models.linear import Linear, LinearFactory, PlainLinear
 from stage_worker.models.native.build import cpu_flags
 from stage_worker.models.native.library import NativeKernels, kernels_or_reason
 from stage_worker.models.native_int8 import Int8Linear
 from stage_worker.models.native_ops import NativeLayerOps, NativeLinear
+from stage_worker.models.native_packed import NativePackedLinear
 from stage_worker.models.native_stack import NativeStack
+from stage_worker.models.packed import PackedWeight, Weight
+from stage_worker.models.packed_linear import PackedLinear
 from stage_worker.models.spec import ModelSpec
 from stage_worker.models.weights import StageWeights
 from tidepipe_common.errors import ConfigError
@@ -86,16 +90,18 @@ def make_compute(
     kernels = None if isinstance(found, str) else found
     if quantization is not None:
         return _quantized(kernels, quantization, device)
+    plain = partial(plain_linear, dtype=dtype)
     if device.type == "cuda":
-        return Compute(CudaAttention(), TorchLayerOps(), PlainLinear, PlainLinear, reuse_buffers=False)
+        return Compute(CudaAttention(), TorchLayerOps(), plain, plain, reuse_buffers=False)
     if kernels is None:
-        plain = Compute(TorchPagedAttention, TorchLayerOps(), PlainLinear, PlainLinear, reuse_buffers=False)
-        return replace(plain, slow_because=str(found))
+        slow = Compute(TorchPagedAttention, TorchLayerOps(), plain, plain, reuse_buffers=False)
+        return replace(slow, slow_because=str(found))
     attention = partial(_attention, kernels)
     ops = NativeLayerOps(kernels)
     if dtype == torch.bfloat16 and "amx_bf16" in cpu_flags():
         # PyTorch's products use AMX, which these kernels do not know.
-        return Compute(attention, ops, PlainLinear, PlainLinear)
+        linear, head = (partial(_amx_linear, kernels, float_out=wide) for wide in (False, True))
+        return Compute(attention, ops, linear, head)
     linear, head = (partial(_linear, kernels, float_out=wide) for wide in (False, True))
     return Compute(attention, ops, linear, head, kernels=kernels)
 
@@ -123,8 +129,10 @@ def _quantized(kernels: NativeKernels | None, quantization: str, device: torch.d
 
 
 def _int8_linear(
-    kernels: NativeKernels, weight: torch.Tensor, bias: torch.Tensor | None, *, float_out: bool
+    kernels: NativeKernels, weight: Weight, bias: torch.Tensor | None, *, float_out: bool
 ) -> Linear:
+    if isinstance(weight, PackedWeight):
+        weight = weight.dequantized(kernels.dtype)
     if Int8Linear.fits(weight):
         return Int8Linear(kernels, weight, bias, float_out=float_out)
     return _linear(kernels, weight, bias, float_out=float_out)
@@ -143,9 +151,19 @@ def _attention(kernels: NativeKernels, context: AttentionContext) -> AttentionBa
     return TorchPagedAttention(context)
 
 
-def _linear(
-    kernels: NativeKernels, weight: torch.Tensor, bias: torch.Tensor | None, *, float_out: bool
+def _amx_linear(
+    kernels: NativeKernels, weight: Weight, bias: torch.Tensor | None, *, float_out: bool
 ) -> Linear:
+    if isinstance(weight, PackedWeight):
+        return _linear(kernels, weight, bias, float_out=float_out)
+    return PlainLinear(weight, bias)
+
+
+def _linear(kernels: NativeKernels, weight: Weight, bias: torch.Tensor | None, *, float_out: bool) -> Linear:
+    if isinstance(weight, PackedWeight):
+        if NativePackedLinear.fits(weight):
+            return NativePackedLinear(kernels, weight, bias, float_out=float_out)
+        return PackedLinear(weight, bias, kernels.dtype)
     if NativeLinear.fits(kernels, weight):
         return NativeLinear(kernels, weight, bias, float_out=float_out)
     return PlainLinear(weight, bias)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from stage_worker.models.packed import PackedWeight
 from stage_worker.models.spec import ModelSpec
 from tidepipe_common.errors import ModelError
 
@@ -50,24 +51,91 @@ class StoredTensor:
         """Length of the first dimension; a vector counts as one row, unless its entries must be reordered."""
         return self.shape[0] if len(self.shape) > 1 or self.interleaved_head_dim else 1
 
+    def raw(self) -> torch.Tensor:
+        """All bytes, [rows, row bytes]."""
+        raw = np.empty((self.rows, self.nbytes // self.rows), dtype=np.uint8)
+        with _opened(self.file) as handle:
+            handle.seek(self.offset)
+            _fill(handle, raw, self)
+        return torch.from_numpy(raw)
+
+    def values(self, dtype: torch.dtype) -> torch.Tensor:
+        """All values, which are stored as `dtype`."""
+        return self.raw().flatten().view(dtype).view(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """A weight of few bits, whose codes and scales lie in one or more tensors.
+
+    parts: by the ends of their names. shape: outputs and inputs. names: of all tensors that belong to it,
+    used or not, as in Checkpoint.tensors. make: reads the parts. interleaved_head_dim: as in StoredTensor.
+    """
+
+    parts: Mapping[str, StoredTensor]
+    shape: tuple[int, int]
+    names: frozenset[str]
+    make: Callable[[Mapping[str, StoredTensor]], PackedWeight]
+    interleaved_head_dim: int = 0
+
+    @property
+    def first(self) -> StoredTensor:
+        """One of its tensors, to be named in messages."""
+        return next(iter(self.parts.values()))
+
+    def read(self) -> PackedWeight:
+        """The weight, packed as it is; ModelError if it cannot be read."""
+        try:
+            weight = self.make(self.parts)
+        except ValueError as error:
+            raise ModelError(
+                f"{self.first.file}: the weight of tensor {self.first.name} cannot be decoded ({error})"
+            ) from error
+        if not self.interleaved_head_dim:
+            return weight
+        rows = torch.arange(self.shape[0]).unsqueeze(1)
+        return weight.taken(_halves_apart(rows, self.interleaved_head_dim).flatten())
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """An opened checkpoint. No file stays open or mapped between reads: mapped pages would count as memory.
 
     tensors: by Hugging Face name, such as model.layers.0.self_attn.q_proj.weight.
+    packed: weights that are kept as codes, by such names. quantization: how they were written, in words.
     """
 
     path: Path
     spec: ModelSpec
     tensors: Mapping[str, StoredTensor]
+    packed: Mapping[str, StoredWeight] = field(default_factory=dict)
+    quantization: str = ""
+
+    def packed_weight(self, name: str, shape: tuple[int, int]) -> StoredWeight | None:
+        """A weight that is kept as codes, not yet read; None if it is stored as numbers, or missing.
+
+        Raises ModelError if it has another shape.
+        """
+        stored = self.packed.get(name)
+        if stored is not None and stored.shape != shape:
+            raise ModelError(
+                f"{stored.first.file}: the quantized weight {name} has shape {list(stored.shape)}, the "
+                f"configuration asks for {list(shape)}"
+            )
+        return stored
 
     def read_into(self, name: str, target: torch.Tensor) -> None:
         """Copy a tensor into `target`, which has its shape, converting to the target's type and device.
 
-        A target on the meta device only asks whether that would work, without reading the values.
+        Weights that are kept as codes become numbers. A target on the meta device only asks whether that
+        would work, without reading the values.
         Raises ModelError, naming file and tensor, if it is missing, misshapen or cannot be read.
         """
+        if name in self.packed:
+            weight = self.packed_weight(name, (target.shape[0], target.shape[-1]))
+            if weight is not None and not target.is_meta:
+                target.copy_(weight.read().dequantized(target.dtype))
+            return
         stored = self.tensors.get(name)
         if stored is None:
             others = ", ".join(sorted(self.tensors)[:3]) or "none"
@@ -101,6 +169,7 @@ class Checkpoint:
         Equal in every process that opens the same files, wherever they lie; a fine-tune differs.
         """
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.spec), sort_keys=True).encode())
+        digest.update(self.quantization.encode())
         by_file: dict[Path, list[tuple[str, StoredTensor]]] = {}
         for name in sorted(self.tensors):
             by_file.setdefault(self.tensors[name].file, []).append((name, self.tensors[name]))
@@ -153,14 +222,18 @@ def _pieces(stored: StoredTensor) -> Iterator[RawRows]:
         handle.seek(stored.offset)
         for first in range(0, stored.rows, step):
             raw = np.empty((min(step, stored.rows - first), row_bytes), dtype=np.uint8)
-            view = raw.data.cast("B")
-            while view:
-                # A raw file may give less than asked for (about 2 GiB at most on Linux).
-                count = handle.readinto(view)  # type: ignore[attr-defined]
-                if not count:
-                    raise ModelError(f"{stored.file}: cut short within tensor {stored.name}")
-                view = view[count:]
+            _fill(handle, raw, stored)
             yield raw
+
+
+def _fill(handle: BinaryIO, raw: RawRows, stored: StoredTensor) -> None:
+    view = raw.data.cast("B")
+    while view:
+        # A raw file may give less than asked for (about 2 GiB at most on Linux).
+        count = handle.readinto(view)  # type: ignore[attr-defined]
+        if not count:
+            raise ModelError(f"{stored.file}: cut short within tensor {stored.name}")
+        view = view[count:]
 
 
 def _halves_apart(values: torch.Tensor, head_dim: int) -> torch.Tensor:

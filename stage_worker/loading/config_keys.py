@@ -29,6 +29,7 @@ _READ = frozenset(
         "num_key_value_heads",
         "original_max_position_embeddings",
         "partial_rotary_factor",
+        "quantization_config",
         "rms_norm_eps",
         "rope_parameters",
         "rope_scaling",

@@ -1,9 +1,10 @@
-"""Opens a GGUF file: plain or block-quantized weights, decoded in pieces while they are read."""
+"""Opens a GGUF file: plain weights, and block-quantized ones, which are kept as codes where they can be."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from gguf import quants
 from gguf.constants import GGMLQuantizationType
 
-from stage_worker.loading.checkpoint import Checkpoint, RawRows, RowDecoder, StoredTensor
+from stage_worker.loading.checkpoint import Checkpoint, RawRows, RowDecoder, StoredTensor, StoredWeight
+from stage_worker.loading.gguf_blocks import PACKED_KINDS, BlockReader
 from stage_worker.loading.gguf_config import from_gguf
 from stage_worker.loading.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from stage_worker.loading.stage_weights import check_weights
+from stage_worker.models.packed import PackedWeight
 from tidepipe_common.errors import ModelError
 
 _TOP_NAMES: Mapping[str, str] = {
@@ -61,15 +64,30 @@ def open_gguf(path: Path) -> Checkpoint:
         without = Checkpoint(path, from_gguf(header), {name: _stored(divisors, 0)})
         spec = from_gguf(header, rope_divisors=without.read_vector(name))
     tensors: dict[str, StoredTensor] = {}
+    packed: dict[str, StoredWeight] = {}
     for tensor in header.tensors.values():
         hf_name = _hf_name(tensor.name)
         if hf_name is not None:
             reordered = spec.architecture in _INTERLEAVED and ".self_attn.q_proj." in hf_name
             reordered |= spec.architecture in _INTERLEAVED and ".self_attn.k_proj." in hf_name
-            tensors[hf_name] = _stored(tensor, spec.head_dim if reordered else 0)
-    checkpoint = Checkpoint(path, spec, tensors)
+            stored = _stored(tensor, spec.head_dim if reordered else 0)
+            tensors[hf_name] = stored
+            make = PACKED_KINDS.get(tensor.kind)
+            if make is not None and len(tensor.shape) == 2:
+                packed[hf_name] = StoredWeight(
+                    {"weight": stored},
+                    (tensor.shape[0], tensor.shape[1]),
+                    frozenset((hf_name,)),
+                    partial(_read, make),
+                    stored.interleaved_head_dim,
+                )
+    checkpoint = Checkpoint(path, spec, tensors, packed)
     _refuse_unused(checkpoint, header)
     return checkpoint
+
+
+def _read(make: BlockReader, parts: Mapping[str, StoredTensor]) -> PackedWeight:
+    return make(parts["weight"].raw())
 
 
 def _refuse_unused(checkpoint: Checkpoint, header: GgufHeader) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from stage_worker.loading.config_keys import refuse_unknown_keys, refuse_unknown_rope_keys
+from stage_worker.loading.quantization_config import read_quantization
 from stage_worker.models.spec import (
     DTYPES,
     LARGEST,
@@ -134,13 +135,7 @@ def _refuse_unsupported(config: JsonObject, source: str) -> None:
     # A bare model is one with an LM head too, where that is the embedding or stored beside it.
     if names and not any(str(name).endswith(("ForCausalLM", "Model")) for name in names):
         raise ModelError(f"{source}: {', '.join(map(str, names))} is not a language model with an LM head")
-    for key in ("quantization_config", "quantization", "compression_config"):
-        if config.get(key):
-            method = config[key].get("quant_method") if isinstance(config[key], dict) else None
-            raise ModelError(
-                f"{source}: quantized safetensors are not supported ({method or key}); use the plain "
-                "checkpoint (with --quantization int8 for less memory) or a GGUF file"
-            )
+    read_quantization(config, source)
     if str(config.get("hidden_act", "silu")) not in ("silu", "swish"):
         raise ModelError(f"{source}: activation {quoted(config['hidden_act'])} is not supported, only silu")
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):

@@ -15,8 +15,17 @@ from typing import Any
 
 import torch
 
-from stage_worker.loading.checkpoint import Checkpoint, RawRows, RowDecoder, StoredTensor, same_values
+from stage_worker.loading.checkpoint import (
+    Checkpoint,
+    RawRows,
+    RowDecoder,
+    StoredTensor,
+    StoredWeight,
+    same_values,
+)
 from stage_worker.loading.model_spec import folder_spec
+from stage_worker.loading.packed_tensors import find_packed
+from stage_worker.loading.quantization_config import read_quantization
 from stage_worker.loading.stage_weights import EMBEDDING, HEAD
 from tidepipe_common.errors import ModelError
 from tidepipe_common.model_files import json_object, read_json_object
@@ -43,10 +52,12 @@ def open_safetensors(folder: Path) -> Checkpoint:
     for file in _weight_files(folder):
         tensors.update(_read_header(file))
     tensors = {_with_prefix(name): stored for name, stored in tensors.items()}
-    spec = dataclasses.replace(spec, tied_embeddings=_tie(tensors, spec.tied_embeddings))
+    quantization = read_quantization(config, str(folder / "config.json"))
+    packed = find_packed(tensors, quantization, "config.json")
+    spec = dataclasses.replace(spec, tied_embeddings=_tie(tensors, packed, spec.tied_embeddings))
     if (config.get("dtype") or config.get("torch_dtype") or "auto") == "auto":
         spec = dataclasses.replace(spec, native_dtype=_stored_dtype(tensors))
-    return Checkpoint(folder, spec, tensors)
+    return Checkpoint(folder, spec, tensors, packed, repr(quantization) if packed else "")
 
 
 def _with_prefix(name: str) -> str:
@@ -54,13 +65,13 @@ def _with_prefix(name: str) -> str:
     return f"model.{name}" if name.startswith(_BARE) else name
 
 
-def _tie(tensors: dict[str, StoredTensor], wanted: bool) -> bool:
+def _tie(tensors: dict[str, StoredTensor], packed: Mapping[str, StoredWeight], wanted: bool) -> bool:
     """Whether LM head and embedding are one, as transformers decides it; fills in the one that is missing.
 
     wanted: what the configuration says. If both are stored, and differ, they are two in spite of it.
     """
     embedding, head = tensors.get(EMBEDDING), tensors.get(HEAD)
-    if not wanted:
+    if not wanted or HEAD in packed:
         return False
     if embedding is None and head is not None:
         tensors[EMBEDDING] = head

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from stage_worker.loading.checkpoint import Checkpoint
+from stage_worker.models.joined_linear import JoinedLinear
 from stage_worker.models.linear import Linear, LinearFactory, PlainLinear
+from stage_worker.models.packed import PackedWeight, Weight, stacked
+from stage_worker.models.packed_linear import PackedLinear
 from stage_worker.models.weights import LayerWeights, StageWeights
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -46,7 +50,7 @@ def load_stage(
     tied = checkpoint.spec.tied_embeddings
     embedding: Linear | None = None
     if part.first and not (part.last and tied and share_ends):
-        embedding = PlainLinear(loader.embedding(EMBEDDING), None)
+        embedding = plain_linear(loader.embedding(EMBEDDING), None, dtype)
     if not part.last:
         return StageWeights(layers=layers, embedding=embedding)
     final_norm = loader.vector(FINAL_NORM, checkpoint.spec.hidden)
@@ -59,7 +63,7 @@ def check_weights(checkpoint: Checkpoint) -> frozenset[str]:
 
     Reads no values. A damaged model is refused when its worker starts, not when a pipeline is made of it.
     """
-    loader = _Loader(checkpoint, torch.float32, torch.device("meta"), PlainLinear)
+    loader = _Loader(checkpoint, torch.float32, torch.device("meta"), lambda weight, bias: _NOTHING)
     loader.embedding(EMBEDDING)
     for index in range(checkpoint.spec.layers):
         loader.layer(index)
@@ -67,6 +71,16 @@ def check_weights(checkpoint: Checkpoint) -> frozenset[str]:
     if not checkpoint.spec.tied_embeddings:
         loader.embedding(HEAD)
     return frozenset(loader.names)
+
+
+def plain_linear(weight: Weight, bias: torch.Tensor | None, dtype: torch.dtype) -> Linear:
+    """PyTorch's own product, of numbers or of codes."""
+    if isinstance(weight, PackedWeight):
+        return PackedLinear(weight, bias, dtype)
+    return PlainLinear(weight, bias)
+
+
+_NOTHING = PlainLinear(torch.empty(0, 0, device="meta"), None)
 
 
 class _Loader:
@@ -109,20 +123,44 @@ class _Loader:
     def vector(self, name: str, length: int) -> torch.Tensor:
         return self._read(name, self._empty(length))
 
-    def embedding(self, name: str) -> torch.Tensor:
-        return self._read(name, self._empty(self._spec.vocab_size, self._spec.hidden))
+    def embedding(self, name: str) -> Weight:
+        return self._weight(name, self._spec.vocab_size, self._spec.hidden)
+
+    def _weight(self, name: str, outputs: int, inputs: int) -> Weight:
+        """A weight as it is stored: numbers, or codes."""
+        stored = self._checkpoint.packed_weight(name, (outputs, inputs))
+        if stored is None:
+            return self._read(name, self._empty(outputs, inputs))
+        self.names |= stored.names
+        if self._device.type == "meta":
+            return self._empty(outputs, inputs)
+        return stored.read().to(self._device)
 
     def _fused(self, names: Sequence[str], sizes: Sequence[int], inputs: int, has_bias: bool) -> Linear:
         """One product of several weights [size, inputs], stacked."""
-        weight = self._empty(sum(sizes), inputs)
         bias = self._empty(sum(sizes)) if has_bias else None
-        row = 0
-        for name, size in zip(names, sizes, strict=True):
-            self._read(f"{name}.weight", weight[row : row + size])
+        ends = list(itertools.accumulate(sizes))
+        rows = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        for name, part in zip(names, rows, strict=True):
             if bias is not None:
-                self._read(f"{name}.bias", bias[row : row + size])
-            row += size
-        return self._make_linear(weight, bias)
+                self._read(f"{name}.bias", bias[part])
+        if self._checkpoint.packed.keys().isdisjoint(f"{name}.weight" for name in names):
+            weight = self._empty(ends[-1], inputs)
+            for name, part in zip(names, rows, strict=True):
+                self._read(f"{name}.weight", weight[part])
+            return self._make_linear(weight, bias)
+        weights = [
+            self._weight(f"{name}.weight", size, inputs) for name, size in zip(names, sizes, strict=True)
+        ]
+        packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
+        whole = stacked(packed) if len(packed) == len(weights) else None
+        if whole is not None:
+            return self._make_linear(whole, bias)
+        parts = [
+            self._make_linear(weight, bias[part] if bias is not None else None)
+            for weight, part in zip(weights, rows, strict=True)
+        ]
+        return JoinedLinear(parts, sizes)
 
     def _empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(*shape, dtype=self._dtype, device=self._device)

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch.nn import functional as F
 
+from stage_worker.models.packed import Weight
+
 
 class Linear(Protocol):
     """x [tokens, in] -> [tokens, out], in the weights' data type."""
@@ -26,8 +28,8 @@ class Linear(Protocol):
         ...
 
 
-LinearFactory = Callable[[torch.Tensor, torch.Tensor | None], Linear]
-"""Makes a Linear of weight [out, in] and bias [out] or None; the tensors are its own from then on."""
+LinearFactory = Callable[[Weight, torch.Tensor | None], Linear]
+"""Makes a Linear of weight [out, in], numbers or codes, and bias [out] or None, which are its own then."""
 
 
 class PlainLinear:

@@ -64,6 +64,7 @@ class Int8Linear:
             bias=self._bias.data_ptr() if self._bias is not None else None,
             inputs=inputs,
             outputs=outputs,
+            stride=outputs,
             float_out=int(float_out),
         )
         self._reference = byref(self.product)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from ctypes import byref
 
 import torch
@@ -10,11 +11,13 @@ import torch
 from stage_worker.attention.backend import AttentionContext
 from stage_worker.attention.batch import RaggedBatch
 from stage_worker.attention.native_paged import NativePagedAttention
+from stage_worker.models.joined_linear import parts_of
 from stage_worker.models.linear import Linear
 from stage_worker.models.native.library import NativeKernels
 from stage_worker.models.native.structures import Layer, Product, Stage
 from stage_worker.models.native_int8 import ByteRows, Int8Linear
 from stage_worker.models.native_ops import NativeLinear
+from stage_worker.models.native_packed import NativePackedLinear
 from stage_worker.models.spec import ModelSpec
 from stage_worker.models.weights import LayerWeights, StageWeights
 from stage_worker.models.workspace import Workspace
@@ -41,9 +44,17 @@ class NativeStack:
         self._workspace = Workspace(spec, kernels.dtype)
         self._bytes = ByteRows() if isinstance(weights.layers[0].qkv, Int8Linear) else None
         self._widest = max(spec.hidden, spec.query_size, spec.intermediate)
+        self._products: list[Product] = []
         self._layers = (Layer * len(weights.layers))(
             *(
-                _layer(layer, spec, context.first_layer + index, pool.keys(index), pool.values(index))
+                _layer(
+                    layer,
+                    spec,
+                    context.first_layer + index,
+                    pool.keys(index),
+                    pool.values(index),
+                    self._products,
+                )
                 for index, layer in enumerate(weights.layers)
             )
         )
@@ -58,8 +69,9 @@ class NativeStack:
     @staticmethod
     def fits(weights: StageWeights) -> bool:
         """True if the kernels compute all products, in one way."""
-        kinds = {type(linear) for layer in weights.layers for linear in _products(layer)}
-        return kinds in ({NativeLinear}, {Int8Linear})
+        parts = (part for layer in weights.layers for linear in _products(layer) for part in parts_of(linear))
+        kinds = {type(part) for part in parts}
+        return kinds == {Int8Linear} or kinds <= {NativeLinear, NativePackedLinear}
 
     def forward(self, batch: RaggedBatch, residual: torch.Tensor) -> torch.Tensor:
         """Run the layers on the residual stream [tokens, hidden], which is overwritten."""
@@ -86,17 +98,23 @@ def _products(layer: LayerWeights) -> tuple[Linear, ...]:
 
 
 def _layer(
-    weights: LayerWeights, spec: ModelSpec, index: int, keys: torch.Tensor, values: torch.Tensor
+    weights: LayerWeights,
+    spec: ModelSpec,
+    index: int,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    kept: list[Product],
 ) -> Layer:
+    """kept: where products go to which the layer's own point."""
     return Layer(
         input_norm=weights.input_norm.data_ptr(),
         mlp_norm=weights.mlp_norm.data_ptr(),
         q_norm=weights.q_norm.data_ptr() if weights.q_norm is not None else None,
         k_norm=weights.k_norm.data_ptr() if weights.k_norm is not None else None,
-        qkv=_product(weights.qkv),
-        output=_product(weights.output),
-        gate_up=_product(weights.gate_up),
-        down=_product(weights.down),
+        qkv=_product(weights.qkv, kept),
+        output=_product(weights.output, kept),
+        gate_up=_product(weights.gate_up, kept),
+        down=_product(weights.down, kept),
         keys=keys.data_ptr(),
         values=values.data_ptr(),
         window=spec.sliding_windows[index] or 0,
@@ -104,6 +122,15 @@ def _layer(
     )
 
 
-def _product(linear: Linear) -> Product:
-    assert isinstance(linear, NativeLinear | Int8Linear)
-    return linear.product
+def _product(linear: Linear, kept: list[Product]) -> Product:
+    """The product of a linear; of one of several parts a row of them, each beside the one before it."""
+    products = []
+    for part in parts_of(linear):
+        assert isinstance(part, NativeLinear | NativePackedLinear | Int8Linear)
+        products.append(Product.from_buffer_copy(part.product))
+    for product in products:
+        product.stride = sum(one.outputs for one in products)
+    for product, beside in itertools.pairwise(products):
+        product.beside = ctypes.addressof(beside)
+    kept += products
+    return products[0]

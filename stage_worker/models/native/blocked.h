@@ -9,6 +9,7 @@ typedef struct {
     uint32_t left[BLOCK_ROWS][BLOCK_UNITS];
     Right right[BLOCK_UNITS];
     uint32_t sums[BLOCK_PANELS][BLOCK_ROWS * PANEL];
+    uint32_t room[BLOCK_UNITS / PARTS * PANEL]; /* words of weights that have to be unpacked */
 } Block;
 
 /* Rows of x from `input` onwards become left operands. */
@@ -28,11 +29,16 @@ INLINE void put_left(const Product *p, int bytes, long row, long count, long inp
 INLINE void add_block(const Product *p, int bytes, long row, long count, long panel, long panels, long input,
                       long inputs, Block *block) {
     long pack = bytes ? 4 : PAIR, all = p->inputs / pack, steps = inputs / pack;
+    const uint32_t *words = 0;
     put_left(p, bytes, row, count, input, inputs, block);
     for (long column = 0; column < panels * PANEL; column += WIDE) {
-        const uint32_t *weights = (const uint32_t *)p->weight + (panel + column / PANEL) * all * PANEL
-                                  + input / pack * PANEL + column % PANEL;
+        if (bytes)
+            words = (const uint32_t *)p->weight + ((panel + column / PANEL) * all + input / pack) * PANEL;
+        else if (column % PANEL == 0)
+            words = words_of(p, panel + column / PANEL, input / PAIR, steps, block->room);
+        const uint32_t *weights = words + column % PANEL;
         const uint32_t *next = weights + (column % PANEL + WIDE < PANEL ? WIDE : all * PANEL - column % PANEL);
+        if (p->packed) next = weights;
         for (long step = 0; step < steps; step++) {
             for (int line = 0; line < WIDE; line += GROUP) __builtin_prefetch(next + step * PANEL + line, 0, 2);
 #pragma GCC unroll 4
@@ -55,7 +61,8 @@ INLINE void product_blocked(const Product *p, int bytes, long panel_begin, long 
         for (long panel = panel_begin; panel < panel_end; panel += BLOCK_PANELS) {
             long panels = panel_end - panel < BLOCK_PANELS ? panel_end - panel : BLOCK_PANELS;
             for (long part = 0; part < parts; part++) {
-                long input = steps * part / parts * pack, end = steps * (part + 1) / parts * pack;
+                long input = block_begin(p, steps, part, parts) * pack;
+                long end = block_begin(p, steps, part + 1, parts) * pack;
                 add_block(p, bytes, row, count, panel, panels, input, end - input, &block);
             }
             for (long n = 0; n < panels; n++) {

@@ -23,7 +23,10 @@ from tidepipe_common.security.trusted_files import UntrustedError, private_folde
 
 _SOURCES = (
     "kernels.c",
-    *(f"{name}.h" for name in ("native", "tile", "bytes", "wide_tile", "wide_tile_avx2", "blocked")),
+    *(
+        f"{name}.h"
+        for name in ("native", "tile", "bytes", "wide_tile", "wide_tile_avx2", "packed", "blocked")
+    ),
     *(f"{name}.h" for name in ("product", "rows", "store")),
     *(f"{name}.h" for name in ("attention_item", "attention_bytes", "attention_wide", "attention", "layers")),
 )

@@ -12,6 +12,7 @@
 
 #include "bytes.h"
 #include "wide_tile.h"
+#include "packed.h"
 #include "product.h"
 #include "rows.h"
 

@@ -15,26 +15,29 @@ INLINE void meet(Stage *s) {
 /* The part of 0 .. total - 1 that a thread has. */
 INLINE int64_t share(const Stage *s, int64_t thread, int64_t total) { return total * thread / s->threads; }
 
-/* This thread's part of a product of x, into out. The part ends when all threads have done theirs. */
+/* This thread's part of a product of x, and of those beside it, into out. The part ends when all threads have done
+ * theirs. */
 static __attribute__((noinline)) void stage_product(Stage *s, const Product *of, const void *x, void *out, int64_t thread) {
-    Product p = *of;
-    int64_t panels = (p.outputs + PANEL - 1) / PANEL, begin = 0, end = panels;
-    int64_t row = share(s, thread, s->tokens), rows = share(s, thread + 1, s->tokens) - row;
-    p.x = x, p.out = out, p.rows = s->tokens, p.bytes = s->bytes;
-    if (p.scales) {
-        Rows q = {.x = (void *)x, .bytes = s->bytes, .columns = p.inputs};
+    int64_t row = share(s, thread, s->tokens), rows = share(s, thread + 1, s->tokens) - row, first = 0;
+    if (of->scales) {
+        Rows q = {.x = (void *)x, .bytes = s->bytes, .columns = of->inputs};
         tidepipe_quantize(&q, row, row + rows);
         meet(s);
     }
-    if (s->tokens >= ROWS_TO_SHARE * s->threads) {
-        p.rows = rows;
-        p.x = (const Elem *)x + row * p.inputs;
-        p.out = (Elem *)out + row * p.outputs;
-        p.bytes.values += row * p.inputs, p.bytes.scales += row, p.bytes.shifts += row;
-    } else {
-        begin = share(s, thread, panels), end = share(s, thread + 1, panels);
+    for (; of; first += of->outputs, of = of->beside) {
+        Product p = *of;
+        int64_t panels = (p.outputs + PANEL - 1) / PANEL, begin = 0, end = panels;
+        p.x = x, p.out = (Elem *)out + first, p.rows = s->tokens, p.bytes = s->bytes;
+        if (s->tokens >= ROWS_TO_SHARE * s->threads) {
+            p.rows = rows;
+            p.x = (const Elem *)x + row * p.inputs;
+            p.out = (Elem *)p.out + row * p.stride;
+            p.bytes.values += row * p.inputs, p.bytes.scales += row, p.bytes.shifts += row;
+        } else {
+            begin = share(s, thread, panels), end = share(s, thread + 1, panels);
+        }
+        tidepipe_product(&p, begin, end);
     }
-    tidepipe_product(&p, begin, end);
     meet(s);
 }
 

@@ -65,23 +65,65 @@ typedef struct {
     int32_t *shifts;
 } Bytes;
 
-/* x [rows][inputs] times packed weights, plus bias, into out [rows][outputs].
+/* How a code becomes a number: the entry of a table (4 bits), itself (5, 6, 8 bits), or as an e4m3. */
+#define CODE_4 4
+#define CODE_5 5
+#define CODE_6 6
+#define CODE_8 8
+#define CODE_FLOAT8 9
+#define SCALE_FLOAT 0
+#define SCALE_HALF 1
+#define SCALE_BFLOAT 2
+#define SCALE_BYTE 3
+
+/* Weights of few bits, (number of the code - zero) * scale + least.
+ * codes: for each 64 outputs [inputs / n][64] words of n = 8 codes' low four bits, or of 4 codes of 8 bits.
+ * more: of codes of 5 or 6 bits the others, [inputs * bits / 32][64] words.
+ * scales, zeros, least: for each 64 outputs [groups][64] of one kind; zeros null: zero; least null: 0.
+ * units, least_units: half floats [unit_count][64] that scales and least are multiples of, or null.
+ * group_of: the group of each input, or null where `group` inputs in a row are one. table: 16 entries. */
+typedef struct {
+    const uint32_t *codes;
+    const uint32_t *more;
+    const void *scales;
+    const void *zeros;
+    const void *least;
+    const uint16_t *units;
+    const uint16_t *least_units;
+    const int32_t *group_of;
+    const float *table;
+    int64_t code;
+    int64_t scale_kind;
+    int64_t group;
+    int64_t groups;
+    int64_t unit_count;
+    int64_t groups_per_unit;
+    float zero;
+} Packed;
+
+/* x [rows][inputs] times packed weights, plus bias, into out [rows][stride], the first `outputs` of each row.
  * weight: for each 64 outputs [inputs / pair][64][pair], zeros behind the last. bias: float or null.
  * scales: null, or float [outputs] if the weights are int8 (then packed as bytes 128 + w, [inputs / 4][64][4]);
  * such a product reads `bytes` instead of x.
+ * packed: null, or weights of few bits, instead of `weight`.
+ * beside: null, or a product of the same x whose outputs stand behind these in each row, and so on.
  * float_out: out is float whatever x is. */
-typedef struct {
+typedef struct Product Product;
+struct Product {
     const void *x;
     Bytes bytes;
     const void *weight;
     const float *scales;
     const float *bias;
     void *out;
+    const Packed *packed;
+    const Product *beside;
     int64_t rows;
     int64_t inputs;
     int64_t outputs;
+    int64_t stride;
     int64_t float_out;
-} Product;
+};
 
 /* One pass over rows: see the kernels. x, y, weight, out: [rows][columns], weight [columns]. */
 typedef struct {

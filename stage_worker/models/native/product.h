@@ -4,6 +4,7 @@
 #define ROW_BLOCK 192  /* rows of x that one pass over the weights serves */
 #define STEP_BLOCK 320 /* steps whose packed weights, PANEL wide, stay in the second-level cache meanwhile */
 
+/* weights: of the steps from `step` on. next: what will be, in the order of memory. */
 INLINE void product_rows(int rows, const Elem *x, long inputs, long step, long steps, const uint32_t *weights,
                          const uint32_t *next, float *sums) {
     const Left *left[6];
@@ -19,7 +20,7 @@ INLINE void product_rows(int rows, const Elem *x, long inputs, long step, long s
     const uint32_t *groups[PANEL / GROUP], *ahead[PANEL / GROUP];
     const int beside = TILE_GROUPS(rows);
     for (int g = 0; g < PANEL / GROUP; g++) {
-        groups[g] = weights + step * PANEL + g * GROUP;
+        groups[g] = weights + g * GROUP;
         /* Line by line, in whatever order they will be used: skipping some halves what memory delivers. */
         ahead[g] = next + (g / beside * steps * beside + g % beside) * GROUP;
     }
@@ -33,7 +34,7 @@ INLINE void product_out(const Product *p, long row, long count, long panel, cons
     const float *bias = p->bias ? p->bias + column : 0;
     for (long r = 0; r < count; r++) {
         const float *from = sums + r * PANEL;
-        long at = (row + r) * p->outputs + column;
+        long at = (row + r) * p->stride + column;
         float *wide = (float *)p->out + at;
         Elem *out = (Elem *)p->out + at;
         long c = 0;
@@ -113,20 +114,21 @@ KERNEL tidepipe_product(const Product *p, int64_t panel_begin, int64_t panel_end
         return;
     }
     float sums[ROW_BLOCK * PANEL] __attribute__((aligned(64)));
+    uint32_t room[STEP_BLOCK * PANEL] __attribute__((aligned(64)));
     long steps = p->inputs / PAIR, blocks = (steps + STEP_BLOCK - 1) / STEP_BLOCK;
     for (long row = 0; row < p->rows; row += ROW_BLOCK) {
         long count = p->rows - row < ROW_BLOCK ? p->rows - row : ROW_BLOCK;
         long chunks = (count + 5) / 6;
         for (long panel = panel_begin; panel < panel_end; panel++) {
-            const uint32_t *weights = (const uint32_t *)p->weight + panel * steps * PANEL;
             for (long block = 0; block < blocks; block++) {
-                long step = steps * block / blocks, part = steps * (block + 1) / blocks - step;
+                long step = block_begin(p, steps, block, blocks), part = block_begin(p, steps, block + 1, blocks) - step;
+                const uint32_t *weights = words_of(p, panel, step, part, room);
+                const uint32_t *next = p->packed ? weights : weights + part * PANEL;
                 for (long chunk = 0; chunk < chunks; chunk++) {
                     /* Chunks as equal as can be: one or two rows run at a fraction of the speed. */
                     long begin = count * chunk / chunks, end = count * (chunk + 1) / chunks;
                     const Elem *x = (const Elem *)p->x + (row + begin) * p->inputs;
                     float *to = sums + begin * PANEL;
-                    const uint32_t *next = weights + (step + part) * PANEL;
                     switch (end - begin) {
                     case 1: product_rows(1, x, p->inputs, step, part, weights, next, to); break;
                     case 2: product_rows(2, x, p->inputs, step, part, weights, next, to); break;

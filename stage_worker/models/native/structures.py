@@ -38,14 +38,24 @@ class Bytes(Structure):
     _fields_ = _fields(c_void_p, "values scales shifts")
 
 
+class Packed(Structure):
+    """Weights of few bits."""
+
+    _fields_ = (
+        *_fields(c_void_p, "codes more scales zeros least units least_units group_of table"),
+        *_fields(c_int64, "code scale_kind group groups unit_count groups_per_unit"),
+        ("zero", c_float),
+    )
+
+
 class Product(Structure):
     """A product with packed weights."""
 
     _fields_ = (
         ("x", c_void_p),
         ("bytes", Bytes),
-        *_fields(c_void_p, "weight scales bias out"),
-        *_fields(c_int64, "rows inputs outputs float_out"),
+        *_fields(c_void_p, "weight scales bias out packed beside"),
+        *_fields(c_int64, "rows inputs outputs stride float_out"),
     )
 
 

@@ -105,7 +105,7 @@ def test_sliding_windows() -> None:
         ({"model_type": None}, "is not supported"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "not a language model"),
         ({"num_local_experts": 8}, "mixture-of-experts"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantized safetensors"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "'hqq' is not supported; use the plain"),
         ({"hidden_act": "gelu"}, "'gelu' is not supported"),
         (
             {"rope_scaling": {"rope_type": "longrope"}},
