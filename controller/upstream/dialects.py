@@ -276,15 +276,16 @@ class LlamaCpp:
 
     def body(self, model: str, sequence: NewSequence, ends: Sequence[int]) -> dict[str, Any]:
         """Part of Dialect. Stop tokens it does not know: whoever reads ends the answer there."""
-        sampling = sequence.sampling
+        sampling, left = sequence.sampling, tokens_left(sequence)
         body: dict[str, Any] = {
             **_common(sequence),
             "prompt": [*sequence.prompt, *sequence.output],
-            "n_predict": tokens_left(sequence),
+            "n_predict": left,
             "top_k": sampling.top_k,
             "min_p": sampling.min_p,
             "repeat_penalty": sampling.repetition_penalty,
-            "repeat_last_n": -1,
+            # All of them: newer builds refuse the -1 that meant so.
+            "repeat_last_n": len(sequence.prompt) + len(sequence.output) + left,
             # In the order that our own stages have.
             "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
             "ignore_eos": sampling.ignore_eos,

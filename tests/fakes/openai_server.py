@@ -62,6 +62,8 @@ class FakeOpenAi:
 
         async def complete(request: Request) -> Response:
             body = await request.json()
+            if body.get("repeat_last_n", 0) < 0:  # as its build 11434
+                return JSONResponse({"error": {"message": "Value must be between 0 and 2147483647"}}, 400)
             prompt, base = body["prompt"], list(self.prompt)
             whole = self.tokenizer.encode(self.text, add_special_tokens=False).ids
             tokens = whole[len(prompt) - len(base) :][: body["n_predict"]]
