@@ -1,10 +1,12 @@
 """The fault table: real processes on hosts of their own, one fault after the other in the midst of a batch.
 
-    python -m bench.faults --model FOLDER -o results/ [--requests 200] [--only NAME ...]
+    python -m bench.faults --model FOLDER -o results/ [--engine vllm] [--requests 200] [--only NAME ...]
 
 Each row is a batch of greedy requests whose answers must equal those of the undisturbed batch, token by
 token: a lost, repeated or changed token is a difference. `longest gap` is the longest time without any token
-at the client.
+at the client. What the folder has of other rows is kept, so that a table can be made in several runs.
+
+--engine vllm needs vLLM in this environment; controller and vLLM's workers share a host.
 Needs root (network namespaces).
 """
 
@@ -16,9 +18,12 @@ import json
 import os
 import signal
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import psutil
 
 from bench.hosts import Hosts, network_of_hosts
 from bench.spread import SpreadCluster, answer_batch, spread_cluster
@@ -73,6 +78,10 @@ class Trouble:
         await asyncio.sleep(PAUSE_S)
         os.kill(pid, signal.SIGCONT)
 
+    async def stop(self, name: str) -> None:
+        """Freeze a process for good."""
+        os.kill(self._pid(name), signal.SIGSTOP)
+
     async def cut(self, host: int) -> None:
         """Pull a host's cable for a while."""
         self.hosts.cut(self.hosts[host])
@@ -92,36 +101,72 @@ class Trouble:
         self.hosts.shape(FAST_LINK)
 
     def _pid(self, name: str) -> int:
-        pid = next(child.pid for child in self._cluster.children if child.name == name)
+        pids = {child.name: child.pid for child in self._cluster.children}
+        controller = pids["controller-0"]
+        assert controller is not None
+        if name in VLLM_WORKERS:
+            # They call themselves VLLM::Worker_PP0 and so on; one that ended has no words any more.
+            alive = [
+                one for one in psutil.Process(controller).children() if one.status() != psutil.STATUS_ZOMBIE
+            ]
+            workers = {one.cmdline()[0]: one.pid for one in alive}
+            named = sorted(title for title in workers if title.startswith("VLLM::Worker"))
+            return workers[named[VLLM_WORKERS.index(name)]]
+        pid = pids[name]
         assert pid is not None
         return pid
 
 
 BRAIN, FIRST, LAST, CLIENT = range(4)
 WORKERS = ("stage-worker-0-0", "stage-worker-0-1")
-FAULTS: dict[str, Callable[[Trouble], Awaitable[None]]] = {
-    "first stage killed": lambda trouble: trouble.kill(WORKERS[0]),
-    "last stage killed": lambda trouble: trouble.kill(WORKERS[1]),
+VLLM_WORKERS = ("first worker of vLLM's", "last worker of vLLM's")
+Fault = Callable[[Trouble], Awaitable[None]]
+
+
+def of_stages(first: str, last: str) -> dict[str, Fault]:
+    """What may happen to the stages of any engine. first, last: their processes."""
+    return {
+        "first stage killed": lambda trouble: trouble.kill(first),
+        "last stage killed": lambda trouble: trouble.kill(last),
+        "first stage paused": lambda trouble: trouble.pause(first),
+        "last stage paused": lambda trouble: trouble.pause(last),
+        "two at once: both stages killed": lambda trouble: trouble.kill(first, last),
+    }
+
+
+OF_SERVICES: dict[str, Fault] = {
     "controller killed": lambda trouble: trouble.kill("controller-0"),
     "router and gateway killed": lambda trouble: trouble.kill("router"),
     "predictor killed": lambda trouble: trouble.kill("predictor"),
-    "first stage paused": lambda trouble: trouble.pause(WORKERS[0]),
-    "last stage paused": lambda trouble: trouble.pause(WORKERS[1]),
     "controller paused": lambda trouble: trouble.pause("controller-0"),
     "router paused": lambda trouble: trouble.pause("router"),
     "predictor paused": lambda trouble: trouble.pause("predictor"),
-    "first stage cut off": lambda trouble: trouble.cut(FIRST),
     "brain cut off": lambda trouble: trouble.cut(BRAIN),
     "client cut off": lambda trouble: trouble.cut(CLIENT),
-    "stages cut from each other": lambda trouble: trouble.sever(FIRST, LAST),
-    "controller cut from last stage": lambda trouble: trouble.sever(BRAIN, LAST),
     "network at 2 Mbit/s": lambda trouble: trouble.slow_network(),
-    "rolling restart of all": lambda trouble: trouble.stop_gracefully(
-        "predictor", *WORKERS, "controller-0", "router"
-    ),
-    "two at once: both stages killed": lambda trouble: trouble.kill(*WORKERS),
-    "two at once: controller and stage killed": lambda trouble: trouble.kill("controller-0", WORKERS[1]),
     "two at once: router and controller killed": lambda trouble: trouble.kill("router", "controller-0"),
+}
+FAULTS: dict[str, dict[str, Fault]] = {
+    "native": {
+        **of_stages(*WORKERS),
+        **OF_SERVICES,
+        "first stage cut off": lambda trouble: trouble.cut(FIRST),
+        "stages cut from each other": lambda trouble: trouble.sever(FIRST, LAST),
+        "controller cut from last stage": lambda trouble: trouble.sever(BRAIN, LAST),
+        "rolling restart of all": lambda trouble: trouble.stop_gracefully(
+            "predictor", *WORKERS, "controller-0", "router"
+        ),
+        "two at once: controller and stage killed": lambda trouble: trouble.kill("controller-0", WORKERS[1]),
+    },
+    "vllm": {
+        **of_stages(*VLLM_WORKERS),
+        **OF_SERVICES,
+        "last stage stopped for good": lambda trouble: trouble.stop(VLLM_WORKERS[1]),
+        "instance cut off": lambda trouble: trouble.cut(FIRST),
+        "rolling restart of all": lambda trouble: trouble.stop_gracefully(
+            "predictor", "controller-0", "router"
+        ),
+    },
 }
 
 
@@ -130,7 +175,7 @@ async def run_batch(
     hosts: Hosts,
     requests: int,
     name: str,
-    fault: Callable[[Trouble], Awaitable[None]] | None,
+    fault: Fault | None,
     expected: list[list[int]] | None,
 ) -> tuple[Row, list[list[int]]]:
     """One batch with a fault in its midst."""
@@ -157,19 +202,19 @@ async def run_batch(
     return row, tokens
 
 
-async def table(model: str, requests: int, only: list[str], dtype: str) -> list[Row]:
-    """All rows, the undisturbed batch first."""
-    config = ClusterConfig(model=model, stages=2, dtype=dtype, threads=1)
+async def table(model: str, engine: str, requests: int, only: list[str], dtype: str) -> AsyncIterator[Row]:
+    """All rows, as they come; the undisturbed batch first."""
+    threads = {"threads": 1} if engine == "native" else {}
+    config = ClusterConfig(model=model, engine=engine, stages=2, dtype=dtype, **threads)
     with tempfile.TemporaryDirectory() as logs, network_of_hosts(4) as hosts:
         hosts.shape(FAST_LINK)
         async with spread_cluster(hosts, config, Path(logs)) as cluster:
             first, expected = await run_batch(cluster, hosts, requests, "none", None, None)
-            rows = [first]
-            for name, fault in FAULTS.items():
+            yield first
+            for name, fault in FAULTS[engine].items():
                 if not only or name in only:
                     row, _ = await run_batch(cluster, hosts, requests, name, fault, expected)
-                    rows.append(row)
-    return rows
+                    yield row
 
 
 def markdown(rows: list[Row]) -> str:
@@ -193,13 +238,26 @@ def main() -> None:
     )
     parser.add_argument("--model", required=True)
     parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--only", nargs="*", default=[], choices=list(FAULTS))
+    parser.add_argument("--engine", choices=list(FAULTS), default="native")
+    parser.add_argument("--dtype", default="bfloat16", help="vLLM's answers depend on batches but in float32")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder")
     options = parser.parse_args()
-    rows = asyncio.run(table(options.model, options.requests, options.only, options.dtype))
+    if unknown := set(options.only) - FAULTS[options.engine].keys():
+        parser.error(f"--only: {unknown.pop()!r} is none of {', '.join(FAULTS[options.engine])}")
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "faults.json").write_text(json.dumps([asdict(row) for row in rows], indent=2))
+    kept = options.output / "faults.json"
+    known = {one["fault"]: Row(**one) for one in (json.loads(kept.read_text()) if kept.exists() else [])}
+
+    async def make() -> None:
+        new = table(options.model, options.engine, options.requests, options.only, options.dtype)
+        async with aclosing(new):
+            async for row in new:
+                known[row.fault] = row
+                kept.write_text(json.dumps([asdict(one) for one in known.values()], indent=2))
+
+    asyncio.run(make())
+    rows = list(known.values())
     (options.output / "faults.md").write_text(markdown(rows))
     print(markdown(rows))
 

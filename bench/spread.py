@@ -38,10 +38,15 @@ async def spread_cluster(
 ) -> AsyncIterator[SpreadCluster]:
     """Router, predictor and controller on the first host, each stage on a host of its own behind it.
 
+    An engine with workers of its own, and its controller, are on the second host instead.
+
     one_host: everything on the first host, to compare with. The processes are restarted when they die.
     """
     brain = hosts[0]
-    stage_hosts = [brain if one_host else hosts[1 + stage] for stage in range(config.stages)]
+    native = config.engine == "native"
+    stages = config.stages if native else 0
+    stage_hosts = [brain if one_host else hosts[1 + stage] for stage in range(stages)]
+    controllers_host = brain if native or one_host else hosts[1]
     cluster = SpreadCluster(f"{brain.address}:{PORT}", brain, stage_hosts)
 
     def child(host: Host, spec: ChildSpec, port: int) -> Child:
@@ -79,7 +84,7 @@ async def spread_cluster(
     try:
         await asyncio.gather(*(one.start() for one in (*workers, *others)))
         controller = child(
-            brain,
+            controllers_host,
             controller_spec(
                 config, 0, stages=[one.address for one in workers], router=router, predictor=predictor
             ),
