@@ -80,7 +80,9 @@ def controller_spec(
     provisioner: what it tells a router that is not ours; see `_at_another_router`.
     """
     native = config.engine == "native"
-    own: dict[str, Any] = {"machine_share": f"{instance}/{config.instances}"} if config.instances > 1 else {}
+    own: dict[str, Any] = {}
+    if config.instances > 1 and config.provisioner == "local":
+        own["machine_share"] = f"{instance}/{config.instances}"
     if native:
         # Of the model its workers are told.
         own = dict.fromkeys(("engine", "model", "dtype", "tensor_parallel", "engine_args", "allow_download"))

@@ -30,6 +30,8 @@ except ImportError as error:
 PLACE_TIMEOUT_S = 30.0
 ACTOR_TIMEOUT_S = 20.0  # an actor's own process, before it does anything
 RETRY_AFTER_MS = 30_000
+_TRAVEL = ("TIDEPIPE_", "VLLM_")
+"""Beginnings of the names of environment variables that processes on other nodes get."""
 
 log = structlog.get_logger()
 
@@ -49,6 +51,7 @@ class RayProvisioner:
 
     A stage takes one CPU of Ray's (`threads` of them if set), or one GPU; the controller lives beside the
     first stage. PACK puts the stages of an instance on one node if they fit, else on as few as possible.
+    An engine that makes its own workers is one process on one node, which takes what all of them need.
     """
 
     def __init__(
@@ -89,10 +92,7 @@ class RayProvisioner:
         instance = _Instance(instance_name(self._config, number), self._reserve(number))
         try:
             await self._wait_for_room(instance)
-            specs = [
-                worker_spec(self._config, number, stage, own_device=True)
-                for stage in range(self._config.stages)
-            ]
+            specs = self._workers(number)
             instance.workers = [self._actor(instance, spec, stage) for stage, spec in enumerate(specs)]
             addresses = await asyncio.gather(
                 *(
@@ -136,8 +136,9 @@ class RayProvisioner:
     def room(self) -> Room | None:
         """Part of InstanceProvisioner."""
         free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        (name, each), *_ = self._resources().items()
-        needed = each * self._config.stages
+        bundles = self._bundles()
+        (name, each), *_ = bundles[0].items()
+        needed = each * len(bundles)
         have = free.get(name, 0.0)
         return Room(int(have // needed), f"{have:g} {name} free in the Ray cluster, {needed:g} an instance")
 
@@ -147,22 +148,33 @@ class RayProvisioner:
         await asyncio.gather(*(self._end(instance) for instance in instances))
         await asyncio.to_thread(ray.shutdown)
 
-    def _resources(self) -> dict[str, float]:
-        if self._config.device.startswith("cuda"):
-            return {"GPU": 1.0}
-        return {"CPU": float(self._config.threads or 1)}
+    def _workers(self, number: int) -> list[ChildSpec]:
+        """Of an instance whose controller does not make them itself."""
+        stages = range(self._config.stages if self._config.engine == "native" else 0)
+        return [worker_spec(self._config, number, stage, own_device=True) for stage in stages]
+
+    def _bundles(self) -> list[dict[str, float]]:
+        """What an instance takes of each place, where places may be on different nodes."""
+        config = self._config
+        if config.engine == "native":
+            each = {"GPU": 1.0} if config.device.startswith("cuda") else {"CPU": float(config.threads or 1)}
+            return [each] * config.stages
+        # vLLM takes GPUs where there are any.
+        of_cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        name = "GPU" if of_cluster.get("GPU") else "CPU"
+        return [{name: float(config.stages * config.tensor_parallel)}]
 
     def _reserve(self, number: int) -> PlacementGroup:
-        bundles = [self._resources() for _ in range(self._config.stages)]
         group: PlacementGroup = placement_group(
-            bundles, strategy="PACK", name=f"tidepipe-{os.getpid()}-{number}"
+            self._bundles(), strategy="PACK", name=f"tidepipe-{os.getpid()}-{number}"
         )
         return group
 
     async def _wait_for_room(self, instance: _Instance) -> None:
         # Not `ready()`: that is a task, so a node with room but slow to start a worker would seem full.
         if not await asyncio.to_thread(instance.group.wait, PLACE_TIMEOUT_S):
-            wanted = f"{self._config.stages} x {self._resources()}"
+            bundles = self._bundles()
+            wanted = f"{len(bundles)} x {bundles[0]}"
             raise OverloadedError(
                 f"the Ray cluster has no room for {wanted} within {PLACE_TIMEOUT_S:g} s; add nodes",
                 RETRY_AFTER_MS,
@@ -172,14 +184,14 @@ class RayProvisioner:
         # Late: only nodes and provisioners need it.
         from launcher.provision.hosted import HostedProcess
 
-        # The controller computes next to nothing; only stages own what was reserved.
-        owns = spec.module == "stage_worker"
-        resources = self._resources() if owns else {}
+        # The controller computes next to nothing; only stages own what was reserved, or who makes them.
+        owns = spec.module == "stage_worker" or not instance.workers
+        resources = self._bundles()[bundle] if owns else {}
         environment = self._environment(spec.module)
         travels = {
             name: value
             for name, value in environment.items()
-            if name == "PYTHONPATH" or (name.startswith("TIDEPIPE_") and name not in (READY_FD, PARENT_PID))
+            if name == "PYTHONPATH" or (name.startswith(_TRAVEL) and name not in (READY_FD, PARENT_PID))
         }
         return (
             ray.remote(HostedProcess)

@@ -272,10 +272,10 @@ class ClusterConfig(Strict):
         for name in _NATIVE_ONLY:
             if getattr(self, name) not in (None, type(self).model_fields[name].default):
                 raise ValueError(f"{name} is for TidePipe's own stage workers, not for --engine vllm")
-        if self.provisioner == "ray":
+        if self.provisioner == "ray" and "distributed_executor_backend" in (self.engine_args or ""):
             raise ValueError(
-                "instances with --engine vllm are started on this machine: not with provisioner ray; for an "
-                'engine over several nodes give --engine-args \'{"distributed_executor_backend": "ray"}\''
+                "provisioner ray places whole engines: leave distributed_executor_backend out of "
+                "--engine-args, or, for one engine over several nodes, leave out --provisioner ray"
             )
 
     @property
