@@ -9,6 +9,7 @@ once for each SLO; what others answer is judged by both. Rates rise until no SLO
 highest rate at which nine tenths of the requests met both targets, between two rates by straight line.
 A peer runs at several sizes of its steps (--max-num-batched-tokens), the best of which counts: what it does
 by default says little of it. --resume: what OUT.json has already is not measured again.
+Those with an engine of vLLM's need it in this environment, see docs/guide/vllm-instances.md.
 The rates are those of a machine with AVX-512; --scale them, and let --peers-dtype be float32, on one without.
 """
 
@@ -24,7 +25,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ class Contender:
     """One server. rates: requests per second, for each SLO. kind: several with different settings have one.
 
     shape: TidePipe's, or None for vLLM, which knows of no SLO and is asked at all of its rates once, with
-    so many stages and so many tokens in a step at most.
+    so many stages and so many tokens in a step at most. servers: so many of vLLM's, with those steps, are
+    TidePipe's instances.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Contender:
     kind: str = ""
     stages: int = 1
     step_tokens: int = 0
+    servers: int = 0
 
 
 def vllm(kind: str, stages: int, rates: Mapping[int, Sequence[float]]) -> tuple[Contender, ...]:
@@ -81,6 +84,8 @@ def vllm(kind: str, stages: int, rates: Mapping[int, Sequence[float]]) -> tuple[
     )
 
 
+NO_TARGETS: Mapping[str, Any] = {"ttft_ms": None, "tpot_ms": None}
+VLLM_RATES = {"5 s, 100 ms": (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5)}
 CONTENDERS = (
     *vllm(
         "vllm-pp2",
@@ -123,6 +128,32 @@ CONTENDERS = (
         {"5 s, 100 ms": (2.0, 2.25, 2.5), "1 s, 50 ms": (1.0, 1.25, 1.5, 1.75)},
         {"policy": "hybrid", "routing": "least-loaded", "prefill_tokens": 64},
     ),
+    # Two engines of vLLM's, a core each: TidePipe's instances, or servers behind a usual balancer.
+    Contender("tidepipe, 2 x vllm, padg", VLLM_RATES, {"engine": "vllm", "instances": 2}),
+    *(
+        Contender(
+            f"2 x vllm, steps of {step}, {routing}",
+            VLLM_RATES,
+            {"routing": routing, **NO_TARGETS},
+            f"2 x vllm, {routing}",
+            step_tokens=step,
+            servers=2,
+        )
+        for routing in ("round-robin", "least-loaded")
+        for step in (1024, 256, 128)
+    ),
+    # One server on both cores, as the "vllm" above, which TidePipe's router stands before.
+    *(
+        Contender(
+            f"tidepipe before vllm, steps of {step}",
+            VLLM_RATES,
+            {},
+            "tidepipe before vllm",
+            step_tokens=step,
+            servers=1,
+        )
+        for step in (256, 128)
+    ),
 )
 
 
@@ -142,29 +173,30 @@ async def running(
     one: Contender, slo: str, places: Places, logs: Path, peers_dtype: str
 ) -> AsyncIterator[str]:
     """The server's URL, once it answers."""
-    if one.shape is not None:
-        ttft_ms, tpot_ms = SLOS[slo]
-        config = ClusterConfig(
-            **{"policy": "padg", **one.shape},
-            model=places.model,
-            dtype="bfloat16",
-            ttft_ms=ttft_ms,
-            tpot_ms=tpot_ms,
+    async with AsyncExitStack() as stack:
+        step = {"max_num_batched_tokens": one.step_tokens}
+        servers = max(1, one.servers) if one.step_tokens else 0
+        peer = Vllm(places, max(1, one.servers), one.stages, peers_dtype, settings=step)
+        logs_of = [logs / f"{one.kind}-{one.step_tokens}-{number}.log" for number in range(servers)]
+        urls = await asyncio.gather(
+            *(stack.enter_async_context(serving(peer, log, i)) for i, log in enumerate(logs_of))
         )
-        async with LocalCluster(config) as cluster:
-            yield f"http://{cluster.http_address}"
-        return
-    step = {"max_num_batched_tokens": one.step_tokens}
-    server = Vllm(places, replicas=1, pipeline=one.stages, dtype=peers_dtype, settings=step)
-    async with serving(server, logs / f"{one.kind}-{one.step_tokens}.log") as url:
-        yield url
+        if one.shape is None:
+            yield urls[0]
+            return
+        ttft_ms, tpot_ms = SLOS[slo]
+        shape: dict[str, Any] = {"ttft_ms": ttft_ms, "tpot_ms": tpot_ms, **one.shape}
+        own = {"upstream": ",".join(urls)} if urls else {"policy": "padg", "dtype": "bfloat16"}
+        config = ClusterConfig(**{**own, **shape}, model=places.model)
+        cluster = await stack.enter_async_context(LocalCluster(config))
+        yield f"http://{cluster.http_address}"
 
 
 @asynccontextmanager
-async def serving(server: Server, log: Path) -> AsyncIterator[str]:
+async def serving(server: Server, log: Path, replica: int = 0) -> AsyncIterator[str]:
     """A peer's URL, once it answers. log: gets what it says."""
     port = free_port()
-    with child(server.serve_command(port), log, env=server.environment(0)) as process:
+    with child(server.serve_command(port), log, env=server.environment(replica)) as process:
         url = f"http://127.0.0.1:{port}"
         async with httpx.AsyncClient(base_url=url, trust_env=False) as http, asyncio.timeout(START_S):
             while True:
