@@ -11,6 +11,7 @@ import torch
 
 from stage_worker.executors.protocol import Executor, StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
+from tidepipe_common.settings.adapters import AdapterPlace
 from tidepipe_common.types.plan import Phase, PlanRow, SampledTokens, SequenceStart, StepPlan
 from tidepipe_common.types.sampling import SamplingParams
 
@@ -46,12 +47,18 @@ def make_pipeline(
     max_step_tokens: int = 256,
     dtype: str = "float32",
     quantization: str | None = None,
+    adapters: Sequence[AdapterPlace] = (),
 ) -> list[Executor]:
     """Executors of all stages, with layers split as evenly as it goes."""
     executors: list[Executor] = []
     for index in range(stages):
         backend = TorchBackend(
-            str(model), device="cpu", dtype=dtype, quantization=quantization, make_sampler=GreedySampler
+            str(model),
+            device="cpu",
+            dtype=dtype,
+            quantization=quantization,
+            make_sampler=GreedySampler,
+            adapters=adapters,
         )
         layers = backend.description.shape.layers
         executors.append(
@@ -103,11 +110,12 @@ def generate(
     block_size: int = 16,
     chunk: int = 1000,
     stagger: int = 0,
+    adapters: Sequence[str] = (),
 ) -> list[list[int]]:
     """Greedy tokens for each prompt.
 
     chunk: prompt tokens of one sequence in one step. stagger: sequence i begins after i x stagger steps,
-    so that steps mix prefill and decode.
+    so that steps mix prefill and decode. adapters: of each prompt the fingerprint, empty for none.
     """
     free = list(range(executors[0].kv_blocks))
     random.Random(0).shuffle(free)
@@ -122,7 +130,10 @@ def generate(
                 continue
             first = lengths[index]
             if first == 0:
-                starts.append(SequenceStart(key=100 + index, sampling=GREEDY, prompt_tokens=len(known)))
+                adapter = adapters[index] if adapters else ""
+                starts.append(
+                    SequenceStart(key=100 + index, sampling=GREEDY, prompt_tokens=len(known), adapter=adapter)
+                )
             part = known[first : first + chunk]
             needed = -(-(first + len(part)) // block_size) - blocks[index]
             new_blocks = tuple(free.pop() for _ in range(needed))

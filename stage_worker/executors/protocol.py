@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from tidepipe_common.types.adapter import Adapter
 from tidepipe_common.types.model_shape import ModelShape
 from tidepipe_common.types.plan import SampledTokens, StepPlan
 
@@ -21,6 +22,7 @@ class BackendDescription:
     memory_budget: for weights and KV blocks together, bytes.
     fabric, fabric_device: see DescribeStageResponse; empty: none.
     slow_because: once configured, why it computes several times slower than it could; empty: it does not.
+    adapters: that its sequences may have.
     """
 
     model: str
@@ -32,6 +34,7 @@ class BackendDescription:
     fabric: str = ""
     fabric_device: str = ""
     slow_because: str = ""
+    adapters: tuple[Adapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

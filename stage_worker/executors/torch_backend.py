@@ -6,7 +6,7 @@ import ctypes
 import dataclasses
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,10 @@ from stage_worker.fabric.neighbours import FabricWays, open_ways
 from stage_worker.fabric.pair import check_backend, fabric_device
 from stage_worker.fabric.rendezvous import fabric_id
 from stage_worker.kv_pool import KvPool, size_pool
+from stage_worker.loading.adapters import adaptable, adapted, load_adapters, open_adapter
 from stage_worker.loading.open_checkpoint import open_checkpoint
 from stage_worker.loading.stage_weights import StageSlice, check_weights, load_stage
+from stage_worker.models.adapters import StageAdapters, StepAdapters
 from stage_worker.models.decoder import Decoder
 from stage_worker.models.rope import RotaryTable
 from stage_worker.models.weights import StageWeights
@@ -42,7 +44,9 @@ from stage_worker.sampling.apart import StepSampler
 from stage_worker.second_tier import BlockMover, check_place, open_tier
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.model_source import resolve_model
+from tidepipe_common.settings.adapters import AdapterPlace
 from tidepipe_common.settings.offload import OffloadPlace
+from tidepipe_common.types.adapter import Adapter
 
 _log = structlog.get_logger()
 
@@ -77,11 +81,12 @@ class TorchBackend:
         fabric: str | None = None,
         workers_on_device: int = 1,
         offload: OffloadPlace | None = None,
+        adapters: Sequence[AdapterPlace] = (),
     ) -> None:
         """fabric: nccl or gloo, to hand activations over past the host where the next stage can.
 
         workers_on_device: that share a GPU, if memory_budget is None.
-        offload: the second tier's place; None: there is none.
+        offload: the second tier's place; None: there is none. adapters: that sequences may have.
         """
         if workers_on_device < 1:
             raise ConfigError(f"workers_on_device must be at least 1, got {workers_on_device}")
@@ -111,6 +116,9 @@ class TorchBackend:
         self._compute = make_compute(self._device, self._dtype, torch.get_num_threads(), quantization)
         self._make_sampler = make_sampler or _sampler_of(path)
         self._loaded: tuple[StageSlice, StageWeights] | None = None
+        shapes = adaptable(spec)
+        self._adapter_folders = [open_adapter(place, spec, shapes) for place in adapters]
+        self._adapters: tuple[StageSlice, StageAdapters] | None = None
         self.description = BackendDescription(
             model=model,
             shape=spec.shape,
@@ -125,6 +133,7 @@ class TorchBackend:
             ),
             fabric="" if fabric is None else fabric_id(fabric),
             fabric_device="" if fabric is None else fabric_device(self._device),
+            adapters=tuple(Adapter(one.name, one.fingerprint) for one in self._adapter_folders),
         )
 
     def configure(self, spec: StageSpec) -> TorchExecutor:
@@ -146,7 +155,7 @@ class TorchBackend:
             gc.collect()
         model = self._checkpoint.spec
         part = StageSlice(spec.layer_begin, spec.layer_end, spec.first, spec.last)
-        weights = self._weights(part)
+        weights, adapters = self._weights(part), self._stage_adapters(part)
         compute = self._compute
         slow = compute.slow_for(model, spec.block_size)
         self.description = dataclasses.replace(self.description, slow_because=slow)
@@ -154,16 +163,21 @@ class TorchBackend:
         budget = self.description.memory_budget
         spare = 1 if self._device.type == "cuda" else 0  # for the padding of CUDA graphs
         budget -= spare * geometry.block_bytes
-        blocks = size_pool(geometry, spec.kv_blocks, budget, weights.nbytes, model.context_length)
+        held = weights.nbytes + adapters.nbytes
+        blocks = size_pool(geometry, spec.kv_blocks, budget, held, model.context_length)
         pool = KvPool(geometry, blocks, self._device, spare)
         mover = self._mover(pool)
         rotary = RotaryTable(model.rope, model.head_dim, model.context_length, self._device)
         context = AttentionContext(model, part.begin, pool, rotary)
         with self._device_of_thread():
             attention = compute.attention(context)
-        stack = compute.stack(weights, attention, context)
+        stack = compute.stack(weights, attention, context, adapters)
         workspace = Workspace(model, self._dtype) if compute.reuse_buffers and stack is None else None
-        decoder = Decoder(model, part.begin, weights, attention, compute.ops, workspace, stack)
+        step: StepAdapters | None = None
+        if stack is None and adapters.numbers:
+            step = StepAdapters()
+            weights = adapted(weights, adapters, step)
+        decoder = Decoder(model, part.begin, weights, attention, compute.ops, workspace, stack, step)
         return TorchExecutor(
             StageParts(
                 stage=spec,
@@ -178,6 +192,7 @@ class TorchBackend:
                 ways=ways,
                 mover=mover,
                 lose_tier=self._lose_tier,
+                adapters=adapters,
             )
         )
 
@@ -215,6 +230,15 @@ class TorchBackend:
     def _device_of_thread(self) -> AbstractContextManager[object]:
         """Makes the device the present one of this thread, as libraries and graphs want it."""
         return nullcontext() if self._device.type == "cpu" else torch.cuda.device(self._device)
+
+    def _stage_adapters(self, part: StageSlice) -> StageAdapters:
+        if self._adapters is None or self._adapters[0] != part:
+            # On a CPU in float32, as PEFT computes them beside weights of any type.
+            dtype = torch.float32 if self._device.type == "cpu" else self._dtype
+            spec = self._checkpoint.spec
+            loaded = load_adapters(self._adapter_folders, spec, part, dtype, self._device)
+            self._adapters = part, loaded
+        return self._adapters[1]
 
     def _weights(self, part: StageSlice) -> StageWeights:
         if self._loaded is None or self._loaded[0] != part:

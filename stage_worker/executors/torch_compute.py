@@ -15,6 +15,7 @@ from stage_worker.attention.native_paged import NativePagedAttention
 from stage_worker.attention.torch_paged import TorchPagedAttention
 from stage_worker.kv_pool import KvGeometry
 from stage_worker.loading.stage_weights import plain_linear
+from stage_worker.models.adapters import NO_ADAPTERS, StageAdapters
 from stage_worker.models.layer_ops import LayerOps, TorchLayerOps
 from stage_worker.models.linear import Linear, LinearFactory, PlainLinear
 from stage_worker.models.native.build import cpu_flags
@@ -69,14 +70,18 @@ class Compute:
         return self.slow_because
 
     def stack(
-        self, weights: StageWeights, attention: AttentionBackend, context: AttentionContext
+        self,
+        weights: StageWeights,
+        attention: AttentionBackend,
+        context: AttentionContext,
+        adapters: StageAdapters = NO_ADAPTERS,
     ) -> NativeStack | None:
         """What computes all layers at once, if the kernels can."""
         if self.kernels is None or not isinstance(attention, NativePagedAttention):
             return None
         if not NativeStack.fits(weights):
             return None
-        return NativeStack(self.kernels, weights, attention, context)
+        return NativeStack(self.kernels, weights, attention, context, adapters)
 
 
 QUANTIZATIONS = ("int8",)

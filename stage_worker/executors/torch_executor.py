@@ -16,6 +16,7 @@ from stage_worker.executors.protocol import OffloadError, OffloadSlots, PlanErro
 from stage_worker.executors.torch_sequences import SequenceTables
 from stage_worker.fabric.neighbours import NO_WAYS, FabricWays
 from stage_worker.kv_pool import KvPool
+from stage_worker.models.adapters import NO_ADAPTERS, StageAdapters
 from stage_worker.models.decoder import Decoder
 from stage_worker.models.spec import ModelSpec
 from stage_worker.priority import compute_as_batch_work
@@ -32,6 +33,7 @@ class StageParts:
     weight_bytes: of the loaded weights. sampler: on the last stage. graphs: for decode steps, on a GPU.
     ways: to the neighbours, by fabric.
     mover: to and from the second tier. lose_tier: called when that does not work any more.
+    adapters: that sequences may have.
     """
 
     stage: StageSpec
@@ -46,6 +48,7 @@ class StageParts:
     ways: FabricWays = NO_WAYS
     mover: BlockMover | None = None
     lose_tier: Callable[[], None] = lambda: None
+    adapters: StageAdapters = NO_ADAPTERS
 
 
 class TorchExecutor:
@@ -53,7 +56,7 @@ class TorchExecutor:
 
     def __init__(self, parts: StageParts) -> None:
         self.kv_blocks = parts.pool.blocks
-        self.weight_bytes = parts.weight_bytes
+        self.weight_bytes = parts.weight_bytes + parts.adapters.nbytes
         self.kv_bytes = parts.pool.nbytes
         self._stage = parts.stage
         self._decoder = parts.decoder
@@ -71,7 +74,11 @@ class TorchExecutor:
         self._mover = parts.mover
         self._lose_tier = parts.lose_tier
         self._sequences = SequenceTables(
-            parts.stage.block_size, parts.pool.blocks, parts.stage.max_step_tokens, parts.model.context_length
+            parts.stage.block_size,
+            parts.pool.blocks,
+            parts.stage.max_step_tokens,
+            parts.model.context_length,
+            parts.adapters.numbers,
         )
 
     @torch.inference_mode()
@@ -139,7 +146,8 @@ class TorchExecutor:
         self._pool.occupy()
 
     def _forward(self, batch: RaggedBatch, residual: torch.Tensor) -> torch.Tensor:
-        if self._graphs is not None and (replayed := self._graphs.forward(batch, residual)) is not None:
+        graphs = self._graphs if batch.adapters is None else None  # they were captured without
+        if graphs is not None and (replayed := graphs.forward(batch, residual)) is not None:
             return replayed
         return self._decoder.forward(batch, residual)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain
 
 import numpy as np
@@ -18,7 +19,15 @@ _FIRST_WIDTH = 16
 class SequenceTables:
     """Block tables in one array, a line per sequence, so that a batch's tables are gathered at once."""
 
-    def __init__(self, block_size: int, kv_blocks: int, max_step_tokens: int, context_length: int) -> None:
+    def __init__(
+        self,
+        block_size: int,
+        kv_blocks: int,
+        max_step_tokens: int,
+        context_length: int,
+        adapters: Mapping[str, int] | None = None,
+    ) -> None:
+        """adapters: numbers of those that the stage has, from 1, by fingerprint."""
         self._block_size = block_size
         self._kv_blocks = kv_blocks
         self._max_step_tokens = max_step_tokens
@@ -28,6 +37,8 @@ class SequenceTables:
         self._tables: Int32Array = np.zeros((_FIRST_ROWS, _FIRST_WIDTH), dtype=np.int32)
         self._lengths: Int32Array = np.zeros(_FIRST_ROWS, dtype=np.int32)
         self._block_counts: Int32Array = np.zeros(_FIRST_ROWS, dtype=np.int32)
+        self._numbers = dict(adapters or {})
+        self._adapted: dict[int, int] = {}
 
     def __len__(self) -> int:
         """Number of sequences."""
@@ -61,14 +72,21 @@ class SequenceTables:
 
         for key in plan.releases:
             self._free.append(self._lines.pop(key))
+            self._adapted.pop(key, None)
         for start in plan.starts:
             self._begin(start.key)
+            if start.adapter:
+                self._adapted[start.key] = self._numbers[start.adapter]
         lines = np.array([self._lines[key] for key in keys], dtype=np.int64)
         self._append(lines, held, new_counts, new_blocks)
         self._lengths[lines] = first + counts
         width = -(-int((first + counts).max(initial=1)) // self._block_size)
         return RaggedBatch(
-            first.astype(np.int32), counts.astype(np.int32), self._tables[lines, :width], self._block_size
+            first.astype(np.int32),
+            counts.astype(np.int32),
+            self._tables[lines, :width],
+            self._block_size,
+            self._adapters_of(keys) if self._adapted else None,
         )
 
     def set_lengths_for_profiling(self, lengths: dict[int, int]) -> None:
@@ -87,6 +105,11 @@ class SequenceTables:
         for start in plan.starts:
             if start.key in started or (start.key in self._lines and start.key not in released):
                 raise PlanError(f"step {plan.step_id} starts sequence {start.key}, which runs already")
+            if start.adapter and start.adapter not in self._numbers:
+                raise PlanError(
+                    f"step {plan.step_id} starts sequence {start.key} with adapter {start.adapter[:32]}, "
+                    "which this stage does not have"
+                )
             started.add(start.key)
         if len(set(keys)) != len(keys):
             raise PlanError(f"step {plan.step_id} has two rows of the same sequence")
@@ -133,6 +156,10 @@ class SequenceTables:
                 f"sequence {keys[row]} would have {ends[row]} tokens, "
                 f"the model's context is {self._context_length}"
             )
+
+    def _adapters_of(self, keys: list[int]) -> Int32Array | None:
+        numbers = np.array([self._adapted.get(key, 0) for key in keys], dtype=np.int32)
+        return numbers if numbers.any() else None
 
     def _begin(self, key: int) -> None:
         if not self._free:

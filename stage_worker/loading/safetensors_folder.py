@@ -50,7 +50,7 @@ def open_safetensors(folder: Path) -> Checkpoint:
     spec = folder_spec(folder, config)
     tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(folder):
-        tensors.update(_read_header(file))
+        tensors.update(read_header(file))
     tensors = {_with_prefix(name): stored for name, stored in tensors.items()}
     quantization = read_quantization(config, str(folder / "config.json"))
     packed = find_packed(tensors, quantization, "config.json")
@@ -118,7 +118,7 @@ def _unlisted(folder: Path) -> list[Path]:
     return files
 
 
-def _read_header(file: Path) -> dict[str, StoredTensor]:
+def read_header(file: Path) -> dict[str, StoredTensor]:
     """Read and check the header: 8 bytes of length, JSON, then the tensors' bytes."""
     try:
         size = file.stat().st_size

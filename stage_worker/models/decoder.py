@@ -6,6 +6,7 @@ import torch
 
 from stage_worker.attention.backend import AttentionBackend, AttentionStep, HeadNorms
 from stage_worker.attention.batch import RaggedBatch
+from stage_worker.models.adapters import StepAdapters
 from stage_worker.models.layer_ops import LayerOps
 from stage_worker.models.native_stack import NativeStack
 from stage_worker.models.spec import ModelSpec
@@ -25,8 +26,12 @@ class Decoder:
         ops: LayerOps,
         workspace: Workspace | None = None,
         stack: NativeStack | None = None,
+        adapters: StepAdapters | None = None,
     ) -> None:
-        """stack: computes all layers at once, instead of `attention`, `ops` and `workspace`."""
+        """stack: computes all layers at once, instead of `attention`, `ops` and `workspace`.
+
+        adapters: what products with adapters beside them are told of a step's rows.
+        """
         self._eps = spec.rms_eps
         self._first_layer = first_layer
         self._weights = weights
@@ -34,6 +39,7 @@ class Decoder:
         self._ops = ops
         self._workspace = workspace
         self._stack = stack
+        self._adapters = adapters
         self._head_norms = [
             HeadNorms(layer.q_norm, layer.k_norm)
             if layer.q_norm is not None and layer.k_norm is not None
@@ -51,6 +57,8 @@ class Decoder:
         """Run the stage's layers on the residual stream [tokens, hidden], which is overwritten."""
         if self._stack is not None:
             return self._stack.forward(batch, residual)
+        if self._adapters is not None:
+            self._adapters.segments = batch.adapter_segments()
         step = self._attention.begin(batch)
         buffers = LayerBuffers()
         if self._workspace is not None:

@@ -6,15 +6,17 @@ import ctypes
 import itertools
 from ctypes import byref
 
+import numpy as np
 import torch
 
 from stage_worker.attention.backend import AttentionContext
 from stage_worker.attention.batch import RaggedBatch
 from stage_worker.attention.native_paged import NativePagedAttention
+from stage_worker.models.adapters import NO_ADAPTERS, StageAdapters
 from stage_worker.models.joined_linear import parts_of
 from stage_worker.models.linear import Linear
 from stage_worker.models.native.library import NativeKernels
-from stage_worker.models.native.structures import Layer, Product, Stage
+from stage_worker.models.native.structures import ADAPTED, MOST_PARTS, Layer, LowRank, Product, Stage
 from stage_worker.models.native_int8 import ByteRows, Int8Linear
 from stage_worker.models.native_ops import NativeLinear
 from stage_worker.models.native_packed import NativePackedLinear
@@ -36,7 +38,9 @@ class NativeStack:
         weights: StageWeights,
         attention: NativePagedAttention,
         context: AttentionContext,
+        adapters: StageAdapters = NO_ADAPTERS,
     ) -> None:
+        """adapters: in float32."""
         spec, pool = context.spec, context.pool
         self._kernels = kernels
         self._weights = weights  # the kernels see only addresses
@@ -64,7 +68,10 @@ class NativeStack:
             hidden=spec.hidden,
             threads=kernels.threads,
             eps=spec.rms_eps,
+            adapters=len(adapters.numbers),
         )
+        self._adapters = adapters  # likewise
+        self._low_rank = _low_rank(adapters) if adapters.numbers else None
 
     @staticmethod
     def fits(weights: StageWeights) -> bool:
@@ -87,10 +94,35 @@ class NativeStack:
             setattr(stage, name, buffer.data_ptr())
         if self._bytes is not None:
             stage.bytes = self._bytes.reserve(batch.tokens, self._widest)
+        adapter_of = None if batch.adapters is None else np.repeat(batch.adapters, batch.counts)
+        adapted = adapter_of is not None and self._low_rank is not None
+        stage.low_rank = ctypes.addressof(self._low_rank) if adapted and self._low_rank is not None else None
+        stage.adapter_of = adapter_of.ctypes.data if adapted and adapter_of is not None else None
         stage.tokens = batch.tokens
         stage.arrived = 0
         self._kernels.run_parts(self._kernels.layers, byref(stage), range(threads + 1))
         return residual
+
+
+def _low_rank(adapters: StageAdapters) -> ctypes.Array[LowRank]:
+    """[layers][products][parts][adapters]."""
+    count = len(adapters.numbers)
+    table = (LowRank * (len(adapters.layers) * ADAPTED * MOST_PARTS * count))()
+    products = (product for layer in adapters.layers for product in layer.products)
+    for row, product in enumerate(products):
+        for number, low in enumerate(product):
+            for index, part in enumerate(low.parts if low is not None else ()):
+                assert low is not None
+                rank, outputs = part.weight.shape
+                table[(row * MOST_PARTS + index) * count + number] = LowRank(
+                    down=low.down[part.inner :].data_ptr(),
+                    up=part.weight.data_ptr(),
+                    rank=rank,
+                    inputs=low.down.shape[1],
+                    outputs=outputs,
+                    begin=part.begin,
+                )
+    return table
 
 
 def _products(layer: LayerWeights) -> tuple[Linear, ...]:

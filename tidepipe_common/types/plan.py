@@ -33,6 +33,7 @@ class SequenceStart:
         log-probabilities need them.
     prompt_tokens: how many of the tokens so far are prompt (output index = position - prompt_tokens).
     eos_token_ids: tokens that end it, masked before min_tokens; empty with ignore_eos.
+    adapter: of all its rows, by its fingerprint; empty: the base alone.
     trace_context: the span that it runs within (`telemetry/traces.py`); empty: none. Nothing depends on it.
     """
 
@@ -41,6 +42,7 @@ class SequenceStart:
     prompt_tokens: int
     history: tuple[int, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
+    adapter: str = field(default="", repr=False)  # journals' checksums are of reprs, and older than this
     trace_context: str = field(default="", repr=False, compare=False)
 
 

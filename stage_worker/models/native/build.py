@@ -28,7 +28,10 @@ _SOURCES = (
         for name in ("native", "tile", "bytes", "wide_tile", "wide_tile_avx2", "packed", "blocked")
     ),
     *(f"{name}.h" for name in ("product", "rows", "store")),
-    *(f"{name}.h" for name in ("attention_item", "attention_bytes", "attention_wide", "attention", "layers")),
+    *(
+        f"{name}.h"
+        for name in ("attention_item", "attention_bytes", "attention_wide", "attention", "adapters", "layers")
+    ),
 )
 _FLAGS = ("-O3", "-shared", "-fPIC", "-fno-strict-aliasing", "-fno-math-errno", "-Wno-psabi")
 _COMPILERS = ("cc", "gcc", "clang")

@@ -24,4 +24,6 @@
 
 #include "attention.h"
 
+#include "adapters.h"
+
 #include "layers.h"

@@ -15,10 +15,17 @@ INLINE void meet(Stage *s) {
 /* The part of 0 .. total - 1 that a thread has. */
 INLINE int64_t share(const Stage *s, int64_t thread, int64_t total) { return total * thread / s->threads; }
 
-/* This thread's part of a product of x, and of those beside it, into out. The part ends when all threads have done
- * theirs. */
-static __attribute__((noinline)) void stage_product(Stage *s, const Product *of, const void *x, void *out, int64_t thread) {
+/* The adapters of a product of a layer; null if no row of the step has one. */
+INLINE const LowRank *adapters_of(const Stage *s, int64_t layer, int64_t product) {
+    return s->low_rank ? s->low_rank + (layer * ADAPTED + product) * MOST_PARTS * s->adapters : 0;
+}
+
+/* This thread's part of a product of x, and of those beside it, into out, and of what adapters add. The part ends when
+ * all threads have done theirs. */
+static __attribute__((noinline)) void stage_product(Stage *s, const Product *of, const LowRank *low, const void *x, void *out,
+                                                    int64_t thread) {
     int64_t row = share(s, thread, s->tokens), rows = share(s, thread + 1, s->tokens) - row, first = 0;
+    int64_t inputs = of->inputs, outputs = of->stride;
     if (of->scales) {
         Rows q = {.x = (void *)x, .bytes = s->bytes, .columns = of->inputs};
         tidepipe_quantize(&q, row, row + rows);
@@ -39,6 +46,10 @@ static __attribute__((noinline)) void stage_product(Stage *s, const Product *of,
         tidepipe_product(&p, begin, end);
     }
     meet(s);
+    if (low) {
+        add_adapters(s, low, x, out, inputs, outputs, row, row + rows);
+        meet(s);
+    }
 }
 
 /* What thread number `thread` does of a step; `end` is not used. */
@@ -57,19 +68,19 @@ KERNEL tidepipe_layers(Stage *s, int64_t thread, int64_t end) {
         add.weight = layer->input_norm;
         tidepipe_norm(&add, row, row_end);
         meet(s);
-        stage_product(s, &layer->qkv, s->normed, s->qkv, thread);
+        stage_product(s, &layer->qkv, adapters_of(s, number, 0), s->normed, s->qkv, thread);
         tidepipe_store_kv(&attention, row, row_end);
         meet(s);
         tidepipe_attend(&attention, s->bounds[thread], s->bounds[thread + 1]);
         meet(s);
-        stage_product(s, &layer->output, s->attended, s->projected, thread);
+        stage_product(s, &layer->output, adapters_of(s, number, 1), s->attended, s->projected, thread);
         add.y = s->projected, add.weight = layer->mlp_norm;
         tidepipe_norm(&add, row, row_end);
         meet(s);
-        stage_product(s, &layer->gate_up, s->normed, s->gate_up, thread);
+        stage_product(s, &layer->gate_up, adapters_of(s, number, 2), s->normed, s->gate_up, thread);
         tidepipe_swiglu(&gates, row, row_end);
         meet(s);
-        stage_product(s, &layer->down, s->gated, s->projected, thread);
+        stage_product(s, &layer->down, adapters_of(s, number, 3), s->gated, s->projected, thread);
     }
     add_rows(&add, row, row_end);
 }

@@ -6,6 +6,9 @@
 
 #define GROUP 16 /* outputs, or KV slots, that lie side by side in packed weights and in the KV pool */
 #define PANEL 64 /* outputs, or KV slots, that one tile computes */
+#define MOST_RANK 512 /* of an adapter */
+#define MOST_PARTS 3  /* products that are fused into one */
+#define ADAPTED 4     /* products of a layer */
 
 /* Attention of one layer over packed rows.
  * qkv: [tokens][(heads + 2 kv_heads) * head_dim], rotated in place. out: [tokens][heads * head_dim].
@@ -153,10 +156,23 @@ typedef struct {
     int64_t rope;
 } Layer;
 
+/* One adapter of one part of a product, or none (rank 0). down: [rank][inputs]. up: [rank][outputs].
+ * begin: its first output among those of the product. */
+typedef struct {
+    const float *down;
+    const float *up;
+    int64_t rank;
+    int64_t inputs;
+    int64_t outputs;
+    int64_t begin;
+} LowRank;
+
 /* A step through all layers of a stage.
  * attention: what the layers have in common. bounds: items of attention of each thread [threads + 1].
  * residual: [tokens][hidden], in and out. The other buffers are for one layer's results, bytes for int8 inputs.
- * arrived: zero at first; the threads meet here. */
+ * arrived: zero at first; the threads meet here.
+ * low_rank: null, or [layers][ADAPTED][MOST_PARTS][adapters]. adapter_of: of each token the number of its adapter, from
+ * 1; 0 for none. */
 typedef struct {
     const Layer *layers;
     int64_t layer_count;
@@ -175,6 +191,9 @@ typedef struct {
     int64_t threads;
     int64_t arrived;
     float eps;
+    int64_t adapters;
+    const LowRank *low_rank;
+    const int32_t *adapter_of;
 } Stage;
 
 #endif

@@ -11,6 +11,10 @@ PANEL = 64
 SCALE_BYTES = 4
 """Of the scale that a key or value has in a pool of int8."""
 MOST_HEAD_DIM = 256
+MOST_PARTS = 3
+"""Products that are fused into one."""
+ADAPTED = 4
+"""Products of a layer."""
 MOST_QUERY_ROWS = 48
 """Queries times query heads of one item of attention."""
 
@@ -81,6 +85,12 @@ class Layer(Structure):
     )
 
 
+class LowRank(Structure):
+    """One adapter of one part of a product."""
+
+    _fields_ = (*_fields(c_void_p, "down up"), *_fields(c_int64, "rank inputs outputs begin"))
+
+
 class Stage(Structure):
     """A step through all layers of a stage."""
 
@@ -92,4 +102,6 @@ class Stage(Structure):
         ("bytes", Bytes),
         *_fields(c_int64, "tokens hidden threads arrived"),
         ("eps", c_float),
+        ("adapters", c_int64),
+        *_fields(c_void_p, "low_rank adapter_of"),
     )
