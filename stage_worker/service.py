@@ -7,8 +7,10 @@ import asyncio
 from stage_worker.api.servicer import StageServicer, max_message_bytes, start_serving
 from stage_worker.executors.protocol import Backend
 from stage_worker.telemetry import export_metrics
+from tidepipe_common.errors import ConfigError
 from tidepipe_common.rpc.lifecycle import Lifecycle, run_service, settings_or_exit
 from tidepipe_common.rpc.server import RpcServer
+from tidepipe_common.settings.adapters import parse_adapters
 from tidepipe_common.settings.offload import parse_offload
 from tidepipe_common.settings.stage_worker import StageWorkerSettings
 from tidepipe_common.telemetry.listener import serve_metrics
@@ -20,7 +22,10 @@ def make_backend(settings: StageWorkerSettings) -> Backend:
     """Build what computes; imports torch, so the command line's errors come without that wait."""
     budget = None if settings.memory_gib is None else int(settings.memory_gib * 2**30)
     offload = parse_offload(settings.kv_offload) if settings.kv_offload else None
+    adapters = parse_adapters(settings.lora) if settings.lora else ()
     if settings.executor == "emulated":
+        if adapters:
+            raise ConfigError("--lora is for --executor torch; an emulated worker computes nothing")
         from stage_worker.executors.emulated import EmulatedBackend
 
         return EmulatedBackend(
@@ -44,6 +49,7 @@ def make_backend(settings: StageWorkerSettings) -> Backend:
         fabric=settings.fabric,
         workers_on_device=settings.workers_on_device,
         offload=offload,
+        adapters=adapters,
     )
     return backend
 

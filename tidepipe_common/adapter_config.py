@@ -63,12 +63,12 @@ class AdapterConfig:
 
     def rank_of(self, module: str) -> int:
         """Of a module, by its whole name."""
-        return _by_pattern(self.rank_pattern, module, self.rank)
+        return int(_by_pattern(self.rank_pattern, module, self.rank))
 
     def scale_of(self, module: str) -> float:
         """What the adapter's product is multiplied by there."""
         rank, alpha = self.rank_of(module), _by_pattern(self.alpha_pattern, module, self.alpha)
-        return alpha / (math.sqrt(rank) if self.root else rank)
+        return float(alpha / (math.sqrt(rank) if self.root else rank))
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:

@@ -28,6 +28,16 @@ def root_key(tenant: str, cache_salt: str = "") -> bytes:
     return blake2b(text, digest_size=KEY_BYTES, person=b"prefix root").digest()
 
 
+def adapter_root(root: bytes, adapter: str) -> bytes:
+    """What takes a root's place for sequences with an adapter: what it computes nobody else may find.
+
+    adapter: its fingerprint; empty: none. An empty root, which shares nothing, stays what it is.
+    """
+    if not (root and adapter):
+        return root
+    return blake2b(root + adapter.encode(), digest_size=KEY_BYTES, person=b"adapter root").digest()
+
+
 def block_keys(
     root: bytes, tokens: Sequence[int], block_size: int, known: Sequence[bytes] = ()
 ) -> list[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,10 +18,9 @@ from tidepipe_common.codec.prompt import prompt_from_wire
 from tidepipe_common.codec.sampling import sampling_from_wire
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.notifier import Notifier
-from tidepipe_common.prefix import INLINE_TOKENS, block_keys
+from tidepipe_common.prefix import INLINE_TOKENS, adapter_root, block_keys
 from tidepipe_common.rpc.results import ResultsHub, stream_results
 from tidepipe_common.rpc.server import RpcServer
-from tidepipe_common.types.sampling import SamplingParams
 
 if TYPE_CHECKING:
     import grpc
@@ -78,8 +77,16 @@ class SequencesServicer(controller_pb2_grpc.ControllerServiceServicer):
         self._reading = asyncio.Lock()
         """Held while long prompts are read, so that nobody's cancelling overtakes what it cancels."""
 
-    def _check(self, sampling: SamplingParams) -> None:
+    def _check(self, arrival: NewSequence) -> None:
         """InvalidRequestError says what the instance cannot do."""
+        if arrival.adapter and arrival.adapter not in self._adapters():
+            raise InvalidRequestError(
+                f"{self._instance_id} does not have the adapter {arrival.adapter}", "adapter"
+            )
+
+    def _adapters(self) -> Collection[str]:
+        """Fingerprints of those that it has."""
+        return ()
 
     def _key_blocks(self) -> int:
         """Size of the blocks whose keys are reckoned while a long prompt is read; 0: none."""
@@ -173,7 +180,8 @@ def new_sequence_from_wire(spec: controller_pb2.SequenceSpec, now: float) -> New
         priority=spec.priority,
         background=spec.background,
         features=prompt_from_wire(spec.prompt_features),
-        prefix_root=spec.prefix_root.hex(),
+        prefix_root=adapter_root(spec.prefix_root, spec.adapter).hex(),
+        adapter=spec.adapter,
         piece_gap_s=spec.piece_gap_ms / 1000,
         trace_context=spec.trace_context,
     )
@@ -194,7 +202,7 @@ def arrivals_from_wire(
     request: controller_pb2.SubmitSequencesRequest,
     now: float,
     block_size: int = 0,
-    check: Callable[[SamplingParams], None] = lambda sampling: None,
+    check: Callable[[NewSequence], None] = lambda arrival: None,
 ) -> Arrivals:
     """The sequences that are handed over, and those that carry what none may.
 
@@ -207,13 +215,14 @@ def arrivals_from_wire(
         try:
             check_spec(spec)
             arrival = new_sequence_from_wire(spec, now)
-            check(arrival.sampling)
+            check(arrival)
         except InvalidRequestError as error:
             refused[spec.sequence_id] = Refused(spec.sequence_id, Refusal.INVALID, str(error))
             continue
         if block_size and spec.prefix_root:
             tokens = arrival.prompt + arrival.output
-            arrival = replace(arrival, keys=block_keys(spec.prefix_root, tokens, block_size))
+            root = bytes.fromhex(arrival.prefix_root)
+            arrival = replace(arrival, keys=block_keys(root, tokens, block_size))
         arrivals.append(arrival)
     return arrivals, refused
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from controller.api.report import report_to_wire
 from controller.api.sequences import SequencesServicer, Teller
 from controller.api.status import instance_status
 from controller.runtime.live import LiveInstance
+from controller.scheduler.events import NewSequence
 from controller.scheduler.holdings import HoldingsReader
 from controller.scheduler.report import instance_report, step_costs
 from tidepipe.v1 import controller_pb2, timeline_pb2, timeline_pb2_grpc
+from tidepipe_common.codec.adapters import adapters_to_wire
 from tidepipe_common.codec.offer import add_offer
 from tidepipe_common.codec.timeline import timeline_to_wire
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.settings.instance import InstanceSettings
 from tidepipe_common.types.plan import PROTOCOL_VERSION
-from tidepipe_common.types.sampling import SamplingParams
 
 if TYPE_CHECKING:
     import grpc
@@ -43,8 +44,13 @@ class ControllerServicer(SequencesServicer):
         self._settings = settings
         self._cost = cost
 
-    def _check(self, sampling: SamplingParams) -> None:
-        self._instance.body.check(sampling)
+    def _check(self, arrival: NewSequence) -> None:
+        super()._check(arrival)
+        self._instance.body.check(arrival.sampling)
+
+    def _adapters(self) -> Collection[str]:
+        about = self._instance.body.about
+        return [] if about is None else [one.fingerprint for one in about.adapters]
 
     def _key_blocks(self) -> int:
         config = self._instance.scheduler.config
@@ -85,6 +91,7 @@ class ControllerServicer(SequencesServicer):
             protocol_version=PROTOCOL_VERSION,
             max_sequences=scheduler.config.max_sequences,
             lacks=sorted(self._instance.body.lacks),
+            adapters=adapters_to_wire(about.adapters),
         )
         add_offer(reply, self._settings)
         return reply

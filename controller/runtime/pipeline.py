@@ -122,6 +122,8 @@ class Pipeline:
         about = common_about(self.stages, list(abouts))
         if self.about is not None and self.about.fingerprint != about.fingerprint:
             raise IncompatibleError("the stages came back with another model; restart the controller")
+        if self.about is not None and set(self.about.adapters) != set(about.adapters):
+            raise IncompatibleError("the stages came back with other adapters; restart the controller")
         self.about = about
         self.epoch = max(self.epoch, *(one.epoch for one in abouts)) + 1
         ranges = stage_layers(about.shape, len(self.stages), self.config.token_mix, self.config.layer_split)

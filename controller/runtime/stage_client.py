@@ -12,11 +12,13 @@ import structlog
 from controller.scheduler.fabric import FabricPort
 from controller.scheduler.offload import NO_OFFLOAD, OffloadCapacity
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
+from tidepipe_common.codec.adapters import adapters_from_wire
 from tidepipe_common.codec.plan import news_from_wire, plan_requests
 from tidepipe_common.codec.shape import shape_from_wire
 from tidepipe_common.errors import IncompatibleError, TidePipeError
 from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.rpc.status import from_rpc_error
+from tidepipe_common.types.adapter import Adapter
 from tidepipe_common.types.model_shape import ModelShape
 from tidepipe_common.types.plan import (
     PROTOCOL_VERSION,
@@ -52,6 +54,7 @@ class StageAbout:
     shape: ModelShape
     epoch: int
     fabric: FabricPort
+    adapters: tuple[Adapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,7 @@ class StageClient:
             shape=shape_from_wire(reply.shape),
             epoch=reply.epoch,
             fabric=FabricPort(reply.fabric, reply.fabric_device),
+            adapters=adapters_from_wire(f"stage {self.index} at {self.address}", reply.adapters),
         )
         if about.epoch < self._known_epoch:
             # What the kernel ends for memory can say nothing itself.
@@ -296,5 +300,11 @@ def common_about(clients: list[StageClient], abouts: list[StageAbout]) -> StageA
             raise IncompatibleError(
                 f"stage {client.index} at {client.address} computes in {about.dtype}, stage 0 in "
                 f"{first.dtype}; start all stages with the same --dtype"
+            )
+        if different := set(about.adapters) ^ set(first.adapters):
+            name = min(one.name for one in different)
+            raise IncompatibleError(
+                f"stage {client.index} at {client.address} and stage 0 at {clients[0].address} do not have "
+                f"the same adapter {name}; start all stages with the same --lora, of the same content"
             )
     return first

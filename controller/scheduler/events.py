@@ -22,7 +22,8 @@ class NewSequence:
     priority: lower goes sooner; one that is higher by one waits a second longer beside others (aging).
     background: nobody waits for it (`background.py`).
     prefix_root: who has the same shares KV blocks of equal beginnings (`tidepipe_common/prefix.py`), in
-        hexadecimal; empty: it shares none.
+        hexadecimal; empty: it shares none. Of each adapter it is another one.
+    adapter: fingerprint of what is computed beside the model for it; empty: nothing.
     keys: of its first full blocks, as far as they were reckoned already; not for journals.
     trace_context: the span that it runs within (`telemetry/traces.py`), for the stages; not for journals.
     features, piece_gap_s: not for the core, nor for journals: what the predictor is told of the prompt, and
@@ -39,6 +40,7 @@ class NewSequence:
     priority: int = 0
     background: bool = False
     prefix_root: str = ""
+    adapter: str = ""
     keys: Sequence[bytes] = ()
     features: PromptFeatures = NO_PROMPT
     piece_gap_s: float = 0.0

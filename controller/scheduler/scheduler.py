@@ -390,6 +390,7 @@ def new_sequence(
         output=list(arrival.output),
         given=len(arrival.output),
         first_token_due=arrival.first_token_due,
+        adapter=arrival.adapter,
         trace_context=arrival.trace_context,
         tpot_s=arrival.tpot_s,
         priority=arrival.priority,

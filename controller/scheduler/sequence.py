@@ -43,7 +43,7 @@ class Sequence:
     first_token_due, tpot_s: its latency targets, see NewSequence.
     first_token_at: when it got its first token here; None before. given: output tokens that it came with.
     priority, background: see NewSequence.
-    trace_context: for the stages, see NewSequence.
+    adapter, trace_context: for the stages, see NewSequence.
     silent: it needs no token any more: it is here for what is read off its prompt.
     prompt_read: all that is wanted of its prompt was read.
     length: tokens so far, prompt and output.
@@ -83,6 +83,7 @@ class Sequence:
     given: int = 0
     priority: int = 0
     background: bool = False
+    adapter: str = ""
     trace_context: str = ""
     silent: bool = False
     prompt_read: bool = False

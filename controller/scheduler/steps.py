@@ -167,5 +167,6 @@ class StepBook:
             prompt_tokens=len(sequence.prompt),
             history=sequence.tokens(0, sequence.length) if told else (),
             eos_token_ids=() if params.ignore_eos else self._eos,
+            adapter=sequence.adapter,
             trace_context=sequence.trace_context,
         )

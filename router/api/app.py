@@ -135,7 +135,7 @@ def _stored(jobs: BatchJobs | None) -> list[Route]:
 
 
 def _model(name: str, model: ServedModel, facts: ModelFacts, created: int) -> Model:
-    return {
+    entry: Model = {
         "id": name,
         "object": "model",
         "created": created,
@@ -145,3 +145,6 @@ def _model(name: str, model: ServedModel, facts: ModelFacts, created: int) -> Mo
         "vocab_size": facts.vocab_size,
         "slo": {"ttft_ms": 1000 * model.target.ttft_s, "tpot_ms": 1000 * model.target.tpot_s},
     }
+    if model.adapter(name):
+        entry["parent"] = model.name
+    return entry

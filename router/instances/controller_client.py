@@ -17,6 +17,7 @@ from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe.v1 import controller_pb2_grpc as pb_grpc
 from tidepipe.v1 import timeline_pb2, timeline_pb2_grpc
+from tidepipe_common.codec.adapters import adapters_from_wire
 from tidepipe_common.codec.controller import (
     costs_from_wire,
     holdings_from_wire,
@@ -212,6 +213,7 @@ class HandOverMessage:
             # Among strangers nobody is more urgent than who says nothing.
             priority=max(0, sequence.priority) if sequence.tenant else sequence.priority,
             background=sequence.background,
+            adapter=sequence.adapter,
         )
         size = spec.ByteSize()
         if self._size and self._size + size > PIECE_BYTES:
@@ -269,6 +271,7 @@ def _description(message: pb.DescribeResponse) -> InstanceDescription:
         tpot_ms=_target(name, message.tpot_ms),
         provisioner=message.provisioner,
         lacks=frozenset(message.lacks[:MOST_LACKS]),
+        adapters=adapters_from_wire(f"instance {name}", message.adapters),
     )
 
 

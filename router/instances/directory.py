@@ -39,6 +39,7 @@ class InstanceDirectory:
         self._handle = handle
         self._changed = changed
         self._links: dict[str, InstanceLink] = {}
+        self._adapters: frozenset[str] = frozenset()
         self.block_size = 0
         """Tokens per KV block of instances that reuse them, by which prompts' beginnings are named; 0: none
         does, as far as is known. Of an instance with blocks of another size nothing can be found."""
@@ -61,8 +62,10 @@ class InstanceDirectory:
 
     @property
     def uneven(self) -> bool:
-        """Does one of them lack something?"""
-        return any(link.facts is not None and link.facts.lacks for link in self._links.values())
+        """Does one of them lack something, be it an adapter that another has, or had?"""
+        facts = [link.facts for link in self._links.values() if link.facts is not None]
+        self._adapters = self._adapters.union(*(one.fingerprints for one in facts))
+        return any(one.lacks or one.fingerprints != self._adapters for one in facts)
 
     def lacking(self, needs: frozenset[str], *, now: bool) -> frozenset[str]:
         """What of this the instance that can do most of it cannot do. now: of those that take sequences."""
@@ -92,6 +95,10 @@ class InstanceDirectory:
             self.silent(link)
             return
         view = self._scheduler.view(name)
+        if view is not None and (view.facts.lacks, view.facts.adapters) != link.abilities:
+            # It was started anew with others.
+            self._handle(InstanceLeft(name))
+            view = None
         if view is None:
             self._handle(InstanceJoined(link.routing_facts()))
             link.restart_count()

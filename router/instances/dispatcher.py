@@ -35,7 +35,7 @@ from router.scheduler.slo import SloClasses, SloTarget
 from tidepipe_common.errors import InvalidRequestError, OverloadedError, TidePipeError, UnavailableError
 from tidepipe_common.notifier import Notifier
 from tidepipe_common.telemetry.traces import NO_TRACES, Traces
-from tidepipe_common.types.needs import CONTINUED_STRUCTURES, FIELDS, needs_of, said
+from tidepipe_common.types.needs import CONTINUED_STRUCTURES, FIELDS, is_adapter, needs_of, said
 
 TICK_S = 0.1
 BOUNCE_PAUSE_S = 0.25
@@ -93,7 +93,7 @@ class WaitingRules:
 
 
 def _needs(sequence: RoutedSequence) -> frozenset[str]:
-    return needs_of(sequence.sampling, begun=bool(sequence.output))
+    return needs_of(sequence.sampling, begun=bool(sequence.output), adapter=sequence.adapter)
 
 
 class Dispatcher:
@@ -276,7 +276,8 @@ class Dispatcher:
         since = self._unable_since.setdefault(key, now)
         begun = bool(sequence.output) or sequence.has_moved
         error: TidePipeError | None = None
-        lacking = self.directory.lacking(needs, now=False)
+        # An adapter that requests may name is away and no more.
+        lacking = {one for one in self.directory.lacking(needs, now=False) if not is_adapter(one)}
         if CONTINUED_STRUCTURES in lacking:
             error = UnavailableError(
                 "a server broke off an answer that is held to a structure, and nobody here can go on with "
@@ -289,9 +290,7 @@ class Dispatcher:
             )
         elif now - since >= self._rules.patience_s:
             away = said(self.directory.lacking(needs, now=True))
-            error = UnavailableError(
-                f"no instance that does {away} was there for {self._rules.patience_s:g} s"
-            )
+            error = UnavailableError(f"no instance with {away} was there for {self._rules.patience_s:g} s")
         if error is None:
             self._bounced.append((now + BOUNCE_PAUSE_S, sequence))
             return

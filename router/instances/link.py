@@ -28,6 +28,7 @@ from tidepipe_common.latency.work import StepCosts
 from tidepipe_common.notifier import Notifier
 from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.rpc.status import TRANSIENT, from_rpc_error, translated
+from tidepipe_common.types.needs import lacking
 from tidepipe_common.types.results import SequenceUpdate
 from tidepipe_common.types.sampling import FinishReason
 
@@ -138,7 +139,14 @@ class InstanceLink:
 
     def lacking(self, needs: frozenset[str]) -> frozenset[str]:
         """What of this it cannot do for a request, as far as is known."""
-        return frozenset() if self.facts is None else needs & self.facts.lacks
+        facts = self.facts
+        return frozenset() if facts is None else lacking(needs, facts.lacks, facts.fingerprints)
+
+    @property
+    def abilities(self) -> tuple[frozenset[str], frozenset[str]]:
+        """What it cannot do for a request, and fingerprints of its adapters."""
+        assert self.facts is not None, "it was described before it was attached"
+        return self.facts.lacks, self.facts.fingerprints
 
     def routing_facts(self) -> InstanceFacts:
         """What routing needs to know once, after the first report; the costs behind it follow the reports."""
@@ -151,6 +159,7 @@ class InstanceLink:
             context_length=self.facts.model.context_length,
             max_sequences=self.facts.max_sequences,
             lacks=self.facts.lacks,
+            adapters=self.facts.fingerprints,
         )
 
     def tell_all(self) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 from router.scheduler.slo import INTERACTIVE, SloTarget
 from tidepipe_common.errors import TidePipeError
 from tidepipe_common.lengths.prompt import PromptFeatures
-from tidepipe_common.prefix import root_key, told_keys
+from tidepipe_common.prefix import adapter_root, root_key, told_keys
 from tidepipe_common.telemetry.traces import NO_SPAN, Span
 from tidepipe_common.types.results import SequenceUpdate
 from tidepipe_common.types.sampling import SamplingParams
@@ -59,10 +59,13 @@ class PrefixKeys:
         """Of a request. cache_salt: its own, which keeps it apart from its tenant's others."""
         return root_key("" if self._share else tenant, cache_salt)
 
-    def prefix(self, root: bytes, prompt: Sequence[int]) -> PromptPrefix:
-        """Of a prompt; a millisecond for 20,000 tokens. root: empty if it shares nothing."""
+    def prefix(self, root: bytes, prompt: Sequence[int], adapter: str = "") -> PromptPrefix:
+        """Of a prompt; a millisecond for 20,000 tokens. root: empty if it shares nothing.
+
+        adapter: fingerprint of the sequence's; it is told beside the root.
+        """
         size = self._block_size() if root else 0
-        return PromptPrefix(root, told_keys(root, prompt, size) if size else ())
+        return PromptPrefix(root, told_keys(adapter_root(root, adapter), prompt, size) if size else ())
 
 
 class RoutedSequence(Protocol):
@@ -121,6 +124,11 @@ class RoutedSequence(Protocol):
     @property
     def prefix(self) -> PromptPrefix:
         """By what its prompt's beginning is found."""
+        ...
+
+    @property
+    def adapter(self) -> str:
+        """Fingerprint of its adapter; empty: it has none."""
         ...
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tidepipe_common.errors import IncompatibleError, UnavailableError
+from tidepipe_common.types.adapter import Adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class InstanceDescription:
     max_sequences: accepted at most, running and waiting together.
     names: by which clients ask for the model; empty: the usual one. ttft_ms, tpot_ms: targets of its requests
     that bring none; None: the router's. provisioner: HOST:PORT of who starts more of them; empty: nobody.
-    lacks: what it cannot do for a request (tidepipe_common/types/needs.py).
+    lacks: what it cannot do for a request (tidepipe_common/types/needs.py). adapters: that it has.
     """
 
     instance_id: str
@@ -40,6 +41,12 @@ class InstanceDescription:
     tpot_ms: float | None = None
     provisioner: str = ""
     lacks: frozenset[str] = frozenset()
+    adapters: tuple[Adapter, ...] = ()
+
+    @property
+    def fingerprints(self) -> frozenset[str]:
+        """Of its adapters."""
+        return frozenset(one.fingerprint for one in self.adapters)
 
 
 class NotYetError(UnavailableError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 import structlog
@@ -14,11 +14,13 @@ from router.instances.dispatcher import Dispatcher
 from router.instances.link import InstanceLink
 from router.instances.sequence import PrefixKeys
 from router.instances.served_model import InstanceDescription, ModelFacts, check_same_model
+from router.models.adapter_names import AdapterNames
 from router.requests.meter import RequestMeter
 from router.requests.text_port import TextPort
 from router.scheduler.slo import SloTarget
 from tidepipe_common.errors import UnavailableError
 from tidepipe_common.model_names import MAX_NAMES
+from tidepipe_common.types.adapter import Adapter
 
 log = structlog.get_logger()
 
@@ -54,6 +56,7 @@ class ServedModel:
         self._tasks: list[asyncio.Task[None]] = []
         self._usual_target = target
         self._facts: ModelFacts | None = None
+        self._adapter_names = AdapterNames()
         self._known = asyncio.Event()
 
     @property
@@ -93,6 +96,25 @@ class ServedModel:
         """No instance, and no sequence that one has or waits for."""
         return not any(True for _ in self.links) and not self.dispatcher.busy
 
+    @property
+    def adapters(self) -> Sequence[Adapter]:
+        """Those of the instances that can be reached; each name once."""
+        there = (link.facts.adapters for link in self.links if link.connected and link.facts is not None)
+        return list({one.name: one for adapters in there for one in adapters}.values())
+
+    @property
+    def adapter_names(self) -> Collection[str]:
+        """Of all adapters that requests may ask for, those of instances that are away included."""
+        return self._adapter_names.names
+
+    def adapter(self, name: str | None) -> str:
+        """Fingerprint of the adapter that is called so; empty if none is, and for the model's own names."""
+        return "" if name in self.names else self._adapter_names.fingerprint(name)
+
+    def called(self, name: str | None) -> str:
+        """What an answer says of whose it is: the name that was asked for, if it is one of its own."""
+        return name if name and (name in self.names or self.adapter(name)) else self.name
+
     def answers_to(self, name: str) -> bool:
         """Is that one of its names, or what its instances call it?"""
         return name in self.names or (self._facts is not None and name == self._facts.model)
@@ -119,6 +141,8 @@ class ServedModel:
                 context_length=min(facts.context_length, self._facts.context_length),
                 fingerprint=facts.fingerprint or self._facts.fingerprint,
             )
+        others = [link.instance_id for link in self.links if link.connected]
+        self._adapter_names.take(instance.instance_id, instance.adapters, others)
         self._facts = facts
         self.names = tuple(dict.fromkeys((*self.names, *names)))[:MAX_NAMES]
         if not in_use or instance.ttft_ms is not None or instance.tpot_ms is not None:

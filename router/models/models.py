@@ -95,17 +95,24 @@ class ServedModels:
 
     @property
     def names(self) -> list[str]:
-        """Of those for which an instance is connected; of the router's own one without any."""
-        return [name for model in self._served for name in model.names]
+        """Of those for which an instance is connected, their adapters' too; of the router's own one without
+        any."""
+        adapters = [one.name for model in self._served for one in model.adapters]
+        return [*(name for model in self._served for name in model.names), *adapters]
 
     @property
     def _served(self) -> list[ServedModel]:
         return [model for model in self._models if model.connected] or [self.main]
 
     def entries(self) -> list[tuple[str, ServedModel, ModelFacts]]:
-        """Each name of those for which an instance is connected."""
+        """Each name of those for which an instance is connected, and of their adapters behind it."""
         there = ((model, model.facts) for model in self._models if model.connected)
-        return [(name, model, facts) for model, facts in there if facts is not None for name in model.names]
+        return [
+            (name, model, facts)
+            for model, facts in there
+            if facts is not None
+            for name in dict.fromkeys((*model.names, *(one.name for one in model.adapters)))
+        ]
 
     def find(self, name: str) -> ServedModel | None:
         """The one of that name, whether it has an instance or not."""
@@ -150,7 +157,7 @@ class ServedModels:
 
     def _wanted(self, name: str | None) -> ServedModel | None:
         if name:
-            return self.find(name)
+            return self.find(name) or next((model for model in self._models if model.adapter(name)), None)
         if self.main.facts is not None:
             return self.main
         others = [model for model in self._models if model.facts is not None]
@@ -168,6 +175,7 @@ class ServedModels:
         """
         names = _names_of(instance)
         known = self._known(instance, names)
+        self._check_names(instance, names, known)
         model = known or await self._new(instance, names)
         in_use = not model.idle or self.uses(model)
         model.admit(instance, instance.names, in_use=in_use)
@@ -186,6 +194,26 @@ class ServedModels:
         if not found and {*names, *unsaid} & self._own_sources:
             return self.main
         return found[0] if found else None
+
+    def _check_names(
+        self, instance: InstanceDescription, names: Sequence[str], known: ServedModel | None
+    ) -> None:
+        """A name means a model or an adapter, and nothing else besides. IncompatibleError.
+
+        known: the model that it serves, if it is here.
+        """
+        own = {one.name for one in instance.adapters}
+        both = own.intersection(names)
+        for model in self._models:
+            both |= own.intersection(model.names)
+            both |= {one for one in names if model.adapter(one)}
+            if model is not known:
+                both |= own.intersection(model.adapter_names)
+        if both:
+            raise IncompatibleError(
+                f"instance {instance.instance_id}: {min(both)} would be the name of an adapter and of "
+                "something else here; give the adapter another name (--lora NAME=FOLDER)"
+            )
 
     @property
     def _own_sources(self) -> set[str]:

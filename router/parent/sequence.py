@@ -35,10 +35,11 @@ class ForwardedSequence:
         trace_context: str = "",
         priority: int = 0,
         background: bool = False,
+        adapter: str = "",
     ) -> None:
         """given: output that it came with. arrived: at the first router, our clock.
 
-        prefix: its root is the first router's, which knows whose it is.
+        prefix: its root is the first router's, which knows whose it is. adapter: its fingerprint.
         """
         self.key = key
         self.prompt = prompt
@@ -53,6 +54,7 @@ class ForwardedSequence:
         self.trace_context = trace_context
         self.priority = priority
         self.background = background
+        self.adapter = adapter
         self.finished = False
         self._log = TokenLog()
         self._log.tokens.extend(given)

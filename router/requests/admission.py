@@ -76,13 +76,14 @@ class Admission:
         Raises InvalidRequestError, NotFoundError (model), or UnavailableError (no instance came).
         """
         model = entry.model = await self._models.wanted(request.model)
+        adapter = model.adapter(request.model)
         text = await asyncio.shield(model.text)
         facts = await model.wait(self._patience_s)
         if request.sampling.pooling is not None:
             if text.pooling is None:
                 raise InvalidRequestError("there are no embeddings of this model (--pooling off)", "model")
             request = replace(request, sampling=replace(request.sampling, pooling=text.pooling))
-        tokenized = await self._tokenize(request, text, facts, model.prefixes)
+        tokenized = await self._tokenize(request, text, facts, model.prefixes, adapter)
         samplings = []
         for number, (prompt, _) in enumerate(tokenized):
             with _of_prompt(number, request):
@@ -136,13 +137,19 @@ class Admission:
                 prefix=prefix,
                 priority=request.priority,
                 background=request.background,
+                adapter=adapter,
             )
             for number, (prompt, prefix) in enumerate(tokenized)
             for index in range(wanted.n)
         ]
 
     async def _tokenize(
-        self, request: GenerationRequest, text: TextPort, facts: ModelFacts, prefixes: PrefixKeys
+        self,
+        request: GenerationRequest,
+        text: TextPort,
+        facts: ModelFacts,
+        prefixes: PrefixKeys,
+        adapter: str,
     ) -> list[tuple[array[int], PromptPrefix]]:
         """Token ids of each prompt, and by what their beginnings are found."""
         # Who needs all of its prompt computed shares no beginning.
@@ -158,7 +165,7 @@ class Admission:
             for number, encode in enumerate(encoders):
                 with _of_prompt(number, request):
                     tokens = _token_array(encode())
-                    found.append((tokens, prefixes.prefix(root, tokens)))
+                    found.append((tokens, prefixes.prefix(root, tokens, adapter)))
             return found
 
         ids = 0 if request.is_chat else sum(len(one) for one in request.prompts if not isinstance(one, str))

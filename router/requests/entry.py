@@ -228,6 +228,7 @@ class RequestEntry:
         prefix: PromptPrefix = NO_PREFIX,
         priority: int = 0,
         background: bool = False,
+        adapter: str = "",
     ) -> RunningAnswer:
         """One of its answers, to be begun with. sampling: complete, with a seed and max_tokens."""
         return RunningAnswer(
@@ -250,6 +251,7 @@ class RequestEntry:
             trace_context=self.span.context,
             priority=priority,
             background=background,
+            adapter=adapter,
         )
 
     def begin(self, answers: list[RunningAnswer]) -> None:

@@ -58,10 +58,12 @@ class RunningAnswer:
         trace_context: str = "",
         priority: int = 0,
         background: bool = False,
+        adapter: str = "",
     ) -> None:
         """text: None if neither text nor stop strings are wanted. index: among its request's answers.
 
         changed: there is something new to read, or it has ended. failed: its request cannot go on.
+        adapter: its fingerprint.
         """
         self.key = key
         self.ttft_s = ttft_s
@@ -72,6 +74,7 @@ class RunningAnswer:
         self.trace_context = trace_context
         self.priority = priority
         self.background = background
+        self.adapter = adapter
         self.arrived = arrived
         self.index = index
         self.features = features

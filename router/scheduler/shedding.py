@@ -74,7 +74,7 @@ def last_chance(request: RouteRequest, views: Iterable[InstanceView], now: float
 
     def fits(view: InstanceView) -> bool:
         end = now + view.prompt_done_s(request)
-        able = view.ready and not request.needs & view.facts.lacks
+        able = view.ready and not view.facts.lacking(request.needs)
         return able and end <= request.first_token_due and view.kv_of(request) <= view.kv_free
 
     fitting = [view for view in views if fits(view)]

@@ -10,6 +10,7 @@ from router.scheduler.prefill import NOTHING, PrefillTime
 from router.scheduler.prefix_index import PrefixIndex
 from router.scheduler.request import UNSAID_TOKENS, RouteRequest
 from tidepipe_common.latency.work import PrefillWork, chunk_pairs
+from tidepipe_common.types.needs import lacking
 
 BACKLOG_S = 2.0
 """Prompts that wait at an instance, by the time that they take to compute: enough to keep it busy until more
@@ -21,7 +22,7 @@ class InstanceFacts:
     """What does not change while an instance lives. max_sequences: as many as it accepts.
 
     context_length: prompt and output of one sequence together, at most. prefill: its predicted prefill time.
-    lacks: what it cannot do for a request.
+    lacks: what it cannot do for a request. adapters: fingerprints of those that it has.
     """
 
     instance_id: str
@@ -29,6 +30,11 @@ class InstanceFacts:
     context_length: int
     max_sequences: int
     lacks: frozenset[str] = frozenset()
+    adapters: frozenset[str] = frozenset()
+
+    def lacking(self, needs: frozenset[str]) -> frozenset[str]:
+        """What of this it cannot do."""
+        return lacking(needs, self.lacks, self.adapters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +216,7 @@ class InstanceView:
         """Is it able, large enough, and open, for the request?"""
         facts = self.facts
         fits = self.sequences < facts.max_sequences and request.longest <= facts.context_length
-        if request.needs and request.needs & facts.lacks:
+        if request.needs and facts.lacking(request.needs):
             return False
         # What waits there cannot be overtaken any more: the rest of a tenant's waits here, beside others'.
         return self.ready and fits and not (request.tenant and self._backlog_s >= BACKLOG_S)

@@ -14,6 +14,7 @@ from stage_worker.epoch import STOP_TIMEOUT_S, Epoch, QueueOverflowError, StuckE
 from stage_worker.executors.protocol import Backend, Executor, StageSpec
 from stage_worker.sequence_spans import SequenceSpans
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
+from tidepipe_common.codec.adapters import adapters_to_wire
 from tidepipe_common.codec.plan import StartsAhead, news_to_wire, plan_from_wire
 from tidepipe_common.codec.shape import shape_to_wire
 from tidepipe_common.errors import IncompatibleError, UnavailableError
@@ -106,6 +107,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
             epoch=self._newest,
             fabric=about.fabric,
             fabric_device=about.fabric_device,
+            adapters=adapters_to_wire(about.adapters),
         )
 
     async def Configure(  # noqa: N802

@@ -124,6 +124,7 @@ class FakeController(pb_grpc.ControllerServiceServicer):
     eos_at: int | None = None
     draining: bool = False
     lacks: tuple[str, ...] = ()
+    adapters: dict[str, str] = field(default_factory=dict)
     mangle: Callable[[list[pb.SequenceUpdate]], list[pb.SequenceUpdate]] = lambda updates: updates
     script: Callable[[Sequence[int]], Sequence[int] | None] = lambda prompt: None
     held: dict[str, Held] = field(default_factory=dict)
@@ -209,6 +210,7 @@ class FakeController(pb_grpc.ControllerServiceServicer):
             protocol_version=PROTOCOL_VERSION,
             max_sequences=self.max_sequences,
             lacks=self.lacks,
+            adapters=[pb.Adapter(name=name, fingerprint=one) for name, one in self.adapters.items()],
         )
 
     async def SubmitSequences(  # noqa: N802

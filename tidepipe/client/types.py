@@ -176,6 +176,7 @@ class ModelInfo:
     """A served model, by one of its names; sizes in tokens.
 
     alias_of: its first name, if this is another. ttft_ms, tpot_ms: targets of requests that bring none.
+    adapter_of: the model of which this is an adapter (LoRA), by its first name; empty: it is a model itself.
     """
 
     name: str
@@ -186,3 +187,4 @@ class ModelInfo:
     alias_of: str = ""
     ttft_ms: float = 0.0
     tpot_ms: float = 0.0
+    adapter_of: str = ""

@@ -59,6 +59,7 @@ def models_from_wire(reply: pb.ListModelsResponse) -> list[ModelInfo]:
             eos_token_ids=tuple(model.eos_token_ids),
             fingerprint=model.fingerprint,
             alias_of=model.alias_of,
+            adapter_of=model.adapter_of,
             ttft_ms=model.ttft_ms,
             tpot_ms=model.tpot_ms,
         )

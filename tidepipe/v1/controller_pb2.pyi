@@ -86,6 +86,7 @@ class DescribeResponse(_message.Message):
     TPOT_MS_FIELD_NUMBER: _builtins.int
     PROVISIONER_FIELD_NUMBER: _builtins.int
     LACKS_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Name of the instance."""
     incarnation: _builtins.str
@@ -126,6 +127,10 @@ class DescribeResponse(_message.Message):
         send what needs it elsewhere. Empty: it does all.
         """
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
+        """Adapters (LoRA) that its sequences may have; at most 32."""
+
     def __init__(
         self,
         *,
@@ -143,14 +148,41 @@ class DescribeResponse(_message.Message):
         tpot_ms: _builtins.float = ...,
         provisioner: _builtins.str = ...,
         lacks: _abc.Iterable[_builtins.str] | None = ...,
+        adapters: _abc.Iterable[Global___Adapter] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "eos_token_ids", b"eos_token_ids", "incarnation", b"incarnation", "instance_id", b"instance_id", "lacks", b"lacks", "max_sequences", b"max_sequences", "model", b"model", "model_fingerprint", b"model_fingerprint", "protocol_version", b"protocol_version", "provisioner", b"provisioner", "served_names", b"served_names", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "context_length", b"context_length", "eos_token_ids", b"eos_token_ids", "incarnation", b"incarnation", "instance_id", b"instance_id", "lacks", b"lacks", "max_sequences", b"max_sequences", "model", b"model", "model_fingerprint", b"model_fingerprint", "protocol_version", b"protocol_version", "provisioner", b"provisioner", "served_names", b"served_names", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribeResponse: _TypeAlias = DescribeResponse  # noqa: Y015
+
+@_typing.final
+class Adapter(_message.Message):
+    """An adapter (LoRA) of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """By which clients ask for it, as for a model; at most 256 characters."""
+    fingerprint: _builtins.str
+    """32 hexadecimal digits, of its content: by this services speak of it, so that two contents under one name never meet."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
 
 @_typing.final
 class SequenceSpec(_message.Message):
@@ -173,6 +205,7 @@ class SequenceSpec(_message.Message):
     TRACE_CONTEXT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     BACKGROUND_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     """Unique; the router derives it from the request and the answer's index. At most 1,024 characters."""
     deadline_ms: _builtins.int
@@ -202,6 +235,8 @@ class SequenceSpec(_message.Message):
     """Lower goes sooner; who has one more waits as if it had come a second later. In [-1000, 1000]."""
     background: _builtins.bool
     """Nobody waits for it: it runs in what others leave, has no targets, and makes way for those that have."""
+    adapter: _builtins.str
+    """Fingerprint of its adapter. Empty: none. It shares KV blocks with no other adapter's, whatever its prefix_root."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Prompt token ids, at least one."""
@@ -236,10 +271,11 @@ class SequenceSpec(_message.Message):
         trace_context: _builtins.str = ...,
         priority: _builtins.int = ...,
         background: _builtins.bool = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prompt_features", b"prompt_features", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "background", b"background", "deadline_ms", b"deadline_ms", "output_token_ids", b"output_token_ids", "piece_gap_ms", b"piece_gap_ms", "prefix_root", b"prefix_root", "priority", b"priority", "prompt_features", b"prompt_features", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "sequence_id", b"sequence_id", "tenant", b"tenant", "tpot_ms", b"tpot_ms", "trace_context", b"trace_context", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "age_ms", b"age_ms", "background", b"background", "deadline_ms", b"deadline_ms", "output_token_ids", b"output_token_ids", "piece_gap_ms", b"piece_gap_ms", "prefix_root", b"prefix_root", "priority", b"priority", "prompt_features", b"prompt_features", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "sequence_id", b"sequence_id", "tenant", b"tenant", "tpot_ms", b"tpot_ms", "trace_context", b"trace_context", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -831,6 +831,7 @@ class ModelInfo(_message.Message):
     ALIAS_OF_FIELD_NUMBER: _builtins.int
     TTFT_MS_FIELD_NUMBER: _builtins.int
     TPOT_MS_FIELD_NUMBER: _builtins.int
+    ADAPTER_OF_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name that requests use."""
     context_length: _builtins.int
@@ -845,6 +846,8 @@ class ModelInfo(_message.Message):
     """Targets of requests that bring none, milliseconds."""
     tpot_ms: _builtins.float
     """Per token after the first, milliseconds."""
+    adapter_of: _builtins.str
+    """The model that this is an adapter (LoRA) of, by its first name. Empty: it is a model itself."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end an output."""
@@ -860,10 +863,11 @@ class ModelInfo(_message.Message):
         alias_of: _builtins.str = ...,
         ttft_ms: _builtins.float = ...,
         tpot_ms: _builtins.float = ...,
+        adapter_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias_of", b"alias_of", "context_length", b"context_length", "eos_token_ids", b"eos_token_ids", "fingerprint", b"fingerprint", "name", b"name", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_of", b"adapter_of", "alias_of", b"alias_of", "context_length", b"context_length", "eos_token_ids", b"eos_token_ids", "fingerprint", b"fingerprint", "name", b"name", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from tidepipe.v1 import controller_pb2 as tidepipe_dot_v1_dot_controller__pb2
 from tidepipe.v1 import sampling_pb2 as tidepipe_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tidepipe/v1/stage.proto\x12\x0btidepipe.v1\x1a\x1ctidepipe/v1/controller.proto\x1a\x1atidepipe/v1/sampling.proto\"\x16\n\x14\x44\x65scribeStageRequest\"\x95\x02\n\x15\x44\x65scribeStageResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x1b\n\x13memory_budget_bytes\x18\x06 \x01(\x04\x12\x0b\n\x03pid\x18\x07 \x01(\r\x12&\n\x05shape\x18\x08 \x01(\x0b\x32\x17.tidepipe.v1.ModelShape\x12\x11\n\trss_bytes\x18\t \x01(\x04\x12\r\n\x05\x65poch\x18\n \x01(\x04\x12\x0e\n\x06\x66\x61\x62ric\x18\x0b \x01(\t\x12\x15\n\rfabric_device\x18\x0c \x01(\t\"\xe7\x01\n\nModelShape\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\x0e\n\x06hidden\x18\x03 \x01(\r\x12\r\n\x05heads\x18\x04 \x01(\r\x12\x10\n\x08kv_heads\x18\x05 \x01(\r\x12\x10\n\x08head_dim\x18\x06 \x01(\r\x12\x14\n\x0cintermediate\x18\x07 \x01(\r\x12\x12\n\nvocab_size\x18\x08 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\t \x01(\r\x12\x15\n\reos_token_ids\x18\n \x03(\r\x12\x17\n\x0ftied_embeddings\x18\x0b \x01(\x08\"\xe5\x02\n\x10\x43onfigureRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x1e\n\x16\x63ontroller_incarnation\x18\x04 \x01(\t\x12\x13\n\x0bstage_index\x18\x05 \x01(\r\x12\x13\n\x0bstage_count\x18\x06 \x01(\r\x12\x13\n\x0blayer_begin\x18\x07 \x01(\r\x12\x11\n\tlayer_end\x18\x08 \x01(\r\x12\x12\n\nblock_size\x18\t \x01(\r\x12\x11\n\tkv_blocks\x18\n \x01(\r\x12\x1a\n\x12next_stage_address\x18\x0b \x01(\t\x12\x17\n\x0fmax_step_tokens\x18\x0c \x01(\r\x12\x15\n\rfabric_before\x18\r \x01(\t\x12\x14\n\x0c\x66\x61\x62ric_after\x18\x0e \x01(\t\x12\x12\n\npatience_s\x18\x0f \x01(\x01\"\xc4\x01\n\x11\x43onfigureResponse\x12\x11\n\tkv_blocks\x18\x01 \x01(\r\x12\x14\n\x0cweight_bytes\x18\x02 \x01(\x04\x12\x10\n\x08kv_bytes\x18\x03 \x01(\x04\x12\x11\n\trss_bytes\x18\x04 \x01(\x04\x12\x15\n\roffload_slots\x18\x05 \x01(\r\x12\x17\n\x0foffload_block_s\x18\x06 \x01(\x01\x12\x1b\n\x13offload_step_blocks\x18\x07 \x01(\r\x12\x14\n\x0cslow_because\x18\x14 \x01(\t\"l\n\nRunRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12#\n\x04plan\x18\x02 \x01(\x0b\x32\x15.tidepipe.v1.StepPlan\x12*\n\x06starts\x18\x03 \x03(\x0b\x32\x1a.tidepipe.v1.SequenceStart\"\xe8\x02\n\x08StepPlan\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12!\n\x05phase\x18\x02 \x01(\x0e\x32\x12.tidepipe.v1.Phase\x12*\n\x06starts\x18\x03 \x03(\x0b\x32\x1a.tidepipe.v1.SequenceStart\x12\x10\n\x08releases\x18\x04 \x03(\x04\x12\x15\n\rsequence_keys\x18\x05 \x03(\x04\x12\x17\n\x0f\x66irst_positions\x18\x06 \x03(\r\x12\x14\n\x0ctoken_counts\x18\x07 \x03(\r\x12\x11\n\ttoken_ids\x18\x08 \x03(\r\x12\x18\n\x10new_block_counts\x18\t \x03(\r\x12\x15\n\rnew_block_ids\x18\n \x03(\r\x12\x0e\n\x06sample\x18\x0b \x03(\x08\x12\x13\n\x0bsave_blocks\x18\x0c \x03(\r\x12\x12\n\nsave_slots\x18\r \x03(\r\x12\x12\n\nload_slots\x18\x0e \x03(\r\x12\x13\n\x0bload_blocks\x18\x0f \x03(\r\"\xb4\x01\n\rSequenceStart\x12\x14\n\x0csequence_key\x18\x01 \x01(\x04\x12-\n\x08sampling\x18\x02 \x01(\x0b\x32\x1b.tidepipe.v1.SamplingParams\x12\x19\n\x11history_token_ids\x18\x03 \x03(\r\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x15\n\rtrace_context\x18\x14 \x01(\t\"\x9b\x01\n\x0bRunResponse\x12\'\n\x04step\x18\x01 \x01(\x0b\x32\x17.tidepipe.v1.StepReportH\x00\x12+\n\theartbeat\x18\x02 \x01(\x0b\x32\x16.tidepipe.v1.HeartbeatH\x00\x12,\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x19.tidepipe.v1.StageFailureH\x00\x42\x08\n\x06report\"\xf0\x01\n\nStepReport\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x11\n\tcompute_s\x18\x02 \x01(\x01\x12\x0e\n\x06idle_s\x18\x03 \x01(\x01\x12\x13\n\x0bplan_wait_s\x18\x04 \x01(\x01\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12/\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1d.tidepipe.v1.PositionLogprobs\x12*\n\x06\x65rrors\x18\x07 \x03(\x0b\x32\x1a.tidepipe.v1.SequenceError\x12)\n\x07prompts\x18\x1e \x03(\x0b\x32\x18.tidepipe.v1.PromptPiece\"\x89\x01\n\x0bPromptPiece\x12\x14\n\x0csequence_key\x18\x01 \x01(\x04\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12-\n\x08logprobs\x18\x04 \x01(\x0b\x32\x1b.tidepipe.v1.PromptLogprobs\x12\x0e\n\x06vector\x18\x05 \x01(\x0c\"S\n\rSequenceError\x12\x14\n\x0csequence_key\x18\x01 \x01(\x04\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x12\n\x05\x66\x61ult\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_fault\"J\n\tHeartbeat\x12\x11\n\trss_bytes\x18\x01 \x01(\x04\x12\x17\n\x0frunning_step_id\x18\x02 \x01(\x04\x12\x11\n\trunning_s\x18\x03 \x01(\x01\"\xb1\x01\n\x0cStageFailure\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.tidepipe.v1.StageFailure.Kind\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0f\n\x07step_id\x18\x03 \x01(\x04\"R\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_LINK\x10\x01\x12\x12\n\x0eKIND_EXECUTION\x10\x02\x12\x11\n\rKIND_PROTOCOL\x10\x03\"P\n\x0e\x46orwardRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07step_id\x18\x02 \x01(\x04\x12\x0e\n\x06hidden\x18\x03 \x01(\x0c\x12\x0e\n\x06tokens\x18\x04 \x01(\r\" \n\x0f\x46orwardResponse\x12\r\n\x05steps\x18\x01 \x01(\x04\x32\xb8\x02\n\x0cStageService\x12V\n\rDescribeStage\x12!.tidepipe.v1.DescribeStageRequest\x1a\".tidepipe.v1.DescribeStageResponse\x12J\n\tConfigure\x12\x1d.tidepipe.v1.ConfigureRequest\x1a\x1e.tidepipe.v1.ConfigureResponse\x12<\n\x03Run\x12\x17.tidepipe.v1.RunRequest\x1a\x18.tidepipe.v1.RunResponse(\x01\x30\x01\x12\x46\n\x07\x46orward\x12\x1b.tidepipe.v1.ForwardRequest\x1a\x1c.tidepipe.v1.ForwardResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tidepipe/v1/stage.proto\x12\x0btidepipe.v1\x1a\x1ctidepipe/v1/controller.proto\x1a\x1atidepipe/v1/sampling.proto\"\x16\n\x14\x44\x65scribeStageRequest\"\xbd\x02\n\x15\x44\x65scribeStageResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x1b\n\x13memory_budget_bytes\x18\x06 \x01(\x04\x12\x0b\n\x03pid\x18\x07 \x01(\r\x12&\n\x05shape\x18\x08 \x01(\x0b\x32\x17.tidepipe.v1.ModelShape\x12\x11\n\trss_bytes\x18\t \x01(\x04\x12\r\n\x05\x65poch\x18\n \x01(\x04\x12\x0e\n\x06\x66\x61\x62ric\x18\x0b \x01(\t\x12\x15\n\rfabric_device\x18\x0c \x01(\t\x12&\n\x08\x61\x64\x61pters\x18( \x03(\x0b\x32\x14.tidepipe.v1.Adapter\"\xe7\x01\n\nModelShape\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x0e\n\x06layers\x18\x02 \x01(\r\x12\x0e\n\x06hidden\x18\x03 \x01(\r\x12\r\n\x05heads\x18\x04 \x01(\r\x12\x10\n\x08kv_heads\x18\x05 \x01(\r\x12\x10\n\x08head_dim\x18\x06 \x01(\r\x12\x14\n\x0cintermediate\x18\x07 \x01(\r\x12\x12\n\nvocab_size\x18\x08 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\t \x01(\r\x12\x15\n\reos_token_ids\x18\n \x03(\r\x12\x17\n\x0ftied_embeddings\x18\x0b \x01(\x08\"\xe5\x02\n\x10\x43onfigureRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x1e\n\x16\x63ontroller_incarnation\x18\x04 \x01(\t\x12\x13\n\x0bstage_index\x18\x05 \x01(\r\x12\x13\n\x0bstage_count\x18\x06 \x01(\r\x12\x13\n\x0blayer_begin\x18\x07 \x01(\r\x12\x11\n\tlayer_end\x18\x08 \x01(\r\x12\x12\n\nblock_size\x18\t \x01(\r\x12\x11\n\tkv_blocks\x18\n \x01(\r\x12\x1a\n\x12next_stage_address\x18\x0b \x01(\t\x12\x17\n\x0fmax_step_tokens\x18\x0c \x01(\r\x12\x15\n\rfabric_before\x18\r \x01(\t\x12\x14\n\x0c\x66\x61\x62ric_after\x18\x0e \x01(\t\x12\x12\n\npatience_s\x18\x0f \x01(\x01\"\xc4\x01\n\x11\x43onfigureResponse\x12\x11\n\tkv_blocks\x18\x01 \x01(\r\x12\x14\n\x0cweight_bytes\x18\x02 \x01(\x04\x12\x10\n\x08kv_bytes\x18\x03 \x01(\x04\x12\x11\n\trss_bytes\x18\x04 \x01(\x04\x12\x15\n\roffload_slots\x18\x05 \x01(\r\x12\x17\n\x0foffload_block_s\x18\x06 \x01(\x01\x12\x1b\n\x13offload_step_blocks\x18\x07 \x01(\r\x12\x14\n\x0cslow_because\x18\x14 \x01(\t\"l\n\nRunRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12#\n\x04plan\x18\x02 \x01(\x0b\x32\x15.tidepipe.v1.StepPlan\x12*\n\x06starts\x18\x03 \x03(\x0b\x32\x1a.tidepipe.v1.SequenceStart\"\xe8\x02\n\x08StepPlan\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12!\n\x05phase\x18\x02 \x01(\x0e\x32\x12.tidepipe.v1.Phase\x12*\n\x06starts\x18\x03 \x03(\x0b\x32\x1a.tidepipe.v1.SequenceStart\x12\x10\n\x08releases\x18\x04 \x03(\x04\x12\x15\n\rsequence_keys\x18\x05 \x03(\x04\x12\x17\n\x0f\x66irst_positions\x18\x06 \x03(\r\x12\x14\n\x0ctoken_counts\x18\x07 \x03(\r\x12\x11\n\ttoken_ids\x18\x08 \x03(\r\x12\x18\n\x10new_block_counts\x18\t \x03(\r\x12\x15\n\rnew_block_ids\x18\n \x03(\r\x12\x0e\n\x06sample\x18\x0b \x03(\x08\x12\x13\n\x0bsave_blocks\x18\x0c \x03(\r\x12\x12\n\nsave_slots\x18\r \x03(\r\x12\x12\n\nload_slots\x18\x0e \x03(\r\x12\x13\n\x0bload_blocks\x18\x0f \x03(\r\"\xc5\x01\n\rSequenceStart\x12\x14\n\x0csequence_key\x18\x01 \x01(\x04\x12-\n\x08sampling\x18\x02 \x01(\x0b\x32\x1b.tidepipe.v1.SamplingParams\x12\x19\n\x11history_token_ids\x18\x03 \x03(\r\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x15\n\rtrace_context\x18\x14 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18( \x01(\t\"\x9b\x01\n\x0bRunResponse\x12\'\n\x04step\x18\x01 \x01(\x0b\x32\x17.tidepipe.v1.StepReportH\x00\x12+\n\theartbeat\x18\x02 \x01(\x0b\x32\x16.tidepipe.v1.HeartbeatH\x00\x12,\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x19.tidepipe.v1.StageFailureH\x00\x42\x08\n\x06report\"\xf0\x01\n\nStepReport\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x11\n\tcompute_s\x18\x02 \x01(\x01\x12\x0e\n\x06idle_s\x18\x03 \x01(\x01\x12\x13\n\x0bplan_wait_s\x18\x04 \x01(\x01\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12/\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1d.tidepipe.v1.PositionLogprobs\x12*\n\x06\x65rrors\x18\x07 \x03(\x0b\x32\x1a.tidepipe.v1.SequenceError\x12)\n\x07prompts\x18\x1e \x03(\x0b\x32\x18.tidepipe.v1.PromptPiece\"\x89\x01\n\x0bPromptPiece\x12\x14\n\x0csequence_key\x18\x01 \x01(\x04\x12\x16\n\x0e\x66irst_position\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12-\n\x08logprobs\x18\x04 \x01(\x0b\x32\x1b.tidepipe.v1.PromptLogprobs\x12\x0e\n\x06vector\x18\x05 \x01(\x0c\"S\n\rSequenceError\x12\x14\n\x0csequence_key\x18\x01 \x01(\x04\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x12\n\x05\x66\x61ult\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x08\n\x06_fault\"J\n\tHeartbeat\x12\x11\n\trss_bytes\x18\x01 \x01(\x04\x12\x17\n\x0frunning_step_id\x18\x02 \x01(\x04\x12\x11\n\trunning_s\x18\x03 \x01(\x01\"\xb1\x01\n\x0cStageFailure\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.tidepipe.v1.StageFailure.Kind\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0f\n\x07step_id\x18\x03 \x01(\x04\"R\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_LINK\x10\x01\x12\x12\n\x0eKIND_EXECUTION\x10\x02\x12\x11\n\rKIND_PROTOCOL\x10\x03\"P\n\x0e\x46orwardRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07step_id\x18\x02 \x01(\x04\x12\x0e\n\x06hidden\x18\x03 \x01(\x0c\x12\x0e\n\x06tokens\x18\x04 \x01(\r\" \n\x0f\x46orwardResponse\x12\r\n\x05steps\x18\x01 \x01(\x04\x32\xb8\x02\n\x0cStageService\x12V\n\rDescribeStage\x12!.tidepipe.v1.DescribeStageRequest\x1a\".tidepipe.v1.DescribeStageResponse\x12J\n\tConfigure\x12\x1d.tidepipe.v1.ConfigureRequest\x1a\x1e.tidepipe.v1.ConfigureResponse\x12<\n\x03Run\x12\x17.tidepipe.v1.RunRequest\x1a\x18.tidepipe.v1.RunResponse(\x01\x30\x01\x12\x46\n\x07\x46orward\x12\x1b.tidepipe.v1.ForwardRequest\x1a\x1c.tidepipe.v1.ForwardResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,37 +36,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBESTAGEREQUEST']._serialized_start=98
   _globals['_DESCRIBESTAGEREQUEST']._serialized_end=120
   _globals['_DESCRIBESTAGERESPONSE']._serialized_start=123
-  _globals['_DESCRIBESTAGERESPONSE']._serialized_end=400
-  _globals['_MODELSHAPE']._serialized_start=403
-  _globals['_MODELSHAPE']._serialized_end=634
-  _globals['_CONFIGUREREQUEST']._serialized_start=637
-  _globals['_CONFIGUREREQUEST']._serialized_end=994
-  _globals['_CONFIGURERESPONSE']._serialized_start=997
-  _globals['_CONFIGURERESPONSE']._serialized_end=1193
-  _globals['_RUNREQUEST']._serialized_start=1195
-  _globals['_RUNREQUEST']._serialized_end=1303
-  _globals['_STEPPLAN']._serialized_start=1306
-  _globals['_STEPPLAN']._serialized_end=1666
-  _globals['_SEQUENCESTART']._serialized_start=1669
-  _globals['_SEQUENCESTART']._serialized_end=1849
-  _globals['_RUNRESPONSE']._serialized_start=1852
-  _globals['_RUNRESPONSE']._serialized_end=2007
-  _globals['_STEPREPORT']._serialized_start=2010
-  _globals['_STEPREPORT']._serialized_end=2250
-  _globals['_PROMPTPIECE']._serialized_start=2253
-  _globals['_PROMPTPIECE']._serialized_end=2390
-  _globals['_SEQUENCEERROR']._serialized_start=2392
-  _globals['_SEQUENCEERROR']._serialized_end=2475
-  _globals['_HEARTBEAT']._serialized_start=2477
-  _globals['_HEARTBEAT']._serialized_end=2551
-  _globals['_STAGEFAILURE']._serialized_start=2554
-  _globals['_STAGEFAILURE']._serialized_end=2731
-  _globals['_STAGEFAILURE_KIND']._serialized_start=2649
-  _globals['_STAGEFAILURE_KIND']._serialized_end=2731
-  _globals['_FORWARDREQUEST']._serialized_start=2733
-  _globals['_FORWARDREQUEST']._serialized_end=2813
-  _globals['_FORWARDRESPONSE']._serialized_start=2815
-  _globals['_FORWARDRESPONSE']._serialized_end=2847
-  _globals['_STAGESERVICE']._serialized_start=2850
-  _globals['_STAGESERVICE']._serialized_end=3162
+  _globals['_DESCRIBESTAGERESPONSE']._serialized_end=440
+  _globals['_MODELSHAPE']._serialized_start=443
+  _globals['_MODELSHAPE']._serialized_end=674
+  _globals['_CONFIGUREREQUEST']._serialized_start=677
+  _globals['_CONFIGUREREQUEST']._serialized_end=1034
+  _globals['_CONFIGURERESPONSE']._serialized_start=1037
+  _globals['_CONFIGURERESPONSE']._serialized_end=1233
+  _globals['_RUNREQUEST']._serialized_start=1235
+  _globals['_RUNREQUEST']._serialized_end=1343
+  _globals['_STEPPLAN']._serialized_start=1346
+  _globals['_STEPPLAN']._serialized_end=1706
+  _globals['_SEQUENCESTART']._serialized_start=1709
+  _globals['_SEQUENCESTART']._serialized_end=1906
+  _globals['_RUNRESPONSE']._serialized_start=1909
+  _globals['_RUNRESPONSE']._serialized_end=2064
+  _globals['_STEPREPORT']._serialized_start=2067
+  _globals['_STEPREPORT']._serialized_end=2307
+  _globals['_PROMPTPIECE']._serialized_start=2310
+  _globals['_PROMPTPIECE']._serialized_end=2447
+  _globals['_SEQUENCEERROR']._serialized_start=2449
+  _globals['_SEQUENCEERROR']._serialized_end=2532
+  _globals['_HEARTBEAT']._serialized_start=2534
+  _globals['_HEARTBEAT']._serialized_end=2608
+  _globals['_STAGEFAILURE']._serialized_start=2611
+  _globals['_STAGEFAILURE']._serialized_end=2788
+  _globals['_STAGEFAILURE_KIND']._serialized_start=2706
+  _globals['_STAGEFAILURE_KIND']._serialized_end=2788
+  _globals['_FORWARDREQUEST']._serialized_start=2790
+  _globals['_FORWARDREQUEST']._serialized_end=2870
+  _globals['_FORWARDRESPONSE']._serialized_start=2872
+  _globals['_FORWARDRESPONSE']._serialized_end=2904
+  _globals['_STAGESERVICE']._serialized_start=2907
+  _globals['_STAGESERVICE']._serialized_end=3219
 # @@protoc_insertion_point(module_scope)

@@ -56,6 +56,7 @@ class DescribeStageResponse(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     FABRIC_FIELD_NUMBER: _builtins.int
     FABRIC_DEVICE_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this contract; a controller refuses another than its own."""
     model: _builtins.str
@@ -82,6 +83,10 @@ class DescribeStageResponse(_message.Message):
     def shape(self) -> Global___ModelShape:
         """The model's dimensions."""
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_controller_pb2.Adapter]:
+        """Adapters (LoRA) that it was started with."""
+
     def __init__(
         self,
         *,
@@ -97,10 +102,11 @@ class DescribeStageResponse(_message.Message):
         epoch: _builtins.int = ...,
         fabric: _builtins.str = ...,
         fabric_device: _builtins.str = ...,
+        adapters: _abc.Iterable[_controller_pb2.Adapter] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shape", b"shape"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dtype", b"dtype", "epoch", b"epoch", "fabric", b"fabric", "fabric_device", b"fabric_device", "memory_budget_bytes", b"memory_budget_bytes", "model", b"model", "model_fingerprint", b"model_fingerprint", "pid", b"pid", "protocol_version", b"protocol_version", "rss_bytes", b"rss_bytes", "shape", b"shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "device", b"device", "dtype", b"dtype", "epoch", b"epoch", "fabric", b"fabric", "fabric_device", b"fabric_device", "memory_budget_bytes", b"memory_budget_bytes", "model", b"model", "model_fingerprint", b"model_fingerprint", "pid", b"pid", "protocol_version", b"protocol_version", "rss_bytes", b"rss_bytes", "shape", b"shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -454,12 +460,15 @@ class SequenceStart(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TRACE_CONTEXT_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     sequence_key: _builtins.int
     """Key of the sequence within the epoch."""
     prompt_tokens: _builtins.int
     """How many of the tokens so far are prompt; the next output token has index (tokens so far - this)."""
     trace_context: _builtins.str
     """The span that it runs within, see SequenceSpec."""
+    adapter: _builtins.str
+    """Fingerprint of the adapter of all its tokens; empty: none."""
     @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingParams:
         """How to choose its tokens (last stage only)."""
@@ -483,10 +492,11 @@ class SequenceStart(_message.Message):
         prompt_tokens: _builtins.int = ...,
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         trace_context: _builtins.str = ...,
+        adapter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["eos_token_ids", b"eos_token_ids", "history_token_ids", b"history_token_ids", "prompt_tokens", b"prompt_tokens", "sampling", b"sampling", "sequence_key", b"sequence_key", "trace_context", b"trace_context"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "eos_token_ids", b"eos_token_ids", "history_token_ids", b"history_token_ids", "prompt_tokens", b"prompt_tokens", "sampling", b"sampling", "sequence_key", b"sequence_key", "trace_context", b"trace_context"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

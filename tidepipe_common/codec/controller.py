@@ -25,6 +25,8 @@ from tidepipe_common.lengths.prompt import DENSE, MAX_BUCKETS, PromptFeatures
 from tidepipe_common.limits import MAX_PRIORITY, MAX_SEQUENCE_ID_CHARACTERS, check_characters, check_count
 from tidepipe_common.prefix import KEY_BYTES
 from tidepipe_common.telemetry.traces import MAX_CONTEXT_CHARACTERS
+from tidepipe_common.text.text import quoted
+from tidepipe_common.types.adapter import is_fingerprint
 from tidepipe_common.types.holdings import PrefixHoldings
 from tidepipe_common.types.results import SequenceEnd, SequenceUpdate
 from tidepipe_common.types.sampling import SamplingParams
@@ -46,12 +48,13 @@ def spec_to_wire(
     trace_context: str = "",
     priority: int = 0,
     background: bool = False,
+    adapter: str = "",
 ) -> pb.SequenceSpec:
     """What an instance needs to continue a sequence from where the router stands with it.
 
     output: what it has so far. ttft_s, tpot_s: its targets. age_s: since it came to the first router.
     prefix_root: who has the same shares KV blocks. trace_context: the span of its stay.
-    priority, background: see GenerationRequest.
+    priority, background: see GenerationRequest. adapter: its fingerprint.
     """
     return pb.SequenceSpec(
         sequence_id=sequence_id,
@@ -69,6 +72,7 @@ def spec_to_wire(
         trace_context=trace_context,
         priority=priority,
         background=background,
+        adapter=adapter,
     )
 
 
@@ -83,6 +87,8 @@ def check_spec(spec: pb.SequenceSpec) -> None:
         raise InvalidRequestError(
             f"prefix_root must have {KEY_BYTES} bytes or none, got {len(spec.prefix_root)}", "prefix_root"
         )
+    if spec.adapter and not is_fingerprint(spec.adapter):
+        raise InvalidRequestError(f"adapter {quoted(spec.adapter)} is no fingerprint", "adapter")
     check_features(spec.prompt_features)
 
 

@@ -88,7 +88,10 @@ def plan_to_wire(plan: StepPlan, *, first: bool, last: bool) -> stage_pb2.StepPl
         message.token_ids.extend(token for row in listed for token in row.token_ids)
     for start in plan.starts:
         entry = message.starts.add(
-            sequence_key=start.key, prompt_tokens=start.prompt_tokens, trace_context=start.trace_context
+            sequence_key=start.key,
+            prompt_tokens=start.prompt_tokens,
+            trace_context=start.trace_context,
+            adapter=start.adapter,
         )
         if last:
             entry.sampling.CopyFrom(sampling_to_wire(start.sampling))
@@ -203,6 +206,7 @@ def plan_from_wire(message: stage_pb2.StepPlan, ahead: Iterable[stage_pb2.Sequen
             prompt_tokens=entry.prompt_tokens,
             history=tuple(entry.history_token_ids),
             eos_token_ids=tuple(entry.eos_token_ids),
+            adapter=entry.adapter,
             trace_context=entry.trace_context,
         )
         for entry in (*ahead, *message.starts)

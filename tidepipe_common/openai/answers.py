@@ -91,7 +91,10 @@ class ModelTargets(TypedDict):
 
 @closed
 class Model(TypedDict):
-    """A model that is served, by one of its names. root: the first of them."""
+    """A model that is served, by one of its names. root: the first of them.
+
+    parent: of an adapter (LoRA) the model's first name.
+    """
 
     id: str
     object: Literal["model"]
@@ -101,6 +104,7 @@ class Model(TypedDict):
     max_model_len: int
     vocab_size: int
     slo: ModelTargets
+    parent: NotRequired[str]
 
 
 @closed

@@ -11,6 +11,7 @@ from tidepipe_common.model_names import usual_name
 from tidepipe_common.numerals import host_and_port
 from tidepipe_common.security.credentials import is_loopback
 from tidepipe_common.settings import defaults, fields
+from tidepipe_common.settings.adapters import parse_adapters
 from tidepipe_common.settings.controller import ControllerSettings
 from tidepipe_common.settings.definition import setting, settings_of
 from tidepipe_common.settings.router import RouterSettings
@@ -31,6 +32,7 @@ _NATIVE_ONLY = (
     "threads",
     "memory_gib",
     "kv_offload",
+    "lora",
     "layer_split",
 )
 """Settings of stage workers that have no meaning for another engine."""
@@ -125,6 +127,7 @@ class ClusterConfig(Strict):
     threads: fields.Threads | None = None
     memory_gib: fields.MemoryGib | None = None
     kv_offload: fields.KvOffload | None = None
+    lora: fields.Lora | None = None
     block_size: fields.BlockSize | None = None
     kv_blocks: fields.KvBlocks | None = None
     layer_split: fields.LayerSplit | None = None
@@ -211,6 +214,8 @@ class ClusterConfig(Strict):
             raise ValueError("hardware names the device that --executor emulated stands in for")
         if self.quantization is not None and self.executor == "emulated":
             raise ValueError("quantization is for --executor torch; emulated workers compute nothing")
+        if self.lora is not None:
+            self._fit_adapters(self.lora)
         if self.fabric is not None and self.executor == "emulated":
             raise ValueError("fabric is for --executor torch; emulated workers have no devices")
         if self.engine == "vllm":
@@ -234,10 +239,17 @@ class ClusterConfig(Strict):
             "executor",
             "profile",
             "kv_offload",
+            "lora",
             "journal",
         )
         if given := [name for name in own if getattr(self, name) != type(self).model_fields[name].default]:
             raise ValueError(f"{given[0]} is of own stages, which a cluster of upstream servers has none of")
+
+    def _fit_adapters(self, lora: str) -> None:
+        if self.executor == "emulated":
+            raise ValueError("lora is for --executor torch; emulated workers compute nothing")
+        if both := {place.name for place in parse_adapters(lora)}.intersection(self.served_names):
+            raise ValueError(f"lora names an adapter {min(both)}, as the model itself is called")
 
     def _fit_router(self, router: str) -> None:
         address = host_and_port(router)

@@ -15,6 +15,7 @@ from tidepipe_common.model_names import served_names
 from tidepipe_common.numerals import MAX_COUNT
 from tidepipe_common.security import credentials
 from tidepipe_common.settings import defaults
+from tidepipe_common.settings.adapters import parse_adapters
 from tidepipe_common.settings.definition import setting
 from tidepipe_common.settings.offload import parse_offload
 
@@ -38,6 +39,11 @@ def _names(value: str | None) -> str | None:
 
 def _offload(value: str) -> str:
     parse_offload(value)
+    return value
+
+
+def _adapters(value: str) -> str:
+    parse_adapters(value)
     return value
 
 
@@ -183,6 +189,17 @@ KvOffload = Annotated[
         "Second tier of a stage for evicted KV blocks: a file; with a GPU page-locked memory, without DIR.",
         metavar="SIZE[:DIR]",
         otherwise="none",
+    ),
+]
+Lora = Annotated[
+    str,
+    AfterValidator(_adapters),
+    setting(
+        "Adapter (LoRA) that requests choose by NAME as their model: PEFT's folder.",
+        metavar="NAME=FOLDER",
+        otherwise="none",
+        repeatable=True,
+        min_length=1,
     ),
 ]
 AllowDownload = Annotated[bool, setting("Fetch a hub id that is not on this machine.")]

@@ -22,6 +22,7 @@ class StageWorkerSettings(ServiceSettings):
     threads: fields.Threads | None = None
     memory_gib: fields.MemoryGib | None = None
     kv_offload: fields.KvOffload | None = None
+    lora: fields.Lora | None = None
     workers_on_device: Annotated[
         int, setting("Stage workers that share this GPU's memory.", ge=1, le=MAX_COUNT)
     ] = 1

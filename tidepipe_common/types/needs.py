@@ -29,8 +29,15 @@ FIELDS: Mapping[str, str] = {CONTINUED_STRUCTURES: STRUCTURES, FORMS: "tools"}
 """Of a request, where they are called otherwise."""
 
 
-def needs_of(sampling: SamplingParams, *, begun: bool) -> frozenset[str]:
-    """Those of a request; who lacks one of them cannot take it. begun: there is output already."""
+_ADAPTER = "adapter "
+"""Before a fingerprint: this is the one need that an instance does not lack, but has."""
+
+
+def needs_of(sampling: SamplingParams, *, begun: bool, adapter: str = "") -> frozenset[str]:
+    """Those of a request; who lacks one of them cannot take it. begun: there is output already.
+
+    adapter: its fingerprint; empty: none.
+    """
     structure = sampling.structure
     asked = {
         LOGPROBS: sampling.logprobs is not None,
@@ -47,9 +54,26 @@ def needs_of(sampling: SamplingParams, *, begun: bool) -> frozenset[str]:
         "ignore_eos": sampling.ignore_eos,
         "stop_token_ids": bool(sampling.stop_token_ids),
     }
-    return frozenset(name for name, needed in asked.items() if needed)
+    names = [name for name, needed in asked.items() if needed]
+    return frozenset([*names, _ADAPTER + adapter] if adapter else names)
+
+
+def lacking(needs: frozenset[str], lacks: frozenset[str], adapters: frozenset[str]) -> frozenset[str]:
+    """What of these needs an instance cannot do. adapters: fingerprints of those that it has."""
+    missing = needs & lacks
+    wanted = [need for need in needs if is_adapter(need) and need.removeprefix(_ADAPTER) not in adapters]
+    return missing.union(wanted) if wanted else missing
+
+
+def is_adapter(need: str) -> bool:
+    """Is it an adapter's presence? Who lacks that may have it tomorrow."""
+    return need.startswith(_ADAPTER)
 
 
 def said(needs: Iterable[str]) -> str:
     """For people."""
-    return ", ".join(_SAID.get(name, name) for name in sorted(needs))
+    return ", ".join(_said(name) for name in sorted(needs))
+
+
+def _said(name: str) -> str:
+    return "the adapter that the request names" if is_adapter(name) else _SAID.get(name, name)

@@ -109,7 +109,8 @@ def _model_info(name: str, model: ServedModel, facts: ModelFacts) -> pb.ModelInf
         vocab_size=facts.vocab_size,
         eos_token_ids=facts.eos_token_ids,
         fingerprint=facts.fingerprint,
-        alias_of="" if name == model.name else model.name,
+        alias_of=model.name if name in model.names[1:] else "",
         ttft_ms=1000 * model.target.ttft_s,
         tpot_ms=1000 * model.target.tpot_s,
+        adapter_of=model.name if model.adapter(name) else "",
     )

@@ -17,6 +17,7 @@ from router.parent.sequence import ForwardedSequence
 from router.scheduler.instance_report import FOREVER
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe.v1 import controller_pb2_grpc as pb_grpc
+from tidepipe_common.codec.adapters import adapters_to_wire
 from tidepipe_common.codec.controller import check_spec, costs_to_wire
 from tidepipe_common.codec.plan import phase_to_wire
 from tidepipe_common.codec.prompt import prompt_from_wire
@@ -61,6 +62,7 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
             served_names=model.names,
             ttft_ms=1000 * model.target.ttft_s,
             tpot_ms=1000 * model.target.tpot_s,
+            adapters=adapters_to_wire(model.adapters),
         )
 
     async def SubmitSequences(  # noqa: N802
@@ -175,7 +177,9 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
 
 
 def _find_prefixes(model: ServedModel, request: pb.SubmitSequencesRequest) -> list[PromptPrefix]:
-    return [model.prefixes.prefix(one.prefix_root, one.prompt_token_ids) for one in request.sequences]
+    return [
+        model.prefixes.prefix(one.prefix_root, one.prompt_token_ids, one.adapter) for one in request.sequences
+    ]
 
 
 def _sequence(host: UpstreamHost, spec: pb.SequenceSpec, prefix: PromptPrefix) -> ForwardedSequence:
@@ -195,6 +199,7 @@ def _sequence(host: UpstreamHost, spec: pb.SequenceSpec, prefix: PromptPrefix) -
         trace_context=spec.trace_context,
         priority=spec.priority,
         background=spec.background,
+        adapter=spec.adapter,
     )
 
 

@@ -50,7 +50,7 @@ class AnswerBodies:
         contexts = [
             ResponseContext(
                 request=wanted,
-                model=wanted.model if wanted.model in model.names else model.name,
+                model=model.called(wanted.model),
                 created=created,
                 token_bytes=None if text is None else text.token_bytes,
                 hidden=None if text is None else hidden_tokens(wanted, text),

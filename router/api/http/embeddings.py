@@ -64,10 +64,10 @@ class _Vectors:
         answers = await ended_answers(subscription)
         model, tokens = subscription.entry.model, subscription.entry.prompt_tokens
         assert model is not None, "it has been admitted"
-        name = wanted.model if wanted.model in model.names else model.name
+        name = model.called(wanted.model)
 
         def write() -> bytes:
-            return json.dumps(self.body(name or "", answers, tokens), separators=(",", ":")).encode()
+            return json.dumps(self.body(name, answers, tokens), separators=(",", ":")).encode()
 
         numbers = sum(len(answer.vector) for answer in answers) // 4
         return await beside(_NUMBER_BYTES * numbers, write)

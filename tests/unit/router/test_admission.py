@@ -33,7 +33,7 @@ def only(text: asyncio.Future[Any], facts: object, prefixes: PrefixKeys) -> Any:
         return facts
 
     async def wanted(name: str | None) -> object:
-        return SimpleNamespace(text=text, wait=wait, prefixes=prefixes)
+        return SimpleNamespace(text=text, wait=wait, prefixes=prefixes, adapter=lambda name: "")
 
     return SimpleNamespace(wanted=wanted)
 

@@ -23,6 +23,8 @@ class Model:
 
     def __init__(self, names: Sequence[str], text: asyncio.Future[TextPort]) -> None:
         self.names = tuple(names)
+        self.adapters: tuple[()] = ()
+        self.adapter_names: tuple[()] = ()
         self.name = self.names[0]
         self.text = text
         self.facts: ModelFacts | None = None
@@ -31,6 +33,9 @@ class Model:
         self.closed = False
         self.dispatcher = SimpleNamespace(moved=1)
         self.fleet = SimpleNamespace(offered=lambda address: None)
+
+    def adapter(self, name: str) -> str:
+        return ""
 
     def answers_to(self, name: str) -> bool:
         return name in self.names
