@@ -113,7 +113,7 @@ def _checked(path: Path) -> Path:
     if any(path.glob("*.safetensors")):
         if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
             raise ModelError(
-                f"{path}: a LoRA adapter, not a model; merge it into its base model (peft: merge_and_unload)"
+                f"{path}: a LoRA adapter, not a model; give its base as the model and --lora NAME={path}"
             )
         if (path / "config.json").is_file():
             return path

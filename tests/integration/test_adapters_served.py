@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +137,28 @@ async def test_through_a_router_below(two: Two) -> None:
         assert two.first.submitted[-1].adapter == POET
 
 
+async def batch(folder: Path, endpoint: str, names: list[str]) -> list[tuple[str, list[int] | None]]:
+    """What `tidepipe batch` writes for a line of each name: the model that it says, and its tokens."""
+    body = {"prompt": PROMPT, "max_tokens": NEW_TOKENS, "temperature": 0, "ignore_eos": True}
+    lines = [
+        {"custom_id": name, "method": "POST", "url": "/v1/completions",
+         "body": {**body, "model": name, "return_token_ids": True}}
+        for name in names
+    ]  # fmt: skip
+    (folder / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tidepipe.cli.main", "batch", str(folder / "in.jsonl")),
+        *("-o", str(folder / "out.jsonl"), "--endpoint", endpoint),
+    )
+    assert await process.wait() == 1, "one of the names is nobody's"
+    written = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    said = {line["custom_id"]: line["response"]["body"] for line in written if line["error"] is None}
+    return [
+        (said[name]["model"], said[name]["choices"][0]["token_ids"]) if name in said else (name, None)
+        for name in names
+    ]
+
+
 PROMPT = "The tide comes in and the tide goes out, as it did a hundred years ago."
 NEW_TOKENS = 40
 
@@ -174,6 +198,9 @@ async def test_all_in_flight_together_as_merged_models(tmp_path: Path) -> None:
 
         assert await ask() == (expected, [0, 0, 0])
         assert await ask() == (expected, [len(prompt) // 16 * 16] * 3)
+        assert await batch(tmp_path, cluster.grpc_address, ["model", *adapters, "x"]) == [
+            ("model", expected[0]), *zip(adapters, expected[1:], strict=True), ("x", None)
+        ]  # fmt: skip
         for victim in ("stage-worker-0-1", "controller-0"):
             asked = asyncio.create_task(ask())
             await asyncio.sleep(0.05)

@@ -24,7 +24,10 @@ class BodyWriter:
     """Makes response lines. The tokenizer is loaded only if a request wants to see tokens."""
 
     def __init__(self, model_name: str, model_sources: tuple[str, ...]) -> None:
-        """model_sources: where the model's tokenizer may lie on this machine, best first."""
+        """model_name: of requests that name none.
+
+        model_sources: where the model's tokenizer may lie on this machine, best first.
+        """
         self._model_name = model_name
         self._sources = model_sources
         self._text: TextProcessor | None = None
@@ -49,7 +52,7 @@ class BodyWriter:
         ids = _prompt_ids(prompt, request, text) if shown else None
         return ResponseContext(
             request=request,
-            model=self._model_name,
+            model=request.model or self._model_name,
             created=int(time.time()),
             token_bytes=text.token_bytes if text else _spelled_as_id,
             hidden=hidden_tokens(request, text) if text else None,

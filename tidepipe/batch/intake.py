@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tidepipe.batch.input_file import MAX_LINE_BYTES, InputLine
@@ -14,10 +15,11 @@ _MIB = 2**20
 class Intake:
     """Takes the lines in their order, each once."""
 
-    def __init__(self, run_id: str, model_names: Iterable[str]) -> None:
-        """model_names: what requests may call the served model."""
+    def __init__(self, run_id: str, served: Iterable[str], sources: Iterable[str] = ()) -> None:
+        """served: names of models and adapters. sources: what requests may call the first of them as well."""
         self._run_id = run_id
-        self._model_names = tuple(dict.fromkeys(model_names))
+        self._served = tuple(dict.fromkeys(served))
+        self._sources = tuple(sources)
         self._first_lines: dict[str, int] = {}
 
     def line_id(self, number: int) -> str:
@@ -45,10 +47,18 @@ class Intake:
         if isinstance(parsed, BatchLineError):
             return parsed
         model = parsed.request.model
-        if model is not None and not self._served(model):
-            text = f"line {line.number}: model {model!r} is not served here; served: {self._model_names[0]}"
-            return BatchLineError(parsed.custom_id, text, "model_not_found", "model")
+        if model is not None:
+            name = self._name(model)
+            if name is None:
+                served = ", ".join(self._served)
+                text = f"line {line.number}: model {model!r} is not served here; served: {served}"
+                return BatchLineError(parsed.custom_id, text, "model_not_found", "model")
+            parsed = replace(parsed, request=replace(parsed.request, model=name))
         return seeded(parsed, parsed.request.request_id)
 
-    def _served(self, model: str) -> bool:
-        return model in self._model_names or Path(model).name in self._model_names
+    def _name(self, model: str) -> str | None:
+        """The name under which it is served; None if it is not."""
+        names = (model, Path(model).name)
+        if found := next((name for name in names if name in self._served), None):
+            return found
+        return self._served[0] if any(name in self._sources for name in names) else None

@@ -127,7 +127,9 @@ class BatchRun:
         before = await self._client.status()
         watcher = asyncio.create_task(self._watch(), name="watch the cluster")
         try:
-            await self._answer_all(Intake(self._progress.run_id, names), BodyWriter(served[0], names))
+            await self._answer_all(
+                Intake(self._progress.run_id, served, self._model_sources), BodyWriter(served[0], names)
+            )
             after = await self._status_afterwards() or before
         finally:
             watcher.cancel()
@@ -195,6 +197,7 @@ class BatchRun:
             item.request.prompt,
             item.request.sampling,
             request_id=item.request.request_id,
+            model=item.request.model or "",
             keep_special_tokens=item.request.keep_special_tokens,
             tools=item.request.tools,
             tool_choice=item.request.tool_choice,

@@ -18,9 +18,11 @@ from controller.scheduler.scheduler import new_sequence
 from controller.scheduler.state import SchedulerConfig
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe_common.prefix import INLINE_TOKENS, block_keys, root_key
+from tidepipe_common.types.adapter import Adapter
 from tidepipe_common.types.sampling import SamplingParams
 
 ROOT = root_key("somebody")
+POET, OTHER = "1" * 32, "2" * 32
 
 
 class Instance:
@@ -29,7 +31,8 @@ class Instance:
     def __init__(self, *, reuse: bool = True) -> None:
         config = SchedulerConfig(1 << 20, frozenset(), block_size=16, prefix_caching=reuse)
         self.scheduler = SimpleNamespace(config=config)
-        self.body = SimpleNamespace(check=lambda sampling: None)
+        about = SimpleNamespace(adapters=[Adapter("poet", POET)])
+        self.body = SimpleNamespace(check=lambda sampling: None, about=about)
         self.draining = False
         self.told: list[str] = []
         self.arrivals: list[NewSequence] = []
@@ -97,3 +100,24 @@ async def test_who_is_cancelled_meanwhile_is_not_computed(monkeypatch: pytest.Mo
     reckoned.set()
     await asyncio.gather(handed, cancelled)
     assert instance.told == ["a", "not a"]
+
+
+@pytest.mark.parametrize("tokens", [100, INLINE_TOKENS])
+async def test_an_adapter_s_blocks_are_nobody_else_s(tokens: int) -> None:
+    """Whatever the router says of the root; and who has no such adapter takes no sequence of it."""
+    instance = Instance()
+    keys: list[set[bytes]] = []
+    for adapter in ("", POET):
+        request = hand_over(f"a{adapter}", tokens)
+        request.sequences[0].adapter = adapter
+        await serving(instance).SubmitSequences(request, cast(Any, None))
+        sequence = new_sequence(instance.arrivals[-1], 1 << 20, frozenset(), 0.0)
+        assert sequence.adapter == adapter
+        keys.append({*sequence.keys_until(sequence.length, 16)})
+    assert len(keys[0]) == len(keys[1]) and not keys[0] & keys[1]
+    for adapter in (OTHER, "poet"):
+        request = hand_over("b", tokens)
+        request.sequences[0].adapter = adapter
+        (verdict,) = (await serving(instance).SubmitSequences(request, cast(Any, None))).verdicts
+        assert verdict.outcome is pb.SubmitVerdict.OUTCOME_INVALID and "adapter" in verdict.reason
+    assert len(instance.arrivals) == 2

@@ -33,6 +33,12 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("", {"model": "m", "executor": "magic"}, "executor: .*'torch' or 'emulated'"),
         ("", {"model": "m", "quantization": "int3"}, "quantization: .*'int8'"),
         ("", {"model": "m", "hardware": "l20"}, "hardware names the device"),
+        ("", {"model": "m", "lora": "poet"}, "lora: must be NAME=FOLDER"),
+        ("", {"model": "m", "lora": "a=x,a=y"}, "lora: must not name a twice"),
+        ("", {"model": "m", "lora": "m=x"}, "lora names an adapter m, as the model itself is called"),
+        ("", {"model": "m", "lora": "a=x", "executor": "emulated"}, "lora is for --executor torch"),
+        ("", {"model": "m", "lora": "a=x", "engine": "vllm"}, "lora is for TidePipe's own stage workers"),
+        ("", {"model": "m", "lora": "a=x", "upstream": "http://h"}, "lora is of own stages"),
         (
             "",
             {"model": "m", "policy": "magic"},
