@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 MODEL ?= smollm2-135m
 DEMO_STAGES ?= 2
 
-.PHONY: help demo test setup model stubs released lint types imports stubs-fresh check lock audit wheel-check vllm-check trial clean
+.PHONY: help demo test setup model stubs released lint types imports stubs-fresh check lock audit wheel-check vllm-check gpu-check trial clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 16
@@ -95,6 +95,9 @@ wheel-check: model ## the wheel, tried in empty environments: the client alone, 
 
 vllm-check: model ## our scheduler in a real vLLM, and its workers as stages: in environments of their own
 	$(BIN)/python -m deploy.vllm_check
+
+gpu-check: setup ## one GPU, within eight minutes: exactness, attention, graphs, throughput; writes gpu-check.json
+	$(BIN)/python -m deploy.gpu_check
 
 trial: model ## launch and hurt the compose deployment, if this machine can have a container engine (root)
 	$(BIN)/python -m deploy.trial --model "$$($(BIN)/tidepipe model pull $(MODEL) | tail -1)" $(if $(PYTHON_IN),--python $(PYTHON_IN))

@@ -36,6 +36,7 @@ from controller.scheduler.events import (
 from controller.scheduler.policies.catalog import make_setup, step_knob
 from controller.scheduler.scheduler import Scheduler
 from controller.scheduler.split import stage_layers
+from controller.service import LIKELY_DEVICE
 from stage_worker.executors.protocol import Executor, StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
 from stage_worker.models.native.library import Kernel, NativeKernels
@@ -44,7 +45,8 @@ from tidepipe.batch.throughput import WorkloadItem, token_mix
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.model import Parallelism
 from tidepipe_common.latency.profile import cost_model
-from tidepipe_common.prefix import root_key
+from tidepipe_common.prefix import adapter_root, root_key
+from tidepipe_common.settings.adapters import parse_adapters
 from tidepipe_common.types.model_shape import ModelShape
 from tidepipe_common.types.plan import Phase, SampledTokens, StepPlan
 from tidepipe_common.types.sampling import SamplingParams
@@ -108,7 +110,8 @@ def arrivals_of(items: Sequence[dict[str, Any]], stages: int) -> Iterator[Event]
             f"{number:06d}",
             tuple(item["prompt"]),
             SamplingParams(temperature=0.0, max_tokens=item["out"], ignore_eos=True),
-            prefix_root=root_key("").hex(),
+            prefix_root=adapter_root(root_key(""), item.get("adapter", "")).hex(),
+            adapter=item.get("adapter", ""),
         )
         for number, item in enumerate(items)
     )
@@ -130,15 +133,18 @@ class Pipeline:
         self.ranges: list[tuple[int, int]] = []
         self.int8 = options.quantization == "int8"
         self.shape: ModelShape
+        self.adapters: dict[str, str] = {}
         for index in range(stages):
             backend = TorchBackend(
                 model,
-                device="cpu",
+                device=options.device,
                 dtype=options.dtype,
                 quantization=options.quantization,
                 threads=1,
                 memory_budget=8 << 30,
+                adapters=parse_adapters(options.lora) if options.lora else (),
             )
+            self.adapters = {one.name: one.fingerprint for one in backend.description.adapters}
             self.shape = backend.description.shape
             ranges = stage_layers(self.shape, stages, mix, options.layer_split)
             self.ranges.append(ranges[index])
@@ -147,10 +153,11 @@ class Pipeline:
                     StageSpec(index, stages, *ranges[index], options.block_size, KV_BLOCKS, MAX_STEP_TOKENS)
                 )
             )
-        # As a live controller on a CPU plans: with the data sheet's costs, without which `auto` is `td-pipe`.
-        known = cost_model(self.shape, hardware("cpu"), None, Parallelism(stages))
+        # As a live controller plans: with the data sheet's costs, without which `auto` is `td-pipe` on a CPU.
+        device = LIKELY_DEVICE[options.device.partition(":")[0]]
+        known = cost_model(self.shape, hardware(device), None, Parallelism(stages))
         knobs = {step_knob(options.policy): options.prefill_tokens} if options.prefill_tokens else {}
-        setup = make_setup(options.policy, knobs, known, "cpu", fixed=options.microbatches > 0)
+        setup = make_setup(options.policy, knobs, known, device, fixed=options.microbatches > 0)
         config = setup.config(
             self.shape.context_length,
             self.shape.eos_token_ids,
@@ -262,6 +269,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stages", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quantization")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--lora", help="as of tidepipe up; an item's `adapter` is a fingerprint")
     parser.add_argument("--policy", default="auto")
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--prefill-tokens", type=int, default=0, help="0: by policy")

@@ -81,6 +81,11 @@ class TorchExecutor:
             parts.adapters.numbers,
         )
 
+    @property
+    def graph_rows(self) -> list[int]:
+        """Rows of the decode steps that run as CUDA graphs; none on a CPU."""
+        return [] if self._graphs is None else self._graphs.sizes
+
     @torch.inference_mode()
     def execute(self, plan: StepPlan, hidden: bytes | memoryview | None) -> StepOutput:
         """Run one step, see `Executor`."""
