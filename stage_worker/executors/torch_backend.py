@@ -32,7 +32,7 @@ from stage_worker.fabric.neighbours import FabricWays, open_ways
 from stage_worker.fabric.pair import check_backend, fabric_device
 from stage_worker.fabric.rendezvous import fabric_id
 from stage_worker.kv_pool import KvPool, size_pool
-from stage_worker.loading.adapters import adaptable, adapted, load_adapters, open_adapter
+from stage_worker.loading.adapters import adaptable, adapted, adapter_bytes, load_adapters, open_adapter
 from stage_worker.loading.open_checkpoint import open_checkpoint
 from stage_worker.loading.stage_weights import StageSlice, check_weights, load_stage
 from stage_worker.models.adapters import StageAdapters, StepAdapters
@@ -155,7 +155,8 @@ class TorchBackend:
             gc.collect()
         model = self._checkpoint.spec
         part = StageSlice(spec.layer_begin, spec.layer_end, spec.first, spec.last)
-        weights, adapters = self._weights(part), self._stage_adapters(part)
+        weights = self._weights(part)
+        adapters = self._stage_adapters(part, weights.nbytes)
         compute = self._compute
         slow = compute.slow_for(model, spec.block_size)
         self.description = dataclasses.replace(self.description, slow_because=slow)
@@ -231,10 +232,18 @@ class TorchBackend:
         """Makes the device the present one of this thread, as libraries and graphs want it."""
         return nullcontext() if self._device.type == "cpu" else torch.cuda.device(self._device)
 
-    def _stage_adapters(self, part: StageSlice) -> StageAdapters:
+    def _stage_adapters(self, part: StageSlice, weight_bytes: int) -> StageAdapters:
         if self._adapters is None or self._adapters[0] != part:
+            self._adapters = None
             # On a CPU in float32, as PEFT computes them beside weights of any type.
             dtype = torch.float32 if self._device.type == "cpu" else self._dtype
+            needed, budget = adapter_bytes(self._adapter_folders, part, dtype), self.description.memory_budget
+            if weight_bytes + needed > budget:
+                raise ConfigError(
+                    f"a memory budget of {budget} bytes is too small: {weight_bytes} bytes of weights and "
+                    f"{needed} of adapters, without a KV block yet; raise it, give fewer adapters, or split "
+                    "the model over more stages"
+                )
             spec = self._checkpoint.spec
             loaded = load_adapters(self._adapter_folders, spec, part, dtype, self._device)
             self._adapters = part, loaded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from tidepipe_common.settings.adapters import AdapterPlace
 from tidepipe_common.text.text import quoted
 
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(.{1,200}?)\.lora_([AB])(?:\.[^.]{1,100})?\.weight")
+_KINDS = ("F32", "F16", "BF16", "F64")
 _PIECE_BYTES = 1 << 20
 
 
@@ -132,6 +134,8 @@ def _checked(
         if half not in halves:
             raise ModelError(f"{file}: lora_{half} of {module} is missing")
     down, up = halves["A"], halves["B"]
+    if strange := next((one for one in (down, up) if one.kind not in _KINDS), None):
+        raise ModelError(f"{file}: tensor {strange.name} has type {strange.kind}, not {' or '.join(_KINDS)}")
     outputs, inputs = shapes[module]
     rank = down.shape[0] if len(down.shape) == 2 else 0
     if not 1 <= rank <= MAX_RANK or rank != config.rank_of(module):
@@ -182,6 +186,20 @@ def _products(spec: ModelSpec) -> Sequence[tuple[str, Sequence[tuple[str, int]],
         ("gate_up", [(f"mlp.{name}", spec.intermediate) for name in ("gate_proj", "up_proj")], spec.hidden),
         ("down", [("mlp.down_proj", spec.hidden)], spec.intermediate),
     )
+
+
+def adapter_bytes(folders: Iterable[AdapterFolder], part: StageSlice, dtype: torch.dtype) -> int:
+    """What `load_adapters` will take."""
+    layers = tuple(f"model.layers.{layer}." for layer in range(part.begin, part.end))
+    distinct = {folder.fingerprint: folder for folder in folders}
+    values = sum(
+        math.prod(stored.shape)
+        for folder in distinct.values()
+        for name, module in folder.modules.items()
+        if name.startswith(layers)
+        for stored in (module.down, module.up)
+    )
+    return values * dtype.itemsize
 
 
 def load_adapters(

@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stage_worker.executors.protocol import PlanError
+from bench.quantized_checkpoints import write_quantized
+from stage_worker.executors.protocol import PlanError, StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
 from stage_worker.models.native.library import load_kernels
 from tests.tiny_adapters import PREFIX, make_adapter, merged
 from tests.tiny_models import hugging_face_greedy, make_tiny_model, random_prompts
 from tests.torch_pipeline import generate, make_pipeline
-from tidepipe_common.errors import ModelError
+from tidepipe_common.errors import ConfigError, ModelError
 from tidepipe_common.settings.adapters import AdapterPlace
 
 PROMPTS = random_prompts([1, 7, 16, 33, 50, 9, 70, 12])
@@ -184,6 +185,45 @@ def test_tensors_that_do_not_fit_are_named(
     with pytest.raises(ModelError) as error:
         TorchBackend(str(base), device="cpu", adapters=[place])
     assert said in str(error.value)
+
+
+def test_numbers_of_another_kind_are_refused(tmp_path: Path) -> None:
+    base = make_tiny_model("llama", tmp_path / "base")
+    place = AdapterPlace("mine", make_adapter(base, tmp_path / "adapter"))
+    file = place.folder / "adapter_model.safetensors"
+    save_file({name: tensor.to(torch.int32) for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(ModelError, match="has type I32"):
+        TorchBackend(str(base), device="cpu", adapters=[place])
+
+
+def test_what_does_not_fit_into_memory_is_not_loaded(tmp_path: Path) -> None:
+    base = make_tiny_model("llama", tmp_path / "base")
+    place = AdapterPlace("mine", make_adapter(base, tmp_path / "adapter", rank=64))
+    spec = StageSpec(0, 1, 0, 4, 16, 8, 64)
+    plain = TorchBackend(str(base), device="cpu", dtype="float32", memory_budget=1 << 30).configure(spec)
+    budget = plain.weight_bytes + plain.kv_bytes + 1000
+    backend = TorchBackend(
+        str(base), device="cpu", dtype="float32", memory_budget=budget, adapters=[place, place]
+    )
+    with pytest.raises(ConfigError, match=r"of adapters, without a KV block yet; .* give fewer adapters"):
+        backend.configure(spec)
+
+
+@pytest.mark.parametrize("form", ["gptq", "int8"])
+def test_beside_codes_as_beside_their_numbers(form: str, tmp_path: Path) -> None:
+    base = make_tiny_model("qwen2", tmp_path / "base", use_sliding_window=False)
+    place = AdapterPlace("mine", make_adapter(base, tmp_path / "adapter"))
+    packed = write_quantized(base, tmp_path / "packed", form)
+    numbers = write_quantized(base, tmp_path / "numbers", form, numbers=True)
+    described = TorchBackend(str(base), device="cpu", adapters=[place]).description
+    wanted = ["", described.adapters[0].fingerprint] * 4
+    answers = [
+        generate(make_pipeline(packed, stages, adapters=[place]), PROMPTS, 8, adapters=wanted)
+        for stages in (1, 3)
+    ]
+    alone = generate(make_pipeline(merged(numbers, place.folder, tmp_path / "merged"), 1), PROMPTS, 8)
+    assert answers[0] == answers[1]
+    assert answers[0][1::2] == alone[1::2] != answers[0][::2]
 
 
 def test_a_pickle_is_never_read(tmp_path: Path) -> None:
