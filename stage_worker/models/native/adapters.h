@@ -1,62 +1,71 @@
-/* Adapters (LoRA) beside a product: to a row's result comes B (A x), of the row's own adapter. Each row by itself, in
- * one order: what it gets does not depend on the other rows. */
+/* Adapters (LoRA) beside a product: to a row's result comes B (A x), of the row's own adapter. Each row's sums in one
+ * order, whatever rows are beside it: what it gets does not depend on them. */
 
 #define ROWS_OF_DOWN 4 /* of A, summed beside each other: a sum waits for the one before it */
+#define ROWS_ALIKE 8   /* of one adapter, one after the other: they read its numbers while these are near */
 
-/* inner[r] = A[r] x. */
-INLINE void shrink(const LowRank *of, const Elem *x, float *inner) {
-    long in = of->inputs, r = 0;
-    for (; r < of->rank; r += ROWS_OF_DOWN) {
-        long rows = of->rank - r < ROWS_OF_DOWN ? of->rank - r : ROWS_OF_DOWN, c = 0;
+/* inner[row][r] = A[r] x[row]. */
+INLINE void shrink(const LowRank *of, const Elem *x, long rows, float (*inner)[MOST_RANK]) {
+    long in = of->inputs;
+    for (long r = 0; r < of->rank; r += ROWS_OF_DOWN) {
+        long downs = of->rank - r < ROWS_OF_DOWN ? of->rank - r : ROWS_OF_DOWN;
         const float *down[ROWS_OF_DOWN];
-        Floats sums[ROWS_OF_DOWN];
-        for (long k = 0; k < ROWS_OF_DOWN; k++) {
-            down[k] = of->down + (r + (k < rows ? k : 0)) * in;
-            sums[k] = splat(0.0f);
-        }
-        for (; c + LANES <= in; c += LANES) {
-            Floats value = load(x + c);
-            for (long k = 0; k < ROWS_OF_DOWN; k++) sums[k] += value * get_floats(down[k] + c);
-        }
-        for (long k = 0; k < rows; k++) {
-            float total = sum_lanes(sums[k]);
-            for (long rest = c; rest < in; rest++) total += widen(x[rest]) * down[k][rest];
-            inner[r + k] = total;
+        for (long k = 0; k < ROWS_OF_DOWN; k++) down[k] = of->down + (r + (k < downs ? k : 0)) * in;
+        for (long row = 0; row < rows; row++) {
+            const Elem *values = x + row * in;
+            Floats sums[ROWS_OF_DOWN];
+            long c = 0;
+            for (long k = 0; k < ROWS_OF_DOWN; k++) sums[k] = splat(0.0f);
+            for (; c + LANES <= in; c += LANES) {
+                Floats value = load(values + c);
+                for (long k = 0; k < ROWS_OF_DOWN; k++) sums[k] += value * get_floats(down[k] + c);
+            }
+            for (long k = 0; k < downs; k++) {
+                float total = sum_lanes(sums[k]);
+                for (long rest = c; rest < in; rest++) total += widen(values[rest]) * down[k][rest];
+                inner[row][r + k] = total;
+            }
         }
     }
 }
 
-/* out += B inner; B lies as [rank][outputs]. */
-INLINE void expand(const LowRank *of, const float *inner, Elem *out) {
+/* out[row] += B inner[row]; B lies as [rank][outputs], rows of out `stride` apart. */
+INLINE void expand(const LowRank *of, float (*inner)[MOST_RANK], long rows, Elem *out, long stride) {
     long c = 0;
     for (; c + 2 * LANES <= of->outputs; c += 2 * LANES) {
-        Floats low = load(out + c), high = load(out + c + LANES);
-        for (long r = 0; r < of->rank; r++) {
-            const float *up = of->up + r * of->outputs + c;
-            low += inner[r] * get_floats(up);
-            high += inner[r] * get_floats(up + LANES);
+        for (long row = 0; row < rows; row++) {
+            Elem *to = out + row * stride + c;
+            Floats low = load(to), high = load(to + LANES);
+            for (long r = 0; r < of->rank; r++) {
+                const float *up = of->up + r * of->outputs + c;
+                low += inner[row][r] * get_floats(up);
+                high += inner[row][r] * get_floats(up + LANES);
+            }
+            store(to, low), store(to + LANES, high);
         }
-        store(out + c, low), store(out + c + LANES, high);
     }
     for (; c < of->outputs; c++) {
-        float value = widen(out[c]);
-        for (long r = 0; r < of->rank; r++) value += inner[r] * of->up[r * of->outputs + c];
-        out[c] = narrow(value);
+        for (long row = 0; row < rows; row++) {
+            float value = widen(out[row * stride + c]);
+            for (long r = 0; r < of->rank; r++) value += inner[row][r] * of->up[r * of->outputs + c];
+            out[row * stride + c] = narrow(value);
+        }
     }
 }
 
 /* Rows row .. row_end - 1 of a product that is done. `low`: of each of its parts the adapters, by number. */
 static __attribute__((noinline)) void add_adapters(const Stage *s, const LowRank *low, const Elem *x, Elem *out, long inputs,
                                                    long outputs, long row, long row_end) {
-    float inner[MOST_RANK];
-    for (; row < row_end; row++) {
+    float inner[ROWS_ALIKE][MOST_RANK];
+    for (long rows; row < row_end; row += rows) {
         int32_t number = s->adapter_of[row];
+        for (rows = 1; rows < ROWS_ALIKE && row + rows < row_end && s->adapter_of[row + rows] == number;) rows++;
         if (!number) continue;
         for (long part = 0; part < MOST_PARTS; part++) {
             const LowRank *of = low + part * s->adapters + number - 1;
             if (!of->rank) continue;
-            shrink(of, x + row * inputs, inner);
-            expand(of, inner, out + row * outputs + of->begin);
+            shrink(of, x + row * inputs, rows, inner);
+            expand(of, inner, rows, out + row * outputs + of->begin, outputs);
         }
     }
 }
