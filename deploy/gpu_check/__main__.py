@@ -91,7 +91,11 @@ def machine(device: str) -> dict[str, Any]:
     """What was tried on what."""
     import torch
 
-    known = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
+    known: dict[str, Any] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+    }
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(device)
         known |= {"gpu": properties.name, "capability": f"{properties.major}.{properties.minor}"}

@@ -20,13 +20,14 @@ import numpy as np
 import torch
 
 from bench.engine import KernelClock, Pipeline
+from bench.peers.children import end_children_when_ended
 from bench.quantized_checkpoints import write_quantized
 from deploy.gpu_check.models import random_model
 from deploy.gpu_check.throughput import compared
 from stage_worker.attention.backend import AttentionBackend, AttentionContext
 from stage_worker.attention.batch import RaggedBatch
-from stage_worker.attention.choice import TORCH
-from stage_worker.attention.cuda_attention import MAKERS
+from stage_worker.attention.choice import TORCH, Ranking, rank
+from stage_worker.attention.cuda_attention import MAKERS, facts_of
 from stage_worker.attention.torch_paged import TorchPagedAttention
 from stage_worker.attention.trial import disagreement
 from stage_worker.executors.torch_backend import GRAPHS_SWITCH
@@ -131,11 +132,12 @@ def attention(settings: Settings) -> Found:
     rotary = RotaryTable(spec.rope, spec.head_dim, spec.context_length, device)
     about = AttentionContext(spec, 0, pool, rotary)
     reference = TorchPagedAttention(about)
-    found: dict[str, Any] = {}
+    ranking = Ranking((TORCH,), {}) if device.type == "cpu" else rank(facts_of(about))
+    found: dict[str, Any] = {name: {"not here": why} for name, why in ranking.refused.items()}
     with torch.inference_mode():
-        for name, make in MAKERS.items():
+        for name in ranking.usable:
             try:
-                backend = make(about)
+                backend = MAKERS[name](about)
                 problem = disagreement(backend, reference, about) if name != TORCH else None
                 if problem is not None:
                     found[name] = {"disagrees": problem}
@@ -237,6 +239,7 @@ PARTS: dict[str, Callable[[Settings], Found]] = {
 
 def main() -> None:
     """Run one and print what it found, as the last line."""
+    end_children_when_ended()
     name, settings = sys.argv[1], json.loads(sys.argv[2])
     print(json.dumps(PARTS[name](settings)), flush=True)
 
