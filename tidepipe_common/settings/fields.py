@@ -48,8 +48,8 @@ def _adapters(value: str) -> str:
 
 
 def _mix(value: str) -> str:
-    if re.fullmatch(r"[1-9][0-9]{0,8}:[1-9][0-9]{0,8}", value) is None:
-        raise ValueError("must be two numbers such as 2:1")
+    if re.fullmatch(r"[1-9][0-9]{0,8}:[1-9][0-9]{0,8}(:[0-9]{1,9})?", value) is None:
+        raise ValueError("must be two numbers such as 2:1, or three such as 2:1:1600")
     return value
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from launcher.config import load_config
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.types.token_mix import TokenMix
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
@@ -18,6 +19,12 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     config = load_config(file, {"model": "other", "stages": None}, defaults)
     assert (config.model, config.stages, config.layer_split) == ("other", 3, "10,10,10")
     assert config.token_mix == "7:1", "what neither says is the command's default"
+
+
+@pytest.mark.parametrize("mix", [TokenMix(), TokenMix(7, 3, 1600)])
+def test_a_mix_is_a_setting_as_it_is_written(mix: TokenMix) -> None:
+    config = load_config(None, {"model": "m", "token_mix": str(mix)})
+    assert TokenMix.parse(config.token_mix or "") == mix
 
 
 @pytest.mark.parametrize(
