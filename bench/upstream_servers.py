@@ -46,6 +46,7 @@ BATCH = 24
 LONG = 300
 """Tokens of the answer that is interrupted, after so many of them:"""
 KILL_AFTER = 60
+HALF = "\ufffd"
 PROMPTS = (
     "The capital of France is",
     "The tide turns twice a day, because",
@@ -163,18 +164,17 @@ def _completion(prompt: str, tokens: int, **more: Any) -> Body:
 
 
 async def answers(trial: Trial) -> str:
-    """Greedy answers, text and tokens, are the server's own."""
-    texts = tokens = 0
+    """Greedy answers have the server's own text; how many its very tokens, which not every dialect tells."""
+    tokens = 0
     for prompt in PROMPTS:
         text, ids = await trial.own(prompt, 40)
         [choice] = (await trial.ask("/v1/completions", _completion(prompt, 40, return_token_ids=True)))[
             "choices"
         ]
-        texts += choice["text"] == text
+        # Half a character at the end is not told by everybody.
+        _same(f"after {prompt!r}", choice["text"].rstrip(HALF), text.rstrip(HALF))
         tokens += choice["token_ids"] == ids
-        _same("tokens", len(choice["token_ids"]), 40)
-    _same("equal texts", texts, len(PROMPTS))
-    return f"{texts} of {len(PROMPTS)} texts equal, {tokens} token for token"
+    return f"{len(PROMPTS)} texts equal, {tokens} token for token"
 
 
 async def chats(trial: Trial) -> str:
@@ -333,7 +333,7 @@ TRIALS: dict[str, Callable[[Trial], Awaitable[str]]] = {
 def server_of(name: str, places: Places) -> Server:
     """Its settings: small enough for any machine; float32, as vLLM's answers depend on batches otherwise."""
     if name == "llama.cpp":
-        return LlamaCpp(places)
+        return LlamaCpp(places, threads=1)
     settings = {"max_model_len": 2048, "max_num_batched_tokens": None}
     return Vllm(places, replicas=2, pipeline=1, dtype="float32", settings=settings)
 

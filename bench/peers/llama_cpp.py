@@ -23,9 +23,10 @@ _TOKENS_PER_SLOT = 1664
 
 @dataclass(frozen=True, slots=True)
 class LlamaCpp:
-    """One server on all cores."""
+    """One server on all cores. threads: on a busy machine one is faster than two that wait for each other."""
 
     places: Places
+    threads: int = THREADS
 
     name = "llama.cpp-bf16"
 
@@ -37,7 +38,7 @@ class LlamaCpp:
     def serve_command(self, port: int) -> list[str]:
         """An OpenAI-compatible server."""
         context = ["-c", str(SLOTS * _TOKENS_PER_SLOT), "-np", str(SLOTS)]
-        threads = ["-t", str(THREADS), "-tb", str(THREADS)]
+        threads = ["-t", str(self.threads), "-tb", str(self.threads)]
         host = ["--host", "127.0.0.1", "--port", str(port), "--no-webui"]
         return [str(self.places.llama_server), "-m", str(self.places.gguf), *context, *threads, *host]
 

@@ -293,7 +293,8 @@ class LlamaCpp:
             "return_tokens": True,
         }
         if sampling.seed is not None:
-            body["seed"] = sampling.seed % 2**31
+            # A beginning that it has computed before rounds otherwise, and then draws otherwise.
+            body |= {"seed": sampling.seed % 2**31, "cache_prompt": False}
         if sampling.logit_bias:
             body["logit_bias"] = [[token, bias] for token, bias in sampling.logit_bias.items()]
         return body
