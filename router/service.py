@@ -27,6 +27,7 @@ from router.api.grpc.timeline import TimelineServicer
 from router.api.grpc.upstream import UpstreamServicer
 from router.api.http.access import CertificateGate, KeyGate
 from router.api.http.answers import AnswerBodies, answer_item
+from router.api.http.message_errors import MessageErrors
 from router.api.http.responses import teller
 from router.background import background
 from router.batches.jobs import BatchJobs
@@ -292,6 +293,7 @@ class RouterService:
             connections=connections,
             connections_per_address=settings.max_connections_per_address,
             shared_port=True,
+            around=MessageErrors,
         )
         export_connections(telemetry, server)
         return server

@@ -12,12 +12,13 @@ class TidePipeError(Exception):
 class InvalidRequestError(TidePipeError):
     """The request can never succeed as it is (gRPC INVALID_ARGUMENT, HTTP 400).
 
-    param: the offending field, in the caller's words, or None.
+    param: the offending field, in the caller's words, or None. number: of several prompts the one at fault.
     """
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+        self.number: int | None = None
 
 
 class KeyReusedError(InvalidRequestError):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -14,7 +12,7 @@ from router.api.dashboard.feed import PageFeed
 from router.api.dashboard.routes import page_routes
 from router.api.http.answers import AnswerBodies
 from router.api.http.batches import BatchEndpoints
-from router.api.http.embeddings import Body, VectorForm, read_embeddings, read_rerank
+from router.api.http.embeddings import VectorForm, read_embeddings, read_rerank
 from router.api.http.endpoint import CompletionEndpoint
 from router.api.http.failures import failure, http_failure
 from router.api.http.files import FileEndpoints
@@ -33,9 +31,9 @@ from router.responses.runs import ResponseRuns
 from tidepipe_common.errors import NotFoundError
 from tidepipe_common.openai.answers import Model, ModelList
 from tidepipe_common.openai.bodies import parse_chat, parse_completion
+from tidepipe_common.openai.embeddings import in_embeddings, in_rerank
 from tidepipe_common.telemetry.listener import metrics_route
 from tidepipe_common.telemetry.telemetry import Telemetry
-from tidepipe_common.types.request import GenerationRequest
 from tidepipe_common.version import tidepipe_version
 
 
@@ -89,8 +87,8 @@ def make_app(
     message = CompletionEndpoint(MessagesForm(bodies), table, keyed)
     count = MessageTokensEndpoint(table.admission)
 
-    def vectors(read: Callable[[object], tuple[GenerationRequest, Body]]) -> CompletionEndpoint:
-        return CompletionEndpoint(VectorForm(read), table, keyed)
+    embedding = CompletionEndpoint(VectorForm(read_embeddings, in_embeddings), table, keyed)
+    rerank = CompletionEndpoint(VectorForm(read_rerank, in_rerank), table, keyed)
 
     app = Starlette(
         routes=[
@@ -105,11 +103,8 @@ def make_app(
             Route("/v1/messages/count_tokens", count.answer, methods=["POST"]),
             *ResponseEndpoints(bodies, table, keyed, runs).routes(),
             Route("/openapi.json", describe, methods=["GET"]),
-            Route("/v1/embeddings", vectors(read_embeddings), methods=["POST"]),
-            *[
-                Route(path, vectors(read_rerank), methods=["POST"])
-                for path in ("/rerank", "/v1/rerank", "/v2/rerank")
-            ],
+            Route("/v1/embeddings", embedding, methods=["POST"]),
+            *[Route(path, rerank, methods=["POST"]) for path in ("/rerank", "/v1/rerank", "/v2/rerank")],
             *TokenEndpoints(table.admission).routes(),
             *_stored(jobs),
             metrics_route(telemetry),

@@ -85,3 +85,14 @@ async def test_errors_have_the_form_that_the_client_knows() -> None:
         assert "messages must not be empty" in body["error"]["message"]
         with pytest.raises(anthropic.NotFoundError):
             await client.messages.create(model="other", max_tokens=5, messages=ASK)
+        refused: list[tuple[str, str, dict[str, str], int]] = [
+            ("GET", "/v1/messages", {}, 405),
+            ("POST", "/v1/messages/batches", {}, 404),
+            ("POST", "/v1/messages", {"content-type": "text/plain"}, 415),
+            ("POST", "/v1/messages", {"origin": "https://elsewhere.example"}, 403),
+        ]
+        for method, path, headers, status in refused:  # by the routes, the body's reader and the gate
+            answer = await client._client.request(method, path, content=b"{}", headers=headers)
+            said = answer.json()
+            assert answer.status_code == status and said["type"] == "error", path
+            assert set(said["error"]) == {"type", "message"}

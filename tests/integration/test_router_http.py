@@ -210,11 +210,13 @@ async def test_texts_become_vectors_and_are_ranked_by_them(http: httpx.AsyncClie
     assert ranked[0]["relevance_score"] == pytest.approx(1.0) and ranked[0]["document"] == {"text": "ab"}
     for path, wrong, param in (
         ("/v1/embeddings", {"input": []}, "input"),
-        ("/v1/embeddings", {"input": ["a", ""]}, "prompt"),
+        ("/v1/embeddings", {"input": ["a", ""]}, "input"),
         ("/v1/embeddings", {"input": "a", "dimensions": 5}, "dimensions"),
         ("/v1/embeddings", {"input": "a", "stream": True}, "stream"),
-        ("/v1/embeddings", {"input": "a" * 2000}, "prompt"),
+        ("/v1/embeddings", {"input": "a" * 2000}, "input"),
         ("/v1/rerank", {"query": "a", "documents": []}, "documents"),
+        ("/v1/rerank", {"query": "a", "documents": ["b", ""]}, "documents"),
+        ("/v1/rerank", {"query": "a" * 2000, "documents": ["b"]}, "query"),
     ):
         response = await http.post(path, json=wrong)
         assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text

@@ -197,6 +197,8 @@ async def test_a_loop_of_calls_with_thoughts(background: bool, tmp_path: Path) -
             "type",
         ),
         ({"inclued": []}, "inclued", "did you mean 'include'"),
+        ({"input": [{}]}, "input", "input.0 has the type null; here there are message"),
+        ({"input": [{"content": "hi"}]}, "input", "input.0.role must be one of"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input", "only text"),
     ],
 )

@@ -45,13 +45,14 @@ class HttpServer:
         connections_per_address: int | None = None,
         deadlines: Deadlines = DEADLINES,
         shared_port: bool = False,
+        around: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     ) -> None:
         """Binds at once. listen: HOST:PORT, port 0 picks a free one. ConfigError if it cannot be had.
 
         grace_s: how long responses may go on after `stop`. credentials: None for those of this process; with
         TLS this is HTTPS. rule: with TLS, whose certificates open it; None: it asks for none.
         site: names it is called by, and whose pages may call it; None: its own. connections: at a time.
-        shared_port: a successor may listen beside it.
+        shared_port: a successor may listen beside it. around: what sees whatever is sent, refusals as well.
         """
         credentials = credentials or own()
         credentials.check_listen(listen)
@@ -64,7 +65,7 @@ class HttpServer:
         site = site or Site()
         self._server = _Server(
             uvicorn.Config(
-                guarded_site(app, site, bound=host, tls=context is not None),
+                around(guarded_site(app, site, bound=host, tls=context is not None)),
                 http=Connection,
                 ws="none",
                 lifespan="off",

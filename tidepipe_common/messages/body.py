@@ -13,7 +13,7 @@ from tidepipe_common.messages.tools import chat_tool_choice, chat_tools
 from tidepipe_common.openai.bodies import Message, ModelName, parse_chat
 from tidepipe_common.openai.fields import UserName
 from tidepipe_common.openai.numbers import Count, OutputTokens, TopK, TopP
-from tidepipe_common.openai.validation import Refusal, StrictModel, validate
+from tidepipe_common.openai.validation import Refusal, StrictModel, renamed, validate
 from tidepipe_common.text.json_text import kind
 from tidepipe_common.types.request import GenerationRequest
 
@@ -193,7 +193,7 @@ def _request(chat: dict[str, Any], request_id: str) -> GenerationRequest:
     try:
         return parse_chat(chat, request_id)
     except InvalidRequestError as error:
-        raise _renamed(error) from None
+        raise in_our_names(error) from None
 
 
 def _stop_sequences(value: Any) -> list[Any] | None:
@@ -217,11 +217,6 @@ def _thinking(thinking: Thinking | None, effort: str | None) -> dict[str, Any]:
     }
 
 
-def _renamed(error: InvalidRequestError) -> InvalidRequestError:
-    """The error with the names that fields have here."""
-    name = error.param or ""
-    here = _NAMES_IN_CHATS.get(name)
-    if here is None:
-        return error
-    text = str(error)
-    return type(error)(here + text.removeprefix(name) if text.startswith(name) else text, here)
+def in_our_names(error: InvalidRequestError) -> InvalidRequestError:
+    """What is wrong with a chat, with the names that its fields have here."""
+    return renamed(error, _NAMES_IN_CHATS)

@@ -18,7 +18,7 @@ from tidepipe_common.openai.bodies import WHOLE_ANSWER_GAP_S, CacheSalt, ModelNa
 from tidepipe_common.openai.fields import UserName, one_or_several, texts_or_ids
 from tidepipe_common.openai.numbers import MAX_INT
 from tidepipe_common.openai.validation import Refusal, StrictModel, checked_text, validate
-from tidepipe_common.types.request import Answer, GenerationRequest
+from tidepipe_common.types.request import Answer, GenerationRequest, of_prompt
 from tidepipe_common.types.sampling import Pooling, SamplingParams
 
 REFUSED_IN_EMBEDDINGS = {
@@ -45,6 +45,8 @@ def _inputs(value: Any) -> tuple[str | tuple[int, ...], ...]:
 def _document(value: Any) -> str:
     if isinstance(value, dict) and value.keys() == {"text"}:
         value = value["text"]
+    if isinstance(value, dict):
+        raise ValueError('must be a string or {"text": ...}, got an object with other fields')
     return checked_text(value)
 
 
@@ -136,6 +138,24 @@ class Ranking(TypedDict):
     model: str
     usage: InputUsage
     results: list[Ranked]
+
+
+def in_embeddings(error: InvalidRequestError) -> InvalidRequestError:
+    """What is wrong with a prompt, as it is called there."""
+    return _placed(error, "input" if error.number is None else f"input.{error.number}")
+
+
+def in_rerank(error: InvalidRequestError) -> InvalidRequestError:
+    """Likewise; the query is the first of the prompts."""
+    number = error.number or 0
+    return _placed(error, f"documents.{number - 1}" if number else "query")
+
+
+def _placed(error: InvalidRequestError, where: str) -> InvalidRequestError:
+    if error.param != "prompt":
+        return error
+    text = str(error) if error.number is None else str(error).removeprefix(of_prompt(error.number))
+    return type(error)(f"{where}: {text}", where.partition(".")[0])
 
 
 def parse_embeddings(body: object, request_id: str) -> tuple[EmbeddingsBody, GenerationRequest]:

@@ -133,7 +133,7 @@ def _text_or_ids(value: Any) -> _TextOrIds:
     if isinstance(value, str):
         return checked_text(value)
     if not isinstance(value, list) or not all(type(item) is int for item in value):
-        raise ValueError(f"must be a string or a list of token ids, got {_shape(value)}")
+        raise ValueError(f"must be a string or a list of token ids, got {_shape(value, int)}")
     if not value:
         raise ValueError("must not be an empty list")
     return token_ids(value)
@@ -142,7 +142,7 @@ def _text_or_ids(value: Any) -> _TextOrIds:
 def token_ids(value: Any) -> tuple[int, ...]:
     """A list of token ids; ValueError if it is something else."""
     if not isinstance(value, list) or not all(type(item) is int for item in value):
-        raise ValueError(f"must be a list of token ids, got {_shape(value)}")
+        raise ValueError(f"must be a list of token ids, got {_shape(value, int)}")
     _few(value, MAX_PROMPT_TOKENS)
     if value and not (min(value) >= 0 and max(value) <= MAX_INT):
         raise ValueError(f"must have token ids in [0, {MAX_INT}]")
@@ -191,10 +191,11 @@ def _few(value: Sized, most: int) -> None:
         raise ValueError(f"may have {most} entries, got {len(value)}")
 
 
-def _shape(value: Any) -> str:
+def _shape(value: Any, wanted: type = str) -> str:
+    """What it is; of a list, which of its entries is none of those that are wanted."""
     if isinstance(value, list):
-        odd = next((item for item in value if not isinstance(item, str)), None)
-        return "an empty list" if not value else f"a list with {kind(odd)} in it"
+        odd = (item for item in value if type(item) is not wanted)
+        return f"a list with {kind(next(odd))} in it" if value else "an empty list"
     return kind(value)
 
 

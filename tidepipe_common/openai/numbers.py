@@ -25,9 +25,9 @@ def _number(**limits: float) -> WithJsonSchema:
 
 Count = Annotated[int, Field(ge=0, le=MAX_INT)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
-OutputTokens = Annotated[Count, _integer(1, MAX_INT)]
+OutputTokens = Annotated[int, Field(ge=1, le=MAX_INT)]
 FewestTokens = Annotated[Count, _integer(0, MAX_INT)]
-Answers = Annotated[Count, _integer(1, MAX_ANSWERS)]
+Answers = Annotated[int, Field(le=MAX_INT), _integer(1, MAX_ANSWERS)]
 TopLogprobs = Annotated[Count, _integer(0, MAX_LOGPROBS)]
 Seed = Annotated[int, _integer(-(2**63), 2**64 - 1)]
 TopK = Annotated[int, _integer(-1)]

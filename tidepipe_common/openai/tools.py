@@ -28,8 +28,8 @@ def _tool(number: int, value: Any) -> str:
     function = value.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"entry {number} must have a function with a name")
-    parameters = function.get("parameters") or {}
-    if not isinstance(parameters, dict):
+    parameters = function.get("parameters")
+    if not isinstance(parameters, dict | None):
         raise ValueError(f"entry {number} must have a JSON schema as parameters, got {kind(parameters)}")
     if not isinstance(function.get("strict"), bool | None):
         raise ValueError(f"entry {number} must have true or false as strict, got {kind(function['strict'])}")

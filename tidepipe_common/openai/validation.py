@@ -64,7 +64,7 @@ def validate(
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        known = [*model.model_fields, *refused, *ignored]
+        known = [*model.model_fields, *ignored]
         raise explain(error.errors(include_url=False)[0], known) from None
 
 
@@ -92,6 +92,8 @@ def explain(error: ErrorDetails, known: Collection[str] = ()) -> InvalidRequestE
             text = f"{path} may have {error['ctx']['max_length']} entries"
         case "string_too_long":
             text = f"{path} may have {error['ctx']['max_length']} characters"
+        case "string_too_short" | "too_short":
+            text = f"{path} must not be empty"
         case "string_unicode":
             text = f"{path} {NOT_TEXT}"
         case "value_error":
@@ -102,6 +104,16 @@ def explain(error: ErrorDetails, known: Collection[str] = ()) -> InvalidRequestE
             text = f"{path}: {error['msg']}"
     param = str(error["loc"][0])[:MAX_PARAM_CHARACTERS] if error["loc"] else None
     return InvalidRequestError(clip(text), param)
+
+
+def renamed(error: InvalidRequestError, names: Mapping[str, str]) -> InvalidRequestError:
+    """What is wrong with a body that another one became, with the names that fields have there."""
+    name = error.param or ""
+    here = names.get(name)
+    if here is None:
+        return error
+    text = str(error)
+    return type(error)(here + text.removeprefix(name) if text.startswith(name) else text, here)
 
 
 def clip(text: str) -> str:

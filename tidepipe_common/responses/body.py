@@ -26,7 +26,7 @@ from tidepipe_common.openai.numbers import (
     TopP,
 )
 from tidepipe_common.openai.reasoning import Effort, TemplateArguments
-from tidepipe_common.openai.validation import Refusal, StrictModel, validate
+from tidepipe_common.openai.validation import Refusal, StrictModel, renamed, validate
 from tidepipe_common.responses.items import (
     ADDITIONAL_TOOLS,
     INPUT_SCHEMA,
@@ -391,9 +391,4 @@ def _response_format(value: Any) -> Any:
 
 def in_our_names(error: InvalidRequestError) -> InvalidRequestError:
     """What is wrong with a chat, with the names that its fields have here."""
-    name = error.param or ""
-    here = _NAMES_IN_CHATS.get(name)
-    if here is None:
-        return error
-    text = str(error)
-    return type(error)(here + text.removeprefix(name) if text.startswith(name) else text, here)
+    return renamed(error, _NAMES_IN_CHATS)

@@ -76,7 +76,7 @@ def _item(where: str, item: Any) -> Item:
         raise InvalidRequestError(f"{where} must be an object, got {kind(item)}", "input")
     of = item.get("type")
     if of is None:
-        of = "message" if "role" in item else ITEM_REFERENCE
+        of = "message" if item.keys() & {"role", "content"} else ITEM_REFERENCE if "id" in item else None
     if not isinstance(of, str) or of not in ITEM_FIELDS:
         raise InvalidRequestError(
             f"{where} has the type {quoted(of)}; here there are {', '.join(ITEM_FIELDS)}", "input"

@@ -52,6 +52,15 @@ def presented(headers: Mapping[str, str]) -> str | None:
     return headers.get("authorization") or (f"Bearer {key}" if key else None)
 
 
+def credential(headers: Mapping[str, str]) -> str | None:
+    """The key that a caller over HTTP shows. InvalidRequestError if there are two: who is in front of this
+    server may have gone by the other one."""
+    shown, other = bearer(presented(headers)), headers.get("x-api-key")
+    if shown and other and shown != other:
+        raise InvalidRequestError("authorization and x-api-key say different keys; send one", "x-api-key")
+    return shown
+
+
 class Lease:
     """One call of a key, from admission until `release`. Use it as a context manager, or call release.
 

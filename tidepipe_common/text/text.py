@@ -64,7 +64,12 @@ def repaired_json(value: Any) -> Any:
 
 
 def quoted(value: object) -> str:
-    """A value from outside as Python writes it, but no more of it than a sentence has room for."""
+    """A value from outside as Python writes it, but no more of it than a sentence has room for.
+
+    What clients write as null, true and false is called so.
+    """
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
     text = _SHORT.repr(value)
     return text if len(text) <= _QUOTED else f"{text[: _QUOTED - 3]}..."
 

@@ -249,7 +249,14 @@ class GenerationRequest:
 
 def about_prompt(number: int, error: InvalidRequestError) -> InvalidRequestError:
     """The same error, which says which of several prompts is at fault."""
-    return type(error)(f"prompt {number}: {error}", error.param)
+    told = type(error)(f"{of_prompt(number)}{error}", error.param)
+    told.number = number
+    return told
+
+
+def of_prompt(number: int) -> str:
+    """How a sentence about one of several prompts begins."""
+    return f"prompt {number}: "
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from router.api.http.failures import failure
 from tidepipe_common.errors import PermissionDeniedError, TidePipeError
 from tidepipe_common.http.connection import PRINCIPALS
 from tidepipe_common.security.caller import acting_for, with_key, with_principals
-from tidepipe_common.security.key_access import KeyAccess, bearer, presented
+from tidepipe_common.security.key_access import KeyAccess, credential
 from tidepipe_common.security.principals import http_rule
 
 CUT_AFTER_S = 0.5
@@ -32,7 +32,7 @@ class KeyGate:
             await self._app(scope, receive, send)
             return
         try:
-            lease = self._access.enter(bearer(presented(Headers(scope=scope))), *rule.key_roles)
+            lease = self._access.enter(credential(Headers(scope=scope)), *rule.key_roles)
         except TidePipeError as error:
             await failure(error)(scope, receive, send)
             return

@@ -17,6 +17,7 @@ from router.api.http.failures import failure
 from router.api.http.forms import Asked, Events
 from router.requests.entry import Subscription
 from tidepipe_common.aside import beside
+from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.openai.embeddings import embeddings_body, parse_embeddings, parse_rerank, rerank_body
 from tidepipe_common.types.request import Answer, GenerationRequest
 from tidepipe_common.types.request_ids import draw_request_id
@@ -31,8 +32,14 @@ Body = Callable[[str, list[Answer], int], Any]
 class VectorForm:
     """A Form: embeddings, or a ranking by them."""
 
-    def __init__(self, read: Callable[[object], tuple[GenerationRequest, Body]]) -> None:
+    def __init__(
+        self,
+        read: Callable[[object], tuple[GenerationRequest, Body]],
+        named: Callable[[InvalidRequestError], InvalidRequestError],
+    ) -> None:
+        """named: the error with the names that this API has."""
         self._read = read
+        self._named = named
 
     async def read(self, request: Request) -> Asked:
         """Part of Form."""
@@ -40,7 +47,7 @@ class VectorForm:
 
     def failure(self, error: Exception, headers: Mapping[str, str]) -> Response:
         """Part of Form."""
-        return failure(error, headers)
+        return failure(self._named(error) if isinstance(error, InvalidRequestError) else error, headers)
 
 
 def read_embeddings(body: object) -> tuple[GenerationRequest, Body]:

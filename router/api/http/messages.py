@@ -21,8 +21,8 @@ from tidepipe_common.aside import ROOM, beside
 from tidepipe_common.dialects.parts import Part, Words
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import MAX_PROMPT_TOKENS
-from tidepipe_common.messages.body import parse_count, parse_message
-from tidepipe_common.messages.failures import message_error, message_failure
+from tidepipe_common.messages.body import in_our_names, parse_count, parse_message
+from tidepipe_common.messages.failures import message_failure
 from tidepipe_common.messages.writer import Event, MessageWriter, message_sse
 from tidepipe_common.openai.responses import ResponseContext, answer_bytes, check_uncut
 from tidepipe_common.types.request import Answer, GenerationRequest, Usage
@@ -42,7 +42,7 @@ class MessagesForm:
 
     def failure(self, error: Exception, headers: Mapping[str, str]) -> Response:
         """Part of Form."""
-        return message_response(failure(error, headers))
+        return failure(in_our_names(error) if isinstance(error, InvalidRequestError) else error, headers)
 
 
 class MessageTokensEndpoint:
@@ -63,7 +63,7 @@ class MessageTokensEndpoint:
         except ClientDisconnect:
             return Response(status_code=400)  # which nobody reads
         except Exception as error:
-            return message_response(failure(error))
+            return failure(error)
         return JSONResponse({"input_tokens": count})
 
 
@@ -74,15 +74,6 @@ def _count(asked: GenerationRequest, text: TextPort) -> int:
         raise InvalidRequestError(
             f"messages may have {error.at_least} tokens; it has more", "messages"
         ) from None
-
-
-def message_response(response: Response) -> Response:
-    """An error of OpenAI's form in Anthropic's, with the same status and headers."""
-    said = json.loads(bytes(response.body))["error"]["message"]
-    headers = {name: value for name, value in response.headers.items() if name != "content-length"}
-    return JSONResponse(
-        message_error(response.status_code, said, headers.get("x-request-id")), response.status_code, headers
-    )
 
 
 @dataclass(frozen=True, slots=True)

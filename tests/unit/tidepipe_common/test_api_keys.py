@@ -23,7 +23,7 @@ from tidepipe_common.errors import (
 )
 from tidepipe_common.security import key_store
 from tidepipe_common.security.api_key import new_key
-from tidepipe_common.security.key_access import KeyAccess, Work, bearer
+from tidepipe_common.security.key_access import KeyAccess, Work, bearer, credential
 from tidepipe_common.security.key_store import KeyStore
 
 
@@ -272,6 +272,13 @@ def test_tokens_are_charged_in_advance_and_settled(tmp_path: Path) -> None:
 )
 def test_bearer(header: str | None, credential: str | None) -> None:
     assert bearer(header) == credential
+
+
+def test_two_keys_are_one_too_many() -> None:
+    assert credential({"authorization": "Bearer a", "x-api-key": "a"}) == "a"
+    assert credential({"authorization": "Bearer a"}) == credential({"x-api-key": "a"}) == "a"
+    with pytest.raises(InvalidRequestError, match="different keys"):
+        credential({"authorization": "Bearer a", "x-api-key": "b"})
 
 
 def test_what_makes_no_key(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def test_blocks_become_the_turns_of_a_chat() -> None:
         ),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content"),
         ({"max_token": 3}, "did you mean 'max_tokens'"),
+        ({"prompts": 3}, "unknown field 'prompts'$"),  # the nearest name is refused as well
     ],
 )
 def test_what_is_wrong_is_said_in_the_words_of_this_api(fields: dict[str, Any], said: str) -> None:

@@ -224,6 +224,10 @@ CHAT_ERRORS: list[tuple[object, str, str | None]] = [
     ({"messages": HELLO, "temperature": float("inf")}, "temperature must be in [0, 100]", "temperature"),
     ({"messages": HELLO, "top_p": 0}, "top_p must be in (0, 1], got 0", "top_p"),
     ({"messages": HELLO, "n": 0}, "n must be in [1, 16], got 0", "n"),
+    ({"messages": HELLO, "n": -1}, "n must be in [1, 16], got -1", "n"),
+    ({"messages": HELLO, "max_tokens": -1}, "max_tokens must be at least 1, got -1", "max_tokens"),
+    ({"messages": HELLO, "cache_salt": ""}, "cache_salt must not be empty", "cache_salt"),
+    ({"messages": HELLO, "service_tier": True}, "got true", "service_tier"),
     (
         {"messages": HELLO, "stop": ["a", 1]},
         "stop must be a string or a list of strings, got a list with",
@@ -256,6 +260,11 @@ CHAT_ERRORS: list[tuple[object, str, str | None]] = [
     (
         {"messages": HELLO, "tools": [{**LOOK, "function": {**LOOK["function"], "strict": 1}}]},
         "entry 0 must have true or false as strict",
+        "tools",
+    ),
+    (
+        {"messages": HELLO, "tools": [{**LOOK, "function": {"name": "look", "parameters": []}}]},
+        "entry 0 must have a JSON schema as parameters, got a list",
         "tools",
     ),
     ({"messages": HELLO, "tool_choice": "required"}, "only allowed with tools", "tool_choice"),
@@ -323,6 +332,7 @@ COMPLETION_ERRORS: list[tuple[object, str, str | None]] = [
     ({"prompt": ["a", []]}, "its entry 1 must not be an empty list", "prompt"),
     ({"prompt": [1, -1]}, "prompt must have token ids in [0, 2147483647]", "prompt"),
     ({"prompt": [1, True]}, "prompt must be a string or a list of token ids", "prompt"),
+    ({"prompt": [["a"]]}, "got a list with a string in it", "prompt"),
     ({"prompt": [1, 2.0]}, "prompt must be a string or a list of token ids", "prompt"),
     ({"prompt": "a", "logprobs": 21}, "logprobs must be in [0, 20], got 21", "logprobs"),
     ({"prompt": "a", "logprobs": True}, "logprobs must be an integer, got true", "logprobs"),

@@ -36,7 +36,7 @@ CODE = {"tokenizer_class": "X", "auto_map": {"AutoTokenizer": ["a.B", None]}}
         ({}, "copy tokenizer.json"),
         ({"tokenizer.model": "x"}, "make one, with sentencepiece installed"),
         ({"tokenizer.json": "{"}, r"tokenizer\.json: not JSON"),
-        ({"tokenizer.json": "{}"}, r"tokenizer\.json: model must be an object, got None"),
+        ({"tokenizer.json": "{}"}, r"tokenizer\.json: model must be an object, got null"),
         ({"tokenizer.json": '{"model": {"vocab": {}}, "added_tokens": []}'}, "cannot load the tokenizer"),
         ({"tokenizer_config.json": json.dumps(CODE)}, "which is never run"),
         ({"tokenizer_config.json": "[" * 100_000}, r"tokenizer_config\.json: .*nested too deeply"),
