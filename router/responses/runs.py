@@ -135,7 +135,7 @@ class ResponseRuns:
     async def create(
         self, head: ResponseBody, items: list[Item], chat: dict[str, Any], wanted: GenerationRequest
     ) -> ResponseBody:
-        """Answer it in the background. chat: the body that `wanted` was made of."""
+        """Answer it in the background, or find it. chat: the body that `wanted` was made of."""
         wanted.check()
         if self._group is None:
             raise UnavailableError("this router is stopping; try another one, or again in a moment")
@@ -144,10 +144,12 @@ class ResponseRuns:
             raise OverloadedError(
                 f"background responses of {held} bytes wait or run already; come again", store.RETRY_MS
             )
-        if wanted.sampling.seed is None and not wanted.sampling.greedy:
+        seed = wanted.sampling.seed
+        if seed is None and not wanted.sampling.greedy:
             seed = draw_seed()
-            chat = {**chat, "seed": seed}
             wanted = dataclasses.replace(wanted, sampling=dataclasses.replace(wanted.sampling, seed=seed))
+        if seed is not None:  # which may be that of an idempotency key
+            chat = {**chat, "seed": seed}
         request = {
             "id": wanted.request_id,
             "chat": chat,
@@ -157,7 +159,9 @@ class ResponseRuns:
             "tpot_ms": wanted.tpot_ms,
         }
         one = await beside(wanted.bytes_held, partial(stored, head, items, wanted.owner, request=request))
-        await self.database.run(store.begin, one, self.limits)
+        if not await self.database.run(store.begin, one, self.limits):
+            there = await self.database.run(store.get, one.id, Caller(wanted.owner))
+            return await beside(there.size, there.body)
         self._start(_Run(head, dataclasses.replace(wanted, background=True)))
         return head
 

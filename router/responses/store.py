@@ -112,8 +112,10 @@ def keep(db: sqlite3.Connection, one: StoredResponse, limits: ResponseLimits) ->
     )
 
 
-def begin(db: sqlite3.Connection, one: StoredResponse, limits: ResponseLimits) -> None:
-    """Store one that is to be answered. OverloadedError if too many are."""
+def begin(db: sqlite3.Connection, one: StoredResponse, limits: ResponseLimits) -> bool:
+    """Store one that is to be answered. False if it is there already. OverloadedError if too many are."""
+    if db.execute("SELECT 1 FROM responses WHERE id = ? AND owner = ?", (one.id, one.owner)).fetchone():
+        return False
     count, mine = db.execute(
         "SELECT COUNT(*), COALESCE(SUM(owner = ?), 0) FROM responses WHERE request IS NOT NULL", (one.owner,)
     ).fetchone()
@@ -127,6 +129,7 @@ def begin(db: sqlite3.Connection, one: StoredResponse, limits: ResponseLimits) -
             f"{MAX_UNFINISHED} background responses are unfinished; wait for one to end", RETRY_MS
         )
     keep(db, one, limits)
+    return True
 
 
 def end(db: sqlite3.Connection, one: StoredResponse) -> None:

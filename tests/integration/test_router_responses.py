@@ -90,6 +90,12 @@ async def test_what_goes_on_in_the_background_outlives_client_and_router(
 ) -> None:
     controller.step_s = 0.01
     text = scripted_text(list(b"user: go\n"), 150)
+    keyed: Any = {
+        **MODEL,
+        "background": True,
+        "max_output_tokens": 5,
+        "extra_headers": {"Idempotency-Key": "once"},
+    }
     async with running_router(data_dir=str(tmp_path)) as router, asking(router) as responses:
         await controller.register(router.address)
         stream = await responses.create(
@@ -107,6 +113,10 @@ async def test_what_goes_on_in_the_background_outlives_client_and_router(
         assert (await responses.cancel(cancelled.id)).status == "cancelled"
         assert (await responses.cancel(cancelled.id)).status == "cancelled"
         assert (await responses.retrieve(name)).status == "in_progress"
+        one, other = await asyncio.gather(*(responses.create(**keyed, input="a") for _ in range(2)))
+        assert one.id == other.id
+        with pytest.raises(openai.UnprocessableEntityError):
+            await responses.create(**keyed, input="b")
     async with (
         running_router(data_dir=str(tmp_path)) as router,
         asking(router) as responses,
@@ -121,6 +131,7 @@ async def test_what_goes_on_in_the_background_outlives_client_and_router(
         again = [event async for event in await responses.retrieve(name, stream=True)]
         assert [event.to_dict() for event in again] == [event.to_dict() for event in heard]
         assert (await responses.retrieve(cancelled.id)).status == "cancelled"
+        assert (await responses.create(**keyed, input="a")).id == one.id
 
 
 SCRIPTS = {

@@ -18,7 +18,14 @@ from starlette.types import Receive, Scope, Send
 
 from router.api.http.answers import AnswerBodies
 from router.api.http.body import read_json
-from router.api.http.endpoint import REQUEST_ID, CompletionEndpoint, stream_headers, trace_id, wanted_by
+from router.api.http.endpoint import (
+    REQUEST_ID,
+    CompletionEndpoint,
+    idempotency_key,
+    stream_headers,
+    trace_id,
+    wanted_by,
+)
 from router.api.http.failures import failure, guarded
 from router.api.http.forms import Events
 from router.api.http.paging import item_list, page_of, parameter
@@ -216,6 +223,7 @@ class ResponseEndpoints:
         self, bodies: AnswerBodies, table: RequestTable, keyed: KeyedRequests, runs: ResponseRuns | None
     ) -> None:
         self._bodies = bodies
+        self._keyed = keyed
         self._runs = runs
         self._form = ResponsesForm(bodies, runs)
         self._answers = CompletionEndpoint(self._form, table, keyed)
@@ -236,9 +244,14 @@ class ResponseEndpoints:
             Route(one + "/input_items", guarded(self.input_items), methods=["GET"]),
         ]
 
-    async def in_background(self, asked: AskedResponse, wanted: GenerationRequest) -> Response:
-        """Begin a response that goes on without its client."""
+    async def in_background(
+        self, asked: AskedResponse, wanted: GenerationRequest, key: str | None
+    ) -> Response:
+        """Begin a response that goes on without its client, or find that of this idempotency key."""
         runs = self._kept()
+        if key is not None:
+            wanted.check()
+            wanted = (await self._keyed.claim(wanted.owner, key, wanted)).request(wanted)
         head = asked.head(wanted, self._bodies.name(wanted))
         size = wanted.bytes_held
         chat = await beside(size, lambda: asked.ask.chat_body(asked.before))
@@ -333,7 +346,7 @@ class _Create:
             asked = await self.form.read(request)
             if asked.ask.background:
                 wanted = wanted_by(asked.request, request.headers, trace)
-                response = await self.in_background(asked, wanted)
+                response = await self.in_background(asked, wanted, idempotency_key(request.headers))
                 await response(scope, receive, send)
                 return
         except ClientDisconnect:
