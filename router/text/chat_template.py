@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from tidepipe_common.text.json_text import depth, parse_json
 from tidepipe_common.text.text import quoted
 from tidepipe_common.types.request import ChatTurn
 from tidepipe_common.types.thought import TemplateOptions
+from tidepipe_common.types.tool_text import read_calls, read_tool
 
 _OURS = frozenset({"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"})
 """Arguments that are not a client's to set; nor are the tokenizer's special tokens."""
@@ -57,9 +57,9 @@ class ChatTemplate:
                 "this model has no chat template; send a plain prompt instead (/v1/completions)", "messages"
             )
         arguments = self._options(options)
+        turns = [_template_turn(turn) for turn in messages]
+        shown = [read_tool(tool, number) for number, tool in enumerate(tools)] or None
         try:
-            turns = [_template_turn(turn) for turn in messages]
-            shown = [json.loads(tool) for tool in tools] or None
             if shown is not None and self._shows_xml_tools:
                 return self._apply(turns, None, {**arguments, "xml_tools": shown})
             if shown is None or self.shows_tools or dialect.form is None:
@@ -135,7 +135,7 @@ def _template_turn(turn: ChatTurn) -> dict[str, Any]:
     if turn.name:
         entry["name"] = turn.name
     if turn.tool_calls:
-        entry["tool_calls"] = json.loads(turn.tool_calls)
+        entry["tool_calls"] = read_calls(turn.tool_calls)
     if turn.tool_call_id:
         entry["tool_call_id"] = turn.tool_call_id
     if turn.reasoning:

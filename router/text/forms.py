@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from tidepipe_common.dialects.calling import (
     Function,
@@ -17,12 +16,13 @@ from tidepipe_common.dialects.calling import (
 )
 from tidepipe_common.dialects.dialect import Dialect
 from tidepipe_common.errors import InvalidRequestError
-from tidepipe_common.limits import MAX_TOOL_NAME_CHARACTERS, MAX_TOOLS_BYTES
+from tidepipe_common.limits import MAX_TOOL_NAME_CHARACTERS
 from tidepipe_common.structures.forms import written
-from tidepipe_common.text.json_text import kind, parse_json
+from tidepipe_common.text.json_text import parse_json
 from tidepipe_common.text.text import quoted
 from tidepipe_common.types.request import GenerationRequest
 from tidepipe_common.types.structure import Form, Structure
+from tidepipe_common.types.tool_text import read_tool
 
 _NAME = re.compile(rf"[\w.-]{{1,{MAX_TOOL_NAME_CHARACTERS}}}")
 
@@ -91,16 +91,8 @@ def _check_names(names: Sequence[str], wanted: Sequence[str]) -> None:
 
 
 def _function(number: int, tool: str) -> tuple[Function, bool]:
-    value: Any = parse_json(tool, f"tools.{number}") if len(tool) <= MAX_TOOLS_BYTES else None
-    function = value.get("function") if isinstance(value, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise InvalidRequestError(f"tools.{number} must have a function with a name", "tools")
-    parameters = function.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise InvalidRequestError(
-            f"tools.{number} must have a JSON schema as parameters, got {kind(parameters)}", "tools"
-        )
-    name = function["name"]
+    function = read_tool(tool, number)["function"]
+    name, parameters = function["name"], function.get("parameters") or {}
     if parameters.get("type", "object") != "object":
         raise InvalidRequestError(
             f"the parameters of {quoted(name)} must be an object, got type {quoted(parameters['type'])}",

@@ -12,6 +12,7 @@ from tidepipe_common.openai.validation import checked_text
 from tidepipe_common.text.json_text import kind, parse_json, write_json
 from tidepipe_common.text.text import quoted
 from tidepipe_common.types.tool_choice import ToolChoice
+from tidepipe_common.types.tool_text import wrong_with_call, wrong_with_tool
 
 
 def _tools(value: Any) -> tuple[str, ...]:
@@ -23,16 +24,8 @@ def _tools(value: Any) -> tuple[str, ...]:
 
 
 def _tool(number: int, value: Any) -> str:
-    if not isinstance(value, dict) or value.get("type") != "function":
-        raise ValueError(f'must have {{"type": "function", "function": ...}} as entry {number}')
-    function = value.get("function")
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise ValueError(f"entry {number} must have a function with a name")
-    parameters = function.get("parameters")
-    if not isinstance(parameters, dict | None):
-        raise ValueError(f"entry {number} must have a JSON schema as parameters, got {kind(parameters)}")
-    if not isinstance(function.get("strict"), bool | None):
-        raise ValueError(f"entry {number} must have true or false as strict, got {kind(function['strict'])}")
+    if wrong := wrong_with_tool(value):
+        raise ValueError(f"entry {number} {wrong}")
     return _json(value)
 
 
@@ -78,9 +71,9 @@ def _tool_calls(value: Any) -> str:
         raise ValueError(f"must be a list of calls, got {kind(value)}")
     calls = []
     for number, call in enumerate(value):
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise ValueError(f"call {number} must have a function with a name")
+        if wrong := wrong_with_call(call):
+            raise ValueError(f"call {number} {wrong}")
+        function = call["function"]
         calls.append({**call, "function": {**function, "arguments": _arguments(number, function)}})
     return _json(calls) if calls else ""
 

@@ -154,6 +154,33 @@ def test_chat_uses_the_models_template() -> None:
         processor.encode("\ud800")
 
 
+@pytest.mark.parametrize(
+    ("tool", "calls", "message"),
+    [
+        ("x", "", "tools.0 is not JSON"),
+        ("null", "", 'tools.0 must have {"type": "function"'),
+        ('{"type": "function", "function": {}}', "", "tools.0 must have a function with a name"),
+        (
+            '{"type": "function", "function": {"name": "f", "parameters": []}}',
+            "",
+            "JSON schema as parameters",
+        ),
+        ('{"type": "function", "function": {"name": "f", "name": "g"}}', "", "the name 'name' twice"),
+        ("", "{", "tool_calls is not JSON"),
+        ("", "5", "tool_calls must be a list of calls, got the number 5"),
+        ("", "[{}]", "tool_calls call 0 must have a function with a name"),
+    ],
+)
+def test_tools_and_calls_are_looked_at_whatever_door_they_came_in_by(
+    tool: str, calls: str, message: str
+) -> None:
+    turns = [ChatTurn("user", "a"), ChatTurn("assistant", "b", tool_calls=calls)]
+    with pytest.raises(InvalidRequestError) as caught:
+        byte_level().encode_chat(turns, [tool] if tool else [])
+    assert message in str(caught.value)
+    assert caught.value.param == ("tools" if tool else "messages")
+
+
 def test_loads_from_a_folder_and_encodes_in_threads(tmp_path: Path) -> None:
     processor = byte_level()
     processor._tokenizer.save_pretrained(tmp_path)
