@@ -108,6 +108,15 @@ async def test_what_goes_on_in_the_background_outlives_client_and_router(
                 break
         await stream.close()
         name = heard[0].response.id
+        stream = await responses.create(
+            **MODEL, input="gone", background=True, stream=True, max_output_tokens=900
+        )
+        numbers: list[int] = []
+        async for event in stream:
+            numbers.append(event.sequence_number)
+            if len(numbers) == 1:
+                await responses.delete(event.response.id)  # type: ignore[union-attr]
+        assert event.type == "error" and numbers == list(range(len(numbers)))
         cancelled = await responses.create(**MODEL, input="stop", background=True, max_output_tokens=900)
         assert cancelled.status == "queued"
         assert (await responses.cancel(cancelled.id)).status == "cancelled"

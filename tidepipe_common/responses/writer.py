@@ -290,7 +290,7 @@ class ResponseWriter:
         return self._item_event(f"content_part.{of}", content_index=0, part=part)
 
 
-def broken(error: BaseException, number: int = 0) -> Event:
+def broken(error: BaseException, number: int) -> Event:
     """The last event of a stream that cannot go on, whatever becomes of its response."""
     _, body, _ = error_response(error)
     what = body["error"]

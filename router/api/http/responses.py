@@ -328,7 +328,7 @@ class ResponseEndpoints:
     def _stream(self, name: str, after: int, headers: Mapping[str, str], size: int) -> Response:
         """size: of what its events repeat."""
         events = self._kept().events(name, current(), after)
-        return StreamingResponse(_lines(events, size), headers=stream_headers(headers))
+        return StreamingResponse(_lines(events, after, size), headers=stream_headers(headers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,13 +375,14 @@ async def _shown(one: store.StoredResponse) -> Response:
     return Response(await beside(one.size, lambda: _json(one.body())), media_type="application/json")
 
 
-async def _lines(events: AsyncIterator[list[Event]], size: int) -> AsyncIterator[bytes]:
+async def _lines(events: AsyncIterator[list[Event]], last: int, size: int) -> AsyncIterator[bytes]:
     try:
         async for some in events:
+            last = some[-1]["sequence_number"]
             yield await _written(some, size)
     except TidePipeError as error:
         # The response stands as it stands; only this stream ends.
-        yield sse(broken(error))
+        yield sse(broken(error, last + 1))
 
 
 async def _written(events: Sequence[Event], size: int) -> bytes:
