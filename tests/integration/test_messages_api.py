@@ -95,4 +95,4 @@ async def test_errors_have_the_form_that_the_client_knows() -> None:
             answer = await client._client.request(method, path, content=b"{}", headers=headers)
             said = answer.json()
             assert answer.status_code == status and said["type"] == "error", path
-            assert set(said["error"]) == {"type", "message"}
+            assert set(said["error"]) == {"type", "message"} and said["error"]["type"] != "api_error"

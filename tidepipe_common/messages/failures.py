@@ -6,13 +6,10 @@ from tidepipe_common.messages.answers import MessageError
 from tidepipe_common.openai.failures import error_response
 
 _KINDS = {
-    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
-    415: "invalid_request_error",
-    422: "invalid_request_error",
     429: "rate_limit_error",
     503: "overloaded_error",
 }
@@ -20,9 +17,10 @@ _KINDS = {
 
 def message_error(status: int, message: str, request_id: str | None = None) -> MessageError:
     """The body of an error with that HTTP status."""
+    other = "api_error" if status >= 500 else "invalid_request_error"
     return {
         "type": "error",
-        "error": {"type": _KINDS.get(status, "api_error"), "message": message},
+        "error": {"type": _KINDS.get(status, other), "message": message},
         "request_id": request_id,
     }
 
