@@ -64,6 +64,10 @@ class Admission:
         model = await self._models.wanted(name)
         return await asyncio.shield(model.text), await model.wait(self._patience_s)
 
+    async def check_model(self, name: str | None) -> None:
+        """ModelNotFoundError if no model is called so, for what is admitted later."""
+        await self._models.wanted(name)
+
     async def beside(self, size: int, work: Callable[[], _Made]) -> _Made:
         """What `work` makes of so many characters or tokens: beside the event loop if they are many."""
         if size <= INLINE_CHARACTERS:

@@ -14,6 +14,7 @@ import openai
 import pytest
 from openai.resources.responses import AsyncResponses
 
+from router.models import models
 from tests.fakes.controller import FakeController, fake_controller, scripted_text
 from tests.fakes.router import RunningRouter, running_router
 from tests.fakes.text import ByteText
@@ -86,7 +87,7 @@ async def test_responses_are_kept_and_gone_on_from(controller: FakeController, t
 
 
 async def test_what_goes_on_in_the_background_outlives_client_and_router(
-    controller: FakeController, tmp_path: Path
+    controller: FakeController, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     controller.step_s = 0.01
     text = scripted_text(list(b"user: go\n"), 150)
@@ -141,6 +142,9 @@ async def test_what_goes_on_in_the_background_outlives_client_and_router(
         assert [event.to_dict() for event in again] == [event.to_dict() for event in heard]
         assert (await responses.retrieve(cancelled.id)).status == "cancelled"
         assert (await responses.create(**keyed, input="a")).id == one.id
+        monkeypatch.setattr(models, "SETTLING_S", 0.0)  # all models are there
+        with pytest.raises(openai.NotFoundError):
+            await responses.create(model="other", input="go", background=True)
 
 
 SCRIPTS = {

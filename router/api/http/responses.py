@@ -223,6 +223,7 @@ class ResponseEndpoints:
         self, bodies: AnswerBodies, table: RequestTable, keyed: KeyedRequests, runs: ResponseRuns | None
     ) -> None:
         self._bodies = bodies
+        self._admission = table.admission
         self._keyed = keyed
         self._runs = runs
         self._form = ResponsesForm(bodies, runs)
@@ -249,6 +250,7 @@ class ResponseEndpoints:
     ) -> Response:
         """Begin a response that goes on without its client, or find that of this idempotency key."""
         runs = self._kept()
+        await self._admission.check_model(wanted.model)
         if key is not None:
             wanted.check()
             wanted = (await self._keyed.claim(wanted.owner, key, wanted)).request(wanted)
