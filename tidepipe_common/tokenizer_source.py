@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from tidepipe_common.errors import ModelError
 from tidepipe_common.tokenizer_files import check_tokenizer_files, check_tokenizer_json, tokenizer_facts
 
 _LONGEST_REASON = 300
+_LOADING = threading.Lock()
+"""Transformers imports its parts when they are asked for; two threads at once have seen one half made."""
 # What Hugging Face can make a fast tokenizer of without anything but its own library.
 _SOURCES = ("tokenizer.json", "vocab.json", "vocab.txt")
 
@@ -47,6 +50,11 @@ def load_tokenizer(path: Path) -> Any:
         raise ModelError(f"cannot load the tokenizer of {path}: {_missing(path)}")
     if not gguf:
         check_tokenizer_files(path)
+    with _LOADING:
+        return _loaded(path, gguf=gguf)
+
+
+def _loaded(path: Path, *, gguf: bool) -> Any:
     # Slow to import, and not needed by those who only use the types.
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
