@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from typing import Any, cast
 
 import structlog
 
@@ -21,16 +22,17 @@ from tidepipe_common.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-from tidepipe_common.openai.answers import AnswerBody
 from tidepipe_common.openai.batch import (
     BatchItem,
     BatchLineError,
+    ItemBody,
     error_line,
     failure_line,
     parse_line,
     response_line,
     seeded,
 )
+from tidepipe_common.openai.embeddings import NUMBER_BYTES
 from tidepipe_common.openai.responses import answer_bytes
 from tidepipe_common.types.request_ids import draw_request_id
 
@@ -38,7 +40,7 @@ UNAVAILABLE_S = 1.0
 
 Reading = Callable[[], contextlib.AbstractAsyncContextManager[None]]
 """What a request is read, checked and tokenized within."""
-Answer = Callable[[BatchItem, Reading], Awaitable[AnswerBody]]
+Answer = Callable[[BatchItem, Reading], Awaitable[ItemBody]]
 """Response body for a request; raises a TidePipeError."""
 
 log = structlog.get_logger()
@@ -68,11 +70,7 @@ async def answer_line(
     while True:
         try:
             body = await answer(item, reading)
-            usage = body.get("usage")
-            size = 0
-            if usage is not None:
-                size = answer_bytes(item.request, usage["completion_tokens"], usage["prompt_tokens"])
-            written = await beside(size, functools.partial(response_line, line_id, item, body))
+            written = await beside(_size(item, body), functools.partial(response_line, line_id, item, body))
             return AnsweredLine(line.number, written, failed=False)
         except OverloadedError as error:
             await pause(error.retry_after_ms / 1000)
@@ -84,6 +82,16 @@ async def answer_line(
             if not isinstance(error, TidePipeError):
                 log.exception("a batch's request failed", request=request_id)
             return AnsweredLine(line.number, failure_line(line_id, item, error), failed=True)
+
+
+def _size(item: BatchItem, body: ItemBody) -> int:
+    """About how large the body is in JSON."""
+    read = cast(Mapping[str, Any], body)
+    usage = read.get("usage") or {}
+    output = usage.get("completion_tokens") or usage.get("output_tokens") or 0
+    numbers = sum(len(one["embedding"]) for one in read.get("data", ()))
+    written = answer_bytes(item.request, output, usage.get("prompt_tokens", 0))
+    return item.request.bytes_held + written + NUMBER_BYTES * numbers
 
 
 def expired_line(batch: BatchRecord, line: Line) -> AnsweredLine:

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
 from launcher.config import ClusterConfig
 from launcher.local import LocalCluster
+from tests.fakes.thinking_model import thinking_model
 from tidepipe.client.async_client import AsyncClient
+from tidepipe.client.async_stream import AsyncStream
 from tidepipe.client.types import BatchItem
+from tidepipe_common.dialects import Gathering, Spoken
 from tidepipe_common.types.sampling import SamplingParams
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 
 REQUESTS = 8
+ASK = ({"role": "user", "content": "What is the weather in Paris?"},)
+NAMES = [f"argument_{number}" for number in range(6)]
+PARAMETERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {name: {"type": "string", "minLength": 4, "maxLength": 12} for name in NAMES},
+    "required": NAMES,
+    "additionalProperties": False,
+}
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
+CHATS: tuple[dict[str, Any], ...] = (
+    {"tools": [TOOL], "tool_choice": "required", "max_tokens": 300},
+    {"chat_template_kwargs": {"enable_thinking": True}, "max_reasoning_tokens": 40, "max_tokens": 60},
+)
+"""A forced call, and a thought that a budget ends."""
 
 
 def items() -> list[BatchItem]:
@@ -35,21 +55,23 @@ def items() -> list[BatchItem]:
 
 async def run_batch(
     cluster: LocalCluster, victims: tuple[str, ...], after_tokens: int
-) -> list[tuple[int, ...]]:
-    """Answer all items; once so many tokens have come, kill each victim with SIGKILL, one after the other."""
+) -> list[tuple[tuple[int, ...], Spoken]]:
+    """Answer all items and chats; once so many tokens have come, kill each victim, one after the other."""
     seen = 0
     enough = asyncio.Event()
 
-    async def one(client: AsyncClient, item: BatchItem) -> tuple[int, ...]:
+    async def one(stream: AsyncStream) -> tuple[tuple[int, ...], Spoken]:
         nonlocal seen
         tokens: list[int] = []
-        async with client.stream(item.prompt, item.sampling) as stream:
+        parts = Gathering()
+        async with stream:
             async for event in stream:
                 tokens.extend(event.token_ids)
+                parts.add(event.parts)
                 seen += len(event.token_ids)
                 if seen >= after_tokens:
                     enough.set()
-        return tuple(tokens)
+        return tuple(tokens), parts.spoken()
 
     async def kill() -> None:
         await enough.wait()
@@ -60,20 +82,26 @@ async def run_batch(
 
     async with AsyncClient(cluster.grpc_address) as client, asyncio.TaskGroup() as group:
         killer = group.create_task(kill())
-        answers = [group.create_task(one(client, item)) for item in items()]
+        streams = [client.stream(item.prompt, item.sampling) for item in items()]
+        streams += [client.stream(ASK, temperature=0, **options) for options in CHATS]
+        answers = [group.create_task(one(stream)) for stream in streams]
         await asyncio.wait(answers)
         assert killer.done(), "the batch was over before the fault"
     return [answer.result() for answer in answers]
 
 
-async def test_any_process_may_be_killed_mid_batch(model_path: Path) -> None:
+async def test_any_process_may_be_killed_mid_batch(model_path: Path, tmp_path: Path) -> None:
     """One cluster, one fault after the other (float32, so that recomputation is exact)."""
-    config = ClusterConfig(model=str(model_path), stages=2, dtype="float32")
+    model = thinking_model(model_path, tmp_path / "model")
+    config = ClusterConfig(model=str(model), stages=2, dtype="float32")
     async with LocalCluster(config) as cluster:
         undisturbed = await run_batch(cluster, (), after_tokens=1)
-        assert [len(answer) for answer in undisturbed] == [
-            item.sampling.max_tokens for item in items() if item.sampling
-        ]
+        *texts, (_, forced), (_, thought) = undisturbed
+        lengths = [item.sampling.max_tokens for item in items() if item.sampling]
+        assert [len(tokens) for tokens, _ in texts] == lengths
+        (call,) = forced.calls
+        jsonschema.validate(json.loads(call.arguments), PARAMETERS)
+        assert thought.thought and thought.words
         for victims in (
             ("stage-worker-0-0",),
             ("stage-worker-0-1",),

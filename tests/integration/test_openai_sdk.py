@@ -18,6 +18,7 @@ import jsonschema
 import openai
 import psutil
 import pytest
+from openai.types.responses import Response
 from pydantic import BaseModel
 
 import tidepipe
@@ -295,6 +296,38 @@ def test_a_batch_survives_the_routers_death(client: openai.OpenAI, cluster: Runn
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(done.output_file_id)
     assert client.batches.retrieve(batch.id).request_counts.completed == count  # type: ignore[union-attr]
+
+
+def test_batches_of_embeddings_and_responses_say_what_their_doors_say(client: openai.OpenAI) -> None:
+    """The same vectors and words; what cannot be answered is a failed line."""
+    texts = ["Rivers of Europe", "Lakes"]
+    tool: Any = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {}}}
+    asked: Any = {"model": MODEL, "input": "Say hello.", "temperature": 0, "max_output_tokens": 40}
+    forced = {**asked, "tools": [tool], "tool_choice": "required"}
+    bodies: dict[Any, list[dict[str, Any]]] = {
+        "/v1/embeddings": [{"model": MODEL, "input": texts}, {"input": "a", "dimensions": 10**6}],
+        "/v1/responses": [asked, forced, {**asked, "background": True}],
+    }
+    answers = {}
+    for url, wanted in bodies.items():
+        lines = [
+            json.dumps({"custom_id": f"{n}", "method": "POST", "url": url, "body": body})
+            for n, body in enumerate(wanted)
+        ]
+        file = client.files.create(file=io.BytesIO("\n".join(lines).encode()), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint=url, completion_window="24h")
+        done = until(client, batch.id, "completed", "failed")
+        good, bad = (client.files.content(one).text for one in (done.output_file_id, done.error_file_id))
+        answers[url] = [json.loads(line)["response"]["body"] for line in good.splitlines()]
+        (error,) = [json.loads(line)["response"] for line in bad.splitlines()]
+        assert error["status_code"] == 400
+        assert error["body"]["error"]["param"] == ("background" if "responses" in url else "dimensions")
+    vectors = client.embeddings.create(model=MODEL, input=texts, encoding_format="float")
+    assert answers["/v1/embeddings"] == [vectors.model_dump()]
+    said, call = (Response.model_validate(body) for body in answers["/v1/responses"])
+    assert said.output_text == client.responses.create(**asked, store=False).output_text != ""
+    assert said.to_dict()["store"] is False
+    assert [item.name for item in call.output if item.type == "function_call"] == ["look"]
 
 
 def test_bad_batches_fail_whole_and_running_ones_can_be_cancelled(client: openai.OpenAI) -> None:

@@ -12,7 +12,7 @@ from tidepipe_common.errors import ModelError
 from tidepipe_common.extras import SERVER, missing
 from tidepipe_common.model_source import resolve_tokenizer
 from tidepipe_common.openai.batch import BatchItem, response_line
-from tidepipe_common.openai.responses import ResponseContext, response_body
+from tidepipe_common.openai.responses import ResponseContext
 from tidepipe_common.openai.spoken import hidden_tokens
 from tidepipe_common.types.request import ChatTurn, GenerationRequest, Prompt
 
@@ -44,7 +44,7 @@ class BodyWriter:
         request = item.request
         contexts = [self._context(request, prompt, completion) for prompt in request.prompts]
         context = replace(contexts[0], others=tuple(contexts[1:]))
-        return response_line(line_id, item, response_body(context, completion.answers, completion.usage))
+        return response_line(line_id, item, item.body(context, completion.answers, completion.usage))
 
     def _context(self, request: GenerationRequest, prompt: Prompt, completion: Completion) -> ResponseContext:
         text = self._text

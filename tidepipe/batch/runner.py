@@ -23,7 +23,7 @@ from tidepipe.client.errors import DeadlineExceededError, RequestCancelledError
 from tidepipe.client.requests import WHOLE_ANSWER_GAP_MS, make_request
 from tidepipe.client.status import ClusterStatus
 from tidepipe.client.types import Completion
-from tidepipe_common.errors import TidePipeError, UnavailableError
+from tidepipe_common.errors import InvalidRequestError, TidePipeError, UnavailableError
 from tidepipe_common.openai.batch import BatchItem, BatchLineError, error_line, failure_line
 
 STATUS_INTERVAL_S = 1.0
@@ -159,7 +159,11 @@ class BatchRun:
                         usage.cached_tokens,
                     )
                     await bodies.prepare(item)
-                    self._record(outcome, bodies.response(line_id, item, result.completion))
+                    try:
+                        self._record(outcome, bodies.response(line_id, item, result.completion))
+                    except InvalidRequestError as error:  # dimensions that the model's vectors do not have
+                        failed = LineOutcome(line.number, line.digest, True)
+                        self._record(failed, failure_line(line_id, item, error))
                     continue
                 error = result.error or TidePipeError("neither answer nor error")
                 if isinstance(error, UnavailableError) and not isinstance(error, DeadlineExceededError):

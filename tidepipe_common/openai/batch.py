@@ -4,24 +4,69 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.json_pieces import json_pieces
 from tidepipe_common.limits import MAX_CUSTOM_ID_CHARACTERS
 from tidepipe_common.openai.answers import AnswerBody
 from tidepipe_common.openai.bodies import parse_chat, parse_completion
+from tidepipe_common.openai.embeddings import EmbeddingList, EmbeddingsBody, embeddings_body, parse_embeddings
 from tidepipe_common.openai.failures import error_body, error_code, error_response, http_status
+from tidepipe_common.openai.responses import ResponseContext, check_uncut, response_body
 from tidepipe_common.openai.validation import MAX_PARAM_CHARACTERS, clip
+from tidepipe_common.responses.answers import ResponseBody
+from tidepipe_common.responses.body import ResponseAsk, parse_response
+from tidepipe_common.responses.names import response_id
+from tidepipe_common.responses.telling import Telling
+from tidepipe_common.responses.writer import head_of
 from tidepipe_common.text.json_text import NotJsonError, check_json_text, decode_json, kind
 from tidepipe_common.text.text import NOT_TEXT, is_text, one_json_line, quoted, repaired
-from tidepipe_common.types.request import GenerationRequest
+from tidepipe_common.types.request import Answer, GenerationRequest, Usage
 
-PARSERS: dict[str, Callable[[object, str], GenerationRequest]] = {
-    "/v1/chat/completions": parse_chat,
-    "/v1/completions": parse_completion,
+Asked: TypeAlias = EmbeddingsBody | ResponseAsk | None
+"""What the body of a line says that its request does not; None: nothing."""
+ItemBody: TypeAlias = AnswerBody | EmbeddingList | ResponseBody
+"""The body that answers a line."""
+
+
+def _chat(body: object, request_id: str) -> tuple[GenerationRequest, Asked]:
+    return parse_chat(body, request_id), None
+
+
+def _completion(body: object, request_id: str) -> tuple[GenerationRequest, Asked]:
+    return parse_completion(body, request_id), None
+
+
+def _embeddings(body: object, request_id: str) -> tuple[GenerationRequest, Asked]:
+    asked, request = parse_embeddings(body, request_id)
+    return request, asked
+
+
+def _response(body: object, request_id: str) -> tuple[GenerationRequest, Asked]:
+    ask = parse_response(body)
+    if ask.background:
+        raise InvalidRequestError("background: all of a batch is; leave it out", "background")
+    if ask.stored_by_wish:
+        raise InvalidRequestError(
+            "store: a batch's answers are in its output file; send store: false", "store"
+        )
+    if ask.previous is not None:
+        text = "previous_response_id: a line of a batch stands alone; send the conversation as its input"
+        raise InvalidRequestError(text, "previous_response_id")
+    if ask.references:
+        text = "input: a line of a batch stands alone; send the item itself instead of an item_reference"
+        raise InvalidRequestError(text, "input")
+    return ask.request(request_id), ask
+
+
+PARSERS: dict[str, Callable[[object, str], tuple[GenerationRequest, Asked]]] = {
+    "/v1/chat/completions": _chat,
+    "/v1/completions": _completion,
+    "/v1/embeddings": _embeddings,
+    "/v1/responses": _response,
 }
 """What a batch may ask for."""
 
@@ -35,6 +80,24 @@ class BatchItem:
     custom_id: str
     url: str
     request: GenerationRequest
+    asked: Asked = None
+
+    def body(self, context: ResponseContext, answers: Sequence[Answer], usage: Usage) -> ItemBody:
+        """What its whole answers say. Raises what went wrong, also if one of them was cut."""
+        match self.asked:
+            case EmbeddingsBody() as asked:
+                check_uncut(answers)
+                return embeddings_body(asked, context.model, answers, usage.prompt_tokens)
+            case ResponseAsk() as ask:
+                name = response_id(self.request.request_id)
+                head = head_of(ask, name, context.model, context.created, stored=False)
+                telling = Telling(head, ask.tools, context)
+                for answer in answers:
+                    list(telling.piece(answer))
+                list(telling.rest())
+                return telling.body(usage, context.created)
+            case _:
+                return response_body(context, answers, usage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +156,12 @@ def parse_line(line: bytes, number: int, request_id: str) -> BatchItem | BatchLi
         return bad("body is required", "invalid_line", custom_id, "body")
     try:
         check_json_text(line, value["body"], "the body")
-        request = PARSERS[url](value["body"], request_id)
+        request, asked = PARSERS[url](value["body"], request_id)
     except InvalidRequestError as error:
         return bad(str(error), error_code(error), custom_id, error.param, url)
     if request.stream:
         return bad("stream: a batch cannot be streamed", "invalid_value", custom_id, "stream", url)
-    return BatchItem(custom_id, url, request)
+    return BatchItem(custom_id, url, request, asked)
 
 
 def seeded(item: BatchItem, line_name: str) -> BatchItem:
@@ -111,7 +174,7 @@ def seeded(item: BatchItem, line_name: str) -> BatchItem:
     return replace(item, request=replace(item.request, sampling=sampling))
 
 
-def response_line(line_id: str, item: BatchItem, body: AnswerBody) -> bytes:
+def response_line(line_id: str, item: BatchItem, body: ItemBody) -> bytes:
     """Output line of a request that was answered."""
     response = {"status_code": 200, "request_id": item.request.request_id, "body": body}
     return _line(line_id, item.custom_id, response, None)

@@ -34,6 +34,8 @@ REFUSED_IN_RERANK = {
 }
 IGNORED_IN_EMBEDDINGS = frozenset({"metadata", "store", "service_tier"})
 
+NUMBER_BYTES = 20
+"""Of a number of a vector, in JSON."""
 _SAMPLING = SamplingParams(temperature=0.0, max_tokens=0, pooling=Pooling.LAST)
 """Of all of them; which pooling it is, the model's router knows."""
 
@@ -191,6 +193,11 @@ def _request(
         client=user or "",
         cache_salt=cache_salt or "",
     )
+
+
+def vector_bytes(answers: Sequence[Answer]) -> int:
+    """About how much text their vectors are."""
+    return NUMBER_BYTES * (sum(len(answer.vector) for answer in answers) // 4)
 
 
 def embeddings_body(

@@ -18,8 +18,8 @@ from router.requests.table import RequestTable
 from router.requests.text_port import TextPort
 from tidepipe_common.aside import INLINE_BYTES, beside
 from tidepipe_common.json_pieces import json_pieces
-from tidepipe_common.openai.answers import AnswerBody
-from tidepipe_common.openai.batch import BatchItem
+from tidepipe_common.openai.batch import BatchItem, ItemBody
+from tidepipe_common.openai.embeddings import vector_bytes
 from tidepipe_common.openai.responses import ResponseContext, answer_bytes, check_uncut, response_body
 from tidepipe_common.openai.spoken import hidden_tokens
 from tidepipe_common.types.prompt_reading import PromptLog
@@ -69,34 +69,33 @@ class AnswerBodies:
     async def written(self, wanted: GenerationRequest, subscription: Subscription) -> bytes:
         """The same as JSON."""
         answers = await _collected(subscription)
-        size = _body_bytes(wanted, subscription)
+        size = _body_bytes(wanted, subscription, answers)
 
         def write() -> bytes:
-            body = self._body(wanted, subscription, answers)
+            body = response_body(self.context(wanted, subscription), answers, subscription.entry.usage)
             return ("".join(json_pieces(body, _dumps)) if size > INLINE_BYTES else _dumps(body)).encode()
 
         return await beside(size, write)
 
-    async def whole(self, wanted: GenerationRequest, subscription: Subscription) -> AnswerBody:
-        """The body once all answers have ended. Raises what went wrong, also if one of them was cut."""
+    async def of_item(self, item: BatchItem, subscription: Subscription) -> ItemBody:
+        """The body for a batch's line, once all have ended. Raises what went wrong, also if one was cut."""
         answers = await _collected(subscription)
-        size = _body_bytes(wanted, subscription)
-        return await beside(size, functools.partial(self._body, wanted, subscription, answers))
+        size = item.request.bytes_held + _body_bytes(item.request, subscription, answers)
 
-    def _body(
-        self, wanted: GenerationRequest, subscription: Subscription, answers: Sequence[Answer]
-    ) -> AnswerBody:
-        return response_body(self.context(wanted, subscription), answers, subscription.entry.usage)
+        def make() -> ItemBody:
+            return item.body(self.context(item.request, subscription), answers, subscription.entry.usage)
+
+        return await beside(size, make)
 
 
 def _noticed(wanted: GenerationRequest, warning: str) -> None:
     log.warning("no call", request=wanted.trace_id, reason=warning)
 
 
-def _body_bytes(wanted: GenerationRequest, subscription: Subscription) -> int:
+def _body_bytes(wanted: GenerationRequest, subscription: Subscription, answers: Sequence[Answer]) -> int:
     """About how large the body will be."""
     usage = subscription.entry.usage
-    return answer_bytes(wanted, usage.output_tokens, usage.prompt_tokens)
+    return answer_bytes(wanted, usage.output_tokens, usage.prompt_tokens) + vector_bytes(answers)
 
 
 async def ended_answers(subscription: Subscription) -> list[Answer]:
@@ -167,14 +166,14 @@ class _Collector:
 
 async def answer_item(
     table: RequestTable, bodies: AnswerBodies, item: BatchItem, reading: Reading
-) -> AnswerBody:
+) -> ItemBody:
     """Body for a batch's request, which runs as any other."""
     await table.ready()
     with contextlib.ExitStack() as listening:
         async with reading():
             subscription = listening.enter_context(table.attach(item.request, grace_s=0.0))
             await subscription.admitted()
-        return await bodies.whole(item.request, subscription)
+        return await bodies.of_item(item, subscription)
 
 
 def _dumps(value: Any) -> str:

@@ -18,12 +18,15 @@ from router.api.http.forms import Asked, Events
 from router.requests.entry import Subscription
 from tidepipe_common.aside import beside
 from tidepipe_common.errors import InvalidRequestError
-from tidepipe_common.openai.embeddings import embeddings_body, parse_embeddings, parse_rerank, rerank_body
+from tidepipe_common.openai.embeddings import (
+    embeddings_body,
+    parse_embeddings,
+    parse_rerank,
+    rerank_body,
+    vector_bytes,
+)
 from tidepipe_common.types.request import Answer, GenerationRequest
 from tidepipe_common.types.request_ids import draw_request_id
-
-_NUMBER_BYTES = 20
-"""Of a number of a vector, in JSON."""
 
 Body = Callable[[str, list[Answer], int], Any]
 """What is answered under a model's name, and how many tokens that took."""
@@ -76,8 +79,7 @@ class _Vectors:
         def write() -> bytes:
             return json.dumps(self.body(name, answers, tokens), separators=(",", ":")).encode()
 
-        numbers = sum(len(answer.vector) for answer in answers) // 4
-        return await beside(_NUMBER_BYTES * numbers, write)
+        return await beside(vector_bytes(answers), write)
 
     def events(self, wanted: GenerationRequest, subscription: Subscription) -> Events:
         raise AssertionError("vectors are not streamed")

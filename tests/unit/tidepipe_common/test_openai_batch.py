@@ -26,6 +26,10 @@ def line(**changes: Any) -> bytes:
     return json.dumps({k: v for k, v in (GOOD | changes).items() if v is not ...}).encode()
 
 
+def response(**fields: Any) -> bytes:
+    return line(url="/v1/responses", body={"input": "a", **fields})
+
+
 def test_a_good_line_and_its_outcomes() -> None:
     item = parse_line(b"\xef\xbb\xbf" + line() + b"\r\n", 1, "req-1")
     assert isinstance(item, BatchItem)
@@ -66,12 +70,18 @@ def test_a_good_line_and_its_outcomes() -> None:
         (line(body=[[]] * 5).replace(b"[]", b"[" * 101 + b"]" * 101), None, "invalid_json", "too deeply"),
         (line(extra=1), "a", "unknown_field", "unknown field 'extra'"),
         (line(method="GET"), "a", "invalid_method", "method must be 'POST', got 'GET'"),
-        (line(url="/v1/embeddings"), "a", "invalid_url", "url must be one of /v1/chat/completions, "),
+        (line(url="/v1/moderations"), "a", "invalid_url", "url must be one of /v1/chat/completions, "),
         (line(url=["x"]), "a", "invalid_url", "url must be one of"),
         (line(body=...), "a", "invalid_line", "body is required"),
         (line(body=None), "a", "invalid_value", "line 3: the body must be a JSON object, got null"),
         (line(body={"prompt": 1}), "a", "invalid_value", "line 3: prompt must be a string or a list"),
         (line(body={"prompt": "a", "stream": True}), "a", "invalid_value", "cannot be streamed"),
+        (line(url="/v1/embeddings", body={"input": 1}), "a", "invalid_value", "line 3: input must be"),
+        (response(stream=True), "a", "invalid_value", "cannot be streamed"),
+        (response(background=True), "a", "invalid_value", "background: all of a batch is"),
+        (response(store=True), "a", "invalid_value", "send store: false"),
+        (response(previous_response_id="resp_1"), "a", "invalid_value", "send the conversation"),
+        (response(input=[{"type": "item_reference", "id": "msg_1"}]), "a", "invalid_value", "item_reference"),
     ],
 )
 def test_bad_lines(raw: bytes, custom_id: str | None, code: str, message: str) -> None:
