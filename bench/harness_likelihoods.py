@@ -35,6 +35,8 @@ class Report:
     """What came of it. difference: the largest of |ours - Hugging Face's|; of_token: the largest of a
     continuation's divided by its tokens.
 
+    to_double: the largest to Hugging Face's float32 logits, made log-probabilities in double precision;
+    its_own: of Hugging Face's log-probabilities to these. PyTorch's log_softmax of float32 leans to one side.
     greedy_differs: items of which only one of both says that the continuation is the most likely one.
     """
 
@@ -43,6 +45,8 @@ class Report:
     greedy: int
     greedy_differs: int
     difference: float
+    to_double: float
+    its_own: float
     of_token: float
     mean: float
 
@@ -90,8 +94,10 @@ def of_harness(
 
 
 @torch.inference_mode()
-def of_hugging_face(model: Path, tokens: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-    """The same by transformers, in float32, one text after the other."""
+def of_hugging_face(
+    model: Path, tokens: Sequence[tuple[list[int], list[int]]]
+) -> list[tuple[float, bool, float]]:
+    """The same by transformers, in float32, one text after the other; and from the same logits in double."""
     from transformers import AutoModelForCausalLM
 
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
@@ -100,7 +106,9 @@ def of_hugging_face(model: Path, tokens: Sequence[tuple[list[int], list[int]]]) 
         logits = network(torch.tensor([[*context, *continuation]])).logits[0, len(context) - 1 : -1]
         chosen = torch.tensor(continuation).unsqueeze(1)
         likely = logits.log_softmax(-1).gather(1, chosen)
-        found.append((float(likely.sum()), bool((logits.argmax(-1) == chosen.squeeze(1)).all())))
+        greedy = bool((logits.argmax(-1) == chosen.squeeze(1)).all())
+        exact = logits.double().log_softmax(-1).gather(1, chosen)
+        found.append((float(likely.sum()), greedy, float(exact.sum())))
     return found
 
 
@@ -123,15 +131,18 @@ async def compare(arguments: argparse.Namespace) -> Report:
         name = Path(arguments.model).name
         ours, tokens = await asyncio.to_thread(of_harness, address, name, model, pairs, arguments.batch)
     theirs = of_hugging_face(model, tokens)
-    differences = [abs(mine - its) for (mine, _), (its, _) in zip(ours, theirs, strict=True)]
+    differences = [abs(mine - its) for (mine, _), (its, _, _) in zip(ours, theirs, strict=True)]
+    to_double = [abs(mine - exact) for (mine, _), (_, _, exact) in zip(ours, theirs, strict=True)]
     return Report(
         items=len(pairs),
         tokens=sum(len(continuation) for _, continuation in tokens),
-        greedy=sum(greedy for _, greedy in theirs),
+        greedy=sum(greedy for _, greedy, _ in theirs),
         greedy_differs=sum(mine[1] != its[1] for mine, its in zip(ours, theirs, strict=True)),
         difference=max(differences),
+        to_double=max(to_double),
+        its_own=max(abs(its - exact) for its, _, exact in theirs),
         of_token=max(one / len(more) for one, (_, more) in zip(differences, tokens, strict=True)),
-        mean=sum(value for value, _ in theirs) / len(theirs),
+        mean=sum(value for value, _, _ in theirs) / len(theirs),
     )
 
 

@@ -110,15 +110,14 @@ class PromptReader:
         ids, values, ranks = [], [], []
         for begin in range(0, len(targets), chunk):
             logits = model.logits(rows[begin : begin + chunk])
-            total = logits.logsumexp(-1, keepdim=True)
-            if not bool(torch.isfinite(total).all()):
-                raise _NotFiniteError("the log-probabilities of its prompt are not finite")
+            likely = logits.log_softmax(-1)
             chosen = own[begin : begin + chunk]
-            score = logits.gather(1, chosen)
-            best, best_ids = top_tokens(logits, top)
+            _, best_ids = top_tokens(logits, top)
             ids.append(torch.cat([chosen, best_ids], dim=1))
-            values.append(torch.cat([score, best], dim=1) - total)
-            ranks.append(1 + (logits > score).sum(-1))
+            values.append(likely.gather(1, ids[-1]))
+            if bool(values[-1].isnan().any()):  # as an infinite score makes them, too
+                raise _NotFiniteError("the log-probabilities of its prompt are not finite")
+            ranks.append(1 + (logits > logits.gather(1, chosen)).sum(-1))
         return PromptLogprobs(
             first,
             top,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from stage_worker.executors.protocol import Executor
 from stage_worker.sampling import prompt_reader
+from stage_worker.sampling.prompt_reader import PromptReader
 from tests.tiny_models import make_tiny_model, random_prompts
 from tests.torch_pipeline import make_pipeline, run_whole_step
 from tidepipe_common.types.plan import Phase, PlanRow, SequenceStart, StepPlan
@@ -104,3 +107,21 @@ def test_vectors_are_pooled_states(model: Path, executors: list[Executor], chunk
         vector = np.frombuffer(pieces[-1].vector, "<f4")
         expected = {Pooling.MEAN: states.mean(0), Pooling.LAST: states[-1], Pooling.CLS: states[0]}[how]
         assert np.abs(vector - expected.numpy()).max() < 1e-4
+
+
+def test_they_are_off_by_what_pytorchs_are_off() -> None:
+    """To the last bit: over a large vocabulary float32 leans to one side, and texts have many tokens."""
+    logits = torch.randn(20, 49_152, generator=torch.Generator().manual_seed(0)) * 3
+    prompt = tuple(range(20))
+    wish = SamplingParams(temperature=0, prompt_logprobs=1)
+    reader = PromptReader(logits.shape[1])
+    reader.start(SequenceStart(0, wish, len(prompt), prompt))
+    rows = (PlanRow(0, 0, len(prompt), prompt, (0, 1), True),)
+    model: Any = SimpleNamespace(logits=lambda rows: rows)
+    batch: Any = SimpleNamespace(offsets=torch.tensor([0]))
+    (piece,), _ = reader.read(StepPlan(1, Phase.PREFILL, rows), batch, logits, model)
+    read = piece.prompt_logprobs_read
+    assert read is not None
+    expected = logits.log_softmax(-1)
+    for place, one in enumerate(positions(read)):
+        assert one.logprobs.chosen.logprob == float(expected[place, place + 1])
