@@ -132,7 +132,7 @@ async def agents(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 path.mkdir()
             async with (
                 fake_controller(context_length=1_000_000, script=script) as controller,
-                running_router(lambda _: ByteText(DIALECT), data_dir=str(data)) as router,
+                running_router(lambda *_: ByteText(DIALECT), data_dir=str(data)) as router,
             ):
                 await controller.register(router.address)
                 command, environment = command_of(program, f"http://{router.http}", home)

@@ -41,7 +41,7 @@ from router.instances.registry import InstanceRegistry
 from router.instances.sequence import RoutedSequence
 from router.instances.succession import adopt_instances, follow_successor
 from router.models.maker import ModelMaker
-from router.models.models import ServedModels
+from router.models.models import LoadText, ServedModels
 from router.parent.host import UpstreamHosts
 from router.parent.join import join
 from router.requests.admission import Admission
@@ -93,7 +93,7 @@ class RouterService:
     def __init__(
         self,
         settings: RouterSettings,
-        load_text: Callable[[str], TextPort],
+        load_text: LoadText,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
@@ -129,6 +129,7 @@ class RouterService:
             changed,
             clock,
             tokenizers=settings.tokenizers,
+            choices=settings.text_choices,
         )
         self.registry = InstanceRegistry(self.router_id, models.admit, changed, clock)
         with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as executor:

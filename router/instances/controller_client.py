@@ -25,6 +25,7 @@ from tidepipe_common.codec.controller import (
     update_from_wire,
 )
 from tidepipe_common.codec.plan import phase_from_wire
+from tidepipe_common.dialects import AUTO, OFF, check_reasoning_parser, dialect_named
 from tidepipe_common.errors import IncompatibleError, InvalidRequestError
 from tidepipe_common.latency.work import PrefillWork, StepCosts
 from tidepipe_common.limits import PIECE_BYTES, SPEC_BYTES
@@ -32,6 +33,8 @@ from tidepipe_common.rpc.called import CALLED_INSTANCE, metadata_text
 from tidepipe_common.rpc.status import translated
 from tidepipe_common.types.plan import PROTOCOL_VERSION
 from tidepipe_common.types.results import SequenceUpdate
+from tidepipe_common.types.sampling import Pooling
+from tidepipe_common.types.text_choices import TextChoices
 
 DESCRIBE_TIMEOUT_S = 1.5
 """Within the time for which a controller waits for its registration."""
@@ -239,6 +242,7 @@ class HandOverMessage:
         }
 
 
+_POOLINGS = (AUTO, OFF, *[how.value for how in Pooling])
 MOST_LACKS = 64
 """Names of what an instance cannot do that are heeded."""
 
@@ -272,7 +276,22 @@ def _description(message: pb.DescribeResponse) -> InstanceDescription:
         provisioner=message.provisioner,
         lacks=frozenset(message.lacks[:MOST_LACKS]),
         adapters=adapters_from_wire(f"instance {name}", message.adapters),
+        choices=_choices(name, message),
     )
+
+
+def _choices(name: str, message: pb.DescribeResponse) -> TextChoices:
+    try:
+        if message.tool_parser:
+            dialect_named(message.tool_parser)
+        if message.reasoning_parser:
+            check_reasoning_parser(message.reasoning_parser)
+    except InvalidRequestError as error:
+        raise IncompatibleError(f"instance {name}: {error}") from None
+    if message.pooling and message.pooling not in _POOLINGS:
+        known = ", ".join(_POOLINGS)
+        raise IncompatibleError(f"instance {name}: no pooling {message.pooling[:40]!r}; there are {known}")
+    return TextChoices(message.tool_parser, message.reasoning_parser, message.pooling)
 
 
 def _target(name: str, milliseconds: float) -> float | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tidepipe_common.errors import IncompatibleError, UnavailableError
 from tidepipe_common.types.adapter import Adapter
+from tidepipe_common.types.text_choices import NO_CHOICES, TextChoices
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,8 @@ class InstanceDescription:
     max_sequences: accepted at most, running and waiting together.
     names: by which clients ask for the model; empty: the usual one. ttft_ms, tpot_ms: targets of its requests
     that bring none; None: the router's. provisioner: HOST:PORT of who starts more of them; empty: nobody.
-    lacks: what it cannot do for a request (tidepipe_common/types/needs.py). adapters: that it has.
+    lacks: what it cannot do for a request (tidepipe_common/types/needs.py). adapters: that it has. choices: how
+    its text is read.
     """
 
     instance_id: str
@@ -42,6 +44,7 @@ class InstanceDescription:
     provisioner: str = ""
     lacks: frozenset[str] = frozenset()
     adapters: tuple[Adapter, ...] = ()
+    choices: TextChoices = NO_CHOICES
 
     @property
     def fingerprints(self) -> frozenset[str]:

@@ -21,6 +21,7 @@ from router.scheduler.slo import SloTarget
 from tidepipe_common.errors import UnavailableError
 from tidepipe_common.model_names import MAX_NAMES
 from tidepipe_common.types.adapter import Adapter
+from tidepipe_common.types.text_choices import NO_CHOICES
 
 log = structlog.get_logger()
 
@@ -53,6 +54,8 @@ class ServedModel:
         self.prefixes = prefixes
         self.meter = meter
         self.target = target
+        self.choices = NO_CHOICES
+        """How its text is read, as far as somebody said it."""
         self._tasks: list[asyncio.Task[None]] = []
         self._usual_target = target
         self._facts: ModelFacts | None = None

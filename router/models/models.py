@@ -21,6 +21,7 @@ from tidepipe_common.errors import (
 )
 from tidepipe_common.model_names import called, check_names, usual_name
 from tidepipe_common.notifier import Notifier
+from tidepipe_common.types.text_choices import NO_CHOICES, TextChoices
 
 MAX_MODELS = 32
 """A tokenizer takes tens of megabytes, and each model has its own queue and its own metrics."""
@@ -34,6 +35,8 @@ announce themselves every second, and what ran at the router before must not be 
 
 log = structlog.get_logger()
 
+LoadText = Callable[[str, TextChoices], TextPort]
+"""A tokenizer by where its model is, and how its text is read; in a thread. ModelError."""
 MakeModel = Callable[[Sequence[str], asyncio.Future[TextPort]], ServedModel]
 
 
@@ -48,17 +51,18 @@ class ServedModels:
         names: Sequence[str],
         source: str,
         make: MakeModel,
-        load: Callable[[str], TextPort],
+        load: LoadText,
         changed: Notifier,
         clock: Callable[[], float],
         *,
         tokenizers: Mapping[str, str] | None = None,
+        choices: TextChoices = NO_CHOICES,
     ) -> None:
         """names, source: of the router's own model; its tokenizer is loaded by `load`.
 
-        load: a tokenizer by where its model is, in a thread; ModelError. changed: beats when a model comes.
+        changed: beats when a model comes.
         tokenizers: where those of other models are, by name; else they are looked for under what the
-        instances call them.
+        instances call them. choices: how texts are read of which instances say nothing else.
         """
         self._source = source
         self._make = make
@@ -66,11 +70,13 @@ class ServedModels:
         self._changed = changed
         self._clock = clock
         self._tokenizers = dict(tokenizers or {})
+        self._choices = choices
         self._began = clock()
         self._loads: dict[str, asyncio.Task[TextPort]] = {}
         self._failed: dict[str, tuple[float, str]] = {}
         self._one_load = asyncio.Lock()
         self.main = make(names, asyncio.get_running_loop().create_future())
+        self.main.choices = choices
         self._models = [self.main]
         self._moved_before = 0
         self._start: Start | None = None
@@ -229,6 +235,7 @@ class ServedModels:
         loaded: asyncio.Future[TextPort] = asyncio.get_running_loop().create_future()
         loaded.set_result(text)
         model = self._make(names, loaded)
+        model.choices = instance.choices
         if self._start is not None:
             model.run(self._start)
         self._models.append(model)
@@ -258,7 +265,7 @@ class ServedModels:
 
     async def load(self) -> None:
         """Load the tokenizer of the router's own model. ModelError."""
-        text = await asyncio.to_thread(self._load, self._source)
+        text = await asyncio.to_thread(self._load, self._source, self._choices)
         self.main.text.set_result(text)
         self._changed.notify_all()
 
@@ -286,7 +293,8 @@ class ServedModels:
                 raise NotYetError("the tokenizers of other models are being loaded; come again in a moment")
             told = self._tokenizers.get(name)
             sources = (told,) if told else (instance.model.model, *names)
-            task = self._loads[name] = asyncio.create_task(self._first_of(sources), name=f"tokenizer {name}")
+            loading = self._first_of(sources, instance.choices.over(self._choices))
+            task = self._loads[name] = asyncio.create_task(loading, name=f"tokenizer {name}")
         done, _ = await asyncio.wait({task}, timeout=LOAD_WAIT_S)
         if not done:
             # It is kept for when the instance comes again.
@@ -298,13 +306,13 @@ class ServedModels:
             self._failed[name] = self._clock(), str(error)
             raise self._without(instance, name, str(error)) from None
 
-    async def _first_of(self, sources: Iterable[str]) -> TextPort:
+    async def _first_of(self, sources: Iterable[str], choices: TextChoices) -> TextPort:
         """The first that can be had; one tokenizer at a time."""
         problem = ModelError("no place to look for it")
         async with self._one_load:
             for place, source in enumerate(dict.fromkeys(sources)):
                 try:
-                    return await asyncio.to_thread(self._load, source)
+                    return await asyncio.to_thread(self._load, source, choices)
                 except ModelError as error:
                     problem = error if not place else problem
         raise problem

@@ -19,16 +19,19 @@ from router.text.vocabulary import Backend, Vocabulary
 from tidepipe_common.dialects import AUTO, dialect_named
 from tidepipe_common.dialects.calling import Thinking, thinking_behind
 from tidepipe_common.dialects.thinking import thought_marks
-from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.errors import InvalidRequestError, ModelError
 from tidepipe_common.structures.tokenizer_file import read_tokenizer
 from tidepipe_common.tokenizer_source import load_tokenizer
 from tidepipe_common.types.request import PLAIN_TEMPLATE, ChatTurn, GenerationRequest
 from tidepipe_common.types.sampling import Pooling, SamplingParams
 from tidepipe_common.types.structure import Structure
+from tidepipe_common.types.text_choices import TextChoices
 from tidepipe_common.types.thought import TemplateOptions
 
 LIKELY_CHARACTERS = 6
 """Of a token, and more than the mean of ordinary text: a longer prompt is counted in pieces first."""
+AS_IT_IS = TextChoices(AUTO, AUTO, AUTO)
+"""As the model's own files say."""
 PIECE_CHARACTERS = 65_536
 PROMPT_END_TOKENS = 32
 """Of a prompt, in which it is seen whether a thought has been begun."""
@@ -49,11 +52,13 @@ class TextProcessor:
         read: Callable[[], str] | None = None,
         tool_parser: str = AUTO,
         pooling: Pooling | None = Pooling.LAST,
+        reasoning_parser: str = AUTO,
     ) -> None:
         """Take a fast tokenizer of transformers; see `load`.
 
         read: its tokenizer.json as stage workers read it; None: what the tokenizer says of itself.
-        tool_parser: name of the dialect that the model writes.
+        tool_parser: name of the dialect that the model writes; reasoning_parser: of its thoughts.
+        ModelError if they do not go together.
         """
         self._tokenizer = tokenizer
         self._backend: Backend = tokenizer.backend_tokenizer
@@ -65,11 +70,16 @@ class TextProcessor:
         self._template = ChatTemplate(tokenizer)
         self._added = frozenset(self._backend.get_added_tokens_decoder())
         special = self._vocabulary.special_tokens.values()
-        self.dialect = dialect_named(tool_parser, self._template.text, special)
+        try:
+            self.dialect = dialect_named(
+                tool_parser, self._template.text, special, reasoning=reasoning_parser
+            )
+        except InvalidRequestError as error:
+            raise ModelError(str(error)) from None
         self.pooling = pooling
 
     @classmethod
-    def load(cls, path: Path, tool_parser: str = AUTO, pooling: str = AUTO) -> TextProcessor:
+    def load(cls, path: Path, choices: TextChoices = AS_IT_IS) -> TextProcessor:
         """Load from a model's folder or .gguf file; nothing from the network, and no code of the model's.
 
         Raises ModelError if there is no tokenizer or it is of an unsupported kind, or if its chat template
@@ -80,7 +90,10 @@ class TextProcessor:
         templates = [template] if isinstance(template, str) else list(template.values())
         if templates:
             try_out(templates, f"the chat template of {path}")
-        return cls(tokenizer, partial(read_tokenizer, path), tool_parser, pooling_of(path, pooling))
+        choices = choices.over(AS_IT_IS)
+        pooling = pooling_of(path, choices.pooling)
+        read = partial(read_tokenizer, path)
+        return cls(tokenizer, read, choices.tool_parser, pooling, choices.reasoning_parser)
 
     @property
     def vocab_size(self) -> int:

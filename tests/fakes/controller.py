@@ -125,6 +125,7 @@ class FakeController(pb_grpc.ControllerServiceServicer):
     draining: bool = False
     lacks: tuple[str, ...] = ()
     adapters: dict[str, str] = field(default_factory=dict)
+    tool_parser: str = ""
     mangle: Callable[[list[pb.SequenceUpdate]], list[pb.SequenceUpdate]] = lambda updates: updates
     script: Callable[[Sequence[int]], Sequence[int] | None] = lambda prompt: None
     held: dict[str, Held] = field(default_factory=dict)
@@ -211,6 +212,7 @@ class FakeController(pb_grpc.ControllerServiceServicer):
             max_sequences=self.max_sequences,
             lacks=self.lacks,
             adapters=[pb.Adapter(name=name, fingerprint=one) for name, one in self.adapters.items()],
+            tool_parser=self.tool_parser,
         )
 
     async def SubmitSequences(  # noqa: N802

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from router.requests.text_port import TextPort
+from router.models.models import LoadText
 from router.service import RouterService
 from tests.fakes.text import ByteText
 from tidepipe.v1 import inference_pb2_grpc
+from tidepipe_common.dialects import AUTO
 from tidepipe_common.errors import ModelError
 from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.rpc.lifecycle import Lifecycle
 from tidepipe_common.settings.router import RouterSettings
+from tidepipe_common.types.text_choices import TextChoices
 
 
 @dataclass
@@ -39,17 +41,15 @@ class _Lifecycle(Lifecycle):
         self.address.set_result(address)
 
 
-def byte_text(model: str) -> ByteText:
+def byte_text(model: str, choices: TextChoices) -> ByteText:
     """The tokenizer of every model but those that are called so."""
     if "nowhere" in model:
         raise ModelError(f"{model}: no such file or folder")
-    return ByteText()
+    return ByteText("json" if choices.tool_parser == AUTO else choices.tool_parser)
 
 
 @contextlib.asynccontextmanager
-async def running_router(
-    load_text: Callable[[str], TextPort] = byte_text, **settings: Any
-) -> AsyncIterator[RunningRouter]:
+async def running_router(load_text: LoadText = byte_text, **settings: Any) -> AsyncIterator[RunningRouter]:
     """Ready, but without instances; stopped in order at the end."""
     http = f"127.0.0.1:{free_port()}"
     defaults: dict[str, Any] = {

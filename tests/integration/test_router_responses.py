@@ -168,7 +168,7 @@ async def test_a_loop_of_calls_with_thoughts(background: bool, tmp_path: Path) -
         return SCRIPTS[max(SCRIPTS, key=asked.rfind)].encode()
 
     async with (
-        running_router(lambda _: ByteText("hermes", "<think>"), data_dir=str(tmp_path)) as router,
+        running_router(lambda *_: ByteText("hermes", "<think>"), data_dir=str(tmp_path)) as router,
         fake_controller(script=script, context_length=9999) as instance,
         asking(router) as responses,
     ):

@@ -51,6 +51,7 @@ async def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         fingerprint="two",
         context_length=50,
         ttft_ms=250,
+        tool_parser="mistral",
     )
     folder = str(tmp_path / "data")
     async with (
@@ -65,7 +66,13 @@ async def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         yield Two(router, own, other, http)
 
 
+def dialects(router: RunningRouter) -> dict[str, str]:
+    loaded = {model.name: model.loaded for model in router.service.models}
+    return {name: text.dialect.name for name, text in loaded.items() if text is not None}
+
+
 async def test_a_name_chooses_and_an_answer_says_it(two: Two) -> None:
+    assert dialects(two.router) == {"fake": "json", "small": "mistral"}
     listed = {one["id"]: one for one in (await two.http.get("/v1/models")).json()["data"]}
     assert [*listed] == ["fake", "small", "mini"]
     assert {name: (one["root"], one["max_model_len"]) for name, one in listed.items()} == {
@@ -169,6 +176,7 @@ async def test_operators_see_which_is_which(two: Two) -> None:
         ({"names": ("fake", "small")}, "several models here"),
         ({"model": "nowhere"}, "no tokenizer of it.*--tokenizer nowhere=FOLDER"),
         ({"names": ("a,\n",)}, "names of its model must be printable"),
+        ({"names": ("new",), "tool_parser": "nonsense"}, "no tool parser 'nonsense'; there are auto, off"),
     ],
 )
 async def test_who_fits_nowhere_is_told_why(two: Two, differs: dict[str, object], says: str) -> None:
@@ -216,6 +224,7 @@ async def test_a_router_below_a_router_brings_its_models(two: Two) -> None:
         there = overall.service.models
         await eventually(lambda: len(there) == 2 and all(model.ready for model in there))
         assert {link.instance_id for link in overall.service.registry} == {"b", "b/small"}
+        assert dialects(overall) == {"fake": "json", "small": "mistral"}  # small's instance says so
         for name, controller in (("", two.own), ("mini", two.small)):
             wanted = request(f"through {name}", max_tokens=5)
             wanted.model = name

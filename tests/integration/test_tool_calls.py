@@ -59,7 +59,7 @@ async def answering(
         return script(bytes(prompt).decode()).encode()
 
     async with (
-        running_router(lambda _: text()) as router,
+        running_router(lambda *_: text()) as router,
         fake_controller(script=tokens, context_length=9999) as instance,
     ):
         await instance.register(router.address)
@@ -189,7 +189,7 @@ async def test_the_sdk_reads_the_same_also_when_its_stream_is_cut() -> None:
 
     tools = [json.dumps(tool) for tool in TOOLS]
     async with (
-        running_router(lambda _: THINKING()) as router,
+        running_router(lambda *_: THINKING()) as router,
         fake_controller(script=lambda prompt: model(bytes(prompt).decode()).encode()) as instance,
         AsyncClient(router.address) as client,
     ):

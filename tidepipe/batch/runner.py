@@ -161,9 +161,9 @@ class BatchRun:
                     await bodies.prepare(item)
                     try:
                         self._record(outcome, bodies.response(line_id, item, result.completion))
-                    except InvalidRequestError as error:  # dimensions that the model's vectors do not have
+                    except InvalidRequestError as refusal:  # dimensions that the model's vectors do not have
                         failed = LineOutcome(line.number, line.digest, True)
-                        self._record(failed, failure_line(line_id, item, error))
+                        self._record(failed, failure_line(line_id, item, refusal))
                     continue
                 error = result.error or TidePipeError("neither answer nor error")
                 if isinstance(error, UnavailableError) and not isinstance(error, DeadlineExceededError):

@@ -86,6 +86,9 @@ class DescribeResponse(_message.Message):
     TPOT_MS_FIELD_NUMBER: _builtins.int
     PROVISIONER_FIELD_NUMBER: _builtins.int
     LACKS_FIELD_NUMBER: _builtins.int
+    TOOL_PARSER_FIELD_NUMBER: _builtins.int
+    REASONING_PARSER_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Name of the instance."""
@@ -111,6 +114,14 @@ class DescribeResponse(_message.Message):
     """Per token after the first. Zero: the router's."""
     provisioner: _builtins.str
     """HOST:PORT of the ProvisionerService that starts and stops instances of this model. Empty: none, or the router's."""
+    tool_parser: _builtins.str
+    """How the model writes its calls of tools: the name of a family that the router knows, auto or off. Empty: the router's.
+    Where the instances of a model differ, the first one decides.
+    """
+    reasoning_parser: _builtins.str
+    """How it writes its thoughts, likewise."""
+    pooling: _builtins.str
+    """How the hidden states of a text become its vector: auto, mean, last, cls or off. Empty: the router's."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end an output."""
@@ -148,11 +159,14 @@ class DescribeResponse(_message.Message):
         tpot_ms: _builtins.float = ...,
         provisioner: _builtins.str = ...,
         lacks: _abc.Iterable[_builtins.str] | None = ...,
+        tool_parser: _builtins.str = ...,
+        reasoning_parser: _builtins.str = ...,
+        pooling: _builtins.str = ...,
         adapters: _abc.Iterable[Global___Adapter] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "context_length", b"context_length", "eos_token_ids", b"eos_token_ids", "incarnation", b"incarnation", "instance_id", b"instance_id", "lacks", b"lacks", "max_sequences", b"max_sequences", "model", b"model", "model_fingerprint", b"model_fingerprint", "protocol_version", b"protocol_version", "provisioner", b"provisioner", "served_names", b"served_names", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "context_length", b"context_length", "eos_token_ids", b"eos_token_ids", "incarnation", b"incarnation", "instance_id", b"instance_id", "lacks", b"lacks", "max_sequences", b"max_sequences", "model", b"model", "model_fingerprint", b"model_fingerprint", "pooling", b"pooling", "protocol_version", b"protocol_version", "provisioner", b"provisioner", "reasoning_parser", b"reasoning_parser", "served_names", b"served_names", "tool_parser", b"tool_parser", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

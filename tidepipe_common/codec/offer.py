@@ -7,8 +7,11 @@ from tidepipe_common.settings.instance import InstanceSettings
 
 
 def add_offer(message: controller_pb2.DescribeResponse, settings: InstanceSettings) -> None:
-    """Names, targets and provisioner as its operator gave them."""
+    """Names, targets, provisioner, and how its text is read, as its operator gave them."""
     message.served_names.extend(settings.served_names)
     message.ttft_ms = settings.ttft_ms or 0.0
     message.tpot_ms = settings.tpot_ms or 0.0
     message.provisioner = settings.provisioner or ""
+    message.tool_parser = settings.tool_parser or ""
+    message.reasoning_parser = settings.reasoning_parser or ""
+    message.pooling = settings.pooling or ""

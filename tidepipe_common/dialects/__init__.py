@@ -8,7 +8,14 @@ tokens they must see (`kept_tokens`), and how calls are written that a model is 
 """
 
 from tidepipe_common.dialects.dialect import CallForm, Dialect, Reading
-from tidepipe_common.dialects.families import AUTO, OFF, dialect_for, dialect_named, names
+from tidepipe_common.dialects.families import (
+    AUTO,
+    OFF,
+    check_reasoning_parser,
+    dialect_for,
+    dialect_named,
+    names,
+)
 from tidepipe_common.dialects.parts import (
     CallArguments,
     CallBegins,
@@ -36,6 +43,7 @@ __all__ = [
     "Spoken",
     "Thought",
     "Words",
+    "check_reasoning_parser",
     "dialect_for",
     "dialect_named",
     "names",

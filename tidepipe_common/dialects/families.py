@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tidepipe_common.dialects.dialect import HARMONY_MARKS, CallForm, CallIds, Dialect
 from tidepipe_common.dialects.json_calls import JsonCalls, NamedJson
@@ -29,6 +29,7 @@ _THOUGHTS = (
     ),
 )
 """Those that are looked for in templates and vocabularies, in this order."""
+_OF_GRANITE = _THOUGHTS[5]
 
 
 @dataclass(frozen=True)
@@ -478,21 +479,65 @@ def dialect_for(chat_template: str, special_tokens: Collection[str] = ()) -> Dia
     return _dialect(family, _thoughts(chat_template, special_tokens), special_tokens)
 
 
-def dialect_named(name: str, chat_template: str = "", special_tokens: Collection[str] = ()) -> Dialect:
+def dialect_named(
+    name: str, chat_template: str = "", special_tokens: Collection[str] = (), *, reasoning: str = AUTO
+) -> Dialect:
     """The dialect of this name, for a model with this template; `auto`: as `dialect_for`; `off`: words only.
 
-    InvalidRequestError says which names there are.
+    reasoning: the family that thinks as this model does; `auto`: as the template says; `off`: thoughts are
+    words. InvalidRequestError says which names there are, and which do not go together.
     """
-    key = name.strip().lower().replace("_", "-")
+    key, thinking = _key(name), _key(reasoning)
     if key == AUTO:
-        return dialect_for(chat_template, special_tokens)
-    if key == OFF:
-        return Dialect(OFF)
-    family = _BY_NAME.get(key)
+        dialect = dialect_for(chat_template, special_tokens)
+    elif key == OFF:
+        dialect = Dialect(OFF)
+    else:
+        family = _family(name, "tool")
+        thoughts = _thoughts(chat_template, special_tokens) if chat_template else family.thoughts
+        dialect = _dialect(family, thoughts, special_tokens)
+    if thinking == AUTO:
+        return dialect
+    thinker = None if thinking == OFF else _family(reasoning, "reasoning")
+    if dialect.harmony or (thinker is not None and thinker.harmony):
+        if dialect.harmony and thinker is not None and thinker.harmony:
+            return dialect
+        raise InvalidRequestError(
+            f"the reasoning parser {reasoning!r} does not go with the tool parser {dialect.name!r}: what is "
+            "harmony's is all harmony's; leave the reasoning parser auto"
+        )
+    return _thinking(dialect, None if thinker is None else _thoughts_of(thinker), special_tokens)
+
+
+def check_reasoning_parser(name: str) -> None:
+    """InvalidRequestError if there is no family of that name to think as."""
+    if _key(name) not in (AUTO, OFF):
+        _family(name, "reasoning")
+
+
+def _key(name: str) -> str:
+    return name.strip().lower().replace("_", "-")
+
+
+def _family(name: str, what: str) -> Family:
+    family = _BY_NAME.get(_key(name))
     if family is None:
-        raise InvalidRequestError(f"no tool parser {name!r}; there are {', '.join(names())}")
-    thoughts = _thoughts(chat_template, special_tokens) if chat_template else family.thoughts
-    return _dialect(family, thoughts, special_tokens)
+        raise InvalidRequestError(f"no {what} parser {name!r}; there are {', '.join(names())}")
+    return family
+
+
+def _thoughts_of(family: Family) -> ThoughtMarks | None:
+    return _OF_GRANITE if family.name == "granite" else family.thoughts
+
+
+def _thinking(dialect: Dialect, thoughts: ThoughtMarks | None, special_tokens: Collection[str]) -> Dialect:
+    """The same one, but for how it writes thoughts."""
+    return replace(dialect, thoughts=thoughts, special=_special(thoughts, special_tokens))
+
+
+def _special(thoughts: ThoughtMarks | None, special_tokens: Collection[str]) -> frozenset[str]:
+    around = () if thoughts is None else (*thoughts.begins, *thoughts.ends)
+    return frozenset(token for token in special_tokens if _in_any(token, around))
 
 
 def _thoughts(chat_template: str, special_tokens: Collection[str]) -> ThoughtMarks | None:
@@ -508,7 +553,6 @@ def _dialect(family: Family, thoughts: ThoughtMarks | None, special_tokens: Coll
         return Dialect(family.name, form=family.form, harmony=True, special=special)
     grammar = family.grammar
     assert grammar is not None
-    around = () if thoughts is None else (*thoughts.begins, *thoughts.ends)
     calls = (*grammar.opens, *family.inner)
     return Dialect(
         family.name,
@@ -516,7 +560,7 @@ def _dialect(family: Family, thoughts: ThoughtMarks | None, special_tokens: Coll
         thoughts=thoughts,
         form=family.form,
         ids=family.ids,
-        special=frozenset(token for token in special_tokens if _in_any(token, around)),
+        special=_special(thoughts, special_tokens),
         special_of_calls=frozenset(token for token in special_tokens if _in_any(token, calls)),
     )
 

@@ -95,6 +95,7 @@ class ClusterConfig(Strict):
         ),
     ] = None
     tool_parser: fields.ToolParser | None = None
+    reasoning_parser: fields.ReasoningParser | None = None
     pooling: fields.PoolingName | None = None
     share_prefixes: fields.SharePrefixes = False
     ttft_ms: fields.TtftMs | None = None

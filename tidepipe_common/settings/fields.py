@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 
-from tidepipe_common.dialects import dialect_named
+from tidepipe_common.dialects import check_reasoning_parser, dialect_named
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import MAX_STORED_BYTES
 from tidepipe_common.model_names import served_names
@@ -62,6 +62,14 @@ def _collector(value: str) -> str:
 def _tool_parser(name: str) -> str:
     try:
         dialect_named(name)
+    except InvalidRequestError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
+def _reasoning_parser(name: str) -> str:
+    try:
+        check_reasoning_parser(name)
     except InvalidRequestError as error:
         raise ValueError(str(error)) from None
     return name
@@ -272,6 +280,15 @@ ToolParser = Annotated[
     setting(
         "How the model writes its thoughts and calls of tools: a family such as hermes, llama3-json or "
         "harmony; auto: as its chat template says; off: answers are words only.",
+        metavar="NAME",
+    ),
+]
+ReasoningParser = Annotated[
+    str,
+    AfterValidator(_reasoning_parser),
+    setting(
+        "How the model writes its thoughts, where that is not as the family of --tool-parser does: a family "
+        "such as qwen3, mistral or seed-oss; auto: as its chat template says; off: thoughts are words.",
         metavar="NAME",
     ),
 ]

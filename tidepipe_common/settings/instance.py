@@ -16,6 +16,9 @@ class InstanceSettings(ServiceSettings):
     served_model_name: fields.ServedModelName | None = None
     ttft_ms: fields.TtftMs | None = None
     tpot_ms: fields.TpotMs | None = None
+    tool_parser: fields.ToolParser | None = None
+    reasoning_parser: fields.ReasoningParser | None = None
+    pooling: fields.PoolingName | None = None
     provisioner: Annotated[
         str | None,
         setting("Starts and stops instances of this model.", metavar="HOST:PORT", otherwise="the router's"),

@@ -13,6 +13,7 @@ from tidepipe_common.numerals import MAX_COUNT
 from tidepipe_common.settings import defaults, fields
 from tidepipe_common.settings.definition import setting
 from tidepipe_common.settings.service import ServiceSettings
+from tidepipe_common.types.text_choices import TextChoices
 
 
 def _tokenizers(value: str | None) -> str | None:
@@ -43,6 +44,7 @@ class RouterSettings(ServiceSettings):
         ),
     ] = None
     tool_parser: fields.ToolParser = AUTO
+    reasoning_parser: fields.ReasoningParser = AUTO
     pooling: fields.PoolingName = "auto"
     http: Annotated[
         str, setting("Address of the OpenAI-compatible API.", metavar="HOST:PORT", otherwise="none")
@@ -110,6 +112,11 @@ class RouterSettings(ServiceSettings):
         if self.served_model_name:
             return tuple(self.served_model_name.split(","))
         return (self.model_name or usual_name(self.model),)
+
+    @property
+    def text_choices(self) -> TextChoices:
+        """How the text of models is read whose instances say nothing else."""
+        return TextChoices(self.tool_parser, self.reasoning_parser, self.pooling)
 
     @property
     def tokenizers(self) -> dict[str, str]:

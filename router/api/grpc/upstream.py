@@ -63,6 +63,9 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
             ttft_ms=1000 * model.target.ttft_s,
             tpot_ms=1000 * model.target.tpot_s,
             adapters=adapters_to_wire(model.adapters),
+            tool_parser=model.choices.tool_parser,
+            reasoning_parser=model.choices.reasoning_parser,
+            pooling=model.choices.pooling,
         )
 
     async def SubmitSequences(  # noqa: N802

@@ -16,6 +16,7 @@ from router.requests.text_port import TextPort
 from tests.fakes.text import ByteText
 from tidepipe_common.errors import IncompatibleError, InvalidRequestError, ModelError, ModelNotFoundError
 from tidepipe_common.notifier import Notifier
+from tidepipe_common.types.text_choices import TextChoices
 
 
 class Model:
@@ -62,10 +63,11 @@ class Router:
             ("chat",), "/models/own", make, self.load, Notifier(), lambda: self.now, **settings
         )
 
-    def load(self, source: str) -> TextPort:
+    def load(self, source: str, choices: TextChoices) -> TextPort:
         if source in self.broken:
             raise ModelError(f"{source}: no such file or folder")
         self.loaded.append(source)
+        self.choices = choices
         return ByteText()
 
     async def admit(self, model: str, *names: str) -> Any:

@@ -14,6 +14,7 @@ from tidepipe_common.dialects.families import FAMILIES, OFF, dialect_for, dialec
 from tidepipe_common.dialects.parts import CallArguments, CallBegins, CallEnds, Part, Thought, Words
 from tidepipe_common.dialects.reader import merged
 from tidepipe_common.dialects.tools import Tools
+from tidepipe_common.dialects.whole import read_whole
 from tidepipe_common.errors import InvalidRequestError
 
 SAMPLES: list[dict[str, Any]] = tomllib.loads((Path(__file__).parent / "samples.toml").read_text())["sample"]
@@ -156,6 +157,18 @@ def test_names() -> None:
     assert not dialect_named(OFF, "<think>").reads(tools=True)
     with pytest.raises(InvalidRequestError, match="hermes"):
         dialect_named("parrot")
+
+
+def test_thoughts_may_be_another_family_s() -> None:
+    mixed = dialect_named("hermes", "<think>", ("[THINK]", "<think>"), reasoning="mistral")
+    spoken = read_whole(mixed.reader(TOOLS), "[THINK]hm[/THINK]So <think>.")
+    assert (spoken.thought, spoken.words, mixed.special) == ("hm", "So <think>.", {"[THINK]"})
+    assert not dialect_named("hermes", "<think>", reasoning="off").thinks
+    assert dialect_named("off", reasoning="deepseek_r1").reads(tools=False)
+    assert dialect_named("gpt-oss", reasoning="gpt-oss").harmony
+    for names, says in ((("gpt-oss", "off"), "all harmony's"), (("hermes", "parrot"), "no reasoning parser")):
+        with pytest.raises(InvalidRequestError, match=says):
+            dialect_named(names[0], reasoning=names[1])
 
 
 def test_which_special_tokens_a_reader_must_see() -> None:
