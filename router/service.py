@@ -193,7 +193,7 @@ class RouterService:
                     start(keyed.run())
                 runs = None
                 if jobs is not None and keyed is not None:
-                    limits = ResponseLimits(quotas=quotas)
+                    limits = _response_limits(settings, quotas)
                     runs = ResponseRuns(jobs.database, self.table, teller(bodies), keyed, time.time, limits)
                     running_jobs.append(start(runs.run()))
                 rpc = RpcServer(
@@ -370,6 +370,18 @@ async def _closed_at_the_end(models: ServedModels) -> AsyncIterator[None]:
 
 def _warnings(jobs: BatchJobs | None) -> list[str]:
     return [] if jobs is None or not jobs.database.trouble else [jobs.database.trouble]
+
+
+def _response_limits(settings: RouterSettings, quotas: Quotas) -> ResponseLimits:
+    return ResponseLimits(
+        max_bytes=settings.responses_max_bytes,
+        max_count=settings.responses_max_count,
+        lifetime_s=round(settings.responses_expire_days * 86_400),
+        unfinished=settings.responses_background,
+        unfinished_of_one=settings.responses_background_per_key,
+        held_bytes=settings.responses_background_bytes,
+        quotas=quotas,
+    )
 
 
 async def _first(text: asyncio.Future[TextPort], stopping: asyncio.Event) -> None:

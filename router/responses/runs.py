@@ -52,8 +52,6 @@ from tidepipe_common.types.request import GenerationRequest
 
 MAX_STARTS = 8
 """A response at which so many routers died is given up: it may be what kills them."""
-MAX_HELD_BYTES = 256 * 1024 * 1024
-"""Prompts of responses that wait or run, in memory."""
 UNAVAILABLE_S = 1.0
 SWEEP_S = 10.0
 CLAIM = "\0response "
@@ -122,9 +120,10 @@ class ResponseRuns:
 
     async def _sweep(self) -> None:
         while True:
-            before = int(self._unix_time()) - self.limits.lifetime_s
+            lifetime_s = self.limits.lifetime_s
+            before = int(self._unix_time()) - lifetime_s
             try:
-                while await self.database.run(store.any_expired, before):
+                while lifetime_s and await self.database.run(store.any_expired, before):
                     await self.database.free(store.drop_expired, before)
             except StorageError as error:
                 log.error("expired responses stay for now", reason=str(error))
@@ -140,7 +139,7 @@ class ResponseRuns:
         if self._group is None:
             raise UnavailableError("this router is stopping; try another one, or again in a moment")
         held = sum(run.wanted.bytes_held for run in self._runs.values())
-        if held + wanted.bytes_held > MAX_HELD_BYTES:
+        if held + wanted.bytes_held > self.limits.held_bytes:
             raise OverloadedError(
                 f"background responses of {held} bytes wait or run already; come again", store.RETRY_MS
             )

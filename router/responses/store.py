@@ -21,10 +21,14 @@ from tidepipe_common.responses.answers import ResponseBody
 from tidepipe_common.responses.items import Item
 from tidepipe_common.responses.writer import CALLS
 from tidepipe_common.security.caller import ANYBODY, Caller
-from tidepipe_common.settings.defaults import FILES_LIFETIME_S
+from tidepipe_common.settings.defaults import (
+    BACKGROUND_RESPONSE_BYTES,
+    BACKGROUND_RESPONSES,
+    FILES_LIFETIME_S,
+    RESPONSES_BYTES,
+    RESPONSES_COUNT,
+)
 
-MAX_UNFINISHED = 256
-"""Background responses that wait or run."""
 LARGEST_SHARE = 2
 """One owner may have any limit divided by this: nobody fills everybody's."""
 RETRY_MS = 10_000
@@ -36,12 +40,25 @@ _COLUMNS = "id, owner, created, status, background, previous, head, output, item
 
 @dataclass(frozen=True, slots=True)
 class ResponseLimits:
-    """What is kept. lifetime_s: of a response, in the background from its creation. quotas: of each owner."""
+    """What is kept. lifetime_s: of a response, in the background from its creation; 0: for ever.
 
-    max_bytes: int = 1 << 30
-    max_count: int = 65_536
+    unfinished: of those in the background, unfinished_of_one: of one owner's; None: half. held_bytes: their
+    prompts in memory. quotas: of each owner.
+    """
+
+    max_bytes: int = RESPONSES_BYTES
+    max_count: int = RESPONSES_COUNT
     lifetime_s: int = FILES_LIFETIME_S
+    unfinished: int = BACKGROUND_RESPONSES
+    unfinished_of_one: int | None = None
+    held_bytes: int = BACKGROUND_RESPONSE_BYTES
     quotas: Quotas = field(default_factory=Quotas)
+
+    @property
+    def share_of_unfinished(self) -> int:
+        """Of one owner, in the background."""
+        half = max(1, self.unfinished // LARGEST_SHARE)
+        return half if self.unfinished_of_one is None else self.unfinished_of_one
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +136,14 @@ def begin(db: sqlite3.Connection, one: StoredResponse, limits: ResponseLimits) -
     count, mine = db.execute(
         "SELECT COUNT(*), COALESCE(SUM(owner = ?), 0) FROM responses WHERE request IS NOT NULL", (one.owner,)
     ).fetchone()
-    most = MAX_UNFINISHED // LARGEST_SHARE
+    most = limits.share_of_unfinished
     if one.owner and mine >= most:
         raise OverloadedError(
             f"{most} of your background responses are unfinished; wait for one to end", RETRY_MS
         )
-    if count >= MAX_UNFINISHED:
+    if count >= limits.unfinished:
         raise OverloadedError(
-            f"{MAX_UNFINISHED} background responses are unfinished; wait for one to end", RETRY_MS
+            f"{limits.unfinished} background responses are unfinished; wait for one to end", RETRY_MS
         )
     keep(db, one, limits)
     return True

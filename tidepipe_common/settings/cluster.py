@@ -48,6 +48,12 @@ _ROUTER_ONLY = (
     "max_stored_bytes_per_key",
     "max_stored_items_per_key",
     "files_expire_days",
+    "responses_max_bytes",
+    "responses_max_count",
+    "responses_expire_days",
+    "responses_background",
+    "responses_background_per_key",
+    "responses_background_bytes",
     "data_dir",
     "allow_host",
     "allow_origin",
@@ -168,6 +174,12 @@ class ClusterConfig(Strict):
     max_stored_bytes_per_key: fields.MaxStoredBytesPerKey | None = None
     max_stored_items_per_key: fields.MaxStoredItemsPerKey | None = None
     files_expire_days: fields.FilesExpireDays | None = None
+    responses_max_bytes: fields.ResponsesMaxBytes | None = None
+    responses_max_count: fields.ResponsesMaxCount | None = None
+    responses_expire_days: fields.ResponsesExpireDays | None = None
+    responses_background: fields.ResponsesBackground | None = None
+    responses_background_per_key: fields.ResponsesBackgroundPerKey | None = None
+    responses_background_bytes: fields.ResponsesBackgroundBytes | None = None
     allow_host: fields.AllowHost | None = None
     allow_origin: fields.AllowOrigin | None = None
     max_connections: fields.MaxConnections | None = None

@@ -64,6 +64,10 @@ STORED_ITEMS = 65_536
 """Files, batches and responses of one API key."""
 """Of all files of the HTTP API together."""
 FILES_LIFETIME_S = 30 * 24 * 3600
+RESPONSES_BYTES, RESPONSES_COUNT = 1 << 30, 65_536
+"""Of all responses that are kept."""
+BACKGROUND_RESPONSES, BACKGROUND_RESPONSE_BYTES = 256, 256 << 20
+"""Responses in the background that wait or run, and their prompts in memory."""
 
 WINDOW, LEAST_WINDOW = 4096, 32
 """Newest observations that the length predictor keeps. Below the least an estimate of the outer levels would

@@ -349,6 +349,35 @@ FilesExpireDays = Annotated[
     float,
     setting("Lifetime of files that bring none (expires_after); 0: for ever.", metavar="DAYS", ge=0, lt=1e5),
 ]
+ResponsesMaxBytes = Annotated[
+    int,
+    setting(
+        "Of all responses that are kept (/v1/responses), half of it of one API key; beyond that those go "
+        "first that were not gone on from for longest.",
+        otherwise=f"{defaults.RESPONSES_BYTES >> 30} GiB",
+        ge=1,
+        le=MAX_STORED_BYTES,
+    ),
+]
+ResponsesMaxCount = Annotated[int, setting("How many of these, likewise.", ge=2, le=MAX_COUNT)]
+ResponsesExpireDays = Annotated[
+    float, setting("Lifetime of a response; 0: for ever.", metavar="DAYS", ge=0, lt=1e5)
+]
+ResponsesBackground = Annotated[
+    int, setting("Responses in the background that wait or run.", ge=1, le=MAX_COUNT)
+]
+ResponsesBackgroundPerKey = Annotated[
+    int, setting("Of these, of one API key.", otherwise="half", ge=1, le=MAX_COUNT)
+]
+ResponsesBackgroundBytes = Annotated[
+    int,
+    setting(
+        "Prompts of these, in memory.",
+        otherwise=f"{defaults.BACKGROUND_RESPONSE_BYTES >> 20} MiB",
+        ge=1,
+        le=MAX_STORED_BYTES,
+    ),
+]
 AllowHost = Annotated[
     str,
     setting(

@@ -84,6 +84,12 @@ class RouterSettings(ServiceSettings):
     max_stored_bytes_per_key: fields.MaxStoredBytesPerKey | None = None
     max_stored_items_per_key: fields.MaxStoredItemsPerKey = defaults.STORED_ITEMS
     files_expire_days: fields.FilesExpireDays = defaults.FILES_LIFETIME_S / 86_400
+    responses_max_bytes: fields.ResponsesMaxBytes = defaults.RESPONSES_BYTES
+    responses_max_count: fields.ResponsesMaxCount = defaults.RESPONSES_COUNT
+    responses_expire_days: fields.ResponsesExpireDays = defaults.FILES_LIFETIME_S / 86_400
+    responses_background: fields.ResponsesBackground = defaults.BACKGROUND_RESPONSES
+    responses_background_per_key: fields.ResponsesBackgroundPerKey | None = None
+    responses_background_bytes: fields.ResponsesBackgroundBytes = defaults.BACKGROUND_RESPONSE_BYTES
     allow_host: fields.AllowHost | None = None
     allow_origin: fields.AllowOrigin | None = None
     max_connections: fields.MaxConnections | None = None

@@ -15,7 +15,7 @@ from router.batches.database import Database
 from router.responses import store
 from router.responses.schema import TABLES
 from router.responses.store import ROW_BYTES, ResponseLimits, StoredResponse
-from tidepipe_common.errors import NotFoundError, PreviousResponseError, StorageError
+from tidepipe_common.errors import NotFoundError, OverloadedError, PreviousResponseError, StorageError
 from tidepipe_common.security.caller import Caller
 
 LIMITS = ResponseLimits(max_bytes=16 * ROW_BYTES, max_count=10)
@@ -57,6 +57,18 @@ def test_whatever_is_kept_fits_and_one_owner_never_has_more_than_half(
         assert sum(used for _, used in sums.values()) <= LIMITS.max_bytes
         kept = db.execute("SELECT owner, count, bytes FROM response_sums").fetchall()
         assert {who: (count, used) for who, count, used in kept} == sums
+
+
+def test_so_many_may_be_under_way() -> None:
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    db.executescript(TABLES)
+    limits = ResponseLimits(unfinished=3, unfinished_of_one=1)
+    for number, owner in enumerate(("a", "", "")):
+        store.begin(db, response(f"r{number}", owner, request="{}"), limits)
+    for owner, says in (("a", "1 of your background"), ("", "3 background")):
+        with pytest.raises(OverloadedError, match=says):
+            store.begin(db, response("more", owner, request="{}"), limits)
+    assert (ResponseLimits(unfinished=5).share_of_unfinished, limits.share_of_unfinished) == (2, 1)
 
 
 async def test_what_one_has_is_not_there_for_another(tmp_path: Path) -> None:
