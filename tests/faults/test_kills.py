@@ -36,7 +36,12 @@ PARAMETERS: dict[str, Any] = {
 TOOL: dict[str, Any] = {"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}
 CHATS: tuple[dict[str, Any], ...] = (
     {"tools": [TOOL], "tool_choice": "required", "max_tokens": 300},
-    {"chat_template_kwargs": {"enable_thinking": True}, "max_reasoning_tokens": 40, "max_tokens": 60},
+    {
+        "chat_template_kwargs": {"enable_thinking": True},
+        "max_reasoning_tokens": 40,
+        "max_tokens": 60,
+        "min_tokens": 60,
+    },
 )
 """A forced call, and a thought that a budget ends."""
 
