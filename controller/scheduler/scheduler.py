@@ -133,8 +133,7 @@ class Scheduler:
                     self._end(sequence, FinishReason.CANCELLED)
             case LengthPredicted():
                 if sequence := self.sequences.get(event.sequence_id):
-                    sequence.predicted_p50, sequence.predicted_p90 = event.p50, event.p90
-                    self.state.waiting.changes += 1
+                    self._predicted(sequence, event)
             case StagesReady():
                 self._stages_ready(event)
             case StagesLost():
@@ -284,6 +283,16 @@ class Scheduler:
             if piece.first + piece.count >= len(sequence.prompt):
                 sequence.prompt_read = True
             self.state.actions.append(PromptRead(sequence.sequence_id, piece))
+
+    def _predicted(self, sequence: Sequence, event: LengthPredicted) -> None:
+        sequence.predicted_p50, sequence.predicted_p90 = event.p50, event.p90
+        self.state.waiting.changes += 1
+        if sequence.state is State.WAITING:
+            return
+        # It runs: such as one that has begun to answer behind its thought.
+        self.state.admission.admitted(sequence, self.state.seen.belief)
+        if sequence.state is State.DECODE:
+            sequence.decodes()
 
     def _take_tokens(self, step: Step, sampled: SampledTokens, now: float) -> None:
         """End, review or place whoever it is time for."""

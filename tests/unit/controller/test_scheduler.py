@@ -34,6 +34,7 @@ from controller.scheduler.events import (
 )
 from controller.scheduler.offload import NO_OFFLOAD, OffloadCapacity
 from controller.scheduler.scheduler import Scheduler, SchedulerConfig
+from controller.scheduler.sequence import State
 from tests.unit.controller.policy_cases import CASES
 from tidepipe_common.latency.learned import LearnedCost
 from tidepipe_common.prefix import root_key
@@ -430,6 +431,22 @@ def test_preemption_takes_the_newest_and_keeps_the_oldest_running() -> None:
     world.run_dry()
     assert world.ends["r0"].preemptions == 0
     assert world.ends["r0"].output_tokens == world.ends["r1"].output_tokens == 80
+
+
+def test_a_new_prediction_counts_at_once() -> None:
+    """Of a sequence that runs, such as one whose thought has ended: before its next review."""
+    world = World(stages=1, kv_blocks=200, block_size=8, microbatches=1)
+    submit(world, [(40, 150)])
+    world.handle(LengthPredicted("r0", 140.0, 141.0))
+    for _ in range(12):
+        world.handle(world.fake.execute())
+    sequence, forecast = world.scheduler.sequences["r0"], world.scheduler.state.admission.forecast
+    assert sequence.state is State.DECODE and forecast.peak_tokens() > 170
+    world.handle(LengthPredicted("r0", 30.0, 31.0))
+    assert forecast.peak_tokens() < 90
+    assert sequence.next_check_length == sequence.review_at < 40 + 80
+    world.run_dry()
+    assert world.ends["r0"].output_tokens == 150
 
 
 def test_deadline_and_full_queue() -> None:
