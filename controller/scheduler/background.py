@@ -7,7 +7,7 @@ the waiting queue as far as the others' targets allow: one rule for all policies
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from math import inf
 
 from controller.scheduler.actions import Reason
@@ -65,11 +65,14 @@ class Background:
         state.background_tokens = self._room(state, KEPT_SHARE * tightest)
         first = state.waiting.first
         if first is not None and not state.fits(first):
-            self._make_way(state, "a request waits for memory", lambda: not state.fits(first))
+            # Also one whose prompt is not done: without room in steps it would hold its blocks for ever.
+            holding = (State.PREFILL, State.DECODE)
+            self._make_way(state, "a request waits for memory", holding, lambda: not state.fits(first))
         elif state.background_tokens < LEAST_CHUNK:
             self._make_way(
                 state,
                 "rounds take longer than a token may",
+                (State.DECODE,),
                 lambda: self._room(state, KEPT_SHARE * tightest) <= 0,
             )
         elif first is None and self._line and not self._arriving() and state.fits(self._line[0]):
@@ -93,11 +96,15 @@ class Background:
             del self._inside[sequence.sequence_id]
             self._line.appendleft(sequence)
 
-    def _make_way(self, state: PipelineState, why: str, needed: Callable[[], bool]) -> None:
+    def _make_way(
+        self, state: PipelineState, why: str, states: Collection[State], needed: Callable[[], bool]
+    ) -> None:
         """Take their KV blocks, of the newest first, as long as that is needed; what is in them is found
-        again as far as nobody needs them. Those in a step in flight have their turn when it is back."""
+        again as far as nobody needs them. Those in a step in flight have their turn when it is back.
+
+        states: of those that may have to."""
         travelling = state.steps.travelling()
-        free = [s for s in self._inside.values() if s.state is State.DECODE and s not in travelling]
+        free = [s for s in self._inside.values() if s.state in states and s not in travelling]
         numbers = {"background": len(self._inside)}
         while free and needed():
             victim = max(free, key=lambda s: s.admitted_order)

@@ -52,3 +52,16 @@ def test_who_is_more_urgent_goes_first_and_waiting_makes_up_for_it() -> None:
     world.run_dry()
     order = [name for name in world.outputs if name != "runs"]
     assert order == ["urgent", "usual", "patient", "too late"]
+
+
+def test_a_prompt_that_may_not_go_on_gives_its_memory_back() -> None:
+    """Else nobody would ever move: it has no room in steps beside a target, the other none in memory."""
+    world = World(stages=1, kv_blocks=12, block_size=16, microbatches=1, case="hybrid")
+    world.handle(SequencesArrived((_new("later", 140, 5, background=True),)))
+    world.handle(world.fake.execute())
+    assert world.scheduler.running == 1 and "later" not in world.outputs
+    world.handle(SequencesArrived((_new("now", 120, 5, tpot_s=1e-9),)))
+    while "now" not in world.ends:
+        world.handle(world.fake.execute())
+    world.run_dry()
+    assert "later" in world.ends
