@@ -25,7 +25,7 @@ WHAT_NO_SCHEMA_SAYS = re.compile(
     # What a block of Anthropic's form may be, and where.
     "|(system|messages|tools)[.0-9a-z_]* (has the type|has no place|has the unknown field|must be|may have)"
     "|has no place in what the|thinking.budget_tokens is required"
-    "|answers to all prompts together|send either prompt or messages"
+    "|answers to all prompts together|send either prompt or messages|the template does not accept"
 )
 """Why a body that is as described may be refused all the same; the description says so."""
 
