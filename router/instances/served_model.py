@@ -30,8 +30,8 @@ class InstanceDescription:
     max_sequences: accepted at most, running and waiting together.
     names: by which clients ask for the model; empty: the usual one. ttft_ms, tpot_ms: targets of its requests
     that bring none; None: the router's. provisioner: HOST:PORT of who starts more of them; empty: nobody.
-    lacks: what it cannot do for a request (tidepipe_common/types/needs.py). adapters: that it has. choices: how
-    its text is read.
+    lacks: what it cannot do for a request (tidepipe_common/types/needs.py). adapters: that it has.
+    choices: how its text is read.
     """
 
     instance_id: str
