@@ -13,12 +13,18 @@ from tidepipe_common.json_pieces import json_pieces
 from tidepipe_common.limits import MAX_CUSTOM_ID_CHARACTERS
 from tidepipe_common.openai.answers import AnswerBody
 from tidepipe_common.openai.bodies import parse_chat, parse_completion
-from tidepipe_common.openai.embeddings import EmbeddingList, EmbeddingsBody, embeddings_body, parse_embeddings
+from tidepipe_common.openai.embeddings import (
+    EmbeddingList,
+    EmbeddingsBody,
+    embeddings_body,
+    in_embeddings,
+    parse_embeddings,
+)
 from tidepipe_common.openai.failures import error_body, error_code, error_response, http_status
 from tidepipe_common.openai.responses import ResponseContext, check_uncut, response_body
 from tidepipe_common.openai.validation import MAX_PARAM_CHARACTERS, clip
 from tidepipe_common.responses.answers import ResponseBody
-from tidepipe_common.responses.body import ResponseAsk, parse_response
+from tidepipe_common.responses.body import ResponseAsk, in_our_names, parse_response
 from tidepipe_common.responses.names import response_id
 from tidepipe_common.responses.telling import Telling
 from tidepipe_common.responses.writer import head_of
@@ -81,6 +87,16 @@ class BatchItem:
     url: str
     request: GenerationRequest
     asked: Asked = None
+
+    def named(self, error: InvalidRequestError) -> InvalidRequestError:
+        """The error, with the names that its API has."""
+        match self.asked:
+            case EmbeddingsBody():
+                return in_embeddings(error)
+            case ResponseAsk():
+                return in_our_names(error)
+            case _:
+                return error
 
     def body(self, context: ResponseContext, answers: Sequence[Answer], usage: Usage) -> ItemBody:
         """What its whole answers say. Raises what went wrong, also if one of them was cut."""
@@ -189,6 +205,8 @@ def error_line(line_id: str, error: BatchLineError, request_id: str) -> bytes:
 
 def failure_line(line_id: str, item: BatchItem, error: BaseException) -> bytes:
     """Output line of a request that failed while it ran."""
+    if isinstance(error, InvalidRequestError):
+        error = item.named(error)
     _, body, _ = error_response(error)
     response = {"status_code": http_status(error), "request_id": item.request.request_id, "body": body}
     return _line(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidepipe_common.errors import UnavailableError
+from tidepipe_common.errors import InvalidRequestError, UnavailableError
 from tidepipe_common.openai.batch import (
     BatchItem,
     BatchLineError,
@@ -43,6 +43,13 @@ def test_a_good_line_and_its_outcomes() -> None:
     failed = json.loads(failure_line("batch_req_1", item, UnavailableError("no instance")))
     assert failed["response"]["status_code"] == 503
     assert failed["error"] == {"code": "service_unavailable", "message": "no instance"}
+
+
+def test_what_fails_as_it_runs_is_named_as_its_api_has_it() -> None:
+    item = parse_line(response(), 1, "r")
+    assert isinstance(item, BatchItem)
+    failed = json.loads(failure_line("b", item, InvalidRequestError("messages are too long", "messages")))
+    assert failed["response"]["body"]["error"]["param"] == "input"
 
 
 @pytest.mark.parametrize(
