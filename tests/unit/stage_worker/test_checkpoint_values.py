@@ -250,7 +250,7 @@ REFUSED: list[tuple[Change, str]] = [
     (configure(rope_theta=0, rope_parameters=...), "theta must be above 1"),
     (
         configure(quantization_config={"quant_method": "gptq"}),
-        "quantization_config: bits must be a whole number, got None",
+        "quantization_config: bits must be a whole number, got null",
     ),
     (configure(vocab_size=301), r"embed_tokens\.weight has shape \[300, 64\].*\[301, 64\]"),
     (store(lambda t: t.update({"model.norm.weight": torch.zeros(64, dtype=torch.float8_e4m3fn)})), "F8_E4M3"),
