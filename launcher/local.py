@@ -354,7 +354,7 @@ def check_model(config: ClusterConfig, model: Path) -> None:
     # Late: other commands do without.
     from stage_worker.loading.model_spec import read_spec
 
-    layers = read_spec(model).layers
+    layers = read_spec(model, config.model_code).layers
     if config.stages > layers:
         raise ConfigError(
             f"{config.model} has {layers} layers, and each stage needs one: --stages can be 1 to {layers}, "

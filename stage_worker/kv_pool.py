@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -103,3 +104,12 @@ class KvPool:
     def occupy(self) -> None:
         """Write to all of it, so that it is resident."""
         self._data.fill_(0.01)
+
+    def with_heads(self, kv_heads: int) -> KvPool:
+        """The first so many heads of all blocks, as a pool of its own over the same memory."""
+        if kv_heads == self.geometry.kv_heads:
+            return self
+        part = copy.copy(self)
+        part.geometry = replace(self.geometry, kv_heads=kv_heads)
+        part._data = self._data[:, :, :, :kv_heads]
+        return part

@@ -50,6 +50,7 @@ def make_backend(settings: StageWorkerSettings) -> Backend:
         workers_on_device=settings.workers_on_device,
         offload=offload,
         adapters=adapters,
+        model_code=settings.model_code,
     )
     return backend
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -14,13 +14,30 @@ from stage_worker.models.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreRules:
+    """What some models do with the scores of a layer before they are summed up.
+
+    softcap: they are held within -softcap .. softcap. chunk: a token sees those of its own chunk of so many
+    positions only. sinks: a score of each query head that takes part in the softmax and has no value.
+    """
+
+    softcap: float | None = None
+    chunk: int | None = None
+    sinks: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionContext:
-    """What attention needs for a stage's whole life. first_layer: the model's layer that is the pool's 0."""
+    """What attention needs for a stage's whole life. first_layer: the model's layer that is the pool's 0.
+
+    rules: of the layers that have any; only back ends that say so can compute them.
+    """
 
     spec: ModelSpec
     first_layer: int
     pool: KvPool
     rotary: RotaryTable
+    rules: dict[int, ScoreRules] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

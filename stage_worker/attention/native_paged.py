@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 import torch
 
-from stage_worker.attention.backend import AttentionContext, HeadNorms
+from stage_worker.attention.backend import AttentionBackend, AttentionContext, HeadNorms
 from stage_worker.attention.batch import Int32Array, RaggedBatch
+from stage_worker.attention.torch_paged import TorchPagedAttention
 from stage_worker.attention.units import IndexArray, Units, units
 from stage_worker.kv_pool import KvGeometry
 from stage_worker.models.native.library import NativeKernels
@@ -23,6 +25,8 @@ from stage_worker.models.native.structures import (
     Attention,
 )
 from stage_worker.models.spec import ModelSpec
+
+_log = structlog.get_logger()
 
 _LEAST_TOKENS = 16
 """Tokens to rotate and store that a thread must have to be worth waking."""
@@ -62,6 +66,20 @@ class NativePagedAttention:
     def begin(self, batch: RaggedBatch) -> NativeStep:
         """Prepare a step."""
         return NativeStep(self._kernels, self._context, batch)
+
+
+def paged_attention(kernels: NativeKernels, context: AttentionContext) -> AttentionBackend:
+    """Attention by the kernels, or by PyTorch where they do not fit."""
+    block_size = context.pool.geometry.block_size
+    if NativePagedAttention.fits(context.spec, block_size):
+        return NativePagedAttention(kernels, context)
+    _log.warning(
+        "attention without native kernels (several times slower): they want block sizes and head sizes "
+        "that are multiples of 16",
+        block_size=block_size,
+        head_dim=context.spec.head_dim,
+    )
+    return TorchPagedAttention(context)
 
 
 class NativeStep:

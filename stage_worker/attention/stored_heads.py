@@ -20,8 +20,9 @@ class StoredHeads:
         self._context = context
         dtype, block_size = context.pool.geometry.dtype, context.pool.geometry.block_size
         self._blocks, self._offsets = slots // block_size, slots % block_size
-        self._cos = context.rotary.cos[positions].unsqueeze(1).to(dtype)
-        self._sin = context.rotary.sin[positions].unsqueeze(1).to(dtype)
+        if any(context.spec.rope_layers):
+            self._cos = context.rotary.cos[positions].unsqueeze(1).to(dtype)
+            self._sin = context.rotary.sin[positions].unsqueeze(1).to(dtype)
 
     def store(
         self, layer: int, qkv: torch.Tensor, norms: HeadNorms | None

@@ -26,7 +26,7 @@ class TorchPagedAttention:
 
 
 @dataclass(frozen=True, slots=True)
-class _DecodeGroup:
+class DecodeGroup:
     """Rows with one token each. tokens: their packed indices. tables: [rows, blocks]. contexts: [rows]."""
 
     tokens: torch.Tensor
@@ -77,7 +77,7 @@ class TorchStep:
             for row in np.flatnonzero(batch.counts > 1)
         ]
 
-    def _decode_groups(self, batch: RaggedBatch) -> list[_DecodeGroup]:
+    def _decode_groups(self, batch: RaggedBatch) -> list[DecodeGroup]:
         rows = np.flatnonzero(batch.counts == 1)
         rows = rows[np.argsort(-batch.contexts[rows], kind="stable")]
         groups = []
@@ -88,7 +88,7 @@ class TorchStep:
             chosen, rows = rows[:size], rows[size:]
             width = -(-longest // batch.block_size)
             groups.append(
-                _DecodeGroup(
+                DecodeGroup(
                     tokens=torch.from_numpy(batch.offsets[chosen].astype(np.int64)).to(self._device),
                     tables=torch.from_numpy(batch.tables[chosen, :width]).to(self._device),
                     contexts=torch.from_numpy(batch.contexts[chosen]).to(self._device),
@@ -132,7 +132,7 @@ class TorchStep:
 
     def _decode(
         self,
-        group: _DecodeGroup,
+        group: DecodeGroup,
         query: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,

@@ -19,6 +19,7 @@ from stage_worker.attention.static_batch import StaticBackend
 from stage_worker.device_copies import copies_for
 from stage_worker.executors.cuda_capture import CudaCapture
 from stage_worker.executors.decode_graphs import DecodeGraphs, capture_decode
+from stage_worker.executors.library_code import LibraryStage, library_code
 from stage_worker.executors.protocol import BackendDescription, OffloadError, StageSpec
 from stage_worker.executors.torch_compute import make_compute
 from stage_worker.executors.torch_device import (
@@ -27,12 +28,13 @@ from stage_worker.executors.torch_device import (
     default_memory_budget,
     dtype_name,
 )
-from stage_worker.executors.torch_executor import StageParts, TorchExecutor
+from stage_worker.executors.torch_executor import StageDecoder, StageParts, TorchExecutor
 from stage_worker.fabric.neighbours import FabricWays, open_ways
 from stage_worker.fabric.pair import check_backend, fabric_device
 from stage_worker.fabric.rendezvous import fabric_id
 from stage_worker.kv_pool import KvPool, size_pool
 from stage_worker.loading.adapters import adaptable, adapted, adapter_bytes, load_adapters, open_adapter
+from stage_worker.loading.model_spec import ModelCode
 from stage_worker.loading.open_checkpoint import open_checkpoint
 from stage_worker.loading.stage_weights import StageSlice, check_weights, load_stage
 from stage_worker.models.adapters import StageAdapters, StepAdapters
@@ -82,11 +84,13 @@ class TorchBackend:
         workers_on_device: int = 1,
         offload: OffloadPlace | None = None,
         adapters: Sequence[AdapterPlace] = (),
+        model_code: ModelCode = "auto",
     ) -> None:
         """fabric: nccl or gloo, to hand activations over past the host where the next stage can.
 
         workers_on_device: that share a GPU, if memory_budget is None.
         offload: the second tier's place; None: there is none. adapters: that sequences may have.
+        model_code: see `read_spec`.
         """
         if workers_on_device < 1:
             raise ConfigError(f"workers_on_device must be at least 1, got {workers_on_device}")
@@ -106,8 +110,12 @@ class TorchBackend:
         if fabric is not None:
             check_backend(fabric, self._device)
         path = resolve_model(model, allow_download=allow_download)
-        self._checkpoint = open_checkpoint(path)
-        unused = self._checkpoint.tensors.keys() - check_weights(self._checkpoint)
+        self._checkpoint = open_checkpoint(path, model_code)
+        self._library = library_code(self._checkpoint, quantization)
+        if self._library is None:
+            unused = frozenset(self._checkpoint.tensors) - check_weights(self._checkpoint)
+        else:
+            unused = self._library.check()
         if unused:
             # As transformers does; an old checkpoint may have tables that are computed anew.
             _log.warning("tensors that the model does not use", count=len(unused), such_as=sorted(unused)[:5])
@@ -115,8 +123,13 @@ class TorchBackend:
         self._dtype = choose_dtype(dtype, spec.native_dtype, self._device)
         self._compute = make_compute(self._device, self._dtype, torch.get_num_threads(), quantization)
         self._make_sampler = make_sampler or _sampler_of(path)
-        self._loaded: tuple[StageSlice, StageWeights] | None = None
-        shapes = adaptable(spec)
+        self._loaded: tuple[StageSlice, StageWeights | LibraryStage] | None = None
+        if adapters and self._library is not None:
+            raise ConfigError(
+                f"adapters are for families with code of TidePipe's own, not for {spec.architecture}; "
+                "merge them into the model (peft: merge_and_unload)"
+            )
+        shapes = adaptable(spec) if adapters else {}
         self._adapter_folders = [open_adapter(place, spec, shapes) for place in adapters]
         self._adapters: tuple[StageSlice, StageAdapters] | None = None
         self.description = BackendDescription(
@@ -168,6 +181,41 @@ class TorchBackend:
         blocks = size_pool(geometry, spec.kv_blocks, budget, held, model.context_length)
         pool = KvPool(geometry, blocks, self._device, spare)
         mover = self._mover(pool)
+        decoder: StageDecoder
+        graphs: DecodeGraphs | None = None
+        if isinstance(weights, StageWeights):
+            decoder, graphs = self._own_decoder(weights, adapters, part, pool, spec.max_step_tokens)
+        else:
+            with self._device_of_thread():
+                decoder = weights.decoder(model, pool, self._device, compute.attention)
+        return TorchExecutor(
+            StageParts(
+                stage=spec,
+                model=model,
+                decoder=decoder,
+                pool=pool,
+                weight_bytes=weights.nbytes,
+                device=self._device,
+                dtype=self._dtype,
+                sampler=self._make_sampler(model.vocab_size, self._device) if spec.last else None,
+                graphs=graphs,
+                ways=ways,
+                mover=mover,
+                lose_tier=self._lose_tier,
+                adapters=adapters,
+            )
+        )
+
+    def _own_decoder(
+        self,
+        weights: StageWeights,
+        adapters: StageAdapters,
+        part: StageSlice,
+        pool: KvPool,
+        most_rows: int,
+    ) -> tuple[Decoder, DecodeGraphs | None]:
+        """What computes the layers of a family that has code of TidePipe's own."""
+        model, compute = self._checkpoint.spec, self._compute
         rotary = RotaryTable(model.rope, model.head_dim, model.context_length, self._device)
         context = AttentionContext(model, part.begin, pool, rotary)
         with self._device_of_thread():
@@ -179,23 +227,7 @@ class TorchBackend:
             step = StepAdapters()
             weights = adapted(weights, adapters, step)
         decoder = Decoder(model, part.begin, weights, attention, compute.ops, workspace, stack, step)
-        return TorchExecutor(
-            StageParts(
-                stage=spec,
-                model=model,
-                decoder=decoder,
-                pool=pool,
-                weight_bytes=weights.nbytes,
-                device=self._device,
-                dtype=self._dtype,
-                sampler=self._make_sampler(model.vocab_size, self._device) if spec.last else None,
-                graphs=self._graphs(decoder, attention, context, spec.max_step_tokens),
-                ways=ways,
-                mover=mover,
-                lose_tier=self._lose_tier,
-                adapters=adapters,
-            )
-        )
+        return decoder, self._graphs(decoder, attention, context, most_rows)
 
     def _mover(self, pool: KvPool) -> BlockMover | None:
         """To and from the second tier, if there is one. What worked at the start may not work later: then the
@@ -249,20 +281,12 @@ class TorchBackend:
             self._adapters = part, loaded
         return self._adapters[1]
 
-    def _weights(self, part: StageSlice) -> StageWeights:
+    def _weights(self, part: StageSlice) -> StageWeights | LibraryStage:
         if self._loaded is None or self._loaded[0] != part:
             # Freed first: old and new weights together might not fit.
             self._loaded = None
             try:
-                weights = load_stage(
-                    self._checkpoint,
-                    part,
-                    self._dtype,
-                    self._device,
-                    self._compute.linear,
-                    self._compute.head,
-                    self._compute.share_ends,
-                )
+                weights = self._read(part)
             except torch.OutOfMemoryError as error:
                 raise ConfigError(
                     f"layers {part.begin} to {part.end - 1} do not fit into the memory of {self._device}; "
@@ -271,6 +295,19 @@ class TorchBackend:
             self._loaded = (part, weights)
             _return_freed_memory()
         return self._loaded[1]
+
+    def _read(self, part: StageSlice) -> StageWeights | LibraryStage:
+        if self._library is not None:
+            return self._library.load(part, self._dtype, self._device)
+        return load_stage(
+            self._checkpoint,
+            part,
+            self._dtype,
+            self._device,
+            self._compute.linear,
+            self._compute.head,
+            self._compute.share_ends,
+        )
 
 
 def _check(spec: StageSpec, layers: int) -> None:

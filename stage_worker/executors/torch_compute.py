@@ -11,7 +11,7 @@ import torch
 
 from stage_worker.attention.backend import AttentionBackend, AttentionContext
 from stage_worker.attention.cuda_attention import CudaAttention
-from stage_worker.attention.native_paged import NativePagedAttention
+from stage_worker.attention.native_paged import NativePagedAttention, paged_attention
 from stage_worker.attention.torch_paged import TorchPagedAttention
 from stage_worker.kv_pool import KvGeometry
 from stage_worker.loading.stage_weights import plain_linear
@@ -101,7 +101,7 @@ def make_compute(
     if kernels is None:
         slow = Compute(TorchPagedAttention, TorchLayerOps(), plain, plain, reuse_buffers=False)
         return replace(slow, slow_because=str(found))
-    attention = partial(_attention, kernels)
+    attention = partial(paged_attention, kernels)
     ops = NativeLayerOps(kernels)
     if dtype == torch.bfloat16 and "amx_bf16" in cpu_flags():
         # PyTorch's products use AMX, which these kernels do not know.
@@ -122,7 +122,7 @@ def _quantized(kernels: NativeKernels | None, quantization: str, device: torch.d
             "install a C compiler, or leave quantization out"
         )
     return Compute(
-        attention=partial(_attention, kernels),
+        attention=partial(paged_attention, kernels),
         ops=NativeLayerOps(kernels),
         linear=partial(_int8_linear, kernels, float_out=False),
         head=partial(_int8_linear, kernels, float_out=True),
@@ -141,19 +141,6 @@ def _int8_linear(
     if Int8Linear.fits(weight):
         return Int8Linear(kernels, weight, bias, float_out=float_out)
     return _linear(kernels, weight, bias, float_out=float_out)
-
-
-def _attention(kernels: NativeKernels, context: AttentionContext) -> AttentionBackend:
-    block_size = context.pool.geometry.block_size
-    if NativePagedAttention.fits(context.spec, block_size):
-        return NativePagedAttention(kernels, context)
-    _log.warning(
-        "attention without native kernels (several times slower): they want block sizes and head sizes "
-        "that are multiples of 16",
-        block_size=block_size,
-        head_dim=context.spec.head_dim,
-    )
-    return TorchPagedAttention(context)
 
 
 def _amx_linear(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,13 +18,32 @@ from stage_worker.executors.torch_sequences import SequenceTables
 from stage_worker.fabric.neighbours import NO_WAYS, FabricWays
 from stage_worker.kv_pool import KvPool
 from stage_worker.models.adapters import NO_ADAPTERS, StageAdapters
-from stage_worker.models.decoder import Decoder
 from stage_worker.models.spec import ModelSpec
 from stage_worker.priority import compute_as_batch_work
 from stage_worker.sampling.apart import ApartSampler, StepSampler
 from stage_worker.sampling.prompt_reader import PromptReader
 from stage_worker.second_tier import BlockMover
 from tidepipe_common.types.plan import BlockCopies, SampledTokens, StepPlan
+
+
+class StageDecoder(Protocol):
+    """The layers of one stage, over packed rows without padding."""
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [tokens] -> what `forward` begins with (first stage only)."""
+        ...
+
+    def forward(self, batch: RaggedBatch, residual: torch.Tensor) -> torch.Tensor:
+        """Run the stage's layers; the residual stream [tokens, hidden], which may be overwritten."""
+        ...
+
+    def logits(self, residual: torch.Tensor) -> torch.Tensor:
+        """Scores of the next token for rows [rows, hidden]: float32 [rows, vocabulary] (last stage only)."""
+        ...
+
+    def states(self, residual: torch.Tensor) -> torch.Tensor:
+        """The hidden states that a model ends with, of rows [rows, hidden] (last stage only)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +58,7 @@ class StageParts:
 
     stage: StageSpec
     model: ModelSpec
-    decoder: Decoder
+    decoder: StageDecoder
     pool: KvPool
     weight_bytes: int
     device: torch.device

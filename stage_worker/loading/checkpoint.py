@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -103,6 +103,8 @@ class Checkpoint:
 
     tensors: by Hugging Face name, such as model.layers.0.self_attn.q_proj.weight.
     packed: weights that are kept as codes, by such names. quantization: how they were written, in words.
+    library_config: config.json of a model that the transformers library's code computes; its tensors have
+    their files' own names. None: TidePipe's code does.
     """
 
     path: Path
@@ -110,6 +112,7 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     packed: Mapping[str, StoredWeight] = field(default_factory=dict)
     quantization: str = ""
+    library_config: Mapping[str, Any] | None = None
 
     def packed_weight(self, name: str, shape: tuple[int, int]) -> StoredWeight | None:
         """A weight that is kept as codes, not yet read; None if it is stored as numbers, or missing.
@@ -169,6 +172,8 @@ class Checkpoint:
         Equal in every process that opens the same files, wherever they lie; a fine-tune differs.
         """
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.spec), sort_keys=True).encode())
+        if self.library_config is not None:
+            digest.update(json.dumps(self.library_config, sort_keys=True).encode())
         digest.update(self.quantization.encode())
         by_file: dict[Path, list[tuple[str, StoredTensor]]] = {}
         for name in sorted(self.tensors):

@@ -65,6 +65,12 @@ _FAMILIES: Mapping[str, _Family] = {
 }
 
 
+def is_native(config: JsonObject) -> bool:
+    """True for the families that have code of TidePipe's own."""
+    model_type = str(config.get("model_type", ""))
+    return _ALIASES.get(model_type, model_type) in SUPPORTED_ARCHITECTURES
+
+
 def from_hf_config(
     config: JsonObject,
     generation_config: JsonObject | None = None,
@@ -122,7 +128,7 @@ def from_hf_config(
         qk_norm=family.qk_norm,
         sliding_windows=_sliding_windows(config, model_type, family, rope_layers, source),
         rope_layers=rope_layers,
-        native_dtype=_native_dtype(config, source),
+        native_dtype=native_dtype(config, source),
     )
     spec.check(source)
     return spec
@@ -165,6 +171,17 @@ def _number(config: JsonObject, key: str, default: _T | None, kind: type[_T], so
     return kind(value)
 
 
+def output_ends(
+    config: JsonObject,
+    generation_config: JsonObject,
+    end_tokens: Sequence[int],
+    vocab_size: int,
+    source: str,
+) -> tuple[int, ...]:
+    """Ids that end an output, of a family without a default of its own."""
+    return _eos_token_ids(config, generation_config, end_tokens, None, vocab_size, source)
+
+
 def _eos_token_ids(
     config: JsonObject,
     generation_config: JsonObject,
@@ -204,7 +221,8 @@ def _token_ids(config: JsonObject, source: str) -> list[int] | None:
     return ids
 
 
-def _native_dtype(config: JsonObject, source: str) -> str:
+def native_dtype(config: JsonObject, source: str) -> str:
+    """The data type that a configuration names; float32 if none."""
     value = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
     if value == "auto":
         return "float32"  # replaced by that of the weights

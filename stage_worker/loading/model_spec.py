@@ -7,18 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from stage_worker.loading.hf_config import from_hf_config
+from stage_worker.loading.hf_config import from_hf_config, is_native
 from stage_worker.models.spec import ModelSpec
 from tidepipe_common.end_tokens import end_tokens
+from tidepipe_common.errors import ConfigError
 from tidepipe_common.model_files import read_json_object
 
+ModelCode = Literal["auto", "native", "transformers"]
 
-def read_spec(path: Path) -> ModelSpec:
-    """The spec of what `model_source.resolve_model` found; ModelError for what cannot be run."""
+
+def read_spec(path: Path, model_code: ModelCode = "auto") -> ModelSpec:
+    """The spec of what `model_source.resolve_model` found; ModelError for what cannot be run.
+
+    model_code: whose code is to compute it; auto: TidePipe's own for the families that it has.
+    """
     if path.suffix != ".gguf":
-        return folder_spec(path, read_json_object(path / "config.json"))
+        return folder_spec(path, read_json_object(path / "config.json"), model_code)
+    if model_code == "transformers":
+        raise ConfigError(f"{path}: model_code transformers is for Hugging Face folders, not for GGUF files")
     # Late: only a GGUF file needs the package.
     from stage_worker.loading.gguf_config import from_gguf
     from stage_worker.loading.gguf_header import read_gguf_header
@@ -26,11 +34,21 @@ def read_spec(path: Path) -> ModelSpec:
     return from_gguf(read_gguf_header(path))
 
 
-def folder_spec(folder: Path, config: Mapping[str, Any]) -> ModelSpec:
+def by_library(config: Mapping[str, Any], model_code: ModelCode) -> bool:
+    """Whether the transformers library's code computes the model of a configuration."""
+    return model_code == "transformers" or (model_code == "auto" and not is_native(config))
+
+
+def folder_spec(folder: Path, config: Mapping[str, Any], model_code: ModelCode = "auto") -> ModelSpec:
     """The spec of a Hugging Face folder, whose config.json has been read."""
     file = folder / "generation_config.json"
     generation_config = read_json_object(file) if file.is_file() else {}
     # Whoever names the ends of an output there has thought of the turns of a chat; see docs/decisions/037.
     ends = end_tokens(folder, turns=generation_config.get("eos_token_id") is None)
+    if by_library(config, model_code):
+        # Late: most models do without.
+        from stage_worker.transformers_code.opening import generic_spec
+
+        return generic_spec(folder, config, generation_config, ends)
     source = str(folder / "config.json")
     return from_hf_config(config, generation_config, end_tokens=ends, source=source)

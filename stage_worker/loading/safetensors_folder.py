@@ -23,7 +23,7 @@ from stage_worker.loading.checkpoint import (
     StoredWeight,
     same_values,
 )
-from stage_worker.loading.model_spec import folder_spec
+from stage_worker.loading.model_spec import ModelCode, by_library, folder_spec
 from stage_worker.loading.packed_tensors import find_packed
 from stage_worker.loading.quantization_config import read_quantization
 from stage_worker.loading.stage_weights import EMBEDDING, HEAD
@@ -44,20 +44,30 @@ _LONGEST_NAME = 200
 _LFS_POINTER = b"version https://git-lfs"
 
 
-def open_safetensors(folder: Path) -> Checkpoint:
+def open_safetensors(folder: Path, model_code: ModelCode = "auto") -> Checkpoint:
     """Open a folder with config.json and *.safetensors; raises ModelError for anything wrong with them."""
     config = read_json_object(folder / "config.json")
-    spec = folder_spec(folder, config)
-    tensors: dict[str, StoredTensor] = {}
-    for file in _weight_files(folder):
-        tensors.update(read_header(file))
-    tensors = {_with_prefix(name): stored for name, stored in tensors.items()}
+    spec = folder_spec(folder, config, model_code)
+    if by_library(config, model_code):
+        stored = stored_tensors(folder)
+        if (config.get("dtype") or config.get("torch_dtype") or "auto") == "auto":
+            spec = dataclasses.replace(spec, native_dtype=_most_common_dtype(stored))
+        return Checkpoint(folder, spec, stored, library_config=config)
+    tensors = {_with_prefix(name): stored for name, stored in stored_tensors(folder).items()}
     quantization = read_quantization(config, str(folder / "config.json"))
     packed = find_packed(tensors, quantization, "config.json")
     spec = dataclasses.replace(spec, tied_embeddings=_tie(tensors, packed, spec.tied_embeddings))
     if (config.get("dtype") or config.get("torch_dtype") or "auto") == "auto":
         spec = dataclasses.replace(spec, native_dtype=_stored_dtype(tensors))
     return Checkpoint(folder, spec, tensors, packed, repr(quantization) if packed else "")
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """All tensors of a folder's files, by the names that they have there."""
+    tensors: dict[str, StoredTensor] = {}
+    for file in _weight_files(folder):
+        tensors.update(read_header(file))
+    return tensors
 
 
 def _with_prefix(name: str) -> str:
@@ -82,6 +92,16 @@ def _stored_dtype(tensors: Mapping[str, StoredTensor]) -> str:
     """The data type of the embedding, for a configuration that does not say."""
     embedding = tensors.get("model.embed_tokens.weight")
     return {"F16": "float16", "BF16": "bfloat16"}.get(embedding.kind if embedding else "", "float32")
+
+
+def _most_common_dtype(tensors: Mapping[str, StoredTensor]) -> str:
+    """The data type of most of the values."""
+    sizes: dict[str, int] = {}
+    for stored in tensors.values():
+        sizes[stored.kind] = sizes.get(stored.kind, 0) + stored.nbytes
+    return {"F16": "float16", "BF16": "bfloat16"}.get(
+        max(sizes, key=sizes.__getitem__, default=""), "float32"
+    )
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -79,6 +79,16 @@ class RotaryTable:
         self.sin = (angles.sin() * self._scale).to(self._device)
 
 
+class NoRotaryTable(RotaryTable):
+    """For layers that get their heads rotated: no table at all."""
+
+    def __init__(self) -> None:
+        self.cos = self.sin = torch.empty(0, 0)
+
+    def reserve(self, positions: int) -> None:
+        """Nothing is needed."""
+
+
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate [tokens, heads, head_dim] by [tokens, 1, head_dim / 2] in Hugging Face's half-split layout."""
     first, second = heads.chunk(2, dim=-1)

@@ -27,6 +27,7 @@ def _urls(value: str | None) -> str | None:
 _NATIVE_ONLY = (
     "executor",
     "quantization",
+    "model_code",
     "device",
     "fabric",
     "threads",
@@ -91,6 +92,7 @@ class ClusterConfig(Strict):
     ] = 0
     dtype: fields.Dtype = "auto"
     quantization: fields.Quantization | None = None
+    model_code: fields.ModelCode = "auto"
     device: fields.Device = "auto"
     fabric: fields.Fabric | None = None
     policy: fields.Policy = "auto"

@@ -150,6 +150,14 @@ Quantization = Annotated[
     Literal["int8"],
     setting("Of weights, activations and KV cache.", metavar="Q", otherwise="none"),
 ]
+ModelCode = Annotated[
+    Literal["auto", "native", "transformers"],
+    setting(
+        "Whose code computes the model; auto: TidePipe's own for the families that it has, else the "
+        "transformers library's.",
+        metavar="C",
+    ),
+]
 Device = Annotated[str, AfterValidator(_device), setting("auto, cpu, cuda or cuda:N.", metavar="D")]
 Fabric = Annotated[
     Literal["nccl", "gloo"],

@@ -19,6 +19,7 @@ class StageWorkerSettings(ServiceSettings):
     device: fields.Device = "auto"
     dtype: fields.Dtype = "auto"
     quantization: fields.Quantization | None = None
+    model_code: fields.ModelCode = "auto"
     threads: fields.Threads | None = None
     memory_gib: fields.MemoryGib | None = None
     kv_offload: fields.KvOffload | None = None

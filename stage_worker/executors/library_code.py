@@ -1,0 +1,60 @@
+"""The transformers library's code as what computes a stage: imported only for models that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from stage_worker.attention.backend import AttentionBackend, AttentionContext
+from stage_worker.executors.torch_executor import StageDecoder
+from stage_worker.kv_pool import KvPool
+from stage_worker.loading.checkpoint import Checkpoint
+from stage_worker.loading.stage_weights import StageSlice
+from stage_worker.models.spec import ModelSpec
+from tidepipe_common.errors import ConfigError
+
+MakeAttention = Callable[[AttentionContext], AttentionBackend]
+"""Makes the attention of an epoch."""
+
+
+class LibraryStage(Protocol):
+    """A stage's layers, loaded."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the weights, bytes."""
+        ...
+
+    def decoder(
+        self, spec: ModelSpec, pool: KvPool, device: torch.device, make: MakeAttention
+    ) -> StageDecoder:
+        """What computes the stage's steps over a KV pool."""
+        ...
+
+
+class LibraryCode(Protocol):
+    """A model that the library's code computes."""
+
+    def check(self) -> frozenset[str]:
+        """The names of stored tensors that the model does not use; ModelError if others are missing."""
+        ...
+
+    def load(self, part: StageSlice, dtype: torch.dtype, device: torch.device) -> LibraryStage:
+        """Read what the stage needs and nothing else."""
+        ...
+
+
+def library_code(checkpoint: Checkpoint, quantization: str | None) -> LibraryCode | None:
+    """The library's code for a checkpoint that needs it, else None."""
+    if checkpoint.library_config is None:
+        return None
+    if quantization is not None:
+        raise ConfigError(
+            f"quantization {quantization} is for families with code of TidePipe's own, not for "
+            f"{checkpoint.spec.architecture}; leave it out"
+        )
+    from stage_worker.transformers_code.loading import LibraryModel
+
+    return LibraryModel(checkpoint)

@@ -1,0 +1,105 @@
+"""A stage of a model of the library: built without weights, cut, and filled from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from stage_worker.kv_pool import KvPool
+from stage_worker.loading.checkpoint import Checkpoint
+from stage_worker.loading.stage_weights import StageSlice
+from stage_worker.models.spec import ModelSpec
+from stage_worker.transformers_code.attention_calls import UnsuitableError
+from stage_worker.transformers_code.decoder import TransformersDecoder
+from stage_worker.transformers_code.skeleton import Skeleton, build, look_at
+from stage_worker.transformers_code.stage_attention import MakeAttention, StageAttention
+from stage_worker.transformers_code.stage_model import StageModel
+from stage_worker.transformers_code.weights import WeightMap
+from tidepipe_common.errors import ModelError
+
+_T = TypeVar("_T")
+
+
+def config_of(values: Mapping[str, Any]) -> PretrainedConfig:
+    """The library's configuration; UnsuitableError for a family that it does not know, or wrong values."""
+    model_type = str(values.get("model_type", ""))
+    if model_type not in CONFIG_MAPPING:
+        raise UnsuitableError(_unknown(values, model_type))
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(dict(values))
+    except Exception as error:  # whatever its checks have to say
+        raise UnsuitableError(f"the library refuses its configuration ({_brief(error)})") from error
+
+
+def _unknown(values: Mapping[str, Any], model_type: str) -> str:
+    import transformers
+
+    if values.get("auto_map"):
+        return "its code is in its repository, and such code is never run"
+    return f"transformers {transformers.__version__} does not know {model_type or '(no model_type)'}"
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+class LibraryModel:
+    """A checkpoint whose model the library's code computes."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        assert checkpoint.library_config is not None
+        self._checkpoint = checkpoint
+        self._config = self._known(lambda: config_of(checkpoint.library_config or {}))
+
+    def check(self) -> frozenset[str]:
+        """The names of stored tensors that are not used; ModelError if one is missing or misshapen."""
+        skeleton = self._skeleton(torch.float32)
+        names = WeightMap(skeleton, self._checkpoint)
+        whole = StageModel(skeleton, StageSlice(0, self._checkpoint.spec.layers, True, True))
+        names.check([name for name, _ in whole.own_tensors()])
+        return frozenset(names.unused)
+
+    def load(self, part: StageSlice, dtype: torch.dtype, device: torch.device) -> LoadedStage:
+        """Read what the stage needs and nothing else."""
+        skeleton = self._skeleton(dtype)
+        names = WeightMap(skeleton, self._checkpoint)
+        stage = StageModel(skeleton, part)
+        nbytes = names.load(stage, dtype, device)
+        stage.to_device(device)
+        left = [name for name, tensor in (*stage.own_tensors(), *stage.own_tables()) if tensor.is_meta]
+        if left:
+            raise ModelError(f"{self._checkpoint.path}: no values for {', '.join(left[:3])}")
+        return LoadedStage(stage, nbytes)
+
+    def _skeleton(self, dtype: torch.dtype) -> Skeleton:
+        return self._known(lambda: skeleton_of(self._config, dtype))
+
+    def _known(self, make: Callable[[], _T]) -> _T:
+        try:
+            return make()
+        except UnsuitableError as error:
+            raise ModelError(f"{self._checkpoint.path}: {error}") from error
+
+
+@dataclass(slots=True)
+class LoadedStage:
+    """A stage with its weights. nbytes: of them."""
+
+    stage: StageModel
+    nbytes: int
+
+    def decoder(
+        self, spec: ModelSpec, pool: KvPool, device: torch.device, make: MakeAttention
+    ) -> TransformersDecoder:
+        """What computes the stage's steps."""
+        attention = StageAttention(spec, self.stage.calls, self.stage.part.begin, pool, make)
+        return TransformersDecoder(self.stage, attention, device)
+
+
+def skeleton_of(config: PretrainedConfig, dtype: torch.dtype) -> Skeleton:
+    """The model without weights, and how its layers attend."""
+    return look_at(build(config, dtype))

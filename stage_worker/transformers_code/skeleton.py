@@ -1,0 +1,254 @@
+"""A model of the library without its weights, and what is found by looking at it: how its layers attend."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from stage_worker.transformers_code.attention_calls import NAME, AttentionCall, UnsuitableError, recorded
+
+_TOKENS = 3
+"""Of the pass that looks at a skeleton."""
+EXPERTS = "grouped_mm"
+"""How experts are computed: their tokens sorted, one product for each expert that has any."""
+_LARGE = 1 << 24
+"""Values of a tensor that is no computed table."""
+_UNCOMPUTED = "tidepipe_uncomputed"
+
+
+def _uncomputed(module: nn.Module, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """Experts of a skeleton: which ones a token would go to is not known there."""
+    return torch.zeros_like(hidden_states)
+
+
+ALL_EXPERTS_FUNCTIONS.register(_UNCOMPUTED, _uncomputed)
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """model: on the meta device but for its computed tables. layers: the path of the list of its layers.
+
+    calls: by the path of the module that calls attention, (its layer, what it asks for).
+    tuples: how many values a layer returns, 0 for one that returns no tuple.
+    before, after: modules with parameters of their own, beside the layers, that are called before the first
+    layer and behind the last one, by path; with `before` the shape of what they return behind the tokens.
+    """
+
+    model: PreTrainedModel
+    layers: str
+    calls: dict[str, tuple[int, AttentionCall]]
+    tuples: int
+    before: dict[str, tuple[int, ...]]
+    after: frozenset[str]
+
+    @property
+    def layer_list(self) -> nn.ModuleList:
+        """Its layers."""
+        found = self.model.get_submodule(self.layers)
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+
+def build(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a configuration, weights on the meta device, tables that are computed on the CPU.
+
+    UnsuitableError if the library has no language model for it, or cannot build it.
+    """
+    try:
+        with _weightless():
+            model = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), dtype=dtype, attn_implementation="eager"
+            )
+    except UnsuitableError:
+        raise
+    except Exception as error:
+        raise UnsuitableError(f"the library cannot build it ({type(error).__name__}: {error})") from error
+    model.eval()
+    return model
+
+
+def look_at(model: PreTrainedModel) -> Skeleton:
+    """Run a few tokens through a model on the meta device, and see what its layers call.
+
+    UnsuitableError for one whose layers keep more than keys and values, or call no attention.
+    """
+    config = model.config.get_text_config()
+    path, layers = _layers(model, config.num_hidden_layers)
+    use_attention(model, NAME, _UNCOMPUTED)
+    outputs: list[Any] = []
+    beside = _Beside(model, path)
+    hook = layers[0].register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    buffers = dict(model.named_buffers())
+    try:
+        meta = model.to("meta")
+        with recorded() as recorder, torch.inference_mode():
+            ids = torch.zeros(1, _TOKENS, dtype=torch.int64, device="meta")
+            positions = torch.arange(_TOKENS, device="meta").unsqueeze(0)
+            meta(input_ids=ids, position_ids=positions, use_cache=False)
+    except UnsuitableError:
+        raise
+    except Exception as error:
+        raise UnsuitableError(
+            f"its code does not run without weights and cache ({type(error).__name__}: {error})"
+        ) from error
+    finally:
+        hook.remove()
+        beside.remove()
+        _restore(model, buffers)
+    names = {module: name for name, module in model.named_modules()}
+    calls: dict[str, tuple[int, AttentionCall]] = {}
+    prefix = f"{path}."
+    for module, call in recorder.calls.items():
+        name = names.get(module, "")
+        if not name.startswith(prefix):
+            raise UnsuitableError(f"{type(module).__name__} attends outside of the layers")
+        calls[name] = (
+            int(name.removeprefix(prefix).split(".")[0]),
+            _completed(call, module, config, name, prefix),
+        )
+    missing = sorted(set(range(len(layers))) - {layer for layer, _ in calls.values()})
+    if missing:
+        raise UnsuitableError(_without_attention(layers, missing))
+    if len(calls) != len(layers):
+        raise UnsuitableError("a layer calls attention more than once")
+    if not outputs:
+        raise UnsuitableError("its layers are not run one after the other")
+    tuples = len(outputs[0]) if isinstance(outputs[0], tuple) else 0
+    return Skeleton(model, path, calls, tuples, beside.before, frozenset(beside.after))
+
+
+class _Beside:
+    """Notes which modules beside the layers are called, and when."""
+
+    def __init__(self, model: nn.Module, layers: str) -> None:
+        self.before: dict[str, tuple[int, ...]] = {}
+        self.after: set[str] = set()
+        self._entered = False
+        self._hooks = [model.get_submodule(f"{layers}.0").register_forward_pre_hook(self._enter)]
+        for name, module in model.named_modules():
+            if f"{name}.".startswith(f"{layers}."):
+                continue
+            if module._parameters or module._buffers:
+                self._hooks.append(module.register_forward_hook(partial(self._note, name)))
+
+    def remove(self) -> None:
+        """Note nothing any more."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _enter(self, *_: Any) -> None:
+        self._entered = True
+
+    def _note(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self._entered:
+            self.after.add(name)
+        elif isinstance(output, torch.Tensor) and next(module.parameters(recurse=False), None) is not None:
+            self.before[name] = tuple(output.shape[2:])
+
+
+def use_attention(model: PreTrainedModel, attention: str, experts: str) -> None:
+    """Which registered functions compute attention and experts, in all of a model's configurations."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, PretrainedConfig):
+            config._attn_implementation_internal = attention
+            config._experts_implementation_internal = experts
+
+
+def _completed(call: AttentionCall, module: nn.Module, config: Any, name: str, prefix: str) -> AttentionCall:
+    """What a layer leaves to the mask: windows and chunks that are named by its kind only."""
+    layer = int(name.removeprefix(prefix).split(".")[0])
+    kinds = getattr(config, "layer_types", None)
+    kind = kinds[layer] if kinds else None
+    if kind == "chunked_attention":
+        return dataclasses.replace(call, chunk=config.attention_chunk_size)
+    if kind == "sliding_attention" and call.window is None:
+        return dataclasses.replace(call, window=getattr(config, "sliding_window", None))
+    if kind == "full_attention" and call.window is not None:
+        return dataclasses.replace(call, window=None)
+    return call
+
+
+def _without_attention(layers: nn.ModuleList, missing: list[int]) -> str:
+    kinds = sorted(
+        {
+            type(child).__name__
+            for index in missing
+            for child in layers[index].children()
+            if not type(child).__name__.endswith(("Norm", "MLP", "MoE", "Dropout", "Linear", "MoeBlock"))
+        }
+    )
+    what = ", ".join(kinds) or type(layers[missing[0]]).__name__
+    return (
+        f"{len(missing)} of {len(layers)} layers do not go through the library's attention interface ({what})"
+    )
+
+
+def _layers(model: PreTrainedModel, count: int) -> tuple[str, nn.ModuleList]:
+    """The list of the decoder's layers: of all lists of that length, the one nearest to the root."""
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count and "." in name
+    ]
+    if not found:
+        raise UnsuitableError(f"there is no list of its {count} layers")
+    return min(found, key=lambda one: one[0].count("."))
+
+
+def _restore(model: PreTrainedModel, buffers: dict[str, torch.Tensor]) -> None:
+    for name, buffer in buffers.items():
+        path, _, last = name.rpartition(".")
+        model.get_submodule(path)._buffers[last] = buffer
+
+
+class _LargeOnMeta(TorchFunctionMode):
+    """Makes large tensors on the meta device at once: a layer's experts may be more than there is memory."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
+            sizes = args[0] if args and isinstance(args[0], (tuple, list)) else args
+            if all(isinstance(size, int) for size in sizes) and math.prod(sizes) >= _LARGE:
+                kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _weightless() -> Iterator[None]:
+    """Parameters of modules that are built in here are on the meta device, and buffers are not."""
+    register = nn.Module.register_parameter
+
+    def registered(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None:
+            made = nn.Parameter(parameter.to("meta"), requires_grad=False)
+            made.__dict__.update(parameter.__dict__)
+            module._parameters[name] = made
+
+    nn.Module.register_parameter = registered  # type: ignore[method-assign, assignment]
+    try:
+        with _LargeOnMeta():
+            yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def pool_head_dim(calls: dict[str, tuple[int, AttentionCall]], multiple: int = 16) -> int:
+    """Values of a head in the KV pool: room for keys and values of all layers."""
+    widest = max(max(call.key_dim, call.value_dim) for _, call in calls.values())
+    return math.ceil(widest / multiple) * multiple

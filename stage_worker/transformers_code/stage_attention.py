@@ -1,0 +1,106 @@
+"""The attention of one stage's layers, whatever shapes their heads have, over one KV pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn import functional as F
+
+from stage_worker.attention.backend import AttentionBackend, AttentionContext, AttentionStep, ScoreRules
+from stage_worker.attention.batch import RaggedBatch
+from stage_worker.attention.ruled_paged import RuledPagedAttention
+from stage_worker.kv_pool import KvPool
+from stage_worker.models.rope import NoRotaryTable
+from stage_worker.models.spec import ModelSpec
+from stage_worker.transformers_code.attention_calls import AttentionCall
+
+MakeAttention = Callable[[AttentionContext], AttentionBackend]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """group: of layers with heads alike. factor: of the query, beside what attention scales by itself."""
+
+    group: tuple[int, int]
+    factor: float
+    rules: dict[int, ScoreRules]
+
+
+class StageAttention:
+    """Attends layer by layer; layers with the same numbers of heads share a back end.
+
+    Heads narrower than the pool's are padded with zeros, which change no score and no sum.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        calls: Mapping[int, AttentionCall],
+        first_layer: int,
+        pool: KvPool,
+        make: MakeAttention,
+    ) -> None:
+        self._head_dim = spec.head_dim
+        self._backends: dict[tuple[int, int], AttentionBackend] = {}
+        self._layers: dict[int, _Layer] = {}
+        self._batch: RaggedBatch | None = None
+        self._steps: dict[tuple[int, int], AttentionStep] = {}
+        windows = [calls[layer].window if layer in calls else None for layer in range(spec.layers)]
+        for group in sorted({(call.heads, call.kv_heads) for call in calls.values()}):
+            mine = {layer: call for layer, call in calls.items() if (call.heads, call.kv_heads) == group}
+            rules = {
+                layer: ScoreRules(call.softcap, call.chunk)
+                for layer, call in mine.items()
+                if call.softcap or call.chunk or call.sinks
+            }
+            context = AttentionContext(
+                spec=replace(
+                    spec,
+                    heads=group[0],
+                    kv_heads=group[1],
+                    sliding_windows=tuple(windows),
+                    rope_layers=(False,) * spec.layers,
+                    qk_norm=False,
+                ),
+                first_layer=first_layer,
+                pool=pool.with_heads(group[1]),
+                rotary=NoRotaryTable(),
+                rules=rules,
+            )
+            self._backends[group] = RuledPagedAttention(context) if rules else make(context)
+            for layer, call in mine.items():
+                self._layers[layer] = _Layer(group, call.scaling * spec.head_dim**0.5, rules)
+
+    def begin(self, batch: RaggedBatch) -> None:
+        """All calls are of this batch from now on."""
+        self._batch = batch
+        self._steps = {}
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """See LayerAttention."""
+        known = self._layers[layer]
+        if sinks is not None and known.rules[layer].sinks is None:
+            known.rules[layer] = replace(known.rules[layer], sinks=sinks)
+        if abs(known.factor - 1) > 1e-6:
+            query = query * known.factor
+        step = self._steps.get(known.group)
+        if step is None:
+            assert self._batch is not None
+            step = self._steps[known.group] = self._backends[known.group].begin(self._batch)
+        wide = self._head_dim
+        heads = [
+            one if one.shape[2] == wide else F.pad(one, (0, wide - one.shape[2]))
+            for one in (query, key, value)
+        ]
+        out = step.attend(layer, torch.cat(heads, dim=1).view(len(query), -1), None)
+        attended = out.view(len(query), -1, wide)
+        return attended if value.shape[2] == wide else attended[:, :, : value.shape[2]]

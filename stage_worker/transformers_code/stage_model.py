@@ -1,0 +1,157 @@
+"""One stage of a model of the library: its own code, entered at the first layer and left behind the last.
+
+The library's forward pass is run as it is, so that what it prepares for its layers (rotations, kinds of
+layers, scales) is prepared for each stage alike. Layers of other stages hand on what they get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from stage_worker.loading.stage_weights import StageSlice
+from stage_worker.transformers_code.attention_calls import NAME, AttentionCall, LayerAttention, bind
+from stage_worker.transformers_code.skeleton import EXPERTS, Skeleton, use_attention
+
+Forward = Callable[..., Any]
+
+
+class _Left(Exception):  # noqa: N818
+    """The stage's last layer is done."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+class StageModel:
+    """A skeleton that is now one stage's; its tensors are put in by `weights.load`.
+
+    wanted: names of its own tensors, by the model's names.
+    """
+
+    def __init__(self, skeleton: Skeleton, part: StageSlice) -> None:
+        self.model = skeleton.model
+        self.part = part
+        self._skeleton = skeleton
+        self._prefix = f"{skeleton.layers}."
+        self._hidden: torch.Tensor | None = None
+        self._ending = False
+        self._states: torch.Tensor | None = None
+        use_attention(self.model, NAME, EXPERTS)
+        for index, layer in enumerate(skeleton.layer_list):
+            layer.__dict__["forward"] = self._seat(index, layer.forward)
+        if not part.first:
+            for name, shape in skeleton.before.items():
+                if name not in skeleton.after:
+                    module = self.model.get_submodule(name)
+                    module.__dict__["forward"] = self._stand_in(shape)
+        # What lists the layers ends with the model's last norm.
+        self.model.get_submodule(skeleton.layers.rpartition(".")[0]).register_forward_hook(self._note_states)
+
+    def own_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and tensors that this stage computes with, as far as they are stored in checkpoints."""
+        stored = self.model.state_dict(keep_vars=True)
+        for name, tensor in stored.items():
+            if self.owns(name):
+                yield name, tensor
+
+    def own_tables(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and tensors of computed tables that this stage may need."""
+        for name, buffer in self.model.named_buffers():
+            if self.owns(name):
+                yield name, buffer
+
+    def owns(self, name: str) -> bool:
+        """Whether this stage computes with a tensor of the model."""
+        if name.startswith(self._prefix):
+            layer = int(name.removeprefix(self._prefix).split(".")[0])
+            return self.part.begin <= layer < self.part.end
+        module = name.rpartition(".")[0]
+        before, after = module in self._skeleton.before, module in self._skeleton.after
+        if before and self.part.first:
+            return True
+        if after and self.part.last:
+            return True
+        # What the module around the layers has for itself.
+        return not (before or after) and self._prefix.startswith(f"{module}." if module else "")
+
+    def to_device(self, device: torch.device) -> None:
+        """Move computed tables."""
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and not buffer.is_meta:
+                    module._buffers[name] = buffer.to(device)
+
+    @property
+    def calls(self) -> dict[int, AttentionCall]:
+        """What its layers ask of attention."""
+        part = self.part
+        return {
+            layer: call for layer, call in self._skeleton.calls.values() if part.begin <= layer < part.end
+        }
+
+    def bind_attention(self, attention: LayerAttention) -> None:
+        """Let the stage's layers attend over its KV pool."""
+        for path, (layer, _) in self._skeleton.calls.items():
+            if self.part.begin <= layer < self.part.end:
+                bind(self.model.get_submodule(path), attention, layer)
+
+    def forward(
+        self, positions: torch.Tensor, ids: torch.Tensor | None, hidden: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Run the stage's layers: token ids [tokens], or what the stage before left [tokens, hidden]."""
+        self._hidden, self._ending = hidden, False
+        given = {"input_ids": ids[None]} if ids is not None else {"inputs_embeds": hidden[None]}  # type: ignore[index]
+        try:
+            self.model(**given, position_ids=positions[None], use_cache=False)
+        except _Left as left:
+            return left.hidden[0]
+        raise AssertionError("the last layer was not reached")
+
+    def end(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of rows that have gone through all layers [rows, hidden]: the model's states, and the logits."""
+        self._hidden, self._ending = hidden, True
+        rows = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
+        try:
+            result = self.model(inputs_embeds=hidden[None], position_ids=rows, use_cache=False)
+        finally:
+            self._hidden = None
+        assert self._states is not None
+        states, self._states = self._states, None
+        return states[0], result.logits[0]
+
+    def _note_states(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self._ending:
+            self._states = output[0]
+
+    def _seat(self, index: int, forward: Forward) -> Forward:
+        part, tuples = self.part, self._skeleton.tuples
+
+        def packed(hidden: torch.Tensor) -> Any:
+            return (hidden, *[None] * (tuples - 1)) if tuples else hidden
+
+        def passing(*args: Any, **kwargs: Any) -> Any:
+            if index == 0 and self._hidden is not None:
+                return packed(self._hidden[None])
+            return packed(args[0] if args else kwargs["hidden_states"])
+
+        def computing(*args: Any, **kwargs: Any) -> Any:
+            if self._ending:
+                return passing(*args, **kwargs)
+            output = forward(*args, **kwargs)
+            if index == part.end - 1:
+                raise _Left(output[0] if tuples else output)
+            return output
+
+        return computing if part.begin <= index < part.end else passing
+
+    def _stand_in(self, shape: tuple[int, ...]) -> Forward:
+        def nothing(*args: Any, **kwargs: Any) -> torch.Tensor:
+            assert self._hidden is not None
+            return self._hidden.new_zeros(1, len(self._hidden), *shape)
+
+        return nothing

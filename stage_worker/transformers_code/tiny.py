@@ -1,0 +1,141 @@
+"""A tiny configuration that keeps what another one has of kinds, and loses its size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+LAYERS = 6
+"""Enough for three stages, and for patterns of layers as they are found (five of a kind, then another)."""
+_WIDTH, _HEADS, _HEAD_DIM, _VOCAB = 64, 4, 16, 320
+_WINDOW = 12
+
+_SIZES: dict[str, int] = {
+    **dict.fromkeys(
+        ("hidden_size", "n_embd", "d_model", "dim", "embedding_size", "word_embed_proj_dim"), _WIDTH
+    ),
+    **dict.fromkeys(
+        ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"), _HEADS
+    ),
+    **dict.fromkeys(("head_dim", "kv_channels", "global_head_dim", "attention_head_dim"), _HEAD_DIM),
+    **dict.fromkeys(
+        (
+            "intermediate_size",
+            "n_inner",
+            "ffn_dim",
+            "ffn_hidden_size",
+            "decoder_ffn_dim",
+            "d_ff",
+            "dense_intermediate_size",
+        ),
+        96,
+    ),
+    **dict.fromkeys(
+        (
+            "moe_intermediate_size",
+            "shared_expert_intermediate_size",
+            "expert_ffn_hidden_size",
+            "intermediate_size_mlp",
+            "prefix_dense_intermediate_size",
+        ),
+        48,
+    ),
+    **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), _VOCAB),
+    **dict.fromkeys(("hidden_size_per_layer_input",), 16),
+    **dict.fromkeys(
+        ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "head_dim_v"),
+        16,
+    ),
+    **dict.fromkeys(("rotary_dim",), 8),
+    **dict.fromkeys(
+        ("sliding_window", "attention_chunk_size", "window_size", "sliding_window_size"), _WINDOW
+    ),
+    **dict.fromkeys(("index_head_dim",), 16),
+    **dict.fromkeys(("index_n_heads",), 2),
+}
+_AT_MOST: dict[str, int] = {
+    **dict.fromkeys(
+        ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts"), 8
+    ),
+    **dict.fromkeys(
+        (
+            "num_experts_per_tok",
+            "num_experts_per_token",
+            "moe_topk",
+            "moe_k",
+            "moe_top_k",
+            "num_selected_experts",
+            "n_group",
+            "topk_group",
+            "num_expert_groups",
+        ),
+        2,
+    ),
+    **dict.fromkeys(
+        ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", "zero_expert_num"), 1
+    ),
+    **dict.fromkeys(
+        ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx"), 512
+    ),
+}
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+_KV_HEADS = (
+    "num_key_value_heads",
+    "num_kv_heads",
+    "n_kv_heads",
+    "num_global_key_value_heads",
+    "swa_num_key_value_heads",
+    "multi_query_group_num",
+)
+
+
+def tiny_config(values: dict[str, Any], model_type: str) -> PretrainedConfig:
+    """The same model, a few thousand times smaller."""
+    return CONFIG_MAPPING[model_type](**tiny_values(values))
+
+
+def tiny_values(values: dict[str, Any]) -> dict[str, Any]:
+    """As above, of a configuration's values."""
+    names = [name for name in _LAYER_COUNTS if isinstance(values.get(name), int)]
+    before = values[names[0]] if names else 0
+    layers = min(before, LAYERS) if before else 0
+    heads = next(
+        (values[name] for name in _SIZES if _SIZES[name] == _HEADS and isinstance(values.get(name), int)),
+        _HEADS,
+    )
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        made[name] = _shrunk(name, value, before, layers, heads)
+    return made
+
+
+def _shrunk(name: str, value: Any, before: int, layers: int, heads: int) -> Any:
+    if (
+        isinstance(value, dict)
+        and name != "per_layer_config"
+        and name not in ("rope_parameters", "rope_scaling", "id2label", "label2id", "quantization_config")
+    ):
+        if "vocab_size" in value or "num_hidden_layers" in value:
+            return tiny_values(value)
+        return value
+    if isinstance(value, list) and before and len(value) == before:
+        return value[:layers]
+    if name == "per_layer_config" and isinstance(value, dict):
+        return {key: tiny_values(one) for key, one in value.items() if int(key) < layers}
+    if value is None:
+        # Left to be worked out from sizes that are others now.
+        return _HEAD_DIM if name == "head_dim" else _HEADS if name in _KV_HEADS else None
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    if name in _LAYER_COUNTS:
+        return layers
+    if name.endswith("_token_id"):
+        return value if value < _VOCAB else 1
+    if name in _KV_HEADS:
+        return _HEADS if value == heads else 1 if value == 1 else 2
+    if name in _SIZES:
+        return _SIZES[name]
+    if name in _AT_MOST:
+        return min(value, _AT_MOST[name])
+    return value
