@@ -1,11 +1,12 @@
-"""What int8 costs in quality: how likely it finds the answers that bfloat16 gives.
+"""What int8, or a quantized checkpoint, costs in quality: how likely it finds bfloat16's answers.
 
     python -m bench.int8_quality PROMPTS.jsonl --model smollm2-135m --requests 100 --out int8_quality.json
+    python -m bench.int8_quality PROMPTS.jsonl --others smollm2-135m-awq smollm2-135m-Q4_0.gguf
 
 PROMPTS.jsonl: one object with "prompt" (a question in words) per line. Each is put into the model's chat
 template and answered greedily in bfloat16; then both arithmetics are given the same answers, token by token,
 through the same executors that serve. Writes the mean log-probability of the answers' tokens, the perplexity,
-and how often int8's likeliest token is the answer's.
+and how often the other's likeliest token is the answer's. --others: checkpoints of the same model.
 """
 
 from __future__ import annotations
@@ -110,6 +111,11 @@ def _run(executor: Executor, plan: StepPlan) -> tuple[int, ...]:
     return sampled.token_ids
 
 
+def _figures(listener: Listener) -> dict[str, float]:
+    mean = statistics.fmean(listener.logprobs)
+    return {"mean_logprob": round(mean, 4), "perplexity": round(math.exp(-mean), 4)}
+
+
 def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -117,6 +123,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
+    parser.add_argument("--others", nargs="*", default=[], help="quantized checkpoints, instead of int8")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
@@ -132,13 +139,19 @@ def main() -> None:
     lengths = {key: len(prompt) for key, prompt in prompts.items()}
     full = Listener(None, lengths)
     answers = answer(options.model, None, prompts, options.tokens, full)
-    small = Listener(answers, lengths)
-    answer(options.model, "int8", prompts, options.tokens, small)
-    report: dict[str, Any] = {"requests": len(prompts), "tokens": len(full.logprobs)}
-    for name, listener in (("bfloat16", full), ("int8", small)):
-        mean = statistics.fmean(listener.logprobs)
-        report[name] = {"mean_logprob": round(mean, 4), "perplexity": round(math.exp(-mean), 4)}
-    report["int8"]["same_likeliest_token"] = round(statistics.fmean(small.agree), 4)
+    report: dict[str, Any] = {
+        "requests": len(prompts),
+        "tokens": len(full.logprobs),
+        "bfloat16": _figures(full),
+    }
+    others: dict[str, tuple[str, str | None]] = {other: (other, None) for other in options.others} or {
+        "int8": (options.model, "int8")
+    }
+    for name, (model, quantization) in others.items():
+        small = Listener(answers, lengths)
+        answer(model, quantization, prompts, options.tokens, small)
+        agree = round(statistics.fmean(small.agree), 4)
+        report[Path(name).name] = {**_figures(small), "same_likeliest_token": agree}
     if options.out:
         options.out.write_text(json.dumps(report, indent=1))
     print(json.dumps(report, indent=1))

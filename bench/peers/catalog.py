@@ -8,7 +8,7 @@ from typing import Protocol
 
 from bench.peers.children import Figures
 from bench.peers.llama_cpp import LlamaCpp
-from bench.peers.places import Places
+from bench.peers.places import KINDS, Places
 from bench.peers.tidepipe import TidePipe
 from bench.peers.transformers import Transformers
 from bench.peers.vllm import Vllm
@@ -59,6 +59,15 @@ def peers(places: Places) -> Mapping[str, Peer]:
         Vllm(places, replicas=2, pipeline=1, dtype="float32"),
         Vllm(places, replicas=1, pipeline=2, dtype="float32"),
         LlamaCpp(places),
+        *(
+            peer
+            for kind in KINDS
+            for peer in (
+                TidePipe(places, f"tidepipe-{kind}", two_stages, kind),
+                TidePipe(places, f"tidepipe-{kind}-int8", (*two_stages, "--quantization", "int8"), kind),
+                LlamaCpp(places, kind),
+            )
+        ),
         Transformers(places),
     )
     return {peer.name: peer for peer in every}

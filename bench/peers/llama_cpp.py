@@ -23,12 +23,19 @@ _TOKENS_PER_SLOT = 1664
 
 @dataclass(frozen=True, slots=True)
 class LlamaCpp:
-    """One server on all cores. threads: on a busy machine one is faster than two that wait for each other."""
+    """One server on all cores. kind: of the model's file.
+
+    threads: on a busy machine one is faster than two that wait for each other.
+    """
 
     places: Places
+    kind: str = "bf16"
     threads: int = THREADS
 
-    name = "llama.cpp-bf16"
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        return f"llama.cpp-{self.kind}"
 
     @property
     def configuration(self) -> str:
@@ -40,7 +47,14 @@ class LlamaCpp:
         context = ["-c", str(SLOTS * _TOKENS_PER_SLOT), "-np", str(SLOTS)]
         threads = ["-t", str(self.threads), "-tb", str(self.threads)]
         host = ["--host", "127.0.0.1", "--port", str(port), "--no-webui"]
-        return [str(self.places.llama_server), "-m", str(self.places.gguf), *context, *threads, *host]
+        return [
+            str(self.places.llama_server),
+            "-m",
+            str(self.places.gguf(self.kind)),
+            *context,
+            *threads,
+            *host,
+        ]
 
     def environment(self, replica: int) -> dict[str, str]:
         """Environment variables of the server."""

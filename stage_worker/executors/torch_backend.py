@@ -171,7 +171,7 @@ class TorchBackend:
         weights = self._weights(part)
         adapters = self._stage_adapters(part, weights.nbytes)
         compute = self._compute
-        slow = compute.slow_for(model, spec.block_size)
+        slow = compute.slow_for(model, spec.block_size, weights)
         self.description = dataclasses.replace(self.description, slow_because=slow)
         geometry = compute.kv_geometry(model, part.end - part.begin, spec.block_size, self._dtype)
         budget = self.description.memory_budget

@@ -60,12 +60,17 @@ class Compute:
             return NativePagedAttention.int8_geometry(geometry)
         return geometry
 
-    def slow_for(self, model: ModelSpec, block_size: int) -> str:
-        """Why this model is several times slower than it could be with such KV blocks; empty: it is not."""
+    def slow_for(self, model: ModelSpec, block_size: int, weights: StageWeights) -> str:
+        """Why a stage is several times slower than it could be with such KV blocks; empty: it is not."""
         if self.kernels is not None and not NativePagedAttention.fits(model, block_size):
             return (
                 "no native attention: it wants heads and KV blocks of multiples of 16, "
                 f"not of {model.head_dim} and {block_size}"
+            )
+        if not self.slow_because and weights.by_pytorch:
+            return (
+                "quantized weights are unpacked by PyTorch in every step: the kernels are for CPUs, and want "
+                "inputs of multiples of 32 and groups of 16"
             )
         return self.slow_because
 

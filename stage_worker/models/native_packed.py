@@ -15,6 +15,16 @@ _TOGETHER = 32
 """Inputs that blocks of the kernel are a multiple of."""
 _LEAST_GROUP = 16
 _CODES = {Code.TABLE: 4, Code.BITS_5: 5, Code.BITS_6: 6, Code.BITS_8: 8, Code.E4M3: 9}
+_KNOWN = frozenset(
+    {
+        *((Code.TABLE, *has) for has in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1))),
+        *((Code.BITS_8, *has) for has in ((0, 0, 0), (1, 0, 0), (0, 0, 1), (1, 0, 1))),
+        *((Code.BITS_5, *has) for has in ((0, 0, 0), (0, 1, 0))),
+        (Code.BITS_6, 0, 0, 0),
+        (Code.E4M3, 0, 0, 0),
+    }
+)
+"""What the kernel is compiled for: code, with zeros, with least, with groups in any order."""
 _SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 
 
@@ -42,7 +52,9 @@ class NativePackedLinear:
         }
         self._parts = {name: None if part is None else self._panelled(part) for name, part in parts.items()}
         self._group_of = None if weight.group_of is None else weight.group_of.to(torch.int32).contiguous()
-        self._entries = (c_float * 16)(*weight.table)
+        # Of weights with one zero for all, it is in the table's entries.
+        zero = weight.zero if weight.zeros is None else 0.0
+        self._entries = (c_float * 16)(*(entry - zero for entry in weight.table))
         unit_count = 0 if weight.units is None else weight.units.shape[1]
         self._packed = Packed(
             **{name: None if part is None else part.data_ptr() for name, part in self._parts.items()},
@@ -72,6 +84,13 @@ class NativePackedLinear:
     def fits(weight: PackedWeight) -> bool:
         """True if the kernel can multiply with this weight."""
         if weight.shape[1] % _TOGETHER:
+            return False
+        if (
+            weight.code,
+            weight.zeros is not None,
+            weight.least is not None,
+            weight.group_of is not None,
+        ) not in _KNOWN:
             return False
         return weight.group_of is not None or weight.group % _LEAST_GROUP == 0
 

@@ -76,7 +76,7 @@ class NativeStack:
     @staticmethod
     def fits(weights: StageWeights) -> bool:
         """True if the kernels compute all products, in one way."""
-        parts = (part for layer in weights.layers for linear in _products(layer) for part in parts_of(linear))
+        parts = (part for layer in weights.layers for linear in layer.products for part in parts_of(linear))
         kinds = {type(part) for part in parts}
         return kinds == {Int8Linear} or kinds <= {NativeLinear, NativePackedLinear}
 
@@ -123,10 +123,6 @@ def _low_rank(adapters: StageAdapters) -> ctypes.Array[LowRank]:
                     begin=part.begin,
                 )
     return table
-
-
-def _products(layer: LayerWeights) -> tuple[Linear, ...]:
-    return layer.qkv, layer.output, layer.gate_up, layer.down
 
 
 def _layer(

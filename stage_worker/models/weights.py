@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from stage_worker.models.joined_linear import parts_of
 from stage_worker.models.linear import Linear
+from stage_worker.models.packed_linear import PackedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +29,16 @@ class LayerWeights:
     down: Linear
 
     @property
+    def products(self) -> tuple[Linear, ...]:
+        """In the order in which they are computed."""
+        return self.qkv, self.output, self.gate_up, self.down
+
+    @property
     def nbytes(self) -> int:
         """Memory, bytes."""
         norms = (self.input_norm, self.q_norm, self.k_norm, self.mlp_norm)
-        products = (self.qkv, self.output, self.gate_up, self.down)
-        return sum(norm.nbytes for norm in norms if norm is not None) + sum(part.nbytes for part in products)
+        vectors = sum(norm.nbytes for norm in norms if norm is not None)
+        return vectors + sum(product.nbytes for product in self.products)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,13 @@ class StageWeights:
     embedding: Linear | None = None
     final_norm: torch.Tensor | None = None
     head: Linear | None = None
+
+    @property
+    def by_pytorch(self) -> bool:
+        """True if PyTorch unpacks weights of some product in every step."""
+        products = [product for layer in self.layers for product in layer.products]
+        products += [self.head] if self.head is not None else []
+        return any(isinstance(part, PackedLinear) for product in products for part in parts_of(product))
 
     @property
     def nbytes(self) -> int:

@@ -10,7 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+from safetensors.torch import load_file, save_file
 
+from bench.quantized_checkpoints import write_quantized
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import make_tiny_model
 from tests.tiny_tokenizer import gguf_tokenizer, make_tokenizer
@@ -46,6 +48,34 @@ def test_smollm3_from_gguf(tmp_path: Path) -> None:
     result, (answer,) = batch(path, tmp_path, "tides")
     assert result.returncode == 0, result.stderr
     assert answer["response"]["body"]["usage"]["prompt_tokens"] == 5
+
+
+@pytest.mark.parametrize("name", ["awq", "fp8-blocks"])
+def test_quantized_checkpoints(name: str, tmp_path: Path) -> None:
+    plain = make_tiny_model("llama", tmp_path / "model")
+    make_tokenizer(plain)
+    folders = [
+        write_quantized(plain, tmp_path / str(numbers), name, numbers=numbers) for numbers in (False, True)
+    ]
+    texts = []
+    for folder in folders:
+        result, (answer,) = batch(folder, tmp_path, "tides")
+        assert result.returncode == 0, result.stderr
+        texts.append(answer["response"]["body"]["choices"][0]["text"])
+    assert texts[0] == texts[1]
+
+
+def test_a_quantized_checkpoint_without_its_scales_is_refused(tmp_path: Path) -> None:
+    plain = make_tiny_model("llama", tmp_path / "model")
+    make_tokenizer(plain)
+    folder = write_quantized(plain, tmp_path / "awq", "awq")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.2.mlp.up_proj.scales"]
+    save_file(tensors, folder / "model.safetensors")
+    result, _ = batch(folder, tmp_path, "tides")
+    assert result.returncode == 2
+    (sentence,) = result.stderr.splitlines()
+    assert "up_proj.scales is missing" in sentence
 
 
 def test_a_tokenizer_with_one_token_more_than_the_model(tmp_path: Path) -> None:

@@ -30,15 +30,20 @@ typedef struct {
     Floats scale, zero, least;
 } Scaling;
 
-INLINE Scaling scaling_of(const Packed *w, long panel, long group, long lane) {
+/* What a loop over codes is compiled for: what weights have beside codes and scales. */
+#define ZEROS 1
+#define LEAST 2
+#define ANY_GROUP 4 /* inputs of a group stand anywhere */
+
+INLINE Scaling scaling_of(const Packed *w, int has, long panel, long group, long lane) {
     long at = (panel * w->groups + group) * PANEL + lane;
     Scaling s = {scale_numbers(w->scales, at, w->scale_kind), splat(w->zero), splat(0)};
-    if (w->zeros) s.zero = scale_numbers(w->zeros, at, w->scale_kind);
-    if (w->least) s.least = scale_numbers(w->least, at, w->scale_kind);
+    if (has & ZEROS) s.zero = scale_numbers(w->zeros, at, w->scale_kind);
+    if (has & LEAST) s.least = scale_numbers(w->least, at, w->scale_kind);
     if (w->units) { /* scales are multiples of a unit that several groups share */
         long of = (panel * w->unit_count + group / w->groups_per_unit) * PANEL + lane;
         s.scale = settled(s.scale * half_floats(w->units + of));
-        if (w->least) s.least = settled(s.least * half_floats(w->least_units + of));
+        if (has & LEAST) s.least = settled(s.least * half_floats(w->least_units + of));
     }
     return s;
 }
@@ -86,8 +91,16 @@ INLINE Floats code_number(const Packed *w, int code, Words low, Words high, int 
     return __builtin_convertvector((Ints)bits, Floats);
 }
 
+/* A code as a number. The zero of a table is in its entries already. */
+INLINE Floats number_of(const Packed *w, int code, int has, Words low, Words high, int k, const Scaling *s) {
+    Floats number = code_number(w, code, low, high, k);
+    if ((has & ZEROS) || (code != CODE_4 && code != CODE_FLOAT8)) number -= s->zero;
+    number *= s->scale;
+    return has & LEAST ? settled(number) + s->least : number;
+}
+
 /* Inputs begin .. end - 1 of a panel as words [steps][PANEL]. */
-INLINE void unpack_codes(const Packed *w, int code, long inputs, long panel, long begin, long end, uint32_t *to) {
+INLINE void unpack_codes(const Packed *w, int code, int has, long inputs, long panel, long begin, long end, uint32_t *to) {
     const int each = code == CODE_8 || code == CODE_FLOAT8 ? 4 : 8; /* inputs that a word has the low bits of */
     const int more = code == CODE_5 || code == CODE_6 ? code - CODE_4 : 0;
     const uint32_t *low = w->codes + panel * (inputs / each) * PANEL;
@@ -95,12 +108,12 @@ INLINE void unpack_codes(const Packed *w, int code, long inputs, long panel, lon
     long stop;
     for (long from = begin; from < end; from = stop) {
         /* A piece with one scale, if there is one, but not so long that its memory is not read in order. */
-        stop = w->group_of ? from + each : (from / w->group + 1) * w->group;
+        stop = has & ANY_GROUP ? from + each : (from / w->group + 1) * w->group;
         if (stop > from + 64) stop = from + 64;
         if (stop > end) stop = end;
         for (long lane = 0; lane < PANEL; lane += LANES) {
             Scaling s;
-            if (!w->group_of) s = scaling_of(w, panel, from / w->group, lane);
+            if (!(has & ANY_GROUP)) s = scaling_of(w, has, panel, from / w->group, lane);
             for (long input = from; input < stop; input += each) {
                 const uint32_t *at = low + input / each * PANEL + lane;
                 Words bits = get_words(at), others = {0};
@@ -111,9 +124,8 @@ INLINE void unpack_codes(const Packed *w, int code, long inputs, long panel, lon
                     Floats value[2];
 #pragma GCC unroll 2
                     for (int n = 0; n < 2; n++) {
-                        if (w->group_of) s = scaling_of(w, panel, w->group_of[input + k + n], lane);
-                        Floats number = code_number(w, code, bits, others, k + n);
-                        value[n] = (number - s.zero) * s.scale + s.least;
+                        if (has & ANY_GROUP) s = scaling_of(w, has, panel, w->group_of[input + k + n], lane);
+                        value[n] = number_of(w, code, has, bits, others, k + n, &s);
                     }
                     put_inputs(to + (input - begin + k) / PAIR * PANEL + lane, value[0], value[1]);
                 }
@@ -123,12 +135,22 @@ INLINE void unpack_codes(const Packed *w, int code, long inputs, long panel, lon
 }
 
 static __attribute__((noinline)) void unpack(const Packed *w, long inputs, long panel, long begin, long end, uint32_t *to) {
-    switch (w->code) {
-    case CODE_4: unpack_codes(w, CODE_4, inputs, panel, begin, end, to); break;
-    case CODE_5: unpack_codes(w, CODE_5, inputs, panel, begin, end, to); break;
-    case CODE_6: unpack_codes(w, CODE_6, inputs, panel, begin, end, to); break;
-    case CODE_8: unpack_codes(w, CODE_8, inputs, panel, begin, end, to); break;
-    default: unpack_codes(w, CODE_FLOAT8, inputs, panel, begin, end, to); break;
+#define UNPACK(code, has)                                                                                    \
+    case (code) * 8 + (has): unpack_codes(w, code, has, inputs, panel, begin, end, to); break
+    switch (w->code * 8 + (w->zeros ? ZEROS : 0) + (w->least ? LEAST : 0) + (w->group_of ? ANY_GROUP : 0)) {
+        UNPACK(CODE_4, 0);
+        UNPACK(CODE_4, ZEROS);
+        UNPACK(CODE_4, LEAST);
+        UNPACK(CODE_4, ANY_GROUP);
+        UNPACK(CODE_4, ANY_GROUP | ZEROS);
+        UNPACK(CODE_5, 0);
+        UNPACK(CODE_5, LEAST);
+        UNPACK(CODE_6, 0);
+        UNPACK(CODE_8, 0);
+        UNPACK(CODE_8, ZEROS);
+        UNPACK(CODE_8, ANY_GROUP);
+        UNPACK(CODE_8, ANY_GROUP | ZEROS);
+        UNPACK(CODE_FLOAT8, 0);
     }
 }
 

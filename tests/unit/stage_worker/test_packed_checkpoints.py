@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.quantized_checkpoints import FORMATS, write_quantized
+from stage_worker.executors.protocol import StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
 from stage_worker.loading.open_checkpoint import open_checkpoint
 from tests.tiny_models import make_tiny_model, random_prompts
@@ -159,3 +160,11 @@ def test_memory_is_that_of_the_file(name: str, tmp_path: Path) -> None:
     folder = write_quantized(big, tmp_path / "packed", name)
     (executor,) = make_pipeline(folder, 1, dtype="bfloat16")
     assert executor.weight_bytes < 1.2 * (folder / "model.safetensors").stat().st_size
+
+
+def test_what_the_kernels_cannot_multiply_is_said_to_be_slow(tmp_path: Path) -> None:
+    narrow = make_tiny_model("llama", tmp_path / "plain", intermediate_size=72)
+    folder = write_quantized(narrow, tmp_path / "packed", "int8")
+    backend = TorchBackend(str(folder), device="cpu")
+    backend.configure(StageSpec(0, 1, 0, 4, 16, 8, 64))
+    assert "unpacked by PyTorch in every step" in backend.description.slow_because
