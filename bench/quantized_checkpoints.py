@@ -73,9 +73,11 @@ def rounded(
 def words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """int32 [n, m * bits / 32] of codes [n, m], the first in the lowest bits."""
     each = 32 // bits
-    shifts = torch.arange(each, dtype=torch.int64) * bits
-    joined = (codes.long().view(codes.shape[0], -1, each) << shifts).sum(2)
-    return torch.where(joined >= 1 << 31, joined - (1 << 32), joined).to(torch.int32)
+    parts = codes.to(torch.int32).contiguous().view(codes.shape[0], -1, each)
+    joined = torch.zeros(parts.shape[:2], dtype=torch.int32)
+    for place in range(each):
+        joined |= parts[:, :, place] << bits * place
+    return joined
 
 
 Parts = dict[str, torch.Tensor]

@@ -3,6 +3,8 @@
 
 #define ROW_BLOCK 192  /* rows of x that one pass over the weights serves */
 #define STEP_BLOCK 320 /* steps whose packed weights, PANEL wide, stay in the second-level cache meanwhile */
+#define FEW_ROWS 6      /* with which unpacking is most of the work, so that what is unpacked stays in the first-level one */
+#define FEW_STEPS 64
 
 /* weights: of the steps from `step` on. next: what will be, in the order of memory. */
 INLINE void product_rows(int rows, const Elem *x, long inputs, long step, long steps, const uint32_t *weights,
@@ -115,7 +117,8 @@ KERNEL tidepipe_product(const Product *p, int64_t panel_begin, int64_t panel_end
     }
     float sums[ROW_BLOCK * PANEL] __attribute__((aligned(64)));
     uint32_t room[STEP_BLOCK * PANEL] __attribute__((aligned(64)));
-    long steps = p->inputs / PAIR, blocks = (steps + STEP_BLOCK - 1) / STEP_BLOCK;
+    long most = p->packed && p->rows <= FEW_ROWS ? FEW_STEPS : STEP_BLOCK;
+    long steps = p->inputs / PAIR, blocks = (steps + most - 1) / most;
     for (long row = 0; row < p->rows; row += ROW_BLOCK) {
         long count = p->rows - row < ROW_BLOCK ? p->rows - row : ROW_BLOCK;
         long chunks = (count + 5) / 6;
