@@ -60,19 +60,21 @@ def _q4_1(raw: torch.Tensor) -> PackedWeight:
 
 def _q5_0(raw: torch.Tensor) -> PackedWeight:
     unit, high, codes = _fields(raw, _TYPE.Q5_0, 2, 4, 16)
-    low, more = _in_order(codes, 4, 16), high.flatten(1)
+    low, more = _in_order(codes, 4, 16), high.contiguous().flatten(1)
     return PackedWeight(Code.BITS_5, low, _halves(unit), _SMALL, more=more, zero=16.0)
 
 
 def _q5_1(raw: torch.Tensor) -> PackedWeight:
     unit, least, high, codes = _fields(raw, _TYPE.Q5_1, 2, 2, 4, 16)
-    low, more = _in_order(codes, 4, 16), high.flatten(1)
+    low, more = _in_order(codes, 4, 16), high.contiguous().flatten(1)
     return PackedWeight(Code.BITS_5, low, _halves(unit), _SMALL, more=more, least=_halves(least))
 
 
 def _q8_0(raw: torch.Tensor) -> PackedWeight:
     unit, codes = _fields(raw, _TYPE.Q8_0, 2, 32)
-    return PackedWeight(Code.BITS_8, codes.flatten(1) ^ 128, _halves(unit), _SMALL, zero=128.0)
+    return PackedWeight(
+        Code.BITS_8, codes.contiguous().flatten(1).bitwise_xor_(128), _halves(unit), _SMALL, zero=128.0
+    )
 
 
 def _six_bits(packs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

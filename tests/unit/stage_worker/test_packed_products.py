@@ -23,14 +23,14 @@ DTYPES = [torch.float32, torch.bfloat16]
 KINDS = sorted(PACKED_KINDS, key=lambda kind: kind.name)
 
 
-def blocks(kind: gguf.GGMLQuantizationType, outputs: int, seed: int = 0) -> np.ndarray:
-    """Rows of three blocks each with any bits in them, but scales that are small numbers."""
+def blocks(kind: gguf.GGMLQuantizationType, outputs: int, each: int = 3, seed: int = 0) -> np.ndarray:
+    """Rows of `each` blocks with any bits in them, but scales that are small numbers."""
     random = np.random.default_rng(seed)
     size = gguf.constants.GGML_QUANT_SIZES[kind][1]
-    raw = random.integers(0, 256, (outputs, 3, size), dtype=np.uint8)
+    raw = random.integers(0, 256, (outputs, each, size), dtype=np.uint8)
     places = {"Q6_K": [208]}.get(kind.name, [0, 2] if kind.name[-1] in "1K" else [0])
     for place in places:
-        scales = (random.standard_normal((outputs, 3, 1)) * 0.01).astype(np.float16)
+        scales = (random.standard_normal((outputs, each, 1)) * 0.01).astype(np.float16)
         raw[:, :, place : place + 2] = scales.view(np.uint8)
     return raw.reshape(outputs, -1)
 
@@ -65,11 +65,16 @@ WEIGHTS = {
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_blocks_stand_for_what_gguf_says(kind: gguf.GGMLQuantizationType) -> None:
-    raw = blocks(kind, 10)
+@pytest.mark.parametrize("each", [1, 3])
+def test_blocks_stand_for_what_gguf_says(kind: gguf.GGMLQuantizationType, each: int) -> None:
+    raw = blocks(kind, 10, each)
     made = PACKED_KINDS[kind](torch.from_numpy(raw))
     np.testing.assert_array_equal(made.dequantized(torch.float32), gguf.quants.dequantize(raw, kind))
     assert made.nbytes <= 1.03 * raw.nbytes
+    x = random(2, made.shape[1], dtype=torch.float32)
+    expected = x @ made.dequantized(torch.float32).T
+    product = NativePackedLinear(kernels(torch.float32), made, None)(x)
+    torch.testing.assert_close(product, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
