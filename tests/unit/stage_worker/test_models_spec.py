@@ -105,7 +105,7 @@ def test_sliding_windows() -> None:
         ({"model_type": None}, "is not supported"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "not a language model"),
         ({"num_local_experts": 8}, "mixture-of-experts"),
-        ({"quantization_config": {"quant_method": "hqq"}}, "'hqq' is not supported; use the plain"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "hqq. is not supported; use the plain"),
         ({"hidden_act": "gelu"}, "'gelu' is not supported"),
         (
             {"rope_scaling": {"rope_type": "longrope"}},
@@ -123,7 +123,7 @@ def test_sliding_windows() -> None:
         ({"torch_dtype": "float8_e4m3fn"}, "unsupported data type float8_e4m3fn"),
         ({"eos_token_id": "x"}, "eos_token_id must be a token's id or a list of them, got 'x'"),
         ({"eos_token_id": [1] * 2000}, "2000 tokens, 1024 at most"),
-        ({"num_attention_heads": True}, "num_attention_heads must be an integer, got True"),
+        ({"num_attention_heads": True}, "num_attention_heads must be an integer, got true"),
         ({"num_hidden_layers": "4"}, "num_hidden_layers must be an integer"),
         ({"vocab_size": -300}, "vocab_size must be at least 1, got -300"),
         ({"max_position_embeddings": 10**12}, "max_position_embeddings must be at most 2147483647"),

@@ -42,6 +42,23 @@ def test_numbers_and_answers_are_those_of_the_codes(name: str, plain: Path, tmp_
         assert generate(make_pipeline(folder, stages), PROMPTS, 8) == expected_answers
 
 
+def test_products_of_several_kinds_in_one_layer(plain: Path, tmp_path: Path) -> None:
+    folder = write_quantized(plain, tmp_path / "packed", "awq")
+    numbers = write_quantized(plain, tmp_path / "numbers", "awq", numbers=True)
+    tensors, stand_for = (load_file(one / "model.safetensors") for one in (folder, numbers))
+    for module in ("self_attn.v_proj", "mlp.up_proj"):
+        for layer in range(4):
+            prefix = f"model.layers.{layer}.{module}."
+            for end in ("qweight", "qzeros", "scales"):
+                del tensors[prefix + end]
+            tensors[f"{prefix}weight"] = stand_for[f"{prefix}weight"]
+    save_file(tensors, folder / "model.safetensors")
+    for dtype in ("float32", "bfloat16"):
+        expected = generate(make_pipeline(numbers, 1, dtype=dtype), PROMPTS, 8)
+        for stages in (1, 2):
+            assert generate(make_pipeline(folder, stages, dtype=dtype), PROMPTS, 8) == expected
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_without_kernels_as_well(
     name: str, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -115,16 +132,16 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any], str]] = {
     "2 bits": ("awq", {"bits": 2}, "weights of 2 bits are not supported, only of 4"),
     "groups that do not divide": ("gptq", {"group_size": 40}, "groups of 40 do not divide evenly"),
     "groups of none": ("awq", {"group_size": 0}, "group_size must be -1 or at least 1, got 0"),
-    "groups of words": ("awq", {"group_size": "128"}, "group_size must be a whole number, got '128'"),
-    "another kernel's order": ("gptq", {"checkpoint_format": "marlin"}, "checkpoint_format 'marlin' is not"),
-    "another order": ("awq", {"version": "gemv"}, "version 'gemv' is not supported"),
-    "a method of the future": ("awq", {"quant_method": "awq3"}, "'awq3' is not supported; use the plain"),
+    "groups of words": ("awq", {"group_size": "128"}, "group_size must be a whole number, got .128"),
+    "another kernel's order": ("gptq", {"checkpoint_format": "marlin"}, "checkpoint_format .marlin. is not"),
+    "another order": ("awq", {"version": "gemv"}, "version .gemv. is not supported"),
+    "a method of the future": ("awq", {"quant_method": "awq3"}, "awq3. is not supported; use the plain"),
     "bitsandbytes": ("awq", {"quant_method": "bitsandbytes"}, "dequantize it with transformers"),
-    "torchao": ("int4", {"quant_method": "torchao"}, "'torchao' is not supported; save it anew"),
+    "torchao": ("int4", {"quant_method": "torchao"}, "torchao. is not supported; save it anew"),
     "a format of the future": (
         "int4",
         {"format": "nvfp4-pack-quantized"},
-        "format 'nvfp4-pack-quantized' is not",
+        "format .nvfp4-pack-quantized. is not",
     ),
     "sparse": ("int4", {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse weights"),
     "no groups": ("int4", {"config_groups": {}}, "config_groups must be an object of 1 to 64"),
