@@ -174,7 +174,8 @@ class Pipeline:
         free = [0.0] * len(self.executors)
         order = itertools.count()
         events: list[tuple[float, int, Event]] = []
-        for event in arrivals_of(items, len(self.executors)):
+        named = [{**item, "adapter": self.adapters.get(item.get("adapter", ""), "")} for item in items]
+        for event in arrivals_of(named, len(self.executors)):
             heapq.heappush(events, (0.0, next(order), event))
         now = 0.0
         while events:
@@ -270,7 +271,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quantization")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--lora", help="as of tidepipe up; an item's `adapter` is a fingerprint")
+    parser.add_argument("--lora", help="as of tidepipe up, with commas; an item may name its `adapter`")
     parser.add_argument("--policy", default="auto")
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--prefill-tokens", type=int, default=0, help="0: by policy")

@@ -70,9 +70,8 @@ def answers(
         **options,
     }
     pipeline = Pipeline(str(model), stages, Namespace(**known), items)
-    named = [{**item, "adapter": pipeline.adapters.get(item.get("adapter", ""), "")} for item in items]
     began = time.perf_counter()
-    said, _ = pipeline.run(named, KernelClock(), 0.0)
+    said, _ = pipeline.run(items, KernelClock(), 0.0)
     seconds = time.perf_counter() - began
     rows = getattr(pipeline.executors[0], "graph_rows", [])
     return Answered([said[f"{number:06d}"] for number in range(len(items))], seconds, rows)

@@ -25,7 +25,7 @@ INLINE const LowRank *adapters_of(const Stage *s, int64_t layer, int64_t product
 static __attribute__((noinline)) void stage_product(Stage *s, const Product *of, const LowRank *low, const void *x, void *out,
                                                     int64_t thread) {
     int64_t row = share(s, thread, s->tokens), rows = share(s, thread + 1, s->tokens) - row, first = 0;
-    int64_t inputs = of->inputs, outputs = of->stride;
+    int64_t outputs = of->stride;
     if (of->scales) {
         Rows q = {.x = (void *)x, .bytes = s->bytes, .columns = of->inputs};
         tidepipe_quantize(&q, row, row + rows);
@@ -47,7 +47,7 @@ static __attribute__((noinline)) void stage_product(Stage *s, const Product *of,
     }
     meet(s);
     if (low) {
-        add_adapters(s, low, x, out, inputs, outputs, row, row + rows);
+        add_adapters(s, low, x, out, outputs, row, row + rows);
         meet(s);
     }
 }
