@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ from typing import Any
 Figures = dict[str, Any]
 RUN_S = 1800.0
 """Longer than any peer takes for a workload."""
+MANY_DESCRIPTORS = 500
+"""Number of a descriptor that nobody has reached, and an allowed one everywhere."""
 
 
 class PeerError(Exception):
@@ -26,8 +29,13 @@ class PeerError(Exception):
 def child(
     command: Sequence[object], log: Path, *, env: Mapping[str, str] | None = None, pipes: bool = False
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process and all that it starts, ended when the block is left. log: gets what it says."""
+    """A process and all that it starts, ended when the block is left. log: gets what it says.
+
+    Both ends have room for many connections: a table of descriptors that grows waits for a quiet moment of
+    each processor (RCU), and `accept` with it, for seconds where others are kept from their turn.
+    """
     with log.open("w") as out:
+        room = fcntl.fcntl(out, fcntl.F_DUPFD, MANY_DESCRIPTORS)
         process = subprocess.Popen(
             [str(part) for part in command],
             env={**os.environ, **(env or {})},
@@ -36,10 +44,12 @@ def child(
             stderr=out,
             text=True,
             start_new_session=True,
+            pass_fds=(room,),
         )
     try:
         yield process
     finally:
+        os.close(room)
         for number in (signal.SIGTERM, signal.SIGKILL):
             try:
                 os.killpg(process.pid, number)
