@@ -171,7 +171,8 @@ class TorchBackend:
         weights = self._weights(part)
         adapters = self._stage_adapters(part, weights.nbytes)
         compute = self._compute
-        slow = compute.slow_for(model, spec.block_size, weights)
+        unpacked = isinstance(weights, StageWeights) and weights.by_pytorch
+        slow = compute.slow_for(model, spec.block_size, unpacked)
         self.description = dataclasses.replace(self.description, slow_because=slow)
         geometry = compute.kv_geometry(model, part.end - part.begin, spec.block_size, self._dtype)
         budget = self.description.memory_budget

@@ -60,14 +60,17 @@ class Compute:
             return NativePagedAttention.int8_geometry(geometry)
         return geometry
 
-    def slow_for(self, model: ModelSpec, block_size: int, weights: StageWeights) -> str:
-        """Why a stage is several times slower than it could be with such KV blocks; empty: it is not."""
+    def slow_for(self, model: ModelSpec, block_size: int, unpacked: bool) -> str:
+        """Why a stage is several times slower than it could be with such KV blocks; empty: it is not.
+
+        unpacked: its weights are quantized, and PyTorch unpacks some in every step.
+        """
         if self.kernels is not None and not NativePagedAttention.fits(model, block_size):
             return (
                 "no native attention: it wants heads and KV blocks of multiples of 16, "
                 f"not of {model.head_dim} and {block_size}"
             )
-        if not self.slow_because and weights.by_pytorch:
+        if not self.slow_because and unpacked:
             return (
                 "quantized weights are unpacked by PyTorch in every step: the kernels are for CPUs, and want "
                 "inputs of multiples of 32 and groups of 16"
