@@ -19,7 +19,7 @@ import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,8 +58,10 @@ class Trouble:
 
     async def kill(self, *names: str) -> None:
         """SIGKILL; the supervisor starts them again."""
-        for name in names:
-            os.kill(self._pid(name), signal.SIGKILL)
+        # Who they are first: with one of vLLM's workers the others go.
+        for pid in [self._pid(name) for name in names]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     async def stop_gracefully(self, *names: str) -> None:
         """SIGTERM, one after the other, each restarted before the next: a rolling restart."""
@@ -109,7 +111,7 @@ class Trouble:
             alive = [
                 one for one in psutil.Process(controller).children() if one.status() != psutil.STATUS_ZOMBIE
             ]
-            workers = {one.cmdline()[0]: one.pid for one in alive}
+            workers = {(one.cmdline() or [""])[0]: one.pid for one in alive}
             named = sorted(title for title in workers if title.startswith("VLLM::Worker"))
             return workers[named[VLLM_WORKERS.index(name)]]
         pid = pids[name]
