@@ -8,6 +8,15 @@ from typing import Any
 from stage_worker.models.spec import ModelSpec, RopeSpec
 from stage_worker.transformers_code.skeleton import Skeleton, pool_head_dim
 
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_EXPERTS_PER_TOKEN = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "moe_top_k",
+    "moe_k",
+    "num_selected_experts",
+)
 _UNNAMED_CONTEXT = 2048
 """Tokens, for a model whose configuration says nothing."""
 _CONTEXT_NAMES = (
@@ -27,8 +36,10 @@ def spec_of(skeleton: Skeleton, ends: Sequence[int], native_dtype: str) -> Model
     hidden = int(config.hidden_size)
     heads, kv_heads = max(call.heads for call in calls), max(call.kv_heads for call in calls)
     head_dim = pool_head_dim(skeleton.calls)
-    stored = sum(tensor.numel() for tensor in skeleton.layer_list.parameters()) // layers
     attention = hidden * head_dim * 2 * (heads + kv_heads)
+    experts = _number(config, _EXPERTS)
+    in_all, in_experts = _weights(skeleton, experts)
+    expert = in_experts // (3 * hidden * layers * experts) if experts else 0
     return ModelSpec(
         architecture=str(skeleton.model.config.model_type),
         layers=layers,
@@ -36,7 +47,8 @@ def spec_of(skeleton: Skeleton, ends: Sequence[int], native_dtype: str) -> Model
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        intermediate=max(1, (stored - attention) // (3 * hidden)),
+        # As of MLPs with three products, whatever the layers have.
+        intermediate=max(0, ((in_all - in_experts) // layers - attention) // (3 * hidden)),
         vocab_size=int(config.vocab_size),
         context_length=_context(config),
         eos_token_ids=tuple(ends),
@@ -52,12 +64,30 @@ def spec_of(skeleton: Skeleton, ends: Sequence[int], native_dtype: str) -> Model
         ),
         rope_layers=(False,) * layers,
         native_dtype=native_dtype,
+        experts=experts if expert else 0,
+        experts_per_token=min(experts, _number(config, _EXPERTS_PER_TOKEN) or 1) if expert else 0,
+        expert_intermediate=expert,
     )
 
 
-def _context(config: Any) -> int:
-    for name in _CONTEXT_NAMES:
+def _weights(skeleton: Skeleton, experts: int) -> tuple[int, int]:
+    """Of all layers together: all weights, and those of experts that are stored as one tensor."""
+    in_all = in_experts = 0
+    for tensor in skeleton.layer_list.parameters():
+        in_all += tensor.numel()
+        if experts and tensor.dim() == 3 and tensor.shape[0] == experts:
+            in_experts += tensor.numel()
+    return in_all, in_experts
+
+
+def _number(config: Any, names: Sequence[str]) -> int:
+    """The first of these that a configuration has; 0 if none."""
+    for name in names:
         value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
-    return _UNNAMED_CONTEXT
+    return 0
+
+
+def _context(config: Any) -> int:
+    return _number(config, _CONTEXT_NAMES) or _UNNAMED_CONTEXT

@@ -129,6 +129,9 @@ class ModelShape(_message.Message):
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TIED_EMBEDDINGS_FIELD_NUMBER: _builtins.int
+    EXPERTS_FIELD_NUMBER: _builtins.int
+    EXPERTS_PER_TOKEN_FIELD_NUMBER: _builtins.int
+    EXPERT_INTERMEDIATE_FIELD_NUMBER: _builtins.int
     architecture: _builtins.str
     """Architecture, such as llama."""
     layers: _builtins.int
@@ -142,13 +145,19 @@ class ModelShape(_message.Message):
     head_dim: _builtins.int
     """Size of one head."""
     intermediate: _builtins.int
-    """Inner size of the MLP."""
+    """Inner size of the MLP that every token goes through."""
     vocab_size: _builtins.int
     """Vocabulary size, tokens."""
     context_length: _builtins.int
     """Longest sequence, tokens."""
     tied_embeddings: _builtins.bool
     """True if the LM head shares the embedding's weights."""
+    experts: _builtins.int
+    """Experts of a layer; 0: none."""
+    experts_per_token: _builtins.int
+    """Experts that a token goes through."""
+    expert_intermediate: _builtins.int
+    """Inner size of one expert."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end an output."""
@@ -167,10 +176,13 @@ class ModelShape(_message.Message):
         context_length: _builtins.int = ...,
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         tied_embeddings: _builtins.bool = ...,
+        experts: _builtins.int = ...,
+        experts_per_token: _builtins.int = ...,
+        expert_intermediate: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "eos_token_ids", b"eos_token_ids", "head_dim", b"head_dim", "heads", b"heads", "hidden", b"hidden", "intermediate", b"intermediate", "kv_heads", b"kv_heads", "layers", b"layers", "tied_embeddings", b"tied_embeddings", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "eos_token_ids", b"eos_token_ids", "expert_intermediate", b"expert_intermediate", "experts", b"experts", "experts_per_token", b"experts_per_token", "head_dim", b"head_dim", "heads", b"heads", "hidden", b"hidden", "intermediate", b"intermediate", "kv_heads", b"kv_heads", "layers", b"layers", "tied_embeddings", b"tied_embeddings", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

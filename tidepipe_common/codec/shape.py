@@ -20,6 +20,9 @@ def shape_to_wire(shape: ModelShape) -> pb.ModelShape:
         context_length=shape.context_length,
         eos_token_ids=shape.eos_token_ids,
         tied_embeddings=shape.tied_embeddings,
+        experts=shape.experts,
+        experts_per_token=shape.experts_per_token,
+        expert_intermediate=shape.expert_intermediate,
     )
 
 
@@ -37,4 +40,7 @@ def shape_from_wire(message: pb.ModelShape) -> ModelShape:
         context_length=message.context_length,
         eos_token_ids=tuple(message.eos_token_ids),
         tied_embeddings=message.tied_embeddings,
+        experts=message.experts,
+        experts_per_token=message.experts_per_token,
+        expert_intermediate=message.expert_intermediate,
     )
