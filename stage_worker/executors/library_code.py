@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from stage_worker.attention.backend import AttentionBackend, AttentionContext
+from stage_worker.executors.torch_compute import Compute
 from stage_worker.executors.torch_executor import StageDecoder
 from stage_worker.kv_pool import KvPool
 from stage_worker.loading.checkpoint import Checkpoint
 from stage_worker.loading.stage_weights import StageSlice
 from stage_worker.models.spec import ModelSpec
 from tidepipe_common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stage_worker.transformers_code.products import Products
 
 MakeAttention = Callable[[AttentionContext], AttentionBackend]
 """Makes the attention of an epoch."""
@@ -41,9 +45,20 @@ class LibraryCode(Protocol):
         """The names of stored tensors that the model does not use; ModelError if others are missing."""
         ...
 
-    def load(self, part: StageSlice, dtype: torch.dtype, device: torch.device) -> LibraryStage:
-        """Read what the stage needs and nothing else."""
+    def load(
+        self, part: StageSlice, dtype: torch.dtype, device: torch.device, products: Products | None
+    ) -> LibraryStage:
+        """Read what the stage needs, nothing else. products: compute its matrix products; None: PyTorch."""
         ...
+
+
+def products_of(compute: Compute) -> Products | None:
+    """What computes matrix products as fast as those of TidePipe's own layers; None: PyTorch is as fast."""
+    if compute.kernels is None:
+        return None
+    from stage_worker.transformers_code.products import Products
+
+    return Products(compute.linear, compute.head)
 
 
 def library_code(checkpoint: Checkpoint, quantization: str | None) -> LibraryCode | None:

@@ -19,7 +19,7 @@ from stage_worker.attention.static_batch import StaticBackend
 from stage_worker.device_copies import copies_for
 from stage_worker.executors.cuda_capture import CudaCapture
 from stage_worker.executors.decode_graphs import DecodeGraphs, capture_decode
-from stage_worker.executors.library_code import LibraryStage, library_code
+from stage_worker.executors.library_code import LibraryStage, library_code, products_of
 from stage_worker.executors.protocol import BackendDescription, OffloadError, StageSpec
 from stage_worker.executors.torch_compute import make_compute
 from stage_worker.executors.torch_device import (
@@ -299,7 +299,7 @@ class TorchBackend:
 
     def _read(self, part: StageSlice) -> StageWeights | LibraryStage:
         if self._library is not None:
-            return self._library.load(part, self._dtype, self._device)
+            return self._library.load(part, self._dtype, self._device, products_of(self._compute))
         return load_stage(
             self._checkpoint,
             part,

@@ -53,7 +53,7 @@ class CallRecorder:
     def note(self, module: torch.nn.Module, call: AttentionCall) -> None:
         """A module calls; it may do so once."""
         if module in self.calls:
-            raise UnsuitableError(f"{type(module).__name__} calls attention twice in one layer")
+            raise UnsuitableError(f"layers that attend more than once ({type(module).__name__})")
         self.calls[module] = call
 
 
@@ -137,16 +137,16 @@ def _noted(
 ) -> tuple[torch.Tensor, None]:
     recorder = _recorder.get()
     if recorder is None:
-        raise UnsuitableError(f"{type(module).__name__} calls attention outside of a layer")
+        raise UnsuitableError(f"attention outside of the layers ({type(module).__name__})")
     for name in _UNKNOWN:
         if options.get(name) is not None:
-            raise UnsuitableError(f"{type(module).__name__} adds to the scores of attention ({name})")
+            raise UnsuitableError(f"attention that adds to its scores ({type(module).__name__}: {name})")
     if attention_mask is not None:
-        raise UnsuitableError(f"{type(module).__name__} makes a mask of its own for attention")
+        raise UnsuitableError(f"attention with a mask of its own ({type(module).__name__})")
     if getattr(module, "is_causal", True) is False or options.get("is_causal") is False:
-        raise UnsuitableError(f"{type(module).__name__} sees later tokens, too (an encoder's attention)")
+        raise UnsuitableError(f"an encoder, whose attention sees later tokens, too ({type(module).__name__})")
     if query.shape[2] != key.shape[2]:
-        raise UnsuitableError(f"{type(module).__name__} attends to other tokens than those of the step")
+        raise UnsuitableError(f"attention to other tokens than those of the step ({type(module).__name__})")
     scaling = options.get("scaling")
     sinks = options.get("s_aux")
     call = AttentionCall(

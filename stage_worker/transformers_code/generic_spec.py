@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stage_worker.models.spec import ModelSpec, RopeSpec
-from stage_worker.transformers_code.skeleton import Skeleton, pool_head_dim
+from stage_worker.transformers_code.skeleton import Skeleton, first_position, pool_head_dim
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _EXPERTS_PER_TOKEN = (
@@ -50,7 +50,7 @@ def spec_of(skeleton: Skeleton, ends: Sequence[int], native_dtype: str) -> Model
         # As of MLPs with three products, whatever the layers have.
         intermediate=max(0, ((in_all - in_experts) // layers - attention) // (3 * hidden)),
         vocab_size=int(config.vocab_size),
-        context_length=_context(config),
+        context_length=max(1, _context(config) - first_position(skeleton.model)),
         eos_token_ids=tuple(ends),
         tied_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
         rms_eps=1e-6,

@@ -15,6 +15,7 @@ from stage_worker.loading.stage_weights import StageSlice
 from stage_worker.models.spec import ModelSpec
 from stage_worker.transformers_code.attention_calls import UnsuitableError
 from stage_worker.transformers_code.decoder import TransformersDecoder
+from stage_worker.transformers_code.products import Products, held_bytes, replace_products
 from stage_worker.transformers_code.skeleton import Skeleton, build, look_at
 from stage_worker.transformers_code.stage_attention import MakeAttention, StageAttention
 from stage_worker.transformers_code.stage_model import StageModel
@@ -63,17 +64,21 @@ class LibraryModel:
         names.check([name for name, _ in whole.own_tensors()])
         return frozenset(names.unused)
 
-    def load(self, part: StageSlice, dtype: torch.dtype, device: torch.device) -> LoadedStage:
-        """Read what the stage needs and nothing else."""
+    def load(
+        self, part: StageSlice, dtype: torch.dtype, device: torch.device, products: Products | None
+    ) -> LoadedStage:
+        """Read what the stage needs, nothing else. products: compute its matrix products; None: PyTorch."""
         skeleton = self._skeleton(dtype)
         names = WeightMap(skeleton, self._checkpoint)
         stage = StageModel(skeleton, part)
-        nbytes = names.load(stage, dtype, device)
+        names.load(stage, dtype, device)
         stage.to_device(device)
         left = [name for name, tensor in (*stage.own_tensors(), *stage.own_tables()) if tensor.is_meta]
         if left:
             raise ModelError(f"{self._checkpoint.path}: no values for {', '.join(left[:3])}")
-        return LoadedStage(stage, nbytes)
+        if products is not None:
+            replace_products(stage.model, products, stage.model.get_output_embeddings())
+        return LoadedStage(stage, held_bytes(stage.model))
 
     def _skeleton(self, dtype: torch.dtype) -> Skeleton:
         return self._known(lambda: skeleton_of(self._config, dtype))

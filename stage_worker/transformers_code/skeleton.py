@@ -18,14 +18,20 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from stage_worker.transformers_code.attention_calls import NAME, AttentionCall, UnsuitableError, recorded
+from stage_worker.transformers_code.older import use_interface
 
 _TOKENS = 3
 """Of the pass that looks at a skeleton."""
 EXPERTS = "grouped_mm"
 """How experts are computed: their tokens sorted, one product for each expert that has any."""
+_RECURRENT = ("Mixer", "Mamba", "Delta", "Recurrent", "Rwkv", "LSTM", "Conv", "Lightning", "LinearAtt")
 _LARGE = 1 << 24
 """Values of a tensor that is no computed table."""
 _UNCOMPUTED = "tidepipe_uncomputed"
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Instead of what is of no use here."""
 
 
 def _uncomputed(module: nn.Module, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
@@ -66,6 +72,8 @@ def build(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 
     UnsuitableError if the library has no language model for it, or cannot build it.
     """
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsuitableError("an encoder with a decoder")
     try:
         with _weightless():
             model = AutoModelForCausalLM.from_config(
@@ -74,7 +82,7 @@ def build(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     except UnsuitableError:
         raise
     except Exception as error:
-        raise UnsuitableError(f"the library cannot build it ({type(error).__name__}: {error})") from error
+        raise UnsuitableError(f"the library cannot build it ({_brief(error)})") from error
     model.eval()
     return model
 
@@ -87,6 +95,7 @@ def look_at(model: PreTrainedModel) -> Skeleton:
     config = model.config.get_text_config()
     path, layers = _layers(model, config.num_hidden_layers)
     use_attention(model, NAME, _UNCOMPUTED)
+    use_interface(model)
     outputs: list[Any] = []
     beside = _Beside(model, path)
     hook = layers[0].register_forward_hook(lambda module, inputs, output: outputs.append(output))
@@ -100,9 +109,7 @@ def look_at(model: PreTrainedModel) -> Skeleton:
     except UnsuitableError:
         raise
     except Exception as error:
-        raise UnsuitableError(
-            f"its code does not run without weights and cache ({type(error).__name__}: {error})"
-        ) from error
+        raise UnsuitableError(f"code that needs a cache or a mask of its own ({_brief(error)})") from error
     finally:
         hook.remove()
         beside.remove()
@@ -113,7 +120,7 @@ def look_at(model: PreTrainedModel) -> Skeleton:
     for module, call in recorder.calls.items():
         name = names.get(module, "")
         if not name.startswith(prefix):
-            raise UnsuitableError(f"{type(module).__name__} attends outside of the layers")
+            raise UnsuitableError(f"attention outside of the layers ({type(module).__name__})")
         calls[name] = (
             int(name.removeprefix(prefix).split(".")[0]),
             _completed(call, module, config, name, prefix),
@@ -122,9 +129,9 @@ def look_at(model: PreTrainedModel) -> Skeleton:
     if missing:
         raise UnsuitableError(_without_attention(layers, missing))
     if len(calls) != len(layers):
-        raise UnsuitableError("a layer calls attention more than once")
+        raise UnsuitableError("layers that attend more than once")
     if not outputs:
-        raise UnsuitableError("its layers are not run one after the other")
+        raise UnsuitableError("layers that are not run one after the other")
     tuples = len(outputs[0]) if isinstance(outputs[0], tuple) else 0
     return Skeleton(model, path, calls, tuples, beside.before, frozenset(beside.after))
 
@@ -158,9 +165,21 @@ class _Beside:
             self.before[name] = tuple(output.shape[2:])
 
 
+def first_position(model: nn.Module) -> int:
+    """The number of a sequence's first position: families after RoBERTa count from behind the padding's."""
+    for module in model.modules():
+        padding = getattr(module, "padding_idx", None)
+        if isinstance(padding, int) and hasattr(module, "create_position_ids_from_input_ids"):
+            return padding + 1
+    return 0
+
+
 def use_attention(model: PreTrainedModel, attention: str, experts: str) -> None:
     """Which registered functions compute attention and experts, in all of a model's configurations."""
     for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            # It looks for padding, which there never is, in values that are not there yet.
+            module.__dict__["warn_if_padding_and_no_attention_mask"] = _nothing
         config = getattr(module, "config", None)
         if isinstance(config, PretrainedConfig):
             config._attn_implementation_internal = attention
@@ -191,9 +210,9 @@ def _without_attention(layers: nn.ModuleList, missing: list[int]) -> str:
         }
     )
     what = ", ".join(kinds) or type(layers[missing[0]]).__name__
-    return (
-        f"{len(missing)} of {len(layers)} layers do not go through the library's attention interface ({what})"
-    )
+    if any(word in kind for kind in kinds for word in _RECURRENT):
+        return f"recurrent layers, which keep a state that is no KV cache ({what})"
+    return f"layers that do not go through the library's attention interface ({what})"
 
 
 def _layers(model: PreTrainedModel, count: int) -> tuple[str, nn.ModuleList]:
@@ -204,8 +223,12 @@ def _layers(model: PreTrainedModel, count: int) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and len(module) == count and "." in name
     ]
     if not found:
-        raise UnsuitableError(f"there is no list of its {count} layers")
+        raise UnsuitableError("no list of layers as long as the configuration says")
     return min(found, key=lambda one: one[0].count("."))
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _restore(model: PreTrainedModel, buffers: dict[str, torch.Tensor]) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from stage_worker.loading.stage_weights import StageSlice
 from stage_worker.transformers_code.attention_calls import NAME, AttentionCall, LayerAttention, bind
-from stage_worker.transformers_code.skeleton import EXPERTS, Skeleton, use_attention
+from stage_worker.transformers_code.skeleton import EXPERTS, Skeleton, first_position, use_attention
 
 Forward = Callable[..., Any]
 
@@ -41,6 +41,7 @@ class StageModel:
         self._hidden: torch.Tensor | None = None
         self._ending = False
         self._states: torch.Tensor | None = None
+        self._first_position = first_position(skeleton.model)
         use_attention(self.model, NAME, EXPERTS)
         for index, layer in enumerate(skeleton.layer_list):
             layer.__dict__["forward"] = self._seat(index, layer.forward)
@@ -105,6 +106,8 @@ class StageModel:
     ) -> torch.Tensor:
         """Run the stage's layers: token ids [tokens], or what the stage before left [tokens, hidden]."""
         self._hidden, self._ending = hidden, False
+        if self._first_position:
+            positions = positions + self._first_position
         given = {"input_ids": ids[None]} if ids is not None else {"inputs_embeds": hidden[None]}  # type: ignore[index]
         try:
             self.model(**given, position_ids=positions[None], use_cache=False)

@@ -80,6 +80,7 @@ _AT_MOST: dict[str, int] = {
     ),
 }
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+_EXPERTS = ("n_routed_experts", "num_experts_per_tok", "n_group", "topk_group")
 _KV_HEADS = (
     "num_key_value_heads",
     "num_kv_heads",
@@ -125,6 +126,8 @@ def _shrunk(name: str, value: Any, before: int, layers: int, heads: int) -> Any:
         return {key: tiny_values(one) for key, one in value.items() if int(key) < layers}
     if value is None:
         # Left to be worked out from sizes that are others now.
+        if name in _EXPERTS:
+            return _AT_MOST[name]
         return _HEAD_DIM if name == "head_dim" else _HEADS if name in _KV_HEADS else None
     if isinstance(value, bool) or not isinstance(value, int):
         return value

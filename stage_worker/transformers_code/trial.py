@@ -10,7 +10,6 @@ import copy
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,18 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from stage_worker.attention.batch import RaggedBatch
-from stage_worker.attention.native_paged import paged_attention
-from stage_worker.attention.torch_paged import TorchPagedAttention
+from stage_worker.executors.library_code import products_of
+from stage_worker.executors.torch_compute import make_compute
 from stage_worker.kv_pool import KvGeometry, KvPool
 from stage_worker.loading.checkpoint import Checkpoint
 from stage_worker.loading.safetensors_folder import stored_tensors
 from stage_worker.loading.stage_weights import StageSlice
-from stage_worker.models.native.library import kernels_or_reason
 from stage_worker.models.spec import MOST_LAYERS, ModelSpec
 from stage_worker.transformers_code import loading
 from stage_worker.transformers_code.attention_calls import UnsuitableError
 from stage_worker.transformers_code.decoder import TransformersDecoder
 from stage_worker.transformers_code.generic_spec import spec_of
+from stage_worker.transformers_code.products import Products
 from stage_worker.transformers_code.stage_attention import MakeAttention
 from stage_worker.transformers_code.tiny import tiny_config
 
@@ -52,18 +51,24 @@ def tried(values: Mapping[str, Any]) -> ModelSpec:
     if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:
         raise UnsuitableError(f"it has {layers!r} layers, and 1 to {MOST_LAYERS} can be split")
     spec = spec_of(loading.skeleton_of(config, torch.float32), (), "float32")
-    try:
-        tiny = tiny_config(config.to_dict(), str(values["model_type"]))
-    except Exception as error:  # whatever the library's checks have to say
-        raise UnsuitableError(f"there is no tiny model of it to try it out with ({_said(error)})") from error
-    found = kernels_or_reason(torch.float32, 1)
-    passes(tiny, TorchPagedAttention if isinstance(found, str) else partial(paged_attention, found))
+    tried_small(config.to_dict(), str(values["model_type"]))
     return spec
 
 
+def tried_small(values: Mapping[str, Any], model_type: str) -> None:
+    """UnsuitableError, with the reason, unless a tiny model of a configuration's kinds can be run."""
+    try:
+        tiny = tiny_config(dict(values), model_type)
+    except Exception as error:  # whatever the library's checks have to say
+        raise UnsuitableError(f"no tiny model of it to try it out with ({_said(error)})") from error
+    compute = make_compute(torch.device("cpu"), torch.float32, 1)
+    passes(tiny, compute.attention, products_of(compute))
+
+
 @torch.inference_mode()
-def passes(config: PretrainedConfig, make: MakeAttention, seed: int = 0) -> None:
+def passes(config: PretrainedConfig, make: MakeAttention, products: Products | None, seed: int = 0) -> None:
     """UnsuitableError, with the reason, unless a model of this (tiny) configuration can be served."""
+    skeleton = loading.skeleton_of(config, torch.float32)
     model = reference(config, seed)
     vocab = int(config.get_text_config().vocab_size)
     generator = torch.Generator().manual_seed(seed)
@@ -75,7 +80,6 @@ def passes(config: PretrainedConfig, make: MakeAttention, seed: int = 0) -> None
         except Exception as error:
             raise UnsuitableError(f"the library cannot write it ({_said(error)})") from error
         path = Path(folder)
-        skeleton = loading.skeleton_of(config, torch.float32)
         spec = spec_of(skeleton, (), "float32")
         values = json.loads(config.to_json_string())
         checkpoint = Checkpoint(path, spec, stored_tensors(path), library_config=values)
@@ -83,11 +87,13 @@ def passes(config: PretrainedConfig, make: MakeAttention, seed: int = 0) -> None
             if stages > spec.layers:
                 break
             try:
-                got = _split(checkpoint, spec, stages, prompts, make)
+                got = _split(checkpoint, spec, stages, prompts, make, products)
             except UnsuitableError:
                 raise
             except Exception as error:
-                raise UnsuitableError(f"{_stages(stages)}: {_said(error)}") from error
+                raise UnsuitableError(
+                    f"code that fails where it is split ({_stages(stages)}: {_said(error)})"
+                ) from error
             _compare(got, expected, stages)
 
 
@@ -125,6 +131,7 @@ def _split(
     stages: int,
     prompts: Sequence[torch.Tensor],
     make: MakeAttention,
+    products: Products | None,
 ) -> list[torch.Tensor]:
     """The logits of all tokens of the prompts, computed by so many stages."""
     cpu = torch.device("cpu")
@@ -134,7 +141,7 @@ def _split(
         begin, end = (number * spec.layers // stages for number in (stage, stage + 1))
         part = StageSlice(begin, end, stage == 0, stage == stages - 1)
         geometry = KvGeometry(end - begin, spec.kv_heads, spec.head_dim, _BLOCK, torch.float32)
-        loaded = model.load(part, torch.float32, cpu)
+        loaded = model.load(part, torch.float32, cpu, products)
         decoders.append(loaded.decoder(spec, KvPool(geometry, _BLOCKS, cpu), cpu, make))
     tables = np.random.default_rng(0).permutation(_BLOCKS).astype(np.int32).reshape(len(prompts), -1)
     done = [0] * len(prompts)
@@ -171,7 +178,7 @@ def _compare(got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], stag
     )
     if not worst <= _TOLERANCE:
         raise UnsuitableError(
-            f"{_stages(stages)}: logits differ from the library's own by {worst:.2g} of their spread"
+            f"logits that are not the library's own ({_stages(stages)}, by {worst:.2g} of their spread)"
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
     WeightConverter,
     WeightRenaming,
     dot_natural_key,
@@ -76,21 +78,17 @@ class WeightMap:
                 done.add(group.first)
                 self._converted(group, torch.float32, torch.device("meta"))
 
-    def load(self, stage: StageModel, dtype: torch.dtype, device: torch.device) -> int:
-        """Put a stage's tensors in; the bytes they take."""
+    def load(self, stage: StageModel, dtype: torch.dtype, device: torch.device) -> None:
+        """Put a stage's tensors in."""
         loaded: dict[str, torch.Tensor] = {}
-        nbytes = 0
         for name, tensor in list(stage.own_tensors()):
             group = self._group(name)
             if group is None:
                 continue
             source = self._source(name)
             if source not in loaded:
-                made = self._converted(group, dtype, device)
-                nbytes += sum(one.nbytes for one in made.values())
-                loaded.update(made)
+                loaded.update(self._converted(group, dtype, device))
             _put(self._model, name, loaded[source], tensor)
-        return nbytes
 
     def _group(self, name: str) -> _Group | None:
         """What a tensor is made of; None for a computed one that need not be stored."""
@@ -130,6 +128,8 @@ class WeightMap:
             target = torch.empty(self._shapes[group.first].shape, dtype=kind, device=device)
             checkpoint.read_into(group.sources[0][0], target)
             return {group.first: target}
+        if (joined := _joined(group)) is not None:
+            return {group.first: self._joined(group, joined, kind, device)}
         converter = copy.deepcopy(group.converter)
         for stored, pattern in group.sources:
             converter.add_tensor(group.first, stored, pattern, _reader(checkpoint, stored, kind, device))
@@ -145,13 +145,88 @@ class WeightMap:
             ) from error
         result = {name: one[0] if isinstance(one, list) else one for name, one in made.items()}
         for name, tensor in result.items() if check else ():
-            expected = tuple(self._shapes[name].shape) if name in self._shapes else ()
-            if tuple(tensor.shape) != expected:
-                raise ModelError(
-                    f"{checkpoint.path}: {len(group.sources)} tensors such as {group.sources[0][0]} make "
-                    f"{name} of shape {list(tensor.shape)}, the configuration asks for {list(expected)}"
-                )
+            self._check_shape(group, name, tuple(tensor.shape))
         return result
+
+    def _joined(
+        self, group: _Group, joined: _Joined, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        """Tensors that lie one behind the other in the model's: each is read where it belongs."""
+        checkpoint = self._checkpoint
+        shapes = [[checkpoint.tensors[stored].shape for stored in part] for part in joined.parts]
+        alike = all(shape == part[0] for part in shapes for shape in part)
+        if not alike or not joined.fits(shapes):
+            names = ", ".join(stored for stored, _ in group.sources[:3])
+            raise ModelError(f"{checkpoint.path}: tensors {names}, .. of different shapes make {group.first}")
+        self._check_shape(group, group.first, joined.shape(shapes))
+        target = torch.empty(self._shapes[group.first].shape, dtype=dtype, device=device)
+        for stored, place in joined.places(shapes, target):
+            checkpoint.read_into(stored, place)
+        return target
+
+    def _check_shape(self, group: _Group, name: str, made: tuple[int, ...]) -> None:
+        expected = tuple(self._shapes[name].shape) if name in self._shapes else ()
+        if made != expected:
+            raise ModelError(
+                f"{self._checkpoint.path}: {len(group.sources)} tensors such as {group.sources[0][0]} make "
+                f"{name} of shape {list(made)}, the configuration asks for {list(expected)}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """Tensors that are put side by side: experts one above the other, then parts of each expert.
+
+    parts: stored names, experts in order, of each part. stacked: there is a dimension of experts.
+    """
+
+    parts: list[list[str]]
+    stacked: bool
+
+    def fits(self, shapes: list[list[tuple[int, ...]]]) -> bool:
+        """Whether these shapes can be joined so."""
+        first = shapes[0]
+        return all(len(part) == len(first) and part[0][1:] == first[0][1:] and part[0] for part in shapes)
+
+    def shape(self, shapes: list[list[tuple[int, ...]]]) -> tuple[int, ...]:
+        """Of all together."""
+        rows = sum(part[0][0] for part in shapes)
+        whole = (rows, *shapes[0][0][1:])
+        return (len(shapes[0]), *whole) if self.stacked else whole
+
+    def places(
+        self, shapes: list[list[tuple[int, ...]]], target: torch.Tensor
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each stored tensor, and where its values go."""
+        begin = 0
+        for part, part_shapes in zip(self.parts, shapes, strict=True):
+            end = begin + part_shapes[0][0]
+            for number, stored in enumerate(part):
+                yield stored, (target[number] if self.stacked else target)[begin:end]
+            begin = end
+
+
+def _joined(group: _Group) -> _Joined | None:
+    """How a group is joined, if that is all that is done with it."""
+    assert group.converter is not None
+    steps = group.converter.operations
+    merged = [step for step in steps if type(step) is MergeModulelist and step.dim == 0]
+    dim = 1 if merged else 0
+    put = [step for step in steps if type(step) is Concatenate and step.dim == dim]
+    if (
+        len(merged) > 1
+        or len(put) > 1
+        or len(merged) + len(put) != len(steps)
+        or steps[: len(merged)] != merged
+    ):
+        return None
+    by_pattern: dict[str, list[str]] = {}
+    for stored, pattern in group.sources:
+        by_pattern.setdefault(pattern, []).append(stored)
+    parts = [by_pattern[pattern] for pattern in group.converter.source_patterns if pattern in by_pattern]
+    if not merged and any(len(part) > 1 for part in parts):
+        return None
+    return _Joined(parts, bool(merged))
 
 
 def _reader(checkpoint: Checkpoint, stored: str, dtype: torch.dtype, device: torch.device) -> Any:

@@ -21,6 +21,7 @@ from tidepipe.cli.exit_codes import BAD_USAGE, CLUSTER_FAILURE, INTERRUPTED, SOM
 from tidepipe.cli.generate import generate
 from tidepipe.cli.keys import keys_app
 from tidepipe.cli.model import model_app
+from tidepipe.cli.models import models
 from tidepipe.cli.numbers import strict_numbers
 from tidepipe.cli.predictor import predictor_app
 from tidepipe.cli.profile import profile
@@ -80,6 +81,7 @@ app.command("up")(up)
 app.command("batch")(batch)
 app.command("generate")(generate)
 app.command("profile")(profile)
+app.command("models")(models)
 app.add_typer(bench_app, name="bench")
 app.add_typer(admin_app, name="admin")
 app.add_typer(model_app, name="model")

@@ -32,8 +32,8 @@ RUN = {
     "multipliers": "granite",
 }
 REFUSED = {
-    "recurrent": ("mamba", "do not go through the library's attention interface.*MambaMixer"),
-    "partly recurrent": ("jamba", "do not go through the library's attention interface.*JambaMambaMixer"),
+    "recurrent": ("mamba", "recurrent layers.*MambaMixer"),
+    "partly recurrent": ("jamba", "recurrent layers.*JambaMambaMixer"),
     "encoder": ("bert", "sees later tokens"),
 }
 

@@ -1,0 +1,123 @@
+"""`python -m stage_worker.transformers_code.architectures [NAME ..]`: tries the library's language models.
+
+Each by the kinds of layers that its own defaults have. Writes what was found, by name, to architectures.json
+beside this file (those that are named anew, the others as they were), and a page to docs/reference. What is
+found is of the installed version; a model that somebody starts is tried by its own configuration anyway.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+FOUND = Path(__file__).with_name("architectures.json")
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "architectures.md"
+
+
+def found() -> tuple[str, dict[str, str]]:
+    """The library's version, and for each architecture why it does not run; empty: it does."""
+    known = json.loads(FOUND.read_text())
+    return str(known["transformers"]), {str(name): str(why) for name, why in known["architectures"].items()}
+
+
+def by_reason(architectures: Mapping[str, str]) -> dict[str, list[tuple[str, str]]]:
+    """Those that do not run: (name, what is special about it), by the reason in general."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for name, why in sorted(architectures.items()):
+        if why:
+            reason, _, detail = why.partition(" (")
+            groups.setdefault(reason, []).append((name, detail.removesuffix(")")))
+    return dict(sorted(groups.items(), key=lambda one: -len(one[1])))
+
+
+def page(version: str, architectures: Mapping[str, str]) -> str:
+    """The page of the documentation."""
+    from stage_worker.models.spec import SUPPORTED_ARCHITECTURES
+
+    runs = sorted(name for name, why in architectures.items() if not why)
+    lines = [
+        "# Architectures: what runs, and why others do not",
+        "",
+        "<!-- Made by `python -m stage_worker.transformers_code.architectures`; do not edit. -->",
+        "",
+        f"All {len(architectures)} causal language models of transformers {version}, by their `model_type`: "
+        f"{len(runs)} run. Tried out, not listed: a tiny",
+        "random model with the kinds of layers that the architecture's defaults have gave the library's own "
+        "logits in float32, split into",
+        "one, two and three stages ([how](checkpoints.md)). `tidepipe models` shows the same, and "
+        "`tidepipe models MODEL` tries out a model of yours.",
+        "",
+        "## Run",
+        "",
+        f"By TidePipe's own code: {', '.join(SUPPORTED_ARCHITECTURES)}. By the library's:",
+        "",
+        ", ".join(name for name in runs if name not in SUPPORTED_ARCHITECTURES) + ".",
+        "",
+        "## Do not run",
+        "",
+        "| because of | architectures |",
+        "|---|---|",
+    ]
+    for reason, names in by_reason(architectures).items():
+        cells = ", ".join(f"{name} ({_cell(what)})" if what else name for name, what in names)
+        lines.append(f"| {reason} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|").replace("<", "&lt;")[:120]
+
+
+def tried(names: Sequence[str]) -> dict[str, str]:
+    """Why each does not run; empty: it does."""
+    import torch
+    from transformers import CONFIG_MAPPING
+    from transformers.utils import logging
+
+    from stage_worker.transformers_code.attention_calls import UnsuitableError
+    from stage_worker.transformers_code.loading import skeleton_of
+    from stage_worker.transformers_code.trial import tried_small
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    reasons = {}
+    for name in names:
+        try:
+            defaults = CONFIG_MAPPING[name]()
+            if getattr(defaults, "is_decoder", None) is False:
+                # One of those that are encoders unless somebody says otherwise.
+                defaults.is_decoder = True
+            try:
+                tried_small(defaults.to_dict(), name)
+            except UnsuitableError:
+                # What its layers are says more than what was wrong with a tiny model of them.
+                skeleton_of(defaults, torch.float32)
+                raise
+            reasons[name] = ""
+        except UnsuitableError as error:
+            reasons[name] = str(error)
+        except Exception as error:  # of the library's defaults
+            reasons[name] = f"defaults that the library refuses ({type(error).__name__}: {error})"[:300]
+        print(f"{name}: {reasons[name] or 'runs'}", file=sys.stderr)
+    return reasons
+
+
+def main() -> None:
+    """Entry point."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
+
+    version = transformers.__version__
+    known = dict(found()[1]) if FOUND.is_file() and found()[0] == version else {}
+    known.update(tried(sys.argv[1:] or sorted(NAMES)))
+    text = json.dumps({"transformers": version, "architectures": dict(sorted(known.items()))}, indent=1)
+    FOUND.write_text(text + "\n")
+    if PAGE.parent.is_dir():
+        PAGE.write_text(page(version, known))
+
+
+if __name__ == "__main__":
+    main()
