@@ -131,8 +131,9 @@ class PipelineState:
 
     @property
     def arriving(self) -> int:
-        """Sequences whose prefill is not done yet."""
-        return len(self.running) - len(self.batches)
+        """Sequences whose prefill is not done yet, and goes on."""
+        stopped = sum(s.background for s in self.prefilling) if self.background_tokens <= 0 else 0
+        return len(self.running) - len(self.batches) - stopped
 
     # -- sequences ----------------------------------------------------------------------------------
 

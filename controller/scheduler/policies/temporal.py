@@ -71,13 +71,15 @@ class TemporalPolicy:
             state.make_room(batch)
             if batch.members:
                 state.send(batch, [])
-        if not state.running:
-            if state.waiting:
-                reason = Reason("nothing left to decode", {"waiting": len(state.waiting)})
-                state.turn(Phase.PREFILL, reason, now)
-                self._prefill(state, now)
-            else:
-                state.turn(Phase.IDLE, Reason("all done"), now)
+        if state.running and state.steps.in_flight:
+            return
+        if state.waiting or state.running:
+            # Also for a prompt that is half computed: of those that nobody waits for, and that had to stop.
+            reason = Reason("nothing left to decode", {"waiting": len(state.waiting)})
+            state.turn(Phase.PREFILL, reason, now)
+            self._prefill(state, now)
+        else:
+            state.turn(Phase.IDLE, Reason("all done"), now)
 
 
 def _why_no_prefill(state: PipelineState) -> Reason:

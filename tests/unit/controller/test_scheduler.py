@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from controller.scheduler.actions import (
@@ -279,6 +279,16 @@ def prompt_of(chance: random.Random, length: int) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("case", CASES)
 @settings(max_examples=60, deadline=None)
+@example([(86, 1, False), (9, 1, False), (68, 36, False)], 1, 1, 8, 12, 43677, False)
+@example(
+    [(53, 25, False), (53, 29, False), (68, 57, True), (38, 35, True), (40, 34, False), (80, 17, False)],
+    3,
+    3,
+    8,
+    26,
+    51054,
+    False,
+)
 @given(
     requests=requests,
     stages=st.integers(1, 4),
