@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from stage_worker.models.native.library import NativeKernels
-from stage_worker.models.native.structures import PANEL, Bytes, Product, Rows
+from stage_worker.models.native.structures import PANEL, Bytes, Rows
+from stage_worker.models.native_ops import NativeProduct, panels_of
 
 _LARGEST = 127
 _MOST_INPUTS = 65_536
@@ -36,7 +37,7 @@ class ByteRows:
         return self.structure
 
 
-class Int8Linear:
+class Int8Linear(NativeProduct):
     """Dynamic W8A8: weight rows and tokens each have one scale, sums are exact integers.
 
     Each row of x is rounded by itself, so that a row's result does not depend on the other rows.
@@ -50,24 +51,10 @@ class Int8Linear:
         *,
         float_out: bool = False,
     ) -> None:
-        outputs, inputs = weight.shape
-        self._kernels = kernels
-        self._outputs = outputs
-        self._panels = -(-outputs // PANEL)
-        self._weight, self._scales = _packed(weight, self._panels, kernels)
-        self._bias = bias.float() if bias is not None else None
-        self._out_dtype = torch.float32 if float_out else kernels.dtype
+        self._weight, self._scales = _packed(weight, kernels)
         self._rows = ByteRows()
-        self.product = Product(
-            weight=self._weight.data_ptr(),
-            scales=self._scales.data_ptr(),
-            bias=self._bias.data_ptr() if self._bias is not None else None,
-            inputs=inputs,
-            outputs=outputs,
-            stride=outputs,
-            float_out=int(float_out),
-        )
-        self._reference = byref(self.product)
+        stored = {"weight": self._weight.data_ptr(), "scales": self._scales.data_ptr()}
+        super().__init__(kernels, weight.shape, bias, float_out, **stored)
 
     @staticmethod
     def fits(weight: torch.Tensor) -> bool:
@@ -83,16 +70,11 @@ class Int8Linear:
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Round and multiply; `out` may be used for the result."""
         rows, inputs = x.shape
-        if out is None:
-            out = torch.empty(rows, self._outputs, dtype=self._out_dtype)
         rounded = self._rows.reserve(rows, inputs)
         quantize = Rows(x=x.data_ptr(), bytes=rounded, columns=inputs)
         self._kernels.run(self._kernels.quantize, byref(quantize), rows)
         self.product.bytes = rounded
-        self.product.out = out.data_ptr()
-        self.product.rows = rows
-        self._kernels.run(self._kernels.product, self._reference, self._panels)
-        return out
+        return super().__call__(x, out)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of the weight [len(ids), inputs], as rounded."""
@@ -100,9 +82,10 @@ class Int8Linear:
         return ((packed.float() - 128) * self._scales[ids].unsqueeze(1)).to(self._kernels.dtype)
 
 
-def _packed(weight: torch.Tensor, panels: int, kernels: NativeKernels) -> tuple[torch.Tensor, torch.Tensor]:
+def _packed(weight: torch.Tensor, kernels: NativeKernels) -> tuple[torch.Tensor, torch.Tensor]:
     """Bytes [panels, inputs / 4, 64, 4], which are 128 + w / scale, and the scales [panels x 64]."""
     outputs, inputs = weight.shape
+    panels = panels_of(outputs)
     wide = F.pad(weight.float(), (0, 0, 0, panels * PANEL - outputs))
     scales = wide.abs().amax(1).clamp_(min=torch.finfo(torch.float32).tiny) / _LARGEST
     rounded = (wide / scales.unsqueeze(1)).round_().add_(_LARGEST + 1).to(torch.uint8)

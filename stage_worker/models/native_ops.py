@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import byref
 
 import torch
@@ -14,7 +15,52 @@ _LEAST_ROWS = 16
 """Rows that a thread must have to be worth waking."""
 
 
-class NativeLinear:
+class NativeProduct:
+    """A product of rows with a weight [outputs, inputs] by the kernels, however the weight is stored."""
+
+    def __init__(
+        self,
+        kernels: NativeKernels,
+        shape: Sequence[int],
+        bias: torch.Tensor | None,
+        float_out: bool,
+        **stored: int,
+    ) -> None:
+        """stored: what the structure says of the weight beside its shape."""
+        outputs, inputs = shape
+        self._kernels = kernels
+        self._outputs = outputs
+        self._panels = panels_of(outputs)
+        self._bias = bias.float() if bias is not None else None
+        self._out_dtype = torch.float32 if float_out else kernels.dtype
+        self.product = Product(
+            bias=self._bias.data_ptr() if self._bias is not None else None,
+            inputs=inputs,
+            outputs=outputs,
+            stride=outputs,
+            float_out=int(float_out),
+            **stored,
+        )
+        self._reference = byref(self.product)
+
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Multiply; `out` may be used for the result."""
+        if out is None:
+            out = torch.empty(x.shape[0], self._outputs, dtype=self._out_dtype)
+        arguments = self.product
+        arguments.x = x.data_ptr()
+        arguments.out = out.data_ptr()
+        arguments.rows = x.shape[0]
+        self._kernels.run(self._kernels.product, self._reference, self._panels)
+        return out
+
+
+def panels_of(outputs: int) -> int:
+    """Panels that so many outputs take."""
+    return -(-outputs // PANEL)
+
+
+class NativeLinear(NativeProduct):
     """Weights packed for the kernel: [outputs / 64][inputs / pair][64][pair].
 
     Each output is summed in one fixed order, so that a row's result does not depend on the other rows.
@@ -28,22 +74,8 @@ class NativeLinear:
         *,
         float_out: bool = False,
     ) -> None:
-        outputs, inputs = weight.shape
-        self._kernels = kernels
-        self._outputs = outputs
-        self._panels = -(-outputs // PANEL)
         self._weight = _packed(weight, kernels)
-        self._bias = bias.float() if bias is not None else None
-        self._out_dtype = torch.float32 if float_out else kernels.dtype
-        self.product = Product(
-            weight=self._weight.data_ptr(),
-            bias=self._bias.data_ptr() if self._bias is not None else None,
-            inputs=inputs,
-            outputs=outputs,
-            stride=outputs,
-            float_out=int(float_out),
-        )
-        self._reference = byref(self.product)
+        super().__init__(kernels, weight.shape, bias, float_out, weight=self._weight.data_ptr())
 
     @staticmethod
     def fits(kernels: NativeKernels, weight: torch.Tensor) -> bool:
@@ -55,17 +87,6 @@ class NativeLinear:
         """Memory of weight and bias, bytes."""
         return self._weight.nbytes + (self._bias.nbytes if self._bias is not None else 0)
 
-    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Multiply; `out` may be used for the result."""
-        if out is None:
-            out = torch.empty(x.shape[0], self._outputs, dtype=self._out_dtype)
-        arguments = self.product
-        arguments.x = x.data_ptr()
-        arguments.out = out.data_ptr()
-        arguments.rows = x.shape[0]
-        self._kernels.run(self._kernels.product, self._reference, self._panels)
-        return out
-
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of the weight [len(ids), inputs]."""
         return self._weight[ids // PANEL, :, ids % PANEL].view(len(ids), -1)
@@ -74,7 +95,7 @@ class NativeLinear:
 def _packed(weight: torch.Tensor, kernels: NativeKernels) -> torch.Tensor:
     """Weights [outputs, inputs] as panels."""
     outputs, inputs = weight.shape
-    panels, pair = -(-outputs // PANEL), kernels.pair
+    panels, pair = panels_of(outputs), kernels.pair
     packed = kernels.arena.empty((panels, inputs // pair, PANEL, pair), weight.dtype)
     whole = outputs // PANEL
     rows = weight[: whole * PANEL].view(whole, PANEL, inputs // pair, pair)

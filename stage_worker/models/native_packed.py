@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ctypes import addressof, byref, c_float
+from ctypes import addressof, c_float
 
 import torch
 from torch.nn import functional as F
 
 from stage_worker.models.native.library import NativeKernels
-from stage_worker.models.native.structures import PANEL, Packed, Product
+from stage_worker.models.native.structures import PANEL, Packed
+from stage_worker.models.native_ops import NativeProduct, panels_of
 from stage_worker.models.packed import Code, PackedWeight
 
 _TOGETHER = 32
@@ -28,7 +29,7 @@ _KNOWN = frozenset(
 _SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 
 
-class NativePackedLinear:
+class NativePackedLinear(NativeProduct):
     """Weights of few bits, multiplied as NativeLinear would multiply them unpacked: bit for bit the same."""
 
     def __init__(
@@ -39,18 +40,16 @@ class NativePackedLinear:
         *,
         float_out: bool = False,
     ) -> None:
-        outputs, inputs = weight.shape
         groups = weight.scales.shape[1]
-        self._kernels = kernels
-        self._outputs = outputs
-        self._panels = -(-outputs // PANEL)
         self._fixed = (weight.code, weight.group, weight.zero, weight.table)
         parts = {
             "codes": weight.codes.view(torch.int32),
             "more": None if weight.more is None else weight.more.view(torch.int32),
             **{name: getattr(weight, name) for name in _SCALE_PARTS},
         }
-        self._parts = {name: None if part is None else self._panelled(part) for name, part in parts.items()}
+        self._parts = {
+            name: None if part is None else _panelled(part, kernels) for name, part in parts.items()
+        }
         self._group_of = None if weight.group_of is None else weight.group_of.to(torch.int32).contiguous()
         # Of weights with one zero for all, it is in the table's entries.
         zero = weight.zero if weight.zeros is None else 0.0
@@ -68,17 +67,7 @@ class NativePackedLinear:
             groups_per_unit=groups // unit_count if unit_count else 1,
             zero=weight.zero,
         )
-        self._bias = bias.float() if bias is not None else None
-        self._out_dtype = torch.float32 if float_out else kernels.dtype
-        self.product = Product(
-            packed=addressof(self._packed),
-            bias=self._bias.data_ptr() if self._bias is not None else None,
-            inputs=inputs,
-            outputs=outputs,
-            stride=outputs,
-            float_out=int(float_out),
-        )
-        self._reference = byref(self.product)
+        super().__init__(kernels, weight.shape, bias, float_out, packed=addressof(self._packed))
 
     @staticmethod
     def fits(weight: PackedWeight) -> bool:
@@ -100,17 +89,6 @@ class NativePackedLinear:
         parts = (*self._parts.values(), self._group_of, self._bias)
         return sum(part.nbytes for part in parts if part is not None)
 
-    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Multiply; `out` may be used for the result."""
-        if out is None:
-            out = torch.empty(x.shape[0], self._outputs, dtype=self._out_dtype)
-        arguments = self.product
-        arguments.x = x.data_ptr()
-        arguments.out = out.data_ptr()
-        arguments.rows = x.shape[0]
-        self._kernels.run(self._kernels.product, self._reference, self._panels)
-        return out
-
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of the weight [len(ids), inputs]."""
         panel, place = ids // PANEL, ids % PANEL
@@ -130,15 +108,16 @@ class NativePackedLinear:
         )
         return weight.dequantized(self._kernels.dtype)
 
-    def _panelled(self, part: torch.Tensor) -> torch.Tensor:
-        """[outputs, n] as [panels, n, 64], with zeros behind the last output."""
-        outputs, columns = part.shape
-        result = self._kernels.arena.empty((self._panels, columns, PANEL), part.dtype)
-        whole = outputs // PANEL
-        result[:whole] = part[: whole * PANEL].view(whole, PANEL, columns).transpose(1, 2)
-        if whole < self._panels:
-            result[whole] = F.pad(part[whole * PANEL :], (0, 0, 0, self._panels * PANEL - outputs)).T
-        return result
+
+def _panelled(part: torch.Tensor, kernels: NativeKernels) -> torch.Tensor:
+    """[outputs, n] as [panels, n, 64], with zeros behind the last output."""
+    outputs, columns = part.shape
+    panels, whole = panels_of(outputs), outputs // PANEL
+    result = kernels.arena.empty((panels, columns, PANEL), part.dtype)
+    result[:whole] = part[: whole * PANEL].view(whole, PANEL, columns).transpose(1, 2)
+    if whole < panels:
+        result[whole] = F.pad(part[whole * PANEL :], (0, 0, 0, panels * PANEL - outputs)).T
+    return result
 
 
 _SCALE_PARTS = ("scales", "zeros", "least", "units", "least_units")
