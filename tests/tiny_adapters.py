@@ -25,9 +25,13 @@ def make_adapter(
     targets: Sequence[str] = ALL,
     layers: Sequence[int] | None = None,
     strength: float = 0.3,
+    transposed: bool = False,
     **options: Any,
 ) -> Path:
-    """Write one for the model in `base` to `folder`, and return it. options: of adapter_config.json."""
+    """Write one for the model in `base` to `folder`, and return it. options: of adapter_config.json.
+
+    transposed: the base's weights are [in, out].
+    """
     from safetensors.torch import load_file, save_file
 
     weights = load_file(base / "model.safetensors")
@@ -36,12 +40,13 @@ def make_adapter(
     tensors = {}
     for name, weight in sorted(weights.items()):
         module = name.removesuffix(".weight")
-        match = re.search(r"layers\.([0-9]+)\..*\.(\w+)$", module)
+        match = re.search(r"\.([0-9]+)\..*\.(\w+)$", module)
         if match is None or match[2] not in targets or (layers is not None and int(match[1]) not in layers):
             continue
+        outputs, inputs = reversed(weight.shape) if transposed else weight.shape
         r = next((r for key, r in ranks.items() if re.match(rf"(.*\.)?({key})$", module)), rank)
-        down = torch.randn(r, weight.shape[1], generator=generator) / math.sqrt(weight.shape[1])
-        up = torch.randn(weight.shape[0], r, generator=generator) * strength
+        down = torch.randn(r, inputs, generator=generator) / math.sqrt(inputs)
+        up = torch.randn(outputs, r, generator=generator) * strength
         tensors[f"{PREFIX}{module}.lora_A.weight"] = down
         tensors[f"{PREFIX}{module}.lora_B.weight"] = up
     config = {
@@ -52,6 +57,7 @@ def make_adapter(
         "lora_alpha": alpha,
         "target_modules": list(targets),
         "bias": "none",
+        "fan_in_fan_out": transposed,
         **options,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +80,8 @@ def merged(base: Path, adapter: Path, folder: Path) -> Path:
                 up = tensors[f"{PREFIX}{name}.lora_B.weight"]
                 alpha = _by_pattern(config.get("alpha_pattern", {}), name, config["lora_alpha"])
                 root = config.get("use_rslora")
-                module.weight += up @ down * (alpha / (math.sqrt(len(down)) if root else len(down)))
+                change = up @ down * (alpha / (math.sqrt(len(down)) if root else len(down)))
+                module.weight += change.T if config["fan_in_fan_out"] else change
     model.save_pretrained(folder)
     return folder
 

@@ -34,7 +34,6 @@ _NOT_SERVED: Mapping[str, str] = {
     "use_qalora": "it is a QA-LoRA adapter (use_qalora)",
     "use_bdlora": "it is a block-diagonal adapter (use_bdlora)",
     "layer_replication": "it repeats layers of the base (layer_replication)",
-    "fan_in_fan_out": "its weights are transposed (fan_in_fan_out), as those of no model that runs here",
     "target_parameters": "it adapts bare parameters (target_parameters)",
     "trainable_token_indices": "it trains tokens of the embedding (trainable_token_indices)",
     "alora_invocation_tokens": "it begins in the midst of a prompt (alora_invocation_tokens)",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -11,8 +11,10 @@ from stage_worker.attention.backend import AttentionBackend, AttentionContext
 from stage_worker.executors.torch_compute import Compute
 from stage_worker.executors.torch_executor import StageDecoder
 from stage_worker.kv_pool import KvPool
+from stage_worker.loading.adapters import Adaptable, AdapterFolder
 from stage_worker.loading.checkpoint import Checkpoint
 from stage_worker.loading.stage_weights import StageSlice
+from stage_worker.models.adapters import StageAdapters
 from stage_worker.models.spec import ModelSpec
 from tidepipe_common.errors import ConfigError
 
@@ -31,6 +33,15 @@ class LibraryStage(Protocol):
         """Memory of the weights, bytes."""
         ...
 
+    @property
+    def adapters(self) -> StageAdapters:
+        """Those that sequences may have, by number; `nbytes` counts them already."""
+        ...
+
+    def attach(self, folders: Sequence[AdapterFolder], dtype: torch.dtype, device: torch.device) -> None:
+        """Let sequences have these adapters; once."""
+        ...
+
     def decoder(
         self, spec: ModelSpec, pool: KvPool, device: torch.device, make: MakeAttention
     ) -> StageDecoder:
@@ -43,6 +54,10 @@ class LibraryCode(Protocol):
 
     def check(self) -> frozenset[str]:
         """The names of stored tensors that the model does not use; ModelError if others are missing."""
+        ...
+
+    def adaptable(self) -> Adaptable:
+        """The layers' products that adapters may change."""
         ...
 
     def load(

@@ -33,7 +33,14 @@ from stage_worker.fabric.neighbours import FabricWays, open_ways
 from stage_worker.fabric.pair import check_backend, fabric_device
 from stage_worker.fabric.rendezvous import fabric_id
 from stage_worker.kv_pool import KvPool, size_pool
-from stage_worker.loading.adapters import adaptable, adapted, adapter_bytes, load_adapters, open_adapter
+from stage_worker.loading.adapters import (
+    AdapterFolder,
+    adaptable,
+    adapted,
+    adapter_bytes,
+    load_adapters,
+    open_adapter,
+)
 from stage_worker.loading.model_spec import ModelCode
 from stage_worker.loading.open_checkpoint import open_checkpoint
 from stage_worker.loading.stage_weights import StageSlice, check_weights, load_stage
@@ -124,13 +131,10 @@ class TorchBackend:
         self._compute = make_compute(self._device, self._dtype, torch.get_num_threads(), quantization)
         self._make_sampler = make_sampler or _sampler_of(path)
         self._loaded: tuple[StageSlice, StageWeights | LibraryStage] | None = None
-        if adapters and self._library is not None:
-            raise ConfigError(
-                f"adapters are for families with code of TidePipe's own, not for {spec.architecture}; "
-                "merge them into the model (peft: merge_and_unload)"
-            )
-        shapes = adaptable(spec) if adapters else {}
-        self._adapter_folders = [open_adapter(place, spec, shapes) for place in adapters]
+        self._adapter_folders: list[AdapterFolder] = []
+        if adapters:
+            base = adaptable(spec) if self._library is None else self._library.adaptable()
+            self._adapter_folders = [open_adapter(place, spec, base) for place in adapters]
         self._adapters: tuple[StageSlice, StageAdapters] | None = None
         self.description = BackendDescription(
             model=model,
@@ -169,7 +173,11 @@ class TorchBackend:
         model = self._checkpoint.spec
         part = StageSlice(spec.layer_begin, spec.layer_end, spec.first, spec.last)
         weights = self._weights(part)
-        adapters = self._stage_adapters(part, weights.nbytes)
+        adapters = (
+            self._stage_adapters(part, weights.nbytes)
+            if isinstance(weights, StageWeights)
+            else weights.adapters
+        )
         compute = self._compute
         unpacked = isinstance(weights, StageWeights) and weights.by_pytorch
         slow = compute.slow_for(model, spec.block_size, unpacked)
@@ -268,19 +276,27 @@ class TorchBackend:
     def _stage_adapters(self, part: StageSlice, weight_bytes: int) -> StageAdapters:
         if self._adapters is None or self._adapters[0] != part:
             self._adapters = None
-            # On a CPU in float32, as PEFT computes them beside weights of any type.
-            dtype = torch.float32 if self._device.type == "cpu" else self._dtype
-            needed, budget = adapter_bytes(self._adapter_folders, part, dtype), self.description.memory_budget
-            if weight_bytes + needed > budget:
-                raise ConfigError(
-                    f"a memory budget of {budget} bytes is too small: {weight_bytes} bytes of weights and "
-                    f"{needed} of adapters, without a KV block yet; raise it, give fewer adapters, or split "
-                    "the model over more stages"
-                )
-            spec = self._checkpoint.spec
+            self._check_adapters(part, weight_bytes)
+            spec, dtype = self._checkpoint.spec, self._adapter_dtype
             loaded = load_adapters(self._adapter_folders, spec, part, dtype, self._device)
             self._adapters = part, loaded
         return self._adapters[1]
+
+    @property
+    def _adapter_dtype(self) -> torch.dtype:
+        # On a CPU in float32, as PEFT computes them beside weights of any type.
+        return torch.float32 if self._device.type == "cpu" else self._dtype
+
+    def _check_adapters(self, part: StageSlice, weight_bytes: int) -> None:
+        """Raise ConfigError if they do not fit into memory, before they are read."""
+        needed = adapter_bytes(self._adapter_folders, part, self._adapter_dtype)
+        budget = self.description.memory_budget
+        if weight_bytes + needed > budget:
+            raise ConfigError(
+                f"a memory budget of {budget} bytes is too small: {weight_bytes} bytes of weights and "
+                f"{needed} of adapters, without a KV block yet; raise it, give fewer adapters, or split "
+                "the model over more stages"
+            )
 
     def _weights(self, part: StageSlice) -> StageWeights | LibraryStage:
         if self._loaded is None or self._loaded[0] != part:
@@ -299,7 +315,11 @@ class TorchBackend:
 
     def _read(self, part: StageSlice) -> StageWeights | LibraryStage:
         if self._library is not None:
-            return self._library.load(part, self._dtype, self._device, products_of(self._compute))
+            stage = self._library.load(part, self._dtype, self._device, products_of(self._compute))
+            if self._adapter_folders:
+                self._check_adapters(part, stage.nbytes)
+                stage.attach(self._adapter_folders, self._adapter_dtype, self._device)
+            return stage
         return load_stage(
             self._checkpoint,
             part,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -67,32 +68,47 @@ class AdapterFolder:
         return target
 
 
-def open_adapter(
-    place: AdapterPlace, spec: ModelSpec, shapes: Mapping[str, tuple[int, int]]
-) -> AdapterFolder:
-    """Open PEFT's folder; ModelError, which names the adapter, for whatever does not fit.
+def _itself(name: str) -> str:
+    return name
 
-    shapes: [out, in] of each product of the base that can be adapted, by its name in the whole model.
+
+@dataclass(frozen=True, slots=True)
+class Adaptable:
+    """The products of a base that adapters may change.
+
+    shapes: [out, in] of each, by its name in the whole model. renamed: makes such a name of what it is called
+    in checkpoints, by which adapters may go.
     """
+
+    shapes: Mapping[str, tuple[int, int]]
+    renamed: Callable[[str], str] = _itself
+
+    def find(self, module: str) -> str | None:
+        """The name of a product that an adapter calls so."""
+        # Adapters of a bare model leave its prefix out.
+        names = (module, f"model.{module}", self.renamed(module))
+        return next((name for name in names if name in self.shapes), None)
+
+
+def open_adapter(place: AdapterPlace, spec: ModelSpec, base: Adaptable) -> AdapterFolder:
+    """Open PEFT's folder; ModelError, which names the adapter, for whatever does not fit."""
     try:
         config = read_adapter_config(place.folder)
-        return _opened(place.name, config, spec, shapes)
+        return _opened(place.name, config, spec, base)
     except ModelError as error:
         raise ModelError(f"adapter {place.name}: {error}") from error
 
 
-def _opened(
-    name: str, config: AdapterConfig, spec: ModelSpec, shapes: Mapping[str, tuple[int, int]]
-) -> AdapterFolder:
+def _opened(name: str, config: AdapterConfig, spec: ModelSpec, base: Adaptable) -> AdapterFolder:
     file = config.folder / WEIGHTS
     if (size := file.stat().st_size) > MAX_ADAPTER_BYTES:
         raise ModelError(f"{file}: has {size} bytes, of {MAX_ADAPTER_BYTES} that an adapter may have")
     tensors = read_header(file)
     halves: dict[str, dict[str, StoredTensor]] = {}
     for tensor in tensors.values():
-        module, half = _module_of(file, tensor.name, shapes)
+        module, half = _module_of(file, tensor.name, base)
         halves.setdefault(module, {})[half] = tensor
-    modules = {module: _checked(file, module, both, config, shapes) for module, both in halves.items()}
+    modules = {module: _checked(file, module, both, config, base.shapes) for module, both in halves.items()}
     if not modules:
         raise ModelError(f"{file}: has no tensors")
     adapted = {module.rpartition(".")[2] for module in modules}
@@ -103,7 +119,7 @@ def _opened(
     return AdapterFolder(name, _fingerprint(file, modules), modules, Checkpoint(config.folder, spec, tensors))
 
 
-def _module_of(file: Path, name: str, shapes: Mapping[str, tuple[int, int]]) -> tuple[str, str]:
+def _module_of(file: Path, name: str, base: Adaptable) -> tuple[str, str]:
     """The module that a tensor adapts, and which half of it it is: A or B."""
     match = _TENSOR.fullmatch(name)
     if match is None:
@@ -111,10 +127,9 @@ def _module_of(file: Path, name: str, shapes: Mapping[str, tuple[int, int]]) -> 
             f"{file}: tensor {quoted(name)} is no part of LoRA for a product of the layers (embeddings, the "
             f"LM head and whole modules are not served); {MERGE}"
         )
-    # Adapters of a bare model leave its prefix out.
-    module = next((one for one in (match[1], f"model.{match[1]}") if one in shapes), None)
+    module = base.find(match[1])
     if module is None:
-        kinds = sorted({one.rpartition(".")[2] for one in shapes})
+        kinds = sorted({one.rpartition(".")[2] for one in base.shapes})
         last = match[1].rpartition(".")[2]
         why = "the base has no such layer; is the adapter for another one?"
         if last not in kinds:
@@ -166,15 +181,17 @@ def _fingerprint(file: Path, modules: Mapping[str, AdaptedModule]) -> str:
     return digest.hexdigest()
 
 
-def adaptable(spec: ModelSpec) -> dict[str, tuple[int, int]]:
-    """[out, in] of the decoder's products, by their names in the whole model."""
+def adaptable(spec: ModelSpec) -> Adaptable:
+    """The decoder's products."""
     kinds = {kind: (parts, inputs) for kind, parts, inputs in _products(spec)}
-    return {
-        f"model.layers.{layer}.{name}": (outputs, inputs)
-        for layer in range(spec.layers)
-        for parts, inputs in kinds.values()
-        for name, outputs in parts
-    }
+    return Adaptable(
+        {
+            f"model.layers.{layer}.{name}": (outputs, inputs)
+            for layer in range(spec.layers)
+            for parts, inputs in kinds.values()
+            for name, outputs in parts
+        }
+    )
 
 
 def _products(spec: ModelSpec) -> Sequence[tuple[str, Sequence[tuple[str, int]], int]]:
@@ -189,17 +206,43 @@ def _products(spec: ModelSpec) -> Sequence[tuple[str, Sequence[tuple[str, int]],
 
 
 def adapter_bytes(folders: Iterable[AdapterFolder], part: StageSlice, dtype: torch.dtype) -> int:
-    """What `load_adapters` will take."""
-    layers = tuple(f"model.layers.{layer}." for layer in range(part.begin, part.end))
-    distinct = {folder.fingerprint: folder for folder in folders}
+    """What a stage's part of them will take."""
     values = sum(
         math.prod(stored.shape)
-        for folder in distinct.values()
+        for folder in numbered(folders)
         for name, module in folder.modules.items()
-        if name.startswith(layers)
+        if part.begin <= _layer_of(name) < part.end
         for stored in (module.down, module.up)
     )
     return values * dtype.itemsize
+
+
+def _layer_of(module: str) -> int:
+    """The first number in its name."""
+    return int(next(part for part in module.split(".") if part.isdecimal()))
+
+
+def numbered(folders: Iterable[AdapterFolder]) -> list[AdapterFolder]:
+    """One of each content, in the order of their numbers, which begin with 1."""
+    return list({folder.fingerprint: folder for folder in folders}.values())
+
+
+def numbers(distinct: Iterable[AdapterFolder]) -> dict[str, int]:
+    """Numbers by fingerprint."""
+    return {folder.fingerprint: number for number, folder in enumerate(distinct, start=1)}
+
+
+def low_rank(
+    folder: AdapterFolder, parts: Iterable[tuple[int, str]], dtype: torch.dtype, device: torch.device
+) -> LowRank | None:
+    """What an adapter adds to a product; None: nothing. parts: (first output there, name) of those in it."""
+    pieces = []
+    for begin, name in parts:
+        if (module := folder.modules.get(name)) is not None:
+            down = folder.read(module.down, dtype, device)
+            up = folder.read(module.up, torch.float32, device).mul_(module.scale).to(dtype)
+            pieces.append((begin, down, up))
+    return LowRank.of(pieces) if pieces else None
 
 
 def load_adapters(
@@ -210,25 +253,21 @@ def load_adapters(
     device: torch.device,
 ) -> StageAdapters:
     """A stage's part of them, and nothing else of their files. dtype: in which they are computed."""
-    distinct = {folder.fingerprint: folder for folder in folders}
+    distinct = numbered(folders)
 
     def one_product(folder: AdapterFolder, layer: int, names: Sequence[tuple[str, int]]) -> LowRank | None:
-        begin, pieces = 0, []
-        for name, outputs in names:
-            module = folder.modules.get(f"model.layers.{layer}.{name}")
-            if module is not None:
-                down = folder.read(module.down, dtype, device)
-                up = folder.read(module.up, torch.float32, device).mul_(module.scale).to(dtype)
-                pieces.append((begin, down, up))
-            begin += outputs
-        return LowRank.of(pieces) if pieces else None
+        begins = accumulate((outputs for _, outputs in names), initial=0)
+        parts = [
+            (begin, f"model.layers.{layer}.{name}") for begin, (name, _) in zip(begins, names, strict=False)
+        ]
+        return low_rank(folder, parts, dtype, device)
 
     return StageAdapters(
-        numbers={fingerprint: number for number, fingerprint in enumerate(distinct, start=1)},
+        numbers=numbers(distinct),
         layers=tuple(
             LayerAdapters(
                 **{
-                    kind: tuple(one_product(folder, layer, names) for folder in distinct.values())
+                    kind: tuple(one_product(folder, layer, names) for folder in distinct)
                     for kind, names, _ in _products(spec)
                 }
             )

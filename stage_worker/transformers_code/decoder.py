@@ -6,6 +6,7 @@ import torch
 
 from stage_worker.attention.batch import RaggedBatch
 from stage_worker.device_copies import copies_for
+from stage_worker.models.adapters import StepAdapters
 from stage_worker.transformers_code.stage_attention import StageAttention
 from stage_worker.transformers_code.stage_model import StageModel
 
@@ -13,7 +14,11 @@ from stage_worker.transformers_code.stage_model import StageModel
 class TransformersDecoder:
     """Layers of a model, over packed rows without padding."""
 
-    def __init__(self, stage: StageModel, attention: StageAttention, device: torch.device) -> None:
+    def __init__(
+        self, stage: StageModel, attention: StageAttention, device: torch.device, adapters: StepAdapters
+    ) -> None:
+        """adapters: what modules with adapters beside them are told of a step's tokens."""
+        self._adapters = adapters
         self._stage = stage
         self._attention = attention
         self._copies = copies_for(device)
@@ -26,6 +31,7 @@ class TransformersDecoder:
     def forward(self, batch: RaggedBatch, residual: torch.Tensor) -> torch.Tensor:
         """Run the stage's layers on token ids [tokens], or the residual stream [tokens, hidden]."""
         self._attention.begin(batch)
+        self._adapters.segments = batch.adapter_segments()
         positions = self._copies.upload("model_positions", batch.positions)
         if residual.dtype == torch.int64:
             return self._stage.forward(positions, residual, None)

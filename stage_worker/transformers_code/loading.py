@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from stage_worker.kv_pool import KvPool
+from stage_worker.loading.adapters import Adaptable, AdapterFolder, numbered, numbers
 from stage_worker.loading.checkpoint import Checkpoint
 from stage_worker.loading.stage_weights import StageSlice
+from stage_worker.models.adapters import NO_ADAPTERS, StageAdapters, StepAdapters
 from stage_worker.models.spec import ModelSpec
+from stage_worker.transformers_code.adapters import attach
 from stage_worker.transformers_code.attention_calls import UnsuitableError
 from stage_worker.transformers_code.decoder import TransformersDecoder
 from stage_worker.transformers_code.products import Products, held_bytes, replace_products
 from stage_worker.transformers_code.skeleton import Skeleton, build, look_at
 from stage_worker.transformers_code.stage_attention import MakeAttention, StageAttention
 from stage_worker.transformers_code.stage_model import StageModel
-from stage_worker.transformers_code.weights import WeightMap
+from stage_worker.transformers_code.weights import Names, WeightMap
 from tidepipe_common.errors import ModelError
 
 _T = TypeVar("_T")
@@ -64,6 +67,17 @@ class LibraryModel:
         names.check([name for name, _ in whole.own_tensors()])
         return frozenset(names.unused)
 
+    def adaptable(self) -> Adaptable:
+        """The layers' products that adapters may change."""
+        skeleton = self._skeleton(torch.float32)
+        names = Names(skeleton.model)
+
+        def renamed(module: str) -> str:
+            found = names.of(f"{module}.weight")
+            return module if found is None else found[0].removesuffix(".weight")
+
+        return Adaptable(skeleton.products, renamed)
+
     def load(
         self, part: StageSlice, dtype: torch.dtype, device: torch.device, products: Products | None
     ) -> LoadedStage:
@@ -92,17 +106,24 @@ class LibraryModel:
 
 @dataclass(slots=True)
 class LoadedStage:
-    """A stage with its weights. nbytes: of them."""
+    """A stage with its weights. nbytes: of them, and of its adapters."""
 
     stage: StageModel
     nbytes: int
+    adapters: StageAdapters = NO_ADAPTERS
+    step: StepAdapters = field(default_factory=StepAdapters)
+
+    def attach(self, folders: Sequence[AdapterFolder], dtype: torch.dtype, device: torch.device) -> None:
+        """Let sequences have these adapters."""
+        self.nbytes += attach(self.stage, folders, dtype, device, self.step)
+        self.adapters = StageAdapters(numbers(numbered(folders)))
 
     def decoder(
         self, spec: ModelSpec, pool: KvPool, device: torch.device, make: MakeAttention
     ) -> TransformersDecoder:
         """What computes the stage's steps."""
         attention = StageAttention(spec, self.stage.calls, self.stage.part.begin, pool, make)
-        return TransformersDecoder(self.stage, attention, device)
+        return TransformersDecoder(self.stage, attention, device, self.step)
 
 
 def skeleton_of(config: PretrainedConfig, dtype: torch.dtype) -> Skeleton:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.pytorch_utils import Conv1D
 
 from stage_worker.transformers_code.attention_calls import NAME, AttentionCall, UnsuitableError, recorded
 from stage_worker.transformers_code.older import use_interface
@@ -50,6 +51,7 @@ class Skeleton:
     tuples: how many values a layer returns, 0 for one that returns no tuple.
     before, after: modules with parameters of their own, beside the layers, that are called before the first
     layer and behind the last one, by path; with `before` the shape of what they return behind the tokens.
+    products: [out, in] of the layers' linear modules through which each token goes once, by path.
     """
 
     model: PreTrainedModel
@@ -58,6 +60,7 @@ class Skeleton:
     tuples: int
     before: dict[str, tuple[int, ...]]
     after: frozenset[str]
+    products: dict[str, tuple[int, int]]
 
     @property
     def layer_list(self) -> nn.ModuleList:
@@ -97,7 +100,7 @@ def look_at(model: PreTrainedModel) -> Skeleton:
     use_attention(model, NAME, _UNCOMPUTED)
     use_interface(model)
     outputs: list[Any] = []
-    beside = _Beside(model, path)
+    beside, products = _Beside(model, path), _Products(layers, path)
     hook = layers[0].register_forward_hook(lambda module, inputs, output: outputs.append(output))
     buffers = dict(model.named_buffers())
     try:
@@ -113,6 +116,7 @@ def look_at(model: PreTrainedModel) -> Skeleton:
     finally:
         hook.remove()
         beside.remove()
+        products.remove()
         _restore(model, buffers)
     names = {module: name for name, module in model.named_modules()}
     calls: dict[str, tuple[int, AttentionCall]] = {}
@@ -133,7 +137,7 @@ def look_at(model: PreTrainedModel) -> Skeleton:
     if not outputs:
         raise UnsuitableError("layers that are not run one after the other")
     tuples = len(outputs[0]) if isinstance(outputs[0], tuple) else 0
-    return Skeleton(model, path, calls, tuples, beside.before, frozenset(beside.after))
+    return Skeleton(model, path, calls, tuples, beside.before, frozenset(beside.after), products.found)
 
 
 class _Beside:
@@ -163,6 +167,32 @@ class _Beside:
             self.after.add(name)
         elif isinstance(output, torch.Tensor) and next(module.parameters(recurse=False), None) is not None:
             self.before[name] = tuple(output.shape[2:])
+
+
+class _Products:
+    """Notes the layers' products that are called once, with all tokens in their order."""
+
+    def __init__(self, layers: nn.ModuleList, path: str) -> None:
+        self.found: dict[str, tuple[int, int]] = {}
+        self._called: set[str] = set()
+        self._hooks = [
+            module.register_forward_hook(partial(self._note, f"{path}.{name}"))
+            for name, module in layers.named_modules()
+            if isinstance(module, nn.Linear | Conv1D)
+        ]
+
+    def remove(self) -> None:
+        """Note nothing any more."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _note(self, name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
+        again = name in self._called
+        self._called.add(name)
+        if not again and inputs and inputs[0].shape[:-1].numel() == _TOKENS:
+            self.found[name] = output.shape[-1], inputs[0].shape[-1]
+        else:
+            self.found.pop(name, None)
 
 
 def first_position(model: nn.Module) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
@@ -39,30 +40,56 @@ class _Group:
     sources: list[tuple[str, str]] = field(default_factory=list)
 
 
+class Names:
+    """What tensors of checkpoints are called in a model.
+
+    shapes: of the model's own tensors.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.shapes: dict[str, torch.Tensor] = dict(model.state_dict())
+        mapping = get_model_conversion_mapping(model)
+        self._renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
+        self._converters = [one for one in mapping if isinstance(one, WeightConverter)]
+        self._by_pattern = {pattern: one for one in self._converters for pattern in one.source_patterns}
+        self._prefix = model.base_model_prefix
+
+    def of(self, stored: str) -> tuple[str, str | None] | None:
+        """A stored tensor's name in the model, and the pattern of the converter that it goes through.
+
+        None for what the model does not have.
+        """
+        name, pattern = rename_source_key(
+            stored, self._renamings, self._converters, self._prefix, self.shapes
+        )
+        if name not in self.shapes and stored in self.shapes:
+            return stored, None
+        return (name, pattern) if name in self.shapes else None
+
+    def converter(self, pattern: str) -> WeightConverter:
+        """A new one, of a pattern that `of` gave."""
+        return copy.deepcopy(self._by_pattern[pattern])
+
+
 class WeightMap:
     """Which stored tensors become which of a model's."""
 
     def __init__(self, skeleton: Skeleton, checkpoint: Checkpoint) -> None:
         self._model = skeleton.model
         self._checkpoint = checkpoint
-        self._shapes: dict[str, torch.Tensor] = dict(skeleton.model.state_dict())
+        names = Names(skeleton.model)
+        self._shapes = names.shapes
         self.groups: dict[str, _Group] = {}
         self.unused: set[str] = set()
-        mapping = get_model_conversion_mapping(self._model)
-        renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
-        converters = [one for one in mapping if isinstance(one, WeightConverter)]
-        by_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
-        prefix = self._model.base_model_prefix
         for stored in sorted(checkpoint.tensors, key=dot_natural_key):
-            name, pattern = rename_source_key(stored, renamings, converters, prefix, self._shapes)
-            if name not in self._shapes and stored in self._shapes:
-                name, pattern = stored, None
-            if name not in self._shapes:
+            found = names.of(stored)
+            if found is None:
                 self.unused.add(stored)
                 continue
+            name, pattern = found
             group = self.groups.get(name)
             if group is None:
-                converter = copy.deepcopy(by_pattern[pattern]) if pattern is not None else None
+                converter = names.converter(pattern) if pattern is not None else None
                 group = self.groups[name] = _Group(name, converter)
             group.sources.append((stored, stored if pattern is None else pattern))
         self._by_target = {target: group for group in self.groups.values() for target in self._targets(group)}
