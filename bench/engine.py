@@ -143,6 +143,7 @@ class Pipeline:
                 threads=1,
                 memory_budget=8 << 30,
                 adapters=parse_adapters(options.lora) if options.lora else (),
+                model_code=options.model_code,
             )
             self.adapters = {one.name: one.fingerprint for one in backend.description.adapters}
             self.shape = backend.description.shape
@@ -271,6 +272,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quantization")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--model-code", default="auto", help="as of tidepipe up")
     parser.add_argument("--lora", help="as of tidepipe up, with commas; an item may name its `adapter`")
     parser.add_argument("--policy", default="auto")
     parser.add_argument("--block-size", type=int, default=16)

@@ -61,15 +61,8 @@ def answers(
 ) -> Answered:
     """What our scheduler and executors say to each item in one process, all in flight together."""
     usual = {"dtype": "float32", "quantization": None, "policy": "auto", "block_size": BLOCK, "lora": None}
-    known = {
-        **usual,
-        "prefill_tokens": 0,
-        "layer_split": None,
-        "microbatches": 0,
-        "device": device,
-        **options,
-    }
-    pipeline = Pipeline(str(model), stages, Namespace(**known), items)
+    usual |= {"prefill_tokens": 0, "layer_split": None, "microbatches": 0, "model_code": "auto"}
+    pipeline = Pipeline(str(model), stages, Namespace(**{**usual, "device": device, **options}), items)
     began = time.perf_counter()
     said, _ = pipeline.run(items, KernelClock(), 0.0)
     seconds = time.perf_counter() - began
@@ -94,6 +87,8 @@ def exactness(settings: Settings) -> Found:
         for stages in (1, 2):
             got = answers(model, device, _items(prompts, TOKENS), stages).tokens
             cases[f"{family}, {stages} stages"] = got == expected
+        library = answers(model, device, _items(prompts, TOKENS), 2, model_code="transformers").tokens
+        cases[f"{family} by transformers' code"] = library == expected
     base = folder / "llama"
     for form in PACKED:
         packed = write_quantized(base, folder / form, form)
