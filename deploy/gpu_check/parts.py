@@ -42,6 +42,8 @@ Settings = dict[str, Any]
 BLOCK = 16
 TOKENS = 24
 FAMILIES = ("llama", "qwen2", "qwen3", "smollm3")
+BY_THE_LIBRARY = ("llama",)
+"""Each is tried by the worker first, which takes seconds."""
 PACKED = ("gptq", "awq", "int4", "fp8")
 SAME_SHARE = 0.9
 """Of the first tokens that graphs decode, in bfloat16: sums in another order may tip one."""
@@ -87,8 +89,9 @@ def exactness(settings: Settings) -> Found:
         for stages in (1, 2):
             got = answers(model, device, _items(prompts, TOKENS), stages).tokens
             cases[f"{family}, {stages} stages"] = got == expected
-        library = answers(model, device, _items(prompts, TOKENS), 2, model_code="transformers").tokens
-        cases[f"{family} by transformers' code"] = library == expected
+        if family in BY_THE_LIBRARY:
+            library = answers(model, device, _items(prompts, TOKENS), 2, model_code="transformers").tokens
+            cases[f"{family} by transformers' code"] = library == expected
     base = folder / "llama"
     for form in PACKED:
         packed = write_quantized(base, folder / form, form)
