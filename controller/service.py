@@ -89,6 +89,7 @@ def scheduler_spec_of(
         knobs=_knobs(settings, body.most_rows if body else 0),
         prefix_caching=settings.prefix_caching == "on",
         histories=body is not None and body.wants_history,
+        kv_transfer=settings.kv_transfer,
     )
 
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 import structlog
 
 from stage_worker.executors.protocol import Executor, OffloadError, PlanError, StageSpec
+from stage_worker.hand_over import KvTransfers
 from stage_worker.link import MAX_QUEUED, NextStageLink, describe
 from stage_worker.sequence_spans import SequenceSpans
 from tidepipe_common.types.plan import FailureKind, Phase, StageFailure, StageNews, StepPlan, StepReport
@@ -98,6 +99,14 @@ class Epoch:
         self._runner = StepRunner(executor, first=spec.first, done=self._step_done, failed=self._step_failed)
         self._link = None if spec.last else NextStageLink(next_address, number, max_message_bytes)
         self._link_task: asyncio.Task[None] | None = None
+        self.transfers = KvTransfers(
+            number,
+            (spec.layer_begin, spec.layer_end),
+            executor.kv,
+            executor.kv_blocks,
+            max_message_bytes,
+            self.reports.put_nowait,
+        )
 
     def start(self) -> None:
         """The controller is here: connect to the next stage."""
@@ -121,6 +130,7 @@ class Epoch:
         """Stop everything; returns when the compute thread has left its step. StuckError: it does not."""
         self.ended.set()
         self._spans.close()
+        await self.transfers.close()
         if self._link_task is not None:
             self._link_task.cancel()
             await asyncio.gather(self._link_task, return_exceptions=True)
@@ -159,6 +169,7 @@ class Epoch:
         if self.ended.is_set():
             return
         self._account.count(plan, hidden, report)
+        self.transfers.step_done(plan.step_id)
         self._spans.note(plan, report)
         if self._link is not None and hidden is not None:
             try:

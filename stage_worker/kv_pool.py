@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -97,6 +98,23 @@ class KvPool:
         """Keys and values of all layers in one block: [layers, 2, kv_heads, block_size, head_dim]."""
         return self._data[:, block]
 
+    def read(self, layer: int, blocks: Sequence[int]) -> bytes:
+        """What is in blocks of the stage's layer number `layer`, one behind the other."""
+        chosen = self._data[layer][torch.tensor(blocks, device=self._data.device)]
+        data: bytes = chosen.cpu().view(-1).view(torch.uint8).numpy().tobytes()
+        return data
+
+    def write(self, layer: int, blocks: Sequence[int], data: bytes) -> None:
+        """The reverse of `read`. ValueError: it is not of their size."""
+        size = self.geometry.block_bytes // self.geometry.layers
+        if len(data) != len(blocks) * size:
+            raise ValueError(f"{len(data)} bytes for {len(blocks)} blocks of {size}")
+        if not blocks:
+            return
+        flat = torch.frombuffer(bytearray(data), dtype=self._data.dtype)
+        content = flat.view(len(blocks), *self._data.shape[2:]).to(self._data.device)
+        self._data[layer][torch.tensor(blocks, device=self._data.device)] = content
+
     def block_bytes_by_layer(self) -> list[torch.Tensor]:
         """For each layer the bytes of its blocks: [blocks, bytes]."""
         return [layer.view(len(layer), -1).view(torch.uint8) for layer in self._data]
@@ -113,3 +131,29 @@ class KvPool:
         part.geometry = replace(self.geometry, kv_heads=kv_heads)
         part._data = self._data[:, :, :, :kv_heads]
         return part
+
+
+class PoolAccess:
+    """The blocks of a pool for other instances' stages; implements `KvAccess`."""
+
+    def __init__(self, pool: KvPool, first_layer: int, order: str) -> None:
+        """first_layer: of the stage. order: of values within a block and head, by a name for it."""
+        geometry = pool.geometry
+        dtype = str(geometry.dtype).removeprefix("torch.")
+        sizes = f"{geometry.kv_heads}x{geometry.block_size}x{geometry.head_dim}"
+        self.layout = f"{order} {dtype} {sizes}"
+        self.layer_block_bytes = geometry.block_bytes // geometry.layers
+        self._pool = pool
+        self._first_layer = first_layer
+
+    def read(self, layer: int, blocks: tuple[int, ...]) -> bytes:
+        """See KvAccess."""
+        return self._pool.read(layer - self._first_layer, blocks)
+
+    def write(self, layer: int, blocks: tuple[int, ...], data: bytes) -> None:
+        """See KvAccess."""
+        self._pool.write(layer - self._first_layer, blocks, data)
+
+    def way_s(self, nbytes: int) -> float:
+        """See KvAccess."""
+        return 0.0

@@ -9,11 +9,14 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+import grpc
+
 from controller.api.report import WAIT_BETWEEN_S, interval_s
 from controller.scheduler.actions import Refusal, Refused
 from controller.scheduler.events import NewSequence
 from tidepipe.v1 import controller_pb2, controller_pb2_grpc, timeline_pb2, timeline_pb2_grpc
 from tidepipe_common.codec.controller import check_spec
+from tidepipe_common.codec.kv_transfer import handle_from_wire, lease_from_wire
 from tidepipe_common.codec.prompt import prompt_from_wire
 from tidepipe_common.codec.sampling import sampling_from_wire
 from tidepipe_common.errors import InvalidRequestError
@@ -23,8 +26,6 @@ from tidepipe_common.rpc.results import ResultsHub, stream_results
 from tidepipe_common.rpc.server import RpcServer
 
 if TYPE_CHECKING:
-    import grpc
-
     Context = grpc.aio.ServicerContext[Any, Any]
 
 Verdict = controller_pb2.SubmitVerdict
@@ -92,6 +93,10 @@ class SequencesServicer(controller_pb2_grpc.ControllerServiceServicer):
         """Size of the blocks whose keys are reckoned while a long prompt is read; 0: none."""
         return 0
 
+    def _export(self, sequence_ids: Sequence[str], lease_s: float) -> bool:
+        """Have sequences go on elsewhere; False if the instance cannot."""
+        return False
+
     def _teller(self, router_id: str) -> Teller:
         raise NotImplementedError
 
@@ -125,6 +130,19 @@ class SequencesServicer(controller_pb2_grpc.ControllerServiceServicer):
         for sequence_id in request.ended_sequence_ids:
             self._instance.hub.acknowledge(sequence_id)
         return controller_pb2.CancelSequencesResponse()
+
+    async def ExportSequences(  # noqa: N802
+        self, request: controller_pb2.ExportSequencesRequest, context: Context
+    ) -> controller_pb2.ExportSequencesResponse:
+        """See controller.proto."""
+        async with self._reading:
+            pass
+        if not self._export(request.sequence_ids, lease_from_wire(request.lease_ms)):
+            await context.abort(
+                grpc.StatusCode.UNIMPLEMENTED,
+                f"{self._instance_id} hands no sequence over, its KV blocks stay",
+            )
+        return controller_pb2.ExportSequencesResponse()
 
     async def WatchResults(  # noqa: N802
         self, request: controller_pb2.WatchResultsRequest, context: Context
@@ -184,6 +202,7 @@ def new_sequence_from_wire(spec: controller_pb2.SequenceSpec, now: float) -> New
         adapter=spec.adapter,
         piece_gap_s=spec.piece_gap_ms / 1000,
         trace_context=spec.trace_context,
+        kv=handle_from_wire(spec.kv) if spec.HasField("kv") else None,
     )
 
 

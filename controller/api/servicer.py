@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from controller.api.report import report_to_wire
@@ -52,6 +52,12 @@ class ControllerServicer(SequencesServicer):
         about = self._instance.body.about
         return [] if about is None else [one.fingerprint for one in about.adapters]
 
+    def _export(self, sequence_ids: Sequence[str], lease_s: float) -> bool:
+        if not self._instance.hands_over:
+            return False
+        self._instance.export(sequence_ids, lease_s)
+        return True
+
     def _key_blocks(self) -> int:
         config = self._instance.scheduler.config
         return config.block_size if config.prefix_caching else 0
@@ -92,6 +98,7 @@ class ControllerServicer(SequencesServicer):
             max_sequences=scheduler.config.max_sequences,
             lacks=sorted(self._instance.body.lacks),
             adapters=adapters_to_wire(about.adapters),
+            hands_over=self._instance.hands_over,
         )
         add_offer(reply, self._settings)
         return reply

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from controller.runtime.kv_port import KvPort
 from controller.runtime.stage_client import StageAbout, StageAccount
 from controller.scheduler.offload import OffloadCapacity
 from controller.scheduler.patience import StepWatch
@@ -75,6 +76,11 @@ class Body(Protocol):
     @property
     def offload(self) -> OffloadCapacity:
         """Of the second tier in this epoch."""
+        ...
+
+    @property
+    def kv(self) -> KvPort | None:
+        """Its KV blocks towards other instances; None: it neither hands them out nor takes others'."""
         ...
 
     @property

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -18,15 +20,21 @@ from controller.scheduler.actions import (
     Action,
     Dispatch,
     Emit,
+    Fetch,
     Finish,
+    GrantEnded,
+    HandedOver,
     PhaseSwitched,
     Preempted,
     PrefixFound,
     PromptRead,
     Refused,
+    TakenOver,
 )
 from controller.scheduler.events import (
+    BlocksFetched,
     Event,
+    HandOverAsked,
     LengthPredicted,
     NewSequence,
     PolicyChosen,
@@ -43,7 +51,10 @@ from tidepipe_common.errors import InvalidRequestError, UnavailableError
 from tidepipe_common.notifier import Notifier
 from tidepipe_common.rpc.results import ABANDONED_AFTER_S, ResultsHub
 from tidepipe_common.settings.defaults import LIVE_POLICIES
+from tidepipe_common.types.kv_transfer import KvFetch, KvFetched, KvGrant, KvHandle, KvOrders
 from tidepipe_common.types.plan import StepReport
+from tidepipe_common.types.results import SequenceEnd
+from tidepipe_common.types.sampling import FinishReason
 
 TICK_S = 0.1
 
@@ -84,6 +95,8 @@ class LiveInstance:
         self._spans = spans or SequenceSpans()
         self._scheduler: Scheduler | None = None
         self._on_serving = on_serving
+        if body.kv is not None:
+            body.kv.on_fetched = self._fetched
 
     @property
     def ready(self) -> bool:
@@ -172,7 +185,7 @@ class LiveInstance:
         for one in arrivals:
             if one.sequence_id not in self.hub.records:
                 self.hub.open(one.sequence_id, router_id, one.output, now, one.piece_gap_s)
-                fresh.append(self._spans.begin(one))
+                fresh.append(self._spans.begin(self._usable(one)))
         actions = self._handle(SequencesArrived(tuple(fresh)))
         self.changed.notify_all()
         refused = {action.sequence_id: action for action in actions if isinstance(action, Refused)}
@@ -182,6 +195,36 @@ class LiveInstance:
             if sequence := scheduler.sequences.get(one.sequence_id):
                 self.lengths.ask(sequence, one.features)
         return refused
+
+    def _usable(self, one: NewSequence) -> NewSequence:
+        """The same, without KV blocks that cannot be used here."""
+        if one.kv is None:
+            return one
+        port = self.body.kv
+        obstacle = "this instance takes no KV blocks over"
+        if port is not None:
+            obstacle = port.layout(self.body.about).obstacle(one.kv)
+        if not obstacle:
+            return one
+        log.info("computed anew", sequence=one.sequence_id, reason=obstacle)
+        return replace(one, kv=None)
+
+    @property
+    def hands_over(self) -> bool:
+        """Can its sequences go on elsewhere with their KV blocks?"""
+        port = self.body.kv
+        return port is not None and bool(port.layout(self.body.about).layout)
+
+    def export(self, sequence_ids: Sequence[str], lease_s: float) -> None:
+        """Have sequences go on elsewhere."""
+        fetchable = self.serving and self.hands_over
+        asked = tuple((name, secrets.token_hex(16) if fetchable else "") for name in sequence_ids)
+        self._handle(HandOverAsked(asked, lease_s, "asked by its router"))
+        self.changed.notify_all()
+
+    def _fetched(self, fetched: KvFetched) -> None:
+        self._handle(BlocksFetched(fetched))
+        self.changed.notify_all()
 
     def choose_policy(self, name: str) -> str:
         """Schedule by another policy; returns the name of the one before. InvalidRequestError: unknown."""
@@ -217,10 +260,15 @@ class LiveInstance:
         """
         self.draining = True
         end = self.now() + patience_s
-        while self.now() < end and self.serving and self.scheduler.sequences:
+        while self.now() < end and self.serving and self._wanted:
             if all(box.unwatched_since is not None for box in self.hub.mailboxes.values()):
                 return
             await asyncio.sleep(0.05)
+
+    @property
+    def _wanted(self) -> bool:
+        """Has it sequences, or blocks that another instance is about to fetch?"""
+        return bool(self.scheduler.sequences or self.scheduler.hand_over.grants)
 
     # -- decisions carried out ----------------------------------------------------------------------
 
@@ -257,6 +305,8 @@ class LiveInstance:
                 self.hub.found(sequence_id, cached_tokens)
             case PromptRead(sequence_id, piece):
                 self.hub.prompt_read(sequence_id, piece.prompt_logprobs_read, piece.vector)
+            case HandedOver() | GrantEnded() | Fetch() | TakenOver():
+                self._carry(action)
             case PhaseSwitched():
                 self.changed.notify_all()
                 log.info(
@@ -267,3 +317,35 @@ class LiveInstance:
                 )
             case Preempted():
                 log.info("preempted", sequence=action.sequence_id, reason=str(action.reason))
+
+    def _carry(self, action: HandedOver | GrantEnded | Fetch | TakenOver) -> None:
+        """What concerns sequences that go to other instances, or come from them."""
+        port, body = self.body.kv, self.body
+        match action:
+            case HandedOver(name, ticket, blocks, computed, lease_s, reason):
+                handle = KvHandle(reason=str(reason))
+                if ticket and port is not None:
+                    port.order(KvOrders(grants=(KvGrant(ticket, blocks),)))
+                    handle = port.handle(body.about, body.epoch, ticket, computed, lease_s, str(reason))
+                log.info("handed over", sequence=name, with_blocks=bool(ticket), reason=str(reason))
+                self.hub.finish(SequenceEnd(name, FinishReason.CANCELLED, kv=handle))
+                self.lengths.left(name)
+            case GrantEnded(ticket, why):
+                log.debug("blocks that were handed over are free", reason=why)
+                if port is not None:
+                    port.order(KvOrders(revoked=(ticket,)))
+            case Fetch():
+                assert port is not None, "what it came with was looked at"
+                log.info("fetching KV blocks", sequence=action.sequence_id, reason=str(action.reason))
+                fetch = KvFetch(
+                    action.fetch_id,
+                    action.handle.ticket,
+                    action.first,
+                    action.blocks,
+                    action.after_step,
+                    action.timeout_s,
+                    action.handle.stages,
+                )
+                port.order(KvOrders(fetches=(fetch,)))
+            case TakenOver(name, positions, reason):
+                log.info("taken over", sequence=name, positions=positions, reason=str(reason))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from controller.runtime.kv_port import KvPort
 from controller.runtime.stage_client import (
     NextStageLostError,
     StageAbout,
@@ -71,6 +72,7 @@ class Pipeline:
         count = len(config.stage_addresses)
         self.watch = StepWatch(count, cost)
         self.stages = [StageClient(address, i, count) for i, address in enumerate(config.stage_addresses)]
+        self.kv: KvPort | None = KvPort(self.stages, config.block_size, self._lose)
         self._incarnation = incarnation
         self._verdict: StageLostError | None = None
         self._judged = asyncio.Event()
@@ -154,6 +156,8 @@ class Pipeline:
         )
         self._verdict = None
         self._judged.clear()
+        if self.kv is not None:
+            self.kv.begin_epoch()
         fresh = [stage.begin_epoch() for stage in self.stages]
         self.replaced = any(fresh)
         compiles = [about.device.startswith("cuda") for about in abouts]

@@ -119,6 +119,11 @@ class LengthOracle:
         if behind is not None:
             self._see(features, max(0, end.output_tokens - behind.tokens), cut)
 
+    def left(self, sequence_id: str) -> None:
+        """An output goes on elsewhere: nothing is learned from it here."""
+        for kept in (self._running, self._behind, self._thinking):
+            kept.pop(sequence_id, None)
+
     def _thought_ended(self, sequence_id: str, tokens: int) -> None:
         del self._thinking[sequence_id]
         whole = self._running[sequence_id]

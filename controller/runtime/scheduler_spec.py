@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from controller.scheduler.hand_over import HandOver
 from controller.scheduler.policies import Policy
 from controller.scheduler.policies.catalog import Knobs, Setup, known_knobs, make_setup
 from controller.scheduler.scheduler import Scheduler, SchedulerConfig
@@ -16,6 +17,7 @@ from tidepipe_common.latency.learned import LearnedCost
 from tidepipe_common.latency.model import LatencyModel, Parallelism, StepCost
 from tidepipe_common.latency.profile import Profile, cost_model
 from tidepipe_common.latency.profile_file import profile_fields, profile_from_fields
+from tidepipe_common.latency.transfer import TransferCost
 from tidepipe_common.types.model_shape import ModelShape
 
 
@@ -27,6 +29,7 @@ class SchedulerSpec:
     modelled: plan with the device's data sheet if there is no profile; else costs are learned from nothing.
     microbatches: so many, always; 0 leaves it to the policy. max_sequences: 0 as well.
     histories: the body must be told all tokens of a sequence that begins.
+    kv_transfer: see HandOver.
     knobs: the policy's settings that were chosen; all others are its defaults (catalog.py).
     """
 
@@ -42,6 +45,7 @@ class SchedulerSpec:
     knobs: Knobs
     prefix_caching: bool = True
     histories: bool = False
+    kv_transfer: str = "auto"
 
     def costs(self) -> LatencyModel | None:
         """What steps take, as far as it was known beforehand."""
@@ -73,7 +77,8 @@ class SchedulerSpec:
             return setup.policy, replace(config, histories=self.histories)
 
         policy, config = chosen(self.policy)
-        return Scheduler(config, policy, cost, chosen), cost
+        transfer = TransferCost(hardware(self.device).link_gb_s * 1e9)
+        return Scheduler(config, policy, cost, chosen, HandOver(cost, transfer, self.kv_transfer)), cost
 
     def setup(self, name: str, cost: StepCost | None) -> Setup:
         """A policy on this instance; of what was chosen for another one what it knows as well."""

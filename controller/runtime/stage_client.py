@@ -13,12 +13,14 @@ from controller.scheduler.fabric import FabricPort
 from controller.scheduler.offload import NO_OFFLOAD, OffloadCapacity
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
 from tidepipe_common.codec.adapters import adapters_from_wire
+from tidepipe_common.codec.kv_transfer import orders_to_wire
 from tidepipe_common.codec.plan import news_from_wire, plan_requests
 from tidepipe_common.codec.shape import shape_from_wire
 from tidepipe_common.errors import IncompatibleError, TidePipeError
 from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.rpc.status import from_rpc_error
 from tidepipe_common.types.adapter import Adapter
+from tidepipe_common.types.kv_transfer import KvFetched, KvOrders
 from tidepipe_common.types.model_shape import ModelShape
 from tidepipe_common.types.plan import (
     PROTOCOL_VERSION,
@@ -78,6 +80,7 @@ class StageAccount:
     """What the controller knows of a stage. Times in seconds, since the controller started.
 
     running_step: that it was computing at its last sign of life; 0: none.
+    kv_layout, kv_layer_block_bytes: see ConfigureResponse.
     """
 
     address: str
@@ -91,6 +94,8 @@ class StageAccount:
     plan_wait_s: float = 0.0
     running_step: int = 0
     alive: bool = False
+    kv_layout: str = ""
+    kv_layer_block_bytes: int = 0
 
 
 class StageLostError(Exception):
@@ -123,8 +128,12 @@ class StageClient:
         self._known_epoch = 0
         self._channel = open_channel(address)
         self._stub = stage_pb2_grpc.StageServiceStub(self._channel)
-        self._plans: asyncio.Queue[StepPlan] = asyncio.Queue(MAX_PLANS_QUEUED)
+        self._plans: asyncio.Queue[StepPlan | list[KvOrders]] = asyncio.Queue(MAX_PLANS_QUEUED)
+        self._orders: list[KvOrders] | None = None
+        """What is queued behind the last plan; orders between two plans have one place in the queue."""
         self._phases: dict[int, Phase] = {}
+        self.on_fetched: Callable[[int, KvFetched], None] = lambda stage, fetched: None
+        """Is told which fetches of this stage have ended."""
 
     async def describe(self) -> StageAbout:
         """Ask the worker who it is.
@@ -197,10 +206,13 @@ class StageClient:
         self._known_epoch = setup.epoch
         # From here on plans may be queued for the new epoch.
         self._plans = asyncio.Queue(MAX_PLANS_QUEUED)
+        self._orders = None
         self._phases.clear()
         self.account.layers = setup.layers
         self.account.rss_bytes = reply.rss_bytes
         self.account.slow_because = reply.slow_because
+        self.account.kv_layout = reply.kv_layout
+        self.account.kv_layer_block_bytes = reply.kv_layer_block_bytes
         self.account.offload = OffloadCapacity(
             reply.offload_slots, reply.offload_block_s, reply.offload_step_blocks
         )
@@ -221,7 +233,16 @@ class StageClient:
     def send(self, plan: StepPlan) -> None:
         """Queue a plan; it is on its way before this stage needs it. asyncio.QueueFull if none are taken."""
         self._plans.put_nowait(plan)
+        self._orders = None
         self._phases[plan.step_id] = plan.phase
+
+    def order(self, orders: KvOrders) -> None:
+        """Queue what it is to do with blocks that travel, between plans. asyncio.QueueFull: see `send`."""
+        if self._orders is None:
+            batch: list[KvOrders] = []
+            self._plans.put_nowait(batch)
+            self._orders = batch
+        self._orders.append(orders)
 
     @property
     def open_steps(self) -> tuple[int, ...]:
@@ -267,6 +288,8 @@ class StageClient:
                 report(self.index, news)
             case Heartbeat(rss_bytes, running_step_id):
                 self.account.rss_bytes, self.account.running_step = rss_bytes, running_step_id
+            case KvFetched():
+                self.on_fetched(self.index, news)
             case StageFailure(kind, failure, step_id):
                 detail = f"stage {self.index} at {self.address}: {failure}"
                 if kind is FailureKind.LINK:
@@ -278,6 +301,12 @@ class StageClient:
         first, last = self.index == 0, self.index == self.count - 1
         while True:
             plan = await self._plans.get()
+            if isinstance(plan, list):
+                if plan is self._orders:
+                    self._orders = None
+                for orders in plan:
+                    yield orders_to_wire(epoch, orders)
+                continue
             for request in plan_requests(epoch, plan, first=first, last=last):
                 yield request
 

@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tidepipe_common.types.kv_transfer import KvHandle
 from tidepipe_common.types.plan import Phase, StepPlan
 from tidepipe_common.types.prompt_reading import PromptPiece
 from tidepipe_common.types.sampling import FinishReason, PositionLogprobs
@@ -103,6 +104,54 @@ class Preempted:
 
 
 @dataclass(frozen=True, slots=True)
+class HandedOver:
+    """A sequence has ended here, to go on elsewhere.
+
+    ticket: what its blocks can be fetched with from now on, for lease_s; empty: there are none.
+    computed: positions that are in them.
+    """
+
+    sequence_id: str
+    ticket: str
+    blocks: tuple[int, ...]
+    computed: int
+    lease_s: float
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class GrantEnded:
+    """Blocks that were handed out are nobody's any more, before any later step."""
+
+    ticket: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Have blocks of a sequence fetched. See KvFetch; parts: as its handle says."""
+
+    fetch_id: int
+    sequence_id: str
+    handle: KvHandle
+    first: int
+    blocks: tuple[int, ...]
+    after_step: int
+    timeout_s: float
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """What became of blocks that a sequence came with: it goes on behind so many positions (fetched, or found
+    here), or is computed anew."""
+
+    sequence_id: str
+    positions: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
 class PhaseSwitched:
     """The instance turns from one phase to another."""
 
@@ -111,4 +160,17 @@ class PhaseSwitched:
     reason: Reason
 
 
-Action = Dispatch | Emit | Finish | Refused | PrefixFound | PromptRead | Preempted | PhaseSwitched
+Action = (
+    Dispatch
+    | Emit
+    | Finish
+    | Refused
+    | PrefixFound
+    | PromptRead
+    | Preempted
+    | HandedOver
+    | GrantEnded
+    | Fetch
+    | TakenOver
+    | PhaseSwitched
+)

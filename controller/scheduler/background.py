@@ -42,6 +42,10 @@ class Background:
         """They come."""
         self._line.extend(sequences)
 
+    def came(self, sequence: Sequence) -> None:
+        """One that ran elsewhere until now goes on here, with its KV blocks."""
+        self._inside[sequence.sequence_id] = sequence
+
     def ended(self, sequence: Sequence) -> bool:
         """It has ended. True if it had not been let in, so that nobody else knows of it."""
         if self._inside.pop(sequence.sequence_id, None) is not None:

@@ -179,6 +179,26 @@ class BlockStore:
         self.references += len(user.blocks)
         return relieved
 
+    def pin(self, user: BlockUser, blocks: Many[int]) -> list[BlockUser]:
+        """Let a user that has none yet use these blocks as well, from their chain's beginning on; it pays for
+        none. Returns who paid for some of them until now."""
+        relieved: list[BlockUser] = []
+        for block in blocks:
+            if not self._users[block]:
+                del self._kept[block]
+                self.unpaid += 1
+            elif (payer := self._payers[block]) is not None:
+                self._payers[block] = None
+                self.unpaid += 1
+                payer.shared_blocks += 1
+                if payer not in relieved:
+                    relieved.append(payer)
+            self._users[block] += 1
+        user.blocks.extend(blocks)
+        user.shared_blocks = len(user.blocks)
+        self.references += len(blocks)
+        return relieved
+
     def enter(self, blocks: Many[int], keys: Many[bytes], begin: int, end: int) -> None:
         """Blocks begin .. end - 1 of a sequence have their content from now on: who comes next may share it.
 

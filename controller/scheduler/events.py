@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from controller.scheduler.offload import NO_OFFLOAD, OffloadCapacity
 from tidepipe_common.lengths.prompt import PromptFeatures
 from tidepipe_common.lengths.request import NO_PROMPT
+from tidepipe_common.types.kv_transfer import KvFetched, KvHandle
 from tidepipe_common.types.plan import SampledTokens
 from tidepipe_common.types.sampling import SamplingParams
 
@@ -26,6 +27,7 @@ class NewSequence:
     adapter: fingerprint of what is computed beside the model for it; empty: nothing.
     keys: of its first full blocks, as far as they were reckoned already; not for journals.
     trace_context: the span that it runs within (`telemetry/traces.py`), for the stages; not for journals.
+    kv: where the KV blocks of its first tokens can be fetched, if they can be used here.
     features, piece_gap_s: not for the core, nor for journals: what the predictor is told of the prompt, and
         how seldom new tokens may be told to the router.
     """
@@ -45,6 +47,7 @@ class NewSequence:
     features: PromptFeatures = NO_PROMPT
     piece_gap_s: float = 0.0
     trace_context: str = ""
+    kv: KvHandle | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,26 @@ class SequenceCancelled:
     """A router does not want a sequence any more."""
 
     sequence_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandOverAsked:
+    """A router wants sequences to go on elsewhere, as soon as each is between two tokens.
+
+    sequences: (id, ticket) pairs; the ticket is what their blocks can be fetched with, empty if nothing can.
+    lease_s: how long those are kept. reason: for people.
+    """
+
+    sequences: tuple[tuple[str, str], ...]
+    lease_s: float
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksFetched:
+    """The stages have done with a fetch, or one of them has failed."""
+
+    fetched: KvFetched
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +150,8 @@ class Tick:
 Event = (
     SequencesArrived
     | SequenceCancelled
+    | HandOverAsked
+    | BlocksFetched
     | LengthPredicted
     | StepDone
     | StagesReady

@@ -64,6 +64,11 @@ class LoadVerdict(NamedTuple):
     compute_s: float
 
 
+def compute_seconds(cost: StepCost, begin: int, tokens: int, chunk: int) -> float:
+    """What a stage takes to compute so many tokens behind position `begin`, in steps of `chunk` tokens."""
+    return cost.linear_s(chunk) / chunk * tokens + cost.attention_s(0, chunk_pairs(begin, tokens))
+
+
 class SecondTier:
     """The index of one epoch: least recently used contents are given up first.
 
@@ -98,9 +103,7 @@ class SecondTier:
         count = self.find(keys, begin)
         if not count or cost is None:
             return LoadVerdict(0, count, 0.0, 0.0)
-        tokens = count * self._block_size
-        pairs = chunk_pairs(begin * self._block_size, tokens)
-        compute_s = cost.linear_s(chunk) / chunk * tokens + cost.attention_s(0, pairs)
+        compute_s = compute_seconds(cost, begin * self._block_size, count * self._block_size, chunk)
         load_s = count * self.capacity.block_s
         return LoadVerdict(count if load_s < compute_s else 0, count, load_s, compute_s)
 
@@ -114,6 +117,13 @@ class SecondTier:
             self._slots.move_to_end(key)
         else:
             self._evicted.append((key, block))
+
+    def overwritten(self, blocks: Many[int]) -> None:
+        """What memory has given up in these blocks is not in them any more when the next plan comes."""
+        gone = set(blocks)
+        kept = [one for one in self._evicted if one[1] not in gone]
+        self.stats.evicted += len(self._evicted) - len(kept)
+        self._evicted = kept
 
     def load(self, keys: Many[bytes], blocks: Many[int]) -> None:
         """The next plan copies these contents, which are here, to these blocks."""

@@ -63,6 +63,10 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
             elif (one := decoding_of(sequence)) is not None:
                 decoding.append(one)
             continue
+        if sequence.state is State.FETCHED:
+            # It comes with its KV blocks; those that wait for memory were promised it.
+            promised += 0 if sequence.blocks else length + 1
+            continue
         if sequence.tpot_s is not None:
             idle.append(sequence.tpot_s)
         if sequence.state is State.WAITING:

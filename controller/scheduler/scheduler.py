@@ -18,7 +18,9 @@ from controller.scheduler.background import Background
 from controller.scheduler.block_store import BlockStore
 from controller.scheduler.decode import DecodeBatches, MicroBatch
 from controller.scheduler.events import (
+    BlocksFetched,
     Event,
+    HandOverAsked,
     LengthPredicted,
     NewSequence,
     PolicyChosen,
@@ -30,6 +32,7 @@ from controller.scheduler.events import (
     StepDone,
     Tick,
 )
+from controller.scheduler.hand_over import HandOver
 from controller.scheduler.inquest import Inquest, Span
 from controller.scheduler.policies import Policy, TemporalPolicy
 from controller.scheduler.policies.mixed import MixedSteps
@@ -38,6 +41,7 @@ from controller.scheduler.state import PipelineState, SchedulerConfig
 from controller.scheduler.stats import SchedulerStats
 from controller.scheduler.steps import Step
 from tidepipe_common.latency.correction import LearningCost
+from tidepipe_common.latency.transfer import TransferCost
 from tidepipe_common.latency.work import work_of
 from tidepipe_common.types.plan import Phase, RowError, SampledTokens
 from tidepipe_common.types.prompt_reading import PromptPiece
@@ -46,6 +50,8 @@ from tidepipe_common.types.sampling import FinishReason, PositionLogprobs, Sampl
 __all__ = ["Scheduler", "SchedulerConfig"]
 
 _NONE: frozenset[int] = frozenset()
+UNKNOWN_BYTES_PER_S = 1e9
+"""Between instances, before anything is known of it."""
 
 
 class Scheduler:
@@ -57,15 +63,18 @@ class Scheduler:
         policy: Policy | None = None,
         cost: LearningCost | None = None,
         policies: Callable[[str], tuple[Policy, SchedulerConfig] | None] = lambda name: None,
+        hand_over: HandOver | None = None,
     ) -> None:
         """cost: learns from the stage times of results; the policy may plan with it.
 
         policies: makes the policy of a name, with its settings, for those who choose another one later.
+        hand_over: of sequences to other instances and from them; None: one that knows nothing yet.
         """
         self.policy: Policy = policy or TemporalPolicy()
         self.sequences: dict[str, Sequence] = {}
         self.state = PipelineState(config, cost)
         self.background = Background(cost)
+        self.hand_over = hand_over or HandOver(cost, TransferCost(UNKNOWN_BYTES_PER_S))
         self._cost = cost
         self._policies = policies
         self._inquest = Inquest()
@@ -131,6 +140,17 @@ class Scheduler:
             case SequenceCancelled():
                 if sequence := self.sequences.get(event.sequence_id):
                     self._end(sequence, FinishReason.CANCELLED)
+                else:
+                    self.hand_over.release(event.sequence_id, self.state)
+            case HandOverAsked():
+                asked = [
+                    (self.sequences[name], ticket)
+                    for name, ticket in event.sequences
+                    if name in self.sequences
+                ]
+                self.hand_over.leave(asked, event.lease_s, event.reason, self.state)
+            case BlocksFetched():
+                self._fetched(event, now)
             case LengthPredicted():
                 if sequence := self.sequences.get(event.sequence_id):
                     self._predicted(sequence, event)
@@ -145,10 +165,15 @@ class Scheduler:
             case Tick():
                 self._expire(now)
         state = self.state
+        for sequence in self.hand_over.ready_to_leave(state):
+            self.hand_over.hand_out(sequence, state, now)
+            self._take_out(sequence)
         if state.stages:
             if self._inquest.open:
                 self._try_suspects(now)
             if not self._inquest.open:
+                for sequence in self.hand_over.plan(state, now):
+                    self._wait(sequence)
                 self.background.plan(state, now)
                 self.policy.plan(state, now)
         actions, state.actions = state.actions, []
@@ -156,8 +181,12 @@ class Scheduler:
 
     def _arrived(self, arrivals: tuple[NewSequence, ...], now: float) -> None:
         taken = [sequence for arrival in arrivals if (sequence := self._take(arrival, now))]
-        self.background.add(sequence for sequence in taken if sequence.background)
-        self.state.waiting.add(sequence for sequence in taken if not sequence.background)
+        computed = [sequence for sequence in taken if not self.hand_over.arrive(sequence, now)]
+        self.background.add(sequence for sequence in computed if sequence.background)
+        self.state.waiting.add(sequence for sequence in computed if not sequence.background)
+        for sequence in taken:
+            if sequence.background and sequence.state is State.FETCHED:
+                self.background.came(sequence)
         for sequence in taken:
             if len(sequence.output) >= sequence.max_tokens and not sequence.silent:
                 self._end(sequence, FinishReason.LENGTH)
@@ -202,6 +231,8 @@ class Scheduler:
                 known = rows.get(sequence)
                 rows[sequence] = Span(known.begin if known else begin, end)
         findable = state.allocator.findable
+        for sequence in self.hand_over.stages_lost(state):
+            self._wait(sequence)
         lost = state.end_epoch()
         numbers = {"recompute": len(lost), "forgotten_blocks": findable}
         state.turn(Phase.IDLE, Reason(f"stages lost: {event.detail}", numbers), now)
@@ -287,7 +318,7 @@ class Scheduler:
     def _predicted(self, sequence: Sequence, event: LengthPredicted) -> None:
         sequence.predicted_p50, sequence.predicted_p90 = event.p50, event.p90
         self.state.waiting.changes += 1
-        if sequence.state is State.WAITING:
+        if not sequence.key:
             return
         # It runs: such as one that has begun to answer behind its thought.
         self.state.admission.admitted(sequence, self.state.seen.belief)
@@ -316,7 +347,33 @@ class Scheduler:
                     sequence.first_token_at = now
                 self.policy.place(state, sequence, step.batch)
 
+    def _fetched(self, event: BlocksFetched, now: float) -> None:
+        """Blocks of a sequence have come, and it goes on behind them; or not."""
+        state = self.state
+        arrived = self.hand_over.fetched(event.fetched, state)
+        if arrived is None:
+            return
+        sequence, positions = arrived
+        if not positions:
+            self._wait(sequence)
+            return
+        decodes = state.filled(sequence, positions)
+        if decodes:
+            sequence.first_token_at = now
+            sequence.decodes()
+            self.policy.place(state, sequence, None)
+        if state.phase is Phase.IDLE:
+            wake(state, self.policy, Reason("a sequence came with its blocks", {"positions": positions}), now)
+
     # -- life of a sequence -------------------------------------------------------------------------
+
+    def _wait(self, sequence: Sequence) -> None:
+        """One that came with blocks is to be computed here after all."""
+        if sequence.background:
+            self.background.ended(sequence)
+            self.background.add([sequence])
+        else:
+            self.state.waiting.put_back([sequence])
 
     def _end(
         self,
@@ -329,16 +386,7 @@ class Scheduler:
     ) -> None:
         """fault: see Finish. batch: where the sequence probably is, if known."""
         state = self.state
-        outside = sequence.background and self.background.ended(sequence)
-        if sequence.state is State.WAITING:
-            if not outside:
-                state.waiting.discard(sequence)
-        else:
-            state.leave(sequence, batch)
-        sequence.state = State.ENDED
-        self._inquest.forget(sequence)
-        del self.sequences[sequence.sequence_id]
-        self._deadlines -= sequence.deadline is not None
+        self._take_out(sequence, batch)
         state.stats.finished += 1
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             state.seen.note(len(sequence.output), state.running.values())
@@ -353,6 +401,21 @@ class Scheduler:
                 fault,
             )
         )
+
+    def _take_out(self, sequence: Sequence, batch: MicroBatch | None = None) -> None:
+        """It holds nothing any more, and is not here any more. batch: see `_end`."""
+        state, before = self.state, sequence.state
+        outside = sequence.background and self.background.ended(sequence)
+        self.hand_over.ended(sequence, state)
+        if before is State.WAITING:
+            if not outside:
+                state.waiting.discard(sequence)
+        elif before is not State.FETCHED:
+            state.leave(sequence, batch)
+        sequence.state = State.ENDED
+        self._inquest.forget(sequence)
+        del self.sequences[sequence.sequence_id]
+        self._deadlines -= sequence.deadline is not None
 
 
 # -- what a router hands over ----------------------------------------------------------------------
@@ -401,6 +464,7 @@ def new_sequence(
         first_token_due=arrival.first_token_due,
         adapter=arrival.adapter,
         trace_context=arrival.trace_context,
+        kv=arrival.kv,
         tpot_s=arrival.tpot_s,
         priority=arrival.priority,
         background=arrival.background,
@@ -488,8 +552,12 @@ def take_over(state: PipelineState, policy: Policy, microbatches: int, reason: R
     steps knows no phases, and finds prompts under way in `prefilling` and decoding sequences in batches.
     """
     state.batches.resize(microbatches)
-    if state.phase is Phase.IDLE:
-        return
+    if state.phase is not Phase.IDLE:
+        wake(state, policy, reason, now)
+
+
+def wake(state: PipelineState, policy: Policy, reason: Reason, now: float) -> None:
+    """Turn to the phase in which a policy goes on with what is there."""
     if isinstance(policy, MixedSteps):
         state.turn(Phase.MIXED, reason, now)
     else:

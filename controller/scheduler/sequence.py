@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tidepipe_common.prefix import block_keys
 from tidepipe_common.settings.defaults import PRIORITY_S
+from tidepipe_common.types.kv_transfer import KvHandle
 from tidepipe_common.types.sampling import SamplingParams
 
 
@@ -16,6 +17,7 @@ class State(enum.Enum):
     WAITING = "waiting"  # holds no KV blocks
     PREFILL = "prefill"  # admitted; some of its tokens are not computed yet
     DECODE = "decode"  # generates token after token
+    FETCHED = "fetched"  # its KV blocks come, or shall come, from another instance (`hand_over.py`)
     ENDED = "ended"
 
 
@@ -46,6 +48,8 @@ class Sequence:
     adapter, trace_context: for the stages, see NewSequence.
     silent: it needs no token any more: it is here for what is read off its prompt.
     prompt_read: all that is wanted of its prompt was read.
+    kv: where its blocks may be fetched from, until they are, or nothing comes of it. fetched: they were, for
+        this stay in memory.
     length: tokens so far, prompt and output.
     """
 
@@ -87,6 +91,8 @@ class Sequence:
     trace_context: str = ""
     silent: bool = False
     prompt_read: bool = False
+    kv: KvHandle | None = None
+    fetched: bool = False
     length: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -148,11 +148,11 @@ class PipelineState:
             return 0
         return self.tier.worth_loading(keys, begin, self._cost, self.config.prefill_tokens).blocks
 
-    def fits(self, candidate: Sequence) -> bool:
-        """May it be admitted now?"""
+    def fits(self, candidate: Sequence, beside: int = 0) -> bool:
+        """May it be admitted now? beside: sequences that hold blocks and do not run yet."""
         found = self._find(self.waiting.prefixes.keys_of(candidate))
         candidate.expected_cached = found.blocks * self.config.block_size
-        return self.admission.fits(candidate, len(self.running), self.seen.belief, found.used)
+        return self.admission.fits(candidate, len(self.running) + beside, self.seen.belief, found.used)
 
     def take_prompts(self, budget: int, *, whole: bool = False) -> list[tuple[Sequence, int]]:
         """Prompt tokens for one step: the prompt under way first, then what may be admitted.
@@ -226,6 +226,46 @@ class PipelineState:
             self._load(sequence, loads)
         self.admission.admitted(sequence, self.seen.belief)
 
+    def reserve(self, sequence: Sequence) -> int:
+        """Give one that does not run yet blocks for all its tokens, to be filled from elsewhere but for the
+        first ones, which are here already; how many those are."""
+        sequence.key = self.steps.new_key()
+        sequence.admitted_order = sequence.key
+        for payer in self.allocator.acquire(sequence, self.waiting.prefixes.keys_of(sequence)):
+            self._relieved(payer)
+        self.admission.shared()
+        found = len(sequence.blocks)
+        sequence.entered_blocks = found
+        self.extend(sequence)
+        self.admission.admitted(sequence, self.seen.belief)
+        return found
+
+    def unreserve(self, sequence: Sequence) -> None:
+        """The reverse: nothing comes of it."""
+        self.admission.left(sequence)
+        self._forget_progress(sequence)
+
+    def filled(self, sequence: Sequence, computed: int) -> bool:
+        """So many positions are in the blocks that were reserved for it: it runs. True if it decodes."""
+        sequence.fetched = True
+        sequence.planned = sequence.begins_at = computed
+        sequence.cached_tokens = min(computed, len(sequence.prompt))
+        self.running[sequence.sequence_id] = sequence
+        # Only now may others share them.
+        self._enter(sequence, computed)
+        if sequence.output and computed == sequence.length - 1:
+            sequence.planned = sequence.length
+            self.steps.arrived.add(sequence)
+            return True
+        sequence.state = State.PREFILL
+        self.prefilling.append(sequence)
+        return False
+
+    def _relieved(self, payer: object) -> None:
+        """It shares now what it paid for until now."""
+        if isinstance(payer, Sequence):
+            self.admission.admitted(payer, self.seen.belief)
+
     def resume(self, sequence: Sequence, computed: int) -> None:
         """It has left the waiting line, and so many of its tokens are computed: an engine says so that owns
         the blocks itself."""
@@ -242,8 +282,7 @@ class PipelineState:
         """Begin with the blocks that are here already; how many behind them are to be loaded."""
         keys = self.waiting.prefixes.keys_of(sequence)
         for payer in self.allocator.acquire(sequence, keys):
-            assert isinstance(payer, Sequence)
-            self.admission.admitted(payer, self.seen.belief)
+            self._relieved(payer)
         self.admission.shared()
         here = len(sequence.blocks)
         loads = 0
@@ -297,6 +336,8 @@ class PipelineState:
         self.allocator.release(sequence)
         self.admission.shared()
         self.steps.unsent_blocks.discard(sequence)
+        self.steps.arrived.discard(sequence)
+        sequence.fetched = False
         sequence.room = 0
         sequence.state = State.WAITING
         sequence.planned = sequence.begins_at = sequence.entered_blocks = 0

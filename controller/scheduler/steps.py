@@ -36,12 +36,14 @@ class Step:
 class StepBook:
     """Writes plans and remembers those in flight.
 
-    untold: sequences with blocks that no plan has told the stages of.
+    unsent_blocks: sequences with blocks that no plan has told the stages of.
+    arrived: those that decode and that no plan has told the stages of: their blocks came from elsewhere.
     """
 
     def __init__(self, eos_token_ids: tuple[int, ...], *, histories: bool = False) -> None:
         """histories: every start tells all tokens so far."""
         self.unsent_blocks: set[Sequence] = set()
+        self.arrived: set[Sequence] = set()
         self.tier: SecondTier | None = None
         self._eos = eos_token_ids
         self._histories = histories
@@ -54,6 +56,11 @@ class StepBook:
     def in_flight(self) -> int:
         """Steps that have not come back."""
         return len(self._steps)
+
+    @property
+    def last_step(self) -> int:
+        """The newest step of this epoch; 0 before the first."""
+        return self._last_step
 
     def travelling(self) -> set[Sequence]:
         """Sequences with a row in a step that has not come back."""
@@ -115,6 +122,9 @@ class StepBook:
                 sampled.append(sequence)
         self._last_step += 1
         starts = tuple(self._start(s) for s, count in chunks if s.planned == s.begins_at + count)
+        if self.arrived and (begun := [s for s in members if s in self.arrived]):
+            self.arrived.difference_update(begun)
+            starts += tuple(self._start(s) for s in begun)
         decode = self._decode_rows(members)
         copies = NO_COPIES if self.tier is None else self.tier.take_copies()
         plan = StepPlan(self._last_step, phase, tuple(rows), starts, tuple(self._releases), decode, copies)
@@ -169,4 +179,5 @@ class StepBook:
             eos_token_ids=() if params.ignore_eos else self._eos,
             adapter=sequence.adapter,
             trace_context=sequence.trace_context,
+            begins_at=sequence.begins_at if sequence.fetched else 0,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import structlog
 
@@ -35,6 +36,13 @@ MAX_NOTES = 50
 log = structlog.get_logger()
 
 
+class Drained(NamedTuple):
+    """Sequences that an instance has when it begins to drain, and how many of them go on elsewhere."""
+
+    unfinished: int
+    handed_over: int
+
+
 class Fleet:
     """Owns the tasks that start and stop instances. What the core wishes and what people want end up here.
 
@@ -52,17 +60,20 @@ class Fleet:
         *,
         connect: Callable[[str], Provisioner] | None = None,
         model: str = "",
+        hand_over: bool = True,
     ) -> None:
         """links: its model's instances. provisioner: None if instances only come by themselves.
 
         target: of automatic scaling. connect: reaches a provisioner that instances name; None: nobody is
         asked but the one given. model: for people, where there are several.
+        hand_over: what an instance has that is stopped goes on at others, instead of being finished there.
         """
         self.provisioner = provisioner
         self.target = target
         self._connect = connect
         self._offered = ""
         self._of = f" of {model}" if model else ""
+        self._hand_over = hand_over
         self.wanted: int | None = None
         self.stopping: set[str] = set()
         self.notes: deque[tuple[float, str]] = deque(maxlen=MAX_NOTES)
@@ -198,8 +209,9 @@ class Fleet:
         self._approach()
         return wanted
 
-    def drain(self, instance_id: str, *, resume: bool, force: bool = False) -> int:
-        """Give an instance nothing new, or something again; returns its unfinished sequences.
+    def drain(self, instance_id: str, *, resume: bool, force: bool = False, finish: bool = False) -> Drained:
+        """Give an instance nothing new, or something again. What it has goes on elsewhere, unless it is to
+        finish that itself.
 
         InvalidRequestError without force if nobody else is there to answer.
         """
@@ -213,10 +225,16 @@ class Fleet:
                 "is another; force it (--force) if that is wanted"
             )
         link.set_aside = not resume
-        if not resume:
+        unfinished, moved = len(link.placements), 0
+        if resume:
+            self._note(f"{instance_id} takes requests again: by hand")
+        else:
             self._dispatcher.directory.silent(link)
-        self._note(f"{instance_id} {'takes requests again' if resume else 'is draining'}: by hand")
-        return len(link.placements)
+            moved = 0 if finish else self._dispatcher.evacuate(link, "it is drained by hand")
+            self._note(
+                f"{instance_id} is draining, {moved} of {unfinished} sequences go on elsewhere: by hand"
+            )
+        return Drained(unfinished, moved)
 
     def link(self, instance_id: str) -> InstanceLink:
         """The link of an instance of this model; NotFoundError lists those there are."""
@@ -319,7 +337,9 @@ class Fleet:
         link.set_aside = True
         self._dispatcher.directory.silent(link)
         self.stopping.add(instance_id)
-        self._note(f"{instance_id} leaves when its {len(link.placements)} sequences are done: {why}")
+        here = len(link.placements)
+        moved = self._dispatcher.evacuate(link, why) if self._hand_over else 0
+        self._note(f"{instance_id} leaves when its {here - moved} sequences are done, {moved} go on: {why}")
         self._group.create_task(self._stop(link))
 
     async def _stop(self, link: InstanceLink) -> None:

@@ -116,6 +116,14 @@ class ControllerClient:
             metadata=self._metadata,
         )
 
+    async def export(self, sequence_ids: Sequence[str]) -> None:
+        """Have sequences go on elsewhere; their ends come with the results."""
+        await self._stub.ExportSequences(
+            pb.ExportSequencesRequest(router_id=self._router_id, sequence_ids=sequence_ids),
+            timeout=CANCEL_TIMEOUT_S,
+            metadata=self._metadata,
+        )
+
     async def results(self, begun: Mapping[str, int]) -> AsyncGenerator[Results, None]:
         """News of our sequences. begun: output tokens that we have of each that it may have."""
         positions = [pb.SequencePosition(sequence_id=name, output_tokens=begun[name]) for name in begun]
@@ -217,6 +225,7 @@ class HandOverMessage:
             priority=max(0, sequence.priority) if sequence.tenant else sequence.priority,
             background=sequence.background,
             adapter=sequence.adapter,
+            kv=None if placement.source is None else placement.source.handle,
         )
         size = spec.ByteSize()
         if self._size and self._size + size > PIECE_BYTES:
@@ -277,6 +286,7 @@ def _description(message: pb.DescribeResponse) -> InstanceDescription:
         lacks=frozenset(message.lacks[:MOST_LACKS]),
         adapters=adapters_from_wire(f"instance {name}", message.adapters),
         choices=_choices(name, message),
+        hands_over=message.hands_over,
     )
 
 

@@ -11,7 +11,7 @@ import structlog
 
 from router.instances.directory import InstanceDirectory
 from router.instances.link import InstanceLink
-from router.instances.sequence import Placement, RoutedSequence, Stay
+from router.instances.sequence import Placement, RoutedSequence, Source, Stay
 from router.scheduler.choice import Choice
 from router.scheduler.events import (
     Action,
@@ -20,6 +20,7 @@ from router.scheduler.events import (
     Event,
     Expired,
     FirstToken,
+    HandOver,
     QueueFull,
     Regrouped,
     RequestArrived,
@@ -69,8 +70,17 @@ class WaitingRules:
             return False
         return policy in SHEDDING and not sequence.output and not sequence.has_moved
 
-    def request(self, sequence: RoutedSequence, policy: str, now: float, *, nowhere: bool) -> RouteRequest:
-        """nowhere: there is no instance at all."""
+    def request(
+        self,
+        sequence: RoutedSequence,
+        policy: str,
+        now: float,
+        *,
+        nowhere: bool,
+        brought: int = 0,
+        wish: str = "",
+    ) -> RouteRequest:
+        """nowhere: there is no instance at all. brought, wish: see RouteRequest."""
         slo = self.slos.resolve(None, sequence.ttft_s, sequence.tpot_s)
         produced = len(sequence.output)
         expires = now + (min(self.patience_s, NOWHERE_S) if nowhere else self.patience_s)
@@ -89,6 +99,8 @@ class WaitingRules:
             background=sequence.background,
             prefix=sequence.prefix.keys,
             needs=_needs(sequence),
+            brought=brought,
+            wish=wish,
         )
 
 
@@ -130,6 +142,9 @@ class Dispatcher:
         self._clock = clock
         self._rules = rules
         self._traces = traces
+        self.moved_with_blocks = 0
+        self._sources: dict[str, Source] = {}
+        self._wishes: dict[str, str] = {}
         self._pending: dict[str, RoutedSequence] = {}
         self._placed: dict[str, tuple[InstanceLink, Placement]] = {}
         self._bounced: list[tuple[float, RoutedSequence]] = []
@@ -162,6 +177,7 @@ class Dispatcher:
         if self._pending.get(key) is sequence:
             del self._pending[key]
             self._unable_since.pop(key, None)
+            self._forget_source(key)
             self.handle(RequestWithdrawn(key))
         entry = self._placed.get(key)
         if entry is not None and entry[1].sequence is sequence:
@@ -179,10 +195,12 @@ class Dispatcher:
 
     def first_token(self, placement: Placement) -> None:
         """A sequence has got its first token."""
-        self.handle(FirstToken(self._clock() - placement.sequence.arrived))
+        sequence = placement.sequence
+        self.handle(FirstToken(self._clock() - sequence.arrived, sequence.key))
 
     def ended(self, placement: Placement, error: TidePipeError | None) -> None:
         """A stay is over, and with it the sequence. error: it can run nowhere."""
+        self._wishes.pop(placement.sequence.key, None)
         if error is not None:
             self._leave(placement)
             placement.sequence.fail(error)
@@ -202,6 +220,60 @@ class Dispatcher:
                 self._bounced.append((self._clock() + BOUNCE_PAUSE_S, sequence))
             elif sequence.moved():
                 self._arrive(sequence)
+
+    def evacuate(self, link: InstanceLink, reason: str) -> int:
+        """Have all that an instance has go on elsewhere, if there is another one; how many sequences do."""
+        if not any(other.open for other in self.directory if other is not link):
+            return 0
+        placements = list(link.placements)
+        count = link.hand_over(placements)
+        log.info(
+            "sequences go on elsewhere",
+            instance=link.instance_id,
+            count=count,
+            of=len(placements),
+            reason=reason,
+        )
+        return count
+
+    def handed_over(self, placement: Placement, source: Source) -> None:
+        """A stay is over because we wanted it to be; its sequence goes on from where it is."""
+        sequence = placement.sequence
+        self._leave(placement)
+        if source.handle.ticket:
+            self.moved_with_blocks += 1
+            self._sources[sequence.key] = source
+        log.info(
+            "handed over",
+            sequence=sequence.key,
+            instance=source.instance_id,
+            tokens=source.handle.computed,
+            reason=source.handle.reason,
+        )
+        self._arrive(sequence)
+
+    def _forget_source(self, key: str) -> None:
+        """Nothing comes of its hand-over any more."""
+        self._wishes.pop(key, None)
+        if (source := self._sources.pop(key, None)) is not None:
+            source.release()
+
+    def _hand_over(self, action: HandOver) -> None:
+        """The core wants it; whoever has ended meanwhile stays ended."""
+        entry = self._placed.get(action.request_id)
+        if entry is None or entry[0].instance_id != action.source:
+            return
+        link, placement = entry
+        log.info(
+            "to be handed over",
+            sequence=action.request_id,
+            instance=action.source,
+            target=action.target,
+            reason=action.reason,
+            numbers=dict(action.numbers),
+        )
+        if link.hand_over([placement]) and action.target:
+            self._wishes[action.request_id] = action.target
 
     async def run(self) -> None:
         """Keep the core's time until cancelled."""
@@ -254,6 +326,8 @@ class Dispatcher:
                         target=move.target,
                     )
                 self.changed.notify_all()
+            case HandOver():
+                self._hand_over(action)
             case AddInstance() | DrainInstance():
                 self.on_scaling(action)
 
@@ -265,7 +339,11 @@ class Dispatcher:
             self._wait_for_an_able_one(sequence, now)
             return
         self._unable_since.pop(sequence.key, None)
-        self.handle(RequestArrived(self._rules.request(sequence, policy, now, nowhere=nowhere)))
+        source = self._sources.get(sequence.key)
+        brought = 0 if source is None else source.handle.computed
+        wish = self._wishes.get(sequence.key, "")
+        request = self._rules.request(sequence, policy, now, nowhere=nowhere, brought=brought, wish=wish)
+        self.handle(RequestArrived(request))
 
     def _wait_for_an_able_one(self, sequence: RoutedSequence, now: float) -> None:
         """Beside the line, in which those behind it can go: whoever can do what it needs is away for now.
@@ -295,6 +373,7 @@ class Dispatcher:
             self._bounced.append((now + BOUNCE_PAUSE_S, sequence))
             return
         del self._pending[key], self._unable_since[key]
+        self._forget_source(key)
         sequence.fail(error)
 
     def _place(self, action: Route) -> None:
@@ -314,7 +393,10 @@ class Dispatcher:
             reason=choice.reason,
             numbers=dict(choice.numbers),
         )
-        placement = Placement(self._name_stay(sequence), sequence, slo=action.request.slo)
+        self._wishes.pop(key, None)
+        placement = Placement(
+            self._name_stay(sequence), sequence, slo=action.request.slo, source=self._sources.pop(key, None)
+        )
         if sequence.trace_context:
             placement.span = self._traces.begin(
                 f"run on {choice.instance_id}",
@@ -361,11 +443,13 @@ class Dispatcher:
             self._refuse(action.request, text, waited)
         elif self.deserted():
             del self._pending[key]
+            self._forget_source(key)
             sequence.fail(UnavailableError(DESERTED))
         elif now - max(action.request.arrived, self._last_open) < self._rules.patience_s:
             self._arrive(sequence)
         else:
             del self._pending[key]
+            self._forget_source(key)
             sequence.fail(
                 UnavailableError(
                     f"no instance{self._of} that can take the request was there for "
@@ -376,6 +460,7 @@ class Dispatcher:
 
     def _refuse(self, request: RouteRequest, reason: str, retry_after_s: float) -> None:
         sequence = self._pending.pop(request.request_id, None)
+        self._forget_source(request.request_id)
         if sequence is None:
             return
         retry_ms = math.ceil(1000 * max(retry_after_s, 0.1))

@@ -18,7 +18,7 @@ from router.instances.controller_client import (
     HandOverMessage,
     Outcome,
 )
-from router.instances.sequence import Placement, PlacementTable, Progress, Stay
+from router.instances.sequence import Placement, PlacementTable, Progress, Source, Stay
 from router.instances.served_model import InstanceDescription
 from router.scheduler.instance_report import InstanceReport
 from router.scheduler.prefill import PrefillTime, ReportedCost
@@ -29,7 +29,7 @@ from tidepipe_common.notifier import Notifier
 from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.rpc.status import TRANSIENT, from_rpc_error, translated
 from tidepipe_common.types.needs import lacking
-from tidepipe_common.types.results import SequenceUpdate
+from tidepipe_common.types.results import SequenceEnd, SequenceUpdate
 from tidepipe_common.types.sampling import FinishReason
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ class InstanceLink:
             self.client, self._ready, is_here=self._is_here, bounced=self._bounced, refused=self._refused
         )
         self._cancellations = Cancellations(self.client, self._ready)
+        self._departures = Departures(self.client, self._ready)
 
     @property
     def instance_id(self) -> str:
@@ -188,11 +189,26 @@ class InstanceLink:
         if self.placements.remove(placement) and placement.stay is not Stay.QUEUED:
             self._cancellations.add(placement.placement_id)
 
+    def hand_over(self, placements: Iterable[Placement]) -> int:
+        """Have these sequences go on elsewhere, with their KV blocks where those can be fetched; how many do.
+
+        None of those that the instance has begun, if it can hand nothing over: they end here.
+        """
+        here = [placement for placement in placements if self._is_here(placement)]
+        queued = [placement for placement in here if placement.stay is Stay.QUEUED]
+        self._give_back(queued, "the instance is being taken out of service")
+        begun = [placement for placement in here if placement.stay is not Stay.QUEUED]
+        if self.facts is None or not self.facts.hands_over:
+            return len(queued)
+        self._departures.add(placement.placement_id for placement in begun)
+        return len(here)
+
     async def run(self) -> None:
         """Work until cancelled. IncompatibleError (in a group) if it comes back with another model."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._handover.run())
             group.create_task(self._cancellations.run())
+            group.create_task(self._departures.run())
             group.create_task(self._watch_results())
             group.create_task(self._watch_reports())
 
@@ -324,6 +340,7 @@ class InstanceLink:
         placement.stay = Stay.HELD
         ended_there = news.end is not None
         ended_unasked = news.end is not None and news.end.reason is FinishReason.CANCELLED
+        handle = news.end.kv if isinstance(news.end, SequenceEnd) else None
         if ended_unasked:
             news = replace(news, end=None)
         first = not placement.sequence.output
@@ -331,7 +348,9 @@ class InstanceLink:
         if progress is Progress.GAP:
             return self._heal_gap(placement)
         placement.gaps = 0
-        if ended_there:
+        if news.token_ids:
+            placement.settle()
+        if ended_there and handle is None:
             self._cancellations.acknowledge(placement.placement_id)
         if first and news.token_ids:
             self._dispatcher.first_token(placement)
@@ -341,6 +360,11 @@ class InstanceLink:
             if progress is Progress.ENDED_HERE and news.end is None:
                 self._cancellations.add(placement.placement_id)
             self._dispatcher.ended(placement, None)
+        elif handle is not None:
+            self.placements.remove(placement, "handed over")
+            name = placement.placement_id
+            source = Source(self.instance_id, handle, lambda: self._cancellations.add(name))
+            self._dispatcher.handed_over(placement, source)
         elif ended_unasked:
             self._give_back([placement], "the instance cancelled it")
         return True
@@ -507,6 +531,44 @@ class HandOver:
             self._refused(placement, error)
         else:
             self.add(placement)
+
+
+class Departures:
+    """The queue in front of ExportSequences. Bounded by the sequences that the instance was given."""
+
+    def __init__(self, client: ControllerClient, connected: asyncio.Event) -> None:
+        self._client = client
+        self._connected = connected
+        self._ids: deque[str] = deque()
+        self._filled = asyncio.Event()
+
+    def add(self, placement_ids: Iterable[str]) -> None:
+        """Queue sequences that are to go on elsewhere."""
+        self._ids.extend(placement_ids)
+        self._filled.set()
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        tries = 0
+        while True:
+            await self._filled.wait()
+            await self._connected.wait()
+            batch = list(self._ids)[:MAX_BATCH_SEQUENCES]
+            if not batch:
+                self._filled.clear()
+                continue
+            try:
+                await self._client.export(batch)
+            except grpc.aio.AioRpcError as error:
+                tries += 1
+                if error.code() in TRANSIENT and tries < MAX_FAILURES:
+                    await asyncio.sleep(RETRY_S)
+                    continue
+                # They end where they are, or are lost with it.
+                log.warning("sequences are not handed over", size=len(batch), reason=error.details())
+            tries = 0
+            for _ in batch:
+                self._ids.popleft()
 
 
 class Cancellations:

@@ -123,6 +123,10 @@ class InstanceRegistry:
             return 0
         log.info("instance leaves", instance=instance_id, unfinished=len(entry.link.placements))
         entry.removed = entry.link.draining = True
+        # It waits for its sequences, but not for ever.
+        dispatcher = entry.link.model.dispatcher
+        dispatcher.directory.silent(entry.link)
+        dispatcher.evacuate(entry.link, "it is being stopped")
         self._changed.notify_all()
         return len(entry.link.placements)
 

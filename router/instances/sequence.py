@@ -13,6 +13,7 @@ from tidepipe_common.errors import TidePipeError
 from tidepipe_common.lengths.prompt import PromptFeatures
 from tidepipe_common.prefix import adapter_root, root_key, told_keys
 from tidepipe_common.telemetry.traces import NO_SPAN, Span
+from tidepipe_common.types.kv_transfer import KvHandle
 from tidepipe_common.types.results import SequenceUpdate
 from tidepipe_common.types.sampling import SamplingParams
 
@@ -179,6 +180,15 @@ class Stay(enum.Enum):
     """The instance has confirmed it."""
 
 
+@dataclass(slots=True)
+class Source:
+    """Where a sequence comes from that brings its KV blocks along. release: those are not needed any more."""
+
+    instance_id: str
+    handle: KvHandle
+    release: Callable[[], None]
+
+
 @dataclass(slots=True, eq=False)
 class Placement:
     """One stay of a sequence at one instance.
@@ -189,6 +199,7 @@ class Placement:
     tokens: prompt and output so far, as counted into the instance's load.
     gaps: gaps in a row, without news that fitted. failures: calls that failed for good.
     alone: it is handed over by itself, since a call with it failed. span: of the stay, ended with it.
+    source: where its KV blocks are, until it has got further here, or this stay has ended.
     """
 
     placement_id: str
@@ -201,6 +212,13 @@ class Placement:
     failures: int = 0
     alone: bool = False
     span: Span = NO_SPAN
+    source: Source | None = None
+
+    def settle(self) -> None:
+        """What it brought along is here, or of no use any more."""
+        if self.source is not None:
+            self.source.release()
+            self.source = None
 
 
 class PlacementTable:
@@ -236,6 +254,7 @@ class PlacementTable:
         if self._placements.pop(placement.placement_id, None) is None:
             return False
         placement.span.end(lost)
+        placement.settle()
         self.tokens -= placement.tokens
         return True
 

@@ -31,7 +31,7 @@ class InstanceDescription:
     names: by which clients ask for the model; empty: the usual one. ttft_ms, tpot_ms: targets of its requests
     that bring none; None: the router's. provisioner: HOST:PORT of who starts more of them; empty: nobody.
     lacks: what it cannot do for a request (tidepipe_common/types/needs.py). adapters: that it has.
-    choices: how its text is read.
+    choices: how its text is read. hands_over: its sequences can go on elsewhere with their KV blocks.
     """
 
     instance_id: str
@@ -45,6 +45,7 @@ class InstanceDescription:
     lacks: frozenset[str] = frozenset()
     adapters: tuple[Adapter, ...] = ()
     choices: TextChoices = NO_CHOICES
+    hands_over: bool = False
 
     @property
     def fingerprints(self) -> frozenset[str]:

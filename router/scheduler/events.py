@@ -85,6 +85,7 @@ class FirstToken:
     """A request got its first token so long after its arrival."""
 
     ttft_s: float
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,4 +202,19 @@ class DrainInstance:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
-Action = Route | QueueFull | Expired | Shed | Regrouped | AddInstance | DrainInstance
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Have a request that an instance has go on at another one, with its KV blocks where they can be fetched.
+
+    It leaves between two tokens, and arrives anew (`RouteRequest.brought`). target: where it is to go on if
+    that takes it then; empty: wherever there is room.
+    """
+
+    request_id: str
+    source: str
+    target: str
+    reason: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+Action = Route | QueueFull | Expired | Shed | Regrouped | AddInstance | DrainInstance | HandOver

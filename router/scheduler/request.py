@@ -25,6 +25,8 @@ class RouteRequest:
     priority: lower goes sooner among its tenant's. background: nobody waits for it.
     prefix: by what its prompt's beginning is found at instances; see PrefixIndex.
     needs: what not every instance does; see tidepipe_common/types/needs.py.
+    brought: tokens of it whose KV blocks come along from the instance that had it. wish: the instance where
+        it is to go on, if that takes it; empty: any.
     """
 
     request_id: str
@@ -39,6 +41,8 @@ class RouteRequest:
     background: bool = False
     prefix: Prefix = ()
     needs: frozenset[str] = frozenset()
+    brought: int = 0
+    wish: str = ""
 
     @property
     def cost(self) -> float:

@@ -45,6 +45,7 @@ from router.scheduler.policies.catalog import FINDING, make_routing_policy
 from router.scheduler.request import RouteRequest
 from router.scheduler.scaling import AutoScaling, ScalingRules
 from router.scheduler.shedding import ServiceRate, hopeless, last_chance
+from router.scheduler.taking_over import take_over
 from router.scheduler.view import InstanceView
 
 RETRY_S = 0.01
@@ -161,6 +162,8 @@ class RoutingScheduler:
 
     def _arrived(self, request: RouteRequest, now: float) -> None:
         waiting = len(self.pending)
+        if request.brought and self._take_over(request):
+            return
         # Nobody overtakes those in line unless they could not go anyway.
         if waiting < (1 if request.background else self.config.tries) and self._route(request, now):
             return
@@ -186,6 +189,17 @@ class RoutingScheduler:
             wait = choice
         self._waits[request.request_id] = wait
         return False
+
+    def _take_over(self, request: RouteRequest) -> bool:
+        """It has had its turn, and an instance: nobody in line is before it."""
+        choice = take_over(request, (view for macro in self.macros.values() for view in macro.views))
+        if choice is None or choice.instance_id is None:
+            return False
+        macro = next(one for one in self.macros.values() if choice.instance_id in one)
+        macro.send(request, choice.instance_id)
+        self._waits.pop(request.request_id, None)
+        self._actions.append(Route(request, macro.macro_id, choice))
+        return True
 
     def _in_order(self, request: RouteRequest) -> list[MacroInstance]:
         macros = list(self.macros.values())
@@ -217,7 +231,7 @@ class RoutingScheduler:
         while progress:
             progress = False
             for request in self.pending.ahead(self.config.tries):
-                if self._route(request, now):
+                if (request.brought and self._take_over(request)) or self._route(request, now):
                     self.pending.discard(request.request_id)
                     self._rate.served(now)
                     progress = True

@@ -178,8 +178,8 @@ class InstanceView:
         return (self.status.tokens if self.status else 0) + self._tokens
 
     def cached_tokens(self, request: RouteRequest) -> int:
-        """Of its prompt, what will be found there; one token is always to be computed."""
-        found = self.prefixes.cached_tokens(request.prefix)
+        """Of its prompt, what will be found there, or comes along; one token is always to be computed."""
+        found = max(self.prefixes.cached_tokens(request.prefix), request.brought)
         return min(found, request.prompt_tokens - 1) if found else 0
 
     def work_of(self, request: RouteRequest) -> PrefillWork:

@@ -15,6 +15,7 @@ from stage_worker.executors.protocol import Backend, Executor, StageSpec
 from stage_worker.sequence_spans import SequenceSpans
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
 from tidepipe_common.codec.adapters import adapters_to_wire
+from tidepipe_common.codec.kv_transfer import orders_from_wire, piece_to_wire, wanted_from_wire
 from tidepipe_common.codec.plan import StartsAhead, news_to_wire, plan_from_wire
 from tidepipe_common.codec.shape import shape_to_wire
 from tidepipe_common.errors import IncompatibleError, UnavailableError
@@ -160,6 +161,8 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
             offload_slots=executor.offload.slots,
             offload_block_s=executor.offload.block_s,
             offload_step_blocks=executor.offload.step_blocks,
+            kv_layout="" if executor.kv is None else executor.kv.layout,
+            kv_layer_block_bytes=0 if executor.kv is None else executor.kv.layer_block_bytes,
             slow_because=self._backend.description.slow_because,
         )
 
@@ -243,6 +246,11 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
         async for request in requests:
             self._require(epoch, request.epoch)
             ahead.add(request.starts)
+            if (orders := orders_from_wire(request)) is not None:
+                try:
+                    epoch.transfers.order(orders)
+                except ValueError as error:
+                    raise IncompatibleError(f"KV blocks that travel: {error}") from error
             if not request.HasField("plan"):
                 continue
             try:
@@ -265,6 +273,15 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
                 raise IncompatibleError(str(error)) from error
             steps += 1
         return stage_pb2.ForwardResponse(steps=steps)
+
+    async def FetchBlocks(  # noqa: N802
+        self, request: stage_pb2.FetchBlocksRequest, context: Context
+    ) -> AsyncIterator[stage_pb2.FetchBlocksResponse]:
+        """See stage.proto."""
+        epoch = self._current(request.epoch)
+        async for piece in epoch.transfers.serve(wanted_from_wire(request)):
+            self._require(epoch, request.epoch)
+            yield piece_to_wire(piece)
 
     def _current(self, number: int) -> Epoch:
         if self._epoch is None or self._epoch.number != number:

@@ -64,9 +64,12 @@ class EmulatedBackend:
         memory_budget: int | None = None,
         allow_download: bool = False,
         offload_bytes: int = 0,
+        network_bytes_per_s: float | None = None,
     ) -> None:
+        """network_bytes_per_s: between instances, shared by what comes to this stage; None: as its link."""
         self._hardware = hardware(device)
         self._offload_bytes = offload_bytes
+        self._network_bytes_per_s = network_bytes_per_s
         shape, fingerprint = _find(model, allow_download)
         # The whole model on one device; a stage takes its share of it.
         measured = read_profile(profile) if profile else None
@@ -88,7 +91,31 @@ class EmulatedBackend:
         """An empty KV pool; nothing is loaded."""
         link = self._hardware.link_gb_s * 1e9
         tier = (self._offload_bytes, link) if self._offload_bytes else None
-        return EmulatedExecutor(self.description, spec, self._latency, self._linked.transfer_s, tier)
+        way = link if self._network_bytes_per_s is None else self._network_bytes_per_s
+        return EmulatedExecutor(self.description, spec, self._latency, self._linked.transfer_s, tier, way)
+
+
+class EmulatedKv:
+    """Blocks without content, which take their time on the way here; implements `KvAccess`."""
+
+    def __init__(self, shape: ModelShape, block_size: int, bytes_per_s: float) -> None:
+        self.layer_block_bytes = shape.kv_bytes_per_token(1, WEIGHT_BYTES) * block_size
+        self.layout = f"emulated {self.layer_block_bytes}"
+        self._bytes_per_s = bytes_per_s
+        self._free_at = 0.0
+
+    def read(self, layer: int, blocks: tuple[int, ...]) -> bytes:
+        """Nothing is in them."""
+        return b""
+
+    def write(self, layer: int, blocks: tuple[int, ...], data: bytes) -> None:
+        """Nothing to write."""
+
+    def way_s(self, nbytes: int) -> float:
+        """First come, first served, one at a time at full rate."""
+        now = time.monotonic()
+        self._free_at = max(self._free_at, now) + nbytes / self._bytes_per_s
+        return self._free_at - now
 
 
 class EmulatedExecutor:
@@ -101,8 +128,11 @@ class EmulatedExecutor:
         latency: LatencyModel,
         transfer_s: Callable[[int], float],
         tier: tuple[int, float] | None = None,
+        link_bytes_per_s: float = math.inf,
     ) -> None:
         """transfer_s: what the device's link takes for the activations of so many tokens.
+
+        link_bytes_per_s: of the way on which other instances' KV blocks come.
 
         tier: bytes of the second tier, and bytes per second of the way there.
         """
@@ -122,6 +152,7 @@ class EmulatedExecutor:
         room = max(0, about.memory_budget - self.weight_bytes) // block_bytes
         self.kv_blocks = spec.kv_blocks or room
         self.kv_bytes = self.kv_blocks * block_bytes
+        self.kv = EmulatedKv(shape, spec.block_size, link_bytes_per_s)
         self.offload = OffloadSlots()
         if tier is not None:
             most, per_second = tier
@@ -209,7 +240,7 @@ class EmulatedExecutor:
             self._lengths.pop(key, None)
             self._prompts.pop(key, None)
         for start in plan.starts:
-            self._lengths[start.key] = 0
+            self._lengths[start.key] = start.begins_at
             if start.sampling.reads_prompt:
                 self._prompts[start.key] = start
         begin = {start.key for start in plan.starts}

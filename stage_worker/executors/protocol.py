@@ -98,6 +98,32 @@ class OffloadError(Exception):
     """The second tier of a stage cannot go on; the next epoch has none there."""
 
 
+class KvAccess(Protocol):
+    """The KV blocks of one stage in one epoch, from any thread. Layers count over the whole model."""
+
+    @property
+    def layout(self) -> str:
+        """How a block of one layer is laid out; stages that say the same can take each other's."""
+        ...
+
+    @property
+    def layer_block_bytes(self) -> int:
+        """Of a block of one layer."""
+        ...
+
+    def read(self, layer: int, blocks: tuple[int, ...]) -> bytes:
+        """The content of blocks, one behind the other; empty if nothing is computed here."""
+        ...
+
+    def write(self, layer: int, blocks: tuple[int, ...], data: bytes) -> None:
+        """The reverse; returns when it is done. ValueError: it is not of their size."""
+        ...
+
+    def way_s(self, nbytes: int) -> float:
+        """How much longer so many bytes take on their way here than they took; 0: they came by a real one."""
+        ...
+
+
 class Executor(Protocol):
     """Computes the steps of one stage in one epoch. Called from one thread, in the order of the plans."""
 
@@ -111,6 +137,11 @@ class Executor(Protocol):
     @property
     def offload(self) -> OffloadSlots:
         """Its second tier."""
+        ...
+
+    @property
+    def kv(self) -> KvAccess | None:
+        """Its KV blocks, for other instances' stages; None: they stay where they are."""
         ...
 
     def execute(self, plan: StepPlan, hidden: bytes | memoryview | None) -> StepOutput:

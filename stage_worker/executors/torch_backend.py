@@ -15,6 +15,7 @@ import structlog
 import torch
 
 from stage_worker.attention.backend import AttentionBackend, AttentionContext
+from stage_worker.attention.native_paged import NativePagedAttention
 from stage_worker.attention.static_batch import StaticBackend
 from stage_worker.device_copies import copies_for
 from stage_worker.executors.cuda_capture import CudaCapture
@@ -32,7 +33,7 @@ from stage_worker.executors.torch_executor import StageDecoder, StageParts, Torc
 from stage_worker.fabric.neighbours import FabricWays, open_ways
 from stage_worker.fabric.pair import check_backend, fabric_device
 from stage_worker.fabric.rendezvous import fabric_id
-from stage_worker.kv_pool import KvPool, size_pool
+from stage_worker.kv_pool import KvPool, PoolAccess, size_pool
 from stage_worker.loading.adapters import (
     AdapterFolder,
     adaptable,
@@ -190,13 +191,23 @@ class TorchBackend:
         blocks = size_pool(geometry, spec.kv_blocks, budget, held, model.context_length)
         pool = KvPool(geometry, blocks, self._device, spare)
         mover = self._mover(pool)
+        native = False
+
+        def attention(context: AttentionContext) -> AttentionBackend:
+            nonlocal native
+            made = compute.attention(context)
+            native = native or isinstance(made, NativePagedAttention)
+            return made
+
         decoder: StageDecoder
         graphs: DecodeGraphs | None = None
         if isinstance(weights, StageWeights):
-            decoder, graphs = self._own_decoder(weights, adapters, part, pool, spec.max_step_tokens)
+            decoder, graphs = self._own_decoder(
+                weights, adapters, part, pool, spec.max_step_tokens, attention
+            )
         else:
             with self._device_of_thread():
-                decoder = weights.decoder(model, pool, self._device, compute.attention)
+                decoder = weights.decoder(model, pool, self._device, attention)
         return TorchExecutor(
             StageParts(
                 stage=spec,
@@ -212,6 +223,7 @@ class TorchBackend:
                 mover=mover,
                 lose_tier=self._lose_tier,
                 adapters=adapters,
+                kv=PoolAccess(pool, part.begin, "native" if native else "plain"),
             )
         )
 
@@ -222,13 +234,14 @@ class TorchBackend:
         part: StageSlice,
         pool: KvPool,
         most_rows: int,
+        make_attention: Callable[[AttentionContext], AttentionBackend],
     ) -> tuple[Decoder, DecodeGraphs | None]:
         """What computes the layers of a family that has code of TidePipe's own."""
         model, compute = self._checkpoint.spec, self._compute
         rotary = RotaryTable(model.rope, model.head_dim, model.context_length, self._device)
         context = AttentionContext(model, part.begin, pool, rotary)
         with self._device_of_thread():
-            attention = compute.attention(context)
+            attention = make_attention(context)
         stack = compute.stack(weights, attention, context, adapters)
         workspace = Workspace(model, self._dtype) if compute.reuse_buffers and stack is None else None
         step: StepAdapters | None = None

@@ -13,7 +13,14 @@ import torch
 from stage_worker.attention.batch import Int64Array, RaggedBatch
 from stage_worker.device_copies import copies_for
 from stage_worker.executors.decode_graphs import DecodeGraphs
-from stage_worker.executors.protocol import OffloadError, OffloadSlots, PlanError, StageSpec, StepOutput
+from stage_worker.executors.protocol import (
+    KvAccess,
+    OffloadError,
+    OffloadSlots,
+    PlanError,
+    StageSpec,
+    StepOutput,
+)
 from stage_worker.executors.torch_sequences import SequenceTables
 from stage_worker.fabric.neighbours import NO_WAYS, FabricWays
 from stage_worker.kv_pool import KvPool
@@ -53,7 +60,7 @@ class StageParts:
     weight_bytes: of the loaded weights. sampler: on the last stage. graphs: for decode steps, on a GPU.
     ways: to the neighbours, by fabric.
     mover: to and from the second tier. lose_tier: called when that does not work any more.
-    adapters: that sequences may have.
+    adapters: that sequences may have. kv: its blocks, for other instances' stages.
     """
 
     stage: StageSpec
@@ -69,6 +76,7 @@ class StageParts:
     mover: BlockMover | None = None
     lose_tier: Callable[[], None] = lambda: None
     adapters: StageAdapters = NO_ADAPTERS
+    kv: KvAccess | None = None
 
 
 class TorchExecutor:
@@ -93,6 +101,7 @@ class TorchExecutor:
         self._settled = False
         self._mover = parts.mover
         self._lose_tier = parts.lose_tier
+        self.kv = parts.kv
         self._sequences = SequenceTables(
             parts.stage.block_size,
             parts.pool.blocks,

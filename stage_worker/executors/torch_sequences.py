@@ -66,6 +66,8 @@ class SequenceTables:
         known = lines >= 0
         # It may begin behind whole blocks that were computed for others.
         begins = np.where(first % self._block_size == 0, first, 0)
+        if arrived := {start.key: start.begins_at for start in plan.starts if start.begins_at}:
+            begins = np.array([arrived.get(key, begin) for key, begin in zip(keys, begins, strict=True)])
         lengths = np.where(known, self._lengths[lines], begins)
         held = np.where(known, self._block_counts[lines], 0)
         self._check_positions(keys, first, counts, lengths, held + new_counts)

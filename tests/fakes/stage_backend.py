@@ -24,6 +24,7 @@ class FakeExecutor:
     weight_bytes = 1000
     kv_bytes = 2000
     offload = OffloadSlots()
+    kv = None
 
     def __init__(self, spec: StageSpec) -> None:
         self._spec = spec

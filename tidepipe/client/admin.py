@@ -60,13 +60,27 @@ class AdminClient:
         request = message_of(pb.MoveInstanceRequest, instance_id=instance_id, **place)
         return await self._ask(self._stub.MoveInstance, request)
 
-    async def drain(self, instance_id: str, *, resume: bool = False, force: bool = False) -> int:
+    async def drain(
+        self, instance_id: str, *, resume: bool = False, force: bool = False, finish: bool = False
+    ) -> int:
         """Give an instance nothing new (or something again); its unfinished sequences.
 
-        force: also the last one that takes requests.
+        force: also the last one that takes requests. finish: what it has ends there, instead of going on at
+        others.
         """
-        request = message_of(pb.DrainInstanceRequest, instance_id=instance_id, resume=resume, force=force)
-        return int((await self._ask(self._stub.DrainInstance, request))["unfinished"])
+        counts = await self.drain_counts(instance_id, resume=resume, force=force, finish=finish)
+        return counts["unfinished"]
+
+    async def drain_counts(
+        self, instance_id: str, *, resume: bool = False, force: bool = False, finish: bool = False
+    ) -> dict[str, int]:
+        """As `drain`: the sequences that it has (unfinished), and how many of them go on at other instances
+        (handed_over)."""
+        request = message_of(
+            pb.DrainInstanceRequest, instance_id=instance_id, resume=resume, force=force, finish=finish
+        )
+        answer = await self._ask(self._stub.DrainInstance, request)
+        return {name: int(answer[name]) for name in ("unfinished", "handed_over")}
 
     async def scale(self, how: str, count: int, *, force: bool = False, model: str = "") -> dict[str, Any]:
         """how: set, add or remove. force: beyond what the machines hold, and down to none.

@@ -544,22 +544,26 @@ class DrainInstanceRequest(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
+    FINISH_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Which instance."""
     resume: _builtins.bool
     """Take it back."""
     force: _builtins.bool
     """Also the last one that takes requests."""
+    finish: _builtins.bool
+    """What it has ends there, instead of going on at other instances."""
     def __init__(
         self,
         *,
         instance_id: _builtins.str = ...,
         resume: _builtins.bool = ...,
         force: _builtins.bool = ...,
+        finish: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "instance_id", b"instance_id", "resume", b"resume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "force", b"force", "instance_id", b"instance_id", "resume", b"resume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -572,16 +576,20 @@ class DrainInstanceResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     UNFINISHED_FIELD_NUMBER: _builtins.int
+    HANDED_OVER_FIELD_NUMBER: _builtins.int
     unfinished: _builtins.int
-    """Sequences that it still has to finish."""
+    """Sequences that it still has."""
+    handed_over: _builtins.int
+    """Of these, sequences that go on at other instances, from their next token on; the others end there."""
     def __init__(
         self,
         *,
         unfinished: _builtins.int = ...,
+        handed_over: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["unfinished", b"unfinished"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handed_over", b"handed_over", "unfinished", b"unfinished"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -90,6 +90,7 @@ class DescribeResponse(_message.Message):
     REASONING_PARSER_FIELD_NUMBER: _builtins.int
     POOLING_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    HANDS_OVER_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Name of the instance."""
     incarnation: _builtins.str
@@ -122,6 +123,8 @@ class DescribeResponse(_message.Message):
     """How it writes its thoughts, likewise."""
     pooling: _builtins.str
     """How the hidden states of a text become its vector: auto, mean, last, cls or off. Empty: the router's."""
+    hands_over: _builtins.bool
+    """True if it hands sequences over with their KV blocks, and takes such."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Tokens that end an output."""
@@ -163,10 +166,11 @@ class DescribeResponse(_message.Message):
         reasoning_parser: _builtins.str = ...,
         pooling: _builtins.str = ...,
         adapters: _abc.Iterable[Global___Adapter] | None = ...,
+        hands_over: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "context_length", b"context_length", "eos_token_ids", b"eos_token_ids", "incarnation", b"incarnation", "instance_id", b"instance_id", "lacks", b"lacks", "max_sequences", b"max_sequences", "model", b"model", "model_fingerprint", b"model_fingerprint", "pooling", b"pooling", "protocol_version", b"protocol_version", "provisioner", b"provisioner", "reasoning_parser", b"reasoning_parser", "served_names", b"served_names", "tool_parser", b"tool_parser", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "context_length", b"context_length", "eos_token_ids", b"eos_token_ids", "hands_over", b"hands_over", "incarnation", b"incarnation", "instance_id", b"instance_id", "lacks", b"lacks", "max_sequences", b"max_sequences", "model", b"model", "model_fingerprint", b"model_fingerprint", "pooling", b"pooling", "protocol_version", b"protocol_version", "provisioner", b"provisioner", "reasoning_parser", b"reasoning_parser", "served_names", b"served_names", "tool_parser", b"tool_parser", "tpot_ms", b"tpot_ms", "ttft_ms", b"ttft_ms", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -220,6 +224,7 @@ class SequenceSpec(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     BACKGROUND_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
+    KV_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     """Unique; the router derives it from the request and the answer's index. At most 1,024 characters."""
     deadline_ms: _builtins.int
@@ -267,6 +272,10 @@ class SequenceSpec(_message.Message):
     def prompt_features(self) -> _prompt_pb2.PromptFeatures:
         """What the router knows of the prompt's text, for the length predictor."""
 
+    @_builtins.property
+    def kv(self) -> Global___KvHandle:
+        """Where the KV blocks of its first tokens are. An instance that cannot take them over computes them anew."""
+
     def __init__(
         self,
         *,
@@ -286,10 +295,11 @@ class SequenceSpec(_message.Message):
         priority: _builtins.int = ...,
         background: _builtins.bool = ...,
         adapter: _builtins.str = ...,
+        kv: Global___KvHandle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt_features", b"prompt_features", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kv", b"kv", "prompt_features", b"prompt_features", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "age_ms", b"age_ms", "background", b"background", "deadline_ms", b"deadline_ms", "output_token_ids", b"output_token_ids", "piece_gap_ms", b"piece_gap_ms", "prefix_root", b"prefix_root", "priority", b"priority", "prompt_features", b"prompt_features", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "sequence_id", b"sequence_id", "tenant", b"tenant", "tpot_ms", b"tpot_ms", "trace_context", b"trace_context", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "age_ms", b"age_ms", "background", b"background", "deadline_ms", b"deadline_ms", "kv", b"kv", "output_token_ids", b"output_token_ids", "piece_gap_ms", b"piece_gap_ms", "prefix_root", b"prefix_root", "priority", b"priority", "prompt_features", b"prompt_features", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "sequence_id", b"sequence_id", "tenant", b"tenant", "tpot_ms", b"tpot_ms", "trace_context", b"trace_context", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -486,6 +496,149 @@ class SequencePosition(_message.Message):
 Global___SequencePosition: _TypeAlias = SequencePosition  # noqa: Y015
 
 @_typing.final
+class ExportSequencesRequest(_message.Message):
+    """Request of ExportSequences."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_IDS_FIELD_NUMBER: _builtins.int
+    LEASE_MS_FIELD_NUMBER: _builtins.int
+    router_id: _builtins.str
+    """The router."""
+    lease_ms: _builtins.int
+    """How long their blocks are kept, milliseconds; 0: 30,000. At most 120,000."""
+    @_builtins.property
+    def sequence_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sequences of it that are to go on elsewhere."""
+
+    def __init__(
+        self,
+        *,
+        router_id: _builtins.str = ...,
+        sequence_ids: _abc.Iterable[_builtins.str] | None = ...,
+        lease_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_ms", b"lease_ms", "router_id", b"router_id", "sequence_ids", b"sequence_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportSequencesRequest: _TypeAlias = ExportSequencesRequest  # noqa: Y015
+
+@_typing.final
+class ExportSequencesResponse(_message.Message):
+    """Response of ExportSequences."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportSequencesResponse: _TypeAlias = ExportSequencesResponse  # noqa: Y015
+
+@_typing.final
+class KvHandle(_message.Message):
+    """What an instance needs to take KV blocks over from another one. Routers pass it on as they get it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    KV_LAYOUT_FIELD_NUMBER: _builtins.int
+    BLOCK_SIZE_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    COMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
+    BLOCK_BYTES_FIELD_NUMBER: _builtins.int
+    LEASE_MS_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    model_fingerprint: _builtins.str
+    """Digest of the model that computed them."""
+    dtype: _builtins.str
+    """Data type of weights and activations there."""
+    kv_layout: _builtins.str
+    """How a block of one layer is laid out."""
+    block_size: _builtins.int
+    """Tokens per block."""
+    ticket: _builtins.bytes
+    """Whoever has it may fetch them: 16 bytes. Empty: there is nothing to fetch, the sequence is to be computed anew."""
+    computed_tokens: _builtins.int
+    """Positions that are computed, from 0 on."""
+    block_bytes: _builtins.int
+    """A block over all layers, bytes."""
+    lease_ms: _builtins.int
+    """How long they are kept from when the sequence ended there, milliseconds."""
+    reason: _builtins.str
+    """Why it was handed over, or why there is nothing to fetch; for people."""
+    @_builtins.property
+    def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvStage]:
+        """The stages that hold them."""
+
+    def __init__(
+        self,
+        *,
+        model_fingerprint: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        kv_layout: _builtins.str = ...,
+        block_size: _builtins.int = ...,
+        ticket: _builtins.bytes = ...,
+        computed_tokens: _builtins.int = ...,
+        block_bytes: _builtins.int = ...,
+        lease_ms: _builtins.int = ...,
+        stages: _abc.Iterable[Global___KvStage] | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_bytes", b"block_bytes", "block_size", b"block_size", "computed_tokens", b"computed_tokens", "dtype", b"dtype", "kv_layout", b"kv_layout", "lease_ms", b"lease_ms", "model_fingerprint", b"model_fingerprint", "reason", b"reason", "stages", b"stages", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvHandle: _TypeAlias = KvHandle  # noqa: Y015
+
+@_typing.final
+class KvStage(_message.Message):
+    """A stage of an instance that hands KV blocks out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    LAYER_BEGIN_FIELD_NUMBER: _builtins.int
+    LAYER_END_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """HOST:PORT."""
+    layer_begin: _builtins.int
+    """First layer."""
+    layer_end: _builtins.int
+    """One past the last layer."""
+    epoch: _builtins.int
+    """Its epoch."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        layer_begin: _builtins.int = ...,
+        layer_end: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "epoch", b"epoch", "layer_begin", b"layer_begin", "layer_end", b"layer_end"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvStage: _TypeAlias = KvStage  # noqa: Y015
+
+@_typing.final
 class WatchResultsRequest(_message.Message):
     """Request of WatchResults."""
 
@@ -567,6 +720,7 @@ class SequenceUpdate(_message.Message):
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     VECTOR_FIELD_NUMBER: _builtins.int
+    KV_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     """The sequence."""
     token_offset: _builtins.int
@@ -599,6 +753,10 @@ class SequenceUpdate(_message.Message):
     def prompt_logprobs(self) -> _sampling_pb2.PromptLogprobs:
         """The next log-probabilities of its prompt, if asked for; all of them are told before its first token and its end."""
 
+    @_builtins.property
+    def kv(self) -> Global___KvHandle:
+        """With FINISH_REASON_CANCELLED, if it ended because ExportSequences asked for it."""
+
     def __init__(
         self,
         *,
@@ -614,10 +772,11 @@ class SequenceUpdate(_message.Message):
         cached_tokens: _builtins.int = ...,
         prompt_logprobs: _sampling_pb2.PromptLogprobs | None = ...,
         vector: _builtins.bytes = ...,
+        kv: Global___KvHandle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "_stop_token_id", b"_stop_token_id", "fault", b"fault", "prompt_logprobs", b"prompt_logprobs", "stop_token_id", b"stop_token_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "_stop_token_id", b"_stop_token_id", "fault", b"fault", "kv", b"kv", "prompt_logprobs", b"prompt_logprobs", "stop_token_id", b"stop_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "_stop_token_id", b"_stop_token_id", "cached_tokens", b"cached_tokens", "error", b"error", "fault", b"fault", "finish_reason", b"finish_reason", "logprobs", b"logprobs", "preemptions", b"preemptions", "prompt_logprobs", b"prompt_logprobs", "sequence_id", b"sequence_id", "stop_token_id", b"stop_token_id", "token_ids", b"token_ids", "token_offset", b"token_offset", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "_stop_token_id", b"_stop_token_id", "cached_tokens", b"cached_tokens", "error", b"error", "fault", b"fault", "finish_reason", b"finish_reason", "kv", b"kv", "logprobs", b"logprobs", "preemptions", b"preemptions", "prompt_logprobs", b"prompt_logprobs", "sequence_id", b"sequence_id", "stop_token_id", b"stop_token_id", "token_ids", b"token_ids", "token_offset", b"token_offset", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fault: _TypeAlias = _typing.Literal["fault"]  # noqa: Y015
     _WhichOneofArgType__fault: _TypeAlias = _typing.Literal["_fault", b"_fault"]  # noqa: Y015

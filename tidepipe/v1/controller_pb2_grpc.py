@@ -50,6 +50,11 @@ class ControllerServiceStub:
                 request_serializer=tidepipe_dot_v1_dot_controller__pb2.CancelSequencesRequest.SerializeToString,
                 response_deserializer=tidepipe_dot_v1_dot_controller__pb2.CancelSequencesResponse.FromString,
                 _registered_method=True)
+        self.ExportSequences = channel.unary_unary(
+                '/tidepipe.v1.ControllerService/ExportSequences',
+                request_serializer=tidepipe_dot_v1_dot_controller__pb2.ExportSequencesRequest.SerializeToString,
+                response_deserializer=tidepipe_dot_v1_dot_controller__pb2.ExportSequencesResponse.FromString,
+                _registered_method=True)
         self.WatchResults = channel.unary_stream(
                 '/tidepipe.v1.ControllerService/WatchResults',
                 request_serializer=tidepipe_dot_v1_dot_controller__pb2.WatchResultsRequest.SerializeToString,
@@ -97,6 +102,15 @@ class ControllerServiceServicer:
 
     def CancelSequences(self, request, context):
         """Ends sequences; their blocks are free within a step. Unknown ids are ignored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportSequences(self, request, context):
+        """Ends sequences here at their next token, so that they go on elsewhere: the end comes over WatchResults, with a
+        handle of their KV blocks. Those stay until the sequence is cancelled, or the lease ends. Unknown ids are ignored.
+        UNIMPLEMENTED: the instance hands nothing over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,6 +170,11 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.CancelSequences,
                     request_deserializer=tidepipe_dot_v1_dot_controller__pb2.CancelSequencesRequest.FromString,
                     response_serializer=tidepipe_dot_v1_dot_controller__pb2.CancelSequencesResponse.SerializeToString,
+            ),
+            'ExportSequences': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportSequences,
+                    request_deserializer=tidepipe_dot_v1_dot_controller__pb2.ExportSequencesRequest.FromString,
+                    response_serializer=tidepipe_dot_v1_dot_controller__pb2.ExportSequencesResponse.SerializeToString,
             ),
             'WatchResults': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchResults,
@@ -265,6 +284,33 @@ class ControllerService:
             '/tidepipe.v1.ControllerService/CancelSequences',
             tidepipe_dot_v1_dot_controller__pb2.CancelSequencesRequest.SerializeToString,
             tidepipe_dot_v1_dot_controller__pb2.CancelSequencesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportSequences(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidepipe.v1.ControllerService/ExportSequences',
+            tidepipe_dot_v1_dot_controller__pb2.ExportSequencesRequest.SerializeToString,
+            tidepipe_dot_v1_dot_controller__pb2.ExportSequencesResponse.FromString,
             options,
             channel_credentials,
             insecure,

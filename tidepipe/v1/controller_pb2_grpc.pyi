@@ -39,6 +39,11 @@ class ControllerServiceStub:
     """Hands over sequences. Each is answered on its own; a sequence_id that is known already is accepted again."""
     CancelSequences: _grpc.UnaryUnaryMultiCallable[_controller_pb2.CancelSequencesRequest, _controller_pb2.CancelSequencesResponse]
     """Ends sequences; their blocks are free within a step. Unknown ids are ignored."""
+    ExportSequences: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ExportSequencesRequest, _controller_pb2.ExportSequencesResponse]
+    """Ends sequences here at their next token, so that they go on elsewhere: the end comes over WatchResults, with a
+    handle of their KV blocks. Those stay until the sequence is cancelled, or the lease ends. Unknown ids are ignored.
+    UNIMPLEMENTED: the instance hands nothing over.
+    """
     WatchResults: _grpc.UnaryStreamMultiCallable[_controller_pb2.WatchResultsRequest, _controller_pb2.WatchResultsResponse]
     """Streams the tokens of all sequences of the calling router: the tokens of one step travel together.
     The first message answers the positions that the caller gave. One watcher per router id: a newer call ends the older one.
@@ -65,6 +70,11 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     """Hands over sequences. Each is answered on its own; a sequence_id that is known already is accepted again."""
     CancelSequences: _aio.UnaryUnaryMultiCallable[_controller_pb2.CancelSequencesRequest, _controller_pb2.CancelSequencesResponse]  # type: ignore[assignment]
     """Ends sequences; their blocks are free within a step. Unknown ids are ignored."""
+    ExportSequences: _aio.UnaryUnaryMultiCallable[_controller_pb2.ExportSequencesRequest, _controller_pb2.ExportSequencesResponse]  # type: ignore[assignment]
+    """Ends sequences here at their next token, so that they go on elsewhere: the end comes over WatchResults, with a
+    handle of their KV blocks. Those stay until the sequence is cancelled, or the lease ends. Unknown ids are ignored.
+    UNIMPLEMENTED: the instance hands nothing over.
+    """
     WatchResults: _aio.UnaryStreamMultiCallable[_controller_pb2.WatchResultsRequest, _controller_pb2.WatchResultsResponse]  # type: ignore[assignment]
     """Streams the tokens of all sequences of the calling router: the tokens of one step travel together.
     The first message answers the positions that the caller gave. One watcher per router id: a newer call ends the older one.
@@ -106,6 +116,17 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_controller_pb2.CancelSequencesResponse, _abc.Awaitable[_controller_pb2.CancelSequencesResponse]]:
         """Ends sequences; their blocks are free within a step. Unknown ids are ignored."""
+
+    @_abc_1.abstractmethod
+    def ExportSequences(
+        self,
+        request: _controller_pb2.ExportSequencesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.ExportSequencesResponse, _abc.Awaitable[_controller_pb2.ExportSequencesResponse]]:
+        """Ends sequences here at their next token, so that they go on elsewhere: the end comes over WatchResults, with a
+        handle of their KV blocks. Those stay until the sequence is cancelled, or the lease ends. Unknown ids are ignored.
+        UNIMPLEMENTED: the instance hands nothing over.
+        """
 
     @_abc_1.abstractmethod
     def WatchResults(

@@ -280,6 +280,8 @@ class ConfigureResponse(_message.Message):
     OFFLOAD_BLOCK_S_FIELD_NUMBER: _builtins.int
     OFFLOAD_STEP_BLOCKS_FIELD_NUMBER: _builtins.int
     SLOW_BECAUSE_FIELD_NUMBER: _builtins.int
+    KV_LAYOUT_FIELD_NUMBER: _builtins.int
+    KV_LAYER_BLOCK_BYTES_FIELD_NUMBER: _builtins.int
     kv_blocks: _builtins.int
     """KV blocks that this stage has."""
     weight_bytes: _builtins.int
@@ -296,6 +298,10 @@ class ConfigureResponse(_message.Message):
     """Blocks that one step may copy in each direction at most."""
     slow_because: _builtins.str
     """Why it computes several times slower than it could (no compiler for its kernels, say); empty: it does not."""
+    kv_layout: _builtins.str
+    """How a KV block of one layer is laid out; stages that say the same can take each other's. Empty: it hands none out."""
+    kv_layer_block_bytes: _builtins.int
+    """A KV block of one layer, bytes."""
     def __init__(
         self,
         *,
@@ -307,10 +313,12 @@ class ConfigureResponse(_message.Message):
         offload_block_s: _builtins.float = ...,
         offload_step_blocks: _builtins.int = ...,
         slow_because: _builtins.str = ...,
+        kv_layout: _builtins.str = ...,
+        kv_layer_block_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_blocks", b"kv_blocks", "kv_bytes", b"kv_bytes", "offload_block_s", b"offload_block_s", "offload_slots", b"offload_slots", "offload_step_blocks", b"offload_step_blocks", "rss_bytes", b"rss_bytes", "slow_because", b"slow_because", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_blocks", b"kv_blocks", "kv_bytes", b"kv_bytes", "kv_layer_block_bytes", b"kv_layer_block_bytes", "kv_layout", b"kv_layout", "offload_block_s", b"offload_block_s", "offload_slots", b"offload_slots", "offload_step_blocks", b"offload_step_blocks", "rss_bytes", b"rss_bytes", "slow_because", b"slow_because", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -325,6 +333,9 @@ class RunRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
     STARTS_FIELD_NUMBER: _builtins.int
+    GRANTS_FIELD_NUMBER: _builtins.int
+    REVOKED_TICKETS_FIELD_NUMBER: _builtins.int
+    FETCHES_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The epoch; a plan of another one is refused with FAILED_PRECONDITION."""
     @_builtins.property
@@ -337,20 +348,261 @@ class RunRequest(_message.Message):
         One whose key was sent already goes on with its history.
         """
 
+    @_builtins.property
+    def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvGrant]:
+        """From now on whoever has the ticket may fetch these blocks; nothing writes to them before the grant is revoked."""
+
+    @_builtins.property
+    def revoked_tickets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Tickets that are worth nothing from now on."""
+
+    @_builtins.property
+    def fetches(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvFetch]:
+        """Blocks to be fetched from another instance. Each is answered by a KvFetched."""
+
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
         plan: Global___StepPlan | None = ...,
         starts: _abc.Iterable[Global___SequenceStart] | None = ...,
+        grants: _abc.Iterable[Global___KvGrant] | None = ...,
+        revoked_tickets: _abc.Iterable[_builtins.bytes] | None = ...,
+        fetches: _abc.Iterable[Global___KvFetch] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "plan", b"plan", "starts", b"starts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fetches", b"fetches", "grants", b"grants", "plan", b"plan", "revoked_tickets", b"revoked_tickets", "starts", b"starts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunRequest: _TypeAlias = RunRequest  # noqa: Y015
+
+@_typing.final
+class KvGrant(_message.Message):
+    """Blocks that another instance may fetch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TICKET_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    ticket: _builtins.bytes
+    """Whoever has it may: 16 bytes that cannot be guessed."""
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The blocks, in the order of the sequence; a fetch names them by their place here."""
+
+    def __init__(
+        self,
+        *,
+        ticket: _builtins.bytes = ...,
+        blocks: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvGrant: _TypeAlias = KvGrant  # noqa: Y015
+
+@_typing.final
+class KvFetch(_message.Message):
+    """Blocks to be fetched from another instance, for the layers of this stage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FETCH_ID_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    AFTER_STEP_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    fetch_id: _builtins.int
+    """Name of the fetch within the epoch."""
+    ticket: _builtins.bytes
+    """Of the grant."""
+    first: _builtins.int
+    """Place of the first block within the grant."""
+    after_step: _builtins.int
+    """Begins when this step and all before it are done here: they may still use these blocks."""
+    timeout_s: _builtins.float
+    """Given up after so long, seconds."""
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Where they go: one for each block from that place on."""
+
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvPart]:
+        """The stages that hold the layers."""
+
+    def __init__(
+        self,
+        *,
+        fetch_id: _builtins.int = ...,
+        ticket: _builtins.bytes = ...,
+        first: _builtins.int = ...,
+        blocks: _abc.Iterable[_builtins.int] | None = ...,
+        after_step: _builtins.int = ...,
+        timeout_s: _builtins.float = ...,
+        parts: _abc.Iterable[Global___KvPart] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_step", b"after_step", "blocks", b"blocks", "fetch_id", b"fetch_id", "first", b"first", "parts", b"parts", "ticket", b"ticket", "timeout_s", b"timeout_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvFetch: _TypeAlias = KvFetch  # noqa: Y015
+
+@_typing.final
+class KvPart(_message.Message):
+    """Who holds some layers of an instance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    LAYER_BEGIN_FIELD_NUMBER: _builtins.int
+    LAYER_END_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """HOST:PORT of the stage worker."""
+    epoch: _builtins.int
+    """Its epoch."""
+    layer_begin: _builtins.int
+    """First layer."""
+    layer_end: _builtins.int
+    """One past the last layer."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        layer_begin: _builtins.int = ...,
+        layer_end: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "epoch", b"epoch", "layer_begin", b"layer_begin", "layer_end", b"layer_end"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvPart: _TypeAlias = KvPart  # noqa: Y015
+
+@_typing.final
+class KvFetched(_message.Message):
+    """A fetch has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FETCH_ID_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    fetch_id: _builtins.int
+    """Which."""
+    error: _builtins.str
+    """Why it failed; empty: all is here."""
+    bytes: _builtins.int
+    """What came, bytes."""
+    seconds: _builtins.float
+    """How long it took, seconds."""
+    def __init__(
+        self,
+        *,
+        fetch_id: _builtins.int = ...,
+        error: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "error", b"error", "fetch_id", b"fetch_id", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvFetched: _TypeAlias = KvFetched  # noqa: Y015
+
+@_typing.final
+class FetchBlocksRequest(_message.Message):
+    """Request of FetchBlocks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    LAYER_BEGIN_FIELD_NUMBER: _builtins.int
+    LAYER_END_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    KV_LAYOUT_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """The epoch of the grant."""
+    ticket: _builtins.bytes
+    """Of the grant."""
+    layer_begin: _builtins.int
+    """First layer that is wanted."""
+    layer_end: _builtins.int
+    """One past the last layer."""
+    first: _builtins.int
+    """Place of the first block within the grant."""
+    count: _builtins.int
+    """Blocks wanted, of each layer."""
+    kv_layout: _builtins.str
+    """How the caller's blocks are laid out."""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        ticket: _builtins.bytes = ...,
+        layer_begin: _builtins.int = ...,
+        layer_end: _builtins.int = ...,
+        first: _builtins.int = ...,
+        count: _builtins.int = ...,
+        kv_layout: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "epoch", b"epoch", "first", b"first", "kv_layout", b"kv_layout", "layer_begin", b"layer_begin", "layer_end", b"layer_end", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchBlocksRequest: _TypeAlias = FetchBlocksRequest  # noqa: Y015
+
+@_typing.final
+class FetchBlocksResponse(_message.Message):
+    """Some blocks of one layer: all of them follow each other by layer and place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    layer: _builtins.int
+    """The layer."""
+    first: _builtins.int
+    """Place of the first of these blocks within the grant."""
+    count: _builtins.int
+    """How many they are."""
+    data: _builtins.bytes
+    """Their content. Empty from a stage that computes nothing."""
+    def __init__(
+        self,
+        *,
+        layer: _builtins.int = ...,
+        first: _builtins.int = ...,
+        count: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "data", b"data", "first", b"first", "layer", b"layer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchBlocksResponse: _TypeAlias = FetchBlocksResponse  # noqa: Y015
 
 @_typing.final
 class StepPlan(_message.Message):
@@ -473,6 +725,7 @@ class SequenceStart(_message.Message):
     EOS_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TRACE_CONTEXT_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
+    BEGINS_AT_FIELD_NUMBER: _builtins.int
     sequence_key: _builtins.int
     """Key of the sequence within the epoch."""
     prompt_tokens: _builtins.int
@@ -481,6 +734,8 @@ class SequenceStart(_message.Message):
     """The span that it runs within, see SequenceSpec."""
     adapter: _builtins.str
     """Fingerprint of the adapter of all its tokens; empty: none."""
+    begins_at: _builtins.int
+    """Position at which it begins, if its blocks hold all before that and it is not at a block's beginning; else 0."""
     @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingParams:
         """How to choose its tokens (last stage only)."""
@@ -505,10 +760,11 @@ class SequenceStart(_message.Message):
         eos_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         trace_context: _builtins.str = ...,
         adapter: _builtins.str = ...,
+        begins_at: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "eos_token_ids", b"eos_token_ids", "history_token_ids", b"history_token_ids", "prompt_tokens", b"prompt_tokens", "sampling", b"sampling", "sequence_key", b"sequence_key", "trace_context", b"trace_context"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "begins_at", b"begins_at", "eos_token_ids", b"eos_token_ids", "history_token_ids", b"history_token_ids", "prompt_tokens", b"prompt_tokens", "sampling", b"sampling", "sequence_key", b"sequence_key", "trace_context", b"trace_context"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -523,6 +779,7 @@ class RunResponse(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    FETCHED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def step(self) -> Global___StepReport:
         """A step is done here."""
@@ -535,18 +792,23 @@ class RunResponse(_message.Message):
     def failure(self) -> Global___StageFailure:
         """The stage cannot go on in this epoch."""
 
+    @_builtins.property
+    def fetched(self) -> Global___KvFetched:
+        """A fetch has ended."""
+
     def __init__(
         self,
         *,
         step: Global___StepReport | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
         failure: Global___StageFailure | None = ...,
+        fetched: Global___KvFetched | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "heartbeat", b"heartbeat", "report", b"report", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "fetched", b"fetched", "heartbeat", b"heartbeat", "report", b"report", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "heartbeat", b"heartbeat", "report", b"report", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "fetched", b"fetched", "heartbeat", b"heartbeat", "report", b"report", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_report: _TypeAlias = _typing.Literal["step", "heartbeat", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_report: _TypeAlias = _typing.Literal["step", "heartbeat", "failure", "fetched"]  # noqa: Y015
     _WhichOneofArgType_report: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_report) -> _WhichOneofReturnType_report | None: ...
 

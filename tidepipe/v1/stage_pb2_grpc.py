@@ -55,6 +55,11 @@ class StageServiceStub:
                 request_serializer=tidepipe_dot_v1_dot_stage__pb2.ForwardRequest.SerializeToString,
                 response_deserializer=tidepipe_dot_v1_dot_stage__pb2.ForwardResponse.FromString,
                 _registered_method=True)
+        self.FetchBlocks = channel.unary_stream(
+                '/tidepipe.v1.StageService/FetchBlocks',
+                request_serializer=tidepipe_dot_v1_dot_stage__pb2.FetchBlocksRequest.SerializeToString,
+                response_deserializer=tidepipe_dot_v1_dot_stage__pb2.FetchBlocksResponse.FromString,
+                _registered_method=True)
 
 
 class StageServiceServicer:
@@ -92,6 +97,14 @@ class StageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchBlocks(self, request, context):
+        """KV blocks of a grant, layer by layer, for a stage of another instance. FAILED_PRECONDITION: the epoch or the grant
+        is over, or the blocks are laid out otherwise; also in the midst of it, and what came before holds then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -114,6 +127,11 @@ def add_StageServiceServicer_to_server(servicer, server):
                     servicer.Forward,
                     request_deserializer=tidepipe_dot_v1_dot_stage__pb2.ForwardRequest.FromString,
                     response_serializer=tidepipe_dot_v1_dot_stage__pb2.ForwardResponse.SerializeToString,
+            ),
+            'FetchBlocks': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchBlocks,
+                    request_deserializer=tidepipe_dot_v1_dot_stage__pb2.FetchBlocksRequest.FromString,
+                    response_serializer=tidepipe_dot_v1_dot_stage__pb2.FetchBlocksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -225,6 +243,33 @@ class StageService:
             '/tidepipe.v1.StageService/Forward',
             tidepipe_dot_v1_dot_stage__pb2.ForwardRequest.SerializeToString,
             tidepipe_dot_v1_dot_stage__pb2.ForwardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tidepipe.v1.StageService/FetchBlocks',
+            tidepipe_dot_v1_dot_stage__pb2.FetchBlocksRequest.SerializeToString,
+            tidepipe_dot_v1_dot_stage__pb2.FetchBlocksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,10 @@ class StageServiceStub:
     """
     Forward: _grpc.StreamUnaryMultiCallable[_stage_pb2.ForwardRequest, _stage_pb2.ForwardResponse]
     """Activations from the stage before, in the order of the step ids."""
+    FetchBlocks: _grpc.UnaryStreamMultiCallable[_stage_pb2.FetchBlocksRequest, _stage_pb2.FetchBlocksResponse]
+    """KV blocks of a grant, layer by layer, for a stage of another instance. FAILED_PRECONDITION: the epoch or the grant
+    is over, or the blocks are laid out otherwise; also in the midst of it, and what came before holds then.
+    """
 
 @_typing.type_check_only
 class StageServiceAsyncStub(StageServiceStub):
@@ -65,6 +69,10 @@ class StageServiceAsyncStub(StageServiceStub):
     """
     Forward: _aio.StreamUnaryMultiCallable[_stage_pb2.ForwardRequest, _stage_pb2.ForwardResponse]  # type: ignore[assignment]
     """Activations from the stage before, in the order of the step ids."""
+    FetchBlocks: _aio.UnaryStreamMultiCallable[_stage_pb2.FetchBlocksRequest, _stage_pb2.FetchBlocksResponse]  # type: ignore[assignment]
+    """KV blocks of a grant, layer by layer, for a stage of another instance. FAILED_PRECONDITION: the epoch or the grant
+    is over, or the blocks are laid out otherwise; also in the midst of it, and what came before holds then.
+    """
 
 class StageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by the stage worker, called by its controller and by the stage before it."""
@@ -105,5 +113,15 @@ class StageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_stage_pb2.ForwardResponse, _abc.Awaitable[_stage_pb2.ForwardResponse]]:
         """Activations from the stage before, in the order of the step ids."""
+
+    @_abc_1.abstractmethod
+    def FetchBlocks(
+        self,
+        request: _stage_pb2.FetchBlocksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_stage_pb2.FetchBlocksResponse], _abc.AsyncIterator[_stage_pb2.FetchBlocksResponse]]:
+        """KV blocks of a grant, layer by layer, for a stage of another instance. FAILED_PRECONDITION: the epoch or the grant
+        is over, or the blocks are laid out otherwise; also in the midst of it, and what came before holds then.
+        """
 
 def add_StageServiceServicer_to_server(servicer: StageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

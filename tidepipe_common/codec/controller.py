@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe.v1 import prompt_pb2
+from tidepipe_common.codec.kv_transfer import check_handle, handle_from_wire, handle_to_wire
 from tidepipe_common.codec.prompt import prompt_to_wire
 from tidepipe_common.codec.sampling import (
     check_carried,
@@ -28,6 +29,7 @@ from tidepipe_common.telemetry.traces import MAX_CONTEXT_CHARACTERS
 from tidepipe_common.text.text import quoted
 from tidepipe_common.types.adapter import is_fingerprint
 from tidepipe_common.types.holdings import PrefixHoldings
+from tidepipe_common.types.kv_transfer import KvHandle
 from tidepipe_common.types.results import SequenceEnd, SequenceUpdate
 from tidepipe_common.types.sampling import SamplingParams
 
@@ -49,12 +51,13 @@ def spec_to_wire(
     priority: int = 0,
     background: bool = False,
     adapter: str = "",
+    kv: KvHandle | None = None,
 ) -> pb.SequenceSpec:
     """What an instance needs to continue a sequence from where the router stands with it.
 
     output: what it has so far. ttft_s, tpot_s: its targets. age_s: since it came to the first router.
     prefix_root: who has the same shares KV blocks. trace_context: the span of its stay.
-    priority, background: see GenerationRequest. adapter: its fingerprint.
+    priority, background: see GenerationRequest. adapter: its fingerprint. kv: of its blocks elsewhere.
     """
     return pb.SequenceSpec(
         sequence_id=sequence_id,
@@ -73,6 +76,7 @@ def spec_to_wire(
         priority=priority,
         background=background,
         adapter=adapter,
+        kv=None if kv is None else handle_to_wire(kv),
     )
 
 
@@ -89,6 +93,8 @@ def check_spec(spec: pb.SequenceSpec) -> None:
         )
     if spec.adapter and not is_fingerprint(spec.adapter):
         raise InvalidRequestError(f"adapter {quoted(spec.adapter)} is no fingerprint", "adapter")
+    if spec.HasField("kv"):
+        check_handle(spec.kv)
     check_features(spec.prompt_features)
 
 
@@ -165,6 +171,8 @@ def update_to_wire(update: SequenceUpdate) -> pb.SequenceUpdate:
             message.fault = update.end.fault
         if update.end.stop_token is not None:
             message.stop_token_id = update.end.stop_token
+        if isinstance(update.end, SequenceEnd) and update.end.kv is not None:
+            message.kv.CopyFrom(handle_to_wire(update.end.kv))
     return message
 
 
@@ -180,6 +188,7 @@ def update_from_wire(message: pb.SequenceUpdate) -> SequenceUpdate:
             message.error,
             message.preemptions,
             message.fault if message.HasField("fault") else None,
+            handle_from_wire(message.kv) if message.HasField("kv") else None,
         )
     return SequenceUpdate(
         message.sequence_id,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate, chain
 
 from tidepipe.v1 import controller_pb2, stage_pb2
+from tidepipe_common.codec.kv_transfer import fetched_from_wire, fetched_to_wire
 from tidepipe_common.codec.sampling import (
     logprobs_from_wire,
     logprobs_to_wire,
@@ -15,6 +16,7 @@ from tidepipe_common.codec.sampling import (
     sampling_to_wire,
 )
 from tidepipe_common.limits import PIECE_BYTES
+from tidepipe_common.types.kv_transfer import KvFetched
 from tidepipe_common.types.plan import (
     BlockCopies,
     DecodeRows,
@@ -92,6 +94,7 @@ def plan_to_wire(plan: StepPlan, *, first: bool, last: bool) -> stage_pb2.StepPl
             prompt_tokens=start.prompt_tokens,
             trace_context=start.trace_context,
             adapter=start.adapter,
+            begins_at=start.begins_at,
         )
         if last:
             entry.sampling.CopyFrom(sampling_to_wire(start.sampling))
@@ -208,6 +211,7 @@ def plan_from_wire(message: stage_pb2.StepPlan, ahead: Iterable[stage_pb2.Sequen
             eos_token_ids=tuple(entry.eos_token_ids),
             adapter=entry.adapter,
             trace_context=entry.trace_context,
+            begins_at=entry.begins_at,
         )
         for entry in (*ahead, *message.starts)
     )
@@ -271,6 +275,8 @@ def news_to_wire(news: StageNews) -> stage_pb2.RunResponse:
         case StageFailure(kind, detail, step_id):
             failure = stage_pb2.StageFailure(kind=_KIND_TO_WIRE[kind], detail=detail, step_id=step_id)
             return stage_pb2.RunResponse(failure=failure)
+        case KvFetched():
+            return fetched_to_wire(news)
 
 
 def news_from_wire(message: stage_pb2.RunResponse) -> StageNews | None:
@@ -305,4 +311,6 @@ def news_from_wire(message: stage_pb2.RunResponse) -> StageNews | None:
         failure = message.failure
         kind = _KIND_FROM_WIRE.get(failure.kind, FailureKind.EXECUTION)
         return StageFailure(kind, failure.detail, failure.step_id)
+    if which == "fetched":
+        return fetched_from_wire(message.fetched)
     return None

@@ -148,6 +148,7 @@ class ClusterConfig(Strict):
     policy_settings: fields.PolicySettings | None = None
     microbatches: fields.Microbatches | None = None
     prefix_caching: fields.PrefixCaching | None = None
+    kv_transfer: fields.KvTransfer | None = None
     allow_download: fields.AllowDownload = False
     metrics: Annotated[bool, setting("Give every process a port with Prometheus metrics.")] = False
     otlp: fields.Otlp | None = None

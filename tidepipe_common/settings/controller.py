@@ -65,6 +65,7 @@ class ControllerSettings(InstanceSettings):
     policy_settings: fields.PolicySettings = ""
     microbatches: fields.Microbatches = 0
     prefix_caching: fields.PrefixCaching = "on"
+    kv_transfer: fields.KvTransfer = "auto"
     journal: fields.JournalPath | None = None
 
     @model_validator(mode="after")

@@ -267,6 +267,14 @@ PrefixCaching = Annotated[
     Literal["on", "off"],
     setting("Keep KV blocks, and share them among requests that begin alike.", metavar="on|off"),
 ]
+KvTransfer = Annotated[
+    Literal["auto", "always", "never"],
+    setting(
+        "KV blocks that a sequence of another instance comes with are fetched where that is quicker than "
+        "computing them, always where it can be, or never.",
+        metavar="auto|always|never",
+    ),
+]
 Microbatches = Annotated[
     int, setting("Decode micro-batches in flight, always; 0: as the policy likes.", ge=0, le=32)
 ]

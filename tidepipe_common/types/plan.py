@@ -9,6 +9,7 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tidepipe_common.types.kv_transfer import KvFetched
 from tidepipe_common.types.prompt_reading import PromptPiece
 from tidepipe_common.types.sampling import PositionLogprobs, SamplingParams
 
@@ -35,6 +36,8 @@ class SequenceStart:
     eos_token_ids: tokens that end it, masked before min_tokens; empty with ignore_eos.
     adapter: of all its rows, by its fingerprint; empty: the base alone.
     trace_context: the span that it runs within (`telemetry/traces.py`); empty: none. Nothing depends on it.
+    begins_at: its first position that is computed here, if blocks that came from elsewhere hold all before;
+        0: it begins at 0, or behind whole blocks, as its first row says.
     """
 
     key: int
@@ -44,6 +47,7 @@ class SequenceStart:
     eos_token_ids: tuple[int, ...] = ()
     adapter: str = field(default="", repr=False)  # journals' checksums are of reprs, and older than this
     trace_context: str = field(default="", repr=False, compare=False)
+    begins_at: int = field(default=0, repr=False)
 
 
 @dataclass(slots=True)
@@ -202,5 +206,5 @@ class StageFailure:
     step_id: int = 0
 
 
-StageNews = StepReport | Heartbeat | StageFailure
+StageNews = StepReport | Heartbeat | StageFailure | KvFetched
 """What a stage tells its controller while it serves an epoch."""

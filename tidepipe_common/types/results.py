@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from tidepipe_common.types.kv_transfer import KvHandle
 from tidepipe_common.types.prompt_reading import PromptLogprobs
 from tidepipe_common.types.sampling import FinishReason, PositionLogprobs
 
@@ -32,7 +33,10 @@ class End(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SequenceEnd:
-    """An End that is nothing else: one that came from another process."""
+    """An End that is nothing else: one that came from another process.
+
+    kv: set if it is to go on elsewhere, for which its instance was asked to hand it over.
+    """
 
     sequence_id: str
     reason: FinishReason
@@ -40,6 +44,7 @@ class SequenceEnd:
     error: str = ""
     preemptions: int = 0
     fault: str | None = None
+    kv: KvHandle | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,7 @@ class VllmBody:
 
     wants_history = True
     offload = NO_OFFLOAD
+    kv = None
 
     def __init__(self, options: EngineOptions, cost: Callable[[], StepCost]) -> None:
         """cost: what steps cost, as far as is known now."""

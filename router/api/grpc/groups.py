@@ -95,8 +95,10 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
     ) -> pb.DrainInstanceResponse:
         """Nothing new for an instance."""
         fleet = self._grouping.registry.link(request.instance_id).model.fleet
-        unfinished = fleet.drain(request.instance_id, resume=request.resume, force=request.force)
-        return pb.DrainInstanceResponse(unfinished=unfinished)
+        drained = fleet.drain(
+            request.instance_id, resume=request.resume, force=request.force, finish=request.finish
+        )
+        return pb.DrainInstanceResponse(unfinished=drained.unfinished, handed_over=drained.handed_over)
 
     async def ScaleInstances(  # noqa: N802
         self, request: pb.ScaleInstancesRequest, context: Context

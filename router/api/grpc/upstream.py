@@ -8,6 +8,8 @@ from array import array
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
+import grpc
+
 from router.api.grpc.groups import cleared
 from router.instances.link import InstanceLink
 from router.instances.sequence import PromptPrefix
@@ -29,8 +31,6 @@ from tidepipe_common.rpc.results import stream_results
 from tidepipe_common.types.plan import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
-    import grpc
-
     Context = grpc.aio.ServicerContext[Any, Any]
 
 REPORT_S = 0.1
@@ -107,6 +107,12 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
         for name in request.ended_sequence_ids:
             host.hub.acknowledge(name)
         return pb.CancelSequencesResponse()
+
+    async def ExportSequences(  # noqa: N802
+        self, request: pb.ExportSequencesRequest, context: Context
+    ) -> pb.ExportSequencesResponse:
+        """A router hands nothing out; its own instances do, between each other."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{self._hosts.name} is a router")
 
     async def WatchResults(  # noqa: N802
         self, request: pb.WatchResultsRequest, context: Context

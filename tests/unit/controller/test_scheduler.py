@@ -86,7 +86,7 @@ class FakeStages:
         for key in plan.releases:
             del self.lengths[key], self.blocks[key]
             self.prompts.pop(key, None)
-        begun = {start.key for start in plan.starts}
+        begun = {start.key: start.begins_at for start in plan.starts}
         for key in begun:
             assert key not in self.lengths
             self.blocks[key] = []
@@ -95,7 +95,9 @@ class FakeStages:
         assert len({row.key for row in plan.rows}) == len(plan.rows)
         self._copy(plan.copies)
         for row in plan.rows:
-            if row.key in begun:
+            if begins_at := begun.get(row.key, 0):
+                assert row.first_position == begins_at, "it begins behind the blocks that came"
+            elif row.key in begun:
                 assert row.first_position % self.block_size == 0, "only whole blocks are shared"
             else:
                 assert row.first_position == self.lengths[row.key], "positions must follow each other"
@@ -233,7 +235,8 @@ class World:
                     self.switches.append(action)
                 case Refused():
                     raise AssertionError(action)
-        self.scheduler.allocator.check(list(self.scheduler.sequences.values()))
+        users = [*self.scheduler.sequences.values(), *self.scheduler.hand_over.users]
+        self.scheduler.allocator.check(users)
         if self.scheduler.state.tier is not None:
             self.scheduler.state.tier.check()
 

@@ -45,6 +45,9 @@ class Machines:
     def handle(self, event: Any) -> None:
         self.told.append(event.count)
 
+    def evacuate(self, link: Any, reason: str) -> int:
+        return 0
+
     def join(self) -> str:
         name = f"i{self.made}"
         self.made += 1

@@ -105,18 +105,20 @@ def drain(
     endpoint: Endpoint,
     resume: Annotated[bool, typer.Option("--resume", help="Take it back.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Also the last one that takes requests.")] = False,
+    finish: Annotated[bool, typer.Option("--finish", help="What it has ends there, however long.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Give an instance nothing new; what it has is finished."""
+    """Give an instance nothing new; what it has goes on at other instances, from its next token on."""
 
     async def ask(client: Any) -> dict[str, Any]:
-        return {
-            "instance_id": instance,
-            "unfinished": await client.drain(instance, resume=resume, force=force),
-        }
+        drained = await client.drain_counts(instance, resume=resume, force=force, finish=finish)
+        return {"instance_id": instance, **drained}
 
     def view(answer: dict[str, Any]) -> None:
-        what = "takes requests again" if resume else f"finishes {answer['unfinished']} sequences"
-        print(f"{instance} {what}")
+        if resume:
+            print(f"{instance} takes requests again")
+            return
+        moved, rest = answer["handed_over"], answer["unfinished"] - answer["handed_over"]
+        print(f"{instance} hands {moved} sequences over to others and finishes {rest}")
 
     show(endpoint, as_json, ask, view)

@@ -1,0 +1,333 @@
+"""Sequences that go on at another instance, and those that come from one, with their KV blocks.
+
+Whoever leaves is taken out between two tokens; its blocks stay, pinned, under a ticket, until the router
+says that they are not needed any more, or their lease ends. Whoever comes waits, in a line of its own that
+no policy sees, until it fits; then its blocks are filled from elsewhere while others compute, but for those
+that are found here by their content. It decodes on as soon as they are here, or is computed anew if they do
+not come, and where that is quicker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+from math import inf
+
+from controller.scheduler.actions import Fetch, GrantEnded, HandedOver, Reason, TakenOver
+from controller.scheduler.offload import compute_seconds
+from controller.scheduler.sequence import Sequence, State
+from controller.scheduler.state import PipelineState
+from tidepipe_common.latency.model import StepCost
+from tidepipe_common.latency.transfer import TransferCost
+from tidepipe_common.types.kv_transfer import KvFetched
+
+LEAST_TIMEOUT_S, MOST_TIMEOUT_S = 5.0, 60.0
+"""For a fetch: ten times what it should take, within these."""
+
+
+@dataclass(slots=True)
+class HandOverStats:
+    """All since start. handed_over, taken_over: sequences; recomputed: that came with blocks, in vain.
+
+    fetched_blocks, found_blocks: of those that came: fetched, and not sent because their content was here.
+    fetched_bytes, fetch_s: of whole fetches, and how long they took, each by itself.
+    expired: grants that nobody gave back before their lease ended.
+    """
+
+    handed_over: int = 0
+    taken_over: int = 0
+    recomputed: int = 0
+    fetched_blocks: int = 0
+    found_blocks: int = 0
+    fetched_bytes: int = 0
+    fetch_s: float = 0.0
+    expired: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """Blocks that no sequence of this instance needs, and that nobody may write to."""
+
+    blocks: list[int] = field(default_factory=list)
+    shared_blocks: int = 0
+
+
+@dataclass(slots=True)
+class _Leaving:
+    ticket: str
+    lease_s: float
+    reason: str
+
+
+@dataclass(slots=True)
+class _Grant:
+    ticket: str
+    until: float
+    held: Held
+
+
+@dataclass(slots=True)
+class _Arriving:
+    """A fetch under way. sequence: None if it has ended meanwhile; the blocks are held then.
+
+    ahead: bytes that were under way before it.
+    """
+
+    sequence: Sequence | None
+    held: Held
+    nbytes: int
+    ahead: int
+    found: int
+    count: int
+
+
+class HandOver:
+    """Of one instance. Pure; who leaves by `leave`, who comes by `arrive`, and `plan` after every event."""
+
+    def __init__(self, cost: StepCost | None, transfer: TransferCost, mode: str = "auto") -> None:
+        """cost: of steps; None: unknown. transfer: what a fetch takes.
+
+        mode: auto fetches what is quicker fetched than computed, always whatever can be, never nothing.
+        """
+        self.transfer = transfer
+        self.stats = HandOverStats()
+        self._cost = cost
+        self._mode = mode
+        self._leaving: dict[Sequence, _Leaving] = {}
+        self._grants: dict[str, _Grant] = {}
+        self._line: list[tuple[float, Sequence]] = []
+        self._fetches: dict[int, _Arriving] = {}
+        self._under_way = 0
+
+    @property
+    def grants(self) -> int:
+        """Sequences whose blocks others may fetch."""
+        return len(self._grants)
+
+    @property
+    def users(self) -> list[Held]:
+        """Whoever uses blocks without being a sequence that runs (for checks)."""
+        return [grant.held for grant in self._grants.values()] + [
+            one.held for one in self._fetches.values() if one.held.blocks
+        ]
+
+    @property
+    def fetching(self) -> list[Sequence]:
+        """Sequences that hold blocks which are being filled."""
+        return [one.sequence for one in self._fetches.values() if one.sequence is not None]
+
+    # -- leaving ------------------------------------------------------------------------------------
+
+    def leave(
+        self, sequences: Iterable[tuple[Sequence, str]], lease_s: float, reason: str, state: PipelineState
+    ) -> None:
+        """They are to go on elsewhere. Prompts under way are not continued here."""
+        for sequence, ticket in sequences:
+            self._leaving.setdefault(sequence, _Leaving(ticket, lease_s, reason))
+            if sequence.state is State.PREFILL and sequence in state.prefilling:
+                state.prefilling.remove(sequence)
+
+    def ready_to_leave(self, state: PipelineState) -> list[Sequence]:
+        """Those that are between two tokens now."""
+        if not self._leaving:
+            return []
+        travelling = state.steps.travelling()
+        return [sequence for sequence in self._leaving if sequence not in travelling]
+
+    def hand_out(self, sequence: Sequence, state: PipelineState, now: float) -> None:
+        """Pin the blocks of one that leaves now, which its end is about to free."""
+        leaving = self._leaving.pop(sequence)
+        self._end_grant(sequence.sequence_id, "it was here once more", state)
+        computed = _computed(sequence)
+        reusable = not (sequence.silent or sequence.sampling.reads_prompt)
+        numbers = {"output": len(sequence.output), "computed": computed}
+        self.stats.handed_over += 1
+        if not (leaving.ticket and reusable and computed > 0):
+            reason = Reason(leaving.reason or "handed over", numbers)
+            state.actions.append(HandedOver(sequence.sequence_id, "", (), 0, 0.0, reason))
+            return
+        blocks = sequence.blocks[: state.allocator.blocks_for(computed)]
+        held = Held()
+        state.allocator.pin(held, blocks)
+        state.admission.shared()
+        self._grants[sequence.sequence_id] = _Grant(leaving.ticket, now + leaving.lease_s, held)
+        state.actions.append(
+            HandedOver(
+                sequence.sequence_id,
+                leaving.ticket,
+                tuple(blocks),
+                computed,
+                leaving.lease_s,
+                Reason(leaving.reason or "handed over", {**numbers, "blocks": len(blocks)}),
+            )
+        )
+
+    def release(self, sequence_id: str, state: PipelineState) -> None:
+        """Nobody needs the blocks of that one any more."""
+        self._end_grant(sequence_id, "given back", state)
+
+    def _end_grant(self, sequence_id: str, why: str, state: PipelineState) -> None:
+        grant = self._grants.pop(sequence_id, None)
+        if grant is not None:
+            state.actions.append(GrantEnded(grant.ticket, why))
+            state.allocator.release(grant.held)
+            state.admission.shared()
+
+    # -- coming -------------------------------------------------------------------------------------
+
+    def arrive(self, sequence: Sequence, now: float) -> bool:
+        """One that comes with a handle. False: it is to wait like any other."""
+        handle = sequence.kv
+        if handle is None or self._mode == "never" or not handle.ticket:
+            sequence.kv = None
+            return False
+        sequence.state = State.FETCHED
+        self._line.append((now + handle.lease_s, sequence))
+        return True
+
+    def plan(self, state: PipelineState, now: float) -> list[Sequence]:
+        """End what is over, and begin what can be; those that are to be computed after all."""
+        for name in [name for name, grant in self._grants.items() if grant.until <= now]:
+            self.stats.expired += 1
+            self._end_grant(name, "its lease has ended", state)
+        given_up: list[Sequence] = []
+        line, self._line = self._line, []
+        for index, (until, sequence) in enumerate(line):
+            why = self._not_worth(sequence, until, state, now)
+            if why is not None:
+                given_up.append(self._give_up(sequence, why, state))
+            elif not self._begin(sequence, state):
+                # In turn: who comes later may not take its memory.
+                self._line = line[index:] + self._line
+                break
+        return given_up
+
+    def _not_worth(self, sequence: Sequence, until: float, state: PipelineState, now: float) -> Reason | None:
+        """Why it should rather be computed here."""
+        handle = sequence.kv
+        assert handle is not None, "it came with one"
+        if now >= until:
+            return Reason("its lease has ended before there was memory")
+        computed = min(handle.computed, sequence.length - 1)
+        found = state.allocator.find(state.waiting.prefixes.keys_of(sequence)).blocks
+        missing = max(0, state.allocator.blocks_for(computed) - found)
+        begin = found * state.config.block_size
+        if computed <= begin:
+            return Reason("all of it is here already", {"found": begin})
+        fetch_s = self.transfer.seconds(missing * handle.block_bytes, self._under_way)
+        compute_s = inf
+        if self._cost is not None:
+            compute_s = compute_seconds(self._cost, begin, computed - begin, state.config.prefill_tokens)
+        if self._mode == "auto" and fetch_s >= compute_s:
+            numbers = {"fetch_s": fetch_s, "compute_s": compute_s, "blocks": missing}
+            return Reason("quicker computed than fetched", numbers)
+        return None
+
+    def _give_up(self, sequence: Sequence, why: Reason, state: PipelineState) -> Sequence:
+        sequence.kv = None
+        sequence.state = State.WAITING
+        self.stats.recomputed += 1
+        state.actions.append(TakenOver(sequence.sequence_id, 0, why))
+        return sequence
+
+    def _begin(self, sequence: Sequence, state: PipelineState) -> bool:
+        """Give it memory, and have it filled. False: there is no room yet."""
+        handle = sequence.kv
+        assert handle is not None, "it came with one"
+        if not state.fits(sequence, beside=len(self._fetches)):
+            return False
+        computed = min(handle.computed, sequence.length - 1)
+        found = state.reserve(sequence)
+        blocks = tuple(sequence.blocks[found : state.allocator.blocks_for(computed)])
+        if state.tier is not None:
+            state.tier.overwritten(blocks)
+        nbytes = len(blocks) * handle.block_bytes
+        ahead, self._under_way = self._under_way, self._under_way + nbytes
+        predicted = self.transfer.seconds(nbytes, ahead)
+        timeout_s = min(MOST_TIMEOUT_S, max(LEAST_TIMEOUT_S, 10 * predicted))
+        self._fetches[sequence.key] = _Arriving(sequence, Held(), nbytes, ahead, found, len(blocks))
+        numbers = {"blocks": len(blocks), "found": found, "bytes": nbytes, "predicted_s": predicted}
+        state.actions.append(
+            Fetch(
+                sequence.key,
+                sequence.sequence_id,
+                handle,
+                found,
+                blocks,
+                state.steps.last_step,
+                timeout_s,
+                Reason("quicker fetched than computed", numbers),
+            )
+        )
+        return True
+
+    def fetched(self, news: KvFetched, state: PipelineState) -> tuple[Sequence, int] | None:
+        """A fetch has ended: whose, and how many positions are in its blocks; 0: it is to be computed. None:
+        nobody waits for it any more."""
+        arriving = self._fetches.pop(news.fetch_id, None)
+        if arriving is None:
+            return None
+        self._under_way -= arriving.nbytes
+        if not news.error:
+            self.transfer.observe(news.nbytes, arriving.ahead, news.seconds)
+            self.stats.fetched_blocks += arriving.count
+            self.stats.found_blocks += arriving.found
+            self.stats.fetched_bytes += news.nbytes
+            self.stats.fetch_s += news.seconds
+        sequence = arriving.sequence
+        if sequence is None:
+            state.allocator.release(arriving.held)
+            state.admission.shared()
+            return None
+        handle, sequence.kv = sequence.kv, None
+        assert handle is not None, "it came with one"
+        numbers = {"bytes": news.nbytes, "seconds": news.seconds, "found": arriving.found}
+        if news.error:
+            self._give_up(sequence, Reason(f"the blocks did not come: {news.error}", numbers), state)
+            state.unreserve(sequence)
+            return sequence, 0
+        computed = min(handle.computed, sequence.length - 1)
+        self.stats.taken_over += 1
+        state.actions.append(TakenOver(sequence.sequence_id, computed, Reason("fetched", numbers)))
+        return sequence, computed
+
+    # -- ends ---------------------------------------------------------------------------------------
+
+    def ended(self, sequence: Sequence, state: PipelineState) -> None:
+        """One that came, or is to leave, has ended."""
+        self._leaving.pop(sequence, None)
+        if sequence.state is not State.FETCHED:
+            return
+        self._line = [entry for entry in self._line if entry[1] is not sequence]
+        arriving = self._fetches.get(sequence.key) if sequence.key else None
+        if arriving is not None:
+            # Its blocks are being written to.
+            arriving.sequence = None
+            state.allocator.pin(arriving.held, sequence.blocks)
+            state.unreserve(sequence)
+
+    def stages_lost(self, state: PipelineState) -> list[Sequence]:
+        """Nothing is held and nothing comes any more; those that came, to be computed."""
+        for grant in self._grants.values():
+            state.allocator.release(grant.held)
+        self._grants.clear()
+        came: list[Sequence] = []
+        for arriving in self._fetches.values():
+            if arriving.sequence is None:
+                state.allocator.release(arriving.held)
+                continue
+            came.append(self._give_up(arriving.sequence, Reason("stages lost"), state))
+            state.unreserve(arriving.sequence)
+        self._fetches.clear()
+        self._under_way = 0
+        return came
+
+    def still_leaving(self) -> Many[Sequence]:
+        """Those that were asked for and are here still."""
+        return list(self._leaving)
+
+
+def _computed(sequence: Sequence) -> int:
+    """Positions whose keys and values are in its blocks, while no step with it is in flight."""
+    return sequence.length - 1 if sequence.state is State.DECODE else sequence.planned

@@ -1,0 +1,21 @@
+"""Where a request goes on that brings its KV blocks along: nothing is to be computed, only memory counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from router.scheduler.choice import Choice
+from router.scheduler.request import RouteRequest
+from router.scheduler.view import InstanceView
+
+
+def take_over(request: RouteRequest, views: Iterable[InstanceView]) -> Choice | None:
+    """The instance that it wishes for, or the least loaded one, of those that have room. None: nobody has."""
+    able = [view for view in views if view.holds(request) and view.kv_of(request) < view.kv_free]
+    if not able:
+        return None
+    wished = [view for view in able if view.instance_id == request.wish]
+    chosen = wished[0] if wished else min(able, key=lambda view: view.tokens)
+    numbers = {"brought": request.brought, "tokens": chosen.tokens, "kv_free": chosen.kv_free}
+    why = "where it is wanted" if wished else "the least loaded that has room"
+    return Choice(chosen.instance_id, f"it brings its KV blocks along: {why}", numbers)

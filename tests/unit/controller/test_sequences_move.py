@@ -1,0 +1,271 @@
+"""Laws of handing sequences over, between two instances that take turns as the one and the other."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from itertools import count
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controller.scheduler.actions import Fetch, Finish, GrantEnded, HandedOver, Preempted, TakenOver
+from controller.scheduler.events import (
+    BlocksFetched,
+    Event,
+    HandOverAsked,
+    NewSequence,
+    SequenceCancelled,
+    SequencesArrived,
+    Tick,
+)
+from controller.scheduler.hand_over import HandOver
+from controller.scheduler.sequence import State
+from tests.unit.controller.policy_cases import CASES, COST
+from tests.unit.controller.test_scheduler import (
+    NO_OFFLOAD,
+    OFFLOAD,
+    ROOTS,
+    World,
+    expected_output,
+    prompt_of,
+)
+from tidepipe_common.latency.transfer import TransferCost
+from tidepipe_common.types.kv_transfer import KvFetched, KvHandle, KvLayout
+from tidepipe_common.types.sampling import SamplingParams
+
+
+@dataclass
+class Site(World):
+    """An instance whose blocks others can fetch, and that fetches theirs."""
+
+    granted: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    fetches: list[Fetch] = field(default_factory=list)
+    left: list[HandedOver] = field(default_factory=list)
+
+    def handle(self, event: Event) -> None:
+        begin = len(self.trace)
+        super().handle(event)
+        for action in self.trace[begin:]:
+            match action:
+                case HandedOver(_, ticket, blocks):
+                    self.left.append(action)
+                    if ticket:
+                        self.granted[ticket] = blocks
+                case GrantEnded(ticket):
+                    del self.granted[ticket]
+                case Fetch():
+                    self.fetches.append(action)
+
+    def lose_stages(self, *arguments: object, **options: object) -> None:  # type: ignore[override]
+        self.granted.clear()
+        self.fetches.clear()
+        super().lose_stages(*arguments, **options)  # type: ignore[arg-type]
+
+    def content(self, ticket: str, place: int) -> list[tuple[int, int] | None]:
+        """Of a block that was granted."""
+        begin = self.granted[ticket][place] * self.block_size
+        return [self.fake.slots.get(slot) for slot in range(begin, begin + self.block_size)]
+
+    def end_fetch(self, chance: random.Random, source: Site) -> None:
+        """One of them ends, well if its grant still stands and chance wants it."""
+        fetch = self.fetches.pop(chance.randrange(len(self.fetches)))
+        while self.fake.queue and self.fake.queue[0].step_id <= fetch.after_step:
+            self.handle(self.fake.execute())
+            if fetch.fetch_id not in self.scheduler.hand_over._fetches:
+                return
+        error = "" if fetch.handle.ticket in source.granted and chance.random() < 0.8 else "did not come"
+        if not error:
+            for place, block in enumerate(fetch.blocks, start=fetch.first):
+                for offset, content in enumerate(source.content(fetch.handle.ticket, place)):
+                    if content is not None:
+                        self.fake.slots[block * self.block_size + offset] = content
+        else:
+            # Whatever came before it broke.
+            for block in fetch.blocks:
+                self.fake.slots[block * self.block_size] = (-1, -1)
+        self.handle(BlocksFetched(KvFetched(fetch.fetch_id, error, 100, 0.1)))
+
+
+@pytest.mark.parametrize("case", CASES)
+@settings(max_examples=15, deadline=None)
+@given(
+    requests=st.lists(st.tuples(st.integers(1, 90), st.integers(1, 60)), min_size=1, max_size=16),
+    stages=st.integers(1, 4),
+    block_size=st.sampled_from([4, 8, 16]),
+    spare=st.integers(0, 40),
+    seed=st.integers(0, 2**16),
+    offload=st.booleans(),
+)
+def test_whoever_moves_goes_on_as_if_it_had_not(
+    case: str,
+    requests: list[tuple[int, int]],
+    stages: int,
+    block_size: int,
+    spare: int,
+    seed: int,
+    offload: bool,
+) -> None:
+    """However tight memory is, with fetches that fail, stages lost on either side, leases that end early and
+    sequences cancelled on the way: the same tokens, each once, and all blocks are free at the end."""
+    chance = random.Random(seed)
+    kv_blocks = -(-150 // block_size) + spare
+    sites = [
+        Site(stages, kv_blocks, block_size, 0, case, OFFLOAD if offload else NO_OFFLOAD),
+        Site(3, kv_blocks + 5, block_size, 0, case),
+    ]
+    home: dict[str, Site] = {}
+    specs: dict[str, NewSequence] = {}
+    outputs: dict[str, list[int]] = {}
+    ended: set[str] = set()
+    cancelled: set[str] = set()
+    tickets = count(1)
+    todo = list(requests)
+
+    def settle() -> None:
+        for site in sites:
+            other = sites[1 - sites.index(site)]
+            while site.left:
+                gone = site.left.pop(0)
+                name = gone.sequence_id
+                outputs[name] = outputs.get(name, []) + site.outputs.pop(name, [])
+                handle = KvHandle(
+                    "m",
+                    "float32",
+                    "plain",
+                    block_size,
+                    gone.ticket,
+                    gone.computed,
+                    100,
+                    chance.choice((9.0, 0.05)),
+                )
+                home[name] = other
+                usable = not KvLayout("m", "float32", "plain", block_size).obstacle(handle)
+                spec = specs[name]
+                other.handle(
+                    SequencesArrived(
+                        (
+                            NewSequence(
+                                name,
+                                spec.prompt,
+                                spec.sampling,
+                                output=tuple(outputs[name]),
+                                prefix_root=spec.prefix_root,
+                                background=spec.background,
+                                kv=handle if usable else None,
+                            ),
+                        )
+                    )
+                )
+            for name in set(site.ends) - ended:
+                if home[name] is site:
+                    ended.add(name)
+                    outputs[name] = outputs.get(name, []) + site.outputs.pop(name, [])
+                    # The router gives back what it needs no more.
+                    for any_site in sites:
+                        any_site.handle(SequenceCancelled(name))
+
+    while todo or any(site.fake.queue or site.fetches for site in sites):
+        draw, site = chance.random(), chance.choice(sites)
+        other = sites[1 - sites.index(site)]
+        if todo and draw < 0.2:
+            prompt_tokens, limit = todo.pop()
+            name = f"s{len(specs)}"
+            spec = NewSequence(
+                name,
+                prompt_of(chance, prompt_tokens),
+                SamplingParams(max_tokens=limit),
+                prefix_root=chance.choice(ROOTS),
+                background=chance.random() < 0.2,
+            )
+            specs[name], home[name] = spec, site
+            site.handle(SequencesArrived((spec,)))
+        elif draw < 0.35:
+            here = [name for name, where in home.items() if where is site and name not in ended]
+            asked = tuple((name, f"{next(tickets):032x}") for name in here if chance.random() < 0.5)
+            site.handle(HandOverAsked(asked, chance.choice((9.0, 0.05))))
+        elif draw < 0.5 and site.fetches:
+            site.end_fetch(chance, other)
+        elif draw < 0.52 and home:
+            name = chance.choice(sorted(home))
+            if name not in ended:
+                cancelled.add(name)
+            home[name].handle(SequenceCancelled(name))
+        elif draw < 0.54:
+            site.lose_stages(died=False)
+        elif draw < 0.6:
+            site.handle(Tick())
+        elif site.fake.queue:
+            site.handle(site.fake.execute())
+        settle()
+    for _ in range(2000):
+        for site in sites:
+            site.now += 1.0
+            site.handle(Tick())
+            while site.fake.queue or site.fetches:
+                if site.fetches:
+                    site.end_fetch(chance, sites[1 - sites.index(site)])
+                else:
+                    site.handle(site.fake.execute())
+            settle()
+        if len(ended) == len(specs):
+            break
+
+    assert ended == set(specs)
+    for name, spec in specs.items():
+        expected, reason = expected_output(spec.prompt, spec.sampling.max_tokens or 0)
+        if name in cancelled:
+            assert outputs[name] == expected[: len(outputs[name])]
+        else:
+            assert (outputs[name], home[name].ends[name].reason) == (expected, reason)
+    for site in sites:
+        site.now += 20.0
+        site.handle(Tick())
+        assert site.scheduler.allocator.used == 0
+        assert not site.granted
+
+
+def site_with(transfer: TransferCost, prompt: int = 60) -> Site:
+    site = Site(2, 64, 4, 0, "auto")
+    site.scheduler.hand_over = HandOver(COST, transfer)
+    handle = KvHandle("m", "float32", "plain", 4, "ab" * 16, prompt, 1000)
+    tokens = tuple(range(1, prompt + 1))
+    spec = NewSequence("s", tokens, SamplingParams(max_tokens=5), output=(7,), kv=handle)
+    site.handle(SequencesArrived((spec,)))
+    return site
+
+
+def test_what_is_quicker_computed_is_not_fetched() -> None:
+    """And it says so with its numbers; what was measured decides the next one."""
+    slow, fast = TransferCost(1.0), TransferCost(1e12, 0.0)
+    site = site_with(slow)
+    assert not site.fetches
+    (verdict,) = [action for action in site.trace if isinstance(action, TakenOver)]
+    assert "quicker computed" in str(verdict.reason) and "fetch_s" in str(verdict.reason)
+
+    site = site_with(fast)
+    (fetch,) = site.fetches
+    assert len(fetch.blocks) == 15 and fetch.first == 0
+    site.handle(BlocksFetched(KvFetched(fetch.fetch_id, "", 1_000_000, 10.0)))
+    assert fast.seconds(1_000_000) > 0
+    assert fast.bytes_per_s < 1e12
+
+
+def test_one_that_came_decodes_at_once_and_computes_nothing_again() -> None:
+    site = site_with(TransferCost(1e12, 0.0))
+    before = site.fake.computed
+    (fetch,) = site.fetches
+    sequence = site.scheduler.sequences["s"]
+    assert sequence.state is State.FETCHED
+    before_trace = 0
+    tokens = [*range(1, 61), 7]
+    for position, token in enumerate(tokens[:60]):
+        block, previous = fetch.blocks[position // 4], before_trace
+        before_trace = hash((previous, token))
+        site.fake.slots[block * 4 + position % 4] = token, before_trace
+    site.handle(BlocksFetched(KvFetched(fetch.fetch_id)))
+    site.run_dry()
+    assert isinstance(site.ends["s"], Finish)
+    assert site.fake.computed - before == len(site.outputs["s"]) + (site.ends["s"].stop_token is not None)
+    assert not any(isinstance(action, Preempted) for action in site.trace)

@@ -1,0 +1,28 @@
+"""What it takes to fetch KV blocks from another instance: a rate that is learned from what fetches took."""
+
+from __future__ import annotations
+
+LEAST_BYTES = 64 << 10
+"""Of a fetch that says something of the rate."""
+MEMORY = 0.3
+"""Weight of the newest fetch."""
+
+
+class TransferCost:
+    """Of one instance's way in, live and in virtual time: fetches follow each other, at one rate."""
+
+    def __init__(self, bytes_per_s: float, latency_s: float = 0.005) -> None:
+        """bytes_per_s: before anything was measured. latency_s: of each fetch, whatever its size."""
+        self.bytes_per_s = bytes_per_s
+        self._latency_s = latency_s
+
+    def seconds(self, nbytes: float, ahead: float = 0.0) -> float:
+        """Until so many bytes are here. ahead: of fetches that are under way."""
+        return self._latency_s + (ahead + nbytes) / self.bytes_per_s
+
+    def observe(self, nbytes: float, ahead: float, seconds: float) -> None:
+        """A fetch took so long, with so many bytes ahead of it when it began."""
+        if nbytes < LEAST_BYTES or seconds <= 0.0:
+            return
+        rate = (ahead + nbytes) / max(seconds - self._latency_s, 0.1 * seconds)
+        self.bytes_per_s += MEMORY * (rate - self.bytes_per_s)
