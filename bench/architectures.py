@@ -1,20 +1,24 @@
 """Are answers the library's own, whatever the architecture? Real clusters of tiny random models.
 
     python -m bench.architectures -o out.jsonl [NAME ..]
+    python -m bench.architectures --page out.jsonl
 
-Each row is an architecture and a cluster of one to three stages: requests whose prompts begin alike, all at
-once, in float32, in so few KV blocks that some are preempted, while one stage is killed. Greedy answers are
-compared token for token with those of transformers' `generate`. Rows that the file has are not made again.
+Each row is an architecture and a cluster of one to three stages, in turn: requests whose prompts begin alike,
+all at once, in float32, in so few KV blocks that some are preempted; when a quarter of all tokens has come,
+the last stage is killed. Greedy answers are compared token for token with those of transformers' `generate`.
+Rows that the file has are not made again. The second form writes them to docs/results/architectures.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import datetime
 import itertools
 import json
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,7 +35,8 @@ from stage_worker.transformers_code import trial
 from stage_worker.transformers_code.tiny import tiny_config
 from tests.tiny_tokenizer import make_tokenizer
 from tidepipe.client.async_client import AsyncClient
-from tidepipe.client.types import BatchItem
+from tidepipe.client.async_stream import AsyncStream
+from tidepipe_common.errors import TidePipeError
 from tidepipe_common.types.sampling import SamplingParams
 
 NAMES = [
@@ -78,13 +83,18 @@ NAMES = [
     "llama4_text",
 ]
 REQUESTS, TOKENS, KV_BLOCKS = 16, 64, 48
-KILL_AFTER_S = 1.5
+KILL_AFTER_TOKENS = REQUESTS * TOKENS // 4
 _LARGEST_TOKEN = 250
+PAGE = Path(__file__).parents[1] / "docs" / "results" / "architectures.md"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What came of one cluster. equal: of the answers. killed: stage that was; -1: all was over before."""
+    """What came of one cluster. equal: of the answers.
+
+    killed: stage that was. cut: answers that had begun and not ended when it was. epochs: how often the
+    stages were configured; 2: once more after the kill.
+    """
 
     architecture: str
     stages: int
@@ -93,7 +103,10 @@ class Row:
     preemptions: int
     cached_tokens: int
     killed: int
+    cut: int
+    epochs: int
     seconds: float
+    date: str
 
 
 def prompts() -> list[list[int]]:
@@ -134,10 +147,31 @@ def expected(model: Any, asked: Sequence[Sequence[int]]) -> list[list[int]]:
     return rows
 
 
+class Killer:
+    """Kills a stage when so many tokens have come."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._begun: set[int] = set()
+        self._done: set[int] = set()
+        self._tokens = 0
+        self.cut = 0
+
+    def came(self, answer: int, tokens: int, last: bool) -> None:
+        """Tokens of an answer."""
+        self._begun.add(answer)
+        if last:
+            self._done.add(answer)
+        before, self._tokens = self._tokens, self._tokens + tokens
+        if before < KILL_AFTER_TOKENS <= self._tokens:
+            os.kill(self._pid, signal.SIGKILL)
+            self.cut = len(self._begun - self._done)
+
+
 async def answers(
     model: Path, stages: int, asked: Sequence[Sequence[int]]
-) -> tuple[list[list[int]], dict[str, int], int]:
-    """All answers, what the instance says of itself, and the stage that was killed."""
+) -> tuple[list[list[int]], dict[str, int]]:
+    """All answers, and what the instance says of itself, with what the kill cut."""
     config = ClusterConfig(
         model=str(model),
         stages=stages,
@@ -149,25 +183,78 @@ async def answers(
         log_level="error",
     )
     greedy = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
-    items = [BatchItem(list(prompt), greedy) for prompt in asked]
-    async with LocalCluster(config) as cluster, AsyncClient(cluster.grpc_address, timeout=240) as client:
-        killer = asyncio.create_task(_kill(client, stages - 1))
-        results = [result async for result in client.generate_batch(items, concurrency=len(items))]
-        killed = await killer if killer.done() else -1
-        killer.cancel()
-        status = (await client.status()).instances[0].status
-    results.sort(key=lambda one: one.index)
-    cached = sum(one.unwrap().usage.cached_tokens for one in results if one.error is None)
-    said = {"preemptions": status.preemptions if status else 0, "cached_tokens": cached}
-    return [list(one.unwrap().token_ids) if one.error is None else [] for one in results], said, killed
+    async with LocalCluster(config) as cluster, AsyncClient(cluster.grpc_address, timeout=150) as client:
+        before = (await client.status()).instances[0].status
+        assert before is not None
+        killer = Killer(before.stages[-1].pid)
+        streams = [client.stream(list(prompt), greedy, skip_text=True) for prompt in asked]
+        whole = [_answer(stream, number, killer) for number, stream in enumerate(streams)]
+        answered = await asyncio.gather(*whole)
+        after = (await client.status()).instances[0].status
+        assert after is not None
+    said = {
+        "preemptions": after.preemptions,
+        "cached_tokens": sum(cached for _, cached in answered),
+        "killed": stages - 1,
+        "cut": killer.cut,
+        "epochs": after.epoch - before.epoch + 1,
+    }
+    return [tokens for tokens, _ in answered], said
 
 
-async def _kill(client: AsyncClient, stage: int) -> int:
-    await asyncio.sleep(KILL_AFTER_S)
-    status = (await client.status()).instances[0].status
-    assert status is not None
-    os.kill(status.stages[stage].pid, signal.SIGKILL)
-    return stage
+async def _answer(stream: AsyncStream, number: int, killer: Killer) -> tuple[list[int], int]:
+    """Its tokens, as far as they came, and how many of its prompt were not computed."""
+    tokens: list[int] = []
+    cached = 0
+    try:
+        async with stream:
+            async for event in stream:
+                tokens.extend(event.token_ids)
+                if event.usage is not None:
+                    cached = event.usage.cached_tokens
+                killer.came(number, len(event.token_ids), event.finish_reason is not None)
+    except TidePipeError as error:
+        print(f"answer {number}: {error}", file=sys.stderr)
+    return tokens, cached
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The page of the documentation."""
+    dates = sorted({row.date for row in rows})
+    equal = sum(row.equal == row.answers for row in rows)
+    lines = [
+        "# Architectures by the library's code, live",
+        "",
+        "<!-- Made by `python -m bench.architectures --page out.jsonl`; do not edit. -->",
+        "",
+        f"Real clusters of tiny random models, measured {' and '.join(dates)}: {len(rows)} of "
+        f"{len({row.architecture for row in rows})} architectures, all answers",
+        f"equal to those of transformers' `generate` in {equal}. Each: {REQUESTS} requests all in flight "
+        f"together, {TOKENS} tokens each, float32, greedy; every",
+        f"second prompt begins with the same 50 tokens; {KV_BLOCKS} KV blocks of 16 tokens, too few for all, "
+        "so that sequences are preempted; when a quarter",
+        "of all tokens has come, the last stage is killed with SIGKILL. Stages in turn: one, two, three.",
+        "",
+        "```",
+        "python -m bench.architectures -o out.jsonl          # resumes; names of architectures for some only",
+        "```",
+        "",
+        "| architecture | stages | answers equal | preemptions | tokens of prompts not computed again | "
+        "answers cut by the kill | configured |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row.architecture} | {row.stages} | {row.equal} of {row.answers} | {row.preemptions} | "
+        f"{row.cached_tokens} | {row.cut} | {row.epochs} times |"
+        for row in sorted(rows, key=lambda one: (one.architecture, one.stages))
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def rows_of(file: Path) -> list[Row]:
+    """What was found so far."""
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return [Row(**json.loads(line)) for line in lines]
 
 
 def main() -> None:
@@ -178,14 +265,21 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=NAMES)
     parser.add_argument("--stages", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--each", action="store_true", help="all numbers of stages for each, not in turn")
-    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no row after so long")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("-o", "--output", type=Path)
+    what.add_argument("--page", type=Path)
     options = parser.parse_args()
-    lines = options.output.read_text().splitlines() if options.output.is_file() else []
-    done = {(one["architecture"], one["stages"]) for one in map(json.loads, lines)}
+    if options.page is not None:
+        PAGE.write_text(page(rows_of(options.page)))
+        return
+    end = time.monotonic() + options.seconds
+    done = {(row.architecture, row.stages) for row in rows_of(options.output)}
     turns = itertools.cycle(options.stages)
     for name in options.names:
         counts = options.stages if options.each else [next(turns)]
-        if all((name, stages) in done for stages in counts):
+        counts = [stages for stages in counts if (name, stages) not in done]
+        if not counts or time.monotonic() > end:
             continue
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
@@ -194,14 +288,14 @@ def main() -> None:
             wanted = expected(write_model(name, folder), asked)
             for stages in counts:
                 began = time.monotonic()
-                got, said, killed = asyncio.run(answers(folder, stages, asked))
+                got, said = asyncio.run(answers(folder, stages, asked))
                 row = Row(
                     name,
                     stages,
                     len(got),
                     sum(mine == theirs for mine, theirs in zip(got, wanted, strict=True)),
-                    killed=killed,
                     seconds=round(time.monotonic() - began, 1),
+                    date=datetime.date.today().isoformat(),
                     **said,
                 )
                 print(json.dumps(asdict(row)), flush=True)

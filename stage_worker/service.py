@@ -62,7 +62,7 @@ async def serve(settings: StageWorkerSettings, lifecycle: Lifecycle) -> None:
     telemetry = Telemetry()
     server = RpcServer(
         settings.listen,
-        max_message_bytes=max_message_bytes(about.shape.hidden, about.dtype),
+        max_message_bytes=max_message_bytes(about.activation_width, about.dtype),
         telemetry=telemetry,
     )
     async with open_traces(settings.otlp, "stage-worker", settings.listen) as traces:

@@ -37,10 +37,10 @@ EXIT_STUCK = 5
 log = structlog.get_logger()
 
 
-def max_message_bytes(hidden_size: int, dtype: str) -> int:
+def max_message_bytes(width: int, dtype: str) -> int:
     """Size of the largest activations message, with room for its other fields; plans are never larger
-    than other messages between services."""
-    return max(MESSAGE_BYTES, MAX_STEP_TOKENS * hidden_size * (4 if dtype == "float32" else 2) + 1024 * 1024)
+    than other messages between services. width: values of a token."""
+    return max(MESSAGE_BYTES, MAX_STEP_TOKENS * width * (4 if dtype == "float32" else 2) + 1024 * 1024)
 
 
 def _end_process() -> None:
@@ -141,7 +141,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
                 spec,
                 executor,
                 request.next_stage_address,
-                max_message_bytes(about.shape.hidden, about.dtype),
+                max_message_bytes(about.activation_width, about.dtype),
                 self.account,
                 SequenceSpans(self._traces, spec.index, spec.count),
             )

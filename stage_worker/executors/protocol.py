@@ -23,6 +23,7 @@ class BackendDescription:
     fabric, fabric_device: see DescribeStageResponse; empty: none.
     slow_because: once configured, why it computes several times slower than it could; empty: it does not.
     adapters: that its sequences may have.
+    handed: values of a token that a stage hands on to the next one, at most; 0: the model's hidden states.
     """
 
     model: str
@@ -35,6 +36,12 @@ class BackendDescription:
     fabric_device: str = ""
     slow_because: str = ""
     adapters: tuple[Adapter, ...] = ()
+    handed: int = 0
+
+    @property
+    def activation_width(self) -> int:
+        """Values of a token between two stages, at most."""
+        return self.handed or self.shape.hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +154,9 @@ class Executor(Protocol):
     def execute(self, plan: StepPlan, hidden: bytes | memoryview | None) -> StepOutput:
         """Run one step.
 
-        hidden: activations from the stage before (None for the first stage), plan.tokens x hidden values;
-        empty if they come by fabric. Raises PlanError if the plan does not fit what came before, OffloadError
-        if its copies cannot be made.
+        hidden: activations from the stage before (None for the first stage), as many values for each token as
+        that one hands on; empty if they come by fabric. Raises PlanError if the plan does not fit what came
+        before, OffloadError if its copies cannot be made.
         """
         ...
 

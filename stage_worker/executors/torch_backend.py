@@ -152,6 +152,7 @@ class TorchBackend:
             fabric="" if fabric is None else fabric_id(fabric),
             fabric_device="" if fabric is None else fabric_device(self._device),
             adapters=tuple(Adapter(one.name, one.fingerprint) for one in self._adapter_folders),
+            handed=spec.handed,
         )
 
     def configure(self, spec: StageSpec) -> TorchExecutor:

@@ -36,6 +36,11 @@ from tidepipe_common.types.plan import BlockCopies, SampledTokens, StepPlan
 class StageDecoder(Protocol):
     """The layers of one stage, over packed rows without padding."""
 
+    @property
+    def width_in(self) -> int:
+        """Values of a token that the stage before hands on."""
+        ...
+
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Token ids [tokens] -> what `forward` begins with (first stage only)."""
         ...
@@ -92,7 +97,7 @@ class TorchExecutor:
         self._device = parts.device
         self._copies = copies_for(parts.device)
         self._dtype = parts.dtype
-        self._hidden = parts.model.hidden
+        self.width_in = parts.decoder.width_in
         self._vocab_size = parts.model.vocab_size
         self._sampler = None if parts.sampler is None else ApartSampler(parts.sampler)
         self._reader = PromptReader(parts.model.vocab_size)
@@ -225,7 +230,7 @@ class TorchExecutor:
 
     def _check_hidden(self, plan: StepPlan, hidden: bytes | memoryview | None) -> None:
         by_fabric = self._ways.before is not None
-        expected = 0 if by_fabric else plan.tokens * self._hidden * self._dtype.itemsize
+        expected = 0 if by_fabric else plan.tokens * self.width_in * self._dtype.itemsize
         got = memoryview(hidden or b"").nbytes
         if got != expected:
             raise PlanError(
@@ -242,10 +247,10 @@ class TorchExecutor:
         return b""
 
     def _received(self, hidden: bytes | memoryview, tokens: int) -> torch.Tensor:
-        """Activations of the stage before, [tokens, hidden], in memory that the layers may write to."""
+        """Activations of the stage before, [tokens, width], in memory that the layers may write to."""
         if self._ways.before is not None:
-            return self._ways.before.receive((tokens, self._hidden), self._dtype)
-        return self._copies.received(hidden).view(self._dtype).view(-1, self._hidden)
+            return self._ways.before.receive((tokens, self.width_in), self._dtype)
+        return self._copies.received(hidden).view(self._dtype).view(-1, self.width_in)
 
 
 def _forward_changes(plan: StepPlan, to: ApartSampler | PromptReader) -> None:

@@ -33,6 +33,7 @@ class Decoder:
         adapters: what products with adapters beside them are told of a step's rows.
         """
         self._eps = spec.rms_eps
+        self._hidden = spec.hidden
         self._first_layer = first_layer
         self._weights = weights
         self._attention = attention
@@ -46,6 +47,11 @@ class Decoder:
             else None
             for layer in weights.layers
         ]
+
+    @property
+    def width_in(self) -> int:
+        """See StageDecoder."""
+        return self._hidden
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Token ids [tokens] -> residual stream [tokens, hidden] (first stage only)."""

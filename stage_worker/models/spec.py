@@ -53,6 +53,7 @@ class ModelSpec(ModelShape):
     sliding_windows: per layer, how many positions back a token sees (itself included), or None for all.
     rope_layers: per layer, False where the layer does without RoPE.
     native_dtype: of the checkpoint; bfloat16 for block-quantized ones.
+    handed: values of a token that a stage hands on to the next one, at most; 0: hidden states alone.
     """
 
     rms_eps: float
@@ -64,6 +65,7 @@ class ModelSpec(ModelShape):
     sliding_windows: tuple[int | None, ...]
     rope_layers: tuple[bool, ...]
     native_dtype: str
+    handed: int = 0
 
     @property
     def shape(self) -> ModelShape:

@@ -125,7 +125,7 @@ class ProfilingSession:
             executor,
             kv_blocks=blocks,
             block_size=BLOCK_SIZE,
-            hidden=None if alone else self._activations(most),
+            hidden=None if alone else self._activations(most, executor.width_in),
             clock=self._clock,
         )
         watch = Stopwatch(rehearsal, steps)
@@ -134,9 +134,9 @@ class ProfilingSession:
         # The times only: this slice's layers and pool must be gone before the next one's are loaded.
         return Slice(layers, watch.medians())
 
-    def _activations(self, tokens: int) -> memoryview:
+    def _activations(self, tokens: int, width: int) -> memoryview:
         """Plausible ones, [tokens, bytes]."""
         description = self._backend.description
         dtype = getattr(torch, description.dtype)
-        values = torch.randn(tokens, description.shape.hidden, generator=torch.Generator().manual_seed(0))
+        values = torch.randn(tokens, width, generator=torch.Generator().manual_seed(0))
         return values.to(dtype).view(torch.uint8).numpy().data

@@ -1,19 +1,68 @@
 """`python -m stage_worker.transformers_code.architectures [NAME ..]`: tries the library's language models.
 
-Each by the kinds of layers that its own defaults have. Writes what was found, by name, to architectures.json
-beside this file (those that are named anew, the others as they were), and a page to docs/reference. What is
-found is of the installed version; a model that somebody starts is tried by its own configuration anyway.
+Each by the kinds of layers that its own defaults have, or published models of it. Writes what was found, by
+name, to architectures.json beside this file (those that are named anew, the others as they were), and a page
+to docs/reference. What is found is of the installed version; a model that somebody starts is tried by its own
+configuration anyway.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 FOUND = Path(__file__).with_name("architectures.json")
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "architectures.md"
+
+
+_CONVOLUTIONS = ["conv", "conv", "full_attention"] * 5 + ["conv"]
+_USUAL: dict[str, tuple[dict[str, Any], ...]] = {
+    "dbrx": ({"attn_config": {"kv_n_heads": 8, "clip_qkv": 8, "rope_theta": 500000.0}},),
+    "dots1": (
+        {
+            "n_routed_experts": 128,
+            "num_experts_per_tok": 6,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    "falcon": ({}, {"new_decoder_architecture": True, "num_kv_heads": 8}, {"alibi": True}),
+    "gemma4_text": (
+        {
+            "num_hidden_layers": 35,
+            "num_kv_shared_layers": 20,
+            "layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 7,
+        },
+        {
+            "hidden_size_per_layer_input": 0,
+            "enable_moe_block": True,
+            "num_experts": 128,
+            "top_k_experts": 8,
+            "moe_intermediate_size": 704,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 2,
+        },
+    ),
+    "qwen4_exp_text": (
+        {
+            "indexer_n_heads": 4,
+            "indexer_kv_heads": 2,
+            "indexer_head_dim": 128,
+            "indexer_budget": 64,
+            "indexer_compress_ratio": 4,
+        },
+    ),
+    "lfm2": ({"num_hidden_layers": 16, "layer_types": _CONVOLUTIONS},),
+    "lfm2_moe": ({"num_hidden_layers": 16, "layer_types": _CONVOLUTIONS},),
+}
+"""What published models say where the library's defaults say nothing, or something that no model has.
+
+Of several kinds of models all must run.
+"""
 
 
 def found() -> tuple[str, dict[str, str]]:
@@ -77,7 +126,7 @@ def tried(names: Sequence[str]) -> dict[str, str]:
     from transformers.utils import logging
 
     from stage_worker.transformers_code.attention_calls import UnsuitableError
-    from stage_worker.transformers_code.loading import skeleton_of
+    from stage_worker.transformers_code.loading import skeleton_of, text_alone
     from stage_worker.transformers_code.trial import tried_small
 
     logging.set_verbosity_error()
@@ -86,16 +135,17 @@ def tried(names: Sequence[str]) -> dict[str, str]:
     reasons = {}
     for name in names:
         try:
-            defaults = CONFIG_MAPPING[name]()
-            if getattr(defaults, "is_decoder", None) is False:
-                # One of those that are encoders unless somebody says otherwise.
-                defaults.is_decoder = True
-            try:
-                tried_small(defaults.to_dict(), name)
-            except UnsuitableError:
-                # What its layers are says more than what was wrong with a tiny model of them.
-                skeleton_of(defaults, torch.float32)
-                raise
+            for usual in _USUAL.get(name, ({},)):
+                defaults = text_alone(CONFIG_MAPPING[name](**copy.deepcopy(usual)))
+                if getattr(defaults, "is_decoder", None) is False:
+                    # One of those that are encoders unless somebody says otherwise.
+                    defaults.is_decoder = True
+                try:
+                    tried_small(defaults.to_dict(), defaults.model_type)
+                except UnsuitableError:
+                    # What its layers are says more than what was wrong with a tiny model of them.
+                    skeleton_of(defaults, torch.float32)
+                    raise
             reasons[name] = ""
         except UnsuitableError as error:
             reasons[name] = str(error)

@@ -17,6 +17,10 @@ from transformers import AttentionInterface
 
 NAME = "tidepipe"
 """Of the attention, for `config._attn_implementation`."""
+SLOPES = "alibi_slopes"
+"""Option of a call: see AttentionCall."""
+POSITION_VALUES = 2
+"""Of a key, that hold its position: one type of 8 bits of mantissa would not."""
 _BOUND = "tidepipe_attention"
 
 
@@ -31,6 +35,7 @@ class AttentionCall:
     key_dim, value_dim: values of a head. scaling: of the scores. window: positions back that a token sees,
     itself included. chunk: a token sees its own chunk of so many positions only. softcap: of the scores.
     sinks: a score per query head that takes part in the softmax and has no value.
+    slopes: of each query head, times the position of a key, added to its score (ALiBi).
     """
 
     heads: int
@@ -42,6 +47,12 @@ class AttentionCall:
     chunk: int | None = None
     softcap: float | None = None
     sinks: bool = False
+    slopes: tuple[float, ...] | None = None
+
+    @property
+    def stored_key_dim(self) -> int:
+        """Values of a key as it lies in the pool: with its position, where that is added to scores."""
+        return self.key_dim + (POSITION_VALUES if self.slopes else 0)
 
 
 class CallRecorder:
@@ -158,6 +169,7 @@ def _noted(
         window=options.get("sliding_window") or None,
         softcap=options.get("softcap") or None,
         sinks=sinks is not None,
+        slopes=options.get(SLOPES),
     )
     recorder.note(module, call)
     shape = (query.shape[0], query.shape[2], query.shape[1], value.shape[3])

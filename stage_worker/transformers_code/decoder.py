@@ -24,15 +24,20 @@ class TransformersDecoder:
         self._copies = copies_for(device)
         stage.bind_attention(attention)
 
+    @property
+    def width_in(self) -> int:
+        """See StageDecoder."""
+        return self._stage.width_in
+
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Token ids as they are: the library embeds them where it knows their positions, in `forward`."""
         return token_ids
 
     def forward(self, batch: RaggedBatch, residual: torch.Tensor) -> torch.Tensor:
         """Run the stage's layers on token ids [tokens], or the residual stream [tokens, hidden]."""
-        self._attention.begin(batch)
         self._adapters.segments = batch.adapter_segments()
         positions = self._copies.upload("model_positions", batch.positions)
+        self._attention.begin(batch, positions)
         if residual.dtype == torch.int64:
             return self._stage.forward(positions, residual, None)
         return self._stage.forward(positions, None, residual)

@@ -26,7 +26,7 @@ from tidepipe_common.extras import SERVER, require
 from tidepipe_common.model_source import writable_cache_dir
 from tidepipe_common.security.trusted_files import private_folder, trusted
 
-REVISION = 2
+REVISION = 3
 """Of this code: a higher one lets all architectures be tried again."""
 TIMEOUT_S = 240
 MOST_BYTES = 64 << 30

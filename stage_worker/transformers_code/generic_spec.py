@@ -67,6 +67,7 @@ def spec_of(skeleton: Skeleton, ends: Sequence[int], native_dtype: str) -> Model
         experts=experts if expert else 0,
         experts_per_token=min(experts, _number(config, _EXPERTS_PER_TOKEN) or 1) if expert else 0,
         expert_intermediate=expert,
+        handed=0 if skeleton.carried.plain else skeleton.carried.most,
     )
 
 

@@ -34,9 +34,15 @@ def config_of(values: Mapping[str, Any]) -> PretrainedConfig:
     if model_type not in CONFIG_MAPPING:
         raise UnsuitableError(_unknown(values, model_type))
     try:
-        return CONFIG_MAPPING[model_type].from_dict(dict(values))
+        return text_alone(CONFIG_MAPPING[model_type].from_dict(dict(values)))
     except Exception as error:  # whatever its checks have to say
         raise UnsuitableError(f"the library refuses its configuration ({_brief(error)})") from error
+
+
+def text_alone(config: PretrainedConfig) -> PretrainedConfig:
+    """The text model's of one that sees and hears, where the whole would look at token ids at each stage."""
+    text: PretrainedConfig = config.get_text_config()
+    return text if getattr(text, "hidden_size_per_layer_input", 0) else config
 
 
 def _unknown(values: Mapping[str, Any], model_type: str) -> str:

@@ -19,7 +19,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
 from stage_worker.transformers_code.attention_calls import NAME, AttentionCall, UnsuitableError, recorded
-from stage_worker.transformers_code.older import use_interface
+from stage_worker.transformers_code.carried import Carried, CarriedNotes
+from stage_worker.transformers_code.older import EMPTY_MASK, MASKED, use_interface
 
 _TOKENS = 3
 """Of the pass that looks at a skeleton."""
@@ -52,6 +53,7 @@ class Skeleton:
     before, after: modules with parameters of their own, beside the layers, that are called before the first
     layer and behind the last one, by path; with `before` the shape of what they return behind the tokens.
     products: [out, in] of the layers' linear modules through which each token goes once, by path.
+    carried: what goes from layer to layer.
     """
 
     model: PreTrainedModel
@@ -61,6 +63,7 @@ class Skeleton:
     before: dict[str, tuple[int, ...]]
     after: frozenset[str]
     products: dict[str, tuple[int, int]]
+    carried: Carried
 
     @property
     def layer_list(self) -> nn.ModuleList:
@@ -99,8 +102,13 @@ def look_at(model: PreTrainedModel) -> Skeleton:
     path, layers = _layers(model, config.num_hidden_layers)
     use_attention(model, NAME, _UNCOMPUTED)
     use_interface(model)
+    experts = [module for module in model.modules() if type(module).__name__.endswith("Experts")]
+    for module in experts:
+        # Of those, too, that do not go through the library's interface for them.
+        module.__dict__["forward"] = partial(_uncomputed, module)
     outputs: list[Any] = []
     beside, products = _Beside(model, path), _Products(layers, path)
+    notes = CarriedNotes(model, layers)
     hook = layers[0].register_forward_hook(lambda module, inputs, output: outputs.append(output))
     buffers = dict(model.named_buffers())
     try:
@@ -117,6 +125,9 @@ def look_at(model: PreTrainedModel) -> Skeleton:
         hook.remove()
         beside.remove()
         products.remove()
+        notes.remove()
+        for module in experts:
+            del module.__dict__["forward"]
         _restore(model, buffers)
     names = {module: name for name, module in model.named_modules()}
     calls: dict[str, tuple[int, AttentionCall]] = {}
@@ -137,7 +148,9 @@ def look_at(model: PreTrainedModel) -> Skeleton:
     if not outputs:
         raise UnsuitableError("layers that are not run one after the other")
     tuples = len(outputs[0]) if isinstance(outputs[0], tuple) else 0
-    return Skeleton(model, path, calls, tuples, beside.before, frozenset(beside.after), products.found)
+    carried = notes.found(int(config.hidden_size))
+    after = frozenset(beside.after)
+    return Skeleton(model, path, calls, tuples, beside.before, after, products.found, carried)
 
 
 class _Beside:
@@ -206,6 +219,8 @@ def first_position(model: nn.Module) -> int:
 
 def use_attention(model: PreTrainedModel, attention: str, experts: str) -> None:
     """Which registered functions compute attention and experts, in all of a model's configurations."""
+    if attention == NAME and any(type(module).__name__ in MASKED for module in model.modules()):
+        attention = EMPTY_MASK
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             # It looks for padding, which there never is, in values that are not there yet.
@@ -303,5 +318,5 @@ def _weightless() -> Iterator[None]:
 
 def pool_head_dim(calls: dict[str, tuple[int, AttentionCall]], multiple: int = 16) -> int:
     """Values of a head in the KV pool: room for keys and values of all layers."""
-    widest = max(max(call.key_dim, call.value_dim) for _, call in calls.values())
+    widest = max(max(call.stored_key_dim, call.value_dim) for _, call in calls.values())
     return math.ceil(widest / multiple) * multiple

@@ -16,22 +16,31 @@ from stage_worker.models.rope import NoRotaryTable
 from stage_worker.models.spec import ModelSpec
 from stage_worker.transformers_code.attention_calls import AttentionCall
 
+_LOW = 256
+"""A position is a multiple of this and a rest: both are exact with 8 bits of mantissa."""
+
 MakeAttention = Callable[[AttentionContext], AttentionBackend]
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """group: of layers with heads alike. factor: of the query, beside what attention scales by itself."""
+    """group: of layers with heads alike. factor: of the query, beside what attention scales by itself.
+
+    slopes: query values that meet a key's position, [heads, POSITION_VALUES].
+    """
 
     group: tuple[int, int]
     factor: float
     rules: dict[int, ScoreRules]
+    slopes: torch.Tensor | None
 
 
 class StageAttention:
     """Attends layer by layer; layers with the same numbers of heads share a back end.
 
-    Heads narrower than the pool's are padded with zeros, which change no score and no sum.
+    Heads narrower than the pool's are padded with zeros, which change no score and no sum. Where a key's
+    position is added to its score (ALiBi), it is values of the key, and its slope values of the query: no
+    back end has to know of it.
     """
 
     def __init__(
@@ -46,6 +55,7 @@ class StageAttention:
         self._backends: dict[tuple[int, int], AttentionBackend] = {}
         self._layers: dict[int, _Layer] = {}
         self._batch: RaggedBatch | None = None
+        self._positions = torch.empty(0, dtype=torch.int64)
         self._steps: dict[tuple[int, int], AttentionStep] = {}
         windows = [calls[layer].window if layer in calls else None for layer in range(spec.layers)]
         for group in sorted({(call.heads, call.kv_heads) for call in calls.values()}):
@@ -71,11 +81,14 @@ class StageAttention:
             )
             self._backends[group] = RuledPagedAttention(context) if rules else make(context)
             for layer, call in mine.items():
-                self._layers[layer] = _Layer(group, call.scaling * spec.head_dim**0.5, rules)
+                wide = spec.head_dim**0.5
+                slopes = None if call.slopes is None else _slope_values(call.slopes, wide, pool)
+                self._layers[layer] = _Layer(group, call.scaling * wide, rules, slopes)
 
-    def begin(self, batch: RaggedBatch) -> None:
-        """All calls are of this batch from now on."""
+    def begin(self, batch: RaggedBatch, positions: torch.Tensor) -> None:
+        """All calls are of this batch from now on. positions: of its tokens, int64 on the device."""
         self._batch = batch
+        self._positions = positions
         self._steps = {}
 
     def attend(
@@ -92,6 +105,8 @@ class StageAttention:
             known.rules[layer] = replace(known.rules[layer], sinks=sinks)
         if abs(known.factor - 1) > 1e-6:
             query = query * known.factor
+        if known.slopes is not None:
+            query, key = self._with_positions(known.slopes, query, key)
         step = self._steps.get(known.group)
         if step is None:
             assert self._batch is not None
@@ -104,3 +119,16 @@ class StageAttention:
         out = step.attend(layer, torch.cat(heads, dim=1).view(len(query), -1), None)
         attended = out.view(len(query), -1, wide)
         return attended if value.shape[2] == wide else attended[:, :, : value.shape[2]]
+
+    def _with_positions(
+        self, slopes: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = (self._positions // _LOW, self._positions % _LOW)
+        where = torch.stack(parts, dim=-1).to(key.dtype)[:, None].expand(-1, key.shape[1], -1)
+        return torch.cat((query, slopes.expand(len(query), -1, -1)), dim=2), torch.cat((key, where), dim=2)
+
+
+def _slope_values(slopes: tuple[float, ...], wide: float, pool: KvPool) -> torch.Tensor:
+    keys = pool.keys(0)
+    one = torch.tensor(slopes, dtype=torch.float32) * wide
+    return torch.stack((one * _LOW, one), dim=-1).to(keys.device, pool.geometry.dtype)

@@ -80,11 +80,14 @@ _AT_MOST: dict[str, int] = {
     ),
 }
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+_SHARING = "num_kv_shared_layers"
+_NO_SIZES = ("rope_parameters", "rope_scaling", "id2label", "label2id", "quantization_config")
 _EXPERTS = ("n_routed_experts", "num_experts_per_tok", "n_group", "topk_group")
 _KV_HEADS = (
     "num_key_value_heads",
     "num_kv_heads",
     "n_kv_heads",
+    "kv_n_heads",
     "num_global_key_value_heads",
     "swa_num_key_value_heads",
     "multi_query_group_num",
@@ -96,34 +99,45 @@ def tiny_config(values: dict[str, Any], model_type: str) -> PretrainedConfig:
     return CONFIG_MAPPING[model_type](**tiny_values(values))
 
 
-def tiny_values(values: dict[str, Any]) -> dict[str, Any]:
-    """As above, of a configuration's values."""
+def tiny_values(values: dict[str, Any], heads: int = _HEADS) -> dict[str, Any]:
+    """As above, of a configuration's values. heads: that it has if it does not say."""
     names = [name for name in _LAYER_COUNTS if isinstance(values.get(name), int)]
     before = values[names[0]] if names else 0
-    layers = min(before, LAYERS) if before else 0
-    heads = next(
-        (values[name] for name in _SIZES if _SIZES[name] == _HEADS and isinstance(values.get(name), int)),
-        _HEADS,
-    )
-    made: dict[str, Any] = {}
-    for name, value in values.items():
-        made[name] = _shrunk(name, value, before, layers, heads)
-    return made
+    kept = _kept_layers(before, values) if before else []
+    own = (values[name] for name in _SIZES if _SIZES[name] == _HEADS and isinstance(values.get(name), int))
+    heads = next(own, heads)
+    return {name: _shrunk(name, value, before, kept, heads) for name, value in values.items()}
 
 
-def _shrunk(name: str, value: Any, before: int, layers: int, heads: int) -> Any:
-    if (
-        isinstance(value, dict)
-        and name != "per_layer_config"
-        and name not in ("rope_parameters", "rope_scaling", "id2label", "label2id", "quantization_config")
-    ):
-        if "vocab_size" in value or "num_hidden_layers" in value:
-            return tiny_values(value)
-        return value
-    if isinstance(value, list) and before and len(value) == before:
-        return value[:layers]
+def _kept_layers(count: int, values: dict[str, Any]) -> list[int]:
+    """Numbers of the layers that a tiny model has.
+
+    The first ones; but if the last ones of a model attend to keys and values of earlier ones, half of each,
+    and in both halves all kinds that there are.
+    """
+    shared = values.get(_SHARING)
+    kinds = values.get("layer_types")
+    if not shared or not isinstance(kinds, list) or not 0 < shared < count == len(kinds):
+        return list(range(min(count, LAYERS)))
+    first, kept = count - shared, []
+    for part in (range(first - 1, -1, -1), range(first, count)):
+        chosen = list({kinds[index]: index for index in reversed(part)}.values())
+        others = [index for index in part if index not in chosen]
+        kept += sorted([*chosen, *others][: LAYERS // 2])
+    return kept
+
+
+def _shrunk(name: str, value: Any, before: int, kept: list[int], heads: int) -> Any:
+    layers = len(kept)
     if name == "per_layer_config" and isinstance(value, dict):
-        return {key: tiny_values(one) for key, one in value.items() if int(key) < layers}
+        numbers = {str(index): number for number, index in enumerate(kept)}
+        return {
+            numbers[str(key)]: tiny_values(one, heads) for key, one in value.items() if str(key) in numbers
+        }
+    if isinstance(value, dict):
+        return value if name in _NO_SIZES else tiny_values(value, heads)
+    if isinstance(value, list) and before and len(value) == before:
+        return [_shrunk(name, value[index], 0, [], heads) for index in kept]
     if value is None:
         # Left to be worked out from sizes that are others now.
         if name in _EXPERTS:
@@ -133,6 +147,8 @@ def _shrunk(name: str, value: Any, before: int, layers: int, heads: int) -> Any:
         return value
     if name in _LAYER_COUNTS:
         return layers
+    if name == _SHARING:
+        return min(value, layers // 2)
     if name.endswith("_token_id"):
         return value if value < _VOCAB else 1
     if name in _KV_HEADS:

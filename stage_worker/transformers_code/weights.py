@@ -30,6 +30,9 @@ from stage_worker.transformers_code.skeleton import Skeleton
 from stage_worker.transformers_code.stage_model import StageModel
 from tidepipe_common.errors import ModelError
 
+_TEXT_MODEL = "language_model."
+"""What names have in addition where a checkpoint is of a model that sees or hears, too."""
+
 
 @dataclass(slots=True)
 class _Group:
@@ -62,8 +65,8 @@ class Names:
         name, pattern = rename_source_key(
             stored, self._renamings, self._converters, self._prefix, self.shapes
         )
-        if name not in self.shapes and stored in self.shapes:
-            return stored, None
+        if name not in self.shapes and (own := stored.replace(_TEXT_MODEL, "")) in self.shapes:
+            return own, None
         return (name, pattern) if name in self.shapes else None
 
     def converter(self, pattern: str) -> WeightConverter:

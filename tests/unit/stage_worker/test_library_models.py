@@ -30,6 +30,8 @@ RUN = {
     "learned positions, transposed weights": "gpt2",
     "keys and values of different widths": "deepseek_v3",
     "multipliers": "granite",
+    "positions added to scores (ALiBi)": "bloom",
+    "inputs of each layer, shared keys, several hidden states": "gemma3n_text",
 }
 REFUSED = {
     "recurrent": ("mamba", "recurrent layers.*MambaMixer"),
@@ -110,6 +112,20 @@ def test_a_native_family_may_be_computed_so_too(tmp_path: Path, here: None) -> N
     folder = make_tiny_model("llama", tmp_path)
     prompts = random_prompts([5, 20])
     assert generate(pipeline(folder, 2), prompts, 4) == expected(folder, prompts, 4)
+
+
+def test_of_a_model_that_sees_the_text_model_is_served(tmp_path: Path, here: None) -> None:
+    """Its layers get values that are made of token ids: they come to the second stage with hidden states."""
+    text, whole = tmp_path / "text", tmp_path / "whole"
+    trial.reference(tiny_config(values("gemma3n_text"), "gemma3n_text"), 3).save_pretrained(text)
+    whole.mkdir()
+    tensors = load_file(text / "model.safetensors")
+    renamed = {name.replace("model.", "model.language_model.", 1): one for name, one in tensors.items()}
+    save_file(renamed, whole / "model.safetensors")
+    config = {"model_type": "gemma3n", "text_config": json.loads((text / "config.json").read_text())}
+    (whole / "config.json").write_text(json.dumps(config))
+    prompts = random_prompts([5, 20])
+    assert generate(pipeline(whole, 2), prompts, 5, chunk=9) == expected(text, prompts, 5)
 
 
 def damaged(folder: Path, to: Path, change: Any) -> Path:
