@@ -135,18 +135,24 @@ def from_hf_config(
 
 
 def _refuse_unsupported(config: JsonObject, source: str) -> None:
-    names = config.get("architectures") or []
-    if not isinstance(names, list):
-        raise ModelError(f"{source}: architectures must be a list of names, got {quoted(names)}")
     # A bare model is one with an LM head too, where that is the embedding or stored beside it.
-    if names and not any(str(name).endswith(("ForCausalLM", "Model")) for name in names):
-        raise ModelError(f"{source}: {', '.join(map(str, names))} is not a language model with an LM head")
+    refuse_other_heads(config, ("ForCausalLM", "Model"), source)
     read_quantization(config, source)
     if str(config.get("hidden_act", "silu")) not in ("silu", "swish"):
         raise ModelError(f"{source}: activation {quoted(config['hidden_act'])} is not supported, only silu")
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if config.get(key):
             raise ModelError(f"{source}: mixture-of-experts models are not supported ({key})")
+
+
+def refuse_other_heads(config: JsonObject, heads: tuple[str, ...], source: str) -> None:
+    """ModelError for a model that ends with anything but an LM head. heads: ends of names with one."""
+    names = config.get("architectures") or []
+    if not isinstance(names, list):
+        raise ModelError(f"{source}: architectures must be a list of names, got {quoted(names)}")
+    if names and not any(str(name).endswith(heads) and "Reward" not in str(name) for name in names):
+        listed = ", ".join(map(str, names))[:_SHOWN]
+        raise ModelError(f"{source}: {listed} is not a language model with an LM head")
 
 
 def _dimension(config: JsonObject, key: str, default: int | None, source: str, *, most: int = LARGEST) -> int:

@@ -15,6 +15,9 @@ from tidepipe_common.end_tokens import end_tokens
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.model_files import read_json_object
 
+_LARGEST_CONFIG = 4 << 20
+"""Bytes: lists of layers, experts and labels are some 100 KB, and the library copies them many times."""
+
 ModelCode = Literal["auto", "native", "transformers"]
 
 
@@ -24,7 +27,7 @@ def read_spec(path: Path, model_code: ModelCode = "auto") -> ModelSpec:
     model_code: whose code is to compute it; auto: TidePipe's own for the families that it has.
     """
     if path.suffix != ".gguf":
-        return folder_spec(path, read_json_object(path / "config.json"), model_code)
+        return folder_spec(path, read_config(path), model_code)
     if model_code == "transformers":
         raise ConfigError(f"{path}: model_code transformers is for Hugging Face folders, not for GGUF files")
     # Late: only a GGUF file needs the package.
@@ -32,6 +35,11 @@ def read_spec(path: Path, model_code: ModelCode = "auto") -> ModelSpec:
     from stage_worker.loading.gguf_header import read_gguf_header
 
     return from_gguf(read_gguf_header(path))
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """A folder's config.json."""
+    return read_json_object(folder / "config.json", _LARGEST_CONFIG)
 
 
 def by_library(config: Mapping[str, Any], model_code: ModelCode) -> bool:

@@ -23,7 +23,7 @@ from stage_worker.loading.checkpoint import (
     StoredWeight,
     same_values,
 )
-from stage_worker.loading.model_spec import ModelCode, by_library, folder_spec
+from stage_worker.loading.model_spec import ModelCode, by_library, folder_spec, read_config
 from stage_worker.loading.packed_tensors import find_packed
 from stage_worker.loading.quantization_config import read_quantization
 from stage_worker.loading.stage_weights import EMBEDDING, HEAD
@@ -46,7 +46,7 @@ _LFS_POINTER = b"version https://git-lfs"
 
 def open_safetensors(folder: Path, model_code: ModelCode = "auto") -> Checkpoint:
     """Open a folder with config.json and *.safetensors; raises ModelError for anything wrong with them."""
-    config = read_json_object(folder / "config.json")
+    config = read_config(folder)
     spec = folder_spec(folder, config, model_code)
     if by_library(config, model_code):
         stored = stored_tensors(folder)

@@ -9,13 +9,13 @@ import contextlib
 import json
 import sys
 
-from stage_worker.transformers_code.examination import MOST_BYTES, TIMEOUT_S, Examination, told
+from stage_worker.transformers_code.examination import MOST_BYTES, MOST_CPU_S, Examination, told
 from tidepipe_common.process_limits import limit_process
 
 
 def main() -> None:
     """Entry point."""
-    limit_process(MOST_BYTES, TIMEOUT_S)
+    limit_process(MOST_BYTES, MOST_CPU_S)
     values = json.loads(sys.stdin.read())
     # Whatever a library prints is no part of the answer.
     with contextlib.redirect_stdout(sys.stderr):

@@ -7,14 +7,17 @@ configuration, and the versions of what computes it. This module imports neither
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +29,13 @@ from tidepipe_common.extras import SERVER, require
 from tidepipe_common.model_source import writable_cache_dir
 from tidepipe_common.security.trusted_files import private_folder, trusted
 
-REVISION = 3
-"""Of this code: a higher one lets all architectures be tried again."""
-TIMEOUT_S = 240
-MOST_BYTES = 64 << 30
+MOST_CPU_S = 120
+TIMEOUT_S = 300
+"""Of a trial on a machine that others keep busy."""
+MOST_BYTES = 16 << 30
 """Address space of the process, much of which PyTorch only reserves."""
+_CODE = ("transformers_code", "attention", "loading")
+"""Packages whose code a result depends on."""
 _NOT_COMPUTED = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "auto_map")
 
 
@@ -52,13 +57,29 @@ def examine(config: Mapping[str, Any]) -> Examination:
     found = None if kept is None else _read(kept)
     if found is not None:
         return found
-    text = _tried(config)
-    found = _parsed(text)
-    if found is None:
-        raise ModelError(f"the trial of {config.get('model_type')!r} ended without a result")
-    if kept is not None:
-        _keep(kept, text)
+    with _alone(kept):
+        # Somebody else may have tried it meanwhile: the stages of a model start together.
+        found = None if kept is None else _read(kept)
+        if found is not None:
+            return found
+        text = _tried(config)
+        found = _parsed(text)
+        if found is None:
+            raise ModelError(f"the trial of {config.get('model_type')!r} ended without a result")
+        if kept is not None:
+            _keep(kept, text)
     return found
+
+
+@contextlib.contextmanager
+def _alone(kept: Path | None) -> Iterator[None]:
+    """One trial of a configuration at a time, if there is a place for a lock."""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            if kept is not None:
+                lock = held.enter_context(kept.with_suffix(".lock").open("w"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def told(examination: Examination) -> str:
@@ -69,7 +90,17 @@ def told(examination: Examination) -> str:
 def versions() -> dict[str, str]:
     """Of what a result depends on."""
     names = ("transformers", "torch")
-    return {name: importlib.metadata.version(name) for name in names} | {"trial": str(REVISION)}
+    return {name: importlib.metadata.version(name) for name in names} | {"code": _code()}
+
+
+@functools.cache
+def _code() -> str:
+    """A digest of what tries models out."""
+    digest = hashlib.sha256()
+    for package in _CODE:
+        for file in sorted((Path(stage_worker.__file__).parent / package).glob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _kept_file(config: Mapping[str, Any]) -> Path | None:
@@ -126,6 +157,10 @@ def _tried(config: Mapping[str, Any]) -> str:
         raise ModelError(f"the trial of {config.get('model_type')!r} took more than {TIMEOUT_S} s") from error
     except OSError as error:
         raise ConfigError(f"no process for the trial of a model ({error})") from error
+    if done.returncode == -signal.SIGPROF:
+        raise ModelError(
+            f"the trial of {config.get('model_type')!r} took more than {MOST_CPU_S} s of processor time"
+        )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300]
         raise ModelError(f"the trial of {config.get('model_type')!r} failed: {last}")

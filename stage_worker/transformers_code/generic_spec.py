@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from stage_worker.models.spec import ModelSpec, RopeSpec
+from stage_worker.models.spec import LARGEST, ModelSpec, RopeSpec
+from stage_worker.transformers_code.attention_calls import AttentionCall, UnsuitableError
 from stage_worker.transformers_code.skeleton import Skeleton, first_position, pool_head_dim
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -32,6 +34,7 @@ def spec_of(skeleton: Skeleton, ends: Sequence[int], native_dtype: str) -> Model
     """The spec of a model whose layers have been looked at. Heads are those of its widest layer."""
     config: Any = skeleton.model.config.get_text_config()
     calls = [call for _, call in skeleton.calls.values()]
+    _check(calls)
     layers = len(skeleton.layer_list)
     hidden = int(config.hidden_size)
     heads, kv_heads = max(call.heads for call in calls), max(call.kv_heads for call in calls)
@@ -50,7 +53,7 @@ def spec_of(skeleton: Skeleton, ends: Sequence[int], native_dtype: str) -> Model
         # As of MLPs with three products, whatever the layers have.
         intermediate=max(0, ((in_all - in_experts) // layers - attention) // (3 * hidden)),
         vocab_size=int(config.vocab_size),
-        context_length=max(1, _context(config) - first_position(skeleton.model)),
+        context_length=min(LARGEST, max(1, _context(config) - first_position(skeleton.model))),
         eos_token_ids=tuple(ends),
         tied_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
         rms_eps=1e-6,
@@ -69,6 +72,21 @@ def spec_of(skeleton: Skeleton, ends: Sequence[int], native_dtype: str) -> Model
         expert_intermediate=expert,
         handed=0 if skeleton.carried.plain else skeleton.carried.most,
     )
+
+
+def _check(calls: Sequence[AttentionCall]) -> None:
+    """UnsuitableError for attention that makes no sense: a tiny model has sizes of its own, and passes."""
+    for call in calls:
+        sizes = (call.heads, call.kv_heads, call.key_dim, call.value_dim)
+        if not all(1 <= size <= LARGEST for size in sizes) or call.heads % call.kv_heads:
+            raise UnsuitableError(
+                f"attention of {call.heads} heads over {call.kv_heads} key heads of {call.key_dim} values"
+            )
+        for what, reach in (("window", call.window), ("chunk", call.chunk)):
+            if reach is not None and not 1 <= reach <= LARGEST:
+                raise UnsuitableError(f"attention with a {what} of {reach} tokens")
+        if not math.isfinite(call.scaling) or not math.isfinite(call.softcap or 0):
+            raise UnsuitableError("attention whose scores are scaled by no number")
 
 
 def _weights(skeleton: Skeleton, experts: int) -> tuple[int, int]:

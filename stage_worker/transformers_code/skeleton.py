@@ -80,6 +80,8 @@ def build(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """
     if getattr(config, "is_encoder_decoder", False):
         raise UnsuitableError("an encoder with a decoder")
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise UnsuitableError("no language model")
     try:
         with _weightless():
             model = AutoModelForCausalLM.from_config(

@@ -24,7 +24,7 @@ from stage_worker.kv_pool import KvGeometry, KvPool
 from stage_worker.loading.checkpoint import Checkpoint
 from stage_worker.loading.safetensors_folder import stored_tensors
 from stage_worker.loading.stage_weights import StageSlice
-from stage_worker.models.spec import MOST_LAYERS, ModelSpec
+from stage_worker.models.spec import ModelSpec
 from stage_worker.transformers_code import loading
 from stage_worker.transformers_code.attention_calls import UnsuitableError
 from stage_worker.transformers_code.decoder import TransformersDecoder
@@ -34,6 +34,8 @@ from stage_worker.transformers_code.stage_attention import MakeAttention
 from stage_worker.transformers_code.tiny import tiny_config
 
 STAGES = (1, 2, 3)
+_MOST_LAYERS = 1000
+"""Each takes milliseconds to build."""
 _BLOCK = 16
 _BLOCKS = 24
 _PROMPTS = (37, 5, 23)
@@ -50,8 +52,8 @@ def tried(values: Mapping[str, Any]) -> ModelSpec:
     """The spec of a model that can be run; UnsuitableError, with the reason, for one that cannot."""
     config = loading.config_of(values)
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:
-        raise UnsuitableError(f"it has {layers!r} layers, and 1 to {MOST_LAYERS} can be split")
+    if not isinstance(layers, int) or not 1 <= layers <= _MOST_LAYERS:
+        raise UnsuitableError(f"it has {layers!r} layers, and 1 to {_MOST_LAYERS} can be split")
     spec = spec_of(loading.skeleton_of(config, torch.float32), (), "float32")
     tried_small(config.to_dict(), str(config.model_type))
     return spec

@@ -30,6 +30,7 @@ def models(
     if model is not None:
         _try(model, as_json)
         return
+    import importlib.metadata
     import json
 
     from stage_worker.models.spec import SUPPORTED_ARCHITECTURES
@@ -52,6 +53,8 @@ def models(
         )
         return
     print(f"Language models of transformers {version}: {len(runs)} of {len(architectures)} run.")
+    if (here := importlib.metadata.version("transformers")) != version:
+        _paragraph(f"Installed is {here}, which tries a model out anew when it is started.", "")
     print("\nBy TidePipe's own code, which is faster on CPUs and can be quantized:")
     _columns(sorted(SUPPORTED_ARCHITECTURES))
     print("\nBy the library's code, split into stages:")
