@@ -32,6 +32,7 @@ import torch
 from launcher.config import ClusterConfig
 from launcher.local import LocalCluster
 from stage_worker.transformers_code import trial
+from stage_worker.transformers_code.architectures import usual_configs
 from stage_worker.transformers_code.tiny import tiny_config
 from tests.tiny_tokenizer import make_tokenizer
 from tidepipe.client.async_client import AsyncClient
@@ -81,6 +82,15 @@ NAMES = [
     "hunyuan_v1_dense",
     "gptj",
     "llama4_text",
+    "bloom",
+    "falcon",
+    "mpt",
+    "gemma4_text",
+    "gemma3n_text",
+    "dbrx",
+    "dots1",
+    "smollm3",
+    "qwen3",
 ]
 REQUESTS, TOKENS, KV_BLOCKS = 16, 64, 48
 KILL_AFTER_TOKENS = REQUESTS * TOKENS // 4
@@ -121,9 +131,8 @@ def prompts() -> list[list[int]]:
 
 def write_model(name: str, folder: Path) -> Any:
     """A tiny random model of an architecture with a tokenizer; the library's own model of it."""
-    from transformers import CONFIG_MAPPING
-
-    config = tiny_config(CONFIG_MAPPING[name]().to_dict(), name)
+    usual = next(usual_configs(name))
+    config = tiny_config(usual.to_dict(), usual.model_type)
     model = trial.reference(config, 1)
     model.save_pretrained(folder)
     make_tokenizer(folder)

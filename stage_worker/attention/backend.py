@@ -25,12 +25,20 @@ class ScoreRules:
     chunk: int | None = None
     sinks: torch.Tensor | None = None
 
+    @property
+    def laid_out(self) -> bool:
+        """Whether scores must be computed apart from the sum over values."""
+        return self.softcap is not None or self.sinks is not None
+
+
+NO_RULES = ScoreRules()
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionContext:
     """What attention needs for a stage's whole life. first_layer: the model's layer that is the pool's 0.
 
-    rules: of the layers that have any; only back ends that say so can compute them.
+    rules: of the layers that have any; `TorchPagedAttention` alone can compute them.
     """
 
     spec: ModelSpec

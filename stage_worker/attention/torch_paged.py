@@ -1,4 +1,7 @@
-"""Attention in plain PyTorch, on any device: the reference, and the fallback where there is no kernel."""
+"""Attention in plain PyTorch, on any device: the reference, and the fallback where there is no kernel.
+
+It alone knows rules for scores (soft caps, chunks, sinks); their layers have the scores laid out.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from stage_worker.attention.backend import AttentionContext, AttentionStep, HeadNorms
+from stage_worker.attention.backend import NO_RULES, AttentionContext, AttentionStep, HeadNorms, ScoreRules
 from stage_worker.attention.batch import RaggedBatch
 from stage_worker.attention.stored_heads import StoredHeads
 
@@ -50,6 +53,7 @@ class TorchStep:
     def __init__(self, context: AttentionContext, batch: RaggedBatch) -> None:
         self._batch = batch
         self._spec = context.spec
+        self._rules = context.rules
         self._first_layer = context.first_layer
         self._pool = context.pool
         self._block_size = batch.block_size
@@ -104,11 +108,14 @@ class TorchStep:
         query, key, value = self._heads.store(layer, qkv, norms)
         keys = self._pool.keys(layer - self._first_layer)
         values = self._pool.values(layer - self._first_layer)
-        window = spec.sliding_windows[layer]
+        window, rules = spec.sliding_windows[layer], self._rules.get(layer, NO_RULES)
         result = torch.empty(len(qkv), spec.heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
         for group in self._groups:
-            result[group.tokens] = self._decode(group, query[group.tokens], keys, values, window)
-        self._attend_long(result, query, (key, value), (keys, values), window)
+            result[group.tokens] = self._decode(group, query[group.tokens], keys, values, window, rules)
+        if rules is NO_RULES:
+            self._attend_long(result, query, (key, value), (keys, values), window)
+        else:
+            self._attend_rows(result, query, (key, value), (keys, values), window, rules)
         return result.view(len(qkv), -1)
 
     def _attend_long(
@@ -120,6 +127,17 @@ class TorchStep:
         window: int | None,
     ) -> None:
         """Rows with several tokens, into `result`. fresh: this step's keys, values. caches: the layer's."""
+        self._attend_rows(result, query, fresh, caches, window, NO_RULES)
+
+    def _attend_rows(
+        self,
+        result: torch.Tensor,
+        query: torch.Tensor,
+        fresh: tuple[torch.Tensor, torch.Tensor],
+        caches: tuple[torch.Tensor, torch.Tensor],
+        window: int | None,
+        rules: ScoreRules,
+    ) -> None:
         for row in self._rows:
             packed = slice(row.start, row.stop)
             if row.first_position == 0:
@@ -128,7 +146,9 @@ class TorchStep:
                 context = row.first_position + row.stop - row.start
                 row_keys = gather(caches[0], row.blocks.unsqueeze(0))[0, :, :context]
                 row_values = gather(caches[1], row.blocks.unsqueeze(0))[0, :, :context]
-            result[packed] = _attend_row(query[packed], row_keys, row_values, row.first_position, window)
+            result[packed] = _attend_row(
+                query[packed], row_keys, row_values, row.first_position, window, rules
+            )
 
     def _decode(
         self,
@@ -137,12 +157,11 @@ class TorchStep:
         keys: torch.Tensor,
         values: torch.Tensor,
         window: int | None,
+        rules: ScoreRules,
     ) -> torch.Tensor:
         spec = self._spec
         slots = torch.arange(group.tables.shape[1] * self._block_size, device=self._device)
-        hidden = slots >= group.contexts[:, None]
-        if window is not None:
-            hidden |= slots < group.contexts[:, None] - window
+        hidden = ~_seen(group.contexts[:, None] - 1, slots, window, rules)
         # Slots behind a context may hold what another sequence left there; even infinities must not show.
         beyond = hidden[:, None, :, None]
         group_keys = gather(keys, group.tables).masked_fill_(beyond, 0)
@@ -150,9 +169,7 @@ class TorchStep:
         # The query heads that share a key head stand where a longer query would have its positions.
         grouped = query.view(len(query), spec.kv_heads, -1, spec.head_dim)
         mask = ~hidden[:, None, None, :]
-        return F.scaled_dot_product_attention(grouped, group_keys, group_values, attn_mask=mask).view_as(
-            query
-        )
+        return _attended(grouped, group_keys, group_values, mask, rules).view_as(query)
 
 
 def gather(cache: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
@@ -163,17 +180,26 @@ def gather(cache: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
 
 
 def _attend_row(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, first_position: int, window: int | None
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    first_position: int,
+    window: int | None,
+    rules: ScoreRules,
 ) -> torch.Tensor:
     """One sequence: query [tokens, heads, head_dim], keys and values [kv_heads, context, head_dim]."""
     tokens, context = len(query), keys.shape[1]
     mask = None
-    if first_position or (window is not None and window < context):
+    if first_position or (window is not None and window < context) or rules is not NO_RULES:
         position = torch.arange(first_position, context, device=query.device)[:, None]
-        slot = torch.arange(context, device=query.device)
-        mask = slot <= position
-        if window is not None:
-            mask &= slot > position - window
+        mask = _seen(position, torch.arange(context, device=query.device), window, rules)
+    if rules.laid_out:
+        # The query heads that share a key head one behind the other, each with all its positions.
+        group = query.shape[1] // len(keys)
+        grouped = query.view(tokens, len(keys), group, -1).permute(1, 2, 0, 3).flatten(1, 2)
+        assert mask is not None
+        out = _attended(grouped[None], keys[None], values[None], mask.repeat(group, 1)[None, None], rules)
+        return out.view(len(keys), group, tokens, -1).permute(2, 0, 1, 3).flatten(1, 2)
     out = F.scaled_dot_product_attention(
         query.transpose(0, 1).unsqueeze(0),
         keys.unsqueeze(0),
@@ -183,3 +209,35 @@ def _attend_row(
         enable_gqa=True,
     )
     return out[0].transpose(0, 1).reshape(tokens, -1, query.shape[2])
+
+
+def _seen(
+    positions: torch.Tensor, slots: torch.Tensor, window: int | None, rules: ScoreRules
+) -> torch.Tensor:
+    """Which slots a query at a position sees."""
+    seen = slots <= positions
+    if window is not None:
+        seen &= slots > positions - window
+    if rules.chunk is not None:
+        seen &= slots >= positions // rules.chunk * rules.chunk
+    return seen
+
+
+def _attended(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, rules: ScoreRules
+) -> torch.Tensor:
+    """query: [rows, key heads, queries, head_dim], those of one head together. mask: what is seen."""
+    if not rules.laid_out:
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+    scores = (query @ keys.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+    if rules.softcap is not None:
+        scores = torch.tanh(scores / rules.softcap) * rules.softcap
+    scores = scores.masked_fill(~mask, -torch.inf)
+    if rules.sinks is not None:
+        rows, kv_heads, queries = query.shape[:3]
+        group = len(rules.sinks) // kv_heads
+        sinks = rules.sinks.float().view(1, kv_heads, group, 1).expand(rows, -1, -1, queries // group)
+        scores = torch.cat((scores, sinks.reshape(rows, kv_heads, queries, 1)), dim=-1)
+    shares = scores.softmax(-1)[..., : keys.shape[2]].to(values.dtype)
+    result: torch.Tensor = shares @ values
+    return result

@@ -42,6 +42,11 @@ class LibraryStage(Protocol):
         """Let sequences have these adapters; once."""
         ...
 
+    @property
+    def slow_layers(self) -> int:
+        """Layers that must attend in plain PyTorch, whatever kernels there are."""
+        ...
+
     def decoder(
         self, spec: ModelSpec, pool: KvPool, device: torch.device, make: MakeAttention
     ) -> StageDecoder:

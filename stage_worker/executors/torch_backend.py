@@ -182,7 +182,10 @@ class TorchBackend:
         )
         compute = self._compute
         unpacked = isinstance(weights, StageWeights) and weights.by_pytorch
-        slow = compute.slow_for(model, spec.block_size, unpacked)
+        slow_layers = 0 if isinstance(weights, StageWeights) else weights.slow_layers
+        slow = compute.slow_for(model, spec.block_size, unpacked, slow_layers)
+        if slow_layers:
+            _log.warning("slow attention", reason=slow)
         self.description = dataclasses.replace(self.description, slow_because=slow)
         geometry = compute.kv_geometry(model, part.end - part.begin, spec.block_size, self._dtype)
         budget = self.description.memory_budget

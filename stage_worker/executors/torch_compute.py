@@ -60,10 +60,11 @@ class Compute:
             return NativePagedAttention.int8_geometry(geometry)
         return geometry
 
-    def slow_for(self, model: ModelSpec, block_size: int, unpacked: bool) -> str:
+    def slow_for(self, model: ModelSpec, block_size: int, unpacked: bool, slow_layers: int = 0) -> str:
         """Why a stage is several times slower than it could be with such KV blocks; empty: it is not.
 
-        unpacked: its weights are quantized, and PyTorch unpacks some in every step.
+        unpacked: its weights are quantized, and PyTorch unpacks some in every step. slow_layers: that attend
+        in plain PyTorch.
         """
         if self.kernels is not None and not NativePagedAttention.fits(model, block_size):
             return (
@@ -74,6 +75,11 @@ class Compute:
             return (
                 "quantized weights are unpacked by PyTorch in every step: the kernels are for CPUs, and want "
                 "inputs of multiples of 32 and groups of 16"
+            )
+        if not self.slow_because and slow_layers:
+            return (
+                f"attention of {slow_layers} layers in plain PyTorch: no kernel here knows the soft caps, "
+                "sinks or chunks of their scores"
             )
         return self.slow_because
 

@@ -11,15 +11,25 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 FOUND = Path(__file__).with_name("architectures.json")
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "architectures.md"
 
 
 _CONVOLUTIONS = ["conv", "conv", "full_attention"] * 5 + ["conv"]
+_INDEXED = {
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 256,
+    "indexer_budget": 64,
+    "indexer_compress_ratio": 4,
+}
 _USUAL: dict[str, tuple[dict[str, Any], ...]] = {
     "dbrx": ({"attn_config": {"kv_n_heads": 8, "clip_qkv": 8, "rope_theta": 500000.0}},),
     "dots1": (
@@ -47,15 +57,8 @@ _USUAL: dict[str, tuple[dict[str, Any], ...]] = {
             "num_global_key_value_heads": 2,
         },
     ),
-    "qwen4_exp_text": (
-        {
-            "indexer_n_heads": 4,
-            "indexer_kv_heads": 2,
-            "indexer_head_dim": 128,
-            "indexer_budget": 64,
-            "indexer_compress_ratio": 4,
-        },
-    ),
+    "qwen4_exp": ({"text_config": _INDEXED},),
+    "qwen4_exp_text": (_INDEXED,),
     "lfm2": ({"num_hidden_layers": 16, "layer_types": _CONVOLUTIONS},),
     "lfm2_moe": ({"num_hidden_layers": 16, "layer_types": _CONVOLUTIONS},),
 }
@@ -119,14 +122,27 @@ def _cell(text: str) -> str:
     return text.replace("|", r"\|").replace("<", "&lt;")[:120]
 
 
+def usual_configs(name: str) -> Iterator[PretrainedConfig]:
+    """The library's configuration of each kind of models of an architecture."""
+    from transformers import CONFIG_MAPPING
+
+    from stage_worker.transformers_code.loading import text_alone
+
+    for usual in _USUAL.get(name, ({},)):
+        config = text_alone(CONFIG_MAPPING[name](**copy.deepcopy(usual)))
+        if getattr(config, "is_decoder", None) is False:
+            # One of those that are encoders unless somebody says otherwise.
+            config.is_decoder = True
+        yield config
+
+
 def tried(names: Sequence[str]) -> dict[str, str]:
     """Why each does not run; empty: it does."""
     import torch
-    from transformers import CONFIG_MAPPING
     from transformers.utils import logging
 
     from stage_worker.transformers_code.attention_calls import UnsuitableError
-    from stage_worker.transformers_code.loading import skeleton_of, text_alone
+    from stage_worker.transformers_code.loading import skeleton_of
     from stage_worker.transformers_code.trial import tried_small
 
     logging.set_verbosity_error()
@@ -135,22 +151,19 @@ def tried(names: Sequence[str]) -> dict[str, str]:
     reasons = {}
     for name in names:
         try:
-            for usual in _USUAL.get(name, ({},)):
-                defaults = text_alone(CONFIG_MAPPING[name](**copy.deepcopy(usual)))
-                if getattr(defaults, "is_decoder", None) is False:
-                    # One of those that are encoders unless somebody says otherwise.
-                    defaults.is_decoder = True
+            for usual in usual_configs(name):
                 try:
-                    tried_small(defaults.to_dict(), defaults.model_type)
+                    tried_small(usual.to_dict(), usual.model_type)
                 except UnsuitableError:
                     # What its layers are says more than what was wrong with a tiny model of them.
-                    skeleton_of(defaults, torch.float32)
+                    skeleton_of(usual, torch.float32)
                     raise
             reasons[name] = ""
         except UnsuitableError as error:
             reasons[name] = str(error)
         except Exception as error:  # of the library's defaults
-            reasons[name] = f"defaults that the library refuses ({type(error).__name__}: {error})"[:300]
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            reasons[name] = f"defaults that the library refuses ({said})"[:300]
         print(f"{name}: {reasons[name] or 'runs'}", file=sys.stderr)
     return reasons
 

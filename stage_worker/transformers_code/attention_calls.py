@@ -50,6 +50,11 @@ class AttentionCall:
     slopes: tuple[float, ...] | None = None
 
     @property
+    def ruled(self) -> bool:
+        """Whether scores are changed in a way that only attention in plain PyTorch knows."""
+        return bool(self.softcap or self.chunk or self.sinks)
+
+    @property
     def stored_key_dim(self) -> int:
         """Values of a key as it lies in the pool: with its position, where that is added to scores."""
         return self.key_dim + (POSITION_VALUES if self.slopes else 0)

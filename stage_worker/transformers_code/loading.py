@@ -124,6 +124,11 @@ class LoadedStage:
         self.nbytes += attach(self.stage, folders, dtype, device, self.step)
         self.adapters = StageAdapters(numbers(numbered(folders)))
 
+    @property
+    def slow_layers(self) -> int:
+        """See LibraryStage."""
+        return sum(call.ruled for call in self.stage.calls.values())
+
     def decoder(
         self, spec: ModelSpec, pool: KvPool, device: torch.device, make: MakeAttention
     ) -> TransformersDecoder:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from stage_worker.attention.backend import AttentionBackend, AttentionContext, AttentionStep, ScoreRules
 from stage_worker.attention.batch import RaggedBatch
-from stage_worker.attention.ruled_paged import RuledPagedAttention
+from stage_worker.attention.torch_paged import TorchPagedAttention
 from stage_worker.kv_pool import KvPool
 from stage_worker.models.rope import NoRotaryTable
 from stage_worker.models.spec import ModelSpec
@@ -22,14 +22,18 @@ _LOW = 256
 MakeAttention = Callable[[AttentionContext], AttentionBackend]
 
 
+_Group = tuple[int, int, bool]
+"""Numbers of heads and key heads, and whether there are rules for scores."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """group: of layers with heads alike. factor: of the query, beside what attention scales by itself.
+    """group: of layers computed alike. factor: of the query, beside what attention scales by itself.
 
     slopes: query values that meet a key's position, [heads, POSITION_VALUES].
     """
 
-    group: tuple[int, int]
+    group: _Group
     factor: float
     rules: dict[int, ScoreRules]
     slopes: torch.Tensor | None
@@ -37,6 +41,8 @@ class _Layer:
 
 class StageAttention:
     """Attends layer by layer; layers with the same numbers of heads share a back end.
+
+    Those with rules for their scores have one of their own, in plain PyTorch.
 
     Heads narrower than the pool's are padded with zeros, which change no score and no sum. Where a key's
     position is added to its score (ALiBi), it is values of the key, and its slope values of the query: no
@@ -52,19 +58,16 @@ class StageAttention:
         make: MakeAttention,
     ) -> None:
         self._head_dim = spec.head_dim
-        self._backends: dict[tuple[int, int], AttentionBackend] = {}
+        self._backends: dict[_Group, AttentionBackend] = {}
         self._layers: dict[int, _Layer] = {}
         self._batch: RaggedBatch | None = None
         self._positions = torch.empty(0, dtype=torch.int64)
-        self._steps: dict[tuple[int, int], AttentionStep] = {}
+        self._steps: dict[_Group, AttentionStep] = {}
         windows = [calls[layer].window if layer in calls else None for layer in range(spec.layers)]
-        for group in sorted({(call.heads, call.kv_heads) for call in calls.values()}):
-            mine = {layer: call for layer, call in calls.items() if (call.heads, call.kv_heads) == group}
-            rules = {
-                layer: ScoreRules(call.softcap, call.chunk)
-                for layer, call in mine.items()
-                if call.softcap or call.chunk or call.sinks
-            }
+        for group in sorted({_group(call) for call in calls.values()}):
+            mine = {layer: call for layer, call in calls.items() if _group(call) == group}
+            ruled = group[2]
+            rules = {layer: ScoreRules(call.softcap, call.chunk) for layer, call in mine.items() if ruled}
             context = AttentionContext(
                 spec=replace(
                     spec,
@@ -79,7 +82,7 @@ class StageAttention:
                 rotary=NoRotaryTable(),
                 rules=rules,
             )
-            self._backends[group] = RuledPagedAttention(context) if rules else make(context)
+            self._backends[group] = TorchPagedAttention(context) if ruled else make(context)
             for layer, call in mine.items():
                 wide = spec.head_dim**0.5
                 slopes = None if call.slopes is None else _slope_values(call.slopes, wide, pool)
@@ -126,6 +129,10 @@ class StageAttention:
         parts = (self._positions // _LOW, self._positions % _LOW)
         where = torch.stack(parts, dim=-1).to(key.dtype)[:, None].expand(-1, key.shape[1], -1)
         return torch.cat((query, slopes.expand(len(query), -1, -1)), dim=2), torch.cat((key, where), dim=2)
+
+
+def _group(call: AttentionCall) -> _Group:
+    return call.heads, call.kv_heads, call.ruled
 
 
 def _slope_values(slopes: tuple[float, ...], wide: float, pool: KvPool) -> torch.Tensor:
