@@ -236,9 +236,9 @@ def page(rows: Sequence[Row]) -> str:
         "",
         "<!-- Made by `python -m bench.architectures --page out.jsonl`; do not edit. -->",
         "",
-        f"Real clusters of tiny random models, measured {' and '.join(dates)}: {len(rows)} of "
-        f"{len({row.architecture for row in rows})} architectures, all answers",
-        f"equal to those of transformers' `generate` in {equal}. Each: {REQUESTS} requests all in flight "
+        f"Real clusters of tiny random models, {len(rows)} architectures, measured {' and '.join(dates)} on "
+        f"two cores: in {equal} of them all answers",
+        f"are those of transformers' `generate`, token for token. Each: {REQUESTS} requests all in flight "
         f"together, {TOKENS} tokens each, float32, greedy; every",
         f"second prompt begins with the same 50 tokens; {KV_BLOCKS} KV blocks of 16 tokens, too few for all, "
         "so that sequences are preempted; when a quarter",

@@ -31,6 +31,7 @@ _INDEXED = {
     "indexer_compress_ratio": 4,
 }
 _USUAL: dict[str, tuple[dict[str, Any], ...]] = {
+    "bloom": ({"n_layer": 24},),
     "dbrx": ({"attn_config": {"kv_n_heads": 8, "clip_qkv": 8, "rope_theta": 500000.0}},),
     "dots1": (
         {
