@@ -85,7 +85,7 @@ def vllm(kind: str, stages: int, rates: Mapping[int, Sequence[float]]) -> tuple[
 
 
 NO_TARGETS: Mapping[str, Any] = {"ttft_ms": None, "tpot_ms": None}
-VLLM_RATES = {"5 s, 100 ms": (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5)}
+VLLM_RATES = {"5 s, 100 ms": (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.5, 4.0)}
 CONTENDERS = (
     *vllm(
         "vllm-pp2",

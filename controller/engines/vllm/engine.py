@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from controller.engines.vllm import worker_side
 from controller.engines.vllm.engine_options import EngineOptions
 from controller.engines.vllm.mapping import NULL_BLOCKS
+from controller.engines.waiting import sleep_while_waiting
 from tidepipe_common.end_tokens import end_tokens
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.structures.state import Grammars
@@ -49,6 +50,8 @@ class VllmEngine:
         """
         self.options = options
         self.config = make_config(options)
+        if self.config.device_config.device_type == "cpu":
+            sleep_while_waiting()
         self._executor = _start(self.config)
         try:
             self._executor.register_failure_callback(lambda: lost("a worker of vLLM's has ended"))

@@ -1,9 +1,11 @@
-"""What runs within vLLM's workers: sent there once, when they are up. Imports nothing of ours."""
+"""What runs within vLLM's workers: sent there once, when they are up."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import Any
+
+from controller.engines.waiting import sleep_while_waiting
 
 PROMPT_TOKENS = "tidepipe_prompt_tokens"
 """Key of a request's `extra_args`: how many of the tokens that it begins with are prompt."""
@@ -13,6 +15,8 @@ def begin(worker: Any) -> None:
     """Once in each worker."""
     tell_outputs_from_prompts(worker)
     draw_by_place(worker)
+    if worker.device_config.device_type == "cpu":
+        sleep_while_waiting()
 
 
 def tell_outputs_from_prompts(worker: Any) -> None:

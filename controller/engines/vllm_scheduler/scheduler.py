@@ -34,6 +34,7 @@ from controller.engines.vllm_scheduler.settings import Settings, read_settings
 from controller.engines.vllm_scheduler.step_size import StepSize, Targets
 from controller.engines.vllm_scheduler.unsteerable import of_engine, of_request
 from controller.engines.vllm_scheduler.versions import check_version
+from controller.engines.waiting import sleep_while_waiting
 from controller.runtime.scheduler_spec import SchedulerSpec
 from controller.scheduler.events import NewSequence
 from controller.scheduler.policies import AutoPolicy
@@ -113,6 +114,8 @@ class Scheduler(AsyncScheduler):  # type: ignore[misc]  # not installed where ty
         if why:
             logger.warning("tidepipe: vLLM's own scheduler decides: %s", why)
             return
+        if self._device == "cpu":
+            sleep_while_waiting()
         config = self.vllm_config
         name = "cpu" if self._device == "cpu" else current_platform.get_device_name()
         device = device_of(settings, self._device, name)

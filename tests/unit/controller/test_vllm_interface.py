@@ -40,6 +40,13 @@ def test_methods_that_we_override_or_call() -> None:
     assert list(inspect.signature(create_request_queue).parameters) == ["policy"]
 
 
+def test_readers_that_we_let_sleep() -> None:
+    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+
+    assert list(inspect.signature(SpinCondition.wait).parameters) == ["self", "timeout_ms"]
+    assert "self.last_read + self.busy_loop_s" in inspect.getsource(SpinCondition.wait)
+
+
 def test_attributes_of_the_scheduler() -> None:
     from vllm.v1.core.sched.scheduler import Scheduler
 
