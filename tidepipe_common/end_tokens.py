@@ -55,13 +55,14 @@ def _added(decoder: Any) -> Iterator[tuple[str, int]]:
 
 
 def _templates(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
-    """Chat templates in their own file, or in the configuration as one text or a list of named ones."""
-    template = config.get("chat_template")
-    if isinstance(template, str):
-        yield template
-    for entry in template if isinstance(template, list) else []:
-        if isinstance(entry, dict) and isinstance(entry.get("template"), str):
-            yield entry["template"]
+    """Chat templates in files of their own, or in the configuration; as one text or a list of named ones."""
+    for place in (config, _object(folder / "chat_template.json")):
+        template = place.get("chat_template")
+        if isinstance(template, str):
+            yield template
+        for entry in template if isinstance(template, list) else []:
+            if isinstance(entry, dict) and isinstance(entry.get("template"), str):
+                yield entry["template"]
     try:
         yield (folder / "chat_template.jinja").read_text(encoding="utf-8")
     except (OSError, ValueError):

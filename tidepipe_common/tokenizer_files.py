@@ -32,6 +32,21 @@ def check_tokenizer_files(folder: Path) -> None:
             read_json_object(folder / name, _LARGEST_CONFIG)
 
 
+def template_apart(folder: Path) -> str | dict[str, str] | None:
+    """The chat template, or several by name, of chat_template.json, which models that see come with."""
+    file = folder / "chat_template.json"
+    if not file.is_file():
+        return None
+    template = read_json_object(file, _LARGEST_CONFIG).get("chat_template")
+    if not _is_template(template):
+        raise ModelError(
+            f"{file}: chat_template must be a text or a list of named ones, got {quoted(template)}"
+        )
+    if isinstance(template, list):
+        return {entry["name"]: entry["template"] for entry in template}
+    return str(template)
+
+
 def check_tokenizer_json(folder: Path) -> None:
     """ModelError if tokenizer.json is there and plainly not what it should be."""
     file = folder / "tokenizer.json"

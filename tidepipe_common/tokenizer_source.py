@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tidepipe_common.errors import ModelError
-from tidepipe_common.tokenizer_files import check_tokenizer_files, check_tokenizer_json, tokenizer_facts
+from tidepipe_common.tokenizer_files import (
+    check_tokenizer_files,
+    check_tokenizer_json,
+    template_apart,
+    tokenizer_facts,
+)
 
 _LONGEST_REASON = 300
 _LOADING = threading.Lock()
@@ -78,6 +83,9 @@ def _loaded(path: Path, *, gguf: bool) -> Any:
         raise ModelError(_failed(path, error)) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelError(f"the tokenizer of {path} has no fast implementation (tokenizer.json)")
+    if not gguf and not tokenizer.chat_template:
+        # The library leaves this file to the processors of models that see.
+        tokenizer.chat_template = template_apart(path)
     return tokenizer
 
 

@@ -13,7 +13,7 @@ from stage_worker.executors.torch_executor import StageDecoder
 from stage_worker.kv_pool import KvPool
 from stage_worker.loading.adapters import Adaptable, AdapterFolder
 from stage_worker.loading.checkpoint import Checkpoint
-from stage_worker.loading.stage_weights import StageSlice
+from stage_worker.loading.stage_weights import StageSlice, check_weights
 from stage_worker.models.adapters import StageAdapters
 from stage_worker.models.spec import ModelSpec
 from tidepipe_common.errors import ConfigError
@@ -79,6 +79,16 @@ def products_of(compute: Compute) -> Products | None:
     from stage_worker.transformers_code.products import Products
 
     return Products(compute.linear, compute.head)
+
+
+def check_tensors(checkpoint: Checkpoint, library: LibraryCode | None) -> frozenset[str]:
+    """The names of stored tensors that a model does not use; ModelError if others are missing or misshapen.
+
+    Reads no values.
+    """
+    if library is not None:
+        return library.check()
+    return frozenset(checkpoint.tensors) - check_weights(checkpoint)
 
 
 def library_code(checkpoint: Checkpoint, quantization: str | None) -> LibraryCode | None:

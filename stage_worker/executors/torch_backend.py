@@ -20,7 +20,7 @@ from stage_worker.attention.static_batch import StaticBackend
 from stage_worker.device_copies import copies_for
 from stage_worker.executors.cuda_capture import CudaCapture
 from stage_worker.executors.decode_graphs import DecodeGraphs, capture_decode
-from stage_worker.executors.library_code import LibraryStage, library_code, products_of
+from stage_worker.executors.library_code import LibraryStage, check_tensors, library_code, products_of
 from stage_worker.executors.protocol import BackendDescription, OffloadError, StageSpec
 from stage_worker.executors.torch_compute import make_compute
 from stage_worker.executors.torch_device import (
@@ -44,7 +44,7 @@ from stage_worker.loading.adapters import (
 )
 from stage_worker.loading.model_spec import ModelCode
 from stage_worker.loading.open_checkpoint import open_checkpoint
-from stage_worker.loading.stage_weights import StageSlice, check_weights, load_stage
+from stage_worker.loading.stage_weights import StageSlice, load_stage
 from stage_worker.models.adapters import StageAdapters, StepAdapters
 from stage_worker.models.decoder import Decoder
 from stage_worker.models.rope import RotaryTable
@@ -120,10 +120,7 @@ class TorchBackend:
         path = resolve_model(model, allow_download=allow_download)
         self._checkpoint = open_checkpoint(path, model_code)
         self._library = library_code(self._checkpoint, quantization)
-        if self._library is None:
-            unused = frozenset(self._checkpoint.tensors) - check_weights(self._checkpoint)
-        else:
-            unused = self._library.check()
+        unused = check_tensors(self._checkpoint, self._library)
         if unused:
             # As transformers does; an old checkpoint may have tables that are computed anew.
             _log.warning("tensors that the model does not use", count=len(unused), such_as=sorted(unused)[:5])

@@ -24,7 +24,7 @@ def models(
     """Which model architectures run, and why others do not; or whether one model of yours does.
 
     Listed is what was tried with the version of transformers that TidePipe is pinned to. A model is tried out
-    by its own configuration when it is first started, or here.
+    by its own configuration when it is first started, or here; its weights and tokenizer are checked, too.
     """
     require(SERVER, "`tidepipe models`")
     if model is not None:
@@ -69,11 +69,17 @@ def models(
 def _try(model: str, as_json: bool) -> None:
     import json
 
-    from stage_worker.loading.model_spec import read_spec
+    from router.text.tokenizer import TextProcessor
+    from stage_worker.executors.library_code import check_tensors, library_code
+    from stage_worker.loading.open_checkpoint import open_checkpoint
     from tidepipe_common.model_source import resolve_model
 
-    # What cannot be run is an error, which says why.
-    spec = read_spec(resolve_model(model))
+    # What cannot be run is an error, which says why: all that a cluster's processes would stumble over.
+    path = resolve_model(model)
+    checkpoint = open_checkpoint(path)
+    check_tensors(checkpoint, library_code(checkpoint, None))
+    TextProcessor.load(path).close()
+    spec = checkpoint.spec
     if as_json:
         print(json.dumps({"name": spec.architecture, "runs": True, "reason": None, "layers": spec.layers}))
         return

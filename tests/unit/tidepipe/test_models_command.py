@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import transformers
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from stage_worker.transformers_code.architectures import PAGE, found, page
+from tests.tiny_models import make_tiny_model
+from tests.tiny_tokenizer import make_tokenizer
 from tidepipe.cli.main import app
 from tidepipe_common.errors import ModelError
 
@@ -44,3 +48,32 @@ def test_a_model_that_cannot_be_run_is_an_error_that_says_why(tmp_path: Path) ->
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelError, match="num_hidden_layers is missing"):
         CliRunner().invoke(app, ["models", str(tmp_path)], catch_exceptions=False)
+
+
+def without_a_norm(folder: Path) -> str:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    return "model.norm.weight"
+
+
+def cut_short(folder: Path) -> str:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    return "cut short"
+
+
+def without_tokenizer(folder: Path) -> str:
+    (folder / "tokenizer.json").unlink()
+    return "copy tokenizer.json"
+
+
+@pytest.mark.parametrize("damage", [without_a_norm, cut_short, without_tokenizer])
+def test_what_a_cluster_would_stumble_over_is_found_here(
+    tmp_path: Path, damage: Callable[[Path], str]
+) -> None:
+    folder = make_tiny_model("llama", tmp_path)
+    make_tokenizer(folder)
+    assert "runs: llama" in said(str(folder))
+    with pytest.raises(ModelError, match=damage(folder)):
+        CliRunner().invoke(app, ["models", str(folder)], catch_exceptions=False)

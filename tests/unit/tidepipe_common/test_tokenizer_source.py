@@ -73,6 +73,19 @@ def test_the_model_s_numbers_are_not_the_tokenizer_s(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path)("ab").input_ids == [ord("a"), ord("b")]
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_template_in_a_file_of_its_own_is_the_tokenizers(tmp_path: Path, named: bool) -> None:
+    make_tokenizer(tmp_path)
+    text = "{{ messages[0].content }}"
+    template = [{"name": "default", "template": text}] if named else text
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    messages = [{"role": "user", "content": "hi"}]
+    assert load_tokenizer(tmp_path).apply_chat_template(messages, tokenize=False) == "hi"
+    (tmp_path / "chat_template.json").write_text('{"chat_template": 1}')
+    with pytest.raises(ModelError, match="chat_template must be"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_process_without_torch_tokenizes_and_renders_as_one_with_it(tmp_path: Path) -> None:
     """And can import it later: nothing is left behind but what transformers remembers."""
     make_tokenizer(tmp_path)
