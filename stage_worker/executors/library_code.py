@@ -16,7 +16,6 @@ from stage_worker.loading.checkpoint import Checkpoint
 from stage_worker.loading.stage_weights import StageSlice, check_weights
 from stage_worker.models.adapters import StageAdapters
 from stage_worker.models.spec import ModelSpec
-from tidepipe_common.errors import ConfigError
 
 if TYPE_CHECKING:
     from stage_worker.transformers_code.products import Products
@@ -31,6 +30,11 @@ class LibraryStage(Protocol):
     @property
     def nbytes(self) -> int:
         """Memory of the weights, bytes."""
+        ...
+
+    @property
+    def by_pytorch(self) -> bool:
+        """True if PyTorch unpacks weights of some product in every step."""
         ...
 
     @property
@@ -66,19 +70,19 @@ class LibraryCode(Protocol):
         ...
 
     def load(
-        self, part: StageSlice, dtype: torch.dtype, device: torch.device, products: Products | None
+        self, part: StageSlice, dtype: torch.dtype, device: torch.device, products: Products
     ) -> LibraryStage:
-        """Read what the stage needs, nothing else. products: compute its matrix products; None: PyTorch."""
+        """Read what the stage needs, nothing else. products: make its matrix products."""
         ...
 
 
-def products_of(compute: Compute) -> Products | None:
-    """What computes matrix products as fast as those of TidePipe's own layers; None: PyTorch is as fast."""
-    if compute.kernels is None:
-        return None
+def products_of(compute: Compute) -> Products:
+    """What computes matrix products as fast as those of TidePipe's own layers."""
     from stage_worker.transformers_code.products import Products
 
-    return Products(compute.linear, compute.head)
+    return Products(
+        compute.linear, compute.head, plain=compute.kernels is not None, rounded=compute.int8_cache
+    )
 
 
 def check_tensors(checkpoint: Checkpoint, library: LibraryCode | None) -> frozenset[str]:
@@ -91,15 +95,10 @@ def check_tensors(checkpoint: Checkpoint, library: LibraryCode | None) -> frozen
     return frozenset(checkpoint.tensors) - check_weights(checkpoint)
 
 
-def library_code(checkpoint: Checkpoint, quantization: str | None) -> LibraryCode | None:
+def library_code(checkpoint: Checkpoint) -> LibraryCode | None:
     """The library's code for a checkpoint that needs it, else None."""
     if checkpoint.library_config is None:
         return None
-    if quantization is not None:
-        raise ConfigError(
-            f"quantization {quantization} is for families with code of TidePipe's own, not for "
-            f"{checkpoint.spec.architecture}; leave it out"
-        )
     from stage_worker.transformers_code.loading import LibraryModel
 
     return LibraryModel(checkpoint)

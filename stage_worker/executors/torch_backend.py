@@ -119,7 +119,7 @@ class TorchBackend:
             check_backend(fabric, self._device)
         path = resolve_model(model, allow_download=allow_download)
         self._checkpoint = open_checkpoint(path, model_code)
-        self._library = library_code(self._checkpoint, quantization)
+        self._library = library_code(self._checkpoint)
         unused = check_tensors(self._checkpoint, self._library)
         if unused:
             # As transformers does; an old checkpoint may have tables that are computed anew.
@@ -178,9 +178,12 @@ class TorchBackend:
             else weights.adapters
         )
         compute = self._compute
-        unpacked = isinstance(weights, StageWeights) and weights.by_pytorch
-        slow_layers = 0 if isinstance(weights, StageWeights) else weights.slow_layers
-        slow = compute.slow_for(model, spec.block_size, unpacked, slow_layers)
+        slow_layers = 0
+        if not isinstance(weights, StageWeights):
+            slow_layers = weights.slow_layers
+            # Layers whose scores have rules attend by PyTorch, which reads numbers.
+            compute = dataclasses.replace(compute, int8_cache=False)
+        slow = compute.slow_for(model, spec.block_size, weights.by_pytorch, slow_layers)
         if slow_layers:
             _log.warning("slow attention", reason=slow)
         self.description = dataclasses.replace(self.description, slow_because=slow)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -102,7 +102,8 @@ class Checkpoint:
     """An opened checkpoint. No file stays open or mapped between reads: mapped pages would count as memory.
 
     tensors: by Hugging Face name, such as model.layers.0.self_attn.q_proj.weight.
-    packed: weights that are kept as codes, by such names. quantization: how they were written, in words.
+    packed: weights that are kept as codes, by such names. stacks: likewise weights of all experts of a layer
+    in one tensor, expert by expert. quantization: how they were written, in words.
     library_config: config.json of a model that the transformers library's code computes; its tensors have
     their files' own names. None: TidePipe's code does.
     """
@@ -111,8 +112,24 @@ class Checkpoint:
     spec: ModelSpec
     tensors: Mapping[str, StoredTensor]
     packed: Mapping[str, StoredWeight] = field(default_factory=dict)
+    stacks: Mapping[str, Sequence[StoredWeight]] = field(default_factory=dict)
     quantization: str = ""
     library_config: Mapping[str, Any] | None = None
+
+    @property
+    def weights(self) -> list[str]:
+        """Names as a checkpoint without quantized weights would have them."""
+        several = (one for stack in self.stacks.values() for one in stack)
+        parts = {name for stored in (*self.packed.values(), *several) for name in stored.names}
+        return [*(name for name in self.tensors if name not in parts), *self.packed, *self.stacks]
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Of one of `weights`."""
+        if name in self.packed:
+            return self.packed[name].shape
+        if name in self.stacks:
+            return (len(self.stacks[name]), *self.stacks[name][0].shape)
+        return self.tensors[name].shape
 
     def packed_weight(self, name: str, shape: tuple[int, int]) -> StoredWeight | None:
         """A weight that is kept as codes, not yet read; None if it is stored as numbers, or missing.

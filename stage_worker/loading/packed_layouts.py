@@ -15,6 +15,7 @@ from stage_worker.models.packed import Code, PackedWeight, packed, unpacked
 Parts = Mapping[str, torch.Tensor]
 """The tensors of one weight, by the ends of their names."""
 
+_E2M1 = tuple(sign * number for sign in (1.0, -1.0) for number in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0))
 # AWQ's order of the eight codes of a word.
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 _PIECE_WORDS = 1 << 18
@@ -29,6 +30,8 @@ def packed_weight(parts: Parts, scheme: Scheme) -> PackedWeight:
         return _awq(parts, scheme)
     if scheme.layout is Layout.WORDS:
         return _words(parts, scheme)
+    if scheme.layout is Layout.MXFP4:
+        return _mxfp4(parts)
     return _bytes(parts, scheme)
 
 
@@ -149,3 +152,14 @@ def _bytes(parts: Parts, scheme: Scheme) -> PackedWeight:
         zeros = _signed_zeros(parts["weight_zero_point"], 8)
     words = (weight.view(torch.uint8) ^ 128).view(torch.int32)
     return _whole(words, 8, scales, zeros, inputs, None)
+
+
+def _mxfp4(parts: Parts) -> PackedWeight:
+    """The layout of MXFP4: 4-bit floats in blocks of 32 inputs, each times a power of two.
+
+    blocks: uint8 [outputs, blocks, 16]. scales: uint8 [outputs, blocks], exponents.
+    """
+    blocks, exponents = parts["blocks"], parts["scales"]
+    # A bfloat16 has the same exponents, and is twice as small as a float32.
+    scales = torch.ldexp(torch.ones(exponents.shape), exponents.to(torch.int32) - 127).to(torch.bfloat16)
+    return PackedWeight(Code.TABLE, blocks.flatten(1), scales, 2 * blocks.shape[2], table=_E2M1)

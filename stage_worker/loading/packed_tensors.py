@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -26,8 +27,10 @@ _DTYPES: Mapping[str, torch.dtype] = {
     "I64": torch.int64,
     "I32": torch.int32,
     "I8": torch.int8,
+    "U8": torch.uint8,
     "F8_E4M3": torch.float8_e4m3fn,
 }
+_BLOCKS, _BLOCK_SCALES = "_blocks", "_scales"
 _OLD_FORMATS = (".absmax", ".SCB", ".quant_map")
 
 
@@ -49,6 +52,58 @@ def find_packed(
     if quantization is not None:
         _refuse_plain(tensors, found, quantization)
     return found
+
+
+def find_stacks(
+    tensors: Mapping[str, StoredTensor], quantization: Quantization | None
+) -> dict[str, list[StoredWeight]]:
+    """Quantized weights of all experts of a layer, expert by expert, by Hugging Face name."""
+    schemes = () if quantization is None else quantization.schemes
+    scheme = next((one for one in schemes if one.layout is Layout.MXFP4), None)
+    if scheme is None:
+        return {}
+    found = {}
+    for name, blocks in tensors.items():
+        weight = name.removesuffix(_BLOCKS)
+        if weight != name:
+            found[weight] = _stack(weight, blocks, tensors.get(weight + _BLOCK_SCALES), scheme)
+    if not found:
+        raise ModelError(f"{QUANTIZATION_KEY} says mxfp4, but no tensor's name ends with {_BLOCKS}")
+    return found
+
+
+def _stack(
+    weight: str, blocks: StoredTensor, scales: StoredTensor | None, scheme: Scheme
+) -> list[StoredWeight]:
+    if scales is None:
+        raise ModelError(
+            f"{blocks.file}: tensor {weight}{_BLOCK_SCALES} is missing, which the quantized weight beside it "
+            "needs; fetch the checkpoint again"
+        )
+    each = (scheme.group_size or 0) * scheme.bits // 8
+    for stored, shape in ((blocks, (*scales.shape, each)), (scales, blocks.shape[:-1])):
+        if stored.kind != "U8" or stored.shape != shape or len(blocks.shape) != 4 or 0 in stored.shape:
+            raise ModelError(
+                f"{stored.file}: tensor {stored.name} is {stored.kind} {list(stored.shape)}, but must be U8 "
+                f"of experts, outputs, blocks and, but for scales, {each} bytes of a block"
+            )
+    experts, outputs, count, _ = blocks.shape
+    names = frozenset((blocks.name, scales.name))
+    return [
+        StoredWeight(
+            {"blocks": _slice(blocks, number), "scales": _slice(scales, number)},
+            (outputs, count * each * 8 // scheme.bits),
+            names,
+            partial(_read, scheme),
+        )
+        for number in range(experts)
+    ]
+
+
+def _slice(stored: StoredTensor, number: int) -> StoredTensor:
+    """One of a tensor's first dimension."""
+    nbytes = stored.nbytes // stored.shape[0]
+    return replace(stored, shape=stored.shape[1:], offset=stored.offset + number * nbytes, nbytes=nbytes)
 
 
 def _module(name: str, stored: StoredTensor) -> str | None:

@@ -11,7 +11,9 @@ from tidepipe_common.errors import ModelError
 from tidepipe_common.text.text import quoted
 
 QUANTIZATION_KEY = "quantization_config"
-METHODS = ("awq", "compressed-tensors", "fp8", "gptq")
+_KEYS = (QUANTIZATION_KEY, "quantization", "compression_config")
+_TEXT = "text_config"
+METHODS = ("awq", "compressed-tensors", "fp8", "gptq", "mxfp4")
 _MOST_GROUPS = 64
 _PLAIN = "use the plain checkpoint (with --quantization int8 for less memory), or one of " + ", ".join(
     METHODS
@@ -19,7 +21,6 @@ _PLAIN = "use the plain checkpoint (with --quantization int8 for less memory), o
 _ELSEWHERE: Mapping[str, str] = {
     "bitsandbytes": "dequantize it with transformers (model.dequantize(), save_pretrained)",
     "torchao": "save it anew as compressed-tensors, or dequantized",
-    "mxfp4": "use a GGUF file of the model",
 }
 
 
@@ -30,6 +31,7 @@ class Layout(Enum):
     AWQ = "awq"
     WORDS = "compressed-tensors, packed"
     BYTES = "bytes"
+    MXFP4 = "blocks of 4-bit floats"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,9 @@ class Quantization:
 
 def read_quantization(config: Mapping[str, Any], source: str) -> Quantization | None:
     """What a config.json says; None if nothing. ModelError, saying what to do, for what is not there."""
+    inner = config.get(_TEXT)
+    if isinstance(inner, Mapping) and not any(config.get(key) for key in _KEYS):
+        config = {**config, **{key: inner.get(key) for key in _KEYS}}
     if config.get("quantization"):
         raise ModelError(f"{source}: MLX's quantized weights are not supported (quantization); {_PLAIN}")
     if config.get("compression_config"):
@@ -80,9 +85,19 @@ def read_quantization(config: Mapping[str, Any], source: str) -> Quantization | 
         return _fp8(keys)
     if method == "compressed-tensors":
         return _compressed(keys)
+    if method == "mxfp4":
+        return Quantization("mxfp4", (Scheme(Layout.MXFP4, 4, floating=True, group_size=32),))
     advice = _ELSEWHERE.get(str(method), _PLAIN)
     name = quoted(method) if method else "(no quant_method)"
     raise ModelError(f"{keys.source}: {name} is not supported; {advice}")
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of the model as it was before."""
+    plain = {key: value for key, value in config.items() if key not in _KEYS}
+    if isinstance(inner := plain.get(_TEXT), Mapping):
+        plain[_TEXT] = {key: value for key, value in inner.items() if key not in _KEYS}
+    return plain
 
 
 class _Keys:

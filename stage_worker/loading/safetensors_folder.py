@@ -24,8 +24,8 @@ from stage_worker.loading.checkpoint import (
     same_values,
 )
 from stage_worker.loading.model_spec import ModelCode, by_library, folder_spec, read_config
-from stage_worker.loading.packed_tensors import find_packed
-from stage_worker.loading.quantization_config import read_quantization
+from stage_worker.loading.packed_tensors import find_packed, find_stacks
+from stage_worker.loading.quantization_config import read_quantization, without_quantization
 from stage_worker.loading.stage_weights import EMBEDDING, HEAD
 from tidepipe_common.errors import ModelError
 from tidepipe_common.model_files import json_object, read_json_object
@@ -48,18 +48,21 @@ def open_safetensors(folder: Path, model_code: ModelCode = "auto") -> Checkpoint
     """Open a folder with config.json and *.safetensors; raises ModelError for anything wrong with them."""
     config = read_config(folder)
     spec = folder_spec(folder, config, model_code)
+    quantization = read_quantization(config, str(folder / "config.json"))
     if by_library(config, model_code):
         stored = stored_tensors(folder)
         if (config.get("dtype") or config.get("torch_dtype") or "auto") == "auto":
             spec = dataclasses.replace(spec, native_dtype=_most_common_dtype(stored))
-        return Checkpoint(folder, spec, stored, library_config=config)
+        stacks = find_stacks(stored, quantization)
+        packed = find_packed(stored, quantization, "config.json")
+        said = repr(quantization) if packed or stacks else ""
+        return Checkpoint(folder, spec, stored, packed, stacks, said, without_quantization(config))
     tensors = {_with_prefix(name): stored for name, stored in stored_tensors(folder).items()}
-    quantization = read_quantization(config, str(folder / "config.json"))
     packed = find_packed(tensors, quantization, "config.json")
     spec = dataclasses.replace(spec, tied_embeddings=_tie(tensors, packed, spec.tied_embeddings))
     if (config.get("dtype") or config.get("torch_dtype") or "auto") == "auto":
         spec = dataclasses.replace(spec, native_dtype=_stored_dtype(tensors))
-    return Checkpoint(folder, spec, tensors, packed, repr(quantization) if packed else "")
+    return Checkpoint(folder, spec, tensors, packed, quantization=repr(quantization) if packed else "")
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -98,6 +101,8 @@ def _most_common_dtype(tensors: Mapping[str, StoredTensor]) -> str:
     """The data type of most of the values."""
     sizes: dict[str, int] = {}
     for stored in tensors.values():
+        if stored.kind not in _DTYPES:
+            continue
         sizes[stored.kind] = sizes.get(stored.kind, 0) + stored.nbytes
     return {"F16": "float16", "BF16": "bfloat16"}.get(
         max(sizes, key=sizes.__getitem__, default=""), "float32"

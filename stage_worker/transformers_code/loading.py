@@ -18,7 +18,7 @@ from stage_worker.models.spec import ModelSpec
 from stage_worker.transformers_code.adapters import attach
 from stage_worker.transformers_code.attention_calls import UnsuitableError
 from stage_worker.transformers_code.decoder import TransformersDecoder
-from stage_worker.transformers_code.products import Products, held_bytes, replace_products
+from stage_worker.transformers_code.products import Products, by_pytorch, held_bytes, replace_products
 from stage_worker.transformers_code.skeleton import Skeleton, build, look_at
 from stage_worker.transformers_code.stage_attention import MakeAttention, StageAttention
 from stage_worker.transformers_code.stage_model import StageModel
@@ -85,19 +85,18 @@ class LibraryModel:
         return Adaptable(skeleton.products, renamed)
 
     def load(
-        self, part: StageSlice, dtype: torch.dtype, device: torch.device, products: Products | None
+        self, part: StageSlice, dtype: torch.dtype, device: torch.device, products: Products
     ) -> LoadedStage:
-        """Read what the stage needs, nothing else. products: compute its matrix products; None: PyTorch."""
+        """Read what the stage needs, nothing else. products: make its matrix products."""
         skeleton = self._skeleton(dtype)
         names = WeightMap(skeleton, self._checkpoint)
         stage = StageModel(skeleton, part)
-        names.load(stage, dtype, device)
+        names.load(stage, dtype, device, products)
         stage.to_device(device)
         left = [name for name, tensor in (*stage.own_tensors(), *stage.own_tables()) if tensor.is_meta]
         if left:
             raise ModelError(f"{self._checkpoint.path}: no values for {', '.join(left[:3])}")
-        if products is not None:
-            replace_products(stage.model, products, stage.model.get_output_embeddings())
+        replace_products(stage.model, products, stage.model.get_output_embeddings())
         return LoadedStage(stage, held_bytes(stage.model))
 
     def _skeleton(self, dtype: torch.dtype) -> Skeleton:
@@ -118,6 +117,11 @@ class LoadedStage:
     nbytes: int
     adapters: StageAdapters = NO_ADAPTERS
     step: StepAdapters = field(default_factory=StepAdapters)
+
+    @property
+    def by_pytorch(self) -> bool:
+        """True if PyTorch unpacks weights of some product in every step."""
+        return by_pytorch(self.stage.model)
 
     def attach(self, folders: Sequence[AdapterFolder], dtype: torch.dtype, device: torch.device) -> None:
         """Let sequences have these adapters."""

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from stage_worker.loading.hf_config import native_dtype, output_ends, refuse_other_heads
+from stage_worker.loading.quantization_config import read_quantization, without_quantization
 from stage_worker.models.spec import ModelSpec
 from stage_worker.transformers_code.architectures import found as architectures
 from stage_worker.transformers_code.examination import examine
 from tidepipe_common.errors import ModelError
 
 _HEADS = ("ForCausalLM", "Model", "ForConditionalGeneration")
-_QUANTIZED = ("quantization_config", "quantization", "compression_config")
 
 
 def generic_spec(
@@ -25,18 +25,13 @@ def generic_spec(
     """The spec of a folder's model; ModelError for what cannot be run, with the reason."""
     source = str(folder / "config.json")
     model_type = str(config.get("model_type") or "(no model_type)")[:100]
-    for key in _QUANTIZED:
-        if config.get(key):
-            raise ModelError(
-                f"{source}: quantized checkpoints of {model_type} are not supported, only those of "
-                "families with code of TidePipe's own (docs/reference/checkpoints.md)"
-            )
+    read_quantization(config, source)
     text = config.get("text_config")
     inner = text if isinstance(text, dict) else {}
     kind = native_dtype({**inner, **config}, source)
     refuse_other_heads(config, _HEADS, source)
     try:
-        found = examine(config)
+        found = examine(without_quantization(config))
     except ModelError as error:
         raise ModelError(f"{source}: {error}") from error
     if found.spec is None:

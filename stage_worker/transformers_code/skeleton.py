@@ -24,8 +24,6 @@ from stage_worker.transformers_code.older import EMPTY_MASK, MASKED, use_interfa
 
 _TOKENS = 3
 """Of the pass that looks at a skeleton."""
-EXPERTS = "grouped_mm"
-"""How experts are computed: their tokens sorted, one product for each expert that has any."""
 _RECURRENT = ("Mixer", "Mamba", "Delta", "Recurrent", "Rwkv", "LSTM", "Conv", "Lightning", "LinearAtt")
 _LARGE = 1 << 24
 """Values of a tensor that is no computed table."""

@@ -15,7 +15,8 @@ from torch import nn
 from stage_worker.loading.stage_weights import StageSlice
 from stage_worker.transformers_code.attention_calls import NAME, AttentionCall, LayerAttention, bind
 from stage_worker.transformers_code.carried import LOOK_UP, PROJECT, maker_of, shared_of
-from stage_worker.transformers_code.skeleton import EXPERTS, Skeleton, first_position, use_attention
+from stage_worker.transformers_code.experts import EXPERTS
+from stage_worker.transformers_code.skeleton import Skeleton, first_position, use_attention
 
 Forward = Callable[..., Any]
 

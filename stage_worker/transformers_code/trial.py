@@ -70,7 +70,7 @@ def tried_small(values: Mapping[str, Any], model_type: str) -> None:
 
 
 @torch.inference_mode()
-def passes(config: PretrainedConfig, make: MakeAttention, products: Products | None, seed: int = 0) -> None:
+def passes(config: PretrainedConfig, make: MakeAttention, products: Products, seed: int = 0) -> None:
     """UnsuitableError, with the reason, unless a model of this (tiny) configuration can be served."""
     skeleton = loading.skeleton_of(config, torch.float32)
     model = reference(config, seed)
@@ -137,7 +137,7 @@ def _split(
     stages: int,
     prompts: Sequence[torch.Tensor],
     make: MakeAttention,
-    products: Products | None,
+    products: Products,
 ) -> list[torch.Tensor]:
     """The logits of all tokens of the prompts, computed by so many stages."""
     cpu = torch.device("cpu")

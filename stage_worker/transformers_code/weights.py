@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -24,12 +25,19 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
+from transformers.pytorch_utils import Conv1D
 
 from stage_worker.loading.checkpoint import Checkpoint
+from stage_worker.models.joined_linear import JoinedLinear
+from stage_worker.models.linear import Linear, LinearFactory
+from stage_worker.models.packed import PackedWeight, Weight, stacked
+from stage_worker.transformers_code.experts import put_products, takes_products
+from stage_worker.transformers_code.products import Product, Products
 from stage_worker.transformers_code.skeleton import Skeleton
 from stage_worker.transformers_code.stage_model import StageModel
 from tidepipe_common.errors import ModelError
 
+_log = structlog.get_logger()
 _TEXT_MODEL = "language_model."
 """What names have in addition where a checkpoint is of a model that sees or hears, too."""
 
@@ -84,7 +92,7 @@ class WeightMap:
         self._shapes = names.shapes
         self.groups: dict[str, _Group] = {}
         self.unused: set[str] = set()
-        for stored in sorted(checkpoint.tensors, key=dot_natural_key):
+        for stored in sorted(checkpoint.weights, key=dot_natural_key):
             found = names.of(stored)
             if found is None:
                 self.unused.add(stored)
@@ -108,17 +116,112 @@ class WeightMap:
                 done.add(group.first)
                 self._converted(group, torch.float32, torch.device("meta"))
 
-    def load(self, stage: StageModel, dtype: torch.dtype, device: torch.device) -> None:
-        """Put a stage's tensors in."""
+    def load(self, stage: StageModel, dtype: torch.dtype, device: torch.device, products: Products) -> None:
+        """Put a stage's tensors in. products: make those whose weights are kept as codes."""
         loaded: dict[str, torch.Tensor] = {}
+        kept: list[tuple[str, _Group]] = []
+        unpacked: list[str] = []
         for name, tensor in list(stage.own_tensors()):
             group = self._group(name)
             if group is None:
                 continue
             source = self._source(name)
+            if source == name and self._stays_packed(group):
+                kept.append((name, group))
+                continue
             if source not in loaded:
+                unpacked += [name] if self._packed(group) else []
                 loaded.update(self._converted(group, dtype, device))
             _put(self._model, name, loaded[source], tensor)
+        for name, group in kept:  # now that their biases are there
+            self._put_product(name, group, dtype, device, products)
+        if unpacked:
+            _log.warning(
+                "quantized weights are kept as numbers, and take the memory of those",
+                count=len(unpacked),
+                such_as=unpacked[:3],
+            )
+
+    def _packed(self, group: _Group) -> bool:
+        """Whether some of what a group is made of is stored as codes."""
+        checkpoint = self._checkpoint
+        return any(stored in checkpoint.packed or stored in checkpoint.stacks for stored, _ in group.sources)
+
+    def _stays_packed(self, group: _Group) -> bool:
+        """Whether products can be made of a group's codes as they are."""
+        if not self._packed(group):
+            return False
+        module, last = self._module(group.first)
+        joined = None if group.converter is None else _joined(group)
+        if group.converter is not None and joined is None:
+            return False
+        if type(module) in (nn.Linear, Conv1D):
+            return last == "weight" and not (joined is not None and joined.stacked)
+        if not takes_products(module, last):
+            return False
+        return group.sources[0][0] in self._checkpoint.stacks if joined is None else joined.stacked
+
+    def _module(self, name: str) -> tuple[nn.Module, str]:
+        path, _, last = name.rpartition(".")
+        return self._model.get_submodule(path), last
+
+    def _put_product(
+        self, name: str, group: _Group, dtype: torch.dtype, device: torch.device, products: Products
+    ) -> None:
+        """Products in the place of a module, or of its weight if it is that of experts."""
+        module, last = self._module(name)
+        checkpoint = self._checkpoint
+        joined = None if group.converter is None else _joined(group)
+        if takes_products(module, last):
+            if joined is None:
+                read = (one.read().to(device) for one in checkpoint.stacks[group.sources[0][0]])
+                put_products(module, last, [products.linear(one, None) for one in read])
+                return
+            experts = zip(*joined.parts, strict=True)
+            put_products(
+                module,
+                last,
+                [self._product(parts, None, dtype, device, products.linear) for parts in experts],
+            )
+            return
+        outputs, inputs = self._outputs_first(name)
+        bias = module.bias.data if isinstance(module.bias, torch.Tensor) else None
+        parts = [group.sources[0][0]] if joined is None else [part[0] for part in joined.parts]
+        make = products.head if module is self._model.get_output_embeddings() else products.linear
+        path, _, own = name.rpartition(".")[0].rpartition(".")
+        made = self._product(parts, bias, dtype, device, make)
+        self._model.get_submodule(path)._modules[own] = Product(made, inputs, outputs)
+
+    def _outputs_first(self, name: str) -> tuple[int, int]:
+        """[outputs, inputs] of a linear module's weight."""
+        shape = self._shapes[name].shape
+        transposed = isinstance(self._module(name)[0], Conv1D)
+        return (shape[1], shape[0]) if transposed else (shape[0], shape[1])
+
+    def _product(
+        self,
+        parts: Sequence[str],
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+        device: torch.device,
+        make: LinearFactory,
+    ) -> Linear:
+        """One of several weights, one above the other."""
+        weights = [self._weight(stored, dtype, device) for stored in parts]
+        whole = _stacked(weights)
+        if whole is not None:
+            return make(whole, bias)
+        sizes = [weight.shape[0] for weight in weights]
+        biases = [None] * len(weights) if bias is None else torch.split(bias, sizes)
+        return JoinedLinear([make(*both) for both in zip(weights, biases, strict=True)], sizes)
+
+    def _weight(self, stored: str, dtype: torch.dtype, device: torch.device) -> Weight:
+        packed = self._checkpoint.packed.get(stored)
+        if packed is not None:
+            return packed.read().to(device)
+        target = torch.empty(self._checkpoint.shape_of(stored), dtype=dtype, device=device)
+        self._checkpoint.read_into(stored, target)
+        return target
 
     def _group(self, name: str) -> _Group | None:
         """What a tensor is made of; None for a computed one that need not be stored."""
@@ -155,9 +258,7 @@ class WeightMap:
         checkpoint = self._checkpoint
         kind = torch.float32 if self._wide is not None and self._wide.search(group.first) else dtype
         if group.converter is None:
-            target = torch.empty(self._shapes[group.first].shape, dtype=kind, device=device)
-            checkpoint.read_into(group.sources[0][0], target)
-            return {group.first: target}
+            return {group.first: self._whole(group, kind, device)}
         if (joined := _joined(group)) is not None:
             return {group.first: self._joined(group, joined, kind, device)}
         converter = copy.deepcopy(group.converter)
@@ -178,12 +279,43 @@ class WeightMap:
             self._check_shape(group, name, tuple(tensor.shape))
         return result
 
+    def _whole(self, group: _Group, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """A tensor that is stored as it is."""
+        stored = group.sources[0][0]
+        shape = tuple(self._shapes[group.first].shape)
+        if stored in self._checkpoint.stacks:
+            return self._stack(group, stored, shape, dtype, device)
+        if stored in self._checkpoint.packed and isinstance(self._module(group.first)[0], Conv1D):
+            # Its numbers would be stored the other way round, its codes are not.
+            target = torch.empty(self._outputs_first(group.first), dtype=dtype, device=device)
+            self._checkpoint.read_into(stored, target)
+            return target.t().contiguous()
+        target = torch.empty(shape, dtype=dtype, device=device)
+        self._checkpoint.read_into(stored, target)
+        return target
+
+    def _stack(
+        self, group: _Group, stored: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        """All experts' weights that are stored as codes."""
+        made = self._checkpoint.shape_of(stored)
+        turned = bool(getattr(self._module(group.first)[0], "is_transposed", False))
+        if turned:
+            made = (made[0], made[2], made[1])
+        self._check_shape(group, group.first, made)
+        target = torch.empty(shape, dtype=dtype, device=device)
+        if not target.is_meta:
+            for place, one in zip(target, self._checkpoint.stacks[stored], strict=True):
+                numbers = one.read().dequantized(dtype)
+                place.copy_(numbers.t() if turned else numbers)
+        return target
+
     def _joined(
         self, group: _Group, joined: _Joined, dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor:
         """Tensors that lie one behind the other in the model's: each is read where it belongs."""
         checkpoint = self._checkpoint
-        shapes = [[checkpoint.tensors[stored].shape for stored in part] for part in joined.parts]
+        shapes = [[checkpoint.shape_of(stored) for stored in part] for part in joined.parts]
         alike = all(shape == part[0] for part in shapes for shape in part)
         if not alike or not joined.fits(shapes):
             names = ", ".join(stored for stored, _ in group.sources[:3])
@@ -261,11 +393,20 @@ def _joined(group: _Group) -> _Joined | None:
 
 def _reader(checkpoint: Checkpoint, stored: str, dtype: torch.dtype, device: torch.device) -> Any:
     def read() -> torch.Tensor:
-        target = torch.empty(checkpoint.tensors[stored].shape, dtype=dtype, device=device)
+        target = torch.empty(checkpoint.shape_of(stored), dtype=dtype, device=device)
         checkpoint.read_into(stored, target)
         return target
 
     return read
+
+
+def _stacked(weights: Sequence[Weight]) -> Weight | None:
+    """Weights one above the other, as one, if they can be."""
+    packed = [weight for weight in weights if isinstance(weight, PackedWeight)]
+    if len(packed) == len(weights):
+        return stacked(packed)
+    plain = [weight for weight in weights if isinstance(weight, torch.Tensor)]
+    return torch.cat(plain) if len(plain) == len(weights) else None
 
 
 def _is_buffer(model: nn.Module, name: str) -> bool:

@@ -55,7 +55,7 @@ def models(
     print(f"Language models of transformers {version}: {len(runs)} of {len(architectures)} run.")
     if (here := importlib.metadata.version("transformers")) != version:
         _paragraph(f"Installed is {here}, which tries a model out anew when it is started.", "")
-    print("\nBy TidePipe's own code, which is faster on CPUs and can be quantized:")
+    print("\nBy TidePipe's own code, which is faster on CPUs:")
     _columns(sorted(SUPPORTED_ARCHITECTURES))
     print("\nBy the library's code, split into stages:")
     _columns([name for name in runs if name not in SUPPORTED_ARCHITECTURES])
@@ -77,7 +77,7 @@ def _try(model: str, as_json: bool) -> None:
     # What cannot be run is an error, which says why: all that a cluster's processes would stumble over.
     path = resolve_model(model)
     checkpoint = open_checkpoint(path)
-    check_tensors(checkpoint, library_code(checkpoint, None))
+    check_tensors(checkpoint, library_code(checkpoint))
     TextProcessor.load(path).close()
     spec = checkpoint.spec
     if as_json:
