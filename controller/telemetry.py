@@ -145,6 +145,7 @@ def _scheduler_metrics(scheduler: Scheduler, label: dict[str, str]) -> Iterable[
     yield total("tidepipe_sequences_finished", "Sequences that ended.", stats.finished, **label)
     yield from _reuse_metrics(scheduler, label)
     yield from _offload_metrics(scheduler, label)
+    yield from _hand_over_metrics(scheduler, label)
 
 
 def _reuse_metrics(scheduler: Scheduler, label: dict[str, str]) -> Iterable[Metric]:
@@ -179,3 +180,16 @@ def _offload_metrics(scheduler: Scheduler, label: dict[str, str]) -> Iterable[Me
     yield total(f"{name}_refused_blocks", "Found there, but sooner computed.", stats.refused, **label)
     yield total(f"{name}_load_seconds", "Predicted for what was loaded.", stats.load_s, **label)
     yield total(f"{name}_compute_seconds", "Predicted for computing it.", stats.compute_s, **label)
+
+
+def _hand_over_metrics(scheduler: Scheduler, label: dict[str, str]) -> Iterable[Metric]:
+    stats, transfer = scheduler.hand_over.stats, scheduler.hand_over.transfer
+    name = "tidepipe_hand_over"
+    yield total(f"{name}_left", "Sequences that went on at other instances.", stats.handed_over, **label)
+    yield total(f"{name}_came", "That came, and go on behind their blocks.", stats.taken_over, **label)
+    yield total(f"{name}_recomputed", "That came with blocks, in vain.", stats.recomputed, **label)
+    yield total(f"{name}_fetched_bytes", "Of KV blocks that came.", stats.fetched_bytes, **label)
+    yield total(f"{name}_fetch_seconds", "Of fetches, each by itself.", stats.fetch_s, **label)
+    yield total(f"{name}_found_blocks", "Not sent: their content was here.", stats.found_blocks, **label)
+    yield total(f"{name}_expired", "Grants that ended by time.", stats.expired, **label)
+    yield gauge(f"{name}_bytes_per_second", "Rate expected of fetches.", transfer.bytes_per_s, **label)

@@ -11,7 +11,9 @@ from where it was, a few times.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from stage_worker.block_source import BlockSources
 from stage_worker.executors.protocol import KvAccess
 from stage_worker.link import describe
 from tidepipe_common.errors import IncompatibleError, InvalidRequestError
+from tidepipe_common.notifier import Notifier
 from tidepipe_common.types.kv_transfer import (
     KvFetch,
     KvFetched,
@@ -42,6 +45,10 @@ TRIES = 3
 RETRY_S = 0.2
 MOST_GRANTS = 8192
 MOST_FETCHES = 8192
+GRANT_WAIT_S = 2.0
+"""For a grant that is asked for before it is here: the handle goes another way, which may be quicker."""
+REMEMBERED = 1024
+"""Tickets that were revoked lately: for those nobody waits."""
 
 log = structlog.get_logger()
 
@@ -73,6 +80,8 @@ class KvTransfers:
         self._kv_blocks = kv_blocks
         self._report = report
         self._grants: dict[str, tuple[int, ...]] = {}
+        self._revoked: OrderedDict[str, None] = OrderedDict()
+        self._granting = Notifier()
         self._sources = BlockSources(max_message_bytes)
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving = asyncio.Semaphore(AT_ONCE)
@@ -86,8 +95,13 @@ class KvTransfers:
         """What the controller wants. ValueError: that makes no sense."""
         for ticket in orders.revoked:
             self._grants.pop(ticket, None)
+            self._revoked[ticket] = None
+            if len(self._revoked) > REMEMBERED:
+                self._revoked.popitem(last=False)
         for grant in orders.grants:
             self._grant(grant)
+        if orders.grants:
+            self._granting.notify_all()
         for fetch in orders.fetches:
             if len(self._tasks) >= MOST_FETCHES:
                 raise ValueError(f"more than {MOST_FETCHES} fetches at a time")
@@ -125,6 +139,7 @@ class KvTransfers:
     async def serve(self, wanted: KvWanted) -> AsyncIterator[KvPiece]:
         """The blocks that are asked for. IncompatibleError, InvalidRequestError."""
         access, ticket = self._access, wanted.ticket
+        await self._until_granted(ticket)
         blocks = self._granted(ticket)
         if access is None or access.layout != wanted.layout:
             ours = "none" if access is None else access.layout
@@ -148,6 +163,13 @@ class KvTransfers:
                     self._granted(ticket)
                     self.sent_bytes += count * access.layer_block_bytes
                     yield KvPiece(layer, first, count, data)
+
+    async def _until_granted(self, ticket: str) -> None:
+        """Return when it is, or may be waited for no longer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GRANT_WAIT_S):
+                while ticket not in self._grants and ticket not in self._revoked:
+                    await self._granting.next().wait()
 
     def _granted(self, ticket: str) -> tuple[int, ...]:
         blocks = self._grants.get(ticket)

@@ -35,6 +35,7 @@ def make_backend(settings: StageWorkerSettings) -> Backend:
             memory_budget=budget,
             allow_download=settings.allow_download,
             offload_bytes=offload.nbytes if offload is not None else 0,
+            network_bytes_per_s=settings.network_gbit * 1e9 / 8 if settings.network_gbit else None,
         )
     from stage_worker.executors.torch_backend import TorchBackend
 

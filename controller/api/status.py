@@ -58,6 +58,23 @@ def instance_status(
         window_s=activity.window_s(now),
         working_s=activity.working_s(now),
         reuse=_reuse(scheduler),
+        hand_overs=_hand_overs(instance) if instance.hands_over else None,
+    )
+
+
+def _hand_overs(instance: LiveInstance) -> controller_pb2.HandOvers:
+    hand_over, now = instance.scheduler.hand_over, instance.now()
+    stats = hand_over.stats
+    return controller_pb2.HandOvers(
+        handed_over=stats.handed_over,
+        taken_over=stats.taken_over,
+        recomputed=stats.recomputed,
+        fetched_bytes=stats.fetched_bytes,
+        fetch_s=stats.fetch_s,
+        found_blocks=stats.found_blocks,
+        expired=stats.expired,
+        bytes_per_s=hand_over.transfer.bytes_per_s,
+        recent=[controller_pb2.HandOverNote(age_s=now - at, text=text) for at, text in instance.moves],
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -57,6 +58,7 @@ from tidepipe_common.types.results import SequenceEnd
 from tidepipe_common.types.sampling import FinishReason
 
 TICK_S = 0.1
+RECENT_MOVES = 32
 
 Observer = Callable[[Event, Sequence[Action], float, float], None]
 """Is told an event, what followed from it, when, and how many seconds the decision took."""
@@ -86,6 +88,8 @@ class LiveInstance:
         self.lengths = LengthOracle(predictor_address, self._predicted)
         self.changed = Notifier()
         self.activity = ActivityRecorder(len(body.stages))
+        self.moves: deque[tuple[float, str]] = deque(maxlen=RECENT_MOVES)
+        """When sequences went to other instances or came from them, and what there is to say of it."""
         self.draining = False
         self.serving = False
         self.detail = "stages are loading"
@@ -328,6 +332,7 @@ class LiveInstance:
                     port.order(KvOrders(grants=(KvGrant(ticket, blocks),)))
                     handle = port.handle(body.about, body.epoch, ticket, computed, lease_s, str(reason))
                 log.info("handed over", sequence=name, with_blocks=bool(ticket), reason=str(reason))
+                self._moved(f"{name} went on elsewhere: {reason}")
                 self.hub.finish(SequenceEnd(name, FinishReason.CANCELLED, kv=handle))
                 self.lengths.left(name)
             case GrantEnded(ticket, why):
@@ -349,3 +354,8 @@ class LiveInstance:
                 port.order(KvOrders(fetches=(fetch,)))
             case TakenOver(name, positions, reason):
                 log.info("taken over", sequence=name, positions=positions, reason=str(reason))
+                what = f"goes on behind {positions} positions" if positions else "is computed anew"
+                self._moved(f"{name} {what}: {reason}")
+
+    def _moved(self, text: str) -> None:
+        self.moves.append((self.now(), text))

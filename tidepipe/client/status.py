@@ -70,10 +70,39 @@ class PrefixReuse:
 
 
 @dataclass(frozen=True, slots=True)
+class HandOverNote:
+    """What became of a sequence that moved between instances."""
+
+    age_s: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandOvers:
+    """Sequences that moved between instances; counters since the controller started.
+
+    handed_over: went on elsewhere. taken_over: came, and go on behind their KV blocks; recomputed: in vain.
+    fetched_bytes, fetch_s: of what came. found_blocks: not sent, their content was here.
+    expired: grants that ended by time. bytes_per_s: expected of the next fetch. recent: newest last.
+    """
+
+    handed_over: int
+    taken_over: int
+    recomputed: int
+    fetched_bytes: int
+    fetch_s: float
+    found_blocks: int
+    expired: int
+    bytes_per_s: float
+    recent: tuple[HandOverNote, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineStatus:
     """An instance's own account; counters since its controller started.
 
-    kv_blocks_free: that nobody uses, kept ones included. reuse: None if it does not say.
+    kv_blocks_free: that nobody uses, kept ones included. reuse: None if it does not say. hand_overs: None if
+    it hands nothing over.
     """
 
     incarnation: str
@@ -105,6 +134,7 @@ class PipelineStatus:
     window_s: float = 0.0
     working_s: float = 0.0
     reuse: PrefixReuse | None = None
+    hand_overs: HandOvers | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1261,6 +1261,7 @@ class InstanceStatus(_message.Message):
     WINDOW_S_FIELD_NUMBER: _builtins.int
     WORKING_S_FIELD_NUMBER: _builtins.int
     REUSE_FIELD_NUMBER: _builtins.int
+    HAND_OVERS_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Name of the instance."""
     incarnation: _builtins.str
@@ -1329,6 +1330,10 @@ class InstanceStatus(_message.Message):
     def reuse(self) -> Global___PrefixReuse:
         """What it computes only once. Unset: it does not say; a router as an instance does not."""
 
+    @_builtins.property
+    def hand_overs(self) -> Global___HandOvers:
+        """Sequences that went to other instances, and that came from them. Unset: it hands none over and takes none."""
+
     def __init__(
         self,
         *,
@@ -1362,14 +1367,97 @@ class InstanceStatus(_message.Message):
         window_s: _builtins.float = ...,
         working_s: _builtins.float = ...,
         reuse: Global___PrefixReuse | None = ...,
+        hand_overs: Global___HandOvers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["reuse", b"reuse"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hand_overs", b"hand_overs", "reuse", b"reuse"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_sizes", b"batch_sizes", "block_size", b"block_size", "decode_tokens", b"decode_tokens", "detail", b"detail", "epoch", b"epoch", "finished", b"finished", "forecast_error_tokens", b"forecast_error_tokens", "forecasts_scored", b"forecasts_scored", "incarnation", b"incarnation", "instance_id", b"instance_id", "kv_blocks_forecast", b"kv_blocks_forecast", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_total", b"kv_blocks_total", "phase", b"phase", "phase_age_s", b"phase_age_s", "phase_reason", b"phase_reason", "phase_switches", b"phase_switches", "policy", b"policy", "predictor_fallbacks", b"predictor_fallbacks", "preemptions", b"preemptions", "prefill_tokens", b"prefill_tokens", "recent_switches", b"recent_switches", "reuse", b"reuse", "running", b"running", "serving", b"serving", "stages", b"stages", "steals", b"steals", "waiting", b"waiting", "window_s", b"window_s", "working_s", b"working_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_sizes", b"batch_sizes", "block_size", b"block_size", "decode_tokens", b"decode_tokens", "detail", b"detail", "epoch", b"epoch", "finished", b"finished", "forecast_error_tokens", b"forecast_error_tokens", "forecasts_scored", b"forecasts_scored", "hand_overs", b"hand_overs", "incarnation", b"incarnation", "instance_id", b"instance_id", "kv_blocks_forecast", b"kv_blocks_forecast", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_total", b"kv_blocks_total", "phase", b"phase", "phase_age_s", b"phase_age_s", "phase_reason", b"phase_reason", "phase_switches", b"phase_switches", "policy", b"policy", "predictor_fallbacks", b"predictor_fallbacks", "preemptions", b"preemptions", "prefill_tokens", b"prefill_tokens", "recent_switches", b"recent_switches", "reuse", b"reuse", "running", b"running", "serving", b"serving", "stages", b"stages", "steals", b"steals", "waiting", b"waiting", "window_s", b"window_s", "working_s", b"working_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InstanceStatus: _TypeAlias = InstanceStatus  # noqa: Y015
+
+@_typing.final
+class HandOvers(_message.Message):
+    """Sequences that move between instances, since start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDED_OVER_FIELD_NUMBER: _builtins.int
+    TAKEN_OVER_FIELD_NUMBER: _builtins.int
+    RECOMPUTED_FIELD_NUMBER: _builtins.int
+    FETCHED_BYTES_FIELD_NUMBER: _builtins.int
+    FETCH_S_FIELD_NUMBER: _builtins.int
+    FOUND_BLOCKS_FIELD_NUMBER: _builtins.int
+    EXPIRED_FIELD_NUMBER: _builtins.int
+    BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    RECENT_FIELD_NUMBER: _builtins.int
+    handed_over: _builtins.int
+    """That went on elsewhere."""
+    taken_over: _builtins.int
+    """That came with KV blocks, and go on behind them."""
+    recomputed: _builtins.int
+    """That came with KV blocks and were computed anew."""
+    fetched_bytes: _builtins.int
+    """What was fetched, bytes."""
+    fetch_s: _builtins.float
+    """How long that took, seconds; fetches side by side count each."""
+    found_blocks: _builtins.int
+    """Blocks that were not fetched, because their content was here."""
+    expired: _builtins.int
+    """Grants that ended by time."""
+    bytes_per_s: _builtins.float
+    """Rate that fetches are expected to have, bytes per second."""
+    @_builtins.property
+    def recent(self) -> _containers.RepeatedCompositeFieldContainer[Global___HandOverNote]:
+        """The last ones, newest last."""
+
+    def __init__(
+        self,
+        *,
+        handed_over: _builtins.int = ...,
+        taken_over: _builtins.int = ...,
+        recomputed: _builtins.int = ...,
+        fetched_bytes: _builtins.int = ...,
+        fetch_s: _builtins.float = ...,
+        found_blocks: _builtins.int = ...,
+        expired: _builtins.int = ...,
+        bytes_per_s: _builtins.float = ...,
+        recent: _abc.Iterable[Global___HandOverNote] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "expired", b"expired", "fetch_s", b"fetch_s", "fetched_bytes", b"fetched_bytes", "found_blocks", b"found_blocks", "handed_over", b"handed_over", "recent", b"recent", "recomputed", b"recomputed", "taken_over", b"taken_over"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandOvers: _TypeAlias = HandOvers  # noqa: Y015
+
+@_typing.final
+class HandOverNote(_message.Message):
+    """What became of a sequence that moved."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGE_S_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    age_s: _builtins.float
+    """How long ago, seconds."""
+    text: _builtins.str
+    """In words: which, what, why, with bytes and time."""
+    def __init__(
+        self,
+        *,
+        age_s: _builtins.float = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HandOverNote: _TypeAlias = HandOverNote  # noqa: Y015
 
 @_typing.final
 class PrefixReuse(_message.Message):

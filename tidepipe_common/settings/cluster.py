@@ -35,6 +35,7 @@ _NATIVE_ONLY = (
     "kv_offload",
     "lora",
     "layer_split",
+    "network_gbit",
 )
 """Settings of stage workers that have no meaning for another engine."""
 _ROUTER_ONLY = (
@@ -131,6 +132,7 @@ class ClusterConfig(Strict):
     engine_args: fields.EngineArgs | None = None
     executor: fields.Executor = "torch"
     profile: fields.Profile | None = None
+    network_gbit: fields.NetworkGbit | None = None
     predictor: fields.LengthModel | None = None
     hardware: fields.Hardware | None = None
     threads: fields.Threads | None = None
@@ -254,6 +256,7 @@ class ClusterConfig(Strict):
             "quantization",
             "executor",
             "profile",
+            "network_gbit",
             "kv_offload",
             "lora",
             "journal",

@@ -191,6 +191,16 @@ Profile = Annotated[
 Hardware = Annotated[
     str, setting("Device to model or emulate: L20, A100, A800 or H100.", metavar="NAME", otherwise="L20")
 ]
+NetworkGbit = Annotated[
+    float,
+    setting(
+        "With --executor emulated: link on which KV blocks of other instances come to a stage, Gbit/s.",
+        metavar="X",
+        otherwise="as fast as the device's own link",
+        gt=0,
+        le=1e6,
+    ),
+]
 Threads = Annotated[
     int, setting("Compute threads of a stage.", otherwise="all cores, evenly", ge=1, le=MAX_COUNT)
 ]

@@ -31,4 +31,5 @@ class StageWorkerSettings(ServiceSettings):
     executor: fields.Executor = "torch"
     profile: fields.Profile | None = None
     hardware: fields.Hardware = "l20"
+    network_gbit: fields.NetworkGbit | None = None
     allow_download: fields.AllowDownload = False

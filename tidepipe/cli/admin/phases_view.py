@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -50,6 +51,7 @@ def _fields(instance: InstanceStatus) -> dict[str, Any]:
             "kept": status.reuse.kept_blocks if status.reuse else 0,
         },
         "prefix_reuse": None if status.reuse is None else reuse_fields(status, status.reuse),
+        "hand_overs": None if status.hand_overs is None else asdict(status.hand_overs),
         "steals": status.steals,
         "preemptions": status.preemptions,
         "forecasts": {"scored": status.forecasts_scored, "mean_error_tokens": status.forecast_error_tokens},
@@ -93,7 +95,8 @@ def _panel(instance: InstanceStatus) -> Panel:
     title = f"{named(instance.instance_id)} ({named(status.policy)})"
     if not status.serving:
         title += f" [red]not serving: {named(status.detail)}[/]"
-    return Panel(Group(_facts(status, colour), *_switches(status)), title=title, border_style=colour)
+    parts = (_facts(status, colour), *_switches(status), *_moves(status))
+    return Panel(Group(*parts), title=title, border_style=colour)
 
 
 def _facts(status: PipelineStatus, colour: str) -> Table:
@@ -111,6 +114,12 @@ def _facts(status: PipelineStatus, colour: str) -> Table:
     facts.add_row("KV memory", f"{_bar(used)} {used:4.0%} in use, {peak:.0%} at the forecast peak")
     if status.reuse is not None:
         facts.add_row("prefix reuse", reuse_words(status.reuse))
+    if (moves := status.hand_overs) is not None and (
+        moves.handed_over or moves.taken_over or moves.recomputed
+    ):
+        rate = f"{moves.fetched_bytes / 1e6:.1f} MB fetched, {moves.bytes_per_s / 1e6:.0f} MB/s expected"
+        came = f"{moves.taken_over} came with their KV blocks, {moves.recomputed} in vain"
+        facts.add_row("hand-over", f"{moves.handed_over} went on elsewhere, {came}; {rate}")
     error = (
         f"off by {status.forecast_error_tokens:.0f} tokens (mean of the last of {status.forecasts_scored})"
         if status.forecasts_scored
@@ -137,4 +146,16 @@ def _switches(status: PipelineStatus) -> list[RenderableType]:
         table.add_column(column, justify="right" if column == "ago" else "left")
     for one in reversed(status.recent_switches[-SHOWN:]):
         table.add_row(f"{one.age_s:.1f} s", f"{one.before.value} -> {one.after.value}", named(one.reason))
+    return [Text(), table]
+
+
+def _moves(status: PipelineStatus) -> list[RenderableType]:
+    """The last sequences that went or came."""
+    if status.hand_overs is None or not status.hand_overs.recent:
+        return []
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("ago", "hand-over"):
+        table.add_column(column, justify="right" if column == "ago" else "left")
+    for one in reversed(status.hand_overs.recent[-SHOWN:]):
+        table.add_row(f"{one.age_s:.1f} s", named(one.text))
     return [Text(), table]

@@ -1,0 +1,86 @@
+"""kill -9 of either side while sequences travel from one instance to another: all complete, unchanged."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from itertools import pairwise
+
+import pytest
+
+from launcher.config import ClusterConfig
+from launcher.local import LocalCluster
+from tidepipe.client.admin import AdminClient
+from tidepipe.client.async_client import AsyncClient
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
+
+SEQUENCES = 20
+TOKENS = 1500
+VICTIMS = os.environ.get("VICTIMS", "stage-worker-1-1,controller-0").split(",")
+"""Of a hand-over from instance 0 to instance 1. All four kinds: VICTIMS=stage-worker-0-0,controller-1,.."""
+
+
+class Load:
+    """Streams, and how many tokens have come."""
+
+    def __init__(self, client: AsyncClient, count: int) -> None:
+        self.seen = [0] * count
+        self.tasks = [asyncio.create_task(self._one(client, number)) for number in range(count)]
+
+    async def _one(self, client: AsyncClient, number: int) -> tuple[int, ...]:
+        tokens: list[int] = []
+        prompt = [100 + number] * (200 + number)
+        async with client.stream(prompt, temperature=0, max_tokens=TOKENS, ignore_eos=True) as stream:
+            async for event in stream:
+                tokens.extend(event.token_ids)
+                self.seen[number] = len(tokens)
+        return tuple(tokens)
+
+    async def reach(self, count: int) -> None:
+        while min(self.seen) < count:  # noqa: ASYNC110 (tasks of its own count)
+            await asyncio.sleep(0.01)
+
+
+async def drain_when_open(admin: AdminClient, name: str) -> int:
+    """Have it hand its sequences over as soon as the other instance takes any."""
+    while True:
+        moved = (await admin.drain_counts(name))["handed_over"]
+        if moved:
+            return moved
+        await asyncio.sleep(0.1)
+
+
+async def test_either_side_may_die_while_blocks_are_on_their_way(model_path: object) -> None:
+    """Emulated stages, whose blocks take a second over the link between the instances."""
+    config = ClusterConfig(
+        model=str(model_path),
+        stages=2,
+        instances=2,
+        executor="emulated",
+        kv_blocks=6000,
+        kv_transfer="always",
+        network_gbit=0.5,
+    )
+    async with (
+        LocalCluster(config) as cluster,
+        AsyncClient(cluster.grpc_address) as client,
+        AdminClient(cluster.grpc_address) as admin,
+    ):
+        for victim in VICTIMS:
+            await admin.drain("instance-1", finish=True)
+            load = Load(client, SEQUENCES)
+            await load.reach(100)
+            await admin.drain("instance-1", resume=True)
+            assert await drain_when_open(admin, "instance-0") == SEQUENCES
+            await asyncio.sleep(0.3)
+            child = next(child for child in cluster.children if child.name == victim)
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGKILL)
+            answers = await asyncio.gather(*load.tasks)
+            assert [len(answer) for answer in answers] == [TOKENS] * SEQUENCES
+            # Tokens depend on their position alone, and each prompt is one longer than the one before.
+            for before, after in pairwise(answers):
+                assert before[1:] == after[:-1], f"answers changed after killing {victim}"
+            await admin.drain("instance-0", resume=True)
