@@ -2,7 +2,7 @@
 with their KV blocks, are computed anew elsewhere, or end where they are.
 
     python -m bench.drain                                   SmolLM2-135M, two instances of one stage, float32
-    python -m bench.drain --emulated --model llama2-13b     two stages each, L20s, blocks over 10 Gbit/s
+    python -m bench.drain --emulated                        two stages each, as on L20s, blocks over 10 Gbit/s
 """
 
 from __future__ import annotations

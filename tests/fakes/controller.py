@@ -50,6 +50,7 @@ class Held:
     finish: int = sampling_pb2.FINISH_REASON_UNSPECIFIED
     cancelled: bool = False
     script: Sequence[int] | None = None
+    kv: pb.KvHandle | None = None
 
     def step(self, eos_at: int | None) -> None:
         """Generate one token."""
@@ -82,6 +83,8 @@ class Held:
                 if wanted
             ],
         )
+        if self.kv is not None:
+            entry.kv.CopyFrom(self.kv)
         if self.finish == sampling_pb2.FINISH_REASON_STOP:
             entry.stop_token_id = EOS
         if self.spec.sampling.HasField("prompt_logprobs"):
@@ -126,6 +129,7 @@ class FakeController(pb_grpc.ControllerServiceServicer):
     lacks: tuple[str, ...] = ()
     adapters: dict[str, str] = field(default_factory=dict)
     tool_parser: str = ""
+    hands_over: bool = False
     mangle: Callable[[list[pb.SequenceUpdate]], list[pb.SequenceUpdate]] = lambda updates: updates
     script: Callable[[Sequence[int]], Sequence[int] | None] = lambda prompt: None
     held: dict[str, Held] = field(default_factory=dict)
@@ -213,6 +217,7 @@ class FakeController(pb_grpc.ControllerServiceServicer):
             lacks=self.lacks,
             adapters=[pb.Adapter(name=name, fingerprint=one) for name, one in self.adapters.items()],
             tool_parser=self.tool_parser,
+            hands_over=self.hands_over,
         )
 
     async def SubmitSequences(  # noqa: N802
@@ -247,6 +252,20 @@ class FakeController(pb_grpc.ControllerServiceServicer):
             if name in self.held:
                 self.held[name].finish = sampling_pb2.FINISH_REASON_CANCELLED
         return pb.CancelSequencesResponse()
+
+    async def ExportSequences(  # noqa: N802
+        self, request: pb.ExportSequencesRequest, context: Context
+    ) -> pb.ExportSequencesResponse:
+        if not self.hands_over:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "it cannot")
+        for name in request.sequence_ids:
+            held = self.held.get(name)
+            if held is not None and not held.finish:
+                held.finish = sampling_pb2.FINISH_REASON_CANCELLED
+                computed = len(held.spec.prompt_token_ids) + len(held.tokens) - 1
+                ticket = name.encode()[-16:].rjust(16)
+                held.kv = pb.KvHandle(ticket=ticket, computed_tokens=computed, reason="asked")
+        return pb.ExportSequencesResponse()
 
     async def WatchResults(  # noqa: N802
         self, request: pb.WatchResultsRequest, context: Context

@@ -14,6 +14,7 @@ import pytest
 
 from launcher.config import ClusterConfig
 from launcher.local import LocalCluster
+from router.scheduler.events import HandOver
 from tests.fakes.client import IDS, Heard, eventually, listen, request
 from tests.fakes.controller import FakeController, fake_controller, scripted_text
 from tests.fakes.router import RunningRouter, is_ready, running_router
@@ -60,12 +61,14 @@ def groups(answer: dict[str, Any]) -> dict[str, list[str]]:
 
 
 @contextlib.asynccontextmanager
-async def cluster(count: int, **settings: Any) -> AsyncIterator[tuple[RunningRouter, list[FakeController]]]:
+async def cluster(
+    count: int, *, hands_over: bool = False, **settings: Any
+) -> AsyncIterator[tuple[RunningRouter, list[FakeController]]]:
     """A router and fake instances i0, i1, .. that it gives requests to."""
     async with contextlib.AsyncExitStack() as stack:
         router = await stack.enter_async_context(running_router(**settings))
         controllers = [
-            await stack.enter_async_context(fake_controller(instance_id=f"i{number}"))
+            await stack.enter_async_context(fake_controller(instance_id=f"i{number}", hands_over=hands_over))
             for number in range(count)
         ]
         for controller in controllers:
@@ -133,6 +136,43 @@ async def test_an_instance_is_passed_on_to_another_router_while_it_works() -> No
         given = len(stays.submitted)
         heard = await listen(old, request("here", max_tokens=TOKENS))
         assert heard.text == TEXT and len(stays.submitted) == given + 1, "it stays where it was"
+
+
+async def test_sequences_move_with_their_blocks_where_they_are_wanted() -> None:
+    """Of an instance that is drained, and by a policy's wish: each goes on elsewhere from where it was, and
+    the instance that had it is told when its blocks are not needed any more."""
+    async with (
+        cluster(3, hands_over=True, routing="round-robin") as (router, controllers),
+        AdminClient(router.address) as admin,
+    ):
+        first, second, third = controllers
+        dispatcher = router.service.dispatcher
+        async with load(router):
+            await eventually(lambda: len(first.running()) > 4)
+            begun = {held.spec.sequence_id for held in first.running()}
+            counts = await admin.drain_counts("i0")
+            assert counts["handed_over"] == counts["unfinished"] >= len(begun)
+            await eventually(lambda: not first.running())
+            left = {name: held for name, held in first.held.items() if held.kv is not None}
+            assert left
+            await eventually(lambda: set(left) <= set(first.cancelled))
+            await asyncio.sleep(0.2)
+
+        long = asyncio.create_task(listen(router, request("long", max_tokens=600)))
+        await eventually(lambda: any(one.running() for one in (second, third)))
+        source, target = (second, third) if second.running() else (third, second)
+        key = next(iter(source.running())).spec.sequence_id.partition("@")[0]
+        dispatcher._do(HandOver(key, source.instance_id, target.instance_id, "its place is there"))
+        await eventually(lambda: any(s.sequence_id.startswith(key) for s in target.submitted))
+        assert (await long).text == scripted_text(IDS, 600)
+        came = [spec for one in (second, third) for spec in one.submitted if spec.HasField("kv")]
+        assert {bytes(spec.kv.ticket) for spec in came} >= {
+            bytes(held.kv.ticket) for held in left.values() if held.kv
+        }
+        for spec in came:
+            assert spec.kv.computed_tokens == len(spec.prompt_token_ids) + len(spec.output_token_ids) - 1
+        assert dispatcher.moved == 0, "nothing was lost"
+        assert dispatcher.moved_with_blocks == len(came)
 
 
 async def test_an_overall_router_spreads_over_macro_routers_and_survives_the_loss_of_one() -> None:
