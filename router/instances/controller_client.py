@@ -43,6 +43,8 @@ CANCEL_TIMEOUT_S = 5.0
 WATCH_TIMEOUT_S = 3600.0
 """Streams are renewed now and then, so that no call is without a deadline."""
 MAX_BATCH_SEQUENCES = 256
+EXPORT_LEASE_S = 90.0
+"""For blocks of sequences that go on elsewhere; they are given back as soon as they are there."""
 
 
 class Outcome(enum.Enum):
@@ -119,7 +121,9 @@ class ControllerClient:
     async def export(self, sequence_ids: Sequence[str]) -> None:
         """Have sequences go on elsewhere; their ends come with the results."""
         await self._stub.ExportSequences(
-            pb.ExportSequencesRequest(router_id=self._router_id, sequence_ids=sequence_ids),
+            pb.ExportSequencesRequest(
+                router_id=self._router_id, sequence_ids=sequence_ids, lease_ms=int(1000 * EXPORT_LEASE_S)
+            ),
             timeout=CANCEL_TIMEOUT_S,
             metadata=self._metadata,
         )

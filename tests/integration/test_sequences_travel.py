@@ -98,6 +98,7 @@ async def instance(model: Path, stages: int) -> AsyncIterator[Site]:
             body, make, None, lambda up: serving.set(), observer=lambda *told: site.note(*told)
         )
         site = Site(f"of {stages}", live)
+        live.hub.mailbox("r")  # of a router that is always there, or its sequences would be ended
         running = asyncio.create_task(live.run())
         stack.callback(running.cancel)
         await asyncio.wait_for(serving.wait(), 60)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stage_worker.executors.protocol import OffloadError, PlanError
-from stage_worker.kv_pool import KvGeometry, KvPool
+from stage_worker.kv_pool import KvGeometry, KvPool, PoolAccess
 from stage_worker.second_tier import BlockMover, FileTier, PinnedTier, SecondTier, check_place, open_tier
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.settings.offload import OffloadPlace, parse_offload
@@ -49,6 +49,24 @@ def test_blocks_come_back_as_they_were(kind: str, dtype: torch.dtype, tmp_path: 
     with pytest.raises(PlanError):
         mover.execute(BlockCopies(saves=((6, 0),)))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+def test_blocks_of_one_pool_become_those_of_another(dtype: torch.dtype) -> None:
+    """A layer at a time, whatever the layers before it; what they say of their layout tells them apart."""
+    source, target = pool_of(dtype), pool_of(dtype)
+    there, here = PoolAccess(source, 0, "native"), PoolAccess(target, 1, "native")
+    assert there.layout == here.layout != PoolAccess(source, 0, "plain").layout
+    before = [target.block(block).clone() for block in range(6)]
+    data = there.read(2, (5, 0))
+    assert len(data) == 2 * there.layer_block_bytes
+    here.write(2, (1, 3), data)
+    for block, origin in ((1, 5), (3, 0)):
+        assert torch.equal(target.block(block)[1], source.block(origin)[2])
+        assert torch.equal(target.block(block)[0], before[block][0])
+    assert all(torch.equal(target.block(block), before[block]) for block in (0, 2, 4, 5))
+    with pytest.raises(ValueError, match="bytes for 1 blocks"):
+        here.write(2, (1,), data)
 
 
 def test_a_file_that_fails_says_so(tmp_path: Path) -> None:
