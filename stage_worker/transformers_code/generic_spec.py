@@ -40,7 +40,7 @@ def spec_of(skeleton: Skeleton, ends: Sequence[int], native_dtype: str) -> Model
     heads, kv_heads = max(call.heads for call in calls), max(call.kv_heads for call in calls)
     head_dim = pool_head_dim(skeleton.calls)
     attention = hidden * head_dim * 2 * (heads + kv_heads)
-    experts = _number(config, _EXPERTS)
+    experts = experts_of(config)
     in_all, in_experts = _weights(skeleton, experts)
     expert = in_experts // (3 * hidden * layers * experts) if experts else 0
     return ModelSpec(
@@ -97,6 +97,11 @@ def _weights(skeleton: Skeleton, experts: int) -> tuple[int, int]:
         if experts and tensor.dim() == 3 and tensor.shape[0] == experts:
             in_experts += tensor.numel()
     return in_all, in_experts
+
+
+def experts_of(config: Any) -> int:
+    """Experts of a layer that a configuration names; 0 for none."""
+    return _number(config, _EXPERTS)
 
 
 def _number(config: Any, names: Sequence[str]) -> int:

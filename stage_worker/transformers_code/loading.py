@@ -24,13 +24,14 @@ from stage_worker.transformers_code.stage_attention import MakeAttention, StageA
 from stage_worker.transformers_code.stage_model import StageModel
 from stage_worker.transformers_code.weights import Names, WeightMap
 from tidepipe_common.errors import ModelError
+from tidepipe_common.text.text import quoted
 
 _T = TypeVar("_T")
 
 
 def config_of(values: Mapping[str, Any]) -> PretrainedConfig:
     """The library's configuration; UnsuitableError for a family that it does not know, or wrong values."""
-    model_type = str(values.get("model_type", ""))
+    model_type = str(values.get("model_type") or "")
     if model_type not in CONFIG_MAPPING:
         raise UnsuitableError(_unknown(values, model_type))
     try:
@@ -41,6 +42,8 @@ def config_of(values: Mapping[str, Any]) -> PretrainedConfig:
 
 def text_alone(config: PretrainedConfig) -> PretrainedConfig:
     """The text model's of one that sees and hears, where the whole would look at token ids at each stage."""
+    if getattr(config, "is_encoder_decoder", False):
+        return config
     text: PretrainedConfig = config.get_text_config()
     return text if getattr(text, "hidden_size_per_layer_input", 0) else config
 
@@ -50,7 +53,9 @@ def _unknown(values: Mapping[str, Any], model_type: str) -> str:
 
     if values.get("auto_map"):
         return "its code is in its repository, and such code is never run"
-    return f"transformers {transformers.__version__} does not know {model_type or '(no model_type)'}"
+    return (
+        f"transformers {transformers.__version__} does not know {quoted(model_type) if model_type else 'it'}"
+    )
 
 
 def _brief(error: Exception) -> str:

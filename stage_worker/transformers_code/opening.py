@@ -24,7 +24,7 @@ def generic_spec(
 ) -> ModelSpec:
     """The spec of a folder's model; ModelError for what cannot be run, with the reason."""
     source = str(folder / "config.json")
-    model_type = str(config.get("model_type") or "(no model_type)")[:100]
+    model_type = " ".join(str(config.get("model_type") or "(no model_type)").split())[:100]
     read_quantization(config, source)
     text = config.get("text_config")
     inner = text if isinstance(text, dict) else {}

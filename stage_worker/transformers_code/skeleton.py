@@ -120,6 +120,10 @@ def look_at(model: PreTrainedModel) -> Skeleton:
     except UnsuitableError:
         raise
     except Exception as error:
+        kinds = sorted({type(module).__name__ for module in layers.modules()})
+        if indexers := [kind for kind in kinds if kind.endswith("Indexer")]:
+            picked = f"attention to tokens that an indexer picks ({', '.join(indexers)})"
+            raise UnsuitableError(picked) from error
         raise UnsuitableError(f"code that needs a cache or a mask of its own ({_brief(error)})") from error
     finally:
         hook.remove()
@@ -202,7 +206,8 @@ class _Products:
     def _note(self, name: str, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
         again = name in self._called
         self._called.add(name)
-        if not again and inputs and inputs[0].shape[:-1].numel() == _TOKENS:
+        whole = isinstance(output, torch.Tensor)  # a router may return its choices beside
+        if not again and whole and inputs and inputs[0].shape[:-1].numel() == _TOKENS:
             self.found[name] = output.shape[-1], inputs[0].shape[-1]
         else:
             self.found.pop(name, None)

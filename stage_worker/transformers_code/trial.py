@@ -28,14 +28,15 @@ from stage_worker.models.spec import ModelSpec
 from stage_worker.transformers_code import loading
 from stage_worker.transformers_code.attention_calls import UnsuitableError
 from stage_worker.transformers_code.decoder import TransformersDecoder
-from stage_worker.transformers_code.generic_spec import spec_of
+from stage_worker.transformers_code.generic_spec import experts_of, spec_of
 from stage_worker.transformers_code.products import Products
 from stage_worker.transformers_code.stage_attention import MakeAttention
 from stage_worker.transformers_code.tiny import tiny_config
 
 STAGES = (1, 2, 3)
-_MOST_LAYERS = 1000
-"""Each takes milliseconds to build."""
+_MOST_LAYERS = 400
+"""Each takes milliseconds to build, twice what the largest published models have."""
+_MOST_EXPERTS = 10_000
 _BLOCK = 16
 _BLOCKS = 24
 _PROMPTS = (37, 5, 23)
@@ -54,6 +55,9 @@ def tried(values: Mapping[str, Any]) -> ModelSpec:
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if not isinstance(layers, int) or not 1 <= layers <= _MOST_LAYERS:
         raise UnsuitableError(f"it has {layers!r} layers, and 1 to {_MOST_LAYERS} can be split")
+    experts = experts_of(config.get_text_config())
+    if experts > _MOST_EXPERTS:
+        raise UnsuitableError(f"it has {experts} experts, {_MOST_EXPERTS} at most")
     spec = spec_of(loading.skeleton_of(config, torch.float32), (), "float32")
     tried_small(config.to_dict(), str(config.model_type))
     return spec
