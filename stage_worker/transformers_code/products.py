@@ -30,11 +30,12 @@ class Products:
 
 
 class Product(nn.Module):
-    """In the place of a linear module."""
+    """In the place of a linear module. weight: none, but of its type and place, which some code looks at."""
 
-    def __init__(self, linear: Linear, inputs: int, outputs: int) -> None:
+    def __init__(self, linear: Linear, inputs: int, outputs: int, like: torch.Tensor) -> None:
         super().__init__()
         self.linear = linear
+        self.weight = torch.empty(0, dtype=like.dtype, device=like.device)
         self.in_features, self.out_features = inputs, outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -65,8 +66,10 @@ def replace_products(model: nn.Module, products: Products, head: nn.Module | Non
                 continue  # It chooses experts: rounded, it would choose others.
             make = products.head if child is head else products.linear
             weight, bias = child.weight.data, None if child.bias is None else child.bias.data
-            child.weight = nn.Parameter(torch.empty(0), requires_grad=False)
-            module._modules[name] = Product(make(weight, bias), child.in_features, child.out_features)
+            child.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
+            module._modules[name] = Product(
+                make(weight, bias), child.in_features, child.out_features, child.weight
+            )
             del weight, bias
         if products.rounded:
             _replace_experts(module, products.linear)

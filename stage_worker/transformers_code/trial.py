@@ -99,8 +99,9 @@ def passes(config: PretrainedConfig, make: MakeAttention, products: Products, se
             except UnsuitableError:
                 raise
             except Exception as error:
+                what = _said(error).replace(f"{folder}/", "")
                 raise UnsuitableError(
-                    f"code that fails where it is split ({_stages(stages)}: {_said(error)})"
+                    f"code that fails where it is split ({_stages(stages)}: {what})"
                 ) from error
             _compare(got, expected, stages)
 

@@ -190,7 +190,9 @@ class WeightMap:
         make = products.head if module is self._model.get_output_embeddings() else products.linear
         path, _, own = name.rpartition(".")[0].rpartition(".")
         made = self._product(parts, bias, dtype, device, make)
-        self._model.get_submodule(path)._modules[own] = Product(made, inputs, outputs)
+        self._model.get_submodule(path)._modules[own] = Product(
+            made, inputs, outputs, torch.empty(0, dtype=dtype, device=device)
+        )
 
     def _outputs_first(self, name: str) -> tuple[int, int]:
         """[outputs, inputs] of a linear module's weight."""
