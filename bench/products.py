@@ -3,7 +3,8 @@
     python -m bench.products --out products.json
 
 A decoder layer's four products, fourteen layers of the 135M model's sizes one behind the other, on one thread
-and its processor time: more weights than caches hold, as in a decode step. Median of the repeats.
+and its processor time: more weights than caches hold, as in a decode step. Median of the repeats. --packed:
+weights of few bits instead of int8, as GGUF's blocks have them.
 """
 
 from __future__ import annotations
@@ -12,23 +13,38 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import gguf
 import torch
 
-from stage_worker.models.native.library import load_kernels
+from stage_worker.loading.gguf_blocks import PACKED_KINDS
+from stage_worker.models.native.library import NativeKernels, load_kernels
 from stage_worker.models.native_int8 import Int8Linear
-from stage_worker.models.native_ops import NativeLinear
+from stage_worker.models.native_ops import NativeLinear, NativeProduct
+from stage_worker.models.native_packed import NativePackedLinear
 
 _SHAPES = ((960, 576), (576, 576), (3072, 576), (576, 1536))
 _LAYERS = 14
+_BLOCKS = ("Q4_0", "Q5_0", "Q8_0")
 _ROWS = (1, 2, 3, 5, 7, 12, 21, 64, 128, 192)
+
+
+def _packed(
+    kind: str, kernels: NativeKernels, weight: torch.Tensor, bias: torch.Tensor | None
+) -> NativePackedLinear:
+    type_ = gguf.GGMLQuantizationType[kind]
+    raw = torch.from_numpy(gguf.quants.quantize(weight.float().numpy(), type_))
+    return NativePackedLinear(kernels, PACKED_KINDS[type_](raw), bias)
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--packed", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -36,7 +52,10 @@ def main() -> None:
     if kernels is None:
         raise SystemExit("error: no native kernels here")
     rates: dict[str, dict[int, float]] = {}
-    for name, kind in (("bfloat16", NativeLinear), ("int8", Int8Linear)):
+    kinds: dict[str, Callable[..., NativeProduct]] = {"bfloat16": NativeLinear, "int8": Int8Linear}
+    if options.packed:
+        kinds = {"bfloat16": NativeLinear, **{name: partial(_packed, name) for name in _BLOCKS}}
+    for name, kind in kinds.items():
         layers = [
             kind(kernels, (0.02 * torch.randn(*shape)).bfloat16(), None)
             for _ in range(_LAYERS)

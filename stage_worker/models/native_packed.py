@@ -10,22 +10,13 @@ from torch.nn import functional as F
 from stage_worker.models.native.library import NativeKernels
 from stage_worker.models.native.structures import PANEL, Packed
 from stage_worker.models.native_ops import NativeProduct, panels_of
-from stage_worker.models.packed import Code, PackedWeight
+from stage_worker.models.packed import WHOLE, Code, PackedWeight
 
 _TOGETHER = 32
 """Inputs that blocks of the kernel are a multiple of."""
 _LEAST_GROUP = 16
 _CODES = {Code.TABLE: 4, Code.BITS_5: 5, Code.BITS_6: 6, Code.BITS_8: 8, Code.E4M3: 9}
-_KNOWN = frozenset(
-    {
-        *((Code.TABLE, *has) for has in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1))),
-        *((Code.BITS_8, *has) for has in ((0, 0, 0), (1, 0, 0), (0, 0, 1), (1, 0, 1))),
-        *((Code.BITS_5, *has) for has in ((0, 0, 0), (0, 1, 0))),
-        (Code.BITS_6, 0, 0, 0),
-        (Code.E4M3, 0, 0, 0),
-    }
-)
-"""What the kernel is compiled for: code, with zeros, with least, with groups in any order."""
+_BY_TABLE = 10
 _SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
 
 
@@ -59,7 +50,7 @@ class NativePackedLinear(NativeProduct):
             **{name: None if part is None else part.data_ptr() for name, part in self._parts.items()},
             group_of=None if self._group_of is None else self._group_of.data_ptr(),
             table=addressof(self._entries),
-            code=_CODES[weight.code],
+            code=_CODES[weight.code] if weight.table == WHOLE else _BY_TABLE,
             scale_kind=_SCALES[weight.scales.dtype],
             group=weight.group,
             groups=groups,
@@ -74,12 +65,15 @@ class NativePackedLinear(NativeProduct):
         """True if the kernel can multiply with this weight."""
         if weight.shape[1] % _TOGETHER:
             return False
-        if (
-            weight.code,
-            weight.zeros is not None,
-            weight.least is not None,
-            weight.group_of is not None,
-        ) not in _KNOWN:
+        has_zero = weight.zeros is not None or weight.zero != 0
+        # A product of a code and a scale that it adds something to must not have been rounded.
+        exact = weight.scales.dtype != torch.float32
+        if weight.least is not None and (has_zero or not exact or weight.group_of is not None):
+            return False
+        if weight.table != WHOLE or weight.code is Code.E4M3:
+            if weight.zeros is not None or weight.least is not None or weight.group_of is not None:
+                return False
+        elif weight.code in (Code.BITS_5, Code.BITS_6) and (not exact or weight.group_of is not None):
             return False
         return weight.group_of is not None or weight.group % _LEAST_GROUP == 0
 

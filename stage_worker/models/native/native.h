@@ -68,12 +68,13 @@ typedef struct {
     int32_t *shifts;
 } Bytes;
 
-/* How a code becomes a number: the entry of a table (4 bits), itself (5, 6, 8 bits), or as an e4m3. */
+/* How a code becomes a number: itself, as an e4m3 (8 bits), or the entry of a table (4 bits). */
 #define CODE_4 4
 #define CODE_5 5
 #define CODE_6 6
 #define CODE_8 8
 #define CODE_FLOAT8 9
+#define CODE_TABLE 10
 #define SCALE_FLOAT 0
 #define SCALE_HALF 1
 #define SCALE_BFLOAT 2

@@ -101,6 +101,24 @@ INLINE void product_of_bytes(const Product *p, long panel_begin, long panel_end)
     }
 }
 
+#if STRAIGHT
+/* product, for few rows and weights of few bits. */
+static __attribute__((noinline)) void product_of_codes(const Product *p, long panel_begin, long panel_end) {
+    float sums[STRAIGHT_ROWS * PANEL] __attribute__((aligned(64)));
+    const Left *left[STRAIGHT_ROWS];
+    for (int r = 0; r < STRAIGHT_ROWS; r++)
+        left[r] = (const Left *)((const Elem *)p->x + (r < p->rows ? r : 0) * p->inputs);
+    for (long panel = panel_begin; panel < panel_end; panel++) {
+        switch (p->rows) {
+        case 1: multiply_1(p->packed, left, p->inputs, panel, sums); break;
+        case 2: multiply_2(p->packed, left, p->inputs, panel, sums); break;
+        default: multiply_4(p->packed, left, p->inputs, panel, sums); break; /* of three rows the first twice */
+        }
+        product_out(p, 0, p->rows, panel, sums);
+    }
+}
+#endif
+
 /* Panels panel_begin .. panel_end - 1 of the outputs. */
 KERNEL tidepipe_product(const Product *p, int64_t panel_begin, int64_t panel_end) {
     if (!DOT && !p->scales && p->rows >= MANY_ROWS) {
@@ -115,6 +133,12 @@ KERNEL tidepipe_product(const Product *p, int64_t panel_begin, int64_t panel_end
         product_of_bytes(p, panel_begin, panel_end);
         return;
     }
+#if STRAIGHT
+    if (p->packed && p->rows <= STRAIGHT_ROWS && !(how_of(p->packed) & (SUBTRACTED | ANY_GROUP))) {
+        product_of_codes(p, panel_begin, panel_end);
+        return;
+    }
+#endif
     float sums[ROW_BLOCK * PANEL] __attribute__((aligned(64)));
     uint32_t room[STEP_BLOCK * PANEL] __attribute__((aligned(64)));
     long most = p->packed && p->rows <= FEW_ROWS ? FEW_STEPS : STEP_BLOCK;
