@@ -24,6 +24,10 @@ _NAMES = {
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    **{f"mlp.shared_expert.{kind}_proj": f"ffn_{kind}_shexp" for kind in ("gate", "up", "down")},
+    **{f"mlp.experts.{kind}_proj": f"ffn_{kind}_exps" for kind in ("gate", "up", "down")},
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -46,6 +50,17 @@ def gguf_name(name: str) -> str:
     if layer:
         return f"blk.{layer[1]}.{_NAMES[layer[2]]}.{kind}"
     return f"{_NAMES[stem]}.{kind}"
+
+
+def _experts_together(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The experts of a layer in one tensor."""
+    together: dict[str, list[torch.Tensor]] = {}
+    for name in sorted(tensors, key=lambda name: [int(one) for one in name.split(".") if one.isdigit()]):
+        together.setdefault(re.sub(r"experts\.\d+\.", "experts.", name), []).append(tensors[name])
+    return {
+        name: torch.stack(several) if ".experts." in name else several[0]
+        for name, several in together.items()
+    }
 
 
 def write_gguf(
@@ -73,9 +88,10 @@ def write_gguf(
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
-    writer.add_rope_dimension_count(config["head_dim"])
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     if config["model_type"] == "mistral":
@@ -94,8 +110,9 @@ def write_gguf(
         add.get(type(value), writer.add_array)(key, value)
     if rope_divisors is not None:
         writer.add_tensor("rope_freqs.weight", rope_divisors.astype(np.float32))
-    for name, tensor in load_file(folder / "model.safetensors").items():
+    for name, tensor in _experts_together(load_file(folder / "model.safetensors")).items():
         values = tensor.to(torch.float32).numpy()
+        values = values[0] if "shared_expert_gate" in name else values
         if architecture in ("llama", "smollm3") and re.search(r"\.[qk]_proj\.", name):
             heads = config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
             values = permute(values, heads)

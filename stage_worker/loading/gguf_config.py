@@ -9,11 +9,13 @@ from typing import TypeVar
 from gguf.constants import GGMLQuantizationType
 
 from stage_worker.loading.gguf_header import GgufHeader, SkippedArray
-from stage_worker.models.spec import MOST_LAYERS, ModelSpec, RopeSpec, unsupported_architecture
+from stage_worker.models.spec import MOST_LAYERS, SUPPORTED_ARCHITECTURES, ModelSpec, RopeSpec
 from tidepipe_common.errors import ModelError
 
 # Mistral's converter writes it as llama, which it equals but for the sliding window.
 _ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
+MIXTURES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
+"""Mixtures of experts that the transformers library's code computes: its name of each."""
 _SMOLLM3_NO_ROPE_INTERVAL = 4  # fixed in llama.cpp too: the file does not carry it
 
 
@@ -66,12 +68,19 @@ def from_gguf(header: GgufHeader, *, rope_divisors: tuple[float, ...] = ()) -> M
     source = str(header.path)
     architecture = str(header.metadata.get("general.architecture", "(none)"))
     if architecture not in _ARCHITECTURES:
-        raise unsupported_architecture(source, architecture)
+        raise ModelError(
+            f"{source}: architecture {architecture!r} is not supported in GGUF files; supported: "
+            f"{', '.join((*SUPPORTED_ARCHITECTURES, *MIXTURES))}; of others use the model's Hugging Face "
+            "folder (plain, AWQ or GPTQ; `tidepipe models` lists what runs)"
+        )
     if "token_embd.weight" not in header.tensors:
         raise ModelError(f"{source}: tensor token_embd.weight is missing")
-    keys = _Keys(header, architecture)
+    keys = Keys(header, architecture)
     if keys.optional("expert_count", 0, int):
-        raise ModelError(f"{source}: mixture-of-experts models are not supported (expert_count)")
+        raise ModelError(
+            f"{source}: mixtures of experts of {architecture} are not read from GGUF (expert_count); use the "
+            "model's Hugging Face folder, plain, AWQ or GPTQ"
+        )
     keys.refuse_unknown()
 
     layers = keys.required("block_count", int)
@@ -99,7 +108,7 @@ def from_gguf(header: GgufHeader, *, rope_divisors: tuple[float, ...] = ()) -> M
         intermediate=keys.required("feed_forward_length", int),
         vocab_size=header.tensors["token_embd.weight"].shape[0],
         context_length=context_length,
-        eos_token_ids=_eos_token_ids(header, header.tensors["token_embd.weight"].shape[0]),
+        eos_token_ids=eos_token_ids(header, header.tensors["token_embd.weight"].shape[0]),
         tied_embeddings="output.weight" not in header.tensors,
         rms_eps=keys.required("attention.layer_norm_rms_epsilon", float),
         rope=_rope(keys, context_length, rope_divisors),
@@ -109,13 +118,13 @@ def from_gguf(header: GgufHeader, *, rope_divisors: tuple[float, ...] = ()) -> M
         qk_norm=architecture == "qwen3",
         sliding_windows=(window or None,) * layers,
         rope_layers=tuple((layer + 1) % interval != 0 for layer in range(layers)),
-        native_dtype=_native_dtype(header),
+        native_dtype=plain_dtype(header),
     )
     spec.check(source)
     return spec
 
 
-class _Keys:
+class Keys:
     """Numbers of the architecture's own keys, `llama.block_count` and so on."""
 
     def __init__(self, header: GgufHeader, architecture: str) -> None:
@@ -142,12 +151,12 @@ class _Keys:
     def optional(self, key: str, default: _T, kind: type[_T]) -> _T:
         return self.required(key, kind) if f"{self._prefix}.{key}" in self._metadata else default
 
-    def refuse_unknown(self) -> None:
+    def refuse_unknown(self, more: frozenset[str] = frozenset()) -> None:
         """ModelError for keys that may change the computation in a way nobody here knows.
 
-        Keys without a value (false, zero, empty) say nothing and may be there.
+        more: keys that are known. Keys without a value (false, zero, empty) say nothing and may be there.
         """
-        known = _KNOWN_KEYS | ({"attention.sliding_window"} if self._prefix == "llama" else set())
+        known = _KNOWN_KEYS | more | ({"attention.sliding_window"} if self._prefix == "llama" else set())
         unknown = [
             key
             for key, value in self._metadata.items()
@@ -166,7 +175,7 @@ class _Keys:
         return str(self._metadata.get(f"{self._prefix}.{key}", default))
 
 
-def _rope(keys: _Keys, context_length: int, divisors: tuple[float, ...]) -> RopeSpec:
+def _rope(keys: Keys, context_length: int, divisors: tuple[float, ...]) -> RopeSpec:
     theta = keys.optional("rope.freq_base", 10_000.0, float)
     # As llama.cpp reads them: the old name of the factor, 0 for none, and linear if no type is named.
     factor = (
@@ -198,13 +207,14 @@ def _rope(keys: _Keys, context_length: int, divisors: tuple[float, ...]) -> Rope
     )
 
 
-def _eos_token_ids(header: GgufHeader, vocab_size: int) -> tuple[int, ...]:
+def eos_token_ids(header: GgufHeader, vocab_size: int) -> tuple[int, ...]:
+    """The tokens that end an output."""
     values = (header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
     ids = (value for value in values if isinstance(value, int))
     return tuple(dict.fromkeys(value for value in ids if 0 <= value < vocab_size))
 
 
-def _native_dtype(header: GgufHeader) -> str:
+def plain_dtype(header: GgufHeader) -> str:
     """The plain type of the first layer's query weights (else bfloat16): norms are float32 in any file."""
     query = header.tensors.get("blk.0.attn_q.weight")
     return _PLAIN_DTYPES.get(query.kind, "bfloat16") if query else "bfloat16"

@@ -14,18 +14,18 @@ from gguf.constants import GGMLQuantizationType
 
 from stage_worker.loading.checkpoint import Checkpoint, RawRows, RowDecoder, StoredTensor, StoredWeight
 from stage_worker.loading.gguf_blocks import PACKED_KINDS, BlockReader
-from stage_worker.loading.gguf_config import from_gguf
+from stage_worker.loading.gguf_config import MIXTURES, from_gguf
 from stage_worker.loading.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from stage_worker.loading.stage_weights import check_weights
 from stage_worker.models.packed import PackedWeight
 from tidepipe_common.errors import ModelError
 
-_TOP_NAMES: Mapping[str, str] = {
+TOP_NAMES: Mapping[str, str] = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_LAYER_NAMES: Mapping[str, str] = {
+LAYER_NAMES: Mapping[str, str] = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -38,7 +38,7 @@ _LAYER_NAMES: Mapping[str, str] = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _ROPE_DIVISORS = "rope_freqs.weight"
 # Read by other means.
 _HARMLESS = (_ROPE_DIVISORS,)
@@ -56,12 +56,17 @@ _PLAIN: Mapping[GGMLQuantizationType, torch.dtype] = {
 def open_gguf(path: Path) -> Checkpoint:
     """Open a GGUF file; raises ModelError if it is damaged or of an unsupported architecture."""
     header = read_gguf_header(path)
+    if header.metadata.get("general.architecture") in MIXTURES:
+        # Late: it is for few files, and brings the library.
+        from stage_worker.loading.gguf_experts import open_mixture
+
+        return open_mixture(header)
     divisors = header.tensors.get(_ROPE_DIVISORS)
     if divisors is None:
         spec = from_gguf(header)
     else:
         name = divisors.name
-        without = Checkpoint(path, from_gguf(header), {name: _stored(divisors, 0)})
+        without = Checkpoint(path, from_gguf(header), {name: stored_tensor(divisors)})
         spec = from_gguf(header, rope_divisors=without.read_vector(name))
     tensors: dict[str, StoredTensor] = {}
     packed: dict[str, StoredWeight] = {}
@@ -70,20 +75,25 @@ def open_gguf(path: Path) -> Checkpoint:
         if hf_name is not None:
             reordered = spec.architecture in _INTERLEAVED and ".self_attn.q_proj." in hf_name
             reordered |= spec.architecture in _INTERLEAVED and ".self_attn.k_proj." in hf_name
-            stored = _stored(tensor, spec.head_dim if reordered else 0)
+            stored = stored_tensor(tensor, spec.head_dim if reordered else 0)
             tensors[hf_name] = stored
-            make = PACKED_KINDS.get(tensor.kind)
-            if make is not None and len(tensor.shape) == 2:
-                packed[hf_name] = StoredWeight(
-                    {"weight": stored},
-                    (tensor.shape[0], tensor.shape[1]),
-                    frozenset((hf_name,)),
-                    partial(_read, make),
-                    stored.interleaved_head_dim,
-                )
+            if (codes := stored_weight(hf_name, stored, tensor.kind)) is not None:
+                packed[hf_name] = codes
     checkpoint = Checkpoint(path, spec, tensors, packed)
     _refuse_unused(checkpoint, header)
     return checkpoint
+
+
+def stored_weight(name: str, stored: StoredTensor, kind: GGMLQuantizationType) -> StoredWeight | None:
+    """A matrix that is kept as codes, under a name; None for what becomes numbers."""
+    make = PACKED_KINDS.get(kind)
+    if make is None or len(stored.shape) != 2:
+        return None
+    outputs, inputs = stored.shape
+    read = partial(_read, make)
+    return StoredWeight(
+        {"weight": stored}, (outputs, inputs), frozenset((name,)), read, stored.interleaved_head_dim
+    )
 
 
 def _read(make: BlockReader, parts: Mapping[str, StoredTensor]) -> PackedWeight:
@@ -104,15 +114,16 @@ def _refuse_unused(checkpoint: Checkpoint, header: GgufHeader) -> None:
 
 def _hf_name(name: str) -> str | None:
     """The Hugging Face name of a GGUF tensor, or None for one that the decoder does not use."""
-    if name in _TOP_NAMES:
-        return _TOP_NAMES[name]
-    match = _LAYER_TENSOR.fullmatch(name)
-    if match is None or match[2] not in _LAYER_NAMES:
+    if name in TOP_NAMES:
+        return TOP_NAMES[name]
+    match = LAYER_TENSOR.fullmatch(name)
+    if match is None or match[2] not in LAYER_NAMES:
         return None
-    return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.{match[3]}"
+    return f"model.layers.{match[1]}.{LAYER_NAMES[match[2]]}.{match[3]}"
 
 
-def _stored(tensor: GgufTensor, interleaved_head_dim: int) -> StoredTensor:
+def stored_tensor(tensor: GgufTensor, interleaved_head_dim: int = 0) -> StoredTensor:
+    """Where it lies, and how it is read."""
     return StoredTensor(
         file=tensor.file,
         name=tensor.name,

@@ -31,10 +31,15 @@ def read_spec(path: Path, model_code: ModelCode = "auto") -> ModelSpec:
     if model_code == "transformers":
         raise ConfigError(f"{path}: model_code transformers is for Hugging Face folders, not for GGUF files")
     # Late: only a GGUF file needs the package.
-    from stage_worker.loading.gguf_config import from_gguf
+    from stage_worker.loading.gguf_config import MIXTURES, from_gguf
     from stage_worker.loading.gguf_header import read_gguf_header
 
-    return from_gguf(read_gguf_header(path))
+    header = read_gguf_header(path)
+    if header.metadata.get("general.architecture") in MIXTURES:
+        from stage_worker.loading.gguf_experts import mixture_spec
+
+        return mixture_spec(header)
+    return from_gguf(header)
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:

@@ -24,24 +24,29 @@ def generic_spec(
 ) -> ModelSpec:
     """The spec of a folder's model; ModelError for what cannot be run, with the reason."""
     source = str(folder / "config.json")
-    model_type = " ".join(str(config.get("model_type") or "(no model_type)").split())[:100]
     read_quantization(config, source)
     text = config.get("text_config")
     inner = text if isinstance(text, dict) else {}
     kind = native_dtype({**inner, **config}, source)
     refuse_other_heads(config, _HEADS, source)
-    try:
-        found = examine(without_quantization(config))
-    except ModelError as error:
-        raise ModelError(f"{source}: {error}") from error
-    if found.spec is None:
-        raise ModelError(f"{source}: {model_type} cannot be run: {found.reason} ({_advice(config)})")
-    spec = found.spec
+    spec = examined(without_quantization(config), source)
     return dataclasses.replace(
         spec,
         eos_token_ids=output_ends({**inner, **config}, generation_config, ends, spec.vocab_size, source),
         native_dtype=kind,
     )
+
+
+def examined(config: Mapping[str, Any], source: str) -> ModelSpec:
+    """What a trial found of a configuration; ModelError if it cannot be run."""
+    model_type = " ".join(str(config.get("model_type") or "(no model_type)").split())[:100]
+    try:
+        found = examine(config)
+    except ModelError as error:
+        raise ModelError(f"{source}: {error}") from error
+    if found.spec is None:
+        raise ModelError(f"{source}: {model_type} cannot be run: {found.reason} ({_advice(config)})")
+    return found.spec
 
 
 def _advice(config: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
@@ -19,6 +20,7 @@ from stage_worker.executors.torch_backend import TorchBackend
 from stage_worker.transformers_code import opening, trial
 from stage_worker.transformers_code.examination import Examination
 from stage_worker.transformers_code.tiny import tiny_values
+from tests.tiny_gguf import write_gguf
 from tests.tiny_models import hugging_face_greedy, random_prompts
 from tests.torch_pipeline import GreedySampler, generate
 from tidepipe_common.errors import ModelError
@@ -138,3 +140,31 @@ def test_blocks_without_their_scales_are_refused(oss: tuple[Path, Path], tmp_pat
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"layers\.1\..*down_proj_scales is missing.*fetch"):
         TorchBackend(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "qwen2_moe"])
+def test_blocks_of_gguf(model_type: str, tmp_path: Path) -> None:
+    """Experts of a layer in one tensor; a file in plain float32 tells what others stand for."""
+    sizes = {"vocab_size": 64, "moe_intermediate_size": 64, "intermediate_size": 64}
+    sizes |= {"norm_topk_prob": model_type == "qwen3_moe", "shared_expert_intermediate_size": 64}
+    plain = base(model_type, tmp_path / "plain", tie_word_embeddings=False, **sizes)
+    config = json.loads((plain / "config.json").read_text())
+    architecture = model_type.replace("_", "")
+    keys = {
+        "expert_count": next(config[key] for key in ("num_experts", "num_local_experts") if key in config),
+        "expert_used_count": config["num_experts_per_tok"],
+        "expert_feed_forward_length": 64,
+        "expert_shared_feed_forward_length": 64 if model_type == "qwen2_moe" else 0,
+    }
+    more = {f"{architecture}.{key}": value for key, value in keys.items()}
+    more["tokenizer.ggml.eos_token_id"] = 1
+    prompts = [[token % 64 for token in prompt] for prompt in PROMPTS]
+    whole = write_gguf(plain, tmp_path / "whole.gguf", architecture=architecture, metadata=more)
+    expected = hugging_face_greedy(plain, prompts, NEW_TOKENS)
+    assert generate(pipeline(whole, 2)[0], prompts, NEW_TOKENS, chunk=9) == expected
+    kind = GGMLQuantizationType.Q8_0
+    packed = write_gguf(plain, tmp_path / "q8.gguf", kind=kind, architecture=architecture, metadata=more)
+    executors, held = pipeline(packed, 2)
+    alone, _ = pipeline(packed, 1)
+    assert generate(executors, prompts, NEW_TOKENS) == generate(alone, prompts, NEW_TOKENS, chunk=9)
+    assert held <= ROOM * packed.stat().st_size
