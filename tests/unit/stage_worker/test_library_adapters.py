@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,10 +25,15 @@ NEW_TOKENS = 8
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
+@cache
+def _examined(config: str) -> Examination:
+    return Examination(trial.tried(json.loads(config)))
+
+
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials run in this process: another one would import PyTorch anew."""
-    monkeypatch.setattr(opening, "examine", lambda config: Examination(trial.tried(config)))
+    monkeypatch.setattr(opening, "examine", lambda config: _examined(json.dumps(config)))
 
 
 def base(model_type: str, folder: Path) -> Path:

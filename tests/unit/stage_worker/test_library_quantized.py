@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,15 @@ ROOM = 1.2
 """Memory of a loaded stage beside its part of the file."""
 
 
+@cache
+def _examined(config: str) -> Examination:
+    return Examination(trial.tried(json.loads(config)))
+
+
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials run in this process: another one would import PyTorch anew."""
-    monkeypatch.setattr(opening, "examine", lambda config: Examination(trial.tried(config)))
+    monkeypatch.setattr(opening, "examine", lambda config: _examined(json.dumps(config)))
 
 
 def base(model_type: str, folder: Path, **sizes: Any) -> Path:
