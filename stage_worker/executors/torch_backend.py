@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import gc
 import os
@@ -53,6 +52,7 @@ from stage_worker.models.workspace import Workspace
 from stage_worker.sampling.apart import StepSampler
 from stage_worker.second_tier import BlockMover, check_place, open_tier
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.memory import return_freed
 from tidepipe_common.model_source import resolve_model
 from tidepipe_common.settings.adapters import AdapterPlace
 from tidepipe_common.settings.offload import OffloadPlace
@@ -327,7 +327,7 @@ class TorchBackend:
                     f"split the model over more stages ({error})"
                 ) from error
             self._loaded = (part, weights)
-            _return_freed_memory()
+            return_freed()
         return self._loaded[1]
 
     def _read(self, part: StageSlice) -> StageWeights | LibraryStage:
@@ -366,13 +366,6 @@ def _check(spec: StageSpec, layers: int) -> None:
         )
     if problem is not None:
         raise ConfigError(f"a stage cannot be configured so: {problem}")
-
-
-def _return_freed_memory() -> None:
-    """Hand what loading has freed back to the system; the C library would keep tens of megabytes."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
 
 
 def _sampler_of(model: Path) -> SamplerFactory:

@@ -14,6 +14,7 @@ from stage_worker.models.linear import Linear, LinearFactory, PlainLinear
 from stage_worker.models.packed import PackedWeight, Weight, stacked
 from stage_worker.models.packed_linear import PackedLinear
 from stage_worker.models.weights import LayerWeights, StageWeights
+from tidepipe_common.memory import return_freed
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
@@ -46,16 +47,25 @@ def load_stage(
     is the embedding too.
     """
     loader = _Loader(checkpoint, dtype, device, make_linear)
-    layers = tuple(loader.layer(index) for index in range(part.begin, part.end))
     tied = checkpoint.spec.tied_embeddings
     embedding: Linear | None = None
-    if part.first and not (part.last and tied and share_ends):
-        embedding = plain_linear(loader.embedding(EMBEDDING), None, dtype)
-    if not part.last:
-        return StageWeights(layers=layers, embedding=embedding)
-    final_norm = loader.vector(FINAL_NORM, checkpoint.spec.hidden)
-    head = make_head(loader.embedding(EMBEDDING if tied else HEAD), None)
-    return StageWeights(layers, embedding or (head if part.first else None), final_norm, head)
+    head: Linear | None = None
+    final_norm: torch.Tensor | None = None
+    # The largest first, while there is little else: what reading and packing them takes beside is free again
+    # when the layers come.
+    if part.last:
+        head = make_head(loader.embedding(EMBEDDING if tied else HEAD), None)
+        final_norm = loader.vector(FINAL_NORM, checkpoint.spec.hidden)
+    if part.first:
+        if head is not None and tied and share_ends:
+            embedding = head
+        else:
+            embedding = plain_linear(loader.embedding(EMBEDDING), None, dtype)
+    layers = []
+    for index in range(part.begin, part.end):
+        return_freed()  # else what each layer leaves adds up to a quarter of the weights
+        layers.append(loader.layer(index))
+    return StageWeights(tuple(layers), embedding, final_norm, head)
 
 
 def check_weights(checkpoint: Checkpoint) -> frozenset[str]:
