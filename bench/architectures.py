@@ -229,6 +229,7 @@ async def _answer(stream: AsyncStream, number: int, killer: Killer) -> tuple[lis
 
 def page(rows: Sequence[Row]) -> str:
     """The page of the documentation."""
+    kinds = len({row.architecture for row in rows})
     dates = sorted({row.date for row in rows})
     equal = sum(row.equal == row.answers for row in rows)
     lines = [
@@ -236,13 +237,13 @@ def page(rows: Sequence[Row]) -> str:
         "",
         "<!-- Made by `python -m bench.architectures --page out.jsonl`; do not edit. -->",
         "",
-        f"Real clusters of tiny random models, {len(rows)} architectures, measured {' and '.join(dates)} on "
-        f"two cores: in {equal} of them all answers",
+        f"Real clusters of tiny random models, {kinds} architectures in {len(rows)} clusters, measured "
+        f"{' and '.join(dates)} on two cores: in {equal} of them all answers",
         f"are those of transformers' `generate`, token for token. Each: {REQUESTS} requests all in flight "
         f"together, {TOKENS} tokens each, float32, greedy; every",
         f"second prompt begins with the same 50 tokens; {KV_BLOCKS} KV blocks of 16 tokens, too few for all, "
         "so that sequences are preempted; when a quarter",
-        "of all tokens has come, the last stage is killed with SIGKILL. Stages in turn: one, two, three.",
+        "of all tokens has come, the last stage is killed with SIGKILL. One to three stages in turn, or all.",
         "",
         "```",
         "python -m bench.architectures -o out.jsonl          # resumes; names of architectures for some only",

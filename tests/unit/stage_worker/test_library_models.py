@@ -30,6 +30,7 @@ RUN = {
     "learned positions, transposed weights": "gpt2",
     "keys and values of different widths": "deepseek_v3",
     "multipliers": "granite",
+    "chunks, a router that returns its choices": "llama4_text",
     "positions added to scores (ALiBi)": "bloom",
     "inputs of each layer, shared keys, several hidden states": "gemma3n_text",
 }
