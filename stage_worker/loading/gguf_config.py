@@ -78,7 +78,7 @@ def from_gguf(header: GgufHeader, *, rope_divisors: tuple[float, ...] = ()) -> M
     keys = Keys(header, architecture)
     if keys.optional("expert_count", 0, int):
         raise ModelError(
-            f"{source}: mixtures of experts of {architecture} are not read from GGUF (expert_count); use the "
+            f"{source}: mixture-of-experts models of {architecture} are not read from GGUF; use the "
             "model's Hugging Face folder, plain, AWQ or GPTQ"
         )
     keys.refuse_unknown()
