@@ -49,16 +49,26 @@ class AdapterConfig:
 
     base: as the adapter names it; for people, since folders are called as one likes.
     targets: last parts of the names of adapted modules, as far as a list says them; None: a pattern does.
+    layers: numbers of the only layers that are adapted; None: all.
     """
 
     folder: Path
     base: str
     targets: frozenset[str] | None
+    layers: frozenset[int] | None
     rank: int
     alpha: float
     root: bool
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
+
+    def covers(self, module: str, written: str) -> bool:
+        """Whether this module is one that it names. module, written: its whole name, and that in its file."""
+        names = {module.rpartition(".")[2], written.rpartition(".")[2]}
+        layer = next((int(part) for part in module.split(".") if part.isdecimal()), None)
+        return (self.targets is None or not names.isdisjoint(self.targets)) and (
+            self.layers is None or layer in self.layers
+        )
 
     def rank_of(self, module: str) -> int:
         """Of a module, by its whole name."""
@@ -85,6 +95,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         folder=folder,
         base=str(config.get("base_model_name_or_path") or "")[:200],
         targets=_targets(file, config.get("target_modules")),
+        layers=_layers(file, config.get("layers_to_transform")),
         rank=int(_number(file, "r", config.get("r"), whole=True)),
         alpha=_number(file, "lora_alpha", config.get("lora_alpha")),
         root=bool(config.get("use_rslora")),
@@ -125,6 +136,15 @@ def _targets(file: Path, value: Any) -> frozenset[str] | None:
     if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
         return frozenset(one.rpartition(".")[2] for one in value)
     raise ModelError(f"{file}: target_modules must be a list of names, a pattern or all-linear")
+
+
+def _layers(file: Path, value: Any) -> frozenset[int] | None:
+    if value is None or value == []:
+        return None
+    numbers = value if isinstance(value, list) else [value]
+    if len(numbers) > _MAX_PATTERNS or not all(type(one) is int and one >= 0 for one in numbers):
+        raise ModelError(f"{file}: layers_to_transform must be numbers of layers")
+    return frozenset(numbers)
 
 
 def _number(file: Path, what: str, value: Any, *, whole: bool = False) -> float:

@@ -54,8 +54,15 @@ def try_out(templates: Sequence[str], source: str) -> None:
         raise ModelError(f"{source}: {said}")
     if code == _TOO_LONG:
         raise ModelError(f"{source}: writes more than {MAX_CHARACTERS} characters for a few words")
+    if code > 0 and code != _NO_ROOM:
+        raise ModelError(f"{source}: cannot be tried out: {_last_line(result.stderr)}")
     if code == _NO_ROOM or code < 0:
         raise ModelError(f"{source}: takes more than {MAX_CPU_S} s or {MAX_BYTES >> 20} MiB for a few words")
+
+
+def _last_line(said: bytes) -> str:
+    lines = said.decode(errors="replace").strip().splitlines()
+    return lines[-1][:200] if lines else "its process ended"
 
 
 def main() -> int:
@@ -69,6 +76,13 @@ def main() -> int:
                 texts = list(_rendered(template))
             except TemplateSyntaxError as error:
                 print(f"line {error.lineno}: {' '.join(str(error.message).split())[:200]}", end="")
+                return _SYNTAX
+            except RecursionError:
+                print("it is nested too deeply", end="")
+                return _SYNTAX
+            except (SyntaxError, ValueError, OverflowError) as error:
+                # Python's own compiler, which takes what jinja2 makes of it.
+                print(f"it cannot be compiled: {' '.join(str(error).split())[:200]}", end="")
                 return _SYNTAX
             if any(length > MAX_CHARACTERS for length in texts):
                 return _TOO_LONG

@@ -106,7 +106,7 @@ def _opened(name: str, config: AdapterConfig, spec: ModelSpec, base: Adaptable) 
     tensors = read_header(file)
     halves: dict[str, dict[str, StoredTensor]] = {}
     for tensor in tensors.values():
-        module, half = _module_of(file, tensor.name, base)
+        module, half = _module_of(file, tensor.name, config, base)
         halves.setdefault(module, {})[half] = tensor
     modules = {module: _checked(file, module, both, config, base.shapes) for module, both in halves.items()}
     if not modules:
@@ -119,7 +119,7 @@ def _opened(name: str, config: AdapterConfig, spec: ModelSpec, base: Adaptable) 
     return AdapterFolder(name, _fingerprint(file, modules), modules, Checkpoint(config.folder, spec, tensors))
 
 
-def _module_of(file: Path, name: str, base: Adaptable) -> tuple[str, str]:
+def _module_of(file: Path, name: str, config: AdapterConfig, base: Adaptable) -> tuple[str, str]:
     """The module that a tensor adapts, and which half of it it is: A or B."""
     match = _TENSOR.fullmatch(name)
     if match is None:
@@ -135,6 +135,11 @@ def _module_of(file: Path, name: str, base: Adaptable) -> tuple[str, str]:
         if last not in kinds:
             why = f"only {', '.join(kinds)} of the base's layers can be adapted; {MERGE}"
         raise ModelError(f"{file}: adapts {quoted(match[1])}, but {why}")
+    if not config.covers(module, match[1]):
+        raise ModelError(
+            f"{file}: adapts {quoted(match[1])}, which target_modules and layers_to_transform of its "
+            "configuration do not name: the two are not of one adapter; save it anew"
+        )
     return module, match[2]
 
 

@@ -245,6 +245,7 @@ def test_a_text_that_cannot_fit_is_refused_after_a_part_of_it() -> None:
     [
         ("{% for x in %}", "line 1: Expected an expression"),
         ("a\n{% if %}", "line 2: "),
+        ("{{" + "(" * 5000 + "1" + ")" * 5000 + "}}", "nested too deeply"),
         (
             "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
             "takes more than 2 s",

@@ -15,7 +15,7 @@ from bench.quantized_checkpoints import write_quantized
 from stage_worker.executors.protocol import PlanError, StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
 from stage_worker.models.native.library import load_kernels
-from tests.tiny_adapters import PREFIX, make_adapter, merged
+from tests.tiny_adapters import ALL, PREFIX, make_adapter, merged
 from tests.tiny_models import hugging_face_greedy, make_tiny_model, random_prompts
 from tests.torch_pipeline import generate, make_pipeline
 from tidepipe_common.errors import ConfigError, ModelError
@@ -139,7 +139,10 @@ def test_an_unknown_adapter_is_refused(tmp_path: Path) -> None:
         ({"r": 5}, "its rank is to be 5"),
         ({"r": 0}, "r must be a whole number above 0"),
         ({"lora_alpha": "16"}, "lora_alpha must be a number"),
-        ({"target_modules": ["q_proj", "lm_head"]}, "has nothing of lm_head"),
+        ({"target_modules": [*ALL, "lm_head"]}, "has nothing of lm_head"),
+        ({"target_modules": ["q_proj"]}, "of its configuration do not name"),
+        ({"layers_to_transform": 0}, "of its configuration do not name"),
+        ({"layers_to_transform": ["0"]}, "must be numbers of layers"),
         ({"target_modules": None}, "target_modules must be"),
         ({"alpha_pattern": {"(a+)+b": 3}}, "too involved"),
         ({"alpha_pattern": {"(": 3}}, "no pattern"),
