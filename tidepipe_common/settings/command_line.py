@@ -78,6 +78,10 @@ def arguments_of(settings: ServiceSettings) -> list[str]:
         value = getattr(settings, name)
         if name not in settings.model_fields_set or value is None or value is False:
             continue
+        if str(value).startswith("-"):
+            # Else it would be read as an option.
+            arguments.append(f"{setting.flag}={value}")
+            continue
         arguments.append(setting.flag)
         if value is not True:
             arguments.append(str(value))

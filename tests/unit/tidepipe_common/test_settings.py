@@ -147,6 +147,8 @@ def test_a_child_is_told_what_was_chosen_and_the_environment_the_rest(model: typ
     told = arguments_of(made)
     assert parse_settings(model, told, {}) == made
     assert arguments_of(parse_settings(model, REQUIRED[model], {})) == REQUIRED[model]
+    dashed = parse_settings(model, [*REQUIRED[model], "--tls-cert=-c"], {})
+    assert parse_settings(model, arguments_of(dashed), {}) == dashed
     named = settings_of(model)
     environment = {
         variable_of(model, named[attribute(flag)]): text or "yes" for flag, (text, _) in flags.items()
