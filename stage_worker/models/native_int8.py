@@ -16,6 +16,8 @@ _MOST_INPUTS = 65_536
 """Beyond it a sum of products of bytes might not fit 32 bits."""
 _WORD = 4
 """Inputs that one step of the product takes."""
+_PIECE = 1 << 20
+"""Numbers that are rounded at once: in floats they take several times the memory of a weight."""
 
 
 class ByteRows:
@@ -86,9 +88,15 @@ def _packed(weight: torch.Tensor, kernels: NativeKernels) -> tuple[torch.Tensor,
     """Bytes [panels, inputs / 4, 64, 4], which are 128 + w / scale, and the scales [panels x 64]."""
     outputs, inputs = weight.shape
     panels = panels_of(outputs)
-    wide = F.pad(weight.float(), (0, 0, 0, panels * PANEL - outputs))
-    scales = wide.abs().amax(1).clamp_(min=torch.finfo(torch.float32).tiny) / _LARGEST
-    rounded = (wide / scales.unsqueeze(1)).round_().add_(_LARGEST + 1).to(torch.uint8)
     packed = kernels.arena.empty((panels, inputs // _WORD, PANEL, _WORD), torch.uint8)
-    packed[:] = rounded.view(panels, PANEL, inputs // _WORD, _WORD).transpose(1, 2)
+    scales = torch.empty(panels * PANEL)
+    step = max(1, _PIECE // (PANEL * inputs))
+    for panel in range(0, panels, step):
+        part = weight[panel * PANEL : (panel + step) * PANEL]
+        count = panels_of(len(part))
+        wide = F.pad(part.float(), (0, 0, 0, count * PANEL - len(part)))
+        scale = wide.abs().amax(1).clamp_(min=torch.finfo(torch.float32).tiny) / _LARGEST
+        rounded = (wide / scale.unsqueeze(1)).round_().add_(_LARGEST + 1).to(torch.uint8)
+        packed[panel : panel + count] = rounded.view(count, PANEL, inputs // _WORD, _WORD).transpose(1, 2)
+        scales[panel * PANEL : (panel + count) * PANEL] = scale
     return packed, scales
