@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tidepipe_common.errors import ModelError
-from tidepipe_common.model_files import read_json_object
+from tidepipe_common.model_files import is_there, read_json_object
 from tidepipe_common.text.text import quoted
 
 CONFIG = "adapter_config.json"
@@ -87,7 +87,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         raise ModelError(f"{folder}: there is no such folder; --lora takes NAME=FOLDER with PEFT's {CONFIG}")
     config = read_json_object(file, _MAX_CONFIG_BYTES)
     _check_kind(file, config)
-    if not (folder / WEIGHTS).is_file():
+    if not is_there(folder / WEIGHTS):
         other = "only adapter_model.bin, which is not read: unpickling it could run anything"
         why = other if (folder / "adapter_model.bin").exists() else f"no {WEIGHTS}"
         raise ModelError(f"{folder}: has {why}; save it with PEFT's save_pretrained (safetensors)")

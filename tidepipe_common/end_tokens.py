@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tidepipe_common.errors import ModelError
-from tidepipe_common.model_files import read_json_object
+from tidepipe_common.model_files import read_json_object, read_text
 
 _LARGEST_FILE = 256 << 20
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
@@ -64,8 +64,8 @@ def _templates(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
             if isinstance(entry, dict) and isinstance(entry.get("template"), str):
                 yield entry["template"]
     try:
-        yield (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        yield read_text(folder / "chat_template.jinja")
+    except ModelError:
         return
 
 

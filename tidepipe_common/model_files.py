@@ -19,18 +19,40 @@ _KINDS: Mapping[type, str] = {list: "a list", str: "a string", bool: "a boolean"
 _MARK = b"\xef\xbb\xbf"
 
 
+def is_there(file: Path) -> bool:
+    """Whether a folder has this file, which it may lack; ModelError if what is there is no file."""
+    if file.is_file():
+        return True
+    if file.is_symlink() and not file.exists():
+        raise ModelError(f"{file}: a link to nothing; fetch the model again")
+    if file.exists():
+        raise ModelError(f"{file}: not a file")
+    return False
+
+
 def read_json_object(file: Path, largest: int = LARGEST_JSON) -> Mapping[str, Any]:
     """The object in a file; ModelError, which names the file, if there is none."""
+    return json_object(_read(file, largest), str(file))
+
+
+def read_text(file: Path, largest: int = LARGEST_JSON) -> str:
+    """The text in a file; ModelError, which names the file, if there is none."""
+    try:
+        return _read(file, largest).decode()
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{file}: is not UTF-8 (byte {error.start}); save it as that") from error
+
+
+def _read(file: Path, largest: int) -> bytes:
     try:
         size = file.stat().st_size
         if not file.is_file():  # a pipe would wait for a writer
             raise ModelError(f"{file}: not a file")
         if size > largest:
             raise ModelError(f"{file}: too large, {size} bytes of {largest} at most")
-        raw = file.read_bytes()
+        return file.read_bytes()
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
-    return json_object(raw, str(file))
 
 
 def json_object(raw: bytes, source: str) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from platformdirs import user_cache_dir
 
 from tidepipe_common.errors import ModelError
+from tidepipe_common.model_files import is_there
 
 CACHE_VARIABLE = "TIDEPIPE_CACHE"
 """Environment variable that moves TidePipe's cache folder."""
@@ -115,7 +116,7 @@ def _checked(path: Path) -> Path:
             raise ModelError(
                 f"{path}: a LoRA adapter, not a model; give its base as the model and --lora NAME={path}"
             )
-        if (path / "config.json").is_file():
+        if is_there(path / "config.json"):
             return path
         raise ModelError(f"{path}: has *.safetensors but no config.json")
     # Of a split model, the first part speaks for all.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tidepipe_common.errors import ModelError
-from tidepipe_common.model_files import read_json_object
+from tidepipe_common.model_files import is_there, read_json_object, read_text
 from tidepipe_common.text.text import quoted
 
 _LARGEST_TOKENIZER = 256 << 20
@@ -22,20 +22,22 @@ _LARGEST_CONFIG = 64 << 20
 def check_tokenizer_files(folder: Path) -> None:
     """ModelError for the first of the small files that cannot be used, which it names."""
     file = folder / "tokenizer_config.json"
-    if file.is_file():
+    if is_there(file):
         config = read_json_object(file, _LARGEST_CONFIG)
         for key, (fits, wanted) in _FIELDS.items():
             if config.get(key) is not None and not fits(config[key]):
                 raise ModelError(f"{file}: {key} must be {wanted}, got {quoted(config[key])}")
     for name in ("special_tokens_map.json", "added_tokens.json"):
-        if (folder / name).is_file():
+        if is_there(folder / name):
             read_json_object(folder / name, _LARGEST_CONFIG)
+    if is_there(folder / "chat_template.jinja"):
+        read_text(folder / "chat_template.jinja")
 
 
 def template_apart(folder: Path) -> str | dict[str, str] | None:
     """The chat template, or several by name, of chat_template.json, which models that see come with."""
     file = folder / "chat_template.json"
-    if not file.is_file():
+    if not is_there(file):
         return None
     template = read_json_object(file, _LARGEST_CONFIG).get("chat_template")
     if not _is_template(template):
@@ -50,7 +52,7 @@ def template_apart(folder: Path) -> str | dict[str, str] | None:
 def check_tokenizer_json(folder: Path) -> None:
     """ModelError if tokenizer.json is there and plainly not what it should be."""
     file = folder / "tokenizer.json"
-    if not file.is_file():
+    if not is_there(file):
         return
     content = read_json_object(file, _LARGEST_TOKENIZER)
     for key, kind, wanted in (("model", dict, "an object"), ("added_tokens", list, "a list")):
@@ -61,7 +63,7 @@ def check_tokenizer_json(folder: Path) -> None:
 def tokenizer_facts(folder: Path) -> Mapping[str, Any]:
     """What config.json says that matters to the tokenizer; nothing if there is no such file."""
     file = folder / "config.json"
-    if not file.is_file():
+    if not is_there(file):
         return {}
     config = read_json_object(file)
     said = {key: config[key] for key in _FACTS if config.get(key) is not None}

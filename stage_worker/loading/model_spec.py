@@ -13,7 +13,7 @@ from stage_worker.loading.hf_config import from_hf_config, is_native
 from stage_worker.models.spec import ModelSpec
 from tidepipe_common.end_tokens import end_tokens
 from tidepipe_common.errors import ConfigError
-from tidepipe_common.model_files import read_json_object
+from tidepipe_common.model_files import is_there, read_json_object
 
 _LARGEST_CONFIG = 4 << 20
 """Bytes: lists of layers, experts and labels are some 100 KB, and the library copies them many times."""
@@ -55,7 +55,7 @@ def by_library(config: Mapping[str, Any], model_code: ModelCode) -> bool:
 def folder_spec(folder: Path, config: Mapping[str, Any], model_code: ModelCode = "auto") -> ModelSpec:
     """The spec of a Hugging Face folder, whose config.json has been read."""
     file = folder / "generation_config.json"
-    generation_config = read_json_object(file) if file.is_file() else {}
+    generation_config = read_json_object(file) if is_there(file) else {}
     # Whoever names the ends of an output there has thought of the turns of a chat; see docs/decisions/037.
     ends = end_tokens(folder, turns=generation_config.get("eos_token_id") is None)
     if by_library(config, model_code):

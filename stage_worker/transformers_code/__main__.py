@@ -10,11 +10,12 @@ import json
 import sys
 
 from stage_worker.transformers_code.examination import MOST_BYTES, MOST_CPU_S, Examination, told
-from tidepipe_common.process_limits import limit_process
+from tidepipe_common.process_limits import end_with_parent, limit_process
 
 
 def main() -> None:
     """Entry point."""
+    end_with_parent()
     limit_process(MOST_BYTES, MOST_CPU_S)
     values = json.loads(sys.stdin.read())
     # Whatever a library prints is no part of the answer.
