@@ -33,6 +33,7 @@ class FaultyExecutor:
         self.weight_bytes = inner.weight_bytes
         self.kv_bytes = inner.kv_bytes
         self.offload = inner.offload
+        self.kv = inner.kv
 
     def execute(self, plan: StepPlan, hidden: bytes | memoryview | None) -> StepOutput:
         """See the protocol."""
