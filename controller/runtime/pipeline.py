@@ -72,7 +72,7 @@ class Pipeline:
         count = len(config.stage_addresses)
         self.watch = StepWatch(count, cost)
         self.stages = [StageClient(address, i, count) for i, address in enumerate(config.stage_addresses)]
-        self.kv: KvPort | None = KvPort(self.stages, config.block_size, self._lose)
+        self.kv = KvPort(self.stages, config.block_size, self._lose)
         self._incarnation = incarnation
         self._verdict: StageLostError | None = None
         self._judged = asyncio.Event()
@@ -156,8 +156,7 @@ class Pipeline:
         )
         self._verdict = None
         self._judged.clear()
-        if self.kv is not None:
-            self.kv.begin_epoch()
+        self.kv.begin_epoch()
         fresh = [stage.begin_epoch() for stage in self.stages]
         self.replaced = any(fresh)
         compiles = [about.device.startswith("cuda") for about in abouts]

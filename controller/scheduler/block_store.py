@@ -168,12 +168,7 @@ class BlockStore:
                 self._payers[block] = user
             else:
                 user.shared_blocks += 1
-                if (payer := self._payers[block]) is not None:
-                    self._payers[block] = None
-                    self.unpaid += 1
-                    payer.shared_blocks += 1
-                    if payer not in relieved:
-                        relieved.append(payer)
+                self._relieve(block, relieved)
             self._users[block] += 1
             user.blocks.append(block)
         self.references += len(user.blocks)
@@ -187,17 +182,24 @@ class BlockStore:
             if not self._users[block]:
                 del self._kept[block]
                 self.unpaid += 1
-            elif (payer := self._payers[block]) is not None:
-                self._payers[block] = None
-                self.unpaid += 1
-                payer.shared_blocks += 1
-                if payer not in relieved:
-                    relieved.append(payer)
+            else:
+                self._relieve(block, relieved)
             self._users[block] += 1
         user.blocks.extend(blocks)
         user.shared_blocks = len(user.blocks)
         self.references += len(blocks)
         return relieved
+
+    def _relieve(self, block: int, relieved: list[BlockUser]) -> None:
+        """Nobody pays for a block any more that several use; `relieved` gets who did."""
+        payer = self._payers[block]
+        if payer is None:
+            return
+        self._payers[block] = None
+        self.unpaid += 1
+        payer.shared_blocks += 1
+        if payer not in relieved:
+            relieved.append(payer)
 
     def enter(self, blocks: Many[int], keys: Many[bytes], begin: int, end: int) -> None:
         """Blocks begin .. end - 1 of a sequence have their content from now on: who comes next may share it.
