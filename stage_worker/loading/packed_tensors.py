@@ -76,10 +76,7 @@ def _stack(
     weight: str, blocks: StoredTensor, scales: StoredTensor | None, scheme: Scheme
 ) -> list[StoredWeight]:
     if scales is None:
-        raise ModelError(
-            f"{blocks.file}: tensor {weight}{_BLOCK_SCALES} is missing, which the quantized weight beside it "
-            "needs; fetch the checkpoint again"
-        )
+        raise _missing(blocks, weight + _BLOCK_SCALES)
     each = (scheme.group_size or 0) * scheme.bits // 8
     for stored, shape in ((blocks, (*scales.shape, each)), (scales, blocks.shape[:-1])):
         if stored.kind != "U8" or stored.shape != shape or len(blocks.shape) != 4 or 0 in stored.shape:
@@ -98,6 +95,13 @@ def _stack(
         )
         for number in range(experts)
     ]
+
+
+def _missing(beside: StoredTensor, name: str) -> ModelError:
+    return ModelError(
+        f"{beside.file}: tensor {name} is missing, which the quantized weight beside it needs; fetch the "
+        "checkpoint again"
+    )
 
 
 def _slice(stored: StoredTensor, number: int) -> StoredTensor:
@@ -289,10 +293,7 @@ class _Module:
         name = f"{self._module}.{end}"
         stored = self._tensors.get(name)
         if stored is None:
-            raise ModelError(
-                f"{self._first().file}: tensor {name} is missing, which the quantized weight beside it "
-                "needs; fetch the checkpoint again"
-            )
+            raise _missing(self._first(), name)
         if stored.kind not in kinds or (dimensions is not None and len(stored.shape) != dimensions):
             raise ModelError(
                 f"{stored.file}: tensor {name} is {stored.kind} {list(stored.shape)}, but must be "

@@ -9,7 +9,7 @@ MEMORY = 0.3
 
 
 class TransferCost:
-    """Of one instance's way in, live and in virtual time: fetches follow each other, at one rate."""
+    """Of one instance's way in: fetches follow each other, at one rate."""
 
     def __init__(self, bytes_per_s: float, latency_s: float = 0.005) -> None:
         """bytes_per_s: before anything was measured. latency_s: of each fetch, whatever its size."""
