@@ -28,6 +28,9 @@ separate, hybrid: no disaggregation, as vLLM without chunks and Sarathi. fudg-in
 decode on instances of their own, within a node (DistServe) or on different nodes (MoonCake).
 """
 
+_FUDG_BUDGETS = (2048, 512, 1024, 4096)
+"""Tokens of a prefill step at an instance that does nothing else."""
+
 
 def default_knobs(system: str, spec: ClusterSpec) -> Knobs:
     """What a system runs with unless it is tuned."""
@@ -38,7 +41,7 @@ def scan(system: str, spec: ClusterSpec) -> list[Knobs]:
     """All settings that are tried for a system, the usual ones first; none if the cluster is too small."""
     match system:
         case "padg":
-            return [{"budget": budget} for budget in _budgets("padg", spec, 256, 512, 1024)]
+            return [{"budget": budget} for budget in _budgets("padg", spec, 256, 128, 64, 512, 1024)]
         case "padg-apart":
             return [{"budget": budget} for budget in _budgets("padg-apart", spec, 2048, 1024)]
         case "padg-published":
@@ -49,14 +52,14 @@ def scan(system: str, spec: ClusterSpec) -> list[Knobs]:
         case "separate":
             return _engine(_budgets("separate", spec, 2048, 1024, 4096))
         case "hybrid":
-            return _engine(_budgets("hybrid", spec, 256, 512, 1024, 2048))
+            return _engine(_budgets("hybrid", spec, 256, 128, 64, 512, 1024, 2048))
         case _ if system in ENGINES:
             usual, *others = _budgets(system, spec, 256, 512, 1024)
             free: list[Knobs] = [{**knobs, "max_running": 0} for knobs in _engine([usual, *others])]
             return [*_engine([usual]), *free]
         case "fudg-inter":
             near = sorted(range(1, spec.instances), key=lambda p: abs(p - spec.instances / 3))
-            return [{"prefill": p, "budget": 2048} for p in near]
+            return [{"prefill": p, "budget": budget} for p in near for budget in _FUDG_BUDGETS]
         case "fudg-intra":
             return _intra(spec)
         case _ if system.startswith("route:"):
@@ -87,7 +90,7 @@ def _intra(spec: ClusterSpec) -> list[Knobs]:
         return []
     here = spec.node_devices // (tensor * spec.stages)
     near = sorted(range(1, here), key=lambda p: abs(p - here / 3))
-    return [{"tensor": tensor, "prefill": p, "budget": 2048} for p in near]
+    return [{"tensor": tensor, "prefill": p, "budget": budget} for p in near for budget in _FUDG_BUDGETS]
 
 
 def _fits(spec: ClusterSpec, tensor: int) -> bool:
