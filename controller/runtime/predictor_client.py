@@ -145,13 +145,13 @@ class LengthOracle:
             self._fall_back([features])
 
     def observe(self, features: RequestFeatures, output_tokens: int, censored: bool) -> None:
-        """Learn of an output's length. censored: it was cut."""
-        if not censored:
+        """Learn of an output's length, if its owner lets it be learned from. censored: it was cut."""
+        if not (censored or features.prompt.unlearned):
             self._recent.append(output_tokens)
         self._see(features, output_tokens, censored)
 
     def _see(self, features: RequestFeatures, output_tokens: int, censored: bool) -> None:
-        if self._address:
+        if self._address and not features.prompt.unlearned:
             self.observations_lost += len(self._seen) == MAX_QUEUED
             self._seen.append((features, output_tokens, censored))
             self._new.set()

@@ -120,7 +120,10 @@ class Admission:
         # A stop string is found here, and what is computed beyond it is in vain.
         piece_gap_s = 0.0 if wanted.stop else min(request.piece_gap_s, LONGEST_GAP_S)
         manner = request.manner if wanted.thought is None else f"{request.manner} thinks"
-        features = [prompt_features(prompt, request.client, manner) for prompt in request.prompts]
+        features = [
+            replace(prompt_features(prompt, request.client, manner), unlearned=request.unlearned)
+            for prompt in request.prompts
+        ]
         return [
             entry.new_answer(
                 number * wanted.n + index,

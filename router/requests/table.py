@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -333,6 +333,8 @@ class RequestTable:
 
         given: what an earlier router had of its answers.
         """
+        if self._keys is not None and self._keys.unlearned(request.owner):
+            request = replace(request, unlearned=True)
         # Checked against the model, the chat template filled in, tokenized: sequences of token ids.
         answers = await self.admission.admit(request, entry)
         if entry.ended:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -107,18 +108,22 @@ async def ask(oracle: LengthOracle, predicted: dict[str, tuple[float, float]], c
 
 
 async def test_who_asks_reaches_the_predictor() -> None:
-    """The hash that the router made comes with what is asked and with what is observed."""
+    """The hash that the router made comes with what is asked and with what is observed; of an answer that is
+    not to be learned from nothing is observed, neither there nor here."""
     spec = controller_pb2.SequenceSpec(sequence_id="a", prompt_token_ids=[1, 2, 3])
     spec.prompt_features.client_hash = 77
     arrival = new_sequence_from_wire(spec, 0.0)
     fake = FakePredictor(sound)
     async with serving(fake) as address, running(address) as (oracle, _):
         oracle.ask(sequence("a"), arrival.features)
-        oracle.ended(Finish("a", FinishReason.STOP, 12))
+        oracle.ask(sequence("b"), replace(arrival.features, unlearned=True))
+        for key in "ba":
+            oracle.ended(Finish(key, FinishReason.STOP, 12))
         async with asyncio.timeout(5):
-            while not (fake.requests and fake.observed):  # noqa: ASYNC110 - others' state, without events
+            while not (len(fake.requests) == 2 and fake.observed):  # noqa: ASYNC110 - others' state, without events
                 await asyncio.sleep(0.01)
     assert fake.requests[0].prompt.client_hash == 77
+    assert [one.features.key for one in fake.observed] == ["a"]
     assert fake.observed[0].features.prompt.client_hash == 77
 
 

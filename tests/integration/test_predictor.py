@@ -59,9 +59,15 @@ async def test_process_predicts_learns_and_refuses_nonsense() -> None:
                 ),
                 output_tokens=1,
             ),
+            pb.Observation(
+                features=pb.RequestFeatures(
+                    prompt_tokens=1, max_tokens=9, prompt=prompt_pb2.PromptFeatures(unlearned=True)
+                ),
+                output_tokens=1,
+            ),
         ]
         observed = await stub.Observe(pb.ObserveRequest(observations=observations), timeout=5)
-        assert (observed.accepted, observed.rejected) == (40, 4)
+        assert (observed.accepted, observed.rejected) == (40, 5)
 
         wanted = pb.PredictRequest(requests=[features("a"), features("b", max_tokens=3)])
         reply = await stub.Predict(wanted, timeout=5)

@@ -280,9 +280,14 @@ async def test_a_batch_of_a_key_that_ended_does_not_go_on(
     ca = secure(tmp_path, monkeypatch)
     async with running_tenants(tmp_path, ca) as tenants:
         tenants.controller.paused = True
-        async with tenants.tenant() as alice:
+        async with tenants.tenant(unlearned=True) as alice, tenants.tenant() as bob:
             batch = (await begin(alice, await upload(alice, 3))).json()["id"]
-            await eventually(lambda: len(tenants.controller.running()) == 3)
+            await begin(bob, await upload(bob, 1))
+            await eventually(lambda: len(tenants.controller.running()) == 4)
+            # Whose answers nothing is to be learned from is said with each of them, lines of batches too.
+            specs = [one.spec for one in tenants.controller.running()]
+            marked = [alice.key_id in one.sequence_id for one in specs]
+            assert marked == [one.prompt_features.unlearned for one in specs] and sum(marked) == 3
         tenants.router.lifecycle.stopping.set()
     tenants.store.revoke(alice.key_id)
     async with running_tenants(tmp_path, ca) as tenants, tenants.tenant("admin") as root:

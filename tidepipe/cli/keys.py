@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -43,6 +43,13 @@ StoredItems = Annotated[
     int | None, typer.Option("--stored-items", help="How many of these. Default: as the router says.")
 ]
 
+Learning = Annotated[
+    Literal["on", "off"] | None,
+    typer.Option(
+        "--learning", metavar="on|off", help="May the length predictor learn from its answers? Default: on."
+    ),
+]
+
 
 @keys_app.command("add")
 def add(
@@ -59,6 +66,7 @@ def add(
     tokens_per_minute: TokensPerMinute = None,
     stored_bytes: StoredBytes = None,
     stored_items: StoredItems = None,
+    learning: Learning = None,
 ) -> None:
     """Make a key and print it. It is shown this once: only a digest is kept."""
     record, key = _store(file).add(
@@ -70,6 +78,7 @@ def add(
         tokens_per_minute=tokens_per_minute,
         stored_bytes=stored_bytes,
         stored_items=stored_items,
+        unlearned=learning == "off",
     )
     print(f"{_line(record)}\nThis is the only time that the key is shown:", file=sys.stderr)
     print(key)
@@ -84,6 +93,7 @@ def limit(
     tokens_per_minute: TokensPerMinute = None,
     stored_bytes: StoredBytes = None,
     stored_items: StoredItems = None,
+    learning: Learning = None,
 ) -> None:
     """Change what a key may use; running clusters know within a second. 0 lifts a limit."""
     given = {
@@ -94,6 +104,8 @@ def limit(
         "stored_items": stored_items,
     }
     limits = {name: value or None for name, value in given.items() if value is not None}
+    if learning is not None:
+        limits["unlearned"] = learning == "off" or None
     if not limits:
         raise ConfigError("name a limit to change, such as --stored-items 1000")
     store = _store(file)
@@ -144,6 +156,7 @@ def _fields(key: ApiKey) -> dict[str, object]:
         "tokens_per_minute": key.tokens_per_minute,
         "stored_bytes": key.stored_bytes,
         "stored_items": key.stored_items,
+        "learning": "off" if key.unlearned else "on",
     }
 
 
@@ -156,6 +169,7 @@ def _line(key: ApiKey) -> str:
             (key.tokens_per_minute, f"{key.tokens_per_minute or 0:g} tokens/min"),
             (key.stored_bytes, f"{key.stored_bytes} bytes stored"),
             (key.stored_items, f"{key.stored_items} items stored"),
+            (key.unlearned, "not learned from"),
         )
         if value
     ]

@@ -14,16 +14,20 @@ def prompt_to_wire(prompt: PromptFeatures) -> pb.PromptFeatures:
         buckets=prompt.buckets,
         template_hash=prompt.template,
         client_hash=prompt.client,
+        unlearned=prompt.unlearned,
     )
 
 
 def prompt_from_wire(message: pb.PromptFeatures) -> PromptFeatures:
     """Protobuf to domain; nothing is known of a prompt in numbers of another version but who asks."""
     if message.version != VERSION:
-        return PromptFeatures(template=message.template_hash, client=message.client_hash)
+        return PromptFeatures(
+            template=message.template_hash, client=message.client_hash, unlearned=message.unlearned
+        )
     return PromptFeatures(
         dense=tuple(message.dense),
         buckets=tuple(message.buckets),
         template=message.template_hash,
         client=message.client_hash,
+        unlearned=message.unlearned,
     )

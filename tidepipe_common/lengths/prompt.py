@@ -88,12 +88,14 @@ class PromptFeatures:
     template: hash of the system message and of the manner of answering, 0 for neither: requests of one
     application share it, and those that think, or must call a tool, are told apart from those that do not.
     client: hash of who asks, 0 if nobody said so.
+    unlearned: who asks wants nothing to be learned from the answer; it may be predicted all the same.
     """
 
     dense: tuple[float, ...] = ()
     buckets: tuple[int, ...] = ()
     template: int = 0
     client: int = 0
+    unlearned: bool = False
 
     def fault(self) -> str | None:
         """Why this cannot come from `prompt_features`, or None."""

@@ -68,6 +68,8 @@ class Observation:
         """Why this cannot have happened, or None."""
         if (fault := self.features.fault()) is not None:
             return fault
+        if self.features.prompt.unlearned:
+            return "nothing is to be learned from it"
         limit = self.features.max_tokens
         if limit is not None and self.output_tokens > limit:
             return f"output_tokens ({self.output_tokens}) exceeds max_tokens ({limit})"

@@ -28,7 +28,7 @@ class ApiKey:
 
     expires: None for never. requests_per_minute, max_concurrent (answers at a time), tokens_per_minute
     (prompts and answers): None for no limit. stored_bytes, stored_items: of its files, batches and responses;
-    None for what the router allows every key.
+    None for what the router allows every key. unlearned: nothing is learned from how long its answers are.
     """
 
     key_id: str
@@ -42,6 +42,7 @@ class ApiKey:
     tokens_per_minute: float | None = None
     stored_bytes: int | None = None
     stored_items: int | None = None
+    unlearned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

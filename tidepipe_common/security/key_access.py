@@ -226,6 +226,11 @@ class KeyAccess:
         key = self._store.known(owner)
         return (None, None) if key is None else (key.stored_bytes, key.stored_items)
 
+    def unlearned(self, owner: str) -> bool:
+        """True if nothing is to be learned from an owner's answers."""
+        key = self._store.known(owner)
+        return key is not None and key.unlearned
+
     def name(self, owner: str) -> str:
         """What a key is called; empty if the owner is none."""
         key = self._store.known(owner)

@@ -34,10 +34,11 @@ _VERSION_3 = """
 ALTER TABLE api_key ADD COLUMN stored_bytes INTEGER;
 ALTER TABLE api_key ADD COLUMN stored_items INTEGER;
 """
-_MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3)
+_VERSION_4 = "ALTER TABLE api_key ADD COLUMN unlearned INTEGER"
+_MIGRATIONS = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
 _LIMITS = "requests_per_minute, max_concurrent, tokens_per_minute, stored_bytes, stored_items"
-_COLUMNS = f"key_id, name, roles, created, expires, revoked, {_LIMITS}, salt, digest"
-_FIRST_LIMIT, _SALT = 6, 11
+_COLUMNS = f"key_id, name, roles, created, expires, revoked, {_LIMITS}, unlearned, salt, digest"
+_FIRST_LIMIT, _UNLEARNED, _SALT = 6, 11, 12
 _WORDS = {"max_concurrent": "concurrent requests"}
 _HEADER_BYTES = 100
 """SQLite's: among them a counter that each change moves on, also two within one tick of the file's clock."""
@@ -78,6 +79,7 @@ class KeyStore:
         tokens_per_minute: float | None = None,
         stored_bytes: int | None = None,
         stored_items: int | None = None,
+        unlearned: bool = False,
     ) -> tuple[ApiKey, str]:
         """Make a key: its record, and the key itself, which nobody can find out later."""
         wanted = frozenset(roles)
@@ -94,13 +96,14 @@ class KeyStore:
             None if lifetime_s is None else now + lifetime_s,
             False,
             *limits,
+            unlearned,
         )
         with self._writing(create=True) as database:
             database.execute(
-                f"INSERT INTO api_key ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT INTO api_key ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(key_id, name, ",".join(sorted(wanted)), now, record.expires),
-                    *(*limits, stored.salt, stored.digest),
+                    *(*limits, unlearned, stored.salt, stored.digest),
                 ),
             )
         return record, key
@@ -123,8 +126,8 @@ class KeyStore:
         self._change("UPDATE api_key SET expires = ? WHERE key_id = ?", key_id, end, key_id)
 
     def limit(self, key_id: str, **limits: float | None) -> None:
-        """Change limits of a key, named as in ApiKey; None lifts one. NotFoundError."""
-        assert limits and limits.keys() <= set(_LIMITS.split(", ")), limits
+        """Change limits of a key, and `unlearned`, named as in ApiKey; None lifts one. NotFoundError."""
+        assert limits and limits.keys() <= {*_LIMITS.split(", "), "unlearned"}, limits
         _check_limits(limits)
         named = ", ".join(f"{name} = ?" for name in limits)
         self._change(f"UPDATE api_key SET {named} WHERE key_id = ?", key_id, *limits.values(), key_id)
@@ -212,7 +215,7 @@ class KeyStore:
             row[0]: (
                 ApiKey(
                     *(row[0], row[1], frozenset(row[2].split(",")), row[3], row[4], bool(row[5])),
-                    *row[_FIRST_LIMIT:_SALT],
+                    *(*row[_FIRST_LIMIT:_UNLEARNED], bool(row[_UNLEARNED])),
                 ),
                 SecretDigest(*row[_SALT:]),
             )

@@ -88,6 +88,7 @@ class GenerationRequest:
     trace_context: the span that its caller asks within, see telemetry/traces.py.
     owner: whose request it is, see security.caller: the same request_id of two owners is two requests.
     priority: lower goes sooner, among its owner's requests; beside others' nothing is more urgent than 0.
+    unlearned: nothing is to be learned from how long its answers are.
     background: nobody waits for it (a line of a batch): it runs in what other requests leave.
     """
 
@@ -118,6 +119,7 @@ class GenerationRequest:
     owner: str = ""
     priority: int = 0
     background: bool = False
+    unlearned: bool = False
     clamp_max_tokens: bool = False
     more_prompts: tuple[str | tuple[int, ...], ...] = ()
     prompt_logprobs: int | None = None

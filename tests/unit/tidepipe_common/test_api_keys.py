@@ -193,10 +193,11 @@ def test_limits_can_be_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     record, key = store.add("a", ["inference"], max_concurrent=3, stored_bytes=10)
     access = KeyAccess(store)
     with access.enter(key, "inference"):
-        assert access.stored(record.key_id) == (10, None)
-    elsewhere.limit(record.key_id, stored_bytes=None, stored_items=7)
+        assert access.stored(record.key_id) == (10, None) and not access.unlearned(record.key_id)
+    elsewhere.limit(record.key_id, stored_bytes=None, stored_items=7, unlearned=True)
     with access.enter(key, "inference") as lease:
-        assert access.stored(record.key_id) == (None, 7) and lease.key.max_concurrent == 3
+        assert access.stored(record.key_id) == (None, 7) and access.unlearned(record.key_id)
+        assert lease.key.max_concurrent == 3
     with pytest.raises(ConfigError, match="stored items must be above 0"):
         elsewhere.limit(record.key_id, stored_items=-1)
     with pytest.raises(NotFoundError):
