@@ -65,12 +65,12 @@ def columns_of(train: Answered, test: Answered) -> tuple[Floats, Floats]:
     recent = RecentLengths()
     learnt, asked = Answers.of(train, recent), Answers.of(test, RecentLengths())
     chance = np.random.default_rng(1)
-    strength = best_strength(learnt.words, learnt.target, chance)
-    weights, mean = fit_words(learnt.words, learnt.target, strength)
+    known = learnt.words, learnt.target, learnt.weight
+    strength = best_strength(*known, learnt.prompts, chance)
     own = learnt.rows[:, :-1].copy()
-    own[:, -1] = held_out_scores(learnt.words, learnt.target, strength, chance)
+    own[:, -1] = held_out_scores(*known, learnt.prompts, strength, chance)
     theirs = asked.rows[:, :-1].copy()
-    theirs[:, -1] = asked.words.scores(weights, mean)
+    theirs[:, -1] = fit_words(*known, strength).of(asked.words)
     return own, theirs
 
 

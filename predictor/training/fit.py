@@ -10,7 +10,7 @@ import numpy as np
 from predictor.training.answers import Answers
 from predictor.training.bins import Indices, choose_edges, risk_table
 from predictor.training.trees import Settings, fit_hazard, loss, scored_rows
-from predictor.training.words import FOLDS, best_strength
+from predictor.training.words import FOLDS, best_strength, folds
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.lengths.calibration import ReachedLevels
 from tidepipe_common.lengths.distribution import Floats
@@ -58,8 +58,8 @@ def fit(
     chance = np.random.default_rng(settings.seed)
     steps = FOLDS + 2
     progress("words", 0, steps)
-    strength = best_strength(answers.words, answers.target, chance)
-    fold = chance.permutation(len(answers.lengths)) % FOLDS
+    strength = best_strength(answers.words, answers.target, answers.weight, answers.prompts, chance)
+    fold = folds(answers.prompts, chance)
     losses = np.zeros(len(TREE_COUNTS))
     models = []
     for one in range(FOLDS):

@@ -8,7 +8,7 @@ import numpy as np
 
 from predictor.training.answers import Answers
 from predictor.training.bins import Flags, RiskTable, base_log_odds, tail_rate
-from predictor.training.words import fit_words, held_out_scores
+from predictor.training.words import WordScores, fit_words, held_out_scores
 from tidepipe_common.lengths.booster import lightgbm
 from tidepipe_common.lengths.distribution import Floats
 from tidepipe_common.lengths.hazard import COLUMNS, HazardModel, set_scores
@@ -58,11 +58,13 @@ def fit_hazard(
     """From the answers that are chosen. strength: regularization of the words' regression."""
     indices = np.flatnonzero(chosen)
     words, target = answers.words.rows(indices), answers.target[indices]
-    weights, mean = fit_words(words, target, strength)
+    weight, prompts = answers.weight[indices], answers.prompts[indices]
+    fitted = fit_words(words, target, weight, strength)
     rows = answers.rows.copy()
     # The trees must learn how far the score can be trusted on prompts that the regression did not see.
     scores = np.full(len(rows), np.nan)
-    scores[indices] = held_out_scores(words, target, strength, np.random.default_rng(settings.seed))
+    chance = np.random.default_rng(settings.seed)
+    scores[indices] = held_out_scores(words, target, weight, prompts, strength, chance)
     set_scores(rows, scores)
     part = table.of_answers(chosen)
     base = base_log_odds(part, len(edges) - 1)
@@ -72,19 +74,21 @@ def fit_hazard(
     data = gbm.Dataset(
         matrix,
         part.ended,
+        weight=answers.weight[part.answer],
         init_score=base[part.bin],
         feature_name=list(COLUMNS),
         params={"max_bin": _MAX_BIN, "verbosity": -1},
     )
     booster = gbm.train(settings.parameters(), data, trees)
     rate = tail_rate(edges, answers.lengths[indices], answers.censored[indices])
-    return HazardModel(edges, base, rate, weights, mean, booster)
+    return HazardModel(edges, base, rate, fitted.words, fitted.rarity, fitted.mean, booster)
 
 
 def scored_rows(model: HazardModel, answers: Answers, chosen: Flags) -> Floats:
     """Complete rows of some answers, as the model sees them."""
     rows = answers.rows[chosen]
-    set_scores(rows, answers.words.rows(np.flatnonzero(chosen)).scores(model.words, model.words_mean))
+    scores = WordScores(model.words, model.rarity, model.words_mean)
+    set_scores(rows, scores.of(answers.words.rows(np.flatnonzero(chosen))))
     return rows
 
 

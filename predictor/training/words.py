@@ -1,4 +1,8 @@
-"""Ridge regression of the logarithm of the length on the prompt's words: one column for the trees."""
+"""Ridge regression of the logarithm of the length on the prompt's words: one column for the trees.
+
+Words and pairs are counted by their rarity, and a prompt's together by their Euclidean length (tf-idf): what
+nearly all prompts have says nothing, and long prompts have no more votes than short ones.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, diags_array
 from scipy.sparse.linalg import lsqr
 
+from predictor.training.bins import Indices
 from tidepipe_common.lengths.distribution import Floats
 from tidepipe_common.lengths.prompt import BUCKETS
 from tidepipe_common.lengths.request import RequestFeatures
 
 FOLDS = 5
-STRENGTHS = (30.0, 100.0, 300.0, 1000.0)
+STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
 ITERATIONS = 60
 
 
@@ -39,41 +44,81 @@ class WordTable:
         """Some of the prompts."""
         return WordTable(self.table[chosen], self.has_text[chosen])
 
-    def scores(self, weights: Floats, mean: float) -> Floats:
-        """Predicted logarithm; NaN without text."""
-        return np.where(self.has_text, self.table @ weights + mean, np.nan)
+    def rarity(self, weight: Floats) -> Floats:
+        """(BUCKETS,) logarithm of how many prompts there are for one that has it. weight: of each row."""
+        seen = np.asarray(self.table.T @ weight)
+        return np.asarray(np.log((1.0 + weight.sum()) / (1.0 + seen)) + 1.0, dtype=np.float64)
+
+    def counted(self, rarity: Floats) -> csr_matrix:
+        """Rows of rarities, each of length 1."""
+        rows = self.table @ diags_array(rarity)
+        lengths = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
+        return csr_matrix(diags_array(1.0 / np.maximum(lengths, 1e-9)) @ rows)
 
 
-def fit_words(words: WordTable, target: Floats, strength: float) -> tuple[Floats, float]:
-    """Weights and mean. target: (n,) logarithms of lengths."""
+@dataclass(frozen=True, slots=True)
+class WordScores:
+    """A fitted regression. words: (BUCKETS,) weights times rarity."""
+
+    words: Floats
+    rarity: Floats
+    mean: float
+
+    def of(self, table: WordTable) -> Floats:
+        """Predicted logarithm, (n,); NaN without text."""
+        weights = self.words / self.rarity
+        return np.where(table.has_text, table.counted(self.rarity) @ weights + self.mean, np.nan)
+
+
+def fit_words(words: WordTable, target: Floats, weight: Floats, strength: float) -> WordScores:
+    """target: (n,) logarithms of lengths. weight: of each row, (n,)."""
     if not words.has_text.any():
-        return np.zeros(BUCKETS), 0.0
-    table, wanted = words.table[words.has_text], target[words.has_text]
-    mean = float(wanted.mean())
+        return WordScores(np.zeros(BUCKETS), np.ones(BUCKETS), 0.0)
+    known = WordTable(words.table[words.has_text], words.has_text[words.has_text])
+    wanted, counts = target[words.has_text], weight[words.has_text]
+    rarity = known.rarity(counts)
+    mean = float(np.average(wanted, weights=counts))
     # Words that almost every prompt has would otherwise carry the mean.
-    found = lsqr(table, wanted - mean, damp=float(np.sqrt(strength)), iter_lim=ITERATIONS)[0]
-    return np.asarray(found, dtype=np.float64), mean
+    by_weight = diags_array(np.sqrt(counts)) @ known.counted(rarity)
+    damp, seen = float(np.sqrt(strength)), np.sqrt(counts) * (wanted - mean)
+    found = lsqr(by_weight, seen, damp=damp, iter_lim=ITERATIONS)[0]
+    return WordScores(np.asarray(found * rarity, dtype=np.float64), rarity, mean)
 
 
-def held_out_scores(words: WordTable, target: Floats, strength: float, chance: np.random.Generator) -> Floats:
-    """Each prompt's score from a regression that has not seen its length: what the trees may trust."""
-    count = len(target)
-    fold = chance.permutation(count) % FOLDS
-    scores = np.full(count, np.nan)
+def held_out_scores(
+    words: WordTable,
+    target: Floats,
+    weight: Floats,
+    prompts: Indices,
+    strength: float,
+    chance: np.random.Generator,
+) -> Floats:
+    """Each prompt's score from a regression that has not seen its lengths: what the trees may trust.
+
+    prompts: (n,) which prompt a row is an answer to.
+    """
+    fold = folds(prompts, chance)
+    scores = np.full(len(target), np.nan)
     for one in range(FOLDS):
         rest, held = np.flatnonzero(fold != one), np.flatnonzero(fold == one)
-        weights, mean = fit_words(words.rows(rest), target[rest], strength)
-        scores[held] = words.rows(held).scores(weights, mean)
+        scores[held] = fit_words(words.rows(rest), target[rest], weight[rest], strength).of(words.rows(held))
     return scores
 
 
-def best_strength(words: WordTable, target: Floats, chance: np.random.Generator) -> float:
+def best_strength(
+    words: WordTable, target: Floats, weight: Floats, prompts: Indices, chance: np.random.Generator
+) -> float:
     """The regularization with the least squared error on held-out prompts."""
     if not words.has_text.any():
         return STRENGTHS[-1]
 
     def error(strength: float) -> float:
-        scores = held_out_scores(words, target, strength, chance)
-        return float(np.nanmean((scores - target) ** 2))
+        scores = held_out_scores(words, target, weight, prompts, strength, chance)
+        return float(np.nansum(weight * (scores - target) ** 2))
 
     return min(STRENGTHS, key=error)
+
+
+def folds(prompts: Indices, chance: np.random.Generator) -> Indices:
+    """(n,) a number below FOLDS: answers to one prompt are never on both sides."""
+    return np.asarray((chance.permutation(int(prompts.max(initial=0)) + 1) % FOLDS)[prompts], dtype=np.int64)

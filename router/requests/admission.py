@@ -23,7 +23,7 @@ from router.requests.text_port import TextPort, TooManyTokensError
 from tidepipe_common.aside import beside
 from tidepipe_common.dialects import Reading
 from tidepipe_common.errors import ContextLengthError, InvalidRequestError
-from tidepipe_common.lengths.prompt import prompt_features
+from tidepipe_common.lengths.prompt import Manner, PromptFeatures, prompt_features
 from tidepipe_common.limits import MAX_PROMPT_LOGPROBS
 from tidepipe_common.types.prompt_reading import NUMBER_BYTES
 from tidepipe_common.types.request import GenerationRequest, Prompt, about_prompt
@@ -119,11 +119,7 @@ class Admission:
         seed = wanted.seed if wanted.seed is not None else 0 if wanted.greedy else draw_seed()
         # A stop string is found here, and what is computed beyond it is in vain.
         piece_gap_s = 0.0 if wanted.stop else min(request.piece_gap_s, LONGEST_GAP_S)
-        manner = request.manner if wanted.thought is None else f"{request.manner} thinks"
-        features = [
-            replace(prompt_features(prompt, request.client, manner), unlearned=request.unlearned)
-            for prompt in request.prompts
-        ]
+        features = await self.beside(request.characters, partial(_features, request, wanted))
         return [
             entry.new_answer(
                 number * wanted.n + index,
@@ -229,6 +225,24 @@ def _of_prompt(number: int, request: GenerationRequest) -> Iterator[None]:
         if not request.more_prompts:
             raise
         raise about_prompt(number, error) from None
+
+
+def _features(request: GenerationRequest, wanted: SamplingParams) -> list[PromptFeatures]:
+    """What the length predictor may know of each of its prompts. wanted: what answers are held to."""
+    thinks, structure = wanted.thought is not None, wanted.structure
+    manner = Manner(
+        key=f"{request.manner} thinks" if thinks else request.manner,
+        tools=len(request.tools) if request.callable else 0,
+        must_call=request.callable and request.tool_choice.mode == "required",
+        thinks=thinks,
+        structure_characters=0 if structure is None else len(structure.text),
+        least_tokens=wanted.min_tokens,
+        stop_strings=len(wanted.stop),
+    )
+    return [
+        replace(prompt_features(prompt, request.client, manner), unlearned=request.unlearned)
+        for prompt in request.prompts
+    ]
 
 
 def draw_seed() -> int:

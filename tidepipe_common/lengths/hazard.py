@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tidepipe_common.lengths.distribution import Floats, LengthDistributions
 from tidepipe_common.lengths.prompt import DENSE
-from tidepipe_common.lengths.recent import RecentLengths
+from tidepipe_common.lengths.recent import NUMBERS, RecentLengths
 from tidepipe_common.lengths.request import RequestFeatures
 
 COLUMNS = (
@@ -25,10 +25,8 @@ COLUMNS = (
     "prompt_tokens",
     "max_tokens",
     "temperature",
-    "template_mean",
-    "template_count",
-    "client_mean",
-    "client_count",
+    *(f"template_{name}" for name in NUMBERS),
+    *(f"client_{name}" for name in NUMBERS),
     "words_score",
     "bin",
 )
@@ -42,8 +40,10 @@ _MISSING = (math.nan,) * len(DENSE)
 class HazardModel:
     """edges: (k + 1,) tokens, from 0. base: (k,) log-odds of ending in each bin, which the trees refine.
 
-    words: (BUCKETS,) weights of a ridge regression of the length's logarithm on words and pairs of words,
-    whose score is one column: trees alone cannot learn thousands of rare words from thousands of answers.
+    words, rarity: (BUCKETS,) a ridge regression of the length's logarithm on words and pairs of words, each
+    counted by its rarity, a prompt's together by their Euclidean length (tf-idf). Its score is one column:
+    trees alone cannot learn thousands of rare words from thousands of answers. words are weights times
+    rarity.
     tail_rate: hazard per token behind the last edge. booster: LightGBM's.
     """
 
@@ -51,6 +51,7 @@ class HazardModel:
     base: Floats
     tail_rate: float
     words: Floats
+    rarity: Floats
     words_mean: float
     booster: Any
 
@@ -65,13 +66,12 @@ class HazardModel:
     def scores(self, requests: Sequence[RequestFeatures]) -> Floats:
         """The words' score of each request, NaN without text."""
         return np.array(
-            [
-                self.words_mean + float(self.words[list(one.prompt.buckets)].sum())
-                if one.prompt.dense
-                else math.nan
-                for one in requests
-            ]
+            [self._score(list(one.prompt.buckets)) if one.prompt.dense else math.nan for one in requests]
         )
+
+    def _score(self, buckets: list[int]) -> float:
+        length = math.sqrt(float(np.square(self.rarity[buckets]).sum()))
+        return self.words_mean + (float(self.words[buckets].sum()) / length if length else 0.0)
 
     def of_rows(self, rows: Floats, trees: int | None = None) -> LengthDistributions:
         """From complete rows, (n, columns); trees: so many of them only."""
@@ -86,9 +86,7 @@ class HazardModel:
         return LengthDistributions(self.edges, survival, self.tail_rate)
 
 
-def request_rows(
-    requests: Sequence[RequestFeatures], history: Sequence[tuple[float, float, float, float]]
-) -> Floats:
+def request_rows(requests: Sequence[RequestFeatures], history: Sequence[tuple[float, ...]]) -> Floats:
     """(n, columns), without score and bin. history: of each request, RecentLengths.numbers."""
     rows = np.full((len(requests), len(COLUMNS)), math.nan)
     rows[:, :_SCORE] = [

@@ -9,19 +9,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from zlib import crc32
 
 from tidepipe_common.types.request import ChatTurn, Prompt
 
-VERSION = 1
+VERSION = 2
 """Of the meaning of the numbers; models say which one they were trained on."""
 
-BUCKETS = 2048
-"""Hash buckets of words and pairs of words."""
-MAX_BUCKETS = 192
+BUCKETS = 16_384
+"""Hash buckets of words and pairs of words: as many as two bytes on the wire can name."""
+MAX_BUCKETS = 256
 """Kept of one prompt at most: the first."""
 HEAD_CHARACTERS = 1200
 TAIL_CHARACTERS = 800
@@ -48,7 +48,10 @@ DENSE = (
     "words",
     "lines",
     "turns",
-    "has_system",
+    "answers_before",
+    "last_answer_characters",
+    "mean_answer_characters",
+    "system_characters",
     "mean_word",
     "distinct_words",
     "numbers",
@@ -64,6 +67,12 @@ DENSE = (
     "asked_items",
     *(f"cue_{name}" for name in CUES),
     *(f"says_{phrase.replace(' ', '_')}" for phrase in PHRASES),
+    "tools",
+    "must_call",
+    "thinks",
+    "structure_characters",
+    "least_tokens",
+    "stop_strings",
 )
 """Names of the numbers, in order."""
 
@@ -77,6 +86,39 @@ _ASKED_ITEMS = re.compile(
 )
 _WORDS_PER = {"word": 1, "sentence": 20, "paragraph": 80, "page": 400}
 _NUMERALS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "ten": 10}
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How an answer is to be given, as far as its request says it.
+
+    key: what tells manners of one application apart, such as how hard to think. tools: that it may call.
+    must_call: it is a call. thinks: it may think first. structure_characters: of the schema or expression
+    that it is held to. least_tokens: it may not end before. stop_strings: that end it.
+    """
+
+    key: str = ""
+    tools: int = 0
+    must_call: bool = False
+    thinks: bool = False
+    structure_characters: int = 0
+    least_tokens: int = 0
+    stop_strings: int = 0
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The last of DENSE."""
+        return (
+            math.log1p(self.tools),
+            float(self.must_call),
+            float(self.thinks),
+            math.log1p(self.structure_characters),
+            math.log1p(self.least_tokens),
+            float(self.stop_strings),
+        )
+
+
+PLAINLY = Manner()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,23 +152,21 @@ class PromptFeatures:
         return None
 
 
-def prompt_features(prompt: Prompt, client: str = "", manner: str = "") -> PromptFeatures:
-    """Read a prompt: plain text, a conversation, or token ids (of which only the client counts here).
-
-    manner: how it is to be answered, see `GenerationRequest.manner`.
-    """
+def prompt_features(prompt: Prompt, client: str = "", manner: Manner = PLAINLY) -> PromptFeatures:
+    """Read a prompt: plain text, a conversation, or token ids (of which only the client counts here)."""
     who = _key(client)
     if isinstance(prompt, str):
-        return _read(prompt, "", (), who)
+        return _read(prompt, "", (), who, manner)
     turns = [turn for turn in prompt if isinstance(turn, ChatTurn)]
     if not turns:
         return PromptFeatures(client=who)
     system = "\n".join(turn.content for turn in turns if turn.role in ("system", "developer"))
-    read = _read(turns[-1].content, system, turns[:-1], who)
-    return replace(read, template=_key(f"{system}\0{manner}")) if manner else read
+    return _read(turns[-1].content, system, turns[:-1], who, manner)
 
 
-def _read(message: str, system: str, before: Sequence[ChatTurn], client: int) -> PromptFeatures:
+def _read(
+    message: str, system: str, before: Sequence[ChatTurn], client: int, manner: Manner
+) -> PromptFeatures:
     text = message
     if len(text) > HEAD_CHARACTERS + TAIL_CHARACTERS:
         text = f"{text[:HEAD_CHARACTERS]}\n{text[-TAIL_CHARACTERS:]}"
@@ -138,13 +178,17 @@ def _read(message: str, system: str, before: Sequence[ChatTurn], client: int) ->
         if (kind := _CUE_OF.get(word)) is not None:
             cues[kind] += 1.0
     count = len(words)
+    answers = [math.log1p(len(turn.content)) for turn in before if turn.role == "assistant"]
     dense = (
         math.log1p(len(message)),
         math.log1p(sum(len(turn.content) for turn in before)),
         math.log1p(count),
         float(text.count("\n")),
         float(len(before)),
-        float(bool(system)),
+        float(len(answers)),
+        answers[-1] if answers else 0.0,
+        sum(answers) / len(answers) if answers else 0.0,
+        math.log1p(len(system)),
         sum(map(len, words)) / count if count else 0.0,
         len(set(words)) / count if count else 0.0,
         float(sum(word.isdigit() for word in words)),
@@ -160,8 +204,10 @@ def _read(message: str, system: str, before: Sequence[ChatTurn], client: int) ->
         _asked_items(lowered),
         *cues,
         *(float(phrase in lowered) for phrase in PHRASES),
+        *manner.numbers,
     )
-    return PromptFeatures(dense, _buckets(words), _key(system), client)
+    template = _key(f"{system}\0{manner.key}") if manner.key else _key(system)
+    return PromptFeatures(dense, _buckets(words), template, client)
 
 
 def _buckets(words: Sequence[str]) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,14 +16,28 @@ from tidepipe_common.lengths.booster import lightgbm
 from tidepipe_common.lengths.calibration import Ends, ReachedLevels
 from tidepipe_common.lengths.hazard import COLUMNS, HazardModel
 from tidepipe_common.lengths.prompt import BUCKETS, VERSION
-from tidepipe_common.lengths.recent import RecentLengths
+from tidepipe_common.lengths.recent import MAX_KEYS, MEMORY, RecentLengths
 from tidepipe_common.lengths.trained import TrainedLengths
 
-FORMAT = 1
+FORMAT = 2
 FACTS, TREES, CURRENT = "model.json", "trees.txt", "current"
 MAX_BYTES = 64 * 2**20
 
 Finite = Field(allow_inf_nan=False)
+
+
+class _Made(BaseModel):
+    """By which version a model.json was written."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    format: int
+    prompt_version: int
+    columns: list[str]
+
+    @property
+    def ours(self) -> bool:
+        return self == _Made(format=FORMAT, prompt_version=VERSION, columns=list(COLUMNS))
 
 
 class _Facts(BaseModel):
@@ -39,12 +54,15 @@ class _Facts(BaseModel):
     base: list[float] = Field(min_length=1, max_length=1024)
     tail_rate: float = Field(gt=0, allow_inf_nan=False)
     words: list[float] = Field(min_length=BUCKETS, max_length=BUCKETS)
+    rarity: list[float] = Field(min_length=BUCKETS, max_length=BUCKETS)
     words_mean: float
     reached: list[float] = Field(min_length=1)
     reached_cut: list[bool] = Field(min_length=1)
     reached_lost: list[bool] = Field(min_length=1)
     reached_limit: list[int] = Field(min_length=1)
-    recent: list[tuple[str, float, float]]
+    recent: list[tuple[str, Annotated[list[Annotated[float, Finite]], Field(max_length=MEMORY)]]] = Field(
+        max_length=MAX_KEYS
+    )
     trees_sha256: str
 
 
@@ -82,7 +100,8 @@ def write_files(model: TrainedLengths, folder: Path) -> None:
         edges=hazard.edges.tolist(),
         base=hazard.base.tolist(),
         tail_rate=hazard.tail_rate,
-        words=[float(f"{weight:.6g}") for weight in hazard.words],
+        words=[float(f"{weight:.5g}") for weight in hazard.words],
+        rarity=[float(f"{weight:.4g}") for weight in hazard.rarity],
         words_mean=hazard.words_mean,
         reached=model.calibration.levels.tolist(),
         reached_cut=ends.cut.tolist(),
@@ -105,6 +124,8 @@ def load_lengths(folder: Path) -> TrainedLengths:
         folder = folder / CURRENT
     text = _read(folder / FACTS)
     try:
+        if not _Made.model_validate_json(text).ours:
+            raise _unfit(folder, "comes from another version of TidePipe")
         facts = _Facts.model_validate_json(text)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
@@ -126,6 +147,7 @@ def load_lengths(folder: Path) -> TrainedLengths:
         base=np.array(facts.base),
         tail_rate=facts.tail_rate,
         words=np.array(facts.words),
+        rarity=np.array(facts.rarity),
         words_mean=facts.words_mean,
         booster=booster,
     )
@@ -139,22 +161,21 @@ def load_lengths(folder: Path) -> TrainedLengths:
     return TrainedLengths(facts.version, facts.answers, hazard, calibration, RecentLengths(facts.recent))
 
 
-def _check(folder: Path, facts: _Facts, trees: str) -> None:
-    def damaged(why: str) -> ModelError:
-        return ModelError(f"the length model {folder} {why}; train it again: tidepipe predictor train")
+def _unfit(folder: Path, why: str) -> ModelError:
+    return ModelError(f"the length model {folder} {why}; train it again: tidepipe predictor train")
 
-    if facts.format != FORMAT or facts.prompt_version != VERSION or facts.columns != list(COLUMNS):
-        raise damaged("comes from another version of TidePipe")
+
+def _check(folder: Path, facts: _Facts, trees: str) -> None:
     if hashlib.sha256(trees.encode()).hexdigest() != facts.trees_sha256:
-        raise damaged(f"is damaged: {TREES} is not the file that {FACTS} belongs to")
+        raise _unfit(folder, f"is damaged: {TREES} is not the file that {FACTS} belongs to")
     edges = np.array(facts.edges)
-    numbers = [*facts.edges, *facts.base, *facts.words, *facts.reached, facts.words_mean]
+    numbers = [*facts.edges, *facts.base, *facts.words, *facts.rarity, *facts.reached, facts.words_mean]
     if not np.isfinite(numbers).all() or edges[0] != 0 or (np.diff(edges) <= 0).any():
-        raise damaged(f"is damaged: {FACTS} has impossible numbers")
+        raise _unfit(folder, f"is damaged: {FACTS} has impossible numbers")
     answers = len(facts.reached)
     alike = answers == len(facts.reached_cut) == len(facts.reached_lost) == len(facts.reached_limit)
     if len(facts.base) != len(edges) - 1 or not alike:
-        raise damaged(f"is damaged: {FACTS} has lists of different lengths")
+        raise _unfit(folder, f"is damaged: {FACTS} has lists of different lengths")
 
 
 def _read(path: Path) -> str:

@@ -10,14 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from predictor.training.answers import Answers
 from predictor.training.dataset import read_answers
 from predictor.training.fit import fit
+from predictor.training.words import folds
 from tests.unit.predictor.synthetic import lines
 from tidepipe_common.codec.prompt import prompt_from_wire, prompt_to_wire
 from tidepipe_common.errors import ConfigError, ModelError
 from tidepipe_common.lengths.calibration import calibrated_levels
 from tidepipe_common.lengths.distribution import LengthDistributions
-from tidepipe_common.lengths.prompt import DENSE, prompt_features
+from tidepipe_common.lengths.prompt import DENSE, Manner, prompt_features
+from tidepipe_common.lengths.recent import MAX_KEYS, MEMORY, RecentLengths
 from tidepipe_common.lengths.request import Observation, RequestFeatures
 from tidepipe_common.lengths.store import load_lengths, save_lengths
 from tidepipe_common.lengths.trained import TrainedLengths
@@ -64,8 +67,14 @@ def test_instructions_are_seen() -> None:
     one, other = (prompt_features((ChatTurn("system", s), ChatTurn("user", "x"))) for s in ("a", "b"))
     assert one.template != other.template and one.buckets == other.buckets
     turns = (ChatTurn("user", "x"),)
-    plain, thinking = (prompt_features(turns, manner=manner) for manner in ("", "high"))
-    assert plain.template == 0 != thinking.template and plain.dense == thinking.dense
+    plain, thinking = (prompt_features(turns, manner=manner) for manner in (Manner(), Manner("high", 2)))
+    assert plain.template == 0 != thinking.template and plain.buckets == thinking.buckets
+    seen = dict(zip(DENSE, thinking.dense, strict=True))
+    assert seen["tools"] == pytest.approx(np.log1p(2)) and seen["answers_before"] == 0
+    talk = (*turns, ChatTurn("assistant", "y" * 9), ChatTurn("user", "z"), ChatTurn("assistant", ""), *turns)
+    seen = dict(zip(DENSE, prompt_features(talk).dense, strict=True))
+    assert (seen["answers_before"], seen["last_answer_characters"]) == (2, 0)
+    assert seen["mean_answer_characters"] == pytest.approx(np.log1p(9) / 2)
 
 
 @given(st.lists(st.floats(0.05, 0.95), min_size=2, max_size=12), st.floats(0.02, 0.98), st.integers(0, 400))
@@ -107,6 +116,41 @@ def test_learns_from_prompts_and_covers_new_answers(model: TrainedLengths) -> No
     median_error = np.abs(lengths - tokens[:, 2]).mean()
     assert median_error < 0.6 * np.abs(lengths - np.median(lengths)).mean()
     assert (np.diff(tokens, axis=1) >= 0).all()
+
+
+def test_answers_to_one_prompt_are_joined() -> None:
+    """They are on one side of every fold, and the more alike they are the less another one adds."""
+    chance = np.random.default_rng(6)
+    spread = {"alike": 0.05, "unlike": 2.0}
+    weights = {}
+    for name, sigma in spread.items():
+        answers = []
+        for topic in range(30):
+            features = RequestFeatures(prompt=prompt_features(f"Tell me of topic{topic}."))
+            lengths = np.exp(4.0 + chance.normal() + sigma * chance.normal(size=8))
+            answers += [Observation(features, int(length), False) for length in lengths]
+        answers.append(Observation(RequestFeatures(prompt=prompt_features((1, 2))), 5, False))
+        table = Answers.of(answers, RecentLengths())
+        assert len(set(table.prompts.tolist())) == 31
+        sides = folds(table.prompts, chance)
+        assert all(len(set(sides[table.prompts == one])) == 1 for one in range(31))
+        weights[name] = float(table.weight[:8].sum())
+        assert table.weight[-1] == 1.0
+    assert 1.0 <= weights["alike"] < 1.1 and 2.0 < weights["unlike"] <= 8.0
+
+
+def test_recent_lengths_are_those_of_a_key_and_bounded() -> None:
+    recent = RecentLengths()
+    ours = RequestFeatures(prompt=prompt_features("x", client="us"))
+    for index in range(MAX_KEYS + 10):
+        other = RequestFeatures(prompt=prompt_features("x", client=str(index)))
+        recent.note(Observation(other, 3, False))
+        recent.note(Observation(ours, 10 + index % 20, False))
+    assert np.isnan(recent.numbers(ours)[:4]).all(), "it has no system message"
+    low, middle, high, count = recent.numbers(ours)[4:]
+    assert np.log1p(10) <= low <= middle <= high <= np.log1p(29) and count == MEMORY
+    assert len(recent.entries()) == MAX_KEYS
+    assert RecentLengths(recent.entries()).numbers(ours)[4:] == recent.numbers(ours)[4:]
 
 
 def test_cut_answers_do_not_drag_predictions_down() -> None:
