@@ -93,12 +93,10 @@ class Champion:
 def _covered(model: TrainedLengths, known: Sequence[Observation]) -> Floats:
     """Not longer than predicted? (n, watched levels). NaN where nobody can tell.
 
-    With a limit that is calibrated by its own answers, reaching it counts; else a prediction at the limit,
-    behind which nobody sees, says nothing.
+    A prediction at the limit, behind which nobody sees, says nothing.
     """
     limits = np.array([one.features.limit for one in known])
     asked = model.calibration.asked(LEVELS, limits)[:, _COLUMNS]
     covered = (model.reached(known)[:, None] <= asked).astype(np.float64)
     tokens = model.quantiles([one.features for one in known])[:, _COLUMNS]
-    unseen = (tokens >= limits[:, None]) & ~model.calibration.own(limits)[:, None]
-    return np.where(unseen, np.nan, covered)
+    return np.where(tokens >= limits[:, None], np.nan, covered)

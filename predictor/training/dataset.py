@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,25 @@ def read_answers(path: Path) -> list[Observation]:
     return observations
 
 
+def observation(line: Mapping[str, Any]) -> Observation:
+    """One answer, its fields as in a file's line. ValueError if it is none."""
+    return _observed(_Line.model_validate(line))
+
+
 def _answer(line: str, where: str) -> Observation:
     try:
-        entry = _Line.model_validate_json(line)
+        return _observed(_Line.model_validate_json(line))
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in problem["loc"][:1])
         raise ConfigError(
             f'{where}: {field or "line"}: {problem["msg"]}; a line is {{"prompt": .., "output_tokens": n}}'
         ) from error
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _observed(entry: _Line) -> Observation:
     limit = entry.max_tokens
     cut = entry.finish_reason in CUT or (
         entry.finish_reason is None and limit is not None and entry.output_tokens >= limit
@@ -74,10 +85,10 @@ def _answer(line: str, where: str) -> Observation:
         temperature=entry.temperature,
         prompt=prompt_features(_prompt(entry.prompt), entry.client),
     )
-    observation = Observation(features, entry.output_tokens, cut)
-    if (fault := observation.fault()) is not None:
-        raise ConfigError(f"{where}: {fault}")
-    return observation
+    found = Observation(features, entry.output_tokens, cut)
+    if (fault := found.fault()) is not None:
+        raise ValueError(fault)
+    return found
 
 
 def _prompt(prompt: Any) -> Prompt:

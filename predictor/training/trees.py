@@ -15,6 +15,7 @@ from tidepipe_common.lengths.hazard import COLUMNS, HazardModel, set_scores
 
 _BIN = COLUMNS.index("bin")
 _MAX_BIN = 63
+_MOST_ALIKE = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +28,14 @@ class Settings:
     threads: int = 1
     seed: int = 1
 
-    def parameters(self) -> dict[str, object]:
-        """As LightGBM calls them."""
+    def parameters(self, answers_per_prompt: float) -> dict[str, object]:
+        """As LightGBM calls them. Answers to one prompt are alike, so a leaf must have more of them, within
+        bounds: prompts that come hundreds of times may have leaves of their own."""
         return {
             "objective": "binary",
             "learning_rate": self.learning_rate,
             "num_leaves": self.leaves,
-            "min_data_in_leaf": self.least_pairs,
+            "min_data_in_leaf": int(self.least_pairs * min(answers_per_prompt, _MOST_ALIKE)),
             "feature_fraction": 0.6,
             "bagging_fraction": 0.8,
             "bagging_freq": 1,
@@ -79,7 +81,8 @@ def fit_hazard(
         feature_name=list(COLUMNS),
         params={"max_bin": _MAX_BIN, "verbosity": -1},
     )
-    booster = gbm.train(settings.parameters(), data, trees)
+    answers_per_prompt = len(indices) / max(1, len(np.unique(prompts)))
+    booster = gbm.train(settings.parameters(answers_per_prompt), data, trees)
     rate = tail_rate(edges, answers.lengths[indices], answers.censored[indices])
     return HazardModel(edges, base, rate, fitted.words, fitted.rarity, fitted.mean, booster)
 

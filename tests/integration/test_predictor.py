@@ -18,7 +18,7 @@ from tidepipe.v1 import predictor_pb2 as pb
 from tidepipe.v1 import predictor_pb2_grpc as pb_grpc
 from tidepipe.v1 import prompt_pb2
 from tidepipe_common.codec.prompt import prompt_to_wire
-from tidepipe_common.lengths.prompt import prompt_features
+from tidepipe_common.lengths.prompt import VERSION, prompt_features
 from tidepipe_common.rpc.channel import open_channel, wait_serving
 
 Stub: TypeAlias = "pb_grpc.PredictorServiceAsyncStub"
@@ -55,7 +55,9 @@ async def test_process_predicts_learns_and_refuses_nonsense() -> None:
             pb.Observation(features=features(prompt_tokens=0), output_tokens=1),
             pb.Observation(
                 features=pb.RequestFeatures(
-                    prompt_tokens=1, max_tokens=9, prompt=prompt_pb2.PromptFeatures(version=1, dense=[1])
+                    prompt_tokens=1,
+                    max_tokens=9,
+                    prompt=prompt_pb2.PromptFeatures(version=VERSION, dense=[1]),
                 ),
                 output_tokens=1,
             ),

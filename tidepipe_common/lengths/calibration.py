@@ -49,10 +49,11 @@ class Ends:
 class ReachedLevels:
     """The newest levels, bounded.
 
-    Callers see lengths up to max_tokens. Of answers with one and the same limit the share that is covered
-    can be set exactly, whatever happens behind it: whoever reached the limit, at level F(limit), is covered
-    from that level on. That holds for this limit only, so each that is frequent is calibrated by its own
-    answers. For the rest all answers count, those that were cut as "at least" (Kaplan-Meier).
+    Answers that were cut count as "at least" (Kaplan-Meier), also by their own limit: a level is then right
+    for those whose quantile lies below the limit, and the rest are covered by the limit itself. To make the
+    two together cover the level and no more, quantiles would have to be too low wherever many answers reach
+    the limit. What requests with one limit have in common otherwise is theirs only, so each that is frequent
+    is calibrated by its own answers.
     """
 
     def __init__(self, levels: Floats, ends: Ends) -> None:
@@ -82,10 +83,6 @@ class ReachedLevels:
     def asked(self, levels: tuple[float, ...], limits: Floats) -> Floats:
         """The model's levels that cover the given shares, for requests with these limits: (n, levels)."""
         return np.stack([self._asked_of(levels, limit) for limit in limits.tolist()])
-
-    def own(self, limits: Floats) -> Flags:
-        """Which limits are calibrated by their own answers."""
-        return np.array([limit in self._frequent for limit in limits.tolist()], dtype=np.bool_)
 
     def add(self, levels: Floats, ends: Ends) -> None:
         """New ones push out the oldest."""
@@ -117,11 +114,8 @@ class ReachedLevels:
     def _asked_of(self, levels: tuple[float, ...], limit: float) -> Floats:
         group = limit if limit in self._frequent else None
         if (found := self._asked.get((group, levels))) is None:
-            if group is None:
-                found = calibrated_levels(self._levels, self._ends.cut, levels)
-            else:
-                own = self._ends.limits == group
-                found = calibrated_levels(self._levels[own], self._ends.lost[own], levels)
+            own = np.ones(len(self._levels), dtype=np.bool_) if group is None else self._ends.limits == group
+            found = calibrated_levels(self._levels[own], self._ends.cut[own], levels)
             self._asked[group, levels] = found
         return found
 

@@ -17,7 +17,7 @@ from predictor.training.words import folds
 from tests.unit.predictor.synthetic import lines
 from tidepipe_common.codec.prompt import prompt_from_wire, prompt_to_wire
 from tidepipe_common.errors import ConfigError, ModelError
-from tidepipe_common.lengths.calibration import calibrated_levels
+from tidepipe_common.lengths.calibration import Ends, ReachedLevels, calibrated_levels
 from tidepipe_common.lengths.distribution import LengthDistributions
 from tidepipe_common.lengths.prompt import DENSE, Manner, prompt_features
 from tidepipe_common.lengths.recent import MAX_KEYS, MEMORY, RecentLengths
@@ -105,6 +105,17 @@ def test_calibration_covers_whatever_the_model_thinks() -> None:
     assert (fresh <= 0.9).mean() < 0.85
     assert [(fresh <= level).mean() for level in asked] == pytest.approx([0.5, 0.9], abs=0.03)
     assert calibrated_levels(seen[:5], np.zeros(5, dtype=np.bool_), (0.5, 0.99))[1] == seen[:5].max()
+
+
+def test_who_is_right_stays_as_it_is_where_many_reach_the_limit() -> None:
+    """Two thirds of the answers to half of the prompts are cut by the one limit that all have."""
+    chance = np.random.default_rng(8)
+    level, at_limit = chance.random(2000), np.where(chance.random(2000) < 0.5, 0.33, 0.98)
+    cut = level >= at_limit
+    ends = Ends(cut, np.zeros(2000, dtype=np.bool_), np.full(2000, 512.0))
+    calibration = ReachedLevels(np.minimum(level, at_limit), ends)
+    asked = calibration.asked((0.25, 0.5, 0.9), np.array([512.0]))[0]
+    assert asked == pytest.approx([0.25, 0.5, 0.9], abs=0.04)
 
 
 def test_learns_from_prompts_and_covers_new_answers(model: TrainedLengths) -> None:
