@@ -89,6 +89,7 @@ def scheduler_spec_of(
         knobs=_knobs(settings, body.most_rows if body else 0),
         prefix_caching=settings.prefix_caching == "on",
         histories=body is not None and body.wants_history,
+        signals=bool(settings.predictor) and settings.length_signal == "on" and settings.engine == "native",
         kv_transfer=settings.kv_transfer,
     )
 

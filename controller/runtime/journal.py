@@ -26,8 +26,8 @@ from tidepipe_common.errors import ConfigError
 
 VERSION = 1
 SUFFIX = ".jsonl"
-_LEFT_OUT = ("features", "piece_gap_s", "keys", "trace_context", "prompt_logprobs_read", "vector")
-"""Of a NewSequence and a PromptPiece: what the core does not look at, or can reckon itself."""
+_LEFT_OUT = ("features", "piece_gap_s", "keys", "trace_context", "prompt_logprobs_read", "vector", "signals")
+"""Of a NewSequence, a PromptPiece and SampledTokens: what the core does not look at, or can reckon itself."""
 
 
 class Journal:

@@ -167,11 +167,25 @@ class LiveInstance:
         if stage != len(self.body.stages) - 1:
             return
         assert report.sampled is not None, "the last stage says what it sampled, if it was nothing"
+        signals = report.sampled.signals
+        names = self._names(report.step_id) if signals else {}
         self._handle(StepDone(report.step_id, report.sampled, times))
+        # Behind the tokens: nothing waits for what becomes of them.
+        model = "" if self.body.about is None else self.body.about.fingerprint
+        for one in signals:
+            if (name := names.get(one.key)) is not None:
+                self.lengths.signal(name, model, one.values)
 
-    def _predicted(self, sequence_id: str, p50: float, p90: float) -> None:
+    def _names(self, step_id: int) -> dict[int, str]:
+        """Sequences that sample in a step, by their keys at the stages; none if it is not in flight."""
+        steps = self.scheduler.state.steps
+        if not steps.holds(step_id):
+            return {}
+        return {one.key: one.sequence_id for one in steps.open(step_id).sampled}
+
+    def _predicted(self, sequence_id: str, p50: float, p90: float, at: int) -> None:
         if self._scheduler is not None:
-            self._handle(LengthPredicted(sequence_id, p50, p90))
+            self._handle(LengthPredicted(sequence_id, p50, p90, at))
 
     # -- from the routers ---------------------------------------------------------------------------
 

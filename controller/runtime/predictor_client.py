@@ -36,8 +36,24 @@ log = structlog.get_logger()
 BEHIND_A_THOUGHT = 0x5EED_0A15
 """In the hash of a prompt's template: what is asked is how long the answer behind the thought will be."""
 
-Predicted = Callable[[str, float, float], None]
-"""(sequence id, median, 90th percentile), tokens."""
+REFRESH_EVERY = 64
+"""Output tokens after which a sequence's prediction is asked for anew, at least; and always half as many
+again as at the last time: what a few tokens tell of a long answer is little."""
+REFRESH_S = 0.5
+"""Between looks at who has got so far."""
+
+Predicted = Callable[[str, float, float, int], None]
+"""(sequence id, median, 90th percentile, output tokens that it had when asked), tokens."""
+
+
+@dataclass(slots=True)
+class _Growing:
+    """Of a sequence that runs. given: output tokens that it came with. refresh_at: with which its prediction
+    is asked for anew."""
+
+    sequence: Sequence
+    given: int
+    refresh_at: int
 
 
 @dataclass(slots=True)
@@ -57,20 +73,27 @@ class _Behind:
 
 
 class LengthOracle:
-    """Predictions in, observations out; never waits, never fails. Asks for each sequence once, and once more
-    when its thought has ended; lets the predictor learn from its end.
+    """Predictions in, observations out; never waits, never fails. Asks for each sequence when it comes, when
+    the model's length signal of its prompt is there, as it grows, and when its thought has ended; lets the
+    predictor learn from its end.
+
+    A signal lives as long as its sequence, and until its end is told.
 
     fallbacks: predictions that the fallback gave. observations_lost: ends that the predictor never heard of.
+    signals, refreshed: asked for with a signal that had come; asked for because it grew.
     """
 
     def __init__(self, address: str | None, predicted: Predicted) -> None:
         self.fallbacks = 0
         self.observations_lost = 0
+        self.signals = 0
+        self.refreshed = 0
         self._address = address
         self._predicted = predicted
         self._running: dict[str, RequestFeatures] = {}
         self._thinking: dict[str, _Thought] = {}
         self._behind: dict[str, _Behind] = {}
+        self._growing: dict[str, _Growing] = {}
         self._asked: asyncio.Queue[RequestFeatures] = asyncio.Queue(MAX_QUEUED)
         self._seen: deque[tuple[RequestFeatures, int, bool]] = deque(maxlen=MAX_QUEUED)
         self._recent: deque[int] = deque(maxlen=FALLBACK_WINDOW)
@@ -79,9 +102,10 @@ class LengthOracle:
 
     def ask(self, sequence: Sequence, prompt: PromptFeatures) -> None:
         """A sequence was taken: predict soon; if too many are waiting, the fallback answers now."""
-        if sequence.sampling.ignore_eos and not sequence.sampling.stop_token_ids:
+        if not sequence.ends_by_itself:
             # It ends at its limit; that says nothing of other answers.
-            self._predicted(sequence.sequence_id, float(sequence.max_tokens), float(sequence.max_tokens))
+            limit = float(sequence.max_tokens)
+            self._predicted(sequence.sequence_id, limit, limit, 0)
             return
         features = self._running[sequence.sequence_id] = RequestFeatures(
             key=sequence.sequence_id,
@@ -92,10 +116,49 @@ class LengthOracle:
             generated_tokens=len(sequence.output),
         )
         self._queue(features)
+        if self._address:
+            self._growing[sequence.sequence_id] = _Growing(
+                sequence, len(sequence.output), _next_refresh(len(sequence.output))
+            )
         if (marks := sequence.sampling.thought) is not None:
             self._thinking[sequence.sequence_id] = _Thought(frozenset(marks.ends), 0)
             for token in sequence.output:
                 self.heard((sequence.sequence_id,), (token,))
+
+    def signal(self, sequence_id: str, model: str, values: bytes) -> None:
+        """What the model's state behind the prompt says is there. model: its digest."""
+        features = self._running.get(sequence_id)
+        if features is None or features.behind_thought or not self._address:
+            return
+        refined = self._copied(features)
+        refined.signal, refined.model = values, model
+        self.signals += 1
+        self._ask_again(sequence_id, refined)
+
+    def refresh(self) -> None:
+        """Ask anew for those that have grown much since they were asked for."""
+        for sequence_id, growing in self._growing.items():
+            output = len(growing.sequence.output)
+            if output < growing.refresh_at:
+                continue
+            growing.refresh_at = _next_refresh(output)
+            if sequence_id not in self._thinking:
+                behind = self._behind.get(sequence_id)
+                again = self._copied(self._running[sequence_id])
+                again.generated_tokens = output - (0 if behind is None else behind.tokens)
+                self.refreshed += 1
+                self._ask_again(sequence_id, again)
+
+    @staticmethod
+    def _copied(features: RequestFeatures) -> RequestFeatures:
+        copy = RequestFeatures()
+        copy.CopyFrom(features)
+        return copy
+
+    def _ask_again(self, sequence_id: str, features: RequestFeatures) -> None:
+        """What was asked before is not waited for any more."""
+        self._running[sequence_id] = features
+        self._queue(features)
 
     def heard(self, sequence_ids: Many[str], token_ids: Many[int]) -> None:
         """The next tokens of these. Where a thought ends, how long the answer will be is asked anew."""
@@ -112,8 +175,12 @@ class LengthOracle:
         features = self._running.pop(end.sequence_id, None)
         behind = self._behind.pop(end.sequence_id, None)
         self._thinking.pop(end.sequence_id, None)
+        growing = self._growing.pop(end.sequence_id, None)
         if features is None or end.reason is FinishReason.ERROR:
             return
+        if growing is not None:
+            # Of the whole, not of what was left when it was last asked for.
+            features.generated_tokens = growing.given if behind is None else 0
         cut = end.reason is not FinishReason.STOP
         self.observe(features if behind is None else behind.whole, end.output_tokens, censored=cut)
         if behind is not None:
@@ -121,22 +188,21 @@ class LengthOracle:
 
     def left(self, sequence_id: str) -> None:
         """An output goes on elsewhere: nothing is learned from it here."""
-        for kept in (self._running, self._behind, self._thinking):
+        for kept in (self._running, self._behind, self._thinking, self._growing):
             kept.pop(sequence_id, None)
 
     def _thought_ended(self, sequence_id: str, tokens: int) -> None:
         del self._thinking[sequence_id]
         whole = self._running[sequence_id]
-        rest = RequestFeatures()
-        rest.CopyFrom(whole)
+        rest = self._copied(whole)
         rest.prompt_tokens += tokens
         rest.max_tokens = max(1, whole.max_tokens - tokens)
         rest.generated_tokens = 0
         rest.behind_thought = True
+        rest.signal, rest.model = b"", ""  # it was read before the thought, and is of the whole
         rest.prompt.template_hash ^= BEHIND_A_THOUGHT
-        self._running[sequence_id] = rest
         self._behind[sequence_id] = _Behind(tokens, whole)
-        self._queue(rest)
+        self._ask_again(sequence_id, rest)
 
     def _queue(self, features: RequestFeatures) -> None:
         try:
@@ -165,6 +231,7 @@ class LengthOracle:
             stub = predictor_pb2_grpc.PredictorServiceStub(channel)
             group.create_task(self._predict_loop(stub), name="predict")
             group.create_task(self._observe_loop(stub), name="observe")
+            group.create_task(self._refresh_loop(), name="refresh")
 
     async def _predict_loop(self, stub: predictor_pb2_grpc.PredictorServiceAsyncStub) -> None:
         loop = asyncio.get_running_loop()
@@ -186,6 +253,12 @@ class LengthOracle:
                 log.warning("predictor failed, using the fallback", reason=_reason(error))
                 self._fall_back(batch)
 
+    async def _refresh_loop(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            if asyncio.get_running_loop().time() >= self._silent_until:
+                self.refresh()
+
     def _take(self, batch: Many[RequestFeatures], reply: predictor_pb2.PredictResponse) -> None:
         """Pass predictions on; ValueError, before any is, if they make no sense."""
         if [one.key for one in reply.predictions] != [one.key for one in batch]:
@@ -199,7 +272,8 @@ class LengthOracle:
         if self._running.get(features.key) is features:
             behind, limit = self._behind.get(features.key), features.max_tokens
             spent = 0 if behind is None else behind.tokens
-            self._predicted(features.key, spent + min(p50, limit), spent + min(p90, limit))
+            at = spent + features.generated_tokens
+            self._predicted(features.key, spent + min(p50, limit), spent + min(p90, limit), at)
 
     def _fall_back(self, batch: Many[RequestFeatures]) -> None:
         """Quantiles of the newest outputs here; none at all while there are too few."""
@@ -209,7 +283,10 @@ class LengthOracle:
             return
         p50, p90 = np.quantile(np.fromiter(self._recent, dtype=np.float64), (0.5, 0.9))
         for one in batch:
-            if one.key not in self._behind:  # what is known of whole outputs says nothing of the rest
+            # What is known of whole outputs says nothing of the rest; a prediction that is there is better.
+            growing = self._growing.get(one.key)
+            predicted = growing is not None and growing.sequence.predicted_p50 is not None
+            if one.key not in self._behind and not predicted:
                 self._tell(one, float(p50), float(p90))
 
     async def _observe_loop(self, stub: predictor_pb2_grpc.PredictorServiceAsyncStub) -> None:
@@ -241,6 +318,10 @@ def _p50_p90(prediction: predictor_pb2.LengthPrediction) -> tuple[float, float]:
         raise ValueError(f"the predictor's answer makes no sense: {tokens.tolist()}")
     p50, p90 = np.interp((0.5, 0.9), levels, tokens)
     return float(p50), float(p90)
+
+
+def _next_refresh(output: int) -> int:
+    return output + max(REFRESH_EVERY, output // 2)
 
 
 def _reason(error: Exception) -> str:

@@ -28,7 +28,8 @@ class SchedulerSpec:
     split: layers of each stage. device: `hardware`'s name for it, for its links and what no profile says.
     modelled: plan with the device's data sheet if there is no profile; else costs are learned from nothing.
     microbatches: so many, always; 0 leaves it to the policy. max_sequences: 0 as well.
-    histories: the body must be told all tokens of a sequence that begins.
+    histories: the body must be told all tokens of a sequence that begins. signals: the length signals of
+    prompts are wanted.
     kv_transfer: see HandOver.
     knobs: the policy's settings that were chosen; all others are its defaults (catalog.py).
     """
@@ -45,6 +46,7 @@ class SchedulerSpec:
     knobs: Knobs
     prefix_caching: bool = True
     histories: bool = False
+    signals: bool = False
     kv_transfer: str = "auto"
 
     def costs(self) -> LatencyModel | None:
@@ -74,7 +76,7 @@ class SchedulerSpec:
                 max_sequences=self.max_sequences,
                 prefix_caching=self.prefix_caching,
             )
-            return setup.policy, replace(config, histories=self.histories)
+            return setup.policy, replace(config, histories=self.histories, signals=self.signals)
 
         policy, config = chosen(self.policy)
         transfer = TransferCost(hardware(self.device).link_gb_s * 1e9)

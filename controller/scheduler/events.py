@@ -86,11 +86,15 @@ class BlocksFetched:
 
 @dataclass(frozen=True, slots=True)
 class LengthPredicted:
-    """How long an output is expected to become, tokens: median and 90th percentile."""
+    """How long an output is expected to become, tokens: median and 90th percentile.
+
+    at: output tokens that it had when that was said; the quantiles are those of outputs that are longer.
+    """
 
     sequence_id: str
     p50: float
     p90: float
+    at: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,17 +21,20 @@ class LengthBelief:
 
     It fits a median and a 90th percentile, has the long tail that outputs have, and needs no special
     function. An infinite shape is certainty.
+
+    origin: tokens that the output had when this was said of it: of the rest, x - origin, it is said.
     """
 
     median: float
     shape: float
+    origin: int = 0
 
     @classmethod
-    def from_quantiles(cls, p50: float, p90: float) -> LengthBelief:
-        """From the predictor's answer, tokens."""
-        median = max(p50, 1.0)
-        spread = math.log(max(p90, median) / median)
-        return cls(median, _Z90 / spread if spread > 1e-3 else math.inf)
+    def from_quantiles(cls, p50: float, p90: float, at: int = 0) -> LengthBelief:
+        """From the predictor's answer, tokens of the whole output; at: those that it had."""
+        median = max(p50 - at, 1.0)
+        spread = math.log(max(p90 - at, median) / median)
+        return cls(median, _Z90 / spread if spread > 1e-3 else math.inf, at)
 
     def remaining(self, tokens: int, share: float = 0.5) -> float:
         """Further tokens that `share` of the outputs with this many reach, of those that go on: their median.
@@ -39,6 +42,7 @@ class LengthBelief:
         S(x) / S(g) = q gives x = median ((1 - q) / q + (g / median)^shape / q)^(1/shape). Whoever outlived
         certainty is expected to have half as much again: long outputs tend to stay long.
         """
+        tokens = max(0, tokens - self.origin)
         if math.isinf(self.shape):
             return self.median - tokens if tokens < self.median else max(0.5 * tokens, 1.0)
         # In logarithms: a sharp belief that is far outlived would overflow.
@@ -126,7 +130,9 @@ class SeenLengths:
 def belief_of(sequence: Sequence, seen: LengthBelief | None) -> LengthBelief:
     """What is believed of a sequence: its prediction, else what was seen here, else all that is allowed."""
     if sequence.predicted_p50 is not None and sequence.predicted_p90 is not None:
-        return LengthBelief.from_quantiles(sequence.predicted_p50, sequence.predicted_p90)
+        return LengthBelief.from_quantiles(
+            sequence.predicted_p50, sequence.predicted_p90, sequence.predicted_at
+        )
     if seen is not None:
         return seen
     return LengthBelief(float(sequence.max_tokens), math.inf)

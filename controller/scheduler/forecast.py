@@ -159,10 +159,12 @@ class KvForecast:
             until = self._bucket(self.now + remaining) + 1
             return _Share(base, until, None, self._origin), generated + max(1, math.ceil(remaining))
         last = self._bucket(self.now + allowed) + 1
-        ages = np.maximum(self._times[first:last] - self.now, 0.0) + generated
+        # Both count from where the belief does.
+        said = max(0, generated - belief.origin)
+        ages = np.maximum(self._times[first:last] - self.now, 0.0) + said
         # S(age) / S(generated) of a log-logistic, in logarithms: sharp beliefs would overflow.
         powers = belief.shape * np.log(np.maximum(ages, 1e-9) / belief.median)
-        survived = belief.shape * math.log(max(generated, 1e-9) / belief.median)
+        survived = belief.shape * math.log(max(said, 1e-9) / belief.median)
         survival = np.exp(np.logaddexp(0.0, survived) - np.logaddexp(0.0, powers))
         survival[survival < 0.01] = 0.0
         whole = np.zeros(GRID)

@@ -317,10 +317,12 @@ class Scheduler:
 
     def _predicted(self, sequence: Sequence, event: LengthPredicted) -> None:
         sequence.predicted_p50, sequence.predicted_p90 = event.p50, event.p90
-        self.state.waiting.changes += 1
-        if not sequence.key:
+        sequence.predicted_at = event.at
+        if sequence.state is State.WAITING:
+            self.state.waiting.changes += 1
+        if sequence.sequence_id not in self.state.running:
             return
-        # It runs: such as one that has begun to answer behind its thought.
+        # Such as one that has grown, or has begun to answer behind its thought.
         self.state.admission.admitted(sequence, self.state.seen.belief)
         if sequence.state is State.DECODE:
             sequence.decodes()

@@ -32,6 +32,7 @@ class Sequence:
     review_at: length at which its forecast is made anew, because it outlived the present one.
     look_at: length from which on its next token needs a decision: its limit, a review, or, while it is not
         decoding, at once.
+    predicted_p50, predicted_p90, predicted_at: see LengthPredicted; None before there is a prediction.
     end_tokens: token ids that end it.
     room: tokens that its blocks hold.
     told_blocks: how many of its blocks the stages know of.
@@ -77,6 +78,7 @@ class Sequence:
     failures: int = 0
     predicted_p50: float | None = None
     predicted_p90: float | None = None
+    predicted_at: int = 0
     review_at: int = 0
     next_check_length: int = 0
     end_tokens: frozenset[int] = frozenset()
@@ -102,6 +104,11 @@ class Sequence:
     def to_compute(self) -> int:
         """Tokens whose computation has not begun, as far as that can be known."""
         return self.length - (self.expected_cached if self.state is State.WAITING else self.planned)
+
+    @property
+    def ends_by_itself(self) -> bool:
+        """May its output end before its limit? Else its length says nothing of other answers."""
+        return bool(self.sampling.stop_token_ids) or not (self.sampling.ignore_eos or self.silent)
 
     @property
     def turn(self) -> float:

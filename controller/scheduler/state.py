@@ -36,6 +36,7 @@ class SchedulerConfig:
     prefix_caching: KV blocks are shared by sequences that begin alike, and kept for those to come.
     max_sequences: running and waiting together; beyond it the queue is full.
     histories: the stages must be told all tokens of a sequence that begins.
+    signals: the last stage tells the length signals of prompts (`tidepipe_common/types/length_signal.py`).
     """
 
     context_length: int
@@ -48,6 +49,7 @@ class SchedulerConfig:
     victims: VictimChoice = field(default_factory=Newest)
     prefix_caching: bool = True
     histories: bool = False
+    signals: bool = False
 
 
 class PipelineState:
@@ -65,7 +67,7 @@ class PipelineState:
         self.running: dict[str, Sequence] = {}
         self.prefilling: list[Sequence] = []
         self.seen = SeenLengths()
-        self.steps = StepBook(config.eos_token_ids, histories=config.histories)
+        self.steps = StepBook(config.eos_token_ids, histories=config.histories, signals=config.signals)
         self.stages = 0
         self.phase = Phase.IDLE
         self.phase_since = 0.0

@@ -40,13 +40,16 @@ class StepBook:
     arrived: those that decode and that no plan has told the stages of: their blocks came from elsewhere.
     """
 
-    def __init__(self, eos_token_ids: tuple[int, ...], *, histories: bool = False) -> None:
-        """histories: every start tells all tokens so far."""
+    def __init__(
+        self, eos_token_ids: tuple[int, ...], *, histories: bool = False, signals: bool = False
+    ) -> None:
+        """histories: every start tells all tokens so far. signals: who has no token yet wants its signal."""
         self.unsent_blocks: set[Sequence] = set()
         self.arrived: set[Sequence] = set()
         self.tier: SecondTier | None = None
         self._eos = eos_token_ids
         self._histories = histories
+        self._signals = signals
         self._steps: dict[int, Step] = {}
         self._releases: list[int] = []
         self._last_step = 0
@@ -180,4 +183,5 @@ class StepBook:
             adapter=sequence.adapter,
             trace_context=sequence.trace_context,
             begins_at=sequence.begins_at if sequence.fetched else 0,
+            wants_signal=self._signals and not sequence.output and sequence.ends_by_itself,
         )

@@ -16,6 +16,8 @@ def features_from_wire(message: pb.RequestFeatures) -> RequestFeatures:
         prompt=prompt_from_wire(message.prompt),
         generated_tokens=message.generated_tokens,
         behind_thought=message.behind_thought,
+        signal=message.signal,
+        model=message.model,
     )
 
 

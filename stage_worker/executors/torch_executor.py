@@ -29,7 +29,9 @@ from stage_worker.models.spec import ModelSpec
 from stage_worker.priority import compute_as_batch_work
 from stage_worker.sampling.apart import ApartSampler, StepSampler
 from stage_worker.sampling.prompt_reader import PromptReader
+from stage_worker.sampling.signal_reader import SignalReader
 from stage_worker.second_tier import BlockMover
+from tidepipe_common.types.length_signal import LengthSignal
 from tidepipe_common.types.plan import BlockCopies, SampledTokens, StepPlan
 
 
@@ -101,6 +103,7 @@ class TorchExecutor:
         self._vocab_size = parts.model.vocab_size
         self._sampler = None if parts.sampler is None else ApartSampler(parts.sampler)
         self._reader = PromptReader(parts.model.vocab_size)
+        self._signals = SignalReader()
         self._pool = parts.pool
         self._ways = parts.ways
         self._settled = False
@@ -138,6 +141,7 @@ class TorchExecutor:
         if self._sampler is not None:
             _forward_changes(plan, self._sampler)
             _forward_changes(plan, self._reader)
+            _forward_changes(plan, self._signals)
         if not plan.tokens:
             if self._sampler is None:
                 return StepOutput(hidden=b"")
@@ -150,7 +154,7 @@ class TorchExecutor:
         if self._sampler is None:
             return StepOutput(hidden=self._handed_on(residual))
         pieces, errors = self._reader.read(plan, batch, residual, self._decoder)
-        sampled = self._sampler.tell(self._sample(self._sampler, plan, batch, residual))
+        sampled = self._sample(self._sampler, plan, batch, residual)
         if pieces or errors:
             sampled = replace(sampled, errors=(*sampled.errors, *errors), prompts=pieces)
         return StepOutput(sampled=sampled)
@@ -204,7 +208,19 @@ class TorchExecutor:
         if len(last_tokens) != len(residual):
             residual = residual[self._copies.upload("last_tokens", last_tokens)]
         keys = [*decode.keys, *[row.key for row in listed if row.sample]]
-        return sampler.sample(self._decoder.logits(residual), keys, batch.contexts[chosen].tolist())
+        positions = batch.contexts[chosen].tolist()
+        logits = self._decoder.logits(residual)
+        due = self._signals.due(keys, positions)
+        signals = self._read_signals(due, keys, residual, logits) if due else ()
+        sampled = sampler.tell(sampler.sample(logits, keys, positions))
+        return replace(sampled, signals=signals) if signals else sampled
+
+    def _read_signals(
+        self, due: list[int], keys: list[int], residual: torch.Tensor, logits: torch.Tensor
+    ) -> tuple[LengthSignal, ...]:
+        rows = self._copies.upload("signal_rows", np.array(due, dtype=np.int64))
+        states = self._decoder.states(residual[rows])
+        return tuple(self._signals.read([keys[row] for row in due], states, logits[rows]))
 
     def _token_ids(self, plan: StepPlan) -> Int64Array:
         """The tokens of all rows, one behind the other."""
@@ -253,7 +269,7 @@ class TorchExecutor:
         return self._copies.received(hidden).view(self._dtype).view(-1, self.width_in)
 
 
-def _forward_changes(plan: StepPlan, to: ApartSampler | PromptReader) -> None:
+def _forward_changes(plan: StepPlan, to: ApartSampler | PromptReader | SignalReader) -> None:
     for key in plan.releases:
         to.release(key)
     for start in plan.starts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import grpc
 import pytest
 
 from controller.api.sequences import new_sequence_from_wire
-from controller.runtime.predictor_client import FALLBACK_LEAST, PREDICT_TIMEOUT_S, LengthOracle
+from controller.runtime.predictor_client import FALLBACK_LEAST, PREDICT_TIMEOUT_S, REFRESH_EVERY, LengthOracle
 from controller.scheduler.actions import Finish
 from controller.scheduler.sequence import Sequence
 from tidepipe.v1 import controller_pb2
@@ -82,7 +83,7 @@ async def serving(fake: FakePredictor) -> AsyncIterator[str]:
 @contextlib.asynccontextmanager
 async def running(address: str) -> AsyncIterator[tuple[LengthOracle, dict[str, tuple[float, float]]]]:
     predicted: dict[str, tuple[float, float]] = {}
-    oracle = LengthOracle(address, lambda key, p50, p90: predicted.update({key: (p50, p90)}))
+    oracle = LengthOracle(address, lambda key, p50, p90, at: predicted.update({key: (p50, p90)}))
     task = asyncio.create_task(oracle.run())
     try:
         yield oracle, predicted
@@ -125,6 +126,30 @@ async def test_who_asks_reaches_the_predictor() -> None:
     assert fake.requests[0].prompt.client_hash == 77
     assert [one.features.key for one in fake.observed] == ["a"]
     assert fake.observed[0].features.prompt.client_hash == 77
+
+
+async def test_signal_and_growth_refine_what_is_predicted() -> None:
+    """Asked anew with the signal and as it grows; learned as the whole, with the signal, once."""
+    fake = FakePredictor(sound)
+    one, values = sequence("a"), struct.pack("<3e", 1.0, 2.0, 3.0)
+    async with serving(fake) as address, running(address) as (oracle, predicted):
+        oracle.ask(one, NO_PROMPT)
+        oracle.signal("a", "model-1", values)
+        oracle.signal("nobody", "model-1", values)
+        one.output += [5] * REFRESH_EVERY
+        oracle.refresh()
+        oracle.refresh()
+        async with asyncio.timeout(5):
+            while len(fake.requests) < 3 or not predicted:  # noqa: ASYNC110 - others' state, without events
+                await asyncio.sleep(0.01)
+        oracle.ended(Finish("a", FinishReason.STOP, 70))
+        async with asyncio.timeout(5):
+            while not fake.observed:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    asked = [(entry.signal, entry.model, entry.generated_tokens) for entry in fake.requests]
+    assert asked == [(b"", "", 0), (values, "model-1", 0), (values, "model-1", REFRESH_EVERY)]
+    learned = fake.observed[0].features
+    assert (learned.signal, learned.generated_tokens) == (values, 0)
 
 
 async def test_the_answer_behind_a_thought_is_asked_for_and_learned_by_itself() -> None:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tidepipe.v1 import prompt_pb2 as tidepipe_dot_v1_dot_prompt__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btidepipe/v1/predictor.proto\x12\x0btidepipe.v1\x1a\x18tidepipe/v1/prompt.proto\"\xbd\x01\n\x0fRequestFeatures\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12\x13\n\x0btemperature\x18\x04 \x01(\x01\x12+\n\x06prompt\x18\x05 \x01(\x0b\x32\x1b.tidepipe.v1.PromptFeatures\x12\x18\n\x10generated_tokens\x18\x06 \x01(\r\x12\x16\n\x0e\x62\x65hind_thought\x18\x07 \x01(\x08\"@\n\x0ePredictRequest\x12.\n\x08requests\x18\x01 \x03(\x0b\x32\x1c.tidepipe.v1.RequestFeatures\"\\\n\x0fPredictResponse\x12\x32\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x1d.tidepipe.v1.LengthPrediction\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"?\n\x10LengthPrediction\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06levels\x18\x02 \x03(\x01\x12\x0e\n\x06tokens\x18\x03 \x03(\x01\"@\n\x0eObserveRequest\x12.\n\x0cobservations\x18\x01 \x03(\x0b\x32\x18.tidepipe.v1.Observation\"f\n\x0bObservation\x12.\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x1c.tidepipe.v1.RequestFeatures\x12\x15\n\routput_tokens\x18\x02 \x01(\r\x12\x10\n\x08\x63\x65nsored\x18\x03 \x01(\x08\"5\n\x0fObserveResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\x12\x10\n\x08rejected\x18\x02 \x01(\r\"\x1b\n\x19GetPredictorStatusRequest\"\xea\x01\n\x1aGetPredictorStatusResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x0e\n\x06window\x18\x02 \x01(\r\x12\x10\n\x08observed\x18\x03 \x01(\x04\x12\x11\n\tpredicted\x18\x04 \x01(\x04\x12\x1b\n\x13recent_p50_coverage\x18\x05 \x01(\x01\x12\x1b\n\x13recent_p90_coverage\x18\x06 \x01(\x01\x12\x0f\n\x07trained\x18\x07 \x01(\r\x12\x0f\n\x07\x61\x64opted\x18\x08 \x01(\r\x12\x0e\n\x06\x64rifts\x18\t \x01(\r\x12\x14\n\x0clast_failure\x18\n \x01(\t2\x85\x02\n\x10PredictorService\x12\x44\n\x07Predict\x12\x1b.tidepipe.v1.PredictRequest\x1a\x1c.tidepipe.v1.PredictResponse\x12\x44\n\x07Observe\x12\x1b.tidepipe.v1.ObserveRequest\x1a\x1c.tidepipe.v1.ObserveResponse\x12\x65\n\x12GetPredictorStatus\x12&.tidepipe.v1.GetPredictorStatusRequest\x1a\'.tidepipe.v1.GetPredictorStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btidepipe/v1/predictor.proto\x12\x0btidepipe.v1\x1a\x18tidepipe/v1/prompt.proto\"\xdc\x01\n\x0fRequestFeatures\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12\x13\n\x0btemperature\x18\x04 \x01(\x01\x12+\n\x06prompt\x18\x05 \x01(\x0b\x32\x1b.tidepipe.v1.PromptFeatures\x12\x18\n\x10generated_tokens\x18\x06 \x01(\r\x12\x16\n\x0e\x62\x65hind_thought\x18\x07 \x01(\x08\x12\x0e\n\x06signal\x18\x32 \x01(\x0c\x12\r\n\x05model\x18\x33 \x01(\t\"@\n\x0ePredictRequest\x12.\n\x08requests\x18\x01 \x03(\x0b\x32\x1c.tidepipe.v1.RequestFeatures\"\\\n\x0fPredictResponse\x12\x32\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x1d.tidepipe.v1.LengthPrediction\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"?\n\x10LengthPrediction\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06levels\x18\x02 \x03(\x01\x12\x0e\n\x06tokens\x18\x03 \x03(\x01\"@\n\x0eObserveRequest\x12.\n\x0cobservations\x18\x01 \x03(\x0b\x32\x18.tidepipe.v1.Observation\"f\n\x0bObservation\x12.\n\x08\x66\x65\x61tures\x18\x01 \x01(\x0b\x32\x1c.tidepipe.v1.RequestFeatures\x12\x15\n\routput_tokens\x18\x02 \x01(\r\x12\x10\n\x08\x63\x65nsored\x18\x03 \x01(\x08\"5\n\x0fObserveResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\x12\x10\n\x08rejected\x18\x02 \x01(\r\"\x1b\n\x19GetPredictorStatusRequest\"\xea\x01\n\x1aGetPredictorStatusResponse\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x0e\n\x06window\x18\x02 \x01(\r\x12\x10\n\x08observed\x18\x03 \x01(\x04\x12\x11\n\tpredicted\x18\x04 \x01(\x04\x12\x1b\n\x13recent_p50_coverage\x18\x05 \x01(\x01\x12\x1b\n\x13recent_p90_coverage\x18\x06 \x01(\x01\x12\x0f\n\x07trained\x18\x07 \x01(\r\x12\x0f\n\x07\x61\x64opted\x18\x08 \x01(\r\x12\x0e\n\x06\x64rifts\x18\t \x01(\r\x12\x14\n\x0clast_failure\x18\n \x01(\t2\x85\x02\n\x10PredictorService\x12\x44\n\x07Predict\x12\x1b.tidepipe.v1.PredictRequest\x1a\x1c.tidepipe.v1.PredictResponse\x12\x44\n\x07Observe\x12\x1b.tidepipe.v1.ObserveRequest\x1a\x1c.tidepipe.v1.ObserveResponse\x12\x65\n\x12GetPredictorStatus\x12&.tidepipe.v1.GetPredictorStatusRequest\x1a\'.tidepipe.v1.GetPredictorStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,23 +33,23 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tidepipe.v1.predictor_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REQUESTFEATURES']._serialized_start=71
-  _globals['_REQUESTFEATURES']._serialized_end=260
-  _globals['_PREDICTREQUEST']._serialized_start=262
-  _globals['_PREDICTREQUEST']._serialized_end=326
-  _globals['_PREDICTRESPONSE']._serialized_start=328
-  _globals['_PREDICTRESPONSE']._serialized_end=420
-  _globals['_LENGTHPREDICTION']._serialized_start=422
-  _globals['_LENGTHPREDICTION']._serialized_end=485
-  _globals['_OBSERVEREQUEST']._serialized_start=487
-  _globals['_OBSERVEREQUEST']._serialized_end=551
-  _globals['_OBSERVATION']._serialized_start=553
-  _globals['_OBSERVATION']._serialized_end=655
-  _globals['_OBSERVERESPONSE']._serialized_start=657
-  _globals['_OBSERVERESPONSE']._serialized_end=710
-  _globals['_GETPREDICTORSTATUSREQUEST']._serialized_start=712
-  _globals['_GETPREDICTORSTATUSREQUEST']._serialized_end=739
-  _globals['_GETPREDICTORSTATUSRESPONSE']._serialized_start=742
-  _globals['_GETPREDICTORSTATUSRESPONSE']._serialized_end=976
-  _globals['_PREDICTORSERVICE']._serialized_start=979
-  _globals['_PREDICTORSERVICE']._serialized_end=1240
+  _globals['_REQUESTFEATURES']._serialized_end=291
+  _globals['_PREDICTREQUEST']._serialized_start=293
+  _globals['_PREDICTREQUEST']._serialized_end=357
+  _globals['_PREDICTRESPONSE']._serialized_start=359
+  _globals['_PREDICTRESPONSE']._serialized_end=451
+  _globals['_LENGTHPREDICTION']._serialized_start=453
+  _globals['_LENGTHPREDICTION']._serialized_end=516
+  _globals['_OBSERVEREQUEST']._serialized_start=518
+  _globals['_OBSERVEREQUEST']._serialized_end=582
+  _globals['_OBSERVATION']._serialized_start=584
+  _globals['_OBSERVATION']._serialized_end=686
+  _globals['_OBSERVERESPONSE']._serialized_start=688
+  _globals['_OBSERVERESPONSE']._serialized_end=741
+  _globals['_GETPREDICTORSTATUSREQUEST']._serialized_start=743
+  _globals['_GETPREDICTORSTATUSREQUEST']._serialized_end=770
+  _globals['_GETPREDICTORSTATUSRESPONSE']._serialized_start=773
+  _globals['_GETPREDICTORSTATUSRESPONSE']._serialized_end=1007
+  _globals['_PREDICTORSERVICE']._serialized_start=1010
+  _globals['_PREDICTORSERVICE']._serialized_end=1271
 # @@protoc_insertion_point(module_scope)

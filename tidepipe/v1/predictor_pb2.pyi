@@ -32,6 +32,8 @@ class RequestFeatures(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     GENERATED_TOKENS_FIELD_NUMBER: _builtins.int
     BEHIND_THOUGHT_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """Caller's key, returned with the prediction."""
     prompt_tokens: _builtins.int
@@ -44,6 +46,10 @@ class RequestFeatures(_message.Message):
     """Output tokens that it has already: the prediction is that of an answer which is longer."""
     behind_thought: _builtins.bool
     """Only the part of the output behind its thought is meant, which has ended: prompt_tokens counts it, max_tokens does not."""
+    signal: _builtins.bytes
+    """The model's length signal of the prompt: at most 64 numbers, little-endian floats of 16 bits. Empty: not known."""
+    model: _builtins.str
+    """Digest of the model that made it: signals of different models have nothing in common."""
     @_builtins.property
     def prompt(self) -> _prompt_pb2.PromptFeatures:
         """What is known of its text."""
@@ -58,10 +64,12 @@ class RequestFeatures(_message.Message):
         prompt: _prompt_pb2.PromptFeatures | None = ...,
         generated_tokens: _builtins.int = ...,
         behind_thought: _builtins.bool = ...,
+        signal: _builtins.bytes = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind_thought", b"behind_thought", "generated_tokens", b"generated_tokens", "key", b"key", "max_tokens", b"max_tokens", "prompt", b"prompt", "prompt_tokens", b"prompt_tokens", "temperature", b"temperature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind_thought", b"behind_thought", "generated_tokens", b"generated_tokens", "key", b"key", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "prompt_tokens", b"prompt_tokens", "signal", b"signal", "temperature", b"temperature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

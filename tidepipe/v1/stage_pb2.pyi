@@ -726,6 +726,7 @@ class SequenceStart(_message.Message):
     TRACE_CONTEXT_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
     BEGINS_AT_FIELD_NUMBER: _builtins.int
+    WANTS_SIGNAL_FIELD_NUMBER: _builtins.int
     sequence_key: _builtins.int
     """Key of the sequence within the epoch."""
     prompt_tokens: _builtins.int
@@ -736,6 +737,8 @@ class SequenceStart(_message.Message):
     """Fingerprint of the adapter of all its tokens; empty: none."""
     begins_at: _builtins.int
     """Position at which it begins, if its blocks hold all before that and it is not at a block's beginning; else 0."""
+    wants_signal: _builtins.bool
+    """Its length signal is wanted with its first token (last stage; one that has none to give sends none)."""
     @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingParams:
         """How to choose its tokens (last stage only)."""
@@ -761,10 +764,11 @@ class SequenceStart(_message.Message):
         trace_context: _builtins.str = ...,
         adapter: _builtins.str = ...,
         begins_at: _builtins.int = ...,
+        wants_signal: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "begins_at", b"begins_at", "eos_token_ids", b"eos_token_ids", "history_token_ids", b"history_token_ids", "prompt_tokens", b"prompt_tokens", "sampling", b"sampling", "sequence_key", b"sequence_key", "trace_context", b"trace_context"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "begins_at", b"begins_at", "eos_token_ids", b"eos_token_ids", "history_token_ids", b"history_token_ids", "prompt_tokens", b"prompt_tokens", "sampling", b"sampling", "sequence_key", b"sequence_key", "trace_context", b"trace_context", "wants_signal", b"wants_signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -828,6 +832,7 @@ class StepReport(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
     PROMPTS_FIELD_NUMBER: _builtins.int
+    SIGNALS_FIELD_NUMBER: _builtins.int
     step_id: _builtins.int
     """The step."""
     compute_s: _builtins.float
@@ -852,6 +857,10 @@ class StepReport(_message.Message):
     def prompts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptPiece]:
         """Last stage: what was read off prompts, of those that want that."""
 
+    @_builtins.property
+    def signals(self) -> _containers.RepeatedCompositeFieldContainer[Global___LengthSignal]:
+        """Last stage: length signals of prompts whose first token was sampled in this step, of those that want one."""
+
     def __init__(
         self,
         *,
@@ -863,14 +872,41 @@ class StepReport(_message.Message):
         logprobs: _abc.Iterable[_sampling_pb2.PositionLogprobs] | None = ...,
         errors: _abc.Iterable[Global___SequenceError] | None = ...,
         prompts: _abc.Iterable[Global___PromptPiece] | None = ...,
+        signals: _abc.Iterable[Global___LengthSignal] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_s", b"compute_s", "errors", b"errors", "idle_s", b"idle_s", "logprobs", b"logprobs", "plan_wait_s", b"plan_wait_s", "prompts", b"prompts", "step_id", b"step_id", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_s", b"compute_s", "errors", b"errors", "idle_s", b"idle_s", "logprobs", b"logprobs", "plan_wait_s", b"plan_wait_s", "prompts", b"prompts", "signals", b"signals", "step_id", b"step_id", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepReport: _TypeAlias = StepReport  # noqa: Y015
+
+@_typing.final
+class LengthSignal(_message.Message):
+    """What the model's state behind a prompt says of how long the answer will be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_KEY_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    sequence_key: _builtins.int
+    """Key of the sequence within the epoch."""
+    values: _builtins.bytes
+    """At most 64 numbers, little-endian floats of 16 bits."""
+    def __init__(
+        self,
+        *,
+        sequence_key: _builtins.int = ...,
+        values: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequence_key", b"sequence_key", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LengthSignal: _TypeAlias = LengthSignal  # noqa: Y015
 
 @_typing.final
 class PromptPiece(_message.Message):

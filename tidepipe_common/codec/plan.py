@@ -17,6 +17,7 @@ from tidepipe_common.codec.sampling import (
 )
 from tidepipe_common.limits import PIECE_BYTES
 from tidepipe_common.types.kv_transfer import KvFetched
+from tidepipe_common.types.length_signal import LengthSignal
 from tidepipe_common.types.plan import (
     BlockCopies,
     DecodeRows,
@@ -97,6 +98,7 @@ def plan_to_wire(plan: StepPlan, *, first: bool, last: bool) -> stage_pb2.StepPl
             begins_at=start.begins_at,
         )
         if last:
+            entry.wants_signal = start.wants_signal
             entry.sampling.CopyFrom(sampling_to_wire(start.sampling))
             entry.history_token_ids.extend(start.history)
             entry.eos_token_ids.extend(start.eos_token_ids)
@@ -212,6 +214,7 @@ def plan_from_wire(message: stage_pb2.StepPlan, ahead: Iterable[stage_pb2.Sequen
             adapter=entry.adapter,
             trace_context=entry.trace_context,
             begins_at=entry.begins_at,
+            wants_signal=entry.wants_signal,
         )
         for entry in (*ahead, *message.starts)
     )
@@ -261,6 +264,8 @@ def news_to_wire(news: StageNews) -> stage_pb2.RunResponse:
                         logprobs=prompt_logprobs_to_wire(piece.prompt_logprobs_read),
                         vector=piece.vector,
                     )
+                for signal in news.sampled.signals:
+                    report.signals.add(sequence_key=signal.key, values=signal.values)
                 for error in news.sampled.errors:
                     report.errors.add(sequence_key=error.key, detail=error.detail, fault=error.fault)
             return stage_pb2.RunResponse(step=report)
@@ -302,7 +307,9 @@ def news_from_wire(message: stage_pb2.RunResponse) -> StageNews | None:
                 for one in step.prompts
             ]
         )
-        sampled = SampledTokens(tuple(step.token_ids), logprobs_from_wire(step.logprobs), errors, prompts)
+        signals = tuple([LengthSignal(one.sequence_key, one.values) for one in step.signals])
+        logprobs = logprobs_from_wire(step.logprobs)
+        sampled = SampledTokens(tuple(step.token_ids), logprobs, errors, prompts, signals)
         return StepReport(step.step_id, step.compute_s, step.idle_s, step.plan_wait_s, sampled)
     if which == "heartbeat":
         heart = message.heartbeat

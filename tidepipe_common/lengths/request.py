@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tidepipe_common.lengths.prompt import PromptFeatures
+from tidepipe_common.types.length_signal import signal_fault
 
 LEVELS: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 """Levels at which every model answers."""
@@ -21,6 +22,8 @@ class RequestFeatures:
 
     max_tokens: limit of the output. generated_tokens: output that it has already; the prediction is that of
     an answer which is longer. behind_thought: only the part of the output is meant that follows its thought.
+    signal: the model's length signal of the prompt (`tidepipe_common/types/length_signal.py`), empty where it
+    is not known; model: digest of the model that made it.
     """
 
     prompt_tokens: int | None = None
@@ -29,6 +32,8 @@ class RequestFeatures:
     prompt: PromptFeatures = NO_PROMPT
     generated_tokens: int = 0
     behind_thought: bool = False
+    signal: bytes = field(default=b"", repr=False)
+    model: str = ""
 
     def fault(self) -> str | None:
         """Why these values cannot belong to a real request, or None."""
@@ -40,6 +45,8 @@ class RequestFeatures:
             return f"temperature must be a finite number >= 0, got {self.temperature}"
         if self.generated_tokens < 0:
             return "generated_tokens must not be negative"
+        if (fault := signal_fault(self.signal)) is not None:
+            return fault
         return self.prompt.fault()
 
     @property

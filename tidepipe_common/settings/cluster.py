@@ -151,6 +151,7 @@ class ClusterConfig(Strict):
     microbatches: fields.Microbatches | None = None
     prefix_caching: fields.PrefixCaching | None = None
     kv_transfer: fields.KvTransfer | None = None
+    length_signal: fields.LengthSignal | None = None
     allow_download: fields.AllowDownload = False
     metrics: Annotated[bool, setting("Give every process a port with Prometheus metrics.")] = False
     otlp: fields.Otlp | None = None

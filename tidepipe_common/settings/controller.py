@@ -66,6 +66,7 @@ class ControllerSettings(InstanceSettings):
     microbatches: fields.Microbatches = 0
     prefix_caching: fields.PrefixCaching = "on"
     kv_transfer: fields.KvTransfer = "auto"
+    length_signal: fields.LengthSignal = "on"
     journal: fields.JournalPath | None = None
 
     @model_validator(mode="after")

@@ -277,6 +277,13 @@ PrefixCaching = Annotated[
     Literal["on", "off"],
     setting("Keep KV blocks, and share them among requests that begin alike.", metavar="on|off"),
 ]
+LengthSignal = Annotated[
+    Literal["on", "off"],
+    setting(
+        "Stages tell the predictor what the model's state behind a prompt says of its answer's length.",
+        metavar="on|off",
+    ),
+]
 KvTransfer = Annotated[
     Literal["auto", "always", "never"],
     setting(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tidepipe_common.types.kv_transfer import KvFetched
+from tidepipe_common.types.length_signal import LengthSignal
 from tidepipe_common.types.prompt_reading import PromptPiece
 from tidepipe_common.types.sampling import PositionLogprobs, SamplingParams
 
@@ -38,6 +39,7 @@ class SequenceStart:
     trace_context: the span that it runs within (`telemetry/traces.py`); empty: none. Nothing depends on it.
     begins_at: its first position that is computed here, if blocks that came from elsewhere hold all before;
         0: it begins at 0, or behind whole blocks, as its first row says.
+    wants_signal: its length signal, with its first token.
     """
 
     key: int
@@ -48,6 +50,7 @@ class SequenceStart:
     adapter: str = field(default="", repr=False)  # journals' checksums are of reprs, and older than this
     trace_context: str = field(default="", repr=False, compare=False)
     begins_at: int = field(default=0, repr=False)
+    wants_signal: bool = field(default=False, repr=False)
 
 
 @dataclass(slots=True)
@@ -157,12 +160,14 @@ class SampledTokens:
     logprobs: one per token if any row wants them, else empty.
     errors: sequences of the step that cannot go on; a token of theirs means nothing.
     prompts: what was read off the prompts of those that want that.
+    signals: of those whose first token this is and that want one.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[PositionLogprobs, ...] = ()
     errors: tuple[RowError, ...] = ()
     prompts: tuple[PromptPiece, ...] = ()
+    signals: tuple[LengthSignal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

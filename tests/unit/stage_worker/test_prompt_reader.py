@@ -13,8 +13,10 @@ import torch
 from stage_worker.executors.protocol import Executor
 from stage_worker.sampling import prompt_reader
 from stage_worker.sampling.prompt_reader import PromptReader
+from stage_worker.sampling.signal_reader import SignalReader, projection
 from tests.tiny_models import make_tiny_model, random_prompts
 from tests.torch_pipeline import make_pipeline, run_whole_step
+from tidepipe_common.types.length_signal import NUMBERS, LengthSignal, signal_numbers
 from tidepipe_common.types.plan import Phase, PlanRow, SequenceStart, StepPlan
 from tidepipe_common.types.prompt_reading import PromptLog, PromptPiece, positions
 from tidepipe_common.types.sampling import Pooling, SamplingParams
@@ -33,8 +35,16 @@ def executors(model: Path) -> list[Executor]:
     return make_pipeline(model, 2)
 
 
-def read(executors: list[Executor], wishes: list[SamplingParams], chunk: int) -> list[list[PromptPiece]]:
-    """Pieces of each prompt, read side by side in steps of `chunk` tokens of each."""
+def read(
+    executors: list[Executor],
+    wishes: list[SamplingParams],
+    chunk: int,
+    signals: list[tuple[int, LengthSignal]] | None = None,
+) -> list[list[PromptPiece]]:
+    """Pieces of each prompt, read side by side in steps of `chunk` tokens of each.
+
+    signals: of all but the second prompt are wanted, and noted with their steps.
+    """
     found: list[list[PromptPiece]] = [[] for _ in PROMPTS]
     blocks = iter(range(executors[0].kv_blocks))
     given = [0] * len(PROMPTS)
@@ -48,13 +58,18 @@ def read(executors: list[Executor], wishes: list[SamplingParams], chunk: int) ->
             if not part:
                 continue
             if not first:
-                starts.append(SequenceStart(index, wishes[index], len(prompt), tuple(prompt)))
+                wanted = signals is not None and index != 1
+                starts.append(
+                    SequenceStart(index, wishes[index], len(prompt), tuple(prompt), wants_signal=wanted)
+                )
             new = -(-(first + len(part)) // BLOCK) - -(-first // BLOCK)
             given[index] += len(part)
             ends = given[index] == len(prompt)
             rows.append(PlanRow(index, first, len(part), part, tuple(next(blocks) for _ in range(new)), ends))
         sampled = run_whole_step(executors, StepPlan(step_id, Phase.PREFILL, tuple(rows), tuple(starts)))
         assert not sampled.errors
+        if signals is not None:
+            signals += [(step_id, one) for one in sampled.signals]
         for piece in sampled.prompts:
             found[piece.key].append(piece)
     releases = tuple(range(len(PROMPTS)))
@@ -107,6 +122,37 @@ def test_vectors_are_pooled_states(model: Path, executors: list[Executor], chunk
         vector = np.frombuffer(pieces[-1].vector, "<f4")
         expected = {Pooling.MEAN: states.mean(0), Pooling.LAST: states[-1], Pooling.CLS: states[0]}[how]
         assert np.abs(vector - expected.numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_length_signals_come_with_first_tokens(model: Path, executors: list[Executor], chunk: int) -> None:
+    """Of the state behind the whole prompt, once, in the step that samples its first token."""
+    signals: list[tuple[int, LengthSignal]] = []
+    read(executors, [SamplingParams(temperature=0)] * len(PROMPTS), chunk, signals)
+    assert [one.key for _, one in signals] == [0, 2, 3]
+    for step, one in signals:
+        assert step == -(-len(PROMPTS[one.key]) // chunk)
+        logprobs, states = (of_all[-1] for of_all in of_hugging_face(model)[one.key])
+        unit = states / states.square().mean().sqrt()
+        expected = [
+            *(unit @ projection(len(states))).tolist(),
+            float(-(logprobs.exp() * logprobs).sum()),
+            float(logprobs.max()),
+        ]
+        assert len(expected) == NUMBERS
+        assert signal_numbers(one.values) == pytest.approx(expected, abs=5e-3)
+
+
+def test_who_is_computed_again_or_is_not_finite_has_no_signal() -> None:
+    reader = SignalReader()
+    for key in range(3):
+        reader.start(SequenceStart(key, SamplingParams(), 5, wants_signal=True))
+    # The second one comes back with output; the first one's state is no number.
+    assert reader.due([0, 1, 2], [5, 8, 5]) == [0, 2]
+    states, logits = torch.ones(2, 16), torch.zeros(2, 10)
+    states[0, 3] = torch.nan
+    assert [one.key for one in reader.read([0, 2], states, logits)] == [2]
+    assert reader.due([0, 2], [5, 5]) == []
 
 
 def test_they_are_off_by_what_pytorchs_are_off() -> None:
