@@ -119,6 +119,20 @@ def test_whoever_got_this_far_is_certain_to_have_got_this_far() -> None:
         assert abs(expected[index] - exact) < 0.06 * exact
 
 
+@given(st.floats(1, 1000), st.floats(1.01, 5), st.integers(0, 900), st.integers(0, 500))
+def test_what_is_said_of_one_under_way_is_of_its_rest(p50: float, factor: float, at: int, since: int) -> None:
+    """The same quantiles of the rest, said at any age, give the same expectation and the same forecast."""
+    fresh = LengthBelief.from_quantiles(p50, p50 * factor)
+    later = LengthBelief.from_quantiles(at + p50, at + p50 * factor, at)
+    assert math.isclose(later.remaining(at + since), fresh.remaining(since), rel_tol=1e-6)
+    profiles = []
+    for belief, generated in ((fresh, since), (later, at + since)):
+        forecast = KvForecast(block_size=1, longest=2000)
+        forecast.put(1, 1000, generated, belief, 900)
+        profiles.append(forecast.profile()[1])
+    assert np.allclose(*profiles, rtol=1e-6)
+
+
 @given(st.floats(1, 1000), st.floats(1.01, 5), st.integers(0, 5000))
 def test_beliefs_halve_what_is_left(median: float, factor: float, generated: int) -> None:
     """`remaining` is the median of the conditional distribution."""
