@@ -88,7 +88,10 @@ class ControllerMetrics:
         yield total("tidepipe_recoveries", "Times that stages were lost.", self._recoveries, **label)
         fallbacks = instance.lengths.fallbacks
         yield total("tidepipe_predictor_fallbacks", "Predictions that the fallback gave.", fallbacks, **label)
-        lost = instance.lengths.observations_lost
+        lengths = instance.lengths
+        yield total("tidepipe_predictor_signals", "Prompts with a length signal.", lengths.signals, **label)
+        yield total("tidepipe_predictor_refreshed", "Asked anew as it grew.", lengths.refreshed, **label)
+        lost = lengths.observations_lost
         yield total("tidepipe_predictor_observations_lost", "Ends that it never heard of.", lost, **label)
         yield total("tidepipe_predictions_scored", "Predicted outputs that ended.", self._scored, **label)
         yield total("tidepipe_predictions_within_p90", "Of these, not above p90.", self._within_p90, **label)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ANSWERS, CHAMPION, CHALLENGER, VERDICT = "answers.bin", "champion", "challenger", "verdict.json"
+ANSWERS, SAMPLES = "answers.bin", "samples.npz"
+CHAMPION, CHALLENGER, VERDICT = "champion", "challenger", "verdict.json"
 """Names in a job's folder."""
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import shutil
-import sys
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +13,7 @@ import structlog
 
 from predictor.contest import ANSWERS, CHALLENGER, CHAMPION, VERDICT, Verdict
 from predictor.evaluation.champion import Champion
+from predictor.job_process import run_job
 from predictor.versions import ModelVersions
 from tidepipe.v1 import predictor_pb2
 from tidepipe_common.errors import ModelError, TidePipeError
@@ -27,7 +25,6 @@ WINDOW = 8192
 NEXT_AFTER_SHARE = 0.25
 """New answers that are due for another training: so many of the window, at least FIRST_TRAINING_AFTER."""
 MOST_HELD_BACK = 1000
-JOB_TIMEOUT_S = 900.0
 
 log = structlog.get_logger()
 
@@ -90,7 +87,7 @@ class Learning:
             if champion is not None:
                 await asyncio.to_thread(save_lengths, champion.copy(), folder / CHAMPION)
             await asyncio.to_thread(_write_answers, answers, folder / ANSWERS)
-            await self._run_job(folder, f"hazard/{number}", held_back)
+            await run_job("predictor.job", folder, f"hazard/{number}", str(held_back))
             verdict = Verdict(**json.loads(await asyncio.to_thread((folder / VERDICT).read_bytes)))
             if verdict.failure:
                 raise ModelError(verdict.failure)
@@ -111,28 +108,6 @@ class Learning:
             self.last_failure = ""
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-    async def _run_job(self, folder: Path, version: str, held_back: int) -> None:
-        """ModelError if the process fails or takes too long."""
-        one_core = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "predictor.job", str(folder), version, str(held_back)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **one_core},
-        )
-        try:
-            async with asyncio.timeout(JOB_TIMEOUT_S):
-                _, errors = await process.communicate()
-        except TimeoutError as error:
-            raise ModelError(f"training took longer than {JOB_TIMEOUT_S:g} s") from error
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-        if process.returncode != 0:
-            last = errors.decode(errors="replace").strip().splitlines()[-1:]
-            raise ModelError(f"training ended with code {process.returncode}: {''.join(last)}")
 
     def _fail(self, reason: str) -> None:
         self.last_failure = reason

@@ -10,6 +10,7 @@ from pathlib import Path
 from predictor.api.servicer import PredictorServicer
 from predictor.evaluation.champion import Champion
 from predictor.learning import Learning
+from predictor.signals import SignalHeads
 from predictor.telemetry import predictor_metrics
 from predictor.versions import ModelVersions
 from tidepipe.v1 import predictor_pb2, predictor_pb2_grpc
@@ -29,7 +30,9 @@ async def serve(settings: PredictorSettings, state: Path, lifecycle: Lifecycle) 
     champion = Champion(settings.window)
     learning = Learning(champion, ModelVersions(state), settings.train_after)
     await learning.restore(settings.model)
-    servicer = PredictorServicer(champion, learning)
+    heads = SignalHeads(champion, state, settings.signal_samples, settings.train_after)
+    await heads.restore()
+    servicer = PredictorServicer(champion, learning, heads)
     telemetry.at_scrape(lambda: predictor_metrics(servicer))
     predictor_pb2_grpc.add_PredictorServiceServicer_to_server(servicer, rpc.server)
     address = await rpc.start([predictor_pb2.DESCRIPTOR.services_by_name["PredictorService"]])
@@ -38,10 +41,14 @@ async def serve(settings: PredictorSettings, state: Path, lifecycle: Lifecycle) 
         serve_metrics(telemetry, settings.listen, settings.metrics_port) as metrics,
         asyncio.TaskGroup() as group,
     ):
-        trainer = group.create_task(learning.run(), name="learning")
+        trainers = [
+            group.create_task(learning.run(), name="learning"),
+            group.create_task(heads.run(), name="heads"),
+        ]
         lifecycle.announce_ready(address, metrics)
         await lifecycle.stopping.wait()
-        trainer.cancel()
+        for trainer in trainers:
+            trainer.cancel()
     await rpc.stop(STOP_GRACE_S)
 
 

@@ -26,4 +26,9 @@ def predictor_metrics(servicer: PredictorServicer) -> Iterable[Metric]:
     learning = servicer.learning
     yield total("tidepipe_predictor_models_trained", "Challengers trained.", learning.trained)
     yield total("tidepipe_predictor_models_adopted", "Challengers that were better.", learning.adopted)
+    heads = servicer.heads
+    yield total("tidepipe_predictor_refined", "Predictions by a head on a length signal.", heads.refined)
+    yield total("tidepipe_predictor_heads_trained", "Challenging heads trained.", heads.trained)
+    yield total("tidepipe_predictor_heads_adopted", "Challenging heads that were better.", heads.adopted)
+    yield gauge("tidepipe_predictor_signal_samples", "Length signals held to train on.", heads.samples)
     yield total("tidepipe_predictor_drifts", "Changes of the lengths noticed.", servicer.champion.drifts)

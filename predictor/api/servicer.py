@@ -12,6 +12,7 @@ import structlog
 from predictor.api.wire import features_from_wire, observation_from_wire
 from predictor.evaluation.champion import Champion
 from predictor.learning import Learning
+from predictor.signals import SignalHeads
 from tidepipe.v1 import predictor_pb2 as pb
 from tidepipe.v1 import predictor_pb2_grpc as pb_grpc
 from tidepipe_common.errors import InvalidRequestError
@@ -35,10 +36,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class PredictorServicer(pb_grpc.PredictorServiceServicer):
-    """Answers from the champion, tells it and the learning what ended, and counts."""
+    """Answers from heads and champion, tells them and the learning what ended, and counts."""
 
-    def __init__(self, champion: Champion, learning: Learning) -> None:
+    def __init__(self, champion: Champion, learning: Learning, heads: SignalHeads) -> None:
         self.champion = champion
+        self.heads = heads
         self.learning = learning
         self.counts = Counts()
 
@@ -49,7 +51,7 @@ class PredictorServicer(pb_grpc.PredictorServiceServicer):
         for message, entry in zip(request.requests, features, strict=True):
             if (fault := entry.fault()) is not None:
                 raise InvalidRequestError(f"requests[{message.key!r}]: {fault}", "requests")
-        predictions = self.champion.predict(features)
+        predictions = self.heads.predict(features)
         self.counts.predicted += len(features)
         return pb.PredictResponse(
             predictions=[
@@ -72,8 +74,8 @@ class PredictorServicer(pb_grpc.PredictorServiceServicer):
                     sound.append((message, observation))
                 else:
                     first_fault = first_fault or fault
-            self.champion.observe([observation for _, observation in sound])
-            self.learning.note([message for message, _ in sound])
+            self.heads.observe([observation for _, observation in sound])
+            self.learning.note([_without_signal(message) for message, _ in sound])
             accepted += len(sound)
             # Predictions are waited for, observations are not.
             await asyncio.sleep(0)
@@ -99,8 +101,14 @@ class PredictorServicer(pb_grpc.PredictorServiceServicer):
             trained=self.learning.trained,
             adopted=self.learning.adopted,
             drifts=self.champion.drifts,
-            last_failure=self.learning.last_failure,
+            last_failure=self.learning.last_failure or self.heads.last_failure,
         )
+
+
+def _without_signal(message: pb.Observation) -> pb.Observation:
+    """The text's model does not look at it: it is kept by the heads, or nowhere."""
+    message.features.ClearField("signal")
+    return message
 
 
 def _check_size(name: str, size: int) -> None:

@@ -45,7 +45,7 @@ class Answers:
             recent.note(one)
         lengths = np.array([float(one.output_tokens) for one in observations])
         censored = np.array([one.censored for one in observations], dtype=np.bool_)
-        target = _targets(lengths, censored)
+        target = targets(lengths, censored)
         prompts = _prompts(requests)
         return cls(
             rows=request_rows(requests, history),
@@ -55,11 +55,11 @@ class Answers:
             ends=Ends.of(observations),
             target=target,
             prompts=prompts,
-            weight=_weights(prompts, target),
+            weight=weights(prompts, target),
         )
 
 
-def _targets(lengths: Floats, censored: Flags) -> Floats:
+def targets(lengths: Floats, censored: Flags) -> Floats:
     """Logarithms; an answer that was cut counts as the median of those that got further."""
     filled = lengths.copy()
     for cut in np.unique(lengths[censored]):
@@ -79,7 +79,7 @@ def _prompts(requests: Sequence[RequestFeatures]) -> Indices:
     return np.array(found, dtype=np.int64)
 
 
-def _weights(prompts: Indices, target: Floats) -> Floats:
+def weights(prompts: Indices, target: Floats) -> Floats:
     """1 / (1 + (m - 1) r) for each of m answers to a prompt, r the correlation of answers to one prompt.
 
     So weighs the mean of m draws whose variance is partly their prompt's own, which no further draw lessens

@@ -20,6 +20,7 @@ from tidepipe.v1 import prompt_pb2
 from tidepipe_common.codec.prompt import prompt_to_wire
 from tidepipe_common.lengths.prompt import VERSION, prompt_features
 from tidepipe_common.rpc.channel import open_channel, wait_serving
+from tidepipe_common.types.length_signal import pack_signal
 
 Stub: TypeAlias = "pb_grpc.PredictorServiceAsyncStub"
 STATUS = pb.GetPredictorStatusRequest()
@@ -94,10 +95,25 @@ def answers(count: int, seed: int) -> list[pb.Observation]:
     found = []
     for _ in range(count):
         long = bool(chance.integers(2))
-        text = "Write a long story about the sea." if long else "Classify this: true or false?"
+        number = chance.integers(1000)
+        text = f"Write a long story about sea {number}." if long else f"Classify {number}: true or false?"
         length = int((300 if long else 6) * np.exp(0.3 * chance.normal())) + 1
-        found.append(pb.Observation(features=features(max_tokens=4000, text=text), output_tokens=length))
+        one = features(max_tokens=4000, text=text)
+        one.signal, one.model = signal_of(long), "m"
+        found.append(pb.Observation(features=one, output_tokens=length))
     return found
+
+
+def signal_of(long: bool) -> bytes:
+    return pack_signal([1.0 if long else -1.0, 0.5])
+
+
+async def median_by_signal(stub: Stub) -> float:
+    """Of a long answer to a prompt without text: only a head on signals tells it."""
+    one = features(max_tokens=4000)
+    one.signal, one.model = signal_of(True), "m"
+    reply = await stub.Predict(pb.PredictRequest(requests=[one]), timeout=5)
+    return reply.predictions[0].tokens[2]
 
 
 async def medians(stub: Stub) -> list[float]:
@@ -119,9 +135,13 @@ async def test_learns_beside_the_service_and_survives_kill_and_damage(tmp_path: 
                 await asyncio.sleep(0.1)
         assert status.model_version == "hazard/1"
         assert await medians(stub) == pytest.approx([300, 7], rel=0.4)
+        async with asyncio.timeout(120):
+            while await median_by_signal(stub) < 200:  # noqa: ASYNC110 - nothing else tells
+                await asyncio.sleep(0.1)
     # That was kill -9. What was learnt is there again.
     async with predictor(*state) as (stub, _):
         assert await medians(stub) == pytest.approx([300, 7], rel=0.4)
+        assert await median_by_signal(stub) > 200
     # A damaged model is told of and not used.
     (tmp_path / "state" / "current" / "trees.txt").write_text("no trees")
     async with predictor(*state) as (stub, _):

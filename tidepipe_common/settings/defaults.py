@@ -72,6 +72,8 @@ BACKGROUND_RESPONSES, BACKGROUND_RESPONSE_BYTES = 256, 256 << 20
 WINDOW, LEAST_WINDOW = 4096, 32
 """Newest observations that the length predictor keeps. Below the least an estimate of the outer levels would
 be noise, so the prior answers."""
+SIGNAL_SAMPLES = 4096
+"""Answers with length signals that the predictor keeps to train on, of each model."""
 FIRST_TRAINING_AFTER, LEAST_ANSWERS = 400, 50
 """Answers before the predictor's first training; and at all, for fewer teach nothing."""
 

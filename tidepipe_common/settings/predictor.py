@@ -29,6 +29,14 @@ class PredictorSettings(ServiceSettings):
             strict=False,
         ),
     ] = None
+    signal_samples: Annotated[
+        int,
+        setting(
+            "Length signals kept in memory for training, of each model; 0: none are kept, and none are used.",
+            ge=0,
+            le=MAX_COUNT,
+        ),
+    ] = defaults.SIGNAL_SAMPLES
     # Half of them are held back.
     train_after: Annotated[
         int,

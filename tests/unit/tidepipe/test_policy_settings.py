@@ -52,9 +52,10 @@ def knobs_of(thing: Any) -> Any:
 
 
 def settings_of(scheduler: Scheduler) -> dict[str, Any]:
-    """Of a fresh scheduler. How many sequences are accepted is a service's limit, not a policy's knob."""
+    """Of a fresh scheduler. How many sequences are accepted is a service's limit, not a policy's knob; nor is
+    what the stages tell of prompts."""
     config = knobs_of(scheduler.config)
-    for name in ("max_sequences", "eos_token_ids", "context_length"):
+    for name in ("max_sequences", "eos_token_ids", "context_length", "signals"):
         del config[name]
     policy = scheduler.policy
     return {"policy": knobs_of(policy), "config": config, "batches": policy.microbatches(STAGES)}
