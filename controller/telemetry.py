@@ -46,7 +46,8 @@ class ControllerMetrics:
         self._now = now
         if self._since is None:
             self._since = now
-        if isinstance(event, LengthPredicted):
+        if isinstance(event, LengthPredicted) and not event.at:
+            # Later ones, of those that have grown, are easier.
             self._predicted[event.sequence_id] = (event.p50, event.p90)
             if len(self._predicted) > MAX_PREDICTED:
                 # Predictions that came after their sequence had ended, oldest first.

@@ -114,7 +114,7 @@ def replay_journal(path: Path) -> LiveRun:
                     limit = one.sampling.max_tokens or 0
                     new = _Seen(one.prompt, one.prefix_root, limit, now, list(one.output))
                     seen.setdefault(one.sequence_id, new)
-            case LengthPredicted(name, p50, p90) if name in seen:
+            case LengthPredicted(name, p50, p90, 0) if name in seen:
                 seen[name].prediction = (p50, p90)
             case StagesReady():
                 kv_blocks, epochs = event.kv_blocks, epochs + 1

@@ -67,7 +67,7 @@ class ActivityRecorder:
 
     def note(self, event: Event, actions: Sequence[Action], now: float, seconds: float) -> None:
         """The scheduler heard an event, and decided."""
-        if isinstance(event, LengthPredicted):
+        if isinstance(event, LengthPredicted) and not event.at:
             self._predicted[event.sequence_id] = event.p50
             if len(self._predicted) > MAX_PREDICTED:
                 del self._predicted[next(iter(self._predicted))]
