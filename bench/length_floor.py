@@ -1,14 +1,11 @@
 """The floor: how well could any predictor that sees the prompt know the length of one of its answers?
 
-    python -m bench.length_draws PROMPTS.jsonl -o DRAWS.jsonl --model smollm2-135m
+    python -m bench.length_draws PROMPTS.jsonl -o DRAWS.jsonl --model smollm2-135m --quantization int8
     python -m bench.length_floor DRAWS.jsonl PROMPTS.jsonl -o docs/images/length-floor
 
-Answers to one prompt differ. What is best said of a new one, knowing only the prompt, are the quantiles of
-the prompt's own distribution; their mean loss is the least that there is. Several answers a prompt bound it.
-Quantiles of an answer's siblings, without itself, lose more, as they are estimates (answers to other prompts
-are mixed in as far as that helps); quantiles of all of them lose less, as they have seen the answer. Both
-errors fade as 1 / answers, which gives a value between (`floor`): extrapolated from all siblings and half of
-them, held within the two.
+Bounds of the floor, and a value between, come from answers to the same prompt
+(`predictor/evaluation/floor.py`). The draws of docs/results are `bench/data/smollm2-135m-draws.jsonl`;
+PROMPTS.jsonl has the prompts.
 
 Our predictor is trained on other prompts (folds by prompt) and on the lengths of bench/data, one answer to
 each of the prompts that were not drawn. `share` is where it stands between the quantiles of all answers,
@@ -28,6 +25,7 @@ import numpy as np
 from bench.length_draws import drawn
 from bench.predictor_data import joined
 from predictor.evaluation.figures import pinball
+from predictor.evaluation.floor import LEAST_SIBLINGS, floor_bounds, variance
 from predictor.training.dataset import observation
 from predictor.training.fit import fit
 from tidepipe_common.lengths.distribution import Floats
@@ -39,8 +37,8 @@ NAMES = ("mae", "pinball_p90", "pinball_p99", "pinball")
 FOLDS = 5
 RESAMPLES = 2000
 INTERVAL = (0.05, 0.95)
-PARTS = 40
-MIXED = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.0)
+LEAST_ROOM = 0.05
+"""Of the plain quantile's loss: where less could be known, there is no share of it."""
 LENGTHS = Path(__file__).parent / "data" / "smollm2-135m-lengths.csv"
 
 
@@ -73,90 +71,14 @@ class Drawn:
 
 
 def losses(lengths: Floats, quantiles: Floats) -> Floats:
-    """(4,) mean of NAMES. lengths: (n,); quantiles: (n, LEVELS) or (LEVELS,)."""
-    found = pinball(lengths, np.broadcast_to(quantiles, (len(lengths), len(LEVELS))), np.array(LEVELS))
-    by_level = found.mean(axis=0)
-    return _with_mean(np.array([2.0 * by_level[0], by_level[1], by_level[2]]))
+    """(NAMES,) means. lengths: (n,); quantiles: (LEVELS,)."""
+    everywhere = np.broadcast_to(quantiles, (len(lengths), len(LEVELS)))
+    return named(pinball(lengths, everywhere, np.array(LEVELS)).mean(axis=0))
 
 
-def _with_mean(found: Floats) -> Floats:
-    """(.., 3) losses of the levels; (.., NAMES) with their mean."""
-    mean = (0.5 * found[..., 0] + found[..., 1] + found[..., 2]) / len(LEVELS)
-    return np.concatenate([found, mean[..., None]], axis=-1)
-
-
-def in_sample(lengths: Floats) -> Floats:
-    """Losses of the answers' own quantiles: less than can be known."""
-    return losses(lengths, np.quantile(lengths, LEVELS, method="inverted_cdf"))
-
-
-def left_out(lengths: Floats, pool: Floats, siblings: int, chance: np.random.Generator) -> Floats:
-    """(MIXED, NAMES) losses of answers that are predicted by so many others to their prompt.
-
-    pool: (tokens,) distribution function of the answers to all other prompts of the source. Few siblings
-    say little of tails; mixing the pool in, by MIXED, is what whoever had only them would do.
-    """
-    count, grid = len(lengths), np.arange(len(pool))
-    if siblings == count - 1:
-        chosen = [(one, np.delete(np.arange(count), one)) for one in range(count)]
-    else:
-        order = [chance.permutation(count)[: siblings + 1] for _ in range(PARTS)]
-        chosen = [(int(one[0]), one[1:]) for one in order]
-    held = lengths[[one for one, _ in chosen]]
-    own = np.stack([(lengths[others][:, None] <= grid).mean(axis=0) for _, others in chosen])
-    found = []
-    for mixed in MIXED:
-        mixture = mixed * pool + (1.0 - mixed) * own
-        quantiles = np.stack([(mixture < level - 1e-9).sum(axis=1) for level in LEVELS], axis=1)
-        found.append(losses(held, quantiles.astype(np.float64)))
-    return np.array(found)
-
-
-def floors(prompts: list[Drawn], seed: int) -> dict[str, Floats]:
-    """Of each prompt, (prompts, NAMES): `upper`, `lower`, and `half`: the upper one of half of the siblings.
-
-    What is mixed in is chosen for all prompts of a source together, for each loss and number of siblings.
-    """
-    chance = np.random.default_rng(seed)
-    most = int(max(one.lengths.max() for one in prompts))
-    found = {name: np.empty((len(prompts), len(NAMES))) for name in ("upper", "half", "lower")}
-    for source in {one.source for one in prompts}:
-        places = [place for place, one in enumerate(prompts) if one.source == source]
-        counts = [np.bincount(prompts[place].lengths.astype(int), minlength=most + 1) for place in places]
-        total = np.sum(counts, axis=0)
-        for name in ("upper", "half"):
-            tried = []
-            for place, own in zip(places, counts, strict=True):
-                lengths, others = prompts[place].lengths, np.cumsum(total - own)
-                siblings = len(lengths) - 1 if name == "upper" else (len(lengths) - 1) // 2
-                tried.append(left_out(lengths, others / max(others[-1], 1), siblings, chance))
-            best = np.mean(tried, axis=0).argmin(axis=0)[: len(LEVELS)]
-            found[name][places] = _with_mean(np.array(tried)[:, best, np.arange(len(LEVELS))])
-        found["lower"][places] = [in_sample(prompts[place].lengths) for place in places]
-    return found
-
-
-def floor_of(bounds: dict[str, Floats], sizes: Floats) -> Floats:
-    """(NAMES,) where the upper bound goes with ever more siblings: it falls by c / siblings."""
-    upper, half = bounds["upper"].mean(axis=0), bounds["half"].mean(axis=0)
-    many, few = np.mean(1.0 / (sizes - 1.0)), np.mean(1.0 / ((sizes - 1.0) // 2))
-    ahead = upper - (half - upper) * many / (few - many)
-    held = np.clip(ahead, bounds["lower"].mean(axis=0), upper)
-    return _with_mean(held[: len(LEVELS)])
-
-
-def variance(drawn_lengths: list[Floats]) -> dict[str, float]:
-    """One-way analysis of variance, in tokens: standard deviations within and between prompts, and the
-    share of the variance that lies between."""
-    within = float(np.mean([one.var(ddof=1) for one in drawn_lengths]))
-    means = np.array([one.mean() for one in drawn_lengths])
-    noise = float(np.mean([one.var(ddof=1) / len(one) for one in drawn_lengths]))
-    between = max(0.0, float(means.var(ddof=1)) - noise)
-    return {
-        "within_sd": within**0.5,
-        "between_sd": between**0.5,
-        "share_between": between / (between + within),
-    }
+def named(found: Floats) -> Floats:
+    """(NAMES,) from the pinball losses of LEVELS."""
+    return np.array([2.0 * found[0], found[1], found[2], found.mean()])
 
 
 def predicted(prompts: list[Drawn], single: list[Observation], seed: int) -> Floats:
@@ -181,7 +103,6 @@ def predicted(prompts: list[Drawn], single: list[Observation], seed: int) -> Flo
 def compared(prompts: list[Drawn], quantiles: Floats, everyone: list[Drawn], seed: int) -> dict[str, Any]:
     """Everything of some prompts; the plain quantile is that of `everyone`, with which they came."""
     lengths = [one.lengths for one in prompts]
-    sizes = np.array([float(len(one)) for one in lengths])
     of_all = np.quantile(np.concatenate([one.lengths for one in everyone]), LEVELS)
     of_source = np.quantile(np.concatenate(lengths), LEVELS)
     table = {
@@ -189,35 +110,39 @@ def compared(prompts: list[Drawn], quantiles: Floats, everyone: list[Drawn], see
         "quantile of the source": np.array([losses(one, of_source) for one in lengths]),
         "ours": np.array([losses(one, row) for one, row in zip(lengths, quantiles, strict=True)]),
     }
-    bounds = floors(prompts, seed)
+    bounds = floor_bounds(lengths, [one.source for one in prompts], LEVELS, seed)
 
     def reckoned(chosen: Any) -> dict[str, Floats]:
         means = {name: rows[chosen].mean(axis=0) for name, rows in table.items()}
-        parts = {name: rows[chosen] for name, rows in bounds.items()}
-        floor = floor_of(parts, sizes[chosen])
-        gap = means["plain quantile"] - np.array(
-            [floor, parts["upper"].mean(axis=0), parts["lower"].mean(axis=0)]
-        )
+        part = bounds.of(chosen)
+        floors = np.array([named(part.floor), named(part.most), named(part.least)])
+        gap = means["plain quantile"] - floors
         gain = means["plain quantile"] - means["ours"]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            shares = gain / np.where(gap > 0.0, gap, np.nan)
-        means |= {"floor": floor, "floor, at most": parts["upper"].mean(axis=0)}
-        means |= {"floor, at least": parts["lower"].mean(axis=0), "share": shares[0]}
-        return means | {"share, floor at most": shares[1], "share, floor at least": shares[2]}
+        room = gap > LEAST_ROOM * means["plain quantile"]
+        shares = np.where(room, gain / np.where(room, gap, 1.0), np.nan)
+        for place, name in enumerate(("floor", "floor, at most", "floor, at least")):
+            means[name] = floors[place]
+        return means | {
+            "share": shares[0],
+            "share, floor at most": shares[1],
+            "share, floor at least": shares[2],
+        }
 
     chance = np.random.default_rng(seed)
     whole = reckoned(np.arange(len(prompts)))
     again = [reckoned(chance.integers(len(prompts), size=len(prompts))) for _ in range(RESAMPLES)]
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name, values in whole.items():
-        ends = np.nanquantile(np.array([one[name] for one in again]), INTERVAL, axis=0)
-        rows[name] = {
-            loss: {"value": float(values[place]), "from": float(ends[0, place]), "to": float(ends[1, place])}
-            for place, loss in enumerate(NAMES)
-        }
+        rows[name] = {}
+        for place, loss in enumerate(NAMES):
+            if np.isnan(values[place]):
+                rows[name][loss] = None
+                continue
+            low, high = np.nanquantile([one[name][place] for one in again], INTERVAL)
+            rows[name][loss] = {"value": float(values[place]), "from": float(low), "to": float(high)}
     return {
         "prompts": len(prompts),
-        "answers": int(sizes.sum()),
+        "answers": sum(map(len, lengths)),
         "mean": float(np.concatenate(lengths).mean()),
         "capped": float(np.mean(np.concatenate([one.line["capped"] for one in prompts]))),
         **variance(lengths),
@@ -315,7 +240,13 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="without its ending")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    lines = [line for line in drawn(options.draws) if len(line["lengths"]) > 2]
+    with options.prompts.open(encoding="utf-8") as source:
+        texts = {line["id"]: line["prompt"] for line in map(json.loads, source)}
+    lines = [
+        {**line, "prompt": texts[line["id"]]}
+        for line in drawn(options.draws)
+        if len(line["lengths"]) > LEAST_SIBLINGS
+    ]
     report = measure(lines, options.prompts, options.lengths, options.seed)
     options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     draw_picture(report, options.output.with_suffix(".png"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from predictor.evaluation.figures import Figures
+from predictor.evaluation.floor import Knowable
 from predictor.training.pictures import important_columns
 from tidepipe_common.lengths.request import Observation
 from tidepipe_common.lengths.trained import TrainedLengths
@@ -15,8 +16,13 @@ def model_card(
     observations: Sequence[Observation],
     rows: dict[str, Figures],
     pictures: Sequence[str],
+    prompts: int,
+    known: Knowable | None,
 ) -> str:
-    """Markdown. rows: figures by name, on answers that the model had not seen."""
+    """Markdown. rows: figures by name, on answers that the model had not seen.
+
+    prompts: to which its answers are. known: of those with several answers.
+    """
     lengths = sorted(one.output_tokens for one in observations)
     cut = sum(one.censored for one in observations) / len(lengths)
     names = list(next(iter(rows.values())).coverage)
@@ -24,6 +30,7 @@ def model_card(
         "# Length model",
         "",
         f"Predicts how many tokens answers will have: `{model.version}`, trained on {model.answers} answers "
+        f"to {prompts} prompts "
         f"(median {lengths[len(lengths) // 2]} tokens, longest {lengths[-1]}, {cut:.1%} cut by a limit or "
         "cancelled).",
         "",
@@ -46,6 +53,7 @@ def model_card(
         "Lengths count up to max_tokens, as callers see them; coverage can only exceed its level where many "
         "answers end at their limit or at one and the same length.",
         "",
+        *_what_prompts_tell(known),
         f"What the trees look at most: {seen}.",
         "",
         *(f"![{name}]({name}.png)" for name in pictures),
@@ -53,7 +61,21 @@ def model_card(
         "## Limits",
         "",
         "It knows one served model and the prompts it was trained on; others need their own answers. Single "
-        "predictions are rough, sums over many requests are not. It holds hashes and counts, no prompt text.",
+        "predictions are rough, sums over many requests are not. It holds hashes and counts, no prompt text, "
+        "and nothing of answers that are not to be learned from (`tidepipe keys add --learning off`).",
         "",
     ]
     return "\n".join(lines)
+
+
+def _what_prompts_tell(known: Knowable | None) -> list[str]:
+    if known is None:
+        return []
+    return [
+        f"{known.prompts} prompts have several answers, {known.answers} in all; "
+        f"{known.share_between:.0%} of the variance of their lengths lies between prompts, the rest nobody "
+        f"can foretell. Mean absolute error on them: {known.plain:.1f} tokens by the median of all answers, "
+        f"{known.model:.1f} by this model, about {known.floor:.1f} ({known.least:.1f} to {known.most:.1f}) "
+        f"by the best predictor there can be: the model has gone {known.share:.0%} of the way.",
+        "",
+    ]

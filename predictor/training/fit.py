@@ -29,12 +29,14 @@ TREE_COUNTS = (10, 20, 40, 60, 80, 100)
 class Fitted:
     """A model, and what its like predicted of answers that they had not seen: (n, LEVELS) tokens.
 
-    held_out: calibrated, at most max_tokens; held_out_raw: before calibration.
+    held_out: calibrated, at most max_tokens; held_out_raw: before calibration. prompts: (n,) number of the
+    prompt that each is an answer to.
     """
 
     model: TrainedLengths
     held_out: Floats
     held_out_raw: Floats
+    prompts: Indices
 
 
 Progress = Callable[[str, int, int], None]
@@ -78,6 +80,7 @@ def fit(
         TrainedLengths(version, len(fold), hazard, calibration, recent),
         _held_out(answers, models, fold, trees, asked),
         _held_out(answers, models, fold, trees, np.tile(LEVELS, (len(fold), 1))),
+        answers.prompts,
     )
 
 

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from predictor.evaluation.figures import pinball
+from predictor.evaluation.floor import floor_bounds, knowable
 from predictor.training.answers import Answers
 from predictor.training.dataset import read_answers
 from predictor.training.fit import fit
@@ -148,6 +150,23 @@ def test_answers_to_one_prompt_are_joined() -> None:
         weights[name] = float(table.weight[:8].sum())
         assert table.weight[-1] == 1.0
     assert 1.0 <= weights["alike"] < 1.1 and 2.0 < weights["unlike"] <= 8.0
+
+
+def test_the_floor_lies_between_its_bounds_and_is_found() -> None:
+    """Prompts whose answers are log-normal: the loss of their true quantiles is known."""
+    chance = np.random.default_rng(9)
+    levels, answers, losses = np.array([0.5, 0.9]), [], []
+    for _ in range(80):
+        median, sigma = np.exp(chance.normal(5.0, 0.8)), chance.uniform(0.4, 1.0)
+        many = np.minimum(np.ceil(median * np.exp(sigma * chance.normal(size=4000))), 512)
+        true = np.tile(np.quantile(many, levels), (len(many), 1))
+        losses.append(pinball(many, true, levels).mean(axis=0))
+        answers.append(many[:8])
+    bounds = floor_bounds(answers, [0] * len(answers), levels)
+    assert (bounds.least < bounds.floor).all() and (bounds.floor <= bounds.most).all()
+    assert bounds.floor == pytest.approx(np.mean(losses, axis=0), rel=0.2)
+    said = knowable(answers, [np.median(one) for one in answers], [0] * len(answers))
+    assert said.model == pytest.approx(said.least) and said.share > 1.0
 
 
 def test_recent_lengths_are_those_of_a_key_and_bounded() -> None:
