@@ -168,8 +168,13 @@ def main() -> None:
     for name, quantiles in folds.found.items():
         report["rows"][name] = compared(prompts, quantiles[:, PLACES], prompts, options.seed)
     report["under way"] = folds.under_way()
+    report["predictions"] = {
+        str(prompt.line["id"]): {name: rows[place].tolist() for name, rows in folds.found.items()}
+        for place, prompt in enumerate(prompts)
+    }
     options.output.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    print(json.dumps(report, indent=1))
+    shown = {name: part for name, part in report.items() if name != "predictions"}
+    print(json.dumps(shown, indent=1))
 
 
 if __name__ == "__main__":

@@ -74,8 +74,9 @@ def run_offline(
     seed: int,
     knobs: Knobs | None = None,
     recording: Recording | None = None,
+    refine: Predict | None = None,
 ) -> OfflineRun:
-    """Run one policy over the workload. seed: of the predictions' errors."""
+    """Run one policy over the workload. seed: of the predictions' errors. refine: with the first tokens."""
     scheduler, cost, chosen = scheduler_of(spec, policy, knobs or {}, len(workload.requests))
     instance = SimulatedInstance(
         scheduler,
@@ -86,7 +87,8 @@ def run_offline(
         recording=recording,
     )
     requests = workload.at_once().requests
-    return OfflineRun(policy, chosen, instance.run(requests, predict(requests, seed)))
+    refined = refine(requests, seed) if refine else ()
+    return OfflineRun(policy, chosen, instance.run(requests, predict(requests, seed), refined=refined))
 
 
 def scheduler_of(

@@ -6,7 +6,7 @@ import heapq
 from collections import deque
 from collections.abc import Sequence
 
-from controller.scheduler.actions import Dispatch, Finish, PhaseSwitched, PrefixFound, Refused
+from controller.scheduler.actions import Dispatch, Emit, Finish, PhaseSwitched, PrefixFound, Refused
 from controller.scheduler.background import ALONE_S
 from controller.scheduler.events import (
     Event,
@@ -91,6 +91,7 @@ class SimulatedInstance:
         self._requests: tuple[SimRequest, ...] = ()
         self._transcripts: Sequence[Transcript] = ()
         self._predictions: list[Quantiles] = []
+        self._refined: dict[str, Quantiles] = {}
         # When each request comes, as far as that is known: a turn waits for an answer.
         self._coming: list[tuple[float, int]] = []
         self._next_turn: dict[int, int] = {}
@@ -107,13 +108,17 @@ class SimulatedInstance:
         *,
         serving: bool = False,
         transcripts: Sequence[Transcript] = (),
+        refined: Sequence[Quantiles] = (),
     ) -> RunResult:
         """Serve all requests, each from its arrival on; a turn, from its think time after the answer before.
+
+        refined: what is predicted of each when it has its first token, as live with length signals.
 
         serving: the stages are ready before the first one comes, as live: the first step knows no lengths.
         transcripts: the tokens of each request, if it is those of a recorded run.
         """
         self._requests, self._transcripts, self._predictions = requests, transcripts, predictions
+        self._refined = {f"r{index}": one for index, one in enumerate(refined)}
         self._next_turn = followers(requests)
         later = set(self._next_turn.values())
         self._coming = [(one.arrival_s, i) for i, one in enumerate(requests) if i not in later]
@@ -174,6 +179,10 @@ class SimulatedInstance:
             elif kind is Finish:
                 assert isinstance(action, Finish)
                 self._ended(int(action.sequence_id[1:]))
+            elif kind is Emit:
+                if self._refined:
+                    assert isinstance(action, Emit)
+                    self._first_tokens(action.sequence_ids)
             elif kind is PrefixFound:
                 assert isinstance(action, PrefixFound)
                 self._cached += action.cached_tokens
@@ -185,6 +194,12 @@ class SimulatedInstance:
             elif kind is Refused:
                 assert isinstance(action, Refused)
                 raise ConfigError(f"request {action.sequence_id} cannot be served: {action.detail}")
+
+    def _first_tokens(self, names: Sequence[str]) -> None:
+        """What the model's state tells of their lengths comes with them."""
+        for name in [one for one in names if one in self._refined]:
+            if (quantiles := self._refined.pop(name)) is not None:
+                self._hear(LengthPredicted(name, *quantiles))
 
     def _compute(self, plan: StepPlan) -> None:
         sampled = self._model.sample(plan)
