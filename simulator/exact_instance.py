@@ -148,6 +148,7 @@ class ExactInstance:
             kv_free=found.kv_free,
             kv_total=found.kv_total,
             kv_peak=found.kv_peak,
+            expected_output=found.expected_output,
             window=found.window,
             left=found.left,
             window_deadline=FOREVER if found.window_left_s is None else now + found.window_left_s,

@@ -30,7 +30,7 @@ from simulator.decode_batch import DecodeBatch
 from simulator.job import NOT_YET, Job
 from simulator.kv_memory import KvMemory
 from simulator.prompts import PromptLine, PromptStep
-from simulator.slack import as_points, decoding_job, decoding_rounds, growth
+from simulator.slack import as_points, decoding_job, decoding_rounds, expected_mean, growth
 from simulator.step_times import StepTimes
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.settings.defaults import BLOCK_SIZE
@@ -89,7 +89,7 @@ class FastForwardInstance:
         self._last_prefill_s = 0.0
         self._pace = PromptPace()
         self._slack = Slack()
-        self._growth = 0
+        self._growth = self._expected = 0
         self._slack_at = -1.0
 
     def __len__(self) -> int:
@@ -267,6 +267,7 @@ class FastForwardInstance:
         """A report. slack: reckon it anew, unless that was done within SLACK_S."""
         if slack and now - self._slack_at > SLACK_S:
             found, self._growth = self.reckon_slack(now)
+            self._expected = expected_mean(chain(self._line, self._started, self._decode_batch))
             self._slack, self._slack_at = as_points(found, now), now
         memory = self._memory
         window, left = window_of(
@@ -290,6 +291,7 @@ class FastForwardInstance:
             kv_free=max(0, memory.free - left.tokens),
             kv_total=memory.total,
             kv_peak=memory.used + left.tokens + (self._growth if slack else 0),
+            expected_output=self._expected if slack else 0,
             window=window,
             left=left,
             window_deadline=FOREVER if until is None else now + until,
@@ -301,7 +303,7 @@ class FastForwardInstance:
         """Slack as the controller reports it, and by how much the contexts will have grown at their peak."""
         rules = self._rules
         decoding = decoding_rounds(self._decode_batch, rules.context)
-        grown = growth(decoding, self._decode_batch) if decoding else 0
+        grown = growth(decoding, self._decode_batch, [*self._line, *self._started])
         decoding += [
             decoding_job(job, job.generated, rules.context)
             for job in self._started

@@ -29,14 +29,25 @@ def as_points(found: SlackReport | None, now: float) -> Slack:
     return Slack(found.count, now + found.mean_s, now + found.low_s, now + found.low_latest_s)
 
 
-def growth(decoding: Iterable[Decoding], rounds: DecodeBatch) -> int:
-    """By how many tokens the contexts will have grown at their peak, if each ends where it is expected to."""
+def growth(decoding: Iterable[Decoding], rounds: DecodeBatch, coming: Iterable[Job]) -> int:
+    """By how many tokens the contexts will have grown at their peak, if each ends where it is expected to and
+    those that are coming began now."""
     number = rounds.number
     ends = [
         (int(one.ahead), job.prompt + job.generated + number - job.start_round)
         for one, job in zip(decoding, rounds, strict=True)
     ]
-    return max(0, _peak(ends) - rounds.context)
+    held = rounds.context
+    for job in coming:
+        ends.append((max(0, job.expected - job.generated), job.to_compute))
+        held += job.to_compute
+    return max(0, _peak(ends) - held)
+
+
+def expected_mean(jobs: Iterable[Job]) -> int:
+    """Tokens that an output has, as expected of those that are there; 0 if there are none."""
+    known = [job.expected for job in jobs]
+    return sum(known) // len(known) if known else 0
 
 
 def _peak(ends: list[tuple[int, int]]) -> int:

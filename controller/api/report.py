@@ -54,6 +54,7 @@ def report_to_wire(
         ),
         costs=costs_to_wire(costs),
         policy=report.policy,
+        expected_output_tokens=report.expected_output,
         holdings=None if holdings is None else holdings_to_wire(holdings),
     )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 from controller.scheduler.awaited import AwaitedPrefixes
 from controller.scheduler.block_store import BlockStore
-from controller.scheduler.expectation import LengthBelief, belief_of
+from controller.scheduler.expectation import LengthBelief, belief_of, expected_output
 from controller.scheduler.forecast import KvForecast
 from controller.scheduler.overflow import OverflowMargin
 from controller.scheduler.sequence import Sequence
@@ -153,6 +155,16 @@ class AdmissionController:
             rules.risk,
         )
         return peak <= self.room_tokens
+
+    def peak_with(self, waiting: Many[Sequence], seen: LengthBelief | None) -> float:
+        """The forecast peak if all of these were admitted now; each as long as they are in the mean."""
+        count = len(waiting)
+        if not count:
+            return self.forecast.peak_tokens()
+        tokens = sum(one.length - one.expected_cached for one in waiting)
+        rest = sum(expected_output(one, seen) - len(one.output) for one in waiting)
+        belief = LengthBelief(rest / count, math.inf)
+        return self.forecast.peak_with(tokens // count, 0, belief, UNLIMITED, count=count)
 
     def adopt(self, rules: AdmissionRules) -> None:
         """Other rules from now on; what was learned stays."""

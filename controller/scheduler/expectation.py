@@ -136,3 +136,9 @@ def belief_of(sequence: Sequence, seen: LengthBelief | None) -> LengthBelief:
     if seen is not None:
         return seen
     return LengthBelief(float(sequence.max_tokens), math.inf)
+
+
+def expected_output(sequence: Sequence, seen: LengthBelief | None) -> float:
+    """Output tokens that a sequence is expected to have in the end, the ones it has included."""
+    generated = len(sequence.output)
+    return min(generated + belief_of(sequence, seen).remaining(generated), float(sequence.max_tokens))

@@ -103,15 +103,21 @@ class KvForecast:
         return self.unpaid + self._peak(self._running_tokens(), risk)
 
     def peak_with(
-        self, length: int, generated: int, belief: LengthBelief, allowed: int, risk: float = 0.0
+        self,
+        length: int,
+        generated: int,
+        belief: LengthBelief,
+        allowed: int,
+        risk: float = 0.0,
+        count: int = 1,
     ) -> float:
-        """The peak if one more sequence were admitted now."""
+        """The peak if one more sequence, or so many of the kind, were admitted now."""
         share, _ = self._share(length, generated, belief, allowed)
-        if share.survival is None and not self._doubtful:
+        if share.survival is None and not self._doubtful and count == 1:
             return self.unpaid + self._peak_with_certain(share)
-        self._add(share, 1.0)
-        peak = self._peak(self._running_tokens() + share.base + self.now, risk)
-        self._add(share, -1.0)
+        self._add(share, float(count))
+        peak = self._peak(self._running_tokens() + count * (share.base + self.now), risk)
+        self._add(share, -float(count))
         return self.unpaid + peak
 
     def _peak_with_certain(self, share: _Share) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from controller.scheduler.scheduler import Scheduler
-from controller.scheduler.sequence import State
+from controller.scheduler.sequence import Sequence, State
 from controller.scheduler.slack import (
     Decoding,
     SlackReport,
@@ -27,7 +27,10 @@ STEP_SIZES = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 @dataclass(frozen=True, slots=True)
 class InstanceReport:
-    """One look at an instance; see InstanceReport in controller.proto."""
+    """One look at an instance; see InstanceReport in controller.proto.
+
+    expected_output: tokens that an output is expected to have here, whatever it answers; 0: unknown.
+    """
 
     phase: Phase
     phase_age_s: float
@@ -41,6 +44,7 @@ class InstanceReport:
     window_left_s: float | None
     slack: SlackReport | None
     policy: str
+    expected_output: int = 0
 
 
 def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> InstanceReport:
@@ -50,7 +54,8 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
     dues: list[float] = []
     decoding: list[Decoding] = []
     idle: list[float] = []
-    tokens = promised = 0
+    waiting: list[Sequence] = []
+    tokens = promised = coming = 0
     for sequence in scheduler.sequences.values():
         length = sequence.length
         tokens += length
@@ -65,7 +70,7 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
             continue
         if sequence.state is State.FETCHED:
             # It comes with its KV blocks; those that wait for memory were promised it.
-            promised += 0 if sequence.blocks else length + 1
+            coming += 0 if sequence.blocks else length + 1
             continue
         if sequence.tpot_s is not None:
             idle.append(sequence.tpot_s)
@@ -73,6 +78,7 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
             found = sequence.expected_cached
             prompts.append(WindowPrompt(found, found, length))
             promised += length + 1 - found
+            waiting.append(sequence)
         else:
             prompts.append(WindowPrompt(sequence.begins_at, sequence.planned, length))
         if sequence.first_token_due is not None:
@@ -87,14 +93,23 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
         sequences=len(scheduler.sequences),
         tokens=tokens,
         kv_total=allocator.capacity_tokens,
-        kv_free=max(0, allocator.free * allocator.block_size - promised),
-        kv_peak=int(state.admission.forecast.peak_tokens()) + promised,
+        kv_free=max(0, allocator.free * allocator.block_size - promised - coming),
+        kv_peak=int(state.admission.peak_with(waiting, state.seen.belief)) + coming,
         window=window,
         left=left,
         window_left_s=window_left_s(dues, now),
         slack=slack_of(decoding, idle, round_s, now),
         policy=scheduler.policy.name,
+        expected_output=_expected(scheduler),
     )
+
+
+def _expected(scheduler: Scheduler) -> int:
+    """Of those that ended here; before there are enough, of those that are here and were predicted."""
+    if (seen := scheduler.state.seen.belief) is not None:
+        return int(seen.median)
+    known = [one.predicted_p50 for one in scheduler.sequences.values() if one.predicted_p50 is not None]
+    return int(sum(known) / len(known)) if known else 0
 
 
 def step_costs(scheduler: Scheduler, cost: StepCost) -> StepCosts:

@@ -326,6 +326,7 @@ def _report(report: pb.InstanceReport, received: float) -> InstanceReport:
         kv_free=report.kv_tokens_free,
         kv_total=report.kv_tokens_total,
         kv_peak=report.kv_tokens_peak,
+        expected_output=report.expected_output_tokens,
         window=PrefillWork(report.window.tokens, report.window.pairs),
         left=PrefillWork(report.left.tokens, report.left.pairs),
         window_deadline=received + report.window_left_s if report.HasField("window_left_s") else FOREVER,

@@ -82,14 +82,14 @@ class WaitingRules:
     ) -> RouteRequest:
         """nowhere: there is no instance at all. brought, wish: see RouteRequest."""
         slo = self.slos.resolve(None, sequence.ttft_s, sequence.tpot_s)
-        produced = len(sequence.output)
+        produced, limit = len(sequence.output), sequence.sampling.max_tokens
         expires = now + (min(self.patience_s, NOWHERE_S) if nowhere else self.patience_s)
         if sheds := self.sheds(sequence, policy):
             expires = max(now, sequence.arrived + WAIT_SHARE * slo.ttft_s)
         return RouteRequest(
             request_id=sequence.key,
             prompt_tokens=len(sequence.prompt) + produced,
-            max_tokens=max(0, (sequence.sampling.max_tokens or 0) - produced),
+            max_tokens=0 if limit is None else max(1, limit - produced),
             slo=slo,
             arrived=sequence.arrived,
             expires=expires,

@@ -69,7 +69,8 @@ class LatestResume:
     2. Nearly all decoding requests can wait so long: their latest resume times, which count what faster
        decoding will earn until their predicted ends, lie behind the window's end. A mean lets those with
        much slack hide those with none, and knows only what was saved, not what will be.
-    3. The forecast KV peak, with the request's prompt, fits: its output is in the next report's.
+    3. The forecast KV peak fits, with the request's prompt and the output that an answer is expected to have
+       there.
 
     margin: share of the window's predicted time that is added to it, for errors of the prediction.
     kv_share: of the memory that the forecast peak may take.
@@ -96,7 +97,7 @@ class LatestResume:
             return Check(False, "decoding requests cannot wait for the window's end",
                          {"left_s": left, "until_resume_s": latest - now})  # fmt: skip
         needed = view.kv_of(request)
-        peak = view.kv_peak + needed
+        peak = view.kv_peak + needed + view.growth_of(request)
         if needed > view.kv_free or peak > view.kv_total * self.kv_share:
             return Check(False, "not enough KV memory",
                          {"peak": peak, "total": view.kv_total, "free": view.kv_free})  # fmt: skip

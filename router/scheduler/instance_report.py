@@ -44,6 +44,7 @@ class InstanceReport:
     window_deadline: the earliest time at which a sequence of the window must have its first token.
     sequences: all that it has. tokens: prompt and output so far of all of them.
     kv_free, kv_total: tokens. kv_peak: tokens in use at the forecast peak, of the sequences it has.
+    expected_output: tokens that an answer is expected to have there, whatever it answers; 0: unknown.
     serving: all its stages answer, and it takes new sequences. policy: by which it schedules.
     holdings: what is new of the KV blocks that it can use again; None: it does not.
     """
@@ -57,6 +58,7 @@ class InstanceReport:
     kv_free: int
     kv_total: int
     kv_peak: int = 0
+    expected_output: int = 0
     window: PrefillWork = NOTHING
     left: PrefillWork = NOTHING
     window_deadline: float = FOREVER

@@ -18,7 +18,7 @@ class RouteRequest:
     """One sequence that needs an instance. Counts of tokens, times in seconds of the router's clock.
 
     prompt_tokens: to be computed: prompt, and output from an earlier stay at another instance.
-    max_tokens: output at most; who predicts it is the instance, whose reports say what that means for memory.
+    max_tokens: output at most, 0 if nobody limited it; how long it will be is expected by the instance.
     expires: when it leaves the pending queue unserved; None for never. sheds: it may be refused at once if it
         would not be served in time.
     tenant: whose it is; empty where everybody is one.
@@ -47,7 +47,12 @@ class RouteRequest:
     @property
     def cost(self) -> float:
         """Tokens by which tenants' shares are counted: prompt, and output as far as it can be foreseen."""
-        return 1.0 + self.prompt_tokens + min(self.max_tokens, UNSAID_TOKENS)
+        return 1.0 + self.prompt_tokens + self.foreseen
+
+    @property
+    def foreseen(self) -> int:
+        """Output tokens that can be foreseen without knowing of other answers."""
+        return min(self.max_tokens or UNSAID_TOKENS, UNSAID_TOKENS)
 
     @property
     def longest(self) -> int:

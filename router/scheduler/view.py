@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
 from router.scheduler.prefill import NOTHING, PrefillTime
 from router.scheduler.prefix_index import PrefixIndex
-from router.scheduler.request import UNSAID_TOKENS, RouteRequest
+from router.scheduler.request import RouteRequest
 from tidepipe_common.latency.work import PrefillWork, chunk_pairs
 from tidepipe_common.types.needs import lacking
 
@@ -68,6 +68,7 @@ class InstanceView:
     _queued_tokens: int = 0
     _work: PrefillWork = NOTHING
     _kv: int = 0
+    _growth: int = 0
     _tokens: int = 0
     _deadline: float = FOREVER
 
@@ -159,8 +160,8 @@ class InstanceView:
 
     @property
     def kv_peak(self) -> int:
-        """Tokens of KV memory in use at the forecast peak; of the newly sent their prompts alone."""
-        return (self.status.kv_peak if self.status else 0) + self._kv
+        """Tokens of KV memory in use at the forecast peak, with those that were sent since the report."""
+        return (self.status.kv_peak if self.status else 0) + self._kv + self._growth
 
     @property
     def kv_total(self) -> int:
@@ -195,7 +196,7 @@ class InstanceView:
     def done_s(self, request: RouteRequest) -> float:
         """Predicted seconds until its end there: its prompt, and rounds of all that decode there, itself
         included, for as much output as can be foreseen."""
-        rounds = min(request.max_tokens, UNSAID_TOKENS)
+        rounds = request.foreseen
         return self.prompt_done_s(request) + rounds * self.facts.prefill.round_s(self.sequences + 1)
 
     def cost_s(self, request: RouteRequest) -> float:
@@ -203,7 +204,7 @@ class InstanceView:
         who are there the time that its prompt takes, and its row in their rounds."""
         others, prefill = self.sequences, self.facts.prefill
         prompt_s = self.prompt_done_s(request) - prefill.seconds(self.left)
-        rounds = min(request.max_tokens, UNSAID_TOKENS)
+        rounds = request.foreseen
         row_s = prefill.round_s(others + 1) - prefill.round_s(others) if others else 0.0
         return self.done_s(request) + others * (prompt_s + rounds * row_s)
 
@@ -211,6 +212,11 @@ class InstanceView:
         """Tokens of KV memory that its prompt takes there. What it shares with others who wait there it does
         not take; what nobody uses was free until now."""
         return request.prompt_tokens - min(self.prefixes.shared_tokens(request.prefix), request.prompt_tokens)
+
+    def growth_of(self, request: RouteRequest) -> int:
+        """Tokens of KV memory that its output is expected to take there; 0 while nothing is known."""
+        expected = self.status.expected_output if self.status else 0
+        return min(request.max_tokens, expected) if request.max_tokens else expected
 
     def holds(self, request: RouteRequest) -> bool:
         """Is it able, large enough, and open, for the request?"""
@@ -230,12 +236,14 @@ class InstanceView:
         self._unheard.append(_Routed(ordinal, request, work.tokens))
         self._work = self._work.plus(work)
         self._kv += self.kv_of(request) + 1
+        self._growth += self.growth_of(request)
         self._tokens += request.prompt_tokens
         self._deadline = min(self._deadline, request.first_token_due)
         self.prefixes.expect(request.prefix)
 
     def _sum_up(self) -> None:
         self._work, self._kv, self._tokens, self._deadline = NOTHING, 0, 0, FOREVER
+        self._growth = 0
         again, self._unheard = self._unheard, deque()
         for one in again:
             self.prefixes.unexpect(one.request.prefix)

@@ -905,6 +905,7 @@ class InstanceReport(_message.Message):
     COSTS_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     HOLDINGS_FIELD_NUMBER: _builtins.int
+    EXPECTED_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.str
     """New with each start of the controller process."""
     serving: _builtins.bool
@@ -924,11 +925,13 @@ class InstanceReport(_message.Message):
     kv_tokens_free: _builtins.int
     """Tokens in blocks that nobody holds, less what waiting prompts will take."""
     kv_tokens_peak: _builtins.int
-    """Tokens in use at the forecast peak."""
+    """Tokens in use at the forecast peak, if all that wait began now."""
     window_left_s: _builtins.float
     """Time left until the first TTFT target in the window ends; below 0 if that is past. Unset: no such target."""
     policy: _builtins.str
     """Policy by which it schedules."""
+    expected_output_tokens: _builtins.int
+    """Tokens that an answer is expected to have here, whatever it answers; 0: not known."""
     @_builtins.property
     def window(self) -> Global___PrefillWork:
         """Prompts of the present prefill window, computed ones included."""
@@ -971,10 +974,11 @@ class InstanceReport(_message.Message):
         costs: Global___StepCosts | None = ...,
         policy: _builtins.str = ...,
         holdings: Global___PrefixHoldings | None = ...,
+        expected_output_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s", "costs", b"costs", "holdings", b"holdings", "left", b"left", "slack", b"slack", "window", b"window", "window_left_s", b"window_left_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s", "accepted", b"accepted", "costs", b"costs", "holdings", b"holdings", "incarnation", b"incarnation", "kv_tokens_free", b"kv_tokens_free", "kv_tokens_peak", b"kv_tokens_peak", "kv_tokens_total", b"kv_tokens_total", "left", b"left", "phase", b"phase", "phase_age_s", b"phase_age_s", "policy", b"policy", "sequences", b"sequences", "serving", b"serving", "slack", b"slack", "tokens", b"tokens", "window", b"window", "window_left_s", b"window_left_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s", "accepted", b"accepted", "costs", b"costs", "expected_output_tokens", b"expected_output_tokens", "holdings", b"holdings", "incarnation", b"incarnation", "kv_tokens_free", b"kv_tokens_free", "kv_tokens_peak", b"kv_tokens_peak", "kv_tokens_total", b"kv_tokens_total", "left", b"left", "phase", b"phase", "phase_age_s", b"phase_age_s", "policy", b"policy", "sequences", b"sequences", "serving", b"serving", "slack", b"slack", "tokens", b"tokens", "window", b"window", "window_left_s", b"window_left_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__window_left_s: _TypeAlias = _typing.Literal["window_left_s"]  # noqa: Y015
     _WhichOneofArgType__window_left_s: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s"]  # noqa: Y015

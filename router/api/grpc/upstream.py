@@ -227,6 +227,7 @@ def _last_report(link: InstanceLink, now: float) -> pb.InstanceReport:
         kv_tokens_total=report.kv_total,
         kv_tokens_free=report.kv_free,
         kv_tokens_peak=report.kv_peak,
+        expected_output_tokens=report.expected_output,
         window=pb.PrefillWork(tokens=report.window.tokens, pairs=report.window.pairs),
         left=pb.PrefillWork(tokens=report.left.tokens, pairs=report.left.pairs),
         window_left_s=None if report.window_deadline == FOREVER else report.window_deadline - now,

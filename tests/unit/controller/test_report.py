@@ -51,6 +51,9 @@ def test_slack_and_window_follow_algorithm_1() -> None:
     assert report.window_left_s == pytest.approx(9.0 - now)
     assert report.kv_free == scheduler.allocator.free * 8 - 31
     assert report.sequences == 3
+    # The third one will grow by 50 tokens, as the others do.
+    peak = scheduler.state.admission.forecast.peak_tokens()
+    assert peak + 31 < report.kv_peak < peak + 30 + 50 + 8
 
 
 def test_a_learned_cost_follows_what_it_sees() -> None:

@@ -119,6 +119,20 @@ def test_whoever_got_this_far_is_certain_to_have_got_this_far() -> None:
         assert abs(expected[index] - exact) < 0.06 * exact
 
 
+@given(st.integers(1, 5), st.booleans(), st.integers(10, 400))
+def test_the_peak_with_several_is_what_it_is_once_they_run(count: int, certain: bool, output: int) -> None:
+    """Asked for beforehand, and without a trace of having been asked."""
+    belief = LengthBelief.from_quantiles(output, output if certain else 3 * output)
+    forecast = KvForecast(block_size=16, longest=2000)
+    forecast.put(0, 300, 20, LengthBelief(200.0, math.inf), 900)
+    before = forecast.peak_tokens()
+    asked = forecast.peak_with(100, 0, belief, 1000, count=count)
+    assert math.isclose(forecast.peak_tokens(), before, rel_tol=1e-9)
+    for key in range(count):
+        forecast.put(1 + key, 100, 0, belief, 1000)
+    assert math.isclose(asked, forecast.peak_tokens(), rel_tol=1e-6)
+
+
 @given(st.floats(1, 1000), st.floats(1.01, 5), st.integers(0, 900), st.integers(0, 500))
 def test_what_is_said_of_one_under_way_is_of_its_rest(p50: float, factor: float, at: int, since: int) -> None:
     """The same quantiles of the rest, said at any age, give the same expectation and the same forecast."""

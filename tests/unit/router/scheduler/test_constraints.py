@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from router.scheduler.constraints import LatestResume, MeanSlack
@@ -36,6 +38,24 @@ def test_the_sharpened_rule_counts_what_is_left_and_what_has_waited() -> None:
     assert not sharp(new, uneven, 0.0).satisfied
     # Missed targets do not keep it waiting for ever.
     assert sharp(new, view("i"), 1.5).satisfied
+
+
+def test_outputs_that_will_come_need_memory_too() -> None:
+    """A prompt that fits is refused where its output, or those of others just sent, would not."""
+    sharp = LatestResume(margin=0.0, kv_share=1.0).check
+
+    def check(expected: int, sent: int, max_tokens: int) -> bool:
+        seen = view("i", kv_free=500, kv_total=1000, kv_peak=500, expected_output=expected)
+        for name in range(sent):
+            seen.routed(request(str(name), prompt=50))
+        return sharp(replace(request("r", prompt=100), max_tokens=max_tokens), seen, 0.0).satisfied
+
+    assert check(0, 0, 900) and check(400, 0, 900)
+    assert not check(401, 0, 900) and check(401, 0, 300)
+    # 0: nobody limited it.
+    assert not check(401, 0, 0)
+    # Another was sent just now: 51 tokens of prompt, and at most 100 of output.
+    assert check(249, 1, 0) and not check(250, 1, 0)
 
 
 def test_stale_reports_do_not_over_admit() -> None:
