@@ -1,9 +1,18 @@
-"""What a prediction takes: 64 prompts through the core, and through a service process."""
+"""What a prediction takes: 64 prompts through the core, through a service process, and at 200 requests/s.
+
+    python -m bench.predictor_latency DATA.jsonl MODEL/ [--seconds 20]
+
+At a rate: requests come at random times, each is asked for when it comes, and a moment later with its length
+signal, which a head answers; what ends is observed.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
+import json
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +22,23 @@ import numpy as np
 import psutil
 
 from bench.service_process import started
+from predictor.evaluation.signal_head import COLUMNS, SignalHead
+from predictor.head_store import head_folder, save_head
+from predictor.training.fit_head import HeadSamples, fit_head
 from tidepipe.v1 import predictor_pb2 as pb
 from tidepipe.v1 import predictor_pb2_grpc as pb_grpc
 from tidepipe_common.codec.prompt import prompt_to_wire
+from tidepipe_common.lengths.calibration import Ends
 from tidepipe_common.lengths.prompt import prompt_features
 from tidepipe_common.lengths.request import RequestFeatures
 from tidepipe_common.lengths.store import load_lengths
 from tidepipe_common.rpc.channel import open_channel
+from tidepipe_common.types.length_signal import NUMBERS, pack_signal
 
 BATCH = 64
 CALLS = 1000
+RATE = 200.0
+SIGNAL_AFTER_S = 0.2
 
 
 def measure(model: Path, prompts: list[str]) -> dict[str, Any]:
@@ -98,3 +114,85 @@ async def _through_service(model: Path, requests: list[RequestFeatures]) -> dict
             "request_bytes": float(message.ByteSize()),
             "service_rss_mib": about.memory_info().rss / 2**20,
         }
+
+
+def _head() -> SignalHead:
+    """One on signals that say nothing: it takes as long as any."""
+    chance = np.random.default_rng(1)
+    lengths = np.ceil(100.0 * np.exp(chance.normal(size=400)))
+    columns = chance.normal(size=(400, COLUMNS))
+    open_ends = np.zeros(400, dtype=np.bool_)
+    ends = Ends(open_ends, open_ends, np.full(400, 512.0))
+    samples = HeadSamples(columns, lengths, open_ends, ends, np.arange(400), np.ones(400))
+    return fit_head(samples, "head/1")
+
+
+async def at_rate(model: Path, prompts: list[str], seconds: float) -> dict[str, float]:
+    """The caller's waiting (p50, p99) at RATE requests a second, and the service's share of a core."""
+    chance = np.random.default_rng(2)
+    signal = pack_signal(chance.normal(size=NUMBERS).tolist())
+    waits: list[float] = []
+    with tempfile.TemporaryDirectory() as state:
+        save_head(_head(), "m", head_folder(Path(state), "m"))
+        arguments = ("--listen", "127.0.0.1:0", "--model", str(model), "--state", state)
+        with started("predictor", *arguments) as (process, announced):
+            about = psutil.Process(process.pid)
+            async with open_channel(announced["ready"]) as channel, asyncio.TaskGroup() as group:
+                stub = pb_grpc.PredictorServiceStub(channel)
+
+                async def ask(message: pb.RequestFeatures) -> None:
+                    began = time.perf_counter()
+                    await stub.Predict(pb.PredictRequest(requests=[message]), timeout=10)
+                    waits.append(time.perf_counter() - began)
+
+                async def request(number: int) -> None:
+                    text = prompts[number % len(prompts)]
+                    message = pb.RequestFeatures(
+                        key=str(number),
+                        prompt_tokens=len(text) // 4 + 1,
+                        max_tokens=512,
+                        temperature=1.0,
+                        prompt=prompt_to_wire(prompt_features(text)),
+                    )
+                    await ask(message)
+                    await asyncio.sleep(SIGNAL_AFTER_S)
+                    message.signal, message.model = signal, "m"
+                    await ask(message)
+                    ended = pb.Observation(features=message, output_tokens=100)
+                    await stub.Observe(pb.ObserveRequest(observations=[ended]), timeout=10)
+
+                await request(0)
+                waits.clear()
+                before, begin = sum(about.cpu_times()[:2]), time.perf_counter()
+                coming, number = begin, 0
+                while coming < begin + seconds:
+                    coming += chance.exponential(1.0 / RATE)
+                    await asyncio.sleep(max(0.0, coming - time.perf_counter()))
+                    number += 1
+                    group.create_task(request(number))
+                spent, wall = sum(about.cpu_times()[:2]) - before, time.perf_counter() - begin
+    return {
+        "requests_per_s": number / wall,
+        "predictions": float(len(waits)),
+        "wall_p50_ms": 1e3 * float(np.quantile(waits, 0.5)),
+        "wall_p99_ms": 1e3 * float(np.quantile(waits, 0.99)),
+        "service_cpu_ms_per_request": 1e3 * spent / number,
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, metavar="DATA.jsonl")
+    parser.add_argument("model", type=Path, metavar="MODEL/")
+    parser.add_argument("--seconds", type=float, default=20.0)
+    options = parser.parse_args()
+    with options.data.open(encoding="utf-8") as source:
+        prompts = [str(json.loads(line)["prompt"]) for line in source]
+    print(json.dumps(asyncio.run(at_rate(options.model, prompts, options.seconds)), indent=1))
+
+
+if __name__ == "__main__":
+    main()
