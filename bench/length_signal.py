@@ -23,7 +23,7 @@ import numpy as np
 from bench.length_draws import drawn
 from bench.length_floor import LEVELS as JUDGED
 from bench.length_floor import Drawn, compared
-from controller.scheduler.expectation import LengthBelief
+from controller.scheduler.expectation import LengthBelief, uncut_quantiles
 from predictor.evaluation.signal_head import SignalHead, head_columns, told_columns
 from predictor.training.answers import targets, weights
 from predictor.training.fit import fit
@@ -139,7 +139,7 @@ class Folds:
                     start = self.found["signal and text"][place]
                     at = np.array([float(done)])
                     again = head.quantiles(row[None], np.array([limit]), at)[0, PLACES[0]]
-                    belief = LengthBelief.from_quantiles(start[PLACES[0]], start[PLACES[1]])
+                    belief = LengthBelief.from_quantiles(*uncut_quantiles(LEVELS, start.tolist(), limit))
                     told = {
                         "asked again": again,
                         "curve of the start": min(limit, done + belief.remaining(done)),
