@@ -2,8 +2,8 @@
 
     python -m bench.length_draws PROMPTS.jsonl -o DRAWS.jsonl --model smollm2-135m --quantization int8
 
-One line for each prompt as soon as all its answers are there: id, source, temperature, lengths in tokens, and
-which of them max_tokens cut. Lines that are there already are not drawn again.
+One line for each prompt as soon as all its answers are there: id, source, prompt, temperature, lengths in
+tokens, and which of them max_tokens cut. Lines that are there already are not drawn again.
 `bench.length_floor` says what any predictor could know from them.
 """
 
@@ -92,7 +92,7 @@ async def draw(options: argparse.Namespace) -> None:
                     places.release()
                 lengths = [len(answer.token_ids) for answer in found.answers]
                 line = {
-                    **{name: prompt[name] for name in ("id", "source")},
+                    **{name: prompt[name] for name in ("id", "source", "prompt")},
                     "temperature": temperature,
                     "max_tokens": MAX_TOKENS,
                     "prompt_tokens": found.usage.prompt_tokens,

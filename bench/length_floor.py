@@ -60,7 +60,7 @@ class Drawn:
                 {
                     **{
                         name: self.line[name]
-                        for name in ("prompt", "prompt_tokens", "max_tokens", "temperature")
+                        for name in ("prompt", "prompt_tokens", "max_tokens", "temperature", "client")
                     },
                     "output_tokens": int(length),
                     "finish_reason": "length" if cut else "stop",
@@ -158,11 +158,9 @@ def compared(prompts: list[Drawn], quantiles: Floats, everyone: list[Drawn], see
     }
 
 
-def measure(lines: list[dict[str, Any]], prompts_file: Path, lengths: Path, seed: int) -> dict[str, Any]:
-    """By temperature, all sources together and each."""
-    drawn_ids = {line["id"] for line in lines}
+def measure(lines: list[dict[str, Any]], single: list[Observation], seed: int) -> dict[str, Any]:
+    """By temperature, all sources together and each. single: answers to other prompts, learned from too."""
     prompts = [Drawn(line, np.array(line["lengths"], dtype=np.float64)) for line in lines]
-    single = [observation(one) for one in joined(prompts_file, lengths) if one["id"] not in drawn_ids]
     quantiles = predicted(prompts, single, seed)
     report: dict[str, Any] = {"trained_on_single_answers": len(single), "temperatures": {}}
     for temperature in sorted({float(line["temperature"]) for line in lines}, reverse=True):
@@ -239,15 +237,24 @@ def main() -> None:
     parser.add_argument("--lengths", type=Path, default=LENGTHS, help="one answer each, of other prompts")
     parser.add_argument("-o", "--output", type=Path, required=True, help="without its ending")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--sources-as-clients", action="store_true", help="prompts of one source come from one caller"
+    )
     options = parser.parse_args()
     with options.prompts.open(encoding="utf-8") as source:
         texts = {line["id"]: line["prompt"] for line in map(json.loads, source)}
     lines = [
-        {**line, "prompt": texts[line["id"]]}
+        {**line, "prompt": texts[line["id"]], "client": line["source"] if options.sources_as_clients else ""}
         for line in drawn(options.draws)
         if len(line["lengths"]) > LEAST_SIBLINGS
     ]
-    report = measure(lines, options.prompts, options.lengths, options.seed)
+    drawn_ids = {line["id"] for line in lines}
+    single = [
+        observation({**one, "client": one["source"] if options.sources_as_clients else ""})
+        for one in joined(options.prompts, options.lengths)
+        if one["id"] not in drawn_ids
+    ]
+    report = measure(lines, single, options.seed)
     options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     draw_picture(report, options.output.with_suffix(".png"))
     print(table_of(report))
