@@ -60,8 +60,9 @@ class Drawn:
                 {
                     **{
                         name: self.line[name]
-                        for name in ("prompt", "prompt_tokens", "max_tokens", "temperature", "client")
+                        for name in ("prompt", "prompt_tokens", "max_tokens", "temperature")
                     },
+                    "client": self.line.get("client", ""),
                     "output_tokens": int(length),
                     "finish_reason": "length" if cut else "stop",
                 }
