@@ -71,6 +71,25 @@ class Drawn:
         ]
 
 
+def other_answers(
+    prompts: Path, lengths: Path, lines: list[dict[str, Any]], *, sources_as_clients: bool = False
+) -> list[Observation]:
+    """One answer to each of the prompts that were not drawn."""
+    drawn_ids = {line["id"] for line in lines}
+    return [
+        observation({**one, "client": one["source"] if sources_as_clients else ""})
+        for one in joined(prompts, lengths)
+        if one["id"] not in drawn_ids
+    ]
+
+
+def with_prompts(lines: list[dict[str, Any]], prompts: Path) -> list[dict[str, Any]]:
+    """Drawn lines with their prompts."""
+    with prompts.open(encoding="utf-8") as source:
+        texts = {line["id"]: line["prompt"] for line in map(json.loads, source)}
+    return [{**line, "prompt": texts[line["id"]]} for line in lines]
+
+
 def losses(lengths: Floats, quantiles: Floats) -> Floats:
     """(NAMES,) means. lengths: (n,); quantiles: (LEVELS,)."""
     everywhere = np.broadcast_to(quantiles, (len(lengths), len(LEVELS)))
@@ -242,19 +261,12 @@ def main() -> None:
         "--sources-as-clients", action="store_true", help="prompts of one source come from one caller"
     )
     options = parser.parse_args()
-    with options.prompts.open(encoding="utf-8") as source:
-        texts = {line["id"]: line["prompt"] for line in map(json.loads, source)}
-    lines = [
-        {**line, "prompt": texts[line["id"]], "client": line["source"] if options.sources_as_clients else ""}
-        for line in drawn(options.draws)
-        if len(line["lengths"]) > LEAST_SIBLINGS
-    ]
-    drawn_ids = {line["id"] for line in lines}
-    single = [
-        observation({**one, "client": one["source"] if options.sources_as_clients else ""})
-        for one in joined(options.prompts, options.lengths)
-        if one["id"] not in drawn_ids
-    ]
+    lines = with_prompts(
+        [line for line in drawn(options.draws) if len(line["lengths"]) > LEAST_SIBLINGS], options.prompts
+    )
+    as_clients = options.sources_as_clients
+    single = other_answers(options.prompts, options.lengths, lines, sources_as_clients=as_clients)
+    lines = [{**line, "client": line["source"] if as_clients else ""} for line in lines]
     report = measure(lines, single, options.seed)
     options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     draw_picture(report, options.output.with_suffix(".png"))

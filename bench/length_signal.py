@@ -8,6 +8,9 @@ heads on both are trained on answers to other prompts; what a head is told of th
 had not seen the prompt either, as it does in the service. Shares between the plain quantile (0) and the floor
 (1) as in `bench.length_floor`; `under way`: the same of answers that have so many tokens already, predicted
 anew, or by the curve through P50 and P90 that was told at their start.
+
+With --others PROMPTS.jsonl the text's model learns from one answer to each of the prompts that were not
+drawn, too (bench/data); DRAWS.jsonl may then be without its prompts.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from bench.length_draws import drawn
+from bench.length_floor import LENGTHS, Drawn, compared, other_answers, with_prompts
 from bench.length_floor import LEVELS as JUDGED
-from bench.length_floor import Drawn, compared
 from controller.scheduler.expectation import LengthBelief, uncut_quantiles
 from predictor.evaluation.signal_head import SignalHead, head_columns, told_columns
 from predictor.training.answers import targets, weights
@@ -92,8 +95,15 @@ def samples_of(observations: list[Observation], prompts: list[int], columns: Flo
 class Folds:
     """Trained and judged on different prompts. found: (prompts, levels) tokens of each kind, by name."""
 
-    def __init__(self, prompts: list[Drawn], values: list[bytes], answers: int, seed: int) -> None:
-        """answers: of each prompt in training, at most."""
+    def __init__(
+        self,
+        prompts: list[Drawn],
+        values: list[bytes],
+        answers: int,
+        seed: int,
+        others: list[Observation],
+    ) -> None:
+        """answers: of each prompt in training, at most. others: that the text's model learns from, too."""
         self.prompts = prompts
         chance = np.random.default_rng(seed)
         self.fold = chance.permutation(len(prompts)) % FOLDS
@@ -109,10 +119,10 @@ class Folds:
             ]
             train = [train[place] for place in chance.permutation(len(train))]
             places, known = [place for place, _ in train], [one for _, one in train]
-            fitted = fit(known, "hazard/1")
+            fitted = fit([*known, *others], "hazard/1")
             judged = np.flatnonzero(self.fold == held)
             features = [prompts[place].observations()[0].features for place in judged]
-            told_known = told_columns(fitted.held_out.tolist())
+            told_known = told_columns(fitted.held_out[: len(known)].tolist())
             told_judged = told_columns(fitted.model.quantiles(features).tolist())
             self.found["text"][judged] = fitted.model.quantiles(features)
             limits, nothing = np.array([one.limit for one in features]), np.zeros(len(judged))
@@ -162,10 +172,15 @@ def main() -> None:
     parser.add_argument("--quantization", default=None, choices=["int8"])
     parser.add_argument("--answers", type=int, default=4, help="of each prompt, to train on")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--others", type=Path, default=None, metavar="PROMPTS.jsonl")
     options = parser.parse_args()
-    prompts = [Drawn(line, np.array(line["lengths"], dtype=np.float64)) for line in drawn(options.draws)]
+    lines, others = drawn(options.draws), []
+    if options.others is not None:
+        lines = with_prompts(lines, options.others)
+        others = other_answers(options.others, LENGTHS, lines)
+    prompts = [Drawn(line, np.array(line["lengths"], dtype=np.float64)) for line in lines]
     values, cost = signals([str(one.line["prompt"]) for one in prompts], options.model, options.quantization)
-    folds = Folds(prompts, values, options.answers, options.seed)
+    folds = Folds(prompts, values, options.answers, options.seed, others)
     report: dict[str, Any] = {"cost": cost, "answers_in_training": options.answers, "rows": {}}
     for name, quantiles in folds.found.items():
         report["rows"][name] = compared(prompts, quantiles[:, PLACES], prompts, options.seed)
