@@ -2,10 +2,7 @@
 
     python -m bench.online_bound results/ -o docs/images
 
-The bound: requests flow evenly, all rounds of an instance are alike and take the TPOT target (or less,
-if memory is short), prompts are computed as fast as they come, and nobody queues. No interference is left in
-it, and nothing is lost to chance, so no schedule of these steps does better while it serves everybody; as one
-request in ten may miss its targets, goodput can lie a little above it. results/: online-headline.json.
+The bound is that of `simulator.fluid_bound`. results/: online-headline.json.
 """
 
 from __future__ import annotations
@@ -17,70 +14,9 @@ from pathlib import Path
 
 from bench.online_pictures import cells
 from bench.online_studies import cluster, question
-from simulator.cluster_spec import ClusterSpec
-from simulator.goodput import Question
-from tidepipe_common.latency.work import StepWork, chunk_pairs
-from workloads.mixes import Workload
+from simulator.fluid_bound import bound
 
-CHUNKS = (0, 128, 256, 512, 1024)
-"""Tokens of a step that prompts ride on; 0: in every round as many prompt tokens as come in a round."""
 SHOWN = ("padg", "hybrid", "separate")
-
-
-class Flow:
-    """One instance's share of evenly flowing requests."""
-
-    def __init__(self, spec: ClusterSpec, workload: Workload) -> None:
-        requests = workload.requests
-        count = len(requests)
-        self._cost, self._kv = spec.latency(), spec.kv_tokens()
-        self._prompt = sum(one.prompt_tokens for one in requests) / count
-        self._output = sum(one.output_tokens - 1 for one in requests) / count
-        self._pairs = sum(chunk_pairs(0, one.prompt_tokens) for one in requests) / count
-        # A sequence holds its prompt and what it has so far, for as many rounds as it has tokens to come.
-        self._held = (
-            sum((one.output_tokens - 1) * (one.prompt_tokens + one.output_tokens / 2) for one in requests)
-            / count
-        )
-
-    def bears(self, rate: float, round_s: float, chunk: int | None) -> bool:
-        """Can rounds be so short at this rate? chunk: see CHUNKS; None: prompts in steps of their own."""
-        decoding, held = rate * self._output * round_s, rate * self._held * round_s
-        prompts = rate * self._prompt * round_s
-        if held > 0.99 * self._kv:
-            return False
-        attention = self._cost.attention_s(int(held), rate * round_s * self._pairs)
-        if chunk is None:
-            spent = prompts / 2048 * self._step_s(2048) + self._step_s(decoding)
-        elif chunk == 0:
-            spent = self._step_s(decoding + prompts)
-        elif decoding + prompts > chunk:
-            return False
-        else:
-            ridden = prompts / max(1.0, chunk - decoding)
-            spent = ridden * self._step_s(chunk) + (1 - ridden) * self._step_s(decoding)
-        return spent + attention <= round_s
-
-    def _step_s(self, tokens: float) -> float:
-        rows = max(1, round(tokens))
-        return self._cost.step_s(StepWork(rows, 0, 0.0, rows, rows))
-
-
-def bound(spec: ClusterSpec, asked: Question) -> float:
-    """Requests per second of the whole cluster, in the best way to compute prompts."""
-    flow = Flow(spec, asked.workload)
-    rounds = [asked.slo.tpot_s * part / 10 for part in range(1, 11)]
-
-    def some(rate: float) -> bool:
-        return any(flow.bears(rate, length, chunk) for length in rounds for chunk in (None, *CHUNKS))
-
-    low, high = 0.0, 1.0
-    while some(high):
-        low, high = high, 2 * high
-    while high - low > 0.002 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if some(middle) else (low, middle)
-    return low * spec.instances
 
 
 def draw(rows: Mapping[str, Mapping[str, float]], path: Path) -> None:

@@ -1,0 +1,702 @@
+"""Planning: which cluster of the given devices holds latency targets at a rate with the fewest of them?
+
+A *choice* is a layout (stages x tensor-parallel devices of an instance), a system and its settings; with a
+number of instances it is a cluster. What is searched is the least number of devices of which some choice makes
+a cluster that holds the rate. Four things spare runs, and none of them can take the answer away as long as
+more instances of a kind never serve less:
+
+* a layout that does not fit the model's weights and some KV blocks, or that cannot be started, is no choice;
+* by the fluid bound a choice needs so many instances at least (`ALLOWANCE` above it is still tried);
+* who fails with n instances fails with fewer, who holds with n holds with more, and so the number of devices
+  is bisected, for all choices at once;
+* nobody is asked about more devices than some cluster is known to hold with.
+
+Runs for the search are those of the instance that fast-forwards. The winner is confirmed by the controllers'
+own scheduler, on fresh seeds; if it does not hold there, it has failed, and the search goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from controller.scheduler.policies.catalog import Knob, Knobs
+from simulator.cluster_spec import ClusterSpec
+from simulator.fluid_bound import Flow, apart_bound, bound, flow_of
+from simulator.goodput import Figures, Question, measure
+from simulator.systems import SYSTEMS, run_exactly, run_system, scan
+from simulator.workers import TimeIsUpError
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.latency.hardware import Hardware
+from tidepipe_common.latency.profile import Profile
+from tidepipe_common.settings.defaults import LIVE_POLICIES, USUAL_ROUTING
+from tidepipe_common.types.model_shape import ModelShape
+
+STAGES = (1, 2, 3, 4, 6, 8, 12, 16)
+"""Lengths of pipelines that are tried."""
+ALLOWANCE = 1.15
+"""Of the fluid bound, over the wanted share of requests: who may miss some can serve a little more."""
+FRESH_SEEDS = 2
+SEED_STEP = 1000
+"""Between the seeds that a search looks at and those that confirm it."""
+UNEVEN = 1.15
+"""The longest stage of a pipeline over the mean one: layouts beyond it are left out."""
+BASELINES = ("padg-apart", "padg-published", "separate")
+"""They are there to be compared with, and asked about only by name."""
+MOST_REQUESTS = 20_000
+"""Of one run."""
+RISE = 1.15
+"""Between the rates that a cluster's goodput is bracketed by."""
+PRECISION = 0.03
+TIES = 8
+"""Clusters of equally many devices whose margins are compared."""
+Settings = tuple[tuple[str, Knob], ...]
+"""Knobs in the order of their names."""
+Tell = Callable[[str], None]
+"""Is told what is being looked at."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Layout:
+    """Of one instance: `stages`, each of `tensor` devices."""
+
+    stages: int
+    tensor: int
+
+    @property
+    def devices(self) -> int:
+        """Of one instance."""
+        return self.stages * self.tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Devices of one kind, `gpus` in each of `nodes`, and the model that they are to serve.
+
+    network_gb_s, max_total, prefix_caching: as of ClusterSpec.
+    """
+
+    shape: ModelShape
+    hardware: Hardware
+    nodes: int
+    gpus: int
+    profile: Profile | None = None
+    network_gb_s: float = 0.0
+    max_total: int = 0
+    prefix_caching: bool = True
+
+    @property
+    def devices(self) -> int:
+        """All of them."""
+        return self.nodes * self.gpus
+
+    def spans(self, layout: Layout) -> bool:
+        """Is an instance larger than a node?"""
+        return layout.devices > self.gpus
+
+    def most_instances(self, layout: Layout) -> int:
+        """That there is room for: whole ones in a node, or stages wherever a node has room for one."""
+        if self.spans(layout):
+            return self.nodes * (self.gpus // layout.tensor) // layout.stages
+        return self.nodes * (self.gpus // layout.devices)
+
+    def spec(self, layout: Layout, instances: int) -> ClusterSpec:
+        """That many instances. Stages that lie on several nodes hand on over the network, all of them."""
+        spec = ClusterSpec(
+            self.shape,
+            self.hardware,
+            instances,
+            layout.tensor,
+            layout.stages,
+            self.profile,
+            self.network_gb_s,
+            self.gpus,
+            self.max_total,
+            self.prefix_caching,
+        )
+        if not self.spans(layout):
+            return spec
+        link = min(self.hardware.link_gb_s, spec.network_bytes_per_s / 1e9)
+        return replace(spec, hardware=replace(self.hardware, link_gb_s=link))
+
+    def layouts(self) -> tuple[list[Layout], list[tuple[Layout, str]]]:
+        """Those that can be, and those that cannot with the reason; smallest first.
+
+        ConfigError, in the model's own words, if it fits into none.
+        """
+        possible: list[Layout] = []
+        refused: list[tuple[Layout, str]] = []
+        last: ConfigError | None = None
+        for layout in sorted(self._shapes(), key=lambda one: (one.devices, one.stages)):
+            longest = math.ceil(self.shape.layers / layout.stages) * layout.stages / self.shape.layers
+            if self.shape.heads % layout.tensor:
+                why = f"{self.shape.heads} attention heads are not shared evenly by {layout.tensor} devices"
+            elif longest > UNEVEN:
+                why = f"{self.shape.layers} layers make {layout.stages} stages that are too unequal"
+            elif self.spans(layout) and layout.tensor > 1:
+                why = "tensor-parallel instances are started within a node"
+            elif not self.most_instances(layout):
+                why = "there are not so many devices"
+            else:
+                try:
+                    self.spec(layout, 1).kv_tokens()
+                except ConfigError as error:
+                    last = error
+                    why = "weights and KV blocks do not fit"
+                else:
+                    possible.append(layout)
+                    continue
+            refused.append((layout, why))
+        if not possible:
+            raise last or ConfigError(f"no layout of {self.devices} devices can be; give more of them")
+        return possible, refused
+
+    def _shapes(self) -> Iterator[Layout]:
+        tensor = 1
+        while tensor <= self.gpus:
+            for stages in STAGES:
+                if stages * tensor <= self.devices and stages <= self.shape.layers:
+                    yield Layout(stages, tensor)
+            tensor *= 2
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What instances are, and how they are run. settings: of the system, by name."""
+
+    layout: Layout
+    system: str
+    settings: Settings
+
+    @property
+    def knobs(self) -> Knobs:
+        """The settings, as a run takes them."""
+        return dict(self.settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Does it hold at these rates, on each of these seeds? Rates and seeds are gone through until one fails.
+
+    exact: by the controllers' own scheduler. precision: 0 for just that; else the goodput is bracketed from
+    the first rate on, and is what the answer says.
+    """
+
+    choice: Choice
+    instances: int
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    exact: bool = False
+    precision: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """figures: of the worst run at `rate`; None if no rate was held at all."""
+
+    held: bool
+    rate: float
+    figures: Figures | None
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Examiner:
+    """Runs trials: what each process of a search is given once."""
+
+    fleet: Fleet
+    question: Question
+
+    def __call__(self, trial: Trial) -> Outcome:
+        """The trial's answer. Where a run costs more than MOST_REQUESTS, it is shorter."""
+        if trial.precision:
+            return self._goodput(trial)
+        worst: Figures | None = None
+        runs = 0
+        for rate in trial.rates:
+            for seed in trial.seeds:
+                runs += 1
+                figures = self._run(trial, rate, seed)
+                if worst is None or (rate == trial.rates[0] and figures.attainment < worst.attainment):
+                    worst = figures
+                if figures.attainment < self.question.attainment:
+                    return Outcome(False, rate, figures, runs)
+        return Outcome(True, trial.rates[0], worst, runs)
+
+    def _goodput(self, trial: Trial) -> Outcome:
+        best: Outcome | None = None
+        runs = 0
+
+        def holds(rate: float) -> bool:
+            nonlocal best, runs
+            found = self(replace(trial, rates=(rate,), precision=0.0))
+            runs += found.runs
+            if found.held:
+                best = found
+            return found.held
+
+        low, high = 0.0, trial.rates[0]
+        least = high / 1000
+        while holds(high):
+            low, high = high, high * RISE
+        while low == 0.0 and high > least:
+            step = high / RISE
+            if holds(step):
+                low = step
+            else:
+                high = step
+        while low and high / low > 1 + trial.precision:
+            middle = (low * high) ** 0.5
+            low, high = (middle, high) if holds(middle) else (low, middle)
+        return Outcome(low > 0.0, low, best.figures if best else None, runs)
+
+    def _run(self, trial: Trial, rate: float, seed: int) -> Figures:
+        seconds = min(self.question.seconds, MOST_REQUESTS / rate)
+        asked = replace(self.question, seed=seed, seconds=seconds)
+        spec = self.fleet.spec(trial.choice.layout, trial.instances)
+        run = run_exactly if trial.exact else run_system
+        return measure(trial.choice.system, trial.choice.knobs, spec, asked, rate, run)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """So many instances of a choice. outcome: at the rate that was asked for, or at its goodput."""
+
+    choice: Choice
+    instances: int
+    outcome: Outcome
+
+    @property
+    def devices(self) -> int:
+        """Of all instances."""
+        return self.choice.layout.devices * self.instances
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What was not run, and why. system: "" for all of them."""
+
+    layout: Layout
+    system: str
+    knobs: Knobs
+    why: str
+
+
+@dataclass(slots=True)
+class Plan:
+    """The answer to one question.
+
+    best: of the fewest devices; without `holds` what bears most of all. goodput: the rate that it bears; None
+    if there was no time to find it. confirmed: by the controllers' own scheduler, if it was asked.
+    points: clusters at their goodput. unfinished: what there was no time for; "" if it is complete.
+    """
+
+    rate: float
+    holds: bool = False
+    best: Cluster | None = None
+    goodput: Outcome | None = None
+    confirmed: Outcome | None = None
+    others: list[Cluster] = field(default_factory=list)
+    points: list[Cluster] = field(default_factory=list)
+    tried: list[Cluster] = field(default_factory=list)
+    pruned: list[Pruned] = field(default_factory=list)
+    runs: int = 0
+    unfinished: str = ""
+
+    @property
+    def frontier(self) -> list[Cluster]:
+        """Of the points those that nothing with as few devices bears more than; devices and rates rise."""
+        found: list[Cluster] = []
+        for one in sorted(self.points, key=lambda one: (one.devices, -one.outcome.rate)):
+            if not found or one.outcome.rate > found[-1].outcome.rate:
+                found.append(one)
+        return found
+
+
+def startable(system: str) -> bool:
+    """Is it something that a cluster can be started as?"""
+    return system in LIVE_POLICIES
+
+
+def usual_systems() -> list[str]:
+    """Those that are searched unless others are named."""
+    return [name for name in SYSTEMS if startable(name) and name not in BASELINES]
+
+
+def runs_exactly(system: str) -> bool:
+    """Can it be confirmed?"""
+    return not _shares_out_roles(system)
+
+
+def _shares_out_roles(system: str) -> bool:
+    return system.startswith("fudg-")
+
+
+Ask = Callable[[Sequence[Trial]], Iterator[Outcome]]
+"""Answers in the order of the trials; TimeIsUpError when there is no more time."""
+
+
+class Search:
+    """The search for one plan. Pure but for `ask`, whose answers depend on the trials alone."""
+
+    def __init__(
+        self, fleet: Fleet, question: Question, rate: float, systems: Sequence[str], ask: Ask, tell: Tell
+    ) -> None:
+        self._fleet, self._question, self._rate = fleet, question, rate
+        self._systems = systems
+        self._ask, self._tell = ask, tell
+        self._seeds = (question.seed, question.seed + 1)
+        self._failed: dict[Choice, int] = {}  # with so many instances, and so with fewer
+        self._held: dict[Choice, Cluster] = {}  # the smallest
+        self.plan = Plan(rate)
+
+    def cheapest(self) -> None:
+        """Find `plan.best`, confirmed, if there is a cluster that holds the rate."""
+        low = min((one.least * one.choice.layout.devices for one in self._choices), default=0)
+        if not low:
+            return
+        while low <= self._fleet.devices:
+            if (found := self._fewest(low)) is None:
+                return
+            for one in self._ranked(found.devices):
+                if self._confirm(one):
+                    self._rule_out_larger(one)
+                    return
+            low = found.devices + 1
+
+    def margin(self) -> None:
+        """Find the goodput of the best."""
+        if (best := self.plan.best) is None:
+            return
+        self._tell("what the best bears beyond that")
+        trial = Trial(best.choice, best.instances, (self._rate,), self._seeds, precision=PRECISION)
+        self.plan.goodput = self._ask_one(trial)
+
+    def most(self) -> None:
+        """With nothing that holds: find what bears most on all devices."""
+        asked: list[Trial] = []
+        layouts = sorted({one.choice.layout for one in self._choices}, key=lambda one: -self._reach(one))
+        for layout in layouts[:4]:
+            count = self._fleet.most_instances(layout)
+            guess = min(self._rate, self._reach(layout))
+            asked += [
+                Trial(one.choice, count, (guess,), self._seeds[:1], precision=RISE - 1)
+                for system in self._systems
+                for one in [one for one in self._choices if one.choice.layout == layout
+                            and one.choice.system == system and guess > 0][:1]
+            ]  # fmt: skip
+        best = self._best_of(asked)
+        if best is None:
+            return
+        kin = [
+            Trial(one.choice, best.instances, (best.outcome.rate,), self._seeds[:1], precision=PRECISION)
+            for one in self._choices
+            if (one.choice.layout, one.choice.system) == (best.choice.layout, best.choice.system)
+        ]
+        self.plan.best = self._best_of(kin) or best
+        self.plan.goodput = self.plan.best.outcome
+
+    def frontier(self) -> None:
+        """Goodput over devices, around the best: of its layout and the likeliest others, as it is run."""
+        if (best := self.plan.best) is None or (known := self.plan.goodput) is None or not known.rate:
+            return
+        self.plan.points.append(replace(best, outcome=known))
+        share = known.rate / self._reach(best.choice.layout, best.instances)
+        layouts = sorted({one.choice.layout for one in self._choices})
+        done = {(best.choice.layout, best.instances)}
+        asked = []
+        for devices in self._ladder(best.devices):
+            near = sorted(layouts, key=lambda one: -self._reach(one, self._instances(one, devices)))
+            for layout in [best.choice.layout, *[one for one in near if one != best.choice.layout][:2]]:
+                count = self._instances(layout, devices)
+                if not count or (layout, count) in done or not self._reach(layout):
+                    continue
+                done.add((layout, count))
+                guess = share * self._reach(layout, count)
+                knobs = best.choice if layout == best.choice.layout else self._alike(best.choice, layout)
+                if knobs is not None and guess > 0:
+                    asked.append(Trial(knobs, count, (guess,), self._seeds[:1], precision=2 * PRECISION))
+        for trial, outcome in self._asked(asked, "the frontier"):
+            if outcome.held:
+                self.plan.points.append(Cluster(trial.choice, trial.instances, outcome))
+
+    @cached_property
+    def _choices(self) -> list[_Bounded]:
+        """All with the least instances that they need; those that need more than there are left out."""
+        layouts, refused = self._fleet.layouts()
+        self.plan.pruned += [Pruned(layout, "", {}, why) for layout, why in refused]
+        found = []
+        for layout in layouts:
+            self._tell(f"bounds of {layout.stages} x {layout.tensor}")
+            # Scans depend on the number of instances only where roles are shared out among them.
+            spec = self._fleet.spec(layout, self._fleet.most_instances(layout))
+            for system in self._systems:
+                known = set[Settings]()
+                for knobs in scan(system, spec):
+                    if knobs.get("routing", USUAL_ROUTING) != USUAL_ROUTING:
+                        continue  # spreading by turns is a baseline's
+                    settings = _as_settings(knobs)
+                    if settings in known:
+                        continue
+                    known.add(settings)
+                    found.append(self._bounded(Choice(layout, system, settings), len(known)))
+        kept = []
+        for one in found:
+            if one.least <= self._fleet.most_instances(one.choice.layout):
+                kept.append(one)
+                continue
+            of_one = one.bound * ALLOWANCE / self._question.attainment
+            why = f"by the fluid bound an instance bears {of_one:.3g} requests/s at most: not enough of them"
+            self.plan.pruned.append(Pruned(one.choice.layout, one.choice.system, one.choice.knobs, why))
+        return kept or sorted(found, key=lambda one: -one.bound)
+
+    def _bounded(self, choice: Choice, rank: int) -> _Bounded:
+        mixed = choice.system in ("padg", "hybrid")
+        budget = int(choice.knobs["budget"]) if mixed else 0
+        of_one = self._bound(choice.layout, budget, apart=not mixed)
+        enough = of_one * ALLOWANCE / self._question.attainment
+        least = math.ceil(self._rate / enough) if enough > 0 else self._fleet.devices + 1
+        return _Bounded(choice, rank, max(1, least), of_one)
+
+    def _bound(self, layout: Layout, budget: int, *, apart: bool) -> float:
+        """Requests/s of one instance."""
+        spec = self._fleet.spec(layout, 1)
+        flow = self._flows.get(layout)
+        if flow is None:
+            flow = self._flows[layout] = flow_of(spec, self._question.workload)
+        found = self._bounds.get((layout, budget))
+        if found is None:
+            found = self._bounds[layout, budget] = bound(spec, self._question, budget=budget, flow=flow)
+        if not apart:
+            return found
+        sizes = [spec]
+        if layout.tensor % 2 == 0:
+            # Roles may be shared out among instances of half the size.
+            half = replace(spec, tensor=layout.tensor // 2, instances=2)
+            if _fits(half):
+                sizes.append(half)
+        return max(found, *(apart_bound(one, self._question) for one in sizes))
+
+    @cached_property
+    def _flows(self) -> dict[Layout, Flow]:
+        return {}
+
+    @cached_property
+    def _bounds(self) -> dict[tuple[Layout, int], float]:
+        return {}
+
+    def _reach(self, layout: Layout, instances: int = 0) -> float:
+        """By the bound, in whatever way; of all that there is room for, unless so many are given."""
+        count = instances or self._fleet.most_instances(layout)
+        return self._bound(layout, 0, apart=False) * count
+
+    def _instances(self, layout: Layout, devices: int) -> int:
+        return min(devices // layout.devices, self._fleet.most_instances(layout))
+
+    def _fewest(self, low: int) -> Cluster | None:
+        """The cluster of the fewest devices, from `low` on, of which one holds."""
+        devices, total = low, self._fleet.devices
+        found = self._some(devices)
+        while found is None:
+            if devices >= total:
+                return None
+            low = devices + 1
+            devices = min(total, max(low, math.ceil(devices * 1.4)))
+            found = self._some(devices)
+        while low < found.devices:
+            middle = (low + found.devices) // 2
+            smaller = self._some(middle)
+            if smaller is None:
+                low = middle + 1
+            else:
+                found = smaller
+        return found
+
+    def _some(self, devices: int) -> Cluster | None:
+        """A cluster of at most so many devices that holds."""
+        for known in self._held.values():
+            if known.devices <= devices:
+                return known
+        trials = [self._trial(one.choice, count) for one, count in self._lanes(devices)]
+        for trial, outcome in self._asked(trials, f"{devices} devices"):
+            if (found := self._noted(trial, outcome)) is not None:
+                return found
+        return None
+
+    def _lanes(self, devices: int) -> list[tuple[_Bounded, int]]:
+        """Choices with as many instances as so many devices are enough for, the likeliest first."""
+        lanes = []
+        for one in self._choices:
+            count = self._instances(one.choice.layout, devices)
+            if count < one.least or count <= self._failed.get(one.choice, 0):
+                continue
+            if _shares_out_roles(one.choice.system) and not self._has_room(one.choice, count):
+                continue
+            lanes.append((one, count))
+        return sorted(lanes, key=lambda lane: (lane[0].rank, -lane[0].bound * lane[1]))
+
+    def _has_room(self, choice: Choice, instances: int) -> bool:
+        """For instances of both roles."""
+        spec = self._fleet.spec(choice.layout, instances)
+        return choice.settings in map(_as_settings, scan(choice.system, spec))
+
+    def _trial(self, choice: Choice, instances: int) -> Trial:
+        return Trial(choice, instances, (self._rate,), self._seeds)
+
+    def _noted(self, trial: Trial, outcome: Outcome) -> Cluster | None:
+        cluster = Cluster(trial.choice, trial.instances, outcome)
+        self.plan.tried.append(cluster)
+        if not outcome.held:
+            self._failed[trial.choice] = max(trial.instances, self._failed.get(trial.choice, 0))
+            return None
+        before = self._held.get(trial.choice)
+        if before is None or before.instances > trial.instances:
+            self._held[trial.choice] = cluster
+        return cluster
+
+    def _ranked(self, devices: int) -> Iterator[Cluster]:
+        """Clusters of just so many devices that hold, by their margin: who holds longest as rates rise."""
+        trials = []
+        for one, count in self._lanes(devices):
+            known = self._held.get(one.choice)
+            if count * one.choice.layout.devices == devices and (known is None or known.instances > count):
+                trials.append(self._trial(one.choice, count))
+        for trial, outcome in self._asked(trials, f"others of {devices} devices"):
+            self._noted(trial, outcome)
+        holding = [one for one in self._held.values() if one.devices == devices]
+        while holding:
+            rising = sorted(holding, key=self._likeliest)[:TIES]
+            rate = self._rate
+            last: list[Cluster] = rising
+            while len(rising) > 1:
+                rate *= RISE
+                trials = [Trial(one.choice, one.instances, (rate,), self._seeds[:1]) for one in rising]
+                found = list(self._asked(trials, f"{len(rising)} equals at {rate:.3g} requests/s"))
+                pairs = [(one, outcome) for one, (_, outcome) in zip(rising, found, strict=True)]
+                pairs.sort(key=lambda pair: -_attainment(pair[1]))
+                last = [one for one, _ in pairs]
+                rising = [one for one, outcome in pairs if outcome.held]
+            first = (rising or last)[0]
+            self.plan.others = [one for one in holding if one.choice != first.choice]
+            yield first
+            holding = self.plan.others
+
+    def _likeliest(self, one: Cluster) -> tuple[float, float]:
+        return -round(_attainment(one.outcome), 2), -self._reach(one.choice.layout, one.instances)
+
+    def _confirm(self, cluster: Cluster) -> bool:
+        """Does it hold on fresh seeds, by the schedulers themselves, and at lower rates too?"""
+        choice, instances = cluster.choice, cluster.instances
+        self.plan.best, self.plan.holds = cluster, True
+        fresh = tuple(self._question.seed + SEED_STEP + n for n in range(FRESH_SEEDS))
+        trials = [Trial(choice, instances, (self._rate / 2, self._rate / 4), self._seeds[:1])]
+        if runs_exactly(choice.system):
+            trials += [Trial(choice, instances, (self._rate,), (seed,), exact=True) for seed in fresh]
+        answers = list(self._asked(trials, "confirming"))
+        missed = next((outcome for _, outcome in answers if not outcome.held), None)
+        if missed is None:
+            if len(trials) > 1:
+                worst = min((outcome for _, outcome in answers[1:]), key=_attainment)
+                self.plan.confirmed = replace(worst, runs=FRESH_SEEDS)
+            return True
+        self._held.pop(choice)
+        self.plan.best, self.plan.holds = None, False
+        self._noted(self._trial(choice, instances), missed)
+        return False
+
+    def _rule_out_larger(self, best: Cluster) -> None:
+        for one in self._choices:
+            if one.choice in self._failed or one.choice in self._held:
+                continue
+            least = one.least * one.choice.layout.devices
+            why = f"by the fluid bound it needs {least} devices, and {best.devices} are enough"
+            self.plan.pruned.append(Pruned(one.choice.layout, one.choice.system, one.choice.knobs, why))
+
+    def _ladder(self, devices: int) -> list[int]:
+        """Numbers of devices to look at, about those of the best."""
+        wanted = {round(devices * share) for share in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)}
+        if self._fleet.devices <= 3 * devices:
+            wanted.add(self._fleet.devices)
+        return sorted(one for one in wanted if 1 <= one <= self._fleet.devices)
+
+    def _alike(self, choice: Choice, layout: Layout) -> Choice | None:
+        """The same system in another layout: with the same settings if it has them."""
+        same = [
+            one.choice
+            for one in self._choices
+            if (one.choice.layout, one.choice.system) == (layout, choice.system)
+        ]
+        return next((one for one in same if one.settings == choice.settings), same[0] if same else None)
+
+    def _best_of(self, trials: Sequence[Trial]) -> Cluster | None:
+        best: Cluster | None = None
+        for trial, outcome in self._asked(trials, "what bears most"):
+            found = Cluster(trial.choice, trial.instances, outcome)
+            self.plan.tried.append(found)
+            if outcome.held and (best is None or outcome.rate > best.outcome.rate):
+                best = found
+        return best
+
+    def _asked(self, trials: Sequence[Trial], what: str) -> Iterator[tuple[Trial, Outcome]]:
+        answers = self._ask(trials)
+        for number, trial in enumerate(trials, start=1):
+            layout = trial.choice.layout
+            self._tell(
+                f"{what}: {number} of {len(trials)}, {trial.instances} instances of "
+                f"{layout.stages} x {layout.tensor}, {trial.choice.system}"
+            )
+            outcome = next(answers)
+            self.plan.runs += outcome.runs
+            yield trial, outcome
+
+    def _ask_one(self, trial: Trial) -> Outcome:
+        outcome = next(self._ask([trial]))
+        self.plan.runs += outcome.runs
+        return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounded:
+    """rank: place in its system's scan. bound: requests/s of an instance. least: instances needed by it."""
+
+    choice: Choice
+    rank: int
+    least: int
+    bound: float
+
+
+def make_plan(search: Search) -> Plan:
+    """All of it, as far as there is time for."""
+    plan = search.plan
+    doing = "the search"
+    try:
+        search.cheapest()
+        if plan.best is None:
+            doing = "looking for what bears most"
+            search.most()
+        else:
+            doing = "its margin"
+            search.margin()
+        doing = "the frontier"
+        search.frontier()
+    except TimeIsUpError:
+        plan.unfinished = doing
+    return plan
+
+
+def _as_settings(knobs: Knobs) -> Settings:
+    return tuple(sorted(knobs.items()))
+
+
+def _attainment(outcome: Outcome) -> float:
+    return outcome.figures.attainment if outcome.figures else 0.0
+
+
+def _fits(spec: ClusterSpec) -> bool:
+    try:
+        spec.kv_tokens()
+    except ConfigError:
+        return False
+    return True
