@@ -1,9 +1,9 @@
 """Planning: which cluster of the given devices holds latency targets at a rate with the fewest of them?
 
 A *choice* is a layout (stages x tensor-parallel devices of an instance), a system and its settings; with a
-number of instances it is a cluster. What is searched is the least number of devices of which some choice makes
-a cluster that holds the rate. Four things spare runs, and none of them can take the answer away as long as
-more instances of a kind never serve less:
+number of instances it is a cluster. What is searched is the least number of devices of which some choice
+makes a cluster that holds the rate. Four things spare runs, and none of them can take the answer away as long
+as more instances of a kind never serve less:
 
 * a layout that does not fit the model's weights and some KV blocks, or that cannot be started, is no choice;
 * by the fluid bound a choice needs so many instances at least (`ALLOWANCE` above it is still tried);
@@ -31,7 +31,7 @@ from simulator.workers import TimeIsUpError
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.hardware import Hardware
 from tidepipe_common.latency.profile import Profile
-from tidepipe_common.settings.defaults import LIVE_POLICIES, USUAL_ROUTING
+from tidepipe_common.settings.defaults import BLOCK_SIZE, LIVE_POLICIES, USUAL_ROUTING
 from tidepipe_common.types.model_shape import ModelShape
 
 STAGES = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -50,6 +50,8 @@ MOST_REQUESTS = 20_000
 RISE = 1.15
 """Between the rates that a cluster's goodput is bracketed by."""
 PRECISION = 0.03
+MOST_INSTANCES = 256
+"""Of a cluster: more of them are several clusters."""
 TIES = 8
 """Clusters of equally many devices whose margins are compared."""
 Settings = tuple[tuple[str, Knob], ...]
@@ -99,8 +101,8 @@ class Fleet:
     def most_instances(self, layout: Layout) -> int:
         """That there is room for: whole ones in a node, or stages wherever a node has room for one."""
         if self.spans(layout):
-            return self.nodes * (self.gpus // layout.tensor) // layout.stages
-        return self.nodes * (self.gpus // layout.devices)
+            return min(MOST_INSTANCES, self.nodes * (self.gpus // layout.tensor) // layout.stages)
+        return min(MOST_INSTANCES, self.nodes * (self.gpus // layout.devices))
 
     def spec(self, layout: Layout, instances: int) -> ClusterSpec:
         """That many instances. Stages that lie on several nodes hand on over the network, all of them."""
@@ -121,8 +123,8 @@ class Fleet:
         link = min(self.hardware.link_gb_s, spec.network_bytes_per_s / 1e9)
         return replace(spec, hardware=replace(self.hardware, link_gb_s=link))
 
-    def layouts(self) -> tuple[list[Layout], list[tuple[Layout, str]]]:
-        """Those that can be, and those that cannot with the reason; smallest first.
+    def layouts(self, longest: int) -> tuple[list[Layout], list[tuple[Layout, str]]]:
+        """Those that can be, and those that cannot with the reason; smallest first. longest: request, tokens.
 
         ConfigError, in the model's own words, if it fits into none.
         """
@@ -130,10 +132,10 @@ class Fleet:
         refused: list[tuple[Layout, str]] = []
         last: ConfigError | None = None
         for layout in sorted(self._shapes(), key=lambda one: (one.devices, one.stages)):
-            longest = math.ceil(self.shape.layers / layout.stages) * layout.stages / self.shape.layers
+            uneven = math.ceil(self.shape.layers / layout.stages) * layout.stages / self.shape.layers
             if self.shape.heads % layout.tensor:
                 why = f"{self.shape.heads} attention heads are not shared evenly by {layout.tensor} devices"
-            elif longest > UNEVEN:
+            elif uneven > UNEVEN:
                 why = f"{self.shape.layers} layers make {layout.stages} stages that are too unequal"
             elif self.spans(layout) and layout.tensor > 1:
                 why = "tensor-parallel instances are started within a node"
@@ -141,13 +143,16 @@ class Fleet:
                 why = "there are not so many devices"
             else:
                 try:
-                    self.spec(layout, 1).kv_tokens()
+                    tokens = self.spec(layout, 1).kv_tokens()
                 except ConfigError as error:
                     last = error
-                    why = "weights and KV blocks do not fit"
+                    why = "the weights do not fit"
                 else:
-                    possible.append(layout)
-                    continue
+                    if tokens >= longest + BLOCK_SIZE:
+                        possible.append(layout)
+                        continue
+                    why = f"beside the weights {tokens} tokens fit, and the longest request has {longest}"
+                    last = last or ConfigError(f"instances of {layout.devices} x {self.hardware.name}: {why}")
             refused.append((layout, why))
         if not possible:
             raise last or ConfigError(f"no layout of {self.devices} devices can be; give more of them")
@@ -425,7 +430,8 @@ class Search:
     @cached_property
     def _choices(self) -> list[_Bounded]:
         """All with the least instances that they need; those that need more than there are left out."""
-        layouts, refused = self._fleet.layouts()
+        longest = max(one.prompt_tokens + one.output_tokens for one in self._question.workload.requests)
+        layouts, refused = self._fleet.layouts(longest)
         self.plan.pruned += [Pruned(layout, "", {}, why) for layout, why in refused]
         found = []
         for layout in layouts:

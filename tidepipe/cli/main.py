@@ -23,6 +23,7 @@ from tidepipe.cli.keys import keys_app
 from tidepipe.cli.model import model_app
 from tidepipe.cli.models import models
 from tidepipe.cli.numbers import strict_numbers
+from tidepipe.cli.plan import plan
 from tidepipe.cli.predictor import predictor_app
 from tidepipe.cli.profile import profile
 from tidepipe.cli.sim import sim_app
@@ -81,6 +82,7 @@ app.command("up")(up)
 app.command("batch")(batch)
 app.command("generate")(generate)
 app.command("profile")(profile)
+app.command("plan")(plan)
 app.command("models")(models)
 app.add_typer(bench_app, name="bench")
 app.add_typer(admin_app, name="admin")
