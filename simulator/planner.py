@@ -49,6 +49,8 @@ MOST_REQUESTS = 20_000
 """Of one run."""
 RISE = 1.15
 """Between the rates that a cluster's goodput is bracketed by."""
+FASTEST_RISE = 3.0
+"""As long as all is held the rate rises faster and faster."""
 PRECISION = 0.03
 MOST_INSTANCES = 256
 """Of a cluster: more of them are several clusters."""
@@ -182,6 +184,19 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class BoundedChoice:
+    """A choice, and what the fluid bound says of it.
+
+    rank: place in its system's scan. bound: requests/s of an instance. least: instances needed by it.
+    """
+
+    choice: Choice
+    rank: int
+    least: int
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """Does it hold at these rates, on each of these seeds? Rates and seeds are gone through until one fails.
 
@@ -244,8 +259,10 @@ class Examiner:
 
         low, high = 0.0, trial.rates[0]
         least = high / 1000
+        rise = RISE
         while holds(high):
-            low, high = high, high * RISE
+            low, high = high, high * rise
+            rise = min(FASTEST_RISE, rise**2)
         while low == 0.0 and high > least:
             step = high / RISE
             if holds(step):
@@ -339,6 +356,36 @@ def _shares_out_roles(system: str) -> bool:
     return system.startswith("fudg-")
 
 
+class Bounds:
+    """What an instance bears by the fluid bound, each reckoned once."""
+
+    def __init__(self, fleet: Fleet, question: Question) -> None:
+        self._fleet, self._question = fleet, question
+        self._flows: dict[Layout, Flow] = {}
+        self._known: dict[tuple[Layout, int, bool], float] = {}
+
+    def of(self, layout: Layout, budget: int = 0, *, apart: bool = False) -> float:
+        """Requests/s. budget: tokens of a step at most; 0: any. apart: instances may have roles."""
+        known = self._known.get((layout, budget, apart))
+        if known is None:
+            known = self._known[layout, budget, apart] = self._reckon(layout, budget, apart=apart)
+        return known
+
+    def _reckon(self, layout: Layout, budget: int, *, apart: bool) -> float:
+        spec = self._fleet.spec(layout, 1)
+        if apart:
+            sizes = [spec]
+            # Instances of one role may be of half the size.
+            half = replace(spec, tensor=layout.tensor // 2, instances=2)
+            if layout.tensor % 2 == 0 and _fits(half):
+                sizes.append(half)
+            return max(self.of(layout, budget), *(apart_bound(one, self._question) for one in sizes))
+        flow = self._flows.get(layout)
+        if flow is None:
+            flow = self._flows[layout] = flow_of(spec, self._question.workload)
+        return bound(spec, self._question, budget=budget, flow=flow)
+
+
 Ask = Callable[[Sequence[Trial]], Iterator[Outcome]]
 """Answers in the order of the trials; TimeIsUpError when there is no more time."""
 
@@ -347,10 +394,19 @@ class Search:
     """The search for one plan. Pure but for `ask`, whose answers depend on the trials alone."""
 
     def __init__(
-        self, fleet: Fleet, question: Question, rate: float, systems: Sequence[str], ask: Ask, tell: Tell
+        self,
+        fleet: Fleet,
+        question: Question,
+        rate: float,
+        systems: Sequence[str],
+        ask: Ask,
+        tell: Tell,
+        bounds: Bounds | None = None,
     ) -> None:
+        """bounds: of the same fleet and question, if they are known already."""
         self._fleet, self._question, self._rate = fleet, question, rate
         self._systems = systems
+        self._bounds = bounds or Bounds(fleet, question)
         self._ask, self._tell = ask, tell
         self._seeds = (question.seed, question.seed + 1)
         self._failed: dict[Choice, int] = {}  # with so many instances, and so with fewer
@@ -359,7 +415,7 @@ class Search:
 
     def cheapest(self) -> None:
         """Find `plan.best`, confirmed, if there is a cluster that holds the rate."""
-        low = min((one.least * one.choice.layout.devices for one in self._choices), default=0)
+        low = min((one.least * one.choice.layout.devices for one in self.choices), default=0)
         if not low:
             return
         while low <= self._fleet.devices:
@@ -370,6 +426,12 @@ class Search:
                     self._rule_out_larger(one)
                     return
             low = found.devices + 1
+
+    def settle(self) -> None:
+        """With no more time: of those that held so far take the smallest, as it is."""
+        if self.plan.best is None and self._held:
+            self.plan.best = min(self._held.values(), key=lambda one: (one.devices, self._likeliest(one)))
+            self.plan.holds = True
 
     def margin(self) -> None:
         """Find the goodput of the best."""
@@ -382,14 +444,14 @@ class Search:
     def most(self) -> None:
         """With nothing that holds: find what bears most on all devices."""
         asked: list[Trial] = []
-        layouts = sorted({one.choice.layout for one in self._choices}, key=lambda one: -self._reach(one))
+        layouts = sorted({one.choice.layout for one in self.choices}, key=lambda one: -self._reach(one))
         for layout in layouts[:4]:
             count = self._fleet.most_instances(layout)
             guess = min(self._rate, self._reach(layout))
             asked += [
                 Trial(one.choice, count, (guess,), self._seeds[:1], precision=RISE - 1)
                 for system in self._systems
-                for one in [one for one in self._choices if one.choice.layout == layout
+                for one in [one for one in self.choices if one.choice.layout == layout
                             and one.choice.system == system and guess > 0][:1]
             ]  # fmt: skip
         best = self._best_of(asked)
@@ -397,7 +459,7 @@ class Search:
             return
         kin = [
             Trial(one.choice, best.instances, (best.outcome.rate,), self._seeds[:1], precision=PRECISION)
-            for one in self._choices
+            for one in self.choices
             if (one.choice.layout, one.choice.system) == (best.choice.layout, best.choice.system)
         ]
         self.plan.best = self._best_of(kin) or best
@@ -409,7 +471,7 @@ class Search:
             return
         self.plan.points.append(replace(best, outcome=known))
         share = known.rate / self._reach(best.choice.layout, best.instances)
-        layouts = sorted({one.choice.layout for one in self._choices})
+        layouts = sorted({one.choice.layout for one in self.choices})
         done = {(best.choice.layout, best.instances)}
         asked = []
         for devices in self._ladder(best.devices):
@@ -428,7 +490,7 @@ class Search:
                 self.plan.points.append(Cluster(trial.choice, trial.instances, outcome))
 
     @cached_property
-    def _choices(self) -> list[_Bounded]:
+    def choices(self) -> list[BoundedChoice]:
         """All with the least instances that they need; those that need more than there are left out."""
         longest = max(one.prompt_tokens + one.output_tokens for one in self._question.workload.requests)
         layouts, refused = self._fleet.layouts(longest)
@@ -458,45 +520,18 @@ class Search:
             self.plan.pruned.append(Pruned(one.choice.layout, one.choice.system, one.choice.knobs, why))
         return kept or sorted(found, key=lambda one: -one.bound)
 
-    def _bounded(self, choice: Choice, rank: int) -> _Bounded:
+    def _bounded(self, choice: Choice, rank: int) -> BoundedChoice:
         mixed = choice.system in ("padg", "hybrid")
         budget = int(choice.knobs["budget"]) if mixed else 0
-        of_one = self._bound(choice.layout, budget, apart=not mixed)
+        of_one = self._bounds.of(choice.layout, budget, apart=not mixed)
         enough = of_one * ALLOWANCE / self._question.attainment
         least = math.ceil(self._rate / enough) if enough > 0 else self._fleet.devices + 1
-        return _Bounded(choice, rank, max(1, least), of_one)
-
-    def _bound(self, layout: Layout, budget: int, *, apart: bool) -> float:
-        """Requests/s of one instance."""
-        spec = self._fleet.spec(layout, 1)
-        flow = self._flows.get(layout)
-        if flow is None:
-            flow = self._flows[layout] = flow_of(spec, self._question.workload)
-        found = self._bounds.get((layout, budget))
-        if found is None:
-            found = self._bounds[layout, budget] = bound(spec, self._question, budget=budget, flow=flow)
-        if not apart:
-            return found
-        sizes = [spec]
-        if layout.tensor % 2 == 0:
-            # Roles may be shared out among instances of half the size.
-            half = replace(spec, tensor=layout.tensor // 2, instances=2)
-            if _fits(half):
-                sizes.append(half)
-        return max(found, *(apart_bound(one, self._question) for one in sizes))
-
-    @cached_property
-    def _flows(self) -> dict[Layout, Flow]:
-        return {}
-
-    @cached_property
-    def _bounds(self) -> dict[tuple[Layout, int], float]:
-        return {}
+        return BoundedChoice(choice, rank, max(1, least), of_one)
 
     def _reach(self, layout: Layout, instances: int = 0) -> float:
         """By the bound, in whatever way; of all that there is room for, unless so many are given."""
         count = instances or self._fleet.most_instances(layout)
-        return self._bound(layout, 0, apart=False) * count
+        return self._bounds.of(layout) * count
 
     def _instances(self, layout: Layout, devices: int) -> int:
         return min(devices // layout.devices, self._fleet.most_instances(layout))
@@ -531,10 +566,10 @@ class Search:
                 return found
         return None
 
-    def _lanes(self, devices: int) -> list[tuple[_Bounded, int]]:
+    def _lanes(self, devices: int) -> list[tuple[BoundedChoice, int]]:
         """Choices with as many instances as so many devices are enough for, the likeliest first."""
         lanes = []
-        for one in self._choices:
+        for one in self.choices:
             count = self._instances(one.choice.layout, devices)
             if count < one.least or count <= self._failed.get(one.choice, 0):
                 continue
@@ -573,21 +608,29 @@ class Search:
             self._noted(trial, outcome)
         holding = [one for one in self._held.values() if one.devices == devices]
         while holding:
-            rising = sorted(holding, key=self._likeliest)[:TIES]
-            rate = self._rate
-            last: list[Cluster] = rising
-            while len(rising) > 1:
-                rate *= RISE
-                trials = [Trial(one.choice, one.instances, (rate,), self._seeds[:1]) for one in rising]
-                found = list(self._asked(trials, f"{len(rising)} equals at {rate:.3g} requests/s"))
-                pairs = [(one, outcome) for one, (_, outcome) in zip(rising, found, strict=True)]
-                pairs.sort(key=lambda pair: -_attainment(pair[1]))
-                last = [one for one, _ in pairs]
-                rising = [one for one, outcome in pairs if outcome.held]
-            first = (rising or last)[0]
+            first = self._longest_holding(sorted(holding, key=self._likeliest)[:TIES])
             self.plan.others = [one for one in holding if one.choice != first.choice]
             yield first
             holding = self.plan.others
+
+    def _longest_holding(self, rising: list[Cluster]) -> Cluster:
+        """Of clusters that hold the rate the one that holds longest as it rises; nearly, within RISE."""
+        low, rise, passed = self._rate, RISE, False
+        while len(rising) > 1:
+            rate = low * rise
+            trials = [Trial(one.choice, one.instances, (rate,), self._seeds[:1]) for one in rising]
+            answers = [
+                one for _, one in self._asked(trials, f"{len(rising)} equals at {rate:.3g} requests/s")
+            ]
+            pairs = sorted(zip(rising, answers, strict=True), key=lambda pair: -_attainment(pair[1]))
+            if held := [one for one, outcome in pairs if outcome.held]:
+                rising, low = held, rate
+                rise = rise if passed else min(FASTEST_RISE, rise**2)
+            elif rise > RISE:
+                passed, rise = True, max(RISE, rise**0.5)
+            else:
+                return pairs[0][0]
+        return rising[0]
 
     def _likeliest(self, one: Cluster) -> tuple[float, float]:
         return -round(_attainment(one.outcome), 2), -self._reach(one.choice.layout, one.instances)
@@ -595,7 +638,6 @@ class Search:
     def _confirm(self, cluster: Cluster) -> bool:
         """Does it hold on fresh seeds, by the schedulers themselves, and at lower rates too?"""
         choice, instances = cluster.choice, cluster.instances
-        self.plan.best, self.plan.holds = cluster, True
         fresh = tuple(self._question.seed + SEED_STEP + n for n in range(FRESH_SEEDS))
         trials = [Trial(choice, instances, (self._rate / 2, self._rate / 4), self._seeds[:1])]
         if runs_exactly(choice.system):
@@ -606,14 +648,14 @@ class Search:
             if len(trials) > 1:
                 worst = min((outcome for _, outcome in answers[1:]), key=_attainment)
                 self.plan.confirmed = replace(worst, runs=FRESH_SEEDS)
+            self.plan.best, self.plan.holds = cluster, True
             return True
         self._held.pop(choice)
-        self.plan.best, self.plan.holds = None, False
         self._noted(self._trial(choice, instances), missed)
         return False
 
     def _rule_out_larger(self, best: Cluster) -> None:
-        for one in self._choices:
+        for one in self.choices:
             if one.choice in self._failed or one.choice in self._held:
                 continue
             least = one.least * one.choice.layout.devices
@@ -631,7 +673,7 @@ class Search:
         """The same system in another layout: with the same settings if it has them."""
         same = [
             one.choice
-            for one in self._choices
+            for one in self.choices
             if (one.choice.layout, one.choice.system) == (layout, choice.system)
         ]
         return next((one for one in same if one.settings == choice.settings), same[0] if same else None)
@@ -663,16 +705,6 @@ class Search:
         return outcome
 
 
-@dataclass(frozen=True, slots=True)
-class _Bounded:
-    """rank: place in its system's scan. bound: requests/s of an instance. least: instances needed by it."""
-
-    choice: Choice
-    rank: int
-    least: int
-    bound: float
-
-
 def make_plan(search: Search) -> Plan:
     """All of it, as far as there is time for."""
     plan = search.plan
@@ -689,6 +721,7 @@ def make_plan(search: Search) -> Plan:
         search.frontier()
     except TimeIsUpError:
         plan.unfinished = doing
+        search.settle()
     return plan
 
 

@@ -87,10 +87,10 @@ class Workers(Generic[Task, Answer]):
             while place not in answers:
                 while begun < len(tasks) and (idle := self._idle(len(tasks) - begun)) is not None:
                     idle.turn, idle.place = turn, begun
-                    self._told(idle, lambda pipe, task=tasks[begun]: pipe.send(task))
+                    self._send(idle, tasks[begun])
                     begun += 1
                 for one in self._ready():
-                    answer = self._told(one, lambda pipe: pipe.recv())
+                    answer = self._receive(one)
                     if one.turn == turn:
                         answers[one.place] = self._read(answer)
                     one.turn = -1
@@ -124,15 +124,20 @@ class Workers(Generic[Task, Answer]):
         found = wait(list(busy), self._left_s())
         return [busy[pipe] for pipe in found if isinstance(pipe, Connection)]
 
-    def _told(self, one: _Worker, use: Callable[[Connection], Any]) -> Any:
+    @staticmethod
+    def _send(one: _Worker, task: Task) -> None:
         try:
-            return use(one.pipe)
+            one.pipe.send(task)
+        except OSError:
+            raise _ended(one) from None
+
+    @staticmethod
+    def _receive(one: _Worker) -> tuple[bool, Any]:
+        try:
+            answer: tuple[bool, Any] = one.pipe.recv()
         except (EOFError, OSError):
-            one.process.join(_END_S)
-            raise WorkerFailedError(
-                f"a process of the search ended with code {one.process.exitcode} (-9: killed, perhaps for "
-                "want of memory); give fewer --jobs"
-            ) from None
+            raise _ended(one) from None
+        return answer
 
     @staticmethod
     def _read(answer: tuple[bool, Any]) -> Any:
@@ -140,6 +145,14 @@ class Workers(Generic[Task, Answer]):
         if fine:
             return value
         raise value if isinstance(value, TidePipeError) else WorkerFailedError(str(value))
+
+
+def _ended(one: _Worker) -> WorkerFailedError:
+    one.process.join(_END_S)
+    return WorkerFailedError(
+        f"a process of the search ended with code {one.process.exitcode} (-9: killed, perhaps for want of "
+        "memory); give fewer --jobs"
+    )
 
 
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:

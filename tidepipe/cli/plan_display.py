@@ -90,7 +90,8 @@ def _who_wins(plan: OfflinePlan) -> str:
     for way, run in plan.runs:
         if way.by_tensors != first.by_tensors:
             share = took / run.result.makespan_s
-            return f"{winner} wins: {first.policy} takes {share:.0%} of the time of {way.policy}, the best of {loser}"
+            beaten = f"{way.policy}, the best of {loser}"
+            return f"{winner} wins: {first.policy} takes {share:.0%} of the time of {beaten}"
     late = any(way.by_tensors != first.by_tensors for way in plan.pruned)
     why = "its bound is later than that" if late else "it was not looked at"
     return f"{winner} wins ({first.policy}); {loser}: {why}"

@@ -1,0 +1,109 @@
+"""`tidepipe plan` as users call it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tidepipe.cli.main import app
+from tidepipe_common.errors import ConfigError, TidePipeError
+
+REQUESTS = [{"prompt": [1] * (20 + 9 * (i % 5)), "out": 3 + i % 4} for i in range(40)]
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    """A question with few answers, over requests that are short."""
+    load = tmp_path / "load.json"
+    load.write_text(json.dumps(REQUESTS))
+    return [
+        "plan", "--model-shape", "llama2-13b", "--hardware", "L20:1x2", "--workload", str(load),
+        "--jobs", "1", "--seconds", "2",
+    ]  # fmt: skip
+
+
+TARGETS = ["--ttft-ms", "2000", "--tpot-ms", "100", "--policy", "hybrid"]
+
+
+def test_the_cheapest_is_named_with_what_starts_it(arguments: list[str], tmp_path: Path) -> None:
+    """One device is enough; the picture and the compose file are made; the same again, the same answer."""
+    more = [*TARGETS, "--rate", "3", "--json", "--plot", str(tmp_path), "--write", str(tmp_path / "c.yaml")]
+    run = CliRunner().invoke(app, [*arguments, *more])
+    assert run.exit_code == 0, run.output
+    report = json.loads(run.stdout.splitlines()[-1])
+    best = report["best"]
+    assert (best["devices"], best["instances"], best["nodes"]) == (1, 1, 1)
+    assert best["confirmed"]
+    assert best["attainment"] >= 0.9
+    assert best["margin"] >= 1
+    assert best["goodput_rps"] == pytest.approx(3 * best["margin"])
+    assert set(best["ttft_ms"]) == {"p50", "p90", "p99"}
+    assert report["complete"]
+    assert report["commands"].startswith("tidepipe up --model MODEL")
+    assert all(one["why"] for one in report["pruned"])
+    assert [one["devices"] for one in report["frontier"]] == sorted(
+        one["devices"] for one in report["frontier"]
+    )
+    assert (tmp_path / "frontier.png").stat().st_size > 1000
+    assert "worker-0-0" in (tmp_path / "c.yaml").read_text()
+
+
+def test_a_rate_that_nothing_holds_ends_with_the_most(arguments: list[str]) -> None:
+    run = CliRunner().invoke(app, [*arguments, *TARGETS, "--rate", "900"])
+    assert run.exit_code == 1, run.output
+    assert "nothing of these devices holds it; most:" in run.stdout.replace("\n", " ")
+    assert max(map(len, run.stdout.splitlines())) <= 80
+
+
+def test_time_that_is_up_is_said(arguments: list[str]) -> None:
+    run = CliRunner().invoke(
+        app, [*arguments, *TARGETS, "--rate", "3", "--budget-s", "1", "--seconds", "900"]
+    )
+    assert run.exit_code in (0, 1), run.output
+    assert "time" in run.stdout
+
+
+def test_offline_compares_tensors_with_pipelines(arguments: list[str]) -> None:
+    """All ways are there or left out by their bound, and it says which kind wins."""
+    run = CliRunner().invoke(app, [*arguments, "--offline", "--policy", "all"])
+    assert run.exit_code == 0, run.output
+    assert "wins" in run.stdout
+    assert "tidepipe batch IN.jsonl -o OUT.jsonl" in run.stdout
+    run = CliRunner().invoke(app, [*arguments, "--offline", "--json", "--requests", "20"])
+    report = json.loads(run.stdout.splitlines()[-1])
+    times = [one["makespan_s"] for one in report["results"]]
+    assert times == sorted(times)
+    assert all(one["bound_s"] >= times[0] for one in report["pruned"])
+    assert all(one["bound_s"] <= one["makespan_s"] for one in report["results"])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--hardware", "L20"], "NAME:NODESxGPUS"),
+        (["--hardware", "L20:0x8"], "NAME:NODESxGPUS"),
+        (["--hardware", "L20:1x65"], "NAME:NODESxGPUS"),
+        (["--hardware", "M9:1x2"], "unknown hardware"),
+        (["--model-shape", "gpt-9"], "unknown model"),
+        (["--policy", "best"], "unknown policy"),
+        (["--max-total", "10"], "no request fits"),
+        (["--ttft-ms", "-5"], "positive number of seconds"),
+        (["--hardware", "L20:1x1", "--model-shape", "qwen2-72b"], "leave no room"),
+        (["--offline"], "is not for --offline"),
+    ],
+)
+def test_mistakes_are_explained(arguments: list[str], more: list[str], message: str) -> None:
+    """One sentence each."""
+    run = CliRunner().invoke(app, [*arguments, *TARGETS, "--rate", "3", *more])
+    assert isinstance(run.exception, ConfigError)
+    assert message in str(run.exception)
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "inf", "1e7"])
+def test_rates_that_are_none(arguments: list[str], rate: str) -> None:
+    run = CliRunner().invoke(app, [*arguments, *TARGETS, "--rate", rate])
+    assert run.exit_code == 2
+    assert not isinstance(run.exception, TidePipeError)
