@@ -2,8 +2,8 @@
 
     python -m bench.predictor_latency DATA.jsonl MODEL/ [--seconds 20]
 
-At a rate: requests come at random times, each is asked for when it comes, and a moment later with its length
-signal, which a head answers; what ends is observed.
+At a rate: requests come to a controller at random times, each is asked for when it comes, and a moment later
+with its length signal, which a head answers; what ends is observed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ import numpy as np
 import psutil
 
 from bench.service_process import started
+from controller.runtime.predictor_client import LengthOracle
+from controller.scheduler.actions import Finish
+from controller.scheduler.sequence import Sequence
 from predictor.evaluation.signal_head import COLUMNS, SignalHead
 from predictor.head_store import head_folder, save_head
 from predictor.training.fit_head import HeadSamples, fit_head
@@ -34,6 +37,7 @@ from tidepipe_common.lengths.request import RequestFeatures
 from tidepipe_common.lengths.store import load_lengths
 from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.types.length_signal import NUMBERS, pack_signal
+from tidepipe_common.types.sampling import FinishReason, SamplingParams
 
 BATCH = 64
 CALLS = 1000
@@ -128,54 +132,56 @@ def _head() -> SignalHead:
 
 
 async def at_rate(model: Path, prompts: list[str], seconds: float) -> dict[str, float]:
-    """The caller's waiting (p50, p99) at RATE requests a second, and the service's share of a core."""
+    """What one controller waits for (p50, p99) at RATE requests a second, and the service's CPU time."""
     chance = np.random.default_rng(2)
     signal = pack_signal(chance.normal(size=NUMBERS).tolist())
+    asked: dict[str, float] = {}
     waits: list[float] = []
+
+    def predicted(name: str, *_: float) -> None:
+        if (began := asked.pop(name, None)) is not None:
+            waits.append(time.perf_counter() - began)
+
+    features = [prompt_features(text) for text in prompts]
     with tempfile.TemporaryDirectory() as state:
         save_head(_head(), "m", head_folder(Path(state), "m"))
         arguments = ("--listen", "127.0.0.1:0", "--model", str(model), "--state", state)
         with started("predictor", *arguments) as (process, announced):
             about = psutil.Process(process.pid)
-            async with open_channel(announced["ready"]) as channel, asyncio.TaskGroup() as group:
-                stub = pb_grpc.PredictorServiceStub(channel)
+            oracle = LengthOracle(announced["ready"], predicted)
+            serving = asyncio.create_task(oracle.run())
 
-                async def ask(message: pb.RequestFeatures) -> None:
-                    began = time.perf_counter()
-                    await stub.Predict(pb.PredictRequest(requests=[message]), timeout=10)
-                    waits.append(time.perf_counter() - began)
+            async def request(number: int) -> None:
+                name, place = str(number), number % len(prompts)
+                tokens = (1,) * (len(prompts[place]) // 4 + 1)
+                asked[name] = time.perf_counter()
+                oracle.ask(Sequence(name, tokens, SamplingParams(), 512, 0.0, None), features[place])
+                await asyncio.sleep(SIGNAL_AFTER_S)
+                asked[name] = time.perf_counter()
+                oracle.signal(name, "m", signal)
+                await asyncio.sleep(SIGNAL_AFTER_S)
+                oracle.ended(Finish(name, FinishReason.STOP, 100))
 
-                async def request(number: int) -> None:
-                    text = prompts[number % len(prompts)]
-                    message = pb.RequestFeatures(
-                        key=str(number),
-                        prompt_tokens=len(text) // 4 + 1,
-                        max_tokens=512,
-                        temperature=1.0,
-                        prompt=prompt_to_wire(prompt_features(text)),
-                    )
-                    await ask(message)
-                    await asyncio.sleep(SIGNAL_AFTER_S)
-                    message.signal, message.model = signal, "m"
-                    await ask(message)
-                    ended = pb.Observation(features=message, output_tokens=100)
-                    await stub.Observe(pb.ObserveRequest(observations=[ended]), timeout=10)
-
-                await request(0)
-                waits.clear()
-                before, begin = sum(about.cpu_times()[:2]), time.perf_counter()
-                coming, number = begin, 0
+            await request(0)
+            waits.clear()
+            before, begin = sum(about.cpu_times()[:2]), time.perf_counter()
+            coming, number = begin, 0
+            async with asyncio.TaskGroup() as group:
                 while coming < begin + seconds:
                     coming += chance.exponential(1.0 / RATE)
                     await asyncio.sleep(max(0.0, coming - time.perf_counter()))
                     number += 1
                     group.create_task(request(number))
-                spent, wall = sum(about.cpu_times()[:2]) - before, time.perf_counter() - begin
+            await asyncio.sleep(1.0)
+            spent, wall = sum(about.cpu_times()[:2]) - before, time.perf_counter() - begin - 1.0
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
     return {
         "requests_per_s": number / wall,
         "predictions": float(len(waits)),
         "wall_p50_ms": 1e3 * float(np.quantile(waits, 0.5)),
         "wall_p99_ms": 1e3 * float(np.quantile(waits, 0.99)),
+        "fallbacks": float(oracle.fallbacks),
         "service_cpu_ms_per_request": 1e3 * spent / number,
     }
 

@@ -96,20 +96,24 @@ class SignalHeads:
 
     def predict(self, requests: Sequence[RequestFeatures]) -> list[LengthPrediction]:
         """One for each, in their order."""
-        predictions = self._champion.predict(requests)
         by_model: dict[str, list[int]] = {}
+        asked = list(requests)
         for place, one in enumerate(requests):
             if one.signal and (known := self._models.get(one.model)) is not None and known.head is not None:
                 by_model.setdefault(one.model, []).append(place)
+                # What the head is told is of the whole answer.
+                asked[place] = replace(one, generated_tokens=0)
+        predictions = self._champion.predict(asked)
         for model, places in by_model.items():
             chosen = [requests[place] for place in places]
             head = self._model(model).head
             assert head is not None
+            told = told_columns([predictions[place].tokens for place in places])
             limits = np.array([one.limit for one in chosen])
             generated = np.array([float(one.generated_tokens) for one in chosen])
-            rows = head.quantiles(self._columns(chosen), limits, generated)
+            columns = head_columns([one.signal for one in chosen], told)
             self.refined += len(chosen)
-            for place, row in zip(places, rows.tolist(), strict=True):
+            for place, row in zip(places, head.quantiles(columns, limits, generated).tolist(), strict=True):
                 predictions[place] = LengthPrediction(LEVELS, tuple(row))
         return predictions
 
