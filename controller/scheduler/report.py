@@ -126,4 +126,5 @@ def step_costs(scheduler: Scheduler, cost: StepCost) -> StepCosts:
         linear_s=tuple(cost.linear_s(size) for size in STEP_SIZES),
         pair_s=cost.attention_s(0, million) / million,
         transfer_token_s=cost.transfer_s(million) / million,
+        kv_token_s=cost.attention_s(million, 0.0) / million,
     )

@@ -16,6 +16,7 @@ from router.scheduler.choice import Choice
 from router.scheduler.events import (
     Action,
     AddInstance,
+    AnswerEnded,
     DrainInstance,
     Event,
     Expired,
@@ -25,6 +26,7 @@ from router.scheduler.events import (
     Regrouped,
     RequestArrived,
     RequestWithdrawn,
+    RoleMoved,
     Route,
     Shed,
     Tick,
@@ -194,9 +196,14 @@ class Dispatcher:
         return self.scheduler.why_waiting(sequence.key)
 
     def first_token(self, placement: Placement) -> None:
-        """A sequence has got its first token."""
-        sequence = placement.sequence
-        self.handle(FirstToken(self._clock() - sequence.arrived, sequence.key))
+        """A sequence has got its first token: the router may have it go on elsewhere."""
+        sequence, now = placement.sequence, self._clock()
+        entry = self._placed.get(sequence.key)
+        if entry is None or not entry[0].hands_over or sequence.sampling.reads_prompt:
+            self.handle(FirstToken(now - sequence.arrived))
+            return
+        request = self._rules.request(sequence, self.scheduler.policy_name, now, nowhere=False)
+        self.handle(FirstToken(now - sequence.arrived, request, entry[0].instance_id))
 
     def ended(self, placement: Placement, error: TidePipeError | None) -> None:
         """A stay is over, and with it the sequence. error: it can run nowhere."""
@@ -205,7 +212,9 @@ class Dispatcher:
             self._leave(placement)
             placement.sequence.fail(error)
             return
-        self._placed.pop(placement.sequence.key, None)
+        entry = self._placed.pop(placement.sequence.key, None)
+        if entry is not None and (tokens := len(placement.sequence.output)):
+            self.handle(AnswerEnded(entry[0].instance_id, tokens))
         self.changed.notify_all()
 
     def give_back(self, placements: Sequence[Placement], reason: str) -> None:
@@ -328,6 +337,15 @@ class Dispatcher:
                 self.changed.notify_all()
             case HandOver():
                 self._hand_over(action)
+            case RoleMoved(name, role):
+                log.info(
+                    "another share of prefill",
+                    instance=name,
+                    share=role.share,
+                    reason=role.reason,
+                    numbers=dict(role.numbers),
+                )
+                self.changed.notify_all()
             case AddInstance() | DrainInstance():
                 self.on_scaling(action)
 

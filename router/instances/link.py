@@ -198,10 +198,15 @@ class InstanceLink:
         queued = [placement for placement in here if placement.stay is Stay.QUEUED]
         self._give_back(queued, "the instance is being taken out of service")
         begun = [placement for placement in here if placement.stay is not Stay.QUEUED]
-        if self.facts is None or not self.facts.hands_over:
+        if not self.hands_over:
             return len(queued)
         self._departures.add(placement.placement_id for placement in begun)
         return len(here)
+
+    @property
+    def hands_over(self) -> bool:
+        """Can what it has begun go on elsewhere?"""
+        return self.facts is not None and self.facts.hands_over
 
     async def run(self) -> None:
         """Work until cancelled. IncompatibleError (in a group) if it comes back with another model."""

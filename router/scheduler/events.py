@@ -9,6 +9,7 @@ from router.scheduler.choice import Choice
 from router.scheduler.instance_report import InstanceReport
 from router.scheduler.mitosis import Move
 from router.scheduler.request import RouteRequest
+from router.scheduler.roles import Role
 from router.scheduler.scaling import ScalingRules
 from router.scheduler.view import InstanceFacts
 
@@ -82,10 +83,22 @@ class RequestWithdrawn:
 
 @dataclass(frozen=True, slots=True)
 class FirstToken:
-    """A request got its first token so long after its arrival."""
+    """A request got its first token so long after its arrival.
+
+    request: as it would arrive now, if it can go on elsewhere. instance_id: where it is.
+    """
 
     ttft_s: float
-    request_id: str = ""
+    request: RouteRequest | None = None
+    instance_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerEnded:
+    """An instance has come to the end of an answer of so many tokens."""
+
+    instance_id: str
+    output_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +146,8 @@ class SetScaling:
 
 Event = (
     InstanceJoined | InstanceReported | InstanceReconnected | InstanceDraining | InstanceResumed
-    | InstancesStarting | InstanceLeft | RequestArrived | RequestWithdrawn | FirstToken | Tick | SplitMacro
-    | MergeMacros | MoveInstance | SetPolicy | SetScaling
+    | InstancesStarting | InstanceLeft | RequestArrived | RequestWithdrawn | FirstToken | AnswerEnded | Tick
+    | SplitMacro | MergeMacros | MoveInstance | SetPolicy | SetScaling
 )  # fmt: skip
 
 # -- actions --------------------------------------------------------------------------------------------
@@ -217,4 +230,12 @@ class HandOver:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
-Action = Route | QueueFull | Expired | Shed | Regrouped | AddInstance | DrainInstance | HandOver
+@dataclass(frozen=True, slots=True)
+class RoleMoved:
+    """An instance has another share of prefill from now on."""
+
+    instance_id: str
+    role: Role
+
+
+Action = Route | QueueFull | Expired | Shed | Regrouped | AddInstance | DrainInstance | HandOver | RoleMoved

@@ -32,6 +32,18 @@ class Slack:
 
 
 @dataclass(frozen=True, slots=True)
+class KvTransfer:
+    """What it takes to bring KV blocks to an instance: bytes of one token's, and the rate of its way in, as
+    measured there or as its link has it. No bytes: it takes none over."""
+
+    token_bytes: float = 0.0
+    bytes_per_s: float = 0.0
+
+
+NO_TRANSFER = KvTransfer()
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceReport:
     """One report. Times in seconds of the router's clock (the client converts ages), memory in tokens.
 
@@ -47,6 +59,7 @@ class InstanceReport:
     expected_output: tokens that an answer is expected to have there, whatever it answers; 0: unknown.
     serving: all its stages answer, and it takes new sequences. policy: by which it schedules.
     holdings: what is new of the KV blocks that it can use again; None: it does not.
+    transfer: of KV blocks that come to it from other instances.
     """
 
     taken: float
@@ -66,3 +79,4 @@ class InstanceReport:
     serving: bool = True
     policy: str = ""
     holdings: PrefixHoldings | None = None
+    transfer: KvTransfer = NO_TRANSFER

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from router.scheduler.choice import Choice, RoutingPolicy
+from router.scheduler.policies.roles import Roles
 from router.scheduler.request import RouteRequest
 from router.scheduler.view import InstanceView
 
@@ -49,13 +50,20 @@ class MacroInstance:
         """Choose, and take note of what was sent."""
         choice = self.policy.choose(request, self.views, now)
         if choice.instance_id is not None:
-            self.send(request, choice.instance_id)
+            self.send(request, choice.instance_id, now)
         return choice
 
-    def send(self, request: RouteRequest, instance_id: str) -> None:
+    def send(self, request: RouteRequest, instance_id: str, now: float) -> None:
         """Take note that it goes there. KeyError if there is no such instance here."""
         self._views[instance_id].routed(request)
         self.last_chosen = instance_id
+        if (roles := self.roles) is not None:
+            roles.sent(request, now)
+
+    @property
+    def roles(self) -> Roles | None:
+        """Its policy, if that knows of roles."""
+        return self.policy if isinstance(self.policy, Roles) else None
 
     @property
     def load(self) -> float:

@@ -23,6 +23,16 @@ class PrefillTime:
         self._stages = stages
         self._step = step_tokens
 
+    @property
+    def stages(self) -> int:
+        """Of the pipeline."""
+        return self._stages
+
+    @property
+    def step_tokens(self) -> int:
+        """Prompt tokens of a step at most."""
+        return self._step
+
     def seconds(self, work: PrefillWork) -> float:
         """From the first step's start to the last one's end; 0 for nothing."""
         if work.tokens <= 0:
@@ -38,8 +48,12 @@ class PrefillTime:
 
     def round_s(self, sequences: int) -> float:
         """One token for each of so many that decode, a share of them in each stage at a time; what their
-        attention reads is not told."""
+        attention reads left out."""
         return self._stages * self._cost.linear_s(-(-sequences // self._stages))
+
+    def step_s(self, tokens: int, kv_tokens: float, pairs: float) -> float:
+        """One step at one stage, as a StepWork has it."""
+        return self._cost.linear_s(tokens) + self._cost.attention_s(int(kv_tokens), pairs)
 
 
 class ReportedCost:
@@ -54,7 +68,7 @@ class ReportedCost:
         # Without points (an instance that knows nothing yet) everything is free until the first step.
         self._tokens = list(costs.linear_tokens) or [1]
         self._seconds = list(costs.linear_s) or [0.0]
-        self._pair_s = costs.pair_s
+        self._pair_s, self._kv_token_s = costs.pair_s, costs.kv_token_s
         self._transfer_token_s = costs.transfer_token_s
 
     def linear_s(self, tokens: int) -> float:
@@ -70,8 +84,8 @@ class ReportedCost:
         return seconds[place - 1] + share * (seconds[place] - seconds[place - 1])
 
     def attention_s(self, kv_tokens: int, pairs: float) -> float:
-        """Of prompts; decode's is part of what was measured."""
-        return pairs * self._pair_s
+        """Of prompts by their pairs, of what decodes by the entries that it reads."""
+        return pairs * self._pair_s + kv_tokens * self._kv_token_s
 
     def step_s(self, work: StepWork) -> float:
         """Both together."""

@@ -14,10 +14,12 @@ from router.scheduler.choice import Choice
 from router.scheduler.events import (
     Action,
     AddInstance,
+    AnswerEnded,
     DrainInstance,
     Event,
     Expired,
     FirstToken,
+    HandOver,
     InstanceDraining,
     InstanceJoined,
     InstanceLeft,
@@ -31,6 +33,7 @@ from router.scheduler.events import (
     Regrouped,
     RequestArrived,
     RequestWithdrawn,
+    RoleMoved,
     Route,
     SetPolicy,
     SetScaling,
@@ -43,6 +46,7 @@ from router.scheduler.mitosis import Bounds, Mitosis, Move
 from router.scheduler.pending import PendingQueue, PendingRoom
 from router.scheduler.policies.catalog import FINDING, make_routing_policy
 from router.scheduler.request import RouteRequest
+from router.scheduler.roles import EVERYBODY
 from router.scheduler.scaling import AutoScaling, ScalingRules
 from router.scheduler.shedding import ServiceRate, hopeless, last_chance
 from router.scheduler.taking_over import take_over
@@ -59,6 +63,7 @@ class OverallConfig:
     tries: requests from the queue's front that are offered to the instances each time; more than one lets
         short prompts pass a long one that fits nowhere yet.
     scaling: rules of automatic scaling; None leaves it to people.
+    prefill_instances: under the policy `roles`, so many compute prompts and nothing else; 0: by itself.
     """
 
     policy: str = "padg"
@@ -66,6 +71,7 @@ class OverallConfig:
     max_pending: int = 1024
     tries: int = 4
     scaling: ScalingRules | None = None
+    prefill_instances: int = 0
 
 
 class SharedRoom:
@@ -115,6 +121,10 @@ class RoutingScheduler:
             case FirstToken():
                 if self.scaling is not None:
                     self.scaling.first_token(event.ttft_s, now)
+                self._prompt_done(event, now)
+            case AnswerEnded():
+                if (macro := self._macro_of(event.instance_id)) and macro.roles is not None:
+                    macro.roles.ended(event.output_tokens)
             case RequestWithdrawn():
                 self._withdrawn(event)
             case InstanceJoined():
@@ -149,10 +159,11 @@ class RoutingScheduler:
 
     def view(self, instance_id: str) -> InstanceView | None:
         """What is known of an instance; None if there is none of that name."""
-        for macro in self.macros.values():
-            if (view := macro.view(instance_id)) is not None:
-                return view
-        return None
+        macro = self._macro_of(instance_id)
+        return None if macro is None else macro.view(instance_id)
+
+    def _macro_of(self, instance_id: str) -> MacroInstance | None:
+        return next((macro for macro in self.macros.values() if instance_id in macro), None)
 
     def why_waiting(self, request_id: str) -> Choice | None:
         """Why a pending request was not sent anywhere yet."""
@@ -162,7 +173,7 @@ class RoutingScheduler:
 
     def _arrived(self, request: RouteRequest, now: float) -> None:
         waiting = len(self.pending)
-        if request.brought and self._take_over(request):
+        if request.brought and self._take_over(request, now):
             return
         # Nobody overtakes those in line unless they could not go anyway.
         if waiting < (1 if request.background else self.config.tries) and self._route(request, now):
@@ -190,16 +201,35 @@ class RoutingScheduler:
         self._waits[request.request_id] = wait
         return False
 
-    def _take_over(self, request: RouteRequest) -> bool:
+    def _take_over(self, request: RouteRequest, now: float) -> bool:
         """It has had its turn, and an instance: nobody in line is before it."""
         choice = take_over(request, (view for macro in self.macros.values() for view in macro.views))
         if choice is None or choice.instance_id is None:
             return False
         macro = next(one for one in self.macros.values() if choice.instance_id in one)
-        macro.send(request, choice.instance_id)
+        macro.send(request, choice.instance_id, now)
         self._waits.pop(request.request_id, None)
         self._actions.append(Route(request, macro.macro_id, choice))
         return True
+
+    def _prompt_done(self, event: FirstToken, now: float) -> None:
+        """It may go on elsewhere, if its macro instance's policy knows of roles."""
+        macro = self._macro_of(event.instance_id)
+        if macro is None or macro.roles is None or event.request is None:
+            return
+        source = macro.view(event.instance_id)
+        assert source is not None, "it is one of its instances"
+        choice = macro.roles.first_token(event.request, source, macro.views, now)
+        if choice is not None and choice.instance_id is not None:
+            self._actions.append(
+                HandOver(
+                    event.request.request_id,
+                    source.instance_id,
+                    choice.instance_id,
+                    choice.reason,
+                    choice.numbers,
+                )
+            )
 
     def _in_order(self, request: RouteRequest) -> list[MacroInstance]:
         macros = list(self.macros.values())
@@ -231,7 +261,7 @@ class RoutingScheduler:
         while progress:
             progress = False
             for request in self.pending.ahead(self.config.tries):
-                if (request.brought and self._take_over(request)) or self._route(request, now):
+                if (request.brought and self._take_over(request, now)) or self._route(request, now):
                     self.pending.discard(request.request_id)
                     self._rate.served(now)
                     progress = True
@@ -245,6 +275,10 @@ class RoutingScheduler:
     def _withdrawn(self, event: RequestWithdrawn) -> None:
         self._waits.pop(event.request_id, None)
         self.pending.discard(event.request_id)
+        if not event.instance_id:
+            for macro in self.macros.values():
+                if macro.roles is not None:
+                    macro.roles.forget(event.request_id)
         if event.instance_id and (view := self.view(event.instance_id)):
             view.forget(event.request_id)
 
@@ -257,6 +291,9 @@ class RoutingScheduler:
             self._actions.append(Expired(request, choice))
         self._retry(now)
         self._shed(now)
+        for macro in self.macros.values():
+            if macro.roles is not None:
+                self._actions += [RoleMoved(name, role) for name, role in macro.roles.look(macro.views, now)]
         if self.scaling is not None:
             self._scale(self.scaling, now)
 
@@ -267,7 +304,7 @@ class RoutingScheduler:
         if (chosen := last_chance(request, views, now)) is None:
             return False
         macro = next(one for one in self.macros.values() if chosen.instance_id in one)
-        macro.send(request, chosen.instance_id)
+        macro.send(request, chosen.instance_id, now)
         self._waits.pop(request.request_id, None)
         reason = "nobody else waits, and it would be refused"
         choice = Choice(chosen.instance_id, reason, {"until_resume_s": chosen.slack.low_latest - now})
@@ -297,7 +334,7 @@ class RoutingScheduler:
             view = self.macros[move.source].give(move.instance_id) if move.source else joining
             if move.target and view is not None:
                 if move.target not in self.macros:
-                    policy = make_routing_policy(self.policy_name)
+                    policy = make_routing_policy(self.policy_name, self.config.prefill_instances)
                     self.macros[move.target] = MacroInstance(move.target, policy)
                 self.macros[move.target].take(view)
             if move.source and not self.macros[move.source]:
@@ -312,10 +349,13 @@ class RoutingScheduler:
 
     def _set_policy(self, name: str) -> None:
         make_routing_policy(name)  # a wrong name is told also while there is no macro instance
-        fresh = {macro_id: make_routing_policy(name) for macro_id in self.macros}
+        split = self.config.prefill_instances
+        fresh = {macro_id: make_routing_policy(name, split) for macro_id in self.macros}
         self.policy_name = name
         for macro_id, policy in fresh.items():
             self.macros[macro_id].policy = policy
+            for view in self.macros[macro_id].views:
+                view.role = EVERYBODY
 
     def _scale(self, scaling: AutoScaling, now: float) -> None:
         everyone = [view for macro in self.macros.values() for view in macro.views]

@@ -15,7 +15,8 @@ def take_over(request: RouteRequest, views: Iterable[InstanceView]) -> Choice | 
     if not able:
         return None
     wished = [view for view in able if view.instance_id == request.wish]
-    chosen = wished[0] if wished else min(able, key=lambda view: view.tokens)
+    # Where nothing but prompts is computed it is in the way.
+    chosen = wished[0] if wished else min(able, key=lambda view: (view.role.share >= 1.0, view.tokens))
     numbers = {"brought": request.brought, "tokens": chosen.tokens, "kv_free": chosen.kv_free}
     why = "where it is wanted" if wished else "the least loaded that has room"
     return Choice(chosen.instance_id, f"it brings its KV blocks along: {why}", numbers)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
+from router.scheduler.instance_report import FOREVER, NO_TRANSFER, InstanceReport, KvTransfer, Slack
 from router.scheduler.prefill import NOTHING, PrefillTime
 from router.scheduler.prefix_index import PrefixIndex
 from router.scheduler.request import RouteRequest
+from router.scheduler.roles import EVERYBODY, Role
 from tidepipe_common.latency.work import PrefillWork, chunk_pairs
 from tidepipe_common.types.needs import lacking
 
@@ -54,13 +55,14 @@ class InstanceView:
     """Reports are always a little old. Requests sent since then are added to them ("local deltas"), so that
     a stale report never lets more in than a fresh one would have.
 
-    draining: takes nothing new. prefixes: what it has computed, or will have.
+    draining: takes nothing new. prefixes: what it has computed, or will have. role: its share of prefill.
     """
 
     facts: InstanceFacts
     status: InstanceReport | None = None
     draining: bool = False
     prefixes: PrefixIndex = field(default_factory=PrefixIndex)
+    role: Role = EVERYBODY
     _routed: int = 0
     _unheard: deque[_Routed] = field(default_factory=deque)
     _queued: deque[_Routed] = field(default_factory=deque)
@@ -152,6 +154,11 @@ class InstanceView:
     def slack(self) -> Slack:
         """Of the sequences that decode."""
         return self.status.slack if self.status else Slack()
+
+    @property
+    def transfer(self) -> KvTransfer:
+        """Of KV blocks that come to it."""
+        return self.status.transfer if self.status else NO_TRANSFER
 
     @property
     def kv_free(self) -> int:

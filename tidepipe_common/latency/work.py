@@ -51,6 +51,7 @@ class StepCosts:
     """What steps cost at one stage of an instance, as it says of itself.
 
     step_tokens: prompt tokens of a step at most. linear_s: times of steps of linear_tokens tokens.
+    pair_s, kv_token_s: attention of prompts, per pair; and of what decodes, per KV entry that is read.
     """
 
     stages: int
@@ -59,6 +60,7 @@ class StepCosts:
     linear_s: tuple[float, ...]
     pair_s: float
     transfer_token_s: float
+    kv_token_s: float = 0.0
 
 
 def work_of(plan: StepPlan) -> StepWork:

@@ -36,6 +36,7 @@ Routing = Literal[
     "power-of-two",
     "prefix",
     "most-hits",
+    "roles",
 ]
 """Routing policy of a router."""
 ROUTING_POLICIES: tuple[Routing, ...] = get_args(Routing)

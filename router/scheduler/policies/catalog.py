@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from router.scheduler.choice import RoutingPolicy
 from router.scheduler.constraints import MeanSlack
 from router.scheduler.policies.prefix import LeastCost, MostHits
+from router.scheduler.policies.roles import Roles
 from router.scheduler.policies.rolling import FixedInterval, RollingActivation, published
 from router.scheduler.policies.spread import LeastLoaded, PowerOfTwo, RandomNext, RoundRobin
 from tidepipe_common.errors import ConfigError
@@ -27,18 +28,22 @@ _MAKERS: Mapping[Routing, Callable[[], RoutingPolicy]] = {
     "power-of-two": PowerOfTwo,
     "prefix": LeastCost,
     "most-hits": MostHits,
+    "roles": Roles,
 }
 
 SPREADING = ("round-robin", "least-loaded", "random-next", "power-of-two", "most-hits")
 """Those that look at most at how much an instance has and holds, not at its slack or at what is left to be
 computed, which change with every step."""
 
-FINDING = ("padg", "prefix", "most-hits")
+FINDING = ("padg", "prefix", "most-hits", "roles")
 """Those that look for the instance that has a prompt's beginning."""
 
 
-def make_routing_policy(name: str) -> RoutingPolicy:
-    """A fresh one (they keep notes); ConfigError lists the known names."""
+def make_routing_policy(name: str, prefill_instances: int = 0) -> RoutingPolicy:
+    """A fresh one (they keep notes); ConfigError lists the known names.
+
+    prefill_instances: see OverallConfig.
+    """
     if name not in ROUTING_POLICIES:
         raise ConfigError(f"unknown routing policy {name!r}; known: {', '.join(ROUTING_POLICIES)}")
-    return _MAKERS[name]()
+    return Roles(prefill_instances) if name == "roles" else _MAKERS[name]()

@@ -1,0 +1,293 @@
+"""Roles as numbers: prompts go to instances by their shares of prefill; where decoding has none they go on
+elsewhere.
+
+With `prefill` instances a fixed split, as DistServe has it. Else the shares move along the whole space, from
+all alike to prompts and decoding apart, towards what is predicted to serve most requests within their
+targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from router.scheduler.choice import Choice
+from router.scheduler.policies.prefix import LeastCost
+from router.scheduler.policies.spread import FULL
+from router.scheduler.request import UNSAID_TOKENS, RouteRequest
+from router.scheduler.roles import (
+    EVEN,
+    Mix,
+    MixMeter,
+    Power,
+    Predicted,
+    Role,
+    Ways,
+    busy_share,
+    differ,
+    predicted_goodput,
+)
+from router.scheduler.view import InstanceView
+
+LOOK_S = 5.0
+"""Shares are looked at so often."""
+STEP = 0.25
+"""By which a share moves at most at one look."""
+GAIN = 1.15
+"""Another point must be predicted to serve so many times what the present one does, twice in a row."""
+LEAST_ANSWERS = 32
+"""Before which nothing is known of outputs that shares could be moved by."""
+ON_THE_WAY_S = 5.0
+"""A sequence that was to go somewhere and has not come by then is not coming."""
+
+
+@dataclass(frozen=True, slots=True)
+class Going:
+    """A sequence between two instances. until: counted as long."""
+
+    target: str
+    tokens: int
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """Shares to move to. seen: looks at which they were the best ones, in a row."""
+
+    shares: tuple[float, ...]
+    seen: int
+    predicted: Predicted
+    present: Predicted
+
+
+class Roles:
+    """Of one macro instance. `choose` as any routing policy; `first_token` says who goes on elsewhere; `look`
+    moves the shares, which the views keep."""
+
+    name = "roles"
+
+    def __init__(self, prefill: int = 0) -> None:
+        """prefill: instances that compute prompts and nothing else; 0: shares move by themselves."""
+        self._prefill = prefill
+        self._meter = MixMeter()
+        self._ways = Ways()
+        self._going: dict[str, Going] = {}
+        self._looked = -LOOK_S
+        self._aim: Aim | None = None
+        self.handed = 0
+        self.stayed: dict[str, int] = {}
+
+    # -- where prompts go ---------------------------------------------------------------------------
+
+    def choose(self, request: RouteRequest, views: Sequence[InstanceView], now: float) -> Choice:
+        """The instance that has the prompt done soonest, by its share; of those that are alike the one where
+        it costs least."""
+        if self._prefill:
+            self._split(views)
+        able = [view for view in views if view.holds(request)]
+        if not able:
+            return Choice(None, FULL, {"instances": len(views)})
+        # Rather at an instance that decodes than nowhere.
+        taking = [view for view in able if view.role.share > 0.0] or able
+        shares = {view.role.share for view in taking}
+        if len(shares) > 1:
+            soonest = min(taking, key=lambda view: view.prompt_done_s(request) / max(view.role.share, 0.01))
+            taking = [view for view in taking if view.role.share == soonest.role.share]
+        choice = LeastCost().choose(request, taking, now)
+        if not differ([view.role.share for view in views]) or choice.instance_id is None:
+            return choice
+        chosen = next(view for view in taking if view.instance_id == choice.instance_id)
+        numbers = {"share": chosen.role.share, **choice.numbers}
+        return Choice(choice.instance_id, f"by its share of prefill: {choice.reason}", numbers)
+
+    def sent(self, request: RouteRequest, now: float) -> None:
+        """It was given to an instance."""
+        if self._going.pop(request.request_id, None) is None and not request.brought:
+            self._meter.arrived(request.prompt_tokens, request.slo, now)
+
+    def ended(self, output_tokens: int) -> None:
+        """An answer is complete."""
+        self._meter.ended(output_tokens)
+
+    def forget(self, request_id: str) -> None:
+        """A request will not come."""
+        self._going.pop(request_id, None)
+
+    # -- where they go on ---------------------------------------------------------------------------
+
+    def first_token(
+        self, request: RouteRequest, source: InstanceView, views: Sequence[InstanceView], now: float
+    ) -> Choice | None:
+        """Where one goes on whose prompt is done: elsewhere, or (instance None) where it is, and why. None:
+        there is nothing to decide."""
+        ready = [view for view in views if view.ready]
+        if not differ([view.role.share for view in ready]) or request.max_tokens < 1:
+            return None
+        choice = self._goes_on(request, source, ready, now)
+        if choice is None:
+            return None
+        if choice.instance_id is None:
+            self.stayed[choice.reason] = self.stayed.get(choice.reason, 0) + 1
+            return choice
+        target = next(view for view in ready if view.instance_id == choice.instance_id)
+        nbytes = request.prompt_tokens * target.transfer.token_bytes
+        self._ways.send(source.instance_id, target.instance_id, nbytes, target.transfer, now)
+        going = Going(target.instance_id, request.prompt_tokens, now + ON_THE_WAY_S)
+        self._going[request.request_id] = going
+        self.handed += 1
+        return choice
+
+    def _goes_on(
+        self, request: RouteRequest, source: InstanceView, ready: Sequence[InstanceView], now: float
+    ) -> Choice | None:
+        self._going = {name: one for name, one in self._going.items() if one.until > now}
+        coming: dict[str, int] = {}
+        for one in self._going.values():
+            coming[one.target] = coming.get(one.target, 0) + one.tokens
+
+        def decoding(view: InstanceView) -> int:
+            return max(0, view.tokens - view.left.tokens) + coming.get(view.instance_id, 0)
+
+        rest = sum(1.0 - view.role.share for view in ready)
+        fair = (1.0 - source.role.share) / rest * sum(decoding(view) for view in ready) if rest > 0 else 0.0
+        mine = decoding(source)
+        if mine <= fair:
+            return None  # it has not more of decoding than is its part
+        others = [view for view in ready if view.role.share < source.role.share]
+        able = [
+            view
+            for view in others
+            if view.transfer.token_bytes > 0.0
+            and view.holds(request)
+            and view.kv_of(request) + coming.get(view.instance_id, 0) < view.kv_free
+        ]
+        if not able:
+            why = "those that decode have no room" if others else "nobody decodes more than it does"
+            return Choice(None, why, {"decoding": mine, "fair": fair})
+        target = min(able, key=lambda view: (decoding(view) / (1.0 - view.role.share), view.instance_id))
+        return self._if_it_pays(request, source, target, ready, now)
+
+    def _if_it_pays(
+        self,
+        request: RouteRequest,
+        source: InstanceView,
+        target: InstanceView,
+        ready: Sequence[InstanceView],
+        now: float,
+    ) -> Choice:
+        """Compare what staying and going take from it and from those who are there."""
+        total = sum(view.role.share for view in ready)
+        mix = self._meter.mix(now)
+        output = min(float(request.max_tokens), self._meter.output or UNSAID_TOKENS)
+        nbytes = request.prompt_tokens * target.transfer.token_bytes
+        pause = self._ways.seconds(source.instance_id, target.instance_id, nbytes, target.transfer, now)
+        here_s, here_all = _token_s(source, total, mix)
+        there_s, there_all = _token_s(target, total, mix)
+        numbers = {
+            "share": source.role.share,
+            "bytes": nbytes,
+            "transfer_s": pause,
+            "token_here_s": here_s,
+            "token_there_s": there_s,
+            "stays_cost_s": output * here_all,
+            "goes_cost_s": pause + output * there_all,
+        }
+        slack = output * (request.slo.tpot_s - there_s) + max(0.0, request.first_token_due - now)
+        if pause > slack and here_s <= request.slo.tpot_s:
+            return Choice(None, "the transfer would take longer than its targets allow", numbers)
+        if pause + output * there_all >= output * here_all:
+            return Choice(None, "the transfer costs more than it saves", numbers)
+        return Choice(target.instance_id, "its prompt is done, and decoding is cheaper there", numbers)
+
+    # -- shares -------------------------------------------------------------------------------------
+
+    def _split(self, views: Sequence[InstanceView]) -> None:
+        """A fixed one: the first instances prefill. The last one that there is does both."""
+        names = sorted(view.instance_id for view in views if not view.draining)
+        first = set(names[: min(self._prefill, len(names) - 1)])
+        for view in views:
+            share = EVEN if len(names) < 2 else 1.0 if view.instance_id in first else 0.0
+            if view.role.share != share:
+                view.role = Role(share, "a fixed split", {"prefill_instances": self._prefill})
+
+    def look(self, views: Sequence[InstanceView], now: float) -> list[tuple[str, Role]]:
+        """Move shares a step; who has which from now on, if one has another."""
+        before = {view.instance_id: view.role.share for view in views}
+        if self._prefill:
+            self._split(views)
+        elif now - self._looked >= LOOK_S:
+            self._looked = now
+            self._consider([view for view in views if view.ready], now)
+        return [
+            (view.instance_id, view.role) for view in views if view.role.share != before[view.instance_id]
+        ]
+
+    def _consider(self, views: list[InstanceView], now: float) -> None:
+        views = sorted(views, key=lambda view: view.instance_id)
+        mix = self._meter.mix(now)
+        if len(views) < 2 or mix is None or mix.answers < LEAST_ANSWERS:
+            return
+        powers = [Power(view.facts.prefill, view.kv_total, view.transfer) for view in views]
+        now_at = tuple(view.role.share for view in views)
+        aim = self._aim if self._aim is not None and len(self._aim.shares) == len(views) else None
+        # On its way between two points it is compared by where it goes.
+        standing = aim.shares if aim is not None and aim.seen >= 2 else now_at
+        present = predicted_goodput(standing, powers, mix)
+        best = max(
+            ((predicted_goodput(point, powers, mix), point) for point in points(len(views))),
+            key=lambda found: found[0].rate,
+        )
+        if best[1] != standing and best[0].rate > GAIN * present.rate:
+            seen = aim.seen + 1 if aim is not None and aim.shares == best[1] else 1
+            self._aim = Aim(best[1], seen, best[0], present)
+        elif aim is not None and aim.seen < 2:
+            self._aim = None
+        aim = self._aim
+        if aim is None or aim.seen < 2:
+            return
+        numbers = {
+            "predicted_rps": aim.predicted.rate,
+            "before_rps": aim.present.rate,
+            "rate_rps": mix.rate,
+            "prompt": mix.prompt,
+            "output": mix.output,
+            "link_bytes_per_s": powers[0].transfer.bytes_per_s,
+        }
+        reason = f"predicted to serve more than before, where {aim.present.limit or 'nothing'} was the limit"
+        for view, share in zip(views, aim.shares, strict=True):
+            here = view.role.share
+            step = max(-STEP, min(STEP, share - here))
+            if abs(step) > 1e-9:
+                view.role = Role(round(here + step, 6), reason, numbers)
+
+
+def points(instances: int) -> list[tuple[float, ...]]:
+    """The shares that are weighed: all alike; prompts and decoding apart; and, between these, prompts mostly
+    here with some decoding, or decoding mostly there with some prompts."""
+    found = [(EVEN,) * instances]
+    for prefill in range(1, instances):
+        for high, low in ((1.0, 0.0), (0.75, 0.0), (1.0, 0.25), (0.75, 0.25)):
+            found.append((high,) * prefill + (low,) * (instances - prefill))
+    return found
+
+
+def _token_s(view: InstanceView, total: float, mix: Mix | None) -> tuple[float, float]:
+    """Predicted seconds until one more that decodes there has its next token; and what that takes from all:
+    its own time, its row in the others' rounds, its place in the steps of prompts."""
+    prefill, share, rows = view.facts.prefill, view.role.share, view.sequences
+    busy = busy_share(prefill, mix, share / total if total > 0.0 else 0.0)
+    if busy is None:
+        busy = share
+    context = max(0, view.tokens - view.left.tokens)
+    reading = prefill.step_s(1, context, 0.0) - prefill.step_s(1, 0, 0.0)
+    round_s = prefill.round_s(rows + 1) + reading
+    prompt_s = prefill.stages * prefill.step_s(prefill.step_tokens, 0, 0.0) + reading
+    own = busy * max(prompt_s, round_s) + (1.0 - busy) * round_s
+    row_s = prefill.round_s(rows + 1) - prefill.round_s(rows) if rows else 0.0
+    place_s = prompt_s / (prefill.stages * prefill.step_tokens)
+    return own, own + (1.0 - busy) * rows * row_s + busy * place_s * (1 + _waiting(view))
+
+
+def _waiting(view: InstanceView) -> int:
+    """Prompts that wait there, roughly: those of a step's size."""
+    return -(-view.left.tokens // view.facts.prefill.step_tokens)
