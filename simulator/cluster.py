@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from router.scheduler.events import (
     Action,
     AddInstance,
+    AnswerEnded,
     DrainInstance,
     Event,
     Expired,
     FirstToken,
+    HandOver,
     InstanceJoined,
     InstanceLeft,
     InstanceReported,
@@ -21,23 +24,30 @@ from router.scheduler.events import (
     QueueFull,
     Regrouped,
     RequestArrived,
+    RequestWithdrawn,
+    RoleMoved,
     Route,
     Shed,
     Tick,
 )
 from router.scheduler.instance_report import InstanceReport
-from router.scheduler.policies.catalog import FINDING
+from router.scheduler.policies.catalog import FINDING, HANDING_OVER
 from router.scheduler.prefill import PrefillTime
 from router.scheduler.request import RouteRequest
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.shedding import WAIT_SHARE
 from router.scheduler.view import InstanceFacts
 from simulator.job import Job
+from simulator.transfers import Arriving, Left, Ways
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.model import StepCost
 
 TICK_S = 0.04
 """Retries of waiting requests; live, instances report with every step."""
+HAND_OVER_TICK_S = 0.01
+"""Where the router has sequences move: that long it takes at most to hear of a first token."""
+MESSAGE_S = 0.002
+"""From an instance to the router, and from there to another instance."""
 PATIENCE_S = 3600.0
 """After the last arrival: a cluster where requests wait longer will never serve them."""
 
@@ -47,7 +57,10 @@ class VirtualInstance(Protocol):
 
     first_tokens: list[Job]
     ended: list[Job]
-    """Those whose next turn can come now."""
+    left: list[Left]
+    """Those that go on elsewhere."""
+    arriving: list[Arriving]
+    """Those whose blocks are to be fetched."""
 
     def __len__(self) -> int:
         """Requests that it has."""
@@ -59,6 +72,22 @@ class VirtualInstance(Protocol):
 
     def advance(self, until: float) -> None:
         """Do everything that begins by then."""
+        ...
+
+    def leave(self, job: Job, now: float) -> None:
+        """It is to go on elsewhere."""
+        ...
+
+    def release(self, job: Job, now: float) -> None:
+        """Nobody fetches the blocks of one that left any more."""
+        ...
+
+    def receive(self, job: Job, now: float) -> None:
+        """A request comes from another instance."""
+        ...
+
+    def fetched(self, one: Arriving, ahead: float, seconds: float, now: float) -> None:
+        """Its blocks are here."""
         ...
 
     def drain(self) -> None:
@@ -106,6 +135,8 @@ class ClusterLog:
     """The course of a run."""
 
     scaling: list[ScalingNote] = field(default_factory=list)
+    roles: list[tuple[float, RoleMoved]] = field(default_factory=list)
+    handed_over: int = 0
     instances: list[tuple[float, int]] = field(default_factory=list)
 
 
@@ -121,10 +152,11 @@ class VirtualCluster:
         stages: int,
         context: int,
         step_tokens: int,
+        ways: Ways | None = None,
     ) -> None:
         """make: an instance by name and birth. context: tokens of one sequence at most.
 
-        step_tokens: of the instances' prefill steps.
+        step_tokens: of the instances' prefill steps. ways: between instances.
         """
         self.log = ClusterLog()
         self._rules = rules
@@ -142,6 +174,12 @@ class VirtualCluster:
         self._unasked = 0
         self._made = 0
         self._next_tick = 0.0
+        self._ways = ways
+        self._moves = ways is not None and rules.router.policy in HANDING_OVER
+        self._later: list[tuple[float, int, Callable[[float], None]]] = []
+        self._laters = itertools.count()
+        self._placed: dict[str, Job] = {}
+        self._sources: dict[Job, tuple[str, str]] = {}
 
     def start(self, instances: int) -> None:
         """Instances that are there from the beginning."""
@@ -176,7 +214,7 @@ class VirtualCluster:
             now, _, job = heapq.heappop(self._coming)
             self._arrive(job)
         until = now + PATIENCE_S
-        while len(self._router.pending) and now < until:
+        while (len(self._router.pending) or self._moving) and now < until:
             now += TICK_S
             self._pass_time(now)
         if len(self._router.pending) or self._unasked:
@@ -191,25 +229,32 @@ class VirtualCluster:
             job.make_keys()
         self._pass_time(job.arrival)
         self._report(job.arrival)
-        request = RouteRequest(
-            f"r{job.index}", job.prompt, job.output, job.slo, job.arrival,
-            expires=job.arrival + WAIT_SHARE * job.slo.ttft_s if self._rules.shed else None,
-            sheds=self._rules.shed,
-            prefix=job.prefix if self._rules.knows else (),
-        )  # fmt: skip
+        request = self._request(job)
+        if self._rules.shed:
+            request = replace(request, expires=job.arrival + WAIT_SHARE * job.slo.ttft_s, sheds=True)
         self._jobs[request.request_id] = job
         self._hear(RequestArrived(request), job.arrival)
 
+    def _request(self, job: Job, generated: int = 0) -> RouteRequest:
+        """As the router sees it, with so many tokens of its output."""
+        return RouteRequest(
+            f"r{job.index}", job.prompt + generated, job.output - generated, job.slo, job.arrival,
+            prefix=job.prefix if self._rules.knows else (),
+        )  # fmt: skip
+
     def _ask(self, now: float) -> None:
         """Whoever has an answer by now thinks about the next question."""
-        for instance in self._instances.values():
+        for name, instance in self._instances.items():
             instance.advance(now)
-            self._think(instance, now)
+            self._think(name, instance, now)
 
-    def _think(self, instance: VirtualInstance, now: float) -> None:
+    def _think(self, name: str, instance: VirtualInstance, now: float) -> None:
         for job in instance.ended:
+            if self._moves:
+                self._hear(AnswerEnded(name, job.output), now)
             following = job.following
-            assert following is not None
+            if following is None:
+                continue
             following.arrival = max(job.finished + following.think_s, now)
             heapq.heappush(self._coming, (following.arrival, following.index, following))
             self._unasked -= 1
@@ -219,6 +264,9 @@ class VirtualCluster:
 
     def _pass_time(self, now: float) -> None:
         """Ticks up to now, where anything could come of them."""
+        if self._moves:
+            self._move(now)
+            return
         busy = len(self._router.pending) > 0 or self._router.scaling is not None or self._starting
         if not busy:
             self._next_tick = now
@@ -239,12 +287,79 @@ class VirtualCluster:
             self._reported[name] = now
             instance.advance(now)
             self._hear(InstanceReported(name, instance.status(now, slack=self._slack)), now)
-            if self._router.scaling is not None:
+            if self._router.scaling is not None and not self._moves:
                 for job in instance.first_tokens:
                     self._hear(FirstToken(job.first - job.arrival), now)
                 instance.first_tokens.clear()
             if name in self._draining and not len(instance):
                 self._leave(name, now)
+
+    # -- sequences that move ------------------------------------------------------------------------
+
+    @property
+    def _moving(self) -> bool:
+        """Is there anything left that may move?"""
+        return self._moves and (bool(self._later) or any(len(one) for one in self._instances.values()))
+
+    def _move(self, now: float) -> None:
+        """Time passes up to now, in steps in which first tokens are told and sequences move."""
+        while self._next_tick <= now:
+            at = self._next_tick
+            while self._later and self._later[0][0] <= at:
+                when, _, do = heapq.heappop(self._later)
+                do(when)
+            while self._starting and self._starting[0][0] <= at:
+                self._join(heapq.heappop(self._starting)[1], at)
+            for name, instance in self._instances.items():
+                instance.advance(at)
+                self._told(name, instance, at)
+            self._report(at)
+            self._hear(Tick(), at)
+            self._next_tick = at + HAND_OVER_TICK_S
+
+    def _told(self, name: str, instance: VirtualInstance, now: float) -> None:
+        """What an instance has told the router by now."""
+        for job in [job for job in instance.first_tokens if job.first <= now]:
+            instance.first_tokens.remove(job)
+            self._hear(FirstToken(job.first - job.arrival, self._request(job, 1), name), now)
+        for job in [job for job in instance.ended if job.finished <= now and job.following is None]:
+            instance.ended.remove(job)
+            self._hear(AnswerEnded(name, job.output), now)
+        for time_s, job in instance.left:
+            self._at(max(now, time_s) + MESSAGE_S, lambda at, job=job: self._go_on(job, name, at))  # type: ignore[misc]
+        instance.left.clear()
+        for one in instance.arriving:
+            self._fetch(name, one, now)
+        instance.arriving.clear()
+
+    def _at(self, time_s: float, do: Callable[[float], None]) -> None:
+        heapq.heappush(self._later, (time_s, next(self._laters), do))
+
+    def _go_on(self, job: Job, source: str, now: float) -> None:
+        """A sequence has left an instance, and needs another one."""
+        request = self._request(job, job.generated)
+        _, wish = self._sources[job]
+        self._hear(RequestWithdrawn(request.request_id, source), now)
+        self._jobs[request.request_id] = job
+        self.log.handed_over += 1
+        self._hear(RequestArrived(replace(request, brought=job.to_compute - 1, wish=wish)), now)
+
+    def _fetch(self, name: str, one: Arriving, now: float) -> None:
+        """Its blocks are sent."""
+        assert self._ways is not None, "nothing moves without"
+        source, _ = self._sources[one.job]
+        sent = (now, 0.0) if source == name else self._ways.send(
+            _number(source), _number(name), one.nbytes, now
+        )  # fmt: skip
+        self._at(sent[0] + MESSAGE_S, lambda at: self._fetched(name, one, sent[1], at - now, at))
+
+    def _fetched(self, name: str, one: Arriving, ahead: float, seconds: float, now: float) -> None:
+        source, _ = self._sources.pop(one.job)
+        if (giver := self._instances.get(source)) is not None:
+            giver.release(one.job, now)
+        instance = self._instances[name]
+        instance.advance(now)
+        instance.fetched(one, ahead, seconds, now)
 
     # -- what the router wants ----------------------------------------------------------------------
 
@@ -257,7 +372,18 @@ class VirtualCluster:
             case Route(request, _, choice):
                 job = self._jobs.pop(request.request_id)
                 assert choice.instance_id is not None
-                self._instances[choice.instance_id].submit(job, now)
+                if request.brought:
+                    self._instances[choice.instance_id].receive(job, now)
+                else:
+                    self._instances[choice.instance_id].submit(job, now)
+                if self._moves:
+                    self._placed[request.request_id] = job
+            case HandOver(request_id, source, target):
+                job = self._placed[request_id]
+                self._sources[job] = source, target
+                self._instances[source].leave(job, now)
+            case RoleMoved():
+                self.log.roles.append((now, action))
             case Expired(request) | QueueFull(request) | Shed(request) if self._rules.shed:
                 self._refuse(self._jobs.pop(request.request_id), now)
             case AddInstance(reason):
@@ -291,7 +417,7 @@ class VirtualCluster:
 
     def _leave(self, name: str, now: float) -> None:
         self._draining.discard(name)
-        self._think(self._instances[name], now)
+        self._think(name, self._instances[name], now)
         del self._instances[name]
         self._hear(InstanceLeft(name), now)
         self.log.instances.append((now, len(self._instances)))
@@ -303,3 +429,8 @@ class VirtualCluster:
     def _name(self) -> str:
         self._made += 1
         return f"i{self._made - 1}"
+
+
+def _number(name: str) -> int:
+    """Which it was of all that were made: so they are placed on nodes."""
+    return int(name.removeprefix("i"))

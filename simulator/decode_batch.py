@@ -68,6 +68,14 @@ class DecodeBatch:
         heapq.heapify(self._by_end)
         return job
 
+    def leave(self, job: Job) -> int:
+        """One of them goes on elsewhere; its tokens since it joined."""
+        grown = self.grown(job)
+        self._stop(job, job.generated + grown)
+        self._by_end = [entry for entry in self._by_end if entry[2] is not job]
+        heapq.heapify(self._by_end)
+        return grown
+
     def _stop(self, job: Job, generated: int) -> None:
         job.generated = generated
         job.decoding = False

@@ -10,28 +10,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from simulator.cluster_spec import ClusterSpec
 from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
 from simulator.job import NOT_YET, Job
+from simulator.transfers import Link, instances_per_node, token_bytes
 from tidepipe_common.errors import ConfigError
-from tidepipe_common.latency.linear import WEIGHT_BYTES
-
-
-@dataclass(slots=True)
-class Link:
-    """First come, first served; one transfer at a time at full rate."""
-
-    bytes_per_s: float
-    free_at: float = 0.0
-
-    def send(self, size: float, ready: float, pipelined_s: float) -> float:
-        """When all has arrived. pipelined_s: how long before `ready` the first part was there already."""
-        spent = size / self.bytes_per_s
-        begin = max(self.free_at, ready - pipelined_s)
-        self.free_at = begin + spent
-        return max(self.free_at, ready)
 
 
 def run_disaggregated(
@@ -48,7 +32,7 @@ def run_disaggregated(
         raise ConfigError("disaggregation is simulated for requests that do not wait for others' answers")
     sized = spec.split(tensor)
     cost, kv_tokens, stages = sized.latency(), sized.kv_tokens(), spec.stages
-    per_node = max(1, spec.node_devices // (tensor * stages))
+    per_node = instances_per_node(sized)
     rules = InstanceRules(budget=budget, prefill_only=True)
     groups: list[list[int]] = []  # instances that may share a request
     if between_nodes:
@@ -77,7 +61,7 @@ def run_disaggregated(
         instance.drain()
 
     rate = sized.network_bytes_per_s if between_nodes else sized.hardware.link_gb_s * 1e9
-    size = sized.shape.kv_bytes_per_token(sized.shape.layers, WEIGHT_BYTES)
+    size = token_bytes(sized)
     # Between nodes each node has one way out and one way in; within a node each prefill instance has its bus.
     out = {one: Link(rate) for one in ({c // per_node for c in computing} if between_nodes else computing)}
     into: dict[int, Link] = {}

@@ -5,29 +5,37 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from controller.scheduler.actions import Dispatch, Emit, Finish, PrefixFound, Refused
+from controller.scheduler.actions import Dispatch, Emit, Fetch, Finish, HandedOver, PrefixFound, Refused
 from controller.scheduler.events import (
+    BlocksFetched,
     Event,
+    HandOverAsked,
     LengthPredicted,
     NewSequence,
+    SequenceCancelled,
     SequencesArrived,
     StagesReady,
     StepDone,
 )
+from controller.scheduler.hand_over import HandOver
 from controller.scheduler.holdings import HoldingsReader
 from controller.scheduler.policies.catalog import Knobs, known_knobs, make_setup, step_knob
 from controller.scheduler.report import instance_report
 from controller.scheduler.scheduler import Scheduler
-from router.scheduler.instance_report import FOREVER, InstanceReport
+from router.scheduler.instance_report import FOREVER, NO_TRANSFER, InstanceReport, KvTransfer
 from simulator.cluster_spec import ClusterSpec
 from simulator.job import NOT_YET, ROOT, Job
 from simulator.pipeline import SimulatedStages
-from simulator.simulated_model import STOP, SimulatedModel
+from simulator.simulated_model import GO_ON, STOP, SimulatedModel
 from simulator.slack import as_points
+from simulator.transfers import Arriving, Left
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import LatencyModel
+from tidepipe_common.latency.transfer import TransferCost
 from tidepipe_common.latency.work import work_of
+from tidepipe_common.settings.defaults import BLOCK_SIZE
+from tidepipe_common.types.kv_transfer import MOST_LEASE_S, KvFetched, KvHandle
 from tidepipe_common.types.plan import SampledTokens, StepPlan
 from tidepipe_common.types.sampling import SamplingParams
 
@@ -36,7 +44,12 @@ _ACCEPTED = 1 << 30
 
 def instance_policy(system: str) -> str:
     """The policy of a system's instances; `route:NAME` is a routing policy over PaDG's, prompts apart."""
-    return "padg-apart" if system.startswith("route:") else system
+    return "padg-apart" if system.startswith("route:") else "hybrid" if is_roles(system) else system
+
+
+def is_roles(system: str) -> bool:
+    """Is it one whose sequences move?"""
+    return system == "roles" or (system.startswith("roles:") and system[len("roles:") :].isdecimal())
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +69,13 @@ class ExactRules:
         policy = instance_policy(system)
         return cls(policy, {**known_knobs(policy, knobs), step_knob(policy): knobs["budget"]})
 
-    def scheduler(self, spec: ClusterSpec, cost: LatencyModel) -> Scheduler:
-        """A fresh one."""
+    def scheduler(self, spec: ClusterSpec, cost: LatencyModel, transfer: TransferCost) -> Scheduler:
+        """A fresh one. transfer: of KV blocks that come to it."""
         setup = make_setup(self.policy, self.knobs, cost, spec.hardware.name)
         config = setup.config(
             spec.context, (STOP,), max_sequences=_ACCEPTED, prefix_caching=spec.prefix_caching
         )
-        return Scheduler(config, setup.policy)
+        return Scheduler(config, setup.policy, hand_over=HandOver(cost, transfer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +91,22 @@ class ExactInstance:
     """See the module. The simulated model knows where each output ends."""
 
     def __init__(
-        self, rules: ExactRules, spec: ClusterSpec, born: float = 0.0, *, tells: bool = False
+        self,
+        rules: ExactRules,
+        spec: ClusterSpec,
+        born: float = 0.0,
+        *,
+        tells: bool = False,
+        transfer: KvTransfer = NO_TRANSFER,
     ) -> None:
-        """tells: reports say what can be found."""
+        """tells: reports say what can be found. transfer: of KV blocks that come here."""
         self.first_tokens: list[Job] = []
         self.ended: list[Job] = []
+        self.left: list[Left] = []
+        self.arriving: list[Arriving] = []
+        self._token_bytes = transfer.token_bytes
         self._cost = spec.latency()
-        self._scheduler = rules.scheduler(spec, self._cost)
+        self._scheduler = rules.scheduler(spec, self._cost, TransferCost(transfer.bytes_per_s or 1.0))
         held = self._scheduler.state.holdings
         self._holdings = HoldingsReader(held) if tells and held is not None else None
         self._stages = SimulatedStages(self._cost, spec.stages, DISPATCH_S, rules.split)
@@ -120,6 +142,50 @@ class ExactInstance:
         self._hear(SequencesArrived((new,)))
         self._hear(LengthPredicted(name, job.expected, 1.5 * job.expected))
 
+    def leave(self, job: Job, now: float) -> None:
+        """It is to go on elsewhere; `left` says when it does."""
+        self.advance(now)
+        name = f"r{job.index}"
+        if name in self._jobs:
+            self._hear(HandOverAsked(((name, "aa"),), MOST_LEASE_S))
+
+    def release(self, job: Job, now: float) -> None:
+        """Nobody fetches it any more."""
+        self.advance(now)
+        self._hear(SequenceCancelled(f"r{job.index}"))
+
+    def receive(self, job: Job, now: float) -> None:
+        """A request comes from another instance; `arriving` says what is to be fetched for it, if at all."""
+        self.advance(now)
+        self._accepted += 1
+        name = f"r{job.index}"
+        if job.resumed == NOT_YET:
+            self._fresh.add(name)
+        self._jobs[name] = job
+        self._model.expect(job.index, job.output)
+        new = NewSequence(
+            name,
+            job.prompt_ids,
+            SamplingParams(max_tokens=None, seed=job.index),
+            output=(GO_ON,) * job.generated,
+            prefix_root=ROOT.hex(),
+            tpot_s=job.slo.tpot_s,
+            kv=KvHandle(
+                ticket="aa",
+                block_size=BLOCK_SIZE,
+                computed=job.to_compute - 1,
+                block_bytes=round(self._token_bytes * BLOCK_SIZE),
+                lease_s=MOST_LEASE_S,
+            ),
+        )
+        self._hear(SequencesArrived((new,)))
+        self._hear(LengthPredicted(name, job.expected, 1.5 * job.expected))
+
+    def fetched(self, one: Arriving, ahead: float, seconds: float, now: float) -> None:
+        """Its blocks are here."""
+        self.advance(now)
+        self._hear(BlocksFetched(KvFetched(one.number, "", round(one.nbytes), seconds)))
+
     def advance(self, until: float) -> None:
         """Hear all results that come by then."""
         while self._in_flight and self._in_flight[0].ends <= until:
@@ -154,6 +220,7 @@ class ExactInstance:
             window_deadline=FOREVER if found.window_left_s is None else now + found.window_left_s,
             slack=as_points(found.slack, now),
             holdings=None if self._holdings is None else self._holdings.next(),
+            transfer=KvTransfer(self._token_bytes, self._scheduler.hand_over.transfer.bytes_per_s),
         )
 
     def _hear(self, event: Event) -> None:
@@ -166,6 +233,11 @@ class ExactInstance:
                     self._jobs[sequence_id].cached = cached_tokens
                 case Dispatch(plan):
                     self._compute(plan)
+                case HandedOver(sequence_id, _, _, computed):
+                    self._handed_over(self._jobs.pop(sequence_id), sequence_id, computed)
+                case Fetch(fetch_id, sequence_id, handle, _, blocks):
+                    nbytes = len(blocks) * handle.block_bytes
+                    self.arriving.append(Arriving(self._jobs[sequence_id], nbytes, fetch_id))
                 case Finish(sequence_id):
                     self._finished(self._jobs.pop(sequence_id), action.preemptions)
                 case Refused(sequence_id, _, detail):
@@ -187,6 +259,12 @@ class ExactInstance:
             job.resumed = max(job.first, self._began)
             self._fresh.discard(name)
 
+    def _handed_over(self, job: Job, name: str, computed: int) -> None:
+        self._fresh.discard(name)
+        self._model.forget(job.index)
+        job.generated = max(job.generated, computed + 1 - job.prompt)
+        self.left.append(Left(self._now, job))
+
     def _finished(self, job: Job, preemptions: int) -> None:
         name = f"r{job.index}"
         # The last token ended it, and so was not emitted.
@@ -196,9 +274,8 @@ class ExactInstance:
         self._model.forget(job.index)
         job.finished = self._now
         job.generated = job.output
-        job.preemptions = preemptions
-        if job.following is not None:
-            self.ended.append(job)
+        job.preemptions += preemptions
+        self.ended.append(job)
 
     def _compute(self, plan: StepPlan) -> None:
         sampled = self._model.sample(plan)

@@ -25,14 +25,16 @@ from controller.scheduler.slack import (
     window_left_s,
     window_of,
 )
-from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
+from router.scheduler.instance_report import FOREVER, NO_TRANSFER, InstanceReport, KvTransfer, Slack
 from simulator.decode_batch import DecodeBatch
 from simulator.job import NOT_YET, Job
 from simulator.kv_memory import KvMemory
 from simulator.prompts import PromptLine, PromptStep
 from simulator.slack import as_points, decoding_job, decoding_rounds, expected_mean, growth
 from simulator.step_times import StepTimes
+from simulator.transfers import Arriving, Left
 from tidepipe_common.latency.model import StepCost
+from tidepipe_common.latency.transfer import TransferCost
 from tidepipe_common.settings.defaults import BLOCK_SIZE
 from tidepipe_common.types.plan import Phase
 
@@ -62,14 +64,28 @@ class FastForwardInstance:
     """See the module. All times in seconds, memory in tokens."""
 
     def __init__(
-        self, name: str, rules: InstanceRules, cost: StepCost, stages: int, kv_tokens: int, born: float = 0.0
+        self,
+        name: str,
+        rules: InstanceRules,
+        cost: StepCost,
+        stages: int,
+        kv_tokens: int,
+        born: float = 0.0,
+        transfer: KvTransfer = NO_TRANSFER,
     ) -> None:
+        """transfer: of KV blocks that come here."""
         self.name = name
         self.clock = born
         self.accepted = 0
         self.preemptions = 0
         self.first_tokens: list[Job] = []
         self.ended: list[Job] = []
+        self.left: list[Left] = []
+        self.arriving: list[Arriving] = []
+        self._token_bytes = transfer.token_bytes
+        self._transfer = TransferCost(transfer.bytes_per_s or 1.0)
+        self._coming = self._under_way = 0
+        self._lent: dict[Job, int] = {}
         self._rules = rules
         self._stages = stages
         self._cost = cost
@@ -93,7 +109,7 @@ class FastForwardInstance:
         self._slack_at = -1.0
 
     def __len__(self) -> int:
-        return len(self._line) + len(self._started) + len(self._decode_batch)
+        return len(self._line) + len(self._started) + len(self._decode_batch) + self._under_way
 
     @property
     def unfinished_tokens(self) -> int:
@@ -121,6 +137,43 @@ class FastForwardInstance:
         self._line.add_computed(job)
         self._memory.wait(job)
         self._tokens += job.to_compute
+
+    # -- between instances --------------------------------------------------------------------------
+
+    def leave(self, job: Job, now: float) -> None:
+        """It is to go on elsewhere, if its prompt is done and it has not ended; `left` says since when. Its
+        memory is held until it is released."""
+        if job in self._started:
+            self._started.remove(job)
+            grown = 0
+        elif job.decoding and job in self._decode_batch:
+            grown = self._decode_batch.leave(job)
+        else:
+            return
+        self._lent[job] = grown
+        self._tokens -= job.to_compute
+        self.left.append(Left(max(now, self.clock), job))
+
+    def release(self, job: Job, now: float) -> None:
+        """Nobody fetches it any more."""
+        if job in self._lent:
+            self._memory.leave(job, self._lent.pop(job))
+
+    def receive(self, job: Job, now: float) -> None:
+        """A request comes from another instance; `arriving` says what is to be fetched for it."""
+        self.accepted += 1
+        self._under_way += 1
+        self._coming += job.to_compute
+        self._tokens += job.to_compute
+        self.arriving.append(Arriving(job, (job.to_compute - 1) * self._token_bytes, job.index))
+
+    def fetched(self, one: Arriving, ahead: float, seconds: float, now: float) -> None:
+        """Its blocks are here. ahead: bytes that were under way before them."""
+        self._transfer.observe(one.nbytes, ahead, seconds)
+        self._under_way -= 1
+        self._coming -= one.job.to_compute
+        self._tokens -= one.job.to_compute
+        self.deliver(one.job, now)
 
     # -- time passes ----------------------------------------------------------------------------------
 
@@ -236,8 +289,7 @@ class FastForwardInstance:
 
     def _end(self, job: Job, at: float) -> None:
         job.finished = at
-        if job.following is not None:
-            self.ended.append(job)
+        self.ended.append(job)
 
     def _make_room(self) -> None:
         """Every sequence needs a token's room: the newest give way, and are computed again."""
@@ -288,15 +340,16 @@ class FastForwardInstance:
             switched=self._switched,
             sequences=len(self),
             tokens=self._tokens,
-            kv_free=max(0, memory.free - left.tokens),
+            kv_free=max(0, memory.free - left.tokens - self._coming),
             kv_total=memory.total,
-            kv_peak=memory.used + left.tokens + (self._growth if slack else 0),
+            kv_peak=memory.used + left.tokens + self._coming + (self._growth if slack else 0),
             expected_output=self._expected if slack else 0,
             window=window,
             left=left,
             window_deadline=FOREVER if until is None else now + until,
             slack=self._slack if slack else Slack(),
             holdings=None if self._holdings is None else self._holdings.next(),
+            transfer=KvTransfer(self._token_bytes, self._transfer.bytes_per_s),
         )
 
     def reckon_slack(self, now: float) -> tuple[SlackReport | None, int]:

@@ -52,7 +52,11 @@ class PromptLine:
     def add_computed(self, job: Job) -> None:
         """A request whose prompt was computed elsewhere."""
         job.computed = job.to_compute
-        self._jobs.append(job)
+        # In a line of their own, which prompts do not hold up.
+        place = next(
+            (i for i, one in enumerate(self._jobs) if one.computed < one.to_compute), len(self._jobs)
+        )
+        self._jobs.insert(place, job)
 
     def put_back(self, job: Job) -> None:
         """A preempted request: its prompt, and its output so far, are to be computed again."""

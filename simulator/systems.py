@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 from controller.scheduler.policies.catalog import ROUTING, Knobs, step_knob
 from controller.scheduler.policies.catalog import default_knobs as default_settings
+from router.scheduler.instance_report import KvTransfer
 from router.scheduler.routing_scheduler import OverallConfig
 from simulator.cluster import ClusterRules, VirtualCluster, VirtualInstance
 from simulator.cluster_spec import ClusterSpec
 from simulator.disaggregation import run_disaggregated
-from simulator.exact_instance import ExactInstance, ExactRules
+from simulator.exact_instance import ExactInstance, ExactRules, is_roles
 from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
 from simulator.job import Job
+from simulator.transfers import Ways, instances_per_node, token_bytes
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.settings.defaults import USUAL_ROUTING
 
@@ -27,6 +29,10 @@ own, as in the paper. padg-published: with Algorithm 1 as published as well.
 separate, hybrid: no disaggregation, as vLLM without chunks and Sarathi. fudg-intra, fudg-inter: prefill and
 decode on instances of their own, within a node (DistServe) or on different nodes (MoonCake).
 """
+
+ROLES = "roles"
+"""Hybrid's instances under the routing policy of that name: shares of prefill that move by themselves, and KV
+blocks sent between nodes. `roles:P`: a fixed split, with P instances that compute prompts and no more."""
 
 _FUDG_BUDGETS = (2048, 512, 1024, 4096)
 """Tokens of a prefill step at an instance that does nothing else."""
@@ -57,6 +63,11 @@ def scan(system: str, spec: ClusterSpec) -> list[Knobs]:
             usual, *others = _budgets(system, spec, 256, 512, 1024)
             free: list[Knobs] = [{**knobs, "max_running": 0} for knobs in _engine([usual, *others])]
             return [*_engine([usual]), *free]
+        case _ if is_roles(system):
+            split = int(system.partition(":")[2] or 0)
+            if split >= spec.instances:
+                return []
+            return [{"prefill": split, "budget": one} for one in _budgets("hybrid", spec, 256, 512, 1024)]
         case "fudg-inter":
             near = sorted(range(1, spec.instances), key=lambda p: abs(p - spec.instances / 3))
             return [{"prefill": p, "budget": budget} for p in near for budget in _FUDG_BUDGETS]
@@ -138,13 +149,20 @@ def cluster_of(
     what instances have computed before. `route:NAME` is PaDG's instance with prompts apart under another
     routing policy (for ablations).
     """
-    usual = system.removeprefix("route:") if system.startswith("route:") else ROUTING.get(system)
+    usual = ROLES if is_roles(system) else ROUTING.get(system)
+    if system.startswith("route:"):
+        usual = system.removeprefix("route:")
     routing = str(knobs["routing"]) if usual is None or "routing" in knobs else usual
     budget = int(knobs["budget"])
-    mixed = system in ("hybrid", "padg", *ENGINES)
+    mixed = system in ("hybrid", "padg", *ENGINES) or is_roles(system)
     exact = exact or never_skips(system, spec)
     routes = ClusterRules(
-        OverallConfig(policy=routing, bounds=spec.one_group, max_pending=requests + 1),
+        OverallConfig(
+            policy=routing,
+            bounds=spec.one_group,
+            max_pending=requests + 1,
+            prefill_instances=int(knobs.get("prefill", 0)),
+        ),
         max_sequences=int(knobs.get("sequences", 4096)),
         shed=shed,
         reuse=spec.prefix_caching,
@@ -152,11 +170,14 @@ def cluster_of(
     )
     rules = InstanceRules(mixed, budget, context=spec.context, reuse=spec.prefix_caching, tells=routes.knows)
     cost, kv_tokens = spec.latency(), spec.kv_tokens()
+    transfer = KvTransfer(token_bytes(spec), spec.network_bytes_per_s)
 
     def make(name: str, born: float) -> VirtualInstance:
         if exact:
-            return ExactInstance(ExactRules.of(system, knobs), spec, born, tells=routes.knows)
-        return FastForwardInstance(name, rules, cost, spec.stages, kv_tokens, born)
+            return ExactInstance(
+                ExactRules.of(system, knobs), spec, born, tells=routes.knows, transfer=transfer
+            )
+        return FastForwardInstance(name, rules, cost, spec.stages, kv_tokens, born, transfer)
 
     cluster = VirtualCluster(
         routes,
@@ -165,6 +186,7 @@ def cluster_of(
         stages=spec.stages,
         context=spec.context,
         step_tokens=budget,
+        ways=Ways(spec.network_bytes_per_s, instances_per_node(spec)),
     )
     cluster.start(spec.instances)
     return cluster

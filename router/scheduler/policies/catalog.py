@@ -39,6 +39,10 @@ FINDING = ("padg", "prefix", "most-hits", "roles")
 """Those that look for the instance that has a prompt's beginning."""
 
 
+HANDING_OVER = ("roles",)
+"""Those that have sequences go on at another instance, with their KV blocks."""
+
+
 def make_routing_policy(name: str, prefill_instances: int = 0) -> RoutingPolicy:
     """A fresh one (they keep notes); ConfigError lists the known names.
 
