@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -180,6 +180,11 @@ class VirtualCluster:
         self._laters = itertools.count()
         self._placed: dict[str, Job] = {}
         self._sources: dict[Job, tuple[str, str]] = {}
+
+    @property
+    def instances(self) -> Mapping[str, VirtualInstance]:
+        """By their names."""
+        return self._instances
 
     def start(self, instances: int) -> None:
         """Instances that are there from the beginning."""

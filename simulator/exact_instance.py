@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from controller.scheduler.actions import Dispatch, Emit, Fetch, Finish, HandedOver, PrefixFound, Refused
+from controller.scheduler.actions import (
+    Dispatch,
+    Emit,
+    Fetch,
+    Finish,
+    HandedOver,
+    PrefixFound,
+    Refused,
+    TakenOver,
+)
 from controller.scheduler.events import (
     BlocksFetched,
     Event,
@@ -40,6 +49,7 @@ from tidepipe_common.types.plan import SampledTokens, StepPlan
 from tidepipe_common.types.sampling import SamplingParams
 
 _ACCEPTED = 1 << 30
+_NOT_FETCHED = -1
 
 
 def instance_policy(system: str) -> str:
@@ -184,7 +194,8 @@ class ExactInstance:
     def fetched(self, one: Arriving, ahead: float, seconds: float, now: float) -> None:
         """Its blocks are here."""
         self.advance(now)
-        self._hear(BlocksFetched(KvFetched(one.number, "", round(one.nbytes), seconds)))
+        if one.number != _NOT_FETCHED:
+            self._hear(BlocksFetched(KvFetched(one.number, "", round(one.nbytes), seconds)))
 
     def advance(self, until: float) -> None:
         """Hear all results that come by then."""
@@ -238,6 +249,9 @@ class ExactInstance:
                 case Fetch(fetch_id, sequence_id, handle, _, blocks):
                     nbytes = len(blocks) * handle.block_bytes
                     self.arriving.append(Arriving(self._jobs[sequence_id], nbytes, fetch_id))
+                case TakenOver(sequence_id, 0):
+                    # Computed here after all, or all of it is here: its blocks are not needed.
+                    self.arriving.append(Arriving(self._jobs[sequence_id], 0.0, _NOT_FETCHED))
                 case Finish(sequence_id):
                     self._finished(self._jobs.pop(sequence_id), action.preemptions)
                 case Refused(sequence_id, _, detail):

@@ -161,7 +161,10 @@ class KvTransfers:
                     data = await asyncio.to_thread(access.read, layer, blocks[first : first + count])
                     # It was read before it could be written to, if it is still granted now.
                     self._granted(ticket)
-                    self.sent_bytes += count * access.layer_block_bytes
+                    nbytes = count * access.layer_block_bytes
+                    if (way_s := access.way_out_s(nbytes)) > 0:
+                        await asyncio.sleep(way_s)
+                    self.sent_bytes += nbytes
                     yield KvPiece(layer, first, count, data)
 
     async def _until_granted(self, ticket: str) -> None:

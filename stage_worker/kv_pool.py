@@ -154,6 +154,15 @@ class PoolAccess:
         """See KvAccess."""
         self._pool.write(layer - self._first_layer, blocks, data)
 
+    @property
+    def way_bytes_per_s(self) -> float:
+        """See KvAccess."""
+        return 0.0
+
     def way_s(self, nbytes: int) -> float:
+        """See KvAccess."""
+        return 0.0
+
+    def way_out_s(self, nbytes: int) -> float:
         """See KvAccess."""
         return 0.0

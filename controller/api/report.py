@@ -30,8 +30,12 @@ def report_to_wire(
     incarnation: str,
     serving: bool,
     accepted: int,
+    transfer: tuple[float, float] | None = None,
 ) -> pb.InstanceReport:
-    """Domain to protobuf. holdings: None if blocks are not reused here."""
+    """Domain to protobuf. holdings: None if blocks are not reused here.
+
+    transfer: bytes of a token, and rate of the way in, for blocks that come here; None: none do.
+    """
     slack = report.slack
     return pb.InstanceReport(
         incarnation=incarnation,
@@ -56,6 +60,9 @@ def report_to_wire(
         policy=report.policy,
         expected_output_tokens=report.expected_output,
         holdings=None if holdings is None else holdings_to_wire(holdings),
+        kv_transfer=None
+        if transfer is None
+        else pb.KvTransfer(token_bytes=transfer[0], bytes_per_s=transfer[1]),
     )
 
 

@@ -75,6 +75,7 @@ class ControllerServicer(SequencesServicer):
                 incarnation=self._incarnation,
                 serving=instance.serving and not instance.draining,
                 accepted=instance.hub.ordinal(router_id),
+                transfer=instance.transfer,
             )
 
         return tell

@@ -28,6 +28,21 @@ class KvPort:
         """What the epoch before began is no more."""
         self._answers.clear()
 
+    @property
+    def token_bytes(self) -> float:
+        """Of one token in all layers; 0: blocks do not travel."""
+        accounts = [stage.account for stage in self._stages]
+        if not all(one.kv_layout for one in accounts):
+            return 0.0
+        layers = sum(one.layers[1] - one.layers[0] for one in accounts)
+        return layers * accounts[0].kv_layer_block_bytes / self._block_size
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Of all stages' ways in together, if they are known; 0: they are not."""
+        ways = [stage.account.kv_way_bytes_per_s for stage in self._stages]
+        return sum(ways) if all(ways) else 0.0
+
     def layout(self, about: StageAbout | None) -> KvLayout:
         """What blocks must be like to be taken over here."""
         layouts = {stage.account.kv_layout for stage in self._stages}

@@ -129,7 +129,8 @@ class LiveInstance:
                 self._scheduler = self._make_scheduler(self.body.about)
             self.serving, self.detail = True, ""
             body = self.body
-            ready = StagesReady(body.epoch, len(body.stages), blocks, body.replaced, body.offload)
+            way = 0.0 if body.kv is None else body.kv.bytes_per_s
+            ready = StagesReady(body.epoch, len(body.stages), blocks, body.replaced, body.offload, way)
             self._handle(ready)
             self.changed.notify_all()
             self._on_serving(True)
@@ -282,6 +283,14 @@ class LiveInstance:
             if all(box.unwatched_since is not None for box in self.hub.mailboxes.values()):
                 return
             await asyncio.sleep(0.05)
+
+    @property
+    def transfer(self) -> tuple[float, float] | None:
+        """Bytes of a token's KV, and rate of the way on which it comes here; None: none does."""
+        port = self.body.kv
+        if port is None or not (token_bytes := port.token_bytes):
+            return None
+        return token_bytes, self.scheduler.hand_over.transfer.bytes_per_s
 
     @property
     def _wanted(self) -> bool:

@@ -80,7 +80,7 @@ class StageAccount:
     """What the controller knows of a stage. Times in seconds, since the controller started.
 
     running_step: that it was computing at its last sign of life; 0: none.
-    kv_layout, kv_layer_block_bytes: see ConfigureResponse.
+    kv_layout, kv_layer_block_bytes, kv_way_bytes_per_s: see ConfigureResponse.
     """
 
     address: str
@@ -96,6 +96,7 @@ class StageAccount:
     alive: bool = False
     kv_layout: str = ""
     kv_layer_block_bytes: int = 0
+    kv_way_bytes_per_s: float = 0.0
 
 
 class StageLostError(Exception):
@@ -213,6 +214,7 @@ class StageClient:
         self.account.slow_because = reply.slow_because
         self.account.kv_layout = reply.kv_layout
         self.account.kv_layer_block_bytes = reply.kv_layer_block_bytes
+        self.account.kv_way_bytes_per_s = reply.kv_way_bytes_per_s
         self.account.offload = OffloadCapacity(
             reply.offload_slots, reply.offload_block_s, reply.offload_step_blocks
         )

@@ -111,7 +111,8 @@ class StagesReady:
     """All stages are configured for a new epoch, with empty KV pools of this many blocks.
 
     replaced: one of them is a new process: the one before it has died, and not only a link to it.
-    offload: their second tier, empty as well.
+    offload: their second tier, empty as well. kv_bytes_per_s: of their ways in for blocks of other instances,
+        together, as far as that is known beforehand; 0: it is not.
     """
 
     epoch: int
@@ -119,6 +120,7 @@ class StagesReady:
     kv_blocks: int
     replaced: bool = False
     offload: OffloadCapacity = NO_OFFLOAD
+    kv_bytes_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,12 @@ LEAST_TIMEOUT_S, MOST_TIMEOUT_S = 5.0, 60.0
 """For a fetch: ten times what it should take, within these."""
 
 
+_WHY_FETCHED = {
+    "auto": "fetching takes less time from all than computing",
+    "always": "whatever can be fetched is",
+}
+
+
 @dataclass(slots=True)
 class HandOverStats:
     """All since start. handed_over, taken_over: sequences; recomputed: that came with blocks, in vain.
@@ -88,7 +94,8 @@ class HandOver:
     def __init__(self, cost: StepCost | None, transfer: TransferCost, mode: str = "auto") -> None:
         """cost: of steps; None: unknown. transfer: what a fetch takes.
 
-        mode: auto fetches what is quicker fetched than computed, always whatever can be, never nothing.
+        mode: auto fetches where computing would take more time, from it and from those who decode here;
+            always: whatever can be; never: nothing.
         """
         self.transfer = transfer
         self.stats = HandOverStats()
@@ -219,8 +226,10 @@ class HandOver:
         compute_s = inf
         if self._cost is not None:
             compute_s = compute_seconds(self._cost, begin, computed - begin, state.config.prefill_tokens)
-        if self._mode == "auto" and fetch_s >= compute_s:
-            numbers = {"fetch_s": fetch_s, "compute_s": compute_s, "blocks": missing}
+        # A fetch is waited for by one, a prompt's steps by all who decode here.
+        others = len(state.running)
+        if self._mode == "auto" and fetch_s >= (1 + others) * compute_s:
+            numbers = {"fetch_s": fetch_s, "compute_s": compute_s, "others": others, "blocks": missing}
             return Reason("quicker computed than fetched", numbers)
         return None
 
@@ -257,7 +266,7 @@ class HandOver:
                 blocks,
                 state.steps.last_step,
                 timeout_s,
-                Reason("quicker fetched than computed", numbers),
+                Reason(_WHY_FETCHED[self._mode], numbers),
             )
         )
         return True

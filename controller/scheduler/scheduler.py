@@ -208,6 +208,8 @@ class Scheduler:
     def _stages_ready(self, event: StagesReady) -> None:
         microbatches = self.config.microbatches or self.policy.microbatches(event.stages)
         self.state.start_epoch(event.stages, event.kv_blocks, microbatches, event.offload)
+        if event.kv_bytes_per_s:
+            self.hand_over.transfer.expect(event.kv_bytes_per_s)
         # A link that broke, however often at the same place, says nothing of what it carried.
         in_flight, self._in_flight = self._in_flight, {}
         self._blame(in_flight if event.replaced else {}, certain=False)

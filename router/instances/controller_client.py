@@ -13,7 +13,7 @@ import grpc
 
 from router.instances.sequence import Placement
 from router.instances.served_model import InstanceDescription, ModelFacts
-from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
+from router.scheduler.instance_report import FOREVER, InstanceReport, KvTransfer, Slack
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe.v1 import controller_pb2_grpc as pb_grpc
 from tidepipe.v1 import timeline_pb2, timeline_pb2_grpc
@@ -334,6 +334,7 @@ def _report(report: pb.InstanceReport, received: float) -> InstanceReport:
         serving=report.serving,
         policy=report.policy,
         holdings=holdings_from_wire(report.holdings) if report.HasField("holdings") else None,
+        transfer=KvTransfer(report.kv_transfer.token_bytes, report.kv_transfer.bytes_per_s),
     )
 
 

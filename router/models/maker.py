@@ -53,7 +53,12 @@ class ModelMaker:
         bounds = Bounds(settings.macro_min, settings.macro_max)
         target = SloTarget(settings.ttft_ms / 1000, settings.tpot_ms / 1000)
         dispatcher = Dispatcher(
-            RoutingScheduler(OverallConfig(routing, bounds, settings.max_pending), self._room),
+            RoutingScheduler(
+                OverallConfig(
+                    routing, bounds, settings.max_pending, prefill_instances=settings.prefill_instances
+                ),
+                self._room,
+            ),
             WaitingRules(SloClasses({"default": target}, "default"), settings.patience_s),
             self._name_stay,
             self._clock,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from router.scheduler.instance_report import NO_TRANSFER, KvTransfer
@@ -47,29 +47,33 @@ def differ(shares: Sequence[float]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Requests of late. rate: per second. prompt, output: mean tokens. spread: of prompts, their mean square
-    by their squared mean. answers: from which that is known."""
+    """Requests of late. rate: per second. prompt, output: mean tokens, with their spreads, the
+    mean square by the squared mean."""
 
     rate: float
     prompt: float
-    spread: float
     output: float
     slo: SloTarget
-    answers: int = 0
+    prompt_spread: float = 1.0
+    output_spread: float = 1.0
 
 
 class MixMeter:
     """The newest requests and answers. Bounded."""
 
     KEPT, WINDOW_S = 1024, 120.0
+    ENOUGH, SHARE = 32, 0.75
+    """Answers, and their share of all that was asked, from which outputs are known: short ones end first."""
 
     def __init__(self) -> None:
+        self._asked = self._answered = 0
         self._arrivals: deque[tuple[float, int]] = deque(maxlen=self.KEPT)
         self._outputs: deque[int] = deque(maxlen=self.KEPT)
         self._slo: SloTarget | None = None
 
     def arrived(self, prompt_tokens: int, slo: SloTarget, now: float) -> None:
         """A request was sent to an instance for the first time."""
+        self._asked += 1
         self._arrivals.append((now, prompt_tokens))
         self._slo = slo
         while self._arrivals[0][0] < now - self.WINDOW_S:
@@ -77,6 +81,7 @@ class MixMeter:
 
     def ended(self, output_tokens: int) -> None:
         """An answer is complete."""
+        self._answered += 1
         self._outputs.append(output_tokens)
 
     @property
@@ -85,18 +90,21 @@ class MixMeter:
         return sum(self._outputs) / len(self._outputs) if self._outputs else None
 
     def mix(self, now: float) -> Mix | None:
-        """None: nothing is known yet."""
-        if self._slo is None or not self._outputs:
+        """None: too little is known yet."""
+        if self._slo is None or self._answered < max(self.ENOUGH, self.SHARE * self._asked):
             return None
         prompts = [tokens for at, tokens in self._arrivals if at >= now - self.WINDOW_S]
         if not prompts:
             return None
-        mean = max(1.0, sum(prompts) / len(prompts))
-        square = sum(tokens * tokens for tokens in prompts) / len(prompts)
+        prompt, prompt_spread = _mean_and_spread(prompts)
+        output, output_spread = _mean_and_spread(self._outputs)
         seconds = max(1.0, now - self._arrivals[0][0])
-        spread = max(1.0, square / mean**2)
-        output = max(1.0, sum(self._outputs) / len(self._outputs))
-        return Mix(len(prompts) / seconds, mean, spread, output, self._slo, len(self._outputs))
+        return Mix(len(prompts) / seconds, prompt, output, self._slo, prompt_spread, output_spread)
+
+
+def _mean_and_spread(tokens: Collection[int]) -> tuple[float, float]:
+    mean = max(1.0, sum(tokens) / len(tokens))
+    return mean, max(1.0, sum(one * one for one in tokens) / len(tokens) / mean**2)
 
 
 # -- links ----------------------------------------------------------------------------------------------
@@ -124,8 +132,8 @@ class Ways:
 
 # -- what a point of all shares serves ----------------------------------------------------------------------
 
-TPOT_MARGIN = 0.9
-"""Of the target, that a mean may take: one request in ten is slower than that."""
+TPOT_MARGIN, TPOT_APART_MARGIN = 0.93, 0.97
+"""Of the target, that a mean may take, for one request in ten is slower: beside prompts, and without them."""
 LATE = 0.1
 """Share of the requests that may come late."""
 MOST_BUSY = 0.95
@@ -191,7 +199,7 @@ def _obstacle(classes: Mapping[tuple[float, float, int], Power], mix: Mix, rate:
             if busy > MOST_BUSY:
                 return "the links are full"
             alone = TransferCost(power.transfer.bytes_per_s).seconds(mix.prompt * power.transfer.token_bytes)
-            pause = alone * (1.0 + mix.spread / 2 * busy / (1.0 - busy))
+            pause = alone * (1.0 + mix.prompt_spread / 2 * busy / (1.0 - busy))
         # Whoever is handed over waits for its blocks before its second token.
         waits = pause if gone > LATE * prompts else 0.0
         if found := _instance_obstacle(power, mix, rate * prompts, rate * decodes, waits):
@@ -203,8 +211,9 @@ def _instance_obstacle(power: Power, mix: Mix, prompts: float, decodes: float, p
     """Of one instance, to which so many prompts and decoding sequences per second come."""
     prefill = power.prefill
     stages, budget = prefill.stages, prefill.step_tokens
-    context = mix.prompt + mix.output / 2
-    pairs = (mix.spread * mix.prompt + 1.0) / 2
+    # Whoever decodes at a time is rather one of the long ones.
+    context = mix.prompt + mix.output * mix.output_spread / 2
+    pairs = (mix.prompt_spread * mix.prompt + 1.0) / 2
     rows, tpot, busy, step = 0.0, 0.0, 0.0, 0.0
     most = MEMORY * power.kv_tokens / context
     for _ in range(ROUNDS):
@@ -223,13 +232,14 @@ def _instance_obstacle(power: Power, mix: Mix, prompts: float, decodes: float, p
             return "memory is full"
         if rows - before <= 0.01 * rows:
             break
-    if decodes > 0.0 and tpot > TPOT_MARGIN * mix.slo.tpot_s:
+    margin = TPOT_MARGIN if prompts > 0.0 else TPOT_APART_MARGIN
+    if decodes > 0.0 and tpot > margin * mix.slo.tpot_s:
         return "tokens take too long"
     if prompts <= 0.0:
         return ""
     alone = mix.prompt / (budget - rows / stages) * step
     left = mix.slo.ttft_s - alone - (stages - 1) * step - pause_s
-    queue = alone * (1.0 + mix.spread) / 2
+    queue = alone * (1.0 + mix.prompt_spread) / 2
     if left <= 0.0 or busy * math.exp(-(1.0 - busy) * left / queue) > LATE:
         return "first tokens come too late"
     return ""

@@ -163,6 +163,7 @@ class StageServicer(stage_pb2_grpc.StageServiceServicer):
             offload_step_blocks=executor.offload.step_blocks,
             kv_layout="" if executor.kv is None else executor.kv.layout,
             kv_layer_block_bytes=0 if executor.kv is None else executor.kv.layer_block_bytes,
+            kv_way_bytes_per_s=0 if executor.kv is None else executor.kv.way_bytes_per_s,
             slow_because=self._backend.description.slow_because,
         )
 

@@ -66,7 +66,9 @@ class EmulatedBackend:
         offload_bytes: int = 0,
         network_bytes_per_s: float | None = None,
     ) -> None:
-        """network_bytes_per_s: between instances, shared by what comes to this stage; None: as its link."""
+        """network_bytes_per_s: between instances, of what comes to this stage and of what goes from it, each;
+        None: as its link.
+        """
         self._hardware = hardware(device)
         self._offload_bytes = offload_bytes
         self._network_bytes_per_s = network_bytes_per_s
@@ -96,13 +98,18 @@ class EmulatedBackend:
 
 
 class EmulatedKv:
-    """Blocks without content, which take their time on the way here; implements `KvAccess`."""
+    """Blocks without content, which take their time on the way here and from here; implements `KvAccess`."""
 
     def __init__(self, shape: ModelShape, block_size: int, bytes_per_s: float) -> None:
         self.layer_block_bytes = shape.kv_bytes_per_token(1, WEIGHT_BYTES) * block_size
         self.layout = f"emulated {self.layer_block_bytes}"
         self._bytes_per_s = bytes_per_s
-        self._free_at = 0.0
+        self._in_free_at = self._out_free_at = 0.0
+
+    @property
+    def way_bytes_per_s(self) -> float:
+        """See KvAccess."""
+        return self._bytes_per_s if math.isfinite(self._bytes_per_s) else 0.0
 
     def read(self, layer: int, blocks: tuple[int, ...]) -> bytes:
         """Nothing is in them."""
@@ -114,8 +121,14 @@ class EmulatedKv:
     def way_s(self, nbytes: int) -> float:
         """First come, first served, one at a time at full rate."""
         now = time.monotonic()
-        self._free_at = max(self._free_at, now) + nbytes / self._bytes_per_s
-        return self._free_at - now
+        self._in_free_at = max(self._in_free_at, now) + nbytes / self._bytes_per_s
+        return self._in_free_at - now
+
+    def way_out_s(self, nbytes: int) -> float:
+        """Likewise; a way in each direction."""
+        now = time.monotonic()
+        self._out_free_at = max(self._out_free_at, now) + nbytes / self._bytes_per_s
+        return self._out_free_at - now
 
 
 class EmulatedExecutor:

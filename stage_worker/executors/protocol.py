@@ -126,8 +126,17 @@ class KvAccess(Protocol):
         """The reverse; returns when it is done. ValueError: it is not of their size."""
         ...
 
+    @property
+    def way_bytes_per_s(self) -> float:
+        """Of the way here, if that is known; 0: it is to be measured."""
+        ...
+
     def way_s(self, nbytes: int) -> float:
         """How much longer so many bytes take on their way here than they took; 0: they came by a real one."""
+        ...
+
+    def way_out_s(self, nbytes: int) -> float:
+        """The same on their way from here."""
         ...
 
 

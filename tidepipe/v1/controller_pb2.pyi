@@ -905,6 +905,7 @@ class InstanceReport(_message.Message):
     COSTS_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     HOLDINGS_FIELD_NUMBER: _builtins.int
+    KV_TRANSFER_FIELD_NUMBER: _builtins.int
     EXPECTED_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.str
     """New with each start of the controller process."""
@@ -954,6 +955,10 @@ class InstanceReport(_message.Message):
         every report of an instance that reuses blocks; unset: it does not.
         """
 
+    @_builtins.property
+    def kv_transfer(self) -> Global___KvTransfer:
+        """KV blocks of other instances on their way to it; unset: it takes none over."""
+
     def __init__(
         self,
         *,
@@ -974,17 +979,44 @@ class InstanceReport(_message.Message):
         costs: Global___StepCosts | None = ...,
         policy: _builtins.str = ...,
         holdings: Global___PrefixHoldings | None = ...,
+        kv_transfer: Global___KvTransfer | None = ...,
         expected_output_tokens: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s", "costs", b"costs", "holdings", b"holdings", "left", b"left", "slack", b"slack", "window", b"window", "window_left_s", b"window_left_s"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s", "costs", b"costs", "holdings", b"holdings", "kv_transfer", b"kv_transfer", "left", b"left", "slack", b"slack", "window", b"window", "window_left_s", b"window_left_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s", "accepted", b"accepted", "costs", b"costs", "expected_output_tokens", b"expected_output_tokens", "holdings", b"holdings", "incarnation", b"incarnation", "kv_tokens_free", b"kv_tokens_free", "kv_tokens_peak", b"kv_tokens_peak", "kv_tokens_total", b"kv_tokens_total", "left", b"left", "phase", b"phase", "phase_age_s", b"phase_age_s", "policy", b"policy", "sequences", b"sequences", "serving", b"serving", "slack", b"slack", "tokens", b"tokens", "window", b"window", "window_left_s", b"window_left_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s", "accepted", b"accepted", "costs", b"costs", "expected_output_tokens", b"expected_output_tokens", "holdings", b"holdings", "incarnation", b"incarnation", "kv_tokens_free", b"kv_tokens_free", "kv_tokens_peak", b"kv_tokens_peak", "kv_tokens_total", b"kv_tokens_total", "kv_transfer", b"kv_transfer", "left", b"left", "phase", b"phase", "phase_age_s", b"phase_age_s", "policy", b"policy", "sequences", b"sequences", "serving", b"serving", "slack", b"slack", "tokens", b"tokens", "window", b"window", "window_left_s", b"window_left_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__window_left_s: _TypeAlias = _typing.Literal["window_left_s"]  # noqa: Y015
     _WhichOneofArgType__window_left_s: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__window_left_s) -> _WhichOneofReturnType__window_left_s | None: ...
 
 Global___InstanceReport: _TypeAlias = InstanceReport  # noqa: Y015
+
+@_typing.final
+class KvTransfer(_message.Message):
+    """What it takes to bring KV blocks to an instance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_BYTES_FIELD_NUMBER: _builtins.int
+    BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    token_bytes: _builtins.float
+    """Of one token, over all layers."""
+    bytes_per_s: _builtins.float
+    """Rate of the way in, as measured by the last fetches, or as it is said to be, bytes/s."""
+    def __init__(
+        self,
+        *,
+        token_bytes: _builtins.float = ...,
+        bytes_per_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "token_bytes", b"token_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvTransfer: _TypeAlias = KvTransfer  # noqa: Y015
 
 @_typing.final
 class PrefixHoldings(_message.Message):
@@ -1112,6 +1144,7 @@ class StepCosts(_message.Message):
     LINEAR_S_FIELD_NUMBER: _builtins.int
     PAIR_S_FIELD_NUMBER: _builtins.int
     TRANSFER_TOKEN_S_FIELD_NUMBER: _builtins.int
+    KV_TOKEN_S_FIELD_NUMBER: _builtins.int
     stages: _builtins.int
     """Stages of the pipeline."""
     step_tokens: _builtins.int
@@ -1120,6 +1153,8 @@ class StepCosts(_message.Message):
     """Attention of prompts, seconds per query-key pair."""
     transfer_token_s: _builtins.float
     """From one stage to the next, seconds per token."""
+    kv_token_s: _builtins.float
+    """Attention of what decodes, seconds per KV entry that it reads."""
     @_builtins.property
     def linear_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Step sizes at which matrix products are timed, tokens, growing."""
@@ -1137,10 +1172,11 @@ class StepCosts(_message.Message):
         linear_s: _abc.Iterable[_builtins.float] | None = ...,
         pair_s: _builtins.float = ...,
         transfer_token_s: _builtins.float = ...,
+        kv_token_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["linear_s", b"linear_s", "linear_tokens", b"linear_tokens", "pair_s", b"pair_s", "stages", b"stages", "step_tokens", b"step_tokens", "transfer_token_s", b"transfer_token_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_token_s", b"kv_token_s", "linear_s", b"linear_s", "linear_tokens", b"linear_tokens", "pair_s", b"pair_s", "stages", b"stages", "step_tokens", b"step_tokens", "transfer_token_s", b"transfer_token_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

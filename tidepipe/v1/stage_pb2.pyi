@@ -282,6 +282,7 @@ class ConfigureResponse(_message.Message):
     SLOW_BECAUSE_FIELD_NUMBER: _builtins.int
     KV_LAYOUT_FIELD_NUMBER: _builtins.int
     KV_LAYER_BLOCK_BYTES_FIELD_NUMBER: _builtins.int
+    KV_WAY_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     kv_blocks: _builtins.int
     """KV blocks that this stage has."""
     weight_bytes: _builtins.int
@@ -302,6 +303,8 @@ class ConfigureResponse(_message.Message):
     """How a KV block of one layer is laid out; stages that say the same can take each other's. Empty: it hands none out."""
     kv_layer_block_bytes: _builtins.int
     """A KV block of one layer, bytes."""
+    kv_way_bytes_per_s: _builtins.float
+    """Rate of the way on which blocks of other instances come to it, bytes/s, if that is known; 0: it is measured."""
     def __init__(
         self,
         *,
@@ -315,10 +318,11 @@ class ConfigureResponse(_message.Message):
         slow_because: _builtins.str = ...,
         kv_layout: _builtins.str = ...,
         kv_layer_block_bytes: _builtins.int = ...,
+        kv_way_bytes_per_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_blocks", b"kv_blocks", "kv_bytes", b"kv_bytes", "kv_layer_block_bytes", b"kv_layer_block_bytes", "kv_layout", b"kv_layout", "offload_block_s", b"offload_block_s", "offload_slots", b"offload_slots", "offload_step_blocks", b"offload_step_blocks", "rss_bytes", b"rss_bytes", "slow_because", b"slow_because", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_blocks", b"kv_blocks", "kv_bytes", b"kv_bytes", "kv_layer_block_bytes", b"kv_layer_block_bytes", "kv_layout", b"kv_layout", "kv_way_bytes_per_s", b"kv_way_bytes_per_s", "offload_block_s", b"offload_block_s", "offload_slots", b"offload_slots", "offload_step_blocks", b"offload_step_blocks", "rss_bytes", b"rss_bytes", "slow_because", b"slow_because", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -113,6 +113,7 @@ def costs_to_wire(costs: StepCosts) -> pb.StepCosts:
         linear_s=costs.linear_s,
         pair_s=costs.pair_s,
         transfer_token_s=costs.transfer_token_s,
+        kv_token_s=costs.kv_token_s,
     )
 
 
@@ -125,6 +126,7 @@ def costs_from_wire(costs: pb.StepCosts) -> StepCosts:
         linear_s=tuple(costs.linear_s),
         pair_s=costs.pair_s,
         transfer_token_s=costs.transfer_token_s,
+        kv_token_s=costs.kv_token_s,
     )
 
 

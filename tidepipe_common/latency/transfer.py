@@ -15,14 +15,21 @@ class TransferCost:
         """bytes_per_s: before anything was measured. latency_s: of each fetch, whatever its size."""
         self.bytes_per_s = bytes_per_s
         self._latency_s = latency_s
+        self._measured = False
 
     def seconds(self, nbytes: float, ahead: float = 0.0) -> float:
         """Until so many bytes are here. ahead: of fetches that are under way."""
         return self._latency_s + (ahead + nbytes) / self.bytes_per_s
 
+    def expect(self, bytes_per_s: float) -> None:
+        """It is said to be that much; what was measured is believed rather."""
+        if not self._measured:
+            self.bytes_per_s = bytes_per_s
+
     def observe(self, nbytes: float, ahead: float, seconds: float) -> None:
         """A fetch took so long, with so many bytes ahead of it when it began."""
         if nbytes < LEAST_BYTES or seconds <= 0.0:
             return
+        self._measured = True
         rate = (ahead + nbytes) / max(seconds - self._latency_s, 0.1 * seconds)
         self.bytes_per_s += MEMORY * (rate - self.bytes_per_s)

@@ -42,6 +42,7 @@ _ROUTER_ONLY = (
     "http_port",
     "grpc_port",
     "routing",
+    "prefill_instances",
     "share_prefixes",
     "macro_min",
     "macro_max",
@@ -103,6 +104,7 @@ class ClusterConfig(Strict):
             "Where requests go.", metavar="R", otherwise=f"the policy's own, or {defaults.USUAL_ROUTING}"
         ),
     ] = None
+    prefill_instances: fields.PrefillInstances | None = None
     tool_parser: fields.ToolParser | None = None
     reasoning_parser: fields.ReasoningParser | None = None
     pooling: fields.PoolingName | None = None

@@ -194,7 +194,8 @@ Hardware = Annotated[
 NetworkGbit = Annotated[
     float,
     setting(
-        "With --executor emulated: link on which KV blocks of other instances come to a stage, Gbit/s.",
+        "With --executor emulated: link on which KV blocks go from a stage to other instances, and come, "
+        "Gbit/s each.",
         metavar="X",
         otherwise="as fast as the device's own link",
         gt=0,
@@ -353,6 +354,16 @@ TpotMs = Annotated[float, setting("TPOT target of requests that name none.", met
 MacroMin = Annotated[int, setting("Instances that a new macro instance begins with.", ge=1, le=MAX_COUNT)]
 MacroMax = Annotated[
     int, setting("Instances of a macro instance at most; one more splits it.", ge=1, le=MAX_COUNT)
+]
+PrefillInstances = Annotated[
+    int,
+    setting(
+        "Under --routing roles: so many instances compute prompts and nothing else, the others decode; 0: "
+        "shares move by themselves.",
+        metavar="P",
+        ge=0,
+        le=MAX_COUNT,
+    ),
 ]
 MaxPending = Annotated[int, setting("Answers that may wait for an instance.", ge=1, le=MAX_COUNT)]
 DataDir = Annotated[str, setting("Folder that keeps files and batches of the HTTP API.", metavar="DIR")]

@@ -61,6 +61,7 @@ class RouterSettings(ServiceSettings):
     max_requests: Annotated[int, setting("Requests accepted at a time.", ge=1, le=MAX_COUNT)] = REQUESTS
     max_pending: fields.MaxPending = REQUESTS
     routing: fields.Routing = defaults.USUAL_ROUTING
+    prefill_instances: fields.PrefillInstances = 0
     share_prefixes: fields.SharePrefixes = False
     ttft_ms: fields.TtftMs = 1000 * defaults.TTFT_S
     tpot_ms: fields.TpotMs = 1000 * defaults.TPOT_S

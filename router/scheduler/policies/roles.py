@@ -16,7 +16,9 @@ from router.scheduler.policies.prefix import LeastCost
 from router.scheduler.policies.spread import FULL
 from router.scheduler.request import UNSAID_TOKENS, RouteRequest
 from router.scheduler.roles import (
+    ALIKE,
     EVEN,
+    TPOT_MARGIN,
     Mix,
     MixMeter,
     Power,
@@ -35,8 +37,9 @@ STEP = 0.25
 """By which a share moves at most at one look."""
 GAIN = 1.15
 """Another point must be predicted to serve so many times what the present one does, twice in a row."""
-LEAST_ANSWERS = 32
-"""Before which nothing is known of outputs that shares could be moved by."""
+PAUSE = 1 / 8
+"""Of the time that an answer of mean length has to spare by its TPOT target, for its blocks to travel: so one
+of a quarter of the length keeps it, too."""
 ON_THE_WAY_S = 5.0
 """A sequence that was to go somewhere and has not come by then is not coming."""
 
@@ -150,7 +153,8 @@ class Roles:
 
         rest = sum(1.0 - view.role.share for view in ready)
         fair = (1.0 - source.role.share) / rest * sum(decoding(view) for view in ready) if rest > 0 else 0.0
-        mine = decoding(source)
+        # No report may have counted it yet.
+        mine = max(decoding(source), request.prompt_tokens)
         if mine <= fair:
             return None  # it has not more of decoding than is its part
         others = [view for view in ready if view.role.share < source.role.share]
@@ -192,12 +196,16 @@ class Roles:
             "stays_cost_s": output * here_all,
             "goes_cost_s": pause + output * there_all,
         }
-        slack = output * (request.slo.tpot_s - there_s) + max(0.0, request.first_token_due - now)
-        if pause > slack and here_s <= request.slo.tpot_s:
-            return Choice(None, "the transfer would take longer than its targets allow", numbers)
+        late = pause > PAUSE * output * max(0.0, request.slo.tpot_s - there_s)
+        enough = TPOT_MARGIN * request.slo.tpot_s
+        if here_s <= enough and (late or there_s > enough):
+            why = "the transfer would take longer" if late else "decoding there is slower"
+            return Choice(None, f"{why} than its target allows, which is kept here", numbers)
+        if not late and source.role.share >= 1.0 - ALIKE:
+            return Choice(target.instance_id, "its prompt is done, and decoding has no share here", numbers)
         if pause + output * there_all >= output * here_all:
             return Choice(None, "the transfer costs more than it saves", numbers)
-        return Choice(target.instance_id, "its prompt is done, and decoding is cheaper there", numbers)
+        return Choice(target.instance_id, "its prompt is done, and decoding costs less there", numbers)
 
     # -- shares -------------------------------------------------------------------------------------
 
@@ -225,7 +233,7 @@ class Roles:
     def _consider(self, views: list[InstanceView], now: float) -> None:
         views = sorted(views, key=lambda view: view.instance_id)
         mix = self._meter.mix(now)
-        if len(views) < 2 or mix is None or mix.answers < LEAST_ANSWERS:
+        if len(views) < 2 or mix is None:
             return
         powers = [Power(view.facts.prefill, view.kv_total, view.transfer) for view in views]
         now_at = tuple(view.role.share for view in views)

@@ -226,9 +226,14 @@ def test_whoever_moves_goes_on_as_if_it_had_not(
         assert not site.granted
 
 
-def site_with(transfer: TransferCost, prompt: int = 60) -> Site:
+def site_with(transfer: TransferCost, prompt: int = 60, mode: str = "auto", others: int = 0) -> Site:
+    """others: that decode here already."""
     site = Site(2, 64, 4, 0, "auto")
-    site.scheduler.hand_over = HandOver(COST, transfer)
+    site.scheduler.hand_over = HandOver(COST, transfer, mode)
+    here = tuple(NewSequence(f"o{n}", (1, 2, 3), SamplingParams(max_tokens=50)) for n in range(others))
+    site.handle(SequencesArrived(here))
+    while any(one.state is not State.DECODE for one in site.scheduler.sequences.values()):
+        site.handle(site.fake.execute())
     handle = KvHandle("m", "float32", "plain", 4, "ab" * 16, prompt, 1000)
     tokens = tuple(range(1, prompt + 1))
     spec = NewSequence("s", tokens, SamplingParams(max_tokens=5), output=(7,), kv=handle)
@@ -243,6 +248,12 @@ def test_what_is_quicker_computed_is_not_fetched() -> None:
     assert not site.fetches
     (verdict,) = [action for action in site.trace if isinstance(action, TakenOver)]
     assert "quicker computed" in str(verdict.reason) and "fetch_s" in str(verdict.reason)
+    assert str(site_with(slow, mode="always").fetches[0].reason).startswith("whatever can be fetched")
+
+    # A prompt's steps would be waited for by all who decode here, blocks by it alone.
+    twice = TransferCost(1e12, 2.0 * verdict.reason.numbers["compute_s"])
+    assert not site_with(twice).fetches
+    assert "less time from all" in str(site_with(twice, others=2).fetches[0].reason)
 
     site = site_with(fast)
     (fetch,) = site.fetches

@@ -1,0 +1,205 @@
+"""Shares of prefill: where prompts go, who goes on elsewhere, and how shares move."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.scheduler.events import (
+    AnswerEnded,
+    FirstToken,
+    HandOver,
+    InstanceDraining,
+    InstanceJoined,
+    InstanceLeft,
+    InstanceReported,
+    RequestArrived,
+    RequestWithdrawn,
+    RoleMoved,
+    Route,
+    SetPolicy,
+    Tick,
+)
+from router.scheduler.instance_report import InstanceReport, KvTransfer
+from router.scheduler.policies.roles import LOOK_S, STEP, points
+from router.scheduler.prefill import PrefillTime
+from router.scheduler.roles import EVEN, Mix, Power, predicted_goodput
+from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
+from router.scheduler.slo import SloTarget
+from router.scheduler.view import InstanceFacts
+from tests.unit.router.scheduler.cases import request, status
+from tidepipe_common.latency.work import StepWork
+
+GROUPED, FULL = 200_000.0, 1_600_000.0
+"""Bytes of a token's keys and values: of a 34B with grouped heads, of a 30B without."""
+TEN_GBIT = 1.25e9
+
+
+class Floor:
+    """A StepCost with a floor: weights are read whatever a step computes."""
+
+    def linear_s(self, tokens: int) -> float:
+        return max(0.03, tokens / 4000)
+
+    def attention_s(self, kv_tokens: int, pairs: float) -> float:
+        return kv_tokens * 2e-7
+
+    def step_s(self, work: StepWork) -> float:
+        return self.linear_s(work.tokens) + self.attention_s(work.kv_tokens, work.pairs)
+
+    def stage_s(self, work: StepWork, layers: int, *, last: bool) -> float:
+        return self.step_s(work)
+
+    def transfer_s(self, tokens: int) -> float:
+        return 0.0
+
+
+def power(token_bytes: float, bytes_per_s: float = TEN_GBIT) -> Power:
+    return Power(PrefillTime(Floor(), 1, 512), 400_000, KvTransfer(token_bytes, bytes_per_s))
+
+
+TIGHT = Mix(1.0, 400.0, 250.0, SloTarget(1.0, 0.04), 1.5, 1.5)
+
+
+def report(token_bytes: float, taken: float = 0.0, **changes: object) -> InstanceReport:
+    known = status(taken, kv_free=400_000, kv_total=400_000)
+    return replace(known, transfer=KvTransfer(token_bytes, TEN_GBIT), **changes)  # type: ignore[arg-type]
+
+
+def cluster(instances: int, token_bytes: float, prefill: int = 0) -> RoutingScheduler:
+    scheduler = RoutingScheduler(OverallConfig("roles", prefill_instances=prefill))
+    for number in range(instances):
+        facts = InstanceFacts(f"i{number}", PrefillTime(Floor(), 1, 512), 4096, 100)
+        scheduler.on(InstanceJoined(facts), 0.0)
+        scheduler.on(InstanceReported(f"i{number}", report(token_bytes)), 0.0)
+    return scheduler
+
+
+def routed(scheduler: RoutingScheduler, name: str, now: float = 0.0) -> str:
+    (action,) = scheduler.on(RequestArrived(request(name, 400, now, slo=TIGHT.slo)), now)
+    assert isinstance(action, Route) and action.choice.instance_id
+    return action.choice.instance_id
+
+
+def shares(scheduler: RoutingScheduler) -> list[float]:
+    return [view.role.share for macro in scheduler.macros.values() for view in macro.views]
+
+
+# -- what a point serves --------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=2, max_size=5), st.floats(1e7, 1e11))
+def test_a_slower_link_never_serves_more(point: list[float], rate: float) -> None:
+    """And none at all serves what needs none; somebody must compute prompts, somebody decode."""
+    quick, slow = (
+        predicted_goodput(point, [power(GROUPED, each)] * len(point), TIGHT).rate for each in (rate, rate / 3)
+    )
+    assert slow <= quick * 1.001
+    even = [point[0] * 0.98 + 0.01] * len(point)
+    linked, alone = (
+        predicted_goodput(even, [power(size, rate)] * len(even), TIGHT).rate for size in (FULL, 0.0)
+    )
+    assert linked == alone > 0.0
+    assert predicted_goodput([1.0] * 3, [power(GROUPED)] * 3, TIGHT).rate == 0.0
+
+
+@pytest.mark.parametrize(("token_bytes", "apart"), [(GROUPED, True), (FULL, False)])
+def test_prompts_and_decoding_apart_where_the_link_bears_it(token_bytes: float, apart: bool) -> None:
+    """Tight targets, 10 Gbit/s: with grouped heads the best point is a split, with full ones it is not."""
+    best = max(points(4), key=lambda point: predicted_goodput(point, [power(token_bytes)] * 4, TIGHT).rate)
+    assert (best[0] == 1.0 and best[-1] == 0.0) is apart
+
+
+# -- a fixed split ----------------------------------------------------------------------------------------
+
+
+def test_a_prompt_is_computed_at_one_and_goes_on_at_another() -> None:
+    """To the one that decodes least; and stays where nobody has room, or its target is kept only so."""
+    scheduler = cluster(3, GROUPED, prefill=1)
+    assert {routed(scheduler, f"r{n}") for n in range(3)} == {"i0"}
+    scheduler.on(InstanceReported("i1", report(GROUPED, 1.0, sequences=20, tokens=9000)), 1.0)
+    done = request("r0", 401, max_tokens=99, slo=TIGHT.slo)
+    (asked,) = scheduler.on(FirstToken(0.5, done, "i0"), 1.0)
+    assert isinstance(asked, HandOver)
+    assert (asked.source, asked.target, asked.numbers["share"]) == ("i0", "i2", 1.0)
+    assert asked.numbers["transfer_s"] == pytest.approx(401 * GROUPED / TEN_GBIT, abs=0.01)
+    (again,) = scheduler.on(RequestArrived(replace(done, brought=400, wish=asked.target)), 1.1)
+    assert isinstance(again, Route) and again.choice.instance_id == "i2"
+    # An answer of one token has nothing to go on with.
+    assert not scheduler.on(FirstToken(0.5, replace(done, max_tokens=0), "i0"), 1.1)
+    for name in ("i1", "i2"):
+        scheduler.on(InstanceReported(name, report(GROUPED, 2.0, accepted=9, kv_free=300)), 2.0)
+    assert not scheduler.on(FirstToken(0.5, replace(done, request_id="r1"), "i0"), 2.0)
+    roles = next(iter(scheduler.macros.values())).roles
+    assert roles is not None and (roles.handed, list(roles.stayed)) == (1, ["those that decode have no room"])
+
+
+def test_blocks_that_would_take_too_long_stay() -> None:
+    """Many at once over one link: only as many go as keep their targets."""
+    scheduler = cluster(3, FULL, prefill=1)
+    scheduler.on(Tick(), 0.0)
+    moved = 0
+    for number in range(40):
+        done = request(f"r{number}", 401, max_tokens=99, slo=SloTarget(1.0, 0.2))
+        moved += len(scheduler.on(FirstToken(0.5, done, "i0"), 0.0))
+    roles = next(iter(scheduler.macros.values())).roles
+    assert roles is not None and 0 < moved == roles.handed < 8
+    assert any("longer than its target" in why for why in roles.stayed)
+
+
+# -- moving shares ------------------------------------------------------------------------------------------
+
+
+def test_shares_move_slowly_and_say_why() -> None:
+    """Two looks alike, a quarter at a time; another policy leaves everybody alike."""
+    scheduler = cluster(4, GROUPED)
+    moves: list[RoleMoved] = []
+    now = 0.0
+    while now < 40.0:
+        now += 0.1
+        routed(scheduler, f"r{now:.1f}", now)
+        if now > 2.0:
+            scheduler.on(AnswerEnded("i0", 250), now)
+        before = shares(scheduler)
+        told = [action for action in scheduler.on(Tick(), now) if isinstance(action, RoleMoved)]
+        assert not told or now >= 2 * LOOK_S
+        assert all(abs(a - b) <= STEP + 1e-6 for a, b in zip(before, shares(scheduler), strict=True))
+        moves += told
+    assert shares(scheduler) == [1.0, 1.0, 0.0, 0.0]
+    assert len(moves) == 8 and all("predicted to serve more" in move.role.reason for move in moves)
+    assert moves[0].role.numbers["predicted_rps"] > 1.1 * moves[0].role.numbers["before_rps"]
+    scheduler.on(SetPolicy("least-loaded"), now)
+    assert shares(scheduler) == [EVEN] * 4
+
+
+@given(st.lists(st.tuples(st.sampled_from("qqqfffetdrl"), st.integers(0, 3)), max_size=60), st.integers(0, 3))
+def test_who_moves_was_asked_for_and_can_go_there(course: list[tuple[str, int]], prefill: int) -> None:
+    """Whatever happens: from where it is, to another one that is ready and decodes more than that."""
+    scheduler = cluster(4, GROUPED, prefill)
+    for number, (what, which) in enumerate(course):
+        now, name = 0.3 * number, f"i{which}"
+        match what:
+            case "q":
+                actions = scheduler.on(RequestArrived(request(f"r{number}", 300, now)), now)
+            case "f":
+                actions = scheduler.on(FirstToken(0.1, request(f"r{number}", 301, now), name), now)
+            case "e":
+                actions = scheduler.on(AnswerEnded(name, 30 * number), now)
+            case "t":
+                actions = scheduler.on(Tick(), now)
+            case "d":
+                actions = scheduler.on(InstanceDraining(name), now)
+            case "r":
+                actions = scheduler.on(InstanceReported(name, report(GROUPED, now, tokens=99 * number)), now)
+            case _:
+                actions = scheduler.on(InstanceLeft(name), now)
+        for action in actions:
+            if isinstance(action, HandOver):
+                source, target = scheduler.view(action.source), scheduler.view(action.target)
+                assert source is not None and target is not None and action.reason
+                assert (action.source, action.request_id) == (name, f"r{number}")
+                assert target.ready and target.role.share < source.role.share
+        scheduler.on(RequestWithdrawn("r0"), now)
