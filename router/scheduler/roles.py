@@ -33,6 +33,10 @@ class Role:
     reason: str = "all alike"
     numbers: Mapping[str, float] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in self.numbers.items())
+        return f"{self.reason} ({numbers})" if numbers else self.reason
+
 
 EVERYBODY = Role()
 

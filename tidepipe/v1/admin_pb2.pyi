@@ -242,6 +242,8 @@ class MemberEntry(_message.Message):
     KV_TOKENS_FREE_FIELD_NUMBER: _builtins.int
     KV_TOKENS_TOTAL_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
+    PREFILL_SHARE_FIELD_NUMBER: _builtins.int
+    SHARE_REASON_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
     """Name of the instance."""
     controller_address: _builtins.str
@@ -268,6 +270,10 @@ class MemberEntry(_message.Message):
     """KV memory, tokens."""
     policy: _builtins.str
     """Policy by which it schedules."""
+    prefill_share: _builtins.float
+    """Its share of prefill, 0 (it decodes) to 1 (it computes prompts); only differences mean anything."""
+    share_reason: _builtins.str
+    """Why it has that."""
     def __init__(
         self,
         *,
@@ -284,10 +290,12 @@ class MemberEntry(_message.Message):
         kv_tokens_free: _builtins.int = ...,
         kv_tokens_total: _builtins.int = ...,
         policy: _builtins.str = ...,
+        prefill_share: _builtins.float = ...,
+        share_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_slack_s", b"_slack_s", "slack_s", b"slack_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_slack_s", b"_slack_s", "controller_address", b"controller_address", "draining", b"draining", "instance_id", b"instance_id", "kv_tokens_free", b"kv_tokens_free", "kv_tokens_total", b"kv_tokens_total", "left_s", b"left_s", "left_tokens", b"left_tokens", "phase", b"phase", "policy", b"policy", "ready", b"ready", "report_age_s", b"report_age_s", "sequences", b"sequences", "slack_s", b"slack_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_slack_s", b"_slack_s", "controller_address", b"controller_address", "draining", b"draining", "instance_id", b"instance_id", "kv_tokens_free", b"kv_tokens_free", "kv_tokens_total", b"kv_tokens_total", "left_s", b"left_s", "left_tokens", b"left_tokens", "phase", b"phase", "policy", b"policy", "prefill_share", b"prefill_share", "ready", b"ready", "report_age_s", b"report_age_s", "sequences", b"sequences", "share_reason", b"share_reason", "slack_s", b"slack_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__slack_s: _TypeAlias = _typing.Literal["slack_s"]  # noqa: Y015
     _WhichOneofArgType__slack_s: _TypeAlias = _typing.Literal["_slack_s", b"_slack_s"]  # noqa: Y015

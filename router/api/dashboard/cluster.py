@@ -89,6 +89,8 @@ def _member(view: InstanceView, now: float) -> dict[str, Any]:
         "phase": 0,
         "phase_age_s": 0.0,
         "slack_s": None,
+        "share": view.role.share,
+        "share_reason": str(view.role),
     }
     if status is not None:
         member["phase"] = PHASES.index(status.phase)

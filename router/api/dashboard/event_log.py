@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from router.instances.link import InstanceLink
 from router.instances.registry import InstanceRegistry
 from router.models.models import ServedModels
+from router.scheduler.roles import EVERYBODY, Role
 
 MAX_ENTRIES = 200
 
@@ -25,10 +26,12 @@ class ClusterEvent:
 
 @dataclass(slots=True)
 class _Known:
-    """An instance when it was last looked at. down_since: it cannot work since then."""
+    """An instance when it was last looked at. down_since: it cannot work since then. role: its share of
+    prefill, if it is in a macro instance."""
 
     incarnation: str
     macro: str
+    role: Role = EVERYBODY
     down_since: float | None = None
     epoch: int = 0
 
@@ -59,6 +62,17 @@ class EventLog:
         for name in [name for name in self._known if name not in links]:
             del self._known[name]
             self._note("fault", f"{name} is gone")
+        roles = {
+            view.instance_id: view.role
+            for model in self._models
+            for macro in model.dispatcher.scheduler.macros.values()
+            for view in macro.views
+        }
+        for name, known in self._known.items():
+            role = roles.get(name, known.role)
+            if role.share != known.role.share:
+                self._note("group", f"{name} takes {role.share:.0%} of prefill: {role}")
+            known.role = role
         for name, link in links.items():
             self._instance(name, link, macros.get(name, ""), now)
         if (moved := self._models.moved - self._moved) > 0:

@@ -206,6 +206,8 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
             kv_tokens_free=max(0, view.kv_free),
             kv_tokens_total=view.kv_total,
             policy=_policy(link),
+            prefill_share=view.role.share,
+            share_reason=str(view.role),
         )
         if status is not None:
             entry.phase = phase_to_wire(status.phase)

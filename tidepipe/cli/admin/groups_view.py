@@ -35,6 +35,13 @@ def print_groups(groups: dict[str, Any]) -> None:
         serves = f" of {named(macro['model'])}" if several else ""
         console.print(f"\n[bold]{named(macro['macro_id'])}[/]{serves}", highlight=False)
         print_table(console, COLUMNS, [_member(member) for member in macro["members"]])
+        shares = [member.get("prefill_share", 0.0) for member in macro["members"]]
+        if len(set(shares)) > 1:
+            for member, share in zip(macro["members"], shares, strict=True):
+                why = named(member.get("share_reason", ""))
+                console.print(
+                    f"  {named(member['instance_id'])}: {share:.0%} prefill, {why}", highlight=False
+                )
     if not groups["macros"]:
         console.print("no instances", style="yellow")
     for scaling in (groups["scaling"], *groups.get("scaling_of_others", ())):

@@ -31,8 +31,9 @@ function fill(node, macro, several) {
     `${macro.id}${several ? ` of ${macro.model}` : ""}: ${plural(macro.members.length, "instance")}, ${filling} in prefill; routing ${macro.routing}` +
       (rolling ? ", in this order" : ""),
   );
+  const roles = macro.members.some((member) => member.share !== macro.members[0].share);
   reconcile(node.members, macro.members, (member) => member.id, createMember, (child, member) =>
-    fillMember(child, member, macro.chosen === member.id, rolling),
+    fillMember(child, member, macro.chosen === member.id, rolling, roles),
   );
 }
 
@@ -44,14 +45,15 @@ function createMember() {
   node.fill = el("i");
   node.left = el("div", { class: "fact" });
   node.slack = el("div", { class: "fact" });
+  node.share = el("div", { class: "fact" });
   node.append(
     el("div", { class: "name" }, node.name, node.turn), node.phase, el("div", { class: "bar" }, node.fill),
-    node.left, node.slack,
+    node.left, node.slack, node.share,
   );
   return node;
 }
 
-function fillMember(node, member, chosen, rolling) {
+function fillMember(node, member, chosen, rolling, roles) {
   const phase = PHASES[member.phase];
   node.dataset.phase = phase;
   node.dataset.turn = String(chosen);
@@ -70,6 +72,8 @@ function fillMember(node, member, chosen, rolling) {
       : "no prompts to compute",
   );
   setText(node.slack, `${plural(member.sequences, "sequence")}, ${slackWords(member.slack_s)}`);
+  setText(node.share, roles ? `${Math.round(100 * member.share)} % prefill` : "");
+  node.share.title = roles ? member.share_reason : "";
 }
 
 /** Saved TPOT: how far the decoding sequences are ahead of the pace that they were promised. */
