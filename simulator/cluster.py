@@ -326,7 +326,8 @@ class VirtualCluster:
         """What an instance has told the router by now."""
         for job in [job for job in instance.first_tokens if job.first <= now]:
             instance.first_tokens.remove(job)
-            self._hear(FirstToken(job.first - job.arrival, self._request(job, 1), name), now)
+            request = self._request(job, 1) if job.output > 1 else None
+            self._hear(FirstToken(job.first - job.arrival, request, name), now)
         for job in [job for job in instance.ended if job.finished <= now and job.following is None]:
             instance.ended.remove(job)
             self._hear(AnswerEnded(name, job.output), now)

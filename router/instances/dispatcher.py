@@ -199,7 +199,8 @@ class Dispatcher:
         """A sequence has got its first token: the router may have it go on elsewhere."""
         sequence, now = placement.sequence, self._clock()
         entry = self._placed.get(sequence.key)
-        if entry is None or not entry[0].hands_over or sequence.sampling.reads_prompt:
+        whole = len(sequence.output) >= (sequence.sampling.max_tokens or math.inf)
+        if whole or entry is None or not entry[0].hands_over or sequence.sampling.reads_prompt:
             self.handle(FirstToken(now - sequence.arrived))
             return
         request = self._rules.request(sequence, self.scheduler.policy_name, now, nowhere=False)

@@ -222,8 +222,13 @@ class InstanceView:
 
     def growth_of(self, request: RouteRequest) -> int:
         """Tokens of KV memory that its output is expected to take there; 0 while nothing is known."""
-        expected = self.status.expected_output if self.status else 0
+        expected = self.expected_output
         return min(request.max_tokens, expected) if request.max_tokens else expected
+
+    @property
+    def expected_output(self) -> int:
+        """Tokens that an answer is expected to have there; 0: nothing is known."""
+        return self.status.expected_output if self.status else 0
 
     def holds(self, request: RouteRequest) -> bool:
         """Is it able, large enough, and open, for the request?"""

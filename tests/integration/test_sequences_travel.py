@@ -22,20 +22,26 @@ from controller.scheduler.scheduler import Scheduler
 from stage_worker.api.servicer import StageServicer
 from stage_worker.block_source import BlockSources
 from stage_worker.executors.torch_backend import TorchBackend
+from tests.tiny_adapters import make_adapter
 from tests.tiny_models import make_tiny_model, random_prompts
+from tests.tiny_tokenizer import make_tokenizer
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
 from tidepipe_common.latency.transfer import TransferCost
 from tidepipe_common.prefix import root_key
 from tidepipe_common.rpc.server import RpcServer
+from tidepipe_common.settings.adapters import AdapterPlace
 from tidepipe_common.types.kv_transfer import KvHandle, KvWanted
 from tidepipe_common.types.results import SequenceEnd
 from tidepipe_common.types.sampling import FinishReason, SamplingParams
+from tidepipe_common.types.structure import Structure
 from tidepipe_common.types.token_mix import TokenMix
 
 pytestmark = pytest.mark.timeout(120)
 
 SEQUENCES = 100
 LENGTH = 150
+ANSWERS = range(90, 94)
+"""These are answers to the same prompt, as of a request with n = 4."""
 
 
 class Site:
@@ -76,7 +82,8 @@ async def instance(model: Path, stages: int) -> AsyncIterator[Site]:
     async with AsyncExitStack() as stack:
         addresses = []
         for _ in range(stages):
-            backend = TorchBackend(str(model), device="cpu", dtype="float32", threads=1)
+            adapters = [AdapterPlace("poet", model.parent / "poet")]
+            backend = TorchBackend(str(model), device="cpu", dtype="float32", threads=1, adapters=adapters)
             servicer, server = StageServicer(backend), RpcServer("127.0.0.1:0")
             stage_pb2_grpc.add_StageServiceServicer_to_server(servicer, server.server)
             addresses.append(await server.start([stage_pb2.DESCRIPTOR.services_by_name["StageService"]]))
@@ -89,7 +96,9 @@ async def instance(model: Path, stages: int) -> AsyncIterator[Site]:
             setup = make_setup("td-pipe", {})
             assert body.about is not None
             shape = body.about.shape
-            config = setup.config(shape.context_length, (), block_size=16, microbatches=0, max_sequences=0)
+            config = setup.config(
+                shape.context_length, (257,), block_size=16, microbatches=0, max_sequences=0
+            )
             return Scheduler(config, setup.policy, hand_over=HandOver(None, TransferCost(1e9)))
 
         serving = asyncio.Event()
@@ -105,40 +114,53 @@ async def instance(model: Path, stages: int) -> AsyncIterator[Site]:
         yield site
 
 
-def sequences(prefix: str) -> dict[str, NewSequence]:
-    """Greedy ones, ones at random with a seed, with penalties, with log-probabilities; some begin alike."""
-    root = root_key("all").hex()
+def sequences(prefix: str, adapter: str = "") -> dict[str, NewSequence]:
+    """Greedy ones, ones at random with a seed, with penalties, with log-probabilities, held to a structure;
+    some begin alike, some have the adapter, and some are several answers to one prompt."""
     ways = (
         SamplingParams(temperature=0),
         SamplingParams(temperature=0.8, seed=7),
         SamplingParams(temperature=0, frequency_penalty=0.7, repetition_penalty=1.2),
         SamplingParams(temperature=0, logprobs=2),
+        SamplingParams(temperature=0, structure=Structure("regex", "[a-z ]{400}")),
     )
     prompts = random_prompts([5 + number * 7 % 90 for number in range(SEQUENCES)], seed=3)
     common = random_prompts([40], seed=9)[0]
     made = {}
     for number, prompt in enumerate(prompts):
-        way = replace(ways[number % len(ways)], max_tokens=LENGTH + number % 7, ignore_eos=True)
+        way = ways[number % len(ways)]
+        way = replace(way, max_tokens=LENGTH + number % 7, ignore_eos=way.structure is None)
         whole = (*common, *prompt) if number % 5 == 0 else tuple(prompt)
-        made[f"{prefix}{number}"] = NewSequence(f"{prefix}{number}", whole, way, prefix_root=root)
+        if number in ANSWERS:
+            whole, way = tuple(prompts[ANSWERS[0]]), replace(way, temperature=0.8, seed=100 + number)
+        own = adapter if number % 7 == 3 else ""
+        made[f"{prefix}{number}"] = NewSequence(
+            f"{prefix}{number}", whole, way, prefix_root=root_key(own or "all").hex(), adapter=own
+        )
     return made
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model("llama", tmp_path_factory.mktemp("model"), num_hidden_layers=6)
+    folder = tmp_path_factory.mktemp("tiny")
+    base = make_tiny_model("llama", folder / "model", num_hidden_layers=6)
+    make_tokenizer(base)
+    make_adapter(base, folder / "poet")
+    return base
 
 
 async def test_a_hundred_go_on_elsewhere_as_if_nothing_had_been(model: Path) -> None:
     """From one stage to two, and from there to three; then what may go wrong with the blocks of others."""
     async with instance(model, 1) as one, instance(model, 2) as two, instance(model, 3) as three:
-        expected = sequences("u")
+        assert one.live.body.about is not None
+        adapter = one.live.body.about.adapters[0].fingerprint
+        expected = sequences("u", adapter)
         one.live.submit("r", list(expected.values()))
         await one.until(list(expected), 1 << 30)
         undisturbed = {name[1:]: one.tokens(name) for name in expected}
         one.live.clear_prefix_cache()
 
-        fresh = sequences("m")
+        fresh = sequences("m", adapter)
         begun = replace(fresh["m0"], sequence_id="before", sampling=SamplingParams(max_tokens=1))
         three.live.submit("r", [begun])
         one.live.submit("r", list(fresh.values()))
@@ -160,7 +182,8 @@ async def test_a_hundred_go_on_elsewhere_as_if_nothing_had_been(model: Path) -> 
             assert [verdict.reason.text for verdict in target.verdicts] == ["fetched"] * SEQUENCES
         assert {name[1:]: three.tokens(name) for name in fresh} == undisturbed
         stats = three.live.scheduler.hand_over.stats
-        assert stats.found_blocks >= 2 * SEQUENCES // 5, "what is there by its content is not sent"
+        common = [one for one in range(0, SEQUENCES, 5) if one not in ANSWERS and one % 7 != 3]
+        assert stats.found_blocks >= 2 * len(common), "what is there by its content is not sent"
         assert all(site.live.scheduler.allocator.used == 0 for site in (one, two, three))
 
         await what_was_revoked_or_is_of_another_layout_is_not_handed_out(one, two)

@@ -124,7 +124,7 @@ class Roles:
         """Where one goes on whose prompt is done: elsewhere, or (instance None) where it is, and why. None:
         there is nothing to decide."""
         ready = [view for view in views if view.ready]
-        if not differ([view.role.share for view in ready]) or request.max_tokens < 1:
+        if not differ([view.role.share for view in ready]):
             return None
         choice = self._goes_on(request, source, ready, now)
         if choice is None:
@@ -182,7 +182,8 @@ class Roles:
         """Compare what staying and going take from it and from those who are there."""
         total = sum(view.role.share for view in ready)
         mix = self._meter.mix(now)
-        output = min(float(request.max_tokens), self._meter.output or UNSAID_TOKENS)
+        expected = self._meter.output or source.expected_output or UNSAID_TOKENS
+        output = min(request.max_tokens or expected, expected)
         nbytes = request.prompt_tokens * target.transfer.token_bytes
         pause = self._ways.seconds(source.instance_id, target.instance_id, nbytes, target.transfer, now)
         here_s, here_all = _token_s(source, total, mix)

@@ -128,8 +128,6 @@ def test_a_prompt_is_computed_at_one_and_goes_on_at_another() -> None:
     assert asked.numbers["transfer_s"] == pytest.approx(401 * GROUPED / TEN_GBIT, abs=0.01)
     (again,) = scheduler.on(RequestArrived(replace(done, brought=400, wish=asked.target)), 1.1)
     assert isinstance(again, Route) and again.choice.instance_id == "i2"
-    # An answer of one token has nothing to go on with.
-    assert not scheduler.on(FirstToken(0.5, replace(done, max_tokens=0), "i0"), 1.1)
     for name in ("i1", "i2"):
         scheduler.on(InstanceReported(name, report(GROUPED, 2.0, accepted=9, kv_free=300)), 2.0)
     assert not scheduler.on(FirstToken(0.5, replace(done, request_id="r1"), "i0"), 2.0)
