@@ -79,13 +79,15 @@ class ExactRules:
         policy = instance_policy(system)
         return cls(policy, {**known_knobs(policy, knobs), step_knob(policy): knobs["budget"]})
 
-    def scheduler(self, spec: ClusterSpec, cost: LatencyModel, transfer: TransferCost) -> Scheduler:
-        """A fresh one. transfer: of KV blocks that come to it."""
+    def scheduler(
+        self, spec: ClusterSpec, cost: LatencyModel, transfer: TransferCost | None = None
+    ) -> Scheduler:
+        """A fresh one. transfer: of KV blocks that come to it; None: none do."""
         setup = make_setup(self.policy, self.knobs, cost, spec.hardware.name)
         config = setup.config(
             spec.context, (STOP,), max_sequences=_ACCEPTED, prefix_caching=spec.prefix_caching
         )
-        return Scheduler(config, setup.policy, hand_over=HandOver(cost, transfer))
+        return Scheduler(config, setup.policy, hand_over=HandOver(cost, transfer) if transfer else None)
 
 
 @dataclass(frozen=True, slots=True)
