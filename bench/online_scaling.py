@@ -1,9 +1,13 @@
-"""A cluster that grows and shrinks: the request rate rises from 20 to 50 per second and falls again.
+"""A cluster that grows and shrinks, in virtual time: by forecast, or by EcoServe's triggers alone.
 
-    python -m bench.online_scaling -o results/
+    python -m bench.online_scaling -o results/                      # all courses
+    python -m bench.online_scaling --courses step --start-s 30 --seeds 1,2,3 -o results/
 
-Macro instances have 6 to 11 instances, so that the twelfth splits the first one. Writes online-scaling.json
-and online-scaling.png: attainment of 5-second windows, instances, and what scaling did.
+Courses of the request rate (ShareGPT-like lengths): `rise`, from 20 to 50 per second and back in steps of a
+minute; `step`, from 8 to 35 at once; `bursts`, 20 per second in bursts (gamma arrivals, CV 2). Macro
+instances have 6 to 11 instances, so that the twelfth splits the first one. Requests that cannot be served in
+time are refused early, as live. Writes online-scaling.json and, of the first seed, online-scaling.png:
+attainment of 5-second windows, instances, and what scaling did.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +27,55 @@ from router.scheduler.routing_scheduler import OverallConfig
 from router.scheduler.scaling import ScalingRules
 from simulator.cluster import ClusterRules, VirtualCluster
 from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
-from simulator.job import Job
+from simulator.job import NOT_YET, Job
 from tidepipe_common.settings.defaults import ROUTING_POLICIES
 from workloads.arrivals import MIXES
 
 WINDOW_S = 5.0
-LEVEL_S = 60.0
-RATES = (20.0, 30.0, 40.0, 50.0, 50.0, 50.0, 20.0, 20.0, 20.0, 20.0)
-"""Requests per second, each for LEVEL_S."""
+MOST = 24
+RULES = ("forecast", "triggers")
 
 
-def demand(seed: int) -> list[Job]:
-    """Poisson arrivals at the rates above, ShareGPT-like lengths."""
+@dataclass(frozen=True, slots=True)
+class Course:
+    """levels: seconds and requests per second. instances: at the beginning, and at least.
+
+    cv: of the gaps between arrivals; 1: Poisson.
+    """
+
+    levels: Sequence[tuple[float, float]]
+    instances: int
+    cv: float = 1.0
+
+    @property
+    def seconds(self) -> float:
+        """All levels together."""
+        return sum(seconds for seconds, _ in self.levels)
+
+
+COURSES = {
+    "rise": Course(
+        [(60.0, rate) for rate in (20.0, 30.0, 40.0, 50.0, 50.0, 50.0, 20.0, 20.0, 20.0, 20.0)], 6
+    ),
+    "step": Course([(60.0, 8.0), (180.0, 35.0)], 3),
+    "bursts": Course([(600.0, 20.0)], 7, cv=2.0),
+}
+
+
+def demand(course: Course, seed: int) -> list[Job]:
+    """Arrivals of a course, ShareGPT-like lengths."""
     chance = np.random.default_rng([seed, 17])
     times: list[float] = []
-    for level, rate in enumerate(RATES):
-        count = chance.poisson(rate * LEVEL_S)
-        times += [float(t) for t in np.sort(chance.uniform(0, LEVEL_S, count)) + level * LEVEL_S]
+    began = 0.0
+    for seconds, rate in course.levels:
+        if course.cv == 1.0:
+            count = chance.poisson(rate * seconds)
+            times += [float(t) for t in np.sort(chance.uniform(0, seconds, count)) + began]
+        else:
+            shape = 1.0 / course.cv**2
+            gaps = chance.gamma(shape, 1.0 / (rate * shape), round(2 * rate * seconds))
+            times += [float(t) + began for t in np.cumsum(gaps) if t < seconds]
+        began += seconds
     lengths = MIXES["sharegpt-like"](len(times), seed).within(MAX_TOTAL, MAX_TOTAL).requests
     wrong = np.exp(chance.normal(0.0, 0.3, len(times)))
     return [
@@ -47,55 +84,75 @@ def demand(seed: int) -> list[Job]:
     ]
 
 
-def run(instances: int, start_s: float, expand_at: float, seed: int, policy: str) -> dict[str, Any]:
-    """start_s: from asking for an instance to its first request. expand_at: share of the TTFT target."""
-    spec = cluster("l20", STUDY, instances)
+def run(name: str, rule: str, start_s: float, seed: int, policy: str) -> dict[str, Any]:
+    """start_s: from asking for an instance to its first request."""
+    course = COURSES[name]
+    spec = cluster("l20", STUDY, course.instances)
     cost, kv_tokens = spec.latency(), spec.kv_tokens()
     rules = InstanceRules(mixed=policy == "padg", budget=256 if policy == "padg" else 2048)
 
     def make(name: str, born: float) -> FastForwardInstance:
         return FastForwardInstance(name, rules, cost, spec.stages, kv_tokens, born)
 
-    scaling = ScalingRules(
-        CHAT, window_s=5.0, expand_at=expand_at, least=instances, most=24, calm_s=10.0, lasting_s=15.0
-    )
+    scaling = ScalingRules(CHAT, least=course.instances, most=MOST, anticipate=rule == "forecast")
     config = OverallConfig(policy=policy, bounds=Bounds(6, 11), max_pending=100_000, scaling=scaling)
     scaled = VirtualCluster(
-        ClusterRules(config, start_s=start_s),
+        ClusterRules(config, start_s=start_s, shed=True),
         make,
         cost,
         stages=spec.stages,
         context=spec.context,
         step_tokens=rules.budget,
     )
-    scaled.start(instances)
-    jobs = demand(seed)
+    scaled.start(course.instances)
+    jobs = demand(course, seed)
     scaled.run(jobs)
     log = scaled.log
+    admitted = [job for job in jobs if job.refused == NOT_YET]
     return {
+        "course": name,
+        "rule": rule,
         "start_s": start_s,
-        "expand_at": expand_at,
         "policy": policy,
-        "attainment": sum(job.met(switch_wait=True) for job in jobs) / len(jobs),
-        "windows": windows(jobs),
+        "seed": seed,
+        "attainment": _met(jobs),
+        "of_admitted": _met(admitted),
+        "levels": levels(course, jobs),
+        "windows": windows(course, jobs),
         "instances": log.instances,
         "scaling": [[note.time_s, note.what, list(note.sizes)] for note in log.scaling],
         "splits": [note.time_s for note in log.scaling if note.what == "split"],
     }
 
 
-def windows(jobs: Sequence[Job]) -> list[list[float]]:
-    """Start, requests, and attainment of each window of arrivals."""
-    found = []
-    for start in np.arange(0.0, len(RATES) * LEVEL_S, WINDOW_S):
-        inside = [job for job in jobs if start <= job.arrival < start + WINDOW_S]
-        if inside:
-            met = sum(job.met(switch_wait=True) for job in inside) / len(inside)
-            found.append([float(start), len(inside), met])
+def _met(jobs: Sequence[Job]) -> float:
+    """Share of requests within both targets; those refused are not."""
+    return sum(job.refused == NOT_YET and job.met(switch_wait=True) for job in jobs) / max(1, len(jobs))
+
+
+def levels(course: Course, jobs: Sequence[Job]) -> list[list[float]]:
+    """Requests per second and attainment of each level."""
+    found, began = [], 0.0
+    for seconds, rate in course.levels:
+        inside = [job for job in jobs if began <= job.arrival < began + seconds]
+        found.append([rate, _met(inside)])
+        began += seconds
     return found
 
 
-def draw(report: dict[str, Any], path: Path) -> None:
+def windows(course: Course, jobs: Sequence[Job]) -> list[list[float]]:
+    """Start, arrivals, attainment, the share that was admitted, and attainment of these, of each window."""
+    found = []
+    for start in np.arange(0.0, course.seconds, WINDOW_S):
+        inside = [job for job in jobs if start <= job.arrival < start + WINDOW_S]
+        if inside:
+            admitted = [job for job in inside if job.refused == NOT_YET]
+            share = len(admitted) / len(inside)
+            found.append([float(start), len(inside), _met(inside), share, _met(admitted)])
+    return found
+
+
+def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
     """Rate and instances above, attainment below; a line where a macro instance split."""
     import matplotlib
 
@@ -103,50 +160,54 @@ def draw(report: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(
-        2, len(report["runs"]), figsize=(6 * len(report["runs"]), 5), sharex=True, layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
-    for column, one in enumerate(report["runs"]):
+        2, len(runs), figsize=(6 * len(runs), 5), sharex="col", layout="constrained", squeeze=False
+    )
+    for column, one in enumerate(runs):
         above, below = axes[0][column], axes[1][column]
-        at, requests, met = zip(*one["windows"], strict=True)
+        at, requests, met, admitted, _ = zip(*one["windows"], strict=True)
         above.step(at, [count / WINDOW_S for count in requests], where="post", label="requests/s")
         times, counts = zip(*one["instances"], strict=True)
-        end = [len(RATES) * LEVEL_S]
+        end = [COURSES[one["course"]].seconds]
         above.step([*times, *end], [*counts, counts[-1]], where="post", label="instances", lw=2)
-        above.set_title(f"expand at {one['expand_at']:g} x TTFT target, start in {one['start_s']:g} s")
-        below.plot(at, [100 * share for share in met], color="tab:green")
+        above.set_title(f"{one['course']}, by {one['rule']}, start in {one['start_s']:g} s")
+        below.plot(at, [100 * share for share in admitted], color="tab:gray", lw=0.8, label="admitted")
+        below.plot(at, [100 * share for share in met], color="tab:green", label="within both targets")
         below.axhline(90, color="black", lw=0.8)
-        below.set(ylim=(0, 102), xlabel="seconds", ylabel="requests within both targets, %")
+        below.set(ylim=(0, 102), xlim=(0, end[0]), xlabel="seconds", ylabel="of all requests, %")
         for split in one["splits"]:
             for each in (above, below):
                 each.axvline(split, color="tab:red", lw=0.8, ls="--")
         above.legend(fontsize="small", frameon=False)
-    figure.savefig(path, dpi=130)
+        below.legend(fontsize="small", frameon=False, loc="lower right")
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     """Run, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--instances", type=int, default=6, help="at the beginning, and at least")
-    parser.add_argument(
-        "--runs", default="1:0,0.3:0,0.3:30", help="expand at (share of the TTFT target):start (s), several"
-    )
+    parser.add_argument("--courses", default=",".join(COURSES), help=f"of {', '.join(COURSES)}")
+    parser.add_argument("--rules", default=",".join(RULES), help=f"of {', '.join(RULES)}")
+    parser.add_argument("--start-s", type=float, default=30.0, help="from asking for an instance to it")
     parser.add_argument("--policy", default="padg", help="where requests go", choices=ROUTING_POLICIES)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", default="1", help="several: 1,2,3")
     parser.add_argument("-o", "--out", type=Path, default=Path())
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    runs = []
-    for text in options.runs.split(","):
-        expand_at, start_s = (float(part) for part in text.split(":"))
-        runs.append(run(options.instances, start_s, expand_at, options.seed, options.policy))
-    report = {"rates": RATES, "level_s": LEVEL_S, "seed": options.seed, "runs": runs}
-    (options.out / "online-scaling.json").write_text(json.dumps(report, indent=1))
-    draw(report, options.out / "online-scaling.png")
+    runs = [
+        run(course, rule, options.start_s, int(seed), options.policy)
+        for seed in options.seeds.split(",")
+        for course in options.courses.split(",")
+        for rule in options.rules.split(",")
+    ]
+    (options.out / "online-scaling.json").write_text(json.dumps(runs))
+    draw([one for one in runs if one["seed"] == runs[0]["seed"]], options.out / "online-scaling.png")
     for one in runs:
         most = max(count for _, count in one["instances"])
-        settings = f"expand at {one['expand_at']:g}, start {one['start_s']:g} s"
-        print(f"{settings}: {one['attainment']:.1%} attained, up to {most} instances")
+        each = ", ".join(f"{rate:g}/s {met:.1%}" for rate, met in one["levels"])
+        print(
+            f"{one['course']} by {one['rule']}, seed {one['seed']}: {one['attainment']:.1%} attained "
+            f"({each}), {one['of_admitted']:.1%} of those admitted; up to {most} instances"
+        )
         for time, what, sizes in one["scaling"]:
             print(f"  {time:7.1f} s  {what}  {sizes}")
 

@@ -255,8 +255,8 @@ class VirtualCluster:
 
     def _think(self, name: str, instance: VirtualInstance, now: float) -> None:
         for job in instance.ended:
-            if self._moves:
-                self._hear(AnswerEnded(name, job.output), now)
+            if self._moves or self._router.scaling is not None:
+                self._hear(AnswerEnded(name, job.output, job.prompt), now)
             following = job.following
             if following is None:
                 continue
@@ -296,6 +296,9 @@ class VirtualCluster:
                 for job in instance.first_tokens:
                     self._hear(FirstToken(job.first - job.arrival), now)
                 instance.first_tokens.clear()
+                for job in [job for job in instance.ended if job.following is None]:
+                    instance.ended.remove(job)
+                    self._hear(AnswerEnded(name, job.output, job.prompt), now)
             if name in self._draining and not len(instance):
                 self._leave(name, now)
 
@@ -330,7 +333,7 @@ class VirtualCluster:
             self._hear(FirstToken(job.first - job.arrival, request, name), now)
         for job in [job for job in instance.ended if job.finished <= now and job.following is None]:
             instance.ended.remove(job)
-            self._hear(AnswerEnded(name, job.output), now)
+            self._hear(AnswerEnded(name, job.output, job.prompt), now)
         for time_s, job in instance.left:
             self._at(max(now, time_s) + MESSAGE_S, lambda at, job=job: self._go_on(job, name, at))  # type: ignore[misc]
         instance.left.clear()
@@ -392,10 +395,11 @@ class VirtualCluster:
                 self.log.roles.append((now, action))
             case Expired(request) | QueueFull(request) | Shed(request) if self._rules.shed:
                 self._refuse(self._jobs.pop(request.request_id), now)
-            case AddInstance(reason):
-                heapq.heappush(self._starting, (now + self._rules.start_s, self._name()))
+            case AddInstance(reason, _, count):
+                for _ in range(count):
+                    heapq.heappush(self._starting, (now + self._rules.start_s, self._name()))
                 self._hear(InstancesStarting(len(self._starting)), now)
-                self._note(now, f"add: {reason}")
+                self._note(now, f"add {count}: {reason}")
             case DrainInstance(name, reason):
                 self._draining.add(name)
                 self._note(now, f"drain {name}: {reason}")

@@ -22,10 +22,12 @@ from tidepipe_common.errors import (
     TidePipeError,
     UnavailableError,
 )
+from tidepipe_common.settings.defaults import SCALING_START_S
 
 MAX_WANTED = 1024
 AT_ONCE = 4
-"""Instances that are started side by side: loading a model takes the whole disk, and all cores."""
+"""Instances that are started side by side: loading a model takes the whole disk, and all cores. Further ones
+wait for their turn, and count as being started."""
 LOOK_S = 2.0
 """How often what is there is compared with what is wanted."""
 FIRST_RETRY_S, LONGEST_RETRY_S = 5.0, 300.0
@@ -61,12 +63,14 @@ class Fleet:
         connect: Callable[[str], Provisioner] | None = None,
         model: str = "",
         hand_over: bool = True,
+        start_s: float = SCALING_START_S,
     ) -> None:
         """links: its model's instances. provisioner: None if instances only come by themselves.
 
         target: of automatic scaling. connect: reaches a provisioner that instances name; None: nobody is
         asked but the one given. model: for people, where there are several.
         hand_over: what an instance has that is stopped goes on at others, instead of being finished there.
+        start_s: that an instance takes to start, until automatic scaling has seen it.
         """
         self.provisioner = provisioner
         self.target = target
@@ -74,6 +78,8 @@ class Fleet:
         self._offered = ""
         self._of = f" of {model}" if model else ""
         self._hand_over = hand_over
+        self._start_s = start_s
+        self._turns = asyncio.Semaphore(AT_ONCE)
         self.wanted: int | None = None
         self.stopping: set[str] = set()
         self.notes: deque[tuple[float, str]] = deque(maxlen=MAX_NOTES)
@@ -154,7 +160,7 @@ class Fleet:
                 f"automatic scaling needs 1 <= least <= most <= {MAX_WANTED}, got {least} and {most}"
             )
         self._check_provisioner()
-        rules = ScalingRules(self.target, least=least, most=most) if on else None
+        rules = ScalingRules(self.target, least=least, most=most, start_s=self._start_s) if on else None
         self.wanted = None
         self._dispatcher.handle(SetScaling(rules))
         self._note(f"automatic scaling on, {least} to {most} instances" if on else "automatic scaling off")
@@ -288,7 +294,7 @@ class Fleet:
     def _wished(self, wish: ScalingWish) -> None:
         match wish:
             case AddInstance():
-                self._add(_why(wish.reason, wish.numbers))
+                self._add_several(wish.count, _why(wish.reason, wish.numbers))
             case DrainInstance():
                 self._remove(wish.instance_id, _why(wish.reason, wish.numbers))
 
@@ -297,6 +303,15 @@ class Fleet:
         self._dispatcher.handle(InstancesStarting(len(self._starts)))
 
     # -- starting -------------------------------------------------------------------------------------
+
+    def _add_several(self, count: int, why: str) -> None:
+        """As the core wishes, unless starts have just failed: it wishes again."""
+        if (rest := self._try_again - self._clock()) > 0:
+            log.info("not started now", count=count, again_in_s=round(rest, 1), why=why)
+            self._told()
+            return
+        for _ in range(count):
+            self._add(f"{count} at once: {why}" if count > 1 else why)
 
     def _add(self, why: str, *, force: bool = False) -> None:
         assert self._group is not None, "the fleet runs before anybody is served"
@@ -312,10 +327,11 @@ class Fleet:
     async def _start(self, name: str, force: bool) -> None:
         assert self.provisioner is not None
         try:
-            stock = None if force else await self.provisioner.stock()
-            if stock is not None and stock.more == 0:
-                raise ConfigError(f"there is no room for one more ({stock.why})")
-            started = await self.provisioner.start()
+            async with self._turns:
+                stock = None if force else await self.provisioner.stock()
+                if stock is not None and stock.more == 0:
+                    raise ConfigError(f"there is no room for one more ({stock.why})")
+                started = await self.provisioner.start()
         except TidePipeError as error:
             self._note(f"{name} failed: {error}; it is tried again in {self._retry_s:g} s if still wanted")
             self._try_again = self._clock() + self._retry_s

@@ -213,9 +213,10 @@ class Dispatcher:
             self._leave(placement)
             placement.sequence.fail(error)
             return
-        entry = self._placed.pop(placement.sequence.key, None)
-        if entry is not None and (tokens := len(placement.sequence.output)):
-            self.handle(AnswerEnded(entry[0].instance_id, tokens))
+        sequence = placement.sequence
+        entry = self._placed.pop(sequence.key, None)
+        if entry is not None and (tokens := len(sequence.output)):
+            self.handle(AnswerEnded(entry[0].instance_id, tokens, len(sequence.prompt)))
         self.changed.notify_all()
 
     def give_back(self, placements: Sequence[Placement], reason: str) -> None:

@@ -76,6 +76,7 @@ class ModelMaker:
             target,
             connect=None if fixed else connect_provisioner,
             model="" if main is None else names[0],
+            start_s=settings.scaling_start_s,
         )
         promised = PromiseMeter(self._record, lambda: model.target)
         model = ServedModel(

@@ -95,10 +95,11 @@ class FirstToken:
 
 @dataclass(frozen=True, slots=True)
 class AnswerEnded:
-    """An instance has come to the end of an answer of so many tokens."""
+    """An instance has come to the end of an answer of so many tokens, to a prompt of so many."""
 
     instance_id: str
     output_tokens: int
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +201,11 @@ class Regrouped:
 
 @dataclass(frozen=True, slots=True)
 class AddInstance:
-    """Start one."""
+    """Start one, or several at once."""
 
     reason: str
     numbers: Mapping[str, float] = field(default_factory=dict)
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)

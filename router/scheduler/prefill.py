@@ -55,6 +55,13 @@ class PrefillTime:
         """One step at one stage, as a StepWork has it."""
         return self._cost.linear_s(tokens) + self._cost.attention_s(int(kv_tokens), pairs)
 
+    def mixed_round_s(self, tokens: float, context: float, pairs: float) -> float:
+        """A round with prompts among its steps, so many tokens with them in all; context: what the attention
+        of decoding reads."""
+        per_step = max(1, round(tokens / self._stages))
+        spent = self._stages * (self._cost.linear_s(per_step) + self._cost.transfer_s(per_step))
+        return spent + self._cost.attention_s(round(context), pairs)
+
 
 class ReportedCost:
     """What steps cost at an instance, as it last said. A StepCost; it changes with every report."""

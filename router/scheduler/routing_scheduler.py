@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 
+from router.scheduler.bearing import modelled
 from router.scheduler.choice import Choice
 from router.scheduler.events import (
     Action,
@@ -52,6 +53,8 @@ from router.scheduler.shedding import ServiceRate, hopeless, last_chance
 from router.scheduler.taking_over import take_over
 from router.scheduler.view import InstanceView
 
+ASKED = 4
+"""Instances whose costs are asked for what one of them bears: they are nearly alike."""
 RETRY_S = 0.01
 """Pending requests are not offered again before that, but with every tick."""
 
@@ -109,6 +112,8 @@ class RoutingScheduler:
         """
         match event:
             case RequestArrived():
+                if self.scaling is not None:
+                    self.scaling.demand.arrived(event.request, now)
                 self._arrived(event.request, now)
             case InstanceReported():
                 if view := self.view(event.instance_id):
@@ -125,9 +130,13 @@ class RoutingScheduler:
             case AnswerEnded():
                 if (macro := self._macro_of(event.instance_id)) and macro.roles is not None:
                     macro.roles.ended(event.output_tokens)
+                if self.scaling is not None:
+                    self.scaling.demand.ended(event.prompt_tokens, event.output_tokens)
             case RequestWithdrawn():
                 self._withdrawn(event)
             case InstanceJoined():
+                if self.scaling is not None:
+                    self.scaling.starts.joined(now)
                 self._joined(InstanceView(event.facts))
             case InstanceReconnected():
                 if view := self.view(event.instance_id):
@@ -140,6 +149,8 @@ class RoutingScheduler:
                     self._regroup(self.mitosis.resume(event.instance_id))
             case InstancesStarting():
                 self.starting = event.count
+                if self.scaling is not None:
+                    self.scaling.starts.under_way(event.count)
             case InstanceLeft():
                 if self.view(event.instance_id):
                     self._regroup(self.mitosis.remove(event.instance_id))
@@ -182,6 +193,7 @@ class RoutingScheduler:
             self._waits.pop(request.request_id, None)
             retry = max(1.0, self.pending.oldest_wait(now))
             self._actions.append(QueueFull(request, waiting, retry))
+            self._refused(now)
             return
         self.pending.add(request)
         if not waiting:
@@ -196,6 +208,9 @@ class RoutingScheduler:
                 self._waits.pop(request.request_id, None)
                 self._actions.append(Route(request, macro.macro_id, choice))
                 self.pending.served(request)
+                if self.scaling is not None:
+                    found = choice.numbers.get("cached_tokens", 0)
+                    self.scaling.demand.sent(request.prompt_tokens, int(found))
                 return True
             wait = choice
         self._waits[request.request_id] = wait
@@ -289,6 +304,7 @@ class RoutingScheduler:
         for request in expired:
             choice = self._waits.pop(request.request_id, Choice(None, "it was never its turn", {}))
             self._actions.append(Expired(request, choice))
+            self._refused(now)
         self._retry(now)
         self._shed(now)
         for macro in self.macros.values():
@@ -321,6 +337,11 @@ class RoutingScheduler:
             self.pending.discard(refusal.request.request_id)
             self._waits.pop(refusal.request.request_id, None)
             self._actions.append(refusal)
+            self._refused(now)
+
+    def _refused(self, now: float) -> None:
+        if self.scaling is not None:
+            self.scaling.refused(now)
 
     # -- instances ----------------------------------------------------------------------------------
 
@@ -364,9 +385,22 @@ class RoutingScheduler:
         decoding = sum(slack.count for slack in slacks)
         due = sum(slack.count * slack.mean_due for slack in slacks if slack.count)
         saved = due / decoding - now if decoding else FOREVER
+        if scaling.wants_model(now):
+            scaling.demand.held(sum(view.tokens for view in everyone))
+            scaling.look(self._one_bears(scaling), now)
         step = scaling.step(len(views), saved, self.pending.oldest_wait(now), now, self.starting)
         if step.change > 0:
-            self._actions.append(AddInstance(step.reason, step.numbers))
+            self._actions.append(AddInstance(step.reason, step.numbers, step.change))
         elif step.change < 0 and (leaving := self.mitosis.candidate()) is not None:
             self._drain(leaving)
             self._actions.append(DrainInstance(leaving, step.reason, step.numbers))
+
+    def _one_bears(self, scaling: AutoScaling) -> float:
+        """Requests per second of an instance, by the cost models; 0 while nothing is known."""
+        sizes = scaling.sizes
+        views = [view for macro in self.macros.values() for view in macro.views if view.ready][:ASKED]
+        if sizes is None or not views:
+            return 0.0
+        # Alike ones are asked once.
+        asked = {(view.facts.prefill, view.kv_total) for view in views}
+        return sum(modelled(*one, sizes, scaling.rules.target) for one in asked) / len(asked)

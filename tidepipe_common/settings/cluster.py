@@ -46,6 +46,7 @@ _ROUTER_ONLY = (
     "share_prefixes",
     "macro_min",
     "macro_max",
+    "scaling_start_s",
     "max_pending",
     "files_max_bytes",
     "max_stored_bytes_per_key",
@@ -113,6 +114,7 @@ class ClusterConfig(Strict):
     tpot_ms: fields.TpotMs | None = None
     macro_min: fields.MacroMin | None = None
     macro_max: fields.MacroMax | None = None
+    scaling_start_s: fields.ScalingStartS | None = None
     max_pending: fields.MaxPending | None = None
     upstream: Annotated[
         str | None,

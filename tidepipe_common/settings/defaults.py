@@ -56,6 +56,10 @@ TTFT_S, TPOT_S = 5.0, 0.1
 """Latency targets: EcoServe's for conversations (evaluation, ShareGPT)."""
 MACRO_MIN, MACRO_MAX = 6, 11
 """Instances per macro instance: N_l and N_u."""
+SCALING_START_S = 60.0
+"""From asking for an instance until it serves, until starts were seen: a model is loaded from disk."""
+SCALING_SHARE = 0.9
+"""Of what instances bear that automatic scaling plans with; the rest is for bursts."""
 CERTIFICATE_DAYS = 365.0
 """A cluster may be up for long, and the last thirty days of its certificates are full of warnings."""
 QUANTILES = (50, 90, 99)

@@ -365,6 +365,15 @@ PrefillInstances = Annotated[
         le=MAX_COUNT,
     ),
 ]
+ScalingStartS = Annotated[
+    float,
+    setting(
+        "What automatic scaling takes an instance to need for its start, until it has seen some.",
+        metavar="S",
+        gt=0,
+        lt=1e6,
+    ),
+]
 MaxPending = Annotated[int, setting("Answers that may wait for an instance.", ge=1, le=MAX_COUNT)]
 DataDir = Annotated[str, setting("Folder that keeps files and batches of the HTTP API.", metavar="DIR")]
 ApiKeys = Annotated[

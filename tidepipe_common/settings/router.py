@@ -67,6 +67,7 @@ class RouterSettings(ServiceSettings):
     tpot_ms: fields.TpotMs = 1000 * defaults.TPOT_S
     macro_min: fields.MacroMin = defaults.MACRO_MIN
     macro_max: fields.MacroMax = defaults.MACRO_MAX
+    scaling_start_s: fields.ScalingStartS = defaults.SCALING_START_S
     remember_s: Annotated[
         float, setting("How long an ended request can be asked for.", metavar="S", gt=0, lt=1e6)
     ] = 120.0

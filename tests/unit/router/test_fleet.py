@@ -12,6 +12,7 @@ import pytest
 from router.autoscaling import fleet as module
 from router.autoscaling.fleet import Fleet
 from router.autoscaling.provisioner import StartedInstance, Stock
+from router.scheduler.events import AddInstance, InstancesStarting
 from router.scheduler.mitosis import Bounds, Mitosis
 from router.scheduler.slo import SloTarget
 from tidepipe_common.errors import InvalidRequestError, UnavailableError
@@ -32,7 +33,7 @@ class Machines:
         self.slow.set()
         self.made = 0
         self.told: list[int] = []
-        self.on_scaling: object = None
+        self.on_scaling: Callable[[AddInstance], None] = lambda wish: None
         self.deserted: Callable[[], bool] = lambda: False
         self.scheduler = SimpleNamespace(scaling=None, mitosis=self.mitosis)
         self.directory = SimpleNamespace(silent=lambda link: self.mitosis.leave(link.instance_id))
@@ -43,7 +44,8 @@ class Machines:
         return iter(list(self.links.values()))
 
     def handle(self, event: Any) -> None:
-        self.told.append(event.count)
+        if isinstance(event, InstancesStarting):
+            self.told.append(event.count)
 
     def evacuate(self, link: Any, reason: str) -> int:
         return 0
@@ -224,3 +226,21 @@ async def test_the_last_one_is_not_drained_by_the_way() -> None:
         assert machines.deserted()
         fleet.drain("i0", resume=True)
         assert not machines.deserted()
+
+
+async def test_several_that_are_wished_at_once_start_in_turns_and_not_again_while_starts_fail() -> None:
+    machines = Machines(1, room=99)
+    async for fleet in running(machines):
+        machines.slow.clear()
+        machines.on_scaling(AddInstance("a step", {}, 6))
+        await asyncio.sleep(0.05)
+        assert len(fleet.starting) == machines.told[-1] == 6
+        assert machines.asked == module.AT_ONCE, "the others wait for their turn"
+        machines.slow.set()
+        await until(machines, fleet, 7)
+        machines.failures = 2
+        machines.on_scaling(AddInstance("another", {}, 2))
+        await until(machines, fleet, 7)
+        fleet._try_again = fleet._clock() + 60.0
+        machines.on_scaling(AddInstance("another", {}, 2))
+        assert not fleet.starting and machines.told[-1] == 0, "the core hears that nothing starts"

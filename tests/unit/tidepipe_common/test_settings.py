@@ -101,6 +101,7 @@ KNOWN: dict[type[ServiceSettings], dict[str, tuple[str | None, Any]]] = {
         "--tpot-ms": (".5", 0.5),
         "--macro-min": ("1", 1),
         "--macro-max": ("2", 2),
+        "--scaling-start-s": ("1", 1.0),
         "--remember-s": ("1", 1.0),
         "--take-over": (None, True),
         "--drain-s": ("1", 1.0),
