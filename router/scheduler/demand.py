@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from router.scheduler.request import UNSAID_TOKENS, RouteRequest
+from router.scheduler.request import RouteRequest
 from tidepipe_common.latency.work import chunk_pairs
 
 BIN_S = 1.0
@@ -82,7 +82,7 @@ class Demand:
         self._count += 1
         self._prompt.add(request.prompt_tokens)
         self._pairs.add(chunk_pairs(0, request.prompt_tokens))
-        self._expected_output.add(min(request.max_tokens or UNSAID_TOKENS, UNSAID_TOKENS))
+        self._expected_output.add(request.foreseen)
 
     def sent(self, prompt_tokens: int, found: int) -> None:
         """To an instance, where so many tokens of the prompt were computed before."""

@@ -110,6 +110,7 @@ class AutoScaling:
         self._sum = 0.0
         self._stepped = float("-inf")
         self._ample_since: float | None = None
+        self._bears = False
         self._refused = float("-inf")
         self._full_since: float | None = None
         self._late_since: float | None = None
@@ -140,7 +141,7 @@ class AutoScaling:
     def look(self, bears: float, now: float) -> None:
         """bears: requests of the present sizes per second of one instance, by the cost model."""
         outlook = self.demand.outlook()
-        known = outlook is not None and 0.0 < bears < float("inf")
+        known = self._bears = 0.0 < bears < float("inf")
         self._plan = None
         if known and outlook is not None:
             ahead_s = self.starts.seconds
@@ -179,7 +180,9 @@ class AutoScaling:
         self._ample_since = (now if self._ample_since is None else self._ample_since) if ample else None
         if now - self._stepped < rules.calm_s:
             return ScalingStep(0, "the last step is too recent", numbers)
-        if mean > limit and instances + starting < rules.most and self._plan is None:
+        # While arrivals are too few for a forecast, what is only rather late is no reason yet.
+        late = rules.target.ttft_s if rules.anticipate and self._bears else limit
+        if mean > late and instances + starting < rules.most and self._plan is None:
             self._took(1, now)
             return ScalingStep(1, "mean TTFT exceeds its limit", numbers)
         lasts = self._ample_since is not None and now - self._ample_since >= rules.lasting_s
