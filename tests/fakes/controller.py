@@ -317,6 +317,7 @@ class FakeController(pb_grpc.ControllerServiceServicer):
             slack=pb.Slack(count=len(running), mean_s=9, low_s=9, low_latest_s=9),
             costs=pb.StepCosts(stages=1, step_tokens=256, linear_tokens=[1, 256], linear_s=[0.001, 0.01]),
             policy=self.policy,
+            kv_transfer=pb.KvTransfer(token_bytes=1, bytes_per_s=1e9) if self.hands_over else None,
         )
 
     async def SetPolicy(  # noqa: N802

@@ -138,6 +138,23 @@ async def test_an_instance_is_passed_on_to_another_router_while_it_works() -> No
         assert heard.text == TEXT and len(stays.submitted) == given + 1, "it stays where it was"
 
 
+async def test_prompts_are_computed_at_one_and_answers_go_on_at_others() -> None:
+    """A fixed split: whoever decodes was given only what came with its blocks, behind a first token."""
+    async with (
+        cluster(3, hands_over=True, routing="roles", prefill_instances=1) as (router, [first, *others]),
+        AdminClient(router.address) as admin,
+    ):
+        async with load(router):
+            await eventually(lambda: sum(len(one.submitted) for one in others) > 20)
+        came = [spec for one in others for spec in one.submitted]
+        assert all(spec.HasField("kv") and spec.output_token_ids for spec in came)
+        assert not any(spec.HasField("kv") for spec in first.submitted)
+        assert min(len(one.submitted) for one in others) > 5
+        [macro] = (await admin.groups())["macros"]
+        told = [(one["prefill_share"], one["share_reason"].partition(" (")[0]) for one in macro["members"]]
+        assert told == [(1.0, "a fixed split"), (0.0, "a fixed split"), (0.0, "a fixed split")]
+
+
 async def test_sequences_move_with_their_blocks_where_they_are_wanted() -> None:
     """Of an instance that is drained, and by a policy's wish: each goes on elsewhere from where it was, and
     the instance that had it is told when its blocks are not needed any more."""
