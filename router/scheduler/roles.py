@@ -174,25 +174,27 @@ def predicted_goodput(shares: Sequence[float], powers: Sequence[Power], mix: Mix
     if total <= 0.0 or rest <= 0.0:
         return Predicted(0.0, "nobody computes prompts" if total <= 0.0 else "nobody decodes")
     classes = {
-        (share / total, (1.0 - share) / rest, id(power.prefill)): power
+        (share / total, (1.0 - share) / rest, id(power.prefill), power.transfer): power
         for share, power in zip(shares, powers, strict=True)
     }
+    kinds = [(key[0], key[1], power) for key, power in classes.items()]
     low, limit = 0.0, ""
     high = 1.0
-    while high < 1e5 and not (limit := _obstacle(classes, mix, high)):
+    while high < 1e5 and not (limit := _obstacle(kinds, mix, high)):
         low, high = high, 2.0 * high
     for _ in range(12):
         middle = (low + high) / 2
-        if found := _obstacle(classes, mix, middle):
+        if found := _obstacle(kinds, mix, middle):
             high, limit = middle, found
         else:
             low = middle
     return Predicted(low, limit)
 
 
-def _obstacle(classes: Mapping[tuple[float, float, int], Power], mix: Mix, rate: float) -> str:
-    """What does not hold at this rate; empty: all does."""
-    for (prompts, decodes, _), power in classes.items():
+def _obstacle(kinds: Sequence[tuple[float, float, Power]], mix: Mix, rate: float) -> str:
+    """What does not hold at this rate; empty: all does. kinds: of instances, with their parts of all prompts,
+    and of all that decode."""
+    for prompts, decodes, power in kinds:
         gone = max(0.0, prompts - decodes)
         moved = rate * max(gone, decodes - prompts) * mix.prompt * power.transfer.token_bytes
         pause = 0.0

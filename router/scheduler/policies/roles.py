@@ -260,7 +260,7 @@ class Roles:
             "rate_rps": mix.rate,
             "prompt": mix.prompt,
             "output": mix.output,
-            "link_bytes_per_s": powers[0].transfer.bytes_per_s,
+            "link_bytes_per_s": min(power.transfer.bytes_per_s for power in powers),
         }
         reason = f"predicted to serve more than before, where {aim.present.limit or 'nothing'} was the limit"
         for view, share in zip(views, aim.shares, strict=True):
