@@ -22,6 +22,7 @@ from tidepipe_common.lengths.request import RequestFeatures
 FOLDS = 5
 STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
 ITERATIONS = 60
+LEAST_PROMPTS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,5 +121,10 @@ def best_strength(
 
 
 def folds(prompts: Indices, chance: np.random.Generator) -> Indices:
-    """(n,) a number below FOLDS: answers to one prompt are never on both sides."""
+    """(n,) a number below FOLDS: answers to one prompt are never on both sides.
+
+    Unless there are fewer than LEAST_PROMPTS: then the next answers are to the same ones, and not to others.
+    """
+    if len(np.unique(prompts)) < LEAST_PROMPTS:
+        return np.asarray(chance.permutation(len(prompts)) % FOLDS, dtype=np.int64)
     return np.asarray((chance.permutation(int(prompts.max(initial=0)) + 1) % FOLDS)[prompts], dtype=np.int64)
