@@ -3,7 +3,8 @@
 Derivation. A stage computes all steps, one after the other, so the makespan is at least the sum of its steps'
 times. A step of x tokens takes at least f(x) for its matrix products, f being the lower convex hull of their
 measured or modelled time, plus its attention. Attention's sum does not depend on the schedule: every decode
-row reads its context once (rows of prompts are left out: they favour the schedule).
+row reads its context once, and every token of a prompt attends to those before it, in whichever chunks. (What
+chunks behind the first read of the KV cache again is left out, as one chunk would not.)
 
 What does depend on it is the number of steps J. To keep S stages busy, S steps must be under way, of
 disjoint sequences, and each holds the KV cache of its sequences meanwhile: together at most M tokens. So a
@@ -30,6 +31,7 @@ from itertools import pairwise
 
 from simulator.job import ROOT
 from tidepipe_common.latency.model import StepCost
+from tidepipe_common.latency.work import chunk_pairs
 from tidepipe_common.prefix import block_keys
 from tidepipe_common.settings.defaults import BLOCK_SIZE
 from workloads.content import ANSWER, token_ids
@@ -42,13 +44,14 @@ _SEARCH = 400
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """tokens_per_step, steps: of the schedule that the bound stands for."""
+    """tokens_per_step, steps, token_s: of the schedule that the bound stands for. The last: products."""
 
     output_tokens_per_s: float
     total_tokens_per_s: float
     makespan_s: float
     steps: float
     tokens_per_step: float
+    token_s: float
 
 
 class ConvexHull:
@@ -109,12 +112,13 @@ def mixed_batch_bound(
     outputs = sum(one.output_tokens for one in requests)
     # The last token of an output is sampled but never computed.
     tokens = prompts + outputs - len(requests) - sum(found)
-    context = held = 0.0
+    context = held = pairs = 0.0
     for one, here in zip(requests, found, strict=True):
         rows = one.output_tokens - 1
         context += rows * (one.prompt_tokens + (rows + 1) / 2)
         held += rows * (one.prompt_tokens - here + (rows + 1) / 2)
-    attention = cost.attention_s(round(context), 0.0)
+        pairs += chunk_pairs(here, one.prompt_tokens - here)
+    attention = cost.attention_s(round(context), pairs)
     hull = ConvexHull([cost.linear_s(x) for x in range(1, LARGEST_STEP + 1)])
     least = max(held * stages / kv_tokens, tokens / LARGEST_STEP, 1.0)
     most = max(float(tokens), least)
@@ -127,5 +131,10 @@ def mixed_batch_bound(
     longest = max(one.output_tokens for one in requests)
     makespan = max(best_s + attention, longest * stages * cost.linear_s(1))
     return Bound(
-        outputs / makespan, (prompts + outputs) / makespan, makespan, best_steps, tokens / best_steps
+        outputs / makespan,
+        (prompts + outputs) / makespan,
+        makespan,
+        best_steps,
+        tokens / best_steps,
+        best_s / tokens,
     )

@@ -40,17 +40,22 @@ class NoStealing:
 
 
 class StealByCount:
-    """The paper's: every batch gets the same number of sequences."""
+    """The paper's: every batch gets the same number of sequences.
+
+    It does not say which ones a batch gives. Every n-th by length, so that what leaves is like what stays: to
+    give the longest, say, evens out the numbers and makes the contexts uneven.
+    """
 
     def balance(self, batches: DecodeBatches, batch: MicroBatch, arriving: int) -> int:
         """See the class."""
         target = -(-(len(batches) + arriving) // len(batches.batches))
         surplus = len(batch.members) - target
         if surplus > 0:
-            # The longest ones move: whoever takes them is short of work.
             batch.members.sort(key=_length)
-            batches.pool.extend(batch.members[-surplus:])
-            del batch.members[-surplus:]
+            count = len(batch.members)
+            leave = {int((place + 0.5) * count / surplus) for place in range(surplus)}
+            batches.pool.extend(one for place, one in enumerate(batch.members) if place in leave)
+            batch.members[:] = [one for place, one in enumerate(batch.members) if place not in leave]
             return surplus
         if surplus < 0 and batches.pool:
             take_spread(batches, batch, -surplus)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 
 from controller.scheduler.actions import Reason
 from controller.scheduler.decode import MicroBatch
@@ -60,6 +60,15 @@ class StepSizes:
         self._curve = [point for point in curve if point[0] <= largest]
         self._cost = cost
 
+    def step(self, tokens: float) -> tuple[float, float]:
+        """Tokens and seconds of a step of so many on average, taken in corners: no more than the largest."""
+        hull = [(1, self._cost.linear_s(1)), *((size, self._cost.linear_s(size)) for size in self.corners(1))]
+        tokens = min(max(1.0, tokens), hull[-1][0])
+        for low, high in pairwise(hull):
+            if tokens <= high[0]:
+                return tokens, low[1] + _slope(low, high) * (tokens - low[0])
+        return hull[-1]
+
     def corners(self, rows: int) -> list[int]:
         """Sizes above `rows`, the decode rows that each step has anyway, in rising order; at least one."""
         hull = [(rows, self._cost.linear_s(max(1, rows)))]
@@ -107,6 +116,7 @@ class AutoPolicy(MixedSteps):
         """
         super().__init__(extra_batches)
         self._dispatch_s = dispatch_s
+        self._way_s = 0.0
         self.knobs = knobs or TideKnobs()
         self._stealing: Stealing = stealing or StealByTime(cost)
         self._order = FinishTogether() if order else None
@@ -122,6 +132,10 @@ class AutoPolicy(MixedSteps):
         if tokens != self._fixed_size:
             self._fixed_size, self._steps_left = tokens, 0
 
+    def add_in_flood(self, way_s: float) -> None:
+        """From now on there is one more batch in the flood where that pays. way_s: as dispatch_s."""
+        self._way_s = way_s
+
     def place(self, state: PipelineState, sequence: Sequence, batch: MicroBatch | None) -> None:
         """Into the pool: the batch that is short of work takes it."""
         state.batches.add(sequence)
@@ -135,6 +149,10 @@ class AutoPolicy(MixedSteps):
         self._turn_tide(state, now)
         if self._extra and self._dispatch_s:
             self._fit_batches(state)
+        elif self._way_s:
+            wanted = state.stages + self._pays_in_flood(state)
+            if wanted != len(state.batches.batches):
+                state.batches.resize(wanted)
         for batch in state.batches.idle():
             self.form(state, batch)
         if not state.running and not state.waiting:
@@ -172,6 +190,26 @@ class AutoPolicy(MixedSteps):
             wanted = state.stages
         if wanted != len(state.batches.batches):
             state.batches.resize(wanted)
+
+    def _pays_in_flood(self, state: PipelineState) -> bool:
+        """Does one batch more than stages pay, while prompts ride along?
+
+        A round computes what memory lets through, in one step for each batch. As many batches as stages wait
+        once a round for the way of results, plans and activations; one more hides that, in smaller steps.
+        Where prompts are long, rounds have so many tokens that steps of any size cost nearly alike.
+        """
+        stages = state.stages
+        if stages < 2 or not state.waiting:
+            return False
+        tokens = self._tokens_per_round(state)
+        if not tokens:
+            return False
+        few, few_s = self._sizes.step(tokens / stages)
+        many, many_s = self._sizes.step(tokens / (stages + 1))
+        way = self._way_s + stages * self._cost.transfer_s(round(few))
+        # Seconds per token; not back and forth where both are level.
+        waits = (few_s + way / stages) / few
+        return many_s / many < waits * (1.0 if len(state.batches.batches) > stages else 0.995)
 
     def _drains_in_few(self, state: PipelineState) -> bool:
         batches, few = state.batches, state.stages

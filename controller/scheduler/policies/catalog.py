@@ -69,7 +69,14 @@ DEFAULTS: Mapping[str, Knobs] = {
     # Algorithm 1 does not ask how fast many sequences decode: a limit on their number does.
     "padg-published": {**_APART, "max_sequences": 256},
     "separate": {**_ENGINE, "token_budget": 2048},
-    "hybrid": {**_ENGINE, "token_budget": 256},
+    "hybrid": {
+        **_ENGINE,
+        "token_budget": 256,
+        # What `auto` has, to compare: with occupancy 0 admission is by forecast, with these rates.
+        "overflow": 0.1,
+        "order": False,
+        "stealing": "home",
+    },
     # As these engines have them, on every device: whoever compares them at their best scans the budget.
     "vllm": _VLLM,
     "vllm-capped": {**_VLLM, "cap": 0},
@@ -85,7 +92,8 @@ DEFAULTS: Mapping[str, Knobs] = {
     "tp-hybrid": {**_ENGINE, "token_budget": 512},
 }
 """All knobs of each policy. 0 of a limit: none; of `cap`: an equal share; of `occupancy`: admission by
-forecast; of `fixed_size`: by price. The last two have one tensor-parallel stage, in virtual time only."""
+forecast; of `fixed_size`: by price. `stealing` home: a sequence stays in its batch. The last two have one
+tensor-parallel stage, in virtual time only."""
 
 ON_CPU: Mapping[str, Knobs] = {
     "auto": {"extra_batches": 1},
@@ -202,6 +210,8 @@ def make_setup(
         return make_setup("td-pipe", known_knobs("td-pipe", given), None, device, fixed=fixed)
     fitting = name == "auto" and device == "cpu" and "extra_batches" not in given and not fixed
     policy = _MAKERS[name.removeprefix("tp-")](chosen, cost, DISPATCH_S if fitting else 0.0)
+    if isinstance(policy, AutoPolicy) and device != "cpu" and "extra_batches" not in given and not fixed:
+        policy.add_in_flood(DISPATCH_S)
     admission = AdmissionRules(
         int(chosen["max_running"]) or MAX_STEP_TOKENS,
         float(chosen.get("reserve", 0.0)),
@@ -221,7 +231,13 @@ def make_setup(
 
 
 def _hybrid(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
-    return HybridPolicy(int(knobs["token_budget"]), int(knobs["extra_batches"]))
+    stealing = str(knobs.get("stealing", "home"))
+    return HybridPolicy(
+        int(knobs["token_budget"]),
+        int(knobs["extra_batches"]),
+        order=bool(knobs.get("order", False)),
+        stealing=None if stealing == "home" else _stealing(stealing, cost),
+    )
 
 
 def _vllm(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:

@@ -35,13 +35,16 @@ class MixedSteps(ABC):
         if state.phase is Phase.IDLE and state.waiting:
             state.turn(Phase.MIXED, Reason("work arrived", {"waiting": len(state.waiting)}), now)
         for batch in state.batches.idle():
-            if state.batches.pool:
-                # Those that sat a step out for lack of a block.
-                batch.members.extend(state.batches.pool)
-                state.batches.pool.clear()
+            self.take_back(state, batch)
             self.form(state, batch)
         if not state.running and not state.waiting:
             state.turn(Phase.IDLE, Reason("all done"), now)
+
+    def take_back(self, state: PipelineState, batch: MicroBatch) -> None:
+        """Those that sat a step out for lack of a block."""
+        if state.batches.pool:
+            batch.members.extend(state.batches.pool)
+            state.batches.pool.clear()
 
     @abstractmethod
     def form(self, state: PipelineState, batch: MicroBatch) -> None:

@@ -37,6 +37,13 @@ FORECAST = AdmissionRules()
 RISKY = AdmissionRules(reserve=0.0, risk=1.6)
 WATERMARK = AdmissionRules(occupancy=0.99)
 
+
+def _wider_in_flood() -> AutoPolicy:
+    policy = AutoPolicy(COST, TideKnobs(most_tokens=64, grain=8))
+    policy.add_in_flood(COST.linear_s(64))
+    return policy
+
+
 CASES: dict[str, Case] = {
     "td-pipe": (TemporalPolicy, Newest(), FORECAST),
     "td-pipe by intensity and time": (
@@ -48,6 +55,11 @@ CASES: dict[str, Case] = {
     "padg-apart": (lambda: PadgPolicy(COST), Newest(), FORECAST),
     "separate": (lambda: SeparatePolicy(32), Newest(idle_only=True), WATERMARK),
     "hybrid": (lambda: HybridPolicy(16, 0), Newest(idle_only=True), WATERMARK),
+    "hybrid with what auto has": (
+        lambda: HybridPolicy(16, 0, order=True, stealing=StealByTime(COST)),
+        LeastLost(),
+        RISKY,
+    ),
     "vllm": (lambda: VllmPolicy(16), Newest(idle_only=True), WATERMARK),
     "vllm-capped": (lambda: CappedVllmPolicy(16), Newest(idle_only=True), WATERMARK),
     "gllm": (
@@ -57,6 +69,7 @@ CASES: dict[str, Case] = {
     ),
     "auto": (lambda: AutoPolicy(COST, TideKnobs(most_tokens=64, grain=8)), LeastLost(), RISKY),
     "auto, overcommitted": (lambda: AutoPolicy(COST), LeastLost(), AdmissionRules(reserve=-9.0)),
+    "auto, one more batch in the flood": (_wider_in_flood, LeastLost(), RISKY),
     "auto, batches come and go": (
         lambda: AutoPolicy(COST, TideKnobs(long_step=1.0), extra_batches=1, dispatch_s=COST.linear_s(2)),
         LeastLost(),

@@ -233,6 +233,15 @@ def test_stealing_by_time_evens_out_contexts_stealing_by_count_numbers() -> None
             assert max(loads) - min(loads) <= tolerance * max(loads)
 
 
+def test_stealing_by_count_gives_what_is_like_the_rest() -> None:
+    """Long and short ones alike: neither what stays nor what leaves is shorter."""
+    batches = DecodeBatches(2)
+    batches.batches[0].members = [sequence(f"{length}", length) for length in range(100, 1100, 50)]
+    assert StealByCount().balance(batches, batches.batches[0], 0) == 10
+    for part in (batches.pool, batches.batches[0].members):
+        assert abs(sum(s.length for s in part) / 10 - 575) <= 25
+
+
 def test_a_lone_sequence_is_never_taken_from_its_batch() -> None:
     """Fewer sequences than batches: nobody ends up in the pool for good."""
     batches = DecodeBatches(4)
