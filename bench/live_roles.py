@@ -180,7 +180,8 @@ def main() -> None:
                     print(json.dumps(rows[-1]), flush=True)
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        told = {"options": {k: str(v) for k, v in vars(options).items()}, "rows": rows}
+        shown = {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items()}
+        told = {"options": shown, "rows": rows}
         options.output.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
