@@ -26,7 +26,7 @@ import numpy as np
 from bench.length_draws import drawn
 from bench.length_floor import LENGTHS, Drawn, compared, other_answers, with_prompts
 from bench.length_floor import LEVELS as JUDGED
-from controller.scheduler.expectation import LengthBelief, uncut_quantiles
+from controller.scheduler.expectation import LengthBelief
 from predictor.evaluation.signal_head import SignalHead, head_columns, told_columns
 from predictor.training.answers import targets, weights
 from predictor.training.fit import fit
@@ -149,7 +149,7 @@ class Folds:
                     start = self.found["signal and text"][place]
                     at = np.array([float(done)])
                     again = head.quantiles(row[None], np.array([limit]), at)[0, PLACES[0]]
-                    belief = LengthBelief.from_quantiles(*uncut_quantiles(LEVELS, start.tolist(), limit))
+                    belief = LengthBelief.from_quantiles(start[PLACES[0]], start[PLACES[1]])
                     told = {
                         "asked again": again,
                         "curve of the start": min(limit, done + belief.remaining(done)),

@@ -19,16 +19,15 @@ from typing import Any
 import numpy as np
 
 from bench.length_draws import drawn
-from controller.scheduler.expectation import uncut_quantiles
 from simulator.offline import PipelineSpec, run_offline
 from simulator.predictions import Predict, Quantiles
 from tidepipe_common.latency.files import read_shape
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.profile_file import read_profile
-from tidepipe_common.lengths.distribution import Floats
 from tidepipe_common.lengths.request import LEVELS
 from workloads.mixes import SimRequest, Workload
 
+P50, P90 = LEVELS.index(0.5), LEVELS.index(0.9)
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "auto": ("auto", {}),
     "td-pipe": ("td-pipe", {}),
@@ -40,21 +39,17 @@ def predictions(lines: list[dict[str, Any]], predicted: dict[str, Any]) -> dict[
     """Of each answer of each prompt, by the name of who predicts."""
     kinds = ("oracle", "siblings", "text", "signal and text", "plain")
     found: dict[str, list[list[Quantiles]]] = {name: [] for name in kinds}
-    everything = np.concatenate([line["lengths"] for line in lines])
+    plain = np.quantile(np.concatenate([line["lengths"] for line in lines]), (0.5, 0.9))
     for line in lines:
         lengths = np.array(line["lengths"], dtype=np.float64)
         of_prompt = predicted[line["id"]]
-        limit = line["max_tokens"]
-
-        def of_others(others: Floats, limit: float = limit) -> Quantiles:
-            return uncut_quantiles(LEVELS, np.quantile(others, LEVELS).tolist(), limit)
-
+        siblings = [np.quantile(np.delete(lengths, place), (0.5, 0.9)) for place in range(len(lengths))]
         found["oracle"].append([(one, one) for one in lengths.tolist()])
-        found["siblings"].append([of_others(np.delete(lengths, place)) for place in range(len(lengths))])
-        found["plain"].append([of_others(everything)] * len(lengths))
+        found["siblings"].append([(float(p50), float(p90)) for p50, p90 in siblings])
+        found["plain"].append([(float(plain[0]), float(plain[1]))] * len(lengths))
         for name in ("text", "signal and text"):
-            told = uncut_quantiles(LEVELS, of_prompt[name], limit)
-            found[name].append([told] * len(lengths))
+            row = of_prompt[name]
+            found[name].append([(row[P50], row[P90])] * len(lengths))
     return found
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from controller.scheduler.expectation import uncut_quantiles
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.lengths.prompt import prompt_features
-from tidepipe_common.lengths.request import LEVELS, NO_PROMPT, RequestFeatures
+from tidepipe_common.lengths.request import NO_PROMPT, RequestFeatures
 from tidepipe_common.lengths.store import load_lengths
 from tidepipe_common.lengths.trained import TrainedLengths
 from workloads.mixes import SimRequest
@@ -65,7 +64,6 @@ def _trained(model: TrainedLengths) -> Predict:
             )
             for one in requests
         ]
-        rows = model.quantiles(features).tolist()
-        return [uncut_quantiles(LEVELS, row, one.limit) for row, one in zip(rows, features, strict=True)]
+        return [(p50, p90) for p50, p90 in model.quantiles(features, (0.5, 0.9)).tolist()]
 
     return predict

@@ -13,7 +13,6 @@ import numpy as np
 import structlog
 
 from controller.scheduler.actions import Finish
-from controller.scheduler.expectation import uncut_quantiles
 from controller.scheduler.sequence import Sequence
 from tidepipe.v1 import predictor_pb2, predictor_pb2_grpc
 from tidepipe.v1.predictor_pb2 import RequestFeatures
@@ -264,16 +263,17 @@ class LengthOracle:
         """Pass predictions on; ValueError, before any is, if they make no sense."""
         if [one.key for one in reply.predictions] != [one.key for one in batch]:
             raise ValueError("the predictor's answer is not about what it was asked")
-        quantiles = [_p50_p90(one, features) for one, features in zip(reply.predictions, batch, strict=True)]
+        quantiles = [_p50_p90(one) for one in reply.predictions]
         for features, (p50, p90) in zip(batch, quantiles, strict=True):
             self._tell(features, p50, p90)
 
     def _tell(self, features: RequestFeatures, p50: float, p90: float) -> None:
         """Unless something else has been asked of the sequence meanwhile."""
         if self._running.get(features.key) is features:
-            behind = self._behind.get(features.key)
+            behind, limit = self._behind.get(features.key), features.max_tokens
             spent = 0 if behind is None else behind.tokens
-            self._predicted(features.key, spent + p50, spent + p90, spent + features.generated_tokens)
+            at = spent + features.generated_tokens
+            self._predicted(features.key, spent + min(p50, limit), spent + min(p90, limit), at)
 
     def _fall_back(self, batch: Many[RequestFeatures]) -> None:
         """Quantiles of the newest outputs here; none at all while there are too few."""
@@ -287,7 +287,7 @@ class LengthOracle:
             growing = self._growing.get(one.key)
             predicted = growing is not None and growing.sequence.predicted_p50 is not None
             if one.key not in self._behind and not predicted:
-                self._tell(one, min(float(p50), one.max_tokens), min(float(p90), one.max_tokens))
+                self._tell(one, float(p50), float(p90))
 
     async def _observe_loop(self, stub: predictor_pb2_grpc.PredictorServiceAsyncStub) -> None:
         while True:
@@ -310,16 +310,14 @@ class LengthOracle:
                     self.observations_lost += len(batch)
 
 
-def _p50_p90(prediction: predictor_pb2.LengthPrediction, features: RequestFeatures) -> tuple[float, float]:
+def _p50_p90(prediction: predictor_pb2.LengthPrediction) -> tuple[float, float]:
     levels, tokens = np.array(prediction.levels), np.array(prediction.tokens)
     if len(levels) != len(tokens) or not len(levels):
         raise ValueError("the predictor's answer has no levels")
     if not np.isfinite(tokens).all() or tokens[0] < 0.0 or (np.diff(tokens) < 0.0).any():
         raise ValueError(f"the predictor's answer makes no sense: {tokens.tolist()}")
-    # Of the rest, if it has some output already.
-    there = features.generated_tokens
-    p50, p90 = uncut_quantiles(prediction.levels, (tokens - there).tolist(), features.max_tokens - there)
-    return there + p50, there + p90
+    p50, p90 = np.interp((0.5, 0.9), levels, tokens)
+    return float(p50), float(p90)
 
 
 def _next_refresh(output: int) -> int:

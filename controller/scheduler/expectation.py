@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
-from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,33 +51,6 @@ class LengthBelief:
         high, low = max(ended, aged), min(ended, aged)
         grown = high + math.log1p(math.exp(low - high))
         return max(self.median * math.exp(grown / self.shape) - tokens, 1.0)
-
-
-_CURVE = ((0.5, 0.9), (0.5, 0.75), (0.25, 0.5), (0.1, 0.5), (0.1, 0.25))
-"""Levels through which a belief's curve goes: the first two that the limit does not cut."""
-FARTHEST = 100.0
-"""So many times the limit a quantile is taken to be at most: nobody sees it."""
-
-
-def uncut_quantiles(levels: Many[float], tokens: Many[float], limit: float) -> tuple[float, float]:
-    """P50 and P90 of the log-logistic curve that fits what is predicted below the limit, tokens.
-
-    Predictions end at the limit, as answers do. Read off there, they would say that hardly any answer gets
-    that far, where half of them may. Beyond the limit the curve's quantiles are those of an answer without
-    one. An answer of which nothing is said below its limit is expected to reach it.
-    """
-    told = {level: max(token, 1.0) for level, token in zip(levels, tokens, strict=True)}
-    for low, high in _CURVE:
-        if low in told and told.get(high, limit) < limit:
-            slope = math.log(told[high] / told[low]) / (_log_odds(high) - _log_odds(low))
-            median = math.log(told[low]) - _log_odds(low) * slope
-            farthest = math.log(FARTHEST * limit)
-            return math.exp(min(median, farthest)), math.exp(min(median + _Z90 * slope, farthest))
-    return limit, limit
-
-
-def _log_odds(level: float) -> float:
-    return math.log(level / (1.0 - level))
 
 
 class SeenLengths:

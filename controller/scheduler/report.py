@@ -108,11 +108,7 @@ def _expected(scheduler: Scheduler) -> int:
     """Of those that ended here; before there are enough, of those that are here and were predicted."""
     if (seen := scheduler.state.seen.belief) is not None:
         return int(seen.median)
-    known = [
-        min(one.predicted_p50, one.max_tokens)
-        for one in scheduler.sequences.values()
-        if one.predicted_p50 is not None
-    ]
+    known = [one.predicted_p50 for one in scheduler.sequences.values() if one.predicted_p50 is not None]
     return int(sum(known) / len(known)) if known else 0
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.scheduler.decode import DecodeBatches
-from controller.scheduler.expectation import LengthBelief, SeenLengths, uncut_quantiles
+from controller.scheduler.expectation import LengthBelief, SeenLengths
 from controller.scheduler.forecast import KvForecast
 from controller.scheduler.ordering import FinishTogether
 from controller.scheduler.overflow import OverflowMargin
@@ -117,19 +117,6 @@ def test_whoever_got_this_far_is_certain_to_have_got_this_far() -> None:
         alive = np.where(later < 1500, (1 + odds_now) / (1 + odds_later), 0.0)
         exact = float(alive @ (100 + later))
         assert abs(expected[index] - exact) < 0.06 * exact
-
-
-@given(st.floats(2, 2000), st.floats(0.5, 8), st.integers(2, 3000))
-def test_a_limit_does_not_make_an_answer_seem_to_end_there(median: float, shape: float, limit: int) -> None:
-    """What is predicted ends at the limit; the curve through what lies below it is the one behind it all."""
-    levels = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
-    whole = [max(1.0, median * (level / (1 - level)) ** (1 / shape)) for level in levels]
-    p50, p90 = uncut_quantiles(levels, [min(one, limit) for one in whole], limit)
-    if whole[1] >= limit:
-        assert p50 >= limit * 0.99
-    elif whole[0] > 1.0:
-        assert math.isclose(p50, min(whole[2], 100 * limit), rel_tol=1e-6)
-        assert math.isclose(p90, min(whole[4], 100 * limit), rel_tol=1e-6)
 
 
 @given(st.integers(1, 5), st.booleans(), st.integers(10, 400))
