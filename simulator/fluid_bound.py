@@ -21,6 +21,7 @@ CHUNKS = (0, 128, 256, 512, 1024)
 """Tokens of a step that prompts ride on; 0: in every round as many prompt tokens as come in a round."""
 WAYS: tuple[int | None, ...] = (None, *CHUNKS)
 """In which prompts are computed; None: in steps of their own."""
+PRECISION = 0.002
 _APART_TOKENS = 2048
 """Of a step that computes prompts alone."""
 
@@ -91,7 +92,14 @@ def flow_of(spec: ClusterSpec, workload: Workload) -> Flow:
     return Flow(spec, workload, found_by_ideal(workload.requests) if shared else ())
 
 
-def bound(spec: ClusterSpec, asked: Question, *, budget: int = 0, flow: Flow | None = None) -> float:
+def bound(
+    spec: ClusterSpec,
+    asked: Question,
+    *,
+    budget: int = 0,
+    flow: Flow | None = None,
+    precision: float = PRECISION,
+) -> float:
     """Requests per second of the whole cluster, in the best way to compute prompts.
 
     budget: a step has so many tokens at most, prompts and decode rows together; 0: any number.
@@ -103,7 +111,7 @@ def bound(spec: ClusterSpec, asked: Question, *, budget: int = 0, flow: Flow | N
     def some(rate: float) -> bool:
         return any(of_one.bears(rate, length, chunk, budget) for length in rounds for chunk in ways)
 
-    return _highest(some) * spec.instances
+    return _highest(some, precision) * spec.instances
 
 
 def apart_bound(spec: ClusterSpec, asked: Question, flow: Flow | None = None) -> float:
@@ -116,12 +124,12 @@ def apart_bound(spec: ClusterSpec, asked: Question, flow: Flow | None = None) ->
     return spec.instances / (1 / of_one.prompts_per_s() + 1 / decoded)
 
 
-def _highest(some: Callable[[float], bool]) -> float:
-    """The highest rate that is borne; 0 if not even a very low one is."""
+def _highest(some: Callable[[float], bool], precision: float = PRECISION) -> float:
+    """The highest rate that is borne, or as much less as a share of it; 0 if not even a very low one is."""
     low, high = 0.0, 1.0
     while some(high):
         low, high = high, 2 * high
-    while high - low > 0.002 * high and high > 1e-6:
+    while high - low > precision * high and high > 1e-6:
         middle = (low + high) / 2
         low, high = (middle, high) if some(middle) else (low, middle)
     return low

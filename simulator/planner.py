@@ -38,6 +38,7 @@ STAGES = (1, 2, 3, 4, 6, 8, 12, 16)
 """Lengths of pipelines that are tried."""
 ALLOWANCE = 1.15
 """Of the fluid bound, over the wanted share of requests: who may miss some can serve a little more."""
+BOUND_PRECISION = 0.02
 FRESH_SEEDS = 2
 SEED_STEP = 1000
 """Between the seeds that a search looks at and those that confirm it."""
@@ -383,7 +384,7 @@ class Bounds:
         flow = self._flows.get(layout)
         if flow is None:
             flow = self._flows[layout] = flow_of(spec, self._question.workload)
-        return bound(spec, self._question, budget=budget, flow=flow)
+        return bound(spec, self._question, budget=budget, flow=flow, precision=BOUND_PRECISION)
 
 
 Ask = Callable[[Sequence[Trial]], Iterator[Outcome]]

@@ -78,7 +78,7 @@ class Workers(Generic[Task, Answer]):
         """
         if self._processes == 1:
             for task in tasks:
-                self._left_s()
+                self.left_s()
                 yield self._function(task)
             return
         self._turn += 1
@@ -96,7 +96,8 @@ class Workers(Generic[Task, Answer]):
                     one.turn = -1
             yield answers.pop(place)
 
-    def _left_s(self) -> float | None:
+    def left_s(self) -> float | None:
+        """Until the deadline, None if there is none; TimeIsUpError behind it."""
         if not self.deadline:
             return None
         left = self.deadline - time.monotonic()
@@ -121,7 +122,7 @@ class Workers(Generic[Task, Answer]):
 
     def _ready(self) -> list[_Worker]:
         busy = {one.pipe: one for one in self._workers if one.turn != -1}
-        found = wait(list(busy), self._left_s())
+        found = wait(list(busy), self.left_s())
         return [busy[pipe] for pipe in found if isinstance(pipe, Connection)]
 
     @staticmethod

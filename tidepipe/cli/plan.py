@@ -26,7 +26,6 @@ from tidepipe.cli.options import (
 )
 from tidepipe.cli.plan_start import MODEL, Deployment, commands, compose
 from tidepipe_common.errors import ConfigError
-from tidepipe_common.extras import SERVER, require
 
 if TYPE_CHECKING:
     from controller.scheduler.policies.catalog import Knobs
@@ -121,7 +120,6 @@ def plan(
     instances, policies and their settings, in virtual time; the winner is confirmed by the controllers' own
     scheduler. Exit code 1: nothing holds the rate; what bears most is shown.
     """
-    require(SERVER, "`tidepipe plan`")
     # Late, so that `tidepipe --help` stays quick.
     from simulator.offline_plan import Bench
     from simulator.planner import Fleet
@@ -177,7 +175,13 @@ def plan(
     systems = _systems(policy, in_turns=load.in_turns)
     with Waiting("planning") as waiting:
         with Workers(Examiner(fleet, question), processes, deadline) as workers:
-            found = make_plan(Search(fleet, question, rate, systems, workers.ordered, waiting.say))
+
+            def tell(text: str) -> None:
+                # What is reckoned here, such as bounds, has its end, too.
+                workers.left_s()
+                waiting.say(text)
+
+            found = make_plan(Search(fleet, question, rate, systems, workers.ordered, tell))
         if plot:
             draw_frontier(found, plot)
     if found.best is not None:
