@@ -124,8 +124,9 @@ def router_spec(
     config: ClusterConfig, *, http: str, predictor: str, provisioner: str, run_dir: Path
 ) -> ChildSpec:
     """The router. run_dir: where files and batches are kept if the configuration names no place."""
-    from controller.scheduler.policies.catalog import ROUTING
+    from controller.scheduler.policies.catalog import routing_for
 
+    targets = config.ttft_ms is not None or config.tpot_ms is not None
     settings = _settings(
         RouterSettings,
         config,
@@ -133,7 +134,7 @@ def router_spec(
         predictor=predictor,
         provisioner=provisioner,
         data_dir=config.data_dir or str(run_dir / "router-data"),
-        routing=config.routing or ROUTING.get(config.policy),
+        routing=config.routing or routing_for(config.policy, targets=targets),
     )
     return _child("router", settings, config, SERVICE_READY_S, relies_on_others=True, hands_over=True)
 

@@ -12,7 +12,7 @@ What it has is kept by `prompts.py` and `decode_batch.py`; `step_times.py` says 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 from controller.scheduler.holdings import HeldPrefixes, HoldingsReader
 from controller.scheduler.prompt_pace import PromptPace
@@ -20,10 +20,20 @@ from controller.scheduler.slack import (
     SlackReport,
     WindowPrompt,
     in_window,
+    prompt_share,
     round_seconds,
     slack_of,
     window_left_s,
     window_of,
+)
+from controller.scheduler.step_budget import (
+    MOST_PROMPTS,
+    StepBudget,
+    StepLoad,
+    Turnover,
+    WaitingPrompt,
+    coming_of,
+    turnover_of,
 )
 from router.scheduler.instance_report import FOREVER, NO_TRANSFER, InstanceReport, KvTransfer, Slack
 from simulator.decode_batch import DecodeBatch
@@ -45,7 +55,7 @@ SLACK_S = 0.4
 @dataclass(frozen=True, slots=True)
 class InstanceRules:
     """mixed: prompts ride on decode steps in chunks (hybrid batching); else they go first, in steps of their
-    own (separate batching, PaDG). budget: tokens of a step at most.
+    own (separate batching, PaDG). budget: tokens of a step at most. paced: as many as targets allow instead.
 
     prefill_only: the sequence leaves after its prompt (disaggregation). context: of one sequence at most.
     reuse: what is preempted is found again, as far as its memory was not needed. (What requests with content
@@ -54,6 +64,7 @@ class InstanceRules:
 
     mixed: bool = False
     budget: int = 2048
+    paced: bool = False
     prefill_only: bool = False
     context: int = 1 << 30
     reuse: bool = True
@@ -104,6 +115,7 @@ class FastForwardInstance:
         self._switched = born
         self._last_prefill_s = 0.0
         self._pace = PromptPace()
+        self._budget = StepBudget(cost) if rules.paced else None
         self._slack = Slack()
         self._growth = self._expected = 0
         self._slack_at = -1.0
@@ -207,6 +219,8 @@ class FastForwardInstance:
                 self._begin_decoding()
             rows = -(-len(self._decode_batch) // self._stages)
             room = max(0, rules.budget - rows) * self._stages
+            if self._budget is not None:
+                room = self._paced_tokens(rows) * self._stages
         alone = not (self._decode_batch or self._started)
         step = self._line.pack(room, self._memory, whole=not rules.mixed, alone=alone)
         self._started += step.ready
@@ -217,6 +231,26 @@ class FastForwardInstance:
         else:
             self._prefill(step)
         return True
+
+    def _paced_tokens(self, rows: int) -> int:
+        """Prompt tokens of the next step, as `auto` chooses them."""
+        assert self._budget is not None
+        rounds, context = self._decode_batch, self._rules.context
+        decoding = decoding_rounds(rounds, context)
+        pairs = list(zip(decoding, rounds, strict=True))
+        turnover = [Turnover(job.prompt, one.produced + one.ahead) for one, job in pairs]
+        waiting = list(islice(self._line, MOST_PROMPTS))
+        load = StepLoad(
+            rows,
+            self._stages,
+            rounds.context,
+            [one for one, job in pairs if job.first <= _due(job)],
+            [WaitingPrompt(_left(job), _due(job) if job.first == NOT_YET else FOREVER) for job in waiting],
+            prompt_share(self._cost, self._pace, max(1, rows), self._rules.budget),
+            coming_of(self._pace, turnover, [job.slo.ttft_s for job in waiting]),
+            turnover_of(turnover, self._memory.total),
+        )
+        return self._budget.choose(load, self.clock).prompts
 
     def _prefill(self, step: PromptStep) -> None:
         self._turn(Phase.PREFILL)
@@ -366,6 +400,16 @@ class FastForwardInstance:
         context = self._memory.context
         round_s = round_seconds(self._cost, self._pace, len(self), context, self._stages, rules.budget)
         return slack_of(decoding, idle, round_s, now), grown
+
+
+def _due(job: Job) -> float:
+    """When its first token must be there."""
+    return job.arrival + job.slo.ttft_s
+
+
+def _left(job: Job) -> int:
+    """Tokens of its prompt that are to be computed, as far as that is known."""
+    return job.to_compute - (job.computed or job.expected_cached)
 
 
 def _waiting(job: Job) -> WindowPrompt:

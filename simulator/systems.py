@@ -22,9 +22,10 @@ ENGINES = ("vllm", "vllm-capped", "gllm")
 """Other engines' schedulers. Run by name only: on a pipeline their steps are uneven, which
 `FastForwardInstance` knows nothing of, so every instance is the controller's scheduler, ten times as slow."""
 
-SYSTEMS = ("padg", "padg-apart", "padg-published", "separate", "hybrid", "fudg-intra", "fudg-inter")
-"""padg: EcoServe with this router's constraint, prompts riding on decode steps. padg-apart: in steps of their
-own, as in the paper. padg-published: with Algorithm 1 as published as well.
+SYSTEMS = ("auto", "padg", "padg-apart", "padg-published", "separate", "hybrid", "fudg-intra", "fudg-inter")
+"""padg: EcoServe with this router's constraint, prompts riding on decode steps. auto: the same, with as many
+of them in each step as targets allow. padg-apart: in steps of their own, as in the paper. padg-published:
+with Algorithm 1 as published as well.
 
 separate, hybrid: no disaggregation, as vLLM without chunks and Sarathi. fudg-intra, fudg-inter: prefill and
 decode on instances of their own, within a node (DistServe) or on different nodes (MoonCake).
@@ -55,6 +56,8 @@ def scan(system: str, spec: ClusterSpec) -> list[Knobs]:
             most = int(known["max_sequences"])
             budget = int(known[step_knob("padg-published")])
             return [{"budget": budget, "sequences": most >> halved} for halved in range(5)]
+        case "auto":
+            return [{"budget": _budgets("auto", spec)[0]}]
         case "separate":
             return _engine(_budgets("separate", spec, 2048, 1024, 4096))
         case "hybrid":
@@ -154,7 +157,7 @@ def cluster_of(
         usual = system.removeprefix("route:")
     routing = str(knobs["routing"]) if usual is None or "routing" in knobs else usual
     budget = int(knobs["budget"])
-    mixed = system in ("hybrid", "padg", *ENGINES) or is_roles(system)
+    mixed = system in ("hybrid", "padg", "auto", *ENGINES) or is_roles(system)
     exact = exact or never_skips(system, spec)
     routes = ClusterRules(
         OverallConfig(
@@ -168,7 +171,14 @@ def cluster_of(
         reuse=spec.prefix_caching,
         tells="blind" not in knobs,
     )
-    rules = InstanceRules(mixed, budget, context=spec.context, reuse=spec.prefix_caching, tells=routes.knows)
+    rules = InstanceRules(
+        mixed,
+        budget,
+        paced=system == "auto",
+        context=spec.context,
+        reuse=spec.prefix_caching,
+        tells=routes.knows,
+    )
     cost, kv_tokens = spec.latency(), spec.kv_tokens()
     transfer = KvTransfer(token_bytes(spec), spec.network_bytes_per_s)
 

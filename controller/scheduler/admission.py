@@ -26,6 +26,8 @@ class AdmissionRules:
     risk: standard deviations of the forecast that must fit as well, errors taken as independent.
     occupancy: without a forecast, the share of the blocks that may be in use when a sequence is admitted
         (what engines without predictions do); None forecasts.
+    waited_for: the same for sequences with latency targets, whom waiting for memory that nobody may need in
+        the end would cost their target; None: as for all.
     """
 
     max_running: int = UNLIMITED
@@ -33,6 +35,7 @@ class AdmissionRules:
     overflow: float = 0.1
     risk: float = 0.0
     occupancy: float | None = None
+    waited_for: float | None = None
 
 
 class WaitingQueue:
@@ -144,8 +147,9 @@ class AdmissionController:
             return True
         if running >= rules.max_running:
             return False
-        if rules.occupancy is not None:
-            return allocator.used + needed <= rules.occupancy * allocator.total
+        occupancy = rules.occupancy if candidate.tpot_s is None else rules.waited_for or rules.occupancy
+        if occupancy is not None:
+            return allocator.used + needed <= occupancy * allocator.total
         generated = len(candidate.output)
         peak = self.forecast.peak_with(
             candidate.length - shared * allocator.block_size,

@@ -51,3 +51,8 @@ class PromptPace:
         """From 0 to 1, for such times of one token in a step of its own, and on a decode step."""
         spent = self._apart * apart_s + self._riding * riding_s
         return min(1.0, spent / (self._busy_s + PRIOR_S))
+
+    @property
+    def tokens_s(self) -> float:
+        """Prompt tokens a second of work."""
+        return (self._apart + self._riding) / (self._busy_s + PRIOR_S)

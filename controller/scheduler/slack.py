@@ -22,11 +22,9 @@ from tidepipe_common.types.plan import Phase
 LATE_SHARE = 0.05
 """Of the sequences may find that decoding pauses for too long. Fewer than may miss their targets: many are
 near the edge, and the next pause takes them along."""
-PROMISED = 0.95
-"""Share of a TPOT target that decoding is reckoned with: predictions err, and more requests come."""
 LOW_SHARE = 0.1
 AMPLE_S = 3600.0
-"""Slack of a sequence that has not begun to decode, where decoding is as fast as promised."""
+"""Slack of a sequence that has not begun to decode, where decoding is as fast as its target."""
 LEAST_DECODING = 0.05
 """Share of its time that an instance is taken to decode at least, however many prompts came lately."""
 
@@ -76,13 +74,18 @@ def due(one: Decoding) -> float:
     return one.first_at + one.produced * one.tpot_s
 
 
+def last_due(one: Decoding) -> float:
+    """When its last token is due, where it is expected to end."""
+    return one.first_at + (one.produced + one.ahead - 1.0) * one.tpot_s
+
+
 def latest_resume(one: Decoding, round_s: float) -> float:
     """The latest time at which it must decode again: what it has saved, and will yet save.
 
-    round_s: until each sequence has its next token. Only the promised share of its target is counted on.
+    round_s: until each sequence has its next token. There is no margin on its target: LATE_SHARE is one, and
+    any share of a tight target is more than all that rounds leave of it.
     """
-    tpot_s = PROMISED * one.tpot_s
-    return one.first_at + one.produced * tpot_s + one.ahead * (tpot_s - round_s)
+    return due(one) + one.ahead * (one.tpot_s - round_s)
 
 
 def nearly_all(values: Many[float], share: float = LATE_SHARE) -> float:
@@ -98,7 +101,7 @@ def slack_of(
     These have no time to lose yet, but must not find the instance too slow.
     """
     until = [latest_resume(one, round_s) - now for one in decoding]
-    until += [AMPLE_S if round_s <= PROMISED * tpot_s else -AMPLE_S for tpot_s in idle]
+    until += [AMPLE_S if round_s <= tpot_s else -AMPLE_S for tpot_s in idle]
     if not until:
         return None
     low_latest_s = nearly_all(until)
@@ -120,12 +123,16 @@ def round_seconds(
         return 0.0
     stages = max(1, stages)
     batch = -(-rows // stages)
-    decode_s = cost.linear_s(batch)
-    ridden = max(1, step_tokens - batch)
-    riding_s = max(0.0, cost.linear_s(batch + ridden) - decode_s) / ridden
-    share = pace.share(cost.linear_s(step_tokens) / step_tokens, riding_s)
-    spent = stages * decode_s + cost.attention_s(context, 0.0) + DISPATCH_S
+    share = prompt_share(cost, pace, batch, step_tokens)
+    spent = stages * cost.linear_s(batch) + cost.attention_s(context, 0.0) + DISPATCH_S
     return spent / max(LEAST_DECODING, 1.0 - share)
+
+
+def prompt_share(cost: StepCost, pace: PromptPace, batch: int, step_tokens: int) -> float:
+    """Of its time that an instance spent on prompts lately. batch: decode rows of a step."""
+    ridden = max(1, step_tokens - batch)
+    riding_s = max(0.0, cost.linear_s(batch + ridden) - cost.linear_s(batch)) / ridden
+    return pace.share(cost.linear_s(step_tokens) / step_tokens, riding_s)
 
 
 def in_window(first_at: float, phase: Phase, phase_since: float) -> bool:

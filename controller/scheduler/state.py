@@ -24,6 +24,8 @@ from tidepipe_common.settings.defaults import BLOCK_SIZE
 from tidepipe_common.types.plan import Phase
 
 ANY_TOKENS = 1 << 30
+EXPLAIN_EVERY_S = 1.0
+"""At most so often a phase that goes on is explained anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class PipelineState:
         self.stages = 0
         self.phase = Phase.IDLE
         self.phase_since = 0.0
+        self._told_at = 0.0
         self.decoding_at_start = 0
         self.background_tokens = ANY_TOKENS
         """Prompt tokens of background sequences that a step may have."""
@@ -410,6 +413,13 @@ class PipelineState:
         self.actions.append(self.steps.build(Phase.DECODE, None, members, []))
         self.admission.forecast.advance(len(members) / max(1, len(self.batches)))
 
+    def explain(self, reason: Reason, now: float) -> None:
+        """Say anew why the present phase is as it is, if what is said has changed, and not all the time."""
+        if reason.text != self.stats.last_switch.text and now - self._told_at >= EXPLAIN_EVERY_S:
+            self._told_at = now
+            self.stats.last_switch = reason
+            self.actions.append(PhaseSwitched(self.phase, self.phase, reason))
+
     def turn(self, phase: Phase, reason: Reason, now: float) -> None:
         """Go over to another phase, and say why: with prompts also what they take and what is there of it."""
         if phase is self.phase:
@@ -419,6 +429,7 @@ class PipelineState:
             cached = sum(sequence.expected_cached for sequence in self.waiting)
             reason = reason.with_numbers(to_compute=to_compute, cached=cached)
         self.actions.append(PhaseSwitched(self.phase, phase, reason))
+        self._told_at = now
         self.stats.count_switch(self.phase, phase, reason)
         self.phase, self.phase_since = phase, now
         used = self.allocator.used * self.allocator.block_size

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from controller.engines.vllm_scheduler.lateness import Load
 from controller.engines.vllm_scheduler.step_times import StepTimes
-from controller.scheduler.slack import PROMISED
 from tidepipe_common.latency.model import StepCost
 
+PROMISED = 0.95
+"""Share of a TPOT target that a round may take: all rounds with prompts are as long, so errors add up."""
 GRAIN = 8
 """Sizes are multiples of it."""
 STEADY = 0.125

@@ -12,6 +12,9 @@ from controller.scheduler.policies.mixed import MixedSteps
 from controller.scheduler.sequence import Sequence
 from controller.scheduler.state import PipelineState
 from controller.scheduler.stealing import StealByTime, Stealing
+from controller.scheduler.step_budget import StepBudget
+from controller.scheduler.step_load import has_targets, load_of
+from controller.scheduler.step_sizes import StepSizes
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.types.plan import Phase
 
@@ -44,47 +47,6 @@ class TideKnobs:
     long_step: float = 20.0
 
 
-class StepSizes:
-    """The sizes of a step that are worth having: the corners of the time curve's lower convex hull.
-
-    Matrix products take whole tiles of tokens, so the curve jumps, and a step should end where a tile ends.
-    Between its decode rows and the largest step only the hull's corners are cheapest at some price of a
-    prompt token; two neighbours taken in turn reach everything between them, which no fixed chunk does.
-    """
-
-    def __init__(self, cost: StepCost, knobs: TideKnobs) -> None:
-        sizes = range(knobs.grain, knobs.most_tokens + 1, knobs.grain)
-        curve = [(size, cost.linear_s(size)) for size in sizes]
-        enough = knobs.near_best * min(seconds / size for size, seconds in curve)
-        largest = next(size for size, seconds in curve if seconds / size <= enough)
-        self._curve = [point for point in curve if point[0] <= largest]
-        self._cost = cost
-
-    def step(self, tokens: float) -> tuple[float, float]:
-        """Tokens and seconds of a step of so many on average, taken in corners: no more than the largest."""
-        hull = [(1, self._cost.linear_s(1)), *((size, self._cost.linear_s(size)) for size in self.corners(1))]
-        tokens = min(max(1.0, tokens), hull[-1][0])
-        for low, high in pairwise(hull):
-            if tokens <= high[0]:
-                return tokens, low[1] + _slope(low, high) * (tokens - low[0])
-        return hull[-1]
-
-    def corners(self, rows: int) -> list[int]:
-        """Sizes above `rows`, the decode rows that each step has anyway, in rising order; at least one."""
-        hull = [(rows, self._cost.linear_s(max(1, rows)))]
-        for point in self._curve:
-            if point[0] <= rows:
-                continue
-            while len(hull) > 1 and _slope(hull[-2], point) <= _slope(hull[-2], hull[-1]):
-                hull.pop()
-            hull.append(point)
-        return [size for size, _ in hull[1:]] or [rows]
-
-
-def _slope(a: tuple[int, float], b: tuple[int, float]) -> float:
-    return (b[1] - a[1]) / (b[0] - a[0])
-
-
 class AutoPolicy(MixedSteps):
     """What hybrid batching and temporal disaggregation have each for themselves, together.
 
@@ -94,6 +56,9 @@ class AutoPolicy(MixedSteps):
     * The size of a step comes from the price of a prompt token (StepSizes), not from a fixed budget.
     * Batches are equal in predicted time, not in number (StealByTime).
     * Sequences start in an order that lets all end together (FinishTogether).
+
+    Where somebody waits for single answers (sequences have latency targets), there is no tide: who comes
+    first is first, and a step has as many prompt tokens as lets most sequences be in time (StepBudget).
     """
 
     name = "auto"
@@ -121,8 +86,10 @@ class AutoPolicy(MixedSteps):
         self._stealing: Stealing = stealing or StealByTime(cost)
         self._order = FinishTogether() if order else None
         self._cost = cost
-        self._sizes = StepSizes(cost, self.knobs)
+        knobs = self.knobs
+        self._sizes = StepSizes(cost, knobs.most_tokens, knobs.near_best, knobs.grain)
         self._fixed_size = fixed_size
+        self._budget = StepBudget(cost)
         self._size = 0
         self._steps_left = 0
         self._filling = True
@@ -142,6 +109,9 @@ class AutoPolicy(MixedSteps):
 
     def plan(self, state: PipelineState, now: float) -> None:
         """Give each batch that is back its next step."""
+        if has_targets(state):
+            self._plan_for_targets(state, now)
+            return
         if self._order is not None and state.waiting:
             self._order.apply(state)
         if state.phase is Phase.IDLE and state.waiting:
@@ -157,6 +127,25 @@ class AutoPolicy(MixedSteps):
             self.form(state, batch)
         if not state.running and not state.waiting:
             state.turn(Phase.IDLE, Reason("all done"), now)
+
+    def _plan_for_targets(self, state: PipelineState, now: float) -> None:
+        wanted = state.stages + self._extra
+        if wanted != len(state.batches.batches):
+            state.batches.resize(wanted)
+        for batch in state.batches.idle():
+            state.stats.steals += self._stealing.balance(state.batches, batch, 0)
+            state.make_room(batch)
+            chunks = []
+            if state.waiting or state.prefilling:
+                choice = self._budget.choose(load_of(state, batch, self._cost), now)
+                chunks = state.take_prompts(choice.prompts)
+                if chunks:
+                    state.turn(Phase.MIXED, choice.reason, now)
+                    state.explain(choice.reason, now)
+            if batch.members or chunks:
+                state.send(batch, chunks)
+        if state.phase is not Phase.MIXED and state.running:
+            state.turn(Phase.MIXED, Reason("those with targets go on", {"running": len(state.running)}), now)
 
     def _turn_tide(self, state: PipelineState, now: float) -> None:
         """Flood (prompts are admitted) or ebb (memory drains), with the reason."""

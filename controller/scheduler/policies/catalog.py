@@ -30,8 +30,23 @@ from tidepipe_common.settings.defaults import BLOCK_SIZE, LIVE_POLICIES, MAX_STE
 Knob = int | float | str | bool
 Knobs = Mapping[str, Knob]
 
-ROUTING: Mapping[str, Routing] = {"padg": "padg", "padg-apart": "padg", "padg-published": "padg-published"}
-"""Of requests to instances with these policies, unless another one is chosen."""
+ROUTING: Mapping[str, Routing] = {
+    "auto": "padg",
+    "padg": "padg",
+    "padg-apart": "padg",
+    "padg-published": "padg-published",
+}
+"""Of requests with latency targets to instances with these policies, unless another one is chosen."""
+
+
+def routing_for(policy: str, *, targets: bool) -> Routing | None:
+    """The routing that belongs to a policy; None: the usual one. targets: somebody has set latency targets.
+
+    PaDG's routing lets nobody in whom an instance cannot serve in time. `auto` is the policy of those as well
+    who never said what time that is.
+    """
+    return None if policy == "auto" and not targets else ROUTING.get(policy)
+
 
 WATERMARK = 0.99
 """Engines without predictions admit while this share of the blocks is in use, and recompute on overflow."""
@@ -218,6 +233,7 @@ def make_setup(
         float(chosen.get("overflow", 0.1)),
         float(chosen.get("risk", 0.0)),
         float(chosen["occupancy"]) or None,
+        WATERMARK if name == "auto" else None,
     )
     return Setup(
         name,

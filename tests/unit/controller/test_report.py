@@ -6,7 +6,6 @@ import pytest
 
 from controller.scheduler.events import NewSequence, SequencesArrived
 from controller.scheduler.report import instance_report
-from controller.scheduler.slack import PROMISED
 from tests.unit.controller.test_scheduler import World
 from tidepipe_common.latency.learned import LearnedCost
 from tidepipe_common.latency.work import StepWork
@@ -41,7 +40,7 @@ def test_slack_and_window_follow_algorithm_1() -> None:
         assert sequence.first_token_at is not None
         produced = len(sequence.output) - given
         saved.append(produced * 0.5 - (now - sequence.first_token_at))
-        latest.append(produced * PROMISED * 0.5 - (now - sequence.first_token_at))
+        latest.append(produced * 0.5 - (now - sequence.first_token_at))
     assert report.slack is not None
     assert report.slack.count == 2
     assert report.slack.mean_s == pytest.approx(sum(saved) / 2)

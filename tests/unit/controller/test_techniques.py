@@ -13,12 +13,12 @@ from controller.scheduler.expectation import LengthBelief, SeenLengths
 from controller.scheduler.forecast import KvForecast
 from controller.scheduler.ordering import FinishTogether
 from controller.scheduler.overflow import OverflowMargin
-from controller.scheduler.policies.auto import StepSizes, TideKnobs
 from controller.scheduler.preemption import LeastLost, Newest
 from controller.scheduler.sequence import Sequence, State
 from controller.scheduler.state import PipelineState, SchedulerConfig
 from controller.scheduler.stats import ForecastAccuracy
 from controller.scheduler.stealing import StealByCount, StealByTime
+from controller.scheduler.step_sizes import StepSizes
 from controller.scheduler.switching import Intensity, Situation
 from tests.unit.controller.policy_cases import COST
 from tidepipe_common.types.sampling import SamplingParams
@@ -276,7 +276,7 @@ def test_with_memory_for_all_prompts_are_spread_over_the_longest_output() -> Non
 
 def test_step_sizes_end_where_tiles_end() -> None:
     """On a device with tiles of 128 tokens no step of 129 is ever chosen."""
-    corners = StepSizes(COST, TideKnobs(grain=32)).corners(90)
+    corners = StepSizes(COST, 2048, 1.05, 32).corners(90)
     assert corners
     assert all(size % 128 == 0 and size > 90 for size in corners)
 

@@ -52,6 +52,17 @@ def test_skipping_changes_little(system: str, knobs: dict[str, str | int], stage
     assert skipped.output_tokens_per_s == pytest.approx(exact.output_tokens_per_s, rel=0.08)
 
 
+@pytest.mark.parametrize("system", ["auto", "padg"])
+@pytest.mark.parametrize("rate", [8.0, 10.5])
+def test_policies_with_targets_attain_what_the_scheduler_does(system: str, rate: float) -> None:
+    """Below the cliff and at it, where a step size that were chosen otherwise would show."""
+    spec, asked = replace(PLANT, instances=2), replace(QUESTION, seconds=40.0, seed=5)
+    skipped, exact = (
+        measure(system, {"budget": 256}, spec, asked, rate, run) for run in (run_system, run_exactly)
+    )
+    assert skipped.attainment == pytest.approx(exact.attainment, abs=0.03)
+
+
 def test_memory_is_given_back_and_preempted_requests_end() -> None:
     """Little memory: requests are computed again, all end, and nothing is held afterwards."""
     cost = PLANT.latency()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,14 +117,21 @@ def test_flags_that_many_policies_share() -> None:
     assert live("auto", "l20", reserve=0.25).config.admission.reserve == 0.25
 
 
+def router_arguments(settings: Mapping[str, Any]) -> list[str]:
+    spec = router_spec(
+        load_config(None, settings), http="h:1", predictor="h:2", provisioner="h:3", run_dir=Path()
+    )
+    return list(spec.arguments)
+
+
 def test_names() -> None:
     """Known everywhere; a policy that needs a router's help has it."""
     assert set(DEFAULTS) - {"tp-separate", "tp-hybrid"} == set(LIVE_POLICIES)
     for name, routing in ROUTING.items():
-        config = load_config(None, {"model": "m", "policy": name})
-        spec = router_spec(config, http="h:1", predictor="h:2", provisioner="h:3", run_dir=Path())
-        arguments = list(spec.arguments)
+        arguments = router_arguments({"model": "m", "policy": name, "ttft_ms": 2000.0})
         assert arguments[arguments.index("--routing") + 1] == routing
+    # Who never set a target shall not be refused for missing one.
+    assert "--routing" not in router_arguments({"model": "m", "policy": "auto"})
     for text in ("chunk=3", "token_budget=many", "order"):
         with pytest.raises(ConfigError, match=r"policy_settings|setting"):
             load_config(None, {"model": "m", "policy": "hybrid", "policy_settings": text})

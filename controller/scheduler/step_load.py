@@ -1,0 +1,65 @@
+"""What an instance has to do, as the rule for the size of steps needs to know it (`step_budget.py`)."""
+
+from __future__ import annotations
+
+import math
+from itertools import chain, islice
+
+from controller.scheduler.decode import MicroBatch
+from controller.scheduler.sequence import Sequence, State
+from controller.scheduler.slack import decoding_of, prompt_share, tokens_ahead
+from controller.scheduler.state import PipelineState
+from controller.scheduler.step_budget import (
+    MOST_PROMPTS,
+    StepLoad,
+    Turnover,
+    WaitingPrompt,
+    coming_of,
+    turnover_of,
+)
+from tidepipe_common.latency.model import StepCost
+
+
+def has_targets(state: PipelineState) -> bool:
+    """Does anybody wait for single answers here?"""
+    first = state.waiting.first
+    if first is not None and first.tpot_s is not None:
+        return True
+    return any(sequence.tpot_s is not None for sequence in state.running.values())
+
+
+def load_of(state: PipelineState, batch: MicroBatch, cost: StepCost) -> StepLoad:
+    """Before the next step of a batch. Takes a look at each sequence that runs."""
+    decoding, turnover = [], []
+    context = 0
+    for sequence in state.running.values():
+        if sequence.state is not State.DECODE:
+            continue
+        context += sequence.length
+        produced = len(sequence.output)
+        ahead = tokens_ahead(sequence.predicted_p50, produced, sequence.max_tokens)
+        turnover.append(Turnover(len(sequence.prompt), produced + ahead))
+        one = decoding_of(sequence)
+        if one is not None and one.first_at <= _due(sequence):
+            decoding.append(one)
+    prompts = list(islice(chain(state.prefilling, state.waiting), MOST_PROMPTS))
+    rows = len(batch.members)
+    return StepLoad(
+        rows,
+        len(state.batches.batches),
+        context,
+        decoding,
+        [WaitingPrompt(one.to_compute, math.inf if one.output else _due(one)) for one in prompts],
+        prompt_share(cost, state.prompt_pace, max(1, rows), state.config.prefill_tokens),
+        coming_of(state.prompt_pace, turnover, [_target(one) for one in prompts]),
+        turnover_of(turnover, state.allocator.capacity_tokens),
+    )
+
+
+def _due(sequence: Sequence) -> float:
+    return math.inf if sequence.first_token_due is None else sequence.first_token_due
+
+
+def _target(sequence: Sequence) -> float:
+    """Seconds from its arrival here to its first token, at most."""
+    return _due(sequence) - sequence.arrived
