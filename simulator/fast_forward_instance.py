@@ -23,6 +23,7 @@ from controller.scheduler.slack import (
     prompt_share,
     round_seconds,
     slack_of,
+    window_cost,
     window_left_s,
     window_of,
 )
@@ -139,6 +140,7 @@ class FastForwardInstance:
         """A request; its prompt is to be computed."""
         self.advance(now)
         self.accepted += 1
+        job.submitted = now
         self._line.add(job)
         self._memory.wait(job)
         self._tokens += job.to_compute
@@ -247,7 +249,7 @@ class FastForwardInstance:
             [one for one, job in pairs if job.first <= _due(job)],
             [WaitingPrompt(_left(job), _due(job) if job.first == NOT_YET else FOREVER) for job in waiting],
             prompt_share(self._cost, self._pace, max(1, rows), self._rules.budget),
-            coming_of(self._pace, turnover, [job.slo.ttft_s for job in waiting]),
+            coming_of(self._pace, turnover, [_due(job) - job.submitted for job in waiting]),
             turnover_of(turnover, self._memory.total),
         )
         return self._budget.choose(load, self.clock).prompts
@@ -399,7 +401,9 @@ class FastForwardInstance:
         idle = [job.slo.tpot_s for job in self._line]
         context = self._memory.context
         round_s = round_seconds(self._cost, self._pace, len(self), context, self._stages, rules.budget)
-        return slack_of(decoding, idle, round_s, now), grown
+        rows = len(self._decode_batch)
+        lost = window_cost(self._cost, rows, self._stages, rules.budget) if rules.mixed else 1.0
+        return slack_of(decoding, idle, round_s, now, lost), grown
 
 
 def _due(job: Job) -> float:

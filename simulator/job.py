@@ -28,6 +28,7 @@ class Job:
     cached: tokens of its prompt that were found when it was first admitted.
     blocks, shared_blocks: what it uses of its instance's store, see BlockUser.
     begins_at, entered_blocks: as of a controller's sequence.
+    submitted: when it came to its instance.
     start_round, last_round: decode rounds of its instance in which it takes part (from, to).
     following: the next turn of its conversation, which comes think_s after it has ended; only then its
         arrival is known.
@@ -53,6 +54,7 @@ class Job:
     shared_blocks: int = 0
     begins_at: int = 0
     entered_blocks: int = 0
+    submitted: float = 0.0
     start_round: int = 0
     last_round: int = 0
     preemptions: int = 0

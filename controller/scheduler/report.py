@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from controller.scheduler.policies.mixed import MixedSteps
 from controller.scheduler.scheduler import Scheduler
 from controller.scheduler.sequence import Sequence, State
 from controller.scheduler.slack import (
@@ -14,6 +15,7 @@ from controller.scheduler.slack import (
     in_window,
     round_seconds,
     slack_of,
+    window_cost,
     window_left_s,
     window_of,
 )
@@ -87,6 +89,8 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
     rows, step_tokens, allocator = len(scheduler.sequences), scheduler.config.prefill_tokens, state.allocator
     context = allocator.context_tokens
     round_s = round_seconds(cost, state.prompt_pace, rows, context, state.stages, step_tokens)
+    rides = isinstance(scheduler.policy, MixedSteps)
+    lost = window_cost(cost, len(state.batches), state.stages, step_tokens) if rides else 1.0
     return InstanceReport(
         phase=state.phase,
         phase_age_s=now - state.phase_since if state.phase_since else 0.0,
@@ -98,7 +102,7 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
         window=window,
         left=left,
         window_left_s=window_left_s(dues, now),
-        slack=slack_of(decoding, idle, round_s, now),
+        slack=slack_of(decoding, idle, round_s, now, lost),
         policy=scheduler.policy.name,
         expected_output=_expected(scheduler),
     )

@@ -25,6 +25,9 @@ near the edge, and the next pause takes them along."""
 LOW_SHARE = 0.1
 AMPLE_S = 3600.0
 """Slack of a sequence that has not begun to decode, where decoding is as fast as its target."""
+LEAST_LOST = 0.25
+"""Of a prompt's time that decoding loses at least where prompts ride on its steps: while weights are read
+anyway tokens seem to cost nothing, until there are more of them."""
 LEAST_DECODING = 0.05
 """Share of its time that an instance is taken to decode at least, however many prompts came lately."""
 
@@ -54,8 +57,9 @@ def decoding_of(sequence: Sequence) -> Decoding | None:
 class SlackReport:
     """Saved TPOT (EcoServe, Algorithm 1) of the sequences that decode and have a target, seconds.
 
-    low_s: 10th percentile. low_latest_s: 5th percentile of how long decoding may yet pause so that a
-    sequence still meets its target at its expected end; those that do not decode yet count as well.
+    low_s: 10th percentile. low_latest_s: 5th percentile of how long decoding may yet pause, or a window of
+    prompts on its steps may be, so that a sequence still meets its target at its expected end; those that do
+    not decode yet count as well.
     """
 
     count: int
@@ -94,17 +98,20 @@ def nearly_all(values: Many[float], share: float = LATE_SHARE) -> float:
 
 
 def slack_of(
-    decoding: Many[Decoding], idle: Iterable[float], round_s: float, now: float
+    decoding: Many[Decoding], idle: Iterable[float], round_s: float, now: float, lost: float = 1.0
 ) -> SlackReport | None:
     """Of those that decode, and of those that do not yet, by their TPOT; None if there is nobody.
 
-    These have no time to lose yet, but must not find the instance too slow.
+    These have no time to lose yet, but must not find the instance too slow. lost: seconds that decoding loses
+    to a second of prompts: so much longer may a window be than decoding could pause.
     """
     until = [latest_resume(one, round_s) - now for one in decoding]
     until += [AMPLE_S if round_s <= tpot_s else -AMPLE_S for tpot_s in idle]
     if not until:
         return None
     low_latest_s = nearly_all(until)
+    if 0.0 < low_latest_s < AMPLE_S:
+        low_latest_s = min(AMPLE_S, low_latest_s / lost)
     if not decoding:
         return SlackReport(0, AMPLE_S, AMPLE_S, low_latest_s)
     saved = [due(one) - now for one in decoding]
@@ -130,9 +137,20 @@ def round_seconds(
 
 def prompt_share(cost: StepCost, pace: PromptPace, batch: int, step_tokens: int) -> float:
     """Of its time that an instance spent on prompts lately. batch: decode rows of a step."""
+    return pace.share(*token_seconds(cost, batch, step_tokens))
+
+
+def token_seconds(cost: StepCost, batch: int, step_tokens: int) -> tuple[float, float]:
+    """Of a prompt's token in a step of their own, and beside so many decode rows."""
     ridden = max(1, step_tokens - batch)
     riding_s = max(0.0, cost.linear_s(batch + ridden) - cost.linear_s(batch)) / ridden
-    return pace.share(cost.linear_s(step_tokens) / step_tokens, riding_s)
+    return cost.linear_s(step_tokens) / step_tokens, riding_s
+
+
+def window_cost(cost: StepCost, rows: int, stages: int, step_tokens: int) -> float:
+    """Seconds that decoding loses to a second of prompts, where they ride on its steps; see LEAST_LOST."""
+    apart_s, riding_s = token_seconds(cost, max(1, -(-rows // max(1, stages))), step_tokens)
+    return min(1.0, max(LEAST_LOST, riding_s / apart_s)) if apart_s else 1.0
 
 
 def in_window(first_at: float, phase: Phase, phase_since: float) -> bool:
