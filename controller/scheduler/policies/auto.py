@@ -109,7 +109,7 @@ class AutoPolicy(MixedSteps):
 
     def plan(self, state: PipelineState, now: float) -> None:
         """Give each batch that is back its next step."""
-        if has_targets(state):
+        if not self._fixed_size and has_targets(state):
             self._plan_for_targets(state, now)
             return
         if self._order is not None and state.waiting:
