@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from simulator.systems import SYSTEMS
 from tidepipe.cli.main import app
 from tidepipe_common.errors import ConfigError
 
@@ -23,7 +24,7 @@ def test_json_has_the_promised_fields(tmp_path: Path) -> None:
     assert run.exit_code == 0, run.output
     report = json.loads(run.stdout.splitlines()[-1])
     names = [result["policy"] for result in report["results"]]
-    assert names == ["padg", "padg-apart", "padg-published", "separate", "hybrid", "fudg-intra", "fudg-inter"]
+    assert names == list(SYSTEMS)
     for result in report["results"]:
         assert result["attainment"] >= 0.9
         assert set(result["ttft_ms"]) == set(result["tpot_ms"]) == {"p50", "p90", "p99"}
