@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 
 from controller.scheduler.actions import Reason
 from controller.scheduler.decode import MicroBatch
