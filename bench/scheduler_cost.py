@@ -1,6 +1,6 @@
 """What a decision of the scheduler costs, CPU time, with many sequences running.
 
-    python -m bench.scheduler_cost [--running 2000] [--stages 4] [--policy auto] [--doubt 2.5] [--json]
+    python -m bench.scheduler_cost [--running 2000] [--stages 4] [--policy auto] [--doubt 2.5] [--targets]
     python -m bench.scheduler_cost --reuse --prompt 400 --shared 200 --blocks 100000
 
 Feeds the scheduler a pipeline in virtual time with room for all sequences and times each event (a step's
@@ -46,7 +46,7 @@ class Load:
     """What runs. doubt: predicted P90 over P50; 1 for certainty, which costs less to keep account of.
 
     prompt: tokens, of which all prompts share the first `shared`. blocks: of KV memory; 0: room for all that
-    may run. reuse: KV blocks are found by content.
+    may run. reuse: KV blocks are found by content. targets: somebody waits for each answer.
     """
 
     running: int
@@ -57,12 +57,21 @@ class Load:
     shared: int = 0
     blocks: int = 0
     reuse: bool = False
+    targets: bool = False
 
     def sequence(self, number: int, tokens: int) -> NewSequence:
         """One of them."""
         prompt = (1,) * self.shared + (number + 2,) * (self.prompt - self.shared)
         root = root_key("").hex() if self.reuse else ""
-        return NewSequence(f"s{number}", prompt, SamplingParams(max_tokens=tokens), prefix_root=root)
+        first_s, further_s = (5.0, 0.1) if self.targets else (None, None)
+        return NewSequence(
+            f"s{number}",
+            prompt,
+            SamplingParams(max_tokens=tokens),
+            prefix_root=root,
+            first_token_due=first_s,
+            tpot_s=further_s,
+        )
 
 
 def measure(policy: str, load: Load) -> dict[str, float]:
@@ -127,6 +136,7 @@ def main() -> None:
     parser.add_argument("--shared", type=int, default=0, help="of these, the same in all prompts")
     parser.add_argument("--blocks", type=int, default=0, help="KV blocks; 0: room for all that run")
     parser.add_argument("--reuse", action="store_true", help="find KV blocks by content")
+    parser.add_argument("--targets", action="store_true", help="sequences have latency targets")
     parser.add_argument("--policy", default="auto,td-pipe,hybrid", help="comma-separated")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -139,6 +149,7 @@ def main() -> None:
         options.shared,
         options.blocks,
         options.reuse,
+        options.targets,
     )
     figures = {policy: measure(policy, load) for policy in options.policy.split(",")}
     if options.json:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from itertools import chain, islice
+from typing import NamedTuple
 
 from controller.scheduler.decode import MicroBatch
 from controller.scheduler.sequence import Sequence, State
-from controller.scheduler.slack import decoding_of, prompt_share, tokens_ahead
+from controller.scheduler.slack import Decoding, decoding_of, prompt_share, tokens_ahead
 from controller.scheduler.state import PipelineState
 from controller.scheduler.step_budget import (
     MOST_PROMPTS,
@@ -20,16 +21,24 @@ from controller.scheduler.step_budget import (
 from tidepipe_common.latency.model import StepCost
 
 
+class RunningLook(NamedTuple):
+    """What the sequences that decode are. Taking one costs a microsecond a sequence: once a round is enough.
+
+    context: KV tokens of all. decoding: those with a target who had their first token in time.
+    """
+
+    context: int
+    decoding: list[Decoding]
+    turnover: list[Turnover]
+
+
 def has_targets(state: PipelineState) -> bool:
-    """Does anybody wait for single answers here?"""
-    first = state.waiting.first
-    if first is not None and first.tpot_s is not None:
-        return True
+    """Does anybody who runs wait for a single answer here?"""
     return any(sequence.tpot_s is not None for sequence in state.running.values())
 
 
-def load_of(state: PipelineState, batch: MicroBatch, cost: StepCost) -> StepLoad:
-    """Before the next step of a batch. Takes a look at each sequence that runs."""
+def look_at_running(state: PipelineState) -> RunningLook:
+    """As it is now."""
     decoding, turnover = [], []
     context = 0
     for sequence in state.running.values():
@@ -42,17 +51,22 @@ def load_of(state: PipelineState, batch: MicroBatch, cost: StepCost) -> StepLoad
         one = decoding_of(sequence)
         if one is not None and one.first_at <= _due(sequence):
             decoding.append(one)
+    return RunningLook(context, decoding, turnover)
+
+
+def load_of(state: PipelineState, batch: MicroBatch, cost: StepCost, running: RunningLook) -> StepLoad:
+    """Before the next step of a batch. running: a look that is a round old at most."""
     prompts = list(islice(chain(state.prefilling, state.waiting), MOST_PROMPTS))
     rows = len(batch.members)
     return StepLoad(
         rows,
         len(state.batches.batches),
-        context,
-        decoding,
+        running.context,
+        running.decoding,
         [WaitingPrompt(one.to_compute, math.inf if one.output else _due(one)) for one in prompts],
         prompt_share(cost, state.prompt_pace, max(1, rows), state.config.prefill_tokens),
-        coming_of(state.prompt_pace, turnover, [_target(one) for one in prompts]),
-        turnover_of(turnover, state.allocator.capacity_tokens),
+        coming_of(state.prompt_pace, running.turnover, [_target(one) for one in prompts]),
+        turnover_of(running.turnover, state.allocator.capacity_tokens),
     )
 
 

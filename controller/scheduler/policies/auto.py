@@ -13,7 +13,7 @@ from controller.scheduler.sequence import Sequence
 from controller.scheduler.state import PipelineState
 from controller.scheduler.stealing import StealByTime, Stealing
 from controller.scheduler.step_budget import StepBudget
-from controller.scheduler.step_load import has_targets, load_of
+from controller.scheduler.step_load import RunningLook, has_targets, load_of, look_at_running
 from controller.scheduler.step_sizes import StepSizes
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.types.plan import Phase
@@ -90,6 +90,9 @@ class AutoPolicy(MixedSteps):
         self._sizes = StepSizes(cost, knobs.most_tokens, knobs.near_best, knobs.grain)
         self._fixed_size = fixed_size
         self._budget = StepBudget(cost)
+        self._targets = False
+        self._look: RunningLook | None = None
+        self._looks_left = 0
         self._size = 0
         self._steps_left = 0
         self._filling = True
@@ -109,7 +112,7 @@ class AutoPolicy(MixedSteps):
 
     def plan(self, state: PipelineState, now: float) -> None:
         """Give each batch that is back its next step."""
-        if not self._fixed_size and has_targets(state):
+        if not self._fixed_size and self._has_targets(state):
             self._plan_for_targets(state, now)
             return
         if self._order is not None and state.waiting:
@@ -128,6 +131,16 @@ class AutoPolicy(MixedSteps):
         if not state.running and not state.waiting:
             state.turn(Phase.IDLE, Reason("all done"), now)
 
+    def _has_targets(self, state: PipelineState) -> bool:
+        """Does anybody wait for a single answer? Who runs is asked once a round."""
+        self._looks_left -= 1
+        if self._looks_left <= 0 or not state.running:
+            self._looks_left = len(state.batches.batches)
+            self._targets, self._look = has_targets(state), None
+        first = state.waiting.first
+        self._targets = self._targets or (first is not None and first.tpot_s is not None)
+        return self._targets
+
     def _plan_for_targets(self, state: PipelineState, now: float) -> None:
         wanted = state.stages + self._extra
         if wanted != len(state.batches.batches):
@@ -137,7 +150,8 @@ class AutoPolicy(MixedSteps):
             state.make_room(batch)
             chunks = []
             if state.waiting or state.prefilling:
-                choice = self._budget.choose(load_of(state, batch, self._cost), now)
+                self._look = self._look or look_at_running(state)
+                choice = self._budget.choose(load_of(state, batch, self._cost, self._look), now)
                 chunks = state.take_prompts(choice.prompts)
                 if chunks:
                     state.turn(Phase.MIXED, choice.reason, now)
