@@ -92,18 +92,24 @@ class BlockStore:
         """Used blocks that nobody pays for."""
         self.references = 0
         """Blocks of all users, shared ones as often as they are used."""
-        self._blank = list(range(blocks - 1, -1, -1))
+        self._blank: list[int] = []
         self._kept: OrderedDict[int, None] = OrderedDict()
-        self._users = [0] * blocks
-        self._payers: list[BlockUser | None] = [None] * blocks
-        self._keys: list[bytes | None] = [None] * blocks
-        self._depths = [0] * blocks
+        # Of the blocks that were ever used: a device of any size, or one that claims it, costs what it does.
+        self._users: list[int] = []
+        self._payers: list[BlockUser | None] = []
+        self._keys: list[bytes | None] = []
+        self._depths: list[int] = []
         self._places: dict[bytes, int] = {}
 
     @property
     def free(self) -> int:
         """Blocks that nobody uses, kept ones included."""
-        return len(self._blank) + len(self._kept)
+        return self._unused + len(self._blank) + len(self._kept)
+
+    @property
+    def _unused(self) -> int:
+        """Blocks that nobody has used yet: those of the highest ids."""
+        return self.total - len(self._users)
 
     @property
     def used(self) -> int:
@@ -242,10 +248,17 @@ class BlockStore:
             raise ValueError(f"{wanted} KV blocks wanted, {self.free} free")
         if not wanted:
             return ()
-        for _ in range(wanted - len(self._blank)):
+        for _ in range(wanted - len(self._blank) - self._unused):
             self._evict()
-        given = tuple(self._blank[: -wanted - 1 : -1])
-        del self._blank[-wanted:]
+        again = min(wanted, len(self._blank))
+        given = tuple(self._blank[: -again - 1 : -1])
+        del self._blank[len(self._blank) - again :]
+        if new := wanted - again:
+            given += tuple(range(len(self._users), len(self._users) + new))
+            self._users += [0] * new
+            self._payers += [None] * new
+            self._keys += [None] * new
+            self._depths += [0] * new
         for block in given:
             self._users[block] = 1
             self._payers[block] = user
@@ -286,14 +299,14 @@ class BlockStore:
 
     def check(self, users: Many[BlockUser]) -> None:
         """AssertionError unless all invariants hold, these being all users (for tests)."""
-        uses = [0] * self.total
+        uses = [0] * (self.total - self._unused)
         for user in users:
             for block in user.blocks:
                 uses[block] += 1
         if uses != self._users or sum(uses) != self.references:
             raise AssertionError("blocks leaked, or used without being counted")
         unused = sorted(self._blank + list(self._kept))
-        if unused != [block for block in range(self.total) if not uses[block]]:
+        if unused != [block for block, count in enumerate(uses) if not count]:
             raise AssertionError("a block that nobody uses is lost, or one that is used may be taken")
         if self.unpaid != sum(n > 0 and p is None for n, p in zip(uses, self._payers, strict=True)):
             raise AssertionError("blocks that nobody pays for are not counted")

@@ -86,3 +86,13 @@ def test_what_was_used_last_stays() -> None:
         store.extend(User([]), 1)
         assert tuple(store.find(keys).blocks for keys in chains) == left
     assert store.stats.evicted_blocks == 3
+
+
+def test_memory_is_of_what_was_used() -> None:
+    """Not of what a device, or a stage that says so, has."""
+    store, user = BlockStore(10**15, 16), User([])
+    assert store.extend(user, 40) == (0, 1, 2)
+    store.release(user)
+    assert store.extend(user, 70) == (0, 1, 2, 3, 4)
+    assert store.free == 10**15 - 5
+    store.check([user])
