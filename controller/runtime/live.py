@@ -174,7 +174,7 @@ class LiveInstance:
         # Behind the tokens: nothing waits for what becomes of them.
         model = "" if self.body.about is None else self.body.about.fingerprint
         for one in signals:
-            if (name := names.get(one.key)) is not None:
+            if (name := names.pop(one.key, None)) is not None:
                 self.lengths.signal(name, model, one.values)
 
     def _names(self, step_id: int) -> dict[int, str]:

@@ -19,6 +19,7 @@ from tidepipe.v1.predictor_pb2 import RequestFeatures
 from tidepipe_common.codec.prompt import prompt_to_wire
 from tidepipe_common.lengths.prompt import PromptFeatures
 from tidepipe_common.rpc.channel import open_channel
+from tidepipe_common.types.length_signal import signal_fault
 from tidepipe_common.types.sampling import FinishReason
 
 PREDICT_TIMEOUT_S = 0.1
@@ -80,13 +81,15 @@ class LengthOracle:
     A signal lives as long as its sequence, and until its end is told.
 
     fallbacks: predictions that the fallback gave. observations_lost: ends that the predictor never heard of.
-    signals, refreshed: asked for with a signal that had come; asked for because it grew.
+    signals, refreshed: asked for with a signal that had come; asked for because it grew. bad_signals: that
+    stages told, and that are none.
     """
 
     def __init__(self, address: str | None, predicted: Predicted) -> None:
         self.fallbacks = 0
         self.observations_lost = 0
         self.signals = 0
+        self.bad_signals = 0
         self.refreshed = 0
         self._address = address
         self._predicted = predicted
@@ -126,9 +129,17 @@ class LengthOracle:
                 self.heard((sequence.sequence_id,), (token,))
 
     def signal(self, sequence_id: str, model: str, values: bytes) -> None:
-        """What the model's state behind the prompt says is there. model: its digest."""
+        """What the model's state behind the prompt says is there. model: its digest.
+
+        Nothing of that is taken which the predictor would refuse, with all that is asked beside it.
+        """
         features = self._running.get(sequence_id)
-        if features is None or features.behind_thought or not self._address:
+        if features is None or features.behind_thought or not self._address or not values:
+            return
+        if (fault := signal_fault(values, model)) is not None:
+            if not self.bad_signals:
+                log.warning("a stage's length signal is no signal", reason=fault)
+            self.bad_signals += 1
             return
         refined = self._copied(features)
         refined.signal, refined.model = values, model

@@ -136,6 +136,15 @@ async def test_signal_and_growth_refine_what_is_predicted() -> None:
         oracle.ask(one, NO_PROMPT)
         oracle.signal("a", "model-1", values)
         oracle.signal("nobody", "model-1", values)
+        # Of a stage that is broken: the predictor would refuse all that is asked beside them.
+        for model, bad in (
+            ("model-1", bytes(130)),
+            ("model-1", b"\0\x7e"),
+            ("m" * 201, values),
+            ("", values),
+        ):
+            oracle.signal("a", model, bad)
+        oracle.signal("a", "model-1", b"")
         one.output += [5] * REFRESH_EVERY
         oracle.refresh()
         oracle.refresh()
@@ -150,6 +159,7 @@ async def test_signal_and_growth_refine_what_is_predicted() -> None:
     assert asked == [(b"", "", 0), (values, "model-1", 0), (values, "model-1", REFRESH_EVERY)]
     learned = fake.observed[0].features
     assert (learned.signal, learned.generated_tokens) == (values, 0)
+    assert (oracle.signals, oracle.bad_signals) == (1, 4)
 
 
 async def test_the_answer_behind_a_thought_is_asked_for_and_learned_by_itself() -> None:

@@ -14,7 +14,6 @@ LEVELS: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 """Levels at which every model answers."""
 
 NO_PROMPT = PromptFeatures()
-MOST_MODEL_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +45,8 @@ class RequestFeatures:
             return f"temperature must be a finite number >= 0, got {self.temperature}"
         if self.generated_tokens < 0:
             return "generated_tokens must not be negative"
-        if (fault := signal_fault(self.signal)) is not None:
+        if (fault := signal_fault(self.signal, self.model)) is not None:
             return fault
-        if len(self.model) > MOST_MODEL_CHARACTERS or (self.signal and not self.model):
-            return "a length signal needs its model's digest, of at most 200 characters"
         return self.prompt.fault()
 
     @property

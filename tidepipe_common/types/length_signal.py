@@ -11,6 +11,7 @@ NUMBERS = 64
 """Of a signal, at most."""
 _SIZE = struct.calcsize("<e")
 BYTES = NUMBERS * _SIZE
+MOST_MODEL_CHARACTERS = 200
 LARGEST = 65_504.0
 """That a float of 16 bits can be."""
 
@@ -35,8 +36,13 @@ def signal_numbers(values: bytes) -> tuple[float, ...]:
     return struct.unpack(f"<{len(values) // _SIZE}e", values)
 
 
-def signal_fault(values: bytes) -> str | None:
-    """Why these cannot be a signal, or None; no bytes are no signal, which is no fault."""
+def signal_fault(values: bytes, model: str) -> str | None:
+    """Why these cannot be a model's signal, or None; no bytes are no signal, which is no fault.
+
+    model: its digest.
+    """
+    if len(model) > MOST_MODEL_CHARACTERS or (values and not model):
+        return f"a length signal needs its model's digest, of at most {MOST_MODEL_CHARACTERS} characters"
     if len(values) > BYTES or len(values) % _SIZE:
         return f"a length signal has at most {NUMBERS} floats of 16 bits, got {len(values)} bytes"
     if not all(map(math.isfinite, signal_numbers(values))):
