@@ -21,9 +21,10 @@ def read_shape(name_or_path: str) -> ModelShape:
         raise ConfigError(f"unknown model {name_or_path!r}; known: {', '.join(SHAPES)}; or a JSON file")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path} must hold one JSON object")
     # A profile of `tidepipe profile` says which model it measured.
-    return shape_from_config(config.get("shape", config), str(path))
+    shape = config.get("shape", config) if isinstance(config, dict) else None
+    if not isinstance(shape, dict):
+        raise ConfigError(f"{path} must hold one JSON object, and so must its shape")
+    return shape_from_config(shape, str(path))

@@ -52,6 +52,10 @@ SHAPES: Mapping[str, ModelShape] = {
 """From the models' published configurations."""
 
 
+_LARGEST = 10**12
+"""Of a shape's numbers: beyond all models, and products of them are still numbers that floats hold."""
+
+
 def named_shape(name: str) -> ModelShape | None:
     """The model of that name, in any case; None if it is not one of SHAPES."""
     return SHAPES.get(name.lower().replace("_", "-"))
@@ -63,10 +67,12 @@ def shape_from_config(config: Mapping[str, Any], source: str) -> ModelShape:
     def number(*names: str, default: int | None = None) -> int:
         for name in names:
             value = config.get(name)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST:
                 return value
             if value is not None:
-                raise ConfigError(f"{source}: {name} must be a positive integer, got {value!r}")
+                raise ConfigError(
+                    f"{source}: {name} must be a positive integer, {_LARGEST:g} at most, got {value!r:.40}"
+                )
         if default is None:
             raise ConfigError(f"{source}: {names[0]} is missing")
         return default
