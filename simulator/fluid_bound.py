@@ -9,6 +9,7 @@ each of as many micro-batches as it has stages: with fewer it is idle, with more
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from simulator.bound import found_by_ideal
@@ -81,6 +82,13 @@ class Flow:
         steps = self._prompt / _APART_TOKENS * self._step_s(_APART_TOKENS)
         return 1 / (steps + self._cost.attention_s(0, self._pairs))
 
+    def rounds_s(self, tpot_s: float) -> list[float]:
+        """Lengths of rounds that are looked at: of the target tenths, and tenths of these, down to the
+        shortest that there is. Short ones hold less memory."""
+        shortest = self._stages * self._step_s(1)
+        tenths = (tpot_s * part / 10**power for power in range(1, 13) for part in range(10, 1, -1))
+        return list(itertools.takewhile(lambda length: length >= shortest, tenths))
+
     def _step_s(self, tokens: float) -> float:
         rows = max(1, round(tokens))
         return self._cost.step_s(StepWork(rows, 0, 0.0, rows, rows))
@@ -106,7 +114,7 @@ def bound(
     """
     of_one = flow or flow_of(spec, asked.workload)
     ways: Sequence[int | None] = (0, budget) if budget else WAYS
-    rounds = [asked.slo.tpot_s * part / 10 for part in range(1, 11)]
+    rounds = of_one.rounds_s(asked.slo.tpot_s)
 
     def some(rate: float) -> bool:
         return any(of_one.bears(rate, length, chunk, budget) for length in rounds for chunk in ways)
@@ -117,7 +125,7 @@ def bound(
 def apart_bound(spec: ClusterSpec, asked: Question, flow: Flow | None = None) -> float:
     """The same where KV caches may travel for nothing: each instance prefills alone, or decodes alone."""
     of_one = flow or flow_of(spec, asked.workload)
-    rounds = [asked.slo.tpot_s * part / 10 for part in range(1, 11)]
+    rounds = of_one.rounds_s(asked.slo.tpot_s)
     decoded = _highest(lambda rate: any(of_one.decodes(rate, length) for length in rounds))
     if decoded == 0.0:
         return 0.0

@@ -42,9 +42,19 @@ class Question:
     seed: int = 0
     noise: float = 0.3
 
+    @property
+    def at_hand(self) -> int | None:
+        """Requests that a run can have; None for any number, where they may be drawn again and again."""
+        stretch = any(one.content for one in self.workload.requests) and not self.workload.in_turns
+        return len(self.workload.requests) if stretch or self.arrivals.kind == "trace" else None
+
+    def count(self, rate: float) -> int:
+        """Requests of a run at this rate."""
+        return max(self.least_requests, round(rate * self.seconds))
+
     def jobs(self, rate: float) -> list[Job]:
         """Requests at this rate."""
-        count = max(self.least_requests, round(rate * self.seconds))
+        count = self.count(rate)
         requests = requests_at(self.workload, self.arrivals, rate, count, self.seed).requests
         wrong = np.exp(np.random.default_rng([self.seed, 3]).normal(0.0, self.noise, len(requests)))
         jobs = [

@@ -27,7 +27,7 @@ from simulator.cluster_spec import ClusterSpec
 from simulator.fluid_bound import Flow, apart_bound, bound, flow_of
 from simulator.goodput import Figures, Question, measure
 from simulator.systems import SYSTEMS, run_exactly, run_system, scan
-from simulator.workers import TimeIsUpError
+from simulator.workers import TimeIsUpError, left_s
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.hardware import Hardware
 from tidepipe_common.latency.profile import Profile
@@ -225,10 +225,24 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Examiner:
-    """Runs trials: what each process of a search is given once."""
+    """Runs trials: what each process of a search is given once.
+
+    deadline: as of `Workers`; TimeIsUpError before a run behind it, for a trial has many.
+    """
 
     fleet: Fleet
     question: Question
+    deadline: float = 0.0
+
+    def check(self, rate: float) -> None:
+        """ConfigError if the workload is too short to tell whether anything holds this rate."""
+        if self._lacks(rate):
+            needed = self._asked(rate).count(rate)
+            mend = "give a longer one" + (", or less --seconds" * (needed > self.question.least_requests))
+            raise ConfigError(
+                f"the workload {self.question.workload.name} has {self.question.at_hand} requests, and "
+                f"{needed} are needed at {rate:g}/s; {mend}"
+            )
 
     def __call__(self, trial: Trial) -> Outcome:
         """The trial's answer. Where a run costs more than MOST_REQUESTS, it is shorter."""
@@ -237,7 +251,10 @@ class Examiner:
         worst: Figures | None = None
         runs = 0
         for rate in trial.rates:
+            if self._lacks(rate):
+                return Outcome(False, rate, worst, runs)
             for seed in trial.seeds:
+                left_s(self.deadline)
                 runs += 1
                 figures = self._run(trial, rate, seed)
                 if worst is None or (rate == trial.rates[0] and figures.attainment < worst.attainment):
@@ -275,9 +292,16 @@ class Examiner:
             low, high = (middle, high) if holds(middle) else (low, middle)
         return Outcome(low > 0.0, low, best.figures if best else None, runs)
 
+    def _asked(self, rate: float) -> Question:
+        return replace(self.question, seconds=min(self.question.seconds, MOST_REQUESTS / rate))
+
+    def _lacks(self, rate: float) -> bool:
+        """Are there too few requests to tell? What cannot be shown to hold does not."""
+        have = self.question.at_hand
+        return have is not None and have < self._asked(rate).count(rate)
+
     def _run(self, trial: Trial, rate: float, seed: int) -> Figures:
-        seconds = min(self.question.seconds, MOST_REQUESTS / rate)
-        asked = replace(self.question, seed=seed, seconds=seconds)
+        asked = replace(self._asked(rate), seed=seed)
         spec = self.fleet.spec(trial.choice.layout, trial.instances)
         run = run_exactly if trial.exact else run_system
         return measure(trial.choice.system, trial.choice.knobs, spec, asked, rate, run)
@@ -429,10 +453,14 @@ class Search:
             low = found.devices + 1
 
     def settle(self) -> None:
-        """With no more time: of those that held so far take the smallest, as it is."""
+        """With no more time: of those that held so far take the smallest, as it is; or what bears most."""
         if self.plan.best is None and self._held:
             self.plan.best = min(self._held.values(), key=lambda one: (one.devices, self._likeliest(one)))
             self.plan.holds = True
+        lesser = [one for one in self.plan.tried if one.outcome.held and one.outcome.rate < self._rate]
+        if self.plan.best is None and lesser:
+            self.plan.best = max(lesser, key=lambda one: one.outcome.rate)
+            self.plan.goodput = self.plan.best.outcome
 
     def margin(self) -> None:
         """Find the goodput of the best."""
@@ -484,7 +512,7 @@ class Search:
                 done.add((layout, count))
                 guess = share * self._reach(layout, count)
                 knobs = best.choice if layout == best.choice.layout else self._alike(best.choice, layout)
-                if knobs is not None and guess > 0:
+                if knobs is not None and guess > 0 and self._has_room(knobs, count):
                     asked.append(Trial(knobs, count, (guess,), self._seeds[:1], precision=2 * PRECISION))
         for trial, outcome in self._asked(asked, "the frontier"):
             if outcome.held:
@@ -574,13 +602,15 @@ class Search:
             count = self._instances(one.choice.layout, devices)
             if count < one.least or count <= self._failed.get(one.choice, 0):
                 continue
-            if _shares_out_roles(one.choice.system) and not self._has_room(one.choice, count):
+            if not self._has_room(one.choice, count):
                 continue
             lanes.append((one, count))
         return sorted(lanes, key=lambda lane: (lane[0].rank, -lane[0].bound * lane[1]))
 
     def _has_room(self, choice: Choice, instances: int) -> bool:
-        """For instances of both roles."""
+        """For instances of both roles, where they have roles."""
+        if not _shares_out_roles(choice.system):
+            return True
         spec = self._fleet.spec(choice.layout, instances)
         return choice.settings in map(_as_settings, scan(choice.system, spec))
 

@@ -40,6 +40,16 @@ class _Worker:
     place: int = 0
 
 
+def left_s(deadline: float) -> float | None:
+    """Seconds until a deadline by `time.monotonic`, None without one (0); TimeIsUpError behind it."""
+    if not deadline:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeIsUpError("the time for the search is up")
+    return left
+
+
 class Workers(Generic[Task, Answer]):
     """Context manager over the processes; they end with it, whatever ends it.
 
@@ -98,12 +108,7 @@ class Workers(Generic[Task, Answer]):
 
     def left_s(self) -> float | None:
         """Until the deadline, None if there is none; TimeIsUpError behind it."""
-        if not self.deadline:
-            return None
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeIsUpError("the time for the search is up")
-        return left
+        return left_s(self.deadline)
 
     def _idle(self, wanted: int) -> _Worker | None:
         """One that has nothing to do; a new one if there may be more of them."""
@@ -115,7 +120,12 @@ class Workers(Generic[Task, Answer]):
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
         process = context.Process(target=_serve, args=(there, self._function), daemon=True)
-        process.start()
+        # Ctrl-C is the parent's to decide on, and waits until it has told the process what to do.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         there.close()
         self._workers.append(_Worker(process, here))
         return self._workers[-1]
@@ -157,8 +167,7 @@ def _ended(one: _Worker) -> WorkerFailedError:
 
 
 def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
-    """Ends with its parent; Ctrl-C is the parent's to decide on."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ends with its parent."""
     with contextlib.suppress(EOFError, OSError):
         while True:
             task = pipe.recv()

@@ -36,7 +36,10 @@ from tidepipe_common.text.text import is_text, on_one_line, on_terminal
 from tidepipe_common.version import tidepipe_version
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+_NO_ACCESS = (
+    *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EEXIST, errno.ENOENT, errno.ENOTEMPTY, errno.EBUSY),
+)
 """Of a path that somebody named."""
 
 app = typer.Typer(

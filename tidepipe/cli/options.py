@@ -27,6 +27,10 @@ Arrivals = Annotated[
 Attainment = Annotated[
     float, typer.Option("--attainment", min=0.01, max=1.0, help="Share of requests that must meet both.")
 ]
+Noise = Annotated[
+    float,
+    typer.Option("--noise", min=0, max=5, help="Error of predicted lengths (sigma of the logarithm)."),
+]
 MaxTotal = Annotated[
     int | None,
     typer.Option("--max-total", min=2, help="Tokens of prompt and output together. Default: context."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,12 +21,14 @@ from tidepipe.cli.options import (
     Attainment,
     MaxTotal,
     MeasuredProfile,
+    Noise,
     PrefixCaching,
     WorkloadSource,
     reuses,
 )
 from tidepipe.cli.plan_start import MODEL, Deployment, commands, compose
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.text.text import on_terminal
 
 if TYPE_CHECKING:
     from controller.scheduler.policies.catalog import Knobs
@@ -88,9 +91,7 @@ def plan(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of arrivals and drawing.")] = 0,
-    noise: Annotated[
-        float, typer.Option("--noise", min=0, help="Error of predicted lengths (sigma of the logarithm).")
-    ] = 0.3,
+    noise: Noise = 0.3,
     prefix_caching: PrefixCaching = "on",
     max_total: MaxTotal = None,
     network_gb_s: Annotated[
@@ -173,8 +174,15 @@ def plan(
         load, slo, attainment, parse_arrivals(arrivals), seconds=length, seed=seed, noise=noise
     )
     systems = _systems(policy, in_turns=load.in_turns)
+    examiner = Examiner(fleet, question, deadline)
+    examiner.check(rate)
+    # Before the search, so that no answer is lost for want of a place to write to.
+    if plot:
+        plot.mkdir(parents=True, exist_ok=True)
+    if write and (write.is_dir() or not write.parent.is_dir()):
+        raise ConfigError(f"--write {write}: give a file in a folder that is there")
     with Waiting("planning") as waiting:
-        with Workers(Examiner(fleet, question), processes, deadline) as workers:
+        with Workers(examiner, processes, deadline) as workers:
 
             def tell(text: str) -> None:
                 # What is reckoned here, such as bounds, has its end, too.
@@ -186,15 +194,19 @@ def plan(
             draw_frontier(found, plot)
     if found.best is not None:
         start = _deployment(found.best, fleet, start, (ttft_ms, tpot_ms))
-    if write is not None and found.holds:
-        write.write_text(compose(start), encoding="utf-8")
     if as_json:
         print(json.dumps(_report(found, fleet, load, start)))
     else:
         from tidepipe.cli.plan_display import show_plan
 
         show_plan(found, fleet, question, start)
-    raise typer.Exit(SUCCESS if found.holds else SOME_FAILED)
+    if not found.holds:
+        if write is not None:
+            print(f"nothing is written to {on_terminal(str(write))}: nothing holds the rate", file=sys.stderr)
+        raise typer.Exit(SOME_FAILED)
+    if write is not None:
+        write.write_text(compose(start), encoding="utf-8")
+    raise typer.Exit(SUCCESS)
 
 
 def parse_fleet(text: str) -> tuple[str, int, int]:

@@ -133,6 +133,8 @@ def commands(cluster: Deployment, files: Sequence[str] = ()) -> str:
 
 def compose(cluster: Deployment) -> str:
     """A compose file for one machine, made from the deployment's; ConfigError says why there is none."""
+    if not cluster.policy:
+        raise ConfigError("there is no compose file for what is simulated alone")
     if cluster.nodes > 1:
         raise ConfigError(
             f"a compose file is for one machine, and this cluster needs {cluster.nodes}; use the commands"
@@ -222,11 +224,13 @@ def _folded(words: Sequence[str], indent: int = 0, tls: str = "") -> str:
 
 
 _HEADS = ("tidepipe", "python")
+_OWN = re.compile(r"cuda:\$device|(,?\$\{NODE\d+\}(:(\d+|\$\(\(\d+ \+ device\)\)))?)+")
+"""Words that are ours, in which a shell is to put in what stands for something."""
 
 
 def _quoted(word: str) -> str:
     """For a shell, which is to put in NODE1 and the like."""
-    return word if "$" in word else shlex.quote(word)
+    return word if _OWN.fullmatch(word) else shlex.quote(word)
 
 
 def _services(cluster: Deployment) -> Iterator[str]:

@@ -17,6 +17,7 @@ from tidepipe.cli.options import (
     Attainment,
     MaxTotal,
     MeasuredProfile,
+    Noise,
     PrefixCaching,
     SheetHardware,
     WorkloadSource,
@@ -54,9 +55,7 @@ def online(
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=1, help="Length of each run.")] = 120.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of arrivals and drawing.")] = 0,
-    noise: Annotated[
-        float, typer.Option("--noise", min=0, help="Error of predicted lengths (sigma of the logarithm).")
-    ] = 0.3,
+    noise: Noise = 0.3,
     prefix_caching: PrefixCaching = "on",
     max_total: MaxTotal = None,
     network_gb_s: Annotated[

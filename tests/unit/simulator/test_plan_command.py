@@ -64,11 +64,48 @@ def test_the_cheapest_is_named_with_what_starts_it(arguments: list[str], tmp_pat
     assert "worker-0-0" in (tmp_path / "c.yaml").read_text()
 
 
-def test_a_rate_that_nothing_holds_ends_with_the_most(arguments: list[str]) -> None:
-    run = CliRunner().invoke(app, [*arguments, *TARGETS, "--rate", "600"])
+def test_a_rate_that_nothing_holds_ends_with_the_most(arguments: list[str], tmp_path: Path) -> None:
+    write = tmp_path / "c.yaml"
+    run = CliRunner().invoke(app, [*arguments, *TARGETS, "--rate", "600", "--write", str(write)])
     assert run.exit_code == 1, run.output
+    assert "nothing is written" in run.stderr
+    assert not write.exists()
     assert "nothing of these devices holds it; most:" in run.stdout.replace("\n", " ")
     assert max(map(len, run.stdout.splitlines())) <= 80
+
+
+def test_what_cannot_be_started_is_shown_and_not_written(arguments: list[str], tmp_path: Path) -> None:
+    write = tmp_path / "c.yaml"
+    more = ["--policy", "fudg-intra", "--rate", "3", "--write", str(write)]
+    run = CliRunner().invoke(app, [*arguments, *TARGETS, *more])
+    assert isinstance(run.exception, ConfigError)
+    assert "cheapest: " in run.stdout
+    assert not write.exists()
+
+
+def test_a_trace_that_is_short_answers_for_what_it_is_long_enough_for(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    """Rates beyond that do not end the search; a rate beyond that is refused before it."""
+    trace = tmp_path / "trace.jsonl"
+    entries = [
+        {"timestamp": 50 * i, "input_length": 40, "output_length": 4, "hash_ids": [i]} for i in range(420)
+    ]
+    trace.write_text("\n".join(map(json.dumps, entries)))
+    asked = [*arguments, *TARGETS, "--workload", str(trace), "--json"]
+    run = CliRunner().invoke(app, [*asked, "--rate", "20"])
+    assert run.exit_code == 0, run.output
+    best = json.loads(run.stdout.splitlines()[-1])["best"]
+    assert 1 <= best["margin"] <= 21.1
+    run = CliRunner().invoke(app, [*asked, "--rate", "430"])
+    assert "has 420 requests, and 430 are needed" in str(run.exception)
+
+
+def test_loose_targets_are_no_reason_to_leave_anything_out(arguments: list[str]) -> None:
+    """With all the time for a token, short rounds that hold little memory are still there."""
+    more = ["--ttft-ms", "2000", "--tpot-ms", "1e6", "--policy", "hybrid", "--rate", "20", "--json"]
+    run = CliRunner().invoke(app, [*arguments, *more])
+    assert run.exit_code == 0, run.output
 
 
 def test_time_that_is_up_is_said(arguments: list[str]) -> None:
@@ -106,10 +143,16 @@ def test_offline_compares_tensors_with_pipelines(arguments: list[str]) -> None:
         (["--ttft-ms", "-5"], "positive number of seconds"),
         (["--hardware", "L20:1x1", "--model-shape", "qwen2-72b"], "leave no room"),
         (["--offline"], "is not for --offline"),
+        (["--write", "nowhere/c.yaml"], "in a folder that is there"),
+        (["--model-shape", "SHAPE"], "so must its shape"),
     ],
 )
-def test_mistakes_are_explained(arguments: list[str], more: list[str], message: str) -> None:
+def test_mistakes_are_explained(arguments: list[str], more: list[str], message: str, tmp_path: Path) -> None:
     """One sentence each."""
+    if "SHAPE" in more:
+        shape = tmp_path / "shape.json"
+        shape.write_text('{"shape": 5}')
+        more = [str(shape) if one == "SHAPE" else one for one in more]
     run = CliRunner().invoke(app, [*arguments, *TARGETS, "--rate", "3", *more])
     assert isinstance(run.exception, ConfigError)
     assert message in str(run.exception)

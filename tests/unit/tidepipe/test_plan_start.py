@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -57,6 +58,8 @@ def test_one_node_is_one_command() -> None:
     assert (config.stages, config.instances, config.policy) == (2, 3, "padg")
     assert (config.policy_settings, config.ttft_ms, config.tpot_ms) == ("token_budget=512", 5000, 100)
     assert cluster.nodes == 1
+    (odd,) = _lines(commands(replace(cluster, model="a b;$(exit 3)${NODE1}")))
+    assert "a b;$(exit 3)${NODE1}" in odd
     (batch,) = _lines(commands(Deployment(1, 2, 4, 8, "auto", {}), ("IN", "OUT")))
     assert batch[:4] == ["batch", "IN", "-o", "OUT"]
     assert (_config(batch).engine, _config(batch).tensor_parallel) == ("vllm", 2)
