@@ -80,7 +80,7 @@ def show_offline(plan: OfflinePlan, fleet: Fleet, load: Workload, start: Deploym
     print(commands(start, files))
     if start.nodes > 1:
         print(f"\n# then, on NODE1\ntidepipe batch {files[0]} -o {files[1]} --endpoint ${{NODE1}}:7070 \\")
-        print("    --tls-ca certs/ca.pem --tls-cert certs/client.pem --tls-key certs/client.key")
+        print("    --tls-ca certs/ca.pem --tls-cert certs/inference.pem --tls-key certs/inference.key")
 
 
 def _who_wins(plan: OfflinePlan) -> str:
