@@ -336,7 +336,8 @@ class Plan:
     """The answer to one question.
 
     best: of the fewest devices; without `holds` what bears most of all. goodput: the rate that it bears; None
-    if there was no time to find it. confirmed: by the controllers' own scheduler, if it was asked.
+    if there was no time to find it. confirmed, borne: the same of the rate that was asked for, and as much of
+    the goodput as is borne, by the controllers' own scheduler, if it was asked.
     points: clusters at their goodput. unfinished: what there was no time for; "" if it is complete.
     """
 
@@ -345,12 +346,18 @@ class Plan:
     best: Cluster | None = None
     goodput: Outcome | None = None
     confirmed: Outcome | None = None
+    borne: Outcome | None = None
     others: list[Cluster] = field(default_factory=list)
     points: list[Cluster] = field(default_factory=list)
     tried: list[Cluster] = field(default_factory=list)
     pruned: list[Pruned] = field(default_factory=list)
     runs: int = 0
     unfinished: str = ""
+
+    @property
+    def bears(self) -> Outcome | None:
+        """What the best bears, as far as it is known."""
+        return self.borne or self.goodput
 
     @property
     def frontier(self) -> list[Cluster]:
@@ -517,6 +524,22 @@ class Search:
         for trial, outcome in self._asked(asked, "the frontier"):
             if outcome.held:
                 self.plan.points.append(Cluster(trial.choice, trial.instances, outcome))
+
+    def borne(self) -> None:
+        """Find as much of the best's goodput as the controllers' own scheduler bears: on a pipeline its steps
+        are uneven, which the instance that fast-forwards knows nothing of."""
+        best, found = self.plan.best, self.plan.goodput
+        if best is None or found is None or self.plan.confirmed is None:
+            return
+        rate = found.rate
+        while rate > self._rate:
+            self._tell(f"what the best bears by its own scheduler: {rate:.3g} requests/s?")
+            trial = Trial(best.choice, best.instances, (rate,), self._seeds, exact=True)
+            if (outcome := self._ask_one(trial)).held:
+                self.plan.borne = outcome
+                return
+            rate *= 1 - PRECISION
+        self.plan.borne = self.plan.confirmed
 
     @cached_property
     def choices(self) -> list[BoundedChoice]:
@@ -750,6 +773,8 @@ def make_plan(search: Search) -> Plan:
             search.margin()
         doing = "the frontier"
         search.frontier()
+        doing = "how much of its margin its own scheduler bears"
+        search.borne()
     except TimeIsUpError:
         plan.unfinished = doing
         search.settle()

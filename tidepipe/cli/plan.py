@@ -312,8 +312,8 @@ def _report(found: Plan, fleet: Fleet, load: Workload, start: Deployment) -> dic
         seen = found.confirmed or best.outcome
         answer = _cluster(replace(best, outcome=seen))
         answer |= {
-            "goodput_rps": found.goodput.rate if found.goodput else None,
-            "margin": found.goodput.rate / found.rate if found.goodput else None,
+            "goodput_rps": found.bears.rate if found.bears else None,
+            "margin": found.bears.rate / found.rate if found.bears else None,
             "confirmed": found.confirmed is not None,
             "nodes": start.nodes,
         }

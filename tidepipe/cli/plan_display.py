@@ -137,8 +137,8 @@ def _policy(choice: Choice) -> str:
 
 
 def _say_margin(console: Console, plan: Plan) -> None:
-    if plan.goodput is not None:
-        bears = plan.goodput.rate
+    if plan.bears is not None:
+        bears = plan.bears.rate
         console.print(f"margin: {bears / plan.rate:.2f} (it bears {bears:.3g} requests/s)")
     if plan.confirmed is not None:
         how = f"by the controllers' scheduler, the worse of {plan.confirmed.runs} fresh seeds"
