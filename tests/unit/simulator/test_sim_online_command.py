@@ -19,16 +19,19 @@ ARGUMENTS = [
 
 
 def test_json_has_the_promised_fields(tmp_path: Path) -> None:
-    """All systems; pictures on the side."""
-    run = CliRunner().invoke(app, [*ARGUMENTS, "--json", "--fast", "--plot", str(tmp_path)])
+    """All systems at one rate; two at their goodput, with pictures on the side."""
+    run = CliRunner().invoke(app, [*ARGUMENTS, "--json", "--fast", "--rate", "0.5"])
     assert run.exit_code == 0, run.output
-    report = json.loads(run.stdout.splitlines()[-1])
-    names = [result["policy"] for result in report["results"]]
-    assert names == list(SYSTEMS)
-    for result in report["results"]:
+    results = json.loads(run.stdout.splitlines()[-1])["results"]
+    assert [result["policy"] for result in results] == list(SYSTEMS)
+    search = ["--policy", "padg,fudg-inter", "--plot", str(tmp_path)]
+    run = CliRunner().invoke(app, [*ARGUMENTS, "--json", "--fast", *search])
+    assert run.exit_code == 0, run.output
+    found = json.loads(run.stdout.splitlines()[-1])["results"]
+    for result in [*results, *found]:
         assert result["attainment"] >= 0.9
         assert set(result["ttft_ms"]) == set(result["tpot_ms"]) == {"p50", "p90", "p99"}
-    rates = {result["policy"]: result["goodput_rps"] for result in report["results"]}
+    rates = {result["policy"]: result["goodput_rps"] for result in found}
     assert rates["padg"] > 2 * rates["fudg-inter"] > 0
     assert len(list(tmp_path.glob("*.png"))) == 1
 
