@@ -6,21 +6,17 @@ if that is better on the newest answers, and `verdict.json` in any case.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from predictor.contest import CHALLENGER, CHAMPION, SAMPLES, VERDICT, Verdict
+from predictor.contest import CHALLENGER, CHAMPION, SAMPLES, Verdict, judge
 from predictor.evaluation.figures import pinball
 from predictor.evaluation.signal_head import TOLD, TOLD_PLACES
 from predictor.head_store import HEAD, load_head, save_head
 from predictor.training.fit_head import HeadSamples, fit_head, read_samples
-from tidepipe_common.errors import TidePipeError
 from tidepipe_common.lengths.distribution import Floats
 from tidepipe_common.types.length_signal import NUMBERS
 
@@ -42,11 +38,8 @@ def compete(folder: Path, model: str, version: str, held_back: int) -> Verdict:
     levels = np.array(TOLD)
     old_loss = pinball(judged.lengths, before, levels).mean(axis=1)
     new_loss = pinball(judged.lengths, after, levels).mean(axis=1)
-    gain = old_loss - new_loss
-    error = float(gain.std() / max(len(gain), 1) ** 0.5)
-    better = len(gain) > 0 and float(gain.mean()) > error
-    verdict = Verdict(better, float(old_loss.mean()), float(new_loss.mean()), error)
-    if better:
+    verdict = Verdict.of(old_loss, new_loss)
+    if verdict.better:
         # The answers that it was judged on calibrate it from now on.
         challenger.learn(judged.columns, judged.lengths, judged.ends)
         save_head(challenger, model, folder / CHALLENGER, verdict)
@@ -59,14 +52,8 @@ def _whole(samples: HeadSamples) -> Floats:
 
 def main(arguments: Sequence[str]) -> int:
     """Arguments: folder, model, the challenger's version, answers held back. Exit code 0 with a verdict."""
-    os.nice(19)
     folder = Path(arguments[0])
-    try:
-        verdict = compete(folder, arguments[1], arguments[2], int(arguments[3]))
-    except TidePipeError as error:
-        verdict = Verdict(better=False, failure=str(error))
-    (folder / VERDICT).write_text(json.dumps(asdict(verdict)), encoding="utf-8")
-    return 0
+    return judge(folder, lambda: compete(folder, arguments[1], arguments[2], int(arguments[3])))
 
 
 if __name__ == "__main__":

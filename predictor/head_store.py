@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from predictor.contest import Verdict
 from predictor.evaluation.signal_head import COLUMNS, SignalHead
 from tidepipe_common.errors import ModelError
-from tidepipe_common.lengths.calibration import KEPT, Ends, ReachedLevels
+from tidepipe_common.lengths.calibration import KEPT, LevelLists
 
 FORMAT = 1
 HEAD, CARD = "head.json", "MODEL_CARD.md"
@@ -45,7 +45,7 @@ def head_folder(state: Path, model: str) -> Path:
 
 def save_head(head: SignalHead, model: str, folder: Path, verdict: Verdict | None = None) -> None:
     """Readers find the old one or the new one. ModelError if it cannot be written."""
-    ends = head.calibration.ends
+    kept = head.calibration.lists()
     facts = _Facts(
         format=FORMAT,
         model=model,
@@ -57,11 +57,10 @@ def save_head(head: SignalHead, model: str, folder: Path, verdict: Verdict | Non
         mean=head.mean.tolist(),
         scale=head.scale.tolist(),
         weights=head.weights.tolist(),
-        reached=head.calibration.levels.tolist(),
-        reached_cut=ends.cut.tolist(),
-        reached_lost=ends.lost.tolist(),
-        # 0 for none.
-        reached_limit=np.where(np.isfinite(ends.limits), ends.limits, 0.0).astype(int).tolist(),
+        reached=kept.reached,
+        reached_cut=kept.cut,
+        reached_lost=kept.lost,
+        reached_limit=kept.limits,
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,21 +87,12 @@ def load_head(folder: Path) -> tuple[str, SignalHead]:
         where = ".".join(str(part) for part in problem["loc"])
         raise ModelError(f"{path} is damaged: {where} {problem['msg']}") from error
     edges, scale = np.array(facts.edges), np.array(facts.scale)
-    alike = (
-        len(facts.reached) == len(facts.reached_cut) == len(facts.reached_lost) == len(facts.reached_limit)
-    )
+    kept = LevelLists(facts.reached, facts.reached_cut, facts.reached_lost, facts.reached_limit)
     if facts.format != FORMAT:
         raise ModelError(f"{path} comes from another version of TidePipe")
     sound = edges[0] == 0 and (np.diff(edges) > 0).all() and (scale > 0).all()
-    if not (alike and sound and len(facts.base) == len(edges) - 1):
+    if not (kept.alike and sound and len(facts.base) == len(edges) - 1):
         raise ModelError(f"{path} is damaged: its numbers do not belong together")
-    limits = np.array(facts.reached_limit, dtype=np.float64)
-    ends = Ends(
-        cut=np.array(facts.reached_cut, dtype=np.bool_),
-        lost=np.array(facts.reached_lost, dtype=np.bool_),
-        limits=np.where(limits > 0, limits, np.inf),
-    )
-    calibration = ReachedLevels(np.array(facts.reached), ends)
     head = SignalHead(
         facts.version,
         facts.answers,
@@ -112,7 +102,7 @@ def load_head(folder: Path) -> tuple[str, SignalHead]:
         np.array(facts.mean),
         scale,
         np.array(facts.weights),
-        calibration,
+        kept.levels(),
     )
     return facts.model, head
 

@@ -7,23 +7,20 @@ gets `challenger/` if that is better on the newest answers, which neither of the
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from predictor.api.wire import observation_from_wire
-from predictor.contest import ANSWERS, CHALLENGER, CHAMPION, VERDICT, Verdict
+from predictor.contest import ANSWERS, CHALLENGER, CHAMPION, Verdict, judge
 from predictor.evaluation.figures import pinball
 from predictor.evaluation.running_quantile import RunningQuantile
 from predictor.training.fit import fit
 from predictor.training.trees import Settings
 from tidepipe.v1 import predictor_pb2
-from tidepipe_common.errors import TidePipeError
 from tidepipe_common.lengths.request import LEVELS
 from tidepipe_common.lengths.store import FACTS, load_lengths, save_lengths
 
@@ -52,26 +49,18 @@ def compete(folder: Path, version: str, held_back: int) -> Verdict:
         before = np.array([one.tokens for one in running.predict(requests)])
     old_loss = pinball(lengths, before, levels).mean(axis=1)
     new_loss = pinball(lengths, challenger.quantiles(requests), levels).mean(axis=1)
-    gain = old_loss - new_loss
-    error = float(gain.std() / max(len(gain), 1) ** 0.5)
-    better = float(gain.mean()) > error
-    if better:
+    verdict = Verdict.of(old_loss, new_loss)
+    if verdict.better:
         # The answers that it was judged on calibrate it from now on.
         challenger.learn(newest)
         save_lengths(challenger, folder / CHALLENGER)
-    return Verdict(better, float(old_loss.mean()), float(new_loss.mean()), error)
+    return verdict
 
 
 def main(arguments: Sequence[str]) -> int:
     """Arguments: folder, the challenger's version, answers held back. Exit code 0 with a verdict."""
-    os.nice(19)
     folder = Path(arguments[0])
-    try:
-        verdict = compete(folder, arguments[1], int(arguments[2]))
-    except TidePipeError as error:
-        verdict = Verdict(better=False, failure=str(error))
-    (folder / VERDICT).write_text(json.dumps(asdict(verdict)), encoding="utf-8")
-    return 0
+    return judge(folder, lambda: compete(folder, arguments[1], int(arguments[2])))
 
 
 if __name__ == "__main__":

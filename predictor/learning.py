@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 from collections import deque
 from collections.abc import Sequence
@@ -11,9 +10,8 @@ from pathlib import Path
 
 import structlog
 
-from predictor.contest import ANSWERS, CHALLENGER, CHAMPION, VERDICT, Verdict
+from predictor.contest import ANSWERS, CHALLENGER, CHAMPION, held_back, hold, is_due
 from predictor.evaluation.champion import Champion
-from predictor.job_process import run_job
 from predictor.versions import ModelVersions
 from tidepipe.v1 import predictor_pb2
 from tidepipe_common.errors import ModelError, TidePipeError
@@ -22,9 +20,6 @@ from tidepipe_common.settings.defaults import FIRST_TRAINING_AFTER
 
 WINDOW = 8192
 """Answers kept, as serialized: some 400 bytes each."""
-NEXT_AFTER_SHARE = 0.25
-"""New answers that are due for another training: so many of the window, at least FIRST_TRAINING_AFTER."""
-MOST_HELD_BACK = 1000
 
 log = structlog.get_logger()
 
@@ -63,7 +58,7 @@ class Learning:
         """Sound observations, oldest first."""
         self._answers.extend(one.SerializeToString() for one in answers)
         self._new += len(answers)
-        if self._new >= max(self._first_after, NEXT_AFTER_SHARE * len(self._answers)):
+        if is_due(self._new, len(self._answers), self._first_after):
             self._due.set()
 
     async def run(self) -> None:
@@ -71,14 +66,14 @@ class Learning:
         while True:
             await self._due.wait()
             self._due.clear()
-            held_back = min(self._new // 2, MOST_HELD_BACK)
+            judging = held_back(self._new)
             self._new = 0
             try:
-                await self._train(held_back)
+                await self._train(judging)
             except (TidePipeError, OSError, ValueError) as error:
                 self._fail(str(error))
 
-    async def _train(self, held_back: int) -> None:
+    async def _train(self, judging: int) -> None:
         number = await asyncio.to_thread(lambda: self._versions.next_number)
         folder = await asyncio.to_thread(self._versions.job_folder)
         try:
@@ -87,10 +82,7 @@ class Learning:
             if champion is not None:
                 await asyncio.to_thread(save_lengths, champion.copy(), folder / CHAMPION)
             await asyncio.to_thread(_write_answers, answers, folder / ANSWERS)
-            await run_job("predictor.job", folder, f"hazard/{number}", str(held_back))
-            verdict = Verdict(**json.loads(await asyncio.to_thread((folder / VERDICT).read_bytes)))
-            if verdict.failure:
-                raise ModelError(verdict.failure)
+            verdict = await hold("predictor.job", folder, f"hazard/{number}", str(judging))
             self.trained += 1
             log.info(
                 "challenger trained",

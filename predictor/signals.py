@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import tempfile
 from collections import OrderedDict, deque
@@ -15,12 +14,11 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from predictor.contest import CHALLENGER, CHAMPION, SAMPLES, VERDICT, Verdict
+from predictor.contest import CHALLENGER, CHAMPION, SAMPLES, held_back, hold, is_due
 from predictor.evaluation.champion import Champion
 from predictor.evaluation.drift import SPANS
 from predictor.evaluation.signal_head import SignalHead, head_columns, told_columns
 from predictor.head_store import head_folder, load_head, save_head
-from predictor.job_process import run_job
 from predictor.training.fit_head import write_samples
 from tidepipe_common.errors import ModelError, TidePipeError
 from tidepipe_common.lengths.calibration import Ends
@@ -29,8 +27,6 @@ from tidepipe_common.lengths.request import LEVELS, LengthPrediction, Observatio
 
 MOST_MODELS = 8
 """Whose samples and heads are in memory; those longest unused go first."""
-NEXT_AFTER_SHARE = 0.25
-MOST_HELD_BACK = 1000
 
 log = structlog.get_logger()
 
@@ -140,8 +136,11 @@ class SignalHeads:
         for row, one in zip(columns, observations, strict=True):
             known.samples.append(_Sample(row.astype(np.float32), one, _prompt(one.features)))
         known.new += len(observations)
-        if known.new >= max(self._first_after, NEXT_AFTER_SHARE * len(known.samples)):
+        if self._is_due(known):
             self._due.set()
+
+    def _is_due(self, known: _Model) -> bool:
+        return is_due(known.new, len(known.samples), self._first_after)
 
     def _columns(self, requests: Sequence[RequestFeatures]) -> Floats:
         whole = [replace(one, generated_tokens=0) for one in requests]
@@ -163,14 +162,14 @@ class SignalHeads:
             await self._due.wait()
             self._due.clear()
             for name, known in list(self._models.items()):
-                if known.new >= max(self._first_after, NEXT_AFTER_SHARE * len(known.samples)):
+                if self._is_due(known):
                     try:
                         await self._train(name, known)
                     except (TidePipeError, OSError, ValueError) as error:
                         self._fail(str(error))
 
     async def _train(self, name: str, known: _Model) -> None:
-        held_back = min(known.new // 2, MOST_HELD_BACK)
+        judging = held_back(known.new)
         known.new = 0
         samples, champion = tuple(known.samples), known.head
         version = f"head/{known.trained + 1}"
@@ -179,10 +178,7 @@ class SignalHeads:
             if champion is not None:
                 await asyncio.to_thread(save_head, champion.copy(), name, folder / CHAMPION)
             await asyncio.to_thread(_write, samples, folder / SAMPLES)
-            await run_job("predictor.head_job", folder, name, version, str(held_back))
-            verdict = Verdict(**json.loads(await asyncio.to_thread((folder / VERDICT).read_bytes)))
-            if verdict.failure:
-                raise ModelError(verdict.failure)
+            verdict = await hold("predictor.head_job", folder, name, version, str(judging))
             self.trained += 1
             known.trained += 1
             log.info(

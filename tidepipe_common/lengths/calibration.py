@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,30 @@ class Ends:
         )
 
 
+class LevelLists(NamedTuple):
+    """Levels and how their answers ended, as files keep them. limits: 0 for none."""
+
+    reached: list[float]
+    cut: list[bool]
+    lost: list[bool]
+    limits: list[int]
+
+    @property
+    def alike(self) -> bool:
+        """Are they of the same answers?"""
+        return len(self.reached) == len(self.cut) == len(self.lost) == len(self.limits)
+
+    def levels(self) -> ReachedLevels:
+        """As they were."""
+        limits = np.array(self.limits, dtype=np.float64)
+        ends = Ends(
+            cut=np.array(self.cut, dtype=np.bool_),
+            lost=np.array(self.lost, dtype=np.bool_),
+            limits=np.where(limits > 0, limits, np.inf),
+        )
+        return ReachedLevels(np.array(self.reached), ends)
+
+
 class ReachedLevels:
     """The newest levels, bounded.
 
@@ -75,6 +100,12 @@ class ReachedLevels:
     def ends(self) -> Ends:
         """Of the same answers."""
         return self._ends
+
+    def lists(self) -> LevelLists:
+        """For a file."""
+        ends = self._ends
+        limits = np.where(np.isfinite(ends.limits), ends.limits, 0.0).astype(int)
+        return LevelLists(self._levels.tolist(), ends.cut.tolist(), ends.lost.tolist(), limits.tolist())
 
     def copy(self) -> ReachedLevels:
         """The same now; what comes later is added to one of them."""

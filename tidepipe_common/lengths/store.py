@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tidepipe_common.errors import ModelError
 from tidepipe_common.lengths.booster import lightgbm
-from tidepipe_common.lengths.calibration import Ends, ReachedLevels
+from tidepipe_common.lengths.calibration import LevelLists
 from tidepipe_common.lengths.hazard import COLUMNS, HazardModel
 from tidepipe_common.lengths.prompt import BUCKETS, VERSION
 from tidepipe_common.lengths.recent import MAX_KEYS, MEMORY, RecentLengths
@@ -90,7 +90,7 @@ def write_files(model: TrainedLengths, folder: Path) -> None:
     """model.json and trees.txt into an existing folder."""
     hazard = model.hazard
     trees = hazard.booster.model_to_string()
-    ends = model.calibration.ends
+    kept = model.calibration.lists()
     facts = _Facts(
         format=FORMAT,
         prompt_version=VERSION,
@@ -103,11 +103,10 @@ def write_files(model: TrainedLengths, folder: Path) -> None:
         words=[float(f"{weight:.5g}") for weight in hazard.words],
         rarity=[float(f"{weight:.4g}") for weight in hazard.rarity],
         words_mean=hazard.words_mean,
-        reached=model.calibration.levels.tolist(),
-        reached_cut=ends.cut.tolist(),
-        reached_lost=ends.lost.tolist(),
-        # 0 for none.
-        reached_limit=np.where(np.isfinite(ends.limits), ends.limits, 0.0).astype(int).tolist(),
+        reached=kept.reached,
+        reached_cut=kept.cut,
+        reached_lost=kept.lost,
+        reached_limit=kept.limits,
         recent=model.recent.entries(),
         trees_sha256=hashlib.sha256(trees.encode()).hexdigest(),
     )
@@ -132,7 +131,8 @@ def load_lengths(folder: Path) -> TrainedLengths:
         where = ".".join(str(part) for part in problem["loc"])
         raise ModelError(f"{folder / FACTS} is damaged: {where} {problem['msg']}") from error
     trees = _read(folder / TREES)
-    _check(folder, facts, trees)
+    kept = LevelLists(facts.reached, facts.reached_cut, facts.reached_lost, facts.reached_limit)
+    _check(folder, facts, kept, trees)
     try:
         booster = lightgbm().Booster(model_str=trees)
         columns = int(booster.num_feature())
@@ -151,30 +151,21 @@ def load_lengths(folder: Path) -> TrainedLengths:
         words_mean=facts.words_mean,
         booster=booster,
     )
-    limits = np.array(facts.reached_limit, dtype=np.float64)
-    ends = Ends(
-        cut=np.array(facts.reached_cut, dtype=np.bool_),
-        lost=np.array(facts.reached_lost, dtype=np.bool_),
-        limits=np.where(limits > 0, limits, np.inf),
-    )
-    calibration = ReachedLevels(np.array(facts.reached), ends)
-    return TrainedLengths(facts.version, facts.answers, hazard, calibration, RecentLengths(facts.recent))
+    return TrainedLengths(facts.version, facts.answers, hazard, kept.levels(), RecentLengths(facts.recent))
 
 
 def _unfit(folder: Path, why: str) -> ModelError:
     return ModelError(f"the length model {folder} {why}; train it again: tidepipe predictor train")
 
 
-def _check(folder: Path, facts: _Facts, trees: str) -> None:
+def _check(folder: Path, facts: _Facts, kept: LevelLists, trees: str) -> None:
     if hashlib.sha256(trees.encode()).hexdigest() != facts.trees_sha256:
         raise _unfit(folder, f"is damaged: {TREES} is not the file that {FACTS} belongs to")
     edges = np.array(facts.edges)
     numbers = [*facts.edges, *facts.base, *facts.words, *facts.rarity, *facts.reached, facts.words_mean]
     if not np.isfinite(numbers).all() or edges[0] != 0 or (np.diff(edges) <= 0).any():
         raise _unfit(folder, f"is damaged: {FACTS} has impossible numbers")
-    answers = len(facts.reached)
-    alike = answers == len(facts.reached_cut) == len(facts.reached_lost) == len(facts.reached_limit)
-    if len(facts.base) != len(edges) - 1 or not alike:
+    if len(facts.base) != len(edges) - 1 or not kept.alike:
         raise _unfit(folder, f"is damaged: {FACTS} has lists of different lengths")
 
 
