@@ -147,6 +147,14 @@ def show(one: Mapping[str, Any]) -> str:
     return f"| {one['rate']:g} | {one['policy']} | {' | '.join(cells)} |"
 
 
+def write_rows(options: argparse.Namespace, rows: Sequence[Any]) -> None:
+    """JSON at `options.output`, with the options; of paths the names."""
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    shown = {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items()}
+    told = {"options": shown, "rows": rows}
+    options.output.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """A Markdown table, and all runs as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -183,10 +191,7 @@ def main() -> None:
     apart = [f"{one['policy']} at {one['rate']:g}/s" for one in rows if not one["within"]]
     print(f"\nlive / virtual; further apart than {AIM:.0%}: {', '.join(apart) or 'none'}")
     if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        shown = {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items()}
-        told = {"options": shown, "rows": rows}
-        options.output.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        write_rows(options, rows)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.live_against_virtual import Figures, figures
+from bench.live_against_virtual import Figures, figures, write_rows
 from bench.live_emulated import Arrival, arrivals, ask
 from launcher.config import ClusterConfig
 from launcher.local import LocalCluster
 from router.scheduler.slo import SloTarget
-from simulator.cluster_spec import ClusterSpec
+from simulator.cluster_spec import REACHED, ClusterSpec
 from simulator.job import Job
 from simulator.systems import cluster_of, scan
 from tidepipe.client.admin import AdminClient
@@ -34,9 +34,6 @@ from tidepipe_common.latency.files import read_shape
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.shapes import SHAPES
 from tidepipe_common.model_source import resolve_model
-
-REACHED = 0.9
-"""Of the nominal rate, in virtual time; live the shaped rate is that."""
 
 
 def model_folder(name: str, tokenizer: str, folder: Path) -> Path:
@@ -179,10 +176,7 @@ def main() -> None:
                     rows.append({"shape": name, "gbit": gbit, "world": world, "requests": len(load), **found})
                     print(json.dumps(rows[-1]), flush=True)
     if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        shown = {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items()}
-        told = {"options": shown, "rows": rows}
-        options.output.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        write_rows(options, rows)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ from tidepipe_common.types.model_shape import ModelShape
 NETWORK_GB_S = {"l20": 1.25, "a100": 3.1, "a800": 3.1, "h100": 50.0}
 """Between nodes, per node: 10 Gb Ethernet, 25 Gb RoCE, 400 Gb InfiniBand (EcoServe's clusters)."""
 
+REACHED = 0.9
+"""Of a network's nominal rate."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterSpec:
@@ -53,9 +56,9 @@ class ClusterSpec:
 
     @property
     def network_bytes_per_s(self) -> float:
-        """Reached between two nodes: nine tenths of the nominal rate."""
+        """Reached between two nodes."""
         nominal = self.network_gb_s or NETWORK_GB_S.get(self.hardware.name, 1.25)
-        return nominal * 1e9 * 0.9
+        return nominal * 1e9 * REACHED
 
     def latency(self) -> LatencyModel:
         """Step times of one stage of one instance."""

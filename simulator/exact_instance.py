@@ -52,6 +52,11 @@ _ACCEPTED = 1 << 30
 _NOT_FETCHED = -1
 
 
+ROLES = "roles"
+"""Hybrid's instances under the routing policy of that name: shares of prefill that move by themselves, and KV
+blocks sent between nodes. `roles:P`: a fixed split, with P instances that compute prompts and no more."""
+
+
 def instance_policy(system: str) -> str:
     """The policy of a system's instances; `route:NAME` is a routing policy over PaDG's, prompts apart."""
     return "padg-apart" if system.startswith("route:") else "hybrid" if is_roles(system) else system
@@ -59,7 +64,8 @@ def instance_policy(system: str) -> str:
 
 def is_roles(system: str) -> bool:
     """Is it one whose sequences move?"""
-    return system == "roles" or (system.startswith("roles:") and system[len("roles:") :].isdecimal())
+    name, split, prefill = system.partition(":")
+    return name == ROLES and (not split or prefill.isdecimal())
 
 
 @dataclass(frozen=True, slots=True)

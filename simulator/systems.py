@@ -11,7 +11,7 @@ from router.scheduler.routing_scheduler import OverallConfig
 from simulator.cluster import ClusterRules, VirtualCluster, VirtualInstance
 from simulator.cluster_spec import ClusterSpec
 from simulator.disaggregation import run_disaggregated
-from simulator.exact_instance import ExactInstance, ExactRules, is_roles
+from simulator.exact_instance import ROLES, ExactInstance, ExactRules, is_roles
 from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
 from simulator.job import Job
 from simulator.transfers import Ways, instances_per_node, token_bytes
@@ -30,10 +30,6 @@ with Algorithm 1 as published as well.
 separate, hybrid: no disaggregation, as vLLM without chunks and Sarathi. fudg-intra, fudg-inter: prefill and
 decode on instances of their own, within a node (DistServe) or on different nodes (MoonCake).
 """
-
-ROLES = "roles"
-"""Hybrid's instances under the routing policy of that name: shares of prefill that move by themselves, and KV
-blocks sent between nodes. `roles:P`: a fixed split, with P instances that compute prompts and no more."""
 
 _FUDG_BUDGETS = (2048, 512, 1024, 4096)
 """Tokens of a prefill step at an instance that does nothing else."""

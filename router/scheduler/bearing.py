@@ -3,13 +3,13 @@ corrected by what is seen."""
 
 from __future__ import annotations
 
+from router.scheduler.constraints import KV_SHARE
 from router.scheduler.demand import Sizes
 from router.scheduler.prefill import PrefillTime
 from router.scheduler.slo import SloTarget
 
 PROMISED = 0.95
 """Share of the TPOT target that is reckoned with."""
-KV_SHARE = 0.97
 LEARNING_S = 20.0
 """Of saturation after which what is seen counts for most."""
 LEAST, MOST = 0.2, 5.0

@@ -10,6 +10,9 @@ from router.scheduler.instance_report import FOREVER
 from router.scheduler.request import RouteRequest
 from router.scheduler.view import InstanceView
 
+KV_SHARE = 0.97
+"""Of an instance's memory that forecasts may fill."""
+
 
 class Check(NamedTuple):
     """satisfied, or what stands against it, with the numbers that were compared."""
@@ -77,7 +80,7 @@ class LatestResume:
     """
 
     margin: float = 0.05
-    kv_share: float = 0.97
+    kv_share: float = KV_SHARE
 
     def check(self, request: RouteRequest, view: InstanceView, now: float) -> Check:
         """See the class."""

@@ -35,6 +35,9 @@ MaxTotal = Annotated[
     int | None,
     typer.Option("--max-total", min=2, help="Tokens of prompt and output together. Default: context."),
 ]
+NetworkRate = Annotated[
+    float | None, typer.Option("--network-gb-s", min=0.001, help="Between nodes, 1e9 bytes/s per node.")
+]
 WorkloadSource = Annotated[
     str,
     typer.Option(

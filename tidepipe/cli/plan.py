@@ -21,6 +21,7 @@ from tidepipe.cli.options import (
     Attainment,
     MaxTotal,
     MeasuredProfile,
+    NetworkRate,
     Noise,
     PrefixCaching,
     WorkloadSource,
@@ -94,9 +95,7 @@ def plan(
     noise: Noise = 0.3,
     prefix_caching: PrefixCaching = "on",
     max_total: MaxTotal = None,
-    network_gb_s: Annotated[
-        float | None, typer.Option("--network-gb-s", min=0.001, help="Between nodes, 1e9 bytes/s per node.")
-    ] = None,
+    network_gb_s: NetworkRate = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, max=256, help="Processes. Default: one for each core.")
     ] = None,

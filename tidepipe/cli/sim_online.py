@@ -17,6 +17,7 @@ from tidepipe.cli.options import (
     Attainment,
     MaxTotal,
     MeasuredProfile,
+    NetworkRate,
     Noise,
     PrefixCaching,
     SheetHardware,
@@ -58,9 +59,7 @@ def online(
     noise: Noise = 0.3,
     prefix_caching: PrefixCaching = "on",
     max_total: MaxTotal = None,
-    network_gb_s: Annotated[
-        float | None, typer.Option("--network-gb-s", min=0.001, help="Between nodes, 1e9 bytes/s per node.")
-    ] = None,
+    network_gb_s: NetworkRate = None,
     definition: Annotated[
         str,
         typer.Option(
@@ -136,8 +135,8 @@ def _names(policy: str, spec: ClusterSpec, *, in_turns: bool) -> list[str]:
 
     in_turns: requests wait for others' answers, which disaggregated systems are not simulated with.
     """
-    from simulator.exact_instance import is_roles
-    from simulator.systems import ENGINES, ROLES, SYSTEMS, scan
+    from simulator.exact_instance import ROLES, is_roles
+    from simulator.systems import ENGINES, SYSTEMS, scan
     from tidepipe_common.errors import ConfigError
     from tidepipe_common.settings.defaults import ROUTING_POLICIES
 

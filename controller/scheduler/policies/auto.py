@@ -86,8 +86,7 @@ class AutoPolicy(MixedSteps):
         self._stealing: Stealing = stealing or StealByTime(cost)
         self._order = FinishTogether() if order else None
         self._cost = cost
-        knobs = self.knobs
-        self._sizes = StepSizes(cost, knobs.most_tokens, knobs.near_best, knobs.grain)
+        self._sizes = StepSizes(cost, self.knobs.most_tokens, self.knobs.near_best, self.knobs.grain)
         self._fixed_size = fixed_size
         self._budget = StepBudget(cost)
         self._targets = False
@@ -123,9 +122,7 @@ class AutoPolicy(MixedSteps):
         if self._extra and self._dispatch_s:
             self._fit_batches(state)
         elif self._way_s:
-            wanted = state.stages + self._pays_in_flood(state)
-            if wanted != len(state.batches.batches):
-                state.batches.resize(wanted)
+            _have_batches(state, state.stages + self._pays_in_flood(state))
         for batch in state.batches.idle():
             self.form(state, batch)
         if not state.running and not state.waiting:
@@ -142,9 +139,7 @@ class AutoPolicy(MixedSteps):
         return self._targets
 
     def _plan_for_targets(self, state: PipelineState, now: float) -> None:
-        wanted = state.stages + self._extra
-        if wanted != len(state.batches.batches):
-            state.batches.resize(wanted)
+        _have_batches(state, state.stages + self._extra)
         for batch in state.batches.idle():
             state.stats.steals += self._stealing.balance(state.batches, batch, 0)
             state.make_room(batch)
@@ -191,8 +186,7 @@ class AutoPolicy(MixedSteps):
         wanted = state.stages + self._extra
         if not state.waiting and not state.prefilling and self._drains_in_few(state):
             wanted = state.stages
-        if wanted != len(state.batches.batches):
-            state.batches.resize(wanted)
+        _have_batches(state, wanted)
 
     def _pays_in_flood(self, state: PipelineState) -> bool:
         """Does one batch more than stages pay, while prompts ride along?
@@ -279,3 +273,8 @@ class AutoPolicy(MixedSteps):
         # Larger steps than this would only fill memory sooner and then stop.
         most = next((size for size in corners if size >= demand), corners[-1])
         return [size for size in corners if size <= most]
+
+
+def _have_batches(state: PipelineState, wanted: int) -> None:
+    if wanted != len(state.batches.batches):
+        state.batches.resize(wanted)
