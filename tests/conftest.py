@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.time_limits import TimeLimits
 from tidepipe_common.errors import ModelError
 from tidepipe_common.model_source import resolve_model
 
@@ -15,6 +16,10 @@ settings.register_profile("any-machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any-machine")
 
 SMALL_MODEL = "smollm2-135m"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(TimeLimits(config), "time limits")
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,10 @@ Needs root to mount a small file system; skipped without.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from launcher.local import LocalCluster
 pytestmark = [pytest.mark.model, pytest.mark.timeout(240)]
 
 LINES, TOKENS = 200, 40
+DISK_BYTES = 8 << 20
 WAIT_S = 90.0
 
 
@@ -31,12 +34,18 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tidepipe-test", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tidepipe-test", str(folder)]
     mounted = subprocess.run(command, capture_output=True, text=True, timeout=20)
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=20)
+    try:
+        assert folder.stat().st_dev != tmp_path.stat().st_dev, "what is to be filled is not what was mounted"
+        yield folder
+    finally:
+        ended = subprocess.run(["umount", "--lazy", str(folder)], capture_output=True, text=True, timeout=20)
+        if ended.returncode:  # its memory comes back with what is in it
+            print(f"still mounted: {ended.stderr.strip()}")
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def fill(ballast: Path) -> None:
@@ -46,8 +55,10 @@ def fill(ballast: Path) -> None:
         while size:
             try:
                 file.write(b"x" * size)
-            except OSError:
+            except OSError as error:
+                assert error.errno == errno.ENOSPC, error
                 size //= 2
+            assert file.tell() <= DISK_BYTES, "it is not the small file system that is being filled"
 
 
 def requests() -> bytes:
