@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from controller.scheduler.policies.catalog import Knobs
 from router.scheduler.slo import SloTarget
 from simulator.cluster_spec import ClusterSpec
+from simulator.exact_instance import ROLES
 from simulator.goodput import Question
-from simulator.systems import ENGINES, SYSTEMS
+from simulator.systems import APART, ENGINES, SYSTEMS
 from tidepipe_common.latency.files import read_shape
 from tidepipe_common.latency.hardware import hardware
 from workloads.arrivals import MIXES, Arrivals
@@ -122,6 +123,21 @@ def engines(seed: int, seconds: float) -> Iterator[Trial]:
                 yield Trial(f"{name}, no limit/{budget}", name, spec, asked, free)
 
 
+def apart(seed: int, seconds: float) -> Iterator[Trial]:
+    """Shares of prefill beside what others propose between none of disaggregation and all of it."""
+    for model, mix, ttft, tpot in (
+        ("codellama-34b", "sharegpt-like", 1.0, 0.05),
+        ("codellama-34b", "sharegpt-like", 5.0, 0.1),
+        ("qwen2-72b", "sharegpt-like", 5.0, 0.1),
+        ("llama-30b", "sharegpt-like", 5.0, 0.1),
+        ("qwen2-72b", "longbench-like", 5.0, 0.1),
+    ):
+        asked = replace(question(mix, seed, seconds), slo=SloTarget(ttft, tpot))
+        cell = f"{model}/{mix}/{ttft:g} s, {tpot * 1000:g} ms"
+        for name in ("hybrid", "padg", "fudg-intra", "fudg-inter", ROLES, *APART):
+            yield Trial(f"{cell}/{name}", name, cluster("l20", model), asked)
+
+
 STUDIES = {
     "headline": headline,
     "slo": slo,
@@ -129,4 +145,5 @@ STUDIES = {
     "instances": instances,
     "ablation": ablation,
     "engines": engines,
+    "apart": apart,
 }

@@ -50,11 +50,14 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _check_policy_settings(config: ClusterConfig) -> None:
-    # Late: what only names a cluster need not load the scheduler.
-    if config.policy_settings:
-        from controller.scheduler.policies.catalog import parse_knobs
+    if config.prefill_policy_settings and not config.prefill_instances:
+        raise ConfigError("prefill_policy_settings: say of how many instances with --prefill-instances")
+    for name in ("policy_settings", "prefill_policy_settings"):
+        if settings := getattr(config, name):
+            # Late: what only names a cluster need not load the scheduler.
+            from controller.scheduler.policies.catalog import parse_knobs
 
-        try:
-            parse_knobs(config.policy_settings, config.policy)
-        except ConfigError as error:
-            raise ConfigError(f"policy_settings: {error}") from error
+            try:
+                parse_knobs(settings, config.policy)
+            except ConfigError as error:
+                raise ConfigError(f"{name}: {error}") from error

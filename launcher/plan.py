@@ -86,6 +86,8 @@ def controller_spec(
     if native:
         # Of the model its workers are told.
         own = dict.fromkeys(("engine", "model", "dtype", "tensor_parallel", "engine_args", "allow_download"))
+    if config.prefill_policy_settings and instance < (config.prefill_instances or 0):
+        own["policy_settings"] = config.prefill_policy_settings
     settings = _settings(
         ControllerSettings,
         config,

@@ -31,9 +31,10 @@ from router.scheduler.events import (
     Tick,
 )
 from router.scheduler.instance_report import InstanceReport
+from router.scheduler.macro import MacroInstance
 from router.scheduler.policies.catalog import FINDING, HANDING_OVER
 from router.scheduler.prefill import PrefillTime
-from router.scheduler.request import RouteRequest
+from router.scheduler.request import Decoding, RouteRequest
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.shedding import WAIT_SHARE
 from router.scheduler.view import InstanceFacts
@@ -44,6 +45,8 @@ from tidepipe_common.latency.model import StepCost
 
 TICK_S = 0.04
 """Retries of waiting requests; live, instances report with every step."""
+FLOW_S = 0.1
+"""So often the router is told who decodes, if it wants to know: its tick, live."""
 HAND_OVER_TICK_S = 0.01
 """Where the router has sequences move: that long it takes at most to hear of a first token."""
 MESSAGE_S = 0.002
@@ -76,6 +79,10 @@ class VirtualInstance(Protocol):
 
     def leave(self, job: Job, now: float) -> None:
         """It is to go on elsewhere."""
+        ...
+
+    def decoding(self) -> list[tuple[Job, int]]:
+        """All that decode, with their output tokens so far."""
         ...
 
     def release(self, job: Job, now: float) -> None:
@@ -153,15 +160,18 @@ class VirtualCluster:
         context: int,
         step_tokens: int,
         ways: Ways | None = None,
+        larger: tuple[int, int] = (0, 0),
     ) -> None:
         """make: an instance by name and birth. context: tokens of one sequence at most.
 
-        step_tokens: of the instances' prefill steps. ways: between instances.
+        step_tokens: of the instances' prefill steps. ways: between instances. larger: so many of the first
+        instances have prefill steps of so many tokens instead.
         """
         self.log = ClusterLog()
         self._rules = rules
         self._make = make
         self._prefill = PrefillTime(cost, stages, step_tokens)
+        self._larger = larger[0], PrefillTime(cost, stages, larger[1])
         self._context = context
         self._router = RoutingScheduler(rules.router)
         self._slack = "padg" in rules.router.policy or rules.router.scaling is not None
@@ -174,6 +184,7 @@ class VirtualCluster:
         self._unasked = 0
         self._made = 0
         self._next_tick = 0.0
+        self._flowed = 0.0
         self._ways = ways
         self._moves = ways is not None and rules.router.policy in HANDING_OVER
         self._later: list[tuple[float, int, Callable[[float], None]]] = []
@@ -185,6 +196,11 @@ class VirtualCluster:
     def instances(self) -> Mapping[str, VirtualInstance]:
         """By their names."""
         return self._instances
+
+    @property
+    def macros(self) -> Sequence[MacroInstance]:
+        """As the router has them."""
+        return tuple(self._router.macros.values())
 
     def start(self, instances: int) -> None:
         """Instances that are there from the beginning."""
@@ -320,10 +336,21 @@ class VirtualCluster:
                 self._join(heapq.heappop(self._starting)[1], at)
             for name, instance in self._instances.items():
                 instance.advance(at)
-                self._told(name, instance, at)
+                if instance.first_tokens or instance.ended or instance.left or instance.arriving:
+                    self._told(name, instance, at)
             self._report(at)
-            self._hear(Tick(), at)
+            self._hear(Tick(self._decoding(at)), at)
             self._next_tick = at + HAND_OVER_TICK_S
+
+    def _decoding(self, now: float) -> list[Decoding]:
+        if not self._router.flows or now < self._flowed + FLOW_S:
+            return []
+        self._flowed = now
+        return [
+            Decoding(f"r{job.index}", name, tokens)
+            for name, instance in self._instances.items()
+            for job, tokens in instance.decoding()
+        ]
 
     def _told(self, name: str, instance: VirtualInstance, now: float) -> None:
         """What an instance has told the router by now."""
@@ -358,7 +385,7 @@ class VirtualCluster:
         assert self._ways is not None, "nothing moves without"
         source, _ = self._sources[one.job]
         sent = (now, 0.0) if source == name else self._ways.send(
-            _number(source), _number(name), one.nbytes, now
+            number_of(source), number_of(name), one.nbytes, now
         )  # fmt: skip
         self._at(sent[0] + MESSAGE_S, lambda at: self._fetched(name, one, sent[1], at - now, at))
 
@@ -420,7 +447,9 @@ class VirtualCluster:
     def _join(self, name: str, now: float) -> None:
         self._instances[name] = self._make(name, now)
         self._reported[name] = -1.0
-        facts = InstanceFacts(name, self._prefill, self._context, self._rules.max_sequences)
+        first, larger = self._larger
+        prefill = larger if number_of(name) < first else self._prefill
+        facts = InstanceFacts(name, prefill, self._context, self._rules.max_sequences)
         self._hear(InstanceJoined(facts), now)
         self._hear(InstancesStarting(len(self._starting)), now)
         self.log.instances.append((now, len(self._instances)))
@@ -441,6 +470,6 @@ class VirtualCluster:
         return f"i{self._made - 1}"
 
 
-def _number(name: str) -> int:
+def number_of(name: str) -> int:
     """Which it was of all that were made: so they are placed on nodes."""
     return int(name.removeprefix("i"))

@@ -31,7 +31,9 @@ from controller.scheduler.holdings import HoldingsReader
 from controller.scheduler.policies.catalog import Knobs, known_knobs, make_setup, step_knob
 from controller.scheduler.report import instance_report
 from controller.scheduler.scheduler import Scheduler
+from controller.scheduler.sequence import State
 from router.scheduler.instance_report import FOREVER, NO_TRANSFER, InstanceReport, KvTransfer
+from router.scheduler.policies.catalog import HANDING_OVER
 from simulator.cluster_spec import ClusterSpec
 from simulator.job import NOT_YET, ROOT, Job
 from simulator.pipeline import SimulatedStages
@@ -59,13 +61,18 @@ blocks sent between nodes. `roles:P`: a fixed split, with P instances that compu
 
 def instance_policy(system: str) -> str:
     """The policy of a system's instances; `route:NAME` is a routing policy over PaDG's, prompts apart."""
-    return "padg-apart" if system.startswith("route:") else "hybrid" if is_roles(system) else system
+    return "padg-apart" if system.startswith("route:") else "hybrid" if moving_routing(system) else system
 
 
 def is_roles(system: str) -> bool:
-    """Is it one whose sequences move?"""
+    """Is it `roles`, by itself or with a fixed split?"""
     name, split, prefill = system.partition(":")
     return name == ROLES and (not split or prefill.isdecimal())
+
+
+def moving_routing(system: str) -> str | None:
+    """The routing policy of a system whose sequences move; None: they stay where they are."""
+    return ROLES if is_roles(system) else system if system in HANDING_OVER else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +219,12 @@ class ExactInstance:
             self._now, self._began = flight.ends, flight.began
             self._hear(flight.done)
         self._now = max(self._now, until)
+
+    def decoding(self) -> list[tuple[Job, int]]:
+        """All that decode, with their tokens so far."""
+        sequences = self._scheduler.sequences
+        known = ((job, sequences[name]) for name, job in self._jobs.items() if name in sequences)
+        return [(job, len(one.output)) for job, one in known if one.state is State.DECODE]
 
     def drain(self) -> None:
         """Hear all results there are."""

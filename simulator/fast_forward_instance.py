@@ -189,6 +189,11 @@ class FastForwardInstance:
         self._tokens -= one.job.to_compute
         self.deliver(one.job, now)
 
+    def decoding(self) -> list[tuple[Job, int]]:
+        """All that decode, with their tokens so far."""
+        rounds = self._decode_batch
+        return [(job, job.generated + rounds.grown(job)) for job in rounds]
+
     # -- time passes ----------------------------------------------------------------------------------
 
     def advance(self, until: float) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 
 from controller.scheduler.policies.catalog import ROUTING, Knobs, step_knob
 from controller.scheduler.policies.catalog import default_knobs as default_settings
 from router.scheduler.instance_report import KvTransfer
+from router.scheduler.policies.arrow import LOW
 from router.scheduler.routing_scheduler import OverallConfig
-from simulator.cluster import ClusterRules, VirtualCluster, VirtualInstance
+from simulator.cluster import ClusterRules, VirtualCluster, VirtualInstance, number_of
 from simulator.cluster_spec import ClusterSpec
 from simulator.disaggregation import run_disaggregated
-from simulator.exact_instance import ROLES, ExactInstance, ExactRules, is_roles
+from simulator.exact_instance import ExactInstance, ExactRules, is_roles, moving_routing
 from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
 from simulator.job import Job
 from simulator.transfers import Ways, instances_per_node, token_bytes
@@ -31,6 +34,12 @@ separate, hybrid: no disaggregation, as vLLM without chunks and Sarathi. fudg-in
 decode on instances of their own, within a node (DistServe) or on different nodes (MoonCake).
 """
 
+APART = ("taichi", "arrow")
+"""What others propose between no disaggregation and all of it, to compare `roles` with: hybrid's instances
+under the routing policies of these names, with KV blocks sent between nodes."""
+
+_OF_ROUTING = ("low", "patience")
+"""Knobs that are the routing policy's."""
 _FUDG_BUDGETS = (2048, 512, 1024, 4096)
 """Tokens of a prefill step at an instance that does nothing else."""
 
@@ -67,6 +76,10 @@ def scan(system: str, spec: ClusterSpec) -> list[Knobs]:
             if split >= spec.instances:
                 return []
             return [{"prefill": split, "budget": one} for one in _budgets("hybrid", spec, 256, 512, 1024)]
+        case "taichi":
+            return _taichi(spec)
+        case "arrow":
+            return _arrow(spec)
         case "fudg-inter":
             near = sorted(range(1, spec.instances), key=lambda p: abs(p - spec.instances / 3))
             return [{"prefill": p, "budget": budget} for p in near for budget in _FUDG_BUDGETS]
@@ -75,6 +88,27 @@ def scan(system: str, spec: ClusterSpec) -> list[Knobs]:
         case _ if system.startswith("route:"):
             return [{"budget": _budgets("padg-apart", spec)[0]}]
     raise ConfigError(f"unknown policy {system!r}; known: all, {', '.join(SYSTEMS + ENGINES)}")
+
+
+def _taichi(spec: ClusterSpec) -> list[Knobs]:
+    """TaiChi's three sliders, R_PD as the number of prefill-heavy instances and the chunks of the two kinds,
+    and how much of the time that it has left a prompt may take. Both kinds alike: hybrid batching."""
+    found: list[Knobs] = [{"prefill": 0, "budget": one} for one in _budgets("hybrid", spec, 128, 64, 512)]
+    for prefill in sorted({max(1, spec.instances // part) for part in (8, 4, 2)} - {spec.instances}):
+        for light, larger, patience in product((128, 64, 256), (1024, 512), (0.3, 1.0)):
+            found.append({"prefill": prefill, "budget": light, "larger": larger, "patience": patience})
+    return found
+
+
+def _arrow(spec: ClusterSpec) -> list[Knobs]:
+    """Arrow: the split that it begins with, its threshold, and the chunk of all instances."""
+    if spec.instances < 2:
+        return []
+    begin = (spec.instances // 2, max(1, spec.instances // 8))
+    return [
+        {"prefill": prefill, "budget": budget, "low": low}
+        for prefill, low, budget in product(begin, (0.9, LOW), _FUDG_BUDGETS[:3])
+    ]
 
 
 def _budgets(policy: str, spec: ClusterSpec, *others: int) -> list[int]:
@@ -141,19 +175,21 @@ def cluster_of(
 ) -> VirtualCluster:
     """A cluster that is ready to run, for all systems but the disaggregated ones.
 
-    exact: instances are the controller's scheduler itself, instead of the one that skips.
-    shed: requests that cannot be served in time are refused, as live.
+    exact: instances are the controller's scheduler itself, instead of the one that skips. shed: requests that
+    cannot be served in time are refused, as live.
 
     The knob `routing` takes the place of the system's own routing policy; with `blind` it knows nothing of
-    what instances have computed before. `route:NAME` is PaDG's instance with prompts apart under another
-    routing policy (for ablations).
+    what instances have computed before. `prefill` first instances have steps of `larger` tokens, the others
+    of `budget`. `route:NAME` is PaDG's instance with prompts apart under another routing policy (for
+    ablations).
     """
-    usual = ROLES if is_roles(system) else ROUTING.get(system)
+    moving = moving_routing(system)
+    usual = moving or ROUTING.get(system)
     if system.startswith("route:"):
         usual = system.removeprefix("route:")
     routing = str(knobs["routing"]) if usual is None or "routing" in knobs else usual
     budget = int(knobs["budget"])
-    mixed = system in ("hybrid", "padg", "auto", *ENGINES) or is_roles(system)
+    mixed = system in ("hybrid", "padg", "auto", *ENGINES) or moving is not None
     exact = exact or never_skips(system, spec)
     routes = ClusterRules(
         OverallConfig(
@@ -161,12 +197,18 @@ def cluster_of(
             bounds=spec.one_group,
             max_pending=requests + 1,
             prefill_instances=int(knobs.get("prefill", 0)),
+            knobs={name: float(knobs[name]) for name in _OF_ROUTING if name in knobs},
         ),
         max_sequences=int(knobs.get("sequences", 4096)),
         shed=shed,
         reuse=spec.prefix_caching,
         tells="blind" not in knobs,
     )
+    first = (int(knobs["prefill"]), int(knobs["larger"])) if "larger" in knobs else (0, 0)
+
+    def budget_of(name: str) -> int:
+        return first[1] if number_of(name) < first[0] else budget
+
     rules = InstanceRules(
         mixed,
         budget,
@@ -180,10 +222,10 @@ def cluster_of(
 
     def make(name: str, born: float) -> VirtualInstance:
         if exact:
-            return ExactInstance(
-                ExactRules.of(system, knobs), spec, born, tells=routes.knows, transfer=transfer
-            )
-        return FastForwardInstance(name, rules, cost, spec.stages, kv_tokens, born, transfer)
+            own = ExactRules.of(system, {**knobs, "budget": budget_of(name)})
+            return ExactInstance(own, spec, born, tells=routes.knows, transfer=transfer)
+        skipping = replace(rules, budget=budget_of(name))
+        return FastForwardInstance(name, skipping, cost, spec.stages, kv_tokens, born, transfer)
 
     cluster = VirtualCluster(
         routes,
@@ -193,6 +235,7 @@ def cluster_of(
         context=spec.context,
         step_tokens=budget,
         ways=Ways(spec.network_bytes_per_s, instances_per_node(spec)),
+        larger=first,
     )
     cluster.start(spec.instances)
     return cluster

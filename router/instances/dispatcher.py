@@ -31,7 +31,7 @@ from router.scheduler.events import (
     Shed,
     Tick,
 )
-from router.scheduler.request import RouteRequest
+from router.scheduler.request import Decoding, RouteRequest
 from router.scheduler.routing_scheduler import RoutingScheduler
 from router.scheduler.shedding import WAIT_SHARE
 from router.scheduler.slo import SloClasses, SloTarget
@@ -300,7 +300,17 @@ class Dispatcher:
                     self._arrive(sequence)
             if self.directory.uneven and self.directory.anyone:
                 self._take_aside(now)
-            self.handle(Tick())
+            self.handle(Tick(self._decoding()))
+
+    def _decoding(self) -> list[Decoding]:
+        """All that have begun where they could go on elsewhere, if the core wants to know."""
+        if not self.scheduler.flows:
+            return []
+        return [
+            Decoding(key, link.instance_id, len(placement.sequence.output))
+            for key, (link, placement) in self._placed.items()
+            if link.hands_over and placement.sequence.output and not placement.sequence.sampling.reads_prompt
+        ]
 
     def _take_aside(self, now: float) -> None:
         """Those in line who could go when they came, and cannot now."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from router.scheduler.choice import Choice
 from router.scheduler.instance_report import InstanceReport
 from router.scheduler.mitosis import Move
-from router.scheduler.request import RouteRequest
+from router.scheduler.request import Decoding, RouteRequest
 from router.scheduler.roles import Role
 from router.scheduler.scaling import ScalingRules
 from router.scheduler.view import InstanceFacts
@@ -104,7 +104,12 @@ class AnswerEnded:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time passed: deadlines, retries, automatic scaling. Ten times a second does."""
+    """Time passed: deadlines, retries, automatic scaling. Ten times a second does.
+
+    decoding: all that can go on elsewhere, under policies that want to know (RoutingScheduler.flows).
+    """
+
+    decoding: Sequence[Decoding] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from router.scheduler.choice import Choice, RoutingPolicy
-from router.scheduler.policies.roles import Roles
+from router.scheduler.policies.moving import MovingPolicy
 from router.scheduler.request import RouteRequest
 from router.scheduler.view import InstanceView
 
@@ -57,13 +57,13 @@ class MacroInstance:
         """Take note that it goes there. KeyError if there is no such instance here."""
         self._views[instance_id].routed(request)
         self.last_chosen = instance_id
-        if (roles := self.roles) is not None:
-            roles.sent(request, now)
+        if (moving := self.moving) is not None:
+            moving.sent(request, now)
 
     @property
-    def roles(self) -> Roles | None:
-        """Its policy, if that knows of roles."""
-        return self.policy if isinstance(self.policy, Roles) else None
+    def moving(self) -> MovingPolicy | None:
+        """Its policy, if sequences go on elsewhere under it."""
+        return self.policy if isinstance(self.policy, MovingPolicy) else None
 
     @property
     def load(self) -> float:

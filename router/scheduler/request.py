@@ -69,3 +69,12 @@ class RouteRequest:
     def first_token_due(self) -> float:
         """When its TTFT target ends."""
         return self.arrived + self.slo.ttft_s
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """A sequence that decodes, as routing sees it: where, and its output tokens so far."""
+
+    request_id: str
+    instance_id: str
+    output_tokens: int

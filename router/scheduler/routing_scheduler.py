@@ -8,10 +8,11 @@ Pure: same events, same actions.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from router.scheduler.bearing import modelled
-from router.scheduler.choice import Choice
+from router.scheduler.choice import Choice, RoutingPolicy
 from router.scheduler.events import (
     Action,
     AddInstance,
@@ -45,8 +46,8 @@ from router.scheduler.instance_report import FOREVER
 from router.scheduler.macro import MacroInstance
 from router.scheduler.mitosis import Bounds, Mitosis, Move
 from router.scheduler.pending import PendingQueue, PendingRoom
-from router.scheduler.policies.catalog import FINDING, make_routing_policy
-from router.scheduler.request import RouteRequest
+from router.scheduler.policies.catalog import FINDING, FLOWING, make_routing_policy
+from router.scheduler.request import Decoding, RouteRequest
 from router.scheduler.roles import EVERYBODY
 from router.scheduler.scaling import AutoScaling, ScalingRules
 from router.scheduler.shedding import ServiceRate, hopeless, last_chance
@@ -66,7 +67,9 @@ class OverallConfig:
     tries: requests from the queue's front that are offered to the instances each time; more than one lets
         short prompts pass a long one that fits nowhere yet.
     scaling: rules of automatic scaling; None leaves it to people.
-    prefill_instances: under the policy `roles`, so many compute prompts and nothing else; 0: by itself.
+    prefill_instances: under the policies `roles` and `arrow`, so many compute prompts and nothing else, for
+        good or to begin with; 0: by itself.
+    knobs: of the policy, what differs from its defaults.
     """
 
     policy: str = "padg"
@@ -75,6 +78,7 @@ class OverallConfig:
     tries: int = 4
     scaling: ScalingRules | None = None
     prefill_instances: int = 0
+    knobs: Mapping[str, float] = field(default_factory=dict)
 
 
 class SharedRoom:
@@ -122,14 +126,14 @@ class RoutingScheduler:
                     if now - self._retried >= RETRY_S:
                         self._retry(now)
             case Tick():
-                self._tick(now)
+                self._tick(event.decoding, now)
             case FirstToken():
                 if self.scaling is not None:
                     self.scaling.first_token(event.ttft_s, now)
                 self._prompt_done(event, now)
             case AnswerEnded():
-                if (macro := self._macro_of(event.instance_id)) and macro.roles is not None:
-                    macro.roles.ended(event.output_tokens)
+                if (macro := self._macro_of(event.instance_id)) and macro.moving is not None:
+                    macro.moving.ended(event.output_tokens)
                 if self.scaling is not None:
                     self.scaling.demand.ended(event.prompt_tokens, event.output_tokens)
             case RequestWithdrawn():
@@ -175,6 +179,11 @@ class RoutingScheduler:
 
     def _macro_of(self, instance_id: str) -> MacroInstance | None:
         return next((macro for macro in self.macros.values() if instance_id in macro), None)
+
+    @property
+    def flows(self) -> bool:
+        """Does its policy want to know with each tick who decodes?"""
+        return self.policy_name in FLOWING
 
     def why_waiting(self, request_id: str) -> Choice | None:
         """Why a pending request was not sent anywhere yet."""
@@ -230,21 +239,18 @@ class RoutingScheduler:
     def _prompt_done(self, event: FirstToken, now: float) -> None:
         """It may go on elsewhere, if its macro instance's policy knows of roles."""
         macro = self._macro_of(event.instance_id)
-        if macro is None or macro.roles is None or event.request is None:
+        if macro is None or macro.moving is None or event.request is None:
             return
         source = macro.view(event.instance_id)
         assert source is not None, "it is one of its instances"
-        choice = macro.roles.first_token(event.request, source, macro.views, now)
-        if choice is not None and choice.instance_id is not None:
-            self._actions.append(
-                HandOver(
-                    event.request.request_id,
-                    source.instance_id,
-                    choice.instance_id,
-                    choice.reason,
-                    choice.numbers,
-                )
-            )
+        choice = macro.moving.first_token(event.request, source, macro.views, now)
+        if choice is not None:
+            self._hand_over(event.request.request_id, source.instance_id, choice)
+
+    def _hand_over(self, request_id: str, source: str, choice: Choice) -> None:
+        if choice.instance_id is not None:
+            action = HandOver(request_id, source, choice.instance_id, choice.reason, choice.numbers)
+            self._actions.append(action)
 
     def _in_order(self, request: RouteRequest) -> list[MacroInstance]:
         macros = list(self.macros.values())
@@ -292,12 +298,12 @@ class RoutingScheduler:
         self.pending.discard(event.request_id)
         if not event.instance_id:
             for macro in self.macros.values():
-                if macro.roles is not None:
-                    macro.roles.forget(event.request_id)
+                if macro.moving is not None:
+                    macro.moving.forget(event.request_id)
         if event.instance_id and (view := self.view(event.instance_id)):
             view.forget(event.request_id)
 
-    def _tick(self, now: float) -> None:
+    def _tick(self, decoding: Sequence[Decoding], now: float) -> None:
         expired = self.pending.expired(now)
         if len(expired) == 1 and not len(self.pending) and self._last_chance(expired[0], now):
             expired.clear()
@@ -308,8 +314,11 @@ class RoutingScheduler:
         self._retry(now)
         self._shed(now)
         for macro in self.macros.values():
-            if macro.roles is not None:
-                self._actions += [RoleMoved(name, role) for name, role in macro.roles.look(macro.views, now)]
+            if (moving := macro.moving) is not None:
+                self._actions += [RoleMoved(name, role) for name, role in moving.look(macro.views, now)]
+                here = [one for one in decoding if one.instance_id in macro]
+                for one, choice in moving.flow(here, macro.views, now) if here else ():
+                    self._hand_over(one.request_id, one.instance_id, choice)
         if self.scaling is not None:
             self._scale(self.scaling, now)
 
@@ -355,7 +364,7 @@ class RoutingScheduler:
             view = self.macros[move.source].give(move.instance_id) if move.source else joining
             if move.target and view is not None:
                 if move.target not in self.macros:
-                    policy = make_routing_policy(self.policy_name, self.config.prefill_instances)
+                    policy = self._policy(self.policy_name)
                     self.macros[move.target] = MacroInstance(move.target, policy)
                 self.macros[move.target].take(view)
             if move.source and not self.macros[move.source]:
@@ -370,13 +379,16 @@ class RoutingScheduler:
 
     def _set_policy(self, name: str) -> None:
         make_routing_policy(name)  # a wrong name is told also while there is no macro instance
-        split = self.config.prefill_instances
-        fresh = {macro_id: make_routing_policy(name, split) for macro_id in self.macros}
+        fresh = {macro_id: self._policy(name) for macro_id in self.macros}
         self.policy_name = name
         for macro_id, policy in fresh.items():
             self.macros[macro_id].policy = policy
             for view in self.macros[macro_id].views:
                 view.role = EVERYBODY
+
+    def _policy(self, name: str) -> RoutingPolicy:
+        knobs = self.config.knobs if name == self.config.policy else {}
+        return make_routing_policy(name, self.config.prefill_instances, knobs)
 
     def _scale(self, scaling: AutoScaling, now: float) -> None:
         everyone = [view for macro in self.macros.values() for view in macro.views]

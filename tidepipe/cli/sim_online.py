@@ -136,7 +136,7 @@ def _names(policy: str, spec: ClusterSpec, *, in_turns: bool) -> list[str]:
     in_turns: requests wait for others' answers, which disaggregated systems are not simulated with.
     """
     from simulator.exact_instance import ROLES, is_roles
-    from simulator.systems import ENGINES, SYSTEMS, scan
+    from simulator.systems import APART, ENGINES, SYSTEMS, scan
     from tidepipe_common.errors import ConfigError
     from tidepipe_common.settings.defaults import ROUTING_POLICIES
 
@@ -144,14 +144,14 @@ def _names(policy: str, spec: ClusterSpec, *, in_turns: bool) -> list[str]:
         return [name for name in SYSTEMS if scan(name, spec) and not (in_turns and name.startswith("fudg-"))]
     names = [part.strip() for part in policy.split(",")]
     for i, name in enumerate(names):
-        if name in SYSTEMS + ENGINES or is_roles(name):
+        if name in SYSTEMS + APART + ENGINES or is_roles(name):
             if not scan(name, spec):
                 raise ConfigError(f"{name} needs room for instances of both roles; add instances")
         elif name in ROUTING_POLICIES:
             names[i] = f"route:{name}"
         else:
-            others = (one for one in ROUTING_POLICIES if one not in (*SYSTEMS, ROLES))
-            known = ", ".join((*SYSTEMS, *ENGINES, ROLES, f"{ROLES}:P", *others))
+            others = (one for one in ROUTING_POLICIES if one not in (*SYSTEMS, *APART, ROLES))
+            known = ", ".join((*SYSTEMS, *APART, *ENGINES, ROLES, f"{ROLES}:P", *others))
             raise ConfigError(f"unknown policy {name!r}; known: all, {known}")
     return names
 

@@ -152,6 +152,14 @@ class ClusterConfig(Strict):
     max_running: fields.MaxRunning | None = None
     reserve: fields.Reserve | None = None
     policy_settings: fields.PolicySettings | None = None
+    prefill_policy_settings: Annotated[
+        str | None,
+        setting(
+            "Policy settings of the first --prefill-instances instances, such as token_budget=1024.",
+            metavar="NAME=VALUE,..",
+            otherwise="those of all",
+        ),
+    ] = None
     microbatches: fields.Microbatches | None = None
     prefix_caching: fields.PrefixCaching | None = None
     kv_transfer: fields.KvTransfer | None = None

@@ -37,8 +37,10 @@ Routing = Literal[
     "prefix",
     "most-hits",
     "roles",
+    "taichi",
+    "arrow",
 ]
-"""Routing policy of a router."""
+"""Routing policy of a router. taichi, arrow: what those papers propose, to compare `roles` with."""
 ROUTING_POLICIES: tuple[Routing, ...] = get_args(Routing)
 USUAL_ROUTING: Routing = "prefix"
 """Of requests to instances whose policy asks for no other. It is least-loaded where nothing is found."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from router.scheduler.choice import RoutingPolicy
 from router.scheduler.constraints import MeanSlack
+from router.scheduler.policies.arrow import Arrow
 from router.scheduler.policies.prefix import LeastCost, MostHits
 from router.scheduler.policies.roles import Roles
 from router.scheduler.policies.rolling import FixedInterval, RollingActivation, published
 from router.scheduler.policies.spread import LeastLoaded, PowerOfTwo, RandomNext, RoundRobin
+from router.scheduler.policies.taichi import TaiChi
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.settings.defaults import ROUTING_POLICIES, Routing
 
@@ -29,6 +32,8 @@ _MAKERS: Mapping[Routing, Callable[[], RoutingPolicy]] = {
     "prefix": LeastCost,
     "most-hits": MostHits,
     "roles": Roles,
+    "taichi": TaiChi,
+    "arrow": Arrow,
 }
 
 SPREADING = ("round-robin", "least-loaded", "random-next", "power-of-two", "most-hits")
@@ -39,15 +44,27 @@ FINDING = ("padg", "prefix", "most-hits", "roles")
 """Those that look for the instance that has a prompt's beginning."""
 
 
-HANDING_OVER = ("roles",)
+HANDING_OVER = ("roles", "taichi", "arrow")
 """Those that have sequences go on at another instance, with their KV blocks."""
 
+FLOWING = ("taichi",)
+"""Of these the ones that do so later than after the first token, by how far each sequence is."""
 
-def make_routing_policy(name: str, prefill_instances: int = 0) -> RoutingPolicy:
+
+def make_routing_policy(
+    name: str, prefill_instances: int = 0, knobs: Mapping[str, float] = MappingProxyType({})
+) -> RoutingPolicy:
     """A fresh one (they keep notes); ConfigError lists the known names.
 
-    prefill_instances: see OverallConfig.
+    prefill_instances, knobs: see OverallConfig.
     """
     if name not in ROUTING_POLICIES:
         raise ConfigError(f"unknown routing policy {name!r}; known: {', '.join(ROUTING_POLICIES)}")
-    return Roles(prefill_instances) if name == "roles" else _MAKERS[name]()
+    match name:
+        case "roles":
+            return Roles(prefill_instances)
+        case "arrow":
+            return Arrow(prefill_instances, **knobs)
+        case "taichi":
+            return TaiChi(**knobs)
+    return _MAKERS[name]()

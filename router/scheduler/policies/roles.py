@@ -12,19 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from router.scheduler.choice import Choice
+from router.scheduler.policies.moving import MovingPolicy
 from router.scheduler.policies.prefix import LeastCost
 from router.scheduler.policies.spread import FULL
-from router.scheduler.request import UNSAID_TOKENS, RouteRequest
+from router.scheduler.request import RouteRequest
 from router.scheduler.roles import (
     ALIKE,
     EVEN,
-    TPOT_MARGIN,
     Mix,
-    MixMeter,
     Power,
     Predicted,
     Role,
-    Ways,
     busy_share,
     differ,
     predicted_goodput,
@@ -37,20 +35,6 @@ STEP = 0.25
 """By which a share moves at most at one look."""
 GAIN = 1.15
 """Another point must be predicted to serve so many times what the present one does, twice in a row."""
-PAUSE = 1 / 8
-"""Of the time that an answer of mean length has to spare by its TPOT target, for its blocks to travel: so one
-of a quarter of the length keeps it, too."""
-ON_THE_WAY_S = 5.0
-"""A sequence that was to go somewhere and has not come by then is not coming."""
-
-
-@dataclass(frozen=True, slots=True)
-class Going:
-    """A sequence between two instances. until: counted as long."""
-
-    target: str
-    tokens: int
-    until: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +47,17 @@ class Aim:
     present: Predicted
 
 
-class Roles:
-    """Of one macro instance. `choose` as any routing policy; `first_token` says who goes on elsewhere; `look`
-    moves the shares, which the views keep."""
+class Roles(MovingPolicy):
+    """Of one macro instance: prompts by shares, and shares that move by themselves or stand."""
 
     name = "roles"
 
     def __init__(self, prefill: int = 0) -> None:
         """prefill: instances that compute prompts and nothing else; 0: shares move by themselves."""
+        super().__init__()
         self._prefill = prefill
-        self._meter = MixMeter()
-        self._ways = Ways()
-        self._going: dict[str, Going] = {}
         self._looked = -LOOK_S
         self._aim: Aim | None = None
-        self.handed = 0
-        self.stayed: dict[str, int] = {}
 
     # -- where prompts go ---------------------------------------------------------------------------
 
@@ -103,54 +82,15 @@ class Roles:
         numbers = {"share": chosen.role.share, **choice.numbers}
         return Choice(choice.instance_id, f"by its share of prefill: {choice.reason}", numbers)
 
-    def sent(self, request: RouteRequest, now: float) -> None:
-        """It was given to an instance."""
-        if self._going.pop(request.request_id, None) is None and not request.brought:
-            self._meter.arrived(request.prompt_tokens, request.slo, now)
-
-    def ended(self, output_tokens: int) -> None:
-        """An answer is complete."""
-        self._meter.ended(output_tokens)
-
-    def forget(self, request_id: str) -> None:
-        """A request will not come."""
-        self._going.pop(request_id, None)
-
     # -- where they go on ---------------------------------------------------------------------------
 
-    def first_token(
-        self, request: RouteRequest, source: InstanceView, views: Sequence[InstanceView], now: float
-    ) -> Choice | None:
-        """Where one goes on whose prompt is done: elsewhere, or (instance None) where it is, and why. None:
-        there is nothing to decide."""
-        ready = [view for view in views if view.ready]
-        if not differ([view.role.share for view in ready]):
-            return None
-        choice = self._goes_on(request, source, ready, now)
-        if choice is None:
-            return None
-        if choice.instance_id is None:
-            self.stayed[choice.reason] = self.stayed.get(choice.reason, 0) + 1
-            return choice
-        target = next(view for view in ready if view.instance_id == choice.instance_id)
-        nbytes = request.prompt_tokens * target.transfer.token_bytes
-        self._ways.send(source.instance_id, target.instance_id, nbytes, target.transfer, now)
-        going = Going(target.instance_id, request.prompt_tokens, now + ON_THE_WAY_S)
-        self._going[request.request_id] = going
-        self.handed += 1
-        return choice
-
-    def _goes_on(
+    def goes_on(
         self, request: RouteRequest, source: InstanceView, ready: Sequence[InstanceView], now: float
     ) -> Choice | None:
-        self._going = {name: one for name, one in self._going.items() if one.until > now}
-        coming: dict[str, int] = {}
-        for one in self._going.values():
-            coming[one.target] = coming.get(one.target, 0) + one.tokens
-
-        def decoding(view: InstanceView) -> int:
-            return max(0, view.tokens - view.left.tokens) + coming.get(view.instance_id, 0)
-
+        """Where decoding has more of a share than here, if that pays."""
+        if not differ([view.role.share for view in ready]):
+            return None
+        decoding = self.decoding_tokens
         rest = sum(1.0 - view.role.share for view in ready)
         fair = (1.0 - source.role.share) / rest * sum(decoding(view) for view in ready) if rest > 0 else 0.0
         # No report may have counted it yet.
@@ -158,13 +98,7 @@ class Roles:
         if mine <= fair:
             return None  # it has not more of decoding than is its part
         others = [view for view in ready if view.role.share < source.role.share]
-        able = [
-            view
-            for view in others
-            if view.transfer.token_bytes > 0.0
-            and view.holds(request)
-            and view.kv_of(request) + coming.get(view.instance_id, 0) < view.kv_free
-        ]
+        able = [view for view in others if self.has_room(request, view)]
         if not able:
             why = "those that decode have no room" if others else "nobody decodes more than it does"
             return Choice(None, why, {"decoding": mine, "fair": fair})
@@ -181,11 +115,10 @@ class Roles:
     ) -> Choice:
         """Compare what staying and going take from it and from those who are there."""
         total = sum(view.role.share for view in ready)
-        mix = self._meter.mix(now)
-        expected = self._meter.output or source.expected_output or UNSAID_TOKENS
-        output = min(request.max_tokens or expected, expected)
+        mix = self.meter.mix(now)
+        output = self.output_of(request, source)
         nbytes = request.prompt_tokens * target.transfer.token_bytes
-        pause = self._ways.seconds(source.instance_id, target.instance_id, nbytes, target.transfer, now)
+        pause = self.transfer_s(request.prompt_tokens, source, target, now)
         here_s, here_all = _token_s(source, total, mix)
         there_s, there_all = _token_s(target, total, mix)
         numbers = {
@@ -197,11 +130,9 @@ class Roles:
             "stays_cost_s": output * here_all,
             "goes_cost_s": pause + output * there_all,
         }
-        late = pause > PAUSE * output * max(0.0, request.slo.tpot_s - there_s)
-        enough = TPOT_MARGIN * request.slo.tpot_s
-        if here_s <= enough and (late or there_s > enough):
-            why = "the transfer would take longer" if late else "decoding there is slower"
-            return Choice(None, f"{why} than its target allows, which is kept here", numbers)
+        late = self.is_late(request, output, pause, there_s)
+        if stays := self.kept_here(request, output, pause, here_s, there_s):
+            return Choice(None, stays, numbers)
         if not late and source.role.share >= 1.0 - ALIKE:
             return Choice(target.instance_id, "its prompt is done, and decoding has no share here", numbers)
         if pause + output * there_all >= output * here_all:
@@ -233,7 +164,7 @@ class Roles:
 
     def _consider(self, views: list[InstanceView], now: float) -> None:
         views = sorted(views, key=lambda view: view.instance_id)
-        mix = self._meter.mix(now)
+        mix = self.meter.mix(now)
         if len(views) < 2 or mix is None:
             return
         powers = [Power(view.facts.prefill, view.kv_total, view.transfer) for view in views]

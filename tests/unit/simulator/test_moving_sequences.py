@@ -52,3 +52,40 @@ def test_shares_move_where_the_link_bears_it() -> None:
         cluster.run(jobs)
         assert bool(cluster.log.roles) is apart
         assert bool(cluster.log.handed_over) is apart
+
+
+def test_taichi_flows_where_memory_ends() -> None:
+    """Decode-heavy instances with little memory: their longest sequences go on at the prefill-heavy one,
+    where the scheduler itself has them as well, and all keep their targets."""
+    device = replace(hardware("l20"), memory_gb=22)
+    spec = replace(GROUPED, shape=read_shape("llama-30b"), network_gb_s=10.0, hardware=device)
+    knobs = {"prefill": 1, "budget": 128, "larger": 512}
+    seen = []
+    for exact in (False, True):
+        jobs = replace(QUESTION, seconds=12.0).jobs(8.0)
+        cluster = cluster_of("taichi", knobs, spec, len(jobs), exact=exact)
+        cluster.run(jobs)
+        assert figures_of(jobs, 8.0, QUESTION).attainment > 0.95
+        assert all(job.first <= job.finished < NOT_YET for job in jobs)
+        for instance in cluster.instances.values():
+            report = instance.status(1e6, slack=False)
+            assert (report.sequences, report.kv_free) == (0, report.kv_total)
+        seen.append(cluster.log.handed_over)
+    assert min(seen) > 0.1 * len(jobs)
+    assert seen[0] == pytest.approx(seen[1], rel=0.25)
+
+
+def test_arrow_finds_its_split_and_stays_there() -> None:
+    """From two thirds for prompts to the split that serves within tight targets what hybrid batching does
+    not; under constant load nobody changes sides any more."""
+    tight = replace(QUESTION, slo=SloTarget(1.0, 0.05), seconds=90.0)
+    jobs = tight.jobs(4.0)
+    arrow = cluster_of("arrow", {"prefill": 2, "budget": 2048}, GROUPED, len(jobs))
+    arrow.run(jobs)
+    shares = [view.role.share for macro in arrow.macros for view in macro.views]
+    assert sorted(shares) == [0.0, 0.0, 1.0]
+    assert max(time_s for time_s, _ in arrow.log.roles) < 30.0
+    assert figures_of(jobs, 4.0, tight).attainment > 0.9
+    jobs = tight.jobs(4.0)
+    cluster_of("hybrid", {"routing": "prefix", "budget": 256}, GROUPED, len(jobs)).run(jobs)
+    assert figures_of(jobs, 4.0, tight).attainment < 0.8

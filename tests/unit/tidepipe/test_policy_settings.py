@@ -135,3 +135,18 @@ def test_names() -> None:
     for text in ("chunk=3", "token_budget=many", "order"):
         with pytest.raises(ConfigError, match=r"policy_settings|setting"):
             load_config(None, {"model": "m", "policy": "hybrid", "policy_settings": text})
+
+
+def test_some_instances_may_have_other_settings() -> None:
+    """The first --prefill-instances of them; how many must be said."""
+    flags = {"model": "m", "policy": "hybrid", "instances": 3, "policy_settings": "token_budget=128"}
+    heavy = {"prefill_policy_settings": "token_budget=1024"}
+    config = load_config(None, {**flags, **heavy, "prefill_instances": 1})
+    told = []
+    for instance in range(3):
+        spec = controller_spec(config, instance, stages=["h:1"], router="h:2", predictor="h:3")
+        told.append(parse_settings(ControllerSettings, spec.arguments).policy_settings)
+    assert told == ["token_budget=1024", "token_budget=128", "token_budget=128"]
+    for wrong in (heavy, {"prefill_policy_settings": "chunk=3", "prefill_instances": 1}):
+        with pytest.raises(ConfigError, match="prefill_policy_settings"):
+            load_config(None, {**flags, **wrong})

@@ -131,7 +131,7 @@ def test_a_prompt_is_computed_at_one_and_goes_on_at_another() -> None:
     for name in ("i1", "i2"):
         scheduler.on(InstanceReported(name, report(GROUPED, 2.0, accepted=9, kv_free=300)), 2.0)
     assert not scheduler.on(FirstToken(0.5, replace(done, request_id="r1"), "i0"), 2.0)
-    roles = next(iter(scheduler.macros.values())).roles
+    roles = next(iter(scheduler.macros.values())).moving
     assert roles is not None and (roles.handed, list(roles.stayed)) == (1, ["those that decode have no room"])
 
 
@@ -143,7 +143,7 @@ def test_blocks_that_would_take_too_long_stay() -> None:
     for number in range(40):
         done = request(f"r{number}", 401, max_tokens=99, slo=SloTarget(1.0, 0.2))
         moved += len(scheduler.on(FirstToken(0.5, done, "i0"), 0.0))
-    roles = next(iter(scheduler.macros.values())).roles
+    roles = next(iter(scheduler.macros.values())).moving
     assert roles is not None and 0 < moved == roles.handed < 8
     assert any("longer than its target" in why for why in roles.stayed)
 
