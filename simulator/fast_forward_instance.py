@@ -20,9 +20,9 @@ from controller.scheduler.slack import (
     SlackReport,
     WindowPrompt,
     in_window,
-    prompt_share,
     round_seconds,
     slack_of,
+    token_seconds,
     window_cost,
     window_left_s,
     window_of,
@@ -245,7 +245,9 @@ class FastForwardInstance:
         rounds, context = self._decode_batch, self._rules.context
         decoding = decoding_rounds(rounds, context)
         pairs = list(zip(decoding, rounds, strict=True))
-        turnover = [Turnover(job.prompt, one.produced + one.ahead) for one, job in pairs]
+        turnover = [
+            Turnover(job.prompt, one.produced + one.ahead, _due(job) - job.submitted) for one, job in pairs
+        ]
         waiting = list(islice(self._line, MOST_PROMPTS))
         load = StepLoad(
             rows,
@@ -253,8 +255,7 @@ class FastForwardInstance:
             rounds.context,
             [one for one, job in pairs if job.first <= _due(job)],
             [WaitingPrompt(_left(job), _due(job) if job.first == NOT_YET else FOREVER) for job in waiting],
-            prompt_share(self._cost, self._pace, max(1, rows), self._rules.budget),
-            coming_of(self._pace, turnover, [_due(job) - job.submitted for job in waiting]),
+            coming_of(self._pace, turnover),
             turnover_of(turnover, self._memory.total),
         )
         return self._budget.choose(load, self.clock).prompts
@@ -405,9 +406,11 @@ class FastForwardInstance:
         ]
         idle = [job.slo.tpot_s for job in self._line]
         context = self._memory.context
-        round_s = round_seconds(self._cost, self._pace, len(self), context, self._stages, rules.budget)
-        rows = len(self._decode_batch)
-        lost = window_cost(self._cost, rows, self._stages, rules.budget) if rules.mixed else 1.0
+        paid_s = self._budget.paid_s if self._budget is not None else 0.0
+        token_s = token_seconds(self._cost, len(self), self._stages, rules.budget, paid_s)
+        round_s = round_seconds(self._cost, self._pace, len(self), context, self._stages, token_s)
+        token_s = token_seconds(self._cost, len(self._decode_batch), self._stages, rules.budget, paid_s)
+        lost = window_cost(token_s) if rules.mixed else 1.0
         return slack_of(decoding, idle, round_s, now, lost), grown
 
 

@@ -15,6 +15,7 @@ from controller.scheduler.slack import (
     in_window,
     round_seconds,
     slack_of,
+    token_seconds,
     window_cost,
     window_left_s,
     window_of,
@@ -88,9 +89,12 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
     window, left = window_of(prompts)
     rows, step_tokens, allocator = len(scheduler.sequences), scheduler.config.prefill_tokens, state.allocator
     context = allocator.context_tokens
-    round_s = round_seconds(cost, state.prompt_pace, rows, context, state.stages, step_tokens)
     rides = isinstance(scheduler.policy, MixedSteps)
-    lost = window_cost(cost, len(state.batches), state.stages, step_tokens) if rides else 1.0
+    paid_s = scheduler.policy.paid_s if isinstance(scheduler.policy, MixedSteps) else 0.0
+    token_s = token_seconds(cost, rows, state.stages, step_tokens, paid_s)
+    round_s = round_seconds(cost, state.prompt_pace, rows, context, state.stages, token_s)
+    token_s = token_seconds(cost, len(state.batches), state.stages, step_tokens, paid_s)
+    lost = window_cost(token_s) if rides else 1.0
     return InstanceReport(
         phase=state.phase,
         phase_age_s=now - state.phase_since if state.phase_since else 0.0,

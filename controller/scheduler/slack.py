@@ -118,39 +118,45 @@ def slack_of(
     return SlackReport(len(saved), fsum(saved) / len(saved), nearly_all(saved, LOW_SHARE), low_latest_s)
 
 
+class TokenSeconds(NamedTuple):
+    """Seconds of a prompt's token, in a step of its own (`apart`), and beside decode rows (`riding`)."""
+
+    apart: float
+    riding: float
+
+
 def round_seconds(
-    cost: StepCost, pace: PromptPace, rows: int, context: int, stages: int, step_tokens: int
+    cost: StepCost, pace: PromptPace, rows: int, context: int, stages: int, token_s: TokenSeconds
 ) -> float:
     """A token for each of `rows` sequences, also for those that do not decode yet: they soon will.
 
     Prompts go on taking the share of the time that they took lately. context: KV tokens that are held.
-    step_tokens: of a step with prompts, at most.
     """
     if not rows:
         return 0.0
     stages = max(1, stages)
     batch = -(-rows // stages)
-    share = prompt_share(cost, pace, batch, step_tokens)
+    share = pace.share(*token_s)
     spent = stages * cost.linear_s(batch) + cost.attention_s(context, 0.0) + DISPATCH_S
     return spent / max(LEAST_DECODING, 1.0 - share)
 
 
-def prompt_share(cost: StepCost, pace: PromptPace, batch: int, step_tokens: int) -> float:
-    """Of its time that an instance spent on prompts lately. batch: decode rows of a step."""
-    return pace.share(*token_seconds(cost, batch, step_tokens))
+def token_seconds(
+    cost: StepCost, rows: int, stages: int, step_tokens: int, paid_s: float = 0.0
+) -> TokenSeconds:
+    """Of an instance where so many sequences decode. step_tokens: of a step at most.
 
-
-def token_seconds(cost: StepCost, batch: int, step_tokens: int) -> tuple[float, float]:
-    """Of a prompt's token in a step of their own, and beside so many decode rows."""
+    paid_s: what a token beside decode rows cost lately, where steps vary; 0: as in steps of the largest size.
+    """
+    batch = max(1, -(-rows // max(1, stages)))
     ridden = max(1, step_tokens - batch)
-    riding_s = max(0.0, cost.linear_s(batch + ridden) - cost.linear_s(batch)) / ridden
-    return cost.linear_s(step_tokens) / step_tokens, riding_s
+    riding_s = paid_s or max(0.0, cost.linear_s(batch + ridden) - cost.linear_s(batch)) / ridden
+    return TokenSeconds(cost.linear_s(step_tokens) / step_tokens, riding_s)
 
 
-def window_cost(cost: StepCost, rows: int, stages: int, step_tokens: int) -> float:
+def window_cost(token_s: TokenSeconds) -> float:
     """Seconds that decoding loses to a second of prompts, where they ride on its steps; see LEAST_LOST."""
-    apart_s, riding_s = token_seconds(cost, max(1, -(-rows // max(1, stages))), step_tokens)
-    return min(1.0, max(LEAST_LOST, riding_s / apart_s)) if apart_s else 1.0
+    return min(1.0, max(LEAST_LOST, token_s.riding / token_s.apart)) if token_s.apart else 1.0
 
 
 def in_window(first_at: float, phase: Phase, phase_since: float) -> bool:

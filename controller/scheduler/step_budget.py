@@ -1,13 +1,17 @@
 """How many prompt tokens the next step carries when sequences have latency targets.
 
 One rule for the live scheduler and for virtual time. Among the sizes that are worth having it takes the one
-at which the fewest sequences are expected to miss a target: waiting prompts by their first token, decoding
-sequences by the end that is expected of them. Each size is followed until the prompts that wait are computed:
-so many rounds, each as long as it makes them; afterwards rounds are as long as prompts made them lately. So
+at which the fewest sequences are expected to miss a target if all steps were so large from now on. So
 
 * large steps where decoding can bear it, for then waiting prompts are at no risk;
 * small ones where targets are tight and steps slow: hybrid batching with its best chunk, found for each step;
 * who cannot be in time in any case is nobody's reason to be late: with only such left, throughput decides.
+
+A prompt is late if the line before it is too long: those that wait are counted one by one, those that will
+come by how long the line will probably be then, which chance makes long as often as steps are nearly filled.
+A sequence that decodes has some time to spare beyond what decoding alone takes until its end; prompts cost
+it that, so many seconds a token. It is late if more prompts will probably come than that pays for, and steps
+are large enough to compute as many.
 """
 
 from __future__ import annotations
@@ -15,14 +19,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from controller.scheduler.actions import Reason
-from controller.scheduler.prompt_pace import PromptPace
-from controller.scheduler.slack import LEAST_DECODING, Decoding, last_due
+from controller.scheduler.prompt_pace import MEMORY_S, PromptPace
+from controller.scheduler.slack import Decoding
 from controller.scheduler.step_sizes import StepSizes
 from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import StepCost
@@ -39,13 +44,19 @@ what the two take in turn."""
 EVEN = 1.03
 """Rounds may be longer by this factor, on average, than with the same prompts spread evenly over them."""
 DOUBT = 0.08
-"""Of the time until a target ends, the scale of the error with which it is predicted who will miss it."""
-NEGLIGIBLE = 0.002
+"""Of the time until a first token is due, the scale of the error in predicting when it comes."""
+DOUBT_OF_ENDS = 0.03
+"""The same of the time until a sequence is to end, beside what prompts do to it that come by chance."""
+LOGISTIC = math.sqrt(3.0) / math.pi
+"""Scale of a logistic distribution over its standard deviation."""
+NEGLIGIBLE = 0.0005
 """Of all sequences, so many more that may miss a target are no reason for a smaller step."""
 SAMPLES = 16
 """Points in time that stand for all at which prompts will come."""
 MOST_PROMPTS = 256
 """Waiting prompts that are looked at one by one."""
+MOST_DECODING = 256
+"""Of the sequences that decode: where there are more, some stand for all."""
 
 
 class WaitingPrompt(NamedTuple):
@@ -56,21 +67,27 @@ class WaitingPrompt(NamedTuple):
 
 
 class Coming(NamedTuple):
-    """Prompts that will come, if more do as lately.
+    """Prompts that will come, if more do as lately: one by one, at times that chance decides.
 
-    tokens_s: tokens a second. tokens: of one prompt. ttft_s: its target.
+    tokens_s: tokens a second. tokens: of one prompt. clump: variance over mean of the tokens of a time.
+    ttft_s: time that each has for its first token when it comes.
     """
 
     tokens_s: float
     tokens: float
+    clump: float
     ttft_s: float
 
 
 class Turnover(NamedTuple):
-    """One sequence that holds memory: tokens of its prompt, and of its output as expected."""
+    """One sequence that holds memory: tokens of its prompt, and of its output as expected.
+
+    ttft_s: time that it had for its first token when it came here; infinite without a target.
+    """
 
     prompt: int
     output: float
+    ttft_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +96,8 @@ class StepLoad:
 
     rows: decode rows that it has anyway. batches: steps of a round. context: KV tokens that a round reads.
     decoding: those with a target who had their first token in time. waiting: prompts, in order.
-    prompt_share: of its time that the instance spent on prompts lately. coming: prompts to be expected.
-    turnover: prompt tokens a round that full memory lets through, see `turnover_of`; 0: not known.
+    coming: prompts to be expected. turnover: prompt tokens a round that full memory lets through, see
+        `turnover_of`; 0: not known.
     """
 
     rows: int
@@ -88,7 +105,6 @@ class StepLoad:
     context: int
     decoding: Many[Decoding]
     waiting: Many[WaitingPrompt]
-    prompt_share: float
     coming: Coming
     turnover: float
 
@@ -113,10 +129,14 @@ def turnover_of(running: Many[Turnover], kv_tokens: int) -> float:
     return kv_tokens / held * sum(one.prompt / max(1.0, one.output) for one in running)
 
 
-def coming_of(pace: PromptPace, running: Many[Turnover], ttft_s: Many[float]) -> Coming:
-    """As many prompts as lately, like those that run, with the targets of those that wait."""
-    tokens = sum(one.prompt for one in running) / len(running) if running else 1.0
-    return Coming(pace.tokens_s, max(1.0, tokens), min(ttft_s, default=math.inf))
+def coming_of(pace: PromptPace, running: Many[Turnover]) -> Coming:
+    """As many prompts as lately, like those that run. Poisson arrivals: a clump is a prompt, seen from one of
+    its tokens. Who came too late already says nothing of the time that others will have."""
+    total = sum(one.prompt for one in running)
+    clump = sum(one.prompt * one.prompt for one in running) / total if total else 1.0
+    timely = [one.ttft_s for one in running if 0.0 < one.ttft_s < math.inf]
+    ttft_s = sum(timely) / len(timely) if timely else math.inf
+    return Coming(pace.tokens_s, max(1.0, total / max(1, len(running))), max(1.0, clump), ttft_s)
 
 
 class StepBudget:
@@ -128,6 +148,7 @@ class StepBudget:
         # With many decode rows a step is larger than any is worth to be for itself.
         self._sizes = StepSizes(cost, 2 * LARGEST)
         self._known: dict[int, list[int]] = {}
+        self._paid = self._bought = self._paid_at = 0.0
 
     def choose(self, load: StepLoad, now: float) -> StepChoice:
         """The next step's prompt tokens."""
@@ -137,14 +158,29 @@ class StepBudget:
         sizes = self._within_turnover(self._candidates(rows), load, rest)
         prompts = np.array(sizes, dtype=float) - rows
         rounds = batches * np.array([cost.linear_s(size) for size in sizes]) + rest
-        late = _late_prompts(load, batches * prompts, rounds, now)
-        late += _late_to_come(load, batches * prompts, rounds, now)
-        slow = _late_ends(load, batches * prompts, rounds, empty, now)
+        steps = _Rounds(batches * prompts, rounds, (rounds - empty) / (batches * prompts), empty)
+        ends = _ends_of(load.decoding, now)
+        late = _late_prompts(load, steps, now) + _late_to_come(load, steps, ends)
+        slow = _late_ends(load, steps, ends)
         missed = late + slow
         # The largest that is as good as any; where nobody can be in time any more, the largest of all.
         enough = missed.min() + NEGLIGIBLE * (len(load.decoding) + len(load.waiting))
         best = int(np.flatnonzero(missed <= enough)[-1])
+        if rows:
+            waiting = sum(one.tokens for one in load.waiting)
+            self._pay(min(waiting, float(steps.prompts[best])), float(steps.price[best]), now)
         return StepChoice(sizes[best] - rows, _reason(sizes, best, rounds, late, slow))
+
+    @property
+    def paid_s(self) -> float:
+        """Seconds by which a prompt's token made rounds longer lately; 0 before the first one."""
+        return self._paid / self._bought if self._bought else 0.0
+
+    def _pay(self, tokens: float, price: float, now: float) -> None:
+        kept = math.exp(-max(0.0, now - self._paid_at) / MEMORY_S)
+        self._bought = self._bought * kept + tokens
+        self._paid = self._paid * kept + tokens * price
+        self._paid_at = now
 
     def _candidates(self, rows: int) -> list[int]:
         """Sizes of a step with so many decode rows, in rising order."""
@@ -191,60 +227,108 @@ class StepBudget:
 _Floats = npt.NDArray[np.float64]
 
 
-def _late_prompts(load: StepLoad, prompts: _Floats, rounds: _Floats, now: float) -> _Floats:
-    """Of the waiting ones, how many will probably have their first token too late, for each size.
+class _Rounds(NamedTuple):
+    """For each size: prompt tokens and seconds of a round, and by how much a token makes it longer.
 
-    prompts, rounds: tokens and seconds of a round. Those that are late already do not count.
+    empty: seconds of a round without prompts.
     """
+
+    prompts: _Floats
+    seconds: _Floats
+    price: _Floats
+    empty: float
+
+
+class _Ends(NamedTuple):
+    """Of those that decode: seconds until the last token is due, and rounds until it comes.
+
+    weight: how many each of them stands for.
+    """
+
+    left: _Floats
+    ahead: _Floats
+    weight: float
+
+
+def _ends_of(decoding: Many[Decoding], now: float) -> _Ends:
+    some = decoding[:: -(-len(decoding) // MOST_DECODING) or 1]
+    flat = np.fromiter(chain.from_iterable(some), float, 4 * len(some))
+    first_at, produced, ahead, tpot_s = flat.reshape(len(some), 4).T
+    left = first_at + (produced + ahead - 1.0) * tpot_s - now
+    return _Ends(left, np.maximum(ahead, 1.0), len(decoding) / max(1, len(some)))
+
+
+def _late_prompts(load: StepLoad, steps: _Rounds, now: float) -> _Floats:
+    """Of the waiting ones, how many will probably have their first token too late, for each size. Those that
+    are late already do not count."""
     waiting = load.waiting[:MOST_PROMPTS]
     before = np.cumsum([one.tokens for one in waiting])
     left = np.array([one.due for one in waiting]) - now
     counts = (left > 0.0) & np.isfinite(left)
     if not counts.any():
-        return np.zeros(len(rounds))
-    done = np.ceil(before[counts] / prompts[:, None]) * rounds[:, None]
-    return _missed(done, left[counts])
+        return np.zeros(len(steps.seconds))
+    done = np.ceil(before[counts] / steps.prompts[:, None]) * steps.seconds[:, None]
+    left = left[counts]
+    return _likely((done - left) / np.maximum(DOUBT * left, 1e-6)).sum(axis=1)
 
 
-def _late_to_come(load: StepLoad, prompts: _Floats, rounds: _Floats, now: float) -> _Floats:
+def _late_to_come(load: StepLoad, steps: _Rounds, ends: _Ends) -> _Floats:
     """The same of those that will come while the present ones decode: who waits now is few of all whom a step
     size that is too small makes late."""
     coming = load.coming
-    if not load.decoding or not coming.tokens_s or math.isinf(coming.ttft_s):
-        return np.zeros(len(rounds))
-    horizon = max(0.0, sum(last_due(one) - now for one in load.decoding) / len(load.decoding))
+    if not len(ends.left) or not coming.tokens_s or math.isinf(coming.ttft_s):
+        return np.zeros(len(steps.seconds))
+    horizon = max(1e-3, float(ends.left.mean()))
     at = horizon * (np.arange(SAMPLES) + 0.5) / SAMPLES
-    before = sum(one.tokens for one in load.waiting) + coming.tokens_s * at
-    spent = (rounds / prompts)[:, None]
-    waited = np.maximum(before * spent - at, 0.0) + coming.tokens * spent
+    speed = steps.prompts / steps.seconds
+    # Of the line that it finds; on average half a round is over before a step begins that can take it.
+    bearable = coming.ttft_s * speed - coming.tokens - 0.5 * steps.prompts
+    line = sum(one.tokens for one in load.waiting)
+    late = _exceeds(
+        bearable[:, None], line, coming.tokens_s - speed[:, None], coming.tokens_s * coming.clump, at
+    )
     each = coming.tokens_s / coming.tokens * horizon / SAMPLES
-    return each * _missed(waited, np.full(SAMPLES, coming.ttft_s))
+    return each * late.sum(axis=1)
 
 
-def _late_ends(load: StepLoad, prompts: _Floats, rounds: _Floats, empty: float, now: float) -> _Floats:
-    """Of those that decode, how many will probably end too late, for each size.
-
-    empty: seconds of a round without prompts. Those that would be late even so do not count.
-    """
-    if not load.decoding:
-        return np.zeros(len(rounds))
-    left = np.array([last_due(one) for one in load.decoding]) - now
-    ahead = np.maximum([one.ahead for one in load.decoding], 1.0)
-    counts = left > ahead * empty
-    left, ahead = left[counts], ahead[counts]
-    usual = empty / max(LEAST_DECODING, 1.0 - load.prompt_share)
-    # Until none waits: others come meanwhile, and with steps that are too small there always is one.
-    gained = np.maximum(prompts - load.coming.tokens_s * rounds, 1e-9)
-    busy = np.ceil(sum(one.tokens for one in load.waiting) / gained)
-    with_prompts = np.minimum(ahead, busy[:, None])
-    ends = with_prompts * rounds[:, None] + (ahead - with_prompts) * usual
-    return _missed(ends, left)
+def _late_ends(load: StepLoad, steps: _Rounds, ends: _Ends) -> _Floats:
+    """Of those that decode, how many will probably end too late, for each size. Those that would be late even
+    without prompts do not count."""
+    spare = ends.left - ends.ahead * steps.empty
+    counts = spare > 0.0
+    if not counts.any():
+        return np.zeros(len(steps.seconds))
+    left, spare = ends.left[counts], spare[counts]
+    coming, price = load.coming, steps.price[:, None]
+    computed = (steps.prompts / steps.seconds)[:, None] * left
+    there = sum(one.tokens for one in load.waiting) + coming.tokens_s * left
+    doubt = DOUBT_OF_ENDS * left
+    by_chance = LOGISTIC * price * np.sqrt(coming.tokens_s * coming.clump * left)
+    slow = _likely((price * computed - spare) / doubt)
+    slow *= _likely((price * there - spare) / np.hypot(by_chance, doubt))
+    return ends.weight * slow.sum(axis=1)
 
 
-def _missed(predicted: _Floats, left: _Floats) -> _Floats:
-    """How many of those that have so much time left will probably need more (logistic errors)."""
-    excess = np.clip((predicted - left) / np.maximum(DOUBT * left, 1e-6), -30.0, 30.0)
-    return np.asarray((1.0 / (1.0 + np.exp(-excess))).sum(axis=1))
+def _exceeds(level: _Floats, start: float, drift: _Floats, variance_s: float, after: _Floats) -> _Floats:
+    """How likely a line that is `start` long now is longer than `level` after so many seconds, if it grows by
+    `drift` a second and never below nothing: a reflected Brownian motion (Harrison, Brownian Motion and
+    Stochastic Flow Systems, 1985, section 1.8)."""
+    spread = np.sqrt(variance_s * after)
+    grown = start + drift * after
+    stays = np.exp(np.clip(2.0 * drift * level / variance_s, -700.0, 700.0))
+    found = _beyond((level - grown) / spread) + stays * _beyond((level + grown) / spread)
+    return np.where(level > 0.0, np.minimum(found, 1.0), 1.0)
+
+
+def _beyond(deviations: _Floats) -> _Floats:
+    """Of a normal distribution, what lies beyond so many standard deviations."""
+    scaled = deviations * math.sqrt(0.5)
+    return np.array([0.5 * math.erfc(one) for one in scaled.ravel().tolist()]).reshape(scaled.shape)
+
+
+def _likely(excess: _Floats) -> _Floats:
+    """How likely what is predicted to be exceeded by so many times the scale of the error is exceeded."""
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(excess, -30.0, 30.0))))
 
 
 def _reason(sizes: list[int], best: int, rounds: _Floats, late: _Floats, slow: _Floats) -> Reason:

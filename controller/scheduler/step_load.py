@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from controller.scheduler.decode import MicroBatch
 from controller.scheduler.sequence import Sequence, State
-from controller.scheduler.slack import Decoding, decoding_of, prompt_share, tokens_ahead
+from controller.scheduler.slack import Decoding, decoding_of, tokens_ahead
 from controller.scheduler.state import PipelineState
 from controller.scheduler.step_budget import (
     MOST_PROMPTS,
@@ -18,7 +18,6 @@ from controller.scheduler.step_budget import (
     coming_of,
     turnover_of,
 )
-from tidepipe_common.latency.model import StepCost
 
 
 class RunningLook(NamedTuple):
@@ -47,14 +46,14 @@ def look_at_running(state: PipelineState) -> RunningLook:
         context += sequence.length
         produced = len(sequence.output)
         ahead = tokens_ahead(sequence.predicted_p50, produced, sequence.max_tokens)
-        turnover.append(Turnover(len(sequence.prompt), produced + ahead))
+        turnover.append(Turnover(len(sequence.prompt), produced + ahead, _due(sequence) - sequence.arrived))
         one = decoding_of(sequence)
         if one is not None and one.first_at <= _due(sequence):
             decoding.append(one)
     return RunningLook(context, decoding, turnover)
 
 
-def load_of(state: PipelineState, batch: MicroBatch, cost: StepCost, running: RunningLook) -> StepLoad:
+def load_of(state: PipelineState, batch: MicroBatch, running: RunningLook) -> StepLoad:
     """Before the next step of a batch. running: a look that is a round old at most."""
     prompts = list(islice(chain(state.prefilling, state.waiting), MOST_PROMPTS))
     rows = len(batch.members)
@@ -64,16 +63,10 @@ def load_of(state: PipelineState, batch: MicroBatch, cost: StepCost, running: Ru
         running.context,
         running.decoding,
         [WaitingPrompt(one.to_compute, math.inf if one.output else _due(one)) for one in prompts],
-        prompt_share(cost, state.prompt_pace, max(1, rows), state.config.prefill_tokens),
-        coming_of(state.prompt_pace, running.turnover, [_target(one) for one in prompts]),
+        coming_of(state.prompt_pace, running.turnover),
         turnover_of(running.turnover, state.allocator.capacity_tokens),
     )
 
 
 def _due(sequence: Sequence) -> float:
     return math.inf if sequence.first_token_due is None else sequence.first_token_due
-
-
-def _target(sequence: Sequence) -> float:
-    """Seconds from its arrival here to its first token, at most."""
-    return _due(sequence) - sequence.arrived

@@ -96,6 +96,11 @@ class AutoPolicy(MixedSteps):
         self._steps_left = 0
         self._filling = True
 
+    @property
+    def paid_s(self) -> float:
+        """See MixedSteps; of steps for sequences with targets."""
+        return self._budget.paid_s
+
     def resize(self, tokens: int) -> None:
         """Steps of so many tokens from now on, as whoever knows more than prices says; 0: by price."""
         if tokens != self._fixed_size:
@@ -146,7 +151,7 @@ class AutoPolicy(MixedSteps):
             chunks = []
             if state.waiting or state.prefilling:
                 self._look = self._look or look_at_running(state)
-                choice = self._budget.choose(load_of(state, batch, self._cost, self._look), now)
+                choice = self._budget.choose(load_of(state, batch, self._look), now)
                 chunks = state.take_prompts(choice.prompts)
                 if chunks:
                     state.turn(Phase.MIXED, choice.reason, now)

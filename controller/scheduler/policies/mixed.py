@@ -19,6 +19,11 @@ class MixedSteps(ABC):
         controller and of plans back, none makes the steps larger and so cheaper per token."""
         self._extra = extra_batches
 
+    @property
+    def paid_s(self) -> float:
+        """What a prompt token cost decoding lately, seconds; 0: as in steps of the largest size."""
+        return 0.0
+
     def microbatches(self, stages: int) -> int:
         """See the constructor."""
         return stages + self._extra

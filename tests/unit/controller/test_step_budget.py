@@ -31,11 +31,11 @@ from tidepipe_common.types.sampling import SamplingParams
 SPEC = ClusterSpec(read_shape("codellama-34b"), hardware("l20"), 1, 4)
 COST = SPEC.latency()
 RULE = StepBudget(COST)
-NOBODY_COMES = Coming(0.0, 1.0, math.inf)
+NOBODY_COMES = Coming(0.0, 1.0, 1.0, math.inf)
 
 
 def load(decoding: list[Decoding], waiting: list[WaitingPrompt], rows: int = 40) -> StepLoad:
-    return StepLoad(rows, 1, 300 * rows, decoding, waiting, 0.0, NOBODY_COMES, 0.0)
+    return StepLoad(rows, 1, 300 * rows, decoding, waiting, NOBODY_COMES, 0.0)
 
 
 def ending(seconds: float, tokens: float, count: int = 40) -> list[Decoding]:
@@ -87,7 +87,6 @@ def test_full_memory_lets_no_more_through() -> None:
     tpot_s=st.floats(0.001, 1.0),
     produced=st.integers(1, 500),
     waiting=st.lists(st.tuples(st.integers(1, 4000), st.floats(-10.0, 10.0)), max_size=5),
-    share=st.floats(0.0, 1.0),
     turnover=st.floats(0.0, 5000.0),
     tokens_s=st.floats(0.0, 1e5),
 )
@@ -97,7 +96,6 @@ def test_prompts_never_starve_whatever_the_load_is(
     tpot_s: float,
     produced: int,
     waiting: list[tuple[int, float]],
-    share: float,
     turnover: float,
     tokens_s: float,
 ) -> None:
@@ -109,8 +107,7 @@ def test_prompts_never_starve_whatever_the_load_is(
             300 * rows,
             [Decoding(-1.0, produced, float(ahead), tpot_s) for ahead in range(0, rows, 7)],
             [WaitingPrompt(tokens, due) for tokens, due in waiting],
-            share,
-            Coming(tokens_s, 200.0, 1.0),
+            Coming(tokens_s, 200.0, 300.0, 1.0),
             turnover,
         ),
         0.0,
