@@ -269,7 +269,7 @@ def _late_prompts(load: StepLoad, steps: _Rounds, now: float) -> _Floats:
         return np.zeros(len(steps.seconds))
     done = np.ceil(before[counts] / steps.prompts[:, None]) * steps.seconds[:, None]
     left = left[counts]
-    return _likely((done - left) / np.maximum(DOUBT * left, 1e-6)).sum(axis=1)
+    return np.asarray(_likely((done - left) / np.maximum(DOUBT * left, 1e-6)).sum(axis=1))
 
 
 def _late_to_come(load: StepLoad, steps: _Rounds, ends: _Ends) -> _Floats:
@@ -288,7 +288,7 @@ def _late_to_come(load: StepLoad, steps: _Rounds, ends: _Ends) -> _Floats:
         bearable[:, None], line, coming.tokens_s - speed[:, None], coming.tokens_s * coming.clump, at
     )
     each = coming.tokens_s / coming.tokens * horizon / SAMPLES
-    return each * late.sum(axis=1)
+    return np.asarray(each * late.sum(axis=1))
 
 
 def _late_ends(load: StepLoad, steps: _Rounds, ends: _Ends) -> _Floats:
@@ -306,7 +306,7 @@ def _late_ends(load: StepLoad, steps: _Rounds, ends: _Ends) -> _Floats:
     by_chance = LOGISTIC * price * np.sqrt(coming.tokens_s * coming.clump * left)
     slow = _likely((price * computed - spare) / doubt)
     slow *= _likely((price * there - spare) / np.hypot(by_chance, doubt))
-    return ends.weight * slow.sum(axis=1)
+    return np.asarray(ends.weight * slow.sum(axis=1))
 
 
 def _exceeds(level: _Floats, start: float, drift: _Floats, variance_s: float, after: _Floats) -> _Floats:

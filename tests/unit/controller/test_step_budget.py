@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from controller.scheduler.actions import PhaseSwitched
 from controller.scheduler.events import NewSequence, SequencesArrived, StagesReady
 from controller.scheduler.policies.catalog import make_setup
+from controller.scheduler.prompt_pace import PromptPace
 from controller.scheduler.scheduler import Scheduler
 from controller.scheduler.slack import Decoding
 from controller.scheduler.step_budget import (
@@ -21,6 +23,8 @@ from controller.scheduler.step_budget import (
     StepLoad,
     Turnover,
     WaitingPrompt,
+    _exceeds,
+    coming_of,
     turnover_of,
 )
 from simulator.cluster_spec import ClusterSpec
@@ -78,6 +82,54 @@ def test_full_memory_lets_no_more_through() -> None:
     assert few == pytest.approx(32_000 / 2050 * 20)
     free = load(ending(1000.0, 50, count=15), PROMPTS, rows=15)
     assert RULE.choose(replace(free, turnover=few), 0.0).prompts < 512 <= RULE.choose(free, 0.0).prompts
+
+
+def test_prompts_that_come_in_clumps_make_steps_larger() -> None:
+    """As many tokens a second in all, of short prompts and of long ones: chance makes a line of these."""
+    empty = COST.linear_s(40) + COST.attention_s(12_000, 0.0)
+    few = load(ending(100 * empty * 1.5, 100, count=12), [WaitingPrompt(200, 4.0)])
+    short, long = (
+        RULE.choose(replace(few, coming=Coming(800.0, tokens, tokens, 2.0)), 0.0).prompts
+        for tokens in (50.0, 800.0)
+    )
+    assert short < long
+
+
+def test_a_line_that_chance_makes_is_as_long_as_one_that_is_drawn() -> None:
+    """Steps of a random walk that never falls below nothing, after a while and in the long run."""
+    chance = np.random.default_rng(1)
+    drift, variance_s, start, level, steps = -3.0, 40.0, 8.0, 10.0, 1000
+    for after in (0.5, 4.0, 10.0):
+        line = np.full(10_000, start)
+        spread = math.sqrt(variance_s * after / steps)
+        for _ in range(steps):
+            line = np.maximum(line + chance.normal(drift * after / steps, spread, len(line)), 0.0)
+        found = _exceeds(np.array([level]), start, np.array([drift]), variance_s, np.array([after]))
+        # The walk looks at its floor now and then only, so it lies a little lower.
+        assert float((line > level).mean()) == pytest.approx(float(found[0]), abs=0.03)
+
+
+def test_who_came_too_late_already_says_nothing_of_those_to_come() -> None:
+    """Nor who has no target."""
+    pace = PromptPace()
+    pace.computed(3000, riding=True, now=1.0)
+    running = [Turnover(100, 50.0, 2.0), Turnover(300, 50.0, -1.0), Turnover(300, 50.0)]
+    coming = coming_of(pace, running)
+    assert coming.ttft_s == 2.0
+    assert coming.tokens == pytest.approx(700 / 3) and coming.clump == pytest.approx(190_000 / 700)
+
+
+def test_what_a_prompts_token_cost_lately_is_what_the_chosen_steps_took_longer() -> None:
+    """Small ones where decoding is tight, large ones where nobody decodes; long ago does not count."""
+    rule, rows = StepBudget(COST), 40
+    assert rule.paid_s == 0.0
+    empty = COST.linear_s(rows) + COST.attention_s(12_000, 0.0)
+    tight = load(ending(20 * empty * 1.15, 20), PROMPTS)
+    free = load([], PROMPTS)
+    for now, asked in ((0.0, tight), (1000.0, free)):
+        chosen = rule.choose(asked, now).prompts
+        longer = COST.linear_s(rows + chosen) - COST.linear_s(rows)
+        assert rule.paid_s == pytest.approx(longer / chosen)
 
 
 @settings(max_examples=100, deadline=None)

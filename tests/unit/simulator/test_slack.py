@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.scheduler.events import StagesReady
+from controller.scheduler.policies.auto import AutoPolicy
 from controller.scheduler.report import instance_report
 from controller.scheduler.scheduler import Scheduler, SchedulerConfig
 from controller.scheduler.sequence import Sequence, State
@@ -72,20 +73,31 @@ def live(one: Drawn, number: int) -> Sequence:
     phase=st.sampled_from([Phase.PREFILL, Phase.MIXED, Phase.DECODE]),
     used=st.integers(0, 4000),
     work=steps,
+    paid_s=st.sampled_from([None, 0.0, 1e-4, 1e-3]),
 )
 def test_the_same_slack_latest_resume_and_windows(
-    sequences: list[Drawn], stages: int, phase: Phase, used: int, work: list[tuple[int, bool, float]]
+    sequences: list[Drawn],
+    stages: int,
+    phase: Phase,
+    used: int,
+    work: list[tuple[int, bool, float]],
+    paid_s: float | None,
 ) -> None:
-    """To the last bit, for any sequences, in any phase, after any work."""
+    """To the last bit, for any sequences, in any phase, after any work. paid_s: what a prompt's token cost
+    decoding lately, where steps are as large as targets allow."""
     spec = ClusterSpec(read_shape("codellama-34b"), hardware("l20"), 1, 4 // stages, stages)
     cost = spec.latency()
-    scheduler = Scheduler(SchedulerConfig(CONTEXT, (), prefill_tokens=BUDGET))
+    auto = None if paid_s is None else AutoPolicy(cost)
+    scheduler = Scheduler(SchedulerConfig(CONTEXT, (), prefill_tokens=BUDGET), auto)
     scheduler.on(StagesReady(1, stages, 4000), 0.0)
     state = scheduler.state
     state.phase, state.phase_since = phase, SINCE
     state.allocator.extend(Sequence("held", (1,), SamplingParams(), 1, 0.0, None), used * 16)
-    rules = InstanceRules(budget=BUDGET, context=CONTEXT)
+    rules = InstanceRules(mixed=auto is not None, budget=BUDGET, paced=auto is not None, context=CONTEXT)
     skipping = FastForwardInstance("i", rules, cost, stages, kv_tokens=4000 * 16)
+    if auto is not None and skipping._budget is not None and paid_s:
+        for budget in (auto._budget, skipping._budget):
+            budget._pay(500.0, paid_s, 50.0)
     skipping._phase, skipping._switched = phase, SINCE
     skipping._memory.grow(used * 16)
     skipping._slack_at = -1.0
