@@ -313,9 +313,9 @@ def _exceeds(level: _Floats, start: float, drift: _Floats, variance_s: float, af
     """How likely a line that is `start` long now is longer than `level` after so many seconds, if it grows by
     `drift` a second and never below nothing: a reflected Brownian motion (Harrison, Brownian Motion and
     Stochastic Flow Systems, 1985, section 1.8)."""
-    spread = np.sqrt(variance_s * after)
+    spread = np.sqrt(max(variance_s, 1e-9) * after)
     grown = start + drift * after
-    stays = np.exp(np.clip(2.0 * drift * level / variance_s, -700.0, 700.0))
+    stays = np.exp(np.clip(2.0 * drift * level / max(variance_s, 1e-9), -700.0, 700.0))
     found = _beyond((level - grown) / spread) + stays * _beyond((level + grown) / spread)
     return np.where(level > 0.0, np.minimum(found, 1.0), 1.0)
 

@@ -118,6 +118,7 @@ def test_the_same_slack_latest_resume_and_windows(
             skipping._started.append(job)
         else:
             skipping._decode_batch.join([job])
+            state.batches.add(scheduler.sequences[f"r{number}"])
     said = instance_report(scheduler, cost, NOW)
     found = skipping.reckon_slack(NOW)[0]
     assert found == said.slack
