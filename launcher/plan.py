@@ -15,6 +15,7 @@ from launcher.config import ClusterConfig
 from launcher.devices import worker_device, worker_memory_gib, workers_on_device
 from tidepipe_common.settings.command_line import arguments_of
 from tidepipe_common.settings.controller import ControllerSettings
+from tidepipe_common.settings.defaults import ROUTING_WITH_ROLES
 from tidepipe_common.settings.predictor import PredictorSettings
 from tidepipe_common.settings.router import RouterSettings
 from tidepipe_common.settings.service import SecuritySettings, ServiceSettings
@@ -129,6 +130,7 @@ def router_spec(
     from controller.scheduler.policies.catalog import routing_for
 
     targets = config.ttft_ms is not None or config.tpot_ms is not None
+    routing = config.routing or routing_for(config.policy, targets=targets)
     settings = _settings(
         RouterSettings,
         config,
@@ -136,7 +138,9 @@ def router_spec(
         predictor=predictor,
         provisioner=provisioner,
         data_dir=config.data_dir or str(run_dir / "router-data"),
-        routing=config.routing or routing_for(config.policy, targets=targets),
+        routing=routing,
+        # Else they differ by settings of their own alone.
+        prefill_instances=config.prefill_instances if routing in ROUTING_WITH_ROLES else None,
     )
     return _child("router", settings, config, SERVICE_READY_S, relies_on_others=True, hands_over=True)
 

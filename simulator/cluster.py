@@ -32,7 +32,7 @@ from router.scheduler.events import (
 )
 from router.scheduler.instance_report import InstanceReport
 from router.scheduler.macro import MacroInstance
-from router.scheduler.policies.catalog import FINDING, HANDING_OVER
+from router.scheduler.policies.catalog import FINDING
 from router.scheduler.prefill import PrefillTime
 from router.scheduler.request import Decoding, RouteRequest
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
@@ -42,6 +42,7 @@ from simulator.job import Job
 from simulator.transfers import Arriving, Left, Ways
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.model import StepCost
+from tidepipe_common.settings.defaults import ROUTING_WITH_ROLES
 
 TICK_S = 0.04
 """Retries of waiting requests; live, instances report with every step."""
@@ -174,7 +175,11 @@ class VirtualCluster:
         self._larger = larger[0], PrefillTime(cost, stages, larger[1])
         self._context = context
         self._router = RoutingScheduler(rules.router)
-        self._slack = "padg" in rules.router.policy or rules.router.scaling is not None
+        self._slack = (
+            "padg" in rules.router.policy
+            or rules.router.policy in ROUTING_WITH_ROLES
+            or rules.router.scaling is not None
+        )
         self._instances: dict[str, VirtualInstance] = {}
         self._draining: set[str] = set()
         self._starting: list[tuple[float, str]] = []
@@ -186,7 +191,7 @@ class VirtualCluster:
         self._next_tick = 0.0
         self._flowed = 0.0
         self._ways = ways
-        self._moves = ways is not None and rules.router.policy in HANDING_OVER
+        self._moves = ways is not None and rules.router.policy in ROUTING_WITH_ROLES
         self._later: list[tuple[float, int, Callable[[float], None]]] = []
         self._laters = itertools.count()
         self._placed: dict[str, Job] = {}

@@ -25,15 +25,15 @@ from controller.scheduler.events import (
     SequencesArrived,
     StagesReady,
     StepDone,
+    Tick,
 )
 from controller.scheduler.hand_over import HandOver
 from controller.scheduler.holdings import HoldingsReader
-from controller.scheduler.policies.catalog import Knobs, known_knobs, make_setup, step_knob
+from controller.scheduler.policies.catalog import DEFAULTS, Knobs, known_knobs, make_setup, step_knob
 from controller.scheduler.report import instance_report
 from controller.scheduler.scheduler import Scheduler
 from controller.scheduler.sequence import State
 from router.scheduler.instance_report import FOREVER, NO_TRANSFER, InstanceReport, KvTransfer
-from router.scheduler.policies.catalog import HANDING_OVER
 from simulator.cluster_spec import ClusterSpec
 from simulator.job import NOT_YET, ROOT, Job
 from simulator.pipeline import SimulatedStages
@@ -45,7 +45,7 @@ from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import LatencyModel
 from tidepipe_common.latency.transfer import TransferCost
 from tidepipe_common.latency.work import work_of
-from tidepipe_common.settings.defaults import BLOCK_SIZE
+from tidepipe_common.settings.defaults import BLOCK_SIZE, ROUTING_WITH_ROLES
 from tidepipe_common.types.kv_transfer import MOST_LEASE_S, KvFetched, KvHandle
 from tidepipe_common.types.plan import SampledTokens, StepPlan
 from tidepipe_common.types.sampling import SamplingParams
@@ -61,7 +61,9 @@ blocks sent between nodes. `roles:P`: a fixed split, with P instances that compu
 
 def instance_policy(system: str) -> str:
     """The policy of a system's instances; `route:NAME` is a routing policy over PaDG's, prompts apart."""
-    return "padg-apart" if system.startswith("route:") else "hybrid" if moving_routing(system) else system
+    if system.startswith("route:"):
+        return "padg-apart"
+    return "hybrid" if system not in DEFAULTS and moving_routing(system) else system
 
 
 def is_roles(system: str) -> bool:
@@ -72,7 +74,7 @@ def is_roles(system: str) -> bool:
 
 def moving_routing(system: str) -> str | None:
     """The routing policy of a system whose sequences move; None: they stay where they are."""
-    return ROLES if is_roles(system) else system if system in HANDING_OVER else None
+    return ROLES if is_roles(system) else system if system in ROUTING_WITH_ROLES else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +221,8 @@ class ExactInstance:
             self._now, self._began = flight.ends, flight.began
             self._hear(flight.done)
         self._now = max(self._now, until)
+        if self._scheduler.batches.leaving and not self._in_flight:
+            self._hear(Tick())
 
     def decoding(self) -> list[tuple[Job, int]]:
         """All that decode, with their tokens so far."""
@@ -251,6 +255,7 @@ class ExactInstance:
             left=found.left,
             window_deadline=FOREVER if found.window_left_s is None else now + found.window_left_s,
             slack=as_points(found.slack, now),
+            policy=found.policy,
             holdings=None if self._holdings is None else self._holdings.next(),
             transfer=KvTransfer(self._token_bytes, self._scheduler.hand_over.transfer.bytes_per_s),
         )

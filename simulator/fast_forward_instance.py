@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 from controller.scheduler.holdings import HeldPrefixes, HoldingsReader
+from controller.scheduler.passing_on import HELD_S, PassingOn
 from controller.scheduler.prompt_pace import PromptPace
 from controller.scheduler.slack import (
     SlackReport,
@@ -117,6 +118,7 @@ class FastForwardInstance:
         self._last_prefill_s = 0.0
         self._pace = PromptPace()
         self._budget = StepBudget(cost) if rules.paced else None
+        self._passing = PassingOn()
         self._slack = Slack()
         self._growth = self._expected = 0
         self._slack_at = -1.0
@@ -159,9 +161,12 @@ class FastForwardInstance:
         memory is held until it is released."""
         if job in self._started:
             self._started.remove(job)
+            self._passing.left(job.generated)
             grown = 0
         elif job.decoding and job in self._decode_batch:
+            before = job.generated
             grown = self._decode_batch.leave(job)
+            self._passing.left(before + grown)
         else:
             return
         self._lent[job] = grown
@@ -204,6 +209,9 @@ class FastForwardInstance:
             if self._started:
                 self._begin_decoding()
             if not self._decode_batch:
+                if self._started and (kept_until := self._started[0].first + HELD_S) < until:
+                    self.clock = max(self.clock, kept_until)
+                    continue
                 self._turn(Phase.IDLE)
                 self.clock = max(self.clock, until)
                 return
@@ -302,10 +310,18 @@ class FastForwardInstance:
             # Decode steps are shorter than the last prefill step: each stage waits for it.
             step = self._times.empty_round(len(self._decode_batch) + len(self._started)) / self._stages
             self.clock += (self._stages - 1) * max(0.0, self._last_prefill_s - step)
-        for job in self._started:
+        kept = [job for job in self._started if self._keeps(job)]
+        begin = [job for job in self._started if job not in kept] if kept else self._started
+        for job in begin:
             job.resumed = min(job.resumed, max(self.clock, job.first))
-        self._decode_batch.join(self._started)
-        self._started.clear()
+            if job.generated == 1 and self._passing.expected:
+                self._passing.waited_for()
+        self._decode_batch.join(begin)
+        self._started = kept
+
+    def _keeps(self, job: Job) -> bool:
+        """Does it wait for its way out?"""
+        return self._budget is not None and self._passing.keeps(job.first, self.clock)
 
     def _decode(self, until: float) -> None:
         self._turn(Phase.DECODE)
@@ -330,6 +346,7 @@ class FastForwardInstance:
             self._tokens -= job.to_compute
 
     def _end(self, job: Job, at: float) -> None:
+        self._passing.stayed(job.output)
         job.finished = at
         self.ended.append(job)
 
@@ -390,6 +407,7 @@ class FastForwardInstance:
             left=left,
             window_deadline=FOREVER if until is None else now + until,
             slack=self._slack if slack else Slack(),
+            policy="auto" if self._rules.paced else "",
             holdings=None if self._holdings is None else self._holdings.next(),
             transfer=KvTransfer(self._token_bytes, self._transfer.bytes_per_s),
         )

@@ -21,18 +21,24 @@ class MicroBatch:
 
 
 class DecodeBatches:
-    """The micro-batches of one instance, and the pool between them: ready to decode, in no batch yet."""
+    """The micro-batches of one instance, and the pool between them: ready to decode, in no batch yet.
+
+    leaving: ready as well, and kept out of batches while they are expected to go on elsewhere.
+    """
 
     def __init__(self, microbatches: int) -> None:
         self.batches = [MicroBatch() for _ in range(microbatches)]
         self.pool: list[Sequence] = []
+        self.leaving: list[Sequence] = []
         self._wanted = microbatches
 
     def __len__(self) -> int:
-        return len(self.pool) + sum(len(batch.members) for batch in self.batches)
+        return len(self.pool) + len(self.leaving) + sum(len(batch.members) for batch in self.batches)
 
     def resize(self, microbatches: int) -> None:
         """Have so many from now on; members of those too many go into the pool when their step is back."""
+        self.pool += self.leaving
+        self.leaving.clear()
         self._wanted = microbatches
         self.batches.extend(MicroBatch() for _ in range(microbatches - len(self.batches)))
         for batch in self.idle():
@@ -56,7 +62,7 @@ class DecodeBatches:
     def discard(self, sequence: Sequence, probably: MicroBatch | None = None) -> None:
         """A sequence ended or was preempted. probably: the batch to look into first."""
         likely = () if probably is None else (probably.members,)
-        for group in (*likely, self.pool, *(batch.members for batch in self.batches)):
+        for group in (*likely, self.pool, self.leaving, *(batch.members for batch in self.batches)):
             # Not list.remove: it asks each one before for equality, which costs more than all else here.
             for index, member in enumerate(group):
                 if member is sequence:

@@ -150,6 +150,7 @@ class HandOver:
         reusable = not (sequence.silent or sequence.sampling.reads_prompt)
         numbers = {"output": len(sequence.output), "computed": computed}
         self.stats.handed_over += 1
+        state.passing_on.left(len(sequence.output) - sequence.given)
         if not (leaving.ticket and reusable and computed > 0):
             reason = Reason(leaving.reason or "handed over", numbers)
             state.actions.append(HandedOver(sequence.sequence_id, "", (), 0, 0.0, reason))

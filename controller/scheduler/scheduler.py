@@ -392,6 +392,7 @@ class Scheduler:
         state = self.state
         self._take_out(sequence, batch)
         state.stats.finished += 1
+        state.passing_on.stayed(len(sequence.output) - sequence.given)
         if reason in (FinishReason.STOP, FinishReason.LENGTH):
             state.seen.note(len(sequence.output), state.running.values())
         state.actions.append(

@@ -14,6 +14,7 @@ from controller.scheduler.expectation import SeenLengths
 from controller.scheduler.holdings import HeldPrefixes
 from controller.scheduler.offload import NO_OFFLOAD, OffloadCapacity, SecondTier
 from controller.scheduler.overflow import OverflowMargin
+from controller.scheduler.passing_on import PassingOn
 from controller.scheduler.preemption import Newest, VictimChoice
 from controller.scheduler.prompt_pace import PromptPace
 from controller.scheduler.sequence import Sequence, State
@@ -65,6 +66,7 @@ class PipelineState:
         self.stats = SchedulerStats()
         self.holdings = HeldPrefixes(config.block_size) if config.prefix_caching else None
         self.prompt_pace = PromptPace()
+        self.passing_on = PassingOn()
         self.waiting = WaitingQueue(AwaitedPrefixes(config.block_size, self._find))
         self.running: dict[str, Sequence] = {}
         self.prefilling: list[Sequence] = []

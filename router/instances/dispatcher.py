@@ -31,6 +31,7 @@ from router.scheduler.events import (
     Shed,
     Tick,
 )
+from router.scheduler.policies.catalog import SHEDDING
 from router.scheduler.request import Decoding, RouteRequest
 from router.scheduler.routing_scheduler import RoutingScheduler
 from router.scheduler.shedding import WAIT_SHARE
@@ -49,8 +50,6 @@ DESERTED = (
     "some (`tidepipe admin scale set N`), or takes them back (`tidepipe admin drain INSTANCE --resume`)"
 )
 
-SHEDDING = ("padg", "padg-published", "padg-shuffled")
-"""Routing policies that refuse who cannot be served in time, instead of serving all too late."""
 NOWHERE_S = 0.1
 """While there is no instance, waiting sequences are looked at so often."""
 

@@ -8,10 +8,8 @@ from typing import NamedTuple, Protocol
 
 from router.scheduler.instance_report import FOREVER
 from router.scheduler.request import RouteRequest
+from router.scheduler.steady_state import KV_SHARE
 from router.scheduler.view import InstanceView
-
-KV_SHARE = 0.97
-"""Of an instance's memory that forecasts may fill."""
 
 
 class Check(NamedTuple):
@@ -77,10 +75,12 @@ class LatestResume:
 
     margin: share of the window's predicted time that is added to it, for errors of the prediction.
     kv_share: of the memory that the forecast peak may take.
+    decoding: whether anybody decodes there for longer than until it goes on elsewhere; else 2. is not asked.
     """
 
     margin: float = 0.05
     kv_share: float = KV_SHARE
+    decoding: bool = True
 
     def check(self, request: RouteRequest, view: InstanceView, now: float) -> Check:
         """See the class."""
@@ -95,7 +95,7 @@ class LatestResume:
         if end > due:
             return Check(False, "the prefill window would end behind a TTFT target",
                          {"left_s": left, "until_due_s": due - now})  # fmt: skip
-        latest = view.slack.low_latest if overdue < request.slo.ttft_s else FOREVER
+        latest = view.slack.low_latest if self.decoding and overdue < request.slo.ttft_s else FOREVER
         if end > latest:
             return Check(False, "decoding requests cannot wait for the window's end",
                          {"left_s": left, "until_resume_s": latest - now})  # fmt: skip

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from router.scheduler.request import RouteRequest
+from router.scheduler.slo import SloTarget
+from router.scheduler.steady_state import Sizes
 from tidepipe_common.latency.work import chunk_pairs
 
 BIN_S = 1.0
@@ -26,8 +28,17 @@ USUAL_DISPERSION, USUAL_BINS = 4.0, 10.0
 come in bursts (gaps with a coefficient of variation of 2)."""
 LINE_BINS = 30
 """That a trend needs."""
-MEMORY = 200.0
+MEMORY = 400.0
 """Requests over which sizes are averaged."""
+KEPT = 1024
+"""Answers whose lengths are averaged."""
+ENOUGH, SHARE = 32, 0.75
+"""Answers from which their length is known: they have ended, or their instances say what they expect; where
+nobody says that, so large a part of all that were asked must have ended."""
+USUAL_SPREAD = 1.6
+"""Mean square of outputs by their squared mean, until enough have ended."""
+RATE_BINS = 30
+"""Over which the present rate is averaged."""
 ANSWERS_S = 60.0
 """Over which the length of answers is averaged."""
 LEAST_LOOKS, LEAST_ENDS = 20, 5.0
@@ -37,12 +48,12 @@ FRESH_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """Of a request, on average, tokens: of its prompt what is computed, pairs of its attention, output."""
+class Mix:
+    """Requests of late. rate: per second."""
 
-    prompt: float
-    pairs: float
-    output: float
+    rate: float
+    sizes: Sizes
+    slo: SloTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +69,7 @@ class Outlook:
 
 
 class Demand:
-    """Hears of arrivals and ends. Background requests do not count: nobody waits for them."""
+    """The one meter of what is asked for. Background requests do not count: nobody waits for them."""
 
     def __init__(self) -> None:
         self._bins: deque[int] = deque(maxlen=HISTORY)
@@ -68,11 +79,13 @@ class Demand:
         """Has a second passed since the last outlook?"""
         self._since = 0
         self._dispersion = USUAL_DISPERSION
-        self._prompt = _Mean()
-        self._pairs = _Mean()
+        self._asked = 0
+        self._slo: SloTarget | None = None
+        self._prompt = _Moments()
+        self._pairs = _Moments()
         self._answers = _Answers()
-        self._expected_output = _Mean()
-        self._found = _Mean()
+        self._foreseen = _Moments()
+        self._found = _Moments()
 
     def arrived(self, request: RouteRequest, now: float) -> None:
         """Somebody asks, whether it is served or refused."""
@@ -80,9 +93,11 @@ class Demand:
             return
         self.pass_time(now)
         self._count += 1
+        self._asked += 1
+        self._slo = request.slo
         self._prompt.add(request.prompt_tokens)
         self._pairs.add(chunk_pairs(0, request.prompt_tokens))
-        self._expected_output.add(request.foreseen)
+        self._foreseen.add(request.foreseen)
 
     def sent(self, prompt_tokens: int, found: int) -> None:
         """To an instance, where so many tokens of the prompt were computed before."""
@@ -93,9 +108,10 @@ class Demand:
         """An answer is complete."""
         self._answers.ended(prompt_tokens, output_tokens)
 
-    def held(self, tokens: int) -> None:
-        """Prompt and output so far of all that instances have, once a second."""
-        self._answers.look(tokens)
+    def held(self, tokens: int, sequences: int = 0, expected: float = 0.0) -> None:
+        """Once a second: prompt and output so far of all that instances have, how many these are, and the
+        output that each is expected to have; 0: nobody knows."""
+        self._answers.look(tokens, sequences, expected)
 
     def pass_time(self, now: float) -> None:
         """Close the seconds that are over."""
@@ -117,8 +133,28 @@ class Demand:
         if self._prompt.mean is None or self._pairs.mean is None:
             return None
         left = 1.0 - (self._found.mean or 0.0)
-        output = self._answers.mean or self._expected_output.mean or 1.0
-        return Sizes(self._prompt.mean * left, self._pairs.mean * left, max(1.0, output))
+        output = self.output or self._foreseen.mean or 1.0
+        return Sizes(
+            self._prompt.mean * left,
+            self._pairs.mean * left,
+            max(1.0, output),
+            self._prompt.spread(),
+            self._answers.spread,
+            found=self._prompt.mean * (1.0 - left),
+        )
+
+    @property
+    def output(self) -> float | None:
+        """Mean tokens of an answer; None: too little is known."""
+        return self._answers.mean
+
+    def mix(self, part: float = 1.0) -> Mix | None:
+        """What is asked for, or a part of it; None: too little is known."""
+        sizes = self.sizes
+        if sizes is None or self._slo is None or not self._answers.known(self._asked):
+            return None
+        lately = list(self._bins)[-RATE_BINS:] or [self._count]
+        return Mix(part * sum(lately) / (len(lately) * BIN_S), sizes, self._slo)
 
     def mean(self, seconds: float) -> float | None:
         """Requests per second over so many; None before that."""
@@ -147,26 +183,40 @@ class Demand:
         return Outlook(max(0.0, rate) / BIN_S, growth / BIN_S**2)
 
 
-class _Mean:
-    """Of the last MEMORY values, about."""
+class _Moments:
+    """Mean, and mean square, of the last MEMORY values, about."""
 
     def __init__(self) -> None:
         self.mean: float | None = None
+        self._square = 0.0
         self._weight = 0.0
 
     def add(self, value: float) -> None:
         self._weight = min(self._weight + 1.0, MEMORY)
         self.mean = value if self.mean is None else self.mean + (value - self.mean) / self._weight
+        self._square += (value * value - self._square) / self._weight
+
+    def spread(self, usual: float = 1.0, weight: float = 0.0) -> float:
+        """Mean square by squared mean; what is usual counts as so many values."""
+        if not self.mean:
+            return max(1.0, usual)
+        seen = max(1.0, self._square / self.mean**2)
+        return (weight * usual + self._weight * seen) / (weight + self._weight)
 
 
 class _Answers:
-    """How long answers are: tokens that were produced for each answer that ended.
+    """How long answers are.
 
     The mean of those that have ended would be short for minutes after every rise: the short ones end first.
+    So those that run count by what is expected of them; where nobody knows that, what counts is the tokens
+    that were produced for each answer that ended.
     """
 
     def __init__(self) -> None:
-        self._ended = _Mean()
+        self._ended: deque[int] = deque(maxlen=KEPT)
+        self._lengths = _Moments()
+        self._all = self._sum = 0
+        self._running, self._expected = 0, 0.0
         self._held: int | None = None
         self._moved = 0
         self._produced = 0.0
@@ -178,13 +228,19 @@ class _Answers:
         self._moved -= prompt_tokens
 
     def ended(self, prompt_tokens: int, output_tokens: int) -> None:
-        self._ended.add(output_tokens)
+        if len(self._ended) == KEPT:
+            self._sum -= self._ended[0]
+        self._ended.append(output_tokens)
+        self._sum += output_tokens
+        self._lengths.add(output_tokens)
+        self._all += 1
         self._moved += prompt_tokens + output_tokens
         self._new_ends += 1
 
-    def look(self, held: int) -> None:
+    def look(self, held: int, sequences: int, expected: float) -> None:
         """What is held grows by what is produced, and by what comes and goes."""
         self._looks += 1
+        self._running, self._expected = sequences, expected
         if self._held is not None:
             kept = 1.0 - 1.0 / ANSWERS_S
             produced = max(0, held - self._held + self._moved)
@@ -192,12 +248,28 @@ class _Answers:
             self._ends = kept * self._ends + self._new_ends
         self._held, self._moved, self._new_ends = held, 0, 0
 
+    def known(self, asked: int) -> bool:
+        """Is the mean one of all that were asked, and not of the short ones among them?"""
+        if self._expected > 0.0:
+            return len(self._ended) + self._running >= ENOUGH
+        return self._all >= max(ENOUGH, SHARE * asked)
+
     @property
     def mean(self) -> float | None:
-        """Cancelled answers and lost instances take tokens along: never less than those that ended had."""
-        if self._ended.mean is None or self._looks < LEAST_LOOKS or self._ends < LEAST_ENDS:
+        """None: nobody has ended, or few, and nobody expects anything."""
+        ended, count = self._sum, len(self._ended)
+        if self._expected > 0.0 and count + self._running:
+            return (ended + self._running * self._expected) / (count + self._running)
+        if not count:
             return None
-        return max(self._ended.mean, self._produced / self._ends)
+        if self._looks < LEAST_LOOKS or self._ends < LEAST_ENDS:
+            return ended / count if self._all >= ENOUGH else None
+        # Cancelled answers and lost instances take tokens along: never less than those that ended had.
+        return max(ended / count, self._produced / self._ends)
+
+    @property
+    def spread(self) -> float:
+        return self._lengths.spread(USUAL_SPREAD, ENOUGH)
 
 
 def _dispersion(counts: Sequence[int], usual: float) -> float:

@@ -58,7 +58,7 @@ class MacroInstance:
         self._views[instance_id].routed(request)
         self.last_chosen = instance_id
         if (moving := self.moving) is not None:
-            moving.sent(request, now)
+            moving.sent(request)
 
     @property
     def moving(self) -> MovingPolicy | None:

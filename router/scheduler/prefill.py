@@ -55,12 +55,13 @@ class PrefillTime:
         """One step at one stage, as a StepWork has it."""
         return self._cost.linear_s(tokens) + self._cost.attention_s(int(kv_tokens), pairs)
 
-    def mixed_round_s(self, tokens: float, context: float, pairs: float) -> float:
-        """A round with prompts among its steps, so many tokens with them in all; context: what the attention
-        of decoding reads."""
-        per_step = max(1, round(tokens / self._stages))
-        spent = self._stages * (self._cost.linear_s(per_step) + self._cost.transfer_s(per_step))
-        return spent + self._cost.attention_s(round(context), pairs)
+    def attention_s(self, kv_tokens: float, pairs: float) -> float:
+        """Of a step, or of a round's steps together: what it reads, and query-key pairs of prompts."""
+        return self._cost.attention_s(int(kv_tokens), pairs)
+
+    def hand_on_s(self, tokens: int) -> float:
+        """Activations of so many tokens to the next stage; 0 where there is none."""
+        return self._cost.transfer_s(tokens) if self._stages > 1 else 0.0
 
 
 class ReportedCost:

@@ -1,5 +1,4 @@
-"""Roles as numbers: an instance's share of prefill, what requests were like lately, and what one point of all
-shares is predicted to serve.
+"""Roles as numbers: an instance's share of prefill, and what one point of all shares is predicted to serve.
 
 A share of 0 only decodes and a share of 1 only computes prompts (disaggregation, as DistServe does); where
 all have the same, all do both (hybrid batching, or PaDG where they take turns). Between these points an
@@ -8,14 +7,22 @@ instance takes prompts by its share and decodes by the rest, as TaiChi's instanc
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from router.scheduler.demand import Mix
 from router.scheduler.instance_report import NO_TRANSFER, KvTransfer
 from router.scheduler.prefill import PrefillTime
-from router.scheduler.slo import SloTarget
+from router.scheduler.steady_state import (
+    ALONE,
+    BESIDE,
+    EVENLY,
+    OWN_TOKENS,
+    PACED,
+    Load,
+    SteadyState,
+    highest,
+)
 from tidepipe_common.latency.transfer import TransferCost
 from tidepipe_common.latency.work import prompt_work
 
@@ -38,77 +45,12 @@ class Role:
         return f"{self.reason} ({numbers})" if numbers else self.reason
 
 
-EVERYBODY = Role()
+EVERYBODY: Role = Role()
 
 
 def differ(shares: Sequence[float]) -> bool:
     """Is there anything to tell instances apart by?"""
     return bool(shares) and max(shares) - min(shares) > ALIKE
-
-
-# -- what requests are like --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Mix:
-    """Requests of late. rate: per second. prompt, output: mean tokens, with their spreads, the
-    mean square by the squared mean."""
-
-    rate: float
-    prompt: float
-    output: float
-    slo: SloTarget
-    prompt_spread: float = 1.0
-    output_spread: float = 1.0
-
-
-class MixMeter:
-    """The newest requests and answers. Bounded."""
-
-    KEPT, WINDOW_S = 1024, 120.0
-    ENOUGH, SHARE = 32, 0.75
-    """Answers, and their share of all that was asked, from which outputs are known: short ones end first."""
-
-    def __init__(self) -> None:
-        self._asked = self._answered = 0
-        self._arrivals: deque[tuple[float, int]] = deque(maxlen=self.KEPT)
-        self._outputs: deque[int] = deque(maxlen=self.KEPT)
-        self._slo: SloTarget | None = None
-
-    def arrived(self, prompt_tokens: int, slo: SloTarget, now: float) -> None:
-        """A request was sent to an instance for the first time."""
-        self._asked += 1
-        self._arrivals.append((now, prompt_tokens))
-        self._slo = slo
-        while self._arrivals[0][0] < now - self.WINDOW_S:
-            self._arrivals.popleft()
-
-    def ended(self, output_tokens: int) -> None:
-        """An answer is complete."""
-        self._answered += 1
-        self._outputs.append(output_tokens)
-
-    @property
-    def output(self) -> float | None:
-        """Mean tokens of an answer; None: nobody has ended."""
-        return sum(self._outputs) / len(self._outputs) if self._outputs else None
-
-    def mix(self, now: float) -> Mix | None:
-        """None: too little is known yet."""
-        if self._slo is None or self._answered < max(self.ENOUGH, self.SHARE * self._asked):
-            return None
-        prompts = [tokens for at, tokens in self._arrivals if at >= now - self.WINDOW_S]
-        if not prompts:
-            return None
-        prompt, prompt_spread = _mean_and_spread(prompts)
-        output, output_spread = _mean_and_spread(self._outputs)
-        seconds = max(1.0, now - self._arrivals[0][0])
-        return Mix(len(prompts) / seconds, prompt, output, self._slo, prompt_spread, output_spread)
-
-
-def _mean_and_spread(tokens: Collection[int]) -> tuple[float, float]:
-    mean = max(1.0, sum(tokens) / len(tokens))
-    return mean, max(1.0, sum(one * one for one in tokens) / len(tokens) / mean**2)
 
 
 # -- links ----------------------------------------------------------------------------------------------
@@ -136,24 +78,20 @@ class Ways:
 
 # -- what a point of all shares serves ----------------------------------------------------------------------
 
-TPOT_MARGIN, TPOT_APART_MARGIN = 0.93, 0.97
-"""Of the target, that a mean may take, for one request in ten is slower: beside prompts, and without them."""
-LATE = 0.1
-"""Share of the requests that may come late."""
 MOST_BUSY = 0.95
-"""Share of the time that a way, or an instance with prompts, can be busy."""
-MEMORY = 0.95
-ROUNDS = 24
-"""Of the fixed point between how many decode and how long a token takes them."""
+"""Share of the time that a way can be busy."""
+PRECISION = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """What one instance can do. kv_tokens: its memory. transfer: of blocks that come to it."""
+    """What one instance can do. kv_tokens: its memory. transfer: of blocks that come to it. paced: it chooses
+    the tokens of its steps by targets."""
 
     prefill: PrefillTime
     kv_tokens: int
     transfer: KvTransfer = NO_TRANSFER
+    paced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,94 +103,85 @@ class Predicted:
 
 
 def predicted_goodput(shares: Sequence[float], powers: Sequence[Power], mix: Mix) -> Predicted:
-    """The rate up to which such instances with these shares hold the targets of such requests.
+    """As `Prospect`, for one point."""
+    return Prospect(mix).goodput(shares, powers)
+
+
+class Prospect:
+    """The rates up to which instances with such shares hold the targets of such requests.
 
     Prompts go to instances by their shares, decoding by what is left of them; what an instance computes of
-    prompts beyond what it decodes is handed over. Queues are M/G/1, batches in their steady state.
+    prompts beyond what it decodes is handed over. See `SteadyState`. Each kind of instance is asked once.
     """
-    total, rest = sum(shares), sum(1.0 - share for share in shares)
-    if total <= 0.0 or rest <= 0.0:
-        return Predicted(0.0, "nobody computes prompts" if total <= 0.0 else "nobody decodes")
-    classes = {
-        (share / total, (1.0 - share) / rest, id(power.prefill), power.transfer): power
-        for share, power in zip(shares, powers, strict=True)
-    }
-    kinds = [(key[0], key[1], power) for key, power in classes.items()]
-    low, limit = 0.0, ""
-    high = 1.0
-    while high < 1e5 and not (limit := _obstacle(kinds, mix, high)):
-        low, high = high, 2.0 * high
-    for _ in range(12):
-        middle = (low + high) / 2
-        if found := _obstacle(kinds, mix, middle):
-            high, limit = middle, found
-        else:
-            low = middle
-    return Predicted(low, limit)
 
+    def __init__(self, mix: Mix) -> None:
+        self._mix = mix
+        self._known: dict[tuple[Power, float], float] = {}
 
-def _obstacle(kinds: Sequence[tuple[float, float, Power]], mix: Mix, rate: float) -> str:
-    """What does not hold at this rate; empty: all does. kinds: of instances, with their parts of all prompts,
-    and of all that decode."""
-    for prompts, decodes, power in kinds:
+    def goodput(self, shares: Sequence[float], powers: Sequence[Power]) -> Predicted:
+        """Of one point: that of the instance that bears least of what comes to it."""
+        total, rest = sum(shares), sum(1.0 - share for share in shares)
+        if total <= 0.0 or rest <= 0.0:
+            return Predicted(0.0, "nobody computes prompts" if total <= 0.0 else "nobody decodes")
+        pairs = zip(shares, powers, strict=True)
+        kinds = dict.fromkeys((share / total, (1.0 - share) / rest, one) for share, one in pairs)
+        rate, prompts, decodes, power = min(
+            (
+                (self._bears(prompts, decodes, power), prompts, decodes, power)
+                for prompts, decodes, power in kinds
+            ),
+            key=lambda found: found[0],
+        )
+        return Predicted(rate, self._obstacle(prompts, decodes, power, rate * (1.0 + 2 * PRECISION)))
+
+    def _bears(self, prompts: float, decodes: float, power: Power) -> float:
+        """Requests per second of all, of which such parts come to it."""
+        # Only the ratio matters: one that computes prompts, or decodes, is asked once for all splits.
+        most = max(prompts, decodes)
+        key = power, round(prompts / most - decodes / most, 4)
+        if key not in self._known:
+            parts = prompts / most, decodes / most
+            self._known[key] = highest(lambda rate: not self._obstacle(*parts, power, rate), PRECISION)
+        return self._known[key] / most
+
+    def _obstacle(self, prompts: float, decodes: float, power: Power, rate: float) -> str:
+        """What does not hold for an instance to which such parts come; empty: all does."""
+        sizes, pause = self._mix.sizes, 0.0
+        each = (sizes.prompt + sizes.found) * power.transfer.token_bytes
         gone = max(0.0, prompts - decodes)
-        moved = rate * max(gone, decodes - prompts) * mix.prompt * power.transfer.token_bytes
-        pause = 0.0
+        moved = rate * abs(prompts - decodes) * each
+        if abs(prompts - decodes) <= ALIKE * max(prompts, decodes):
+            moved = 0.0
+        elif not power.transfer.token_bytes or power.transfer.bytes_per_s <= 0.0:
+            return "KV blocks cannot travel"
         if moved > 0.0:
-            if power.transfer.bytes_per_s <= 0.0:
-                return "KV blocks cannot travel"
             busy = moved / power.transfer.bytes_per_s
             if busy > MOST_BUSY:
                 return "the links are full"
-            alone = TransferCost(power.transfer.bytes_per_s).seconds(mix.prompt * power.transfer.token_bytes)
-            pause = alone * (1.0 + mix.prompt_spread / 2 * busy / (1.0 - busy))
+            alone = TransferCost(power.transfer.bytes_per_s).seconds(each)
+            pause = alone * (1.0 + sizes.prompt_spread / 2 * busy / (1.0 - busy))
+        margins = BESIDE if prompts > 0.0 < decodes else ALONE
         # Whoever is handed over waits for its blocks before its second token.
-        waits = pause if gone > LATE * prompts else 0.0
-        if found := _instance_obstacle(power, mix, rate * prompts, rate * decodes, waits):
-            return found
-    return ""
+        waits = pause if gone > margins.late * prompts else 0.0
+        load = Load(rate * prompts, rate * decodes, waits)
+        state = SteadyState(power.prefill, power.kv_tokens, sizes)
+        found = ""
+        for way in self._ways(load, power):
+            if not (found := state.obstacle(load, way, self._mix.slo, margins)):
+                break
+        return found
 
-
-def _instance_obstacle(power: Power, mix: Mix, prompts: float, decodes: float, pause_s: float) -> str:
-    """Of one instance, to which so many prompts and decoding sequences per second come."""
-    prefill = power.prefill
-    stages, budget = prefill.stages, prefill.step_tokens
-    # Whoever decodes at a time is rather one of the long ones.
-    context = mix.prompt + mix.output * mix.output_spread / 2
-    pairs = (mix.prompt_spread * mix.prompt + 1.0) / 2
-    rows, tpot, busy, step = 0.0, 0.0, 0.0, 0.0
-    most = MEMORY * power.kv_tokens / context
-    for _ in range(ROUNDS):
-        each = rows / stages
-        chunk = budget - each
-        if chunk < 1.0:
-            return "decoding leaves no room for prompts in a step"
-        plain = prefill.step_s(max(1, math.ceil(each)), each * context, 0.0)
-        step = prefill.step_s(budget, each * context + mix.prompt / 2, chunk * pairs)
-        busy = prompts * mix.prompt / chunk * step
-        if busy > MOST_BUSY:
-            return "prompts take all the time"
-        tpot = stages / (busy / step + (1.0 - busy) / plain)
-        before, rows = rows, decodes * mix.output * tpot
-        if rows > most:
-            return "memory is full"
-        if rows - before <= 0.01 * rows:
-            break
-    margin = TPOT_MARGIN if prompts > 0.0 else TPOT_APART_MARGIN
-    if decodes > 0.0 and tpot > margin * mix.slo.tpot_s:
-        return "tokens take too long"
-    if prompts <= 0.0:
-        return ""
-    alone = mix.prompt / (budget - rows / stages) * step
-    left = mix.slo.ttft_s - alone - (stages - 1) * step - pause_s
-    queue = alone * (1.0 + mix.prompt_spread) / 2
-    if left <= 0.0 or busy * math.exp(-(1.0 - busy) * left / queue) > LATE:
-        return "first tokens come too late"
-    return ""
+    @staticmethod
+    def _ways(load: Load, power: Power) -> Sequence[int]:
+        if load.prompts <= 0.0:
+            return (EVENLY,)
+        if not power.paced:
+            return (power.prefill.step_tokens,)
+        return PACED if load.decodes > 0.0 else (OWN_TOKENS,)
 
 
 def busy_share(prefill: PrefillTime, mix: Mix | None, part: float) -> float | None:
     """Share of its time that an instance is busy with prompts. part: of all prompts, that go there."""
     if mix is None:
         return None
-    return min(1.0, mix.rate * part * prefill.seconds(prompt_work(round(mix.prompt))))
+    return min(1.0, mix.rate * part * prefill.seconds(prompt_work(round(mix.sizes.prompt))))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from router.scheduler.bearing import modelled
 from router.scheduler.choice import Choice, RoutingPolicy
+from router.scheduler.demand import Demand
 from router.scheduler.events import (
     Action,
     AddInstance,
@@ -47,13 +48,17 @@ from router.scheduler.macro import MacroInstance
 from router.scheduler.mitosis import Bounds, Mitosis, Move
 from router.scheduler.pending import PendingQueue, PendingRoom
 from router.scheduler.policies.catalog import FINDING, FLOWING, make_routing_policy
+from router.scheduler.policies.moving import Asked
 from router.scheduler.request import Decoding, RouteRequest
 from router.scheduler.roles import EVERYBODY
 from router.scheduler.scaling import AutoScaling, ScalingRules
 from router.scheduler.shedding import ServiceRate, hopeless, last_chance
 from router.scheduler.taking_over import take_over
 from router.scheduler.view import InstanceView
+from tidepipe_common.settings.defaults import ROUTING_WITH_ROLES
 
+HELD_S = 1.0
+"""What instances have is looked at so often."""
 ASKED = 4
 """Instances whose costs are asked for what one of them bears: they are nearly alike."""
 RETRY_S = 0.01
@@ -98,11 +103,13 @@ class RoutingScheduler:
         shared = shared or SharedRoom(config.max_pending)
         self.config = config
         self.policy_name = config.policy
-        make_routing_policy(config.policy)  # a wrong name is told now
+        make_routing_policy(config.policy, config.prefill_instances)  # what is wrong is told now
         self.mitosis = Mitosis(config.bounds, shared.macro_numbers)
         self.pending = PendingQueue(shared.pending)
         self.macros: dict[str, MacroInstance] = {}
-        self.scaling = AutoScaling(config.scaling) if config.scaling else None
+        self.demand = Demand()
+        self._held = -HELD_S
+        self.scaling = AutoScaling(config.scaling, self.demand) if config.scaling else None
         self.starting = 0
         self._waits: dict[str, Choice] = {}
         self._actions: list[Action] = []
@@ -116,8 +123,7 @@ class RoutingScheduler:
         """
         match event:
             case RequestArrived():
-                if self.scaling is not None:
-                    self.scaling.demand.arrived(event.request, now)
+                self.demand.arrived(event.request, now)
                 self._arrived(event.request, now)
             case InstanceReported():
                 if view := self.view(event.instance_id):
@@ -132,10 +138,7 @@ class RoutingScheduler:
                     self.scaling.first_token(event.ttft_s, now)
                 self._prompt_done(event, now)
             case AnswerEnded():
-                if (macro := self._macro_of(event.instance_id)) and macro.moving is not None:
-                    macro.moving.ended(event.output_tokens)
-                if self.scaling is not None:
-                    self.scaling.demand.ended(event.prompt_tokens, event.output_tokens)
+                self.demand.ended(event.prompt_tokens, event.output_tokens)
             case RequestWithdrawn():
                 self._withdrawn(event)
             case InstanceJoined():
@@ -168,7 +171,7 @@ class RoutingScheduler:
                 self._set_policy(event.name)
                 self._rate = ServiceRate()
             case SetScaling():
-                self.scaling = AutoScaling(event.rules) if event.rules else None
+                self.scaling = AutoScaling(event.rules, self.demand) if event.rules else None
         actions, self._actions = self._actions, []
         return actions
 
@@ -217,9 +220,7 @@ class RoutingScheduler:
                 self._waits.pop(request.request_id, None)
                 self._actions.append(Route(request, macro.macro_id, choice))
                 self.pending.served(request)
-                if self.scaling is not None:
-                    found = choice.numbers.get("cached_tokens", 0)
-                    self.scaling.demand.sent(request.prompt_tokens, int(found))
+                self.demand.sent(request.prompt_tokens, int(choice.numbers.get("cached_tokens", 0)))
                 return True
             wait = choice
         self._waits[request.request_id] = wait
@@ -313,14 +314,31 @@ class RoutingScheduler:
             self._refused(now)
         self._retry(now)
         self._shed(now)
+        self._meter(now)
         for macro in self.macros.values():
             if (moving := macro.moving) is not None:
+                moving.asked = Asked(self.demand.mix(self._part(macro)), self.demand.output)
                 self._actions += [RoleMoved(name, role) for name, role in moving.look(macro.views, now)]
                 here = [one for one in decoding if one.instance_id in macro]
                 for one, choice in moving.flow(here, macro.views, now) if here else ():
                     self._hand_over(one.request_id, one.instance_id, choice)
         if self.scaling is not None:
             self._scale(self.scaling, now)
+
+    def _meter(self, now: float) -> None:
+        """Once a second: what instances have, and what they expect."""
+        self.demand.pass_time(now)
+        if now - self._held < HELD_S:
+            return
+        self._held = now
+        views = [view for macro in self.macros.values() for view in macro.views]
+        sequences = sum(view.sequences for view in views if view.expected_output)
+        expected = sum(view.sequences * view.expected_output for view in views)
+        self.demand.held(sum(view.tokens for view in views), sequences, expected / max(1, sequences))
+
+    def _part(self, macro: MacroInstance) -> float:
+        """Of all requests, that go to a macro instance."""
+        return len(macro) / max(1, sum(map(len, self.macros.values())))
 
     def _last_chance(self, request: RouteRequest, now: float) -> bool:
         if not request.sheds:
@@ -377,6 +395,10 @@ class RoutingScheduler:
             view.draining = True
             self._regroup(self.mitosis.leave(instance_id))
 
+    def _split_of(self, policy: str) -> int:
+        """Prefill instances; none under a policy without roles that was chosen later."""
+        return self.config.prefill_instances if policy in ROUTING_WITH_ROLES else 0
+
     def _set_policy(self, name: str) -> None:
         make_routing_policy(name)  # a wrong name is told also while there is no macro instance
         fresh = {macro_id: self._policy(name) for macro_id in self.macros}
@@ -388,7 +410,7 @@ class RoutingScheduler:
 
     def _policy(self, name: str) -> RoutingPolicy:
         knobs = self.config.knobs if name == self.config.policy else {}
-        return make_routing_policy(name, self.config.prefill_instances, knobs)
+        return make_routing_policy(name, self._split_of(name), knobs)
 
     def _scale(self, scaling: AutoScaling, now: float) -> None:
         everyone = [view for macro in self.macros.values() for view in macro.views]
@@ -398,7 +420,6 @@ class RoutingScheduler:
         due = sum(slack.count * slack.mean_due for slack in slacks if slack.count)
         saved = due / decoding - now if decoding else FOREVER
         if scaling.wants_model(now):
-            scaling.demand.held(sum(view.tokens for view in everyone))
             scaling.look(self._one_bears(scaling), now)
         step = scaling.step(len(views), saved, self.pending.oldest_wait(now), now, self.starting)
         if step.change > 0:

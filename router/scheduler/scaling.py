@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from router.scheduler.bearing import Bearing
-from router.scheduler.demand import Demand, Sizes
+from router.scheduler.demand import Demand
 from router.scheduler.slo import SloTarget
+from router.scheduler.steady_state import Sizes
 from tidepipe_common.settings.defaults import SCALING_SHARE, SCALING_START_S
 
 STARTS = 5
@@ -101,9 +102,10 @@ class AutoScaling:
     still pay for the prefill windows; and when one fewer bears what will be asked for with ease.
     """
 
-    def __init__(self, rules: ScalingRules) -> None:
+    def __init__(self, rules: ScalingRules, demand: Demand | None = None) -> None:
+        """demand: the meter of what is asked for; None: one of its own, which somebody must tell."""
         self.rules = rules
-        self.demand = Demand()
+        self.demand = demand or Demand()
         self.bearing = Bearing()
         self.starts = StartTimes(rules.start_s)
         self._seen: deque[tuple[float, float]] = deque()

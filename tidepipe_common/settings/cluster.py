@@ -249,6 +249,14 @@ class ClusterConfig(Strict):
             self._fit_adapters(self.lora)
         if self.fabric is not None and self.executor == "emulated":
             raise ValueError("fabric is for --executor torch; emulated workers have no devices")
+        targets = self.ttft_ms is not None or self.tpot_ms is not None
+        by_itself = self.routing is None and self.policy == "auto" and targets
+        known = by_itself or self.routing in defaults.ROUTING_WITH_ROLES
+        if self.prefill_instances and not (known or self.prefill_policy_settings):
+            raise ValueError(
+                "prefill_instances is for routing roles or auto: give --routing roles, or --policy auto with "
+                "--ttft-ms and --tpot-ms"
+            )
         if self.engine == "vllm":
             self._fit_vllm()
         elif self.tensor_parallel > 1 or self.engine_args is not None:

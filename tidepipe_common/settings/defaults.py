@@ -25,6 +25,7 @@ printed. vllm, vllm-capped, gllm: what other engines' schedulers do, to compare 
 LIVE_POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 Routing = Literal[
+    "auto",
     "padg",
     "padg-published",
     "padg-shuffled",
@@ -42,6 +43,8 @@ Routing = Literal[
 ]
 """Routing policy of a router. taichi, arrow: what those papers propose, to compare `roles` with."""
 ROUTING_POLICIES: tuple[Routing, ...] = get_args(Routing)
+ROUTING_WITH_ROLES: tuple[Routing, ...] = ("auto", "roles", "taichi", "arrow")
+"""Under which instances may have roles, and sequences go on at another one, with their KV blocks."""
 USUAL_ROUTING: Routing = "prefix"
 """Of requests to instances whose policy asks for no other. It is least-loaded where nothing is found."""
 

@@ -358,9 +358,9 @@ MacroMax = Annotated[
 PrefillInstances = Annotated[
     int,
     setting(
-        "Under --routing roles: so many instances compute prompts and nothing else, the others decode; 0: "
-        "shares move by themselves. Under arrow: so many begin with prompts. Under taichi: so many have "
-        "--prefill-policy-settings.",
+        "Under --routing roles or auto: so many instances compute prompts and nothing else, the others "
+        "decode; 0: shares move by themselves. Under arrow: so many begin with prompts. Under taichi: so "
+        "many have --prefill-policy-settings.",
         metavar="P",
         ge=0,
         le=MAX_COUNT,

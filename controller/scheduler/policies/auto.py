@@ -111,11 +111,17 @@ class AutoPolicy(MixedSteps):
         self._way_s = way_s
 
     def place(self, state: PipelineState, sequence: Sequence, batch: MicroBatch | None) -> None:
-        """Into the pool: the batch that is short of work takes it."""
-        state.batches.add(sequence)
+        """Into the pool: the batch that is short of work takes it. Beside it, if it will go on elsewhere."""
+        first = len(sequence.output) - sequence.given == 1 and not sequence.given
+        if first and sequence.tpot_s is not None and state.passing_on.expected:
+            state.batches.leaving.append(sequence)
+        else:
+            state.batches.add(sequence)
 
     def plan(self, state: PipelineState, now: float) -> None:
         """Give each batch that is back its next step."""
+        if state.batches.leaving:
+            _give_up_waiting(state, now)
         if not self._fixed_size and self._has_targets(state):
             self._plan_for_targets(state, now)
             return
@@ -278,6 +284,15 @@ class AutoPolicy(MixedSteps):
         # Larger steps than this would only fill memory sooner and then stop.
         most = next((size for size in corners if size >= demand), corners[-1])
         return [size for size in corners if size <= most]
+
+
+def _give_up_waiting(state: PipelineState, now: float) -> None:
+    """Those that nobody asked for decode here."""
+    for sequence in list(state.batches.leaving):
+        if not state.passing_on.keeps(sequence.first_token_at or now, now):
+            state.batches.leaving.remove(sequence)
+            state.batches.add(sequence)
+            state.passing_on.waited_for()
 
 
 def _have_batches(state: PipelineState, wanted: int) -> None:

@@ -31,7 +31,7 @@ Knob = int | float | str | bool
 Knobs = Mapping[str, Knob]
 
 ROUTING: Mapping[str, Routing] = {
-    "auto": "padg",
+    "auto": "auto",
     "padg": "padg",
     "padg-apart": "padg",
     "padg-published": "padg-published",

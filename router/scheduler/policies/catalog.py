@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from router.scheduler.choice import RoutingPolicy
-from router.scheduler.constraints import MeanSlack
+from router.scheduler.constraints import LatestResume, MeanSlack
 from router.scheduler.policies.arrow import Arrow
 from router.scheduler.policies.prefix import LeastCost, MostHits
 from router.scheduler.policies.roles import Roles
@@ -14,13 +14,13 @@ from router.scheduler.policies.rolling import FixedInterval, RollingActivation, 
 from router.scheduler.policies.spread import LeastLoaded, PowerOfTwo, RandomNext, RoundRobin
 from router.scheduler.policies.taichi import TaiChi
 from tidepipe_common.errors import ConfigError
-from tidepipe_common.settings.defaults import ROUTING_POLICIES, Routing
+from tidepipe_common.settings.defaults import ROUTING_POLICIES, ROUTING_WITH_ROLES
 
 WINDOW_S = 0.3
 """Of prompts are enough to fill steps on the devices that were tried; see docs/results/online.md."""
 
-_MAKERS: Mapping[Routing, Callable[[], RoutingPolicy]] = {
-    "padg": lambda: RollingActivation(window_s=WINDOW_S, balanced=True, finds=True),
+_MAKERS: Mapping[str, Callable[[], RoutingPolicy]] = {
+    "padg": lambda: _padg(),
     "padg-published": published,
     "padg-shuffled": lambda: RollingActivation(MeanSlack(), "padg-shuffled", shuffled=True),
     "padg-unbounded": lambda: RollingActivation(name="padg-unbounded"),
@@ -31,21 +31,18 @@ _MAKERS: Mapping[Routing, Callable[[], RoutingPolicy]] = {
     "power-of-two": PowerOfTwo,
     "prefix": LeastCost,
     "most-hits": MostHits,
-    "roles": Roles,
-    "taichi": TaiChi,
-    "arrow": Arrow,
 }
 
 SPREADING = ("round-robin", "least-loaded", "random-next", "power-of-two", "most-hits")
 """Those that look at most at how much an instance has and holds, not at its slack or at what is left to be
 computed, which change with every step."""
 
-FINDING = ("padg", "prefix", "most-hits", "roles")
+FINDING = ("auto", "padg", "prefix", "most-hits", "roles")
 """Those that look for the instance that has a prompt's beginning."""
 
 
-HANDING_OVER = ("roles", "taichi", "arrow")
-"""Those that have sequences go on at another instance, with their KV blocks."""
+SHEDDING = ("auto", "padg", "padg-published", "padg-shuffled")
+"""Those that refuse who cannot be served in time, instead of serving all too late."""
 
 FLOWING = ("taichi",)
 """Of these the ones that do so later than after the first token, by how far each sequence is."""
@@ -60,7 +57,14 @@ def make_routing_policy(
     """
     if name not in ROUTING_POLICIES:
         raise ConfigError(f"unknown routing policy {name!r}; known: {', '.join(ROUTING_POLICIES)}")
+    if prefill_instances and name not in ROUTING_WITH_ROLES:
+        raise ConfigError(
+            f"prefill instances are for routing {', '.join(ROUTING_WITH_ROLES)}, not for {name}; choose one "
+            "of these, or leave them out"
+        )
     match name:
+        case "auto":
+            return Roles(prefill_instances, name=name, alike=_padg(), apart=LatestResume(decoding=False))
         case "roles":
             return Roles(prefill_instances)
         case "arrow":
@@ -68,3 +72,7 @@ def make_routing_policy(
         case "taichi":
             return TaiChi(**knobs)
     return _MAKERS[name]()
+
+
+def _padg() -> RollingActivation:
+    return RollingActivation(window_s=WINDOW_S, balanced=True, finds=True)

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from router.scheduler.choice import Choice
+from router.scheduler.demand import Mix
 from router.scheduler.request import UNSAID_TOKENS, Decoding, RouteRequest
-from router.scheduler.roles import TPOT_MARGIN, MixMeter, Role, Ways
+from router.scheduler.roles import Role, Ways
+from router.scheduler.steady_state import BESIDE
 from router.scheduler.view import InstanceView
 
 PAUSE = 1 / 8
@@ -29,16 +31,27 @@ class Going:
     until: float
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked for. output: mean tokens of an answer; None, as of `mix`: too little is known."""
+
+    mix: Mix | None = None
+    output: float | None = None
+
+
 class MovingPolicy(ABC):
     """Of one macro instance. `choose` as any routing policy; `first_token` says who goes on elsewhere once
-    its prompt is done, `flow` who does so later; `look` moves the shares of prefill, which the views keep."""
+    its prompt is done, `flow` who does so later; `look` moves the shares of prefill, which the views keep.
+
+    asked: is told before each `look`.
+    """
 
     name: str
 
     def __init__(self) -> None:
-        self.meter = MixMeter()
+        self.asked = Asked()
         self.ways = Ways()
-        self.handed = 0
+        self.handed = self.strayed = 0
         self.stayed: dict[str, int] = {}
         self._going: dict[str, Going] = {}
 
@@ -62,14 +75,14 @@ class MovingPolicy(ABC):
         """Who of those that decode goes on elsewhere."""
         return []
 
-    def sent(self, request: RouteRequest, now: float) -> None:
+    def sent(self, request: RouteRequest) -> None:
         """It was given to an instance."""
-        if self._going.pop(request.request_id, None) is None and not request.brought:
-            self.meter.arrived(request.prompt_tokens, request.slo, now)
+        if self._going.pop(request.request_id, None) is not None:
+            self.went(request.request_id, well=request.brought > 0)
 
-    def ended(self, output_tokens: int) -> None:
-        """An answer is complete."""
-        self.meter.ended(output_tokens)
+    def went(self, request_id: str, *, well: bool) -> None:
+        """One that was to go on elsewhere has come, with its blocks or without, or never came."""
+        self.strayed += not well
 
     def forget(self, request_id: str) -> None:
         """A request will not come."""
@@ -103,7 +116,9 @@ class MovingPolicy(ABC):
 
     def lose_track(self, now: float) -> None:
         """Of those that should have come by now."""
-        self._going = {name: one for name, one in self._going.items() if one.until > now}
+        for name in [name for name, one in self._going.items() if one.until <= now]:
+            del self._going[name]
+            self.went(name, well=False)
 
     def goes(self, request_id: str) -> bool:
         """Is it between two instances?"""
@@ -132,7 +147,7 @@ class MovingPolicy(ABC):
 
     def output_of(self, request: RouteRequest, view: InstanceView) -> float:
         """Tokens that its answer is expected to have."""
-        expected = self.meter.output or view.expected_output or UNSAID_TOKENS
+        expected = self.asked.output or view.expected_output or UNSAID_TOKENS
         return min(request.max_tokens or expected, expected)
 
     @staticmethod
@@ -144,7 +159,7 @@ class MovingPolicy(ABC):
         self, request: RouteRequest, output: float, pause_s: float, here_s: float, there_s: float
     ) -> str:
         """Why it keeps its target if it stays and, for all that is known, only then; empty: it does not."""
-        enough = TPOT_MARGIN * request.slo.tpot_s
+        enough = BESIDE.tpot * request.slo.tpot_s
         late = self.is_late(request, output, pause_s, there_s)
         if here_s > enough or not (late or there_s > enough):
             return ""

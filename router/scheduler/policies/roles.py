@@ -8,33 +8,39 @@ targets.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
-from router.scheduler.choice import Choice
+from router.scheduler.choice import Choice, RoutingPolicy
+from router.scheduler.constraints import Constraint
+from router.scheduler.demand import Mix
 from router.scheduler.policies.moving import MovingPolicy
 from router.scheduler.policies.prefix import LeastCost
 from router.scheduler.policies.spread import FULL
 from router.scheduler.request import RouteRequest
-from router.scheduler.roles import (
-    ALIKE,
-    EVEN,
-    Mix,
-    Power,
-    Predicted,
-    Role,
-    busy_share,
-    differ,
-    predicted_goodput,
-)
+from router.scheduler.roles import ALIKE, EVEN, Power, Predicted, Prospect, Role, busy_share, differ
 from router.scheduler.view import InstanceView
 
-LOOK_S = 5.0
+LOOK_S = 2.5
 """Shares are looked at so often."""
 STEP = 0.25
 """By which a share moves at most at one look."""
 GAIN = 1.15
 """Another point must be predicted to serve so many times what the present one does, twice in a row."""
+WATCHED, FAILS = 16, 0.5
+"""Of so many whose prompts were done last where nobody is to decode, more than this share stayed, or did not
+come with their blocks: then roles do not do what was reckoned, and all are alike again."""
+STUCK = 0.5
+"""Of the TTFT target, that a transfer takes for which nobody goes. (Who stays because decoding is slower
+elsewhere is no failure: all are busy.)"""
+BAR_S, MOST_BAR_S = 60.0, 960.0
+"""Until roles are tried again after that, twice as long each time."""
+NEARLY = 0.1
+"""Instances whose costs, memory and links differ by less are one kind."""
+PACED_POLICY = "auto"
+"""Of instances that choose the tokens of their steps by targets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,39 +56,59 @@ class Aim:
 class Roles(MovingPolicy):
     """Of one macro instance: prompts by shares, and shares that move by themselves or stand."""
 
-    name = "roles"
+    def __init__(
+        self,
+        prefill: int = 0,
+        *,
+        name: str = "roles",
+        alike: RoutingPolicy | None = None,
+        apart: Constraint | None = None,
+    ) -> None:
+        """prefill: instances that compute prompts and nothing else; 0: shares move by themselves.
 
-    def __init__(self, prefill: int = 0) -> None:
-        """prefill: instances that compute prompts and nothing else; 0: shares move by themselves."""
+        alike: chooses while all shares are the same. apart: must hold where a prompt goes, else it waits.
+        """
         super().__init__()
+        self.name = name
         self._prefill = prefill
+        self._alike = alike or LeastCost()
+        self._apart = apart
         self._looked = -LOOK_S
         self._aim: Aim | None = None
+        self._came: deque[bool] = deque(maxlen=WATCHED)
+        self._barred, self._bar_s = -inf, BAR_S
 
     # -- where prompts go ---------------------------------------------------------------------------
 
     def choose(self, request: RouteRequest, views: Sequence[InstanceView], now: float) -> Choice:
-        """The instance that has the prompt done soonest, by its share; of those that are alike the one where
-        it costs least."""
+        """While all are alike as that policy says; else the instance that has the prompt done soonest, by its
+        share; of those with one share the one where it costs least."""
         if self._prefill:
             self._split(views)
+        if not differ([view.role.share for view in views]):
+            return self._alike.choose(request, views, now)
         able = [view for view in views if view.holds(request)]
         if not able:
             return Choice(None, FULL, {"instances": len(views)})
         # Rather at an instance that decodes than nowhere.
         taking = [view for view in able if view.role.share > 0.0] or able
-        shares = {view.role.share for view in taking}
-        if len(shares) > 1:
-            soonest = min(taking, key=lambda view: view.prompt_done_s(request) / max(view.role.share, 0.01))
-            taking = [view for view in taking if view.role.share == soonest.role.share]
+        soonest = min(taking, key=lambda view: view.prompt_done_s(request) / max(view.role.share, 0.01))
+        taking = [view for view in taking if view.role.share == soonest.role.share]
         choice = LeastCost().choose(request, taking, now)
-        if not differ([view.role.share for view in views]) or choice.instance_id is None:
+        if choice.instance_id is None:
             return choice
         chosen = next(view for view in taking if view.instance_id == choice.instance_id)
+        if self._apart is not None and not (check := self._apart.check(request, chosen, now)).satisfied:
+            return Choice(None, f"{chosen.instance_id}: {check.reason}", check.numbers)
         numbers = {"share": chosen.role.share, **choice.numbers}
         return Choice(choice.instance_id, f"by its share of prefill: {choice.reason}", numbers)
 
     # -- where they go on ---------------------------------------------------------------------------
+
+    def went(self, request_id: str, *, well: bool) -> None:
+        """See MovingPolicy."""
+        super().went(request_id, well=well)
+        self._came.append(well)
 
     def goes_on(
         self, request: RouteRequest, source: InstanceView, ready: Sequence[InstanceView], now: float
@@ -90,6 +116,17 @@ class Roles(MovingPolicy):
         """Where decoding has more of a share than here, if that pays."""
         if not differ([view.role.share for view in ready]):
             return None
+        choice = self._where(request, source, ready, now)
+        if choice is None or choice.instance_id is not None or source.role.share < 1.0 - ALIKE:
+            return choice
+        # Where nobody has room there is no transfer.
+        if choice.numbers.get("transfer_s", inf) > STUCK * request.slo.ttft_s:
+            self._came.append(False)
+        return choice
+
+    def _where(
+        self, request: RouteRequest, source: InstanceView, ready: Sequence[InstanceView], now: float
+    ) -> Choice | None:
         decoding = self.decoding_tokens
         rest = sum(1.0 - view.role.share for view in ready)
         fair = (1.0 - source.role.share) / rest * sum(decoding(view) for view in ready) if rest > 0 else 0.0
@@ -115,7 +152,7 @@ class Roles(MovingPolicy):
     ) -> Choice:
         """Compare what staying and going take from it and from those who are there."""
         total = sum(view.role.share for view in ready)
-        mix = self.meter.mix(now)
+        mix = self.asked.mix
         output = self.output_of(request, source)
         nbytes = request.prompt_tokens * target.transfer.token_bytes
         pause = self.transfer_s(request.prompt_tokens, source, target, now)
@@ -155,26 +192,43 @@ class Roles(MovingPolicy):
         before = {view.instance_id: view.role.share for view in views}
         if self._prefill:
             self._split(views)
-        elif now - self._looked >= LOOK_S:
+        elif self._fails and differ(list(before.values())):
+            self._come_back(views, now)
+        elif now - self._looked >= LOOK_S and now >= self._barred:
             self._looked = now
-            self._consider([view for view in views if view.ready], now)
+            self._consider([view for view in views if view.ready], self.asked.mix)
         return [
             (view.instance_id, view.role) for view in views if view.role.share != before[view.instance_id]
         ]
 
-    def _consider(self, views: list[InstanceView], now: float) -> None:
+    @property
+    def _fails(self) -> bool:
+        """Do those whose prompts are done stay where nobody is to decode?"""
+        return len(self._came) == WATCHED and self._came.count(False) > FAILS * WATCHED
+
+    def _come_back(self, views: Sequence[InstanceView], now: float) -> None:
+        """All alike, at once."""
+        numbers = {"stayed": self._came.count(False), "of": len(self._came), "again_in_s": self._bar_s}
+        role = Role(EVEN, "all alike: sequences did not go on elsewhere as they should", numbers)
+        for view in views:
+            view.role = role
+        self._aim = None
+        self._came.clear()
+        self._barred, self._bar_s = now + self._bar_s, min(2.0 * self._bar_s, MOST_BAR_S)
+
+    def _consider(self, views: list[InstanceView], mix: Mix | None) -> None:
         views = sorted(views, key=lambda view: view.instance_id)
-        mix = self.meter.mix(now)
         if len(views) < 2 or mix is None:
             return
-        powers = [Power(view.facts.prefill, view.kv_total, view.transfer) for view in views]
+        powers = _powers(views)
+        prospect = Prospect(mix)
         now_at = tuple(view.role.share for view in views)
         aim = self._aim if self._aim is not None and len(self._aim.shares) == len(views) else None
         # On its way between two points it is compared by where it goes.
         standing = aim.shares if aim is not None and aim.seen >= 2 else now_at
-        present = predicted_goodput(standing, powers, mix)
+        present = prospect.goodput(standing, powers)
         best = max(
-            ((predicted_goodput(point, powers, mix), point) for point in points(len(views))),
+            ((prospect.goodput(point, powers), point) for point in points(len(views))),
             key=lambda found: found[0].rate,
         )
         if best[1] != standing and best[0].rate > GAIN * present.rate:
@@ -189,8 +243,8 @@ class Roles(MovingPolicy):
             "predicted_rps": aim.predicted.rate,
             "before_rps": aim.present.rate,
             "rate_rps": mix.rate,
-            "prompt": mix.prompt,
-            "output": mix.output,
+            "prompt": mix.sizes.prompt,
+            "output": mix.sizes.output,
             "link_bytes_per_s": min(power.transfer.bytes_per_s for power in powers),
         }
         reason = f"predicted to serve more than before, where {aim.present.limit or 'nothing'} was the limit"
@@ -199,6 +253,34 @@ class Roles(MovingPolicy):
             step = max(-STEP, min(STEP, share - here))
             if abs(step) > 1e-9:
                 view.role = Role(round(here + step, 6), reason, numbers)
+
+
+def _powers(views: Sequence[InstanceView]) -> list[Power]:
+    """What they can do; those that are nearly alike count as the first of them, and are asked once."""
+    kinds: list[Power] = []
+    found = []
+    for view in views:
+        paced = view.status is not None and view.status.policy == PACED_POLICY
+        one = Power(view.facts.prefill, view.kv_total, view.transfer, paced)
+        kind = next((kind for kind in kinds if _nearly(kind, one)), None)
+        if kind is None:
+            kinds.append(one)
+        found.append(kind or one)
+    return found
+
+
+def _nearly(one: Power, other: Power) -> bool:
+    def near(a: float, b: float) -> bool:
+        return abs(a - b) <= NEARLY * max(a, b)
+
+    return (
+        one.paced is other.paced
+        and one.prefill.stages == other.prefill.stages
+        and near(one.kv_tokens, other.kv_tokens)
+        and near(one.transfer.token_bytes, other.transfer.token_bytes)
+        and near(one.transfer.bytes_per_s, other.transfer.bytes_per_s)
+        and all(near(one.prefill.step_s(n, 0, 0.0), other.prefill.step_s(n, 0, 0.0)) for n in (1, 64, 512))
+    )
 
 
 def points(instances: int) -> list[tuple[float, ...]]:

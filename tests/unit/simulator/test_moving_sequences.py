@@ -19,14 +19,15 @@ GROUPED = ClusterSpec(read_shape("codellama-34b"), hardware("l20"), 3, 4, max_to
 QUESTION = Question(MIXES["sharegpt-like"](400, 1), SloTarget(5.0, 0.1), seconds=20.0, least_requests=10)
 
 
-def test_the_scheduler_itself_moves_them_alike() -> None:
+@pytest.mark.parametrize("system", ["roles:1", "auto"])
+def test_the_scheduler_itself_moves_them_alike(system: str) -> None:
     """A fixed split: every prompt is computed at one instance, every answer at the others; all end, and no
     memory is held."""
-    knobs = scan("roles:1", GROUPED)[0]
+    knobs = {**scan(system, GROUPED)[0], "prefill": 1}
     seen = []
     for exact in (False, True):
         jobs = QUESTION.jobs(4.0)
-        cluster = cluster_of("roles:1", knobs, GROUPED, len(jobs), exact=exact)
+        cluster = cluster_of(system, knobs, GROUPED, len(jobs), exact=exact)
         cluster.run(jobs)
         assert cluster.log.handed_over >= 0.9 * len(jobs)
         assert all(job.first <= job.finished < NOT_YET for job in jobs)

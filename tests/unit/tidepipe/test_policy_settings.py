@@ -132,6 +132,8 @@ def test_names() -> None:
         assert arguments[arguments.index("--routing") + 1] == routing
     # Who never set a target shall not be refused for missing one.
     assert "--routing" not in router_arguments({"model": "m", "policy": "auto"})
+    with pytest.raises(ConfigError, match="give --routing roles, or --policy auto with"):
+        load_config(None, {"model": "m", "policy": "auto", "prefill_instances": 1})
     for text in ("chunk=3", "token_budget=many", "order"):
         with pytest.raises(ConfigError, match=r"policy_settings|setting"):
             load_config(None, {"model": "m", "policy": "hybrid", "policy_settings": text})

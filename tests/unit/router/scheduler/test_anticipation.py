@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.scheduler.bearing import modelled
-from router.scheduler.demand import Demand, Sizes
+from router.scheduler.demand import Demand
 from router.scheduler.events import (
     AddInstance,
     AnswerEnded,
@@ -24,6 +24,7 @@ from router.scheduler.events import (
 from router.scheduler.prefill import PrefillTime
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.scaling import AutoScaling, ScalingRules, StartTimes
+from router.scheduler.steady_state import Sizes
 from tests.unit.router.scheduler.cases import SLO, MillisecondPerToken, facts, request, status
 
 PREFILL = PrefillTime(MillisecondPerToken())

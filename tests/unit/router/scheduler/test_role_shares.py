@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.scheduler.demand import Mix
 from router.scheduler.events import (
     AnswerEnded,
     FirstToken,
@@ -24,14 +25,16 @@ from router.scheduler.events import (
     Tick,
 )
 from router.scheduler.instance_report import InstanceReport, KvTransfer
-from router.scheduler.policies.roles import LOOK_S, STEP, points
+from router.scheduler.policies.roles import BAR_S, LOOK_S, STEP, WATCHED, points
 from router.scheduler.prefill import PrefillTime
-from router.scheduler.roles import EVEN, Mix, Power, predicted_goodput
+from router.scheduler.roles import EVEN, Power, predicted_goodput
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.slo import SloTarget
+from router.scheduler.steady_state import Sizes
 from router.scheduler.view import InstanceFacts
 from tests.unit.router.scheduler.cases import request, status
-from tidepipe_common.latency.work import StepWork
+from tidepipe_common.errors import ConfigError
+from tidepipe_common.latency.work import StepWork, chunk_pairs
 
 GROUPED, FULL = 200_000.0, 1_600_000.0
 """Bytes of a token's keys and values: of a 34B with grouped heads, of a 30B without."""
@@ -61,7 +64,7 @@ def power(token_bytes: float, bytes_per_s: float = TEN_GBIT) -> Power:
     return Power(PrefillTime(Floor(), 1, 512), 400_000, KvTransfer(token_bytes, bytes_per_s))
 
 
-TIGHT = Mix(1.0, 400.0, 250.0, SloTarget(1.0, 0.04), 1.5, 1.5)
+TIGHT = Mix(1.0, Sizes(400.0, chunk_pairs(0, 400), 250.0, 1.5, 1.5), SloTarget(1.0, 0.04))
 
 
 def report(token_bytes: float, taken: float = 0.0, **changes: object) -> InstanceReport:
@@ -69,8 +72,8 @@ def report(token_bytes: float, taken: float = 0.0, **changes: object) -> Instanc
     return replace(known, transfer=KvTransfer(token_bytes, TEN_GBIT), **changes)  # type: ignore[arg-type]
 
 
-def cluster(instances: int, token_bytes: float, prefill: int = 0) -> RoutingScheduler:
-    scheduler = RoutingScheduler(OverallConfig("roles", prefill_instances=prefill))
+def cluster(instances: int, token_bytes: float, prefill: int = 0, policy: str = "roles") -> RoutingScheduler:
+    scheduler = RoutingScheduler(OverallConfig(policy, prefill_instances=prefill))
     for number in range(instances):
         facts = InstanceFacts(f"i{number}", PrefillTime(Floor(), 1, 512), 4096, 100)
         scheduler.on(InstanceJoined(facts), 0.0)
@@ -171,6 +174,41 @@ def test_shares_move_slowly_and_say_why() -> None:
     assert moves[0].role.numbers["predicted_rps"] > 1.1 * moves[0].role.numbers["before_rps"]
     scheduler.on(SetPolicy("least-loaded"), now)
     assert shares(scheduler) == [EVEN] * 4
+
+
+def test_auto_is_padg_until_apart_pays_and_comes_back_at_once() -> None:
+    """What instances expect of answers is enough to go apart, before any has ended. When those whose prompts
+    are done stay where they are, all are alike in the same tick, and for a while."""
+    scheduler = cluster(4, GROUPED, policy="auto")
+    (first,) = scheduler.on(RequestArrived(request("first", 400, 0.0, slo=TIGHT.slo)), 0.0)
+    assert isinstance(first, Route) and "latest resume" in first.choice.reason
+    now = 0.0
+    while now < 6 * LOOK_S:
+        now += 0.1
+        for number in range(4):
+            told = report(
+                GROUPED, now, accepted=int(10 * now), sequences=10, tokens=5000, expected_output=250
+            )
+            scheduler.on(InstanceReported(f"i{number}", told), now)
+        routed(scheduler, f"r{now:.1f}", now)
+        scheduler.on(Tick(), now)
+    assert shares(scheduler) == [1.0, 1.0, 0.0, 0.0]
+    for name in ("i2", "i3"):
+        full = report(GROUPED, now + 0.1, accepted=999, sequences=10, tokens=5000, expected_output=250)
+        scheduler.on(InstanceReported(name, replace(full, kv_free=0)), now + 0.1)
+    for number in range(WATCHED):
+        assert shares(scheduler) == [1.0, 1.0, 0.0, 0.0]
+        scheduler.on(FirstToken(0.5, request(f"s{number}", 401, now, slo=TIGHT.slo), "i0"), now + 0.2)
+    back = [action for action in scheduler.on(Tick(), now + 0.3) if isinstance(action, RoleMoved)]
+    assert len(back) == 4 and all("did not go on" in move.role.reason for move in back)
+    scheduler.on(Tick(), now + 0.9 * BAR_S)
+    assert shares(scheduler) == [EVEN] * 4
+
+
+def test_a_split_needs_a_routing_that_knows_of_it() -> None:
+    """It would have no effect, and nobody would be told."""
+    with pytest.raises(ConfigError, match="routing auto, roles, taichi, arrow, not for padg"):
+        RoutingScheduler(OverallConfig("padg", prefill_instances=1))
 
 
 @given(st.lists(st.tuples(st.sampled_from("qqqfffetdrl"), st.integers(0, 3)), max_size=60), st.integers(0, 3))
