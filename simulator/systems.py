@@ -94,20 +94,20 @@ def _taichi(spec: ClusterSpec) -> list[Knobs]:
     """TaiChi's three sliders, R_PD as the number of prefill-heavy instances and the chunks of the two kinds,
     and how much of the time that it has left a prompt may take. Both kinds alike: hybrid batching."""
     found: list[Knobs] = [{"prefill": 0, "budget": one} for one in _budgets("hybrid", spec, 128, 64, 512)]
+    chunks = ((64, 1024, 0.3), (128, 1024, 0.3), (256, 1024, 0.3), (128, 512, 0.3), (128, 1024, 1.0))
     for prefill in sorted({max(1, spec.instances // part) for part in (8, 4, 2)} - {spec.instances}):
-        for light, larger, patience in product((128, 64, 256), (1024, 512), (0.3, 1.0)):
+        for light, larger, patience in chunks:
             found.append({"prefill": prefill, "budget": light, "larger": larger, "patience": patience})
     return found
 
 
 def _arrow(spec: ClusterSpec) -> list[Knobs]:
     """Arrow: the split that it begins with, its threshold, and the chunk of all instances."""
-    if spec.instances < 2:
-        return []
-    begin = (spec.instances // 2, max(1, spec.instances // 8))
+    begin = (max(1, spec.instances // 8), spec.instances // 2)
     return [
         {"prefill": prefill, "budget": budget, "low": low}
-        for prefill, low, budget in product(begin, (0.9, LOW), _FUDG_BUDGETS[:3])
+        for prefill, low, budget in product(begin, (0.9, LOW), (2048, 512))
+        if spec.instances > 1
     ]
 
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import grpc
 import structlog
@@ -31,11 +31,6 @@ from tidepipe_common.rpc.status import TRANSIENT, from_rpc_error, translated
 from tidepipe_common.types.needs import lacking
 from tidepipe_common.types.results import SequenceEnd, SequenceUpdate
 from tidepipe_common.types.sampling import FinishReason
-
-if TYPE_CHECKING:
-    from router.instances.directory import InstanceDirectory
-    from router.instances.dispatcher import Dispatcher
-    from router.models.model import ServedModel
 
 RETRY_S = 0.2
 MAX_FAILURES = 3
@@ -64,6 +59,60 @@ class InstanceAddress:
     incarnation: str
 
 
+class LinkListener(Protocol):
+    """Hears of the coming, going and reports of links (InstanceDirectory)."""
+
+    def report_interval_s(self) -> float:
+        """How often instances shall report, seconds."""
+
+    def attach(self, link: InstanceLink) -> None:
+        """It is there."""
+
+    def detach(self, link: InstanceLink) -> None:
+        """It is gone."""
+
+    def silent(self, link: InstanceLink) -> None:
+        """It gets nothing new."""
+
+    def reported(self, link: InstanceLink, report: InstanceReport | None) -> None:
+        """Its newest report; None: the connection was lost, and is back."""
+
+
+class SequenceOwner(Protocol):
+    """Owns the sequences whose stays links have (Dispatcher)."""
+
+    @property
+    def directory(self) -> LinkListener:
+        """Where links belong."""
+
+    def first_token(self, placement: Placement) -> None:
+        """A sequence has got its first token."""
+
+    def ended(self, placement: Placement, error: TidePipeError | None) -> None:
+        """A stay is over, and with it the sequence. error: it can run nowhere."""
+
+    def evacuate(self, link: InstanceLink, reason: str) -> int:
+        """Have all that an instance has go on elsewhere; how many sequences do."""
+
+    def give_back(self, placements: Sequence[Placement], reason: str) -> None:
+        """These stays are over and their sequences need another."""
+
+    def handed_over(self, placement: Placement, source: Source) -> None:
+        """A stay is over because we wanted it to be."""
+
+
+class LinkedModel(Protocol):
+    """The model of which a link is an instance (ServedModel)."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def dispatcher(self) -> SequenceOwner:
+        """Of its sequences."""
+
+
 class InstanceLink:
     """One instance, its connection, and the sequences that the router has there."""
 
@@ -73,7 +122,7 @@ class InstanceLink:
         router_id: str,
         clock: Callable[[], float],
         *,
-        admit: Callable[[InstanceDescription], Awaitable[ServedModel]],
+        admit: Callable[[InstanceDescription], Awaitable[LinkedModel]],
         changed: Notifier,
     ) -> None:
         """admit: the model that the instance serves; raises IncompatibleError if it fits none.
@@ -99,7 +148,7 @@ class InstanceLink:
         self._tell_all = False
         self._clock = clock
         self._admit = admit
-        self._model: ServedModel | None = None
+        self._model: LinkedModel | None = None
         self._changed = changed
         self._log = log.bind(instance=announced.instance_id)
         self._ready = asyncio.Event()
@@ -115,17 +164,17 @@ class InstanceLink:
         return self.announced.instance_id
 
     @property
-    def model(self) -> ServedModel:
+    def model(self) -> LinkedModel:
         """Of which it is an instance; known once it has described itself."""
         assert self._model is not None, "it was described before anything was given to it"
         return self._model
 
     @property
-    def _dispatcher(self) -> Dispatcher:
+    def _dispatcher(self) -> SequenceOwner:
         return self.model.dispatcher
 
     @property
-    def _directory(self) -> InstanceDirectory:
+    def _directory(self) -> LinkListener:
         return self.model.dispatcher.directory
 
     @property

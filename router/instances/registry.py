@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import structlog
 
-from router.instances.link import InstanceAddress, InstanceLink
+from router.instances.link import InstanceAddress, InstanceLink, LinkedModel
 from router.instances.served_model import InstanceDescription
 from tidepipe_common.errors import (
     IncompatibleError,
@@ -21,9 +20,6 @@ from tidepipe_common.errors import (
 )
 from tidepipe_common.exception_groups import leaves
 from tidepipe_common.notifier import Notifier
-
-if TYPE_CHECKING:
-    from router.models.model import ServedModel
 
 MAX_INSTANCES = 1024
 SWEEP_S = 0.2
@@ -52,7 +48,7 @@ class InstanceRegistry:
     def __init__(
         self,
         router_id: str,
-        admit: Callable[[InstanceDescription], Awaitable[ServedModel]],
+        admit: Callable[[InstanceDescription], Awaitable[LinkedModel]],
         changed: Notifier,
         clock: Callable[[], float],
     ) -> None:

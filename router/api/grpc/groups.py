@@ -94,8 +94,9 @@ class GroupsServicer(pb_grpc.AdminServiceServicer):
         self, request: pb.DrainInstanceRequest, context: Context
     ) -> pb.DrainInstanceResponse:
         """Nothing new for an instance."""
-        fleet = self._grouping.registry.link(request.instance_id).model.fleet
-        drained = fleet.drain(
+        link = self._grouping.registry.link(request.instance_id)
+        model = next(one for one in self._grouping.models if one is link.model)
+        drained = model.fleet.drain(
             request.instance_id, resume=request.resume, force=request.force, finish=request.finish
         )
         return pb.DrainInstanceResponse(unfinished=drained.unfinished, handed_over=drained.handed_over)
