@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.regular_files import open_file
 from tidepipe_common.settings.cluster import ClusterConfig
 from tidepipe_common.settings.definition import refusal
 
@@ -39,7 +40,7 @@ def load_config(
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        with file.open("rb") as source:
+        with open_file(file) as source:
             return tomllib.load(source)
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror or error}") from error

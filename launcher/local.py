@@ -36,6 +36,7 @@ from tidepipe_common.errors import (
 from tidepipe_common.exception_groups import leaves
 from tidepipe_common.latency.kept_profile import Measured, kept_profile
 from tidepipe_common.model_source import resolve_model, resolve_tokenizer
+from tidepipe_common.regular_files import read_bytes
 from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.rpc.status import translated
 from tidepipe_common.security.credentials import Credentials
@@ -305,7 +306,7 @@ def _state_name(model: Path | None) -> str:
     if model is None:
         return "predictor"
     try:
-        return f"predictor-{crc32((model / LENGTH_MODEL_FACTS).read_bytes()):08x}"
+        return f"predictor-{crc32(read_bytes(model / LENGTH_MODEL_FACTS)):08x}"
     except OSError as error:
         raise ConfigError(
             f"there is no length model in {model} ({error.strerror}); make one: tidepipe predictor train"

@@ -12,6 +12,7 @@ from predictor.contest import Verdict
 from predictor.evaluation.signal_head import COLUMNS, SignalHead
 from tidepipe_common.errors import ModelError
 from tidepipe_common.lengths.calibration import KEPT, LevelLists
+from tidepipe_common.regular_files import read_bytes
 
 FORMAT = 1
 HEAD, CARD = "head.json", "MODEL_CARD.md"
@@ -79,7 +80,7 @@ def load_head(folder: Path) -> tuple[str, SignalHead]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ModelError(f"{path} is larger than {MAX_BYTES >> 20} MiB: not a head")
-        facts = _Facts.model_validate_json(path.read_bytes())
+        facts = _Facts.model_validate_json(read_bytes(path))
     except OSError as error:
         raise ModelError(f"cannot read the head {path}: {error.strerror or error}") from error
     except ValidationError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tidepipe_common.errors import InvalidRequestError, ModelError
+from tidepipe_common.regular_files import read_bytes
 from tidepipe_common.text.json_text import NotJsonError, check_json_text, decode_json
 
 LARGEST_JSON = 16 << 20
@@ -46,11 +47,9 @@ def read_text(file: Path, largest: int = LARGEST_JSON) -> str:
 def _read(file: Path, largest: int) -> bytes:
     try:
         size = file.stat().st_size
-        if not file.is_file():  # a pipe would wait for a writer
-            raise ModelError(f"{file}: not a file")
         if size > largest:
             raise ModelError(f"{file}: too large, {size} bytes of {largest} at most")
-        return file.read_bytes()
+        return read_bytes(file)
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.regular_files import read_text, why_unreadable
 from tidepipe_common.types.request import ChatTurn, Prompt
 from workloads.arrivals import MIXES
 from workloads.hash_traces import hash_trace
@@ -38,12 +39,12 @@ def open_workload(source: str, requests: int | None, seed: int) -> Workload:
         if (mix := session_mix(source)) is not None:
             return mix.draw(source, requests or _SYNTHETIC_REQUESTS, seed)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, "utf-8-sig")
     except FileNotFoundError as error:
         known = ", ".join((*MIXES, *SESSION_MIXES))
         raise ConfigError(f"cannot read the workload {source}: neither a file nor one of {known}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the workload {source}: {error}") from error
+        raise ConfigError(f"cannot read the workload {source}: {why_unreadable(error)}") from error
     try:
         found = tuple(_parse(text))
     except ConfigError as error:

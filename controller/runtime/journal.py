@@ -23,6 +23,7 @@ from controller.runtime.scheduler_spec import SchedulerSpec, scheduler_spec_from
 from controller.scheduler.actions import Action
 from controller.scheduler.events import Event
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.regular_files import open_text, why_unreadable
 
 VERSION = 1
 SUFFIX = ".jsonl"
@@ -88,10 +89,10 @@ def open_journal(path: Path, instance_id: str) -> TextIO:
 def read_scheduler_spec(path: Path) -> SchedulerSpec:
     """How the scheduler of a journal was made; ConfigError if the file does not say."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with open_text(path) as file:
             first = json.loads(file.readline() or "{}")
     except OSError as error:
-        raise ConfigError(f"cannot read the journal {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot read the journal {path}: {why_unreadable(error)}") from error
     except ValueError:
         first = None
     if not isinstance(first, dict) or first.get("journal") != VERSION:
@@ -105,7 +106,7 @@ def read_checked(path: Path) -> Iterator[tuple[float, Event, int]]:
     The last event has none either if the controller was killed while it decided.
     """
     pending: tuple[float, Event] | None = None
-    with path.open(encoding="utf-8") as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 fields = json.loads(line)

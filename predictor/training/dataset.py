@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.lengths.prompt import prompt_features
 from tidepipe_common.lengths.request import Observation, RequestFeatures
+from tidepipe_common.regular_files import open_text, why_unreadable
 from tidepipe_common.types.request import ChatTurn, Prompt
 
 CUT = frozenset({"length", "cancelled", "deadline", "abort"})
@@ -42,12 +43,12 @@ def read_answers(path: Path) -> list[Observation]:
     """All lines, in their order; ConfigError names the first one that is not an answer."""
     observations = []
     try:
-        with path.open(encoding="utf-8-sig") as source:
+        with open_text(path, "utf-8-sig") as source:
             for number, line in enumerate(source, 1):
                 if line.strip():
                     observations.append(_answer(line, f"{path}:{number}"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
+        raise ConfigError(f"cannot read {path}: {why_unreadable(error)}") from error
     if not observations:
         raise ConfigError(f"{path} has no answers in it")
     return observations

@@ -27,6 +27,7 @@ from tidepipe_common.adapter_config import (
     read_adapter_config,
 )
 from tidepipe_common.errors import ModelError
+from tidepipe_common.regular_files import open_file
 from tidepipe_common.settings.adapters import AdapterPlace
 from tidepipe_common.text.text import quoted
 
@@ -178,7 +179,7 @@ def _fingerprint(file: Path, modules: Mapping[str, AdaptedModule]) -> str:
     for name in sorted(modules):
         digest.update(f"{name} {modules[name].scale!r}\n".encode())
     try:
-        with file.open("rb") as handle:
+        with open_file(file) as handle:
             while piece := handle.read(_PIECE_BYTES):
                 digest.update(piece)
     except OSError as error:

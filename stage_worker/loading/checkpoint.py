@@ -18,6 +18,7 @@ import torch
 from stage_worker.models.packed import PackedWeight
 from stage_worker.models.spec import ModelSpec
 from tidepipe_common.errors import ModelError
+from tidepipe_common.regular_files import open_file
 
 RawRows = npt.NDArray[np.uint8]
 RowDecoder = Callable[[RawRows], torch.Tensor]
@@ -228,7 +229,7 @@ def _decoded(stored: StoredTensor, raw: RawRows) -> torch.Tensor:
 def _opened(file: Path) -> BinaryIO:
     try:
         # Unbuffered: reads are few and large, or (samples) far apart.
-        return file.open("rb", buffering=0)
+        return open_file(file, buffering=0)
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
 

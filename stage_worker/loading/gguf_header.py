@@ -17,6 +17,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantiz
 
 from tidepipe_common.errors import ModelError
 from tidepipe_common.model_source import SPLIT_NAME
+from tidepipe_common.regular_files import open_file
 
 _MAGIC = b"GGUF"
 _LFS_POINTER = b"vers"
@@ -108,7 +109,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
 def _read_one(path: Path) -> GgufHeader:
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return _Parser(path, file, size).header()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from error

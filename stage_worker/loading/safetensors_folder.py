@@ -29,6 +29,7 @@ from stage_worker.loading.quantization_config import read_quantization, without_
 from stage_worker.loading.stage_weights import EMBEDDING, HEAD
 from tidepipe_common.errors import ModelError
 from tidepipe_common.model_files import json_object, read_json_object
+from tidepipe_common.regular_files import open_file
 from tidepipe_common.text.text import quoted
 
 _DTYPES: Mapping[str, torch.dtype] = {
@@ -147,9 +148,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     """Read and check the header: 8 bytes of length, JSON, then the tensors' bytes."""
     try:
         size = file.stat().st_size
-        if not file.is_file():  # a pipe would wait for a writer
-            raise ModelError(f"{file}: not a file")
-        with file.open("rb") as handle:
+        with open_file(file) as handle:
             start = handle.read(len(_LFS_POINTER))
             if start == _LFS_POINTER:
                 raise ModelError(f"{file}: only a Git LFS pointer, not the weights; fetch them: git lfs pull")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.regular_files import open_file
 
 MAX_LINE_BYTES = 16 * 2**20
 _DIGEST_BYTES = 16
@@ -58,7 +59,7 @@ def count_lines(path: Path) -> int:
 
 def _open(path: Path) -> BinaryIO:
     try:
-        file = path.open("rb")
+        file = open_file(path)
         begin = file.read(4)
         file.seek(0)
     except OSError as error:

@@ -16,7 +16,7 @@ def check_places(source: Path, output: Path) -> None:
     """ConfigError if `source` cannot be read twice, or `output` cannot be written in one stroke."""
     if _kind(source) not in (None, stat.S_IFREG):
         # It is read once to count the requests, and once to answer them.
-        raise ConfigError(f"cannot read {source}: it is no regular file; write the requests to a file first")
+        raise ConfigError(f"cannot read {source}: it is no regular file; write the requests to one first")
     if output.name in ("", ".."):
         raise ConfigError(f"the output {output} is a folder; name a file")
     if len(os.fsencode(output.name)) + TEMPORARY_EXTRA > _LONGEST_NAME:

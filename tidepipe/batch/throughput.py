@@ -18,6 +18,7 @@ from tidepipe.client.requests import WHOLE_ANSWER_GAP_MS
 from tidepipe.client.types import Completion
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.prefix import block_keys
+from tidepipe_common.regular_files import read_bytes
 from tidepipe_common.settings import defaults
 from tidepipe_common.types.sampling import SamplingParams
 from tidepipe_common.types.token_mix import TokenMix
@@ -35,7 +36,7 @@ class WorkloadItem(BaseModel):
 def read_workload(path: Path) -> list[WorkloadItem]:
     """A JSON list of {"prompt": [token ids], "out": N}; ConfigError if it is something else."""
     try:
-        items = TypeAdapter(list[WorkloadItem]).validate_python(json.loads(path.read_bytes()))
+        items = TypeAdapter(list[WorkloadItem]).validate_python(json.loads(read_bytes(path)))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     except ValidationError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.shapes import SHAPES, named_shape, shape_from_config
+from tidepipe_common.regular_files import read_text, why_unreadable
 from tidepipe_common.types.model_shape import ModelShape
 
 
@@ -17,11 +18,13 @@ def read_shape(name_or_path: str) -> ModelShape:
     path = Path(name_or_path)
     if path.is_dir():
         path = path / "config.json"
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(f"unknown model {name_or_path!r}; known: {', '.join(SHAPES)}; or a JSON file")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = json.loads(read_text(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {why_unreadable(error)}") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     # A profile of `tidepipe profile` says which model it measured.
     shape = config.get("shape", config) if isinstance(config, dict) else None

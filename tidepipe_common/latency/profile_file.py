@@ -16,6 +16,7 @@ from typing import Any
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.linear import MeasuredLinear
 from tidepipe_common.latency.profile import Points, Profile, ProfileTerms, rising
+from tidepipe_common.regular_files import read_text, why_unreadable
 
 FORMAT = "tidepipe-profile/1"
 
@@ -127,10 +128,9 @@ def _is_number(text: str) -> bool:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ConfigError(f"cannot read the latency profile {path}: {reason}") from error
+        raise ConfigError(f"cannot read the latency profile {path}: {why_unreadable(error)}") from error
 
 
 def _digest(text: str) -> str:

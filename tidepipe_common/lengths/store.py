@@ -18,6 +18,7 @@ from tidepipe_common.lengths.hazard import COLUMNS, HazardModel
 from tidepipe_common.lengths.prompt import BUCKETS, VERSION
 from tidepipe_common.lengths.recent import MAX_KEYS, MEMORY, RecentLengths
 from tidepipe_common.lengths.trained import TrainedLengths
+from tidepipe_common.regular_files import read_text
 
 FORMAT = 2
 FACTS, TREES, CURRENT = "model.json", "trees.txt", "current"
@@ -173,7 +174,7 @@ def _read(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ModelError(f"{path} is larger than {MAX_BYTES >> 20} MiB: not a length model")
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except OSError as error:
         raise ModelError(f"cannot read the length model {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

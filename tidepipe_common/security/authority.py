@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.regular_files import read_bytes
 from tidepipe_common.security.principals import CLIENTS, SERVICES, URI_PREFIX
 
 CA_NAME = "ca"
@@ -190,7 +191,7 @@ def _replace(path: Path, content: bytes) -> Path:
 
 def _load_certificate(path: Path) -> x509.Certificate:
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
+        return x509.load_pem_x509_certificate(read_bytes(path))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -199,7 +200,7 @@ def _load_certificate(path: Path) -> x509.Certificate:
 
 def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), None)
+        key = serialization.load_pem_private_key(read_bytes(path), None)
     except OSError as error:
         raise ConfigError(
             f"cannot read {path}: {error.strerror}; the CA's key signs what is renewed: name it with --ca-key"

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tidepipe_common.errors import ConfigError
+from tidepipe_common.regular_files import read_bytes
 
 CERT, KEY, CA = "TIDEPIPE_TLS_CERT", "TIDEPIPE_TLS_KEY", "TIDEPIPE_TLS_CA"
 TOKEN, CLIENTS, INSECURE = "TIDEPIPE_CLUSTER_TOKEN_FILE", "TIDEPIPE_TLS_CLIENTS", "TIDEPIPE_INSECURE"
@@ -175,7 +176,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Credentials
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
 

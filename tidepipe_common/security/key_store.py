@@ -13,6 +13,7 @@ import structlog
 
 from tidepipe_common.errors import ConfigError, NotFoundError, UnauthenticatedError, UnavailableError
 from tidepipe_common.limits import MAX_STORED_BYTES
+from tidepipe_common.regular_files import open_file
 from tidepipe_common.security.api_key import KEY_ROLES, NOBODY, ApiKey, SecretDigest, new_key, split_key
 from tidepipe_common.sqlite_schema import migrate
 
@@ -186,7 +187,7 @@ class KeyStore:
         """What changes with every change: also if another file takes its place, such as an older copy of it,
         or if SQLite writes beside it (`-wal`) and not into it."""
         about = self._path.stat()
-        with self._path.open("rb") as file:
+        with open_file(self._path) as file:
             header = file.read(_HEADER_BYTES)
         beside: tuple[int, ...] = ()
         with contextlib.suppress(FileNotFoundError):
