@@ -91,6 +91,8 @@ class ControllerMetrics:
         yield total("tidepipe_predictor_fallbacks", "Predictions that the fallback gave.", fallbacks, **label)
         lengths = instance.lengths
         yield total("tidepipe_predictor_signals", "Prompts with a length signal.", lengths.signals, **label)
+        bad = lengths.bad_signals
+        yield total("tidepipe_predictor_bad_signals", "Length signals that are none.", bad, **label)
         yield total("tidepipe_predictor_refreshed", "Asked anew as it grew.", lengths.refreshed, **label)
         lost = lengths.observations_lost
         yield total("tidepipe_predictor_observations_lost", "Ends that it never heard of.", lost, **label)

@@ -53,7 +53,7 @@ from tidepipe_common.notifier import Notifier
 from tidepipe_common.rpc.results import ABANDONED_AFTER_S, ResultsHub
 from tidepipe_common.settings.defaults import LIVE_POLICIES
 from tidepipe_common.types.kv_transfer import KvFetch, KvFetched, KvGrant, KvHandle, KvOrders
-from tidepipe_common.types.plan import StepReport
+from tidepipe_common.types.plan import SampledTokens, StepReport
 from tidepipe_common.types.results import SequenceEnd
 from tidepipe_common.types.sampling import FinishReason
 
@@ -167,15 +167,28 @@ class LiveInstance:
         times = self.activity.stage_done(stage, report.step_id, report.compute_s, report.idle_s, self.now())
         if stage != len(self.body.stages) - 1:
             return
-        assert report.sampled is not None, "the last stage says what it sampled, if it was nothing"
-        signals = report.sampled.signals
+        sampled = self._checked(stage, report)
+        signals = sampled.signals
         names = self._names(report.step_id) if signals else {}
-        self._handle(StepDone(report.step_id, report.sampled, times))
+        self._handle(StepDone(report.step_id, sampled, times))
         # Behind the tokens: nothing waits for what becomes of them.
         model = "" if self.body.about is None else self.body.about.fingerprint
         for one in signals:
             if (name := names.pop(one.key, None)) is not None:
                 self.lengths.signal(name, model, one.values)
+
+    def _checked(self, stage: int, report: StepReport) -> SampledTokens:
+        """What the last stage sampled in a step; StageLostError if that cannot be: the epoch ends with it."""
+        sampled = report.sampled
+        fault = (
+            "does not say what was sampled"
+            if sampled is None
+            else self.scheduler.state.steps.misfit(report.step_id, sampled)
+        )
+        if sampled is None or fault:
+            where = f"stage {stage} at {self.body.stages[stage].address}"
+            raise StageLostError(f"{where}: its report of step {report.step_id} {fault}", report.step_id)
+        return sampled
 
     def _names(self, step_id: int) -> dict[int, str]:
         """Sequences that sample in a step, by their keys at the stages; none if it is not in flight."""

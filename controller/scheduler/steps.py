@@ -9,7 +9,14 @@ from controller.scheduler.actions import Dispatch
 from controller.scheduler.decode import MicroBatch
 from controller.scheduler.offload import NO_COPIES, SecondTier
 from controller.scheduler.sequence import Sequence
-from tidepipe_common.types.plan import DecodeRows, Phase, PlanRow, SequenceStart, StepPlan
+from tidepipe_common.types.plan import (
+    DecodeRows,
+    Phase,
+    PlanRow,
+    SampledTokens,
+    SequenceStart,
+    StepPlan,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,21 @@ class StepBook:
     def open(self, step_id: int) -> Step:
         """One that is in flight."""
         return self._steps[step_id]
+
+    def misfit(self, step_id: int, sampled: SampledTokens) -> str:
+        """Why a report cannot be of this step; "" if it can be, or is of none that is in flight.
+
+        It comes from another process, and what does not fit would give sequences each other's tokens.
+        """
+        step = self._steps.get(step_id)
+        if step is None:
+            return ""
+        tokens, wanted = len(sampled.token_ids), len(step.sampled)
+        if tokens != wanted:
+            return f"has {tokens} tokens of {wanted} sequences"
+        if len(sampled.logprobs) not in (0, wanted):
+            return f"has log-probabilities of {len(sampled.logprobs)} of {wanted} tokens"
+        return ""
 
     def replace(self, step: Step) -> None:
         """Whoever computes it does something else than was planned."""
