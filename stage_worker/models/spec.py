@@ -96,10 +96,8 @@ class ModelSpec(ModelShape):
         ):
             if not 1 <= getattr(self, name) <= LARGEST:
                 raise ModelError(f"{source}: {name} must be 1 to {LARGEST}, got {getattr(self, name)}")
-        if self.heads % self.kv_heads:
-            raise ModelError(
-                f"{source}: {self.heads} query heads cannot share {self.kv_heads} key/value heads evenly"
-            )
+        if fault := self.shape.fault:
+            raise ModelError(f"{source}: {fault}")
         if self.head_dim % 2:
             raise ModelError(f"{source}: head_dim must be even for RoPE, got {self.head_dim}")
         for name in ("sliding_windows", "rope_layers"):

@@ -62,7 +62,7 @@ def named_shape(name: str) -> ModelShape | None:
 
 
 def shape_from_config(config: Mapping[str, Any], source: str) -> ModelShape:
-    """From the keys of a Hugging Face config.json, or those of ModelShape. ConfigError names what lacks."""
+    """From the keys of a Hugging Face config.json, or those of ModelShape. ConfigError says what is wrong."""
 
     def number(*names: str, default: int | None = None) -> int:
         for name in names:
@@ -80,7 +80,7 @@ def shape_from_config(config: Mapping[str, Any], source: str) -> ModelShape:
     experts = number("num_local_experts", "num_experts", "n_routed_experts", "experts", default=0)
     hidden = number("hidden_size", "hidden")
     heads = number("num_attention_heads", "heads")
-    return ModelShape(
+    shape = ModelShape(
         architecture=str(config.get("model_type", config.get("architecture", "llama"))),
         layers=number("num_hidden_layers", "layers"),
         hidden=hidden,
@@ -102,3 +102,6 @@ def shape_from_config(config: Mapping[str, Any], source: str) -> ModelShape:
             number("moe_intermediate_size", "expert_intermediate", "intermediate_size") if experts else 0
         ),
     )
+    if shape.fault:
+        raise ConfigError(f"{source}: {shape.fault}")
+    return shape

@@ -30,6 +30,15 @@ class ModelShape:
     expert_intermediate: int = field(default=0, kw_only=True)
 
     @property
+    def fault(self) -> str:
+        """How these numbers contradict each other; "" where they do not."""
+        if self.heads % self.kv_heads:
+            return f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly"
+        if self.experts_per_token > self.experts:
+            return f"a token cannot go through {self.experts_per_token} of {self.experts} experts"
+        return ""
+
+    @property
     def layer_parameters(self) -> int:
         """Weights of one layer that a token is multiplied with."""
         return self._every_token + self.experts_per_token * self._expert

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tidepipe_common.codec.shape import shape_from_wire, shape_to_wire
+from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.linear import RooflineLinear, linear_weights
 from tidepipe_common.latency.shapes import named_shape, shape_from_config
@@ -63,3 +65,23 @@ def test_experts_come_from_a_configuration_and_pass_the_wire() -> None:
     shape = shape_from_config(config, "config.json")
     assert round(linear_weights(shape) / 1e9, 1) == 30.2
     assert shape_from_wire(shape_to_wire(shape)) == shape
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"num_key_value_heads": 3}, "8 query heads cannot share 3 key/value heads evenly"),
+        ({"num_experts": 4, "num_experts_per_tok": 5}, "a token cannot go through 5 of 4 experts"),
+    ],
+)
+def test_numbers_that_contradict_each_other_are_refused(wrong: dict[str, int], said: str) -> None:
+    config = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "intermediate_size": 16,
+        "vocab_size": 100,
+    }
+    assert shape_from_config(config, "it").kv_heads == 8
+    with pytest.raises(ConfigError, match=said):
+        shape_from_config({**config, **wrong}, "it")
