@@ -46,7 +46,7 @@ async def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     made: list[Child] = []
     for kind in ("steady", "crash", "refuse", "unusable", "hang", "deaf", "brief"):
-        spec = ChildSpec(kind, "scripted_service", [kind], ready_s=0.5 if kind == "hang" else 20)
+        spec = ChildSpec(kind, "scripted_service", [kind], ready_s=2 if kind == "hang" else 20)
         made.append(Child(spec, "127.0.0.1:0", tmp_path / f"{kind}.log"))
     yield made
     await asyncio.gather(*(child.stop(kill_after_s=0) for child in made))
@@ -113,7 +113,7 @@ async def _connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWr
         ("refuse", ClusterError, "refuse could not start: no such model"),
         ("unusable", ConfigError, "unusable could not start: config.json: what is this?"),
         ("crash", ClusterError, "ended with code 7 before it was ready.*hello from crash"),
-        ("hang", ClusterError, "was not ready after 0.5 s.*hello from hang"),
+        ("hang", ClusterError, "was not ready after 2 s.*hello from hang"),
     ],
 )
 async def test_a_child_that_cannot_start_says_why(
