@@ -10,6 +10,9 @@ PROMPTS.jsonl has the prompts.
 Our predictor is trained on other prompts (folds by prompt) and on the lengths of bench/data, one answer to
 each of the prompts that were not drawn. `share` is where it stands between the quantiles of all answers,
 whatever the prompt (0), and the floor (1). Intervals: bootstrap over prompts, 90 %.
+
+With --ended K each prompt is of a caller of its own, such as an application that asks the same again and
+again, and K of its answers have ended when the next ones are predicted: the most that history can tell.
 """
 
 from __future__ import annotations
@@ -52,6 +55,10 @@ class Drawn:
     @property
     def source(self) -> str:
         return str(self.line["source"])
+
+    def behind(self, count: int) -> Drawn:
+        """Without the first answers."""
+        return Drawn({**self.line, "capped": self.line["capped"][count:]}, self.lengths[count:])
 
     def observations(self) -> list[Observation]:
         """Its answers, to learn from or to judge by."""
@@ -101,8 +108,11 @@ def named(found: Floats) -> Floats:
     return np.array([2.0 * found[0], found[1], found[2], found.mean()])
 
 
-def predicted(prompts: list[Drawn], single: list[Observation], seed: int) -> Floats:
-    """(prompts, LEVELS) tokens, by models that have seen no answer to the prompt, at any temperature."""
+def predicted(prompts: list[Drawn], single: list[Observation], seed: int, ended: int = 0) -> Floats:
+    """(prompts, LEVELS) tokens, by models that were trained on no answer to the prompt, at any temperature.
+
+    ended: answers of each prompt that count as its caller's newest.
+    """
     ids = sorted({str(one.line["id"]) for one in prompts})
     chance = np.random.default_rng(seed)
     fold_of = dict(zip(ids, (chance.permutation(len(ids)) % FOLDS).tolist(), strict=True))
@@ -114,6 +124,9 @@ def predicted(prompts: list[Drawn], single: list[Observation], seed: int) -> Flo
             known += one.observations() if side != held else []
         model = fit([known[place] for place in chance.permutation(len(known))], "hazard/1").model
         places = np.flatnonzero(fold == held)
+        for place in places:
+            for answer in prompts[place].observations()[:ended]:
+                model.recent.note(answer)
         found[places] = model.quantiles(
             [prompts[place].observations()[0].features for place in places], LEVELS
         )
@@ -178,10 +191,16 @@ def compared(prompts: list[Drawn], quantiles: Floats, everyone: list[Drawn], see
     }
 
 
-def measure(lines: list[dict[str, Any]], single: list[Observation], seed: int) -> dict[str, Any]:
-    """By temperature, all sources together and each. single: answers to other prompts, learned from too."""
+def measure(
+    lines: list[dict[str, Any]], single: list[Observation], seed: int, ended: int = 0
+) -> dict[str, Any]:
+    """By temperature, all sources together and each. single: answers to other prompts, learned from too.
+
+    ended: see `predicted`; these answers are not judged.
+    """
     prompts = [Drawn(line, np.array(line["lengths"], dtype=np.float64)) for line in lines]
-    quantiles = predicted(prompts, single, seed)
+    quantiles = predicted(prompts, single, seed, ended)
+    prompts = [one.behind(ended) for one in prompts]
     report: dict[str, Any] = {"trained_on_single_answers": len(single), "temperatures": {}}
     for temperature in sorted({float(line["temperature"]) for line in lines}, reverse=True):
         chosen = [place for place, one in enumerate(prompts) if one.line["temperature"] == temperature]
@@ -260,14 +279,17 @@ def main() -> None:
     parser.add_argument(
         "--sources-as-clients", action="store_true", help="prompts of one source come from one caller"
     )
+    parser.add_argument("--ended", type=int, default=0, help="answers of each prompt's caller that ended")
     options = parser.parse_args()
+    least = LEAST_SIBLINGS + options.ended
     lines = with_prompts(
-        [line for line in drawn(options.draws) if len(line["lengths"]) > LEAST_SIBLINGS], options.prompts
+        [line for line in drawn(options.draws) if len(line["lengths"]) > least], options.prompts
     )
     as_clients = options.sources_as_clients
     single = other_answers(options.prompts, options.lengths, lines, sources_as_clients=as_clients)
-    lines = [{**line, "client": line["source"] if as_clients else ""} for line in lines]
-    report = measure(lines, single, options.seed)
+    caller = "source" if as_clients else "id" if options.ended else None
+    lines = [{**line, "client": line[caller] if caller else ""} for line in lines]
+    report = measure(lines, single, options.seed, options.ended)
     options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     draw_picture(report, options.output.with_suffix(".png"))
     print(table_of(report))

@@ -1,100 +1,176 @@
 """What predictions of real answers are worth in virtual time: the share of perfect lengths' gain over none.
 
     python -m bench.length_worth DRAWS.jsonl SIGNAL.json -o WORTH.json [--profile L20_LLAMA2_13B.csv]
+    python -m bench.length_worth DRAWS.jsonl SIGNAL.json -o WORTH.json --mix sharegpt-like --mix AZURE.csv
 
 DRAWS.jsonl: answers (`bench.length_draws`). SIGNAL.json: what `bench.length_signal` predicted of each prompt
 by models that had seen no answer to it. Llama2-13B on four L20; requests are drawn from the answers, all at
 once. `text` knows the prompt's text when a request comes; `signal` learns what the model's state tells
 with its first token; `siblings` knows the quantiles of the prompt's other answers: nearly the best there is.
+
+With --mix requests are drawn from that workload, and told what was told of the real answer with the same rank
+among real answers (`bench/length_carry.py`). With --cut N no answer has more than N tokens, and all know it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
 
+from bench.length_carry import TOLD, Answers, ranked
 from bench.length_draws import drawn
 from simulator.offline import PipelineSpec, run_offline
 from simulator.predictions import Predict, Quantiles
 from tidepipe_common.latency.files import read_shape
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.profile_file import read_profile
+from tidepipe_common.lengths.distribution import Floats
 from tidepipe_common.lengths.request import LEVELS
+from workloads.files import open_workload
 from workloads.mixes import SimRequest, Workload
 
-P50, P90 = LEVELS.index(0.5), LEVELS.index(0.9)
+LIMIT = 512
+"""max_tokens of the real answers."""
+LONGEST = 2048
+"""Tokens of one request at most, and twice those of a prompt."""
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "auto": ("auto", {}),
     "td-pipe": ("td-pipe", {}),
     "hybrid by forecast": ("hybrid", {"occupancy": 0.0}),
 }
+KINDS: dict[str, tuple[str | None, str | None]] = {
+    "none": (None, None),
+    "plain quantile": ("plain", None),
+    "text": ("text", None),
+    "text, then signal": ("text", "signal and text"),
+    "siblings": ("siblings", None),
+    "oracle": ("oracle", None),
+}
+"""What is known of a request when it comes, and with its first token."""
 
 
-def predictions(lines: list[dict[str, Any]], predicted: dict[str, Any]) -> dict[str, list[list[Quantiles]]]:
-    """Of each answer of each prompt, by the name of who predicts."""
-    kinds = ("oracle", "siblings", "text", "signal and text", "plain")
-    found: dict[str, list[list[Quantiles]]] = {name: [] for name in kinds}
-    plain = np.quantile(np.concatenate([line["lengths"] for line in lines]), (0.5, 0.9))
-    for line in lines:
-        lengths = np.array(line["lengths"], dtype=np.float64)
-        of_prompt = predicted[line["id"]]
-        siblings = [np.quantile(np.delete(lengths, place), (0.5, 0.9)) for place in range(len(lengths))]
-        found["oracle"].append([(one, one) for one in lengths.tolist()])
-        found["siblings"].append([(float(p50), float(p90)) for p50, p90 in siblings])
-        found["plain"].append([(float(plain[0]), float(plain[1]))] * len(lengths))
-        for name in ("text", "signal and text"):
-            row = of_prompt[name]
-            found[name].append([(row[P50], row[P90])] * len(lengths))
-    return found
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Requests, and what each predictor says of them."""
+
+    workload: Workload
+    told: dict[str, list[Quantiles]]
+
+    def quality(self) -> dict[str, dict[str, float]]:
+        """Of each predictor: mean error of the median, tokens, and what its quantiles cover."""
+        lengths = np.array([one.output_tokens for one in self.workload.requests])
+        rows = {}
+        for name, found in self.told.items():
+            p50, p90 = np.array(found).T
+            rows[name] = {
+                "mae": float(np.abs(lengths - p50).mean()),
+                "p50_covers": float((lengths <= p50).mean()),
+                "p90_covers": float((lengths <= p90).mean()),
+            }
+        return rows
 
 
-def measure(lines: list[dict[str, Any]], predicted: dict[str, Any], options: argparse.Namespace) -> Any:
-    """Output tokens/s by system and predictor, means over seeds; and shares."""
-    profile = read_profile(options.profile) if options.profile else None
-    spec = PipelineSpec(read_shape("llama2-13b"), hardware("l20"), 4, profile, 2048)
-    known = predictions(lines, predicted)
-    places = [(row, column) for row, line in enumerate(lines) for column in range(len(line["lengths"]))]
+def quantiles(lines: list[dict[str, Any]], predicted: dict[str, Any]) -> dict[str, Floats]:
+    """(answers, LEVELS) tokens, by the name of who predicts."""
+    sizes = [len(line["lengths"]) for line in lines]
+    plain = np.quantile(np.concatenate([line["lengths"] for line in lines]), LEVELS)
+    return {
+        "plain": np.tile(plain, (sum(sizes), 1)),
+        **{
+            name: np.repeat([predicted[line["id"]][name] for line in lines], sizes, axis=0)
+            for name in ("text", "signal and text")
+        },
+        "siblings": np.array(
+            [
+                np.quantile(np.delete(line["lengths"], place), LEVELS)
+                for line in lines
+                for place in range(len(line["lengths"]))
+            ]
+        ),
+    }
 
-    def run(system: str, first: str | None, then: str | None, seed: int) -> tuple[float, float]:
-        drawn_places = np.random.default_rng(seed).choice(len(places), options.requests)
-        chosen = [places[int(place)] for place in drawn_places]
+
+class Draws:
+    """Requests drawn from the real answers, or from another mix."""
+
+    def __init__(self, lines: list[dict[str, Any]], known: dict[str, Floats], count: int) -> None:
+        """known: see `quantiles`. count: of requests."""
+        self._lines, self._known, self._count = lines, known, count
+
+    def real(self, seed: int) -> Draw:
+        """With repetition."""
+        places = [(line["prompt_tokens"], length) for line in self._lines for length in line["lengths"]]
+        chosen = np.random.default_rng(seed).choice(len(places), self._count)
         requests = tuple(
-            SimRequest(lines[row]["prompt_tokens"], max(1, lines[row]["lengths"][column]), 512, 0.0)
-            for row, column in chosen
+            SimRequest(prompt, max(1, length), LIMIT)
+            for prompt, length in (places[int(place)] for place in chosen)
         )
+        told: dict[str, list[Quantiles]] = {
+            name: [(p50, p90) for p50, p90 in rows[chosen][:, TOLD].tolist()]
+            for name, rows in self._known.items()
+        }
+        return _with_oracle(Workload("real answers", requests), told)
+
+    def carried(self, source: str, cut: int, seed: int) -> Draw:
+        """Of that mix. cut: tokens of an answer at most; 0: as many as it has."""
+        mix = open_workload(source, self._count, seed).within(LONGEST // 2, LONGEST).sample(self._count, seed)
+        errors = ranked(Answers.of(self._lines), self._known, "signal and text", seed)
+        outputs = [one.output_tokens for one in mix.requests]
+        told = errors.predictions(outputs, np.random.default_rng([seed, 1]))
+        if cut:
+            mix = replace(
+                mix,
+                requests=tuple(
+                    replace(one, output_tokens=min(one.output_tokens, cut), max_tokens=cut)
+                    for one in mix.requests
+                ),
+            )
+            told = {name: [_cut(one, cut) for one in rows] for name, rows in told.items()}
+        return _with_oracle(mix, told)
+
+
+def _with_oracle(workload: Workload, told: dict[str, list[Quantiles]]) -> Draw:
+    lengths = [float(one.output_tokens) for one in workload.requests]
+    return Draw(workload, {**told, "oracle": [(one, one) for one in lengths]})
+
+
+def _cut(one: Quantiles, limit: int) -> Quantiles:
+    return one and (min(one[0], limit), min(one[1], limit))
+
+
+def measure(draws: list[Draw], systems: list[str], profile: Path | None) -> Any:
+    """Output tokens/s by system and predictor, means over draws (one a seed); and shares."""
+    measured = read_profile(profile) if profile else None
+    spec = PipelineSpec(read_shape("llama2-13b"), hardware("l20"), 4, measured, LONGEST)
+
+    def run(system: str, first: str | None, then: str | None, seed: int) -> dict[str, float]:
+        draw = draws[seed - 1]
 
         def told(name: str | None) -> Predict:
-            return lambda *_: [None if name is None else known[name][row][column] for row, column in chosen]
+            return lambda requests, _: [None] * len(requests) if name is None else draw.told[name]
 
         policy, knobs = SYSTEMS[system]
-        workload = Workload("real answers", requests)
         refine = told(then) if then else None
-        result = run_offline(spec, policy, workload, told(first), seed, knobs, refine=refine).result
-        return result.output_tokens_per_s, float(result.preemptions)
+        result = run_offline(spec, policy, draw.workload, told(first), seed, knobs, refine=refine).result
+        return {
+            "output_tokens_per_s": result.output_tokens_per_s,
+            "preemptions": float(result.preemptions),
+            "kv_used_mean": result.kv_used_mean,
+        }
 
-    kinds: dict[str, tuple[str | None, str | None]] = {
-        "none": (None, None),
-        "plain quantile": ("plain", None),
-        "text": ("text", None),
-        "text, then signal": ("text", "signal and text"),
-        "siblings": ("siblings", None),
-        "oracle": ("oracle", None),
-    }
     report: dict[str, Any] = {}
-    for system in options.systems.split(","):
+    for system in systems:
         rows: dict[str, Any] = {}
-        for kind, (first, then) in kinds.items():
-            runs = [run(system, first, then, seed) for seed in range(1, options.seeds + 1)]
-            rows[kind] = {
-                "output_tokens_per_s": mean(one for one, _ in runs),
-                "preemptions": mean(one for _, one in runs),
-                "by_seed": [one for one, _ in runs],
-            }
+        for kind, (first, then) in KINDS.items():
+            runs = [run(system, first, then, seed) for seed in range(1, len(draws) + 1)]
+            rows[kind] = {name: mean(one[name] for one in runs) for name in runs[0]}
+            rows[kind]["by_seed"] = [one["output_tokens_per_s"] for one in runs]
             gain = rows[kind]["output_tokens_per_s"] - rows["none"]["output_tokens_per_s"]
             rows[kind]["gain"] = gain
             print(system, kind, rows[kind], flush=True)
@@ -117,11 +193,27 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--systems", default=",".join(SYSTEMS))
+    parser.add_argument(
+        "--mix", action="append", default=[], help="a workload, by name or file; may come again"
+    )
+    parser.add_argument("--cut", type=int, default=0, help="of answers of a mix, tokens; 0: none")
     options = parser.parse_args()
     predicted = json.loads(options.signal.read_text(encoding="utf-8"))["predictions"]
     lines = [line for line in drawn(options.draws) if line["id"] in predicted]
-    report = {"requests": options.requests, "systems": measure(lines, predicted, options)}
-    options.output.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    draws = Draws(lines, quantiles(lines, predicted), options.requests)
+    report: dict[str, Any] = {"requests": options.requests}
+    for source in options.mix or ["real answers"]:
+        print(source, flush=True)
+        found = [
+            draws.carried(source, options.cut, seed) if options.mix else draws.real(seed)
+            for seed in range(1, options.seeds + 1)
+        ]
+        name = f"{Path(source).stem}{f', cut at {options.cut}' if options.cut else ''}"
+        report[name] = {
+            "quality": found[0].quality(),
+            "systems": measure(found, options.systems.split(","), options.profile),
+        }
+        options.output.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

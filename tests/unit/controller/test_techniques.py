@@ -258,6 +258,30 @@ def test_order_starts_long_ones_in_time_and_mixes_all_lengths() -> None:
     assert max(ordered[-50:]) < 500
 
 
+def test_order_counts_the_long_outputs_that_medians_do_not_know() -> None:
+    """Of equal medians those go first that may become long, as far as their limits allow."""
+
+    def ordered(doubtful: float, limit: int) -> tuple[list[bool], float]:
+        state = PipelineState(SchedulerConfig(context_length=4000, eos_token_ids=()))
+        state.start_epoch(4, 4000, 4)
+        line = []
+        for number in range(400):
+            one = sequence(f"s{number:03d}", 50, limit=limit)
+            one.predicted_p50, one.predicted_p90 = 100.0, doubtful if number % 2 else 100.0
+            line.append(one)
+        state.waiting.add(line)
+        order = FinishTogether()
+        order.apply(state)
+        return [one.predicted_p90 != 100.0 for one in state.waiting], order.tokens_per_round
+
+    certain, rate = ordered(100.0, 2000)
+    doubtful, slower = ordered(800.0, 2000)
+    assert not any(certain) and sum(doubtful[-100:]) < 10
+    assert slower < 0.5 * rate
+    limited, alike = ordered(800.0, 100)
+    assert alike > 0.85 * rate and sum(limited[-100:]) > 50
+
+
 def test_with_memory_for_all_prompts_are_spread_over_the_longest_output() -> None:
     """More tokens a step than that would only make the drain longer, in which a few outputs are left."""
     state = PipelineState(SchedulerConfig(context_length=8000, eos_token_ids=()))
