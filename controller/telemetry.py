@@ -199,3 +199,8 @@ def _hand_over_metrics(scheduler: Scheduler, label: dict[str, str]) -> Iterable[
     yield total(f"{name}_found_blocks", "Not sent: their content was here.", stats.found_blocks, **label)
     yield total(f"{name}_expired", "Grants that ended by time.", stats.expired, **label)
     yield gauge(f"{name}_bytes_per_second", "Rate expected of fetches.", transfer.bytes_per_s, **label)
+    loans, name = scheduler.hand_over.loans.stats, "tidepipe_prefix_loans"
+    yield total(f"{name}_lent", "Beginnings that others could fetch.", loans.lent, **label)
+    yield total(f"{name}_borrowed", "Beginnings that were fetched.", loans.borrowed, **label)
+    yield total(f"{name}_borrowed_tokens", "Of these beginnings.", loans.borrowed_tokens, **label)
+    yield total(f"{name}_in_vain", "Sequences that waited for one in vain.", loans.in_vain, **label)

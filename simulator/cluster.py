@@ -39,7 +39,7 @@ from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.shedding import WAIT_SHARE
 from router.scheduler.view import InstanceFacts
 from simulator.job import Job
-from simulator.transfers import Arriving, Left, Ways
+from simulator.transfers import NOT_FETCHED, Arriving, Left, Ways
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.settings.defaults import ROUTING_WITH_ROLES
@@ -98,6 +98,19 @@ class VirtualInstance(Protocol):
         """Its blocks are here."""
         ...
 
+    def lend(self, job: Job, now: float) -> int:
+        """Keep what is here of a prompt's beginning for another instance: so many tokens."""
+        ...
+
+    def take_back(self, job: Job, now: float) -> None:
+        """Nobody needs that any more."""
+        ...
+
+    def borrow(self, job: Job, tokens: int, now: float) -> None:
+        """A request, of whose beginning another instance lends so much; `arriving` says what is to be
+        fetched, if at all."""
+        ...
+
     def drain(self) -> None:
         """Do all there is."""
         ...
@@ -145,6 +158,8 @@ class ClusterLog:
     scaling: list[ScalingNote] = field(default_factory=list)
     roles: list[tuple[float, RoleMoved]] = field(default_factory=list)
     handed_over: int = 0
+    borrowed: int = 0
+    """Beginnings that were fetched from other instances."""
     instances: list[tuple[float, int]] = field(default_factory=list)
 
 
@@ -293,6 +308,11 @@ class VirtualCluster:
         if self._moves:
             self._move(now)
             return
+        self._pass_quiet_time(now)
+        self._do_later(now)
+
+    def _pass_quiet_time(self, now: float) -> None:
+        """Without sequences that move."""
         busy = len(self._router.pending) > 0 or self._router.scaling is not None or self._starting
         if not busy:
             self._next_tick = now
@@ -300,11 +320,18 @@ class VirtualCluster:
         every = TICK_S if len(self._router.pending) else 10 * TICK_S
         while self._next_tick <= now:
             at = self._next_tick
+            self._do_later(at)
             while self._starting and self._starting[0][0] <= at:
                 self._join(heapq.heappop(self._starting)[1], at)
             self._report(at)
             self._hear(Tick(), at)
             self._next_tick = at + every
+
+    def _do_later(self, until: float) -> None:
+        """What is due by then, in turn."""
+        while self._later and self._later[0][0] <= until:
+            when, _, do = heapq.heappop(self._later)
+            do(when)
 
     def _report(self, now: float) -> None:
         for name, instance in list(self._instances.items()):
@@ -328,15 +355,13 @@ class VirtualCluster:
     @property
     def _moving(self) -> bool:
         """Is there anything left that may move?"""
-        return self._moves and (bool(self._later) or any(len(one) for one in self._instances.values()))
+        return bool(self._later) or (self._moves and any(len(one) for one in self._instances.values()))
 
     def _move(self, now: float) -> None:
         """Time passes up to now, in steps in which first tokens are told and sequences move."""
         while self._next_tick <= now:
             at = self._next_tick
-            while self._later and self._later[0][0] <= at:
-                when, _, do = heapq.heappop(self._later)
-                do(when)
+            self._do_later(at)
             while self._starting and self._starting[0][0] <= at:
                 self._join(heapq.heappop(self._starting)[1], at)
             for name, instance in self._instances.items():
@@ -370,7 +395,8 @@ class VirtualCluster:
             self._at(max(now, time_s) + MESSAGE_S, lambda at, job=job: self._go_on(job, name, at))  # type: ignore[misc]
         instance.left.clear()
         for one in instance.arriving:
-            self._fetch(name, one, now)
+            source, _ = self._sources.pop(one.job)
+            self._fetch(name, one, source, now)
         instance.arriving.clear()
 
     def _at(self, time_s: float, do: Callable[[float], None]) -> None:
@@ -385,22 +411,36 @@ class VirtualCluster:
         self.log.handed_over += 1
         self._hear(RequestArrived(replace(request, brought=job.to_compute - 1, wish=wish)), now)
 
-    def _fetch(self, name: str, one: Arriving, now: float) -> None:
-        """Its blocks are sent."""
+    def _fetch(self, name: str, one: Arriving, source: str, now: float, *, lent: bool = False) -> None:
+        """Its blocks are sent. lent: of its beginning only."""
         assert self._ways is not None, "nothing moves without"
-        source, _ = self._sources[one.job]
-        sent = (now, 0.0) if source == name else self._ways.send(
+        sent = (now, 0.0) if one.number == NOT_FETCHED or source == name else self._ways.send(
             number_of(source), number_of(name), one.nbytes, now
         )  # fmt: skip
-        self._at(sent[0] + MESSAGE_S, lambda at: self._fetched(name, one, sent[1], at - now, at))
 
-    def _fetched(self, name: str, one: Arriving, ahead: float, seconds: float, now: float) -> None:
-        source, _ = self._sources.pop(one.job)
-        if (giver := self._instances.get(source)) is not None:
-            giver.release(one.job, now)
-        instance = self._instances[name]
-        instance.advance(now)
-        instance.fetched(one, ahead, seconds, now)
+        def fetched(at: float) -> None:
+            if (giver := self._instances.get(source)) is not None:
+                (giver.take_back if lent else giver.release)(one.job, at)
+            instance = self._instances[name]
+            instance.advance(at)
+            instance.fetched(one, sent[1], at - now, at)
+
+        self._at(sent[0] + MESSAGE_S, fetched)
+
+    def _borrow(self, job: Job, lender: str, name: str, now: float) -> None:
+        """It goes to an instance which fetches its beginning from another one, if that is still there."""
+        giver, taker = self._instances.get(lender), self._instances[name]
+        tokens = 0 if giver is None else giver.lend(job, now)
+        if not tokens:
+            taker.submit(job, now)
+            return
+        taker.borrow(job, tokens, now)
+        for one in taker.arriving:
+            self.log.borrowed += one.number != NOT_FETCHED
+            # The lender is asked before.
+            asked = now + 2 * MESSAGE_S
+            self._fetch(name, one, lender, asked, lent=True)
+        taker.arriving.clear()
 
     # -- what the router wants ----------------------------------------------------------------------
 
@@ -415,6 +455,8 @@ class VirtualCluster:
                 assert choice.instance_id is not None
                 if request.brought:
                     self._instances[choice.instance_id].receive(job, now)
+                elif choice.lender and self._ways is not None:
+                    self._borrow(job, choice.lender, choice.instance_id, now)
                 else:
                     self._instances[choice.instance_id].submit(job, now)
                 if self._moves:

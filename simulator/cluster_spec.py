@@ -26,6 +26,7 @@ class ClusterSpec:
     profile: measured times; None models them (roofline).
     network_gb_s: between nodes, per node; 0 for what is usual beside the device (NETWORK_GB_S).
     node_devices: devices of a node. max_total: see `context`. prefix_caching: as of live instances.
+    kv_transfer: KV blocks go from one instance to another, where that pays.
     """
 
     shape: ModelShape
@@ -38,6 +39,7 @@ class ClusterSpec:
     node_devices: int = 8
     max_total: int = 0
     prefix_caching: bool = True
+    kv_transfer: bool = True
 
     @property
     def context(self) -> int:

@@ -12,6 +12,7 @@ from controller.scheduler.actions import (
     Finish,
     HandedOver,
     PrefixFound,
+    PrefixLent,
     Refused,
     TakenOver,
 )
@@ -21,6 +22,7 @@ from controller.scheduler.events import (
     HandOverAsked,
     LengthPredicted,
     NewSequence,
+    PrefixAsked,
     SequenceCancelled,
     SequencesArrived,
     StagesReady,
@@ -39,19 +41,18 @@ from simulator.job import NOT_YET, ROOT, Job
 from simulator.pipeline import SimulatedStages
 from simulator.simulated_model import GO_ON, STOP, SimulatedModel
 from simulator.slack import as_points
-from simulator.transfers import Arriving, Left
+from simulator.transfers import NOT_FETCHED, Arriving, Left
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import LatencyModel
 from tidepipe_common.latency.transfer import TransferCost
 from tidepipe_common.latency.work import work_of
 from tidepipe_common.settings.defaults import BLOCK_SIZE, ROUTING_WITH_ROLES
-from tidepipe_common.types.kv_transfer import MOST_LEASE_S, KvFetched, KvHandle
+from tidepipe_common.types.kv_transfer import LEASE_S, MOST_LEASE_S, KvFetched, KvHandle
 from tidepipe_common.types.plan import SampledTokens, StepPlan
 from tidepipe_common.types.sampling import SamplingParams
 
 _ACCEPTED = 1 << 30
-_NOT_FETCHED = -1
 
 
 ROLES = "roles"
@@ -131,6 +132,7 @@ class ExactInstance:
         self.ended: list[Job] = []
         self.left: list[Left] = []
         self.arriving: list[Arriving] = []
+        self._lent = 0
         self._token_bytes = transfer.token_bytes
         self._cost = spec.latency()
         self._scheduler = rules.scheduler(spec, self._cost, TransferCost(transfer.bytes_per_s or 1.0))
@@ -139,6 +141,7 @@ class ExactInstance:
         self._stages = SimulatedStages(self._cost, spec.stages, DISPATCH_S, rules.split)
         self._in_flight: deque[_Flight] = deque()
         self._jobs: dict[str, Job] = {}
+        self._brought: set[str] = set()
         self._fresh: set[str] = set()
         self._model = SimulatedModel()
         self._accepted = 0
@@ -149,8 +152,8 @@ class ExactInstance:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def submit(self, job: Job, now: float) -> None:
-        """A request was sent here."""
+    def submit(self, job: Job, now: float, loan: KvHandle | None = None) -> None:
+        """A request was sent here. loan: what another instance lends of its beginning."""
         self.advance(now)
         self._accepted += 1
         name = f"r{job.index}"
@@ -165,9 +168,41 @@ class ExactInstance:
             prefix_root=ROOT.hex(),
             first_token_due=job.arrival + job.slo.ttft_s,
             tpot_s=job.slo.tpot_s,
+            kv=loan,
         )
         self._hear(SequencesArrived((new,)))
         self._hear(LengthPredicted(name, job.expected, 1.5 * job.expected))
+
+    def lend(self, job: Job, now: float) -> int:
+        """Keep what is here of its prompt's beginning for another instance: so many tokens."""
+        self.advance(now)
+        name, keys = f"l{job.index}", job.keys[: (job.prompt - 1) // BLOCK_SIZE]
+        self._lent = 0
+        self._hear(PrefixAsked(name, "aa", job.prompt_ids, ROOT.hex(), LEASE_S, keys))
+        return self._lent
+
+    def take_back(self, job: Job, now: float) -> None:
+        """Nobody needs that any more."""
+        self.advance(now)
+        self._hear(SequenceCancelled(f"l{job.index}"))
+
+    def borrow(self, job: Job, tokens: int, now: float) -> None:
+        """As submit; `arriving` says what is to be fetched, if at all."""
+        last_key = job.keys[tokens // BLOCK_SIZE - 1].hex()
+        self.submit(job, now, self._handle(tokens, LEASE_S, last_key))
+        if not self.arriving:
+            # It is computed, or waits for what comes for another one.
+            self.arriving.append(Arriving(job, 0.0, NOT_FETCHED))
+
+    def _handle(self, computed: int, lease_s: float, last_key: str = "") -> KvHandle:
+        return KvHandle(
+            ticket="aa",
+            block_size=BLOCK_SIZE,
+            computed=computed,
+            block_bytes=round(self._token_bytes * BLOCK_SIZE),
+            lease_s=lease_s,
+            last_key=last_key,
+        )
 
     def leave(self, job: Job, now: float) -> None:
         """It is to go on elsewhere; `left` says when it does."""
@@ -189,6 +224,7 @@ class ExactInstance:
         if job.resumed == NOT_YET:
             self._fresh.add(name)
         self._jobs[name] = job
+        self._brought.add(name)
         self._model.expect(job.index, job.output)
         new = NewSequence(
             name,
@@ -197,13 +233,7 @@ class ExactInstance:
             output=(GO_ON,) * job.generated,
             prefix_root=ROOT.hex(),
             tpot_s=job.slo.tpot_s,
-            kv=KvHandle(
-                ticket="aa",
-                block_size=BLOCK_SIZE,
-                computed=job.to_compute - 1,
-                block_bytes=round(self._token_bytes * BLOCK_SIZE),
-                lease_s=MOST_LEASE_S,
-            ),
+            kv=self._handle(job.to_compute - 1, MOST_LEASE_S),
         )
         self._hear(SequencesArrived((new,)))
         self._hear(LengthPredicted(name, job.expected, 1.5 * job.expected))
@@ -211,7 +241,7 @@ class ExactInstance:
     def fetched(self, one: Arriving, ahead: float, seconds: float, now: float) -> None:
         """Its blocks are here."""
         self.advance(now)
-        if one.number != _NOT_FETCHED:
+        if one.number != NOT_FETCHED:
             self._hear(BlocksFetched(KvFetched(one.number, "", round(one.nbytes), seconds)))
 
     def advance(self, until: float) -> None:
@@ -258,6 +288,7 @@ class ExactInstance:
             policy=found.policy,
             holdings=None if self._holdings is None else self._holdings.next(),
             transfer=KvTransfer(self._token_bytes, self._scheduler.hand_over.transfer.bytes_per_s),
+            fetching=self._scheduler.hand_over.transfer.under_way,
         )
 
     def _hear(self, event: Event) -> None:
@@ -275,9 +306,11 @@ class ExactInstance:
                 case Fetch(fetch_id, sequence_id, handle, _, blocks):
                     nbytes = len(blocks) * handle.block_bytes
                     self.arriving.append(Arriving(self._jobs[sequence_id], nbytes, fetch_id))
-                case TakenOver(sequence_id, 0):
+                case PrefixLent(_, _, _, computed):
+                    self._lent = computed
+                case TakenOver(sequence_id, 0) if sequence_id in self._brought:
                     # Computed here after all, or all of it is here: its blocks are not needed.
-                    self.arriving.append(Arriving(self._jobs[sequence_id], 0.0, _NOT_FETCHED))
+                    self.arriving.append(Arriving(self._jobs[sequence_id], 0.0, NOT_FETCHED))
                 case Finish(sequence_id):
                     self._finished(self._jobs.pop(sequence_id), action.preemptions)
                 case Refused(sequence_id, _, detail):
@@ -312,6 +345,7 @@ class ExactInstance:
             self._token(job, name)
             self._fresh.discard(name)
         self._model.forget(job.index)
+        self._brought.discard(name)
         job.finished = self._now
         job.generated = job.output
         job.preemptions += preemptions

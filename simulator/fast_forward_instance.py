@@ -38,13 +38,14 @@ from controller.scheduler.step_budget import (
     turnover_of,
 )
 from router.scheduler.instance_report import FOREVER, NO_TRANSFER, InstanceReport, KvTransfer, Slack
+from simulator.borrowed import Loans
 from simulator.decode_batch import DecodeBatch
 from simulator.job import NOT_YET, Job
 from simulator.kv_memory import KvMemory
 from simulator.prompts import PromptLine, PromptStep
 from simulator.slack import as_points, decoding_job, decoding_rounds, expected_mean, growth
 from simulator.step_times import StepTimes
-from simulator.transfers import Arriving, Left
+from simulator.transfers import NOT_FETCHED, Arriving, Left
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.transfer import TransferCost
 from tidepipe_common.settings.defaults import BLOCK_SIZE
@@ -104,6 +105,7 @@ class FastForwardInstance:
         self._cost = cost
         self._times = StepTimes(cost, stages)
         self._memory = KvMemory(kv_tokens)
+        self._loans = Loans(self._memory, cost, self._transfer, rules.budget)
         self._holdings: HoldingsReader | None = None
         if rules.tells:
             held = HeldPrefixes(BLOCK_SIZE)
@@ -124,7 +126,8 @@ class FastForwardInstance:
         self._slack_at = -1.0
 
     def __len__(self) -> int:
-        return len(self._line) + len(self._started) + len(self._decode_batch) + self._under_way
+        here = len(self._line) + len(self._started) + len(self._decode_batch)
+        return here + self._under_way + self._loans.waiting
 
     @property
     def unfinished_tokens(self) -> int:
@@ -141,11 +144,17 @@ class FastForwardInstance:
     def submit(self, job: Job, now: float) -> None:
         """A request; its prompt is to be computed."""
         self.advance(now)
+        self._accept(job, now)
+        self._queue(job)
+
+    def _accept(self, job: Job, now: float) -> None:
         self.accepted += 1
         job.submitted = now
+        self._tokens += job.to_compute
+
+    def _queue(self, job: Job) -> None:
         self._line.add(job)
         self._memory.wait(job)
-        self._tokens += job.to_compute
 
     def deliver(self, job: Job, now: float) -> None:
         """A request whose prompt was computed elsewhere; its KV cache is here once there is room."""
@@ -188,6 +197,12 @@ class FastForwardInstance:
 
     def fetched(self, one: Arriving, ahead: float, seconds: float, now: float) -> None:
         """Its blocks are here. ahead: bytes that were under way before them."""
+        if one.number == NOT_FETCHED:
+            return
+        if (waited := self._loans.fetched(one.number, ahead, seconds)) is not None:
+            for job in waited:
+                self._queue(job)
+            return
         self._transfer.observe(one.nbytes, ahead, seconds)
         self._under_way -= 1
         self._coming -= one.job.to_compute
@@ -199,11 +214,34 @@ class FastForwardInstance:
         rounds = self._decode_batch
         return [(job, job.generated + rounds.grown(job)) for job in rounds]
 
+    def lend(self, job: Job, now: float) -> int:
+        """Keep what is here of its prompt's beginning for another instance: so many tokens."""
+        self.advance(now)
+        return self._loans.lend(job)
+
+    def take_back(self, job: Job, now: float) -> None:
+        """Nobody needs that any more."""
+        self._loans.take_back(job)
+
+    def borrow(self, job: Job, tokens: int, now: float) -> None:
+        """A request, of whose beginning another instance lends so much; `arriving` says what is to be fetched
+        for it, if at all."""
+        self.advance(now)
+        self._accept(job, now)
+        others = len(self._started) + len(self._decode_batch)
+        nbytes = self._loans.borrow(job, tokens, self._token_bytes, others, now)
+        if nbytes is None:
+            self._queue(job)
+        number = job.index if nbytes else NOT_FETCHED
+        self.arriving.append(Arriving(job, nbytes or 0, number))
+
     # -- time passes ----------------------------------------------------------------------------------
 
     def advance(self, until: float) -> None:
         """Do everything that begins by then."""
         while self.clock <= until:
+            for job in self._loans.late(self.clock):
+                self._queue(job)
             if self._line and self._compute_prompts():
                 continue
             if self._started:
@@ -370,7 +408,8 @@ class FastForwardInstance:
 
     def check(self) -> None:
         """AssertionError unless its memory is accounted for (for tests)."""
-        self._memory.check([*self._line, *self._started, *self._decode_batch])
+        lent = [*self._lent]
+        self._memory.check([*self._line, *self._started, *self._decode_batch, *lent], self._loans.held)
 
     # -- what the router hears ------------------------------------------------------------------------
 
@@ -410,6 +449,7 @@ class FastForwardInstance:
             policy="auto" if self._rules.paced else "",
             holdings=None if self._holdings is None else self._holdings.next(),
             transfer=KvTransfer(self._token_bytes, self._transfer.bytes_per_s),
+            fetching=self._transfer.under_way,
         )
 
     def reckon_slack(self, now: float) -> tuple[SlackReport | None, int]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from controller.scheduler.awaited import AwaitedKeys
 from controller.scheduler.block_store import BlockStore, HoldingsListener
+from controller.scheduler.grants import Held
 from controller.scheduler.policies.catalog import WATERMARK
 from simulator.job import NOT_YET, Job
 from tidepipe_common.settings.defaults import BLOCK_SIZE
@@ -56,6 +57,29 @@ class KvMemory:
     def listen(self, listener: HoldingsListener) -> None:
         """Who hears what can be found."""
         self._store.listener = listener
+
+    # -- beginnings that travel ---------------------------------------------------------------------
+
+    def find(self, keys: Sequence[bytes]) -> int:
+        """Blocks with the leading keys that are here."""
+        return self._store.find(keys).blocks
+
+    def hold(self, keys: Sequence[bytes], blocks: int) -> Held:
+        """Pin those with these keys, and take others that are to be filled: so many together."""
+        held = Held()
+        self._store.pin(held, self._store.blocks_of(keys))
+        self._store.extend(held, blocks * BLOCK_SIZE)
+        self._store.disown(held)
+        return held
+
+    def seal(self, held: Held, keys: Sequence[bytes], begin: int) -> None:
+        """The blocks from that one on are filled: they are found, and nobody's."""
+        self._store.enter(held.blocks, keys, begin, len(keys))
+        self._store.release(held)
+
+    def let_go(self, held: Held) -> None:
+        """Nobody needs them pinned."""
+        self._store.release(held)
 
     # -- prompts ------------------------------------------------------------------------------------
 
@@ -114,9 +138,10 @@ class KvMemory:
             rest.blocks, outputs.blocks = outputs.blocks[kept:], outputs.blocks[:kept]
             self._store.release(rest)
 
-    def check(self, jobs: Sequence[Job]) -> None:
-        """AssertionError unless all invariants hold, these being all requests (for tests)."""
-        self._store.check([*jobs, self._outputs])
+    def check(self, jobs: Sequence[Job], held: Sequence[Held] = ()) -> None:
+        """AssertionError unless all invariants hold, these being all requests, and all that is held besides
+        (for tests)."""
+        self._store.check([*jobs, *held, self._outputs])
 
     def _enter(self, job: Job, computed: int) -> None:
         full = computed // BLOCK_SIZE

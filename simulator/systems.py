@@ -8,7 +8,7 @@ from itertools import product
 
 from controller.scheduler.policies.catalog import ROUTING, Knobs, step_knob
 from controller.scheduler.policies.catalog import default_knobs as default_settings
-from router.scheduler.instance_report import KvTransfer
+from router.scheduler.instance_report import NO_TRANSFER, KvTransfer
 from router.scheduler.policies.arrow import LOW
 from router.scheduler.routing_scheduler import OverallConfig
 from simulator.cluster import ClusterRules, VirtualCluster, VirtualInstance, number_of
@@ -218,7 +218,7 @@ def cluster_of(
         tells=routes.knows,
     )
     cost, kv_tokens = spec.latency(), spec.kv_tokens()
-    transfer = KvTransfer(token_bytes(spec), spec.network_bytes_per_s)
+    transfer = KvTransfer(token_bytes(spec), spec.network_bytes_per_s) if spec.kv_transfer else NO_TRANSFER
 
     def make(name: str, born: float) -> VirtualInstance:
         if exact:

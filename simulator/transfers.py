@@ -35,8 +35,11 @@ class Left(NamedTuple):
     job: Job
 
 
+NOT_FETCHED = -1
+
+
 class Arriving(NamedTuple):
-    """A request whose blocks are to be fetched. number: of the fetch, where that matters."""
+    """A request whose blocks are to be fetched. number: of the fetch; NOT_FETCHED: they are not needed."""
 
     job: Job
     nbytes: float

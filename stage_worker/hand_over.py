@@ -79,7 +79,7 @@ class KvTransfers:
         self._access = access
         self._kv_blocks = kv_blocks
         self._report = report
-        self._grants: dict[str, tuple[int, ...]] = {}
+        self._grants: dict[str, KvGrant] = {}
         self._revoked: OrderedDict[str, None] = OrderedDict()
         self._granting = Notifier()
         self._sources = BlockSources(max_message_bytes)
@@ -87,7 +87,8 @@ class KvTransfers:
         self._serving = asyncio.Semaphore(AT_ONCE)
         self._fetching = asyncio.Semaphore(AT_ONCE)
         self._steps_done = 0
-        self._stepped = asyncio.Event()
+        self._stepped = Notifier()
+        self._await_steps = 0
         self.sent_bytes = 0
         self.received_bytes = 0
 
@@ -116,14 +117,22 @@ class KvTransfers:
             raise ValueError(f"more than {MOST_GRANTS} grants at a time")
         if any(not 0 <= block < self._kv_blocks for block in grant.blocks):
             raise ValueError("a grant names blocks that the pool does not have")
-        self._grants[grant.ticket] = grant.blocks
+        self._grants[grant.ticket] = grant
 
     def step_done(self, step_id: int) -> None:
         """All steps up to this one have left the compute thread."""
         self._steps_done = step_id
-        if self._tasks:
-            stepped, self._stepped = self._stepped, asyncio.Event()
-            stepped.set()
+        if self._await_steps:
+            self._stepped.notify_all()
+
+    async def _until_done(self, step_id: int) -> None:
+        """Return when that step, and all before it, have left the compute thread."""
+        self._await_steps += 1
+        try:
+            while self._steps_done < step_id:
+                await self._stepped.next().wait()
+        finally:
+            self._await_steps -= 1
 
     async def close(self) -> None:
         """End all of it; returns when nothing is written any more."""
@@ -140,7 +149,8 @@ class KvTransfers:
         """The blocks that are asked for. IncompatibleError, InvalidRequestError."""
         access, ticket = self._access, wanted.ticket
         await self._until_granted(ticket)
-        blocks = self._granted(ticket)
+        await self._until_done(self._granted(ticket).after_step)
+        blocks = self._granted(ticket).blocks
         if access is None or access.layout != wanted.layout:
             ours = "none" if access is None else access.layout
             raise IncompatibleError(f"KV blocks are laid out as {ours} here, as {wanted.layout} there")
@@ -174,11 +184,11 @@ class KvTransfers:
                 while ticket not in self._grants and ticket not in self._revoked:
                     await self._granting.next().wait()
 
-    def _granted(self, ticket: str) -> tuple[int, ...]:
-        blocks = self._grants.get(ticket)
-        if blocks is None:
+    def _granted(self, ticket: str) -> KvGrant:
+        grant = self._grants.get(ticket)
+        if grant is None:
             raise IncompatibleError("the grant of these KV blocks is over, or never was")
-        return blocks
+        return grant
 
     # -- fetching -----------------------------------------------------------------------------------
 
@@ -186,8 +196,7 @@ class KvTransfers:
         began, error, nbytes = time.monotonic(), "", 0
         try:
             async with asyncio.timeout(fetch.timeout_s), self._fetching:
-                while self._steps_done < fetch.after_step:
-                    await self._stepped.wait()
+                await self._until_done(fetch.after_step)
                 nbytes = await self._fetch(fetch)
         except TimeoutError:
             error = f"not here within {fetch.timeout_s:.1f} s"

@@ -30,11 +30,12 @@ def report_to_wire(
     incarnation: str,
     serving: bool,
     accepted: int,
-    transfer: tuple[float, float] | None = None,
+    transfer: tuple[float, float, float] | None = None,
 ) -> pb.InstanceReport:
     """Domain to protobuf. holdings: None if blocks are not reused here.
 
-    transfer: bytes of a token, and rate of the way in, for blocks that come here; None: none do.
+    transfer: bytes of a token, rate of the way in, and bytes on their way, for blocks that come here; None:
+        none do.
     """
     slack = report.slack
     return pb.InstanceReport(
@@ -62,7 +63,7 @@ def report_to_wire(
         holdings=None if holdings is None else holdings_to_wire(holdings),
         kv_transfer=None
         if transfer is None
-        else pb.KvTransfer(token_bytes=transfer[0], bytes_per_s=transfer[1]),
+        else pb.KvTransfer(token_bytes=transfer[0], bytes_per_s=transfer[1], under_way_bytes=transfer[2]),
     )
 
 

@@ -15,8 +15,8 @@ from controller.api.report import WAIT_BETWEEN_S, interval_s
 from controller.scheduler.actions import Refusal, Refused
 from controller.scheduler.events import NewSequence
 from tidepipe.v1 import controller_pb2, controller_pb2_grpc, timeline_pb2, timeline_pb2_grpc
-from tidepipe_common.codec.controller import check_spec
-from tidepipe_common.codec.kv_transfer import handle_from_wire, lease_from_wire
+from tidepipe_common.codec.controller import check_loan, check_spec
+from tidepipe_common.codec.kv_transfer import handle_from_wire, handle_to_wire, lease_from_wire
 from tidepipe_common.codec.prompt import prompt_from_wire
 from tidepipe_common.codec.sampling import sampling_from_wire
 from tidepipe_common.errors import InvalidRequestError
@@ -24,6 +24,7 @@ from tidepipe_common.notifier import Notifier
 from tidepipe_common.prefix import INLINE_TOKENS, adapter_root, block_keys
 from tidepipe_common.rpc.results import ResultsHub, stream_results
 from tidepipe_common.rpc.server import RpcServer
+from tidepipe_common.types.kv_transfer import KvHandle
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -97,6 +98,12 @@ class SequencesServicer(controller_pb2_grpc.ControllerServiceServicer):
         """Have sequences go on elsewhere; False if the instance cannot."""
         return False
 
+    def _lend(
+        self, request: controller_pb2.LendPrefixRequest, prefix_root: str, keys: Sequence[bytes]
+    ) -> KvHandle | None:
+        """Keep the blocks of a beginning for others; None if the instance cannot."""
+        return None
+
     def _teller(self, router_id: str) -> Teller:
         raise NotImplementedError
 
@@ -143,6 +150,23 @@ class SequencesServicer(controller_pb2_grpc.ControllerServiceServicer):
                 f"{self._instance_id} hands no sequence over, its KV blocks stay",
             )
         return controller_pb2.ExportSequencesResponse()
+
+    async def LendPrefix(  # noqa: N802
+        self, request: controller_pb2.LendPrefixRequest, context: Context
+    ) -> controller_pb2.LendPrefixResponse:
+        """See controller.proto."""
+        check_loan(request)
+        root, size = adapter_root(request.prefix_root, request.adapter), self._key_blocks()
+        keys: Sequence[bytes] = ()
+        if size and root and len(request.prompt_token_ids) > INLINE_TOKENS:
+            keys = await asyncio.to_thread(block_keys, root, tuple(request.prompt_token_ids), size)
+        handle = self._lend(request, root.hex(), keys)
+        if handle is None:
+            await context.abort(
+                grpc.StatusCode.UNIMPLEMENTED, f"{self._instance_id} lends nothing, its KV blocks stay"
+            )
+            raise AssertionError("it is aborted")
+        return controller_pb2.LendPrefixResponse(kv=handle_to_wire(handle))
 
     async def WatchResults(  # noqa: N802
         self, request: controller_pb2.WatchResultsRequest, context: Context

@@ -15,10 +15,12 @@ from controller.scheduler.holdings import HoldingsReader
 from controller.scheduler.report import instance_report, step_costs
 from tidepipe.v1 import controller_pb2, timeline_pb2, timeline_pb2_grpc
 from tidepipe_common.codec.adapters import adapters_to_wire
+from tidepipe_common.codec.kv_transfer import lease_from_wire
 from tidepipe_common.codec.offer import add_offer
 from tidepipe_common.codec.timeline import timeline_to_wire
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.settings.instance import InstanceSettings
+from tidepipe_common.types.kv_transfer import KvHandle
 from tidepipe_common.types.plan import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
@@ -57,6 +59,14 @@ class ControllerServicer(SequencesServicer):
             return False
         self._instance.export(sequence_ids, lease_s)
         return True
+
+    def _lend(
+        self, request: controller_pb2.LendPrefixRequest, prefix_root: str, keys: Sequence[bytes]
+    ) -> KvHandle | None:
+        if not self._instance.hands_over:
+            return None
+        lease_s = lease_from_wire(request.lease_ms)
+        return self._instance.lend(request.loan_id, request.prompt_token_ids, prefix_root, keys, lease_s)
 
     def _key_blocks(self) -> int:
         config = self._instance.scheduler.config

@@ -52,9 +52,16 @@ class KvPort:
         return KvLayout(about.fingerprint, about.dtype, layouts.pop(), self._block_size, size)
 
     def handle(
-        self, about: StageAbout | None, epoch: int, ticket: str, computed: int, lease_s: float, reason: str
+        self,
+        about: StageAbout | None,
+        epoch: int,
+        ticket: str,
+        computed: int,
+        lease_s: float,
+        reason: str,
+        last_key: str = "",
     ) -> KvHandle:
-        """What another instance needs to take granted blocks over."""
+        """What another instance needs to take granted blocks over. last_key: of a loan."""
         ours = self.layout(about)
         stages = tuple(
             KvStage(stage.address, *stage.account.layers, epoch) for stage in self._stages if ours.layout
@@ -71,6 +78,7 @@ class KvPort:
             lease_s=lease_s,
             stages=stages,
             reason=reason,
+            last_key=last_key,
         )
 
     def order(self, orders: KvOrders) -> None:

@@ -28,6 +28,7 @@ from controller.scheduler.actions import (
     PhaseSwitched,
     Preempted,
     PrefixFound,
+    PrefixLent,
     PromptRead,
     Refused,
     TakenOver,
@@ -39,6 +40,7 @@ from controller.scheduler.events import (
     LengthPredicted,
     NewSequence,
     PolicyChosen,
+    PrefixAsked,
     PrefixCacheCleared,
     SequenceCancelled,
     SequencesArrived,
@@ -254,6 +256,22 @@ class LiveInstance:
         self._handle(HandOverAsked(asked, lease_s, "asked by its router"))
         self.changed.notify_all()
 
+    def lend(
+        self, loan_id: str, prompt: Sequence[int], prefix_root: str, keys: Sequence[bytes], lease_s: float
+    ) -> KvHandle:
+        """Keep what is here of a prompt's beginning for another instance to fetch; without a ticket: nothing
+        is. keys: of its first blocks, as far as they were reckoned."""
+        ticket = secrets.token_hex(16) if self.serving and self.hands_over else ""
+        asked = PrefixAsked(loan_id, ticket, tuple(prompt), prefix_root, lease_s, keys)
+        (lent,) = [action for action in self._handle(asked) if isinstance(action, PrefixLent)]
+        self.changed.notify_all()
+        port, body = self.body.kv, self.body
+        if not lent.ticket or port is None:
+            return KvHandle(reason=str(lent.reason))
+        return port.handle(
+            body.about, body.epoch, lent.ticket, lent.computed, lease_s, str(lent.reason), lent.last_key
+        )
+
     def _fetched(self, fetched: KvFetched) -> None:
         self._handle(BlocksFetched(fetched))
         self.changed.notify_all()
@@ -298,12 +316,16 @@ class LiveInstance:
             await asyncio.sleep(0.05)
 
     @property
-    def transfer(self) -> tuple[float, float] | None:
-        """Bytes of a token's KV, and rate of the way on which it comes here; None: none does."""
+    def transfer(self) -> tuple[float, float, float] | None:
+        """Bytes of a token's KV, rate of the way on which it comes here, and bytes that are on it; None: none
+        comes."""
         port = self.body.kv
+        if self.scheduler.hand_over.rule.mode == "never":
+            return None
         if port is None or not (token_bytes := port.token_bytes):
             return None
-        return token_bytes, self.scheduler.hand_over.transfer.bytes_per_s
+        transfer = self.scheduler.hand_over.transfer
+        return token_bytes, transfer.bytes_per_s, float(transfer.under_way)
 
     @property
     def _wanted(self) -> bool:
@@ -345,7 +367,7 @@ class LiveInstance:
                 self.hub.found(sequence_id, cached_tokens)
             case PromptRead(sequence_id, piece):
                 self.hub.prompt_read(sequence_id, piece.prompt_logprobs_read, piece.vector)
-            case HandedOver() | GrantEnded() | Fetch() | TakenOver():
+            case HandedOver() | PrefixLent() | GrantEnded() | Fetch() | TakenOver():
                 self._carry(action)
             case PhaseSwitched():
                 self.changed.notify_all()
@@ -358,7 +380,7 @@ class LiveInstance:
             case Preempted():
                 log.info("preempted", sequence=action.sequence_id, reason=str(action.reason))
 
-    def _carry(self, action: HandedOver | GrantEnded | Fetch | TakenOver) -> None:
+    def _carry(self, action: HandedOver | PrefixLent | GrantEnded | Fetch | TakenOver) -> None:
         """What concerns sequences that go to other instances, or come from them."""
         port, body = self.body.kv, self.body
         match action:
@@ -371,6 +393,10 @@ class LiveInstance:
                 self._moved(f"{name} went on elsewhere: {reason}")
                 self.hub.finish(SequenceEnd(name, FinishReason.CANCELLED, kv=handle))
                 self.lengths.left(name)
+            case PrefixLent(name, ticket, blocks):
+                log.debug("lent", loan=name, with_blocks=bool(ticket), reason=str(action.reason))
+                if ticket and port is not None:
+                    port.order(KvOrders(grants=(KvGrant(ticket, blocks, action.after_step),)))
             case GrantEnded(ticket, why):
                 log.debug("blocks that were handed over are free", reason=why)
                 if port is not None:

@@ -120,6 +120,24 @@ class HandedOver:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixLent:
+    """The beginning of a prompt that another instance may fetch.
+
+    ticket: as of HandedOver; empty: nothing is lent. computed: positions in the blocks. last_key: of the last
+    one, hexadecimal. after_step: steps up to this one may still be computing them.
+    """
+
+    loan_id: str
+    ticket: str
+    blocks: tuple[int, ...]
+    computed: int
+    last_key: str
+    after_step: int
+    lease_s: float
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
 class GrantEnded:
     """Blocks that were handed out are nobody's any more, before any later step."""
 
@@ -169,6 +187,7 @@ Action = (
     | PromptRead
     | Preempted
     | HandedOver
+    | PrefixLent
     | GrantEnded
     | Fetch
     | TakenOver

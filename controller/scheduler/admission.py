@@ -83,6 +83,16 @@ class WaitingQueue:
             self._urgent += bool(sequence.priority)
         self._line.extend(line)
 
+    def insert(self, sequence: Sequence) -> None:
+        """Among those that came before and after it, as if it had waited here all the time."""
+        line, place = self._line, len(self._line)
+        while place and (line[place - 1].preemptions or line[place - 1].turn <= sequence.turn):
+            place -= 1
+        line.insert(place, sequence)
+        self.prefixes.add(sequence)
+        self._urgent += bool(sequence.priority)
+        self.changes += 1
+
     def expect_again(self) -> None:
         """What they will find is not what it was."""
         line = list(self)

@@ -159,6 +159,10 @@ class BlockStore:
                 used = found
         return Found(found, used)
 
+    def blocks_of(self, keys: Many[bytes]) -> list[int]:
+        """The blocks that have the leading keys."""
+        return [self._places[key] for key in keys[: self.find(keys).blocks]]
+
     def acquire(self, user: BlockUser, keys: Many[bytes]) -> list[BlockUser]:
         """Make the blocks that have the leading keys the first ones of a user that has none yet.
 
@@ -278,6 +282,13 @@ class BlockStore:
             self.below.evicted(key, block)
         if self.listener is not None:
             self.listener.evicted(key, self._depths[block])
+
+    def disown(self, user: BlockUser) -> None:
+        """It pays for none of its blocks any more."""
+        for block in user.blocks[user.shared_blocks :]:
+            self._payers[block] = None
+            self.unpaid += 1
+        user.shared_blocks = len(user.blocks)
 
     def release(self, user: BlockUser) -> None:
         """Take all blocks from a user."""

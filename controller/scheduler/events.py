@@ -78,6 +78,22 @@ class HandOverAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixAsked:
+    """Another instance is to fetch the KV blocks of a prompt's beginning, as far as they are here.
+
+    ticket: what they can be fetched with, for lease_s; empty: nothing can. prefix_root, keys: as of a
+    NewSequence.
+    """
+
+    loan_id: str
+    ticket: str
+    prompt: tuple[int, ...]
+    prefix_root: str
+    lease_s: float
+    keys: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class BlocksFetched:
     """The stages have done with a fetch, or one of them has failed."""
 
@@ -157,6 +173,7 @@ Event = (
     SequencesArrived
     | SequenceCancelled
     | HandOverAsked
+    | PrefixAsked
     | BlocksFetched
     | LengthPredicted
     | StepDone

@@ -11,25 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
-from math import inf
+from dataclasses import dataclass
 
-from controller.scheduler.actions import Fetch, GrantEnded, HandedOver, Reason, TakenOver
-from controller.scheduler.offload import compute_seconds
+from controller.scheduler.actions import Fetch, HandedOver, Reason, TakenOver
+from controller.scheduler.fetch_rule import WHY_FETCHED, FetchRule, timeout_s
+from controller.scheduler.grants import Grants, Held
+from controller.scheduler.loans import Loans
 from controller.scheduler.sequence import Sequence, State
 from controller.scheduler.state import PipelineState
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.transfer import TransferCost
 from tidepipe_common.types.kv_transfer import KvFetched
-
-LEAST_TIMEOUT_S, MOST_TIMEOUT_S = 5.0, 60.0
-"""For a fetch: ten times what it should take, within these."""
-
-
-_WHY_FETCHED = {
-    "auto": "fetching takes less time from all than computing",
-    "always": "whatever can be fetched is",
-}
 
 
 @dataclass(slots=True)
@@ -51,26 +43,11 @@ class HandOverStats:
     expired: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class Held:
-    """Blocks that no sequence of this instance needs, and that nobody may write to."""
-
-    blocks: list[int] = field(default_factory=list)
-    shared_blocks: int = 0
-
-
 @dataclass(slots=True)
 class _Leaving:
     ticket: str
     lease_s: float
     reason: str
-
-
-@dataclass(slots=True)
-class _Grant:
-    ticket: str
-    until: float
-    held: Held
 
 
 @dataclass(slots=True)
@@ -97,27 +74,24 @@ class HandOver:
         mode: auto fetches where computing would take more time, from it and from those who decode here;
             always: whatever can be; never: nothing.
         """
-        self.transfer = transfer
+        self.rule = FetchRule(cost, transfer, mode)
         self.stats = HandOverStats()
-        self._cost = cost
-        self._mode = mode
+        self.grants = Grants()
+        self.loans = Loans(self.rule, self.grants)
         self._leaving: dict[Sequence, _Leaving] = {}
-        self._grants: dict[str, _Grant] = {}
         self._line: list[tuple[float, Sequence]] = []
         self._fetches: dict[int, _Arriving] = {}
-        self._under_way = 0
 
     @property
-    def grants(self) -> int:
-        """Sequences whose blocks others may fetch."""
-        return len(self._grants)
+    def transfer(self) -> TransferCost:
+        """What a fetch takes."""
+        return self.rule.transfer
 
     @property
     def users(self) -> list[Held]:
         """Whoever uses blocks without being a sequence that runs (for checks)."""
-        return [grant.held for grant in self._grants.values()] + [
-            one.held for one in self._fetches.values() if one.held.blocks
-        ]
+        arriving = [one.held for one in self._fetches.values() if one.held.blocks]
+        return self.grants.held + arriving + self.loans.held
 
     @property
     def fetching(self) -> list[Sequence]:
@@ -145,7 +119,7 @@ class HandOver:
     def hand_out(self, sequence: Sequence, state: PipelineState, now: float) -> None:
         """Pin the blocks of one that leaves now, which its end is about to free."""
         leaving = self._leaving.pop(sequence)
-        self._end_grant(sequence.sequence_id, "it was here once more", state)
+        self.release(sequence.sequence_id, state)
         computed = _computed(sequence)
         reusable = not (sequence.silent or sequence.sampling.reads_prompt)
         numbers = {"output": len(sequence.output), "computed": computed}
@@ -156,10 +130,9 @@ class HandOver:
             state.actions.append(HandedOver(sequence.sequence_id, "", (), 0, 0.0, reason))
             return
         blocks = sequence.blocks[: state.allocator.blocks_for(computed)]
-        held = Held()
-        state.allocator.pin(held, blocks)
-        state.admission.shared()
-        self._grants[sequence.sequence_id] = _Grant(leaving.ticket, now + leaving.lease_s, held)
+        self.grants.give(
+            sequence.sequence_id, leaving.ticket, blocks, now + leaving.lease_s, state, lent=False
+        )
         state.actions.append(
             HandedOver(
                 sequence.sequence_id,
@@ -173,21 +146,16 @@ class HandOver:
 
     def release(self, sequence_id: str, state: PipelineState) -> None:
         """Nobody needs the blocks of that one any more."""
-        self._end_grant(sequence_id, "given back", state)
-
-    def _end_grant(self, sequence_id: str, why: str, state: PipelineState) -> None:
-        grant = self._grants.pop(sequence_id, None)
-        if grant is not None:
-            state.actions.append(GrantEnded(grant.ticket, why))
-            state.allocator.release(grant.held)
-            state.admission.shared()
+        self.grants.end(sequence_id, "given back", state)
 
     # -- coming -------------------------------------------------------------------------------------
 
-    def arrive(self, sequence: Sequence, now: float) -> bool:
-        """One that comes with a handle. False: it is to wait like any other."""
+    def arrive(self, sequence: Sequence, state: PipelineState, now: float) -> bool:
+        """One that comes, perhaps with a handle. False: it is to wait like any other."""
+        if self.loans.arrive(sequence, state, now):
+            return True
         handle = sequence.kv
-        if handle is None or self._mode == "never" or not handle.ticket:
+        if handle is None or self.rule.mode == "never" or not handle.ticket:
             sequence.kv = None
             return False
         sequence.state = State.FETCHED
@@ -196,9 +164,8 @@ class HandOver:
 
     def plan(self, state: PipelineState, now: float) -> list[Sequence]:
         """End what is over, and begin what can be; those that are to be computed after all."""
-        for name in [name for name, grant in self._grants.items() if grant.until <= now]:
-            self.stats.expired += 1
-            self._end_grant(name, "its lease has ended", state)
+        self.stats.expired += self.grants.expire(state, now)
+        self.loans.plan(state, now)
         given_up: list[Sequence] = []
         line, self._line = self._line, []
         for index, (until, sequence) in enumerate(line):
@@ -223,16 +190,7 @@ class HandOver:
         begin = found * state.config.block_size
         if computed <= begin:
             return Reason("all of it is here already", {"found": begin})
-        fetch_s = self.transfer.seconds(missing * handle.block_bytes, self._under_way)
-        compute_s = inf
-        if self._cost is not None:
-            compute_s = compute_seconds(self._cost, begin, computed - begin, state.config.prefill_tokens)
-        # A fetch is waited for by one, a prompt's steps by all who decode here.
-        others = len(state.running)
-        if self._mode == "auto" and fetch_s >= (1 + others) * compute_s:
-            numbers = {"fetch_s": fetch_s, "compute_s": compute_s, "others": others, "blocks": missing}
-            return Reason("quicker computed than fetched", numbers)
-        return None
+        return self.rule.against(begin, computed - begin, missing * handle.block_bytes, state)
 
     def _give_up(self, sequence: Sequence, why: Reason, state: PipelineState) -> Sequence:
         sequence.kv = None
@@ -253,9 +211,8 @@ class HandOver:
         if state.tier is not None:
             state.tier.overwritten(blocks)
         nbytes = len(blocks) * handle.block_bytes
-        ahead, self._under_way = self._under_way, self._under_way + nbytes
+        ahead = self.transfer.begin(nbytes)
         predicted = self.transfer.seconds(nbytes, ahead)
-        timeout_s = min(MOST_TIMEOUT_S, max(LEAST_TIMEOUT_S, 10 * predicted))
         self._fetches[sequence.key] = _Arriving(sequence, Held(), nbytes, ahead, found, len(blocks))
         numbers = {"blocks": len(blocks), "found": found, "bytes": nbytes, "predicted_s": predicted}
         state.actions.append(
@@ -266,8 +223,8 @@ class HandOver:
                 found,
                 blocks,
                 state.steps.last_step,
-                timeout_s,
-                Reason(_WHY_FETCHED[self._mode], numbers),
+                timeout_s(predicted),
+                Reason(WHY_FETCHED[self.rule.mode], numbers),
             )
         )
         return True
@@ -275,10 +232,12 @@ class HandOver:
     def fetched(self, news: KvFetched, state: PipelineState) -> tuple[Sequence, int] | None:
         """A fetch has ended: whose, and how many positions are in its blocks; 0: it is to be computed. None:
         nobody waits for it any more."""
+        if self.loans.fetched(news, state):
+            return None
         arriving = self._fetches.pop(news.fetch_id, None)
         if arriving is None:
             return None
-        self._under_way -= arriving.nbytes
+        self.transfer.under_way -= arriving.nbytes
         if not news.error:
             self.transfer.observe(news.nbytes, arriving.ahead, news.seconds)
             self.stats.fetched_blocks += arriving.count
@@ -309,6 +268,7 @@ class HandOver:
         self._leaving.pop(sequence, None)
         if sequence.state is not State.FETCHED:
             return
+        self.loans.ended(sequence)
         self._line = [entry for entry in self._line if entry[1] is not sequence]
         arriving = self._fetches.get(sequence.key) if sequence.key else None
         if arriving is not None:
@@ -319,9 +279,7 @@ class HandOver:
 
     def stages_lost(self, state: PipelineState) -> list[Sequence]:
         """Nothing is held and nothing comes any more; those that came, to be computed."""
-        for grant in self._grants.values():
-            state.allocator.release(grant.held)
-        self._grants.clear()
+        self.grants.stages_lost(state)
         came: list[Sequence] = []
         for arriving in self._fetches.values():
             if arriving.sequence is None:
@@ -330,7 +288,8 @@ class HandOver:
             came.append(self._give_up(arriving.sequence, Reason("stages lost"), state))
             state.unreserve(arriving.sequence)
         self._fetches.clear()
-        self._under_way = 0
+        self.loans.stages_lost(state)
+        self.transfer.under_way = 0
         return came
 
     def still_leaving(self) -> Many[Sequence]:

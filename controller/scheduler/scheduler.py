@@ -24,6 +24,7 @@ from controller.scheduler.events import (
     LengthPredicted,
     NewSequence,
     PolicyChosen,
+    PrefixAsked,
     PrefixCacheCleared,
     SequenceCancelled,
     SequencesArrived,
@@ -149,6 +150,8 @@ class Scheduler:
                     if name in self.sequences
                 ]
                 self.hand_over.leave(asked, event.lease_s, event.reason, self.state)
+            case PrefixAsked():
+                self.hand_over.loans.lend(event, self.state, now)
             case BlocksFetched():
                 self._fetched(event, now)
             case LengthPredicted():
@@ -162,6 +165,7 @@ class Scheduler:
                 self._change_policy(event.name, now)
             case PrefixCacheCleared():
                 self.state.forget_prefixes()
+                self.hand_over.loans.forget_prefixes()
             case Tick():
                 self._expire(now)
         state = self.state
@@ -181,7 +185,7 @@ class Scheduler:
 
     def _arrived(self, arrivals: tuple[NewSequence, ...], now: float) -> None:
         taken = [sequence for arrival in arrivals if (sequence := self._take(arrival, now))]
-        computed = [sequence for sequence in taken if not self.hand_over.arrive(sequence, now)]
+        computed = [sequence for sequence in taken if not self.hand_over.arrive(sequence, self.state, now)]
         self.background.add(sequence for sequence in computed if sequence.background)
         self.state.waiting.add(sequence for sequence in computed if not sequence.background)
         for sequence in taken:

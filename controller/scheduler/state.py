@@ -67,7 +67,7 @@ class PipelineState:
         self.holdings = HeldPrefixes(config.block_size) if config.prefix_caching else None
         self.prompt_pace = PromptPace()
         self.passing_on = PassingOn()
-        self.waiting = WaitingQueue(AwaitedPrefixes(config.block_size, self._find))
+        self.waiting = WaitingQueue(AwaitedPrefixes(config.block_size, self.find))
         self.running: dict[str, Sequence] = {}
         self.prefilling: list[Sequence] = []
         self.seen = SeenLengths()
@@ -144,8 +144,8 @@ class PipelineState:
 
     # -- sequences ----------------------------------------------------------------------------------
 
-    def _find(self, keys: Many[bytes]) -> Found:
-        """In memory, and behind that in the second tier."""
+    def find(self, keys: Many[bytes]) -> Found:
+        """How many leading blocks are here: in memory, and behind that in the second tier."""
         found = self.allocator.find(keys)
         return Found(found.blocks + self._loadable(keys, found.blocks), found.used)
 
@@ -157,7 +157,7 @@ class PipelineState:
 
     def fits(self, candidate: Sequence, beside: int = 0) -> bool:
         """May it be admitted now? beside: sequences that hold blocks and do not run yet."""
-        found = self._find(self.waiting.prefixes.keys_of(candidate))
+        found = self.find(self.waiting.prefixes.keys_of(candidate))
         candidate.expected_cached = found.blocks * self.config.block_size
         return self.admission.fits(candidate, len(self.running) + beside, self.seen.belief, found.used)
 

@@ -24,6 +24,7 @@ from tidepipe_common.codec.controller import (
     spec_to_wire,
     update_from_wire,
 )
+from tidepipe_common.codec.kv_transfer import check_handle, handle_from_wire
 from tidepipe_common.codec.plan import phase_from_wire
 from tidepipe_common.dialects import AUTO, OFF, check_reasoning_parser, dialect_named
 from tidepipe_common.errors import IncompatibleError, InvalidRequestError
@@ -31,6 +32,7 @@ from tidepipe_common.latency.work import PrefillWork, StepCosts
 from tidepipe_common.limits import PIECE_BYTES, SPEC_BYTES
 from tidepipe_common.rpc.called import CALLED_INSTANCE, metadata_text
 from tidepipe_common.rpc.status import translated
+from tidepipe_common.types.kv_transfer import KvHandle
 from tidepipe_common.types.plan import PROTOCOL_VERSION
 from tidepipe_common.types.results import SequenceUpdate
 from tidepipe_common.types.sampling import Pooling
@@ -40,6 +42,8 @@ DESCRIBE_TIMEOUT_S = 1.5
 """Within the time for which a controller waits for its registration."""
 SUBMIT_TIMEOUT_S = 10.0
 CANCEL_TIMEOUT_S = 5.0
+LEND_TIMEOUT_S = 0.5
+"""A first token waits for the answer."""
 WATCH_TIMEOUT_S = 3600.0
 """Streams are renewed now and then, so that no call is without a deadline."""
 MAX_BATCH_SEQUENCES = 256
@@ -127,6 +131,25 @@ class ControllerClient:
             timeout=CANCEL_TIMEOUT_S,
             metadata=self._metadata,
         )
+
+    async def lend(self, loan_id: str, prompt: Sequence[int], root: bytes, adapter: str) -> KvHandle:
+        """Have the KV blocks of a prompt's beginning kept for another instance, until the loan is cancelled
+        like a sequence; without a ticket: nothing is kept. root, adapter: as of the sequence.
+
+        InvalidRequestError: what it answers makes no sense.
+        """
+        reply = await self._stub.LendPrefix(
+            pb.LendPrefixRequest(
+                loan_id=loan_id,
+                prompt_token_ids=prompt,
+                prefix_root=root,
+                adapter=adapter,
+            ),
+            timeout=LEND_TIMEOUT_S,
+            metadata=self._metadata,
+        )
+        check_handle(reply.kv)
+        return handle_from_wire(reply.kv)
 
     async def results(self, begun: Mapping[str, int]) -> AsyncGenerator[Results, None]:
         """News of our sequences. begun: output tokens that we have of each that it may have."""
@@ -335,6 +358,7 @@ def _report(report: pb.InstanceReport, received: float) -> InstanceReport:
         policy=report.policy,
         holdings=holdings_from_wire(report.holdings) if report.HasField("holdings") else None,
         transfer=KvTransfer(report.kv_transfer.token_bytes, report.kv_transfer.bytes_per_s),
+        fetching=report.kv_transfer.under_way_bytes,
     )
 
 

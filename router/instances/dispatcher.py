@@ -426,6 +426,8 @@ class Dispatcher:
         placement = Placement(
             self._name_stay(sequence), sequence, slo=action.request.slo, source=self._sources.pop(key, None)
         )
+        if choice.lender and placement.source is None:
+            placement.ask = self.directory[choice.lender].lend
         if sequence.trace_context:
             placement.span = self._traces.begin(
                 f"run on {choice.instance_id}",

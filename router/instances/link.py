@@ -12,6 +12,7 @@ from typing import Protocol
 import grpc
 import structlog
 
+from router.instances.borrowing import Borrowings
 from router.instances.controller_client import (
     MAX_BATCH_SEQUENCES,
     ControllerClient,
@@ -28,6 +29,7 @@ from tidepipe_common.latency.work import StepCosts
 from tidepipe_common.notifier import Notifier
 from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.rpc.status import TRANSIENT, from_rpc_error, translated
+from tidepipe_common.types.kv_transfer import KvHandle
 from tidepipe_common.types.needs import lacking
 from tidepipe_common.types.results import SequenceEnd, SequenceUpdate
 from tidepipe_common.types.sampling import FinishReason
@@ -155,6 +157,7 @@ class InstanceLink:
         self._handover = HandOver(
             self.client, self._ready, is_here=self._is_here, bounced=self._bounced, refused=self._refused
         )
+        self._borrowings = Borrowings(self._handover.add, self._is_here)
         self._cancellations = Cancellations(self.client, self._ready)
         self._departures = Departures(self.client, self._ready)
 
@@ -231,7 +234,28 @@ class InstanceLink:
         self._routed += 1
         placement.ordinal = self._routed
         self.placements.add(placement)
-        self._handover.add(placement)
+        (self._handover if placement.ask is None else self._borrowings).add(placement)
+
+    async def lend(self, placement: Placement) -> Source | None:
+        """Have the beginning of a sequence kept here for another instance; None: nothing is."""
+        name, sequence = placement.placement_id, placement.sequence
+        source = Source(self.instance_id, KvHandle(), lambda: self._cancellations.add(name))
+        if not (self.connected and self.hands_over):
+            return None
+        try:
+            source.handle = await self.client.lend(
+                name, sequence.prompt, sequence.prefix.root, sequence.adapter
+            )
+        except (grpc.aio.AioRpcError, InvalidRequestError) as error:
+            reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+            self._log.info("lends nothing", sequence=sequence.key, reason=reason)
+            # The call may have arrived all the same.
+            source.release()
+            return None
+        if source.handle.ticket:
+            return source
+        self._log.debug("lends nothing", sequence=sequence.key, reason=source.handle.reason)
+        return None
 
     def withdraw(self, placement: Placement) -> None:
         """Nobody waits for this sequence any more."""
@@ -261,6 +285,7 @@ class InstanceLink:
         """Work until cancelled. IncompatibleError (in a group) if it comes back with another model."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._handover.run())
+            group.create_task(self._borrowings.run())
             group.create_task(self._cancellations.run())
             group.create_task(self._departures.run())
             group.create_task(self._watch_results())

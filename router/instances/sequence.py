@@ -4,7 +4,7 @@ stay at one of them (Placement), and how often it may be lost (RetryBudget)."""
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -200,6 +200,7 @@ class Placement:
     gaps: gaps in a row, without news that fitted. failures: calls that failed for good.
     alone: it is handed over by itself, since a call with it failed. span: of the stay, ended with it.
     source: where its KV blocks are, until it has got further here, or this stay has ended.
+    ask: the instance that may lend its beginning; None: nobody is asked (any more).
     """
 
     placement_id: str
@@ -213,6 +214,7 @@ class Placement:
     alone: bool = False
     span: Span = NO_SPAN
     source: Source | None = None
+    ask: Callable[[Placement], Awaitable[Source | None]] | None = None
 
     def settle(self) -> None:
         """What it brought along is here, or of no use any more."""

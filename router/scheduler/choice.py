@@ -12,11 +12,15 @@ from router.scheduler.view import InstanceView
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A decision that explains itself. instance_id None: the request waits at the macro scheduler."""
+    """A decision that explains itself. instance_id None: the request waits at the macro scheduler.
+
+    lender: the instance that is to lend its beginning to the chosen one; empty: nobody.
+    """
 
     instance_id: str | None
     reason: str
     numbers: Mapping[str, float] = field(default_factory=dict)
+    lender: str = ""
 
 
 class RoutingPolicy(Protocol):

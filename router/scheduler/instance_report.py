@@ -59,7 +59,7 @@ class InstanceReport:
     expected_output: tokens that an answer is expected to have there, whatever it answers; 0: unknown.
     serving: all its stages answer, and it takes new sequences. policy: by which it schedules.
     holdings: what is new of the KV blocks that it can use again; None: it does not.
-    transfer: of KV blocks that come to it from other instances.
+    transfer: of KV blocks that come to it from other instances. fetching: bytes that are on their way to it.
     """
 
     taken: float
@@ -80,3 +80,4 @@ class InstanceReport:
     policy: str = ""
     holdings: PrefixHoldings | None = None
     transfer: KvTransfer = NO_TRANSFER
+    fetching: float = 0.0

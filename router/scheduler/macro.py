@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from router.scheduler.choice import Choice, RoutingPolicy
+from router.scheduler.lending import borrowing, lender_of
+from router.scheduler.policies.catalog import FINDING
 from router.scheduler.policies.moving import MovingPolicy
 from router.scheduler.request import RouteRequest
 from router.scheduler.view import InstanceView
@@ -49,8 +52,16 @@ class MacroInstance:
     def route(self, request: RouteRequest, now: float) -> Choice:
         """Choose, and take note of what was sent."""
         choice = self.policy.choose(request, self.views, now)
-        if choice.instance_id is not None:
-            self.send(request, choice.instance_id, now)
+        chosen, wanted = choice.instance_id, request
+        if chosen is None:
+            return choice
+        if self.policy.name in FINDING:
+            # As the policy has reckoned.
+            wanted = borrowing(request, self._views[chosen], lender_of(request, self.views))
+        if wanted.lender:
+            numbers = {**choice.numbers, "lent_tokens": wanted.lent, "fetch_s": wanted.fetch_s}
+            choice = replace(choice, numbers=numbers, lender=wanted.lender)
+        self.send(wanted, chosen, now)
         return choice
 
     def send(self, request: RouteRequest, instance_id: str, now: float) -> None:

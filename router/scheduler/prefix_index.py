@@ -80,6 +80,10 @@ class PrefixIndex:
             return 0
         return max(_leading(prefix, self._held, stride) * self._key_tokens, self.shared_tokens(prefix))
 
+    def held_tokens(self, prefix: Prefix) -> int:
+        """Of a prompt that begins so, tokens that are there already."""
+        return _leading(prefix, self._held, self._stride) * self._key_tokens if self._held else 0
+
     def shared_tokens(self, prefix: Prefix) -> int:
         """Of these, tokens that others have, too, who were sent there and are not computed yet."""
         return _leading(prefix, self._coming, 1) * self._key_tokens if self._coming else 0

@@ -27,6 +27,8 @@ class RouteRequest:
     needs: what not every instance does; see tidepipe_common/types/needs.py.
     brought: tokens of it whose KV blocks come along from the instance that had it. wish: the instance where
         it is to go on, if that takes it; empty: any.
+    lent: tokens of its beginning that the instance `lender` has, and that the one where it goes fetches from
+        there, in about fetch_s; see lending.py. Other than at that instance these are nobody's business.
     """
 
     request_id: str
@@ -43,6 +45,9 @@ class RouteRequest:
     needs: frozenset[str] = frozenset()
     brought: int = 0
     wish: str = ""
+    lender: str = ""
+    lent: int = 0
+    fetch_s: float = 0.0
 
     @property
     def cost(self) -> float:

@@ -70,6 +70,7 @@ class InstanceView:
     _queued_tokens: int = 0
     _work: PrefillWork = NOTHING
     _kv: int = 0
+    _borrowed: int = 0
     _growth: int = 0
     _tokens: int = 0
     _deadline: float = FOREVER
@@ -161,6 +162,12 @@ class InstanceView:
         return self.status.transfer if self.status else NO_TRANSFER
 
     @property
+    def fetching(self) -> float:
+        """Bytes of KV blocks on their way to it, or that will be for what was sent since the report."""
+        told = self.status.fetching if self.status else 0.0
+        return told + self._borrowed * self.transfer.token_bytes
+
+    @property
     def kv_free(self) -> int:
         """Tokens of KV memory that are free once all that was sent has its prompt in it."""
         return self.status.kv_free - self._kv if self.status else 0
@@ -187,8 +194,13 @@ class InstanceView:
 
     def cached_tokens(self, request: RouteRequest) -> int:
         """Of its prompt, what will be found there, or comes along; one token is always to be computed."""
-        found = max(self.prefixes.cached_tokens(request.prefix), request.brought)
+        found = max(self.prefixes.cached_tokens(request.prefix), request.brought, request.lent)
         return min(found, request.prompt_tokens - 1) if found else 0
+
+    def held_tokens(self, request: RouteRequest) -> int:
+        """Of its prompt, what is there now and can be lent."""
+        held = self.prefixes.held_tokens(request.prefix) if self.status else 0
+        return min(held, request.prompt_tokens - 1) if held else 0
 
     def work_of(self, request: RouteRequest) -> PrefillWork:
         """What its prompt costs there: what is not found, whose attention reads all before it."""
@@ -197,8 +209,11 @@ class InstanceView:
         return PrefillWork(tokens, chunk_pairs(cached, tokens))
 
     def prompt_done_s(self, request: RouteRequest) -> float:
-        """Predicted seconds until its prompt would be computed there: what is left before it, and its own."""
-        return self.facts.prefill.seconds(self.left.plus(self.work_of(request)))
+        """Predicted seconds until its prompt would be computed there: what is left before it, while which
+        blocks are fetched, and its own."""
+        prefill, left = self.facts.prefill, self.left
+        waits = max(0.0, request.fetch_s - prefill.seconds(left)) if request.lent else 0.0
+        return waits + prefill.seconds(left.plus(self.work_of(request)))
 
     def done_s(self, request: RouteRequest) -> float:
         """Predicted seconds until its end there: its prompt, and rounds of all that decode there, itself
@@ -210,7 +225,8 @@ class InstanceView:
         """Predicted seconds that it takes from everybody: its own until its end there, and from each of those
         who are there the time that its prompt takes, and its row in their rounds."""
         others, prefill = self.sequences, self.facts.prefill
-        prompt_s = self.prompt_done_s(request) - prefill.seconds(self.left)
+        # They do not wait for what is fetched.
+        prompt_s = prefill.seconds(self.left.plus(self.work_of(request))) - prefill.seconds(self.left)
         rounds = request.foreseen
         row_s = prefill.round_s(others + 1) - prefill.round_s(others) if others else 0.0
         return self.done_s(request) + others * (prompt_s + rounds * row_s)
@@ -247,6 +263,8 @@ class InstanceView:
         work = self.work_of(request)
         self._unheard.append(_Routed(ordinal, request, work.tokens))
         self._work = self._work.plus(work)
+        if request.lent:
+            self._borrowed += max(0, request.lent - self.prefixes.cached_tokens(request.prefix))
         self._kv += self.kv_of(request) + 1
         self._growth += self.growth_of(request)
         self._tokens += request.prompt_tokens
@@ -255,7 +273,7 @@ class InstanceView:
 
     def _sum_up(self) -> None:
         self._work, self._kv, self._tokens, self._deadline = NOTHING, 0, 0, FOREVER
-        self._growth = 0
+        self._growth = self._borrowed = 0
         again, self._unheard = self._unheard, deque()
         for one in again:
             self.prefixes.unexpect(one.request.prefix)

@@ -1,4 +1,5 @@
-"""kill -9 of either side while sequences travel from one instance to another: all complete, unchanged."""
+"""kill -9 of either side while sequences, or beginnings of prompts, travel from one instance to another: all
+complete, unchanged."""
 
 from __future__ import annotations
 
@@ -20,6 +21,11 @@ SEQUENCES = 20
 TOKENS = 1500
 VICTIMS = os.environ.get("VICTIMS", "stage-worker-1-1,controller-0").split(",")
 """Of a hand-over from instance 0 to instance 1. All four kinds: VICTIMS=stage-worker-0-0,controller-1,.."""
+
+
+LENDING = os.environ.get("LENDING", "stage-worker-0-0").split(",")
+"""Victims while instance 1 borrows from instance 0. Else: stage-worker-1-0, controller-0, controller-1."""
+BEGINNING = 3500
 
 
 class Load:
@@ -84,3 +90,46 @@ async def test_either_side_may_die_while_blocks_are_on_their_way(model_path: obj
             for before, after in pairwise(answers):
                 assert before[1:] == after[:-1], f"answers changed after killing {victim}"
             await admin.drain("instance-0", resume=True)
+
+
+async def test_either_side_may_die_while_a_beginning_is_borrowed(model_path: object) -> None:
+    """Emulated CPUs, whose blocks take a second over the link and five to be computed."""
+    config = ClusterConfig(
+        model=str(model_path),
+        instances=2,
+        executor="emulated",
+        hardware="cpu",
+        network_gbit=0.5,
+        kv_blocks=4000,
+    )
+    async with (
+        LocalCluster(config) as cluster,
+        AsyncClient(cluster.grpc_address) as client,
+        AdminClient(cluster.grpc_address) as admin,
+    ):
+
+        async def ask(number: int, last: int) -> tuple[tuple[int, ...], int]:
+            prompt = [100 + number] * BEGINNING + [last]
+            done = await client.generate(prompt, temperature=0, max_tokens=8, ignore_eos=True)
+            return done.answers[0].token_ids, done.usage.cached_tokens
+
+        async def only(name: str) -> None:
+            """That instance alone takes requests."""
+            other = "instance-1" if name == "instance-0" else "instance-0"
+            await admin.drain(name, resume=True)
+            await admin.drain(other, finish=True)
+
+        for number, victim in enumerate(["", *LENDING]):
+            await only("instance-0")
+            first, _ = await ask(number, 7)
+            await only("instance-1")
+            asked = asyncio.create_task(ask(number, 8))
+            await asyncio.sleep(0.5)
+            if victim:
+                child = next(child for child in cluster.children if child.name == victim)
+                assert child.pid is not None
+                os.kill(child.pid, signal.SIGKILL)
+            answer, cached = await asked
+            assert answer == first, "tokens depend on their position alone"
+            if victim in ("", "stage-worker-0-0"):  # else it may be fetched before, or again
+                assert (cached > BEGINNING - 200) == (not victim)

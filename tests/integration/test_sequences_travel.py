@@ -187,6 +187,39 @@ async def test_a_hundred_go_on_elsewhere_as_if_nothing_had_been(model: Path) -> 
         assert all(site.live.scheduler.allocator.used == 0 for site in (one, two, three))
 
         await what_was_revoked_or_is_of_another_layout_is_not_handed_out(one, two)
+        await beginnings_are_borrowed(one, two, three)
+
+
+async def beginnings_are_borrowed(one: Site, two: Site, three: Site) -> None:
+    """By two stages from one that has computed them, and from three that are at it: found as if they had
+    been computed here, and the same tokens follow."""
+    prompt, own = random_prompts([300, 20], seed=5)
+    greedy = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    root = root_key("who").hex()
+    turn = NewSequence("turn", tuple(prompt), greedy, prefix_root=root)
+    again = replace(turn, prompt=(*prompt, *own))
+    for site in (one, two, three):
+        site.live.clear_prefix_cache()
+    one.live.submit("r", [turn])
+    await one.until(["turn"], 1 << 30)
+    for other in (root_key("else").hex(), ""):
+        assert not one.live.lend("none", again.prompt, other, (), 9.0).ticket
+    three.live.submit("r", [replace(turn, sequence_id="early")])
+    for lender, name in ((one, "done"), (three, "early")):
+        handle = lender.live.lend(f"loan-{name}", again.prompt, root, (), 9.0)
+        assert handle.computed == 288
+        two.live.clear_prefix_cache()
+        two.live.submit("r", [replace(again, sequence_id=f"b-{name}", kv=handle)])
+        await two.until([f"b-{name}"], 1 << 30)
+        assert two.verdicts[-1].reason.text == "fetched"
+        assert two.live.hub.records[f"b-{name}"].cached == 288
+        lender.live.cancel(f"loan-{name}")
+        assert not lender.live.scheduler.hand_over.grants
+    two.live.clear_prefix_cache()
+    two.live.submit("r", [replace(again, sequence_id="alone")])
+    await two.until(["alone"], 1 << 30)
+    assert two.live.hub.records["alone"].cached == 0
+    assert two.tokens("b-done") == two.tokens("b-early") == two.tokens("alone")
 
 
 async def what_was_revoked_or_is_of_another_layout_is_not_handed_out(one: Site, two: Site) -> None:

@@ -58,9 +58,25 @@ PrefixCaching = Annotated[
     ),
 ]
 
+KvTransfers = Annotated[
+    str,
+    typer.Option(
+        "--kv-transfer",
+        metavar="auto|never",
+        help="KV blocks go from one instance to another where that is quicker than computing them.",
+    ),
+]
+
 
 def reuses(prefix_caching: str) -> bool:
     """What was chosen; ConfigError if it is neither."""
     if prefix_caching not in ("on", "off"):
         raise ConfigError(f"--prefix-caching must be on or off, got {prefix_caching!r}")
     return prefix_caching == "on"
+
+
+def transfers(kv_transfer: str) -> bool:
+    """What was chosen; ConfigError if it is neither."""
+    if kv_transfer not in ("auto", "never"):
+        raise ConfigError(f"--kv-transfer must be auto or never, got {kv_transfer!r}")
+    return kv_transfer == "auto"

@@ -15,6 +15,7 @@ from tidepipe.cli.options import (
     Arrivals,
     AsJson,
     Attainment,
+    KvTransfers,
     MaxTotal,
     MeasuredProfile,
     NetworkRate,
@@ -23,6 +24,7 @@ from tidepipe.cli.options import (
     SheetHardware,
     WorkloadSource,
     reuses,
+    transfers,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def online(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of arrivals and drawing.")] = 0,
     noise: Noise = 0.3,
     prefix_caching: PrefixCaching = "on",
+    kv_transfer: KvTransfers = "auto",
     max_total: MaxTotal = None,
     network_gb_s: NetworkRate = None,
     definition: Annotated[
@@ -101,6 +104,7 @@ def online(
         network_gb_s or 0.0,
         max_total=max_total or 0,
         prefix_caching=reuses(prefix_caching),
+        kv_transfer=transfers(kv_transfer),
     )
     kind = parse_arrivals(arrivals)
     load = open_workload(workload, None, seed)
@@ -233,6 +237,7 @@ def _print_json(found: Sequence[Goodput], spec: ClusterSpec, question: Question)
         "attainment": question.attainment,
         "definition": "ecoserve" if question.switch_wait else "classical",
         "prefix_caching": "on" if spec.prefix_caching else "off",
+        "kv_transfer": "auto" if spec.kv_transfer else "never",
         "instances": spec.instances,
         "devices": spec.devices,
         "hardware": spec.hardware.name,

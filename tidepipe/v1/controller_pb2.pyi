@@ -545,6 +545,70 @@ class ExportSequencesResponse(_message.Message):
 Global___ExportSequencesResponse: _TypeAlias = ExportSequencesResponse  # noqa: Y015
 
 @_typing.final
+class LendPrefixRequest(_message.Message):
+    """Request of LendPrefix."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOAN_ID_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    PREFIX_ROOT_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    LEASE_MS_FIELD_NUMBER: _builtins.int
+    loan_id: _builtins.str
+    """Name of the loan, as unique as that of a sequence."""
+    prefix_root: _builtins.bytes
+    """As in SequenceSpec: nothing is lent that was computed under another one."""
+    adapter: _builtins.str
+    """As in SequenceSpec."""
+    lease_ms: _builtins.int
+    """How long the blocks are kept, milliseconds; 0: 30,000. At most 120,000."""
+    @_builtins.property
+    def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """A prompt: its whole blocks are lent, as many leading ones as are here, but for the block of its last token."""
+
+    def __init__(
+        self,
+        *,
+        loan_id: _builtins.str = ...,
+        prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        prefix_root: _builtins.bytes = ...,
+        adapter: _builtins.str = ...,
+        lease_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "lease_ms", b"lease_ms", "loan_id", b"loan_id", "prefix_root", b"prefix_root", "prompt_token_ids", b"prompt_token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LendPrefixRequest: _TypeAlias = LendPrefixRequest  # noqa: Y015
+
+@_typing.final
+class LendPrefixResponse(_message.Message):
+    """Response of LendPrefix."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KV_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def kv(self) -> Global___KvHandle:
+        """Without a ticket: nothing is lent, and why."""
+
+    def __init__(
+        self,
+        *,
+        kv: Global___KvHandle | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kv", b"kv"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv", b"kv"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LendPrefixResponse: _TypeAlias = LendPrefixResponse  # noqa: Y015
+
+@_typing.final
 class KvHandle(_message.Message):
     """What an instance needs to take KV blocks over from another one. Routers pass it on as they get it."""
 
@@ -560,6 +624,7 @@ class KvHandle(_message.Message):
     LEASE_MS_FIELD_NUMBER: _builtins.int
     STAGES_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    LAST_KEY_FIELD_NUMBER: _builtins.int
     model_fingerprint: _builtins.str
     """Digest of the model that computed them."""
     dtype: _builtins.str
@@ -578,6 +643,10 @@ class KvHandle(_message.Message):
     """How long they are kept from when the sequence ended there, milliseconds."""
     reason: _builtins.str
     """Why it was handed over, or why there is nothing to fetch; for people."""
+    last_key: _builtins.bytes
+    """Of a loan: key of its last block, by which whoever fetches it sees that the content is what it needs: 16 bytes. Empty:
+    the blocks are one sequence's own.
+    """
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvStage]:
         """The stages that hold them."""
@@ -595,10 +664,11 @@ class KvHandle(_message.Message):
         lease_ms: _builtins.int = ...,
         stages: _abc.Iterable[Global___KvStage] | None = ...,
         reason: _builtins.str = ...,
+        last_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_bytes", b"block_bytes", "block_size", b"block_size", "computed_tokens", b"computed_tokens", "dtype", b"dtype", "kv_layout", b"kv_layout", "lease_ms", b"lease_ms", "model_fingerprint", b"model_fingerprint", "reason", b"reason", "stages", b"stages", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_bytes", b"block_bytes", "block_size", b"block_size", "computed_tokens", b"computed_tokens", "dtype", b"dtype", "kv_layout", b"kv_layout", "last_key", b"last_key", "lease_ms", b"lease_ms", "model_fingerprint", b"model_fingerprint", "reason", b"reason", "stages", b"stages", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1000,19 +1070,23 @@ class KvTransfer(_message.Message):
 
     TOKEN_BYTES_FIELD_NUMBER: _builtins.int
     BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    UNDER_WAY_BYTES_FIELD_NUMBER: _builtins.int
     token_bytes: _builtins.float
     """Of one token, over all layers."""
     bytes_per_s: _builtins.float
     """Rate of the way in, as measured by the last fetches, or as it is said to be, bytes/s."""
+    under_way_bytes: _builtins.float
+    """Of fetches that have begun, bytes."""
     def __init__(
         self,
         *,
         token_bytes: _builtins.float = ...,
         bytes_per_s: _builtins.float = ...,
+        under_way_bytes: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "token_bytes", b"token_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "token_bytes", b"token_bytes", "under_way_bytes", b"under_way_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

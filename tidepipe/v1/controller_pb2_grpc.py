@@ -55,6 +55,11 @@ class ControllerServiceStub:
                 request_serializer=tidepipe_dot_v1_dot_controller__pb2.ExportSequencesRequest.SerializeToString,
                 response_deserializer=tidepipe_dot_v1_dot_controller__pb2.ExportSequencesResponse.FromString,
                 _registered_method=True)
+        self.LendPrefix = channel.unary_unary(
+                '/tidepipe.v1.ControllerService/LendPrefix',
+                request_serializer=tidepipe_dot_v1_dot_controller__pb2.LendPrefixRequest.SerializeToString,
+                response_deserializer=tidepipe_dot_v1_dot_controller__pb2.LendPrefixResponse.FromString,
+                _registered_method=True)
         self.WatchResults = channel.unary_stream(
                 '/tidepipe.v1.ControllerService/WatchResults',
                 request_serializer=tidepipe_dot_v1_dot_controller__pb2.WatchResultsRequest.SerializeToString,
@@ -111,6 +116,14 @@ class ControllerServiceServicer:
         """Ends sequences here at their next token, so that they go on elsewhere: the end comes over WatchResults, with a
         handle of their KV blocks. Those stay until the sequence is cancelled, or the lease ends. Unknown ids are ignored.
         UNIMPLEMENTED: the instance hands nothing over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LendPrefix(self, request, context):
+        """Keeps the KV blocks of a prompt's beginning for another instance to fetch, as far as they are here: until the loan is
+        cancelled like a sequence, or the lease ends. UNIMPLEMENTED: the instance lends nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,6 +188,11 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.ExportSequences,
                     request_deserializer=tidepipe_dot_v1_dot_controller__pb2.ExportSequencesRequest.FromString,
                     response_serializer=tidepipe_dot_v1_dot_controller__pb2.ExportSequencesResponse.SerializeToString,
+            ),
+            'LendPrefix': grpc.unary_unary_rpc_method_handler(
+                    servicer.LendPrefix,
+                    request_deserializer=tidepipe_dot_v1_dot_controller__pb2.LendPrefixRequest.FromString,
+                    response_serializer=tidepipe_dot_v1_dot_controller__pb2.LendPrefixResponse.SerializeToString,
             ),
             'WatchResults': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchResults,
@@ -311,6 +329,33 @@ class ControllerService:
             '/tidepipe.v1.ControllerService/ExportSequences',
             tidepipe_dot_v1_dot_controller__pb2.ExportSequencesRequest.SerializeToString,
             tidepipe_dot_v1_dot_controller__pb2.ExportSequencesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LendPrefix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidepipe.v1.ControllerService/LendPrefix',
+            tidepipe_dot_v1_dot_controller__pb2.LendPrefixRequest.SerializeToString,
+            tidepipe_dot_v1_dot_controller__pb2.LendPrefixResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,10 @@ class ControllerServiceStub:
     handle of their KV blocks. Those stay until the sequence is cancelled, or the lease ends. Unknown ids are ignored.
     UNIMPLEMENTED: the instance hands nothing over.
     """
+    LendPrefix: _grpc.UnaryUnaryMultiCallable[_controller_pb2.LendPrefixRequest, _controller_pb2.LendPrefixResponse]
+    """Keeps the KV blocks of a prompt's beginning for another instance to fetch, as far as they are here: until the loan is
+    cancelled like a sequence, or the lease ends. UNIMPLEMENTED: the instance lends nothing.
+    """
     WatchResults: _grpc.UnaryStreamMultiCallable[_controller_pb2.WatchResultsRequest, _controller_pb2.WatchResultsResponse]
     """Streams the tokens of all sequences of the calling router: the tokens of one step travel together.
     The first message answers the positions that the caller gave. One watcher per router id: a newer call ends the older one.
@@ -74,6 +78,10 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     """Ends sequences here at their next token, so that they go on elsewhere: the end comes over WatchResults, with a
     handle of their KV blocks. Those stay until the sequence is cancelled, or the lease ends. Unknown ids are ignored.
     UNIMPLEMENTED: the instance hands nothing over.
+    """
+    LendPrefix: _aio.UnaryUnaryMultiCallable[_controller_pb2.LendPrefixRequest, _controller_pb2.LendPrefixResponse]  # type: ignore[assignment]
+    """Keeps the KV blocks of a prompt's beginning for another instance to fetch, as far as they are here: until the loan is
+    cancelled like a sequence, or the lease ends. UNIMPLEMENTED: the instance lends nothing.
     """
     WatchResults: _aio.UnaryStreamMultiCallable[_controller_pb2.WatchResultsRequest, _controller_pb2.WatchResultsResponse]  # type: ignore[assignment]
     """Streams the tokens of all sequences of the calling router: the tokens of one step travel together.
@@ -126,6 +134,16 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Ends sequences here at their next token, so that they go on elsewhere: the end comes over WatchResults, with a
         handle of their KV blocks. Those stay until the sequence is cancelled, or the lease ends. Unknown ids are ignored.
         UNIMPLEMENTED: the instance hands nothing over.
+        """
+
+    @_abc_1.abstractmethod
+    def LendPrefix(
+        self,
+        request: _controller_pb2.LendPrefixRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.LendPrefixResponse, _abc.Awaitable[_controller_pb2.LendPrefixResponse]]:
+        """Keeps the KV blocks of a prompt's beginning for another instance to fetch, as far as they are here: until the loan is
+        cancelled like a sequence, or the lease ends. UNIMPLEMENTED: the instance lends nothing.
         """
 
     @_abc_1.abstractmethod

@@ -390,8 +390,11 @@ class KvGrant(_message.Message):
 
     TICKET_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
+    AFTER_STEP_FIELD_NUMBER: _builtins.int
     ticket: _builtins.bytes
     """Whoever has it may: 16 bytes that cannot be guessed."""
+    after_step: _builtins.int
+    """They may be fetched when this step and all before it are done here: until then some are still being computed."""
     @_builtins.property
     def blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The blocks, in the order of the sequence; a fetch names them by their place here."""
@@ -401,10 +404,11 @@ class KvGrant(_message.Message):
         *,
         ticket: _builtins.bytes = ...,
         blocks: _abc.Iterable[_builtins.int] | None = ...,
+        after_step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_step", b"after_step", "blocks", b"blocks", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -87,15 +87,25 @@ def check_spec(spec: pb.SequenceSpec) -> None:
     if not -MAX_PRIORITY <= spec.priority <= MAX_PRIORITY:
         raise InvalidRequestError(f"priority {spec.priority} is out of range", "priority")
     check_characters("trace_context", spec.trace_context, MAX_CONTEXT_CHARACTERS)
-    if len(spec.prefix_root) not in (0, KEY_BYTES):
-        raise InvalidRequestError(
-            f"prefix_root must have {KEY_BYTES} bytes or none, got {len(spec.prefix_root)}", "prefix_root"
-        )
-    if spec.adapter and not is_fingerprint(spec.adapter):
-        raise InvalidRequestError(f"adapter {quoted(spec.adapter)} is no fingerprint", "adapter")
+    _check_owner(spec)
     if spec.HasField("kv"):
         check_handle(spec.kv)
     check_features(spec.prompt_features)
+
+
+def check_loan(request: pb.LendPrefixRequest) -> None:
+    """Raise InvalidRequestError if it carries more than it may."""
+    check_characters("loan_id", request.loan_id, MAX_SEQUENCE_ID_CHARACTERS)
+    _check_owner(request)
+
+
+def _check_owner(message: pb.SequenceSpec | pb.LendPrefixRequest) -> None:
+    if len(message.prefix_root) not in (0, KEY_BYTES):
+        raise InvalidRequestError(
+            f"prefix_root must have {KEY_BYTES} bytes or none, got {len(message.prefix_root)}", "prefix_root"
+        )
+    if message.adapter and not is_fingerprint(message.adapter):
+        raise InvalidRequestError(f"adapter {quoted(message.adapter)} is no fingerprint", "adapter")
 
 
 def check_features(message: prompt_pb2.PromptFeatures) -> None:

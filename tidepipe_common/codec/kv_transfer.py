@@ -5,6 +5,7 @@ from __future__ import annotations
 from tidepipe.v1 import controller_pb2, stage_pb2
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import check_characters, check_count
+from tidepipe_common.prefix import KEY_BYTES
 from tidepipe_common.types.kv_transfer import (
     LEASE_S,
     MOST_LEASE_S,
@@ -41,6 +42,7 @@ def handle_to_wire(handle: KvHandle) -> controller_pb2.KvHandle:
             for one in handle.stages
         ],
         reason=handle.reason,
+        last_key=bytes.fromhex(handle.last_key),
     )
 
 
@@ -59,6 +61,7 @@ def handle_from_wire(message: controller_pb2.KvHandle) -> KvHandle:
             KvStage(one.address, one.layer_begin, one.layer_end, one.epoch) for one in message.stages
         ),
         reason=message.reason,
+        last_key=message.last_key.hex(),
     )
 
 
@@ -66,6 +69,8 @@ def check_handle(message: controller_pb2.KvHandle) -> None:
     """Raise InvalidRequestError if it carries more than it may."""
     if len(message.ticket) not in (0, TICKET_BYTES):
         raise InvalidRequestError(f"a ticket has {TICKET_BYTES} bytes, got {len(message.ticket)}", "kv")
+    if len(message.last_key) not in (0, KEY_BYTES):
+        raise InvalidRequestError(f"a key has {KEY_BYTES} bytes, got {len(message.last_key)}", "kv")
     check_count("kv", len(message.stages), MOST_STAGES, "stages")
     texts = (message.model_fingerprint, message.dtype, message.kv_layout, message.reason)
     for text in (*texts, *(one.address for one in message.stages)):
@@ -82,7 +87,8 @@ def orders_to_wire(epoch: int, orders: KvOrders) -> stage_pb2.RunRequest:
     return stage_pb2.RunRequest(
         epoch=epoch,
         grants=[
-            stage_pb2.KvGrant(ticket=bytes.fromhex(one.ticket), blocks=one.blocks) for one in orders.grants
+            stage_pb2.KvGrant(ticket=bytes.fromhex(one.ticket), blocks=one.blocks, after_step=one.after_step)
+            for one in orders.grants
         ],
         revoked_tickets=[bytes.fromhex(ticket) for ticket in orders.revoked],
         fetches=[_fetch_to_wire(one) for one in orders.fetches],
@@ -111,7 +117,7 @@ def orders_from_wire(message: stage_pb2.RunRequest) -> KvOrders | None:
     if not (message.grants or message.revoked_tickets or message.fetches):
         return None
     return KvOrders(
-        tuple(KvGrant(one.ticket.hex(), tuple(one.blocks)) for one in message.grants),
+        tuple(KvGrant(one.ticket.hex(), tuple(one.blocks), one.after_step) for one in message.grants),
         tuple(ticket.hex() for ticket in message.revoked_tickets),
         tuple(
             KvFetch(

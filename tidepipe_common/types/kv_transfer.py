@@ -28,6 +28,8 @@ class KvHandle:
     ticket: whoever has it may fetch the blocks, hexadecimal; empty: there is nothing to fetch.
     computed: positions that are in the blocks, from 0 on. block_bytes: of a block over all layers.
     lease_s: how long they are kept. reason: why it was handed over, or why nothing can be fetched.
+    last_key: of a loan, the key of its last block (`tidepipe_common/prefix.py`), hexadecimal: it names all
+        that is in them; empty: they are one sequence's own.
     """
 
     fingerprint: str = ""
@@ -40,6 +42,7 @@ class KvHandle:
     lease_s: float = LEASE_S
     stages: tuple[KvStage, ...] = ()
     reason: str = ""
+    last_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +79,14 @@ class KvLayout:
 
 @dataclass(frozen=True, slots=True)
 class KvGrant:
-    """Blocks that whoever has the ticket may fetch, in the order of their sequence."""
+    """Blocks that whoever has the ticket may fetch, in the order of their sequence.
+
+    after_step: steps up to this one may still be computing them.
+    """
 
     ticket: str
     blocks: tuple[int, ...]
+    after_step: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,12 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
         """A router hands nothing out; its own instances do, between each other."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{self._hosts.name} is a router")
 
+    async def LendPrefix(  # noqa: N802
+        self, request: pb.LendPrefixRequest, context: Context
+    ) -> pb.LendPrefixResponse:
+        """Nor does it lend any."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{self._hosts.name} is a router")
+
     async def WatchResults(  # noqa: N802
         self, request: pb.WatchResultsRequest, context: Context
     ) -> AsyncIterator[pb.WatchResultsResponse]:

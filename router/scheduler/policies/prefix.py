@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from router.scheduler.choice import Choice
+from router.scheduler.lending import borrowing, lender_of
 from router.scheduler.policies.spread import FULL, LeastLoaded, load
 from router.scheduler.request import RouteRequest
 from router.scheduler.view import InstanceView
@@ -19,6 +20,9 @@ class LeastCost:
     They count, because a hit draws the next one: by a request's own end alone conversations gather where
     others are, and all their prompts fall into that instance's rounds. Where nothing is found it is
     LeastLoaded.
+
+    What an instance does not hold it may fetch from one that does, where that is quicker than computing; its
+    costs are then reckoned so.
     """
 
     name: str = "prefix"
@@ -29,13 +33,20 @@ class LeastCost:
         if not request.prefix or choice.instance_id is None:
             return choice
         least = next(view for view in views if view.instance_id == choice.instance_id)
+        lender = lender_of(request, views)
         found = least.cached_tokens(request)
         hits = [view for view in views if view.cached_tokens(request) > found and view.holds(request)]
         best, reason, costs = least, choice.reason, {}
-        if hits:
-            best_s, _, best = min((view.cost_s(request), load(view), view) for view in (least, *hits))
-            costs = {"cost_s": best_s, "least_loaded_cost_s": least.cost_s(request)}
+        if hits or lender is not None:
+            there = {view.instance_id: borrowing(request, view, lender) for view in (least, *hits)}
+            best_s, _, best = min(
+                (view.cost_s(there[view.instance_id]), load(view), view) for view in (least, *hits)
+            )
+            request = there[best.instance_id]
+            costs = {"cost_s": best_s, "least_loaded_cost_s": least.cost_s(there[least.instance_id])}
             reason = "what is found there saves most" if best is not least else "hits elsewhere do not pay"
+            if request.lender:
+                reason = "what is found elsewhere is fetched"
         numbers = {
             **choice.numbers,
             "tokens": best.tokens,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from router.scheduler.choice import Choice
 from router.scheduler.constraints import Constraint, LatestResume, MeanSlack
+from router.scheduler.lending import borrowing, lender_of
 from router.scheduler.request import RouteRequest
 from router.scheduler.view import InstanceView
 
@@ -42,28 +43,35 @@ class RollingActivation:
     def choose(self, request: RouteRequest, views: Sequence[InstanceView], now: float) -> Choice:
         """Waits if the constraint holds nowhere."""
         failed: Choice | None = None
+        lender = lender_of(request, views) if self.finds else None
         for view in self._in_turn(request, views, now):
             if not view.holds(request):
                 continue
-            check = self.constraint.check(request, view, now)
+            there = borrowing(request, view, lender)
+            check = self.constraint.check(there, view, now)
             if not check.satisfied:
                 failed = failed or Choice(None, f"{view.instance_id}: {check.reason}", check.numbers)
-            elif found := self._found(request, views, view, now):
+            elif found := self._found(request, views, view, view.done_s(there), now):
                 return found
             else:
                 self._active = view.instance_id
-                return Choice(view.instance_id, check.reason, {**check.numbers, **_prefix(request, view)})
+                return Choice(view.instance_id, check.reason, {**check.numbers, **_prefix(there, view)})
         if failed is None:
             return Choice(None, "no instance is ready and large enough", {"instances": len(views)})
         return failed
 
     def _found(
-        self, request: RouteRequest, views: Sequence[InstanceView], turn: InstanceView, now: float
+        self,
+        request: RouteRequest,
+        views: Sequence[InstanceView],
+        turn: InstanceView,
+        turn_s: float,
+        now: float,
     ) -> Choice | None:
         """An instance where it would end earlier than at the one whose turn it is, for what is there."""
         if not (self.finds and request.prefix):
             return None
-        cached, turn_s = turn.cached_tokens(request), turn.done_s(request)
+        cached = turn.cached_tokens(request)
         hits = [(view.done_s(request), view) for view in views if view.cached_tokens(request) > cached]
         for done_s, view in sorted(hits, key=lambda hit: (hit[0], hit[1].tokens, hit[1].instance_id)):
             if done_s >= turn_s:

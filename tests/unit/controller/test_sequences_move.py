@@ -1,21 +1,33 @@
-"""Laws of handing sequences over, between two instances that take turns as the one and the other."""
+"""Laws of handing sequences over, and of lending beginnings, between two instances that take turns as the one
+and the other."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.scheduler.actions import Fetch, Finish, GrantEnded, HandedOver, Preempted, TakenOver
+from controller.scheduler.actions import (
+    Fetch,
+    Finish,
+    GrantEnded,
+    HandedOver,
+    Preempted,
+    PrefixFound,
+    PrefixLent,
+    TakenOver,
+)
 from controller.scheduler.events import (
     BlocksFetched,
     Event,
     HandOverAsked,
     NewSequence,
+    PrefixAsked,
+    PrefixCacheCleared,
     SequenceCancelled,
     SequencesArrived,
     Tick,
@@ -41,6 +53,8 @@ class Site(World):
     """An instance whose blocks others can fetch, and that fetches theirs."""
 
     granted: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    lent: dict[str, PrefixLent] = field(default_factory=dict)
+    borrowed: int = 0
     fetches: list[Fetch] = field(default_factory=list)
     left: list[HandedOver] = field(default_factory=list)
 
@@ -51,6 +65,10 @@ class Site(World):
             match action:
                 case HandedOver(_, ticket, blocks):
                     self.left.append(action)
+                    if ticket:
+                        self.granted[ticket] = blocks
+                case PrefixLent(_, ticket, blocks):
+                    self.lent[ticket] = action
                     if ticket:
                         self.granted[ticket] = blocks
                 case GrantEnded(ticket):
@@ -71,10 +89,16 @@ class Site(World):
     def end_fetch(self, chance: random.Random, source: Site) -> None:
         """One of them ends, well if its grant still stands and chance wants it."""
         fetch = self.fetches.pop(chance.randrange(len(self.fetches)))
+        ticket, hand_over = fetch.handle.ticket, self.scheduler.hand_over
         while self.fake.queue and self.fake.queue[0].step_id <= fetch.after_step:
             self.handle(self.fake.execute())
-            if fetch.fetch_id not in self.scheduler.hand_over._fetches:
+            if fetch.fetch_id not in (*hand_over._fetches, *hand_over.loans._loans):
                 return
+        while ticket in source.granted and ticket in source.lent and source.fake.queue:
+            if source.fake.queue[0].step_id > source.lent[ticket].after_step:
+                break
+            source.handle(source.fake.execute())
+        self.borrowed += bool(fetch.handle.last_key)
         error = "" if fetch.handle.ticket in source.granted and chance.random() < 0.8 else "did not come"
         if not error:
             for place, block in enumerate(fetch.blocks, start=fetch.first):
@@ -86,6 +110,21 @@ class Site(World):
             for block in fetch.blocks:
                 self.fake.slots[block * self.block_size] = (-1, -1)
         self.handle(BlocksFetched(KvFetched(fetch.fetch_id, error, 100, 0.1)))
+
+
+def handle_of(lent: PrefixLent, block_size: int) -> KvHandle:
+    """As the router passes it on."""
+    return KvHandle(
+        "m",
+        "float32",
+        "plain",
+        block_size,
+        lent.ticket,
+        lent.computed,
+        100,
+        lent.lease_s,
+        last_key=lent.last_key,
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -165,6 +204,7 @@ def test_whoever_moves_goes_on_as_if_it_had_not(
                     # The router gives back what it needs no more.
                     for any_site in sites:
                         any_site.handle(SequenceCancelled(name))
+                        any_site.handle(SequenceCancelled(f"loan-{name}"))
 
     while todo or any(site.fake.queue or site.fetches for site in sites):
         draw, site = chance.random(), chance.choice(sites)
@@ -179,6 +219,12 @@ def test_whoever_moves_goes_on_as_if_it_had_not(
                 prefix_root=chance.choice(ROOTS),
                 background=chance.random() < 0.2,
             )
+            if chance.random() < 0.5:
+                ticket, lease_s = f"{next(tickets):032x}", chance.choice((9.0, 0.05))
+                root = spec.prefix_root if chance.random() < 0.9 else ROOTS[0]
+                other.handle(PrefixAsked(f"loan-{name}", ticket, spec.prompt, root, lease_s))
+                if (lent := other.lent.get(ticket)) is not None:
+                    spec = replace(spec, kv=handle_of(lent, block_size))
             specs[name], home[name] = spec, site
             site.handle(SequencesArrived((spec,)))
         elif draw < 0.35:
@@ -194,6 +240,8 @@ def test_whoever_moves_goes_on_as_if_it_had_not(
             home[name].handle(SequenceCancelled(name))
         elif draw < 0.54:
             site.lose_stages(died=False)
+        elif draw < 0.55:
+            site.handle(PrefixCacheCleared())
         elif draw < 0.6:
             site.handle(Tick())
         elif site.fake.queue:
@@ -280,3 +328,65 @@ def test_one_that_came_decodes_at_once_and_computes_nothing_again() -> None:
     assert isinstance(site.ends["s"], Finish)
     assert site.fake.computed - before == len(site.outputs["s"]) + (site.ends["s"].stop_token is not None)
     assert not any(isinstance(action, Preempted) for action in site.trace)
+
+
+def lent_to(site: Site, prompt: tuple[int, ...], root: str, asked_root: str = "") -> tuple[Site, KvHandle]:
+    """A neighbour of that site which has computed a prompt, and what it lends of its beginning."""
+    lender = Site(1, 64, 4, 0, "auto")
+    lender.handle(
+        SequencesArrived((NewSequence("a", prompt, SamplingParams(max_tokens=2), prefix_root=root),))
+    )
+    lender.run_dry()
+    lender.handle(PrefixAsked("loan", "ab" * 16, prompt, asked_root or root, 9.0))
+    return lender, handle_of(lender.lent.get("ab" * 16) or lender.lent[""], 4)
+
+
+def test_a_beginning_is_fetched_once_and_found_by_all() -> None:
+    """Two that come together wait for one fetch, and compute what stands behind it; a third finds it."""
+    site, prompt = Site(2, 64, 4, 0, "auto"), tuple(range(1, 61))
+    lender, handle = lent_to(site, prompt, ROOTS[0])
+    assert handle.computed == 56 and lender.scheduler.allocator.used == 14
+    new = [
+        NewSequence(name, (*prompt[:58], own), SamplingParams(max_tokens=3), prefix_root=ROOTS[0], kv=handle)
+        for name, own in (("b", 7), ("c", 8))
+    ]
+    site.handle(SequencesArrived(tuple(new)))
+    assert len(site.fetches) == 1 and not site.fake.queue, "they wait for it"
+    site.end_fetch(random.Random(1), lender)
+    site.handle(SequencesArrived((replace(new[0], sequence_id="d", kv=None),)))
+    site.run_dry()
+    found = {one.sequence_id: one.cached_tokens for one in site.trace if isinstance(one, PrefixFound)}
+    assert found == {"b": 56, "c": 56, "d": 56}
+    assert all(site.outputs[name] for name in "bcd")
+    lender.handle(SequenceCancelled("loan"))
+    assert lender.scheduler.allocator.used == 0
+
+
+def test_nobody_gets_what_is_another_s() -> None:
+    """Nothing is lent under another root; and what was lent of other content is not fetched."""
+    site, prompt = Site(2, 64, 4, 0, "auto"), tuple(range(1, 61))
+    _, refused = lent_to(site, prompt, ROOTS[0], asked_root=ROOTS[1])
+    assert not refused.ticket
+    _, handle = lent_to(site, prompt, ROOTS[0])
+    for name, other, root in (("b", (99, *prompt[1:]), ROOTS[0]), ("c", prompt, ROOTS[1]), ("d", prompt, "")):
+        new = NewSequence(name, other, SamplingParams(max_tokens=3), prefix_root=root, kv=handle)
+        site.handle(SequencesArrived((new,)))
+        assert not site.fetches
+        assert "another beginning" in str(site.trace)
+        site.run_dry()
+        assert site.ends[name]
+
+
+def test_who_waits_too_long_is_computed() -> None:
+    site, prompt = Site(2, 64, 4, 0, "auto"), tuple(range(1, 61))
+    _, handle = lent_to(site, prompt, ROOTS[0])
+    new = NewSequence("b", prompt, SamplingParams(max_tokens=3), prefix_root=ROOTS[0], kv=handle)
+    site.handle(SequencesArrived((new,)))
+    assert site.fetches and not site.fake.queue
+    site.now += 20.0
+    site.handle(Tick())
+    assert site.fake.queue
+    site.run_dry()
+    (fetch,) = site.fetches
+    site.handle(BlocksFetched(KvFetched(fetch.fetch_id)))
+    assert site.ends["b"] and site.scheduler.allocator.used == 0

@@ -10,10 +10,11 @@ from router.scheduler.slo import SloTarget
 from simulator.cluster_spec import ClusterSpec
 from simulator.goodput import Question, figures_of
 from simulator.job import NOT_YET
-from simulator.systems import cluster_of, scan
+from simulator.systems import cluster_of, default_knobs, scan
 from tidepipe_common.latency.files import read_shape
 from tidepipe_common.latency.hardware import hardware
 from workloads.arrivals import MIXES
+from workloads.files import open_workload
 
 GROUPED = ClusterSpec(read_shape("codellama-34b"), hardware("l20"), 3, 4, max_total=4096)
 QUESTION = Question(MIXES["sharegpt-like"](400, 1), SloTarget(5.0, 0.1), seconds=20.0, least_requests=10)
@@ -90,3 +91,26 @@ def test_arrow_finds_its_split_and_stays_there() -> None:
     jobs = tight.jobs(4.0)
     cluster_of("hybrid", {"routing": "prefix", "budget": 256}, GROUPED, len(jobs)).run(jobs)
     assert figures_of(jobs, 4.0, tight).attainment < 0.8
+
+
+def test_beginnings_are_borrowed_alike() -> None:
+    """Agents' long prompts on two instances: as much is found as where they are kept together, at both kinds
+    of instances, and no memory is held."""
+    system = "route:prefix"
+    spec = replace(GROUPED, instances=2, max_total=0)
+    load = open_workload("agents", None, 0)
+    question = replace(QUESTION, workload=load.within(spec.context, spec.context), least_requests=100)
+    hits = []
+    for exact, kv_transfer in ((False, False), (False, True), (True, True)):
+        jobs = question.jobs(2.0)
+        knobs = default_knobs(system, spec)
+        cluster = cluster_of(system, knobs, replace(spec, kv_transfer=kv_transfer), len(jobs), exact=exact)
+        cluster.run(jobs)
+        assert bool(cluster.log.borrowed) is kv_transfer
+        for instance in cluster.instances.values():
+            report = instance.status(1e6, slack=False)
+            assert (report.sequences, report.kv_free, report.fetching) == (0, report.kv_total, 0)
+        hits.append(figures_of(jobs, 2.0, question).hit_rate)
+    without, skipped, itself = hits
+    assert skipped >= without - 0.005
+    assert itself == pytest.approx(skipped, abs=0.01)

@@ -10,6 +10,8 @@ import pytest
 from router.scheduler.choice import Choice
 from router.scheduler.constraints import LatestResume, MeanSlack
 from router.scheduler.events import InstanceJoined, InstanceReported, RequestArrived, Route
+from router.scheduler.instance_report import NO_TRANSFER, KvTransfer
+from router.scheduler.lending import borrowing, lender_of
 from router.scheduler.mitosis import Bounds
 from router.scheduler.prefix_index import Prefix
 from router.scheduler.request import RouteRequest
@@ -169,3 +171,48 @@ def test_nothing_is_found_where_nothing_is_reused() -> None:
     assert seen.cached_tokens(ask("b", (1, 2, 3))) == 0
     seen.handle(status(3.0, 1, holdings=told((1,), version=1)))
     assert (seen.prefixes.missed, seen.cached_tokens(ask("b", (1, 2, 3)))) == (False, KEY_TOKENS)
+
+
+LINK = KvTransfer(token_bytes=1000.0, bytes_per_s=1e7)
+"""A tenth of what computing takes here."""
+
+
+@pytest.mark.parametrize("policy", ["prefix", "padg"])
+def test_what_is_found_elsewhere_is_fetched(policy: str) -> None:
+    """Where the instance that holds a beginning has much to do, another one takes the request and borrows,
+    unless the link is slower than computing, or the lender has other blocks; what is on the link counts."""
+    for transfer, lender in ((LINK, "i1"), (KvTransfer(1000.0, 5e5), ""), (NO_TRANSFER, "")):
+        scheduler = cluster(policy, 2)
+        work = prompt_work(3000)
+        report(scheduler, "i0", transfer=transfer)
+        report(scheduler, "i1", (1, 2, 3), taken=1.0, left=work, window=work, transfer=LINK, tokens=3000)
+        choice = send(scheduler, ask("r", (1, 2, 3)))
+        assert (choice.instance_id, choice.lender) == ("i0", lender)
+        if lender:
+            assert choice.numbers["lent_tokens"] == choice.numbers["cached_tokens"] == 3 * KEY_TOKENS
+            assert choice.numbers["fetch_s"] == pytest.approx(0.005 + 3 * KEY_TOKENS / 1e4)
+            seen = scheduler.view("i0")
+            assert seen is not None and seen.left.tokens == 20
+            assert seen.fetching == 3 * KEY_TOKENS * 1000
+            # It is expected there, as if it were there already; another one waits for the link.
+            report(
+                scheduler,
+                "i1",
+                (1, 2, 3, 7, 8),
+                taken=2.0,
+                left=work,
+                window=work,
+                transfer=LINK,
+                tokens=3000,
+            )
+            assert not send(scheduler, ask("s", (1, 2, 3))).lender
+
+
+def test_a_lender_is_not_asked_where_the_link_is_busy() -> None:
+    lender, taker = InstanceView(facts("i1")), InstanceView(facts("i0"))
+    lender.handle(status(holdings=told((1, 2, 3)), transfer=LINK))
+    wanted = ask("r", (1, 2, 3))
+    for fetching, lent in ((0.0, 3 * KEY_TOKENS), (1e7, 0)):
+        taker.handle(status(1.0 + fetching, holdings=told(), transfer=LINK, fetching=fetching))
+        assert borrowing(wanted, taker, lender_of(wanted, [lender, taker])).lent == lent
+    assert lender_of(ask("r", (9,)), [lender, taker]) is None

@@ -1,0 +1,119 @@
+"""Beginnings that an instance in virtual time lends to others, and that it borrows: as the controller's
+scheduler does (`controller/scheduler/loans.py`), by its rule and its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from controller.scheduler.grants import Held
+from controller.scheduler.loans import BORROWED, LATE, LEAST_WAIT_S, LENT
+from controller.scheduler.offload import compute_seconds
+from simulator.job import Job
+from simulator.kv_memory import KvMemory
+from tidepipe_common.latency.model import StepCost
+from tidepipe_common.latency.transfer import TransferCost, quicker_fetched
+from tidepipe_common.settings.defaults import BLOCK_SIZE
+
+
+@dataclass(slots=True)
+class _Loan:
+    """A fetch under way: of the blocks with these keys the ones from `found` on. until: when nobody waits for
+    it any more."""
+
+    held: Held
+    keys: Sequence[bytes]
+    found: int
+    nbytes: int
+    until: float
+    waiting: list[Job] = field(default_factory=list)
+
+
+class Loans:
+    """Of one instance."""
+
+    def __init__(self, memory: KvMemory, cost: StepCost, transfer: TransferCost, chunk: int) -> None:
+        """chunk: prompt tokens of a step."""
+        self._memory = memory
+        self._cost = cost
+        self._transfer = transfer
+        self._chunk = chunk
+        self._lent: dict[Job, Held] = {}
+        self._loans: dict[int, _Loan] = {}
+        self._coming: dict[bytes, _Loan] = {}
+
+    @property
+    def held(self) -> list[Held]:
+        """What they hold (for checks)."""
+        return [*self._lent.values(), *(loan.held for loan in self._loans.values())]
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their beginning."""
+        return sum(len(loan.waiting) for loan in self._loans.values())
+
+    def lend(self, job: Job) -> int:
+        """Pin what is here of a prompt's beginning: so many tokens."""
+        keys = job.keys[: (job.prompt - 1) // BLOCK_SIZE]
+        lent = sum(len(held.blocks) for held in self._lent.values())
+        found = self._memory.find(keys)
+        if not found or found > LENT * self._memory.total // BLOCK_SIZE - lent:
+            return 0
+        self._lent[job] = self._memory.hold(keys[:found], found)
+        return found * BLOCK_SIZE
+
+    def take_back(self, job: Job) -> None:
+        """Nobody fetches it any more."""
+        if (held := self._lent.pop(job, None)) is not None:
+            self._memory.let_go(held)
+
+    def borrow(self, job: Job, tokens: int, token_bytes: float, others: int, now: float) -> int | None:
+        """Bytes to be fetched for one that waits then; 0: it waits for what comes for another one; None: it
+        is to be computed. others: who hold memory here."""
+        keys, count = job.findable_keys, tokens // BLOCK_SIZE
+        found = self._memory.find(keys)
+        loan = self._coming.get(keys[found]) if found < len(keys) else None
+        if loan is not None:
+            if now >= loan.until:
+                return None
+            loan.waiting.append(job)
+            return 0
+        missing = count - found
+        nbytes = round(missing * BLOCK_SIZE * token_bytes)
+        under_way = sum(len(one.keys) - one.found for one in self._loans.values())
+        room = int(BORROWED * self._memory.total) // BLOCK_SIZE - under_way
+        if missing <= 0 or missing > min(room, self._memory.free // BLOCK_SIZE):
+            return None
+        if any(key in self._coming for key in keys[found:count]):
+            return None
+        compute_s = compute_seconds(self._cost, found * BLOCK_SIZE, missing * BLOCK_SIZE, self._chunk)
+        fetch_s = self._transfer.seconds(nbytes, self._transfer.under_way)
+        if not quicker_fetched(fetch_s, compute_s, others):
+            return None
+        self._transfer.begin(nbytes)
+        held = self._memory.hold(keys[:found], count)
+        loan = _Loan(held, keys[:count], found, nbytes, now + max(LEAST_WAIT_S, LATE * fetch_s), [job])
+        self._loans[job.index] = loan
+        self._coming.update(dict.fromkeys(keys[found:count], loan))
+        return nbytes
+
+    def fetched(self, number: int, ahead: float, seconds: float) -> list[Job] | None:
+        """It is here: who waited for it. None: it is none of ours."""
+        loan = self._loans.pop(number, None)
+        if loan is None:
+            return None
+        self._transfer.under_way -= loan.nbytes
+        self._transfer.observe(loan.nbytes, ahead, seconds)
+        for key in loan.keys[loan.found :]:
+            self._coming.pop(key, None)
+        self._memory.seal(loan.held, loan.keys, loan.found)
+        return loan.waiting
+
+    def late(self, now: float) -> list[Job]:
+        """Who does not wait any longer."""
+        gone: list[Job] = []
+        for loan in self._loans.values():
+            if loan.waiting and now >= loan.until:
+                gone += loan.waiting
+                loan.waiting = []
+        return gone
