@@ -6,6 +6,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Protocol
 
 from router.scheduler.events import (
@@ -287,19 +288,22 @@ class VirtualCluster:
         """Whoever has an answer by now thinks about the next question."""
         for name, instance in self._instances.items():
             instance.advance(now)
-            self._think(name, instance, now)
+            self._end(name, instance, now)
 
-    def _think(self, name: str, instance: VirtualInstance, now: float) -> None:
-        for job in instance.ended:
+    def _end(self, name: str, instance: VirtualInstance, now: float, by: float | None = None) -> None:
+        """Answers have ended: the router is told where it learns of it, and who asked thinks about the next
+        question. by: until then; None: until now."""
+        by = now if by is None else by
+        told = [job for job in instance.ended if job.finished <= by]
+        instance.ended[:] = [job for job in instance.ended if job.finished > by]
+        for job in told:
             if self._moves or self._router.scaling is not None:
                 self._hear(AnswerEnded(name, job.output, job.prompt), now)
             following = job.following
-            if following is None:
-                continue
-            following.arrival = max(job.finished + following.think_s, now)
-            heapq.heappush(self._coming, (following.arrival, following.index, following))
-            self._unasked -= 1
-        instance.ended.clear()
+            if following is not None:
+                following.arrival = max(job.finished + following.think_s, now)
+                heapq.heappush(self._coming, (following.arrival, following.index, following))
+                self._unasked -= 1
 
     # -- time ---------------------------------------------------------------------------------------
 
@@ -341,12 +345,7 @@ class VirtualCluster:
             instance.advance(now)
             self._hear(InstanceReported(name, instance.status(now, slack=self._slack)), now)
             if self._router.scaling is not None and not self._moves:
-                for job in instance.first_tokens:
-                    self._hear(FirstToken(job.first - job.arrival), now)
-                instance.first_tokens.clear()
-                for job in [job for job in instance.ended if job.following is None]:
-                    instance.ended.remove(job)
-                    self._hear(AnswerEnded(name, job.output, job.prompt), now)
+                self._told(name, instance, now)
             if name in self._draining and not len(instance):
                 self._leave(name, now)
 
@@ -386,11 +385,9 @@ class VirtualCluster:
         """What an instance has told the router by now."""
         for job in [job for job in instance.first_tokens if job.first <= now]:
             instance.first_tokens.remove(job)
-            request = self._request(job, 1) if job.output > 1 else None
+            request = self._request(job, 1) if self._moves and job.output > 1 else None
             self._hear(FirstToken(job.first - job.arrival, request, name), now)
-        for job in [job for job in instance.ended if job.finished <= now and job.following is None]:
-            instance.ended.remove(job)
-            self._hear(AnswerEnded(name, job.output, job.prompt), now)
+        self._end(name, instance, now)
         for time_s, job in instance.left:
             self._at(max(now, time_s) + MESSAGE_S, lambda at, job=job: self._go_on(job, name, at))  # type: ignore[misc]
         instance.left.clear()
@@ -503,7 +500,8 @@ class VirtualCluster:
 
     def _leave(self, name: str, now: float) -> None:
         self._draining.discard(name)
-        self._think(name, self._instances[name], now)
+        # It is empty, and tells the rest of what it did.
+        self._end(name, self._instances[name], now, by=inf)
         del self._instances[name]
         self._hear(InstanceLeft(name), now)
         self.log.instances.append((now, len(self._instances)))
