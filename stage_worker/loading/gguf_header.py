@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
+from stage_worker.loading.tensor_places import Place, check_places
 from tidepipe_common.errors import ModelError
 from tidepipe_common.model_source import SPLIT_NAME
 from tidepipe_common.regular_files import open_file
@@ -150,6 +151,8 @@ class _Parser:
         tensors = {
             name: self._located(name, shape, kind, start + offset) for name, shape, kind, offset in entries
         }
+        places = (Place(one.offset, one.nbytes, one.name) for one in tensors.values())
+        check_places(self._path, self._size, places)
         return GgufHeader(self._path, metadata, tensors)
 
     def _tensor_entry(self) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
@@ -173,11 +176,6 @@ class _Parser:
         if not shape or 0 in shape or shape[-1] % block:
             raise ModelError(f"{self._path}: tensor {name}: shape {shape} does not fit type {kind.name}")
         nbytes = math.prod(shape) // block * block_bytes
-        if offset + nbytes > self._size:
-            raise ModelError(
-                f"{self._path}: cut short: tensor {name} should end at byte {offset + nbytes}, "
-                f"the file at {self._size}"
-            )
         return GgufTensor(self._path, name, shape, kind, offset, nbytes)
 
     def _value(self, key: str, kind: GGUFValueType) -> MetadataValue:

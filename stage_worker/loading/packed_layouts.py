@@ -115,8 +115,7 @@ def _whole(
         else:
             zeros = zeros.to(scales.dtype).contiguous()
     if group_of is not None:
-        if not 0 <= int(group_of.min()) <= int(group_of.max()) < groups:
-            raise ValueError(f"a group is not one of {groups}")
+        check_groups(group_of, groups)
         if torch.equal(group_of.long(), torch.arange(inputs) // group):
             group_of = None
     return PackedWeight(
@@ -128,6 +127,13 @@ def _whole(
         zeros=zeros,
         group_of=None if group_of is None else group_of.to(torch.int32),
     )
+
+
+def check_groups(group_of: torch.Tensor, groups: int) -> None:
+    """ValueError if an input is said to be of a group that is not there."""
+    least, most = int(group_of.min()), int(group_of.max())
+    if least < 0 or most >= groups:
+        raise ValueError(f"a group of inputs is {least if least < 0 else most}, not one of 0 to {groups - 1}")
 
 
 def _bytes(parts: Parts, scheme: Scheme) -> PackedWeight:

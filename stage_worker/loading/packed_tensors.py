@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from stage_worker.loading.checkpoint import StoredTensor, StoredWeight
-from stage_worker.loading.packed_layouts import packed_weight
+from stage_worker.loading.packed_layouts import check_groups, packed_weight
 from stage_worker.loading.quantization_config import QUANTIZATION_KEY, Layout, Quantization, Scheme
 from stage_worker.models.packed import PackedWeight
 from tidepipe_common.errors import ModelError
@@ -147,7 +147,7 @@ class _Module:
         self._parts: dict[str, StoredTensor] = {}
 
     def weight(self) -> StoredWeight:
-        """Its weight, checked as far as that goes without reading values."""
+        """Its weight, checked as far as that goes without reading more values than its inputs' groups."""
         kinds: Mapping[Layout, Callable[[tuple[Scheme, ...]], tuple[Scheme, tuple[int, int]]]] = {
             Layout.GPTQ: self._gptq,
             Layout.AWQ: self._awq,
@@ -181,6 +181,7 @@ class _Module:
         self._fixed("qzeros", ("I32",), (groups, -(-outputs * scheme.bits // 32)))
         if f"{self._module}.g_idx" in self._tensors:
             self._fixed("g_idx", ("I32",), (inputs,))
+            self._check_groups("g_idx", groups)
         return scheme, (outputs, inputs)
 
     def _awq(self, schemes: tuple[Scheme, ...]) -> tuple[Scheme, tuple[int, int]]:
@@ -214,6 +215,8 @@ class _Module:
                 self._misshapen(zeros, (rows, groups))
         if f"{self._module}.weight_g_idx" in self._tensors:
             self._fixed("weight_g_idx", ("I32",), (shape[1],))
+            scales = self._parts["weight_scale"].shape
+            self._check_groups("weight_g_idx", scales[1] if len(scales) > 1 else 1)
         return scheme, (outputs, shape[1])
 
     def _bytes(self, schemes: tuple[Scheme, ...]) -> tuple[Scheme, tuple[int, int]]:
@@ -282,6 +285,13 @@ class _Module:
         stored = self._part(end, kinds, len(shape))
         if stored.shape != shape:
             self._misshapen(stored, shape)
+
+    def _check_groups(self, end: str, groups: int) -> None:
+        stored = self._parts[end]
+        try:
+            check_groups(stored.values(torch.int32), groups)
+        except ValueError as error:
+            raise ModelError(f"{stored.file}: tensor {stored.name} makes no sense: {error}") from error
 
     def _misshapen(self, stored: StoredTensor, shape: tuple[int, ...]) -> None:
         raise ModelError(

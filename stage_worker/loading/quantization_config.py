@@ -141,6 +141,12 @@ class _Keys:
             )
         return value.lower()
 
+    def check_names(self, name: str) -> None:
+        """A list of names, where it is there at all: which weights are which is read off the tensors."""
+        value = self.values.get(name)
+        if value is not None and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+            raise ModelError(f"{self.source}: {name} must be a list of names, got {quoted(value)}")
+
     def refuse(self, name: str, why: str) -> None:
         if self.values.get(name):
             raise ModelError(f"{self.source}: {name} is not supported ({why}); {_PLAIN}")
@@ -182,6 +188,7 @@ def _compressed(keys: _Keys) -> Quantization:
     if sparsity and not (isinstance(sparsity, Mapping) and sparsity.get("format", "dense") == "dense"):
         keys.refuse("sparsity_config", "sparse weights")
     keys.refuse("transform_config", "transforms beside the weights")
+    keys.check_names("ignore")
     groups = keys.get("config_groups")
     if not isinstance(groups, Mapping) or not 1 <= len(groups) <= _MOST_GROUPS:
         raise ModelError(f"{keys.source}: config_groups must be an object of 1 to {_MOST_GROUPS} groups")
@@ -192,6 +199,7 @@ def _compressed(keys: _Keys) -> Quantization:
         if not isinstance(weights, Mapping):
             raise ModelError(f"{source}: weights is missing; {_PLAIN}")
         own = _Keys(group, source)
+        own.check_names("targets")
         form = own.one_of("format", _FORMATS, str(keys.get("format") or "(none)"))
         if form != "dense":
             schemes.append(_compressed_scheme(_Keys(weights, f"{source}: weights"), form))

@@ -27,6 +27,7 @@ from stage_worker.loading.model_spec import ModelCode, by_library, folder_spec, 
 from stage_worker.loading.packed_tensors import find_packed, find_stacks
 from stage_worker.loading.quantization_config import read_quantization, without_quantization
 from stage_worker.loading.stage_weights import EMBEDDING, HEAD
+from stage_worker.loading.tensor_places import Place, check_places
 from tidepipe_common.errors import ModelError
 from tidepipe_common.model_files import json_object, read_json_object
 from tidepipe_common.regular_files import open_file
@@ -160,14 +161,16 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     except OSError as error:
         raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
     header = json_object(raw, f"{file}: its header")
-    return {
-        name: _stored(file, name, entry, 8 + length, size)
+    tensors = {
+        name: _stored(file, name, entry, 8 + length)
         for name, entry in header.items()
         if name != "__metadata__"
     }
+    check_places(file, size, (Place(one.offset, one.nbytes, one.name) for one in tensors.values()))
+    return tensors
 
 
-def _stored(file: Path, name: str, entry: Any, data_start: int, file_size: int) -> StoredTensor:
+def _stored(file: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
     try:
         kind = str(entry["dtype"])
         shape = tuple(int(length) for length in entry["shape"])
@@ -180,10 +183,6 @@ def _stored(file: Path, name: str, entry: Any, data_start: int, file_size: int) 
     if dtype is not None and end - begin != math.prod(shape) * dtype.itemsize:
         raise ModelError(
             f"{file}: tensor {name}: {end - begin} bytes do not fit shape {list(shape)} of {kind}"
-        )
-    if data_start + end > file_size:
-        raise ModelError(
-            f"{file}: cut short: tensor {name} should end at byte {data_start + end}, the file at {file_size}"
         )
     return StoredTensor(file, name, shape, kind, data_start + begin, end - begin, _decoder(kind, dtype))
 

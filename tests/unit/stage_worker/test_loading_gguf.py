@@ -124,6 +124,19 @@ def test_every_cut_is_a_model_error(tmp_path: Path) -> None:
             open_gguf(cut)
 
 
+def test_tensors_over_one_another_are_refused(tmp_path: Path) -> None:
+    folder = make_tiny_model("llama", tmp_path / "hf")
+    path = write_gguf(folder, tmp_path / "model.gguf")
+    data = path.read_bytes()
+    first, second = sorted(read_gguf_header(path).tensors.values(), key=lambda one: one.offset)[:2]
+    # A tensor's entry ends with its offset behind the header.
+    entry = data.index(second.name.encode()) + len(second.name) + 4 + 8 * len(second.shape) + 4
+    assert int.from_bytes(data[entry : entry + 8], "little") == second.offset - first.offset
+    path.write_bytes(data[:entry] + bytes(8) + data[entry + 8 :])
+    with pytest.raises(ModelError, match=rf"the bytes of tensors .*{first.name}.* overlap"):
+        open_gguf(path)
+
+
 def test_damaged_headers_are_model_errors_or_read(tmp_path: Path) -> None:
     folder = make_tiny_model("llama", tmp_path / "hf")
     data = write_gguf(folder, tmp_path / "model.gguf").read_bytes()

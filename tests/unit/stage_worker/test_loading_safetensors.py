@@ -134,6 +134,17 @@ def test_every_cut_is_a_model_error(copy: Path) -> None:
             open_checkpoint(copy)
 
 
+def test_tensors_over_one_another_are_refused(copy: Path) -> None:
+    entries = {name: {"dtype": "F32", "shape": [8], "data_offsets": at} for name, at in OVER.items()}
+    header = json.dumps(entries).encode()
+    (copy / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
+    with pytest.raises(ModelError, match="the bytes of tensors b and a overlap"):
+        open_checkpoint(copy)
+
+
+OVER = {"a": [28, 60], "b": [0, 32]}
+
+
 @pytest.mark.parametrize(
     "entry",
     [

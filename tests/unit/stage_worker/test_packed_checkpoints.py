@@ -104,7 +104,11 @@ DAMAGES: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], None], str]] =
         changed("weight_zero_point", lambda t: t[1:]),
         "weight_zero_point has shape",
     ),
-    "no such groups": ("gptq-act-order", changed("g_idx", lambda t: t + 1), "a group is not one of 3"),
+    "no such groups": (
+        "gptq-act-order",
+        changed("g_idx", lambda t: t + 1),
+        "g_idx makes no sense: a group of inputs is 3",
+    ),
     "neither codes nor numbers": ("gptq", without("qweight"), r"down_proj\.weight is missing"),
 }
 
@@ -145,6 +149,12 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "sparse": ("int4", {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse weights"),
     "no groups": ("int4", {"config_groups": {}}, "config_groups must be an object of 1 to 64"),
+    "targets of one name": (
+        "int4",
+        {"config_groups": {"group_0": {"targets": "Linear", "weights": {"num_bits": 4}}}},
+        "targets must be a list of names, got .Linear",
+    ),
+    "nobody left out": ("int4", {"ignore": {"lm_head": 1}}, "ignore must be a list of names"),
     "of another kind": ("int8", {"format": "pack-quantized"}, "stored in a way that quantization_config"),
     "blocks of one size": ("fp8-blocks", {"weight_block_size": [128]}, "must be two whole numbers"),
     "other blocks": ("fp8-blocks", {"weight_block_size": [16, 16]}, "weight_scale_inv has shape"),
