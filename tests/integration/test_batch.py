@@ -74,6 +74,7 @@ def test_bad_lines_become_error_lines_in_their_place(tmp_path: Path) -> None:
         ("hot", "invalid_value"),
         ("last", None),
     ]
+    assert [line["response"]["status_code"] for line in answers(target)[2:4]] == [400, 404]
     first = answers(target)[0]["response"]
     assert first["status_code"] == 200
     assert first["body"]["choices"][0]["text"] == TEXT

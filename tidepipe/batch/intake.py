@@ -52,7 +52,7 @@ class Intake:
             if name is None:
                 served = ", ".join(self._served)
                 text = f"line {line.number}: model {model!r} is not served here; served: {served}"
-                return BatchLineError(parsed.custom_id, text, "model_not_found", "model")
+                return BatchLineError(parsed.custom_id, text, "model_not_found", "model", status=404)
             parsed = replace(parsed, request=replace(parsed.request, model=name))
         return seeded(parsed, parsed.request.request_id)
 

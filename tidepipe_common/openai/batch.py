@@ -118,13 +118,17 @@ class BatchItem:
 
 @dataclass(frozen=True, slots=True)
 class BatchLineError:
-    """A line that cannot be run. custom_id: None if that could not be read. url: if its body is wrong."""
+    """A line that cannot be run. custom_id: None if that could not be read. url: if its body is wrong.
+
+    status: what the API would answer to its body.
+    """
 
     custom_id: str | None
     message: str
     code: str
     param: str | None = None
     url: str | None = None
+    status: int = 400
 
 
 def parse_line(line: bytes, number: int, request_id: str) -> BatchItem | BatchLineError:
@@ -199,7 +203,7 @@ def response_line(line_id: str, item: BatchItem, body: ItemBody) -> bytes:
 def error_line(line_id: str, error: BatchLineError, request_id: str) -> bytes:
     """Output line of a line that could not be run."""
     body = error_body(error.message, "invalid_request_error", error.param, error.code)
-    response = {"status_code": 400, "request_id": request_id, "body": body}
+    response = {"status_code": error.status, "request_id": request_id, "body": body}
     return _line(line_id, error.custom_id, response, {"code": error.code, "message": error.message})
 
 
