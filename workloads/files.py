@@ -50,7 +50,8 @@ def open_workload(source: str, requests: int | None, seed: int) -> Workload:
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
     except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
-        raise ConfigError(f"{source}: not a workload that is known here ({error!r})") from error
+        why = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ConfigError(f"{source}: not a workload that is known here: {why}") from error
     if not found:
         raise ConfigError(f"{source}: no requests in it")
     start = min(one.arrival_s for one in found)

@@ -97,7 +97,7 @@ def read_scheduler_spec(path: Path) -> SchedulerSpec:
         first = None
     if not isinstance(first, dict) or first.get("journal") != VERSION:
         raise ConfigError(f"{path} does not begin as a journal of this version does")
-    return scheduler_spec_from(first["settings"])
+    return scheduler_spec_from(first.get("settings"))
 
 
 def read_checked(path: Path) -> Iterator[tuple[float, Event, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -98,7 +97,7 @@ class SchedulerSpec:
         return {**plain, "knobs": dict(self.knobs), "shape": asdict(self.shape), "profile": profile}
 
 
-def scheduler_spec_from(fields: Mapping[str, Any]) -> SchedulerSpec:
+def scheduler_spec_from(fields: Any) -> SchedulerSpec:
     """The reverse of `SchedulerSpec.fields`; ConfigError if it is none."""
     try:
         values = dict(fields)

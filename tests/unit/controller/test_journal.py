@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.runtime.journal import Journal, read_checked
+from controller.runtime.journal import VERSION, Journal, read_checked, read_scheduler_spec
 from controller.scheduler.actions import Action, Dispatch
 from controller.scheduler.events import (
     Event,
@@ -99,3 +99,11 @@ def test_a_broken_journal_is_named(tmp_path: Path) -> None:
     path.write_text('{"now": 1.0, "event": "Tick"}\n{"now": 2.0, "event": "Surprise"}\n')
     with pytest.raises(ConfigError, match="line 2"):
         list(read_checked(path))
+
+
+@pytest.mark.parametrize("settings", ["", ', "settings": 5', ', "settings": {"shape": {}}'])
+def test_a_journal_without_its_settings_is_refused(settings: str, tmp_path: Path) -> None:
+    file = tmp_path / "it.journal"
+    file.write_text(f'{{"journal": {VERSION}{settings}}}\n')
+    with pytest.raises(ConfigError, match="the journal's settings are not those of this version"):
+        read_scheduler_spec(file)
