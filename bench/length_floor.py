@@ -108,10 +108,16 @@ def named(found: Floats) -> Floats:
     return np.array([2.0 * found[0], found[1], found[2], found.mean()])
 
 
-def predicted(prompts: list[Drawn], single: list[Observation], seed: int, ended: int = 0) -> Floats:
+def predicted(
+    prompts: list[Drawn],
+    single: list[Observation],
+    seed: int,
+    ended: int = 0,
+    answers: int | None = None,
+) -> Floats:
     """(prompts, LEVELS) tokens, by models that were trained on no answer to the prompt, at any temperature.
 
-    ended: answers of each prompt that count as its caller's newest.
+    ended: answers of each prompt that count as its caller's newest. answers: of each to learn from, at most.
     """
     ids = sorted({str(one.line["id"]) for one in prompts})
     chance = np.random.default_rng(seed)
@@ -121,7 +127,7 @@ def predicted(prompts: list[Drawn], single: list[Observation], seed: int, ended:
     for held in range(FOLDS):
         known = [*single]
         for one, side in zip(prompts, fold, strict=True):
-            known += one.observations() if side != held else []
+            known += one.observations()[:answers] if side != held else []
         model = fit([known[place] for place in chance.permutation(len(known))], "hazard/1").model
         places = np.flatnonzero(fold == held)
         for place in places:
@@ -192,14 +198,18 @@ def compared(prompts: list[Drawn], quantiles: Floats, everyone: list[Drawn], see
 
 
 def measure(
-    lines: list[dict[str, Any]], single: list[Observation], seed: int, ended: int = 0
+    lines: list[dict[str, Any]],
+    single: list[Observation],
+    seed: int,
+    ended: int = 0,
+    answers: int | None = None,
 ) -> dict[str, Any]:
     """By temperature, all sources together and each. single: answers to other prompts, learned from too.
 
-    ended: see `predicted`; these answers are not judged.
+    ended, answers: see `predicted`; those that ended are not judged.
     """
     prompts = [Drawn(line, np.array(line["lengths"], dtype=np.float64)) for line in lines]
-    quantiles = predicted(prompts, single, seed, ended)
+    quantiles = predicted(prompts, single, seed, ended, answers)
     prompts = [one.behind(ended) for one in prompts]
     report: dict[str, Any] = {"trained_on_single_answers": len(single), "temperatures": {}}
     for temperature in sorted({float(line["temperature"]) for line in lines}, reverse=True):
@@ -280,6 +290,8 @@ def main() -> None:
         "--sources-as-clients", action="store_true", help="prompts of one source come from one caller"
     )
     parser.add_argument("--ended", type=int, default=0, help="answers of each prompt's caller that ended")
+    parser.add_argument("--answers", type=int, default=None, help="to each prompt, to learn from; else all")
+    parser.add_argument("--alone", action="store_true", help="learn from no prompts but those of DRAWS.jsonl")
     options = parser.parse_args()
     least = LEAST_SIBLINGS + options.ended
     lines = with_prompts(
@@ -289,7 +301,8 @@ def main() -> None:
     single = other_answers(options.prompts, options.lengths, lines, sources_as_clients=as_clients)
     caller = "source" if as_clients else "id" if options.ended else None
     lines = [{**line, "client": line[caller] if caller else ""} for line in lines]
-    report = measure(lines, single, options.seed, options.ended)
+    single = [] if options.alone else single
+    report = measure(lines, single, options.seed, options.ended, options.answers)
     options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     draw_picture(report, options.output.with_suffix(".png"))
     print(table_of(report))
