@@ -70,7 +70,9 @@ def virtual(options: argparse.Namespace, model: Path, gbit: float, load: Sequenc
         network_gb_s=gbit / 8,
         node_devices=options.stages,
     )
-    system = f"roles:{options.prefill_instances}" if options.prefill_instances else "roles"
+    system = options.system
+    if system == "roles" and options.prefill_instances:
+        system = f"roles:{options.prefill_instances}"
     jobs = [Job(i, one.prompt, one.output, one.at, slo, one.output) for i, one in enumerate(load)]
     cluster = cluster_of(system, scan(system, spec)[0], spec, len(jobs), exact=True)
     cluster.run(jobs)
@@ -98,8 +100,8 @@ async def live(
         hardware=options.hardware,
         instances=options.instances,
         stages=options.stages,
-        policy="hybrid",
-        routing="roles",
+        policy="auto" if options.system == "auto" else "hybrid",
+        routing=None if options.system == "auto" else "roles",
         prefill_instances=options.prefill_instances,
         network_gbit=gbit * REACHED / options.stages,
         ttft_ms=options.ttft_ms,
@@ -154,6 +156,9 @@ def main() -> None:
     parser.add_argument("--gbit", nargs="+", type=float, default=[10.0], help="of each instance, each way")
     parser.add_argument("--instances", type=int, default=4)
     parser.add_argument("--stages", type=int, default=2)
+    parser.add_argument(
+        "--system", default="roles", choices=["roles", "auto"], help="hybrid's instances with roles, or auto"
+    )
     parser.add_argument("--prefill-instances", type=int, default=0, help="a fixed split; 0: shares move")
     parser.add_argument("--rate", type=float, default=2.0, help="requests per second")
     parser.add_argument("--seconds", type=float, default=120.0)

@@ -45,4 +45,4 @@ class PassingOn:
 
     def keeps(self, first_token_at: float, now: float) -> bool:
         """Is one that had its first token then not given a row yet?"""
-        return self.expected and now - first_token_at < HELD_S
+        return self.expected and now < first_token_at + HELD_S
