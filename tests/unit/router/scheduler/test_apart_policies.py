@@ -107,7 +107,7 @@ def test_decoding_flows_down_where_memory_ends_and_back_where_time_does() -> Non
 
 # -- Arrow --------------------------------------------------------------------------------------------------
 
-LOADS = st.tuples(st.integers(0, 40), st.integers(0, 60_000), st.integers(0, 4000))
+LOADS = st.tuples(st.integers(0, 800), st.integers(0, 60_000), st.integers(0, 8000))
 
 
 @given(st.lists(LOADS, min_size=2, max_size=6), st.integers(0, 3), st.integers(1, 1000))
@@ -143,11 +143,12 @@ def test_sides_are_never_empty_and_cool_down(
     gave = -COOL_S
     for number, (what, which, (rows, tokens, left)) in enumerate(course):
         now, name, before = 0.4 * number, f"i{which}", sides(scheduler)
+        asked = request(f"r{number}", min(left, 3900) + 1, now, slo=replace(SLO, ttft_s=0.3))
         match what:
             case "q":
-                scheduler.on(RequestArrived(request(f"r{number}", left + 1, now, slo=SLO)), now)
+                scheduler.on(RequestArrived(asked), now)
             case "f":
-                scheduler.on(FirstToken(0.1, request(f"r{number}", left + 1, now, slo=SLO), name), now)
+                scheduler.on(FirstToken(0.1, asked, name), now)
             case "r":
                 known = report(now, sequences=rows, tokens=tokens + left, left=prompt_work(left))
                 scheduler.on(InstanceReported(name, known), now)
