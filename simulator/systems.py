@@ -103,7 +103,7 @@ def _taichi(spec: ClusterSpec) -> list[Knobs]:
 
 def _arrow(spec: ClusterSpec) -> list[Knobs]:
     """Arrow: the split that it begins with, its threshold, and the chunk of all instances."""
-    begin = (max(1, spec.instances // 8), spec.instances // 2)
+    begin = sorted({max(1, spec.instances // part) for part in (8, 4, 2)})
     return [
         {"prefill": prefill, "budget": budget, "low": low}
         for prefill, low, budget in product(begin, (0.9, LOW), (2048, 512))
