@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,8 +9,7 @@ from transformers import CONFIG_MAPPING
 
 from stage_worker.executors.protocol import Executor, StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
-from stage_worker.transformers_code import opening, trial
-from stage_worker.transformers_code.examination import Examination
+from stage_worker.transformers_code import trial
 from stage_worker.transformers_code.tiny import tiny_config
 from tests.tiny_adapters import make_adapter, merged
 from tests.tiny_models import hugging_face_greedy, random_prompts
@@ -20,20 +17,11 @@ from tests.torch_pipeline import GreedySampler, generate
 from tidepipe_common.errors import ModelError
 from tidepipe_common.settings.adapters import AdapterPlace
 
+pytestmark = pytest.mark.usefixtures("trials_here")
+
 PROMPTS = random_prompts([1, 7, 33, 20, 12, 50])
 NEW_TOKENS = 8
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-@cache
-def _examined(config: str) -> Examination:
-    return Examination(trial.tried(json.loads(config)))
-
-
-@pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials run in this process: another one would import PyTorch anew."""
-    monkeypatch.setattr(opening, "examine", lambda config: _examined(json.dumps(config)))
 
 
 def base(model_type: str, folder: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from stage_worker.executors.protocol import Executor, StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
 from stage_worker.loading.open_checkpoint import open_checkpoint
-from stage_worker.transformers_code import opening, trial
+from stage_worker.transformers_code import trial
 from stage_worker.transformers_code.attention_calls import UnsuitableError
-from stage_worker.transformers_code.examination import Examination
 from stage_worker.transformers_code.tiny import tiny_config
 from tests.tiny_models import make_tiny_model, random_prompts
 from tests.torch_pipeline import GreedySampler, generate
@@ -67,19 +65,6 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials run in this process: another one would import PyTorch anew."""
-
-    def found(config: Mapping[str, Any]) -> Examination:
-        try:
-            return Examination(trial.tried(config))
-        except UnsuitableError as error:
-            return Examination(None, str(error))
-
-    monkeypatch.setattr(opening, "examine", found)
-
-
 def pipeline(model: Path, stages: int) -> list[Executor]:
     executors: list[Executor] = []
     for index in range(stages):
@@ -109,13 +94,13 @@ def test_greedy_tokens_are_the_librarys(mixtral: Path, stages: int) -> None:
     assert generate(pipeline(mixtral, stages), prompts, 6, chunk=9, stagger=2) == wanted
 
 
-def test_a_native_family_may_be_computed_so_too(tmp_path: Path, here: None) -> None:
+def test_a_native_family_may_be_computed_so_too(tmp_path: Path, trials_here: None) -> None:
     folder = make_tiny_model("llama", tmp_path)
     prompts = random_prompts([5, 20])
     assert generate(pipeline(folder, 2), prompts, 4) == expected(folder, prompts, 4)
 
 
-def test_of_a_model_that_sees_the_text_model_is_served(tmp_path: Path, here: None) -> None:
+def test_of_a_model_that_sees_the_text_model_is_served(tmp_path: Path, trials_here: None) -> None:
     """Its layers get values that are made of token ids: they come to the second stage with hidden states."""
     text, whole = tmp_path / "text", tmp_path / "whole"
     trial.reference(tiny_config(values("gemma3n_text"), "gemma3n_text"), 3).save_pretrained(text)
@@ -196,7 +181,7 @@ def test_a_configuration_of_the_future_is_refused(change: dict[str, object], rea
     ],
 )
 def test_a_configuration_that_cannot_be_run_is_refused(
-    mixtral: Path, tmp_path: Path, here: None, change: dict[str, object], reason: str
+    mixtral: Path, tmp_path: Path, trials_here: None, change: dict[str, object], reason: str
 ) -> None:
     folder = damaged(mixtral, tmp_path, lambda tensors: None)
     config = {**json.loads((folder / "config.json").read_text()), **change}

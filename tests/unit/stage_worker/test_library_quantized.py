@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +17,19 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from bench.quantized_checkpoints import write_quantized
 from stage_worker.executors.protocol import Executor, StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
-from stage_worker.transformers_code import opening, trial
-from stage_worker.transformers_code.examination import Examination
+from stage_worker.transformers_code import trial
 from stage_worker.transformers_code.tiny import tiny_values
 from tests.tiny_gguf import write_gguf
 from tests.tiny_models import hugging_face_greedy, random_prompts
 from tests.torch_pipeline import GreedySampler, generate
 from tidepipe_common.errors import ModelError
 
+pytestmark = pytest.mark.usefixtures("trials_here")
+
 PROMPTS = random_prompts([5, 20, 33])
 NEW_TOKENS = 6
 ROOM = 1.2
 """Memory of a loaded stage beside its part of the file."""
-
-
-@cache
-def _examined(config: str) -> Examination:
-    return Examination(trial.tried(json.loads(config)))
-
-
-@pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials run in this process: another one would import PyTorch anew."""
-    monkeypatch.setattr(opening, "examine", lambda config: _examined(json.dumps(config)))
 
 
 def base(model_type: str, folder: Path, **sizes: Any) -> Path:
