@@ -50,7 +50,7 @@ from workloads.loadgen.targets import HttpTarget
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-SLOS = {"5 s, 100 ms": (5000.0, 100.0), "1 s, 50 ms": (1000.0, 50.0)}
+SLOS = {"5 s, 100 ms": (5000.0, 100.0), "2 s, 150 ms": (2000.0, 150.0), "1 s, 50 ms": (1000.0, 50.0)}
 ATTAINMENT = 0.9
 OURS = ("tidepipe", "ours")
 """How names of servers begin in which we schedule."""
