@@ -261,21 +261,19 @@ class EmulatedExecutor:
         for index, blocks in decode.new_blocks:
             self._check_blocks(decode.keys[index], blocks)
         for key, position in zip(decode.keys, decode.positions, strict=True):
-            self._grow(key, position, 1)
+            self._grow(key, position, 1, begins=key in begin)
         for row in plan.listed:
             self._check_blocks(row.key, row.new_blocks)
-            if row.key in begin and row.first_position % self._spec.block_size == 0:
-                # Behind whole blocks that were computed for others.
-                self._lengths[row.key] = row.first_position
-                begin.discard(row.key)
-            self._grow(row.key, row.first_position, row.count)
+            self._grow(row.key, row.first_position, row.count, begins=row.key in begin)
 
     def _check_blocks(self, key: int, blocks: tuple[int, ...]) -> None:
         if blocks and max(blocks) >= self.kv_blocks:
             raise PlanError(f"sequence {key}: no block {max(blocks)} in {self.kv_blocks}")
 
-    def _grow(self, key: int, first_position: int, count: int) -> None:
+    def _grow(self, key: int, first_position: int, count: int, *, begins: bool) -> None:
         known = self._lengths.get(key)
+        if begins and first_position % self._spec.block_size == 0:
+            known = first_position  # behind whole blocks that were computed for others
         if known != first_position:
             raise PlanError(f"sequence {key}: position {first_position} follows {known}")
         self._lengths[key] = first_position + count

@@ -13,7 +13,7 @@ from stage_worker.epoch import StepRunner
 from stage_worker.executors import emulated
 from stage_worker.executors.emulated import EmulatedBackend
 from stage_worker.executors.protocol import PlanError, StageSpec
-from tidepipe_common.types.plan import Phase, PlanRow, SequenceStart, StepPlan, StepReport
+from tidepipe_common.types.plan import DecodeRows, Phase, PlanRow, SequenceStart, StepPlan, StepReport
 from tidepipe_common.types.sampling import SamplingParams
 
 HALF = StageSpec(0, 2, 0, 20, block_size=16, kv_blocks=0, max_step_tokens=256)
@@ -132,6 +132,10 @@ def test_a_sequence_may_begin_behind_blocks_of_others(backend: EmulatedBackend) 
         executor.execute(rows(2, 7, 48, False), None)
     with pytest.raises(PlanError, match="position 24 follows 0"):
         executor.execute(rows(2, 8, 24, True), None)
+    # One token is left of its prompt: it comes among the rows that decode.
+    last = DecodeRows((9,), (16,), (1,), ((0, (0, 1)),))
+    start = SequenceStart(9, SamplingParams(), 17)
+    executor.execute(StepPlan(2, Phase.DECODE, (), (start,), decode=last), None)
 
 
 def test_gaps_and_unknown_sequences_are_refused(backend: EmulatedBackend) -> None:
