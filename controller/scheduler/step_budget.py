@@ -51,6 +51,8 @@ LOGISTIC = math.sqrt(3.0) / math.pi
 """Scale of a logistic distribution over its standard deviation."""
 NEGLIGIBLE = 0.0005
 """Of all sequences, so many more that may miss a target are no reason for a smaller step."""
+AHEAD = 2.0
+"""Prompts to come are looked at so many of their targets ahead: who comes within one waits for another."""
 SAMPLES = 16
 """Points in time that stand for all at which prompts will come."""
 MOST_PROMPTS = 256
@@ -274,11 +276,12 @@ def _late_prompts(load: StepLoad, steps: _Rounds, now: float) -> _Floats:
 
 def _late_to_come(load: StepLoad, steps: _Rounds, ends: _Ends) -> _Floats:
     """The same of those that will come while the present ones decode: who waits now is few of all whom a step
-    size that is too small makes late."""
+    size that is too small makes late. No further ahead than AHEAD: a line that has grown by then has larger
+    steps chosen for it, and a size that is a little too small for what comes can be taken until then."""
     coming = load.coming
     if not len(ends.left) or not coming.tokens_s or math.isinf(coming.ttft_s):
         return np.zeros(len(steps.seconds))
-    horizon = max(1e-3, float(ends.left.mean()))
+    horizon = max(1e-3, min(float(ends.left.mean()), AHEAD * coming.ttft_s))
     at = horizon * (np.arange(SAMPLES) + 0.5) / SAMPLES
     speed = steps.prompts / steps.seconds
     # Of the line that it finds; on average half a round is over before a step begins that can take it.
