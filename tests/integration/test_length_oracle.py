@@ -120,7 +120,7 @@ async def test_who_asks_reaches_the_predictor() -> None:
         oracle.ask(sequence("b"), replace(arrival.features, unlearned=True))
         for key in "ba":
             oracle.ended(Finish(key, FinishReason.STOP, 12))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not (len(fake.requests) == 2 and fake.observed):  # noqa: ASYNC110 - others' state, without events
                 await asyncio.sleep(0.01)
     assert fake.requests[0].prompt.client_hash == 77
@@ -148,11 +148,11 @@ async def test_signal_and_growth_refine_what_is_predicted() -> None:
         one.output += [5] * REFRESH_EVERY
         oracle.refresh()
         oracle.refresh()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(fake.requests) < 3 or not predicted:  # noqa: ASYNC110 - others' state, without events
                 await asyncio.sleep(0.01)
         oracle.ended(Finish("a", FinishReason.STOP, 70))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not fake.observed:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     asked = [(entry.signal, entry.model, entry.generated_tokens) for entry in fake.requests]
@@ -171,13 +171,13 @@ async def test_the_answer_behind_a_thought_is_asked_for_and_learned_by_itself() 
         oracle.ask(sequence("b"), NO_PROMPT)
         for token in (3, 8, 8, 3):  # at (8) it ends
             oracle.heard(("a", "b"), (token, 8))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(fake.requests) < 3 or len(predicted) < 2:  # noqa: ASYNC110 - others' state
                 await asyncio.sleep(0.01)
             while predicted["a"] != (52.0, 80.0):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         oracle.ended(Finish("a", FinishReason.STOP, 12))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(fake.observed) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     assert predicted["b"] == (50.0, 80.0)
