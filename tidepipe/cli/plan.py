@@ -59,10 +59,10 @@ def plan(
     ],
     workload: WorkloadSource,
     ttft_ms: Annotated[
-        float | None, typer.Option("--ttft-ms", min=0.001, help="Target: first token, ms after arrival.")
+        float | None, typer.Option("--ttft-ms", help="Target: first token, ms after arrival.")
     ] = None,
     tpot_ms: Annotated[
-        float | None, typer.Option("--tpot-ms", min=0.001, help="Target: ms per further token, on average.")
+        float | None, typer.Option("--tpot-ms", help="Target: ms per further token, on average.")
     ] = None,
     rate: Annotated[
         float | None, typer.Option("--rate", min=0.001, max=MOST_RATE, help="Requests per second to be held.")
