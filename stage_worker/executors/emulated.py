@@ -190,8 +190,9 @@ class EmulatedExecutor:
             size = plan.tokens * self._shape.hidden * WEIGHT_BYTES
             head = _ENDED.pack(ends)[:size]
             return StepOutput(hidden=b"".join((head, self._zeros[len(head) : size])), seconds=seconds)
-        decoded = [self._token(position + 1) for position in plan.decode.positions]
-        others = [self._token(row.first_position + row.count) for row in plan.listed if row.sample]
+        shape = self._shape
+        decoded = [token_at(position + 1, shape) for position in plan.decode.positions]
+        others = [token_at(row.first_position + row.count, shape) for row in plan.listed if row.sample]
         sampled = SampledTokens((*decoded, *others), prompts=self._read_prompts(plan))
         return StepOutput(sampled=sampled, seconds=seconds)
 
@@ -278,12 +279,14 @@ class EmulatedExecutor:
             raise PlanError(f"sequence {key}: position {first_position} follows {known}")
         self._lengths[key] = first_position + count
 
-    def _token(self, position: int) -> int:
-        """Depends on the place only, so that a recomputed sequence goes on as before; never an end token."""
-        token = position * _STRIDE % self._shape.vocab_size
-        while token in self._shape.eos_token_ids:
-            token = (token + 1) % self._shape.vocab_size
-        return token
+
+def token_at(position: int, shape: ModelShape) -> int:
+    """What is sampled for that place, whatever stands before it; so a recomputed sequence goes on as before.
+    Never an end token."""
+    token = position * _STRIDE % shape.vocab_size
+    while token in shape.eos_token_ids:
+        token = (token + 1) % shape.vocab_size
+    return token
 
 
 def _find(model: str, allow_download: bool) -> tuple[ModelShape, str]:
