@@ -11,9 +11,6 @@ Goodput, as in bench.online_peers: the highest rate at which nine tenths of the 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -24,17 +21,16 @@ from bench.online_peers import (
     Contender,
     Row,
     curves,
-    draw,
     goodput,
     measure,
     read,
     running,
+    say,
     table,
+    told,
     write,
 )
-from bench.peers.children import PeerError, end_children_when_ended
 from bench.peers.places import Places
-from tidepipe_common.errors import TidePipeError
 
 SHAPES = {"stages": {"stages": 2}, "instances": {"instances": 2}}
 AUTO = "tidepipe, auto"
@@ -80,17 +76,6 @@ async def compare(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def say(row: Row) -> None:
-    """A line."""
-    seen = row.figures
-    print(
-        f"{row.slo}, {seen.rate:g} req/s: {row.server}: {seen.attainment:.0%}, TTFT P90 "
-        f"{seen.ttft_ms['p90']:.0f} ms, TPOT P90 {seen.tpot_ms['p90']:.0f} ms, {seen.failed} failed, "
-        f"others {row.others_cores} cores",
-        flush=True,
-    )
-
-
 def ratios(rows: Sequence[Row]) -> list[str]:
     """`auto` beside the best of the others, a line for each SLO."""
     lines = []
@@ -124,16 +109,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--out", type=Path, required=True, help="path without ending")
     options = parser.parse_args()
-    os.environ.setdefault("NO_PROXY", "*")
-    end_children_when_ended()
-    try:
-        rows = asyncio.run(compare(options))
-    except (TidePipeError, PeerError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    draw(rows, options.out.with_suffix(".png"))
-    print("\n".join([table(rows), *ratios(rows)]))
-    return 0
+    return told(compare(options), options.out, lambda rows: [table(rows), *ratios(rows)])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -376,15 +376,20 @@ async def compare(options: argparse.Namespace) -> list[Row]:
                 async with running(one, slo, places, options.folder, options.peers_dtype) as url:
                     async for row in measure(one, slo, url, options, number, rates=rates):
                         rows.append(row)
-                        figures = row.figures
-                        print(
-                            f"{one.name}, {row.slo}: {figures.rate:g} req/s, {figures.attainment:.0%}, TTFT "
-                            f"P90 {figures.ttft_ms['p90']:.0f} ms, TPOT P90 {figures.tpot_ms['p90']:.0f} ms, "
-                            f"{figures.failed} failed",
-                            flush=True,
-                        )
+                        say(row)
                         write(rows, options.out)
     return rows
+
+
+def say(row: Row) -> None:
+    """A line of a run."""
+    figures = row.figures
+    print(
+        f"{row.server}, {row.slo}: {figures.rate:g} req/s, {figures.attainment:.0%}, TTFT "
+        f"P90 {figures.ttft_ms['p90']:.0f} ms, TPOT P90 {figures.tpot_ms['p90']:.0f} ms, "
+        f"{figures.failed} failed",
+        flush=True,
+    )
 
 
 def read(out: Path) -> list[Row]:
@@ -421,15 +426,22 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="go on with what is in OUT.json")
     parser.add_argument("-o", "--out", type=Path, required=True, help="path without ending")
     options = parser.parse_args()
+    return told(compare(options), options.out, lambda rows: [table(rows)])
+
+
+def told(
+    comparison: Coroutine[Any, Any, list[Row]], out: Path, summary: Callable[[Sequence[Row]], Sequence[str]]
+) -> int:
+    """Run a comparison, draw it and print its summary; the exit code."""
     os.environ.setdefault("NO_PROXY", "*")
     end_children_when_ended()
     try:
-        rows = asyncio.run(compare(options))
+        rows = asyncio.run(comparison)
     except (TidePipeError, PeerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    draw(rows, options.out.with_suffix(".png"))
-    print(table(rows))
+    draw(rows, out.with_suffix(".png"))
+    print("\n".join(summary(rows)))
     return 0
 
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from controller.scheduler.fetch_rule import FetchRule
 from controller.scheduler.grants import Held
-from controller.scheduler.loans import BORROWED, LATE, LEAST_WAIT_S, LENT
-from controller.scheduler.offload import compute_seconds
+from controller.scheduler.loans import BORROWED, LENT, waited_s
 from simulator.job import Job
 from simulator.kv_memory import KvMemory
 from tidepipe_common.latency.model import StepCost
-from tidepipe_common.latency.transfer import TransferCost, quicker_fetched
+from tidepipe_common.latency.transfer import TransferCost
 from tidepipe_common.settings.defaults import BLOCK_SIZE
 
 
@@ -35,7 +35,7 @@ class Loans:
     def __init__(self, memory: KvMemory, cost: StepCost, transfer: TransferCost, chunk: int) -> None:
         """chunk: prompt tokens of a step."""
         self._memory = memory
-        self._cost = cost
+        self._rule = FetchRule(cost, transfer)
         self._transfer = transfer
         self._chunk = chunk
         self._lent: dict[Job, Held] = {}
@@ -86,13 +86,12 @@ class Loans:
             return None
         if any(key in self._coming for key in keys[found:count]):
             return None
-        compute_s = compute_seconds(self._cost, found * BLOCK_SIZE, missing * BLOCK_SIZE, self._chunk)
-        fetch_s = self._transfer.seconds(nbytes, self._transfer.under_way)
-        if not quicker_fetched(fetch_s, compute_s, others):
+        begin, left = found * BLOCK_SIZE, missing * BLOCK_SIZE
+        if self._rule.against(begin, left, nbytes, others=others, chunk=self._chunk) is not None:
             return None
-        self._transfer.begin(nbytes)
+        predicted = self._transfer.seconds(nbytes, self._transfer.begin(nbytes))
         held = self._memory.hold(keys[:found], count)
-        loan = _Loan(held, keys[:count], found, nbytes, now + max(LEAST_WAIT_S, LATE * fetch_s), [job])
+        loan = _Loan(held, keys[:count], found, nbytes, now + waited_s(predicted), [job])
         self._loans[job.index] = loan
         self._coming.update(dict.fromkeys(keys[found:count], loan))
         return nbytes

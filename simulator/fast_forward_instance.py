@@ -21,10 +21,8 @@ from controller.scheduler.slack import (
     SlackReport,
     WindowPrompt,
     in_window,
-    round_seconds,
+    rounds_beside_prompts,
     slack_of,
-    token_seconds,
-    window_cost,
     window_left_s,
     window_of,
 )
@@ -463,12 +461,17 @@ class FastForwardInstance:
             if not in_window(job.first, self._phase, self._switched)
         ]
         idle = [job.slo.tpot_s for job in self._line]
-        context = self._memory.context
-        paid_s = self._budget.paid_s if self._budget is not None else 0.0
-        token_s = token_seconds(self._cost, len(self), self._stages, rules.budget, paid_s)
-        round_s = round_seconds(self._cost, self._pace, len(self), context, self._stages, token_s)
-        token_s = token_seconds(self._cost, len(self._decode_batch), self._stages, rules.budget, paid_s)
-        lost = window_cost(token_s) if rules.mixed else 1.0
+        round_s, lost = rounds_beside_prompts(
+            self._cost,
+            self._pace,
+            here=len(self),
+            decoding=len(self._decode_batch),
+            context=self._memory.context,
+            stages=self._stages,
+            step_tokens=rules.budget,
+            paid_s=self._budget.paid_s if self._budget is not None else 0.0,
+            rides=rules.mixed,
+        )
         return slack_of(decoding, idle, round_s, now, lost), grown
 
 

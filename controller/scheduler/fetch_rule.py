@@ -6,7 +6,6 @@ from math import inf
 
 from controller.scheduler.actions import Reason
 from controller.scheduler.offload import compute_seconds
-from controller.scheduler.state import PipelineState
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.transfer import TransferCost, quicker_fetched
 
@@ -32,13 +31,15 @@ class FetchRule:
         self.mode = mode
         self._cost = cost
 
-    def against(self, begin: int, tokens: int, nbytes: int, state: PipelineState) -> Reason | None:
-        """Why so many tokens behind position `begin` should rather be computed; None: fetch their bytes."""
+    def against(self, begin: int, tokens: int, nbytes: int, *, others: int, chunk: int) -> Reason | None:
+        """Why so many tokens behind position `begin` should rather be computed; None: fetch their bytes.
+
+        others: sequences that run here. chunk: prompt tokens of a step.
+        """
         fetch_s = self.transfer.seconds(nbytes, self.transfer.under_way)
         compute_s = inf
         if self._cost is not None:
-            compute_s = compute_seconds(self._cost, begin, tokens, state.config.prefill_tokens)
-        others = len(state.running)
+            compute_s = compute_seconds(self._cost, begin, tokens, chunk)
         if self.mode != "auto" or quicker_fetched(fetch_s, compute_s, others):
             return None
         numbers = {"fetch_s": fetch_s, "compute_s": compute_s, "others": others, "tokens": tokens}

@@ -190,7 +190,9 @@ class HandOver:
         begin = found * state.config.block_size
         if computed <= begin:
             return Reason("all of it is here already", {"found": begin})
-        return self.rule.against(begin, computed - begin, missing * handle.block_bytes, state)
+        others, chunk = len(state.running), state.config.prefill_tokens
+        nbytes = missing * handle.block_bytes
+        return self.rule.against(begin, computed - begin, nbytes, others=others, chunk=chunk)
 
     def _give_up(self, sequence: Sequence, why: Reason, state: PipelineState) -> Sequence:
         sequence.kv = None

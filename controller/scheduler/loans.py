@@ -27,7 +27,11 @@ LENT, BORROWED = 0.5, 0.25
 """Shares of the blocks that loans pin at most, and that are filled from elsewhere at a time."""
 MOST_LOANS = 1024
 LEAST_WAIT_S, LATE = 0.5, 3.0
-"""A sequence waits for its beginning so many times as long as predicted, or the least; then it computes."""
+
+
+def waited_s(predicted_s: float) -> float:
+    """How long a sequence waits for its beginning before it is computed after all."""
+    return max(LEAST_WAIT_S, LATE * predicted_s)
 
 
 @dataclass(slots=True)
@@ -155,9 +159,8 @@ class Loans:
         nbytes = missing * handle.block_bytes
         ahead = self._rule.transfer.begin(nbytes)
         predicted = self._rule.transfer.seconds(nbytes, ahead)
-        until = now + max(LEAST_WAIT_S, LATE * predicted)
         fetch_id = state.steps.new_key()
-        loan = _Loan(held, keys[:count], found, nbytes, ahead, until)
+        loan = _Loan(held, keys[:count], found, nbytes, ahead, now + waited_s(predicted))
         self._loans[fetch_id] = loan
         self._coming.update(dict.fromkeys(keys[found:count], loan))
         numbers = {"blocks": missing, "found": found, "bytes": nbytes, "predicted_s": predicted}
@@ -192,7 +195,9 @@ class Loans:
             return Reason("no memory to fetch it into", {"blocks": missing, "free": state.allocator.free})
         if any(key in self._coming for key in keys[found:count]):
             return Reason("a part of it is on its way already")
-        return self._rule.against(found * size, missing * size, missing * handle.block_bytes, state)
+        others, chunk = len(state.running), state.config.prefill_tokens
+        nbytes = missing * handle.block_bytes
+        return self._rule.against(found * size, missing * size, nbytes, others=others, chunk=chunk)
 
     def plan(self, state: PipelineState, now: float) -> None:
         """Whoever has waited too long is computed; what comes is kept all the same."""

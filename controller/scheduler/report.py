@@ -13,10 +13,8 @@ from controller.scheduler.slack import (
     WindowPrompt,
     decoding_of,
     in_window,
-    round_seconds,
+    rounds_beside_prompts,
     slack_of,
-    token_seconds,
-    window_cost,
     window_left_s,
     window_of,
 )
@@ -87,14 +85,18 @@ def instance_report(scheduler: Scheduler, cost: StepCost, now: float) -> Instanc
         if sequence.first_token_due is not None:
             dues.append(sequence.first_token_due)
     window, left = window_of(prompts)
-    rows, step_tokens, allocator = len(scheduler.sequences), scheduler.config.prefill_tokens, state.allocator
-    context = allocator.context_tokens
-    rides = isinstance(scheduler.policy, MixedSteps)
-    paid_s = scheduler.policy.paid_s if isinstance(scheduler.policy, MixedSteps) else 0.0
-    token_s = token_seconds(cost, rows, state.stages, step_tokens, paid_s)
-    round_s = round_seconds(cost, state.prompt_pace, rows, context, state.stages, token_s)
-    token_s = token_seconds(cost, len(state.batches), state.stages, step_tokens, paid_s)
-    lost = window_cost(token_s) if rides else 1.0
+    allocator, mixed = state.allocator, scheduler.policy
+    round_s, lost = rounds_beside_prompts(
+        cost,
+        state.prompt_pace,
+        here=len(scheduler.sequences),
+        decoding=len(state.batches),
+        context=allocator.context_tokens,
+        stages=state.stages,
+        step_tokens=scheduler.config.prefill_tokens,
+        paid_s=mixed.paid_s if isinstance(mixed, MixedSteps) else 0.0,
+        rides=isinstance(mixed, MixedSteps),
+    )
     return InstanceReport(
         phase=state.phase,
         phase_age_s=now - state.phase_since if state.phase_since else 0.0,

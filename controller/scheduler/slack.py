@@ -159,6 +159,28 @@ def window_cost(token_s: TokenSeconds) -> float:
     return min(1.0, max(LEAST_LOST, token_s.riding / token_s.apart)) if token_s.apart else 1.0
 
 
+def rounds_beside_prompts(
+    cost: StepCost,
+    pace: PromptPace,
+    *,
+    here: int,
+    decoding: int,
+    context: int,
+    stages: int,
+    step_tokens: int,
+    paid_s: float,
+    rides: bool,
+) -> tuple[float, float]:
+    """Seconds of a round once all who are `here` decode, see round_seconds; and what those who do now lose to
+    a second of prompts, see window_cost: all of it, unless prompts ride on their steps.
+
+    context: KV tokens that are held. step_tokens, paid_s: see token_seconds.
+    """
+    soon = token_seconds(cost, here, stages, step_tokens, paid_s)
+    now = token_seconds(cost, decoding, stages, step_tokens, paid_s)
+    return round_seconds(cost, pace, here, context, stages, soon), window_cost(now) if rides else 1.0
+
+
 def in_window(first_at: float, phase: Phase, phase_since: float) -> bool:
     """Does a sequence that got its first token then belong to the prefill window that is open now?"""
     return phase is Phase.PREFILL and first_at > phase_since

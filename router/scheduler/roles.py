@@ -45,7 +45,7 @@ class Role:
         return f"{self.reason} ({numbers})" if numbers else self.reason
 
 
-EVERYBODY: Role = Role()
+EVERYBODY = Role()
 
 
 def differ(shares: Sequence[float]) -> bool:
@@ -100,11 +100,6 @@ class Predicted:
 
     rate: float
     limit: str
-
-
-def predicted_goodput(shares: Sequence[float], powers: Sequence[Power], mix: Mix) -> Predicted:
-    """As `Prospect`, for one point."""
-    return Prospect(mix).goodput(shares, powers)
 
 
 class Prospect:

@@ -19,8 +19,13 @@ from tidepipe_common.settings.defaults import ROUTING_POLICIES, ROUTING_WITH_ROL
 WINDOW_S = 0.3
 """Of prompts are enough to fill steps on the devices that were tried; see docs/results/online.md."""
 
+
+def _padg() -> RollingActivation:
+    return RollingActivation(window_s=WINDOW_S, balanced=True, finds=True)
+
+
 _MAKERS: Mapping[str, Callable[[], RoutingPolicy]] = {
-    "padg": lambda: _padg(),
+    "padg": _padg,
     "padg-published": published,
     "padg-shuffled": lambda: RollingActivation(MeanSlack(), "padg-shuffled", shuffled=True),
     "padg-unbounded": lambda: RollingActivation(name="padg-unbounded"),
@@ -72,7 +77,3 @@ def make_routing_policy(
         case "taichi":
             return TaiChi(**knobs)
     return _MAKERS[name]()
-
-
-def _padg() -> RollingActivation:
-    return RollingActivation(window_s=WINDOW_S, balanced=True, finds=True)

@@ -27,7 +27,7 @@ from router.scheduler.events import (
 from router.scheduler.instance_report import InstanceReport, KvTransfer
 from router.scheduler.policies.roles import BAR_S, LOOK_S, STEP, WATCHED, points
 from router.scheduler.prefill import PrefillTime
-from router.scheduler.roles import EVEN, Power, predicted_goodput
+from router.scheduler.roles import EVEN, Power, Prospect
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.slo import SloTarget
 from router.scheduler.steady_state import Sizes
@@ -98,21 +98,21 @@ def shares(scheduler: RoutingScheduler) -> list[float]:
 def test_a_slower_link_never_serves_more(point: list[float], rate: float) -> None:
     """And none at all serves what needs none; somebody must compute prompts, somebody decode."""
     quick, slow = (
-        predicted_goodput(point, [power(GROUPED, each)] * len(point), TIGHT).rate for each in (rate, rate / 3)
+        Prospect(TIGHT).goodput(point, [power(GROUPED, each)] * len(point)).rate for each in (rate, rate / 3)
     )
     assert slow <= quick * 1.001
     even = [point[0] * 0.98 + 0.01] * len(point)
     linked, alone = (
-        predicted_goodput(even, [power(size, rate)] * len(even), TIGHT).rate for size in (FULL, 0.0)
+        Prospect(TIGHT).goodput(even, [power(size, rate)] * len(even)).rate for size in (FULL, 0.0)
     )
     assert linked == alone > 0.0
-    assert predicted_goodput([1.0] * 3, [power(GROUPED)] * 3, TIGHT).rate == 0.0
+    assert Prospect(TIGHT).goodput([1.0] * 3, [power(GROUPED)] * 3).rate == 0.0
 
 
 @pytest.mark.parametrize(("token_bytes", "apart"), [(GROUPED, True), (FULL, False)])
 def test_prompts_and_decoding_apart_where_the_link_bears_it(token_bytes: float, apart: bool) -> None:
     """Tight targets, 10 Gbit/s: with grouped heads the best point is a split, with full ones it is not."""
-    best = max(points(4), key=lambda point: predicted_goodput(point, [power(token_bytes)] * 4, TIGHT).rate)
+    best = max(points(4), key=lambda point: Prospect(TIGHT).goodput(point, [power(token_bytes)] * 4).rate)
     assert (best[0] == 1.0 and best[-1] == 0.0) is apart
 
 
