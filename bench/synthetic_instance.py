@@ -101,6 +101,7 @@ class SyntheticInstance(pb_grpc.ControllerServiceServicer):
                     tokens=100 * len(self._left),
                     kv_tokens_total=1 << 30,
                     kv_tokens_free=1 << 30,
+                    costs=pb.StepCosts(stages=1, step_tokens=2048),
                 )
             )
             await asyncio.sleep(0.1)

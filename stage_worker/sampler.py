@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from stage_worker.executors.protocol import PlanError
-from stage_worker.sampling.apart import row_error
+from stage_worker.sampling.apart import NotNumbersError, row_error
 from stage_worker.sampling.draw import MAX_VOCAB_SIZE, DrawParams, draw, draw_truncated
 from stage_worker.sampling.sequence import LogitEdits, SequenceState
 from stage_worker.sampling.top import top_tokens
@@ -24,18 +24,6 @@ from tidepipe_common.types.sampling import PositionLogprobs, TokenLogprob
 _CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 23}
 """Logits drawn from at a time: bounds the memory of the temporaries (some 60 bytes each), and keeps them in a
 CPU's cache."""
-
-
-class LogitsError(Exception):
-    """The model produced logits from which nothing can be sampled.
-
-    keys: the sequences concerned.
-    """
-
-    def __init__(self, keys: Sequence[int]) -> None:
-        self.keys = tuple(keys)
-        names = ", ".join(map(str, self.keys))
-        super().__init__(f"logits of sequence(s) {names} are not finite: NaN, infinite, or all masked")
 
 
 class Sampler:
@@ -65,8 +53,8 @@ class Sampler:
 
         next_positions[i]: position of the new token in its sequence. If any row wants log-probabilities,
         there is an entry for each row; those of the other rows mean nothing.
-        Raises PlanError for unknown sequences, LogitsError for logits that are not finite; then nothing has
-        changed. A sequence that cannot take its token is among the errors.
+        Raises PlanError for unknown sequences, NotNumbersError for logits that are not finite; then nothing
+        has changed. A sequence that cannot take its token is among the errors.
         """
         if logits.shape != (len(keys), self._vocab_size) or len(keys) != len(next_positions):
             shape = tuple(logits.shape)
@@ -172,7 +160,8 @@ def _check_finite(best: torch.Tensor, keys: Sequence[int]) -> None:
     # The greatest logit of a row shows NaN (it propagates), +inf, and a row of -inf only.
     finite = best.isfinite().tolist()
     if not all(finite):
-        raise LogitsError([key for key, good in zip(keys, finite, strict=True) if not good])
+        bad = [key for key, good in zip(keys, finite, strict=True) if not good]
+        raise NotNumbersError("the scores of the next token", bad)
 
 
 def _argmax(values: torch.Tensor) -> list[int]:

@@ -181,11 +181,12 @@ class LiveInstance:
 
     def _checked(self, stage: int, report: StepReport) -> SampledTokens:
         """What the last stage sampled in a step; StageLostError if that cannot be: the epoch ends with it."""
-        sampled = report.sampled
+        sampled, about = report.sampled, self.body.about
+        assert about is not None, "it has been brought up"
         fault = (
             "does not say what was sampled"
             if sampled is None
-            else self.scheduler.state.steps.misfit(report.step_id, sampled)
+            else self.scheduler.state.steps.misfit(report.step_id, sampled, about.shape.vocab_size)
         )
         if sampled is None or fault:
             where = f"stage {stage} at {self.body.stages[stage].address}"

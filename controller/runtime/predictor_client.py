@@ -16,6 +16,7 @@ from controller.scheduler.actions import Finish
 from controller.scheduler.sequence import Sequence
 from tidepipe.v1 import predictor_pb2, predictor_pb2_grpc
 from tidepipe.v1.predictor_pb2 import RequestFeatures
+from tidepipe_common.codec.numbers import rising
 from tidepipe_common.codec.prompt import prompt_to_wire
 from tidepipe_common.lengths.prompt import PromptFeatures
 from tidepipe_common.rpc.channel import open_channel
@@ -322,11 +323,11 @@ class LengthOracle:
 
 
 def _p50_p90(prediction: predictor_pb2.LengthPrediction) -> tuple[float, float]:
-    levels, tokens = np.array(prediction.levels), np.array(prediction.tokens)
-    if len(levels) != len(tokens) or not len(levels):
+    levels, tokens = prediction.levels, prediction.tokens
+    if len(levels) != len(tokens) or not levels:
         raise ValueError("the predictor's answer has no levels")
-    if not np.isfinite(tokens).all() or tokens[0] < 0.0 or (np.diff(tokens) < 0.0).any():
-        raise ValueError(f"the predictor's answer makes no sense: {tokens.tolist()}")
+    if not (rising(levels, 1.0) and rising(tokens)):
+        raise ValueError(f"the predictor's answer makes no sense: {[*levels]}, {[*tokens]}")
     p50, p90 = np.interp((0.5, 0.9), levels, tokens)
     return float(p50), float(p90)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -14,9 +15,10 @@ from controller.scheduler.offload import NO_OFFLOAD, OffloadCapacity
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
 from tidepipe_common.codec.adapters import adapters_from_wire
 from tidepipe_common.codec.kv_transfer import orders_to_wire
+from tidepipe_common.codec.numbers import strange_number
 from tidepipe_common.codec.plan import news_from_wire, plan_requests
 from tidepipe_common.codec.shape import shape_from_wire
-from tidepipe_common.errors import IncompatibleError, TidePipeError
+from tidepipe_common.errors import IncompatibleError, TidePipeError, UnavailableError
 from tidepipe_common.rpc.channel import open_channel
 from tidepipe_common.rpc.status import from_rpc_error
 from tidepipe_common.types.adapter import Adapter
@@ -40,6 +42,8 @@ LEASE_S = 6.0
 MAX_PLANS_QUEUED = 64
 HUNG_PATIENCE_S = 1.0
 """For a step that has taken too long already."""
+CLOCKS_APART, CLOCKS_APART_S = 0.05, 1.0
+"""By so much, and by this share, a step may have taken longer by its stage's clock than by ours."""
 
 log = structlog.get_logger()
 
@@ -132,7 +136,8 @@ class StageClient:
         self._plans: asyncio.Queue[StepPlan | list[KvOrders]] = asyncio.Queue(MAX_PLANS_QUEUED)
         self._orders: list[KvOrders] | None = None
         """What is queued behind the last plan; orders between two plans have one place in the queue."""
-        self._phases: dict[int, Phase] = {}
+        self._phases: dict[int, tuple[Phase, float]] = {}
+        """Of the steps that it was sent and has not reported: and when they were sent."""
         self.on_fetched: Callable[[int, KvFetched], None] = lambda stage, fetched: None
         """Is told which fetches of this stage have ended."""
 
@@ -147,6 +152,7 @@ class StageClient:
             )
         except grpc.aio.AioRpcError as error:
             raise self._named(from_rpc_error(error)) from error
+        self._check_shape(reply.shape)
         if reply.protocol_version != PROTOCOL_VERSION:
             raise IncompatibleError(
                 f"stage {self.index} at {self.address} speaks protocol version "
@@ -203,6 +209,8 @@ class StageClient:
             reply = await self._stub.Configure(request, timeout=CONFIGURE_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise self._named(from_rpc_error(error)) from error
+        if fault := strange_number(reply):
+            raise self._named(UnavailableError(f"its answer to Configure has {fault}, which cannot be"))
         self.hung = False
         self._known_epoch = setup.epoch
         # From here on plans may be queued for the new epoch.
@@ -220,6 +228,12 @@ class StageClient:
         )
         return reply.kv_blocks
 
+    def _check_shape(self, shape: stage_pb2.ModelShape) -> None:
+        """IncompatibleError for a model that cannot be."""
+        for name in ("layers", "hidden", "heads", "kv_heads", "vocab_size", "context_length"):
+            if not getattr(shape, name):
+                raise self._named(IncompatibleError(f"it reports a model whose {name} is 0, which cannot be"))
+
     def begin_epoch(self) -> bool:
         """The epoch for which it was configured begins; True if it is this process's first.
 
@@ -236,7 +250,7 @@ class StageClient:
         """Queue a plan; it is on its way before this stage needs it. asyncio.QueueFull if none are taken."""
         self._plans.put_nowait(plan)
         self._orders = None
-        self._phases[plan.step_id] = plan.phase
+        self._phases[plan.step_id] = plan.phase, time.monotonic()
 
     def order(self, orders: KvOrders) -> None:
         """Queue what it is to do with blocks that travel, between plans. asyncio.QueueFull: see `send`."""
@@ -269,6 +283,8 @@ class StageClient:
                     message = await call.read()
                 if not isinstance(message, stage_pb2.RunResponse):
                     raise self._lost(" ended the stream")
+                if fault := self._fault(message):
+                    raise self._lost(f": {fault}, which cannot be")
                 self._take(news_from_wire(message), report)
         except TimeoutError:
             raise self._lost(f" was silent for {LEASE_S:g} s") from None
@@ -278,10 +294,20 @@ class StageClient:
             account.alive = False
             call.cancel()
 
+    def _fault(self, message: stage_pb2.RunResponse) -> str:
+        """What it tells that cannot be true; "" if all can be."""
+        if number := strange_number(message):
+            return f"what it tells has {number}"
+        if message.HasField("step") and (sent := self._phases.get(message.step.step_id)) is not None:
+            took_s, passed_s = message.step.compute_s, time.monotonic() - sent[1]
+            if took_s > (1.0 + CLOCKS_APART) * passed_s + CLOCKS_APART_S:
+                return f"step {message.step.step_id}, sent {passed_s:.3g} s ago, took {took_s:.3g} s"
+        return ""
+
     def _take(self, news: StageNews | None, report: Callable[[int, StepReport], None]) -> None:
         match news:
             case StepReport(step_id, compute_s):
-                phase = self._phases.pop(step_id, Phase.DECODE)
+                phase, _ = self._phases.pop(step_id, (Phase.DECODE, 0.0))
                 if phase is Phase.PREFILL:
                     self.account.prefill_busy_s += compute_s
                 else:

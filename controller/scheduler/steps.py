@@ -17,6 +17,7 @@ from tidepipe_common.types.plan import (
     SequenceStart,
     StepPlan,
 )
+from tidepipe_common.types.prompt_reading import PromptPiece
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class StepBook:
         """One that is in flight."""
         return self._steps[step_id]
 
-    def misfit(self, step_id: int, sampled: SampledTokens) -> str:
+    def misfit(self, step_id: int, sampled: SampledTokens, vocab_size: int) -> str:
         """Why a report cannot be of this step; "" if it can be, or is of none that is in flight.
 
         It comes from another process, and what does not fit would give sequences each other's tokens.
@@ -114,6 +115,11 @@ class StepBook:
             return f"has {tokens} tokens of {wanted} sequences"
         if len(sampled.logprobs) not in (0, wanted):
             return f"has log-probabilities of {len(sampled.logprobs)} of {wanted} tokens"
+        if tokens and (min(sampled.token_ids) < 0 or max(sampled.token_ids) >= vocab_size):
+            odd = next(one for one in sampled.token_ids if not 0 <= one < vocab_size)
+            return f"has token {odd} of a vocabulary of {vocab_size}"
+        if sampled.prompts:
+            return _strange_piece(step, sampled.prompts)
         return ""
 
     def replace(self, step: Step) -> None:
@@ -207,3 +213,16 @@ class StepBook:
             begins_at=sequence.begins_at if sequence.fetched else 0,
             wants_signal=self._signals and not sequence.output and sequence.ends_by_itself,
         )
+
+
+def _strange_piece(step: Step, pieces: tuple[PromptPiece, ...]) -> str:
+    """Why these cannot have been read off the step's prompts; "" if they can."""
+    computed = {sequence.key: (begin, end) for sequence, begin, end in step.places()}
+    for piece in pieces:
+        begin, end = computed.get(piece.key, (0, 0))
+        if piece.first != begin or not 0 < piece.count <= end - begin:
+            return f"tells of positions {piece.first} to {piece.first + piece.count} of a prompt"
+        read = piece.prompt_logprobs_read
+        if read is not None and not (begin < read.first and read.first + len(read) <= end + 1):
+            return f"tells of {len(read)} tokens from position {read.first} on of a prompt"
+    return ""

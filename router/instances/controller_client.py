@@ -19,6 +19,7 @@ from tidepipe.v1 import controller_pb2_grpc as pb_grpc
 from tidepipe.v1 import timeline_pb2, timeline_pb2_grpc
 from tidepipe_common.codec.adapters import adapters_from_wire
 from tidepipe_common.codec.controller import (
+    check_report,
     costs_from_wire,
     holdings_from_wire,
     spec_to_wire,
@@ -169,7 +170,10 @@ class ControllerClient:
     # -- how it stands ------------------------------------------------------------------------------
 
     async def reports(self, interval_s: float) -> AsyncGenerator[tuple[InstanceReport, StepCosts], None]:
-        """How it stands, at least so often, `accepted` as it counts itself; and what steps cost."""
+        """How it stands, at least so often, `accepted` as it counts itself; and what steps cost.
+
+        InvalidRequestError: it tells what cannot be.
+        """
         call = self._stub.WatchStatus(
             pb.WatchStatusRequest(router_id=self._router_id, interval_ms=round(1000 * interval_s)),
             timeout=WATCH_TIMEOUT_S,
@@ -177,6 +181,7 @@ class ControllerClient:
         )
         try:
             while isinstance(message := await call.read(), pb.WatchStatusResponse):
+                check_report(message.report)
                 yield _report(message.report, self._clock()), costs_from_wire(message.report.costs)
         finally:
             call.cancel()

@@ -147,6 +147,7 @@ class InstanceLink:
             open_channel(announced.address), router_id, clock, announced.instance_id
         )
         self._routed = 0
+        self._misreported = ""
         self._tell_all = False
         self._clock = clock
         self._admit = admit
@@ -491,6 +492,11 @@ class InstanceLink:
             if self._tell_all:
                 await asyncio.sleep(RETRY_S)
             return True
+        except InvalidRequestError as error:
+            if str(error) != self._misreported:
+                self._misreported = str(error)
+                self._log.warning("takes nothing new: what it reports cannot be", reason=str(error))
+            return False
         except (grpc.aio.AioRpcError, TimeoutError):
             return False
 

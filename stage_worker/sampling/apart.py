@@ -37,6 +37,21 @@ class StepSampler(Protocol):
         ...
 
 
+class NotNumbersError(Exception):
+    """What the model computed for a sequence is NaN or infinite: a failure of its own, even if all share it.
+
+    keys: the sequences concerned, if the caller does not know.
+    """
+
+    def __init__(self, what: str, keys: Sequence[int] = ()) -> None:
+        """what: whose numbers, as the subject of a sentence."""
+        self.keys = tuple(keys)
+        super().__init__(
+            f"the model's outputs are not numbers: {what} are NaN or infinite; look for broken values in the "
+            "checkpoint or adapter, or compute in another --dtype"
+        )
+
+
 def row_error(key: int, error: Exception) -> RowError:
     """In words for whoever sent the request."""
     detail = " ".join(str(error).split())[:MAX_DETAIL_CHARACTERS] or type(error).__name__
@@ -70,7 +85,8 @@ class ApartSampler:
         """One token per row; those of rows that failed mean nothing.
 
         Raises what the sampler raises if no row can be named: a plan that makes no sense, or a failure of
-        all rows alike, which is the device's rather than theirs.
+        all rows alike, which is the device's rather than theirs. Not so for outputs that are no numbers: of a
+        broken adapter's rows a step may have no other, and who has none of it must not pay with an epoch.
         """
         if self._failed:
             return self._by_row(logits, keys, next_positions)
@@ -81,7 +97,7 @@ class ApartSampler:
         except Exception as error:
             known = len(self._failed)
             sampled = self._by_row(logits, keys, next_positions)
-            alike = len(self._failed) - known == len(keys)
+            alike = len(self._failed) - known == len(keys) and not isinstance(error, NotNumbersError)
             if alike and (len(keys) > 1 or isinstance(error, (RuntimeError, MemoryError))):
                 raise
         for one in sampled.errors:

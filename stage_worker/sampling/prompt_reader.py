@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from stage_worker.attention.batch import RaggedBatch
+from stage_worker.sampling.apart import NotNumbersError, row_error
 from stage_worker.sampling.top import top_tokens
 from tidepipe_common.limits import MAX_LOGPROBS
 from tidepipe_common.types.plan import RowError, SequenceStart, StepPlan
@@ -81,9 +82,9 @@ class PromptReader:
                 continue
             try:
                 pieces.append(self._piece(prompt, first, residual[offset : offset + count], model))
-            except _NotFiniteError as error:
+            except (NotNumbersError, _NotComputedError) as error:
                 del self._prompts[key]
-                errors.append(RowError(key, str(error)))
+                errors.append(row_error(key, error))
                 continue
             if first + count >= prompt.start.prompt_tokens:
                 del self._prompts[key]
@@ -116,7 +117,7 @@ class PromptReader:
             ids.append(torch.cat([chosen, best_ids], dim=1))
             values.append(likely.gather(1, ids[-1]))
             if bool(values[-1].isnan().any()):  # as an infinite score makes them, too
-                raise _NotFiniteError("the log-probabilities of its prompt are not finite")
+                raise NotNumbersError("the log-probabilities of the prompt")
             ranks.append(1 + (logits > logits.gather(1, chosen)).sum(-1))
         return PromptLogprobs(
             first,
@@ -127,8 +128,8 @@ class PromptReader:
         )
 
 
-class _NotFiniteError(Exception):
-    """The model's numbers are none."""
+class _NotComputedError(Exception):
+    """A part of a prompt was not read."""
 
 
 def _rows(plan: StepPlan) -> Iterator[tuple[int, int, int]]:
@@ -154,10 +155,10 @@ def _pool(prompt: _Prompt, how: Pooling, first: int, rows: torch.Tensor, model: 
     if not ends:
         return b""
     if prompt.total is None or (how.begins and prompt.computed != prompt.start.prompt_tokens):
-        raise _NotFiniteError("a part of its prompt was not computed, so there is no vector of it")
+        raise _NotComputedError("a part of its prompt was not computed, so there is no vector of it")
     vector = prompt.total / (prompt.computed if how is Pooling.MEAN else 1)
     if not bool(torch.isfinite(vector).all()):
-        raise _NotFiniteError("the vector of its prompt is not finite")
+        raise NotNumbersError("the numbers of the prompt's vector")
     return _column(vector, "<f4")
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe.v1 import prompt_pb2
 from tidepipe_common.codec.kv_transfer import check_handle, handle_from_wire, handle_to_wire
+from tidepipe_common.codec.numbers import LARGEST, rising, strange_number
 from tidepipe_common.codec.prompt import prompt_to_wire
 from tidepipe_common.codec.sampling import (
     check_carried,
@@ -86,6 +87,9 @@ def check_spec(spec: pb.SequenceSpec) -> None:
     check_carried(spec.sampling)
     if not -MAX_PRIORITY <= spec.priority <= MAX_PRIORITY:
         raise InvalidRequestError(f"priority {spec.priority} is out of range", "priority")
+    for name in ("ttft_ms", "tpot_ms", "age_ms"):
+        if not -LARGEST <= (number := getattr(spec, name)) <= LARGEST:
+            raise InvalidRequestError(f"{name} {number:g} is out of range", name)
     check_characters("trace_context", spec.trace_context, MAX_CONTEXT_CHARACTERS)
     _check_owner(spec)
     if spec.HasField("kv"):
@@ -112,6 +116,25 @@ def check_features(message: prompt_pb2.PromptFeatures) -> None:
     """Raise InvalidRequestError if a prompt is told in more numbers than there are."""
     check_count("dense", len(message.dense), 4 * len(DENSE), "numbers")
     check_count("buckets", len(message.buckets), 4 * MAX_BUCKETS, "numbers")
+
+
+_SIGNED = ("window_left_s", "mean_s", "low_s", "low_latest_s")
+"""What a report tells of the future, which may be past."""
+
+
+def check_report(report: pb.InstanceReport) -> None:
+    """Raise InvalidRequestError if it tells what cannot be: routing reckons with all of it, for everybody."""
+    costs = report.costs
+    sizes = costs.linear_tokens
+    if fault := strange_number(report, _SIGNED):
+        raise InvalidRequestError(f"the instance reports {fault}, which cannot be")
+    if report.serving and not (costs.stages and costs.step_tokens):
+        raise InvalidRequestError(
+            f"the instance reports {costs.stages} stages and steps of {costs.step_tokens} tokens, which "
+            "cannot be"
+        )
+    if len(sizes) != len(costs.linear_s) or 0 in sizes or not rising(sizes):
+        raise InvalidRequestError("the instance reports times of steps that fit no sizes of them")
 
 
 def costs_to_wire(costs: StepCosts) -> pb.StepCosts:

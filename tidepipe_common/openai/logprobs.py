@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -20,7 +21,7 @@ TokenBytes: TypeAlias = Callable[[int], bytes]
 """The bytes that a token id stands for; half a character is possible."""
 
 LOWEST_LOGPROB = -9999.0
-"""Stands for impossible tokens: JSON has no -Infinity. OpenAI sends the same."""
+"""Stands for impossible tokens: JSON has neither -Infinity nor NaN. OpenAI sends the same."""
 
 
 def chat_logprobs(positions: Sequence[PositionLogprobs], token_bytes: TokenBytes) -> ChatLogprobs:
@@ -155,4 +156,4 @@ def spelled(raw: bytes) -> str:
 
 
 def _finite(logprob: float) -> float:
-    return max(logprob, LOWEST_LOGPROB)
+    return logprob if LOWEST_LOGPROB < logprob < math.inf else LOWEST_LOGPROB

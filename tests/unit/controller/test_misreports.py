@@ -17,16 +17,18 @@ from controller.scheduler.offload import NO_OFFLOAD
 from controller.scheduler.scheduler import Scheduler
 from controller.scheduler.state import SchedulerConfig
 from tidepipe_common.types.plan import SampledTokens, StepPlan, StepReport
+from tidepipe_common.types.prompt_reading import PromptPiece
 from tidepipe_common.types.sampling import PositionLogprobs, SamplingParams, TokenLogprob
 
 TOKENS = 3
+ABOUT = SimpleNamespace(fingerprint="f", shape=SimpleNamespace(vocab_size=8))
 ONE = PositionLogprobs(TokenLogprob(1, 0.0), ())
 
 
 class OneStage:
     """A body whose first report is what it is told; later ones have a token for each who samples."""
 
-    block_size, offload, replaced, kv, about = 16, NO_OFFLOAD, False, None, SimpleNamespace(fingerprint="f")
+    block_size, offload, replaced, kv, about = 16, NO_OFFLOAD, False, None, ABOUT
     stages = (SimpleNamespace(index=0, address="here"),)
 
     def __init__(self, first: SampledTokens | None) -> None:
@@ -60,6 +62,10 @@ class OneStage:
         (SampledTokens((1,)), "has 1 tokens of 2 sequences"),
         (SampledTokens((1, 2, 3)), "has 3 tokens of 2 sequences"),
         (SampledTokens((1, 2), (ONE,)), "has log-probabilities of 1 of 2 tokens"),
+        (SampledTokens((1, 8)), "has token 8 of a vocabulary of 8"),
+        (SampledTokens((-1, 2)), "has token -1"),
+        (SampledTokens((1, 2), prompts=(PromptPiece(1, 0, 3),)), "tells of positions 0 to 3 of a prompt"),
+        (SampledTokens((1, 2), prompts=(PromptPiece(9, 0, 1),)), "tells of positions 0 to 1 of a prompt"),
     ],
 )
 async def test_it_ends_the_epoch(first: SampledTokens | None, said: str) -> None:

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stage_worker.executors.protocol import PlanError
-from stage_worker.sampler import LogitsError, Sampler
+from stage_worker.sampler import Sampler
+from stage_worker.sampling.apart import NotNumbersError
 from stage_worker.sampling.sequence import LogitEdits, SequenceState, TokenCounts
 from stage_worker.sampling.uniforms import philox4x32, uniforms
 from tidepipe_common.types.plan import SampledTokens, SequenceStart
@@ -230,7 +231,7 @@ def test_refuses_logits_that_are_not_finite(bad: float, temperature: float) -> N
         sampler.start(SequenceStart(key, SamplingParams(temperature=temperature, seed=0), 1))
     logits = torch.zeros(2, 3)
     logits[1, 2] = bad
-    with pytest.raises(LogitsError) as caught:
+    with pytest.raises(NotNumbersError) as caught:
         sampler.sample(logits, [1, 2], [1, 1])
     assert caught.value.keys == (2,)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stage_worker.sampler import LogitsError, Sampler
+from stage_worker.sampler import Sampler
 from stage_worker.sampling.apart import ApartSampler
 from tests.unit.stage_worker.test_sampler_structure import END, TOKENIZER, VOCAB_SIZE
 from tidepipe_common.structures.state import Grammars
@@ -61,15 +61,23 @@ def test_logits_that_are_not_finite_are_their_sequences_own(bad: float) -> None:
     logits[1, 2] = bad
     got = sampler.tell(sampler.sample(logits, [1, 2, 3], [1, 1, 1]))
     assert [error.key for error in got.errors] == [2]
-    assert "not finite" in got.errors[0].detail
+    assert "not numbers" in got.errors[0].detail
     again = sampler.sample(torch.zeros(3, 3), [1, 2, 3], [2, 2, 2])
     assert not sampler.tell(again).errors
 
 
-def test_what_fails_in_all_rows_is_nobodys_own() -> None:
-    """The device's failure, not the requests'."""
-    sampler = ApartSampler(Sampler(3, CPU))
-    for key in (1, 2):
-        sampler.start(SequenceStart(key, SamplingParams(temperature=0.0), 1))
-    with pytest.raises(LogitsError):
-        sampler.sample(torch.full((2, 3), torch.nan), [1, 2], [1, 1])
+def test_what_fails_in_all_rows_is_nobodys_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device's failure, not the requests'; unless their numbers are none, as with a broken adapter."""
+
+    def of_two() -> ApartSampler:
+        sampler = ApartSampler(Sampler(3, CPU))
+        for key in (1, 2):
+            sampler.start(SequenceStart(key, SamplingParams(temperature=0.0), 1))
+        return sampler
+
+    sampler = of_two()
+    got = sampler.tell(sampler.sample(torch.full((2, 3), torch.nan), [1, 2], [1, 1]))
+    assert [error.key for error in got.errors] == [1, 2]
+    monkeypatch.setattr("stage_worker.sampler._argmax", lambda values: torch.zeros(-1))
+    with pytest.raises(RuntimeError):
+        of_two().sample(torch.zeros(2, 3), [1, 2], [1, 1])
