@@ -4,9 +4,9 @@ scheduler does (`controller/scheduler/loans.py`), by its rule and its limits."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from controller.scheduler.fetch_rule import FetchRule
+from controller.scheduler.fetch_rule import Fetching, FetchRule
 from controller.scheduler.grants import Held
 from controller.scheduler.loans import BORROWED, LENT, waited_s
 from simulator.job import Job
@@ -14,6 +14,7 @@ from simulator.kv_memory import KvMemory
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.transfer import TransferCost
 from tidepipe_common.settings.defaults import BLOCK_SIZE
+from tidepipe_common.types.kv_transfer import KvFetched
 
 
 @dataclass(slots=True)
@@ -24,7 +25,7 @@ class _Loan:
     held: Held
     keys: Sequence[bytes]
     found: int
-    nbytes: int
+    fetching: Fetching
     until: float
     waiting: list[Job] = field(default_factory=list)
 
@@ -36,7 +37,6 @@ class Loans:
         """chunk: prompt tokens of a step."""
         self._memory = memory
         self._rule = FetchRule(cost, transfer)
-        self._transfer = transfer
         self._chunk = chunk
         self._lent: dict[Job, Held] = {}
         self._loans: dict[int, _Loan] = {}
@@ -87,22 +87,23 @@ class Loans:
         if any(key in self._coming for key in keys[found:count]):
             return None
         begin, left = found * BLOCK_SIZE, missing * BLOCK_SIZE
-        if self._rule.against(begin, left, nbytes, others=others, chunk=self._chunk) is not None:
+        against = self._rule.against("", begin, left, nbytes, others=others, chunk=self._chunk, now=now)
+        if against is not None:
             return None
-        predicted = self._transfer.seconds(nbytes, self._transfer.begin(nbytes))
+        fetching = self._rule.begin("", nbytes, now)
         held = self._memory.hold(keys[:found], count)
-        loan = _Loan(held, keys[:count], found, nbytes, now + waited_s(predicted), [job])
+        loan = _Loan(held, keys[:count], found, fetching, now + waited_s(fetching.predicted_s), [job])
         self._loans[job.index] = loan
         self._coming.update(dict.fromkeys(keys[found:count], loan))
         return nbytes
 
-    def fetched(self, number: int, ahead: float, seconds: float) -> list[Job] | None:
+    def fetched(self, number: int, ahead: float, seconds: float, now: float) -> list[Job] | None:
         """It is here: who waited for it. None: it is none of ours."""
         loan = self._loans.pop(number, None)
         if loan is None:
             return None
-        self._transfer.under_way -= loan.nbytes
-        self._transfer.observe(loan.nbytes, ahead, seconds)
+        news = KvFetched(number, nbytes=loan.fetching.nbytes, seconds=seconds)
+        self._rule.ended(replace(loan.fetching, ahead=ahead), news, now)
         for key in loan.keys[loan.found :]:
             self._coming.pop(key, None)
         self._memory.seal(loan.held, loan.keys, loan.found)

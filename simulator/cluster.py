@@ -385,7 +385,8 @@ class VirtualCluster:
         """What an instance has told the router by now."""
         for job in [job for job in instance.first_tokens if job.first <= now]:
             instance.first_tokens.remove(job)
-            request = self._request(job, 1) if self._moves and job.output > 1 else None
+            moves = self._moves and job.output > 1
+            request = replace(self._request(job, 1), giver=name) if moves else None
             self._hear(FirstToken(job.first - job.arrival, request, name), now)
         self._end(name, instance, now)
         for time_s, job in instance.left:
@@ -406,7 +407,8 @@ class VirtualCluster:
         self._hear(RequestWithdrawn(request.request_id, source), now)
         self._jobs[request.request_id] = job
         self.log.handed_over += 1
-        self._hear(RequestArrived(replace(request, brought=job.to_compute - 1, wish=wish)), now)
+        request = replace(request, giver=source, brought=job.to_compute - 1, wish=wish)
+        self._hear(RequestArrived(request), now)
 
     def _fetch(self, name: str, one: Arriving, source: str, now: float, *, lent: bool = False) -> None:
         """Its blocks are sent. lent: of its beginning only."""

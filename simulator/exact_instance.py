@@ -35,7 +35,7 @@ from controller.scheduler.policies.catalog import DEFAULTS, Knobs, known_knobs, 
 from controller.scheduler.report import instance_report
 from controller.scheduler.scheduler import Scheduler
 from controller.scheduler.sequence import State
-from router.scheduler.instance_report import FOREVER, NO_TRANSFER, InstanceReport, KvTransfer
+from router.scheduler.instance_report import FOREVER, InstanceReport
 from simulator.cluster_spec import ClusterSpec
 from simulator.job import NOT_YET, ROOT, Job
 from simulator.pipeline import SimulatedStages
@@ -48,7 +48,14 @@ from tidepipe_common.latency.model import LatencyModel
 from tidepipe_common.latency.transfer import TransferCost
 from tidepipe_common.latency.work import work_of
 from tidepipe_common.settings.defaults import BLOCK_SIZE, ROUTING_WITH_ROLES
-from tidepipe_common.types.kv_transfer import LEASE_S, MOST_LEASE_S, KvFetched, KvHandle
+from tidepipe_common.types.kv_transfer import (
+    LEASE_S,
+    MOST_LEASE_S,
+    NO_TRANSFER,
+    KvFetched,
+    KvHandle,
+    KvTransfer,
+)
 from tidepipe_common.types.plan import SampledTokens, StepPlan
 from tidepipe_common.types.sampling import SamplingParams
 

@@ -35,7 +35,7 @@ from controller.scheduler.step_budget import (
     coming_of,
     turnover_of,
 )
-from router.scheduler.instance_report import FOREVER, NO_TRANSFER, InstanceReport, KvTransfer, Slack
+from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
 from simulator.borrowed import Loans
 from simulator.decode_batch import DecodeBatch
 from simulator.job import NOT_YET, Job
@@ -47,6 +47,7 @@ from simulator.transfers import NOT_FETCHED, Arriving, Left
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.transfer import TransferCost
 from tidepipe_common.settings.defaults import BLOCK_SIZE
+from tidepipe_common.types.kv_transfer import NO_TRANSFER, KvTransfer
 from tidepipe_common.types.plan import Phase
 
 SLACK_S = 0.4
@@ -197,7 +198,7 @@ class FastForwardInstance:
         """Its blocks are here. ahead: bytes that were under way before them."""
         if one.number == NOT_FETCHED:
             return
-        if (waited := self._loans.fetched(one.number, ahead, seconds)) is not None:
+        if (waited := self._loans.fetched(one.number, ahead, seconds, now)) is not None:
             for job in waited:
                 self._queue(job)
             return

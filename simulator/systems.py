@@ -8,7 +8,6 @@ from itertools import product
 
 from controller.scheduler.policies.catalog import ROUTING, Knobs, step_knob
 from controller.scheduler.policies.catalog import default_knobs as default_settings
-from router.scheduler.instance_report import NO_TRANSFER, KvTransfer
 from router.scheduler.policies.arrow import LOW
 from router.scheduler.routing_scheduler import OverallConfig
 from simulator.cluster import ClusterRules, VirtualCluster, VirtualInstance, number_of
@@ -20,6 +19,7 @@ from simulator.job import Job
 from simulator.transfers import Ways, instances_per_node, token_bytes
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.settings.defaults import USUAL_ROUTING
+from tidepipe_common.types.kv_transfer import NO_TRANSFER, KvTransfer
 
 ENGINES = ("vllm", "vllm-capped", "gllm")
 """Other engines' schedulers. Run by name only: on a pipeline their steps are uneven, which

@@ -193,7 +193,7 @@ class KvTransfers:
     # -- fetching -----------------------------------------------------------------------------------
 
     async def _run(self, fetch: KvFetch) -> None:
-        began, error, nbytes = time.monotonic(), "", 0
+        began, error, nbytes, gone = time.monotonic(), "", 0, False
         try:
             async with asyncio.timeout(fetch.timeout_s), self._fetching:
                 await self._until_done(fetch.after_step)
@@ -201,7 +201,7 @@ class KvTransfers:
         except TimeoutError:
             error = f"not here within {fetch.timeout_s:.1f} s"
         except grpc.aio.AioRpcError as broken:
-            error = describe(broken)
+            error, gone = describe(broken), broken.code() is grpc.StatusCode.FAILED_PRECONDITION
         except (ValueError, ConnectionError) as wrong:
             error = str(wrong)
         except Exception as wrong:
@@ -212,7 +212,7 @@ class KvTransfers:
         if error:
             log.warning("KV blocks did not come", fetch=fetch.fetch_id, reason=error)
         self.received_bytes += nbytes
-        self._report(KvFetched(fetch.fetch_id, error, nbytes, seconds))
+        self._report(KvFetched(fetch.fetch_id, error, nbytes, seconds, gone))
 
     async def _fetch(self, fetch: KvFetch) -> int:
         """All parts side by side; bytes that came."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from controller.scheduler.report import InstanceReport
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe_common.codec.controller import costs_to_wire, holdings_to_wire
+from tidepipe_common.codec.kv_transfer import MOST_BARRED
 from tidepipe_common.codec.plan import phase_to_wire
 from tidepipe_common.latency.work import PrefillWork, StepCosts
 from tidepipe_common.types.holdings import PrefixHoldings
+from tidepipe_common.types.kv_transfer import KvTransfer
 
 DEFAULT_INTERVAL_S = 0.1
 SHORTEST_S, LONGEST_S = 0.02, 10.0
@@ -30,12 +34,13 @@ def report_to_wire(
     incarnation: str,
     serving: bool,
     accepted: int,
-    transfer: tuple[float, float, float] | None = None,
+    transfer: KvTransfer | None = None,
+    fetching: float = 0.0,
+    barred: Sequence[str] = (),
 ) -> pb.InstanceReport:
     """Domain to protobuf. holdings: None if blocks are not reused here.
 
-    transfer: bytes of a token, rate of the way in, and bytes on their way, for blocks that come here; None:
-        none do.
+    transfer: of KV blocks that come here; None: none do. fetching: their bytes. barred: where from none do.
     """
     slack = report.slack
     return pb.InstanceReport(
@@ -63,7 +68,12 @@ def report_to_wire(
         holdings=None if holdings is None else holdings_to_wire(holdings),
         kv_transfer=None
         if transfer is None
-        else pb.KvTransfer(token_bytes=transfer[0], bytes_per_s=transfer[1], under_way_bytes=transfer[2]),
+        else pb.KvTransfer(
+            token_bytes=transfer.token_bytes,
+            bytes_per_s=transfer.bytes_per_s,
+            under_way_bytes=fetching,
+            barred=barred[:MOST_BARRED],
+        ),
     )
 
 

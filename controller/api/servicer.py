@@ -86,6 +86,8 @@ class ControllerServicer(SequencesServicer):
                 serving=instance.serving and not instance.draining,
                 accepted=instance.hub.ordinal(router_id),
                 transfer=instance.transfer,
+                fetching=instance.scheduler.hand_over.transfer.under_way,
+                barred=instance.scheduler.hand_over.rule.barred(now),
             )
 
         return tell

@@ -99,12 +99,13 @@ class KvPort:
         if len(answers) < len(self._stages):
             return
         del self._answers[fetched.fetch_id]
-        errors = [one.error for one in answers if one.error]
+        failed = [one for one in answers if one.error]
         self.on_fetched(
             KvFetched(
                 fetched.fetch_id,
-                errors[0] if errors else "",
+                failed[0].error if failed else "",
                 sum(one.nbytes for one in answers),
                 max(one.seconds for one in answers),
+                bool(failed) and all(one.gone for one in failed),
             )
         )

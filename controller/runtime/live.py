@@ -54,7 +54,7 @@ from tidepipe_common.errors import InvalidRequestError, UnavailableError
 from tidepipe_common.notifier import Notifier
 from tidepipe_common.rpc.results import ABANDONED_AFTER_S, ResultsHub
 from tidepipe_common.settings.defaults import LIVE_POLICIES
-from tidepipe_common.types.kv_transfer import KvFetch, KvFetched, KvGrant, KvHandle, KvOrders
+from tidepipe_common.types.kv_transfer import KvFetch, KvFetched, KvGrant, KvHandle, KvOrders, KvTransfer
 from tidepipe_common.types.plan import SampledTokens, StepReport
 from tidepipe_common.types.results import SequenceEnd
 from tidepipe_common.types.sampling import FinishReason
@@ -317,16 +317,15 @@ class LiveInstance:
             await asyncio.sleep(0.05)
 
     @property
-    def transfer(self) -> tuple[float, float, float] | None:
-        """Bytes of a token's KV, rate of the way on which it comes here, and bytes that are on it; None: none
-        comes."""
+    def transfer(self) -> KvTransfer | None:
+        """Of KV blocks that come here; None: none do."""
         port = self.body.kv
         if self.scheduler.hand_over.rule.mode == "never":
             return None
         if port is None or not (token_bytes := port.token_bytes):
             return None
         transfer = self.scheduler.hand_over.transfer
-        return token_bytes, transfer.bytes_per_s, float(transfer.under_way)
+        return KvTransfer(token_bytes, transfer.bytes_per_s)
 
     @property
     def _wanted(self) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import inf
 
 from controller.scheduler.actions import Reason
 from controller.scheduler.offload import compute_seconds
+from tidepipe_common.circuit_breaker import CircuitBreakers
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.transfer import TransferCost, quicker_fetched
+from tidepipe_common.types.kv_transfer import KvFetched
 
 LEAST_TIMEOUT_S, MOST_TIMEOUT_S = 5.0, 60.0
 """For a fetch: ten times what it should take, within these."""
@@ -18,8 +21,23 @@ WHY_FETCHED = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """A fetch under way. source: where from (KvHandle.source). ahead: bytes that were under way before it.
+
+    predicted_s: until it is here.
+    """
+
+    source: str
+    nbytes: int
+    ahead: float
+    began: float
+    predicted_s: float
+
+
 class FetchRule:
-    """Of one instance; all that comes to it comes on one way (`transfer`)."""
+    """Of one instance; all that comes to it comes on one way (`transfer`), from sources each of which may be
+    out of reach: a fetch that fails opens its source's circuit breaker."""
 
     def __init__(self, cost: StepCost | None, transfer: TransferCost, mode: str = "auto") -> None:
         """cost: of steps; None: unknown. transfer: what a fetch takes.
@@ -30,12 +48,19 @@ class FetchRule:
         self.transfer = transfer
         self.mode = mode
         self._cost = cost
+        self._sources = CircuitBreakers()
 
-    def against(self, begin: int, tokens: int, nbytes: int, *, others: int, chunk: int) -> Reason | None:
+    def against(
+        self, source: str, begin: int, tokens: int, nbytes: int, *, others: int, chunk: int, now: float
+    ) -> Reason | None:
         """Why so many tokens behind position `begin` should rather be computed; None: fetch their bytes.
 
         others: sequences that run here. chunk: prompt tokens of a step.
         """
+        breaker = self._sources.of(source)
+        if breaker is not None and not breaker.lets(now):
+            numbers = {"failures": breaker.failures, "again_in_s": max(0.0, breaker.until - now)}
+            return Reason(f"fetches from {source} failed", numbers)
         fetch_s = self.transfer.seconds(nbytes, self.transfer.under_way)
         compute_s = inf
         if self._cost is not None:
@@ -44,6 +69,31 @@ class FetchRule:
             return None
         numbers = {"fetch_s": fetch_s, "compute_s": compute_s, "others": others, "tokens": tokens}
         return Reason("quicker computed than fetched", numbers)
+
+    def begin(self, source: str, nbytes: int, now: float) -> Fetching:
+        """So many bytes are fetched from there."""
+        ahead = self.transfer.begin(nbytes)
+        predicted = self.transfer.seconds(nbytes, ahead)
+        if (breaker := self._sources.of(source)) is not None:
+            breaker.tried(now, timeout_s(predicted))
+        return Fetching(source, nbytes, ahead, now, predicted)
+
+    def ended(self, fetching: Fetching, news: KvFetched, now: float) -> Reason:
+        """What was learned of that: what came, or why nothing did and for how long nothing is fetched from
+        there."""
+        self.transfer.under_way -= fetching.nbytes
+        numbers: dict[str, float] = {"bytes": news.nbytes, "seconds": news.seconds}
+        if not news.error:
+            self.transfer.observe(news.nbytes, fetching.ahead, news.seconds)
+            self._sources.worked(fetching.source)
+            return Reason("fetched", numbers)
+        if not news.gone:
+            numbers["barred_s"] = self._sources.failed(fetching.source, fetching.began, now)
+        return Reason(f"the blocks did not come: {news.error}", numbers)
+
+    def barred(self, now: float) -> tuple[str, ...]:
+        """Sources from which nothing is fetched for now."""
+        return self._sources.open(now)
 
 
 def timeout_s(predicted_s: float) -> float:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller.scheduler.actions import Fetch, HandedOver, Reason, TakenOver
-from controller.scheduler.fetch_rule import WHY_FETCHED, FetchRule, timeout_s
+from controller.scheduler.fetch_rule import WHY_FETCHED, Fetching, FetchRule, timeout_s
 from controller.scheduler.grants import Grants, Held
 from controller.scheduler.loans import Loans
 from controller.scheduler.sequence import Sequence, State
@@ -52,15 +52,11 @@ class _Leaving:
 
 @dataclass(slots=True)
 class _Arriving:
-    """A fetch under way. sequence: None if it has ended meanwhile; the blocks are held then.
-
-    ahead: bytes that were under way before it.
-    """
+    """A fetch under way. sequence: None if it has ended meanwhile; the blocks are held then."""
 
     sequence: Sequence | None
     held: Held
-    nbytes: int
-    ahead: int
+    fetching: Fetching
     found: int
     count: int
 
@@ -172,7 +168,7 @@ class HandOver:
             why = self._not_worth(sequence, until, state, now)
             if why is not None:
                 given_up.append(self._give_up(sequence, why, state))
-            elif not self._begin(sequence, state):
+            elif not self._begin(sequence, state, now):
                 # In turn: who comes later may not take its memory.
                 self._line = line[index:] + self._line
                 break
@@ -192,7 +188,9 @@ class HandOver:
             return Reason("all of it is here already", {"found": begin})
         others, chunk = len(state.running), state.config.prefill_tokens
         nbytes = missing * handle.block_bytes
-        return self.rule.against(begin, computed - begin, nbytes, others=others, chunk=chunk)
+        return self.rule.against(
+            handle.source, begin, computed - begin, nbytes, others=others, chunk=chunk, now=now
+        )
 
     def _give_up(self, sequence: Sequence, why: Reason, state: PipelineState) -> Sequence:
         sequence.kv = None
@@ -201,7 +199,7 @@ class HandOver:
         state.actions.append(TakenOver(sequence.sequence_id, 0, why))
         return sequence
 
-    def _begin(self, sequence: Sequence, state: PipelineState) -> bool:
+    def _begin(self, sequence: Sequence, state: PipelineState, now: float) -> bool:
         """Give it memory, and have it filled. False: there is no room yet."""
         handle = sequence.kv
         assert handle is not None, "it came with one"
@@ -213,9 +211,9 @@ class HandOver:
         if state.tier is not None:
             state.tier.overwritten(blocks)
         nbytes = len(blocks) * handle.block_bytes
-        ahead = self.transfer.begin(nbytes)
-        predicted = self.transfer.seconds(nbytes, ahead)
-        self._fetches[sequence.key] = _Arriving(sequence, Held(), nbytes, ahead, found, len(blocks))
+        fetching = self.rule.begin(handle.source, nbytes, now)
+        predicted = fetching.predicted_s
+        self._fetches[sequence.key] = _Arriving(sequence, Held(), fetching, found, len(blocks))
         numbers = {"blocks": len(blocks), "found": found, "bytes": nbytes, "predicted_s": predicted}
         state.actions.append(
             Fetch(
@@ -231,17 +229,16 @@ class HandOver:
         )
         return True
 
-    def fetched(self, news: KvFetched, state: PipelineState) -> tuple[Sequence, int] | None:
+    def fetched(self, news: KvFetched, state: PipelineState, now: float) -> tuple[Sequence, int] | None:
         """A fetch has ended: whose, and how many positions are in its blocks; 0: it is to be computed. None:
         nobody waits for it any more."""
-        if self.loans.fetched(news, state):
+        if self.loans.fetched(news, state, now):
             return None
         arriving = self._fetches.pop(news.fetch_id, None)
         if arriving is None:
             return None
-        self.transfer.under_way -= arriving.nbytes
+        reason = self.rule.ended(arriving.fetching, news, now)
         if not news.error:
-            self.transfer.observe(news.nbytes, arriving.ahead, news.seconds)
             self.stats.fetched_blocks += arriving.count
             self.stats.found_blocks += arriving.found
             self.stats.fetched_bytes += news.nbytes
@@ -253,14 +250,14 @@ class HandOver:
             return None
         handle, sequence.kv = sequence.kv, None
         assert handle is not None, "it came with one"
-        numbers = {"bytes": news.nbytes, "seconds": news.seconds, "found": arriving.found}
+        reason = replace(reason, numbers={**reason.numbers, "found": arriving.found})
         if news.error:
-            self._give_up(sequence, Reason(f"the blocks did not come: {news.error}", numbers), state)
+            self._give_up(sequence, reason, state)
             state.unreserve(sequence)
             return sequence, 0
         computed = min(handle.computed, sequence.length - 1)
         self.stats.taken_over += 1
-        state.actions.append(TakenOver(sequence.sequence_id, computed, Reason("fetched", numbers)))
+        state.actions.append(TakenOver(sequence.sequence_id, computed, reason))
         return sequence, computed
 
     # -- ends ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from controller.scheduler.actions import Fetch, PrefixLent, Reason, TakenOver
 from controller.scheduler.events import PrefixAsked
-from controller.scheduler.fetch_rule import WHY_FETCHED, FetchRule, timeout_s
+from controller.scheduler.fetch_rule import WHY_FETCHED, Fetching, FetchRule, timeout_s
 from controller.scheduler.grants import Grants, Held
 from controller.scheduler.sequence import Sequence, State
 from controller.scheduler.state import PipelineState
@@ -50,13 +50,12 @@ class LoanStats:
 @dataclass(slots=True)
 class _Loan:
     """A fetch under way. keys: of the held blocks; none if they are not to be found any more. found: how many
-    were here. ahead: bytes that were under way before it. until: when nobody waits for it any more."""
+    were here. until: when nobody waits for it any more."""
 
     held: Held
     keys: list[bytes]
     found: int
-    nbytes: int
-    ahead: int
+    fetching: Fetching
     until: float
     waiting: list[Sequence] = field(default_factory=list)
 
@@ -146,7 +145,7 @@ class Loans:
         """Have it fetched; None: it is to be computed."""
         count = handle.computed // state.config.block_size
         missing = count - found
-        if (why := self._obstacle(handle, keys, count, found, state)) is not None:
+        if (why := self._obstacle(handle, keys, count, found, state, now)) is not None:
             state.actions.append(TakenOver(sequence.sequence_id, 0, why))
             return None
         held = Held()
@@ -157,10 +156,10 @@ class Loans:
         if state.tier is not None:
             state.tier.overwritten(blocks)
         nbytes = missing * handle.block_bytes
-        ahead = self._rule.transfer.begin(nbytes)
-        predicted = self._rule.transfer.seconds(nbytes, ahead)
+        fetching = self._rule.begin(handle.source, nbytes, now)
+        predicted = fetching.predicted_s
         fetch_id = state.steps.new_key()
-        loan = _Loan(held, keys[:count], found, nbytes, ahead, now + waited_s(predicted))
+        loan = _Loan(held, keys[:count], found, fetching, now + waited_s(predicted))
         self._loans[fetch_id] = loan
         self._coming.update(dict.fromkeys(keys[found:count], loan))
         numbers = {"blocks": missing, "found": found, "bytes": nbytes, "predicted_s": predicted}
@@ -179,7 +178,13 @@ class Loans:
         return loan
 
     def _obstacle(
-        self, handle: KvHandle, keys: list[bytes], count: int, found: int, state: PipelineState
+        self,
+        handle: KvHandle,
+        keys: list[bytes],
+        count: int,
+        found: int,
+        state: PipelineState,
+        now: float,
     ) -> Reason | None:
         """Why it should rather be computed here."""
         size = state.config.block_size
@@ -197,7 +202,9 @@ class Loans:
             return Reason("a part of it is on its way already")
         others, chunk = len(state.running), state.config.prefill_tokens
         nbytes = missing * handle.block_bytes
-        return self._rule.against(found * size, missing * size, nbytes, others=others, chunk=chunk)
+        return self._rule.against(
+            handle.source, found * size, missing * size, nbytes, others=others, chunk=chunk, now=now
+        )
 
     def plan(self, state: PipelineState, now: float) -> None:
         """Whoever has waited too long is computed; what comes is kept all the same."""
@@ -205,21 +212,18 @@ class Loans:
             if loan.waiting and now >= loan.until:
                 self._let_go(loan, Reason("the blocks are late"), state)
 
-    def fetched(self, news: KvFetched, state: PipelineState) -> bool:
+    def fetched(self, news: KvFetched, state: PipelineState, now: float) -> bool:
         """A fetch has ended. False: it was none of ours."""
         loan = self._loans.pop(news.fetch_id, None)
         if loan is None:
             return False
-        rule, size = self._rule, state.config.block_size
-        rule.transfer.under_way -= loan.nbytes
+        size = state.config.block_size
         self._forget(loan)
-        why = Reason(f"the blocks did not come: {news.error}")
+        why = self._rule.ended(loan.fetching, news, now)
         if not news.error:
-            rule.transfer.observe(news.nbytes, loan.ahead, news.seconds)
             self.stats.borrowed += 1
             self.stats.borrowed_tokens += (len(loan.held.blocks) - loan.found) * size
             state.allocator.enter(loan.held.blocks, loan.keys, loan.found, len(loan.keys))
-            why = Reason("fetched", {"bytes": news.nbytes, "seconds": news.seconds, "found": loan.found})
         positions = 0 if news.error else len(loan.held.blocks) * size
         state.allocator.release(loan.held)
         state.admission.shared()

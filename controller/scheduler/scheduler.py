@@ -358,7 +358,7 @@ class Scheduler:
     def _fetched(self, event: BlocksFetched, now: float) -> None:
         """Blocks of a sequence have come, and it goes on behind them; or not."""
         state = self.state
-        arrived = self.hand_over.fetched(event.fetched, state)
+        arrived = self.hand_over.fetched(event.fetched, state, now)
         if arrived is None:
             return
         sequence, positions = arrived

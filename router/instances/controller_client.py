@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 
-from router.instances.sequence import Placement
+from router.instances.sequence import Placement, Source
 from router.instances.served_model import InstanceDescription, ModelFacts
-from router.scheduler.instance_report import FOREVER, InstanceReport, KvTransfer, Slack
+from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe.v1 import controller_pb2_grpc as pb_grpc
 from tidepipe.v1 import timeline_pb2, timeline_pb2_grpc
@@ -25,7 +25,7 @@ from tidepipe_common.codec.controller import (
     spec_to_wire,
     update_from_wire,
 )
-from tidepipe_common.codec.kv_transfer import check_handle, handle_from_wire
+from tidepipe_common.codec.kv_transfer import MOST_BARRED, check_handle, handle_from_wire
 from tidepipe_common.codec.plan import phase_from_wire
 from tidepipe_common.dialects import AUTO, OFF, check_reasoning_parser, dialect_named
 from tidepipe_common.errors import IncompatibleError, InvalidRequestError
@@ -33,7 +33,7 @@ from tidepipe_common.latency.work import PrefillWork, StepCosts
 from tidepipe_common.limits import PIECE_BYTES, SPEC_BYTES
 from tidepipe_common.rpc.called import CALLED_INSTANCE, metadata_text
 from tidepipe_common.rpc.status import translated
-from tidepipe_common.types.kv_transfer import KvHandle
+from tidepipe_common.types.kv_transfer import KvHandle, KvTransfer
 from tidepipe_common.types.plan import PROTOCOL_VERSION
 from tidepipe_common.types.results import SequenceUpdate
 from tidepipe_common.types.sampling import Pooling
@@ -257,7 +257,7 @@ class HandOverMessage:
             priority=max(0, sequence.priority) if sequence.tenant else sequence.priority,
             background=sequence.background,
             adapter=sequence.adapter,
-            kv=None if placement.source is None else placement.source.handle,
+            kv=_named(placement.source),
         )
         size = spec.ByteSize()
         if self._size and self._size + size > PIECE_BYTES:
@@ -281,6 +281,10 @@ class HandOverMessage:
             one.sequence_id: (_OUTCOMES.get(one.outcome, Outcome.UNKNOWN), one.reason)
             for one in reply.verdicts
         }
+
+
+def _named(source: Source | None) -> KvHandle | None:
+    return None if source is None else replace(source.handle, giver=source.instance_id)
 
 
 _POOLINGS = (AUTO, OFF, *[how.value for how in Pooling])
@@ -364,6 +368,7 @@ def _report(report: pb.InstanceReport, received: float) -> InstanceReport:
         holdings=holdings_from_wire(report.holdings) if report.HasField("holdings") else None,
         transfer=KvTransfer(report.kv_transfer.token_bytes, report.kv_transfer.bytes_per_s),
         fetching=report.kv_transfer.under_way_bytes,
+        barred=frozenset(report.kv_transfer.barred[:MOST_BARRED]),
     )
 
 

@@ -78,10 +78,11 @@ class WaitingRules:
         now: float,
         *,
         nowhere: bool,
+        giver: str = "",
         brought: int = 0,
         wish: str = "",
     ) -> RouteRequest:
-        """nowhere: there is no instance at all. brought, wish: see RouteRequest."""
+        """nowhere: there is no instance at all. giver, brought, wish: see RouteRequest."""
         slo = self.slos.resolve(None, sequence.ttft_s, sequence.tpot_s)
         produced, limit = len(sequence.output), sequence.sampling.max_tokens
         expires = now + (min(self.patience_s, NOWHERE_S) if nowhere else self.patience_s)
@@ -100,6 +101,7 @@ class WaitingRules:
             background=sequence.background,
             prefix=sequence.prefix.keys,
             needs=_needs(sequence),
+            giver=giver,
             brought=brought,
             wish=wish,
         )
@@ -202,8 +204,10 @@ class Dispatcher:
         if whole or entry is None or not entry[0].hands_over or sequence.sampling.reads_prompt:
             self.handle(FirstToken(now - sequence.arrived))
             return
-        request = self._rules.request(sequence, self.scheduler.policy_name, now, nowhere=False)
-        self.handle(FirstToken(now - sequence.arrived, request, entry[0].instance_id))
+        name = entry[0].instance_id
+        policy = self.scheduler.policy_name
+        request = self._rules.request(sequence, policy, now, nowhere=False, giver=name)
+        self.handle(FirstToken(now - sequence.arrived, request, name))
 
     def ended(self, placement: Placement, error: TidePipeError | None) -> None:
         """A stay is over, and with it the sequence. error: it can run nowhere."""
@@ -369,9 +373,15 @@ class Dispatcher:
             return
         self._unable_since.pop(sequence.key, None)
         source = self._sources.get(sequence.key)
-        brought = 0 if source is None else source.handle.computed
-        wish = self._wishes.get(sequence.key, "")
-        request = self._rules.request(sequence, policy, now, nowhere=nowhere, brought=brought, wish=wish)
+        request = self._rules.request(
+            sequence,
+            policy,
+            now,
+            nowhere=nowhere,
+            giver="" if source is None else source.instance_id,
+            brought=0 if source is None else source.handle.computed,
+            wish=self._wishes.get(sequence.key, ""),
+        )
         self.handle(RequestArrived(request))
 
     def _wait_for_an_able_one(self, sequence: RoutedSequence, now: float) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from router.scheduler.prefill import NOTHING
 from tidepipe_common.latency.work import PrefillWork
 from tidepipe_common.types.holdings import PrefixHoldings
+from tidepipe_common.types.kv_transfer import NO_TRANSFER, KvTransfer
 from tidepipe_common.types.plan import Phase
 
 FOREVER = float("inf")
@@ -32,18 +33,6 @@ class Slack:
 
 
 @dataclass(frozen=True, slots=True)
-class KvTransfer:
-    """What it takes to bring KV blocks to an instance: bytes of one token's, and the rate of its way in, as
-    measured there or as its link has it. No bytes: it takes none over."""
-
-    token_bytes: float = 0.0
-    bytes_per_s: float = 0.0
-
-
-NO_TRANSFER = KvTransfer()
-
-
-@dataclass(frozen=True, slots=True)
 class InstanceReport:
     """One report. Times in seconds of the router's clock (the client converts ages), memory in tokens.
 
@@ -60,6 +49,7 @@ class InstanceReport:
     serving: all its stages answer, and it takes new sequences. policy: by which it schedules.
     holdings: what is new of the KV blocks that it can use again; None: it does not.
     transfer: of KV blocks that come to it from other instances. fetching: bytes that are on their way to it.
+    barred: instances from which it fetches nothing for now, because that failed.
     """
 
     taken: float
@@ -81,3 +71,4 @@ class InstanceReport:
     holdings: PrefixHoldings | None = None
     transfer: KvTransfer = NO_TRANSFER
     fetching: float = 0.0
+    barred: frozenset[str] = frozenset()

@@ -39,7 +39,9 @@ def lender_of(request: RouteRequest, views: Iterable[InstanceView]) -> Lender | 
 def borrowing(request: RouteRequest, view: InstanceView, lender: Lender | None) -> RouteRequest:
     """The request as it would come to an instance: with what the lender has of it and the instance has not,
     if fetching that takes less time from all than computing it."""
-    if lender is None or lender.view is view or lender.view.transfer.token_bytes != view.transfer.token_bytes:
+    if lender is None or lender.view is view or not view.fetches_from(lender.view.instance_id):
+        return request
+    if lender.view.transfer.token_bytes != view.transfer.token_bytes:
         return request
     found = view.cached_tokens(request)
     tokens = lender.tokens - found

@@ -66,10 +66,11 @@ class MacroInstance:
 
     def send(self, request: RouteRequest, instance_id: str, now: float) -> None:
         """Take note that it goes there. KeyError if there is no such instance here."""
-        self._views[instance_id].routed(request)
+        view = self._views[instance_id]
+        view.routed(request)
         self.last_chosen = instance_id
         if (moving := self.moving) is not None:
-            moving.sent(request)
+            moving.sent(request, view)
 
     @property
     def moving(self) -> MovingPolicy | None:

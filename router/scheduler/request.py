@@ -25,8 +25,8 @@ class RouteRequest:
     priority: lower goes sooner among its tenant's. background: nobody waits for it.
     prefix: by what its prompt's beginning is found at instances; see PrefixIndex.
     needs: what not every instance does; see tidepipe_common/types/needs.py.
-    brought: tokens of it whose KV blocks come along from the instance that had it. wish: the instance where
-        it is to go on, if that takes it; empty: any.
+    giver: the instance that has it, or had it. brought: tokens of it whose KV blocks come along from there.
+        wish: the instance where it is to go on, if that takes it; empty: any.
     lent: tokens of its beginning that the instance `lender` has, and that the one where it goes fetches from
         there, in about fetch_s; see lending.py. Other than at that instance these are nobody's business.
     """
@@ -43,6 +43,7 @@ class RouteRequest:
     background: bool = False
     prefix: Prefix = ()
     needs: frozenset[str] = frozenset()
+    giver: str = ""
     brought: int = 0
     wish: str = ""
     lender: str = ""

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from router.scheduler.demand import Mix
-from router.scheduler.instance_report import NO_TRANSFER, KvTransfer
 from router.scheduler.prefill import PrefillTime
 from router.scheduler.steady_state import (
     ALONE,
@@ -25,6 +24,7 @@ from router.scheduler.steady_state import (
 )
 from tidepipe_common.latency.transfer import TransferCost
 from tidepipe_common.latency.work import prompt_work
+from tidepipe_common.types.kv_transfer import NO_TRANSFER, KvTransfer
 
 EVEN = 0.5
 """The share of an instance that is like all others. Only differences between shares mean anything."""

@@ -10,8 +10,13 @@ from router.scheduler.view import InstanceView
 
 
 def take_over(request: RouteRequest, views: Iterable[InstanceView]) -> Choice | None:
-    """The instance that it wishes for, or the least loaded one, of those that have room. None: nobody has."""
-    able = [view for view in views if view.holds(request) and view.kv_of(request) < view.kv_free]
+    """The instance that it wishes for, or the least loaded one, of those that have room and fetch from where
+    it comes from. None: none does."""
+    able = [
+        view
+        for view in views
+        if view.holds(request) and view.fetches_from(request.giver) and view.kv_of(request) < view.kv_free
+    ]
     if not able:
         return None
     wished = [view for view in able if view.instance_id == request.wish]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from router.scheduler.instance_report import FOREVER, NO_TRANSFER, InstanceReport, KvTransfer, Slack
+from router.scheduler.instance_report import FOREVER, InstanceReport, Slack
 from router.scheduler.prefill import NOTHING, PrefillTime
 from router.scheduler.prefix_index import PrefixIndex
 from router.scheduler.request import RouteRequest
 from router.scheduler.roles import EVERYBODY, Role
 from tidepipe_common.latency.work import PrefillWork, chunk_pairs
+from tidepipe_common.types.kv_transfer import NO_TRANSFER, KvTransfer
 from tidepipe_common.types.needs import lacking
 
 BACKLOG_S = 2.0
@@ -192,9 +193,18 @@ class InstanceView:
         """Prompt and output so far of all its sequences."""
         return (self.status.tokens if self.status else 0) + self._tokens
 
+    def fetches_from(self, giver: str) -> bool:
+        """Does it take KV blocks of that instance over, as far as is known?"""
+        return self.transfer.token_bytes > 0.0 and not self.bars(giver)
+
+    def bars(self, giver: str) -> bool:
+        """Does it fetch nothing from there for now, because that failed?"""
+        return self.status is not None and giver in self.status.barred
+
     def cached_tokens(self, request: RouteRequest) -> int:
         """Of its prompt, what will be found there, or comes along; one token is always to be computed."""
-        found = max(self.prefixes.cached_tokens(request.prefix), request.brought, request.lent)
+        brought = request.brought if request.brought and self.fetches_from(request.giver) else 0
+        found = max(self.prefixes.cached_tokens(request.prefix), brought, request.lent)
         return min(found, request.prompt_tokens - 1) if found else 0
 
     def held_tokens(self, request: RouteRequest) -> int:

@@ -610,7 +610,7 @@ Global___LendPrefixResponse: _TypeAlias = LendPrefixResponse  # noqa: Y015
 
 @_typing.final
 class KvHandle(_message.Message):
-    """What an instance needs to take KV blocks over from another one. Routers pass it on as they get it."""
+    """What an instance needs to take KV blocks over from another one. Routers pass it on as they get it, with its giver."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -625,6 +625,7 @@ class KvHandle(_message.Message):
     STAGES_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     LAST_KEY_FIELD_NUMBER: _builtins.int
+    GIVER_FIELD_NUMBER: _builtins.int
     model_fingerprint: _builtins.str
     """Digest of the model that computed them."""
     dtype: _builtins.str
@@ -647,6 +648,8 @@ class KvHandle(_message.Message):
     """Of a loan: key of its last block, by which whoever fetches it sees that the content is what it needs: 16 bytes. Empty:
     the blocks are one sequence's own.
     """
+    giver: _builtins.str
+    """The instance that has them, as the router knows it, which says so when it passes the handle on."""
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvStage]:
         """The stages that hold them."""
@@ -665,10 +668,11 @@ class KvHandle(_message.Message):
         stages: _abc.Iterable[Global___KvStage] | None = ...,
         reason: _builtins.str = ...,
         last_key: _builtins.bytes = ...,
+        giver: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_bytes", b"block_bytes", "block_size", b"block_size", "computed_tokens", b"computed_tokens", "dtype", b"dtype", "kv_layout", b"kv_layout", "last_key", b"last_key", "lease_ms", b"lease_ms", "model_fingerprint", b"model_fingerprint", "reason", b"reason", "stages", b"stages", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_bytes", b"block_bytes", "block_size", b"block_size", "computed_tokens", b"computed_tokens", "dtype", b"dtype", "giver", b"giver", "kv_layout", b"kv_layout", "last_key", b"last_key", "lease_ms", b"lease_ms", "model_fingerprint", b"model_fingerprint", "reason", b"reason", "stages", b"stages", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1071,22 +1075,28 @@ class KvTransfer(_message.Message):
     TOKEN_BYTES_FIELD_NUMBER: _builtins.int
     BYTES_PER_S_FIELD_NUMBER: _builtins.int
     UNDER_WAY_BYTES_FIELD_NUMBER: _builtins.int
+    BARRED_FIELD_NUMBER: _builtins.int
     token_bytes: _builtins.float
     """Of one token, over all layers."""
     bytes_per_s: _builtins.float
     """Rate of the way in, as measured by the last fetches, or as it is said to be, bytes/s."""
     under_way_bytes: _builtins.float
     """Of fetches that have begun, bytes."""
+    @_builtins.property
+    def barred(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Instances from which nothing is fetched for now, because fetches from there failed; 64 at most."""
+
     def __init__(
         self,
         *,
         token_bytes: _builtins.float = ...,
         bytes_per_s: _builtins.float = ...,
         under_way_bytes: _builtins.float = ...,
+        barred: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "token_bytes", b"token_bytes", "under_way_bytes", b"under_way_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["barred", b"barred", "bytes_per_s", b"bytes_per_s", "token_bytes", b"token_bytes", "under_way_bytes", b"under_way_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -508,6 +508,7 @@ class KvFetched(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
     fetch_id: _builtins.int
     """Which."""
     error: _builtins.str
@@ -516,6 +517,8 @@ class KvFetched(_message.Message):
     """What came, bytes."""
     seconds: _builtins.float
     """How long it took, seconds."""
+    gone: _builtins.bool
+    """It failed because the stage that was asked has no such grant, or not any more: the way there is well."""
     def __init__(
         self,
         *,
@@ -523,10 +526,11 @@ class KvFetched(_message.Message):
         error: _builtins.str = ...,
         bytes: _builtins.int = ...,
         seconds: _builtins.float = ...,
+        gone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "error", b"error", "fetch_id", b"fetch_id", "seconds", b"seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "error", b"error", "fetch_id", b"fetch_id", "gone", b"gone", "seconds", b"seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

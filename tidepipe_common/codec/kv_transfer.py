@@ -22,6 +22,8 @@ from tidepipe_common.types.kv_transfer import (
 TICKET_BYTES = 16
 MOST_STAGES = 256
 MOST_CHARACTERS = 512
+MOST_BARRED = 64
+"""Sources that a report names."""
 
 
 def handle_to_wire(handle: KvHandle) -> controller_pb2.KvHandle:
@@ -43,6 +45,7 @@ def handle_to_wire(handle: KvHandle) -> controller_pb2.KvHandle:
         ],
         reason=handle.reason,
         last_key=bytes.fromhex(handle.last_key),
+        giver=handle.giver,
     )
 
 
@@ -62,6 +65,7 @@ def handle_from_wire(message: controller_pb2.KvHandle) -> KvHandle:
         ),
         reason=message.reason,
         last_key=message.last_key.hex(),
+        giver=message.giver,
     )
 
 
@@ -72,7 +76,7 @@ def check_handle(message: controller_pb2.KvHandle) -> None:
     if len(message.last_key) not in (0, KEY_BYTES):
         raise InvalidRequestError(f"a key has {KEY_BYTES} bytes, got {len(message.last_key)}", "kv")
     check_count("kv", len(message.stages), MOST_STAGES, "stages")
-    texts = (message.model_fingerprint, message.dtype, message.kv_layout, message.reason)
+    texts = (message.model_fingerprint, message.dtype, message.kv_layout, message.reason, message.giver)
     for text in (*texts, *(one.address for one in message.stages)):
         check_characters("kv", text, MOST_CHARACTERS)
 
@@ -139,14 +143,14 @@ def orders_from_wire(message: stage_pb2.RunRequest) -> KvOrders | None:
 def fetched_to_wire(news: KvFetched) -> stage_pb2.RunResponse:
     """Domain to protobuf."""
     fetched = stage_pb2.KvFetched(
-        fetch_id=news.fetch_id, error=news.error, bytes=news.nbytes, seconds=news.seconds
+        fetch_id=news.fetch_id, error=news.error, bytes=news.nbytes, seconds=news.seconds, gone=news.gone
     )
     return stage_pb2.RunResponse(fetched=fetched)
 
 
 def fetched_from_wire(message: stage_pb2.KvFetched) -> KvFetched:
     """Protobuf to domain."""
-    return KvFetched(message.fetch_id, message.error, message.bytes, message.seconds)
+    return KvFetched(message.fetch_id, message.error, message.bytes, message.seconds, message.gone)
 
 
 def wanted_to_wire(wanted: KvWanted) -> stage_pb2.FetchBlocksRequest:

@@ -30,6 +30,7 @@ class KvHandle:
     lease_s: how long they are kept. reason: why it was handed over, or why nothing can be fetched.
     last_key: of a loan, the key of its last block (`tidepipe_common/prefix.py`), hexadecimal: it names all
         that is in them; empty: they are one sequence's own.
+    giver: the instance that has them, as its router calls it.
     """
 
     fingerprint: str = ""
@@ -43,6 +44,12 @@ class KvHandle:
     stages: tuple[KvStage, ...] = ()
     reason: str = ""
     last_key: str = ""
+    giver: str = ""
+
+    @property
+    def source(self) -> str:
+        """By what it is known where they come from."""
+        return self.giver or " ".join(stage.address for stage in self.stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,18 @@ class KvLayout:
             if theirs != ours:
                 return f"another {what}: {theirs} there, {ours} here"
         return ""
+
+
+@dataclass(frozen=True, slots=True)
+class KvTransfer:
+    """What it takes to bring KV blocks to an instance: bytes of one token's, and the rate of its way in, as
+    measured there or as its link has it. No bytes: it takes none over."""
+
+    token_bytes: float = 0.0
+    bytes_per_s: float = 0.0
+
+
+NO_TRANSFER = KvTransfer()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +150,16 @@ class KvPiece:
 
 @dataclass(frozen=True, slots=True)
 class KvFetched:
-    """A fetch has ended at a stage. error: why it failed; empty: all is here."""
+    """A fetch has ended at a stage. error: why it failed; empty: all is here. nbytes: what came.
+
+    gone: it failed because there was no grant any more: the way is well.
+    """
 
     fetch_id: int
     error: str = ""
     nbytes: int = 0
     seconds: float = 0.0
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

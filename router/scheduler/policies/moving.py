@@ -75,10 +75,11 @@ class MovingPolicy(ABC):
         """Who of those that decode goes on elsewhere."""
         return []
 
-    def sent(self, request: RouteRequest) -> None:
+    def sent(self, request: RouteRequest, view: InstanceView) -> None:
         """It was given to an instance."""
         if self._going.pop(request.request_id, None) is not None:
-            self.went(request.request_id, well=request.brought > 0)
+            well = request.brought > 0 and view.fetches_from(request.giver)
+            self.went(request.request_id, well=well)
 
     def went(self, request_id: str, *, well: bool) -> None:
         """One that was to go on elsewhere has come, with its blocks or without, or never came."""
@@ -135,7 +136,7 @@ class MovingPolicy(ABC):
     def has_room(self, request: RouteRequest, view: InstanceView) -> bool:
         """Would it take one over, blocks and all?"""
         return (
-            view.transfer.token_bytes > 0.0
+            view.fetches_from(request.giver)
             and view.holds(request)
             and view.kv_of(request) + self.coming(view) < view.kv_free
         )

@@ -22,6 +22,7 @@ from router.scheduler.policies.spread import FULL
 from router.scheduler.request import RouteRequest
 from router.scheduler.roles import ALIKE, EVEN, Power, Predicted, Prospect, Role, busy_share, differ
 from router.scheduler.view import InstanceView
+from tidepipe_common.circuit_breaker import CircuitBreaker
 
 LOOK_S = 2.5
 """Shares are looked at so often."""
@@ -35,8 +36,6 @@ come with their blocks: then roles do not do what was reckoned, and all are alik
 STUCK = 0.5
 """Of the TTFT target, that a transfer takes for which nobody goes. (Who stays because decoding is slower
 elsewhere is no failure: all are busy.)"""
-BAR_S, MOST_BAR_S = 60.0, 960.0
-"""Until roles are tried again after that, twice as long each time."""
 NEARLY = 0.1
 """Instances whose costs, memory and links differ by less are one kind."""
 PACED_POLICY = "auto"
@@ -76,7 +75,8 @@ class Roles(MovingPolicy):
         self._looked = -LOOK_S
         self._aim: Aim | None = None
         self._came: deque[bool] = deque(maxlen=WATCHED)
-        self._barred, self._bar_s = -inf, BAR_S
+        self._breaker = CircuitBreaker()
+        """Open: roles are not tried."""
 
     # -- where prompts go ---------------------------------------------------------------------------
 
@@ -192,29 +192,32 @@ class Roles(MovingPolicy):
         before = {view.instance_id: view.role.share for view in views}
         if self._prefill:
             self._split(views)
-        elif self._fails and differ(list(before.values())):
-            self._come_back(views, now)
-        elif now - self._looked >= LOOK_S and now >= self._barred:
+        elif differ(list(before.values())) and (why := self._why_back(views)):
+            self._come_back(why, views, now)
+        elif now - self._looked >= LOOK_S and self._breaker.lets(now):
             self._looked = now
             self._consider([view for view in views if view.ready], self.asked.mix)
         return [
             (view.instance_id, view.role) for view in views if view.role.share != before[view.instance_id]
         ]
 
-    @property
-    def _fails(self) -> bool:
-        """Do those whose prompts are done stay where nobody is to decode?"""
-        return len(self._came) == WATCHED and self._came.count(False) > FAILS * WATCHED
+    def _why_back(self, views: Sequence[InstanceView]) -> str:
+        """Why those whose prompts are done stay where nobody is to decode; empty: they do not."""
+        if not reach([view.role.share for view in views], views):
+            return "fetches of KV blocks failed"
+        if len(self._came) == WATCHED and self._came.count(False) > FAILS * WATCHED:
+            return "sequences did not go on elsewhere as they should"
+        return ""
 
-    def _come_back(self, views: Sequence[InstanceView], now: float) -> None:
+    def _come_back(self, why: str, views: Sequence[InstanceView], now: float) -> None:
         """All alike, at once."""
-        numbers = {"stayed": self._came.count(False), "of": len(self._came), "again_in_s": self._bar_s}
-        role = Role(EVEN, "all alike: sequences did not go on elsewhere as they should", numbers)
+        again_s = self._breaker.failed(now, now)
+        numbers = {"stayed": self._came.count(False), "of": len(self._came), "again_in_s": again_s}
+        role = Role(EVEN, f"all alike: {why}", numbers)
         for view in views:
             view.role = role
         self._aim = None
         self._came.clear()
-        self._barred, self._bar_s = now + self._bar_s, min(2.0 * self._bar_s, MOST_BAR_S)
 
     def _consider(self, views: list[InstanceView], mix: Mix | None) -> None:
         views = sorted(views, key=lambda view: view.instance_id)
@@ -228,7 +231,7 @@ class Roles(MovingPolicy):
         standing = aim.shares if aim is not None and aim.seen >= 2 else now_at
         present = prospect.goodput(standing, powers)
         best = max(
-            ((prospect.goodput(point, powers), point) for point in points(len(views))),
+            ((prospect.goodput(point, powers), point) for point in points(len(views)) if reach(point, views)),
             key=lambda found: found[0].rate,
         )
         if best[1] != standing and best[0].rate > GAIN * present.rate:
@@ -291,6 +294,16 @@ def points(instances: int) -> list[tuple[float, ...]]:
         for high, low in ((1.0, 0.0), (0.75, 0.0), (1.0, 0.25), (0.75, 0.25)):
             found.append((high,) * prefill + (low,) * (instances - prefill))
     return found
+
+
+def reach(shares: Sequence[float], views: Sequence[InstanceView]) -> bool:
+    """Has everyone who is not to decode somebody that is to, and that does not bar it?"""
+    pairs = list(zip(shares, views, strict=True))
+    return all(
+        any(less < share and not other.bars(view.instance_id) for less, other in pairs)
+        for share, view in pairs
+        if share >= 1.0 - ALIKE
+    )
 
 
 def _token_s(view: InstanceView, total: float, mix: Mix | None) -> tuple[float, float]:

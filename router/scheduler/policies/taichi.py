@@ -235,4 +235,5 @@ def _grown(request: RouteRequest, one: Decoding) -> RouteRequest:
     """As it is by now."""
     more = one.output_tokens - 1
     longest = max(1, request.max_tokens - more) if request.max_tokens else 0
-    return replace(request, prompt_tokens=request.prompt_tokens + more, max_tokens=longest)
+    tokens = request.prompt_tokens + more
+    return replace(request, prompt_tokens=tokens, max_tokens=longest, giver=one.instance_id)

@@ -377,6 +377,54 @@ def test_nobody_gets_what_is_another_s() -> None:
         assert site.ends[name]
 
 
+def test_a_fetch_that_fails_bars_its_source_for_a_while() -> None:
+    """For beginnings and for sequences that come alike, but not where the grant was over; other sources stay
+    open. When the time is up one tries again, alone; if that is well, all is as before."""
+    site, numbers = Site(2, 64, 4, 0, "auto"), count(1)
+
+    def come(giver: str, *, lent: bool) -> list[Fetch]:
+        """What is fetched for one that comes; it ends before the next one."""
+        number = next(numbers)
+        prompt, root = tuple(range(number, number + 60)), ROOTS[0]
+        _, handle = lent_to(site, prompt, root)
+        kv = replace(handle, giver=giver, last_key=handle.last_key if lent else "")
+        output = () if lent else (7,)
+        spec = NewSequence(
+            f"b{number}", prompt, SamplingParams(max_tokens=3), output=output, prefix_root=root, kv=kv
+        )
+        before = len(site.trace)
+        site.handle(SequencesArrived((spec,)))
+        began = [one for one in site.trace[before:] if isinstance(one, Fetch)]
+        if not began:
+            assert f"fetches from {giver} failed" in str(site.trace[before:])
+        return began
+
+    def end(fetch: Fetch, error: str = "", gone: bool = False) -> None:
+        site.fetches.remove(fetch)
+        site.handle(SequenceCancelled(fetch.sequence_id))
+        site.handle(BlocksFetched(KvFetched(fetch.fetch_id, error, seconds=0.1, gone=gone)))
+        site.run_dry()
+
+    (fetch,) = come("a", lent=True)
+    end(fetch, "the grant is over", gone=True)
+    (fetch,) = come("a", lent=True)
+    end(fetch, "not here within 5 s")
+    for lent in (True, False):
+        assert not come("a", lent=lent)
+    site.run_dry()
+    rule = site.scheduler.hand_over.rule
+    assert rule.barred(site.now) == ("a",)
+    site.now += 58.0
+    (fetch,) = come("c", lent=False)
+    end(fetch)
+    site.now += 3.0
+    assert not rule.barred(site.now)
+    (fetch,) = come("a", lent=False)
+    assert not come("a", lent=False), "one at a time"
+    end(fetch)
+    assert len(come("a", lent=False)) == len(come("a", lent=False)) == 1
+
+
 def test_who_waits_too_long_is_computed() -> None:
     site, prompt = Site(2, 64, 4, 0, "auto"), tuple(range(1, 61))
     _, handle = lent_to(site, prompt, ROOTS[0])

@@ -18,7 +18,7 @@ from router.scheduler.events import (
     Route,
     Tick,
 )
-from router.scheduler.instance_report import InstanceReport, KvTransfer
+from router.scheduler.instance_report import InstanceReport
 from router.scheduler.policies.arrow import COOL_S, DECODE, PREFILL
 from router.scheduler.policies.taichi import BACK, WATERMARK
 from router.scheduler.prefill import PrefillTime
@@ -29,6 +29,7 @@ from router.scheduler.view import InstanceFacts
 from tests.unit.router.scheduler.cases import request, status
 from tests.unit.router.scheduler.test_role_shares import GROUPED, TEN_GBIT, Floor
 from tidepipe_common.latency.work import prompt_work
+from tidepipe_common.types.kv_transfer import KvTransfer
 
 SLO = SloTarget(1.0, 0.1)
 KV = 100_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,18 +11,19 @@ import pytest
 from router.scheduler.choice import Choice
 from router.scheduler.constraints import LatestResume, MeanSlack
 from router.scheduler.events import InstanceJoined, InstanceReported, RequestArrived, Route
-from router.scheduler.instance_report import NO_TRANSFER, KvTransfer
 from router.scheduler.lending import borrowing, lender_of
 from router.scheduler.mitosis import Bounds
 from router.scheduler.prefix_index import Prefix
 from router.scheduler.request import RouteRequest
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.slo import SloTarget
+from router.scheduler.taking_over import take_over
 from router.scheduler.view import InstanceView
 from tests.unit.router.scheduler.cases import facts, request, slack, status, view
 from tidepipe_common.latency.work import PrefillWork, prompt_work
 from tidepipe_common.prefix import STRIDE
 from tidepipe_common.types.holdings import PrefixHoldings
+from tidepipe_common.types.kv_transfer import NO_TRANSFER, KvTransfer
 
 KEY_TOKENS = 16 * STRIDE
 PATIENT = SloTarget(60.0, 1.0)
@@ -216,3 +218,9 @@ def test_a_lender_is_not_asked_where_the_link_is_busy() -> None:
         taker.handle(status(1.0 + fetching, holdings=told(), transfer=LINK, fetching=fetching))
         assert borrowing(wanted, taker, lender_of(wanted, [lender, taker])).lent == lent
     assert lender_of(ask("r", (9,)), [lender, taker]) is None
+    # Nor where fetches from it failed; what comes along from there is computed like all else.
+    taker.handle(status(1e8, holdings=told(), transfer=LINK, barred=frozenset({"i1"})))
+    assert borrowing(wanted, taker, lender_of(wanted, [lender, taker])).lent == 0
+    brought = replace(wanted, giver="i1", brought=3 * KEY_TOKENS)
+    assert taker.cached_tokens(brought) == 0 and take_over(brought, [taker]) is None
+    assert take_over(replace(brought, giver="i2"), [taker]) is not None

@@ -24,8 +24,8 @@ from router.scheduler.events import (
     SetPolicy,
     Tick,
 )
-from router.scheduler.instance_report import InstanceReport, KvTransfer
-from router.scheduler.policies.roles import BAR_S, LOOK_S, STEP, WATCHED, points
+from router.scheduler.instance_report import InstanceReport
+from router.scheduler.policies.roles import LOOK_S, STEP, WATCHED, points
 from router.scheduler.prefill import PrefillTime
 from router.scheduler.roles import EVEN, Power, Prospect
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
@@ -33,8 +33,10 @@ from router.scheduler.slo import SloTarget
 from router.scheduler.steady_state import Sizes
 from router.scheduler.view import InstanceFacts
 from tests.unit.router.scheduler.cases import request, status
+from tidepipe_common.circuit_breaker import FIRST_S
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.work import StepWork, chunk_pairs
+from tidepipe_common.types.kv_transfer import KvTransfer
 
 GROUPED, FULL = 200_000.0, 1_600_000.0
 """Bytes of a token's keys and values: of a 34B with grouped heads, of a 30B without."""
@@ -201,8 +203,29 @@ def test_auto_is_padg_until_apart_pays_and_comes_back_at_once() -> None:
         scheduler.on(FirstToken(0.5, request(f"s{number}", 401, now, slo=TIGHT.slo), "i0"), now + 0.2)
     back = [action for action in scheduler.on(Tick(), now + 0.3) if isinstance(action, RoleMoved)]
     assert len(back) == 4 and all("did not go on" in move.role.reason for move in back)
-    scheduler.on(Tick(), now + 0.9 * BAR_S)
+    scheduler.on(Tick(), now + 0.9 * FIRST_S)
     assert shares(scheduler) == [EVEN] * 4
+
+
+def test_nobody_is_apart_from_those_who_fetch_nothing_from_it() -> None:
+    """All are alike in the same tick, and stay so while it lasts."""
+    scheduler = cluster(4, GROUPED, policy="auto")
+    seen, back, now = [], [], 0.0
+    for bars, pause_s in ((False, 0.0), (True, 0.0), (False, FIRST_S)):
+        now += pause_s
+        barred = frozenset({"i0"} if bars else ())
+        begin = now
+        while now < begin + 8 * LOOK_S:
+            now += 0.1
+            for number in range(4):
+                told = report(GROUPED, now, accepted=9999, sequences=10, tokens=5000, expected_output=250)
+                scheduler.on(InstanceReported(f"i{number}", replace(told, barred=barred)), now)
+            routed(scheduler, f"r{now:.1f}", now)
+            moves = [one.role for one in scheduler.on(Tick(), now) if isinstance(one, RoleMoved)]
+            back += [role.reason for role in moves if bars]
+        seen.append(shares(scheduler))
+    assert seen == [[1.0, 1.0, 0.0, 0.0], [EVEN] * 4, [1.0, 1.0, 0.0, 0.0]]
+    assert back == ["all alike: fetches of KV blocks failed"] * 4
 
 
 def test_a_split_needs_a_routing_that_knows_of_it() -> None:
