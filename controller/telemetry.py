@@ -199,6 +199,7 @@ def _hand_over_metrics(scheduler: Scheduler, label: dict[str, str]) -> Iterable[
     yield total(f"{name}_found_blocks", "Not sent: their content was here.", stats.found_blocks, **label)
     yield total(f"{name}_expired", "Grants that ended by time.", stats.expired, **label)
     yield gauge(f"{name}_bytes_per_second", "Rate expected of fetches.", transfer.bytes_per_s, **label)
+    yield gauge(f"{name}_latency_seconds", "Fixed time expected of each.", transfer.latency_s, **label)
     loans, name = scheduler.hand_over.loans.stats, "tidepipe_prefix_loans"
     yield total(f"{name}_lent", "Beginnings that others could fetch.", loans.lent, **label)
     yield total(f"{name}_borrowed", "Beginnings that were fetched.", loans.borrowed, **label)

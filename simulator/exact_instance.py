@@ -277,6 +277,7 @@ class ExactInstance:
     def status(self, now: float, *, slack: bool) -> InstanceReport:
         """The report that a live controller sends, in the router's terms."""
         found = instance_report(self._scheduler, self._cost, now)
+        transfer = self._scheduler.hand_over.transfer
         return InstanceReport(
             taken=now,
             accepted=self._accepted,
@@ -294,8 +295,8 @@ class ExactInstance:
             slack=as_points(found.slack, now),
             policy=found.policy,
             holdings=None if self._holdings is None else self._holdings.next(),
-            transfer=KvTransfer(self._token_bytes, self._scheduler.hand_over.transfer.bytes_per_s),
-            fetching=self._scheduler.hand_over.transfer.under_way,
+            transfer=KvTransfer(self._token_bytes, transfer.bytes_per_s, transfer.latency_s),
+            fetching=transfer.under_way,
         )
 
     def _hear(self, event: Event) -> None:

@@ -447,7 +447,7 @@ class FastForwardInstance:
             slack=self._slack if slack else Slack(),
             policy="auto" if self._rules.paced else "",
             holdings=None if self._holdings is None else self._holdings.next(),
-            transfer=KvTransfer(self._token_bytes, self._transfer.bytes_per_s),
+            transfer=KvTransfer(self._token_bytes, self._transfer.bytes_per_s, self._transfer.latency_s),
             fetching=self._transfer.under_way,
         )
 

@@ -71,6 +71,7 @@ def report_to_wire(
         else pb.KvTransfer(
             token_bytes=transfer.token_bytes,
             bytes_per_s=transfer.bytes_per_s,
+            latency_s=transfer.latency_s,
             under_way_bytes=fetching,
             barred=barred[:MOST_BARRED],
         ),

@@ -74,6 +74,7 @@ def _hand_overs(instance: LiveInstance) -> controller_pb2.HandOvers:
         found_blocks=stats.found_blocks,
         expired=stats.expired,
         bytes_per_s=hand_over.transfer.bytes_per_s,
+        latency_s=hand_over.transfer.latency_s,
         recent=[controller_pb2.HandOverNote(age_s=now - at, text=text) for at, text in instance.moves],
     )
 

@@ -33,7 +33,7 @@ from tidepipe_common.latency.work import PrefillWork, StepCosts
 from tidepipe_common.limits import PIECE_BYTES, SPEC_BYTES
 from tidepipe_common.rpc.called import CALLED_INSTANCE, metadata_text
 from tidepipe_common.rpc.status import translated
-from tidepipe_common.types.kv_transfer import KvHandle, KvTransfer
+from tidepipe_common.types.kv_transfer import LATENCY_S, KvHandle, KvTransfer
 from tidepipe_common.types.plan import PROTOCOL_VERSION
 from tidepipe_common.types.results import SequenceUpdate
 from tidepipe_common.types.sampling import Pooling
@@ -366,10 +366,14 @@ def _report(report: pb.InstanceReport, received: float) -> InstanceReport:
         serving=report.serving,
         policy=report.policy,
         holdings=holdings_from_wire(report.holdings) if report.HasField("holdings") else None,
-        transfer=KvTransfer(report.kv_transfer.token_bytes, report.kv_transfer.bytes_per_s),
+        transfer=_transfer(report.kv_transfer),
         fetching=report.kv_transfer.under_way_bytes,
         barred=frozenset(report.kv_transfer.barred[:MOST_BARRED]),
     )
+
+
+def _transfer(told: pb.KvTransfer) -> KvTransfer:
+    return KvTransfer(told.token_bytes, told.bytes_per_s, told.latency_s or LATENCY_S)
 
 
 def _slack(slack: pb.Slack, received: float) -> Slack:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from router.scheduler.request import RouteRequest
 from router.scheduler.view import InstanceView
-from tidepipe_common.latency.transfer import TransferCost, quicker_fetched
+from tidepipe_common.latency.transfer import quicker_fetched
 from tidepipe_common.latency.work import PrefillWork, chunk_pairs
 
 
@@ -48,7 +48,7 @@ def borrowing(request: RouteRequest, view: InstanceView, lender: Lender | None) 
     if tokens <= 0 or view.transfer.bytes_per_s <= 0.0:
         return request
     nbytes = tokens * view.transfer.token_bytes
-    fetch_s = TransferCost(view.transfer.bytes_per_s).seconds(nbytes, view.fetching)
+    fetch_s = view.transfer.seconds(nbytes, view.fetching)
     compute_s = view.facts.prefill.seconds(PrefillWork(tokens, chunk_pairs(found, tokens)))
     if not quicker_fetched(fetch_s, compute_s, view.sequences):
         return request

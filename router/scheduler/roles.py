@@ -22,7 +22,6 @@ from router.scheduler.steady_state import (
     SteadyState,
     highest,
 )
-from tidepipe_common.latency.transfer import TransferCost
 from tidepipe_common.latency.work import prompt_work
 from tidepipe_common.types.kv_transfer import NO_TRANSFER, KvTransfer
 
@@ -65,15 +64,17 @@ class Ways:
 
     def seconds(self, source: str, target: str, nbytes: float, transfer: KvTransfer, now: float) -> float:
         """Until so many bytes would have arrived."""
-        begin = max(now, self._free.get(("out", source), now), self._free.get(("in", target), now))
-        return begin - now + TransferCost(transfer.bytes_per_s).seconds(nbytes)
+        return self._begins(source, target, now) - now + transfer.seconds(nbytes)
 
     def send(self, source: str, target: str, nbytes: float, transfer: KvTransfer, now: float) -> None:
-        """They are sent."""
-        until = now + self.seconds(source, target, nbytes, transfer, now)
+        """They are sent. Their fixed time keeps nobody from the way."""
+        until = self._begins(source, target, now) + nbytes / transfer.bytes_per_s
         self._free[("out", source)] = self._free[("in", target)] = until
         if len(self._free) > 4096:
             self._free = {way: at for way, at in self._free.items() if at > now}
+
+    def _begins(self, source: str, target: str, now: float) -> float:
+        return max(now, self._free.get(("out", source), now), self._free.get(("in", target), now))
 
 
 # -- what a point of all shares serves ----------------------------------------------------------------------
@@ -153,7 +154,7 @@ class Prospect:
             busy = moved / power.transfer.bytes_per_s
             if busy > MOST_BUSY:
                 return "the links are full"
-            alone = TransferCost(power.transfer.bytes_per_s).seconds(each)
+            alone = power.transfer.seconds(each)
             pause = alone * (1.0 + sizes.prompt_spread / 2 * busy / (1.0 - busy))
         margins = BESIDE if prompts > 0.0 < decodes else ALONE
         # Whoever is handed over waits for its blocks before its second token.

@@ -83,7 +83,8 @@ class HandOvers:
 
     handed_over: went on elsewhere. taken_over: came, and go on behind their KV blocks; recomputed: in vain.
     fetched_bytes, fetch_s: of what came. found_blocks: not sent, their content was here.
-    expired: grants that ended by time. bytes_per_s: expected of the next fetch. recent: newest last.
+    expired: grants that ended by time. bytes_per_s, latency_s: rate and fixed time that are expected of the
+    next fetch. recent: newest last.
     """
 
     handed_over: int
@@ -95,6 +96,7 @@ class HandOvers:
     expired: int
     bytes_per_s: float
     recent: tuple[HandOverNote, ...] = ()
+    latency_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

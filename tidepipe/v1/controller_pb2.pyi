@@ -1076,12 +1076,15 @@ class KvTransfer(_message.Message):
     BYTES_PER_S_FIELD_NUMBER: _builtins.int
     UNDER_WAY_BYTES_FIELD_NUMBER: _builtins.int
     BARRED_FIELD_NUMBER: _builtins.int
+    LATENCY_S_FIELD_NUMBER: _builtins.int
     token_bytes: _builtins.float
     """Of one token, over all layers."""
     bytes_per_s: _builtins.float
-    """Rate of the way in, as measured by the last fetches, or as it is said to be, bytes/s."""
+    """Rate of the way in beside latency_s, as measured by the last fetches, or as it is said to be, bytes/s."""
     under_way_bytes: _builtins.float
     """Of fetches that have begun, bytes."""
+    latency_s: _builtins.float
+    """Of each fetch, whatever its size, as measured or expected, seconds; 0: 0.005."""
     @_builtins.property
     def barred(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Instances from which nothing is fetched for now, because fetches from there failed; 64 at most."""
@@ -1093,10 +1096,11 @@ class KvTransfer(_message.Message):
         bytes_per_s: _builtins.float = ...,
         under_way_bytes: _builtins.float = ...,
         barred: _abc.Iterable[_builtins.str] | None = ...,
+        latency_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["barred", b"barred", "bytes_per_s", b"bytes_per_s", "token_bytes", b"token_bytes", "under_way_bytes", b"under_way_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["barred", b"barred", "bytes_per_s", b"bytes_per_s", "latency_s", b"latency_s", "token_bytes", b"token_bytes", "under_way_bytes", b"under_way_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1516,6 +1520,7 @@ class HandOvers(_message.Message):
     EXPIRED_FIELD_NUMBER: _builtins.int
     BYTES_PER_S_FIELD_NUMBER: _builtins.int
     RECENT_FIELD_NUMBER: _builtins.int
+    LATENCY_S_FIELD_NUMBER: _builtins.int
     handed_over: _builtins.int
     """That went on elsewhere."""
     taken_over: _builtins.int
@@ -1532,6 +1537,8 @@ class HandOvers(_message.Message):
     """Grants that ended by time."""
     bytes_per_s: _builtins.float
     """Rate that fetches are expected to have, bytes per second."""
+    latency_s: _builtins.float
+    """Fixed time that each fetch is expected to have besides, seconds."""
     @_builtins.property
     def recent(self) -> _containers.RepeatedCompositeFieldContainer[Global___HandOverNote]:
         """The last ones, newest last."""
@@ -1548,10 +1555,11 @@ class HandOvers(_message.Message):
         expired: _builtins.int = ...,
         bytes_per_s: _builtins.float = ...,
         recent: _abc.Iterable[Global___HandOverNote] | None = ...,
+        latency_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "expired", b"expired", "fetch_s", b"fetch_s", "fetched_bytes", b"fetched_bytes", "found_blocks", b"found_blocks", "handed_over", b"handed_over", "recent", b"recent", "recomputed", b"recomputed", "taken_over", b"taken_over"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "expired", b"expired", "fetch_s", b"fetch_s", "fetched_bytes", b"fetched_bytes", "found_blocks", b"found_blocks", "handed_over", b"handed_over", "latency_s", b"latency_s", "recent", b"recent", "recomputed", b"recomputed", "taken_over", b"taken_over"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,11 +1,25 @@
-"""What it takes to fetch KV blocks from another instance: a rate that is learned from what fetches took."""
+"""What it takes to fetch KV blocks from another instance: a fixed time and a rate, both learned from what
+fetches took."""
 
 from __future__ import annotations
 
-LEAST_BYTES = 64 << 10
-"""Of a fetch that says something of the rate."""
-MEMORY = 0.3
-"""Weight of the newest fetch."""
+from collections import deque
+from math import exp, inf, log
+from statistics import median
+
+from tidepipe_common.types.kv_transfer import LATENCY_S
+
+OBSERVED, MEMORY = 24, 0.85
+"""Fetches that count, and the weight of each against the one after it."""
+DOUBT, TINY = 0.02, 1e-6
+"""Weight of the ratio of fixed time and rate that was expected; and what keeps the equations regular."""
+NEAR = (1.0, 0.7, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1, 0.1, 0.1)
+"""Errors (of the logarithm) that count by their squares, in each round; at first nearly all do."""
+STRIDE = 2.0
+"""Of the logarithm, in one round."""
+LEAST_S, MOST_S = 1e-4, 600.0
+LEAST_RATE, MOST_RATE = 1e3, 1e13
+MOST_BYTES = 1e15
 
 
 def quicker_fetched(fetch_s: float, compute_s: float, others: int) -> bool:
@@ -15,21 +29,23 @@ def quicker_fetched(fetch_s: float, compute_s: float, others: int) -> bool:
 
 
 class TransferCost:
-    """Of one instance's way in: fetches follow each other, at one rate.
+    """Of one instance's way in: fetches follow each other, at one rate, and each has a fixed time besides
+    (asking, waiting for steps under way).
 
     under_way: bytes of fetches that have begun.
     """
 
-    def __init__(self, bytes_per_s: float, latency_s: float = 0.005) -> None:
-        """bytes_per_s: before anything was measured. latency_s: of each fetch, whatever its size."""
+    def __init__(self, bytes_per_s: float, latency_s: float = LATENCY_S) -> None:
+        """As they are expected to be, before anything was measured."""
         self.bytes_per_s = bytes_per_s
+        self.latency_s = latency_s
         self.under_way = 0
-        self._latency_s = latency_s
-        self._measured = False
+        self._expected = max(LEAST_S, latency_s), 1.0 / bytes_per_s
+        self._seen: deque[tuple[float, float]] = deque(maxlen=OBSERVED)
 
     def seconds(self, nbytes: float, ahead: float = 0.0) -> float:
         """Until so many bytes are here. ahead: of fetches that are under way."""
-        return self._latency_s + (ahead + nbytes) / self.bytes_per_s
+        return self.latency_s + (ahead + nbytes) / self.bytes_per_s
 
     def begin(self, nbytes: int) -> int:
         """A fetch of so many bytes begins: how many are under way before it."""
@@ -38,13 +54,50 @@ class TransferCost:
 
     def expect(self, bytes_per_s: float) -> None:
         """It is said to be that much; what was measured is believed rather."""
-        if not self._measured:
+        self._expected = self._expected[0], 1.0 / bytes_per_s
+        if not self._seen:
             self.bytes_per_s = bytes_per_s
 
     def observe(self, nbytes: float, ahead: float, seconds: float) -> None:
         """A fetch took so long, with so many bytes ahead of it when it began."""
-        if nbytes < LEAST_BYTES or seconds <= 0.0:
+        if not (0.0 < nbytes + ahead < inf and 0.0 < seconds < inf):
             return
-        self._measured = True
-        rate = (ahead + nbytes) / max(seconds - self._latency_s, 0.1 * seconds)
-        self.bytes_per_s += MEMORY * (rate - self.bytes_per_s)
+        self._seen.append((min(MOST_BYTES, nbytes + ahead), min(MOST_S, max(LEAST_S, seconds))))
+        latency_s, byte_s = fitted(self._seen, *self._expected)
+        self.latency_s = min(MOST_S, max(LEAST_S, latency_s))
+        self.bytes_per_s = 1.0 / min(1.0 / LEAST_RATE, max(1.0 / MOST_RATE, byte_s))
+
+
+def fitted(seen: deque[tuple[float, float]], latency_s: float, byte_s: float) -> tuple[float, float]:
+    """Fixed time and seconds per byte of fetches (bytes, seconds), the newest last; both are positive.
+
+    Least absolute errors of the logarithm, by reweighted Gauss-Newton steps over the logarithms of both:
+    sizes span decades, and one fetch that was held up says nothing. What the sizes leave open is as expected
+    (`latency_s`, `byte_s`), but for a common factor.
+    """
+    factor = median(spent / (latency_s + size * byte_s) for size, spent in seen)
+    fixed, each = latency_s * factor, byte_s * factor
+    moved = 0.0
+    newest = len(seen) - 1
+    points = [(size, spent, MEMORY ** (newest - at)) for at, (size, spent) in enumerate(seen)]
+    for near in NEAR:
+        # By how much the ratio of both has left what is expected.
+        h00, h01, h11 = DOUBT, -DOUBT, DOUBT + TINY
+        g0, g1 = DOUBT * moved, -DOUBT * moved
+        for size, spent, weight in points:
+            predicted = fixed + each * size
+            part = fixed / predicted
+            rest = 1.0 - part
+            error = log(predicted / spent)
+            counts = weight / max(abs(error), near)
+            h00 += counts * part * part
+            h01 += counts * part * rest
+            h11 += counts * rest * rest
+            g0 += counts * error * part
+            g1 += counts * error * rest
+        det = h00 * h11 - h01 * h01
+        up0 = max(-STRIDE, min(STRIDE, (h01 * g1 - h11 * g0) / det))
+        up1 = max(-STRIDE, min(STRIDE, (h01 * g0 - h00 * g1) / det))
+        fixed, each = fixed * exp(up0), each * exp(up1)
+        moved += up0 - up1
+    return fixed, each

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 LEASE_S = 30.0
 """For which an instance keeps the blocks of a sequence that was asked for, unless it is told otherwise."""
 MOST_LEASE_S = 120.0
+LATENCY_S = 0.005
+"""Of each fetch, whatever its size, before anything was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +88,16 @@ class KvLayout:
 
 @dataclass(frozen=True, slots=True)
 class KvTransfer:
-    """What it takes to bring KV blocks to an instance: bytes of one token's, and the rate of its way in, as
-    measured there or as its link has it. No bytes: it takes none over."""
+    """What it takes to bring KV blocks to an instance: bytes of one token's, the rate of its way in, and the
+    fixed time of each fetch, as measured there or as its link has it. No bytes: it takes none over."""
 
     token_bytes: float = 0.0
     bytes_per_s: float = 0.0
+    latency_s: float = LATENCY_S
+
+    def seconds(self, nbytes: float, ahead: float = 0.0) -> float:
+        """Until so many bytes are here. ahead: of fetches that are under way."""
+        return self.latency_s + (ahead + nbytes) / self.bytes_per_s
 
 
 NO_TRANSFER = KvTransfer()

@@ -1,0 +1,65 @@
+"""Laws of what fetches are learned to take."""
+
+from __future__ import annotations
+
+import random
+from math import isfinite
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidepipe_common.latency.transfer import LEAST_S, TransferCost
+
+SIZES = (1 << 16, 1 << 20, 1 << 24, 1 << 27, 1 << 30)
+"""From one small block to a long prompt of a large model."""
+NOISE = st.floats(0.9, 1.1)
+LINKS = st.tuples(st.floats(-3.5, 0.0), st.floats(6.5, 10.5)).map(lambda one: (10 ** one[0], 10 ** one[1]))
+
+
+@given(
+    st.lists(LINKS, min_size=1, max_size=2),
+    st.floats(7.0, 10.5),
+    st.lists(st.tuples(st.floats(0.5, 2.0), NOISE), min_size=30, max_size=30),
+    st.randoms(use_true_random=False),
+)
+def test_small_and_large_fetches_are_predicted_alike(
+    links: list[tuple[float, float]],
+    prior: float,
+    course: list[tuple[float, float]],
+    chance: random.Random,
+) -> None:
+    """Whatever was expected and came before, in any order, with one in ten held up."""
+    cost = TransferCost(10**prior)
+    for fixed_s, bytes_per_s in links:
+        chance.shuffle(course)
+        for number, (scale, noise) in enumerate(course):
+            held_up = 10.0 if number % 10 == 3 else 1.0
+            size = scale * SIZES[number % len(SIZES)]
+            cost.observe(size, 0.0, held_up * noise * (fixed_s + size / bytes_per_s))
+    for size in SIZES:
+        truth = fixed_s + size / bytes_per_s
+        assert truth / 2.0 < cost.seconds(size) < 2.0 * truth, (size, truth, cost.seconds(size))
+
+
+@given(
+    st.floats(1e3, 1e13),
+    st.lists(st.tuples(st.floats(), st.floats(), st.floats()), max_size=40),
+    st.floats(0.0, 1e12),
+)
+def test_it_is_a_time_whatever_is_observed(
+    prior: float, course: list[tuple[float, float, float]], nbytes: float
+) -> None:
+    cost = TransferCost(prior)
+    for seen in course:
+        cost.observe(*seen)
+    assert cost.seconds(nbytes) >= LEAST_S and isfinite(cost.seconds(nbytes))
+    assert isfinite(cost.bytes_per_s) and cost.bytes_per_s > 0.0
+
+
+def test_the_fixed_time_is_not_taken_for_the_rate() -> None:
+    """Live, fetches of some blocks from stages at work: the same 60 ms, whatever the size."""
+    cost = TransferCost(1.1e9)
+    for size in (1.5e6, 3e6, 2e6, 8e6, 1e6, 5e6, 12e6, 2e6):
+        cost.observe(size, 0.0, 0.06 + size / 1.1e9)
+    assert cost.bytes_per_s > 0.5e9
+    assert 0.05 < cost.latency_s < 0.07
