@@ -7,8 +7,10 @@ instance takes prompts by its share and decodes by the rest, as TaiChi's instanc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from router.scheduler.demand import Mix
 from router.scheduler.prefill import PrefillTime
@@ -103,6 +105,14 @@ class Predicted:
     limit: str
 
 
+class Kind(NamedTuple):
+    """Instances that are alike: such parts of all prompts and of all that decodes come to each of them."""
+
+    prompts: float
+    decodes: float
+    power: Power
+
+
 class Prospect:
     """The rates up to which instances with such shares hold the targets of such requests.
 
@@ -112,7 +122,7 @@ class Prospect:
 
     def __init__(self, mix: Mix) -> None:
         self._mix = mix
-        self._known: dict[tuple[Power, float], float] = {}
+        self._known: dict[tuple[Power, float, int], float] = {}
 
     def goodput(self, shares: Sequence[float], powers: Sequence[Power]) -> Predicted:
         """Of one point: that of the instance that bears least of what comes to it."""
@@ -120,28 +130,28 @@ class Prospect:
         if total <= 0.0 or rest <= 0.0:
             return Predicted(0.0, "nobody computes prompts" if total <= 0.0 else "nobody decodes")
         pairs = zip(shares, powers, strict=True)
-        kinds = dict.fromkeys((share / total, (1.0 - share) / rest, one) for share, one in pairs)
-        rate, prompts, decodes, power = min(
-            (
-                (self._bears(prompts, decodes, power), prompts, decodes, power)
-                for prompts, decodes, power in kinds
-            ),
+        kinds = Counter(Kind(share / total, (1.0 - share) / rest, one) for share, one in pairs)
+        rate, kind, count = min(
+            ((self._bears(kind, count), kind, count) for kind, count in kinds.items()),
             key=lambda found: found[0],
         )
-        return Predicted(rate, self._obstacle(prompts, decodes, power, rate * (1.0 + 2 * PRECISION)))
+        return Predicted(rate, self._obstacle(kind, count, rate * (1.0 + 2 * PRECISION)))
 
-    def _bears(self, prompts: float, decodes: float, power: Power) -> float:
-        """Requests per second of all, of which such parts come to it."""
-        # Only the ratio matters: one that computes prompts, or decodes, is asked once for all splits.
+    def _bears(self, kind: Kind, count: int) -> float:
+        """Requests per second of all, of which such parts come to each of so many."""
+        # Only the ratio matters: who decodes, or so many who compute prompts, are asked once for all splits.
+        prompts, decodes, power = kind
         most = max(prompts, decodes)
-        key = power, round(prompts / most - decodes / most, 4)
+        count = count if prompts > 0.0 else 1
+        key = power, round(prompts / most - decodes / most, 4), count
         if key not in self._known:
-            parts = prompts / most, decodes / most
-            self._known[key] = highest(lambda rate: not self._obstacle(*parts, power, rate), PRECISION)
+            one = Kind(prompts / most, decodes / most, power)
+            self._known[key] = highest(lambda rate: not self._obstacle(one, count, rate), PRECISION)
         return self._known[key] / most
 
-    def _obstacle(self, prompts: float, decodes: float, power: Power, rate: float) -> str:
-        """What does not hold for an instance to which such parts come; empty: all does."""
+    def _obstacle(self, kind: Kind, count: int, rate: float) -> str:
+        """What does not hold for so many instances to each of which such parts come; empty: all does."""
+        prompts, decodes, power = kind
         sizes, pause = self._mix.sizes, 0.0
         each = (sizes.prompt + sizes.found) * power.transfer.token_bytes
         gone = max(0.0, prompts - decodes)
@@ -159,7 +169,7 @@ class Prospect:
         margins = BESIDE if prompts > 0.0 < decodes else ALONE
         # Whoever is handed over waits for its blocks before its second token.
         waits = pause if gone > margins.late * prompts else 0.0
-        load = Load(rate * prompts, rate * decodes, waits)
+        load = Load(rate * prompts, rate * decodes, waits, count)
         state = SteadyState(power.prefill, power.kv_tokens, sizes)
         found = ""
         for way in self._ways(load, power):

@@ -3,7 +3,8 @@
 Requests come evenly, and all rounds are alike: a token for each that decodes, and as many prompt tokens as
 come in a round. With d sequences per second of o output tokens each, rounds of t seconds have d o t decode
 rows, and what a round takes depends on these. So a round's length is a fixed point: the least one, for
-rounds begin short. What is left to chance is in the margins, and in the queue of prompts (M/G/1).
+rounds begin short. What is left to chance is in the margins, and in the queue of prompts (M/G/k: a prompt
+goes where it is done soonest, so that instances of a kind share one line).
 """
 
 from __future__ import annotations
@@ -84,11 +85,12 @@ class Sizes:
 
 class Load(NamedTuple):
     """Of one instance: prompts that it computes and sequences that it decodes, per second. pause_s: before
-    a first token can go on, beside what it does."""
+    a first token can go on, beside what it does. servers: instances like it that prompts are spread over."""
 
     prompts: float
     decodes: float
     pause_s: float = 0.0
+    servers: int = 1
 
 
 class Settled(NamedTuple):
@@ -159,7 +161,7 @@ class SteadyState:
         alone = sizes.prompt / found.room * found.step_s
         left = target.ttft_s - alone - (self._prefill.stages - 1) * found.step_s - load.pause_s
         queue = alone * (1.0 + sizes.prompt_spread) / 2
-        if left <= 0.0 or found.busy * math.exp(-(1.0 - found.busy) * left / queue) > margins.late:
+        if left <= 0.0 or waits_longer(found.busy, load.servers, left / queue) > margins.late:
             return LATE
         return ""
 
@@ -208,6 +210,19 @@ class SteadyState:
         if rest := tokens - low:
             spent += rest * (prefill.step_s(low + 1, 0, 0.0) - spent)
         return spent + margins.waits * prefill.hand_on_s(low)
+
+
+def waits_longer(busy: float, servers: int, times: float) -> float:
+    """How likely one waits for more than so many times the mean work (length-biased, as one finds it) before
+    one of so many servers, which are busy for such a share of the time, takes it: Erlang's C, and the tail of
+    M/M/k with the time stretched by the spread of the work (Lee and Longton, 1959)."""
+    if busy >= 1.0:
+        return 1.0
+    offered, blocked = servers * busy, 1.0
+    for number in range(1, servers + 1):
+        blocked = offered * blocked / (number + offered * blocked)
+    queued = blocked / (1.0 - busy * (1.0 - blocked))
+    return queued * math.exp(-(1.0 - busy) * servers * times)
 
 
 def highest(holds: Callable[[float], bool], precision: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -30,7 +31,7 @@ from router.scheduler.prefill import PrefillTime
 from router.scheduler.roles import EVEN, Power, Prospect
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.slo import SloTarget
-from router.scheduler.steady_state import Sizes
+from router.scheduler.steady_state import Sizes, waits_longer
 from router.scheduler.view import InstanceFacts
 from tests.unit.router.scheduler.cases import request, status
 from tidepipe_common.circuit_breaker import FIRST_S
@@ -116,6 +117,25 @@ def test_prompts_and_decoding_apart_where_the_link_bears_it(token_bytes: float, 
     """Tight targets, 10 Gbit/s: with grouped heads the best point is a split, with full ones it is not."""
     best = max(points(4), key=lambda point: Prospect(TIGHT).goodput(point, [power(token_bytes)] * 4).rate)
     assert (best[0] == 1.0 and best[-1] == 0.0) is apart
+
+
+@given(st.floats(0.01, 0.99), st.integers(1, 16), st.floats(0.0, 10.0))
+def test_more_servers_of_one_line_are_waited_for_less(busy: float, servers: int, times: float) -> None:
+    """As busy as before. One alone is M/G/1; of two that are half busy one in three waits (textbook)."""
+    assert waits_longer(busy, 1, times) == pytest.approx(busy * math.exp(-(1.0 - busy) * times))
+    assert 0.0 <= waits_longer(busy, servers + 1, times) <= waits_longer(busy, servers, times) <= 1.0
+    assert waits_longer(0.5, 2, 0.0) == pytest.approx(1 / 3)
+
+
+def test_few_long_prompts_are_computed_apart() -> None:
+    """Each takes a quarter of its target: an instance with a line of its own could not be busy for long."""
+    long = Mix(1.0, Sizes(4000.0, chunk_pairs(0, 4000), 100.0, 1.2, 1.8), SloTarget(4.0, 0.045))
+    even, half = (
+        Prospect(long).goodput(point, [power(GROUPED)] * 8).rate
+        for point in ((EVEN,) * 8, (1.0,) * 4 + (0.0,) * 4)
+    )
+    alone = Prospect(long).goodput((1.0, 0.0), [power(GROUPED)] * 2).rate
+    assert half > 1.15 * even > 0.0 and half > 1.5 * 4 * alone
 
 
 # -- a fixed split ----------------------------------------------------------------------------------------
