@@ -68,9 +68,6 @@ class Deployment:
         self._client["TIDEPIPE_API_KEY"] = make_secrets(secrets)
         engine.environment["TIDEPIPE_MODEL_DIR"] = str(model)
         engine.environment["TIDEPIPE_SECRETS_DIR"] = str(secrets)
-        # Answers are compared, and a request's batch changes with a fault: where CPUs have AMX, PyTorch's
-        # bfloat16 products depend on it.
-        engine.environment["TIDEPIPE_WORKER_DTYPE"] = "float32"
 
     def up(self) -> None:
         """Start everything; returns when the router is healthy, RuntimeError if it does not get there."""

@@ -18,7 +18,6 @@ from stage_worker.loading.stage_weights import plain_linear
 from stage_worker.models.adapters import NO_ADAPTERS, StageAdapters
 from stage_worker.models.layer_ops import LayerOps, TorchLayerOps
 from stage_worker.models.linear import Linear, LinearFactory, PlainLinear
-from stage_worker.models.native.build import cpu_flags
 from stage_worker.models.native.library import NativeKernels, kernels_or_reason
 from stage_worker.models.native_int8 import Int8Linear
 from stage_worker.models.native_ops import NativeLayerOps, NativeLinear
@@ -117,10 +116,6 @@ def make_compute(
         return replace(slow, slow_because=str(found))
     attention = partial(paged_attention, kernels)
     ops = NativeLayerOps(kernels)
-    if dtype == torch.bfloat16 and "amx_bf16" in cpu_flags():
-        # PyTorch's products use AMX, which these kernels do not know.
-        linear, head = (partial(_amx_linear, kernels, float_out=wide) for wide in (False, True))
-        return Compute(attention, ops, linear, head)
     linear, head = (partial(_linear, kernels, float_out=wide) for wide in (False, True))
     return Compute(attention, ops, linear, head, kernels=kernels)
 
@@ -155,14 +150,6 @@ def _int8_linear(
     if Int8Linear.fits(weight):
         return Int8Linear(kernels, weight, bias, float_out=float_out)
     return _linear(kernels, weight, bias, float_out=float_out)
-
-
-def _amx_linear(
-    kernels: NativeKernels, weight: Weight, bias: torch.Tensor | None, *, float_out: bool
-) -> Linear:
-    if isinstance(weight, PackedWeight):
-        return _linear(kernels, weight, bias, float_out=float_out)
-    return PlainLinear(weight, bias)
 
 
 def _linear(kernels: NativeKernels, weight: Weight, bias: torch.Tensor | None, *, float_out: bool) -> Linear:

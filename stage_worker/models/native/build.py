@@ -6,12 +6,15 @@ the environment variable TIDEPIPE_KERNELS.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
+import functools
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +30,7 @@ _SOURCES = (
         f"{name}.h"
         for name in ("native", "tile", "bytes", "wide_tile", "wide_tile_avx2", "packed", "blocked")
     ),
-    *(f"{name}.h" for name in ("product", "rows", "store")),
+    *(f"{name}.h" for name in ("matrix_tiles", "product", "rows", "store")),
     *(
         f"{name}.h"
         for name in ("attention_item", "attention_bytes", "attention_wide", "attention", "adapters", "layers")
@@ -50,7 +53,7 @@ class BuildError(Exception):
 class Variant:
     """The kernels for one kind of CPU. needs: flags of /proc/cpuinfo.
 
-    dot: bfloat16 dot products. vnni: int8 dot products.
+    dot: bfloat16 dot products. vnni: int8 dot products. tiles: matrix tiles of both.
     """
 
     name: str
@@ -59,18 +62,31 @@ class Variant:
     options: tuple[str, ...]
     dot: bool = False
     vnni: bool = False
+    tiles: bool = False
 
 
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
 _AVX2_OPTIONS = ("-mavx2", "-mfma")
 _AVX512_OPTIONS = (*_AVX2_OPTIONS, *(f"-m{name}" for name in _AVX512))
 
+_DOTS = frozenset({"avx2", "fma", *_AVX512, "avx512_bf16", "avx512_vnni"})
+_DOTS_OPTIONS = (*_AVX512_OPTIONS, "-mavx512bf16", "-mavx512vnni")
+
 VARIANTS = (
+    Variant(
+        "amx",
+        lanes=16,
+        needs=_DOTS | {"amx_tile", "amx_bf16", "amx_int8"},
+        options=(*_DOTS_OPTIONS, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+        dot=True,
+        vnni=True,
+        tiles=True,
+    ),
     Variant(
         "avx512bf16",
         lanes=16,
-        needs=frozenset({"avx2", "fma", *_AVX512, "avx512_bf16", "avx512_vnni"}),
-        options=(*_AVX512_OPTIONS, "-mavx512bf16", "-mavx512vnni"),
+        needs=_DOTS,
+        options=_DOTS_OPTIONS,
         dot=True,
         vnni=True,
     ),
@@ -103,7 +119,22 @@ def cpu_flags() -> frozenset[str]:
 def usable_variants(*, bfloat16: bool) -> list[Variant]:
     """The variants that this CPU can run, best first."""
     flags = cpu_flags()
-    return [variant for variant in VARIANTS if variant.needs <= flags and (bfloat16 or not variant.dot)]
+    return [
+        variant
+        for variant in VARIANTS
+        if variant.needs <= flags
+        and (bfloat16 or not variant.dot)
+        and (not variant.tiles or _tiles_granted())
+    ]
+
+
+@functools.cache
+def _tiles_granted() -> bool:
+    """True if the system lets this process use matrix tiles; Linux wants to be asked."""
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0)
 
 
 def compiled(variant: Variant, *, bfloat16: bool) -> bytes:
@@ -161,6 +192,7 @@ class Source:
             f"-DBF16={int(bfloat16)}",
             f"-DDOT={int(variant.dot)}",
             f"-DVNNI={int(variant.vnni)}",
+            f"-DAMX={int(variant.tiles)}",
             f"-DLANES={variant.lanes}",
         )
         try:

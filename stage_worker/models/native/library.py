@@ -90,11 +90,18 @@ def kernels_or_reason(dtype: torch.dtype, threads: int) -> NativeKernels | str:
         return f"no native kernels: {SWITCH} is 0"
     if dtype not in (torch.float32, torch.bfloat16):
         return "no native kernels for float16 on CPUs; use bfloat16 or float32"
-    try:
-        return NativeKernels(usable_variants(bfloat16=dtype == torch.bfloat16)[0], dtype, threads)
-    except (BuildError, OSError, AttributeError) as error:
-        _warn_once(str(error))
-        return f"no native kernels: {error}"
+    reasons: list[str] = []
+    for variant in usable_variants(bfloat16=dtype == torch.bfloat16):
+        try:
+            kernels = NativeKernels(variant, dtype, threads)
+        except (BuildError, OSError, AttributeError) as error:
+            reasons.append(str(error))
+            continue
+        if reasons:  # a compiler that is older than this CPU
+            _log.warning("slower kernels are used", kernels=variant.name, reason=reasons[0])
+        return kernels
+    _warn_once(reasons[0])
+    return f"no native kernels: {reasons[0]}"
 
 
 @functools.cache

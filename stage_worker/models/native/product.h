@@ -71,6 +71,8 @@ INLINE void scale_sums(const Product *p, long row, long count, long panel, float
 
 #include "blocked.h"
 
+#include "matrix_tiles.h"
+
 /* product, for int8 weights. */
 INLINE void product_of_bytes(const Product *p, long panel_begin, long panel_end) {
     int32_t sums[ROW_BLOCK * PANEL] __attribute__((aligned(64)));
@@ -121,6 +123,16 @@ static __attribute__((noinline)) void product_of_codes(const Product *p, long pa
 
 /* Panels panel_begin .. panel_end - 1 of the outputs. */
 KERNEL tidepipe_product(const Product *p, int64_t panel_begin, int64_t panel_end) {
+#if AMX
+    if (p->scales && p->rows >= MANY_TILE_ROWS) {
+        product_of_tiles(p, 1, panel_begin, panel_end);
+        return;
+    }
+    if (!p->scales && !p->packed) {
+        product_of_tiles(p, 0, panel_begin, panel_end);
+        return;
+    }
+#endif
     if (!DOT && !p->scales && p->rows >= MANY_ROWS) {
         product_blocked(p, 0, panel_begin, panel_end);
         return;

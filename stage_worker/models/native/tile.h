@@ -1,6 +1,6 @@
 /* Vectors, and the two tiles that all heavy work is made of.
  * BF16: 1 for bfloat16 data, 0 for float. LANES: floats per vector. DOT: 1 with bfloat16 dot products.
- * VNNI: 1 with int8 dot products. */
+ * VNNI: 1 with int8 dot products. AMX: 1 with matrix tiles, of both. */
 #ifndef TIDEPIPE_TILE_H
 #define TIDEPIPE_TILE_H
 

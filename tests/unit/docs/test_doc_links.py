@@ -103,7 +103,7 @@ def test_pages_that_code_names_exist(source: str) -> None:
 def test_each_decision_is_listed_once() -> None:
     folder = ROOT / "docs" / "decisions"
     listed = [link for link in LINK.findall((folder / "README.md").read_text()) if not link.startswith("..")]
-    assert sorted(listed) == sorted(page.name for page in folder.glob("0*.md"))
+    assert sorted(listed) == sorted(page.name for page in folder.glob("[0-9]*.md"))
 
 
 def test_each_page_is_linked_from_another() -> None:

@@ -41,7 +41,7 @@ def test_products(dtype: torch.dtype, variant: Variant) -> None:
     used = kernels(dtype, variant)
     for outputs, inputs in ((64, 32), (5, 6), (100, 700), (192, 64)):
         weight, bias = random(outputs, inputs, dtype=dtype), random(outputs, dtype=dtype, seed=1)
-        for rows in (1, 2, 3, 4, 5, 6, 7, 13, 200):
+        for rows in (1, 2, 3, 4, 5, 6, 7, 13, 30, 200):
             x = random(rows, inputs, dtype=dtype, seed=rows)
             expected = x.double() @ weight.double().T
             plain = NativeLinear(used, weight.clone(), None)(x)
