@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -49,8 +49,8 @@ def open_workload(source: str, requests: int | None, seed: int) -> Workload:
         found = tuple(_parse(text))
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
-    except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
-        why = f"{error} is missing" if isinstance(error, KeyError) else error
+    except (ValueError, RecursionError, csv.Error) as error:
+        why = f"not JSON: {error}" if isinstance(error, json.JSONDecodeError) else "it cannot be read"
         raise ConfigError(f"{source}: not a workload that is known here: {why}") from error
     if not found:
         raise ConfigError(f"{source}: no requests in it")
@@ -66,18 +66,31 @@ def _parse(text: str) -> Iterable[SimRequest]:
         lines = [json.loads(line) for line in text.splitlines() if line.strip()]
         if "input_length" in lines[0]:
             return hash_trace(lines)
-        return map(_answer if "output_tokens" in lines[0] else _openai_batch, lines)
-    return _azure(text)
-
-
-def _azure(text: str) -> Iterable[SimRequest]:
+        if "output_tokens" in lines[0]:
+            return _each(lines, _answer, 'answers, {"prompt": .., "output_tokens": n}')
+        return _each(lines, _openai_batch, "an OpenAI batch")
     table = csv.DictReader(io.StringIO(text))
     if "ContextTokens" not in (table.fieldnames or ()):
-        raise ValueError("neither JSON nor a CSV with ContextTokens")
-    for row in table:
-        # Seven digits of fraction: more than datetime takes.
-        stamp = datetime.fromisoformat(row["TIMESTAMP"][:26].strip()).timestamp()
-        yield SimRequest(int(row["ContextTokens"]), int(row["GeneratedTokens"]), arrival_s=stamp)
+        what = "neither JSON nor a CSV with ContextTokens" if head else "nothing is in it"
+        raise ConfigError(f"not a workload that is known here: {what}")
+    return _each(table, _azure, "an Azure CSV, TIMESTAMP,ContextTokens,GeneratedTokens")
+
+
+def _each(items: Iterable[Any], read: Callable[[Any], SimRequest | None], form: str) -> Iterator[SimRequest]:
+    """What is read of each item. ConfigError for the first that is not as it should be in that form."""
+    for number, item in enumerate(items, start=1):
+        try:
+            request = read(item)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ConfigError(f"request {number} is none of {form}") from error
+        if request is not None:
+            yield request
+
+
+def _azure(row: dict[str, str]) -> SimRequest:
+    # Seven digits of fraction: more than datetime takes.
+    stamp = datetime.fromisoformat(row["TIMESTAMP"][:26].strip()).timestamp()
+    return SimRequest(int(row["ContextTokens"]), int(row["GeneratedTokens"]), arrival_s=stamp)
 
 
 def _openai_batch(line: dict[str, Any]) -> SimRequest:
@@ -99,11 +112,10 @@ def _answer(line: dict[str, Any]) -> SimRequest:
     )
 
 
-def _array(items: list[dict[str, Any]]) -> Iterable[SimRequest]:
-    reader: Callable[[dict[str, Any]], SimRequest | None] = (
-        _conversation if "conversations" in items[0] else _fixed_length
-    )
-    return (request for request in map(reader, items) if request is not None)
+def _array(items: list[Any]) -> Iterable[SimRequest]:
+    if items and isinstance(items[0], dict) and "conversations" in items[0]:
+        return _each(items, _conversation, 'ShareGPT, {"conversations": ..}')
+    return _each(items, _fixed_length, '[{"prompt": .., "out": n}]')
 
 
 def _fixed_length(item: dict[str, Any]) -> SimRequest:

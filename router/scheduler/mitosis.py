@@ -7,25 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tidepipe_common.errors import ConfigError, NotFoundError
-from tidepipe_common.settings.defaults import MACRO_MAX, MACRO_MIN
+from tidepipe_common.settings.defaults import MACRO_MAX, MACRO_MIN, macro_fault
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Instances per macro instance: lower = N_l, upper = N_u.
-
-    A split leaves upper + 1 - lower in the original, which must not be below the lower bound itself.
-    """
+    """Instances per macro instance: lower = N_l, upper = N_u."""
 
     lower: int = MACRO_MIN
     upper: int = MACRO_MAX
 
     def __post_init__(self) -> None:
-        if not 1 <= self.lower <= (self.upper + 1) // 2:
-            raise ConfigError(
-                f"macro instances need 1 <= lower and 2 * lower <= upper + 1; got lower {self.lower}, "
-                f"upper {self.upper}"
-            )
+        if fault := macro_fault(self.lower, self.upper):
+            raise ConfigError(fault)
 
 
 @dataclass(frozen=True, slots=True)

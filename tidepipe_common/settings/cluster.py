@@ -257,6 +257,9 @@ class ClusterConfig(Strict):
                 "prefill_instances is for routing roles or auto: give --routing roles, or --policy auto with "
                 "--ttft-ms and --tpot-ms"
             )
+        lower, upper = self.macro_min or defaults.MACRO_MIN, self.macro_max or defaults.MACRO_MAX
+        if fault := defaults.macro_fault(lower, upper):
+            raise ValueError(fault)
         if self.engine == "vllm":
             self._fit_vllm()
         elif self.tensor_parallel > 1 or self.engine_args is not None:

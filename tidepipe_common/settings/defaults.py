@@ -60,6 +60,21 @@ PRIORITY_S = 1.0
 TTFT_S, TPOT_S = 5.0, 0.1
 """Latency targets: EcoServe's for conversations (evaluation, ShareGPT)."""
 MACRO_MIN, MACRO_MAX = 6, 11
+
+
+def macro_fault(lower: int, upper: int) -> str:
+    """Why macro instances cannot have from `lower` to `upper` instances; "" if they can.
+
+    A split leaves upper + 1 - lower in the original, which must not be below the lower bound itself.
+    """
+    if 1 <= lower <= (upper + 1) // 2:
+        return ""
+    return (
+        f"macro_min {lower} and macro_max {upper} do not fit: of {upper + 1} instances, which are split, "
+        f"neither part may have less than {lower}; macro_max must be at least {max(1, 2 * lower - 1)}"
+    )
+
+
 """Instances per macro instance: N_l and N_u."""
 SCALING_START_S = 60.0
 """From asking for an instance until it serves, until starts were seen: a model is loaded from disk."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -120,9 +121,35 @@ def test_workload_formats(tmp_path: Path) -> None:
         path.write_text(content)
         first = open_workload(str(path), None, 0).requests[0]
         assert (first.prompt_tokens, first.output_tokens, first.arrival_s) == (374, 44, 0.0), name
-    (tmp_path / "other").write_text("what is this")
-    with pytest.raises(ConfigError, match="not a workload"):
-        open_workload(str(tmp_path / "other"), None, 0)
+
+
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("what is this", "neither JSON nor a CSV with ContextTokens"),
+        (" \n", "nothing is in it"),
+        (AZURE, "no requests in it"),
+        ("[]", "no requests in it"),
+        ("[{", "not JSON: Expecting"),
+        ("[" + "9" * 5000 + "]", "it cannot be read"),
+        (AZURE + "x" * 200_000 + ",1,1\n", "it cannot be read"),
+        (AZURE + "2023-11-16,1,1\n2023-11-16\n", "request 2 is none of an Azure CSV"),
+        (AZURE + "noon,1,1\n", "request 1 is none of an Azure CSV"),
+        ("[1]", 'request 1 is none of [{"prompt": .., "out": n}]'),
+        ('[{"conversations": [{}, {}]}]', "request 1 is none of ShareGPT"),
+        ('{"prompt": "a", "output_tokens": 1}\n[1]', "request 2 is none of answers"),
+        ('{"prompt": "a", "output_tokens": 1e999}', "request 1 is none of answers"),
+        ('{"custom_id": "a"}', "request 1 is none of an OpenAI batch"),
+    ],
+)
+def test_what_is_no_workload_is_said_in_words(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "other"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        open_workload(str(path), None, 0)
 
 
 def test_sampling_repeats_only_when_it_must() -> None:

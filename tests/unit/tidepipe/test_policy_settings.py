@@ -152,3 +152,16 @@ def test_some_instances_may_have_other_settings() -> None:
     for wrong in (heavy, {"prefill_policy_settings": "chunk=3", "prefill_instances": 1}):
         with pytest.raises(ConfigError, match="prefill_policy_settings"):
             load_config(None, {**flags, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"macro_min": 5, "macro_max": 2}, "macro_max must be at least 9"),
+        ({"macro_max": 4}, "macro_min 6 and macro_max 4 do not fit"),
+    ],
+)
+def test_sizes_of_macro_instances_are_refused_at_once(flags: dict[str, Any], said: str) -> None:
+    load_config(None, {"model": "m", "macro_min": 5, "macro_max": 9})
+    with pytest.raises(ConfigError, match=said):
+        load_config(None, {"model": "m", **flags})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 
 import grpc
 import pytest
@@ -51,3 +53,24 @@ async def test_a_call_on_a_channel_that_is_closed_already_fails_likewise() -> No
     await channel.close()
     with pytest.raises(UnavailableError, match="closed"):
         await call(channel)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine")
+async def test_a_server_that_a_failed_test_left_is_collected() -> None:
+    """In another thread, after its event loop: see `keep_grpc`. Without that it hangs."""
+
+    async def left() -> list[object]:
+        server = grpc.aio.server()
+        server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        return [server]
+
+    def run_and_drop() -> None:
+        circle = asyncio.run(left())
+        circle.append(circle)
+
+    await asyncio.to_thread(run_and_drop)
+    collecting = threading.Thread(target=gc.collect, daemon=True)
+    collecting.start()
+    await asyncio.to_thread(collecting.join, 20)
+    assert not collecting.is_alive()

@@ -102,7 +102,7 @@ def test_mistakes_by_hand_change_nothing() -> None:
     with pytest.raises(ConfigError, match="a split takes"):
         mitosis.split("macro-2", 5)
     assert mitosis.groups == before
-    with pytest.raises(ConfigError, match="lower"):
+    with pytest.raises(ConfigError, match="do not fit"):
         Bounds(6, 10)
 
 
