@@ -85,6 +85,7 @@ class ControllerServicer(SequencesServicer):
                 incarnation=self._incarnation,
                 serving=instance.serving and not instance.draining,
                 accepted=instance.hub.ordinal(router_id),
+                stages_down=not instance.serving,
                 transfer=instance.transfer,
                 fetching=instance.scheduler.hand_over.transfer.under_way,
                 barred=instance.scheduler.hand_over.rule.barred(now),

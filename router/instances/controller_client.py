@@ -364,6 +364,7 @@ def _report(report: pb.InstanceReport, received: float) -> InstanceReport:
         window_deadline=received + report.window_left_s if report.HasField("window_left_s") else FOREVER,
         slack=_slack(report.slack, received) if report.HasField("slack") else Slack(),
         serving=report.serving,
+        stages_down=report.stages_down,
         policy=report.policy,
         holdings=holdings_from_wire(report.holdings) if report.HasField("holdings") else None,
         transfer=_transfer(report.kv_transfer),

@@ -53,6 +53,10 @@ DESERTED = (
 NOWHERE_S = 0.1
 """While there is no instance, waiting sequences are looked at so often."""
 
+DOWN_S = 3.0
+"""An instance whose stages have been down for longer is left by what it has, if there is another: longer than
+links take to heal. Nothing of worth is left behind: KV blocks went with the stages."""
+
 ScalingWish = AddInstance | DrainInstance
 
 log = structlog.get_logger()
@@ -109,6 +113,11 @@ class WaitingRules:
 
 def _needs(sequence: RoutedSequence) -> frozenset[str]:
     return needs_of(sequence.sampling, begun=bool(sequence.output), adapter=sequence.adapter)
+
+
+def _can_do(link: InstanceLink, sequence: RoutedSequence) -> bool:
+    longest = len(sequence.prompt) + (sequence.sampling.max_tokens or 0)
+    return not link.lacking(_needs(sequence)) and longest <= link.context_length
 
 
 class Dispatcher:
@@ -250,6 +259,18 @@ class Dispatcher:
         )
         return count
 
+    def _leave_dead_stages(self, link: InstanceLink) -> None:
+        """What it has and others can do goes on there; those that have no room yet are waited for in line, by
+        the side of this one."""
+        others = [other for other in self.directory if other is not link and other.open and other.serving]
+        leaving = [
+            placement
+            for placement in link.placements
+            if any(_can_do(other, placement.sequence) for other in others)
+        ]
+        if leaving:
+            link.take_back(leaving, f"stages of {link.instance_id} have been down for {link.down_s:.1f} s")
+
     def handed_over(self, placement: Placement, source: Source) -> None:
         """A stay is over because we wanted it to be; its sequence goes on from where it is."""
         sequence = placement.sequence
@@ -301,6 +322,9 @@ class Dispatcher:
             for sequence in rested:
                 if self.is_pending(sequence):
                     self._arrive(sequence)
+            for link in self.directory:
+                if link.down_s >= DOWN_S:
+                    self._leave_dead_stages(link)
             if self.directory.uneven and self.directory.anyone:
                 self._take_aside(now)
             self.handle(Tick(self._decoding()))

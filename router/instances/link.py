@@ -142,6 +142,7 @@ class InstanceLink:
         self.report: InstanceReport | None = None
         self.costs: ReportedCost | None = None
         self.serving = False
+        self._down_since: float | None = None
         self.count_base = 0
         self.client = ControllerClient(
             open_channel(announced.address), router_id, clock, announced.instance_id
@@ -185,6 +186,11 @@ class InstanceLink:
     def open(self) -> bool:
         """True if it takes new sequences, room permitting."""
         return self.connected and self.lease_valid and not self.draining and not self.set_aside
+
+    @property
+    def down_s(self) -> float:
+        """For how long its controller has said that a stage does not answer, seconds."""
+        return 0.0 if self._down_since is None else self._clock() - self._down_since
 
     @property
     def context_length(self) -> int:
@@ -262,6 +268,13 @@ class InstanceLink:
         """Nobody waits for this sequence any more."""
         if self.placements.remove(placement) and placement.stay is not Stay.QUEUED:
             self._cancellations.add(placement.placement_id)
+
+    def take_back(self, placements: Sequence[Placement], reason: str) -> None:
+        """Have these sequences go on elsewhere from what is here of them; the instance is to forget them."""
+        for placement in placements:
+            if placement.stay is not Stay.QUEUED:
+                self._cancellations.add(placement.placement_id)
+        self._give_back(list(placements), reason)
 
     def hand_over(self, placements: Iterable[Placement]) -> int:
         """Have these sequences go on elsewhere, with their KV blocks where those can be fetched; how many do.
@@ -388,6 +401,7 @@ class InstanceLink:
         if self.connected:
             self._log.warning("disconnected", reason=reason)
             self.connected = self.serving = False
+            self._down_since = None
             self.disconnected_at = self._clock()
             self._ready.clear()
             self._changed.notify_all()
@@ -503,6 +517,10 @@ class InstanceLink:
     def _reported(self, report: InstanceReport, costs: StepCosts) -> None:
         self.report = report
         self.serving = report.serving
+        if not report.stages_down:
+            self._down_since = None
+        elif self._down_since is None:
+            self._down_since = self._clock()
         if self.costs is None:
             self.costs = ReportedCost(costs)
         else:

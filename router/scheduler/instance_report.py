@@ -46,7 +46,8 @@ class InstanceReport:
     sequences: all that it has. tokens: prompt and output so far of all of them.
     kv_free, kv_total: tokens. kv_peak: tokens in use at the forecast peak, of the sequences it has.
     expected_output: tokens that an answer is expected to have there, whatever it answers; 0: unknown.
-    serving: all its stages answer, and it takes new sequences. policy: by which it schedules.
+    serving: all its stages answer, and it takes new sequences. stages_down: one does not. policy: by which it
+        schedules.
     holdings: what is new of the KV blocks that it can use again; None: it does not.
     transfer: of KV blocks that come to it from other instances. fetching: bytes that are on their way to it.
     barred: instances from which it fetches nothing for now, because that failed.
@@ -67,6 +68,7 @@ class InstanceReport:
     window_deadline: float = FOREVER
     slack: Slack = field(default_factory=Slack)
     serving: bool = True
+    stages_down: bool = False
     policy: str = ""
     holdings: PrefixHoldings | None = None
     transfer: KvTransfer = NO_TRANSFER

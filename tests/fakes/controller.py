@@ -111,7 +111,8 @@ class FakeController(pb_grpc.ControllerServiceServicer):
     """One token per sequence every `step_s` seconds. `mangle` may spoil what watchers get.
 
     script: the tokens of the answer to a prompt; None: letters without end.
-    room: sequences that it really takes. paused: computes nothing. silent: does not answer for its status.
+    room: sequences that it really takes. paused: computes nothing.
+    stages_down: says so. silent: does not answer for its status.
     """
 
     instance_id: str = "i0"
@@ -139,6 +140,7 @@ class FakeController(pb_grpc.ControllerServiceServicer):
     ordinals: dict[str, int] = field(default_factory=dict)
     policy: str = "auto"
     paused: bool = False
+    stages_down: bool = False
     silent: bool = False
     incarnation: str = ""
     address: str = "127.0.0.1:0"
@@ -306,7 +308,8 @@ class FakeController(pb_grpc.ControllerServiceServicer):
         tokens = sum(len(held.spec.prompt_token_ids) + len(held.tokens) for held in running)
         return pb.InstanceReport(
             incarnation=self.incarnation,
-            serving=not self.draining,
+            serving=not (self.draining or self.stages_down),
+            stages_down=self.stages_down,
             accepted=self.ordinals.get(router_id, 0),
             phase=pb.PHASE_DECODE if running else pb.PHASE_UNSPECIFIED,
             sequences=len(running),

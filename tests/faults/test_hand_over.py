@@ -90,6 +90,22 @@ async def test_either_side_may_die_while_blocks_are_on_their_way(model_path: obj
             for before, after in pairwise(answers):
                 assert before[1:] == after[:-1], f"answers changed after killing {victim}"
             await admin.drain("instance-0", resume=True)
+        await admin.drain("instance-1", resume=True)
+        await leaves_dead_stages(cluster, client)
+
+
+async def leaves_dead_stages(cluster: LocalCluster, client: AsyncClient) -> None:
+    """A stage that is killed and not started again: what was there goes on at the other instance."""
+    load = Load(client, SEQUENCES)
+    await load.reach(100)
+    child = next(child for child in cluster.children if child.name == "stage-worker-0-1")
+    # With SIGKILL, and its keeper gives it up.
+    await child.stop(kill_after_s=0)
+    async with asyncio.timeout(60):
+        answers = await asyncio.gather(*load.tasks)
+    assert [len(answer) for answer in answers] == [TOKENS] * SEQUENCES
+    for before, after in pairwise(answers):
+        assert before[1:] == after[:-1], "answers changed"
 
 
 async def test_either_side_may_die_while_a_beginning_is_borrowed(model_path: object) -> None:

@@ -980,6 +980,7 @@ class InstanceReport(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     HOLDINGS_FIELD_NUMBER: _builtins.int
     KV_TRANSFER_FIELD_NUMBER: _builtins.int
+    STAGES_DOWN_FIELD_NUMBER: _builtins.int
     EXPECTED_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.str
     """New with each start of the controller process."""
@@ -1005,6 +1006,8 @@ class InstanceReport(_message.Message):
     """Time left until the first TTFT target in the window ends; below 0 if that is past. Unset: no such target."""
     policy: _builtins.str
     """Policy by which it schedules."""
+    stages_down: _builtins.bool
+    """A stage of it does not answer, so that nothing it has goes on until all do again."""
     expected_output_tokens: _builtins.int
     """Tokens that an answer is expected to have here, whatever it answers; 0: not known."""
     @_builtins.property
@@ -1054,11 +1057,12 @@ class InstanceReport(_message.Message):
         policy: _builtins.str = ...,
         holdings: Global___PrefixHoldings | None = ...,
         kv_transfer: Global___KvTransfer | None = ...,
+        stages_down: _builtins.bool = ...,
         expected_output_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s", "costs", b"costs", "holdings", b"holdings", "kv_transfer", b"kv_transfer", "left", b"left", "slack", b"slack", "window", b"window", "window_left_s", b"window_left_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s", "accepted", b"accepted", "costs", b"costs", "expected_output_tokens", b"expected_output_tokens", "holdings", b"holdings", "incarnation", b"incarnation", "kv_tokens_free", b"kv_tokens_free", "kv_tokens_peak", b"kv_tokens_peak", "kv_tokens_total", b"kv_tokens_total", "kv_transfer", b"kv_transfer", "left", b"left", "phase", b"phase", "phase_age_s", b"phase_age_s", "policy", b"policy", "sequences", b"sequences", "serving", b"serving", "slack", b"slack", "tokens", b"tokens", "window", b"window", "window_left_s", b"window_left_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s", "accepted", b"accepted", "costs", b"costs", "expected_output_tokens", b"expected_output_tokens", "holdings", b"holdings", "incarnation", b"incarnation", "kv_tokens_free", b"kv_tokens_free", "kv_tokens_peak", b"kv_tokens_peak", "kv_tokens_total", b"kv_tokens_total", "kv_transfer", b"kv_transfer", "left", b"left", "phase", b"phase", "phase_age_s", b"phase_age_s", "policy", b"policy", "sequences", b"sequences", "serving", b"serving", "slack", b"slack", "stages_down", b"stages_down", "tokens", b"tokens", "window", b"window", "window_left_s", b"window_left_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__window_left_s: _TypeAlias = _typing.Literal["window_left_s"]  # noqa: Y015
     _WhichOneofArgType__window_left_s: _TypeAlias = _typing.Literal["_window_left_s", b"_window_left_s"]  # noqa: Y015
