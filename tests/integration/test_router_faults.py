@@ -86,23 +86,23 @@ async def test_dead_stages_are_left_for_another_instance(monkeypatch: pytest.Mon
     """Begun or not, whoever another one can serve; alone, they wait for them to come back."""
     monkeypatch.setattr("router.instances.dispatcher.DOWN_S", 0.3)
     async with (
-        fake_controller(instance_id="i0") as first,
+        fake_controller(instance_id="i0", step_s=0.01) as first,
         fake_controller(instance_id="i1", context_length=200) as second,
         running_router() as router,
     ):
         await first.register(router.address)
         await eventually(lambda: is_ready(router, "i0"))
-        streams = asyncio.create_task(listen_to_many(router, 8))
+        streams = asyncio.create_task(listen_to_many(router, 4))
         long = asyncio.create_task(listen(router, request("long", max_tokens=400)))
         await halfway(first)
         first.paused = first.stages_down = True
         await asyncio.sleep(0.6)
-        assert len(first.running()) == 9 and not first.cancelled
+        assert len(first.running()) == 5 and not first.cancelled
         await second.register(router.address)
         answers = await streams
         assert {answer.text for answer in answers} == {scripted_text(IDS, TOKENS)}
-        assert len(second.submitted) == 8 and any(spec.output_token_ids for spec in second.submitted)
-        await eventually(lambda: len(first.cancelled) == 8)
+        assert len(second.submitted) == 4 and any(spec.output_token_ids for spec in second.submitted)
+        await eventually(lambda: len(first.cancelled) == 4)
         assert not long.done()
         first.paused = first.stages_down = False
         assert (await long).text == scripted_text(IDS, 400)
