@@ -1,4 +1,4 @@
-"""Goodput of all systems in virtual time: headline, slo, burst, instances, ablation, engines, apart.
+"""Goodput of all systems in virtual time: headline, layouts, slo, burst, instances, ablation, engines, apart.
 
     python -m bench.online_goodput headline -o results/          # or another one of these
     python -m bench.online_goodput apart --attainment 0.99 ..    # P99

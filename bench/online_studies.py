@@ -66,6 +66,15 @@ def headline(seed: int, seconds: float) -> Iterator[Trial]:
                     yield Trial(f"{cell}/{name}-as-shipped", name, spec, asked, knobs)
 
 
+def layouts(seed: int, seconds: float) -> Iterator[Trial]:
+    """Qwen2-72B on L20 as eight instances of four devices instead of four of eight, for all systems;
+    `fudg-intra` has them anyway (`headline`)."""
+    spec = replace(cluster("l20", "qwen2-72b"), instances=8, tensor=4)
+    for mix in ("sharegpt-like", "longbench-like"):
+        for name in ("auto", "padg", "hybrid", "separate", "fudg-inter"):
+            yield Trial(f"l20/qwen2-72b 8 x 4/{mix}/{name}", name, spec, question(mix, seed, seconds))
+
+
 def slo(seed: int, seconds: float) -> Iterator[Trial]:
     """From relaxed to tight targets."""
     for ttft, tpot in ((5.0, 0.1), (3.0, 0.08), (2.0, 0.065), (1.0, 0.05)):
@@ -140,6 +149,7 @@ def apart(seed: int, seconds: float) -> Iterator[Trial]:
 
 STUDIES = {
     "headline": headline,
+    "layouts": layouts,
     "slo": slo,
     "burst": burst,
     "instances": instances,

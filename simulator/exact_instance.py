@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller.scheduler.actions import (
     Dispatch,
@@ -140,7 +140,7 @@ class ExactInstance:
         self.left: list[Left] = []
         self.arriving: list[Arriving] = []
         self._lent = 0
-        self._token_bytes = transfer.token_bytes
+        self._said, self._token_bytes = transfer, transfer.token_bytes
         self._cost = spec.latency()
         self._scheduler = rules.scheduler(spec, self._cost, TransferCost(transfer.bytes_per_s or 1.0))
         held = self._scheduler.state.holdings
@@ -295,7 +295,7 @@ class ExactInstance:
             slack=as_points(found.slack, now),
             policy=found.policy,
             holdings=None if self._holdings is None else self._holdings.next(),
-            transfer=KvTransfer(self._token_bytes, transfer.bytes_per_s, transfer.latency_s),
+            transfer=replace(self._said, bytes_per_s=transfer.bytes_per_s, latency_s=transfer.latency_s),
             fetching=transfer.under_way,
         )
 

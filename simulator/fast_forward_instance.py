@@ -11,7 +11,7 @@ What it has is kept by `prompts.py` and `decode_batch.py`; `step_times.py` says 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 from controller.scheduler.holdings import HeldPrefixes, HoldingsReader
@@ -95,7 +95,7 @@ class FastForwardInstance:
         self.ended: list[Job] = []
         self.left: list[Left] = []
         self.arriving: list[Arriving] = []
-        self._token_bytes = transfer.token_bytes
+        self._said, self._token_bytes = transfer, transfer.token_bytes
         self._transfer = TransferCost(transfer.bytes_per_s or 1.0)
         self._coming = self._under_way = 0
         self._lent: dict[Job, int] = {}
@@ -447,7 +447,9 @@ class FastForwardInstance:
             slack=self._slack if slack else Slack(),
             policy="auto" if self._rules.paced else "",
             holdings=None if self._holdings is None else self._holdings.next(),
-            transfer=KvTransfer(self._token_bytes, self._transfer.bytes_per_s, self._transfer.latency_s),
+            transfer=replace(
+                self._said, bytes_per_s=self._transfer.bytes_per_s, latency_s=self._transfer.latency_s
+            ),
             fetching=self._transfer.under_way,
         )
 

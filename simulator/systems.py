@@ -220,12 +220,15 @@ def cluster_of(
     cost, kv_tokens = spec.latency(), spec.kv_tokens()
     transfer = KvTransfer(token_bytes(spec), spec.network_bytes_per_s) if spec.kv_transfer else NO_TRANSFER
 
+    per_node = instances_per_node(spec)
+
     def make(name: str, born: float) -> VirtualInstance:
+        here = replace(transfer, node=f"n{number_of(name) // per_node}")
         if exact:
             own = ExactRules.of(system, {**knobs, "budget": budget_of(name)})
-            return ExactInstance(own, spec, born, tells=routes.knows, transfer=transfer)
+            return ExactInstance(own, spec, born, tells=routes.knows, transfer=here)
         skipping = replace(rules, budget=budget_of(name))
-        return FastForwardInstance(name, skipping, cost, spec.stages, kv_tokens, born, transfer)
+        return FastForwardInstance(name, skipping, cost, spec.stages, kv_tokens, born, here)
 
     cluster = VirtualCluster(
         routes,
@@ -234,7 +237,7 @@ def cluster_of(
         stages=spec.stages,
         context=spec.context,
         step_tokens=budget,
-        ways=Ways(spec.network_bytes_per_s, instances_per_node(spec)),
+        ways=Ways(spec.network_bytes_per_s, per_node),
         larger=first,
     )
     cluster.start(spec.instances)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from controller.scheduler.report import InstanceReport
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe_common.codec.controller import costs_to_wire, holdings_to_wire
-from tidepipe_common.codec.kv_transfer import MOST_BARRED
+from tidepipe_common.codec.kv_transfer import LONGEST_NODE, MOST_BARRED
 from tidepipe_common.codec.plan import phase_to_wire
 from tidepipe_common.latency.work import PrefillWork, StepCosts
 from tidepipe_common.types.holdings import PrefixHoldings
@@ -74,6 +74,7 @@ def report_to_wire(
             token_bytes=transfer.token_bytes,
             bytes_per_s=transfer.bytes_per_s,
             latency_s=transfer.latency_s,
+            node=transfer.node[:LONGEST_NODE],
             under_way_bytes=fetching,
             barred=barred[:MOST_BARRED],
         ),

@@ -43,6 +43,12 @@ class KvPort:
         ways = [stage.account.kv_way_bytes_per_s for stage in self._stages]
         return sum(ways) if all(ways) else 0.0
 
+    @property
+    def node(self) -> str:
+        """The host of all stages, by which others reach them; empty: they are on several."""
+        hosts = {stage.address.rpartition(":")[0] for stage in self._stages}
+        return hosts.pop() if len(hosts) == 1 else ""
+
     def layout(self, about: StageAbout | None) -> KvLayout:
         """What blocks must be like to be taken over here."""
         layouts = {stage.account.kv_layout for stage in self._stages}

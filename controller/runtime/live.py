@@ -325,7 +325,7 @@ class LiveInstance:
         if port is None or not (token_bytes := port.token_bytes):
             return None
         transfer = self.scheduler.hand_over.transfer
-        return KvTransfer(token_bytes, transfer.bytes_per_s, transfer.latency_s)
+        return KvTransfer(token_bytes, transfer.bytes_per_s, transfer.latency_s, port.node)
 
     @property
     def _wanted(self) -> bool:

@@ -25,7 +25,7 @@ from tidepipe_common.codec.controller import (
     spec_to_wire,
     update_from_wire,
 )
-from tidepipe_common.codec.kv_transfer import MOST_BARRED, check_handle, handle_from_wire
+from tidepipe_common.codec.kv_transfer import LONGEST_NODE, MOST_BARRED, check_handle, handle_from_wire
 from tidepipe_common.codec.plan import phase_from_wire
 from tidepipe_common.dialects import AUTO, OFF, check_reasoning_parser, dialect_named
 from tidepipe_common.errors import IncompatibleError, InvalidRequestError
@@ -374,7 +374,9 @@ def _report(report: pb.InstanceReport, received: float) -> InstanceReport:
 
 
 def _transfer(told: pb.KvTransfer) -> KvTransfer:
-    return KvTransfer(told.token_bytes, told.bytes_per_s, told.latency_s or LATENCY_S)
+    return KvTransfer(
+        told.token_bytes, told.bytes_per_s, told.latency_s or LATENCY_S, told.node[:LONGEST_NODE]
+    )
 
 
 def _slack(slack: pb.Slack, received: float) -> Slack:

@@ -1081,6 +1081,7 @@ class KvTransfer(_message.Message):
     UNDER_WAY_BYTES_FIELD_NUMBER: _builtins.int
     BARRED_FIELD_NUMBER: _builtins.int
     LATENCY_S_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
     token_bytes: _builtins.float
     """Of one token, over all layers."""
     bytes_per_s: _builtins.float
@@ -1089,6 +1090,10 @@ class KvTransfer(_message.Message):
     """Of fetches that have begun, bytes."""
     latency_s: _builtins.float
     """Of each fetch, whatever its size, as measured or expected, seconds; 0: 0.005."""
+    node: _builtins.str
+    """The host of all its stages, as their addresses have it: instances with the same one share a way in and out; 255
+    characters at most. Empty: not known, or several.
+    """
     @_builtins.property
     def barred(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Instances from which nothing is fetched for now, because fetches from there failed; 64 at most."""
@@ -1101,10 +1106,11 @@ class KvTransfer(_message.Message):
         under_way_bytes: _builtins.float = ...,
         barred: _abc.Iterable[_builtins.str] | None = ...,
         latency_s: _builtins.float = ...,
+        node: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["barred", b"barred", "bytes_per_s", b"bytes_per_s", "latency_s", b"latency_s", "token_bytes", b"token_bytes", "under_way_bytes", b"under_way_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["barred", b"barred", "bytes_per_s", b"bytes_per_s", "latency_s", b"latency_s", "node", b"node", "token_bytes", b"token_bytes", "under_way_bytes", b"under_way_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

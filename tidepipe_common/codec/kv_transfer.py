@@ -22,6 +22,8 @@ from tidepipe_common.types.kv_transfer import (
 TICKET_BYTES = 16
 MOST_STAGES = 256
 MOST_CHARACTERS = 512
+LONGEST_NODE = 255
+"""Characters of a host's name that are told."""
 MOST_BARRED = 64
 """Sources that a report names."""
 

@@ -89,11 +89,16 @@ class KvLayout:
 @dataclass(frozen=True, slots=True)
 class KvTransfer:
     """What it takes to bring KV blocks to an instance: bytes of one token's, the rate of its way in, and the
-    fixed time of each fetch, as measured there or as its link has it. No bytes: it takes none over."""
+    fixed time of each fetch, as measured there or as its link has it. No bytes: it takes none over.
+
+    node: the host that its blocks are on, whose way in and out it shares with all that name the same; empty:
+        not known, or several.
+    """
 
     token_bytes: float = 0.0
     bytes_per_s: float = 0.0
     latency_s: float = LATENCY_S
+    node: str = ""
 
     def seconds(self, nbytes: float, ahead: float = 0.0) -> float:
         """Until so many bytes are here. ahead: of fetches that are under way."""

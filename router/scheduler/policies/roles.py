@@ -8,7 +8,7 @@ targets.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
@@ -180,7 +180,7 @@ class Roles(MovingPolicy):
 
     def _split(self, views: Sequence[InstanceView]) -> None:
         """A fixed one: the first instances prefill. The last one that there is does both."""
-        names = sorted(view.instance_id for view in views if not view.draining)
+        names = [view.instance_id for view in over_nodes(views) if not view.draining]
         first = set(names[: min(self._prefill, len(names) - 1)])
         for view in views:
             share = EVEN if len(names) < 2 else 1.0 if view.instance_id in first else 0.0
@@ -220,7 +220,7 @@ class Roles(MovingPolicy):
         self._came.clear()
 
     def _consider(self, views: list[InstanceView], mix: Mix | None) -> None:
-        views = sorted(views, key=lambda view: view.instance_id)
+        views = over_nodes(views)
         if len(views) < 2 or mix is None:
             return
         powers = _powers(views)
@@ -256,6 +256,19 @@ class Roles(MovingPolicy):
             step = max(-STEP, min(STEP, share - here))
             if abs(step) > 1e-9:
                 view.role = Role(round(here + step, 6), reason, numbers)
+
+
+def over_nodes(views: Sequence[InstanceView]) -> list[InstanceView]:
+    """By name, the first ones of all nodes before the second ones: those that prefill, which come first in a
+    point, then share ways out with as few of their kind as can be, and those that decode ways in. Who says
+    of no node where it is has one of its own."""
+    places: Counter[str] = Counter()
+    placed: list[tuple[int, str, InstanceView]] = []
+    for view in sorted(views, key=lambda view: view.instance_id):
+        node = view.transfer.node
+        placed.append((places[node] if node else 0, view.instance_id, view))
+        places[node] += 1
+    return [view for _, _, view in sorted(placed, key=lambda one: one[:2])]
 
 
 def _powers(views: Sequence[InstanceView]) -> list[Power]:

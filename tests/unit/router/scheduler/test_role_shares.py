@@ -138,6 +138,17 @@ def test_few_long_prompts_are_computed_apart() -> None:
     assert half > 1.15 * even > 0.0 and half > 1.5 * 4 * alone
 
 
+def test_who_prefills_is_spread_over_nodes() -> None:
+    """Four instances on two nodes: a split of two takes one of each, as they share ways in and out."""
+    scheduler = cluster(4, GROUPED, prefill=2)
+    for number in range(4):
+        told = report(GROUPED, 0.1)
+        there = replace(told.transfer, node=f"n{number // 2}")
+        scheduler.on(InstanceReported(f"i{number}", replace(told, transfer=there)), 0.1)
+    routed(scheduler, "r", 0.2)
+    assert shares(scheduler) == [1.0, 0.0, 1.0, 0.0]
+
+
 # -- a fixed split ----------------------------------------------------------------------------------------
 
 
