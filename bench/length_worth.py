@@ -41,6 +41,7 @@ LONGEST = 2048
 """Tokens of one request at most, and twice those of a prompt."""
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "auto": ("auto", {}),
+    "auto in order of arrival": ("auto", {"order": False}),
     "td-pipe": ("td-pipe", {}),
     "hybrid by forecast": ("hybrid", {"occupancy": 0.0}),
 }
