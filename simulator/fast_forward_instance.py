@@ -302,6 +302,7 @@ class FastForwardInstance:
             [WaitingPrompt(_left(job), _due(job) if job.first == NOT_YET else FOREVER) for job in waiting],
             coming_of(self._pace, turnover),
             turnover_of(turnover, self._memory.total),
+            self._memory.free,
         )
         return self._budget.choose(load, self.clock).prompts
 

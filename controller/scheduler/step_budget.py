@@ -99,7 +99,7 @@ class StepLoad:
     rows: decode rows that it has anyway. batches: steps of a round. context: KV tokens that a round reads.
     decoding: those with a target who had their first token in time. waiting: prompts, in order.
     coming: prompts to be expected. turnover: prompt tokens a round that full memory lets through, see
-        `turnover_of`; 0: not known.
+        `turnover_of`; 0: not known. free: tokens of memory that nobody has.
     """
 
     rows: int
@@ -109,6 +109,7 @@ class StepLoad:
     waiting: Many[WaitingPrompt]
     coming: Coming
     turnover: float
+    free: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,13 +209,15 @@ class StepBudget:
         return sorted(kept)
 
     def _within_turnover(self, sizes: list[int], load: StepLoad, rest: float) -> list[int]:
-        """While memory is full, larger steps than it lets through only alternate with empty ones: without
-        those at which a round takes longer for that, on average."""
+        """Larger steps than memory lets through only alternate with empty ones: without those at which a
+        round takes longer for that, on average. What is free it lets through besides, within the time that
+        prompts have: else a line that chance has made could not be caught up with."""
         demand = load.turnover / load.batches
         if not demand:
             return sizes
         linear_s, rows, rest = self._cost.linear_s, load.rows, rest / load.batches
         times = [linear_s(max(1, rows)), *map(linear_s, sizes)]
+        demand += load.free * (times[0] + rest) / load.coming.ttft_s
         even = float(np.interp(rows + demand, [rows, *sizes], times))
         kept: list[int] = []
         for size, spent in zip(sizes, times[1:], strict=True):

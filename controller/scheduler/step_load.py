@@ -65,6 +65,7 @@ def load_of(state: PipelineState, batch: MicroBatch, running: RunningLook) -> St
         [WaitingPrompt(one.to_compute, math.inf if one.output else _due(one)) for one in prompts],
         coming_of(state.prompt_pace, running.turnover),
         turnover_of(running.turnover, state.allocator.capacity_tokens),
+        state.allocator.free * state.allocator.block_size,
     )
 
 

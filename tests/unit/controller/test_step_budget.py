@@ -82,6 +82,8 @@ def test_full_memory_lets_no_more_through() -> None:
     assert few == pytest.approx(32_000 / 2050 * 20)
     free = load(ending(1000.0, 50, count=15), PROMPTS, rows=15)
     assert RULE.choose(replace(free, turnover=few), 0.0).prompts < 512 <= RULE.choose(free, 0.0).prompts
+    room = replace(free, turnover=few, free=200_000, coming=free.coming._replace(ttft_s=5.0))
+    assert RULE.choose(room, 0.0).prompts >= 512 > RULE.choose(replace(room, free=0), 0.0).prompts
 
 
 def test_prompts_that_come_in_clumps_make_steps_larger() -> None:
