@@ -32,7 +32,7 @@ import torch
 from launcher.config import ClusterConfig
 from launcher.local import LocalCluster
 from stage_worker.transformers_code import trial
-from stage_worker.transformers_code.architectures import usual_configs
+from stage_worker.transformers_code.survey import usual_configs
 from stage_worker.transformers_code.tiny import tiny_config
 from tests.tiny_tokenizer import make_tokenizer
 from tidepipe.client.async_client import AsyncClient

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gguf.constants import GGMLQuantizationType
 
 from stage_worker.loading.gguf_header import GgufHeader, SkippedArray
 from stage_worker.models.spec import MOST_LAYERS, SUPPORTED_ARCHITECTURES, ModelSpec, RopeSpec
+from stage_worker.transformers_code.opening import examined
 from tidepipe_common.errors import ModelError
 
 # Mistral's converter writes it as llama, which it equals but for the sliding window.
 _ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
 MIXTURES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
 """Mixtures of experts that the transformers library's code computes: its name of each."""
+_MIXTURE_KEYS = frozenset({"expert_feed_forward_length", "expert_shared_feed_forward_length"})
+_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _SMOLLM3_NO_ROPE_INTERVAL = 4  # fixed in llama.cpp too: the file does not carry it
 
 
@@ -73,8 +77,8 @@ def from_gguf(header: GgufHeader, *, rope_divisors: tuple[float, ...] = ()) -> M
             f"{', '.join((*SUPPORTED_ARCHITECTURES, *MIXTURES))}; of others use the model's Hugging Face "
             "folder (plain, AWQ or GPTQ; `tidepipe models` lists what runs)"
         )
-    if "token_embd.weight" not in header.tensors:
-        raise ModelError(f"{source}: tensor token_embd.weight is missing")
+    if _EMBEDDING not in header.tensors:
+        raise ModelError(f"{source}: tensor {_EMBEDDING} is missing")
     keys = Keys(header, architecture)
     if keys.optional("expert_count", 0, int):
         raise ModelError(
@@ -106,10 +110,10 @@ def from_gguf(header: GgufHeader, *, rope_divisors: tuple[float, ...] = ()) -> M
         kv_heads=keys.optional("attention.head_count_kv", heads, int),
         head_dim=head_dim,
         intermediate=keys.required("feed_forward_length", int),
-        vocab_size=header.tensors["token_embd.weight"].shape[0],
+        vocab_size=header.tensors[_EMBEDDING].shape[0],
         context_length=context_length,
-        eos_token_ids=eos_token_ids(header, header.tensors["token_embd.weight"].shape[0]),
-        tied_embeddings="output.weight" not in header.tensors,
+        eos_token_ids=eos_token_ids(header, header.tensors[_EMBEDDING].shape[0]),
+        tied_embeddings=_HEAD not in header.tensors,
         rms_eps=keys.required("attention.layer_norm_rms_epsilon", float),
         rope=_rope(keys, context_length, rope_divisors),
         qkv_bias=architecture == "qwen2" or "blk.0.attn_q.bias" in header.tensors,
@@ -122,6 +126,70 @@ def from_gguf(header: GgufHeader, *, rope_divisors: tuple[float, ...] = ()) -> M
     )
     spec.check(source)
     return spec
+
+
+def is_mixture(header: GgufHeader) -> bool:
+    """Whether the file's model is one of MIXTURES."""
+    return header.metadata.get("general.architecture") in MIXTURES
+
+
+def mixture_spec(header: GgufHeader) -> ModelSpec:
+    """The spec of a file's model; ModelError for what cannot be run, with the reason."""
+    spec = examined(mixture_config(header), str(header.path))
+    return dataclasses.replace(
+        spec,
+        eos_token_ids=eos_token_ids(header, spec.vocab_size),
+        native_dtype=plain_dtype(header),
+    )
+
+
+def mixture_config(header: GgufHeader) -> dict[str, Any]:
+    """What config.json of the same model would say."""
+    source = str(header.path)
+    architecture = str(header.metadata["general.architecture"])
+    if _EMBEDDING not in header.tensors:
+        raise ModelError(f"{source}: tensor {_EMBEDDING} is missing")
+    keys = Keys(header, architecture)
+    keys.refuse_unknown(_MIXTURE_KEYS)
+    if (scaling := keys.text("rope.scaling.type", "none")) != "none":
+        raise ModelError(
+            f"{source}: RoPE scaling {scaling!r} of {architecture} is not read from GGUF; use the model's "
+            "Hugging Face folder"
+        )
+    hidden, heads = keys.required("embedding_length", int), keys.required("attention.head_count", int)
+    head_dim = keys.optional("attention.key_length", hidden // max(1, heads), int)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if keys.optional(key, head_dim, int) != head_dim:
+            raise ModelError(f"{source}: metadata {architecture}.{key} is not {head_dim}, as that of keys is")
+    theta = keys.optional("rope.freq_base", 10_000.0, float)
+    config = {
+        "model_type": MIXTURES[architecture],
+        "num_hidden_layers": keys.required("block_count", int),
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.optional("attention.head_count_kv", heads, int),
+        "intermediate_size": keys.required("feed_forward_length", int),
+        "moe_intermediate_size": keys.required("expert_feed_forward_length", int),
+        "num_experts": keys.required("expert_count", int),
+        "num_experts_per_tok": keys.required("expert_used_count", int),
+        "max_position_embeddings": keys.required("context_length", int),
+        "rms_norm_eps": keys.required("attention.layer_norm_rms_epsilon", float),
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        "vocab_size": header.tensors[_EMBEDDING].shape[0],
+        "tie_word_embeddings": _HEAD not in header.tensors,
+        # What llama.cpp's own code has fixed for these.
+        "norm_topk_prob": architecture == "qwen3moe",
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+    if architecture == "qwen3moe":
+        return {**config, "head_dim": head_dim}
+    if head_dim * heads != hidden:
+        raise ModelError(f"{source}: {heads} heads of {head_dim} are not the {hidden} values of a token")
+    return {
+        **config,
+        "shared_expert_intermediate_size": keys.required("expert_shared_feed_forward_length", int),
+    }
 
 
 class Keys:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,8 +13,8 @@ from gguf.constants import GGMLQuantizationType
 
 from stage_worker.loading.checkpoint import Checkpoint, RawRows, RowDecoder, StoredTensor, StoredWeight
 from stage_worker.loading.gguf_blocks import PACKED_KINDS, BlockReader
-from stage_worker.loading.gguf_config import MIXTURES, from_gguf
-from stage_worker.loading.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from stage_worker.loading.gguf_config import from_gguf
+from stage_worker.loading.gguf_header import GgufHeader, GgufTensor
 from stage_worker.loading.stage_weights import check_weights
 from stage_worker.models.packed import PackedWeight
 from tidepipe_common.errors import ModelError
@@ -53,20 +52,14 @@ _PLAIN: Mapping[GGMLQuantizationType, torch.dtype] = {
 }
 
 
-def open_gguf(path: Path) -> Checkpoint:
-    """Open a GGUF file; raises ModelError if it is damaged or of an unsupported architecture."""
-    header = read_gguf_header(path)
-    if header.metadata.get("general.architecture") in MIXTURES:
-        # Late: it is for few files, and brings the library.
-        from stage_worker.loading.gguf_experts import open_mixture
-
-        return open_mixture(header)
+def open_gguf(header: GgufHeader) -> Checkpoint:
+    """The checkpoint of a dense model; raises ModelError for an architecture that cannot be run."""
     divisors = header.tensors.get(_ROPE_DIVISORS)
     if divisors is None:
         spec = from_gguf(header)
     else:
         name = divisors.name
-        without = Checkpoint(path, from_gguf(header), {name: stored_tensor(divisors)})
+        without = Checkpoint(header.path, from_gguf(header), {name: stored_tensor(divisors)})
         spec = from_gguf(header, rope_divisors=without.read_vector(name))
     tensors: dict[str, StoredTensor] = {}
     packed: dict[str, StoredWeight] = {}
@@ -79,7 +72,7 @@ def open_gguf(path: Path) -> Checkpoint:
             tensors[hf_name] = stored
             if (codes := stored_weight(hf_name, stored, tensor.kind)) is not None:
                 packed[hf_name] = codes
-    checkpoint = Checkpoint(path, spec, tensors, packed)
+    checkpoint = Checkpoint(header.path, spec, tensors, packed)
     _refuse_unused(checkpoint, header)
     return checkpoint
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from stage_worker.loading.hf_config import from_hf_config, is_native
 from stage_worker.models.spec import ModelSpec
+from stage_worker.transformers_code.opening import generic_spec
 from tidepipe_common.end_tokens import end_tokens
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.model_files import is_there, read_json_object
@@ -28,18 +29,19 @@ def read_spec(path: Path, model_code: ModelCode = "auto") -> ModelSpec:
     """
     if path.suffix != ".gguf":
         return folder_spec(path, read_config(path), model_code)
-    if model_code == "transformers":
-        raise ConfigError(f"{path}: model_code transformers is for Hugging Face folders, not for GGUF files")
+    refuse_librarys_code(path, model_code)
     # Late: only a GGUF file needs the package.
-    from stage_worker.loading.gguf_config import MIXTURES, from_gguf
+    from stage_worker.loading.gguf_config import from_gguf, is_mixture, mixture_spec
     from stage_worker.loading.gguf_header import read_gguf_header
 
     header = read_gguf_header(path)
-    if header.metadata.get("general.architecture") in MIXTURES:
-        from stage_worker.loading.gguf_experts import mixture_spec
+    return mixture_spec(header) if is_mixture(header) else from_gguf(header)
 
-        return mixture_spec(header)
-    return from_gguf(header)
+
+def refuse_librarys_code(path: Path, model_code: ModelCode) -> None:
+    """ConfigError if the library's code was asked for: a GGUF file itself says what computes it."""
+    if model_code == "transformers":
+        raise ConfigError(f"{path}: model_code transformers is for Hugging Face folders, not for GGUF files")
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
@@ -59,9 +61,6 @@ def folder_spec(folder: Path, config: Mapping[str, Any], model_code: ModelCode =
     # Whoever names the ends of an output there has thought of the turns of a chat; see docs/decisions/037.
     ends = end_tokens(folder, turns=generation_config.get("eos_token_id") is None)
     if by_library(config, model_code):
-        # Late: most models do without.
-        from stage_worker.transformers_code.opening import generic_spec
-
         return generic_spec(folder, config, generation_config, ends)
     source = str(folder / "config.json")
     return from_hf_config(config, generation_config, end_tokens=ends, source=source)

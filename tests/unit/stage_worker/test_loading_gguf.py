@@ -12,7 +12,6 @@ from gguf import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
 
 from stage_worker.loading.gguf_config import from_gguf
-from stage_worker.loading.gguf_file import open_gguf
 from stage_worker.loading.gguf_header import SkippedArray, read_gguf_header
 from stage_worker.loading.open_checkpoint import open_checkpoint
 from tests.tiny_gguf import write_gguf
@@ -38,7 +37,7 @@ def test_round_trip_gives_hugging_face_tokens(family: str, tmp_path: Path) -> No
 
 def test_spec_equals_the_folder_s(tmp_path: Path) -> None:
     folder = make_tiny_model("llama", tmp_path / "hf")
-    from_file = open_gguf(write_gguf(folder, tmp_path / "model.gguf")).spec
+    from_file = open_checkpoint(write_gguf(folder, tmp_path / "model.gguf")).spec
     from_folder = open_checkpoint(folder).spec
     assert from_file.shape == from_folder.shape
     assert from_file.rope == from_folder.rope
@@ -52,7 +51,7 @@ def test_quantized_weights_are_those_that_gguf_decodes(kind: GGMLQuantizationTyp
     import gguf
 
     folder = make_tiny_model("llama", tmp_path / "hf")
-    checkpoint = open_gguf(write_gguf(folder, tmp_path / "model.gguf", kind=kind))
+    checkpoint = open_checkpoint(write_gguf(folder, tmp_path / "model.gguf", kind=kind))
     assert checkpoint.spec.native_dtype == "bfloat16"
     for name, tensor in load_file(folder / "model.safetensors").items():
         expected = tensor
@@ -68,7 +67,7 @@ def test_quantized_weights_are_those_that_gguf_decodes(kind: GGMLQuantizationTyp
 def test_quantized_model_gives_the_tokens_of_its_decoded_weights(tmp_path: Path) -> None:
     folder = make_tiny_model("llama", tmp_path / "hf")
     path = write_gguf(folder, tmp_path / "model.gguf", kind=GGMLQuantizationType.Q4_1)
-    checkpoint = open_gguf(path)
+    checkpoint = open_checkpoint(path)
     weights = load_file(folder / "model.safetensors")
     for name, tensor in weights.items():
         checkpoint.read_into(name, tensor)
@@ -80,22 +79,22 @@ def test_rope_divisors_are_read(tmp_path: Path) -> None:
     folder = make_tiny_model("llama", tmp_path / "hf")
     divisors = np.linspace(1, 8, 8)
     path = write_gguf(folder, tmp_path / "model.gguf", rope_divisors=divisors)
-    assert open_gguf(path).spec.rope.frequency_divisors == pytest.approx(divisors.tolist())
+    assert open_checkpoint(path).spec.rope.frequency_divisors == pytest.approx(divisors.tolist())
     wrong = write_gguf(folder, tmp_path / "wrong.gguf", rope_divisors=divisors[:5])
     with pytest.raises(ModelError, match="5 RoPE frequency divisors"):
-        open_gguf(wrong)
+        open_checkpoint(wrong)
     none = write_gguf(folder, tmp_path / "none.gguf", rope_divisors=divisors[:0])
     with pytest.raises(ModelError, match=r"rope_freqs\.weight: shape \(0,\) does not fit"):
-        open_gguf(none)
+        open_checkpoint(none)
     zero = write_gguf(folder, tmp_path / "zero.gguf", rope_divisors=divisors * 0)
     with pytest.raises(ModelError, match="must be above 0"):
-        open_gguf(zero)
+        open_checkpoint(zero)
 
 
 def test_big_endian_is_named(tmp_path: Path) -> None:
     (tmp_path / "it.gguf").write_bytes(b"GGUF\0\0\0\3" + bytes(64))
     with pytest.raises(ModelError, match="big-endian"):
-        open_gguf(tmp_path / "it.gguf")
+        open_checkpoint(tmp_path / "it.gguf")
 
 
 def test_vocabulary_is_stepped_over(tmp_path: Path) -> None:
@@ -111,7 +110,7 @@ def test_unsupported_architecture_lists_the_supported_ones(tmp_path: Path) -> No
     with pytest.raises(
         ModelError, match=r"'falcon' is not .*llama, mistral, qwen2, qwen3, smollm3.*Face folder"
     ):
-        open_gguf(path)
+        open_checkpoint(path)
 
 
 def test_every_cut_is_a_model_error(tmp_path: Path) -> None:
@@ -121,7 +120,7 @@ def test_every_cut_is_a_model_error(tmp_path: Path) -> None:
     for length in [*range(0, 4000, 61), len(data) // 2, len(data) - 1]:
         cut.write_bytes(data[:length])
         with pytest.raises(ModelError, match=r"cut\.gguf"):
-            open_gguf(cut)
+            open_checkpoint(cut)
 
 
 def test_tensors_over_one_another_are_refused(tmp_path: Path) -> None:
@@ -134,7 +133,7 @@ def test_tensors_over_one_another_are_refused(tmp_path: Path) -> None:
     assert int.from_bytes(data[entry : entry + 8], "little") == second.offset - first.offset
     path.write_bytes(data[:entry] + bytes(8) + data[entry + 8 :])
     with pytest.raises(ModelError, match=rf"the bytes of tensors .*{first.name}.* overlap"):
-        open_gguf(path)
+        open_checkpoint(path)
 
 
 def test_damaged_headers_are_model_errors_or_read(tmp_path: Path) -> None:
@@ -148,6 +147,6 @@ def test_damaged_headers_are_model_errors_or_read(tmp_path: Path) -> None:
             changed[int(generator.integers(0, 600))] = int(generator.integers(0, 256))
         damaged.write_bytes(changed)
         try:
-            open_gguf(damaged)
+            open_checkpoint(damaged)
         except ModelError as error:
             assert "damaged.gguf" in str(error)

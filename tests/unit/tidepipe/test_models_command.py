@@ -11,7 +11,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from stage_worker.transformers_code.architectures import PAGE, found, page
+from stage_worker.transformers_code.architectures import found
+from stage_worker.transformers_code.survey import PAGE, page
 from tests.tiny_models import make_tiny_model
 from tests.tiny_tokenizer import make_tokenizer
 from tidepipe.cli.main import app
@@ -37,7 +38,7 @@ def test_a_hundred_architectures_run_and_the_others_have_a_reason_in_80_columns(
 
 
 def test_the_list_is_of_the_pinned_library_and_so_is_its_page() -> None:
-    """Made anew by `python -m stage_worker.transformers_code.architectures` when the library is another."""
+    """Made anew by `python -m stage_worker.transformers_code.survey` when the library is another."""
     version, architectures = found()
     assert version == transformers.__version__
     assert PAGE.read_text() == page(version, architectures)
