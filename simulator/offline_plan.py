@@ -13,7 +13,6 @@ from simulator.bound import found_by_ideal, mixed_batch_bound
 from simulator.offline import OfflineRun, PipelineSpec, best_of_scan, run_offline
 from simulator.planner import Fleet, Layout
 from simulator.predictions import predictor
-from simulator.setups import POLICIES
 from simulator.workers import TimeIsUpError
 from tidepipe_common.settings.defaults import BLOCK_SIZE
 from workloads.mixes import Workload, sessions_of
@@ -128,8 +127,3 @@ def plan_offline(
     except TimeIsUpError:
         pass
     return OfflinePlan(sorted(runs, key=lambda pair: pair[1].result.makespan_s), pruned, left)
-
-
-def offline_policies() -> tuple[str, ...]:
-    """All that may be asked about."""
-    return POLICIES

@@ -27,7 +27,7 @@ from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.work import StepWork, work_of
-from tidepipe_common.types.plan import Phase, SampledTokens, StepPlan
+from tidepipe_common.types.plan import SampledTokens, StepPlan
 from tidepipe_common.types.sampling import SamplingParams
 from workloads.mixes import SimRequest, followers
 
@@ -97,8 +97,7 @@ class SimulatedInstance:
         self._next_turn: dict[int, int] = {}
         self._finished = 0
         self._cached = 0
-        self._switches = self._turns = self._steps = self._computed = 0
-        self._phase = Phase.IDLE
+        self._steps = self._computed = 0
         self._used_time = 0.0
 
     def run(
@@ -209,8 +208,6 @@ class SimulatedInstance:
         self._in_flight.append((spans[-1][1], StepDone(plan.step_id, SampledTokens(sampled))))
         self._steps += 1
         self._computed += work.tokens
-        self._turns += Phase.IDLE is not self._phase is not plan.phase
-        self._phase = plan.phase
         if self._recording is not None:
             self._record(self._recording, StepRecord(plan.phase, work.tokens, len(plan.decode), spans))
 
@@ -243,7 +240,6 @@ class SimulatedInstance:
             makespan_s=makespan,
             stage_busy=tuple(busy / makespan for busy in self._stages.busy_s),
             phase_switches=stats.phase_switches,
-            step_turns=self._turns,
             preemptions=stats.preemptions,
             recomputed_tokens=self._computed + self._cached - needed,
             cached_tokens=self._cached,

@@ -70,7 +70,6 @@ class RunResult:
     makespan_s: float
     stage_busy: tuple[float, ...]
     phase_switches: int
-    step_turns: int
     preemptions: int
     recomputed_tokens: int
     steals: int

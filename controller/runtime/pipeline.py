@@ -22,7 +22,7 @@ from controller.scheduler.fabric import obstacles
 from controller.scheduler.offload import OffloadCapacity
 from controller.scheduler.patience import StepWatch
 from controller.scheduler.split import stage_layers
-from tidepipe_common.errors import ConfigError, IncompatibleError, ModelError, UnavailableError
+from tidepipe_common.errors import IncompatibleError, UnavailableError
 from tidepipe_common.exception_groups import leaves
 from tidepipe_common.latency.learned import LearnedCost
 from tidepipe_common.latency.model import StepCost
@@ -241,7 +241,3 @@ class Pipeline:
         """Give all channels back."""
         for stage in self.stages:
             await stage.close()
-
-
-FATAL = (IncompatibleError, ConfigError, ModelError)
-"""Errors of bring_up that no waiting will mend."""

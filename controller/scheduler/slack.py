@@ -78,11 +78,6 @@ def due(one: Decoding) -> float:
     return one.first_at + one.produced * one.tpot_s
 
 
-def last_due(one: Decoding) -> float:
-    """When its last token is due, where it is expected to end."""
-    return one.first_at + (one.produced + one.ahead - 1.0) * one.tpot_s
-
-
 def latest_resume(one: Decoding, round_s: float) -> float:
     """The latest time at which it must decode again: what it has saved, and will yet save.
 

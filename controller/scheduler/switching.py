@@ -25,7 +25,6 @@ class Situation:
     decoding: int
     decoding_at_start: int
     blocks_free: int
-    blocks_total: int
     next_fits: bool
 
 

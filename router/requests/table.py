@@ -189,11 +189,6 @@ class RequestTable:
             self._cancel(entry)
         return len(running)
 
-    def cancel_all(self) -> None:
-        """End everything."""
-        for entry in list(self._running.values()):
-            self._cancel(entry)
-
     def uses(self, model: ServedModel) -> bool:
         """Does one of them run for it?"""
         return any(entry.model is model for entry in self._running.values())

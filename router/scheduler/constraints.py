@@ -106,6 +106,3 @@ class LatestResume:
                          {"peak": peak, "total": view.kv_total, "free": view.kv_free})  # fmt: skip
         return Check(True, "TTFT, latest resume and memory hold",
                      {"left_s": left, "until_due_s": due - now, "until_resume_s": latest - now})  # fmt: skip
-
-
-CONSTRAINTS: Mapping[str, Constraint] = {"mean-slack": MeanSlack(), "latest-resume": LatestResume()}

@@ -10,7 +10,6 @@ from tidepipe_common.model_files import read_json_object
 from tidepipe_common.types.sampling import Pooling
 
 AUTO, OFF = "auto", "off"
-POOLINGS = (AUTO, *[how.value for how in Pooling], OFF)
 _CONFIG = Path("1_Pooling", "config.json")
 _MODES = {
     "pooling_mode_mean_tokens": Pooling.MEAN,

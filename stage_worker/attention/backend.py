@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -76,3 +77,7 @@ class AttentionBackend(Protocol):
     def begin(self, batch: RaggedBatch) -> AttentionStep:
         """Prepare a step."""
         ...
+
+
+MakeAttention = Callable[[AttentionContext], AttentionBackend]
+"""Makes the attention of an epoch."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
 
 import structlog
 import torch
 
-from stage_worker.attention.backend import AttentionBackend, AttentionContext
+from stage_worker.attention.backend import AttentionBackend, AttentionContext, MakeAttention
 from stage_worker.attention.choice import (
     FLASH_ATTN,
     FLASHINFER,
@@ -31,8 +30,6 @@ SWITCH = "TIDEPIPE_CUDA_ATTENTION"
 
 _log = structlog.get_logger()
 
-Maker = Callable[[AttentionContext], AttentionBackend]
-
 
 def _flex(context: AttentionContext) -> AttentionBackend:
     # Imported late: it brings PyTorch's compiler along.
@@ -41,7 +38,7 @@ def _flex(context: AttentionContext) -> AttentionBackend:
     return FlexPagedAttention(context)
 
 
-MAKERS: dict[str, Maker] = {
+MAKERS: dict[str, MakeAttention] = {
     FLASHINFER: lambda context: FlashInferAttention(context, importlib.import_module("flashinfer")),
     FLASHINFER_FA2: lambda context: FlashInferAttention(
         context, importlib.import_module("flashinfer"), prefill_backend="fa2"
@@ -55,7 +52,7 @@ MAKERS: dict[str, Maker] = {
 class CudaAttention:
     """Makes the attention of each epoch; says so when the choice is another than before."""
 
-    def __init__(self, makers: dict[str, Maker] | None = None) -> None:
+    def __init__(self, makers: dict[str, MakeAttention] | None = None) -> None:
         self._makers = makers or MAKERS
         self._said: tuple[str, dict[str, str]] | None = None
 

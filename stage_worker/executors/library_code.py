@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from stage_worker.attention.backend import AttentionBackend, AttentionContext
+from stage_worker.attention.backend import MakeAttention
 from stage_worker.executors.torch_compute import Compute
 from stage_worker.executors.torch_executor import StageDecoder
 from stage_worker.kv_pool import KvPool
@@ -19,9 +19,6 @@ from stage_worker.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from stage_worker.transformers_code.products import Products
-
-MakeAttention = Callable[[AttentionContext], AttentionBackend]
-"""Makes the attention of an epoch."""
 
 
 class LibraryStage(Protocol):

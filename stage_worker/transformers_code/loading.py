@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
+from stage_worker.attention.backend import MakeAttention
 from stage_worker.kv_pool import KvPool
 from stage_worker.loading.adapters import Adaptable, AdapterFolder, numbered, numbers
 from stage_worker.loading.checkpoint import Checkpoint
@@ -20,7 +21,7 @@ from stage_worker.transformers_code.attention_calls import UnsuitableError
 from stage_worker.transformers_code.decoder import TransformersDecoder
 from stage_worker.transformers_code.products import Products, by_pytorch, held_bytes, replace_products
 from stage_worker.transformers_code.skeleton import Skeleton, build, look_at
-from stage_worker.transformers_code.stage_attention import MakeAttention, StageAttention
+from stage_worker.transformers_code.stage_attention import StageAttention
 from stage_worker.transformers_code.stage_model import StageModel
 from stage_worker.transformers_code.weights import Names, WeightMap
 from tidepipe_common.errors import ModelError

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional as F
 
-from stage_worker.attention.backend import AttentionBackend, AttentionContext, AttentionStep, ScoreRules
+from stage_worker.attention.backend import (
+    AttentionBackend,
+    AttentionContext,
+    AttentionStep,
+    MakeAttention,
+    ScoreRules,
+)
 from stage_worker.attention.batch import RaggedBatch
 from stage_worker.attention.torch_paged import TorchPagedAttention
 from stage_worker.kv_pool import KvPool
@@ -18,9 +24,6 @@ from stage_worker.transformers_code.attention_calls import AttentionCall
 
 _LOW = 256
 """A position is a multiple of this and a rest: both are exact with 8 bits of mantissa."""
-
-MakeAttention = Callable[[AttentionContext], AttentionBackend]
-
 
 _Group = tuple[int, int, bool]
 """Numbers of heads and key heads, and whether there are rules for scores."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from stage_worker.attention.backend import MakeAttention
 from stage_worker.attention.batch import RaggedBatch
 from stage_worker.executors.library_code import products_of
 from stage_worker.executors.torch_compute import make_compute
@@ -30,7 +31,6 @@ from stage_worker.transformers_code.attention_calls import UnsuitableError
 from stage_worker.transformers_code.decoder import TransformersDecoder
 from stage_worker.transformers_code.generic_spec import experts_of, spec_of
 from stage_worker.transformers_code.products import Products
-from stage_worker.transformers_code.stage_attention import MakeAttention
 from stage_worker.transformers_code.tiny import tiny_config
 
 STAGES = (1, 2, 3)

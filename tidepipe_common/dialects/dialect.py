@@ -67,11 +67,6 @@ class Dialect:
         digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
         return digest[:SHORT_ID] if self.ids == "short" else f"call_{digest}"
 
-    @property
-    def keeps_special_tokens(self) -> bool:
-        """True if some of its marks are special tokens."""
-        return bool(self.special or self.special_of_calls)
-
     def kept_tokens(self, *, tools: bool) -> frozenset[str]:
         """The special tokens that its reader must see, in a chat with or without tools."""
         return self.special | self.special_of_calls if tools else self.special

@@ -7,15 +7,14 @@ import re
 import sys
 from collections.abc import Callable
 
-from tidepipe_common.dialects.source import MAX_HEAD, BrokenError, Source, Steps
+from tidepipe_common.dialects.source import MAX_HEAD, SPACE, BrokenError, Source, Steps
 
 MAX_DEPTH = 128
 """How deeply arguments may be nested."""
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
 _SCALAR = re.compile(r"[-+.0-9A-Za-z]+")
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _HEX = frozenset("0123456789abcdefABCDEF")
-_SPACE = " \t\r\n"
 
 Say = Callable[[str], None]
 
@@ -169,7 +168,7 @@ def _scalar(source: Source) -> Steps[str]:
         word += found.group()
         if len(word) > MAX_HEAD:
             raise BrokenError("its arguments have too long a number")
-    if word in ("true", "false", "null") or _NUMBER.fullmatch(word):
+    if word in ("true", "false", "null") or NUMBER.fullmatch(word):
         return word
     if not word:
         raise _unexpected((yield from source.peek()))
@@ -179,7 +178,7 @@ def _scalar(source: Source) -> Steps[str]:
 def _space(source: Source, say: Say) -> Steps[str]:
     """White space is said; the next character, unread."""
     while char := (yield from source.peek()):
-        if char not in _SPACE:
+        if char not in SPACE:
             return char
         source.at += 1
         say(char)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tidepipe_common.dialects.json_text import Say
+from tidepipe_common.dialects.json_text import NUMBER, Say
 from tidepipe_common.dialects.reader import Saying
 from tidepipe_common.dialects.source import MAX_HEAD, BrokenError, Marks, Source, Steps
 
@@ -20,7 +20,6 @@ _WORD = re.compile(r"[\w.+\-]+")
 _CONSTANTS = {
     "True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null",
 }  # fmt: skip
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0", "\n": "", "a": "\a", "v": "\v"}
 _ESCAPED = frozenset("\\'\"/")
 _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
@@ -250,7 +249,7 @@ def _word(source: Source, pattern: re.Pattern[str]) -> Steps[str]:
 def _scalar(word: str) -> str:
     if word in _CONSTANTS:
         return _CONSTANTS[word]
-    if _NUMBER.fullmatch(word):
+    if NUMBER.fullmatch(word):
         return word
     try:
         number = float(word)  # what Python writes and JSON does not: 1_000, .5

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tidepipe_common.dialects.parts import CallArguments, CallBegins, CallEnds, Part, Thought, Words
-from tidepipe_common.dialects.source import BrokenError, Marks, Source, Steps, UnknownToolError
+from tidepipe_common.dialects.source import SPACE, BrokenError, Marks, Source, Steps, UnknownToolError
 from tidepipe_common.dialects.tools import Tools
 
 MAX_SPACE = 64
 """White space before a mark that goes with the mark; so much is held back, what is longer is text."""
 MAX_WARNINGS = 8
-_SPACE = " \t\r\n"
 
 
 class Grammar(Protocol):
@@ -210,7 +209,7 @@ class TextReader(PausingReader):
         source = self._source
         while (yield from source.more()):
             char = source.text[source.at]
-            if char not in _SPACE:
+            if char not in SPACE:
                 return char in bare
             source.at += 1
             self._text(char, False, hold=True)
@@ -244,7 +243,7 @@ class TextReader(PausingReader):
     def _text(self, text: str, thinking: bool, *, hold: bool) -> None:
         """Say new text, but hold back white space at its end, which may belong to a mark behind it."""
         text = self._space + text
-        end = max(len(text.rstrip(_SPACE)), len(text) - MAX_SPACE) if hold else len(text)
+        end = max(len(text.rstrip(SPACE)), len(text) - MAX_SPACE) if hold else len(text)
         self._space = text[end:]
         if end:
             if not thinking and not text[:end].isspace():

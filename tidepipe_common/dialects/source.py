@@ -16,6 +16,8 @@ Steps = Generator[None, None, T]
 
 MAX_HEAD = 4096
 """Characters that a name, a key, a number, or a header may have."""
+SPACE = " \t\r\n"
+"""JSON's white space."""
 _NOT_SPACE = re.compile(r"\S")
 
 

@@ -33,11 +33,6 @@ def limit() -> int:
     return min(MOST, _finite(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
 
 
-def hard_limit() -> int:
-    """As `limit`, for this process and those that it starts, once they have raised it."""
-    return min(MOST, _finite(resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-
-
 @dataclass(frozen=True, slots=True)
 class Shares:
     """Connections that each door may have."""

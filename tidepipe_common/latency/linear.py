@@ -68,8 +68,6 @@ class MeasuredLinear:
 SMALL_TILES = ((16, 53), (64, 107), (128, 128))
 """(rows up to, rows that they cost as much as): small tiles waste the device. From the L20 profile."""
 TILE = 128
-CORNER = 2.0
-"""Sharpness of the roofline's corner: streaming weights and computing overlap only in part. From the same."""
 
 
 def computed_rows(tokens: int) -> int:
@@ -83,9 +81,10 @@ def computed_rows(tokens: int) -> int:
 class RooflineLinear:
     """max(stream the weights, compute), with a rounded corner and whole tiles.
 
-    t = (stream^p + compute^p)^(1/p) with p = CORNER. Against the published profile of Llama2-13B on one L20
-    (2,048 points) the mean error is 1.7 %. Of experts those are streamed that tokens go to: a few tokens read
-    few of them, and each more makes a step longer, until all are read.
+    t = (stream^2 + compute^2)^(1/2), as streaming weights and computing overlap only in part. Against the
+    published profile of Llama2-13B on one L20 (2,048 points) the mean error is 1.7 %. Of experts those are
+    streamed that tokens go to: a few tokens read few of them, and each more makes a step longer, until all
+    are read.
     """
 
     def __init__(self, shape: ModelShape, device: Hardware) -> None:

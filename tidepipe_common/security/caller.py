@@ -23,10 +23,6 @@ class Caller:
     owner: str
     sees_all: bool = False
 
-    def may_see(self, owner: str | None) -> bool:
-        """owner: None for what was stored before there were owners."""
-        return self.sees_all or self.owner == owner
-
 
 ANYBODY = Caller("", sees_all=True)
 """Whoever calls where nobody has to say who they are; and the router itself."""

@@ -34,8 +34,3 @@ def parse_adapters(text: str) -> tuple[AdapterPlace, ...]:
     if twice := {one.name for one in places if [two.name for two in places].count(one.name) > 1}:
         raise ValueError(f"must not name {min(twice)[:80]} twice")
     return tuple(places)
-
-
-def adapters_text(places: tuple[AdapterPlace, ...]) -> str:
-    """The reverse of `parse_adapters`."""
-    return ",".join(f"{place.name}={place.folder}" for place in places)

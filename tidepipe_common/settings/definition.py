@@ -87,13 +87,6 @@ class Setting:
             return self.otherwise
         return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
 
-    @property
-    def range_text(self) -> str:
-        """Values that it can have."""
-        if self.kind is bool:
-            return "on or off"
-        return str(self.numbers) if self.numbers else ", ".join(self.choices) or self.metavar.lower()
-
     def read(self, text: str) -> Any:
         """The value that a text stands for; if for none the text itself, which the model refuses."""
         if self.numbers is not None:

@@ -105,6 +105,5 @@ def _situation(state: PipelineState, now: float) -> Situation:
         decoding=len(state.batches),
         decoding_at_start=state.decoding_at_start,
         blocks_free=state.allocator.free,
-        blocks_total=state.allocator.total,
         next_fits=first is not None and state.fits(first),
     )
