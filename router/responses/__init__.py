@@ -1,1 +1,1 @@
-"""Responses that are kept: to be asked for later, to go on from, and to be answered in the background."""
+"""Responses that are kept: bodies go in, answers come out, now or when they are asked for; others go on from them."""

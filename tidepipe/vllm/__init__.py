@@ -1,4 +1,7 @@
-"""Our brain for users of vLLM: `vllm serve MODEL --scheduler-cls tidepipe.vllm.Scheduler`."""
+"""Our brain for users of vLLM, whose requests go in and whose steps come out.
+
+`vllm serve MODEL --scheduler-cls tidepipe.vllm.Scheduler` asks for it.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Settings of services and clusters: one model each, of which flags, environment and reference are made."""
+"""Settings: flags, environment and files go in, checked values come out; one model for each service and clusters."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from router.scheduler.choice import RoutingPolicy
-from router.scheduler.constraints import LatestResume, MeanSlack
 from router.scheduler.policies.arrow import Arrow
+from router.scheduler.policies.constraints import LatestResume, MeanSlack
 from router.scheduler.policies.prefix import LeastCost, MostHits
 from router.scheduler.policies.roles import Roles
 from router.scheduler.policies.rolling import FixedInterval, RollingActivation, published
@@ -50,7 +50,7 @@ SHEDDING = ("auto", "padg", "padg-published", "padg-shuffled")
 """Those that refuse who cannot be served in time, instead of serving all too late."""
 
 FLOWING = ("taichi",)
-"""Of these the ones that do so later than after the first token, by how far each sequence is."""
+"""Those under which sequences go on elsewhere later than at their first token, too, by how far each is."""
 
 
 def make_routing_policy(

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from math import inf
 
 from router.scheduler.choice import Choice, RoutingPolicy
-from router.scheduler.constraints import Constraint
 from router.scheduler.demand import Mix
+from router.scheduler.policies.constraints import Constraint
 from router.scheduler.policies.moving import MovingPolicy
 from router.scheduler.policies.prefix import LeastCost
 from router.scheduler.policies.spread import FULL

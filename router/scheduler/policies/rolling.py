@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from router.scheduler.choice import Choice
-from router.scheduler.constraints import Constraint, LatestResume, MeanSlack
 from router.scheduler.lending import borrowing, lender_of
+from router.scheduler.policies.constraints import Constraint, LatestResume, MeanSlack
 from router.scheduler.request import RouteRequest
 from router.scheduler.view import InstanceView
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from router.scheduler.constraints import LatestResume, MeanSlack
+from router.scheduler.policies.constraints import LatestResume, MeanSlack
 from router.scheduler.prefill import NOTHING
 from router.scheduler.slo import SloClasses, SloTarget
 from tests.unit.router.scheduler.cases import SLO, prompt_work, request, slack, status, view

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from router.scheduler.choice import Choice
-from router.scheduler.constraints import LatestResume, MeanSlack
 from router.scheduler.events import InstanceJoined, InstanceReported, RequestArrived, Route
 from router.scheduler.lending import borrowing, lender_of
 from router.scheduler.mitosis import Bounds
+from router.scheduler.policies.constraints import LatestResume, MeanSlack
 from router.scheduler.prefix_index import Prefix
 from router.scheduler.request import RouteRequest
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
