@@ -61,13 +61,13 @@ from router.telemetry import (
     export_keys,
     export_router_metrics,
 )
+from tidepipe_common.descriptors import limit, shares, too_few
 from tidepipe_common.errors import UnavailableError
-from tidepipe_common.http.descriptors import limit, shares, too_few
 from tidepipe_common.http.server import HttpServer
 from tidepipe_common.http.site import sites
 from tidepipe_common.notifier import Notifier
+from tidepipe_common.port_sharing import check_free
 from tidepipe_common.rpc.lifecycle import Lifecycle
-from tidepipe_common.rpc.port_sharing import check_free
 from tidepipe_common.rpc.server import RpcServer
 from tidepipe_common.security.key_access import KeyAccess
 from tidepipe_common.security.principals import HTTP_HANDSHAKE

@@ -29,9 +29,9 @@ from tidepipe.cli.profile import profile
 from tidepipe.cli.sim import sim_app
 from tidepipe.cli.up import up
 from tidepipe.services import find_services
+from tidepipe_common.descriptors import raise_limit
 from tidepipe_common.errors import InvalidRequestError, TidePipeError
 from tidepipe_common.extras import SERVER, require
-from tidepipe_common.http.descriptors import raise_limit
 from tidepipe_common.text.text import is_text, on_one_line, on_terminal
 from tidepipe_common.version import tidepipe_version
 

@@ -32,7 +32,7 @@ async def _serve(settings: dict[str, Any], trace: Path | None) -> int:
     # Late, so that `tidepipe --help` stays quick.
     from launcher.renewal import Renewal
     from tidepipe.cli.local_cluster import start_cluster
-    from tidepipe_common.http.descriptors import limit, shares, too_few
+    from tidepipe_common.descriptors import limit, shares, too_few
 
     async with start_cluster(settings) as cluster:
         if cluster.tls_folder is not None:

@@ -12,13 +12,13 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
+from tidepipe_common.descriptors import METRICS_CONNECTIONS
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.http.acceptor import Acceptor, Standing
 from tidepipe_common.http.connection import DEADLINES, Connection, Deadlines
-from tidepipe_common.http.descriptors import METRICS_CONNECTIONS
 from tidepipe_common.http.site import Site, guarded_site
 from tidepipe_common.numerals import host_and_port
-from tidepipe_common.rpc.port_sharing import take_all
+from tidepipe_common.port_sharing import take_all
 from tidepipe_common.security.credentials import Credentials
 from tidepipe_common.security.principals import Rule
 from tidepipe_common.security.process import own

@@ -20,9 +20,9 @@ from typing import TypeVar
 import structlog
 import uvloop
 
+from tidepipe_common.descriptors import raise_limit
 from tidepipe_common.errors import ConfigError, IncompatibleError, ModelError, TidePipeError
 from tidepipe_common.exception_groups import leaves
-from tidepipe_common.http.descriptors import raise_limit
 from tidepipe_common.memory import give_back_large_blocks, settle
 from tidepipe_common.rpc.watchdog import watch_loop
 from tidepipe_common.security.credentials import Credentials

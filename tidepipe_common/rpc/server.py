@@ -10,8 +10,8 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from tidepipe_common.descriptors import limit, shares
 from tidepipe_common.errors import ConfigError
-from tidepipe_common.http.descriptors import limit, shares
 from tidepipe_common.limits import CALL_BYTES, MESSAGE_BYTES
 from tidepipe_common.rpc.guard import AccessGuard
 from tidepipe_common.rpc.health_socket import serve_health

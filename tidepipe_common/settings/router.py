@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator
 
+from tidepipe_common.descriptors import REQUESTS
 from tidepipe_common.dialects import AUTO
-from tidepipe_common.http.descriptors import REQUESTS
 from tidepipe_common.model_names import usual_name
 from tidepipe_common.numerals import MAX_COUNT
 from tidepipe_common.settings import defaults, fields

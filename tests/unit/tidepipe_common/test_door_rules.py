@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
+from tidepipe_common.descriptors import raise_limit, shares
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.http.connection import Deadlines
-from tidepipe_common.http.descriptors import raise_limit, shares
 from tidepipe_common.http.server import HttpServer
 from tidepipe_common.http.site import ONCE, Site, sites
 
