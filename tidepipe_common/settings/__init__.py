@@ -1,1 +1,1 @@
-"""Settings: flags, environment and files go in, checked values come out; one model for each service and clusters."""
+"""Settings of services and clusters: flags, environment and files go in, checked values come out."""
