@@ -311,7 +311,7 @@ def test_intensities_are_shares_and_a_small_batch_turns() -> None:
     state.start_epoch(4, 4000, 5)
     state.waiting.add([sequence(f"w{i}", 300) for i in range(3)])
     for decoding, turns in ((500, False), (40, True)):
-        situation = Situation(4, 5, 200, 0.0, decoding, 520, 3000, 4000, True)
+        situation = Situation(4, 5, 200, 0.0, decoding, 520, 3000, True)
         verdict = Intensity(COST).turn_to_prefill(situation, state)
         assert verdict.yes is turns
         assert 0.0 <= verdict.reason.numbers["spatial"] <= 1.0
