@@ -44,15 +44,23 @@ class Arrival:
     token: int
 
 
+FIRST = 5
+"""Messages; a sequence that goes on elsewhere when its prompt is done does so within them."""
+
+
 @dataclass(slots=True)
 class Outcome:
-    """ttft_s, tpot_s: as the client saw them. error: why it failed."""
+    """ttft_s, tpot_s: as the client saw them. error: why it failed.
+
+    pause_s: the longest time between two of its first messages with tokens (FIRST of them).
+    """
 
     ttft_s: float = 0.0
     tpot_s: float = 0.0
     tokens: int = 0
     wanted: int = 0
     error: str = ""
+    pause_s: float = 0.0
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> list[Arrival]:
@@ -72,6 +80,7 @@ async def ask(client: AsyncClient, arrival: Arrival, start: float, slo: tuple[fl
     outcome = Outcome(wanted=arrival.output)
     began = time.monotonic()
     first = last = 0.0
+    pieces = 0
     try:
         stream = client.stream(
             [arrival.token] * arrival.prompt,
@@ -82,8 +91,11 @@ async def ask(client: AsyncClient, arrival: Arrival, start: float, slo: tuple[fl
             tpot_ms=1000 * slo[1],
         )
         async for piece in stream:
-            last = time.monotonic()
+            before, last = last, time.monotonic()
             first = first or last
+            pieces += 1
+            if 1 < pieces <= FIRST:
+                outcome.pause_s = max(outcome.pause_s, last - before)
             outcome.tokens += len(piece.token_ids)
     except TidePipeError as error:
         outcome.error = str(error)

@@ -4,7 +4,9 @@
 
 The same arrivals go through a cluster of real processes whose workers sleep, and whose KV blocks take their
 time on each instance's way out and in, and through the routers' and controllers' own objects in virtual time.
-Shown are shares of prefill at the end, how many sequences were handed over, and what users saw. --virtual
+Shown are shares of prefill at the end, how many sequences were handed over, what users saw, and how long
+those that moved stood still: in virtual time from their leaving to where their blocks are, live (of all) the
+longest time between two of the first messages. --virtual
 leaves the live runs out; more than one --gbit shows where shares begin to move.
 """
 
@@ -19,6 +21,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bench.live_against_virtual import Figures, figures, write_rows
 from bench.live_emulated import Arrival, arrivals, ask
@@ -81,12 +85,14 @@ def virtual(options: argparse.Namespace, model: Path, gbit: float, load: Sequenc
     )
     shares = dict.fromkeys(cluster.instances, 0.5)
     shares.update((move.instance_id, move.role.share) for _, move in cluster.log.roles)
-    return _told(
+    told = _told(
         seen,
         shares,
         cluster.log.handed_over,
         cluster.log.roles[-1][1].role.reason if cluster.log.roles else "",
+        cluster.log.pauses,
     )
+    return told | {"went_ahead": cluster.log.ahead}
 
 
 async def live(
@@ -126,6 +132,7 @@ async def live(
         {one["instance_id"]: one.get("prefill_share", 0.0) for one in members},
         sum(one.handed_over for one in moves if one),
         next((one.get("share_reason", "") for one in members), ""),
+        [one.pause_s for one in found if one.tokens > 1],
     )
     return told | {
         "taken_over": sum(one.taken_over for one in moves if one),
@@ -135,8 +142,13 @@ async def live(
     }
 
 
-def _told(seen: Figures, shares: Mapping[str, float], moved: int, why: str) -> dict[str, Any]:
+def _told(
+    seen: Figures, shares: Mapping[str, float], moved: int, why: str, pauses: Sequence[float]
+) -> dict[str, Any]:
+    p50, p90 = (1000 * np.percentile(pauses, (50, 90))).tolist() if pauses else (0.0, 0.0)
     return {
+        "pause_p50_ms": round(p50, 1),
+        "pause_p90_ms": round(p90, 1),
         "shares": [round(share, 2) for _, share in sorted(shares.items())],
         "handed_over": moved,
         "ttft_p90_ms": round(seen.ttft_p90_ms),

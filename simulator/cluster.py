@@ -16,12 +16,14 @@ from router.scheduler.events import (
     DrainInstance,
     Event,
     Expired,
+    FetchAhead,
     FirstToken,
     HandOver,
     InstanceJoined,
     InstanceLeft,
     InstanceReported,
     InstancesStarting,
+    PromptBegun,
     QueueFull,
     Regrouped,
     RequestArrived,
@@ -66,6 +68,8 @@ class VirtualInstance(Protocol):
     """Those that go on elsewhere."""
     arriving: list[Arriving]
     """Those whose blocks are to be fetched."""
+    begun: list[Left]
+    """Those that pass on and whose prompts are being computed, since when."""
 
     def __len__(self) -> int:
         """Requests that it has."""
@@ -97,6 +101,11 @@ class VirtualInstance(Protocol):
 
     def fetched(self, one: Arriving, ahead: float, seconds: float, now: float) -> None:
         """Its blocks are here."""
+        ...
+
+    def offer(self, job: Job, now: float) -> None:
+        """Its prompt is being computed elsewhere, and it is to go on here; `arriving` says what is fetched
+        of its blocks meanwhile."""
         ...
 
     def lend(self, job: Job, now: float) -> int:
@@ -159,6 +168,10 @@ class ClusterLog:
     scaling: list[ScalingNote] = field(default_factory=list)
     roles: list[tuple[float, RoleMoved]] = field(default_factory=list)
     handed_over: int = 0
+    pauses: list[float] = field(default_factory=list)
+    """Seconds from leaving an instance to where blocks are at the next one, of each that was handed over."""
+    ahead: int = 0
+    """Prompts whose blocks went ahead."""
     borrowed: int = 0
     """Beginnings that were fetched from other instances."""
     instances: list[tuple[float, int]] = field(default_factory=list)
@@ -212,6 +225,8 @@ class VirtualCluster:
         self._laters = itertools.count()
         self._placed: dict[str, Job] = {}
         self._sources: dict[Job, tuple[str, str]] = {}
+        self._left: dict[Job, float] = {}
+        self._ahead: dict[Job, tuple[str, str, Arriving, float]] = {}
 
     @property
     def instances(self) -> Mapping[str, VirtualInstance]:
@@ -365,7 +380,8 @@ class VirtualCluster:
                 self._join(heapq.heappop(self._starting)[1], at)
             for name, instance in self._instances.items():
                 instance.advance(at)
-                if instance.first_tokens or instance.ended or instance.left or instance.arriving:
+                told = instance.first_tokens or instance.ended or instance.left or instance.arriving
+                if told or instance.begun:
                     self._told(name, instance, at)
             self._report(at)
             self._hear(Tick(self._decoding(at)), at)
@@ -383,13 +399,18 @@ class VirtualCluster:
 
     def _told(self, name: str, instance: VirtualInstance, now: float) -> None:
         """What an instance has told the router by now."""
+        for since, job in [one for one in instance.begun if one.time_s <= now]:
+            instance.begun.remove(Left(since, job))
+            self._hear(PromptBegun(replace(self._request(job), giver=name), name), now)
         for job in [job for job in instance.first_tokens if job.first <= now]:
             instance.first_tokens.remove(job)
+            self._send_ahead(job, now)
             moves = self._moves and job.output > 1
             request = replace(self._request(job, 1), giver=name) if moves else None
             self._hear(FirstToken(job.first - job.arrival, request, name), now)
         self._end(name, instance, now)
         for time_s, job in instance.left:
+            self._left[job] = time_s
             self._at(max(now, time_s) + MESSAGE_S, lambda at, job=job: self._go_on(job, name, at))  # type: ignore[misc]
         instance.left.clear()
         for one in instance.arriving:
@@ -418,6 +439,8 @@ class VirtualCluster:
         )  # fmt: skip
 
         def fetched(at: float) -> None:
+            if not lent and (left := self._left.pop(one.job, None)) is not None:
+                self.log.pauses.append(at - left)
             if (giver := self._instances.get(source)) is not None:
                 (giver.take_back if lent else giver.release)(one.job, at)
             instance = self._instances[name]
@@ -425,6 +448,34 @@ class VirtualCluster:
             instance.fetched(one, sent[1], at - now, at)
 
         self._at(sent[0] + MESSAGE_S, fetched)
+
+    def _offer(self, job: Job, source: str, name: str, now: float) -> None:
+        """Its blocks go ahead to an instance; when they are there is known when all of them are computed."""
+        taker = self._instances.get(name)
+        if taker is None or job.first <= now:
+            return
+        taker.offer(job, now)
+        for one in [one for one in taker.arriving if one.ahead]:
+            taker.arriving.remove(one)
+            self._ahead[job] = source, name, one, now
+
+    def _send_ahead(self, job: Job, now: float) -> None:
+        """Its prompt is done: what is left of its blocks is sent."""
+        if (known := self._ahead.pop(job, None)) is None:
+            return
+        source, name, one, since = known
+        assert self._ways is not None, "nothing moves without"
+        beside_s = max(0.0, job.first - since)
+        pair = number_of(source), number_of(name)
+        arrives, ahead = self._ways.send(*pair, one.nbytes, job.first, beside_s)
+        self.log.ahead += 1
+
+        def fetched(at: float) -> None:
+            if (taker := self._instances.get(name)) is not None:
+                taker.advance(at)
+                taker.fetched(one, ahead, at - since, at)
+
+        self._at(max(arrives, now) + MESSAGE_S, fetched)
 
     def _borrow(self, job: Job, lender: str, name: str, now: float) -> None:
         """It goes to an instance which fetches its beginning from another one, if that is still there."""
@@ -451,6 +502,7 @@ class VirtualCluster:
         match action:
             case Route(request, _, choice):
                 job = self._jobs.pop(request.request_id)
+                job.passes_on = action.passes_on
                 assert choice.instance_id is not None
                 if request.brought:
                     self._instances[choice.instance_id].receive(job, now)
@@ -464,6 +516,10 @@ class VirtualCluster:
                 job = self._placed[request_id]
                 self._sources[job] = source, target
                 self._instances[source].leave(job, now)
+            case FetchAhead(request_id, source, target):
+                job = self._placed[request_id]
+                offer = lambda at: self._offer(job, source, target, at)  # noqa: E731
+                self._at(now + MESSAGE_S, offer)
             case RoleMoved():
                 self.log.roles.append((now, action))
             case Expired(request) | QueueFull(request) | Shed(request) if self._rules.shed:

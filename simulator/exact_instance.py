@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 
 from controller.scheduler.actions import (
+    Announced,
     Dispatch,
     Emit,
     Fetch,
@@ -23,6 +24,7 @@ from controller.scheduler.events import (
     LengthPredicted,
     NewSequence,
     PrefixAsked,
+    PrefixOffered,
     SequenceCancelled,
     SequencesArrived,
     StagesReady,
@@ -139,6 +141,8 @@ class ExactInstance:
         self.ended: list[Job] = []
         self.left: list[Left] = []
         self.arriving: list[Arriving] = []
+        self.begun: list[Left] = []
+        self._offered: Job | None = None
         self._lent = 0
         self._said, self._token_bytes = transfer, transfer.token_bytes
         self._cost = spec.latency()
@@ -176,6 +180,7 @@ class ExactInstance:
             first_token_due=job.arrival + job.slo.ttft_s,
             tpot_s=job.slo.tpot_s,
             kv=loan,
+            ahead="ab" if job.passes_on else "",
         )
         self._hear(SequencesArrived((new,)))
         self._hear(LengthPredicted(name, job.expected, 1.5 * job.expected))
@@ -187,6 +192,17 @@ class ExactInstance:
         self._lent = 0
         self._hear(PrefixAsked(name, "aa", job.prompt_ids, ROOT.hex(), LEASE_S, keys))
         return self._lent
+
+    def offer(self, job: Job, now: float) -> None:
+        """Its prompt is being computed elsewhere, and it is to go on here; `arriving` says what is fetched
+        of its blocks meanwhile."""
+        self.advance(now)
+        job.make_keys()
+        if not (count := (job.prompt - 1) // BLOCK_SIZE):
+            return
+        handle = self._handle(count * BLOCK_SIZE, LEASE_S, job.keys[count - 1].hex())
+        self._offered = job
+        self._hear(PrefixOffered(handle, job.prompt_ids, ROOT.hex(), job.keys[:count]))
 
     def take_back(self, job: Job, now: float) -> None:
         """Nobody needs that any more."""
@@ -313,7 +329,11 @@ class ExactInstance:
                     self._handed_over(self._jobs.pop(sequence_id), sequence_id, computed)
                 case Fetch(fetch_id, sequence_id, handle, _, blocks):
                     nbytes = len(blocks) * handle.block_bytes
-                    self.arriving.append(Arriving(self._jobs[sequence_id], nbytes, fetch_id))
+                    job = self._offered if action.ahead else self._jobs[sequence_id]
+                    assert job is not None, "it was offered"
+                    self.arriving.append(Arriving(job, nbytes, fetch_id, action.ahead))
+                case Announced(sequence_id):
+                    self.begun.append(Left(self._now, self._jobs[sequence_id]))
                 case PrefixLent(_, _, _, computed):
                     self._lent = computed
                 case TakenOver(sequence_id, 0) if sequence_id in self._brought:

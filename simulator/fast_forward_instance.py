@@ -95,6 +95,8 @@ class FastForwardInstance:
         self.ended: list[Job] = []
         self.left: list[Left] = []
         self.arriving: list[Arriving] = []
+        self.begun: list[Left] = []
+        self._ahead: set[Job] = set()
         self._said, self._token_bytes = transfer, transfer.token_bytes
         self._transfer = TransferCost(transfer.bytes_per_s or 1.0)
         self._coming = self._under_way = 0
@@ -192,11 +194,13 @@ class FastForwardInstance:
         self._under_way += 1
         self._coming += job.to_compute
         self._tokens += job.to_compute
-        self.arriving.append(Arriving(job, (job.to_compute - 1) * self._token_bytes, job.index))
+        here = whole_blocks(job) if job in self._ahead else 0
+        self._ahead.discard(job)
+        self.arriving.append(Arriving(job, (job.to_compute - 1 - here) * self._token_bytes, job.index))
 
     def fetched(self, one: Arriving, ahead: float, seconds: float, now: float) -> None:
         """Its blocks are here. ahead: bytes that were under way before them."""
-        if one.number == NOT_FETCHED:
+        if one.number == NOT_FETCHED or one.ahead:
             return
         if (waited := self._loans.fetched(one.number, ahead, seconds, now)) is not None:
             for job in waited:
@@ -207,6 +211,13 @@ class FastForwardInstance:
         self._coming -= one.job.to_compute
         self._tokens -= one.job.to_compute
         self.deliver(one.job, now)
+
+    def offer(self, job: Job, now: float) -> None:
+        """Its prompt is being computed elsewhere, and it is to go on here; `arriving` says what is fetched
+        of its blocks meanwhile."""
+        if count := whole_blocks(job):
+            self._ahead.add(job)
+            self.arriving.append(Arriving(job, count * self._token_bytes, job.index, ahead=True))
 
     def decoding(self) -> list[tuple[Job, int]]:
         """All that decode, with their tokens so far."""
@@ -278,6 +289,10 @@ class FastForwardInstance:
         self._started += step.ready
         if not step.jobs:
             return False
+        for job in step.jobs:
+            if job.passes_on:
+                job.passes_on = False
+                self.begun.append(Left(self.clock, job))
         if rules.mixed:
             self._mixed_round(step)
         else:
@@ -477,6 +492,11 @@ class FastForwardInstance:
             rides=rules.mixed,
         )
         return slack_of(decoding, idle, round_s, now, lost), grown
+
+
+def whole_blocks(job: Job) -> int:
+    """Tokens of its prompt that can go ahead of it: but for the block of the last one."""
+    return (job.prompt - 1) // BLOCK_SIZE * BLOCK_SIZE
 
 
 def _due(job: Job) -> float:

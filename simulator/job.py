@@ -28,7 +28,7 @@ class Job:
     cached: tokens of its prompt that were found when it was first admitted.
     blocks, shared_blocks: what it uses of its instance's store, see BlockUser.
     begins_at, entered_blocks: as of a controller's sequence.
-    submitted: when it came to its instance.
+    submitted: when it came to its instance. passes_on: it will probably go on elsewhere, see Route.
     start_round, last_round: decode rounds of its instance in which it takes part (from, to).
     following: the next turn of its conversation, which comes think_s after it has ended; only then its
         arrival is known.
@@ -55,6 +55,7 @@ class Job:
     begins_at: int = 0
     entered_blocks: int = 0
     submitted: float = 0.0
+    passes_on: bool = False
     start_round: int = 0
     last_round: int = 0
     preemptions: int = 0

@@ -39,11 +39,15 @@ NOT_FETCHED = -1
 
 
 class Arriving(NamedTuple):
-    """A request whose blocks are to be fetched. number: of the fetch; NOT_FETCHED: they are not needed."""
+    """A request whose blocks are to be fetched. number: of the fetch; NOT_FETCHED: they are not needed.
+
+    ahead: its prompt is still being computed.
+    """
 
     job: Job
     nbytes: float
     number: int
+    ahead: bool = False
 
 
 class Ways:
@@ -57,14 +61,19 @@ class Ways:
         self._under_way: dict[int, list[tuple[float, float]]] = {}
         self.sent_bytes = 0.0
 
-    def send(self, source: int, target: int, nbytes: float, now: float) -> tuple[float, float]:
-        """When so many bytes have arrived; and the bytes that were on their way to the target before them."""
+    def send(
+        self, source: int, target: int, nbytes: float, now: float, beside_s: float = 0.0
+    ) -> tuple[float, float]:
+        """When so many bytes have arrived; and the bytes that were on their way to the target before them.
+
+        beside_s: how long before now the first of them could go, and the others as they were computed.
+        """
         out = self._out.setdefault(source // self._per_node, Link(self._rate))
         into = self._in.setdefault(target // self._per_node, Link(self._rate))
         before = self._under_way.get(target, ())
         ahead = [(until, size) for until, size in before if until > now]
         # It comes at the sender's rate; several senders may meet at one receiver.
-        arrives = into.send(nbytes, out.send(nbytes, now, 0.0), nbytes / self._rate)
+        arrives = into.send(nbytes, out.send(nbytes, now, beside_s), nbytes / self._rate)
         self._under_way[target] = [*ahead, (arrives, nbytes)]
         self.sent_bytes += nbytes
         return arrives, sum(size for _, size in ahead)

@@ -6,6 +6,9 @@ sent only if the grant still stands: what was read before the revocation is righ
 
 A fetch asks for each stage that holds layers of this one, layer by layer; a stream that breaks is asked again
 from where it was, a few times.
+
+A grant may grow while its prompt is computed: then blocks are sent as soon as they are written, of the parts
+that one step computes one after the other, and of the step under way layer by layer.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -41,6 +43,10 @@ MESSAGE_BYTES = 1 << 20
 """Of blocks in one message; one block of one layer if that is larger."""
 AT_ONCE = 4
 """Fetches that a stage serves, or does, side by side; the others wait. Streams bound what is on the way."""
+AHEAD_AT_ONCE = 32
+"""Likewise of blocks that are still being computed, which mostly wait for that."""
+STORED_S = 0.005
+"""How far the step under way is, is looked at so often."""
 TRIES = 3
 RETRY_S = 0.2
 MOST_GRANTS = 8192
@@ -53,12 +59,74 @@ REMEMBERED = 1024
 log = structlog.get_logger()
 
 
-@dataclass(slots=True)
 class _Place:
-    """How far the fetch of one part has come: all before this layer and place within it is here."""
+    """How far the fetch of one part has come: so many leading blocks of each of its layers are here."""
 
-    layer: int
-    done: int = 0
+    def __init__(self, part: KvStage, count: int) -> None:
+        """count: blocks of each layer."""
+        self._begin, self._count = part.layer_begin, count
+        self._done = [0] * (part.layer_end - part.layer_begin)
+
+    @property
+    def whole(self) -> bool:
+        """Is all of it here?"""
+        return min(self._done) == self._count
+
+    def restart(self) -> tuple[int, int]:
+        """Layer and block from which on it is asked for (again): all before that is here."""
+        layer = next(i for i, done in enumerate(self._done) if done < self._count)
+        first = min(self._done[layer:])
+        for i in range(layer, len(self._done)):
+            self._done[i] = first
+        return self._begin + layer, first
+
+    def take(self, layer: int, first: int, count: int) -> None:
+        """Some blocks of a layer have come. ValueError: not in turn."""
+        index = layer - self._begin
+        fits = 0 <= index < len(self._done) and first == self._done[index]
+        if not (fits and 0 < count <= self._count - first):
+            raise ValueError(f"blocks of layer {layer} from {first} on came out of turn")
+        self._done[index] += count
+
+
+class _Granted:
+    """A grant, as far as it has grown. parts: (one past the last block, the step that computes it)."""
+
+    def __init__(self, grant: KvGrant) -> None:
+        self.blocks = grant.blocks
+        self.total = grant.total or len(grant.blocks)
+        self.parts = [(len(grant.blocks), grant.after_step)]
+
+    def grow(self, grant: KvGrant) -> None:
+        """More blocks. ValueError: more than were announced."""
+        self.blocks += grant.blocks
+        if len(self.blocks) > self.total:
+            raise ValueError(f"a grant of {self.total} blocks has {len(self.blocks)}")
+        self.parts.append((len(self.blocks), grant.after_step))
+
+    def part_of(self, block: int) -> tuple[int, int] | None:
+        """See `parts`: of that block; None: it has not come so far."""
+        return next((part for part in self.parts if block < part[0]), None)
+
+
+class _Slot:
+    """A place among those that are served, which is given up while there is nothing to send."""
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        self._places = places
+        self._held = False
+
+    async def take(self) -> None:
+        """Wait for one, unless it is held already."""
+        if not self._held:
+            await self._places.acquire()
+            self._held = True
+
+    def leave(self) -> None:
+        """Give it up, if it is held."""
+        if self._held:
+            self._places.release()
+            self._held = False
 
 
 class KvTransfers:
@@ -79,13 +147,14 @@ class KvTransfers:
         self._access = access
         self._kv_blocks = kv_blocks
         self._report = report
-        self._grants: dict[str, KvGrant] = {}
+        self._grants: dict[str, _Granted] = {}
         self._revoked: OrderedDict[str, None] = OrderedDict()
         self._granting = Notifier()
         self._sources = BlockSources(max_message_bytes)
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving = asyncio.Semaphore(AT_ONCE)
         self._fetching = asyncio.Semaphore(AT_ONCE)
+        self._ahead = asyncio.Semaphore(AHEAD_AT_ONCE)
         self._steps_done = 0
         self._stepped = Notifier()
         self._await_steps = 0
@@ -101,7 +170,7 @@ class KvTransfers:
                 self._revoked.popitem(last=False)
         for grant in orders.grants:
             self._grant(grant)
-        if orders.grants:
+        if orders.grants or orders.revoked:
             self._granting.notify_all()
         for fetch in orders.fetches:
             if len(self._tasks) >= MOST_FETCHES:
@@ -113,11 +182,14 @@ class KvTransfers:
             task.add_done_callback(self._tasks.discard)
 
     def _grant(self, grant: KvGrant) -> None:
-        if len(self._grants) >= MOST_GRANTS:
-            raise ValueError(f"more than {MOST_GRANTS} grants at a time")
         if any(not 0 <= block < self._kv_blocks for block in grant.blocks):
             raise ValueError("a grant names blocks that the pool does not have")
-        self._grants[grant.ticket] = grant
+        if (known := self._grants.get(grant.ticket)) is not None:
+            known.grow(grant)
+            return
+        if len(self._grants) >= MOST_GRANTS:
+            raise ValueError(f"more than {MOST_GRANTS} grants at a time")
+        self._grants[grant.ticket] = _Granted(grant)
 
     def step_done(self, step_id: int) -> None:
         """All steps up to this one have left the compute thread."""
@@ -149,8 +221,7 @@ class KvTransfers:
         """The blocks that are asked for. IncompatibleError, InvalidRequestError."""
         access, ticket = self._access, wanted.ticket
         await self._until_granted(ticket)
-        await self._until_done(self._granted(ticket).after_step)
-        blocks = self._granted(ticket).blocks
+        total = self._granted(ticket).total
         if access is None or access.layout != wanted.layout:
             ours = "none" if access is None else access.layout
             raise IncompatibleError(f"KV blocks are laid out as {ours} here, as {wanted.layout} there")
@@ -161,21 +232,53 @@ class KvTransfers:
                 f"{end - 1}"
             )
         last = wanted.first + wanted.count
-        if not 0 < wanted.count <= len(blocks) - wanted.first:
-            raise InvalidRequestError(f"blocks {wanted.first} to {last - 1} are not within {len(blocks)}")
+        if not 0 < wanted.count <= total - wanted.first:
+            raise InvalidRequestError(f"blocks {wanted.first} to {last - 1} are not within {total}")
         size = max(1, MESSAGE_BYTES // access.layer_block_bytes)
-        async with self._serving:
-            for layer in range(wanted.layer_begin, wanted.layer_end):
-                for first in range(wanted.first, last, size):
-                    count = min(size, last - first)
-                    data = await asyncio.to_thread(access.read, layer, blocks[first : first + count])
-                    # It was read before it could be written to, if it is still granted now.
-                    self._granted(ticket)
-                    nbytes = count * access.layer_block_bytes
-                    if (way_s := access.way_out_s(nbytes)) > 0:
-                        await asyncio.sleep(way_s)
-                    self.sent_bytes += nbytes
-                    yield KvPiece(layer, first, count, data)
+        begin, slot = wanted.first, _Slot(self._serving)
+        try:
+            while begin < last:
+                end, step_id = await self._part(ticket, begin, slot)
+                end = min(end, last)
+                for layer in range(wanted.layer_begin, wanted.layer_end):
+                    await self._until_stored(access, step_id, layer, slot)
+                    for first in range(begin, end, size):
+                        count = min(size, end - first)
+                        blocks = self._granted(ticket).blocks[first : first + count]
+                        data = await asyncio.to_thread(access.read, layer, blocks)
+                        # It was read before it could be written to, if it is still granted now.
+                        self._granted(ticket)
+                        nbytes = count * access.layer_block_bytes
+                        if (way_s := access.way_out_s(nbytes)) > 0:
+                            await asyncio.sleep(way_s)
+                        self.sent_bytes += nbytes
+                        yield KvPiece(layer, first, count, data)
+                begin = end
+        finally:
+            slot.leave()
+
+    async def _part(self, ticket: str, block: int, slot: _Slot) -> tuple[int, int]:
+        """Where the part of the grant ends that this block is in, and the step that computes it."""
+        while (part := self._granted(ticket).part_of(block)) is None:
+            slot.leave()
+            await self._granting.next().wait()
+        return part
+
+    async def _until_stored(self, access: KvAccess, step_id: int, layer: int, slot: _Slot) -> None:
+        """Return when that step has written the layer, with a slot."""
+        own = layer - self._layers[0]
+        while self._steps_done < step_id and access.layers_stored(step_id) <= own:
+            slot.leave()
+            self._await_steps += 1
+            try:
+                with contextlib.suppress(TimeoutError):
+                    # It may be under way: nobody tells of its layers.
+                    due = self._steps_done >= step_id - 1
+                    async with asyncio.timeout(STORED_S if due else None):
+                        await self._stepped.next().wait()
+            finally:
+                self._await_steps -= 1
+        await slot.take()
 
     async def _until_granted(self, ticket: str) -> None:
         """Return when it is, or may be waited for no longer."""
@@ -184,7 +287,7 @@ class KvTransfers:
                 while ticket not in self._grants and ticket not in self._revoked:
                     await self._granting.next().wait()
 
-    def _granted(self, ticket: str) -> KvGrant:
+    def _granted(self, ticket: str) -> _Granted:
         grant = self._grants.get(ticket)
         if grant is None:
             raise IncompatibleError("the grant of these KV blocks is over, or never was")
@@ -195,7 +298,8 @@ class KvTransfers:
     async def _run(self, fetch: KvFetch) -> None:
         began, error, nbytes, gone = time.monotonic(), "", 0, False
         try:
-            async with asyncio.timeout(fetch.timeout_s), self._fetching:
+            slots = self._ahead if fetch.ahead else self._fetching
+            async with asyncio.timeout(fetch.timeout_s), slots:
                 await self._until_done(fetch.after_step)
                 nbytes = await self._fetch(fetch)
         except TimeoutError:
@@ -240,15 +344,15 @@ class KvTransfers:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _fetch_part(self, fetch: KvFetch, part: KvStage) -> int:
-        place, nbytes, tries = _Place(part.layer_begin), 0, 0
-        while place.layer < part.layer_end:
-            before = place.layer
+        place, nbytes, tries = _Place(part, len(fetch.blocks)), 0, 0
+        while not place.whole:
+            before = place.restart()
             try:
                 nbytes += await self._stream(fetch, part, place)
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise
-                tries = tries + 1 if place.layer == before else 1
+                tries = tries + 1 if place.restart() == before else 1
                 if tries >= TRIES:
                     raise
                 await asyncio.sleep(RETRY_S)
@@ -259,29 +363,26 @@ class KvTransfers:
         access = self._access
         if access is None:
             raise ValueError("this stage takes no KV blocks over")
-        nbytes, count = 0, len(fetch.blocks)
-        # From the layer that is not whole yet: nobody asks for a part of a layer.
-        place.done = 0
+        nbytes = 0
+        layer, begin = place.restart()
+        count = len(fetch.blocks) - begin
         wanted = KvWanted(
-            part.epoch, fetch.ticket, place.layer, part.layer_end, fetch.first, count, access.layout
+            part.epoch, fetch.ticket, layer, part.layer_end, fetch.first + begin, count, access.layout
         )
         async with aclosing(self._sources.stream(part.address, wanted, fetch.timeout_s)) as pieces:
             async for piece in pieces:
                 first = piece.first - fetch.first
-                fits = piece.layer == place.layer and first == place.done
-                if not (fits and 0 < piece.count <= count - first):
-                    raise ValueError(f"blocks of layer {piece.layer} from {piece.first} on came out of turn")
+                place.take(piece.layer, first, piece.count)
                 blocks = fetch.blocks[first : first + piece.count]
                 await _whole(asyncio.to_thread(access.write, piece.layer, blocks, piece.data))
                 size = piece.count * access.layer_block_bytes
                 if (way_s := access.way_s(size)) > 0:
                     await asyncio.sleep(way_s)
                 nbytes += size
-                place.done += piece.count
-                if place.done == count:
-                    place.layer, place.done = place.layer + 1, 0
-        if place.layer < part.layer_end:
-            raise ConnectionError(f"the stage at {part.address} ended the stream in layer {place.layer}")
+        if not place.whole:
+            raise ConnectionError(
+                f"the stage at {part.address} ended the stream in layer {place.restart()[0]}"
+            )
         return nbytes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -58,6 +59,28 @@ def size_pool(geometry: KvGeometry, wanted: int, budget: int, weight_bytes: int,
     return min(room // geometry.block_bytes, max(_MOST_BLOCKS, full_contexts))
 
 
+class LayerProgress:
+    """How many of the stage's layers have stored the keys and values of the step that is being computed.
+
+    The compute thread writes it, any other may read it. layers: for kernels, which know its address.
+    """
+
+    def __init__(self) -> None:
+        self.layers = ctypes.c_int64()
+        self._step_id = 0
+
+    def begin(self, step_id: int) -> None:
+        """None of this step's yet."""
+        # In this order: whoever reads sees no count of the step before.
+        self._step_id = 0
+        self.layers.value = 0
+        self._step_id = step_id
+
+    def of(self, step_id: int) -> int:
+        """Layers of that step, at least; 0 unless it is being computed."""
+        return self.layers.value if self._step_id == step_id else 0
+
+
 class KvPool:
     """Keys and values of every layer, zero at first.
 
@@ -71,6 +94,7 @@ class KvPool:
     def __init__(self, geometry: KvGeometry, blocks: int, device: torch.device, spare: int = 0) -> None:
         self.geometry = geometry
         self.blocks = blocks
+        self.progress = LayerProgress()
         total = blocks + spare
         self.nbytes = total * geometry.block_bytes
         shape = (geometry.layers, total, 2, geometry.kv_heads, geometry.block_size, geometry.head_dim)
@@ -153,6 +177,10 @@ class PoolAccess:
     def write(self, layer: int, blocks: tuple[int, ...], data: bytes) -> None:
         """See KvAccess."""
         self._pool.write(layer - self._first_layer, blocks, data)
+
+    def layers_stored(self, step_id: int) -> int:
+        """See KvAccess."""
+        return self._pool.progress.of(step_id)
 
     @property
     def way_bytes_per_s(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -15,8 +16,8 @@ from controller.api.report import WAIT_BETWEEN_S, interval_s
 from controller.scheduler.actions import Refusal, Refused
 from controller.scheduler.events import NewSequence
 from tidepipe.v1 import controller_pb2, controller_pb2_grpc, timeline_pb2, timeline_pb2_grpc
-from tidepipe_common.codec.controller import check_loan, check_spec
-from tidepipe_common.codec.kv_transfer import handle_from_wire, handle_to_wire, lease_from_wire
+from tidepipe_common.codec.controller import check_loan, check_offer, check_spec
+from tidepipe_common.codec.kv_transfer import TICKET_BYTES, handle_from_wire, handle_to_wire, lease_from_wire
 from tidepipe_common.codec.prompt import prompt_from_wire
 from tidepipe_common.codec.sampling import sampling_from_wire
 from tidepipe_common.errors import InvalidRequestError
@@ -104,6 +105,12 @@ class SequencesServicer(controller_pb2_grpc.ControllerServiceServicer):
         """Keep the blocks of a beginning for others; None if the instance cannot."""
         return None
 
+    def _fetch_ahead(
+        self, request: controller_pb2.FetchPrefixRequest, prefix_root: str, keys: Sequence[bytes]
+    ) -> bool:
+        """Have blocks fetched that are being computed elsewhere; False if the instance cannot."""
+        return False
+
     def _teller(self, router_id: str) -> Teller:
         raise NotImplementedError
 
@@ -156,17 +163,36 @@ class SequencesServicer(controller_pb2_grpc.ControllerServiceServicer):
     ) -> controller_pb2.LendPrefixResponse:
         """See controller.proto."""
         check_loan(request)
-        root, size = adapter_root(request.prefix_root, request.adapter), self._key_blocks()
-        keys: Sequence[bytes] = ()
-        if size and root and len(request.prompt_token_ids) > INLINE_TOKENS:
-            keys = await asyncio.to_thread(block_keys, root, tuple(request.prompt_token_ids), size)
-        handle = self._lend(request, root.hex(), keys)
+        root, keys = await self._keys(request)
+        handle = self._lend(request, root, keys)
         if handle is None:
             await context.abort(
                 grpc.StatusCode.UNIMPLEMENTED, f"{self._instance_id} lends nothing, its KV blocks stay"
             )
             raise AssertionError("it is aborted")
         return controller_pb2.LendPrefixResponse(kv=handle_to_wire(handle))
+
+    async def FetchPrefix(  # noqa: N802
+        self, request: controller_pb2.FetchPrefixRequest, context: Context
+    ) -> controller_pb2.FetchPrefixResponse:
+        """See controller.proto."""
+        check_offer(request)
+        root, keys = await self._keys(request)
+        if not self._fetch_ahead(request, root, keys):
+            await context.abort(
+                grpc.StatusCode.UNIMPLEMENTED, f"{self._instance_id} fetches no KV blocks of others"
+            )
+        return controller_pb2.FetchPrefixResponse()
+
+    async def _keys(
+        self, request: controller_pb2.LendPrefixRequest | controller_pb2.FetchPrefixRequest
+    ) -> tuple[str, Sequence[bytes]]:
+        """The root of a prompt's keys, and those of a long one, which are reckoned beside the loop."""
+        root, size = adapter_root(request.prefix_root, request.adapter), self._key_blocks()
+        if size and root and len(request.prompt_token_ids) > INLINE_TOKENS:
+            keys = await asyncio.to_thread(block_keys, root, tuple(request.prompt_token_ids), size)
+            return root.hex(), keys
+        return root.hex(), ()
 
     async def WatchResults(  # noqa: N802
         self, request: controller_pb2.WatchResultsRequest, context: Context
@@ -227,6 +253,7 @@ def new_sequence_from_wire(spec: controller_pb2.SequenceSpec, now: float) -> New
         piece_gap_s=spec.piece_gap_ms / 1000,
         trace_context=spec.trace_context,
         kv=handle_from_wire(spec.kv) if spec.HasField("kv") else None,
+        ahead=secrets.token_hex(TICKET_BYTES) if spec.passes_on else "",
     )
 
 

@@ -15,7 +15,7 @@ from controller.scheduler.holdings import HoldingsReader
 from controller.scheduler.report import instance_report, step_costs
 from tidepipe.v1 import controller_pb2, timeline_pb2, timeline_pb2_grpc
 from tidepipe_common.codec.adapters import adapters_to_wire
-from tidepipe_common.codec.kv_transfer import lease_from_wire
+from tidepipe_common.codec.kv_transfer import handle_from_wire, lease_from_wire
 from tidepipe_common.codec.offer import add_offer
 from tidepipe_common.codec.timeline import timeline_to_wire
 from tidepipe_common.latency.model import StepCost
@@ -67,6 +67,15 @@ class ControllerServicer(SequencesServicer):
             return None
         lease_s = lease_from_wire(request.lease_ms)
         return self._instance.lend(request.loan_id, request.prompt_token_ids, prefix_root, keys, lease_s)
+
+    def _fetch_ahead(
+        self, request: controller_pb2.FetchPrefixRequest, prefix_root: str, keys: Sequence[bytes]
+    ) -> bool:
+        if not self._instance.hands_over:
+            return False
+        handle = handle_from_wire(request.kv)
+        self._instance.fetch_ahead(handle, request.prompt_token_ids, prefix_root, keys)
+        return True
 
     def _key_blocks(self) -> int:
         config = self._instance.scheduler.config

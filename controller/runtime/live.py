@@ -19,11 +19,13 @@ from controller.runtime.sequence_spans import SequenceSpans
 from controller.runtime.stage_client import StageAbout, StageLostError
 from controller.scheduler.actions import (
     Action,
+    Announced,
     Dispatch,
     Emit,
     Fetch,
     Finish,
     GrantEnded,
+    GrantGrown,
     HandedOver,
     PhaseSwitched,
     Preempted,
@@ -42,6 +44,7 @@ from controller.scheduler.events import (
     PolicyChosen,
     PrefixAsked,
     PrefixCacheCleared,
+    PrefixOffered,
     SequenceCancelled,
     SequencesArrived,
     StagesLost,
@@ -232,17 +235,20 @@ class LiveInstance:
         return refused
 
     def _usable(self, one: NewSequence) -> NewSequence:
-        """The same, without KV blocks that cannot be used here."""
-        if one.kv is None:
-            return one
-        port = self.body.kv
-        obstacle = "this instance takes no KV blocks over"
-        if port is not None:
-            obstacle = port.layout(self.body.about).obstacle(one.kv)
-        if not obstacle:
+        """The same, without KV blocks that cannot be used here, and without a promise that cannot be kept."""
+        if one.ahead and not (self.serving and self.hands_over):
+            one = replace(one, ahead="")
+        if one.kv is None or not (obstacle := self._obstacle(one.kv)):
             return one
         log.info("computed anew", sequence=one.sequence_id, reason=obstacle)
         return replace(one, kv=None)
+
+    def _obstacle(self, handle: KvHandle) -> str:
+        """Why its blocks cannot be fetched for use here; empty: they can."""
+        port = self.body.kv
+        if port is None:
+            return "this instance takes no KV blocks over"
+        return port.layout(self.body.about).obstacle(handle)
 
     @property
     def hands_over(self) -> bool:
@@ -272,6 +278,17 @@ class LiveInstance:
         return port.handle(
             body.about, body.epoch, lent.ticket, lent.computed, lease_s, str(lent.reason), lent.last_key
         )
+
+    def fetch_ahead(
+        self, handle: KvHandle, prompt: Sequence[int], prefix_root: str, keys: Sequence[bytes]
+    ) -> None:
+        """Have the blocks of a prompt fetched that another instance computes, if that is worth it.
+
+        keys: as of `lend`.
+        """
+        if self.serving and not self._obstacle(handle):
+            self._handle(PrefixOffered(handle, tuple(prompt), prefix_root, keys))
+            self.changed.notify_all()
 
     def _fetched(self, fetched: KvFetched) -> None:
         self._handle(BlocksFetched(fetched))
@@ -369,6 +386,8 @@ class LiveInstance:
                 self.hub.prompt_read(sequence_id, piece.prompt_logprobs_read, piece.vector)
             case HandedOver() | PrefixLent() | GrantEnded() | Fetch() | TakenOver():
                 self._carry(action)
+            case Announced() | GrantGrown():
+                self._announce(action)
             case PhaseSwitched():
                 self.changed.notify_all()
                 log.info(
@@ -379,6 +398,19 @@ class LiveInstance:
                 )
             case Preempted():
                 log.info("preempted", sequence=action.sequence_id, reason=str(action.reason))
+
+    def _announce(self, action: Announced | GrantGrown) -> None:
+        """Blocks that can be fetched while their prompt is computed."""
+        port, body = self.body.kv, self.body
+        assert port is not None, "nothing is announced without"
+        match action:
+            case Announced(name, ticket, blocks):
+                log.debug("announced", sequence=name, reason=str(action.reason))
+                port.order(KvOrders(grants=(KvGrant(ticket, blocks, action.after_step, action.total),)))
+                told = (action.computed, action.lease_s, str(action.reason), action.last_key)
+                self.hub.announce(name, port.handle(body.about, body.epoch, ticket, *told))
+            case GrantGrown(ticket, blocks, after_step):
+                port.order(KvOrders(grants=(KvGrant(ticket, blocks, after_step),)))
 
     def _carry(self, action: HandedOver | PrefixLent | GrantEnded | Fetch | TakenOver) -> None:
         """What concerns sequences that go to other instances, or come from them."""
@@ -412,6 +444,7 @@ class LiveInstance:
                     action.after_step,
                     action.timeout_s,
                     action.handle.stages,
+                    action.ahead,
                 )
                 port.order(KvOrders(fetches=(fetch,)))
             case TakenOver(name, positions, reason):

@@ -138,6 +138,34 @@ class PrefixLent:
 
 
 @dataclass(frozen=True, slots=True)
+class Announced:
+    """The prompt of a sequence that goes on elsewhere is being computed, and its blocks can go ahead of it.
+
+    ticket: as of HandedOver. blocks: those that a step computes which has been sent. total: how many there
+    will be; `GrantGrown` tells of the others. computed, last_key, after_step: as of PrefixLent, in the end.
+    """
+
+    sequence_id: str
+    ticket: str
+    blocks: tuple[int, ...]
+    total: int
+    computed: int
+    last_key: str
+    after_step: int
+    lease_s: float
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class GrantGrown:
+    """More blocks of one that was announced, which steps up to this one may still be computing."""
+
+    ticket: str
+    blocks: tuple[int, ...]
+    after_step: int
+
+
+@dataclass(frozen=True, slots=True)
 class GrantEnded:
     """Blocks that were handed out are nobody's any more, before any later step."""
 
@@ -147,7 +175,10 @@ class GrantEnded:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Have blocks of a sequence fetched. See KvFetch; parts: as its handle says."""
+    """Have blocks of a sequence fetched. See KvFetch; parts: as its handle says.
+
+    sequence_id: empty if they go ahead of it.
+    """
 
     fetch_id: int
     sequence_id: str
@@ -157,6 +188,7 @@ class Fetch:
     after_step: int
     timeout_s: float
     reason: Reason
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +220,8 @@ Action = (
     | Preempted
     | HandedOver
     | PrefixLent
+    | Announced
+    | GrantGrown
     | GrantEnded
     | Fetch
     | TakenOver

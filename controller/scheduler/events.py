@@ -28,6 +28,8 @@ class NewSequence:
     keys: of its first full blocks, as far as they were reckoned already; not for journals.
     trace_context: the span that it runs within (`telemetry/traces.py`), for the stages; not for journals.
     kv: where the KV blocks of its first tokens can be fetched, if they can be used here.
+    ahead: ticket under which its blocks are announced as they are computed, for it is to go on elsewhere when
+        its prompt is done; empty: they are not.
     features, piece_gap_s: not for the core, nor for journals: what the predictor is told of the prompt, and
         how seldom new tokens may be told to the router.
     """
@@ -48,6 +50,7 @@ class NewSequence:
     piece_gap_s: float = 0.0
     trace_context: str = ""
     kv: KvHandle | None = None
+    ahead: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,19 @@ class PrefixAsked:
     prompt: tuple[int, ...]
     prefix_root: str
     lease_s: float
+    keys: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixOffered:
+    """Another instance computes a prompt whose sequence is to go on here: its blocks can go ahead of it.
+
+    handle: as it was announced. prefix_root, keys: as of a NewSequence.
+    """
+
+    handle: KvHandle
+    prompt: tuple[int, ...]
+    prefix_root: str
     keys: Sequence[bytes] = ()
 
 
@@ -174,6 +190,7 @@ Event = (
     | SequenceCancelled
     | HandOverAsked
     | PrefixAsked
+    | PrefixOffered
     | BlocksFetched
     | LengthPredicted
     | StepDone

@@ -25,7 +25,8 @@ WHY_FETCHED = {
 class Fetching:
     """A fetch under way. source: where from (KvHandle.source). ahead: bytes that were under way before it.
 
-    predicted_s: until it is here.
+    predicted_s: until it is here. ahead_of_it: its sequence is still elsewhere, and the blocks may still be
+        computed: it is not counted as under way, and what becomes of it says nothing of the way.
     """
 
     source: str
@@ -33,6 +34,7 @@ class Fetching:
     ahead: float
     began: float
     predicted_s: float
+    ahead_of_it: bool = False
 
 
 class FetchRule:
@@ -70,21 +72,34 @@ class FetchRule:
         numbers = {"fetch_s": fetch_s, "compute_s": compute_s, "others": others, "tokens": tokens}
         return Reason("quicker computed than fetched", numbers)
 
-    def begin(self, source: str, nbytes: int, now: float) -> Fetching:
-        """So many bytes are fetched from there."""
+    def begin(self, source: str, nbytes: int, now: float, *, ahead: bool = False) -> Fetching:
+        """So many bytes are fetched from there. ahead: of their sequence, see Fetching."""
+        if ahead:
+            predicted = self.transfer.seconds(nbytes, self.transfer.under_way)
+            return Fetching(source, nbytes, self.transfer.under_way, now, predicted, ahead_of_it=True)
+        return self._begin(source, nbytes, now)
+
+    def _begin(self, source: str, nbytes: int, now: float) -> Fetching:
         ahead = self.transfer.begin(nbytes)
         predicted = self.transfer.seconds(nbytes, ahead)
         if (breaker := self._sources.of(source)) is not None:
             breaker.tried(now, timeout_s(predicted))
         return Fetching(source, nbytes, ahead, now, predicted)
 
-    def ended(self, fetching: Fetching, news: KvFetched, now: float) -> Reason:
+    def ended(self, fetching: Fetching, news: KvFetched, now: float, *, rest: bool = False) -> Reason:
         """What was learned of that: what came, or why nothing did and for how long nothing is fetched from
-        there."""
-        self.transfer.under_way -= fetching.nbytes
+        there.
+
+        rest: of what mostly went ahead. Asking takes its time, and not the way, of which it would tell too
+            little where nothing else is fetched.
+        """
         numbers: dict[str, float] = {"bytes": news.nbytes, "seconds": news.seconds}
+        if fetching.ahead_of_it:
+            return Reason(f"the blocks did not come: {news.error}" if news.error else "fetched", numbers)
+        self.transfer.under_way -= fetching.nbytes
         if not news.error:
-            self.transfer.observe(news.nbytes, fetching.ahead, news.seconds)
+            if not rest:
+                self.transfer.observe(news.nbytes, fetching.ahead, news.seconds)
             self._sources.worked(fetching.source)
             return Reason("fetched", numbers)
         if not news.gone:

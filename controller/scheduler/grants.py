@@ -63,6 +63,11 @@ class Grants:
             state.allocator.release(grant.held)
             state.admission.shared()
 
+    def renew(self, name: str, until: float) -> None:
+        """One that stands does so until then."""
+        if (grant := self._grants.get(name)) is not None:
+            grant.until = until
+
     def expire(self, state: PipelineState, now: float) -> int:
         """End those whose lease is over; how many."""
         over = [name for name, grant in self._grants.items() if grant.until <= now]

@@ -14,9 +14,10 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
 
 from controller.scheduler.actions import Fetch, HandedOver, Reason, TakenOver
+from controller.scheduler.announcements import Announcements
 from controller.scheduler.fetch_rule import WHY_FETCHED, Fetching, FetchRule, timeout_s
 from controller.scheduler.grants import Grants, Held
-from controller.scheduler.loans import Loans
+from controller.scheduler.loans import Loans, waited_s
 from controller.scheduler.sequence import Sequence, State
 from controller.scheduler.state import PipelineState
 from tidepipe_common.latency.model import StepCost
@@ -61,6 +62,16 @@ class _Arriving:
     count: int
 
 
+@dataclass(slots=True)
+class _InLine:
+    """One that came and has no memory yet. until: its lease. ahead_until: how long it waits for blocks that
+    went ahead of it, if such are on their way."""
+
+    until: float
+    sequence: Sequence
+    ahead_until: float | None = None
+
+
 class HandOver:
     """Of one instance. Pure; who leaves by `leave`, who comes by `arrive`, and `plan` after every event."""
 
@@ -74,8 +85,9 @@ class HandOver:
         self.stats = HandOverStats()
         self.grants = Grants()
         self.loans = Loans(self.rule, self.grants)
+        self.announcements = Announcements(self.grants)
         self._leaving: dict[Sequence, _Leaving] = {}
-        self._line: list[tuple[float, Sequence]] = []
+        self._line: list[_InLine] = []
         self._fetches: dict[int, _Arriving] = {}
 
     @property
@@ -115,7 +127,7 @@ class HandOver:
     def hand_out(self, sequence: Sequence, state: PipelineState, now: float) -> None:
         """Pin the blocks of one that leaves now, which its end is about to free."""
         leaving = self._leaving.pop(sequence)
-        self.release(sequence.sequence_id, state)
+        self.grants.end(sequence.sequence_id, "it was here once more", state)
         computed = _computed(sequence)
         reusable = not (sequence.silent or sequence.sampling.reads_prompt)
         numbers = {"output": len(sequence.output), "computed": computed}
@@ -125,6 +137,7 @@ class HandOver:
             reason = Reason(leaving.reason or "handed over", numbers)
             state.actions.append(HandedOver(sequence.sequence_id, "", (), 0, 0.0, reason))
             return
+        self.announcements.left(sequence)
         blocks = sequence.blocks[: state.allocator.blocks_for(computed)]
         self.grants.give(
             sequence.sequence_id, leaving.ticket, blocks, now + leaving.lease_s, state, lent=False
@@ -143,6 +156,7 @@ class HandOver:
     def release(self, sequence_id: str, state: PipelineState) -> None:
         """Nobody needs the blocks of that one any more."""
         self.grants.end(sequence_id, "given back", state)
+        self.announcements.release(sequence_id, state)
 
     # -- coming -------------------------------------------------------------------------------------
 
@@ -155,7 +169,7 @@ class HandOver:
             sequence.kv = None
             return False
         sequence.state = State.FETCHED
-        self._line.append((now + handle.lease_s, sequence))
+        self._line.append(_InLine(now + handle.lease_s, sequence))
         return True
 
     def plan(self, state: PipelineState, now: float) -> list[Sequence]:
@@ -164,15 +178,29 @@ class HandOver:
         self.loans.plan(state, now)
         given_up: list[Sequence] = []
         line, self._line = self._line, []
-        for index, (until, sequence) in enumerate(line):
-            why = self._not_worth(sequence, until, state, now)
+        for index, one in enumerate(line):
+            if self._awaits(one, state, now):
+                self._line.append(one)
+                continue
+            why = self._not_worth(one.sequence, one.until, state, now)
             if why is not None:
-                given_up.append(self._give_up(sequence, why, state))
-            elif not self._begin(sequence, state, now):
+                given_up.append(self._give_up(one.sequence, why, state))
+            elif not self._begin(one.sequence, state, now):
                 # In turn: who comes later may not take its memory.
-                self._line = line[index:] + self._line
+                self._line += line[index:]
                 break
         return given_up
+
+    def _awaits(self, one: _InLine, state: PipelineState, now: float) -> bool:
+        """Are blocks on their way that went ahead of it, and not too late?"""
+        handle = one.sequence.kv
+        assert handle is not None, "it came with one"
+        if not self.loans.coming(state.waiting.prefixes.keys_of(one.sequence), state):
+            return False
+        if one.ahead_until is None:
+            nbytes = state.allocator.blocks_for(handle.computed) * handle.block_bytes
+            one.ahead_until = now + waited_s(self.transfer.seconds(nbytes, self.transfer.under_way))
+        return now < min(one.ahead_until, one.until)
 
     def _not_worth(self, sequence: Sequence, until: float, state: PipelineState, now: float) -> Reason | None:
         """Why it should rather be computed here."""
@@ -237,7 +265,7 @@ class HandOver:
         arriving = self._fetches.pop(news.fetch_id, None)
         if arriving is None:
             return None
-        reason = self.rule.ended(arriving.fetching, news, now)
+        reason = self.rule.ended(arriving.fetching, news, now, rest=arriving.count < arriving.found)
         if not news.error:
             self.stats.fetched_blocks += arriving.count
             self.stats.found_blocks += arriving.found
@@ -265,10 +293,11 @@ class HandOver:
     def ended(self, sequence: Sequence, state: PipelineState) -> None:
         """One that came, or is to leave, has ended."""
         self._leaving.pop(sequence, None)
+        self.announcements.ended(sequence, state)
         if sequence.state is not State.FETCHED:
             return
         self.loans.ended(sequence)
-        self._line = [entry for entry in self._line if entry[1] is not sequence]
+        self._line = [one for one in self._line if one.sequence is not sequence]
         arriving = self._fetches.get(sequence.key) if sequence.key else None
         if arriving is not None:
             # Its blocks are being written to.
@@ -279,6 +308,7 @@ class HandOver:
     def stages_lost(self, state: PipelineState) -> list[Sequence]:
         """Nothing is held and nothing comes any more; those that came, to be computed."""
         self.grants.stages_lost(state)
+        self.announcements.stages_lost()
         came: list[Sequence] = []
         for arriving in self._fetches.values():
             if arriving.sequence is None:

@@ -7,16 +7,20 @@ content afterwards: the sequence then waits in line like any other, and no polic
 comes from. As in vLLM (KV connectors: requests wait for remote blocks, then are scheduled with them as
 computed) and Mooncake (arXiv 2407.00079, section 6: a prefix is fetched where that is quicker).
 
+In the same way blocks come ahead of a sequence that is to go on here (`announcements.py`): nobody waits for
+those before it is here itself.
+
 Nothing depends on a fetch: what does not come, or not in time, is computed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
 from controller.scheduler.actions import Fetch, PrefixLent, Reason, TakenOver
-from controller.scheduler.events import PrefixAsked
-from controller.scheduler.fetch_rule import WHY_FETCHED, Fetching, FetchRule, timeout_s
+from controller.scheduler.events import PrefixAsked, PrefixOffered
+from controller.scheduler.fetch_rule import MOST_TIMEOUT_S, WHY_FETCHED, Fetching, FetchRule, timeout_s
 from controller.scheduler.grants import Grants, Held
 from controller.scheduler.sequence import Sequence, State
 from controller.scheduler.state import PipelineState
@@ -39,12 +43,14 @@ class LoanStats:
     """All since start. lent: beginnings that others may fetch. borrowed, borrowed_tokens: that were fetched.
 
     in_vain: sequences that waited for a beginning which did not come, or too late.
+    ahead: that were fetched while they were computed elsewhere.
     """
 
     lent: int = 0
     borrowed: int = 0
     borrowed_tokens: int = 0
     in_vain: int = 0
+    ahead: int = 0
 
 
 @dataclass(slots=True)
@@ -119,6 +125,8 @@ class Loans:
         offered = handle is not None and bool(handle.last_key)
         if offered:
             sequence.kv = None
+        if sequence.kv is not None:
+            return False  # it goes on here, and has its own line
         if sequence.background or not (offered or self._coming) or not state.stages:
             return False
         keys = state.waiting.prefixes.keys_of(sequence)
@@ -127,7 +135,7 @@ class Loans:
         if loan is None and offered:
             assert handle is not None, "it is offered"
             loan = self._begin(sequence, handle, keys, found, state, now)
-        if loan is None or now >= loan.until:
+        if loan is None or loan.fetching.ahead_of_it or now >= loan.until:
             return False
         sequence.state = State.FETCHED
         loan.waiting.append(sequence)
@@ -144,10 +152,38 @@ class Loans:
     ) -> _Loan | None:
         """Have it fetched; None: it is to be computed."""
         count = handle.computed // state.config.block_size
-        missing = count - found
         if (why := self._obstacle(handle, keys, count, found, state, now)) is not None:
             state.actions.append(TakenOver(sequence.sequence_id, 0, why))
             return None
+        return self._fetch(sequence.sequence_id, handle, keys[:count], found, state, now)
+
+    def fetch_ahead(self, offered: PrefixOffered, state: PipelineState, now: float) -> None:
+        """Have the blocks of a prompt fetched that another instance is computing."""
+        size, handle = state.config.block_size, offered.handle
+        root, count = bytes.fromhex(offered.prefix_root), handle.computed // state.config.block_size
+        keys = block_keys(root, offered.prompt[: count * size], size, offered.keys[:count]) if root else []
+        found = state.allocator.find(keys).blocks
+        if self._obstacle(handle, keys, count, found, state, now) is None:
+            self._fetch("", handle, keys, found, state, now)
+
+    def coming(self, keys: Many[bytes], state: PipelineState) -> bool:
+        """Is a fetch under way of what stands behind the blocks of a chain that are here?"""
+        found = state.allocator.find(keys).blocks if self._coming else 0
+        return bool(self._coming) and found < len(keys) and keys[found] in self._coming
+
+    def _fetch(
+        self,
+        name: str,
+        handle: KvHandle,
+        keys: list[bytes],
+        found: int,
+        state: PipelineState,
+        now: float,
+    ) -> _Loan:
+        """Have blocks with these keys filled, those behind the ones that were found. name: of the sequence
+        that waits for them; empty: they go ahead of it."""
+        count = len(keys)
+        missing, rule = count - found, self._rule
         held = Held()
         state.allocator.pin(held, state.allocator.blocks_of(keys[:found]))
         blocks = state.allocator.extend(held, count * state.config.block_size)
@@ -156,23 +192,25 @@ class Loans:
         if state.tier is not None:
             state.tier.overwritten(blocks)
         nbytes = missing * handle.block_bytes
-        fetching = self._rule.begin(handle.source, nbytes, now)
+        fetching = rule.begin(handle.source, nbytes, now, ahead=not name)
         predicted = fetching.predicted_s
         fetch_id = state.steps.new_key()
-        loan = _Loan(held, keys[:count], found, fetching, now + waited_s(predicted))
+        loan = _Loan(held, keys, found, fetching, now + waited_s(predicted))
         self._loans[fetch_id] = loan
-        self._coming.update(dict.fromkeys(keys[found:count], loan))
+        self._coming.update(dict.fromkeys(keys[found:], loan))
+        what = "a beginning" if name else "ahead of its sequence"
         numbers = {"blocks": missing, "found": found, "bytes": nbytes, "predicted_s": predicted}
         state.actions.append(
             Fetch(
                 fetch_id,
-                sequence.sequence_id,
+                name,
                 handle,
                 found,
                 blocks,
                 state.steps.last_step,
-                timeout_s(predicted),
-                Reason(f"a beginning: {WHY_FETCHED[self._rule.mode]}", numbers),
+                timeout_s(predicted) if name else MOST_TIMEOUT_S,
+                Reason(f"{what}: {WHY_FETCHED[rule.mode]}", numbers),
+                ahead=not name,
             )
         )
         return loan
@@ -221,8 +259,11 @@ class Loans:
         self._forget(loan)
         why = self._rule.ended(loan.fetching, news, now)
         if not news.error:
-            self.stats.borrowed += 1
-            self.stats.borrowed_tokens += (len(loan.held.blocks) - loan.found) * size
+            if loan.fetching.ahead_of_it:
+                self.stats.ahead += 1
+            else:
+                self.stats.borrowed += 1
+                self.stats.borrowed_tokens += (len(loan.held.blocks) - loan.found) * size
             state.allocator.enter(loan.held.blocks, loan.keys, loan.found, len(loan.keys))
         positions = 0 if news.error else len(loan.held.blocks) * size
         state.allocator.release(loan.held)

@@ -26,6 +26,7 @@ from controller.scheduler.events import (
     PolicyChosen,
     PrefixAsked,
     PrefixCacheCleared,
+    PrefixOffered,
     SequenceCancelled,
     SequencesArrived,
     StagesLost,
@@ -152,6 +153,9 @@ class Scheduler:
                 self.hand_over.leave(asked, event.lease_s, event.reason, self.state)
             case PrefixAsked():
                 self.hand_over.loans.lend(event, self.state, now)
+            case PrefixOffered():
+                if self.state.stages:
+                    self.hand_over.loans.fetch_ahead(event, self.state, now)
             case BlocksFetched():
                 self._fetched(event, now)
             case LengthPredicted():
@@ -180,6 +184,7 @@ class Scheduler:
                     self._wait(sequence)
                 self.background.plan(state, now)
                 self.policy.plan(state, now)
+                self.hand_over.announcements.note(state, now)
         actions, state.actions = state.actions, []
         return actions
 
@@ -474,6 +479,7 @@ def new_sequence(
         adapter=arrival.adapter,
         trace_context=arrival.trace_context,
         kv=arrival.kv,
+        ahead=arrival.ahead if reuse else "",
         tpot_s=arrival.tpot_s,
         priority=arrival.priority,
         background=arrival.background,

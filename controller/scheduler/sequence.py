@@ -51,6 +51,7 @@ class Sequence:
     prompt_read: all that is wanted of its prompt was read.
     kv: where its blocks may be fetched from, until they are, or nothing comes of it. fetched: they were, for
         this stay in memory.
+    ahead: see NewSequence; empty once nothing is to be announced (any more).
     length: tokens so far, prompt and output.
     """
 
@@ -95,6 +96,7 @@ class Sequence:
     prompt_read: bool = False
     kv: KvHandle | None = None
     fetched: bool = False
+    ahead: str = ""
     length: int = field(init=False)
 
     def __post_init__(self) -> None:

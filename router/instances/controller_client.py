@@ -25,7 +25,13 @@ from tidepipe_common.codec.controller import (
     spec_to_wire,
     update_from_wire,
 )
-from tidepipe_common.codec.kv_transfer import LONGEST_NODE, MOST_BARRED, check_handle, handle_from_wire
+from tidepipe_common.codec.kv_transfer import (
+    LONGEST_NODE,
+    MOST_BARRED,
+    check_handle,
+    handle_from_wire,
+    handle_to_wire,
+)
 from tidepipe_common.codec.plan import phase_from_wire
 from tidepipe_common.dialects import AUTO, OFF, check_reasoning_parser, dialect_named
 from tidepipe_common.errors import IncompatibleError, InvalidRequestError
@@ -152,6 +158,16 @@ class ControllerClient:
         check_handle(reply.kv)
         return handle_from_wire(reply.kv)
 
+    async def offer(self, prompt: Sequence[int], root: bytes, adapter: str, handle: KvHandle) -> None:
+        """Have the KV blocks of a prompt fetched that another instance computes; as of `lend`."""
+        await self._stub.FetchPrefix(
+            pb.FetchPrefixRequest(
+                prompt_token_ids=prompt, prefix_root=root, adapter=adapter, kv=handle_to_wire(handle)
+            ),
+            timeout=CANCEL_TIMEOUT_S,
+            metadata=self._metadata,
+        )
+
     async def results(self, begun: Mapping[str, int]) -> AsyncGenerator[Results, None]:
         """News of our sequences. begun: output tokens that we have of each that it may have."""
         positions = [pb.SequencePosition(sequence_id=name, output_tokens=begun[name]) for name in begun]
@@ -258,6 +274,7 @@ class HandOverMessage:
             background=sequence.background,
             adapter=sequence.adapter,
             kv=_named(placement.source),
+            passes_on=placement.passes_on,
         )
         size = spec.ByteSize()
         if self._size and self._size + size > PIECE_BYTES:

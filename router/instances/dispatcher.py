@@ -20,8 +20,10 @@ from router.scheduler.events import (
     DrainInstance,
     Event,
     Expired,
+    FetchAhead,
     FirstToken,
     HandOver,
+    PromptBegun,
     QueueFull,
     Regrouped,
     RequestArrived,
@@ -39,6 +41,7 @@ from router.scheduler.slo import SloClasses, SloTarget
 from tidepipe_common.errors import InvalidRequestError, OverloadedError, TidePipeError, UnavailableError
 from tidepipe_common.notifier import Notifier
 from tidepipe_common.telemetry.traces import NO_TRACES, Traces
+from tidepipe_common.types.kv_transfer import KvHandle
 from tidepipe_common.types.needs import CONTINUED_STRUCTURES, FIELDS, is_adapter, needs_of, said
 
 TICK_S = 0.1
@@ -218,6 +221,25 @@ class Dispatcher:
         request = self._rules.request(sequence, policy, now, nowhere=False, giver=name)
         self.handle(FirstToken(now - sequence.arrived, request, name))
 
+    def announced(self, placement: Placement, handle: KvHandle) -> None:
+        """The prompt of a sequence is being computed: the router may have its blocks go ahead."""
+        sequence, now = placement.sequence, self._clock()
+        entry = self._placed.get(sequence.key)
+        if entry is None or entry[1] is not placement:
+            return
+        name, policy = entry[0].instance_id, self.scheduler.policy_name
+        placement.announced = replace(handle, giver=name)
+        request = self._rules.request(sequence, policy, now, nowhere=False, giver=name)
+        self.handle(PromptBegun(request, name))
+
+    def _fetch_ahead(self, action: FetchAhead) -> None:
+        """The core wants it."""
+        entry, target = self._placed.get(action.request_id), self.directory[action.target]
+        if entry is None or entry[1].announced is None:
+            return
+        log.debug("blocks go ahead", sequence=action.request_id, source=action.source, target=action.target)
+        target.fetch_ahead(entry[1], entry[1].announced)
+
     def ended(self, placement: Placement, error: TidePipeError | None) -> None:
         """A stay is over, and with it the sequence. error: it can run nowhere."""
         self._wishes.pop(placement.sequence.key, None)
@@ -376,6 +398,8 @@ class Dispatcher:
                 self.changed.notify_all()
             case HandOver():
                 self._hand_over(action)
+            case FetchAhead():
+                self._fetch_ahead(action)
             case RoleMoved(name, role):
                 log.info(
                     "another share of prefill",
@@ -460,6 +484,7 @@ class Dispatcher:
         placement = Placement(
             self._name_stay(sequence), sequence, slo=action.request.slo, source=self._sources.pop(key, None)
         )
+        placement.passes_on = action.passes_on and link.hands_over and not sequence.sampling.reads_prompt
         if choice.lender and placement.source is None:
             placement.ask = self.directory[choice.lender].lend
         if sequence.trace_context:

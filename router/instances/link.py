@@ -19,6 +19,7 @@ from router.instances.controller_client import (
     HandOverMessage,
     Outcome,
 )
+from router.instances.offers import Offers
 from router.instances.sequence import Placement, PlacementTable, Progress, Source, Stay
 from router.instances.served_model import InstanceDescription
 from router.scheduler.instance_report import InstanceReport
@@ -102,6 +103,9 @@ class SequenceOwner(Protocol):
     def handed_over(self, placement: Placement, source: Source) -> None:
         """A stay is over because we wanted it to be."""
 
+    def announced(self, placement: Placement, handle: KvHandle) -> None:
+        """The prompt of a sequence is being computed, and its blocks can go ahead of it."""
+
 
 class LinkedModel(Protocol):
     """The model of which a link is an instance (ServedModel)."""
@@ -162,6 +166,7 @@ class InstanceLink:
         self._borrowings = Borrowings(self._handover.add, self._is_here)
         self._cancellations = Cancellations(self.client, self._ready)
         self._departures = Departures(self.client, self._ready)
+        self._offers = Offers(self._offer)
 
     @property
     def instance_id(self) -> str:
@@ -264,6 +269,16 @@ class InstanceLink:
         self._log.debug("lends nothing", sequence=sequence.key, reason=source.handle.reason)
         return None
 
+    def fetch_ahead(self, placement: Placement, handle: KvHandle) -> None:
+        """Have the blocks of a prompt fetched, which another instance computes for a sequence that goes on
+        here afterwards."""
+        if self.connected and self.hands_over:
+            self._offers.add(placement, handle)
+
+    async def _offer(self, placement: Placement, handle: KvHandle) -> None:
+        sequence = placement.sequence
+        await self.client.offer(sequence.prompt, sequence.prefix.root, sequence.adapter, handle)
+
     def withdraw(self, placement: Placement) -> None:
         """Nobody waits for this sequence any more."""
         if self.placements.remove(placement) and placement.stay is not Stay.QUEUED:
@@ -302,6 +317,7 @@ class InstanceLink:
             group.create_task(self._borrowings.run())
             group.create_task(self._cancellations.run())
             group.create_task(self._departures.run())
+            group.create_task(self._offers.run())
             group.create_task(self._watch_results())
             group.create_task(self._watch_reports())
 
@@ -446,6 +462,8 @@ class InstanceLink:
             placement.settle()
         if ended_there and handle is None:
             self._cancellations.acknowledge(placement.placement_id)
+        if news.kv is not None and first and not (news.token_ids or ended_there):
+            self._dispatcher.announced(placement, news.kv)
         if first and news.token_ids:
             self._dispatcher.first_token(placement)
         self.placements.recount(placement)

@@ -201,6 +201,8 @@ class Placement:
     alone: it is handed over by itself, since a call with it failed. span: of the stay, ended with it.
     source: where its KV blocks are, until it has got further here, or this stay has ended.
     ask: the instance that may lend its beginning; None: nobody is asked (any more).
+    passes_on: it will probably go on elsewhere, see Route. announced: where its blocks are while its prompt
+        is computed.
     """
 
     placement_id: str
@@ -215,6 +217,8 @@ class Placement:
     span: Span = NO_SPAN
     source: Source | None = None
     ask: Callable[[Placement], Awaitable[Source | None]] | None = None
+    passes_on: bool = False
+    announced: KvHandle | None = None
 
     def settle(self) -> None:
         """What it brought along is here, or of no use any more."""

@@ -82,6 +82,17 @@ class RequestWithdrawn:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptBegun:
+    """The prompt of a request is being computed that was to pass on (`Route`), and its blocks can go ahead.
+
+    instance_id: where it is.
+    """
+
+    request: RouteRequest
+    instance_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class FirstToken:
     """A request got its first token so long after its arrival.
 
@@ -152,8 +163,8 @@ class SetScaling:
 
 Event = (
     InstanceJoined | InstanceReported | InstanceReconnected | InstanceDraining | InstanceResumed
-    | InstancesStarting | InstanceLeft | RequestArrived | RequestWithdrawn | FirstToken | AnswerEnded | Tick
-    | SplitMacro | MergeMacros | MoveInstance | SetPolicy | SetScaling
+    | InstancesStarting | InstanceLeft | RequestArrived | RequestWithdrawn | PromptBegun | FirstToken
+    | AnswerEnded | Tick | SplitMacro | MergeMacros | MoveInstance | SetPolicy | SetScaling
 )  # fmt: skip
 
 # -- actions --------------------------------------------------------------------------------------------
@@ -161,11 +172,12 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Send the request there."""
+    """Send the request there. passes_on: it will probably go on elsewhere when its prompt is done."""
 
     request: RouteRequest
     macro_id: str
     choice: Choice
+    passes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +250,17 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchAhead:
+    """Have the KV blocks of a request fetched by the instance where it is to go on, while its prompt is
+    computed at its source. What becomes of it is decided when its first token is there."""
+
+    request_id: str
+    source: str
+    target: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class RoleMoved:
     """An instance has another share of prefill from now on."""
 
@@ -245,4 +268,7 @@ class RoleMoved:
     role: Role
 
 
-Action = Route | QueueFull | Expired | Shed | Regrouped | AddInstance | DrainInstance | HandOver | RoleMoved
+Action = (
+    Route | QueueFull | Expired | Shed | Regrouped | AddInstance | DrainInstance | HandOver | FetchAhead
+    | RoleMoved
+)  # fmt: skip

@@ -72,6 +72,15 @@ class MacroInstance:
         if (moving := self.moving) is not None:
             moving.sent(request, view)
 
+    def passes_on(self, request: RouteRequest, instance_id: str) -> bool:
+        """Will it probably go on elsewhere when its prompt is done there?"""
+        moving = self.moving
+        return (
+            moving is not None
+            and not request.brought
+            and moving.passes_on(self._views[instance_id], self.views)
+        )
+
     @property
     def moving(self) -> MovingPolicy | None:
         """Its policy, if sequences go on elsewhere under it."""

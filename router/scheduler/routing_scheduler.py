@@ -21,6 +21,7 @@ from router.scheduler.events import (
     DrainInstance,
     Event,
     Expired,
+    FetchAhead,
     FirstToken,
     HandOver,
     InstanceDraining,
@@ -32,6 +33,7 @@ from router.scheduler.events import (
     InstancesStarting,
     MergeMacros,
     MoveInstance,
+    PromptBegun,
     QueueFull,
     Regrouped,
     RequestArrived,
@@ -137,6 +139,8 @@ class RoutingScheduler:
                 if self.scaling is not None:
                     self.scaling.first_token(event.ttft_s, now)
                 self._prompt_done(event, now)
+            case PromptBegun():
+                self._prompt_begun(event, now)
             case AnswerEnded():
                 self.demand.ended(event.prompt_tokens, event.output_tokens)
             case RequestWithdrawn():
@@ -218,7 +222,8 @@ class RoutingScheduler:
             choice = macro.route(request, now)
             if choice.instance_id is not None:
                 self._waits.pop(request.request_id, None)
-                self._actions.append(Route(request, macro.macro_id, choice))
+                passes_on = macro.passes_on(request, choice.instance_id)
+                self._actions.append(Route(request, macro.macro_id, choice, passes_on))
                 self.pending.served(request)
                 self.demand.sent(request.prompt_tokens, int(choice.numbers.get("cached_tokens", 0)))
                 return True
@@ -236,6 +241,18 @@ class RoutingScheduler:
         self._waits.pop(request.request_id, None)
         self._actions.append(Route(request, macro.macro_id, choice))
         return True
+
+    def _prompt_begun(self, event: PromptBegun, now: float) -> None:
+        """Its blocks may go ahead to where it is to go on."""
+        macro = self._macro_of(event.instance_id)
+        if macro is None or macro.moving is None:
+            return
+        source, name = macro.view(event.instance_id), event.request.request_id
+        assert source is not None, "it is one of its instances"
+        choice = macro.moving.prompt_begun(event.request, source, macro.views, now)
+        if choice is not None and choice.instance_id is not None:
+            action = FetchAhead(name, source.instance_id, choice.instance_id, choice.numbers)
+            self._actions.append(action)
 
     def _prompt_done(self, event: FirstToken, now: float) -> None:
         """It may go on elsewhere, if its macro instance's policy knows of roles."""
@@ -297,10 +314,9 @@ class RoutingScheduler:
     def _withdrawn(self, event: RequestWithdrawn) -> None:
         self._waits.pop(event.request_id, None)
         self.pending.discard(event.request_id)
-        if not event.instance_id:
-            for macro in self.macros.values():
-                if macro.moving is not None:
-                    macro.moving.forget(event.request_id)
+        for macro in self.macros.values():
+            if macro.moving is not None:
+                macro.moving.forget(event.request_id, here=not event.instance_id)
         if event.instance_id and (view := self.view(event.instance_id)):
             view.forget(event.request_id)
 

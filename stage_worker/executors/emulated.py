@@ -100,11 +100,25 @@ class EmulatedBackend:
 class EmulatedKv:
     """Blocks without content, which take their time on the way here and from here; implements `KvAccess`."""
 
-    def __init__(self, shape: ModelShape, block_size: int, bytes_per_s: float) -> None:
+    def __init__(self, shape: ModelShape, block_size: int, bytes_per_s: float, layers: int = 1) -> None:
+        """layers: of the stage."""
+        self._layers = layers
+        self._step = 0, 0.0, 0.0
         self.layer_block_bytes = shape.kv_bytes_per_token(1, WEIGHT_BYTES) * block_size
         self.layout = f"emulated {self.layer_block_bytes}"
         self._bytes_per_s = bytes_per_s
         self._in_free_at = self._out_free_at = 0.0
+
+    def computes(self, step_id: int, begins: float, ends: float) -> None:
+        """A step is computed from then until then, one layer after the other."""
+        self._step = step_id, begins, ends
+
+    def layers_stored(self, step_id: int) -> int:
+        """See KvAccess."""
+        known, begins, ends = self._step
+        if known != step_id or ends <= begins:
+            return 0
+        return min(self._layers, int(self._layers * (time.monotonic() - begins) / (ends - begins)))
 
     @property
     def way_bytes_per_s(self) -> float:
@@ -165,7 +179,7 @@ class EmulatedExecutor:
         room = max(0, about.memory_budget - self.weight_bytes) // block_bytes
         self.kv_blocks = spec.kv_blocks or room
         self.kv_bytes = self.kv_blocks * block_bytes
-        self.kv = EmulatedKv(shape, spec.block_size, link_bytes_per_s)
+        self.kv = EmulatedKv(shape, spec.block_size, link_bytes_per_s, layers)
         self.offload = OffloadSlots()
         if tier is not None:
             most, per_second = tier
@@ -185,6 +199,7 @@ class EmulatedExecutor:
         seconds = self._latency.stage_s(work_of(plan), self._layers, last=last) if plan.tokens else 0.0
         seconds += len(plan.copies) * self.offload.block_s
         self._free_at = ends = starts + seconds
+        self.kv.computes(plan.step_id, starts, ends)
         time.sleep(max(0.0, ends - time.monotonic()))
         if not self._spec.last:
             size = plan.tokens * self._shape.hidden * WEIGHT_BYTES

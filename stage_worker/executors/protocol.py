@@ -126,6 +126,11 @@ class KvAccess(Protocol):
         """The reverse; returns when it is done. ValueError: it is not of their size."""
         ...
 
+    def layers_stored(self, step_id: int) -> int:
+        """How many of the stage's layers have stored their part of a step that is being computed, at least; 0
+        where that is not known."""
+        ...
+
     @property
     def way_bytes_per_s(self) -> float:
         """Of the way here, if that is known; 0: it is to be measured."""

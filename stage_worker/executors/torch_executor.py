@@ -136,6 +136,7 @@ class TorchExecutor:
         if not self._stage.first:
             self._check_hidden(plan, hidden)
         batch = self._sequences.apply(plan)
+        self._pool.progress.begin(plan.step_id)
         if plan.copies:
             self._copy_blocks(plan.copies)
         if self._sampler is not None:

@@ -43,7 +43,7 @@ class NativeStack:
         """adapters: in float32."""
         spec, pool = context.spec, context.pool
         self._kernels = kernels
-        self._weights = weights  # the kernels see only addresses
+        self._weights, self._progress = weights, pool.progress  # the kernels see only addresses
         self._attention = attention
         self._workspace = Workspace(spec, kernels.dtype)
         self._bytes = ByteRows() if isinstance(weights.layers[0].qkv, Int8Linear) else None
@@ -67,6 +67,7 @@ class NativeStack:
             layer_count=len(weights.layers),
             hidden=spec.hidden,
             threads=kernels.threads,
+            stored=ctypes.addressof(pool.progress.layers),
             eps=spec.rms_eps,
             adapters=len(adapters.numbers),
         )

@@ -188,6 +188,7 @@ async def test_a_hundred_go_on_elsewhere_as_if_nothing_had_been(model: Path) -> 
 
         await what_was_revoked_or_is_of_another_layout_is_not_handed_out(one, two)
         await beginnings_are_borrowed(one, two, three)
+        await blocks_go_ahead(one, two, three)
 
 
 async def beginnings_are_borrowed(one: Site, two: Site, three: Site) -> None:
@@ -220,6 +221,37 @@ async def beginnings_are_borrowed(one: Site, two: Site, three: Site) -> None:
     await two.until(["alone"], 1 << 30)
     assert two.live.hub.records["alone"].cached == 0
     assert two.tokens("b-done") == two.tokens("b-early") == two.tokens("alone")
+
+
+async def blocks_go_ahead(one: Site, two: Site, three: Site) -> None:
+    """From three stages and from one to two while prompts are computed, in several steps; what is left then
+    goes with the sequences, and the tokens are those that follow where nothing moves."""
+    prompts = random_prompts([470, 333, 257], seed=11)
+    greedy = SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+    root = root_key("who").hex()
+    stats = two.live.scheduler.hand_over.loans.stats
+    for number, (giver, prompt) in enumerate(zip((three, one, three), prompts, strict=True)):
+        for site in (one, two, three):
+            site.live.clear_prefix_cache()
+        name, whole = f"ahead{number}", (len(prompt) - 1) // 16
+        spec = NewSequence(name, tuple(prompt), greedy, prefix_root=root, ahead=f"{number:032x}")
+        giver.live.submit("r", [spec])
+        async with asyncio.timeout(20):
+            while (handle := giver.live.hub.records[name].announced) is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        assert handle.computed == 16 * whole
+        two.live.fetch_ahead(handle, prompt, root, ())
+        await giver.until([name], 1)
+        moved = (await giver.hand_over([name]))[name]
+        two.live.submit("r", [replace(spec, output=giver.tokens(name), kv=moved, ahead="")])
+        await two.until([name], 1 << 30)
+        verdict = two.verdicts[-1].reason
+        assert (verdict.text, verdict.numbers["found"], stats.ahead) == ("fetched", whole, number + 1)
+        giver.live.cancel(name)
+        assert not giver.live.scheduler.hand_over.grants
+        one.live.submit("r", [replace(spec, sequence_id=f"still{number}", ahead="")])
+        await one.until([f"still{number}"], 1 << 30)
+        assert one.tokens(f"still{number}") == two.tokens(name)
 
 
 async def what_was_revoked_or_is_of_another_layout_is_not_handed_out(one: Site, two: Site) -> None:

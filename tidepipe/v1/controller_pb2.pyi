@@ -225,6 +225,7 @@ class SequenceSpec(_message.Message):
     BACKGROUND_FIELD_NUMBER: _builtins.int
     ADAPTER_FIELD_NUMBER: _builtins.int
     KV_FIELD_NUMBER: _builtins.int
+    PASSES_ON_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     """Unique; the router derives it from the request and the answer's index. At most 1,024 characters."""
     deadline_ms: _builtins.int
@@ -256,6 +257,10 @@ class SequenceSpec(_message.Message):
     """Nobody waits for it: it runs in what others leave, has no targets, and makes way for those that have."""
     adapter: _builtins.str
     """Fingerprint of its adapter. Empty: none. It shares KV blocks with no other adapter's, whatever its prefix_root."""
+    passes_on: _builtins.bool
+    """It will probably go on elsewhere when its prompt is done: as soon as that is begun, its blocks are announced
+    (SequenceUpdate.kv), so that they can go ahead of it.
+    """
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Prompt token ids, at least one."""
@@ -296,10 +301,11 @@ class SequenceSpec(_message.Message):
         background: _builtins.bool = ...,
         adapter: _builtins.str = ...,
         kv: Global___KvHandle | None = ...,
+        passes_on: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["kv", b"kv", "prompt_features", b"prompt_features", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "age_ms", b"age_ms", "background", b"background", "deadline_ms", b"deadline_ms", "kv", b"kv", "output_token_ids", b"output_token_ids", "piece_gap_ms", b"piece_gap_ms", "prefix_root", b"prefix_root", "priority", b"priority", "prompt_features", b"prompt_features", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "sequence_id", b"sequence_id", "tenant", b"tenant", "tpot_ms", b"tpot_ms", "trace_context", b"trace_context", "ttft_ms", b"ttft_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "age_ms", b"age_ms", "background", b"background", "deadline_ms", b"deadline_ms", "kv", b"kv", "output_token_ids", b"output_token_ids", "passes_on", b"passes_on", "piece_gap_ms", b"piece_gap_ms", "prefix_root", b"prefix_root", "priority", b"priority", "prompt_features", b"prompt_features", "prompt_token_ids", b"prompt_token_ids", "sampling", b"sampling", "sequence_id", b"sequence_id", "tenant", b"tenant", "tpot_ms", b"tpot_ms", "trace_context", b"trace_context", "ttft_ms", b"ttft_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -609,6 +615,61 @@ class LendPrefixResponse(_message.Message):
 Global___LendPrefixResponse: _TypeAlias = LendPrefixResponse  # noqa: Y015
 
 @_typing.final
+class FetchPrefixRequest(_message.Message):
+    """Request of FetchPrefix."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    PREFIX_ROOT_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    KV_FIELD_NUMBER: _builtins.int
+    prefix_root: _builtins.bytes
+    """As in SequenceSpec."""
+    adapter: _builtins.str
+    """As in SequenceSpec."""
+    @_builtins.property
+    def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The prompt."""
+
+    @_builtins.property
+    def kv(self) -> Global___KvHandle:
+        """Where its blocks are, as it was announced."""
+
+    def __init__(
+        self,
+        *,
+        prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        prefix_root: _builtins.bytes = ...,
+        adapter: _builtins.str = ...,
+        kv: Global___KvHandle | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kv", b"kv"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "kv", b"kv", "prefix_root", b"prefix_root", "prompt_token_ids", b"prompt_token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchPrefixRequest: _TypeAlias = FetchPrefixRequest  # noqa: Y015
+
+@_typing.final
+class FetchPrefixResponse(_message.Message):
+    """Response of FetchPrefix."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchPrefixResponse: _TypeAlias = FetchPrefixResponse  # noqa: Y015
+
+@_typing.final
 class KvHandle(_message.Message):
     """What an instance needs to take KV blocks over from another one. Routers pass it on as they get it, with its giver."""
 
@@ -829,7 +890,9 @@ class SequenceUpdate(_message.Message):
 
     @_builtins.property
     def kv(self) -> Global___KvHandle:
-        """With FINISH_REASON_CANCELLED, if it ended because ExportSequences asked for it."""
+        """With FINISH_REASON_CANCELLED, if it ended because ExportSequences asked for it. Without an end: its prompt is being
+        computed, and whoever has this may fetch its blocks as they are done.
+        """
 
     def __init__(
         self,

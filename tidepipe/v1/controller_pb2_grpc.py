@@ -60,6 +60,11 @@ class ControllerServiceStub:
                 request_serializer=tidepipe_dot_v1_dot_controller__pb2.LendPrefixRequest.SerializeToString,
                 response_deserializer=tidepipe_dot_v1_dot_controller__pb2.LendPrefixResponse.FromString,
                 _registered_method=True)
+        self.FetchPrefix = channel.unary_unary(
+                '/tidepipe.v1.ControllerService/FetchPrefix',
+                request_serializer=tidepipe_dot_v1_dot_controller__pb2.FetchPrefixRequest.SerializeToString,
+                response_deserializer=tidepipe_dot_v1_dot_controller__pb2.FetchPrefixResponse.FromString,
+                _registered_method=True)
         self.WatchResults = channel.unary_stream(
                 '/tidepipe.v1.ControllerService/WatchResults',
                 request_serializer=tidepipe_dot_v1_dot_controller__pb2.WatchResultsRequest.SerializeToString,
@@ -129,6 +134,14 @@ class ControllerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchPrefix(self, request, context):
+        """Fetches the KV blocks of a prompt that another instance is computing, for a sequence that is to go on here when that
+        is done. It then finds them by their content; nothing is promised. UNIMPLEMENTED: the instance fetches nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchResults(self, request, context):
         """Streams the tokens of all sequences of the calling router: the tokens of one step travel together.
         The first message answers the positions that the caller gave. One watcher per router id: a newer call ends the older one.
@@ -193,6 +206,11 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.LendPrefix,
                     request_deserializer=tidepipe_dot_v1_dot_controller__pb2.LendPrefixRequest.FromString,
                     response_serializer=tidepipe_dot_v1_dot_controller__pb2.LendPrefixResponse.SerializeToString,
+            ),
+            'FetchPrefix': grpc.unary_unary_rpc_method_handler(
+                    servicer.FetchPrefix,
+                    request_deserializer=tidepipe_dot_v1_dot_controller__pb2.FetchPrefixRequest.FromString,
+                    response_serializer=tidepipe_dot_v1_dot_controller__pb2.FetchPrefixResponse.SerializeToString,
             ),
             'WatchResults': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchResults,
@@ -356,6 +374,33 @@ class ControllerService:
             '/tidepipe.v1.ControllerService/LendPrefix',
             tidepipe_dot_v1_dot_controller__pb2.LendPrefixRequest.SerializeToString,
             tidepipe_dot_v1_dot_controller__pb2.LendPrefixResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchPrefix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidepipe.v1.ControllerService/FetchPrefix',
+            tidepipe_dot_v1_dot_controller__pb2.FetchPrefixRequest.SerializeToString,
+            tidepipe_dot_v1_dot_controller__pb2.FetchPrefixResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,10 @@ class ControllerServiceStub:
     """Keeps the KV blocks of a prompt's beginning for another instance to fetch, as far as they are here: until the loan is
     cancelled like a sequence, or the lease ends. UNIMPLEMENTED: the instance lends nothing.
     """
+    FetchPrefix: _grpc.UnaryUnaryMultiCallable[_controller_pb2.FetchPrefixRequest, _controller_pb2.FetchPrefixResponse]
+    """Fetches the KV blocks of a prompt that another instance is computing, for a sequence that is to go on here when that
+    is done. It then finds them by their content; nothing is promised. UNIMPLEMENTED: the instance fetches nothing.
+    """
     WatchResults: _grpc.UnaryStreamMultiCallable[_controller_pb2.WatchResultsRequest, _controller_pb2.WatchResultsResponse]
     """Streams the tokens of all sequences of the calling router: the tokens of one step travel together.
     The first message answers the positions that the caller gave. One watcher per router id: a newer call ends the older one.
@@ -82,6 +86,10 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     LendPrefix: _aio.UnaryUnaryMultiCallable[_controller_pb2.LendPrefixRequest, _controller_pb2.LendPrefixResponse]  # type: ignore[assignment]
     """Keeps the KV blocks of a prompt's beginning for another instance to fetch, as far as they are here: until the loan is
     cancelled like a sequence, or the lease ends. UNIMPLEMENTED: the instance lends nothing.
+    """
+    FetchPrefix: _aio.UnaryUnaryMultiCallable[_controller_pb2.FetchPrefixRequest, _controller_pb2.FetchPrefixResponse]  # type: ignore[assignment]
+    """Fetches the KV blocks of a prompt that another instance is computing, for a sequence that is to go on here when that
+    is done. It then finds them by their content; nothing is promised. UNIMPLEMENTED: the instance fetches nothing.
     """
     WatchResults: _aio.UnaryStreamMultiCallable[_controller_pb2.WatchResultsRequest, _controller_pb2.WatchResultsResponse]  # type: ignore[assignment]
     """Streams the tokens of all sequences of the calling router: the tokens of one step travel together.
@@ -144,6 +152,16 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_controller_pb2.LendPrefixResponse, _abc.Awaitable[_controller_pb2.LendPrefixResponse]]:
         """Keeps the KV blocks of a prompt's beginning for another instance to fetch, as far as they are here: until the loan is
         cancelled like a sequence, or the lease ends. UNIMPLEMENTED: the instance lends nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def FetchPrefix(
+        self,
+        request: _controller_pb2.FetchPrefixRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.FetchPrefixResponse, _abc.Awaitable[_controller_pb2.FetchPrefixResponse]]:
+        """Fetches the KV blocks of a prompt that another instance is computing, for a sequence that is to go on here when that
+        is done. It then finds them by their content; nothing is promised. UNIMPLEMENTED: the instance fetches nothing.
         """
 
     @_abc_1.abstractmethod

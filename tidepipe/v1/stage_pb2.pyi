@@ -391,10 +391,15 @@ class KvGrant(_message.Message):
     TICKET_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
     AFTER_STEP_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
     ticket: _builtins.bytes
     """Whoever has it may: 16 bytes that cannot be guessed."""
     after_step: _builtins.int
-    """They may be fetched when this step and all before it are done here: until then some are still being computed."""
+    """They may be fetched when this step and all before it are done here: until then some are still being computed. Of
+    the step itself layer by layer, where the stage knows how far it is.
+    """
+    total: _builtins.int
+    """Blocks that there will be in the end: grants of the same ticket that follow add theirs. 0: these are all."""
     @_builtins.property
     def blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The blocks, in the order of the sequence; a fetch names them by their place here."""
@@ -405,10 +410,11 @@ class KvGrant(_message.Message):
         ticket: _builtins.bytes = ...,
         blocks: _abc.Iterable[_builtins.int] | None = ...,
         after_step: _builtins.int = ...,
+        total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_step", b"after_step", "blocks", b"blocks", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_step", b"after_step", "blocks", b"blocks", "ticket", b"ticket", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -427,6 +433,7 @@ class KvFetch(_message.Message):
     AFTER_STEP_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
     fetch_id: _builtins.int
     """Name of the fetch within the epoch."""
     ticket: _builtins.bytes
@@ -437,6 +444,8 @@ class KvFetch(_message.Message):
     """Begins when this step and all before it are done here: they may still use these blocks."""
     timeout_s: _builtins.float
     """Given up after so long, seconds."""
+    ahead: _builtins.bool
+    """The blocks are still being computed: others need not wait until they have come."""
     @_builtins.property
     def blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Where they go: one for each block from that place on."""
@@ -455,10 +464,11 @@ class KvFetch(_message.Message):
         after_step: _builtins.int = ...,
         timeout_s: _builtins.float = ...,
         parts: _abc.Iterable[Global___KvPart] | None = ...,
+        ahead: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_step", b"after_step", "blocks", b"blocks", "fetch_id", b"fetch_id", "first", b"first", "parts", b"parts", "ticket", b"ticket", "timeout_s", b"timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_step", b"after_step", "ahead", b"ahead", "blocks", b"blocks", "fetch_id", b"fetch_id", "first", b"first", "parts", b"parts", "ticket", b"ticket", "timeout_s", b"timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -53,12 +53,14 @@ def spec_to_wire(
     background: bool = False,
     adapter: str = "",
     kv: KvHandle | None = None,
+    passes_on: bool = False,
 ) -> pb.SequenceSpec:
     """What an instance needs to continue a sequence from where the router stands with it.
 
     output: what it has so far. ttft_s, tpot_s: its targets. age_s: since it came to the first router.
     prefix_root: who has the same shares KV blocks. trace_context: the span of its stay.
     priority, background: see GenerationRequest. adapter: its fingerprint. kv: of its blocks elsewhere.
+    passes_on: its blocks are to be announced, for it will go on elsewhere.
     """
     return pb.SequenceSpec(
         sequence_id=sequence_id,
@@ -78,6 +80,7 @@ def spec_to_wire(
         background=background,
         adapter=adapter,
         kv=None if kv is None else handle_to_wire(kv),
+        passes_on=passes_on,
     )
 
 
@@ -103,7 +106,13 @@ def check_loan(request: pb.LendPrefixRequest) -> None:
     _check_owner(request)
 
 
-def _check_owner(message: pb.SequenceSpec | pb.LendPrefixRequest) -> None:
+def check_offer(request: pb.FetchPrefixRequest) -> None:
+    """Raise InvalidRequestError if it carries more than it may."""
+    _check_owner(request)
+    check_handle(request.kv)
+
+
+def _check_owner(message: pb.SequenceSpec | pb.LendPrefixRequest | pb.FetchPrefixRequest) -> None:
     if len(message.prefix_root) not in (0, KEY_BYTES):
         raise InvalidRequestError(
             f"prefix_root must have {KEY_BYTES} bytes or none, got {len(message.prefix_root)}", "prefix_root"
@@ -208,6 +217,8 @@ def update_to_wire(update: SequenceUpdate) -> pb.SequenceUpdate:
             message.stop_token_id = update.end.stop_token
         if isinstance(update.end, SequenceEnd) and update.end.kv is not None:
             message.kv.CopyFrom(handle_to_wire(update.end.kv))
+    elif update.kv is not None:
+        message.kv.CopyFrom(handle_to_wire(update.kv))
     return message
 
 
@@ -215,6 +226,7 @@ def update_from_wire(message: pb.SequenceUpdate) -> SequenceUpdate:
     """Protobuf to domain."""
     reason = finish_from_wire(message.finish_reason)
     end = None
+    kv = handle_from_wire(message.kv) if message.HasField("kv") else None
     if reason is not None:
         end = SequenceEnd(
             message.sequence_id,
@@ -223,7 +235,7 @@ def update_from_wire(message: pb.SequenceUpdate) -> SequenceUpdate:
             message.error,
             message.preemptions,
             message.fault if message.HasField("fault") else None,
-            handle_from_wire(message.kv) if message.HasField("kv") else None,
+            kv,
         )
     return SequenceUpdate(
         message.sequence_id,
@@ -234,4 +246,5 @@ def update_from_wire(message: pb.SequenceUpdate) -> SequenceUpdate:
         message.cached_tokens,
         prompt_logprobs_from_wire(message.prompt_logprobs),
         message.vector,
+        kv if reason is None else None,
     )

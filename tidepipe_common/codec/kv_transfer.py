@@ -93,7 +93,12 @@ def orders_to_wire(epoch: int, orders: KvOrders) -> stage_pb2.RunRequest:
     return stage_pb2.RunRequest(
         epoch=epoch,
         grants=[
-            stage_pb2.KvGrant(ticket=bytes.fromhex(one.ticket), blocks=one.blocks, after_step=one.after_step)
+            stage_pb2.KvGrant(
+                ticket=bytes.fromhex(one.ticket),
+                blocks=one.blocks,
+                after_step=one.after_step,
+                total=one.total,
+            )
             for one in orders.grants
         ],
         revoked_tickets=[bytes.fromhex(ticket) for ticket in orders.revoked],
@@ -115,6 +120,7 @@ def _fetch_to_wire(fetch: KvFetch) -> stage_pb2.KvFetch:
             )
             for one in fetch.parts
         ],
+        ahead=fetch.ahead,
     )
 
 
@@ -123,7 +129,9 @@ def orders_from_wire(message: stage_pb2.RunRequest) -> KvOrders | None:
     if not (message.grants or message.revoked_tickets or message.fetches):
         return None
     return KvOrders(
-        tuple(KvGrant(one.ticket.hex(), tuple(one.blocks), one.after_step) for one in message.grants),
+        tuple(
+            KvGrant(one.ticket.hex(), tuple(one.blocks), one.after_step, one.total) for one in message.grants
+        ),
         tuple(ticket.hex() for ticket in message.revoked_tickets),
         tuple(
             KvFetch(
@@ -136,6 +144,7 @@ def orders_from_wire(message: stage_pb2.RunRequest) -> KvOrders | None:
                 tuple(
                     KvStage(part.address, part.layer_begin, part.layer_end, part.epoch) for part in one.parts
                 ),
+                one.ahead,
             )
             for one in message.fetches
         ),

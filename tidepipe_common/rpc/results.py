@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from tidepipe.v1 import controller_pb2
 from tidepipe_common.codec.controller import update_to_wire
 from tidepipe_common.limits import PIECE_BYTES
+from tidepipe_common.types.kv_transfer import KvHandle
 from tidepipe_common.types.logprob_log import LogprobLog
 from tidepipe_common.types.prompt_reading import PromptLog, PromptLogprobs
 from tidepipe_common.types.results import End, SequenceUpdate
@@ -45,7 +46,7 @@ class Record:
     gap_s: new tokens may be told this seldom, but for the first ones and the end. cached: prompt tokens that
     were not computed for it.
     prompt: what is known of its prompt's log-probabilities; prompt_sent: positions of it that were sent.
-    vector: of its prompt.
+    vector: of its prompt. announced: of its blocks while it is computed, until it is told.
     """
 
     sequence_id: str
@@ -60,6 +61,7 @@ class Record:
     prompt: PromptLog | None = None
     prompt_sent: int = 0
     vector: bytes = b""
+    announced: KvHandle | None = None
 
     @property
     def bytes(self) -> int:
@@ -211,6 +213,12 @@ class ResultsHub:
         """So many tokens of a sequence's prompt were not computed for it; told with its next news."""
         self.records[sequence_id].cached = cached_tokens
 
+    def announce(self, sequence_id: str, handle: KvHandle) -> None:
+        """The blocks of a sequence's prompt can be fetched while they are computed; told once."""
+        record = self.records[sequence_id]
+        record.announced = handle
+        self._touch(record)
+
     def prompt_read(self, sequence_id: str, news: PromptLogprobs | None, vector: bytes = b"") -> None:
         """More was read off a sequence's prompt; told with its next news, before its tokens and its end."""
         record = self.records[sequence_id]
@@ -303,6 +311,7 @@ class ResultsHub:
             logprobs = record.logprobs.read(begin - record.given, end - record.given)
         tokens = tuple(record.tokens[begin:end])
         ended = record.end if whole else None
+        announced, record.announced = record.announced, None
         return SequenceUpdate(
             record.sequence_id,
             begin,
@@ -312,6 +321,7 @@ class ResultsHub:
             record.cached,
             prompt,
             record.vector if ended is not None else b"",
+            announced,
         )
 
     def abandoned(self, now: float, patience_s: float) -> Iterable[str]:

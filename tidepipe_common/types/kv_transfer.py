@@ -112,12 +112,14 @@ NO_TRANSFER = KvTransfer()
 class KvGrant:
     """Blocks that whoever has the ticket may fetch, in the order of their sequence.
 
-    after_step: steps up to this one may still be computing them.
+    after_step: steps up to this one may still be computing them. total: blocks that there will be in the end:
+        grants of the same ticket that follow add theirs; 0: these are all.
     """
 
     ticket: str
     blocks: tuple[int, ...]
     after_step: int = 0
+    total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,7 @@ class KvFetch:
 
     first: place of the first one within the grant. blocks: where they go, one for each place from there on.
     after_step: steps up to this one may still use these blocks. parts: who holds the layers.
+    ahead: its blocks are still being computed, and others need not wait until they have come.
     """
 
     fetch_id: int
@@ -135,6 +138,7 @@ class KvFetch:
     after_step: int
     timeout_s: float
     parts: tuple[KvStage, ...]
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,8 @@ class SequenceUpdate:
 
     cached_tokens: of its prompt, not computed for it.
     prompt_logprobs: the next ones of its prompt; all of them are told before its first token.
-    vector: with its end.
+    vector: with its end. kv: where the blocks of its prompt can be fetched while that is computed, if it was
+        to be announced; with its end see SequenceEnd.
     """
 
     sequence_id: str
@@ -64,3 +65,4 @@ class SequenceUpdate:
     cached_tokens: int = 0
     prompt_logprobs: PromptLogprobs | None = None
     vector: bytes = b""
+    kv: KvHandle | None = None

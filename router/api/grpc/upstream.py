@@ -120,6 +120,12 @@ class UpstreamServicer(pb_grpc.ControllerServiceServicer):
         """Nor does it lend any."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{self._hosts.name} is a router")
 
+    async def FetchPrefix(  # noqa: N802
+        self, request: pb.FetchPrefixRequest, context: Context
+    ) -> pb.FetchPrefixResponse:
+        """Nor does it fetch any."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{self._hosts.name} is a router")
+
     async def WatchResults(  # noqa: N802
         self, request: pb.WatchResultsRequest, context: Context
     ) -> AsyncIterator[pb.WatchResultsResponse]:

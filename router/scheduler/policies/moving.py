@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 from router.scheduler.choice import Choice
 from router.scheduler.demand import Mix
@@ -14,6 +15,7 @@ from router.scheduler.request import UNSAID_TOKENS, Decoding, RouteRequest
 from router.scheduler.roles import Role, Ways
 from router.scheduler.steady_state import BESIDE
 from router.scheduler.view import InstanceView
+from tidepipe_common.latency.work import prompt_work
 
 PAUSE = 1 / 8
 """Of the time that an answer of mean length has to spare by its TPOT target, for its blocks to travel: so one
@@ -24,11 +26,12 @@ ON_THE_WAY_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Going:
-    """A sequence between two instances. until: counted as long."""
+    """A sequence between two instances. until: counted as long. there: when its blocks are that go ahead."""
 
     target: str
     tokens: int
     until: float
+    there: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class MovingPolicy(ABC):
         self.handed = self.strayed = 0
         self.stayed: dict[str, int] = {}
         self._going: dict[str, Going] = {}
+        self._ahead: dict[str, Going] = {}
 
     @abstractmethod
     def choose(self, request: RouteRequest, views: Sequence[InstanceView], now: float) -> Choice:
@@ -64,6 +68,16 @@ class MovingPolicy(ABC):
         self, request: RouteRequest, source: InstanceView, ready: Sequence[InstanceView], now: float
     ) -> Choice | None:
         """Where one goes on whose prompt is done, see first_token. ready: instances."""
+
+    def passes_on(self, source: InstanceView, views: Sequence[InstanceView]) -> bool:
+        """Will one that comes to an instance probably go on elsewhere when its prompt is done?"""
+        return False
+
+    def destination(
+        self, request: RouteRequest, source: InstanceView, ready: Sequence[InstanceView], now: float
+    ) -> Choice | None:
+        """Where one would go on whose prompt is being computed, as things stand; nothing is noted."""
+        return None
 
     def look(self, views: Sequence[InstanceView], now: float) -> list[tuple[str, Role]]:
         """Who has which share from now on, if one has another."""
@@ -85,9 +99,28 @@ class MovingPolicy(ABC):
         """One that was to go on elsewhere has come, with its blocks or without, or never came."""
         self.strayed += not well
 
-    def forget(self, request_id: str) -> None:
-        """A request will not come."""
-        self._going.pop(request_id, None)
+    def forget(self, request_id: str, *, here: bool = True) -> None:
+        """A request will not come; or (here: False) it is not any more where its prompt was computed."""
+        self._ahead.pop(request_id, None)
+        if here:
+            self._going.pop(request_id, None)
+
+    def prompt_begun(
+        self, request: RouteRequest, source: InstanceView, views: Sequence[InstanceView], now: float
+    ) -> Choice | None:
+        """Where the blocks of one go ahead whose prompt is being computed; None: nowhere."""
+        ready = [view for view in views if view.ready]
+        beside_s = source.facts.prefill.seconds(prompt_work(request.prompt_tokens))
+        choice = self.destination(replace(request, beside_s=beside_s), source, ready, now)
+        if choice is None or choice.instance_id is None or request.request_id in self._ahead:
+            return None
+        target = next(view for view in ready if view.instance_id == choice.instance_id)
+        tokens, name = request.prompt_tokens, request.request_id
+        there = now + max(beside_s, self.transfer_s(tokens, source, target, now))
+        nbytes = tokens * target.transfer.token_bytes
+        self.ways.send(source.instance_id, target.instance_id, nbytes, target.transfer, now)
+        self._ahead[name] = Going(target.instance_id, tokens, there + ON_THE_WAY_S, there)
+        return choice
 
     def first_token(
         self, request: RouteRequest, source: InstanceView, views: Sequence[InstanceView], now: float
@@ -96,6 +129,9 @@ class MovingPolicy(ABC):
         there is nothing to decide."""
         ready = [view for view in views if view.ready]
         self.lose_track(now)
+        ahead = self._ahead.pop(request.request_id, None)
+        if ahead is not None:
+            request = replace(request, ahead=ahead.target, ahead_s=max(0.0, ahead.there - now))
         choice = self.goes_on(request, source, ready, now)
         if choice is None:
             return None
@@ -103,14 +139,22 @@ class MovingPolicy(ABC):
             self.stayed[choice.reason] = self.stayed.get(choice.reason, 0) + 1
             return choice
         target = next(view for view in ready if view.instance_id == choice.instance_id)
-        self.sends(request.request_id, request.prompt_tokens, source, target, now)
+        there = request.ahead == target.instance_id
+        self.sends(request.request_id, request.prompt_tokens, source, target, now, there=there)
         return choice
 
     def sends(
-        self, request_id: str, tokens: int, source: InstanceView, target: InstanceView, now: float
+        self,
+        request_id: str,
+        tokens: int,
+        source: InstanceView,
+        target: InstanceView,
+        now: float,
+        *,
+        there: bool = False,
     ) -> None:
-        """Take note that one with so many tokens goes from here to there."""
-        nbytes = tokens * target.transfer.token_bytes
+        """Take note that one with so many tokens goes from here to there. there: its blocks went ahead."""
+        nbytes = 0.0 if there else tokens * target.transfer.token_bytes
         self.ways.send(source.instance_id, target.instance_id, nbytes, target.transfer, now)
         self._going[request_id] = Going(target.instance_id, tokens, now + ON_THE_WAY_S)
         self.handed += 1
@@ -120,6 +164,8 @@ class MovingPolicy(ABC):
         for name in [name for name, one in self._going.items() if one.until <= now]:
             del self._going[name]
             self.went(name, well=False)
+        for name in [name for name, one in self._ahead.items() if one.until <= now]:
+            del self._ahead[name]
 
     def goes(self, request_id: str) -> bool:
         """Is it between two instances?"""
@@ -127,7 +173,8 @@ class MovingPolicy(ABC):
 
     def coming(self, view: InstanceView) -> int:
         """Tokens of those that are on their way there."""
-        return sum(one.tokens for one in self._going.values() if one.target == view.instance_id)
+        going = chain(self._going.values(), self._ahead.values())
+        return sum(one.tokens for one in going if one.target == view.instance_id)
 
     def decoding_tokens(self, view: InstanceView) -> int:
         """Of all that decode there or come for it."""
@@ -145,6 +192,14 @@ class MovingPolicy(ABC):
         """Until the blocks of so many tokens would be there."""
         nbytes = tokens * target.transfer.token_bytes
         return self.ways.seconds(source.instance_id, target.instance_id, nbytes, target.transfer, now)
+
+    def pause_s(self, request: RouteRequest, source: InstanceView, target: InstanceView, now: float) -> float:
+        """How long it would stand still to go there when its prompt is done: until the rest of its blocks is
+        there, of which others have gone ahead."""
+        least = target.transfer.latency_s
+        if request.ahead == target.instance_id:
+            return least + request.ahead_s
+        return max(least, self.transfer_s(request.prompt_tokens, source, target, now) - request.beside_s)
 
     def output_of(self, request: RouteRequest, view: InstanceView) -> float:
         """Tokens that its answer is expected to have."""

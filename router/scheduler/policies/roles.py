@@ -124,6 +124,19 @@ class Roles(MovingPolicy):
             self._came.append(False)
         return choice
 
+    def passes_on(self, source: InstanceView, views: Sequence[InstanceView]) -> bool:
+        """Where others have less of prefill."""
+        shares = [view.role.share for view in views if view.ready]
+        return differ(shares) and source.role.share > min(shares) + ALIKE
+
+    def destination(
+        self, request: RouteRequest, source: InstanceView, ready: Sequence[InstanceView], now: float
+    ) -> Choice | None:
+        """As `goes_on` would say it."""
+        if not differ([view.role.share for view in ready]):
+            return None
+        return self._where(request, source, ready, now)
+
     def _where(
         self, request: RouteRequest, source: InstanceView, ready: Sequence[InstanceView], now: float
     ) -> Choice | None:
@@ -139,7 +152,12 @@ class Roles(MovingPolicy):
         if not able:
             why = "those that decode have no room" if others else "nobody decodes more than it does"
             return Choice(None, why, {"decoding": mine, "fair": fair})
-        target = min(able, key=lambda view: (decoding(view) / (1.0 - view.role.share), view.instance_id))
+
+        def order(view: InstanceView) -> tuple[bool, float, str]:
+            gone_elsewhere = bool(request.ahead) and view.instance_id != request.ahead
+            return gone_elsewhere, decoding(view) / (1.0 - view.role.share), view.instance_id
+
+        target = min(able, key=order)
         return self._if_it_pays(request, source, target, ready, now)
 
     def _if_it_pays(
@@ -155,7 +173,7 @@ class Roles(MovingPolicy):
         mix = self.asked.mix
         output = self.output_of(request, source)
         nbytes = request.prompt_tokens * target.transfer.token_bytes
-        pause = self.transfer_s(request.prompt_tokens, source, target, now)
+        pause = self.pause_s(request, source, target, now)
         here_s, here_all = _token_s(source, total, mix)
         there_s, there_all = _token_s(target, total, mix)
         numbers = {

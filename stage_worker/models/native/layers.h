@@ -71,6 +71,7 @@ KERNEL tidepipe_layers(Stage *s, int64_t thread, int64_t end) {
         stage_product(s, &layer->qkv, adapters_of(s, number, 0), s->normed, s->qkv, thread);
         tidepipe_store_kv(&attention, row, row_end);
         meet(s);
+        if (!thread) __atomic_store_n(s->stored, number + 1, __ATOMIC_RELEASE);
         tidepipe_attend(&attention, s->bounds[thread], s->bounds[thread + 1]);
         meet(s);
         stage_product(s, &layer->output, adapters_of(s, number, 1), s->attended, s->projected, thread);

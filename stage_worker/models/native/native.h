@@ -171,7 +171,7 @@ typedef struct {
 /* A step through all layers of a stage.
  * attention: what the layers have in common. bounds: items of attention of each thread [threads + 1].
  * residual: [tokens][hidden], in and out. The other buffers are for one layer's results, bytes for int8 inputs.
- * arrived: zero at first; the threads meet here.
+ * arrived: zero at first; the threads meet here. stored: layers whose keys and values are in the pool.
  * low_rank: null, or [layers][ADAPTED][MOST_PARTS][adapters]. adapter_of: of each token the number of its adapter, from
  * 1; 0 for none. */
 typedef struct {
@@ -191,6 +191,7 @@ typedef struct {
     int64_t hidden;
     int64_t threads;
     int64_t arrived;
+    int64_t *stored;
     float eps;
     int64_t adapters;
     const LowRank *low_rank;

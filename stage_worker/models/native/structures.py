@@ -101,6 +101,7 @@ class Stage(Structure):
         *_fields(c_void_p, "bounds residual normed qkv attended projected gate_up gated"),
         ("bytes", Bytes),
         *_fields(c_int64, "tokens hidden threads arrived"),
+        ("stored", c_void_p),
         ("eps", c_float),
         ("adapters", c_int64),
         *_fields(c_void_p, "low_rank adapter_of"),

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.scheduler.actions import (
+    Announced,
     Fetch,
     Finish,
     GrantEnded,
+    GrantGrown,
     HandedOver,
     Preempted,
     PrefixFound,
@@ -28,6 +30,7 @@ from controller.scheduler.events import (
     NewSequence,
     PrefixAsked,
     PrefixCacheCleared,
+    PrefixOffered,
     SequenceCancelled,
     SequencesArrived,
     Tick,
@@ -53,8 +56,11 @@ class Site(World):
     """An instance whose blocks others can fetch, and that fetches theirs."""
 
     granted: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    parts: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    announced: list[Announced] = field(default_factory=list)
     lent: dict[str, PrefixLent] = field(default_factory=dict)
     borrowed: int = 0
+    ahead: int = 0
     fetches: list[Fetch] = field(default_factory=list)
     left: list[HandedOver] = field(default_factory=list)
 
@@ -71,13 +77,22 @@ class Site(World):
                     self.lent[ticket] = action
                     if ticket:
                         self.granted[ticket] = blocks
+                case Announced(_, ticket, blocks):
+                    self.announced.append(action)
+                    self.granted[ticket], self.parts[ticket] = blocks, [(len(blocks), action.after_step)]
+                case GrantGrown(ticket, blocks, after_step):
+                    self.granted[ticket] += blocks
+                    self.parts[ticket].append((len(self.granted[ticket]), after_step))
                 case GrantEnded(ticket):
                     del self.granted[ticket]
+                    self.parts.pop(ticket, None)
                 case Fetch():
                     self.fetches.append(action)
 
     def lose_stages(self, *arguments: object, **options: object) -> None:  # type: ignore[override]
         self.granted.clear()
+        self.parts.clear()
+        self.announced.clear()
         self.fetches.clear()
         super().lose_stages(*arguments, **options)  # type: ignore[arg-type]
 
@@ -98,8 +113,10 @@ class Site(World):
             if source.fake.queue[0].step_id > source.lent[ticket].after_step:
                 break
             source.handle(source.fake.execute())
+        self.ahead += fetch.ahead
+        stands = self.written(fetch, source) if fetch.ahead else ticket in source.granted
         self.borrowed += bool(fetch.handle.last_key)
-        error = "" if fetch.handle.ticket in source.granted and chance.random() < 0.8 else "did not come"
+        error = "" if stands and chance.random() < 0.8 else "did not come"
         if not error:
             for place, block in enumerate(fetch.blocks, start=fetch.first):
                 for offset, content in enumerate(source.content(fetch.handle.ticket, place)):
@@ -111,8 +128,20 @@ class Site(World):
                 self.fake.slots[block * self.block_size] = (-1, -1)
         self.handle(BlocksFetched(KvFetched(fetch.fetch_id, error, 100, 0.1)))
 
+    def written(self, fetch: Fetch, source: Site) -> bool:
+        """As a stage does: wait until the prompt is computed. False: it is not, or the grant is over."""
+        ticket, last = fetch.handle.ticket, fetch.first + len(fetch.blocks)
+        while parts := source.parts.get(ticket):
+            done = not source.fake.queue or source.fake.queue[0].step_id > parts[-1][1]
+            if parts[-1][0] >= last and done:
+                return True
+            if not source.fake.queue:
+                return False
+            source.handle(source.fake.execute())
+        return False
 
-def handle_of(lent: PrefixLent, block_size: int) -> KvHandle:
+
+def handle_of(lent: PrefixLent | Announced, block_size: int) -> KvHandle:
     """As the router passes it on."""
     return KvHandle(
         "m",
@@ -165,6 +194,12 @@ def test_whoever_moves_goes_on_as_if_it_had_not(
     def settle() -> None:
         for site in sites:
             other = sites[1 - sites.index(site)]
+            while site.announced:
+                told = site.announced.pop()
+                spec = specs[told.sequence_id]
+                offered = PrefixOffered(handle_of(told, block_size), spec.prompt, spec.prefix_root)
+                if chance.random() < 0.8:
+                    other.handle(offered)
             while site.left:
                 gone = site.left.pop(0)
                 name = gone.sequence_id
@@ -218,6 +253,7 @@ def test_whoever_moves_goes_on_as_if_it_had_not(
                 SamplingParams(max_tokens=limit),
                 prefix_root=chance.choice(ROOTS),
                 background=chance.random() < 0.2,
+                ahead=f"{next(tickets):032x}" if chance.random() < 0.4 else "",
             )
             if chance.random() < 0.5:
                 ticket, lease_s = f"{next(tickets):032x}", chance.choice((9.0, 0.05))

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from router.scheduler.demand import Mix
 from router.scheduler.events import (
     AnswerEnded,
+    FetchAhead,
     FirstToken,
     HandOver,
     InstanceDraining,
     InstanceJoined,
     InstanceLeft,
     InstanceReported,
+    PromptBegun,
     RequestArrived,
     RequestWithdrawn,
     RoleMoved,
@@ -169,6 +171,32 @@ def test_a_prompt_is_computed_at_one_and_goes_on_at_another() -> None:
     assert not scheduler.on(FirstToken(0.5, replace(done, request_id="r1"), "i0"), 2.0)
     roles = next(iter(scheduler.macros.values())).moving
     assert roles is not None and (roles.handed, list(roles.stayed)) == (1, ["those that decode have no room"])
+
+
+def test_blocks_go_ahead_and_their_sequence_follows_them() -> None:
+    """Before its prompt is done, to where it would go; it then goes there though another decodes less by now,
+    and only what is left of its blocks counts. Who cannot go there any more goes elsewhere, or stays."""
+    scheduler = cluster(3, GROUPED, prefill=1)
+    arriving = [request(f"r{n}", 400, 0.0, slo=TIGHT.slo) for n in range(3)]
+    done = [replace(one, prompt_tokens=401, max_tokens=99) for one in arriving]
+    for one in arriving:
+        (route,) = scheduler.on(RequestArrived(one), 0.0)
+        assert isinstance(route, Route) and route.passes_on
+    found = [scheduler.on(PromptBegun(one, "i0"), 0.0)[0] for one in arriving]
+    targets = [one.target for one in found if isinstance(one, FetchAhead)]
+    assert targets == ["i1", "i2", "i1"], "those on their way count"
+    scheduler.on(InstanceReported("i1", report(GROUPED, 1.0, sequences=20, tokens=9000)), 1.0)
+    (asked,) = scheduler.on(FirstToken(0.5, done[0], "i0"), 1.0)
+    assert isinstance(asked, HandOver)
+    assert asked.target == "i1" and asked.numbers["transfer_s"] < 0.01
+    scheduler.on(InstanceReported("i2", report(GROUPED, 2.0, accepted=9, kv_free=300)), 2.0)
+    (other,) = scheduler.on(FirstToken(0.5, done[1], "i0"), 2.0)
+    assert isinstance(other, HandOver)
+    assert other.target == "i1" and other.numbers["transfer_s"] > 0.05
+    scheduler.on(RequestWithdrawn("r2", "i0"), 2.1)
+    roles = next(iter(scheduler.macros.values())).moving
+    assert roles is not None and not roles._ahead
+    assert not scheduler.on(FirstToken(0.1, None, "i0"), 2.2)
 
 
 def test_blocks_that_would_take_too_long_stay() -> None:
