@@ -70,7 +70,9 @@ class Announcements:
         blocks, until = tuple(sequence.blocks[told:full]), now + LEASE_S
         if known is not None:
             known.told = full
-            self._grants.renew(sequence.sequence_id + _AHEAD, until)
+            if not self._grants.renew(sequence.sequence_id + _AHEAD, until):
+                self.ended(sequence, state)  # its lease has ended between two steps
+                return
             state.actions.append(GrantGrown(known.ticket, blocks, step_id))
             return
         self.announced += 1

@@ -51,7 +51,8 @@ class Grants:
         """Pin blocks; whoever has the ticket may fetch them until then."""
         self.end(name, "it was here once more", state)
         held = Held()
-        state.allocator.pin(held, blocks)
+        for payer in state.allocator.pin(held, blocks):
+            state.relieved(payer)
         state.admission.shared()
         self._grants[name] = _Grant(ticket, until, held, lent)
 
@@ -63,10 +64,12 @@ class Grants:
             state.allocator.release(grant.held)
             state.admission.shared()
 
-    def renew(self, name: str, until: float) -> None:
-        """One that stands does so until then."""
-        if (grant := self._grants.get(name)) is not None:
+    def renew(self, name: str, until: float) -> bool:
+        """One that stands does so until then. False: it does not stand any more."""
+        grant = self._grants.get(name)
+        if grant is not None:
             grant.until = until
+        return grant is not None
 
     def expire(self, state: PipelineState, now: float) -> int:
         """End those whose lease is over; how many."""

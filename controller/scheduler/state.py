@@ -239,7 +239,7 @@ class PipelineState:
         sequence.key = self.steps.new_key()
         sequence.admitted_order = sequence.key
         for payer in self.allocator.acquire(sequence, self.waiting.prefixes.keys_of(sequence)):
-            self._relieved(payer)
+            self.relieved(payer)
         self.admission.shared()
         found = len(sequence.blocks)
         sequence.entered_blocks = found
@@ -268,7 +268,7 @@ class PipelineState:
         self.prefilling.append(sequence)
         return False
 
-    def _relieved(self, payer: object) -> None:
+    def relieved(self, payer: object) -> None:
         """It shares now what it paid for until now."""
         if isinstance(payer, Sequence):
             self.admission.admitted(payer, self.seen.belief)
@@ -289,7 +289,7 @@ class PipelineState:
         """Begin with the blocks that are here already; how many behind them are to be loaded."""
         keys = self.waiting.prefixes.keys_of(sequence)
         for payer in self.allocator.acquire(sequence, keys):
-            self._relieved(payer)
+            self.relieved(payer)
         self.admission.shared()
         here = len(sequence.blocks)
         loads = 0
