@@ -189,7 +189,7 @@ def _offload_metrics(scheduler: Scheduler, label: dict[str, str]) -> Iterable[Me
 
 
 def _hand_over_metrics(scheduler: Scheduler, label: dict[str, str]) -> Iterable[Metric]:
-    stats, transfer = scheduler.hand_over.stats, scheduler.hand_over.transfer
+    stats, transfers = scheduler.hand_over.stats, scheduler.hand_over.transfers
     name = "tidepipe_hand_over"
     yield total(f"{name}_left", "Sequences that went on at other instances.", stats.handed_over, **label)
     yield total(f"{name}_came", "That came, and go on behind their blocks.", stats.taken_over, **label)
@@ -198,8 +198,10 @@ def _hand_over_metrics(scheduler: Scheduler, label: dict[str, str]) -> Iterable[
     yield total(f"{name}_fetch_seconds", "Of fetches, each by itself.", stats.fetch_s, **label)
     yield total(f"{name}_found_blocks", "Not sent: their content was here.", stats.found_blocks, **label)
     yield total(f"{name}_expired", "Grants that ended by time.", stats.expired, **label)
-    yield gauge(f"{name}_bytes_per_second", "Rate expected of fetches.", transfer.bytes_per_s, **label)
-    yield gauge(f"{name}_latency_seconds", "Fixed time expected of each.", transfer.latency_s, **label)
+    for way, one in (("", transfers.far), ("_near", transfers.near)):
+        where = "within the node" if way else "from other nodes"
+        yield gauge(f"{name}{way}_bytes_per_second", f"Rate expected {where}.", one.bytes_per_s, **label)
+        yield gauge(f"{name}{way}_latency_seconds", f"Fixed time expected {where}.", one.latency_s, **label)
     loans, name = scheduler.hand_over.loans.stats, "tidepipe_prefix_loans"
     yield total(f"{name}_lent", "Beginnings that others could fetch.", loans.lent, **label)
     yield total(f"{name}_borrowed", "Beginnings that were fetched.", loans.borrowed, **label)

@@ -12,9 +12,9 @@ from controller.scheduler.loans import BORROWED, LENT, waited_s
 from simulator.job import Job
 from simulator.kv_memory import KvMemory
 from tidepipe_common.latency.model import StepCost
-from tidepipe_common.latency.transfer import TransferCost
+from tidepipe_common.latency.transfer import TransferCosts
 from tidepipe_common.settings.defaults import BLOCK_SIZE
-from tidepipe_common.types.kv_transfer import KvFetched
+from tidepipe_common.types.kv_transfer import KvFetched, KvHandle
 
 
 @dataclass(slots=True)
@@ -33,10 +33,13 @@ class _Loan:
 class Loans:
     """Of one instance."""
 
-    def __init__(self, memory: KvMemory, cost: StepCost, transfer: TransferCost, chunk: int) -> None:
-        """chunk: prompt tokens of a step."""
+    def __init__(
+        self, memory: KvMemory, cost: StepCost, transfers: TransferCosts, node: str, chunk: int
+    ) -> None:
+        """node: of the instance. chunk: prompt tokens of a step."""
         self._memory = memory
-        self._rule = FetchRule(cost, transfer)
+        self._rule = FetchRule(cost, transfers)
+        self._rule.node = node
         self._chunk = chunk
         self._lent: dict[Job, Held] = {}
         self._loans: dict[int, _Loan] = {}
@@ -67,10 +70,10 @@ class Loans:
         if (held := self._lent.pop(job, None)) is not None:
             self._memory.let_go(held)
 
-    def borrow(self, job: Job, tokens: int, token_bytes: float, others: int, now: float) -> int | None:
-        """Bytes to be fetched for one that waits then; 0: it waits for what comes for another one; None: it
-        is to be computed. others: who hold memory here."""
-        keys, count = job.findable_keys, tokens // BLOCK_SIZE
+    def borrow(self, job: Job, handle: KvHandle, others: int, now: float) -> int | None:
+        """Bytes of a beginning to be fetched for one that waits then; 0: it waits for what comes for another
+        one; None: it is to be computed. others: who hold memory here."""
+        keys, count = job.findable_keys, handle.computed // BLOCK_SIZE
         found = self._memory.find(keys)
         loan = self._coming.get(keys[found]) if found < len(keys) else None
         if loan is not None:
@@ -79,7 +82,7 @@ class Loans:
             loan.waiting.append(job)
             return 0
         missing = count - found
-        nbytes = round(missing * BLOCK_SIZE * token_bytes)
+        nbytes = missing * handle.block_bytes
         under_way = sum(len(one.keys) - one.found for one in self._loans.values())
         room = int(BORROWED * self._memory.total) // BLOCK_SIZE - under_way
         if missing <= 0 or missing > min(room, self._memory.free // BLOCK_SIZE):
@@ -87,10 +90,10 @@ class Loans:
         if any(key in self._coming for key in keys[found:count]):
             return None
         begin, left = found * BLOCK_SIZE, missing * BLOCK_SIZE
-        against = self._rule.against("", begin, left, nbytes, others=others, chunk=self._chunk, now=now)
+        against = self._rule.against(handle, begin, left, nbytes, others=others, chunk=self._chunk, now=now)
         if against is not None:
             return None
-        fetching = self._rule.begin("", nbytes, now)
+        fetching = self._rule.begin(handle, nbytes, now)
         held = self._memory.hold(keys[:found], count)
         loan = _Loan(held, keys[:count], found, fetching, now + waited_s(fetching.predicted_s), [job])
         self._loans[job.index] = loan

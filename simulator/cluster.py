@@ -95,17 +95,17 @@ class VirtualInstance(Protocol):
         """Nobody fetches the blocks of one that left any more."""
         ...
 
-    def receive(self, job: Job, now: float) -> None:
-        """A request comes from another instance."""
+    def receive(self, job: Job, giver: str, now: float) -> None:
+        """A request comes from another instance, of that node."""
         ...
 
     def fetched(self, one: Arriving, ahead: float, seconds: float, now: float) -> None:
         """Its blocks are here."""
         ...
 
-    def offer(self, job: Job, now: float) -> None:
-        """Its prompt is being computed elsewhere, and it is to go on here; `arriving` says what is fetched
-        of its blocks meanwhile."""
+    def offer(self, job: Job, giver: str, now: float) -> None:
+        """Its prompt is being computed at an instance of that node, and it is to go on here; `arriving` says
+        what is fetched of its blocks meanwhile."""
         ...
 
     def lend(self, job: Job, now: float) -> int:
@@ -116,9 +116,9 @@ class VirtualInstance(Protocol):
         """Nobody needs that any more."""
         ...
 
-    def borrow(self, job: Job, tokens: int, now: float) -> None:
-        """A request, of whose beginning another instance lends so much; `arriving` says what is to be
-        fetched, if at all."""
+    def borrow(self, job: Job, tokens: int, giver: str, now: float) -> None:
+        """A request, of whose beginning another instance, of that node, lends so much; `arriving` says what
+        is to be fetched, if at all."""
         ...
 
     def drain(self) -> None:
@@ -454,7 +454,7 @@ class VirtualCluster:
         taker = self._instances.get(name)
         if taker is None or job.first <= now:
             return
-        taker.offer(job, now)
+        taker.offer(job, self._node(source), now)
         for one in [one for one in taker.arriving if one.ahead]:
             taker.arriving.remove(one)
             self._ahead[job] = source, name, one, now
@@ -477,6 +477,10 @@ class VirtualCluster:
 
         self._at(max(arrives, now) + MESSAGE_S, fetched)
 
+    def _node(self, name: str) -> str:
+        """Of an instance."""
+        return "" if self._ways is None else self._ways.node(number_of(name))
+
     def _borrow(self, job: Job, lender: str, name: str, now: float) -> None:
         """It goes to an instance which fetches its beginning from another one, if that is still there."""
         giver, taker = self._instances.get(lender), self._instances[name]
@@ -484,7 +488,7 @@ class VirtualCluster:
         if not tokens:
             taker.submit(job, now)
             return
-        taker.borrow(job, tokens, now)
+        taker.borrow(job, tokens, self._node(lender), now)
         for one in taker.arriving:
             self.log.borrowed += one.number != NOT_FETCHED
             # The lender is asked before.
@@ -505,7 +509,8 @@ class VirtualCluster:
                 job.passes_on = action.passes_on
                 assert choice.instance_id is not None
                 if request.brought:
-                    self._instances[choice.instance_id].receive(job, now)
+                    giver, _ = self._sources[job]
+                    self._instances[choice.instance_id].receive(job, self._node(giver), now)
                 elif choice.lender and self._ways is not None:
                     self._borrow(job, choice.lender, choice.instance_id, now)
                 else:

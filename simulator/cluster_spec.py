@@ -62,6 +62,11 @@ class ClusterSpec:
         nominal = self.network_gb_s or NETWORK_GB_S.get(self.hardware.name, 1.25)
         return nominal * 1e9 * REACHED
 
+    @property
+    def bus_bytes_per_s(self) -> float:
+        """Reached between two instances of a node."""
+        return self.hardware.link_gb_s * 1e9
+
     def latency(self) -> LatencyModel:
         """Step times of one stage of one instance."""
         parallel = Parallelism(self.stages, self.tensor)

@@ -60,7 +60,7 @@ def run_disaggregated(
     for instance in computing.values():
         instance.drain()
 
-    rate = sized.network_bytes_per_s if between_nodes else sized.hardware.link_gb_s * 1e9
+    rate = sized.network_bytes_per_s if between_nodes else sized.bus_bytes_per_s
     size = token_bytes(sized)
     # Between nodes each node has one way out and one way in; within a node each prefill instance has its bus.
     out = {one: Link(rate) for one in ({c // per_node for c in computing} if between_nodes else computing)}

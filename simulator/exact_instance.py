@@ -43,11 +43,11 @@ from simulator.job import NOT_YET, ROOT, Job
 from simulator.pipeline import SimulatedStages
 from simulator.simulated_model import GO_ON, STOP, SimulatedModel
 from simulator.slack import as_points
-from simulator.transfers import NOT_FETCHED, Arriving, Left
+from simulator.transfers import NOT_FETCHED, Arriving, Left, handle_of
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import LatencyModel
-from tidepipe_common.latency.transfer import TransferCost
+from tidepipe_common.latency.transfer import TransferCosts
 from tidepipe_common.latency.work import work_of
 from tidepipe_common.settings.defaults import BLOCK_SIZE, ROUTING_WITH_ROLES
 from tidepipe_common.types.kv_transfer import (
@@ -105,14 +105,14 @@ class ExactRules:
         return cls(policy, {**known_knobs(policy, knobs), step_knob(policy): knobs["budget"]})
 
     def scheduler(
-        self, spec: ClusterSpec, cost: LatencyModel, transfer: TransferCost | None = None
+        self, spec: ClusterSpec, cost: LatencyModel, transfers: TransferCosts | None = None
     ) -> Scheduler:
-        """A fresh one. transfer: of KV blocks that come to it; None: none do."""
+        """A fresh one. transfers: of KV blocks that come to it; None: none do."""
         setup = make_setup(self.policy, self.knobs, cost, spec.hardware.name)
         config = setup.config(
             spec.context, (STOP,), max_sequences=_ACCEPTED, prefix_caching=spec.prefix_caching
         )
-        return Scheduler(config, setup.policy, hand_over=HandOver(cost, transfer) if transfer else None)
+        return Scheduler(config, setup.policy, hand_over=HandOver(cost, transfers) if transfers else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class ExactInstance:
         self._lent = 0
         self._said, self._token_bytes = transfer, transfer.token_bytes
         self._cost = spec.latency()
-        self._scheduler = rules.scheduler(spec, self._cost, TransferCost(transfer.bytes_per_s or 1.0))
+        self._scheduler = rules.scheduler(spec, self._cost, TransferCosts.of(transfer))
         held = self._scheduler.state.holdings
         self._holdings = HoldingsReader(held) if tells and held is not None else None
         self._stages = SimulatedStages(self._cost, spec.stages, DISPATCH_S, rules.split)
@@ -158,7 +158,8 @@ class ExactInstance:
         self._accepted = 0
         self._now = born
         self._began = born
-        self._hear(StagesReady(1, spec.stages, spec.kv_tokens() // self._scheduler.config.block_size))
+        blocks = spec.kv_tokens() // self._scheduler.config.block_size
+        self._hear(StagesReady(1, spec.stages, blocks, node=transfer.node))
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -193,14 +194,14 @@ class ExactInstance:
         self._hear(PrefixAsked(name, "aa", job.prompt_ids, ROOT.hex(), LEASE_S, keys))
         return self._lent
 
-    def offer(self, job: Job, now: float) -> None:
-        """Its prompt is being computed elsewhere, and it is to go on here; `arriving` says what is fetched
-        of its blocks meanwhile."""
+    def offer(self, job: Job, giver: str, now: float) -> None:
+        """Its prompt is being computed at an instance of that node, and it is to go on here; `arriving` says
+        what is fetched of its blocks meanwhile."""
         self.advance(now)
         job.make_keys()
         if not (count := (job.prompt - 1) // BLOCK_SIZE):
             return
-        handle = self._handle(count * BLOCK_SIZE, LEASE_S, job.keys[count - 1].hex())
+        handle = handle_of(giver, count * BLOCK_SIZE, self._token_bytes, LEASE_S, job.keys[count - 1].hex())
         self._offered = job
         self._hear(PrefixOffered(handle, job.prompt_ids, ROOT.hex(), job.keys[:count]))
 
@@ -209,23 +210,13 @@ class ExactInstance:
         self.advance(now)
         self._hear(SequenceCancelled(f"l{job.index}"))
 
-    def borrow(self, job: Job, tokens: int, now: float) -> None:
+    def borrow(self, job: Job, tokens: int, giver: str, now: float) -> None:
         """As submit; `arriving` says what is to be fetched, if at all."""
         last_key = job.keys[tokens // BLOCK_SIZE - 1].hex()
-        self.submit(job, now, self._handle(tokens, LEASE_S, last_key))
+        self.submit(job, now, handle_of(giver, tokens, self._token_bytes, LEASE_S, last_key))
         if not self.arriving:
             # It is computed, or waits for what comes for another one.
             self.arriving.append(Arriving(job, 0.0, NOT_FETCHED))
-
-    def _handle(self, computed: int, lease_s: float, last_key: str = "") -> KvHandle:
-        return KvHandle(
-            ticket="aa",
-            block_size=BLOCK_SIZE,
-            computed=computed,
-            block_bytes=round(self._token_bytes * BLOCK_SIZE),
-            lease_s=lease_s,
-            last_key=last_key,
-        )
 
     def leave(self, job: Job, now: float) -> None:
         """It is to go on elsewhere; `left` says when it does."""
@@ -239,8 +230,9 @@ class ExactInstance:
         self.advance(now)
         self._hear(SequenceCancelled(f"r{job.index}"))
 
-    def receive(self, job: Job, now: float) -> None:
-        """A request comes from another instance; `arriving` says what is to be fetched for it, if at all."""
+    def receive(self, job: Job, giver: str, now: float) -> None:
+        """A request comes from another instance, of that node; `arriving` says what is to be fetched for it,
+        if at all."""
         self.advance(now)
         self._accepted += 1
         name = f"r{job.index}"
@@ -256,7 +248,7 @@ class ExactInstance:
             output=(GO_ON,) * job.generated,
             prefix_root=ROOT.hex(),
             tpot_s=job.slo.tpot_s,
-            kv=self._handle(job.to_compute - 1, MOST_LEASE_S),
+            kv=handle_of(giver, job.to_compute - 1, self._token_bytes, MOST_LEASE_S),
         )
         self._hear(SequencesArrived((new,)))
         self._hear(LengthPredicted(name, job.expected, 1.5 * job.expected))
@@ -293,7 +285,7 @@ class ExactInstance:
     def status(self, now: float, *, slack: bool) -> InstanceReport:
         """The report that a live controller sends, in the router's terms."""
         found = instance_report(self._scheduler, self._cost, now)
-        transfer = self._scheduler.hand_over.transfer
+        transfers = self._scheduler.hand_over.transfers
         return InstanceReport(
             taken=now,
             accepted=self._accepted,
@@ -311,8 +303,7 @@ class ExactInstance:
             slack=as_points(found.slack, now),
             policy=found.policy,
             holdings=None if self._holdings is None else self._holdings.next(),
-            transfer=replace(self._said, bytes_per_s=transfer.bytes_per_s, latency_s=transfer.latency_s),
-            fetching=transfer.under_way,
+            transfer=replace(self._said, far=transfers.far.way, near=transfers.near.way),
         )
 
     def _hear(self, event: Event) -> None:

@@ -43,9 +43,9 @@ from simulator.kv_memory import KvMemory
 from simulator.prompts import PromptLine, PromptStep
 from simulator.slack import as_points, decoding_job, decoding_rounds, expected_mean, growth
 from simulator.step_times import StepTimes
-from simulator.transfers import NOT_FETCHED, Arriving, Left
+from simulator.transfers import NOT_FETCHED, Arriving, Left, handle_of
 from tidepipe_common.latency.model import StepCost
-from tidepipe_common.latency.transfer import TransferCost
+from tidepipe_common.latency.transfer import TransferCosts
 from tidepipe_common.settings.defaults import BLOCK_SIZE
 from tidepipe_common.types.kv_transfer import NO_TRANSFER, KvTransfer
 from tidepipe_common.types.plan import Phase
@@ -97,8 +97,10 @@ class FastForwardInstance:
         self.arriving: list[Arriving] = []
         self.begun: list[Left] = []
         self._ahead: set[Job] = set()
+        self._near: dict[Job, bool] = {}
+        """Of those that come, whether they do within the node."""
         self._said, self._token_bytes = transfer, transfer.token_bytes
-        self._transfer = TransferCost(transfer.bytes_per_s or 1.0)
+        self._transfers = TransferCosts.of(transfer)
         self._coming = self._under_way = 0
         self._lent: dict[Job, int] = {}
         self._rules = rules
@@ -106,7 +108,7 @@ class FastForwardInstance:
         self._cost = cost
         self._times = StepTimes(cost, stages)
         self._memory = KvMemory(kv_tokens)
-        self._loans = Loans(self._memory, cost, self._transfer, rules.budget)
+        self._loans = Loans(self._memory, cost, self._transfers, transfer.node, rules.budget)
         self._holdings: HoldingsReader | None = None
         if rules.tells:
             held = HeldPrefixes(BLOCK_SIZE)
@@ -188,14 +190,15 @@ class FastForwardInstance:
         if job in self._lent:
             self._memory.leave(job, self._lent.pop(job))
 
-    def receive(self, job: Job, now: float) -> None:
-        """A request comes from another instance; `arriving` says what is to be fetched for it."""
+    def receive(self, job: Job, giver: str, now: float) -> None:
+        """A request comes from another instance, of that node; `arriving` says what is to be fetched."""
         self.accepted += 1
         self._under_way += 1
         self._coming += job.to_compute
         self._tokens += job.to_compute
         here = whole_blocks(job) if job in self._ahead else 0
         self._ahead.discard(job)
+        self._near[job] = self._said.is_near(giver)
         self.arriving.append(Arriving(job, (job.to_compute - 1 - here) * self._token_bytes, job.index))
 
     def fetched(self, one: Arriving, ahead: float, seconds: float, now: float) -> None:
@@ -206,15 +209,15 @@ class FastForwardInstance:
             for job in waited:
                 self._queue(job)
             return
-        self._transfer.observe(one.nbytes, ahead, seconds)
+        self._transfers.by(self._near.pop(one.job)).observe(one.nbytes, ahead, seconds)
         self._under_way -= 1
         self._coming -= one.job.to_compute
         self._tokens -= one.job.to_compute
         self.deliver(one.job, now)
 
-    def offer(self, job: Job, now: float) -> None:
-        """Its prompt is being computed elsewhere, and it is to go on here; `arriving` says what is fetched
-        of its blocks meanwhile."""
+    def offer(self, job: Job, giver: str, now: float) -> None:
+        """Its prompt is being computed at an instance of that node, and it is to go on here; `arriving` says
+        what is fetched of its blocks meanwhile."""
         if count := whole_blocks(job):
             self._ahead.add(job)
             self.arriving.append(Arriving(job, count * self._token_bytes, job.index, ahead=True))
@@ -233,13 +236,14 @@ class FastForwardInstance:
         """Nobody needs that any more."""
         self._loans.take_back(job)
 
-    def borrow(self, job: Job, tokens: int, now: float) -> None:
+    def borrow(self, job: Job, tokens: int, giver: str, now: float) -> None:
         """A request, of whose beginning another instance lends so much; `arriving` says what is to be fetched
         for it, if at all."""
         self.advance(now)
         self._accept(job, now)
         others = len(self._started) + len(self._decode_batch)
-        nbytes = self._loans.borrow(job, tokens, self._token_bytes, others, now)
+        handle = handle_of(giver, tokens, self._token_bytes)
+        nbytes = self._loans.borrow(job, handle, others, now)
         if nbytes is None:
             self._queue(job)
         number = job.index if nbytes else NOT_FETCHED
@@ -463,10 +467,7 @@ class FastForwardInstance:
             slack=self._slack if slack else Slack(),
             policy="auto" if self._rules.paced else "",
             holdings=None if self._holdings is None else self._holdings.next(),
-            transfer=replace(
-                self._said, bytes_per_s=self._transfer.bytes_per_s, latency_s=self._transfer.latency_s
-            ),
-            fetching=self._transfer.under_way,
+            transfer=replace(self._said, far=self._transfers.far.way, near=self._transfers.near.way),
         )
 
     def reckon_slack(self, now: float) -> tuple[SlackReport | None, int]:

@@ -19,7 +19,7 @@ from simulator.job import Job
 from simulator.transfers import Ways, instances_per_node, token_bytes
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.settings.defaults import USUAL_ROUTING
-from tidepipe_common.types.kv_transfer import NO_TRANSFER, KvTransfer
+from tidepipe_common.types.kv_transfer import NO_TRANSFER, KvTransfer, KvWay
 
 ENGINES = ("vllm", "vllm-capped", "gllm")
 """Other engines' schedulers. Run by name only: on a pipeline their steps are uneven, which
@@ -218,12 +218,12 @@ def cluster_of(
         tells=routes.knows,
     )
     cost, kv_tokens = spec.latency(), spec.kv_tokens()
-    transfer = KvTransfer(token_bytes(spec), spec.network_bytes_per_s) if spec.kv_transfer else NO_TRANSFER
-
-    per_node = instances_per_node(spec)
+    far, near = KvWay(spec.network_bytes_per_s), KvWay(spec.bus_bytes_per_s)
+    transfer = KvTransfer(token_bytes(spec), far, near) if spec.kv_transfer else NO_TRANSFER
+    ways = Ways(far.bytes_per_s, near.bytes_per_s, instances_per_node(spec))
 
     def make(name: str, born: float) -> VirtualInstance:
-        here = replace(transfer, node=f"n{number_of(name) // per_node}")
+        here = replace(transfer, node=ways.node(number_of(name)))
         if exact:
             own = ExactRules.of(system, {**knobs, "budget": budget_of(name)})
             return ExactInstance(own, spec, born, tells=routes.knows, transfer=here)
@@ -237,7 +237,7 @@ def cluster_of(
         stages=spec.stages,
         context=spec.context,
         step_tokens=budget,
-        ways=Ways(spec.network_bytes_per_s, per_node),
+        ways=ways,
         larger=first,
     )
     cluster.start(spec.instances)

@@ -1,6 +1,7 @@
 """KV blocks on their way between the instances of a cluster in virtual time.
 
-Each node has one way out and one way in for all its instances; on each one transfer follows the other.
+Each node has one way out and one way in for all its instances; within it each instance has its own, over the
+bus. On each one transfer follows the other.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import NamedTuple
 from simulator.cluster_spec import ClusterSpec
 from simulator.job import Job
 from tidepipe_common.latency.linear import WEIGHT_BYTES
+from tidepipe_common.settings.defaults import BLOCK_SIZE
+from tidepipe_common.types.kv_transfer import LEASE_S, KvHandle, KvStage
 
 
 @dataclass(slots=True)
@@ -51,32 +54,53 @@ class Arriving(NamedTuple):
 
 
 class Ways:
-    """All links between instances. per_node: instances that share one."""
+    """All links between instances. per_node: instances that share one to others. near_bytes_per_s: within."""
 
-    def __init__(self, bytes_per_s: float, per_node: int) -> None:
-        self._rate = bytes_per_s
+    def __init__(self, bytes_per_s: float, near_bytes_per_s: float, per_node: int) -> None:
+        self._rate, self._near_rate = bytes_per_s, near_bytes_per_s
         self._per_node = per_node
-        self._out: dict[int, Link] = {}
-        self._in: dict[int, Link] = {}
-        self._under_way: dict[int, list[tuple[float, float]]] = {}
+        self._out: dict[tuple[bool, int], Link] = {}
+        self._in: dict[tuple[bool, int], Link] = {}
+        self._under_way: dict[tuple[bool, int], list[tuple[float, float]]] = {}
         self.sent_bytes = 0.0
+
+    def node(self, instance: int) -> str:
+        """Where it is."""
+        return f"n{instance // self._per_node}"
 
     def send(
         self, source: int, target: int, nbytes: float, now: float, beside_s: float = 0.0
     ) -> tuple[float, float]:
-        """When so many bytes have arrived; and the bytes that were on their way to the target before them.
+        """When so many bytes have arrived; and the bytes that were on that way to the target before them.
 
         beside_s: how long before now the first of them could go, and the others as they were computed.
         """
-        out = self._out.setdefault(source // self._per_node, Link(self._rate))
-        into = self._in.setdefault(target // self._per_node, Link(self._rate))
-        before = self._under_way.get(target, ())
+        near = self.node(source) == self.node(target)
+        rate, per_link = (self._near_rate, 1) if near else (self._rate, self._per_node)
+        out = self._out.setdefault((near, source // per_link), Link(rate))
+        into = self._in.setdefault((near, target // per_link), Link(rate))
+        before = self._under_way.get((near, target), ())
         ahead = [(until, size) for until, size in before if until > now]
         # It comes at the sender's rate; several senders may meet at one receiver.
-        arrives = into.send(nbytes, out.send(nbytes, now, beside_s), nbytes / self._rate)
-        self._under_way[target] = [*ahead, (arrives, nbytes)]
+        arrives = into.send(nbytes, out.send(nbytes, now, beside_s), nbytes / rate)
+        self._under_way[near, target] = [*ahead, (arrives, nbytes)]
         self.sent_bytes += nbytes
         return arrives, sum(size for _, size in ahead)
+
+
+def handle_of(
+    node: str, computed: int, token_bytes: float, lease_s: float = LEASE_S, last_key: str = ""
+) -> KvHandle:
+    """What an instance in virtual time gets from one of that node."""
+    return KvHandle(
+        ticket="aa",
+        block_size=BLOCK_SIZE,
+        computed=computed,
+        block_bytes=round(token_bytes * BLOCK_SIZE),
+        lease_s=lease_s,
+        stages=(KvStage(f"{node}:0", 0, 1, 1),),
+        last_key=last_key,
+    )
 
 
 def instances_per_node(spec: ClusterSpec) -> int:

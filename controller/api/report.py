@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from controller.scheduler.report import InstanceReport
 from tidepipe.v1 import controller_pb2 as pb
 from tidepipe_common.codec.controller import costs_to_wire, holdings_to_wire
-from tidepipe_common.codec.kv_transfer import LONGEST_NODE, MOST_BARRED
+from tidepipe_common.codec.kv_transfer import transfer_to_wire
 from tidepipe_common.codec.plan import phase_to_wire
 from tidepipe_common.latency.work import PrefillWork, StepCosts
 from tidepipe_common.types.holdings import PrefixHoldings
@@ -36,12 +36,11 @@ def report_to_wire(
     accepted: int,
     stages_down: bool = False,
     transfer: KvTransfer | None = None,
-    fetching: float = 0.0,
     barred: Sequence[str] = (),
 ) -> pb.InstanceReport:
     """Domain to protobuf. holdings: None if blocks are not reused here.
 
-    transfer: of KV blocks that come here; None: none do. fetching: their bytes. barred: where from none do.
+    transfer: of KV blocks that come here; None: none do. barred: where from none do.
     """
     slack = report.slack
     return pb.InstanceReport(
@@ -68,16 +67,7 @@ def report_to_wire(
         policy=report.policy,
         expected_output_tokens=report.expected_output,
         holdings=None if holdings is None else holdings_to_wire(holdings),
-        kv_transfer=None
-        if transfer is None
-        else pb.KvTransfer(
-            token_bytes=transfer.token_bytes,
-            bytes_per_s=transfer.bytes_per_s,
-            latency_s=transfer.latency_s,
-            node=transfer.node[:LONGEST_NODE],
-            under_way_bytes=fetching,
-            barred=barred[:MOST_BARRED],
-        ),
+        kv_transfer=None if transfer is None else transfer_to_wire(transfer, barred),
     )
 
 

@@ -96,7 +96,6 @@ class ControllerServicer(SequencesServicer):
                 accepted=instance.hub.ordinal(router_id),
                 stages_down=not instance.serving,
                 transfer=instance.transfer,
-                fetching=instance.scheduler.hand_over.transfer.under_way,
                 barred=instance.scheduler.hand_over.rule.barred(now),
             )
 

@@ -73,8 +73,10 @@ def _hand_overs(instance: LiveInstance) -> controller_pb2.HandOvers:
         fetch_s=stats.fetch_s,
         found_blocks=stats.found_blocks,
         expired=stats.expired,
-        bytes_per_s=hand_over.transfer.bytes_per_s,
-        latency_s=hand_over.transfer.latency_s,
+        bytes_per_s=hand_over.transfers.far.bytes_per_s,
+        latency_s=hand_over.transfers.far.latency_s,
+        near_bytes_per_s=hand_over.transfers.near.bytes_per_s,
+        near_latency_s=hand_over.transfers.near.latency_s,
         recent=[controller_pb2.HandOverNote(age_s=now - at, text=text) for at, text in instance.moves],
     )
 

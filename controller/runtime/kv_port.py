@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from controller.runtime.stage_client import StageAbout, StageClient, StageLostError
-from tidepipe_common.types.kv_transfer import KvFetched, KvHandle, KvLayout, KvOrders, KvStage
+from tidepipe_common.types.kv_transfer import KvFetched, KvHandle, KvLayout, KvOrders, KvStage, node_of
 
 
 class KvPort:
@@ -45,9 +45,8 @@ class KvPort:
 
     @property
     def node(self) -> str:
-        """The host of all stages, by which others reach them; empty: they are on several."""
-        hosts = {stage.address.rpartition(":")[0] for stage in self._stages}
-        return hosts.pop() if len(hosts) == 1 else ""
+        """See `node_of`."""
+        return node_of(KvStage(stage.address, *stage.account.layers, 0) for stage in self._stages)
 
     def layout(self, about: StageAbout | None) -> KvLayout:
         """What blocks must be like to be taken over here."""

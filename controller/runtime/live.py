@@ -134,8 +134,8 @@ class LiveInstance:
                 self._scheduler = self._make_scheduler(self.body.about)
             self.serving, self.detail = True, ""
             body = self.body
-            way = 0.0 if body.kv is None else body.kv.bytes_per_s
-            ready = StagesReady(body.epoch, len(body.stages), blocks, body.replaced, body.offload, way)
+            way, node = (0.0, "") if body.kv is None else (body.kv.bytes_per_s, body.kv.node)
+            ready = StagesReady(body.epoch, len(body.stages), blocks, body.replaced, body.offload, way, node)
             self._handle(ready)
             self.changed.notify_all()
             self._on_serving(True)
@@ -341,8 +341,8 @@ class LiveInstance:
             return None
         if port is None or not (token_bytes := port.token_bytes):
             return None
-        transfer = self.scheduler.hand_over.transfer
-        return KvTransfer(token_bytes, transfer.bytes_per_s, transfer.latency_s, port.node)
+        transfers = self.scheduler.hand_over.transfers
+        return KvTransfer(token_bytes, transfers.far.way, transfers.near.way, port.node)
 
     @property
     def _wanted(self) -> bool:

@@ -16,7 +16,7 @@ from tidepipe_common.latency.learned import LearnedCost
 from tidepipe_common.latency.model import LatencyModel, Parallelism, StepCost
 from tidepipe_common.latency.profile import Profile, cost_model
 from tidepipe_common.latency.profile_file import profile_fields, profile_from_fields
-from tidepipe_common.latency.transfer import TransferCost
+from tidepipe_common.latency.transfer import TransferCost, TransferCosts
 from tidepipe_common.types.model_shape import ModelShape
 
 
@@ -78,8 +78,8 @@ class SchedulerSpec:
             return setup.policy, replace(config, histories=self.histories, signals=self.signals)
 
         policy, config = chosen(self.policy)
-        transfer = TransferCost(hardware(self.device).link_gb_s * 1e9)
-        return Scheduler(config, policy, cost, chosen, HandOver(cost, transfer, self.kv_transfer)), cost
+        transfers = TransferCosts(TransferCost(hardware(self.device).link_gb_s * 1e9))
+        return Scheduler(config, policy, cost, chosen, HandOver(cost, transfers, self.kv_transfer)), cost
 
     def setup(self, name: str, cost: StepCost | None) -> Setup:
         """A policy on this instance; of what was chosen for another one what it knows as well."""

@@ -144,7 +144,7 @@ class StagesReady:
 
     replaced: one of them is a new process: the one before it has died, and not only a link to it.
     offload: their second tier, empty as well. kv_bytes_per_s: of their ways in for blocks of other instances,
-        together, as far as that is known beforehand; 0: it is not.
+        together, as far as that is known beforehand; 0: it is not. node: they are on, see `node_of`.
     """
 
     epoch: int
@@ -153,6 +153,7 @@ class StagesReady:
     replaced: bool = False
     offload: OffloadCapacity = NO_OFFLOAD
     kv_bytes_per_s: float = 0.0
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)

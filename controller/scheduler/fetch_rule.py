@@ -9,8 +9,8 @@ from controller.scheduler.actions import Reason
 from controller.scheduler.offload import compute_seconds
 from tidepipe_common.circuit_breaker import CircuitBreakers
 from tidepipe_common.latency.model import StepCost
-from tidepipe_common.latency.transfer import TransferCost, quicker_fetched
-from tidepipe_common.types.kv_transfer import KvFetched
+from tidepipe_common.latency.transfer import TransferCost, TransferCosts, quicker_fetched
+from tidepipe_common.types.kv_transfer import KvFetched, KvHandle, is_near
 
 LEAST_TIMEOUT_S, MOST_TIMEOUT_S = 5.0, 60.0
 """For a fetch: ten times what it should take, within these."""
@@ -25,8 +25,9 @@ WHY_FETCHED = {
 class Fetching:
     """A fetch under way. source: where from (KvHandle.source). ahead: bytes that were under way before it.
 
-    predicted_s: until it is here. ahead_of_it: its sequence is still elsewhere, and the blocks may still be
-        computed: it is not counted as under way, and what becomes of it says nothing of the way.
+    near: within the node. predicted_s: until it is here.
+    ahead_of_it: its sequence is still elsewhere, and the blocks may still be computed: it is not counted as
+        under way, and what becomes of it says nothing of the way.
     """
 
     source: str
@@ -35,35 +36,49 @@ class Fetching:
     began: float
     predicted_s: float
     ahead_of_it: bool = False
+    near: bool = False
 
 
 class FetchRule:
-    """Of one instance; all that comes to it comes on one way (`transfer`), from sources each of which may be
-    out of reach: a fetch that fails opens its source's circuit breaker."""
+    """Of one instance; what comes to it comes on one of two ways (`transfers`), from sources each of which
+    may be out of reach: a fetch that fails opens its source's circuit breaker.
 
-    def __init__(self, cost: StepCost | None, transfer: TransferCost, mode: str = "auto") -> None:
-        """cost: of steps; None: unknown. transfer: what a fetch takes.
+    node: of this instance, see `node_of`.
+    """
+
+    def __init__(self, cost: StepCost | None, transfers: TransferCosts, mode: str = "auto") -> None:
+        """cost: of steps; None: unknown. transfers: what fetches take.
 
         mode: auto fetches where computing would take more time, from it and from those who decode here;
             always: whatever can be; never: nothing.
         """
-        self.transfer = transfer
+        self.transfers = transfers
+        self.node = ""
         self.mode = mode
         self._cost = cost
         self._sources = CircuitBreakers()
 
+    def transfer(self, handle: KvHandle) -> TransferCost:
+        """What a fetch of its blocks takes."""
+        return self.transfers.by(is_near(handle.node, self.node))
+
+    def expected_s(self, handle: KvHandle, nbytes: int) -> float:
+        """Until so many bytes of it would be here."""
+        transfer = self.transfer(handle)
+        return transfer.seconds(nbytes, transfer.under_way)
+
     def against(
-        self, source: str, begin: int, tokens: int, nbytes: int, *, others: int, chunk: int, now: float
+        self, handle: KvHandle, begin: int, tokens: int, nbytes: int, *, others: int, chunk: int, now: float
     ) -> Reason | None:
         """Why so many tokens behind position `begin` should rather be computed; None: fetch their bytes.
 
         others: sequences that run here. chunk: prompt tokens of a step.
         """
-        breaker = self._sources.of(source)
+        breaker = self._sources.of(handle.source)
         if breaker is not None and not breaker.lets(now):
             numbers = {"failures": breaker.failures, "again_in_s": max(0.0, breaker.until - now)}
-            return Reason(f"fetches from {source} failed", numbers)
-        fetch_s = self.transfer.seconds(nbytes, self.transfer.under_way)
+            return Reason(f"fetches from {handle.source} failed", numbers)
+        fetch_s = self.expected_s(handle, nbytes)
         compute_s = inf
         if self._cost is not None:
             compute_s = compute_seconds(self._cost, begin, tokens, chunk)
@@ -72,19 +87,15 @@ class FetchRule:
         numbers = {"fetch_s": fetch_s, "compute_s": compute_s, "others": others, "tokens": tokens}
         return Reason("quicker computed than fetched", numbers)
 
-    def begin(self, source: str, nbytes: int, now: float, *, ahead: bool = False) -> Fetching:
-        """So many bytes are fetched from there. ahead: of their sequence, see Fetching."""
-        if ahead:
-            predicted = self.transfer.seconds(nbytes, self.transfer.under_way)
-            return Fetching(source, nbytes, self.transfer.under_way, now, predicted, ahead_of_it=True)
-        return self._begin(source, nbytes, now)
-
-    def _begin(self, source: str, nbytes: int, now: float) -> Fetching:
-        ahead = self.transfer.begin(nbytes)
-        predicted = self.transfer.seconds(nbytes, ahead)
-        if (breaker := self._sources.of(source)) is not None:
+    def begin(self, handle: KvHandle, nbytes: int, now: float, *, ahead: bool = False) -> Fetching:
+        """So many bytes of it are fetched. ahead: of their sequence, see Fetching."""
+        source, near = handle.source, is_near(handle.node, self.node)
+        transfer = self.transfers.by(near)
+        under_way = transfer.under_way if ahead else transfer.begin(nbytes)
+        predicted = transfer.seconds(nbytes, under_way)
+        if not ahead and (breaker := self._sources.of(source)) is not None:
             breaker.tried(now, timeout_s(predicted))
-        return Fetching(source, nbytes, ahead, now, predicted)
+        return Fetching(source, nbytes, under_way, now, predicted, ahead, near)
 
     def ended(self, fetching: Fetching, news: KvFetched, now: float, *, rest: bool = False) -> Reason:
         """What was learned of that: what came, or why nothing did and for how long nothing is fetched from
@@ -96,10 +107,11 @@ class FetchRule:
         numbers: dict[str, float] = {"bytes": news.nbytes, "seconds": news.seconds}
         if fetching.ahead_of_it:
             return Reason(f"the blocks did not come: {news.error}" if news.error else "fetched", numbers)
-        self.transfer.under_way -= fetching.nbytes
+        transfer = self.transfers.by(fetching.near)
+        transfer.under_way -= fetching.nbytes
         if not news.error:
             if not rest:
-                self.transfer.observe(news.nbytes, fetching.ahead, news.seconds)
+                transfer.observe(news.nbytes, fetching.ahead, news.seconds)
             self._sources.worked(fetching.source)
             return Reason("fetched", numbers)
         if not news.gone:

@@ -21,7 +21,7 @@ from controller.scheduler.loans import Loans, waited_s
 from controller.scheduler.sequence import Sequence, State
 from controller.scheduler.state import PipelineState
 from tidepipe_common.latency.model import StepCost
-from tidepipe_common.latency.transfer import TransferCost
+from tidepipe_common.latency.transfer import TransferCosts
 from tidepipe_common.types.kv_transfer import KvFetched
 
 
@@ -75,13 +75,13 @@ class _InLine:
 class HandOver:
     """Of one instance. Pure; who leaves by `leave`, who comes by `arrive`, and `plan` after every event."""
 
-    def __init__(self, cost: StepCost | None, transfer: TransferCost, mode: str = "auto") -> None:
-        """cost: of steps; None: unknown. transfer: what a fetch takes.
+    def __init__(self, cost: StepCost | None, transfers: TransferCosts, mode: str = "auto") -> None:
+        """cost: of steps; None: unknown. transfers: what fetches take.
 
         mode: auto fetches where computing would take more time, from it and from those who decode here;
             always: whatever can be; never: nothing.
         """
-        self.rule = FetchRule(cost, transfer, mode)
+        self.rule = FetchRule(cost, transfers, mode)
         self.stats = HandOverStats()
         self.grants = Grants()
         self.loans = Loans(self.rule, self.grants)
@@ -91,9 +91,9 @@ class HandOver:
         self._fetches: dict[int, _Arriving] = {}
 
     @property
-    def transfer(self) -> TransferCost:
-        """What a fetch takes."""
-        return self.rule.transfer
+    def transfers(self) -> TransferCosts:
+        """What fetches take."""
+        return self.rule.transfers
 
     @property
     def users(self) -> list[Held]:
@@ -199,7 +199,7 @@ class HandOver:
             return False
         if one.ahead_until is None:
             nbytes = state.allocator.blocks_for(handle.computed) * handle.block_bytes
-            one.ahead_until = now + waited_s(self.transfer.seconds(nbytes, self.transfer.under_way))
+            one.ahead_until = now + waited_s(self.rule.expected_s(handle, nbytes))
         return now < min(one.ahead_until, one.until)
 
     def _not_worth(self, sequence: Sequence, until: float, state: PipelineState, now: float) -> Reason | None:
@@ -216,9 +216,7 @@ class HandOver:
             return Reason("all of it is here already", {"found": begin})
         others, chunk = len(state.running), state.config.prefill_tokens
         nbytes = missing * handle.block_bytes
-        return self.rule.against(
-            handle.source, begin, computed - begin, nbytes, others=others, chunk=chunk, now=now
-        )
+        return self.rule.against(handle, begin, computed - begin, nbytes, others=others, chunk=chunk, now=now)
 
     def _give_up(self, sequence: Sequence, why: Reason, state: PipelineState) -> Sequence:
         sequence.kv = None
@@ -239,7 +237,7 @@ class HandOver:
         if state.tier is not None:
             state.tier.overwritten(blocks)
         nbytes = len(blocks) * handle.block_bytes
-        fetching = self.rule.begin(handle.source, nbytes, now)
+        fetching = self.rule.begin(handle, nbytes, now)
         predicted = fetching.predicted_s
         self._fetches[sequence.key] = _Arriving(sequence, Held(), fetching, found, len(blocks))
         numbers = {"blocks": len(blocks), "found": found, "bytes": nbytes, "predicted_s": predicted}
@@ -318,7 +316,7 @@ class HandOver:
             state.unreserve(arriving.sequence)
         self._fetches.clear()
         self.loans.stages_lost(state)
-        self.transfer.under_way = 0
+        self.transfers.interrupted()
         return came
 
     def still_leaving(self) -> Many[Sequence]:

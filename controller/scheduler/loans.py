@@ -192,7 +192,7 @@ class Loans:
         if state.tier is not None:
             state.tier.overwritten(blocks)
         nbytes = missing * handle.block_bytes
-        fetching = rule.begin(handle.source, nbytes, now, ahead=not name)
+        fetching = rule.begin(handle, nbytes, now, ahead=not name)
         predicted = fetching.predicted_s
         fetch_id = state.steps.new_key()
         loan = _Loan(held, keys, found, fetching, now + waited_s(predicted))
@@ -241,7 +241,7 @@ class Loans:
         others, chunk = len(state.running), state.config.prefill_tokens
         nbytes = missing * handle.block_bytes
         return self._rule.against(
-            handle.source, found * size, missing * size, nbytes, others=others, chunk=chunk, now=now
+            handle, found * size, missing * size, nbytes, others=others, chunk=chunk, now=now
         )
 
     def plan(self, state: PipelineState, now: float) -> None:

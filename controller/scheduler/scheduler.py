@@ -43,7 +43,7 @@ from controller.scheduler.state import PipelineState, SchedulerConfig
 from controller.scheduler.stats import SchedulerStats
 from controller.scheduler.steps import Step
 from tidepipe_common.latency.correction import LearningCost
-from tidepipe_common.latency.transfer import TransferCost
+from tidepipe_common.latency.transfer import TransferCost, TransferCosts
 from tidepipe_common.latency.work import work_of
 from tidepipe_common.types.plan import Phase, RowError, SampledTokens
 from tidepipe_common.types.prompt_reading import PromptPiece
@@ -76,7 +76,7 @@ class Scheduler:
         self.sequences: dict[str, Sequence] = {}
         self.state = PipelineState(config, cost)
         self.background = Background(cost)
-        self.hand_over = hand_over or HandOver(cost, TransferCost(UNKNOWN_BYTES_PER_S))
+        self.hand_over = hand_over or HandOver(cost, TransferCosts(TransferCost(UNKNOWN_BYTES_PER_S)))
         self._cost = cost
         self._policies = policies
         self._inquest = Inquest()
@@ -217,8 +217,9 @@ class Scheduler:
     def _stages_ready(self, event: StagesReady) -> None:
         microbatches = self.config.microbatches or self.policy.microbatches(event.stages)
         self.state.start_epoch(event.stages, event.kv_blocks, microbatches, event.offload)
+        self.hand_over.rule.node = event.node
         if event.kv_bytes_per_s:
-            self.hand_over.transfer.expect(event.kv_bytes_per_s)
+            self.hand_over.transfers.expect(event.kv_bytes_per_s)
         # A link that broke, however often at the same place, says nothing of what it carried.
         in_flight, self._in_flight = self._in_flight, {}
         self._blame(in_flight if event.replaced else {}, certain=False)

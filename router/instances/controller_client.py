@@ -26,11 +26,11 @@ from tidepipe_common.codec.controller import (
     update_from_wire,
 )
 from tidepipe_common.codec.kv_transfer import (
-    LONGEST_NODE,
     MOST_BARRED,
     check_handle,
     handle_from_wire,
     handle_to_wire,
+    transfer_from_wire,
 )
 from tidepipe_common.codec.plan import phase_from_wire
 from tidepipe_common.dialects import AUTO, OFF, check_reasoning_parser, dialect_named
@@ -39,7 +39,7 @@ from tidepipe_common.latency.work import PrefillWork, StepCosts
 from tidepipe_common.limits import PIECE_BYTES, SPEC_BYTES
 from tidepipe_common.rpc.called import CALLED_INSTANCE, metadata_text
 from tidepipe_common.rpc.status import translated
-from tidepipe_common.types.kv_transfer import LATENCY_S, KvHandle, KvTransfer
+from tidepipe_common.types.kv_transfer import KvHandle
 from tidepipe_common.types.plan import PROTOCOL_VERSION
 from tidepipe_common.types.results import SequenceUpdate
 from tidepipe_common.types.sampling import Pooling
@@ -384,15 +384,8 @@ def _report(report: pb.InstanceReport, received: float) -> InstanceReport:
         stages_down=report.stages_down,
         policy=report.policy,
         holdings=holdings_from_wire(report.holdings) if report.HasField("holdings") else None,
-        transfer=_transfer(report.kv_transfer),
-        fetching=report.kv_transfer.under_way_bytes,
+        transfer=transfer_from_wire(report.kv_transfer),
         barred=frozenset(report.kv_transfer.barred[:MOST_BARRED]),
-    )
-
-
-def _transfer(told: pb.KvTransfer) -> KvTransfer:
-    return KvTransfer(
-        told.token_bytes, told.bytes_per_s, told.latency_s or LATENCY_S, told.node[:LONGEST_NODE]
     )
 
 

@@ -49,7 +49,7 @@ class InstanceReport:
     serving: all its stages answer, and it takes new sequences. stages_down: one does not. policy: by which it
         schedules.
     holdings: what is new of the KV blocks that it can use again; None: it does not.
-    transfer: of KV blocks that come to it from other instances. fetching: bytes that are on their way to it.
+    transfer: of KV blocks that come to it from other instances.
     barred: instances from which it fetches nothing for now, because that failed.
     """
 
@@ -72,5 +72,4 @@ class InstanceReport:
     policy: str = ""
     holdings: PrefixHoldings | None = None
     transfer: KvTransfer = NO_TRANSFER
-    fetching: float = 0.0
     barred: frozenset[str] = frozenset()

@@ -45,11 +45,14 @@ def borrowing(request: RouteRequest, view: InstanceView, lender: Lender | None) 
         return request
     found = view.cached_tokens(request)
     tokens = lender.tokens - found
-    if tokens <= 0 or view.transfer.bytes_per_s <= 0.0:
+    near = view.transfer.is_near(lender.view.transfer.node)
+    way = view.transfer.way(lender.view.transfer.node)
+    if tokens <= 0 or way.bytes_per_s <= 0.0:
         return request
-    nbytes = tokens * view.transfer.token_bytes
-    fetch_s = view.transfer.seconds(nbytes, view.fetching)
+    fetch_s = way.seconds(tokens * view.transfer.token_bytes, view.under_way(near=near))
     compute_s = view.facts.prefill.seconds(PrefillWork(tokens, chunk_pairs(found, tokens)))
     if not quicker_fetched(fetch_s, compute_s, view.sequences):
         return request
-    return replace(request, lender=lender.view.instance_id, lent=lender.tokens, fetch_s=fetch_s)
+    return replace(
+        request, lender=lender.view.instance_id, lent=lender.tokens, lent_near=near, fetch_s=fetch_s
+    )

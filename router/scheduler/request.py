@@ -28,7 +28,8 @@ class RouteRequest:
     giver: the instance that has it, or had it. brought: tokens of it whose KV blocks come along from there.
         wish: the instance where it is to go on, if that takes it; empty: any.
     lent: tokens of its beginning that the instance `lender` has, and that the one where it goes fetches from
-        there, in about fetch_s; see lending.py. Other than at that instance these are nobody's business.
+        there, in about fetch_s, within one node or not (lent_near); see lending.py. Other than at that
+        instance these are nobody's business.
     beside_s: that computing its prompt still takes while its blocks can go ahead. ahead: the instance to
         which they have gone ahead, or will have in ahead_s.
     """
@@ -51,6 +52,7 @@ class RouteRequest:
     lender: str = ""
     lent: int = 0
     fetch_s: float = 0.0
+    lent_near: bool = False
     beside_s: float = 0.0
     ahead: str = ""
     ahead_s: float = 0.0

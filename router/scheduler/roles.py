@@ -25,7 +25,7 @@ from router.scheduler.steady_state import (
     highest,
 )
 from tidepipe_common.latency.work import prompt_work
-from tidepipe_common.types.kv_transfer import NO_TRANSFER, KvTransfer
+from tidepipe_common.types.kv_transfer import NO_TRANSFER, KvTransfer, KvWay
 
 EVEN = 0.5
 """The share of an instance that is like all others. Only differences between shares mean anything."""
@@ -57,26 +57,36 @@ def differ(shares: Sequence[float]) -> bool:
 # -- links ----------------------------------------------------------------------------------------------
 
 
+class Link(NamedTuple):
+    """Between two instances, by their names. near: within a node. way: what it takes to the target."""
+
+    source: str
+    target: str
+    near: bool
+    way: KvWay
+
+
 class Ways:
-    """When each instance's way in and way out will be free of the blocks that were sent over it: one transfer
-    after the other, as far as can be told from here."""
+    """When each instance's ways in and out, to other nodes and within its own, will be free of the blocks
+    that were sent over them: one transfer after the other, as far as can be told from here."""
 
     def __init__(self) -> None:
-        self._free: dict[tuple[str, str], float] = {}
+        self._free: dict[tuple[str, str, bool], float] = {}
 
-    def seconds(self, source: str, target: str, nbytes: float, transfer: KvTransfer, now: float) -> float:
+    def seconds(self, link: Link, nbytes: float, now: float) -> float:
         """Until so many bytes would have arrived."""
-        return self._begins(source, target, now) - now + transfer.seconds(nbytes)
+        return self._begins(link, now) - now + link.way.seconds(nbytes)
 
-    def send(self, source: str, target: str, nbytes: float, transfer: KvTransfer, now: float) -> None:
+    def send(self, link: Link, nbytes: float, now: float) -> None:
         """They are sent. Their fixed time keeps nobody from the way."""
-        until = self._begins(source, target, now) + nbytes / transfer.bytes_per_s
-        self._free[("out", source)] = self._free[("in", target)] = until
+        until = self._begins(link, now) + nbytes / link.way.bytes_per_s
+        self._free[("out", link.source, link.near)] = self._free[("in", link.target, link.near)] = until
         if len(self._free) > 4096:
             self._free = {way: at for way, at in self._free.items() if at > now}
 
-    def _begins(self, source: str, target: str, now: float) -> float:
-        return max(now, self._free.get(("out", source), now), self._free.get(("in", target), now))
+    def _begins(self, link: Link, now: float) -> float:
+        out, into = ("out", link.source, link.near), ("in", link.target, link.near)
+        return max(now, self._free.get(out, now), self._free.get(into, now))
 
 
 # -- what a point of all shares serves ----------------------------------------------------------------------
@@ -122,35 +132,44 @@ class Prospect:
 
     def __init__(self, mix: Mix) -> None:
         self._mix = mix
-        self._known: dict[tuple[Power, float, int], float] = {}
+        self._known: dict[tuple[Power, float, float, int], float] = {}
 
-    def goodput(self, shares: Sequence[float], powers: Sequence[Power]) -> Predicted:
-        """Of one point: that of the instance that bears least of what comes to it."""
+    def goodput(
+        self, shares: Sequence[float], powers: Sequence[Power], nodes: Sequence[str] = ()
+    ) -> Predicted:
+        """Of one point: that of the instance that bears least of what comes to it. nodes: within which blocks
+        come by the near way; empty: they do not, or it is not known."""
         total, rest = sum(shares), sum(1.0 - share for share in shares)
         if total <= 0.0 or rest <= 0.0:
             return Predicted(0.0, "nobody computes prompts" if total <= 0.0 else "nobody decodes")
         pairs = zip(shares, powers, strict=True)
-        kinds = Counter(Kind(share / total, (1.0 - share) / rest, one) for share, one in pairs)
-        rate, kind, count = min(
-            ((self._bears(kind, count), kind, count) for kind, count in kinds.items()),
+        each = [Kind(share / total, (1.0 - share) / rest, one) for share, one in pairs]
+        stay = staying([kind.prompts - kind.decodes for kind in each], nodes)
+        kinds = Counter(each)
+        rate, kind, near, count = min(
+            (
+                (self._bears(kind, near, kinds[kind]), kind, near, kinds[kind])
+                for kind, near in dict.fromkeys(zip(each, stay, strict=True))
+            ),
             key=lambda found: found[0],
         )
-        return Predicted(rate, self._obstacle(kind, count, rate * (1.0 + 2 * PRECISION)))
+        return Predicted(rate, self._obstacle(kind, near, count, rate * (1.0 + 2 * PRECISION)))
 
-    def _bears(self, kind: Kind, count: int) -> float:
+    def _bears(self, kind: Kind, near: float, count: int) -> float:
         """Requests per second of all, of which such parts come to each of so many."""
         # Only the ratio matters: who decodes, or so many who compute prompts, are asked once for all splits.
         prompts, decodes, power = kind
         most = max(prompts, decodes)
         count = count if prompts > 0.0 else 1
-        key = power, round(prompts / most - decodes / most, 4), count
+        key = power, round(prompts / most - decodes / most, 4), round(near, 4), count
         if key not in self._known:
             one = Kind(prompts / most, decodes / most, power)
-            self._known[key] = highest(lambda rate: not self._obstacle(one, count, rate), PRECISION)
+            self._known[key] = highest(lambda rate: not self._obstacle(one, near, count, rate), PRECISION)
         return self._known[key] / most
 
-    def _obstacle(self, kind: Kind, count: int, rate: float) -> str:
-        """What does not hold for so many instances to each of which such parts come; empty: all does."""
+    def _obstacle(self, kind: Kind, near: float, count: int, rate: float) -> str:
+        """What does not hold for so many instances to each of which such parts come, where that part of what
+        moves stays near; empty: all does."""
         prompts, decodes, power = kind
         sizes, pause = self._mix.sizes, 0.0
         each = (sizes.prompt + sizes.found) * power.transfer.token_bytes
@@ -158,14 +177,18 @@ class Prospect:
         moved = rate * abs(prompts - decodes) * each
         if abs(prompts - decodes) <= ALIKE * max(prompts, decodes):
             moved = 0.0
-        elif not power.transfer.token_bytes or power.transfer.bytes_per_s <= 0.0:
+        elif not power.transfer.token_bytes:
             return "KV blocks cannot travel"
         if moved > 0.0:
-            busy = moved / power.transfer.bytes_per_s
-            if busy > MOST_BUSY:
-                return "the links are full"
-            alone = power.transfer.seconds(each)
-            pause = alone * (1.0 + sizes.prompt_spread / 2 * busy / (1.0 - busy))
+            for link, part in ((power.transfer.far, 1.0 - near), (power.transfer.near, near)):
+                if part <= 0.0:
+                    continue
+                if link.bytes_per_s <= 0.0:
+                    return "KV blocks cannot travel"
+                busy = part * moved / link.bytes_per_s
+                if busy > MOST_BUSY:
+                    return "the links are full"
+                pause += part * link.seconds(each) * (1.0 + sizes.prompt_spread / 2 * busy / (1.0 - busy))
         margins = BESIDE if prompts > 0.0 < decodes else ALONE
         # Whoever is handed over waits for its blocks before its second token.
         waits = pause if gone > margins.late * prompts else 0.0
@@ -184,6 +207,22 @@ class Prospect:
         if not power.paced:
             return (power.prefill.step_tokens,)
         return PACED if load.decodes > 0.0 else (OWN_TOKENS,)
+
+
+def staying(flows: Sequence[float], nodes: Sequence[str]) -> list[float]:
+    """The part of what moves from (positive) or to (negative) each instance that stays within its node: there
+    is taken what can be, before anything comes from elsewhere. Nodes without a name keep nothing."""
+    out: dict[str, float] = {}
+    into: dict[str, float] = {}
+    places = list(nodes) or [""] * len(flows)
+    for flow, node in zip(flows, places, strict=True):
+        way = out if flow > 0.0 else into
+        way[node] = way.get(node, 0.0) + abs(flow)
+    found = []
+    for flow, node in zip(flows, places, strict=True):
+        mine, theirs = (out, into) if flow > 0.0 else (into, out)
+        found.append(min(1.0, theirs.get(node, 0.0) / mine[node]) if node and flow else 0.0)
+    return found
 
 
 def busy_share(prefill: PrefillTime, mix: Mix | None, part: float) -> float | None:

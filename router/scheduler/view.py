@@ -71,7 +71,8 @@ class InstanceView:
     _queued_tokens: int = 0
     _work: PrefillWork = NOTHING
     _kv: int = 0
-    _borrowed: int = 0
+    _borrowed: list[int] = field(default_factory=lambda: [0, 0])
+    """Tokens from other nodes, and from its own."""
     _growth: int = 0
     _tokens: int = 0
     _deadline: float = FOREVER
@@ -162,11 +163,11 @@ class InstanceView:
         """Of KV blocks that come to it."""
         return self.status.transfer if self.status else NO_TRANSFER
 
-    @property
-    def fetching(self) -> float:
-        """Bytes of KV blocks on their way to it, or that will be for what was sent since the report."""
-        told = self.status.fetching if self.status else 0.0
-        return told + self._borrowed * self.transfer.token_bytes
+    def under_way(self, *, near: bool) -> float:
+        """Bytes of KV blocks on their way to it, or that will be for what was sent since the report. near:
+        within its node, or else from others."""
+        way = self.transfer.near if near else self.transfer.far
+        return way.under_way + self._borrowed[near] * self.transfer.token_bytes
 
     @property
     def kv_free(self) -> int:
@@ -274,7 +275,9 @@ class InstanceView:
         self._unheard.append(_Routed(ordinal, request, work.tokens))
         self._work = self._work.plus(work)
         if request.lent:
-            self._borrowed += max(0, request.lent - self.prefixes.cached_tokens(request.prefix))
+            self._borrowed[request.lent_near] += max(
+                0, request.lent - self.prefixes.cached_tokens(request.prefix)
+            )
         self._kv += self.kv_of(request) + 1
         self._growth += self.growth_of(request)
         self._tokens += request.prompt_tokens
@@ -283,7 +286,7 @@ class InstanceView:
 
     def _sum_up(self) -> None:
         self._work, self._kv, self._tokens, self._deadline = NOTHING, 0, 0, FOREVER
-        self._growth = self._borrowed = 0
+        self._growth, self._borrowed = 0, [0, 0]
         again, self._unheard = self._unheard, deque()
         for one in again:
             self.prefixes.unexpect(one.request.prefix)

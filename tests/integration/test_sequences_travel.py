@@ -26,7 +26,7 @@ from tests.tiny_adapters import make_adapter
 from tests.tiny_models import make_tiny_model, random_prompts
 from tests.tiny_tokenizer import make_tokenizer
 from tidepipe.v1 import stage_pb2, stage_pb2_grpc
-from tidepipe_common.latency.transfer import TransferCost
+from tidepipe_common.latency.transfer import TransferCost, TransferCosts
 from tidepipe_common.prefix import root_key
 from tidepipe_common.rpc.server import RpcServer
 from tidepipe_common.settings.adapters import AdapterPlace
@@ -99,7 +99,7 @@ async def instance(model: Path, stages: int) -> AsyncIterator[Site]:
             config = setup.config(
                 shape.context_length, (257,), block_size=16, microbatches=0, max_sequences=0
             )
-            return Scheduler(config, setup.policy, hand_over=HandOver(None, TransferCost(1e9)))
+            return Scheduler(config, setup.policy, hand_over=HandOver(None, TransferCosts(TransferCost(1e9))))
 
         serving = asyncio.Event()
         site: Site

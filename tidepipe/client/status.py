@@ -84,7 +84,8 @@ class HandOvers:
     handed_over: went on elsewhere. taken_over: came, and go on behind their KV blocks; recomputed: in vain.
     fetched_bytes, fetch_s: of what came. found_blocks: not sent, their content was here.
     expired: grants that ended by time. bytes_per_s, latency_s: rate and fixed time that are expected of the
-    next fetch. recent: newest last.
+    next fetch from another node; near_bytes_per_s, near_latency_s: of the next one within the node.
+    recent: newest last.
     """
 
     handed_over: int
@@ -97,6 +98,8 @@ class HandOvers:
     bytes_per_s: float
     recent: tuple[HandOverNote, ...] = ()
     latency_s: float = 0.0
+    near_bytes_per_s: float = 0.0
+    near_latency_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

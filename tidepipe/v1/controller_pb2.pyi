@@ -1145,18 +1145,29 @@ class KvTransfer(_message.Message):
     BARRED_FIELD_NUMBER: _builtins.int
     LATENCY_S_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    NEAR_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    NEAR_LATENCY_S_FIELD_NUMBER: _builtins.int
+    NEAR_UNDER_WAY_BYTES_FIELD_NUMBER: _builtins.int
     token_bytes: _builtins.float
     """Of one token, over all layers."""
     bytes_per_s: _builtins.float
-    """Rate of the way in beside latency_s, as measured by the last fetches, or as it is said to be, bytes/s."""
+    """Rate of the way in from other nodes beside latency_s, as measured by the last fetches, or as it is said to be,
+    bytes/s.
+    """
     under_way_bytes: _builtins.float
-    """Of fetches that have begun, bytes."""
+    """Of fetches that have begun by that way, bytes."""
     latency_s: _builtins.float
     """Of each fetch, whatever its size, as measured or expected, seconds; 0: 0.005."""
     node: _builtins.str
-    """The host of all its stages, as their addresses have it: instances with the same one share a way in and out; 255
-    characters at most. Empty: not known, or several.
+    """The host of all its stages, as their addresses have it, or each of several with its layers: instances with the
+    same one share a way in and out, and blocks between them stay within; 255 characters at most. Empty: not known.
     """
+    near_bytes_per_s: _builtins.float
+    """Rate of the way in within the node, as bytes_per_s; 0: all comes by the other way."""
+    near_latency_s: _builtins.float
+    """As latency_s, of fetches within the node."""
+    near_under_way_bytes: _builtins.float
+    """As under_way_bytes, of fetches within the node."""
     @_builtins.property
     def barred(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Instances from which nothing is fetched for now, because fetches from there failed; 64 at most."""
@@ -1170,10 +1181,13 @@ class KvTransfer(_message.Message):
         barred: _abc.Iterable[_builtins.str] | None = ...,
         latency_s: _builtins.float = ...,
         node: _builtins.str = ...,
+        near_bytes_per_s: _builtins.float = ...,
+        near_latency_s: _builtins.float = ...,
+        near_under_way_bytes: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["barred", b"barred", "bytes_per_s", b"bytes_per_s", "latency_s", b"latency_s", "node", b"node", "token_bytes", b"token_bytes", "under_way_bytes", b"under_way_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["barred", b"barred", "bytes_per_s", b"bytes_per_s", "latency_s", b"latency_s", "near_bytes_per_s", b"near_bytes_per_s", "near_latency_s", b"near_latency_s", "near_under_way_bytes", b"near_under_way_bytes", "node", b"node", "token_bytes", b"token_bytes", "under_way_bytes", b"under_way_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1594,6 +1608,8 @@ class HandOvers(_message.Message):
     BYTES_PER_S_FIELD_NUMBER: _builtins.int
     RECENT_FIELD_NUMBER: _builtins.int
     LATENCY_S_FIELD_NUMBER: _builtins.int
+    NEAR_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    NEAR_LATENCY_S_FIELD_NUMBER: _builtins.int
     handed_over: _builtins.int
     """That went on elsewhere."""
     taken_over: _builtins.int
@@ -1612,6 +1628,10 @@ class HandOvers(_message.Message):
     """Rate that fetches are expected to have, bytes per second."""
     latency_s: _builtins.float
     """Fixed time that each fetch is expected to have besides, seconds."""
+    near_bytes_per_s: _builtins.float
+    """As bytes_per_s, of fetches within the node."""
+    near_latency_s: _builtins.float
+    """As latency_s, of fetches within the node."""
     @_builtins.property
     def recent(self) -> _containers.RepeatedCompositeFieldContainer[Global___HandOverNote]:
         """The last ones, newest last."""
@@ -1629,10 +1649,12 @@ class HandOvers(_message.Message):
         bytes_per_s: _builtins.float = ...,
         recent: _abc.Iterable[Global___HandOverNote] | None = ...,
         latency_s: _builtins.float = ...,
+        near_bytes_per_s: _builtins.float = ...,
+        near_latency_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "expired", b"expired", "fetch_s", b"fetch_s", "fetched_bytes", b"fetched_bytes", "found_blocks", b"found_blocks", "handed_over", b"handed_over", "latency_s", b"latency_s", "recent", b"recent", "recomputed", b"recomputed", "taken_over", b"taken_over"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "expired", b"expired", "fetch_s", b"fetch_s", "fetched_bytes", b"fetched_bytes", "found_blocks", b"found_blocks", "handed_over", b"handed_over", "latency_s", b"latency_s", "near_bytes_per_s", b"near_bytes_per_s", "near_latency_s", b"near_latency_s", "recent", b"recent", "recomputed", b"recomputed", "taken_over", b"taken_over"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tidepipe.v1 import controller_pb2, stage_pb2
 from tidepipe_common.errors import InvalidRequestError
 from tidepipe_common.limits import check_characters, check_count
 from tidepipe_common.prefix import KEY_BYTES
 from tidepipe_common.types.kv_transfer import (
+    LATENCY_S,
     LEASE_S,
     MOST_LEASE_S,
     KvFetch,
@@ -16,14 +19,16 @@ from tidepipe_common.types.kv_transfer import (
     KvOrders,
     KvPiece,
     KvStage,
+    KvTransfer,
     KvWanted,
+    KvWay,
 )
 
 TICKET_BYTES = 16
 MOST_STAGES = 256
 MOST_CHARACTERS = 512
 LONGEST_NODE = 255
-"""Characters of a host's name that are told."""
+"""Characters of a node's name that are told."""
 MOST_BARRED = 64
 """Sources that a report names."""
 
@@ -81,6 +86,31 @@ def check_handle(message: controller_pb2.KvHandle) -> None:
     texts = (message.model_fingerprint, message.dtype, message.kv_layout, message.reason, message.giver)
     for text in (*texts, *(one.address for one in message.stages)):
         check_characters("kv", text, MOST_CHARACTERS)
+
+
+def transfer_to_wire(transfer: KvTransfer, barred: Sequence[str]) -> controller_pb2.KvTransfer:
+    """Domain to protobuf. barred: instances from which nothing is fetched for now."""
+    return controller_pb2.KvTransfer(
+        token_bytes=transfer.token_bytes,
+        bytes_per_s=transfer.far.bytes_per_s,
+        latency_s=transfer.far.latency_s,
+        under_way_bytes=transfer.far.under_way,
+        near_bytes_per_s=transfer.near.bytes_per_s,
+        near_latency_s=transfer.near.latency_s,
+        near_under_way_bytes=transfer.near.under_way,
+        node=transfer.node if len(transfer.node) <= LONGEST_NODE else "",
+        barred=barred[:MOST_BARRED],
+    )
+
+
+def transfer_from_wire(told: controller_pb2.KvTransfer) -> KvTransfer:
+    """Protobuf to domain."""
+    return KvTransfer(
+        told.token_bytes,
+        KvWay(told.bytes_per_s, told.latency_s or LATENCY_S, told.under_way_bytes),
+        KvWay(told.near_bytes_per_s, told.near_latency_s or LATENCY_S, told.near_under_way_bytes),
+        told.node[:LONGEST_NODE],
+    )
 
 
 def lease_from_wire(lease_ms: int) -> float:

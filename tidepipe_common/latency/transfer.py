@@ -7,7 +7,7 @@ from collections import deque
 from math import exp, inf, log
 from statistics import median
 
-from tidepipe_common.types.kv_transfer import LATENCY_S
+from tidepipe_common.types.kv_transfer import LATENCY_S, KvTransfer, KvWay
 
 OBSERVED, MEMORY = 24, 0.85
 """Fetches that count, and the weight of each against the one after it."""
@@ -43,9 +43,14 @@ class TransferCost:
         self._expected = max(LEAST_S, latency_s), 1.0 / bytes_per_s
         self._seen: deque[tuple[float, float]] = deque(maxlen=OBSERVED)
 
+    @property
+    def way(self) -> KvWay:
+        """As it is now."""
+        return KvWay(self.bytes_per_s, self.latency_s, self.under_way)
+
     def seconds(self, nbytes: float, ahead: float = 0.0) -> float:
         """Until so many bytes are here. ahead: of fetches that are under way."""
-        return self.latency_s + (ahead + nbytes) / self.bytes_per_s
+        return self.way.seconds(nbytes, ahead)
 
     def begin(self, nbytes: int) -> int:
         """A fetch of so many bytes begins: how many are under way before it."""
@@ -66,6 +71,36 @@ class TransferCost:
         latency_s, byte_s = fitted(self._seen, *self._expected)
         self.latency_s = min(MOST_S, max(LEAST_S, latency_s))
         self.bytes_per_s = 1.0 / min(1.0 / LEAST_RATE, max(1.0 / MOST_RATE, byte_s))
+
+
+class TransferCosts:
+    """Of one instance's ways in: from other nodes (`far`), and within its own (`near`), each learned from the
+    fetches that came by it."""
+
+    def __init__(self, far: TransferCost, near: TransferCost | None = None) -> None:
+        """near: None: expected to be as the other one."""
+        self.far = far
+        self.near = near or TransferCost(far.bytes_per_s, far.latency_s)
+
+    @classmethod
+    def of(cls, said: KvTransfer) -> TransferCosts:
+        """As they are said to be."""
+        far, near = (TransferCost(way.bytes_per_s or 1.0, way.latency_s) for way in (said.far, said.near))
+        return cls(far, near)
+
+    def by(self, near: bool) -> TransferCost:
+        """Of one of both."""
+        return self.near if near else self.far
+
+    def expect(self, bytes_per_s: float) -> None:
+        """All that comes here is said to come at that rate."""
+        for one in (self.far, self.near):
+            one.expect(bytes_per_s)
+
+    def interrupted(self) -> None:
+        """Nothing is under way any more."""
+        for one in (self.far, self.near):
+            one.under_way = 0
 
 
 def fitted(seen: deque[tuple[float, float]], latency_s: float, byte_s: float) -> tuple[float, float]:

@@ -3,6 +3,7 @@ protobuf)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 LEASE_S = 30.0
@@ -53,6 +54,31 @@ class KvHandle:
         """By what it is known where they come from."""
         return self.giver or " ".join(stage.address for stage in self.stages)
 
+    @property
+    def node(self) -> str:
+        """Where they are, see `node_of`."""
+        return node_of(self.stages)
+
+
+def node_of(stages: Iterable[KvStage]) -> str:
+    """The node of an instance, as its stages' addresses have it: the host of all of them; of several hosts
+    each with its layers, so that instances on the same ones have one node only if no block leaves a host."""
+    runs: list[tuple[str, int, int]] = []
+    for stage in stages:
+        host = stage.address.rpartition(":")[0]
+        if runs and runs[-1][0] == host:
+            runs[-1] = host, runs[-1][1], stage.layer_end
+        else:
+            runs.append((host, stage.layer_begin, stage.layer_end))
+    if len(runs) < 2:
+        return runs[0][0] if runs else ""
+    return " ".join(f"{host}/{begin}-{end}" for host, begin, end in runs)
+
+
+def is_near(one: str, other: str) -> bool:
+    """Do blocks between two nodes stay within one? Where nothing is known of one of them, no."""
+    return bool(one) and one == other
+
 
 @dataclass(frozen=True, slots=True)
 class KvLayout:
@@ -87,22 +113,45 @@ class KvLayout:
 
 
 @dataclass(frozen=True, slots=True)
-class KvTransfer:
-    """What it takes to bring KV blocks to an instance: bytes of one token's, the rate of its way in, and the
-    fixed time of each fetch, as measured there or as its link has it. No bytes: it takes none over.
+class KvWay:
+    """A way in of KV blocks: its rate, and the fixed time of each fetch, as measured or as the link has it.
 
-    node: the host that its blocks are on, whose way in and out it shares with all that name the same; empty:
-        not known, or several.
+    bytes_per_s: 0: there is none. under_way: bytes of fetches that have begun.
     """
 
-    token_bytes: float = 0.0
     bytes_per_s: float = 0.0
     latency_s: float = LATENCY_S
-    node: str = ""
+    under_way: float = 0.0
 
     def seconds(self, nbytes: float, ahead: float = 0.0) -> float:
         """Until so many bytes are here. ahead: of fetches that are under way."""
         return self.latency_s + (ahead + nbytes) / self.bytes_per_s
+
+
+NO_WAY = KvWay()
+
+
+@dataclass(frozen=True, slots=True)
+class KvTransfer:
+    """What it takes to bring KV blocks to an instance: bytes of one token's, and its ways in. No bytes: it
+    takes none over.
+
+    far: from other nodes. near: within its own, over its bus; none: all comes by the other way.
+    node: see `node_of`; its way in and out it shares with all that name the same. Empty: not known.
+    """
+
+    token_bytes: float = 0.0
+    far: KvWay = NO_WAY
+    near: KvWay = NO_WAY
+    node: str = ""
+
+    def is_near(self, giver: str) -> bool:
+        """Do blocks come from that node by the near way?"""
+        return self.near.bytes_per_s > 0.0 and is_near(giver, self.node)
+
+    def way(self, giver: str) -> KvWay:
+        """By which blocks come from an instance of that node."""
+        return self.near if self.is_near(giver) else self.far
 
 
 NO_TRANSFER = KvTransfer()

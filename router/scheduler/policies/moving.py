@@ -12,7 +12,7 @@ from itertools import chain
 from router.scheduler.choice import Choice
 from router.scheduler.demand import Mix
 from router.scheduler.request import UNSAID_TOKENS, Decoding, RouteRequest
-from router.scheduler.roles import Role, Ways
+from router.scheduler.roles import Link, Role, Ways
 from router.scheduler.steady_state import BESIDE
 from router.scheduler.view import InstanceView
 from tidepipe_common.latency.work import prompt_work
@@ -118,7 +118,7 @@ class MovingPolicy(ABC):
         tokens, name = request.prompt_tokens, request.request_id
         there = now + max(beside_s, self.transfer_s(tokens, source, target, now))
         nbytes = tokens * target.transfer.token_bytes
-        self.ways.send(source.instance_id, target.instance_id, nbytes, target.transfer, now)
+        self.ways.send(link(source, target), nbytes, now)
         self._ahead[name] = Going(target.instance_id, tokens, there + ON_THE_WAY_S, there)
         return choice
 
@@ -155,7 +155,7 @@ class MovingPolicy(ABC):
     ) -> None:
         """Take note that one with so many tokens goes from here to there. there: its blocks went ahead."""
         nbytes = 0.0 if there else tokens * target.transfer.token_bytes
-        self.ways.send(source.instance_id, target.instance_id, nbytes, target.transfer, now)
+        self.ways.send(link(source, target), nbytes, now)
         self._going[request_id] = Going(target.instance_id, tokens, now + ON_THE_WAY_S)
         self.handed += 1
 
@@ -190,13 +190,12 @@ class MovingPolicy(ABC):
 
     def transfer_s(self, tokens: int, source: InstanceView, target: InstanceView, now: float) -> float:
         """Until the blocks of so many tokens would be there."""
-        nbytes = tokens * target.transfer.token_bytes
-        return self.ways.seconds(source.instance_id, target.instance_id, nbytes, target.transfer, now)
+        return self.ways.seconds(link(source, target), tokens * target.transfer.token_bytes, now)
 
     def pause_s(self, request: RouteRequest, source: InstanceView, target: InstanceView, now: float) -> float:
         """How long it would stand still to go there when its prompt is done: until the rest of its blocks is
         there, of which others have gone ahead."""
-        least = target.transfer.latency_s
+        least = link(source, target).way.latency_s
         if request.ahead == target.instance_id:
             return least + request.ahead_s
         return max(least, self.transfer_s(request.prompt_tokens, source, target, now) - request.beside_s)
@@ -238,6 +237,12 @@ class MovingPolicy(ABC):
         if late and pause_s + output * there_s >= output * here_s:
             return Choice(None, "the transfer costs more than it saves", numbers)
         return Choice(target.instance_id, why, numbers)
+
+
+def link(source: InstanceView, target: InstanceView) -> Link:
+    """Between two instances, for KV blocks."""
+    giver, taker = source.transfer.node, target.transfer
+    return Link(source.instance_id, target.instance_id, taker.is_near(giver), taker.way(giver))
 
 
 def rows_of(view: InstanceView) -> int:

@@ -16,7 +16,7 @@ from math import inf
 from router.scheduler.choice import Choice, RoutingPolicy
 from router.scheduler.demand import Mix
 from router.scheduler.policies.constraints import Constraint
-from router.scheduler.policies.moving import MovingPolicy
+from router.scheduler.policies.moving import MovingPolicy, link
 from router.scheduler.policies.prefix import LeastCost
 from router.scheduler.policies.spread import FULL
 from router.scheduler.request import RouteRequest
@@ -157,8 +157,11 @@ class Roles(MovingPolicy):
             gone_elsewhere = bool(request.ahead) and view.instance_id != request.ahead
             return gone_elsewhere, decoding(view) / (1.0 - view.role.share), view.instance_id
 
-        target = min(able, key=order)
-        return self._if_it_pays(request, source, target, ready, now)
+        best = [min(able, key=order)]
+        if best[0].instance_id != request.ahead and not link(source, best[0]).near:
+            best += sorted((view for view in able if link(source, view).near), key=order)[:1]
+        choices = [self._if_it_pays(request, source, target, ready, now) for target in best]
+        return min(choices, key=lambda one: (one.instance_id is None, one.numbers["goes_cost_s"]))
 
     def _if_it_pays(
         self,
@@ -247,9 +250,11 @@ class Roles(MovingPolicy):
         aim = self._aim if self._aim is not None and len(self._aim.shares) == len(views) else None
         # On its way between two points it is compared by where it goes.
         standing = aim.shares if aim is not None and aim.seen >= 2 else now_at
-        present = prospect.goodput(standing, powers)
+        nodes = [view.transfer.node if view.transfer.near.bytes_per_s > 0.0 else "" for view in views]
+        present = prospect.goodput(standing, powers, nodes)
+        weighed = [point for point in points(len(views)) if reach(point, views)]
         best = max(
-            ((prospect.goodput(point, powers), point) for point in points(len(views)) if reach(point, views)),
+            ((prospect.goodput(point, powers, nodes), point) for point in weighed),
             key=lambda found: found[0].rate,
         )
         if best[1] != standing and best[0].rate > GAIN * present.rate:
@@ -266,7 +271,7 @@ class Roles(MovingPolicy):
             "rate_rps": mix.rate,
             "prompt": mix.sizes.prompt,
             "output": mix.sizes.output,
-            "link_bytes_per_s": min(power.transfer.bytes_per_s for power in powers),
+            "link_bytes_per_s": min(power.transfer.far.bytes_per_s for power in powers),
         }
         reason = f"predicted to serve more than before, where {aim.present.limit or 'nothing'} was the limit"
         for view, share in zip(views, aim.shares, strict=True):
@@ -312,7 +317,8 @@ def _nearly(one: Power, other: Power) -> bool:
         and one.prefill.stages == other.prefill.stages
         and near(one.kv_tokens, other.kv_tokens)
         and near(one.transfer.token_bytes, other.transfer.token_bytes)
-        and near(one.transfer.bytes_per_s, other.transfer.bytes_per_s)
+        and near(one.transfer.far.bytes_per_s, other.transfer.far.bytes_per_s)
+        and near(one.transfer.near.bytes_per_s, other.transfer.near.bytes_per_s)
         and all(near(one.prefill.step_s(n, 0, 0.0), other.prefill.step_s(n, 0, 0.0)) for n in (1, 64, 512))
     )
 

@@ -46,8 +46,8 @@ from tests.unit.controller.test_scheduler import (
     expected_output,
     prompt_of,
 )
-from tidepipe_common.latency.transfer import TransferCost
-from tidepipe_common.types.kv_transfer import KvFetched, KvHandle, KvLayout
+from tidepipe_common.latency.transfer import TransferCost, TransferCosts
+from tidepipe_common.types.kv_transfer import KvFetched, KvHandle, KvLayout, KvStage
 from tidepipe_common.types.sampling import SamplingParams
 
 
@@ -310,15 +310,25 @@ def test_whoever_moves_goes_on_as_if_it_had_not(
         assert not site.granted
 
 
-def site_with(transfer: TransferCost, prompt: int = 60, mode: str = "auto", others: int = 0) -> Site:
-    """others: that decode here already."""
+def site_with(
+    transfer: TransferCost,
+    prompt: int = 60,
+    mode: str = "auto",
+    others: int = 0,
+    near: TransferCost | None = None,
+    giver: str = "",
+) -> Site:
+    """others: that decode here already. giver: the host of the blocks; this one is on "here"."""
     site = Site(2, 64, 4, 0, "auto")
-    site.scheduler.hand_over = HandOver(COST, transfer, mode)
+    site.scheduler.hand_over = HandOver(COST, TransferCosts(transfer, near), mode)
+    site.scheduler.hand_over.rule.node = "here"
     here = tuple(NewSequence(f"o{n}", (1, 2, 3), SamplingParams(max_tokens=50)) for n in range(others))
     site.handle(SequencesArrived(here))
     while any(one.state is not State.DECODE for one in site.scheduler.sequences.values()):
         site.handle(site.fake.execute())
     handle = KvHandle("m", "float32", "plain", 4, "ab" * 16, prompt, 1000)
+    if giver:
+        handle = replace(handle, stages=(KvStage(f"{giver}:1", 0, 2, 1), KvStage(f"{giver}:2", 2, 4, 1)))
     tokens = tuple(range(1, prompt + 1))
     spec = NewSequence("s", tokens, SamplingParams(max_tokens=5), output=(7,), kv=handle)
     site.handle(SequencesArrived((spec,)))
@@ -345,6 +355,20 @@ def test_what_is_quicker_computed_is_not_fetched() -> None:
     site.handle(BlocksFetched(KvFetched(fetch.fetch_id, "", 1_000_000, 10.0)))
     assert fast.seconds(1_000_000) > 0
     assert fast.bytes_per_s < 1e12
+
+
+@pytest.mark.parametrize("giver", ["here", "elsewhere"])
+def test_what_comes_within_the_node_is_priced_and_learned_apart(giver: str) -> None:
+    far, near = TransferCost(1e12, 0.0), TransferCost(1.0)
+    site = site_with(far, near=near, giver=giver)
+    assert bool(site.fetches) is (giver == "elsewhere")
+    far, near = TransferCost(1.0), TransferCost(1e12, 0.0)
+    site = site_with(far, near=near, giver=giver)
+    assert bool(site.fetches) is (giver == "here")
+    for fetch in site.fetches:
+        assert (far.under_way, near.under_way) == (0, len(fetch.blocks) * 1000)
+        site.handle(BlocksFetched(KvFetched(fetch.fetch_id, "", near.under_way, 10.0)))
+        assert far.bytes_per_s == 1.0 and near.bytes_per_s < 1e12 and near.under_way == 0
 
 
 def test_one_that_came_decodes_at_once_and_computes_nothing_again() -> None:

@@ -109,7 +109,8 @@ def test_beginnings_are_borrowed_alike() -> None:
         assert bool(cluster.log.borrowed) is kv_transfer
         for instance in cluster.instances.values():
             report = instance.status(1e6, slack=False)
-            assert (report.sequences, report.kv_free, report.fetching) == (0, report.kv_total, 0)
+            under_way = report.transfer.far.under_way + report.transfer.near.under_way
+            assert (report.sequences, report.kv_free, under_way) == (0, report.kv_total, 0)
         hits.append(figures_of(jobs, 2.0, question).hit_rate)
     without, skipped, itself = hits
     assert skipped >= without - 0.005

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from math import isfinite
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidepipe.v1 import controller_pb2 as pb
+from tidepipe_common.codec.kv_transfer import transfer_from_wire, transfer_to_wire
 from tidepipe_common.latency.transfer import LEAST_S, TransferCost
+from tidepipe_common.types.kv_transfer import KvHandle, KvStage, KvTransfer, KvWay, is_near, node_of
 
 SIZES = (1 << 16, 1 << 20, 1 << 24, 1 << 27, 1 << 30)
 """From one small block to a long prompt of a large model."""
@@ -54,6 +58,42 @@ def test_it_is_a_time_whatever_is_observed(
         cost.observe(*seen)
     assert cost.seconds(nbytes) >= LEAST_S and isfinite(cost.seconds(nbytes))
     assert isfinite(cost.bytes_per_s) and cost.bytes_per_s > 0.0
+
+
+def layers_on(hosts: list[str]) -> list[KvStage]:
+    """Stages of a model, one for each host's name in turn, of two layers if it begins with a letter."""
+    begin, found = 0, []
+    for number, host in enumerate(hosts):
+        end = begin + 2 if host.isalpha() else begin + 1
+        found.append(KvStage(f"{host}:{7000 + number}", begin, end, 1))
+        begin = end
+    return found
+
+
+HOSTS = st.lists(st.sampled_from(["a", "b", "10.0.0.1"]), min_size=1, max_size=5)
+
+
+@given(HOSTS, HOSTS)
+def test_near_is_what_leaves_no_host(one: list[str], other: list[str]) -> None:
+    """Two instances are within a node if and only if each layer is on the same host in both."""
+    here, there = layers_on(one), layers_on(other)
+    hosts = [
+        [stage.address.split(":")[0] for stage in stages for _ in range(stage.layer_begin, stage.layer_end)]
+        for stages in (here, there)
+    ]
+    same = hosts[0] == hosts[1] or len({*hosts[0], *hosts[1]}) == 1
+    assert is_near(node_of(here), KvHandle(stages=tuple(there)).node) is same
+    assert not is_near(node_of([]), "")
+
+
+def test_ways_are_told_and_one_who_says_nothing_of_near_has_one_way() -> None:
+    told = KvTransfer(7.0, KvWay(1e9, 0.1, 5.0), KvWay(2e10, 0.001, 3.0), "h")
+    again = transfer_from_wire(transfer_to_wire(told, ["i3"]))
+    assert again == told and again.way("h") == told.near and again.way("g") == told.far == again.way("")
+    older = pb.KvTransfer(token_bytes=7.0, bytes_per_s=1e9, node="h")
+    assert transfer_from_wire(older).way("h") == KvWay(1e9)
+    # A cut name could be another node's.
+    assert not transfer_from_wire(transfer_to_wire(replace(told, node="h" * 300), [])).node
 
 
 def test_the_fixed_time_is_not_taken_for_the_rate() -> None:

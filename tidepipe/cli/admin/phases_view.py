@@ -118,6 +118,8 @@ def _facts(status: PipelineStatus, colour: str) -> Table:
         moves.handed_over or moves.taken_over or moves.recomputed
     ):
         rate = f"{moves.fetched_bytes / 1e6:.1f} MB fetched, {moves.bytes_per_s / 1e6:.0f} MB/s expected"
+        if moves.near_bytes_per_s:
+            rate += f", {moves.near_bytes_per_s / 1e6:.0f} MB/s within the node"
         came = f"{moves.taken_over} came with their KV blocks, {moves.recomputed} in vain"
         facts.add_row("hand-over", f"{moves.handed_over} went on elsewhere, {came}; {rate}")
     error = (

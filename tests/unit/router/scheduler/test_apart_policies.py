@@ -29,7 +29,7 @@ from router.scheduler.view import InstanceFacts
 from tests.unit.router.scheduler.cases import request, status
 from tests.unit.router.scheduler.test_role_shares import GROUPED, TEN_GBIT, Floor
 from tidepipe_common.latency.work import prompt_work
-from tidepipe_common.types.kv_transfer import KvTransfer
+from tidepipe_common.types.kv_transfer import KvTransfer, KvWay
 
 SLO = SloTarget(1.0, 0.1)
 KV = 100_000
@@ -37,7 +37,7 @@ KV = 100_000
 
 def report(taken: float, **changes: object) -> InstanceReport:
     known = status(taken, kv_free=KV, kv_total=KV)
-    return replace(known, transfer=KvTransfer(GROUPED, TEN_GBIT), **changes)  # type: ignore[arg-type]
+    return replace(known, transfer=KvTransfer(GROUPED, KvWay(TEN_GBIT)), **changes)  # type: ignore[arg-type]
 
 
 def cluster(policy: str, *chunks: int, prefill: int = 0) -> RoutingScheduler:

@@ -23,7 +23,7 @@ from tests.unit.router.scheduler.cases import facts, request, slack, status, vie
 from tidepipe_common.latency.work import PrefillWork, prompt_work
 from tidepipe_common.prefix import STRIDE
 from tidepipe_common.types.holdings import PrefixHoldings
-from tidepipe_common.types.kv_transfer import NO_TRANSFER, KvTransfer
+from tidepipe_common.types.kv_transfer import NO_TRANSFER, KvTransfer, KvWay
 
 KEY_TOKENS = 16 * STRIDE
 PATIENT = SloTarget(60.0, 1.0)
@@ -175,7 +175,7 @@ def test_nothing_is_found_where_nothing_is_reused() -> None:
     assert (seen.prefixes.missed, seen.cached_tokens(ask("b", (1, 2, 3)))) == (False, KEY_TOKENS)
 
 
-LINK = KvTransfer(token_bytes=1000.0, bytes_per_s=1e7)
+LINK = KvTransfer(1000.0, KvWay(1e7))
 """A tenth of what computing takes here."""
 
 
@@ -183,7 +183,7 @@ LINK = KvTransfer(token_bytes=1000.0, bytes_per_s=1e7)
 def test_what_is_found_elsewhere_is_fetched(policy: str) -> None:
     """Where the instance that holds a beginning has much to do, another one takes the request and borrows,
     unless the link is slower than computing, or the lender has other blocks; what is on the link counts."""
-    for transfer, lender in ((LINK, "i1"), (KvTransfer(1000.0, 5e5), ""), (NO_TRANSFER, "")):
+    for transfer, lender in ((LINK, "i1"), (KvTransfer(1000.0, KvWay(5e5)), ""), (NO_TRANSFER, "")):
         scheduler = cluster(policy, 2)
         work = prompt_work(3000)
         report(scheduler, "i0", transfer=transfer)
@@ -195,7 +195,7 @@ def test_what_is_found_elsewhere_is_fetched(policy: str) -> None:
             assert choice.numbers["fetch_s"] == pytest.approx(0.005 + 3 * KEY_TOKENS / 1e4)
             seen = scheduler.view("i0")
             assert seen is not None and seen.left.tokens == 20
-            assert seen.fetching == 3 * KEY_TOKENS * 1000
+            assert seen.under_way(near=False) == 3 * KEY_TOKENS * 1000
             # It is expected there, as if it were there already; another one waits for the link.
             report(
                 scheduler,
@@ -215,9 +215,15 @@ def test_a_lender_is_not_asked_where_the_link_is_busy() -> None:
     lender.handle(status(holdings=told((1, 2, 3)), transfer=LINK))
     wanted = ask("r", (1, 2, 3))
     for fetching, lent in ((0.0, 3 * KEY_TOKENS), (1e7, 0)):
-        taker.handle(status(1.0 + fetching, holdings=told(), transfer=LINK, fetching=fetching))
+        link = replace(LINK, far=replace(LINK.far, under_way=fetching))
+        taker.handle(status(1.0 + fetching, holdings=told(), transfer=link))
         assert borrowing(wanted, taker, lender_of(wanted, [lender, taker])).lent == lent
     assert lender_of(ask("r", (9,)), [lender, taker]) is None
+    # What is within its node comes by another way.
+    for node, lent in (("n1", 3 * KEY_TOKENS), ("n0", 0)):
+        lender.handle(status(2e7, holdings=told((1, 2, 3)), transfer=replace(LINK, node=node)))
+        taker.handle(status(2e7, holdings=told(), transfer=replace(link, near=KvWay(1e7), node="n1")))
+        assert borrowing(wanted, taker, lender_of(wanted, [lender, taker])).lent == lent
     # Nor where fetches from it failed; what comes along from there is computed like all else.
     taker.handle(status(1e8, holdings=told(), transfer=LINK, barred=frozenset({"i1"})))
     assert borrowing(wanted, taker, lender_of(wanted, [lender, taker])).lent == 0

@@ -30,7 +30,7 @@ from router.scheduler.events import (
 from router.scheduler.instance_report import InstanceReport
 from router.scheduler.policies.roles import LOOK_S, STEP, WATCHED, points
 from router.scheduler.prefill import PrefillTime
-from router.scheduler.roles import EVEN, Power, Prospect
+from router.scheduler.roles import EVEN, Power, Prospect, staying
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.slo import SloTarget
 from router.scheduler.steady_state import Sizes, waits_longer
@@ -39,11 +39,11 @@ from tests.unit.router.scheduler.cases import request, status
 from tidepipe_common.circuit_breaker import FIRST_S
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.work import StepWork, chunk_pairs
-from tidepipe_common.types.kv_transfer import KvTransfer
+from tidepipe_common.types.kv_transfer import KvTransfer, KvWay
 
 GROUPED, FULL = 200_000.0, 1_600_000.0
 """Bytes of a token's keys and values: of a 34B with grouped heads, of a 30B without."""
-TEN_GBIT = 1.25e9
+TEN_GBIT, BUS = 1.25e9, 20e9
 
 
 class Floor:
@@ -66,7 +66,8 @@ class Floor:
 
 
 def power(token_bytes: float, bytes_per_s: float = TEN_GBIT) -> Power:
-    return Power(PrefillTime(Floor(), 1, 512), 400_000, KvTransfer(token_bytes, bytes_per_s))
+    transfer = KvTransfer(token_bytes, KvWay(bytes_per_s), KvWay(BUS))
+    return Power(PrefillTime(Floor(), 1, 512), 400_000, transfer)
 
 
 TIGHT = Mix(1.0, Sizes(400.0, chunk_pairs(0, 400), 250.0, 1.5, 1.5), SloTarget(1.0, 0.04))
@@ -74,7 +75,7 @@ TIGHT = Mix(1.0, Sizes(400.0, chunk_pairs(0, 400), 250.0, 1.5, 1.5), SloTarget(1
 
 def report(token_bytes: float, taken: float = 0.0, **changes: object) -> InstanceReport:
     known = status(taken, kv_free=400_000, kv_total=400_000)
-    return replace(known, transfer=KvTransfer(token_bytes, TEN_GBIT), **changes)  # type: ignore[arg-type]
+    return replace(known, transfer=KvTransfer(token_bytes, KvWay(TEN_GBIT)), **changes)  # type: ignore[arg-type]
 
 
 def cluster(instances: int, token_bytes: float, prefill: int = 0, policy: str = "roles") -> RoutingScheduler:
@@ -149,6 +150,36 @@ def test_who_prefills_is_spread_over_nodes() -> None:
         scheduler.on(InstanceReported(f"i{number}", replace(told, transfer=there)), 0.1)
     routed(scheduler, "r", 0.2)
     assert shares(scheduler) == [1.0, 0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(("node", "busy", "target"), [("n0", 0, "i1"), ("n0", 60, "i2"), ("n1", 0, "i2")])
+def test_within_the_node_unless_that_costs_more(node: str, busy: int, target: str) -> None:
+    """One that decodes a little more than another one takes it, if its blocks stay in the node."""
+    scheduler = cluster(3, GROUPED, prefill=1)
+    for name, where, rows in (("i0", "n0", 0), ("i1", node, 3 + busy), ("i2", "n2", 2)):
+        told = report(GROUPED, 1.0, sequences=rows, tokens=1000 * rows)
+        there = replace(told.transfer, near=KvWay(BUS), node=where)
+        scheduler.on(InstanceReported(name, replace(told, transfer=there)), 1.0)
+    routed(scheduler, "r", 1.0)
+    (asked,) = scheduler.on(
+        FirstToken(0.5, request("r", 2001, max_tokens=99, slo=SloTarget(5.0, 0.2)), "i0"), 1.1
+    )
+    assert isinstance(asked, HandOver) and asked.target == target
+    rate = BUS if target == node.replace("n0", "i1") else TEN_GBIT
+    assert asked.numbers["transfer_s"] == pytest.approx(2001 * GROUPED / rate, abs=0.006)
+
+
+def test_what_stays_in_a_node_does_not_fill_its_link() -> None:
+    """Full heads, over links that would be full: two instances of a node can be apart, of two nodes not."""
+    patient = Prospect(replace(TIGHT, slo=SloTarget(60.0, 1.0)))
+    prospect, powers = patient, [power(FULL)] * 4
+    apart = 1.0, 0.0, 1.0, 0.0
+    over = prospect.goodput(apart, powers, ["n0", "n1", "n2", "n3"])
+    assert over == prospect.goodput(apart, powers) and over.limit == "the links are full"
+    assert prospect.goodput(apart, powers, ["n0", "n0", "n1", "n1"]).rate > 2 * over.rate
+    # Half of what one sends stays, if half as much is taken there as it gives away.
+    assert staying([1.0, -0.5, -0.5], ["n0", "n0", "n1"]) == [0.5, 1.0, 0.0]
+    assert staying([1.0, -1.0], ["", ""]) == [0.0, 0.0]
 
 
 # -- a fixed split ----------------------------------------------------------------------------------------
