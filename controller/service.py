@@ -177,8 +177,12 @@ def _open_journal(settings: ControllerSettings) -> Iterator[Journal | None]:
     if settings.journal is None:
         yield None
         return
-    with open_journal(settings.journal, settings.instance_id) as file:
+    file = open_journal(settings.journal, settings.instance_id)
+    try:
         yield Journal(file)
+    finally:
+        with contextlib.suppress(OSError):  # a full disk: the log says so
+            file.close()
 
 
 class _Brain:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import json
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TextIO, get_args
 
+import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from controller.runtime.scheduler_spec import SchedulerSpec, scheduler_spec_from
@@ -31,11 +33,18 @@ _LEFT_OUT = ("features", "piece_gap_s", "keys", "trace_context", "prompt_logprob
 """Of a NewSequence, a PromptPiece and SampledTokens: what the core does not look at, or can reckon itself."""
 
 
+log = structlog.get_logger()
+
+
 class Journal:
-    """Writes entries; whoever opened the file closes it."""
+    """Writes entries; whoever opened the file closes it.
+
+    One that cannot be written ends; the service goes on.
+    """
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
+        self._over = False
 
     def begin(self, spec: SchedulerSpec) -> None:
         """How the scheduler was made; first."""
@@ -51,7 +60,18 @@ class Journal:
             self._write({"did": checksum(actions)})
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line, separators=(",", ":"), default=_fields) + "\n")
+        if self._over:
+            return
+        try:
+            self._file.write(json.dumps(line, separators=(",", ":"), default=_plain) + "\n")
+        except OSError as error:
+            self._over = True
+            log.error("the journal ends here: it cannot be written", reason=error.strerror)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for one of a dataclass, or of an enumeration."""
+    return value.value if isinstance(value, enum.Enum) else _fields(value)
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -224,7 +224,14 @@ class LiveInstance:
             if one.sequence_id not in self.hub.records:
                 self.hub.open(one.sequence_id, router_id, one.output, now, one.piece_gap_s)
                 fresh.append(self._spans.begin(self._usable(one)))
-        actions = self._handle(SequencesArrived(tuple(fresh)))
+        try:
+            actions = self._handle(SequencesArrived(tuple(fresh)))
+        except Exception:
+            # Sent again they are new ones, and fail again, instead of being taken for known and waited for.
+            for one in fresh:
+                if one.sequence_id not in scheduler.sequences:
+                    self.hub.forget(one.sequence_id)
+            raise
         self.changed.notify_all()
         refused = {action.sequence_id: action for action in actions if isinstance(action, Refused)}
         for sequence_id in refused:

@@ -151,8 +151,8 @@ class RunningAnswer:
         if not self._read_prompt(news):
             return Progress.GAP
         end = news.end
-        # Where it goes on it may find more: what others have computed since, and its own.
-        if not goes_on:
+        # Where it goes on it may find more, and less: what others have computed there, and its own.
+        if not goes_on and self._first_token_at is None:
             self._cached_tokens = news.cached_tokens
         self._retry_budget.heard(fresh, 0 if end is None else end.preemptions)
         if fresh:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -228,8 +229,32 @@ def chain(db: sqlite3.Connection, last: str, caller: Caller, now: int) -> list[S
 
 
 def find_all(db: sqlite3.Connection, responses: Iterable[str], caller: Caller) -> list[StoredResponse]:
-    """Those of them that the caller may see."""
-    return [one for response in responses if (one := _find(db, response, caller)) is not None]
+    """Those of them that the caller may see. InvalidRequestError: they are more than a request may bring."""
+    found: list[StoredResponse] = []
+    size = 0
+    for response in responses:
+        if (one := _find(db, response, caller)) is not None:
+            size += text_bytes(one.items) + text_bytes(one.output)
+            _check_brought(size)
+            found.append(one)
+    return found
+
+
+def _check_brought(size: int) -> None:
+    if size > MAX_PROMPT_BYTES:
+        raise InvalidRequestError(
+            f"what the references of the input name has more than {MAX_PROMPT_BYTES} bytes together; send "
+            "the items themselves",
+            "input",
+        )
+
+
+def referred(references: Iterable[str], others: Iterable[StoredResponse]) -> dict[str, Item]:
+    """Items by their ids, as often named as `references` say. InvalidRequestError: too much together."""
+    known = {item["id"]: item for one in others for item in one.conversation()}
+    counts = Counter(name for name in references if name in known)
+    _check_brought(sum(count * text_bytes(_json(known[name])) for name, count in counts.items()))
+    return known
 
 
 def any_expired(db: sqlite3.Connection, before: int) -> bool:

@@ -1,20 +1,26 @@
-"""JSON read as it comes: what has been said of it is right so far, and what is complete is valid."""
+"""JSON read as it comes: what has been said of it is right so far, and what is complete is valid.
+
+It is also what our own door takes back in the next turn (`tidepipe_common/text/json_text.py`): text with a
+UTF-8 form, numbers that a double has, and no more levels than leave room for a body around them.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
 
 from tidepipe_common.dialects.source import MAX_HEAD, SPACE, BrokenError, Source, Steps
 
-MAX_DEPTH = 128
-"""How deeply arguments may be nested."""
+MAX_DEPTH = 64
+"""How deeply arguments may be nested: in the next turn a body stands around them."""
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
 _SCALAR = re.compile(r"[-+.0-9A-Za-z]+")
-NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
-_HEX = frozenset("0123456789abcdefABCDEF")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+_HEX = tuple("0123456789abcdefABCDEF")
+_NO_CHARACTER = "\\ufffd"
 
 Say = Callable[[str], None]
 
@@ -138,14 +144,35 @@ def _escape(source: Source) -> Steps[str]:
     if char != "u":
         raise BrokenError("its arguments have a wrong escape")
     source.at += 1
+    return (yield from utf16_escape(source, (yield from hex_digits(source, 4))))
+
+
+def hex_digits(source: Source, count: int) -> Steps[str]:
+    """The next digits of an escape."""
     digits = ""
-    while len(digits) < 4:
+    while len(digits) < count:
         char = yield from source.peek()
-        if not char or char not in _HEX:
+        if char not in _HEX:
             raise BrokenError("its arguments have a wrong escape")
         source.at += 1
         digits += char
-    return "\\u" + digits
+    return digits
+
+
+def utf16_escape(source: Source, digits: str) -> Steps[str]:
+    r"""What `\uXXXX`, whose digits have been read, is in JSON.
+
+    Half a character without the other half behind it has no UTF-8 form: it is said as U+FFFD.
+    """
+    said = ""
+    while 0xD800 <= (unit := int(digits, 16)) <= 0xDFFF:
+        if unit >= 0xDC00 or not (yield from source.take("\\u")):
+            return said + _NO_CHARACTER
+        behind = yield from hex_digits(source, 4)
+        if 0xDC00 <= int(behind, 16) <= 0xDFFF:
+            return f"{said}\\u{digits}\\u{behind}"
+        said, digits = said + _NO_CHARACTER, behind
+    return f"{said}\\u{digits}"
 
 
 def _key(source: Source, say: Say) -> Steps[None]:
@@ -168,11 +195,16 @@ def _scalar(source: Source) -> Steps[str]:
         word += found.group()
         if len(word) > MAX_HEAD:
             raise BrokenError("its arguments have too long a number")
-    if word in ("true", "false", "null") or NUMBER.fullmatch(word):
+    if word in ("true", "false", "null") or is_number(word):
         return word
     if not word:
         raise _unexpected((yield from source.peek()))
     raise BrokenError(f"{word[:20]!r} is no JSON")
+
+
+def is_number(word: str) -> bool:
+    """True if JSON has it and a double, too."""
+    return _NUMBER.fullmatch(word) is not None and math.isfinite(float(word))
 
 
 def _space(source: Source, say: Say) -> Steps[str]:

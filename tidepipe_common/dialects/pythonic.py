@@ -9,12 +9,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tidepipe_common.dialects.json_text import NUMBER, Say
+from tidepipe_common.dialects.json_text import MAX_DEPTH, Say, hex_digits, is_number, utf16_escape
 from tidepipe_common.dialects.reader import Saying
 from tidepipe_common.dialects.source import MAX_HEAD, BrokenError, Marks, Source, Steps
 
-MAX_DEPTH = 64
-"""How deeply arguments may be nested."""
 _NAME = re.compile(r"[\w.\-]+")
 _WORD = re.compile(r"[\w.+\-]+")
 _CONSTANTS = {
@@ -23,7 +21,6 @@ _CONSTANTS = {
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0", "\n": "", "a": "\a", "v": "\v"}
 _ESCAPED = frozenset("\\'\"/")
 _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
-_DIGITS = tuple("0123456789abcdefABCDEF")
 
 
 @dataclass(frozen=True)
@@ -220,17 +217,10 @@ def _escape(source: Source) -> Steps[str]:
     if char not in _HEX_DIGITS:
         meant = char if char in _ESCAPED else _ESCAPES.get(char, "\\" + char)
         return json.dumps(meant, ensure_ascii=False)[1:-1]
-    digits = ""
-    while len(digits) < _HEX_DIGITS[char]:
-        digit = yield from source.peek()
-        if digit not in _DIGITS:
-            raise BrokenError("its arguments have a wrong escape")
-        source.at += 1
-        digits += digit
-    code = int(digits, 16)
+    code = int((yield from hex_digits(source, _HEX_DIGITS[char])), 16)
     if code > sys.maxunicode:
         raise BrokenError("its arguments have a wrong escape")
-    return f"\\u{code:04x}" if code <= 0xFFFF else chr(code)
+    return (yield from utf16_escape(source, f"{code:04x}")) if code <= 0xFFFF else chr(code)
 
 
 def _word(source: Source, pattern: re.Pattern[str]) -> Steps[str]:
@@ -249,7 +239,7 @@ def _word(source: Source, pattern: re.Pattern[str]) -> Steps[str]:
 def _scalar(word: str) -> str:
     if word in _CONSTANTS:
         return _CONSTANTS[word]
-    if NUMBER.fullmatch(word):
+    if is_number(word):
         return word
     try:
         number = float(word)  # what Python writes and JSON does not: 1_000, .5

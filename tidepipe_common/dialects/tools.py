@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from tidepipe_common.dialects.json_text import MAX_DEPTH
+from tidepipe_common.text.json_text import NotJsonError, decode_json, depth
+from tidepipe_common.text.text import repaired_json
+
 _MAX_REFERENCES = 16
 _TYPES = {str: "string", bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
 
@@ -33,16 +37,14 @@ class Tools:
         types = self._types(tool, argument)
         bare = text.strip()
         try:
-            value = json.loads({"True": "true", "False": "false", "None": "null"}.get(bare, bare))
-        except (ValueError, RecursionError):
+            said = {"True": "true", "False": "false", "None": "null"}.get(bare, bare)
+            value = repaired_json(decode_json(said, counted=False, twice=True))
+        except NotJsonError:
             return json.dumps(text, ensure_ascii=False)
         kind = "null" if value is None else _TYPES[type(value)]
         if "string" in types and (kind not in types or kind == "string"):
             return json.dumps(text, ensure_ascii=False)
-        try:
-            return json.dumps(value, ensure_ascii=False, allow_nan=False)
-        except ValueError:
-            return json.dumps(text, ensure_ascii=False)
+        return json.dumps(text if depth(value, MAX_DEPTH) >= MAX_DEPTH else value, ensure_ascii=False)
 
     @cached_property
     def _parameters(self) -> dict[str, Mapping[str, Any]]:

@@ -77,7 +77,7 @@ def _block(where: str, block: Any, role: str) -> Block:
     if not isinstance(block, dict):
         raise _wrong(f"{where} must be an object, got {kind(block)}", where)
     of, allowed = block.get("type"), _BY_ROLE.get(role, ("text",))
-    if of not in _FIELDS:
+    if not isinstance(of, str) or of not in _FIELDS:
         raise _wrong(f"{where} has the type {quoted(of)}; {_ELSEWHERE}", where)
     if of not in allowed:
         raise _wrong(f"{where}: a block of type {quoted(of)} has no place in what the {role} says", where)

@@ -85,7 +85,7 @@ def _arguments(number: int, function: dict[str, Any]) -> Any:
         return arguments
     try:
         check_characters("it", arguments, MAX_TOOLS_BYTES)
-        return parse_json(arguments, "it") if arguments else {}
+        return parse_json(arguments, "it", twice=True) if arguments else {}
     except InvalidRequestError:
         raise ValueError(f"call {number} has arguments that are not JSON, or too many") from None
 

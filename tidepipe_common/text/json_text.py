@@ -32,27 +32,34 @@ class NotJsonError(Exception):
     """The bytes are not JSON, or none that can be used; the message goes on after "is "."""
 
 
-def parse_json(raw: bytes | str, what: str) -> Any:
-    """The value. InvalidRequestError begins with `what`, or names the field that is not text."""
+def parse_json(raw: bytes | str, what: str, *, twice: bool = False) -> Any:
+    """The value. InvalidRequestError begins with `what`, or names the field that is not text.
+
+    twice: see `decode_json`.
+    """
     try:
-        value = decode_json(raw)
+        value = decode_json(raw, twice=twice)
     except NotJsonError as error:
         raise InvalidRequestError(f"{what} is {error}") from None
     check_json_text(raw, value, what)
     return value
 
 
-def decode_json(raw: bytes | str, *, counted: bool = True) -> Any:
+def decode_json(raw: bytes | str, *, counted: bool = True, twice: bool = False) -> Any:
     """The value, in which strings may still have lone surrogates. NotJsonError.
 
-    counted: refuse more values than any request has.
+    counted: refuse more values than any request has. twice: of names given twice in an object the last one
+    counts, as for most readers; for what a model wrote, which nobody can ask to say it better.
     """
     text = raw if isinstance(raw, str) else _decoded(raw)
     if counted:
         _check_counts(text)
     try:
         value = json.loads(
-            text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=None if twice else _unique,
         )
     except json.JSONDecodeError as error:
         raise NotJsonError(f"not JSON: {error.msg} at character {error.pos}") from None

@@ -120,7 +120,7 @@ class ResponsesForm:
 
         def make() -> tuple[list[Item], list[Item]]:
             before = [item for one in chain for item in one.conversation()]
-            known = {item["id"]: item for one in others for item in one.conversation()}
+            known = store.referred(ask.references, others)
             return before, [_resolved(item, known) for item in ask.items]
 
         before, items = await beside(size, make)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from controller.runtime.journal import VERSION, Journal, read_checked, read_scheduler_spec
 from controller.scheduler.actions import Action, Dispatch
@@ -24,7 +26,7 @@ from controller.scheduler.scheduler import Scheduler, SchedulerConfig
 from tests.unit.controller.policy_cases import CASES
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.types.plan import RowError, SampledTokens
-from tidepipe_common.types.sampling import PositionLogprobs, SamplingParams, TokenLogprob
+from tidepipe_common.types.sampling import Pooling, PositionLogprobs, SamplingParams, TokenLogprob
 
 
 def scheduler(case: str) -> Scheduler:
@@ -50,6 +52,9 @@ def live_run(case: str, path: Path) -> list[list[Action]]:
             plans.extend(action.plan for action in done[-1] if isinstance(action, Dispatch))
 
         sampling = SamplingParams(max_tokens=20, logprobs=1, logit_bias={5: -1.0}, stop_token_ids=(9,))
+        vector = SamplingParams(max_tokens=0, pooling=Pooling.LAST)
+        handle(SequencesArrived((NewSequence("v", (1, 2), vector),)))
+        handle(SequenceCancelled("v"))
         arrivals = tuple(
             NewSequence(f"s{i}", (1, 2, 3) * (i + 1), sampling, (4,), 90.0, prefix_root="0a" * 16)
             for i in range(12)
@@ -91,6 +96,17 @@ def test_replay_is_identical(case: str, tmp_path: Path) -> None:
     done = live_run(case, path)
     again = scheduler(case)
     assert [again.on(event, now) for now, event, _ in read_checked(path)] == done
+
+
+def test_a_full_disk_ends_the_journal_and_nothing_else() -> None:
+    with Path("/dev/full").open("w", encoding="utf-8", buffering=1) as file:
+        journal = Journal(file)
+        with capture_logs() as logs:
+            for now in range(3):
+                journal.note(Tick(), now)
+        assert [one["reason"] for one in logs] == ["No space left on device"]
+        with suppress(OSError):
+            file.close()
 
 
 def test_a_broken_journal_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sqlite3
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,14 @@ from router.batches.database import Database
 from router.responses import store
 from router.responses.schema import TABLES
 from router.responses.store import ROW_BYTES, ResponseLimits, StoredResponse
-from tidepipe_common.errors import NotFoundError, OverloadedError, PreviousResponseError, StorageError
+from tidepipe_common.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    PreviousResponseError,
+    StorageError,
+)
+from tidepipe_common.limits import MAX_PROMPT_BYTES
 from tidepipe_common.security.caller import Caller
 
 LIMITS = ResponseLimits(max_bytes=16 * ROW_BYTES, max_count=10)
@@ -69,6 +77,22 @@ def test_so_many_may_be_under_way() -> None:
         with pytest.raises(OverloadedError, match=says):
             store.begin(db, response("more", owner, request="{}"), limits)
     assert (ResponseLimits(unfinished=5).share_of_unfinished, limits.share_of_unfinished) == (2, 1)
+
+
+def test_references_bring_no_more_than_a_request_may() -> None:
+    """However many responses they name, and however often one item."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    db.executescript(TABLES)
+    large = json.dumps([{"type": "message", "id": "m", "content": "x" * (2 * MAX_PROMPT_BYTES // 5)}])
+    for number in range(3):
+        store.keep(db, response(f"r{number}", "a", items=large), ResponseLimits())
+    assert len(store.find_all(db, ["r0", "r1", "none"], A)) == 2
+    with pytest.raises(InvalidRequestError, match="send the items themselves"):
+        store.find_all(db, ["r0", "r1", "r2"], A)
+    one = store.find_all(db, ["r0"], A)
+    assert store.referred(["m", "m", "none"], one).keys() == {"m"}
+    with pytest.raises(InvalidRequestError, match="send the items themselves"):
+        store.referred(["m"] * 3, one)
 
 
 async def test_what_one_has_is_not_there_for_another(tmp_path: Path) -> None:

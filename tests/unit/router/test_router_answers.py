@@ -146,6 +146,10 @@ def test_what_was_found_is_what_its_first_token_did_without() -> None:
     answer.moved()
     answer.apply(replace(news([97, 98, 99], 2, 3), cached_tokens=48))
     assert answer.usage.cached_tokens == 32
+    answer = make_answer(SamplingParams(max_tokens=9))
+    for begin, cached in ((0, 32), (1, 0), (2, 96)):  # handed over with its blocks, which is no loss
+        answer.apply(replace(news([97, 98, 99], begin, begin + 1), cached_tokens=cached))
+        assert answer.usage.cached_tokens == 32
 
 
 def test_an_ended_answer_keeps_no_names_of_its_beginning() -> None:

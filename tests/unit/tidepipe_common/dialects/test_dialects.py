@@ -16,6 +16,8 @@ from tidepipe_common.dialects.reader import merged
 from tidepipe_common.dialects.tools import Tools
 from tidepipe_common.dialects.whole import read_whole
 from tidepipe_common.errors import InvalidRequestError
+from tidepipe_common.openai.bodies import parse_chat
+from tidepipe_common.text.json_text import parse_json
 
 SAMPLES: list[dict[str, Any]] = tomllib.loads((Path(__file__).parent / "samples.toml").read_text())["sample"]
 
@@ -63,6 +65,12 @@ def told(parts: Iterable[Part]) -> tuple[str, str, list[tuple[str, Any]], int]:
                 ended.append(index)
     complete = [(calls[index][0], json.loads(calls[index][1])) for index in ended]
     assert all(isinstance(arguments, dict) for _, arguments in complete)
+    for index, (name, arguments) in zip(ended, complete, strict=True):
+        # It comes back in the next turn: as text in chats, as an object in messages.
+        for said in (calls[index][1], arguments):
+            back = {"id": "c", "type": "function", "function": {"name": name, "arguments": said}}
+            body = json.dumps({"messages": [{"role": "assistant", "tool_calls": [back]}]}, allow_nan=False)
+            parse_chat(parse_json(body, "the body"), "r")
     return thought, words, complete, len(calls) - len(ended)
 
 
@@ -93,7 +101,10 @@ def test_every_family_has_a_sample() -> None:
     assert {family.name for family in FAMILIES} - known == {"mistral-list"}  # mistral's reader takes both
 
 
-TOKENS = sorted({token for sample in SAMPLES for token in sample["text"].split()} | set('{"name<[(:,=\\\n'))
+ODD = (r'{"city": "\ud800\ud83d\ude00\udc00"', r'"\ud800x"', "1e999", '{"a": 1, "a": 2}', "[" * 99 + "]" * 99)
+TOKENS = sorted(
+    {token for sample in SAMPLES for token in sample["text"].split()} | set('{"name<[(:,=\\\n') | set(ODD)
+)
 texts = st.lists(
     st.one_of(
         st.sampled_from(TOKENS), st.text(max_size=4), st.sampled_from([sample["text"] for sample in SAMPLES])
@@ -129,6 +140,23 @@ def test_form_that_calls_are_forced_into_is_read(family: Any) -> None:
     calls = [("get_weather", arguments), ("now", "{}")]
     parts, warning = read(family.name, [family.form.written(calls)])
     assert (told(parts), warning) == (("", "", [(name, json.loads(text)) for name, text in calls], 0), "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (r'{"city": "\ud800x\ud83d\ud83d\ude00\udc00"}', {"city": "\ufffdx\ufffd\U0001f600\ufffd"}),
+        (r'{"x": {"a": 1, "a": 2}}', {"x": {"a": 2}}),
+        (r'{"x": 1e999}', None),
+        ('{"x": ' + "[" * 99 + "]" * 99 + "}", None),
+    ],
+)
+@pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])
+def test_what_no_door_takes_back_is_repaired_or_no_call(family: Any, arguments: str, said: Any) -> None:
+    """`told` sends it back."""
+    text = family.form.written([("get_weather", arguments)])
+    _, _, calls, _ = told(read(family.name, [text])[0])
+    assert calls == ([] if said is None else [("get_weather", said)])
 
 
 @pytest.mark.parametrize(
