@@ -195,16 +195,19 @@ def _scalar(source: Source) -> Steps[str]:
         word += found.group()
         if len(word) > MAX_HEAD:
             raise BrokenError("its arguments have too long a number")
-    if word in ("true", "false", "null") or is_number(word):
-        return word
+    if said := word if word in ("true", "false", "null") else number(word):
+        return said
     if not word:
         raise _unexpected((yield from source.peek()))
     raise BrokenError(f"{word[:20]!r} is no JSON")
 
 
-def is_number(word: str) -> bool:
-    """True if JSON has it and a double, too."""
-    return _NUMBER.fullmatch(word) is not None and math.isfinite(float(word))
+def number(word: str) -> str:
+    """A number as JSON has it; empty if it is none. What no double has is the largest that one has."""
+    if not _NUMBER.fullmatch(word):
+        return ""
+    value = float(word)
+    return word if math.isfinite(value) else repr(math.copysign(sys.float_info.max, value))
 
 
 def _space(source: Source, say: Say) -> Steps[str]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tidepipe_common.dialects.json_text import MAX_DEPTH, Say, hex_digits, is_number, utf16_escape
+from tidepipe_common.dialects.json_text import MAX_DEPTH, Say, hex_digits, number, utf16_escape
 from tidepipe_common.dialects.reader import Saying
 from tidepipe_common.dialects.source import MAX_HEAD, BrokenError, Marks, Source, Steps
 
@@ -239,15 +239,15 @@ def _word(source: Source, pattern: re.Pattern[str]) -> Steps[str]:
 def _scalar(word: str) -> str:
     if word in _CONSTANTS:
         return _CONSTANTS[word]
-    if is_number(word):
-        return word
+    if said := number(word):
+        return said
     try:
-        number = float(word)  # what Python writes and JSON does not: 1_000, .5
+        value = float(word)  # what Python writes and JSON does not: 1_000, .5
     except ValueError:
         raise BrokenError(f"{word[:20]!r} is no literal") from None
-    if not math.isfinite(number):
+    if not math.isfinite(value):
         raise BrokenError(f"{word[:20]!r} is no literal")
-    return str(int(number)) if number.is_integer() and "." not in word else repr(number)
+    return str(int(value)) if value.is_integer() and "." not in word else repr(value)
 
 
 def _unexpected(char: str) -> BrokenError:

@@ -1,6 +1,7 @@
 """Readers of answers: samples of every family, over every cut, and what holds for any text."""
 
 import json
+import sys
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -147,7 +148,7 @@ def test_form_that_calls_are_forced_into_is_read(family: Any) -> None:
     [
         (r'{"city": "\ud800x\ud83d\ud83d\ude00\udc00"}', {"city": "\ufffdx\ufffd\U0001f600\ufffd"}),
         (r'{"x": {"a": 1, "a": 2}}', {"x": {"a": 2}}),
-        (r'{"x": 1e999}', None),
+        (r'{"x": [1e999, -1e999]}', {"x": [sys.float_info.max, -sys.float_info.max]}),
         ('{"x": ' + "[" * 99 + "]" * 99 + "}", None),
     ],
 )
