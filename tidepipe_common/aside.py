@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -34,20 +34,20 @@ async def beside(size: int, work: Callable[[], _Made]) -> _Made:
     if size <= INLINE_BYTES:
         return work()
     loop = asyncio.get_running_loop()
-    made: _Made = await _LINES.setdefault(loop, _Lines()).made(work)
-    return made
+    return await _TURNS.setdefault(loop, Turns(_THREAD)).made(work)
 
 
-class _Lines:
-    """What waits for the thread, a line for each owner."""
+class Turns:
+    """What waits for a thread, a line for each owner. Of one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, thread: Executor) -> None:
+        self._thread = thread
         self._waiting: OrderedDict[str, deque[tuple[Callable[[], Any], asyncio.Future[Any]]]] = OrderedDict()
         self._busy = False
 
-    async def made(self, work: Callable[[], Any]) -> Any:
+    async def made(self, work: Callable[[], _Made]) -> _Made:
         """Its result, when it has been its turn."""
-        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[_Made] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(current().owner, deque()).append((work, done))
         self._begin()
         return await done
@@ -63,7 +63,7 @@ class _Lines:
                     self._waiting.move_to_end(owner, last=False)
             else:
                 self._busy = True
-                running = asyncio.get_running_loop().run_in_executor(_THREAD, work)
+                running = asyncio.get_running_loop().run_in_executor(self._thread, work)
                 running.add_done_callback(lambda ended, done=done: self._ended(ended, done))  # type: ignore[misc]
 
     def _ended(self, ended: asyncio.Future[Any], done: asyncio.Future[Any]) -> None:
@@ -80,7 +80,7 @@ class _Lines:
             done.set_result(ended.result())
 
 
-_LINES: WeakKeyDictionary[asyncio.AbstractEventLoop, _Lines] = WeakKeyDictionary()
+_TURNS: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
 
 
 class Share:

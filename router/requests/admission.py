@@ -20,7 +20,7 @@ from router.requests.entry import RequestEntry
 from router.requests.output import AnswerText
 from router.requests.running_answer import RunningAnswer
 from router.requests.text_port import TextPort, TooManyTokensError
-from tidepipe_common.aside import beside
+from tidepipe_common.aside import Turns, beside
 from tidepipe_common.dialects import Reading
 from tidepipe_common.errors import ContextLengthError, InvalidRequestError
 from tidepipe_common.lengths.prompt import Manner, PromptFeatures, prompt_features
@@ -48,7 +48,7 @@ class Admission:
 
     def __init__(self, models: ServedModels, executor: Executor, patience_s: float) -> None:
         self._models = models
-        self._executor = executor
+        self._turns = Turns(executor)
         self._patience_s = patience_s
 
     def check(self, request: GenerationRequest) -> None:
@@ -69,10 +69,13 @@ class Admission:
         await self._models.wanted(name)
 
     async def beside(self, size: int, work: Callable[[], _Made]) -> _Made:
-        """What `work` makes of so many characters or tokens: beside the event loop if they are many."""
+        """What `work` makes of so many characters or tokens.
+
+        If they are many, beside the event loop, one after the other, owners in turn.
+        """
         if size <= INLINE_CHARACTERS:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        return await self._turns.made(work)
 
     async def admit(self, request: GenerationRequest, entry: RequestEntry) -> list[RunningAnswer]:
         """The answers that are to be given, as sequences of token ids.
