@@ -10,21 +10,31 @@ with its first token; `siblings` knows the quantiles of the prompt's other answe
 
 With --mix requests are drawn from that workload, and told what was told of the real answer with the same rank
 among real answers (`bench/length_carry.py`). With --cut N no answer has more than N tokens, and all know it.
+--systems names `auto` with one use of lengths, or one technique, taken away, too (ABLATED).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from bench.length_carry import TOLD, Answers, ranked
 from bench.length_draws import drawn
+from controller.scheduler import admission
+from controller.scheduler.expectation import LengthBelief
+from controller.scheduler.ordering import FinishTogether
+from controller.scheduler.sequence import Sequence
+from controller.scheduler.state import PipelineState
 from simulator.offline import PipelineSpec, run_offline
 from simulator.predictions import Predict, Quantiles
 from tidepipe_common.latency.files import read_shape
@@ -41,10 +51,17 @@ LONGEST = 2048
 """Tokens of one request at most, and twice those of a prompt."""
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     "auto": ("auto", {}),
-    "auto in order of arrival": ("auto", {"order": False}),
     "td-pipe": ("td-pipe", {}),
     "hybrid by forecast": ("hybrid", {"occupancy": 0.0}),
 }
+ABLATED: dict[str, tuple[str, dict[str, Any]]] = {
+    "auto in order of arrival": ("auto", {"order": False}),
+    "auto without stealing": ("auto", {"stealing": "none"}),
+    "auto with newest victims": ("auto", {"victims": "newest"}),
+    "auto admitting without lengths": ("auto", {}),
+    "auto sizing steps without lengths": ("auto", {}),
+}
+"""The last two have predictions for all but that: there they go by what they saw, as without any."""
 KINDS: dict[str, tuple[str | None, str | None]] = {
     "none": (None, None),
     "plain quantile": ("plain", None),
@@ -145,7 +162,29 @@ def _cut(one: Quantiles, limit: int) -> Quantiles:
     return one and (min(one[0], limit), min(one[1], limit))
 
 
-def measure(draws: list[Draw], systems: list[str], profile: Path | None) -> Any:
+@contextlib.contextmanager
+def _taken_away(system: str) -> Iterator[None]:
+    """What knobs cannot say of an ablated system, while it runs."""
+
+    def unpredicted(_: Sequence, seen: LengthBelief | None) -> LengthBelief:
+        return seen or LengthBelief(float(LONGEST), math.inf)
+
+    def ordered(order: FinishTogether, state: PipelineState) -> None:
+        apply(order, state)
+        order.tokens_per_round = 0.0
+
+    apply = FinishTogether.apply
+    if system == "auto admitting without lengths":
+        with patch.object(admission, "belief_of", unpredicted):
+            yield
+    elif system == "auto sizing steps without lengths":
+        with patch.object(FinishTogether, "apply", ordered):
+            yield
+    else:
+        yield
+
+
+def measure(draws: list[Draw], systems: list[str], kinds: list[str], profile: Path | None) -> Any:
     """Output tokens/s by system and predictor, means over draws (one a seed); and shares."""
     measured = read_profile(profile) if profile else None
     spec = PipelineSpec(read_shape("llama2-13b"), hardware("l20"), 4, measured, LONGEST)
@@ -156,9 +195,10 @@ def measure(draws: list[Draw], systems: list[str], profile: Path | None) -> Any:
         def told(name: str | None) -> Predict:
             return lambda requests, _: [None] * len(requests) if name is None else draw.told[name]
 
-        policy, knobs = SYSTEMS[system]
+        policy, knobs = (SYSTEMS | ABLATED)[system]
         refine = told(then) if then else None
-        result = run_offline(spec, policy, draw.workload, told(first), seed, knobs, refine=refine).result
+        with _taken_away(system):
+            result = run_offline(spec, policy, draw.workload, told(first), seed, knobs, refine=refine).result
         return {
             "output_tokens_per_s": result.output_tokens_per_s,
             "preemptions": float(result.preemptions),
@@ -168,16 +208,17 @@ def measure(draws: list[Draw], systems: list[str], profile: Path | None) -> Any:
     report: dict[str, Any] = {}
     for system in systems:
         rows: dict[str, Any] = {}
-        for kind, (first, then) in KINDS.items():
+        for kind in kinds:
+            first, then = KINDS[kind]
             runs = [run(system, first, then, seed) for seed in range(1, len(draws) + 1)]
             rows[kind] = {name: mean(one[name] for one in runs) for name in runs[0]}
             rows[kind]["by_seed"] = [one["output_tokens_per_s"] for one in runs]
-            gain = rows[kind]["output_tokens_per_s"] - rows["none"]["output_tokens_per_s"]
-            rows[kind]["gain"] = gain
             print(system, kind, rows[kind], flush=True)
-        whole = rows["oracle"]["gain"]
-        for kind in rows:
-            rows[kind]["share of the oracle's gain"] = rows[kind]["gain"] / whole if whole else None
+        if {"none", "oracle"} <= rows.keys():
+            none, oracle = (rows[kind]["output_tokens_per_s"] for kind in ("none", "oracle"))
+            for row in rows.values():
+                row["gain"] = row["output_tokens_per_s"] - none
+                row["share of the oracle's gain"] = row["gain"] / (oracle - none) if oracle != none else None
         report[system] = rows
     return report
 
@@ -193,7 +234,8 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, default=None, help="measured times")
     parser.add_argument("--requests", type=int, default=1500)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--systems", default=",".join(SYSTEMS))
+    parser.add_argument("--systems", default=",".join(SYSTEMS), help=f"of these and: {', '.join(ABLATED)}")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="what is known, of these")
     parser.add_argument(
         "--mix", action="append", default=[], help="a workload, by name or file; may come again"
     )
@@ -212,7 +254,7 @@ def main() -> None:
         name = f"{Path(source).stem}{f', cut at {options.cut}' if options.cut else ''}"
         report[name] = {
             "quality": found[0].quality(),
-            "systems": measure(found, options.systems.split(","), options.profile),
+            "systems": measure(found, options.systems.split(","), options.kinds.split(","), options.profile),
         }
         options.output.write_text(json.dumps(report, indent=1), encoding="utf-8")
 

@@ -126,7 +126,7 @@ def _head() -> SignalHead:
     lengths = np.ceil(100.0 * np.exp(chance.normal(size=400)))
     columns = chance.normal(size=(400, COLUMNS))
     open_ends = np.zeros(400, dtype=np.bool_)
-    ends = Ends(open_ends, open_ends, np.full(400, 512.0))
+    ends = Ends(open_ends, open_ends, np.full(400, 512.0), np.zeros(400, dtype=np.int64))
     samples = HeadSamples(columns, lengths, open_ends, ends, np.arange(400), np.ones(400))
     return fit_head(samples, "head/1")
 

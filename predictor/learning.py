@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,11 +14,12 @@ from predictor.evaluation.champion import Champion
 from predictor.versions import ModelVersions
 from tidepipe.v1 import predictor_pb2
 from tidepipe_common.errors import ModelError, TidePipeError
+from tidepipe_common.lengths.shares import SharedMemory
 from tidepipe_common.lengths.store import load_lengths, save_lengths
 from tidepipe_common.settings.defaults import FIRST_TRAINING_AFTER
 
 WINDOW = 8192
-"""Answers kept, as serialized: some 400 bytes each."""
+"""Answers kept, as serialized: some 400 bytes each; shared out among owners."""
 
 log = structlog.get_logger()
 
@@ -37,7 +37,7 @@ class Learning:
         self._champion = champion
         self._versions = versions
         self._first_after = first_after
-        self._answers: deque[bytes] = deque(maxlen=WINDOW)
+        self._answers = SharedMemory[bytes](WINDOW)
         self._new = 0
         self._due = asyncio.Event()
 
@@ -56,7 +56,10 @@ class Learning:
 
     def note(self, answers: Sequence[predictor_pb2.Observation]) -> None:
         """Sound observations, oldest first."""
-        self._answers.extend(one.SerializeToString() for one in answers)
+        self._answers.extend(
+            (one.SerializeToString() for one in answers),
+            (one.features.prompt.owner_hash for one in answers),
+        )
         self._new += len(answers)
         if is_due(self._new, len(self._answers), self._first_after):
             self._due.set()

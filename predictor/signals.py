@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from tidepipe_common.errors import ModelError, TidePipeError
 from tidepipe_common.lengths.calibration import Ends
 from tidepipe_common.lengths.distribution import Floats
 from tidepipe_common.lengths.request import LEVELS, LengthPrediction, Observation, RequestFeatures
+from tidepipe_common.lengths.shares import SharedMemory
 
 MOST_MODELS = 8
 """Whose samples and heads are in memory; those longest unused go first."""
@@ -44,7 +45,7 @@ class _Sample:
 class _Model:
     """One served model. new: samples since its last training. trained: trainings."""
 
-    samples: deque[_Sample]
+    samples: SharedMemory[_Sample]
     head: SignalHead | None = None
     new: int = 0
     trained: int = 0
@@ -109,7 +110,9 @@ class SignalHeads:
             generated = np.array([float(one.generated_tokens) for one in chosen])
             columns = head_columns([one.signal for one in chosen], told)
             self.refined += len(chosen)
-            for place, row in zip(places, head.quantiles(columns, limits, generated).tolist(), strict=True):
+            owners = np.array([one.prompt.owner for one in chosen], dtype=np.int64)
+            found = head.quantiles(columns, limits, generated, owners).tolist()
+            for place, row in zip(places, found, strict=True):
                 predictions[place] = LengthPrediction(LEVELS, tuple(row))
         return predictions
 
@@ -133,8 +136,13 @@ class SignalHeads:
         known = self._model(model)
         if known.head is not None:
             known.head.learn(columns, _lengths(observations), Ends.of(observations))
-        for row, one in zip(columns, observations, strict=True):
-            known.samples.append(_Sample(row.astype(np.float32), one, _prompt(one.features)))
+        known.samples.extend(
+            (
+                _Sample(row.astype(np.float32), one, _prompt(one.features))
+                for row, one in zip(columns, observations, strict=True)
+            ),
+            (one.features.prompt.owner for one in observations),
+        )
         known.new += len(observations)
         if self._is_due(known):
             self._due.set()
@@ -150,7 +158,7 @@ class SignalHeads:
     def _model(self, name: str) -> _Model:
         known = self._models.get(name)
         if known is None:
-            known = self._models[name] = _Model(deque(maxlen=self._kept))
+            known = self._models[name] = _Model(SharedMemory(self._kept))
             if len(self._models) > MOST_MODELS:
                 self._models.popitem(last=False)
         self._models.move_to_end(name)

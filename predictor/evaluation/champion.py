@@ -11,6 +11,7 @@ from predictor.evaluation.drift import SPANS, DriftWatch
 from predictor.evaluation.running_quantile import RunningQuantile
 from tidepipe_common.lengths.distribution import Floats
 from tidepipe_common.lengths.request import LEVELS, LengthPrediction, Observation, RequestFeatures
+from tidepipe_common.lengths.shares import owners_of
 from tidepipe_common.lengths.trained import TrainedLengths
 
 _COLUMNS = [LEVELS.index(level) for level in WATCHED]
@@ -96,7 +97,7 @@ def _covered(model: TrainedLengths, known: Sequence[Observation]) -> Floats:
     A prediction at the limit, behind which nobody sees, says nothing.
     """
     limits = np.array([one.features.limit for one in known])
-    asked = model.calibration.asked(LEVELS, limits)[:, _COLUMNS]
+    asked = model.calibration.asked(LEVELS, limits, owners_of(known))[:, _COLUMNS]
     covered = (model.reached(known)[:, None] <= asked).astype(np.float64)
     tokens = model.quantiles([one.features for one in known])[:, _COLUMNS]
     return np.where(tokens >= limits[:, None], np.nan, covered)

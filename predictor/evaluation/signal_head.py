@@ -15,6 +15,7 @@ import numpy as np
 from tidepipe_common.lengths.calibration import Ends, ReachedLevels
 from tidepipe_common.lengths.distribution import Floats, LengthDistributions
 from tidepipe_common.lengths.request import LEVELS
+from tidepipe_common.lengths.shares import Owners
 from tidepipe_common.types.length_signal import NUMBERS, signal_numbers
 
 TOLD = (0.5, 0.9)
@@ -49,9 +50,15 @@ class SignalHead:
         np.cumprod(1.0 / (1.0 + np.exp(np.clip(logits, -30.0, 30.0))), axis=1, out=survival[:, 1:])
         return LengthDistributions(self.edges, survival, self.tail_rate)
 
-    def quantiles(self, columns: Floats, limits: Floats, generated: Floats) -> Floats:
-        """(n, LEVELS) tokens, at most the limits, of answers that are longer than `generated`; both (n,)."""
-        asked = self.calibration.asked(LEVELS, limits)
+    def quantiles(
+        self, columns: Floats, limits: Floats, generated: Floats, owners: Owners | None = None
+    ) -> Floats:
+        """(n, LEVELS) tokens, at most the limits, of answers that are longer than `generated`; all (n,).
+
+        owners: None for nobody's.
+        """
+        whose = np.zeros(len(limits), dtype=np.int64) if owners is None else owners
+        asked = self.calibration.asked(LEVELS, limits, whose)
         found = self.distributions(columns).quantiles(asked, generated if generated.any() else None)
         return np.asarray(np.minimum(found, limits[:, None]), dtype=np.float64)
 

@@ -71,7 +71,7 @@ def fit(
         losses += [loss(model, answers, fold == one, table, count) for count in TREE_COUNTS]
     trees = TREE_COUNTS[int(np.argmin(losses))]
     calibration = ReachedLevels(_reached(answers, models, fold, trees), answers.ends)
-    asked = calibration.asked(LEVELS, answers.ends.limits)
+    asked = calibration.asked(LEVELS, answers.ends.limits, answers.ends.owners)
     progress("all answers", 1 + FOLDS, steps)
     everyone = np.ones(len(fold), dtype=np.bool_)
     hazard = fit_hazard(answers, everyone, edges, table, strength, settings, trees)

@@ -48,12 +48,11 @@ class HeadSamples:
 
     def chosen(self, which: Flags) -> HeadSamples:
         """Some of them."""
-        ends = Ends(self.ends.cut[which], self.ends.lost[which], self.ends.limits[which])
         return HeadSamples(
             self.columns[which],
             self.lengths[which],
             self.censored[which],
-            ends,
+            self.ends.chosen(which),
             self.prompts[which],
             self.weight[which],
         )
@@ -70,6 +69,7 @@ def write_samples(
         cut=ends.cut,
         lost=ends.lost,
         limits=ends.limits,
+        owners=ends.owners,
         prompts=prompts,
     )
 
@@ -83,7 +83,7 @@ def read_samples(path: Path) -> HeadSamples:
             kept["columns"].astype(np.float64),
             lengths,
             cut,
-            Ends(cut, kept["lost"], kept["limits"]),
+            Ends(cut, kept["lost"], kept["limits"], kept["owners"]),
             prompts,
             weights(prompts, targets(lengths, cut)),
         )
@@ -116,7 +116,7 @@ def fit_head(samples: HeadSamples, version: str, seed: int = 1) -> SignalHead:
         return SignalHead(version, count, edges, fitted.base, rate, mean, scale, fitted.weights, calibration)
 
     best: tuple[float, float, Floats] | None = None
-    nothing = ReachedLevels(np.empty(0), Ends(np.empty(0, bool), np.empty(0, bool), np.empty(0)))
+    nothing = ReachedLevels(np.empty(0), Ends.of([]))
     for strength in STRENGTHS:
         loss, reached = 0.0, np.empty(count)
         for one in range(FOLDS):

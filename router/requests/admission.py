@@ -23,7 +23,7 @@ from router.requests.text_port import TextPort, TooManyTokensError
 from tidepipe_common.aside import Turns, beside
 from tidepipe_common.dialects import Reading
 from tidepipe_common.errors import ContextLengthError, InvalidRequestError
-from tidepipe_common.lengths.prompt import Manner, PromptFeatures, prompt_features
+from tidepipe_common.lengths.prompt import Manner, PromptFeatures, name_hash, prompt_features
 from tidepipe_common.limits import MAX_PROMPT_LOGPROBS
 from tidepipe_common.types.prompt_reading import NUMBER_BYTES
 from tidepipe_common.types.request import GenerationRequest, Prompt, about_prompt
@@ -232,6 +232,9 @@ def _of_prompt(number: int, request: GenerationRequest) -> Iterator[None]:
 
 def _features(request: GenerationRequest, wanted: SamplingParams) -> list[PromptFeatures]:
     """What the length predictor may know of each of its prompts. wanted: what answers are held to."""
+    if wanted.pooling is not None:
+        # There will be no answer.
+        return [PromptFeatures()] * len(request.prompts)
     thinks, structure = wanted.thought is not None, wanted.structure
     manner = Manner(
         key=f"{request.manner} thinks" if thinks else request.manner,
@@ -242,8 +245,9 @@ def _features(request: GenerationRequest, wanted: SamplingParams) -> list[Prompt
         least_tokens=wanted.min_tokens,
         stop_strings=len(wanted.stop),
     )
+    owner = name_hash(request.owner)
     return [
-        replace(prompt_features(prompt, request.client, manner), unlearned=request.unlearned)
+        replace(prompt_features(prompt, request.client, manner), unlearned=request.unlearned, owner=owner)
         for prompt in request.prompts
     ]
 

@@ -11,7 +11,9 @@ from dataclasses import replace
 import grpc
 import pytest
 
+from bench.service_process import started
 from controller.api.sequences import new_sequence_from_wire
+from controller.runtime import predictor_client
 from controller.runtime.predictor_client import FALLBACK_LEAST, PREDICT_TIMEOUT_S, REFRESH_EVERY, LengthOracle
 from controller.scheduler.actions import Finish
 from controller.scheduler.sequence import Sequence
@@ -112,7 +114,7 @@ async def test_who_asks_reaches_the_predictor() -> None:
     """The hash that the router made comes with what is asked and with what is observed; of an answer that is
     not to be learned from nothing is observed, neither there nor here."""
     spec = controller_pb2.SequenceSpec(sequence_id="a", prompt_token_ids=[1, 2, 3])
-    spec.prompt_features.client_hash = 77
+    spec.prompt_features.client_hash, spec.prompt_features.owner_hash = 77, 88
     arrival = new_sequence_from_wire(spec, 0.0)
     fake = FakePredictor(sound)
     async with serving(fake) as address, running(address) as (oracle, _):
@@ -125,7 +127,8 @@ async def test_who_asks_reaches_the_predictor() -> None:
                 await asyncio.sleep(0.01)
     assert fake.requests[0].prompt.client_hash == 77
     assert [one.features.key for one in fake.observed] == ["a"]
-    assert fake.observed[0].features.prompt.client_hash == 77
+    learned = fake.observed[0].features.prompt
+    assert (learned.client_hash, learned.owner_hash) == (77, 88)
 
 
 async def test_signal_and_growth_refine_what_is_predicted() -> None:
@@ -230,3 +233,37 @@ async def test_nobody_there() -> None:
         async with asyncio.timeout(30):
             while oracle.observations_lost < FALLBACK_LEAST:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+
+async def test_killed_under_load_it_costs_accuracy_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kill -9 of the process while many ask, then another one at its address: each sequence gets an answer,
+    from the fallback while nobody is there, and the new one is asked by itself."""
+    monkeypatch.setattr(predictor_client, "SILENCE_S", 0.2)
+    prior, fallback = (80.0, 80.0), (20.0, 20.0)
+    asked = 0
+
+    async def load(oracle: LengthOracle, until: Callable[[], bool]) -> None:
+        nonlocal asked
+        async with asyncio.timeout(60):
+            while not until():
+                oracle.ask(sequence(str(asked)), NO_PROMPT)
+                asked += 1
+                await asyncio.sleep(0.005)
+
+    with started("predictor", "--listen", "127.0.0.1:0") as (process, announced):
+        address = announced["ready"]
+        async with running(address) as (oracle, predicted):
+            for index in range(FALLBACK_LEAST):
+                features = pb.RequestFeatures(key=f"old-{index}", prompt_tokens=10, max_tokens=80)
+                oracle.observe(features, 20, censored=False)
+            await load(oracle, lambda: prior in predicted.values())
+            process.kill()
+            before = oracle.fallbacks
+            await load(oracle, lambda: oracle.fallbacks >= before + 100)
+            with started("predictor", "--listen", address):
+                later = asked
+                await load(oracle, lambda: predicted.get(str(max(later, asked - 20))) == prior)
+            async with asyncio.timeout(30):
+                while len(predicted) < asked:  # noqa: ASYNC110 - others' state, without events
+                    await asyncio.sleep(0.01)
+    assert set(predicted.values()) == {prior, fallback}

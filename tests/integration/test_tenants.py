@@ -288,6 +288,9 @@ async def test_a_batch_of_a_key_that_ended_does_not_go_on(
             specs = [one.spec for one in tenants.controller.running()]
             marked = [alice.key_id in one.sequence_id for one in specs]
             assert marked == [one.prompt_features.unlearned for one in specs] and sum(marked) == 3
+            # And whose they are, as a hash.
+            owners = {(mark, one.prompt_features.owner_hash) for mark, one in zip(marked, specs, strict=True)}
+            assert len({owner for _, owner in owners} - {0}) == len(owners) == 2
         tenants.router.lifecycle.stopping.set()
     tenants.store.revoke(alice.key_id)
     async with running_tenants(tmp_path, ca) as tenants, tenants.tenant("admin") as root:

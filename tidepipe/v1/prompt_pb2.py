@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tidepipe/v1/prompt.proto\x12\x0btidepipe.v1\"\x80\x01\n\x0ePromptFeatures\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\r\n\x05\x64\x65nse\x18\x02 \x03(\x02\x12\x0f\n\x07\x62uckets\x18\x03 \x03(\r\x12\x15\n\rtemplate_hash\x18\x04 \x01(\x07\x12\x13\n\x0b\x63lient_hash\x18\x05 \x01(\x07\x12\x11\n\tunlearned\x18\x06 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tidepipe/v1/prompt.proto\x12\x0btidepipe.v1\"\x94\x01\n\x0ePromptFeatures\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\r\n\x05\x64\x65nse\x18\x02 \x03(\x02\x12\x0f\n\x07\x62uckets\x18\x03 \x03(\r\x12\x15\n\rtemplate_hash\x18\x04 \x01(\x07\x12\x13\n\x0b\x63lient_hash\x18\x05 \x01(\x07\x12\x11\n\tunlearned\x18\x06 \x01(\x08\x12\x12\n\nowner_hash\x18\x07 \x01(\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tidepipe.v1.prompt_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PROMPTFEATURES']._serialized_start=42
-  _globals['_PROMPTFEATURES']._serialized_end=170
+  _globals['_PROMPTFEATURES']._serialized_end=190
 # @@protoc_insertion_point(module_scope)

@@ -30,6 +30,7 @@ class PromptFeatures(_message.Message):
     TEMPLATE_HASH_FIELD_NUMBER: _builtins.int
     CLIENT_HASH_FIELD_NUMBER: _builtins.int
     UNLEARNED_FIELD_NUMBER: _builtins.int
+    OWNER_HASH_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Of the meaning of the numbers; a predictor of another version ignores them."""
     template_hash: _builtins.int
@@ -38,6 +39,8 @@ class PromptFeatures(_message.Message):
     """Hash of who asks; zero if nobody said so."""
     unlearned: _builtins.bool
     """Predict, but learn nothing from the answer: who asks has said so."""
+    owner_hash: _builtins.int
+    """Hash of the API key's owner; zero without keys. What is remembered is shared out among owners."""
     @_builtins.property
     def dense(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Counts, shares and cues, in the order of the version. Empty if the text is not known."""
@@ -55,10 +58,11 @@ class PromptFeatures(_message.Message):
         template_hash: _builtins.int = ...,
         client_hash: _builtins.int = ...,
         unlearned: _builtins.bool = ...,
+        owner_hash: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "client_hash", b"client_hash", "dense", b"dense", "template_hash", b"template_hash", "unlearned", b"unlearned", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "client_hash", b"client_hash", "dense", b"dense", "owner_hash", b"owner_hash", "template_hash", b"template_hash", "unlearned", b"unlearned", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,6 +15,7 @@ def prompt_to_wire(prompt: PromptFeatures) -> pb.PromptFeatures:
         template_hash=prompt.template,
         client_hash=prompt.client,
         unlearned=prompt.unlearned,
+        owner_hash=prompt.owner,
     )
 
 
@@ -22,7 +23,10 @@ def prompt_from_wire(message: pb.PromptFeatures) -> PromptFeatures:
     """Protobuf to domain; nothing is known of a prompt in numbers of another version but who asks."""
     if message.version != VERSION:
         return PromptFeatures(
-            template=message.template_hash, client=message.client_hash, unlearned=message.unlearned
+            template=message.template_hash,
+            client=message.client_hash,
+            unlearned=message.unlearned,
+            owner=message.owner_hash,
         )
     return PromptFeatures(
         dense=tuple(message.dense),
@@ -30,4 +34,5 @@ def prompt_from_wire(message: pb.PromptFeatures) -> PromptFeatures:
         template=message.template_hash,
         client=message.client_hash,
         unlearned=message.unlearned,
+        owner=message.owner_hash,
     )

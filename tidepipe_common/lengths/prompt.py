@@ -131,6 +131,7 @@ class PromptFeatures:
     application share it, and those that think, or must call a tool, are told apart from those that do not.
     client: hash of who asks, 0 if nobody said so.
     unlearned: who asks wants nothing to be learned from the answer; it may be predicted all the same.
+    owner: hash of the API key's owner, 0 without one: what is remembered is shared out among them.
     """
 
     dense: tuple[float, ...] = ()
@@ -138,6 +139,7 @@ class PromptFeatures:
     template: int = 0
     client: int = 0
     unlearned: bool = False
+    owner: int = 0
 
     def fault(self) -> str | None:
         """Why this cannot come from `prompt_features`, or None."""
@@ -147,14 +149,14 @@ class PromptFeatures:
             return "prompt numbers must be finite"
         if len(self.buckets) > MAX_BUCKETS or any(not 0 <= bucket < BUCKETS for bucket in self.buckets):
             return f"at most {MAX_BUCKETS} buckets below {BUCKETS} may be given"
-        if not (0 <= self.template < 2**32 and 0 <= self.client < 2**32):
-            return "template and client are 32-bit hashes"
+        if not all(0 <= one < 2**32 for one in (self.template, self.client, self.owner)):
+            return "template, client and owner are 32-bit hashes"
         return None
 
 
 def prompt_features(prompt: Prompt, client: str = "", manner: Manner = PLAINLY) -> PromptFeatures:
     """Read a prompt: plain text, a conversation, or token ids (of which only the client counts here)."""
-    who = _key(client)
+    who = name_hash(client)
     if isinstance(prompt, str):
         return _read(prompt, "", (), who, manner)
     turns = [turn for turn in prompt if isinstance(turn, ChatTurn)]
@@ -206,7 +208,7 @@ def _read(
         *(float(phrase in lowered) for phrase in PHRASES),
         *manner.numbers,
     )
-    template = _key(f"{system}\0{manner.key}") if manner.key else _key(system)
+    template = name_hash(f"{system}\0{manner.key}" if manner.key else system)
     return PromptFeatures(dense, _buckets(words), template, client)
 
 
@@ -239,6 +241,6 @@ def _number(text: str) -> int:
     return int(text) if text.isdigit() else _NUMERALS[text]
 
 
-def _key(text: str) -> int:
-    # 0 means none.
+def name_hash(text: str) -> int:
+    """Of who or what a text names, 32 bits; 0 for none."""
     return (crc32(text.encode(errors="replace")) or 1) if text else 0

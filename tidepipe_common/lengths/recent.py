@@ -1,4 +1,8 @@
-"""Recent lengths of requests that share a client or a template, by the hash of it: running quantiles."""
+"""Recent lengths of requests that share a client or a template, by the hash of it: running quantiles.
+
+Those of one owner, whose names they bear, are nobody else's: with a system message that many use one of them
+could tell the predictor anything of the others' answers.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,15 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
+from tidepipe_common.lengths.prompt import PromptFeatures
 from tidepipe_common.lengths.request import Observation, RequestFeatures
+from tidepipe_common.lengths.shares import fair_newest
 
 MAX_KEYS = 4096
+SPARE_KEYS = 256
+"""So many more are there at times: to see whose is to go takes as long for many as for one."""
 MEMORY = 32
 """Newest answers of a key that are kept: their lengths, nothing else."""
 LEVELS = (0.25, 0.5, 0.9)
@@ -38,7 +48,8 @@ class _Key:
 
 
 class RecentLengths:
-    """The newest lengths of each key, bounded; the keys longest unused are forgotten."""
+    """The newest lengths of each key, bounded; the keys longest unused are forgotten, those first of which an
+    owner has more than half of the room."""
 
     def __init__(self, entries: Iterable[tuple[str, list[float]]] = ()) -> None:
         """entries: as `entries` gave them."""
@@ -46,19 +57,21 @@ class RecentLengths:
 
     def entries(self) -> list[tuple[str, list[float]]]:
         """(key, logarithms of its lengths), for storage."""
+        self._forget(MAX_KEYS)
         return [(key, one.lengths) for key, one in self._keys.items()]
 
     def numbers(self, request: RequestFeatures) -> tuple[float, ...]:
         """NUMBERS of the request's template, and of its client; NaN for none."""
-        return (*self._of(f"t{request.prompt.template}"), *self._of(f"c{request.prompt.client}"))
+        return tuple(number for key in _names(request.prompt) for number in self._of(key))
 
     def note(self, observation: Observation) -> None:
         """An answer ended. One that was cut counts as far as it got: it is a feature, not an estimate."""
-        prompt = observation.features.prompt
         value = round(math.log1p(observation.output_tokens), 3)
-        for kind, key in (("t", prompt.template), ("c", prompt.client)):
+        for key in _names(observation.features.prompt):
             if key:
-                self._note(f"{kind}{key}", value)
+                self._note(key, value)
+        if len(self._keys) > MAX_KEYS + SPARE_KEYS:
+            self._forget(MAX_KEYS)
 
     def _of(self, key: str) -> tuple[float, ...]:
         found = self._keys.get(key)
@@ -68,5 +81,23 @@ class RecentLengths:
         one = self._keys.pop(key, None) or _Key()
         one.note(value)
         self._keys[key] = one
-        if len(self._keys) > MAX_KEYS:
-            self._keys.popitem(last=False)
+
+    def _forget(self, most: int) -> None:
+        if len(self._keys) > most:
+            names = list(self._keys)
+            owners = np.array([_owner(name) for name in names])
+            self._keys = OrderedDict((names[at], self._keys[names[at]]) for at in fair_newest(owners, most))
+
+
+def _names(prompt: PromptFeatures) -> tuple[str, str]:
+    """Of template and client, in this order; empty for none."""
+    whose = f"{prompt.owner}." if prompt.owner else ""
+    return (
+        f"{whose}t{prompt.template}" if prompt.template else "",
+        f"{whose}c{prompt.client}" if prompt.client else "",
+    )
+
+
+def _owner(name: str) -> int:
+    whose, dot, _ = name.partition(".")
+    return int(whose) if dot and whose.isdecimal() else 0

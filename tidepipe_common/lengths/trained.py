@@ -45,7 +45,8 @@ class TrainedLengths:
         limits = np.array([one.limit for one in requests])
         asked = np.asarray(levels, dtype=np.float64)
         if calibrated:
-            asked = self.calibration.asked(tuple(levels), limits)
+            owners = np.array([one.prompt.owner for one in requests], dtype=np.int64)
+            asked = self.calibration.asked(tuple(levels), limits, owners)
         generated = np.array([float(one.generated_tokens) for one in requests])
         found = self.hazard.distributions(requests, self.recent).quantiles(
             asked, generated if generated.any() else None

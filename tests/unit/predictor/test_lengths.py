@@ -114,9 +114,9 @@ def test_who_is_right_stays_as_it_is_where_many_reach_the_limit() -> None:
     chance = np.random.default_rng(8)
     level, at_limit = chance.random(2000), np.where(chance.random(2000) < 0.5, 0.33, 0.98)
     cut = level >= at_limit
-    ends = Ends(cut, np.zeros(2000, dtype=np.bool_), np.full(2000, 512.0))
+    ends = Ends(cut, np.zeros(2000, dtype=np.bool_), np.full(2000, 512.0), np.zeros(2000, dtype=np.int64))
     calibration = ReachedLevels(np.minimum(level, at_limit), ends)
-    asked = calibration.asked((0.25, 0.5, 0.9), np.array([512.0]))[0]
+    asked = calibration.asked((0.25, 0.5, 0.9), np.array([512.0]), np.zeros(1, dtype=np.int64))[0]
     assert asked == pytest.approx([0.25, 0.5, 0.9], abs=0.04)
 
 
