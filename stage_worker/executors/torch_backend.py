@@ -370,7 +370,7 @@ def _check(spec: StageSpec, layers: int) -> None:
 
 def _sampler_of(model: Path) -> SamplerFactory:
     def make(vocab_size: int, device: torch.device) -> StepSampler:
-        from stage_worker.sampler import Sampler
+        from stage_worker.sampling.sampler import Sampler
         from tidepipe_common.structures.state import Grammars
         from tidepipe_common.structures.tokenizer_file import read_tokenizer
 

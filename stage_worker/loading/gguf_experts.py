@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 
 from stage_worker.loading.checkpoint import Checkpoint, StoredTensor, StoredWeight
 from stage_worker.loading.gguf_config import mixture_config, mixture_spec
-from stage_worker.loading.gguf_file import LAYER_NAMES, LAYER_TENSOR, TOP_NAMES, stored_tensor, stored_weight
+from stage_worker.loading.gguf_file import stored_tensor, stored_weight
 from stage_worker.loading.gguf_header import GgufHeader, GgufTensor
 from tidepipe_common.errors import ModelError
+from tidepipe_common.gguf_names import LAYER_NAMES, LAYER_TENSOR, TOP_NAMES
 
 _NAMES: Mapping[str, str] = {
     **{ours: theirs for ours, theirs in LAYER_NAMES.items() if not theirs.startswith("mlp.")},

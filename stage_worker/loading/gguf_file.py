@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import partial
 
@@ -18,26 +17,8 @@ from stage_worker.loading.gguf_header import GgufHeader, GgufTensor
 from stage_worker.loading.stage_weights import check_weights
 from stage_worker.models.packed import PackedWeight
 from tidepipe_common.errors import ModelError
+from tidepipe_common.gguf_names import hugging_face_name
 
-TOP_NAMES: Mapping[str, str] = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-LAYER_NAMES: Mapping[str, str] = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _ROPE_DIVISORS = "rope_freqs.weight"
 # Read by other means.
 _HARMLESS = (_ROPE_DIVISORS,)
@@ -64,7 +45,7 @@ def open_gguf(header: GgufHeader) -> Checkpoint:
     tensors: dict[str, StoredTensor] = {}
     packed: dict[str, StoredWeight] = {}
     for tensor in header.tensors.values():
-        hf_name = _hf_name(tensor.name)
+        hf_name = hugging_face_name(tensor.name)
         if hf_name is not None:
             reordered = spec.architecture in _INTERLEAVED and ".self_attn.q_proj." in hf_name
             reordered |= spec.architecture in _INTERLEAVED and ".self_attn.k_proj." in hf_name
@@ -96,23 +77,15 @@ def _read(make: BlockReader, parts: Mapping[str, StoredTensor]) -> PackedWeight:
 def _refuse_unused(checkpoint: Checkpoint, header: GgufHeader) -> None:
     """ModelError for tensors that the decoder would leave out, unlike llama.cpp, whose file it is."""
     used = check_weights(checkpoint)
-    unused = [name for name in header.tensors if name not in _HARMLESS and _hf_name(name) not in used]
+    unused = [
+        name for name in header.tensors if name not in _HARMLESS and hugging_face_name(name) not in used
+    ]
     if unused:
         raise ModelError(
             f"{checkpoint.path}: tensors that are not known here, and part of what the model computes: "
             f"{', '.join(sorted(unused)[:5])}; use the model's Hugging Face folder "
             "(docs/reference/checkpoints.md)"
         )
-
-
-def _hf_name(name: str) -> str | None:
-    """The Hugging Face name of a GGUF tensor, or None for one that the decoder does not use."""
-    if name in TOP_NAMES:
-        return TOP_NAMES[name]
-    match = LAYER_TENSOR.fullmatch(name)
-    if match is None or match[2] not in LAYER_NAMES:
-        return None
-    return f"model.layers.{match[1]}.{LAYER_NAMES[match[2]]}.{match[3]}"
 
 
 def stored_tensor(tensor: GgufTensor, interleaved_head_dim: int = 0) -> StoredTensor:

@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 
 class StepSampler(Protocol):
-    """What the last stage needs of `stage_worker.sampler.Sampler`."""
+    """What the last stage needs of `stage_worker.sampling.sampler.Sampler`."""
 
     def start(self, start: SequenceStart) -> None:
         """Begin a sequence."""

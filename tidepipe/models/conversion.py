@@ -17,23 +17,7 @@ from gguf.quants import dequantize
 
 from tidepipe.models.tokenizer import write_tokenizer
 from tidepipe_common.errors import ModelError
-
-_TENSORS = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_LAYER_TENSORS = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_output.weight": "self_attn.o_proj.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    "ffn_gate.weight": "mlp.gate_proj.weight",
-    "ffn_up.weight": "mlp.up_proj.weight",
-    "ffn_down.weight": "mlp.down_proj.weight",
-}
+from tidepipe_common.gguf_names import hugging_face_name
 
 Progress = Callable[[int, int], None]
 """Called with (tensors done, tensors in all)."""
@@ -92,7 +76,7 @@ def _write_weights(reader: GGUFReader, config: dict[str, Any], path: Path, progr
     for tensor in reader.tensors:
         shape = [int(size) for size in reversed(tensor.shape)]
         begin, end = end, end + 2 * int(np.prod(shape))
-        name = _hugging_face_name(tensor.name)
+        name = _llama_name(tensor.name)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -107,14 +91,12 @@ def _write_weights(reader: GGUFReader, config: dict[str, Any], path: Path, progr
             progress(done, len(reader.tensors))
 
 
-def _hugging_face_name(name: str) -> str:
-    if name in _TENSORS:
-        return _TENSORS[name]
-    prefix, _, rest = name.partition(".")
-    layer, _, suffix = rest.partition(".")
-    if prefix == "blk" and layer.isdigit() and suffix in _LAYER_TENSORS:
-        return f"model.layers.{layer}.{_LAYER_TENSORS[suffix]}"
-    raise ModelError(f"the model has a tensor that no llama model has: {name}")
+def _llama_name(name: str) -> str:
+    theirs = hugging_face_name(name)
+    # What others of these decoders have, and llama has not: biases, and norms of single heads.
+    if theirs is None or theirs.endswith((".bias", "_norm.weight")):
+        raise ModelError(f"the model has a tensor that no llama model has: {name}")
+    return theirs
 
 
 def _undo_rope_permutation(weights: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from stage_worker.sampler import Sampler
+from stage_worker.sampling.sampler import Sampler
 from tidepipe_common.types.plan import SequenceStart
 from tidepipe_common.types.sampling import SamplingParams
 from tidepipe_common.types.thought import ThoughtMarks

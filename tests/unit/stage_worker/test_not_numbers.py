@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING
 
 from stage_worker.executors.protocol import Executor, StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
-from stage_worker.sampler import Sampler
+from stage_worker.sampling.sampler import Sampler
 from stage_worker.transformers_code import trial
 from stage_worker.transformers_code.tiny import tiny_config
 from tests.tiny_adapters import make_adapter

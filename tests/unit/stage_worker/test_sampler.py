@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stage_worker.executors.protocol import PlanError
-from stage_worker.sampler import Sampler
 from stage_worker.sampling.apart import NotNumbersError
+from stage_worker.sampling.sampler import Sampler
 from stage_worker.sampling.sequence import LogitEdits, SequenceState, TokenCounts
 from stage_worker.sampling.uniforms import philox4x32, uniforms
 from tidepipe_common.types.plan import SampledTokens, SequenceStart

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stage_worker.sampler import Sampler
 from stage_worker.sampling.apart import ApartSampler
+from stage_worker.sampling.sampler import Sampler
 from tests.unit.stage_worker.test_sampler_structure import END, TOKENIZER, VOCAB_SIZE
 from tidepipe_common.structures.state import Grammars
 from tidepipe_common.types.plan import SampledTokens, SequenceStart
@@ -78,6 +78,6 @@ def test_what_fails_in_all_rows_is_nobodys_own(monkeypatch: pytest.MonkeyPatch) 
     sampler = of_two()
     got = sampler.tell(sampler.sample(torch.full((2, 3), torch.nan), [1, 2], [1, 1]))
     assert [error.key for error in got.errors] == [1, 2]
-    monkeypatch.setattr("stage_worker.sampler._argmax", lambda values: torch.zeros(-1))
+    monkeypatch.setattr("stage_worker.sampling.sampler._argmax", lambda values: torch.zeros(-1))
     with pytest.raises(RuntimeError):
         of_two().sample(torch.zeros(2, 3), [1, 2], [1, 1])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
-from stage_worker.sampler import Sampler
+from stage_worker.sampling.sampler import Sampler
 from tests.fakes.byte_tokenizer import byte_tokenizer
 from tidepipe_common.structures import state as structure_state
 from tidepipe_common.structures.grammar import make_matcher
