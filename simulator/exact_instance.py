@@ -316,7 +316,8 @@ class ExactInstance:
                     self._jobs[sequence_id].cached = cached_tokens
                 case Dispatch(plan):
                     self._compute(plan)
-                case HandedOver(sequence_id, _, _, computed):
+                case HandedOver(sequence_id, grant):
+                    computed = 0 if grant is None else grant.computed
                     self._handed_over(self._jobs.pop(sequence_id), sequence_id, computed)
                 case Fetch(fetch_id, sequence_id, handle, _, blocks):
                     nbytes = len(blocks) * handle.block_bytes
@@ -325,8 +326,8 @@ class ExactInstance:
                     self.arriving.append(Arriving(job, nbytes, fetch_id, action.ahead))
                 case Announced(sequence_id):
                     self.begun.append(Left(self._now, self._jobs[sequence_id]))
-                case PrefixLent(_, _, _, computed):
-                    self._lent = computed
+                case PrefixLent(_, grant):
+                    self._lent = 0 if grant is None else grant.computed
                 case TakenOver(sequence_id, 0) if sequence_id in self._brought:
                     # Computed here after all, or all of it is here: its blocks are not needed.
                     self.arriving.append(Arriving(self._jobs[sequence_id], 0.0, NOT_FETCHED))

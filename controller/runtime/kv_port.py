@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from controller.runtime.stage_client import StageAbout, StageClient, StageLostError
+from controller.scheduler.actions import Grant
 from tidepipe_common.types.kv_transfer import KvFetched, KvHandle, KvLayout, KvOrders, KvStage, node_of
 
 
@@ -56,17 +57,8 @@ class KvPort:
         size = self._stages[0].account.kv_layer_block_bytes
         return KvLayout(about.fingerprint, about.dtype, layouts.pop(), self._block_size, size)
 
-    def handle(
-        self,
-        about: StageAbout | None,
-        epoch: int,
-        ticket: str,
-        computed: int,
-        lease_s: float,
-        reason: str,
-        last_key: str = "",
-    ) -> KvHandle:
-        """What another instance needs to take granted blocks over. last_key: of a loan."""
+    def handle(self, about: StageAbout | None, epoch: int, grant: Grant, reason: str) -> KvHandle:
+        """What another instance needs to take granted blocks over."""
         ours = self.layout(about)
         stages = tuple(
             KvStage(stage.address, *stage.account.layers, epoch) for stage in self._stages if ours.layout
@@ -77,13 +69,13 @@ class KvPort:
             dtype=ours.dtype,
             layout=ours.layout,
             block_size=ours.block_size,
-            ticket=ticket if ours.layout else "",
-            computed=computed,
+            ticket=grant.order.ticket if ours.layout else "",
+            computed=grant.computed,
             block_bytes=layers * ours.layer_block_bytes,
-            lease_s=lease_s,
+            lease_s=grant.lease_s,
             stages=stages,
             reason=reason,
-            last_key=last_key,
+            last_key=grant.last_key,
         )
 
     def order(self, orders: KvOrders) -> None:

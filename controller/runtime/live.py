@@ -57,7 +57,7 @@ from tidepipe_common.errors import InvalidRequestError, UnavailableError
 from tidepipe_common.notifier import Notifier
 from tidepipe_common.rpc.results import ABANDONED_AFTER_S, ResultsHub
 from tidepipe_common.settings.defaults import LIVE_POLICIES
-from tidepipe_common.types.kv_transfer import KvFetch, KvFetched, KvGrant, KvHandle, KvOrders, KvTransfer
+from tidepipe_common.types.kv_transfer import KvFetch, KvFetched, KvHandle, KvOrders, KvTransfer
 from tidepipe_common.types.plan import SampledTokens, StepReport
 from tidepipe_common.types.results import SequenceEnd
 from tidepipe_common.types.sampling import FinishReason
@@ -280,11 +280,9 @@ class LiveInstance:
         (lent,) = [action for action in self._handle(asked) if isinstance(action, PrefixLent)]
         self.changed.notify_all()
         port, body = self.body.kv, self.body
-        if not lent.ticket or port is None:
+        if lent.grant is None or port is None:
             return KvHandle(reason=str(lent.reason))
-        return port.handle(
-            body.about, body.epoch, lent.ticket, lent.computed, lease_s, str(lent.reason), lent.last_key
-        )
+        return port.handle(body.about, body.epoch, lent.grant, str(lent.reason))
 
     def fetch_ahead(
         self, handle: KvHandle, prompt: Sequence[int], prefix_root: str, keys: Sequence[bytes]
@@ -411,31 +409,30 @@ class LiveInstance:
         port, body = self.body.kv, self.body
         assert port is not None, "nothing is announced without"
         match action:
-            case Announced(name, ticket, blocks):
-                log.debug("announced", sequence=name, reason=str(action.reason))
-                port.order(KvOrders(grants=(KvGrant(ticket, blocks, action.after_step, action.total),)))
-                told = (action.computed, action.lease_s, str(action.reason), action.last_key)
-                self.hub.announce(name, port.handle(body.about, body.epoch, ticket, *told))
-            case GrantGrown(ticket, blocks, after_step):
-                port.order(KvOrders(grants=(KvGrant(ticket, blocks, after_step),)))
+            case Announced(name, grant, reason):
+                log.debug("announced", sequence=name, reason=str(reason))
+                port.order(KvOrders(grants=(grant.order,)))
+                self.hub.announce(name, port.handle(body.about, body.epoch, grant, str(reason)))
+            case GrantGrown(order):
+                port.order(KvOrders(grants=(order,)))
 
     def _carry(self, action: HandedOver | PrefixLent | GrantEnded | Fetch | TakenOver) -> None:
         """What concerns sequences that go to other instances, or come from them."""
         port, body = self.body.kv, self.body
         match action:
-            case HandedOver(name, ticket, blocks, computed, lease_s, reason):
+            case HandedOver(name, grant, reason):
                 handle = KvHandle(reason=str(reason))
-                if ticket and port is not None:
-                    port.order(KvOrders(grants=(KvGrant(ticket, blocks),)))
-                    handle = port.handle(body.about, body.epoch, ticket, computed, lease_s, str(reason))
-                log.info("handed over", sequence=name, with_blocks=bool(ticket), reason=str(reason))
+                if grant is not None and port is not None:
+                    port.order(KvOrders(grants=(grant.order,)))
+                    handle = port.handle(body.about, body.epoch, grant, str(reason))
+                log.info("handed over", sequence=name, with_blocks=grant is not None, reason=str(reason))
                 self._moved(f"{name} went on elsewhere: {reason}")
                 self.hub.finish(SequenceEnd(name, FinishReason.CANCELLED, kv=handle))
                 self.lengths.left(name)
-            case PrefixLent(name, ticket, blocks):
-                log.debug("lent", loan=name, with_blocks=bool(ticket), reason=str(action.reason))
-                if ticket and port is not None:
-                    port.order(KvOrders(grants=(KvGrant(ticket, blocks, action.after_step),)))
+            case PrefixLent(name, grant, reason):
+                log.debug("lent", loan=name, with_blocks=grant is not None, reason=str(reason))
+                if grant is not None and port is not None:
+                    port.order(KvOrders(grants=(grant.order,)))
             case GrantEnded(ticket, why):
                 log.debug("blocks that were handed over are free", reason=why)
                 if port is not None:

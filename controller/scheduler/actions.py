@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tidepipe_common.types.kv_transfer import KvHandle
+from tidepipe_common.types.kv_transfer import KvGrant, KvHandle
 from tidepipe_common.types.plan import Phase, StepPlan
 from tidepipe_common.types.prompt_reading import PromptPiece
 from tidepipe_common.types.sampling import FinishReason, PositionLogprobs
@@ -104,36 +104,35 @@ class Preempted:
 
 
 @dataclass(frozen=True, slots=True)
-class HandedOver:
-    """A sequence has ended here, to go on elsewhere.
+class Grant:
+    """Blocks of this instance that another one may fetch, as its router is told of them.
 
-    ticket: what its blocks can be fetched with from now on, for lease_s; empty: there are none.
-    computed: positions that are in them.
+    order: what stages are told. computed: positions in the blocks, when steps are done. lease_s: how long
+    they are kept. last_key: of the last block, hexadecimal, if they can be found by it; empty: they are one
+    sequence's own.
     """
 
-    sequence_id: str
-    ticket: str
-    blocks: tuple[int, ...]
+    order: KvGrant
     computed: int
     lease_s: float
+    last_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """A sequence has ended here, to go on elsewhere; with its blocks, if they are granted."""
+
+    sequence_id: str
+    grant: Grant | None
     reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixLent:
-    """The beginning of a prompt that another instance may fetch.
-
-    ticket: as of HandedOver; empty: nothing is lent. computed: positions in the blocks. last_key: of the last
-    one, hexadecimal. after_step: steps up to this one may still be computing them.
-    """
+    """The beginning of a prompt is another instance's to fetch; without a grant: nothing of it is."""
 
     loan_id: str
-    ticket: str
-    blocks: tuple[int, ...]
-    computed: int
-    last_key: str
-    after_step: int
-    lease_s: float
+    grant: Grant | None
     reason: Reason
 
 
@@ -141,28 +140,19 @@ class PrefixLent:
 class Announced:
     """The prompt of a sequence that goes on elsewhere is being computed, and its blocks can go ahead of it.
 
-    ticket: as of HandedOver. blocks: those that a step computes which has been sent. total: how many there
-    will be; `GrantGrown` tells of the others. computed, last_key, after_step: as of PrefixLent, in the end.
+    grant: begins with those that a step computes which has been sent; `GrantGrown` tells of the others.
     """
 
     sequence_id: str
-    ticket: str
-    blocks: tuple[int, ...]
-    total: int
-    computed: int
-    last_key: str
-    after_step: int
-    lease_s: float
+    grant: Grant
     reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
 class GrantGrown:
-    """More blocks of one that was announced, which steps up to this one may still be computing."""
+    """More blocks of a grant that was announced."""
 
-    ticket: str
-    blocks: tuple[int, ...]
-    after_step: int
+    order: KvGrant
 
 
 @dataclass(frozen=True, slots=True)

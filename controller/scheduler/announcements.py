@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from controller.scheduler.actions import Announced, Dispatch, GrantGrown, Reason
+from controller.scheduler.actions import Announced, Dispatch, Grant, GrantGrown, Reason
 from controller.scheduler.grants import Grants
 from controller.scheduler.passing_on import FEW
 from controller.scheduler.sequence import Sequence
 from controller.scheduler.state import PipelineState
-from tidepipe_common.types.kv_transfer import LEASE_S
+from tidepipe_common.types.kv_transfer import LEASE_S, KvGrant
 
 _AHEAD = "/ahead"
 
@@ -73,7 +73,7 @@ class Announcements:
             if not self._grants.renew(sequence.sequence_id + _AHEAD, until):
                 self.ended(sequence, state)  # its lease has ended between two steps
                 return
-            state.actions.append(GrantGrown(known.ticket, blocks, step_id))
+            state.actions.append(GrantGrown(KvGrant(known.ticket, blocks, step_id)))
             return
         self.announced += 1
         self._told[sequence] = _Announced(sequence.ahead, sequence.key, full)
@@ -82,13 +82,12 @@ class Announcements:
         state.actions.append(
             Announced(
                 sequence.sequence_id,
-                sequence.ahead,
-                blocks,
-                total,
-                total * size,
-                sequence.keys_until(total * size, size)[total - 1].hex(),
-                step_id,
-                LEASE_S,
+                Grant(
+                    KvGrant(sequence.ahead, blocks, step_id, total),
+                    total * size,
+                    LEASE_S,
+                    sequence.keys_until(total * size, size)[total - 1].hex(),
+                ),
                 Reason("its prompt is begun, and it is to go on elsewhere", {"blocks": total}),
             )
         )

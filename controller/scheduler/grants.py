@@ -18,7 +18,7 @@ class Held:
 
 
 @dataclass(slots=True)
-class _Grant:
+class _Pinned:
     ticket: str
     until: float
     held: Held
@@ -29,7 +29,7 @@ class Grants:
     """By the names of those whose blocks they are. lent: of beginnings that others' prompts have as well."""
 
     def __init__(self) -> None:
-        self._grants: dict[str, _Grant] = {}
+        self._grants: dict[str, _Pinned] = {}
 
     def __len__(self) -> int:
         """Those that stand."""
@@ -54,7 +54,7 @@ class Grants:
         for payer in state.allocator.pin(held, blocks):
             state.relieved(payer)
         state.admission.shared()
-        self._grants[name] = _Grant(ticket, until, held, lent)
+        self._grants[name] = _Pinned(ticket, until, held, lent)
 
     def end(self, name: str, why: str, state: PipelineState) -> None:
         """Nobody needs them any more."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
 
-from controller.scheduler.actions import Fetch, HandedOver, Reason, TakenOver
+from controller.scheduler.actions import Fetch, Grant, HandedOver, Reason, TakenOver
 from controller.scheduler.announcements import Announcements
 from controller.scheduler.fetch_rule import WHY_FETCHED, Fetching, FetchRule, timeout_s
 from controller.scheduler.grants import Grants, Held
@@ -22,7 +22,7 @@ from controller.scheduler.sequence import Sequence, State
 from controller.scheduler.state import PipelineState
 from tidepipe_common.latency.model import StepCost
 from tidepipe_common.latency.transfer import TransferCosts
-from tidepipe_common.types.kv_transfer import KvFetched
+from tidepipe_common.types.kv_transfer import KvFetched, KvGrant
 
 
 @dataclass(slots=True)
@@ -135,7 +135,7 @@ class HandOver:
         state.passing_on.left(len(sequence.output) - sequence.given)
         if not (leaving.ticket and reusable and computed > 0):
             reason = Reason(leaving.reason or "handed over", numbers)
-            state.actions.append(HandedOver(sequence.sequence_id, "", (), 0, 0.0, reason))
+            state.actions.append(HandedOver(sequence.sequence_id, None, reason))
             return
         self.announcements.left(sequence)
         blocks = sequence.blocks[: state.allocator.blocks_for(computed)]
@@ -145,10 +145,7 @@ class HandOver:
         state.actions.append(
             HandedOver(
                 sequence.sequence_id,
-                leaving.ticket,
-                tuple(blocks),
-                computed,
-                leaving.lease_s,
+                Grant(KvGrant(leaving.ticket, tuple(blocks)), computed, leaving.lease_s),
                 Reason(leaving.reason or "handed over", {**numbers, "blocks": len(blocks)}),
             )
         )

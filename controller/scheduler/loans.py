@@ -18,14 +18,14 @@ from __future__ import annotations
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
-from controller.scheduler.actions import Fetch, PrefixLent, Reason, TakenOver
+from controller.scheduler.actions import Fetch, Grant, PrefixLent, Reason, TakenOver
 from controller.scheduler.events import PrefixAsked, PrefixOffered
 from controller.scheduler.fetch_rule import MOST_TIMEOUT_S, WHY_FETCHED, Fetching, FetchRule, timeout_s
 from controller.scheduler.grants import Grants, Held
 from controller.scheduler.sequence import Sequence, State
 from controller.scheduler.state import PipelineState
 from tidepipe_common.prefix import block_keys
-from tidepipe_common.types.kv_transfer import KvFetched, KvHandle
+from tidepipe_common.types.kv_transfer import KvFetched, KvGrant, KvHandle
 
 LENT, BORROWED = 0.5, 0.25
 """Shares of the blocks that loans pin at most, and that are filled from elsewhere at a time."""
@@ -100,19 +100,19 @@ class Loans:
         elif len(blocks) > room or len(self._grants) >= MOST_LOANS:
             why = "as much is lent as may be"
         if why:
-            state.actions.append(PrefixLent(asked.loan_id, "", (), 0, "", 0, 0.0, Reason(why)))
+            state.actions.append(PrefixLent(asked.loan_id, None, Reason(why)))
             return
         self.stats.lent += 1
         self._grants.give(asked.loan_id, asked.ticket, blocks, now + asked.lease_s, state, lent=True)
         state.actions.append(
             PrefixLent(
                 asked.loan_id,
-                asked.ticket,
-                tuple(blocks),
-                len(blocks) * size,
-                keys[len(blocks) - 1].hex(),
-                state.steps.last_step,
-                asked.lease_s,
+                Grant(
+                    KvGrant(asked.ticket, tuple(blocks), state.steps.last_step),
+                    len(blocks) * size,
+                    asked.lease_s,
+                    keys[len(blocks) - 1].hex(),
+                ),
                 Reason("lent to another instance", {"blocks": len(blocks)}),
             )
         )

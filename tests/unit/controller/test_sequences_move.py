@@ -15,6 +15,7 @@ from controller.scheduler.actions import (
     Announced,
     Fetch,
     Finish,
+    Grant,
     GrantEnded,
     GrantGrown,
     HandedOver,
@@ -47,7 +48,7 @@ from tests.unit.controller.test_scheduler import (
     prompt_of,
 )
 from tidepipe_common.latency.transfer import TransferCost, TransferCosts
-from tidepipe_common.types.kv_transfer import KvFetched, KvHandle, KvLayout, KvStage
+from tidepipe_common.types.kv_transfer import KvFetched, KvGrant, KvHandle, KvLayout, KvStage
 from tidepipe_common.types.sampling import SamplingParams
 
 
@@ -58,7 +59,7 @@ class Site(World):
     granted: dict[str, tuple[int, ...]] = field(default_factory=dict)
     parts: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     announced: list[Announced] = field(default_factory=list)
-    lent: dict[str, PrefixLent] = field(default_factory=dict)
+    lent: dict[str, Grant] = field(default_factory=dict)
     borrowed: int = 0
     ahead: int = 0
     fetches: list[Fetch] = field(default_factory=list)
@@ -69,20 +70,20 @@ class Site(World):
         super().handle(event)
         for action in self.trace[begin:]:
             match action:
-                case HandedOver(_, ticket, blocks):
+                case HandedOver(_, grant):
                     self.left.append(action)
-                    if ticket:
-                        self.granted[ticket] = blocks
-                case PrefixLent(_, ticket, blocks):
-                    self.lent[ticket] = action
-                    if ticket:
-                        self.granted[ticket] = blocks
-                case Announced(_, ticket, blocks):
+                    if grant is not None:
+                        self.granted[grant.order.ticket] = grant.order.blocks
+                case PrefixLent(_, Grant(order) as grant):
+                    self.lent[order.ticket] = grant
+                    self.granted[order.ticket] = order.blocks
+                case Announced(_, Grant(order)):
                     self.announced.append(action)
-                    self.granted[ticket], self.parts[ticket] = blocks, [(len(blocks), action.after_step)]
-                case GrantGrown(ticket, blocks, after_step):
-                    self.granted[ticket] += blocks
-                    self.parts[ticket].append((len(self.granted[ticket]), after_step))
+                    self.granted[order.ticket] = order.blocks
+                    self.parts[order.ticket] = [(len(order.blocks), order.after_step)]
+                case GrantGrown(order):
+                    self.granted[order.ticket] += order.blocks
+                    self.parts[order.ticket].append((len(self.granted[order.ticket]), order.after_step))
                 case GrantEnded(ticket):
                     del self.granted[ticket]
                     self.parts.pop(ticket, None)
@@ -110,7 +111,7 @@ class Site(World):
             if fetch.fetch_id not in (*hand_over._fetches, *hand_over.loans._loans):
                 return
         while ticket in source.granted and ticket in source.lent and source.fake.queue:
-            if source.fake.queue[0].step_id > source.lent[ticket].after_step:
+            if source.fake.queue[0].step_id > source.lent[ticket].order.after_step:
                 break
             source.handle(source.fake.execute())
         self.ahead += fetch.ahead
@@ -141,18 +142,21 @@ class Site(World):
         return False
 
 
-def handle_of(lent: PrefixLent | Announced, block_size: int) -> KvHandle:
+NOTHING = Grant(KvGrant("", ()), 0, 0.0)
+
+
+def handle_of(grant: Grant, block_size: int) -> KvHandle:
     """As the router passes it on."""
     return KvHandle(
         "m",
         "float32",
         "plain",
         block_size,
-        lent.ticket,
-        lent.computed,
+        grant.order.ticket,
+        grant.computed,
         100,
-        lent.lease_s,
-        last_key=lent.last_key,
+        grant.lease_s,
+        last_key=grant.last_key,
     )
 
 
@@ -197,22 +201,15 @@ def test_whoever_moves_goes_on_as_if_it_had_not(
             while site.announced:
                 told = site.announced.pop()
                 spec = specs[told.sequence_id]
-                offered = PrefixOffered(handle_of(told, block_size), spec.prompt, spec.prefix_root)
+                offered = PrefixOffered(handle_of(told.grant, block_size), spec.prompt, spec.prefix_root)
                 if chance.random() < 0.8:
                     other.handle(offered)
             while site.left:
                 gone = site.left.pop(0)
                 name = gone.sequence_id
                 outputs[name] = outputs.get(name, []) + site.outputs.pop(name, [])
-                handle = KvHandle(
-                    "m",
-                    "float32",
-                    "plain",
-                    block_size,
-                    gone.ticket,
-                    gone.computed,
-                    100,
-                    chance.choice((9.0, 0.05)),
+                handle = replace(
+                    handle_of(gone.grant or NOTHING, block_size), lease_s=chance.choice((9.0, 0.05))
                 )
                 home[name] = other
                 usable = not KvLayout("m", "float32", "plain", block_size).obstacle(handle)
@@ -398,7 +395,7 @@ def lent_to(site: Site, prompt: tuple[int, ...], root: str, asked_root: str = ""
     )
     lender.run_dry()
     lender.handle(PrefixAsked("loan", "ab" * 16, prompt, asked_root or root, 9.0))
-    return lender, handle_of(lender.lent.get("ab" * 16) or lender.lent[""], 4)
+    return lender, handle_of(lender.lent.get("ab" * 16, NOTHING), 4)
 
 
 def test_a_beginning_is_fetched_once_and_found_by_all() -> None:
