@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from simulator.bound import found_by_ideal, mixed_batch_bound
+from simulator.layouts import Fleet, Layout
 from simulator.offline import OfflineRun, PipelineSpec, best_of_scan, run_offline
-from simulator.planner import Fleet, Layout
 from simulator.predictions import predictor
 from simulator.workers import TimeIsUpError
 from tidepipe_common.settings.defaults import BLOCK_SIZE

@@ -54,6 +54,10 @@ LEND_TIMEOUT_S = 0.5
 WATCH_TIMEOUT_S = 3600.0
 """Streams are renewed now and then, so that no call is without a deadline."""
 MAX_BATCH_SEQUENCES = 256
+RETRY_S = 0.2
+"""After which a call that failed is made again."""
+MAX_FAILURES = 3
+"""Calls that the instance answered with an error that waiting does not heal."""
 EXPORT_LEASE_S = 90.0
 """For blocks of sequences that go on elsewhere; they are given back as soon as they are there."""
 

@@ -33,8 +33,9 @@ from tidepipe_common.text.text import on_terminal
 
 if TYPE_CHECKING:
     from controller.scheduler.policies.catalog import Knobs
+    from simulator.layouts import Fleet, Layout
     from simulator.offline_plan import Bench, OfflinePlan
-    from simulator.planner import Cluster, Fleet, Layout, Plan
+    from simulator.planner import Cluster, Plan
     from workloads.mixes import Workload
 
 MOST_RATE = 1000.0
@@ -121,8 +122,8 @@ def plan(
     scheduler. Exit code 1: nothing holds the rate; what bears most is shown.
     """
     # Late, so that `tidepipe --help` stays quick.
+    from simulator.layouts import Fleet
     from simulator.offline_plan import Bench
-    from simulator.planner import Fleet
     from tidepipe_common.latency.files import read_shape
     from tidepipe_common.latency.hardware import hardware as find_hardware
     from tidepipe_common.latency.profile_file import read_profile

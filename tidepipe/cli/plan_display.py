@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from simulator.goodput import Figures, Question
+from simulator.layouts import Fleet, Layout
 from simulator.offline_plan import OfflinePlan, Way
-from simulator.planner import Choice, Cluster, Fleet, Layout, Plan
+from simulator.planner import Choice, Cluster, Plan
 from tidepipe.cli.admin.table import Column, named, print_table
 from tidepipe.cli.plan_start import Deployment, commands
 from workloads.mixes import Workload, describe

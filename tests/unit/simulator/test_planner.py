@@ -12,12 +12,11 @@ import pytest
 
 from router.scheduler.slo import SloTarget
 from simulator.goodput import Figures, Question
+from simulator.layouts import Fleet, Layout
 from simulator.planner import (
     ALLOWANCE,
     Bounds,
     Choice,
-    Fleet,
-    Layout,
     Outcome,
     Plan,
     Search,
