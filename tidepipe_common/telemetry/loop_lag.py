@@ -12,24 +12,38 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from tidepipe_common.telemetry.buckets import LOOP_LAG_S
 
 SAMPLE_S = 0.02
+IDLE_SAMPLE_S = 0.1
+"""Each process of a machine wakes for this, and most do nothing else most of the time."""
+IDLE_SHARE = 0.1
+"""Of a core: who computes less is idle. Waking every SAMPLE_S is a seventh of that."""
 
 
-async def lags() -> AsyncIterator[tuple[float, float]]:
-    """How late this loop wakes who asks every SAMPLE_S, and what the process computed meanwhile; seconds."""
+async def lags(longest_s: float = SAMPLE_S) -> AsyncIterator[tuple[float, float]]:
+    """How late this loop wakes who asks every SAMPLE_S, and what the process computed meanwhile; seconds.
+
+    longest_s: while the process is idle it asks more and more seldom, up to this.
+    """
+    wait_s = SAMPLE_S
     while True:
-        due = time.monotonic() + SAMPLE_S
-        computed = time.process_time()
-        await asyncio.sleep(SAMPLE_S)
-        yield max(time.monotonic() - due, 0.0), time.process_time() - computed
+        due = time.monotonic() + wait_s
+        computed = -time.process_time()
+        await asyncio.sleep(wait_s)
+        lag = max(time.monotonic() - due, 0.0)
+        computed += time.process_time()
+        yield lag, computed
+        idle = computed < IDLE_SHARE * (wait_s + lag)
+        wait_s = min(2 * wait_s, longest_s) if idle else SAMPLE_S
 
 
 class LoopLag:
-    """Measured by a task that wakes every SAMPLE_S and sees how much later that was."""
+    """Measured by a task that wakes every SAMPLE_S, or more seldom while nothing is done, and sees how much
+    later that was."""
 
     def __init__(self) -> None:
         self._histogram = Histogram(
             "tidepipe_event_loop_lag_seconds",
-            f"How late the event loop woke a task, which asks every {SAMPLE_S * 1000:g} ms",
+            f"How late the event loop woke a task, which asks every {SAMPLE_S * 1000:g} ms while the process "
+            f"computes, and else up to every {IDLE_SAMPLE_S * 1000:g} ms",
             buckets=LOOP_LAG_S,
             registry=None,
         )
@@ -38,7 +52,7 @@ class LoopLag:
 
     async def run(self) -> None:
         """Measure until cancelled."""
-        async for lag, computed in lags():
+        async for lag, computed in lags(IDLE_SAMPLE_S):
             self._histogram.observe(lag)
             self.max_s = max(self.max_s, lag)
             # What it did not compute meanwhile, the machine gave to others.
