@@ -35,6 +35,7 @@ def load_config(
         where = f" (in {file} or as a flag)" if file else ""
         raise ConfigError(f"{refusal(error, ClusterConfig)}{where}") from error
     _check_policy_settings(config)
+    _check_profile(config)
     return config
 
 
@@ -48,6 +49,14 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} is not usable TOML: nested too deeply") from None
     except ValueError as error:  # integers with thousands of digits as well
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
+
+
+def _check_profile(config: ClusterConfig) -> None:
+    if config.profile is not None and config.provisioner == "local":
+        # Late, as above. Services read it again, and elsewhere they alone can.
+        from tidepipe_common.latency.profile_file import read_profile
+
+        read_profile(config.profile)
 
 
 def _check_policy_settings(config: ClusterConfig) -> None:

@@ -53,8 +53,11 @@ def read_lines(path: Path) -> Iterator[InputLine]:
 
 
 def count_lines(path: Path) -> int:
-    """How many lines are not blank. ConfigError if the file cannot be read."""
-    return sum(1 for _ in read_lines(path))
+    """How many lines are not blank. ConfigError if the file cannot be read, or all are."""
+    total = sum(1 for _ in read_lines(path))
+    if not total:
+        raise ConfigError(f"{path} has no requests; give a file with one JSON object per line")
+    return total
 
 
 def _open(path: Path) -> BinaryIO:

@@ -257,6 +257,7 @@ class ClusterConfig(Strict):
                 "prefill_instances is for routing roles or auto: give --routing roles, or --policy auto with "
                 "--ttft-ms and --tpot-ms"
             )
+        self._fit_kinds()
         lower, upper = self.macro_min or defaults.MACRO_MIN, self.macro_max or defaults.MACRO_MAX
         if fault := defaults.macro_fault(lower, upper):
             raise ValueError(fault)
@@ -266,6 +267,18 @@ class ClusterConfig(Strict):
             flag = "--engine-args" if self.engine_args is not None else "--tensor-parallel"
             raise ValueError(f"{flag} is for --engine vllm")
         return self
+
+    def _fit_kinds(self) -> None:
+        if (self.prefill_instances or 0) >= self.instances_wanted:
+            raise ValueError(
+                f"prefill_instances {self.prefill_instances} of {self.instances_wanted} leaves no instance "
+                "that decodes: give more --instances, or fewer --prefill-instances"
+            )
+        if self.routing == "taichi" and not (self.prefill_instances and self.prefill_policy_settings):
+            raise ValueError(
+                "routing taichi tells instances apart by the tokens of their steps, and all have the same: "
+                "give --prefill-instances P and --prefill-policy-settings token_budget=1024"
+            )
 
     def _upstreams_fit(self) -> None:
         urls = self.upstreams

@@ -200,13 +200,15 @@ class Roles(MovingPolicy):
     # -- shares -------------------------------------------------------------------------------------
 
     def _split(self, views: Sequence[InstanceView]) -> None:
-        """A fixed one: the first instances prefill. The last one that there is does both."""
+        """A fixed one: the first instances prefill. The last one decodes, or does both if it is alone."""
         names = [view.instance_id for view in over_nodes(views) if not view.draining]
         first = set(names[: min(self._prefill, len(names) - 1)])
+        why = "a fixed split" if len(first) == self._prefill else "a fixed split, with one left to decode"
+        numbers = {"prefill_instances": self._prefill, "instances": len(names)}
         for view in views:
             share = EVEN if len(names) < 2 else 1.0 if view.instance_id in first else 0.0
-            if view.role.share != share:
-                view.role = Role(share, "a fixed split", {"prefill_instances": self._prefill})
+            if (view.role.share, view.role.reason) != (share, why):
+                view.role = Role(share, why, numbers)
 
     def look(self, views: Sequence[InstanceView], now: float) -> list[tuple[str, Role]]:
         """Move shares a step; who has which from now on, if one has another."""

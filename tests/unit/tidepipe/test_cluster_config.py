@@ -48,6 +48,12 @@ def test_a_mix_is_a_setting_as_it_is_written(mix: TokenMix) -> None:
         ("", {"model": "m", "lora": "a=x", "upstream": "http://h"}, "lora is of own stages"),
         (
             "",
+            {"model": "m", "routing": "roles", "instances": 2, "prefill_instances": 2},
+            "leaves no instance that decodes",
+        ),
+        ("", {"model": "m", "routing": "taichi", "instances": 2}, "give --prefill-instances P and"),
+        (
+            "",
             {"model": "m", "policy": "magic"},
             "policy: .*'auto', 'td-pipe', 'separate', 'hybrid', .* or 'gllm'",
         ),
@@ -60,3 +66,9 @@ def test_wrong_settings_are_refused_by_name(
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_config(file, flags)
+
+
+def test_a_profile_that_is_none_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(ConfigError, match=r"empty.csv: a latency profile needs two or more rows"):
+        load_config(None, {"model": "m", "profile": str(tmp_path / "empty.csv")})

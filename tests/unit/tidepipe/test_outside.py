@@ -132,7 +132,12 @@ def test_an_output_that_cannot_be_written_is_refused_at_once(
 
 
 @pytest.mark.parametrize(
-    ("content", "kind"), [(gzip.compress(b"{}", mtime=0), "gzip"), ('{"a": 1}'.encode("utf-16"), "UTF-16")]
+    ("content", "kind"),
+    [
+        (gzip.compress(b"{}", mtime=0), "gzip"),
+        ('{"a": 1}'.encode("utf-16"), "UTF-16"),
+        (b" \n\n", "has no requests"),
+    ],
 )
 def test_an_input_that_has_no_lines_is_refused_at_once(tmp_path: Path, content: bytes, kind: str) -> None:
     (tmp_path / "in").write_bytes(content)

@@ -185,6 +185,15 @@ def test_what_stays_in_a_node_does_not_fill_its_link() -> None:
 # -- a fixed split ----------------------------------------------------------------------------------------
 
 
+def test_of_a_split_that_leaves_nobody_to_decode_one_decodes() -> None:
+    scheduler = cluster(2, GROUPED, prefill=2)
+    routed(scheduler, "r", 0.0)
+    assert shares(scheduler) == [1.0, 0.0]
+    assert {str(view.role) for macro in scheduler.macros.values() for view in macro.views} == {
+        "a fixed split, with one left to decode (prefill_instances 2, instances 2)"
+    }
+
+
 def test_a_prompt_is_computed_at_one_and_goes_on_at_another() -> None:
     """To the one that decodes least; and stays where nobody has room, or its target is kept only so."""
     scheduler = cluster(3, GROUPED, prefill=1)
