@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from controller.scheduler.policies.catalog import DEFAULTS, ON_CPU
+from controller.scheduler.policies.catalog import DEFAULTS, default_knobs
 from tidepipe_common.settings.cluster import ClusterConfig, default_text
 from tidepipe_common.settings.command_line import variable_of
 from tidepipe_common.settings.controller import ControllerSettings
@@ -104,8 +104,8 @@ def _knobs() -> Iterable[str]:
 def _knob(policy: str, name: str) -> str:
     if name not in DEFAULTS[policy]:
         return ""
-    default, here = DEFAULTS[policy][name], ON_CPU.get(policy, {})
-    return f"{default} ({here[name]})" if here.get(name, default) != default else str(default)
+    default, here = DEFAULTS[policy][name], default_knobs(policy, "cpu")[name]
+    return f"{default} ({here})" if here != default else str(default)
 
 
 def _row(*cells: str) -> str:

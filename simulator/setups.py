@@ -7,19 +7,6 @@ from itertools import product
 
 from controller.scheduler.policies.catalog import Knob, Knobs
 
-POLICIES = (
-    "auto",
-    "td-pipe",
-    "separate",
-    "hybrid",
-    "vllm",
-    "vllm-capped",
-    "gllm",
-    "tp-separate",
-    "tp-hybrid",
-)
-"""As users name them. The last two have one tensor-parallel stage."""
-
 _VLLM: Mapping[str, Sequence[Knob]] = {
     "token_budget": (192, 256, 384, 512, 768, 1024, 2048),
     "max_running": (256, 0),
@@ -27,6 +14,8 @@ _VLLM: Mapping[str, Sequence[Knob]] = {
 }
 
 SCANS: Mapping[str, Mapping[str, Sequence[Knob]]] = {
+    # It takes its own from the cost model.
+    "auto": {},
     "td-pipe": {
         "prefill_tokens": (256, 512, 1024),
         "switching": ("hysteresis:0.9", "intensity:0.05"),
@@ -44,7 +33,8 @@ SCANS: Mapping[str, Mapping[str, Sequence[Knob]]] = {
     "tp-separate": {"token_budget": (1024, 2048, 4096)},
     "tp-hybrid": {"token_budget": (256, 512, 1024, 2048)},
 }
-"""Knobs that are tried for each baseline. `auto` has none: it takes its own from the cost model."""
+"""By policy, as users name it, the knobs that are tried. The last two have one tensor-parallel stage."""
+POLICIES = tuple(SCANS)
 
 
 def scan(name: str) -> list[Knobs]:

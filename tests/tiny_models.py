@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 VOCAB_SIZE = 300
 
 _COMMON: Mapping[str, Any] = {
@@ -32,6 +31,7 @@ _BY_FAMILY: Mapping[str, Mapping[str, Any]] = {
     "qwen3": {"num_attention_heads": 6, "head_dim": 32},
     "smollm3": {"no_rope_layer_interval": 2},
 }
+FAMILIES = tuple(_BY_FAMILY)
 
 
 def make_tiny_model(

@@ -50,11 +50,12 @@ def rank(facts: Facts, wanted: str = "") -> Ranking:
 
     ConfigError for a name that there is not.
     """
-    if wanted and wanted not in _REFUSALS:
-        raise ConfigError(f"there is no attention back end {wanted!r}; choose from {', '.join(_REFUSALS)}")
+    if wanted and wanted not in _CANDIDATES:
+        raise ConfigError(f"there is no attention back end {wanted!r}; choose from {', '.join(_CANDIDATES)}")
     usable, refused = [], {}
-    for name, refusal in _REFUSALS.items():
-        why = refusal(facts)
+    for name, one in _CANDIDATES.items():
+        missing = one.module and one.module not in facts.importable
+        why = f"no module {one.module}" if missing else one.refusal(facts)
         if wanted not in ("", name) and name != TORCH:
             why = f"{wanted} was asked for"
         if why:
@@ -62,10 +63,6 @@ def rank(facts: Facts, wanted: str = "") -> Ranking:
         else:
             usable.append(name)
     return Ranking(tuple(usable), refused)
-
-
-def _missing(facts: Facts, module: str) -> str:
-    return "" if module in facts.importable else f"no module {module}"
 
 
 def _too_old(facts: Facts, least: tuple[int, int]) -> str:
@@ -82,8 +79,7 @@ def _flashinfer(facts: Facts) -> str:
     # FlashInfer's own floor is 7.5, but bfloat16 and its tensor-core kernels want 8.0; what lies between is
     # not worth a path of its own.
     return (
-        _missing(facts, "flashinfer")
-        or _too_old(facts, (8, 0))
+        _too_old(facts, (8, 0))
         or _not_half(facts)
         or ("" if facts.head_dim in _FLASHINFER_HEAD_DIMS else f"no kernels for head size {facts.head_dim}")
     )
@@ -91,8 +87,7 @@ def _flashinfer(facts: Facts) -> str:
 
 def _flash_attn(facts: Facts) -> str:
     return (
-        _missing(facts, "flash_attn")
-        or _too_old(facts, (8, 0))
+        _too_old(facts, (8, 0))
         or _not_half(facts)
         or ("" if facts.head_dim <= 256 and facts.head_dim % 8 == 0 else f"head size {facts.head_dim}")
         or (
@@ -104,10 +99,8 @@ def _flash_attn(facts: Facts) -> str:
 
 
 def _flex(facts: Facts) -> str:
-    return (
-        _missing(facts, "triton")
-        or _too_old(facts, (8, 0))
-        or ("" if facts.head_dim >= 16 else f"head size {facts.head_dim} is below 16")
+    return _too_old(facts, (8, 0)) or (
+        "" if facts.head_dim >= 16 else f"head size {facts.head_dim} is below 16"
     )
 
 
@@ -115,11 +108,20 @@ def _torch(facts: Facts) -> str:
     return ""
 
 
-_REFUSALS: dict[str, Callable[[Facts], str]] = {
-    FLASHINFER: _flashinfer,
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A back end: the module that it needs, or "", and why it cannot serve a geometry, or ""."""
+
+    module: str
+    refusal: Callable[[Facts], str]
+
+
+_CANDIDATES: dict[str, _Candidate] = {
+    FLASHINFER: _Candidate("flashinfer", _flashinfer),
     # The same library without its Hopper kernels: what remains if those are refused.
-    FLASHINFER_FA2: _flashinfer,
-    FLASH_ATTN: _flash_attn,
-    FLEX: _flex,
-    TORCH: _torch,
+    FLASHINFER_FA2: _Candidate("flashinfer", _flashinfer),
+    FLASH_ATTN: _Candidate("flash_attn", _flash_attn),
+    FLEX: _Candidate("triton", _flex),
+    TORCH: _Candidate("", _torch),
 }
+MODULES = frozenset(one.module for one in _CANDIDATES.values()) - {""}

@@ -15,6 +15,7 @@ from stage_worker.attention.choice import (
     FLASHINFER,
     FLASHINFER_FA2,
     FLEX,
+    MODULES,
     TORCH,
     Facts,
     rank,
@@ -96,10 +97,9 @@ class CudaAttention:
 def facts_of(context: AttentionContext) -> Facts:
     """What the choice depends on, looked up."""
     geometry = context.pool.geometry
-    modules = ("flashinfer", "flash_attn", "triton")
     return Facts(
         capability=torch.cuda.get_device_capability(context.pool.keys(0).device),
-        importable=frozenset(name for name in modules if importlib.util.find_spec(name) is not None),
+        importable=frozenset(name for name in MODULES if importlib.util.find_spec(name) is not None),
         dtype=geometry.dtype,
         head_dim=geometry.head_dim,
         block_size=geometry.block_size,

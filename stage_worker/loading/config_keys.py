@@ -41,25 +41,6 @@ _READ = frozenset(
 )
 """Keys that mean something to every family."""
 
-_READ_BY_FAMILY: Mapping[str, frozenset[str]] = {
-    # Hugging Face's Llama has no window, whatever the key says.
-    "llama": frozenset({"attention_bias", "mlp_bias", "sliding_window"}),
-    "mistral": frozenset({"sliding_window"}),
-    # The biases of its queries, keys and values are fixed.
-    "qwen2": frozenset({"attention_bias", "use_sliding_window", "sliding_window"}),
-    "qwen3": frozenset({"attention_bias", "use_sliding_window", "sliding_window"}),
-    "smollm3": frozenset(
-        {
-            "attention_bias",
-            "mlp_bias",
-            "use_sliding_window",
-            "sliding_window",
-            "no_rope_layers",
-            "no_rope_layer_interval",
-        }
-    ),
-}
-
 # What transformers writes into every configuration, what training used, and how text is drawn.
 _HARMLESS = re.compile(
     r"_.*|transformers.*|unsloth.*|torch_.*|neuron.*|forced_.*|output_.*|return_dict.*"
@@ -96,12 +77,15 @@ _ROPE_BY_KIND: Mapping[str, frozenset[str]] = {
 }
 
 
-def refuse_unknown_keys(config: Mapping[str, Any], family: str, source: str) -> None:
+def refuse_unknown_keys(
+    config: Mapping[str, Any], family: str, of_family: frozenset[str], source: str
+) -> None:
     """ModelError, naming them, if the configuration has keys whose meaning nobody here knows.
 
-    Keys without a value (null, false, zero, empty) say nothing and may be there.
+    of_family: those that mean something to it alone. Keys without a value (null, false, zero, empty) say
+    nothing and may be there.
     """
-    known = _READ | _READ_BY_FAMILY[family]
+    known = _READ | of_family
     unknown = [
         str(key)
         for key, value in config.items()

@@ -29,8 +29,10 @@ _T = TypeVar("_T", int, float, bool)
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """What a config.json of the family leaves out, and what the family's layers have."""
+    """What a config.json of the family says by keys of its own, what it leaves out, and what the family's
+    layers have."""
 
+    keys: frozenset[str]
     context_length: int
     tied: bool = False
     kv_heads: int | None = None
@@ -53,14 +55,50 @@ _ALIASES: Mapping[str, str] = {"ministral": "mistral"}
 _ROPE_ALIASES: Mapping[str, RopeKind] = {"dynamic": "default"}
 
 _FAMILIES: Mapping[str, _Family] = {
-    "llama": _Family(context_length=2048, bias_options=True, eos=2),
-    "mistral": _Family(context_length=131_072, kv_heads=8, sliding_window=4096, eos=2),
-    "qwen2": _Family(context_length=32_768, kv_heads=32, sliding_window=4096, fixed_qkv_bias=True),
+    # Hugging Face's Llama has no window, whatever the key says.
+    "llama": _Family(
+        frozenset({"attention_bias", "mlp_bias", "sliding_window"}),
+        context_length=2048,
+        bias_options=True,
+        eos=2,
+    ),
+    "mistral": _Family(
+        frozenset({"sliding_window"}), context_length=131_072, kv_heads=8, sliding_window=4096, eos=2
+    ),
+    # The biases of its queries, keys and values are fixed.
+    "qwen2": _Family(
+        frozenset({"attention_bias", "use_sliding_window", "sliding_window"}),
+        context_length=32_768,
+        kv_heads=32,
+        sliding_window=4096,
+        fixed_qkv_bias=True,
+    ),
     "qwen3": _Family(
-        context_length=32_768, kv_heads=32, head_dim=128, sliding_window=4096, bias_options=True, qk_norm=True
+        frozenset({"attention_bias", "use_sliding_window", "sliding_window"}),
+        context_length=32_768,
+        kv_heads=32,
+        head_dim=128,
+        sliding_window=4096,
+        bias_options=True,
+        qk_norm=True,
     ),
     "smollm3": _Family(
-        context_length=32_768, tied=True, kv_heads=4, theta=2_000_000.0, bias_options=True, eos=128_001
+        frozenset(
+            {
+                "attention_bias",
+                "mlp_bias",
+                "use_sliding_window",
+                "sliding_window",
+                "no_rope_layers",
+                "no_rope_layer_interval",
+            }
+        ),
+        context_length=32_768,
+        tied=True,
+        kv_heads=4,
+        theta=2_000_000.0,
+        bias_options=True,
+        eos=128_001,
     ),
 }
 
@@ -89,7 +127,7 @@ def from_hf_config(
     if family is None or model_type not in SUPPORTED_ARCHITECTURES:
         raise unsupported_architecture(source, model_type or "(no model_type)")
     _refuse_unsupported(config, source)
-    refuse_unknown_keys(config, model_type, source)
+    refuse_unknown_keys(config, model_type, family.keys, source)
 
     layers = _dimension(config, "num_hidden_layers", None, source, most=MOST_LAYERS)
     hidden = _dimension(config, "hidden_size", None, source)

@@ -7,7 +7,7 @@ in virtual time is the default; what must differ between devices is derived from
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from controller.scheduler.admission import AdmissionRules
 from controller.scheduler.policies.auto import AutoPolicy, TideKnobs
@@ -56,72 +56,6 @@ _ENGINE: Knobs = {"occupancy": WATERMARK, "victims": "newest-idle", "extra_batch
 _VLLM: Knobs = {**_ENGINE, "token_budget": 2048, "max_running": 256}
 _APART: Knobs = {**_ENGINE, "prefill_tokens": 2048, "victims": "newest", "max_sequences": MAX_STEP_TOKENS}
 
-DEFAULTS: Mapping[str, Knobs] = {
-    "auto": {
-        **_FORECAST,
-        # It preempts who loses least, so that running out of blocks in half of the fills costs less than
-        # memory that stays empty.
-        "overflow": 0.5,
-        "victims": "least-lost",
-        "stealing": "time",
-        "order": True,
-        "fixed_size": 0,
-        "extra_batches": 0,
-        "prefill_tokens": 256,
-        "max_running": 0,
-    },
-    "td-pipe": {
-        **_FORECAST,
-        "victims": "newest",
-        "stealing": "time",
-        "switching": "hysteresis:0.9",
-        "extra_batches": 0,
-        "prefill_tokens": 512,
-        "max_running": 0,
-    },
-    "padg": {**_ENGINE, "token_budget": 256},
-    "padg-apart": _APART,
-    # Algorithm 1 does not ask how fast many sequences decode: a limit on their number does.
-    "padg-published": {**_APART, "max_sequences": 256},
-    "separate": {**_ENGINE, "token_budget": 2048},
-    "hybrid": {
-        **_ENGINE,
-        "token_budget": 256,
-        # What `auto` has, to compare: with occupancy 0 admission is by forecast, with these rates.
-        "overflow": 0.1,
-        "order": False,
-        "stealing": "home",
-    },
-    # As these engines have them, on every device: whoever compares them at their best scans the budget.
-    "vllm": _VLLM,
-    "vllm-capped": {**_VLLM, "cap": 0},
-    "gllm": {
-        **_ENGINE,
-        "token_budget": 2048,
-        "least_prompts": 32,
-        "iterations": 8,
-        "kv_reserve": 0.05,
-        "most_decoding": 512,
-    },
-    "tp-separate": {**_ENGINE, "token_budget": 2048},
-    "tp-hybrid": {**_ENGINE, "token_budget": 512},
-}
-"""All knobs of each policy. 0 of a limit: none; of `cap`: an equal share; of `occupancy`: admission by
-forecast; of `fixed_size`: by price. `stealing` home: a sequence stays in its batch. The last two have one
-tensor-parallel stage, in virtual time only."""
-
-ON_CPU: Mapping[str, Knobs] = {
-    "auto": {"extra_batches": 1},
-    "td-pipe": {"extra_batches": 1, "prefill_tokens": 256},
-    "padg": {"extra_batches": 1, "token_budget": 64},
-    "padg-apart": {"extra_batches": 1, "prefill_tokens": 256},
-    "padg-published": {"extra_batches": 1, "prefill_tokens": 256},
-    "separate": {"extra_batches": 1},
-    "hybrid": {"extra_batches": 1, "token_budget": 64},
-}
-"""Where they differ: a step of few rows takes no longer there than its results' way through the controller,
-which one micro-batch more hides; and a core is saturated by few tokens."""
-
 
 @dataclass(frozen=True, slots=True)
 class Setup:
@@ -168,7 +102,8 @@ def default_knobs(name: str, device: str) -> Knobs:
     """All knobs of a policy there, unless they are given. ConfigError: unknown policy."""
     if name not in DEFAULTS:
         raise ConfigError(f"unknown policy {name!r}; known: {', '.join(LIVE_POLICIES)}")
-    return {**DEFAULTS[name], **(ON_CPU.get(name, {}) if device == "cpu" else {})}
+    entry = _POLICIES[name]
+    return {**entry.knobs, **(entry.on_cpu if device == "cpu" else {})}
 
 
 def known_knobs(name: str, knobs: Knobs) -> Knobs:
@@ -224,7 +159,7 @@ def make_setup(
     if name == "auto" and cost is None:
         return make_setup("td-pipe", known_knobs("td-pipe", given), None, device, fixed=fixed)
     fitting = name == "auto" and device == "cpu" and "extra_batches" not in given and not fixed
-    policy = _MAKERS[name.removeprefix("tp-")](chosen, cost, DISPATCH_S if fitting else 0.0)
+    policy = _POLICIES[name].make(chosen, cost, DISPATCH_S if fitting else 0.0)
     if isinstance(policy, AutoPolicy) and device != "cpu" and "extra_batches" not in given and not fixed:
         policy.add_in_flood(DISPATCH_S)
     admission = AdmissionRules(
@@ -312,18 +247,91 @@ def _auto(knobs: Knobs, cost: StepCost | None, dispatch_s: float) -> Policy:
     )
 
 
-_MAKERS: Mapping[str, Callable[[Knobs, StepCost | None, float], Policy]] = {
-    "hybrid": _hybrid,
-    "vllm": _vllm,
-    "vllm-capped": _vllm_capped,
-    "gllm": _gllm,
-    "padg": _padg,
-    "padg-apart": _padg_apart,
-    "padg-published": _padg_published,
-    "separate": _separate,
-    "td-pipe": _td_pipe,
-    "auto": _auto,
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A policy: what makes it, all its knobs with their defaults, and which differ on CPUs."""
+
+    make: Callable[[Knobs, StepCost | None, float], Policy]
+    knobs: Knobs
+    on_cpu: Knobs = field(default_factory=dict)
+
+
+_POLICIES: Mapping[str, _Entry] = {
+    "auto": _Entry(
+        _auto,
+        {
+            **_FORECAST,
+            # It preempts who loses least, so that running out of blocks in half of the fills costs less than
+            # memory that stays empty.
+            "overflow": 0.5,
+            "victims": "least-lost",
+            "stealing": "time",
+            "order": True,
+            "fixed_size": 0,
+            "extra_batches": 0,
+            "prefill_tokens": 256,
+            "max_running": 0,
+        },
+        {"extra_batches": 1},
+    ),
+    "td-pipe": _Entry(
+        _td_pipe,
+        {
+            **_FORECAST,
+            "victims": "newest",
+            "stealing": "time",
+            "switching": "hysteresis:0.9",
+            "extra_batches": 0,
+            "prefill_tokens": 512,
+            "max_running": 0,
+        },
+        {"extra_batches": 1, "prefill_tokens": 256},
+    ),
+    "padg": _Entry(_padg, {**_ENGINE, "token_budget": 256}, {"extra_batches": 1, "token_budget": 64}),
+    "padg-apart": _Entry(_padg_apart, _APART, {"extra_batches": 1, "prefill_tokens": 256}),
+    # Algorithm 1 does not ask how fast many sequences decode: a limit on their number does.
+    "padg-published": _Entry(
+        _padg_published, {**_APART, "max_sequences": 256}, {"extra_batches": 1, "prefill_tokens": 256}
+    ),
+    "separate": _Entry(_separate, {**_ENGINE, "token_budget": 2048}, {"extra_batches": 1}),
+    "hybrid": _Entry(
+        _hybrid,
+        {
+            **_ENGINE,
+            "token_budget": 256,
+            # What `auto` has, to compare: with occupancy 0 admission is by forecast, with these rates.
+            "overflow": 0.1,
+            "order": False,
+            "stealing": "home",
+        },
+        {"extra_batches": 1, "token_budget": 64},
+    ),
+    # As these engines have them, on every device: whoever compares them at their best scans the budget.
+    "vllm": _Entry(_vllm, _VLLM),
+    "vllm-capped": _Entry(_vllm_capped, {**_VLLM, "cap": 0}),
+    "gllm": _Entry(
+        _gllm,
+        {
+            **_ENGINE,
+            "token_budget": 2048,
+            "least_prompts": 32,
+            "iterations": 8,
+            "kv_reserve": 0.05,
+            "most_decoding": 512,
+        },
+    ),
+    "tp-separate": _Entry(_separate, {**_ENGINE, "token_budget": 2048}),
+    "tp-hybrid": _Entry(_hybrid, {**_ENGINE, "token_budget": 512}),
 }
+"""By name. 0 of a limit: none; of `cap`: an equal share; of `occupancy`: admission by forecast; of
+`fixed_size`: by price. `stealing` home: a sequence stays in its batch. The last two have one tensor-parallel
+stage, in virtual time only.
+
+On CPUs a step of few rows takes no longer than its results' way through the controller, which one micro-batch
+more hides; and a core is saturated by few tokens."""
+
+DEFAULTS: Mapping[str, Knobs] = {name: entry.knobs for name, entry in _POLICIES.items()}
+"""All knobs of each policy."""
 
 
 def _switching(text: str, cost: StepCost | None) -> Switching:

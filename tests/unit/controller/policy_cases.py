@@ -17,6 +17,7 @@ from controller.scheduler.policies import (
     VllmPolicy,
 )
 from controller.scheduler.policies.auto import TideKnobs
+from controller.scheduler.policies.catalog import make_setup
 from controller.scheduler.policies.gllm import Throttle
 from controller.scheduler.preemption import LeastLost, Newest, VictimChoice
 from controller.scheduler.stealing import NoStealing, StealByTime
@@ -25,6 +26,7 @@ from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.latency.linear import RooflineLinear
 from tidepipe_common.latency.model import LatencyModel, Parallelism
 from tidepipe_common.latency.shapes import SHAPES
+from tidepipe_common.settings.defaults import LIVE_POLICIES
 
 SHAPE = SHAPES["llama2-13b"]
 COST = LatencyModel(
@@ -77,3 +79,15 @@ CASES: dict[str, Case] = {
     ),
     "auto, one size": (lambda: AutoPolicy(COST, fixed_size=24, extra_batches=1), Newest(), WATERMARK),
 }
+
+
+def _add_others() -> None:
+    """Policies that nobody has written a case for, as they are made by name."""
+    known = {type(make()) for make, _, _ in CASES.values()}
+    for name in LIVE_POLICIES:
+        setup = make_setup(name, cost=COST)
+        if type(setup.policy) not in known:
+            CASES[name] = lambda name=name: make_setup(name, cost=COST).policy, setup.victims, setup.admission
+
+
+_add_others()
