@@ -10,7 +10,6 @@ not come, and where that is quicker.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
 
 from controller.scheduler.actions import Fetch, Grant, HandedOver, Reason, TakenOver
@@ -315,10 +314,6 @@ class HandOver:
         self.loans.stages_lost(state)
         self.transfers.interrupted()
         return came
-
-    def still_leaving(self) -> Many[Sequence]:
-        """Those that were asked for and are here still."""
-        return list(self._leaving)
 
 
 def _computed(sequence: Sequence) -> int:
