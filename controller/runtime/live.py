@@ -452,8 +452,12 @@ class LiveInstance:
                 )
                 port.order(KvOrders(fetches=(fetch,)))
             case TakenOver(name, positions, reason):
-                log.info("taken over", sequence=name, positions=positions, reason=str(reason))
-                what = f"goes on behind {positions} positions" if positions else "is computed anew"
+                here = action.here
+                log.info("taken over", sequence=name, positions=positions, here=here, reason=str(reason))
+                what = "is computed anew"
+                if positions or here:
+                    rest = "" if positions else " that are here, and the rest is computed"
+                    what = f"goes on behind {positions or here} positions{rest}"
                 self._moved(f"{name} {what}: {reason}")
 
     def _moved(self, text: str) -> None:

@@ -184,11 +184,12 @@ class Fetch:
 @dataclass(frozen=True, slots=True)
 class TakenOver:
     """What became of blocks that a sequence came with: it goes on behind so many positions (fetched, or found
-    here), or is computed anew."""
+    here), or nothing is fetched for it and it is computed, but for so many positions that are `here`."""
 
     sequence_id: str
     positions: int
     reason: Reason
+    here: int = 0
 
 
 @dataclass(frozen=True, slots=True)

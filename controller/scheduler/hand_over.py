@@ -26,7 +26,8 @@ from tidepipe_common.types.kv_transfer import KvFetched, KvGrant
 
 @dataclass(slots=True)
 class HandOverStats:
-    """All since start. handed_over, taken_over: sequences; recomputed: that came with blocks, in vain.
+    """All since start. handed_over, taken_over: sequences, the latter also where most of one was here already
+    and the rest is computed; recomputed: that came with blocks, in vain.
 
     fetched_blocks, found_blocks: of those that came: fetched, and not sent because their content was here.
     fetched_bytes, fetch_s: of whole fetches, and how long they took, each by itself.
@@ -180,7 +181,7 @@ class HandOver:
                 continue
             why = self._not_worth(one.sequence, one.until, state, now)
             if why is not None:
-                given_up.append(self._give_up(one.sequence, why, state))
+                given_up.append(self._give_up(one.sequence, why, state, self._found(one.sequence, state)))
             elif not self._begin(one.sequence, state, now):
                 # In turn: who comes later may not take its memory.
                 self._line += line[index:]
@@ -198,6 +199,11 @@ class HandOver:
             one.ahead_until = now + waited_s(self.rule.expected_s(handle, nbytes))
         return now < min(one.ahead_until, one.until)
 
+    @staticmethod
+    def _found(sequence: Sequence, state: PipelineState) -> int:
+        """Its leading blocks that are here."""
+        return state.allocator.find(state.waiting.prefixes.keys_of(sequence)).blocks
+
     def _not_worth(self, sequence: Sequence, until: float, state: PipelineState, now: float) -> Reason | None:
         """Why it should rather be computed here."""
         handle = sequence.kv
@@ -205,7 +211,7 @@ class HandOver:
         if now >= until:
             return Reason("its lease has ended before there was memory")
         computed = min(handle.computed, sequence.length - 1)
-        found = state.allocator.find(state.waiting.prefixes.keys_of(sequence)).blocks
+        found = self._found(sequence, state)
         missing = max(0, state.allocator.blocks_for(computed) - found)
         begin = found * state.config.block_size
         if computed <= begin:
@@ -214,11 +220,18 @@ class HandOver:
         nbytes = missing * handle.block_bytes
         return self.rule.against(handle, begin, computed - begin, nbytes, others=others, chunk=chunk, now=now)
 
-    def _give_up(self, sequence: Sequence, why: Reason, state: PipelineState) -> Sequence:
+    def _give_up(self, sequence: Sequence, why: Reason, state: PipelineState, found: int = 0) -> Sequence:
+        """Nothing is fetched for it. found: blocks of it that are here."""
         sequence.kv = None
         sequence.state = State.WAITING
-        self.stats.recomputed += 1
-        state.actions.append(TakenOver(sequence.sequence_id, 0, why))
+        here = found * state.config.block_size
+        if 2 * here > sequence.length:
+            # They went ahead of it, and what is left are a few tokens of a step.
+            self.stats.taken_over += 1
+            self.stats.found_blocks += found
+        else:
+            self.stats.recomputed += 1
+        state.actions.append(TakenOver(sequence.sequence_id, 0, why, here))
         return sequence
 
     def _begin(self, sequence: Sequence, state: PipelineState, now: float) -> bool:

@@ -89,6 +89,11 @@ class Ways:
         return max(now, self._free.get(out, now), self._free.get(into, now))
 
 
+def left_s(way: KvWay, whole_s: float, beside_s: float) -> float:
+    """Until the rest of blocks is there that take so long, and have been sent for beside_s already."""
+    return max(way.latency_s, whole_s - beside_s)
+
+
 # -- what a point of all shares serves ----------------------------------------------------------------------
 
 MOST_BUSY = 0.95
@@ -180,6 +185,7 @@ class Prospect:
         elif not power.transfer.token_bytes:
             return "KV blocks cannot travel"
         if moved > 0.0:
+            beside_s = power.prefill.seconds(prompt_work(round(sizes.prompt)))
             for link, part in ((power.transfer.far, 1.0 - near), (power.transfer.near, near)):
                 if part <= 0.0:
                     continue
@@ -188,7 +194,9 @@ class Prospect:
                 busy = part * moved / link.bytes_per_s
                 if busy > MOST_BUSY:
                     return "the links are full"
-                pause += part * link.seconds(each) * (1.0 + sizes.prompt_spread / 2 * busy / (1.0 - busy))
+                whole_s = link.seconds(each) * (1.0 + sizes.prompt_spread / 2 * busy / (1.0 - busy))
+                # Blocks go ahead while their prompt is computed.
+                pause += part * left_s(link, whole_s, beside_s)
         margins = BESIDE if prompts > 0.0 < decodes else ALONE
         # Whoever is handed over waits for its blocks before its second token.
         waits = pause if gone > margins.late * prompts else 0.0

@@ -1,17 +1,18 @@
-"""kill -9 of either side while sequences, or beginnings of prompts, travel from one instance to another: all
-complete, unchanged."""
+"""kill -9 of either side while sequences, beginnings of prompts, or blocks ahead of their sequences travel
+from one instance to another: all complete, unchanged."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
 
 from launcher.config import ClusterConfig
 from launcher.local import LocalCluster
+from tests.cluster_logs import times_said
 from tidepipe.client.admin import AdminClient
 from tidepipe.client.async_client import AsyncClient
 
@@ -28,6 +29,8 @@ VICTIMS = os.environ.get("VICTIMS", "stage-worker-1-1,controller-0").split(",")
 LENDING = os.environ.get("LENDING", "stage-worker-0-0").split(",")
 """Victims while instance 1 borrows from instance 0. Else: stage-worker-1-0, controller-0, controller-1."""
 BEGINNING = 3500
+AHEAD = os.environ.get("AHEAD", "stage-worker-0-0,stage-worker-1-0").split(",")
+"""Victims while instance 0 computes prompts whose blocks go ahead to instance 1. Else: controller-0, .."""
 
 
 class Load:
@@ -111,8 +114,9 @@ async def leaves_dead_stages(cluster: LocalCluster, client: AsyncClient) -> None
         assert before[1:] == after[:-1], "answers changed"
 
 
-async def test_either_side_may_die_while_a_beginning_is_borrowed(model_path: object) -> None:
-    """Emulated CPUs, whose blocks take a second over the link and five to be computed."""
+async def test_either_side_may_die_while_prompts_travel(model_path: object) -> None:
+    """Blocks that go ahead, then beginnings that are borrowed. Emulated CPUs, whose blocks take a second over
+    the link and five to be computed."""
     config = ClusterConfig(
         model=str(model_path),
         instances=2,
@@ -120,6 +124,8 @@ async def test_either_side_may_die_while_a_beginning_is_borrowed(model_path: obj
         hardware="cpu",
         network_gbit=0.5,
         kv_blocks=4000,
+        routing="roles",
+        prefill_instances=1,
     )
     async with (
         LocalCluster(config) as cluster,
@@ -138,9 +144,31 @@ async def test_either_side_may_die_while_a_beginning_is_borrowed(model_path: obj
             await admin.drain(name, resume=True)
             await admin.drain(other, finish=True)
 
+        prompts = count(100)
+
+        async def one_ahead_of_which_blocks_go() -> asyncio.Task[tuple[tuple[int, ...], int]]:
+            """Asked again until both instances are there for it."""
+            while True:
+                before = times_said(cluster, "ahead of its sequence")
+                asked = asyncio.create_task(ask(next(prompts), 7))
+                while not asked.done():
+                    if times_said(cluster, "ahead of its sequence") > before:
+                        return asked
+                    await asyncio.sleep(0.05)
+
+        answers = set()
+        for victim in AHEAD:
+            asked = await one_ahead_of_which_blocks_go()
+            await asyncio.sleep(0.5)
+            child = next(child for child in cluster.children if child.name == victim)
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGKILL)
+            answers.add((await asked)[0])
         for number, victim in enumerate(["", *LENDING]):
             await only("instance-0")
             first, _ = await ask(number, 7)
+            answers.add(first)
+            assert len(answers) == 1, "tokens depend on their position alone"
             await only("instance-1")
             asked = asyncio.create_task(ask(number, 8))
             await asyncio.sleep(0.5)
@@ -149,6 +177,6 @@ async def test_either_side_may_die_while_a_beginning_is_borrowed(model_path: obj
                 assert child.pid is not None
                 os.kill(child.pid, signal.SIGKILL)
             answer, cached = await asked
-            assert answer == first, "tokens depend on their position alone"
+            assert answer == first
             if victim in ("", "stage-worker-0-0"):  # else it may be fetched before, or again
                 assert (cached > BEGINNING - 200) == (not victim)

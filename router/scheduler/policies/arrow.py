@@ -12,7 +12,8 @@ prefill instances go to decoding only so often (5.5).
 Simplified: token intervals are predicted by the instances' cost models, which measured steps correct, instead
 of measured here; what is left over on an instance that changed sides counts in whole steps. Added: a sequence
 stays where no instance has room, or whose blocks would come too late; and prefill that has little to do gives
-an instance away only if that would not ask for it back.
+an instance away only if that would not ask for it back. Blocks go ahead while prompts are computed, and of
+instances within the node and beyond it that is taken to which going costs less.
 """
 
 from __future__ import annotations
@@ -151,15 +152,7 @@ class Arrow(MovingPolicy):
         self._label(ready)
         if source.role.share == DECODE:
             return None
-        able = [view for view in self._side(ready, DECODE) if self.has_room(request, view)]
-
-        def interval_s(view: InstanceView) -> float:
-            return token_s(view, rows_of(view) + 1, self.decoding_tokens(view) + request.prompt_tokens)
-
-        def cost(view: InstanceView) -> tuple[int, float, str]:
-            return self._left_over(view), interval_s(view), view.instance_id
-
-        timely = [view for view in able if interval_s(view) <= request.slo.tpot_s]
+        able, timely = self._takers(request, ready)
         why = "the cheapest that keeps its target"
         if not timely:
             why = "its target is kept nowhere, and it is cheapest there"
@@ -170,8 +163,41 @@ class Arrow(MovingPolicy):
                 timely, why = [come], "it came over to decoding"
         if not (timely or able):
             return Choice(None, "those that decode have no room", {})
-        target = min(timely or able, key=cost)
-        return self.unless_better_here(request, source, target, now, why)
+        return self._cheapest(request, source, timely or able, now, why)
+
+    def passes_on(self, source: InstanceView, views: Sequence[InstanceView]) -> bool:
+        """From one side to the other."""
+        return source.role.share == PREFILL and bool(self._side(views, DECODE))
+
+    def destination(
+        self, request: RouteRequest, source: InstanceView, ready: Sequence[InstanceView], now: float
+    ) -> Choice | None:
+        """As `goes_on`, while nobody changes sides for it."""
+        able, timely = self._takers(request, ready)
+        if source.role.share == DECODE or not able:
+            return None
+        return self._cheapest(request, source, timely or able, now, "it will be the cheapest")
+
+    def _interval_s(self, request: RouteRequest, view: InstanceView) -> float:
+        return token_s(view, rows_of(view) + 1, self.decoding_tokens(view) + request.prompt_tokens)
+
+    def _takers(
+        self, request: RouteRequest, ready: Sequence[InstanceView]
+    ) -> tuple[list[InstanceView], list[InstanceView]]:
+        """Decode instances with room for it; and those of them that keep its target."""
+        able = [view for view in self._side(ready, DECODE) if self.has_room(request, view)]
+        return able, [view for view in able if self._interval_s(request, view) <= request.slo.tpot_s]
+
+    def _cheapest(
+        self, request: RouteRequest, source: InstanceView, able: Sequence[InstanceView], now: float, why: str
+    ) -> Choice:
+        def cost(view: InstanceView) -> tuple[int, float, str]:
+            return self._left_over(view), self._interval_s(request, view), view.instance_id
+
+        def judge(view: InstanceView) -> Choice:
+            return self.unless_better_here(request, source, view, now, why)
+
+        return self.best_of(request, source, able, cost, judge)
 
     # -- the monitor: Algorithm 2 -------------------------------------------------------------------------
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 from router.scheduler.choice import Choice
 from router.scheduler.demand import Mix
 from router.scheduler.request import UNSAID_TOKENS, Decoding, RouteRequest
-from router.scheduler.roles import Link, Role, Ways
+from router.scheduler.roles import Link, Role, Ways, left_s
 from router.scheduler.steady_state import BESIDE
 from router.scheduler.view import InstanceView
 from tidepipe_common.latency.work import prompt_work
@@ -110,13 +111,13 @@ class MovingPolicy(ABC):
     ) -> Choice | None:
         """Where the blocks of one go ahead whose prompt is being computed; None: nowhere."""
         ready = [view for view in views if view.ready]
-        beside_s = source.facts.prefill.seconds(prompt_work(request.prompt_tokens))
-        choice = self.destination(replace(request, beside_s=beside_s), source, ready, now)
+        request = beside_prompt(request, source)
+        choice = self.destination(request, source, ready, now)
         if choice is None or choice.instance_id is None or request.request_id in self._ahead:
             return None
         target = next(view for view in ready if view.instance_id == choice.instance_id)
         tokens, name = request.prompt_tokens, request.request_id
-        there = now + max(beside_s, self.transfer_s(tokens, source, target, now))
+        there = now + max(request.beside_s, self.transfer_s(tokens, source, target, now))
         nbytes = tokens * target.transfer.token_bytes
         self.ways.send(link(source, target), nbytes, now)
         self._ahead[name] = Going(target.instance_id, tokens, there + ON_THE_WAY_S, there)
@@ -195,10 +196,28 @@ class MovingPolicy(ABC):
     def pause_s(self, request: RouteRequest, source: InstanceView, target: InstanceView, now: float) -> float:
         """How long it would stand still to go there when its prompt is done: until the rest of its blocks is
         there, of which others have gone ahead."""
-        least = link(source, target).way.latency_s
+        way = link(source, target).way
         if request.ahead == target.instance_id:
-            return least + request.ahead_s
-        return max(least, self.transfer_s(request.prompt_tokens, source, target, now) - request.beside_s)
+            return way.latency_s + request.ahead_s
+        whole_s = self.transfer_s(request.prompt_tokens, source, target, now)
+        return left_s(way, whole_s, request.beside_s)
+
+    def best_of(
+        self,
+        request: RouteRequest,
+        source: InstanceView,
+        able: Sequence[InstanceView],
+        order: Callable[[InstanceView], Any],
+        judge: Callable[[InstanceView], Choice],
+    ) -> Choice:
+        """Of the first one by an order, and the first one in the node of the source, that to which going
+        costs less by the judge. Where blocks have gone ahead, that one, if it is able."""
+        able = [view for view in able if view.instance_id == request.ahead] or able
+        best = [min(able, key=order)]
+        if not link(source, best[0]).near:
+            best += sorted((view for view in able if link(source, view).near), key=order)[:1]
+        choices = [judge(view) for view in best]
+        return min(choices, key=lambda one: (one.instance_id is None, one.numbers["goes_cost_s"]))
 
     def output_of(self, request: RouteRequest, view: InstanceView) -> float:
         """Tokens that its answer is expected to have."""
@@ -226,17 +245,28 @@ class MovingPolicy(ABC):
     ) -> Choice:
         """It goes there from where prompts come first, but for links so full that it is better off here."""
         output = self.output_of(request, source)
-        pause_s = self.transfer_s(request.prompt_tokens, source, target, now)
+        pause_s = self.pause_s(request, source, target, now)
         here_s = token_s(source, rows_of(source), self.decoding_tokens(source), prompts=True)
         more = self.decoding_tokens(target) + request.prompt_tokens
         there_s = token_s(target, rows_of(target) + 1, more)
-        numbers = {"transfer_s": pause_s, "token_here_s": here_s, "token_there_s": there_s}
+        goes_s = pause_s + output * there_s
+        numbers = {
+            "transfer_s": pause_s,
+            "token_here_s": here_s,
+            "token_there_s": there_s,
+            "goes_cost_s": goes_s,
+        }
         if stays := self.kept_here(request, output, pause_s, here_s, there_s):
             return Choice(None, stays, numbers)
         late = self.is_late(request, output, pause_s, there_s)
-        if late and pause_s + output * there_s >= output * here_s:
+        if late and goes_s >= output * here_s:
             return Choice(None, "the transfer costs more than it saves", numbers)
         return Choice(target.instance_id, why, numbers)
+
+
+def beside_prompt(request: RouteRequest, source: InstanceView) -> RouteRequest:
+    """The same, whose blocks can go ahead while its prompt is computed."""
+    return replace(request, beside_s=source.facts.prefill.seconds(prompt_work(request.prompt_tokens)))
 
 
 def link(source: InstanceView, target: InstanceView) -> Link:

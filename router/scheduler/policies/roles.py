@@ -16,7 +16,7 @@ from math import inf
 from router.scheduler.choice import Choice, RoutingPolicy
 from router.scheduler.demand import Mix
 from router.scheduler.policies.constraints import Constraint
-from router.scheduler.policies.moving import MovingPolicy, link
+from router.scheduler.policies.moving import MovingPolicy
 from router.scheduler.policies.prefix import LeastCost
 from router.scheduler.policies.spread import FULL
 from router.scheduler.request import RouteRequest
@@ -153,15 +153,13 @@ class Roles(MovingPolicy):
             why = "those that decode have no room" if others else "nobody decodes more than it does"
             return Choice(None, why, {"decoding": mine, "fair": fair})
 
-        def order(view: InstanceView) -> tuple[bool, float, str]:
-            gone_elsewhere = bool(request.ahead) and view.instance_id != request.ahead
-            return gone_elsewhere, decoding(view) / (1.0 - view.role.share), view.instance_id
+        def order(view: InstanceView) -> tuple[float, str]:
+            return decoding(view) / (1.0 - view.role.share), view.instance_id
 
-        best = [min(able, key=order)]
-        if best[0].instance_id != request.ahead and not link(source, best[0]).near:
-            best += sorted((view for view in able if link(source, view).near), key=order)[:1]
-        choices = [self._if_it_pays(request, source, target, ready, now) for target in best]
-        return min(choices, key=lambda one: (one.instance_id is None, one.numbers["goes_cost_s"]))
+        def judge(view: InstanceView) -> Choice:
+            return self._if_it_pays(request, source, view, ready, now)
+
+        return self.best_of(request, source, able, order, judge)
 
     def _if_it_pays(
         self,

@@ -11,7 +11,8 @@ goes there, so that the prefill-heavy ones are kept for those that have no time.
 Simplified: which kind an instance is says its chunk; sliders are set by who starts the cluster, and searched
 in virtual time, as the paper does before it serves. Times come from the instances' cost models. Added, for
 links of 10 Gbit/s: nobody goes whose blocks would come too late, and a sequence flows back once, so that none
-goes to and fro.
+goes to and fro; blocks go ahead while prompts are computed; and of instances within the node and beyond it
+that is taken to which going costs less.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from router.scheduler.choice import Choice
-from router.scheduler.policies.moving import ON_THE_WAY_S, MovingPolicy, prompt_done_s
+from router.scheduler.policies.moving import ON_THE_WAY_S, MovingPolicy, beside_prompt, prompt_done_s
 from router.scheduler.policies.spread import FULL
 from router.scheduler.request import Decoding, RouteRequest
 from router.scheduler.roles import EVEN, Role
@@ -107,7 +108,8 @@ class TaiChi(MovingPolicy):
         """Until its second token can be computed: its prompt, and its blocks' way if it goes on elsewhere."""
         way_s = 0.0
         if view in heavy:
-            way_s = min(self.transfer_s(request.prompt_tokens, view, other, now) for other in light)
+            ahead = beside_prompt(request, view)
+            way_s = min(self.pause_s(ahead, view, other, now) for other in light)
         return prompt_done_s(view, request) + way_s
 
     # -- where they go on: Algorithm 1 ----------------------------------------------------------------
@@ -120,12 +122,31 @@ class TaiChi(MovingPolicy):
         self._flows[request.request_id] = Flow(request, now, now)
         if source not in heavy:
             return None
-        target = self._roomiest(request, light)
-        if target is None:
+        return self._begins_at(request, source, light, now)
+
+    def passes_on(self, source: InstanceView, views: Sequence[InstanceView]) -> bool:
+        """From a prefill-heavy one."""
+        return source in kinds([view for view in views if view.ready])[0]
+
+    def destination(
+        self, request: RouteRequest, source: InstanceView, ready: Sequence[InstanceView], now: float
+    ) -> Choice | None:
+        """As `goes_on`."""
+        heavy, light = kinds(ready)
+        return self._begins_at(request, source, light, now) if source in heavy else None
+
+    def _begins_at(
+        self, request: RouteRequest, source: InstanceView, light: Sequence[InstanceView], now: float
+    ) -> Choice:
+        able = self._roomy(request, light)
+        if not able:
             return Choice(None, "decode-heavy instances are full", {"watermark": self._watermark})
-        return self.unless_better_here(
-            request, source, target, now, "decoding begins at a decode-heavy instance"
-        )
+
+        def judge(view: InstanceView) -> Choice:
+            why = "decoding begins at a decode-heavy instance"
+            return self.unless_better_here(request, source, view, now, why)
+
+        return self.best_of(request, source, able, self._busy, judge)
 
     def flow(
         self, decoding: Sequence[Decoding], views: Sequence[InstanceView], now: float
@@ -187,9 +208,10 @@ class TaiChi(MovingPolicy):
             if one.instance_id not in names or tpot_s <= self._back * flow.request.slo.tpot_s:
                 continue
             request, source = _grown(flow.request, one), names[one.instance_id]
-            target = self._roomiest(request, light)
-            if target is None:
+            able = self._roomy(request, light)
+            if not able:
                 continue
+            target = min(able, key=self._busy)
             choice = self.unless_better_here(request, source, target, now, "back: its TPOT nears the target")
             if choice.instance_id is not None:
                 flow.back = True
@@ -197,15 +219,18 @@ class TaiChi(MovingPolicy):
                 found.append((one, replace(choice, numbers={**choice.numbers, "tpot_s": tpot_s})))
         return found
 
-    def _roomiest(self, request: RouteRequest, light: Sequence[InstanceView]) -> InstanceView | None:
-        """The decode-heavy instance with the least to decode of those that stay under the watermark."""
-        able = [
+    def _roomy(self, request: RouteRequest, light: Sequence[InstanceView]) -> list[InstanceView]:
+        """The decode-heavy instances that stay under the watermark with it."""
+        return [
             view
             for view in light
             if self.has_room(request, view)
             and self._used(view) + request.prompt_tokens <= self._watermark * view.kv_total
         ]
-        return min(able, key=lambda view: (self.decoding_tokens(view), view.instance_id), default=None)
+
+    def _busy(self, view: InstanceView) -> tuple[int, str]:
+        """By what it has to decode."""
+        return self.decoding_tokens(view), view.instance_id
 
     def _used(self, view: InstanceView) -> int:
         return view.kv_total - view.kv_free + self.coming(view)

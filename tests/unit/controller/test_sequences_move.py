@@ -368,6 +368,28 @@ def test_what_comes_within_the_node_is_priced_and_learned_apart(giver: str) -> N
         assert far.bytes_per_s == 1.0 and near.bytes_per_s < 1e12 and near.under_way == 0
 
 
+@pytest.mark.parametrize(("ahead", "here"), [(50, 48), (20, 0)])
+def test_what_went_ahead_was_not_in_vain_if_the_rest_is_computed(ahead: int, here: int) -> None:
+    """Most of it is here, and a few tokens are quicker computed than a block of them is fetched."""
+    site, prompt = Site(2, 64, 4, 0, "auto"), tuple(range(1, 61))
+    site.scheduler.hand_over = HandOver(COST, TransferCosts(TransferCost(1.0)))
+    first = NewSequence("a", prompt[:ahead], SamplingParams(max_tokens=2), prefix_root=ROOTS[0])
+    site.handle(SequencesArrived((first,)))
+    site.run_dry()
+    handle = KvHandle("m", "float32", "plain", 4, "ab" * 16, 60, 1000)
+    spec = NewSequence(
+        "b", prompt, SamplingParams(max_tokens=5), output=(7,), prefix_root=ROOTS[0], kv=handle
+    )
+    site.handle(SequencesArrived((spec,)))
+    (verdict,) = [one for one in site.trace if isinstance(one, TakenOver)]
+    assert "quicker computed" in str(verdict.reason) and verdict.positions == 0
+    stats = site.scheduler.hand_over.stats
+    assert (stats.taken_over, stats.recomputed) == ((1, 0) if here else (0, 1))
+    assert not here or verdict.here == here == 4 * stats.found_blocks
+    site.run_dry()
+    assert site.ends["b"]
+
+
 def test_one_that_came_decodes_at_once_and_computes_nothing_again() -> None:
     site = site_with(TransferCost(1e12, 0.0))
     before = site.fake.computed

@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.scheduler.events import (
+    FetchAhead,
     FirstToken,
     HandOver,
     InstanceJoined,
     InstanceLeft,
     InstanceReported,
+    PromptBegun,
     RequestArrived,
     Route,
     Tick,
@@ -58,6 +60,23 @@ def routed(scheduler: RoutingScheduler, name: str, prompt: int, now: float) -> s
 
 def sides(scheduler: RoutingScheduler) -> dict[str, float]:
     return {view.instance_id: view.role.share for macro in scheduler.macros.values() for view in macro.views}
+
+
+@pytest.mark.parametrize(
+    ("policy", "chunks", "prefill"), [("taichi", (1024, 64, 64), 0), ("arrow", (2048,) * 3, 1)]
+)
+def test_blocks_go_ahead_under_both(policy: str, chunks: tuple[int, ...], prefill: int) -> None:
+    """Chosen when the prompt begins, and kept to, though another one has less to do by then."""
+    scheduler = cluster(policy, *chunks, prefill=prefill)
+    asked = request("r", 1000, slo=SLO)
+    (route,) = scheduler.on(RequestArrived(asked), 0.0)
+    assert isinstance(route, Route) and (route.choice.instance_id, route.passes_on) == ("i0", True)
+    (ahead,) = scheduler.on(PromptBegun(asked, "i0"), 0.0)
+    assert isinstance(ahead, FetchAhead) and ahead.target == "i1"
+    scheduler.on(InstanceReported("i1", report(0.4, sequences=2, tokens=900)), 0.4)
+    (goes,) = scheduler.on(FirstToken(0.5, replace(asked, prompt_tokens=1001), "i0"), 0.5)
+    assert isinstance(goes, HandOver) and goes.target == "i1"
+    assert goes.numbers["transfer_s"] < 0.01
 
 
 # -- TaiChi -------------------------------------------------------------------------------------------------

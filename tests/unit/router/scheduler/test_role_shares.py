@@ -169,6 +169,13 @@ def test_within_the_node_unless_that_costs_more(node: str, busy: int, target: st
     assert asked.numbers["transfer_s"] == pytest.approx(2001 * GROUPED / rate, abs=0.006)
 
 
+def test_what_goes_ahead_is_no_pause() -> None:
+    """A link that sends a prompt's blocks while it is computed is as good as any."""
+    rates = [Prospect(TIGHT).goodput((1.0, 0.0), [power(GROUPED, way)] * 2).rate for way in (TEN_GBIT, 1e13)]
+    assert rates[0] == rates[1] > 0.0
+    assert Prospect(TIGHT).goodput((1.0, 0.0), [power(FULL)] * 2).rate < rates[0]
+
+
 def test_what_stays_in_a_node_does_not_fill_its_link() -> None:
     """Full heads, over links that would be full: two instances of a node can be apart, of two nodes not."""
     patient = Prospect(replace(TIGHT, slo=SloTarget(60.0, 1.0)))
