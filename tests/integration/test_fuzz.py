@@ -39,6 +39,7 @@ from tidepipe.v1 import (
     sampling_pb2,
     stage_pb2,
 )
+from tidepipe_common.messages.body import MessagesBody
 from tidepipe_common.openai.bodies import ChatBody, CompletionBody
 from tidepipe_common.openai.embeddings import EmbeddingsBody, RerankBody
 from tidepipe_common.openai.tokens import DetokenizeBody, TokenizeBody
@@ -168,6 +169,21 @@ ITEMS = JSON | st.fixed_dictionaries(
         ("id", "role", "content", "summary", "call_id", "name", "arguments", "output"), JSON
     ),
 )
+TURNS = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["user", "assistant", "system"]) | JSON,
+        "content": JSON
+        | st.lists(
+            st.fixed_dictionaries(
+                {"type": st.sampled_from(["text", "thinking", "tool_use", "tool_result"]) | JSON},
+                optional=dict.fromkeys(
+                    ("text", "thinking", "id", "tool_use_id", "name", "input", "content"), JSON
+                ),
+            ),
+            max_size=2,
+        ),
+    }
+)
 TOOLS = JSON | st.fixed_dictionaries(
     {"type": st.sampled_from(["function", "custom", "namespace", "web_search"])},
     optional=dict.fromkeys(("name", "description", "parameters", "strict", "format", "tools"), JSON),
@@ -228,6 +244,9 @@ def fuzz_http(address: str) -> None:
                     {"input": st.lists(ITEMS, max_size=3), "tools": st.lists(TOOLS, max_size=2)}
                 ),
             ),
+            ("/v1/messages", bodies(MessagesBody, chat | {"max_tokens": 3})),
+            ("/v1/messages", odd_bodies(MessagesBody, chat | {"max_tokens": 3})),
+            ("/v1/messages/count_tokens", st.fixed_dictionaries({"messages": st.lists(TURNS, max_size=3)})),
             ("/v1/embeddings", bodies(EmbeddingsBody, {"input": "hi"})),
             ("/v1/embeddings", odd_bodies(EmbeddingsBody, {"input": ["hi", [1, 2]]})),
             ("/v1/rerank", bodies(RerankBody, {"query": "a", "documents": ["b", "c"]})),

@@ -21,6 +21,7 @@ import structlog
 from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
+from tidepipe_common.http.unhurried import unhurried
 from tidepipe_common.openai.failures import error_body
 from tidepipe_common.security.principals import Rule, principals_of
 
@@ -202,6 +203,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Part of asyncio's protocol; TLS is established."""
         super().connection_made(transport)
+        self.transport = unhurried(transport, self._deadlines.stalled)  # type: ignore[assignment]
         self._expect_head()
         if self._rule is None:
             return

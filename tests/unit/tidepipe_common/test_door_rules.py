@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import dataclasses
 import resource
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tidepipe_common.descriptors import raise_limit, shares
@@ -19,12 +22,21 @@ from tidepipe_common.errors import ConfigError
 from tidepipe_common.http.connection import Deadlines
 from tidepipe_common.http.server import HttpServer
 from tidepipe_common.http.site import ONCE, Site, sites
+from tidepipe_common.security.authority import CA_FILE, files_of, make_certificates
+from tidepipe_common.security.credentials import BEARER, Credentials
+from tidepipe_common.security.principals import ROUTER
 
+LARGE = 32 * 2**20
+"""More than the kernel takes for a client that does not read."""
 FAST = Deadlines(head=0.3, idle=1, body_grace=0.1, body_rate=1000, body=30, dawdle=30, stalled=0.5)
 
 
 async def _length(request: Request) -> JSONResponse:
     return JSONResponse(len(await request.body()))
+
+
+async def _large(request: Request) -> Response:
+    return Response(b"x" * LARGE)
 
 
 async def _endless(request: Request) -> StreamingResponse:
@@ -37,8 +49,9 @@ async def _endless(request: Request) -> StreamingResponse:
 
 
 @contextlib.asynccontextmanager
-async def served(deadlines: Deadlines = FAST, **settings: int) -> AsyncIterator[HttpServer]:
+async def served(deadlines: Deadlines = FAST, **settings: Any) -> AsyncIterator[HttpServer]:
     routes = [Route("/length", _length, methods=["POST"]), Route("/endless", _endless), Route("/seen", _seen)]
+    routes.append(Route("/large", _large))
     server = HttpServer(Starlette(routes=routes), "127.0.0.1:0", grace_s=1, deadlines=deadlines, **settings)  # type: ignore[arg-type]
     running = asyncio.create_task(server.run())
     while server.standing is None:  # noqa: ASYNC110
@@ -61,6 +74,24 @@ async def call(server: HttpServer, *parts: bytes, pause_s: float = 0.0) -> bytes
         answer = await reader.read()
     writer.close()
     return answer
+
+
+async def test_a_slow_reader_gets_all_of_an_answer_over_tls(tmp_path: Path) -> None:
+    """Also if the connection ends with it. TLS's goodbye has a second: by then it has not begun to read."""
+    make_certificates(tmp_path, [], days=1)
+    cert, key = files_of(tmp_path, ROUTER)
+    ca = tmp_path / CA_FILE
+    credentials = Credentials(ca_file=ca, cert_file=cert, key_file=key, clients=BEARER)
+    async with served(Deadlines(), credentials=credentials) as server:
+        context = ssl.create_default_context(cafile=str(ca))
+        host, _, port = server.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port), ssl=context, limit=1024)
+        writer.write(b"GET /large HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        await asyncio.sleep(1.5)
+        async with asyncio.timeout(60):
+            answer = await reader.read()
+        assert len(answer.partition(b"\r\n\r\n")[2]) == LARGE
+        writer.close()
 
 
 HEAD = b"POST /length HTTP/1.1\r\nhost: localhost\r\n"
