@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.panel import Panel
+from rich.text import Text
 
 
 def main(questions_path: str, answers_path: str) -> None:
@@ -25,7 +26,9 @@ def main(questions_path: str, answers_path: str) -> None:
         else:
             choice = entry["response"]["body"]["choices"][0]
             text, style = choice["message"]["content"].strip(), "cyan"
-        console.print(Panel(text, title=question["body"]["messages"][0]["content"], border_style=style))
+        title = Text(question["body"]["messages"][0]["content"])
+        # What a model writes in brackets is no markup.
+        console.print(Panel(Text(text), title=title, border_style=style))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ def batch(
 
     Interrupted or killed, the same command goes on where it was. Exit code 1: some requests failed, each
     with an error line in the output.
+
+    Example: `tidepipe batch IN.jsonl -o OUT.jsonl --model smollm2-135m --stages 2`
     """
     from tidepipe.batch.places import check_places  # late, so that `tidepipe --help` stays quick
 

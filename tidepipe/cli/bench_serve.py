@@ -83,6 +83,8 @@ def serve(
 
     Outputs have the lengths of the workload (temperature 0, end of sequence ignored). Prompts without a
     text in the workload are random tokens of their length.
+
+    Example: `tidepipe bench serve --url http://127.0.0.1:8080 --workload sharegpt-like --rate 1 --seconds 30`
     """
     run(_serve(dict(locals())))
 

@@ -10,15 +10,18 @@ import typer
 from tidepipe.cli.client_options import client_options
 from tidepipe.cli.connect import connected
 from tidepipe.cli.exit_codes import SUCCESS
+from tidepipe.cli.numbers import number
 from tidepipe.cli.options import Endpoint
 from tidepipe.cli.run import run
 from tidepipe_common.dialects import Thought
+from tidepipe_common.numerals import NumberRange
 from tidepipe_common.text.text import on_terminal
 
 if TYPE_CHECKING:
     from tidepipe.client.types import StreamEvent
 
 _MAX_TOKENS = 256
+_SEEDS = NumberRange.within(True, -(2**63), 2**64 - 1)
 _DIM, _USUAL = "\x1b[2m", "\x1b[22m"
 
 
@@ -32,14 +35,22 @@ def generate(
         int, typer.Option("--max-tokens", min=1, help="Output tokens at most.")
     ] = _MAX_TOKENS,
     temperature: Annotated[float, typer.Option("--temperature", help="0: always the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option("--top-p")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="Share of probability to draw from, likeliest first; 1: all.")
+    ] = 1.0,
     top_k: Annotated[int, typer.Option("--top-k", min=0, help="0: no limit.")] = 0,
-    seed: Annotated[int | None, typer.Option("--seed", min=-(2**63), max=2**64 - 1)] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="N", parser=number(_SEEDS), help="Draws the same answer again."),
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Stop string; may be repeated.")] = None,
     model: Annotated[str, typer.Option("--model", help="Model name, if several are served.")] = "",
     timeout: Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds.")] = 600.0,
 ) -> None:
-    """Stream one answer to the terminal."""
+    """Stream one answer to the terminal.
+
+    Example: `tidepipe generate "Why is the sea salty?" --endpoint 127.0.0.1:7070`
+    """
     text = sys.stdin.read() if prompt == "-" else prompt
     parameters = {
         "max_tokens": max_tokens,

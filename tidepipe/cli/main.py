@@ -8,10 +8,11 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, get_args
 
 import typer
+from typer.models import OptionInfo
 
 from tidepipe.cli.admin.app import admin_app
 from tidepipe.cli.batch import batch
@@ -45,6 +46,8 @@ _NO_ACCESS = (
 app = typer.Typer(
     name="tidepipe",
     help="Serve large language models on commodity GPU nodes.",
+    epilog="First steps: tidepipe model pull smollm2-135m; then tidepipe up --model smollm2-135m --stages 2 "
+    "--http-port 8080, and open http://127.0.0.1:8080/ in a browser.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -63,10 +66,21 @@ def _join_lines(text: str) -> str:
     return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
+def _name_values(command: Callable[..., Any]) -> None:
+    """Placeholders of options that have none: else help shows `<bool>` beside flags, and `<list[str]>`."""
+    for name, hint in command.__annotations__.items():
+        # Of `Annotated[kind, detail, ..]`; what has no detail has no placeholder.
+        kind, *details = get_args(hint) or (None,)
+        for detail in details:
+            if isinstance(detail, OptionInfo) and detail.metavar is None:
+                detail.metavar = "" if kind in (bool, bool | None) else name.upper()
+
+
 def _wrap_helps(group: typer.Typer) -> None:
     for command in group.registered_commands:
         if command.callback is not None and command.help is None:
             command.help = _join_lines(inspect.getdoc(command.callback) or "")
+            _name_values(command.callback)
     for inner in group.registered_groups:
         if inner.typer_instance is not None:
             _wrap_helps(inner.typer_instance)
@@ -81,7 +95,8 @@ def _tidepipe(
     """Serve large language models on commodity GPU nodes."""
 
 
-app.command("up")(up)
+# What is too much is refused by the command itself, in words for who is used to `vllm serve MODEL`.
+app.command("up", context_settings={"allow_extra_args": True})(up)
 app.command("batch")(batch)
 app.command("generate")(generate)
 app.command("profile")(profile)

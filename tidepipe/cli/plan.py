@@ -120,6 +120,9 @@ def plan(
     Cheapest: of the fewest devices, then with the most to spare. Searched are stages, tensor parallelism,
     instances, policies and their settings, in virtual time; the winner is confirmed by the controllers' own
     scheduler. Exit code 1: nothing holds the rate; what bears most is shown.
+
+    Example: `tidepipe plan --model-shape llama-30b --hardware L20:8x8 --workload sharegpt-like --ttft-ms 5000
+    --tpot-ms 100 --rate 8`
     """
     # Late, so that `tidepipe --help` stays quick.
     from simulator.layouts import Fleet

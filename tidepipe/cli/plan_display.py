@@ -107,7 +107,9 @@ def _say_load(console: Console, load: Workload, fleet: Fleet) -> None:
     console.print(named(f"{load.name}: {describe(load.requests)}"))
     if load.dropped:
         console.print(f"{load.dropped} requests left out: longer than the context, or empty")
-    console.print(f"at most {fleet.nodes} nodes of {fleet.gpus} x {fleet.hardware.name}")
+    console.print(
+        f"at most {fleet.nodes} node{'s' * (fleet.nodes > 1)} of {fleet.gpus} x {fleet.hardware.name}"
+    )
 
 
 def _cluster(one: Cluster, start: Deployment | None = None) -> str:
@@ -145,7 +147,11 @@ def _say_margin(console: Console, plan: Plan) -> None:
         how = f"by the controllers' scheduler, the worse of {plan.confirmed.runs} fresh seeds"
         _say_figures(console, plan.confirmed.figures, how)
     elif plan.best is not None:
-        _say_figures(console, plan.best.outcome.figures, "by instances that skip; not confirmed")
+        _say_figures(
+            console,
+            plan.best.outcome.figures,
+            "by the instances that fast-forward; not confirmed by the controllers' scheduler",
+        )
 
 
 def _say_figures(console: Console, figures: Figures | None, how: str) -> None:

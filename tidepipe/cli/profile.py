@@ -65,6 +65,8 @@ def profile(
     FILE.csv has two columns, tokens in a step and milliseconds of the whole model; FILE.json beside it adds
     what contexts, rows and the LM head cost. `--profile FILE.csv` of other commands uses both. Without
     --output the profile is kept for `tidepipe up` and `batch` with the same model, stages, dtype, threads.
+
+    Example: `tidepipe profile --model smollm2-135m --stages 2`
     """
     # Late, so that `tidepipe --help` stays quick.
     import json

@@ -82,7 +82,11 @@ def offline(
         typer.Option("--trace", metavar="FILE", help="Chrome trace, for Perfetto."),
     ] = None,
 ) -> None:
-    """All requests are there from the start: which policy finishes soonest, and how far from the bound?"""
+    """All requests are there from the start: which policy finishes soonest, and how far from the bound?
+
+    Example: `tidepipe sim offline --model-shape llama2-13b --hardware L20 --stages 4 --workload
+    sharegpt-like --requests 2000`
+    """
     # Late, so that `tidepipe --help` stays quick.
     from simulator.offline import PipelineSpec, best_of_scan, run_offline
     from simulator.offline_pictures import draw_run
@@ -202,11 +206,11 @@ def _print_json(spec: PipelineSpec, load: Workload, runs: list[OfflineRun], boun
 def _print_table(spec: PipelineSpec, load: Workload, runs: list[OfflineRun], bound: Bound) -> None:
     from rich.console import Console
 
-    from tidepipe.cli.admin.table import Column, print_table
+    from tidepipe.cli.admin.table import Column, named, print_table
     from workloads.mixes import describe
 
     console = Console()
-    console.print(f"{load.name}: {describe(load.requests)}; {spec.devices} x {spec.hardware.name}")
+    console.print(f"{named(load.name)}: {describe(load.requests)}; {spec.devices} x {spec.hardware.name}")
     if load.dropped:
         console.print(f"{load.dropped} requests left out: longer than {spec.context} tokens, or empty")
     # What is left out first on a narrow terminal has the highest number.

@@ -79,7 +79,11 @@ def online(
         typer.Option("--plot", metavar="DIR", help="Draw attainment and latencies over the rate."),
     ] = None,
 ) -> None:
-    """Goodput: the rate up to which the wanted share of requests meets both targets."""
+    """Goodput: the rate up to which the wanted share of requests meets both targets.
+
+    Example: `tidepipe sim online --model-shape codellama-34b --hardware L20 --instances 8 --tp 4 --workload
+    sharegpt-like --ttft-ms 5000 --tpot-ms 100 --policy padg,hybrid`
+    """
     # Late, so that `tidepipe --help` stays quick.
     from router.scheduler.slo import SloTarget
     from simulator.cluster_spec import ClusterSpec
@@ -253,7 +257,7 @@ def _print_table(found: Sequence[Goodput], spec: ClusterSpec, question: Question
     from workloads.mixes import describe
 
     console = Console()
-    console.print(f"{question.workload.name}: {describe(question.workload.requests)}")
+    console.print(f"{named(question.workload.name)}: {describe(question.workload.requests)}")
     console.print(
         f"{spec.instances} instances on {spec.devices} x {spec.hardware.name}; {question.attainment:.0%} "
         f"within TTFT {question.slo.ttft_s:g} s and TPOT {question.slo.tpot_s * 1000:g} ms"

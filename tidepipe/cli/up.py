@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from tidepipe.cli.cluster_options import cluster_options
 from tidepipe.cli.exit_codes import SUCCESS
 from tidepipe.cli.run import run
 from tidepipe.cli.trace import TraceFile, save_trace
+from tidepipe_common.errors import ConfigError
 from tidepipe_common.extras import SERVER, require
 
 if TYPE_CHECKING:
@@ -17,13 +20,17 @@ if TYPE_CHECKING:
 
 
 @cluster_options
-def up(trace: TraceFile = None, *, cluster: dict[str, Any]) -> None:
+def up(context: typer.Context, trace: TraceFile = None, *, cluster: dict[str, Any]) -> None:
     """Start a local cluster of real processes and keep it alive until Ctrl-C.
 
     Prints one line `ready http=HOST:PORT grpc=HOST:PORT` when every service is serving. SIGHUP starts all
     processes anew, one after the other, without a request that fails. With --router no router is started: the
     model is one more of the router that is named.
+
+    Example: `tidepipe up --model smollm2-135m --stages 2 --http-port 8080 --grpc-port 7070`
     """
+    if context.args:
+        raise ConfigError(f"unexpected argument {context.args[0]!r}; a model is named with --model")
     run(_serve(cluster, trace), interrupted=SUCCESS)
 
 

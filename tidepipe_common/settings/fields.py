@@ -270,7 +270,7 @@ Reserve = Annotated[
 PolicySettings = Annotated[
     str,
     setting(
-        "The policy's own, such as token_budget=384,extra_batches=1 or switching=intensity:0.05.",
+        "The policy's own, such as token_budget=384 or extra_batches=1.",
         metavar="NAME=VALUE,..",
     ),
 ]
