@@ -26,9 +26,9 @@ from controller.scheduler.actions import Action
 from controller.scheduler.events import Event
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.regular_files import open_text, why_unreadable
+from tidepipe_common.settings.defaults import JOURNAL_SUFFIX
 
 VERSION = 1
-SUFFIX = ".jsonl"
 _LEFT_OUT = ("features", "piece_gap_s", "keys", "trace_context", "prompt_logprobs_read", "vector", "signals")
 """Of a NewSequence, a PromptPiece and SampledTokens: what the core does not look at, or can reckon itself."""
 
@@ -93,13 +93,13 @@ def open_journal(path: Path, instance_id: str) -> TextIO:
     """
     try:
         # By the line: a controller that is killed leaves all but its last event.
-        if path.suffix == SUFFIX:
+        if path.suffix == JOURNAL_SUFFIX:
             return path.open("w", encoding="utf-8", buffering=1)
         path.mkdir(parents=True, exist_ok=True)
         for number in count(1):
             again = f"-{number}" if number > 1 else ""
             with contextlib.suppress(FileExistsError):
-                file = path / f"{instance_id}{again}{SUFFIX}"
+                file = path / f"{instance_id}{again}{JOURNAL_SUFFIX}"
                 return file.open("x", encoding="utf-8", buffering=1)
         raise AssertionError("numbers do not end")
     except OSError as error:

@@ -231,6 +231,7 @@ class ClusterConfig(Strict):
                 f"refusing to listen on {self.host} without TLS, where others could reach it: give --tls "
                 "auto or --tls DIR (`tidepipe certs make DIR`); or --insecure if the network is closed"
             )
+        self._fit_places()
         if self.api_keys is not None and self.tls is None:
             raise ValueError("API keys must not travel in the clear: give --tls auto or --tls DIR as well")
         if self.provisioner == "ray" and self.tls == "auto":
@@ -267,6 +268,15 @@ class ClusterConfig(Strict):
             flag = "--engine-args" if self.engine_args is not None else "--tensor-parallel"
             raise ValueError(f"{flag} is for --engine vllm")
         return self
+
+    def _fit_places(self) -> None:
+        if self.http_port and self.http_port == self.grpc_port:
+            raise ValueError(f"http_port and grpc_port are both {self.http_port}; choose another for one")
+        journal, count = self.journal, self.instances_wanted
+        if journal is not None and journal.suffix == defaults.JOURNAL_SUFFIX and count > 1:
+            raise ValueError(
+                f"journal {journal} is a file, and each of {count} instances writes its own: give a folder"
+            )
 
     def _fit_kinds(self) -> None:
         if (self.prefill_instances or 0) >= self.instances_wanted:

@@ -59,6 +59,8 @@ PRIORITY_S = 1.0
 """A request whose priority is higher by one waits as if it had come so many seconds later."""
 TTFT_S, TPOT_S = 5.0, 0.1
 """Latency targets: EcoServe's for conversations (evaluation, ShareGPT)."""
+JOURNAL_SUFFIX = ".jsonl"
+"""A journal that is called so is a file; any other is a folder of them."""
 MACRO_MIN, MACRO_MAX = 6, 11
 
 

@@ -46,6 +46,8 @@ def test_a_mix_is_a_setting_as_it_is_written(mix: TokenMix) -> None:
         ("", {"model": "m", "lora": "a=x", "executor": "emulated"}, "lora is for --executor torch"),
         ("", {"model": "m", "lora": "a=x", "engine": "vllm"}, "lora is for TidePipe's own stage workers"),
         ("", {"model": "m", "lora": "a=x", "upstream": "http://h"}, "lora is of own stages"),
+        ("", {"model": "m", "http_port": 7070, "grpc_port": 7070}, "are both 7070"),
+        ("", {"model": "m", "instances": 2, "journal": "all.jsonl"}, "give a folder"),
         (
             "",
             {"model": "m", "routing": "roles", "instances": 2, "prefill_instances": 2},
