@@ -25,7 +25,7 @@ WHY_FETCHED = {
 class Fetching:
     """A fetch under way. source: where from (KvHandle.source). ahead: bytes that were under way before it.
 
-    near: within the node. predicted_s: until it is here.
+    near: within the node. predicted_s: until it is here. rest: of what mostly is here already.
     ahead_of_it: its sequence is still elsewhere, and the blocks may still be computed: it is not counted as
         under way, and what becomes of it says nothing of the way.
     """
@@ -37,6 +37,7 @@ class Fetching:
     predicted_s: float
     ahead_of_it: bool = False
     near: bool = False
+    rest: bool = False
 
 
 class FetchRule:
@@ -62,23 +63,32 @@ class FetchRule:
         """What a fetch of its blocks takes."""
         return self.transfers.by(is_near(handle.node, self.node))
 
-    def expected_s(self, handle: KvHandle, nbytes: int) -> float:
-        """Until so many bytes of it would be here."""
+    def expected_s(self, handle: KvHandle, nbytes: int, *, rest: bool = False) -> float:
+        """Until so many bytes of it would be here. rest: the most of it is."""
         transfer = self.transfer(handle)
-        return transfer.seconds(nbytes, transfer.under_way)
+        return (transfer.rest_seconds if rest else transfer.seconds)(nbytes, transfer.under_way)
 
     def against(
-        self, handle: KvHandle, begin: int, tokens: int, nbytes: int, *, others: int, chunk: int, now: float
+        self,
+        handle: KvHandle,
+        begin: int,
+        tokens: int,
+        nbytes: int,
+        *,
+        others: int,
+        chunk: int,
+        now: float,
+        rest: bool = False,
     ) -> Reason | None:
         """Why so many tokens behind position `begin` should rather be computed; None: fetch their bytes.
 
-        others: sequences that run here. chunk: prompt tokens of a step.
+        others: sequences that run here. chunk: prompt tokens of a step. rest: the most of it is here.
         """
         breaker = self._sources.of(handle.source)
         if breaker is not None and not breaker.lets(now):
             numbers = {"failures": breaker.failures, "again_in_s": max(0.0, breaker.until - now)}
             return Reason(f"fetches from {handle.source} failed", numbers)
-        fetch_s = self.expected_s(handle, nbytes)
+        fetch_s = self.expected_s(handle, nbytes, rest=rest)
         compute_s = inf
         if self._cost is not None:
             compute_s = compute_seconds(self._cost, begin, tokens, chunk)
@@ -87,31 +97,29 @@ class FetchRule:
         numbers = {"fetch_s": fetch_s, "compute_s": compute_s, "others": others, "tokens": tokens}
         return Reason("quicker computed than fetched", numbers)
 
-    def begin(self, handle: KvHandle, nbytes: int, now: float, *, ahead: bool = False) -> Fetching:
-        """So many bytes of it are fetched. ahead: of their sequence, see Fetching."""
+    def begin(
+        self, handle: KvHandle, nbytes: int, now: float, *, ahead: bool = False, rest: bool = False
+    ) -> Fetching:
+        """So many bytes of it are fetched. ahead: of their sequence; rest: the most of it is here."""
         source, near = handle.source, is_near(handle.node, self.node)
         transfer = self.transfers.by(near)
         under_way = transfer.under_way if ahead else transfer.begin(nbytes)
-        predicted = transfer.seconds(nbytes, under_way)
+        predicted = (transfer.rest_seconds if rest else transfer.seconds)(nbytes, under_way)
         if not ahead and (breaker := self._sources.of(source)) is not None:
             breaker.tried(now, timeout_s(predicted))
-        return Fetching(source, nbytes, under_way, now, predicted, ahead, near)
+        return Fetching(source, nbytes, under_way, now, predicted, ahead, near, rest)
 
-    def ended(self, fetching: Fetching, news: KvFetched, now: float, *, rest: bool = False) -> Reason:
+    def ended(self, fetching: Fetching, news: KvFetched, now: float) -> Reason:
         """What was learned of that: what came, or why nothing did and for how long nothing is fetched from
-        there.
-
-        rest: of what mostly went ahead. Asking takes its time, and not the way, of which it would tell too
-            little where nothing else is fetched.
-        """
+        there."""
         numbers: dict[str, float] = {"bytes": news.nbytes, "seconds": news.seconds}
         if fetching.ahead_of_it:
             return Reason(f"the blocks did not come: {news.error}" if news.error else "fetched", numbers)
         transfer = self.transfers.by(fetching.near)
         transfer.under_way -= fetching.nbytes
         if not news.error:
-            if not rest:
-                transfer.observe(news.nbytes, fetching.ahead, news.seconds)
+            observe = transfer.observe_rest if fetching.rest else transfer.observe
+            observe(news.nbytes, fetching.ahead, news.seconds)
             self._sources.worked(fetching.source)
             return Reason("fetched", numbers)
         if not news.gone:

@@ -218,7 +218,10 @@ class HandOver:
             return Reason("all of it is here already", {"found": begin})
         others, chunk = len(state.running), state.config.prefill_tokens
         nbytes = missing * handle.block_bytes
-        return self.rule.against(handle, begin, computed - begin, nbytes, others=others, chunk=chunk, now=now)
+        rest = missing < found
+        return self.rule.against(
+            handle, begin, computed - begin, nbytes, others=others, chunk=chunk, now=now, rest=rest
+        )
 
     def _give_up(self, sequence: Sequence, why: Reason, state: PipelineState, found: int = 0) -> Sequence:
         """Nothing is fetched for it. found: blocks of it that are here."""
@@ -246,7 +249,7 @@ class HandOver:
         if state.tier is not None:
             state.tier.overwritten(blocks)
         nbytes = len(blocks) * handle.block_bytes
-        fetching = self.rule.begin(handle, nbytes, now)
+        fetching = self.rule.begin(handle, nbytes, now, rest=len(blocks) < found)
         predicted = fetching.predicted_s
         self._fetches[sequence.key] = _Arriving(sequence, Held(), fetching, found, len(blocks))
         numbers = {"blocks": len(blocks), "found": found, "bytes": nbytes, "predicted_s": predicted}
@@ -272,7 +275,7 @@ class HandOver:
         arriving = self._fetches.pop(news.fetch_id, None)
         if arriving is None:
             return None
-        reason = self.rule.ended(arriving.fetching, news, now, rest=arriving.count < arriving.found)
+        reason = self.rule.ended(arriving.fetching, news, now)
         if not news.error:
             self.stats.fetched_blocks += arriving.count
             self.stats.found_blocks += arriving.found

@@ -42,6 +42,8 @@ class TransferCost:
         self.under_way = 0
         self._expected = max(LEAST_S, latency_s), 1.0 / bytes_per_s
         self._seen: deque[tuple[float, float]] = deque(maxlen=OBSERVED)
+        self._rests: deque[float] = deque(maxlen=OBSERVED)
+        """Fixed times of fetches of little that was left, as long as nothing else says what they are."""
 
     @property
     def way(self) -> KvWay:
@@ -51,6 +53,11 @@ class TransferCost:
     def seconds(self, nbytes: float, ahead: float = 0.0) -> float:
         """Until so many bytes are here. ahead: of fetches that are under way."""
         return self.way.seconds(nbytes, ahead)
+
+    def rest_seconds(self, nbytes: float, ahead: float = 0.0) -> float:
+        """As `seconds`, of little that is left of what is here."""
+        fixed_s = median(self._rests) if self._rests else self.latency_s
+        return fixed_s + (ahead + nbytes) / self.bytes_per_s
 
     def begin(self, nbytes: int) -> int:
         """A fetch of so many bytes begins: how many are under way before it."""
@@ -67,10 +74,18 @@ class TransferCost:
         """A fetch took so long, with so many bytes ahead of it when it began."""
         if not (0.0 < nbytes + ahead < inf and 0.0 < seconds < inf):
             return
+        if self._rests:
+            self._rests.popleft()  # so that rests are tried again, some time
         self._seen.append((min(MOST_BYTES, nbytes + ahead), min(MOST_S, max(LEAST_S, seconds))))
         latency_s, byte_s = fitted(self._seen, *self._expected)
         self.latency_s = min(MOST_S, max(LEAST_S, latency_s))
         self.bytes_per_s = 1.0 / min(1.0 / LEAST_RATE, max(1.0 / MOST_RATE, byte_s))
+
+    def observe_rest(self, nbytes: float, ahead: float, seconds: float) -> None:
+        """As `observe`, of little that was left: it waits for steps under way as any other, and says nothing
+        of the rate, for which it would be taken where nothing else is fetched."""
+        if 0.0 < nbytes + ahead < inf and 0.0 < seconds < inf:
+            self._rests.append(min(MOST_S, max(LEAST_S, seconds - (nbytes + ahead) / self.bytes_per_s)))
 
 
 class TransferCosts:

@@ -390,6 +390,36 @@ def test_what_went_ahead_was_not_in_vain_if_the_rest_is_computed(ahead: int, her
     assert site.ends["b"]
 
 
+def test_what_fetches_of_rests_take_is_learned_and_not_taken_for_the_rate() -> None:
+    """A fetch waits for steps under way, however few blocks are left: then the next rest is computed, while
+    whole sequences are fetched as before, after one of which rests are tried again."""
+    site, way = Site(2, 64, 4, 0, "auto"), TransferCost(1e12, 0.0)
+    site.scheduler.hand_over = HandOver(COST, TransferCosts(way))
+
+    def come(number: int, ahead: int) -> bool:
+        """Is it fetched for one, of which that much is here? It then takes ten seconds."""
+        prompt = tuple(range(number, number + 60))
+        first = NewSequence(f"a{number}", prompt[:ahead], SamplingParams(max_tokens=2), prefix_root=ROOTS[0])
+        site.handle(SequencesArrived((first,) if ahead else ()))
+        site.run_dry()
+        handle = KvHandle("m", "float32", "plain", 4, "ab" * 16, 60, 1000)
+        spec = NewSequence(
+            f"b{number}", prompt, SamplingParams(max_tokens=2), output=(7,), prefix_root=ROOTS[0], kv=handle
+        )
+        site.handle(SequencesArrived((spec,)))
+        fetches, site.fetches = site.fetches, []
+        for fetch in fetches:
+            site.handle(SequenceCancelled(fetch.sequence_id))
+            seconds = 10.0 if ahead else 1e-4
+            site.handle(BlocksFetched(KvFetched(fetch.fetch_id, "", len(fetch.blocks) * 1000, seconds)))
+        site.run_dry()
+        return bool(fetches)
+
+    assert come(1, 56) and not come(2, 56)
+    assert way.bytes_per_s == 1e12 and way.latency_s == 0.0
+    assert come(3, 0) and come(4, 56)
+
+
 def test_one_that_came_decodes_at_once_and_computes_nothing_again() -> None:
     site = site_with(TransferCost(1e12, 0.0))
     before = site.fake.computed
