@@ -360,7 +360,7 @@ PrefillInstances = Annotated[
     setting(
         "Under --routing roles or auto: so many instances compute prompts and nothing else, the others "
         "decode; 0: shares move by themselves. Under arrow: so many begin with prompts. Under taichi: so "
-        "many have --prefill-policy-settings.",
+        "many have settings of their own.",
         metavar="P",
         ge=0,
         le=MAX_COUNT,

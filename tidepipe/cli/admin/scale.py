@@ -69,7 +69,7 @@ def scale_remove(
 @scale_app.command("auto")
 @client_options
 def scale_auto(
-    state: Annotated[str, typer.Argument(metavar="on|off")],
+    state: Annotated[str, typer.Argument(metavar="on|off", help="Shall the router do it by itself?")],
     endpoint: Endpoint,
     least: Annotated[int, typer.Option("--min", min=1, max=1_000_000, help="Instances at least.")] = 1,
     most: Annotated[int, typer.Option("--max", min=1, max=1_000_000, help="Instances at most.")] = 64,

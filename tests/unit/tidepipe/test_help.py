@@ -1,0 +1,31 @@
+"""Help that can be read on a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer.main
+from rich.cells import cell_len
+from typer.testing import CliRunner
+
+from tidepipe.cli.main import app
+
+
+def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _commands(inner, (*path, name))
+
+
+COMMANDS = dict(_commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_says_all_within_80_columns(path: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    assert shown.exit_code == 0
+    assert all(cell_len(line) <= 80 for line in shown.output.splitlines())
+    assert "…" not in shown.output, "a word is cut"
+    assert not [one.name for one in COMMANDS[path].params if not one.help and not one.hidden]
