@@ -4,8 +4,33 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from simulator.job import Job
+
+
+class Numbers(NamedTuple):
+    """What one that decodes is judged by. due: its first token. ttft_s: time that it had for that when it
+    came here. begun: tokens that it would have had in round 0."""
+
+    prompt: float
+    expected: float
+    first_at: float
+    due: float
+    ttft_s: float
+    tpot_s: float
+    begun: float
+
+    @classmethod
+    def of(cls, job: Job) -> Numbers:
+        """Of one that takes part from now on."""
+        due, tpot_s = job.arrival + job.slo.ttft_s, job.slo.tpot_s
+        begun = job.generated - job.start_round
+        return cls(job.prompt, job.expected, job.first, due, due - job.submitted, tpot_s, begun)
 
 
 class DecodeBatch:
@@ -17,14 +42,24 @@ class DecodeBatch:
     def __init__(self) -> None:
         self.number = 0
         self.context = 0
-        self._by_end: list[tuple[int, int, Job]] = []  # heap by last round
+        self._by_end: list[tuple[int, int, Job, Numbers]] = []  # heap by last round
         self._by_age: list[Job] = []  # the newest last; some have left
+        self._columns: npt.NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self._by_end)
 
     def __iter__(self) -> Iterator[Job]:
-        return (job for _, _, job in self._by_end)
+        return (job for _, _, job, _ in self._by_end)
+
+    @property
+    def columns(self) -> npt.NDArray[np.float64]:
+        """The `Numbers` of all, in the order of iteration: one kind after the other."""
+        if self._columns is None:
+            kinds, count = len(Numbers._fields), len(self)
+            flat = chain.from_iterable(entry[3] for entry in self._by_end)
+            self._columns = np.fromiter(flat, float, kinds * count).reshape(count, kinds).T
+        return self._columns
 
     @property
     def to_next_end(self) -> int:
@@ -38,8 +73,9 @@ class DecodeBatch:
             job.last_round = self.number + job.output - job.generated
             job.decoding = True
             self.context += job.to_compute
-            heapq.heappush(self._by_end, (job.last_round, job.index, job))
+            heapq.heappush(self._by_end, (job.last_round, job.index, job, Numbers.of(job)))
             self._by_age.append(job)
+            self._columns = None
 
     def grown(self, job: Job) -> int:
         """Tokens of one of them, or of one that just left, since it joined: one a round."""
@@ -51,7 +87,7 @@ class DecodeBatch:
         self.context += rounds * len(self)
         ended = []
         while self._by_end and self._by_end[0][0] <= self.number:
-            _, _, job = heapq.heappop(self._by_end)
+            job = heapq.heappop(self._by_end)[2]
             self._stop(job, job.output)
             ended.append(job)
         while self._by_age and not self._by_age[-1].decoding:
@@ -79,4 +115,5 @@ class DecodeBatch:
     def _stop(self, job: Job, generated: int) -> None:
         job.generated = generated
         job.decoding = False
+        self._columns = None
         self.context -= job.to_compute

@@ -30,7 +30,6 @@ from controller.scheduler.step_budget import (
     MOST_PROMPTS,
     StepBudget,
     StepLoad,
-    Turnover,
     WaitingPrompt,
     coming_of,
     turnover_of,
@@ -41,7 +40,7 @@ from simulator.decode_batch import DecodeBatch
 from simulator.job import NOT_YET, Job
 from simulator.kv_memory import KvMemory
 from simulator.prompts import PromptLine, PromptStep
-from simulator.slack import as_points, decoding_job, decoding_rounds, expected_mean, growth
+from simulator.slack import as_points, decoding_job, decoding_rounds, expected_mean, growth, running_rows
 from simulator.step_times import StepTimes
 from simulator.transfers import NOT_FETCHED, Arriving, Left, handle_of
 from tidepipe_common.latency.model import StepCost
@@ -306,18 +305,14 @@ class FastForwardInstance:
     def _paced_tokens(self, rows: int) -> int:
         """Prompt tokens of the next step, as `auto` chooses them."""
         assert self._budget is not None
-        rounds, context = self._decode_batch, self._rules.context
-        decoding = decoding_rounds(rounds, context)
-        pairs = list(zip(decoding, rounds, strict=True))
-        turnover = [
-            Turnover(job.prompt, one.produced + one.ahead, _due(job) - job.submitted) for one, job in pairs
-        ]
+        rounds = self._decode_batch
+        turnover, decoding = running_rows(rounds, self._rules.context)
         waiting = list(islice(self._line, MOST_PROMPTS))
         load = StepLoad(
             rows,
             self._stages,
             rounds.context,
-            [one for one, job in pairs if job.first <= _due(job)],
+            decoding,
             [WaitingPrompt(_left(job), _due(job) if job.first == NOT_YET else FOREVER) for job in waiting],
             coming_of(self._pace, turnover),
             turnover_of(turnover, self._memory.total),

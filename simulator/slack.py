@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from controller.scheduler.slack import Decoding, SlackReport, tokens_ahead
+import numpy as np
+
+from controller.scheduler.slack import Decoding, SlackReport, tokens_ahead, tokens_ahead_each
+from controller.scheduler.step_budget import Rows
 from router.scheduler.instance_report import Slack
 from simulator.decode_batch import DecodeBatch
 from simulator.job import Job
@@ -20,6 +23,16 @@ def decoding_rounds(rounds: DecodeBatch, context: int) -> list[Decoding]:
     """All that take part in the rounds."""
     number = rounds.number
     return [decoding_job(job, job.generated + number - job.start_round, context) for job in rounds]
+
+
+def running_rows(rounds: DecodeBatch, context: int) -> tuple[Rows, Rows]:
+    """Of all that take part in the rounds, each the numbers of a `Turnover`; and of those who had their first
+    token in time, of a `Decoding`. context: of one sequence at most."""
+    prompt, expected, first_at, due, ttft_s, tpot_s, begun = rounds.columns
+    produced = begun + rounds.number
+    ahead = tokens_ahead_each(expected, produced, context - prompt)
+    decoding = np.stack((first_at, produced, ahead, tpot_s), axis=1)
+    return np.stack((prompt, produced + ahead, ttft_s), axis=1), decoding[first_at <= due]
 
 
 def as_points(found: SlackReport | None, now: float) -> Slack:

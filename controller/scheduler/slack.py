@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from math import fsum
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from controller.scheduler.prompt_pace import PromptPace
 from controller.scheduler.sequence import Sequence
 from tidepipe_common.latency.dispatch import DISPATCH_S
@@ -30,6 +33,8 @@ LEAST_LOST = 0.25
 anyway tokens seem to cost nothing, until there are more of them."""
 LEAST_DECODING = 0.05
 """Share of its time that an instance is taken to decode at least, however many prompts came lately."""
+
+Floats = npt.NDArray[np.float64]
 
 
 class Decoding(NamedTuple):
@@ -71,6 +76,11 @@ class SlackReport:
 def tokens_ahead(expected: float | None, produced: int, most: int) -> float:
     """Output tokens still to come. expected: of the whole output; most: that it may have."""
     return min(max(0.0, (expected or 0.0) - produced), most - produced)
+
+
+def tokens_ahead_each(expected: Floats, produced: Floats, most: Floats) -> Floats:
+    """`tokens_ahead` of columns of sequences."""
+    return np.asarray(np.minimum(np.maximum(0.0, expected - produced), most - produced))
 
 
 def due(one: Decoding) -> float:

@@ -23,11 +23,10 @@ from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from controller.scheduler.actions import Reason
 from controller.scheduler.prompt_pace import MEMORY_S, PromptPace
-from controller.scheduler.slack import Decoding
+from controller.scheduler.slack import Decoding, Floats
 from controller.scheduler.step_sizes import StepSizes
 from tidepipe_common.latency.dispatch import DISPATCH_S
 from tidepipe_common.latency.model import StepCost
@@ -59,6 +58,9 @@ MOST_PROMPTS = 256
 """Waiting prompts that are looked at one by one."""
 MOST_DECODING = 256
 """Of the sequences that decode: where there are more, some stand for all."""
+
+Rows = Floats
+"""One for each sequence, of its numbers in their order: who has many of them keeps them in such an array."""
 
 
 class WaitingPrompt(NamedTuple):
@@ -97,15 +99,15 @@ class StepLoad:
     """What a step's size is chosen for.
 
     rows: decode rows that it has anyway. batches: steps of a round. context: KV tokens that a round reads.
-    decoding: those with a target who had their first token in time. waiting: prompts, in order.
-    coming: prompts to be expected. turnover: prompt tokens a round that full memory lets through, see
+    decoding: those with a target who had their first token in time. waiting: prompts, in order. coming:
+        prompts to be expected. turnover: prompt tokens a round that full memory lets through, see
         `turnover_of`; 0: not known. free: tokens of memory that nobody has.
     """
 
     rows: int
     batches: int
     context: int
-    decoding: Many[Decoding]
+    decoding: Many[Decoding] | Rows
     waiting: Many[WaitingPrompt]
     coming: Coming
     turnover: float
@@ -120,26 +122,40 @@ class StepChoice:
     reason: Reason
 
 
-def turnover_of(running: Many[Turnover], kv_tokens: int) -> float:
+def turnover_of(running: Many[Turnover] | Rows, kv_tokens: int) -> float:
     """Prompt tokens that can be computed per round while memory is full.
 
     Each sequence makes room for another one like it after as many rounds as its output has tokens; on average
     it holds its prompt and half of its output.
     """
-    held = sum(one.prompt + 0.5 * one.output for one in running)
+    prompts, outputs, _ = _columns(running, 3)
+    held = float((prompts + 0.5 * outputs).sum())
     if not held:
         return 0.0
-    return kv_tokens / held * sum(one.prompt / max(1.0, one.output) for one in running)
+    return kv_tokens / held * _in_turn(prompts / np.maximum(1.0, outputs))
 
 
-def coming_of(pace: PromptPace, running: Many[Turnover]) -> Coming:
+def coming_of(pace: PromptPace, running: Many[Turnover] | Rows) -> Coming:
     """As many prompts as lately, like those that run. Poisson arrivals: a clump is a prompt, seen from one of
     its tokens. Who came too late already says nothing of the time that others will have."""
-    total = sum(one.prompt for one in running)
-    clump = sum(one.prompt * one.prompt for one in running) / total if total else 1.0
-    timely = [one.ttft_s for one in running if 0.0 < one.ttft_s < math.inf]
-    ttft_s = sum(timely) / len(timely) if timely else math.inf
-    return Coming(pace.tokens_s, max(1.0, total / max(1, len(running))), max(1.0, clump), ttft_s)
+    prompts, _, times = _columns(running, 3)
+    total = float(prompts.sum())
+    clump = float((prompts * prompts).sum()) / total if total else 1.0
+    timely = times[(times > 0.0) & (times < math.inf)]
+    ttft_s = _in_turn(timely) / len(timely) if len(timely) else math.inf
+    return Coming(pace.tokens_s, max(1.0, total / max(1, len(prompts))), max(1.0, clump), ttft_s)
+
+
+def _columns(rows: Many[Many[float]] | Rows, count: int) -> Floats:
+    """The `count` numbers of each, one kind after the other."""
+    if not isinstance(rows, np.ndarray):
+        rows = np.fromiter(chain.from_iterable(rows), float, count * len(rows)).reshape(len(rows), count)
+    return rows.T
+
+
+def _in_turn(values: Floats) -> float:
+    """Their sum, one after the other: the same whatever the library adds in blocks."""
+    return float(np.cumsum(values)[-1]) if len(values) else 0.0
 
 
 class StepBudget:
@@ -229,18 +245,15 @@ class StepBudget:
         return kept
 
 
-_Floats = npt.NDArray[np.float64]
-
-
 class _Rounds(NamedTuple):
     """For each size: prompt tokens and seconds of a round, and by how much a token makes it longer.
 
     empty: seconds of a round without prompts.
     """
 
-    prompts: _Floats
-    seconds: _Floats
-    price: _Floats
+    prompts: Floats
+    seconds: Floats
+    price: Floats
     empty: float
 
 
@@ -250,20 +263,19 @@ class _Ends(NamedTuple):
     weight: how many each of them stands for.
     """
 
-    left: _Floats
-    ahead: _Floats
+    left: Floats
+    ahead: Floats
     weight: float
 
 
-def _ends_of(decoding: Many[Decoding], now: float) -> _Ends:
+def _ends_of(decoding: Many[Decoding] | Rows, now: float) -> _Ends:
     some = decoding[:: -(-len(decoding) // MOST_DECODING) or 1]
-    flat = np.fromiter(chain.from_iterable(some), float, 4 * len(some))
-    first_at, produced, ahead, tpot_s = flat.reshape(len(some), 4).T
+    first_at, produced, ahead, tpot_s = _columns(some, 4)
     left = first_at + (produced + ahead - 1.0) * tpot_s - now
     return _Ends(left, np.maximum(ahead, 1.0), len(decoding) / max(1, len(some)))
 
 
-def _late_prompts(load: StepLoad, steps: _Rounds, now: float) -> _Floats:
+def _late_prompts(load: StepLoad, steps: _Rounds, now: float) -> Floats:
     """Of the waiting ones, how many will probably have their first token too late, for each size. Those that
     are late already do not count."""
     waiting = load.waiting[:MOST_PROMPTS]
@@ -277,7 +289,7 @@ def _late_prompts(load: StepLoad, steps: _Rounds, now: float) -> _Floats:
     return np.asarray(_likely((done - left) / np.maximum(DOUBT * left, 1e-6)).sum(axis=1))
 
 
-def _late_to_come(load: StepLoad, steps: _Rounds, ends: _Ends) -> _Floats:
+def _late_to_come(load: StepLoad, steps: _Rounds, ends: _Ends) -> Floats:
     """The same of those that will come while the present ones decode: who waits now is few of all whom a step
     size that is too small makes late. No further ahead than AHEAD: a line that has grown by then has larger
     steps chosen for it, and a size that is a little too small for what comes can be taken until then."""
@@ -297,7 +309,7 @@ def _late_to_come(load: StepLoad, steps: _Rounds, ends: _Ends) -> _Floats:
     return np.asarray(each * late.sum(axis=1))
 
 
-def _late_ends(load: StepLoad, steps: _Rounds, ends: _Ends) -> _Floats:
+def _late_ends(load: StepLoad, steps: _Rounds, ends: _Ends) -> Floats:
     """Of those that decode, how many will probably end too late, for each size. Those that would be late even
     without prompts do not count."""
     spare = ends.left - ends.ahead * steps.empty
@@ -315,29 +327,31 @@ def _late_ends(load: StepLoad, steps: _Rounds, ends: _Ends) -> _Floats:
     return np.asarray(ends.weight * slow.sum(axis=1))
 
 
-def _exceeds(level: _Floats, start: float, drift: _Floats, variance_s: float, after: _Floats) -> _Floats:
+def _exceeds(level: Floats, start: float, drift: Floats, variance_s: float, after: Floats) -> Floats:
     """How likely a line that is `start` long now is longer than `level` after so many seconds, if it grows by
     `drift` a second and never below nothing: a reflected Brownian motion (Harrison, Brownian Motion and
     Stochastic Flow Systems, 1985, section 1.8)."""
     spread = np.sqrt(max(variance_s, 1e-9) * after)
     grown = start + drift * after
-    stays = np.exp(np.clip(2.0 * drift * level / max(variance_s, 1e-9), -700.0, 700.0))
+    steep = 2.0 * drift * level / max(variance_s, 1e-9)
+    stays = np.exp(np.minimum(np.maximum(steep, -700.0), 700.0))
     found = _beyond((level - grown) / spread) + stays * _beyond((level + grown) / spread)
     return np.where(level > 0.0, np.minimum(found, 1.0), 1.0)
 
 
-def _beyond(deviations: _Floats) -> _Floats:
+def _beyond(deviations: Floats) -> Floats:
     """Of a normal distribution, what lies beyond so many standard deviations."""
     scaled = deviations * math.sqrt(0.5)
-    return np.array([0.5 * math.erfc(one) for one in scaled.ravel().tolist()]).reshape(scaled.shape)
+    found = np.fromiter(map(math.erfc, scaled.ravel().tolist()), float, scaled.size)
+    return 0.5 * found.reshape(scaled.shape)
 
 
-def _likely(excess: _Floats) -> _Floats:
+def _likely(excess: Floats) -> Floats:
     """How likely what is predicted to be exceeded by so many times the scale of the error is exceeded."""
-    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(excess, -30.0, 30.0))))
+    return np.asarray(1.0 / (1.0 + np.exp(-np.minimum(np.maximum(excess, -30.0), 30.0))))
 
 
-def _reason(sizes: list[int], best: int, rounds: _Floats, late: _Floats, slow: _Floats) -> Reason:
+def _reason(sizes: list[int], best: int, rounds: Floats, late: Floats, slow: Floats) -> Reason:
     if best == len(sizes) - 1:
         text = "steps as large as is worth it: nobody is late for that"
     elif best == 0:

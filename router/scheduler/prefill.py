@@ -55,6 +55,10 @@ class PrefillTime:
         """One step at one stage, as a StepWork has it."""
         return self._cost.linear_s(tokens) + self._cost.attention_s(int(kv_tokens), pairs)
 
+    def linear_s(self, tokens: int) -> float:
+        """One step at one stage, attention left out."""
+        return self._cost.linear_s(tokens)
+
     def attention_s(self, kv_tokens: float, pairs: float) -> float:
         """Of a step, or of a round's steps together: what it reads, and query-key pairs of prompts."""
         return self._cost.attention_s(int(kv_tokens), pairs)

@@ -7,6 +7,7 @@ instance takes prompts by its share and decodes by the rest, as TaiChi's instanc
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -147,18 +148,20 @@ class Prospect:
         total, rest = sum(shares), sum(1.0 - share for share in shares)
         if total <= 0.0 or rest <= 0.0:
             return Predicted(0.0, "nobody computes prompts" if total <= 0.0 else "nobody decodes")
-        pairs = zip(shares, powers, strict=True)
-        each = [Kind(share / total, (1.0 - share) / rest, one) for share, one in pairs]
-        stay = staying([kind.prompts - kind.decodes for kind in each], nodes)
-        kinds = Counter(each)
+        parts = _parts(shares, powers, nodes)
         rate, kind, near, count = min(
-            (
-                (self._bears(kind, near, kinds[kind]), kind, near, kinds[kind])
-                for kind, near in dict.fromkeys(zip(each, stay, strict=True))
-            ),
+            ((self._bears(kind, near, count), kind, near, count) for kind, near, count in parts),
             key=lambda found: found[0],
         )
         return Predicted(rate, self._obstacle(kind, near, count, rate * (1.0 + 2 * PRECISION)))
+
+    def serves(
+        self, shares: Sequence[float], powers: Sequence[Power], nodes: Sequence[str], rate: float
+    ) -> bool:
+        """Does one point hold the targets at such a rate? Less work than finding its highest one."""
+        if not 0.0 < sum(shares) < len(shares) or math.isinf(rate):
+            return False
+        return not any(self._obstacle(*part, rate) for part in _parts(shares, powers, nodes))
 
     def _bears(self, kind: Kind, near: float, count: int) -> float:
         """Requests per second of all, of which such parts come to each of so many."""
@@ -215,6 +218,18 @@ class Prospect:
         if not power.paced:
             return (power.prefill.step_tokens,)
         return PACED if load.decodes > 0.0 else (OWN_TOKENS,)
+
+
+def _parts(
+    shares: Sequence[float], powers: Sequence[Power], nodes: Sequence[str]
+) -> list[tuple[Kind, float, int]]:
+    """The kinds of a point in which somebody computes prompts and somebody decodes, once each: with the part
+    of what moves that stays in a node, and how many there are of the kind."""
+    total, rest = sum(shares), sum(1.0 - share for share in shares)
+    each = [Kind(share / total, (1.0 - share) / rest, one) for share, one in zip(shares, powers, strict=True)]
+    stay = staying([kind.prompts - kind.decodes for kind in each], nodes)
+    kinds = Counter(each)
+    return [(kind, near, kinds[kind]) for kind, near in dict.fromkeys(zip(each, stay, strict=True))]
 
 
 def staying(flows: Sequence[float], nodes: Sequence[str]) -> list[float]:

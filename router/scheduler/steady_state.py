@@ -206,9 +206,9 @@ class SteadyState:
         """Between two numbers of tokens both are taken in turn."""
         prefill, tokens = self._prefill, max(1.0, tokens)
         low = int(tokens)
-        spent = prefill.step_s(low, 0, 0.0)
+        spent = prefill.linear_s(low)
         if rest := tokens - low:
-            spent += rest * (prefill.step_s(low + 1, 0, 0.0) - spent)
+            spent += rest * (prefill.linear_s(low + 1) - spent)
         return spent + margins.waits * prefill.hand_on_s(low)
 
 

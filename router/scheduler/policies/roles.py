@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from router.scheduler.choice import Choice, RoutingPolicy
@@ -30,6 +30,8 @@ STEP = 0.25
 """By which a share moves at most at one look."""
 GAIN = 1.15
 """Another point must be predicted to serve so many times what the present one does, twice in a row."""
+GAIN_NEEDED = 1.03
+"""The same where the present one does not bear what comes."""
 WATCHED, FAILS = 16, 0.5
 """Of so many whose prompts were done last where nobody is to decode, more than this share stayed, or did not
 come with their blocks: then roles do not do what was reckoned, and all are alike again."""
@@ -99,9 +101,19 @@ class Roles(MovingPolicy):
             return choice
         chosen = next(view for view in taking if view.instance_id == choice.instance_id)
         if self._apart is not None and not (check := self._apart.check(request, chosen, now)).satisfied:
-            return Choice(None, f"{chosen.instance_id}: {check.reason}", check.numbers)
+            return self._beside(request, [view for view in able if view not in taking], now) or Choice(
+                None, f"{chosen.instance_id}: {check.reason}", check.numbers
+            )
         numbers = {"share": chosen.role.share, **choice.numbers}
         return Choice(choice.instance_id, f"by its share of prefill: {choice.reason}", numbers)
+
+    def _beside(self, request: RouteRequest, others: list[InstanceView], now: float) -> Choice | None:
+        """One of those with less of prefill, for a prompt that would be late where most of it is, if all
+        who decode there keep their targets: as while all are alike. It stays there."""
+        choice = self._alike.choose(request, others, now) if others else None
+        if choice is None or choice.instance_id is None:
+            return None
+        return replace(choice, reason=f"it would be late where prompts are computed; {choice.reason}")
 
     # -- where they go on ---------------------------------------------------------------------------
 
@@ -252,12 +264,16 @@ class Roles(MovingPolicy):
         standing = aim.shares if aim is not None and aim.seen >= 2 else now_at
         nodes = [view.transfer.node if view.transfer.near.bytes_per_s > 0.0 else "" for view in views]
         present = prospect.goodput(standing, powers, nodes)
-        weighed = [point for point in points(len(views)) if reach(point, views)]
-        best = max(
-            ((prospect.goodput(point, powers, nodes), point) for point in weighed),
-            key=lambda found: found[0].rate,
-        )
-        if best[1] != standing and best[0].rate > GAIN * present.rate:
+        # What comes must be borne; else nobody notices how well it is.
+        needed = (GAIN if mix.rate <= present.rate else GAIN_NEEDED) * present.rate
+        # How much a point serves is looked for only where it is enough.
+        better = [
+            (prospect.goodput(point, powers, nodes), point)
+            for point in points(len(views))
+            if point != standing and reach(point, views) and prospect.serves(point, powers, nodes, needed)
+        ]
+        best = max(better, key=lambda found: found[0].rate, default=(present, standing))
+        if best[0].rate > needed:
             seen = aim.seen + 1 if aim is not None and aim.shares == best[1] else 1
             self._aim = Aim(best[1], seen, best[0], present)
         elif aim is not None and aim.seen < 2:

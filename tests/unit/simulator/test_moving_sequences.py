@@ -1,4 +1,4 @@
-"""Sequences that move between instances in virtual time."""
+"""Sequences that move between instances in virtual time, and shares of prefill that move."""
 
 from __future__ import annotations
 

@@ -9,13 +9,17 @@ from hypothesis import strategies as st
 
 from controller.scheduler.events import StagesReady
 from controller.scheduler.policies.auto import AutoPolicy
+from controller.scheduler.prompt_pace import PromptPace
 from controller.scheduler.report import instance_report
 from controller.scheduler.scheduler import Scheduler, SchedulerConfig
 from controller.scheduler.sequence import Sequence, State
+from controller.scheduler.step_budget import Turnover, coming_of, turnover_of
 from router.scheduler.slo import SloTarget
 from simulator.cluster_spec import ClusterSpec
+from simulator.decode_batch import DecodeBatch
 from simulator.fast_forward_instance import FastForwardInstance, InstanceRules
 from simulator.job import Job
+from simulator.slack import decoding_rounds, running_rows
 from tidepipe_common.latency.files import read_shape
 from tidepipe_common.latency.hardware import hardware
 from tidepipe_common.types.plan import Phase
@@ -127,3 +131,36 @@ def test_the_same_slack_latest_resume_and_windows(
         assert status.slack.low_latest == NOW + said.slack.low_latest_s
     assert (status.window.tokens, status.left.tokens) == (said.window.tokens, said.left.tokens)
     assert status.window_deadline - NOW == (said.window_left_s or float("inf"))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(drawn, max_size=40), st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), max_size=6))
+def test_columns_of_those_that_decode_say_what_each_of_them_does(
+    sequences: list[Drawn], course: list[tuple[int, int]]
+) -> None:
+    """To the last bit, whoever has come and gone: what the size of steps is chosen by."""
+    jobs = [
+        Job(
+            number, one.prompt, one.produced + 50, one.arrival, SloTarget(40.0, one.tpot_s), one.expected,
+            generated=one.produced + 1, first=one.first, submitted=one.arrival + number / 7,
+        )
+        for number, one in enumerate(sequences)
+    ]  # fmt: skip
+    rounds, pace = DecodeBatch(), PromptPace()
+    pace.computed(3000, riding=True, now=1.0)
+    for number, (most, leaving) in enumerate(course):
+        rounds.join(jobs[number::6])
+        rounds.go(min(most, rounds.to_next_end) if rounds else most)
+        for job in list(rounds)[:leaving]:
+            rounds.leave(job)
+        each = decoding_rounds(rounds, CONTEXT)
+        turnover = [
+            Turnover(job.prompt, one.produced + one.ahead, job.arrival + job.slo.ttft_s - job.submitted)
+            for one, job in zip(each, rounds, strict=True)
+        ]
+        timely = [one for one, job in zip(each, rounds, strict=True) if job.first <= job.arrival + 40.0]
+        rows, decoding = running_rows(rounds, CONTEXT)
+        assert [tuple(row) for row in rows.tolist()] == turnover
+        assert [tuple(row) for row in decoding.tolist()] == timely
+        assert turnover_of(rows, 9000) == turnover_of(turnover, 9000)
+        assert coming_of(pace, rows) == coming_of(pace, turnover)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -28,14 +29,16 @@ from router.scheduler.events import (
     Tick,
 )
 from router.scheduler.instance_report import InstanceReport
+from router.scheduler.policies import roles as roles_policy
+from router.scheduler.policies.moving import Asked
 from router.scheduler.policies.roles import LOOK_S, STEP, WATCHED, points
 from router.scheduler.prefill import PrefillTime
-from router.scheduler.roles import EVEN, Power, Prospect, staying
+from router.scheduler.roles import EVEN, Power, Predicted, Prospect, Role, staying
 from router.scheduler.routing_scheduler import OverallConfig, RoutingScheduler
 from router.scheduler.slo import SloTarget
 from router.scheduler.steady_state import Sizes, waits_longer
 from router.scheduler.view import InstanceFacts
-from tests.unit.router.scheduler.cases import request, status
+from tests.unit.router.scheduler.cases import prompt_work, request, slack, status
 from tidepipe_common.circuit_breaker import FIRST_S
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.latency.work import StepWork, chunk_pairs
@@ -259,6 +262,24 @@ def test_blocks_that_would_take_too_long_stay() -> None:
     assert any("longer than its target" in why for why in roles.stayed)
 
 
+def test_a_prompt_that_would_be_late_goes_where_others_decode_if_these_can_wait() -> None:
+    """And stays there; where they cannot, it waits for one that computes prompts."""
+    scheduler = cluster(3, GROUPED, prefill=1, policy="auto")
+    assert routed(scheduler, "r0") == "i0"
+    busy = report(GROUPED, 1.0, accepted=1, left=prompt_work(8000), window=prompt_work(8000))
+    scheduler.on(InstanceReported("i0", busy), 1.0)
+    for name, saved in (("i1", 0.01), ("i2", 30.0)):
+        decodes = report(GROUPED, 1.0, sequences=9, tokens=4000, slack=slack(9, saved, 1.0))
+        scheduler.on(InstanceReported(name, decodes), 1.0)
+    (action,) = scheduler.on(RequestArrived(request("r1", 400, 1.0, slo=TIGHT.slo)), 1.0)
+    assert isinstance(action, Route) and action.choice.instance_id == "i2" and not action.passes_on
+    assert "late where prompts are computed" in action.choice.reason
+    assert not scheduler.on(FirstToken(0.5, request("r1", 401, 1.0, slo=TIGHT.slo), "i2"), 1.5)
+    tight = report(GROUPED, 2.0, accepted=1, sequences=9, tokens=4000, slack=slack(9, 0.01, 2.0))
+    scheduler.on(InstanceReported("i2", tight), 2.0)
+    assert not scheduler.on(RequestArrived(request("r2", 400, 2.0, slo=TIGHT.slo)), 2.0)
+
+
 # -- moving shares ------------------------------------------------------------------------------------------
 
 
@@ -282,6 +303,45 @@ def test_shares_move_slowly_and_say_why() -> None:
     assert moves[0].role.numbers["predicted_rps"] > 1.1 * moves[0].role.numbers["before_rps"]
     scheduler.on(SetPolicy("least-loaded"), now)
     assert shares(scheduler) == [EVEN] * 4
+
+
+class Foreseen(Prospect):
+    """Two of four that prefill serve a tenth more than one, all else half."""
+
+    def goodput(
+        self, shares: Sequence[float], powers: Sequence[Power], nodes: Sequence[str] = ()
+    ) -> Predicted:
+        one, two = (1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 0.0, 0.0)
+        return Predicted({one: 10.0, two: 11.0}.get(tuple(shares), 5.0), "a limit")
+
+    def serves(
+        self, shares: Sequence[float], powers: Sequence[Power], nodes: Sequence[str], rate: float
+    ) -> bool:
+        return self.goodput(shares, powers, nodes).rate >= rate
+
+
+@pytest.mark.parametrize(("rate", "moves"), [(9.0, False), (10.5, True)])
+def test_a_little_is_worth_a_move_where_what_comes_is_not_borne(
+    rate: float, moves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenth more is no reason while all is well; where more comes than is borne it is."""
+    monkeypatch.setattr(roles_policy, "Prospect", Foreseen)
+    (macro,) = cluster(4, GROUPED).macros.values()
+    assert macro.moving is not None
+    for view, share in zip(macro.views, (1.0, 0.0, 0.0, 0.0), strict=True):
+        view.role = Role(share)
+    macro.moving.asked = Asked(replace(TIGHT, rate=rate))
+    seen = [macro.moving.look(macro.views, look * LOOK_S) for look in range(1, 4)]
+    assert any(seen) is moves
+
+
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=2, max_size=5), st.booleans())
+def test_a_point_serves_what_it_is_said_to(point: list[float], near: bool) -> None:
+    """And no more than that: what is asked at one rate agrees with what is searched for."""
+    powers, nodes = [power(GROUPED)] * len(point), ["n0" if near else ""] * len(point)
+    most = Prospect(TIGHT).goodput(point, powers, nodes).rate
+    assert not most or Prospect(TIGHT).serves(point, powers, nodes, 0.99 * most)
+    assert not Prospect(TIGHT).serves(point, powers, nodes, 1.03 * most + 1e-3)
 
 
 def test_auto_is_padg_until_apart_pays_and_comes_back_at_once() -> None:
