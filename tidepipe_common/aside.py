@@ -61,9 +61,13 @@ class Turns:
             if done.done():  # whoever asked has gone, and gives the turn to the next of its line
                 if line:
                     self._waiting.move_to_end(owner, last=False)
+                continue
+            try:
+                running = asyncio.get_running_loop().run_in_executor(self._thread, work)
+            except RuntimeError as error:  # the process ends
+                done.set_exception(error)
             else:
                 self._busy = True
-                running = asyncio.get_running_loop().run_in_executor(self._thread, work)
                 running.add_done_callback(lambda ended, done=done: self._ended(ended, done))  # type: ignore[misc]
 
     def _ended(self, ended: asyncio.Future[Any], done: asyncio.Future[Any]) -> None:

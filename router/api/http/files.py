@@ -30,6 +30,7 @@ from tidepipe_common.errors import InvalidRequestError, NotFoundError, Overloade
 from tidepipe_common.numerals import count
 from tidepipe_common.openai.answers import DeletedFile
 from tidepipe_common.security.caller import current
+from tidepipe_common.text.text import quoted
 
 MAX_FILE_BYTES = 200 * 1024 * 1024
 _FORM_OVERHEAD = 64 * 1024
@@ -106,7 +107,7 @@ class FileEndpoints:
         if not isinstance(file, UploadFile):
             raise InvalidRequestError("file is required, as multipart/form-data", "file")
         if purpose != "batch":
-            raise InvalidRequestError(f"purpose must be 'batch', got {purpose!r}", "purpose")
+            raise InvalidRequestError(f"purpose must be 'batch', got {quoted(purpose)}", "purpose")
         now = int(time.time())
         lifetime_s = expires_after(form.get(_ANCHOR), form.get(_SECONDS))
         record = FileRecord(
