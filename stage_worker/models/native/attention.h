@@ -65,6 +65,8 @@ INLINE void attend_tile(long dim, Item *item, int rows, long row, long start, co
 
 #include "attention_wide.h"
 
+#include "attention_tiles.h"
+
 /* The query rows of one key head become item rows `at` onwards, with nothing summed yet. */
 INLINE void begin_head(const Attention *p, Item *item, long at, long first_token, long first_position,
                        long head, long rows) {
@@ -80,7 +82,9 @@ INLINE void begin_head(const Attention *p, Item *item, long at, long first_token
             put_byte_parts((const uint32_t *)bytes, dim / 4, 1, item->bytes + r * LEFT_BYTES(dim), dim / 4);
             item->query_shift[r] = 128 * sum;
         } else {
-#if DOT
+#if AMX
+            __builtin_memcpy(item->pairs + r * dim / PAIR, from, dim * sizeof *from);
+#elif DOT
             item->query[r] = (const Left *)from;
 #else
             for (long d = 0; d < dim; d += LANES) put_floats(item->wide + r * dim + d, load(from + d));
@@ -116,9 +120,9 @@ INLINE void end_head(const Attention *p, const Item *item, long at, long first_t
             attend_bytes(p->head_dim, item, n, row, start, now, ahead);                                      \
         else if (p->kv_int8)                                                                                 \
             attend_bytes(p->head_dim, item, n, row, start, now, 0);                                          \
-        else if (next || !DOT)                                                                               \
+        else if (!AMX && (next || !DOT))                                                                     \
             attend_tile(p->head_dim, item, n, row, start, now, ahead);                                       \
-        else                                                                                                 \
+        else if (!AMX)                                                                                       \
             attend_tile(p->head_dim, item, n, row, start, now, 0);                                           \
     }
 ATTEND_ROWS(1)
@@ -193,9 +197,16 @@ INLINE void find_next_tile(const Attention *p, long number, long last, long memb
     find_tile(p, p->tables + stretch.row * p->table_width, start, stretch.limit, base);
 }
 
-/* Item rows first .. first + rows - 1, those of one key head, against one tile. */
-INLINE void attend_rows(const Attention *p, Item *item, long first, long rows, long start, const Blocks *now,
-                        const Blocks *next) {
+/* Item rows first .. first + rows - 1, those of one key head, against one tile. alone: they are all that the item has. */
+INLINE void attend_rows(const Attention *p, Item *item, long first, long rows, int alone, long start,
+                        const Blocks *now, const Blocks *next) {
+    (void)alone;
+#if AMX
+    if (!p->kv_int8) {
+        attend_by_tiles(p, item, first, rows, alone, start, *now, next);
+        return;
+    }
+#endif
 #if !DOT || !VNNI
     if (attends_wide(p, rows)) {
         attend_head(p, item, first, rows, start, now);
@@ -222,6 +233,7 @@ INLINE void attend_rows(const Attention *p, Item *item, long first, long rows, l
 INLINE void attend_stretch(const Attention *p, Item *item, long number, long last, long member) {
     long single = p->item_end[number] - p->item_begin[number] == 1, members = p->item_rows[number];
     long rows = (p->item_end[number] - p->item_begin[number]) * (p->heads / p->kv_heads), see = 1;
+    int alone = members == 1 && p->item_head_end[number] - p->item_head_begin[number] == 1;
     Stretch stretch = stretch_of(p, number, member);
     item->limit = stretch.limit;
     for (long start = stretch.first; start < stretch.limit; start += PANEL) {
@@ -234,7 +246,7 @@ INLINE void attend_stretch(const Attention *p, Item *item, long number, long las
             Blocks now, next;
             find_head(p, base, head, &now);
             if (single) find_head(p, next_base, head, &next);
-            attend_rows(p, item, at, see * rows, start, &now, single ? &next : 0);
+            attend_rows(p, item, at, see * rows, alone, start, &now, single ? &next : 0);
             at += members * rows;
         }
     }
@@ -247,6 +259,9 @@ INLINE void attend_item(const Attention *p, long number, long last) {
     long rows = count * (p->heads / p->kv_heads), at = 0;
     item.window = p->window;
     item.scale = p->scale;
+#if AMX
+    item.shaped = 0;
+#endif
     for (long head = p->item_head_begin[number]; head < p->item_head_end[number]; head++)
         for (long member = 0; member < members; member++, at += rows) {
             long row = row_of(p, number, member);
@@ -263,4 +278,7 @@ INLINE void attend_item(const Attention *p, long number, long last) {
 /* Items begin .. end - 1. */
 KERNEL tidepipe_attend(const Attention *p, int64_t begin, int64_t end) {
     for (long number = begin; number < end; number++) attend_item(p, number, end - 1);
+#if AMX
+    _tile_release(); /* else their state would be saved at each switch of threads */
+#endif
 }

@@ -21,6 +21,10 @@ typedef struct {
 #if !DOT
     Left wide[MOST_ROWS * MOST_HEAD_DIM];
 #endif
+#if AMX
+    uint32_t pairs[MOST_ROWS * MOST_HEAD_DIM / PAIR] __attribute__((aligned(64))); /* queries, side by side */
+    long shaped;                                                                   /* rows that tiles have now, or 0 */
+#endif
 } Item;
 
 /* Scale the scores of one query row and hide the slots that it does not see; returns the largest. */

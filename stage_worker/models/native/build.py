@@ -31,10 +31,8 @@ _SOURCES = (
         for name in ("native", "tile", "bytes", "wide_tile", "wide_tile_avx2", "packed", "blocked")
     ),
     *(f"{name}.h" for name in ("matrix_tiles", "product", "rows", "store")),
-    *(
-        f"{name}.h"
-        for name in ("attention_item", "attention_bytes", "attention_wide", "attention", "adapters", "layers")
-    ),
+    *(f"attention{name}.h" for name in ("_item", "_bytes", "_wide", "_tiles", "")),
+    *(f"{name}.h" for name in ("adapters", "layers")),
 )
 _FLAGS = ("-O3", "-shared", "-fPIC", "-fno-strict-aliasing", "-fno-math-errno", "-Wno-psabi")
 _COMPILERS = ("cc", "gcc", "clang")

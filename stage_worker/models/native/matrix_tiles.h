@@ -82,6 +82,13 @@ INLINE void put_last_steps(const uint32_t *x, long rows, long stride, const uint
     __asm__ volatile("" ::: "memory");
 }
 
+INLINE void get_sums(const uint32_t *sums, int below) {
+    _tile_loadd(0, sums, PANEL * 4);
+    _tile_loadd(1, sums + TILE, PANEL * 4);
+    _tile_loadd(2, sums + below, PANEL * 4);
+    _tile_loadd(3, sums + below + TILE, PANEL * 4);
+}
+
 INLINE void put_sums(uint32_t *sums, int below) {
     _tile_stored(0, sums, PANEL * 4);
     _tile_stored(1, sums + TILE, PANEL * 4);
@@ -89,23 +96,27 @@ INLINE void put_sums(uint32_t *sums, int below) {
     _tile_stored(3, sums + below + TILE, PANEL * 4);
 }
 
-/* sums[r][0 .. 63] = the products of at most 32 rows with a panel. fetch: the weights come from memory. */
-INLINE void tile_sums(int bytes, const uint32_t *x, long rows, long steps, const uint32_t *weights, int fetch,
-                      uint32_t *sums) {
+/* sums[r][0 .. 63] (+)= the products of at most 32 rows, `stride` words apart, with some steps of a panel. fetch: the
+ * weights come from memory. */
+INLINE void tile_sums(int bytes, const uint32_t *x, long rows, long stride, long steps, const uint32_t *weights,
+                      int fetch, int accumulate, uint32_t *sums) {
     long whole = steps / TILE * TILE;
     /* Of few rows four sums lie side by side, of more two above two. */
     int few = rows <= TILE, below = few ? 2 * TILE : TILE * PANEL;
     LastSteps last;
     if (whole < steps)
-        put_last_steps(x + whole, rows, steps, weights + whole * PANEL, steps - whole, &last);
+        put_last_steps(x + whole, rows, stride, weights + whole * PANEL, steps - whole, &last);
     for (long half = 0; half < (few ? 2 * TILE : PANEL); half += 2 * TILE) {
-        zero_sums();
+        if (accumulate)
+            get_sums(sums + half, below);
+        else
+            zero_sums();
         for (long step = 0; step < whole; step += TILE) {
             if (fetch && !half) fetch_steps(weights + (step + STEPS_AHEAD) * PANEL);
             if (few)
-                add_upper(bytes, x + step, steps, weights + step * PANEL);
+                add_upper(bytes, x + step, stride, weights + step * PANEL);
             else
-                add_both(bytes, x + step, steps, weights + step * PANEL + half);
+                add_both(bytes, x + step, stride, weights + step * PANEL + half);
         }
         if (whole < steps) {
             if (few)
@@ -117,24 +128,32 @@ INLINE void tile_sums(int bytes, const uint32_t *x, long rows, long steps, const
     }
 }
 
-/* product, for weights that are not packed closer; bytes: for int8 weights. */
+/* product; bytes: for int8 weights. Of weights of few bits a block of steps at a time is unpacked. */
 INLINE void product_of_tiles(const Product *p, int bytes, long panel_begin, long panel_end) {
     uint32_t sums[ROW_BLOCK * PANEL] __attribute__((aligned(64)));
+    uint32_t room[STEP_BLOCK * PANEL] __attribute__((aligned(64)));
     long steps = p->inputs / (bytes ? 4 : PAIR), shaped = 0;
+    long most = p->rows <= FEW_ROWS ? FEW_STEPS : STEP_BLOCK, blocks = p->packed ? (steps + most - 1) / most : 1;
     for (long row = 0; row < p->rows; row += ROW_BLOCK) {
         long count = p->rows - row < ROW_BLOCK ? p->rows - row : ROW_BLOCK;
         for (long panel = panel_begin; panel < panel_end; panel++) {
-            const uint32_t *weights = (const uint32_t *)p->weight + panel * steps * PANEL;
-            for (long begin = 0; begin < count; begin += 2 * TILE) {
-                long rows = count - begin < 2 * TILE ? count - begin : 2 * TILE;
-                long at = (row + begin) * p->inputs;
-                const uint32_t *x = bytes ? (const uint32_t *)(p->bytes.values + at)
-                                          : (const uint32_t *)((const Elem *)p->x + at);
-                if (rows != shaped) shape_tiles(rows < TILE ? rows : TILE, rows > TILE ? rows - TILE : 0);
-                shaped = rows;
-                tile_sums(bytes, x, rows, steps, weights, !begin, sums + begin * PANEL);
+            for (long block = 0; block < blocks; block++) {
+                long step = block_begin(p, steps, block, blocks), part = block_begin(p, steps, block + 1, blocks) - step;
+                const uint32_t *weights = bytes ? (const uint32_t *)p->weight + panel * steps * PANEL
+                                                : words_of(p, panel, step, part, room);
+                __asm__ volatile("" ::: "memory");
+                for (long begin = 0; begin < count; begin += 2 * TILE) {
+                    long rows = count - begin < 2 * TILE ? count - begin : 2 * TILE;
+                    long at = (row + begin) * p->inputs;
+                    const uint32_t *x = bytes ? (const uint32_t *)(p->bytes.values + at)
+                                              : (const uint32_t *)((const Elem *)p->x + at);
+                    if (rows != shaped) shape_tiles(rows < TILE ? rows : TILE, rows > TILE ? rows - TILE : 0);
+                    shaped = rows;
+                    tile_sums(bytes, x + step, rows, steps, part, weights, !begin && !p->packed, block > 0,
+                              sums + begin * PANEL);
+                }
+                __asm__ volatile("" ::: "memory");
             }
-            __asm__ volatile("" ::: "memory");
             if (bytes) scale_sums(p, row, count, panel, (float *)sums);
             product_out(p, row, count, panel, (const float *)sums);
         }

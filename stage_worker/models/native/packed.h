@@ -136,10 +136,12 @@ INLINE void get_codes(const Packed *w, int code, long inputs, long panel, long i
         *high = get_words(w->more + (panel * (inputs * more / 32) + input * more / 32) * PANEL + lane) >> (input * more % 32);
 }
 
+#define MOST_PIECE 64 /* inputs */
+
 /* Where the piece of inputs from `from` on ends: of one group, but not so long that memory is not read in order. */
 INLINE long piece_end(const Packed *w, int code, int how, long from, long end) {
     long stop = how & ANY_GROUP ? from + codes_of_word(code) : (from / w->group + 1) * w->group;
-    if (stop > from + 64) stop = from + 64;
+    if (stop > from + MOST_PIECE) stop = from + MOST_PIECE;
     return stop < end ? stop : end;
 }
 
@@ -206,9 +208,91 @@ static __attribute__((noinline)) void unpack(const Packed *w, long inputs, long 
 
 #if STRAIGHT
 #define STRAIGHT_ROWS 4 /* up to which numbers go from codes into products without being put down between */
-/* Vectors of outputs side by side: a sum waits for the one before it; but more rows need the registers. */
-#define BESIDE(rows) ((rows) <= 2 ? 4 : 2)
+/* Vectors of outputs side by side: a sum waits for the one before it; but more rows, or two sums for each, need the
+ * registers. */
+#define BESIDE(rows) (!AMX && (rows) <= 2 ? 4 : 2)
 
+#if AMX
+#define SUMMED 32 /* inputs that a product of matrix tiles sums before it adds them */
+
+/* Both rounded to bfloat16. */
+INLINE void round_both(Floats *even, Floats *odd) {
+    static const uint16_t order[2][32] = {
+        {0, 0, 0, 1, 0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,  0, 8,  0, 9,  0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15},
+        {0, 16, 0, 17, 0, 18, 0, 19, 0, 20, 0, 21, 0, 22, 0, 23, 0, 24, 0, 25, 0, 26, 0, 27, 0, 28, 0, 29, 0, 30, 0, 31}};
+    __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)*odd, (__m512)*even);
+    *even = (Floats)_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, _mm512_loadu_si512(order[0]), both);
+    *odd = (Floats)_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, _mm512_loadu_si512(order[1]), both);
+}
+
+INLINE Floats fused(Floats a, float b, Floats sum) {
+    return (Floats)_mm512_fmadd_ps((__m512)a, _mm512_set1_ps(b), (__m512)sum);
+}
+
+/* sums[r][0 .. 63] = the products of `rows` rows with a panel, to the last bit what matrix tiles make of more: of every
+ * 32 inputs the even ones and the odd ones are summed apart, a product and its sum rounded once, then added. (Tiles
+ * take what is below 2^-126 for zero.) */
+INLINE void multiply_codes(const Packed *w, int code, int how, int rows, const Left *const *left, long inputs, long panel,
+                           float *sums) {
+    const int each = codes_of_word(code), beside = BESIDE(rows);
+    float parts[STRAIGHT_ROWS][2][PANEL], x[STRAIGHT_ROWS][MOST_PIECE];
+    long stop;
+    for (long from = 0; from < inputs; from = stop) {
+        stop = piece_end(w, code, how, from, inputs);
+        for (int r = 0; r < rows; r++) widen_row((const Elem *)left[r] + from, stop - from, x[r]);
+        for (long lane = 0; lane < PANEL; lane += beside * LANES) {
+            Scaling s[BESIDE(1)];
+            Floats even[STRAIGHT_ROWS][BESIDE(1)], odd[STRAIGHT_ROWS][BESIDE(1)];
+#pragma GCC unroll 4
+            for (int v = 0; v < beside; v++) {
+                long at = lane + v * LANES;
+                s[v] = scaling_of(w, code, how, panel, from / w->group, at);
+#pragma GCC unroll 4
+                for (int r = 0; r < rows; r++) {
+                    even[r][v] = from % SUMMED ? get_floats(parts[r][0] + at) : splat(0);
+                    odd[r][v] = from % SUMMED ? get_floats(parts[r][1] + at) : splat(0);
+                }
+            }
+            for (long input = from; input < stop; input += each) {
+                Words low[BESIDE(1)], high[BESIDE(1)];
+#pragma GCC unroll 4
+                for (int v = 0; v < beside; v++)
+                    get_codes(w, code, inputs, panel, input, lane + v * LANES, low + v, high + v);
+#pragma GCC unroll 8
+                for (int k = 0; k < each; k += 2)
+#pragma GCC unroll 4
+                    for (int v = 0; v < beside; v++) {
+                        Floats one = number_of(w, code, how, low[v], high[v], k, s + v);
+                        Floats other = number_of(w, code, how, low[v], high[v], k + 1, s + v);
+                        round_both(&one, &other);
+#pragma GCC unroll 4
+                        for (int r = 0; r < rows; r++) {
+                            even[r][v] = fused(one, x[r][input - from + k], even[r][v]);
+                            odd[r][v] = fused(other, x[r][input - from + k + 1], odd[r][v]);
+                        }
+                    }
+                if ((input + each) % SUMMED) continue;
+#pragma GCC unroll 4
+                for (int v = 0; v < beside; v++)
+#pragma GCC unroll 4
+                    for (int r = 0; r < rows; r++) {
+                        float *to = sums + r * PANEL + lane + v * LANES;
+                        Floats sum = input < SUMMED ? splat(0) : get_floats(to);
+                        put_floats(to, sum + (even[r][v] + odd[r][v]));
+                        even[r][v] = odd[r][v] = splat(0);
+                    }
+            }
+#pragma GCC unroll 4
+            for (int v = 0; v < beside; v++)
+#pragma GCC unroll 4
+                for (int r = 0; r < rows; r++) {
+                    put_floats(parts[r][0] + lane + v * LANES, even[r][v]);
+                    put_floats(parts[r][1] + lane + v * LANES, odd[r][v]);
+                }
+        }
+    }
+}
+#else
 /* sums[r][0 .. 63] = the products of `rows` rows with a panel. */
 INLINE void multiply_codes(const Packed *w, int code, int how, int rows, const Left *const *left, long inputs, long panel,
                            float *sums) {
@@ -259,6 +343,7 @@ INLINE void multiply_codes(const Packed *w, int code, int how, int rows, const L
         }
     }
 }
+#endif
 
 #define MULTIPLY(rows)                                                                                       \
     static __attribute__((noinline)) void multiply_##rows(const Packed *w, const Left *const *left, long inputs, \

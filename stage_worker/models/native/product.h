@@ -123,12 +123,15 @@ static __attribute__((noinline)) void product_of_codes(const Product *p, long pa
 
 /* Panels panel_begin .. panel_end - 1 of the outputs. */
 KERNEL tidepipe_product(const Product *p, int64_t panel_begin, int64_t panel_end) {
+#if STRAIGHT
+    int straight = p->packed && p->rows <= STRAIGHT_ROWS && !(how_of(p->packed) & (SUBTRACTED | ANY_GROUP));
+#endif
 #if AMX
     if (p->scales && p->rows >= MANY_TILE_ROWS) {
         product_of_tiles(p, 1, panel_begin, panel_end);
         return;
     }
-    if (!p->scales && !p->packed) {
+    if (!p->scales && !straight) {
         product_of_tiles(p, 0, panel_begin, panel_end);
         return;
     }
@@ -146,7 +149,7 @@ KERNEL tidepipe_product(const Product *p, int64_t panel_begin, int64_t panel_end
         return;
     }
 #if STRAIGHT
-    if (p->packed && p->rows <= STRAIGHT_ROWS && !(how_of(p->packed) & (SUBTRACTED | ANY_GROUP))) {
+    if (straight) {
         product_of_codes(p, panel_begin, panel_end);
         return;
     }

@@ -50,7 +50,7 @@ INLINE Floats power_of_two(Floats x) {
     result = result * f + 2.4022651e-1f;
     result = result * f + 6.9314718e-1f;
     result = result * f + 1.0f;
-    return (Floats)((Words)result + (((Words)shifted - 0x4b400000u) << 23));
+    return (Floats)((Words)result + ((Words)shifted << 23));
 }
 
 /* round(silu(gate)) * up, LANES of each, stored to `out`. */

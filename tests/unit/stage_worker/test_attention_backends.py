@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -228,15 +229,29 @@ def test_int8_pool(backend: str, case: Case, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("window", "int8"), [(None, False), (50, False), (None, True), (50, True)])
-def test_native_results_do_not_depend_on_batch_or_chunks(
-    dtype: torch.dtype, window: int | None, int8: bool
-) -> None:
-    case = Case(heads=9, kv_heads=3, head_dim=64, window=window, int8=int8)
-    whole = Sequences(case, dtype, [200, 37, 130], "native").run(1000)
-    for chunk in (1, 5, 64):
-        parts = Sequences(case, dtype, [200, 37, 130], "native").run(chunk)
-        assert all(torch.equal(left, right) for left, right in zip(whole, parts, strict=True))
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(heads=9, kv_heads=3, head_dim=64),
+        Case(heads=9, kv_heads=3, head_dim=64, window=50),
+        Case(heads=9, kv_heads=3, head_dim=64, int8=True),
+        Case(heads=9, kv_heads=3, head_dim=64, window=50, int8=True),
+        Case(heads=14, kv_heads=2, head_dim=80, block_size=48),
+        Case(heads=40, kv_heads=2, head_dim=16),
+    ],
+)
+def test_native_results_do_not_depend_on_batch_or_chunks(dtype: torch.dtype, case: Case) -> None:
+    lengths = [200, 37, 130]
+    whole = Sequences(case, dtype, lengths, "native").run(1000)
+    for seed in range(4):
+        chance, parts = random.Random(seed), Sequences(case, dtype, lengths, "native")
+        most = (1, 5, 40, 200)[seed]
+        while left := {
+            i: n - len(parts.outputs[i]) for i, n in enumerate(lengths) if n > len(parts.outputs[i])
+        }:
+            chosen = chance.sample(sorted(left), chance.randint(1, len(left)))
+            parts.step({i: min(left[i], chance.choice((1, chance.randint(1, most)))) for i in chosen})
+        assert all(torch.equal(one, other) for one, other in zip(whole, parts.outputs, strict=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
