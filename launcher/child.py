@@ -87,6 +87,7 @@ class Child:
         self._process: Process | None = None
         self._changed = asyncio.Event()
         self._renewal: asyncio.Future[None] | None = None
+        self._kept = False
         self._leaving: dict[Process, asyncio.Task[None]] = {}
         self._restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
         self.restart_count = 0
@@ -158,22 +159,30 @@ class Child:
 
     async def keep_alive(self) -> None:
         """Restart the process whenever it dies, until cancelled; ClusterError when it dies too often."""
-        while (process := self._process) is not None:
-            pid = process.pid
-            code = await self._ended(process)
-            if code is None:
-                continue
-            if self._renewal is not None:
-                await self._start_anew(self._renewal)
-                continue
-            log.warning("process died, restarting", process=self.name, pid=pid, ended=how_it_ended(code))
-            await self._restart(code)
-            log.info("process is back", process=self.name)
+        self._kept = True
+        try:
+            while (process := self._process) is not None:
+                pid = process.pid
+                code = await self._ended(process)
+                if code is None:
+                    continue
+                if self._renewal is not None:
+                    await self._start_anew(self._renewal)
+                    continue
+                log.warning("process died, restarting", process=self.name, pid=pid, ended=how_it_ended(code))
+                await self._restart(code)
+                log.info("process is back", process=self.name)
+        finally:
+            self._kept = False
+            if self._renewal is not None and not self._renewal.done():
+                # It is taken away meanwhile: there will be no new process to wait for.
+                self._renewal.set_result(None)
 
     async def renew(self) -> None:
         """A new process, of the program as it is on the disk now; the present one ends in order.
 
-        ClusterError if the new one does not come up: one that hands over is then still there.
+        Returns without one where it is not kept alive any more, as its instance leaves. ClusterError if the
+        new one does not come up: one that hands over is then still there.
         """
         process = self._process
         if process is None:
@@ -181,6 +190,8 @@ class Child:
         log.info("renewing", process=self.name, pid=process.pid)
         if self._spec.hands_over:
             await self._hand_over(process)
+            return
+        if not self._kept:
             return
         self._renewal = asyncio.get_running_loop().create_future()
         with contextlib.suppress(ProcessLookupError):
@@ -203,8 +214,9 @@ class Child:
         except (ClusterError, ConfigError) as error:
             renewal.set_exception(error)
             await self._restart(0)
-        else:
-            renewal.set_result(None)
+        finally:
+            if not renewal.done():
+                renewal.set_result(None)
 
     async def _hand_over(self, process: Process) -> None:
         spec = replace(self._spec, arguments=[*self._spec.arguments, "--take-over"])

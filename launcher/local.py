@@ -275,30 +275,30 @@ class LocalCluster:
             raise failures[0]
 
     async def _registered(self) -> None:
-        """Wait until the router can use every instance."""
+        """Wait until the router can use every instance that is here, however many there are by now."""
         reason = "the router does not answer"
         for _ in range(int(REGISTERED_S / REGISTERED_POLL_S)):
             try:
-                usable = await self._usable()
+                missing = await self._missing()
             except UnavailableError as error:
                 reason = str(error)
             else:
-                if usable == self.config.instances_wanted:
+                if not missing:
                     return
-                reason = f"the router reaches {usable} of {self.config.instances_wanted} instances"
+                reason = f"the router does not reach {', '.join(missing)}"
             await asyncio.sleep(REGISTERED_POLL_S)
         raise ClusterError(f"the cluster did not become ready within {REGISTERED_S:g} s: {reason}")
 
-    async def _usable(self) -> int:
-        """How many of our instances the router reaches."""
+    async def _missing(self) -> list[str]:
+        """Our instances that the router does not reach."""
+        ours = {one.instance_id for one in self.provisioned()}
         if self.config.router is not None:
             assert self._security is not None, "it is prepared before anything is started"
-            there = await instances_at(self.config.router, self._security.service)
-            return sum(one.instance_id in there for one in self.provisioned())
+            return sorted(ours.difference(await instances_at(self.config.router, self._security.service)))
         async with AsyncClient(self.grpc_address, credentials=self.credentials) as client:
             status = await client.status()
         self.slow_because = status.slow_because
-        return sum(entry.connected for entry in status.instances)
+        return sorted(ours.difference(entry.instance_id for entry in status.instances if entry.connected))
 
 
 def _state_name(model: Path | None) -> str:

@@ -57,6 +57,20 @@ def named(children: list[Child], name: str) -> Child:
     return next(child for child in children if child.name == name)
 
 
+async def test_who_is_taken_away_is_not_waited_for(children: list[Child]) -> None:
+    """Rolling restarts go on when an instance is scaled in meanwhile."""
+    child = named(children, "steady")
+    await child.start()
+    keeper = asyncio.create_task(child.keep_alive())
+    await asyncio.sleep(0)
+    renewing = asyncio.create_task(child.renew())
+    await asyncio.sleep(0)
+    keeper.cancel()
+    async with asyncio.timeout(20):
+        await renewing
+        await child.renew()
+
+
 async def test_a_killed_child_comes_back_at_the_same_address(children: list[Child]) -> None:
     child = named(children, "steady")
     address = await child.start()
