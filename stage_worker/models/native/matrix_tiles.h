@@ -39,33 +39,43 @@ INLINE void zero_sums(void) {
             _tile_dpbf16ps(sum, left, right);                                                                \
     } while (0)
 
-/* 16 steps of at most 16 rows, `stride` words apart, with a panel. */
-INLINE void add_upper(int bytes, const uint32_t *x, long stride, const uint32_t *weights) {
+/* A quarter of 16 steps of a panel: a core has few lines on their way at once, so they are asked for between products. */
+INLINE void fetch_quarter(const uint32_t *weights, int quarter) {
+    weights += quarter * TILE * PANEL / 4;
+    for (int line = 0; line < TILE * PANEL / 4; line += 16) __builtin_prefetch(weights + line, 0, 3);
+}
+
+/* 16 steps of at most 16 rows, `stride` words apart, with a panel. ahead: steps to fetch meanwhile, or 0. */
+INLINE void add_upper(int bytes, const uint32_t *x, long stride, const uint32_t *weights, const uint32_t *ahead) {
     _tile_loadd(4, x, stride * 4);
+    if (ahead) fetch_quarter(ahead, 0);
     _tile_loadd(5, weights, PANEL * 4);
     ADD_TILES(0, 4, 5);
+    if (ahead) fetch_quarter(ahead, 1);
     _tile_loadd(6, weights + TILE, PANEL * 4);
     ADD_TILES(1, 4, 6);
+    if (ahead) fetch_quarter(ahead, 2);
     _tile_loadd(7, weights + 2 * TILE, PANEL * 4);
     ADD_TILES(2, 4, 7);
+    if (ahead) fetch_quarter(ahead, 3);
     _tile_loadd(5, weights + 3 * TILE, PANEL * 4);
     ADD_TILES(3, 4, 5);
 }
 
 /* 16 steps of more than 16 rows with half a panel. */
-INLINE void add_both(int bytes, const uint32_t *x, long stride, const uint32_t *weights) {
+INLINE void add_both(int bytes, const uint32_t *x, long stride, const uint32_t *weights, const uint32_t *ahead) {
+    if (ahead) fetch_quarter(ahead, 0);
     _tile_loadd(6, weights, PANEL * 4);
     _tile_loadd(4, x, stride * 4);
+    if (ahead) fetch_quarter(ahead, 1);
     _tile_loadd(7, weights + TILE, PANEL * 4);
     ADD_TILES(0, 4, 6);
+    if (ahead) fetch_quarter(ahead, 2);
     _tile_loadd(5, x + TILE * stride, stride * 4);
     ADD_TILES(1, 4, 7);
+    if (ahead) fetch_quarter(ahead, 3);
     ADD_TILES(2, 5, 6);
     ADD_TILES(3, 5, 7);
-}
-
-INLINE void fetch_steps(const uint32_t *weights) {
-    for (int line = 0; line < TILE * PANEL; line += 16) __builtin_prefetch(weights + line, 0, 2);
 }
 
 /* The steps of a block of rows and of a panel behind the last whole tile, with zeros behind them. */
@@ -112,17 +122,18 @@ INLINE void tile_sums(int bytes, const uint32_t *x, long rows, long stride, long
         else
             zero_sums();
         for (long step = 0; step < whole; step += TILE) {
-            if (fetch && !half) fetch_steps(weights + (step + STEPS_AHEAD) * PANEL);
+            const uint32_t *here = weights + step * PANEL;
+            const uint32_t *ahead = fetch && !half ? here + STEPS_AHEAD * PANEL : 0;
             if (few)
-                add_upper(bytes, x + step, stride, weights + step * PANEL);
+                add_upper(bytes, x + step, stride, here, ahead);
             else
-                add_both(bytes, x + step, stride, weights + step * PANEL + half);
+                add_both(bytes, x + step, stride, here + half, ahead);
         }
         if (whole < steps) {
             if (few)
-                add_upper(bytes, last.x[0], TILE, last.weights[0]);
+                add_upper(bytes, last.x[0], TILE, last.weights[0], 0);
             else
-                add_both(bytes, last.x[0], TILE, last.weights[0] + half);
+                add_both(bytes, last.x[0], TILE, last.weights[0] + half, 0);
         }
         put_sums(sums + half, below);
     }
