@@ -103,6 +103,14 @@ def test_the_command_line_says_so(arguments: list[str], capsys: pytest.CaptureFi
     assert ended.value.code == 2 and "must be a" in said and "got" in said and "Traceback" not in said
 
 
+def test_a_model_without_its_flag_is_told_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """As whoever is used to `vllm serve MODEL` writes it."""
+    with patch.object(sys, "argv", ["tidepipe", "up", "smollm2"]), pytest.raises(SystemExit) as ended:
+        main.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "'smollm2'" in said and "--model" in said
+
+
 @pytest.mark.parametrize(
     "name", [name for name, field in ClusterConfig.model_fields.items() if name != "model"]
 )
