@@ -31,7 +31,7 @@ STEP = 0.25
 GAIN = 1.15
 """Another point must be predicted to serve so many times what the present one does, twice in a row."""
 GAIN_NEEDED = 1.03
-"""The same where the present one does not bear what comes."""
+"""The same where prompts and decoding are apart, and the present one does not bear what comes."""
 WATCHED, FAILS = 16, 0.5
 """Of so many whose prompts were done last where nobody is to decode, more than this share stayed, or did not
 come with their blocks: then roles do not do what was reckoned, and all are alike again."""
@@ -264,8 +264,9 @@ class Roles(MovingPolicy):
         standing = aim.shares if aim is not None and aim.seen >= 2 else now_at
         nodes = [view.transfer.node if view.transfer.near.bytes_per_s > 0.0 else "" for view in views]
         present = prospect.goodput(standing, powers, nodes)
-        # What comes must be borne; else nobody notices how well it is.
-        needed = (GAIN if mix.rate <= present.rate else GAIN_NEEDED) * present.rate
+        # What comes must be borne; but where all are alike more is borne than predicted.
+        short = differ(standing) and mix.rate > present.rate
+        needed = (GAIN_NEEDED if short else GAIN) * present.rate
         # How much a point serves is looked for only where it is enough.
         better = [
             (prospect.goodput(point, powers, nodes), point)

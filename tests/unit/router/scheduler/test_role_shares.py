@@ -305,14 +305,17 @@ def test_shares_move_slowly_and_say_why() -> None:
     assert shares(scheduler) == [EVEN] * 4
 
 
+ONE = (1.0, 0.0, 0.0, 0.0)
+
+
 class Foreseen(Prospect):
-    """Two of four that prefill serve a tenth more than one, all else half."""
+    """Two of four that prefill serve a tenth more than one or all alike, all else half."""
 
     def goodput(
         self, shares: Sequence[float], powers: Sequence[Power], nodes: Sequence[str] = ()
     ) -> Predicted:
-        one, two = (1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 0.0, 0.0)
-        return Predicted({one: 10.0, two: 11.0}.get(tuple(shares), 5.0), "a limit")
+        known = {ONE: 10.0, (EVEN,) * 4: 10.0, (1.0, 1.0, 0.0, 0.0): 11.0}
+        return Predicted(known.get(tuple(shares), 5.0), "a limit")
 
     def serves(
         self, shares: Sequence[float], powers: Sequence[Power], nodes: Sequence[str], rate: float
@@ -320,15 +323,18 @@ class Foreseen(Prospect):
         return self.goodput(shares, powers, nodes).rate >= rate
 
 
-@pytest.mark.parametrize(("rate", "moves"), [(9.0, False), (10.5, True)])
+@pytest.mark.parametrize(
+    ("standing", "rate", "moves"), [(ONE, 9.0, False), (ONE, 10.5, True), ((EVEN,) * 4, 10.5, False)]
+)
 def test_a_little_is_worth_a_move_where_what_comes_is_not_borne(
-    rate: float, moves: bool, monkeypatch: pytest.MonkeyPatch
+    standing: tuple[float, ...], rate: float, moves: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tenth more is no reason while all is well; where more comes than is borne it is."""
+    """A tenth more is no reason while all is well; where more comes than is borne it is. Nor where all are
+    alike: that bears more than is predicted."""
     monkeypatch.setattr(roles_policy, "Prospect", Foreseen)
     (macro,) = cluster(4, GROUPED).macros.values()
     assert macro.moving is not None
-    for view, share in zip(macro.views, (1.0, 0.0, 0.0, 0.0), strict=True):
+    for view, share in zip(macro.views, standing, strict=True):
         view.role = Role(share)
     macro.moving.asked = Asked(replace(TIGHT, rate=rate))
     seen = [macro.moving.look(macro.views, look * LOOK_S) for look in range(1, 4)]
