@@ -27,6 +27,8 @@ MAX_CALL_FIELDS = 64 * 1024
 MAX_TURNS turns have."""
 MAX_UNREAD_BYTES = 64 * 1024 * 1024
 """Large messages that come in, or wait to be read, together."""
+MAX_UNTAKEN_BYTES = 128 * 1024 * 1024
+"""Answers over HTTP that have been made, and that their clients do not take, together."""
 
 MAX_PROMPT_BYTES = MAX_REQUEST_BYTES
 """Text of a prompt, or all that a chat's template gets, in UTF-8."""

@@ -22,6 +22,7 @@ from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from tidepipe_common.http.unhurried import unhurried
+from tidepipe_common.http.untaken import Untaken
 from tidepipe_common.openai.failures import error_body
 from tidepipe_common.security.principals import Rule, principals_of
 
@@ -165,12 +166,13 @@ class Connection(H11Protocol):
         ended: Callable[[], None],
         deadlines: Deadlines,
         rule: Rule | None,
+        untaken: Untaken,
         leaving: asyncio.Event | None = None,
         **arguments: Any,
     ) -> None:
         """rule: whose certificates open it, None: it asks for none; names stand in the scope's state.
 
-        leaving: once it is set, the next response is the last one.
+        untaken: of all connections of this door. leaving: once it is set, the next response is the last one.
         """
         self._leaving = leaving
         super().__init__(**arguments)
@@ -178,12 +180,18 @@ class Connection(H11Protocol):
         self._ended = ended
         self._deadlines = deadlines
         self._rule = rule
+        self._untaken = untaken
         self._head_timer: asyncio.TimerHandle | None = None
         self._body_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._body_began = 0.0
         self._body_bytes = 0
         self._over = False
+
+    @property
+    def address(self) -> str:
+        """Its client's, without the port."""
+        return str((self.transport.get_extra_info("peername") or ("",))[0])
 
     @property
     def waiting(self) -> bool:
@@ -219,6 +227,7 @@ class Connection(H11Protocol):
         for timer in (self._head_timer, self._body_timer, self._write_timer):
             if timer is not None:
                 timer.cancel()
+        self._untaken.flows(self)
         try:
             super().connection_lost(exc)
         finally:
@@ -278,12 +287,14 @@ class Connection(H11Protocol):
     def pause_writing(self) -> None:
         """Part of asyncio's protocol: the client takes nothing."""
         super().pause_writing()
+        self._untaken.stalls(self)
         if self._write_timer is None:
             self._write_timer = self.loop.call_later(self._deadlines.stalled, self.transport.abort)
 
     def resume_writing(self) -> None:
         """Part of asyncio's protocol."""
         super().resume_writing()
+        self._untaken.flows(self)
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None

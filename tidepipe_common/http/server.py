@@ -17,6 +17,7 @@ from tidepipe_common.errors import ConfigError
 from tidepipe_common.http.acceptor import Acceptor, Standing
 from tidepipe_common.http.connection import DEADLINES, Connection, Deadlines
 from tidepipe_common.http.site import Site, guarded_site
+from tidepipe_common.http.untaken import Untaken
 from tidepipe_common.numerals import host_and_port
 from tidepipe_common.port_sharing import take_all
 from tidepipe_common.security.credentials import Credentials
@@ -90,6 +91,7 @@ class HttpServer:
                 Connection,
                 deadlines=deadlines,
                 rule=None if context is None else rule,
+                untaken=Untaken(),
                 leaving=self._leaving,
             ),
         )

@@ -36,15 +36,15 @@ class UnhurriedTransport:
         """Part of asyncio.Transport."""
         if not self._closing:
             self._closing = True
-            self._left, self._since = self._untaken, self._loop.time()
+            self._left, self._since = self.get_write_buffer_size(), self._loop.time()
             self._look()
 
-    @property
-    def _untaken(self) -> int:
+    def get_write_buffer_size(self) -> int:
+        """Part of asyncio.Transport; here of both layers."""
         return self._raw.get_write_buffer_size() + self._transport.get_write_buffer_size()
 
     def _look(self) -> None:
-        left, now = self._untaken, self._loop.time()
+        left, now = self.get_write_buffer_size(), self._loop.time()
         if not left or self._transport.is_closing():
             self._transport.close()
             return

@@ -22,6 +22,7 @@ from tidepipe_common.errors import ConfigError
 from tidepipe_common.http.connection import Deadlines
 from tidepipe_common.http.server import HttpServer
 from tidepipe_common.http.site import ONCE, Site, sites
+from tidepipe_common.limits import MAX_UNTAKEN_BYTES
 from tidepipe_common.security.authority import CA_FILE, files_of, make_certificates
 from tidepipe_common.security.credentials import BEARER, Credentials
 from tidepipe_common.security.principals import ROUTER
@@ -146,6 +147,30 @@ async def test_a_client_that_takes_nothing_is_left() -> None:
             while server.standing.open:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         writer.close()
+
+
+async def test_answers_that_nobody_takes_are_bounded_together() -> None:
+    async with served(Deadlines()) as server:
+        host, _, port = server.address.rpartition(":")
+        clients = [await asyncio.open_connection(host, int(port), limit=1024) for _ in range(6)]
+        for _, writer in clients:
+            writer.write(b"GET /large HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        await asyncio.sleep(1.0)
+        assert server.standing is not None and server.standing.open * LARGE <= MAX_UNTAKEN_BYTES + LARGE
+        async with asyncio.timeout(30):
+            taken = [len(await _all_of(reader)) for reader, _ in clients]
+        # Whoever was not cut gets all of it.
+        assert sum(size > LARGE for size in taken) == server.standing.open
+        for _, writer in clients:
+            writer.close()
+
+
+async def _all_of(reader: asyncio.StreamReader) -> bytes:
+    """Of one answer of `/large`, or what there is of it."""
+    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        head = await reader.readuntil(b"\r\n\r\n")
+        return head + await reader.readexactly(LARGE)
+    return b""
 
 
 async def test_at_the_limit_who_waits_makes_room_for_who_asks() -> None:
