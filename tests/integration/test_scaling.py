@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -32,14 +33,20 @@ TOKENS = 40
 TEXT = scripted_text(IDS, TOKENS)
 
 
+_LOADS = itertools.count()
+
+
 @contextlib.asynccontextmanager
 async def load(router: RunningRouter, gap_s: float = 0.004) -> AsyncIterator[list[asyncio.Task[Heard]]]:
     """New requests all the time; at the end every one has its whole answer."""
     tasks: list[asyncio.Task[Heard]] = []
+    names = f"l{next(_LOADS)}-r"  # the router keeps answers: one named as before would have that again
 
     async def arrive() -> None:
         while True:
-            tasks.append(asyncio.create_task(listen(router, request(f"r{len(tasks)}", max_tokens=TOKENS))))
+            tasks.append(
+                asyncio.create_task(listen(router, request(f"{names}{len(tasks)}", max_tokens=TOKENS)))
+            )
             await asyncio.sleep(gap_s)
 
     arrivals = asyncio.create_task(arrive())
