@@ -57,7 +57,7 @@ class TransferCost:
     def rest_seconds(self, nbytes: float, ahead: float = 0.0) -> float:
         """As `seconds`, of little that is left of what is here."""
         fixed_s = median(self._rests) if self._rests else self.latency_s
-        return fixed_s + (ahead + nbytes) / self.bytes_per_s
+        return KvWay(self.bytes_per_s, fixed_s).seconds(nbytes, ahead)
 
     def begin(self, nbytes: int) -> int:
         """A fetch of so many bytes begins: how many are under way before it."""
