@@ -28,9 +28,10 @@ from bench.length_floor import LENGTHS, Drawn, compared, other_answers, with_pro
 from bench.length_floor import LEVELS as JUDGED
 from controller.scheduler.expectation import LengthBelief
 from predictor.evaluation.signal_head import SignalHead, head_columns, told_columns
-from predictor.training.answers import targets, weights
 from predictor.training.fit import fit
-from predictor.training.fit_head import HeadSamples, fit_head
+from predictor.training.fit_head import fit_head
+from predictor.training.head_samples import HeadSamples
+from predictor.training.weighting import targets, weights
 from stage_worker.executors.protocol import StageSpec
 from stage_worker.executors.torch_backend import TorchBackend
 from tidepipe_common.lengths.calibration import Ends

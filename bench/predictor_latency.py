@@ -27,7 +27,8 @@ from controller.scheduler.actions import Finish
 from controller.scheduler.sequence import Sequence
 from predictor.evaluation.signal_head import COLUMNS, SignalHead
 from predictor.head_store import head_folder, save_head
-from predictor.training.fit_head import HeadSamples, fit_head
+from predictor.training.fit_head import fit_head
+from predictor.training.head_samples import HeadSamples
 from tidepipe.v1 import predictor_pb2 as pb
 from tidepipe.v1 import predictor_pb2_grpc as pb_grpc
 from tidepipe_common.codec.prompt import prompt_to_wire

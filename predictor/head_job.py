@@ -16,7 +16,8 @@ from predictor.contest import CHALLENGER, CHAMPION, SAMPLES, Verdict, judge
 from predictor.evaluation.figures import pinball
 from predictor.evaluation.signal_head import TOLD, TOLD_PLACES
 from predictor.head_store import HEAD, load_head, save_head
-from predictor.training.fit_head import HeadSamples, fit_head, read_samples
+from predictor.training.fit_head import fit_head
+from predictor.training.head_samples import HeadSamples, read_samples
 from tidepipe_common.lengths.distribution import Floats
 from tidepipe_common.types.length_signal import NUMBERS
 

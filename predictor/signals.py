@@ -19,7 +19,7 @@ from predictor.evaluation.champion import Champion
 from predictor.evaluation.drift import SPANS
 from predictor.evaluation.signal_head import SignalHead, head_columns, told_columns
 from predictor.head_store import head_folder, load_head, save_head
-from predictor.training.fit_head import write_samples
+from predictor.training.head_samples import write_samples
 from tidepipe_common.errors import ModelError, TidePipeError
 from tidepipe_common.lengths.calibration import Ends
 from tidepipe_common.lengths.distribution import Floats

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from predictor.evaluation.signal_head import SignalHead
-from predictor.training.answers import targets, weights
 from predictor.training.bins import (
     Flags,
-    Indices,
     RiskTable,
     base_log_odds,
     choose_edges,
     risk_table,
     tail_rate,
 )
+from predictor.training.head_samples import HeadSamples
 from predictor.training.words import FOLDS, folds
 from tidepipe_common.errors import ConfigError
 from tidepipe_common.lengths.calibration import Ends, ReachedLevels
@@ -30,63 +27,6 @@ STRENGTHS = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 MOST_ITERATIONS, TOLERANCE = 30, 1e-6
 """Of Newton's method, which halves steps that go too far: some four are enough, but for what is told apart
 exactly."""
-
-
-@dataclass(frozen=True, slots=True)
-class HeadSamples:
-    """Answers with signals, oldest first; all arrays (n,), columns (n, COLUMNS).
-
-    prompts: which prompt each is an answer to. weight: of each; alike answers to one prompt say less.
-    """
-
-    columns: Floats
-    lengths: Floats
-    censored: Flags
-    ends: Ends
-    prompts: Indices
-    weight: Floats
-
-    def chosen(self, which: Flags) -> HeadSamples:
-        """Some of them."""
-        return HeadSamples(
-            self.columns[which],
-            self.lengths[which],
-            self.censored[which],
-            self.ends.chosen(which),
-            self.prompts[which],
-            self.weight[which],
-        )
-
-
-def write_samples(
-    columns: NDArray[np.float32], lengths: Floats, ends: Ends, prompts: Indices, path: Path
-) -> None:
-    """For `read_samples`, in another process."""
-    np.savez(
-        path,
-        columns=columns,
-        lengths=lengths,
-        cut=ends.cut,
-        lost=ends.lost,
-        limits=ends.limits,
-        owners=ends.owners,
-        prompts=prompts,
-    )
-
-
-def read_samples(path: Path) -> HeadSamples:
-    """What `write_samples` wrote."""
-    with np.load(path, allow_pickle=False) as kept:
-        lengths, cut = kept["lengths"], kept["cut"]
-        _, prompts = np.unique(kept["prompts"], return_inverse=True)
-        return HeadSamples(
-            kept["columns"].astype(np.float64),
-            lengths,
-            cut,
-            Ends(cut, kept["lost"], kept["limits"], kept["owners"]),
-            prompts,
-            weights(prompts, targets(lengths, cut)),
-        )
 
 
 @dataclass(frozen=True, slots=True)

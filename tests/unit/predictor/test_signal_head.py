@@ -14,7 +14,7 @@ from predictor.evaluation.signal_head import head_columns, told_columns
 from predictor.head_job import compete
 from predictor.head_store import HEAD, load_head, save_head
 from predictor.signals import SignalHeads
-from predictor.training.fit_head import read_samples, write_samples
+from predictor.training.head_samples import read_samples, write_samples
 from tidepipe_common.errors import ModelError
 from tidepipe_common.lengths.calibration import Ends
 from tidepipe_common.lengths.request import LEVELS, Observation, RequestFeatures
